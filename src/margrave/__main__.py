@@ -1,0 +1,6 @@
+"""``python -m margrave``."""
+
+from margrave.cli import main
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,309 @@
+"""Improved residual networks for faces: InsightFace's, AdaFace's and CurricularFace's in one class.
+
+They share a pre-activation residual branch, a stride on its last convolution and a linear layer
+over the whole last map (Deng et al. 2019, arXiv:1801.07698; Hu et al. 2018 for the gates,
+arXiv:1709.01507). They differ in the options of :class:`IResNet`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from margrave.backbones.contract import (
+    BACKBONES,
+    check_at_least,
+    check_images,
+    check_share,
+    halved,
+    in_weight_precision,
+    initialise_by_fan_out,
+)
+
+FourNumbers = tuple[int, int, int, int]
+FeatureAffine = Literal["none", "shift", "full"]
+Activation = Literal["prelu", "leaky_relu"]
+
+
+class ChannelGate(nn.Module):
+    """Squeeze and excitation: scale each channel by a sigmoid of all channels' means."""
+
+    def __init__(self, channels: int, reduction: int = 16) -> None:
+        super().__init__()
+        hidden = max(1, channels // reduction)
+        self.reduce = nn.Conv2d(channels, hidden, kernel_size=1, bias=False)
+        self.expand = nn.Conv2d(hidden, channels, kernel_size=1, bias=False)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        mean = inputs.mean(dim=(2, 3), keepdim=True)
+        return inputs * self.expand(self.reduce(mean).relu()).sigmoid()
+
+
+class ResidualBlock(nn.Module):
+    """shortcut(x) + branch(x); the branch's modules run in the order they are added."""
+
+    def __init__(self, branch: dict[str, nn.Module], shortcut: nn.Module | None) -> None:
+        super().__init__()
+        self._branch = tuple(branch)
+        for name, module in branch.items():
+            self.add_module(name, module)
+        self.downsample = shortcut
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        outputs = inputs
+        for name in self._branch:
+            outputs = getattr(self, name)(outputs)
+        return outputs + (inputs if self.downsample is None else self.downsample(inputs))
+
+
+def convolution(inputs: int, outputs: int, kernel: int, stride: int = 1) -> nn.Conv2d:
+    """A convolution without bias that keeps the size at stride 1."""
+    return nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2, bias=False)
+
+
+def rectifier(channels: int, activation: Activation) -> nn.Module:
+    """PReLU, or its fixed slope of 0.25, whose gradient costs a tenth on a CPU."""
+    return nn.PReLU(channels) if activation == "prelu" else nn.LeakyReLU(0.25, inplace=True)
+
+
+def basic_branch(
+    inputs: int, outputs: int, stride: int, middle_norm: bool, activation: Activation
+) -> dict[str, nn.Module]:
+    """Two 3x3 convolutions."""
+    middle = {"bn2": nn.BatchNorm2d(outputs)} if middle_norm else {}
+    return {
+        "bn1": nn.BatchNorm2d(inputs),
+        "conv1": convolution(inputs, outputs, 3),
+        **middle,
+        "prelu": rectifier(outputs, activation),
+        "conv2": convolution(outputs, outputs, 3, stride),
+        "bn3": nn.BatchNorm2d(outputs),
+    }
+
+
+def bottleneck_branch(inputs: int, outputs: int, stride: int) -> dict[str, nn.Module]:
+    """1x1, 3x3 and 1x1 convolutions through a quarter of the channels."""
+    hidden = outputs // 4
+    return {
+        "bn1": nn.BatchNorm2d(inputs),
+        "conv1": convolution(inputs, hidden, 1),
+        "bn2": nn.BatchNorm2d(hidden),
+        "prelu": nn.PReLU(hidden),
+        "conv2": convolution(hidden, hidden, 3),
+        "bn3": nn.BatchNorm2d(hidden),
+        "prelu2": nn.PReLU(hidden),
+        "conv3": convolution(hidden, outputs, 1, stride),
+        "bn4": nn.BatchNorm2d(outputs),
+    }
+
+
+@BACKBONES.register("iresnet")
+class IResNet(nn.Module):
+    """An improved residual network of any depth and width, with InsightFace's key names.
+
+    Four stages, each halving the image, then batch norm, dropout, a linear layer over the whole
+    map and a batch norm of the features.
+
+    Args:
+        block_counts: blocks in each stage.
+        channels: width of each stage; a multiple of 4 for bottlenecks.
+        stem_channels: width of the first convolution; by default that of the first stage.
+        stem_stride: 1, or 2 to work at half resolution, four times as fast.
+        block: ``basic`` or ``bottleneck``.
+        activation: ``prelu``, or ``leaky_relu`` for small machines (basic blocks only).
+        middle_norm: batch norm between the first convolution and PReLU (CurricularFace: none).
+        channel_gates: squeeze and excitation at the end of each branch ("SE").
+        shortcut: ``projection`` convolves at every stride, as InsightFace does; ``subsample``
+            takes every second pixel where the width stays, as AdaFace and CurricularFace do.
+        feature_affine: what the last batch norm learns: ``none`` (AdaFace, CurricularFace),
+            ``shift`` (InsightFace), ``full`` (face.evoLVe).
+        initialisation: ``normal`` draws convolutions from N(0, 0.1²) (InsightFace), ``fan_out``
+            from He's law (AdaFace, CurricularFace).
+        dropout: probability in [0, 1) before the linear layer.
+        embedding_size: D ≥ 1.
+        image_size: pixels, ≥ 16.
+
+    Shapes: (B, 3, image_size, image_size) RGB in [-1, 1] -> (B, D) unnormalised.
+
+    Raises:
+        ValueError: a setting or the images' shape does not fit.
+
+    >>> backbone = IResNet(
+    ...     block_counts=(1, 1, 1, 1), channels=(8, 8, 16, 16), image_size=64, embedding_size=32
+    ... ).eval()
+    >>> backbone(torch.zeros(2, 3, 64, 64)).shape
+    torch.Size([2, 32])
+    """
+
+    def __init__(
+        self,
+        *,
+        block_counts: FourNumbers = (3, 4, 14, 3),
+        channels: FourNumbers = (64, 128, 256, 512),
+        stem_channels: int | None = None,
+        stem_stride: Literal[1, 2] = 1,
+        block: Literal["basic", "bottleneck"] = "basic",
+        activation: Activation = "prelu",
+        middle_norm: bool = True,
+        channel_gates: bool = False,
+        shortcut: Literal["projection", "subsample"] = "projection",
+        feature_affine: FeatureAffine = "shift",
+        initialisation: Literal["normal", "fan_out"] = "normal",
+        dropout: float = 0.0,
+        embedding_size: int = 512,
+        image_size: int = 112,
+    ) -> None:
+        super().__init__()
+        stem_channels = channels[0] if stem_channels is None else stem_channels
+        check_at_least(16, image_size=image_size)
+        check_at_least(1, embedding_size=embedding_size, stem_channels=stem_channels)
+        check_at_least(1, block_counts=block_counts, channels=channels)
+        check_share(dropout=dropout)
+        if block == "bottleneck" and any(width % 4 for width in channels):
+            raise ValueError(f"channels = {channels}, bottlenecks need multiples of 4")
+        if block == "bottleneck" and not middle_norm:
+            raise ValueError("middle_norm = False is for basic blocks only")
+        if block == "bottleneck" and activation != "prelu":
+            raise ValueError(f"activation = {activation!r} is for basic blocks only")
+        self.image_size = image_size
+        self.embedding_size = embedding_size
+        self._options = (block, middle_norm, channel_gates, shortcut)
+        self._activation: Activation = activation
+
+        self.conv1 = convolution(3, stem_channels, 3, stem_stride)
+        self.bn1 = nn.BatchNorm2d(stem_channels)
+        self.prelu = rectifier(stem_channels, activation)
+        widths = (stem_channels, *channels)
+        self.layer1 = self._stage(widths[0], widths[1], block_counts[0])
+        self.layer2 = self._stage(widths[1], widths[2], block_counts[1])
+        self.layer3 = self._stage(widths[2], widths[3], block_counts[2])
+        self.layer4 = self._stage(widths[3], widths[4], block_counts[3])
+        self.bn2 = nn.BatchNorm2d(channels[-1])
+        self.dropout = nn.Dropout(dropout)
+        side = halved(image_size, times=5 if stem_stride == 2 else 4)
+        self.fc = nn.Linear(channels[-1] * side**2, embedding_size)
+        self.features = nn.BatchNorm1d(embedding_size, affine=feature_affine != "none")
+        if feature_affine == "shift":
+            # A trainable scale would undo the feature norm that margins read.
+            self.features.weight.requires_grad_(False)
+        self._initialise(initialisation)
+
+    def _stage(self, inputs: int, outputs: int, count: int) -> nn.Sequential:
+        blocks = [self._block(inputs, outputs, stride=2)]
+        blocks += [self._block(outputs, outputs, stride=1) for _ in range(count - 1)]
+        return nn.Sequential(*blocks)
+
+    def _block(self, inputs: int, outputs: int, stride: int) -> ResidualBlock:
+        kind, middle_norm, channel_gates, shortcut = self._options
+        if kind == "bottleneck":
+            branch = bottleneck_branch(inputs, outputs, stride)
+        else:
+            branch = basic_branch(inputs, outputs, stride, middle_norm, self._activation)
+        if channel_gates:
+            branch["gate"] = ChannelGate(outputs)
+        path: nn.Module | None = None
+        if inputs != outputs or (stride != 1 and shortcut == "projection"):
+            path = nn.Sequential(convolution(inputs, outputs, 1, stride), nn.BatchNorm2d(outputs))
+        elif stride != 1:
+            path = nn.MaxPool2d(kernel_size=1, stride=stride)
+        return ResidualBlock(branch, path)
+
+    def _initialise(self, law: str) -> None:
+        if law == "fan_out":
+            initialise_by_fan_out(self)
+            return
+        for layer in self.modules():
+            if isinstance(layer, nn.Conv2d):
+                nn.init.normal_(layer.weight, std=0.1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        check_images(images, self.image_size)
+        maps = self.prelu(self.bn1(self.conv1(images)))
+        maps = self.layer4(self.layer3(self.layer2(self.layer1(maps))))
+        flat = torch.flatten(self.dropout(self.bn2(maps)), 1)
+        return in_weight_precision(flat, self.fc, self.features)
+
+
+def _register(
+    name: str,
+    *,
+    block_counts: FourNumbers,
+    channels: FourNumbers = (64, 128, 256, 512),
+    block: Literal["basic", "bottleneck"] = "basic",
+    middle_norm: bool = True,
+    channel_gates: bool = False,
+    shortcut: Literal["projection", "subsample"] = "subsample",
+    initialisation: Literal["normal", "fan_out"] = "fan_out",
+    usual_affine: FeatureAffine = "none",
+    usual_dropout: float = 0.4,
+) -> Callable[..., nn.Module]:
+    def build(
+        *,
+        feature_affine: FeatureAffine = usual_affine,
+        dropout: float = usual_dropout,
+        embedding_size: int = 512,
+        image_size: int = 112,
+    ) -> nn.Module:
+        return IResNet(
+            block_counts=block_counts,
+            channels=channels,
+            stem_channels=64,
+            block=block,
+            middle_norm=middle_norm,
+            channel_gates=channel_gates,
+            shortcut=shortcut,
+            feature_affine=feature_affine,
+            initialisation=initialisation,
+            dropout=dropout,
+            embedding_size=embedding_size,
+            image_size=image_size,
+        )
+
+    build.__name__ = name
+    build.__doc__ = f"{name}: {block} blocks {block_counts} of {channels} channels."
+    return BACKBONES.register(name)(build)
+
+
+BLOCK_COUNTS: dict[int, FourNumbers] = {
+    18: (2, 2, 2, 2),
+    34: (3, 4, 6, 3),
+    50: (3, 4, 14, 3),
+    100: (3, 13, 30, 3),
+    152: (3, 8, 36, 3),
+    200: (6, 26, 60, 6),
+}
+BOTTLENECK_COUNTS: dict[int, FourNumbers] = {152: (3, 8, 36, 3), 200: (3, 24, 36, 3)}
+BOTTLENECK_CHANNELS = (256, 512, 1024, 2048)
+
+for _depth in (18, 34, 50, 100, 200):
+    _register(
+        f"iresnet{_depth}",
+        block_counts=BLOCK_COUNTS[_depth],
+        shortcut="projection",
+        initialisation="normal",
+        usual_affine="shift",
+        usual_dropout=0.0,
+    )
+
+# The papers call the network of 100 layers IR-101.
+for _gates, _prefix in ((False, "ir"), (True, "ir_se")):
+    for _depth, _layers in ((18, 18), (34, 34), (50, 50), (101, 100)):
+        _register(f"{_prefix}_{_depth}", block_counts=BLOCK_COUNTS[_layers], channel_gates=_gates)
+    for _depth, _counts in BOTTLENECK_COUNTS.items():
+        _register(
+            f"{_prefix}_{_depth}",
+            block_counts=_counts,
+            channels=BOTTLENECK_CHANNELS,
+            block="bottleneck",
+            channel_gates=_gates,
+        )
+    for _depth, _layers in ((50, 50), (101, 100), (152, 152)):
+        _register(
+            f"curricular_{_prefix}_{_depth}",
+            block_counts=BLOCK_COUNTS[_layers],
+            middle_norm=False,
+            channel_gates=_gates,
+        )

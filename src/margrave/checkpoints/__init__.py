@@ -1,0 +1,23 @@
+"""Weights from files: other projects' in, our own in and out. Nothing in a file is executed."""
+
+from margrave.checkpoints.atomic import atomic_write
+from margrave.checkpoints.contract import Imported
+from margrave.checkpoints.head_weights import head_weight, merge_head_shards
+from margrave.checkpoints.layouts import convert, recognise
+from margrave.checkpoints.model_file import ModelCard, load_model, save_model
+from margrave.checkpoints.reading import read_checkpoint
+from margrave.checkpoints.strict import load_strictly
+
+__all__ = [
+    "Imported",
+    "ModelCard",
+    "atomic_write",
+    "convert",
+    "head_weight",
+    "load_model",
+    "load_strictly",
+    "merge_head_shards",
+    "read_checkpoint",
+    "recognise",
+    "save_model",
+]

@@ -1,0 +1,85 @@
+"""Weights into a module, all of them or none."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import Tensor, nn
+
+SHOWN = 8
+
+
+def load_strictly(
+    module: nn.Module,
+    state: Mapping[str, Tensor],
+    source: str,
+    names: Mapping[str, str] | None = None,
+) -> None:
+    """Fill a module's parameters and buffers from a state, which must fit it exactly.
+
+    A module built on the meta device takes the tensors as they are, converted to its own types;
+    any other copies them. Counters of batches seen may be missing, as in files older than them.
+
+    Args:
+        module: what to fill.
+        state: tensors by the module's own key names.
+        source: where the state comes from, for the message.
+        names: the file's name for each of the module's submodules, where it differs
+            (:attr:`margrave.checkpoints.Imported.names`), for the message.
+
+    Raises:
+        ValueError: naming every missing key, unexpected key and wrong shape at once; the module
+            is then untouched.
+
+    >>> import torch
+    >>> load_strictly(nn.Linear(2, 1), {"weight": torch.ones(1, 3)}, "example.pth")
+    Traceback (most recent call last):
+        ...
+    ValueError: example.pth does not fit Linear
+      1 missing: bias
+      1 of the wrong shape: weight is (1, 3), expected (1, 2)
+    """
+    expected = module.state_dict()
+    missing = [
+        _in_file(key, names)
+        for key in expected
+        if key not in state and not key.endswith("num_batches_tracked")
+    ]
+    unexpected = [_in_file(key, names) for key in state if key not in expected]
+    misshapen = [
+        f"{_in_file(key, names)} is {tuple(state[key].shape)}, expected {tuple(tensor.shape)}"
+        for key, tensor in expected.items()
+        if key in state and state[key].shape != tensor.shape
+    ]
+    faults = [
+        f"  {len(keys)} {fault}: {_first(keys)}"
+        for fault, keys in (
+            ("missing", missing),
+            ("unexpected", unexpected),
+            ("of the wrong shape", misshapen),
+        )
+        if keys
+    ]
+    if faults:
+        raise ValueError("\n".join([f"{source} does not fit {type(module).__name__}", *faults]))
+    on_meta = any(tensor.is_meta for tensor in expected.values())
+    filled = {
+        key: state[key].detach().to(tensor.dtype)
+        if key in state
+        else torch.zeros_like(tensor, device="cpu")
+        for key, tensor in expected.items()
+    }
+    module.load_state_dict(filled, assign=on_meta)
+
+
+def _in_file(key: str, names: Mapping[str, str] | None) -> str:
+    module_name, dot, leaf = key.rpartition(".")
+    theirs = (names or {}).get(module_name)
+    return key if theirs is None else f"{theirs}{dot}{leaf} (here {key})"
+
+
+def _first(keys: Iterable[str]) -> str:
+    listed = list(keys)
+    rest = f" and {len(listed) - SHOWN} more" if len(listed) > SHOWN else ""
+    return ", ".join(listed[:SHOWN]) + rest

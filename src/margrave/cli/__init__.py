@@ -1,0 +1,42 @@
+"""The command line: one file per command, each importing what is heavy only when it runs."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from margrave.cli.demo import demo
+from margrave.cli.evaluate import evaluate
+from margrave.cli.import_model import import_model
+from margrave.cli.losses import losses
+from margrave.cli.recipes import recipes
+from margrave.cli.train import train
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Face recognition with adaptive margins.",
+)
+app.command()(demo)
+app.command()(train)
+app.command()(evaluate)
+app.command("import")(import_model)
+app.command()(losses)
+app.command()(recipes)
+
+
+def main() -> None:
+    """Run a command; a user's mistake ends in one message and exit status 1, not in a traceback."""
+    from rich.console import Console
+    from rich.text import Text
+
+    try:
+        app()
+    except ValueError as error:
+        Console(stderr=True).print(Text(f"error: {error}", style="red"), soft_wrap=True)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        Console(stderr=True).print("stopped")
+        sys.exit(130)

@@ -1,0 +1,53 @@
+"""``margrave evaluate``: how good a model is on your pairs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def evaluate(
+    model: Annotated[Path, typer.Argument(help="A model file, or a run's folder.")],
+    images: Annotated[
+        Path, typer.Argument(help="A folder with one subfolder of images per identity.")
+    ],
+    pairs: Annotated[
+        Path | None,
+        typer.Option(help="LFW's pairs.txt or a CSV file (path_a,path_b,same); else drawn."),
+    ] = None,
+    number: Annotated[int, typer.Option(help="How many balanced pairs to draw.")] = 1000,
+    seed: Annotated[int, typer.Option(help="Which pairs are drawn.")] = 0,
+    fit: Annotated[str, typer.Option(help="crop, stretch or pad images to a square.")] = "crop",
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Write the results as JSON.")
+    ] = None,
+) -> None:
+    """Judge a model by the LFW protocol, with TAR at FAR and 95 % intervals."""
+    from rich.console import Console
+
+    from margrave.cli.progress import counted
+    from margrave.cli.running import open_pairs, show, write_json
+    from margrave.config import EvaluationSet
+    from margrave.inference import load_embedder, verify
+
+    console = Console()
+    if fit not in ("crop", "stretch", "pad"):
+        raise ValueError(f"--fit {fit!r}; choices: crop, stretch, pad")
+    embedder = load_embedder(model, fit=fit)
+    if number < 20:
+        raise ValueError(f"--number {number}: draw at least 20 pairs, a multiple of 20")
+    entry = EvaluationSet(
+        images={"kind": "folder", "root": str(images)},
+        pairs=number,
+        pairs_file=None if pairs is None else str(pairs),
+        seed=seed,
+    )
+    faces, pair_list = open_pairs(entry)
+    with counted(console, "embedding") as progress:
+        judged = {images.name: verify(embedder, faces, pair_list, progress)}
+    show(console, judged)
+    if output is not None:
+        write_json(judged, output)
+        console.print(f"results are in {output}")

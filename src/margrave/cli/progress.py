@@ -1,0 +1,57 @@
+"""Progress bars for whatever takes longer than a moment."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+if TYPE_CHECKING:
+    from margrave.training import StepReport
+
+
+@contextmanager
+def counted(console: Console, description: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar driven by calls with (done, total)."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    with Progress(*columns, TimeRemainingColumn(), console=console) as progress:
+        task = progress.add_task(description, total=None)
+        yield lambda done, total: progress.update(task, completed=done, total=total)
+
+
+@contextmanager
+def training_bar(console: Console) -> Iterator[Callable[[StepReport], None]]:
+    """A bar of optimiser steps with epoch, loss, images per second and the time left."""
+    columns = (
+        TextColumn("epoch {task.fields[epoch]}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("loss {task.fields[loss]:.3f}  {task.fields[speed]:.0f} images/s"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console) as progress:
+        task = progress.add_task("", total=None, epoch="-", loss=0.0, speed=0.0)
+
+        def report(step: StepReport) -> None:
+            progress.update(
+                task,
+                completed=step.step,
+                total=step.steps,
+                epoch=f"{step.epoch}/{step.epochs}",
+                loss=step.loss,
+                speed=step.images_per_second,
+            )
+
+        yield report

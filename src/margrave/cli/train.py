@@ -1,0 +1,58 @@
+"""``margrave train``: a recipe, your data, a model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+
+def train(
+    recipes: Annotated[
+        list[str] | None,
+        typer.Argument(help="Recipes (`margrave recipes`) or YAML files, merged in order."),
+    ] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="A folder with one subfolder of images per identity.")
+    ] = None,
+    loss: Annotated[
+        str | None, typer.Option(help="A loss (`margrave losses`) or my_module:MyLoss.")
+    ] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="The run's folder.")] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", help="Any setting: training.epochs=5.")
+    ] = None,
+    resume: Annotated[Path | None, typer.Option(help="Go on with the run in this folder.")] = None,
+) -> None:
+    """Train a model; stop at any moment and go on with --resume."""
+    from rich.console import Console
+
+    from margrave.cli.running import Run, is_resumable
+    from margrave.config import merge, parse_overrides, read_config
+
+    console = Console()
+    if resume is not None:
+        if any((recipes, data, loss, output, settings)):
+            raise ValueError("--resume goes on with the run's own configuration; give it alone")
+        if not (resume / "config.yaml").is_file():
+            raise ValueError(f"{resume} is not a run's folder: it holds no config.yaml")
+        config, folder = read_config([str(resume / "config.yaml")], {}), resume
+    else:
+        overrides: dict[str, Any] = parse_overrides(settings or [])
+        if data is not None:
+            overrides = merge({"data": {"train": {"kind": "folder", "root": str(data)}}}, overrides)
+        if loss is not None:
+            overrides = merge({"loss": {"kind": loss}}, overrides)
+        config = read_config(recipes or ["small"], overrides)
+        folder = output or Path("runs") / f"{Path((recipes or ['small'])[-1]).stem}"
+        if is_resumable(folder):
+            raise ValueError(
+                f"{folder} holds a run already: go on with --resume {folder}, "
+                "or choose another --output"
+            )
+    run = Run(config, folder, console)
+    training = run.open_training()
+    judged = run.train(training, resume=resume is not None and is_resumable(folder))
+    run.show(judged)
+    console.print(f"model, results and curves are in {folder}")

@@ -1,0 +1,210 @@
+"""The whole configuration of a run, composed of the components' own settings.
+
+YAML files are merged in order, then ``--set a.b=c`` on top; a block whose kind changes is replaced.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import Field, ValidationError
+
+from margrave.backbones import BACKBONES
+from margrave.checkpoints import atomic_write
+from margrave.data import SOURCES, Augmentation, Fit
+from margrave.heads import HEADS
+from margrave.losses import LOSSES
+from margrave.registry import Settings, checked_settings, explain, settings_schema, suggest
+from margrave.training import TrainingSettings
+
+SUPPLIED_BY_THE_RUN = {"loss", "num_classes", "embedding_size", "num_samples"}
+"""What a head is given rather than configured with."""
+
+
+class DataSettings(Settings):
+    """What is trained on."""
+
+    train: dict[str, Any] = Field(default={"kind": "synthetic"})
+    """``{kind: folder, root: …}``, ``{kind: synthetic, …}`` or an import path."""
+    image_size: int = Field(default=112, ge=16)
+    fit: Fit = "crop"
+    """How an image that is not square becomes so."""
+    augmentation: dict[str, Any] = Field(default={})
+    """Settings of `margrave.data.Augmentation`."""
+    cached: bool = False
+    """Keep every decoded image in memory."""
+
+
+class EvaluationSet(Settings):
+    """Pairs to judge by: generated from labels, or listed in a file."""
+
+    images: dict[str, Any]
+    """Where the images come from, as for training."""
+    pairs: int = Field(default=1000, ge=20)
+    """How many balanced pairs to draw, a multiple of 20."""
+    pairs_file: str | None = None
+    """LFW's pairs.txt, or a CSV file with path_a, path_b and same, instead of drawing."""
+    seed: int = 0
+
+
+class EvaluationSettings(Settings):
+    """What is judged, and when."""
+
+    sets: dict[str, EvaluationSet] = Field(default={})
+    every_epochs: int = Field(default=0, ge=0)
+    """Epochs between evaluations; 0 for one at the end."""
+
+
+class RunConfig(Settings):
+    """Everything that decides a run."""
+
+    data: DataSettings = DataSettings()
+    backbone: dict[str, Any] = Field(default={"kind": "iresnet50"})
+    initial_model: str | None = None
+    """A model file whose weights the backbone begins with."""
+    loss: dict[str, Any] = Field(default={"kind": "adaface"})
+    head: dict[str, Any] = Field(default={"kind": "dense"})
+    training: TrainingSettings = TrainingSettings()
+    evaluation: EvaluationSettings = EvaluationSettings()
+
+
+def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """`base` with `changes` on top; a block whose ``kind`` changes is replaced whole.
+
+    >>> merge({"loss": {"kind": "arcface", "margin": 0.5}}, {"loss": {"kind": "softmax"}})
+    {'loss': {'kind': 'softmax'}}
+    """
+    merged = dict(base)
+    for key, value in changes.items():
+        old = merged.get(key)
+        if isinstance(old, Mapping) and isinstance(value, Mapping):
+            same_kind = value.get("kind", old.get("kind")) == old.get("kind")
+            value = merge(old, value) if same_kind else value
+        merged[key] = value
+    return merged
+
+
+def parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
+    """``["loss.margin=0.4", …]`` as a nested mapping; values are read as YAML.
+
+    >>> parse_overrides(["loss.kind=arcface", "loss.margin=0.4"])
+    {'loss': {'kind': 'arcface', 'margin': 0.4}}
+    """
+    nested: dict[str, Any] = {}
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        if not equals or not key:
+            raise ValueError(f"--set {override!r} is not of the form a.b=value")
+        *path, last = key.split(".")
+        block = nested
+        for part in path:
+            block = block.setdefault(part, {})
+            if not isinstance(block, dict):
+                raise ValueError(f"--set {override!r} contradicts an earlier --set of {part!r}")
+        try:
+            block[last] = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise ValueError(f"--set {override!r}: {text!r} is not YAML ({error})") from None
+    return nested
+
+
+def recipe_names() -> list[str]:
+    """The recipes that come with Margrave."""
+    folder = files("margrave") / "recipes"
+    return sorted(entry.name[:-5] for entry in folder.iterdir() if entry.name.endswith(".yaml"))
+
+
+def recipe_text(name: str) -> str:
+    """The YAML of a recipe: one of Margrave's by name, or any file.
+
+    Raises:
+        ValueError: neither a recipe nor a file, naming the nearest.
+    """
+    if name in recipe_names():
+        return (files("margrave") / "recipes" / f"{name}.yaml").read_text()
+    if Path(name).is_file():
+        return Path(name).read_text()
+    raise ValueError(f"no recipe and no file {name!r}; {suggest(name, recipe_names())}")
+
+
+def read_config(recipes: Sequence[str], overrides: Mapping[str, Any]) -> RunConfig:
+    """Merge recipes and overrides, check every key and value, and fill in every default.
+
+    Raises:
+        ValueError: a file that is not YAML, an unknown key (naming the nearest), a wrong value.
+
+    >>> read_config([], {"loss": {"kind": "arcface"}}).loss["margin"]
+    0.5
+    """
+    merged: dict[str, Any] = {}
+    for recipe in recipes:
+        try:
+            block = yaml.safe_load(recipe_text(recipe)) or {}
+        except yaml.YAMLError as error:
+            raise ValueError(f"{recipe} is not YAML: {error}") from None
+        if not isinstance(block, dict):
+            raise ValueError(f"{recipe} holds a {type(block).__name__}, not settings by name")
+        merged = merge(merged, block)
+    return resolve(merge(merged, overrides))
+
+
+def resolve(values: Mapping[str, Any]) -> RunConfig:
+    """A checked configuration with the components' own defaults filled in."""
+    try:
+        config = RunConfig.model_validate(dict(values))
+    except ValidationError as error:
+        raise ValueError(explain(error, RunConfig, "the configuration")) from None
+    data = config.data
+    augmentation = checked_settings(Augmentation, data.augmentation, "data.augmentation")
+    sets = {
+        name: entry.model_copy(update={"images": SOURCES.validate(entry.images)})
+        for name, entry in config.evaluation.sets.items()
+    }
+    return config.model_copy(
+        update={
+            "data": data.model_copy(
+                update={"train": SOURCES.validate(data.train), "augmentation": augmentation}
+            ),
+            "backbone": _checked_backbone(config.backbone, data.image_size),
+            "loss": LOSSES.validate(config.loss),
+            "head": _checked_head(config.head),
+            "evaluation": config.evaluation.model_copy(update={"sets": sets}),
+        }
+    )
+
+
+def _checked_backbone(spec: Mapping[str, Any], image_size: int) -> dict[str, Any]:
+    """The backbone's settings; its image size is the data's unless it says otherwise."""
+    spec = dict(spec)
+    kind = spec.get("kind")
+    if isinstance(kind, str) and "image_size" in settings_schema(BACKBONES.get(kind)).model_fields:
+        spec.setdefault("image_size", image_size)
+    if spec.get("image_size", image_size) != image_size:
+        raise ValueError(
+            f"backbone.image_size = {spec['image_size']} but data.image_size = {image_size}; "
+            "set the latter alone"
+        )
+    return BACKBONES.validate(spec)
+
+
+def _checked_head(spec: Mapping[str, Any]) -> dict[str, Any]:
+    kind = HEADS.get(str(spec.get("kind")))
+    known = set(settings_schema(kind).model_fields) - SUPPLIED_BY_THE_RUN
+    for key in set(spec) - known - {"kind"}:
+        raise ValueError(f"head {spec['kind']!r} has no setting {key!r}; {suggest(key, known)}")
+    return dict(spec)
+
+
+def save_config(config: RunConfig, path: Path) -> None:
+    """Store a resolved configuration with its run."""
+    with atomic_write(path) as temporary:
+        temporary.write_text(to_yaml(config))
+
+
+def to_yaml(config: RunConfig) -> str:
+    """A configuration as YAML that `read_config` reads back."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)

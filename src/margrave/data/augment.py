@@ -1,0 +1,179 @@
+"""Random changes to a training image: AdaFace's low-quality set, a flip, grey, a small motion."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields
+from typing import Any
+
+import cv2
+import numpy as np
+
+_INTERPOLATIONS = (
+    cv2.INTER_NEAREST,
+    cv2.INTER_LINEAR,
+    cv2.INTER_AREA,
+    cv2.INTER_CUBIC,
+    cv2.INTER_LANCZOS4,
+)
+_CROP_ATTEMPTS = 10
+
+
+@dataclass(frozen=True, kw_only=True)
+class Augmentation:
+    """Change an image at random, in the order of the fields; probabilities of 0 switch a step off.
+
+    Randomness comes from the generator given with each image and from nowhere else.
+
+    Attributes:
+        motion: probability of a random rotation, scaling and shift, the border replicated.
+        motion_rotation: largest rotation either way, degrees.
+        motion_scale: smallest and largest scale.
+        motion_shift: largest shift either way along each axis, as a share of the side.
+        flip: probability of a horizontal flip.
+        crop: probability of blackening everything but a random rectangle, which stays in place.
+        crop_area: smallest and largest share of the area that stays.
+        crop_ratio: smallest and largest width / height of what stays, drawn in logarithm.
+        low_resolution: probability of resampling to a small square and back, each way with one of
+            OpenCV's five interpolations.
+        low_resolution_side: smallest and largest side of the small square, as a share of the side.
+        photometric: probability of changing brightness, contrast and saturation in random order.
+        brightness: its factor is uniform in 1 ± this (never below 0).
+        contrast: the same about the mean grey.
+        saturation: the same about each pixel's grey.
+        grey: probability of removing all colour.
+
+    Source: AdaFace (CVPR 2022), supplementary material and official code, for crop, low_resolution
+    and photometric.
+
+    >>> image = np.arange(48, dtype=np.uint8).reshape(4, 4, 3)
+    >>> mirrored = Augmentation(flip=1.0)(image, np.random.default_rng(0))
+    >>> bool((mirrored == image[:, ::-1]).all())
+    True
+    """
+
+    motion: float = 0.0
+    motion_rotation: float = 10.0
+    motion_scale: tuple[float, float] = (0.9, 1.1)
+    motion_shift: float = 0.05
+    flip: float = 0.5
+    crop: float = 0.0
+    crop_area: tuple[float, float] = (0.2, 1.0)
+    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    low_resolution: float = 0.0
+    low_resolution_side: tuple[float, float] = (0.2, 1.0)
+    photometric: float = 0.0
+    brightness: float = 0.5
+    contrast: float = 0.5
+    saturation: float = 0.5
+    grey: float = 0.0
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, tuple | list):
+                if len(value) != 2 or not 0 < value[0] <= value[1]:
+                    raise ValueError(
+                        f"augmentation {field.name} = {value!r}; give two positive numbers, "
+                        "the smaller first"
+                    )
+            elif not value >= 0:
+                raise ValueError(f"augmentation {field.name} = {value!r}; it cannot be negative")
+        for name in ("motion", "flip", "crop", "low_resolution", "photometric", "grey"):
+            if getattr(self, name) > 1:
+                raise ValueError(
+                    f"augmentation {name} = {getattr(self, name)!r} is a probability; "
+                    "give a number from 0 to 1"
+                )
+        if self.crop_area[1] > 1 or self.low_resolution_side[1] > 1:
+            raise ValueError("augmentation crop_area and low_resolution_side are shares; at most 1")
+
+    @classmethod
+    def adaface(cls, **changes: Any) -> Augmentation:
+        """AdaFace's training augmentation: a flip, and its three others with probability 0.2."""
+        return cls(**{"crop": 0.2, "low_resolution": 0.2, "photometric": 0.2, **changes})
+
+    def __call__(self, image: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+        """The (height, width, 3) uint8 RGB image, changed; the given one stays as it is."""
+        steps = (
+            (self.motion, self._move),
+            (self.flip, self._flip),
+            (self.crop, self._crop),
+            (self.low_resolution, self._lower_resolution),
+            (self.photometric, self._change_light),
+            (self.grey, self._remove_colour),
+        )
+        for probability, step in steps:
+            if probability > 0 and generator.random() < probability:
+                image = step(image, generator)
+        return image
+
+    def _move(self, image: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+        height, width = image.shape[:2]
+        angle = generator.uniform(-self.motion_rotation, self.motion_rotation)
+        scale = generator.uniform(*self.motion_scale)
+        shift = generator.uniform(-self.motion_shift, self.motion_shift, 2) * (width, height)
+        # Pixel centres lie at whole coordinates, so the middle of the image is half a pixel less.
+        matrix = cv2.getRotationMatrix2D(((width - 1) / 2, (height - 1) / 2), angle, scale)
+        matrix[:, 2] += shift
+        return cv2.warpAffine(image, matrix, (width, height), borderMode=cv2.BORDER_REPLICATE)
+
+    def _flip(self, image: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+        return cv2.flip(image, 1)
+
+    def _crop(self, image: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+        top, left, height, width = self._rectangle(image.shape[0], image.shape[1], generator)
+        inside = slice(top, top + height), slice(left, left + width)
+        blackened = np.zeros_like(image)
+        blackened[inside] = image[inside]
+        return blackened
+
+    def _rectangle(
+        self, image_height: int, image_width: int, generator: np.random.Generator
+    ) -> tuple[int, int, int, int]:
+        """Top, left, height, width of a random rectangle that fits into the image."""
+        low, high = (math.log(ratio) for ratio in self.crop_ratio)
+        for _ in range(_CROP_ATTEMPTS):
+            area = image_height * image_width * generator.uniform(*self.crop_area)
+            ratio = math.exp(generator.uniform(low, high))
+            width, height = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+            if 0 < width <= image_width and 0 < height <= image_height:
+                top = int(generator.integers(image_height - height + 1))
+                left = int(generator.integers(image_width - width + 1))
+                return top, left, height, width
+        # The largest centred rectangle of an allowed ratio.
+        ratio = min(max(image_width / image_height, self.crop_ratio[0]), self.crop_ratio[1])
+        width = min(image_width, round(image_height * ratio))
+        height = min(image_height, round(image_width / ratio))
+        return (image_height - height) // 2, (image_width - width) // 2, height, width
+
+    def _lower_resolution(self, image: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+        height, width = image.shape[:2]
+        side = max(1, int(generator.uniform(*self.low_resolution_side) * height))
+        down, up = (_INTERPOLATIONS[choice] for choice in generator.integers(5, size=2))
+        small = cv2.resize(image, (side, side), interpolation=down)
+        return cv2.resize(small, (width, height), interpolation=up)
+
+    def _change_light(self, image: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+        ranges = (self.brightness, self.contrast, self.saturation)
+        for which in generator.permutation(3):
+            reach = ranges[which]
+            factor = generator.uniform(max(0.0, 1 - reach), 1 + reach)
+            if which == 0:
+                image = _blend(image, 0.0, factor)
+            elif which == 1:
+                mean_grey = cv2.mean(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY))[0]
+                image = _blend(image, math.floor(mean_grey + 0.5), factor)
+            else:
+                colourless = self._remove_colour(image, generator)
+                image = cv2.addWeighted(image, factor, colourless, 1 - factor, 0)
+        return image
+
+    def _remove_colour(self, image: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+        return cv2.cvtColor(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
+
+
+def _blend(image: np.ndarray, level: float, factor: float) -> np.ndarray:
+    """factor · image + (1 − factor) · level, clipped to 0..255."""
+    table = np.clip(np.arange(256) * factor + (1 - factor) * level, 0, 255).astype(np.uint8)
+    return cv2.LUT(image, table)

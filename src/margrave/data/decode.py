@@ -1,0 +1,180 @@
+"""Bytes of an image file -> RGB pixels, refusing what OpenCV would quietly half-decode."""
+
+from __future__ import annotations
+
+import re
+import struct
+from collections.abc import Callable
+from typing import Literal
+
+import cv2
+import numpy as np
+
+Fit = Literal["crop", "stretch", "pad"]
+
+MAXIMUM_PIXELS = 64_000_000
+
+# Inside a scan 0xFF is data when 0x00 follows, and a restart when 0xD0-0xD7 does; anything else is
+# the next marker, so the same search serves headers and scans alike.
+_JPEG_MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]", re.DOTALL)
+_JPEG_END_OF_IMAGE = 0xD9
+_JPEG_WITHOUT_LENGTH = (0x01, 0xD8)
+_JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+_NETPBM = re.compile(rb"P[2356](?:\s|#[^\n]*\n)+(\d+)(?:\s|#[^\n]*\n)+(\d+)\s")
+
+
+class _Truncated(Exception):
+    """The file ends before its image does."""
+
+
+def decode_image(data: bytes, name: str, maximum_pixels: int = MAXIMUM_PIXELS) -> np.ndarray:
+    """The image as (height, width, 3) uint8 RGB, turned upright as its EXIF orientation says.
+
+    Reads JPEG, PNG, WebP, BMP and PGM/PPM. Grey becomes three equal channels, 16 bits become 8, an
+    alpha channel is dropped.
+
+    Args:
+        data: the file's bytes.
+        name: what messages call it.
+        maximum_pixels: refuse to decode an image that declares more pixels than this.
+
+    Raises:
+        ValueError: not an image of a known format, truncated, broken or too large.
+
+    >>> pixels = np.full((2, 3), 7, np.uint8)
+    >>> decode_image(cv2.imencode(".png", pixels)[1].tobytes(), "grey.png").shape
+    (2, 3, 3)
+    """
+    measure = next((size for start, size in _FORMATS if data.startswith(start)), None)
+    if measure is None:
+        raise ValueError(
+            f"{name} is not an image of a known format (it begins with {data[:8]!r}); "
+            "convert it to JPEG, PNG, WebP, BMP or PPM, or remove it"
+        )
+    try:
+        height, width = measure(data)
+    except (_Truncated, struct.error):
+        raise ValueError(
+            f"{name} is truncated after {len(data)} bytes; fetch or copy it again, or remove it"
+        ) from None
+    if height * width > maximum_pixels:
+        raise ValueError(
+            f"{name} declares {width} x {height} pixels, more than the {maximum_pixels} allowed; "
+            "shrink it, or raise maximum_pixels if you trust its source"
+        )
+    try:
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
+    except cv2.error as error:
+        raise ValueError(_broken(name, error.err)) from None
+    if image is None:
+        raise ValueError(_broken(name, "the decoder gave up"))
+    return image
+
+
+def fit_image(image: np.ndarray, size: int, how: Fit = "crop") -> np.ndarray:
+    """The (height, width, 3) image as (size, size, 3): area-averaged down, bilinear up.
+
+    Args:
+        how: ``crop`` keeps the largest centred square, ``stretch`` ignores the aspect ratio,
+            ``pad`` keeps everything and adds black borders.
+
+    >>> fit_image(np.zeros((50, 80, 3), np.uint8), 112, "pad").shape
+    (112, 112, 3)
+    """
+    height, width = image.shape[:2]
+    if (height, width) == (size, size):
+        return image
+    if how == "stretch":
+        return _resize(image, size, size)
+    if how == "crop":
+        side = min(height, width)
+        top, left = (height - side) // 2, (width - side) // 2
+        return _resize(image[top : top + side, left : left + side], size, size)
+    if how != "pad":
+        raise ValueError(f"fit = {how!r}; choices: crop, pad, stretch")
+    scale = size / max(height, width)
+    inner = _resize(image, max(1, round(height * scale)), max(1, round(width * scale)))
+    top, left = (size - inner.shape[0]) // 2, (size - inner.shape[1]) // 2
+    framed = np.zeros((size, size, 3), image.dtype)
+    framed[top : top + inner.shape[0], left : left + inner.shape[1]] = inner
+    return framed
+
+
+def _resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    shrinks = height < image.shape[0] or width < image.shape[1]
+    interpolation = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+    return cv2.resize(image, (width, height), interpolation=interpolation)
+
+
+def _broken(name: str, reason: str) -> str:
+    return f"{name} cannot be decoded ({reason}); the file is broken: replace or remove it"
+
+
+def _jpeg_size(data: bytes) -> tuple[int, int]:
+    height, width, position = 0, 0, 2
+    while (marker := _JPEG_MARKER.search(data, position)) is not None:
+        position = marker.end()
+        code = data[position - 1]
+        if code == _JPEG_END_OF_IMAGE:
+            return height, width
+        if code in _JPEG_WITHOUT_LENGTH:
+            continue
+        if code in _JPEG_FRAMES:
+            height, width = struct.unpack_from(">HH", data, position + 3)
+        position += int.from_bytes(data[position : position + 2], "big")
+    raise _Truncated
+
+
+def _png_size(data: bytes) -> tuple[int, int]:
+    width, height = struct.unpack_from(">II", data, 16)
+    position = 8
+    while (chunk := data[position + 4 : position + 8]) != b"IEND":
+        if len(chunk) < 4:
+            raise _Truncated
+        position += 12 + int.from_bytes(data[position : position + 4], "big")
+    return height, width
+
+
+def _webp_size(data: bytes) -> tuple[int, int]:
+    (declared,) = struct.unpack_from("<I", data, 4)
+    if len(data) < declared + 8:
+        raise _Truncated
+    coding = data[12:16]
+    if coding == b"VP8X":
+        return (
+            int.from_bytes(data[27:30], "little") + 1,
+            int.from_bytes(data[24:27], "little") + 1,
+        )
+    if coding == b"VP8L":
+        (packed,) = struct.unpack_from("<I", data, 21)
+        return (packed >> 14 & 0x3FFF) + 1, (packed & 0x3FFF) + 1
+    width, height = struct.unpack_from("<HH", data, 26)
+    return height & 0x3FFF, width & 0x3FFF
+
+
+def _bmp_size(data: bytes) -> tuple[int, int]:
+    # The pixels' offset, then a header that is 12 bytes long in OS/2's old form; a negative height
+    # means top row first.
+    offset, header = struct.unpack_from("<II", data, 10)
+    width, height = struct.unpack_from("<HH" if header == 12 else "<ii", data, 18)
+    bits = struct.unpack_from("<H", data, 24 if header == 12 else 28)[0]
+    compressed = header != 12 and struct.unpack_from("<I", data, 30)[0] in (1, 2)
+    if not compressed and len(data) < offset + (width * bits + 31) // 32 * 4 * abs(height):
+        raise _Truncated
+    return abs(height), abs(width)
+
+
+def _netpbm_size(data: bytes) -> tuple[int, int]:
+    header = _NETPBM.match(data)
+    if header is None:
+        raise _Truncated
+    return int(header[2]), int(header[1])
+
+
+_FORMATS: tuple[tuple[bytes, Callable[[bytes], tuple[int, int]]], ...] = (
+    (b"\xff\xd8\xff", _jpeg_size),
+    (b"\x89PNG\r\n\x1a\n", _png_size),
+    (b"RIFF", _webp_size),
+    (b"BM", _bmp_size),
+    *((b"P%d" % kind, _netpbm_size) for kind in (2, 3, 5, 6)),
+)

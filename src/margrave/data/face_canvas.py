@@ -1,0 +1,135 @@
+"""Where a synthetic face is painted: an oversized canvas in face units, seen from the front."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+
+import cv2
+import numpy as np
+
+Colour = tuple[float, float, float]
+
+HALF_EXTENT = 1.45
+OVERSAMPLING = 1.8
+SUBPIXEL_BITS = 4
+
+
+def mix(first: Colour, second: Colour, share: float) -> Colour:
+    """The colour that holds `share` of the second."""
+    return (
+        first[0] + (second[0] - first[0]) * share,
+        first[1] + (second[1] - first[1]) * share,
+        first[2] + (second[2] - first[2]) * share,
+    )
+
+
+def dim(colour: Colour, factor: float) -> Colour:
+    """The colour, darker for a factor below 1."""
+    return (colour[0] * factor, colour[1] * factor, colour[2] * factor)
+
+
+@lru_cache(maxsize=64)
+def spline_weights(controls: int, steps: int, closed: bool) -> np.ndarray:
+    """(points, controls) Catmull-Rom weights: a curve through its control points is one product."""
+    segments = controls if closed else controls - 1
+    position = np.arange(segments * steps + (0 if closed else 1)) / steps
+    segment = np.minimum(position.astype(int), segments - 1)
+    t = position - segment
+    cubic = np.stack(
+        [
+            -0.5 * t + t**2 - 0.5 * t**3,
+            1 - 2.5 * t**2 + 1.5 * t**3,
+            0.5 * t + 2 * t**2 - 1.5 * t**3,
+            -0.5 * t**2 + 0.5 * t**3,
+        ]
+    )
+    weights = np.zeros((len(position), controls))
+    for offset, weight in zip((-1, 0, 1, 2), cubic, strict=True):
+        control = segment + offset
+        control = control % controls if closed else np.clip(control, 0, controls - 1)
+        np.add.at(weights, (np.arange(len(position)), control), weight)
+    return weights
+
+
+def curve(controls: Sequence[tuple[float, float]], steps: int = 5, closed: bool = False):
+    """(points, 2) points of a smooth curve through the control points."""
+    return spline_weights(len(controls), steps, closed) @ np.array(controls)
+
+
+def moved(points: np.ndarray, x: float, y: float) -> np.ndarray:
+    """The points, shifted."""
+    return points + np.array((x, y))
+
+
+def mirrored(points: np.ndarray) -> np.ndarray:
+    """(n, points, 2), the left half's and the right half's, of (points, 2) on the right half."""
+    return np.stack([points * (-1.0, 1.0), points])
+
+
+def ribbon(line: np.ndarray, width: float | np.ndarray) -> np.ndarray:
+    """(..., 2 · points, 2) outline of a line (..., points, 2) drawn with a pen of given width."""
+    along = np.empty_like(line)
+    along[..., 1:-1, :] = line[..., 2:, :] - line[..., :-2, :]
+    along[..., 0, :] = line[..., 1, :] - line[..., 0, :]
+    along[..., -1, :] = line[..., -1, :] - line[..., -2, :]
+    x, y = along[..., 0], along[..., 1]
+    reach = 0.5 * width / np.sqrt(x * x + y * y)
+    across = np.stack([-y * reach, x * reach], axis=-1)
+    return np.concatenate([line + across, (line - across)[..., ::-1, :]], axis=-2)
+
+
+CIRCLE = np.stack([f(np.arange(14) * (2 * np.pi / 14)) for f in (np.cos, np.sin)], axis=1)
+
+
+class FaceCanvas:
+    """Premultiplied RGBA paint, and a coarser layer of soft shadow that darkens it.
+
+    Points are (points, 2) in face units, or (shapes, points, 2) for several shapes of a colour.
+
+    Attributes:
+        paint: (size, size, 4) uint8.
+        shadow: (shadow_size, shadow_size) uint8, 255 where there is none.
+    """
+
+    def __init__(self, image_size: int) -> None:
+        self.size = round(image_size * OVERSAMPLING)
+        self.shadow_size = self.size // 2
+        self.paint = np.zeros((self.size, self.size, 4), np.uint8)
+        self.shadow = np.full((self.shadow_size, self.shadow_size), 255, np.uint8)
+
+    def fill(self, points: np.ndarray, colour: Colour) -> None:
+        shapes = fixed_point(points, self.size)
+        cv2.fillPoly(self.paint, shapes, (*colour, 255), cv2.LINE_AA, SUBPIXEL_BITS)
+
+    def strands(self, lines: np.ndarray, colour: Colour) -> None:
+        """The thinnest lines; the oversampling alone smooths them."""
+        shapes = fixed_point(lines, self.size)
+        cv2.polylines(self.paint, shapes, False, (*colour, 255), 1, cv2.LINE_8, SUBPIXEL_BITS)
+
+    def discs(self, centres: np.ndarray, radius: float | np.ndarray, colour: Colour) -> None:
+        self.fill(centres[:, None] + CIRCLE * np.reshape(radius, (-1, 1, 1)), colour)
+
+    def shade(self, points: np.ndarray, depth: float) -> None:
+        """Patches of shadow that take `depth` (0..1) of the light."""
+        shapes = fixed_point(points, self.shadow_size)
+        cv2.fillPoly(self.shadow, shapes, 255 * (1 - depth), cv2.LINE_AA, SUBPIXEL_BITS)
+
+    def crease(self, lines: np.ndarray, depth: float) -> None:
+        """Lines of shadow, about 0.025 wide."""
+        shapes, width = fixed_point(lines, self.shadow_size), max(1, round(self.shadow_size / 110))
+        cv2.polylines(
+            self.shadow, shapes, False, 255 * (1 - depth), width, cv2.LINE_AA, SUBPIXEL_BITS
+        )
+
+    def soften_shadow(self) -> None:
+        """Blur what shadow there is so far; what is painted over it later can lift it again."""
+        width = 2 * (self.shadow_size // 75) + 1
+        self.shadow = cv2.blur(self.shadow, (width, width))
+
+
+def fixed_point(points: np.ndarray, size: int) -> list[np.ndarray]:
+    """Face units to the shapes that OpenCV draws on a square raster of the whole canvas."""
+    scale = (1 << SUBPIXEL_BITS) * size / (2 * HALF_EXTENT)
+    shapes = (points * scale + (HALF_EXTENT * scale - (1 << SUBPIXEL_BITS) / 2)).astype(np.int32)
+    return list(shapes) if shapes.ndim == 3 else [shapes]

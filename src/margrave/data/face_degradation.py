@@ -1,0 +1,159 @@
+"""How a good picture of a face goes bad, by known amounts: the ground truth of image quality."""
+
+from __future__ import annotations
+
+import math
+from statistics import NormalDist
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+
+DEGRADATIONS = ("blur", "resolution", "noise", "occlusion", "compression")
+HARM = np.array([0.85, 0.92, 0.6, 0.8, 0.5])
+# A random byte to a standard normal number: many times faster than drawing one.
+NORMAL_QUANTILES = np.array([NormalDist().inv_cdf((k + 0.5) / 256) for k in range(256)], np.float32)
+DEGRADATION_FACTORS = 1 + 2 * len(DEGRADATIONS) + 4
+
+
+class Degradation(NamedTuple):
+    """Amounts in plain units, for a picture of `image_size` pixels.
+
+    Attributes:
+        blur: standard deviation of the blur, pixels; 0 none.
+        resolution: pixels across before enlarging back; image_size for none.
+        noise: standard deviation of the sensor noise, grey levels; 0 none.
+        occlusion: share of the face's frame that something covers; 0 none.
+        compression: JPEG quality 1..100; 100 none.
+    """
+
+    blur: float
+    resolution: int
+    noise: float
+    occlusion: float
+    compression: int
+
+
+def severities(uniforms: np.ndarray, degraded: float, strength: float) -> np.ndarray:
+    """(N, 5) severity in [0, 1] of each degradation, from (N, DEGRADATION_FACTORS) uniforms.
+
+    A share `degraded` of the pictures suffers at least one degradation and each further one with
+    probability 0.25, of a severity evenly spread over [0.1, 1] times `strength`.
+    """
+    kinds = len(DEGRADATIONS)
+    chances = uniforms[:, 1 : 1 + kinds]
+    first = chances == chances.min(axis=1, keepdims=True)
+    present = (uniforms[:, :1] < degraded) & (first | (chances < 0.25))
+    return np.where(present, strength * (0.1 + 0.9 * uniforms[:, 1 + kinds : 1 + 2 * kinds]), 0.0)
+
+
+def quality_of(severity: np.ndarray) -> np.ndarray:
+    """Π over degradations (1 − harm · severity^1.5): (..., 5) to (...), 1 for a pristine picture.
+
+    >>> float(quality_of(np.zeros(5)))
+    1.0
+    """
+    return np.prod(1 - HARM * severity**1.5, axis=-1)
+
+
+def amounts(severity: np.ndarray, image_size: int) -> Degradation:
+    """Severities (5,) in plain units."""
+    blur, resolution, noise, occlusion, compression = (float(value) for value in severity)
+    return Degradation(
+        blur=4.5 * blur * image_size / 112,
+        resolution=max(4, round(image_size * 0.09**resolution)) if resolution else image_size,
+        noise=55.0 * noise,
+        occlusion=0.55 * occlusion,
+        compression=round(3 + 92 * (1 - compression) ** 1.5) if compression else 100,
+    )
+
+
+def degrade(
+    image: np.ndarray, amount: Degradation, choices: np.ndarray, rng: np.random.Generator
+) -> np.ndarray:
+    """The (S, S, 3) uint8 picture, spoiled in the order that cameras do it.
+
+    Args:
+        choices: four uniform numbers: motion or focus blur, its angle, the occluder, its side.
+    """
+    if amount.occlusion > 0:
+        image = occlude(image, amount.occlusion, choices[2], choices[3], rng)
+    if amount.blur > 0:
+        image = _blur(image, amount.blur, choices[0] < 0.5, math.pi * choices[1])
+    size = image.shape[0]
+    if amount.resolution < size:
+        small = (amount.resolution, amount.resolution)
+        image = cv2.resize(image, small, interpolation=cv2.INTER_AREA)
+    if amount.noise > 0:
+        draws = np.frombuffer(rng.bytes(image.size), np.uint8).reshape(image.shape)
+        grain = cv2.LUT(draws, amount.noise * NORMAL_QUANTILES)
+        image = np.clip(image + grain, 0, 255).astype(np.uint8)
+    if amount.resolution < size:
+        image = cv2.resize(image, (size, size), interpolation=cv2.INTER_LINEAR)
+    if amount.compression < 100:
+        settings = [cv2.IMWRITE_JPEG_QUALITY, amount.compression]
+        decoded = cv2.imdecode(cv2.imencode(".jpg", image, settings)[1], cv2.IMREAD_COLOR)
+        assert decoded is not None
+        image = decoded
+    return image
+
+
+def _blur(image: np.ndarray, sigma: float, motion: bool, angle: float) -> np.ndarray:
+    if not motion:
+        return cv2.GaussianBlur(image, (0, 0), sigma)
+    # A uniform streak of length L has a standard deviation of L / √12.
+    reach = math.sqrt(12) * sigma / 2
+    half = math.ceil(reach)
+    kernel = np.zeros((2 * half + 1, 2 * half + 1), np.uint8)
+    step = (round(16 * reach * math.cos(angle)), round(16 * reach * math.sin(angle)))
+    ends = [(16 * half + sign * step[0], 16 * half + sign * step[1]) for sign in (-1, 1)]
+    cv2.line(kernel, ends[0], ends[1], 255, 1, cv2.LINE_AA, 4)
+    return cv2.filter2D(
+        image, -1, kernel / np.float32(kernel.sum()), borderType=cv2.BORDER_REPLICATE
+    )
+
+
+def occlude(
+    image: np.ndarray, share: float, kind: float, side: float, rng: np.random.Generator
+) -> np.ndarray:
+    """A mask, a scarf, a hand, a cap or a block over `share` of the face's frame."""
+    size = image.shape[0]
+    texture = rng.random((7, 7, 3), dtype=np.float32)
+    colour = rng.random(3, dtype=np.float32)
+    colour = 255 * (0.5 * colour.mean() + 0.5 * colour)
+    cover = np.zeros((size, size), np.uint8)
+    plain = 0.15
+    if kind < 0.4:  # mask or scarf, from below; the frame ends a little above the picture's edge
+        plain = 0.08 if kind < 0.2 else 0.7
+        edge = size * (0.97 - 0.9 * share)
+        across = np.linspace(0, 1, 12)
+        rise = 0.06 * size * np.sin(np.pi * across)
+        rim = np.stack([across * size, edge - rise + 0.1 * size * (kind < 0.2)], 1)
+        shapes = [np.concatenate([rim, [(size, size), (0, size)]])]
+    elif kind < 0.65:  # hand, its fingers from one side
+        colour = np.array((205, 155, 125), np.float32) * (0.4 + 0.6 * rng.random())
+        plain, bulge = 0.3, np.linspace(-np.pi / 2, np.pi / 2, 7)
+        shapes = []
+        for finger in range(max(1, round(9 * share))):
+            y = size * (0.15 + 0.4 * side + 0.125 * finger)
+            reach = size * (0.62 + 0.08 * math.sin(1.3 * finger + 1))
+            tip = np.stack(
+                [reach + 0.05 * size * np.cos(bulge), y + 0.054 * size * np.sin(bulge)], 1
+            )
+            bar = np.concatenate([tip, [(0, y + 0.054 * size), (0, y - 0.054 * size)]])
+            shapes.append(bar if side < 0.5 else (size, 0) + bar * (-1, 1))
+    elif kind < 0.8:  # cap or banner, from above
+        edge = size * (0.08 + 0.85 * share)
+        shapes = [
+            np.array([(0, 0), (size, 0), (size, edge * 0.9), (size / 2, edge * 1.1), (0, edge)])
+        ]
+    else:  # a block anywhere
+        half = size * math.sqrt(0.7 * share) / 2
+        centre = size * (0.25 + 0.5 * rng.random(2))
+        shapes = [centre + half * np.array([(-1, -1), (1, -1), (1, 1), (-1, 1)])]
+    for shape in shapes:
+        cv2.fillPoly(cover, [np.round(16 * shape).astype(np.int32)], 255, cv2.LINE_AA, 4)
+    uneven = cv2.resize(texture, (size, size), interpolation=cv2.INTER_CUBIC) - 0.5
+    cloth = colour * (1 + plain * uneven)
+    alpha = (cover / np.float32(255))[..., None]
+    return np.clip(image + alpha * (cloth - image), 0, 255).astype(np.uint8)

@@ -1,0 +1,152 @@
+"""The relief of a synthetic face: how it catches the light, and how it turns with the head.
+
+A face is a shallow paraboloid with Gaussian bumps (nose, sockets, cheekbones, lips, chin) whose
+axes are the picture's, so the sum of all bumps over a grid is one matrix product.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+
+from .face_canvas import HALF_EXTENT
+from .face_factors import FaceCapture, FaceIdentity
+
+GRID = 64
+AXIS = (((np.arange(GRID) + 0.5) / GRID * 2 - 1) * HALF_EXTENT).astype(np.float32)
+VIEW_CELLS, VIEW_HALF_EXTENT = 50, 1.18
+VIEW_AXIS = ((np.arange(VIEW_CELLS) + 0.5) / VIEW_CELLS * 2 - 1) * VIEW_HALF_EXTENT
+
+
+class Bump(NamedTuple):
+    """A Gaussian hill (or hollow) of given centre and widths."""
+
+    x: float
+    y: float
+    width: float
+    height: float
+
+
+def both_sides(x: float, y: float, width: float, height: float) -> list[Bump]:
+    return [Bump(-x, y, width, height), Bump(x, y, width, height)]
+
+
+def sum_of_bumps(bumps: list[Bump], weights: np.ndarray) -> np.ndarray:
+    """Σ weight · bump over the grid: weights (bumps, channels) to (channels, GRID, GRID)."""
+    table = np.array(bumps, dtype=np.float32)
+    across = np.exp(-0.5 * ((AXIS - table[:, 0:1]) / table[:, 2:3]) ** 2)
+    down = np.exp(-0.5 * ((AXIS - table[:, 1:2]) / table[:, 3:4]) ** 2)
+    weighted = (weights.T.astype(np.float32)[:, None, :] * down.T).reshape(-1, len(bumps))
+    return (weighted @ across).reshape(-1, GRID, GRID)
+
+
+def relief(identity: FaceIdentity) -> np.ndarray:
+    """(GRID, GRID) float32 height of the face towards the camera, in face units."""
+    who = identity
+    eye, nose, mouth = who.eye_height, who.nose_base, who.mouth_height
+    middle = (eye + nose) / 2
+    parts: list[tuple[Bump, float]] = [
+        (Bump(who.nose_bend / 2, eye + 0.03, 0.055, 0.13), 0.07 * who.nose_bridge),
+        (Bump(who.nose_bend, middle, 0.06, 0.13), 0.13 * who.nose_projection),
+        (Bump(0.0, nose - 0.05, 0.068 * who.nose_tip, 0.075), 0.17 * who.nose_projection),
+        (Bump(0.0, mouth, 0.20, 0.10), 0.05),
+        (Bump(0.0, mouth + 0.14, 0.13, 0.04), -0.035),
+        (Bump(0.0, who.chin_length - 0.13, 0.13, 0.09), 0.07 * who.chin_bump),
+        (Bump(0.0, (nose + mouth) / 2, 0.025, 0.05), -0.015 * who.philtrum),
+        (Bump(0.0, -0.62, 0.36, 0.2), 0.05),
+    ]
+    pairs: list[tuple[list[Bump], float]] = [
+        (both_sides(0.75 * who.nose_width, nose - 0.03, 0.045, 0.05), 0.055),
+        (both_sides(who.eye_spacing, eye, 0.13, 0.085), -0.075 * who.socket_depth),
+        (both_sides(who.eye_spacing, eye, 0.07, 0.05), 0.02),
+        (both_sides(0.22, eye - who.brow_height + 0.04, 0.16, 0.05), 0.035 * who.brow_ridge),
+        (both_sides(0.42, 0.13, 0.14, 0.10), 0.05 * who.cheekbones),
+        (both_sides(0.46, 0.45, 0.12, 0.14), -0.045 * who.cheek_hollow),
+    ]
+    parts += [(bump, weight) for pair, weight in pairs for bump in pair]
+    bumps, weights = zip(*parts, strict=True)
+    skull = -0.55 * np.minimum(AXIS**2, 0.85) - 0.26 * np.minimum(AXIS**2, 1.1)[:, None]
+    return skull + sum_of_bumps(list(bumps), np.array(weights)[:, None])[0]
+
+
+def lighting(
+    identity: FaceIdentity, capture: FaceCapture, height: np.ndarray, blotches: np.ndarray
+) -> np.ndarray:
+    """(GRID, GRID, 3) float32 factor on the paint: light, its colour, the skin's tints.
+
+    Args:
+        blotches: (n, n) standard normal numbers, the person's own uneven pigment.
+    """
+    who = identity
+    azimuth, elevation = math.radians(capture.light_azimuth), math.radians(capture.light_elevation)
+    light_x = math.sin(azimuth) * math.cos(elevation)
+    light_y, light_z = -math.sin(elevation), math.cos(azimuth) * math.cos(elevation)
+    slope_x = cv2.Sobel(height, cv2.CV_32F, 1, 0, ksize=3, scale=1 / 8 / (AXIS[1] - AXIS[0]))
+    slope_y = cv2.Sobel(height, cv2.CV_32F, 0, 1, ksize=3, scale=1 / 8 / (AXIS[1] - AXIS[0]))
+    length = np.sqrt(1 + slope_x**2 + slope_y**2)
+    toward = np.maximum((light_z - light_x * slope_x - light_y * slope_y) / length, 0.0)
+    shine = np.maximum((1.0 - 0.6 * light_x * slope_x - 0.6 * light_y * slope_y) / length, 0.0)
+    gloss = np.square(np.square(np.square(shine * shine * shine)))
+    hardness = capture.light_hardness
+    light = (1.02 - 0.55 * hardness) + 0.80 * hardness * toward + 0.07 * hardness * gloss
+
+    nose_shadow = Bump(-0.17 * light_x, who.nose_base + 0.05 - 0.06 * light_y, 0.06, 0.07)
+    bumps = [
+        nose_shadow,
+        *both_sides(0.40, 0.24, 0.15, 0.13),
+        Bump(0.0, who.nose_base - 0.04, 0.09, 0.08),
+        *both_sides(who.eye_spacing, who.eye_height + 0.10, 0.11, 0.04),
+        *both_sides(who.eye_spacing, who.eye_height - 0.05, 0.15, 0.06),
+        Bump(0.0, 0.78, 0.42, 0.26),
+        Bump(0.0, who.mouth_height - 0.12, 0.17, 0.05),
+        Bump(0.0, 1.25, 0.5, 0.16),
+    ]
+    cheeks = 0.10 * who.rosy_cheeks + 0.12 * capture.makeup
+    stubble = who.stubble * (who.masculinity > 0.5) * capture.beard_growth
+    weights = np.array(
+        [
+            [-0.25 * hardness] * 3,
+            *[[0.2 * cheeks, -cheeks, -0.8 * cheeks]] * 2,
+            [0.02, -0.05, -0.04],
+            *[[-0.13 * who.bags, -0.16 * who.bags, -0.11 * who.bags]] * 2,
+            *[[-0.06 * who.socket_depth] * 3] * 2,
+            [-0.25 * stubble, -0.22 * stubble, -0.17 * stubble],
+            [-0.16 * stubble, -0.15 * stubble, -0.12 * stubble],
+            [-0.4] * 3,
+        ]
+    )
+    pigment = cv2.resize(blotches.astype(np.float32), (GRID, GRID), interpolation=cv2.INTER_LINEAR)
+    light *= 1 + 0.05 * who.blotches * pigment
+    warm, green = 0.20 * capture.temperature, 0.07 * capture.tint
+    gain = 2.0 ** (0.75 * capture.exposure) * np.array([1 + warm, 1 + green, 1 - warm])
+    planes = (sum_of_bumps(bumps, weights) + 1) * (gain.astype(np.float32)[:, None, None] * light)
+    return cv2.merge(list(planes))
+
+
+def view_maps(
+    capture: FaceCapture, height: np.ndarray, image_size: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Two (image_size, image_size) float32: the place on the canvas, 0..1, behind each pixel.
+
+    A point (x, y) of height z appears at x cos(yaw) + z sin(yaw), y cos(pitch) + z sin(pitch), then
+    rolled, zoomed and shifted as a crop would be. The height is that of the point sought, so the
+    equation is solved by a few steps of iteration, on a coarse grid and a smoothed relief, as steep
+    slopes would fold.
+    """
+    height = cv2.blur(cv2.blur(height, (3, 3)), (3, 3))
+    roll, yaw, pitch = (math.radians(a) for a in (capture.roll, capture.yaw, capture.pitch))
+    cosine, sine = math.cos(roll) / capture.zoom, math.sin(roll) / capture.zoom
+    cells = GRID / (2 * HALF_EXTENT)
+    across, down = VIEW_AXIS - capture.shift_x, (VIEW_AXIS + 0.02 - capture.shift_y)[:, None]
+    flat_x = (cosine * across + sine * down) * (cells / math.cos(yaw)) + (GRID / 2 - 0.5)
+    flat_y = (cosine * down - sine * across) * (cells / math.cos(pitch)) + (GRID / 2 - 0.5)
+    x, y = flat_x, flat_y = flat_x.astype(np.float32), flat_y.astype(np.float32)
+    for _ in range(4):
+        depth = cv2.remap(height, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+        x = flat_x - np.float32(cells * math.tan(yaw)) * depth
+        y = flat_y - np.float32(cells * math.tan(pitch)) * depth
+    size = (image_size, image_size)
+    return cv2.resize((x + 0.5) / GRID, size), cv2.resize((y + 0.5) / GRID, size)

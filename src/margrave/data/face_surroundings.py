@@ -1,0 +1,75 @@
+"""What is in the picture besides the face: glasses, clothes' colours, the background."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+
+from .face_canvas import Colour, FaceCanvas, dim, mirrored, moved, ribbon
+from .face_factors import FaceCapture, FaceIdentity
+
+
+def paint_glasses(
+    canvas: FaceCanvas, identity: FaceIdentity, kind: str, capture: FaceCapture
+) -> None:
+    """Rims, bridge and temples; `dark` lenses hide the eyes, all carry a streak of glare."""
+    if kind == "none":
+        return
+    who = identity
+    frame = (215 * capture.frame_lightness + 18, 190 * capture.frame_lightness + 16, 40.0)
+    angle = np.linspace(0, 2 * np.pi, 24, endpoint=False)
+    power = 2 / capture.frame_roundness
+    shape = np.stack(
+        [
+            np.sign(np.cos(angle)) * np.abs(np.cos(angle)) ** power * capture.frame_width,
+            np.sign(np.sin(angle)) * np.abs(np.sin(angle)) ** power * capture.frame_height,
+        ],
+        1,
+    )
+    half = min(capture.frame_width, who.eye_spacing - 0.03)
+    shape[:, 0] *= half / capture.frame_width
+    y, centre = who.eye_height + 0.03, who.eye_spacing + 0.01
+    lens = mirrored(moved(shape, centre, y))
+    canvas.crease(moved(lens[:, :13], 0.0, 0.03), 0.18)
+    if kind == "dark":
+        canvas.fill(lens, dim(frame, 0.35))
+        canvas.shade(lens, 0.0)
+    streak = np.array([(-0.45 * half, y - 0.02), (-0.45 * half + 0.10, y - 0.08)])
+    glare = np.stack([moved(streak, -centre, 0.0), moved(streak, centre, 0.0)])
+    canvas.fill(ribbon(glare, 0.012), (120, 125, 130) if kind == "dark" else (225, 225, 225))
+    rims = np.concatenate([lens, lens[:, :1]], axis=1)
+    canvas.fill(ribbon(rims, capture.frame_thickness), frame)
+    temple = np.array([(centre + half, y - 0.03), (who.cheek_width, y - 0.06)])
+    canvas.fill(mirrored(ribbon(temple, capture.frame_thickness)), frame)
+    inner = centre - half
+    bridge = np.array([(-inner, y - 0.02), (0.0, y - 0.045), (inner, y - 0.02)])
+    canvas.fill(ribbon(bridge, capture.frame_thickness), frame)
+
+
+def clothes_colour(draws: np.ndarray, strength: float) -> Colour:
+    """From three uniform numbers; grey without nuisance."""
+    muted = 0.4 * draws.mean() + 0.6 * draws
+    red, green, blue = 90 + strength * (200 * muted - 70)
+    return (float(red), float(green), float(blue))
+
+
+def background(rng: np.random.Generator, image_size: int, strength: float) -> np.ndarray:
+    """(image_size, image_size, 3) uint8: a blurred room, blocks, stripes or a wall.
+
+    Args:
+        strength: 0 gives the same flat grey behind everybody.
+    """
+    kind = int(rng.integers(4))
+    cells = int(rng.integers(2, 9))
+    base, wave, draws = rng.random(3), rng.random(3), rng.random((cells, cells, 3))
+    patches = base + (0.9, 0.7, 0.25, 0.15)[kind] * (draws - 0.5)
+    patches = 0.55 * patches.mean(axis=2, keepdims=True) + 0.45 * patches
+    patches = np.clip(255 * (0.5 + strength * (patches - 0.5)), 0, 255).astype(np.uint8)
+    how = cv2.INTER_NEAREST if kind == 1 else cv2.INTER_CUBIC
+    scene = cv2.resize(patches, (image_size, image_size), interpolation=how)
+    if kind == 2:
+        axis = np.linspace(0, 1, image_size, dtype=np.float32)
+        phase = (20 + 60 * wave[0]) * (axis * wave[1] + axis[:, None] * (1 - wave[1]))
+        stripes = (127 + 60 * strength * wave[2] * np.sin(phase)).astype(np.uint8)
+        scene = cv2.addWeighted(scene, 1.0, cv2.merge([stripes] * 3), 1.0, -127.0)
+    return scene

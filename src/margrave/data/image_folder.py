@@ -1,0 +1,154 @@
+"""Images that lie in folders, one folder per identity."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from .decode import MAXIMUM_PIXELS, decode_image
+
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".pgm")
+
+
+class ImageFiles:
+    """Image files below a folder, read by position.
+
+    Args:
+        root: the folder.
+        paths: where each image lies, relative to ``root``.
+        maximum_pixels: larger images are refused unread, see ``decode_image``.
+    """
+
+    def __init__(
+        self, root: str | Path, paths: Sequence[str], maximum_pixels: int = MAXIMUM_PIXELS
+    ) -> None:
+        self.root = Path(root)
+        self.maximum_pixels = maximum_pixels
+        # One array instead of a Python string each: millions of strings would be copied into
+        # every worker as soon as their reference counts are touched.
+        self._paths = np.array([os.fsencode(path) for path in paths], dtype=np.bytes_)
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def path(self, index: int) -> str:
+        """Where the image lies, relative to ``root``."""
+        return os.fsdecode(bytes(self._paths[index]))
+
+    def name(self, index: int) -> str:
+        """Where the image lies, for messages."""
+        return str(self.root / self.path(index))
+
+    def read(self, index: int) -> np.ndarray:
+        """The image as (height, width, 3) uint8, RGB.
+
+        Raises:
+            ValueError: the file cannot be read or decoded, naming it and the reason.
+        """
+        name = self.name(index)
+        try:
+            data = Path(name).read_bytes()
+        except OSError as error:
+            raise ValueError(
+                f"{name} cannot be read ({error.strerror}); check that it exists and its rights"
+            ) from None
+        return decode_image(data, name, self.maximum_pixels)
+
+
+class ImageFolder(ImageFiles):
+    """Labelled images: each folder directly below ``root`` is one identity.
+
+    An identity's images may lie in folders further down (a video each, say). Identities and files
+    are in natural order (``s2`` before ``s10``); hidden files and other extensions are ignored.
+
+    Args:
+        root: the folder of the identities' folders.
+        minimum_images: leave out identities with fewer images.
+        maximum_pixels: larger images are refused unread, see ``decode_image``.
+
+    Attributes:
+        labels: (N,) int64.
+        class_names: the identities' folder names.
+        left_out: identities below ``minimum_images`` and how many images each has.
+        loose_images: how many images lie directly in ``root`` and therefore belong to nobody.
+
+    Raises:
+        ValueError: no such folder, no images, no identities' folders, or fewer than two identities.
+    """
+
+    def __init__(
+        self,
+        root: str | Path,
+        minimum_images: int = 1,
+        maximum_pixels: int = MAXIMUM_PIXELS,
+    ) -> None:
+        root = Path(root)
+        if not root.is_dir():
+            raise ValueError(f"{root} is not a folder; give the folder of the identities' folders")
+        visible = [entry for entry in root.iterdir() if not entry.name.startswith(".")]
+        self.loose_images = sum(_is_image(entry.name) for entry in visible)
+        found: dict[str, list[str]] = {}
+        self.left_out: dict[str, int] = {}
+        for folder in sorted((entry for entry in visible if entry.is_dir()), key=_natural_order):
+            paths = _images_below(root, folder)
+            if len(paths) >= max(1, minimum_images):
+                found[folder.name] = paths
+            else:
+                self.left_out[folder.name] = len(paths)
+        self._check(root, len(found), minimum_images)
+        self.class_names: tuple[str, ...] = tuple(found)
+        self.labels: np.ndarray = np.repeat(
+            np.arange(len(found), dtype=np.int64), [len(paths) for paths in found.values()]
+        )
+        super().__init__(root, [path for paths in found.values() for path in paths], maximum_pixels)
+
+    def _check(self, root: Path, identities: int, minimum_images: int) -> None:
+        left_out_images = sum(self.left_out.values())
+        if identities == 0 and left_out_images == 0 and self.loose_images:
+            raise ValueError(
+                f"{root} holds {self.loose_images} images but no folder of images; "
+                "move each person's images into a folder of their own"
+            )
+        if identities == 0 and left_out_images == 0:
+            raise ValueError(
+                f"{root} and the folders below hold no images ({', '.join(EXTENSIONS)}); "
+                "give the folder of the identities' folders"
+            )
+        if identities < 2:
+            raise ValueError(
+                f"{root} holds {identities} identities with at least {max(1, minimum_images)} "
+                f"images ({len(self.left_out)} have fewer) where two are the least; "
+                "add identities, lower minimum_images, or give the folder above"
+            )
+
+
+def _is_image(name: str) -> bool:
+    return name.lower().endswith(EXTENSIONS) and not name.startswith(".")
+
+
+def _images_below(root: Path, folder: Path) -> list[str]:
+    paths: list[str] = []
+    for where, folders, files in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        relative = os.path.relpath(where, root)
+        paths += [os.path.join(relative, name) for name in files if _is_image(name)]
+    return natural_sort(paths)
+
+
+def natural_sort(names: Iterable[str]) -> list[str]:
+    """Names sorted with their digits read as numbers.
+
+    >>> natural_sort(["s10", "s2", "s1"])
+    ['s1', 's2', 's10']
+    """
+    return sorted(names, key=_natural_order)
+
+
+def _natural_order(name: str | Path) -> tuple[list[tuple[int, str]], str]:
+    # Splitting on digits alternates text and number, so equal places always compare alike.
+    parts = re.split(r"([0-9]+)", str(name))
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in parts], str(name)

@@ -1,0 +1,276 @@
+"""Batches for training: which images when, and how workers read and augment them.
+
+Every sample depends on (seed, epoch, index) alone, so training resumed at any batch with any number
+of workers sees exactly the images it would have seen.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import cv2
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from .augment import Augmentation
+from .contract import FaceImages
+from .decode import Fit, fit_image
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One image ready to be batched: (3, size, size) uint8, its label and its index."""
+
+    image: torch.Tensor
+    label: int
+    index: int
+
+
+@dataclass(frozen=True, slots=True)
+class Unreadable:
+    """An image that could not be read: its index, its name and the reason."""
+
+    index: int
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """What the training loop gets; B may be below the batch size, even 0.
+
+    Attributes:
+        images: (B, 3, size, size) uint8, RGB; see ``normalise``.
+        labels: (B,) int64.
+        indices: (B,) int64, where each image stands in the training set.
+        unreadable: the images that were dropped, and why.
+    """
+
+    images: torch.Tensor
+    labels: torch.Tensor
+    indices: torch.Tensor
+    unreadable: tuple[Unreadable, ...] = ()
+
+    def pin_memory(self) -> Batch:
+        """The batch in page-locked memory; called by DataLoader(pin_memory=True)."""
+        return Batch(
+            self.images.pin_memory(),
+            self.labels.pin_memory(),
+            self.indices.pin_memory(),
+            self.unreadable,
+        )
+
+
+class EpochSampler(Sampler[list[tuple[int, int]]]):
+    """Batches of (epoch, index): in each epoch a new order, drawn from (seed, epoch) alone.
+
+    All ranks draw the same order and each takes its own ``batch_size`` out of every
+    ``batch_size`` · ``world_size`` images. Iterating gives the rest of the epoch from the position
+    that ``start_at`` set; the position is the whole state.
+
+    Args:
+        length: number of images.
+        batch_size: images per rank and step.
+        seed: of the orders.
+        drop_last: leave out the images that do not fill a step; otherwise the last step is shared
+            out evenly and a rank's batch may be smaller, even empty.
+        rank: which of the ranks this is.
+        world_size: how many there are.
+
+    Raises:
+        ValueError: too few images for one step, a rank outside the world.
+
+    >>> sampler = EpochSampler(10, batch_size=4, seed=0)
+    >>> sampler.start_at(epoch=3, batch=1)
+    >>> [[epoch for epoch, index in batch] for batch in sampler]
+    [[3, 3, 3, 3]]
+    """
+
+    def __init__(
+        self,
+        length: int,
+        batch_size: int,
+        seed: int,
+        drop_last: bool = True,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        if batch_size < 1 or not 0 <= rank < world_size:
+            raise ValueError(
+                f"batch_size = {batch_size}, rank = {rank}, world_size = {world_size}; batches "
+                "need at least one image, and ranks run from 0 to world_size - 1"
+            )
+        step = batch_size * world_size
+        if length < (step if drop_last else 1):
+            raise ValueError(
+                f"{length} images do not fill one step of batch_size x world_size = {batch_size} x "
+                f"{world_size}; lower batch_size, add images, or set drop_last = false"
+            )
+        self.batches_per_epoch = length // step if drop_last else -(-length // step)
+        self.epoch = 0
+        self.batch = 0
+        self._length, self._step, self._seed = length, step, seed
+        self._rank, self._world_size = rank, world_size
+
+    def start_at(self, epoch: int, batch: int = 0) -> None:
+        """Let the next iteration begin before this batch of this epoch."""
+        if epoch < 0 or not 0 <= batch <= self.batches_per_epoch:
+            raise ValueError(
+                f"cannot start at epoch {epoch}, batch {batch}: an epoch has "
+                f"{self.batches_per_epoch} batches; does the checkpoint belong to this data set?"
+            )
+        self.epoch, self.batch = epoch, batch
+
+    def __len__(self) -> int:
+        return self.batches_per_epoch - self.batch
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        epoch = self.epoch
+        # The last word keeps this stream apart from the augmentation's: [seed, epoch, index].
+        order = np.random.default_rng([self._seed, epoch, 0, 1]).permutation(self._length)
+        for batch in range(self.batch, self.batches_per_epoch):
+            step = order[batch * self._step : (batch + 1) * self._step]
+            mine = np.array_split(step, self._world_size)[self._rank]
+            yield [(epoch, index) for index in mine.tolist()]
+
+
+class TrainingImages(Dataset[Sample | Unreadable]):
+    """Maps (epoch, index) to an augmented image, whose randomness is (seed, epoch, index).
+
+    Args:
+        images: where images and labels come from.
+        size: side of the square that images are fitted to.
+        augmentation: how to change them; None leaves them alone.
+        seed: of the augmentation.
+        fit: how an image that is not square becomes so, see ``fit_image``.
+        cached: read every image now and keep it in memory that all workers share
+            (3 · size² bytes each).
+        progress: called with (images read, images) while caching.
+    """
+
+    def __init__(
+        self,
+        images: FaceImages,
+        size: int = 112,
+        augmentation: Augmentation | None = None,
+        seed: int = 0,
+        fit: Fit = "crop",
+        cached: bool = False,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> None:
+        self.images = images
+        self.size = size
+        self.augmentation = augmentation
+        self.seed = seed
+        self.fit: Fit = fit
+        self._cache: torch.Tensor | None = None
+        self._unreadable: dict[int, Unreadable] = {}
+        if cached:
+            self._fill_cache(progress or (lambda done, total: None))
+
+    def _fill_cache(self, progress: Callable[[int, int], None]) -> None:
+        total = len(self.images)
+        cache = torch.zeros((total, self.size, self.size, 3), dtype=torch.uint8).share_memory_()
+        pixels = cache.numpy()
+        for index in range(total):
+            image = self._read(index)
+            if isinstance(image, Unreadable):
+                self._unreadable[index] = image
+            else:
+                pixels[index] = image
+            progress(index + 1, total)
+        self._cache = cache
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, position: tuple[int, int]) -> Sample | Unreadable:
+        epoch, index = position
+        image = self._read(index)
+        if isinstance(image, Unreadable):
+            return image
+        if self.augmentation is not None:
+            image = self.augmentation(image, np.random.default_rng([self.seed, epoch, index]))
+        channels_first = np.ascontiguousarray(image.transpose(2, 0, 1))
+        return Sample(torch.from_numpy(channels_first), int(self.images.labels[index]), index)
+
+    def _read(self, index: int) -> np.ndarray | Unreadable:
+        """The (size, size, 3) image before augmentation."""
+        if index in self._unreadable:
+            return self._unreadable[index]
+        if self._cache is not None:
+            return self._cache[index].numpy()
+        try:
+            return fit_image(self.images.read(index), self.size, self.fit)
+        except ValueError as error:
+            return Unreadable(index, self.images.name(index), str(error))
+
+
+def collate(samples: Sequence[Sample | Unreadable], size: int) -> Batch:
+    """One batch of the samples that could be read; ``size`` is their side, for an empty batch."""
+    readable = [sample for sample in samples if isinstance(sample, Sample)]
+    images = torch.empty((len(readable), 3, size, size), dtype=torch.uint8)
+    if readable:
+        torch.stack([sample.image for sample in readable], out=images)
+    return Batch(
+        images,
+        torch.tensor([sample.label for sample in readable], dtype=torch.int64),
+        torch.tensor([sample.index for sample in readable], dtype=torch.int64),
+        tuple(sample for sample in samples if isinstance(sample, Unreadable)),
+    )
+
+
+def normalise(
+    images: torch.Tensor,
+    mean: float | Sequence[float] = 0.5,
+    deviation: float | Sequence[float] = 0.5,
+) -> torch.Tensor:
+    """(images / 255 − mean) / deviation, from (B, 3, H, W) uint8 to float32 on the same device.
+
+    Args:
+        images: pixels in 0..255.
+        mean: of pixels in 0..1, one number or one per channel.
+        deviation: likewise; 0.5 and 0.5 give [−1, 1].
+
+    >>> normalise(torch.tensor([0, 255], dtype=torch.uint8).reshape(1, 1, 1, 2)).flatten().tolist()
+    [-1.0, 1.0]
+    """
+    shape = (-1, 1, 1)
+    centre = torch.as_tensor(mean, dtype=torch.float32, device=images.device).reshape(shape)
+    spread = torch.as_tensor(deviation, dtype=torch.float32, device=images.device).reshape(shape)
+    return (images.to(torch.float32) / 255 - centre) / spread
+
+
+def training_loader(
+    images: TrainingImages, sampler: EpochSampler, workers: int = 0, pin_memory: bool = False
+) -> DataLoader:
+    """Iterate once per epoch, after ``sampler.start_at``; each item is a ``Batch``.
+
+    Args:
+        images: the training set.
+        sampler: which images when.
+        workers: processes that read ahead; 0 reads in the training process.
+        pin_memory: hand over page-locked tensors, for an accelerator.
+    """
+    return DataLoader(
+        images,
+        batch_sampler=sampler,
+        num_workers=workers,
+        collate_fn=partial(collate, size=images.size),
+        worker_init_fn=_prepare_worker,
+        persistent_workers=workers > 0,
+        pin_memory=pin_memory,
+        # Its own generator, or every epoch would advance torch's global one.
+        generator=torch.Generator(),
+    )
+
+
+def _prepare_worker(worker: int) -> None:
+    # Ctrl-C goes to the whole process group; the training process alone decides how to stop.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    cv2.setNumThreads(0)
+    torch.set_num_threads(1)

@@ -1,0 +1,313 @@
+"""Which images to compare: drawn from labels, or read from LFW's list or a table."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePath
+
+import numpy as np
+
+from .contract import FaceImages
+from .image_folder import ImageFiles
+
+_TRUTH = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
+_NAMES_SHOWN = 5
+
+
+@dataclass(frozen=True, eq=False)
+class PairList:
+    """P pairs of images; fold k of cross-validation is the k-th run of P / folds pairs.
+
+    Attributes:
+        first: (P,) int64 indices of one side's images.
+        second: (P,) int64 indices of the other side's.
+        same: (P,) bool, whether both sides show one identity.
+        folds: how many folds the pairs are laid out for.
+        identity_disjoint: whether no identity is known to occur in two folds.
+    """
+
+    first: np.ndarray
+    second: np.ndarray
+    same: np.ndarray
+    folds: int = 10
+    identity_disjoint: bool = False
+
+    def __post_init__(self) -> None:
+        if not (self.first.shape == self.second.shape == self.same.shape == (len(self.same),)):
+            raise ValueError(
+                f"first {self.first.shape}, second {self.second.shape} and same {self.same.shape} "
+                "must be one-dimensional and equally long"
+            )
+        if not 1 <= self.folds <= len(self.same):
+            raise ValueError(
+                f"{len(self.same)} pairs cannot make {self.folds} folds; give at least one a fold"
+            )
+
+    def __len__(self) -> int:
+        return len(self.same)
+
+
+def balanced_pairs(
+    labels: np.ndarray, number_of_pairs: int, seed: int = 0, folds: int = 10
+) -> PairList:
+    """Draw pairs as LFW has them: in each fold as many genuine as impostor pairs, no pair twice.
+
+    Genuine pairs are spread over identities as evenly as their images allow; impostor pairs are
+    uniform over all pairs of images of different identities. Identities are dealt to the folds, so
+    that no fold shares one with another, where every fold then has pairs enough; otherwise folds
+    share identities and ``identity_disjoint`` is false.
+
+    Args:
+        labels: (N,) integers, the identity of each image.
+        number_of_pairs: a multiple of 2 · folds.
+        seed: which pairs.
+        folds: how many folds.
+
+    Raises:
+        ValueError: not a multiple of 2 · folds, or more pairs than there are, saying how many.
+
+    >>> pairs = balanced_pairs(np.repeat(np.arange(40), 5), 200)
+    >>> len(pairs), int(pairs.same.sum()), pairs.identity_disjoint
+    (200, 100, True)
+    """
+    if number_of_pairs < 1 or folds < 1 or number_of_pairs % (2 * folds):
+        nearest = max(1, round(number_of_pairs / (2 * folds))) * 2 * folds
+        raise ValueError(
+            f"number_of_pairs = {number_of_pairs} does not split into {folds} folds of as many "
+            f"genuine as impostor pairs; give a multiple of {2 * folds}, {nearest} say"
+        )
+    generator = np.random.default_rng(seed)
+    images_of = _images_by_identity(np.asarray(labels), generator)
+    genuine, impostor = _pairs_possible(images_of)
+    possible = min(genuine, impostor) // folds * 2 * folds
+    if possible < number_of_pairs:
+        raise ValueError(
+            f"number_of_pairs = {number_of_pairs}, but {len(images_of)} identities with "
+            f"{sum(map(len, images_of))} images allow {genuine} genuine and {impostor} impostor "
+            f"pairs, hence at most {possible} balanced ones in {folds} folds; "
+            "ask for fewer or add images"
+        )
+    half = number_of_pairs // 2
+    groups = [images_of[fold::folds] for fold in range(folds)]
+    identity_disjoint = all(min(_pairs_possible(group)) >= half // folds for group in groups)
+    if not identity_disjoint:
+        groups = [images_of]
+    each = half // len(groups)
+    halves = [
+        np.concatenate([draw(group, each, generator) for group in groups]).reshape(folds, -1, 2)
+        for draw in (_draw_genuine, _draw_impostor)
+    ]
+    first, second = np.concatenate(halves, axis=1).reshape(-1, 2).T
+    same = np.tile(np.repeat([True, False], half // folds), folds)
+    return PairList(first.copy(), second.copy(), same, folds, identity_disjoint)
+
+
+def _images_by_identity(labels: np.ndarray, generator: np.random.Generator) -> list[np.ndarray]:
+    """Each identity's image indices, those with most images first and equals in random order."""
+    counts = np.unique(labels, return_counts=True)[1]
+    groups = np.split(np.argsort(labels, kind="stable"), np.cumsum(counts)[:-1])
+    shuffled = [groups[which] for which in generator.permutation(len(groups))]
+    return sorted(shuffled, key=len, reverse=True)
+
+
+def _pairs_possible(images_of: Sequence[np.ndarray]) -> tuple[int, int]:
+    """How many genuine and how many impostor pairs there are among these identities."""
+    sizes = np.array([len(images) for images in images_of], dtype=np.int64)
+    genuine = int((sizes * (sizes - 1) // 2).sum())
+    return genuine, int(sizes.sum()) * (int(sizes.sum()) - 1) // 2 - genuine
+
+
+def _draw_genuine(
+    images_of: Sequence[np.ndarray], count: int, generator: np.random.Generator
+) -> np.ndarray:
+    """(count, 2) distinct genuine pairs in random order, as evenly over identities as they go."""
+    sizes = np.array([len(images) for images in images_of])
+    possible = sizes * (sizes - 1) // 2
+    quota = np.zeros_like(possible)
+    while missing := count - quota.sum():
+        hungry = np.flatnonzero(quota < possible)
+        share = missing // len(hungry)
+        if share:
+            quota[hungry] = np.minimum(possible[hungry], quota[hungry] + share)
+        else:
+            quota[generator.choice(hungry, missing, replace=False)] += 1
+    drawn = []
+    for images, wanted, limit in zip(images_of, quota, possible, strict=True):
+        if wanted:
+            # Number the pairs i < j row by row of j: pair p of row j has p = j(j-1)/2 + i.
+            which = generator.choice(limit, wanted, replace=False)
+            later = ((1 + np.sqrt(1 + 8.0 * which)) / 2).astype(np.int64)
+            earlier = which - later * (later - 1) // 2
+            drawn.append(np.stack([images[earlier], images[later]], axis=1))
+    return generator.permutation(np.concatenate(drawn))
+
+
+def _draw_impostor(
+    images_of: Sequence[np.ndarray], count: int, generator: np.random.Generator
+) -> np.ndarray:
+    """(count, 2) distinct impostor pairs, uniform over all of them."""
+    images = np.concatenate(images_of)
+    sizes = np.array([len(group) for group in images_of])
+    # With images grouped by identity, each meets every image that stands before its own group.
+    partners = np.repeat(np.cumsum(sizes) - sizes, sizes)
+    ends = np.cumsum(partners)
+    which = generator.choice(int(ends[-1]), count, replace=False)
+    later = np.searchsorted(ends, which, side="right")
+    earlier = which - (ends[later] - partners[later])
+    return np.stack([images[earlier], images[later]], axis=1)
+
+
+def read_lfw_pairs(path: str | Path, image_folder: FaceImages) -> PairList:
+    """Read a list in the format of LFW's ``pairs.txt``.
+
+    The first line is ``folds pairs`` (``10 300``) or, for one fold, ``pairs``; then each fold has
+    that many genuine lines ``name number number`` and as many impostor lines
+    ``name number name number``. Image number 1 of identity ``Name`` is the file ``Name_0001`` with
+    any extension.
+
+    Raises:
+        ValueError: a malformed line, with file and line number; images the folder lacks, named.
+    """
+    path = Path(path)
+    lines = _read_text(path).rstrip().splitlines()
+    header = lines[0].split() if lines else []
+    if len(header) not in (1, 2) or not all(part.isdecimal() and int(part) for part in header):
+        raise ValueError(
+            f"{path}:1: {lines[0] if lines else ''!r}; expected '10 300', the number of folds and "
+            "of genuine (and of impostor) pairs in each"
+        )
+    folds, each = (1, int(header[0])) if len(header) == 1 else (int(header[0]), int(header[1]))
+    if len(lines) - 1 != folds * 2 * each:
+        raise ValueError(
+            f"{path}: {len(lines) - 1} pairs after the header, which promises {folds} x 2 x {each}"
+            "; complete the file or correct its header"
+        )
+    same = np.tile(np.repeat([True, False], each), folds)
+    sides = [
+        _lfw_line(f"{path}:{number}", line, genuine)
+        for number, (line, genuine) in enumerate(zip(lines[1:], same, strict=True), start=2)
+    ]
+    index_of = {
+        (image_folder.class_names[label], PurePath(image_folder.name(index)).stem): index
+        for index, label in enumerate(image_folder.labels)
+    }
+    first, second = _look_up(path, sides, index_of.get, lambda key: f"{key[0]}/{key[1]}")
+    identities = image_folder.labels[np.stack([first, second])]
+    return PairList(first, second, same, folds, _are_disjoint(identities, folds))
+
+
+def _lfw_line(place: str, line: str, genuine: bool) -> list[tuple[str, str]]:
+    """The (identity, file stem) of both sides."""
+    parts = line.split("\t") if "\t" in line else line.split()
+    parts = [part.strip() for part in parts]
+    if len(parts) == 3:
+        parts.insert(2, parts[0])
+    elif len(parts) == 4 and genuine:
+        parts = []
+    if len(parts) != 4 or not (parts[1].isdecimal() and parts[3].isdecimal()):
+        wanted = "name number number" if genuine else "name number name number"
+        raise ValueError(f"{place}: {line!r}; expected {wanted!r} here")
+    if (parts[0] == parts[2]) != genuine:
+        raise ValueError(f"{place}: {line!r}; expected {'one identity' if genuine else 'two'} here")
+    return [(name, f"{name}_{int(number):04d}") for name, number in (parts[:2], parts[2:])]
+
+
+def _are_disjoint(identities: np.ndarray, folds: int) -> bool:
+    """Whether no identity of (2, P) is in two folds."""
+    seen: set[int] = set()
+    for fold in np.array_split(identities, folds, axis=1):
+        inside = set(fold.ravel().tolist())
+        if seen & inside:
+            return False
+        seen |= inside
+    return True
+
+
+def read_csv_pairs(path: str | Path, root: str | Path) -> tuple[PairList, ImageFiles]:
+    """Read a table of pairs with a header line: path_a, path_b, same and optionally fold.
+
+    Paths are relative to ``root``; ``same`` is 1/0, true/false or yes/no. With a ``fold`` column
+    the pairs are put in its order and its folds are used, otherwise they keep the file's order and
+    make 10 folds (fewer if there are fewer pairs). Further columns are ignored.
+
+    Returns:
+        The pairs and the images that they index.
+
+    Raises:
+        ValueError: no pairs, a missing column, a malformed line (with file and line number),
+            missing images (named), folds that differ in size by more than one pair.
+    """
+    path, root = Path(path), Path(root)
+    rows = csv.DictReader(_read_text(path).splitlines())
+    if missing := {"path_a", "path_b", "same"} - set(rows.fieldnames or ()):
+        raise ValueError(f"{path}:1: no column {', '.join(sorted(missing))} in the header line")
+    has_folds = "fold" in (rows.fieldnames or ())
+    sides: list[list[str]] = []
+    same, fold_of = [], []
+    for row in rows:
+        truth = _TRUTH.get((row["same"] or "").strip().lower())
+        fold = (row["fold"] or "").strip() if has_folds else "0"
+        if truth is None or not row["path_a"] or not row["path_b"] or not fold.isdecimal():
+            raise ValueError(
+                f"{path}:{rows.line_num}: {row}; expected two paths, same as 1 or 0"
+                + (" and fold as a whole number" if has_folds else "")
+            )
+        sides.append([row["path_a"], row["path_b"]])
+        same.append(truth)
+        fold_of.append(int(fold))
+    if not sides:
+        raise ValueError(f"{path} holds no pairs below its header line")
+    names = list(dict.fromkeys(name for side in sides for name in side))
+    index_of = {name: index for index, name in enumerate(names) if (root / name).is_file()}
+    first, second = _look_up(path, sides, index_of.get, lambda name: str(root / name))
+    folds = _count_folds(path, fold_of) if has_folds else min(10, len(sides))
+    order = np.argsort(fold_of, kind="stable")
+    pairs = PairList(first[order], second[order], np.array(same)[order], folds)
+    return pairs, ImageFiles(root, names)
+
+
+def _count_folds(path: Path, fold_of: Sequence[int]) -> int:
+    """How many folds; their sizes in ascending order of fold must be those of an even split."""
+    sizes = np.unique(fold_of, return_counts=True)[1]
+    even = [len(part) for part in np.array_split(fold_of, len(sizes))]
+    if sizes.tolist() != even:
+        raise ValueError(
+            f"{path}: its folds have {sizes.tolist()} pairs; the protocol wants {even}: "
+            "move pairs between folds, or remove the column 'fold'"
+        )
+    return len(sizes)
+
+
+def _look_up(
+    path: Path,
+    sides: Sequence[Sequence],
+    index_of: Callable[..., int | None],
+    spell: Callable[..., str],
+) -> tuple[np.ndarray, np.ndarray]:
+    """(P,) indices of the first and of the second sides; ValueError naming the images missing."""
+    found = [[index_of(key) for key in side] for side in sides]
+    missing = list(
+        dict.fromkeys(
+            spell(key)
+            for side, indices in zip(sides, found, strict=True)
+            for key, index in zip(side, indices, strict=True)
+            if index is None
+        )
+    )
+    if missing:
+        more = f" and {len(missing) - _NAMES_SHOWN} more" if len(missing) > _NAMES_SHOWN else ""
+        raise ValueError(
+            f"{path} names {len(missing)} images that do not exist: "
+            f"{', '.join(missing[:_NAMES_SHOWN])}{more}; check the folder given"
+        )
+    first, second = np.array(found, dtype=np.int64).T
+    return first.copy(), second.copy()
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} cannot be read as text ({error}); check the file") from None

@@ -1,0 +1,337 @@
+"""Procedural faces with known identity, nuisance and quality: the data set anybody may ship."""
+
+from __future__ import annotations
+
+import csv
+import math
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from functools import cached_property
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import cv2
+import numpy as np
+
+from .face_degradation import (
+    DEGRADATION_FACTORS,
+    amounts,
+    degrade,
+    quality_of,
+    severities,
+)
+from .face_factors import (
+    CAPTURE_FACTORS,
+    IDENTITY_FACTORS,
+    Expression,
+    FaceCapture,
+    FaceIdentity,
+    Light,
+    Pose,
+    from_uniforms,
+)
+from .face_renderer import Person, render_face
+
+# The last word of a generator's seed, so that no two uses share random numbers. Never 0: a seed
+# that ends in 0 equals the one without it.
+IDENTITY_STREAM, PICTURE_STREAM, PIXEL_STREAM, LABEL_STREAM, SIZE_STREAM = 1, 2, 3, 4, 5
+PICTURE_FACTORS = CAPTURE_FACTORS + DEGRADATION_FACTORS
+
+
+class FaceTruth(NamedTuple):
+    """What is known about one picture.
+
+    Attributes:
+        identity: the person, counted from 0 over all data sets of the seed.
+        pose: degrees.
+        light: direction and kind.
+        expression: amounts.
+        glasses: ``none``, ``clear`` or ``dark``.
+        blur: standard deviation, pixels; 0 none.
+        resolution: pixels across before enlarging; the image's own size for none.
+        noise: standard deviation, grey levels; 0 none.
+        occlusion: share of the face's frame covered; 0 none.
+        compression: JPEG quality; 100 none.
+        quality: in [0, 1], 1 for a picture without any of these five, see ``quality_of``.
+    """
+
+    identity: int
+    pose: Pose
+    light: Light
+    expression: Expression
+    glasses: str
+    blur: float
+    resolution: int
+    noise: float
+    occlusion: float
+    compression: int
+    quality: float
+
+    def flat(self) -> dict[str, object]:
+        """One level of keys (``pose_yaw``, …, ``quality``), for a table."""
+        row: dict[str, object] = {}
+        for key, value in self._asdict().items():
+            if isinstance(value, (Pose, Light, Expression)):
+                row |= {f"{key}_{part}": number for part, number in value._asdict().items()}
+            else:
+                row[key] = value
+        return row
+
+
+def long_tailed_sizes(total: int, count: int, exponent: float) -> np.ndarray:
+    """(count,) int64 class sizes, largest first, that sum to `total`: max(2, c · rank^−exponent).
+
+    Args:
+        total: at least 2 · count.
+
+    >>> long_tailed_sizes(40, 5, 1.0)
+    array([18,  9,  6,  4,  3])
+    """
+    shape = np.arange(1, count + 1, dtype=np.float64) ** -exponent
+    low, high = 0.0, float(total) / shape[-1]
+    for _ in range(100):
+        middle = (low + high) / 2
+        too_many = np.maximum(2, np.floor(middle * shape)).sum() > total
+        low, high = (low, middle) if too_many else (middle, high)
+    sizes = np.maximum(2, np.floor(low * shape)).astype(np.int64)
+    sizes[: total - int(sizes.sum())] += 1
+    return sizes
+
+
+class SyntheticFaces:
+    """Pictures of people who do not exist, drawn when read, each always to the same bytes.
+
+    Person k of a seed is the same in every data set, whatever else is set; so is their n-th picture
+    but for ``nuisance``, ``degraded``, ``degradation`` and ``image_size``. The bytes are the same
+    for the same versions of NumPy and OpenCV. Disjoint ranges of persons make training and test
+    sets.
+
+    Args:
+        num_identities: persons, at least 1.
+        images_per_identity: pictures per person on average, at least 1 (2 if long-tailed).
+        class_sizes: ``balanced``, or ``long_tailed``: max(2, c · rank^−tail_exponent), shuffled
+            over the persons, c such that the average holds.
+        tail_exponent: at least 0; the larger, the fewer persons own most pictures.
+        image_size: pixels, 32 to 512.
+        seed: 0 to 2³² − 1.
+        first_identity: the first person; the data set holds ``num_identities`` from there.
+        nuisance: 0 to 1, how much pose, light, expression, glasses and background vary.
+        degraded: share of the pictures that suffer blur, low resolution, noise, occlusion or
+            compression.
+        degradation: 0 to 1, how badly they do.
+        label_noise: share of the labels that name somebody else (rounded to whole pictures).
+
+    Attributes:
+        labels: (N,) int64, with label noise; 0 is ``first_identity``.
+        true_labels: (N,) int64, without.
+        class_names: the persons' names.
+
+    Raises:
+        ValueError: a setting out of its range, naming it and the remedy.
+
+    >>> faces = SyntheticFaces(num_identities=3, images_per_identity=4)
+    >>> len(faces), faces.read(5).shape, faces.truth(5).identity
+    (12, (112, 112, 3), 1)
+    """
+
+    def __init__(
+        self,
+        *,
+        num_identities: int = 1000,
+        images_per_identity: int = 20,
+        class_sizes: Literal["balanced", "long_tailed"] = "balanced",
+        tail_exponent: float = 1.0,
+        image_size: int = 112,
+        seed: int = 0,
+        first_identity: int = 0,
+        nuisance: float = 0.8,
+        degraded: float = 0.4,
+        degradation: float = 0.8,
+        label_noise: float = 0.0,
+    ) -> None:
+        long_tailed = class_sizes == "long_tailed"
+        if class_sizes not in ("balanced", "long_tailed"):
+            raise ValueError(f"class_sizes = {class_sizes!r}; use 'balanced' or 'long_tailed'")
+        _check("num_identities", num_identities, 1, 2**32)
+        _check("images_per_identity", images_per_identity, 2 if long_tailed else 1, 2**32)
+        _check("tail_exponent", tail_exponent, 0, 10)
+        _check("image_size", image_size, 32, 512)
+        _check("seed", seed, 0, 2**32 - 1)
+        _check("first_identity", first_identity, 0, 2**32 - num_identities)
+        for setting, value in {
+            "nuisance": nuisance, "degraded": degraded,
+            "degradation": degradation, "label_noise": label_noise,
+        }.items():  # fmt: skip
+            _check(setting, value, 0, 1)
+        if label_noise and num_identities == 1:
+            raise ValueError(
+                f"label_noise = {label_noise} needs somebody else to name; "
+                "set num_identities to 2 or more, or label_noise to 0"
+            )
+        self.image_size, self.seed, self.first_identity = image_size, seed, first_identity
+        self.nuisance, self.degraded, self.degradation = nuisance, degraded, degradation
+        sizes = np.full(num_identities, images_per_identity, np.int64)
+        if long_tailed:
+            sizes = long_tailed_sizes(int(sizes.sum()), num_identities, tail_exponent)
+            sizes = np.random.default_rng([seed, first_identity, SIZE_STREAM]).permutation(sizes)
+        self._starts = np.concatenate([[0], np.cumsum(sizes)])
+        self.true_labels = np.repeat(np.arange(num_identities, dtype=np.int64), sizes)
+        self.labels = self._with_noise(label_noise, num_identities)
+        self.class_names = [f"person_{first_identity + k:06d}" for k in range(num_identities)]
+
+    def _with_noise(self, label_noise: float, num_identities: int) -> np.ndarray:
+        labels = self.true_labels.copy()
+        rng = np.random.default_rng([self.seed, self.first_identity, LABEL_STREAM])
+        wrong = rng.permutation(len(labels))[: round(label_noise * len(labels))]
+        if len(wrong):
+            shift = rng.integers(1, num_identities, len(wrong))
+            labels[wrong] = (labels[wrong] + shift) % num_identities
+        return labels
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def name(self, index: int) -> str:
+        """The picture's person and number, such as ``person_000001/0003``, for messages."""
+        identity, picture = self._locate(index)
+        return f"person_{identity:06d}/{picture:04d}"
+
+    def read(self, index: int) -> np.ndarray:
+        """The picture as (image_size, image_size, 3) uint8, RGB.
+
+        Raises:
+            IndexError: no such picture.
+        """
+        identity, picture = self._locate(index)
+        capture, severity, choices = self._picture(identity, picture)
+        rng = np.random.default_rng([self.seed, identity, picture, PIXEL_STREAM])
+        person = self._person(identity)
+        image = render_face(person, capture, self.image_size, self.nuisance, rng)
+        return degrade(image, amounts(severity, self.image_size), choices, rng)
+
+    def truth(self, index: int) -> FaceTruth:
+        """What is known about the picture, without drawing it.
+
+        Raises:
+            IndexError: no such picture.
+        """
+        identity, picture = self._locate(index)
+        shot, severity, _ = self._picture(identity, picture)
+        spoiled = amounts(severity, self.image_size)
+        return FaceTruth(
+            identity=identity,
+            pose=Pose(shot.yaw, shot.pitch, shot.roll),
+            light=Light(
+                shot.light_azimuth, shot.light_elevation, shot.light_hardness,
+                shot.exposure, shot.temperature,
+            ),
+            expression=Expression(
+                shot.smile, shot.mouth_open, shot.brow_raise, shot.eye_closure
+            ),
+            glasses=shot.wears(self._person(identity).factors, self.nuisance),
+            **spoiled._asdict(),
+            quality=float(quality_of(severity)),
+        )  # fmt: skip
+
+    @cached_property
+    def quality(self) -> np.ndarray:
+        """(N,) float64 quality of each picture in [0, 1], as ``truth`` gives it."""
+        quality = np.empty(len(self))
+        for label, start in enumerate(self._starts[:-1]):
+            stop = self._starts[label + 1]
+            rows = self._uniforms(self.first_identity + label, 0, stop - start)
+            spoil = rows[:, CAPTURE_FACTORS:]
+            quality[start:stop] = quality_of(severities(spoil, self.degraded, self.degradation))
+        return quality
+
+    def write(
+        self,
+        folder: str | Path,
+        *,
+        file_format: Literal["png", "jpg"] = "png",
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Path:
+        """Write the pictures into one folder per label, and ``truth.csv`` beside them.
+
+        The folder appears when all is written, or not at all.
+
+        Args:
+            folder: must not exist, or be empty.
+            file_format: PNG keeps the bytes; JPEG (quality 95) is smaller.
+            progress: called with (pictures written, pictures in all) after each.
+
+        Raises:
+            ValueError: the folder holds something, or the format is unknown.
+        """
+        folder = Path(folder)
+        if file_format not in ("png", "jpg"):
+            raise ValueError(f"file_format = {file_format!r}; use 'png' or 'jpg'")
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise ValueError(f"{folder} is not an empty folder; name a new one, or empty it first")
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+        try:
+            self._write_into(partial, file_format, progress)
+            partial.chmod(0o755)
+            os.replace(partial, folder)
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
+        return folder
+
+    def _write_into(
+        self, folder: Path, file_format: str, progress: Callable[[int, int], None] | None
+    ) -> None:
+        for label in np.unique(self.labels):
+            (folder / self.class_names[label]).mkdir()
+        settings = [cv2.IMWRITE_JPEG_QUALITY, 95] if file_format == "jpg" else []
+        with (folder / "truth.csv").open("w", newline="", encoding="utf-8") as file:
+            columns = ["file", "label", "true_label", *self.truth(0).flat()]
+            table = csv.DictWriter(file, columns, lineterminator="\n")
+            table.writeheader()
+            for index, label in enumerate(self.labels):
+                path = f"{self.class_names[label]}/{index:07d}.{file_format}"
+                pixels = cv2.cvtColor(self.read(index), cv2.COLOR_RGB2BGR)
+                encoded = cv2.imencode(f".{file_format}", pixels, settings)[1]
+                (folder / path).write_bytes(encoded.tobytes())
+                row = {"file": path, "label": label, "true_label": self.true_labels[index]}
+                table.writerow(row | self.truth(index).flat())
+                if progress:
+                    progress(index + 1, len(self))
+
+    def _locate(self, index: int) -> tuple[int, int]:
+        """The picture's person, and its number among that person's pictures."""
+        if not 0 <= index < len(self):
+            raise IndexError(f"index {index} is outside 0..{len(self) - 1}")
+        label = int(self.true_labels[index])
+        return self.first_identity + label, int(index - self._starts[label])
+
+    def _uniforms(self, identity: int, picture: int, count: int) -> np.ndarray:
+        """(count, PICTURE_FACTORS) the rows of uniform numbers behind a person's pictures."""
+        bits = np.random.PCG64([self.seed, identity, PICTURE_STREAM])
+        # One step of the generator per number, so any row is reached without the ones before it.
+        bits.advance(picture * PICTURE_FACTORS)
+        return np.random.Generator(bits).random((count, PICTURE_FACTORS))
+
+    def _picture(self, identity: int, picture: int) -> tuple[FaceCapture, np.ndarray, np.ndarray]:
+        """A picture's factors, its (5,) severities, and the choices that degradations make."""
+        row = self._uniforms(identity, picture, 1)
+        capture = from_uniforms(FaceCapture, row[0, :CAPTURE_FACTORS], self.nuisance)
+        spoil = row[:, CAPTURE_FACTORS:]
+        return capture, severities(spoil, self.degraded, self.degradation)[0], spoil[0, -4:]
+
+    def _person(self, identity: int) -> Person:
+        generator = np.random.default_rng([self.seed, identity, IDENTITY_STREAM])
+        return Person(
+            factors=from_uniforms(FaceIdentity, generator.random(IDENTITY_FACTORS)),
+            marks=generator.random((66, 3)),
+            blotches=generator.standard_normal((9, 9)),
+            strands=generator.random((60, 3)),
+        )
+
+
+def _check(setting: str, value: float, lowest: float, highest: float) -> None:
+    if not (math.isfinite(value) and lowest <= value <= highest):
+        raise ValueError(f"{setting} = {value!r} is out of range; use {lowest} to {highest}")

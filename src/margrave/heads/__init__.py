@@ -1,0 +1,6 @@
+"""Heads: embeddings and labels in, loss out."""
+
+from margrave.heads.contract import HEADS, Head
+from margrave.heads.dense import Analysis, DenseHead
+
+__all__ = ["HEADS", "Analysis", "DenseHead", "Head"]

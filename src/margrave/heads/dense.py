@@ -1,0 +1,86 @@
+"""The readable reference: every cosine at once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from margrave.heads.contract import HEADS, Batch, Head
+from margrave.heads.embeddings import unit_and_norm
+
+
+@dataclass(frozen=True, kw_only=True)
+class Analysis:
+    """What lies behind a loss, for looking at it.
+
+    Attributes:
+        loss: (B,) per-sample loss, penalty included.
+        cosines: (B, C) cosθ_j (inner products for softmax).
+        target_cosine: (B,) cosθ_y.
+        margin: (B,) cosθ_y − T, how much the loss takes off the target's cosine.
+        hard_negatives: (B, C) bool, the negatives that the loss re-weights.
+        feature_norm: (B,) ‖x‖.
+    """
+
+    loss: Tensor
+    cosines: Tensor
+    target_cosine: Tensor
+    margin: Tensor
+    hard_negatives: Tensor
+    feature_norm: Tensor
+
+
+@HEADS.register("dense")
+class DenseHead(Head):
+    """A head that holds batch × classes: the truth that every faster head is measured against.
+
+    loss = −log( e^{s·T} / (e^{s·T} + Σ_{j≠y} e^{s·N_j}) ), averaged over the batch.
+
+    >>> head = DenseHead("adaface", num_classes=10, embedding_size=4)
+    >>> loss = head(torch.randn(8, 4), torch.arange(8))
+    >>> loss.backward()
+    >>> head.weight.grad.shape
+    torch.Size([10, 4])
+    """
+
+    def cross_entropy(self, batch: Batch) -> Tensor:
+        products = self._products(batch)
+        target = self.loss.modify_target(batch.target, batch.context)
+        negatives = self.loss.negatives(products, batch.target.detach(), batch.context)
+        modified = negatives.scatter(1, batch.labels[:, None], target[:, None])
+        return functional.cross_entropy(self.loss.scale * modified, batch.labels, reduction="none")
+
+    def _products(self, batch: Batch) -> Tensor:
+        """(B, C) cosines, or inner products plus bias."""
+        if self.bias is None:
+            return batch.unit @ unit_and_norm(self.weight)[0].T
+        return batch.norm[:, None] * (batch.unit @ self.weight.T) + self.bias
+
+    @torch.no_grad()
+    def analyse(self, embeddings: Tensor, labels: Tensor) -> Analysis:
+        """The cosines, margins and hard negatives behind a batch's loss; nothing is updated.
+
+        >>> head = DenseHead("sv_softmax", num_classes=10, embedding_size=4)
+        >>> analysis = head.analyse(torch.randn(8, 4), torch.arange(8))
+        >>> analysis.hard_negatives.shape
+        torch.Size([8, 10])
+        """
+        was_training = self.training
+        self.eval()
+        try:
+            batch = self.prepare(embeddings, labels)
+            products = self._products(batch)
+            hard = self.loss.hard_negatives(products, batch.target, batch.context)
+            return Analysis(
+                loss=self(embeddings, labels, reduction="none"),
+                cosines=products,
+                target_cosine=batch.target,
+                margin=batch.target - self.loss.modify_target(batch.target, batch.context),
+                hard_negatives=hard.scatter(1, batch.labels[:, None], False),
+                feature_norm=batch.norm,
+            )
+        finally:
+            self.train(was_training)

@@ -1,0 +1,123 @@
+"""A backbone with its preprocessing: images in, embeddings out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from margrave import backbones
+from margrave.checkpoints import ModelCard, load_model, load_strictly
+from margrave.data import FaceImages, Fit, fit_image, normalise
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, eq=False)
+class Embedder:
+    """A backbone in evaluation mode and the card that says how its images are prepared.
+
+    Attributes:
+        backbone: (B, 3, S, S) normalised RGB -> (B, D) unnormalised.
+        card: image size, mean and deviation.
+        fit: how an image of another shape becomes square.
+        batch_size: images at a time.
+        precision: of the backbone's arithmetic; bfloat16 is faster on machines made for it.
+    """
+
+    backbone: nn.Module
+    card: ModelCard
+    fit: Fit = "crop"
+    batch_size: int = 64
+    precision: torch.dtype = torch.float32
+
+    def prepare(self, image: np.ndarray, name: str = "the image") -> Tensor:
+        """A (height, width, 3) RGB image as (3, S, S) uint8.
+
+        Raises:
+            ValueError: another shape, or pixels that are not 8-bit, naming what came.
+        """
+        if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
+            detail = " with NaN or infinite pixels" if not np.isfinite(image).all() else ""
+            raise ValueError(
+                f"{name} has shape {image.shape} and dtype {image.dtype}{detail}; "
+                "give (height, width, 3) RGB of dtype uint8"
+            )
+        fitted = fit_image(image, self.card.image_size, self.fit)
+        return torch.from_numpy(np.ascontiguousarray(fitted.transpose(2, 0, 1)))
+
+    @torch.inference_mode()
+    def embed(self, pixels: Tensor) -> Tensor:
+        """(B, 3, S, S) uint8 -> (B, D) float32 unnormalised embeddings."""
+        device = next(self.backbone.parameters()).device
+        was_training = self.backbone.training
+        self.backbone.eval()
+        try:
+            images = normalise(pixels.to(device), self.card.mean, self.card.deviation)
+            low = self.precision in (torch.bfloat16, torch.float16)
+            with torch.autocast(device.type, self.precision if low else None, enabled=low):
+                return self.backbone(images.to(memory_format=torch.channels_last)).float().cpu()
+        finally:
+            self.backbone.train(was_training)
+
+    def embed_images(
+        self,
+        images: FaceImages | Sequence[np.ndarray],
+        indices: np.ndarray | None = None,
+        flips: bool = True,
+        progress: Progress | None = None,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Embeddings of the images and, if asked for, of their mirror images.
+
+        Args:
+            images: a labelled set, or images as arrays.
+            indices: which ones; all by default.
+            flips: embed mirror images too, for flip fusion.
+            progress: called with (images done, images in all).
+
+        Returns:
+            (N, D) and (N, D) float32, the second empty without flips.
+
+        Raises:
+            ValueError: an image that cannot be read, naming it.
+        """
+        wanted = np.arange(len(images)) if indices is None else np.asarray(indices)
+        plain, mirrored = [], []
+        for start in range(0, len(wanted), self.batch_size):
+            part = wanted[start : start + self.batch_size]
+            pixels = torch.stack([self._read(images, int(index)) for index in part])
+            plain.append(self.embed(pixels))
+            if flips:
+                mirrored.append(self.embed(pixels.flip(3)))
+            if progress is not None:
+                progress(start + len(part), len(wanted))
+        if not plain:
+            raise ValueError("there are no images to embed; check the folder or the list")
+        empty = np.empty((0, plain[0].shape[1]), np.float32)
+        return (
+            torch.cat(plain).numpy(),
+            torch.cat(mirrored).numpy() if flips else empty,
+        )
+
+    def _read(self, images: FaceImages | Sequence[np.ndarray], index: int) -> Tensor:
+        if isinstance(images, Sequence):
+            return self.prepare(images[index], f"image {index}")
+        return self.prepare(images.read(index), images.name(index))
+
+
+def load_embedder(path: str | Path, **settings: object) -> Embedder:
+    """The embedder in a model file, or in a run's folder.
+
+    Raises:
+        ValueError: no such file, or one that does not fit its own card.
+    """
+    path = Path(path)
+    path = path / "model.safetensors" if path.is_dir() else path
+    state, card = load_model(path)
+    backbone = backbones.create(card.backbone)
+    load_strictly(backbone, state, str(path))
+    return Embedder(backbone.eval(), card, **settings)  # pyright: ignore[reportArgumentType]

@@ -1,0 +1,71 @@
+"""Angles through their cosines, safe at ±1 in value and in gradient."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+BeyondPi = Literal["monotone", "clip", "none"]
+"""What becomes of cos(θ + m) where θ + m > π: see `add_angle`."""
+
+BaseMargin = Literal["none", "cosine", "angular"]
+"""No margin, CosFace's cosθ − m, or ArcFace's cos(θ + m)."""
+
+
+def sine(cosine: Tensor) -> Tensor:
+    """sin θ ≥ 0 from cos θ; its slope is 0 instead of infinite at the ends.
+
+    >>> sine(torch.tensor([0.6, 1.0])) > 0
+    tensor([True, True])
+    """
+    return (1 - cosine.square()).clamp_min(torch.finfo(cosine.dtype).eps).sqrt()
+
+
+def arccosine(cosine: Tensor, epsilon: float | None = None) -> Tensor:
+    """θ from cos θ clamped to ±(1 − epsilon); epsilon is the dtype's rounding unit by default."""
+    limit = 1 - (torch.finfo(cosine.dtype).eps if epsilon is None else epsilon)
+    return cosine.clamp(-limit, limit).arccos()
+
+
+def rotate(cosine: Tensor, angle: float | Tensor) -> Tensor:
+    """cos(θ + angle) = cosθ·cos(angle) − sinθ·sin(angle), with nothing special beyond π."""
+    angle = torch.as_tensor(angle, dtype=cosine.dtype, device=cosine.device)
+    return cosine * angle.cos() - sine(cosine) * angle.sin()
+
+
+def add_angle(
+    cosine: Tensor, margin: float | Tensor, beyond_pi: BeyondPi, epsilon: float = 1e-4
+) -> Tensor:
+    """cos(θ + margin), with a named rule where θ + margin leaves [0, π].
+
+    - ``monotone``: cosθ − m·sin(π − m) beyond π, so T keeps falling with θ (ArcFace and
+      CurricularFace authors' code).
+    - ``clip``: θ + m clipped to [ε, π − ε] and cosθ to ±(1 − ε); no gradient outside (AdaFace's).
+    - ``none``: cos(θ + m) as it is, rising again beyond π (InsightFace's).
+
+    Args:
+        cosine: (B,) cosθ.
+        margin: m in radians, one number or (B,).
+        beyond_pi: the rule.
+        epsilon: ε of ``clip``, in radians.
+
+    >>> add_angle(torch.tensor([1.0, -1.0]), math.pi / 2, "none").round(decimals=3).abs()
+    tensor([0., 0.])
+    """
+    if beyond_pi == "clip":
+        return (arccosine(cosine, epsilon) + margin).clamp(epsilon, math.pi - epsilon).cos()
+    rotated = rotate(cosine, margin)
+    if beyond_pi == "none":
+        return rotated
+    margin = torch.as_tensor(margin, dtype=cosine.dtype, device=cosine.device)
+    return torch.where(cosine > -margin.cos(), rotated, cosine - margin * margin.sin())
+
+
+def base_margin(cosine: Tensor, margin: float, base: BaseMargin) -> Tensor:
+    """f(m, θ): the bare margin function that support vectors are measured against."""
+    if base == "none":
+        return cosine
+    return cosine - margin if base == "cosine" else rotate(cosine, margin)

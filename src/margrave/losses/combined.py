@@ -1,0 +1,55 @@
+"""The combined margin of SphereFace, ArcFace and CosFace."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from margrave.losses.angles import add_angle, arccosine
+from margrave.losses.contract import LOSSES, Context, Loss
+
+
+@LOSSES.register("combined")
+@dataclass(frozen=True, kw_only=True)
+class Combined(Loss):
+    """All three margins at once.
+
+    T = cos(m₁·θ_y + m₂) − m₃, N_j = cosθ_j.
+
+    Source: ArcFace, arXiv 1801.07698, equation 4; ``CombinedMarginLoss`` of deepinsight/insightface
+    ``arcface_torch/losses.py``, which drops m₂ wherever m₃ > 0; here it is kept.
+
+    Attributes:
+        angle_multiplier: m₁ > 0.
+        angle_margin: m₂ in radians.
+        cosine_margin: m₃ in cosine.
+        beyond_pi: ``none`` (InsightFace's) or ``clip``, see `margrave.losses.angles.add_angle`.
+
+    >>> loss = Combined(angle_multiplier=1.0, angle_margin=0.3, cosine_margin=0.2)
+    >>> round(loss.target(torch.tensor([0.0]), Context()).item(), 4)
+    -0.4955
+    """
+
+    angle_multiplier: float = 1.0
+    angle_margin: float = 0.5
+    cosine_margin: float = 0.0
+    beyond_pi: Literal["clip", "none"] = "none"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.require("angle_multiplier", self.angle_multiplier > 0, "above 0")
+        self.require("angle_margin", 0 <= self.angle_margin < math.pi, "in [0, π)")
+        self.require("cosine_margin", 0 <= self.cosine_margin < 2, "in [0, 2)")
+
+    def target(self, cosine: Tensor, context: Context) -> Tensor:
+        del context
+        if self.angle_multiplier == 1:
+            rotated = add_angle(cosine, self.angle_margin, self.beyond_pi)
+        else:
+            angle = self.angle_multiplier * arccosine(cosine) + self.angle_margin
+            rotated = torch.cos(angle.clamp_max(math.pi) if self.beyond_pi == "clip" else angle)
+        return rotated - self.cosine_margin

@@ -1,0 +1,60 @@
+"""CurricularFace: hard negatives gain weight as training matures."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from margrave.losses.angles import add_angle, rotate
+from margrave.losses.contract import LOSSES, Context, Loss
+
+
+@LOSSES.register("curricularface")
+@dataclass(frozen=True, kw_only=True)
+class CurricularFace(Loss):
+    """Hard negatives are weighted by how far training has come.
+
+    T = cos(θ_y + m), monotone beyond π. Hard where cosθ_j > cos(θ_y + m); hard
+    N_j = cosθ_j·(t + cosθ_j), other N_j = cosθ_j. t ← (1 − momentum)·mean(cosθ_y) + momentum·t,
+    updated before use, starting at 0, without gradient.
+
+    Source: CurricularFace, CVPR 2020, equations 6 to 11; HuangYG123/CurricularFace
+    ``head/metrics.py``. The paper writes the two weights of t the other way round; the authors'
+    code, followed here, has 0.01 on the new value. TFace uses 0.1.
+
+    Attributes:
+        margin: m in radians, 0 ≤ m < π.
+        momentum: the weight of the old t.
+
+    >>> context = Context(mean_target_cosine=torch.tensor(0.2))
+    >>> CurricularFace().negatives(torch.tensor([[0.5, -0.4]]), torch.tensor([0.6]), context)
+    tensor([[ 0.3500, -0.4000]])
+    """
+
+    margin: float = 0.5
+    momentum: float = 0.99
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.require("margin", 0 <= self.margin < math.pi, "in [0, π)")
+        self.require("momentum", 0 <= self.momentum < 1, "in [0, 1)")
+
+    @property
+    def needs(self) -> dict[str, dict[str, Any]]:
+        return {"target_cosine": {"momentum": self.momentum}}
+
+    def target(self, cosine: Tensor, context: Context) -> Tensor:
+        del context
+        return add_angle(cosine, self.margin, "monotone")
+
+    def hard_negatives(self, cosines: Tensor, target_cosine: Tensor, context: Context) -> Tensor:
+        del context
+        return cosines > rotate(target_cosine, self.margin)[:, None]
+
+    def negatives(self, cosines: Tensor, target_cosine: Tensor, context: Context) -> Tensor:
+        hard = self.hard_negatives(cosines, target_cosine, context)
+        return torch.where(hard, cosines * (context["mean_target_cosine"] + cosines), cosines)

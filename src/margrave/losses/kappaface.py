@@ -1,0 +1,62 @@
+"""KappaFace: the margin follows class concentration and class size."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from torch import Tensor
+
+from margrave.losses.angles import BeyondPi, add_angle
+from margrave.losses.contract import LOSSES, Context, Loss
+
+
+@LOSSES.register("kappaface")
+@dataclass(frozen=True, kw_only=True)
+class KappaFace(Loss):
+    """Scattered and small classes get a larger margin.
+
+    T = cos(θ_y + m₀·ψ_y), N_j = cosθ_j; ψ_c = γ·w_κ + (1 − γ)·w_s is recomputed once per epoch
+    from each class's von Mises–Fisher concentration and its size
+    (`margrave.statistics.class_concentration`), and is 1 during the first.
+
+    Source: KappaFace, arXiv 2201.07394, equations 7 to 14. Written from the paper alone.
+
+    Attributes:
+        margin: m₀ in radians, 0 ≤ m₀ < π.
+        temperature: how sharply w_κ answers to the standardised concentration.
+        concentration_share: γ, the share of concentration against size, in [0, 1].
+        estimator: where the features come from: ``momentum_encoder`` (a second forward pass of an
+            averaged network), ``memory_buffer`` (one vector kept per training image) or ``online``
+            (the training forward's own features; neither pass nor buffer).
+        memory_update_weight: weight of the new feature in the memory buffer.
+        beyond_pi: see `margrave.losses.angles.add_angle`.
+
+    >>> import torch
+    >>> context = Context(margin_weight=torch.tensor([0.0, 1.0]))
+    >>> KappaFace(margin=0.5).target(torch.tensor([0.0, 0.0]), context)
+    tensor([ 0.0000, -0.4794])
+    """
+
+    margin: float = 0.8
+    temperature: float = 0.4
+    concentration_share: float = 0.7
+    estimator: Literal["momentum_encoder", "memory_buffer", "online"] = "online"
+    memory_update_weight: float = 0.9
+    beyond_pi: BeyondPi = "monotone"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.require("margin", 0 <= self.margin < math.pi, "in [0, π)")
+        self.require("temperature", self.temperature > 0, "above 0")
+        self.require("concentration_share", 0 <= self.concentration_share <= 1, "in [0, 1]")
+        self.require("memory_update_weight", 0 < self.memory_update_weight <= 1, "in (0, 1]")
+
+    @property
+    def needs(self) -> dict[str, dict[str, Any]]:
+        names = ("temperature", "concentration_share", "estimator", "memory_update_weight")
+        return {"class_concentration": {name: getattr(self, name) for name in names}}
+
+    def target(self, cosine: Tensor, context: Context) -> Tensor:
+        return add_angle(cosine, self.margin * context["margin_weight"], self.beyond_pi)

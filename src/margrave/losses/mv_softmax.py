@@ -1,0 +1,64 @@
+"""MV-Softmax: mis-classified vectors guide the softmax; the sequel of SV-Softmax."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from margrave.losses.angles import BaseMargin, base_margin
+from margrave.losses.contract import LOSSES, Context, Loss
+
+
+@LOSSES.register("mv_softmax")
+@dataclass(frozen=True, kw_only=True)
+class MVSoftmax(Loss):
+    """Negatives above the target's margin are raised, in proportion or by a constant.
+
+    Hard where cosθ_j > f(m, θ_y), f being the bare base margin; hard N_j = (t+1)·cosθ_j + t
+    (adaptive) or cosθ_j + t (fixed), other N_j = cosθ_j. T = f(m, θ_y), or cosθ_y where the easy
+    margin spares it. Adaptive weighting with t is SV-Softmax's with t + 1.
+
+    Source: Mis-classified Vector Guided Softmax Loss, AAAI 2020, equations 7 to 9; ``MV-AM`` and
+    ``MV-Arc`` of xiaoboCASIA/SV-X-Softmax ``fc_layers.py``.
+
+    Attributes:
+        base: the base margin f.
+        margin: m, in cosine or in radians; unused by base ``none``.
+        hard_weight: t ≥ 0; at 0 the loss is its base margin's.
+        weighting: ``adaptive`` or ``fixed``.
+        easy_margin: apply the margin only where cosθ_y > 0.
+
+    >>> loss = MVSoftmax(weighting="fixed", hard_weight=0.2)
+    >>> loss.negatives(torch.tensor([[0.5, 0.1]]), torch.tensor([0.6]), Context())
+    tensor([[0.7000, 0.1000]])
+    """
+
+    scale: float = 32.0
+    base: BaseMargin = "cosine"
+    margin: float = 0.35
+    hard_weight: float = 0.2
+    weighting: Literal["adaptive", "fixed"] = "adaptive"
+    easy_margin: bool = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.require("margin", 0 <= self.margin < math.pi, "in [0, π)")
+        self.require("hard_weight", self.hard_weight >= 0, "at least 0")
+
+    def target(self, cosine: Tensor, context: Context) -> Tensor:
+        del context
+        modified = base_margin(cosine, self.margin, self.base)
+        return torch.where(cosine > 0, modified, cosine) if self.easy_margin else modified
+
+    def hard_negatives(self, cosines: Tensor, target_cosine: Tensor, context: Context) -> Tensor:
+        del context
+        return cosines > base_margin(target_cosine, self.margin, self.base)[:, None]
+
+    def negatives(self, cosines: Tensor, target_cosine: Tensor, context: Context) -> Tensor:
+        hard = self.hard_negatives(cosines, target_cosine, context)
+        slope = self.hard_weight + 1 if self.weighting == "adaptive" else 1.0
+        return torch.where(hard, slope * cosines + self.hard_weight, cosines)

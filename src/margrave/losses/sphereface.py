@@ -1,0 +1,69 @@
+"""SphereFace: a multiplicative margin on the target's angle, annealed in."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from margrave.losses.angles import arccosine
+from margrave.losses.contract import LOSSES, Context, Loss
+
+
+@LOSSES.register("sphereface")
+@dataclass(frozen=True, kw_only=True)
+class SphereFace(Loss):
+    """A multiplicative angular margin, mixed with the plain cosine while training is young.
+
+    T = [λ·cosθ_y + ψ(θ_y)] / (1 + λ), ψ(θ) = (−1)^k cos(mθ) − 2k for θ in [kπ/m, (k+1)π/m],
+    λ = max(minimum, start·(1 + decay·iteration)^−power); N_j = cosθ_j.
+
+    Source: SphereFace, arXiv 1704.08063; the schedule and s 32 are those of ``SphereFace`` of
+    xiaoboCASIA/SV-X-Softmax ``fc_layers.py`` (cosines there are of unit features, as here).
+
+    Attributes:
+        margin: m, a whole number from 1 to 5.
+        plain_weight_start: λ at the start.
+        plain_weight_minimum: the smallest λ.
+        plain_weight_decay: how fast λ falls per iteration.
+        plain_weight_power: the exponent of its fall.
+
+    >>> context = Context(iteration=torch.tensor(10**9))
+    >>> SphereFace(plain_weight_minimum=0).target(torch.tensor([1.0, -1.0]), context).round()
+    tensor([ 1., -7.])
+    """
+
+    scale: float = 32.0
+    margin: int = 4
+    plain_weight_start: float = 1000.0
+    plain_weight_minimum: float = 5.0
+    plain_weight_decay: float = 1e-4
+    plain_weight_power: float = 2.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.require("margin", self.margin in (1, 2, 3, 4, 5), "a whole number from 1 to 5")
+        self.require("plain_weight_minimum", self.plain_weight_minimum >= 0, "at least 0")
+
+    @property
+    def needs(self) -> dict[str, dict[str, Any]]:
+        return {"iteration": {}}
+
+    def target(self, cosine: Tensor, context: Context) -> Tensor:
+        decayed = (1 + self.plain_weight_decay * context["iteration"]) ** -self.plain_weight_power
+        plain_weight = (self.plain_weight_start * decayed).clamp_min(self.plain_weight_minimum)
+        section = (self.margin * arccosine(cosine.detach()) / math.pi).floor()
+        section = section.clamp_max(self.margin - 1)
+        sign = 1 - 2 * (section % 2)
+        folded = sign * self._multiplied_angle(cosine) - 2 * section
+        return (plain_weight * cosine + folded) / (1 + plain_weight)
+
+    def _multiplied_angle(self, cosine: Tensor) -> Tensor:
+        """cos(mθ) by Chebyshev's recurrence, whose slope is finite everywhere."""
+        previous, current = torch.ones_like(cosine), cosine
+        for _ in range(self.margin - 1):
+            previous, current = current, 2 * cosine * current - previous
+        return current

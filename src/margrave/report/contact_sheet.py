@@ -1,0 +1,36 @@
+"""Many images on one page, to look at."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+GAP = 4
+
+
+def contact_sheet(rows: Sequence[Sequence[np.ndarray]], path: Path) -> None:
+    """Write rows of equally large RGB images as one PNG on white.
+
+    Args:
+        rows: (S, S, 3) uint8 images; a row may be shorter than the others.
+        path: the file to write.
+
+    Raises:
+        ValueError: no images.
+    """
+    sizes = {image.shape for row in rows for image in row}
+    if len(sizes) != 1:
+        raise ValueError(f"a contact sheet needs images of one size, not {sorted(sizes)}")
+    height, width, _ = sizes.pop()
+    columns = max(len(row) for row in rows)
+    shape = (len(rows) * (height + GAP) + GAP, columns * (width + GAP) + GAP, 3)
+    sheet = np.full(shape, 255, np.uint8)
+    for line, row in enumerate(rows):
+        for column, image in enumerate(row):
+            top, left = GAP + line * (height + GAP), GAP + column * (width + GAP)
+            sheet[top : top + height, left : left + width] = image
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(cv2.imencode(".png", cv2.cvtColor(sheet, cv2.COLOR_RGB2BGR))[1].tobytes())

@@ -1,0 +1,77 @@
+"""What a running statistic sees, keeps and gives."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from torch import Tensor, nn
+
+from margrave.distributed import World
+from margrave.registry import Registry
+
+
+@dataclass(frozen=True, kw_only=True)
+class Observation:
+    """One step as the statistics see it, without gradient.
+
+    Attributes:
+        unit_embeddings: (B, D) x̂.
+        feature_norm: (B,) ‖x‖.
+        target_cosine: (B,) cosθ_y.
+        labels: (B,) the classes.
+        sample_indices: (B,) the training images' numbers, where the loop gives them.
+        momentum_embeddings: (B, D) the momentum encoder's embeddings, where the loop gives them.
+    """
+
+    unit_embeddings: Tensor
+    feature_norm: Tensor
+    target_cosine: Tensor
+    labels: Tensor
+    sample_indices: Tensor | None = None
+    momentum_embeddings: Tensor | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Surroundings:
+    """What a statistic is built for.
+
+    Attributes:
+        num_classes: C.
+        embedding_size: D.
+        num_samples: training images, where a statistic keeps something for each.
+        world: the ranks to synchronise with.
+    """
+
+    num_classes: int
+    embedding_size: int
+    num_samples: int | None = None
+    world: World = field(default_factory=World)
+
+
+class Statistic(nn.Module):
+    """Running state in buffers, equal on every rank.
+
+    A subclass is registered under the name that losses put in `needs`, takes `Surroundings` and its
+    own settings, and implements `update` (training only, before use) and `context`.
+    """
+
+    reads: frozenset[str] = frozenset()
+    """The optional fields of `Observation` that this statistic cannot do without."""
+
+    def __init__(self, surroundings: Surroundings) -> None:
+        super().__init__()
+        self.surroundings = surroundings
+
+    def update(self, observation: Observation) -> None:
+        """Take a training step into account."""
+        raise NotImplementedError
+
+    def context(self, observation: Observation) -> dict[str, Tensor]:
+        """The fields of `margrave.losses.Context` that this statistic provides."""
+        raise NotImplementedError
+
+    def end_epoch(self) -> None:
+        """Called by the loop when every training sample has passed once."""
+
+
+STATISTICS: Registry[type[Statistic]] = Registry("statistic")

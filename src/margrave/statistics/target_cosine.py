@@ -1,0 +1,35 @@
+"""The running mean of the target cosine: CurricularFace's t."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from margrave.distributed import all_reduce_sum
+from margrave.statistics.contract import STATISTICS, Observation, Statistic, Surroundings
+
+
+@STATISTICS.register("target_cosine")
+class TargetCosine(Statistic):
+    """t ← (1 − momentum)·mean(cosθ_y) + momentum·t over the batch of all ranks, from 0.
+
+    Source: CurricularFace, CVPR 2020, equation 11 as the authors' code has it.
+    """
+
+    mean: Tensor
+
+    def __init__(self, surroundings: Surroundings, *, momentum: float) -> None:
+        super().__init__(surroundings)
+        self.momentum = momentum
+        self.register_buffer("mean", torch.zeros(()))
+
+    def update(self, observation: Observation) -> None:
+        cosine = observation.target_cosine
+        total = torch.stack([cosine.sum(), cosine.new_tensor(float(cosine.numel()))])
+        total, count = all_reduce_sum(total, self.surroundings.world).unbind()
+        batch_mean = (total / count).to(self.mean)
+        self.mean.copy_((1 - self.momentum) * batch_mean + self.momentum * self.mean)
+
+    def context(self, observation: Observation) -> dict[str, Tensor]:
+        # A copy: the buffer changes in place while earlier steps may still await their backward.
+        return {"mean_target_cosine": self.mean.to(observation.target_cosine, copy=True)}

@@ -1,0 +1,67 @@
+"""A run's curve: JSON lines, and TensorBoard where asked for."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+
+class MetricsLog:
+    """Appends lines to ``metrics.jsonl`` and forgets those written after a checkpoint.
+
+    Args:
+        folder: the run's folder.
+        tensorboard: write events beside the lines.
+        length: bytes that a checkpoint vouches for; later ones are cut off.
+        step: where TensorBoard goes on.
+
+    Raises:
+        ValueError: TensorBoard is asked for and not installed.
+    """
+
+    def __init__(
+        self, folder: Path, tensorboard: bool = False, length: int = 0, step: int = 0
+    ) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._file = open(folder / "metrics.jsonl", "a+b")  # noqa: SIM115 - open as long as the log
+        self._file.truncate(length)
+        self._events = _event_writer(folder, step) if tensorboard else None
+
+    @property
+    def length(self) -> int:
+        """Bytes so far."""
+        return self._file.tell()
+
+    def write(self, kind: str, step: int, values: dict[str, Any]) -> None:
+        """One line: ``{"kind": …, "step": …, **values}``."""
+        line = {"kind": kind, "step": step, **values}
+        self._file.write(json.dumps(line, allow_nan=False, default=str).encode() + b"\n")
+        self._file.flush()
+        if self._events is not None:
+            for name, value in values.items():
+                if isinstance(value, int | float) and math.isfinite(value):
+                    self._events.add_scalar(f"{kind}/{name}", value, step)
+
+    def close(self) -> None:
+        """Flush and close the files."""
+        self._file.close()
+        if self._events is not None:
+            self._events.close()
+
+
+def _event_writer(folder: Path, step: int) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise ValueError(
+            "training.tensorboard needs TensorBoard: install margrave[track], or set it to false"
+        ) from error
+    return SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The lines of a metrics file; a last line cut off by a crash is left out."""
+    lines = path.read_text().split("\n")
+    return [json.loads(line) for line in lines[:-1]]

@@ -1,0 +1,34 @@
+"""The learning rate's factor at any moment, as a pure function."""
+
+from __future__ import annotations
+
+import math
+
+from margrave.training.settings import ScheduleSettings
+
+
+def learning_rate_factor(schedule: ScheduleSettings, epoch: float, epochs: float) -> float:
+    """What the learning rate is multiplied by.
+
+    Args:
+        schedule: its shape.
+        epoch: time since the start, in epochs.
+        epochs: the whole training.
+
+    >>> steps = ScheduleSettings(kind="step", milestones=(10, 18), factor=0.1)
+    >>> [round(learning_rate_factor(steps, epoch, 24), 3) for epoch in (0, 10, 20)]
+    [1.0, 0.1, 0.01]
+    >>> learning_rate_factor(ScheduleSettings(warmup_epochs=2), 1, 10)
+    0.5
+    """
+    if epoch < schedule.warmup_epochs:
+        return epoch / schedule.warmup_epochs
+    if schedule.kind == "step":
+        return schedule.factor ** sum(epoch >= milestone for milestone in schedule.milestones)
+    if schedule.kind == "constant":
+        return 1.0
+    remaining = max(epochs - schedule.warmup_epochs, 1e-9)
+    progress = min((epoch - schedule.warmup_epochs) / remaining, 1.0)
+    if schedule.kind == "polynomial":
+        return (1 - progress) ** schedule.power
+    return (1 + math.cos(math.pi * progress)) / 2

@@ -1,0 +1,71 @@
+"""What a training can be told, as one checked block of settings."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from margrave.registry import Settings
+
+
+class OptimizerSettings(Settings):
+    """SGD or AdamW; norms and biases never decay."""
+
+    kind: Literal["sgd", "adamw"] = "sgd"
+    learning_rate: float = Field(default=0.1, gt=0)
+    """The rate that the schedule multiplies."""
+    momentum: float = Field(default=0.9, ge=0, lt=1)
+    """Of SGD; AdamW's first moment."""
+    second_momentum: float = Field(default=0.999, ge=0, lt=1)
+    """Of AdamW's second moment."""
+    weight_decay: float = Field(default=5e-4, ge=0)
+
+
+class ScheduleSettings(Settings):
+    """How the learning rate moves; times are in epochs."""
+
+    kind: Literal["constant", "step", "cosine", "polynomial"] = "cosine"
+    warmup_epochs: float = Field(default=0.0, ge=0)
+    """Linear rise from 0."""
+    milestones: tuple[float, ...] = ()
+    """Of ``step``: where the rate is multiplied by `factor`."""
+    factor: float = Field(default=0.1, gt=0, le=1)
+    power: float = Field(default=2.0, gt=0)
+    """Of ``polynomial``: (1 − progress)^power."""
+
+
+class TrainingSettings(Settings):
+    """The loop's own settings."""
+
+    epochs: int = Field(default=20, ge=1)
+    batch_size: int = Field(default=128, ge=2)
+    """Images per optimiser step, over all micro-batches."""
+    accumulate: int = Field(default=1, ge=1)
+    """Micro-batches that a batch is cut into, to fit the memory."""
+    optimizer: OptimizerSettings = OptimizerSettings()
+    schedule: ScheduleSettings = ScheduleSettings()
+    clip_norm: float | None = Field(default=None, gt=0)
+    """Largest norm of all gradients together."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Of the backbone; the head computes in float32."""
+    channels_last: bool = True
+    """Memory layout in which most machines convolve faster."""
+    weight_average: float | None = Field(default=None, gt=0, lt=1)
+    """Momentum of an exponential moving average of the weights, which then is the model."""
+    encoder_momentum: float = Field(default=0.9, ge=0, lt=1)
+    """Of KappaFace's momentum encoder, where its estimator asks for one."""
+    workers: int = Field(default=0, ge=0)
+    """Processes that read images ahead."""
+    threads: int | None = Field(default=None, ge=1)
+    """Cores for the arithmetic; by default all that torch finds."""
+    seed: int = Field(default=0, ge=0)
+    accelerator: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    maximum_unreadable: int = Field(default=100, ge=0)
+    """Unreadable images that are named and skipped before training gives up."""
+    log_steps: int = Field(default=10, ge=1)
+    """Steps between two lines of metrics."""
+    checkpoint_seconds: float = Field(default=300.0, ge=0)
+    """Seconds between two checkpoints; one is written after every epoch too."""
+    tensorboard: bool = False
+    """Write TensorBoard events beside the JSON lines (extra `track`)."""

@@ -1,0 +1,134 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from margrave.evaluation import evaluate_pairs, evaluate_strata, fuse_flips, tar_at_far
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "evaluation"
+
+
+def _pairs(seed: int = 0, pairs: int = 200, noise: float = 1.2) -> tuple[np.ndarray, ...]:
+    generator = np.random.default_rng(seed)
+    first, stranger, change = generator.standard_normal((3, pairs, 16))
+    same = np.arange(pairs) // 10 % 2 == 0
+    return first, np.where(same[:, None], first + noise * change, stranger), same
+
+
+@pytest.mark.parametrize("path", sorted(GOLDEN.glob("pairs_*.npz")), ids=lambda path: path.stem)
+def test_golden(path: Path) -> None:
+    golden = np.load(path, allow_pickle=False)
+    embeddings = golden["embeddings"]
+    result = evaluate_pairs(embeddings[0::2], embeddings[1::2], golden["issame"], resamples=0)
+    assert result.fold_accuracy == tuple(golden["fold_accuracy"].tolist())
+    assert result.accuracy == golden["accuracy"]
+    assert result.accuracy_deviation == golden["accuracy_std"]
+    np.testing.assert_array_equal(result.roc_thresholds, golden["roc_thresholds"])
+    np.testing.assert_allclose(result.roc_tpr, golden["roc_tpr"], rtol=0, atol=1e-15)
+    np.testing.assert_allclose(result.roc_fpr, golden["roc_fpr"], rtol=0, atol=1e-15)
+
+
+def test_there_are_golden_files() -> None:
+    assert len(list(GOLDEN.glob("pairs_*.npz"))) == 3
+
+
+def test_result_survives_json_and_names_its_protocol() -> None:
+    first, second, same = _pairs()
+    result = evaluate_pairs(first, second, same, resamples=50)
+    found = json.loads(json.dumps(result.to_json(), allow_nan=False))
+    assert found["protocol"].startswith("LFW 10-fold")
+    assert found["pairs"] == 200 and found["genuine"] == 100
+    assert found["intervals"]["resampled"] == "pairs"
+    assert result.accept_rates == tuple(
+        type(rate)(**{**vars(rate), "interval": interval})
+        for rate, interval in zip(
+            tar_at_far(_cosines(first, second), same),
+            result.intervals.true_accept_rates if result.intervals else (),
+            strict=True,
+        )
+    )
+
+
+def _cosines(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    units = [rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in (first, second)]
+    return 1 - np.square(units[0] - units[1]).sum(1) / 2
+
+
+def test_length_does_not_matter_and_inputs_stay() -> None:
+    first, second, same = _pairs()
+    copies = first.copy(), second.copy(), same.copy()
+    plain = evaluate_pairs(first, second, same, resamples=0)
+    assert evaluate_pairs(4 * first, second / 8, same, resamples=0) == plain
+    for before, after in zip(copies, (first, second, same), strict=True):
+        np.testing.assert_array_equal(before, after)
+
+
+def test_fusing_flips_adds_raw_embeddings() -> None:
+    generator = np.random.default_rng(0)
+    plain, flipped = generator.standard_normal((2, 5, 8))
+    total = plain + flipped
+    expected = total / np.linalg.norm(total, axis=1, keepdims=True)
+    np.testing.assert_allclose(fuse_flips(plain, flipped), expected)
+    flipped[[1, 3]] = -plain[[1, 3]]
+    with pytest.raises(ValueError, match=r"2 rows of embeddings \+ flipped.*: 1, 3"):
+        fuse_flips(plain, flipped)
+    with pytest.raises(ValueError, match="must agree"):
+        fuse_flips(plain, flipped[:2])
+
+
+def test_unfit_pairs_are_refused() -> None:
+    first, second, same = _pairs(pairs=20)
+    with pytest.raises(ValueError, match="20 pairs and 21 folds"):
+        evaluate_pairs(first, second, same, folds=21)
+    with pytest.raises(ValueError, match="at least 2 folds"):
+        evaluate_pairs(first, second, same, folds=1)
+    with pytest.raises(ValueError, match="needs both"):
+        evaluate_pairs(first, second, np.ones(20, bool))
+    with pytest.raises(ValueError, match="must agree"):
+        evaluate_pairs(first[:19], second, same)
+    broken = first.copy()
+    broken[4, 2] = np.nan
+    with pytest.raises(ValueError, match=r"1 rows of embeddings_a .*: 4"):
+        evaluate_pairs(broken, second, same)
+    with pytest.raises(ValueError, match=r"pair 10 .* has identities"):
+        evaluate_pairs(first, second, same, identities=np.zeros((20, 2), int), resamples=0)
+
+
+def test_a_fold_of_one_class_is_legal() -> None:
+    first, second, same = _pairs()
+    order = np.argsort(same, kind="stable")
+    result = evaluate_pairs(first[order], second[order], same[order], resamples=20)
+    assert 0 < result.accuracy <= 1 and np.isfinite(result.roc_tpr).all()
+
+
+def test_strata_add_up_to_the_whole() -> None:
+    first, second, same = _pairs(noise=1.6)
+    quality = np.random.default_rng(1).random(200)
+    whole = evaluate_pairs(first, second, same, resamples=0)
+    strata = evaluate_strata(first, second, same, quality, [0.25, 0.5])
+    assert [(part.low, part.high) for part in strata] == [(None, 0.25), (0.25, 0.5), (0.5, None)]
+    assert sum(part.pairs for part in strata) == 200
+    assert sum(part.genuine for part in strata) == 100
+    # Folds are equally large here, so the mean over folds is the mean over pairs.
+    right = sum((part.accuracy or 0) * part.pairs for part in strata)
+    assert right / 200 == pytest.approx(whole.accuracy)
+    for place, rate in enumerate(whole.accept_rates):
+        accepted = sum((part.tar[place] or 0) * part.genuine for part in strata)
+        assert accepted / 100 == pytest.approx(rate.tar)
+    json.dumps([part.to_json() for part in strata], allow_nan=False)
+
+
+def test_empty_strata_say_none() -> None:
+    first, second, same = _pairs()
+    empty = evaluate_strata(first, second, same, np.ones(200), [0.0])[0]
+    assert (empty.pairs, empty.accuracy, set(empty.tar)) == (0, None, {None})
+
+
+@pytest.mark.parametrize("edges", [[0.5, 0.5], [1.0, 0.0], [np.nan]])
+def test_edges_must_ascend(edges: list[float]) -> None:
+    first, second, same = _pairs()
+    with pytest.raises(ValueError, match="ascend"):
+        evaluate_strata(first, second, same, np.ones(200), edges)
