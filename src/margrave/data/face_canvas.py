@@ -64,7 +64,7 @@ def moved(points: np.ndarray, x: float, y: float) -> np.ndarray:
 
 def mirrored(points: np.ndarray) -> np.ndarray:
     """(n, points, 2), the left half's and the right half's, of (points, 2) on the right half."""
-    return np.stack([points * (-1.0, 1.0), points])
+    return points * MIRROR
 
 
 def ribbon(line: np.ndarray, width: float | np.ndarray) -> np.ndarray:
@@ -79,6 +79,7 @@ def ribbon(line: np.ndarray, width: float | np.ndarray) -> np.ndarray:
     return np.concatenate([line + across, (line - across)[..., ::-1, :]], axis=-2)
 
 
+MIRROR = np.array([[[-1.0, 1.0]], [[1.0, 1.0]]])
 CIRCLE = np.stack([f(np.arange(14) * (2 * np.pi / 14)) for f in (np.cos, np.sin)], axis=1)
 
 

@@ -145,8 +145,7 @@ def paint_eyes(
     gaze = moved(middle, 0.035 * capture.gaze_x, 0.02 * capture.gaze_y)
     glint = 0.026 if capture.light_azimuth > 0 else -0.026
     canvas.fill(between(upper, lower), mix((226, 220, 214), skin, 0.28))
-    canvas.discs(gaze, who.iris_size, dim(iris, 0.55))
-    canvas.discs(gaze, 0.84 * who.iris_size, iris)
+    canvas.discs(gaze, who.iris_size, iris)
     canvas.discs(gaze, 0.42 * who.iris_size, (14, 10, 10))
     canvas.discs(moved(gaze, glint, -0.024), 0.015, (240, 240, 240))
     crease = moved(upper, 0.0, -who.lid_crease - 0.03 * capture.eye_closure)
@@ -154,7 +153,7 @@ def paint_eyes(
     hidden = [between(lower, moved(lower, 0.0, 0.08)), between(upper, moved(crease, 0.0, -0.05))]
     canvas.fill(np.concatenate(hidden), skin)
     canvas.fill(between(upper, crease), lid)
-    canvas.fill(ribbon(lower, 0.010), mix(skin, lash, 0.45))
+    canvas.crease(lower, 0.35)
     taper = who.lashes * (1 + capture.makeup) * (0.85 + 0.4 * ACROSS)
     canvas.fill(ribbon(upper, taper), lash)
     canvas.crease(crease[:, 1:], 0.36)
@@ -235,7 +234,7 @@ def paint_mouth(
         canvas.fill(np.concatenate([bite, teeth[::-1]]), mix((214, 204, 190), skin, 0.15))
     canvas.fill(ribbon(upper_seam, 0.014), dim(lip, 0.45))
     shine = moved(lower_seam[7:-7], 0.0, 0.45 * who.lower_lip)
-    canvas.fill(ribbon(shine, 0.018), mix(lip, (255, 235, 230), 0.16))
+    canvas.strands(shine, mix(lip, (255, 235, 230), 0.2))
     hollow = moved(lower_edge[5:-5], 0.0, 0.012)
     canvas.shade(np.concatenate([hollow, moved(hollow, 0.0, 0.045)[::-1]]), 0.2)
     dimple = np.array([(wide, corner - 0.012), (1.06 * wide, corner + 0.02)])

@@ -37,8 +37,9 @@ def both_sides(x: float, y: float, width: float, height: float) -> list[Bump]:
 def sum_of_bumps(bumps: list[Bump], weights: np.ndarray) -> np.ndarray:
     """Σ weight · bump over the grid: weights (bumps, channels) to (channels, GRID, GRID)."""
     table = np.array(bumps, dtype=np.float32)
-    across = np.exp(-0.5 * ((AXIS - table[:, 0:1]) / table[:, 2:3]) ** 2)
-    down = np.exp(-0.5 * ((AXIS - table[:, 1:2]) / table[:, 3:4]) ** 2)
+    offset = (AXIS - table[:, :2, None]) / table[:, 2:, None]
+    profile = np.exp(-0.5 * (offset * offset))
+    across, down = profile[:, 0], profile[:, 1]
     weighted = (weights.T.astype(np.float32)[:, None, :] * down.T).reshape(-1, len(bumps))
     return (weighted @ across).reshape(-1, GRID, GRID)
 
@@ -86,9 +87,10 @@ def lighting(
     light_y, light_z = -math.sin(elevation), math.cos(azimuth) * math.cos(elevation)
     slope_x = cv2.Sobel(height, cv2.CV_32F, 1, 0, ksize=3, scale=1 / 8 / (AXIS[1] - AXIS[0]))
     slope_y = cv2.Sobel(height, cv2.CV_32F, 0, 1, ksize=3, scale=1 / 8 / (AXIS[1] - AXIS[0]))
-    length = np.sqrt(1 + slope_x**2 + slope_y**2)
-    toward = np.maximum((light_z - light_x * slope_x - light_y * slope_y) / length, 0.0)
-    shine = np.maximum((1.0 - 0.6 * light_x * slope_x - 0.6 * light_y * slope_y) / length, 0.0)
+    length = np.sqrt(1 + slope_x * slope_x + slope_y * slope_y)
+    tilt = light_x * slope_x + light_y * slope_y
+    toward = np.maximum((light_z - tilt) / length, 0.0)
+    shine = (1.0 - 0.6 * tilt) / length
     gloss = np.square(np.square(np.square(shine * shine * shine)))
     hardness = capture.light_hardness
     light = (1.02 - 0.55 * hardness) + 0.80 * hardness * toward + 0.07 * hardness * gloss

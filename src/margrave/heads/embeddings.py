@@ -25,7 +25,7 @@ def unit_and_norm(vectors: Tensor) -> tuple[Tensor, Tensor]:
     """
     # The quotient by a constant leaves the direction's gradient exact and keeps squares finite.
     largest = vectors.detach().abs().amax(dim=1, keepdim=True)
-    alive = largest > SMALLEST_LENGTH
+    alive = ~(largest <= SMALLEST_LENGTH)  # so that NaN stays NaN and is noticed
     largest = torch.where(alive, largest, 1)
     scaled = torch.where(alive, vectors / largest, 0)
     length = torch.linalg.vector_norm(scaled, dim=1, keepdim=True)

@@ -56,6 +56,8 @@ def fit(
     settings, checkpoint = training.settings, folder / CHECKPOINT
     log_length = 0
     remove_unfinished(folder)
+    # What happened between setting up and here must not matter.
+    torch.manual_seed(settings.seed)
     if resume:
         state = load_checkpoint(checkpoint)
         training.load_state_dict(state)

@@ -1,0 +1,245 @@
+"""The loop: it learns, resumes bit for bit, accumulates exactly, and stops with a diagnosis."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from margrave.data import TrainingImages
+from margrave.losses import create
+from margrave.training import (
+    CHECKPOINT,
+    NonFiniteLossError,
+    Training,
+    TrainingSettings,
+    fit,
+    read_metrics,
+    set_up,
+)
+from margrave.training import loop as loop_module
+
+SIZE, CLASSES, EACH = 16, 4, 12
+
+
+class Patches:
+    """Tiny images whose identity is a pattern under noise; some can be made unreadable."""
+
+    def __init__(self, unreadable: tuple[int, ...] = ()) -> None:
+        self.labels = np.repeat(np.arange(CLASSES), EACH)
+        self.class_names = [f"pattern {number}" for number in range(CLASSES)]
+        self.unreadable = unreadable
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def name(self, index: int) -> str:
+        return f"patch {index}"
+
+    def read(self, index: int) -> np.ndarray:
+        if index in self.unreadable:
+            raise ValueError(f"patch {index} is torn")
+        pattern = np.random.default_rng(int(self.labels[index])).integers(0, 256, (SIZE, SIZE, 3))
+        noise = np.random.default_rng(1000 + index).normal(0, 30, (SIZE, SIZE, 3))
+        return (pattern + noise).clip(0, 255).astype(np.uint8)
+
+
+BACKBONE = {
+    "kind": "iresnet",
+    "block_counts": (1, 1, 1, 1),
+    "channels": (4, 4, 8, 8),
+    "image_size": SIZE,
+    "embedding_size": 8,
+    "dropout": 0.1,
+}
+
+
+def training(images: Patches | None = None, loss: dict | None = None, **settings) -> Training:
+    values = {"epochs": 3, "batch_size": 8, "log_steps": 1, "threads": 1, "accelerator": "cpu"}
+    return set_up(
+        TrainingSettings.model_validate(values | settings),
+        TrainingImages(images or Patches(), SIZE),
+        CLASSES,
+        BACKBONE,
+        create(loss or {"kind": "adaface", "scale": 16}),
+        {"kind": "dense"},
+    )
+
+
+def weights(trained: Training) -> dict[str, torch.Tensor]:
+    state = trained.state_dict()
+    return {
+        f"{part}.{name}": value
+        for part in ("backbone", "head", "average", "encoder")
+        for name, value in state.get(part, {}).items()
+    }
+
+
+def assert_identical(one: Training, other: Training) -> None:
+    ours, theirs = weights(one), weights(other)
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def curve(folder: Path) -> list[dict]:
+    lines = read_metrics(folder / "metrics.jsonl")
+    return [{k: v for k, v in line.items() if k != "images_per_second"} for line in lines]
+
+
+def test_it_learns(tmp_path: Path) -> None:
+    trained = training(epochs=6, optimizer={"learning_rate": 0.05})
+    fit(trained, tmp_path)
+    losses = [line["loss"] for line in curve(tmp_path)]
+    assert np.mean(losses[-6:]) < 0.7 * np.mean(losses[:6])
+
+
+class Stop(Exception):
+    """Raised in the middle of a run in place of kill -9, which `tests/training/test_kill` sends."""
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        {"kind": "adaface"},
+        {"kind": "curricularface"},
+        {"kind": "kappaface", "estimator": "momentum_encoder"},
+        {"kind": "kappaface", "estimator": "memory_buffer"},
+        {"kind": "sphereface"},
+    ],
+    ids=lambda loss: "-".join(loss.values()),
+)
+@pytest.mark.parametrize("stop_at", [1, 6, 13])
+def test_resuming_continues_the_very_same_curve(tmp_path: Path, loss: dict, stop_at: int) -> None:
+    settings = {"weight_average": 0.9, "checkpoint_seconds": 0.0}
+    whole = training(loss=loss, **settings)
+    fit(whole, tmp_path / "whole")
+
+    def stop(report) -> None:
+        if report.step == stop_at:
+            raise Stop
+
+    with pytest.raises(Stop):
+        fit(training(loss=loss, **settings), tmp_path / "cut", report=stop)
+    again = training(loss=loss, **settings)
+    torch.rand(5)  # whatever state the process is in
+    resume = (tmp_path / "cut" / CHECKPOINT).exists()
+    fit(again, tmp_path / "cut", resume=resume)
+    assert_identical(again, whole)
+    assert curve(tmp_path / "cut") == curve(tmp_path / "whole")
+
+
+def test_workers_change_nothing(tmp_path: Path) -> None:
+    alone, helped = training(epochs=1), training(epochs=1, workers=2)
+    fit(alone, tmp_path / "alone")
+    fit(helped, tmp_path / "helped")
+    assert_identical(alone, helped)
+
+
+def test_accumulated_gradient_is_the_whole_batchs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the network's batch norm and dropout at rest, and an uneven cut of 7 into 3."""
+    gradients = []
+    for accumulate in (1, 3):
+        settings = {"batch_size": 7, "accumulate": accumulate, "epochs": 1}
+        one = training(loss={"kind": "arcface"}, **settings)
+        one.network.eval()
+        monkeypatch.setattr(one.optimizer, "zero_grad", lambda: None)
+        one.sampler.start_at(0, 0)
+        loop_module._train_step(one, next(iter(one.loader)), tmp_path / CHECKPOINT)
+        gradients.append([p.grad.clone() for p in one.network.parameters() if p.grad is not None])
+    for whole, parts in zip(*gradients, strict=True):
+        torch.testing.assert_close(whole, parts, rtol=1e-4, atol=1e-6)
+
+
+def test_norms_and_biases_do_not_decay() -> None:
+    groups = training().optimizer.param_groups
+    decaying, resting = groups
+    assert decaying["weight_decay"] > 0
+    assert resting["weight_decay"] == 0
+    assert all(parameter.ndim > 1 for parameter in decaying["params"])
+    assert all(parameter.ndim <= 1 for parameter in resting["params"])
+
+
+def test_bfloat16_runs(tmp_path: Path) -> None:
+    trained = training(epochs=1, precision="bfloat16")
+    fit(trained, tmp_path)
+    assert all(torch.isfinite(value).all() for value in weights(trained).values())
+    assert trained.head.weight.dtype == torch.float32
+
+
+def test_a_non_finite_loss_stops_with_a_diagnosis(tmp_path: Path) -> None:
+    broken = training(optimizer={"learning_rate": 1e30})
+    with pytest.raises(NonFiniteLossError) as caught:
+        fit(broken, tmp_path)
+    message = str(caught.value)
+    assert "training stopped at step" in message
+    assert "lower training.optimizer.learning_rate" in message
+    assert "no checkpoint yet" in message
+
+
+def test_the_diagnosis_names_samples_and_the_last_good_checkpoint(tmp_path: Path) -> None:
+    first = training(epochs=1)
+    fit(first, tmp_path)
+    again = training(epochs=2)
+
+    def poison(report) -> None:
+        with torch.no_grad():
+            again.network.conv1.weight.fill_(float("nan"))  # type: ignore[union-attr]
+
+    with pytest.raises(NonFiniteLossError, match="the backbone gave 8 of 8") as caught:
+        fit(again, tmp_path, resume=True, report=poison)
+    assert f"the last good checkpoint is {tmp_path / CHECKPOINT}" in str(caught.value)
+    assert "samples: patch" in str(caught.value)
+
+
+def test_unreadable_images_are_named_and_skipped(tmp_path: Path) -> None:
+    trained = training(Patches(unreadable=(3, 17)), epochs=2)
+    fit(trained, tmp_path)
+    assert trained.unreadable == {
+        "patch 3": "patch 3 is torn",
+        "patch 17": "patch 17 is torn",
+    }
+
+
+def test_too_many_unreadable_images_end_the_run(tmp_path: Path) -> None:
+    images = Patches(unreadable=tuple(range(10)))
+    with pytest.raises(ValueError, match=r"more than training.maximum_unreadable = 3(.|\n)*torn"):
+        fit(training(images, maximum_unreadable=3), tmp_path)
+
+
+def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
+    fit(training(epochs=1), tmp_path)
+    with pytest.raises(ValueError, match="does not fit this configuration"):
+        fit(training(loss={"kind": "curricularface"}), tmp_path, resume=True)
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 torn", b"\x80\x04K\x01."])
+def test_a_damaged_checkpoint_is_named(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / CHECKPOINT).write_bytes(content)
+    with pytest.raises(ValueError, match=r"checkpoint.pt: (damaged|checkpoint format)"):
+        fit(training(), tmp_path, resume=True)
+
+
+def test_nothing_to_resume(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no checkpoint to resume from"):
+        fit(training(), tmp_path, resume=True)
+
+
+def test_accumulating_single_images_is_refused() -> None:
+    with pytest.raises(ValueError, match="leaves parts of one image"):
+        training(batch_size=8, accumulate=5)
+
+
+def test_a_network_without_features_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"Identity answers \(1, 3, 16, 16\)"):
+        set_up(
+            TrainingSettings(),
+            TrainingImages(Patches(), SIZE),
+            CLASSES,
+            {"kind": "torch.nn:Identity"},
+            create({"kind": "arcface"}),
+            {"kind": "dense"},
+        )
