@@ -21,6 +21,14 @@ from margrave.losses import LOSSES
 from margrave.registry import Settings, checked_settings, explain, settings_schema, suggest
 from margrave.training import TrainingSettings
 
+DEFAULTS = {
+    "data": {"train": {"kind": "synthetic"}},
+    "backbone": {"kind": "iresnet50"},
+    "loss": {"kind": "adaface"},
+    "head": {"kind": "dense"},
+}
+"""The components of a run that names none."""
+
 SUPPLIED_BY_THE_RUN = {"loss", "num_classes", "embedding_size", "num_samples"}
 """What a head is given rather than configured with."""
 
@@ -28,7 +36,7 @@ SUPPLIED_BY_THE_RUN = {"loss", "num_classes", "embedding_size", "num_samples"}
 class DataSettings(Settings):
     """What is trained on."""
 
-    train: dict[str, Any] = Field(default={"kind": "synthetic"})
+    train: dict[str, Any]
     """``{kind: folder, root: …}``, ``{kind: synthetic, …}`` or an import path."""
     image_size: int = Field(default=112, ge=16)
     fit: Fit = "crop"
@@ -62,12 +70,12 @@ class EvaluationSettings(Settings):
 class RunConfig(Settings):
     """Everything that decides a run."""
 
-    data: DataSettings = DataSettings()
-    backbone: dict[str, Any] = Field(default={"kind": "iresnet50"})
+    data: DataSettings
+    backbone: dict[str, Any]
     initial_model: str | None = None
     """A model file whose weights the backbone begins with."""
-    loss: dict[str, Any] = Field(default={"kind": "adaface"})
-    head: dict[str, Any] = Field(default={"kind": "dense"})
+    loss: dict[str, Any]
+    head: dict[str, Any]
     training: TrainingSettings = TrainingSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
 
@@ -140,7 +148,8 @@ def read_config(recipes: Sequence[str], overrides: Mapping[str, Any]) -> RunConf
     >>> read_config([], {"loss": {"kind": "arcface"}}).loss["margin"]
     0.5
     """
-    merged: dict[str, Any] = {}
+    # So that a setting of a default component can be changed without naming the component.
+    merged: dict[str, Any] = dict(DEFAULTS)
     for recipe in recipes:
         try:
             block = yaml.safe_load(recipe_text(recipe)) or {}

@@ -16,35 +16,35 @@ def percent(value: float | None) -> str:
     return "-" if value is None else f"{100 * value:.2f}"
 
 
+def _interval(interval: tuple[float, float] | None) -> str:
+    return "-" if interval is None else f"{percent(interval[0])} to {percent(interval[1])}"
+
+
 def pairs_table(results: Mapping[str, PairResult]) -> Table:
-    """Verification results, one row each."""
-    rates = next(iter(results.values())).accept_rates
-    table = Table(
-        "pairs",
-        "accuracy %",
-        "95 % interval",
-        *(f"TAR@FAR {rate.far_target:g}" for rate in rates),
-        "EER %",
-        "AUC",
-        "cosine threshold",
-        title=next(iter(results.values())).protocol + ", flip fusion",
-    )
-    for name, result in results.items():
-        interval = result.intervals.accuracy if result.intervals else None
-        table.add_row(
-            f"{name} ({result.pairs})",
-            f"{percent(result.accuracy)} ± {percent(result.accuracy_deviation)}",
-            "-" if interval is None else f"{percent(interval[0])} - {percent(interval[1])}",
-            *(
-                f"{percent(rate.tar)}{'' if not rate.too_few_impostors else ' *'}"
-                for rate in result.accept_rates
-            ),
-            percent(result.equal_error_rate),
-            f"{result.area_under_roc:.4f}",
-            f"{result.best_cosine:.3f}",
-        )
-    if any(rate.too_few_impostors for result in results.values() for rate in result.accept_rates):
-        table.caption = "* fewer impostor pairs than one in 1/FAR: the rate says little"
+    """Verification results, a column for each set of pairs."""
+    first = next(iter(results.values()))
+    table = Table("", title=f"{first.protocol}, flip fusion")
+    for name in results:
+        table.add_column(name, justify="right")
+
+    def row(heading: str, values: list[str]) -> None:
+        table.add_row(heading, *values)
+
+    every = list(results.values())
+    row("pairs", [str(result.pairs) for result in every])
+    row("accuracy %", [percent(result.accuracy) for result in every])
+    intervals = [result.intervals for result in every]
+    row("95 % interval", [_interval(found and found.accuracy) for found in intervals])
+    row("deviation of folds", [percent(result.accuracy_deviation) for result in every])
+    for position, rate in enumerate(first.accept_rates):
+        rates = [result.accept_rates[position] for result in every]
+        values = [percent(rate.tar) + " *" * rate.too_few_impostors for rate in rates]
+        row(f"TAR % at FAR {rate.far_target:g}", values)
+    row("EER %", [percent(result.equal_error_rate) for result in every])
+    row("AUC", [f"{result.area_under_roc:.4f}" for result in every])
+    row("cosine threshold", [f"{result.best_cosine:.3f}" for result in every])
+    if any(rate.too_few_impostors for result in every for rate in result.accept_rates):
+        table.caption = "* too few impostor pairs for this FAR: the rate says little"
     return table
 
 

@@ -1,0 +1,36 @@
+"""Registries: unknown names, settings read from signatures."""
+
+from __future__ import annotations
+
+import pytest
+
+from margrave.registry import Registry, import_path
+
+
+def test_a_name_is_given_once() -> None:
+    registry: Registry = Registry("thing")
+    registry.register("one")(dict)
+    with pytest.raises(ValueError, match="thing 'one' is registered twice"):
+        registry.register("one")(list)
+
+
+def test_a_missing_setting_is_asked_for() -> None:
+    registry: Registry = Registry("thing")
+
+    @registry.register("boxed")
+    def boxed(size: int, colour: str = "red") -> tuple[int, str]:
+        return size, colour
+
+    with pytest.raises(ValueError, match="thing 'boxed' needs a value for 'size'"):
+        registry.create({"kind": "boxed"})
+    assert registry.create({"kind": "boxed", "size": 2}) == (2, "red")
+
+
+def test_modules_of_the_working_directory_can_be_named(tmp_path, monkeypatch) -> None:
+    (tmp_path / "my_things.py").write_text("answer = 42\n")
+    monkeypatch.chdir(tmp_path)
+    assert import_path("my_things:answer") == 42
+    with pytest.raises(
+        ValueError, match="module 'my_things' has no 'anser'; did you mean 'answer'"
+    ):
+        import_path("my_things:anser")
