@@ -1,7 +1,7 @@
-"""Train ArcFace and the four systems on real faces at one equal budget, and tabulate the accuracy.
+"""Train ArcFace and the four systems on real faces at one equal budget, and tabulate.
 
-Every run has the same network, data order, augmentation, schedule and base margin; only the loss and
-the seed differ. Finished runs are kept, cut-off ones go on, so the script can be stopped at any time.
+Every run has the same network, data order, augmentation, schedule and base margin; only the loss
+and the seed differ. Finished runs are kept and cut-off ones go on: stop the script at any time.
 
     python benchmarks/real_faces.py --train bollywood/ --lfw lfw_a/ --orl orl/
 """

@@ -26,4 +26,5 @@ def main(steps: int = 60) -> tuple[float, float]:
 
 
 if __name__ == "__main__":
-    print("loss %.2f -> %.2f" % main())
+    first, last = main()
+    print(f"loss {first:.2f} -> {last:.2f}")

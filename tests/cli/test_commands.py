@@ -1,0 +1,181 @@
+"""Commands as a user types them."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from margrave import backbones
+from margrave.checkpoints import load_model
+from margrave.data import SyntheticFaces
+
+SETTINGS = [
+    "data.image_size=32",
+    "data.cached=false",
+    "backbone.channels=[4,4,8,8]",
+    "backbone.block_counts=[1,1,1,1]",
+    "training.epochs=1",
+    "training.batch_size=8",
+    "training.threads=1",
+    "training.log_steps=1",
+]
+TINY = [word for setting in SETTINGS for word in ("--set", setting)]
+
+
+def margrave(*arguments: str, cwd: Path, code: int = 0) -> str:
+    """What a command prints; it must end with `code`, and never in a traceback."""
+    done = subprocess.run(
+        [sys.executable, "-m", "margrave", *arguments], cwd=cwd, capture_output=True, text=True
+    )
+    output = done.stdout + done.stderr
+    assert done.returncode == code, output
+    assert "Traceback" not in output
+    return output
+
+
+@pytest.fixture(scope="module")
+def faces(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data") / "faces"
+    SyntheticFaces(num_identities=12, images_per_identity=6, image_size=32).write(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(faces: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs")
+    output = margrave(
+        "train", "small", "--data", str(faces), "--loss", "curricularface", "-o", "mine", *TINY,
+        cwd=folder,
+    )  # fmt: skip
+    assert "training on 72 images of 12 identities" in output
+    return folder / "mine"
+
+
+def test_a_run_leaves_everything_behind(run: Path) -> None:
+    names = {path.name for path in run.iterdir()}
+    expected = {"config.yaml", "metrics.jsonl", "checkpoint.pt", "model.safetensors"}
+    assert expected <= names
+    state, card = load_model(run / "model.safetensors")
+    backbones.create(card.backbone).load_state_dict(state)
+    assert "kind: curricularface" in (run / "config.yaml").read_text()
+
+
+def test_evaluate_a_run(run: Path, faces: Path, tmp_path: Path) -> None:
+    output = margrave(
+        "evaluate", str(run), str(faces), "--number", "100", "-o", "found.json", cwd=tmp_path
+    )
+    assert "95 % interval" in output
+    found = json.loads((tmp_path / "found.json").read_text())["faces"]
+    assert found["protocol"].startswith("LFW 10-fold")
+    assert len(found["fold_accuracy"]) == 10
+
+
+def test_evaluate_listed_pairs(run: Path, faces: Path, tmp_path: Path) -> None:
+    people = sorted(path for path in faces.iterdir() if path.is_dir())
+    lines = ["path_a,path_b,same"]
+    for number, person in enumerate(people):
+        own = sorted(path.relative_to(faces) for path in person.iterdir())
+        other = sorted(people[number - 1].iterdir())[0].relative_to(faces)
+        lines += [f"{own[0]},{own[1]},1", f"{own[0]},{other},0"]
+    (tmp_path / "pairs.csv").write_text("\n".join(lines) + "\n")
+    output = margrave(
+        "evaluate", str(run), str(faces), "--pairs", str(tmp_path / "pairs.csv"), cwd=tmp_path
+    )
+    assert "24" in output
+
+
+def test_resuming_a_finished_run_is_quick_and_harmless(run: Path, tmp_path: Path) -> None:
+    before = load_model(run / "model.safetensors")[0]
+    margrave("train", "--resume", str(run), cwd=tmp_path)
+    after = load_model(run / "model.safetensors")[0]
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_a_loss_of_ones_own_without_touching_the_package(faces: Path, tmp_path: Path) -> None:
+    example = Path(__file__).parents[2] / "examples" / "my_loss.py"
+    (tmp_path / "my_loss.py").write_text(example.read_text())
+    margrave(
+        "train", "small", "--data", str(faces), "--loss", "my_loss:HalfwayFace", "-o", "run", *TINY,
+        cwd=tmp_path,
+    )  # fmt: skip
+    assert "my_loss:HalfwayFace" in (tmp_path / "run" / "config.yaml").read_text()
+
+
+def test_a_network_of_ones_own(faces: Path, tmp_path: Path) -> None:
+    (tmp_path / "my_net.py").write_text(
+        "from torch import nn\n"
+        "class Net(nn.Sequential):\n"
+        "    def __init__(self, features: int = 4):\n"
+        "        super().__init__(nn.AdaptiveAvgPool2d(4), nn.Flatten(),\n"
+        "                         nn.Linear(48, features), nn.BatchNorm1d(features))\n"
+    )
+    tiny = [
+        word for setting in SETTINGS if "backbone" not in setting for word in ("--set", setting)
+    ]
+    margrave(
+        "train", "small", "--data", str(faces), "-o", "run", *tiny,
+        "--set", "backbone.kind=my_net:Net", "--set", "backbone.features=6", cwd=tmp_path,
+    )  # fmt: skip
+    assert load_model(tmp_path / "run" / "model.safetensors")[0]["2.weight"].shape == (6, 48)
+
+
+def test_import_a_checkpoint(tmp_path: Path) -> None:
+    network = backbones.create({"kind": "mbf", "embedding_size": 64})
+    torch.save(network.state_dict(), tmp_path / "backbone.pth")
+    output = margrave("import", "backbone.pth", "model.safetensors", cwd=tmp_path)
+    assert "parameters, RGB input" in output
+    state, card = load_model(tmp_path / "model.safetensors")
+    assert card.backbone["kind"] == "mbf"
+    assert all(torch.equal(state[name], value) for name, value in network.state_dict().items())
+
+
+def test_losses_and_recipes_are_listed(tmp_path: Path) -> None:
+    assert "curricularface" in margrave("losses", cwd=tmp_path)
+    assert "arXiv 2204.00964" in margrave("losses", "adaface", cwd=tmp_path)
+    assert "adaface_ms1mv2" in margrave("recipes", cwd=tmp_path)
+    assert "kind: ir_101" in margrave("recipes", "adaface_ms1mv2", cwd=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train", "smal"], "no recipe and no file 'smal'; did you mean 'small'"),
+        (["train", "--data", "nowhere"], "nowhere is not a folder"),
+        (["train", "--set", "training.epoch=1"], "did you mean 'epochs'"),
+        (["train", "--loss", "adafase"], "unknown loss 'adafase'; did you mean 'adaface'"),
+        (["train", "--resume", "nowhere"], "nowhere is not a run's folder"),
+        (["train", "small", "--resume", "x"], "give it alone"),
+        (["evaluate", "nothing.safetensors", "."], "nothing.safetensors: no such file"),
+        (["import", "nothing.pth", "model.safetensors"], "nothing.pth"),
+        (["import", "nothing.pth", "model.pth"], "a model file ends in .safetensors"),
+        (["losses", "adafase"], "did you mean 'adaface'"),
+    ],
+)
+def test_mistakes_end_in_one_message(arguments: list[str], message: str, tmp_path: Path) -> None:
+    output = " ".join(margrave(*arguments, cwd=tmp_path, code=1).split())
+    assert message in output
+
+
+def test_a_run_is_not_overwritten(run: Path, faces: Path) -> None:
+    output = margrave(
+        "train", "small", "--data", str(faces), "-o", run.name, cwd=run.parent, code=1
+    )
+    assert "holds a run already" in output
+
+
+def test_the_demo_small(tmp_path: Path) -> None:
+    output = margrave(
+        "demo", "-o", "demo", *TINY,
+        "--set", "data.train.num_identities=10", "--set", "data.train.images_per_identity=4",
+        "--set", "evaluation.sets.unseen.images.num_identities=20",
+        "--set", "evaluation.sets.unseen.pairs=100", cwd=tmp_path,
+    )  # fmt: skip
+    assert "identities never seen" in output
+    assert "by ground-truth quality" in output
+    names = {path.name for path in (tmp_path / "demo").iterdir()}
+    assert {"faces.png", "curves.png", "results.json", "model.safetensors"} <= names

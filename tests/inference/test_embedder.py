@@ -1,0 +1,98 @@
+"""Embedding images: preprocessing, flips, and what cannot be embedded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from margrave import backbones
+from margrave.checkpoints import ModelCard, save_model
+from margrave.data import SyntheticFaces, balanced_pairs
+from margrave.inference import Embedder, embed_pairs, load_embedder, verify
+
+BACKBONE = {
+    "kind": "iresnet",
+    "block_counts": [1, 1, 1, 1],
+    "channels": [4, 4, 8, 8],
+    "embedding_size": 8,
+    "image_size": 32,
+}
+
+
+@pytest.fixture
+def embedder() -> Embedder:
+    torch.manual_seed(0)
+    card = ModelCard(backbone=BACKBONE, image_size=32)
+    return Embedder(backbones.create(BACKBONE).eval(), card, batch_size=5)
+
+
+@pytest.fixture(scope="module")
+def faces() -> SyntheticFaces:
+    return SyntheticFaces(num_identities=20, images_per_identity=4, image_size=40)
+
+
+def test_batches_and_flips(embedder: Embedder, faces: SyntheticFaces) -> None:
+    images = [faces.read(index) for index in range(7)]
+    plain, mirrored = embedder.embed_images(images)
+    assert plain.shape == mirrored.shape == (7, 8)
+    alone, _ = embedder.embed_images([images[6][:, ::-1]], flips=False)
+    np.testing.assert_allclose(alone[0], mirrored[6], rtol=1e-4, atol=1e-5)
+
+
+def test_pixels_are_scaled_to_minus_one_to_one(embedder: Embedder) -> None:
+    white = np.full((32, 32, 3), 255, np.uint8)
+    expected = embedder.backbone(torch.ones(1, 3, 32, 32)).detach().numpy()
+    found, _ = embedder.embed_images([white], flips=False)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_model_file_embeds_the_same(
+    embedder: Embedder, faces: SyntheticFaces, tmp_path: Path
+) -> None:
+    save_model(tmp_path / "model.safetensors", embedder.backbone.state_dict(), embedder.card)
+    again = load_embedder(tmp_path)
+    first, _ = embedder.embed_images(faces, np.array([0, 3]))
+    second, _ = again.embed_images(faces, np.array([0, 3]))
+    np.testing.assert_allclose(first, second, rtol=1e-4, atol=1e-5)
+
+
+def test_each_image_of_the_pairs_is_embedded_once(
+    embedder: Embedder, faces: SyntheticFaces
+) -> None:
+    pairs = balanced_pairs(faces.labels, 100)
+    counted = []
+    first, second = embed_pairs(embedder, faces, pairs, lambda done, total: counted.append(total))
+    assert counted[-1] == len(np.unique([pairs.first, pairs.second]))
+    np.testing.assert_allclose(np.linalg.norm(first, axis=1), 1, rtol=1e-5)
+    own, flipped = embedder.embed_images(faces, pairs.second[:1])
+    fused = own[0] + flipped[0]
+    np.testing.assert_allclose(second[0], fused / np.linalg.norm(fused), rtol=1e-3, atol=1e-4)
+
+
+def test_strata_by_ground_truth_quality(embedder: Embedder, faces: SyntheticFaces) -> None:
+    result, strata = verify(embedder, faces, balanced_pairs(faces.labels, 100), resamples=50)
+    assert sum(stratum.pairs for stratum in strata) == result.pairs == 100
+    assert result.intervals is not None and result.intervals.resampled == "identities"
+
+
+@pytest.mark.parametrize(
+    ("image", "message"),
+    [
+        (np.full((8, 8, 3), np.nan), "with NaN or infinite pixels"),
+        (np.zeros((8, 8), np.uint8), r"image 0 has shape \(8, 8\)"),
+        (np.zeros((8, 8, 3), np.float32), "dtype float32"),
+    ],
+)
+def test_images_that_do_not_fit_are_named(
+    embedder: Embedder, image: np.ndarray, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        embedder.embed_images([image])
+
+
+def test_nothing_to_embed(embedder: Embedder) -> None:
+    with pytest.raises(ValueError, match="no images to embed"):
+        embedder.embed_images([])

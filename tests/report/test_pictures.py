@@ -1,0 +1,39 @@
+"""Pictures are written, and show what they are given."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from margrave.report import contact_sheet, draw_curves
+
+
+def test_contact_sheet_places_images_in_rows(tmp_path: Path) -> None:
+    red, blue = np.zeros((8, 8, 3), np.uint8), np.zeros((8, 8, 3), np.uint8)
+    red[..., 0], blue[..., 2] = 255, 255
+    contact_sheet([[red, blue], [blue]], tmp_path / "sheet.png")
+    sheet = cv2.cvtColor(cv2.imread(str(tmp_path / "sheet.png")), cv2.COLOR_BGR2RGB)
+    assert sheet.shape == (28, 28, 3)
+    assert sheet[8, 8].tolist() == [255, 0, 0]
+    assert sheet[8, 20].tolist() == sheet[20, 8].tolist() == [0, 0, 255]
+    assert sheet[20, 20].tolist() == [255, 255, 255]
+
+
+def test_contact_sheet_without_images(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="images of one size"):
+        contact_sheet([], tmp_path / "sheet.png")
+
+
+def test_curves_are_drawn(tmp_path: Path) -> None:
+    keys = ("epoch", "loss", "feature_norm", "learning_rate")
+    lines = [{"kind": "training", **dict.fromkeys(keys, float(step))} for step in range(20)]
+    draw_curves(lines, tmp_path / "curves.png", {"unseen": ([0, 0.1, 1], [0, 0.9, 1])})
+    assert cv2.imread(str(tmp_path / "curves.png")).std() > 5
+
+
+def test_curves_without_training(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no line of training metrics"):
+        draw_curves([{"kind": "evaluation"}], tmp_path / "curves.png")
