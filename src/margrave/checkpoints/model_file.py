@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from margrave.checkpoints.atomic import atomic_write
@@ -92,7 +92,8 @@ def save_model(path: str | os.PathLike[str], state: Mapping[str, Tensor], card: 
         for key, value in state.items()
     }
     with atomic_write(path) as temporary:
-        save_file(tensors, temporary, metadata={CARD_KEY: text})
+        # Not save_file, whose files only their owner may read.
+        temporary.write_bytes(save(tensors, metadata={CARD_KEY: text}))
 
 
 def load_model(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], ModelCard]:

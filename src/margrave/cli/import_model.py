@@ -11,6 +11,10 @@ import typer
 def import_model(
     checkpoint: Annotated[Path, typer.Argument(help="A .pth, .pt, .ckpt or .safetensors file.")],
     model: Annotated[Path, typer.Argument(help="The model file to write (.safetensors).")],
+    colour_order: Annotated[
+        str | None,
+        typer.Option(help="rgb or bgr, if the network was trained unlike its project's others."),
+    ] = None,
 ) -> None:
     """Turn a checkpoint of InsightFace, AdaFace, CVLface or CurricularFace into a model file.
 
@@ -30,7 +34,9 @@ def import_model(
 
     if model.suffix != ".safetensors":
         raise ValueError(f"{model}: a model file ends in .safetensors")
-    imported = convert(read_checkpoint(checkpoint))
+    if colour_order not in (None, "rgb", "bgr"):
+        raise ValueError(f"--colour-order {colour_order!r}; choices: rgb, bgr")
+    imported = convert(read_checkpoint(checkpoint), colour_order)
     backbone = backbones.create(imported.backbone)
     load_strictly(backbone, imported.state, str(checkpoint), imported.names)
     card = ModelCard(

@@ -1,0 +1,63 @@
+"""MagFace: the margin and a regulariser follow the feature's magnitude."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from margrave.losses.angles import add_angle
+from margrave.losses.contract import LOSSES, Context, Loss
+
+
+@LOSSES.register("magface")
+@dataclass(frozen=True, kw_only=True)
+class MagFace(Loss):
+    """Long features get a large margin, and length itself is rewarded.
+
+    a = ‖x‖ clipped to [l_a, u_a]; m(a) = l_m + (u_m − l_m)·(a − l_a)/(u_a − l_a);
+    T = cos(θ_y + m(a)), monotone beyond π, N_j = cosθ_j; penalty λ_g·(1/a + a/u_a²).
+    Unlike AdaFace's, the margin passes its gradient on to the norm.
+
+    Source: MagFace, CVPR 2021, arXiv 2103.06627, equations 4 and 5; IrvingMeng/MagFace
+    ``models/magface.py`` (its losses take the constants below).
+
+    Attributes:
+        lowest_norm: l_a > 0.
+        highest_norm: u_a > l_a.
+        lowest_margin: l_m in radians.
+        highest_margin: u_m in radians, l_m ≤ u_m < π.
+        penalty_weight: λ_g ≥ 0.
+
+    >>> import torch
+    >>> MagFace().penalty(Context(feature_norm=torch.tensor([10.0, 110.0]))).round(decimals=3)
+    tensor([3.5290, 0.6360])
+    """
+
+    lowest_norm: float = 10.0
+    highest_norm: float = 110.0
+    lowest_margin: float = 0.45
+    highest_margin: float = 0.8
+    penalty_weight: float = 35.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.require("lowest_norm", self.lowest_norm > 0, "above 0")
+        self.require("highest_norm", self.highest_norm > self.lowest_norm, "above lowest_norm")
+        self.require("lowest_margin", self.lowest_margin >= 0, "at least 0")
+        rising = self.lowest_margin <= self.highest_margin < math.pi
+        self.require("highest_margin", rising, "from lowest_margin to below π")
+        self.require("penalty_weight", self.penalty_weight >= 0, "at least 0")
+
+    def _norm(self, context: Context) -> Tensor:
+        return context["feature_norm"].clamp(self.lowest_norm, self.highest_norm)
+
+    def target(self, cosine: Tensor, context: Context) -> Tensor:
+        slope = (self.highest_margin - self.lowest_margin) / (self.highest_norm - self.lowest_norm)
+        margin = self.lowest_margin + slope * (self._norm(context) - self.lowest_norm)
+        return add_angle(cosine, margin, "monotone")
+
+    def penalty(self, context: Context) -> Tensor:
+        norm = self._norm(context)
+        return self.penalty_weight * (1 / norm + norm / self.highest_norm**2)
