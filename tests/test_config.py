@@ -16,10 +16,13 @@ from margrave.config import (
     save_config,
 )
 
+DATA = {"data": {"train": {"kind": "folder", "root": "faces"}}}
+
 
 @pytest.mark.parametrize("name", recipe_names())
 def test_every_recipe_is_valid_and_says_what_it_is(name: str, tmp_path: Path) -> None:
-    config = read_config([name], {})
+    data = {"train": {"kind": "folder", "root": "faces"}}
+    config = read_config([name], {} if name == "demo" else {"data": data})
     heading = recipe_text(name).splitlines()[:4]
     assert heading[0].startswith("# ")
     assert [line.split(":")[0] for line in heading[1:]] == ["# command", "# duration", "# expected"]
@@ -28,14 +31,14 @@ def test_every_recipe_is_valid_and_says_what_it_is(name: str, tmp_path: Path) ->
 
 
 def test_a_changed_kind_replaces_its_block() -> None:
-    config = read_config(["small"], parse_overrides(["loss.kind=sv_softmax"]))
+    config = read_config(["small"], DATA | parse_overrides(["loss.kind=sv_softmax"]))
     assert config.loss["kind"] == "sv_softmax"
     assert config.loss["margin"] == 0.45
 
 
 def test_settings_of_the_new_kind_may_come_first() -> None:
     overrides = parse_overrides(["loss.margin=0.2", "loss.kind=cosface"])
-    assert read_config(["small"], overrides).loss["margin"] == 0.2
+    assert read_config(["small"], DATA | overrides).loss["margin"] == 0.2
 
 
 def test_the_same_kind_keeps_its_block() -> None:
@@ -50,7 +53,7 @@ def test_the_same_kind_keeps_its_block() -> None:
 def test_later_files_win(tmp_path: Path) -> None:
     mine = tmp_path / "mine.yaml"
     mine.write_text(yaml.safe_dump({"training": {"epochs": 2}}))
-    assert read_config(["small", str(mine)], {}).training.epochs == 2
+    assert read_config(["small", str(mine)], DATA).training.epochs == 2
 
 
 @pytest.mark.parametrize(
@@ -71,6 +74,15 @@ def test_later_files_win(tmp_path: Path) -> None:
         (["training.epochs=0"], r"training.epochs = 0: .*greater than or equal to 1"),
         (["loss.margin=wide"], r"margin = 'wide'"),
         (["backbone.image_size=32"], r"backbone.image_size = 32 but data.image_size = 64"),
+        (["loss.margin=-3"], r"AdaFace.margin = -3.0 must be in"),
+        (["data.augmentation.flip=3"], r"flip = 3.0 is a probability"),
+        (["training.schedule.kind=step"], r"kind 'step' needs milestones"),
+        (["training.schedule.warmup_epochs=99"], r"leaves nothing of epochs = 20"),
+        (["training.accumulate=60"], r"leaves parts of one image"),
+        (
+            ["evaluation.sets.unseen={images: {kind: folder, root: x}, pear: 100}"],
+            r"no setting 'evaluation.sets.unseen.pear'; did you mean 'pairs'",
+        ),
         (["training"], r"--set 'training' is not of the form a.b=value"),
         (["training.epochs=[1"], r"is not YAML"),
         (["a=1", "a.b=2"], r"contradicts an earlier --set of 'a'"),
@@ -78,7 +90,12 @@ def test_later_files_win(tmp_path: Path) -> None:
 )
 def test_mistakes_are_named(overrides: list[str], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        read_config(["small"], parse_overrides(overrides))
+        read_config(["small"], merge(DATA, parse_overrides(overrides)))
+
+
+def test_training_images_are_asked_for() -> None:
+    with pytest.raises(ValueError, match="no training images: give --data FOLDER"):
+        read_config(["adaface_ms1mv2"], {})
 
 
 def test_an_unknown_recipe_names_the_nearest() -> None:

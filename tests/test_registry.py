@@ -27,10 +27,10 @@ def test_a_missing_setting_is_asked_for() -> None:
 
 
 def test_modules_of_the_working_directory_can_be_named(tmp_path, monkeypatch) -> None:
-    (tmp_path / "my_things.py").write_text("answer = 42\n")
+    (tmp_path / "my_things.py").write_text("def answer():\n    return 42\nnumber = 3\n")
     monkeypatch.chdir(tmp_path)
-    assert import_path("my_things:answer") == 42
-    with pytest.raises(
-        ValueError, match="module 'my_things' has no 'anser'; did you mean 'answer'"
-    ):
+    assert import_path("my_things:answer")() == 42
+    with pytest.raises(ValueError, match="has no 'anser'; did you mean 'answer'"):
         import_path("my_things:anser")
+    with pytest.raises(ValueError, match="'my_things:number' is a int, not a class or function"):
+        import_path("my_things:number")

@@ -18,6 +18,7 @@ from margrave.checkpoints import atomic_write
 from margrave.data import SOURCES, Augmentation, Fit
 from margrave.heads import HEADS
 from margrave.losses import LOSSES
+from margrave.losses import create as create_loss
 from margrave.registry import Settings, checked_settings, explain, settings_schema, suggest
 from margrave.training import TrainingSettings
 
@@ -57,6 +58,8 @@ class EvaluationSet(Settings):
     pairs_file: str | None = None
     """LFW's pairs.txt, or a CSV file with path_a, path_b and same, instead of drawing."""
     seed: int = 0
+    maximum_unreadable: int = Field(default=10, ge=0)
+    """Unreadable images whose pairs are left out before the evaluation gives up."""
 
 
 class EvaluationSettings(Settings):
@@ -168,7 +171,13 @@ def resolve(values: Mapping[str, Any]) -> RunConfig:
     except ValidationError as error:
         raise ValueError(explain(error, RunConfig, "the configuration")) from None
     data = config.data
+    if data.train.get("kind") == "folder" and not data.train.get("root"):
+        raise ValueError("no training images: give --data FOLDER, or set data.train.root")
     augmentation = checked_settings(Augmentation, data.augmentation, "data.augmentation")
+    loss = LOSSES.validate(config.loss)
+    # Built to be thrown away: ranges are checked now, not after minutes of reading images.
+    Augmentation(**augmentation)
+    create_loss(loss)
     sets = {
         name: entry.model_copy(update={"images": SOURCES.validate(entry.images)})
         for name, entry in config.evaluation.sets.items()
@@ -179,7 +188,7 @@ def resolve(values: Mapping[str, Any]) -> RunConfig:
                 update={"train": SOURCES.validate(data.train), "augmentation": augmentation}
             ),
             "backbone": _checked_backbone(config.backbone, data.image_size),
-            "loss": LOSSES.validate(config.loss),
+            "loss": loss,
             "head": _checked_head(config.head),
             "evaluation": config.evaluation.model_copy(update={"sets": sets}),
         }

@@ -12,7 +12,7 @@ import inspect
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 
@@ -38,8 +38,8 @@ def import_path(path: str) -> Any:
     Raises:
         ValueError: the module or the attribute does not exist, naming which.
 
-    >>> import_path("math:pi")
-    3.141592653589793
+    >>> import_path("math:sqrt")(9)
+    3.0
     """
     module_name, _, attribute = path.partition(":")
     if (here := os.getcwd()) not in sys.path:
@@ -52,12 +52,15 @@ def import_path(path: str) -> Any:
             "run from the folder that holds it, or install it"
         ) from error
     try:
-        return getattr(module, attribute)
+        component = getattr(module, attribute)
     except AttributeError:
         public = [name for name in vars(module) if not name.startswith("_")]
         raise ValueError(
             f"module {module_name!r} has no {attribute!r}; {suggest(attribute, public)}"
         ) from None
+    if not callable(component):
+        raise ValueError(f"{path!r} is a {type(component).__name__}, not a class or function")
+    return component
 
 
 def settings_schema(component: Callable[..., Any]) -> type[BaseModel]:
@@ -89,8 +92,10 @@ def _known_keys(schema: type[BaseModel], location: tuple[int | str, ...]) -> lis
     for part in location[:-1]:
         field = schema.model_fields.get(str(part))
         annotation = None if field is None else field.annotation
-        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-            schema = annotation
+        # A mapping from names to blocks: the name itself is passed over on the next turn.
+        for inner in (annotation, *get_args(annotation)):
+            if isinstance(inner, type) and issubclass(inner, BaseModel):
+                schema = inner
     return list(schema.model_fields)
 
 

@@ -146,6 +146,7 @@ def test_losses_and_recipes_are_listed(tmp_path: Path) -> None:
     [
         (["train", "smal"], "no recipe and no file 'smal'; did you mean 'small'"),
         (["train", "--data", "nowhere"], "nowhere is not a folder"),
+        (["train"], "no training images: give --data FOLDER"),
         (["train", "--set", "training.epoch=1"], "did you mean 'epochs'"),
         (["train", "--loss", "adafase"], "unknown loss 'adafase'; did you mean 'adaface'"),
         (["train", "--resume", "nowhere"], "nowhere is not a run's folder"),

@@ -73,8 +73,9 @@ def test_each_image_of_the_pairs_is_embedded_once(
 
 
 def test_strata_by_ground_truth_quality(embedder: Embedder, faces: SyntheticFaces) -> None:
-    result, strata = verify(embedder, faces, balanced_pairs(faces.labels, 100), resamples=50)
-    assert sum(stratum.pairs for stratum in strata) == result.pairs == 100
+    found = verify(embedder, faces, balanced_pairs(faces.labels, 100), resamples=50)
+    result = found.result
+    assert sum(stratum.pairs for stratum in found.strata) == result.pairs == 100
     assert result.intervals is not None and result.intervals.resampled == "identities"
 
 
@@ -96,3 +97,48 @@ def test_images_that_do_not_fit_are_named(
 def test_nothing_to_embed(embedder: Embedder) -> None:
     with pytest.raises(ValueError, match="no images to embed"):
         embedder.embed_images([])
+
+
+class Torn(SyntheticFaces):
+    """Faces some of which cannot be read."""
+
+    def read(self, index: int) -> np.ndarray:
+        if index in (1, 2):
+            raise ValueError(f"{self.name(index)} is torn")
+        return super().read(index)
+
+
+def test_unreadable_images_are_named_and_their_pairs_left_out(embedder: Embedder) -> None:
+    faces = Torn(num_identities=20, images_per_identity=4, image_size=40)
+    pairs = balanced_pairs(faces.labels, 100)
+    touched = np.isin(pairs.first, (1, 2)) | np.isin(pairs.second, (1, 2))
+    found = verify(embedder, faces, pairs, resamples=0, maximum_unreadable=2)
+    assert found.result.pairs == 100 - touched.sum() < 100
+    assert set(found.unreadable) <= {faces.name(1), faces.name(2)}
+    with pytest.raises(ValueError, match=r"more than maximum_unreadable = 0(.|\n)*is torn"):
+        verify(embedder, faces, pairs, resamples=0)
+
+
+def test_a_network_of_somebodys_own_needs_trust(tmp_path: Path, monkeypatch) -> None:
+    (tmp_path / "their_net.py").write_text(
+        "from torch import nn\n"
+        "class Net(nn.Sequential):\n"
+        "    def __init__(self):\n"
+        "        super().__init__(nn.Flatten(), nn.Linear(48, 4))\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    card = ModelCard(backbone={"kind": "their_net:Net"}, image_size=4)
+    state = backbones.create(card.backbone).state_dict()
+    save_model(tmp_path / "model.safetensors", state, card)
+    with pytest.raises(ValueError, match=r"if you trust it, pass trust_code=True"):
+        load_embedder(tmp_path)
+    assert load_embedder(tmp_path, trust_code=True).card.backbone["kind"] == "their_net:Net"
+
+
+def test_a_card_cannot_name_a_function_to_call(tmp_path: Path) -> None:
+    card = ModelCard(backbone={"kind": "os:system", "command": f"touch {tmp_path}/called"})
+    save_model(tmp_path / "model.safetensors", {"x": torch.zeros(1)}, card)
+    for trust in (False, True):
+        with pytest.raises(ValueError, match=r"os:system"):
+            load_embedder(tmp_path, trust_code=trust)
+    assert not (tmp_path / "called").exists()

@@ -37,5 +37,5 @@ def test_the_penalty_is_part_of_the_loss() -> None:
 
 
 def test_bounds_in_the_wrong_order() -> None:
-    with pytest.raises(ValueError, match="highest_norm = 5.0 must be above lowest_norm"):
+    with pytest.raises(ValueError, match=r"highest_norm = 5\.0 must be above lowest_norm"):
         create({"kind": "magface", "highest_norm": 5.0})

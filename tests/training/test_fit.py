@@ -228,9 +228,60 @@ def test_nothing_to_resume(tmp_path: Path) -> None:
         fit(training(), tmp_path, resume=True)
 
 
-def test_accumulating_single_images_is_refused() -> None:
-    with pytest.raises(ValueError, match="leaves parts of one image"):
-        training(batch_size=8, accumulate=5)
+def test_statistics_that_count_steps_move_once_a_step(tmp_path: Path) -> None:
+    trained = training(loss={"kind": "sphereface"}, accumulate=4, epochs=1)
+    fit(trained, tmp_path)
+    assert trained.head.statistics["iteration"].count == trained.position.step == 6
+
+
+def test_every_sample_of_an_accumulated_batch_is_gathered(tmp_path: Path) -> None:
+    trained = training(loss={"kind": "kappaface"}, accumulate=3, batch_size=7, epochs=1)
+    seen = []
+    monitored = trained.head.statistics["class_concentration"]
+    monitored.end_epoch = lambda: seen.append(int(monitored.count.sum()))
+    fit(trained, tmp_path)
+    assert seen == [42]
+
+
+def test_other_training_images_are_refused(tmp_path: Path) -> None:
+    fit(training(epochs=1), tmp_path)
+    other = Patches()
+    other.labels = other.labels[::-1].copy()
+    with pytest.raises(ValueError, match="the training images have changed"):
+        fit(training(other), tmp_path, resume=True)
+
+
+def test_a_fresh_start_forgets_the_former_run(tmp_path: Path) -> None:
+    fit(training(epochs=1), tmp_path)
+
+    def stop(report) -> None:
+        raise Stop
+
+    with pytest.raises(Stop):
+        fit(training(), tmp_path, report=stop)
+    assert not (tmp_path / CHECKPOINT).exists()
+
+
+def test_tensorboard_events_are_written(tmp_path: Path) -> None:
+    fit(training(epochs=1, tensorboard=True), tmp_path)
+    assert list((tmp_path / "tensorboard").iterdir())
+
+
+@pytest.mark.parametrize("log_steps", [1, 4])
+def test_the_metrics_survive_two_interruptions(tmp_path: Path, log_steps: int) -> None:
+    settings = {"epochs": 4, "log_steps": log_steps}
+    fit(training(**settings), tmp_path / "whole")
+    for stop_at in (9, 15):
+
+        def stop(report, stop_at: int = stop_at) -> None:
+            if report.step == stop_at:
+                raise Stop
+
+        resume = (tmp_path / "cut" / CHECKPOINT).exists()
+        with pytest.raises(Stop):
+            fit(training(**settings), tmp_path / "cut", resume=resume, report=stop)
+    fit(training(**settings), tmp_path / "cut", resume=True)
+    assert curve(tmp_path / "cut") == curve(tmp_path / "whole")
 
 
 def test_a_network_without_features_is_refused() -> None:

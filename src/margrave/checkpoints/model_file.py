@@ -31,6 +31,7 @@ class ModelCard:
         image_size: height and width of the aligned faces, pixels.
         mean, deviation: of pixels scaled to [0, 1]; the network sees (pixel - mean) / deviation,
             by default [-1, 1].
+        fit: how an image that is not square becomes so: ``crop``, ``stretch`` or ``pad``.
         colour_order: always RGB; importers fold other orders into the first convolution.
         source: where the weights come from, in words.
         format_version: of this format.
@@ -46,6 +47,7 @@ class ModelCard:
     image_size: int = 112
     mean: float = 0.5
     deviation: float = 0.5
+    fit: Literal["crop", "stretch", "pad"] = "crop"
     colour_order: Literal["rgb"] = "rgb"
     source: str = ""
     format_version: int = FORMAT_VERSION
@@ -66,6 +68,8 @@ class ModelCard:
                 raise ValueError(f"{name} = {value!r}, must be a finite number")
         if self.deviation <= 0:
             raise ValueError(f"deviation = {self.deviation}, must be above 0")
+        if self.fit not in ("crop", "stretch", "pad"):
+            raise ValueError(f"fit = {self.fit!r}, must be 'crop', 'stretch' or 'pad'")
         if self.colour_order != "rgb":
             raise ValueError(f"colour_order = {self.colour_order!r}, must be 'rgb'")
         if not isinstance(self.source, str):

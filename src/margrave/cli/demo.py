@@ -19,7 +19,7 @@ def demo(
     """Make faces, train on them with AdaFace, and judge the model on identities never seen."""
     from rich.console import Console
 
-    from margrave.cli.running import Run
+    from margrave.cli.running import Run, show
     from margrave.cli.tables import percent
     from margrave.config import parse_overrides, read_config
     from margrave.data import fit_image
@@ -35,17 +35,20 @@ def demo(
         own = (images.labels == identity).nonzero()[0][:10]
         rows.append([fit_image(images.read(int(index)), 112) for index in own])
     contact_sheet(rows, output / "faces.png")
-    console.print(f"made faces: one person per row in {output / 'faces.png'}")
+    said = f"made faces: one person per row in {output / 'faces.png'}"
+    console.print(said, markup=False)
 
     untrained = run.judge_untrained()
     judged = run.train(training)
-    run.show(judged)
-    for name, (result, _) in judged.items():
+    show(console, judged)
+    for name, found in judged.items():
+        result = found.result
         low, high = result.intervals.accuracy if result.intervals else (None, None)
         console.print(
             f"[bold]{name}, identities never seen:[/bold] "
-            f"{percent(untrained[name][0].accuracy)} % untrained -> "
+            f"{percent(untrained[name].result.accuracy)} % untrained -> "
             f"[bold green]{percent(result.accuracy)} %[/bold green] "
             f"(95 % interval {percent(low)} - {percent(high)})"
         )
-    console.print(f"faces.png, curves.png, results.json and model.safetensors are in {output}")
+    said = f"faces.png, curves.png, results.json and model.safetensors are in {output}"
+    console.print(said, markup=False)

@@ -19,7 +19,16 @@ def evaluate(
     ] = None,
     number: Annotated[int, typer.Option(help="How many balanced pairs to draw.")] = 1000,
     seed: Annotated[int, typer.Option(help="Which pairs are drawn.")] = 0,
-    fit: Annotated[str, typer.Option(help="crop, stretch or pad images to a square.")] = "crop",
+    fit: Annotated[
+        str | None, typer.Option(help="crop, stretch or pad to a square; else as in training.")
+    ] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, …; else CUDA if there.")] = None,
+    maximum_unreadable: Annotated[
+        int, typer.Option(help="Unreadable images whose pairs may be left out.")
+    ] = 0,
+    trust_code: Annotated[
+        bool, typer.Option(help="Import a network of somebody's own that the model names.")
+    ] = False,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Write the results as JSON.")
     ] = None,
@@ -33,9 +42,9 @@ def evaluate(
     from margrave.inference import load_embedder, verify
 
     console = Console()
-    if fit not in ("crop", "stretch", "pad"):
+    if fit not in ("crop", "stretch", "pad", None):
         raise ValueError(f"--fit {fit!r}; choices: crop, stretch, pad")
-    embedder = load_embedder(model, fit=fit)
+    embedder = load_embedder(model, fit=fit, device=device, trust_code=trust_code)
     if number < 20:
         raise ValueError(f"--number {number}: draw at least 20 pairs, a multiple of 20")
     entry = EvaluationSet(
@@ -46,8 +55,11 @@ def evaluate(
     )
     faces, pair_list = open_pairs(entry)
     with counted(console, "embedding") as progress:
-        judged = {images.name: verify(embedder, faces, pair_list, progress)}
+        found = verify(embedder, faces, pair_list, progress, maximum_unreadable=maximum_unreadable)
+    for reason in found.unreadable.values():
+        console.print(f"left out: {reason}", markup=False)
+    judged = {images.resolve().name: found}
     show(console, judged)
     if output is not None:
         write_json(judged, output)
-        console.print(f"results are in {output}")
+        console.print(f"results are in {output}", markup=False)

@@ -17,6 +17,7 @@ from margrave.config import EvaluationSet, RunConfig, save_config
 from margrave.data import (
     Augmentation,
     FaceImages,
+    ImageFiles,
     PairList,
     TrainingImages,
     balanced_pairs,
@@ -24,27 +25,21 @@ from margrave.data import (
     read_csv_pairs,
     read_lfw_pairs,
 )
-from margrave.evaluation import PairResult, Stratum
-from margrave.inference import Embedder, verify
+from margrave.inference import Embedder, Verification, verify
 from margrave.losses import create as create_loss
 from margrave.report import draw_curves
-from margrave.training import (
-    CHECKPOINT,
-    MetricsLog,
-    Training,
-    fit,
-    read_metrics,
-    set_up,
-)
+from margrave.training import MetricsLog, Training, fit, read_metrics, set_up
 
-Judged = dict[str, tuple[PairResult, tuple[Stratum, ...]]]
+Judged = dict[str, Verification]
 
 
-def open_pairs(entry: EvaluationSet) -> tuple[FaceImages, PairList]:
+def open_pairs(entry: EvaluationSet) -> tuple[FaceImages | ImageFiles, PairList]:
     """An evaluation set's images and pairs."""
     if entry.pairs_file is not None and entry.pairs_file.lower().endswith(".csv"):
-        pairs, images = read_csv_pairs(entry.pairs_file, entry.images["root"])
-        return images, pairs  # pyright: ignore[reportReturnType]
+        if "root" not in entry.images:
+            raise ValueError(f"{entry.pairs_file} names files: give images of kind folder")
+        pairs, files = read_csv_pairs(entry.pairs_file, entry.images["root"])
+        return files, pairs
     images = open_images(entry.images)
     if entry.pairs_file is not None:
         return images, read_lfw_pairs(entry.pairs_file, images)
@@ -64,17 +59,21 @@ class Run:
         self.config = config
         self.folder = folder
         self.console = console
+        folder.mkdir(parents=True, exist_ok=True)
         self.sets = {name: open_pairs(entry) for name, entry in config.evaluation.sets.items()}
 
     def open_training(self) -> Training:
         """Open the training images and build every moving part."""
         config, data = self.config, self.config.data
+        initial = None
+        if config.initial_model is not None:
+            initial, card = load_model(config.initial_model)
+            self._check_fits(card)
         images = open_images(data.train)
-        left_out = getattr(images, "left_out", {})
-        if left_out:
-            self.console.print(f"{len(left_out)} identities with too few images are left out")
+        self._tell_what_is_left_out(images)
         self.console.print(
-            f"training on {len(images):,} images of {len(images.class_names):,} identities"
+            f"training on {len(images):,} images of {len(images.class_names):,} identities "
+            f"({data.train['kind']})"
         )
         with counted(self.console, "reading images") as progress:
             training_images = TrainingImages(
@@ -86,7 +85,6 @@ class Run:
                 data.cached,
                 progress,
             )
-        initial = None if config.initial_model is None else load_model(config.initial_model)[0]
         return set_up(
             config.training,
             training_images,
@@ -97,54 +95,95 @@ class Run:
             initial,
         )
 
+    def _check_fits(self, card: ModelCard) -> None:
+        own = self.card()
+        for name in ("image_size", "mean", "deviation"):
+            theirs, ours = getattr(card, name), getattr(own, name)
+            if theirs != ours:
+                raise ValueError(
+                    f"{self.config.initial_model} was trained with {name} = {theirs}, this run "
+                    f"has {ours}; set data.image_size to its own, or begin with another model"
+                )
+
+    def _tell_what_is_left_out(self, images: FaceImages) -> None:
+        left_out = list(getattr(images, "left_out", {}))
+        if left_out:
+            names = ", ".join(left_out[:5]) + (", …" if len(left_out) > 5 else "")
+            said = f"{len(left_out)} identities have too few images and are left out: {names}"
+            self.console.print(said, markup=False)
+        if loose := getattr(images, "loose_images", 0):
+            self.console.print(f"{loose} images lie outside any identity's folder: left out")
+
     def train(self, training: Training, resume: bool = False) -> Judged:
         """Train to the end, evaluate, and write model, results and curves."""
-        self.folder.mkdir(parents=True, exist_ok=True)
         save_config(self.config, self.folder / "config.yaml")
-        every = self.config.evaluation.every_epochs
+        every, epochs = self.config.evaluation.every_epochs, training.settings.epochs
+        judged: Judged = {}
 
         def after_epoch(training: Training, log: MetricsLog) -> None:
             epoch = training.position.epoch
-            if every and epoch % every == 0 and epoch < training.settings.epochs:
-                for name, (result, _) in self.judge(training).items():
-                    values = {"set": name, "accuracy": result.accuracy, "epoch": epoch}
-                    log.write("evaluation", training.position.step, values)
-                    self.console.print(f"epoch {epoch}: {name} {100 * result.accuracy:.2f} %")
+            last = epoch == epochs
+            if not last and (not every or epoch % every):
+                return
+            # Intervals take a second or two: the end alone has them.
+            found = self.judge(training, resamples=1000 if last else 0)
+            for name, verification in found.items():
+                result = verification.result
+                values = {
+                    "set": name,
+                    "epoch": epoch,
+                    "accuracy": result.accuracy,
+                    "equal_error_rate": result.equal_error_rate,
+                    "area_under_roc": result.area_under_roc,
+                }
+                log.write("evaluation", training.position.step, values)
+                if last:
+                    judged[name] = verification
+                else:
+                    said = f"epoch {epoch}: {name} {100 * result.accuracy:.2f} %"
+                    self.console.print(said, markup=False)
 
         with training_bar(self.console) as report:
             fit(training, self.folder, resume=resume, after_epoch=after_epoch, report=report)
         save_model(self.folder / "model.safetensors", training.model.state_dict(), self.card())
-        if training.unreadable:
-            self.console.print(f"{len(training.unreadable)} unreadable images were skipped:")
-            for reason in training.unreadable.values():
-                self.console.print(f"  {reason}", markup=False)
-        judged = self.judge(training)
+        self._name(training.unreadable)
+        judged = judged or self.judge(training)
         self.write_results(judged)
         return judged
+
+    def _name(self, unreadable: dict[str, str]) -> None:
+        if unreadable:
+            self.console.print(f"{len(unreadable)} unreadable images were left out:")
+        for reason in unreadable.values():
+            self.console.print(f"  {reason}", markup=False)
 
     def card(self) -> ModelCard:
         """What the model file says of itself."""
         return ModelCard(
             backbone=json.loads(json.dumps(self.config.backbone)),
             image_size=self.config.data.image_size,
+            fit=self.config.data.fit,
             source=f"trained by margrave with {self.config.loss['kind']}",
         )
 
-    def judge(self, training: Training) -> Judged:
+    def judge(self, training: Training, resamples: int = 1000) -> Judged:
         """Every evaluation set by the model as it stands."""
-        return self.judge_embedder(Embedder(training.model, self.card(), self.config.data.fit))
+        card = self.card()
+        return self.judge_embedder(Embedder(training.model, card, card.fit), resamples)
 
     def judge_untrained(self) -> Judged:
         """Every evaluation set by a network that has learned nothing, for comparison."""
-        network = backbones.create(self.config.backbone)
-        return self.judge_embedder(Embedder(network, self.card(), self.config.data.fit))
+        card = self.card()
+        return self.judge_embedder(Embedder(backbones.create(card.backbone), card, card.fit), 0)
 
-    def judge_embedder(self, embedder: Embedder) -> Judged:
+    def judge_embedder(self, embedder: Embedder, resamples: int) -> Judged:
         """Every evaluation set by any embedder."""
         judged: Judged = {}
         for name, (images, pairs) in self.sets.items():
+            limit = self.config.evaluation.sets[name].maximum_unreadable
             with counted(self.console, f"evaluating {name}") as progress:
-                judged[name] = verify(embedder, images, pairs, progress)
+                judged[name] = verify(embedder, images, pairs, progress, resamples, limit)
+            self._name(judged[name].unreadable)
         return judged
 
     def write_results(self, judged: Judged) -> None:
@@ -152,19 +191,20 @@ class Run:
         write_json(judged, self.folder / "results.json")
         lines = read_metrics(self.folder / "metrics.jsonl")
         if any(line["kind"] == "training" for line in lines):
-            rocs = {name: (result.roc_fpr, result.roc_tpr) for name, (result, _) in judged.items()}
+            results = {name: verification.result for name, verification in judged.items()}
+            rocs = {name: (result.roc_fpr, result.roc_tpr) for name, result in results.items()}
             draw_curves(lines, self.folder / "curves.png", rocs)
-
-    def show(self, judged: Judged) -> None:
-        """Results as tables."""
-        show(self.console, judged)
 
 
 def write_json(judged: Judged, path: Path) -> None:
     """Results with everything in them."""
     content: dict[str, Any] = {
-        name: {**result.to_json(), "strata": [stratum.to_json() for stratum in strata]}
-        for name, (result, strata) in judged.items()
+        name: {
+            **verification.result.to_json(),
+            "strata": [stratum.to_json() for stratum in verification.strata],
+            "unreadable": verification.unreadable,
+        }
+        for name, verification in judged.items()
     }
     with atomic_write(path) as temporary:
         temporary.write_text(json.dumps(content, indent=1))
@@ -173,15 +213,7 @@ def write_json(judged: Judged, path: Path) -> None:
 def show(console: Console, judged: Judged) -> None:
     """Results as tables in the terminal."""
     if judged:
-        console.print(pairs_table({name: result for name, (result, _) in judged.items()}))
-    for name, (_, strata) in judged.items():
-        if strata:
-            console.print(strata_table(name, strata))
-
-
-def is_resumable(folder: Path) -> bool:
-    """Whether a run's folder holds a checkpoint."""
-    return (folder / CHECKPOINT).is_file()
-
-
-__all__ = ["Judged", "Run", "is_resumable", "open_pairs", "show", "write_json"]
+        console.print(pairs_table({name: found.result for name, found in judged.items()}))
+    for name, found in judged.items():
+        if found.strata:
+            console.print(strata_table(name, found.strata))

@@ -28,31 +28,36 @@ def train(
     """Train a model; stop at any moment and go on with --resume."""
     from rich.console import Console
 
-    from margrave.cli.running import Run, is_resumable
+    from margrave.cli.running import Run, show
     from margrave.config import merge, parse_overrides, read_config
+    from margrave.training import CHECKPOINT
 
     console = Console()
+    overrides: dict[str, Any] = parse_overrides(settings or [])
     if resume is not None:
-        if any((recipes, data, loss, output, settings)):
-            raise ValueError("--resume goes on with the run's own configuration; give it alone")
+        if any((recipes, data, loss, output)):
+            raise ValueError("--resume goes on with the run's own configuration; only --set fits")
         if not (resume / "config.yaml").is_file():
             raise ValueError(f"{resume} is not a run's folder: it holds no config.yaml")
-        config, folder = read_config([str(resume / "config.yaml")], {}), resume
+        config, folder = read_config([str(resume / "config.yaml")], overrides), resume
     else:
-        overrides: dict[str, Any] = parse_overrides(settings or [])
         if data is not None:
             overrides = merge({"data": {"train": {"kind": "folder", "root": str(data)}}}, overrides)
         if loss is not None:
             overrides = merge({"loss": {"kind": loss}}, overrides)
         config = read_config(recipes or ["small"], overrides)
-        folder = output or Path("runs") / f"{Path((recipes or ['small'])[-1]).stem}"
-        if is_resumable(folder):
+        folder = output or Path("runs") / Path((recipes or ["small"])[-1]).stem
+        if (folder / CHECKPOINT).is_file():
             raise ValueError(
                 f"{folder} holds a run already: go on with --resume {folder}, "
                 "or choose another --output"
             )
     run = Run(config, folder, console)
     training = run.open_training()
-    judged = run.train(training, resume=resume is not None and is_resumable(folder))
-    run.show(judged)
-    console.print(f"model, results and curves are in {folder}")
+    try:
+        judged = run.train(training, resume=(folder / CHECKPOINT).is_file())
+    except KeyboardInterrupt:
+        console.print(f"stopped; go on with: margrave train --resume {folder}", markup=False)
+        raise typer.Exit(130) from None
+    show(console, judged)
+    console.print(f"model, results and curves are in {folder}", markup=False)

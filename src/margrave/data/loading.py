@@ -108,7 +108,7 @@ class EpochSampler(Sampler[list[tuple[int, int]]]):
         if length < (step if drop_last else 1):
             raise ValueError(
                 f"{length} images do not fill one step of batch_size x world_size = {batch_size} x "
-                f"{world_size}; lower batch_size, add images, or set drop_last = false"
+                f"{world_size}; lower training.batch_size or add images"
             )
         self.batches_per_epoch = length // step if drop_last else -(-length // step)
         self.epoch = 0

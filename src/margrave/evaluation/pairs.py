@@ -255,7 +255,10 @@ def evaluate_pairs(
         )
     elif identities is not None:
         check_identities(identities, same)
-    roc_fpr, roc_tpr = found.accepted.mean(0)
+    # A fold without genuine, or without impostor pairs, has no such rate.
+    stratum = fold_of_pair(len(same), folds) * 2 + same
+    held = np.bincount(stratum, minlength=folds * 2).reshape(folds, 2, 1) > 0
+    roc_fpr, roc_tpr = np.mean(found.accepted, axis=0, where=held)
     return PairResult(
         protocol=f"LFW {folds}-fold, squared distance, 400 thresholds, first best",
         pairs=len(same),

@@ -100,6 +100,7 @@ class Head(nn.Module):
         *,
         sample_indices: Tensor | None = None,
         momentum_embeddings: Tensor | None = None,
+        new_step: bool = True,
         reduction: Reduction = "mean",
     ) -> Tensor:
         """The loss of a batch.
@@ -109,14 +110,24 @@ class Head(nn.Module):
             labels: (B,) integers in [0, C).
             sample_indices: (B,) the images' numbers; only KappaFace's memory buffer reads them.
             momentum_embeddings: (B, D); only KappaFace's momentum encoder reads them.
+            new_step: False for all but the first micro-batch of an optimiser step, so that
+                statistics which count steps move once a step.
             reduction: ``mean`` for a scalar, ``none`` for (B,).
         """
+        if reduction not in ("mean", "none"):
+            raise ValueError(f"reduction = {reduction!r}; choices: mean, none")
         with torch.autocast(embeddings.device.type, enabled=False):
-            batch = self.prepare(embeddings, labels, sample_indices, momentum_embeddings)
-            loss = self.cross_entropy(batch)
-            penalty = self.loss.penalty(batch.context)
-            loss = loss if penalty is None else loss + penalty
+            batch = self.prepare(
+                embeddings, labels, sample_indices, momentum_embeddings, new_step=new_step
+            )
+            loss = sum(self.terms(batch).values(), torch.zeros_like(batch.norm))
             return loss.mean() if reduction == "mean" else loss
+
+    def terms(self, batch: Batch) -> dict[str, Tensor]:
+        """(B,) each: what the loss is the sum of."""
+        terms = {"cross entropy": self.cross_entropy(batch)}
+        penalty = self.loss.penalty(batch.context)
+        return terms if penalty is None else terms | {"penalty": penalty}
 
     def cross_entropy(self, batch: Batch) -> Tensor:
         """(B,) −log softmax of the modified cosines: what sorts of heads differ in."""
@@ -128,6 +139,8 @@ class Head(nn.Module):
         labels: Tensor,
         sample_indices: Tensor | None = None,
         momentum_embeddings: Tensor | None = None,
+        *,
+        new_step: bool = True,
     ) -> Batch:
         """Check and normalise a batch, find its target cosines, and update the statistics."""
         check_batch(embeddings, labels, self.num_classes, self.embedding_size)
@@ -145,7 +158,7 @@ class Head(nn.Module):
         provided: dict[str, Tensor] = {"feature_norm": norm}
         with torch.no_grad():
             for statistic in self._statistics():
-                if self.training:
+                if self.training and (new_step or not statistic.per_step):
                     statistic.update(observation)
                 provided |= statistic.context(observation)
         return Batch(

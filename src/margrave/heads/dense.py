@@ -71,16 +71,18 @@ class DenseHead(Head):
         was_training = self.training
         self.eval()
         try:
-            batch = self.prepare(embeddings, labels)
-            products = self._products(batch)
-            hard = self.loss.hard_negatives(products, batch.target, batch.context)
-            return Analysis(
-                loss=self(embeddings, labels, reduction="none"),
-                cosines=products,
-                target_cosine=batch.target,
-                margin=batch.target - self.loss.modify_target(batch.target, batch.context),
-                hard_negatives=hard.scatter(1, batch.labels[:, None], False),
-                feature_norm=batch.norm,
-            )
+            with torch.autocast(embeddings.device.type, enabled=False):
+                batch = self.prepare(embeddings, labels)
+                products = self._products(batch)
+                hard = self.loss.hard_negatives(products, batch.target, batch.context)
+                modified = self.loss.modify_target(batch.target, batch.context)
+                return Analysis(
+                    loss=sum(self.terms(batch).values(), torch.zeros_like(batch.norm)),
+                    cosines=products,
+                    target_cosine=batch.target,
+                    margin=batch.target - modified,
+                    hard_negatives=hard.scatter(1, batch.labels[:, None], False),
+                    feature_norm=batch.norm,
+                )
         finally:
             self.train(was_training)

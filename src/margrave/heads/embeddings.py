@@ -16,7 +16,8 @@ def unit_and_norm(vectors: Tensor) -> tuple[Tensor, Tensor]:
         vectors: (N, D).
 
     Returns:
-        (N, D) unit rows (zero where the row is) and (N,) norms.
+        (N, D) unit rows (zero where the row is) and (N,) norms, which stop at the dtype's largest
+        number to the power of ¾, so that products with class centres stay finite.
 
     >>> unit, norm = unit_and_norm(torch.tensor([[3e30, 4e30], [0.0, 0.0]]))
     >>> unit
@@ -30,7 +31,7 @@ def unit_and_norm(vectors: Tensor) -> tuple[Tensor, Tensor]:
     scaled = torch.where(alive, vectors / largest, 0)
     length = torch.linalg.vector_norm(scaled, dim=1, keepdim=True)
     unit = scaled / torch.where(alive, length, 1)
-    norm = (length * largest).clamp_max(torch.finfo(vectors.dtype).max)
+    norm = (length * largest).clamp_max(torch.finfo(vectors.dtype).max ** 0.75)
     return unit, norm.squeeze(1)
 
 

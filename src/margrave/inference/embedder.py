@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from margrave import backbones
 from margrave.checkpoints import ModelCard, load_model, load_strictly
-from margrave.data import FaceImages, Fit, fit_image, normalise
+from margrave.data import FaceImages, Fit, ImageFiles, fit_image, normalise
 
 Progress = Callable[[int, int], None]
 
@@ -66,10 +66,11 @@ class Embedder:
 
     def embed_images(
         self,
-        images: FaceImages | Sequence[np.ndarray],
+        images: FaceImages | ImageFiles | Sequence[np.ndarray],
         indices: np.ndarray | None = None,
         flips: bool = True,
         progress: Progress | None = None,
+        unreadable: dict[int, str] | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
         """Embeddings of the images and, if asked for, of their mirror images.
 
@@ -78,21 +79,33 @@ class Embedder:
             indices: which ones; all by default.
             flips: embed mirror images too, for flip fusion.
             progress: called with (images done, images in all).
+            unreadable: where given, images that cannot be read leave rows of zeros and their
+                reason here, by index.
 
         Returns:
             (N, D) and (N, D) float32, the second empty without flips.
 
         Raises:
-            ValueError: an image that cannot be read, naming it.
+            ValueError: an image that cannot be read, naming it, unless `unreadable` is given.
         """
         wanted = np.arange(len(images)) if indices is None else np.asarray(indices)
+        faults = {} if unreadable is None else unreadable
+        size = self.card.image_size
         plain, mirrored = [], []
         for start in range(0, len(wanted), self.batch_size):
             part = wanted[start : start + self.batch_size]
-            pixels = torch.stack([self._read(images, int(index)) for index in part])
-            plain.append(self.embed(pixels))
+            pixels = torch.zeros(len(part), 3, size, size, dtype=torch.uint8)
+            for row, index in enumerate(part.tolist()):
+                try:
+                    pixels[row] = self._read(images, index)
+                except ValueError as error:
+                    if unreadable is None:
+                        raise
+                    faults[index] = str(error)
+            read = torch.tensor([index not in faults for index in part.tolist()])[:, None]
+            plain.append(self.embed(pixels) * read)
             if flips:
-                mirrored.append(self.embed(pixels.flip(3)))
+                mirrored.append(self.embed(pixels.flip(3)) * read)
             if progress is not None:
                 progress(start + len(part), len(wanted))
         if not plain:
@@ -103,21 +116,41 @@ class Embedder:
             torch.cat(mirrored).numpy() if flips else empty,
         )
 
-    def _read(self, images: FaceImages | Sequence[np.ndarray], index: int) -> Tensor:
+    def _read(self, images: FaceImages | ImageFiles | Sequence[np.ndarray], index: int) -> Tensor:
         if isinstance(images, Sequence):
             return self.prepare(images[index], f"image {index}")
         return self.prepare(images.read(index), images.name(index))
 
 
-def load_embedder(path: str | Path, **settings: object) -> Embedder:
+def load_embedder(
+    path: str | Path,
+    *,
+    fit: Fit | None = None,
+    device: str | None = None,
+    trust_code: bool = False,
+) -> Embedder:
     """The embedder in a model file, or in a run's folder.
 
+    Args:
+        path: the file or folder.
+        fit: how images of another shape become square; by default as in training.
+        device: by default a CUDA device if there is one.
+        trust_code: allow a network of somebody's own, whose module is imported.
+
     Raises:
-        ValueError: no such file, or one that does not fit its own card.
+        ValueError: no such file, one that does not fit its own card, or one that names code of
+            its own without `trust_code`.
     """
     path = Path(path)
     path = path / "model.safetensors" if path.is_dir() else path
     state, card = load_model(path)
+    kind = card.backbone["kind"]
+    if ":" in kind and not trust_code:
+        raise ValueError(
+            f"{path} was trained with the network {kind!r}, whose module would be imported and "
+            "run; if you trust it, pass trust_code=True (--trust-code)"
+        )
     backbone = backbones.create(card.backbone)
     load_strictly(backbone, state, str(path))
-    return Embedder(backbone.eval(), card, **settings)  # pyright: ignore[reportArgumentType]
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    return Embedder(backbone.eval().to(device), card, fit or card.fit)

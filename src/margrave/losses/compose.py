@@ -17,7 +17,8 @@ class Composed(Loss):
     """The target of one loss and the negatives of another.
 
     T and the penalty are those of `target_loss`, N_j those of `negatives_loss`, whose hard
-    negatives are still measured against its own margin. By default a quality-adaptive target with
+    negatives are still measured against its own margin; the scale is the target's unless given. By
+    default a quality-adaptive target with
     curricular negatives. In a recipe either is written ``{kind: …}``.
 
     Source: ours; it follows from the contract.
@@ -26,17 +27,20 @@ class Composed(Loss):
     CosFace(scale=64.0, straight_through=False, margin=0.35, easy_margin=False)
     """
 
+    scale: float | None = None  # pyright: ignore[reportIncompatibleVariableOverride]
     target_loss: Any = None
     negatives_loss: Any = None
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         for field, default in (("target_loss", "adaface"), ("negatives_loss", "curricularface")):
             part = getattr(self, field) or {"kind": default}
             part = LOSSES.create(part) if isinstance(part, Mapping) else part
             object.__setattr__(self, field, part)
             self.require(field, isinstance(part, Loss), "a loss or a mapping with its kind")
             self.require(field, part.normalized, "a loss of cosines; softmax has none")
+        if self.scale is None:
+            object.__setattr__(self, "scale", self.target_loss.scale)
+        super().__post_init__()
 
     @property
     def needs(self) -> dict[str, Mapping[str, Any]]:
@@ -69,8 +73,4 @@ def compose(*, target: Loss, negatives: Loss, scale: float | None = None) -> Com
     >>> compose(target=ArcFace(scale=30), negatives=MVSoftmax()).scale
     30
     """
-    return Composed(
-        scale=target.scale if scale is None else scale,
-        target_loss=target,
-        negatives_loss=negatives,
-    )
+    return Composed(scale=scale, target_loss=target, negatives_loss=negatives)

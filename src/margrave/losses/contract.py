@@ -5,6 +5,7 @@ Shapes by letter: B batch, C all classes, K classes at hand (all, a chunk, a sha
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar
@@ -78,6 +79,9 @@ class Loss:
     straight_through: bool = False
 
     def __post_init__(self) -> None:
+        for name, value in self.settings().items():
+            if isinstance(value, float):
+                self.require(name, math.isfinite(value), "finite")
         self.require("scale", self.scale > 0, "above 0")
 
     def require(self, field: str, holds: bool, rule: str) -> None:

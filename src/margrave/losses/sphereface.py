@@ -46,7 +46,9 @@ class SphereFace(Loss):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.require("margin", self.margin in (1, 2, 3, 4, 5), "a whole number from 1 to 5")
-        self.require("plain_weight_minimum", self.plain_weight_minimum >= 0, "at least 0")
+        for name in ("start", "minimum", "decay", "power"):
+            name = f"plain_weight_{name}"
+            self.require(name, getattr(self, name) >= 0, "at least 0")
 
     @property
     def needs(self) -> dict[str, dict[str, Any]]:

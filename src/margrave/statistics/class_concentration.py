@@ -38,6 +38,8 @@ class ClassConcentration(Statistic):
         memory_update_weight: the memory becomes normalise((1 − weight)·memory + weight·f).
     """
 
+    per_step = False
+
     margin_weight: Tensor
     concentration: Tensor
     feature_sum: Tensor
@@ -70,6 +72,11 @@ class ClassConcentration(Statistic):
                     "the memory buffer keeps a vector per training image: "
                     "give the head num_samples, or choose estimator 'online'"
                 )
+            if surroundings.world.size > 1:
+                raise ValueError(
+                    "the memory buffer would keep an image on every rank that ever met it: with "
+                    f"{surroundings.world.size} ranks choose estimator 'online'"
+                )
             samples = surroundings.num_samples
             self.register_buffer("memory", torch.zeros(samples, features))
             self.register_buffer("memory_label", torch.full((samples,), -1))
@@ -89,8 +96,10 @@ class ClassConcentration(Statistic):
                     "of the head: pass MomentumEncoder's, or choose estimator 'online'"
                 )
             features = functional.normalize(observation.momentum_embeddings)
+        finite = torch.isfinite(features).all(dim=1)
+        features = torch.where(finite[:, None], features, 0)
         self.feature_sum.index_add_(0, observation.labels, features.to(self.feature_sum))
-        self.count.index_add_(0, observation.labels, torch.ones_like(observation.labels))
+        self.count.index_add_(0, observation.labels, finite.long())
 
     def _remember(self, observation: Observation) -> None:
         if observation.sample_indices is None:
@@ -100,22 +109,21 @@ class ClassConcentration(Statistic):
             )
         indices = observation.sample_indices
         features = observation.unit_embeddings.to(self.memory)
-        blended = torch.lerp(self.memory[indices], features, self.memory_update_weight)
-        self.memory.index_copy_(0, indices, functional.normalize(blended))
+        old = self.memory[indices]
+        blended = functional.normalize(torch.lerp(old, features, self.memory_update_weight))
+        finite = torch.isfinite(features).all(dim=1)
+        self.memory.index_copy_(0, indices, torch.where(finite[:, None], blended, old))
         self.memory_label.index_copy_(0, indices, observation.labels)
 
     def _sums(self) -> tuple[Tensor, Tensor]:
         """Σ f (C, D) and n (C,) of this rank."""
         if self.estimator != "memory_buffer":
             return self.feature_sum, self.count
-        seen = self.memory_label >= 0
-        # Unseen rows are zero vectors: added to class 0 they change neither sum nor count.
-        label = self.memory_label.clamp_min(0)
         classes, features = self.surroundings.num_classes, self.surroundings.embedding_size
-        total = self.memory.new_zeros(classes, features)
-        total.index_add_(0, label, torch.where(seen[:, None], self.memory, 0))
-        count = torch.zeros(classes, dtype=torch.int64, device=label.device)
-        return total, count.index_add_(0, label, seen.long())
+        # Images not seen yet gather in one class more, which is cut off.
+        label = torch.where(self.memory_label < 0, classes, self.memory_label)
+        total = self.memory.new_zeros(classes + 1, features).index_add_(0, label, self.memory)
+        return total[:-1], torch.bincount(label, minlength=classes + 1)[:-1]
 
     @torch.no_grad()
     def end_epoch(self) -> None:

@@ -49,11 +49,14 @@ class Surroundings:
 
 
 class Statistic(nn.Module):
-    """Running state in buffers, equal on every rank.
+    """Running state in buffers: equal on every rank, or sums that `end_epoch` adds up over ranks.
 
     A subclass is registered under the name that losses put in `needs`, takes `Surroundings` and its
     own settings, and implements `update` (training only, before use) and `context`.
     """
+
+    per_step: bool = True
+    """Whether `update` counts optimiser steps; otherwise it gathers every sample."""
 
     reads: frozenset[str] = frozenset()
     """The optional fields of `Observation` that this statistic cannot do without."""

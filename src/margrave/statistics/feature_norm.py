@@ -16,7 +16,8 @@ class FeatureNorm(Statistic):
     """μ and σ of ‖x‖ clipped to [0.001, 100], σ unbiased, over the batch of all ranks.
 
     μ ← weight·mean + (1 − weight)·μ, σ likewise. A step whose whole batch is one sample has no
-    deviation and is passed over.
+    deviation and is passed over, and so is one with norms that are not finite (as mixed-precision
+    loops meet and skip).
 
     Source: AdaFace, arXiv 2204.00964, section 3.3; mk-minchul/AdaFace ``head.py``, where a batch of
     one turns σ into NaN for ever.
@@ -56,7 +57,7 @@ class FeatureNorm(Statistic):
         batch_deviation = (squares / (count - 1).clamp_min(1)).sqrt()
 
         weight = self._weight_of_new()
-        enough = count > 1
+        enough = (count > 1) & torch.isfinite(batch_deviation)
         for running, new in ((self.mean, batch_mean), (self.deviation, batch_deviation)):
             moved = torch.lerp(running, new.to(running), weight)
             running.copy_(torch.where(enough, moved, running))
@@ -64,12 +65,12 @@ class FeatureNorm(Statistic):
 
     def _weight_of_new(self) -> Tensor:
         """The update weight, under which the running value stays the corrected one throughout."""
-        weight = torch.full_like(self.mean, self.update_weight, dtype=torch.float64)
-        if self.start == "first_batch":
-            weight = torch.where(self.updates == 0, 1.0, weight)
-        elif self.start == "bias_corrected":
+        weight = torch.full_like(self.mean, self.update_weight)
+        if self.start == "official":
+            return weight
+        if self.start == "bias_corrected":
             weight = weight / (1 - (1 - weight) ** (self.updates + 1))
-        return weight.to(self.mean)
+        return torch.where(self.updates == 0, 1.0, weight)
 
     def context(self, observation: Observation) -> dict[str, Tensor]:
         return {

@@ -20,6 +20,8 @@ class MomentumEncoder(nn.Module):
     Args:
         network: the network to follow.
         momentum: weight of the old average, in [0, 1).
+        warm_up: in update k use (1 + k)/(10 + k) while that is less, so that a slow average does
+            not keep its random beginning.
 
     >>> encoder = MomentumEncoder(nn.Linear(2, 1, bias=False), momentum=0.5)
     >>> follow = nn.Linear(2, 1, bias=False)
@@ -29,11 +31,15 @@ class MomentumEncoder(nn.Module):
     True
     """
 
-    def __init__(self, network: nn.Module, momentum: float = 0.9) -> None:
+    updates: Tensor
+
+    def __init__(self, network: nn.Module, momentum: float = 0.9, *, warm_up: bool = False) -> None:
         super().__init__()
         if not 0 <= momentum < 1:
             raise ValueError(f"momentum = {momentum} must be in [0, 1)")
         self.momentum = momentum
+        self.warm_up = warm_up
+        self.register_buffer("updates", torch.zeros((), dtype=torch.int64))
         self.average = copy.deepcopy(network).eval().requires_grad_(False)
 
     def train(self, mode: bool = True) -> MomentumEncoder:
@@ -49,8 +55,12 @@ class MomentumEncoder(nn.Module):
     def follow(self, network: nn.Module) -> None:
         """Move a step towards `network`; counters are copied."""
         current = network.state_dict()
+        self.updates += 1
+        momentum = torch.full_like(self.updates, self.momentum, dtype=torch.float32)
+        if self.warm_up:
+            momentum = torch.minimum(momentum, (1 + self.updates) / (10 + self.updates))
         for name, average in self.average.state_dict().items():
             if average.is_floating_point():
-                average.lerp_(current[name].to(average), 1 - self.momentum)
+                average.lerp_(current[name].to(average), (1 - momentum).to(average))
             else:
                 average.copy_(current[name])

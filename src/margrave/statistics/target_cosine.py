@@ -28,7 +28,8 @@ class TargetCosine(Statistic):
         total = torch.stack([cosine.sum(), cosine.new_tensor(float(cosine.numel()))])
         total, count = all_reduce_sum(total, self.surroundings.world).unbind()
         batch_mean = (total / count).to(self.mean)
-        self.mean.copy_((1 - self.momentum) * batch_mean + self.momentum * self.mean)
+        moved = (1 - self.momentum) * batch_mean + self.momentum * self.mean
+        self.mean.copy_(torch.where(torch.isfinite(batch_mean), moved, self.mean))
 
     def context(self, observation: Observation) -> dict[str, Tensor]:
         # A copy: the buffer changes in place while earlier steps may still await their backward.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +28,8 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path}: no checkpoint to resume from; start without --resume")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+    # A damaged file can fail with nearly anything, from EOFError to struct.error.
+    except Exception as error:
         raise ValueError(f"{path}: damaged or no checkpoint of Margrave ({error})") from error
     version = state.get("format_version") if isinstance(state, dict) else None
     if version != FORMAT_VERSION:
@@ -42,8 +42,9 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 
 def remove_unfinished(folder: Path) -> None:
     """Delete what writes that were cut off left behind."""
-    for leftover in folder.glob(".*.????????????????"):
-        leftover.unlink(missing_ok=True)
+    for name in ("checkpoint.pt", "model.safetensors", "config.yaml", "results.json"):
+        for leftover in folder.glob(f".{name}.*"):
+            leftover.unlink(missing_ok=True)
 
 
 def random_state() -> dict[str, Any]:

@@ -12,7 +12,7 @@ import torch
 
 from margrave.data import Batch, normalise
 from margrave.training.checkpoint import load_checkpoint, remove_unfinished, save_checkpoint
-from margrave.training.diagnosis import diagnose
+from margrave.training.diagnosis import diagnose_gradient, diagnose_loss
 from margrave.training.metrics import MetricsLog
 from margrave.training.schedule import learning_rate_factor
 from margrave.training.setup import Position, Training
@@ -62,6 +62,9 @@ def fit(
         state = load_checkpoint(checkpoint)
         training.load_state_dict(state)
         log_length = state["log_length"]
+    else:
+        # Or an interrupted fresh start would be resumed from a former run.
+        checkpoint.unlink(missing_ok=True)
     log = MetricsLog(folder, settings.tensorboard, log_length, training.position.step)
     training.head.train()
     training.network.train()
@@ -75,7 +78,7 @@ def fit(
             training.sampler.start_at(epoch, training.position.batch)
             started = time.monotonic()
             for batch in training.loader:
-                _note_unreadable(training, batch)
+                _note_unreadable(training, batch, log)
                 # Batch norm cannot learn from a single image.
                 if len(batch.labels) > 1:
                     values = _train_step(training, batch, checkpoint)
@@ -104,23 +107,28 @@ def _train_step(training: Training, batch: Batch, checkpoint: Path) -> dict[str,
 
     device = training.fabric.device
     total, loss_sum, norm_sum = len(batch.labels), 0.0, 0.0
-    parts = torch.arange(total).chunk(min(settings.accumulate, total // 2))
-    images = embeddings = losses = torch.empty(0)
-    for part in parts:
-        images = normalise(batch.images[part].to(device, non_blocking=True))
+    # No part is of a single image, from which batch norm could not learn.
+    sections = min(settings.accumulate, total // 2)
+    parts = zip(
+        *(tensor.tensor_split(sections) for tensor in (batch.images, batch.labels, batch.indices)),
+        strict=True,
+    )
+    for number, (pixels, labels, indices) in enumerate(parts):
+        images = normalise(pixels.to(device, non_blocking=True))
         if settings.channels_last:
             images = images.contiguous(memory_format=torch.channels_last)
         embeddings = training.backbone(images)
         losses = head(
             embeddings,
-            batch.labels[part].to(device),
-            sample_indices=batch.indices[part].to(device),
+            labels.to(device),
+            sample_indices=indices.to(device),
             momentum_embeddings=None if training.encoder is None else training.encoder(images),
+            new_step=number == 0,
             reduction="none",
         )
         loss = losses.sum() / total
         if not torch.isfinite(loss):
-            raise _diagnosis(training, batch, part, images, embeddings, losses, checkpoint)
+            raise diagnose_loss(training, embeddings, labels, indices, checkpoint)
         training.fabric.backward(loss)
         loss_sum += loss.item()
         norm_sum += embeddings.detach().float().norm(dim=1).sum().item()
@@ -129,7 +137,7 @@ def _train_step(training: Training, batch: Batch, checkpoint: Path) -> dict[str,
     limit = settings.clip_norm or float("inf")
     gradient_norm = torch.nn.utils.clip_grad_norm_(parameters, limit).item()
     if not math.isfinite(gradient_norm):
-        raise _diagnosis(training, batch, parts[-1], images, embeddings, losses, checkpoint)
+        raise diagnose_gradient(training, checkpoint)
     training.optimizer.step()
     training.optimizer.zero_grad()
     for follower in (training.average, training.encoder):
@@ -143,28 +151,12 @@ def _train_step(training: Training, batch: Batch, checkpoint: Path) -> dict[str,
     }
 
 
-def _diagnosis(
-    training: Training,
-    batch: Batch,
-    part: torch.Tensor,
-    images: torch.Tensor,
-    embeddings: torch.Tensor,
-    losses: torch.Tensor,
-    checkpoint: Path,
-) -> Exception:
-    return diagnose(
-        step=training.position.step,
-        images=images,
-        embeddings=embeddings,
-        losses=losses,
-        names=[training.images.images.name(int(index)) for index in batch.indices[part]],
-        checkpoint=checkpoint if checkpoint.exists() else None,
-    )
-
-
-def _note_unreadable(training: Training, batch: Batch) -> None:
+def _note_unreadable(training: Training, batch: Batch, log: MetricsLog) -> None:
     for image in batch.unreadable:
-        training.unreadable[image.name] = image.reason
+        if image.name not in training.unreadable:
+            training.unreadable[image.name] = image.reason
+            fault = {"name": image.name, "reason": image.reason}
+            log.write("unreadable", training.position.step, fault)
     limit = training.settings.maximum_unreadable
     if len(training.unreadable) > limit:
         shown = "\n  ".join(list(training.unreadable.values())[:10])

@@ -26,7 +26,8 @@ class MetricsLog:
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._file = open(folder / "metrics.jsonl", "a+b")  # noqa: SIM115 - open as long as the log
-        self._file.truncate(length)
+        self._file.truncate(min(length, self._file.seek(0, 2)))
+        self._file.seek(0, 2)
         self._events = _event_writer(folder, step) if tensorboard else None
 
     @property
@@ -36,7 +37,10 @@ class MetricsLog:
 
     def write(self, kind: str, step: int, values: dict[str, Any]) -> None:
         """One line: ``{"kind": …, "step": …, **values}``."""
-        line = {"kind": kind, "step": step, **values}
+        line = {"kind": kind, "step": step}
+        for name, value in values.items():
+            finite = not isinstance(value, float) or math.isfinite(value)
+            line[name] = value if finite else None
         self._file.write(json.dumps(line, allow_nan=False, default=str).encode() + b"\n")
         self._file.flush()
         if self._events is not None:

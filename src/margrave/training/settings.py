@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from margrave.registry import Settings
 
@@ -33,6 +33,12 @@ class ScheduleSettings(Settings):
     factor: float = Field(default=0.1, gt=0, le=1)
     power: float = Field(default=2.0, gt=0)
     """Of ``polynomial``: (1 − progress)^power."""
+
+    @model_validator(mode="after")
+    def _check(self) -> ScheduleSettings:
+        if self.kind == "step" and not self.milestones:
+            raise ValueError("kind 'step' needs milestones, the epochs at which the rate falls")
+        return self
 
 
 class TrainingSettings(Settings):
@@ -69,3 +75,17 @@ class TrainingSettings(Settings):
     """Seconds between two checkpoints; one is written after every epoch too."""
     tensorboard: bool = False
     """Write TensorBoard events beside the JSON lines (extra `track`)."""
+
+    @model_validator(mode="after")
+    def _check(self) -> TrainingSettings:
+        if self.schedule.warmup_epochs >= self.epochs:
+            raise ValueError(
+                f"schedule.warmup_epochs = {self.schedule.warmup_epochs} leaves nothing of "
+                f"epochs = {self.epochs}"
+            )
+        if self.batch_size < 2 * self.accumulate:
+            raise ValueError(
+                f"batch_size = {self.batch_size} cut into accumulate = {self.accumulate} parts "
+                "leaves parts of one image, which batch norm cannot use; lower accumulate"
+            )
+        return self

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from lightning_fabric import Fabric
 from torch import nn
 from torch.utils.data import DataLoader
 
 from margrave import backbones
+from margrave.checkpoints import load_strictly
 from margrave.data import Batch, EpochSampler, TrainingImages, training_loader
 from margrave.heads import HEADS, Head
 from margrave.losses import Loss
@@ -89,6 +92,7 @@ class Training:
             **{name: module.state_dict() for name, module in self._modules().items()},
             "optimizer": self.optimizer.state_dict(),
             "random": random_state(),
+            "images": self._images(),
             "unreadable": dict(self.unreadable),
         }
 
@@ -98,6 +102,11 @@ class Training:
         Raises:
             ValueError: the checkpoint is of another model or loss.
         """
+        if state.get("images") != self._images():
+            raise ValueError(
+                "the training images have changed since the checkpoint: "
+                f"{state.get('images')} then, {self._images()} now; restore them, or start anew"
+            )
         try:
             for name, module in self._modules().items():
                 module.load_state_dict(state[name])
@@ -110,6 +119,11 @@ class Training:
         restore_random_state(state["random"])
         self.position = Position(**state["position"])
         self.unreadable = dict(state["unreadable"])
+
+    def _images(self) -> dict[str, Any]:
+        """What tells this training set from another: order and batches hang on it."""
+        labels = np.ascontiguousarray(self.images.images.labels, np.int64)
+        return {"count": len(labels), "labels": hashlib.sha256(labels.tobytes()).hexdigest()}
 
     def _modules(self) -> dict[str, nn.Module]:
         parts = {
@@ -144,25 +158,26 @@ def set_up(
     Raises:
         ValueError: whatever a component refuses.
     """
-    if settings.batch_size < 2 * settings.accumulate:
-        raise ValueError(
-            f"batch_size = {settings.batch_size} cut into accumulate = {settings.accumulate} parts "
-            "leaves parts of one image, which batch norm cannot use; lower accumulate"
-        )
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
     # Its announcements of what was configured anyway would break the progress bar.
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
-    fabric = Fabric(
-        accelerator=settings.accelerator,
-        devices=1,
-        precision=PRECISIONS[settings.precision],  # pyright: ignore[reportArgumentType]
-    )
+    try:
+        fabric = Fabric(
+            accelerator=settings.accelerator,
+            devices=1,
+            precision=PRECISIONS[settings.precision],  # pyright: ignore[reportArgumentType]
+        )
+    except (RuntimeError, ValueError) as error:
+        raise ValueError(
+            f"training.accelerator = {settings.accelerator!r} cannot be used here: {error}; "
+            "set it to cpu or auto"
+        ) from error
     fabric.launch()
     torch.manual_seed(settings.seed)
     network = backbones.create(backbone)
     if initial_state is not None:
-        network.load_state_dict(initial_state)
+        load_strictly(network, initial_state, "initial_model")
     head_settings = {key: value for key, value in head.items() if key != "kind"}
     embedding_size = _embedding_size(network, images.size)
     built_head = HEADS.get(head["kind"])(
@@ -170,7 +185,9 @@ def set_up(
     )
     if settings.channels_last:
         network = network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-    average = MomentumEncoder(network, settings.weight_average) if settings.weight_average else None
+    average = None
+    if settings.weight_average is not None:
+        average = MomentumEncoder(network, settings.weight_average, warm_up=True)
     encoder = None
     if "momentum_embeddings" in built_head.reads:
         encoder = MomentumEncoder(network, settings.encoder_momentum)
@@ -201,7 +218,13 @@ def set_up(
 def _embedding_size(network: nn.Module, image_size: int) -> int:
     """D of anybody's network, found by trying it."""
     was_training = network.training
-    output = network.eval()(torch.zeros(1, 3, image_size, image_size))
+    try:
+        output = network.eval()(torch.zeros(1, 3, image_size, image_size))
+    except RuntimeError as error:
+        raise ValueError(
+            f"{type(network).__name__} cannot take images of (1, 3, {image_size}, {image_size}): "
+            f"{error}; set data.image_size to its own"
+        ) from error
     network.train(was_training)
     if not isinstance(output, torch.Tensor) or output.ndim != 2:
         shape = tuple(output.shape) if isinstance(output, torch.Tensor) else type(output).__name__
