@@ -15,9 +15,9 @@ import numpy as np
 from .face_canvas import HALF_EXTENT
 from .face_factors import FaceCapture, FaceIdentity
 
-GRID = 64
+GRID = 48
 AXIS = (((np.arange(GRID) + 0.5) / GRID * 2 - 1) * HALF_EXTENT).astype(np.float32)
-VIEW_CELLS, VIEW_HALF_EXTENT = 50, 1.18
+VIEW_CELLS, VIEW_HALF_EXTENT = 40, 1.18
 VIEW_AXIS = ((np.arange(VIEW_CELLS) + 0.5) / VIEW_CELLS * 2 - 1) * VIEW_HALF_EXTENT
 
 
