@@ -179,7 +179,7 @@ def resolve(values: Mapping[str, Any]) -> RunConfig:
     Augmentation(**augmentation)
     create_loss(loss)
     sets = {
-        name: entry.model_copy(update={"images": SOURCES.validate(entry.images)})
+        name: entry.model_copy(update={"images": _checked_images(entry.images, name)})
         for name, entry in config.evaluation.sets.items()
     }
     return config.model_copy(
@@ -207,6 +207,13 @@ def _checked_backbone(spec: Mapping[str, Any], image_size: int) -> dict[str, Any
             "set the latter alone"
         )
     return BACKBONES.validate(spec)
+
+
+def _checked_images(spec: Mapping[str, Any], name: str) -> dict[str, Any]:
+    try:
+        return SOURCES.validate(spec)
+    except ValueError as error:
+        raise ValueError(f"evaluation.sets.{name}.images: {error}") from None
 
 
 def _checked_head(spec: Mapping[str, Any]) -> dict[str, Any]:

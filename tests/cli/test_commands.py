@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from margrave import backbones
+from margrave import __version__, backbones
 from margrave.checkpoints import load_model
+from margrave.config import recipe_names, recipe_text
 from margrave.data import SyntheticFaces
 
 SETTINGS = [
@@ -132,6 +133,15 @@ def test_import_a_checkpoint(tmp_path: Path) -> None:
     state, card = load_model(tmp_path / "model.safetensors")
     assert card.backbone["kind"] == "mbf"
     assert all(torch.equal(state[name], value) for name, value in network.state_dict().items())
+
+
+def test_a_printed_recipe_is_the_recipe(tmp_path: Path) -> None:
+    for name in recipe_names():
+        assert margrave("recipes", name, cwd=tmp_path) == recipe_text(name)
+
+
+def test_the_version(tmp_path: Path) -> None:
+    assert margrave("--version", cwd=tmp_path).strip() == __version__
 
 
 def test_losses_and_recipes_are_listed(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from margrave.report import contact_sheet, draw_curves
+from margrave.report.curves import _smoothed
 
 
 def test_contact_sheet_places_images_in_rows(tmp_path: Path) -> None:
@@ -34,6 +35,16 @@ def test_curves_are_drawn(tmp_path: Path) -> None:
     assert cv2.imread(str(tmp_path / "curves.png")).std() > 5
 
 
-def test_curves_without_training(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="no line of training metrics"):
-        draw_curves([{"kind": "evaluation"}], tmp_path / "curves.png")
+def test_a_roc_alone_is_drawn(tmp_path: Path) -> None:
+    draw_curves([], tmp_path / "curves.png", {"unseen": ([0, 0.1, 1], [0, 0.9, 1])})
+    assert cv2.imread(str(tmp_path / "curves.png")).std() > 5
+
+
+def test_smoothing_keeps_the_ends_and_the_slope() -> None:
+    values = np.arange(30.0)
+    np.testing.assert_allclose(_smoothed(values), values)
+
+
+def test_curves_without_anything(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="neither training metrics nor evaluations"):
+        draw_curves([], tmp_path / "curves.png")

@@ -20,6 +20,7 @@ from margrave.training.schedule import learning_rate_factor
         ({"kind": "cosine", "warmup_epochs": 4}, 12, 0.5),
         ({"kind": "polynomial", "power": 2}, 10, 0.25),
         ({"kind": "polynomial", "warmup_epochs": 2}, 1, 0.5),
+        ({"kind": "cosine", "warmup_epochs": 99}, 5, 0.5),
     ],
 )
 def test_known_points(settings: dict, epoch: float, factor: float) -> None:
@@ -32,5 +33,7 @@ def test_known_points(settings: dict, epoch: float, factor: float) -> None:
     epoch=st.floats(0, 20),
 )
 def test_the_factor_stays_between_0_and_1(kind: str, warmup: float, epoch: float) -> None:
-    schedule = ScheduleSettings.model_validate({"kind": kind, "warmup_epochs": warmup})
+    schedule = ScheduleSettings.model_validate(
+        {"kind": kind, "warmup_epochs": warmup, "milestones": (3, 9)}
+    )
     assert 0 <= learning_rate_factor(schedule, epoch, 20) <= 1

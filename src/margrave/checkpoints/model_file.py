@@ -115,7 +115,10 @@ def load_model(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], ModelCa
             metadata = file.metadata() or {}
             state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError, ValueError) as error:
-        raise ValueError(f"{path}: damaged or no model file ({error})") from error
+        raise ValueError(
+            f"{path}: damaged or no model file ({error}); give a run's folder or its "
+            "model.safetensors, or import other projects' checkpoints first"
+        ) from error
     if CARD_KEY not in metadata:
         raise ValueError(f"{path}: safetensors without Margrave's card; import it first")
     return state, _read_card(metadata[CARD_KEY], path)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import sys
+from typing import Annotated
 
 import typer
 
+from margrave import __version__
 from margrave.cli.demo import demo
 from margrave.cli.evaluate import evaluate
 from margrave.cli.import_model import import_model
@@ -19,6 +21,23 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Face recognition with adaptive margins.",
 )
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print it.")
+    ] = False,
+) -> None:
+    del version
+
+
 app.command()(demo)
 app.command()(train)
 app.command()(evaluate)

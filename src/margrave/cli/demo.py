@@ -25,7 +25,7 @@ def demo(
     from margrave.data import fit_image
     from margrave.report import contact_sheet
 
-    console = Console()
+    console = Console(highlight=False)
     config = read_config(["demo"], parse_overrides(settings or []))
     run = Run(config, output, console)
     training = run.open_training()
@@ -48,7 +48,8 @@ def demo(
             f"[bold]{name}, identities never seen:[/bold] "
             f"{percent(untrained[name].result.accuracy)} % untrained -> "
             f"[bold green]{percent(result.accuracy)} %[/bold green] "
-            f"(95 % interval {percent(low)} - {percent(high)})"
+            f"(95 % interval {percent(low)} to {percent(high)})",
+            soft_wrap=True,
         )
     said = f"faces.png, curves.png, results.json and model.safetensors are in {output}"
     console.print(said, markup=False)

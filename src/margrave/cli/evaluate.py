@@ -17,7 +17,9 @@ def evaluate(
         Path | None,
         typer.Option(help="LFW's pairs.txt or a CSV file (path_a,path_b,same); else drawn."),
     ] = None,
-    number: Annotated[int, typer.Option(help="How many balanced pairs to draw.")] = 1000,
+    number: Annotated[
+        int, typer.Option(help="How many balanced pairs to draw, a multiple of 20.")
+    ] = 1000,
     seed: Annotated[int, typer.Option(help="Which pairs are drawn.")] = 0,
     fit: Annotated[
         str | None, typer.Option(help="crop, stretch or pad to a square; else as in training.")
@@ -41,7 +43,7 @@ def evaluate(
     from margrave.config import EvaluationSet
     from margrave.inference import load_embedder, verify
 
-    console = Console()
+    console = Console(highlight=False)
     if fit not in ("crop", "stretch", "pad", None):
         raise ValueError(f"--fit {fit!r}; choices: crop, stretch, pad")
     embedder = load_embedder(model, fit=fit, device=device, trust_code=trust_code)

@@ -36,7 +36,15 @@ def import_model(
         raise ValueError(f"{model}: a model file ends in .safetensors")
     if colour_order not in (None, "rgb", "bgr"):
         raise ValueError(f"--colour-order {colour_order!r}; choices: rgb, bgr")
-    imported = convert(read_checkpoint(checkpoint), colour_order)
+    if model.exists():
+        raise ValueError(f"{model} exists already: remove it, or choose another name")
+    state = read_checkpoint(checkpoint)
+    try:
+        imported = convert(state, colour_order)
+    except ValueError as error:
+        raise ValueError(
+            f"{checkpoint}: {error} (a run's model.safetensors needs no import)"
+        ) from error
     backbone = backbones.create(imported.backbone)
     load_strictly(backbone, imported.state, str(checkpoint), imported.names)
     card = ModelCard(
@@ -45,7 +53,7 @@ def import_model(
         source=f"{imported.layout}, imported from {checkpoint.name}",
     )
     save_model(model, backbone.state_dict(), card)
-    console = Console()
+    console = Console(highlight=False)
     console.print(f"[bold]{imported.layout}[/bold] -> {model}")
     for note in imported.notes:
         console.print(f"  {note}", markup=False)

@@ -18,19 +18,19 @@ def losses(
 
     from margrave.losses import LOSSES, create
 
-    console = Console()
+    console = Console(highlight=False)
     if name is not None:
-        console.print(inspect.getdoc(LOSSES.get(name)), markup=False, highlight=False)
+        loss = create({"kind": name})
+        typer.echo((inspect.getdoc(type(loss)) or "").split("\n>>> ")[0].rstrip())
+        table = Table("setting", "default", title=f"{name}: --set loss.SETTING=VALUE")
+        for setting, value in loss.settings().items():
+            table.add_row(setting, str(value))
+        console.print(table)
         return
-    table = Table("loss", "what it does", "reads", "settings")
+    table = Table("loss", "what it does", "reads")
     for kind in LOSSES:
         loss = create({"kind": kind})
-        settings = (
-            f"{key}={value}"
-            for key, value in loss.settings().items()
-            if isinstance(value, int | float | str) and key != "straight_through"
-        )
         summary = (inspect.getdoc(type(loss)) or "").split("\n\n")[0].replace("\n", " ")
-        table.add_row(kind, summary, ", ".join(loss.needs) or "-", "\n".join(settings))
+        table.add_row(kind, summary, ", ".join(loss.needs) or "-")
     console.print(table)
     console.print("One in full: margrave losses NAME. Your own: --loss my_module:MyLoss")

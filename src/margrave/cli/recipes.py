@@ -16,10 +16,11 @@ def recipes(
 
     from margrave.config import recipe_names, recipe_text
 
-    console = Console()
     if name is not None:
-        console.print(recipe_text(name), markup=False, highlight=False, end="")
+        # Not through rich, which would wrap lines and break the YAML.
+        typer.echo(recipe_text(name), nl=False)
         return
+    console = Console(highlight=False)
     table = Table("recipe", "what it is")
     for recipe in recipe_names():
         heading = recipe_text(recipe).splitlines()[0].removeprefix("#").strip()

@@ -12,7 +12,7 @@ from rich.console import Console
 from margrave import backbones
 from margrave.checkpoints import ModelCard, atomic_write, load_model, save_model
 from margrave.cli.progress import counted, training_bar
-from margrave.cli.tables import pairs_table, strata_table
+from margrave.cli.tables import pairs_notes, pairs_table, strata_table
 from margrave.config import EvaluationSet, RunConfig, save_config
 from margrave.data import (
     Augmentation,
@@ -187,13 +187,12 @@ class Run:
         return judged
 
     def write_results(self, judged: Judged) -> None:
-        """results.json and curves.png."""
-        write_json(judged, self.folder / "results.json")
-        lines = read_metrics(self.folder / "metrics.jsonl")
-        if any(line["kind"] == "training" for line in lines):
-            results = {name: verification.result for name, verification in judged.items()}
-            rocs = {name: (result.roc_fpr, result.roc_tpr) for name, result in results.items()}
-            draw_curves(lines, self.folder / "curves.png", rocs)
+        """results.json, where there is anything to judge by, and curves.png."""
+        if judged:
+            write_json(judged, self.folder / "results.json")
+        results = {name: verification.result for name, verification in judged.items()}
+        rocs = {name: (result.roc_fpr, result.roc_tpr) for name, result in results.items()}
+        draw_curves(read_metrics(self.folder / "metrics.jsonl"), self.folder / "curves.png", rocs)
 
 
 def write_json(judged: Judged, path: Path) -> None:
@@ -213,7 +212,9 @@ def write_json(judged: Judged, path: Path) -> None:
 def show(console: Console, judged: Judged) -> None:
     """Results as tables in the terminal."""
     if judged:
-        console.print(pairs_table({name: found.result for name, found in judged.items()}))
+        results = {name: found.result for name, found in judged.items()}
+        console.print(pairs_table(results))
+        console.print(pairs_notes(results), soft_wrap=True)
     for name, found in judged.items():
         if found.strata:
             console.print(strata_table(name, found.strata))

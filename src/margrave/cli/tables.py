@@ -23,7 +23,7 @@ def _interval(interval: tuple[float, float] | None) -> str:
 def pairs_table(results: Mapping[str, PairResult]) -> Table:
     """Verification results, a column for each set of pairs."""
     first = next(iter(results.values()))
-    table = Table("", title=f"{first.protocol}, flip fusion")
+    table = Table("")
     for name in results:
         table.add_column(name, justify="right")
 
@@ -43,9 +43,16 @@ def pairs_table(results: Mapping[str, PairResult]) -> Table:
     row("EER %", [percent(result.equal_error_rate) for result in every])
     row("AUC", [f"{result.area_under_roc:.4f}" for result in every])
     row("cosine threshold", [f"{result.best_cosine:.3f}" for result in every])
-    if any(rate.too_few_impostors for result in every for rate in result.accept_rates):
-        table.caption = "* too few impostor pairs for this FAR: the rate says little"
     return table
+
+
+def pairs_notes(results: Mapping[str, PairResult]) -> str:
+    """What stands below the table: the protocol, and what an asterisk means."""
+    every = list(results.values())
+    notes = f"{every[0].protocol}; flip fusion"
+    if any(rate.too_few_impostors for result in every for rate in result.accept_rates):
+        notes += "\n* too few impostor pairs for this FAR: the rate says little"
+    return notes
 
 
 def strata_table(name: str, strata: tuple[Stratum, ...]) -> Table:

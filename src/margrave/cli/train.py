@@ -32,7 +32,7 @@ def train(
     from margrave.config import merge, parse_overrides, read_config
     from margrave.training import CHECKPOINT
 
-    console = Console()
+    console = Console(highlight=False)
     overrides: dict[str, Any] = parse_overrides(settings or [])
     if resume is not None:
         if any((recipes, data, loss, output)):
@@ -42,7 +42,9 @@ def train(
         config, folder = read_config([str(resume / "config.yaml")], overrides), resume
     else:
         if data is not None:
-            overrides = merge({"data": {"train": {"kind": "folder", "root": str(data)}}}, overrides)
+            overrides = merge(
+                {"data": {"train": {"kind": "folder", "root": str(data.resolve())}}}, overrides
+            )
         if loss is not None:
             overrides = merge({"loss": {"kind": loss}}, overrides)
         config = read_config(recipes or ["small"], overrides)
@@ -52,6 +54,8 @@ def train(
                 f"{folder} holds a run already: go on with --resume {folder}, "
                 "or choose another --output"
             )
+    if (folder / CHECKPOINT).is_file():
+        console.print(f"going on from {folder / CHECKPOINT}", markup=False, soft_wrap=True)
     run = Run(config, folder, console)
     training = run.open_training()
     try:
@@ -60,4 +64,8 @@ def train(
         console.print(f"stopped; go on with: margrave train --resume {folder}", markup=False)
         raise typer.Exit(130) from None
     show(console, judged)
-    console.print(f"model, results and curves are in {folder}", markup=False)
+    written = "model, results and curves" if judged else "model and curves"
+    console.print(f"{written} are in {folder}", markup=False, soft_wrap=True)
+    if not judged:
+        said = f"judge it on people it has not seen: margrave evaluate {folder} OTHER_FACES/"
+        console.print(said, markup=False, soft_wrap=True)

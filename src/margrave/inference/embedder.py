@@ -153,4 +153,9 @@ def load_embedder(
     backbone = backbones.create(card.backbone)
     load_strictly(backbone, state, str(path))
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    return Embedder(backbone.eval().to(device), card, fit or card.fit)
+    try:
+        backbone = backbone.eval().to(device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"device = {device!r} cannot be used here: {reason}") from error
+    return Embedder(backbone, card, fit or card.fit)

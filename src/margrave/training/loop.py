@@ -178,7 +178,8 @@ def _record(
     settings, position = training.settings, training.position
     step = position.step + 1
     speed = images / max(time.monotonic() - started, 1e-9)
-    if step % settings.log_steps == 0:
+    steps = settings.epochs * training.steps_per_epoch
+    if step % settings.log_steps == 0 or step == steps:
         statistics = {name: value.item() for name, value in training.head.scalars().items()}
         log.write(
             "training",
@@ -194,7 +195,7 @@ def _record(
     report(
         StepReport(
             step=step,
-            steps=settings.epochs * training.steps_per_epoch,
+            steps=steps,
             epoch=position.epoch + 1,
             epochs=settings.epochs,
             loss=values["loss"],

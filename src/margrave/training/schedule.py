@@ -21,14 +21,14 @@ def learning_rate_factor(schedule: ScheduleSettings, epoch: float, epochs: float
     >>> learning_rate_factor(ScheduleSettings(warmup_epochs=2), 1, 10)
     0.5
     """
-    if epoch < schedule.warmup_epochs:
-        return epoch / schedule.warmup_epochs
+    warmup = min(schedule.warmup_epochs, epochs / 2)
+    if epoch < warmup:
+        return epoch / warmup
     if schedule.kind == "step":
         return schedule.factor ** sum(epoch >= milestone for milestone in schedule.milestones)
     if schedule.kind == "constant":
         return 1.0
-    remaining = max(epochs - schedule.warmup_epochs, 1e-9)
-    progress = min((epoch - schedule.warmup_epochs) / remaining, 1.0)
+    progress = min((epoch - warmup) / (epochs - warmup), 1.0)
     if schedule.kind == "polynomial":
         return (1 - progress) ** schedule.power
     return (1 + math.cos(math.pi * progress)) / 2

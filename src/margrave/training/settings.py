@@ -27,7 +27,7 @@ class ScheduleSettings(Settings):
 
     kind: Literal["constant", "step", "cosine", "polynomial"] = "cosine"
     warmup_epochs: float = Field(default=0.0, ge=0)
-    """Linear rise from 0."""
+    """Linear rise from 0; at most half of the training."""
     milestones: tuple[float, ...] = ()
     """Of ``step``: where the rate is multiplied by `factor`."""
     factor: float = Field(default=0.1, gt=0, le=1)
@@ -78,11 +78,6 @@ class TrainingSettings(Settings):
 
     @model_validator(mode="after")
     def _check(self) -> TrainingSettings:
-        if self.schedule.warmup_epochs >= self.epochs:
-            raise ValueError(
-                f"schedule.warmup_epochs = {self.schedule.warmup_epochs} leaves nothing of "
-                f"epochs = {self.epochs}"
-            )
         if self.batch_size < 2 * self.accumulate:
             raise ValueError(
                 f"batch_size = {self.batch_size} cut into accumulate = {self.accumulate} parts "
