@@ -192,7 +192,9 @@ class Run:
             write_json(judged, self.folder / "results.json")
         results = {name: verification.result for name, verification in judged.items()}
         rocs = {name: (result.roc_fpr, result.roc_tpr) for name, result in results.items()}
-        draw_curves(read_metrics(self.folder / "metrics.jsonl"), self.folder / "curves.png", rocs)
+        lines = read_metrics(self.folder / "metrics.jsonl")
+        if rocs or any(line["kind"] == "training" for line in lines):
+            draw_curves(lines, self.folder / "curves.png", rocs)
 
 
 def write_json(judged: Judged, path: Path) -> None:
