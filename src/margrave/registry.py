@@ -25,9 +25,12 @@ def suggest(name: str, choices: Iterable[str]) -> str:
 
     >>> suggest("margn", ["margin", "scale"])
     "did you mean 'margin'? choices: margin, scale"
+    >>> suggest("lr", ["learning_rate", "momentum"])
+    "did you mean 'learning_rate'? choices: learning_rate, momentum"
     """
     names = sorted(choices)
-    nearest = difflib.get_close_matches(name, names, n=1)
+    initials = [choice for choice in names if name == "".join(w[:1] for w in choice.split("_"))]
+    nearest = difflib.get_close_matches(name, names, n=1) or initials
     hint = f"did you mean {nearest[0]!r}? " if nearest else ""
     return f"{hint}choices: {', '.join(names) or 'none'}"
 
@@ -112,7 +115,7 @@ def explain(error: ValidationError, schema: type[BaseModel], place: str) -> str:
         elif fault["type"] == "missing":
             lines.append(f"{place} needs a value for {key!r}")
         else:
-            lines.append(f"{place}.{key} = {fault['input']!r}: {fault['msg']}")
+            lines.append(f"{place}, {key} = {fault['input']!r}: {fault['msg']}")
     return "\n".join(lines)
 
 

@@ -137,6 +137,10 @@ OWN = (
     {"kind": "vit", "width": 32, "depth": 2, "mlp_ratio": 2.0, "patch_size": 8},
     {"kind": "vit_b"},
     {"kind": "iresnet34"},
+    {"kind": "ir_18"},
+    {"kind": "ir_se_50"},
+    {"kind": "ir_se_152"},
+    {"kind": "curricular_ir_50"},
 )
 
 

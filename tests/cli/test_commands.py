@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -54,6 +55,7 @@ def run(faces: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         cwd=folder,
     )  # fmt: skip
     assert "training on 72 images of 12 identities" in output
+    assert "epoch 1/1: loss" in output
     return folder / "mine"
 
 
@@ -92,7 +94,8 @@ def test_evaluate_listed_pairs(run: Path, faces: Path, tmp_path: Path) -> None:
 
 def test_resuming_a_finished_run_is_quick_and_harmless(run: Path, tmp_path: Path) -> None:
     before = load_model(run / "model.safetensors")[0]
-    margrave("train", "--resume", str(run), cwd=tmp_path)
+    output = margrave("train", "--resume", str(run), cwd=tmp_path)
+    assert "going on after 1 epochs and 0 steps; it is finished" in output
     after = load_model(run / "model.safetensors")[0]
     assert all(torch.equal(before[name], after[name]) for name in before)
 
@@ -163,7 +166,7 @@ def test_losses_and_recipes_are_listed(tmp_path: Path) -> None:
             "unknown loss 'adafase'; did you mean 'adaface'",
         ),
         (["train", "--resume", "nowhere"], "nowhere is not a run's folder"),
-        (["train", "small", "--resume", "x"], "only --set fits"),
+        (["train", "small", "--resume", "x"], "beside it only --set and"),
         (["evaluate", "nothing.safetensors", "."], "nothing.safetensors: no such file"),
         (["import", "nothing.pth", "model.safetensors"], "nothing.pth"),
         (["import", "nothing.pth", "model.pth"], "a model file ends in .safetensors"),
@@ -173,6 +176,22 @@ def test_losses_and_recipes_are_listed(tmp_path: Path) -> None:
 def test_mistakes_end_in_one_message(arguments: list[str], message: str, tmp_path: Path) -> None:
     output = " ".join(margrave(*arguments, cwd=tmp_path, code=1).split())
     assert message in output
+
+
+def test_a_run_goes_on_where_its_images_have_moved(run: Path, faces: Path, tmp_path: Path) -> None:
+    moved, copy = tmp_path / "moved", tmp_path / "run"
+    shutil.copytree(faces, moved)
+    shutil.copytree(run, copy)
+    (moved / "s.gif").write_bytes(b"")
+    (moved / faces_of(moved) / "animated.gif").write_bytes(b"")
+    output = margrave("train", "--resume", str(copy), "--data", str(moved), cwd=tmp_path)
+    assert "it is finished" in output
+    assert "left out for their format: 1 .gif; convert them to JPEG or PNG" in output
+
+
+def faces_of(folder: Path) -> str:
+    """Some identity's folder."""
+    return min(entry.name for entry in folder.iterdir() if entry.is_dir())
 
 
 def test_a_run_is_not_overwritten(run: Path, faces: Path) -> None:

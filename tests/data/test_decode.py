@@ -117,10 +117,15 @@ def test_size_limit_holds_for_every_format(kind: str) -> None:
         decode_image(data, "x", maximum_pixels=2399)
 
 
-@pytest.mark.parametrize("data", [b"", b"hello", b"<html>", b"\xff\xd8", b"GIF89a" + bytes(20)])
+@pytest.mark.parametrize("data", [b"hello", b"<html>", b"\xff\xd8", b"GIF89a" + bytes(20)])
 def test_other_files_are_refused(data: bytes) -> None:
     with pytest.raises(ValueError, match="known format"):
         decode_image(data, "x")
+
+
+def test_an_empty_file_is_called_empty() -> None:
+    with pytest.raises(ValueError, match="x is empty"):
+        decode_image(b"", "x")
 
 
 def test_random_damage_never_escapes_as_another_error() -> None:

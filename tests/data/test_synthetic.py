@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from margrave.data import face_degradation, synthetic
 from margrave.data.contract import FaceImages
 from margrave.data.face_factors import FaceIdentity, from_uniforms
+from margrave.data.face_relief import relief
 from margrave.data.synthetic import SyntheticFaces, long_tailed_sizes
 
 
@@ -204,11 +205,12 @@ def test_colour_alone_and_pixels_alone_do_not_tell_people_apart():
 def test_every_extreme_of_a_person_can_be_drawn():
     rng = np.random.default_rng(0)
     faces = SyntheticFaces(num_identities=1, images_per_identity=1)
-    person = faces._person(0)
+    person = synthetic.person_of(0, 0)
     capture = faces._picture(0, 0)[0]
     for _ in range(60):
         corner = rng.integers(0, 2, synthetic.IDENTITY_FACTORS) * 0.999
-        extreme = person._replace(factors=from_uniforms(FaceIdentity, corner))
+        factors = from_uniforms(FaceIdentity, corner)
+        extreme = person._replace(factors=factors, height=relief(factors))
         assert synthetic.render_face(extreme, capture, 64, 1.0, rng).std() > 5
 
 

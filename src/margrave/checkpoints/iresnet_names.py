@@ -76,8 +76,16 @@ def _stages(state: State) -> list[tuple[int, int]]:
 
 
 def insightface_settings(state: State, names: Mapping[str, str]) -> dict[str, Any]:
-    """The backbone specification of weights under our names that InsightFace's layout fits."""
-    return _settings(state, names, "iresnet", INSIGHTFACE_DEPTHS, {})
+    """The backbone specification of weights under InsightFace's names.
+
+    They are our names too, also of our networks after AdaFace and CurricularFace, which differ in
+    structure: the first block's shortcut has no weights, or the block has three convolutions.
+    """
+    plain = any(key.startswith("layer1.0.downsample.") for key in state)
+    if plain and "layer1.0.conv3.weight" not in state:
+        return _settings(state, names, "iresnet", INSIGHTFACE_DEPTHS, {})
+    has_middle_norm = "layer1.0.bn2.weight" in state
+    return (adaface_settings if has_middle_norm else curricularface_settings)(state, names)
 
 
 def adaface_settings(state: State, names: Mapping[str, str]) -> dict[str, Any]:

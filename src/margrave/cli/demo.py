@@ -24,9 +24,12 @@ def demo(
     from margrave.config import parse_overrides, read_config
     from margrave.data import fit_image
     from margrave.report import contact_sheet
+    from margrave.training import CHECKPOINT
 
     console = Console(highlight=False)
     config = read_config(["demo"], parse_overrides(settings or []))
+    if (output / CHECKPOINT).is_file():
+        console.print(f"replacing the demo of before in {output}", markup=False)
     run = Run(config, output, console)
     training = run.open_training()
     images = training.images.images

@@ -21,7 +21,8 @@ def losses(
     console = Console(highlight=False)
     if name is not None:
         loss = create({"kind": name})
-        typer.echo((inspect.getdoc(type(loss)) or "").split("\n>>> ")[0].rstrip())
+        text = (inspect.getdoc(type(loss)) or "").split("\n>>> ")[0].rstrip()
+        typer.echo(text.replace("`", "").replace("margrave.losses.angles.", ""))
         table = Table("setting", "default", title=f"{name}: --set loss.SETTING=VALUE")
         for setting, value in loss.settings().items():
             table.add_row(setting, str(value))

@@ -31,7 +31,8 @@ def counted(console: Console, description: str) -> Iterator[Callable[[int, int],
 
 @contextmanager
 def training_bar(console: Console) -> Iterator[Callable[[StepReport], None]]:
-    """A bar of optimiser steps with epoch, loss, images per second and the time left."""
+    """A bar of steps with epoch, loss, images per second and the time left; a line an epoch where
+    there is no terminal."""
     columns = (
         TextColumn("epoch {task.fields[epoch]}"),
         BarColumn(),
@@ -41,17 +42,23 @@ def training_bar(console: Console) -> Iterator[Callable[[StepReport], None]]:
         TextColumn("left"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=console) as progress:
-        task = progress.add_task("", total=None, epoch="-", loss=0.0, speed=0.0)
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
 
         def report(step: StepReport) -> None:
-            progress.update(
-                task,
-                completed=step.step,
-                total=step.steps,
-                epoch=f"{step.epoch}/{step.epochs}",
-                loss=step.loss,
-                speed=step.images_per_second,
-            )
+            shown = {
+                "completed": step.step,
+                "total": step.steps,
+                "epoch": f"{step.epoch}/{step.epochs}",
+                "loss": step.loss,
+                "speed": step.images_per_second,
+            }
+            if progress.tasks:
+                progress.update(progress.tasks[0].id, **shown)
+            else:
+                progress.add_task("", **shown)
+            # A file or a pipe shows no bar.
+            if progress.disable and step.step % (step.steps // step.epochs) == 0:
+                line = "epoch {epoch}: loss {loss:.3f}, {speed:.0f} images/s".format(**shown)
+                console.print(line, markup=False)
 
         yield report

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from margrave.data import (
 from margrave.inference import Embedder, Verification, verify
 from margrave.losses import create as create_loss
 from margrave.report import draw_curves
-from margrave.training import MetricsLog, Training, fit, read_metrics, set_up
+from margrave.training import MetricsLog, Position, Training, fit, read_metrics, set_up
 
 Judged = dict[str, Verification]
 
@@ -109,10 +110,14 @@ class Run:
         left_out = list(getattr(images, "left_out", {}))
         if left_out:
             names = ", ".join(left_out[:5]) + (", …" if len(left_out) > 5 else "")
-            said = f"{len(left_out)} identities have too few images and are left out: {names}"
+            said = f"left out for having too few images, {len(left_out)} of the people: {names}"
             self.console.print(said, markup=False)
         if loose := getattr(images, "loose_images", 0):
             self.console.print(f"{loose} images lie outside any identity's folder: left out")
+        if others := getattr(images, "other_formats", None):
+            counts = ", ".join(f"{number} {end}" for end, number in sorted(others.items()))
+            said = f"left out for their format: {counts}; convert them to JPEG or PNG"
+            self.console.print(said, markup=False)
 
     def train(self, training: Training, resume: bool = False) -> Judged:
         """Train to the end, evaluate, and write model, results and curves."""
@@ -143,8 +148,20 @@ class Run:
                     said = f"epoch {epoch}: {name} {100 * result.accuracy:.2f} %"
                     self.console.print(said, markup=False)
 
+        def resumed(position: Position) -> None:
+            left = "it is finished" if position.epoch == epochs else f"{epochs} in all"
+            said = f"going on after {position.epoch} epochs and {position.batch} steps; {left}"
+            self.console.print(said, markup=False)
+
         with training_bar(self.console) as report:
-            fit(training, self.folder, resume=resume, after_epoch=after_epoch, report=report)
+            fit(
+                training,
+                self.folder,
+                resume=resume,
+                resumed=resumed,
+                after_epoch=after_epoch,
+                report=report,
+            )
         save_model(self.folder / "model.safetensors", training.model.state_dict(), self.card())
         self._name(training.unreadable)
         judged = judged or self.judge(training)
@@ -208,7 +225,13 @@ def write_json(judged: Judged, path: Path) -> None:
         for name, verification in judged.items()
     }
     with atomic_write(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=1))
+        temporary.write_text(_on_one_line(json.dumps(content, indent=1)))
+
+
+def _on_one_line(text: str) -> str:
+    """JSON with each list of plain values on a line of its own instead of a line per value."""
+    # Strings hold no raw line breaks, so none can be mistaken for such a list.
+    return re.sub(r"\[\n[^\[\]{}]*\]", lambda found: re.sub(r"\n\s*", " ", found[0]), text)
 
 
 def show(console: Console, judged: Judged) -> None:

@@ -34,17 +34,19 @@ def train(
 
     console = Console(highlight=False)
     overrides: dict[str, Any] = parse_overrides(settings or [])
+    if data is not None:
+        folder_of_images = {"kind": "folder", "root": str(data.resolve())}
+        overrides = merge({"data": {"train": folder_of_images}}, overrides)
     if resume is not None:
-        if any((recipes, data, loss, output)):
-            raise ValueError("--resume goes on with the run's own configuration; only --set fits")
+        if any((recipes, loss, output)):
+            raise ValueError(
+                "--resume goes on with the run's own configuration; beside it only --set and, "
+                "where the images have moved, --data"
+            )
         if not (resume / "config.yaml").is_file():
             raise ValueError(f"{resume} is not a run's folder: it holds no config.yaml")
         config, folder = read_config([str(resume / "config.yaml")], overrides), resume
     else:
-        if data is not None:
-            overrides = merge(
-                {"data": {"train": {"kind": "folder", "root": str(data.resolve())}}}, overrides
-            )
         if loss is not None:
             overrides = merge({"loss": {"kind": loss}}, overrides)
         config = read_config(recipes or ["small"], overrides)

@@ -45,6 +45,8 @@ def decode_image(data: bytes, name: str, maximum_pixels: int = MAXIMUM_PIXELS) -
     >>> decode_image(cv2.imencode(".png", pixels)[1].tobytes(), "grey.png").shape
     (2, 3, 3)
     """
+    if not data:
+        raise ValueError(f"{name} is empty; fetch or copy it again, or remove it")
     measure = next((size for start, size in _FORMATS if data.startswith(start)), None)
     if measure is None:
         raise ValueError(

@@ -14,6 +14,8 @@ SKIN_TONES = ((66, 41, 30), (112, 72, 50), (160, 112, 83), (201, 153, 122), (231
 IRIS_COLOURS = ((58, 36, 24), (84, 56, 30), (104, 92, 52), (92, 112, 84), (96, 126, 152))
 SIDES = np.array((-1.0, 1.0))[:, None]
 ACROSS = np.linspace(-1.0, 1.0, 11)
+AROUND = np.linspace(0, 2 * np.pi, 9)
+NOSTRIL = np.stack([np.cos(AROUND), np.sin(AROUND) - 0.4 * np.cos(AROUND)], 1)
 
 
 def along_ramp(ramp: tuple[Colour, ...], position: float) -> Colour:
@@ -187,9 +189,7 @@ def paint_nose(canvas: FaceCanvas, identity: FaceIdentity, capture: FaceCapture)
         [(-0.8 * wide, base), (0.0, tip), (0.8 * wide, base), (0.0, base + 0.075)], closed=True
     )
     canvas.shade(below, 0.16)
-    angle = np.linspace(0, 2 * np.pi, 9)
-    hole = np.stack([np.cos(angle), np.sin(angle) - 0.4 * np.cos(angle)], 1)
-    hole *= np.array((0.24 * wide, 0.022)) * who.nostril_size
+    hole = NOSTRIL * np.array((0.24 * wide, 0.022)) * who.nostril_size
     canvas.shade(mirrored(moved(hole, 0.46 * wide, base - 0.005)), 0.72)
     wing = [
         (0.86 * wide, base - 0.13),

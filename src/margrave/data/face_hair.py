@@ -16,6 +16,9 @@ from .face_factors import FaceCapture, FaceIdentity
 from .face_features import along_ramp
 
 HAIR_TONES = ((206, 172, 120), (150, 108, 66), (88, 58, 36), (48, 34, 26), (24, 20, 19))
+STRAND_STEPS = np.linspace(0.0, 1.0, 6)
+BACK_STRANDS = np.linspace(0.04, 0.96, 18)[:, None]
+MOUSTACHE_STRANDS = np.linspace(0.0, 1.0, 9)[:, None]
 
 
 class HairBand(NamedTuple):
@@ -85,8 +88,7 @@ def paint_back_hair(canvas: FaceCanvas, band: HairBand, hair: Colour, shading: C
     if band.end > 0.2:
         canvas.fill(band.outer, dim(hair, 0.55))
         left, right = band.outer[0], band.outer[-1]
-        share = np.linspace(0.04, 0.96, 18)[:, None]
-        feet = left * (1 - share) + right * share
+        feet = left * (1 - BACK_STRANDS) + right * BACK_STRANDS
         strands = np.stack([moved(feet * (0.8, 0.5), 0.0, -0.2), moved(feet, 0.0, -0.02)], 1)
         canvas.strands(strands, shading)
 
@@ -101,19 +103,18 @@ def paint_front_hair(
     canvas.soften_shadow()
     canvas.fill(region, hair)
     canvas.shade(region, 0.0)
-    steps = np.linspace(0.0, 1.0, 6)
     long = identity.masculinity <= 0.5 and identity.hair_length > 0.25
     start, slot = draws[:, 0], draws[:, 1]
     if long:
         place = np.where(start < 0.5, start * 0.9, 1 - (1 - start) * 0.9)
         toward_part = 0.5 + 0.12 * identity.hair_part
-        along = place[:, None] + (toward_part - place)[:, None] * steps * 0.9
-        depth = slot[:, None] + 0 * steps
+        along = place[:, None] + (toward_part - place)[:, None] * STRAND_STEPS * 0.9
+        depth = slot[:, None] + 0 * STRAND_STEPS
     else:
         sweep = 0.10 * identity.hair_part + 0.03
-        along = start[:, None] + sweep * steps * (0.4 + slot[:, None])
-        depth = 0.5 * slot[:, None] + (0.35 + 0.3 * draws[:, 2:3]) * steps
-    ripple = 0.05 * identity.hair_curl * np.sin(steps * 14 + 6 * draws[:, 2:3])
+        along = start[:, None] + sweep * STRAND_STEPS * (0.4 + slot[:, None])
+        depth = 0.5 * slot[:, None] + (0.35 + 0.3 * draws[:, 2:3]) * STRAND_STEPS
+    ripple = 0.05 * identity.hair_curl * np.sin(STRAND_STEPS * 14 + 6 * draws[:, 2:3])
     depth = np.clip(depth + ripple, 0.0, 1.0)[..., None]
     index = np.clip(along + 0.3 * ripple, 0.0, 1.0) * (len(band.outer) - 1)
     below = np.minimum(index.astype(int), len(band.outer) - 2)
@@ -177,8 +178,7 @@ def paint_beard(
             (0.0, mouth - 0.5 * who.upper_lip),
         ]
         canvas.fill(mirrored(curve(shape, closed=True)), colour)
-        share = np.linspace(0.0, 1.0, 9)[:, None]
-        upper = (0.03, base + 0.06) + share * (wide, 0.04)
+        upper = (0.03, base + 0.06) + MOUSTACHE_STRANDS * (wide, 0.04)
         lower = moved(upper, 0.04, 0.7 * (mouth - base) - 0.06)
         hairs = np.stack([upper, lower], 1)
         canvas.strands(np.concatenate([hairs, hairs * (-1.0, 1.0)]), dim(colour, 0.8))

@@ -28,7 +28,7 @@ from .face_hair import (
     paint_beard,
     paint_front_hair,
 )
-from .face_relief import lighting, relief, view_maps
+from .face_relief import lighting, view_maps
 from .face_surroundings import background, clothes_colour, paint_glasses
 
 
@@ -40,12 +40,14 @@ class Person(NamedTuple):
         marks: (n, 3) uniform numbers, places and sizes of moles and freckles.
         blotches: (m, m) standard normal numbers, uneven pigment.
         strands: (k, 3) uniform numbers, how the hair falls.
+        height: the face's relief, see `margrave.data.face_relief.relief`.
     """
 
     factors: FaceIdentity
     marks: np.ndarray
     blotches: np.ndarray
     strands: np.ndarray
+    height: np.ndarray
 
 
 def render_face(
@@ -66,9 +68,8 @@ def render_face(
     """
     who = person.factors
     canvas = paint_face(person, capture, image_size, nuisance, rng)
-    height = relief(who)
-    x, y = view_maps(capture, height, image_size)
-    light = seen(lighting(who, capture, height, person.blotches), x, y)
+    x, y = view_maps(capture, person.height, image_size)
+    light = seen(lighting(who, capture, person.height, person.blotches), x, y)
     paint = seen(canvas.paint, x, y)
     shadow = cv2.cvtColor(seen(canvas.shadow, x, y), cv2.COLOR_GRAY2RGB)
     clear = cv2.cvtColor(255 - cv2.extractChannel(paint, 3), cv2.COLOR_GRAY2RGB)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -12,6 +13,8 @@ import numpy as np
 from .decode import MAXIMUM_PIXELS, decode_image
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".pgm")
+OTHER_EXTENSIONS = (".tif", ".tiff", ".gif", ".heic", ".heif", ".avif", ".jp2", ".jxl")
+"""Images too, but of formats that are not read."""
 
 
 class ImageFiles:
@@ -75,6 +78,7 @@ class ImageFolder(ImageFiles):
         class_names: the identities' folder names.
         left_out: identities below ``minimum_images`` and how many images each has.
         loose_images: how many images lie directly in ``root`` and therefore belong to nobody.
+        other_formats: how many images are of formats that are not read, by extension.
 
     Raises:
         ValueError: no such folder, no images, no identities' folders, or fewer than two identities.
@@ -91,10 +95,11 @@ class ImageFolder(ImageFiles):
             raise ValueError(f"{root} is not a folder; give the folder of the identities' folders")
         visible = [entry for entry in root.iterdir() if not entry.name.startswith(".")]
         self.loose_images = sum(_is_image(entry.name) for entry in visible)
+        self.other_formats: Counter[str] = Counter()
         found: dict[str, list[str]] = {}
         self.left_out: dict[str, int] = {}
         for folder in sorted((entry for entry in visible if entry.is_dir()), key=_natural_order):
-            paths = _images_below(root, folder)
+            paths = self._images_below(root, folder)
             if len(paths) >= max(1, minimum_images):
                 found[folder.name] = paths
             else:
@@ -106,6 +111,16 @@ class ImageFolder(ImageFiles):
         )
         super().__init__(root, [path for paths in found.values() for path in paths], maximum_pixels)
 
+    def _images_below(self, root: Path, folder: Path) -> list[str]:
+        paths: list[str] = []
+        for where, folders, files in os.walk(folder):
+            folders[:] = [name for name in folders if not name.startswith(".")]
+            relative = os.path.relpath(where, root)
+            paths += [os.path.join(relative, name) for name in files if _is_image(name)]
+            extensions = (os.path.splitext(name)[1].lower() for name in files)
+            self.other_formats.update(end for end in extensions if end in OTHER_EXTENSIONS)
+        return natural_sort(paths)
+
     def _check(self, root: Path, identities: int, minimum_images: int) -> None:
         left_out_images = sum(self.left_out.values())
         if identities == 0 and left_out_images == 0 and self.loose_images:
@@ -114,9 +129,11 @@ class ImageFolder(ImageFiles):
                 "move each person's images into a folder of their own"
             )
         if identities == 0 and left_out_images == 0:
+            others = self.other_formats.total()
             raise ValueError(
                 f"{root} and the folders below hold no images ({', '.join(EXTENSIONS)}); "
-                "give the folder of the identities' folders"
+                + (f"convert the {others} of other formats" if others else "give")
+                + (" to JPEG or PNG" if others else " the folder of the identities' folders")
             )
         if identities < 2:
             raise ValueError(
@@ -128,15 +145,6 @@ class ImageFolder(ImageFiles):
 
 def _is_image(name: str) -> bool:
     return name.lower().endswith(EXTENSIONS) and not name.startswith(".")
-
-
-def _images_below(root: Path, folder: Path) -> list[str]:
-    paths: list[str] = []
-    for where, folders, files in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        relative = os.path.relpath(where, root)
-        paths += [os.path.join(relative, name) for name in files if _is_image(name)]
-    return natural_sort(paths)
 
 
 def natural_sort(names: Iterable[str]) -> list[str]:

@@ -242,7 +242,11 @@ def read_csv_pairs(path: str | Path, root: str | Path) -> tuple[PairList, ImageF
     path, root = Path(path), Path(root)
     rows = csv.DictReader(_read_text(path).splitlines())
     if missing := {"path_a", "path_b", "same"} - set(rows.fieldnames or ()):
-        raise ValueError(f"{path}:1: no column {', '.join(sorted(missing))} in the header line")
+        found = ",".join(rows.fieldnames or ())
+        raise ValueError(
+            f"{path}:1: no column {', '.join(sorted(missing))} in the header line {found!r}; "
+            "begin the file with path_a,path_b,same"
+        )
     has_folds = "fold" in (rows.fieldnames or ())
     sides: list[list[str]] = []
     same, fold_of = [], []

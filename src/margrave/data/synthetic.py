@@ -8,7 +8,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -32,6 +32,7 @@ from .face_factors import (
     Pose,
     from_uniforms,
 )
+from .face_relief import relief
 from .face_renderer import Person, render_face
 
 # The last word of a generator's seed, so that no two uses share random numbers. Never 0: a seed
@@ -207,7 +208,7 @@ class SyntheticFaces:
         identity, picture = self._locate(index)
         capture, severity, choices = self._picture(identity, picture)
         rng = np.random.default_rng([self.seed, identity, picture, PIXEL_STREAM])
-        person = self._person(identity)
+        person = person_of(self.seed, identity)
         image = render_face(person, capture, self.image_size, self.nuisance, rng)
         return degrade(image, amounts(severity, self.image_size), choices, rng)
 
@@ -230,7 +231,7 @@ class SyntheticFaces:
             expression=Expression(
                 shot.smile, shot.mouth_open, shot.brow_raise, shot.eye_closure
             ),
-            glasses=shot.wears(self._person(identity).factors, self.nuisance),
+            glasses=shot.wears(person_of(self.seed, identity).factors, self.nuisance),
             **spoiled._asdict(),
             quality=float(quality_of(severity)),
         )  # fmt: skip
@@ -322,14 +323,19 @@ class SyntheticFaces:
         spoil = row[:, CAPTURE_FACTORS:]
         return capture, severities(spoil, self.degraded, self.degradation)[0], spoil[0, -4:]
 
-    def _person(self, identity: int) -> Person:
-        generator = np.random.default_rng([self.seed, identity, IDENTITY_STREAM])
-        return Person(
-            factors=from_uniforms(FaceIdentity, generator.random(IDENTITY_FACTORS)),
-            marks=generator.random((66, 3)),
-            blotches=generator.standard_normal((9, 9)),
-            strands=generator.random((60, 3)),
-        )
+
+@lru_cache(maxsize=1024)
+def person_of(seed: int, identity: int) -> Person:
+    """An identity; the last ones are kept, as a person's pictures are mostly drawn in a row."""
+    generator = np.random.default_rng([seed, identity, IDENTITY_STREAM])
+    factors = from_uniforms(FaceIdentity, generator.random(IDENTITY_FACTORS))
+    return Person(
+        factors=factors,
+        marks=generator.random((66, 3)),
+        blotches=generator.standard_normal((9, 9)),
+        strands=generator.random((60, 3)),
+        height=relief(factors),
+    )
 
 
 def _check(setting: str, value: float, lowest: float, highest: float) -> None:

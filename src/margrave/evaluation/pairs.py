@@ -23,6 +23,7 @@ from .verification import (
     roc_curve,
 )
 
+FEWEST_RESAMPLED = 20
 FAR_TARGETS = (1e-1, 1e-2, 1e-3, 1e-4)
 
 
@@ -69,7 +70,7 @@ class PairResult:
         accept_rates: TAR at FAR targets over all pairs; thresholds are cosines.
         area_under_roc: exact, over all pairs.
         equal_error_rate: exact, over all pairs.
-        intervals: bootstrap intervals, None if not asked for.
+        intervals: bootstrap intervals, None if not asked for or if there are too few pairs.
     """
 
     protocol: str
@@ -224,7 +225,8 @@ def evaluate_pairs(
         folds: at least 2.
         identities: (P, 2) integers, who is on either side, for intervals over identities.
         seed: of the bootstrap.
-        resamples: bootstrap replicates; 0 for none.
+        resamples: bootstrap replicates; 0 for none. Below 20 genuine or 20 impostor pairs there
+            are no intervals: resampling so few says nothing.
         far_targets: FAR targets of ``accept_rates``.
 
     Raises:
@@ -245,7 +247,7 @@ def evaluate_pairs(
     roc = roc_curve(1 - distances / 2, same)
     accept_rates = _accept_rates(roc, int((~same).sum()), far_targets)
     intervals = None
-    if resamples:
+    if resamples and min(same.sum(), (~same).sum()) >= FEWEST_RESAMPLED:
         intervals = bootstrap_pairs(
             distances, same, folds, identities, far_targets, resamples, seed
         )

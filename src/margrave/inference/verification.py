@@ -76,7 +76,8 @@ def verify(
         shown = "\n  ".join(list(unreadable.values())[:10])
         raise ValueError(
             f"{len(unreadable)} images cannot be read, more than maximum_unreadable = "
-            f"{maximum_unreadable}; mend them, or raise the limit:\n  {shown}"
+            f"{maximum_unreadable}; mend them, or raise the limit (--maximum-unreadable):\n"
+            f"  {shown}"
         )
     kept = ~(np.isin(pairs.first, list(unreadable)) | np.isin(pairs.second, list(unreadable)))
     sides = (first[kept], second[kept], pairs.same[kept])

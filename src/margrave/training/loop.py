@@ -37,6 +37,7 @@ def fit(
     folder: Path,
     *,
     resume: bool = False,
+    resumed: Callable[[Position], None] = lambda position: None,
     after_epoch: Callable[[Training, MetricsLog], None] = lambda training, log: None,
     report: Callable[[StepReport], None] = lambda step: None,
 ) -> None:
@@ -46,6 +47,7 @@ def fit(
         training: the moving parts.
         folder: of the run: checkpoint and metrics are kept there.
         resume: go on from the folder's checkpoint.
+        resumed: called with the checkpoint's position when going on from it.
         after_epoch: called after each epoch and before its checkpoint, to evaluate.
         report: called after each step.
 
@@ -62,6 +64,7 @@ def fit(
         state = load_checkpoint(checkpoint)
         training.load_state_dict(state)
         log_length = state["log_length"]
+        resumed(training.position)
     else:
         # Or an interrupted fresh start would be resumed from a former run.
         checkpoint.unlink(missing_ok=True)
