@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import torch
 import torch.distributed as dist
 from torch import Tensor
 
@@ -11,12 +14,76 @@ from margrave.distributed.world import World
 def all_reduce_sum(values: Tensor, world: World) -> Tensor:
     """The sum of every rank's `values`, on every rank; the input is left as it is. No gradient.
 
-    >>> import torch
     >>> all_reduce_sum(torch.tensor(2.0), World())
     tensor(2.)
     """
+    return _all_reduce(values, world, dist.ReduceOp.SUM)
+
+
+def all_reduce_max(values: Tensor, world: World) -> Tensor:
+    """The largest of every rank's `values`, elementwise; the input is left as it is. No gradient.
+
+    >>> all_reduce_max(torch.tensor(2.0), World())
+    tensor(2.)
+    """
+    return _all_reduce(values, world, dist.ReduceOp.MAX)
+
+
+def _all_reduce(values: Tensor, world: World, operation: dist.ReduceOp.RedOpType) -> Tensor:
     if world.size == 1:
         return values
-    total = values.detach().clone()
-    dist.all_reduce(total, group=world.group)
-    return total
+    result = values.detach().clone()
+    dist.all_reduce(result, operation, group=world.group)
+    return result
+
+
+def log_sum_exp_of_ranks(values: Tensor, world: World) -> Tensor:
+    """log Σ e^value over ranks, elementwise, on every rank. No gradient.
+
+    >>> log_sum_exp_of_ranks(torch.tensor([-float("inf")]), World())
+    tensor([-inf])
+    """
+    if world.size == 1:
+        return values
+    largest = all_reduce_max(values, world)
+    shift = torch.where(largest.isfinite(), largest, 0)
+    return all_reduce_sum((values - shift).exp(), world).log() + shift
+
+
+def sizes_of_ranks(size: int, world: World, device: torch.device) -> tuple[int, ...]:
+    """Every rank's `size`.
+
+    >>> sizes_of_ranks(3, World(), torch.device("cpu"))
+    (3,)
+    """
+    if world.size == 1:
+        return (size,)
+    sizes = torch.zeros(world.size, dtype=torch.int64, device=device)
+    sizes[world.rank] = size
+    dist.all_reduce(sizes, group=world.group)
+    return tuple(sizes.tolist())
+
+
+def gather_rows(values: Tensor, sizes: Sequence[int], world: World) -> Tensor:
+    """Every rank's rows below one another; ranks may have different numbers of them. No gradient.
+
+    >>> gather_rows(torch.tensor([[1], [2]]), [2], World()).tolist()
+    [[1], [2]]
+    """
+    if world.size == 1:
+        return values.detach()
+    padded = values.new_zeros(max(sizes), *values.shape[1:])
+    padded[: len(values)] = values.detach()
+    parts = [torch.empty_like(padded) for _ in sizes]
+    dist.all_gather(parts, padded, group=world.group)
+    return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)])
+
+
+def own_rows(sizes: Sequence[int], world: World) -> slice:
+    """Where this rank's rows lie among all ranks' rows.
+
+    >>> own_rows([2, 5], World(rank=1, size=2))
+    slice(2, 7, None)
+    """
+    start = sum(sizes[: world.rank])
+    return slice(start, start + sizes[world.rank])

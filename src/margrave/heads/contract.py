@@ -3,19 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from margrave.distributed import current_world
+from margrave.distributed import (
+    World,
+    all_reduce_sum,
+    current_world,
+    gather_rows,
+    own_rows,
+    owned_classes,
+    sizes_of_ranks,
+)
 from margrave.heads.embeddings import check_batch, unit_and_norm
 from margrave.losses import Context, Loss
 from margrave.losses import create as create_loss
 from margrave.registry import Registry
 from margrave.statistics import STATISTICS, Observation, Statistic, Surroundings
+
+SEED_BLOCK = 1024
+"""Classes whose centres are drawn from one seed."""
 
 Reduction = Literal["mean", "none"]
 
@@ -24,12 +35,18 @@ Reduction = Literal["mean", "none"]
 class Batch:
     """A checked batch on its way through a head, in the head's dtype.
 
+    B are this rank's samples, A those of all ranks that share the classes.
+
     Attributes:
         unit: (B, D) x̂.
         norm: (B,) ‖x‖.
         labels: (B,).
-        target: (B,) cosθ_y, or W_yᵀx + b_y for a loss of inner products.
-        context: what the loss reads.
+        target: (B,) cosθ_y, or W_yᵀx + b_y for a loss of inner products; without gradient.
+        context: what the loss reads of the B samples.
+        everyone: the A samples, without gradient.
+        everyones_context: what the loss reads of them, without gradient.
+        sizes: how many samples each rank has.
+        own: which of the A are the B.
     """
 
     unit: Tensor
@@ -37,6 +54,10 @@ class Batch:
     labels: Tensor
     target: Tensor
     context: Context
+    everyone: Observation
+    everyones_context: Context
+    sizes: tuple[int, ...]
+    own: slice
 
 
 class Head(nn.Module):
@@ -55,6 +76,9 @@ class Head(nn.Module):
     Raises:
         ValueError: sizes that are not positive, an unknown loss, a batch that does not fit.
     """
+
+    splits_classes: ClassVar[bool] = False
+    """Whether each rank owns a part of the classes instead of having them all."""
 
     bias: Tensor | None
 
@@ -77,14 +101,16 @@ class Head(nn.Module):
         self.loss = loss
         self.num_classes = num_classes
         self.embedding_size = embedding_size
-        self.weight = nn.Parameter(torch.empty(num_classes, embedding_size))
-        nn.init.normal_(self.weight, std=0.01)
-        self.bias = None if loss.normalized else nn.Parameter(torch.zeros(num_classes))
+        self.world = current_world() if self.splits_classes else World()
+        self.classes = owned_classes(num_classes, self.world)
+        self.weight = nn.Parameter(initial_centres(self.classes, embedding_size))
+        self.bias = None if loss.normalized else nn.Parameter(torch.zeros(len(self.classes)))
         surroundings = Surroundings(
             num_classes=num_classes,
             embedding_size=embedding_size,
             num_samples=num_samples,
-            world=current_world(),
+            batch_world=World() if self.splits_classes else current_world(),
+            class_world=self.world,
         )
         self.statistics = nn.ModuleDict(
             {
@@ -146,32 +172,60 @@ class Head(nn.Module):
         check_batch(embeddings, labels, self.num_classes, self.embedding_size)
         labels = labels.long()
         unit, norm = unit_and_norm(embeddings.to(self.weight.dtype))
-        target = self.target_products(unit, norm, labels)
-        observation = Observation(
-            unit_embeddings=unit.detach(),
-            feature_norm=norm.detach(),
-            target_cosine=target.detach(),
-            labels=labels,
-            sample_indices=sample_indices,
-            momentum_embeddings=momentum_embeddings,
-        )
-        provided: dict[str, Tensor] = {"feature_norm": norm}
+        sizes = sizes_of_ranks(len(labels), self.world, labels.device)
+        own = own_rows(sizes, self.world)
+
+        def gathered(values: Tensor | None) -> Tensor | None:
+            return None if values is None else gather_rows(values, sizes, self.world)
+
         with torch.no_grad():
+            everyone = Observation(
+                unit_embeddings=gather_rows(unit, sizes, self.world),
+                feature_norm=gather_rows(norm, sizes, self.world),
+                labels=gather_rows(labels, sizes, self.world),
+                target_cosine=norm,
+                sample_indices=gathered(sample_indices),
+                momentum_embeddings=gathered(momentum_embeddings),
+            )
+            target = self.own_target_products(
+                everyone.unit_embeddings, everyone.feature_norm, everyone.labels
+            )
+            everyone = replace(everyone, target_cosine=all_reduce_sum(target, self.world))
+            provided: dict[str, Tensor] = {"feature_norm": everyone.feature_norm}
             for statistic in self._statistics():
                 if self.training and (new_step or not statistic.per_step):
-                    statistic.update(observation)
-                provided |= statistic.context(observation)
+                    statistic.update(everyone)
+                provided |= statistic.context(everyone)
+        context = Context(**provided)
         return Batch(
-            unit=unit, norm=norm, labels=labels, target=target, context=Context(**provided)
+            unit=unit,
+            norm=norm,
+            labels=labels,
+            target=everyone.target_cosine[own],
+            context=replace(context.of_samples(own), feature_norm=norm),
+            everyone=everyone,
+            everyones_context=context,
+            sizes=sizes,
+            own=own,
         )
 
-    def target_products(self, unit: Tensor, norm: Tensor, labels: Tensor) -> Tensor:
-        """(B,) cosθ_y, or W_yᵀx + b_y: B rows of the weight, whatever C is."""
+    def own_target_products(self, unit: Tensor, norm: Tensor, labels: Tensor) -> Tensor:
+        """(A,) cosθ_y, or W_yᵀx + b_y, where this rank owns the class, else 0."""
+        if not self.classes:
+            return torch.zeros_like(norm)
         # Unlike indexing, an embedding's gradient is summed in one order: runs stay reproducible.
-        centres = functional.embedding(labels, self.weight)
+        position, own = self.position_of(labels)
+        centres = functional.embedding(position, self.weight)
         if self.bias is None:
-            return (unit * unit_and_norm(centres)[0]).sum(dim=1)
-        return norm * (unit * centres).sum(dim=1) + self.bias[labels]
+            products = (unit * unit_and_norm(centres)[0]).sum(dim=1)
+        else:
+            products = norm * (unit * centres).sum(dim=1) + self.bias[position]
+        return torch.where(own, products, 0)
+
+    def position_of(self, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """The labels' rows of this rank's weight, and which it owns; row 0 for the others."""
+        own = (labels >= self.classes.start) & (labels < self.classes.stop)
+        return torch.where(own, labels - self.classes.start, 0), own
 
     @property
     def reads(self) -> frozenset[str]:
@@ -194,6 +248,22 @@ class Head(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{self.loss}, num_classes={self.num_classes}, embedding_size={self.embedding_size}"
+
+
+def initial_centres(classes: range, embedding_size: int) -> Tensor:
+    """(len(classes), D) of N(0, 0.01²): some classes' centres, whoever else has the others.
+
+    Equal seeds of torch's generator give a class the same centre under any division into ranks.
+    """
+    seed = int(torch.randint(2**31, ()))
+    centres = torch.empty(len(classes), embedding_size)
+    for block in range(classes.start // SEED_BLOCK, -(-classes.stop // SEED_BLOCK)):
+        generator = torch.Generator().manual_seed(seed + block)
+        drawn = torch.randn(SEED_BLOCK, embedding_size, generator=generator).mul_(0.01)
+        first = block * SEED_BLOCK
+        start, stop = max(first, classes.start), min(first + SEED_BLOCK, classes.stop)
+        centres[start - classes.start : stop - classes.start] = drawn[start - first : stop - first]
+    return centres
 
 
 HEADS: Registry[type[Head]] = Registry("head")

@@ -48,8 +48,9 @@ class DenseHead(Head):
 
     def cross_entropy(self, batch: Batch) -> Tensor:
         products = self._products(batch)
-        target = self.loss.modify_target(batch.target, batch.context)
-        negatives = self.loss.negatives(products, batch.target.detach(), batch.context)
+        cosine = self.own_target_products(batch.unit, batch.norm, batch.labels)
+        target = self.loss.modify_target(cosine, batch.context)
+        negatives = self.loss.negatives(products, batch.target, batch.context)
         modified = negatives.scatter(1, batch.labels[:, None], target[:, None])
         return functional.cross_entropy(self.loss.scale * modified, batch.labels, reduction="none")
 

@@ -35,6 +35,28 @@ def unit_and_norm(vectors: Tensor) -> tuple[Tensor, Tensor]:
     return unit, norm.squeeze(1)
 
 
+def inverse_length(rows: Tensor) -> Tensor:
+    """(N,) 1/‖row‖ as `unit_and_norm` divides: 0 for a row without direction.
+
+    >>> inverse_length(torch.tensor([[3e30, 4e30], [0.0, 0.0]])) * 1e30
+    tensor([0.2000, 0.0000])
+    """
+    lengths = _lengths(rows)
+    return torch.where(lengths <= SMALLEST_LENGTH, 0, 1 / lengths)
+
+
+def _lengths(rows: Tensor) -> Tensor:
+    if rows.dtype != torch.float64 and rows.is_cuda:
+        # A look whether squares overflowed would make the device wait.
+        return torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64).to(torch.float32)
+    lengths = torch.linalg.vector_norm(rows.float() if rows.dtype.itemsize < 4 else rows, dim=1)
+    if bool((lengths < float("inf")).all()):
+        return lengths
+    largest = rows.abs().amax(dim=1, keepdim=True)
+    largest = torch.where(largest == 0, 1, largest)
+    return torch.linalg.vector_norm(rows / largest, dim=1) * largest[:, 0]
+
+
 def check_batch(embeddings: Tensor, labels: Tensor, num_classes: int, embedding_size: int) -> None:
     """Refuse a batch that does not fit the head.
 

@@ -75,3 +75,10 @@ class AdaFace(Loss):
     def negatives(self, cosines: Tensor, target_cosine: Tensor, context: Context) -> Tensor:
         del target_cosine, context
         return cosines.clamp(self.epsilon - 1, 1 - self.epsilon)
+
+    def negatives_and_slope(
+        self, cosines: Tensor, target_cosine: Tensor, context: Context
+    ) -> tuple[Tensor, Tensor]:
+        size = cosines.abs()
+        slope = torch.le(size, 1 - self.epsilon, out=size)
+        return self.negatives(cosines, target_cosine, context), slope

@@ -30,6 +30,18 @@ def arccosine(cosine: Tensor, epsilon: float | None = None) -> Tensor:
     return cosine.clamp(-limit, limit).arccos()
 
 
+def above(cosines: Tensor, threshold: Tensor) -> Tensor:
+    """(B, K) 1 where a cosine exceeds its sample's threshold (B,), else 0.
+
+    In the cosines' own type: CPUs multiply by it several times faster than they choose by bools.
+
+    >>> above(torch.tensor([[0.5, 0.1]]), torch.tensor([0.3]))
+    tensor([[1., 0.]])
+    """
+    exceeds = torch.empty_like(cosines, requires_grad=False)
+    return torch.gt(cosines.detach(), threshold.detach()[:, None], out=exceeds)
+
+
 def rotate(cosine: Tensor, angle: float | Tensor) -> Tensor:
     """cos(θ + angle) = cosθ·cos(angle) − sinθ·sin(angle), with nothing special beyond π."""
     angle = torch.as_tensor(angle, dtype=cosine.dtype, device=cosine.device)

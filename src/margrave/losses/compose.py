@@ -59,6 +59,11 @@ class Composed(Loss):
     def negatives(self, cosines: Tensor, target_cosine: Tensor, context: Context) -> Tensor:
         return self.negatives_loss.negatives(cosines, target_cosine, context)
 
+    def negatives_and_slope(
+        self, cosines: Tensor, target_cosine: Tensor, context: Context
+    ) -> tuple[Tensor, Tensor | None] | None:
+        return self.negatives_loss.negatives_and_slope(cosines, target_cosine, context)
+
     def hard_negatives(self, cosines: Tensor, target_cosine: Tensor, context: Context) -> Tensor:
         return self.negatives_loss.hard_negatives(cosines, target_cosine, context)
 

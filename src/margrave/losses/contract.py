@@ -36,6 +36,16 @@ class Context:
     margin_weight: Tensor | None = None
     iteration: Tensor | None = None
 
+    def of_samples(self, rows: slice) -> Context:
+        """The context of some of the batch's samples."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return Context(
+            **{
+                name: value if value is None or value.ndim == 0 else value[rows]
+                for name, value in values.items()
+            }
+        )
+
     def __getitem__(self, name: str) -> Tensor:
         """A field that must be there.
 
@@ -108,6 +118,18 @@ class Loss:
         """
         del target_cosine, context
         return cosines
+
+    def negatives_and_slope(
+        self, cosines: Tensor, target_cosine: Tensor, context: Context
+    ) -> tuple[Tensor, Tensor | None] | None:
+        """N (B, K), and dN/d cosθ_j (B, K) or None where it is 1 everywhere; for speed alone.
+
+        None, as by default where `negatives` is overridden, leaves the slope to autograd. A loss
+        that answers promises that its negatives read nothing of the context with a gradient. The
+        slope must be a tensor of its own.
+        """
+        del target_cosine, context
+        return (cosines, None) if type(self).negatives is Loss.negatives else None
 
     def hard_negatives(self, cosines: Tensor, target_cosine: Tensor, context: Context) -> Tensor:
         """(B, K) bool: the negatives that this loss re-weights. None by default."""

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from margrave.losses.angles import add_angle, rotate
+from margrave.losses.angles import above, add_angle, rotate
 from margrave.losses.contract import LOSSES, Context, Loss
 
 
@@ -56,5 +56,14 @@ class CurricularFace(Loss):
         return cosines > rotate(target_cosine, self.margin)[:, None]
 
     def negatives(self, cosines: Tensor, target_cosine: Tensor, context: Context) -> Tensor:
-        hard = self.hard_negatives(cosines, target_cosine, context)
-        return torch.where(hard, cosines * (context["mean_target_cosine"] + cosines), cosines)
+        hard = above(cosines, rotate(target_cosine, self.margin))
+        excess = hard * (cosines + (context["mean_target_cosine"] - 1))
+        return torch.addcmul(cosines, excess, cosines)
+
+    def negatives_and_slope(
+        self, cosines: Tensor, target_cosine: Tensor, context: Context
+    ) -> tuple[Tensor, Tensor]:
+        hard = above(cosines, rotate(target_cosine, self.margin))
+        excess = (cosines + (context["mean_target_cosine"] - 1)).mul_(hard)
+        negatives = torch.addcmul(cosines, excess, cosines)
+        return negatives, excess.addcmul_(hard, cosines).add_(1)

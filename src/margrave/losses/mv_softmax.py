@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from margrave.losses.angles import BaseMargin, base_margin
+from margrave.losses.angles import BaseMargin, above, base_margin
 from margrave.losses.contract import LOSSES, Context, Loss
 
 
@@ -59,6 +59,20 @@ class MVSoftmax(Loss):
         return cosines > base_margin(target_cosine, self.margin, self.base)[:, None]
 
     def negatives(self, cosines: Tensor, target_cosine: Tensor, context: Context) -> Tensor:
-        hard = self.hard_negatives(cosines, target_cosine, context)
-        slope = self.hard_weight + 1 if self.weighting == "adaptive" else 1.0
-        return torch.where(hard, slope * cosines + self.hard_weight, cosines)
+        del context
+        hard = above(cosines, base_margin(target_cosine, self.margin, self.base))
+        return self._weighted(cosines, hard)
+
+    def negatives_and_slope(
+        self, cosines: Tensor, target_cosine: Tensor, context: Context
+    ) -> tuple[Tensor, Tensor | None]:
+        del context
+        hard = above(cosines, base_margin(target_cosine, self.margin, self.base))
+        negatives = self._weighted(cosines, hard)
+        adaptive = self.weighting == "adaptive"
+        return negatives, hard.mul_(self.hard_weight).add_(1) if adaptive else None
+
+    def _weighted(self, cosines: Tensor, hard: Tensor) -> Tensor:
+        if self.weighting == "fixed":
+            return torch.add(cosines, hard, alpha=self.hard_weight)
+        return torch.addcmul(cosines, hard, cosines + 1, value=self.hard_weight)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from margrave.losses.angles import BaseMargin, base_margin
+from margrave.losses.angles import BaseMargin, above, base_margin
 from margrave.losses.contract import LOSSES, Context, Loss
 
 
@@ -60,6 +60,15 @@ class SVSoftmax(Loss):
         return cosines > base_margin(target_cosine, self.margin, self.base)[:, None]
 
     def negatives(self, cosines: Tensor, target_cosine: Tensor, context: Context) -> Tensor:
-        hard = self.hard_negatives(cosines, target_cosine, context)
-        weighted = self.hard_weight * cosines + (self.hard_weight - 1)
-        return torch.where(hard, weighted, cosines)
+        del context
+        hard = above(cosines, base_margin(target_cosine, self.margin, self.base))
+        return torch.addcmul(cosines, hard, cosines + 1, value=self.hard_weight - 1)
+
+    def negatives_and_slope(
+        self, cosines: Tensor, target_cosine: Tensor, context: Context
+    ) -> tuple[Tensor, Tensor]:
+        del context
+        hard = above(cosines, base_margin(target_cosine, self.margin, self.base))
+        excess = self.hard_weight - 1
+        negatives = torch.addcmul(cosines, hard, cosines + 1, value=excess)
+        return negatives, hard.mul_(excess).add_(1)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from margrave.distributed import all_reduce_sum
+from margrave.distributed import World, all_reduce_max, all_reduce_sum, owned_classes
 from margrave.statistics.contract import STATISTICS, Observation, Statistic, Surroundings
 
 LARGEST_MEAN_LENGTH = 1 - 1e-4
@@ -61,7 +61,8 @@ class ClassConcentration(Statistic):
         self.concentration_share = concentration_share
         self.estimator = estimator
         self.memory_update_weight = memory_update_weight
-        classes, features = surroundings.num_classes, surroundings.embedding_size
+        self.own_classes = surroundings.classes
+        classes, features = len(self.own_classes), surroundings.embedding_size
         self.register_buffer("margin_weight", torch.ones(classes))
         self.register_buffer("concentration", torch.zeros(classes))
         needed = {"momentum_encoder": "momentum_embeddings", "memory_buffer": "sample_indices"}
@@ -72,12 +73,14 @@ class ClassConcentration(Statistic):
                     "the memory buffer keeps a vector per training image: "
                     "give the head num_samples, or choose estimator 'online'"
                 )
-            if surroundings.world.size > 1:
+            if surroundings.batch_world.size > 1:
                 raise ValueError(
                     "the memory buffer would keep an image on every rank that ever met it: with "
-                    f"{surroundings.world.size} ranks choose estimator 'online'"
+                    f"{surroundings.batch_world.size} ranks and a head that is not sharded choose "
+                    "head 'sharded' or estimator 'online'"
                 )
-            samples = surroundings.num_samples
+            self.own_samples = owned_classes(surroundings.num_samples, surroundings.class_world)
+            samples = len(self.own_samples)
             self.register_buffer("memory", torch.zeros(samples, features))
             self.register_buffer("memory_label", torch.full((samples,), -1))
         else:
@@ -96,10 +99,12 @@ class ClassConcentration(Statistic):
                     "of the head: pass MomentumEncoder's, or choose estimator 'online'"
                 )
             features = functional.normalize(observation.momentum_embeddings)
-        finite = torch.isfinite(features).all(dim=1)
-        features = torch.where(finite[:, None], features, 0)
-        self.feature_sum.index_add_(0, observation.labels, features.to(self.feature_sum))
-        self.count.index_add_(0, observation.labels, finite.long())
+        position, counts = _inside(observation.labels, self.own_classes)
+        counts &= torch.isfinite(features).all(dim=1)
+        features = torch.where(counts[:, None], features, 0)
+        if self.own_classes:
+            self.feature_sum.index_add_(0, position, features.to(self.feature_sum))
+            self.count.index_add_(0, position, counts.long())
 
     def _remember(self, observation: Observation) -> None:
         if observation.sample_indices is None:
@@ -107,33 +112,43 @@ class ClassConcentration(Statistic):
                 "estimator 'memory_buffer' needs sample_indices in every training call of the "
                 "head: the number of each image in the training set; or choose 'online'"
             )
-        indices = observation.sample_indices
-        features = observation.unit_embeddings.to(self.memory)
-        old = self.memory[indices]
+        position, inside = _inside(observation.sample_indices, self.own_samples)
+        position, labels = position[inside], observation.labels[inside]
+        features = observation.unit_embeddings[inside].to(self.memory)
+        old = self.memory[position]
         blended = functional.normalize(torch.lerp(old, features, self.memory_update_weight))
         finite = torch.isfinite(features).all(dim=1)
-        self.memory.index_copy_(0, indices, torch.where(finite[:, None], blended, old))
-        self.memory_label.index_copy_(0, indices, observation.labels)
+        self.memory.index_copy_(0, position, torch.where(finite[:, None], blended, old))
+        self.memory_label.index_copy_(0, position, labels)
 
     def _sums(self) -> tuple[Tensor, Tensor]:
-        """Σ f (C, D) and n (C,) of this rank."""
+        """Σ f and n of this rank's classes, over every rank's samples."""
+        world = self.surroundings.batch_world
         if self.estimator != "memory_buffer":
-            return self.feature_sum, self.count
-        classes, features = self.surroundings.num_classes, self.surroundings.embedding_size
-        # Images not seen yet gather in one class more, which is cut off.
-        label = torch.where(self.memory_label < 0, classes, self.memory_label)
-        total = self.memory.new_zeros(classes + 1, features).index_add_(0, label, self.memory)
-        return total[:-1], torch.bincount(label, minlength=classes + 1)[:-1]
+            return all_reduce_sum(self.feature_sum, world), all_reduce_sum(self.count, world)
+        world, own = self.surroundings.class_world, None
+        # Each rank remembers some images of every rank's classes.
+        for rank in range(world.size):
+            classes = owned_classes(self.surroundings.num_classes, World(rank, world.size))
+            # Images not seen yet, and other ranks' classes, gather in one more, which is cut off.
+            position, inside = _inside(self.memory_label, classes)
+            position = torch.where(inside, position, len(classes))
+            total = self.memory.new_zeros(len(classes) + 1, self.memory.shape[1])
+            total.index_add_(0, position, self.memory)
+            count = torch.bincount(position, minlength=len(classes) + 1)
+            sums = all_reduce_sum(total[:-1], world), all_reduce_sum(count[:-1], world)
+            own = sums if rank == world.rank else own
+        assert own is not None
+        return own
 
     @torch.no_grad()
     def end_epoch(self) -> None:
         feature_sum, count = self._sums()
-        world = self.surroundings.world
-        feature_sum, count = all_reduce_sum(feature_sum, world), all_reduce_sum(count, world)
+        world = self.surroundings.class_world
         concentration = concentration_of(feature_sum, count)
         share = self.concentration_share
-        weight = share * concentration_weight(concentration, count > 1, self.temperature)
-        weight = weight + (1 - share) * size_weight(count.to(concentration))
+        weight = share * concentration_weight(concentration, count > 1, self.temperature, world)
+        weight = weight + (1 - share) * size_weight(count.to(concentration), world)
         self.concentration.copy_(torch.where(count > 0, concentration, self.concentration))
         self.margin_weight.copy_(torch.where(count > 0, weight, self.margin_weight))
         if self.estimator != "memory_buffer":
@@ -141,8 +156,17 @@ class ClassConcentration(Statistic):
             self.count.zero_()
 
     def context(self, observation: Observation) -> dict[str, Tensor]:
-        weight = self.margin_weight[observation.labels]
-        return {"margin_weight": weight.to(observation.target_cosine)}
+        position, inside = _inside(observation.labels, self.own_classes)
+        weight = torch.zeros_like(observation.target_cosine)
+        if self.own_classes:
+            weight = torch.where(inside, self.margin_weight[position].to(weight), weight)
+        return {"margin_weight": all_reduce_sum(weight, self.surroundings.class_world)}
+
+
+def _inside(numbers: Tensor, own: range) -> tuple[Tensor, Tensor]:
+    """Positions within a range, 0 for numbers outside of it, and which lie inside."""
+    inside = (numbers >= own.start) & (numbers < own.stop)
+    return torch.where(inside, numbers - own.start, 0), inside
 
 
 def concentration_of(feature_sum: Tensor, count: Tensor) -> Tensor:
@@ -157,21 +181,28 @@ def concentration_of(feature_sum: Tensor, count: Tensor) -> Tensor:
     return length * (features - length.square()) / (1 - length.square())
 
 
-def concentration_weight(concentration: Tensor, known: Tensor, temperature: float) -> Tensor:
-    """w_κ (C,): large for scattered classes; ½ where the concentration is not known."""
-    count = known.sum()
-    mean = torch.where(known, concentration, 0).sum() / count.clamp_min(1)
+def concentration_weight(
+    concentration: Tensor, known: Tensor, temperature: float, world: World
+) -> Tensor:
+    """w_κ: large for scattered classes; ½ where the concentration is not known.
+
+    The world's ranks have the other classes.
+    """
+    count = all_reduce_sum(known.sum(), world)
+    mean = all_reduce_sum(torch.where(known, concentration, 0).sum(), world) / count.clamp_min(1)
     squares = torch.where(known, (concentration - mean).square(), 0).sum()
+    squares = all_reduce_sum(squares, world)
     deviation = (squares / (count - 1).clamp_min(1)).sqrt()
     distinct = known & (deviation > torch.finfo(deviation.dtype).eps * mean.abs())
     standardised = torch.where(distinct, (concentration - mean) / deviation, 0)
     return 1 - torch.sigmoid(temperature * standardised)
 
 
-def size_weight(count: Tensor) -> Tensor:
-    """w_s (C,): near 1 for small classes, near 0 for the largest.
+def size_weight(count: Tensor, world: World) -> Tensor:
+    """w_s: near 1 for small classes, near 0 for the largest of all ranks.
 
-    >>> size_weight(torch.tensor([0.0, 10.0])).round(decimals=3)
+    >>> size_weight(torch.tensor([0.0, 10.0]), World()).round(decimals=3)
     tensor([1.0000, 0.0060])
     """
-    return (torch.cos(math.pi * count / (1.05 * count.max().clamp_min(1))) + 1) / 2
+    largest = all_reduce_max(torch.cat([count, count.new_ones(1)]).max(), world)
+    return (torch.cos(math.pi * count / (1.05 * largest)) + 1) / 2

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
-from margrave.distributed import World
+from margrave.distributed import World, owned_classes
 from margrave.registry import Registry
 
 
@@ -39,17 +39,24 @@ class Surroundings:
         num_classes: C.
         embedding_size: D.
         num_samples: training images, where a statistic keeps something for each.
-        world: the ranks to synchronise with.
+        batch_world: the ranks that observe other samples; alone where all observe every sample.
+        class_world: the ranks that own other classes; alone where each has all of them.
     """
 
     num_classes: int
     embedding_size: int
     num_samples: int | None = None
-    world: World = field(default_factory=World)
+    batch_world: World = field(default_factory=World)
+    class_world: World = field(default_factory=World)
+
+    @property
+    def classes(self) -> range:
+        """The classes that this rank keeps statistics of."""
+        return owned_classes(self.num_classes, self.class_world)
 
 
 class Statistic(nn.Module):
-    """Running state in buffers: equal on every rank, or sums that `end_epoch` adds up over ranks.
+    """Running state in buffers: equal on every rank, or kept by the rank that owns the class.
 
     A subclass is registered under the name that losses put in `needs`, takes `Surroundings` and its
     own settings, and implements `update` (training only, before use) and `context`.

@@ -49,7 +49,7 @@ class FeatureNorm(Statistic):
 
     def update(self, observation: Observation) -> None:
         norm = observation.feature_norm.clamp(0.001, 100)
-        world = self.surroundings.world
+        world = self.surroundings.batch_world
         sums = torch.stack([norm.sum(), norm.new_tensor(float(norm.numel()))])
         total, count = all_reduce_sum(sums, world).unbind()
         batch_mean = total / count

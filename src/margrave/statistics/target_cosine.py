@@ -26,7 +26,7 @@ class TargetCosine(Statistic):
     def update(self, observation: Observation) -> None:
         cosine = observation.target_cosine
         total = torch.stack([cosine.sum(), cosine.new_tensor(float(cosine.numel()))])
-        total, count = all_reduce_sum(total, self.surroundings.world).unbind()
+        total, count = all_reduce_sum(total, self.surroundings.batch_world).unbind()
         batch_mean = (total / count).to(self.mean)
         moved = (1 - self.momentum) * batch_mean + self.momentum * self.mean
         self.mean.copy_(torch.where(torch.isfinite(batch_mean), moved, self.mean))

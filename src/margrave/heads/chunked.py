@@ -1,0 +1,121 @@
+"""The head for everyday: exact, and never batch × classes at once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from margrave.heads.contract import HEADS, Batch, Head
+from margrave.heads.cross_entropy import NegativeLogSumExp, Step
+from margrave.heads.sampling import sample_classes
+from margrave.losses import Loss
+
+MEGABYTE = 2**20
+BLOCK_VALUES = {"cpu": 2**18, "cuda": 2**25}
+"""Cosines in a block: what a core's cache holds, and what keeps a GPU busy."""
+SMALLEST_BLOCK = 256
+# Where log(1 + e^x) is taken for x; e^−50 is nothing beside 50 even in float64.
+SOFTPLUS_THRESHOLD = 50.0
+
+
+@HEADS.register("chunked")
+class ChunkedHead(Head):
+    """The dense head's loss and gradient from blocks of classes, each small enough for the cache.
+
+    loss = log(1 + e^{lse − s·T}), lse = log Σ_{j≠y} e^{s·N_j} over all blocks.
+
+    Args:
+        loss: as in `Head`, like the next three.
+        num_classes: C.
+        embedding_size: D.
+        num_samples: number of training images.
+        memory_budget: megabytes of cosines that the backward pass may find kept instead of
+            rebuilding them, a fourth matrix product; B · C · 4 bytes keep everything.
+        block_size: classes at a time; by default by batch size and device.
+        sample_rate: train on the batch's classes and a random rest up to this share of the classes
+            (Partial FC), in (0, 1]. The weight's gradient is then sparse: use
+            `margrave.heads.RowwiseSGD`. None for all classes and a dense gradient.
+        sample_seed: of the random rest; with the same seed a run draws the same classes.
+
+    Raises:
+        ValueError: as `Head`; a setting out of its range.
+
+    Source: Partial FC, arXiv 2010.05222 and 2203.15565, for the sampling.
+
+    >>> head = ChunkedHead("adaface", num_classes=1000, embedding_size=4, block_size=300)
+    >>> head(torch.randn(8, 4), torch.arange(8)).backward()
+    >>> head.weight.grad.shape
+    torch.Size([1000, 4])
+    """
+
+    draws: Tensor
+
+    def __init__(
+        self,
+        loss: Loss | str | Mapping[str, Any],
+        num_classes: int,
+        embedding_size: int = 512,
+        *,
+        num_samples: int | None = None,
+        memory_budget: float = 256.0,
+        block_size: int | None = None,
+        sample_rate: float | None = None,
+        sample_seed: int = 0,
+    ) -> None:
+        super().__init__(loss, num_classes, embedding_size, num_samples=num_samples)
+        if memory_budget < 0:
+            raise ValueError(f"memory_budget = {memory_budget} megabytes must be at least 0")
+        if block_size is not None and block_size < 1:
+            raise ValueError(f"block_size = {block_size} must be at least 1")
+        if sample_rate is not None and not 0 < sample_rate <= 1:
+            raise ValueError(f"sample_rate = {sample_rate} must be in (0, 1], or None for all")
+        self.memory_budget = memory_budget
+        self.block_size = block_size
+        self.sample_rate = sample_rate
+        self.sample_seed = sample_seed
+        if sample_rate is not None:
+            self.register_buffer("draws", torch.zeros((), dtype=torch.int64))
+
+    def cross_entropy(self, batch: Batch) -> Tensor:
+        everyone = batch.everyone
+        rows, labels = self._classes_at_hand(everyone.labels)
+        features, own = everyone.unit_embeddings, batch.unit
+        if self.bias is not None:
+            features, own = everyone.feature_norm[:, None] * features, batch.norm[:, None] * own
+        target = everyone.target_cosine
+        target = target.float() if target.dtype.itemsize < 4 else target
+        values = BLOCK_VALUES["cuda" if target.is_cuda else "cpu"]
+        step = Step(
+            loss=self.loss,
+            features=features,
+            labels=labels,
+            target=target,
+            context=batch.everyones_context,
+            own=batch.own,
+            sizes=batch.sizes,
+            rows=rows,
+            block_size=self.block_size or max(SMALLEST_BLOCK, values // len(target)),
+            cached_bytes=int(self.memory_budget * MEGABYTE),
+            world=self.world,
+            update=None,
+        )
+        total, cosine = NegativeLogSumExp.apply(own, batch.norm, self.weight, self.bias, step)
+        modified = self.loss.modify_target(cosine, batch.context)
+        return functional.softplus(total - self.loss.scale * modified, threshold=SOFTPLUS_THRESHOLD)
+
+    def _classes_at_hand(self, labels: Tensor) -> tuple[Tensor | None, Tensor]:
+        """(K,) the rows that take part, None for all; and the targets' positions among them."""
+        position, own = self.position_of(labels)
+        if self.sample_rate is None or not self.training:
+            return None, torch.where(own, position, -1)
+        seed = (self.sample_seed, int(self.draws), self.world.rank)
+        self.draws += 1
+        count = round(self.sample_rate * len(self.classes))
+        rows = sample_classes(position[own], len(self.classes), count, seed)
+        if not len(rows):
+            return rows, torch.full_like(labels, -1)
+        return rows, torch.where(own, torch.searchsorted(rows, position), -1)

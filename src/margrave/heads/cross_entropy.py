@@ -1,0 +1,289 @@
+"""log Σ_j e^{s·N_j} over blocks of classes, without ever holding batch × classes.
+
+Forward, a block of centres W_c gives its cosines x̂W_cᵀ/‖w‖, the loss modifies them, and a running
+log-sum-exp takes them in. Backward, each block is read from a bounded cache or rebuilt, and emits
+its part of both gradients: with p_ij = e^{s·N_ij − lse_i} and g_ij = ∂L/∂lse_i · s·p_ij · dN/dcosθ,
+
+    dx̂_i = Σ_j g_ij ŵ_j,    dw_j = (1/‖w_j‖)·[Σ_i g_ij x̂_i − (Σ_i g_ij cosθ_ij)·ŵ_j].
+
+Shapes: A samples of all ranks, B of this one, K classes at hand, D features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from margrave.distributed import World, all_reduce_sum, gather_rows, log_sum_exp_of_ranks
+from margrave.heads.embeddings import inverse_length
+from margrave.losses import Context, Loss
+
+RowUpdate = Callable[[slice, Tensor], None]
+"""Takes a block of classes and the gradient of their centres (K, D)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """One step over the classes at hand; nothing in it carries a gradient.
+
+    Attributes:
+        loss: whose negatives they are.
+        features: (A, D) x̂, or x for a loss of inner products.
+        labels: (A,) the target's position among the classes at hand, −1 where it is not.
+        target: (A,) cosθ_y.
+        context: of all A samples.
+        own: which of the samples are this rank's.
+        sizes: how many samples each rank has.
+        rows: (K,) the rows of the weight at hand, ascending; None for all of them. With rows, the
+            weight's gradient is sparse.
+        block_size: classes at a time.
+        cached_bytes: how much the backward pass may keep instead of rebuilding.
+        world: the ranks that hold the other classes.
+        update: where given, blocks of the weight's gradient go there and nowhere else.
+    """
+
+    loss: Loss
+    features: Tensor
+    labels: Tensor
+    target: Tensor
+    context: Context
+    own: slice
+    sizes: tuple[int, ...]
+    rows: Tensor | None
+    block_size: int
+    cached_bytes: int
+    world: World
+    update: RowUpdate | None
+
+    def blocks(self, weight: Tensor) -> Iterator[slice]:
+        """The classes at hand, a block at a time."""
+        count = len(weight) if self.rows is None else len(self.rows)
+        for start in range(0, count, self.block_size):
+            yield slice(start, min(start + self.block_size, count))
+
+    def at_hand(self, values: Tensor, place: slice | Tensor) -> Tensor:
+        """Rows of the weight, or entries of the bias, by their position among those at hand."""
+        return values[place] if self.rows is None else values[self.rows[place]]
+
+    def products(self, centres: Tensor, bias: Tensor | None, block: slice) -> tuple[Tensor, Tensor]:
+        """(A, K) a block's cosines, or inner products, and what divides the centres, (K,) 1/‖w‖."""
+        products = (self.features @ centres.T).to(self.target.dtype)
+        if bias is not None:
+            return products.add_(self.at_hand(bias, block)), products.new_ones(())
+        inverse = inverse_length(centres).to(products.dtype)
+        return products.mul_(inverse), inverse
+
+    @cached_property
+    def columns(self) -> tuple[Tensor, Tensor, Tensor]:
+        """(blocks, A, 1) the target's column in a block or 0, and factor and addend that make it −∞.
+
+        For all blocks at once, as an operation on A numbers costs its launch.
+        """
+        count = max(int(self.count), 1)
+        starts = torch.arange(0, count, self.block_size, device=self.labels.device)[:, None]
+        column = self.labels - starts
+        there = (column >= 0) & (column < self.block_size) & (self.labels >= 0)
+        column = torch.where(there, column, 0)[..., None]
+        return column, there[..., None]
+
+
+class NegativeLogSumExp(torch.autograd.Function):
+    """(B,) log Σ_{j≠y} e^{s·N_j} and (B,) cosθ_y, with their gradients.
+
+    Takes this rank's features (B, D) and feature norms (B,), which the loss's negatives may read,
+    then weight, bias and the step.
+    """
+
+    @staticmethod
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any,
+        features: Tensor,
+        feature_norm: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        step: Step,
+    ) -> tuple[Tensor, Tensor]:
+        del features, feature_norm
+        cache: dict[int, tuple[Tensor, Tensor]] = {}
+        room = step.cached_bytes if any(ctx.needs_input_grad) else 0
+        total = torch.full_like(step.target, float("-inf"))
+        for block in step.blocks(weight):
+            products, inverse = step.products(step.at_hand(weight, block), bias, block)
+            if products.nbytes <= room:
+                room -= products.nbytes
+                cache[block.start] = products, inverse
+            negatives = step.loss.negatives(products, step.target, step.context)
+            total = torch.logaddexp(total, _log_sum_exp(negatives, step, block))
+        total = log_sum_exp_of_ranks(total, step.world)
+        ctx.save_for_backward(weight, bias, total)
+        ctx.step, ctx.cache = step, cache
+        return total[step.own], step.target[step.own].clone()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        weight, bias, total = ctx.saved_tensors
+        step: Step = ctx.step
+        upstream = gather_rows(torch.stack(gradients, dim=1), step.sizes, step.world)
+        passes = _Backward(step, weight, bias, total, upstream, ctx.needs_input_grad)
+        for block in step.blocks(weight):
+            passes.through(block, ctx.cache.get(block.start))
+        return (*passes.gradients(), None)
+
+
+def _log_sum_exp(negatives: Tensor, step: Step, block: slice) -> Tensor:
+    """(A,) of a block, its target left out."""
+    column, there = step.column(block)
+    target = negatives.gather(1, column)
+    # The negatives may be the cached cosines themselves, so they are restored afterwards.
+    negatives.scatter_(1, column, torch.where(there, float("-inf"), target))
+    largest = negatives.amax(dim=1, keepdim=True)
+    shift = torch.where(largest == float("-inf"), 0, largest).mul_(-step.loss.scale)
+    shifted = torch.add(shift, negatives, alpha=step.loss.scale)
+    negatives.scatter_(1, column, target)
+    return shifted.exp_().sum(dim=1).log_().sub_(shift[:, 0])
+
+
+class _Backward:
+    """The backward pass over one rank's classes, block by block."""
+
+    def __init__(
+        self,
+        step: Step,
+        weight: Tensor,
+        bias: Tensor | None,
+        total: Tensor,
+        upstream: Tensor,
+        needed: tuple[bool, ...],
+    ) -> None:
+        self.step, self.weight, self.bias = step, weight, bias
+        of_sum, self.of_target = upstream.unbind(dim=1)
+        self.probability_scale = (of_sum * step.loss.scale)[:, None]
+        # Without any negative the sum is −∞, from which −∞ cannot be taken.
+        self.shift = -total.clamp_min(torch.finfo(total.dtype).min)[:, None]
+        self.share = gradient_share(step.world)
+        self.shared_features = step.features * self.share
+        self.of_features = torch.zeros_like(step.features, dtype=total.dtype)
+        self.of_norm = torch.zeros_like(total) if needed[1] else None
+        count = len(weight) if step.rows is None else len(step.rows)
+        keeps = needed[2] and step.update is None
+        self.of_weight = weight.new_empty(count, weight.shape[1]) if keeps else None
+        self.of_bias = None if bias is None else torch.zeros_like(bias)
+        self._reach_targets()
+
+    def _reach_targets(self) -> None:
+        """What the targets' cosines pass on, to the features and to B rows of the weight."""
+        step, here = self.step, self.step.labels >= 0
+        self.position = torch.where(here, step.labels, 0)
+        gradient = torch.where(here, self.of_target, 0)[:, None]
+        if not len(self.weight):
+            self.of_centre = torch.zeros_like(self.of_features)
+            return
+        centres = step.at_hand(self.weight, self.position).to(self.of_features.dtype)
+        features = self.shared_features.to(centres.dtype)
+        if self.bias is None:
+            inverse = inverse_length(centres)[:, None]
+            centres = centres * inverse
+            across = features - centres * (step.target[:, None] * self.share)
+            self.of_centre = gradient * inverse * across
+        else:
+            self.of_centre = gradient * features
+        self.of_features += gradient * centres
+
+    def through(self, block: slice, cached: tuple[Tensor, Tensor] | None) -> None:
+        """Add one block's part."""
+        step = self.step
+        centres = step.at_hand(self.weight, block)
+        products, inverse = cached or step.products(centres, self.bias, block)
+        gradient = self._of_products(products, block)
+        if self.bias is None:
+            gradient = gradient.mul_(inverse)
+        low = gradient.to(centres.dtype)
+        if low.dtype == self.of_features.dtype:
+            self.of_features.addmm_(low, centres)
+        else:
+            self.of_features += low @ centres
+        if self.of_bias is not None:
+            added = gradient.sum(dim=0).mul_(self.share).to(self.of_bias)
+            self.of_bias[block if step.rows is None else step.rows[block]] += added
+        if self.of_weight is None and step.update is None:
+            return
+        rows = torch.empty_like(centres) if self.of_weight is None else self.of_weight[block]
+        torch.mm(low.T, self.shared_features, out=rows)
+        if self.bias is None:
+            along = gradient.mul_(products).sum(dim=0).mul_(inverse).mul_(self.share)
+            rows.addcmul_(centres, along.to(rows)[:, None], value=-1)
+        if step.update is not None:
+            column, there = step.column(block)
+            inside = there[:, 0].nonzero()[:, 0]
+            rows.index_add_(0, column[inside, 0], self.of_centre[inside].to(rows))
+            step.update(block, rows)
+
+    def _of_products(self, products: Tensor, block: slice) -> Tensor:
+        """(A, K) the gradient of a block's cosines or inner products, a tensor of its own."""
+        step = self.step
+        loss, column_and_there = step.loss, step.column(block)
+        slope = loss.negatives_slope(products, step.target, step.context)
+        if slope is not None:
+            negatives = loss.negatives(products, step.target, step.context)
+            return self._of_negatives(negatives, *column_and_there).mul_(slope)
+        with torch.enable_grad():
+            products = products.detach().requires_grad_()
+            norm = step.context["feature_norm"].detach().requires_grad_()
+            context = replace(step.context, feature_norm=norm)
+            negatives = loss.negatives(products, step.target, context)
+        upstream = self._of_negatives(negatives.detach(), *column_and_there)
+        of_products, of_norm = torch.autograd.grad(
+            negatives, (products, norm), upstream, allow_unused=True
+        )
+        if of_norm is not None and self.of_norm is not None:
+            self.of_norm += of_norm
+        return torch.zeros_like(products) if of_products is None else of_products
+
+    def _of_negatives(self, negatives: Tensor, column: Tensor, there: Tensor) -> Tensor:
+        """(A, K) s · p · upstream, and 0 for the target."""
+        softmax = torch.add(self.shift, negatives, alpha=self.step.loss.scale).exp_()
+        gradient = softmax.mul_(self.probability_scale)
+        return gradient.scatter_(1, column, torch.where(there, 0, gradient.gather(1, column)))
+
+    def gradients(self) -> tuple[Tensor | None, ...]:
+        """Of the features, the feature norms, the weight and the bias."""
+        step = self.step
+        of_features = all_reduce_sum(self.of_features, step.world)[step.own]
+        of_norm = self.of_norm
+        if of_norm is not None:
+            of_norm = all_reduce_sum(of_norm, step.world)[step.own]
+        if self.of_bias is not None and len(self.of_bias):
+            here = torch.where(step.labels >= 0, self.of_target * self.share, 0)
+            where = self.position if step.rows is None else step.rows[self.position]
+            _add_rows(self.of_bias, where, here)
+        of_weight = self.of_weight
+        if of_weight is not None:
+            if len(of_weight):
+                _add_rows(of_weight, self.position, self.of_centre)
+            if step.rows is not None:
+                of_weight = torch.sparse_coo_tensor(
+                    step.rows[None], of_weight, self.weight.shape, is_coalesced=True
+                )
+        return of_features.to(step.features.dtype), of_norm, of_weight, self.of_bias
+
+
+def gradient_share(world: World) -> float:
+    """What a shard's gradient is multiplied by: 1/ranks.
+
+    Data-parallel training averages the ranks' gradients of the backbone, so each rank's loss is its
+    samples' sum times ranks/samples. A shard meets every rank's samples and sums them: for it the
+    factor is taken back.
+    """
+    return 1 / world.size
+
+
+def _add_rows(into: Tensor, position: Tensor, rows: Tensor) -> None:
+    """Add rows, some to one place, always in the same order, so that runs repeat bit for bit."""
+    if into.is_cuda:
+        into.index_put_((position,), rows.to(into), accumulate=True)
+    else:
+        into.index_add_(0, position, rows.to(into))
