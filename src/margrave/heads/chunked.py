@@ -15,7 +15,7 @@ from margrave.heads.sampling import sample_classes
 from margrave.losses import Loss
 
 MEGABYTE = 2**20
-BLOCK_VALUES = {"cpu": 2**18, "cuda": 2**25}
+BLOCK_VALUES = {"cpu": 2**19, "cuda": 2**25}
 """Cosines in a block: what a core's cache holds, and what keeps a GPU busy."""
 SMALLEST_BLOCK = 256
 # Where log(1 + e^x) is taken for x; e^−50 is nothing beside 50 even in float64.

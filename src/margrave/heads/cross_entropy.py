@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -59,11 +60,11 @@ class Step:
     world: World
     update: RowUpdate | None
 
-    def blocks(self, weight: Tensor) -> Iterator[slice]:
-        """The classes at hand, a block at a time."""
+    def blocks(self, weight: Tensor) -> Iterator[tuple[int, slice]]:
+        """The classes at hand, a numbered block at a time."""
         count = len(weight) if self.rows is None else len(self.rows)
-        for start in range(0, count, self.block_size):
-            yield slice(start, min(start + self.block_size, count))
+        for number, start in enumerate(range(0, count, self.block_size)):
+            yield number, slice(start, min(start + self.block_size, count))
 
     def at_hand(self, values: Tensor, place: slice | Tensor) -> Tensor:
         """Rows of the weight, or entries of the bias, by their position among those at hand."""
@@ -78,17 +79,19 @@ class Step:
         return products.mul_(inverse), inverse
 
     @cached_property
-    def columns(self) -> tuple[Tensor, Tensor, Tensor]:
-        """(blocks, A, 1) the target's column in a block or 0, and factor and addend that make it −∞.
+    def target_block(self) -> Tensor:
+        """(A,) the number of the block that holds the target, −1 where none does."""
+        return torch.div(self.labels, self.block_size, rounding_mode="floor")
 
-        For all blocks at once, as an operation on A numbers costs its launch.
-        """
-        count = max(int(self.count), 1)
-        starts = torch.arange(0, count, self.block_size, device=self.labels.device)[:, None]
-        column = self.labels - starts
-        there = (column >= 0) & (column < self.block_size) & (self.labels >= 0)
-        column = torch.where(there, column, 0)[..., None]
-        return column, there[..., None]
+    @cached_property
+    def target_column(self) -> Tensor:
+        """(A, 1) the target's column in that block."""
+        return (self.labels % self.block_size)[:, None]
+
+    def place(self, number: int) -> tuple[Tensor, Tensor]:
+        """(A, 1) the target's column in a block, 0 where it is elsewhere; and whether it is here."""
+        there = (self.target_block == number)[:, None]
+        return self.target_column * there, there
 
 
 class NegativeLogSumExp(torch.autograd.Function):
@@ -111,13 +114,13 @@ class NegativeLogSumExp(torch.autograd.Function):
         cache: dict[int, tuple[Tensor, Tensor]] = {}
         room = step.cached_bytes if any(ctx.needs_input_grad) else 0
         total = torch.full_like(step.target, float("-inf"))
-        for block in step.blocks(weight):
+        for number, block in step.blocks(weight):
             products, inverse = step.products(step.at_hand(weight, block), bias, block)
             if products.nbytes <= room:
                 room -= products.nbytes
-                cache[block.start] = products, inverse
+                cache[number] = products, inverse
             negatives = step.loss.negatives(products, step.target, step.context)
-            total = torch.logaddexp(total, _log_sum_exp(negatives, step, block))
+            total = torch.logaddexp(total, _log_sum_exp(negatives, step, number))
         total = log_sum_exp_of_ranks(total, step.world)
         ctx.save_for_backward(weight, bias, total)
         ctx.step, ctx.cache = step, cache
@@ -129,20 +132,22 @@ class NegativeLogSumExp(torch.autograd.Function):
         step: Step = ctx.step
         upstream = gather_rows(torch.stack(gradients, dim=1), step.sizes, step.world)
         passes = _Backward(step, weight, bias, total, upstream, ctx.needs_input_grad)
-        for block in step.blocks(weight):
-            passes.through(block, ctx.cache.get(block.start))
+        for number, block in step.blocks(weight):
+            passes.through(number, block, ctx.cache.get(number))
         return (*passes.gradients(), None)
 
 
-def _log_sum_exp(negatives: Tensor, step: Step, block: slice) -> Tensor:
+def _log_sum_exp(negatives: Tensor, step: Step, number: int) -> Tensor:
     """(A,) of a block, its target left out."""
-    column, there = step.column(block)
+    scale = step.loss.scale
+    column, there = step.place(number)
     target = negatives.gather(1, column)
     # The negatives may be the cached cosines themselves, so they are restored afterwards.
     negatives.scatter_(1, column, torch.where(there, float("-inf"), target))
-    largest = negatives.amax(dim=1, keepdim=True)
-    shift = torch.where(largest == float("-inf"), 0, largest).mul_(-step.loss.scale)
-    shifted = torch.add(shift, negatives, alpha=step.loss.scale)
+    # Where the target is alone there is no largest; any finite number serves.
+    lowest = torch.finfo(negatives.dtype).min / (2 * max(1.0, scale))
+    shift = negatives.amax(dim=1, keepdim=True).clamp_min_(lowest).mul_(-scale)
+    shifted = torch.add(shift, negatives, alpha=scale)
     negatives.scatter_(1, column, target)
     return shifted.exp_().sum(dim=1).log_().sub_(shift[:, 0])
 
@@ -161,9 +166,13 @@ class _Backward:
     ) -> None:
         self.step, self.weight, self.bias = step, weight, bias
         of_sum, self.of_target = upstream.unbind(dim=1)
-        self.probability_scale = (of_sum * step.loss.scale)[:, None]
+        factor = of_sum * step.loss.scale
         # Without any negative the sum is −∞, from which −∞ cannot be taken.
-        self.shift = -total.clamp_min(torch.finfo(total.dtype).min)[:, None]
+        total = total.clamp_min(torch.finfo(total.dtype).min)
+        # s · p · upstream is e^{s·N + shift}, up to a sign that a mean of losses never has.
+        self.shift = (factor.abs().log() - total)[:, None]
+        signed = factor.is_cuda or bool((factor < 0).any())
+        self.sign = factor.sign()[:, None] if signed else None
         self.share = gradient_share(step.world)
         self.shared_features = step.features * self.share
         self.of_features = torch.zeros_like(step.features, dtype=total.dtype)
@@ -193,14 +202,15 @@ class _Backward:
             self.of_centre = gradient * features
         self.of_features += gradient * centres
 
-    def through(self, block: slice, cached: tuple[Tensor, Tensor] | None) -> None:
+    def through(self, number: int, block: slice, cached: tuple[Tensor, Tensor] | None) -> None:
         """Add one block's part."""
         step = self.step
         centres = step.at_hand(self.weight, block)
         products, inverse = cached or step.products(centres, self.bias, block)
-        gradient = self._of_products(products, block)
+        gradient, along = self._of_products(products, number), None
         if self.bias is None:
             gradient = gradient.mul_(inverse)
+            along = (gradient * products).sum(dim=0).mul_(inverse).mul_(self.share)
         low = gradient.to(centres.dtype)
         if low.dtype == self.of_features.dtype:
             self.of_features.addmm_(low, centres)
@@ -213,29 +223,28 @@ class _Backward:
             return
         rows = torch.empty_like(centres) if self.of_weight is None else self.of_weight[block]
         torch.mm(low.T, self.shared_features, out=rows)
-        if self.bias is None:
-            along = gradient.mul_(products).sum(dim=0).mul_(inverse).mul_(self.share)
+        if along is not None:
             rows.addcmul_(centres, along.to(rows)[:, None], value=-1)
         if step.update is not None:
-            column, there = step.column(block)
+            column, there = step.place(number)
             inside = there[:, 0].nonzero()[:, 0]
-            rows.index_add_(0, column[inside, 0], self.of_centre[inside].to(rows))
+            _add_rows(rows, column[inside, 0], self.of_centre[inside])
             step.update(block, rows)
 
-    def _of_products(self, products: Tensor, block: slice) -> Tensor:
+    def _of_products(self, products: Tensor, number: int) -> Tensor:
         """(A, K) the gradient of a block's cosines or inner products, a tensor of its own."""
-        step = self.step
-        loss, column_and_there = step.loss, step.column(block)
-        slope = loss.negatives_slope(products, step.target, step.context)
-        if slope is not None:
-            negatives = loss.negatives(products, step.target, step.context)
-            return self._of_negatives(negatives, *column_and_there).mul_(slope)
+        step, loss = self.step, self.step.loss
+        analytic = loss.negatives_and_slope(products, step.target, step.context)
+        if analytic is not None:
+            negatives, slope = analytic
+            gradient = self._of_negatives(negatives, number)
+            return gradient if slope is None else gradient.mul_(slope)
         with torch.enable_grad():
             products = products.detach().requires_grad_()
             norm = step.context["feature_norm"].detach().requires_grad_()
             context = replace(step.context, feature_norm=norm)
             negatives = loss.negatives(products, step.target, context)
-        upstream = self._of_negatives(negatives.detach(), *column_and_there)
+        upstream = self._of_negatives(negatives.detach(), number)
         of_products, of_norm = torch.autograd.grad(
             negatives, (products, norm), upstream, allow_unused=True
         )
@@ -243,10 +252,12 @@ class _Backward:
             self.of_norm += of_norm
         return torch.zeros_like(products) if of_products is None else of_products
 
-    def _of_negatives(self, negatives: Tensor, column: Tensor, there: Tensor) -> Tensor:
+    def _of_negatives(self, negatives: Tensor, number: int) -> Tensor:
         """(A, K) s · p · upstream, and 0 for the target."""
-        softmax = torch.add(self.shift, negatives, alpha=self.step.loss.scale).exp_()
-        gradient = softmax.mul_(self.probability_scale)
+        gradient = torch.add(self.shift, negatives, alpha=self.step.loss.scale).exp_()
+        if self.sign is not None:
+            gradient.mul_(self.sign)
+        column, there = self.step.place(number)
         return gradient.scatter_(1, column, torch.where(there, 0, gradient.gather(1, column)))
 
     def gradients(self) -> tuple[Tensor | None, ...]:
