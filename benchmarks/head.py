@@ -158,7 +158,8 @@ def measure(given: argparse.Namespace, classes: int, batch: int) -> list[dict[st
             head = shared(ChunkedHead(loss, classes, given.features, **settings))
             cases["chunked", loss, budget] = head, head_step(head, embeddings, labels)
     times: dict[object, list[float]] = {case: [] for case in cases}
-    with Progress() as progress:
+    # Refreshed by hand: a thread of its own would disturb what is measured.
+    with Progress(auto_refresh=False) as progress:
         task = progress.add_task(f"C {classes} B {batch}", total=given.repetitions + 1)
         for repetition in range(given.repetitions + 1):
             for case, (head, run) in cases.items():
@@ -168,7 +169,7 @@ def measure(given: argparse.Namespace, classes: int, batch: int) -> list[dict[st
                 weight.grad = None
                 if head is not None:
                     head.zero_grad()
-            progress.advance(task)
+            progress.update(task, advance=1, refresh=True)
     floor = statistics.median(times["products", "", None])
     rows: list[dict[str, object]] = []
     for case, (head, run) in cases.items():

@@ -69,7 +69,7 @@ def test_later_files_win(tmp_path: Path) -> None:
         (["data.augmentation.flips=1"], r"data.augmentation has no setting 'flips'; did you mean"),
         (["data.train.kind=folders"], r"unknown data set 'folders'; did you mean 'folder'"),
         (["head.kind=dens"], r"unknown head 'dens'; did you mean 'dense'"),
-        (["head.blocks=3"], r"head 'dense' has no setting 'blocks'"),
+        (["head.blocks=3"], r"head 'chunked' has no setting 'blocks'"),
         (["training.epochs=many"], r"training.epochs = 'many': Input should be a valid integer"),
         (["training.epochs=0"], r"training.epochs = 0: .*greater than or equal to 1"),
         (["loss.margin=wide"], r"margin = 'wide'"),

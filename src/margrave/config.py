@@ -26,7 +26,7 @@ DEFAULTS = {
     "data": {"train": {"kind": "synthetic"}},
     "backbone": {"kind": "iresnet50"},
     "loss": {"kind": "adaface"},
-    "head": {"kind": "dense"},
+    "head": {"kind": "chunked"},
 }
 """The components of a run that names none."""
 

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import importlib.util
+import os
+import shutil
+from collections.abc import Hashable, Mapping
+from functools import cache, lru_cache
 from typing import Any
 
 import torch
@@ -10,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from margrave.heads.contract import HEADS, Batch, Head
-from margrave.heads.cross_entropy import NegativeLogSumExp, Step
+from margrave.heads.cross_entropy import FusedBlock, NegativeLogSumExp, Step
 from margrave.heads.sampling import sample_classes
 from margrave.losses import Loss
 
@@ -18,8 +22,34 @@ MEGABYTE = 2**20
 BLOCK_VALUES = {"cpu": 2**19, "cuda": 2**25}
 """Cosines in a block: what a core's cache holds, and what keeps a GPU busy."""
 SMALLEST_BLOCK = 256
+COMPILED_FROM = 2**24
 # Where log(1 + e^x) is taken for x; e^−50 is nothing beside 50 even in float64.
 SOFTPLUS_THRESHOLD = 50.0
+
+
+@cache
+def can_compile(device: str) -> bool:
+    """Whether `torch.compile` finds what it needs here."""
+    if device != "cpu":
+        return importlib.util.find_spec("triton") is not None
+    return any(shutil.which(name) for name in (os.environ.get("CXX", "g++"), "g++", "clang++"))
+
+
+@lru_cache(maxsize=16)
+def fused_block(loss: Loss) -> FusedBlock:
+    """One compilation for every head of equal losses."""
+    return FusedBlock(loss)
+
+
+@cache
+def keep_freed_memory() -> None:
+    """Let the C library keep freed blocks of up to 31 MB for the next ones of a step.
+
+    By default glibc hands blocks of a megabyte back to the system and asks for zeroed pages anew,
+    which costs more than the arithmetic on them. It takes the size of the largest block ever freed
+    for the limit, up to 32 MB; an untouched one costs nothing.
+    """
+    torch.empty(31 * MEGABYTE, dtype=torch.uint8)
 
 
 @HEADS.register("chunked")
@@ -36,6 +66,9 @@ class ChunkedHead(Head):
         memory_budget: megabytes of cosines that the backward pass may find kept instead of
             rebuilding them, a fourth matrix product; B · C · 4 bytes keep everything.
         block_size: classes at a time; by default by batch size and device.
+        compiled: fuse what is elementwise about a block with `torch.compile`, which takes a C++
+            compiler and up to a minute at the first step; by default where there is enough to do
+            (batch × classes from 16 million) and a compiler.
         sample_rate: train on the batch's classes and a random rest up to this share of the classes
             (Partial FC), in (0, 1]. The weight's gradient is then sparse: use
             `margrave.heads.RowwiseSGD`. None for all classes and a dense gradient.
@@ -63,6 +96,7 @@ class ChunkedHead(Head):
         num_samples: int | None = None,
         memory_budget: float = 256.0,
         block_size: int | None = None,
+        compiled: bool | None = None,
         sample_rate: float | None = None,
         sample_seed: int = 0,
     ) -> None:
@@ -73,8 +107,10 @@ class ChunkedHead(Head):
             raise ValueError(f"block_size = {block_size} must be at least 1")
         if sample_rate is not None and not 0 < sample_rate <= 1:
             raise ValueError(f"sample_rate = {sample_rate} must be in (0, 1], or None for all")
+        keep_freed_memory()
         self.memory_budget = memory_budget
         self.block_size = block_size
+        self.compiled = compiled
         self.sample_rate = sample_rate
         self.sample_seed = sample_seed
         if sample_rate is not None:
@@ -102,10 +138,24 @@ class ChunkedHead(Head):
             cached_bytes=int(self.memory_budget * MEGABYTE),
             world=self.world,
             update=None,
+            fused=self._fused_for(batch),
         )
         total, cosine = NegativeLogSumExp.apply(own, batch.norm, self.weight, self.bias, step)
         modified = self.loss.modify_target(cosine, batch.context)
         return functional.softplus(total - self.loss.scale * modified, threshold=SOFTPLUS_THRESHOLD)
+
+    def _fused_for(self, batch: Batch) -> FusedBlock | None:
+        """The compiled arithmetic, where it is wanted and the loss allows it."""
+        samples, wanted = len(batch.everyone.labels), self.compiled
+        if wanted is None:
+            enough = samples * len(self.classes) >= COMPILED_FROM
+            wanted = enough and can_compile(batch.unit.device.type)
+        if not wanted or not self.loss.normalized or not isinstance(self.loss, Hashable):
+            return None
+        context = batch.everyones_context.of_samples(slice(1))
+        nothing = batch.everyone.target_cosine.new_zeros(1)
+        has_slope = self.loss.negatives_and_slope(nothing[:, None], nothing, context) is not None
+        return fused_block(self.loss) if has_slope else None
 
     def _classes_at_hand(self, labels: Tensor) -> tuple[Tensor | None, Tensor]:
         """(K,) the rows that take part, None for all; and the targets' positions among them."""

@@ -147,7 +147,11 @@ class Head(nn.Module):
                 embeddings, labels, sample_indices, momentum_embeddings, new_step=new_step
             )
             loss = sum(self.terms(batch).values(), torch.zeros_like(batch.norm))
-            return loss.mean() if reduction == "mean" else loss
+            if reduction == "none":
+                return loss
+            if self.world.size == 1:
+                return loss.mean()
+            return loss.sum() * (self.world.size / sum(batch.sizes))
 
     def terms(self, batch: Batch) -> dict[str, Tensor]:
         """(B,) each: what the loss is the sum of."""

@@ -27,6 +27,49 @@ RowUpdate = Callable[[slice, Tensor], None]
 """Takes a block of classes and the gradient of their centres (K, D)."""
 
 
+class FusedBlock:
+    """What is elementwise about a block, compiled for one loss of cosines: a pass or two each.
+
+    Args:
+        loss: one that answers `negatives_and_slope`.
+    """
+
+    def __init__(self, loss: Loss) -> None:
+        self.loss = loss
+        self.forward = torch.compile(self._forward, fullgraph=True)
+        self.backward = torch.compile(self._backward, fullgraph=True)
+
+    def _forward(
+        self, products: Tensor, inverse: Tensor, column: Tensor, target: Tensor, context: Context,
+        total: Tensor,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        """(A, K) cosines, and (A,) the log-sum-exp with this block's negatives taken in."""
+        cosines = products * inverse
+        negatives = self.loss.negatives(cosines, target, context)
+        terms = torch.exp(torch.add(-total[:, None], negatives, alpha=self.loss.scale))
+        terms = torch.where(_columns(products) == column, 0, terms)
+        return cosines, total + terms.sum(dim=1).log1p()
+
+    def _backward(
+        self, cosines: Tensor, inverse: Tensor, column: Tensor, target: Tensor, context: Context,
+        shift: Tensor,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        """(A, K) gradient of the products, and (K,) Σ_i of it times the cosines."""
+        analytic = self.loss.negatives_and_slope(cosines, target, context)
+        assert analytic is not None
+        negatives, slope = analytic
+        gradient = torch.exp(torch.add(shift, negatives, alpha=self.loss.scale)) * inverse
+        if slope is not None:
+            gradient = gradient * slope
+        gradient = torch.where(_columns(cosines) == column, 0, gradient)
+        return gradient, (gradient * cosines).sum(dim=0)
+
+
+def _columns(values: Tensor) -> Tensor:
+    # Narrower than the usual 64 bits, which vectors of float32 could not be compared with.
+    return torch.arange(values.shape[1], dtype=torch.int32, device=values.device)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Step:
     """One step over the classes at hand; nothing in it carries a gradient.
@@ -45,6 +88,7 @@ class Step:
         cached_bytes: how much the backward pass may keep instead of rebuilding.
         world: the ranks that hold the other classes.
         update: where given, blocks of the weight's gradient go there and nowhere else.
+        fused: a block's arithmetic compiled, where that pays.
     """
 
     loss: Loss
@@ -59,6 +103,7 @@ class Step:
     cached_bytes: int
     world: World
     update: RowUpdate | None
+    fused: FusedBlock | None
 
     def blocks(self, weight: Tensor) -> Iterator[tuple[int, slice]]:
         """The classes at hand, a numbered block at a time."""
@@ -72,11 +117,15 @@ class Step:
 
     def products(self, centres: Tensor, bias: Tensor | None, block: slice) -> tuple[Tensor, Tensor]:
         """(A, K) a block's cosines, or inner products, and what divides the centres, (K,) 1/‖w‖."""
-        products = (self.features @ centres.T).to(self.target.dtype)
+        products, inverse = self.raw_products(centres)
         if bias is not None:
-            return products.add_(self.at_hand(bias, block)), products.new_ones(())
-        inverse = inverse_length(centres).to(products.dtype)
+            return products.add_(self.at_hand(bias, block)), inverse
         return products.mul_(inverse), inverse
+
+    def raw_products(self, centres: Tensor) -> tuple[Tensor, Tensor]:
+        """(A, K) x̂W_cᵀ and (K,) 1/‖w‖."""
+        products = (self.features @ centres.T).to(self.target.dtype)
+        return products, inverse_length(centres).to(products.dtype)
 
     @cached_property
     def target_block(self) -> Tensor:
@@ -88,8 +137,13 @@ class Step:
         """(A, 1) the target's column in that block."""
         return (self.labels % self.block_size)[:, None]
 
+    def fused_column(self, number: int) -> Tensor:
+        """(A, 1) the target's column in a block, −1 where it is elsewhere."""
+        column = torch.where((self.target_block == number)[:, None], self.target_column, -1)
+        return column.int()
+
     def place(self, number: int) -> tuple[Tensor, Tensor]:
-        """(A, 1) the target's column in a block, 0 where it is elsewhere; and whether it is here."""
+        """(A, 1) the target's column in a block, 0 if it is elsewhere, and whether it is here."""
         there = (self.target_block == number)[:, None]
         return self.target_column * there, there
 
@@ -111,16 +165,11 @@ class NegativeLogSumExp(torch.autograd.Function):
         step: Step,
     ) -> tuple[Tensor, Tensor]:
         del features, feature_norm
-        cache: dict[int, tuple[Tensor, Tensor]] = {}
         room = step.cached_bytes if any(ctx.needs_input_grad) else 0
-        total = torch.full_like(step.target, float("-inf"))
-        for number, block in step.blocks(weight):
-            products, inverse = step.products(step.at_hand(weight, block), bias, block)
-            if products.nbytes <= room:
-                room -= products.nbytes
-                cache[number] = products, inverse
-            negatives = step.loss.negatives(products, step.target, step.context)
-            total = torch.logaddexp(total, _log_sum_exp(negatives, step, number))
+        total, cache = _sum_up(weight, bias, step, room, step.fused)
+        if step.fused is not None and not bool(torch.isfinite(total).all()):
+            # The fused sum takes no block's maximum and so may overflow; this one cannot.
+            total, cache = _sum_up(weight, bias, step, room, None)
         total = log_sum_exp_of_ranks(total, step.world)
         ctx.save_for_backward(weight, bias, total)
         ctx.step, ctx.cache = step, cache
@@ -135,6 +184,30 @@ class NegativeLogSumExp(torch.autograd.Function):
         for number, block in step.blocks(weight):
             passes.through(number, block, ctx.cache.get(number))
         return (*passes.gradients(), None)
+
+
+def _sum_up(
+    weight: Tensor, bias: Tensor | None, step: Step, room: int, fused: FusedBlock | None
+) -> tuple[Tensor, dict[int, tuple[Tensor, Tensor]]]:
+    """(A,) this rank's log-sum-exp, and the cosines of the first blocks, up to `room` bytes."""
+    cache: dict[int, tuple[Tensor, Tensor]] = {}
+    total = torch.full_like(step.target, float("-inf"))
+    for number, block in step.blocks(weight):
+        centres = step.at_hand(weight, block)
+        if fused is not None and number > 0:
+            products, inverse = step.raw_products(centres)
+            column = step.fused_column(number)
+            products, total = fused.forward(
+                products, inverse, column, step.target, step.context, total
+            )
+        else:
+            products, inverse = step.products(centres, bias, block)
+            negatives = step.loss.negatives(products, step.target, step.context)
+            total = torch.logaddexp(total, _log_sum_exp(negatives, step, number))
+        if products.nbytes <= room:
+            room -= products.nbytes
+            cache[number] = products, inverse
+    return total, cache
 
 
 def _log_sum_exp(negatives: Tensor, step: Step, number: int) -> Tensor:
@@ -171,7 +244,7 @@ class _Backward:
         total = total.clamp_min(torch.finfo(total.dtype).min)
         # s · p · upstream is e^{s·N + shift}, up to a sign that a mean of losses never has.
         self.shift = (factor.abs().log() - total)[:, None]
-        signed = factor.is_cuda or bool((factor < 0).any())
+        signed = bool((factor < 0).any())
         self.sign = factor.sign()[:, None] if signed else None
         self.share = gradient_share(step.world)
         self.shared_features = step.features * self.share
@@ -207,10 +280,7 @@ class _Backward:
         step = self.step
         centres = step.at_hand(self.weight, block)
         products, inverse = cached or step.products(centres, self.bias, block)
-        gradient, along = self._of_products(products, number), None
-        if self.bias is None:
-            gradient = gradient.mul_(inverse)
-            along = (gradient * products).sum(dim=0).mul_(inverse).mul_(self.share)
+        gradient, along = self._of_block(products, inverse, number)
         low = gradient.to(centres.dtype)
         if low.dtype == self.of_features.dtype:
             self.of_features.addmm_(low, centres)
@@ -224,12 +294,29 @@ class _Backward:
         rows = torch.empty_like(centres) if self.of_weight is None else self.of_weight[block]
         torch.mm(low.T, self.shared_features, out=rows)
         if along is not None:
-            rows.addcmul_(centres, along.to(rows)[:, None], value=-1)
+            along = along * inverse
+            rows.addcmul_(centres, along.to(rows)[:, None], value=-self.share)
         if step.update is not None:
             column, there = step.place(number)
             inside = there[:, 0].nonzero()[:, 0]
             _add_rows(rows, column[inside, 0], self.of_centre[inside])
             step.update(block, rows)
+
+    def _of_block(
+        self, products: Tensor, inverse: Tensor, number: int
+    ) -> tuple[Tensor, Tensor | None]:
+        """(A, K) the gradient of x̂W_cᵀ; for a loss of cosines (K,) Σ_i of it times the cosines."""
+        step = self.step
+        if step.fused is not None and self.sign is None:
+            column = step.fused_column(number)
+            return step.fused.backward(
+                products, inverse, column, step.target, step.context, self.shift
+            )
+        gradient = self._of_products(products, number)
+        if self.bias is not None:
+            return gradient, None
+        gradient = gradient.mul_(inverse)
+        return gradient, (gradient * products).sum(dim=0)
 
     def _of_products(self, products: Tensor, number: int) -> Tensor:
         """(A, K) the gradient of a block's cosines or inner products, a tensor of its own."""
@@ -277,7 +364,11 @@ class _Backward:
                 _add_rows(of_weight, self.position, self.of_centre)
             if step.rows is not None:
                 of_weight = torch.sparse_coo_tensor(
-                    step.rows[None], of_weight, self.weight.shape, is_coalesced=True
+                    step.rows[None],
+                    of_weight,
+                    self.weight.shape,
+                    is_coalesced=True,
+                    check_invariants=False,
                 )
         return of_features.to(step.features.dtype), of_norm, of_weight, self.of_bias
 

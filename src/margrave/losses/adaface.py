@@ -6,7 +6,6 @@ import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import torch
 from torch import Tensor
 
 from margrave.losses.angles import arccosine
@@ -80,6 +79,4 @@ class AdaFace(Loss):
     def negatives_and_slope(
         self, cosines: Tensor, target_cosine: Tensor, context: Context
     ) -> tuple[Tensor, Tensor]:
-        size = cosines.abs()
-        slope = torch.le(size, 1 - self.epsilon, out=size)
-        return self.negatives(cosines, target_cosine, context), slope
+        return self.negatives(cosines, target_cosine, context), cosines.abs().le_(1 - self.epsilon)

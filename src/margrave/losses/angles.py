@@ -38,6 +38,8 @@ def above(cosines: Tensor, threshold: Tensor) -> Tensor:
     >>> above(torch.tensor([[0.5, 0.1]]), torch.tensor([0.3]))
     tensor([[1., 0.]])
     """
+    if torch.compiler.is_compiling():
+        return (cosines.detach() > threshold.detach()[:, None]).to(cosines.dtype)
     exceeds = torch.empty_like(cosines, requires_grad=False)
     return torch.gt(cosines.detach(), threshold.detach()[:, None], out=exceeds)
 

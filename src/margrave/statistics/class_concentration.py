@@ -12,6 +12,7 @@ from torch.nn import functional
 from margrave.distributed import World, all_reduce_max, all_reduce_sum, owned_classes
 from margrave.statistics.contract import STATISTICS, Observation, Statistic, Surroundings
 
+ALONE = World()
 LARGEST_MEAN_LENGTH = 1 - 1e-4
 """r̄ is kept below this: identical features would have an infinite concentration."""
 
@@ -182,7 +183,7 @@ def concentration_of(feature_sum: Tensor, count: Tensor) -> Tensor:
 
 
 def concentration_weight(
-    concentration: Tensor, known: Tensor, temperature: float, world: World
+    concentration: Tensor, known: Tensor, temperature: float, world: World = ALONE
 ) -> Tensor:
     """w_κ: large for scattered classes; ½ where the concentration is not known.
 
@@ -198,10 +199,10 @@ def concentration_weight(
     return 1 - torch.sigmoid(temperature * standardised)
 
 
-def size_weight(count: Tensor, world: World) -> Tensor:
+def size_weight(count: Tensor, world: World = ALONE) -> Tensor:
     """w_s: near 1 for small classes, near 0 for the largest of all ranks.
 
-    >>> size_weight(torch.tensor([0.0, 10.0]), World()).round(decimals=3)
+    >>> size_weight(torch.tensor([0.0, 10.0])).round(decimals=3)
     tensor([1.0000, 0.0060])
     """
     largest = all_reduce_max(torch.cat([count, count.new_ones(1)]).max(), world)

@@ -1,0 +1,138 @@
+"""Every head gives the dense head's loss, gradients and statistics, for every loss."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from margrave.heads import ChunkedHead, DenseHead, Head, ShardedHead
+from margrave.losses import LOSSES
+
+CLASSES, FEATURES, BATCH = 23, 8, 9
+CACHES_ONE_BLOCK = BATCH * 7 * 8 / 2**20
+HEADS: dict[str, tuple[type[Head], dict[str, Any]]] = {
+    "one block": (ChunkedHead, {}),
+    "blocks of 7": (ChunkedHead, {"block_size": 7}),
+    "blocks of 7, one kept": (ChunkedHead, {"block_size": 7, "memory_budget": CACHES_ONE_BLOCK}),
+    "blocks of 1, none kept": (ChunkedHead, {"block_size": 1, "memory_budget": 0}),
+    "sampled at rate 1": (ChunkedHead, {"block_size": 5, "sample_rate": 1.0}),
+    "sharded over one": (ShardedHead, {"block_size": 10}),
+}
+LOSS_SETTINGS = {"kappaface": {"estimator": "online"}}
+pytestmark = pytest.mark.parametrize("kind", list(LOSSES))
+
+
+def build(head: type[Head], kind: str, dtype: torch.dtype = torch.float64, **settings: Any) -> Head:
+    torch.manual_seed(0)
+    return head(kind, CLASSES, FEATURES, **settings).to(dtype)
+
+
+def batches(steps: int = 3, dtype: torch.dtype = torch.float64) -> list[tuple[Tensor, Tensor]]:
+    generator = torch.Generator().manual_seed(1)
+    return [
+        (
+            6 * torch.randn(BATCH, FEATURES, generator=generator, dtype=torch.float64).to(dtype),
+            torch.randint(CLASSES, (BATCH,), generator=generator),
+        )
+        for _ in range(steps)
+    ]
+
+
+def outcome(head: Head, embeddings: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    """Loss, gradients and buffers of one step, the losses weighted unequally."""
+    embeddings = embeddings.clone().requires_grad_()
+    head.zero_grad()
+    loss = head(embeddings, labels, reduction="none")
+    (loss * torch.linspace(-0.5, 2, len(labels))).sum().backward()
+    found = {"loss": loss.detach(), "embeddings": embeddings.grad}
+    for name, parameter in head.named_parameters():
+        found[name] = parameter.grad.to_dense()
+    buffers = {name: value for name, value in head.named_buffers() if name != "draws"}
+    return found | {name: value.clone() for name, value in buffers.items()}
+
+
+@pytest.mark.parametrize("which", list(HEADS))
+def test_equal_to_dense(kind: str, which: str) -> None:
+    head_class, settings = HEADS[which]
+    dense, head = build(DenseHead, kind), build(head_class, kind, **settings)
+    for _ in range(2):
+        for batch in batches():
+            expected, found = outcome(dense, *batch), outcome(head, *batch)
+            assert found.keys() == expected.keys()
+            torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
+        dense.end_epoch()
+        head.end_epoch()
+
+
+def test_low_precision_within_twice_the_dense_error(kind: str) -> None:
+    truth = build(DenseHead, kind)
+    low = {
+        name: build(head, kind, torch.bfloat16, **settings)
+        for name, (head, settings) in {
+            "dense": (DenseHead, {}),
+            "chunked": (ChunkedHead, {"block_size": 7, "memory_budget": 0}),
+        }.items()
+    }
+    for head in (truth, *low.values()):
+        head.eval()
+        head.weight.data = low["dense"].weight.data.to(head.weight.dtype)
+    embeddings, labels = batches(1, torch.bfloat16)[0]
+    expected = outcome(truth, embeddings.double(), labels)
+    found = {name: outcome(head, embeddings, labels) for name, head in low.items()}
+    for name in ("loss", "embeddings", "weight"):
+        error = {
+            which: (values[name].double() - expected[name]).norm()
+            for which, values in found.items()
+        }
+        assert error["chunked"] <= 2 * error["dense"] + 1e-3 * expected[name].norm(), name
+
+
+def test_gradients_are_exact(kind: str) -> None:
+    head = build(ChunkedHead, kind, block_size=7, memory_budget=0).eval()
+    embeddings, labels = batches(1)[0]
+    length = embeddings.norm(dim=1, keepdim=True)
+
+    def loss_of(embeddings: Tensor, weight: Tensor) -> Tensor:
+        # At a fixed norm: AdaFace reads the norm without gradient.
+        embeddings = embeddings / embeddings.norm(dim=1, keepdim=True) * length
+        return torch.func.functional_call(head, {"weight": weight}, (embeddings, labels))
+
+    weight = head.weight.detach().clone().requires_grad_()
+    assert torch.autograd.gradcheck(loss_of, (embeddings.requires_grad_(), weight), atol=1e-6)
+
+
+def test_slopes_are_those_of_autograd(kind: str) -> None:
+    head = build(DenseHead, kind)
+    embeddings, labels = batches(1)[0]
+    batch = head.prepare(embeddings, labels)
+    cosines = (torch.rand(BATCH, CLASSES, dtype=torch.float64) * 2 - 1).requires_grad_()
+    negatives = head.loss.negatives(cosines, batch.target, batch.context)
+    analytic = head.loss.negatives_and_slope(cosines.detach(), batch.target, batch.context)
+    assert analytic is not None, "every registered loss gives its slope"
+    torch.testing.assert_close(analytic[0], negatives.detach())
+    slope = torch.ones_like(cosines) if analytic[1] is None else analytic[1]
+    torch.testing.assert_close(slope, torch.autograd.grad(negatives.sum(), cosines)[0])
+
+
+@pytest.mark.parametrize("scale", [1e-30, 0.0, 1e30])
+def test_finite_on_extreme_input(kind: str, scale: float) -> None:
+    head = build(ChunkedHead, kind, torch.float32, block_size=7)
+    embeddings, labels = batches(1, torch.float32)[0]
+    for number, value in outcome(head, embeddings * scale, labels).items():
+        assert torch.isfinite(value).all(), number
+    one = build(ChunkedHead, kind, torch.float32, block_size=1)
+    for number, value in outcome(one, head.weight.detach()[labels] * 50, labels).items():
+        assert torch.isfinite(value).all(), number
+
+
+def test_accumulated_gradients_are_the_whole_batchs(kind: str) -> None:
+    head, parts = build(ChunkedHead, kind, block_size=7).eval(), build(ChunkedHead, kind).eval()
+    embeddings, labels = batches(1)[0]
+    head(embeddings, labels).backward()
+    for part in (slice(0, 4), slice(4, None)):
+        (parts(embeddings[part], labels[part], reduction="none").sum() / BATCH).backward()
+    for first, second in zip(head.parameters(), parts.parameters(), strict=True):
+        torch.testing.assert_close(first.grad, second.grad)

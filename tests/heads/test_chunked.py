@@ -1,0 +1,102 @@
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch import Tensor
+
+from margrave.heads import ChunkedHead, DenseHead
+from margrave.heads.embeddings import inverse_length, unit_and_norm
+from margrave.losses import Context, Loss
+
+
+@dataclass(frozen=True, kw_only=True)
+class NormAware(Loss):
+    """A loss of somebody's own, without a slope, whose negatives read the norm with gradient."""
+
+    scale: float = 8.0
+
+    def negatives(self, cosines: Tensor, target_cosine: Tensor, context: Context) -> Tensor:
+        norm = context["feature_norm"]
+        return cosines.sin() * (1 + 0.1 * norm / (1 + norm))[:, None]
+
+
+def steps(head: DenseHead | ChunkedHead) -> tuple[Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    embeddings = 3 * torch.randn(6, 4, generator=generator, dtype=torch.float64)
+    embeddings.requires_grad_()
+    loss = head(embeddings, torch.tensor([0, 3, 3, 9, 10, 0]))
+    loss.backward()
+    assert embeddings.grad is not None and head.weight.grad is not None
+    return loss.detach(), embeddings.grad, head.weight.grad
+
+
+def built(kind: type, loss: Loss | str, **settings: object) -> DenseHead | ChunkedHead:
+    torch.manual_seed(0)
+    return kind(loss, 11, 4, **settings).double()
+
+
+@pytest.mark.parametrize("budget", [0.0, 256.0])
+def test_a_loss_without_slopes_is_left_to_autograd(budget: float) -> None:
+    expected = steps(built(DenseHead, NormAware()))
+    found = steps(built(ChunkedHead, NormAware(), block_size=4, memory_budget=budget))
+    for first, second in zip(expected, found, strict=True):
+        torch.testing.assert_close(second, first, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("loss", ["curricularface", "adaface"])
+def test_the_compiled_block_is_the_same(loss: str) -> None:
+    expected = steps(built(DenseHead, loss))
+    found = steps(built(ChunkedHead, loss, block_size=4, compiled=True))
+    for first, second in zip(expected, found, strict=True):
+        torch.testing.assert_close(second, first, rtol=1e-10, atol=1e-12)
+
+
+def test_a_sum_that_would_overflow_is_taken_again() -> None:
+    head = built(ChunkedHead, "normface", block_size=1, compiled=True).float()
+    head.loss = type(head.loss)(scale=4000.0)
+    with torch.no_grad():
+        head.weight[0], head.weight[1:] = 1.0, -1.0
+        head.weight[5] = 1.0
+    loss = head(torch.ones(1, 4), torch.tensor([0]))
+    torch.testing.assert_close(loss, torch.tensor(2.0).log())
+
+
+def test_backward_twice_and_copies() -> None:
+    head = copy.deepcopy(built(ChunkedHead, "arcface", block_size=4))
+    loss = head(torch.randn(3, 4, dtype=torch.float64), torch.arange(3))
+    first = torch.autograd.grad(loss, head.weight, retain_graph=True)[0]
+    assert torch.equal(first, torch.autograd.grad(loss, head.weight)[0])
+
+
+def test_nothing_is_kept_without_gradient() -> None:
+    head = built(ChunkedHead, "adaface")
+    with torch.no_grad():
+        assert not head(torch.randn(3, 4), torch.arange(3)).requires_grad
+
+
+def test_nan_is_noticed() -> None:
+    head = built(ChunkedHead, "arcface", block_size=4)
+    assert head(torch.full((2, 4), float("nan")), torch.arange(2)).isnan()
+
+
+def test_lengths_neither_overflow_nor_vanish() -> None:
+    rows = torch.tensor([[3e30, 4e30], [0.0, 0.0], [3e-10, 4e-10], [float("nan"), 1.0]])
+    expected = torch.tensor([2e-31, 0.0, 2e9, float("nan")])
+    torch.testing.assert_close(inverse_length(rows), expected, equal_nan=True)
+    torch.testing.assert_close(1 / unit_and_norm(rows[:1] / 1e5)[1], inverse_length(rows[:1] / 1e5))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"memory_budget": -1}, "memory_budget = -1"),
+        ({"block_size": 0}, "block_size = 0 must be at least 1"),
+        ({"sample_rate": 0.0}, r"sample_rate = 0.0 must be in \(0, 1\]"),
+    ],
+)
+def test_settings_out_of_range_are_named(settings: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        ChunkedHead("arcface", 11, 4, **settings)
