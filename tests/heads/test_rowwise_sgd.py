@@ -81,6 +81,34 @@ def test_accumulation_adds_sparse_gradients() -> None:
     torch.testing.assert_close(head.weight.grad.to_dense(), dense.weight.grad)
 
 
+def train_head(in_backward: bool, loss: str) -> torch.Tensor:
+    torch.manual_seed(0)
+    head = ChunkedHead(loss, 30, 4, block_size=7, memory_budget=0).double()
+    if in_backward:
+        head.update_in_backward(momentum=0.9, weight_decay=0.01)
+        head.learning_rate = 0.3
+    trained = [parameter for parameter in head.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.SGD(trained, **SETTINGS) if trained else None
+    generator = torch.Generator().manual_seed(1)
+    for _ in range(4):
+        embeddings = 4 * torch.randn(5, 4, generator=generator, dtype=torch.float64)
+        head(embeddings.requires_grad_(), torch.tensor([3, 29, 3, 0, 8])).backward()
+        if optimizer is not None:
+            optimizer.step()
+            optimizer.zero_grad()
+    return head.weight.detach()
+
+
+@pytest.mark.parametrize("loss", ["curricularface", "adaface", "softmax"])
+def test_an_update_inside_the_backward_pass_is_sgds(loss: str) -> None:
+    torch.testing.assert_close(train_head(True, loss), train_head(False, loss), rtol=1e-10, atol=0)
+
+
+def test_updating_inside_the_backward_pass_excludes_sampling() -> None:
+    with pytest.raises(ValueError, match=r"sample_rate = 0.5 gives a sparse gradient"):
+        ChunkedHead("arcface", 30, 4, sample_rate=0.5).update_in_backward()
+
+
 def test_settings_out_of_range_are_named() -> None:
     with pytest.raises(ValueError, match="lr = -1 must be at least 0"):
         RowwiseSGD([torch.nn.Parameter(torch.ones(1))], lr=-1)

@@ -86,6 +86,9 @@ class ChunkedHead(Head):
     """
 
     draws: Tensor
+    weight_momentum: Tensor | None
+    learning_rate: float = 0.0
+    """Of the updates that `update_in_backward` asks for."""
 
     def __init__(
         self,
@@ -111,10 +114,57 @@ class ChunkedHead(Head):
         self.memory_budget = memory_budget
         self.block_size = block_size
         self.compiled = compiled
+        self._update_settings: tuple[float, float] | None = None
         self.sample_rate = sample_rate
         self.sample_seed = sample_seed
         if sample_rate is not None:
             self.register_buffer("draws", torch.zeros((), dtype=torch.int64))
+
+    def update_in_backward(self, momentum: float = 0.9, weight_decay: float = 5e-4) -> None:
+        """Apply SGD to the centres block by block inside the backward pass, from now on.
+
+        The centres' gradient then never exists as a whole, which saves as much memory as the
+        centres take. Set `learning_rate` before each backward pass, and leave the weight out of
+        your optimiser: it no longer asks for a gradient. Every backward pass is a step, so
+        gradients can neither be accumulated nor clipped nor averaged over replicas.
+
+        Args:
+            momentum: in [0, 1); 0 keeps none.
+            weight_decay: at least 0.
+
+        Raises:
+            ValueError: classes are sampled (whose gradient is small anyway); out of range.
+
+        >>> head = ChunkedHead("arcface", num_classes=100, embedding_size=4)
+        >>> head.update_in_backward()
+        >>> head.learning_rate = 0.1
+        >>> before = head.weight.clone()
+        >>> head(torch.randn(8, 4, requires_grad=True), torch.arange(8)).backward()
+        >>> bool((head.weight != before).all()), head.weight.grad
+        (True, None)
+        """
+        if self.sample_rate is not None:
+            raise ValueError(
+                f"sample_rate = {self.sample_rate} gives a sparse gradient, which RowwiseSGD "
+                "applies; updating in the backward pass is for all classes (sample_rate None)"
+            )
+        if not 0 <= momentum < 1 or not weight_decay >= 0:
+            raise ValueError(
+                f"momentum = {momentum} must be in [0, 1), weight_decay = {weight_decay} at least 0"
+            )
+        self.weight.requires_grad_(False)
+        self.register_buffer("weight_momentum", torch.zeros_like(self.weight) if momentum else None)
+        self._update_settings = momentum, weight_decay
+
+    @torch.no_grad()
+    def _update(self, block: slice, gradient: Tensor) -> None:
+        assert self._update_settings is not None
+        momentum, weight_decay = self._update_settings
+        centres = self.weight[block]
+        gradient.add_(centres, alpha=weight_decay)
+        if self.weight_momentum is not None:
+            gradient = self.weight_momentum[block].mul_(momentum).add_(gradient)
+        centres.add_(gradient, alpha=-self.learning_rate)
 
     def cross_entropy(self, batch: Batch) -> Tensor:
         everyone = batch.everyone
@@ -137,7 +187,7 @@ class ChunkedHead(Head):
             block_size=self.block_size or max(SMALLEST_BLOCK, values // len(target)),
             cached_bytes=int(self.memory_budget * MEGABYTE),
             world=self.world,
-            update=None,
+            update=None if self._update_settings is None else self._update,
             fused=self._fused_for(batch),
         )
         total, cosine = NegativeLogSumExp.apply(own, batch.norm, self.weight, self.bias, step)
