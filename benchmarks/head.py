@@ -58,6 +58,9 @@ def peak_megabytes(run: Run, head: Head) -> float:
     """Most memory allocated at a time during a step, beyond the parameters' gradients."""
     gradients = sum(parameter.nbytes for parameter in head.parameters())
     head.zero_grad()
+    if isinstance(head, ChunkedHead):
+        # Or the cosines' room would count as having been there before.
+        head.cosine_cache.give_back(None)
     if head.weight.is_cuda:
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from margrave.heads.contract import HEADS, Batch, Head
-from margrave.heads.cross_entropy import FusedBlock, NegativeLogSumExp, Step
+from margrave.heads.cross_entropy import CosineCache, FusedBlock, NegativeLogSumExp, Step
 from margrave.heads.sampling import sample_classes
 from margrave.losses import Loss
 
@@ -22,7 +22,7 @@ MEGABYTE = 2**20
 BLOCK_VALUES = {"cpu": 2**19, "cuda": 2**25}
 """Cosines in a block: what a core's cache holds, and what keeps a GPU busy."""
 SMALLEST_BLOCK = 256
-COMPILED_FROM = 2**24
+COMPILED_FROM = 2**23
 # Where log(1 + e^x) is taken for x; e^−50 is nothing beside 50 even in float64.
 SOFTPLUS_THRESHOLD = 50.0
 
@@ -64,11 +64,12 @@ class ChunkedHead(Head):
         embedding_size: D.
         num_samples: number of training images.
         memory_budget: megabytes of cosines that the backward pass may find kept instead of
-            rebuilding them, a fourth matrix product; B · C · 4 bytes keep everything.
+            rebuilding them, a fourth matrix product; B · C · 4 bytes keep everything. The room
+            stays with the head between steps.
         block_size: classes at a time; by default by batch size and device.
         compiled: fuse what is elementwise about a block with `torch.compile`, which takes a C++
             compiler and up to a minute at the first step; by default where there is enough to do
-            (batch × classes from 16 million) and a compiler.
+            (batch × classes from 8 million) and a compiler.
         sample_rate: train on the batch's classes and a random rest up to this share of the classes
             (Partial FC), in (0, 1]. The weight's gradient is then sparse: use
             `margrave.heads.RowwiseSGD`. None for all classes and a dense gradient.
@@ -112,6 +113,7 @@ class ChunkedHead(Head):
             raise ValueError(f"sample_rate = {sample_rate} must be in (0, 1], or None for all")
         keep_freed_memory()
         self.memory_budget = memory_budget
+        self.cosine_cache = CosineCache(int(memory_budget * MEGABYTE))
         self.block_size = block_size
         self.compiled = compiled
         self._update_settings: tuple[float, float] | None = None
@@ -185,7 +187,7 @@ class ChunkedHead(Head):
             sizes=batch.sizes,
             rows=rows,
             block_size=self.block_size or max(SMALLEST_BLOCK, values // len(target)),
-            cached_bytes=int(self.memory_budget * MEGABYTE),
+            cosine_cache=self.cosine_cache,
             world=self.world,
             update=None if self._update_settings is None else self._update,
             fused=self._fused_for(batch),

@@ -27,6 +27,37 @@ RowUpdate = Callable[[slice, Tensor], None]
 """Takes a block of classes and the gradient of their centres (K, D)."""
 
 
+class CosineCache:
+    """Room for cosines that outlives a step: fresh pages from the system cost as much as a pass.
+
+    Args:
+        budget: bytes at most.
+    """
+
+    def __init__(self, budget: int) -> None:
+        self.budget = budget
+        self._spare: Tensor | None = None
+
+    def take(self, count: int, like: Tensor) -> Tensor:
+        """Room for up to `count` values, less if the budget has not as many; its owner's alone."""
+        count = min(count, self.budget // like.itemsize)
+        spare, self._spare = self._spare, None
+        fits = spare is not None and spare.dtype == like.dtype and spare.device == like.device
+        if spare is not None and fits and len(spare) >= count:
+            return spare
+        return like.new_empty(count)
+
+    def give_back(self, room: Tensor | None) -> None:
+        """For the next step."""
+        self._spare = room
+
+    def __deepcopy__(self, memo: object) -> CosineCache:
+        return CosineCache(self.budget)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return CosineCache, (self.budget,)
+
+
 class FusedBlock:
     """What is elementwise about a block, compiled for one loss of cosines: a pass or two each.
 
@@ -42,13 +73,13 @@ class FusedBlock:
     def _forward(
         self, products: Tensor, inverse: Tensor, column: Tensor, target: Tensor, context: Context,
         total: Tensor,
-    ) -> tuple[Tensor, Tensor]:  # fmt: skip
-        """(A, K) cosines, and (A,) the log-sum-exp with this block's negatives taken in."""
-        cosines = products * inverse
+    ) -> Tensor:  # fmt: skip
+        """(A,) the log-sum-exp with this block's negatives taken in; products become cosines."""
+        cosines = products.mul_(inverse)
         negatives = self.loss.negatives(cosines, target, context)
         terms = torch.exp(torch.add(-total[:, None], negatives, alpha=self.loss.scale))
         terms = torch.where(_columns(products) == column, 0, terms)
-        return cosines, total + terms.sum(dim=1).log1p()
+        return total + terms.sum(dim=1).log1p()
 
     def _backward(
         self, cosines: Tensor, inverse: Tensor, column: Tensor, target: Tensor, context: Context,
@@ -85,7 +116,7 @@ class Step:
         rows: (K,) the rows of the weight at hand, ascending; None for all of them. With rows, the
             weight's gradient is sparse.
         block_size: classes at a time.
-        cached_bytes: how much the backward pass may keep instead of rebuilding.
+        cosine_cache: room for what the backward pass keeps instead of rebuilding.
         world: the ranks that hold the other classes.
         update: where given, blocks of the weight's gradient go there and nowhere else.
         fused: a block's arithmetic compiled, where that pays.
@@ -100,7 +131,7 @@ class Step:
     sizes: tuple[int, ...]
     rows: Tensor | None
     block_size: int
-    cached_bytes: int
+    cosine_cache: CosineCache
     world: World
     update: RowUpdate | None
     fused: FusedBlock | None
@@ -115,17 +146,22 @@ class Step:
         """Rows of the weight, or entries of the bias, by their position among those at hand."""
         return values[place] if self.rows is None else values[self.rows[place]]
 
-    def products(self, centres: Tensor, bias: Tensor | None, block: slice) -> tuple[Tensor, Tensor]:
+    def products(
+        self, centres: Tensor, bias: Tensor | None, block: slice, out: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """(A, K) a block's cosines, or inner products, and what divides the centres, (K,) 1/‖w‖."""
-        products, inverse = self.raw_products(centres)
+        products, inverse = self.raw_products(centres, out)
         if bias is not None:
             return products.add_(self.at_hand(bias, block)), inverse
         return products.mul_(inverse), inverse
 
-    def raw_products(self, centres: Tensor) -> tuple[Tensor, Tensor]:
+    def raw_products(self, centres: Tensor, out: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """(A, K) x̂W_cᵀ and (K,) 1/‖w‖."""
+        inverse = inverse_length(centres).to(self.target.dtype)
+        if self.features.dtype == self.target.dtype:
+            return torch.mm(self.features, centres.T, out=out), inverse
         products = (self.features @ centres.T).to(self.target.dtype)
-        return products, inverse_length(centres).to(products.dtype)
+        return (products if out is None else out.copy_(products)), inverse
 
     @cached_property
     def target_block(self) -> Tensor:
@@ -165,14 +201,17 @@ class NegativeLogSumExp(torch.autograd.Function):
         step: Step,
     ) -> tuple[Tensor, Tensor]:
         del features, feature_norm
-        room = step.cached_bytes if any(ctx.needs_input_grad) else 0
+        room = None
+        if any(ctx.needs_input_grad):
+            count = len(weight) if step.rows is None else len(step.rows)
+            room = step.cosine_cache.take(len(step.target) * count, step.target)
         total, cache = _sum_up(weight, bias, step, room, step.fused)
         if step.fused is not None and not bool(torch.isfinite(total).all()):
             # The fused sum takes no block's maximum and so may overflow; this one cannot.
             total, cache = _sum_up(weight, bias, step, room, None)
         total = log_sum_exp_of_ranks(total, step.world)
         ctx.save_for_backward(weight, bias, total)
-        ctx.step, ctx.cache = step, cache
+        ctx.step, ctx.cache, ctx.room = step, cache, room
         return total[step.own], step.target[step.own].clone()
 
     @staticmethod
@@ -183,29 +222,33 @@ class NegativeLogSumExp(torch.autograd.Function):
         passes = _Backward(step, weight, bias, total, upstream, ctx.needs_input_grad)
         for number, block in step.blocks(weight):
             passes.through(number, block, ctx.cache.get(number))
+        # Another backward pass over this graph rebuilds them.
+        step.cosine_cache.give_back(ctx.room)
+        ctx.cache, ctx.room = {}, None
         return (*passes.gradients(), None)
 
 
 def _sum_up(
-    weight: Tensor, bias: Tensor | None, step: Step, room: int, fused: FusedBlock | None
+    weight: Tensor, bias: Tensor | None, step: Step, room: Tensor | None, fused: FusedBlock | None
 ) -> tuple[Tensor, dict[int, tuple[Tensor, Tensor]]]:
-    """(A,) this rank's log-sum-exp, and the cosines of the first blocks, up to `room` bytes."""
+    """(A,) this rank's log-sum-exp, and the cosines of as many blocks as there is room for."""
     cache: dict[int, tuple[Tensor, Tensor]] = {}
-    total = torch.full_like(step.target, float("-inf"))
+    total, used = torch.full_like(step.target, float("-inf")), 0
     for number, block in step.blocks(weight):
         centres = step.at_hand(weight, block)
+        count, kept = len(total) * len(centres), None
+        if room is not None and used + count <= len(room):
+            kept = room[used : used + count].view(len(total), len(centres))
+            used += count
         if fused is not None and number > 0:
-            products, inverse = step.raw_products(centres)
+            products, inverse = step.raw_products(centres, kept)
             column = step.fused_column(number)
-            products, total = fused.forward(
-                products, inverse, column, step.target, step.context, total
-            )
+            total = fused.forward(products, inverse, column, step.target, step.context, total)
         else:
-            products, inverse = step.products(centres, bias, block)
+            products, inverse = step.products(centres, bias, block, kept)
             negatives = step.loss.negatives(products, step.target, step.context)
             total = torch.logaddexp(total, _log_sum_exp(negatives, step, number))
-        if products.nbytes <= room:
-            room -= products.nbytes
+        if kept is not None:
             cache[number] = products, inverse
     return total, cache
 
