@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from margrave.data import TrainingImages
+from margrave.heads import RowwiseSGD
 from margrave.losses import create
 from margrave.training import (
     CHECKPOINT,
@@ -56,7 +57,12 @@ BACKBONE = {
 }
 
 
-def training(images: Patches | None = None, loss: dict | None = None, **settings) -> Training:
+def training(
+    images: Patches | None = None,
+    loss: dict | None = None,
+    head: dict | None = None,
+    **settings,
+) -> Training:
     values = {"epochs": 3, "batch_size": 8, "log_steps": 1, "threads": 1, "accelerator": "cpu"}
     return set_up(
         TrainingSettings.model_validate(values | settings),
@@ -64,7 +70,7 @@ def training(images: Patches | None = None, loss: dict | None = None, **settings
         CLASSES,
         BACKBONE,
         create(loss or {"kind": "adaface", "scale": 16}),
-        {"kind": "dense"},
+        head or {"kind": "chunked"},
     )
 
 
@@ -294,3 +300,57 @@ def test_a_network_without_features_is_refused() -> None:
             create({"kind": "arcface"}),
             {"kind": "dense"},
         )
+
+
+def test_sampled_classes_train_and_resume(tmp_path: Path) -> None:
+    head = {"kind": "chunked", "sample_rate": 0.5}
+    whole, started = training(head=head, clip_norm=1.0), training(head=head, clip_norm=1.0)
+    assert isinstance(whole.optimizer.optimizer, RowwiseSGD)
+    fit(whole, tmp_path / "whole")
+
+    def stop(trained: Training, log: object) -> None:
+        if trained.position.epoch == 2:
+            raise Stop
+
+    with pytest.raises(Stop):
+        fit(started, tmp_path / "part", after_epoch=stop)
+    resumed = training(head=head, clip_norm=1.0)
+    fit(resumed, tmp_path / "part", resume=True)
+    assert_identical(whole, resumed)
+
+
+def test_centres_updated_in_the_backward_pass_end_the_same(tmp_path: Path) -> None:
+    apart, within = training(), training(optimizer={"centres_in_backward": True})
+    assert within.head.weight.grad is None and not within.head.weight.requires_grad
+    for number, trained in enumerate((apart, within)):
+        fit(trained, tmp_path / str(number))
+    torch.testing.assert_close(within.head.weight, apart.head.weight, rtol=1e-4, atol=1e-6)
+    resumed = training(optimizer={"centres_in_backward": True})
+    fit(resumed, tmp_path / "1", resume=True)
+    assert torch.equal(resumed.head.weight_momentum, within.head.weight_momentum)
+
+
+@pytest.mark.parametrize(
+    ("settings", "head", "message"),
+    [
+        ({"optimizer": {"kind": "adamw"}}, {"sample_rate": 0.5}, "head.sample_rate gives"),
+        (
+            {"optimizer": {"kind": "adamw", "centres_in_backward": True}},
+            {},
+            "centres_in_backward is for kind sgd",
+        ),
+        (
+            {"optimizer": {"centres_in_backward": True}, "accumulate": 2},
+            {},
+            "accumulate = 2 needs the centres' gradient",
+        ),
+        (
+            {"optimizer": {"centres_in_backward": True}},
+            {"kind": "dense"},
+            "needs head.kind chunked instead of dense",
+        ),
+    ],
+)
+def test_settings_that_contradict_are_named(settings: dict, head: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        training(head={"kind": "chunked"} | head, **settings)

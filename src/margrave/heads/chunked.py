@@ -88,8 +88,6 @@ class ChunkedHead(Head):
 
     draws: Tensor
     weight_momentum: Tensor | None
-    learning_rate: float = 0.0
-    """Of the updates that `update_in_backward` asks for."""
 
     def __init__(
         self,

@@ -77,6 +77,9 @@ class Head(nn.Module):
         ValueError: sizes that are not positive, an unknown loss, a batch that does not fit.
     """
 
+    learning_rate: float = 0.0
+    """Of centres that a head updates by itself, see `ChunkedHead.update_in_backward`."""
+
     splits_classes: ClassVar[bool] = False
     """Whether each rank owns a part of the classes instead of having them all."""
 

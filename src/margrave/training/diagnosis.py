@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from margrave.training.gradients import gradient_values
 from margrave.training.setup import Training
 
 SHOWN = 5
@@ -64,7 +65,7 @@ def diagnose_gradient(training: Training, checkpoint: Path) -> NonFiniteLossErro
         f"{part}.{name}"
         for part, module in modules.items()
         for name, parameter in module.named_parameters()
-        if parameter.grad is not None and not torch.isfinite(parameter.grad).all()
+        if (values := gradient_values(parameter)) is not None and not torch.isfinite(values).all()
     ]
     more = f" and {len(bad) - SHOWN} more" if len(bad) > SHOWN else ""
     cause = f"the loss is finite but its gradient is not\n  in: {', '.join(bad[:SHOWN])}{more}"

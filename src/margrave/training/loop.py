@@ -13,6 +13,7 @@ import torch
 from margrave.data import Batch, normalise
 from margrave.training.checkpoint import load_checkpoint, remove_unfinished, save_checkpoint
 from margrave.training.diagnosis import diagnose_gradient, diagnose_loss
+from margrave.training.gradients import clip_gradients
 from margrave.training.metrics import MetricsLog
 from margrave.training.schedule import learning_rate_factor
 from margrave.training.setup import Position, Training
@@ -105,8 +106,11 @@ def _train_step(training: Training, batch: Batch, checkpoint: Path) -> dict[str,
     settings, head = training.settings, training.head
     epoch = training.position.step / training.steps_per_epoch
     factor = learning_rate_factor(settings.schedule, epoch, settings.epochs)
+    learning_rate = settings.optimizer.learning_rate * factor
     for group in training.optimizer.param_groups:
-        group["lr"] = settings.optimizer.learning_rate * factor
+        group["lr"] = learning_rate
+    if settings.optimizer.centres_in_backward:
+        head.learning_rate = learning_rate
 
     device = training.fabric.device
     total, loss_sum, norm_sum = len(batch.labels), 0.0, 0.0
@@ -137,8 +141,7 @@ def _train_step(training: Training, batch: Batch, checkpoint: Path) -> dict[str,
         norm_sum += embeddings.detach().float().norm(dim=1).sum().item()
 
     parameters = [p for group in training.optimizer.param_groups for p in group["params"]]
-    limit = settings.clip_norm or float("inf")
-    gradient_norm = torch.nn.utils.clip_grad_norm_(parameters, limit).item()
+    gradient_norm = clip_gradients(parameters, settings.clip_norm).item()
     if not math.isfinite(gradient_norm):
         raise diagnose_gradient(training, checkpoint)
     training.optimizer.step()
@@ -148,7 +151,7 @@ def _train_step(training: Training, batch: Batch, checkpoint: Path) -> dict[str,
             follower.follow(training.network)
     return {
         "loss": loss_sum,
-        "learning_rate": settings.optimizer.learning_rate * factor,
+        "learning_rate": learning_rate,
         "gradient_norm": gradient_norm,
         "feature_norm": norm_sum / total,
     }

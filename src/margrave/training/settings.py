@@ -20,6 +20,15 @@ class OptimizerSettings(Settings):
     second_momentum: float = Field(default=0.999, ge=0, lt=1)
     """Of AdamW's second moment."""
     weight_decay: float = Field(default=5e-4, ge=0)
+    centres_in_backward: bool = False
+    """Update the head's class centres inside the backward pass (SGD), which saves the memory of
+    their gradient; they are then not clipped, and `accumulate` must be 1."""
+
+    @model_validator(mode="after")
+    def _check(self) -> OptimizerSettings:
+        if self.centres_in_backward and self.kind != "sgd":
+            raise ValueError(f"centres_in_backward is for kind sgd, not {self.kind}")
+        return self
 
 
 class ScheduleSettings(Settings):
@@ -82,5 +91,10 @@ class TrainingSettings(Settings):
             raise ValueError(
                 f"batch_size = {self.batch_size} cut into accumulate = {self.accumulate} parts "
                 "leaves parts of one image, which batch norm cannot use; lower accumulate"
+            )
+        if self.optimizer.centres_in_backward and self.accumulate > 1:
+            raise ValueError(
+                f"accumulate = {self.accumulate} needs the centres' gradient of the whole batch, "
+                "which optimizer.centres_in_backward never has; set either back"
             )
         return self

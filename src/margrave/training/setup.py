@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 from margrave import backbones
 from margrave.checkpoints import load_strictly
 from margrave.data import Batch, EpochSampler, TrainingImages, training_loader
-from margrave.heads import HEADS, Head
+from margrave.heads import HEADS, ChunkedHead, Head
 from margrave.losses import Loss
 from margrave.statistics import MomentumEncoder
 from margrave.training.checkpoint import random_state, restore_random_state
@@ -183,6 +183,13 @@ def set_up(
     built_head = HEADS.get(head["kind"])(
         loss, num_classes, embedding_size, num_samples=len(images), **head_settings
     )
+    if settings.optimizer.centres_in_backward:
+        if not isinstance(built_head, ChunkedHead):
+            raise ValueError(
+                f"optimizer.centres_in_backward needs head.kind chunked instead of {head['kind']}"
+            )
+        optimizing = settings.optimizer
+        built_head.update_in_backward(optimizing.momentum, optimizing.weight_decay)
     if settings.channels_last:
         network = network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     average = None

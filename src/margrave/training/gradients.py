@@ -1,0 +1,39 @@
+"""Gradients as a whole, dense and sparse alike."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+
+def gradient_values(parameter: nn.Parameter) -> Tensor | None:
+    """The gradient's numbers: all of a dense one, the rows present of a sparse one.
+
+    >>> weight = nn.Parameter(torch.ones(3))
+    >>> gradient_values(weight) is None
+    True
+    """
+    gradient = parameter.grad
+    if gradient is None or not gradient.is_sparse:
+        return gradient
+    # A sparse gradient that was accumulated holds a row more than once.
+    parameter.grad = gradient.coalesce()
+    return parameter.grad._values()
+
+
+@torch.no_grad()
+def clip_gradients(parameters: Iterable[nn.Parameter], limit: float | None) -> Tensor:
+    """The norm () of all gradients together, which are scaled down to `limit` if it is more.
+
+    >>> weight = nn.Parameter(torch.zeros(2))
+    >>> weight.grad = torch.tensor([3.0, 4.0])
+    >>> clip_gradients([weight], 1.0), weight.grad
+    (tensor(5.), tensor([0.6000, 0.8000]))
+    """
+    values = [found for found in map(gradient_values, parameters) if found is not None]
+    total = nn.utils.get_total_norm(values)
+    if limit is not None:
+        torch._foreach_mul_(values, (limit / (total + 1e-6)).clamp(max=1.0))
+    return total
