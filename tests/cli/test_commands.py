@@ -189,6 +189,20 @@ def test_a_run_goes_on_where_its_images_have_moved(run: Path, faces: Path, tmp_p
     assert "left out for their format: 1 .gif; convert them to JPEG or PNG" in output
 
 
+def test_a_refused_resume_changes_nothing(run: Path, faces: Path, tmp_path: Path) -> None:
+    copy, fewer = tmp_path / "run", tmp_path / "fewer"
+    shutil.copytree(run, copy)
+    shutil.copytree(faces, fewer)
+    shutil.rmtree(fewer / faces_of(fewer))
+    stored = (copy / "config.yaml").read_text()
+    resume = ["train", "--resume", str(copy)]
+    output = margrave(*resume, "--data", str(fewer), cwd=tmp_path, code=1)
+    assert "the training images have changed" in output
+    output = margrave(*resume, "--set", "loss.margin=0.3", cwd=tmp_path, code=1)
+    assert "finished after 1 epochs" in output
+    assert (copy / "config.yaml").read_text() == stored
+
+
 def faces_of(folder: Path) -> str:
     """Some identity's folder."""
     return min(entry.name for entry in folder.iterdir() if entry.is_dir())

@@ -70,7 +70,7 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     """
     path = Path(path)
     if not path.is_file():
-        raise ValueError(f"{path}: no such file")
+        raise ValueError(f"{path}: {'a folder, not a file' if path.is_dir() else 'no such file'}")
     content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
     return strip_prefixes(_tensors_of(content, path))
 
@@ -125,7 +125,9 @@ def _read_pickle(path: Path) -> Any:
 
 
 def _first_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}"
+    line = str(error).strip().splitlines()[0] if str(error) else ""
+    # torch goes on to advise loading without its protection.
+    return f"{type(error).__name__}: {line.partition('. ')[0]}"
 
 
 def _tensors_of(content: Any, path: Path) -> dict[str, Tensor]:

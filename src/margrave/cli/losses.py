@@ -27,8 +27,13 @@ def losses(
         for setting, value in loss.settings().items():
             table.add_row(setting, str(value))
         console.print(table)
+        said = (
+            "scale: the inverse temperature s of the softmax. straight_through: the margin has no "
+        )
+        said += "gradient of its own, as in InsightFace's code; the loss's value is the same."
+        console.print(said)
         return
-    table = Table("loss", "what it does", "reads")
+    table = Table("loss", "what it does", "running statistics")
     for kind in LOSSES:
         loss = create({"kind": kind})
         summary = (inspect.getdoc(type(loss)) or "").split("\n\n")[0].replace("\n", " ")

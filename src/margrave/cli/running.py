@@ -14,7 +14,7 @@ from margrave import backbones
 from margrave.checkpoints import ModelCard, atomic_write, load_model, save_model
 from margrave.cli.progress import counted, training_bar
 from margrave.cli.tables import pairs_notes, pairs_table, strata_table
-from margrave.config import EvaluationSet, RunConfig, save_config
+from margrave.config import EvaluationSet, RunConfig, read_config, save_config
 from margrave.data import (
     Augmentation,
     FaceImages,
@@ -121,7 +121,8 @@ class Run:
 
     def train(self, training: Training, resume: bool = False) -> Judged:
         """Train to the end, evaluate, and write model, results and curves."""
-        save_config(self.config, self.folder / "config.yaml")
+        if not resume:
+            save_config(self.config, self.folder / "config.yaml")
         every, epochs = self.config.evaluation.every_epochs, training.settings.epochs
         judged: Judged = {}
 
@@ -149,6 +150,14 @@ class Run:
                     self.console.print(said, markup=False)
 
         def resumed(position: Position) -> None:
+            # Only now is it known that the checkpoint fits what is asked for.
+            path = self.folder / "config.yaml"
+            if position.epoch >= epochs and self._differs(read_config([str(path)], {})):
+                raise ValueError(
+                    f"{self.folder} is finished after {position.epoch} epochs, so nothing would be "
+                    "trained with the settings changed; set training.epochs higher, or begin anew"
+                )
+            save_config(self.config, path)
             left = "it is finished" if position.epoch == epochs else f"{epochs} in all"
             said = f"going on after {position.epoch} epochs and {position.batch} steps; {left}"
             self.console.print(said, markup=False)
@@ -167,6 +176,11 @@ class Run:
         judged = judged or self.judge(training)
         self.write_results(judged)
         return judged
+
+    def _differs(self, other: RunConfig) -> bool:
+        """Whether another configuration trains otherwise; its images may lie elsewhere."""
+        parts = ("backbone", "loss", "head", "training")
+        return any(getattr(other, part) != getattr(self.config, part) for part in parts)
 
     def _name(self, unreadable: dict[str, str]) -> None:
         if unreadable:

@@ -29,6 +29,8 @@ class ImageFiles:
     def __init__(
         self, root: str | Path, paths: Sequence[str], maximum_pixels: int = MAXIMUM_PIXELS
     ) -> None:
+        if isinstance(paths, str):
+            raise ValueError(f"paths = {paths!r} is one path; give a list of them")
         self.root = Path(root)
         self.maximum_pixels = maximum_pixels
         # One array instead of a Python string each: millions of strings would be copied into
@@ -139,7 +141,7 @@ class ImageFolder(ImageFiles):
             raise ValueError(
                 f"{root} holds {identities} identities with at least {max(1, minimum_images)} "
                 f"images ({len(self.left_out)} have fewer) where two are the least; "
-                "add identities, lower minimum_images, or give the folder above"
+                "add identities, lower minimum_images, or give the folder above or below"
             )
 
 

@@ -87,7 +87,7 @@ def balanced_pairs(
             f"number_of_pairs = {number_of_pairs}, but {len(images_of)} identities with "
             f"{sum(map(len, images_of))} images allow {genuine} genuine and {impostor} impostor "
             f"pairs, hence at most {possible} balanced ones in {folds} folds; "
-            "ask for fewer or add images"
+            + ("ask for fewer or add images" if possible else "add images of the same people")
         )
     half = number_of_pairs // 2
     groups = [images_of[fold::folds] for fold in range(folds)]
@@ -240,7 +240,7 @@ def read_csv_pairs(path: str | Path, root: str | Path) -> tuple[PairList, ImageF
             missing images (named), folds that differ in size by more than one pair.
     """
     path, root = Path(path), Path(root)
-    rows = csv.DictReader(_read_text(path).splitlines())
+    rows = csv.DictReader(_read_text(path).splitlines(), skipinitialspace=True)
     if missing := {"path_a", "path_b", "same"} - set(rows.fieldnames or ()):
         found = ",".join(rows.fieldnames or ())
         raise ValueError(

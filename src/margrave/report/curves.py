@@ -72,7 +72,8 @@ def _over_time(panel: Any, lines: Sequence[Mapping[str, Any]], key: str, title: 
     epoch = np.array([line["epoch"] for line in finite])
     values = np.array([line[key] for line in finite])
     if len(values) < FEWEST_TO_SMOOTH or key == "learning_rate":
-        panel.plot(epoch, values, color="tab:blue")
+        marker = "o" if len(values) < FEWEST_TO_SMOOTH else None
+        panel.plot(epoch, values, color="tab:blue", marker=marker)
     else:
         panel.plot(epoch, values, color="0.8", linewidth=0.8, label="each step logged")
         panel.plot(epoch, _smoothed(values), color="tab:blue", label="running mean")

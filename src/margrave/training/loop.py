@@ -185,7 +185,9 @@ def _record(
     step = position.step + 1
     speed = images / max(time.monotonic() - started, 1e-9)
     steps = settings.epochs * training.steps_per_epoch
-    if step % settings.log_steps == 0 or step == steps:
+    # The first step and the last of each epoch too, or a short training would have no curve.
+    ends_epoch = step % training.steps_per_epoch == 0
+    if step == 1 or step % settings.log_steps == 0 or ends_epoch:
         statistics = {name: value.item() for name, value in training.head.scalars().items()}
         log.write(
             "training",

@@ -104,8 +104,9 @@ class Training:
         """
         if state.get("images") != self._images():
             raise ValueError(
-                "the training images have changed since the checkpoint: "
-                f"{state.get('images')} then, {self._images()} now; restore them, or start anew"
+                "the training images have changed since the checkpoint, "
+                f"{state.get('images', {}).get('count')} then, {len(self.images)} now, or are of "
+                "other identities; restore them, or start anew"
             )
         try:
             for name, module in self._modules().items():
