@@ -24,7 +24,7 @@ check: install
 	$(BIN)/lint-imports
 
 bench: install
-	$(BIN)/python benchmarks/losses.py
+	$(BIN)/python benchmarks/head.py
 
 clean:
 	rm -rf .venv build src/*.egg-info

@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from margrave.heads import DenseHead  # 1
+from margrave.heads import ChunkedHead  # 1
 
 
 def main(steps: int = 60) -> tuple[float, float]:
@@ -11,7 +11,7 @@ def main(steps: int = 60) -> tuple[float, float]:
     torch.manual_seed(0)
     people = torch.randn(20, 32)
     network = nn.Sequential(nn.Linear(32, 64), nn.ReLU(), nn.Linear(64, 16))
-    head = DenseHead("adaface", num_classes=20, embedding_size=16)  # 2
+    head = ChunkedHead("adaface", num_classes=20, embedding_size=16)  # 2
     optimizer = torch.optim.SGD([*network.parameters(), *head.parameters()], lr=0.1, momentum=0.9)
     losses = []
     for _ in range(steps):

@@ -54,6 +54,28 @@ def test_the_compiled_block_is_the_same(loss: str) -> None:
         torch.testing.assert_close(second, first, rtol=1e-10, atol=1e-12)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Uncompilable(Loss):
+    """A loss that looks at its numbers, which no compiler can follow."""
+
+    def negatives(self, cosines: Tensor, target_cosine: Tensor, context: Context) -> Tensor:
+        assert float(cosines.amax()) < 2
+        return cosines
+
+    def negatives_and_slope(
+        self, cosines: Tensor, target_cosine: Tensor, context: Context
+    ) -> tuple[Tensor, None]:
+        return self.negatives(cosines, target_cosine, context), None
+
+
+def test_a_loss_that_cannot_be_compiled_runs_all_the_same() -> None:
+    expected = steps(built(DenseHead, "normface"))
+    with pytest.warns(UserWarning, match="cannot be compiled here"):
+        found = steps(built(ChunkedHead, Uncompilable(), block_size=4, compiled=True))
+    for first, second in zip(expected, found, strict=True):
+        torch.testing.assert_close(second, first, rtol=1e-10, atol=1e-12)
+
+
 def test_a_sum_that_would_overflow_is_taken_again() -> None:
     head = built(ChunkedHead, "normface", block_size=1, compiled=True).float()
     head.loss = type(head.loss)(scale=4000.0)

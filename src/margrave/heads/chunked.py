@@ -21,7 +21,9 @@ from margrave.losses import Loss
 MEGABYTE = 2**20
 BLOCK_VALUES = {"cpu": 2**19, "cuda": 2**25}
 """Cosines in a block: what a core's cache holds, and what keeps a GPU busy."""
-SMALLEST_BLOCK = 256
+FUSED_BLOCK_VALUES = {"cpu": 2**22, "cuda": 2**25}
+"""The same where few passes are left, so that the cost of calls counts for more."""
+SMALLEST_BLOCK, LARGEST_BLOCK = 256, 2**14
 COMPILED_FROM = 2**23
 # Where log(1 + e^x) is taken for x; e^−50 is nothing beside 50 even in float64.
 SOFTPLUS_THRESHOLD = 50.0
@@ -174,7 +176,10 @@ class ChunkedHead(Head):
             features, own = everyone.feature_norm[:, None] * features, batch.norm[:, None] * own
         target = everyone.target_cosine
         target = target.float() if target.dtype.itemsize < 4 else target
-        values = BLOCK_VALUES["cuda" if target.is_cuda else "cpu"]
+        fused = self._fused_for(batch)
+        sizes = BLOCK_VALUES if fused is None else FUSED_BLOCK_VALUES
+        values = sizes["cuda" if target.is_cuda else "cpu"] // len(target)
+        block_size = self.block_size or min(max(values, SMALLEST_BLOCK), LARGEST_BLOCK)
         step = Step(
             loss=self.loss,
             features=features,
@@ -184,11 +189,11 @@ class ChunkedHead(Head):
             own=batch.own,
             sizes=batch.sizes,
             rows=rows,
-            block_size=self.block_size or max(SMALLEST_BLOCK, values // len(target)),
+            block_size=block_size,
             cosine_cache=self.cosine_cache,
             world=self.world,
             update=None if self._update_settings is None else self._update,
-            fused=self._fused_for(batch),
+            fused=fused,
         )
         total, cosine = NegativeLogSumExp.apply(own, batch.norm, self.weight, self.bias, step)
         modified = self.loss.modify_target(cosine, batch.context)
@@ -205,7 +210,8 @@ class ChunkedHead(Head):
         context = batch.everyones_context.of_samples(slice(1))
         nothing = batch.everyone.target_cosine.new_zeros(1)
         has_slope = self.loss.negatives_and_slope(nothing[:, None], nothing, context) is not None
-        return fused_block(self.loss) if has_slope else None
+        fused = fused_block(self.loss) if has_slope else None
+        return fused if fused is not None and fused.works else None
 
     def _classes_at_hand(self, labels: Tensor) -> tuple[Tensor | None, Tensor]:
         """(K,) the rows that take part, None for all; and the targets' positions among them."""

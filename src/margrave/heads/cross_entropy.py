@@ -11,6 +11,7 @@ Shapes: A samples of all ranks, B of this one, K classes at hand, D features.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -66,9 +67,40 @@ class FusedBlock:
     """
 
     def __init__(self, loss: Loss) -> None:
-        self.loss = loss
-        self.forward = torch.compile(self._forward, fullgraph=True)
-        self.backward = torch.compile(self._backward, fullgraph=True)
+        import torch._dynamo  # heavy, and not everybody compiles
+
+        self.loss, self.works = loss, True
+        # All losses share this class's code, for which dynamo would compile eight cases at most.
+        limit = torch._dynamo.config.recompile_limit
+        torch._dynamo.config.recompile_limit = max(limit, 128)
+        self._compiled: dict[str, Callable[..., Any]] = {
+            "forward": torch.compile(self._forward, fullgraph=True),
+            "backward": torch.compile(self._backward, fullgraph=True),
+        }
+
+    def forward(self, *given: Any) -> Tensor:
+        """`_forward`, compiled."""
+        return self._run("forward", self._forward, given)
+
+    def backward(self, *given: Any) -> tuple[Tensor, Tensor]:
+        """`_backward`, compiled."""
+        return self._run("backward", self._backward, given)
+
+    def _run(self, name: str, plain: Callable[..., Any], given: tuple[Any, ...]) -> Any:
+        try:
+            return self._compiled[name](*given)
+        # Compilers fail with nearly anything; what is wrong with the data fails again below.
+        except Exception as error:
+            if self._compiled[name] is plain:
+                raise
+            reason = str(error).strip().partition("\n")[0]
+            warnings.warn(
+                f"{self.loss} cannot be compiled here ({reason}); going on without, somewhat "
+                "slower: set the head's compiled to false to be spared this",
+                stacklevel=2,
+            )
+            self._compiled[name], self.works = plain, False
+            return plain(*given)
 
     def _forward(
         self, products: Tensor, inverse: Tensor, column: Tensor, target: Tensor, context: Context,
