@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
-import os
-import shutil
 from collections.abc import Mapping
-from functools import cache, lru_cache
 from typing import Any
 
 import torch
@@ -14,7 +10,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from margrave.heads.contract import HEADS, Batch, Head
-from margrave.heads.cross_entropy import CosineCache, FusedBlock, NegativeLogSumExp, Step
+from margrave.heads.cosine_cache import CosineCache
+from margrave.heads.cross_entropy import NegativeLogSumExp, Step
+from margrave.heads.fused_block import FusedBlock, can_compile, fused_block
+from margrave.heads.rowwise_sgd import sgd_
 from margrave.heads.sampling import sample_classes
 from margrave.losses import Loss
 
@@ -27,31 +26,6 @@ SMALLEST_BLOCK, LARGEST_BLOCK = 256, 2**14
 COMPILED_FROM = 2**23
 # Where log(1 + e^x) is taken for x; e^−50 is nothing beside 50 even in float64.
 SOFTPLUS_THRESHOLD = 50.0
-
-
-@cache
-def can_compile(device: str) -> bool:
-    """Whether `torch.compile` finds what it needs here."""
-    if device != "cpu":
-        return importlib.util.find_spec("triton") is not None
-    return any(shutil.which(name) for name in (os.environ.get("CXX", "g++"), "g++", "clang++"))
-
-
-@lru_cache(maxsize=16)
-def fused_block(loss: Loss) -> FusedBlock:
-    """One compilation for every head of equal losses."""
-    return FusedBlock(loss)
-
-
-@cache
-def keep_freed_memory() -> None:
-    """Let the C library keep freed blocks of up to 31 MB for the next ones of a step.
-
-    By default glibc hands blocks of a megabyte back to the system and asks for zeroed pages anew,
-    which costs more than the arithmetic on them. It takes the size of the largest block ever freed
-    for the limit, up to 32 MB; an untouched one costs nothing.
-    """
-    torch.empty(31 * MEGABYTE, dtype=torch.uint8)
 
 
 @HEADS.register("chunked")
@@ -111,12 +85,11 @@ class ChunkedHead(Head):
             raise ValueError(f"block_size = {block_size} must be at least 1")
         if sample_rate is not None and not 0 < sample_rate <= 1:
             raise ValueError(f"sample_rate = {sample_rate} must be in (0, 1], or None for all")
-        keep_freed_memory()
         self.memory_budget = memory_budget
         self.cosine_cache = CosineCache(int(memory_budget * MEGABYTE))
         self.block_size = block_size
         self.compiled = compiled
-        self._update_settings: tuple[float, float] | None = None
+        self._update_settings: dict[str, float] = {}
         self.sample_rate = sample_rate
         self.sample_seed = sample_seed
         if sample_rate is not None:
@@ -156,17 +129,12 @@ class ChunkedHead(Head):
             )
         self.weight.requires_grad_(False)
         self.register_buffer("weight_momentum", torch.zeros_like(self.weight) if momentum else None)
-        self._update_settings = momentum, weight_decay
+        self._update_settings = {"momentum": momentum, "weight_decay": weight_decay}
 
-    @torch.no_grad()
     def _update(self, block: slice, gradient: Tensor) -> None:
-        assert self._update_settings is not None
-        momentum, weight_decay = self._update_settings
-        centres = self.weight[block]
-        gradient.add_(centres, alpha=weight_decay)
-        if self.weight_momentum is not None:
-            gradient = self.weight_momentum[block].mul_(momentum).add_(gradient)
-        centres.add_(gradient, alpha=-self.learning_rate)
+        buffer = None if self.weight_momentum is None else self.weight_momentum[block]
+        centres = self.weight.detach()[block]
+        sgd_(centres, gradient, buffer, lr=self.learning_rate, **self._update_settings)
 
     def cross_entropy(self, batch: Batch) -> Tensor:
         everyone = batch.everyone
@@ -192,7 +160,7 @@ class ChunkedHead(Head):
             block_size=block_size,
             cosine_cache=self.cosine_cache,
             world=self.world,
-            update=None if self._update_settings is None else self._update,
+            update=self._update if self._update_settings else None,
             fused=fused,
         )
         total, cosine = NegativeLogSumExp.apply(own, batch.norm, self.weight, self.bias, step)

@@ -11,7 +11,6 @@ Shapes: A samples of all ranks, B of this one, K classes at hand, D features.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -21,116 +20,13 @@ import torch
 from torch import Tensor
 
 from margrave.distributed import World, all_reduce_sum, gather_rows, log_sum_exp_of_ranks
+from margrave.heads.cosine_cache import CosineCache
 from margrave.heads.embeddings import inverse_length
+from margrave.heads.fused_block import FusedBlock
 from margrave.losses import Context, Loss
 
 RowUpdate = Callable[[slice, Tensor], None]
 """Takes a block of classes and the gradient of their centres (K, D)."""
-
-
-class CosineCache:
-    """Room for cosines that outlives a step: fresh pages from the system cost as much as a pass.
-
-    Args:
-        budget: bytes at most.
-    """
-
-    def __init__(self, budget: int) -> None:
-        self.budget = budget
-        self._spare: Tensor | None = None
-
-    def take(self, count: int, like: Tensor) -> Tensor:
-        """Room for up to `count` values, less if the budget has not as many; its owner's alone."""
-        count = min(count, self.budget // like.itemsize)
-        spare, self._spare = self._spare, None
-        fits = spare is not None and spare.dtype == like.dtype and spare.device == like.device
-        if spare is not None and fits and len(spare) >= count:
-            return spare
-        return like.new_empty(count)
-
-    def give_back(self, room: Tensor | None) -> None:
-        """For the next step."""
-        self._spare = room
-
-    def __deepcopy__(self, memo: object) -> CosineCache:
-        return CosineCache(self.budget)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return CosineCache, (self.budget,)
-
-
-class FusedBlock:
-    """What is elementwise about a block, compiled for one loss of cosines: a pass or two each.
-
-    Args:
-        loss: one that answers `negatives_and_slope`.
-    """
-
-    def __init__(self, loss: Loss) -> None:
-        import torch._dynamo  # heavy, and not everybody compiles
-
-        self.loss, self.works = loss, True
-        # All losses share this class's code, for which dynamo would compile eight cases at most.
-        limit = torch._dynamo.config.recompile_limit
-        torch._dynamo.config.recompile_limit = max(limit, 128)
-        self._compiled: dict[str, Callable[..., Any]] = {
-            "forward": torch.compile(self._forward, fullgraph=True),
-            "backward": torch.compile(self._backward, fullgraph=True),
-        }
-
-    def forward(self, *given: Any) -> Tensor:
-        """`_forward`, compiled."""
-        return self._run("forward", self._forward, given)
-
-    def backward(self, *given: Any) -> tuple[Tensor, Tensor]:
-        """`_backward`, compiled."""
-        return self._run("backward", self._backward, given)
-
-    def _run(self, name: str, plain: Callable[..., Any], given: tuple[Any, ...]) -> Any:
-        try:
-            return self._compiled[name](*given)
-        # Compilers fail with nearly anything; what is wrong with the data fails again below.
-        except Exception as error:
-            if self._compiled[name] is plain:
-                raise
-            reason = str(error).strip().partition("\n")[0]
-            warnings.warn(
-                f"{self.loss} cannot be compiled here ({reason}); going on without, somewhat "
-                "slower: set the head's compiled to false to be spared this",
-                stacklevel=2,
-            )
-            self._compiled[name], self.works = plain, False
-            return plain(*given)
-
-    def _forward(
-        self, products: Tensor, inverse: Tensor, column: Tensor, target: Tensor, context: Context,
-        total: Tensor,
-    ) -> Tensor:  # fmt: skip
-        """(A,) the log-sum-exp with this block's negatives taken in; products become cosines."""
-        cosines = products.mul_(inverse)
-        negatives = self.loss.negatives(cosines, target, context)
-        terms = torch.exp(torch.add(-total[:, None], negatives, alpha=self.loss.scale))
-        terms = torch.where(_columns(products) == column, 0, terms)
-        return total + terms.sum(dim=1).log1p()
-
-    def _backward(
-        self, cosines: Tensor, inverse: Tensor, column: Tensor, target: Tensor, context: Context,
-        shift: Tensor,
-    ) -> tuple[Tensor, Tensor]:  # fmt: skip
-        """(A, K) gradient of the products, and (K,) Σ_i of it times the cosines."""
-        analytic = self.loss.negatives_and_slope(cosines, target, context)
-        assert analytic is not None
-        negatives, slope = analytic
-        gradient = torch.exp(torch.add(shift, negatives, alpha=self.loss.scale)) * inverse
-        if slope is not None:
-            gradient = gradient * slope
-        gradient = torch.where(_columns(cosines) == column, 0, gradient)
-        return gradient, (gradient * cosines).sum(dim=0)
-
-
-def _columns(values: Tensor) -> Tensor:
-    # Narrower than the usual 64 bits, which vectors of float32 could not be compared with.
-    return torch.arange(values.shape[1], dtype=torch.int32, device=values.device)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,6 +9,23 @@ import torch
 from torch import Tensor
 
 
+@torch.no_grad()
+def sgd_(
+    parameter: Tensor,
+    gradient: Tensor,
+    momentum_buffer: Tensor | None,
+    *,
+    lr: float,
+    momentum: float,
+    weight_decay: float,
+) -> None:
+    """v ← momentum·v + (g + decay·w), w ← w − rate·v, in place; the gradient is used up."""
+    gradient.add_(parameter, alpha=weight_decay)
+    if momentum_buffer is not None:
+        gradient = momentum_buffer.mul_(momentum).add_(gradient)
+    parameter.add_(gradient, alpha=-lr)
+
+
 class RowwiseSGD(torch.optim.Optimizer):
     """SGD with momentum and weight decay; of a sparse gradient only the rows it holds.
 
@@ -61,21 +78,18 @@ class RowwiseSGD(torch.optim.Optimizer):
         return loss
 
     def _update(self, parameter: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
-        rate, momentum, decay = group["lr"], group["momentum"], group["weight_decay"]
+        settings = {name: group[name] for name in ("lr", "momentum", "weight_decay")}
         state = self.state[parameter]
-        if momentum and "momentum_buffer" not in state:
+        if group["momentum"] and "momentum_buffer" not in state:
             state["momentum_buffer"] = torch.zeros_like(parameter)
+        buffer = state.get("momentum_buffer")
         if not gradient.is_sparse:
-            gradient.add_(parameter, alpha=decay)
-            if momentum:
-                gradient = state["momentum_buffer"].mul_(momentum).add_(gradient)
-            parameter.add_(gradient, alpha=-rate)
+            sgd_(parameter, gradient, buffer, **settings)
             return
         gradient = gradient.coalesce()
-        rows, values = gradient.indices()[0], gradient.values()
-        centres = parameter[rows]
-        values = torch.add(values, centres, alpha=decay)
-        if momentum:
-            values.add_(state["momentum_buffer"][rows], alpha=momentum)
-            state["momentum_buffer"].index_copy_(0, rows, values)
-        parameter.index_copy_(0, rows, centres.sub_(values, alpha=rate))
+        rows = gradient.indices()[0]
+        touched, moved = parameter[rows], None if buffer is None else buffer[rows]
+        sgd_(touched, gradient.values().clone(), moved, **settings)
+        parameter.index_copy_(0, rows, touched)
+        if buffer is not None and moved is not None:
+            buffer.index_copy_(0, rows, moved)

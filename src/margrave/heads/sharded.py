@@ -1,4 +1,4 @@
-"""Classes split over the ranks of torch.distributed."""
+"""Classes split over ranks."""
 
 from __future__ import annotations
 

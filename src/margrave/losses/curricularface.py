@@ -56,14 +56,18 @@ class CurricularFace(Loss):
         return cosines > rotate(target_cosine, self.margin)[:, None]
 
     def negatives(self, cosines: Tensor, target_cosine: Tensor, context: Context) -> Tensor:
-        hard = above(cosines, rotate(target_cosine, self.margin))
-        excess = hard * (cosines + (context["mean_target_cosine"] - 1))
-        return torch.addcmul(cosines, excess, cosines)
+        return self._weighted(cosines, target_cosine, context)[0]
 
     def negatives_and_slope(
         self, cosines: Tensor, target_cosine: Tensor, context: Context
     ) -> tuple[Tensor, Tensor]:
-        hard = above(cosines, rotate(target_cosine, self.margin))
-        excess = (cosines + (context["mean_target_cosine"] - 1)).mul_(hard)
-        negatives = torch.addcmul(cosines, excess, cosines)
+        negatives, hard, excess = self._weighted(cosines, target_cosine, context)
         return negatives, excess.addcmul_(hard, cosines).add_(1)
+
+    def _weighted(
+        self, cosines: Tensor, target_cosine: Tensor, context: Context
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """N, 1 for the hard ones, and t + cosθ_j − 1 for them."""
+        hard = above(cosines, rotate(target_cosine, self.margin))
+        excess = hard * (cosines + (context["mean_target_cosine"] - 1))
+        return torch.addcmul(cosines, excess, cosines), hard, excess

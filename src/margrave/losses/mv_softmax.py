@@ -60,19 +60,19 @@ class MVSoftmax(Loss):
 
     def negatives(self, cosines: Tensor, target_cosine: Tensor, context: Context) -> Tensor:
         del context
-        hard = above(cosines, base_margin(target_cosine, self.margin, self.base))
-        return self._weighted(cosines, hard)
+        return self._weighted(cosines, target_cosine)[0]
 
     def negatives_and_slope(
         self, cosines: Tensor, target_cosine: Tensor, context: Context
     ) -> tuple[Tensor, Tensor | None]:
         del context
-        hard = above(cosines, base_margin(target_cosine, self.margin, self.base))
-        negatives = self._weighted(cosines, hard)
+        negatives, hard = self._weighted(cosines, target_cosine)
         adaptive = self.weighting == "adaptive"
         return negatives, hard.mul_(self.hard_weight).add_(1) if adaptive else None
 
-    def _weighted(self, cosines: Tensor, hard: Tensor) -> Tensor:
+    def _weighted(self, cosines: Tensor, target_cosine: Tensor) -> tuple[Tensor, Tensor]:
+        """N, and 1 for the hard ones."""
+        hard = above(cosines, base_margin(target_cosine, self.margin, self.base))
         if self.weighting == "fixed":
-            return torch.add(cosines, hard, alpha=self.hard_weight)
-        return torch.addcmul(cosines, hard, cosines + 1, value=self.hard_weight)
+            return torch.add(cosines, hard, alpha=self.hard_weight), hard
+        return torch.addcmul(cosines, hard, cosines + 1, value=self.hard_weight), hard

@@ -61,14 +61,16 @@ class SVSoftmax(Loss):
 
     def negatives(self, cosines: Tensor, target_cosine: Tensor, context: Context) -> Tensor:
         del context
-        hard = above(cosines, base_margin(target_cosine, self.margin, self.base))
-        return torch.addcmul(cosines, hard, cosines + 1, value=self.hard_weight - 1)
+        return self._weighted(cosines, target_cosine)[0]
 
     def negatives_and_slope(
         self, cosines: Tensor, target_cosine: Tensor, context: Context
     ) -> tuple[Tensor, Tensor]:
         del context
+        negatives, hard = self._weighted(cosines, target_cosine)
+        return negatives, hard.mul_(self.hard_weight - 1).add_(1)
+
+    def _weighted(self, cosines: Tensor, target_cosine: Tensor) -> tuple[Tensor, Tensor]:
+        """N, and 1 for the hard ones."""
         hard = above(cosines, base_margin(target_cosine, self.margin, self.base))
-        excess = self.hard_weight - 1
-        negatives = torch.addcmul(cosines, hard, cosines + 1, value=excess)
-        return negatives, hard.mul_(excess).add_(1)
+        return torch.addcmul(cosines, hard, cosines + 1, value=self.hard_weight - 1), hard
