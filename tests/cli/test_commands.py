@@ -61,7 +61,7 @@ def run(faces: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_run_leaves_everything_behind(run: Path) -> None:
     names = {path.name for path in run.iterdir()}
-    expected = {"config.yaml", "metrics.jsonl", "checkpoint.pt", "model.safetensors"}
+    expected = {"config.yaml", "metrics.jsonl", "checkpoint-1", "model.safetensors"}
     assert expected <= names
     state, card = load_model(run / "model.safetensors")
     backbones.create(card.backbone).load_state_dict(state)

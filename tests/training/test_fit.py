@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +13,11 @@ from margrave.data import TrainingImages
 from margrave.heads import RowwiseSGD
 from margrave.losses import create
 from margrave.training import (
-    CHECKPOINT,
     NonFiniteLossError,
     Training,
     TrainingSettings,
     fit,
+    latest_checkpoint,
     read_metrics,
     set_up,
 )
@@ -75,12 +76,7 @@ def training(
 
 
 def weights(trained: Training) -> dict[str, torch.Tensor]:
-    state = trained.state_dict()
-    return {
-        f"{part}.{name}": value
-        for part in ("backbone", "head", "average", "encoder")
-        for name, value in state.get(part, {}).items()
-    }
+    return trained.tensors()
 
 
 def assert_identical(one: Training, other: Training) -> None:
@@ -106,17 +102,16 @@ class Stop(Exception):
 
 
 @pytest.mark.parametrize(
-    "loss",
+    ("loss", "stop_at"),
     [
-        {"kind": "adaface"},
-        {"kind": "curricularface"},
-        {"kind": "kappaface", "estimator": "momentum_encoder"},
-        {"kind": "kappaface", "estimator": "memory_buffer"},
-        {"kind": "sphereface"},
+        ({"kind": "adaface"}, 1),
+        ({"kind": "curricularface"}, 6),
+        ({"kind": "kappaface", "estimator": "momentum_encoder"}, 13),
+        ({"kind": "kappaface", "estimator": "memory_buffer"}, 7),
+        ({"kind": "sphereface"}, 12),
     ],
-    ids=lambda loss: "-".join(loss.values()),
+    ids=lambda value: "-".join(value.values()) if isinstance(value, dict) else str(value),
 )
-@pytest.mark.parametrize("stop_at", [1, 6, 13])
 def test_resuming_continues_the_very_same_curve(tmp_path: Path, loss: dict, stop_at: int) -> None:
     settings = {"weight_average": 0.9, "checkpoint_seconds": 0.0}
     whole = training(loss=loss, **settings)
@@ -130,7 +125,7 @@ def test_resuming_continues_the_very_same_curve(tmp_path: Path, loss: dict, stop
         fit(training(loss=loss, **settings), tmp_path / "cut", report=stop)
     again = training(loss=loss, **settings)
     torch.rand(5)  # whatever state the process is in
-    resume = (tmp_path / "cut" / CHECKPOINT).exists()
+    resume = latest_checkpoint(tmp_path / "cut") is not None
     fit(again, tmp_path / "cut", resume=resume)
     assert_identical(again, whole)
     assert curve(tmp_path / "cut") == curve(tmp_path / "whole")
@@ -154,7 +149,7 @@ def test_accumulated_gradient_is_the_whole_batchs(
         one.network.eval()
         monkeypatch.setattr(one.optimizer, "zero_grad", lambda: None)
         one.sampler.start_at(0, 0)
-        loop_module._train_step(one, next(iter(one.loader)), tmp_path / CHECKPOINT)
+        loop_module._train_step(one, next(iter(one.loader)), [7], tmp_path)
         gradients.append([p.grad.clone() for p in one.network.parameters() if p.grad is not None])
     for whole, parts in zip(*gradients, strict=True):
         torch.testing.assert_close(whole, parts, rtol=1e-4, atol=1e-6)
@@ -197,7 +192,7 @@ def test_the_diagnosis_names_samples_and_the_last_good_checkpoint(tmp_path: Path
 
     with pytest.raises(NonFiniteLossError, match="the backbone gave 8 of 8") as caught:
         fit(again, tmp_path, resume=True, report=poison)
-    assert f"the last good checkpoint is {tmp_path / CHECKPOINT}" in str(caught.value)
+    assert f"the last good checkpoint is {latest_checkpoint(tmp_path)}" in str(caught.value)
     assert "samples: patch" in str(caught.value)
 
 
@@ -222,10 +217,29 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
         fit(training(loss={"kind": "curricularface"}), tmp_path, resume=True)
 
 
-@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 torn", b"\x80\x04K\x01."])
-def test_a_damaged_checkpoint_is_named(tmp_path: Path, content: bytes) -> None:
-    (tmp_path / CHECKPOINT).write_bytes(content)
-    with pytest.raises(ValueError, match=r"checkpoint.pt: (damaged|checkpoint format)"):
+class Foreign:
+    def __reduce__(self):
+        return Path.touch, (Path("/tmp/executed-from-a-checkpoint"),)
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"PK\x03\x04 torn", pickle.dumps(3), pickle.dumps(Foreign())]
+)
+@pytest.mark.parametrize("name", ["state.json", ".metadata", "__0_0.distcp"])
+def test_a_damaged_checkpoint_is_named(tmp_path: Path, name: str, content: bytes) -> None:
+    fit(training(epochs=1), tmp_path)
+    checkpoint = latest_checkpoint(tmp_path)
+    assert checkpoint is not None
+    (checkpoint / name).write_bytes(content)
+    with pytest.raises(ValueError, match=r"checkpoint-1.*: damaged"):
+        fit(training(), tmp_path, resume=True)
+    assert not Path("/tmp/executed-from-a-checkpoint").exists()
+
+
+def test_a_checkpoint_of_another_format_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "checkpoint-7").mkdir()
+    (tmp_path / "checkpoint-7" / "state.json").write_text('{"format_version": 99}')
+    with pytest.raises(ValueError, match="checkpoint format 99"):
         fit(training(), tmp_path, resume=True)
 
 
@@ -265,7 +279,7 @@ def test_a_fresh_start_forgets_the_former_run(tmp_path: Path) -> None:
 
     with pytest.raises(Stop):
         fit(training(), tmp_path, report=stop)
-    assert not (tmp_path / CHECKPOINT).exists()
+    assert latest_checkpoint(tmp_path) is None
 
 
 def test_tensorboard_events_are_written(tmp_path: Path) -> None:
@@ -283,7 +297,7 @@ def test_the_metrics_survive_two_interruptions(tmp_path: Path, log_steps: int) -
             if report.step == stop_at:
                 raise Stop
 
-        resume = (tmp_path / "cut" / CHECKPOINT).exists()
+        resume = latest_checkpoint(tmp_path / "cut") is not None
         with pytest.raises(Stop):
             fit(training(**settings), tmp_path / "cut", resume=resume, report=stop)
     fit(training(**settings), tmp_path / "cut", resume=True)
@@ -305,7 +319,7 @@ def test_a_network_without_features_is_refused() -> None:
 def test_sampled_classes_train_and_resume(tmp_path: Path) -> None:
     head = {"kind": "chunked", "sample_rate": 0.5}
     whole, started = training(head=head, clip_norm=1.0), training(head=head, clip_norm=1.0)
-    assert isinstance(whole.optimizer.optimizer, RowwiseSGD)
+    assert isinstance(whole.optimizer, RowwiseSGD)
     fit(whole, tmp_path / "whole")
 
     def stop(trained: Training, log: object) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,6 +19,8 @@ import pytest
 import yaml
 from safetensors.torch import load_file
 
+from margrave.training import latest_checkpoint
+
 KILLS = int(os.environ.get("MARGRAVE_KILLS", "3"))
 
 # Every step is checkpointed, so that kills fall inside writes; the checkpoint is slowed down so
@@ -26,17 +29,15 @@ SLOW_WRITER = """
 import random, sys, time
 import torch
 from margrave.training import checkpoint
-save = torch.save
-def slow_save(state, path):
-    save(state, path)
-    with open(path, "r+b") as file:
-        whole = file.read()
-        file.truncate(len(whole) // 2)
-        file.flush()
-        time.sleep(0.04)
-        file.seek(0)
-        file.write(whole)
-checkpoint.torch.save = slow_save
+save = checkpoint.save_tensors
+def slow_save(folder, *given):
+    save(folder, *given)
+    for path in folder.iterdir():
+        whole = path.read_bytes()
+        path.write_bytes(whole[:len(whole) // 2])
+        time.sleep(0.02)
+        path.write_bytes(whole)
+checkpoint.save_tensors = slow_save
 from margrave.cli import main
 main()
 """
@@ -97,7 +98,7 @@ def test_killed_runs_end_in_the_same_weights(tmp_path: Path) -> None:
     kills = inside_a_write = 0
     start = command(str(recipe), "--output", str(cut))
     while kills < KILLS:
-        arguments = command("--resume", str(cut)) if (cut / "checkpoint.pt").exists() else start
+        arguments = command("--resume", str(cut)) if latest_checkpoint(cut) else start
         before = _changed(cut)
         process = subprocess.Popen(
             arguments, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=environment
@@ -110,22 +111,21 @@ def test_killed_runs_end_in_the_same_weights(tmp_path: Path) -> None:
         if process.poll() is None:
             process.send_signal(signal.SIGKILL)
             kills += 1
-            inside_a_write += bool(list(cut.glob(".checkpoint.pt.*")))
+            inside_a_write += bool(list(cut.glob(".checkpoint-*")))
         error = process.communicate()[1].decode()
         assert process.returncode in (0, -signal.SIGKILL), error
         if process.returncode == 0:
-            for path in cut.iterdir():
-                path.unlink()
-    final = command("--resume", str(cut)) if (cut / "checkpoint.pt").exists() else start
+            shutil.rmtree(cut)
+    final = command("--resume", str(cut)) if latest_checkpoint(cut) else start
     subprocess.run(final, check=True, capture_output=True, env=environment)
 
     ours, theirs = load_file(cut / "model.safetensors"), load_file(whole / "model.safetensors")
     assert all(ours[name].equal(theirs[name]) for name in theirs)
     assert curve(cut) == curve(whole)
-    assert not list(cut.glob(".checkpoint.pt.*"))
+    assert not list(cut.glob(".checkpoint-*"))
     print(f"{kills} kills, {inside_a_write} inside a write of the checkpoint")
 
 
 def _changed(folder: Path) -> float:
-    checkpoint = folder / "checkpoint.pt"
-    return checkpoint.stat().st_mtime if checkpoint.exists() else 0.0
+    checkpoint = latest_checkpoint(folder)
+    return checkpoint.stat().st_mtime if checkpoint else 0.0

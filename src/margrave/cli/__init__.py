@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -51,8 +51,20 @@ def main() -> None:
     from rich.console import Console
     from rich.text import Text
 
+    from margrave.distributed import RankError, current_launch, lost_touch, record_failure
+
+    def end(error: Exception) -> NoReturn:
+        # Of several processes one speaks, the launcher if it is ours.
+        if not (current_launch().size > 1 and record_failure(error)):
+            Console(stderr=True).print(Text(f"error: {error}", style="red"), soft_wrap=True)
+        sys.exit(1)
+
     try:
         app()
-    except (ValueError, OSError) as error:
-        Console(stderr=True).print(Text(f"error: {error}", style="red"), soft_wrap=True)
-        sys.exit(1)
+    except (ValueError, OSError, RankError) as error:
+        end(error)
+    except RuntimeError as error:
+        lost = lost_touch(error)
+        if lost is None:
+            raise
+        end(lost)

@@ -24,11 +24,11 @@ def demo(
     from margrave.config import parse_overrides, read_config
     from margrave.data import fit_image
     from margrave.report import contact_sheet
-    from margrave.training import CHECKPOINT
+    from margrave.training import latest_checkpoint
 
     console = Console(highlight=False)
     config = read_config(["demo"], parse_overrides(settings or []))
-    if (output / CHECKPOINT).is_file():
+    if latest_checkpoint(output):
         console.print(f"replacing the demo of before in {output}", markup=False)
     run = Run(config, output, console)
     training = run.open_training()

@@ -22,11 +22,15 @@ if TYPE_CHECKING:
 
 @contextmanager
 def counted(console: Console, description: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar driven by calls with (done, total)."""
+    """A bar driven by calls with (done, total); none before the first."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     with Progress(*columns, TimeRemainingColumn(), console=console) as progress:
-        task = progress.add_task(description, total=None)
-        yield lambda done, total: progress.update(task, completed=done, total=total)
+
+        def report(done: int, total: int) -> None:
+            task = progress.task_ids[0] if progress.tasks else progress.add_task(description)
+            progress.update(task, completed=done, total=total)
+
+        yield report
 
 
 @contextmanager

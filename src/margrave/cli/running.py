@@ -26,6 +26,7 @@ from margrave.data import (
     read_csv_pairs,
     read_lfw_pairs,
 )
+from margrave.distributed import current_launch
 from margrave.inference import Embedder, Verification, verify
 from margrave.losses import create as create_loss
 from margrave.report import draw_curves
@@ -60,6 +61,9 @@ class Run:
         self.config = config
         self.folder = folder
         self.console = console
+        # Of several processes that train together, the first writes and tells.
+        self.first = current_launch().rank == 0
+        console.quiet = not self.first
         folder.mkdir(parents=True, exist_ok=True)
         self.sets = {name: open_pairs(entry) for name, entry in config.evaluation.sets.items()}
 
@@ -121,7 +125,7 @@ class Run:
 
     def train(self, training: Training, resume: bool = False) -> Judged:
         """Train to the end, evaluate, and write model, results and curves."""
-        if not resume:
+        if not resume and self.first:
             save_config(self.config, self.folder / "config.yaml")
         every, epochs = self.config.evaluation.every_epochs, training.settings.epochs
         judged: Judged = {}
@@ -157,7 +161,8 @@ class Run:
                     f"{self.folder} is finished after {position.epoch} epochs, so nothing would be "
                     "trained with the settings changed; set training.epochs higher, or begin anew"
                 )
-            save_config(self.config, path)
+            if self.first:
+                save_config(self.config, path)
             left = "it is finished" if position.epoch == epochs else f"{epochs} in all"
             said = f"going on after {position.epoch} epochs and {position.batch} steps; {left}"
             self.console.print(said, markup=False)
@@ -171,10 +176,12 @@ class Run:
                 after_epoch=after_epoch,
                 report=report,
             )
-        save_model(self.folder / "model.safetensors", training.model.state_dict(), self.card())
+        if self.first:
+            save_model(self.folder / "model.safetensors", training.model.state_dict(), self.card())
         self._name(training.unreadable)
         judged = judged or self.judge(training)
-        self.write_results(judged)
+        if self.first:
+            self.write_results(judged)
         return judged
 
     def _differs(self, other: RunConfig) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -24,13 +25,20 @@ def train(
         list[str] | None, typer.Option("--set", help="Any setting: training.epochs=5.")
     ] = None,
     resume: Annotated[Path | None, typer.Option(help="Go on with the run in this folder.")] = None,
+    devices: Annotated[
+        int, typer.Option(min=1, help="Processes on this machine, one per GPU if there are any.")
+    ] = 1,
 ) -> None:
-    """Train a model; stop at any moment and go on with --resume."""
+    """Train a model; stop at any moment and go on with --resume.
+
+    On several machines: torchrun --nnodes … --nproc-per-node … -m margrave train ….
+    """
     from rich.console import Console
 
     from margrave.cli.running import Run, show
     from margrave.config import merge, parse_overrides, read_config
-    from margrave.training import CHECKPOINT
+    from margrave.distributed import RankError, current_launch, launch
+    from margrave.training import latest_checkpoint
 
     console = Console(highlight=False)
     overrides: dict[str, Any] = parse_overrides(settings or [])
@@ -51,17 +59,26 @@ def train(
             overrides = merge({"loss": {"kind": loss}}, overrides)
         config = read_config(recipes or ["small"], overrides)
         folder = output or Path("runs") / Path((recipes or ["small"])[-1]).stem
-        if (folder / CHECKPOINT).is_file():
+        if latest_checkpoint(folder):
             raise ValueError(
                 f"{folder} holds a run already: go on with --resume {folder}, "
                 "or choose another --output"
             )
-    if (folder / CHECKPOINT).is_file():
-        console.print(f"going on from {folder / CHECKPOINT}", markup=False, soft_wrap=True)
-    run = Run(config, folder, console)
-    training = run.open_training()
     try:
-        judged = run.train(training, resume=(folder / CHECKPOINT).is_file())
+        if devices > 1 and current_launch().size == 1:
+            same = arguments(recipes, data, loss, output, settings, resume)
+            try:
+                launch(devices, [sys.executable, "-m", "margrave", "train", *same])
+            except RankError as error:
+                again = f"\n  go on with: margrave train --resume {folder} --devices {devices}"
+                raise ValueError(f"{error}{again if latest_checkpoint(folder) else ''}") from error
+            return
+        run = Run(config, folder, console)
+        checkpoint = latest_checkpoint(folder)
+        if checkpoint is not None:
+            console.print(f"going on from {checkpoint}", markup=False, soft_wrap=True)
+        training = run.open_training()
+        judged = run.train(training, resume=checkpoint is not None)
     except KeyboardInterrupt:
         console.print(f"stopped; go on with: margrave train --resume {folder}", markup=False)
         raise typer.Exit(130) from None
@@ -71,3 +88,18 @@ def train(
     if not judged:
         said = f"judge it on people it has not seen: margrave evaluate {folder} OTHER_FACES/"
         console.print(said, markup=False, soft_wrap=True)
+
+
+def arguments(
+    recipes: list[str] | None,
+    data: Path | None,
+    loss: str | None,
+    output: Path | None,
+    settings: list[str] | None,
+    resume: Path | None,
+) -> list[str]:
+    """The command line of `train` again, for the processes it starts."""
+    options = {"--data": data, "--loss": loss, "--output": output, "--resume": resume}
+    given = [part for name, value in options.items() if value for part in (name, str(value))]
+    return [*given, *(part for value in settings or [] for part in ("--set", value)),
+            *(recipes or [])]  # fmt: skip

@@ -68,16 +68,16 @@ class Batch:
 class EpochSampler(Sampler[list[tuple[int, int]]]):
     """Batches of (epoch, index): in each epoch a new order, drawn from (seed, epoch) alone.
 
-    All ranks draw the same order and each takes its own ``batch_size`` out of every
-    ``batch_size`` · ``world_size`` images. Iterating gives the rest of the epoch from the position
-    that ``start_at`` set; the position is the whole state.
+    All ranks draw the same order and share each step's images out as evenly as can be. Iterating
+    gives the rest of the epoch from the position that ``start_at`` set; the position is the whole
+    state, and means the same to any number of ranks.
 
     Args:
         length: number of images.
-        batch_size: images per rank and step.
+        batch_size: images per step, over all ranks.
         seed: of the orders.
-        drop_last: leave out the images that do not fill a step; otherwise the last step is shared
-            out evenly and a rank's batch may be smaller, even empty.
+        drop_last: leave out the images that do not fill a step; otherwise the last step is smaller,
+            and a rank's part of it may be empty.
         rank: which of the ranks this is.
         world_size: how many there are.
 
@@ -104,16 +104,15 @@ class EpochSampler(Sampler[list[tuple[int, int]]]):
                 f"batch_size = {batch_size}, rank = {rank}, world_size = {world_size}; batches "
                 "need at least one image, and ranks run from 0 to world_size - 1"
             )
-        step = batch_size * world_size
-        if length < (step if drop_last else 1):
+        if length < (batch_size if drop_last else 1):
             raise ValueError(
-                f"{length} images do not fill one step of batch_size x world_size = {batch_size} x "
-                f"{world_size}; lower training.batch_size or add images"
+                f"{length} images do not fill one step of batch_size = {batch_size}; "
+                "lower training.batch_size or add images"
             )
-        self.batches_per_epoch = length // step if drop_last else -(-length // step)
+        self.batches_per_epoch = length // batch_size if drop_last else -(-length // batch_size)
         self.epoch = 0
         self.batch = 0
-        self._length, self._step, self._seed = length, step, seed
+        self._length, self._batch_size, self._seed = length, batch_size, seed
         self._rank, self._world_size = rank, world_size
 
     def start_at(self, epoch: int, batch: int = 0) -> None:
@@ -133,7 +132,7 @@ class EpochSampler(Sampler[list[tuple[int, int]]]):
         # The last word keeps this stream apart from the augmentation's: [seed, epoch, index].
         order = np.random.default_rng([self._seed, epoch, 0, 1]).permutation(self._length)
         for batch in range(self.batch, self.batches_per_epoch):
-            step = order[batch * self._step : (batch + 1) * self._step]
+            step = order[batch * self._batch_size : (batch + 1) * self._batch_size]
             mine = np.array_split(step, self._world_size)[self._rank]
             yield [(epoch, index) for index in mine.tolist()]
 

@@ -3,22 +3,40 @@
 from margrave.distributed.collectives import (
     all_reduce_max,
     all_reduce_sum,
+    average_,
+    gather_objects,
     gather_rows,
     log_sum_exp_of_ranks,
     own_rows,
     sizes_of_ranks,
 )
+from margrave.distributed.launch import (
+    Launch,
+    RankError,
+    current_launch,
+    launch,
+    lost_touch,
+    record_failure,
+)
 from margrave.distributed.partition import owned_classes
 from margrave.distributed.world import World, current_world
 
 __all__ = [
+    "Launch",
+    "RankError",
     "World",
     "all_reduce_max",
     "all_reduce_sum",
+    "average_",
+    "current_launch",
     "current_world",
+    "gather_objects",
     "gather_rows",
+    "launch",
     "log_sum_exp_of_ranks",
+    "lost_touch",
     "own_rows",
     "owned_classes",
+    "record_failure",
     "sizes_of_ranks",
 ]

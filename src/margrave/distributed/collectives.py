@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -77,6 +78,37 @@ def gather_rows(values: Tensor, sizes: Sequence[int], world: World) -> Tensor:
     parts = [torch.empty_like(padded) for _ in sizes]
     dist.all_gather(parts, padded, group=world.group)
     return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)])
+
+
+def gather_objects(value: Any, world: World) -> list[Any]:
+    """Every rank's `value`, whatever can be pickled.
+
+    >>> gather_objects("here", World())
+    ['here']
+    """
+    if world.size == 1:
+        return [value]
+    values: list[Any] = [None] * world.size
+    dist.all_gather_object(values, value, group=world.group)
+    return values
+
+
+def average_(tensors: Iterable[Tensor], world: World) -> None:
+    """Replace tensors, equally shaped on every rank, by the mean over ranks; in place.
+
+    >>> values = torch.tensor([1.0, 2.0])
+    >>> average_([values], World())
+    >>> values
+    tensor([1., 2.])
+    """
+    tensors = list(tensors)
+    if world.size == 1 or not tensors:
+        return
+    together = torch.cat([tensor.flatten() for tensor in tensors])
+    dist.all_reduce(together, group=world.group)
+    together /= world.size
+    for tensor, mean in zip(tensors, together.split([t.numel() for t in tensors]), strict=True):
+        tensor.copy_(mean.view_as(tensor))
 
 
 def own_rows(sizes: Sequence[int], world: World) -> slice:

@@ -239,6 +239,15 @@ class Head(nn.Module):
         """The optional arguments of `forward` that this head's loss cannot do without."""
         return frozenset().union(*(statistic.reads for statistic in self._statistics()))
 
+    def split_entries(self) -> dict[str, int]:
+        """Entries of the state dict that hold rows of this rank's own, and all ranks' rows."""
+        state = self.state_dict()
+        own = {f"statistics.{statistic}.{name}": rows
+               for statistic, module in self.statistics.items() if isinstance(module, Statistic)
+               for name, rows in module.split_buffers().items()}  # fmt: skip
+        centres = ("weight", "bias", "weight_momentum")
+        return own | {name: self.num_classes for name in centres if name in state}
+
     def scalars(self) -> dict[str, Tensor]:
         """The statistics that are single numbers, by name, for a training's curve."""
         return {

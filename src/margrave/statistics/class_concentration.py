@@ -122,6 +122,13 @@ class ClassConcentration(Statistic):
         self.memory.index_copy_(0, position, torch.where(finite[:, None], blended, old))
         self.memory_label.index_copy_(0, position, labels)
 
+    def split_buffers(self) -> dict[str, int]:
+        by_class = {"margin_weight", "concentration", "feature_sum", "count"}
+        by_image = {"memory", "memory_label"}
+        found = dict.fromkeys(by_class & set(self._buffers), self.surroundings.num_classes)
+        images = self.surroundings.num_samples or 0
+        return found | dict.fromkeys(by_image & set(self._buffers), images)
+
     def _sums(self) -> tuple[Tensor, Tensor]:
         """Σ f and n of this rank's classes, over every rank's samples."""
         world = self.surroundings.batch_world

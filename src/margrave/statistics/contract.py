@@ -80,6 +80,10 @@ class Statistic(nn.Module):
         """The fields of `margrave.losses.Context` that this statistic provides."""
         raise NotImplementedError
 
+    def split_buffers(self) -> dict[str, int]:
+        """Buffers with a row per class or image that its owner keeps, and all ranks' rows."""
+        return {}
+
     def end_epoch(self) -> None:
         """Called by the loop when every training sample has passed once."""
 

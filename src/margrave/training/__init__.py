@@ -1,13 +1,14 @@
 """Training: settings to moving parts, the loop, and its checkpoints."""
 
+from margrave.training.checkpoint import latest_checkpoint
 from margrave.training.diagnosis import NonFiniteLossError
-from margrave.training.loop import CHECKPOINT, StepReport, fit
+from margrave.training.loop import StepReport, fit
 from margrave.training.metrics import MetricsLog, read_metrics
 from margrave.training.settings import OptimizerSettings, ScheduleSettings, TrainingSettings
-from margrave.training.setup import Position, Training, set_up
+from margrave.training.setup import set_up
+from margrave.training.state import Position, Training
 
 __all__ = [
-    "CHECKPOINT",
     "MetricsLog",
     "NonFiniteLossError",
     "OptimizerSettings",
@@ -17,6 +18,7 @@ __all__ = [
     "Training",
     "TrainingSettings",
     "fit",
+    "latest_checkpoint",
     "read_metrics",
     "set_up",
 ]

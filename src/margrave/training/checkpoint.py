@@ -1,37 +1,89 @@
-"""A run's checkpoint: everything that training needs to go on as if it had never stopped."""
+"""A run's checkpoints: everything that training needs to go on as if it had never stopped.
+
+A checkpoint is a folder ``checkpoint-N`` of tensors and a ``state.json``. It is written under
+another name and renamed when it is whole and on disk, so that whatever bears the name can be
+trusted; the former one is removed after that. Any number of ranks reads it.
+"""
 
 from __future__ import annotations
 
+import json
+import os
+import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
+from torch import Tensor
 
 from margrave.checkpoints import atomic_write
+from margrave.distributed import World, gather_objects
+from margrave.distributed.tensor_store import save_tensors
 
-FORMAT_VERSION = 1
-
-
-def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
-    """Write a checkpoint that replaces the former one only when it is whole and on disk."""
-    with atomic_write(path) as temporary:
-        torch.save({"format_version": FORMAT_VERSION, **state}, temporary)
+FORMAT_VERSION = 2
+PREFIX = "checkpoint-"
+STATE = "state.json"
 
 
-def load_checkpoint(path: Path) -> dict[str, Any]:
-    """Read a checkpoint; nothing in it is executed.
+def latest_checkpoint(folder: Path) -> Path | None:
+    """The newest whole checkpoint of a run, or None."""
+    numbered = {_number(path): path for path in folder.glob(f"{PREFIX}*")}
+    return numbered[max(numbered)] if numbered else None
+
+
+def _number(path: Path) -> int:
+    number = path.name.removeprefix(PREFIX)
+    return int(number) if number.isdecimal() else -1
+
+
+def save_checkpoint(
+    folder: Path,
+    state: Mapping[str, Any],
+    tensors: Mapping[str, Tensor],
+    rows: Mapping[str, int],
+    world: World,
+) -> None:
+    """Write a checkpoint that replaces the former one only when it is whole and on disk.
+
+    Args:
+        folder: of the run.
+        state: what JSON can hold; the first rank's is kept.
+        tensors: by name.
+        rows: see `margrave.distributed.tensor_store.save_tensors`.
+        world: the ranks, all of which call this.
+    """
+    former = latest_checkpoint(folder)
+    name = f"{PREFIX}{_number(former) + 1 if former else 1}"
+    # A file system may show the ranks different things for a while.
+    name = gather_objects(name, world)[0]
+    unfinished = folder / f".{name}"
+    if world.rank == 0:
+        shutil.rmtree(unfinished, ignore_errors=True)
+    gather_objects(None, world)
+    save_tensors(unfinished, tensors, rows, world)
+    if world.rank == 0:
+        with atomic_write(unfinished / STATE) as temporary:
+            temporary.write_text(json.dumps({"format_version": FORMAT_VERSION, **state}))
+        os.rename(unfinished, folder / name)
+        for path in set(folder.glob(f"{PREFIX}*")) - {folder / name}:
+            # Under a name that nobody takes for a whole one while it goes.
+            leaving = folder / f".{path.name}"
+            os.rename(path, leaving)
+            shutil.rmtree(leaving)
+
+
+def read_state(checkpoint: Path) -> dict[str, Any]:
+    """What a checkpoint holds beside its tensors; nothing in it is executed.
 
     Raises:
-        ValueError: no such file, a damaged one, or one of another format.
+        ValueError: damaged, or of another format.
     """
-    if not path.is_file():
-        raise ValueError(f"{path}: no checkpoint to resume from; start without --resume")
+    path = checkpoint / STATE
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    # A damaged file can fail with nearly anything, from EOFError to struct.error.
-    except Exception as error:
+        state = json.loads(path.read_bytes())
+        version = state["format_version"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path}: damaged or no checkpoint of Margrave ({error})") from error
-    version = state.get("format_version") if isinstance(state, dict) else None
     if version != FORMAT_VERSION:
         raise ValueError(
             f"{path}: checkpoint format {version!r}, this Margrave reads {FORMAT_VERSION}; "
@@ -40,21 +92,16 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     return state
 
 
+def remove_checkpoints(folder: Path) -> None:
+    """Delete a former run's, so that an interrupted new one is not resumed from it."""
+    for path in folder.glob(f"{PREFIX}*"):
+        shutil.rmtree(path)
+
+
 def remove_unfinished(folder: Path) -> None:
     """Delete what writes that were cut off left behind."""
-    for name in ("checkpoint.pt", "model.safetensors", "config.yaml", "results.json"):
+    for path in folder.glob(f".{PREFIX}*"):
+        shutil.rmtree(path)
+    for name in ("model.safetensors", "config.yaml", "results.json"):
         for leftover in folder.glob(f".{name}.*"):
             leftover.unlink(missing_ok=True)
-
-
-def random_state() -> dict[str, Any]:
-    """torch's random number generators, CPU and CUDA."""
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-    return {"cpu": torch.get_rng_state(), "cuda": cuda}
-
-
-def restore_random_state(state: dict[str, Any]) -> None:
-    """Let the generators go on where `random_state` found them."""
-    torch.set_rng_state(state["cpu"])
-    if torch.cuda.is_available() and len(state["cuda"]) == torch.cuda.device_count():
-        torch.cuda.set_rng_state_all(state["cuda"])

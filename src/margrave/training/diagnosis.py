@@ -7,8 +7,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from margrave.distributed import all_reduce_max, gather_objects
+from margrave.training.checkpoint import latest_checkpoint
 from margrave.training.gradients import gradient_values
-from margrave.training.setup import Training
+from margrave.training.state import Training
 
 SHOWN = 5
 
@@ -19,7 +21,7 @@ class NonFiniteLossError(ValueError):
 
 @torch.no_grad()
 def diagnose_loss(
-    training: Training, embeddings: Tensor, labels: Tensor, indices: Tensor, checkpoint: Path
+    training: Training, embeddings: Tensor, labels: Tensor, indices: Tensor, folder: Path
 ) -> NonFiniteLossError:
     """Find the first stage that is not finite: embeddings, or a term of the loss; and the samples.
 
@@ -28,10 +30,11 @@ def diagnose_loss(
         embeddings: (B, D) the backbone's output.
         labels: (B,).
         indices: (B,) the images' numbers.
-        checkpoint: where the last good one lies, if there is one.
+        folder: of the run, where the last good checkpoint lies, if there is one.
     """
     bad = (~torch.isfinite(embeddings)).any(dim=1)
-    if bad.any():
+    # Ranks go one way together, or they would wait for each other.
+    if all_reduce_max(bad.any().int(), training.world):
         cause = f"the backbone gave {int(bad.sum())} of {len(bad)} embeddings that are not finite"
         remedy = (
             "its weights or activations have overflowed: lower training.optimizer.learning_rate, "
@@ -53,12 +56,14 @@ def diagnose_loss(
     numbers = indices[bad.cpu()].tolist()
     names = ", ".join(training.images.images.name(number) for number in numbers[:SHOWN])
     more = f" and {len(numbers) - SHOWN} more" if len(numbers) > SHOWN else ""
-    return _error(
-        training, f"{cause}\n  samples: {names or 'none in particular'}{more}", remedy, checkpoint
-    )
+    said = f"{cause}\n  samples: {names or 'none in particular'}{more}", remedy
+    # What every rank says is what one with a bad sample found, if there is one.
+    found = gather_objects((not numbers, *said), training.world)
+    _, cause, remedy = min(found, key=lambda finding: finding[0])
+    return _error(training, cause, remedy, folder)
 
 
-def diagnose_gradient(training: Training, checkpoint: Path) -> NonFiniteLossError:
+def diagnose_gradient(training: Training, folder: Path) -> NonFiniteLossError:
     """Name the parameters whose gradient is not finite though the loss is."""
     modules = {"backbone": training.network, "head": training.head}
     bad = [
@@ -67,15 +72,17 @@ def diagnose_gradient(training: Training, checkpoint: Path) -> NonFiniteLossErro
         for name, parameter in module.named_parameters()
         if (values := gradient_values(parameter)) is not None and not torch.isfinite(values).all()
     ]
+    everyones = gather_objects(bad, training.world)
+    bad = list(dict.fromkeys(name for names in everyones for name in names))
     more = f" and {len(bad) - SHOWN} more" if len(bad) > SHOWN else ""
     cause = f"the loss is finite but its gradient is not\n  in: {', '.join(bad[:SHOWN])}{more}"
     remedy = "lower training.optimizer.learning_rate or set training.clip_norm (5)"
-    return _error(training, cause, remedy, checkpoint)
+    return _error(training, cause, remedy, folder)
 
 
-def _error(training: Training, cause: str, remedy: str, checkpoint: Path) -> NonFiniteLossError:
-    exists = checkpoint.exists()
-    last = f"the last good checkpoint is {checkpoint}" if exists else "no checkpoint yet"
+def _error(training: Training, cause: str, remedy: str, folder: Path) -> NonFiniteLossError:
+    checkpoint = latest_checkpoint(folder)
+    last = f"the last good checkpoint is {checkpoint}" if checkpoint else "no checkpoint yet"
     step = training.position.step
     return NonFiniteLossError(
         f"training stopped at step {step}: {cause}\n  remedy: {remedy}\n  {last}"

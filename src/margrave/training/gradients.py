@@ -7,6 +7,8 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
+from margrave.distributed import World, all_reduce_sum
+
 
 def gradient_values(parameter: nn.Parameter) -> Tensor | None:
     """The gradient's numbers: all of a dense one, the rows present of a sparse one.
@@ -24,16 +26,33 @@ def gradient_values(parameter: nn.Parameter) -> Tensor | None:
 
 
 @torch.no_grad()
-def clip_gradients(parameters: Iterable[nn.Parameter], limit: float | None) -> Tensor:
+def clip_gradients(
+    parameters: Iterable[nn.Parameter],
+    limit: float | None,
+    *,
+    split: Iterable[nn.Parameter] = (),
+    world: World | None = None,
+) -> Tensor:
     """The norm () of all gradients together, which are scaled down to `limit` if it is more.
+
+    Args:
+        parameters: whose gradient is the same on every rank.
+        limit: None to measure only.
+        split: of which each rank has a part of its own.
+        world: the ranks.
 
     >>> weight = nn.Parameter(torch.zeros(2))
     >>> weight.grad = torch.tensor([3.0, 4.0])
     >>> clip_gradients([weight], 1.0), weight.grad
     (tensor(5.), tensor([0.6000, 0.8000]))
     """
-    values = [found for found in map(gradient_values, parameters) if found is not None]
-    total = nn.utils.get_total_norm(values)
+    same, parts = _values(parameters), _values(split)
+    of_parts = all_reduce_sum(nn.utils.get_total_norm(parts).square(), world or World())
+    total = (nn.utils.get_total_norm(same).square() + of_parts).sqrt()
     if limit is not None:
-        torch._foreach_mul_(values, (limit / (total + 1e-6)).clamp(max=1.0))
+        torch._foreach_mul_(same + parts, (limit / (total + 1e-6)).clamp(max=1.0))
     return total
+
+
+def _values(parameters: Iterable[nn.Parameter]) -> list[Tensor]:
+    return [found for found in map(gradient_values, parameters) if found is not None]

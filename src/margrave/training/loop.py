@@ -4,21 +4,27 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 
-from margrave.data import Batch, normalise
-from margrave.training.checkpoint import load_checkpoint, remove_unfinished, save_checkpoint
+from margrave.data import Batch, Unreadable, normalise
+from margrave.distributed import (
+    all_reduce_max,
+    all_reduce_sum,
+    average_,
+    gather_objects,
+    gather_rows,
+)
+from margrave.training.checkpoint import latest_checkpoint, remove_checkpoints, remove_unfinished
 from margrave.training.diagnosis import diagnose_gradient, diagnose_loss
 from margrave.training.gradients import clip_gradients
 from margrave.training.metrics import MetricsLog
 from margrave.training.schedule import learning_rate_factor
-from margrave.training.setup import Position, Training
-
-CHECKPOINT = "checkpoint.pt"
+from margrave.training.state import Position, Training
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,54 +62,81 @@ def fit(
         ValueError: nothing to resume; too many unreadable images.
         NonFiniteLossError: the loss or its gradient is infinite or NaN.
     """
-    settings, checkpoint = training.settings, folder / CHECKPOINT
+    settings, first = training.settings, training.world.rank == 0
     log_length = 0
-    remove_unfinished(folder)
-    # What happened between setting up and here must not matter.
-    torch.manual_seed(settings.seed)
+    if first:
+        remove_unfinished(folder)
     if resume:
-        state = load_checkpoint(checkpoint)
-        training.load_state_dict(state)
-        log_length = state["log_length"]
+        checkpoint = latest_checkpoint(folder)
+        if checkpoint is None:
+            raise ValueError(f"{folder}: no checkpoint to resume from; start without --resume")
+        log_length = training.load(checkpoint)
         resumed(training.position)
-    else:
-        # Or an interrupted fresh start would be resumed from a former run.
-        checkpoint.unlink(missing_ok=True)
-    log = MetricsLog(folder, settings.tensorboard, log_length, training.position.step)
+    elif first:
+        remove_checkpoints(folder)
+    kept = folder if first else None
+    log = MetricsLog(kept, settings.tensorboard, log_length, training.position.step)
     training.head.train()
     training.network.train()
-
-    def save() -> None:
-        save_checkpoint(checkpoint, {**training.state_dict(), "log_length": log.length})
-
     try:
         last_save = time.monotonic()
         for epoch in range(training.position.epoch, settings.epochs):
             training.sampler.start_at(epoch, training.position.batch)
             started = time.monotonic()
             for batch in training.loader:
-                _note_unreadable(training, batch, log)
+                due = time.monotonic() - last_save >= settings.checkpoint_seconds
+                sizes, due = _agree(training, batch, log, due)
                 # Batch norm cannot learn from a single image.
-                if len(batch.labels) > 1:
-                    values = _train_step(training, batch, checkpoint)
-                    _record(training, log, values, len(batch.labels), started, report)
+                if min(sizes) > 1:
+                    values = _train_step(training, batch, sizes, folder)
+                    _record(training, log, values, sum(sizes), started, report)
                 position = training.position
                 training.position = Position(epoch, position.batch + 1, position.step + 1)
-                if time.monotonic() - last_save >= settings.checkpoint_seconds:
-                    save()
+                if due:
+                    training.save(folder, log.length)
                     last_save = time.monotonic()
                 started = time.monotonic()
             training.head.end_epoch()
             training.position = Position(epoch + 1, 0, training.position.step)
             after_epoch(training, log)
-            save()
+            training.save(folder, log.length)
     finally:
         log.close()
 
 
-def _train_step(training: Training, batch: Batch, checkpoint: Path) -> dict[str, float]:
-    """One optimiser step over a batch, in micro-batches; the gradient is the whole batch's."""
-    settings, head = training.settings, training.head
+def _agree(
+    training: Training, batch: Batch, log: MetricsLog, due: bool
+) -> tuple[tuple[int, ...], bool]:
+    """How many images each rank brings to a step, and whether any wants a checkpoint after it.
+
+    What no rank could read is known to all of them afterwards.
+    """
+    world, device = training.world, training.fabric.device
+    fresh = [image for image in batch.unreadable if image.name not in training.unreadable]
+    own = torch.tensor([[len(batch.labels), len(fresh), int(due)]], device=device)
+    sizes, unread, wanted = gather_rows(own, [1] * world.size, world).T.tolist()
+    if any(unread):
+        everyones = gather_objects(fresh, world)
+        _note_unreadable(training, [image for images in everyones for image in images], log)
+    return tuple(sizes), any(wanted)
+
+
+def _seed(training: Training) -> None:
+    """Draws of a step (dropout) depend on the seed, the step and the rank alone."""
+    words = [training.settings.seed, training.position.step, training.world.rank]
+    mixed = np.random.SeedSequence(words).generate_state(1, np.uint64)[0]
+    torch.manual_seed(int(mixed >> np.uint64(1)))
+
+
+def _train_step(
+    training: Training, batch: Batch, sizes: Sequence[int], folder: Path
+) -> dict[str, float]:
+    """One optimiser step over the batch of all ranks, each in micro-batches.
+
+    The gradient is that of the mean over all images, however they are shared out.
+    """
+    settings, head, world = training.settings, training.head, training.world
+    _seed(training)
     epoch = training.position.step / training.steps_per_epoch
     factor = learning_rate_factor(settings.schedule, epoch, settings.epochs)
     learning_rate = settings.optimizer.learning_rate * factor
@@ -113,56 +146,63 @@ def _train_step(training: Training, batch: Batch, checkpoint: Path) -> dict[str,
         head.learning_rate = learning_rate
 
     device = training.fabric.device
-    total, loss_sum, norm_sum = len(batch.labels), 0.0, 0.0
+    total = sum(sizes)
+    sums = torch.zeros(2, dtype=torch.float64, device=device)
     # No part is of a single image, from which batch norm could not learn.
-    sections = min(settings.accumulate, total // 2)
+    sections = min(settings.accumulate, min(sizes) // 2)
     parts = zip(
         *(tensor.tensor_split(sections) for tensor in (batch.images, batch.labels, batch.indices)),
         strict=True,
     )
     for number, (pixels, labels, indices) in enumerate(parts):
-        images = normalise(pixels.to(device, non_blocking=True))
+        images = normalise(pixels.to(device, non_blocking=True)).to(training.dtype)
         if settings.channels_last:
             images = images.contiguous(memory_format=torch.channels_last)
-        embeddings = training.backbone(images)
-        losses = head(
-            embeddings,
-            labels.to(device),
-            sample_indices=indices.to(device),
-            momentum_embeddings=None if training.encoder is None else training.encoder(images),
-            new_step=number == 0,
-            reduction="none",
-        )
-        loss = losses.sum() / total
-        if not torch.isfinite(loss):
-            raise diagnose_loss(training, embeddings, labels, indices, checkpoint)
-        training.fabric.backward(loss)
-        loss_sum += loss.item()
-        norm_sum += embeddings.detach().float().norm(dim=1).sum().item()
+        # Only the last part's backward pass averages the backbone's gradient over ranks.
+        with training.fabric.no_backward_sync(training.backbone, enabled=number + 1 < sections):
+            embeddings = training.backbone(images)
+            losses = head(
+                embeddings,
+                labels.to(device),
+                sample_indices=indices.to(device),
+                momentum_embeddings=None if training.encoder is None else training.encoder(images),
+                new_step=number == 0,
+                reduction="none",
+            )
+            # The backbone's gradient is averaged over ranks, hence their number.
+            loss = losses.sum() * (world.size / total)
+            if all_reduce_max((~torch.isfinite(loss)).int(), world):
+                raise diagnose_loss(training, embeddings, labels, indices, folder)
+            training.fabric.backward(loss)
+        norms = embeddings.detach().double().norm(dim=1)
+        sums += torch.stack([losses.detach().double().sum(), norms.sum()])
 
-    parameters = [p for group in training.optimizer.param_groups for p in group["params"]]
-    gradient_norm = clip_gradients(parameters, settings.clip_norm).item()
+    average_(training.average_buffers(), world)
+    of_head = [p for p in head.parameters() if p.requires_grad]
+    gradient_norm = clip_gradients(
+        training.network.parameters(), settings.clip_norm, split=of_head, world=head.world
+    ).item()
     if not math.isfinite(gradient_norm):
-        raise diagnose_gradient(training, checkpoint)
+        raise diagnose_gradient(training, folder)
     training.optimizer.step()
     training.optimizer.zero_grad()
     for follower in (training.average, training.encoder):
         if follower is not None:
             follower.follow(training.network)
+    loss_mean, norm_mean = (all_reduce_sum(sums, world) / total).tolist()
     return {
-        "loss": loss_sum,
+        "loss": loss_mean,
         "learning_rate": learning_rate,
         "gradient_norm": gradient_norm,
-        "feature_norm": norm_sum / total,
+        "feature_norm": norm_mean,
     }
 
 
-def _note_unreadable(training: Training, batch: Batch, log: MetricsLog) -> None:
-    for image in batch.unreadable:
-        if image.name not in training.unreadable:
-            training.unreadable[image.name] = image.reason
-            fault = {"name": image.name, "reason": image.reason}
-            log.write("unreadable", training.position.step, fault)
+def _note_unreadable(training: Training, images: Sequence[Unreadable], log: MetricsLog) -> None:
+    for image in images:
+        training.unreadable[image.name] = image.reason
+        fault = {"name": image.name, "reason": image.reason}
+        log.write("unreadable", training.position.step, fault)
     limit = training.settings.maximum_unreadable
     if len(training.unreadable) > limit:
         shown = "\n  ".join(list(training.unreadable.values())[:10])

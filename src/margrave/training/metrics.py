@@ -12,7 +12,7 @@ class MetricsLog:
     """Appends lines to ``metrics.jsonl`` and forgets those written after a checkpoint.
 
     Args:
-        folder: the run's folder.
+        folder: the run's folder; None keeps nothing, for all ranks but the first.
         tensorboard: write events beside the lines.
         length: bytes that a checkpoint vouches for; later ones are cut off.
         step: where TensorBoard goes on.
@@ -22,8 +22,11 @@ class MetricsLog:
     """
 
     def __init__(
-        self, folder: Path, tensorboard: bool = False, length: int = 0, step: int = 0
+        self, folder: Path | None, tensorboard: bool = False, length: int = 0, step: int = 0
     ) -> None:
+        self._file, self._events = None, None
+        if folder is None:
+            return
         folder.mkdir(parents=True, exist_ok=True)
         self._file = open(folder / "metrics.jsonl", "a+b")  # noqa: SIM115 - open as long as the log
         self._file.truncate(min(length, self._file.seek(0, 2)))
@@ -33,10 +36,12 @@ class MetricsLog:
     @property
     def length(self) -> int:
         """Bytes so far."""
-        return self._file.tell()
+        return 0 if self._file is None else self._file.tell()
 
     def write(self, kind: str, step: int, values: dict[str, Any]) -> None:
         """One line: ``{"kind": …, "step": …, **values}``."""
+        if self._file is None:
+            return
         line = {"kind": kind, "step": step}
         for name, value in values.items():
             finite = not isinstance(value, float) or math.isfinite(value)
@@ -50,7 +55,8 @@ class MetricsLog:
 
     def close(self) -> None:
         """Flush and close the files."""
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
         if self._events is not None:
             self._events.close()
 

@@ -55,15 +55,15 @@ class TrainingSettings(Settings):
 
     epochs: int = Field(default=20, ge=1)
     batch_size: int = Field(default=128, ge=2)
-    """Images per optimiser step, over all micro-batches."""
+    """Images per optimiser step, over all micro-batches of all processes."""
     accumulate: int = Field(default=1, ge=1)
-    """Micro-batches that a batch is cut into, to fit the memory."""
+    """Micro-batches that a process cuts its part of a batch into, to fit the memory."""
     optimizer: OptimizerSettings = OptimizerSettings()
     schedule: ScheduleSettings = ScheduleSettings()
     clip_norm: float | None = Field(default=None, gt=0)
     """Largest norm of all gradients together."""
-    precision: Literal["float32", "bfloat16"] = "float32"
-    """Of the backbone; the head computes in float32."""
+    precision: Literal["float32", "bfloat16", "float64"] = "float32"
+    """Of the backbone; the head computes in float32, or float64 (slow, for comparisons)."""
     channels_last: bool = True
     """Memory layout in which most machines convolve faster."""
     weight_average: float | None = Field(default=None, gt=0, lt=1)
@@ -71,7 +71,7 @@ class TrainingSettings(Settings):
     encoder_momentum: float = Field(default=0.9, ge=0, lt=1)
     """Of KappaFace's momentum encoder, where its estimator asks for one."""
     workers: int = Field(default=0, ge=0)
-    """Processes that read images ahead."""
+    """Processes that read images ahead, for each that trains."""
     threads: int | None = Field(default=None, ge=1)
     """Cores for the arithmetic; by default all that torch finds."""
     seed: int = Field(default=0, ge=0)

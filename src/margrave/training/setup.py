@@ -2,138 +2,28 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+import warnings
+from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import torch
 from lightning_fabric import Fabric
+from lightning_fabric.strategies import DDPStrategy
 from torch import nn
-from torch.utils.data import DataLoader
 
 from margrave import backbones
 from margrave.checkpoints import load_strictly
-from margrave.data import Batch, EpochSampler, TrainingImages, training_loader
-from margrave.heads import HEADS, ChunkedHead, Head
+from margrave.data import EpochSampler, TrainingImages, training_loader
+from margrave.distributed import current_launch
+from margrave.heads import HEADS, ChunkedHead
 from margrave.losses import Loss
 from margrave.statistics import MomentumEncoder
-from margrave.training.checkpoint import random_state, restore_random_state
 from margrave.training.optimizer import build_optimizer
 from margrave.training.settings import TrainingSettings
+from margrave.training.state import Training
 
-PRECISIONS = {"float32": "32-true", "bfloat16": "bf16-mixed"}
-
-
-@dataclass(frozen=True)
-class Position:
-    """Where a training stands: the next batch of an epoch, and the steps behind it."""
-
-    epoch: int = 0
-    batch: int = 0
-    step: int = 0
-
-
-@dataclass
-class Training:
-    """All that moves while a model is trained.
-
-    Attributes:
-        settings: the loop's settings.
-        fabric: launches, places, casts and wraps.
-        network: the backbone itself.
-        backbone: the same as Fabric wraps it.
-        head: class centres, loss and statistics.
-        optimizer: of both.
-        average: the averaged weights, where asked for.
-        encoder: KappaFace's momentum encoder, where its estimator asks for one.
-        images: the training set.
-        sampler: which images when.
-        loader: batches of them.
-        position: where training stands.
-        unreadable: images that were skipped, and why.
-    """
-
-    settings: TrainingSettings
-    fabric: Fabric
-    network: nn.Module
-    backbone: Callable[..., torch.Tensor]
-    head: Head
-    optimizer: Any
-    average: MomentumEncoder | None
-    encoder: MomentumEncoder | None
-    images: TrainingImages
-    sampler: EpochSampler
-    loader: DataLoader[Batch]
-    position: Position = Position()
-    unreadable: dict[str, str] = field(default_factory=dict)
-
-    @property
-    def model(self) -> nn.Module:
-        """The network to judge and to keep: the averaged one if there is one."""
-        return self.network if self.average is None else self.average.average
-
-    @property
-    def steps_per_epoch(self) -> int:
-        """Optimiser steps in a whole epoch."""
-        return self.sampler.batches_per_epoch
-
-    def state_dict(self) -> dict[str, Any]:
-        """Everything that a checkpoint holds."""
-        position = self.position
-        return {
-            "position": {
-                "epoch": position.epoch,
-                "batch": position.batch,
-                "step": position.step,
-            },
-            **{name: module.state_dict() for name, module in self._modules().items()},
-            "optimizer": self.optimizer.state_dict(),
-            "random": random_state(),
-            "images": self._images(),
-            "unreadable": dict(self.unreadable),
-        }
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a checkpoint.
-
-        Raises:
-            ValueError: the checkpoint is of another model or loss.
-        """
-        if state.get("images") != self._images():
-            raise ValueError(
-                "the training images have changed since the checkpoint, "
-                f"{state.get('images', {}).get('count')} then, {len(self.images)} now, or are of "
-                "other identities; restore them, or start anew"
-            )
-        try:
-            for name, module in self._modules().items():
-                module.load_state_dict(state[name])
-            self.optimizer.load_state_dict(state["optimizer"])
-        except (KeyError, RuntimeError, ValueError) as error:
-            raise ValueError(
-                f"the checkpoint does not fit this configuration: {error}; "
-                "resume with the configuration stored in the run, or start anew elsewhere"
-            ) from error
-        restore_random_state(state["random"])
-        self.position = Position(**state["position"])
-        self.unreadable = dict(state["unreadable"])
-
-    def _images(self) -> dict[str, Any]:
-        """What tells this training set from another: order and batches hang on it."""
-        labels = np.ascontiguousarray(self.images.images.labels, np.int64)
-        return {"count": len(labels), "labels": hashlib.sha256(labels.tobytes()).hexdigest()}
-
-    def _modules(self) -> dict[str, nn.Module]:
-        parts = {
-            "backbone": self.network,
-            "head": self.head,
-            "average": self.average,
-            "encoder": self.encoder,
-        }
-        return {name: module for name, module in parts.items() if module is not None}
+PRECISIONS = {"float32": "32-true", "bfloat16": "bf16-mixed", "float64": "64-true"}
 
 
 def set_up(
@@ -163,10 +53,15 @@ def set_up(
         torch.set_num_threads(settings.threads)
     # Its announcements of what was configured anyway would break the progress bar.
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
+    launch = current_launch()
+    _check_batches(settings, launch.size)
     try:
         fabric = Fabric(
             accelerator=settings.accelerator,
-            devices=1,
+            devices=launch.local_size,
+            num_nodes=launch.size // launch.local_size,
+            # Running averages are averaged over ranks once a step, see the loop.
+            strategy=DDPStrategy(broadcast_buffers=False) if launch.size > 1 else "auto",
             precision=PRECISIONS[settings.precision],  # pyright: ignore[reportArgumentType]
         )
     except (RuntimeError, ValueError) as error:
@@ -175,6 +70,7 @@ def set_up(
             "set it to cpu or auto"
         ) from error
     fabric.launch()
+    head = _head_for(head, launch.size)
     torch.manual_seed(settings.seed)
     network = backbones.create(backbone)
     if initial_state is not None:
@@ -199,19 +95,29 @@ def set_up(
     encoder = None
     if "momentum_embeddings" in built_head.reads:
         encoder = MomentumEncoder(network, settings.encoder_momentum)
-    optimizer = build_optimizer(settings.optimizer, (network, built_head))
-    wrapped = fabric.setup_module(network)
+    with warnings.catch_warnings():
+        # The name that succeeds it is not known to the oldest torch that we run with.
+        warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated")
+        wrapped = fabric.setup_module(network)
+    double = torch.float64 if settings.precision == "float64" else None
     for module in (built_head, average, encoder):
         if module is not None:
-            module.to(fabric.device)
-    sampler = EpochSampler(len(images), settings.batch_size, settings.seed)
+            module.to(fabric.device, double)
+    optimizer = build_optimizer(settings.optimizer, (network, built_head))
+    sampler = EpochSampler(
+        len(images),
+        settings.batch_size,
+        settings.seed,
+        rank=launch.rank,
+        world_size=launch.size,
+    )
     return Training(
         settings=settings,
         fabric=fabric,
         network=network,
         backbone=wrapped,
         head=built_head,
-        optimizer=fabric.setup_optimizers(optimizer),
+        optimizer=optimizer,
         average=average,
         encoder=encoder,
         images=images,
@@ -219,6 +125,28 @@ def set_up(
         loader=training_loader(
             images, sampler, settings.workers, pin_memory=fabric.device.type == "cuda"
         ),
+    )
+
+
+def _check_batches(settings: TrainingSettings, processes: int) -> None:
+    parts = processes * settings.accumulate
+    if settings.batch_size < 2 * parts:
+        raise ValueError(
+            f"training.batch_size = {settings.batch_size} leaves parts of less than two images to "
+            f"{processes} processes x accumulate = {settings.accumulate}, which batch norm cannot "
+            f"use; set it to {2 * parts} or more, or start fewer processes"
+        )
+
+
+def _head_for(head: Mapping[str, Any], processes: int) -> dict[str, Any]:
+    """The head that several processes can share; alone, the one that was asked for."""
+    if processes == 1 or head["kind"] == "sharded":
+        return dict(head)
+    if head["kind"] == "chunked":
+        return {**head, "kind": "sharded"}
+    raise ValueError(
+        f"head.kind = {head['kind']!r} would have {processes} processes train a head each; "
+        "set it to sharded"
     )
 
 

@@ -1,0 +1,248 @@
+"""Training on several ranks: the same run as on one, resumed by any number of them."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+sys.path.insert(0, str(Path(__file__).parent))
+from ranks import on_ranks
+
+from margrave.backbones import BACKBONES
+from margrave.data import TrainingImages
+from margrave.losses import LOSSES, create
+from margrave.training import (
+    NonFiniteLossError,
+    Training,
+    TrainingSettings,
+    fit,
+    latest_checkpoint,
+    read_metrics,
+    set_up,
+)
+
+SIZE, CLASSES, EACH, STEPS = 8, 7, 13, 20
+KAPPAFACE = {"kind": "kappaface"}
+LOSS_SPECS: dict[str, dict[str, Any]] = {kind: {"kind": kind} for kind in LOSSES} | {
+    "kappaface, momentum encoder": {**KAPPAFACE, "estimator": "momentum_encoder"},
+    "kappaface, memory buffer": {**KAPPAFACE, "estimator": "memory_buffer"},
+}
+SETTINGS = {
+    # 91 images in 5 batches of 17 an epoch, shared out unevenly.
+    "epochs": STEPS // 5,
+    "batch_size": 17,
+    "precision": "float64",
+    "clip_norm": 0.5,
+    "weight_average": 0.9,
+    "accelerator": "cpu",
+    "threads": 1,
+    "log_steps": 1,
+    "optimizer": {"learning_rate": 0.05},
+}
+
+
+class Patches:
+    """Tiny images whose identity is a pattern under noise; one is unreadable."""
+
+    def __init__(self) -> None:
+        self.labels = np.repeat(np.arange(CLASSES), EACH)
+        self.class_names = [f"pattern {number}" for number in range(CLASSES)]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def name(self, index: int) -> str:
+        return f"patch {index}"
+
+    def read(self, index: int) -> np.ndarray:
+        if index == 5:
+            raise ValueError("patch 5 is torn")
+        pattern = np.random.default_rng(int(self.labels[index])).integers(0, 256, (SIZE, SIZE, 3))
+        noise = np.random.default_rng(1000 + index).normal(0, 30, (SIZE, SIZE, 3))
+        return (pattern + noise).clip(0, 255).astype(np.uint8)
+
+
+@BACKBONES.register("without_batch_statistics")
+class WithoutBatchStatistics(nn.Module):
+    """Two layers; `with_them` puts a batch norm between."""
+
+    def __init__(self, with_them: bool = False) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 6, 3, stride=2)
+        self.norm = nn.BatchNorm2d(6) if with_them else nn.GroupNorm(2, 6)
+        self.last = nn.Linear(6 * 9, 8)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.last(self.norm(self.first(images)).tanh().flatten(1))
+
+
+def training(
+    loss: dict[str, Any], head: dict[str, Any] | None = None, backbone: Any = None, **settings: Any
+) -> Training:
+    spec = backbone or {"kind": "without_batch_statistics"}
+    return set_up(
+        TrainingSettings.model_validate(SETTINGS | settings),
+        TrainingImages(Patches(), SIZE),
+        CLASSES,
+        spec,
+        create(loss),
+        head or {"kind": "chunked", "block_size": 2},
+    )
+
+
+def trained(
+    folder: Path, loss: dict[str, Any], resume: bool = False, **given: Any
+) -> dict[str, Tensor]:
+    """All that is learned or counted at the end; of what ranks share out, this rank's part."""
+    one = training(loss, **given)
+    fit(one, folder, resume=resume)
+    lines = read_metrics(folder / "metrics.jsonl")
+    losses = [line["loss"] for line in lines if line["kind"] == "training"]
+    norms = [line["gradient_norm"] for line in lines if line["kind"] == "training"]
+    found = {name: value.clone() for name, value in one.tensors().items()}
+    return found | {"losses": torch.tensor(losses), "gradient norms": torch.tensor(norms)}
+
+
+def train_rank(rank: int, folder: str, cases: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    del rank
+    return {name: trained(Path(folder, name), **case) for name, case in cases.items()}
+
+
+def assert_same(
+    found: list[dict[str, Tensor]], expected: dict[str, Tensor], tolerance: float = 1e-8
+) -> None:
+    split = training(KAPPAFACE | {"estimator": "memory_buffer"}).head.split_entries()
+    split |= training(KAPPAFACE).head.split_entries() | {"weight_momentum": CLASSES, "bias": 7}
+    for name, value in expected.items():
+        parts = [rank[name] for rank in found]
+        if name.removeprefix("head.") in split:
+            together = torch.cat(parts)
+        else:
+            together = parts[0]
+            assert all(torch.equal(part, together) for part in parts), f"ranks differ in {name}"
+        torch.testing.assert_close(
+            together,
+            value,
+            rtol=tolerance,
+            atol=tolerance,
+            msg=lambda said, name=name: f"{name}: {said}",
+        )
+
+
+CASES: dict[str, dict[str, Any]] = {name: {"loss": spec} for name, spec in LOSS_SPECS.items()} | {
+    "accumulated": {"loss": {"kind": "arcface"}, "accumulate": 3},
+    "adamw": {"loss": {"kind": "adaface"}, "optimizer": {"kind": "adamw", "learning_rate": 0.01}},
+    "centres in backward": {
+        "loss": {"kind": "curricularface"},
+        "optimizer": {"learning_rate": 0.05, "centres_in_backward": True},
+    },
+    "sampled": {
+        "loss": {"kind": "curricularface"},
+        "head": {"kind": "chunked", "sample_rate": 1.0},
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def folder() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory() as name:
+        yield Path(name)
+
+
+@pytest.fixture(scope="module")
+def from_two_ranks(folder: Path) -> list[dict[str, dict[str, Tensor]]]:
+    return on_ranks(2, train_rank, str(folder / "two"), CASES)
+
+
+@pytest.mark.parametrize("name", list(CASES))
+def test_two_ranks_are_one_run(name: str, folder: Path, from_two_ranks: list) -> None:
+    one = trained(folder / "one" / name, **CASES[name])
+    assert len(one["losses"]) == STEPS
+    assert_same([rank[name] for rank in from_two_ranks], one)
+
+
+RESUMED = ("arcface", "kappaface, memory buffer", "adamw", "centres in backward", "sampled")
+
+
+def go_on(rank: int, folder: str) -> dict[str, Any]:
+    del rank
+    return {
+        name: trained(Path(folder, name), **CASES[name], resume=True, epochs=6) for name in RESUMED
+    }
+
+
+@pytest.mark.parametrize("ranks", [1, 3])
+def test_saved_by_two_ranks_resumed_by_others(
+    ranks: int, folder: Path, from_two_ranks: list, tmp_path: Path
+) -> None:
+    del from_two_ranks
+    shutil.copytree(folder / "two", tmp_path / "runs")
+    found = on_ranks(ranks, go_on, str(tmp_path / "runs"))
+    for name in RESUMED:
+        # A longer run's learning rate falls later, so the whole is one of two parts likewise.
+        trained(tmp_path / "one" / name, **CASES[name])
+        expected = trained(tmp_path / "one" / name, **CASES[name], resume=True, epochs=6)
+        # Ten more steps; the memory's normalised differences magnify roundings.
+        assert_same([rank[name] for rank in found], expected, 1e-6)
+
+
+def average_statistics(rank: int, folder: str) -> dict[str, Tensor]:
+    del rank
+    spec = {"kind": "without_batch_statistics", "with_them": True}
+    found = trained(Path(folder), {"kind": "adaface"}, backbone=spec, epochs=1)
+    return {name: found[name] for name in found if "running" in name}
+
+
+def test_running_averages_are_the_same_on_every_rank(tmp_path: Path) -> None:
+    one, other = on_ranks(2, average_statistics, str(tmp_path))
+    assert one and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def break_down(rank: int, folder: str) -> str:
+    one = training({"kind": "arcface"}, optimizer={"learning_rate": 1e30 if rank else 0.1})
+    try:
+        fit(one, Path(folder))
+    except NonFiniteLossError as error:
+        return str(error)
+    return "nothing happened"
+
+
+def test_every_rank_stops_with_the_diagnosis(tmp_path: Path) -> None:
+    one, other = on_ranks(2, break_down, str(tmp_path))
+    assert one == other and "training stopped at step" in one
+
+
+def refuse(rank: int, settings: dict[str, Any]) -> str:
+    del rank
+    try:
+        training({"kind": "arcface"}, **settings)
+    except ValueError as error:
+        return str(error)
+    return "accepted"
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"head": {"kind": "dense"}}, "'dense' would have 2 processes train a head each"),
+        ({"batch_size": 6, "accumulate": 2}, "set it to 8 or more"),
+    ],
+)
+def test_what_ranks_cannot_share_is_refused(settings: dict[str, Any], message: str) -> None:
+    for said in on_ranks(2, refuse, settings):
+        assert message in said
+
+
+def test_one_rank_needs_no_process_group(tmp_path: Path) -> None:
+    trained(tmp_path, {"kind": "arcface"}, epochs=1)
+    checkpoint = latest_checkpoint(tmp_path)
+    assert checkpoint is not None and checkpoint.name == "checkpoint-1"
