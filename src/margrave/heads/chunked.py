@@ -12,6 +12,7 @@ from torch.nn import functional
 from margrave.heads.contract import HEADS, Batch, Head
 from margrave.heads.cosine_cache import CosineCache
 from margrave.heads.cross_entropy import NegativeLogSumExp, Step
+from margrave.heads.dense import dense_cross_entropy
 from margrave.heads.fused_block import FusedBlock, can_compile, fused_block
 from margrave.heads.rowwise_sgd import sgd_
 from margrave.heads.sampling import sample_classes
@@ -137,6 +138,8 @@ class ChunkedHead(Head):
         sgd_(centres, gradient, buffer, lr=self.learning_rate, **self._update_settings)
 
     def cross_entropy(self, batch: Batch) -> Tensor:
+        if self._is_small(batch):
+            return dense_cross_entropy(self, batch)
         everyone = batch.everyone
         rows, labels = self._classes_at_hand(everyone.labels)
         features, own = everyone.unit_embeddings, batch.unit
@@ -166,6 +169,15 @@ class ChunkedHead(Head):
         total, cosine = NegativeLogSumExp.apply(own, batch.norm, self.weight, self.bias, step)
         modified = self.loss.modify_target(cosine, batch.context)
         return functional.softplus(total - self.loss.scale * modified, threshold=SOFTPLUS_THRESHOLD)
+
+    def _is_small(self, batch: Batch) -> bool:
+        """Whether all classes are one block of inner products, where blocks save nothing."""
+        plain = self.sample_rate is None and self.block_size is None and not self._update_settings
+        values = len(batch.labels) * self.num_classes
+        return (
+            plain and self.bias is not None and self.world.size == 1
+            and values <= BLOCK_VALUES["cpu"]
+        )  # fmt: skip
 
     def _fused_for(self, batch: Batch) -> FusedBlock | None:
         """The compiled arithmetic, where it is wanted and the loss allows it."""

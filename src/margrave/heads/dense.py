@@ -33,6 +33,23 @@ class Analysis:
     feature_norm: Tensor
 
 
+def dense_cross_entropy(head: Head, batch: Batch) -> Tensor:
+    """(B,) −log softmax of the modified cosines, all of them at once."""
+    products = _products(head, batch)
+    cosine = head.own_target_products(batch.unit, batch.norm, batch.labels)
+    target = head.loss.modify_target(cosine, batch.context)
+    negatives = head.loss.negatives(products, batch.target, batch.context)
+    modified = negatives.scatter(1, batch.labels[:, None], target[:, None])
+    return functional.cross_entropy(head.loss.scale * modified, batch.labels, reduction="none")
+
+
+def _products(head: Head, batch: Batch) -> Tensor:
+    """(B, C) cosines, or inner products plus bias."""
+    if head.bias is None:
+        return batch.unit @ unit_and_norm(head.weight)[0].T
+    return batch.norm[:, None] * (batch.unit @ head.weight.T) + head.bias
+
+
 @HEADS.register("dense")
 class DenseHead(Head):
     """A head that holds batch × classes: the truth that every faster head is measured against.
@@ -47,18 +64,7 @@ class DenseHead(Head):
     """
 
     def cross_entropy(self, batch: Batch) -> Tensor:
-        products = self._products(batch)
-        cosine = self.own_target_products(batch.unit, batch.norm, batch.labels)
-        target = self.loss.modify_target(cosine, batch.context)
-        negatives = self.loss.negatives(products, batch.target, batch.context)
-        modified = negatives.scatter(1, batch.labels[:, None], target[:, None])
-        return functional.cross_entropy(self.loss.scale * modified, batch.labels, reduction="none")
-
-    def _products(self, batch: Batch) -> Tensor:
-        """(B, C) cosines, or inner products plus bias."""
-        if self.bias is None:
-            return batch.unit @ unit_and_norm(self.weight)[0].T
-        return batch.norm[:, None] * (batch.unit @ self.weight.T) + self.bias
+        return dense_cross_entropy(self, batch)
 
     @torch.no_grad()
     def analyse(self, embeddings: Tensor, labels: Tensor) -> Analysis:
@@ -74,7 +80,7 @@ class DenseHead(Head):
         try:
             with torch.autocast(embeddings.device.type, enabled=False):
                 batch = self.prepare(embeddings, labels)
-                products = self._products(batch)
+                products = _products(self, batch)
                 hard = self.loss.hard_negatives(products, batch.target, batch.context)
                 modified = self.loss.modify_target(batch.target, batch.context)
                 return Analysis(
