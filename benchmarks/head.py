@@ -125,10 +125,11 @@ def main() -> None:
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)
-    table = Table("head", "loss", "B", "C", "budget MB", "ms", "ratio to products", "peak MB")
+    headings = ("head", "loss", "B", "C", "budget MB", "ms", "products ms", "ratio", "peak MB")
+    table = Table(*headings)
     for row in rows:
-        names = ("head", "loss", "batch", "classes", "budget", "milliseconds", "ratio", "peak")
-        table.add_row(*(str(row[name]) for name in names))
+        names = ("head", "loss", "batch", "classes", "budget", "milliseconds", "products", "ratio")
+        table.add_row(*(str(row[name]) for name in (*names, "peak")))
     console = Console()
     console.print(table)
     console.print(f"{machine(given.device)}, {given.dtype}, D = {given.features}; "
@@ -149,9 +150,8 @@ def measure(given: argparse.Namespace, classes: int, batch: int) -> list[dict[st
         head.weight = weight
         return head.to(**place)
 
-    cases: dict[tuple[str, str, float | None], tuple[Head | None, Run]] = {
-        ("products", "", None): (None, three_products(embeddings, weight.detach()))
-    }
+    products = three_products(embeddings, weight.detach())
+    cases: dict[tuple[str, str, float | None], tuple[Head, Run]] = {}
     for loss in given.dense:
         head = shared(DenseHead(loss, classes, given.features))
         cases["dense", loss, None] = head, head_step(head, embeddings, labels)
@@ -161,28 +161,30 @@ def measure(given: argparse.Namespace, classes: int, batch: int) -> list[dict[st
             head = shared(ChunkedHead(loss, classes, given.features, **settings))
             cases["chunked", loss, budget] = head, head_step(head, embeddings, labels)
     times: dict[object, list[float]] = {case: [] for case in cases}
+    # The products are run beside every case: a shared machine's speed drifts within a repetition.
+    beside: dict[object, list[float]] = {case: [] for case in cases}
     # Refreshed by hand: a thread of its own would disturb what is measured.
     with Progress(auto_refresh=False) as progress:
         task = progress.add_task(f"C {classes} B {batch}", total=given.repetitions + 1)
         for repetition in range(given.repetitions + 1):
             for case, (head, run) in cases.items():
-                seconds = timed(run, given.device)
+                floor, seconds = timed(products, given.device), timed(run, given.device)
                 if repetition:  # the first is warm-up
+                    beside[case].append(floor)
                     times[case].append(seconds)
                 weight.grad = None
-                if head is not None:
-                    head.zero_grad()
+                head.zero_grad()
             progress.update(task, advance=1, refresh=True)
-    floor = statistics.median(times["products", "", None])
     rows: list[dict[str, object]] = []
     for case, (head, run) in cases.items():
-        median = statistics.median(times[case])
-        peak = "" if head is None else round(peak_megabytes(run, head), 1)
+        median, floor = statistics.median(times[case]), statistics.median(beside[case])
+        peak = round(peak_megabytes(run, head), 1)
         rows.append(
             dict(
                 zip(("head", "loss", "budget"), case, strict=True),
                 batch=batch, classes=classes, features=given.features, dtype=given.dtype,
-                milliseconds=round(1000 * median, 2), ratio=round(median / floor, 3), peak=peak,
+                milliseconds=round(1000 * median, 2), products=round(1000 * floor, 2),
+                ratio=round(median / floor, 3), peak=peak,
                 machine=machine(given.device),
             )
         )  # fmt: skip

@@ -19,6 +19,7 @@ from ranks import on_ranks
 
 from margrave.backbones import BACKBONES
 from margrave.data import TrainingImages
+from margrave.distributed import whole
 from margrave.losses import LOSSES, create
 from margrave.training import (
     NonFiniteLossError,
@@ -246,3 +247,39 @@ def test_one_rank_needs_no_process_group(tmp_path: Path) -> None:
     trained(tmp_path, {"kind": "arcface"}, epochs=1)
     checkpoint = latest_checkpoint(tmp_path)
     assert checkpoint is not None and checkpoint.name == "checkpoint-1"
+
+
+FSDP: dict[str, dict[str, Any]] = {
+    "sgd": {"loss": {"kind": "adaface"}, "strategy": "fsdp"},
+    "adamw": {
+        "loss": {"kind": "kappaface", "estimator": "momentum_encoder"},
+        "strategy": "fsdp",
+        "accumulate": 2,
+        "optimizer": {"kind": "adamw", "learning_rate": 0.01},
+    },
+}
+
+
+def train_split_backbone(rank: int, folder: str) -> dict[str, Any]:
+    del rank
+    found = {}
+    for name, case in FSDP.items():
+        values = trained(Path(folder, name), **case)
+        found[name] = {key: whole(value) for key, value in values.items()}
+    return found
+
+
+def test_a_backbone_split_over_ranks_is_one_run_too(tmp_path: Path) -> None:
+    found = on_ranks(3, train_split_backbone, str(tmp_path / "split"))
+    for name, case in FSDP.items():
+        one = trained(tmp_path / "one" / name, **case)
+        assert_same([rank[name] for rank in found], one)
+        # What it saved, one process reads without FSDP.
+        alone = training(case["loss"], optimizer=case.get("optimizer", {}), accumulate=2)
+        checkpoint = latest_checkpoint(tmp_path / "split" / name)
+        assert checkpoint is not None
+        alone.load(checkpoint)
+        assert torch.equal(alone.network.last.weight, found[0][name]["backbone.last.weight"])
+        for parameter in alone.network.parameters():
+            state = alone.optimizer.state[parameter].values()
+            assert all(value.ndim == 0 or value.shape == parameter.shape for value in state)

@@ -176,8 +176,9 @@ class Run:
                 after_epoch=after_epoch,
                 report=report,
             )
+        model = training.model
         if self.first:
-            save_model(self.folder / "model.safetensors", training.model.state_dict(), self.card())
+            save_model(self.folder / "model.safetensors", model.state_dict(), self.card())
         self._name(training.unreadable)
         judged = judged or self.judge(training)
         if self.first:

@@ -19,6 +19,7 @@ from margrave.distributed.launch import (
     record_failure,
 )
 from margrave.distributed.partition import owned_classes
+from margrave.distributed.sharding import shard_parameters, whole
 from margrave.distributed.world import World, current_world
 
 __all__ = [
@@ -38,5 +39,7 @@ __all__ = [
     "own_rows",
     "owned_classes",
     "record_failure",
+    "shard_parameters",
     "sizes_of_ranks",
+    "whole",
 ]

@@ -29,6 +29,17 @@ COMPILED_FROM = 2**23
 SOFTPLUS_THRESHOLD = 50.0
 
 
+def block_size_for(samples: int, device: str, fused: bool) -> int:
+    """How many classes make a good block."""
+    values = (FUSED_BLOCK_VALUES if fused else BLOCK_VALUES)[device] // samples
+    return min(max(values, SMALLEST_BLOCK), LARGEST_BLOCK)
+
+
+def worth_compiling(samples: int, classes: int, device: str) -> bool:
+    """Whether there is enough to do for a compilation to pay, and a compiler."""
+    return samples * classes >= COMPILED_FROM and can_compile(device)
+
+
 @HEADS.register("chunked")
 class ChunkedHead(Head):
     """The dense head's loss and gradient from blocks of classes, each small enough for the cache.
@@ -133,9 +144,9 @@ class ChunkedHead(Head):
         self._update_settings = {"momentum": momentum, "weight_decay": weight_decay}
 
     def _update(self, block: slice, gradient: Tensor) -> None:
-        buffer = None if self.weight_momentum is None else self.weight_momentum[block]
+        buffers = [] if self.weight_momentum is None else [self.weight_momentum[block]]
         centres = self.weight.detach()[block]
-        sgd_(centres, gradient, buffer, lr=self.learning_rate, **self._update_settings)
+        sgd_([centres], [gradient], buffers, lr=self.learning_rate, **self._update_settings)
 
     def cross_entropy(self, batch: Batch) -> Tensor:
         if self._is_small(batch):
@@ -148,9 +159,8 @@ class ChunkedHead(Head):
         target = everyone.target_cosine
         target = target.float() if target.dtype.itemsize < 4 else target
         fused = self._fused_for(batch)
-        sizes = BLOCK_VALUES if fused is None else FUSED_BLOCK_VALUES
-        values = sizes["cuda" if target.is_cuda else "cpu"] // len(target)
-        block_size = self.block_size or min(max(values, SMALLEST_BLOCK), LARGEST_BLOCK)
+        device = "cuda" if target.is_cuda else "cpu"
+        block_size = self.block_size or block_size_for(len(target), device, fused is not None)
         step = Step(
             loss=self.loss,
             features=features,
@@ -183,8 +193,7 @@ class ChunkedHead(Head):
         """The compiled arithmetic, where it is wanted and the loss allows it."""
         samples, wanted = len(batch.everyone.labels), self.compiled
         if wanted is None:
-            enough = samples * len(self.classes) >= COMPILED_FROM
-            wanted = enough and can_compile(batch.unit.device.type)
+            wanted = worth_compiling(samples, len(self.classes), batch.unit.device.type)
         if not wanted or not self.loss.normalized:
             return None
         try:

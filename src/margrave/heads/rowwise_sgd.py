@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -11,19 +11,25 @@ from torch import Tensor
 
 @torch.no_grad()
 def sgd_(
-    parameter: Tensor,
-    gradient: Tensor,
-    momentum_buffer: Tensor | None,
+    parameters: list[Tensor],
+    gradients: list[Tensor],
+    momentum_buffers: list[Tensor],
     *,
     lr: float,
     momentum: float,
     weight_decay: float,
 ) -> None:
-    """v ← momentum·v + (g + decay·w), w ← w − rate·v, in place; the gradient is used up."""
-    gradient.add_(parameter, alpha=weight_decay)
-    if momentum_buffer is not None:
-        gradient = momentum_buffer.mul_(momentum).add_(gradient)
-    parameter.add_(gradient, alpha=-lr)
+    """v ← momentum·v + (g + decay·w), w ← w − rate·v, in place; gradients are used up.
+
+    Without momentum there are no buffers. Nothing of a parameter's size is allocated.
+    """
+    if weight_decay:
+        torch._foreach_add_(gradients, parameters, alpha=weight_decay)
+    if momentum_buffers:
+        torch._foreach_mul_(momentum_buffers, momentum)
+        torch._foreach_add_(momentum_buffers, gradients)
+        gradients = momentum_buffers
+    torch._foreach_add_(parameters, gradients, alpha=-lr)
 
 
 class RowwiseSGD(torch.optim.Optimizer):
@@ -72,24 +78,31 @@ class RowwiseSGD(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
+            settings = {name: group[name] for name in ("lr", "momentum", "weight_decay")}
+            dense: list[tuple[Tensor, Tensor, Tensor | None]] = []
             for parameter in group["params"]:
-                if parameter.grad is not None:
-                    self._update(parameter, parameter.grad, group)
+                if parameter.grad is None:
+                    continue
+                if group["momentum"] and "momentum_buffer" not in self.state[parameter]:
+                    self.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+                buffer = self.state[parameter].get("momentum_buffer")
+                if parameter.grad.is_sparse:
+                    _update_rows(parameter, parameter.grad.coalesce(), buffer, settings)
+                else:
+                    dense.append((parameter, parameter.grad, buffer))
+            if dense:
+                parameters, gradients, buffers = map(list, zip(*dense, strict=True))
+                sgd_(parameters, gradients, [b for b in buffers if b is not None], **settings)
         return loss
 
-    def _update(self, parameter: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
-        settings = {name: group[name] for name in ("lr", "momentum", "weight_decay")}
-        state = self.state[parameter]
-        if group["momentum"] and "momentum_buffer" not in state:
-            state["momentum_buffer"] = torch.zeros_like(parameter)
-        buffer = state.get("momentum_buffer")
-        if not gradient.is_sparse:
-            sgd_(parameter, gradient, buffer, **settings)
-            return
-        gradient = gradient.coalesce()
-        rows = gradient.indices()[0]
-        touched, moved = parameter[rows], None if buffer is None else buffer[rows]
-        sgd_(touched, gradient.values().clone(), moved, **settings)
-        parameter.index_copy_(0, rows, touched)
-        if buffer is not None and moved is not None:
-            buffer.index_copy_(0, rows, moved)
+
+@torch.no_grad()
+def _update_rows(
+    parameter: Tensor, gradient: Tensor, buffer: Tensor | None, settings: Mapping[str, float]
+) -> None:
+    rows = gradient.indices()[0]
+    touched, moved = parameter[rows], [] if buffer is None else [buffer[rows]]
+    sgd_([touched], [gradient.values().clone()], moved, **settings)
+    parameter.index_copy_(0, rows, touched)
+    if buffer is not None:
+        buffer.index_copy_(0, rows, moved[0])

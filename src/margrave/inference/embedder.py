@@ -53,14 +53,16 @@ class Embedder:
     @torch.inference_mode()
     def embed(self, pixels: Tensor) -> Tensor:
         """(B, 3, S, S) uint8 -> (B, D) float32 unnormalised embeddings."""
-        device = next(self.backbone.parameters()).device
+        parameter = next(self.backbone.parameters())
+        device, dtype = parameter.device, parameter.dtype
         was_training = self.backbone.training
         self.backbone.eval()
         try:
             images = normalise(pixels.to(device), self.card.mean, self.card.deviation)
             low = self.precision in (torch.bfloat16, torch.float16)
             with torch.autocast(device.type, self.precision if low else None, enabled=low):
-                return self.backbone(images.to(memory_format=torch.channels_last)).float().cpu()
+                images = images.to(dtype, memory_format=torch.channels_last)
+                return self.backbone(images).float().cpu()
         finally:
             self.backbone.train(was_training)
 

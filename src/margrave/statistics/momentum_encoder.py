@@ -7,6 +7,8 @@ import copy
 import torch
 from torch import Tensor, nn
 
+from margrave.distributed import whole
+
 
 class MomentumEncoder(nn.Module):
     """An exponential moving average of a network's parameters and floating-point buffers.
@@ -60,7 +62,8 @@ class MomentumEncoder(nn.Module):
         if self.warm_up:
             momentum = torch.minimum(momentum, (1 + self.updates) / (10 + self.updates))
         for name, average in self.average.state_dict().items():
+            now = whole(current[name])
             if average.is_floating_point():
-                average.lerp_(current[name].to(average), (1 - momentum).to(average))
+                average.lerp_(now.to(average), (1 - momentum).to(average))
             else:
-                average.copy_(current[name])
+                average.copy_(now)

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from margrave.distributed import all_reduce_max, gather_objects
+from margrave.distributed import all_reduce_max, gather_objects, whole
 from margrave.training.checkpoint import latest_checkpoint
 from margrave.training.gradients import gradient_values
 from margrave.training.state import Training
@@ -70,7 +70,8 @@ def diagnose_gradient(training: Training, folder: Path) -> NonFiniteLossError:
         f"{part}.{name}"
         for part, module in modules.items()
         for name, parameter in module.named_parameters()
-        if (values := gradient_values(parameter)) is not None and not torch.isfinite(values).all()
+        if (values := gradient_values(parameter)) is not None
+        and not torch.isfinite(whole(values)).all()
     ]
     everyones = gather_objects(bad, training.world)
     bad = list(dict.fromkeys(name for names in everyones for name in names))

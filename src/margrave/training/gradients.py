@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from margrave.distributed import World, all_reduce_sum
+from margrave.distributed import World, all_reduce_sum, whole
 
 
 def gradient_values(parameter: nn.Parameter) -> Tensor | None:
@@ -36,7 +36,7 @@ def clip_gradients(
     """The norm () of all gradients together, which are scaled down to `limit` if it is more.
 
     Args:
-        parameters: whose gradient is the same on every rank.
+        parameters: whose gradient is the same on every rank, or FSDP's.
         limit: None to measure only.
         split: of which each rank has a part of its own.
         world: the ranks.
@@ -48,9 +48,12 @@ def clip_gradients(
     """
     same, parts = _values(parameters), _values(split)
     of_parts = all_reduce_sum(nn.utils.get_total_norm(parts).square(), world or World())
-    total = (nn.utils.get_total_norm(same).square() + of_parts).sqrt()
+    total = (whole(nn.utils.get_total_norm(same)).square() + of_parts).sqrt()
     if limit is not None:
-        torch._foreach_mul_(same + parts, (limit / (total + 1e-6)).clamp(max=1.0))
+        factor = (limit / (total + 1e-6)).clamp(max=1.0)
+        # Not in one call: FSDP's gradients are of another sort.
+        for values in filter(None, (same, parts)):
+            torch._foreach_mul_(values, factor)
     return total
 
 

@@ -16,7 +16,8 @@ def build_optimizer(
 ) -> torch.optim.Optimizer:
     """SGD or AdamW over all trainable parameters; those of one dimension or none do not decay.
 
-    Where a head samples its classes, SGD touches the rows that took part.
+    SGD is `RowwiseSGD`: torch's rule without temporary copies of millions of centres, and where a
+    head samples its classes, of the rows that took part alone.
 
     Raises:
         ValueError: AdamW for a head that samples its classes.
@@ -32,26 +33,22 @@ def build_optimizer(
         for parameter in module.parameters()
         if parameter.requires_grad
     ]
+    # FSDP's parameters are of another sort, which updates of many at once cannot mix with others.
+    sorts = {(parameter.ndim > 1, type(parameter.detach())): None for parameter in trainable}
     groups = [
         {
-            "params": [parameter for parameter in trainable if parameter.ndim > 1],
-            "weight_decay": settings.weight_decay,
-        },
-        {
-            "params": [parameter for parameter in trainable if parameter.ndim <= 1],
-            "weight_decay": 0.0,
-        },
+            "params": [p for p in trainable if (p.ndim > 1, type(p.detach())) == (decays, sort)],
+            "weight_decay": settings.weight_decay if decays else 0.0,
+        }
+        for decays, sort in sorted(sorts, key=lambda pair: not pair[0])
     ]
-    groups = [group for group in groups if group["params"]]
     samples = any(getattr(module, "sample_rate", None) is not None for module in modules)
     if samples and settings.kind != "sgd":
         raise ValueError(
             f"head.sample_rate gives the class centres a sparse gradient, which {settings.kind} "
             "cannot apply; set training.optimizer.kind to sgd, or sample_rate to null"
         )
-    if samples:
-        return RowwiseSGD(groups, lr=settings.learning_rate, momentum=settings.momentum)
     if settings.kind == "sgd":
-        return torch.optim.SGD(groups, lr=settings.learning_rate, momentum=settings.momentum)
+        return RowwiseSGD(groups, lr=settings.learning_rate, momentum=settings.momentum)
     betas = (settings.momentum, settings.second_momentum)
     return torch.optim.AdamW(groups, lr=settings.learning_rate, betas=betas)

@@ -64,6 +64,8 @@ class TrainingSettings(Settings):
     """Largest norm of all gradients together."""
     precision: Literal["float32", "bfloat16", "float64"] = "float32"
     """Of the backbone; the head computes in float32, or float64 (slow, for comparisons)."""
+    strategy: Literal["ddp", "fsdp"] = "ddp"
+    """How several processes hold the backbone: each a whole copy, or each a share (FSDP2)."""
     channels_last: bool = True
     """Memory layout in which most machines convolve faster."""
     weight_average: float | None = Field(default=None, gt=0, lt=1)

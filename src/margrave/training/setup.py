@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import warnings
 from collections.abc import Mapping
@@ -9,13 +10,13 @@ from typing import Any
 
 import torch
 from lightning_fabric import Fabric
-from lightning_fabric.strategies import DDPStrategy
+from lightning_fabric.strategies import DDPStrategy, ModelParallelStrategy
 from torch import nn
 
 from margrave import backbones
 from margrave.checkpoints import load_strictly
 from margrave.data import EpochSampler, TrainingImages, training_loader
-from margrave.distributed import current_launch
+from margrave.distributed import current_launch, shard_parameters
 from margrave.heads import HEADS, ChunkedHead
 from margrave.losses import Loss
 from margrave.statistics import MomentumEncoder
@@ -23,7 +24,7 @@ from margrave.training.optimizer import build_optimizer
 from margrave.training.settings import TrainingSettings
 from margrave.training.state import Training
 
-PRECISIONS = {"float32": "32-true", "bfloat16": "bf16-mixed", "float64": "64-true"}
+PRECISIONS = {"bfloat16": "bf16-mixed"}
 
 
 def set_up(
@@ -60,9 +61,9 @@ def set_up(
             accelerator=settings.accelerator,
             devices=launch.local_size,
             num_nodes=launch.size // launch.local_size,
-            # Running averages are averaged over ranks once a step, see the loop.
-            strategy=DDPStrategy(broadcast_buffers=False) if launch.size > 1 else "auto",
-            precision=PRECISIONS[settings.precision],  # pyright: ignore[reportArgumentType]
+            strategy=_strategy(settings, launch.size),
+            # Fabric cannot cast to float64 beside FSDP; that is done below.
+            precision=PRECISIONS.get(settings.precision, "32-true"),  # pyright: ignore[reportArgumentType]
         )
     except (RuntimeError, ValueError) as error:
         raise ValueError(
@@ -87,7 +88,9 @@ def set_up(
             )
         optimizing = settings.optimizer
         built_head.update_in_backward(optimizing.momentum, optimizing.weight_decay)
-    if settings.channels_last:
+    split = settings.strategy == "fsdp" and launch.size > 1
+    # FSDP takes parameters in their usual layout alone.
+    if settings.channels_last and not split:
         network = network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     average = None
     if settings.weight_average is not None:
@@ -95,11 +98,15 @@ def set_up(
     encoder = None
     if "momentum_embeddings" in built_head.reads:
         encoder = MomentumEncoder(network, settings.encoder_momentum)
+    double = torch.float64 if settings.precision == "float64" else None
+    network = network.to(double)
+    whole_network = None
+    if split:
+        whole_network = copy.deepcopy(network).requires_grad_(False)
     with warnings.catch_warnings():
         # The name that succeeds it is not known to the oldest torch that we run with.
         warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated")
         wrapped = fabric.setup_module(network)
-    double = torch.float64 if settings.precision == "float64" else None
     for module in (built_head, average, encoder):
         if module is not None:
             module.to(fabric.device, double)
@@ -115,6 +122,7 @@ def set_up(
         settings=settings,
         fabric=fabric,
         network=network,
+        whole_network=whole_network,
         backbone=wrapped,
         head=built_head,
         optimizer=optimizer,
@@ -126,6 +134,17 @@ def set_up(
             images, sampler, settings.workers, pin_memory=fabric.device.type == "cuda"
         ),
     )
+
+
+def _strategy(settings: TrainingSettings, processes: int) -> Any:
+    if processes == 1:
+        return "auto"
+    if settings.strategy == "fsdp":
+        return ModelParallelStrategy(
+            parallelize_fn=shard_parameters, data_parallel_size=processes, tensor_parallel_size=1
+        )
+    # Running averages are averaged over ranks once a step, see the loop.
+    return DDPStrategy(broadcast_buffers=False)
 
 
 def _check_batches(settings: TrainingSettings, processes: int) -> None:

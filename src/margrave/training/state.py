@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from margrave.data import Batch, EpochSampler, TrainingImages
-from margrave.distributed import World, current_world
+from margrave.distributed import World, current_world, whole
 from margrave.distributed.tensor_store import load_tensors, stored_tensors
 from margrave.heads import Head
 from margrave.statistics import MomentumEncoder
@@ -41,6 +41,7 @@ class Training:
         settings: the loop's settings.
         fabric: launches, places, casts and wraps.
         network: the backbone itself.
+        whole_network: where its parameters are split over ranks, room to gather them.
         backbone: the same as Fabric wraps it.
         head: class centres, loss and statistics.
         optimizer: of both.
@@ -56,6 +57,7 @@ class Training:
     settings: TrainingSettings
     fabric: Fabric
     network: nn.Module
+    whole_network: nn.Module | None
     backbone: _FabricModule
     head: Head
     optimizer: torch.optim.Optimizer
@@ -69,8 +71,17 @@ class Training:
 
     @property
     def model(self) -> nn.Module:
-        """The network to judge and to keep: the averaged one if there is one."""
-        return self.network if self.average is None else self.average.average
+        """The network to judge and to keep: the averaged one if there is one.
+
+        Every rank asks for it: parameters that are split over ranks are gathered.
+        """
+        if self.average is not None:
+            return self.average.average
+        if self.whole_network is None:
+            return self.network
+        state = {name: whole(value) for name, value in self.network.state_dict().items()}
+        self.whole_network.load_state_dict(state)
+        return self.whole_network.to(self.fabric.device)
 
     @property
     def world(self) -> World:
@@ -139,8 +150,10 @@ class Training:
             prefix = f"optimizer.{name}."
             for key in [key for key in stored if key.startswith(prefix)]:
                 shape, dtype = stored[key]
-                own = parameter.shape if shape == self._shape(name, parameter) else shape
-                value = torch.zeros(own, dtype=dtype, device=parameter.device)
+                if shape == self._shape(name, parameter):
+                    value = torch.zeros_like(parameter, dtype=dtype)
+                else:
+                    value = torch.zeros(shape, dtype=dtype)
                 self.optimizer.state[parameter][key.removeprefix(prefix)] = tensors[key] = value
         load_tensors(checkpoint, tensors, self._rows(tensors), self.world)
         self.position = Position(**state["position"])
