@@ -67,7 +67,8 @@ def measure(case: dict, steps: int) -> dict[str, float]:
     if settings.optimizer.centres_in_backward:
         head.update_in_backward(settings.optimizer.momentum, settings.optimizer.weight_decay)
         head.learning_rate = 0.1
-    optimizer = build_optimizer(settings.optimizer, [head])
+    # Centres that are updated in the backward pass leave nothing to an optimiser.
+    optimizer = build_optimizer(settings.optimizer, [head]) if head.weight.requires_grad else None
     seconds = []
     for _ in range(steps + 1):
         own = case["batch"] // launched.size
@@ -75,7 +76,7 @@ def measure(case: dict, steps: int) -> dict[str, float]:
         labels = torch.randint(case["classes"], (own,))
         started = time.perf_counter()
         head(embeddings, labels).backward()
-        if optimizer.param_groups:
+        if optimizer is not None:
             optimizer.step()
             optimizer.zero_grad()
         seconds.append(time.perf_counter() - started)

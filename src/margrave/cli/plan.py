@@ -22,10 +22,14 @@ def plan(
         list[str] | None, typer.Option("--set", help="Any setting: training.batch_size=1024.")
     ] = None,
     teraflops: Annotated[
-        float | None, typer.Option(min=1e-6, help="Of a rank; by default measured here.")
+        float | None,
+        typer.Option(min=1e-6, help="Of a rank in float32; default: measured here."),
+    ] = None,
+    low_teraflops: Annotated[
+        float | None, typer.Option(min=1e-6, help="The same in bfloat16, for the backbone.")
     ] = None,
     memory_bandwidth: Annotated[
-        float | None, typer.Option(min=1e-6, help="GB/s of a rank; by default measured here.")
+        float | None, typer.Option(min=1e-6, help="GB/s of a rank; default: measured here.")
     ] = None,
     network_bandwidth: Annotated[float, typer.Option(min=1e-6, help="GB/s between ranks.")] = 1.0,
     device: Annotated[
@@ -41,7 +45,7 @@ def plan(
 
     from margrave.config import merge, parse_overrides, read_config
     from margrave.losses import create as create_loss
-    from margrave.training.plan import measure_machine, plan_training
+    from margrave.training.plan import Machine, measure_machine, plan_training
 
     if device not in (None, "cpu", "cuda"):
         raise ValueError(f"--device {device!r}: choices are cpu and cuda")
@@ -52,9 +56,12 @@ def plan(
     config = read_config(
         recipes or [], merge(overrides, {"data": {"train": {"kind": "synthetic"}}})
     )
-    machine = measure_machine()
+    given = (teraflops, low_teraflops, memory_bandwidth)
+    # What another machine does is not measured here.
+    machine = Machine(flops=1, memory_bandwidth=1) if all(given) else measure_machine()
     measured = {
         "flops": None if teraflops is None else 1e12 * teraflops,
+        "low_flops": None if low_teraflops is None else 1e12 * low_teraflops,
         "memory_bandwidth": None if memory_bandwidth is None else 1e9 * memory_bandwidth,
         "network_bandwidth": 1e9 * network_bandwidth,
         "device": device,

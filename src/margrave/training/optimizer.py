@@ -51,4 +51,5 @@ def build_optimizer(
     if settings.kind == "sgd":
         return RowwiseSGD(groups, lr=settings.learning_rate, momentum=settings.momentum)
     betas = (settings.momentum, settings.second_momentum)
-    return torch.optim.AdamW(groups, lr=settings.learning_rate, betas=betas)
+    # Fused, it takes no temporary copies of the centres either.
+    return torch.optim.AdamW(groups, lr=settings.learning_rate, betas=betas, fused=True)

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from margrave import backbones
@@ -40,12 +41,14 @@ class Machine:
 
     Attributes:
         flops: multiplications and additions a second, in a product of float32 matrices.
+        low_flops: the same in bfloat16, which only the backbone computes in; None for `flops`.
         memory_bandwidth: bytes a second that go through its memory.
         network_bandwidth: bytes a second between ranks.
         device: ``cpu`` or ``cuda``.
     """
 
     flops: float
+    low_flops: float | None = None
     memory_bandwidth: float
     network_bandwidth: float = 1e9
     device: str = "cpu"
@@ -54,14 +57,18 @@ class Machine:
 def measure_machine(batch: int = 256, features: int = 512) -> Machine:
     """A second or two of products and copies on this machine's GPU, or on its processor."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    embeddings = torch.randn(batch, features, device=device)
-    centres = torch.randn(2**14, features, device=device)
-    products = torch.empty(batch, 2**14, device=device)
-    seconds = _seconds(lambda: torch.mm(embeddings, centres.T, out=products), device)
-    flops = 2 * products.numel() * features / seconds
+    flops = []
+    for dtype in (torch.float32, torch.bfloat16):
+        embeddings = torch.randn(batch, features, device=device, dtype=dtype)
+        centres = torch.randn(2**14, features, device=device, dtype=dtype)
+        products = torch.empty(batch, 2**14, device=device, dtype=dtype)
+        seconds = _seconds(
+            lambda e=embeddings, c=centres, p=products: torch.mm(e, c.T, out=p), device
+        )
+        flops.append(2 * products.numel() * features / seconds)
     large = torch.ones(2**26, device=device)
     bandwidth = 2 * large.nbytes / _seconds(lambda: large.mul_(1.0), device)
-    return Machine(flops=flops, memory_bandwidth=bandwidth, device=device)
+    return Machine(flops=flops[0], low_flops=flops[1], memory_bandwidth=bandwidth, device=device)
 
 
 def _seconds(run: Any, device: str) -> float:
@@ -151,7 +158,8 @@ def plan_training(
             settings, backbone, image_size, ranks
         )
         memory |= of_backbone
-        floor = seconds["backbone"] = arithmetic / machine.flops
+        low = machine.low_flops if settings.precision == "bfloat16" else None
+        floor = seconds["backbone"] = arithmetic / (low or machine.flops)
         if ranks > 1:
             seconds["gradients over the network"] = exchanged / machine.network_bandwidth
     shape = _Shape(
@@ -199,11 +207,11 @@ def _head_memory(
     embeddings = FLOAT * shape.samples * shape.features
     memory = {"class centres": shape.centres, "their momentum": moments * shape.centres}
     if head["kind"] == "dense":
-        # Normalised copy and its gradient; cosines, negatives, logits, and gradients on the way.
+        # Normalised copy and its gradient; cosines, negatives, logits, masks, and their gradients.
         return memory | {
             "their gradient": shape.centres,
             "normalised copies": 2 * shape.centres,
-            "cosines": 5 * cosines,
+            "cosines": 8 * cosines,
             "batch": 6 * embeddings,
         }
     block = _block_size(head, shape)
@@ -281,6 +289,10 @@ def _plan_backbone(
     """Embedding size, memory, arithmetic of a step, and bytes exchanged between ranks."""
     with torch.device("meta"):
         network = backbones.create(spec).train()
+    # Tensors without content, for which a processor's own operations are chosen.
+    fake = FakeTensorMode(allow_non_fake_inputs=True)
+    with fake:
+        network.to_empty(device="cpu")
         images = torch.empty(2, 3, image_size, image_size)
     saved: dict[int, Tensor] = {}
     own = {tensor.untyped_storage()._cdata for tensor in network.parameters()}
@@ -293,7 +305,7 @@ def _plan_backbone(
         return tensor
 
     counter = FlopCounterMode(display=False)
-    with torch.autograd.graph.saved_tensors_hooks(save, lambda tensor: tensor), counter:
+    with fake, torch.autograd.graph.saved_tensors_hooks(save, lambda tensor: tensor), counter:
         embeddings = network(images)
     activations = sum(tensor.nbytes for tensor in saved.values()) / len(images)
     forward = counter.get_total_flops() / len(images)

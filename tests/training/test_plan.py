@@ -1,0 +1,161 @@
+"""What is planned is what is allocated."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from margrave import backbones
+from margrave.heads import HEADS, Head
+from margrave.losses import create
+from margrave.training import TrainingSettings
+from margrave.training.optimizer import build_optimizer
+from margrave.training.plan import Machine, measure_machine, plan_training
+
+MACHINE = Machine(flops=1e11, memory_bandwidth=1e10)
+CLASSES, FEATURES, BATCH = 60_000, 128, 64
+CASES: dict[str, dict[str, Any]] = {
+    "chunked": {},
+    "nothing kept": {"head": {"memory_budget": 0}},
+    "adamw": {"optimizer": {"kind": "adamw"}},
+    "no momentum": {"optimizer": {"momentum": 0}},
+    "inside the backward pass": {"optimizer": {"centres_in_backward": True}},
+    "sampled": {"head": {"sample_rate": 0.2}},
+    "kappaface": {"loss": {"kind": "kappaface"}},
+    "memory buffer": {
+        "loss": {"kind": "kappaface", "estimator": "memory_buffer"},
+        "num_samples": 100_000,
+    },
+    "dense": {"head": {"kind": "dense"}},
+}
+
+
+def peak_bytes(run: Callable[[], object]) -> tuple[int, int]:
+    """Most bytes allocated at a time, and how many are left, while something runs."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
+        left_over = run()
+    level = peak = 0
+    for event in recorded.profiler.kineto_results.events():  # type: ignore[union-attr]
+        if event.name() == "[memory]":
+            level += event.nbytes()
+            peak = max(peak, level)
+    del left_over
+    return peak, level
+
+
+@pytest.mark.parametrize("name", list(CASES))
+def test_memory_of_a_step_within_a_tenth(name: str) -> None:
+    case = CASES[name]
+    settings = TrainingSettings(batch_size=BATCH, optimizer=case.get("optimizer", {}))
+    spec = {"kind": "chunked", **case.get("head", {})}
+    loss = create(case.get("loss", {"kind": "adaface"}))
+    samples = case.get("num_samples", 0)
+
+    def steps() -> Head:
+        given = {key: value for key, value in spec.items() if key != "kind"}
+        head = HEADS.get(spec["kind"])(loss, CLASSES, FEATURES, num_samples=samples, **given)
+        within = settings.optimizer.centres_in_backward
+        if within:
+            head.update_in_backward()  # type: ignore[operator]
+            head.learning_rate = 0.1
+        optimizer = None if within else build_optimizer(settings.optimizer, [head])
+        for _ in range(2):
+            labels = torch.randint(CLASSES, (BATCH,))
+            embeddings = torch.randn(BATCH, FEATURES, requires_grad=True)
+            head(embeddings, labels, sample_indices=torch.arange(BATCH)).backward()
+            if optimizer is not None:
+                optimizer.step()
+                optimizer.zero_grad()
+        return head
+
+    measured, _ = peak_bytes(steps)
+    plan = plan_training(
+        settings,
+        spec,
+        loss,
+        num_classes=CLASSES,
+        embedding_size=FEATURES,
+        num_samples=samples,
+        machine=MACHINE,
+    )
+    planned = plan.bytes - plan.memory["process"]
+    assert planned == pytest.approx(measured, rel=0.1), plan.memory
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        {"kind": "iresnet", "block_counts": (2, 2, 2, 2), "channels": (16, 16, 32, 64)},
+        {"kind": "mobilefacenet"},
+        {"kind": "vit", "width": 64, "depth": 3, "attention_heads": 4},
+    ],
+    ids=lambda spec: spec["kind"],
+)
+def test_activations_within_a_tenth(spec: dict[str, Any]) -> None:
+    settings = TrainingSettings(batch_size=8)
+    plan = plan_training(
+        settings,
+        {"kind": "chunked"},
+        create({"kind": "arcface"}),
+        backbone=spec,
+        num_classes=10,
+        machine=MACHINE,
+    )
+    network = backbones.create(spec).train()
+    images = torch.randn(8, 3, 112, 112)
+    _, kept = peak_bytes(lambda: network(images))
+    assert plan.memory["activations"] == pytest.approx(kept, rel=0.1)
+    parameters = sum(parameter.nbytes for parameter in network.parameters())
+    assert plan.memory["backbone"] == 3 * parameters
+
+
+def plan(**changed: Any) -> Any:
+    given: dict[str, Any] = {
+        "settings": TrainingSettings(batch_size=256),
+        "head": {"kind": "chunked"},
+        "loss": create({"kind": "adaface"}),
+        "num_classes": 10_000_000,
+        "machine": MACHINE,
+    }
+    return plan_training(**given | changed)
+
+
+def test_ranks_share_classes_and_talk() -> None:
+    alone, together = plan(), plan(ranks=8)
+    assert together.memory["class centres"] == alone.memory["class centres"] / 8
+    assert together.seconds["three products"] == pytest.approx(alone.seconds["three products"] / 8)
+    assert together.seconds["embeddings over the network"] > 0
+    assert alone.step_seconds > alone.floor
+
+
+def test_a_sample_is_faster_and_smaller() -> None:
+    every, few = plan(), plan(head={"kind": "chunked", "sample_rate": 0.1})
+    assert few.memory["their gradient"] < 0.5 * every.memory["their gradient"]
+    assert few.seconds["three products"] == pytest.approx(0.1 * every.seconds["three products"])
+
+
+def test_low_precision_speeds_the_backbone_alone() -> None:
+    machine = Machine(flops=1e11, low_flops=4e11, memory_bandwidth=1e10)
+    spec = {"kind": "iresnet50"}
+    high = plan(machine=machine, backbone=spec)
+    low = plan(
+        machine=machine,
+        backbone=spec,
+        settings=TrainingSettings(batch_size=256, precision="bfloat16"),
+    )
+    assert high.seconds["backbone"] == pytest.approx(4 * low.seconds["backbone"])
+    assert high.seconds["three products"] == low.seconds["three products"]
+
+
+def test_nothing_to_plan_is_refused() -> None:
+    with pytest.raises(ValueError, match="num_classes = 0"):
+        plan(num_classes=0)
+
+
+def test_this_machine_has_a_speed() -> None:
+    machine = measure_machine(batch=64)
+    assert machine.flops > 1e8 and machine.memory_bandwidth > 1e7
