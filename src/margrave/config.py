@@ -51,15 +51,21 @@ class DataSettings(Settings):
 class EvaluationSet(Settings):
     """Pairs to judge by: generated from labels, or listed in a file."""
 
-    images: dict[str, Any]
-    """Where the images come from, as for training."""
+    images: dict[str, Any] = Field(default={})
+    """Where the images come from, as for training; a .bin file brings its own."""
     pairs: int = Field(default=1000, ge=20)
     """How many balanced pairs to draw, a multiple of 20."""
     pairs_file: str | None = None
-    """LFW's pairs.txt, or a CSV file with path_a, path_b and same, instead of drawing."""
+    """LFW's pairs.txt, a CSV file with path_a, path_b and same, or InsightFace's .bin, instead of
+    drawing."""
     seed: int = 0
     maximum_unreadable: int = Field(default=10, ge=0)
     """Unreadable images whose pairs are left out before the evaluation gives up."""
+
+    @property
+    def is_bin(self) -> bool:
+        """Whether the pairs' file holds the images too."""
+        return self.pairs_file is not None and self.pairs_file.lower().endswith(".bin")
 
 
 class EvaluationSettings(Settings):
@@ -179,7 +185,7 @@ def resolve(values: Mapping[str, Any]) -> RunConfig:
     Augmentation(**augmentation)
     create_loss(loss)
     sets = {
-        name: entry.model_copy(update={"images": _checked_images(entry.images, name)})
+        name: entry.model_copy(update={"images": _checked_images(entry, name)})
         for name, entry in config.evaluation.sets.items()
     }
     return config.model_copy(
@@ -209,9 +215,17 @@ def _checked_backbone(spec: Mapping[str, Any], image_size: int) -> dict[str, Any
     return BACKBONES.validate(spec)
 
 
-def _checked_images(spec: Mapping[str, Any], name: str) -> dict[str, Any]:
+def _checked_images(entry: EvaluationSet, name: str) -> dict[str, Any]:
+    if entry.is_bin:
+        if entry.images:
+            raise ValueError(
+                f"evaluation.sets.{name}: a .bin file brings its images; leave them out"
+            )
+        return {}
+    if not entry.images:
+        raise ValueError(f"evaluation.sets.{name}.images: say where the images come from")
     try:
-        return SOURCES.validate(spec)
+        return SOURCES.validate(entry.images)
     except ValueError as error:
         raise ValueError(f"evaluation.sets.{name}.images: {error}") from None
 

@@ -12,6 +12,7 @@ from margrave.cli.demo import demo
 from margrave.cli.evaluate import evaluate
 from margrave.cli.import_model import import_model
 from margrave.cli.losses import losses
+from margrave.cli.pack import pack
 from margrave.cli.plan import plan
 from margrave.cli.recipes import recipes
 from margrave.cli.train import train
@@ -43,6 +44,7 @@ app.command()(demo)
 app.command()(train)
 app.command()(evaluate)
 app.command("import")(import_model)
+app.command()(pack)
 app.command()(plan)
 app.command()(losses)
 app.command()(recipes)

@@ -11,7 +11,8 @@ import typer
 def evaluate(
     model: Annotated[Path, typer.Argument(help="A model file, or a run's folder.")],
     images: Annotated[
-        Path, typer.Argument(help="A folder with one subfolder of images per identity.")
+        Path,
+        typer.Argument(help="A folder with one subfolder per identity, records, or a .bin file."),
     ],
     pairs: Annotated[
         Path | None,
@@ -41,6 +42,7 @@ def evaluate(
     from margrave.cli.progress import counted
     from margrave.cli.running import open_pairs, show, write_json
     from margrave.config import EvaluationSet
+    from margrave.data import recognise
     from margrave.inference import load_embedder, verify
 
     console = Console(highlight=False)
@@ -49,12 +51,15 @@ def evaluate(
     embedder = load_embedder(model, fit=fit, device=device, trust_code=trust_code)
     if number < 20:
         raise ValueError(f"--number {number}: draw at least 20 pairs, a multiple of 20")
-    entry = EvaluationSet(
-        images={"kind": "folder", "root": str(images)},
-        pairs=number,
-        pairs_file=None if pairs is None else str(pairs),
-        seed=seed,
-    )
+    pairs_file = None if pairs is None else str(pairs)
+    if images.suffix.lower() == ".bin":
+        if pairs is not None:
+            raise ValueError(f"{images} brings its own pairs; leave --pairs out")
+        entry = EvaluationSet(pairs_file=str(images))
+    else:
+        entry = EvaluationSet(
+            images=recognise(images), pairs=number, pairs_file=pairs_file, seed=seed
+        )
     faces, pair_list = open_pairs(entry)
     with counted(console, "embedding") as progress:
         found = verify(embedder, faces, pair_list, progress, maximum_unreadable=maximum_unreadable)

@@ -18,13 +18,14 @@ from margrave.config import EvaluationSet, RunConfig, read_config, save_config
 from margrave.data import (
     Augmentation,
     FaceImages,
-    ImageFiles,
     PairList,
+    ReadableImages,
     TrainingImages,
     balanced_pairs,
     open_images,
     read_csv_pairs,
     read_lfw_pairs,
+    read_pairs_bin,
 )
 from margrave.distributed import current_launch
 from margrave.inference import Embedder, Verification, verify
@@ -35,8 +36,11 @@ from margrave.training import MetricsLog, Position, Training, fit, read_metrics,
 Judged = dict[str, Verification]
 
 
-def open_pairs(entry: EvaluationSet) -> tuple[FaceImages | ImageFiles, PairList]:
+def open_pairs(entry: EvaluationSet) -> tuple[ReadableImages, PairList]:
     """An evaluation set's images and pairs."""
+    if entry.is_bin:
+        pairs, packed = read_pairs_bin(str(entry.pairs_file))
+        return packed, pairs
     if entry.pairs_file is not None and entry.pairs_file.lower().endswith(".csv"):
         if "root" not in entry.images:
             raise ValueError(f"{entry.pairs_file} names files: give images of kind folder")

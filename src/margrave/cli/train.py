@@ -15,7 +15,8 @@ def train(
         typer.Argument(help="Recipes (`margrave recipes`) or YAML files, merged in order."),
     ] = None,
     data: Annotated[
-        Path | None, typer.Option(help="A folder with one subfolder of images per identity.")
+        Path | None,
+        typer.Option(help="A folder with one subfolder per identity, or InsightFace's records."),
     ] = None,
     loss: Annotated[
         str | None, typer.Option(help="A loss (`margrave losses`) or my_module:MyLoss.")
@@ -37,14 +38,14 @@ def train(
 
     from margrave.cli.running import Run, show
     from margrave.config import merge, parse_overrides, read_config
+    from margrave.data import recognise
     from margrave.distributed import RankError, current_launch, launch
     from margrave.training import latest_checkpoint
 
     console = Console(highlight=False)
     overrides: dict[str, Any] = parse_overrides(settings or [])
     if data is not None:
-        folder_of_images = {"kind": "folder", "root": str(data.resolve())}
-        overrides = merge({"data": {"train": folder_of_images}}, overrides)
+        overrides = merge({"data": {"train": recognise(data.resolve())}}, overrides)
     if resume is not None:
         if any((recipes, loss, output)):
             raise ValueError(

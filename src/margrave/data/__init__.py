@@ -1,7 +1,7 @@
 """Face images and their labels: reading, drawing, splitting, pairing and batching them."""
 
 from .augment import Augmentation
-from .contract import FaceImages
+from .contract import FaceImages, ReadableImages
 from .decode import Fit, decode_image, fit_image
 from .image_folder import ImageFiles, ImageFolder
 from .loading import (
@@ -14,8 +14,11 @@ from .loading import (
     normalise,
     training_loader,
 )
+from .packing import pack_pairs, pack_records
 from .pair_lists import PairList, balanced_pairs, read_csv_pairs, read_lfw_pairs
-from .sources import SOURCES, open_images
+from .pairs_bin import PackedImages, read_pairs_bin, write_pairs_bin
+from .record_images import RecordImages, write_record_images
+from .sources import SOURCES, open_images, recognise
 from .splits import ImageSubset, split_identities
 from .synthetic import SyntheticFaces
 
@@ -29,7 +32,10 @@ __all__ = [
     "ImageFiles",
     "ImageFolder",
     "ImageSubset",
+    "PackedImages",
     "PairList",
+    "ReadableImages",
+    "RecordImages",
     "Sample",
     "SyntheticFaces",
     "TrainingImages",
@@ -40,8 +46,14 @@ __all__ = [
     "fit_image",
     "normalise",
     "open_images",
+    "pack_pairs",
+    "pack_records",
     "read_csv_pairs",
     "read_lfw_pairs",
+    "read_pairs_bin",
+    "recognise",
     "split_identities",
     "training_loader",
+    "write_pairs_bin",
+    "write_record_images",
 ]

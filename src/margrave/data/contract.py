@@ -9,19 +9,8 @@ import numpy as np
 
 
 @runtime_checkable
-class FaceImages(Protocol):
-    """N labelled face images, read one at a time.
-
-    Attributes:
-        labels: (N,) int64, the class of each image, 0 ≤ label < len(class_names).
-        class_names: the identity behind each label.
-    """
-
-    @property
-    def labels(self) -> np.ndarray: ...
-
-    @property
-    def class_names(self) -> Sequence[str]: ...
+class ReadableImages(Protocol):
+    """N images, read one at a time."""
 
     def __len__(self) -> int: ...
 
@@ -36,3 +25,19 @@ class FaceImages(Protocol):
             ValueError: the image cannot be read, naming the file and the reason.
         """
         ...
+
+
+@runtime_checkable
+class FaceImages(ReadableImages, Protocol):
+    """N labelled face images.
+
+    Attributes:
+        labels: (N,) int64, the class of each image, 0 ≤ label < len(class_names).
+        class_names: the identity behind each label.
+    """
+
+    @property
+    def labels(self) -> np.ndarray: ...
+
+    @property
+    def class_names(self) -> Sequence[str]: ...

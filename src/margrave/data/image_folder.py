@@ -54,14 +54,21 @@ class ImageFiles:
         Raises:
             ValueError: the file cannot be read or decoded, naming it and the reason.
         """
+        return decode_image(self.read_bytes(index), self.name(index), self.maximum_pixels)
+
+    def read_bytes(self, index: int) -> bytes:
+        """The image's file.
+
+        Raises:
+            ValueError: it cannot be read, naming it.
+        """
         name = self.name(index)
         try:
-            data = Path(name).read_bytes()
+            return Path(name).read_bytes()
         except OSError as error:
             raise ValueError(
                 f"{name} cannot be read ({error.strerror}); check that it exists and its rights"
             ) from None
-        return decode_image(data, name, self.maximum_pixels)
 
 
 class ImageFolder(ImageFiles):

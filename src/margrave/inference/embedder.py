@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from margrave import backbones
 from margrave.checkpoints import ModelCard, load_model, load_strictly
-from margrave.data import FaceImages, Fit, ImageFiles, fit_image, normalise
+from margrave.data import Fit, ReadableImages, fit_image, normalise
 
 Progress = Callable[[int, int], None]
 
@@ -68,7 +68,7 @@ class Embedder:
 
     def embed_images(
         self,
-        images: FaceImages | ImageFiles | Sequence[np.ndarray],
+        images: ReadableImages | Sequence[np.ndarray],
         indices: np.ndarray | None = None,
         flips: bool = True,
         progress: Progress | None = None,
@@ -118,7 +118,7 @@ class Embedder:
             torch.cat(mirrored).numpy() if flips else empty,
         )
 
-    def _read(self, images: FaceImages | ImageFiles | Sequence[np.ndarray], index: int) -> Tensor:
+    def _read(self, images: ReadableImages | Sequence[np.ndarray], index: int) -> Tensor:
         if isinstance(images, Sequence):
             return self.prepare(images[index], f"image {index}")
         return self.prepare(images.read(index), images.name(index))

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from margrave.data import FaceImages, ImageFiles, PairList
+from margrave.data import PairList, ReadableImages
 from margrave.evaluation import PairResult, Stratum, evaluate_pairs, evaluate_strata, fuse_flips
 from margrave.inference.embedder import Embedder, Progress
 
@@ -31,7 +31,7 @@ class Verification:
 
 def embed_pairs(
     embedder: Embedder,
-    images: FaceImages | ImageFiles,
+    images: ReadableImages,
     pairs: PairList,
     progress: Progress | None = None,
     unreadable: dict[int, str] | None = None,
@@ -51,7 +51,7 @@ def embed_pairs(
 
 def verify(
     embedder: Embedder,
-    images: FaceImages | ImageFiles,
+    images: ReadableImages,
     pairs: PairList,
     progress: Progress | None = None,
     resamples: int = 1000,

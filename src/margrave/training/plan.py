@@ -220,8 +220,8 @@ def _head_memory(
     elif rate is None:
         memory["their gradient"] = rows
     else:
-        # The update takes the rows, their gradient's copy and their momentum out once more.
-        memory["their gradient"] = (3 + (moments > 0)) * rows - rows
+        # The update takes the rows, their momentum and a copy of their gradient out once more.
+        memory["their gradient"] = (3 + (moments > 0)) * rows
         memory["sampling"] = 4 * FLOAT * shape.classes
     return memory | {
         "cosines kept": min(float(head.get("memory_budget", 256.0)) * 2**20, cosines),
@@ -263,9 +263,9 @@ def _head_seconds(
     through_memory = passes * FLOAT * cosines + PASSES_OVER_CENTRES * rows
     updated = OPTIMIZER_PASSES[settings.optimizer.kind] * rows
     if rate is not None:
-        # Rows are looked up for the products, and taken out and put back for the update.
-        through_memory += 4 * rows + 10 * FLOAT * shape.classes
-        updated += 10 * rows
+        # Scattered rows are looked up, taken out and put back several times slower than runs are.
+        through_memory += 20 * rows
+        updated += 20 * rows
     micro_batches = settings.accumulate
     seconds = {
         "three products": 3 * product * micro_batches,

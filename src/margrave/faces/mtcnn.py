@@ -1,0 +1,233 @@
+"""MTCNN in torch, with the weights that the ``mtcnn`` wheel carries (extra ``align``)."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from importlib.util import find_spec
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from margrave.faces.contract import Detection
+
+WEIGHTS = {
+    "pnet": "ea6b0c3e685ebee3165326ad6484acc95f2ef78f1c94fbf40a55704fa989f7b5",
+    "rnet": "cb00e6460f3c98b0bfafaba3c0a0ded4bdf6e62cee7174d969e8670d7e757fee",
+    "onet": "94f6ea2f4cf985275ee958cdd762d17b6009348a4fb9d8c6be39ba73ffd22ca3",
+}
+"""SHA-256 of the files of mtcnn 1.0.0, which are pickles and therefore trusted by content alone."""
+CELL, STRIDE = 12, 2
+"""Pixels that the first network looks at, and between two of its looks."""
+PYRAMID_STEP = 0.709
+MOST_CANDIDATES = 2000
+
+
+def load_weights(name: str) -> list[Tensor]:
+    """One network's arrays in the order of its layers; convolutions as (out, in, height, width).
+
+    Raises:
+        ValueError: the wheel is not installed, or its file is not the one known.
+    """
+    found = find_spec("mtcnn")
+    if found is None or found.origin is None:
+        raise ValueError("MTCNN's weights come with the mtcnn wheel: install margrave[align]")
+    path = Path(found.origin).parent / "assets" / "weights" / f"{name}.lz4"
+    content = path.read_bytes() if path.is_file() else b""
+    if hashlib.sha256(content).hexdigest() != WEIGHTS[name]:
+        raise ValueError(
+            f"{path} is not the file of mtcnn 1.0.0, and as a pickle is not loaded unknown; "
+            "install mtcnn==1.0.0"
+        )
+    import joblib
+    import lz4.frame
+
+    arrays = joblib.load(io.BytesIO(lz4.frame.decompress(content)))
+    return [
+        torch.from_numpy(
+            array.transpose(3, 2, 0, 1) if array.ndim == 4 else array.squeeze()
+        ).float()
+        for array in arrays
+    ]
+
+
+class _Network(nn.Module):
+    """A trunk of convolutions, one linear layer or none, and two or three answers."""
+
+    def __init__(self, name: str, pools: tuple[int, ...], hidden: bool) -> None:
+        super().__init__()
+        arrays = load_weights(name)
+        self.pools = pools
+        trunk = 3 * (len(pools) + hidden)
+        self.trunk = [arrays[at : at + 3] for at in range(0, trunk, 3)]
+        self.answers = [arrays[at : at + 2] for at in range(trunk, len(arrays), 2)]
+        self.hidden = hidden
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """Of each answer (B, n) or, without a hidden layer, (B, n, rows, columns)."""
+        values = images
+        for pool, (weight, bias, slope) in zip(self.pools, self.trunk, strict=False):
+            values = functional.prelu(functional.conv2d(values, weight, bias), slope)
+            if pool:
+                values = functional.max_pool2d(values, pool, 2, ceil_mode=True)
+        if not self.hidden:
+            return [functional.conv2d(values, weight, bias) for weight, bias in self.answers]
+        weight, bias, slope = self.trunk[-1]
+        # The weights were trained on columns before rows before channels.
+        flat = values.permute(0, 3, 2, 1).flatten(1)
+        values = functional.prelu(flat @ weight + bias, slope)
+        return [values @ weight + bias for weight, bias in self.answers]
+
+
+class MTCNN:
+    """Three small networks in a cascade: proposals, refinement, landmarks.
+
+    Args:
+        minimum_face: smallest face to look for, pixels.
+        thresholds: least confidence after each network.
+        longest_side: larger images are shrunk to it for the search, pixels.
+
+    Raises:
+        ValueError: the weights are not installed or not the ones known.
+
+    Source: Zhang et al., Joint face detection and alignment using multi-task cascaded convolutional
+    networks (2016), with its thresholds.
+    """
+
+    def __init__(
+        self,
+        *,
+        minimum_face: int = 20,
+        thresholds: tuple[float, float, float] = (0.6, 0.7, 0.7),
+        longest_side: int = 1280,
+    ) -> None:
+        self.minimum_face = minimum_face
+        self.thresholds = thresholds
+        self.longest_side = longest_side
+        self.propose = _Network("pnet", (2, 0, 0), hidden=False)
+        self.refine = _Network("rnet", (3, 3, 0), hidden=True)
+        self.finish = _Network("onet", (3, 3, 2, 0), hidden=True)
+
+    @torch.inference_mode()
+    def detect(self, image: np.ndarray) -> list[Detection]:
+        height, width = image.shape[:2]
+        shrink = min(1.0, self.longest_side / max(height, width))
+        small = image
+        if shrink < 1:
+            size = max(1, round(width * shrink)), max(1, round(height * shrink))
+            small = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+        boxes = self._proposals(small)
+        boxes = self._refined(small, boxes)
+        found = self._finished(small, boxes)
+        back = np.array([width / small.shape[1], height / small.shape[0]])
+        return [
+            Detection(box * np.tile(back, 2), landmarks * back, score)
+            for box, landmarks, score in found
+        ]
+
+    def _proposals(self, image: np.ndarray) -> np.ndarray:
+        """(n, 5) square boxes and scores from every level of the pyramid."""
+        scale, found = CELL / self.minimum_face, [np.zeros((0, 9))]
+        while min(image.shape[:2]) * scale >= CELL:
+            size = int(np.ceil(image.shape[1] * scale)), int(np.ceil(image.shape[0] * scale))
+            level = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+            shifts, scores = self.propose(_prepared([level]))
+            face = scores.softmax(dim=1)[0, 1]
+            rows, columns = torch.nonzero(face > self.thresholds[0], as_tuple=True)
+            corner = torch.stack([columns, rows], dim=1).double().numpy() * STRIDE
+            boxes = np.concatenate([corner / scale, (corner + CELL) / scale], axis=1)
+            score = face[rows, columns].double().numpy()[:, None]
+            shift = shifts[0, :, rows, columns].T.double().numpy()
+            level_found = np.concatenate([boxes, score, shift], axis=1)
+            found.append(level_found[_suppressed(level_found, 0.5)])
+            scale *= PYRAMID_STEP
+        every = np.concatenate(found)
+        every = every[_suppressed(every, 0.7)][:MOST_CANDIDATES]
+        return _squares(_shifted(every[:, :5], every[:, 5:]))
+
+    def _refined(self, image: np.ndarray, boxes: np.ndarray) -> np.ndarray:
+        if not len(boxes):
+            return boxes
+        shifts, scores = self.refine(_prepared(_crops(image, boxes, 24)))
+        face = scores.softmax(dim=1)[:, 1].double().numpy()
+        sure = face > self.thresholds[1]
+        boxes = np.concatenate([boxes[sure, :4], face[sure, None]], axis=1)
+        shifts = shifts.double().numpy()[sure]
+        kept = _suppressed(boxes, 0.7)
+        return _squares(_shifted(boxes[kept], shifts[kept]))
+
+    def _finished(
+        self, image: np.ndarray, boxes: np.ndarray
+    ) -> list[tuple[np.ndarray, np.ndarray, float]]:
+        if not len(boxes):
+            return []
+        shifts, points, scores = self.finish(_prepared(_crops(image, boxes, 48)))
+        face = scores.softmax(dim=1)[:, 1].double().numpy()
+        sure = face > self.thresholds[2]
+        boxes = np.concatenate([boxes[sure, :4], face[sure, None]], axis=1)
+        # Five x, then five y, in shares of the box.
+        shares = points.double().numpy()[sure].reshape(-1, 2, 5).transpose(0, 2, 1)
+        extent = (boxes[:, 2:4] - boxes[:, :2])[:, None]
+        landmarks = boxes[:, None, :2] + shares * extent
+        boxes = _shifted(boxes, shifts.double().numpy()[sure])
+        kept = _suppressed(boxes, 0.7, of_smaller=True)
+        return [(boxes[n, :4], landmarks[n], float(boxes[n, 4])) for n in kept]
+
+
+def _prepared(images: list[np.ndarray]) -> Tensor:
+    """(B, 3, height, width) in [−1, 1]."""
+    pixels = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float()
+    return (pixels - 127.5) / 128
+
+
+def _crops(image: np.ndarray, boxes: np.ndarray, size: int) -> list[np.ndarray]:
+    """Each box resized to a square; black where it reaches beyond the image."""
+    found = []
+    height, width = image.shape[:2]
+    for left, top, right, bottom in np.round(boxes[:, :4]).astype(int):
+        side_x, side_y = max(right - left, 1), max(bottom - top, 1)
+        x0, y0, x1, y1 = (
+            max(left, 0),
+            max(top, 0),
+            min(left + side_x, width),
+            min(top + side_y, height),
+        )
+        crop = np.zeros((side_y, side_x, 3), np.uint8)
+        if x1 > x0 and y1 > y0:
+            crop[y0 - top : y1 - top, x0 - left : x1 - left] = image[y0:y1, x0:x1]
+        found.append(cv2.resize(crop, (size, size), interpolation=cv2.INTER_AREA))
+    return found
+
+
+def _shifted(boxes: np.ndarray, shifts: np.ndarray) -> np.ndarray:
+    """Boxes moved by shares of their extent; scores stay."""
+    extent = np.tile(boxes[:, 2:4] - boxes[:, :2], 2)
+    return np.concatenate([boxes[:, :4] + shifts * extent, boxes[:, 4:5]], axis=1)
+
+
+def _squares(boxes: np.ndarray) -> np.ndarray:
+    """Each box grown about its centre to a square of its longer side."""
+    centre = (boxes[:, :2] + boxes[:, 2:4]) / 2
+    half = (boxes[:, 2:4] - boxes[:, :2]).max(axis=1, keepdims=True, initial=0) / 2
+    return np.concatenate([centre - half, centre + half, boxes[:, 4:5]], axis=1)
+
+
+def _suppressed(boxes: np.ndarray, overlap: float, *, of_smaller: bool = False) -> np.ndarray:
+    """Which boxes stay, best first, when those that overlap a better one go."""
+    order = np.argsort(-boxes[:, 4], kind="stable")
+    areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+    kept = []
+    while len(order):
+        best, rest = order[0], order[1:]
+        kept.append(best)
+        low = np.maximum(boxes[best, :2], boxes[rest, :2])
+        high = np.minimum(boxes[best, 2:4], boxes[rest, 2:4])
+        shared = (high - low).clip(min=0).prod(axis=1)
+        smaller = np.minimum(areas[best], areas[rest])
+        whole = smaller if of_smaller else areas[best] + areas[rest] - shared
+        order = rest[shared <= overlap * whole]
+    return np.array(kept, dtype=int)

@@ -1,0 +1,101 @@
+"""Reads mutated files; run in a process of its own, whose memory is limited.
+
+python tests/data/fuzz.py 10000
+"""
+
+from __future__ import annotations
+
+import pickle
+import resource
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from margrave.data import RecordImages, decode_image, read_pairs_bin
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "recordio"
+EXTRA_BYTES = 512 * 2**20
+
+
+def mutate(content: bytes, generator: np.random.Generator) -> bytes:
+    """Some bytes changed, cut out, doubled, or the end lost."""
+    changed = bytearray(content)
+    for _ in range(int(generator.integers(1, 5))):
+        place = int(generator.integers(max(len(changed), 1)))
+        length = int(generator.integers(1, 17))
+        how = generator.integers(6)
+        if how == 0:
+            changed[place : place + 1] = generator.bytes(1)
+        elif how == 1:
+            changed[place : place + length] = generator.bytes(length)
+        elif how == 2:
+            del changed[place : place + length]
+        elif how == 3:
+            changed[place:place] = changed[place : place + length]
+        elif how == 4:
+            # Lengths and counts are what this finds.
+            changed[place : place + 4] = bytes([255, 255, 255, int(generator.integers(256))])
+        else:
+            del changed[place:]
+    return bytes(changed)
+
+
+def read_records(folder: Path) -> None:
+    images = RecordImages(folder)
+    for index in range(0, len(images), 7):
+        images.read(index)
+
+
+def read_set(folder: Path) -> None:
+    pairs, images = read_pairs_bin(folder / "set.bin")
+    for index in range(0, 2 * len(pairs), 9):
+        images.read(index)
+
+
+def read_image(folder: Path) -> None:
+    decode_image((folder / "one.jpg").read_bytes(), "one.jpg")
+
+
+def main(count: int) -> None:
+    """Mutate and read; anything but success or a ValueError ends the process."""
+    golden = RecordImages(GOLDEN)
+    small = ([golden.read_bytes(n) for n in range(20)], [True, False] * 5)
+    records = {name: (GOLDEN / name).read_bytes() for name in ("train.rec", "train.idx")}
+    alone = {"train.rec": records["train.rec"]}
+    sets = [pickle.dumps(small, protocol=protocol) for protocol in (0, 2, 4, 5)]
+    sets.append((GOLDEN / "pairs_numpy_bytes.bin").read_bytes())
+    targets: list[tuple[str, Callable[[Path], None], dict[str, bytes]]] = [
+        ("train.rec", read_records, records),
+        ("train.rec", read_records, alone),
+        ("train.idx", read_records, records),
+        *(("set.bin", read_set, {"set.bin": content}) for content in sets),
+        ("one.jpg", read_image, {"one.jpg": golden.read_bytes(5)}),
+    ]
+    generator = np.random.default_rng(0)
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used + EXTRA_BYTES, used + EXTRA_BYTES))
+    outcomes: Counter[str] = Counter()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        for number in range(count):
+            target, read, files = targets[number % len(targets)]
+            for path in folder.iterdir():
+                path.unlink()
+            for file, content in files.items():
+                (folder / file).write_bytes(content)
+            # Most damage to a pickle or a record is in its structure, not in its pictures.
+            (folder / target).write_bytes(mutate(files[target], generator))
+            try:
+                read(folder)
+                outcomes[f"{target} read"] += 1
+            except ValueError:
+                outcomes[f"{target} refused"] += 1
+    print(dict(outcomes))
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]))

@@ -1,0 +1,173 @@
+"""RecordIO against files that MXNet 1.9.1 wrote, and against damage."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import pickle
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from margrave.data import RecordImages, TrainingImages, open_images, write_record_images
+from margrave.data.recordio import (
+    MAGIC,
+    RecordFile,
+    RecordWriter,
+    join_record,
+    read_index,
+    split_record,
+    write_index,
+)
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "recordio"
+EXPECTED = json.loads((GOLDEN / "expected.json").read_text())
+MAGIC_BYTES = struct.pack("<I", MAGIC)
+
+
+def sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def test_every_image_and_label_is_mxnets() -> None:
+    images = RecordImages(GOLDEN)
+    assert len(images) == EXPECTED["images"] and len(images.class_names) == EXPECTED["identities"]
+    assert images.image_size == (112, 112) and not images.rebuilt
+    for index, record in enumerate(EXPECTED["records"]):
+        content = images.read_bytes(index)
+        assert (len(content), sha256(content)) == (record["bytes"], record["sha256"])
+        assert images.labels[index] == record["label"]
+        assert images.class_names[images.labels[index]] == str(record["label"])
+        assert images.read(index).shape == (112, 112, 3)
+
+
+def folder_of(tmp_path: Path, *names: str) -> Path:
+    for name in names:
+        (tmp_path / name).write_bytes((GOLDEN / name).read_bytes())
+    return tmp_path
+
+
+def test_a_missing_index_is_rebuilt(tmp_path: Path) -> None:
+    images = RecordImages(folder_of(tmp_path, "train.rec"))
+    whole = RecordImages(GOLDEN)
+    assert images.rebuilt and images.image_size is None
+    assert np.array_equal(images.labels, whole.labels)
+    assert [images.read_bytes(n) for n in range(40)] == [whole.read_bytes(n) for n in range(40)]
+
+
+def test_without_ranges_labels_come_from_the_images_heads(tmp_path: Path) -> None:
+    keys, offsets = read_index(GOLDEN / "train.idx")
+    folder_of(tmp_path, "train.rec")
+    write_index(tmp_path / "train.idx", keys[1:41].tolist(), offsets[1:41].tolist())
+    images = RecordImages(tmp_path)
+    assert np.array_equal(images.labels, RecordImages(GOLDEN).labels)
+
+
+def test_what_is_written_is_mxnets_byte_for_byte(tmp_path: Path) -> None:
+    golden = RecordImages(GOLDEN)
+    pairs = [(int(golden.labels[n]), golden.read_bytes(n)) for n in range(len(golden))]
+    write_record_images(tmp_path, pairs, 112, arrays=lambda key: key % 2 == 0)
+    for name in ("train.rec", "train.idx", "property"):
+        assert (tmp_path / name).read_bytes() == (GOLDEN / name).read_bytes(), name
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+
+
+def test_it_trains_directly() -> None:
+    images = open_images({"kind": "records", "root": str(GOLDEN), "minimum_images": 3})
+    sample = TrainingImages(images, 32)[0, 5]
+    assert sample.label == images.labels[5]  # type: ignore[union-attr]
+    copied = pickle.loads(pickle.dumps(images))
+    assert np.array_equal(copied.read(3), images.read(3))
+
+
+@given(
+    st.lists(
+        st.binary(max_size=40)
+        | st.lists(st.sampled_from([MAGIC_BYTES, b"a", b"bcde"])).map(b"".join),
+        min_size=1, max_size=6,
+    )
+)  # fmt: skip
+def test_any_payload_comes_back(payloads: list[bytes]) -> None:
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as folder:
+        with RecordWriter(Path(folder, "some.rec")) as writer:
+            places = [writer.write(payload) for payload in payloads]
+        records = RecordFile(Path(folder, "some.rec"))
+        assert list(records.offsets()) == places
+        assert [records.read(place) for place in places] == payloads
+
+
+@pytest.mark.parametrize("label", [3.0, np.array([4.0, 0.5], np.float32), np.zeros(5, np.float32)])
+def test_labels_of_every_form(label: float | np.ndarray, tmp_path: Path) -> None:
+    payload = join_record(7, label, b"image")
+    found, image = split_record(payload)
+    assert np.array_equal(found, label) and image == b"image"
+    with RecordWriter(tmp_path / "one.rec") as writer:
+        writer.write(payload)
+    read = RecordFile(tmp_path / "one.rec").labels(np.array([0]))[0]
+    expected = (*np.ravel(label), np.nan)[:2]
+    assert np.array_equal(read, np.array(expected, np.float32), equal_nan=True)
+
+
+def without_record(folder: Path, key: int) -> None:
+    lines = (folder / "train.idx").read_text().splitlines(keepends=True)
+    (folder / "train.idx").write_text("".join(lines[:key] + lines[key + 1 :]))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda f: (f / "train.idx").write_text("0\t0\n1 40\n"), r"train.idx, line 2: b'1 40'"),
+        (lambda f: (f / "train.idx").write_text("0\t0\n0\t40\n"), "key 0 is there twice"),
+        (lambda f: (f / "train.idx").write_text(""), "lists no records"),
+        (lambda f: without_record(f, 41), "no record 41 of an identity"),
+        (lambda f: without_record(f, 17), "no record 17 of an identity"),
+        (lambda f: (f / "train.idx").write_text("0\t4\n"), r"damaged record at byte 4: no record"),
+        (lambda f: (f / "train.idx").write_text("0\t999999999\n"), "the file has 140136 bytes"),
+        (lambda f: (f / "train.rec").write_bytes(b""), "train.rec is empty"),
+        (lambda f: (f / "property").write_text("ten"), "is not classes,height,width"),
+    ],
+)
+def test_mistakes_are_told(change, message: str, tmp_path: Path) -> None:
+    folder = folder_of(tmp_path, "train.rec", "train.idx", "property")
+    change(folder)
+    with pytest.raises(ValueError, match=message):
+        RecordImages(folder)
+
+
+def test_a_truncated_file_is_told(tmp_path: Path) -> None:
+    folder_of(tmp_path, "train.rec")
+    whole = (tmp_path / "train.rec").read_bytes()
+    (tmp_path / "train.rec").write_bytes(whole[:100_000])
+    with pytest.raises(ValueError, match="reach beyond the end of the file"):
+        RecordImages(tmp_path)
+
+
+def test_an_image_of_another_identity_is_told_when_read(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path, "train.rec", "train.idx")
+    content = bytearray((folder / "train.rec").read_bytes())
+    # The label of record 3, a scalar at the head's second word.
+    content[7300 + 12 : 7300 + 16] = struct.pack("<f", 5.0)
+    (folder / "train.rec").write_bytes(content)
+    images = RecordImages(folder)
+    with pytest.raises(ValueError, match="record 3 at byte 7300 is of identity 5, not 0"):
+        images.read(2)
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [("nowhere", "does not exist"), (".", r"holds 0 files \*.rec")],
+)
+def test_no_records(path: str, message: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=message):
+        RecordImages(tmp_path / path)
+
+
+def test_identities_must_come_in_order(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="image 2 has label 2 after 0"):
+        write_record_images(tmp_path, [(0, b""), (2, b"")], 112)
