@@ -138,6 +138,7 @@ LITERALS = {
 }  # fmt: skip
 OLD_STRINGS = {"STRING", "BINSTRING", "SHORT_BINSTRING"}
 """Python 2's bytes, which pickletools gives as text."""
+INSTRUCTIONS = {code.code.encode("latin1"): code for code in pickletools.opcodes}
 TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 
 
@@ -170,7 +171,7 @@ def _instructions(data: bytes) -> Iterator[tuple[str, Any, int]]:
     file = io.BytesIO(data)
     while code := file.read(1):
         place = file.tell() - 1
-        instruction = pickletools.code2op.get(code.decode("latin1"))
+        instruction = INSTRUCTIONS.get(code)
         if instruction is None:
             raise ValueError(f"byte {place} is no instruction")
         if instruction.name == "STRING":
