@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import shutil
 import sys
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +27,7 @@ from margrave.training import (
     latest_checkpoint,
     read_metrics,
     set_up,
+    setup,
 )
 
 SIZE, CLASSES, EACH, STEPS = 8, 7, 13, 20
@@ -114,8 +113,28 @@ def trained(
 
 
 def train_rank(rank: int, folder: str, cases: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    del rank
-    return {name: trained(Path(folder, name), **case) for name, case in cases.items()}
+    """All that two ranks are asked, in one go: starting them takes longer."""
+    found: dict[str, Any] = {
+        name: trained(Path(folder, name), **case) for name, case in cases.items()
+    }
+    found["running averages"] = average_statistics(Path(folder, "averages"))
+    found["diagnosis"] = break_down(rank, Path(folder, "broken"))
+    return found
+
+
+def average_statistics(folder: Path) -> dict[str, Tensor]:
+    spec = {"kind": "without_batch_statistics", "with_them": True}
+    found = trained(folder, {"kind": "adaface"}, backbone=spec, epochs=1)
+    return {name: found[name] for name in found if "running" in name}
+
+
+def break_down(rank: int, folder: Path) -> str:
+    one = training({"kind": "arcface"}, optimizer={"learning_rate": 1e30 if rank else 0.1})
+    try:
+        fit(one, folder)
+    except NonFiniteLossError as error:
+        return str(error)
+    return "nothing happened"
 
 
 def assert_same(
@@ -153,24 +172,6 @@ CASES: dict[str, dict[str, Any]] = {name: {"loss": spec} for name, spec in LOSS_
 }
 
 
-@pytest.fixture(scope="module")
-def folder() -> Iterator[Path]:
-    with tempfile.TemporaryDirectory() as name:
-        yield Path(name)
-
-
-@pytest.fixture(scope="module")
-def from_two_ranks(folder: Path) -> list[dict[str, dict[str, Tensor]]]:
-    return on_ranks(2, train_rank, str(folder / "two"), CASES)
-
-
-@pytest.mark.parametrize("name", list(CASES))
-def test_two_ranks_are_one_run(name: str, folder: Path, from_two_ranks: list) -> None:
-    one = trained(folder / "one" / name, **CASES[name])
-    assert len(one["losses"]) == STEPS
-    assert_same([rank[name] for rank in from_two_ranks], one)
-
-
 RESUMED = ("arcface", "kappaface, memory buffer", "adamw", "centres in backward", "sampled")
 
 
@@ -181,66 +182,44 @@ def go_on(rank: int, folder: str) -> dict[str, Any]:
     }
 
 
-@pytest.mark.parametrize("ranks", [1, 3])
-def test_saved_by_two_ranks_resumed_by_others(
-    ranks: int, folder: Path, from_two_ranks: list, tmp_path: Path
-) -> None:
-    del from_two_ranks
-    shutil.copytree(folder / "two", tmp_path / "runs")
-    found = on_ranks(ranks, go_on, str(tmp_path / "runs"))
+# One test of many parts, because starting ranks takes long.
+def test_two_ranks_are_one_run(tmp_path: Path, subtests: pytest.Subtests) -> None:
+    from_two = on_ranks(2, train_rank, str(tmp_path / "two"), CASES)
+    for name, case in CASES.items():
+        with subtests.test(name):
+            one = trained(tmp_path / "one" / name, **case)
+            assert len(one["losses"]) == STEPS
+            assert_same([rank[name] for rank in from_two], one)
+    with subtests.test("running averages are the same on every rank"):
+        one, other = (rank["running averages"] for rank in from_two)
+        assert one and all(torch.equal(one[name], other[name]) for name in one)
+    with subtests.test("every rank stops with the diagnosis"):
+        one, other = (rank["diagnosis"] for rank in from_two)
+        assert one == other and "training stopped at step" in one
+
     for name in RESUMED:
         # A longer run's learning rate falls later, so the whole is one of two parts likewise.
-        trained(tmp_path / "one" / name, **CASES[name])
-        expected = trained(tmp_path / "one" / name, **CASES[name], resume=True, epochs=6)
-        # Ten more steps; the memory's normalised differences magnify roundings.
-        assert_same([rank[name] for rank in found], expected, 1e-6)
+        again = {"resume": True, "epochs": 6}
+        shutil.copytree(tmp_path / "two" / name, tmp_path / "alone" / name)
+        expected = trained(tmp_path / "one" / name, **CASES[name], **again)
+        with subtests.test(f"{name}, saved by two, resumed by one"):
+            found = trained(tmp_path / "alone" / name, **CASES[name], **again)
+            # Ten more steps; the memory's normalised differences magnify roundings.
+            assert_same([found], expected, 1e-6)
+        torch.save(expected, tmp_path / f"{name}.pt")
+    found = on_ranks(3, go_on, str(tmp_path / "two"))
+    for name in RESUMED:
+        with subtests.test(f"{name}, saved by two, resumed by three"):
+            expected = torch.load(tmp_path / f"{name}.pt")
+            assert_same([rank[name] for rank in found], expected, 1e-6)
 
 
-def average_statistics(rank: int, folder: str) -> dict[str, Tensor]:
-    del rank
-    spec = {"kind": "without_batch_statistics", "with_them": True}
-    found = trained(Path(folder), {"kind": "adaface"}, backbone=spec, epochs=1)
-    return {name: found[name] for name in found if "running" in name}
-
-
-def test_running_averages_are_the_same_on_every_rank(tmp_path: Path) -> None:
-    one, other = on_ranks(2, average_statistics, str(tmp_path))
-    assert one and all(torch.equal(one[name], other[name]) for name in one)
-
-
-def break_down(rank: int, folder: str) -> str:
-    one = training({"kind": "arcface"}, optimizer={"learning_rate": 1e30 if rank else 0.1})
-    try:
-        fit(one, Path(folder))
-    except NonFiniteLossError as error:
-        return str(error)
-    return "nothing happened"
-
-
-def test_every_rank_stops_with_the_diagnosis(tmp_path: Path) -> None:
-    one, other = on_ranks(2, break_down, str(tmp_path))
-    assert one == other and "training stopped at step" in one
-
-
-def refuse(rank: int, settings: dict[str, Any]) -> str:
-    del rank
-    try:
-        training({"kind": "arcface"}, **settings)
-    except ValueError as error:
-        return str(error)
-    return "accepted"
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"head": {"kind": "dense"}}, "'dense' would have 2 processes train a head each"),
-        ({"batch_size": 6, "accumulate": 2}, "set it to 8 or more"),
-    ],
-)
-def test_what_ranks_cannot_share_is_refused(settings: dict[str, Any], message: str) -> None:
-    for said in on_ranks(2, refuse, settings):
-        assert message in said
+def test_what_ranks_cannot_share_is_refused() -> None:
+    with pytest.raises(ValueError, match="'dense' would have 2 processes train a head each"):
+        setup._head_for({"kind": "dense"}, 2)
+    few = TrainingSettings(batch_size=6, accumulate=2)
+    with pytest.raises(ValueError, match="set it to 8 or more"):
+        setup._check_batches(few, 2)
 
 
 def test_one_rank_needs_no_process_group(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 
 from margrave.training import latest_checkpoint
 
-KILLS = int(os.environ.get("MARGRAVE_KILLS", "3"))
+KILLS = int(os.environ.get("MARGRAVE_KILLS", "2"))
 
 # Every step is checkpointed, so that kills fall inside writes; the checkpoint is slowed down so
 # that they do so often. A momentum encoder, an averaged network and dropout are all at stake.

@@ -8,6 +8,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from margrave import __version__
+from margrave.cli.align import align
 from margrave.cli.demo import demo
 from margrave.cli.evaluate import evaluate
 from margrave.cli.import_model import import_model
@@ -44,6 +45,7 @@ app.command()(demo)
 app.command()(train)
 app.command()(evaluate)
 app.command("import")(import_model)
+app.command()(align)
 app.command()(pack)
 app.command()(plan)
 app.command()(losses)

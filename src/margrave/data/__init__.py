@@ -3,7 +3,7 @@
 from .augment import Augmentation
 from .contract import FaceImages, ReadableImages
 from .decode import Fit, decode_image, fit_image
-from .image_folder import ImageFiles, ImageFolder
+from .image_folder import ImageFiles, ImageFolder, image_paths
 from .loading import (
     Batch,
     EpochSampler,
@@ -44,6 +44,7 @@ __all__ = [
     "collate",
     "decode_image",
     "fit_image",
+    "image_paths",
     "normalise",
     "open_images",
     "pack_pairs",

@@ -71,6 +71,28 @@ class ImageFiles:
             ) from None
 
 
+def image_paths(
+    root: str | Path, below: str | Path | None = None, others: list[str] | None = None
+) -> list[str]:
+    """Images in a folder and those below it, in natural order; hidden ones are passed over.
+
+    Args:
+        root: what the paths are relative to.
+        below: the folder to look in, by default the root.
+        others: where given, images of formats that are not read are added.
+    """
+    paths: list[str] = []
+    for where, folders, files in os.walk(root if below is None else below):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        relative = os.path.relpath(where, root)
+        paths += [
+            os.path.normpath(os.path.join(relative, name)) for name in files if _is_image(name)
+        ]
+        if others is not None:
+            others += [name for name in files if name.lower().endswith(OTHER_EXTENSIONS)]
+    return natural_sort(paths)
+
+
 class ImageFolder(ImageFiles):
     """Labelled images: each folder directly below ``root`` is one identity.
 
@@ -121,14 +143,10 @@ class ImageFolder(ImageFiles):
         super().__init__(root, [path for paths in found.values() for path in paths], maximum_pixels)
 
     def _images_below(self, root: Path, folder: Path) -> list[str]:
-        paths: list[str] = []
-        for where, folders, files in os.walk(folder):
-            folders[:] = [name for name in folders if not name.startswith(".")]
-            relative = os.path.relpath(where, root)
-            paths += [os.path.join(relative, name) for name in files if _is_image(name)]
-            extensions = (os.path.splitext(name)[1].lower() for name in files)
-            self.other_formats.update(end for end in extensions if end in OTHER_EXTENSIONS)
-        return natural_sort(paths)
+        others: list[str] = []
+        paths = image_paths(root, folder, others)
+        self.other_formats.update(os.path.splitext(name)[1].lower() for name in others)
+        return paths
 
     def _check(self, root: Path, identities: int, minimum_images: int) -> None:
         left_out_images = sum(self.left_out.values())

@@ -1,0 +1,101 @@
+"""Detectors on real photos, where they are at hand, and MTCNN's weights and parts everywhere."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from margrave.data import ImageFiles, image_paths
+from margrave.faces import MTCNN, Detection, YuNet, mtcnn
+
+SHARED = Path(__file__).parents[3] / "shared"
+PHOTOS, MODEL = SHARED / "data" / "photos", SHARED / "models" / "yunet_s_dynamic.onnx"
+
+if os.environ.get("MARGRAVE_REQUIRE_SHARED"):
+    assert PHOTOS.is_dir() and MODEL.is_file(), "the real photos are required here"
+real = pytest.mark.skipif(not (PHOTOS.is_dir() and MODEL.is_file()), reason="no real photos here")
+
+
+@pytest.fixture(scope="module")
+def found() -> dict[str, tuple[list[Detection], list[Detection]]]:
+    yunet, cascade = YuNet(MODEL), MTCNN()
+    paths = image_paths(PHOTOS)
+    files = ImageFiles(PHOTOS, paths)
+    images = {path: files.read(number) for number, path in enumerate(paths)}
+    return {path: (yunet.detect(image), cascade.detect(image)) for path, image in images.items()}
+
+
+@real
+def test_every_persons_face_is_found_by_both(found: dict) -> None:
+    people = {path: faces for path, faces in found.items() if path.startswith("person")}
+    assert len(people) == 15
+    for path, (yunet, cascade) in people.items():
+        assert yunet and cascade, path
+
+
+@real
+def test_both_agree_on_the_groups(found: dict) -> None:
+    groups = {path: faces for path, faces in found.items() if path.startswith("groups")}
+    for path, (yunet, cascade) in groups.items():
+        assert len(yunet) >= 2, path
+        assert abs(len(yunet) - len(cascade)) <= 1, path
+
+
+@real
+def test_landmarks_agree_within_a_few_hundredths_of_the_width(found: dict) -> None:
+    distances = {
+        path: np.linalg.norm(cascade[0].landmarks - yunet[0].landmarks, axis=1).mean()
+        / yunet[0].width
+        for path, (yunet, cascade) in found.items()
+        if path.startswith("person")
+    }
+    assert np.mean(list(distances.values())) <= 0.03
+    # One of the fifteen differs by 4.3 %.
+    assert sum(distance > 0.04 for distance in distances.values()) <= 1
+    assert max(distances.values()) <= 0.05
+
+
+def test_unknown_weights_are_not_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(mtcnn.WEIGHTS, "pnet", "0" * 64)
+    with pytest.raises(ValueError, match=r"not loaded unknown; install mtcnn==1\.0\.0"):
+        mtcnn.load_weights("pnet")
+
+
+def test_missing_weights_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mtcnn, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"install margrave\[align\]"):
+        MTCNN()
+
+
+def test_nothing_is_found_in_nothing() -> None:
+    cascade = MTCNN()
+    for shape in ((5, 5, 3), (40, 300, 3), (200, 200, 3)):
+        assert cascade.detect(np.full(shape, 127, np.uint8)) == []
+
+
+def test_networks_answer_in_the_shapes_of_the_paper() -> None:
+    cascade = MTCNN()
+    shifts, scores = cascade.propose(torch.zeros(1, 3, 30, 20))
+    assert shifts.shape == (1, 4, 10, 5) and scores.shape == (1, 2, 10, 5)
+    assert [answer.shape[1] for answer in cascade.refine(torch.zeros(2, 3, 24, 24))] == [4, 2]
+    assert [answer.shape[1] for answer in cascade.finish(torch.zeros(2, 3, 48, 48))] == [4, 10, 2]
+
+
+def test_suppression_keeps_the_best_of_those_that_overlap() -> None:
+    boxes = np.array(
+        [[0, 0, 10, 10, 0.8], [1, 1, 11, 11, 0.9], [50, 50, 60, 60, 0.7], [2, 2, 6, 6, 0.6]]
+    )
+    assert mtcnn._suppressed(boxes, 0.5).tolist() == [1, 2, 3]
+    assert mtcnn._suppressed(boxes, 0.5, of_smaller=True).tolist() == [1, 2]
+
+
+def test_no_yunet(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no such file; give YuNet's ONNX model"):
+        YuNet(tmp_path / "absent.onnx")
+    (tmp_path / "wrong.onnx").write_bytes(b"no model")
+    with pytest.raises(ValueError, match="is no YuNet that OpenCV reads"):
+        YuNet(tmp_path / "wrong.onnx")
