@@ -39,7 +39,7 @@ def train(
     from margrave.cli.running import Run, show
     from margrave.config import merge, parse_overrides, read_config
     from margrave.data import recognise
-    from margrave.distributed import RankError, current_launch, launch
+    from margrave.distributed import RankError, current_launch, launch, told_by_launcher
     from margrave.training import latest_checkpoint
 
     console = Console(highlight=False)
@@ -81,7 +81,8 @@ def train(
         training = run.open_training()
         judged = run.train(training, resume=checkpoint is not None)
     except KeyboardInterrupt:
-        console.print(f"stopped; go on with: margrave train --resume {folder}", markup=False)
+        if not told_by_launcher():
+            console.print(f"stopped; go on with: margrave train --resume {folder}", markup=False)
         raise typer.Exit(130) from None
     show(console, judged)
     written = "model, results and curves" if judged else "model and curves"

@@ -17,6 +17,7 @@ from margrave.distributed.launch import (
     launch,
     lost_touch,
     record_failure,
+    told_by_launcher,
 )
 from margrave.distributed.partition import owned_classes
 from margrave.distributed.sharding import shard_parameters, whole
@@ -41,5 +42,6 @@ __all__ = [
     "record_failure",
     "shard_parameters",
     "sizes_of_ranks",
+    "told_by_launcher",
     "whole",
 ]

@@ -67,7 +67,9 @@ def launch(processes: int, command: Sequence[str]) -> None:
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     # What it reports is told here, in fewer words.
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    for name in logging.root.manager.loggerDict:
+        if name.startswith("torch.distributed.elastic"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
     os.environ.setdefault("OMP_NUM_THREADS", str(max((os.cpu_count() or 1) // processes, 1)))
     os.environ[LAUNCHED_BY_MARGRAVE] = "1"
     config = LaunchConfig(
@@ -122,6 +124,11 @@ def record_failure(error: BaseException) -> bool:
 
     if "TORCHELASTIC_ERROR_FILE" in os.environ:
         get_error_handler().record_exception(error)
+    return told_by_launcher()
+
+
+def told_by_launcher() -> bool:
+    """Whether our launcher started this process, and speaks for all of them."""
     return LAUNCHED_BY_MARGRAVE in os.environ
 
 
