@@ -227,3 +227,22 @@ def test_the_demo_small(tmp_path: Path) -> None:
     assert "by ground-truth quality" in output
     names = {path.name for path in (tmp_path / "demo").iterdir()}
     assert {"faces.png", "curves.png", "results.json", "model.safetensors"} <= names
+
+
+def test_insightfaces_files_are_taken_as_they_are(tmp_path: Path) -> None:
+    golden = Path(__file__).parents[1] / "golden" / "recordio"
+    where = ("--data", str(golden), "--output", str(tmp_path / "run"))
+    bin_set = f"evaluation.sets.lfw.pairs_file={golden / 'pairs_protocol2.bin'}"
+    trained = CliRunner().invoke(app, ["train", "small", *where, *TINY, "--set", bin_set])
+    assert trained.exit_code == 0, trained.output
+    assert "40 images of 10 identities (records)" in trained.output
+    assert json.loads((tmp_path / "run" / "results.json").read_text())["lfw"]["pairs"] == 40
+    judged = CliRunner().invoke(
+        app, ["evaluate", str(tmp_path / "run"), str(golden / "pairs_numpy_bool.bin")]
+    )
+    assert judged.exit_code == 0 and "pairs_numpy_bool" in judged.output
+    both = CliRunner().invoke(
+        app, ["evaluate", str(tmp_path / "run"), str(golden / "pairs_numpy_bool.bin"),
+              "--pairs", "pairs.txt"],
+    )  # fmt: skip
+    assert "brings its own pairs" in str(both.exception)
