@@ -16,8 +16,8 @@ from torch import nn
 from margrave import backbones
 from margrave.checkpoints import load_strictly
 from margrave.data import EpochSampler, TrainingImages, training_loader
-from margrave.distributed import current_launch, shard_parameters
-from margrave.heads import HEADS, ChunkedHead
+from margrave.distributed import Launch, current_launch, shard_parameters
+from margrave.heads import HEADS, ChunkedHead, Head
 from margrave.losses import Loss
 from margrave.statistics import MomentumEncoder
 from margrave.training.optimizer import build_optimizer
@@ -52,42 +52,17 @@ def set_up(
     """
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
-    # Its announcements of what was configured anyway would break the progress bar.
-    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
     launch = current_launch()
     _check_batches(settings, launch.size)
-    try:
-        fabric = Fabric(
-            accelerator=settings.accelerator,
-            devices=launch.local_size,
-            num_nodes=launch.size // launch.local_size,
-            strategy=_strategy(settings, launch.size),
-            # Fabric cannot cast to float64 beside FSDP; that is done below.
-            precision=PRECISIONS.get(settings.precision, "32-true"),  # pyright: ignore[reportArgumentType]
-        )
-    except (RuntimeError, ValueError) as error:
-        raise ValueError(
-            f"training.accelerator = {settings.accelerator!r} cannot be used here: {error}; "
-            "set it to cpu or auto"
-        ) from error
-    fabric.launch()
+    fabric = _launch_fabric(settings, launch)
     head = _head_for(head, launch.size)
     torch.manual_seed(settings.seed)
     network = backbones.create(backbone)
     if initial_state is not None:
         load_strictly(network, initial_state, "initial_model")
-    head_settings = {key: value for key, value in head.items() if key != "kind"}
-    embedding_size = _embedding_size(network, images.size)
-    built_head = HEADS.get(head["kind"])(
-        loss, num_classes, embedding_size, num_samples=len(images), **head_settings
+    built_head = _build_head(
+        settings, head, loss, num_classes, _embedding_size(network, images.size), len(images)
     )
-    if settings.optimizer.centres_in_backward:
-        if not isinstance(built_head, ChunkedHead):
-            raise ValueError(
-                f"optimizer.centres_in_backward needs head.kind chunked instead of {head['kind']}"
-            )
-        optimizing = settings.optimizer
-        built_head.update_in_backward(optimizing.momentum, optimizing.weight_decay)
     split = settings.strategy == "fsdp" and launch.size > 1
     # FSDP takes parameters in their usual layout alone.
     if settings.channels_last and not split:
@@ -100,9 +75,7 @@ def set_up(
         encoder = MomentumEncoder(network, settings.encoder_momentum)
     double = torch.float64 if settings.precision == "float64" else None
     network = network.to(double)
-    whole_network = None
-    if split:
-        whole_network = copy.deepcopy(network).requires_grad_(False)
+    whole_network = copy.deepcopy(network).requires_grad_(False) if split else None
     with warnings.catch_warnings():
         # The name that succeeds it is not known to the oldest torch that we run with.
         warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated")
@@ -134,6 +107,50 @@ def set_up(
             images, sampler, settings.workers, pin_memory=fabric.device.type == "cuda"
         ),
     )
+
+
+def _launch_fabric(settings: TrainingSettings, launch: Launch) -> Fabric:
+    """Join the processes that train together, if there are several."""
+    # Its announcements of what was configured anyway would break the progress bar.
+    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
+    try:
+        fabric = Fabric(
+            accelerator=settings.accelerator,
+            devices=launch.local_size,
+            num_nodes=launch.size // launch.local_size,
+            strategy=_strategy(settings, launch.size),
+            # Fabric cannot cast to float64 beside FSDP; that is done below.
+            precision=PRECISIONS.get(settings.precision, "32-true"),  # pyright: ignore[reportArgumentType]
+        )
+    except (RuntimeError, ValueError) as error:
+        raise ValueError(
+            f"training.accelerator = {settings.accelerator!r} cannot be used here: {error}; "
+            "set it to cpu or auto"
+        ) from error
+    fabric.launch()
+    return fabric
+
+
+def _build_head(
+    settings: TrainingSettings,
+    head: Mapping[str, Any],
+    loss: Loss,
+    num_classes: int,
+    embedding_size: int,
+    num_samples: int,
+) -> Head:
+    head_settings = {key: value for key, value in head.items() if key != "kind"}
+    built_head = HEADS.get(head["kind"])(
+        loss, num_classes, embedding_size, num_samples=num_samples, **head_settings
+    )
+    if settings.optimizer.centres_in_backward:
+        if not isinstance(built_head, ChunkedHead):
+            raise ValueError(
+                f"optimizer.centres_in_backward needs head.kind chunked instead of {head['kind']}"
+            )
+        optimizing = settings.optimizer
+        built_head.update_in_backward(optimizing.momentum, optimizing.weight_decay)
+    return built_head
 
 
 def _strategy(settings: TrainingSettings, processes: int) -> Any:
