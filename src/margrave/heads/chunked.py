@@ -194,7 +194,7 @@ class ChunkedHead(Head):
         samples, wanted = len(batch.everyone.labels), self.compiled
         if wanted is None:
             wanted = worth_compiling(samples, len(self.classes), batch.unit.device.type)
-        if not wanted or not self.loss.normalized:
+        if not wanted:
             return None
         try:
             hash(self.loss)

@@ -77,19 +77,20 @@ class Step:
     def products(
         self, centres: Tensor, bias: Tensor | None, block: slice, out: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """(A, K) a block's cosines, or inner products, and what divides the centres, (K,) 1/‖w‖."""
-        products, inverse = self.raw_products(centres, out)
-        if bias is not None:
-            return products.add_(self.at_hand(bias, block)), inverse
-        return products.mul_(inverse), inverse
+        """(A, K) a block's cosines and (K,) 1/‖w‖; or inner products and their bias."""
+        products, factor = self.raw_products(centres, bias, block, out)
+        return (products.mul_(factor) if bias is None else products.add_(factor)), factor
 
-    def raw_products(self, centres: Tensor, out: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """(A, K) x̂W_cᵀ and (K,) 1/‖w‖."""
-        inverse = inverse_length(centres).to(self.target.dtype)
+    def raw_products(
+        self, centres: Tensor, bias: Tensor | None, block: slice, out: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """(A, K) x̂W_cᵀ and (K,) what makes cosines of them, 1/‖w‖; or the bias to be added."""
+        factor = inverse_length(centres) if bias is None else self.at_hand(bias, block)
+        factor = factor.to(self.target.dtype)
         if self.features.dtype == self.target.dtype:
-            return torch.mm(self.features, centres.T, out=out), inverse
+            return torch.mm(self.features, centres.T, out=out), factor
         products = (self.features @ centres.T).to(self.target.dtype)
-        return (products if out is None else out.copy_(products)), inverse
+        return (products if out is None else out.copy_(products)), factor
 
     @cached_property
     def target_block(self) -> Tensor:
@@ -169,15 +170,15 @@ def _sum_up(
             kept = room[used : used + count].view(len(total), len(centres))
             used += count
         if fused is not None and number > 0:
-            products, inverse = step.raw_products(centres, kept)
+            products, factor = step.raw_products(centres, bias, block, kept)
             column = step.fused_column(number)
-            total = fused.forward(products, inverse, column, step.target, step.context, total)
+            total = fused.forward(products, factor, column, step.target, step.context, total)
         else:
-            products, inverse = step.products(centres, bias, block, kept)
+            products, factor = step.products(centres, bias, block, kept)
             negatives = step.loss.negatives(products, step.target, step.context)
             total = torch.logaddexp(total, _log_sum_exp(negatives, step, number))
         if kept is not None:
-            cache[number] = products, inverse
+            cache[number] = products, factor
     return total, cache
 
 
@@ -250,22 +251,22 @@ class _Backward:
         """Add one block's part."""
         step = self.step
         centres = step.at_hand(self.weight, block)
-        products, inverse = cached or step.products(centres, self.bias, block)
-        gradient, along = self._of_block(products, inverse, number)
+        products, factor = cached or step.products(centres, self.bias, block)
+        gradient, along = self._of_block(products, factor, number)
         low = gradient.to(centres.dtype)
         if low.dtype == self.of_features.dtype:
             self.of_features.addmm_(low, centres)
         else:
             self.of_features += low @ centres
         if self.of_bias is not None:
-            added = gradient.sum(dim=0).mul_(self.share).to(self.of_bias)
+            added = along.mul_(self.share).to(self.of_bias)
             self.of_bias[block if step.rows is None else step.rows[block]] += added
         if self.of_weight is None and step.update is None:
             return
         rows = torch.empty_like(centres) if self.of_weight is None else self.of_weight[block]
         torch.mm(low.T, self.shared_features, out=rows)
-        if along is not None:
-            along = along * inverse
+        if self.bias is None:
+            along = along * factor
             rows.addcmul_(centres, along.to(rows)[:, None], value=-self.share)
         if step.update is not None:
             column, there = step.place(number)
@@ -273,20 +274,18 @@ class _Backward:
             _add_rows(rows, column[inside, 0], self.of_centre[inside])
             step.update(block, rows)
 
-    def _of_block(
-        self, products: Tensor, inverse: Tensor, number: int
-    ) -> tuple[Tensor, Tensor | None]:
-        """(A, K) the gradient of x̂W_cᵀ; for a loss of cosines (K,) Σ_i of it times the cosines."""
+    def _of_block(self, products: Tensor, factor: Tensor, number: int) -> tuple[Tensor, Tensor]:
+        """(A, K) the gradient of x̂W_cᵀ, and (K,) Σ_i of it times the cosines, or of it alone."""
         step = self.step
         if step.fused is not None and self.sign is None:
             column = step.fused_column(number)
             return step.fused.backward(
-                products, inverse, column, step.target, step.context, self.shift
+                products, factor, column, step.target, step.context, self.shift
             )
         gradient = self._of_products(products, number)
         if self.bias is not None:
-            return gradient, None
-        gradient = gradient.mul_(inverse)
+            return gradient, gradient.sum(dim=0)
+        gradient = gradient.mul_(factor)
         return gradient, (gradient * products).sum(dim=0)
 
     def _of_products(self, products: Tensor, number: int) -> Tensor:

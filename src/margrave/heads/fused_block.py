@@ -17,7 +17,7 @@ from margrave.losses import Context, Loss
 
 
 class FusedBlock:
-    """What is elementwise about a block, compiled for one loss of cosines: a pass or two each.
+    """What is elementwise about a block, compiled for one loss: a pass or two each.
 
     Args:
         loss: one that answers `negatives_and_slope`.
@@ -60,29 +60,32 @@ class FusedBlock:
             return plain(*given)
 
     def _forward(
-        self, products: Tensor, inverse: Tensor, column: Tensor, target: Tensor, context: Context,
+        self, products: Tensor, factor: Tensor, column: Tensor, target: Tensor, context: Context,
         total: Tensor,
     ) -> Tensor:  # fmt: skip
         """(A,) the log-sum-exp with this block's negatives taken in; products become cosines."""
-        cosines = products.mul_(inverse)
+        cosines = products.mul_(factor) if self.loss.normalized else products.add_(factor)
         negatives = self.loss.negatives(cosines, target, context)
         terms = torch.exp(torch.add(-total[:, None], negatives, alpha=self.loss.scale))
         terms = torch.where(_columns(products) == column, 0, terms)
         return total + terms.sum(dim=1).log1p()
 
     def _backward(
-        self, cosines: Tensor, inverse: Tensor, column: Tensor, target: Tensor, context: Context,
+        self, cosines: Tensor, factor: Tensor, column: Tensor, target: Tensor, context: Context,
         shift: Tensor,
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
-        """(A, K) gradient of the products, and (K,) Σ_i of it times the cosines."""
+        """(A, K) gradient of the products, and (K,) Σ_i of it times the cosines, or of it alone."""
         analytic = self.loss.negatives_and_slope(cosines, target, context)
         assert analytic is not None
         negatives, slope = analytic
-        gradient = torch.exp(torch.add(shift, negatives, alpha=self.loss.scale)) * inverse
+        gradient = torch.exp(torch.add(shift, negatives, alpha=self.loss.scale))
+        if self.loss.normalized:
+            gradient = gradient * factor
         if slope is not None:
             gradient = gradient * slope
         gradient = torch.where(_columns(cosines) == column, 0, gradient)
-        return gradient, (gradient * cosines).sum(dim=0)
+        along = gradient * cosines if self.loss.normalized else gradient
+        return gradient, along.sum(dim=0)
 
 
 def _columns(values: Tensor) -> Tensor:
