@@ -1,9 +1,12 @@
 """What preparing images costs beside bare JPEG decoding, per core; and what workers add.
 
-The same files are (a) decoded by OpenCV alone, (b) read, checked, decoded, flipped, batched and
-normalised as in training, (c) the same with AdaFace's augmentations, in interleaved repetitions.
-Prints images per second and ratios, and writes benchmarks/data.csv.
+The same JPEG files are (a) read and decoded by OpenCV alone, (b) read, checked, decoded, flipped,
+batched and normalised as in training, (c) the same with AdaFace's augmentations; from a folder,
+from records and from shards; and batched by workers, in interleaved repetitions. Prints images per
+second and ratios, and writes benchmarks/data.csv. Without a folder the files are made of synthetic
+faces.
 
+    python benchmarks/data.py
     python benchmarks/data.py ../shared/data/lfw_a
 """
 
@@ -18,6 +21,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import cv2
 import numpy as np
 import torch
@@ -28,24 +33,29 @@ from rich.table import Table
 from margrave.data import (
     Augmentation,
     EpochSampler,
+    FaceImages,
     ImageFolder,
     RecordImages,
+    ShardImages,
+    SyntheticFaces,
     TrainingImages,
+    WindowSampler,
     normalise,
     pack_records,
+    pack_shards,
     training_loader,
 )
 
-PUBLISHED = {"crop": 0.2, "photometric": 0.2, "low_resolution": 0.2}
+FLIP = Augmentation(flip=0.5)
 
 
 def main() -> None:
     """Measure, print and write."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("folder", type=Path)
+    parser.add_argument("folder", type=Path, nargs="?")
     parser.add_argument("--images", type=int, default=1024)
     parser.add_argument("--batch", type=int, default=128)
-    parser.add_argument("--repetitions", type=int, default=5)
+    parser.add_argument("--repetitions", type=int, default=9)
     given = parser.parse_args()
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
@@ -55,45 +65,71 @@ def main() -> None:
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)
-    table = Table("what", "images / s", "ratio to decoding")
+    table = Table("what", "images / s", "ratio", "to")
     for row in rows:
         table.add_row(*(str(value) for value in row.values()))
     Console().print(table)
 
 
+def jpeg_folder(source: FaceImages, count: int, folder: Path) -> ImageFolder:
+    """So many images as JPEG files, quality 95 as training sets have them."""
+    for index in range(count):
+        path = folder / f"{index % 16:02d}" / f"{index}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        image = cv2.cvtColor(source.read(index), cv2.COLOR_RGB2BGR)
+        cv2.imwrite(str(path), image, [cv2.IMWRITE_JPEG_QUALITY, 95])
+    return ImageFolder(folder)
+
+
 def measure(given: argparse.Namespace, folder: Path) -> list[dict[str, object]]:
     """All ways over the same JPEG files."""
-    source = ImageFolder(given.folder)
-    pack_records(source, folder / "records")
-    records = RecordImages(folder / "records")
-    chosen = np.random.default_rng(0).permutation(len(records))[: given.images]
-    jpegs = [folder / f"{index}.jpg" for index in chosen]
-    for index, path in zip(chosen.tolist(), jpegs, strict=True):
-        path.write_bytes(records.read_bytes(index))
+    source = ImageFolder(given.folder) if given.folder else SyntheticFaces(
+        num_identities=given.images, images_per_identity=1
+    )  # fmt: skip
+    files = jpeg_folder(source, given.images, folder / "files")
+    pack_records(files, folder / "records")
+    pack_shards(files, folder / "shards")
+    shards = ShardImages(folder / "shards")
+    paths = [Path(files.name(index)) for index in range(len(files))]
 
     def decode() -> None:
-        for path in jpegs:
+        for path in paths:
             cv2.imdecode(np.frombuffer(path.read_bytes(), np.uint8), cv2.IMREAD_COLOR)
 
-    def prepare(augmentation: Augmentation | None, workers: int = 0) -> Callable[[], None]:
-        images = TrainingImages(records, 112, augmentation)
-        sampler = EpochSampler(len(records), given.batch, 0)
-        loader = training_loader(images, sampler, workers)
+    def prepare(
+        images: FaceImages, augmentation: Augmentation | None, workers: int = 0, epochs: int = 1
+    ) -> Callable[[], None]:
+        if isinstance(images, ShardImages):
+            sampler = WindowSampler(images.pieces, images.window, given.batch, 0)
+        else:
+            sampler = EpochSampler(len(images), given.batch, 0)
+        loader = training_loader(TrainingImages(images, 112, augmentation), sampler, workers)
 
         def run() -> None:
-            sampler.start_at(0, sampler.batches_per_epoch - given.images // given.batch)
-            for batch in loader:
-                normalise(batch.images)
+            for _ in range(epochs):
+                sampler.start_at(0)
+                for batch in loader:
+                    # Beside workers stands an accelerator, which normalises by itself.
+                    if not workers:
+                        normalise(batch.images)
 
         return run
 
-    flip = Augmentation(flip=0.5)
+    # Workers get more to do, or their start would be what is measured.
+    long = 4
     ways: dict[str, Callable[[], None]] = {
-        "decoding alone": decode,
-        "decoded, flipped, normalised": prepare(flip),
-        "with AdaFace's augmentations": prepare(Augmentation(flip=0.5, **PUBLISHED)),
-        "flipped, one worker": prepare(flip, 1),
-        "flipped, two workers": prepare(flip, 2),
+        "decoded alone": decode,
+        "decoded, flipped, normalised": prepare(files, FLIP),
+        "with AdaFace's augmentations": prepare(files, Augmentation.adaface()),
+        "records": prepare(RecordImages(folder / "records"), FLIP),
+        "shards": prepare(shards, FLIP),
+        "one worker, AdaFace's": prepare(files, Augmentation.adaface(), 1, long),
+        "two workers, AdaFace's": prepare(files, Augmentation.adaface(), 2, long),
+    }
+    against = {
+        "records": "decoded, flipped, normalised",
+        "shards": "decoded, flipped, normalised",
+        "two workers, AdaFace's": "one worker, AdaFace's",
     }
     times: dict[str, list[float]] = {name: [] for name in ways}
     with Progress(auto_refresh=False) as progress:
@@ -105,21 +141,23 @@ def measure(given: argparse.Namespace, folder: Path) -> list[dict[str, object]]:
                 if repetition:  # the first is warm-up, and starts workers
                     times[name].append(time.perf_counter() - started)
             progress.update(task, advance=1, refresh=True)
-    images = given.images // given.batch * given.batch
-    rates = {
-        name: (given.images if run is decode else images) / statistics.median(times[name])
-        for name, run in ways.items()
-    }
-    return [
-        {
-            "what": name,
-            "images_per_second": round(rate),
-            "ratio": round(rate / rates["decoding alone"], 2),
-        }
-        for name, rate in rates.items()
-    ]
+    whole = given.images // given.batch * given.batch
+    images = {name: whole * (long if "worker" in name else 1) for name in ways}
+    images["decoded alone"] = given.images
+    rates = {name: images[name] / statistics.median(times[name]) for name in ways}
+    rows: list[dict[str, object]] = []
+    for name, rate in rates.items():
+        other = against.get(name, "decoded alone")
+        rows.append(
+            {
+                "what": name,
+                "images_per_second": round(rate),
+                "ratio": round(rate / rates[other], 2),
+                "to": other,
+            }
+        )
+    return rows
 
 
 if __name__ == "__main__":
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
     main()

@@ -5,17 +5,20 @@ python tests/data/fuzz.py 10000
 
 from __future__ import annotations
 
+import io
 import pickle
 import resource
 import sys
+import tarfile
 import tempfile
 from collections import Counter
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 
-from margrave.data import RecordImages, decode_image, read_pairs_bin
+from margrave.data import RecordImages, ShardImages, decode_image, pack_shards, read_pairs_bin
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "recordio"
 EXTRA_BYTES = 512 * 2**20
@@ -56,8 +59,37 @@ def read_set(folder: Path) -> None:
         images.read(index)
 
 
+def read_shards(folder: Path) -> None:
+    images = ShardImages(folder)
+    for index in range(0, len(images), 7):
+        images.read(index)
+
+
 def read_image(folder: Path) -> None:
     decode_image((folder / "one.jpg").read_bytes(), "one.jpg")
+
+
+def tars() -> list[bytes]:
+    """Archives of every kind, with names too long for a header."""
+    found = []
+    for kind in (tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT):
+        file = io.BytesIO()
+        with tarfile.open(fileobj=file, mode="w", format=kind) as tar:
+            for number in range(8):
+                for extension, data in (("jpg", b"\xff\xd8\xff"), ("cls", b"%d" % (number % 2))):
+                    info = tarfile.TarInfo(f"{'folder/' * (18 if kind else 9)}{number}.{extension}")
+                    info.size = len(data)
+                    tar.addfile(info, io.BytesIO(data))
+        found.append(file.getvalue())
+    return found
+
+
+@cache
+def packed(images: RecordImages) -> dict[str, bytes]:
+    """A folder of shards with its index."""
+    with tempfile.TemporaryDirectory() as folder:
+        pack_shards(images, folder, 112)
+        return {path.name: path.read_bytes() for path in Path(folder).iterdir()}
 
 
 def main(count: int) -> None:
@@ -73,6 +105,10 @@ def main(count: int) -> None:
         ("train.rec", read_records, alone),
         ("train.idx", read_records, records),
         *(("set.bin", read_set, {"set.bin": content}) for content in sets),
+        *(("one.tar", read_shards, {"one.tar": content}) for content in tars()),
+        ("shards.json", read_shards, packed(golden)),
+        ("samples.bin", read_shards, packed(golden)),
+        ("shard-000000.tar", read_shards, packed(golden)),
         ("one.jpg", read_image, {"one.jpg": golden.read_bytes(5)}),
     ]
     generator = np.random.default_rng(0)

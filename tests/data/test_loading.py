@@ -13,7 +13,6 @@ from margrave.data import (
     EpochSampler,
     TrainingImages,
     Unreadable,
-    collate,
     normalise,
     training_loader,
 )
@@ -130,7 +129,7 @@ def test_persistent_workers_follow_the_sampler() -> None:
 
 def test_samples_are_channels_first_and_labelled() -> None:
     images = TrainingImages(Images(), SIZE)
-    batch = collate([images[0, 3], images[0, 9]], SIZE)
+    batch = images.__getitems__([(0, 3), (0, 9)])
     assert batch.images.shape == (2, 3, SIZE, SIZE) and batch.images.dtype == torch.uint8
     assert batch.labels.tolist() == [3, 4] and batch.indices.tolist() == [3, 9]
     assert batch.labels.dtype == batch.indices.dtype == torch.int64
@@ -138,13 +137,13 @@ def test_samples_are_channels_first_and_labelled() -> None:
 
 def test_unreadable_images_are_handed_on() -> None:
     images = TrainingImages(Images((0, 1)), SIZE)
-    batch = collate([images[0, index] for index in range(3)], SIZE)
+    batch = images.__getitems__([(0, index) for index in range(3)])
     assert batch.indices.tolist() == [2]
     assert batch.unreadable[1] == Unreadable(1, "image 1", "image 1 is broken")
-    empty = collate([images[0, 0]], SIZE)
+    empty = images[0, 0]
     assert empty.images.shape == (0, 3, SIZE, SIZE) and len(empty.unreadable) == 1
     assert normalise(empty.images).shape == (0, 3, SIZE, SIZE)
-    assert collate([], SIZE).labels.shape == (0,)
+    assert images.__getitems__([]).labels.shape == (0,)
 
 
 def test_caching_reads_once_and_reports() -> None:
@@ -155,17 +154,13 @@ def test_caching_reads_once_and_reports() -> None:
     assert seen == [(done, 20) for done in range(1, 21)]
     plain = TrainingImages(Images((4,)), SIZE)
     for index in range(20):
-        one, other = images[0, index], plain[0, index]
-        assert type(one) is type(other)
-        if not isinstance(one, Unreadable) and not isinstance(other, Unreadable):
-            assert torch.equal(one.image, other.image)
+        assert _same(images[0, index], plain[0, index])
     assert source.reads == 20
 
 
 def test_augmenting_leaves_the_cache_alone() -> None:
     images = TrainingImages(Images(), SIZE, Augmentation.adaface(crop=1.0), cached=True)
-    once = collate([images[0, index] for index in range(20)], SIZE)
-    again = collate([images[0, index] for index in range(20)], SIZE)
+    once, again = (images.__getitems__([(0, index) for index in range(20)]) for _ in range(2))
     assert torch.equal(once.images, again.images)
 
 

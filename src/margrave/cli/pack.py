@@ -10,30 +10,35 @@ import typer
 
 def pack(
     images: Annotated[
-        Path, typer.Argument(help="A folder with one subfolder per identity, or records.")
+        Path, typer.Argument(help="A folder with one subfolder per identity, records, or shards.")
     ],
     output: Annotated[
-        Path, typer.Argument(help="A folder for records, or with --pairs a .bin file.")
+        Path, typer.Argument(help="A folder for records or shards, or with --pairs a .bin file.")
     ],
     pairs: Annotated[
         Path | None,
         typer.Option(help="LFW's pairs.txt or a CSV file: make a verification set (.bin)."),
     ] = None,
+    shards: Annotated[
+        bool, typer.Option("--shards", help="WebDataset shards in random order, not records.")
+    ] = False,
+    images_per_shard: Annotated[int, typer.Option(min=1, help="Of shards.")] = 16384,
     size: Annotated[int, typer.Option(min=16, help="Of a side, pixels.")] = 112,
     fit: Annotated[str, typer.Option(help="crop, stretch or pad to a square.")] = "crop",
     quality: Annotated[int, typer.Option(min=1, max=100, help="Of JPEGs that are made.")] = 95,
     workers: Annotated[int, typer.Option(min=1, help="Threads.")] = 4,
 ) -> None:
-    """Write InsightFace's records (train.rec), or a verification set (.bin) of your own pairs.
+    """Write InsightFace's records (train.rec), WebDataset shards, or a verification set (.bin).
 
     JPEG and PNG files of the right size are packed as they are; others are fitted and encoded.
+    Shards that were interrupted are gone on with.
     """
     from rich.console import Console
 
     from margrave.cli.progress import counted
     from margrave.cli.running import open_pairs
     from margrave.config import EvaluationSet
-    from margrave.data import open_images, pack_pairs, pack_records, recognise
+    from margrave.data import open_images, pack_pairs, pack_records, pack_shards, recognise
 
     console = Console(highlight=False)
     if fit not in ("crop", "stretch", "pad"):
@@ -48,10 +53,13 @@ def pack(
             pack_pairs(faces, pair_list, output, size, progress=progress, **settings)
             said = f"{len(pair_list)} pairs are in {output}"
         else:
-            if any(output.glob("*.rec")):
-                raise ValueError(f"{output} holds records already; choose another folder")
             source = open_images(recognise(images))
-            faults = pack_records(source, output, size, progress=progress, **settings)
+            if shards:
+                settings["images_per_shard"] = images_per_shard
+            elif any(output.glob("*.rec")):
+                raise ValueError(f"{output} holds records already; choose another folder")
+            pack_images = pack_shards if shards else pack_records
+            faults = pack_images(source, output, size, progress=progress, **settings)
             for reason in faults.values():
                 console.print(f"left out: {reason}", markup=False)
             said = f"{len(source) - len(faults)} images are in {output}; train with --data {output}"

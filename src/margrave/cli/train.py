@@ -15,8 +15,11 @@ def train(
         typer.Argument(help="Recipes (`margrave recipes`) or YAML files, merged in order."),
     ] = None,
     data: Annotated[
-        Path | None,
-        typer.Option(help="A folder with one subfolder per identity, or InsightFace's records."),
+        str | None,
+        typer.Option(
+            help="A folder with one subfolder per identity, InsightFace's records, or shards, "
+            "which may lie at an address (https://…, s3://…)."
+        ),
     ] = None,
     loss: Annotated[
         str | None, typer.Option(help="A loss (`margrave losses`) or my_module:MyLoss.")
@@ -45,7 +48,10 @@ def train(
     console = Console(highlight=False)
     overrides: dict[str, Any] = parse_overrides(settings or [])
     if data is not None:
-        overrides = merge({"data": {"train": recognise(data.resolve())}}, overrides)
+        overrides = merge(
+            {"data": {"train": recognise(data if "://" in data else Path(data).resolve())}},
+            overrides,
+        )
     if resume is not None:
         if any((recipes, loss, output)):
             raise ValueError(
@@ -94,7 +100,7 @@ def train(
 
 def arguments(
     recipes: list[str] | None,
-    data: Path | None,
+    data: str | None,
     loss: str | None,
     output: Path | None,
     settings: list[str] | None,

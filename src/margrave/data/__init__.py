@@ -7,10 +7,8 @@ from .image_folder import ImageFiles, ImageFolder, image_paths
 from .loading import (
     Batch,
     EpochSampler,
-    Sample,
     TrainingImages,
     Unreadable,
-    collate,
     normalise,
     training_loader,
 )
@@ -18,9 +16,12 @@ from .packing import pack_pairs, pack_records
 from .pair_lists import PairList, balanced_pairs, read_csv_pairs, read_lfw_pairs
 from .pairs_bin import PackedImages, read_pairs_bin, write_pairs_bin
 from .record_images import RecordImages, write_record_images
+from .shard_packing import damaged_shards, pack_shards
+from .shards import ShardImages
 from .sources import SOURCES, open_images, recognise
 from .splits import ImageSubset, split_identities
 from .synthetic import SyntheticFaces
+from .window_sampler import WindowSampler
 
 __all__ = [
     "SOURCES",
@@ -36,12 +37,13 @@ __all__ = [
     "PairList",
     "ReadableImages",
     "RecordImages",
-    "Sample",
+    "ShardImages",
     "SyntheticFaces",
     "TrainingImages",
     "Unreadable",
+    "WindowSampler",
     "balanced_pairs",
-    "collate",
+    "damaged_shards",
     "decode_image",
     "fit_image",
     "image_paths",
@@ -49,6 +51,7 @@ __all__ = [
     "open_images",
     "pack_pairs",
     "pack_records",
+    "pack_shards",
     "read_csv_pairs",
     "read_lfw_pairs",
     "read_pairs_bin",

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, fields
+from functools import cached_property
 from typing import Any
 
 import cv2
@@ -17,6 +19,8 @@ _INTERPOLATIONS = (
     cv2.INTER_LANCZOS4,
 )
 _CROP_ATTEMPTS = 10
+
+Step = Callable[[np.ndarray, np.random.Generator], np.ndarray]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,6 +99,14 @@ class Augmentation:
 
     def __call__(self, image: np.ndarray, generator: np.random.Generator) -> np.ndarray:
         """The (height, width, 3) uint8 RGB image, changed; the given one stays as it is."""
+        for probability, step in self._steps:
+            if generator.random() < probability:
+                image = step(image, generator)
+        return image
+
+    @cached_property
+    def _steps(self) -> list[tuple[float, Step]]:
+        """What may happen, and how likely it is."""
         steps = (
             (self.motion, self._move),
             (self.flip, self._flip),
@@ -103,10 +115,7 @@ class Augmentation:
             (self.photometric, self._change_light),
             (self.grey, self._remove_colour),
         )
-        for probability, step in steps:
-            if probability > 0 and generator.random() < probability:
-                image = step(image, generator)
-        return image
+        return [(probability, step) for probability, step in steps if probability > 0]
 
     def _move(self, image: np.ndarray, generator: np.random.Generator) -> np.ndarray:
         height, width = image.shape[:2]

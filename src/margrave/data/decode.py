@@ -17,8 +17,11 @@ MAXIMUM_PIXELS = 64_000_000
 # Inside a scan 0xFF is data when 0x00 follows, and a restart when 0xD0-0xD7 does; anything else is
 # the next marker, so the same search serves headers and scans alike.
 _JPEG_MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]", re.DOTALL)
+_JPEG_END = b"\xff\xd9"
+_JPEG = b"\xff\xd8\xff"
 _JPEG_END_OF_IMAGE = 0xD9
 _JPEG_WITHOUT_LENGTH = (0x01, 0xD8)
+_JPEG_SEGMENTS = frozenset((*range(0xE0, 0xF0), 0xDB, 0xC4, 0xDD, 0xFE))
 _JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _NETPBM = re.compile(rb"P[2356](?:\s|#[^\n]*\n)+(\d+)(?:\s|#[^\n]*\n)+(\d+)\s")
 
@@ -114,6 +117,15 @@ def _broken(name: str, reason: str) -> str:
 
 def _jpeg_size(data: bytes) -> tuple[int, int]:
     height, width, position = 0, 0, 2
+    if data.endswith(_JPEG_END) and len(data) > 12:
+        # Most files end with their image and begin with segments that say how long they are.
+        while data[position] == 0xFF and data[position + 1] in _JPEG_SEGMENTS:
+            position += 2 + (data[position + 2] << 8 | data[position + 3])
+            if position + 9 > len(data):
+                raise _Truncated
+        if data[position] == 0xFF and data[position + 1] in _JPEG_FRAMES:
+            return struct.unpack_from(">HH", data, position + 5)
+        position = 2
     while (marker := _JPEG_MARKER.search(data, position)) is not None:
         position = marker.end()
         code = data[position - 1]
@@ -174,7 +186,7 @@ def _netpbm_size(data: bytes) -> tuple[int, int]:
 
 
 _FORMATS: tuple[tuple[bytes, Callable[[bytes], tuple[int, int]]], ...] = (
-    (b"\xff\xd8\xff", _jpeg_size),
+    (_JPEG, _jpeg_size),
     (b"\x89PNG\r\n\x1a\n", _png_size),
     (b"RIFF", _webp_size),
     (b"BM", _bmp_size),

@@ -1,6 +1,6 @@
 """Batches for training: which images when, and how workers read and augment them.
 
-Every sample depends on (seed, epoch, index) alone, so training resumed at any batch with any number
+Every image depends on (seed, epoch, index) alone, so training resumed at any batch with any number
 of workers sees exactly the images it would have seen.
 """
 
@@ -9,25 +9,18 @@ from __future__ import annotations
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
+from typing import Any, Protocol, runtime_checkable
 
 import cv2
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from margrave.memory import keep_freed_memory
+
 from .augment import Augmentation
 from .contract import FaceImages
 from .decode import Fit, fit_image
-
-
-@dataclass(frozen=True, slots=True)
-class Sample:
-    """One image ready to be batched: (3, size, size) uint8, its label and its index."""
-
-    image: torch.Tensor
-    label: int
-    index: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +37,7 @@ class Batch:
     """What the training loop gets; B may be below the batch size, even 0.
 
     Attributes:
-        images: (B, 3, size, size) uint8, RGB; see ``normalise``.
+        images: (B, 3, size, size) uint8, RGB, channels last in memory; see ``normalise``.
         labels: (B,) int64.
         indices: (B,) int64, where each image stands in the training set.
         unreadable: the images that were dropped, and why.
@@ -124,6 +117,15 @@ class EpochSampler(Sampler[list[tuple[int, int]]]):
             )
         self.epoch, self.batch = epoch, batch
 
+    def state(self, batch: int) -> dict[str, Any]:
+        """What a checkpoint before this batch must hold beside the position: here nothing."""
+        del batch
+        return {}
+
+    def resume(self, state: dict[str, Any]) -> None:
+        """Take up what `state` told; `start_at` follows."""
+        del state
+
     def __len__(self) -> int:
         return self.batches_per_epoch - self.batch
 
@@ -137,8 +139,43 @@ class EpochSampler(Sampler[list[tuple[int, int]]]):
             yield [(epoch, index) for index in mine.tolist()]
 
 
-class TrainingImages(Dataset[Sample | Unreadable]):
-    """Maps (epoch, index) to an augmented image, whose randomness is (seed, epoch, index).
+class ImageGenerators:
+    """A random generator for each (epoch, index): one that counts, set to the image's own count.
+
+    Args:
+        seed: of all of them.
+
+    >>> generators = ImageGenerators(seed=0)
+    >>> first = generators.of(epoch=1, index=7).random()
+    >>> other = generators.of(epoch=1, index=8).random()
+    >>> generators.of(epoch=1, index=7).random() == first != other
+    True
+    """
+
+    def __init__(self, seed: int) -> None:
+        self._counting = np.random.Philox(seed=np.random.SeedSequence([seed, 4]))
+        self._state: Any = self._counting.state
+        self._generator = np.random.Generator(self._counting)
+
+    def of(self, epoch: int, index: int) -> np.random.Generator:
+        """The image's; it is the next image's from the next call on."""
+        # Making a generator anew costs as much as a fifth of decoding.
+        self._state["state"]["counter"][:] = 0, 0, index, epoch
+        self._counting.state = self._state
+        return self._generator
+
+
+@runtime_checkable
+class Prefetching(Protocol):
+    """Images that are better fetched together."""
+
+    def prefetch(self, indices: Sequence[int]) -> None:
+        """Get ready to read these."""
+        ...
+
+
+class TrainingImages(Dataset[Batch]):
+    """Turns (epoch, index) pairs into batches; an image's changes hang on (seed, epoch, index).
 
     Args:
         images: where images and labels come from.
@@ -164,8 +201,9 @@ class TrainingImages(Dataset[Sample | Unreadable]):
         self.images = images
         self.size = size
         self.augmentation = augmentation
-        self.seed = seed
         self.fit: Fit = fit
+        self._generators = ImageGenerators(seed)
+        self._prefetching = images if isinstance(images, Prefetching) else None
         self._cache: torch.Tensor | None = None
         self._unreadable: dict[int, Unreadable] = {}
         if cached:
@@ -187,15 +225,30 @@ class TrainingImages(Dataset[Sample | Unreadable]):
     def __len__(self) -> int:
         return len(self.images)
 
-    def __getitem__(self, position: tuple[int, int]) -> Sample | Unreadable:
-        epoch, index = position
-        image = self._read(index)
-        if isinstance(image, Unreadable):
-            return image
-        if self.augmentation is not None:
-            image = self.augmentation(image, np.random.default_rng([self.seed, epoch, index]))
-        channels_first = np.ascontiguousarray(image.transpose(2, 0, 1))
-        return Sample(torch.from_numpy(channels_first), int(self.images.labels[index]), index)
+    def __getitem__(self, position: tuple[int, int]) -> Batch:
+        return self.__getitems__([position])
+
+    def __getitems__(self, positions: Sequence[tuple[int, int]]) -> Batch:
+        """The images that can be read, as DataLoader asks for a batch."""
+        if self._cache is None and self._prefetching is not None:
+            self._prefetching.prefetch([index for _, index in positions])
+        images = torch.empty((len(positions), self.size, self.size, 3), dtype=torch.uint8)
+        pixels, indices, unreadable = images.numpy(), [], []
+        for epoch, index in positions:
+            image = self._read(index)
+            if isinstance(image, Unreadable):
+                unreadable.append(image)
+                continue
+            if self.augmentation is not None:
+                image = self.augmentation(image, self._generators.of(epoch, index))
+            pixels[len(indices)] = image
+            indices.append(index)
+        return Batch(
+            images[: len(indices)].permute(0, 3, 1, 2),
+            torch.from_numpy(np.asarray(self.images.labels[indices], np.int64)),
+            torch.tensor(indices, dtype=torch.int64),
+            tuple(unreadable),
+        )
 
     def _read(self, index: int) -> np.ndarray | Unreadable:
         """The (size, size, 3) image before augmentation."""
@@ -207,20 +260,6 @@ class TrainingImages(Dataset[Sample | Unreadable]):
             return fit_image(self.images.read(index), self.size, self.fit)
         except ValueError as error:
             return Unreadable(index, self.images.name(index), str(error))
-
-
-def collate(samples: Sequence[Sample | Unreadable], size: int) -> Batch:
-    """One batch of the samples that could be read; ``size`` is their side, for an empty batch."""
-    readable = [sample for sample in samples if isinstance(sample, Sample)]
-    images = torch.empty((len(readable), 3, size, size), dtype=torch.uint8)
-    if readable:
-        torch.stack([sample.image for sample in readable], out=images)
-    return Batch(
-        images,
-        torch.tensor([sample.label for sample in readable], dtype=torch.int64),
-        torch.tensor([sample.index for sample in readable], dtype=torch.int64),
-        tuple(sample for sample in samples if isinstance(sample, Unreadable)),
-    )
 
 
 def normalise(
@@ -238,11 +277,19 @@ def normalise(
     >>> normalise(torch.tensor([0, 255], dtype=torch.uint8).reshape(1, 1, 1, 2)).flatten().tolist()
     [-1.0, 1.0]
     """
-    shape = (-1, 1, 1)
-    centre = torch.as_tensor(mean, dtype=torch.float32, device=images.device).reshape(shape)
-    spread = torch.as_tensor(deviation, dtype=torch.float32, device=images.device).reshape(shape)
-    # In place after the first copy: fresh memory costs more than the arithmetic.
-    return images.to(torch.float32, copy=True).div_(255).sub_(centre).div_(spread)
+    centre, spread = (torch.as_tensor(value, dtype=torch.float32) for value in (mean, deviation))
+    table = (torch.arange(256)[:, None] / 255 - centre) / spread
+    if not images.is_cpu or not len(images):
+        channels = torch.arange(3, device=images.device)[:, None, None]
+        table = table.expand(256, 3).to(images.device)
+        return table[images.long(), channels]
+    # Looking up is one pass where torch's conversion and arithmetic are four.
+    keep_freed_memory()
+    pixels = images.permute(0, 2, 3, 1).contiguous().numpy()
+    shape = (-1, 3) if table.shape[1] == 3 else (-1, images.shape[3] * 3)
+    rows = pixels.reshape(len(pixels) * images.shape[2], *shape)
+    found = cv2.LUT(rows, table.numpy()[None])
+    return torch.from_numpy(found.reshape(pixels.shape)).permute(0, 3, 1, 2)
 
 
 def training_loader(
@@ -260,13 +307,17 @@ def training_loader(
         images,
         batch_sampler=sampler,
         num_workers=workers,
-        collate_fn=partial(collate, size=images.size),
+        collate_fn=_as_it_is,  # pyright: ignore[reportArgumentType]
         worker_init_fn=_prepare_worker,
         persistent_workers=workers > 0,
         pin_memory=pin_memory,
         # Its own generator, or every epoch would advance torch's global one.
         generator=torch.Generator(),
     )
+
+
+def _as_it_is(batch: Batch) -> Batch:
+    return batch
 
 
 def _prepare_worker(worker: int) -> None:

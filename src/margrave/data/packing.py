@@ -44,7 +44,7 @@ def packed_bytes(
     return cv2.imencode(".jpg", fitted, [cv2.IMWRITE_JPEG_QUALITY, quality])[1].tobytes()
 
 
-def _in_order(
+def in_order(
     prepare: Callable[[int], bytes], indices: Iterable[int], workers: int
 ) -> Iterator[tuple[int, bytes | ValueError]]:
     """Prepared images, or why not, in order, read by several threads ahead of time."""
@@ -96,7 +96,7 @@ def pack_records(
 
     def readable() -> Iterator[tuple[int, bytes]]:
         classes: dict[int, int] = {}
-        for done, (index, content) in enumerate(_in_order(prepare, order, workers), 1):
+        for done, (index, content) in enumerate(in_order(prepare, order, workers), 1):
             progress(done, len(order))
             if isinstance(content, ValueError):
                 unreadable[images.name(index)] = str(content)
@@ -137,7 +137,7 @@ def pack_pairs(
     prepare = partial(packed_bytes, images, size=size, fit=fit, quality=quality)
     indices = np.stack([pairs.first, pairs.second], axis=1).ravel().tolist()
     found = []
-    for done, (_, content) in enumerate(_in_order(prepare, indices, workers), 1):
+    for done, (_, content) in enumerate(in_order(prepare, indices, workers), 1):
         progress(done, len(indices))
         if isinstance(content, ValueError):
             raise content

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from functools import cache
 from typing import Any
 
-import torch
 from torch import Tensor
+
+from margrave.memory import keep_freed_memory
 
 
 class CosineCache:
@@ -39,14 +39,3 @@ class CosineCache:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return CosineCache, (self.budget,)
-
-
-@cache
-def keep_freed_memory() -> None:
-    """Let the C library keep freed blocks of up to 31 MB for the next ones of a step.
-
-    By default glibc hands blocks of a megabyte back to the system and asks for zeroed pages anew,
-    which costs more than the arithmetic on them. It takes the size of the largest block ever freed
-    for the limit, up to 32 MB; an untouched one costs nothing.
-    """
-    torch.empty(31 * 2**20, dtype=torch.uint8)

@@ -25,6 +25,7 @@ from margrave.heads.embeddings import inverse_length
 from margrave.heads.fused_block import FusedBlock
 from margrave.losses import Context, Loss
 
+FIRST_BLOCK = 512
 RowUpdate = Callable[[slice, Tensor], None]
 """Takes a block of classes and the gradient of their centres (K, D)."""
 
@@ -67,8 +68,19 @@ class Step:
     def blocks(self, weight: Tensor) -> Iterator[tuple[int, slice]]:
         """The classes at hand, a numbered block at a time."""
         count = len(weight) if self.rows is None else len(self.rows)
-        for number, start in enumerate(range(0, count, self.block_size)):
-            yield number, slice(start, min(start + self.block_size, count))
+        starts = (0, *range(self.first_block, count, self.block_size))
+        for number, (start, end) in enumerate(zip(starts, (*starts[1:], count), strict=True)):
+            if start < end:
+                yield number, slice(start, end)
+
+    @property
+    def first_block(self) -> int:
+        """Classes in the first block, which is small where it alone is not compiled."""
+        return self.block_size if self.fused is None else min(self.block_size, FIRST_BLOCK)
+
+    def is_fused(self, number: int) -> bool:
+        """Whether a block goes the compiled way; it needs the first one's sum to begin with."""
+        return self.fused is not None and number > 0
 
     def at_hand(self, values: Tensor, place: slice | Tensor) -> Tensor:
         """Rows of the weight, or entries of the bias, by their position among those at hand."""
@@ -95,12 +107,14 @@ class Step:
     @cached_property
     def target_block(self) -> Tensor:
         """(A,) the number of the block that holds the target, −1 where none does."""
-        return torch.div(self.labels, self.block_size, rounding_mode="floor")
+        later = torch.div(self.labels - self.first_block, self.block_size, rounding_mode="floor")
+        return torch.where(self.labels < 0, -1, (later + 1).clamp_min(0))
 
     @cached_property
     def target_column(self) -> Tensor:
         """(A, 1) the target's column in that block."""
-        return (self.labels % self.block_size)[:, None]
+        later = (self.labels - self.first_block) % self.block_size
+        return torch.where(self.labels < self.first_block, self.labels, later)[:, None]
 
     def fused_column(self, number: int) -> Tensor:
         """(A, 1) the target's column in a block, −1 where it is elsewhere."""
@@ -169,7 +183,7 @@ def _sum_up(
         if room is not None and used + count <= len(room):
             kept = room[used : used + count].view(len(total), len(centres))
             used += count
-        if fused is not None and number > 0:
+        if fused is not None and step.is_fused(number):
             products, factor = step.raw_products(centres, bias, block, kept)
             column = step.fused_column(number)
             total = fused.forward(products, factor, column, step.target, step.context, total)
@@ -277,7 +291,7 @@ class _Backward:
     def _of_block(self, products: Tensor, factor: Tensor, number: int) -> tuple[Tensor, Tensor]:
         """(A, K) the gradient of x̂W_cᵀ, and (K,) Σ_i of it times the cosines, or of it alone."""
         step = self.step
-        if step.fused is not None and self.sign is None:
+        if step.fused is not None and step.is_fused(number) and self.sign is None:
             column = step.fused_column(number)
             return step.fused.backward(
                 products, factor, column, step.target, step.context, self.shift

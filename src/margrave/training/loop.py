@@ -156,8 +156,8 @@ def _train_step(
     )
     for number, (pixels, labels, indices) in enumerate(parts):
         images = normalise(pixels.to(device, non_blocking=True)).to(training.dtype)
-        if settings.channels_last:
-            images = images.contiguous(memory_format=torch.channels_last)
+        if not settings.channels_last:
+            images = images.contiguous()
         # Only the last part's backward pass averages the backbone's gradient over ranks.
         with training.fabric.no_backward_sync(training.backbone, enabled=number + 1 < sections):
             embeddings = training.backbone(images)

@@ -15,7 +15,14 @@ from torch import nn
 
 from margrave import backbones
 from margrave.checkpoints import load_strictly
-from margrave.data import EpochSampler, TrainingImages, training_loader
+from margrave.data import (
+    EpochSampler,
+    FaceImages,
+    ShardImages,
+    TrainingImages,
+    WindowSampler,
+    training_loader,
+)
 from margrave.distributed import Launch, current_launch, shard_parameters
 from margrave.heads import HEADS, ChunkedHead, Head
 from margrave.losses import Loss
@@ -84,13 +91,7 @@ def set_up(
         if module is not None:
             module.to(fabric.device, double)
     optimizer = build_optimizer(settings.optimizer, (network, built_head))
-    sampler = EpochSampler(
-        len(images),
-        settings.batch_size,
-        settings.seed,
-        rank=launch.rank,
-        world_size=launch.size,
-    )
+    sampler = _sampler_for(images.images, settings, launch)
     return Training(
         settings=settings,
         fabric=fabric,
@@ -107,6 +108,19 @@ def set_up(
             images, sampler, settings.workers, pin_memory=fabric.device.type == "cuda"
         ),
     )
+
+
+def _sampler_for(images: FaceImages, settings: TrainingSettings, launch: Launch) -> EpochSampler:
+    """Any order of images at hand; one that keeps neighbours together for shards."""
+    common: dict[str, Any] = {
+        "batch_size": settings.batch_size,
+        "seed": settings.seed,
+        "rank": launch.rank,
+        "world_size": launch.size,
+    }
+    if isinstance(images, ShardImages):
+        return WindowSampler(images.pieces, images.window, workers=settings.workers, **common)
+    return EpochSampler(len(images), **common)
 
 
 def _launch_fabric(settings: TrainingSettings, launch: Launch) -> Fabric:

@@ -114,6 +114,7 @@ class Training:
             },
             "optimizer": self.settings.optimizer.kind,
             "images": self._images(),
+            "order": self.sampler.state(position.batch),
             "unreadable": self.unreadable,
             "log_length": log_length,
         }
@@ -157,6 +158,7 @@ class Training:
                 self.optimizer.state[parameter][key.removeprefix(prefix)] = tensors[key] = value
         load_tensors(checkpoint, tensors, self._rows(tensors), self.world)
         self.position = Position(**state["position"])
+        self.sampler.resume(state.get("order", {}))
         self.unreadable = dict(state["unreadable"])
         return state["log_length"]
 

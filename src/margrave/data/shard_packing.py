@@ -1,0 +1,188 @@
+"""Images from anywhere into WebDataset shards."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import tarfile
+import zlib
+from collections.abc import Iterable, Iterator
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from .contract import FaceImages
+from .decode import Fit
+from .packing import QUALITY, Progress, in_order, packed_bytes
+from .shards import INDEX, SAMPLE, SAMPLES, ShardEntry, ShardIndex
+
+PLAN = ".packing.json"
+IMAGES_PER_SHARD = 16384
+
+
+def pack_shards(
+    images: FaceImages,
+    folder: str | Path,
+    size: int = 112,
+    *,
+    fit: Fit = "crop",
+    quality: int = QUALITY,
+    workers: int = 4,
+    seed: int | None = 0,
+    images_per_shard: int = IMAGES_PER_SHARD,
+    progress: Progress = lambda done, total: None,
+) -> dict[str, str]:
+    """Write shards and their index; a call that was interrupted goes on after its last whole shard.
+
+    The same images and settings give the same bytes.
+
+    Args:
+        images: labelled.
+        folder: where; the index appears last, when everything is there.
+        size: of a side; files of that size are packed as they are.
+        fit: how others become square.
+        quality: of the JPEGs made of them.
+        workers: threads.
+        seed: of the order the images are packed in; None keeps the order they have, which training
+            then shuffles in windows only.
+        images_per_shard: at least 1.
+        progress: called with (images done, images in all).
+
+    Returns:
+        the images that could not be read, by name, and why.
+
+    Raises:
+        ValueError: the folder holds other shards, whole or begun.
+    """
+    if images_per_shard < 1:
+        raise ValueError(f"images_per_shard = {images_per_shard} must be at least 1")
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    _check_plan(folder, images, [size, fit, quality, seed, images_per_shard])
+    order = np.arange(len(images))
+    if seed is not None:
+        order = np.random.default_rng([seed, 0]).permutation(order)
+    prepare = partial(packed_bytes, images, size=size, fit=fit, quality=quality)
+    finished = []
+    for number, start in enumerate(range(0, len(order), images_per_shard)):
+        indices = order[start : start + images_per_shard].tolist()
+        done = folder / f".shard-{number:06d}.json"
+        if not done.is_file():
+            contents = in_order(prepare, indices, workers)
+            path = folder / f"shard-{number:06d}.tar"
+            advance = partial(_tell, progress, start, len(order))
+            shard = _write_shard(path, images, advance(contents), start)
+            _replace(done, json.dumps(shard).encode())
+        progress(start + len(indices), len(order))
+        finished.append(done)
+    return _finish(folder, finished, list(images.class_names))
+
+
+def _write_shard(
+    path: Path, images: FaceImages, contents: Iterable[tuple[int, bytes | ValueError]], start: int
+) -> dict[str, object]:
+    """Write one tar file, put it in its place, and tell what the index needs of it."""
+    unfinished = path.with_name(f".{path.name}.unfinished")
+    rows: list[tuple[int, int, int, int]] = []
+    unreadable: dict[str, str] = {}
+    with tarfile.open(unfinished, "w", format=tarfile.USTAR_FORMAT) as tar:
+        for index, content in contents:
+            if isinstance(content, ValueError):
+                unreadable[images.name(index)] = str(content)
+                continue
+            key, label = f"{start + len(rows):09d}", int(images.labels[index])
+            rows.append((tar.offset + tarfile.BLOCKSIZE, len(content), label, zlib.crc32(content)))
+            extension = "png" if content[:2] == b"\x89P" else "jpg"
+            for name, data in ((f"{key}.{extension}", content), (f"{key}.cls", b"%d" % label)):
+                # No owner and no time: the same images make the same bytes.
+                member = tarfile.TarInfo(name)
+                member.size = len(data)
+                tar.addfile(member, io.BytesIO(data))
+    with unfinished.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    size = unfinished.stat().st_size
+    os.replace(unfinished, path)
+    entry = {"name": path.name, "samples": len(rows), "bytes": size, "sha256": digest}
+    return {"entry": entry, "rows": rows, "unreadable": unreadable}
+
+
+def _tell(
+    progress: Progress, start: int, total: int, contents: Iterable[tuple[int, bytes | ValueError]]
+) -> Iterator[tuple[int, bytes | ValueError]]:
+    for done, content in enumerate(contents, start + 1):
+        yield content
+        progress(done, total)
+
+
+def _check_plan(folder: Path, images: FaceImages, settings: list[object]) -> None:
+    """Begin in an empty folder, or go on with the very same packing."""
+    names = hashlib.sha256()
+    for index in range(len(images)):
+        names.update(images.name(index).encode() + b"\0")
+    names.update(np.asarray(images.labels, "<i8").tobytes())
+    plan = json.dumps({"settings": settings, "images": names.hexdigest()}).encode()
+    path = folder / PLAN
+    if path.is_file():
+        if path.read_bytes() != plan:
+            raise ValueError(
+                f"{folder} holds shards of another packing that was not finished; empty it or "
+                "choose another folder"
+            )
+    elif (folder / INDEX).exists() or any(folder.glob("*.tar")):
+        raise ValueError(f"{folder} holds shards already; choose another folder")
+    else:
+        _replace(path, plan)
+
+
+def _finish(folder: Path, finished: list[Path], identities: list[str]) -> dict[str, str]:
+    """The index of whole shards, once they are all there."""
+    unreadable: dict[str, str] = {}
+    entries, rows = [], []
+    for path in finished:
+        shard = json.loads(path.read_bytes())
+        unreadable |= shard["unreadable"]
+        if shard["rows"]:
+            entries.append(ShardEntry(**shard["entry"]))
+            rows.append(np.array([tuple(row) for row in shard["rows"]], SAMPLE))
+        else:
+            (folder / shard["entry"]["name"]).unlink()
+    if not rows:
+        raise ValueError(f"none of the images could be read: {next(iter(unreadable.values()))}")
+    samples = np.concatenate(rows).tobytes()
+    _replace(folder / SAMPLES, samples)
+    index = ShardIndex(
+        version=1,
+        identities=identities,
+        samples_sha256=hashlib.sha256(samples).hexdigest(),
+        shards=entries,
+    )
+    _replace(folder / INDEX, index.model_dump_json(indent=1).encode())
+    for path in (*finished, folder / PLAN):
+        path.unlink()
+    return unreadable
+
+
+def _replace(path: Path, content: bytes) -> None:
+    unfinished = path.with_name(f"{path.name}.unfinished")
+    unfinished.write_bytes(content)
+    os.replace(unfinished, path)
+
+
+def damaged_shards(folder: str | Path, progress: Progress = lambda d, t: None) -> Iterator[str]:
+    """Which shards on disk are not what their index describes, and how."""
+    folder = Path(folder)
+    index = ShardIndex.model_validate_json((folder / INDEX).read_bytes())
+    for number, entry in enumerate(index.shards, 1):
+        path = folder / entry.name
+        if not path.is_file():
+            yield f"{path} is missing"
+        elif path.stat().st_size != entry.bytes:
+            yield f"{path} has {path.stat().st_size} bytes instead of {entry.bytes}"
+        else:
+            with path.open("rb") as file:
+                if hashlib.file_digest(file, "sha256").hexdigest() != entry.sha256:
+                    yield f"{path} is not what was packed: its SHA-256 differs"
+        progress(number, len(index.shards))

@@ -1,0 +1,117 @@
+"""Pieces dealt out to ranks and workers: everything once, whatever happens in between."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as some
+
+from margrave.data import WindowSampler
+
+Layout = tuple[int, int]
+
+
+def pieces_of(sizes: list[int]) -> np.ndarray:
+    return np.concatenate([[0], np.cumsum(sizes)])
+
+
+def deliver(
+    pieces: np.ndarray,
+    layout: Layout,
+    start: int,
+    end: int | None,
+    state: dict,
+    batch_size: int = 6,
+    drop_last: bool = False,
+    window: int = 5,
+) -> tuple[list[int], dict]:
+    """What all ranks of a layout get from one batch to another, and the state then."""
+    found: list[int] = []
+    for rank in range(layout[0]):
+        sampler = WindowSampler(
+            pieces, window, batch_size, 1, drop_last,
+            rank=rank, world_size=layout[0], workers=layout[1],
+        )  # fmt: skip
+        sampler.resume(state)
+        sampler.start_at(2, start)
+        batches = list(sampler)
+        if end is not None:
+            batches = batches[: end - start]
+        found += [index for batch in batches for epoch, index in batch]
+        stop = start + len(batches)
+    return found, sampler.state(stop)
+
+
+layouts = some.tuples(some.integers(1, 4), some.integers(1, 3))
+sizes = some.lists(some.integers(1, 9), min_size=2, max_size=12).filter(lambda s: sum(s) >= 12)
+
+
+@given(sizes, some.lists(layouts, min_size=1, max_size=4), some.data())
+def test_every_image_once_through_any_changes_of_ranks_and_workers(
+    sizes: list[int], layouts: list[Layout], data: some.DataObject
+) -> None:
+    pieces = pieces_of(sizes)
+    batches = -(-sum(sizes) // 6)
+    ends = sorted(data.draw(some.lists(some.integers(0, batches), min_size=3, max_size=3)))
+    found: list[int] = []
+    state, start = {}, 0
+    for layout, end in zip(layouts, [*ends[: len(layouts) - 1], None], strict=False):
+        got, state = deliver(pieces, layout, start, end, state)
+        found += got
+        start = batches if end is None else end
+    assert sorted(found) == list(range(sum(sizes)))
+
+
+@given(sizes, layouts)
+def test_resuming_changes_nothing(sizes: list[int], layout: Layout) -> None:
+    pieces = pieces_of(sizes)
+    whole, _ = deliver(pieces, (1, layout[1]), 0, None, {})
+    for cut in range(len(whole) // 6 + 1):
+        before, state = deliver(pieces, (1, layout[1]), 0, cut, {})
+        after, _ = deliver(pieces, (1, layout[1]), cut, None, state)
+        assert before + after == whole
+
+
+def test_only_whole_steps_with_drop_last() -> None:
+    found, _ = deliver(pieces_of([7, 7, 7]), (2, 2), 0, None, {}, batch_size=4, drop_last=True)
+    assert len(found) == len(set(found)) == 20
+
+
+def test_each_piece_goes_to_one_worker_but_for_the_seams() -> None:
+    pieces = pieces_of([50] * 40)
+    touched = []
+    for rank in range(2):
+        sampler = WindowSampler(pieces, 200, 20, 0, rank=rank, world_size=2, workers=2)
+        batches = [[index for _, index in batch] for batch in sampler]
+        for worker in range(2):
+            own = np.concatenate(batches[worker::2])
+            touched.append(set((own // 50).tolist()))
+    assert sum(map(len, touched)) <= 40 + 3
+    assert max(map(len, touched)) <= 11
+
+
+def test_epochs_and_windows_are_shuffled() -> None:
+    pieces = pieces_of([50] * 40)
+    sampler = WindowSampler(pieces, 200, 20, 0)
+    first = [index for batch in sampler for _, index in batch]
+    sampler.start_at(1)
+    second = [index for batch in sampler for _, index in batch]
+    assert sorted(first) == sorted(second) and first != second
+    # A window of four pieces, none of them in order.
+    assert len({index // 50 for index in first[:200]}) == 4
+    assert np.diff(first[:200]).tolist().count(1) < 20
+
+
+def test_another_epoch_forgets_how_the_last_was_dealt_out() -> None:
+    sampler = WindowSampler(pieces_of([9, 9]), 6, 6, 0)
+    sampler.resume({"legs": [[3, 2, 1]]})
+    sampler.start_at(0, 1)
+    assert sampler.state(2) == {"legs": [[3, 2, 1], [1, 1, 2]]}
+    sampler.start_at(1)
+    assert sampler.state(0) == {"legs": []}
+
+
+def test_mistakes() -> None:
+    with pytest.raises(ValueError, match="18 images do not fill one step"):
+        WindowSampler(pieces_of([9, 9]), 6, 20, 0)
