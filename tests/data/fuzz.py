@@ -69,14 +69,14 @@ def read_image(folder: Path) -> None:
     decode_image((folder / "one.jpg").read_bytes(), "one.jpg")
 
 
-def tars() -> list[bytes]:
+def tars(image: bytes) -> list[bytes]:
     """Archives of every kind, with names too long for a header."""
     found = []
     for kind in (tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT):
         file = io.BytesIO()
         with tarfile.open(fileobj=file, mode="w", format=kind) as tar:
             for number in range(8):
-                for extension, data in (("jpg", b"\xff\xd8\xff"), ("cls", b"%d" % (number % 2))):
+                for extension, data in (("jpg", image), ("cls", b"%d" % (number % 2))):
                     info = tarfile.TarInfo(f"{'folder/' * (18 if kind else 9)}{number}.{extension}")
                     info.size = len(data)
                     tar.addfile(info, io.BytesIO(data))
@@ -105,7 +105,7 @@ def main(count: int) -> None:
         ("train.rec", read_records, alone),
         ("train.idx", read_records, records),
         *(("set.bin", read_set, {"set.bin": content}) for content in sets),
-        *(("one.tar", read_shards, {"one.tar": content}) for content in tars()),
+        *(("one.tar", read_shards, {"one.tar": content}) for content in tars(golden.read_bytes(5))),
         ("shards.json", read_shards, packed(golden)),
         ("samples.bin", read_shards, packed(golden)),
         ("shard-000000.tar", read_shards, packed(golden)),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import pickle
 import signal
 import subprocess
 import sys
@@ -70,6 +71,7 @@ def test_what_is_packed_is_read_back(packed: Path) -> None:
     assert images.pieces.tolist() == [*range(0, 30, 8), *range(30, 60, 8), *range(60, 90, 8),
                                       90, 98, 100]  # fmt: skip
     assert "shard-000003.tar, " in images.name(99)
+    assert pickle.loads(pickle.dumps(images)).read_bytes(99) == images.read_bytes(99)
     assert list(damaged_shards(packed)) == []
 
 

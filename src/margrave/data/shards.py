@@ -85,8 +85,8 @@ class ShardImages:
         self.maximum_pixels = maximum_pixels
         self.window = piece_images * window_pieces
         self._remote = "://" in self.root
-        self._kept: OrderedDict[int, bytes] = OrderedDict()
         self._keep = 2 * window_pieces
+        self._begin()
         if self._remote or Path(self.root, INDEX).is_file():
             names, self.shards, counts, rows = self._read_index()
             self._checked = True
@@ -150,7 +150,7 @@ class ShardImages:
         else:
             shard = os.path.join(self.root, self.shards[self._shard[index]])
             try:
-                content = os.pread(_opened(shard).number, size, offset)
+                content = os.pread(self._open(shard).number, size, offset)
             except OSError as error:
                 raise ValueError(f"{shard} cannot be read ({error.strerror})") from None
         if len(content) < size or (self._checked and zlib.crc32(content) != expected):
@@ -167,8 +167,18 @@ class ShardImages:
         """
         return decode_image(self.read_bytes(index), self.name(index), self.maximum_pixels)
 
+    def _begin(self) -> None:
+        """With nothing at hand yet, in each process that this is sent to."""
+        self._kept: OrderedDict[int, bytes] = OrderedDict()
+        # A shard is read many times.
+        self._open = lru_cache(maxsize=128)(_Opened)
+
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_kept": OrderedDict()}
+        return {key: value for key, value in vars(self).items() if key not in ("_kept", "_open")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._begin()
 
     def _fetch(self, pieces: Sequence[int]) -> list[bytes]:
         """The bytes of pieces, side by side."""
@@ -258,12 +268,6 @@ class _Opened:
     def __del__(self) -> None:
         if hasattr(self, "number"):
             os.close(self.number)
-
-
-@lru_cache(maxsize=128)
-def _opened(path: str) -> _Opened:
-    """Kept open: a shard is read many times."""
-    return _Opened(path)
 
 
 def _filesystem(address: str) -> tuple[Any, str]:
