@@ -10,6 +10,7 @@ import typer
 from margrave import __version__
 from margrave.cli.align import align
 from margrave.cli.demo import demo
+from margrave.cli.doctor import doctor
 from margrave.cli.evaluate import evaluate
 from margrave.cli.import_model import import_model
 from margrave.cli.losses import losses
@@ -48,6 +49,7 @@ app.command("import")(import_model)
 app.command()(align)
 app.command()(pack)
 app.command()(plan)
+app.command()(doctor)
 app.command()(losses)
 app.command()(recipes)
 

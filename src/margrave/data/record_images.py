@@ -40,7 +40,8 @@ class RecordImages:
         labels: (N,) int64, identities in the order of their labels in the file.
         class_names: the label in the file of each class.
         left_out: identities below ``minimum_images`` and how many images each has.
-        image_size: what ``property`` says, or None.
+        num_classes: how many identities ``property`` says there are, or None.
+        image_size: height and width by ``property``, or None.
 
     Raises:
         ValueError: no records, damaged ones, or fewer than two identities.
@@ -78,7 +79,9 @@ class RecordImages:
         self._labels_in_file = given[stays]
         self.labels = (np.cumsum(~few) - 1)[labels[stays]].astype(np.int64)
         self._keys, self._offsets = keys[stays], offsets[stays]
-        self.image_size = _image_size(self.path.with_name(PROPERTY))
+        said = _property(self.path.with_name(PROPERTY))
+        self.num_classes = said[0] if said else None
+        self.image_size = said[1:] if said else None
 
     def _images(
         self, keys: np.ndarray, offsets: np.ndarray
@@ -183,14 +186,14 @@ def _records_of(root: Path) -> Path:
     return others[0]
 
 
-def _image_size(path: Path) -> tuple[int, int] | None:
-    """Height and width of ``property``: ``classes,height,width``."""
+def _property(path: Path) -> tuple[int, int, int] | None:
+    """``property``: ``classes,height,width``."""
     if not path.is_file():
         return None
     parts = path.read_bytes()[:100].strip().split(b",")
     if len(parts) != 3 or not all(part.isdigit() and len(part) < 9 for part in parts):
         raise ValueError(f"{path}: {path.read_bytes()[:60]!r} is not classes,height,width")
-    return int(parts[1]), int(parts[2])
+    return int(parts[0]), int(parts[1]), int(parts[2])
 
 
 def write_record_images(

@@ -15,6 +15,7 @@ COLOURED = 6.0
 REVERSED_REDNESS = -4.0
 FEW = 20
 SMALLEST_SIDE = 48
+ALIGNED = 0.4
 SAME_BITS, SAME_DIFFERENCE = 8, 3.0
 NEIGHBOURS = 8
 
@@ -73,16 +74,49 @@ def check_colour(seen: Measurements, name: Name) -> Iterator[Finding]:
         )
 
 
-def check_sizes(seen: Measurements, name: Name) -> Iterator[Finding]:
+def check_alignment(seen: Measurements, name: Name) -> Iterator[Finding]:
+    """Eyes where ArcFace's template has them, or elsewhere."""
+    faces = seen.eyes[seen.deviation >= BLANK_DEVIATION]
+    if len(faces) < 2 * FEW:
+        return
+    medians = np.median(faces, axis=0)
+    error = 1.25 * faces[:, 0].std() / len(faces) ** 0.5
+    turned = int(medians.argmax())
+    figures = {
+        "eye_contrast": round(float(medians[0]), 3),
+        "turned_by_90_180_270": [round(float(value), 3) for value in medians[1:]],
+    }
+    if turned and medians[turned] > ALIGNED and medians[0] < medians[turned] / 2:
+        yield Finding(
+            fault="turned_images",
+            severity="serious",
+            said=f"eyes appear where they belong when the images are turned by {90 * turned} "
+            f"degrees (contrast {medians[turned]:.2f}, as they are {medians[0]:.2f})",
+            remedy="turn them, or align again from the photos: margrave align heeds the EXIF "
+            "orientation that other tools drop",
+            figures=figures,
+        )
+    elif medians[0] + error < ALIGNED:
+        yield Finding(
+            fault="unaligned_faces",
+            severity="serious",
+            said="eyes are not where ArcFace's five-point template has them: it is hardly darker "
+            f"there than beside (contrast {medians[0]:.2f}; aligned faces have 0.5 to 3)",
+            remedy="align the photos: margrave align PHOTOS CROPS",
+            figures=figures,
+        )
+
+
+def check_sizes(seen: Measurements, name: Name, smallest: int = SMALLEST_SIDE) -> Iterator[Finding]:
     """Images too small to show a face."""
     if not len(seen):
         return
-    small = seen.sizes.min(axis=1) < SMALLEST_SIDE
+    small = seen.sizes.min(axis=1) < smallest
     if small.mean() > 0.05:
         yield Finding(
             fault="small_images",
             severity="serious" if small.mean() > 0.5 else "warning",
-            said=f"{100 * small.mean():.0f} % of the images are less than {SMALLEST_SIDE} pixels "
+            said=f"{100 * small.mean():.0f} % of the images are less than {smallest} pixels "
             f"wide or high (median {np.median(seen.sizes.min(axis=1)):.0f})",
             remedy="align from the original photos (margrave align) instead of enlarging crops",
             share=float(small.mean()),

@@ -20,7 +20,7 @@ from margrave.distributed import (
     gather_rows,
 )
 from margrave.training.checkpoint import latest_checkpoint, remove_checkpoints, remove_unfinished
-from margrave.training.diagnosis import diagnose_gradient, diagnose_loss
+from margrave.training.diagnosis import NonFiniteLossError, diagnose_gradient, diagnose_loss
 from margrave.training.gradients import clip_gradients
 from margrave.training.metrics import MetricsLog
 from margrave.training.schedule import learning_rate_factor
@@ -100,6 +100,9 @@ def fit(
             training.position = Position(epoch + 1, 0, training.position.step)
             after_epoch(training, log)
             training.save(folder, log.length)
+    except NonFiniteLossError as error:
+        log.write("stopped", training.position.step, {"reason": str(error)})
+        raise
     finally:
         log.close()
 

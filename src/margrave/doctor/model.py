@@ -1,0 +1,354 @@
+"""The doctor's round through a model: its weights, and what it makes of faces."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+
+from margrave import backbones
+from margrave.checkpoints import convert, load_model, load_strictly, read_checkpoint
+from margrave.data import FaceImages, ReadableImages, SyntheticFaces, balanced_pairs
+from margrave.evaluation import area_under, roc_curve
+from margrave.inference import Embedder, load_embedder
+
+from .findings import Finding, ranked
+from .image_checks import SHOWN
+from .measurements import Progress
+
+QUALITIES = (1.0, 0.5, 0.25, 0.125)
+"""Sides, as shares of the image's, that images are shrunk to and enlarged from."""
+NORMALISATIONS = {
+    "[-1, 1] (mean 0.5, deviation 0.5)": (0.5, 0.5),
+    "[0, 1] (mean 0, deviation 1)": (0.0, 1.0),
+    "ImageNet's (mean 0.449, deviation 0.226)": (0.449, 0.226),
+    "0 to 255 (mean 0, deviation 1/255)": (0.0, 1 / 255),
+}
+CLEARLY_BETTER = 0.03
+
+
+def examine_model(
+    path: str | Path,
+    images: FaceImages | None = None,
+    most: int = 400,
+    trust_code: bool = False,
+    progress: Progress = lambda done, total: None,
+) -> list[Finding]:
+    """Everything that is wrong with a model file or another project's checkpoint, the worst first.
+
+    Args:
+        path: Margrave's model file, or a .pth, .pt, .ckpt or .safetensors of a known project.
+        images: labelled faces to try colour orders and normalisations on.
+        most: use this many of them.
+        trust_code: allow a network of somebody's own, whose module is imported.
+        progress: called with (images done, images in all).
+    """
+    path = Path(path)
+    try:
+        state, card = load_model(path)
+    except ValueError as not_ours:
+        return ranked(_foreign(path, not_ours))
+    found = list(check_weights(state))
+    found.append(
+        Finding(
+            fault="model",
+            severity="note",
+            said=f"{card.backbone['kind']}, {card.image_size} x {card.image_size} RGB, "
+            f"(pixel - {card.mean:g}) / {card.deviation:g}; {card.source}",
+            remedy="none needed",
+            share=0.0,
+        )
+    )
+    if any(finding.severity == "serious" for finding in found):
+        return ranked(found)
+    try:
+        embedder = load_embedder(path, trust_code=trust_code)
+    except ValueError as error:
+        found.append(_misfit(error))
+        return ranked(found)
+    faces = images or SyntheticFaces(num_identities=20, images_per_identity=2)
+    found += check_collapse(embedder, faces)
+    if images is not None:
+        found += check_preparation(embedder, images, most, progress)
+    return ranked(found)
+
+
+def _foreign(path: Path, not_ours: ValueError) -> Iterator[Finding]:
+    """What another project's checkpoint is, or that it is none."""
+    try:
+        state = read_checkpoint(path)
+    except ValueError as error:
+        said = str(not_ours) if path.suffix == ".safetensors" else str(error)
+        yield Finding(
+            fault="unreadable_checkpoint",
+            severity="serious",
+            said=said,
+            remedy="fetch it again, or save it anew: torch.save(model.state_dict(), PATH)",
+        )
+        return
+    yield from check_weights(state)
+    try:
+        imported = convert(state)
+    except ValueError as error:
+        yield Finding(
+            fault="unknown_layout",
+            severity="serious",
+            said=str(error),
+            remedy="margrave import lists the projects whose checkpoints it reads; give a backbone "
+            "of your own as my_module:MyNetwork",
+        )
+        return
+    try:
+        network = backbones.create(imported.backbone)
+        load_strictly(network, imported.state, str(path), imported.names)
+    except ValueError as error:
+        yield _misfit(error)
+        return
+    yield Finding(
+        fault="foreign_checkpoint",
+        severity="note",
+        said=f"a checkpoint of layout {imported.layout} ({imported.backbone['kind']}), for pixels "
+        f"in [-1, 1]; {'; '.join(imported.notes) or 'trained on RGB'}",
+        remedy=f"margrave import {path} MODEL.safetensors turns it into a model file",
+        share=0.0,
+    )
+
+
+def _misfit(error: ValueError) -> Finding:
+    return Finding(
+        fault="misfitting_weights",
+        severity="serious",
+        said=str(error),
+        remedy="weights and network do not belong together: export the model again",
+    )
+
+
+def check_weights(state: Mapping[str, torch.Tensor]) -> Iterator[Finding]:
+    """Numbers that are none, and statistics that no training leaves."""
+    broken = [key for key, value in state.items() if not _finite(value)]
+    if broken:
+        yield Finding(
+            fault="non_finite_weights",
+            severity="serious",
+            said=f"{len(broken)} of {len(state)} tensors hold infinite numbers or NaN",
+            remedy="go back to an earlier checkpoint: training had blown up when this was saved",
+            share=len(broken) / len(state),
+            examples=tuple(broken[:SHOWN]),
+        )
+    wrong = [
+        key
+        for key, value in state.items()
+        if key.endswith("running_var") and value.numel() and bool((value < 0).any())
+    ]
+    if wrong:
+        yield Finding(
+            fault="negative_variances",
+            severity="serious",
+            said=f"{len(wrong)} batch norms have negative variances",
+            remedy="the file is damaged, or was averaged wrongly: export it again",
+            share=len(wrong) / len(state),
+            examples=tuple(wrong[:SHOWN]),
+        )
+    dead = [
+        key
+        for key, value in state.items()
+        if value.ndim >= 2 and value.is_floating_point() and not bool(value.any())
+    ]
+    if dead:
+        yield Finding(
+            fault="empty_weights",
+            severity="serious",
+            said=f"{len(dead)} weights are all zero",
+            remedy="they were never filled in: export the trained model, not the freshly built one",
+            share=len(dead) / len(state),
+            examples=tuple(dead[:SHOWN]),
+        )
+
+
+def _finite(value: torch.Tensor) -> bool:
+    return not value.is_floating_point() or bool(torch.isfinite(value).all())
+
+
+def check_collapse(embedder: Embedder, images: ReadableImages, most: int = 32) -> Iterator[Finding]:
+    """Embeddings that do not tell faces apart, whoever they are of."""
+    indices = np.linspace(0, len(images) - 1, min(most, len(images))).astype(int)
+    plain, _ = embedder.embed_images(images, indices, flips=False)
+    if not np.isfinite(plain).all():
+        yield Finding(
+            fault="non_finite_embeddings",
+            severity="serious",
+            said="its embeddings of ordinary faces are infinite or NaN",
+            remedy="go back to an earlier checkpoint, or compute in float32",
+        )
+        return
+    unit = plain / np.maximum(np.linalg.norm(plain, axis=1, keepdims=True), 1e-12)
+    cosines = (unit @ unit.T)[np.triu_indices(len(unit), 1)]
+    if np.median(cosines) > 0.95:
+        yield Finding(
+            fault="collapsed_embeddings",
+            severity="serious",
+            said=f"all faces get the same embedding (median cosine {np.median(cosines):.3f})",
+            remedy="it has not learned, or its batch norms saw other images: check mean, deviation "
+            "and colour order, and train longer or with a lower learning rate",
+            figures={"median_cosine": round(float(np.median(cosines)), 4)},
+        )
+
+
+class _Recoloured:
+    """Images with red and blue exchanged."""
+
+    def __init__(self, images: ReadableImages) -> None:
+        self.images = images
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def name(self, index: int) -> str:
+        return self.images.name(index)
+
+    def read(self, index: int) -> np.ndarray:
+        return np.ascontiguousarray(self.images.read(index)[..., ::-1])
+
+
+def check_preparation(
+    embedder: Embedder,
+    images: FaceImages,
+    most: int = 400,
+    progress: Progress = lambda done, total: None,
+) -> Iterator[Finding]:
+    """Another colour order or normalisation under which the model tells the faces apart better."""
+    pairs = balanced_pairs(np.asarray(images.labels), most // 20 * 20, seed=0)
+    used, position = np.unique(np.stack([pairs.first, pairs.second]), return_inverse=True)
+    first, second = position.reshape(2, -1)
+    same = np.asarray(pairs.same, bool)
+    card = embedder.card
+    ways = {"as it is": (embedder, images), "bgr": (embedder, _Recoloured(images))} | {
+        name: (replace(embedder, card=replace(card, mean=mean, deviation=deviation)), images)
+        for name, (mean, deviation) in NORMALISATIONS.items()
+        if abs(mean - card.mean) + abs(deviation - card.deviation) > 1e-3
+    }
+    scores: dict[str, np.ndarray] = {}
+    for number, (way, (embed, faces)) in enumerate(ways.items()):
+        plain, _ = embed.embed_images(faces, used, flips=False)
+        plain = np.nan_to_num(plain)
+        unit = plain / np.maximum(np.linalg.norm(plain, axis=1, keepdims=True), 1e-12)
+        scores[way] = (unit[first] * unit[second]).sum(axis=1)
+        progress(number + 1, len(ways))
+    areas = {way: _area(values, same) for way, values in scores.items()}
+    figures = {way: round(area, 4) for way, area in areas.items()}
+    best = max(areas, key=lambda way: areas[way])
+    gain = areas[best] - areas["as it is"]
+    halved = gain > 0.005 and 1 - areas[best] < (1 - areas["as it is"]) / 2
+    if (gain > CLEARLY_BETTER or halved) and _surely(scores[best], scores["as it is"], same):
+        told = f"{areas[best]:.3f} instead of {areas['as it is']:.3f} under the ROC curve"
+        colours = best == "bgr"
+        yield Finding(
+            fault="wrong_colour_order" if colours else "wrong_normalisation",
+            severity="serious",
+            said=f"the model tells these faces apart better when it is given "
+            f"{'BGR images' if colours else f'pixels in {best}'}: {told}",
+            remedy="import it again with --colour-order bgr"
+            if colours
+            else "write the right mean and deviation into its card: import or save it again",
+            figures=figures,
+        )
+    elif areas["as it is"] < 0.6:
+        yield Finding(
+            fault="labels_disagree",
+            severity="serious",
+            said=f"the model sees no difference between pairs of one person and of two "
+            f"(area under the ROC curve {areas['as it is']:.3f})",
+            remedy="check the data with margrave doctor, and that its labels belong to its images: "
+            "a shift by one does this; or the model is not trained for such faces",
+            figures=figures,
+        )
+
+
+def _area(scores: np.ndarray, same: np.ndarray) -> float:
+    return float(area_under(roc_curve(scores, same)))
+
+
+def _surely(better: np.ndarray, worse: np.ndarray, same: np.ndarray, resamples: int = 200) -> bool:
+    """Whether the difference holds in nearly all resamples of the pairs."""
+    generator = np.random.default_rng(0)
+    wins = 0
+    for _ in range(resamples):
+        chosen = generator.integers(len(same), size=len(same))
+        wins += _area(better[chosen], same[chosen]) > _area(worse[chosen], same[chosen])
+    return wins >= 0.97 * resamples
+
+
+def check_quality(
+    embedder: Embedder, images: ReadableImages, reads_norm: bool, most: int = 64
+) -> Iterator[Finding]:
+    """Whether the feature norm falls as images get worse, as norm-adaptive margins take it to.
+
+    Args:
+        embedder: the model.
+        images: any faces.
+        reads_norm: whether the loss it was trained with reads the norm (AdaFace, MagFace).
+        most: use this many of them.
+    """
+    indices = np.linspace(0, len(images) - 1, min(most, len(images))).astype(int)
+    sharp = [images.read(int(index)) for index in indices]
+    norms = np.stack(
+        [_norms(embedder, [_worsened(image, share) for image in sharp]) for share in QUALITIES],
+        axis=1,
+    )
+    # Spearman's ρ of norm and quality within each image.
+    ranks = norms.argsort(axis=1).argsort(axis=1)
+    quality = np.arange(len(QUALITIES))[::-1]
+    spread = quality.var()
+    rho = float(((ranks - ranks.mean()) * (quality - quality.mean())).mean(axis=1).mean() / spread)
+    means = norms.mean(axis=0)
+    shown = ", ".join(
+        f"{mean:.3g} at 1/{round(1 / share)}" for mean, share in zip(means, QUALITIES, strict=True)
+    )
+    figures = {
+        "rank_correlation": round(rho, 3),
+        "norms": {
+            f"1/{round(1 / s)}": round(float(m), 4) for s, m in zip(QUALITIES, means, strict=True)
+        },
+    }
+    if rho < -0.3:
+        yield Finding(
+            fault="norm_against_quality",
+            severity="serious" if reads_norm else "warning",
+            said=f"the feature norm grows as images get worse (rank correlation with quality "
+            f"{rho:.2f}; mean norm by resolution: {shown})",
+            remedy="a norm-adaptive margin then pushes hardest on the worst images: check that no "
+            "normalisation follows the embedding layer, train with AdaFace's augmentations, or use "
+            "a loss that does not read the norm",
+            figures=figures,
+        )
+    else:
+        follows = "follows" if rho > 0.3 else "hardly depends on"
+        yield Finding(
+            fault="norm_and_quality",
+            severity="warning" if reads_norm and rho <= 0.3 else "note",
+            said=f"the feature norm {follows} image quality (rank correlation {rho:.2f}; mean norm "
+            f"by resolution: {shown})",
+            remedy="none needed"
+            if rho > 0.3 or not reads_norm
+            else "train longer and with AdaFace's augmentations, which show it bad images",
+            share=0.0,
+            figures=figures,
+        )
+
+
+def _norms(embedder: Embedder, images: list[np.ndarray]) -> np.ndarray:
+    plain, _ = embedder.embed_images(images, flips=False)
+    return np.linalg.norm(plain, axis=1)
+
+
+def _worsened(image: np.ndarray, share: float) -> np.ndarray:
+    height, width = image.shape[:2]
+    if share == 1:
+        return image
+    small = (max(1, round(width * share)), max(1, round(height * share)))
+    reduced = cv2.resize(image, small, interpolation=cv2.INTER_AREA)
+    return cv2.resize(reduced, (width, height), interpolation=cv2.INTER_CUBIC)
