@@ -10,7 +10,14 @@ import pytest
 from typer.testing import CliRunner
 
 from margrave.cli import app
-from margrave.data import ImageFolder, RecordImages, SyntheticFaces, read_pairs_bin
+from margrave.data import (
+    ImageFolder,
+    RecordImages,
+    ShardImages,
+    SyntheticFaces,
+    read_pairs_bin,
+    recognise,
+)
 
 
 @pytest.fixture(scope="module")
@@ -40,6 +47,18 @@ def test_a_folder_becomes_records_and_reads_back_identical(faces: Path, tmp_path
         assert (tmp_path / "again" / name).read_bytes() == (
             tmp_path / "records" / name
         ).read_bytes()
+
+
+def test_shards_are_packed_and_gone_on_with(faces: Path, tmp_path: Path) -> None:
+    shards = tmp_path / "shards"
+    options = ("--shards", "--size", 32, "--images-per-shard", 5)
+    assert "12 images" in pack(faces, shards, *options)
+    assert recognise(shards)["kind"] == "shards" and len(ShardImages(shards)) == 12
+    assert sorted(path.name for path in shards.glob("*.tar")) == [
+        f"shard-00000{number}.tar" for number in range(3)
+    ]
+    pack(shards, tmp_path / "records", "--size", 32)
+    assert len(RecordImages(tmp_path / "records")) == 12
 
 
 def test_other_sizes_are_fitted(faces: Path, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from margrave.data import TrainingImages
+from margrave.data import FaceImages, ShardImages, TrainingImages, WindowSampler, pack_shards
 from margrave.heads import RowwiseSGD
 from margrave.losses import create
 from margrave.training import (
@@ -59,7 +59,7 @@ BACKBONE = {
 
 
 def training(
-    images: Patches | None = None,
+    images: FaceImages | None = None,
     loss: dict | None = None,
     head: dict | None = None,
     **settings,
@@ -127,6 +127,29 @@ def test_resuming_continues_the_very_same_curve(tmp_path: Path, loss: dict, stop
     torch.rand(5)  # whatever state the process is in
     resume = latest_checkpoint(tmp_path / "cut") is not None
     fit(again, tmp_path / "cut", resume=resume)
+    assert_identical(again, whole)
+    assert curve(tmp_path / "cut") == curve(tmp_path / "whole")
+
+
+def test_shards_resume_at_the_very_next_image(tmp_path: Path) -> None:
+    pack_shards(Patches(), tmp_path / "shards", SIZE, images_per_shard=20)
+    settings = {"checkpoint_seconds": 0.0, "workers": 2, "epochs": 2}
+
+    def one() -> Training:
+        return training(ShardImages(tmp_path / "shards", piece_images=4), **settings)
+
+    whole = one()
+    assert isinstance(whole.sampler, WindowSampler)
+    fit(whole, tmp_path / "whole")
+
+    def stop(report) -> None:
+        if report.step == 9:
+            raise Stop
+
+    with pytest.raises(Stop):
+        fit(one(), tmp_path / "cut", report=stop)
+    again = one()
+    fit(again, tmp_path / "cut", resume=True)
     assert_identical(again, whole)
     assert curve(tmp_path / "cut") == curve(tmp_path / "whole")
 

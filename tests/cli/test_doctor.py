@@ -1,0 +1,63 @@
+"""``margrave doctor``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from click.testing import Result
+from typer.testing import CliRunner
+
+from margrave.cli import app
+from margrave.data import SyntheticFaces, balanced_pairs, write_pairs_bin
+
+
+def doctor(*arguments: object) -> Result:
+    return CliRunner().invoke(app, ["doctor", *(str(part) for part in arguments)])
+
+
+@pytest.fixture(scope="module")
+def faces(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("faces")
+    SyntheticFaces(num_identities=10, images_per_identity=6, image_size=64).write(folder)
+    return folder
+
+
+def test_a_healthy_folder(faces: Path) -> None:
+    said = doctor(faces)
+    assert said.exit_code == 0
+    assert "nothing serious found" in said.output and "60 images of 10 identities" in said.output
+
+
+def test_findings_for_programs(faces: Path, tmp_path: Path) -> None:
+    for path in sorted(faces.glob("*/*.*")):
+        (tmp_path / path.parent.name).mkdir(exist_ok=True)
+        reversed_colours = cv2.imread(str(path))[..., ::-1]
+        cv2.imwrite(str(tmp_path / path.parent.name / f"{path.stem}.png"), reversed_colours)
+    said = doctor(tmp_path, "--json", "--images", 60)
+    assert said.exit_code == 1
+    found = json.loads(said.stdout)
+    assert found[0]["fault"] == "reversed_colours" and found[0]["examples"]
+    assert {"severity", "said", "remedy", "share", "figures"} <= set(found[0])
+    shown = doctor(tmp_path)
+    assert "serious reversed_colours" in shown.output and "-> exchange" in shown.output
+
+
+def test_verification_sets_and_checkpoints(tmp_path: Path) -> None:
+    drawn = SyntheticFaces(num_identities=10, images_per_identity=6, image_size=64)
+    pairs = balanced_pairs(drawn.labels, 20, seed=0)
+    images = [drawn.read(int(i)) for i in np.stack([pairs.first, pairs.second], axis=1).ravel()]
+    encoded = [cv2.imencode(".png", image[..., ::-1])[1].tobytes() for image in images]
+    write_pairs_bin(tmp_path / "own.bin", encoded, [True] * 20)
+    assert "one_sided_pairs" in doctor(tmp_path / "own.bin").output
+    torch.save({"some.weight": torch.ones(3)}, tmp_path / "other.pth")
+    assert "unknown_layout" in doctor(tmp_path / "other.pth").output
+
+
+def test_no_patient(tmp_path: Path) -> None:
+    said = doctor(tmp_path / "nowhere")
+    assert isinstance(said.exception, ValueError) and "nowhere" in str(said.exception)
