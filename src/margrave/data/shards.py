@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import time
 import zlib
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -18,19 +17,17 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
-import fsspec
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from .decode import MAXIMUM_PIXELS, decode_image
+from .remote_files import file_ranges, whole_file
 from .tar_members import tar_members
 
 INDEX, SAMPLES = "shards.json", "samples.bin"
 SAMPLE = np.dtype([("offset", "<u8"), ("size", "<u4"), ("label", "<u4"), ("crc32", "<u4")])
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "bmp", "ppm", "pgm")
-LARGEST_INDEX = 2**30
 LONGEST_LABEL = 2**16
-ATTEMPTS = 4
 
 
 class Strict(BaseModel):
@@ -187,14 +184,14 @@ class ShardImages:
         starts = offset[first].tolist()
         ends = (offset[last] + size[last]).tolist()
         addresses = [f"{self.root}/{self.shards[self._shard[n]]}" for n in first]
-        return _ranges(addresses, starts, ends) if addresses else []
+        return file_ranges(addresses, starts, ends) if addresses else []
 
     def _read_index(self) -> tuple[list[str], list[str], list[int], np.ndarray]:
         """Identities, shards, images in each, and all images."""
         where = f"{self.root}/{INDEX}"
-        index = _index_of(_whole_file(where), where)
+        index = _index_of(whole_file(where), where)
         where = f"{self.root}/{SAMPLES}"
-        content = _whole_file(where)
+        content = whole_file(where)
         counts = [shard.samples for shard in index.shards]
         if hashlib.sha256(content).hexdigest() != index.samples_sha256:
             raise ValueError(f"{where} is not what {INDEX} describes; fetch both again")
@@ -268,74 +265,6 @@ class _Opened:
     def __del__(self) -> None:
         if hasattr(self, "number"):
             os.close(self.number)
-
-
-def _filesystem(address: str) -> tuple[Any, str]:
-    try:
-        # Found again for every process: fsspec's connections do not survive a fork.
-        return fsspec.url_to_fs(address)
-    except (ImportError, ValueError) as error:
-        raise ValueError(f"{address} cannot be reached: {error}") from None
-
-
-def _whole_file(address: str) -> bytes:
-    if "://" not in address:
-        try:
-            return Path(address).read_bytes()
-        except OSError as error:
-            raise ValueError(f"{address} cannot be read ({error.strerror})") from None
-    filesystem, path = _filesystem(address)
-    for attempt in range(ATTEMPTS):
-        try:
-            with filesystem.open(path, "rb", cache_type="none") as file:
-                content = file.read(LARGEST_INDEX)
-            return content
-        except FileNotFoundError:
-            raise ValueError(
-                f"{address} does not exist; give the address of a folder that margrave pack wrote"
-            ) from None
-        except Exception as error:  # whatever the file system's own library raises
-            _wait(attempt, address, error)
-    raise AssertionError
-
-
-def _ranges(addresses: list[str], starts: list[int], ends: list[int]) -> list[bytes]:
-    """Parts of files, fetched side by side, those that fail again after a while."""
-    filesystem, _ = _filesystem(addresses[0])
-    paths = [_filesystem(address)[1] for address in addresses]
-    found: list[Any] = [None] * len(paths)
-    for attempt in range(ATTEMPTS):
-        wanted = [n for n, content in enumerate(found) if not isinstance(content, bytes)]
-        answers = filesystem.cat_ranges(
-            [paths[n] for n in wanted],
-            [starts[n] for n in wanted],
-            [ends[n] for n in wanted],
-            on_error="return",
-        )
-        failed = None
-        for n, answer in zip(wanted, answers, strict=True):
-            found[n] = answer
-            if not isinstance(answer, bytes):
-                failed = n
-            elif len(answer) != ends[n] - starts[n]:
-                raise ValueError(
-                    f"{addresses[n]}: {len(answer)} bytes came where {starts[n]} to {ends[n]} were "
-                    "asked for; the shard is truncated, or the server does not serve ranges"
-                )
-        if failed is None:
-            return found
-        _wait(attempt, addresses[failed], found[failed])
-    raise AssertionError
-
-
-def _wait(attempt: int, address: str, error: Exception) -> None:
-    """Before the next attempt; after the last, say why it failed."""
-    if attempt == ATTEMPTS - 1:
-        raise ConnectionError(
-            f"{address} does not answer after {ATTEMPTS} attempts ({error}); training goes on from "
-            "its checkpoint with --resume"
-        ) from None
-    time.sleep(2**attempt)
 
 
 def walk_shards(folder: Path) -> tuple[list[str], list[str], list[int], np.ndarray]:

@@ -64,7 +64,8 @@ def examine_run(
     if (folder / "model.safetensors").is_file():
         embedder = load_embedder(folder, trust_code=trust_code)
         found += check_collapse(embedder, images)
-        reads_norm = "feature_norm" in create_loss(config.loss).needs
+        reads_norm = config.loss["kind"] == "magface"
+        reads_norm |= "feature_norm" in create_loss(config.loss).needs
         found += check_quality(embedder, images, reads_norm)
     return ranked(found)
 
