@@ -1,8 +1,9 @@
 """Heads, forward and backward, side by side in one process.
 
 Every loss under the chunked head against (a) the three matrix products that no head can avoid
-(x̂Wᵀ, GW and Gᵀx̂) and (b) the dense head, in interleaved repetitions. Prints medians, ratios to the
-products, and the peak memory beyond the weight and its gradient; writes benchmarks/head.csv.
+(x̂Wᵀ, GW and Gᵀx̂), run before and after each, and (b) the dense head, in interleaved repetitions.
+Prints medians of times and of ratios to the products, and the peak memory beyond the weight and its
+gradient; writes benchmarks/head.csv.
 
     python benchmarks/head.py --classes 100000 --batch 128 512 --budget 256 32
     python benchmarks/head.py --device cuda --classes 4000000 --dtype bfloat16 --losses arcface
@@ -161,30 +162,35 @@ def measure(given: argparse.Namespace, classes: int, batch: int) -> list[dict[st
             head = shared(ChunkedHead(loss, classes, given.features, **settings))
             cases["chunked", loss, budget] = head, head_step(head, embeddings, labels)
     times: dict[object, list[float]] = {case: [] for case in cases}
-    # The products are run beside every case: a shared machine's speed drifts within a repetition.
+    # The products are run before and after every case: a shared machine's speed drifts.
     beside: dict[object, list[float]] = {case: [] for case in cases}
     # Refreshed by hand: a thread of its own would disturb what is measured.
     with Progress(auto_refresh=False) as progress:
         task = progress.add_task(f"C {classes} B {batch}", total=given.repetitions + 1)
         for repetition in range(given.repetitions + 1):
+            before = timed(products, given.device)
             for case, (head, run) in cases.items():
-                floor, seconds = timed(products, given.device), timed(run, given.device)
-                if repetition:  # the first is warm-up
-                    beside[case].append(floor)
-                    times[case].append(seconds)
+                seconds = timed(run, given.device)
                 weight.grad = None
                 head.zero_grad()
+                after = timed(products, given.device)
+                if repetition:  # the first is warm-up
+                    beside[case].append((before + after) / 2)
+                    times[case].append(seconds)
+                before = after
             progress.update(task, advance=1, refresh=True)
     rows: list[dict[str, object]] = []
     for case, (head, run) in cases.items():
         median, floor = statistics.median(times[case]), statistics.median(beside[case])
+        pairs = zip(times[case], beside[case], strict=True)
+        ratio = statistics.median(seconds / alone for seconds, alone in pairs)
         peak = round(peak_megabytes(run, head), 1)
         rows.append(
             dict(
                 zip(("head", "loss", "budget"), case, strict=True),
                 batch=batch, classes=classes, features=given.features, dtype=given.dtype,
                 milliseconds=round(1000 * median, 2), products=round(1000 * floor, 2),
-                ratio=round(median / floor, 3), peak=peak,
+                ratio=round(ratio, 3), peak=peak,
                 machine=machine(given.device),
             )
         )  # fmt: skip
