@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from margrave import __version__, backbones
 from margrave.checkpoints import load_model
-from margrave.cli import app
+from margrave.cli import app, main
 from margrave.config import recipe_names, recipe_text
 from margrave.data import SyntheticFaces
 
@@ -174,9 +174,19 @@ def test_losses_and_recipes_are_listed(tmp_path: Path) -> None:
         (["losses", "adafase"], "did you mean 'adaface'"),
     ],
 )
-def test_mistakes_end_in_one_message(arguments: list[str], message: str, tmp_path: Path) -> None:
-    output = " ".join(margrave(*arguments, cwd=tmp_path, code=1).split())
-    assert message in output
+def test_mistakes_end_in_one_message(
+    arguments: list[str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["margrave", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 1
+    assert message in " ".join(capsys.readouterr().err.split())
 
 
 def test_a_run_goes_on_where_its_images_have_moved(run: Path, faces: Path, tmp_path: Path) -> None:

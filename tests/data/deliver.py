@@ -17,7 +17,8 @@ def main(shards: str, rank: int, world_size: int, workers: int, start: int, stat
         images.pieces, images.window, 12, 0, False,
         rank=rank, world_size=world_size, workers=workers,
     )  # fmt: skip
-    sampler.resume(json.loads(state))
+    if start:
+        sampler.resume(sampler.state(start) | json.loads(state))
     sampler.start_at(1, start)
     with open(sys.argv[7], "w") as output:
         for number, batch in enumerate(

@@ -33,7 +33,8 @@ def deliver(
             pieces, window, batch_size, 1, drop_last,
             rank=rank, world_size=layout[0], workers=layout[1],
         )  # fmt: skip
-        sampler.resume(state)
+        if state:
+            sampler.resume(state)
         sampler.start_at(2, start)
         batches = list(sampler)
         if end is not None:
@@ -41,6 +42,18 @@ def deliver(
         found += [index for batch in batches for epoch, index in batch]
         stop = start + len(batches)
     return found, sampler.state(stop)
+
+
+def sampler_of(pieces: np.ndarray, layout: Layout, rank: int) -> WindowSampler:
+    return WindowSampler(
+        pieces, 5, 6, 1, False, rank=rank, world_size=layout[0], workers=layout[1]
+    )  # fmt: skip
+
+
+def batches_of(pieces: np.ndarray, layout: Layout, rank: int) -> list[list[tuple[int, int]]]:
+    sampler = sampler_of(pieces, layout, rank)
+    sampler.start_at(2)
+    return list(sampler)
 
 
 layouts = some.tuples(some.integers(1, 4), some.integers(1, 3))
@@ -66,11 +79,13 @@ def test_every_image_once_through_any_changes_of_ranks_and_workers(
 @given(sizes, layouts)
 def test_resuming_changes_nothing(sizes: list[int], layout: Layout) -> None:
     pieces = pieces_of(sizes)
-    whole, _ = deliver(pieces, (1, layout[1]), 0, None, {})
-    for cut in range(len(whole) // 6 + 1):
-        before, state = deliver(pieces, (1, layout[1]), 0, cut, {})
-        after, _ = deliver(pieces, (1, layout[1]), cut, None, state)
-        assert before + after == whole
+    for rank in range(layout[0]):
+        whole = batches_of(pieces, layout, rank)
+        for cut in range(len(whole) + 1):
+            sampler = sampler_of(pieces, layout, rank)
+            sampler.resume(sampler.state(cut))
+            sampler.start_at(2, cut)
+            assert whole[:cut] + list(sampler) == whole
 
 
 def test_only_whole_steps_with_drop_last() -> None:
@@ -105,11 +120,25 @@ def test_epochs_and_windows_are_shuffled() -> None:
 
 def test_another_epoch_forgets_how_the_last_was_dealt_out() -> None:
     sampler = WindowSampler(pieces_of([9, 9]), 6, 6, 0)
-    sampler.resume({"legs": [[3, 2, 1]]})
+    sampler.resume(sampler.state(0) | {"legs": [[3, 2, 1]]})
     sampler.start_at(0, 1)
-    assert sampler.state(2) == {"legs": [[3, 2, 1], [1, 1, 2]]}
+    assert sampler.state(2)["legs"] == [[3, 2, 1], [1, 1, 2]]
     sampler.start_at(1)
-    assert sampler.state(0) == {"legs": []}
+    assert sampler.state(0)["legs"] == []
+
+
+def test_a_state_of_other_pieces_or_none_at_all_is_refused() -> None:
+    sampler = WindowSampler(pieces_of([9, 9]), 6, 6, 0)
+    good = sampler.state(1)
+    for other in (WindowSampler(pieces_of([8, 10]), 6, 6, 0), WindowSampler([0, 9, 18], 5, 6, 0)):
+        with pytest.raises(ValueError, match=r"set data\.train back"):
+            sampler.resume(other.state(1))
+    for legs in (5, [["a", 1, 1]], [[1, 10**9, 1]], [[1, 1, 2], [2, 1, 2]], [[1, 1]], [[0, 1, 1]]):
+        with pytest.raises(ValueError, match="the checkpoint is damaged"):
+            sampler.resume(good | {"legs": legs})
+    sampler.resume(good | {"legs": [[1, 1, 2]]})
+    with pytest.raises(ValueError, match="legs to batch 2 before batch 1"):
+        sampler.start_at(0, 1)
 
 
 def test_mistakes() -> None:

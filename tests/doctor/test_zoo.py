@@ -172,6 +172,13 @@ def test_label_gaps(faces: Planted, tmp_path: Path) -> None:
     assert found[0].fault == "label_gaps" and "39 labels between 0 and 78" in found[0].said
 
 
+def test_names_that_are_numbers_are_no_labels(faces: Planted, tmp_path: Path) -> None:
+    numbered = Planted(faces.images, faces.labels)
+    numbered.class_names = [f"{10**14 + 7 * n}" for n in range(40)]
+    pack_shards(numbered, tmp_path, 64)
+    assert [finding.fault for finding in examine_images(ShardImages(tmp_path))] == ["class_sizes"]
+
+
 def test_wrong_class_count(faces: Planted, tmp_path: Path) -> None:
     pack_records(faces, tmp_path, 64)
     assert serious(examine_images(RecordImages(tmp_path))) == []

@@ -47,7 +47,7 @@ def doctor(
     path = Path(patient)
     with counted(console, "looking") as progress:
         if (path / "config.yaml").is_file():
-            found = examine_run(path, min(images, 2000), workers, trust_code, progress)
+            found = examine_run(path, images // 10, workers, trust_code, progress)
         elif path.suffix in (".safetensors", ".pth", ".pt", ".ckpt"):
             faces = open_images(recognise(data)) if data else None
             found = examine_model(path, faces, min(images, 400), trust_code, progress)

@@ -280,13 +280,14 @@ def normalise(
     centre, spread = (torch.as_tensor(value, dtype=torch.float32) for value in (mean, deviation))
     table = (torch.arange(256)[:, None] / 255 - centre) / spread
     if not images.is_cpu or not len(images):
-        channels = torch.arange(3, device=images.device)[:, None, None]
-        table = table.expand(256, 3).to(images.device)
+        count = images.shape[1]
+        channels = torch.arange(count, device=images.device)[:, None, None]
+        table = table.expand(256, count).to(images.device)
         return table[images.long(), channels]
     # Looking up is one pass where torch's conversion and arithmetic are four.
     keep_freed_memory()
     pixels = images.permute(0, 2, 3, 1).contiguous().numpy()
-    shape = (-1, 3) if table.shape[1] == 3 else (-1, images.shape[3] * 3)
+    shape = (-1, 3) if table.shape[1] == 3 else (-1, images.shape[3] * images.shape[1])
     rows = pixels.reshape(len(pixels) * images.shape[2], *shape)
     found = cv2.LUT(rows, table.numpy()[None])
     return torch.from_numpy(found.reshape(pixels.shape)).permute(0, 3, 1, 2)

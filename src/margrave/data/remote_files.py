@@ -9,7 +9,6 @@ from typing import Any
 import fsspec
 
 ATTEMPTS = 4
-LARGEST_FILE = 2**30
 
 
 def _filesystem(address: str) -> tuple[Any, str]:
@@ -35,9 +34,7 @@ def whole_file(address: str) -> bytes:
     filesystem, path = _filesystem(address)
     for attempt in range(ATTEMPTS):
         try:
-            with filesystem.open(path, "rb", cache_type="none") as file:
-                content = file.read(LARGEST_FILE)
-            return content
+            return filesystem.cat_file(path)
         except FileNotFoundError:
             raise ValueError(
                 f"{address} does not exist; give the address of a folder that margrave pack wrote"
@@ -73,6 +70,8 @@ def file_ranges(addresses: list[str], starts: list[int], ends: list[int]) -> lis
         failed = None
         for n, answer in zip(wanted, answers, strict=True):
             found[n] = answer
+            if isinstance(answer, FileNotFoundError):
+                raise ValueError(f"{addresses[n]} does not exist; fetch or pack the shards again")
             if not isinstance(answer, bytes):
                 failed = n
             elif len(answer) != ends[n] - starts[n]:

@@ -17,9 +17,8 @@ import numpy as np
 from .contract import FaceImages
 from .decode import Fit
 from .packing import QUALITY, Progress, in_order, packed_bytes
-from .shards import INDEX, SAMPLE, SAMPLES, ShardEntry, ShardIndex
+from .shards import INDEX, PLAN, SAMPLE, SAMPLES, ShardEntry, ShardIndex
 
-PLAN = ".packing.json"
 IMAGES_PER_SHARD = 16384
 
 
@@ -119,9 +118,12 @@ def _tell(
 
 def _check_plan(folder: Path, images: FaceImages, settings: list[object]) -> None:
     """Begin in an empty folder, or go on with the very same packing."""
+    for identity in images.class_names:
+        if not identity.isprintable():
+            raise ValueError(f"identity {identity!r} has no name that a text file holds; rename it")
     names = hashlib.sha256()
     for index in range(len(images)):
-        names.update(images.name(index).encode() + b"\0")
+        names.update(os.fsencode(images.name(index)) + b"\0")
     names.update(np.asarray(images.labels, "<i8").tobytes())
     plan = json.dumps({"settings": settings, "images": names.hexdigest()}).encode()
     path = folder / PLAN
@@ -148,7 +150,7 @@ def _finish(folder: Path, finished: list[Path], identities: list[str]) -> dict[s
             entries.append(ShardEntry(**shard["entry"]))
             rows.append(np.array([tuple(row) for row in shard["rows"]], SAMPLE))
         else:
-            (folder / shard["entry"]["name"]).unlink()
+            (folder / shard["entry"]["name"]).unlink(missing_ok=True)
     if not rows:
         raise ValueError(f"none of the images could be read: {next(iter(unreadable.values()))}")
     samples = np.concatenate(rows).tobytes()

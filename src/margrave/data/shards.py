@@ -25,6 +25,8 @@ from .remote_files import file_ranges, whole_file
 from .tar_members import tar_members
 
 INDEX, SAMPLES = "shards.json", "samples.bin"
+PLAN = ".packing.json"
+"""What a packing that is not finished began with."""
 SAMPLE = np.dtype([("offset", "<u8"), ("size", "<u4"), ("label", "<u4"), ("crc32", "<u4")])
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "bmp", "ppm", "pgm")
 LONGEST_LABEL = 2**16
@@ -58,6 +60,7 @@ class ShardImages:
         labels: (N,) int64, identities in the order of their labels in the shards.
         class_names: the identity behind each label.
         left_out: identities below ``minimum_images`` and how many images each has.
+        walked: whether the shards have no index, so that nothing is known of their checksums.
         pieces: (P + 1,) the first image of each piece, and N.
         window: images that are shuffled together.
 
@@ -82,14 +85,13 @@ class ShardImages:
         self.maximum_pixels = maximum_pixels
         self.window = piece_images * window_pieces
         self._remote = "://" in self.root
-        self._keep = 2 * window_pieces
         self._begin()
         if self._remote or Path(self.root, INDEX).is_file():
             names, self.shards, counts, rows = self._read_index()
-            self._checked = True
+            self.walked = False
         else:
             names, self.shards, counts, rows = walk_shards(Path(self.root))
-            self._checked = False
+            self.walked = True
         shard = np.repeat(np.arange(len(counts), dtype=np.uint32), counts)
         known, labels, sizes = np.unique(rows["label"], return_inverse=True, return_counts=True)
         few = sizes < minimum_images
@@ -107,6 +109,8 @@ class ShardImages:
         self.labels = (np.cumsum(~few) - 1)[labels].astype(np.int64)
         self._rows, self._shard = rows, shard
         self.pieces = _pieces(np.bincount(shard, minlength=len(counts)), piece_images)
+        # Those of small shards are smaller, so a window spans more.
+        self._keep = 2 * max(window_pieces, -(-self.window * len(self.pieces) // len(labels)))
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -117,7 +121,11 @@ class ShardImages:
         return f"{self.root}/{shard}, {row['size']} bytes at byte {row['offset']}"
 
     def prefetch(self, indices: Sequence[int]) -> None:
-        """Fetch the pieces that hold these images and are not at hand, all at once."""
+        """Fetch the pieces that hold these images and are not at hand, all at once.
+
+        What cannot be fetched for the shard's sake is left to `read_bytes`, which says so for each
+        image.
+        """
         if not self._remote:
             return
         pieces = np.unique(np.searchsorted(self.pieces, indices, side="right") - 1).tolist()
@@ -125,8 +133,10 @@ class ShardImages:
             if piece in self._kept:
                 self._kept.move_to_end(piece)
         missing = [piece for piece in pieces if piece not in self._kept]
-        for piece, content in zip(missing, self._fetch(missing), strict=True):
-            self._kept[piece] = content
+        try:
+            self._kept.update(zip(missing, self._fetch(missing), strict=True))
+        except ValueError:
+            return
         while len(self._kept) > max(self._keep, len(pieces)):
             self._kept.popitem(last=False)
 
@@ -140,17 +150,22 @@ class ShardImages:
         offset, size, _, expected = self._rows[index].item()
         if self._remote:
             piece = int(np.searchsorted(self.pieces, index, side="right")) - 1
-            if piece not in self._kept:
-                self.prefetch([index])
-            start = offset - int(self._rows["offset"][self.pieces[piece]])
-            content = self._kept[piece][start : start + size]
+            kept = self._kept.get(piece)
+            if kept is None:
+                address = f"{self.root}/{self.shards[self._shard[index]]}"
+                content = file_ranges([address], [offset], [offset + size])[0]
+            else:
+                start = offset - int(self._rows["offset"][self.pieces[piece]])
+                content = kept[start : start + size]
         else:
             shard = os.path.join(self.root, self.shards[self._shard[index]])
             try:
-                content = os.pread(self._open(shard).number, size, offset)
+                # Held while it is read, or another thread's eviction might close it.
+                file = self._open(shard)
+                content = os.pread(file.number, size, offset)
             except OSError as error:
                 raise ValueError(f"{shard} cannot be read ({error.strerror})") from None
-        if len(content) < size or (self._checked and zlib.crc32(content) != expected):
+        if len(content) < size or (not self.walked and zlib.crc32(content) != expected):
             raise ValueError(
                 f"{self.name(index)}: not what was packed, the shard is damaged; fetch it again"
             )
@@ -273,6 +288,8 @@ def walk_shards(folder: Path) -> tuple[list[str], list[str], list[int], np.ndarr
     Raises:
         ValueError: no tar files, a damaged one, a sample without an image or label.
     """
+    if (folder / PLAN).is_file():
+        raise ValueError(f"{folder} is not wholly packed; call the same margrave pack once more")
     paths = sorted(folder.glob("*.tar")) if folder.is_dir() else []
     if not paths:
         raise ValueError(f"{folder} is no folder of shards: it holds neither {INDEX} nor *.tar")
@@ -317,6 +334,8 @@ def _row(path: Path, key: str, image: Any, label: int | None) -> list[tuple[int,
         return []
     if label is None:
         raise ValueError(f"{path}, {image.name} has no label; add {key.strip('/')}.cls beside it")
+    if image.size >= 2**32:
+        raise ValueError(f"{path}, {image.name}: {image.size} bytes are no image of a face")
     return [(image.offset, image.size, label, 0)]
 
 

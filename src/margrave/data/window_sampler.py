@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -56,17 +57,44 @@ class WindowSampler(EpochSampler):
         super().start_at(epoch, batch)
         if batch == 0:
             self._legs = []
+        elif self._legs and self._legs[-1][2] > batch:
+            raise ValueError(f"legs to batch {self._legs[-1][2]} before batch {batch}; damaged")
 
     def state(self, batch: int) -> dict[str, Any]:
-        """How the batches of the epoch before this one were dealt out: (ranks, workers, end)."""
-        legs = [*self._earlier(), (self._world_size, self._workers, batch)]
-        return {"legs": [list(leg) for leg in legs if leg[2]]}
+        """What the rest of the epoch hangs on: the pieces, and how batches so far were dealt out.
+
+        Legs are (ranks, workers, end), one for each way in turn.
+        """
+        legs = [list(leg) for leg in self._earlier()]
+        if batch > (legs[-1][2] if legs else 0):
+            legs.append([self._world_size, self._workers, batch])
+        return {"pieces": self._digest, "legs": legs}
 
     def resume(self, state: dict[str, Any]) -> None:
-        """Go on from what `state` told; `start_at` follows."""
-        self._legs = [
-            (int(world), int(workers), int(end)) for world, workers, end in state.get("legs", [])
-        ]
+        """Go on from what `state` told; `start_at` follows.
+
+        Raises:
+            ValueError: it is of other pieces or windows, or was not told by `state`.
+        """
+        if state.get("pieces") != self._digest:
+            raise ValueError(
+                "the checkpoint was written with other shards, pieces or windows, so what is left "
+                "of the epoch is not known; set data.train back to what it was"
+            )
+        legs, last = state.get("legs"), 0
+        if not isinstance(legs, list):
+            raise ValueError(f"legs = {legs!r}; the checkpoint is damaged")
+        for leg in legs:
+            whole = isinstance(leg, list) and [type(number) for number in leg] == [int] * 3
+            if not whole or not (0 < leg[0] < 2**20 and 0 < leg[1] < 2**10 and last < leg[2]):
+                raise ValueError(f"leg {leg!r} of the epoch; the checkpoint is damaged")
+            last = leg[2]
+        self._legs = [(world, workers, end) for world, workers, end in legs]
+
+    @property
+    def _digest(self) -> str:
+        content = np.append(self._pieces, self._window).astype("<i8").tobytes()
+        return hashlib.sha256(content).hexdigest()
 
     def _earlier(self) -> list[tuple[int, int, int]]:
         """The legs behind, without the last where it was dealt out as now."""

@@ -100,11 +100,9 @@ def check_labels(images: FaceImages) -> Iterator[Finding]:
     labels = np.asarray(images.labels)
     sizes = np.bincount(labels, minlength=len(images.class_names))
     names = [*images.class_names, *getattr(images, "left_out", {})]
-    if not isinstance(images, RecordImages | ShardImages):
-        names = []
-    if names and all(str(name).isdecimal() for name in names):
-        numbers = np.sort(np.array([int(name) for name in names]))
-        yield from _check_numbers(numbers)
+    if isinstance(images, RecordImages) or (isinstance(images, ShardImages) and images.walked):
+        # Here alone an identity's name is its label in the file.
+        yield from _check_numbers(np.sort(np.array([int(name) for name in names])))
     if isinstance(images, RecordImages) and images.num_classes not in (None, len(names)):
         yield Finding(
             fault="wrong_class_count",
@@ -148,22 +146,24 @@ def check_labels(images: FaceImages) -> Iterator[Finding]:
 
 
 def _check_numbers(numbers: np.ndarray) -> Iterator[Finding]:
-    missing = np.setdiff1d(np.arange(numbers[-1] + 1), numbers)
-    if not len(missing):
+    missing = int(numbers[-1]) + 1 - len(numbers)
+    if not missing:
         return
-    shifted = numbers[0] > 0 and len(missing) == numbers[0]
-    shown = ", ".join(map(str, missing[:SHOWN])) + (", …" if len(missing) > SHOWN else "")
+    shifted = missing == numbers[0]
+    before = np.concatenate([[-1], numbers[:-1]])
+    after_gaps = np.flatnonzero(numbers - before > 1)[:SHOWN]
+    shown = ", ".join(str(before[place] + 1) for place in after_gaps)
     said = f"labels begin at {numbers[0]}: they are off by {numbers[0]}"
     if not shifted:
-        said = f"{len(missing)} labels between 0 and {numbers[-1]} have no images: {shown}"
+        said = f"{missing} labels between 0 and {numbers[-1]} have no images, from {shown} on"
     yield Finding(
         fault="shifted_labels" if shifted else "label_gaps",
         severity="warning",
         said=said,
         remedy="pack the set again (margrave pack numbers identities from 0); Margrave renumbers "
         "when it reads, other programs count classes wrongly or index out of range",
-        share=len(missing) / (numbers[-1] + 1),
-        figures={"missing": len(missing), "first": int(numbers[0]), "last": int(numbers[-1])},
+        share=missing / (int(numbers[-1]) + 1),
+        figures={"missing": missing, "first": int(numbers[0]), "last": int(numbers[-1])},
     )
 
 

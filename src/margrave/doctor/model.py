@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -176,7 +177,9 @@ def _finite(value: torch.Tensor) -> bool:
 def check_collapse(embedder: Embedder, images: ReadableImages, most: int = 32) -> Iterator[Finding]:
     """Embeddings that do not tell faces apart, whoever they are of."""
     indices = np.linspace(0, len(images) - 1, min(most, len(images))).astype(int)
-    plain, _ = embedder.embed_images(images, indices, flips=False)
+    plain = _embedded(embedder, images, indices)
+    if not len(plain):
+        return
     if not np.isfinite(plain).all():
         yield Finding(
             fault="non_finite_embeddings",
@@ -196,6 +199,13 @@ def check_collapse(embedder: Embedder, images: ReadableImages, most: int = 32) -
             "and colour order, and train longer or with a lower learning rate",
             figures={"median_cosine": round(float(np.median(cosines)), 4)},
         )
+
+
+def _embedded(embedder: Embedder, images: ReadableImages, indices: np.ndarray) -> np.ndarray:
+    """Embeddings of the images that can be read."""
+    unreadable: dict[int, str] = {}
+    plain, _ = embedder.embed_images(images, indices, flips=False, unreadable=unreadable)
+    return plain[~np.isin(indices, list(unreadable))]
 
 
 class _Recoloured:
@@ -233,7 +243,8 @@ def check_preparation(
     }
     scores: dict[str, np.ndarray] = {}
     for number, (way, (embed, faces)) in enumerate(ways.items()):
-        plain, _ = embed.embed_images(faces, used, flips=False)
+        # Images that cannot be read leave zeros, alike for every way.
+        plain, _ = embed.embed_images(faces, used, flips=False, unreadable={})
         plain = np.nan_to_num(plain)
         unit = plain / np.maximum(np.linalg.norm(plain, axis=1, keepdims=True), 1e-12)
         scores[way] = (unit[first] * unit[second]).sum(axis=1)
@@ -294,7 +305,13 @@ def check_quality(
         most: use this many of them.
     """
     indices = np.linspace(0, len(images) - 1, min(most, len(images))).astype(int)
-    sharp = [images.read(int(index)) for index in indices]
+    sharp = []
+    for index in indices.tolist():
+        # What cannot be read is a finding of its own.
+        with contextlib.suppress(ValueError):
+            sharp.append(images.read(index))
+    if not sharp:
+        return
     norms = np.stack(
         [_norms(embedder, [_worsened(image, share) for image in sharp]) for share in QUALITIES],
         axis=1,

@@ -214,8 +214,16 @@ def check_leaks(
             sets[name] = open_images(entry.images)
     if not sets:
         return
-    # All of the training set, or what both hold would be missed by chance.
     trained = measure_images(images, drawn(np.asarray(images.labels), 10 * most), workers)
+    if len(trained) + len(trained.unreadable) < len(images):
+        yield Finding(
+            fault="leaks_looked_for_in_part",
+            severity="note",
+            said=f"evaluation images were looked for among {len(trained)} of {len(images)} "
+            "training images",
+            remedy="a larger --images looks at more",
+            share=0.0,
+        )
     for name, other in sets.items():
         labels = getattr(other, "labels", None)
         chosen = (

@@ -75,20 +75,18 @@ class YuNet:
         for width in WIDTHS:
             scale = width / face.width
             # Area averaging where it shrinks: warped to a multiple, then reduced.
-            multiple = max(1, int(np.ceil(1 / scale)))
+            multiple = min(max(1, int(np.ceil(1 / scale))), 4)
             size = round(side * scale)
             corner = centre - side / 2
             shift = np.concatenate([np.eye(2), -corner[:, None]], axis=1) * scale * multiple
             cut = cv2.warpAffine(image, shift, (size * multiple, size * multiple))
             if multiple > 1:
                 cut = cv2.resize(cut, (size, size), interpolation=cv2.INTER_AREA)
-            nearest = min(
-                self._search(cut),
-                key=lambda one: float(np.abs(one.box[:2] + one.box[2:] - size).sum()),
-                default=None,
-            )
-            if nearest is not None:
-                found.append(nearest.landmarks / scale + corner)
+            for one in self._search(cut):
+                # A neighbour's face lies farther off.
+                if np.abs((one.box[:2] + one.box[2:] - size) / 2).max() < width / 4:
+                    found.append(one.landmarks / scale + corner)
+                    break
         return np.mean(found, axis=0) if found else face.landmarks
 
     def _search(self, image: np.ndarray) -> list[Detection]:
