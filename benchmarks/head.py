@@ -2,8 +2,8 @@
 
 Every loss under the chunked head against (a) the three matrix products that no head can avoid
 (x̂Wᵀ, GW and Gᵀx̂), run before and after each, and (b) the dense head, in interleaved repetitions.
-Prints medians, ratios to the products, and the peak memory beyond the weight and its gradient; writes
-benchmarks/head.csv.
+Prints medians, ratios to the products, and the peak memory beyond the weight and its gradient, and
+writes benchmarks/head.csv.
 
     python benchmarks/head.py --classes 100000 --batch 128 512 --budget 256 32
     python benchmarks/head.py --device cuda --classes 4000000 --dtype bfloat16 --losses arcface
