@@ -47,7 +47,7 @@ class ImageFiles:
 
     def name(self, index: int) -> str:
         """Where the image lies, for messages."""
-        return os.path.join(self._prefix, os.fsdecode(self._paths[index].item()))
+        return os.path.join(self._prefix, self.path(index))
 
     def read(self, index: int) -> np.ndarray:
         """The image as (height, width, 3) uint8, RGB.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -130,48 +130,51 @@ def _misfit(error: ValueError) -> Finding:
 
 def check_weights(state: Mapping[str, torch.Tensor]) -> Iterator[Finding]:
     """Numbers that are none, and statistics that no training leaves."""
-    broken = [key for key, value in state.items() if not _finite(value)]
-    if broken:
-        yield Finding(
-            fault="non_finite_weights",
-            severity="serious",
-            said=f"{len(broken)} of {len(state)} tensors hold infinite numbers or NaN",
-            remedy="go back to an earlier checkpoint: training had blown up when this was saved",
-            share=len(broken) / len(state),
-            examples=tuple(broken[:SHOWN]),
-        )
-    wrong = [
-        key
-        for key, value in state.items()
-        if key.endswith("running_var") and value.numel() and bool((value < 0).any())
-    ]
-    if wrong:
-        yield Finding(
-            fault="negative_variances",
-            severity="serious",
-            said=f"{len(wrong)} batch norms have negative variances",
-            remedy="the file is damaged, or was averaged wrongly: export it again",
-            share=len(wrong) / len(state),
-            examples=tuple(wrong[:SHOWN]),
-        )
-    dead = [
-        key
-        for key, value in state.items()
-        if value.ndim >= 2 and value.is_floating_point() and not bool(value.any())
-    ]
-    if dead:
-        yield Finding(
-            fault="empty_weights",
-            severity="serious",
-            said=f"{len(dead)} weights are all zero",
-            remedy="they were never filled in: export the trained model, not the freshly built one",
-            share=len(dead) / len(state),
-            examples=tuple(dead[:SHOWN]),
-        )
+    for fault, wrong, said, remedy in _WEIGHT_FAULTS:
+        keys = [key for key, value in state.items() if wrong(key, value)]
+        if keys:
+            yield Finding(
+                fault=fault,
+                severity="serious",
+                said=f"{len(keys)} of {len(state)} tensors {said}",
+                remedy=remedy,
+                share=len(keys) / len(state),
+                examples=tuple(keys[:SHOWN]),
+            )
 
 
-def _finite(value: torch.Tensor) -> bool:
-    return not value.is_floating_point() or bool(torch.isfinite(value).all())
+def _non_finite(key: str, value: torch.Tensor) -> bool:
+    return value.is_floating_point() and not bool(torch.isfinite(value).all())
+
+
+def _negative_variance(key: str, value: torch.Tensor) -> bool:
+    return key.endswith("running_var") and value.numel() > 0 and bool((value < 0).any())
+
+
+def _empty(key: str, value: torch.Tensor) -> bool:
+    return value.ndim >= 2 and value.is_floating_point() and not bool(value.any())
+
+
+_WEIGHT_FAULTS: tuple[tuple[str, Callable[[str, torch.Tensor], bool], str, str], ...] = (
+    (
+        "non_finite_weights",
+        _non_finite,
+        "hold infinite numbers or NaN",
+        "go back to an earlier checkpoint: training had blown up when this was saved",
+    ),
+    (
+        "negative_variances",
+        _negative_variance,
+        "of batch norms are negative variances",
+        "the file is damaged, or was averaged wrongly: export it again",
+    ),
+    (
+        "empty_weights",
+        _empty,
+        "are weights of zeros alone",
+        "they were never filled in: export the trained model, not the freshly built one",
+    ),
+)
 
 
 def check_collapse(embedder: Embedder, images: ReadableImages, most: int = 32) -> Iterator[Finding]:
