@@ -1,8 +1,21 @@
 """Judging embeddings: arrays in, frozen results out."""
 
+from .accept_rates import AcceptRate, accept_rates, false_accepts_allowed
+from .all_to_all import AllToAllResult, Keeper, evaluate_all_to_all
+from .identification import (
+    DetectionRate,
+    IdentificationResult,
+    OpenSetRate,
+    OpenSetResult,
+    RankRate,
+    detection_rates,
+    evaluate_identification,
+    evaluate_open_set,
+    mean_of_galleries,
+    merged_gallery_rates,
+)
 from .pairs import (
     FAR_TARGETS,
-    AcceptRate,
     PairResult,
     Stratum,
     evaluate_pairs,
@@ -11,7 +24,19 @@ from .pairs import (
     tar_at_far,
     unit_rows,
 )
+from .score_blocks import NOBODY, Rows, State
 from .significance import PairIntervals, bootstrap_pairs
+from .streamed_scores import streamed_accept_rates
+from .tail_bootstrap import Interval, TailIdentities, bootstrap_shares
+from .templates import (
+    IJB_FAR_TARGETS,
+    Pooling,
+    TemplateResult,
+    evaluate_templates,
+    pool_templates,
+    subjects_of_pairs,
+    template_scores,
+)
 from .verification import (
     THRESHOLDS,
     Roc,
@@ -23,20 +48,49 @@ from .verification import (
 
 __all__ = [
     "FAR_TARGETS",
+    "IJB_FAR_TARGETS",
+    "NOBODY",
     "THRESHOLDS",
     "AcceptRate",
+    "AllToAllResult",
+    "DetectionRate",
+    "IdentificationResult",
+    "Interval",
+    "Keeper",
+    "OpenSetRate",
+    "OpenSetResult",
     "PairIntervals",
     "PairResult",
+    "Pooling",
+    "RankRate",
     "Roc",
+    "Rows",
+    "State",
     "Stratum",
+    "TailIdentities",
+    "TemplateResult",
+    "accept_rates",
     "area_under",
     "bootstrap_pairs",
+    "bootstrap_shares",
+    "detection_rates",
     "equal_error_rate",
+    "evaluate_all_to_all",
+    "evaluate_identification",
+    "evaluate_open_set",
     "evaluate_pairs",
     "evaluate_strata",
+    "evaluate_templates",
+    "false_accepts_allowed",
     "fuse_flips",
+    "mean_of_galleries",
+    "merged_gallery_rates",
+    "pool_templates",
     "roc_curve",
+    "streamed_accept_rates",
+    "subjects_of_pairs",
     "tar_at_far",
+    "template_scores",
     "true_accept_rate",
     "unit_rows",
 ]

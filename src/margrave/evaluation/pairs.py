@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from .significance import Interval, PairIntervals, bootstrap_pairs, check_identities
+from .accept_rates import AcceptRate
+from .significance import PairIntervals, bootstrap_pairs, check_identities
 from .verification import (
     THRESHOLDS,
     CrossValidation,
@@ -25,28 +26,6 @@ from .verification import (
 
 FEWEST_RESAMPLED = 20
 FAR_TARGETS = (1e-1, 1e-2, 1e-3, 1e-4)
-
-
-@dataclass(frozen=True)
-class AcceptRate:
-    """TAR at the loosest threshold whose realised FAR is at most a target.
-
-    Attributes:
-        far_target: what was asked for.
-        far: what the threshold realises.
-        tar: share of genuine pairs accepted there.
-        threshold: pairs scoring strictly above it are accepted.
-        too_few_impostors: fewer than one false accept was allowed, so the threshold is set by the
-            single most alike impostor pair and the number means little.
-        interval: of the TAR, None without a bootstrap.
-    """
-
-    far_target: float
-    far: float
-    tar: float
-    threshold: float
-    too_few_impostors: bool
-    interval: Interval | None = None
 
 
 @dataclass(frozen=True)

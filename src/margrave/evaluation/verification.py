@@ -8,6 +8,7 @@ accepted together.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -128,6 +129,17 @@ def loosest_point(roc: Roc, far: float) -> np.ndarray:
 def true_accept_rate(roc: Roc, far: float) -> np.ndarray:
     """(...,) TAR at the loosest threshold whose realised FAR is at most ``far``."""
     return np.take_along_axis(roc.tar, loosest_point(roc, far)[..., None], -1)[..., 0]
+
+
+def nearest_points(roc: Roc, far_targets: Sequence[float]) -> np.ndarray:
+    """(T,) positions on the ROC whose FAR is nearest to each target, the larger of two as near.
+
+    The rule of the published IJB figures: it may exceed the target. As there, only corners of the
+    curve are looked at, and of points of equal FAR the one with the highest TAR.
+    """
+    corner = (np.diff(roc.far, 2) != 0) | (np.diff(roc.tar, 2) != 0)
+    points = np.flatnonzero(np.concatenate([[True], corner, [True]]))[::-1]
+    return np.array([points[np.abs(roc.far[points] - far).argmin()] for far in far_targets], int)
 
 
 def area_under(roc: Roc) -> np.ndarray:

@@ -1,0 +1,263 @@
+"""Everybody against everybody, and against millions of distractors (MegaFace, Trillion-Pairs)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from margrave.distributed import World
+
+from .accept_rates import AcceptRate, accept_rates, false_accepts_allowed
+from .identification import RankRate, rank_rates
+from .score_blocks import (
+    MEMORY,
+    Collector,
+    Comparison,
+    Genuine,
+    Nearest,
+    Progress,
+    Rows,
+    State,
+    Tail,
+    sweep,
+)
+from .tail_bootstrap import TailIdentities, tail_length
+
+MOST_KEPT = 1 << 25
+"""The longest tail of impostor scores: 20 bytes each."""
+
+
+class Keeper(Protocol):
+    """Where an interrupted evaluation leaves its state; see ``margrave.inference``."""
+
+    def load(self, name: str) -> State | None:
+        """What was kept under the name."""
+        ...
+
+    def offer(self, name: str, told: Callable[[], State]) -> None:
+        """Keep what ``told`` tells, if it is time."""
+        ...
+
+
+@dataclass(frozen=True)
+class AllToAllResult:
+    """What comparing everybody with everybody found.
+
+    Attributes:
+        protocol: the rules.
+        images: labelled faces.
+        identities: among them.
+        distractors: faces of unknown people.
+        genuine: pairs of one person.
+        impostors: pairs that a false accept could come from.
+        verification: TAR where FAR, over all impostor pairs, does not exceed each target.
+        ranks: share of ordered genuine pairs (probe, mate) whose mate is within the k most alike
+            faces, all distractors being in the gallery; empty without distractors.
+        identification: the same at rank 1 and above the threshold that at most a share of all
+            probes' most alike distractors exceed; empty without distractors.
+    """
+
+    protocol: str
+    images: int
+    identities: int
+    distractors: int
+    genuine: int
+    impostors: int
+    verification: tuple[AcceptRate, ...]
+    ranks: tuple[RankRate, ...] = ()
+    identification: tuple[AcceptRate, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything as numbers, strings, lists and dictionaries."""
+        return asdict(self)
+
+
+def evaluate_all_to_all(
+    embeddings: Rows,
+    labels: np.ndarray,
+    distractors: Rows | None = None,
+    *,
+    protocol: str = "all-to-all",
+    own_impostors: bool = True,
+    far_targets: Sequence[float] = (1e-3, 1e-4, 1e-5, 1e-6),
+    ranks: Sequence[int] = (1, 10),
+    identification_far_targets: Sequence[float] = (1e-3,),
+    resamples: int = 1000,
+    seed: int = 0,
+    device: str = "cpu",
+    memory: int = MEMORY,
+    world: World | None = None,
+    progress: Progress | None = None,
+    keeper: Keeper | None = None,
+) -> AllToAllResult:
+    """TAR at the smallest of FARs, exactly, in memory that does not grow with the comparisons.
+
+    Impostor pairs are all pairs of different people among ``embeddings`` (unless
+    ``own_impostors`` is off), and every one of them with every distractor. Distractors among each
+    other are not compared: nobody knows who they are.
+
+    Args:
+        embeddings: (N, D), arrays or memory-mapped; their lengths do not matter.
+        labels: (N,) integers.
+        distractors: (M, D).
+        protocol: what the result is called.
+        own_impostors: count pairs of different people among ``embeddings``; MegaFace does not.
+        far_targets: of the verification.
+        ranks: of the identification against distractors.
+        identification_far_targets: as shares of probes.
+        resamples: bootstrap replicates over people; 0 for none.
+        seed: of the replicates.
+        device: where products are computed.
+        memory: bytes of embeddings to hold at a time.
+        world: the ranks that share the work.
+        progress: called with (comparisons done, comparisons in all).
+        keeper: keeps the state of an evaluation that may be interrupted.
+
+    Raises:
+        ValueError: no genuine or no impostor pairs, targets that would keep too many scores,
+            embeddings that have no direction.
+
+    Source: Deng et al., "Masked Face Recognition Challenge" (2021); Kemelmacher-Shlizerman et al.,
+    "The MegaFace Benchmark" (2016); DeepGlint, "Trillion Pairs" (2018), whose server is gone.
+
+    >>> faces = np.random.default_rng(0).standard_normal((30, 8)).repeat(2, axis=0)
+    >>> result = evaluate_all_to_all(faces, np.arange(60) // 2, far_targets=[0.01], resamples=0)
+    >>> result.genuine, result.impostors, result.verification[0].tar
+    (30, 1740, 1.0)
+    """
+    labels = np.asarray(labels)
+    if (labels < 0).any():
+        raise ValueError(
+            f"label {labels.min()}; label everybody from 0 on, and give strangers as distractors"
+        )
+    itself = Comparison(embeddings, labels)
+    crossed = None if distractors is None else Comparison(embeddings, labels, distractors)
+    person, sizes = np.unique(labels, return_inverse=True, return_counts=True)[1:]
+    genuine_pairs = int((sizes * (sizes - 1) // 2).sum())
+    own = itself.pairs - genuine_pairs if own_impostors else 0
+    others = crossed.pairs if crossed else 0
+    if not genuine_pairs or not own + others:
+        raise ValueError(
+            f"{genuine_pairs} genuine and {own + others} impostor pairs; give people with several "
+            "images each, and others or distractors to take them for"
+        )
+    most = max(false_accepts_allowed(far, own + others) for far in far_targets)
+    keep = min(tail_length(most), own + others)
+    if keep > MOST_KEPT:
+        raise ValueError(
+            f"FAR {max(far_targets)} allows {most:,} false accepts of {own + others:,} pairs, too "
+            f"many to keep; ask for at most {MOST_KEPT / 2 / (own + others):.1g}"
+        )
+    genuine, tail = Genuine(), Tail(keep)
+    collectors: dict[str, Collector] = {"genuine": genuine}
+    if own_impostors:
+        collectors["tail"] = tail
+    total = itself.pairs + others
+
+    def run(name: str, comparison: Comparison, what: dict[str, Collector], before: int) -> None:
+        def report(done: int, _: int) -> None:
+            if progress is not None:
+                progress(before + done, total)
+
+        def keep_state(told: Callable[[], State]) -> None:
+            if keeper is not None:
+                keeper.offer(name, told)
+
+        sweep(
+            comparison,
+            what,
+            device=device,
+            memory=memory,
+            world=world,
+            progress=report,
+            state=None if keeper is None else keeper.load(name),
+            keep_state=keep_state,
+        )
+
+    run("own", itself, collectors, 0)
+    scores, first, second = genuine.sorted()
+    tails = [(*tail.sorted(), False)] if own_impostors else []
+    rank_found: tuple[RankRate, ...] = ()
+    identified: tuple[AcceptRate, ...] = ()
+    if crossed is not None:
+        against, nearest = Tail(keep), Nearest(len(labels), max(ranks))
+        run("distractors", crossed, {"tail": against, "nearest": nearest}, itself.pairs)
+        tails.append((*against.sorted(), True))
+        rank_found, identified = _identify(
+            scores,
+            first,
+            second,
+            nearest,
+            person,
+            ranks,
+            identification_far_targets,
+            resamples,
+            seed,
+        )
+    merged, identities = _merge(tails, keep, person)
+    verification = accept_rates(
+        scores,
+        merged,
+        own + others,
+        far_targets,
+        identities=TailIdentities(person[first], identities, sizes, others / (own + others)),
+        resamples=resamples,
+        seed=seed,
+    )
+    return AllToAllResult(
+        protocol=protocol,
+        images=len(labels),
+        identities=len(sizes),
+        distractors=0 if distractors is None else distractors.shape[0],
+        genuine=genuine_pairs,
+        impostors=own + others,
+        verification=verification,
+        ranks=rank_found,
+        identification=identified,
+    )
+
+
+def _merge(
+    tails: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray, bool]], keep: int, person: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """(T,) the largest scores of all tails, and (T, 2) whose they are."""
+    scores = np.concatenate([tail[0] for tail in tails])
+    people = np.concatenate(
+        [
+            # Strangers are numbered behind the people.
+            np.stack([person[rows], columns + len(person) if strange else person[columns]], axis=1)
+            for _, rows, columns, strange in tails
+        ]
+    )
+    order = np.argsort(-scores, kind="stable")[:keep]
+    return scores[order], people[order]
+
+
+def _identify(
+    scores: np.ndarray,
+    first: np.ndarray,
+    second: np.ndarray,
+    nearest: Nearest,
+    person: np.ndarray,
+    ranks: Sequence[int],
+    far_targets: Sequence[float],
+    resamples: int,
+    seed: int,
+) -> tuple[tuple[RankRate, ...], tuple[AcceptRate, ...]]:
+    """Each genuine pair both ways round: one is the probe, the other its mate in the gallery."""
+    mate, probe = np.tile(scores, 2), np.concatenate([first, second])
+    hits = np.stack([mate >= nearest.scores[probe, rank - 1] for rank in ranks], axis=1)
+    order = np.argsort(-nearest.scores[:, 0], kind="stable")
+    identified = accept_rates(
+        np.where(mate >= nearest.scores[probe, 0], mate, -np.inf),
+        nearest.scores[order, 0],
+        len(person),
+        far_targets,
+        identities=TailIdentities(person[probe], person[order][:, None], np.bincount(person)),
+        resamples=resamples,
+        seed=seed,
+    )
+    return rank_rates(hits, ranks, person[probe], resamples, seed), identified

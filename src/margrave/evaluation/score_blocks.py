@@ -1,0 +1,500 @@
+"""Every score of one set of faces against another, block by block; only what is kept is held.
+
+The second set streams past as much of the first as fits into memory; each block of cosines is seen
+once by every collector and then overwritten. What collectors keep is exact: they look at every
+score, and a row whose largest score cannot matter is passed over after one comparison.
+"""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from margrave.distributed import World, gather_objects
+
+ROWS_AT_ONCE = 2048
+COLUMNS_AT_ONCE = 4096
+MEMORY = 512 * 2**20
+"""Bytes of the first set that are held at a time."""
+
+NOBODY = -1
+"""The label of faces whose identity is not known: nobody's mates."""
+
+
+class Rows(Protocol):
+    """(N, D) embeddings read by slices: an array, a memory-mapped one, or one made on the way."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(N, D)."""
+        ...
+
+    def __getitem__(self, part: slice, /) -> np.ndarray:
+        """Some of the rows."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class Comparison:
+    """Which faces are compared: all of one set with all of another, or each two of one set.
+
+    Attributes:
+        first: (N, D) embeddings; their lengths do not matter.
+        first_labels: (N,) integers; ``NOBODY`` where the identity is not known.
+        second: (M, D); None compares each two of ``first``, once.
+        second_labels: (M,); None where all are nobody's.
+
+    Raises:
+        ValueError: embeddings of two widths, labels of another length.
+    """
+
+    first: Rows
+    first_labels: np.ndarray
+    second: Rows | None = None
+    second_labels: np.ndarray | None = None
+
+    def __post_init__(self) -> None:
+        sides = [(self.first, self.first_labels, "first")]
+        if self.second is not None:
+            labels = self.second_labels
+            sides.append(
+                (self.second, self.labels_of_second() if labels is None else labels, "second")
+            )
+        for rows, labels, name in sides:
+            if len(rows.shape) != 2 or rows.shape[1] != self.first.shape[1]:
+                raise ValueError(
+                    f"the {name} embeddings are {rows.shape}, the first {self.first.shape}; "
+                    "give (N, D) and (M, D) by one model"
+                )
+            if np.shape(labels) != (rows.shape[0],):
+                raise ValueError(
+                    f"{name} labels {np.shape(labels)} for embeddings {rows.shape}; "
+                    "give one for each"
+                )
+
+    def labels_of_second(self) -> np.ndarray:
+        """(M,) the second set's labels, or the first's where it is compared with itself."""
+        if self.second is None:
+            return np.asarray(self.first_labels)
+        if self.second_labels is None:
+            return np.full(self.second.shape[0], NOBODY)
+        return np.asarray(self.second_labels)
+
+    @property
+    def pairs(self) -> int:
+        """How many comparisons these are."""
+        count = self.first.shape[0]
+        return count * (count - 1) // 2 if self.second is None else count * self.second.shape[0]
+
+
+@dataclass(frozen=True, eq=False)
+class Block:
+    """Cosines of some rows of the first set with some of the second.
+
+    Attributes:
+        scores: (R, K) cosines; −inf where a pair does not count as impostor: mates, a face with
+            itself, a pair that was seen the other way round.
+        row_maximum: (R,) of them.
+        row, column: where the block begins.
+        genuine: (G,) the cosines of mates.
+        genuine_rows, genuine_columns: (G,) their numbers in the sets.
+    """
+
+    scores: Tensor
+    row_maximum: Tensor
+    row: int
+    column: int
+    genuine: np.ndarray
+    genuine_rows: np.ndarray
+    genuine_columns: np.ndarray
+
+
+class Collector(Protocol):
+    """What is kept of all scores; its state is plain arrays, so that a sweep can be interrupted."""
+
+    def take(self, block: Block) -> None:
+        """See a block."""
+        ...
+
+    def state(self) -> dict[str, np.ndarray]:
+        """Everything kept so far."""
+        ...
+
+    def restore(self, state: dict[str, np.ndarray]) -> None:
+        """Go on from ``state``."""
+        ...
+
+    def merge(self, states: Sequence[dict[str, np.ndarray]]) -> None:
+        """Keep what several sweeps over different blocks kept."""
+        ...
+
+
+class Tail:
+    """The largest impostor scores, exactly, and between whom.
+
+    Args:
+        keep: how many.
+    """
+
+    def __init__(self, keep: int) -> None:
+        self.keep = max(1, keep)
+        self._floor = -np.inf
+        self._parts: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+        self._held = 0
+
+    def take(self, block: Block) -> None:
+        """Keep what lies above the keep-th largest so far."""
+        hot = (block.row_maximum > self._floor).nonzero()[:, 0]
+        if not len(hot):
+            return
+        scores = block.scores if len(hot) == len(block.scores) else block.scores[hot]
+        width = scores.shape[1]
+        if self._floor == -np.inf and scores.numel() > 2 * self.keep:
+            values, places = scores.flatten().topk(self.keep)
+            above = (values > self._floor).nonzero()[:, 0]
+            values, places = values[above], places[above]
+        else:
+            places = (scores > self._floor).flatten().nonzero()[:, 0]
+            values = scores.flatten()[places]
+        rows = hot[places // width].cpu().numpy() + block.row
+        columns = (places % width).cpu().numpy() + block.column
+        self._add(values.cpu().numpy(), rows.astype(np.int64), columns.astype(np.int64))
+
+    def _add(self, scores: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> None:
+        self._parts.append((scores, rows, columns))
+        self._held += len(scores)
+        if self._held >= self.keep and (
+            self._floor == -np.inf or self._held > 1.5 * self.keep + 65_536
+        ):
+            self._prune()
+
+    def _prune(self) -> None:
+        scores, rows, columns = (np.concatenate(part) for part in zip(*self._parts, strict=True))
+        if len(scores) > self.keep:
+            kept = np.argpartition(scores, len(scores) - self.keep)[-self.keep :]
+            scores, rows, columns = scores[kept], rows[kept], columns[kept]
+        if len(scores) == self.keep:
+            self._floor = float(scores.min())
+        self._parts, self._held = [(scores, rows, columns)], len(scores)
+
+    def sorted(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(T,) scores from the largest on, and the (T,) numbers of both faces."""
+        if not self._parts:
+            return np.empty(0, np.float32), np.empty(0, np.int64), np.empty(0, np.int64)
+        self._prune()
+        scores, rows, columns = self._parts[0]
+        order = np.lexsort((columns, rows, -scores))
+        return scores[order], rows[order], columns[order]
+
+    def state(self) -> dict[str, np.ndarray]:
+        """Everything kept so far."""
+        scores, rows, columns = self.sorted()
+        return {"scores": scores, "rows": rows, "columns": columns}
+
+    def restore(self, state: dict[str, np.ndarray]) -> None:
+        """Go on from ``state``."""
+        self._floor, self._parts, self._held = -np.inf, [], 0
+        self._add(state["scores"], state["rows"], state["columns"])
+
+    def merge(self, states: Sequence[dict[str, np.ndarray]]) -> None:
+        """The largest of all."""
+        self._floor, self._parts, self._held = -np.inf, [], 0
+        for state in states:
+            self._parts.append((state["scores"], state["rows"], state["columns"]))
+            self._held += len(state["scores"])
+        self._prune()
+
+
+class Nearest:
+    """Each face's most alike faces of the second set that are not its mates, exactly.
+
+    Args:
+        faces: N, the size of the first set.
+        top_k: how many of each; fewer exist where the second set is smaller (−inf, −1).
+
+    Attributes:
+        scores: (N, top_k) from the largest on.
+        columns: (N, top_k) which faces those are.
+    """
+
+    def __init__(self, faces: int, top_k: int) -> None:
+        self.scores = np.full((faces, top_k), -np.inf, np.float64)
+        self.columns = np.full((faces, top_k), -1, np.int64)
+
+    def take(self, block: Block) -> None:
+        """Merge into the rows that a score of this block enters."""
+        rows = slice(block.row, block.row + len(block.scores))
+        lowest = torch.from_numpy(self.scores[rows, -1]).to(block.row_maximum)
+        hot = (block.row_maximum > lowest).nonzero()[:, 0]
+        if not len(hot):
+            return
+        scores = block.scores if len(hot) == len(block.scores) else block.scores[hot]
+        top_k = self.scores.shape[1]
+        values, columns = scores.topk(min(top_k, scores.shape[1]))
+        self._merge_rows(
+            hot.cpu().numpy() + block.row,
+            values.double().cpu().numpy(),
+            columns.cpu().numpy() + block.column,
+        )
+
+    def _merge_rows(self, rows: np.ndarray, scores: np.ndarray, columns: np.ndarray) -> None:
+        both = np.concatenate([self.scores[rows], scores], axis=1)
+        whose = np.concatenate([self.columns[rows], columns], axis=1)
+        order = np.argsort(-both, axis=1, kind="stable")[:, : self.scores.shape[1]]
+        self.scores[rows] = np.take_along_axis(both, order, axis=1)
+        self.columns[rows] = np.take_along_axis(whose, order, axis=1)
+
+    def state(self) -> dict[str, np.ndarray]:
+        """Everything kept so far."""
+        return {"scores": self.scores.copy(), "columns": self.columns.copy()}
+
+    def restore(self, state: dict[str, np.ndarray]) -> None:
+        """Go on from ``state``."""
+        self.scores[:], self.columns[:] = state["scores"], state["columns"]
+
+    def merge(self, states: Sequence[dict[str, np.ndarray]]) -> None:
+        """The most alike of all."""
+        self.restore(states[0])
+        for state in states[1:]:
+            self._merge_rows(np.arange(len(self.scores)), state["scores"], state["columns"])
+
+
+class Genuine:
+    """The scores of all mates: 20 bytes each."""
+
+    def __init__(self) -> None:
+        self._parts: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+
+    def take(self, block: Block) -> None:
+        """Keep the block's mates."""
+        if len(block.genuine):
+            self._parts.append((block.genuine, block.genuine_rows, block.genuine_columns))
+
+    def sorted(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(G,) scores in the order of the sets, and the (G,) numbers of both faces."""
+        if not self._parts:
+            return np.empty(0, np.float32), np.empty(0, np.int64), np.empty(0, np.int64)
+        scores, rows, columns = (np.concatenate(part) for part in zip(*self._parts, strict=True))
+        order = np.lexsort((columns, rows))
+        self._parts = [(scores[order], rows[order], columns[order])]
+        return self._parts[0]
+
+    def state(self) -> dict[str, np.ndarray]:
+        """Everything kept so far."""
+        scores, rows, columns = self.sorted()
+        return {"scores": scores, "rows": rows, "columns": columns}
+
+    def restore(self, state: dict[str, np.ndarray]) -> None:
+        """Go on from ``state``."""
+        self.merge([state])
+
+    def merge(self, states: Sequence[dict[str, np.ndarray]]) -> None:
+        """All of them."""
+        self._parts = [(state["scores"], state["rows"], state["columns"]) for state in states]
+
+
+State = dict[str, Any]
+Progress = Callable[[int, int], None]
+
+
+def sweep(
+    comparison: Comparison,
+    collectors: dict[str, Collector],
+    *,
+    device: str = "cpu",
+    memory: int = MEMORY,
+    world: World | None = None,
+    progress: Progress | None = None,
+    state: State | None = None,
+    keep_state: Callable[[Callable[[], State]], None] | None = None,
+) -> None:
+    """Show every pair's cosine to the collectors once.
+
+    Args:
+        comparison: who is compared with whom.
+        collectors: what is kept, by name.
+        device: where the products are computed.
+        memory: bytes of the first set to hold at a time; its parts see the second set one by one.
+        world: ranks share the blocks out; all end with the same collectors.
+        progress: called with (comparisons done, comparisons in all).
+        state: go on from here; see ``keep_state``.
+        keep_state: called after each block of columns with a function that tells the state; may
+            call it and store what it returns, however rarely.
+
+    Raises:
+        ValueError: embeddings that are zero or not finite, naming the rows.
+    """
+    world = world or World()
+    done = 0
+    if state:
+        done = int(state["done"])
+        for name, collector in collectors.items():
+            collector.restore(state[name])
+
+    def told() -> State:
+        return {"done": done, **{name: each.state() for name, each in collectors.items()}}
+
+    seen, held = 0, _HeldRows(comparison, device)
+    for number, work in enumerate(_work(comparison, memory)):
+        if number >= done:
+            if number % world.size == world.rank:
+                _see(comparison, collectors, work, held)
+            done = number + 1
+            if keep_state is not None:
+                keep_state(told)
+        seen += work.pairs
+        if progress is not None:
+            progress(seen, comparison.pairs)
+    if world.size > 1:
+        states = gather_objects(told(), world)
+        for name, collector in collectors.items():
+            collector.merge([each[name] for each in states])
+
+
+@dataclass(frozen=True)
+class _Work:
+    """Rows start to stop against columns start to stop."""
+
+    rows: range
+    columns: range
+    pairs: int
+
+
+def _work(comparison: Comparison, memory: int) -> Iterator[_Work]:
+    first, second = comparison.first, comparison.second
+    count = first.shape[0]
+    held = max(ROWS_AT_ONCE, memory // (4 * first.shape[1]) // ROWS_AT_ONCE * ROWS_AT_ONCE)
+    for start in range(0, count, held):
+        rows = range(start, min(start + held, count))
+        others = count if second is None else second.shape[0]
+        begin = start if second is None else 0
+        for column in range(begin, others, COLUMNS_AT_ONCE):
+            columns = range(column, min(column + COLUMNS_AT_ONCE, others))
+            if second is not None:
+                pairs = len(rows) * len(columns)
+            else:
+                # Column j has j − start partners among these rows, but no more than there are.
+                pairs = int(np.minimum(np.arange(columns.start, columns.stop), rows.stop).sum())
+                pairs -= start * len(columns)
+            yield _Work(rows, columns, pairs)
+
+
+class _HeldRows:
+    """The rows at hand, read and normalised once for all blocks of columns."""
+
+    def __init__(self, comparison: Comparison, device: str) -> None:
+        self._first, self._device = comparison.first, device
+        self._second = comparison.first if comparison.second is None else comparison.second
+        self._part, self._rows = range(0), torch.empty(0)
+
+    def rows(self, part: range) -> Tensor:
+        """Of the first set."""
+        if part != self._part:
+            self._rows = torch.empty(0)
+            blocks = [
+                unit_block(self._first, start, min(start + ROWS_AT_ONCE, part.stop))
+                for start in range(part.start, part.stop, ROWS_AT_ONCE)
+            ]
+            self._part, self._rows = part, torch.cat(blocks).to(self._device)
+        return self._rows
+
+    def columns(self, part: range) -> Tensor:
+        """Of the second."""
+        if self._second is self._first and part.stop <= self._part.stop:
+            return self._rows[part.start - self._part.start : part.stop - self._part.start]
+        return unit_block(self._second, part.start, part.stop).to(self._rows)
+
+
+def _see(
+    comparison: Comparison, collectors: dict[str, Collector], work: _Work, held: _HeldRows
+) -> None:
+    itself = comparison.second is None
+    all_rows, columns = held.rows(work.rows), held.columns(work.columns)
+    column_labels = comparison.labels_of_second()[work.columns.start : work.columns.stop]
+    by_label = np.argsort(column_labels, kind="stable")
+    sorted_labels = column_labels[by_label]
+    last = min(work.rows.stop, work.columns.stop) if itself else work.rows.stop
+    room = torch.empty(
+        (ROWS_AT_ONCE, len(work.columns)), dtype=columns.dtype, device=columns.device
+    )
+    for start in range(work.rows.start, last, ROWS_AT_ONCE):
+        stop = min(start + ROWS_AT_ONCE, last)
+        part = all_rows[start - work.rows.start : stop - work.rows.start]
+        scores = torch.mm(part, columns.T, out=room[: stop - start])
+        rows, places = _mates(comparison.first_labels[start:stop], by_label, sorted_labels)
+        if itself and stop > work.columns.start:
+            row_numbers = torch.arange(start, stop, device=scores.device)[:, None]
+            numbers = torch.arange(work.columns.start, work.columns.stop, device=scores.device)
+            later = rows + start < places + work.columns.start
+            rows, places = rows[later], places[later]
+            genuine = scores[rows, places].cpu().numpy()
+            scores.masked_fill_(numbers <= row_numbers, -torch.inf)
+        else:
+            genuine = scores[rows, places].cpu().numpy()
+        scores[rows, places] = -torch.inf
+        block = Block(
+            scores,
+            scores.amax(1),
+            start,
+            work.columns.start,
+            genuine,
+            rows + start,
+            places + work.columns.start,
+        )
+        for collector in collectors.values():
+            collector.take(block)
+
+
+def _mates(
+    labels: np.ndarray, by_label: np.ndarray, sorted_labels: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """(G,) rows and (G,) columns of one identity."""
+    begin = np.searchsorted(sorted_labels, labels, side="left")
+    counts = np.where(labels < 0, 0, np.searchsorted(sorted_labels, labels, side="right") - begin)
+    rows = np.repeat(np.arange(len(labels)), counts)
+    within = np.arange(len(rows)) - np.repeat(np.cumsum(counts) - counts, counts)
+    return rows, by_label[np.repeat(begin, counts) + within]
+
+
+def unit_block(rows: Rows, start: int, stop: int) -> Tensor:
+    """Rows start to stop divided by their lengths, float64 if they are and float32 otherwise.
+
+    Raises:
+        ValueError: zero rows, or rows that are not finite, naming them.
+    """
+    # A copy: tensors want memory that can be written to, and a mapped file's pages go back below.
+    values = torch.from_numpy(np.array(rows[start:stop]))
+    values = values if values.dtype == torch.float64 else values.float()
+    lengths = torch.linalg.vector_norm(values, dim=1, keepdim=True)
+    bad = (~(torch.isfinite(lengths) & (lengths > 0)))[:, 0].nonzero()[:, 0]
+    if len(bad):
+        shown = ", ".join(str(start + int(row)) for row in bad[:5])
+        raise ValueError(
+            f"embeddings {shown}{', ...' if len(bad) > 5 else ''} are zero, infinite or NaN and "
+            "have no direction; check the model and those images"
+        )
+    units = values / lengths
+    _release(rows, start, stop)
+    return units
+
+
+def _release(rows: Rows, start: int, stop: int) -> None:
+    """Let the system take back a mapped file's pages, which would count as this process's."""
+    mapped = getattr(rows, "_mmap", None)
+    if (
+        isinstance(rows, np.memmap)
+        and isinstance(mapped, mmap.mmap)
+        and hasattr(mmap, "MADV_DONTNEED")
+    ):
+        width = rows.strides[0]
+        page = mmap.PAGESIZE
+        begin = (start * width) // page * page
+        length = min(len(mapped), stop * width + page) - begin
+        if rows.flags.c_contiguous and not rows.flags.writeable and length > 0:
+            mapped.madvise(mmap.MADV_DONTNEED, begin, length)

@@ -1,0 +1,131 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from margrave.evaluation import (
+    Pooling,
+    evaluate_templates,
+    pool_templates,
+    subjects_of_pairs,
+    template_scores,
+    templates,
+)
+
+GOLDEN = sorted((Path(__file__).parents[1] / "golden" / "evaluation").glob("ijb_ver*.npz"))
+
+
+def test_there_are_golden_files() -> None:
+    assert len(GOLDEN) == 2
+
+
+@pytest.mark.parametrize("path", GOLDEN, ids=lambda path: path.stem)
+@pytest.mark.parametrize("rows_at_once", [7, 4096])
+def test_golden(path: Path, rows_at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(templates, "ROWS_AT_ONCE", rows_at_once)
+    golden = np.load(path, allow_pickle=False)
+    numbers, pooled = pool_templates(
+        golden["image_embeddings"],
+        golden["template_ids"],
+        golden["media_ids"],
+        flipped=golden["flipped_embeddings"],
+        detector_scores=golden["detector_scores"],
+        pooling=Pooling(detector=True),
+    )
+    np.testing.assert_array_equal(numbers, golden["unique_templates"])
+    np.testing.assert_allclose(pooled, golden["template_embeddings"], rtol=0, atol=1e-12)
+    pairs = golden["pair_template_1"], golden["pair_template_2"]
+    scores = template_scores(numbers, pooled, *pairs)
+    np.testing.assert_allclose(scores, golden["scores"], rtol=0, atol=1e-12)
+    same = golden["pair_label"] == 1
+    result = evaluate_templates(
+        scores,
+        same,
+        "N1D1F2",
+        subjects=subjects_of_pairs(*pairs, same),
+        far_targets=golden["far"].tolist(),
+        resamples=20,
+    )
+    assert [rate.tar for rate in result.nearest] == golden["tar"].tolist()
+    assert result.area_under_roc == pytest.approx(float(golden["auc"]), abs=1e-14)
+    for rate in result.accept_rates:
+        assert rate.far <= rate.far_target
+        assert rate.interval is not None and rate.interval[0] <= rate.tar <= rate.interval[1]
+    assert "N1D1F2" in json.loads(json.dumps(result.to_json()))["protocol"]
+
+
+def test_each_letter_of_the_code_by_hand() -> None:
+    faces = np.array([[3.0, 0.0], [0.0, 1.0], [0.0, 2.0]])
+    mirrored = np.array([[0.0, 1.0], [0.0, 1.0], [1.0, 0.0]])
+    template, media = np.array([5, 5, 5]), np.array([1, 2, 2])
+    scores = np.array([0.5, 1.0, 1.0])
+
+    def pooled(**code: bool) -> np.ndarray:
+        return pool_templates(
+            faces,
+            template,
+            media,
+            flipped=mirrored,
+            detector_scores=scores,
+            pooling=Pooling(**code),
+        )[1][0]
+
+    def unit(*values: float) -> np.ndarray:
+        return np.array(values) / np.linalg.norm(values)
+
+    np.testing.assert_allclose(pooled(flip=False), unit(3, 1.5))
+    np.testing.assert_allclose(pooled(flip=False, norm=False), unit(1, 1))
+    np.testing.assert_allclose(pooled(flip=False, detector=True), unit(1.5, 1.5))
+    np.testing.assert_allclose(pooled(), unit(3 + 0.5, 1 + 1 + 1))
+    assert Pooling(norm=False, detector=True, flip=False).code == "N0D1F1"
+
+
+def test_members_may_lie_anywhere_and_twice() -> None:
+    generator = np.random.default_rng(0)
+    faces = generator.standard_normal((50, 4))
+    rows = generator.integers(0, 50, 80)
+    template, media = generator.integers(0, 9, 80), generator.integers(0, 3, 80)
+    by_rows = pool_templates(faces, template, media, rows=rows)[1]
+    np.testing.assert_allclose(by_rows, pool_templates(faces[rows], template, media)[1], atol=1e-14)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"media": np.zeros(3, int)}, "3 media"),
+        ({"rows": np.array([0, 1, 2, 9])}, "rows 0 to 9 of 4"),
+        ({"pooling": Pooling(flip=True)}, "mirror"),
+        ({"pooling": Pooling(flip=False, detector=True)}, "scores"),
+        (
+            {
+                "pooling": Pooling(flip=False, detector=True),
+                "detector_scores": np.array([1, np.nan, 1, 1]),
+            },
+            "detector score 1 is not finite",
+        ),
+        ({"embeddings": np.array([[1.0], [-1.0], [1.0], [1.0]])}, "the first is 3"),
+    ],
+)
+def test_bad_input_is_refused(change: dict, message: str) -> None:
+    given = {
+        "embeddings": np.ones((4, 2)),
+        "templates": np.array([3, 3, 4, 4]),
+        "media": np.arange(4),
+        **change,
+    }
+    with pytest.raises(ValueError, match=message):
+        pool_templates(**given)
+
+
+def test_templates_without_images_are_named() -> None:
+    with pytest.raises(ValueError, match="pair 1 names template 8"):
+        template_scores(np.array([3, 7]), np.eye(2), np.array([3, 8]), np.array([7, 7]))
+
+
+def test_a_pair_at_odds_with_the_others_is_named() -> None:
+    first, second = np.array([1, 2, 1]), np.array([2, 3, 3])
+    with pytest.raises(ValueError, match="pair 2 calls templates 1 and 3 different"):
+        subjects_of_pairs(first, second, np.array([True, True, False]))
