@@ -4,19 +4,29 @@ from margrave.checkpoints.atomic import atomic_write
 from margrave.checkpoints.contract import Imported
 from margrave.checkpoints.head_weights import head_weight, merge_head_shards
 from margrave.checkpoints.layouts import convert, recognise
-from margrave.checkpoints.model_file import ModelCard, load_model, save_model
+from margrave.checkpoints.model_file import (
+    CARD_KEY,
+    ModelCard,
+    OperatingPoint,
+    load_model,
+    read_card,
+    save_model,
+)
 from margrave.checkpoints.reading import read_checkpoint
 from margrave.checkpoints.strict import load_strictly
 
 __all__ = [
+    "CARD_KEY",
     "Imported",
     "ModelCard",
+    "OperatingPoint",
     "atomic_write",
     "convert",
     "head_weight",
     "load_model",
     "load_strictly",
     "merge_head_shards",
+    "read_card",
     "read_checkpoint",
     "recognise",
     "save_model",

@@ -23,17 +23,56 @@ CARD_KEY = "margrave"
 
 
 @dataclass(frozen=True, kw_only=True)
+class OperatingPoint:
+    """A threshold that was chosen for a model, and what it is worth.
+
+    Attributes:
+        far: the false accept rate that was asked for.
+        threshold: two faces are taken for one person where their cosine is strictly above.
+        threshold_interval: 95 %, None if unknown.
+        true_accept_rate: measured there.
+        true_accept_interval: 95 %, None if unknown.
+        impostors: how many impostor pairs the false accept rate rests on.
+        measured_on: the images, in words.
+        flips: whether embeddings were fused with their mirror images'.
+
+    Raises:
+        ValueError: a rate or a cosine that cannot be.
+    """
+
+    far: float
+    threshold: float
+    threshold_interval: tuple[float, float] | None = None
+    true_accept_rate: float | None = None
+    true_accept_interval: tuple[float, float] | None = None
+    impostors: int = 0
+    measured_on: str = ""
+    flips: bool = True
+
+    def __post_init__(self) -> None:
+        if not (isinstance(self.far, int | float) and 0 < self.far < 1):
+            raise ValueError(f"operating point: far = {self.far!r}, must be between 0 and 1")
+        if not (isinstance(self.threshold, int | float) and -1.001 <= self.threshold <= 1.001):
+            raise ValueError(f"operating point: threshold = {self.threshold!r}, must be a cosine")
+        for name in ("threshold_interval", "true_accept_interval"):
+            if (interval := getattr(self, name)) is not None:
+                object.__setattr__(self, name, tuple(interval))
+
+
+@dataclass(frozen=True, kw_only=True)
 class ModelCard:
     """All that a model file says besides its weights.
 
     Attributes:
         backbone: the specification to build it from, ``{"kind": name, **settings}``, plain JSON.
         image_size: height and width of the aligned faces, pixels.
-        mean, deviation: of pixels scaled to [0, 1]; the network sees (pixel - mean) / deviation,
-            by default [-1, 1].
+        mean, deviation: of pixels scaled to [0, 1], one number or one per channel; the network
+            sees (pixel - mean) / deviation, by default [-1, 1].
         fit: how an image that is not square becomes so: ``crop``, ``stretch`` or ``pad``.
-        colour_order: always RGB; importers fold other orders into the first convolution.
+        colour_order: always RGB for our own networks, where importers fold other orders into the
+            first convolution; an ONNX model (``{"kind": "onnx"}``) may want ``bgr``.
         source: where the weights come from, in words.
+        operating_points: thresholds chosen for this model, see ``OperatingPoint``.
         format_version: of this format.
 
     Raises:
@@ -45,11 +84,12 @@ class ModelCard:
 
     backbone: Mapping[str, Any]
     image_size: int = 112
-    mean: float = 0.5
-    deviation: float = 0.5
+    mean: float | tuple[float, float, float] = 0.5
+    deviation: float | tuple[float, float, float] = 0.5
     fit: Literal["crop", "stretch", "pad"] = "crop"
-    colour_order: Literal["rgb"] = "rgb"
+    colour_order: Literal["rgb", "bgr"] = "rgb"
     source: str = ""
+    operating_points: tuple[OperatingPoint, ...] = ()
     format_version: int = FORMAT_VERSION
 
     def __post_init__(self) -> None:
@@ -63,14 +103,20 @@ class ModelCard:
                 f"but the backbone's is {self.backbone['image_size']}"
             )
         for name in ("mean", "deviation"):
-            value = getattr(self, name)
-            if not isinstance(value, int | float) or not math.isfinite(value):
-                raise ValueError(f"{name} = {value!r}, must be a finite number")
-        if self.deviation <= 0:
-            raise ValueError(f"deviation = {self.deviation}, must be above 0")
+            self._check_pixels(name)
+        object.__setattr__(
+            self,
+            "operating_points",
+            tuple(
+                point if isinstance(point, OperatingPoint) else OperatingPoint(**point)
+                for point in self.operating_points
+            ),
+        )
         if self.fit not in ("crop", "stretch", "pad"):
             raise ValueError(f"fit = {self.fit!r}, must be 'crop', 'stretch' or 'pad'")
-        if self.colour_order != "rgb":
+        if self.colour_order != "rgb" and not (
+            self.backbone["kind"] == "onnx" and self.colour_order == "bgr"
+        ):
             raise ValueError(f"colour_order = {self.colour_order!r}, must be 'rgb'")
         if not isinstance(self.source, str):
             raise ValueError(f"source = {self.source!r}, must be text")
@@ -80,6 +126,29 @@ class ModelCard:
                 "use the version of Margrave that wrote it"
             )
 
+    def _check_pixels(self, name: str) -> None:
+        given = getattr(self, name)
+        values = tuple(given) if isinstance(given, list | tuple) else (given,)
+        if len(values) not in (1, 3) or not all(
+            isinstance(value, int | float) and math.isfinite(value) for value in values
+        ):
+            raise ValueError(f"{name} = {given!r}, must be a finite number, or three")
+        if name == "deviation" and min(values) <= 0:
+            raise ValueError(f"deviation = {given}, must be above 0")
+        # Lists come from JSON; equal cards should be equal.
+        object.__setattr__(self, name, values if len(values) == 3 else values[0])
+
+    def to_json(self) -> str:
+        """The card as a model file holds it.
+
+        Raises:
+            ValueError: the backbone's specification is not plain JSON.
+        """
+        try:
+            return json.dumps({**asdict(self), "backbone": dict(self.backbone)})
+        except TypeError as error:
+            raise ValueError(f"backbone = {self.backbone!r} cannot be written: {error}") from error
+
 
 def save_model(path: str | os.PathLike[str], state: Mapping[str, Tensor], card: ModelCard) -> None:
     """Write weights and card to one file, which replaces an older one only when complete.
@@ -87,10 +156,7 @@ def save_model(path: str | os.PathLike[str], state: Mapping[str, Tensor], card: 
     Raises:
         ValueError: the backbone's specification is not plain JSON.
     """
-    try:
-        text = json.dumps({**asdict(card), "backbone": dict(card.backbone)})
-    except TypeError as error:
-        raise ValueError(f"backbone = {card.backbone!r} cannot be written: {error}") from error
+    text = card.to_json()
     tensors = {
         key: value.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
         for key, value in state.items()
@@ -121,10 +187,15 @@ def load_model(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], ModelCa
         ) from error
     if CARD_KEY not in metadata:
         raise ValueError(f"{path}: safetensors without Margrave's card; import it first")
-    return state, _read_card(metadata[CARD_KEY], path)
+    return state, read_card(metadata[CARD_KEY], path)
 
 
-def _read_card(text: str, path: Path) -> ModelCard:
+def read_card(text: str, path: str | os.PathLike[str]) -> ModelCard:
+    """The card in a text of ``ModelCard.to_json``.
+
+    Raises:
+        ValueError: no such text, unknown or wrong fields, naming the file.
+    """
     try:
         fields = json.loads(text)
     except json.JSONDecodeError as error:

@@ -15,11 +15,20 @@ def import_model(
         str | None,
         typer.Option(help="rgb or bgr, if the network was trained unlike its project's others."),
     ] = None,
+    mean: Annotated[
+        str | None,
+        typer.Option(help="ONNX: of pixels in [0, 1], one number or three with commas."),
+    ] = None,
+    deviation: Annotated[str | None, typer.Option(help="ONNX: likewise.")] = None,
+    image_size: Annotated[
+        int | None, typer.Option(help="ONNX: of a side, where the model leaves it open.")
+    ] = None,
 ) -> None:
     """Turn a checkpoint of InsightFace, AdaFace, CVLface or CurricularFace into a model file.
 
     The layout is recognised, networks trained on BGR take RGB afterwards, nothing in the file is
-    executed, and whatever does not fit is named.
+    executed, and whatever does not fit is named. An ONNX model is copied, and how its images are
+    prepared is written beside it.
     """
     from rich.console import Console
 
@@ -31,13 +40,34 @@ def import_model(
         read_checkpoint,
         save_model,
     )
+    from margrave.inference.onnx_model import import_onnx
 
-    if model.suffix != ".safetensors":
-        raise ValueError(f"{model}: a model file ends in .safetensors")
+    onnx = checkpoint.suffix.lower() == ".onnx"
+    ending = ".onnx" if onnx else ".safetensors"
+    if model.suffix != ending:
+        raise ValueError(f"{model}: a model file ends in {ending}")
     if colour_order not in (None, "rgb", "bgr"):
         raise ValueError(f"--colour-order {colour_order!r}; choices: rgb, bgr")
     if model.exists():
         raise ValueError(f"{model} exists already: remove it, or choose another name")
+    console = Console(highlight=False)
+    if onnx:
+        card = import_onnx(
+            checkpoint,
+            model,
+            mean=_numbers("--mean", mean),
+            deviation=_numbers("--deviation", deviation),
+            colour_order=colour_order,
+            image_size=image_size,
+        )
+        console.print(
+            f"ONNX -> {model}: {card.image_size} x {card.image_size} {card.colour_order.upper()}, "
+            f"(pixel - {card.mean}) / {card.deviation}",
+            markup=False,
+        )
+        return
+    if mean or deviation or image_size:
+        raise ValueError("--mean, --deviation and --image-size are for ONNX models")
     state = read_checkpoint(checkpoint)
     try:
         imported = convert(state, colour_order)
@@ -53,9 +83,18 @@ def import_model(
         source=f"{imported.layout}, imported from {checkpoint.name}",
     )
     save_model(model, backbone.state_dict(), card)
-    console = Console(highlight=False)
     console.print(f"[bold]{imported.layout}[/bold] -> {model}")
     for note in imported.notes:
         console.print(f"  {note}", markup=False)
     parameters = sum(parameter.numel() for parameter in backbone.parameters())
     console.print(f"  {imported.backbone['kind']}, {parameters:,} parameters, RGB input")
+
+
+def _numbers(option: str, given: str | None) -> float | tuple[float, ...] | None:
+    if given is None:
+        return None
+    try:
+        values = tuple(float(part) for part in given.split(","))
+    except ValueError:
+        raise ValueError(f"{option} {given!r}; give one number, or three with commas") from None
+    return values[0] if len(values) == 1 else values

@@ -50,7 +50,10 @@ def examine_model(
     """
     path = Path(path)
     try:
-        state, card = load_model(path)
+        if path.suffix.lower() == ".onnx":
+            state, card = {}, load_embedder(path).card
+        else:
+            state, card = load_model(path)
     except ValueError as not_ours:
         return ranked(_foreign(path, not_ours))
     found = list(check_weights(state))
@@ -59,7 +62,7 @@ def examine_model(
             fault="model",
             severity="note",
             said=f"{card.backbone['kind']}, {card.image_size} x {card.image_size} RGB, "
-            f"(pixel - {card.mean:g}) / {card.deviation:g}; {card.source}",
+            f"(pixel - {card.mean}) / {card.deviation}; {card.source}",
             remedy="none needed",
             share=0.0,
         )
@@ -80,6 +83,9 @@ def examine_model(
 
 def _foreign(path: Path, not_ours: ValueError) -> Iterator[Finding]:
     """What another project's checkpoint is, or that it is none."""
+    if path.suffix.lower() == ".onnx":
+        yield _unusable(not_ours)
+        return
     try:
         state = read_checkpoint(path)
     except ValueError as error:
@@ -116,6 +122,15 @@ def _foreign(path: Path, not_ours: ValueError) -> Iterator[Finding]:
         f"in [-1, 1]; {'; '.join(imported.notes) or 'trained on RGB'}",
         remedy=f"margrave import {path} MODEL.safetensors turns it into a model file",
         share=0.0,
+    )
+
+
+def _unusable(error: ValueError) -> Finding:
+    return Finding(
+        fault="unusable_onnx_model",
+        severity="serious",
+        said=str(error),
+        remedy="margrave import MODEL.onnx COPY.onnx states how its images are prepared",
     )
 
 
@@ -239,10 +254,11 @@ def check_preparation(
     first, second = position.reshape(2, -1)
     same = np.asarray(pairs.same, bool)
     card = embedder.card
+    own = np.mean(card.mean), np.mean(card.deviation)
     ways = {"as it is": (embedder, images), "bgr": (embedder, _Recoloured(images))} | {
         name: (replace(embedder, card=replace(card, mean=mean, deviation=deviation)), images)
         for name, (mean, deviation) in NORMALISATIONS.items()
-        if abs(mean - card.mean) + abs(deviation - card.deviation) > 1e-3
+        if not np.allclose((mean, deviation), own, atol=1e-3)
     }
     scores: dict[str, np.ndarray] = {}
     for number, (way, (embed, faces)) in enumerate(ways.items()):

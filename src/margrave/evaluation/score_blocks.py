@@ -7,7 +7,6 @@ score, and a row whose largest score cannot matter is passed over after one comp
 
 from __future__ import annotations
 
-import mmap
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -17,6 +16,7 @@ import torch
 from torch import Tensor
 
 from margrave.distributed import World, gather_objects
+from margrave.memory import release_pages
 
 ROWS_AT_ONCE = 2048
 COLUMNS_AT_ONCE = 4096
@@ -480,21 +480,6 @@ def unit_block(rows: Rows, start: int, stop: int) -> Tensor:
             "have no direction; check the model and those images"
         )
     units = values / lengths
-    _release(rows, start, stop)
+    if isinstance(rows, np.memmap) and rows.flags.c_contiguous:
+        release_pages(rows, start, stop)
     return units
-
-
-def _release(rows: Rows, start: int, stop: int) -> None:
-    """Let the system take back a mapped file's pages, which would count as this process's."""
-    mapped = getattr(rows, "_mmap", None)
-    if (
-        isinstance(rows, np.memmap)
-        and isinstance(mapped, mmap.mmap)
-        and hasattr(mmap, "MADV_DONTNEED")
-    ):
-        width = rows.strides[0]
-        page = mmap.PAGESIZE
-        begin = (start * width) // page * page
-        length = min(len(mapped), stop * width + page) - begin
-        if rows.flags.c_contiguous and not rows.flags.writeable and length > 0:
-            mapped.madvise(mmap.MADV_DONTNEED, begin, length)

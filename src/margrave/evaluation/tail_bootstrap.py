@@ -16,7 +16,7 @@ import numpy as np
 
 Interval = tuple[float, float]
 
-MOST_OPERATIONS = 2_000_000_000
+MOST_OPERATIONS = 200_000_000
 FEWEST_RESAMPLES = 200
 ROOM = 1.5
 """How much longer than the false accepts allowed a tail should be, so that a replicate in which

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from margrave import backbones
 from margrave.checkpoints import ModelCard, load_model, load_strictly
 from margrave.data import Fit, ReadableImages, fit_image, normalise
+from margrave.inference.onnx_model import load_onnx
 
 Progress = Callable[[int, int], None]
 
@@ -58,6 +59,8 @@ class Embedder:
         was_training = self.backbone.training
         self.backbone.eval()
         try:
+            # An ONNX model may want BGR; its mean and deviation are then in that order too.
+            pixels = pixels.flip(1) if self.card.colour_order == "bgr" else pixels
             images = normalise(pixels.to(device), self.card.mean, self.card.deviation)
             low = self.precision in (torch.bfloat16, torch.float16)
             with torch.autocast(device.type, self.precision if low else None, enabled=low):
@@ -131,10 +134,10 @@ def load_embedder(
     device: str | None = None,
     trust_code: bool = False,
 ) -> Embedder:
-    """The embedder in a model file, or in a run's folder.
+    """The embedder in a model file, in a run's folder, or in an ONNX file.
 
     Args:
-        path: the file or folder.
+        path: the file or folder; or an .onnx file, see ``margrave.inference.onnx_model``.
         fit: how images of another shape become square; by default as in training.
         device: by default a CUDA device if there is one.
         trust_code: allow a network of somebody's own, whose module is imported.
@@ -145,6 +148,9 @@ def load_embedder(
     """
     path = Path(path)
     path = path / "model.safetensors" if path.is_dir() else path
+    if path.suffix.lower() == ".onnx":
+        network, card = load_onnx(path)
+        return Embedder(network.eval(), card, fit or card.fit)
     state, card = load_model(path)
     kind = card.backbone["kind"]
     if ":" in kind and not trust_code:

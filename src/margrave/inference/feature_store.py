@@ -1,0 +1,434 @@
+"""Features once: a folder of embeddings that every protocol reads.
+
+    features.json    what made them: model, preprocessing, images; how many, how wide
+    embeddings.npy   (N, D) float32, raw
+    flipped.npy      (N, D) float32, of the mirror images, where asked for
+    norms.npy        (N,) float32, lengths of the raw embeddings
+    labels.npy       (N,) int64, identities; −1 where unknown
+    names.npy        (N,) bytes, where each image lies
+    blocks.jsonl     a line for each block of rows: its checksum, and images that could not be read
+
+The arrays are plain NumPy files of their full size from the beginning. A block counts once its line
+is there, so an interrupted run goes on at the next block.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from margrave.checkpoints import ModelCard, atomic_write, read_card
+from margrave.data import ReadableImages
+from margrave.inference.embedder import Embedder, Progress
+from margrave.memory import release_pages
+
+FORMAT_VERSION = 1
+BLOCK = 2048
+HEADER = "features.json"
+NAMES_SHOWN = 5
+
+
+class FusedRows:
+    """(N, D) sums of each image's and its mirror image's raw embedding, made as they are read."""
+
+    def __init__(self, embeddings: np.ndarray, flipped: np.ndarray | None) -> None:
+        self._sides = [side for side in (embeddings, flipped) if side is not None]
+        self.shape: tuple[int, ...] = embeddings.shape
+
+    def __getitem__(self, part: slice, /) -> np.ndarray:
+        """Some of the rows, in memory of their own."""
+        total = np.array(self._sides[0][part])
+        for side in self._sides[1:]:
+            total += side[part]
+        start, stop, _ = part.indices(self.shape[0])
+        for side in self._sides:
+            release_pages(side, start, stop)
+        return total
+
+
+class ChosenRows:
+    """Some rows of others, in any order; they are read when they are asked for."""
+
+    def __init__(self, rows: FusedRows | np.ndarray, chosen: np.ndarray) -> None:
+        self._rows, self._chosen = rows, np.asarray(chosen)
+        self.shape: tuple[int, ...] = (len(self._chosen), rows.shape[1])
+
+    def __getitem__(self, part: slice, /) -> np.ndarray:
+        """Some of the rows."""
+        wanted = self._chosen[part]
+        if len(wanted) and (np.diff(wanted) == 1).all():
+            return self._rows[int(wanted[0]) : int(wanted[-1]) + 1]
+        found = np.empty((len(wanted), self.shape[1]), np.float32)
+        # Neighbours are read together, at most a block at a time.
+        order = np.argsort(wanted, kind="stable")
+        for start in range(0, len(order), BLOCK):
+            places = order[start : start + BLOCK]
+            low, high = int(wanted[places[0]]), int(wanted[places[-1]])
+            if high - low < 8 * BLOCK:
+                found[places] = self._rows[low : high + 1][wanted[places] - low]
+            else:
+                for place in places.tolist():
+                    row = int(wanted[place])
+                    found[place] = self._rows[row : row + 1][0]
+        return found
+
+
+class FeatureStore:
+    """Features that ``embed_to_store`` wrote, whole and unharmed.
+
+    Args:
+        folder: of the store.
+        verify: compare every block with its checksum: one reading of the files.
+        progress: called with (blocks checked, blocks).
+
+    Attributes:
+        embeddings: (N, D) float32 raw, memory-mapped.
+        flipped: (N, D) likewise of the mirror images, or None.
+        norms: (N,) float32.
+        labels: (N,) int64; −1 where the identity is not known.
+        identities: the names that labels number.
+        card: of the model.
+        description: everything in ``features.json``.
+        unreadable: images that could not be embedded, by row, and why; their rows are zero.
+
+    Raises:
+        ValueError: no store, an unfinished one, files of other sizes, a block whose checksum
+            differs, naming file and rows.
+    """
+
+    def __init__(
+        self, folder: str | Path, verify: bool = True, progress: Progress | None = None
+    ) -> None:
+        self.folder = Path(folder)
+        self.description = _read_header(self.folder)
+        blocks = _read_blocks(self.folder)
+        count, width = self.description["count"], self.description["width"]
+        done = sum(block["stop"] - block["start"] for block in blocks)
+        if done < count:
+            raise ValueError(
+                f"{folder} holds features of {done} of {count} images: it was interrupted; run the "
+                "same margrave embed again, it goes on where it stopped"
+            )
+        self.card: ModelCard = read_card(json.dumps(self.description["card"]), self.folder / HEADER)
+        self.embeddings = _open(self.folder, "embeddings", (count, width), np.float32)
+        self.flipped = None
+        if self.description["flips"]:
+            self.flipped = _open(self.folder, "flipped", (count, width), np.float32)
+        self.norms = _open(self.folder, "norms", (count,), np.float32)
+        self.labels: np.ndarray = np.array(_open(self.folder, "labels", (count,), np.int64))
+        self._names = _open(self.folder, "names", (count,), None)
+        self.identities: tuple[str, ...] = tuple(self.description["identities"])
+        self.unreadable: dict[int, str] = {
+            int(row): reason for block in blocks for row, reason in block["unreadable"].items()
+        }
+        if verify:
+            self._verify(blocks, progress)
+
+    def _verify(self, blocks: Sequence[dict[str, Any]], progress: Progress | None) -> None:
+        sides = [side for side in (self.embeddings, self.flipped, self.norms) if side is not None]
+        if _digest(self._names, self.labels) != self.description["images"]["digest"]:
+            raise ValueError(
+                f"{self.folder}: names.npy or labels.npy is not what was written; embed again"
+            )
+        for number, block in enumerate(blocks):
+            part = slice(block["start"], block["stop"])
+            if _digest(*(side[part] for side in sides)) != block["digest"]:
+                raise ValueError(
+                    f"{self.folder}: rows {part.start} to {part.stop - 1} are not what was written "
+                    "(embeddings.npy, flipped.npy or norms.npy is damaged); delete the folder and "
+                    "embed again, or copy it again"
+                )
+            for side in sides:
+                release_pages(side, part.start, part.stop)
+            if progress is not None:
+                progress(number + 1, len(blocks))
+
+    def __len__(self) -> int:
+        return self.embeddings.shape[0]
+
+    @property
+    def rows(self) -> FusedRows:
+        """(N, D) raw embeddings, fused with those of the mirror images where there are such."""
+        return FusedRows(self.embeddings, self.flipped)
+
+    def name(self, row: int) -> str:
+        """Where the image lies."""
+        return os.fsdecode(self._names[row].item())
+
+    def rows_of(self, names: Sequence[str], source: str | Path = "the list") -> np.ndarray:
+        """(M,) the row of each named image.
+
+        Raises:
+            ValueError: images that were not embedded, or not read, naming some of them.
+        """
+        place = {name: row for row, name in enumerate(self._names.tolist())}
+        encoded = [os.fsencode(name) for name in names]
+        missing = [name for name, key in zip(names, encoded, strict=True) if key not in place]
+        if missing:
+            more = f" and {len(missing) - NAMES_SHOWN} more" if len(missing) > NAMES_SHOWN else ""
+            raise ValueError(
+                f"{source} names {len(missing)} images of which {self.folder} has no features: "
+                f"{', '.join(missing[:NAMES_SHOWN])}{more}; its names look like {self.name(0)!r}"
+            )
+        return self.readable(np.array([place[key] for key in encoded], np.int64))
+
+    def readable(self, rows: np.ndarray) -> np.ndarray:
+        """The rows themselves.
+
+        Raises:
+            ValueError: an image among them could not be read when it was to be embedded.
+        """
+        if self.unreadable:
+            bad = rows[np.isin(rows, list(self.unreadable))]
+            if len(bad):
+                raise ValueError(
+                    f"{len(bad)} of the images wanted could not be read: "
+                    f"{self.unreadable[int(bad[0])]}"
+                )
+        return rows
+
+
+def embed_to_store(
+    embedder: Embedder,
+    images: ReadableImages,
+    folder: str | Path,
+    *,
+    model: str = "",
+    source: str = "",
+    flips: bool = True,
+    maximum_unreadable: int = 0,
+    progress: Progress | None = None,
+    after_block: Callable[[int], None] | None = None,
+) -> FeatureStore:
+    """Embed images into a folder; go on where an earlier run with the same arguments stopped.
+
+    Args:
+        embedder: the model.
+        images: what to embed; their ``labels``, where they have such, are kept.
+        folder: the store, made if need be.
+        model: what the model is called, for the record.
+        source: what the images are called.
+        flips: embed mirror images too.
+        maximum_unreadable: images that may be unreadable; their rows stay zero.
+        progress: called with (images done, images).
+        after_block: called with the rows done after each block is safe.
+
+    Raises:
+        ValueError: no images, another run's folder, too many unreadable images.
+    """
+    folder = Path(folder)
+    count = len(images)
+    if not count:
+        raise ValueError("there are no images to embed; check the folder or the list")
+    spell = getattr(images, "path", images.name)
+    names = np.array([os.fsencode(spell(index)) for index in range(count)], dtype=np.bytes_)
+    labels = np.asarray(getattr(images, "labels", np.full(count, -1)), np.int64)
+    description = {
+        "format_version": FORMAT_VERSION,
+        "model": model,
+        "weights": _fingerprint(embedder),
+        "card": json.loads(embedder.card.to_json()) | {"operating_points": []},
+        "fit": embedder.fit,
+        "flips": flips,
+        "count": count,
+        "images": {"source": source, "digest": _digest(names, labels)},
+        "identities": list(getattr(images, "class_names", ())),
+    }
+    done, unreadable = _resume_or_begin(folder, description, names, labels)
+    sides = {
+        name: np.load(folder / f"{name}.npy", mmap_mode="r+")
+        for name in ("embeddings", *(["flipped"] if flips else []), "norms")
+        if (folder / f"{name}.npy").exists()
+    }
+    if progress is not None:
+        progress(done, count)
+    for start in range(done, count, BLOCK):
+        stop = min(start + BLOCK, count)
+
+        def report(images_done: int, _: int, start: int = start) -> None:
+            if progress is not None:
+                progress(start + images_done, count)
+
+        faults: dict[int, str] = {}
+        plain, mirrored = embedder.embed_images(
+            images, np.arange(start, stop), flips, report, faults
+        )
+        unreadable += len(faults)
+        if unreadable > maximum_unreadable:
+            raise ValueError(
+                f"{unreadable} images cannot be read, more than maximum_unreadable = "
+                f"{maximum_unreadable}; mend them, or raise the limit (--maximum-unreadable); "
+                f"what was embedded is kept:\n  " + "\n  ".join(list(faults.values())[:10])
+            )
+        bad = np.flatnonzero(~np.isfinite(plain).all(1))
+        if len(bad):
+            raise ValueError(
+                f"the embedding of {images.name(start + int(bad[0]))} is infinite or NaN; "
+                "margrave doctor looks into the model"
+            )
+        if not sides:
+            sides = _make_arrays(folder, description, plain.shape[1])
+        parts = [plain, mirrored] if flips else [plain]
+        parts.append(np.linalg.norm(plain, axis=1).astype(np.float32))
+        for side, values in zip(sides.values(), parts, strict=True):
+            side[start:stop] = values
+            release_pages(side, start, stop)
+        for name in sides:
+            _flush(folder / f"{name}.npy")
+        line = {
+            "start": start,
+            "stop": stop,
+            "digest": _digest(*parts),
+            "unreadable": {str(row): reason for row, reason in faults.items()},
+        }
+        with open(folder / "blocks.jsonl", "a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        if after_block is not None:
+            after_block(stop)
+    return FeatureStore(folder, verify=False)
+
+
+def _resume_or_begin(
+    folder: Path, description: dict[str, Any], names: np.ndarray, labels: np.ndarray
+) -> tuple[int, int]:
+    """How many rows are there already, and how many images could not be read."""
+    if (folder / HEADER).exists():
+        found = _read_header(folder)
+        differing = [
+            key
+            for key in description
+            if key not in ("model",) and found.get(key) != description[key]
+        ]
+        if differing:
+            raise ValueError(
+                f"{folder} holds features of another {', '.join(differing)}; give another folder, "
+                "or delete this one"
+            )
+        blocks = _read_blocks(folder)
+        return (
+            blocks[-1]["stop"] if blocks else 0,
+            sum(len(block["unreadable"]) for block in blocks),
+        )
+    if folder.exists() and any(folder.iterdir()):
+        raise ValueError(f"{folder} holds other files and no {HEADER}; give an empty folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, array in (("names", names), ("labels", labels)):
+        with atomic_write(folder / f"{name}.npy") as temporary, open(temporary, "wb") as file:
+            np.save(file, array)
+    (folder / "blocks.jsonl").touch()
+    # The width is known with the first block.
+    _write_header(folder, {**description, "width": 0})
+    return 0, 0
+
+
+def _make_arrays(folder: Path, description: dict[str, Any], width: int) -> dict[str, np.ndarray]:
+    """The files at their full size; those not yet written take no room on most disks."""
+    _write_header(folder, {**description, "width": width})
+    count = description["count"]
+    shapes = {"embeddings": (count, width), "flipped": (count, width), "norms": (count,)}
+    if not description["flips"]:
+        del shapes["flipped"]
+    return {
+        name: np.lib.format.open_memmap(folder / f"{name}.npy", "w+", np.float32, shape)
+        for name, shape in shapes.items()
+    }
+
+
+def _flush(path: Path) -> None:
+    """Everything mapped or written of a file onto the disk."""
+    with open(path, "r+b") as file:
+        os.fsync(file.fileno())
+
+
+def _write_header(folder: Path, description: dict[str, Any]) -> None:
+    with atomic_write(folder / HEADER) as temporary:
+        temporary.write_text(json.dumps(description, indent=1) + "\n", encoding="utf-8")
+
+
+def _read_header(folder: Path) -> dict[str, Any]:
+    path = folder / HEADER
+    if not path.is_file():
+        raise ValueError(f"{folder} holds no {HEADER}; make features with margrave embed")
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} cannot be read ({error}); embed again") from error
+    wanted = {"card": dict, "count": int, "width": int, "flips": bool, "images": dict}
+    wanted |= {"identities": list, "format_version": int}
+    if not isinstance(found, dict) or any(
+        not isinstance(found.get(key), kind) for key, kind in wanted.items()
+    ):
+        raise ValueError(f"{path} is damaged: it lacks some of {', '.join(wanted)}; embed again")
+    if found["format_version"] != FORMAT_VERSION:
+        raise ValueError(
+            f"{path} has format_version {found['format_version']}, this Margrave reads "
+            f"{FORMAT_VERSION}; embed again"
+        )
+    return found
+
+
+def _read_blocks(folder: Path) -> list[dict[str, Any]]:
+    """The lines of blocks.jsonl; a last one that was cut off does not count and is removed."""
+    path = folder / "blocks.jsonl"
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read ({error.strerror}); embed again") from error
+    whole = content[: content.rfind(b"\n") + 1]
+    if len(whole) < len(content):
+        os.truncate(path, len(whole))
+    blocks: list[dict[str, Any]] = []
+    for number, line in enumerate(whole.splitlines(), start=1):
+        block: dict[str, Any] = {}
+        try:
+            block = json.loads(line)
+            fits = block["start"] == (blocks[-1]["stop"] if blocks else 0) < block["stop"]
+            fits = fits and isinstance(block["digest"], str)
+            fits = fits and isinstance(block["unreadable"], dict)
+        except (ValueError, KeyError, TypeError):
+            fits = False
+        if not fits:
+            raise ValueError(f"{path}:{number} is damaged: {line[:80]!r}; embed again")
+        blocks.append(block)
+    return blocks
+
+
+def _open(
+    folder: Path, name: str, shape: tuple[int, ...], dtype: type[np.generic] | None
+) -> np.ndarray:
+    path = folder / f"{name}.npy"
+    try:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} cannot be read ({error}); embed again") from error
+    right = array.dtype == dtype if dtype is not None else array.dtype.kind == "S"
+    if array.shape != shape or not right:
+        raise ValueError(f"{path} holds {array.dtype} {array.shape}, expected {shape}; embed again")
+    return array
+
+
+def _digest(*arrays: np.ndarray) -> str:
+    total = hashlib.sha256()
+    for array in arrays:
+        total.update(np.ascontiguousarray(array).data)
+    return total.hexdigest()
+
+
+def _fingerprint(embedder: Embedder) -> str:
+    """Which weights these are: of an ONNX file its own, of a network its tensors'."""
+    content = getattr(embedder.backbone, "content_digest", None)
+    if content is not None:
+        return str(content)
+    total = hashlib.sha256()
+    for key, value in sorted(embedder.backbone.state_dict().items()):
+        total.update(key.encode())
+        total.update(np.ascontiguousarray(value.detach().float().cpu().numpy()).data)
+    return total.hexdigest()

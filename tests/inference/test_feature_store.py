@@ -1,0 +1,200 @@
+"""Features that are written once, whole, and refused when they are not."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from margrave import backbones
+from margrave.checkpoints import ModelCard
+from margrave.data import SyntheticFaces
+from margrave.inference import ChosenRows, Embedder, FeatureStore, embed_to_store, feature_store
+
+BACKBONE = {
+    "kind": "iresnet",
+    "block_counts": [1, 1, 1, 1],
+    "channels": [4, 4, 8, 8],
+    "embedding_size": 8,
+    "image_size": 32,
+}
+
+
+@pytest.fixture(autouse=True)
+def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(feature_store, "BLOCK", 7)
+
+
+@pytest.fixture(scope="module")
+def embedder() -> Embedder:
+    torch.manual_seed(0)
+    card = ModelCard(backbone=BACKBONE, image_size=32)
+    return Embedder(backbones.create(BACKBONE).eval(), card, batch_size=5)
+
+
+@pytest.fixture(scope="module")
+def faces() -> SyntheticFaces:
+    return SyntheticFaces(num_identities=6, images_per_identity=5, image_size=32)
+
+
+def _contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_holds_what_the_model_gives(
+    embedder: Embedder, faces: SyntheticFaces, tmp_path: Path
+) -> None:
+    embed_to_store(embedder, faces, tmp_path / "features", model="tiny", source="synthetic")
+    store = FeatureStore(tmp_path / "features")
+    plain, mirrored = embedder.embed_images(faces)
+    np.testing.assert_allclose(store.embeddings, plain, rtol=1e-4, atol=1e-5)
+    assert store.flipped is not None
+    np.testing.assert_allclose(store.flipped, mirrored, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(store.norms, np.linalg.norm(plain, axis=1), rtol=1e-4)
+    np.testing.assert_allclose(store.rows[3:9], (plain + mirrored)[3:9], rtol=1e-4, atol=1e-5)
+    np.testing.assert_array_equal(store.labels, faces.labels)
+    assert store.identities == tuple(faces.class_names) and len(store) == 30
+    assert store.name(4) == faces.name(4)
+    np.testing.assert_array_equal(store.rows_of([faces.name(9), faces.name(2)]), [9, 2])
+    assert store.card == embedder.card and store.description["model"] == "tiny"
+    # Plain NumPy files, which anything can read.
+    assert np.load(tmp_path / "features" / "embeddings.npy").shape == (30, 8)
+
+
+def test_killed_after_any_block_goes_on_to_the_same_bytes(
+    embedder: Embedder, faces: SyntheticFaces, tmp_path: Path
+) -> None:
+    embed_to_store(embedder, faces, tmp_path / "whole")
+
+    class Killed(Exception):
+        pass
+
+    for killed_at in (7, 14, 28):
+
+        def kill(done: int, killed_at: int = killed_at) -> None:
+            if done == killed_at:
+                raise Killed
+
+        folder = tmp_path / f"killed{killed_at}"
+        with pytest.raises(Killed):
+            embed_to_store(embedder, faces, folder, after_block=kill)
+        with pytest.raises(ValueError, match=f"features of {killed_at} of 30 images"):
+            FeatureStore(folder)
+        # A line that was being written when the power went.
+        with open(folder / "blocks.jsonl", "a") as file:
+            file.write('{"start": 14, "st')
+        done: list[int] = []
+        embed_to_store(
+            embedder, faces, folder, progress=lambda count, _, done=done: done.append(count)
+        )
+        assert done[0] == killed_at
+        assert _contents(folder) == _contents(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("name", ["embeddings", "flipped", "norms", "names", "labels"])
+def test_a_flipped_byte_is_refused(
+    name: str, embedder: Embedder, faces: SyntheticFaces, tmp_path: Path
+) -> None:
+    folder = tmp_path / "features"
+    embed_to_store(embedder, faces, folder)
+    path = folder / f"{name}.npy"
+    content = bytearray(path.read_bytes())
+    content[-3] ^= 4
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=name):
+        FeatureStore(folder)
+    if name == "embeddings":
+        with pytest.raises(ValueError, match="rows 28 to 29"):
+            FeatureStore(folder)
+
+
+@pytest.mark.parametrize("name", ["features.json", "blocks.jsonl", "embeddings.npy"])
+@pytest.mark.parametrize("harm", ["missing", "cut", "garbage"])
+def test_damaged_files_are_named(
+    name: str, harm: str, embedder: Embedder, faces: SyntheticFaces, tmp_path: Path
+) -> None:
+    folder = tmp_path / "features"
+    embed_to_store(embedder, faces, folder, flips=False)
+    path = folder / name
+    content = path.read_bytes()
+    if harm == "missing":
+        path.unlink()
+    else:
+        path.write_bytes(content[: len(content) // 2] if harm == "cut" else b"\xff{}[1\n" * 20)
+    with pytest.raises(ValueError, match="features"):
+        FeatureStore(folder)
+
+
+def test_another_run_does_not_mix_in(
+    embedder: Embedder, faces: SyntheticFaces, tmp_path: Path
+) -> None:
+    embed_to_store(embedder, faces, tmp_path / "features")
+    with pytest.raises(ValueError, match="another flips"):
+        embed_to_store(embedder, faces, tmp_path / "features", flips=False)
+    torch.manual_seed(1)
+    other = Embedder(backbones.create(BACKBONE).eval(), embedder.card)
+    with pytest.raises(ValueError, match="another weights"):
+        embed_to_store(other, faces, tmp_path / "features")
+    fewer = SyntheticFaces(num_identities=5, images_per_identity=5, image_size=32)
+    with pytest.raises(ValueError, match="another count, images"):
+        embed_to_store(embedder, fewer, tmp_path / "features")
+    (tmp_path / "letters").mkdir()
+    (tmp_path / "letters" / "to_my_love.txt").touch()
+    with pytest.raises(ValueError, match="other files"):
+        embed_to_store(embedder, faces, tmp_path / "letters")
+
+
+class Broken:
+    """Faces some of which cannot be read."""
+
+    def __init__(self, faces: SyntheticFaces, bad: set[int]) -> None:
+        self.faces, self.bad = faces, bad
+        self.labels, self.class_names = faces.labels, faces.class_names
+
+    def __len__(self) -> int:
+        return len(self.faces)
+
+    def name(self, index: int) -> str:
+        return self.faces.name(index)
+
+    def read(self, index: int) -> np.ndarray:
+        if index in self.bad:
+            raise ValueError(f"{self.name(index)} is truncated")
+        return self.faces.read(index)
+
+
+def test_unreadable_images_are_kept_apart(
+    embedder: Embedder, faces: SyntheticFaces, tmp_path: Path
+) -> None:
+    images = Broken(faces, {3, 20})
+    with pytest.raises(ValueError, match="2 images cannot be read, more than maximum_unreadable"):
+        embed_to_store(embedder, images, tmp_path / "features", maximum_unreadable=1)
+    embed_to_store(embedder, images, tmp_path / "features", maximum_unreadable=2)
+    store = FeatureStore(tmp_path / "features")
+    assert set(store.unreadable) == {3, 20} and not store.embeddings[3].any()
+    with pytest.raises(ValueError, match="truncated"):
+        store.rows_of([faces.name(20)])
+    with pytest.raises(ValueError, match=r"the list names 1 images .* nobody"):
+        store.rows_of(["nobody"])
+
+
+def test_chosen_rows_are_read_in_any_order() -> None:
+    rows = np.arange(50_000, dtype=np.float32).reshape(-1, 2)
+    generator = np.random.default_rng(0)
+    for chosen in (np.arange(5, 40), generator.permutation(25_000)[:300], np.array([24_999, 0, 0])):
+        view = ChosenRows(rows, chosen)
+        assert view.shape == (len(chosen), 2)
+        np.testing.assert_array_equal(view[0 : len(chosen)], rows[chosen])
+        np.testing.assert_array_equal(view[1:3], rows[chosen[1:3]])
+
+
+def test_the_header_is_readable_by_people(
+    embedder: Embedder, faces: SyntheticFaces, tmp_path: Path
+) -> None:
+    embed_to_store(embedder, faces, tmp_path / "features", flips=False)
+    found = json.loads((tmp_path / "features" / "features.json").read_text())
+    assert found["count"] == 30 and found["width"] == 8 and found["flips"] is False
+    assert found["card"]["mean"] == 0.5 and found["fit"] == "crop"
