@@ -8,16 +8,21 @@ from typing import Annotated, NoReturn
 import typer
 
 from margrave import __version__
+from margrave.cli import judge
 from margrave.cli.align import align
+from margrave.cli.compare import compare
 from margrave.cli.demo import demo
 from margrave.cli.doctor import doctor
+from margrave.cli.embed import embed
 from margrave.cli.evaluate import evaluate
 from margrave.cli.import_model import import_model
 from margrave.cli.losses import losses
 from margrave.cli.pack import pack
 from margrave.cli.plan import plan
 from margrave.cli.recipes import recipes
+from margrave.cli.threshold import threshold
 from margrave.cli.train import train
+from margrave.cli.verify import verify
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -45,6 +50,11 @@ def _options(
 app.command()(demo)
 app.command()(train)
 app.command()(evaluate)
+app.command()(embed)
+app.add_typer(judge.app, name="judge")
+app.command()(compare)
+app.command()(threshold)
+app.command()(verify)
 app.command("import")(import_model)
 app.command()(align)
 app.command()(pack)

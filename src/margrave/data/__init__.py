@@ -13,7 +13,13 @@ from .loading import (
     training_loader,
 )
 from .packing import pack_pairs, pack_records
-from .pair_lists import PairList, balanced_pairs, read_csv_pairs, read_lfw_pairs
+from .pair_lists import (
+    PairList,
+    balanced_pairs,
+    read_csv_pairs,
+    read_lfw_pairs,
+    read_named_pairs,
+)
 from .pairs_bin import PackedImages, read_pairs_bin, write_pairs_bin
 from .record_images import RecordImages, write_record_images
 from .shard_packing import damaged_shards, pack_shards
@@ -54,6 +60,7 @@ __all__ = [
     "pack_shards",
     "read_csv_pairs",
     "read_lfw_pairs",
+    "read_named_pairs",
     "read_pairs_bin",
     "recognise",
     "split_identities",

@@ -6,10 +6,10 @@ import csv
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
+from typing import Protocol
 
 import numpy as np
 
-from .contract import FaceImages
 from .image_folder import ImageFiles
 
 _TRUTH = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
@@ -159,7 +159,25 @@ def _draw_impostor(
     return np.stack([images[earlier], images[later]], axis=1)
 
 
-def read_lfw_pairs(path: str | Path, image_folder: FaceImages) -> PairList:
+class Named(Protocol):
+    """Images with identities, of which only the names are wanted."""
+
+    @property
+    def labels(self) -> np.ndarray:
+        """(N,) the class of each image."""
+        ...
+
+    @property
+    def class_names(self) -> Sequence[str]:
+        """The identity behind each label."""
+        ...
+
+    def name(self, index: int) -> str:
+        """Where an image lies."""
+        ...
+
+
+def read_lfw_pairs(path: str | Path, image_folder: Named) -> PairList:
     """Read a list in the format of LFW's ``pairs.txt``.
 
     The first line is ``folds pairs`` (``10 300``) or, for one fold, ``pairs``; then each fold has
@@ -239,7 +257,50 @@ def read_csv_pairs(path: str | Path, root: str | Path) -> tuple[PairList, ImageF
         ValueError: no pairs, a missing column, a malformed line (with file and line number),
             missing images (named), folds that differ in size by more than one pair.
     """
-    path, root = Path(path), Path(root)
+    root = Path(root)
+    names, order_pairs = _read_csv(
+        Path(path), lambda name: (root / name).is_file(), lambda name: str(root / name)
+    )
+    return order_pairs, ImageFiles(root, names)
+
+
+def read_named_pairs(path: str | Path, names: Sequence[str]) -> PairList:
+    """Read a table of ``read_csv_pairs``, or LFW's list, whose images are known by name alone.
+
+    Args:
+        path: the file; .csv is a table, anything else a list in LFW's format.
+        names: what images there are; the pairs index them. LFW's list finds ``Name/Name_0001`` by
+            its folder's and its own name.
+
+    Raises:
+        ValueError: as ``read_csv_pairs`` and ``read_lfw_pairs``.
+    """
+    path = Path(path)
+    if path.suffix.lower() != ".csv":
+        return read_lfw_pairs(path, _NamedImages(names))
+    index_of = {name: index for index, name in enumerate(names)}
+    listed, pairs = _read_csv(path, index_of.__contains__, str)
+    own = np.array([index_of[name] for name in listed], np.int64)
+    return PairList(own[pairs.first], own[pairs.second], pairs.same, pairs.folds)
+
+
+class _NamedImages:
+    """Just enough of a set of images for ``read_lfw_pairs``: an image's folder is its identity."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self._names = names
+        folders = [PurePath(name).parent.name for name in names]
+        found, self.labels = np.unique(folders, return_inverse=True)
+        self.class_names: Sequence[str] = found.tolist()
+
+    def name(self, index: int) -> str:
+        return self._names[index]
+
+
+def _read_csv(
+    path: Path, exists: Callable[[str], bool], spell: Callable[[str], str]
+) -> tuple[list[str], PairList]:
+    """The images that a table names, those that exist, and pairs of them."""
     rows = csv.DictReader(_read_text(path).splitlines(), skipinitialspace=True)
     if missing := {"path_a", "path_b", "same"} - set(rows.fieldnames or ()):
         found = ",".join(rows.fieldnames or ())
@@ -264,12 +325,11 @@ def read_csv_pairs(path: str | Path, root: str | Path) -> tuple[PairList, ImageF
     if not sides:
         raise ValueError(f"{path} holds no pairs below its header line")
     names = list(dict.fromkeys(name for side in sides for name in side))
-    index_of = {name: index for index, name in enumerate(names) if (root / name).is_file()}
-    first, second = _look_up(path, sides, index_of.get, lambda name: str(root / name))
+    index_of = {name: index for index, name in enumerate(names) if exists(name)}
+    first, second = _look_up(path, sides, index_of.get, spell)
     folds = _count_folds(path, fold_of) if has_folds else min(10, len(sides))
     order = np.argsort(fold_of, kind="stable")
-    pairs = PairList(first[order], second[order], np.array(same)[order], folds)
-    return pairs, ImageFiles(root, names)
+    return names, PairList(first[order], second[order], np.array(same)[order], folds)
 
 
 def _count_folds(path: Path, fold_of: Sequence[int]) -> int:

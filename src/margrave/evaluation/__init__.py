@@ -25,7 +25,7 @@ from .pairs import (
     unit_rows,
 )
 from .score_blocks import NOBODY, Rows, State
-from .significance import PairIntervals, bootstrap_pairs
+from .significance import Difference, PairIntervals, bootstrap_pairs, compare_pairs
 from .streamed_scores import streamed_accept_rates
 from .tail_bootstrap import Interval, TailIdentities, bootstrap_shares
 from .templates import (
@@ -54,6 +54,7 @@ __all__ = [
     "AcceptRate",
     "AllToAllResult",
     "DetectionRate",
+    "Difference",
     "IdentificationResult",
     "Interval",
     "Keeper",
@@ -73,6 +74,7 @@ __all__ = [
     "area_under",
     "bootstrap_pairs",
     "bootstrap_shares",
+    "compare_pairs",
     "detection_rates",
     "equal_error_rate",
     "evaluate_all_to_all",

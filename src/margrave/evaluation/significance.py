@@ -24,6 +24,7 @@ for more.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -46,6 +47,8 @@ Interval = tuple[float, float]
 Resampled = Literal["identities", "pairs"]
 
 _VALUES_AT_ONCE = 1 << 20
+# Quantiles of the normal distribution: 97.5 % for two-sided 5 %, and 80 % power.
+_SIGNIFICANT, _POWER = 1.959964, 0.841621
 
 
 @dataclass(frozen=True)
@@ -100,24 +103,169 @@ def bootstrap_pairs(
     if resamples < 2:
         raise ValueError(f"resamples = {resamples}; give at least 2, or 0 for no intervals")
     distances, same = check_pairs(distances, same)
-    generator = np.random.default_rng(seed)
     statistics = _Statistics(distances, same, folds, far_targets)
-    strata = fold_of_pair(len(same), folds) * 2 + same
-    if identities is None:
-        samples = statistics.replicate(_resample_within(strata, resamples, generator))
-    else:
-        people = check_identities(identities, same)
-        samples = statistics.replicate(_resample_identities(people, same, resamples, generator))
-        # Strata of genuine pairs are left whole: their weights already vary as they should.
-        impostors = statistics.replicate(_resample_within(strata, resamples, generator, kept=same))
-        samples = _without_excess(samples, impostors)
-    # Thresholds re-chosen on repeated pairs judge a little worse than on all of them.
-    point = statistics.replicate(iter([np.ones((1, len(same)))]))
-    samples = samples + (point - samples.mean(0))
+    drawn = _replicates(statistics, same, folds, identities, resamples, seed)
+    samples = drawn.without_excess() + (drawn.point - drawn.without_excess().mean(0))
     low, high = np.quantile(samples, [(1 - level) / 2, (1 + level) / 2], axis=0)
     pairs = list(zip(low.clip(0, 1).tolist(), high.clip(0, 1).tolist(), strict=True))
     kind: Resampled = "pairs" if identities is None else "identities"
     return PairIntervals(kind, resamples, level, pairs[0], pairs[1], pairs[2], tuple(pairs[3:]))
+
+
+@dataclass(frozen=True, eq=False)
+class _Replicates:
+    """(R, metrics) of resampled pairs, of resampled impostors alone, and (metrics,) of the pairs.
+
+    Replicates of one seed weigh the pairs alike whatever their distances, so those of two models
+    can be subtracted.
+    """
+
+    samples: np.ndarray
+    impostors: np.ndarray | None
+    point: np.ndarray
+
+    def __sub__(self, other: _Replicates) -> _Replicates:
+        impostors = None
+        if self.impostors is not None and other.impostors is not None:
+            impostors = self.impostors - other.impostors
+        return _Replicates(self.samples - other.samples, impostors, self.point - other.point)
+
+    def without_excess(self) -> np.ndarray:
+        """The samples with the spread that they should have."""
+        if self.impostors is None:
+            return self.samples
+        return _without_excess(self.samples, self.impostors)
+
+
+def _replicates(
+    statistics: _Statistics,
+    same: np.ndarray,
+    folds: int,
+    identities: np.ndarray | None,
+    resamples: int,
+    seed: int,
+) -> _Replicates:
+    generator = np.random.default_rng(seed)
+    strata = fold_of_pair(len(same), folds) * 2 + same
+    # Thresholds re-chosen on repeated pairs judge a little worse than on all of them.
+    point = statistics.replicate(iter([np.ones((1, len(same)))]))[0]
+    if identities is None:
+        drawn = _resample_within(strata, resamples, generator)
+        return _Replicates(statistics.replicate(drawn), None, point)
+    people = check_identities(identities, same)
+    samples = statistics.replicate(_resample_identities(people, same, resamples, generator))
+    # Strata of genuine pairs are left whole: their weights already vary as they should.
+    impostors = statistics.replicate(_resample_within(strata, resamples, generator, kept=same))
+    return _Replicates(samples, impostors, point)
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How much better the second model is than the first, by one metric on the same pairs.
+
+    Attributes:
+        metric: accuracy, area_under_roc, equal_error_rate or true_accept_rate.
+        far_target: of a true accept rate, None otherwise.
+        first: the metric of the first model.
+        second: of the second.
+        difference: second − first.
+        interval: of the difference.
+        p_value: of a difference as large, either way, between two models that are equally good.
+        more_pairs: how many more pairs like these would most likely (with a power of 0.8) make a
+            difference of this size significant at 5 %; 0 if it is, None if there is no difference.
+    """
+
+    metric: str
+    far_target: float | None
+    first: float
+    second: float
+    difference: float
+    interval: Interval
+    p_value: float
+    more_pairs: int | None
+
+
+def compare_pairs(
+    first_distances: np.ndarray,
+    second_distances: np.ndarray,
+    same: np.ndarray,
+    folds: int = 10,
+    identities: np.ndarray | None = None,
+    far_targets: Sequence[float] = (),
+    resamples: int = 1000,
+    seed: int = 0,
+    level: float = 0.95,
+) -> tuple[Difference, ...]:
+    """Which of two models is better on the same pairs, and whether that means anything.
+
+    Both are judged on every replicate, so what makes pairs hard for either cancels. The p value
+    takes the difference for normal, with the replicates' deviation.
+
+    Args:
+        first_distances: (P,) squared distances of one model.
+        second_distances: (P,) of the other.
+        same: (P,) bool.
+        folds: contiguous folds of the pairs.
+        identities: (P, 2) integers, who is on either side; None resamples pairs.
+        far_targets: of true accept rates to compare.
+        resamples: replicates, at least 2.
+        seed: of the replicates.
+        level: coverage of the intervals.
+
+    Raises:
+        ValueError: as ``bootstrap_pairs``.
+
+    >>> same = np.arange(400) % 2 == 0
+    >>> noise = np.random.default_rng(0).standard_normal((2, 400))
+    >>> good, bad = np.where(same, 1.0, 2.0) + noise * [[0.2], [0.6]]
+    >>> found = compare_pairs(bad.clip(0, 4), good.clip(0, 4), same, resamples=100)[0]
+    >>> found.difference > 0, found.p_value < 0.01, found.more_pairs
+    (True, True, 0)
+    """
+    if resamples < 2:
+        raise ValueError(f"resamples = {resamples}; give at least 2")
+    drawn = []
+    for distances in (first_distances, second_distances):
+        checked, same = check_pairs(distances, same)
+        statistics = _Statistics(checked, same, folds, far_targets)
+        drawn.append(_replicates(statistics, same, folds, identities, resamples, seed))
+    one, other = drawn
+    spread = (other - one).without_excess()
+    difference = other.point - one.point
+    samples = spread + (difference - spread.mean(0))
+    low, high = np.quantile(samples, [(1 - level) / 2, (1 + level) / 2], axis=0)
+    deviations = samples.std(0)
+    names = ["accuracy", "area_under_roc", "equal_error_rate"]
+    metrics = [(name, None) for name in names] + [("true_accept_rate", far) for far in far_targets]
+    return tuple(
+        Difference(
+            metric=name,
+            far_target=far,
+            first=float(one.point[which]),
+            second=float(other.point[which]),
+            difference=float(difference[which]),
+            interval=(float(low[which]), float(high[which])),
+            p_value=_p_value(float(difference[which]), float(deviations[which])),
+            more_pairs=_more_pairs(float(difference[which]), float(deviations[which]), len(same)),
+        )
+        for which, (name, far) in enumerate(metrics)
+    )
+
+
+def _p_value(difference: float, deviation: float) -> float:
+    if deviation == 0:
+        return float(difference == 0)
+    return math.erfc(abs(difference) / deviation / math.sqrt(2))
+
+
+def _more_pairs(difference: float, deviation: float, pairs: int) -> int | None:
+    """The deviation falls with the root of the number of pairs."""
+    if difference == 0:
+        return None
+    if abs(difference) >= _SIGNIFICANT * deviation:
+        return 0
+    needed = pairs * ((_SIGNIFICANT + _POWER) * deviation / abs(difference)) ** 2
+    return math.ceil(needed - pairs)
 
 
 def check_identities(identities: np.ndarray, same: np.ndarray) -> np.ndarray:

@@ -17,11 +17,12 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from margrave.checkpoints import ModelCard, atomic_write, read_card
 from margrave.data import ReadableImages
@@ -161,6 +162,11 @@ class FeatureStore:
         """Where the image lies."""
         return os.fsdecode(self._names[row].item())
 
+    @property
+    def names(self) -> list[str]:
+        """Where each image lies."""
+        return [os.fsdecode(name) for name in self._names.tolist()]
+
     def rows_of(self, names: Sequence[str], source: str | Path = "the list") -> np.ndarray:
         """(M,) the row of each named image.
 
@@ -232,7 +238,7 @@ def embed_to_store(
     description = {
         "format_version": FORMAT_VERSION,
         "model": model,
-        "weights": _fingerprint(embedder),
+        "weights": fingerprint(embedder),
         "card": json.loads(embedder.card.to_json()) | {"operating_points": []},
         "fit": embedder.fit,
         "flips": flips,
@@ -422,13 +428,16 @@ def _digest(*arrays: np.ndarray) -> str:
     return total.hexdigest()
 
 
-def _fingerprint(embedder: Embedder) -> str:
+def fingerprint(embedder: Embedder) -> str:
     """Which weights these are: of an ONNX file its own, of a network its tensors'."""
     content = getattr(embedder.backbone, "content_digest", None)
-    if content is not None:
-        return str(content)
+    return weights_digest(embedder.backbone.state_dict()) if content is None else str(content)
+
+
+def weights_digest(state: Mapping[str, Tensor]) -> str:
+    """SHA-256 of tensors and their names."""
     total = hashlib.sha256()
-    for key, value in sorted(embedder.backbone.state_dict().items()):
+    for key, value in sorted(state.items()):
         total.update(key.encode())
         total.update(np.ascontiguousarray(value.detach().float().cpu().numpy()).data)
     return total.hexdigest()

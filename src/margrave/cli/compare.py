@@ -1,0 +1,65 @@
+"""``margrave compare``: which of two models is better, and whether that means anything."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def compare(
+    first: Annotated[Path, typer.Argument(help="Features by one model (margrave embed).")],
+    second: Annotated[Path, typer.Argument(help="Features of the same images by the other.")],
+    pairs: Annotated[
+        Path, typer.Argument(help="LFW's pairs.txt, a CSV (path_a,path_b,same), or a .bin set.")
+    ],
+    far: Annotated[str, typer.Option(help="Of true accept rates, with commas.")] = "1e-2,1e-3",
+    resamples: Annotated[int, typer.Option(min=2, help="Bootstrap replicates.")] = 1000,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Write the results as JSON.")
+    ] = None,
+) -> None:
+    """Differences with intervals, p values, and how many more pairs would settle them."""
+    from dataclasses import asdict
+
+    from rich.console import Console
+    from rich.table import Table
+
+    from margrave.checkpoints import atomic_write
+    from margrave.cli.judge import open_features
+    from margrave.cli.tables import percent
+    from margrave.inference import judge_difference
+
+    console = Console(highlight=False)
+    try:
+        targets = [float(part) for part in far.split(",")]
+    except ValueError:
+        raise ValueError(f"--far {far!r}; give numbers with commas between") from None
+    stores = open_features(console, first), open_features(console, second)
+    found = judge_difference(*stores, pairs, targets, resamples)
+    table = Table(
+        "", str(first), str(second), "difference", "95 % interval", "p value", "more pairs"
+    )
+    for each in found:
+        name = each.metric.replace("_", " ")
+        table.add_row(
+            name if each.far_target is None else f"{name} at FAR {each.far_target:g}",
+            percent(each.first),
+            percent(each.second),
+            f"{100 * each.difference:+.2f}",
+            f"{100 * each.interval[0]:+.2f} to {100 * each.interval[1]:+.2f}",
+            f"{each.p_value:.3f}",
+            "-" if each.more_pairs is None else f"{each.more_pairs:,}",
+        )
+    console.print(table)
+    console.print(
+        "percent and points; p: of a difference as large between equally good models; more pairs: "
+        "to settle it at 5 %, were it real",
+        soft_wrap=True,
+    )
+    if output is not None:
+        with atomic_write(output) as temporary:
+            content = json.dumps([asdict(each) for each in found], indent=1)
+            temporary.write_text(content + "\n", encoding="utf-8")

@@ -1,0 +1,40 @@
+"""``margrave verify``: are these two faces one person?"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def verify(
+    model: Annotated[Path, typer.Argument(help="A model file, a run's folder, or an .onnx file.")],
+    first: Annotated[Path, typer.Argument(help="An aligned crop of a face.")],
+    second: Annotated[Path, typer.Argument(help="Another.")],
+    far: Annotated[
+        float | None, typer.Option(help="Which kept threshold; else that of the smallest FAR.")
+    ] = None,
+    trust_code: Annotated[
+        bool, typer.Option(help="Import a network of somebody's own that the model names.")
+    ] = False,
+) -> None:
+    """Decide by the threshold kept with the model; exit status 1 if they are two people."""
+    from rich.console import Console
+
+    from margrave.data import decode_image
+    from margrave.inference import decide, load_embedder
+
+    embedder = load_embedder(model, trust_code=trust_code)
+    faces = []
+    for path in (first, second):
+        try:
+            faces.append(decode_image(path.read_bytes(), str(path)))
+        except OSError as error:
+            raise ValueError(f"{path} cannot be read ({error.strerror})") from None
+    found = decide(embedder, faces[0], faces[1], far)
+    Console(highlight=False).print(
+        f"{'one person' if found.same else 'two people'}: cosine {found.cosine:.4f}, threshold "
+        f"{found.point.threshold:.4f} (FAR {found.point.far:g}, {found.point.measured_on})"
+    )
+    raise typer.Exit(0 if found.same else 1)

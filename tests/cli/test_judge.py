@@ -1,0 +1,325 @@
+"""``margrave embed``, ``judge``, ``compare``, ``threshold`` and ``verify``, as a user has them."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import cv2
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+from typer.testing import CliRunner
+
+from margrave.checkpoints import read_card
+from margrave.cli import app
+from margrave.data import ImageFolder, SyntheticFaces
+from margrave.inference import FeatureStore, load_embedder
+
+
+def margrave(*arguments: object, fails: bool = False) -> str:
+    result = CliRunner().invoke(app, [str(part) for part in arguments])
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    assert fails == (result.exit_code != 0), result.output
+    return result.output
+
+
+def _write_model(path: Path, seed: int) -> None:
+    """A random projection of shrunk pictures: enough to tell synthetic faces apart a little."""
+    generator = np.random.default_rng(seed)
+    weight = generator.standard_normal((192, 16)).astype(np.float32)
+    pooling = {"kernel_shape": [4, 4], "strides": [4, 4]}
+    graph = helper.make_graph(
+        [
+            helper.make_node(
+                "AveragePool", ["pixels"], ["small"], kernel_shape=[4, 4], strides=[4, 4]
+            ),
+            helper.make_node("Flatten", ["small"], ["flat"]),
+            helper.make_node("MatMul", ["flat", "weight"], ["embedding"]),
+        ],
+        "projection",
+        [helper.make_tensor_value_info("pixels", TensorProto.FLOAT, ["batch", 3, 32, 32])],
+        [helper.make_tensor_value_info("embedding", TensorProto.FLOAT, ["batch", 16])],
+        [numpy_helper.from_array(weight, "weight")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
+    onnx.save(model, path)
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Faces, a model, and its features."""
+    folder = tmp_path_factory.mktemp("work")
+    SyntheticFaces(num_identities=30, images_per_identity=6, image_size=32, nuisance=0.2).write(
+        folder / "faces"
+    )
+    _write_model(folder / "raw.onnx", 0)
+    options = ["--mean", "0.5", "--deviation", "0.5", "--colour-order", "rgb"]
+    margrave("import", folder / "raw.onnx", folder / "model.onnx", *options)
+    told = margrave("embed", folder / "model.onnx", folder / "faces", folder / "features")
+    assert "180 images, 16 numbers each" in told and "RGB, (pixel - 0.5) / 0.5" in told
+    return folder
+
+
+def _table(path: Path, header: str, rows: list[list[object]]) -> Path:
+    with open(path, "w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(header.split(","))
+        writer.writerows(rows)
+    return path
+
+
+def _pairs(work: Path) -> Path:
+    images = ImageFolder(work / "faces")
+    rows: list[list[object]] = []
+    for number in range(200):
+        person = number % 30
+        other = person if number % 2 else (person + 1) % 30
+        first, second = person * 6 + number % 3, other * 6 + 3 + number % 2
+        rows.append([images.path(first), images.path(second), int(person == other)])
+    return _table(work / "pairs.csv", "path_a,path_b,same", rows)
+
+
+def test_pairs(work: Path) -> None:
+    told = margrave("judge", "pairs", work / "features", _pairs(work), "-o", work / "pairs.json")
+    found = json.loads((work / "pairs.json").read_text())["pairs.csv"]
+    assert found["pairs"] == 200 and 0.6 < found["accuracy"] <= 1
+    assert found["intervals"]["resampled"] == "identities"
+    assert "LFW 10-fold" in told
+    evaluated = margrave(
+        "evaluate", work / "model.onnx", work / "faces", "--pairs", work / "pairs.csv"
+    )
+    assert f"{100 * found['accuracy']:.2f}" in evaluated
+
+
+def test_groups(work: Path) -> None:
+    images = ImageFolder(work / "faces")
+    for index, label in enumerate(images.labels.tolist()):
+        person = work / "races" / "AB"[label // 15] / f"p{label}"
+        person.mkdir(parents=True, exist_ok=True)
+        (person / f"p{label}_{index % 6 + 1:04d}.png").write_bytes(images.read_bytes(index))
+    margrave("embed", work / "model.onnx", work / "races", work / "of_races")
+    for group, first in (("A", 0), ("B", 15)):
+        lines = ["10\t6"]
+        for fold in range(10):
+            people = [first + (fold + step) % 15 for step in range(7)]
+            lines += [f"p{person}\t1\t{fold % 5 + 2}" for person in people[:6]]
+            lines += [f"p{one}\t1\tp{other}\t2" for one, other in zip(people, people[1:])]
+        (work / "lists").mkdir(exist_ok=True)
+        (work / "lists" / f"{group}_pairs.txt").write_text("\n".join(lines) + "\n")
+    options = (work / "of_races", work / "lists", "-o", work / "groups.json")
+    assert "skewed error ratio" in margrave("judge", "groups", *options).replace("\n", " ")
+    found = json.loads((work / "groups.json").read_text())
+    errors = [1 - found["groups"][group]["accuracy"] for group in "AB"]
+    assert found["skewed_error_ratio"] == pytest.approx(max(errors) / min(errors))
+    assert found["mean"] == pytest.approx(1 - sum(errors) / 2)
+    assert found["deviation"] == pytest.approx(abs(errors[0] - errors[1]) / 2)
+
+
+def test_identification(work: Path) -> None:
+    images = ImageFolder(work / "faces")
+    rows: list[list[object]] = []
+    for index, label in enumerate(images.labels.tolist()):
+        role = "distractor" if label >= 20 else "gallery" if index % 6 < 2 else "probe"
+        rows.append([images.path(index), images.class_names[label] if label < 20 else "", role])
+    table = _table(work / "search.csv", "path,identity,role", rows)
+    told = margrave("judge", "identification", work / "features", table, "-o", work / "search.json")
+    found = json.loads((work / "search.json").read_text())
+    assert (found["probes"], found["gallery"], found["distractors"]) == (80, 100, 60)
+    assert 0.1 < found["ranks"][0]["rate"] < found["ranks"][2]["rate"] <= 1
+    assert "closed set" in " ".join(told.split())
+
+
+def test_templates_of_every_kind(work: Path) -> None:
+    images = ImageFolder(work / "faces")
+    rows: list[list[object]] = []
+    for index, label in enumerate(images.labels.tolist()):
+        part = index % 6 // 2
+        role = ("gallery_1" if label < 15 else "gallery_2") if part == 0 else "probe"
+        rows.append([images.path(index), label * 3 + part, images.class_names[label], role])
+    table = _table(work / "templates.csv", "path,template,subject,role", rows)
+    margrave("judge", "templates", work / "features", table, "-o", work / "open.json")
+    found = json.loads((work / "open.json").read_text())["search"]
+    assert (found["mated"], found["non_mated"], found["gallery"]) == (60, 60, 30)
+    assert "mean of 2 galleries" in found["protocol"] and "N1D0F2" in found["protocol"]
+
+    options = ("--surveillance", "--no-norm", "-o", work / "ijbs.json")
+    margrave("judge", "templates", work / "features", table, *options)
+    found = json.loads((work / "ijbs.json").read_text())
+    assert [rate["far_target"] for rate in found["surveillance"]] == [0.01, 0.1]
+    assert found["protocol"] == "templates, N0D0F2"
+
+    pairs = [[number, number + 1, int(number // 3 == (number + 1) // 3)] for number in range(89)]
+    listed = _table(work / "template_pairs.csv", "template_a,template_b,same", pairs)
+    options = ("--pairs", listed, "-o", work / "one.json")
+    margrave("judge", "templates", work / "features", table, *options)
+    assert json.loads((work / "one.json").read_text())["verification"]["pairs"] == 89
+
+    plain = _table(work / "plain.csv", "path,template,subject", [row[:3] for row in rows])
+    margrave("judge", "templates", work / "features", plain, "-o", work / "all.json")
+    assert json.loads((work / "all.json").read_text())["all_pairs"]["images"] == 90
+
+    pairs[4][2] = 1 - pairs[4][2]
+    _table(listed, "template_a,template_b,same", pairs)
+    with pytest.raises(ValueError, match=r"template_pairs.csv:6: its value of same contradicts"):
+        margrave("judge", "templates", work / "features", table, "--pairs", listed)
+
+
+def test_ijb_files(work: Path) -> None:
+    images, meta = ImageFolder(work / "faces"), work / "meta"
+    meta.mkdir()
+    template = np.arange(180) // 2
+    (meta / "ijbb_face_tid_mid.txt").write_text(
+        "".join(f"{images.path(index)} {template[index]} {index}\n" for index in range(180))
+    )
+    (meta / "ijbb_template_pair_label.txt").write_text(
+        "".join(f"{one} {one + 1} {int(one // 3 == (one + 1) // 3)}\n" for one in range(89))
+        + "".join(f"{one} {one + 2} 1\n" for one in range(0, 90, 3))
+    )
+    told = margrave("judge", "ijb", work / "features", meta)
+    assert "90 templates, 119 pairs" in " ".join(told.split())
+    for side, which in (("gallery_G1", 0), ("gallery_G2", 1), ("probe_mixed", 2)):
+        rows: list[list[object]] = [
+            [number, number // 3, "x.jpg"]
+            for number in range(90)
+            if (number % 3 > 0 if which == 2 else number % 3 == 0 and number // 45 == which)
+        ]
+        _table(meta / f"ijbb_1N_{side}.csv", "TEMPLATE_ID,SUBJECT_ID,FILENAME", rows)
+    told = margrave("judge", "ijb", work / "features", meta, "--no-flip", "-o", work / "ijb.json")
+    found = json.loads((work / "ijb.json").read_text())
+    assert found["search"]["mated"] == 60 and "N1D0F1" in found["search"]["protocol"]
+    with pytest.raises(ValueError, match="name_5pts_score"):
+        margrave("judge", "ijb", work / "features", meta, "--detector")
+
+
+def test_ijb_photos_are_aligned_by_their_landmarks(work: Path) -> None:
+    photos = work / "photos"
+    photos.mkdir()
+    images = ImageFolder(work / "faces")
+    template = np.array(
+        [[38.2946, 51.6963], [73.5318, 51.5014], [56.0252, 71.7366], [41.5493, 92.3655],
+         [70.7299, 92.2041]]
+    ) * (32 / 112)  # fmt: skip
+    lines = []
+    for index in range(3):
+        canvas = np.zeros((60, 70, 3), np.uint8)
+        canvas[11:43, 20:52] = images.read(index)[:, :, ::-1]
+        cv2.imwrite(str(photos / f"{index}.png"), canvas)
+        points = " ".join(f"{value:.4f}" for value in (template + [20, 11]).ravel())
+        lines.append(f"{index}.png {points} 0.9\n")
+    (work / "five.txt").write_text("".join(lines))
+    landmarks = ("--landmarks", work / "five.txt")
+    margrave("embed", work / "model.onnx", photos, work / "aligned", *landmarks)
+    aligned, plain = FeatureStore(work / "aligned"), FeatureStore(work / "features")
+    np.testing.assert_allclose(aligned.embeddings, plain.embeddings[:3], rtol=0.05, atol=0.3)
+    assert (aligned.labels == -1).all() and aligned.name(2) == "2.png"
+
+
+def test_youtube(work: Path) -> None:
+    generator = np.random.default_rng(0)
+    images = ImageFolder(work / "faces")
+    for index, label in enumerate(images.labels.tolist()):
+        video = work / "videos" / images.class_names[label] / str(index % 6 // 3)
+        video.mkdir(parents=True, exist_ok=True)
+        (video / f"{index}.png").write_bytes(images.read_bytes(index))
+    margrave("embed", work / "model.onnx", work / "videos", work / "frames")
+    text = "split number, pair number in split, first name, second name, is same:\n"
+    for number in range(120):
+        person = int(generator.integers(30))
+        other = person if number % 2 else (person + 1 + int(generator.integers(29))) % 30
+        names = images.class_names[person], images.class_names[other]
+        text += f"{number // 12 + 1}, {number % 12 + 1}, {names[0]}/0, {names[1]}/1, {number % 2}\n"
+    (work / "splits.txt").write_text(text)
+    margrave("judge", "youtube", work / "frames", work / "splits.txt", "-o", work / "ytf.json")
+    found = json.loads((work / "ytf.json").read_text())["YTF"]
+    assert found["folds"] == 10 and "videos pooled, N1D0F2" in found["protocol"]
+    assert found["accuracy"] > 0.6 and found["intervals"]["resampled"] == "identities"
+
+
+def test_all_to_all_and_megaface(work: Path) -> None:
+    loose = work / "strangers" / "any" / "where"
+    loose.mkdir(parents=True)
+    strangers = SyntheticFaces(
+        num_identities=40, first_identity=1000, images_per_identity=1, image_size=32
+    )
+    for index in range(40):
+        cv2.imwrite(str(loose / f"{index}.png"), strangers.read(index)[:, :, ::-1])
+    options = ("--unlabelled",)
+    margrave("embed", work / "model.onnx", work / "strangers", work / "others", *options)
+    distractors = ("--distractors", work / "others")
+    state = ("--state", work / "state.npz")
+    told = margrave(
+        "judge", "all-to-all", work / "features", *distractors, *state, "-o", work / "all.json"
+    )
+    found = json.loads((work / "all.json").read_text())
+    assert found["impostors"] == 180 * 179 // 2 - 30 * 15 + 180 * 40
+    assert not (work / "state.npz").exists() and "40 distractors" in " ".join(told.split())
+    names = FeatureStore(work / "others").names
+    (work / "noise.txt").write_text(f"{names[3]}\n")
+    (work / "probe_noise.txt").write_text(Path(FeatureStore(work / "features").name(7)).name + "\n")
+    noise = ("--distractor-noise", work / "noise.txt", "--probe-noise", work / "probe_noise.txt")
+    options = (work / "features", work / "others", *noise, "-o", work / "mega.json")
+    margrave("judge", "megaface", *options)
+    found = json.loads((work / "mega.json").read_text())
+    assert found["distractors"] == 39 and found["impostors"] == 180 * 39
+    assert [rank["rank"] for rank in found["ranks"]] == [1, 10]
+
+
+def test_a_threshold_is_kept_with_the_model_and_decides(work: Path) -> None:
+    model = work / "deciding.onnx"
+    options = ["--mean", "0.5", "--deviation", "0.5", "--colour-order", "rgb"]
+    margrave("import", work / "raw.onnx", model, *options)
+    images = ImageFolder(work / "faces")
+    sides = [work / "faces" / images.path(index) for index in (0, 1, 6)]
+    with pytest.raises(ValueError, match="no threshold yet"):
+        margrave("verify", model, *sides[:2])
+    told = margrave("threshold", model, work / "features", "--far", "0.01,0.001")
+    assert "0.001" in told and "kept in" in told
+    card = read_card((work / "deciding.onnx.card.json").read_text(), "card")
+    assert [point.far for point in card.operating_points] == [0.01, 0.001]
+    point = card.operating_points[0]
+    assert point.threshold_interval and point.threshold_interval[0] <= point.threshold
+    margrave("threshold", model, work / "features", "--far", "0.01")
+    assert len(load_embedder(model).card.operating_points) == 2
+    assert "one person: cosine 1.0000" in margrave("verify", model, sides[0], sides[0])
+    scores = []
+    for side in sides[1:]:
+        result = CliRunner().invoke(app, ["verify", str(model), str(sides[0]), str(side)])
+        scores.append(float(result.output.split("cosine ")[1].split(",")[0]))
+        says = scores[-1] > load_embedder(model).card.operating_points[0].threshold
+        assert result.exit_code == (not says)
+    with pytest.raises(ValueError, match=r"no threshold for FAR 0.5; it has: 0.001, 0.01"):
+        margrave("verify", model, *sides[:2], "--far", "0.5")
+    with pytest.raises(ValueError, match=r"FAR 1e-09 needs at least 1,000,000,000 impostor"):
+        margrave("threshold", model, work / "features", "--far", "1e-9")
+    _write_model(work / "raw2.onnx", 1)
+    margrave("import", work / "raw2.onnx", work / "other.onnx", *options)
+    with pytest.raises(ValueError, match="made by other weights"):
+        margrave("threshold", work / "other.onnx", work / "features", "--far", "0.01")
+
+
+def test_two_models_are_compared(work: Path) -> None:
+    options = ["--mean", "0.5", "--deviation", "0.5", "--colour-order", "rgb"]
+    _write_model(work / "raw3.onnx", 3)
+    margrave("import", work / "raw3.onnx", work / "third.onnx", *options)
+    margrave("embed", work / "third.onnx", work / "faces", work / "third")
+    stores = (work / "features", work / "third")
+    told = margrave("compare", *stores, _pairs(work), "--far", "0.1", "-o", work / "diff.json")
+    found = json.loads((work / "diff.json").read_text())
+    assert [each["metric"] for each in found][3] == "true_accept_rate" and "p value" in told
+    assert found[0]["difference"] == pytest.approx(found[0]["second"] - found[0]["first"])
+    margrave("compare", work / "features", work / "features", _pairs(work), "-o", work / "no.json")
+    assert all(each["p_value"] == 1 for each in json.loads((work / "no.json").read_text()))
+
+
+def test_what_does_not_fit_is_said(work: Path) -> None:
+    with pytest.raises(ValueError, match=r"holds no features\.json"):
+        margrave("judge", "all-to-all", work / "faces")
+    _table(work / "gone.csv", "path_a,path_b,same", [["a.jpg", "b.jpg", 1]] * 4)
+    with pytest.raises(ValueError, match=r"names 2 images that do not exist: a\.jpg, b\.jpg"):
+        margrave("judge", "pairs", work / "features", work / "gone.csv")
+    with pytest.raises(ValueError, match="--ranks"):
+        margrave("judge", "identification", work / "features", work / "x.csv", "--ranks", "one")
