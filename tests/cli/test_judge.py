@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from itertools import pairwise
 from pathlib import Path
 
 import cv2
@@ -31,7 +32,6 @@ def _write_model(path: Path, seed: int) -> None:
     """A random projection of shrunk pictures: enough to tell synthetic faces apart a little."""
     generator = np.random.default_rng(seed)
     weight = generator.standard_normal((192, 16)).astype(np.float32)
-    pooling = {"kernel_shape": [4, 4], "strides": [4, 4]}
     graph = helper.make_graph(
         [
             helper.make_node(
@@ -107,7 +107,7 @@ def test_groups(work: Path) -> None:
         for fold in range(10):
             people = [first + (fold + step) % 15 for step in range(7)]
             lines += [f"p{person}\t1\t{fold % 5 + 2}" for person in people[:6]]
-            lines += [f"p{one}\t1\tp{other}\t2" for one, other in zip(people, people[1:])]
+            lines += [f"p{one}\t1\tp{other}\t2" for one, other in pairwise(people)]
         (work / "lists").mkdir(exist_ok=True)
         (work / "lists" / f"{group}_pairs.txt").write_text("\n".join(lines) + "\n")
     options = (work / "of_races", work / "lists", "-o", work / "groups.json")
