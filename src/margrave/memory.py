@@ -1,9 +1,10 @@
-"""Memory kept where it is asked for again and again, and given back where it only passes by."""
+"""Memory kept where it is asked for again and again, and not taken where data only passes by."""
 
 from __future__ import annotations
 
 import mmap
 from functools import cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,16 +21,27 @@ def keep_freed_memory() -> None:
     torch.empty(31 * 2**20, dtype=torch.uint8)
 
 
-def release_pages(mapped: np.ndarray, start: int, stop: int) -> None:
-    """Let the system take back the pages of a memory-mapped file's rows.
+def read_rows(rows: np.ndarray, start: int, stop: int) -> np.ndarray:
+    """Rows of an array; those of a memory-mapped one are read from its file into new memory.
 
-    They would count as this process's until memory is short. Other arrays stay as they are.
+    Mapped pages would count as this process's until memory is short, and cost a fault each.
+
+    >>> read_rows(np.arange(6).reshape(3, 2), 1, 3).tolist()
+    [[2, 3], [4, 5]]
     """
-    memory = getattr(mapped, "_mmap", None)
-    if not isinstance(memory, mmap.mmap) or not hasattr(mmap, "MADV_DONTNEED"):
-        return
-    width = mapped.strides[0]
-    begin = start * width // mmap.PAGESIZE * mmap.PAGESIZE
-    length = min(len(memory), stop * width + mmap.PAGESIZE) - begin
-    if length > 0:
-        memory.madvise(mmap.MADV_DONTNEED, begin, length)
+    memory = getattr(rows, "_mmap", None)
+    if not isinstance(memory, mmap.mmap) or not rows.flags.c_contiguous:
+        part = np.asarray(rows[start:stop])
+        # Tensors want memory that can be written to.
+        return part if part.flags.writeable else part.copy()
+    mapped: Any = rows
+    # A slice keeps its parent's offset: where it lies in the mapping tells where in the file.
+    inside = rows.ctypes.data - np.frombuffer(memory, np.uint8).ctypes.data
+    begin = mapped.offset // mmap.ALLOCATIONGRANULARITY * mmap.ALLOCATIONGRANULARITY + inside
+    shape = (max(0, min(stop, len(rows)) - start), *rows.shape[1:])
+    return np.fromfile(
+        mapped.filename,
+        rows.dtype,
+        int(np.prod(shape)),
+        offset=begin + start * rows.strides[0],
+    ).reshape(shape)

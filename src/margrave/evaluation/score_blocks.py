@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from margrave.distributed import World, gather_objects
-from margrave.memory import release_pages
+from margrave.memory import read_rows
 
 ROWS_AT_ONCE = 2048
 COLUMNS_AT_ONCE = 4096
@@ -468,8 +468,8 @@ def unit_block(rows: Rows, start: int, stop: int) -> Tensor:
     Raises:
         ValueError: zero rows, or rows that are not finite, naming them.
     """
-    # A copy: tensors want memory that can be written to, and a mapped file's pages go back below.
-    values = torch.from_numpy(np.array(rows[start:stop]))
+    part = rows[start:stop] if not isinstance(rows, np.ndarray) else read_rows(rows, start, stop)
+    values = torch.from_numpy(part)
     values = values if values.dtype == torch.float64 else values.float()
     lengths = torch.linalg.vector_norm(values, dim=1, keepdim=True)
     bad = (~(torch.isfinite(lengths) & (lengths > 0)))[:, 0].nonzero()[:, 0]
@@ -480,6 +480,4 @@ def unit_block(rows: Rows, start: int, stop: int) -> Tensor:
             "have no direction; check the model and those images"
         )
     units = values / lengths
-    if isinstance(rows, np.memmap) and rows.flags.c_contiguous:
-        release_pages(rows, start, stop)
     return units

@@ -13,6 +13,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.nn.functional import embedding_bag
+
+from margrave.memory import read_rows
 
 from .accept_rates import AcceptRate, accept_rates, false_accepts_allowed
 from .score_blocks import Rows
@@ -103,7 +106,8 @@ def pool_templates(
             "embed them too, or pool without (flip=False)"
         )
     numbers, template = np.unique(templates, return_inverse=True)
-    medium = np.unique(np.stack([template, media]), axis=1, return_inverse=True)[1].ravel()
+    media_numbers, medium = np.unique(media, return_inverse=True)
+    medium = np.unique(template * len(media_numbers) + medium, return_inverse=True)[1]
     weights = scores / np.bincount(medium)[medium]
     order = np.argsort(rows, kind="stable")
     sums = torch.zeros(len(numbers), embeddings.shape[1], dtype=torch.float64)
@@ -111,16 +115,24 @@ def pool_templates(
     for start, begin, end in zip(range(0, count, ROWS_AT_ONCE), ends, ends[1:], strict=False):
         if begin == end:
             continue
-        block = np.asarray(embeddings[start : start + ROWS_AT_ONCE])
-        if mirrored is not None:
-            block = block + np.asarray(mirrored[start : start + ROWS_AT_ONCE])
         members = order[begin:end]
+        members = members[np.argsort(template[members], kind="stable")]
+        pooled, firsts = np.unique(template[members], return_index=True)
+        block = _read(embeddings, mirrored, start)
+        weight = torch.from_numpy(weights[members])
+        within = torch.from_numpy(rows[members] - start)
         if not pooling.norm:
-            lengths = np.linalg.norm(block, axis=1, keepdims=True)
-            block = block / np.where(lengths > 0, lengths, 1)
-        values = torch.from_numpy(block[rows[members] - start]).double()
-        values *= torch.from_numpy(weights[members])[:, None]
-        sums.index_add_(0, torch.from_numpy(template[members]), values)
+            lengths = torch.linalg.vector_norm(block, dim=1)
+            weight /= torch.where(lengths > 0, lengths, 1)[within]
+        # A template's images of one block are added in the images' own type, its blocks in float64.
+        part = embedding_bag(
+            within,
+            block,
+            torch.from_numpy(firsts),
+            mode="sum",
+            per_sample_weights=weight.to(block),
+        )
+        sums.index_add_(0, torch.from_numpy(pooled), part.double())
     lengths = sums.norm(dim=1, keepdim=True)
     bad = (~(torch.isfinite(lengths) & (lengths > 0)))[:, 0].nonzero()[:, 0]
     if len(bad):
@@ -129,6 +141,20 @@ def pool_templates(
             "images' embeddings or scores are zero, infinite or NaN"
         )
     return numbers, (sums / lengths).numpy()
+
+
+def _read(embeddings: Rows, mirrored: Rows | None, start: int) -> torch.Tensor:
+    """A block of rows, mirror images added."""
+    stop = min(start + ROWS_AT_ONCE, embeddings.shape[0])
+    block = _tensor(embeddings, start, stop)
+    # Added anew: the first may be a view of what was given.
+    return block if mirrored is None else block + _tensor(mirrored, start, stop)
+
+
+def _tensor(rows: Rows, start: int, stop: int) -> torch.Tensor:
+    part = rows[start:stop] if not isinstance(rows, np.ndarray) else read_rows(rows, start, stop)
+    values = torch.from_numpy(part)
+    return values if values.dtype == torch.float64 else values.float()
 
 
 def _weights(pooling: Pooling, detector_scores: np.ndarray | None, members: int) -> np.ndarray:

@@ -27,7 +27,7 @@ from torch import Tensor
 from margrave.checkpoints import ModelCard, atomic_write, read_card
 from margrave.data import ReadableImages
 from margrave.inference.embedder import Embedder, Progress
-from margrave.memory import release_pages
+from margrave.memory import read_rows
 
 FORMAT_VERSION = 1
 BLOCK = 2048
@@ -44,12 +44,10 @@ class FusedRows:
 
     def __getitem__(self, part: slice, /) -> np.ndarray:
         """Some of the rows, in memory of their own."""
-        total = np.array(self._sides[0][part])
-        for side in self._sides[1:]:
-            total += side[part]
         start, stop, _ = part.indices(self.shape[0])
-        for side in self._sides:
-            release_pages(side, start, stop)
+        total = read_rows(self._sides[0], start, stop)
+        for side in self._sides[1:]:
+            total = total + read_rows(side, start, stop)
         return total
 
 
@@ -139,14 +137,13 @@ class FeatureStore:
             )
         for number, block in enumerate(blocks):
             part = slice(block["start"], block["stop"])
-            if _digest(*(side[part] for side in sides)) != block["digest"]:
+            found = (read_rows(side, part.start, part.stop) for side in sides)
+            if _digest(*found) != block["digest"]:
                 raise ValueError(
                     f"{self.folder}: rows {part.start} to {part.stop - 1} are not what was written "
                     "(embeddings.npy, flipped.npy or norms.npy is damaged); delete the folder and "
                     "embed again, or copy it again"
                 )
-            for side in sides:
-                release_pages(side, part.start, part.stop)
             if progress is not None:
                 progress(number + 1, len(blocks))
 
@@ -284,7 +281,6 @@ def embed_to_store(
         parts.append(np.linalg.norm(plain, axis=1).astype(np.float32))
         for side, values in zip(sides.values(), parts, strict=True):
             side[start:stop] = values
-            release_pages(side, start, stop)
         for name in sides:
             _flush(folder / f"{name}.npy")
         line = {
