@@ -23,6 +23,8 @@ COLUMNS_AT_ONCE = 4096
 MEMORY = 512 * 2**20
 """Bytes of the first set that are held at a time."""
 
+RUN = 64
+
 NOBODY = -1
 """The label of faces whose identity is not known: nobody's mates."""
 
@@ -98,21 +100,36 @@ class Block:
     """Cosines of some rows of the first set with some of the second.
 
     Attributes:
-        scores: (R, K) cosines; −inf where a pair does not count as impostor: mates, a face with
-            itself, a pair that was seen the other way round.
-        row_maximum: (R,) of them.
+        scores: (R, K) cosines, K a multiple of ``RUN``; −inf where a pair does not count as
+            impostor: mates, a face with itself, a pair that was seen the other way round, columns
+            that there are not.
+        run_maximum: (R, K / RUN) the largest of each run of columns, so that collectors need to
+            look into few of them.
         row, column: where the block begins.
         genuine: (G,) the cosines of mates.
         genuine_rows, genuine_columns: (G,) their numbers in the sets.
     """
 
     scores: Tensor
-    row_maximum: Tensor
+    run_maximum: Tensor
     row: int
     column: int
     genuine: np.ndarray
     genuine_rows: np.ndarray
     genuine_columns: np.ndarray
+
+    def above(self, floor: Tensor | float) -> tuple[Tensor, Tensor, Tensor] | None:
+        """(n,) values above the floor, one or (R, 1), their rows and columns here, by row.
+
+        None where so many runs hold some that looking into each would not pay.
+        """
+        rows, runs = (self.run_maximum > floor).nonzero(as_tuple=True)
+        if 4 * len(rows) > self.run_maximum.numel():
+            return None
+        values = self.scores.view(*self.run_maximum.shape, RUN)[rows, runs]
+        bound = floor[rows] if isinstance(floor, Tensor) else floor
+        which, places = (values > bound).nonzero(as_tuple=True)
+        return values[which, places], rows[which], runs[which] * RUN + places
 
 
 class Collector(Protocol):
@@ -150,27 +167,24 @@ class Tail:
 
     def take(self, block: Block) -> None:
         """Keep what lies above the keep-th largest so far."""
-        hot = (block.row_maximum > self._floor).nonzero()[:, 0]
-        if not len(hot):
-            return
-        scores = block.scores if len(hot) == len(block.scores) else block.scores[hot]
-        width = scores.shape[1]
-        if self._floor == -np.inf and scores.numel() > 2 * self.keep:
-            values, places = scores.flatten().topk(self.keep)
+        found = block.above(self._floor)
+        if found is None:
+            values, places = block.scores.flatten(), None
+            if len(values) > 2 * self.keep:
+                values, places = values.topk(self.keep)
             above = (values > self._floor).nonzero()[:, 0]
-            values, places = values[above], places[above]
-        else:
-            places = (scores > self._floor).flatten().nonzero()[:, 0]
-            values = scores.flatten()[places]
-        rows = hot[places // width].cpu().numpy() + block.row
-        columns = (places % width).cpu().numpy() + block.column
-        self._add(values.cpu().numpy(), rows.astype(np.int64), columns.astype(np.int64))
+            values, places = values[above], above if places is None else places[above]
+            width = block.scores.shape[1]
+            found = values, places // width, places % width
+        values, rows, columns = (part.cpu().numpy() for part in found)
+        if len(values):
+            self._add(values, rows + block.row, columns + block.column)
 
     def _add(self, scores: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> None:
         self._parts.append((scores, rows, columns))
         self._held += len(scores)
         if self._held >= self.keep and (
-            self._floor == -np.inf or self._held > 1.5 * self.keep + 65_536
+            self._floor == -np.inf or self._held > 1.5 * self.keep + 4096
         ):
             self._prune()
 
@@ -230,18 +244,31 @@ class Nearest:
     def take(self, block: Block) -> None:
         """Merge into the rows that a score of this block enters."""
         rows = slice(block.row, block.row + len(block.scores))
-        lowest = torch.from_numpy(self.scores[rows, -1]).to(block.row_maximum)
-        hot = (block.row_maximum > lowest).nonzero()[:, 0]
-        if not len(hot):
-            return
-        scores = block.scores if len(hot) == len(block.scores) else block.scores[hot]
+        lowest = torch.from_numpy(self.scores[rows, -1]).to(block.scores)
+        values, columns = self._entering(block, lowest)
+        if values.shape[1]:
+            hot = (values[:, 0] > -torch.inf).nonzero()[:, 0]
+            self._merge_rows(
+                hot.cpu().numpy() + block.row,
+                values[hot].double().cpu().numpy(),
+                columns[hot].cpu().numpy() + block.column,
+            )
+
+    def _entering(self, block: Block, lowest: Tensor) -> tuple[Tensor, Tensor]:
+        """(R, m) what could be among each row's largest, −inf behind it, and (R, m) where it is."""
         top_k = self.scores.shape[1]
-        values, columns = scores.topk(min(top_k, scores.shape[1]))
-        self._merge_rows(
-            hot.cpu().numpy() + block.row,
-            values.double().cpu().numpy(),
-            columns.cpu().numpy() + block.column,
-        )
+        found = None if torch.isinf(lowest).any() else block.above(lowest[:, None])
+        if found is None:
+            values, columns = block.scores.topk(min(top_k, block.scores.shape[1]))
+            return values, columns
+        above, rows, columns = found
+        counts = torch.bincount(rows, minlength=len(lowest))
+        # Runs come by row, so each row's values stand together.
+        place = torch.arange(len(rows), device=rows.device) - (counts.cumsum(0) - counts)[rows]
+        values = lowest.new_full((len(lowest), int(counts.max())), -torch.inf)
+        where = torch.full(values.shape, -1, device=rows.device)
+        values[rows, place], where[rows, place] = above, columns
+        return values, where
 
     def _merge_rows(self, rows: np.ndarray, scores: np.ndarray, columns: np.ndarray) -> None:
         both = np.concatenate([self.scores[rows], scores], axis=1)
@@ -420,9 +447,9 @@ def _see(
     by_label = np.argsort(column_labels, kind="stable")
     sorted_labels = column_labels[by_label]
     last = min(work.rows.stop, work.columns.stop) if itself else work.rows.stop
-    room = torch.empty(
-        (ROWS_AT_ONCE, len(work.columns)), dtype=columns.dtype, device=columns.device
-    )
+    # Columns up to a whole number of runs; nobody's score with them counts.
+    columns = torch.nn.functional.pad(columns, (0, 0, 0, -len(columns) % RUN))
+    room = columns.new_empty(ROWS_AT_ONCE, len(columns))
     for start in range(work.rows.start, last, ROWS_AT_ONCE):
         stop = min(start + ROWS_AT_ONCE, last)
         part = all_rows[start - work.rows.start : stop - work.rows.start]
@@ -430,7 +457,7 @@ def _see(
         rows, places = _mates(comparison.first_labels[start:stop], by_label, sorted_labels)
         if itself and stop > work.columns.start:
             row_numbers = torch.arange(start, stop, device=scores.device)[:, None]
-            numbers = torch.arange(work.columns.start, work.columns.stop, device=scores.device)
+            numbers = torch.arange(len(columns), device=scores.device) + work.columns.start
             later = rows + start < places + work.columns.start
             rows, places = rows[later], places[later]
             genuine = scores[rows, places].cpu().numpy()
@@ -438,9 +465,10 @@ def _see(
         else:
             genuine = scores[rows, places].cpu().numpy()
         scores[rows, places] = -torch.inf
+        scores[:, len(work.columns) :] = -torch.inf
         block = Block(
             scores,
-            scores.amax(1),
+            scores.view(len(scores), -1, RUN).amax(2),
             start,
             work.columns.start,
             genuine,
