@@ -49,6 +49,7 @@ def test_commands_of_the_documentation_exist() -> None:
     from margrave.cli import app
 
     known = {command.name or command.callback.__name__ for command in app.registered_commands}
+    known |= {group.name for group in app.registered_groups}
     for page in PAGES:
         for block in re.findall(r"```sh\n(.*?)```", page.read_text(), flags=re.DOTALL):
             for name in re.findall(r"^margrave ([a-z]+)", block, flags=re.MULTILINE):

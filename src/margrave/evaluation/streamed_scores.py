@@ -11,6 +11,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from margrave.memory import read_rows
+
 from .accept_rates import AcceptRate, false_accepts_allowed
 
 SCORES_AT_ONCE = 1 << 21
@@ -100,7 +102,7 @@ def _count(
     counts = np.zeros((len(prefixes), 2, _DIGITS), np.int64)
     for start in range(0, len(scores), SCORES_AT_ONCE):
         part = slice(start, start + SCORES_AT_ONCE)
-        block = np.asarray(scores[part])
+        block = read_rows(scores, start, start + SCORES_AT_ONCE)
         if level == 0 and not np.isfinite(block).all():
             bad = start + int(np.flatnonzero(~np.isfinite(block))[0])
             raise ValueError(f"score {bad} is not finite; look for NaN or zero embeddings")

@@ -408,7 +408,7 @@ def _open(
 ) -> np.ndarray:
     path = folder / f"{name}.npy"
     try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
+        array = np.lib.format.open_memmap(path, mode="r")
     except (OSError, ValueError) as error:
         raise ValueError(f"{path} cannot be read ({error}); embed again") from error
     right = array.dtype == dtype if dtype is not None else array.dtype.kind == "S"
