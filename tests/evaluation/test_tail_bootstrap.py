@@ -68,7 +68,7 @@ def test_people_with_many_images_widen_intervals() -> None:
         rate = accept_rates(genuine, tail, 4000, [0.02], identities=known, resamples=300)[0]
         assert rate.interval is not None and rate.interval[0] < rate.tar < rate.interval[1]
         widths.append(np.ptp(rate.interval))
-    assert widths[1] > 3 * widths[0]
+    assert widths[1] > 1.5 * widths[0]
     hits = (genuine > 2)[:, None]
     one, other = (np.ptp(bootstrap_shares(hits, who)[0]) for who in (np.arange(1000), person))
     assert other > 3 * one
