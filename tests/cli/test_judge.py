@@ -290,7 +290,7 @@ def test_a_threshold_is_kept_with_the_model_and_decides(work: Path) -> None:
         result = CliRunner().invoke(app, ["verify", str(model), str(sides[0]), str(side)])
         scores.append(float(result.output.split("cosine ")[1].split(",")[0]))
         says = scores[-1] > load_embedder(model).card.operating_points[0].threshold
-        assert result.exit_code == (not says)
+        assert result.exit_code == (0 if says else 2)
     with pytest.raises(ValueError, match=r"no threshold for FAR 0.5; it has: 0.001, 0.01"):
         margrave("verify", model, *sides[:2], "--far", "0.5")
     with pytest.raises(ValueError, match=r"FAR 1e-09 needs at least 1,000,000,000 impostor"):
@@ -299,6 +299,32 @@ def test_a_threshold_is_kept_with_the_model_and_decides(work: Path) -> None:
     margrave("import", work / "raw2.onnx", work / "other.onnx", *options)
     with pytest.raises(ValueError, match="made by other weights"):
         margrave("threshold", work / "other.onnx", work / "features", "--far", "0.01")
+
+
+def test_lists_that_belong_to_other_images_are_refused(work: Path) -> None:
+    margrave("pack", work / "faces", work / "one.bin", "--pairs", _pairs(work), "--size", 32)
+    (work / "two.bin").write_bytes((work / "one.bin").read_bytes())
+    margrave("embed", work / "model.onnx", work / "one.bin", work / "of_bin")
+    margrave("judge", "pairs", work / "of_bin", work / "one.bin", "--resamples", 0)
+    with pytest.raises(ValueError, match=r"of 'one\.bin', not of .*two\.bin"):
+        margrave("judge", "pairs", work / "of_bin", work / "two.bin")
+    with pytest.raises(ValueError, match=r"one\.bin brings its own images"):
+        margrave("judge", "groups", work / "of_bin", work)
+    (work / "foreign.txt").write_text("363/nobody.jpg\n")
+    margrave("embed", work / "model.onnx", work / "faces", work / "loose", "--unlabelled")
+    with pytest.raises(ValueError, match="names none of the images"):
+        noise = ("--distractor-noise", work / "foreign.txt")
+        margrave("judge", "megaface", work / "features", work / "loose", *noise)
+
+
+def test_few_images_are_judged_by_what_they_can_say(work: Path) -> None:
+    few = work / "few"
+    SyntheticFaces(num_identities=4, images_per_identity=2, image_size=32).write(few)
+    margrave("embed", work / "model.onnx", few, work / "of_few")
+    told = margrave("judge", "all-to-all", work / "of_few")
+    assert "TAR at FAR 0.1" in told
+    with pytest.raises(ValueError, match="resamples = 1"):
+        margrave("judge", "all-to-all", work / "of_few", "--resamples", 1)
 
 
 def test_two_models_are_compared(work: Path) -> None:

@@ -145,3 +145,19 @@ def test_mapped_files_are_read_alike(tmp_path: Path) -> None:
         sweep(Comparison(rows, labels), collectors, memory=1)
         kept.append(collectors["tail"].sorted()[0])
     np.testing.assert_array_equal(*kept)
+
+
+def test_a_set_may_be_compared_with_itself_under_other_labels() -> None:
+    first, labels = _faces(0, 150)
+    found = []
+    for second in (first, first.copy()):
+        nearest = Nearest(150, 3)
+        sweep(Comparison(first, labels, second, labels + 100), {"nearest": nearest}, memory=1)
+        found.append(nearest.scores)
+    np.testing.assert_array_equal(*found)
+
+
+def test_devices_that_are_not_there_are_named() -> None:
+    first, labels = _faces(0, 20)
+    with pytest.raises(ValueError, match="device = 'cud' cannot be used here"):
+        sweep(Comparison(first, labels), {}, device="cud")

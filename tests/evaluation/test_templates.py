@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from sklearn.metrics import roc_curve
 
 from margrave.evaluation import (
     Pooling,
@@ -129,3 +130,18 @@ def test_a_pair_at_odds_with_the_others_is_named() -> None:
     first, second = np.array([1, 2, 1]), np.array([2, 3, 3])
     with pytest.raises(ValueError, match="pair 2 calls templates 1 and 3 different"):
         subjects_of_pairs(first, second, np.array([True, True, False]))
+
+
+def test_nearest_points_are_those_of_scikit_learn() -> None:
+    generator = np.random.default_rng(0)
+    targets = np.array([1e-3, 1e-2, 3e-2, 0.1, 0.3])
+    for _ in range(100):
+        count = int(generator.integers(20, 300))
+        same = generator.random(count) < 0.3
+        same[:2] = True, False
+        scores = np.round(generator.standard_normal(count) + same, int(generator.integers(1, 4)))
+        far, tar, _ = roc_curve(same, scores)
+        far, tar = far[::-1], tar[::-1]
+        expected = [tar[np.abs(far - target).argmin()] for target in targets]
+        found = evaluate_templates(scores, same, "", far_targets=targets.tolist(), resamples=0)
+        np.testing.assert_allclose([rate.tar for rate in found.nearest], expected, atol=1e-12)

@@ -207,7 +207,7 @@ def identification(
         found = judge_identification(
             store,
             files,
-            ranks=[int(rank) for rank in _numbers("--ranks", ranks)],
+            ranks=_whole_numbers("--ranks", ranks),
             resamples=resamples,
             device=device,
             progress=progress,
@@ -328,3 +328,10 @@ def _numbers(option: str, given: str) -> list[float]:
         return [float(part) for part in given.split(",")]
     except ValueError:
         raise ValueError(f"{option} {given!r}; give numbers with commas between") from None
+
+
+def _whole_numbers(option: str, given: str) -> list[int]:
+    parts = given.split(",")
+    if not all(part.strip().isdecimal() for part in parts):
+        raise ValueError(f"{option} {given!r}; give whole numbers with commas between")
+    return [int(part) for part in parts]

@@ -58,7 +58,7 @@ def pairs_table(results: Mapping[str, PairResult]) -> Table:
 def pairs_notes(results: Mapping[str, PairResult]) -> str:
     """What stands below the table: the protocol, and what an asterisk means."""
     every = list(results.values())
-    notes = f"{every[0].protocol}; flip fusion"
+    notes = every[0].protocol
     if any(rate.too_few_impostors for result in every for rate in result.accept_rates):
         notes += "\n* too few impostor pairs for this FAR: the rate says little"
     return notes

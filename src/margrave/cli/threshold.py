@@ -29,7 +29,11 @@ def threshold(
     from margrave.cli.judge import open_features
     from margrave.cli.progress import counted
     from margrave.cli.tables import interval_text, percent
-    from margrave.inference import choose_operating_points, save_operating_points
+    from margrave.inference import (
+        check_made_by,
+        choose_operating_points,
+        save_operating_points,
+    )
 
     console = Console(highlight=False)
     try:
@@ -37,13 +41,14 @@ def threshold(
     except ValueError:
         raise ValueError(f"--far {far!r}; give numbers with commas between") from None
     store = open_features(console, features)
+    check_made_by(model, store)
     others = None if distractors is None else open_features(console, distractors)
     with counted(console, "comparing") as progress:
         points = choose_operating_points(
             store, targets, others, resamples=resamples, progress=progress
         )
     if save:
-        save_operating_points(model, store, points)
+        save_operating_points(model, points)
     table = Table("FAR", "cosine threshold", "95 % interval", "TAR %", "95 % interval")
     for point in points:
         around = point.threshold_interval

@@ -87,12 +87,12 @@ def accept_rates(
     if (np.diff(tail) > 0).any() or len(tail) > impostors:
         raise ValueError(f"the {len(tail)} largest of {impostors} impostor scores must descend")
     allowed = [false_accepts_allowed(far, impostors) for far in far_targets]
-    if max(allowed, default=0) >= len(tail) < impostors:
+    if max(allowed, default=0) >= len(tail):
         raise ValueError(
             f"FAR {max(far_targets)} allows {max(allowed)} false accepts, but only the {len(tail)} "
             "largest impostor scores were kept; keep more"
         )
-    thresholds = [float(tail[most]) if most < len(tail) else -np.inf for most in allowed]
+    thresholds = [float(tail[most]) for most in allowed]
     found = [
         AcceptRate(
             far_target=float(far),

@@ -28,6 +28,8 @@ from .tail_bootstrap import TailIdentities, tail_length
 
 MOST_KEPT = 1 << 25
 """The longest tail of impostor scores: 20 bytes each."""
+MOST_GENUINE = 1 << 26
+"""The most genuine scores, likewise."""
 
 
 class Keeper(Protocol):
@@ -129,6 +131,8 @@ def evaluate_all_to_all(
     (30, 1740, 1.0)
     """
     labels = np.asarray(labels)
+    if not len(far_targets) or (distractors is not None and not len(ranks)):
+        raise ValueError("no FAR targets or no ranks were asked for; give at least one of each")
     if (labels < 0).any():
         raise ValueError(
             f"label {labels.min()}; label everybody from 0 on, and give strangers as distractors"
@@ -143,6 +147,11 @@ def evaluate_all_to_all(
         raise ValueError(
             f"{genuine_pairs} genuine and {own + others} impostor pairs; give people with several "
             "images each, and others or distractors to take them for"
+        )
+    if genuine_pairs > MOST_GENUINE:
+        raise ValueError(
+            f"{genuine_pairs:,} genuine pairs, of people with up to {sizes.max():,} images, are "
+            f"too many to keep (at most {MOST_GENUINE:,}); take fewer images of each person"
         )
     most = max(false_accepts_allowed(far, own + others) for far in far_targets)
     keep = min(tail_length(most), own + others)

@@ -358,6 +358,11 @@ def sweep(
         ValueError: embeddings that are zero or not finite, naming the rows.
     """
     world = world or World()
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"device = {device!r} cannot be used here: {reason}") from error
     done = 0
     if state:
         done = int(state["done"])
@@ -433,7 +438,8 @@ class _HeldRows:
 
     def columns(self, part: range) -> Tensor:
         """Of the second."""
-        if self._second is self._first and part.stop <= self._part.stop:
+        inside = self._part.start <= part.start and part.stop <= self._part.stop
+        if self._second is self._first and inside:
             return self._rows[part.start - self._part.start : part.stop - self._part.start]
         return unit_block(self._second, part.start, part.stop).to(self._rows)
 

@@ -31,6 +31,7 @@ from typing import Literal
 
 import numpy as np
 
+from .tail_bootstrap import Interval, few_people
 from .verification import (
     accept_bins,
     area_under,
@@ -43,7 +44,6 @@ from .verification import (
     weighted_roc,
 )
 
-Interval = tuple[float, float]
 Resampled = Literal["identities", "pairs"]
 
 _VALUES_AT_ONCE = 1 << 20
@@ -105,7 +105,9 @@ def bootstrap_pairs(
     distances, same = check_pairs(distances, same)
     statistics = _Statistics(distances, same, folds, far_targets)
     drawn = _replicates(statistics, same, folds, identities, resamples, seed)
-    samples = drawn.without_excess() + (drawn.point - drawn.without_excess().mean(0))
+    spread = drawn.without_excess()
+    people = len(same) if identities is None else len(np.unique(identities))
+    samples = drawn.point + few_people(people) * (spread - spread.mean(0))
     low, high = np.quantile(samples, [(1 - level) / 2, (1 + level) / 2], axis=0)
     pairs = list(zip(low.clip(0, 1).tolist(), high.clip(0, 1).tolist(), strict=True))
     kind: Resampled = "pairs" if identities is None else "identities"

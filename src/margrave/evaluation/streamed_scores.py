@@ -58,7 +58,7 @@ def streamed_accept_rates(
             far_target=float(far),
             far=search.above[0] / impostors,
             tar=search.above[1] / genuine,
-            threshold=_float_of(search.prefix, scores.dtype) if search.found else -np.inf,
+            threshold=_float_of(search.prefix, scores.dtype),
             too_few_impostors=far * impostors < 1,
         )
         for far, search in zip(far_targets, searches, strict=True)
@@ -69,7 +69,7 @@ class _Search:
     """The impostor score that has exactly ``allowed`` others before it, from the largest on."""
 
     def __init__(self, allowed: int) -> None:
-        self.prefix, self.found = 0, True
+        self.prefix = 0
         self.above = [0, 0]
         self._left = allowed
 
@@ -77,17 +77,6 @@ class _Search:
         """Choose the next digit from (2, 65536) counts of impostor and genuine scores."""
         from_top = np.cumsum(counts[0, ::-1])
         place = int(np.searchsorted(from_top, self._left, side="right"))
-        if place == _DIGITS:
-            # Every impostor may be accepted: so is everybody.
-            self.found = False
-            place -= 1
-            self.above = [
-                self.above[0] + int(counts[0].sum()),
-                self.above[1] + int(counts[1].sum()),
-            ]
-            self.prefix <<= 16
-            self._left = 0
-            return
         digit = _DIGITS - 1 - place
         above = counts[:, digit + 1 :].sum(1)
         self.above = [self.above[0] + int(above[0]), self.above[1] + int(above[1])]

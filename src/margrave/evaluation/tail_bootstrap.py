@@ -65,6 +65,11 @@ def few_people(people: int) -> float:
     return math.sqrt((freedom + 1) / freedom) * (1 + (1.96**2 + 1) / (4 * freedom))
 
 
+def _check_resamples(resamples: int) -> None:
+    if resamples < 2:
+        raise ValueError(f"resamples = {resamples}; give at least 2, or 0 for no intervals")
+
+
 def bootstrap_tail(
     genuine: np.ndarray,
     tail: np.ndarray,
@@ -87,6 +92,7 @@ def bootstrap_tail(
         seed: of the replicates.
         level: coverage aimed at.
     """
+    _check_resamples(resamples)
     generator = np.random.default_rng(seed)
     order = np.argsort(-genuine, kind="stable")
     descending = genuine[order]
@@ -208,6 +214,7 @@ def bootstrap_shares(
     >>> bootstrap_shares(np.ones((4, 1)), np.array([0, 0, 1, 1]))
     [(1.0, 1.0)]
     """
+    _check_resamples(resamples)
     generator = np.random.default_rng(seed)
     person = np.unique(identities, return_inverse=True)[1]
     count = int(person.max()) + 1

@@ -269,6 +269,7 @@ def evaluate_templates(
         resamples=resamples,
         seed=seed,
     )
+    points = nearest_points(roc, far_targets, len(impostors), int(same.sum()))
     nearest = tuple(
         AcceptRate(
             far_target=float(target),
@@ -277,7 +278,7 @@ def evaluate_templates(
             threshold=float(roc.scores[point]),
             too_few_impostors=target * len(impostors) < 1,
         )
-        for target, point in zip(far_targets, nearest_points(roc, far_targets), strict=True)
+        for target, point in zip(far_targets, points, strict=True)
     )
     return TemplateResult(
         protocol=f"templates 1:1, {code}",

@@ -131,14 +131,19 @@ def true_accept_rate(roc: Roc, far: float) -> np.ndarray:
     return np.take_along_axis(roc.tar, loosest_point(roc, far)[..., None], -1)[..., 0]
 
 
-def nearest_points(roc: Roc, far_targets: Sequence[float]) -> np.ndarray:
+def nearest_points(
+    roc: Roc, far_targets: Sequence[float], impostors: int, genuine: int
+) -> np.ndarray:
     """(T,) positions on the ROC whose FAR is nearest to each target, the larger of two as near.
 
     The rule of the published IJB figures: it may exceed the target. As there, only corners of the
     curve are looked at, and of points of equal FAR the one with the highest TAR.
     """
-    corner = (np.diff(roc.far, 2) != 0) | (np.diff(roc.tar, 2) != 0)
-    points = np.flatnonzero(np.concatenate([[True], corner, [True]]))[::-1]
+    # Whole numbers of pairs: of shares, rounding makes corners where the curve is straight.
+    false, true = np.rint(roc.far * impostors)[1:], np.rint(roc.tar * genuine)[1:]
+    corner = (np.diff(false, 2) != 0) | (np.diff(true, 2) != 0)
+    inner = 1 + np.flatnonzero(np.concatenate([[True], corner, [True]])) if len(false) > 1 else [1]
+    points = np.concatenate([[0], inner])[::-1].astype(np.int64)
     return np.array([points[np.abs(roc.far[points] - far).argmin()] for far in far_targets], int)
 
 

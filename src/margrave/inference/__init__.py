@@ -11,6 +11,7 @@ from margrave.inference.feature_store import (
 from margrave.inference.onnx_model import OnnxBackbone, import_onnx
 from margrave.inference.operating_points import (
     Decision,
+    check_made_by,
     choose_operating_points,
     decide,
     operating_point,
@@ -47,6 +48,7 @@ __all__ = [
     "TemplatesResult",
     "Verification",
     "align_photos",
+    "check_made_by",
     "choose_operating_points",
     "decide",
     "embed_pairs",

@@ -149,7 +149,7 @@ def load_embedder(
     path = Path(path)
     path = path / "model.safetensors" if path.is_dir() else path
     if path.suffix.lower() == ".onnx":
-        network, card = load_onnx(path)
+        network, card = load_onnx(path, device)
         return Embedder(network.eval(), card, fit or card.fit)
     state, card = load_model(path)
     kind = card.backbone["kind"]

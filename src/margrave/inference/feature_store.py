@@ -95,6 +95,7 @@ class FeatureStore:
         card: of the model.
         description: everything in ``features.json``.
         unreadable: images that could not be embedded, by row, and why; their rows are zero.
+        digest: of the description and of all blocks' checksums: what these features are.
 
     Raises:
         ValueError: no store, an unfinished one, files of other sizes, a block whose checksum
@@ -126,6 +127,9 @@ class FeatureStore:
         self.unreadable: dict[int, str] = {
             int(row): reason for block in blocks for row, reason in block["unreadable"].items()
         }
+        self.digest = hashlib.sha256(
+            json.dumps([{**self.description, "model": ""}, blocks]).encode()
+        ).hexdigest()
         if verify:
             self._verify(blocks, progress)
 
@@ -247,7 +251,8 @@ def embed_to_store(
     sides = {
         name: np.load(folder / f"{name}.npy", mmap_mode="r+")
         for name in ("embeddings", *(["flipped"] if flips else []), "norms")
-        if (folder / f"{name}.npy").exists()
+        # Before the first block they may be there in part.
+        if done
     }
     if progress is not None:
         progress(done, count)
@@ -332,16 +337,21 @@ def _resume_or_begin(
 
 
 def _make_arrays(folder: Path, description: dict[str, Any], width: int) -> dict[str, np.ndarray]:
-    """The files at their full size; those not yet written take no room on most disks."""
+    """The files at their full size."""
     _write_header(folder, {**description, "width": width})
     count = description["count"]
     shapes = {"embeddings": (count, width), "flipped": (count, width), "norms": (count,)}
     if not description["flips"]:
         del shapes["flipped"]
-    return {
-        name: np.lib.format.open_memmap(folder / f"{name}.npy", "w+", np.float32, shape)
-        for name, shape in shapes.items()
-    }
+    arrays = {}
+    for name, shape in shapes.items():
+        path = folder / f"{name}.npy"
+        arrays[name] = np.lib.format.open_memmap(path, "w+", np.float32, shape)
+        # Writing into a hole of a full disk would end the process without a word.
+        if hasattr(os, "posix_fallocate"):
+            with open(path, "r+b") as file:
+                os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+    return arrays
 
 
 def _flush(path: Path) -> None:

@@ -26,6 +26,7 @@ class OnnxBackbone(nn.Module):
     Args:
         path: the .onnx file, with one input (B, 3, S, S) and one output (B, D).
         threads: of the processor; by default as many as torch uses.
+        device: ``cpu`` or ``cuda``; by default CUDA where onnxruntime has it.
 
     Attributes:
         content_digest: SHA-256 of the file.
@@ -37,7 +38,9 @@ class OnnxBackbone(nn.Module):
             installed.
     """
 
-    def __init__(self, path: str | Path, threads: int | None = None) -> None:
+    def __init__(
+        self, path: str | Path, threads: int | None = None, device: str | None = None
+    ) -> None:
         super().__init__()
         try:
             import onnxruntime
@@ -51,8 +54,15 @@ class OnnxBackbone(nn.Module):
         options.intra_op_num_threads = threads or torch.get_num_threads()
         # Warnings about a model's initializers are its exporter's business.
         options.log_severity_level = 3
-        wanted = ["CUDAExecutionProvider", "CPUExecutionProvider"]
-        providers = [name for name in wanted if name in onnxruntime.get_available_providers()]
+        offered = onnxruntime.get_available_providers()
+        kinds = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+        if device is None:
+            providers = [name for name in reversed(kinds.values()) if name in offered]
+        elif kinds.get(device.split(":")[0]) in offered:
+            providers = [kinds[device.split(":")[0]]]
+        else:
+            known = ", ".join(kind for kind, name in kinds.items() if name in offered)
+            raise ValueError(f"device = {device!r} cannot be used for {path}; choices: {known}")
         try:
             self._session = onnxruntime.InferenceSession(str(path), options, providers=providers)
         except Exception as error:  # onnxruntime's own exceptions share no base of their own
@@ -95,13 +105,13 @@ def card_path(path: str | Path) -> Path:
     return Path(f"{path}.card.json")
 
 
-def load_onnx(path: str | Path) -> tuple[OnnxBackbone, ModelCard]:
+def load_onnx(path: str | Path, device: str | None = None) -> tuple[OnnxBackbone, ModelCard]:
     """The network and its card, from the file's own metadata or from the card beside it.
 
     Raises:
         ValueError: neither says how images are prepared; a card that does not fit.
     """
-    backbone = OnnxBackbone(path)
+    backbone = OnnxBackbone(path, device=device)
     beside = card_path(path)
     if beside.is_file():
         card = read_card(beside.read_text(encoding="utf-8"), beside)
@@ -159,6 +169,13 @@ def import_onnx(
     card = ModelCard(**known)
     with atomic_write(target) as temporary:
         temporary.write_bytes(Path(source).read_bytes())
+        try:
+            OnnxBackbone(temporary)
+        except ValueError as error:
+            raise ValueError(
+                f"{source} cannot be used without files beside it; export it into one file "
+                f"(external_data=False): {error}"
+            ) from error
     write_card(target, card)
     return card
 

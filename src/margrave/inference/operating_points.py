@@ -70,40 +70,49 @@ def choose_operating_points(
     )
 
 
-def save_operating_points(
-    model: str | Path, store: FeatureStore, points: Sequence[OperatingPoint]
-) -> None:
+def save_operating_points(model: str | Path, points: Sequence[OperatingPoint]) -> None:
     """Keep thresholds in the model's card; others of the same FAR are replaced.
 
     Args:
-        model: the model file, run folder or .onnx file that made the features.
-        store: the features.
+        model: the model file, run folder or .onnx file.
         points: the thresholds.
+    """
+    path = _model_file(model)
+    fars = {point.far for point in points}
+    state, card = (None, load_onnx(path)[1]) if _is_onnx(path) else load_model(path)
+    kept = [point for point in card.operating_points if point.far not in fars]
+    card = replace(card, operating_points=(*kept, *points))
+    if state is None:
+        write_card(path, card)
+    else:
+        save_model(path, state, card)
+
+
+def check_made_by(model: str | Path, store: FeatureStore) -> None:
+    """Whether features are this model's.
 
     Raises:
-        ValueError: the features were not made by this model.
+        ValueError: they were made by other weights.
     """
-    path = Path(model)
-    path = path / "model.safetensors" if path.is_dir() else path
-    fars = {point.far for point in points}
-    if path.suffix.lower() == ".onnx":
-        backbone, card = load_onnx(path)
-        _check_maker(path, backbone.content_digest, store)
-        kept = [point for point in card.operating_points if point.far not in fars]
-        write_card(path, replace(card, operating_points=(*kept, *points)))
-        return
-    state, card = load_model(path)
-    _check_maker(path, weights_digest(state), store)
-    kept = [point for point in card.operating_points if point.far not in fars]
-    save_model(path, state, replace(card, operating_points=(*kept, *points)))
-
-
-def _check_maker(path: Path, weights: str, store: FeatureStore) -> None:
+    path = _model_file(model)
+    if _is_onnx(path):
+        weights = load_onnx(path)[0].content_digest
+    else:
+        weights = weights_digest(load_model(path)[0])
     if store.description["weights"] != weights:
         raise ValueError(
             f"the features in {store.folder} were made by other weights than those of {path} "
             f"({store.description['model'] or 'unnamed'}); embed the images with this model first"
         )
+
+
+def _model_file(model: str | Path) -> Path:
+    path = Path(model)
+    return path / "model.safetensors" if path.is_dir() else path
+
+
+def _is_onnx(path: Path) -> bool:
+    return path.suffix.lower() == ".onnx"
 
 
 @dataclass(frozen=True)

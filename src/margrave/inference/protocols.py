@@ -65,6 +65,8 @@ MEGAFACE_FAR_TARGETS = (1e-4, 1e-5, 1e-6)
 NOISE = 1e-3
 """How far a noisy probe is put from its identity's centre, each number either way (MegaFace)."""
 SECONDS_BETWEEN_STATES = 30.0
+# What numpy raises at files that are no archives of arrays, depending on what they are instead.
+_UNREADABLE = (OSError, ValueError, KeyError, EOFError, TypeError, AttributeError)
 
 
 class LandmarkedImages:
@@ -153,10 +155,12 @@ def judge_pairs(store: FeatureStore, pairs: str | Path, resamples: int = 1000) -
 def _open_pairs(store: FeatureStore, pairs: str | Path) -> PairList:
     if str(pairs).lower().endswith(".bin"):
         listed, images = read_pairs_bin(pairs)
-        if len(images) != len(store):
+        source = store.description["images"]["source"]
+        if Path(pairs).name != source or len(images) != len(store):
             raise ValueError(
-                f"{pairs} holds {len(images)} images, {store.folder} features of {len(store)}; "
-                f"embed that very file: margrave embed MODEL {pairs}"
+                f"{store.folder} holds features of {len(store)} images of "
+                f"{source!r}, not of {pairs}; embed that very file: "
+                f"margrave embed MODEL {pairs} FEATURES"
             )
         return listed
     return read_named_pairs(pairs, store.names)
@@ -164,7 +168,9 @@ def _open_pairs(store: FeatureStore, pairs: str | Path) -> PairList:
 
 def _judge_pair_list(store: FeatureStore, pairs: PairList, resamples: int) -> PairResult:
     first, second, identities = _sides(store, pairs)
-    return evaluate_pairs(first, second, pairs.same, pairs.folds, identities, resamples=resamples)
+    result = evaluate_pairs(first, second, pairs.same, pairs.folds, identities, resamples=resamples)
+    code = "F1" if store.flipped is None else "F2"
+    return PairResult(**{**vars(result), "protocol": f"{result.protocol}; {code}"})
 
 
 def _sides(
@@ -226,6 +232,11 @@ def judge_groups(store: FeatureStore, folder: str | Path, resamples: int = 1000)
     Source: Wang et al., "Racial Faces in the Wild" (2019).
     """
     lists = read_group_pairs(folder)
+    if packed := [path for path in lists.values() if path.suffix == ".bin"]:
+        raise ValueError(
+            f"{packed[0]} brings its own images: embed each group's .bin and judge it by "
+            "margrave judge pairs; groups are lists of pairs of one folder's images"
+        )
     groups = {name: judge_pairs(store, path, resamples) for name, path in lists.items()}
     accuracies = np.array([result.accuracy for result in groups.values()])
     errors = 1 - accuracies
@@ -453,7 +464,7 @@ def judge_templates(
             pooled,
             subjects,
             protocol=f"templates, all pairs, {pooling.code}",
-            far_targets=_reachable(pooled.shape[0]),
+            far_targets=_reachable(len(pooled) * (len(pooled) - 1) // 2),
             resamples=resamples,
             device=device,
             progress=progress,
@@ -477,11 +488,10 @@ def judge_templates(
     return TemplatesResult(**result)
 
 
-def _reachable(faces: int) -> tuple[float, ...]:
-    """FAR targets that so many faces' pairs have something to say about."""
-    pairs = max(1, faces * (faces - 1) // 2)
-    powers = [10.0**-power for power in range(2, 10)]
-    return tuple(far for far in powers if far * pairs >= 1) or (0.1,)
+def _reachable(pairs: int) -> tuple[float, ...]:
+    """The four smallest powers of ten, from 1e-9 on, that so many impostor pairs can speak of."""
+    powers = [10.0**-power for power in range(1, 10)]
+    return tuple(far for far in powers if far * pairs >= 1)[-4:] or (0.1,)
 
 
 def judge_youtube(store: FeatureStore, pairs: str | Path, resamples: int = 1000) -> PairResult:
@@ -620,15 +630,20 @@ def judge_megaface(
             [facescrub_identity(name) for name in probes.names], return_inverse=True
         )[1]
     rows = unit_rows(probes.rows[0 : len(probes)])
-    noise = [str(path) for path in (probe_noise, distractor_noise)]
+    noise: list[list[str]] = []
     if probe_noise is not None:
         noisy = read_noise_list(probe_noise)
+        noise.append(sorted(noisy))
         bad = np.array([PurePath(name).name in noisy or name in noisy for name in probes.names])
+        _check_noise(probe_noise, noisy, bad, probes)
         rows = _beside_centres(rows, labels, bad, np.random.default_rng(seed))
     clean = np.array([row not in distractors.unreadable for row in range(len(distractors))])
     if distractor_noise is not None:
         noisy = read_noise_list(distractor_noise)
-        clean &= np.array([name not in noisy for name in distractors.names])
+        noise.append(sorted(noisy))
+        bad = np.array([name in noisy for name in distractors.names])
+        _check_noise(distractor_noise, noisy, bad, distractors)
+        clean &= ~bad
     chosen = ChosenRows(distractors.rows, np.flatnonzero(clean))
     return evaluate_all_to_all(
         rows.astype(np.float32),
@@ -645,6 +660,17 @@ def judge_megaface(
         progress=progress,
         keeper=_keeper(state, ["megaface", seed, noise], world, probes, distractors),
     )
+
+
+def _check_noise(
+    path: str | Path, noisy: frozenset[str], bad: np.ndarray, store: FeatureStore
+) -> None:
+    """A list that names none of the images was written for others."""
+    if noisy and not bad.any():
+        raise ValueError(
+            f"{path} names none of the images of {store.folder}: it has {min(noisy)!r}, these are "
+            f"like {store.name(0)!r}; embed the folder that its names are relative to"
+        )
 
 
 def _beside_centres(
@@ -678,7 +704,7 @@ def judge_all_to_all(
     Args:
         store: labelled features.
         distractors: features of strangers.
-        far_targets: by default all powers of ten that there are impostor pairs for, to 1e-9.
+        far_targets: by default the four smallest powers of ten that there are impostor pairs for.
         resamples: bootstrap replicates; 0 for none.
         device: where products are computed.
         world: ranks that share the work.
@@ -697,7 +723,10 @@ def judge_all_to_all(
         kept = [row for row in range(len(distractors)) if row not in distractors.unreadable]
         others = ChosenRows(distractors.rows, np.array(kept))
     if far_targets is None:
-        far_targets = [far for far in _reachable(len(labelled)) if far <= 1e-2][-4:]
+        strangers = 0 if others is None else others.shape[0]
+        far_targets = _reachable(
+            len(labelled) * (len(labelled) - 1) // 2 + len(labelled) * strangers
+        )
     return evaluate_all_to_all(
         ChosenRows(store.rows, labelled),
         store.labels[labelled],
@@ -724,11 +753,7 @@ def _keeper(
     path = Path(path)
     if world.size > 1:
         path = path.with_name(f"{path.name}.{world.rank}")
-    features = [
-        (store.description["weights"], store.description["images"]["digest"])
-        for store in stores
-        if store is not None
-    ]
+    features = [store.digest for store in stores if store is not None]
     return FileKeeper(path, json.dumps([settings, world.size, features]))
 
 
@@ -758,7 +783,15 @@ class FileKeeper:
             with np.load(self.path, allow_pickle=False) as content:
                 arrays = {name: content[name] for name in content.files}
             found = str(arrays.pop("what"))
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        except (
+            OSError,
+            ValueError,
+            KeyError,
+            EOFError,
+            TypeError,
+            AttributeError,
+            zipfile.BadZipFile,
+        ) as error:
             raise ValueError(
                 f"{self.path} is no evaluation's state ({error}); delete it to begin anew"
             ) from error

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -86,6 +86,7 @@ def verify(
     if labels is not None:
         identities = np.stack([labels[pairs.first], labels[pairs.second]], axis=1)[kept]
     result = evaluate_pairs(*sides, folds=pairs.folds, identities=identities, resamples=resamples)
+    result = replace(result, protocol=f"{result.protocol}; F2")
     quality, strata = getattr(images, "quality", None), ()
     if quality is not None:
         worse = np.minimum(quality[pairs.first], quality[pairs.second])[kept]

@@ -1,0 +1,190 @@
+"""Do intervals cover the truth, and does the paired test keep its level? On simulated people.
+
+Every person has a face of its own and a difficulty of its own, so images and pairs of one person
+are not independent. Prints how often 95 % intervals cover the figure's mean over many samples, and
+how often two equally good models are called different at 5 %; writes benchmarks/coverage.csv.
+About 15 minutes on two cores.
+
+    python benchmarks/coverage.py
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import multiprocessing
+import os
+from collections.abc import Callable, Iterable
+from functools import partial
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import numpy as np
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from margrave.evaluation import (
+    bootstrap_pairs,
+    compare_pairs,
+    evaluate_all_to_all,
+    evaluate_open_set,
+)
+
+PEOPLE, IMAGES, STRANGERS, WIDTH = 120, 4, 150, 10
+FOLDS, PAIRS_PEOPLE, PAIRS = 5, 24, 60
+RESAMPLES = 300
+Found = dict[str, tuple[float, tuple[float, float] | None]]
+
+
+def main() -> None:
+    """Simulate, print and write."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--trials", type=int, default=1000)
+    parser.add_argument("--truths", type=int, default=4000)
+    parser.add_argument("--only", choices=("faces", "pairs"))
+    given = parser.parse_args()
+    rows: list[dict[str, object]] = []
+    with multiprocessing.Pool() as pool:
+
+        def run(function: Callable, seeds: Iterable[int], what: str) -> list:
+            todo = list(seeds)
+            found = pool.imap_unordered(function, todo, chunksize=10)
+            return list(track(found, what, len(todo)))
+
+        for name, simulate in (("faces", faces_once), ("pairs", pairs_once)):
+            if given.only not in (None, name):
+                continue
+            truths = run(partial(simulate, resamples=0), range(given.truths), f"{name}, truth")
+            trials = range(10**6, 10**6 + given.trials)
+            judged = run(partial(simulate, resamples=RESAMPLES), trials, f"{name}, intervals")
+            for figure in truths[0]:
+                truth = float(np.mean([each[figure][0] for each in truths]))
+                ends = [each[figure][1] for each in judged]
+                covered = float(np.mean([low <= truth <= high for low, high in ends]))
+                rows.append(
+                    {
+                        "what": f"interval of {figure}",
+                        "truth": round(truth, 3),
+                        "share %": round(100 * covered, 1),
+                    }
+                )
+        tested = run(equal_models_once, range(given.trials), "equal models")
+        for figure in tested[0]:
+            share = float(np.mean([each[figure] for each in tested]))
+            rows.append({"what": f"p < 0.05 for {figure}", "truth": 0, "share %": 100 * share})
+    table = Table(*rows[0])
+    for row in rows:
+        table.add_row(*(str(value) for value in row.values()))
+    Console().print(table)
+    if given.only:
+        return
+    with open(Path(__file__).with_suffix(".csv"), "w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def faces_once(seed: int, resamples: int) -> Found:
+    """All-to-all, distractors and open-set search over one sample of people."""
+    generator = np.random.default_rng(seed)
+    centres = generator.standard_normal((PEOPLE, WIDTH)).repeat(IMAGES, axis=0)
+    noise = 0.75 * np.exp(0.5 * generator.standard_normal(PEOPLE)).repeat(IMAGES)[:, None]
+    faces = centres + noise * generator.standard_normal(centres.shape)
+    people = np.arange(PEOPLE).repeat(IMAGES)
+    strangers = 1.3 * generator.standard_normal((STRANGERS, WIDTH))
+    settings = {"far_targets": [0.1, 0.01], "resamples": resamples, "seed": seed}
+    own = evaluate_all_to_all(faces, people, **settings)
+    against = evaluate_all_to_all(
+        faces,
+        people,
+        strangers,
+        own_impostors=False,
+        ranks=(1, 5),
+        identification_far_targets=(0.05,),
+        **settings,
+    )
+    first = np.arange(len(faces)) % IMAGES == 0
+    enrolled = first & (people < PEOPLE // 2)
+    searched = evaluate_open_set(
+        faces[~first],
+        people[~first],
+        faces[enrolled],
+        people[enrolled],
+        fpir_targets=[0.1],
+        ranks=(1,),
+        resamples=resamples,
+        seed=seed,
+    )
+    found: Found = {}
+    for rate in own.verification:
+        found[f"TAR at FAR {rate.far_target:g}"] = rate.tar, rate.interval
+        found[f"threshold at FAR {rate.far_target:g}"] = rate.threshold, rate.threshold_interval
+    for rate in against.verification:
+        found[f"TAR at FAR {rate.far_target:g}, distractors"] = rate.tar, rate.interval
+    for rank in against.ranks:
+        found[f"rank {rank.rank}, distractors"] = rank.rate, rank.interval
+    for rate in against.identification:
+        found[f"identified at FAR {rate.far_target:g}"] = rate.tar, rate.interval
+    found["TPIR at FPIR 0.1"] = searched.rates[0].tpir, searched.rates[0].interval
+    found["rank 1, open set"] = searched.ranks[0].rate, searched.ranks[0].interval
+    return found
+
+
+def people_of_pairs(generator: np.random.Generator) -> np.ndarray:
+    """(P, 2) people of pairs, each fold with its own."""
+    sides = []
+    for fold in range(FOLDS):
+        alone = generator.integers(PAIRS_PEOPLE, size=(PAIRS, 1)).repeat(2, 1)
+        met = generator.random((PAIRS, PAIRS_PEOPLE)).argsort(1)[:, :2]
+        sides += [alone + fold * PAIRS_PEOPLE, met + fold * PAIRS_PEOPLE]
+    return np.concatenate(sides)
+
+
+def effects(
+    generator: np.random.Generator, people: np.ndarray, same: np.ndarray, share: float = 0.4
+) -> np.ndarray:
+    """(P,) of variance 1, of which a share is the persons'."""
+    genuine, impostor = generator.standard_normal((2, FOLDS * PAIRS_PEOPLE))
+    persons = np.where(same, genuine[people[:, 0]], impostor[people].sum(1) / 2**0.5)
+    return share**0.5 * persons + (1 - share) ** 0.5 * generator.standard_normal(len(same))
+
+
+def pairs_once(seed: int, resamples: int) -> Found:
+    """LFW's protocol over one sample of pairs."""
+    generator = np.random.default_rng(seed)
+    people = people_of_pairs(generator)
+    same = people[:, 0] == people[:, 1]
+    distances = (2 - 0.35 * (effects(generator, people, same) + 2 * same)).clip(0, 3.99)
+    found = bootstrap_pairs(distances, same, FOLDS, people, [0.1], max(resamples, 2), seed)
+    # The figures themselves: equal models' comparison has them.
+    point = compare_pairs(distances, distances, same, FOLDS, people, [0.1], 2, seed)
+    intervals = (
+        found.accuracy,
+        found.area_under_roc,
+        found.equal_error_rate,
+        found.true_accept_rates[0],
+    )
+    return {
+        f"{each.metric.replace('_', ' ')}, pairs": (each.first, interval)
+        for each, interval in zip(point, intervals, strict=True)
+    }
+
+
+def equal_models_once(seed: int) -> dict[str, bool]:
+    """Which figures of two equally good models differ significantly."""
+    generator = np.random.default_rng(seed)
+    people = people_of_pairs(generator)
+    same = people[:, 0] == people[:, 1]
+    common = effects(generator, people, same)
+    first, second = (
+        (2 - 0.35 * ((common + effects(generator, people, same)) / 2**0.5 + 2 * same)).clip(0, 3.99)
+        for _ in range(2)
+    )
+    compared = compare_pairs(first, second, same, FOLDS, people, [0.1], RESAMPLES, seed)
+    return {each.metric.replace("_", " "): each.p_value < 0.05 for each in compared}
+
+
+if __name__ == "__main__":
+    main()
