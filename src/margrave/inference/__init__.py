@@ -8,6 +8,8 @@ from margrave.inference.feature_store import (
     FusedRows,
     embed_to_store,
 )
+from margrave.inference.file_keeper import FileKeeper
+from margrave.inference.landmarked_images import open_landmarked
 from margrave.inference.onnx_model import OnnxBackbone, import_onnx
 from margrave.inference.operating_points import (
     Decision,
@@ -18,7 +20,6 @@ from margrave.inference.operating_points import (
     save_operating_points,
 )
 from margrave.inference.protocols import (
-    FileKeeper,
     GroupsResult,
     TemplatesResult,
     judge_all_to_all,
@@ -30,7 +31,6 @@ from margrave.inference.protocols import (
     judge_pairs,
     judge_templates,
     judge_youtube,
-    open_landmarked,
 )
 from margrave.inference.verification import Verification, embed_pairs, verify
 

@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import json
-import time
-import zipfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
 
-from margrave.checkpoints import atomic_write
-from margrave.data import PairList, ReadableImages, decode_image, read_named_pairs, read_pairs_bin
+from margrave.data import PairList, read_named_pairs, read_pairs_bin
 from margrave.data.protocol_files import (
-    Landmarks,
     TemplatePairs,
     TemplateSubjects,
     facescrub_identity,
@@ -42,7 +38,6 @@ from margrave.evaluation import (
     OpenSetResult,
     PairResult,
     Pooling,
-    State,
     TemplateResult,
     compare_pairs,
     detection_rates,
@@ -57,61 +52,13 @@ from margrave.evaluation import (
     template_scores,
     unit_rows,
 )
-from margrave.faces import align_face
 from margrave.inference.embedder import Progress
 from margrave.inference.feature_store import ChosenRows, FeatureStore
+from margrave.inference.file_keeper import FileKeeper
 
 MEGAFACE_FAR_TARGETS = (1e-4, 1e-5, 1e-6)
 NOISE = 1e-3
 """How far a noisy probe is put from its identity's centre, each number either way (MegaFace)."""
-SECONDS_BETWEEN_STATES = 30.0
-# What numpy raises at files that are no archives of arrays, depending on what they are instead.
-_UNREADABLE = (OSError, ValueError, KeyError, EOFError, TypeError, AttributeError)
-
-
-class LandmarkedImages:
-    """Photos with known landmarks, aligned as they are read (IJB's loose crops).
-
-    Args:
-        folder: where the photos lie.
-        landmarks: from ``read_landmarks``.
-        size: of the aligned crop.
-    """
-
-    def __init__(self, folder: str | Path, landmarks: Landmarks, size: int = 112) -> None:
-        self.folder, self.landmarks, self.size = Path(folder), landmarks, size
-
-    def __len__(self) -> int:
-        return len(self.landmarks.names)
-
-    def path(self, index: int) -> str:
-        """Where the photo lies in the folder."""
-        return self.landmarks.names[index]
-
-    def name(self, index: int) -> str:
-        """Where the photo lies, for messages."""
-        return str(self.folder / self.landmarks.names[index])
-
-    def read(self, index: int) -> np.ndarray:
-        """The (size, size, 3) crop.
-
-        Raises:
-            ValueError: the photo cannot be read, or its landmarks have no direction.
-        """
-        name = self.name(index)
-        try:
-            content = Path(name).read_bytes()
-        except OSError as error:
-            raise ValueError(f"{name} cannot be read ({error.strerror})") from None
-        try:
-            return align_face(decode_image(content, name), self.landmarks.points[index], self.size)
-        except ValueError as error:
-            raise ValueError(f"{name}: {error}") from None
-
-
-def open_landmarked(folder: str | Path, landmarks: str | Path, size: int) -> ReadableImages:
-    """Photos of a folder with IJB's ``name_5pts_score.txt``."""
-    return LandmarkedImages(folder, read_landmarks(landmarks), size)
 
 
 @dataclass(frozen=True)
@@ -755,74 +702,3 @@ def _keeper(
         path = path.with_name(f"{path.name}.{world.rank}")
     features = [store.digest for store in stores if store is not None]
     return FileKeeper(path, json.dumps([settings, world.size, features]))
-
-
-class FileKeeper:
-    """Keeps the state of an evaluation in a file, now and then, so that it can be interrupted.
-
-    Args:
-        path: of the file; one of another evaluation is refused.
-        what: what is evaluated, as JSON.
-        seconds: between two states.
-
-    Raises:
-        ValueError: a file of another evaluation, or a damaged one.
-    """
-
-    def __init__(
-        self, path: str | Path, what: str, seconds: float = SECONDS_BETWEEN_STATES
-    ) -> None:
-        self.path, self.what, self.seconds = Path(path), what, seconds
-        self._states: dict[str, State] = {}
-        self._written = time.monotonic()
-        if self.path.exists():
-            self._read()
-
-    def _read(self) -> None:
-        try:
-            with np.load(self.path, allow_pickle=False) as content:
-                arrays = {name: content[name] for name in content.files}
-            found = str(arrays.pop("what"))
-        except (
-            OSError,
-            ValueError,
-            KeyError,
-            EOFError,
-            TypeError,
-            AttributeError,
-            zipfile.BadZipFile,
-        ) as error:
-            raise ValueError(
-                f"{self.path} is no evaluation's state ({error}); delete it to begin anew"
-            ) from error
-        if found != self.what:
-            raise ValueError(
-                f"{self.path} belongs to another evaluation; delete it, or give another file"
-            )
-        for key, array in arrays.items():
-            name, part, *rest = key.split("/")
-            state = self._states.setdefault(name, {})
-            if rest:
-                state.setdefault(part, {})[rest[0]] = array
-            else:
-                state[part] = array
-
-    def load(self, name: str) -> State | None:
-        """What was kept under the name."""
-        return self._states.get(name)
-
-    def offer(self, name: str, told: Callable[[], State]) -> None:
-        """Write the state if the last one is old enough."""
-        if time.monotonic() - self._written < self.seconds:
-            return
-        self._states[name] = told()
-        arrays: dict[str, Any] = {"what": np.array(self.what)}
-        for each, state in self._states.items():
-            for part, value in state.items():
-                if isinstance(value, dict):
-                    arrays |= {f"{each}/{part}/{key}": array for key, array in value.items()}
-                else:
-                    arrays[f"{each}/{part}"] = np.array(value)
-        with atomic_write(self.path) as temporary, open(temporary, "wb") as file:
-            np.savez(file, **arrays)
-        self._written = time.monotonic()
