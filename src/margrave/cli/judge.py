@@ -11,6 +11,8 @@ import typer
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from margrave.distributed import World
+    from margrave.evaluation import AllToAllResult
     from margrave.inference import FeatureStore
 
 app = typer.Typer(
@@ -26,6 +28,9 @@ Device = Annotated[str, typer.Option(help="Where products are computed: cpu, cud
 Output = Annotated[Path | None, typer.Option("--output", "-o", help="Write the results as JSON.")]
 Norm = Annotated[bool, typer.Option(help="Keep embeddings' norms (N1) or not (N0).")]
 Detector = Annotated[bool, typer.Option(help="Multiply by the detector's score (D1).")]
+Devices = Annotated[
+    int, typer.Option(min=1, help="Processes on this machine, one per GPU if there are any.")
+]
 State = Annotated[
     Path | None,
     typer.Option(help="A file to keep the state in; run again to go on after an interruption."),
@@ -218,6 +223,7 @@ def identification(
 
 @app.command()
 def megaface(
+    context: typer.Context,
     probes: Annotated[Path, typer.Argument(help="Features of FaceScrub's probes.")],
     distractors: Annotated[Path, typer.Argument(help="Features of the distractors.")],
     probe_noise: Annotated[
@@ -228,33 +234,39 @@ def megaface(
     ] = None,
     resamples: Resamples = 1000,
     device: Device = "cpu",
+    devices: Devices = 1,
     state: State = None,
     output: Output = None,
 ) -> None:
     """MegaFace challenge 1: rank 1 and 10, and TAR down to FAR 1e-6, against distractors."""
+    from margrave.cli.processes import own_device, share_out
     from margrave.cli.progress import counted
-    from margrave.cli.tables import all_to_all_table
+    from margrave.distributed import joined_world
     from margrave.inference import judge_megaface
 
-    console, store = _begin(probes)
-    _, others = _begin(distractors)
-    with counted(console, "comparing") as progress:
-        found = judge_megaface(
-            store,
-            others,
-            probe_noise=probe_noise,
-            distractor_noise=distractor_noise,
-            resamples=resamples,
-            device=device,
-            progress=progress,
-            state=state,
-        )
-    console.print(all_to_all_table(found))
-    _write(output, found.to_json(), state)
+    if share_out(context, devices):
+        return
+    with joined_world() as world:
+        console, store = _begin(probes, world)
+        _, others = _begin(distractors, world)
+        with counted(console, "comparing") as progress:
+            found = judge_megaface(
+                store,
+                others,
+                probe_noise=probe_noise,
+                distractor_noise=distractor_noise,
+                resamples=resamples,
+                device=own_device(device),
+                world=world,
+                progress=progress,
+                state=state,
+            )
+        _show_everybody(console, found, world, output, state)
 
 
 @app.command("all-to-all")
 def all_to_all(
+    context: typer.Context,
     features: Features,
     distractors: Annotated[
         Path | None, typer.Option(help="Features of strangers, compared with everybody.")
@@ -264,44 +276,52 @@ def all_to_all(
     ] = None,
     resamples: Resamples = 1000,
     device: Device = "cpu",
+    devices: Devices = 1,
     state: State = None,
     output: Output = None,
 ) -> None:
     """Everybody with everybody: Trillion-Pairs, MFR and LFR on any labelled set."""
+    from margrave.cli.processes import own_device, share_out
     from margrave.cli.progress import counted
-    from margrave.cli.tables import all_to_all_table
+    from margrave.distributed import joined_world
     from margrave.inference import judge_all_to_all
 
-    console, store = _begin(features)
-    others = None if distractors is None else _begin(distractors)[1]
-    with counted(console, "comparing") as progress:
-        found = judge_all_to_all(
-            store,
-            others,
-            far_targets=None if far is None else _numbers("--far", far),
-            resamples=resamples,
-            device=device,
-            progress=progress,
-            state=state,
-        )
-    console.print(all_to_all_table(found))
-    _write(output, found.to_json(), state)
+    far_targets = None if far is None else _numbers("--far", far)
+    if share_out(context, devices):
+        return
+    with joined_world() as world:
+        console, store = _begin(features, world)
+        others = None if distractors is None else _begin(distractors, world)[1]
+        with counted(console, "comparing") as progress:
+            found = judge_all_to_all(
+                store,
+                others,
+                far_targets=far_targets,
+                resamples=resamples,
+                device=own_device(device),
+                world=world,
+                progress=progress,
+                state=state,
+            )
+        _show_everybody(console, found, world, output, state)
 
 
-def open_features(console: Console, features: Path) -> FeatureStore:
+def open_features(console: Console, features: Path, check: bool = True) -> FeatureStore:
     """The store, checked."""
     from margrave.cli.progress import counted
     from margrave.inference import FeatureStore
 
     with counted(console, "checking features") as progress:
-        return FeatureStore(features, progress=progress)
+        return FeatureStore(features, verify=check, progress=progress)
 
 
-def _begin(features: Path) -> tuple[Console, FeatureStore]:
+def _begin(features: Path, world: World | None = None) -> tuple[Console, FeatureStore]:
+    """Of several processes that share the work, the first checks and tells."""
     from rich.console import Console
 
-    console = Console(highlight=False)
-    return console, open_features(console, features)
+    first = world is None or world.rank == 0
+    console = Console(highlight=False, quiet=not first)
+    return console, open_features(console, features, check=first)
 
 
 def _show_pairs(console: Console, results: dict[str, Any], output: Path | None) -> None:
@@ -312,15 +332,30 @@ def _show_pairs(console: Console, results: dict[str, Any], output: Path | None) 
     _write(output, {name: result.to_json() for name, result in results.items()})
 
 
-def _write(output: Path | None, content: dict[str, Any], state: Path | None = None) -> None:
+def _show_everybody(
+    console: Console,
+    found: AllToAllResult,
+    world: World,
+    output: Path | None,
+    state: Path | None,
+) -> None:
+    from margrave.cli.tables import all_to_all_table
+    from margrave.inference import state_of_rank
+
+    console.print(all_to_all_table(found))
+    if world.rank == 0:
+        _write(output, found.to_json())
+    # What was needed to go on is not needed any more.
+    if state is not None:
+        state_of_rank(state, world).unlink(missing_ok=True)
+
+
+def _write(output: Path | None, content: dict[str, Any]) -> None:
     from margrave.checkpoints import atomic_write
 
     if output is not None:
         with atomic_write(output) as temporary:
             temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    # What was needed to go on is not needed any more.
-    if state is not None:
-        state.unlink(missing_ok=True)
 
 
 def _numbers(option: str, given: str) -> list[float]:

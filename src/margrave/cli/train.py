@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,6 +9,7 @@ import typer
 
 
 def train(
+    context: typer.Context,
     recipes: Annotated[
         list[str] | None,
         typer.Argument(help="Recipes (`margrave recipes`) or YAML files, merged in order."),
@@ -39,10 +39,11 @@ def train(
     """
     from rich.console import Console
 
+    from margrave.cli.processes import share_out
     from margrave.cli.running import Run, show
     from margrave.config import merge, parse_overrides, read_config
     from margrave.data import recognise
-    from margrave.distributed import RankError, current_launch, launch, told_by_launcher
+    from margrave.distributed import RankError, told_by_launcher
     from margrave.training import latest_checkpoint
 
     console = Console(highlight=False)
@@ -72,14 +73,12 @@ def train(
                 "or choose another --output"
             )
     try:
-        if devices > 1 and current_launch().size == 1:
-            same = arguments(recipes, data, loss, output, settings, resume)
-            try:
-                launch(devices, [sys.executable, "-m", "margrave", "train", *same])
-            except RankError as error:
-                again = f"\n  go on with: margrave train --resume {folder} --devices {devices}"
-                raise ValueError(f"{error}{again if latest_checkpoint(folder) else ''}") from error
-            return
+        try:
+            if share_out(context, devices):
+                return
+        except RankError as error:
+            again = f"\n  go on with: margrave train --resume {folder} --devices {devices}"
+            raise ValueError(f"{error}{again if latest_checkpoint(folder) else ''}") from error
         run = Run(config, folder, console)
         checkpoint = latest_checkpoint(folder)
         if checkpoint is not None:
@@ -96,18 +95,3 @@ def train(
     if not judged:
         said = f"judge it on people it has not seen: margrave evaluate {folder} OTHER_FACES/"
         console.print(said, markup=False, soft_wrap=True)
-
-
-def arguments(
-    recipes: list[str] | None,
-    data: str | None,
-    loss: str | None,
-    output: Path | None,
-    settings: list[str] | None,
-    resume: Path | None,
-) -> list[str]:
-    """The command line of `train` again, for the processes it starts."""
-    options = {"--data": data, "--loss": loss, "--output": output, "--resume": resume}
-    given = [part for name, value in options.items() if value for part in (name, str(value))]
-    return [*given, *(part for value in settings or [] for part in ("--set", value)),
-            *(recipes or [])]  # fmt: skip

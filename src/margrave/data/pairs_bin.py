@@ -6,9 +6,11 @@ P truth values. It is read without being executed.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import pickle
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +41,14 @@ class PackedImages:
 
     def __len__(self) -> int:
         return len(self.encoded)
+
+    @cached_property
+    def content_digest(self) -> str:
+        """SHA-256 of the images: which ones these are, as they have no names."""
+        total = hashlib.sha256()
+        for image in self.encoded:
+            total.update(len(image).to_bytes(8, "little") + image)
+        return total.hexdigest()
 
     def name(self, index: int) -> str:
         """Where the image lies, for messages."""

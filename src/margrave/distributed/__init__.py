@@ -21,7 +21,7 @@ from margrave.distributed.launch import (
 )
 from margrave.distributed.partition import owned_classes
 from margrave.distributed.sharding import shard_parameters, whole
-from margrave.distributed.world import World, current_world
+from margrave.distributed.world import World, current_world, joined_world
 
 __all__ = [
     "Launch",
@@ -34,6 +34,7 @@ __all__ = [
     "current_world",
     "gather_objects",
     "gather_rows",
+    "joined_world",
     "launch",
     "log_sum_exp_of_ranks",
     "lost_touch",

@@ -26,6 +26,7 @@ class Launch:
         rank: of this process, counted over all machines.
         size: how many processes there are.
         local_size: how many of them are on this machine.
+        local_rank: of this process among those.
 
     >>> Launch().size
     1
@@ -34,6 +35,7 @@ class Launch:
     rank: int = 0
     size: int = 1
     local_size: int = 1
+    local_rank: int = 0
 
     @property
     def name(self) -> str:
@@ -48,6 +50,7 @@ def current_launch() -> Launch:
         rank=int(os.environ.get("RANK", 0)),
         size=size,
         local_size=int(os.environ.get("LOCAL_WORLD_SIZE", size)),
+        local_rank=int(os.environ.get("LOCAL_RANK", 0)),
     )
 
 

@@ -141,25 +141,9 @@ def evaluate_all_to_all(
     crossed = None if distractors is None else Comparison(embeddings, labels, distractors)
     person, sizes = np.unique(labels, return_inverse=True, return_counts=True)[1:]
     genuine_pairs = int((sizes * (sizes - 1) // 2).sum())
-    own = itself.pairs - genuine_pairs if own_impostors else 0
     others = crossed.pairs if crossed else 0
-    if not genuine_pairs or not own + others:
-        raise ValueError(
-            f"{genuine_pairs} genuine and {own + others} impostor pairs; give people with several "
-            "images each, and others or distractors to take them for"
-        )
-    if genuine_pairs > MOST_GENUINE:
-        raise ValueError(
-            f"{genuine_pairs:,} genuine pairs, of people with up to {sizes.max():,} images, are "
-            f"too many to keep (at most {MOST_GENUINE:,}); take fewer images of each person"
-        )
-    most = max(false_accepts_allowed(far, own + others) for far in far_targets)
-    keep = min(tail_length(most), own + others)
-    if keep > MOST_KEPT:
-        raise ValueError(
-            f"FAR {max(far_targets)} allows {most:,} false accepts of {own + others:,} pairs, too "
-            f"many to keep; ask for at most {MOST_KEPT / 2 / (own + others):.1g}"
-        )
+    impostors = others + (itself.pairs - genuine_pairs if own_impostors else 0)
+    keep = _tail_to_keep(genuine_pairs, int(sizes.max()), impostors, far_targets)
     genuine, tail = Genuine(), Tail(keep)
     collectors: dict[str, Collector] = {"genuine": genuine}
     if own_impostors:
@@ -210,9 +194,9 @@ def evaluate_all_to_all(
     verification = accept_rates(
         scores,
         merged,
-        own + others,
+        impostors,
         far_targets,
-        identities=TailIdentities(person[first], identities, sizes, others / (own + others)),
+        identities=TailIdentities(person[first], identities, sizes, others / impostors),
         resamples=resamples,
         seed=seed,
     )
@@ -222,11 +206,35 @@ def evaluate_all_to_all(
         identities=len(sizes),
         distractors=0 if distractors is None else distractors.shape[0],
         genuine=genuine_pairs,
-        impostors=own + others,
+        impostors=impostors,
         verification=verification,
         ranks=rank_found,
         identification=identified,
     )
+
+
+def _tail_to_keep(
+    genuine: int, most_images: int, impostors: int, far_targets: Sequence[float]
+) -> int:
+    """How many impostor scores are needed; ValueError where there are too few or too many pairs."""
+    if not genuine or not impostors:
+        raise ValueError(
+            f"{genuine} genuine and {impostors} impostor pairs; give people with several images "
+            "each, and others or distractors to take them for"
+        )
+    if genuine > MOST_GENUINE:
+        raise ValueError(
+            f"{genuine:,} genuine pairs, of people with up to {most_images:,} images, are too many "
+            f"to keep (at most {MOST_GENUINE:,}); take fewer images of each person"
+        )
+    most = max(false_accepts_allowed(far, impostors) for far in far_targets)
+    keep = min(tail_length(most), impostors)
+    if keep > MOST_KEPT:
+        raise ValueError(
+            f"FAR {max(far_targets)} allows {most:,} false accepts of {impostors:,} pairs, too "
+            f"many to keep; ask for at most {MOST_KEPT / 2 / impostors:.1g}"
+        )
+    return keep
 
 
 def _merge(

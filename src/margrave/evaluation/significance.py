@@ -106,8 +106,10 @@ def bootstrap_pairs(
     statistics = _Statistics(distances, same, folds, far_targets)
     drawn = _replicates(statistics, same, folds, identities, resamples, seed)
     spread = drawn.without_excess()
-    people = len(same) if identities is None else len(np.unique(identities))
-    samples = drawn.point + few_people(people) * (spread - spread.mean(0))
+    shares = np.ones(len(same))
+    if identities is not None:
+        shares = np.unique(identities, return_counts=True)[1]
+    samples = drawn.point + few_people(shares) * (spread - spread.mean(0))
     low, high = np.quantile(samples, [(1 - level) / 2, (1 + level) / 2], axis=0)
     pairs = list(zip(low.clip(0, 1).tolist(), high.clip(0, 1).tolist(), strict=True))
     kind: Resampled = "pairs" if identities is None else "identities"

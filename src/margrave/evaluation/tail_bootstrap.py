@@ -51,17 +51,22 @@ class TailIdentities:
     against_unknown: float = 0.0
 
 
-def few_people(people: int) -> float:
+def few_people(shares: np.ndarray) -> float:
     """How much wider an interval should be than its replicates, which know these people only.
 
     The bootstrap's variance is that of n people divided by n, and its quantiles are the normal
     distribution's where Student's with n − 1 degrees of freedom belong (to first order in 1 / n,
-    at 95 %).
+    at 95 %). Where people weigh unequally, n is as many equal ones as they are worth:
+    n = (Σ shares)² / Σ shares² (Kish, "Survey Sampling", 1965).
 
-    >>> round(few_people(30), 3), round(few_people(100_000), 3)
-    (1.06, 1.0)
+    Args:
+        shares: how much of the figure each person makes up, in any unit.
+
+    >>> round(few_people(np.ones(30)), 3), round(few_people(np.array([9, 1, 1, 1])), 3)
+    (1.06, 3.875)
     """
-    freedom = max(1, people - 1)
+    shares = np.asarray(shares, np.float64)
+    freedom = max(1.0, float(shares.sum() ** 2 / np.square(shares).sum()) - 1)
     return math.sqrt((freedom + 1) / freedom) * (1 + (1.96**2 + 1) / (4 * freedom))
 
 
@@ -118,8 +123,8 @@ def bootstrap_tail(
         samples = _over_identities(
             descending, tail, identities, order, budget, resamples, generator
         )
-    people = len(genuine) if identities is None else len(np.unique(identities.genuine))
-    samples = point + few_people(people) * (samples - samples.mean(0))
+    shares = np.ones(len(genuine)) if identities is None else np.bincount(identities.genuine)
+    samples = point + few_people(shares) * (samples - samples.mean(0))
     low, high = np.quantile(samples, [(1 - level) / 2, (1 + level) / 2], axis=0)
     return [
         (
@@ -225,6 +230,6 @@ def bootstrap_shares(
     for replicate in range(resamples):
         drawn = np.bincount(generator.integers(count, size=count), minlength=count)
         samples[replicate] = drawn @ sums / (drawn @ sizes)
-    samples = hits.mean(0) + few_people(count) * (samples - samples.mean(0))
+    samples = hits.mean(0) + few_people(sizes) * (samples - samples.mean(0))
     low, high = np.quantile(samples, [(1 - level) / 2, (1 + level) / 2], axis=0).clip(0, 1)
     return list(zip(low.tolist(), high.tolist(), strict=True))

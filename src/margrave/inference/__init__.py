@@ -8,7 +8,7 @@ from margrave.inference.feature_store import (
     FusedRows,
     embed_to_store,
 )
-from margrave.inference.file_keeper import FileKeeper
+from margrave.inference.file_keeper import FileKeeper, state_of_rank
 from margrave.inference.landmarked_images import open_landmarked
 from margrave.inference.onnx_model import OnnxBackbone, import_onnx
 from margrave.inference.operating_points import (
@@ -67,5 +67,6 @@ __all__ = [
     "open_landmarked",
     "operating_point",
     "save_operating_points",
+    "state_of_rank",
     "verify",
 ]

@@ -244,7 +244,11 @@ def embed_to_store(
         "fit": embedder.fit,
         "flips": flips,
         "count": count,
-        "images": {"source": source, "digest": _digest(names, labels)},
+        "images": {
+            "source": source,
+            "digest": _digest(names, labels),
+            "content_digest": getattr(images, "content_digest", None),
+        },
         "identities": list(getattr(images, "class_names", ())),
     }
     done, unreadable = _resume_or_begin(folder, description, names, labels)

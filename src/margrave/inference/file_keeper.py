@@ -11,11 +11,30 @@ from typing import Any
 import numpy as np
 
 from margrave.checkpoints import atomic_write
+from margrave.distributed import World
 from margrave.evaluation import State
 
 SECONDS_BETWEEN_STATES = 30.0
 # What numpy raises at files that are no archives of arrays, depending on what they are instead.
-_UNREADABLE = (OSError, ValueError, KeyError, EOFError, TypeError, AttributeError)
+_UNREADABLE = (
+    OSError,
+    ValueError,
+    KeyError,
+    EOFError,
+    TypeError,
+    AttributeError,
+    zipfile.BadZipFile,
+)
+
+
+def state_of_rank(path: str | Path, world: World) -> Path:
+    """Where a rank keeps its state; each has a file of its own.
+
+    >>> state_of_rank("here.state", World(rank=1, size=2)).name
+    'here.state.1'
+    """
+    path = Path(path)
+    return path.with_name(f"{path.name}.{world.rank}") if world.size > 1 else path
 
 
 class FileKeeper:
@@ -44,15 +63,7 @@ class FileKeeper:
             with np.load(self.path, allow_pickle=False) as content:
                 arrays = {name: content[name] for name in content.files}
             found = str(arrays.pop("what"))
-        except (
-            OSError,
-            ValueError,
-            KeyError,
-            EOFError,
-            TypeError,
-            AttributeError,
-            zipfile.BadZipFile,
-        ) as error:
+        except _UNREADABLE as error:
             raise ValueError(
                 f"{self.path} is no evaluation's state ({error}); delete it to begin anew"
             ) from error

@@ -54,7 +54,7 @@ from margrave.evaluation import (
 )
 from margrave.inference.embedder import Progress
 from margrave.inference.feature_store import ChosenRows, FeatureStore
-from margrave.inference.file_keeper import FileKeeper
+from margrave.inference.file_keeper import FileKeeper, state_of_rank
 
 MEGAFACE_FAR_TARGETS = (1e-4, 1e-5, 1e-6)
 NOISE = 1e-3
@@ -102,12 +102,12 @@ def judge_pairs(store: FeatureStore, pairs: str | Path, resamples: int = 1000) -
 def _open_pairs(store: FeatureStore, pairs: str | Path) -> PairList:
     if str(pairs).lower().endswith(".bin"):
         listed, images = read_pairs_bin(pairs)
-        source = store.description["images"]["source"]
-        if Path(pairs).name != source or len(images) != len(store):
+        embedded = store.description["images"]
+        if embedded.get("content_digest") != images.content_digest:
             raise ValueError(
                 f"{store.folder} holds features of {len(store)} images of "
-                f"{source!r}, not of {pairs}; embed that very file: "
-                f"margrave embed MODEL {pairs} FEATURES"
+                f"{embedded['source']!r}, not of the {len(images)} in {pairs}; embed that very "
+                f"file: margrave embed MODEL {pairs} FEATURES"
             )
         return listed
     return read_named_pairs(pairs, store.names)
@@ -693,12 +693,10 @@ def _keeper(
     world: World | None,
     *stores: FeatureStore | None,
 ) -> FileKeeper | None:
-    """A keeper for exactly this evaluation; each rank has a file of its own."""
+    """A keeper for exactly this evaluation."""
     if path is None:
         return None
     world = world or World()
-    path = Path(path)
-    if world.size > 1:
-        path = path.with_name(f"{path.name}.{world.rank}")
     features = [store.digest for store in stores if store is not None]
-    return FileKeeper(path, json.dumps([settings, world.size, features]))
+    what = json.dumps([settings, world.size, features])
+    return FileKeeper(state_of_rank(path, world), what)
