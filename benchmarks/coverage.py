@@ -3,7 +3,7 @@
 Every person has a face of its own and a difficulty of its own, so images and pairs of one person
 are not independent. Prints how often 95 % intervals cover the figure's mean over many samples, and
 how often two equally good models are called different at 5 %; writes benchmarks/coverage.csv.
-About 15 minutes on two cores.
+About half an hour on two cores.
 
     python benchmarks/coverage.py
 """
@@ -33,6 +33,7 @@ from margrave.evaluation import (
 )
 
 PEOPLE, IMAGES, STRANGERS, WIDTH = 120, 4, 150, 10
+UNEVEN = (30, 15, 10, 8, *[4] * 40, *[2] * 40)
 FOLDS, PAIRS_PEOPLE, PAIRS = 5, 24, 60
 RESAMPLES = 300
 Found = dict[str, tuple[float, tuple[float, float] | None]]
@@ -43,7 +44,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--trials", type=int, default=1000)
     parser.add_argument("--truths", type=int, default=4000)
-    parser.add_argument("--only", choices=("faces", "pairs"))
+    parser.add_argument("--only", choices=tuple(SIMULATIONS))
     given = parser.parse_args()
     rows: list[dict[str, object]] = []
     with multiprocessing.Pool() as pool:
@@ -53,11 +54,11 @@ def main() -> None:
             found = pool.imap_unordered(function, todo, chunksize=10)
             return list(track(found, what, len(todo)))
 
-        for name, simulate in (("faces", faces_once), ("pairs", pairs_once)):
+        for name, (simulate, times) in SIMULATIONS.items():
             if given.only not in (None, name):
                 continue
             truths = run(partial(simulate, resamples=0), range(given.truths), f"{name}, truth")
-            trials = range(10**6, 10**6 + given.trials)
+            trials = range(10**6, 10**6 + times * given.trials)
             judged = run(partial(simulate, resamples=RESAMPLES), trials, f"{name}, intervals")
             for figure in truths[0]:
                 truth = float(np.mean([each[figure][0] for each in truths]))
@@ -70,10 +71,11 @@ def main() -> None:
                         "share %": round(100 * covered, 1),
                     }
                 )
-        tested = run(equal_models_once, range(given.trials), "equal models")
+        tested = run(equal_models_once, range(3 * given.trials), "equal models")
         for figure in tested[0]:
             share = float(np.mean([each[figure] for each in tested]))
-            rows.append({"what": f"p < 0.05 for {figure}", "truth": 0, "share %": 100 * share})
+            share = round(100 * share, 1)
+            rows.append({"what": f"p < 0.05 for {figure}", "truth": 0, "share %": share})
     table = Table(*rows[0])
     for row in rows:
         table.add_row(*(str(value) for value in row.values()))
@@ -89,10 +91,8 @@ def main() -> None:
 def faces_once(seed: int, resamples: int) -> Found:
     """All-to-all, distractors and open-set search over one sample of people."""
     generator = np.random.default_rng(seed)
-    centres = generator.standard_normal((PEOPLE, WIDTH)).repeat(IMAGES, axis=0)
-    noise = 0.75 * np.exp(0.5 * generator.standard_normal(PEOPLE)).repeat(IMAGES)[:, None]
-    faces = centres + noise * generator.standard_normal(centres.shape)
     people = np.arange(PEOPLE).repeat(IMAGES)
+    faces = faces_of(people, generator)
     strangers = 1.3 * generator.standard_normal((STRANGERS, WIDTH))
     settings = {"far_targets": [0.1, 0.01], "resamples": resamples, "seed": seed}
     own = evaluate_all_to_all(faces, people, **settings)
@@ -130,6 +130,27 @@ def faces_once(seed: int, resamples: int) -> Found:
     found["TPIR at FPIR 0.1"] = searched.rates[0].tpir, searched.rates[0].interval
     found["rank 1, open set"] = searched.ranks[0].rate, searched.ranks[0].interval
     return found
+
+
+def faces_of(people: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+    """(N, width) about each one's person, as far as the person is difficult."""
+    centres = generator.standard_normal((PEOPLE, WIDTH))[people]
+    noise = 0.75 * np.exp(0.5 * generator.standard_normal(PEOPLE))[people][:, None]
+    return centres + noise * generator.standard_normal(centres.shape)
+
+
+def uneven_once(seed: int, resamples: int) -> Found:
+    """All-to-all over people of whom one makes up half of the genuine pairs."""
+    generator = np.random.default_rng(seed)
+    people = np.arange(len(UNEVEN)).repeat(UNEVEN)
+    faces = faces_of(people, generator)
+    found = evaluate_all_to_all(
+        faces, people, far_targets=[0.1, 0.01], resamples=resamples, seed=seed
+    )
+    return {
+        f"TAR at FAR {rate.far_target:g}, uneven people": (rate.tar, rate.interval)
+        for rate in found.verification
+    }
 
 
 def people_of_pairs(generator: np.random.Generator) -> np.ndarray:
@@ -185,6 +206,13 @@ def equal_models_once(seed: int) -> dict[str, bool]:
     compared = compare_pairs(first, second, same, FOLDS, people, [0.1], RESAMPLES, seed)
     return {each.metric.replace("_", " "): each.p_value < 0.05 for each in compared}
 
+
+# The last number says how many times as many trials a quick simulation gets.
+SIMULATIONS: dict[str, tuple[Callable[..., Found], int]] = {
+    "faces": (faces_once, 1),
+    "pairs": (pairs_once, 3),
+    "uneven": (uneven_once, 1),
+}
 
 if __name__ == "__main__":
     main()

@@ -13,6 +13,7 @@ from margrave.evaluation import (
     evaluate_all_to_all,
     evaluate_open_set,
 )
+from margrave.evaluation.tail_bootstrap import few_people
 
 PEOPLE, IMAGES = 60, 3
 
@@ -72,6 +73,24 @@ def test_people_with_many_images_widen_intervals() -> None:
     hits = (genuine > 2)[:, None]
     one, other = (np.ptp(bootstrap_shares(hits, who)[0]) for who in (np.arange(1000), person))
     assert other > 3 * one
+
+
+def test_one_person_with_most_pairs_counts_as_few_people() -> None:
+    even, uneven = np.full(50, 4), np.array([100, *[2] * 49])
+    assert few_people(uneven) > 1.5 > 1.05 > few_people(even)
+    assert few_people(uneven) == pytest.approx(few_people(uneven / uneven.sum()))
+    generator = np.random.default_rng(0)
+    widths = []
+    for sizes in (even, uneven):
+        person = np.repeat(np.arange(50), sizes)
+        genuine = 2 + generator.standard_normal(50)[person]
+        tail = np.sort(generator.standard_normal(400) + 1)[::-1]
+        identities = TailIdentities(person, generator.integers(0, 50, (400, 2)), np.full(50, 4))
+        rate = accept_rates(genuine, tail, 4000, [0.02], identities=identities, resamples=300)[0]
+        assert rate.interval is not None and rate.threshold_interval is not None
+        widths.append((np.ptp(rate.interval), np.ptp(rate.threshold_interval)))
+    # Thresholds come from impostors, who are as many either way.
+    assert widths[1][0] > 2 * widths[0][0] and widths[1][1] < 1.5 * widths[0][1]
 
 
 def test_a_tail_that_is_too_short_is_refused() -> None:

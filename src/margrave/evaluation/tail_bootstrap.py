@@ -63,7 +63,7 @@ def few_people(shares: np.ndarray) -> float:
         shares: how much of the figure each person makes up, in any unit.
 
     >>> round(few_people(np.ones(30)), 3), round(few_people(np.array([9, 1, 1, 1])), 3)
-    (1.06, 3.875)
+    (1.06, 3.126)
     """
     shares = np.asarray(shares, np.float64)
     freedom = max(1.0, float(shares.sum() ** 2 / np.square(shares).sum()) - 1)
@@ -123,8 +123,14 @@ def bootstrap_tail(
         samples = _over_identities(
             descending, tail, identities, order, budget, resamples, generator
         )
-    shares = np.ones(len(genuine)) if identities is None else np.bincount(identities.genuine)
-    samples = point + few_people(shares) * (samples - samples.mean(0))
+    wider = few_people(np.ones(len(genuine)))
+    of_thresholds = wider
+    if identities is not None:
+        # Thresholds hang on impostor pairs alone, rates on both.
+        of_thresholds = few_people(identities.images)
+        wider = max(of_thresholds, few_people(np.bincount(identities.genuine)))
+    factors = np.array([[wider], [of_thresholds]])
+    samples = point + factors * (samples - samples.mean(0))
     low, high = np.quantile(samples, [(1 - level) / 2, (1 + level) / 2], axis=0)
     return [
         (
