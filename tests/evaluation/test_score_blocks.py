@@ -8,14 +8,8 @@ import pytest
 
 from margrave.distributed import World
 from margrave.evaluation import score_blocks
-from margrave.evaluation.score_blocks import (
-    Comparison,
-    Genuine,
-    Nearest,
-    Tail,
-    sweep,
-    unit_block,
-)
+from margrave.evaluation.score_blocks import Comparison, sweep, unit_block
+from margrave.evaluation.score_collectors import Genuine, Nearest, Tail
 
 
 @pytest.fixture(autouse=True)

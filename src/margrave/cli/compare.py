@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
@@ -27,16 +26,13 @@ def compare(
     from rich.console import Console
     from rich.table import Table
 
-    from margrave.checkpoints import atomic_write
     from margrave.cli.judge import open_features
+    from margrave.cli.options import numbers, write_output
     from margrave.cli.tables import percent
     from margrave.inference import judge_difference
 
     console = Console(highlight=False)
-    try:
-        targets = [float(part) for part in far.split(",")]
-    except ValueError:
-        raise ValueError(f"--far {far!r}; give numbers with commas between") from None
+    targets = numbers("--far", far)
     stores = open_features(console, first), open_features(console, second)
     found = judge_difference(*stores, pairs, targets, resamples)
     table = Table(
@@ -59,7 +55,4 @@ def compare(
         "to settle it at 5 %, were it real",
         soft_wrap=True,
     )
-    if output is not None:
-        with atomic_write(output) as temporary:
-            content = json.dumps([asdict(each) for each in found], indent=1)
-            temporary.write_text(content + "\n", encoding="utf-8")
+    write_output(output, [asdict(each) for each in found])

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from margrave.cli.options import numbers, whole_numbers, write_output
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -73,7 +74,7 @@ def groups(
         f"mean {percent(found.mean)} %, deviation {percent(found.deviation)} points, skewed error "
         f"ratio {'-' if ratio is None else f'{ratio:.2f}'}"
     )
-    _write(output, found.to_json())
+    write_output(output, found.to_json())
 
 
 @app.command()
@@ -126,7 +127,7 @@ def ijb(
         console.print(open_set_table(searched))
     if verified is None and searched is None:
         raise ValueError(f"{files} holds neither pairs of templates nor the 1:N lists")
-    _write(
+    write_output(
         output,
         {
             "verification": None if verified is None else verified.to_json(),
@@ -188,7 +189,7 @@ def templates(
     if found.closed is not None:
         console.print(identification_table(found.closed))
         console.print(detection_table(found.surveillance))
-    _write(output, found.to_json())
+    write_output(output, found.to_json())
 
 
 @app.command()
@@ -212,13 +213,13 @@ def identification(
         found = judge_identification(
             store,
             files,
-            ranks=_whole_numbers("--ranks", ranks),
+            ranks=whole_numbers("--ranks", ranks),
             resamples=resamples,
             device=device,
             progress=progress,
         )
     console.print(identification_table(found))
-    _write(output, found.to_json())
+    write_output(output, found.to_json())
 
 
 @app.command()
@@ -286,7 +287,7 @@ def all_to_all(
     from margrave.distributed import joined_world
     from margrave.inference import judge_all_to_all
 
-    far_targets = None if far is None else _numbers("--far", far)
+    far_targets = None if far is None else numbers("--far", far)
     if share_out(context, devices):
         return
     with joined_world() as world:
@@ -329,7 +330,7 @@ def _show_pairs(console: Console, results: dict[str, Any], output: Path | None) 
 
     console.print(pairs_table(results))
     console.print(pairs_notes(results), soft_wrap=True)
-    _write(output, {name: result.to_json() for name, result in results.items()})
+    write_output(output, {name: result.to_json() for name, result in results.items()})
 
 
 def _show_everybody(
@@ -344,29 +345,7 @@ def _show_everybody(
 
     console.print(all_to_all_table(found))
     if world.rank == 0:
-        _write(output, found.to_json())
+        write_output(output, found.to_json())
     # What was needed to go on is not needed any more.
     if state is not None:
         state_of_rank(state, world).unlink(missing_ok=True)
-
-
-def _write(output: Path | None, content: dict[str, Any]) -> None:
-    from margrave.checkpoints import atomic_write
-
-    if output is not None:
-        with atomic_write(output) as temporary:
-            temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-
-
-def _numbers(option: str, given: str) -> list[float]:
-    try:
-        return [float(part) for part in given.split(",")]
-    except ValueError:
-        raise ValueError(f"{option} {given!r}; give numbers with commas between") from None
-
-
-def _whole_numbers(option: str, given: str) -> list[int]:
-    parts = given.split(",")
-    if not all(part.strip().isdecimal() for part in parts):
-        raise ValueError(f"{option} {given!r}; give whole numbers with commas between")
-    return [int(part) for part in parts]

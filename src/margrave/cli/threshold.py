@@ -27,6 +27,7 @@ def threshold(
     from rich.table import Table
 
     from margrave.cli.judge import open_features
+    from margrave.cli.options import numbers
     from margrave.cli.progress import counted
     from margrave.cli.tables import interval_text, percent
     from margrave.inference import (
@@ -36,10 +37,7 @@ def threshold(
     )
 
     console = Console(highlight=False)
-    try:
-        targets = [float(part) for part in far.split(",")]
-    except ValueError:
-        raise ValueError(f"--far {far!r}; give numbers with commas between") from None
+    targets = numbers("--far", far)
     store = open_features(console, features)
     check_made_by(model, store)
     others = None if distractors is None else open_features(console, distractors)

@@ -12,18 +12,8 @@ from margrave.distributed import World
 
 from .accept_rates import AcceptRate, accept_rates, false_accepts_allowed
 from .identification import RankRate, rank_rates
-from .score_blocks import (
-    MEMORY,
-    Collector,
-    Comparison,
-    Genuine,
-    Nearest,
-    Progress,
-    Rows,
-    State,
-    Tail,
-    sweep,
-)
+from .score_blocks import MEMORY, Collector, Comparison, Progress, Rows, State, sweep
+from .score_collectors import Genuine, Nearest, Tail
 from .tail_bootstrap import TailIdentities, tail_length
 
 MOST_KEPT = 1 << 25

@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from .score_blocks import Comparison, Genuine, Nearest, Progress, Rows, Tail, sweep
+from .score_blocks import Comparison, Progress, Rows, sweep
+from .score_collectors import Genuine, Nearest, Tail
 from .tail_bootstrap import Interval, TailIdentities, bootstrap_shares, bootstrap_tail
 
 

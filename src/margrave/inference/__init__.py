@@ -19,19 +19,19 @@ from margrave.inference.operating_points import (
     operating_point,
     save_operating_points,
 )
-from margrave.inference.protocols import (
+from margrave.inference.pair_protocols import (
     GroupsResult,
-    TemplatesResult,
-    judge_all_to_all,
     judge_difference,
     judge_groups,
-    judge_identification,
-    judge_ijb,
-    judge_megaface,
     judge_pairs,
-    judge_templates,
     judge_youtube,
 )
+from margrave.inference.search_protocols import (
+    judge_all_to_all,
+    judge_identification,
+    judge_megaface,
+)
+from margrave.inference.template_protocols import TemplatesResult, judge_ijb, judge_templates
 from margrave.inference.verification import Verification, embed_pairs, verify
 
 __all__ = [

@@ -13,7 +13,7 @@ from margrave.evaluation import AllToAllResult, fuse_flips, unit_rows
 from margrave.inference.embedder import Embedder, Progress
 from margrave.inference.feature_store import FeatureStore, weights_digest
 from margrave.inference.onnx_model import load_onnx, write_card
-from margrave.inference.protocols import judge_all_to_all
+from margrave.inference.search_protocols import judge_all_to_all
 
 
 def choose_operating_points(
