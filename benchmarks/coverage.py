@@ -17,6 +17,7 @@ import os
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -37,6 +38,18 @@ UNEVEN = (30, 15, 10, 8, *[4] * 40, *[2] * 40)
 FOLDS, PAIRS_PEOPLE, PAIRS = 5, 24, 60
 RESAMPLES = 300
 Found = dict[str, tuple[float, tuple[float, float] | None]]
+Row = dict[str, str]
+
+
+class Simulation(NamedTuple):
+    """A figure or more of one sample of people, given (seed, resamples).
+
+    Quick ones get more resamples, and several times as many trials.
+    """
+
+    once: Callable[..., Found]
+    resamples: int
+    times: int
 
 
 def main() -> None:
@@ -44,9 +57,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--trials", type=int, default=1000)
     parser.add_argument("--truths", type=int, default=4000)
-    parser.add_argument("--only", choices=tuple(SIMULATIONS))
+    parser.add_argument("--only", choices=(*SIMULATIONS, "tests"))
     given = parser.parse_args()
-    rows: list[dict[str, object]] = []
+    rows: list[Row] = []
     with multiprocessing.Pool() as pool:
 
         def run(function: Callable, seeds: Iterable[int], what: str) -> list:
@@ -54,38 +67,55 @@ def main() -> None:
             found = pool.imap_unordered(function, todo, chunksize=10)
             return list(track(found, what, len(todo)))
 
-        for name, (simulate, times) in SIMULATIONS.items():
-            if given.only not in (None, name):
-                continue
-            truths = run(partial(simulate, resamples=0), range(given.truths), f"{name}, truth")
-            trials = range(10**6, 10**6 + times * given.trials)
-            judged = run(partial(simulate, resamples=RESAMPLES), trials, f"{name}, intervals")
-            for figure in truths[0]:
-                truth = float(np.mean([each[figure][0] for each in truths]))
-                ends = [each[figure][1] for each in judged]
-                covered = float(np.mean([low <= truth <= high for low, high in ends]))
-                rows.append(
-                    {
-                        "what": f"interval of {figure}",
-                        "truth": round(truth, 3),
-                        "share %": round(100 * covered, 1),
-                    }
-                )
-        tested = run(equal_models_once, range(3 * given.trials), "equal models")
-        for figure in tested[0]:
-            share = float(np.mean([each[figure] for each in tested]))
-            share = round(100 * share, 1)
-            rows.append({"what": f"p < 0.05 for {figure}", "truth": 0, "share %": share})
+        for name, simulation in SIMULATIONS.items():
+            if given.only in (None, name):
+                rows += coverage(name, simulation, given.truths, given.trials, run)
+        if given.only in (None, "tests"):
+            tested = run(equal_models_once, range(3 * given.trials), "equal models")
+            for figure in tested[0]:
+                share = np.mean([each[figure] for each in tested])
+                rows.append(row(f"p < 0.05 for {figure}", 0.0, share))
     table = Table(*rows[0])
-    for row in rows:
-        table.add_row(*(str(value) for value in row.values()))
+    for each in rows:
+        table.add_row(*each.values())
     Console().print(table)
-    if given.only:
-        return
-    with open(Path(__file__).with_suffix(".csv"), "w", newline="") as file:
+    write(rows, Path(__file__).with_suffix(".csv"))
+
+
+def coverage(
+    name: str, simulation: Simulation, truths: int, trials: int, run: Callable[..., list]
+) -> list[Row]:
+    """How often intervals hold the mean over many samples."""
+    seeds = range(10**6, 10**6 + simulation.times * trials)
+    judged = run(
+        partial(simulation.once, resamples=simulation.resamples), seeds, f"{name}, intervals"
+    )
+    samples = run(partial(simulation.once, resamples=0), range(truths), f"{name}, truth")
+    rows = []
+    for figure in samples[0]:
+        truth = float(np.mean([each[figure][0] for each in samples]))
+        ends = [each[figure][1] for each in judged]
+        covered = np.mean([low <= truth <= high for low, high in ends])
+        rows.append(row(f"interval of {figure}", truth, covered))
+    return rows
+
+
+def row(what: str, truth: float, share: np.floating) -> Row:
+    """A line of the table."""
+    return {"what": what, "truth": f"{truth:.3f}", "share %": f"{100 * share:.1f}"}
+
+
+def write(rows: list[Row], path: Path) -> None:
+    """Rows into the file, in the place of earlier ones of the same name."""
+    known = {}
+    if path.exists():
+        with open(path, newline="") as file:
+            known = {each["what"]: each for each in csv.DictReader(file)}
+    known |= {each["what"]: each for each in rows}
+    with open(path, "w", newline="") as file:
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
-        writer.writerows(rows)
+        writer.writerows(known.values())
 
 
 def faces_once(seed: int, resamples: int) -> Found:
@@ -207,11 +237,10 @@ def equal_models_once(seed: int) -> dict[str, bool]:
     return {each.metric.replace("_", " "): each.p_value < 0.05 for each in compared}
 
 
-# The last number says how many times as many trials a quick simulation gets.
-SIMULATIONS: dict[str, tuple[Callable[..., Found], int]] = {
-    "faces": (faces_once, 1),
-    "pairs": (pairs_once, 3),
-    "uneven": (uneven_once, 1),
+SIMULATIONS = {
+    "faces": Simulation(faces_once, 300, 1),
+    "pairs": Simulation(pairs_once, 1000, 3),
+    "uneven": Simulation(uneven_once, 300, 1),
 }
 
 if __name__ == "__main__":

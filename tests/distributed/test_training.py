@@ -30,7 +30,8 @@ from margrave.training import (
     setup,
 )
 
-SIZE, CLASSES, EACH, STEPS = 8, 7, 13, 20
+SIZE, CLASSES, EACH, STEPS = 8, 7, 13, 10
+LONGER = STEPS // 5 + 2
 KAPPAFACE = {"kind": "kappaface"}
 LOSS_SPECS: dict[str, dict[str, Any]] = {kind: {"kind": kind} for kind in LOSSES} | {
     "kappaface, momentum encoder": {**KAPPAFACE, "estimator": "momentum_encoder"},
@@ -178,7 +179,8 @@ RESUMED = ("arcface", "kappaface, memory buffer", "adamw", "centres in backward"
 def go_on(rank: int, folder: str) -> dict[str, Any]:
     del rank
     return {
-        name: trained(Path(folder, name), **CASES[name], resume=True, epochs=6) for name in RESUMED
+        name: trained(Path(folder, name), **CASES[name], resume=True, epochs=LONGER)
+        for name in RESUMED
     }
 
 
@@ -199,7 +201,7 @@ def test_two_ranks_are_one_run(tmp_path: Path, subtests: pytest.Subtests) -> Non
 
     for name in RESUMED:
         # A longer run's learning rate falls later, so the whole is one of two parts likewise.
-        again = {"resume": True, "epochs": 6}
+        again = {"resume": True, "epochs": LONGER}
         shutil.copytree(tmp_path / "two" / name, tmp_path / "alone" / name)
         expected = trained(tmp_path / "one" / name, **CASES[name], **again)
         with subtests.test(f"{name}, saved by two, resumed by one"):

@@ -106,14 +106,19 @@ def bootstrap_pairs(
     statistics = _Statistics(distances, same, folds, far_targets)
     drawn = _replicates(statistics, same, folds, identities, resamples, seed)
     spread = drawn.without_excess()
-    shares = np.ones(len(same))
-    if identities is not None:
-        shares = np.unique(identities, return_counts=True)[1]
-    samples = drawn.point + few_people(shares) * (spread - spread.mean(0))
+    samples = drawn.point + _wider(same, identities) * (spread - spread.mean(0))
     low, high = np.quantile(samples, [(1 - level) / 2, (1 + level) / 2], axis=0)
     pairs = list(zip(low.clip(0, 1).tolist(), high.clip(0, 1).tolist(), strict=True))
     kind: Resampled = "pairs" if identities is None else "identities"
     return PairIntervals(kind, resamples, level, pairs[0], pairs[1], pairs[2], tuple(pairs[3:]))
+
+
+def _wider(same: np.ndarray, identities: np.ndarray | None) -> float:
+    """As for so few people as the genuine, or the impostor pairs are of."""
+    if identities is None:
+        return few_people(np.ones(len(same)))
+    sides = (identities[same, 0], identities[~same].ravel())
+    return max(few_people(np.unique(side, return_counts=True)[1]) for side in sides)
 
 
 @dataclass(frozen=True, eq=False)
