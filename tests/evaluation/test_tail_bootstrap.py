@@ -128,6 +128,22 @@ def test_equal_models_rarely_differ() -> None:
     assert (np.mean(found, axis=0) <= 0.16).all(), np.mean(found, axis=0)
 
 
+def test_one_pair_proves_nothing() -> None:
+    generator = np.random.default_rng(0)
+    same = np.arange(400) % 2 == 0
+    first = np.where(same, 1.0, 2.0) + 0.05 * generator.standard_normal(400)
+    second = first.copy()
+    for wrong, least in ((1, 1.0), (2, 0.5), (3, 0.25)):
+        second[2 * (wrong - 1)] = 3.0
+        found = compare_pairs(first, second, same, 5, far_targets=[0.1, 0.001])
+        for each in found:
+            if each.metric in ("accuracy", "true_accept_rate"):
+                assert each.p_value >= least and each.interval[0] <= 0 <= each.interval[1]
+                assert each.more_pairs is None or 0 < each.more_pairs < 10**6
+        assert [each.too_few_impostors for each in found[-2:]] == [False, True]
+        assert found[-1].difference == pytest.approx(-wrong / 200)
+
+
 def test_a_better_model_is_told_from_a_worse() -> None:
     first, second, same, people = _two_models(0, 1.0)
     compared = {each.metric: each for each in compare_pairs(first, second, same, 5, people)}

@@ -41,7 +41,9 @@ def compare(
     for each in found:
         name = each.metric.replace("_", " ")
         table.add_row(
-            name if each.far_target is None else f"{name} at FAR {each.far_target:g}",
+            name
+            if each.far_target is None
+            else f"{name} at FAR {each.far_target:g}{' *' * each.too_few_impostors}",
             percent(each.first),
             percent(each.second),
             f"{100 * each.difference:+.2f}",
@@ -51,8 +53,10 @@ def compare(
         )
     console.print(table)
     console.print(
-        "percent and points; p: of a difference as large between equally good models; more pairs: "
-        "to settle it at 5 %, were it real",
+        "percent and points, the second model less the first; p: of a difference as large between "
+        "equally good models; more pairs: to settle it at 5 %, were it real",
         soft_wrap=True,
     )
+    if any(each.too_few_impostors for each in found):
+        console.print("* fewer than one false accept was allowed: the rate says little")
     write_output(output, [asdict(each) for each in found])

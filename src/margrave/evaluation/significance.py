@@ -27,6 +27,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 from typing import Literal
 
 import numpy as np
@@ -39,6 +40,7 @@ from .verification import (
     cross_validate,
     equal_error_rate,
     fold_of_pair,
+    loosest_point,
     rank_pairs,
     true_accept_rate,
     weighted_roc,
@@ -49,6 +51,8 @@ Resampled = Literal["identities", "pairs"]
 _VALUES_AT_ONCE = 1 << 20
 # Quantiles of the normal distribution: 97.5 % for two-sided 5 %, and 80 % power.
 _SIGNIFICANT, _POWER = 1.959964, 0.841621
+_LEVEL = 0.05
+_ROUNDING = 1e-12
 
 
 @dataclass(frozen=True)
@@ -182,6 +186,8 @@ class Difference:
         p_value: of a difference as large, either way, between two models that are equally good.
         more_pairs: how many more pairs like these would most likely (with a power of 0.8) make a
             difference of this size significant at 5 %; 0 if it is, None if there is no difference.
+        too_few_impostors: fewer than one false accept was allowed, so that a true accept rate says
+            little.
     """
 
     metric: str
@@ -192,6 +198,7 @@ class Difference:
     interval: Interval
     p_value: float
     more_pairs: int | None
+    too_few_impostors: bool = False
 
 
 def compare_pairs(
@@ -208,7 +215,9 @@ def compare_pairs(
     """Which of two models is better on the same pairs, and whether that means anything.
 
     Both are judged on every replicate, so what makes pairs hard for either cancels. The p value
-    takes the difference for normal, with the replicates' deviation.
+    and the interval take the difference for normal, with the replicates' deviation; but where the
+    models decide differently on d pairs only, p is at least 2^(1 − d), which is as small as the
+    sign test's can be, and the interval is widened to match.
 
     Args:
         first_distances: (P,) squared distances of one model.
@@ -233,48 +242,64 @@ def compare_pairs(
     """
     if resamples < 2:
         raise ValueError(f"resamples = {resamples}; give at least 2")
-    drawn = []
+    drawn, accepted = [], []
     for distances in (first_distances, second_distances):
         checked, same = check_pairs(distances, same)
         statistics = _Statistics(checked, same, folds, far_targets)
         drawn.append(_replicates(statistics, same, folds, identities, resamples, seed))
+        accepted.append(statistics.accepted())
     one, other = drawn
-    spread = (other - one).without_excess()
-    difference = other.point - one.point
-    samples = spread + (difference - spread.mean(0))
-    low, high = np.quantile(samples, [(1 - level) / 2, (1 + level) / 2], axis=0)
-    deviations = samples.std(0)
+    deviations = (other - one).without_excess().std(0)
     names = ["accuracy", "area_under_roc", "equal_error_rate"]
     metrics = [(name, None) for name in names] + [("true_accept_rate", far) for far in far_targets]
-    return tuple(
-        Difference(
-            metric=name,
-            far_target=far,
-            first=float(one.point[which]),
-            second=float(other.point[which]),
-            difference=float(difference[which]),
-            interval=(float(low[which]), float(high[which])),
-            p_value=_p_value(float(difference[which]), float(deviations[which])),
-            more_pairs=_more_pairs(float(difference[which]), float(deviations[which]), len(same)),
+    wide = NormalDist().inv_cdf((1 + level) / 2)
+    found = []
+    for which, (name, far) in enumerate(metrics):
+        difference = float(other.point[which] - one.point[which])
+        difference = 0.0 if abs(difference) < _ROUNDING else difference
+        kind = name if far is None else far
+        discordant = None
+        if kind in accepted[0]:
+            differ = accepted[0][kind] != accepted[1][kind]
+            discordant = int((differ if far is None else differ[same]).sum())
+        p_value, deviation = _tested(difference, float(deviations[which]), discordant)
+        found.append(
+            Difference(
+                metric=name,
+                far_target=far,
+                first=float(one.point[which]),
+                second=float(other.point[which]),
+                difference=difference,
+                interval=(difference - wide * deviation, difference + wide * deviation),
+                p_value=p_value,
+                more_pairs=_more_pairs(difference, deviation, p_value, len(same)),
+                too_few_impostors=far is not None and far * int((~same).sum()) < 1,
+            )
         )
-        for which, (name, far) in enumerate(metrics)
-    )
+    return tuple(found)
 
 
-def _p_value(difference: float, deviation: float) -> float:
-    if deviation == 0:
-        return float(difference == 0)
-    return math.erfc(abs(difference) / deviation / math.sqrt(2))
+def _tested(difference: float, deviation: float, discordant: int | None) -> tuple[float, float]:
+    """The p value, and the deviation that goes with it."""
+    if difference == 0:
+        return 1.0, deviation
+    p_value = math.erfc(abs(difference) / deviation / math.sqrt(2)) if deviation > 0 else 0.0
+    least = 0.0 if discordant is None else min(1.0, 2.0 ** (1 - discordant))
+    if p_value >= least:
+        return p_value, deviation
+    # Where one pair is all that differs, the difference is as large as its own deviation.
+    quantile = max(1.0, -NormalDist().inv_cdf(least / 2))
+    return least, max(deviation, abs(difference) / quantile)
 
 
-def _more_pairs(difference: float, deviation: float, pairs: int) -> int | None:
+def _more_pairs(difference: float, deviation: float, p_value: float, pairs: int) -> int | None:
     """The deviation falls with the root of the number of pairs."""
     if difference == 0:
         return None
-    if abs(difference) >= _SIGNIFICANT * deviation:
+    if p_value <= _LEVEL:
         return 0
     needed = pairs * ((_SIGNIFICANT + _POWER) * deviation / abs(difference)) ** 2
-    return math.ceil(needed - pairs)
+    return max(1, math.ceil(needed - pairs))
 
 
 def check_identities(identities: np.ndarray, same: np.ndarray) -> np.ndarray:
@@ -298,6 +323,7 @@ class _Statistics:
     def __init__(
         self, distances: np.ndarray, same: np.ndarray, folds: int, far_targets: Sequence[float]
     ) -> None:
+        self._distances, self._folds = distances, folds
         self._scores, self._same = -distances, same
         self._order, self._ends = rank_pairs(self._scores)
         self._far_targets = far_targets
@@ -325,6 +351,21 @@ class _Statistics:
             ],
             axis=1,
         )
+
+    def accepted(self) -> dict[str | float, np.ndarray]:
+        """(P,) which pairs are accepted where accuracy and EER are read, and at each FAR target."""
+        ones = np.ones(len(self._same))
+        chosen = cross_validate(self._histogram(ones[None])).fold_threshold[0]
+        roc = weighted_roc(self._scores, self._same, self._order, self._ends, ones)
+        equal = int((roc.far < 1 - roc.tar).sum())
+        of_fold = chosen[fold_of_pair(len(self._same), self._folds)]
+        found: dict[str | float, np.ndarray] = {
+            "accuracy": accept_bins(self._distances) <= of_fold,
+            "equal_error_rate": self._scores > roc.scores[equal],
+        }
+        for far in self._far_targets:
+            found[far] = self._scores > roc.scores[loosest_point(roc, far)]
+        return found
 
     def _histogram(self, weights: np.ndarray) -> np.ndarray:
         cells = int(np.prod(self._shape))
