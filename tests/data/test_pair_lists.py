@@ -108,6 +108,16 @@ def test_lfw_pairs(folder: ImageFolder, tmp_path: Path) -> None:
     assert read_lfw_pairs(tmp_path / "dev.txt", folder).folds == 1
 
 
+def test_a_list_without_a_first_line_has_ten_folds(folder: ImageFolder, tmp_path: Path) -> None:
+    lines = "Al_Gore\t1\t3\nBo_Li\t2\tCy\t1\n"
+    (tmp_path / "rfw.txt").write_text(10 * lines + "\n")
+    pairs = read_lfw_pairs(tmp_path / "rfw.txt", folder)
+    assert pairs.folds == 10 and pairs.same.tolist() == 10 * [True, False]
+    (tmp_path / "short.txt").write_text(7 * lines)
+    with pytest.raises(ValueError, match="14 pairs do not make 10 equal folds"):
+        read_lfw_pairs(tmp_path / "short.txt", folder)
+
+
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
@@ -118,7 +128,7 @@ def test_lfw_pairs(folder: ImageFolder, tmp_path: Path) -> None:
         ("Bo_Li\t2\tCy\t1", "Cy\t2\tCy\t1", r"pairs\.txt:3: .*two"),
         ("Al_Gore\t1\t3", "Al_Gore\t1", r"pairs\.txt:2: .*'name number number'"),
         ("Al_Gore\t1\t3", "Al_Gore\t1\tCy\t1", r"pairs\.txt:2"),
-        ("Al_Gore\t1\t3", "Al_Gore\t1\t9", r"1 images that do not exist: Al_Gore/Al_Gore_0009"),
+        ("Al_Gore\t1\t3", "Al_Gore\t1\t9", r"1 images that are not there: Al_Gore/Al_Gore_0009"),
     ],
 )
 def test_malformed_lfw_lists(
@@ -145,6 +155,8 @@ def test_csv_pairs(folder: ImageFolder, tmp_path: Path) -> None:
     pairs, names = _csv(folder, tmp_path, f"path_a,path_b,same\n{A},{B},1\n{A},{C},False\n")
     assert names == [f"{A} {B}", f"{A} {C}"]
     assert pairs.same.tolist() == [True, False] and pairs.folds == 2
+    text = f"\n Path_A, path_b ,same \n\n{A} , {B},1\n{A},{C},False\n"
+    assert _csv(folder, tmp_path, text)[1] == names
     text = f"\ufeffsame,fold,path_a,path_b,age\n1,7,{A},{B},3\nno,3,{A},{C},4\n"
     pairs, names = _csv(folder, tmp_path, text)
     assert names == [f"{A} {C}", f"{A} {B}"] and pairs.folds == 2
@@ -153,12 +165,12 @@ def test_csv_pairs(folder: ImageFolder, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("path_a,same\n", r"pairs\.csv:1: no column path_b"),
+        ("path_a,same\n", r"pairs\.csv:1: .*a column 'path_b' \(nearest is 'path_a'\)"),
         ("path_a,path_b,same\n", "holds no pairs"),
         (f"path_a,path_b,same\n{A},{B},1\n{A},{C},maybe\n", r"pairs\.csv:3: .*expected two paths"),
         (f"path_a,path_b,same\n{A},{B}\n", r"pairs\.csv:2"),
         (f"path_a,path_b,same,fold\n{A},{B},1,x\n", "fold as a whole number"),
-        (f"path_a,path_b,same\n{A},gone.png,1\n", r"1 images that do not exist: .*gone\.png"),
+        (f"path_a,path_b,same\n{A},gone.png,1\n", r"1 images that are not there: .*gone\.png"),
         (
             f"path_a,path_b,same,fold\n{A},{B},1,0\n{A},{C},0,0\n{B},{C},0,0\n{B},{A},1,1\n",
             r"folds have \[3, 1\] pairs; the protocol wants \[2, 2\]",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
@@ -11,6 +10,7 @@ from typing import Protocol
 import numpy as np
 
 from .image_folder import ImageFiles
+from .protocol_files.text import malformed, read_lines, read_table, whole_number
 
 _TRUTH = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
 _NAMES_SHOWN = 5
@@ -183,29 +183,40 @@ def read_lfw_pairs(path: str | Path, image_folder: Named) -> PairList:
     The first line is ``folds pairs`` (``10 300``) or, for one fold, ``pairs``; then each fold has
     that many genuine lines ``name number number`` and as many impostor lines
     ``name number name number``. Image number 1 of identity ``Name`` is the file ``Name_0001`` with
-    any extension.
+    any extension. Without a first line (RFW) the lines make ten folds, in their order.
 
     Raises:
         ValueError: a malformed line, with file and line number; images the folder lacks, named.
     """
     path = Path(path)
-    lines = _read_text(path).rstrip().splitlines()
-    header = lines[0].split() if lines else []
-    if len(header) not in (1, 2) or not all(part.isdecimal() and int(part) for part in header):
-        raise ValueError(
-            f"{path}:1: {lines[0] if lines else ''!r}; expected '10 300', the number of folds and "
-            "of genuine (and of impostor) pairs in each"
+    lines = list(read_lines(path))
+    header = _fields(lines[0][1]) if lines else []
+    folds = 10
+    if len(header) in (3, 4):
+        same = [len(_fields(line)) == 3 for _, line in lines]
+        if len(lines) % folds:
+            raise ValueError(
+                f"{path}: {len(lines)} pairs do not make {folds} equal folds; complete the file, "
+                "or begin it with a line of how many folds and pairs there are"
+            )
+    elif len(header) in (1, 2) and all(part.isdecimal() and int(part) for part in header):
+        folds, each = (1, int(header[0])) if len(header) == 1 else map(int, header)
+        del lines[0]
+        if len(lines) != folds * 2 * each:
+            raise ValueError(
+                f"{path}: {len(lines)} pairs after the header, which promises {folds} x 2 x {each}"
+                "; complete the file or correct its header"
+            )
+        same = ([True] * each + [False] * each) * folds
+    else:
+        raise malformed(
+            path,
+            *(lines[0] if lines else (1, "")),
+            "'10 300', the number of folds and of genuine (and of impostor) pairs in each",
         )
-    folds, each = (1, int(header[0])) if len(header) == 1 else (int(header[0]), int(header[1]))
-    if len(lines) - 1 != folds * 2 * each:
-        raise ValueError(
-            f"{path}: {len(lines) - 1} pairs after the header, which promises {folds} x 2 x {each}"
-            "; complete the file or correct its header"
-        )
-    same = np.tile(np.repeat([True, False], each), folds)
     sides = [
         _lfw_line(f"{path}:{number}", line, genuine)
-        for number, (line, genuine) in enumerate(zip(lines[1:], same, strict=True), start=2)
+        for (number, line), genuine in zip(lines, same, strict=True)
     ]
     index_of = {
         (image_folder.class_names[label], PurePath(image_folder.name(index)).stem): index
@@ -213,13 +224,12 @@ def read_lfw_pairs(path: str | Path, image_folder: Named) -> PairList:
     }
     first, second = _look_up(path, sides, index_of.get, lambda key: f"{key[0]}/{key[1]}")
     identities = image_folder.labels[np.stack([first, second])]
-    return PairList(first, second, same, folds, _are_disjoint(identities, folds))
+    return PairList(first, second, np.array(same), folds, _are_disjoint(identities, folds))
 
 
 def _lfw_line(place: str, line: str, genuine: bool) -> list[tuple[str, str]]:
     """The (identity, file stem) of both sides."""
-    parts = line.split("\t") if "\t" in line else line.split()
-    parts = [part.strip() for part in parts]
+    parts = _fields(line)
     if len(parts) == 3:
         parts.insert(2, parts[0])
     elif len(parts) == 4 and genuine:
@@ -230,6 +240,11 @@ def _lfw_line(place: str, line: str, genuine: bool) -> list[tuple[str, str]]:
     if (parts[0] == parts[2]) != genuine:
         raise ValueError(f"{place}: {line!r}; expected {'one identity' if genuine else 'two'} here")
     return [(name, f"{name}_{int(number):04d}") for name, number in (parts[:2], parts[2:])]
+
+
+def _fields(line: str) -> list[str]:
+    parts = line.split("\t") if "\t" in line else line.split()
+    return [part.strip() for part in parts]
 
 
 def _are_disjoint(identities: np.ndarray, folds: int) -> bool:
@@ -301,27 +316,21 @@ def _read_csv(
     path: Path, exists: Callable[[str], bool], spell: Callable[[str], str]
 ) -> tuple[list[str], PairList]:
     """The images that a table names, those that exist, and pairs of them."""
-    rows = csv.DictReader(_read_text(path).splitlines(), skipinitialspace=True)
-    if missing := {"path_a", "path_b", "same"} - set(rows.fieldnames or ()):
-        found = ",".join(rows.fieldnames or ())
-        raise ValueError(
-            f"{path}:1: no column {', '.join(sorted(missing))} in the header line {found!r}; "
-            "begin the file with path_a,path_b,same"
-        )
-    has_folds = "fold" in (rows.fieldnames or ())
     sides: list[list[str]] = []
-    same, fold_of = [], []
-    for row in rows:
-        truth = _TRUTH.get((row["same"] or "").strip().lower())
-        fold = (row["fold"] or "").strip() if has_folds else "0"
-        if truth is None or not row["path_a"] or not row["path_b"] or not fold.isdecimal():
-            raise ValueError(
-                f"{path}:{rows.line_num}: {row}; expected two paths, same as 1 or 0"
-                + (" and fold as a whole number" if has_folds else "")
-            )
-        sides.append([row["path_a"], row["path_b"]])
-        same.append(truth)
-        fold_of.append(int(fold))
+    same: list[bool] = []
+    fold_of: list[int] = []
+    has_folds = False
+    for number, line, fields in read_table(path, ("path_a", "path_b", "same"), ("fold",)):
+        first_name, second_name, truth, fold = fields
+        if not sides:
+            has_folds = bool(fold)
+        known = truth.lower() in _TRUTH and first_name and second_name
+        if not known or bool(fold) != has_folds or (fold and whole_number(fold) is None):
+            wanted = "two paths, same as 1 or 0" + (", fold as a whole number" * has_folds)
+            raise malformed(path, number, line, wanted)
+        sides.append([first_name, second_name])
+        same.append(_TRUTH[truth.lower()])
+        fold_of.append(int(fold or 0))
     if not sides:
         raise ValueError(f"{path} holds no pairs below its header line")
     names = list(dict.fromkeys(name for side in sides for name in side))
@@ -363,15 +372,8 @@ def _look_up(
     if missing:
         more = f" and {len(missing) - _NAMES_SHOWN} more" if len(missing) > _NAMES_SHOWN else ""
         raise ValueError(
-            f"{path} names {len(missing)} images that do not exist: "
-            f"{', '.join(missing[:_NAMES_SHOWN])}{more}; check the folder given"
+            f"{path} names {len(missing)} images that are not there: "
+            f"{', '.join(missing[:_NAMES_SHOWN])}{more}; check the folder or the features given"
         )
     first, second = np.array(found, dtype=np.int64).T
     return first.copy(), second.copy()
-
-
-def _read_text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} cannot be read as text ({error}); check the file") from None
