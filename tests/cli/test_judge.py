@@ -153,6 +153,8 @@ def test_templates_of_every_kind(work: Path) -> None:
     found = json.loads((work / "ijbs.json").read_text())
     assert [rate["far_target"] for rate in found["surveillance"]] == [0.01, 0.1]
     assert found["protocol"] == "templates, N0D0F2"
+    with pytest.raises(ValueError, match=r"templates\.csv has no score for"):
+        margrave("judge", "templates", work / "features", table, "--detector")
 
     pairs = [[number, number + 1, int(number // 3 == (number + 1) // 3)] for number in range(89)]
     listed = _table(work / "template_pairs.csv", "template_a,template_b,same", pairs)
@@ -298,7 +300,7 @@ def test_a_threshold_is_kept_with_the_model_and_decides(work: Path) -> None:
         result = CliRunner().invoke(app, ["verify", str(model), str(sides[0]), str(side)])
         scores.append(float(result.output.split("cosine ")[1].split(",")[0]))
         says = scores[-1] > load_embedder(model).card.operating_points[0].threshold
-        assert result.exit_code == (0 if says else 2)
+        assert result.exit_code == (0 if says else 3)
     with pytest.raises(ValueError, match=r"no threshold for FAR 0.5; it has: 0.001, 0.01"):
         margrave("verify", model, *sides[:2], "--far", "0.5")
     with pytest.raises(ValueError, match=r"FAR 1e-09 needs at least 1,000,000,000 impostor"):
@@ -307,6 +309,17 @@ def test_a_threshold_is_kept_with_the_model_and_decides(work: Path) -> None:
     margrave("import", work / "raw2.onnx", work / "other.onnx", *options)
     with pytest.raises(ValueError, match="made by other weights"):
         margrave("threshold", work / "other.onnx", work / "features", "--far", "0.01")
+    options = ["--mean", "0.4", "--deviation", "0.5", "--colour-order", "bgr"]
+    margrave("import", work / "raw.onnx", work / "otherwise.onnx", *options)
+    with pytest.raises(ValueError, match=r"another mean, colour_order"):
+        margrave("threshold", work / "otherwise.onnx", work / "features", "--far", "0.01")
+    for wrong, said in (
+        (("--mean", "123.7,116.3,103.5"), r"divide what is said of pixels in \[0, 255\] by 255"),
+        (("--mean", "0.5", "--image-size", "64"), "takes images of 32 only"),
+    ):
+        options = (*wrong, "--deviation", "0.5", "--colour-order", "rgb")
+        with pytest.raises(ValueError, match=said):
+            margrave("import", work / "raw.onnx", work / "never.onnx", *options)
 
 
 def test_lists_that_belong_to_other_images_are_refused(work: Path) -> None:
@@ -355,7 +368,7 @@ def test_what_does_not_fit_is_said(work: Path) -> None:
     with pytest.raises(ValueError, match=r"holds no features\.json"):
         margrave("judge", "all-to-all", work / "faces")
     _table(work / "gone.csv", "path_a,path_b,same", [["a.jpg", "b.jpg", 1]] * 4)
-    with pytest.raises(ValueError, match=r"names 2 images that do not exist: a\.jpg, b\.jpg"):
+    with pytest.raises(ValueError, match=r"names 2 images that are not there: a\.jpg, b\.jpg"):
         margrave("judge", "pairs", work / "features", work / "gone.csv")
     with pytest.raises(ValueError, match="--ranks"):
         margrave("judge", "identification", work / "features", work / "x.csv", "--ranks", "one")

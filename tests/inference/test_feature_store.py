@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -106,6 +107,8 @@ def test_a_flipped_byte_is_refused(
     path.write_bytes(content)
     with pytest.raises(ValueError, match=name):
         FeatureStore(folder)
+    with pytest.raises(ValueError, match="delete the folder"):
+        embed_to_store(embedder, faces, folder)
     if name == "embeddings":
         with pytest.raises(ValueError, match="rows 28 to 29"):
             FeatureStore(folder)
@@ -126,6 +129,30 @@ def test_damaged_files_are_named(
         path.write_bytes(content[: len(content) // 2] if harm == "cut" else b"\xff{}[1\n" * 20)
     with pytest.raises(ValueError, match="features"):
         FeatureStore(folder)
+    if (name, harm) == ("blocks.jsonl", "cut"):
+        # What lines are left count; the rest is embedded anew.
+        embed_to_store(embedder, faces, folder, flips=False)
+        assert path.read_bytes() == content
+        return
+    with pytest.raises(ValueError, match=r"delete the folder|give an empty folder"):
+        embed_to_store(embedder, faces, folder, flips=False)
+
+
+def test_features_that_cannot_be_compared(
+    embedder: Embedder, faces: SyntheticFaces, tmp_path: Path
+) -> None:
+    others = SyntheticFaces(num_identities=3, first_identity=50, image_size=32)
+    store = embed_to_store(embedder, faces, tmp_path / "features")
+    store.check_comparable(embed_to_store(embedder, others, tmp_path / "others"))
+    with pytest.raises(ValueError, match="features of the same images"):
+        store.check_comparable(FeatureStore(tmp_path / "features"))
+    plain = embed_to_store(embedder, others, tmp_path / "plain", flips=False)
+    with pytest.raises(ValueError, match=r"different flips \(True and False\)"):
+        store.check_comparable(plain)
+    card = replace(embedder.card, mean=0.4)
+    otherwise = embed_to_store(replace(embedder, card=card), others, tmp_path / "otherwise")
+    with pytest.raises(ValueError, match=r"different mean \(0.5 and 0.4\)"):
+        store.check_comparable(otherwise)
 
 
 def test_another_run_does_not_mix_in(
@@ -139,7 +166,7 @@ def test_another_run_does_not_mix_in(
     with pytest.raises(ValueError, match="another weights"):
         embed_to_store(other, faces, tmp_path / "features")
     fewer = SyntheticFaces(num_identities=5, images_per_identity=5, image_size=32)
-    with pytest.raises(ValueError, match="another count, images"):
+    with pytest.raises(ValueError, match=r"another count \(30, now 25\), images"):
         embed_to_store(embedder, fewer, tmp_path / "features")
     (tmp_path / "letters").mkdir()
     (tmp_path / "letters" / "to_my_love.txt").touch()

@@ -84,4 +84,7 @@ def _open(images: str, unlabelled: bool):
         return open_images(spec)
     if spec["kind"] != "folder" or not Path(images).is_dir():
         raise ValueError(f"--unlabelled {images}: give a folder of images")
-    return ImageFiles(images, image_paths(images))
+    paths = image_paths(images)
+    if not paths:
+        raise ValueError(f"{images} and the folders below hold no images; check the folder")
+    return ImageFiles(images, paths)

@@ -139,12 +139,21 @@ def ijb(
 @app.command()
 def templates(
     features: Features,
-    table: Annotated[Path, typer.Argument(help="CSV: path,template,subject[,media,score,role].")],
+    table: Annotated[
+        Path,
+        typer.Argument(help="A table: path, template, subject; may have media, score, role."),
+    ],
     pairs: Annotated[
-        Path | None, typer.Option(help="CSV: template_a,template_b,same; else all pairs.")
+        Path | None,
+        typer.Option(
+            help="A table: template_a, template_b, same. Without it, and without roles, all pairs."
+        ),
     ] = None,
     surveillance: Annotated[
-        bool, typer.Option(help="Search gallery_1 by IJB-S's rule: ranks and DIR at FAR.")
+        bool,
+        typer.Option(
+            "--surveillance", help="Search gallery_1 by IJB-S's rule: ranks and DIR at FAR."
+        ),
     ] = False,
     norm: Norm = True,
     detector: Detector = False,

@@ -138,8 +138,9 @@ def detection_table(rates: Sequence[DetectionRate]) -> Table:
             else percent(rank.rate)
             for rank in rate.rates
         ]
-        table.add_row(f"{rate.far_target:g}", f"{rate.threshold:.4f}", *shares)
-    return table
+        heading = f"{rate.far_target:g}" + " *" * rate.too_few_probes
+        table.add_row(heading, f"{rate.threshold:.4f}", *shares)
+    return _explained(table, any(rate.too_few_probes for rate in rates))
 
 
 def all_to_all_table(result: AllToAllResult) -> Table:

@@ -19,7 +19,7 @@ def verify(
         bool, typer.Option(help="Import a network of somebody's own that the model names.")
     ] = False,
 ) -> None:
-    """Decide by the threshold kept with the model; exit status 2 if they are two people."""
+    """Decide by the threshold kept with the model; exit status 3 if they are two people."""
     from rich.console import Console
 
     from margrave.data import decode_image
@@ -37,5 +37,5 @@ def verify(
         f"{'one person' if found.same else 'two people'}: cosine {found.cosine:.4f}, threshold "
         f"{found.point.threshold:.4f} (FAR {found.point.far:g}, {found.point.measured_on})"
     )
-    # Errors end with 1.
-    raise typer.Exit(0 if found.same else 2)
+    # Errors end with 1, a mistyped command with 2.
+    raise typer.Exit(0 if found.same else 3)

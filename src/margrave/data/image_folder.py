@@ -95,7 +95,13 @@ def image_paths(
         others: where given, images of formats that are not read are added.
     """
     paths: list[str] = []
-    for where, folders, files in os.walk(root if below is None else below):
+    seen: set[str] = set()
+    for where, folders, files in os.walk(root if below is None else below, followlinks=True):
+        # A link may lead back to where one came from.
+        if (real := os.path.realpath(where)) in seen:
+            folders.clear()
+            continue
+        seen.add(real)
         folders[:] = [name for name in folders if not name.startswith(".")]
         relative = os.path.relpath(where, root)
         paths += [

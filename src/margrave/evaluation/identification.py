@@ -346,12 +346,14 @@ class DetectionRate:
         far: what the threshold realises.
         threshold: alarms are raised at or above it.
         rates: share of mated probes within each rank and at or above the threshold.
+        too_few_probes: fewer than one false alarm was allowed.
     """
 
     far_target: float
     far: float
     threshold: float
     rates: tuple[RankRate, ...]
+    too_few_probes: bool = False
 
 
 def detection_rates(
@@ -410,6 +412,7 @@ def detection_rates(
                 far=float((alarms >= threshold).mean()),
                 threshold=threshold,
                 rates=rank_rates(hits, ranks, probe_labels[mated], resamples, seed),
+                too_few_probes=far * len(alarms) < 1,
             )
         )
     return tuple(results)

@@ -19,7 +19,7 @@ import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from torch import Tensor
@@ -30,9 +30,12 @@ from margrave.inference.embedder import Embedder, Progress
 from margrave.memory import read_rows
 
 FORMAT_VERSION = 1
-BLOCK = 2048
+BLOCK = 512
+"""Images between two states of an interrupted run."""
+READ_AT_ONCE = 2048
 HEADER = "features.json"
 NAMES_SHOWN = 5
+_REMEDY = "delete the folder and embed again, or copy it again"
 
 
 class FusedRows:
@@ -66,10 +69,10 @@ class ChosenRows:
         found = np.empty((len(wanted), self.shape[1]), np.float32)
         # Neighbours are read together, at most a block at a time.
         order = np.argsort(wanted, kind="stable")
-        for start in range(0, len(order), BLOCK):
-            places = order[start : start + BLOCK]
+        for start in range(0, len(order), READ_AT_ONCE):
+            places = order[start : start + READ_AT_ONCE]
             low, high = int(wanted[places[0]]), int(wanted[places[-1]])
-            if high - low < 8 * BLOCK:
+            if high - low < 8 * READ_AT_ONCE:
                 found[places] = self._rows[low : high + 1][wanted[places] - low]
             else:
                 for place in places.tolist():
@@ -137,7 +140,7 @@ class FeatureStore:
         sides = [side for side in (self.embeddings, self.flipped, self.norms) if side is not None]
         if _digest(self._names, self.labels) != self.description["images"]["digest"]:
             raise ValueError(
-                f"{self.folder}: names.npy or labels.npy is not what was written; embed again"
+                f"{self.folder}: names.npy or labels.npy is not what was written; {_REMEDY}"
             )
         for number, block in enumerate(blocks):
             part = slice(block["start"], block["stop"])
@@ -145,14 +148,45 @@ class FeatureStore:
             if _digest(*found) != block["digest"]:
                 raise ValueError(
                     f"{self.folder}: rows {part.start} to {part.stop - 1} are not what was written "
-                    "(embeddings.npy, flipped.npy or norms.npy is damaged); delete the folder and "
-                    "embed again, or copy it again"
+                    f"(embeddings.npy, flipped.npy or norms.npy is damaged); {_REMEDY}"
                 )
             if progress is not None:
                 progress(number + 1, len(blocks))
 
     def __len__(self) -> int:
         return self.embeddings.shape[0]
+
+    @property
+    def preparation(self) -> dict[str, Any]:
+        """What must be alike of features that are compared."""
+        card = {
+            name: getattr(self.card, name)
+            for name in ("image_size", "mean", "deviation", "colour_order")
+        }
+        return {name: self.description.get(name) for name in ("weights", "fit", "flips")} | card
+
+    def check_comparable(self, other: FeatureStore) -> None:
+        """Refuse features that were made otherwise, or of the very same images.
+
+        Raises:
+            ValueError: naming what differs.
+        """
+        ours, theirs = self.preparation, other.preparation
+        differing = [
+            name if name == "weights" else f"{name} ({ours[name]} and {theirs[name]})"
+            for name in ours
+            if ours[name] != theirs[name]
+        ]
+        if differing:
+            raise ValueError(
+                f"{self.folder} and {other.folder} were made with different "
+                f"{', '.join(differing)}, so their features cannot be compared; embed both alike"
+            )
+        if self.description["images"]["digest"] == other.description["images"]["digest"]:
+            raise ValueError(
+                f"{self.folder} and {other.folder} hold features of the same images; give "
+                "strangers as distractors"
+            )
 
     @property
     def rows(self) -> FusedRows:
@@ -252,12 +286,14 @@ def embed_to_store(
         "identities": list(getattr(images, "class_names", ())),
     }
     done, unreadable = _resume_or_begin(folder, description, names, labels)
-    sides = {
-        name: np.load(folder / f"{name}.npy", mmap_mode="r+")
-        for name in ("embeddings", *(["flipped"] if flips else []), "norms")
-        # Before the first block they may be there in part.
-        if done
-    }
+    sides = {}
+    # Before the first block they may be there in part.
+    if done:
+        width = _read_header(folder)["width"]
+        sides["embeddings"] = _open(folder, "embeddings", (count, width), np.float32, "r+")
+        if flips:
+            sides["flipped"] = _open(folder, "flipped", (count, width), np.float32, "r+")
+        sides["norms"] = _open(folder, "norms", (count,), np.float32, "r+")
     if progress is not None:
         progress(done, count)
     for start in range(done, count, BLOCK):
@@ -304,7 +340,8 @@ def embed_to_store(
             os.fsync(file.fileno())
         if after_block is not None:
             after_block(stop)
-    return FeatureStore(folder, verify=False)
+    # What an earlier run wrote may have been damaged since.
+    return FeatureStore(folder, verify=done > 0)
 
 
 def _resume_or_begin(
@@ -313,10 +350,14 @@ def _resume_or_begin(
     """How many rows are there already, and how many images could not be read."""
     if (folder / HEADER).exists():
         found = _read_header(folder)
+        # What model and images are called does not matter.
+        found["images"]["source"] = description["images"]["source"]
         differing = [
-            key
+            f"{key} ({found.get(key)}, now {description[key]})"
+            if isinstance(description[key], int | str) and key != "weights"
+            else key
             for key in description
-            if key not in ("model",) and found.get(key) != description[key]
+            if key != "model" and found.get(key) != description[key]
         ]
         if differing:
             raise ValueError(
@@ -376,17 +417,17 @@ def _read_header(folder: Path) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ValueError(f"{path} cannot be read ({error}); embed again") from error
+        raise ValueError(f"{path} cannot be read ({error}); {_REMEDY}") from error
     wanted = {"card": dict, "count": int, "width": int, "flips": bool, "images": dict}
     wanted |= {"identities": list, "format_version": int}
     if not isinstance(found, dict) or any(
         not isinstance(found.get(key), kind) for key, kind in wanted.items()
     ):
-        raise ValueError(f"{path} is damaged: it lacks some of {', '.join(wanted)}; embed again")
+        raise ValueError(f"{path} is damaged: it lacks some of {', '.join(wanted)}; {_REMEDY}")
     if found["format_version"] != FORMAT_VERSION:
         raise ValueError(
             f"{path} has format_version {found['format_version']}, this Margrave reads "
-            f"{FORMAT_VERSION}; embed again"
+            f"{FORMAT_VERSION}; {_REMEDY}"
         )
     return found
 
@@ -397,7 +438,7 @@ def _read_blocks(folder: Path) -> list[dict[str, Any]]:
     try:
         content = path.read_bytes()
     except OSError as error:
-        raise ValueError(f"{path} cannot be read ({error.strerror}); embed again") from error
+        raise ValueError(f"{path} cannot be read ({error.strerror}); {_REMEDY}") from error
     whole = content[: content.rfind(b"\n") + 1]
     if len(whole) < len(content):
         os.truncate(path, len(whole))
@@ -412,22 +453,26 @@ def _read_blocks(folder: Path) -> list[dict[str, Any]]:
         except (ValueError, KeyError, TypeError):
             fits = False
         if not fits:
-            raise ValueError(f"{path}:{number} is damaged: {line[:80]!r}; embed again")
+            raise ValueError(f"{path}:{number} is damaged: {line[:80]!r}; {_REMEDY}")
         blocks.append(block)
     return blocks
 
 
 def _open(
-    folder: Path, name: str, shape: tuple[int, ...], dtype: type[np.generic] | None
+    folder: Path,
+    name: str,
+    shape: tuple[int, ...],
+    dtype: type[np.generic] | None,
+    mode: Literal["r", "r+"] = "r",
 ) -> np.ndarray:
     path = folder / f"{name}.npy"
     try:
-        array = np.lib.format.open_memmap(path, mode="r")
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path} cannot be read ({error}); embed again") from error
+        array = np.lib.format.open_memmap(path, mode=mode)
+    except (OSError, ValueError, EOFError) as error:
+        raise ValueError(f"{path} cannot be read ({error}); {_REMEDY}") from error
     right = array.dtype == dtype if dtype is not None else array.dtype.kind == "S"
     if array.shape != shape or not right:
-        raise ValueError(f"{path} holds {array.dtype} {array.shape}, expected {shape}; embed again")
+        raise ValueError(f"{path} holds {array.dtype} {array.shape}, expected {shape}; {_REMEDY}")
     return array
 
 

@@ -14,7 +14,9 @@ from margrave.checkpoints import atomic_write
 from margrave.distributed import World
 from margrave.evaluation import State
 
-SECONDS_BETWEEN_STATES = 30.0
+SECONDS_BETWEEN_STATES = 2.0
+SHARE_OF_TIME = 0.05
+"""Where writing a state takes long, they are as much rarer."""
 # What numpy raises at files that are no archives of arrays, depending on what they are instead.
 _UNREADABLE = (
     OSError,
@@ -43,7 +45,7 @@ class FileKeeper:
     Args:
         path: of the file; one of another evaluation is refused.
         what: what is evaluated, as JSON.
-        seconds: between two states.
+        seconds: between two states, at least; 0 writes every one.
 
     Raises:
         ValueError: a file of another evaluation, or a damaged one.
@@ -54,7 +56,7 @@ class FileKeeper:
     ) -> None:
         self.path, self.what, self.seconds = Path(path), what, seconds
         self._states: dict[str, State] = {}
-        self._written = time.monotonic()
+        self._next = time.monotonic() + seconds
         if self.path.exists():
             self._read()
 
@@ -65,7 +67,8 @@ class FileKeeper:
             found = str(arrays.pop("what"))
         except _UNREADABLE as error:
             raise ValueError(
-                f"{self.path} is no evaluation's state ({error}); delete it to begin anew"
+                f"{self.path} is no evaluation's state, or a damaged one; delete it to begin anew, "
+                "or give another file"
             ) from error
         if found != self.what:
             raise ValueError(
@@ -85,7 +88,8 @@ class FileKeeper:
 
     def offer(self, name: str, told: Callable[[], State]) -> None:
         """Write the state if the last one is old enough."""
-        if time.monotonic() - self._written < self.seconds:
+        started = time.monotonic()
+        if started < self._next:
             return
         self._states[name] = told()
         arrays: dict[str, Any] = {"what": np.array(self.what)}
@@ -97,4 +101,6 @@ class FileKeeper:
                     arrays[f"{each}/{part}"] = np.array(value)
         with atomic_write(self.path) as temporary, open(temporary, "wb") as file:
             np.savez(file, **arrays)
-        self._written = time.monotonic()
+        ended = time.monotonic()
+        if self.seconds:
+            self._next = ended + max(self.seconds, (ended - started) / SHARE_OF_TIME)

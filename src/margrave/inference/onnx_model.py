@@ -150,10 +150,21 @@ def import_onnx(
         image_size: of a side, where the model leaves it open.
 
     Raises:
-        ValueError: something is not stated that the model does not say itself.
+        ValueError: something is not stated that the model does not say itself, or cannot be.
     """
     backbone = OnnxBackbone(source)
     stated = {"mean": mean, "deviation": deviation, "colour_order": colour_order}
+    for name, value in (("mean", mean), ("deviation", deviation)):
+        if value is not None and np.abs(value).max() > 1:
+            raise ValueError(
+                f"{name} = {value}; state it for pixels in [0, 1]: divide what is said of pixels "
+                "in [0, 255] by 255"
+            )
+    if image_size and backbone.image_size not in (None, image_size):
+        raise ValueError(
+            f"image_size = {image_size}, but {source} takes images of {backbone.image_size} only; "
+            "leave image_size out"
+        )
     known: dict[str, Any] = {}
     if CARD_KEY in backbone.metadata:
         known = asdict(read_card(backbone.metadata[CARD_KEY], source))

@@ -92,17 +92,21 @@ def check_made_by(model: str | Path, store: FeatureStore) -> None:
     """Whether features are this model's.
 
     Raises:
-        ValueError: they were made by other weights.
+        ValueError: they were made by other weights, or of images prepared otherwise.
     """
     path = _model_file(model)
     if _is_onnx(path):
-        weights = load_onnx(path)[0].content_digest
+        backbone, card = load_onnx(path)
+        weights = backbone.content_digest
     else:
-        weights = weights_digest(load_model(path)[0])
-    if store.description["weights"] != weights:
+        state, card = load_model(path)
+        weights = weights_digest(state)
+    made = store.preparation
+    wanted = {name: getattr(card, name, made[name]) for name in made} | {"weights": weights}
+    if differing := [name for name in made if made[name] != wanted[name]]:
         raise ValueError(
-            f"the features in {store.folder} were made by other weights than those of {path} "
-            f"({store.description['model'] or 'unnamed'}); embed the images with this model first"
+            f"the features in {store.folder} were made by other weights or otherwise prepared than "
+            f"{path} says (another {', '.join(differing)}); embed the images with this model first"
         )
 
 
@@ -145,7 +149,10 @@ def operating_point(embedder: Embedder, far: float | None = None) -> OperatingPo
     wanted = min(points) if far is None else far
     if wanted not in points:
         known = ", ".join(f"{each:g}" for each in sorted(points))
-        raise ValueError(f"this model has no threshold for FAR {wanted:g}; it has: {known}")
+        raise ValueError(
+            f"this model has no threshold for FAR {wanted:g}; it has: {known}; "
+            "margrave threshold chooses others"
+        )
     return points[wanted]
 
 

@@ -114,6 +114,7 @@ def judge_megaface(
         progress: called with (comparisons done, comparisons in all).
         state: a file where an interrupted evaluation leaves its state.
     """
+    probes.check_comparable(distractors)
     labels = probes.labels
     if (labels < 0).any():
         labels = np.unique(
@@ -210,6 +211,7 @@ def judge_all_to_all(
         raise ValueError(f"{store.folder} holds no labelled images; give a folder of identities")
     others = None
     if distractors is not None:
+        store.check_comparable(distractors)
         kept = [row for row in range(len(distractors)) if row not in distractors.unreadable]
         others = ChosenRows(distractors.rows, np.array(kept))
     if far_targets is None:

@@ -219,12 +219,18 @@ def judge_templates(
     pooling = Pooling(
         norm=norm, detector=detector, flip=store.flipped is not None if flip is None else flip
     )
+    if detector and np.isnan(listed.scores).any():
+        bare = listed.names[int(np.isnan(listed.scores).argmax())]
+        raise ValueError(
+            f"{table} has no score for {bare}; give the detector's scores in a column score, or "
+            "leave out --detector"
+        )
     numbers, pooled = pool_templates(
         store.embeddings,
         listed.templates,
         listed.media,
         flipped=store.flipped,
-        detector_scores=listed.scores,
+        detector_scores=listed.scores if detector else None,
         rows=store.rows_of(listed.names, table),
         pooling=pooling,
     )

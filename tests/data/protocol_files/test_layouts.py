@@ -53,7 +53,7 @@ def test_template_tables_are_read(write: Callable[..., Path]) -> None:
     assert table.media[2] not in (7, 8)
     assert table.subjects.tolist() == [0, 0, 0, 1] and table.subjects.dtype == np.int64
     assert table.subject_names == ("Bo", "Al")
-    np.testing.assert_array_equal(table.scores, [0.5, 1.0, -0.1, 1.0])
+    np.testing.assert_array_equal(table.scores, [0.5, np.nan, -0.1, np.nan])
     assert table.scores.dtype == np.float64
     assert table.roles.tolist() == ["gallery_1", "gallery_1", "probe", ""]
 
@@ -61,7 +61,7 @@ def test_template_tables_are_read(write: Callable[..., Path]) -> None:
 def test_template_tables_need_three_columns(write: Callable[..., Path]) -> None:
     table = read_template_table(write("table.csv", TEMPLATES, "1.jpg,5,Bo", "2.jpg,5,Bo"))
     assert table.media.tolist() == [0, 1]
-    assert table.scores.tolist() == [1, 1] and table.roles.tolist() == ["", ""]
+    assert np.isnan(table.scores).all() and table.roles.tolist() == ["", ""]
 
 
 def test_template_pair_tables_are_read(write: Callable[..., Path]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from array import array
 from dataclasses import dataclass
 from pathlib import Path, PurePath
@@ -56,7 +57,7 @@ class TemplateTable:
         media: (N,) int64 medium of each image.
         subjects: (N,) int64 subject of each image's template, in order of appearance.
         subject_names: what the table calls each subject.
-        scores: (N,) float64 detector score of each image.
+        scores: (N,) float64 detector score of each image, NaN where the table has none.
         roles: (N,) str: ``gallery_1``, ``gallery_2``, ``probe``, or empty.
     """
 
@@ -110,9 +111,9 @@ def read_template_table(path: str | Path) -> TemplateTable:
     """Read a table with a header line: path, template and subject, one image a line.
 
     Three columns more are optional, and may be empty: ``media`` (a whole number that a video's
-    frames share; otherwise each image is a medium of its own), ``score`` (the detector's, otherwise
-    1) and ``role`` (gallery_1, gallery_2 or probe). ``template`` is a whole number, ``subject`` any
-    name. An image may be in several templates, of one subject. Further columns are ignored.
+    frames share; otherwise each image is a medium of its own), ``score`` (the detector's) and
+    ``role`` (gallery_1, gallery_2 or probe). ``template`` is a whole number, ``subject`` any name.
+    An image may be in several templates, of one subject. Further columns are ignored.
 
     Raises:
         ValueError: a missing column, a malformed line (with file and line number); a template of
@@ -130,7 +131,8 @@ def read_template_table(path: str | Path) -> TemplateTable:
     of_image = Agreement(path, "image", "subject")
     rows = read_table(path, ("path", "template", "subject"), ("media", "score", "role"))
     for number, line, (name, template_text, subject, medium_text, score_text, role) in rows:
-        template, score = whole_number(template_text), finite_number(score_text or "1")
+        template = whole_number(template_text)
+        score = finite_number(score_text) if score_text else math.nan
         medium = whole_number(medium_text)
         if not is_relative_path(name) or template is None or not subject:
             expected = "a relative path, a whole number as template and a subject"
