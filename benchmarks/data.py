@@ -2,8 +2,9 @@
 
 The same JPEG files are (a) read and decoded by OpenCV alone, (b) read, checked, decoded, flipped,
 batched and normalised as in training, (c) the same with AdaFace's augmentations; from a folder,
-from records and from shards; and batched by workers, in interleaved repetitions. Prints images per
-second and ratios, and writes benchmarks/data.csv. Without a folder the files are made of synthetic
+from records and from shards; and batched by workers, in interleaved repetitions. What two workers
+could give at best is told by bare decoding in one and in two processes. Prints images per second
+and ratios, and writes benchmarks/data.csv. Without a folder the files are made of synthetic
 faces.
 
     python benchmarks/data.py
@@ -14,11 +15,13 @@ from __future__ import annotations
 
 import argparse
 import csv
+import multiprocessing
 import os
 import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -47,6 +50,7 @@ from margrave.data import (
 )
 
 FLIP = Augmentation(flip=0.5)
+APART = ("one process", "two processes")
 
 
 def main() -> None:
@@ -81,6 +85,16 @@ def jpeg_folder(source: FaceImages, count: int, folder: Path) -> ImageFolder:
     return ImageFolder(folder)
 
 
+def decode(paths: list[Path]) -> None:
+    """What everything is compared with."""
+    for path in paths:
+        cv2.imdecode(np.frombuffer(path.read_bytes(), np.uint8), cv2.IMREAD_COLOR)
+
+
+def _one_thread() -> None:
+    cv2.setNumThreads(1)
+
+
 def measure(given: argparse.Namespace, folder: Path) -> list[dict[str, object]]:
     """All ways over the same JPEG files."""
     source = ImageFolder(given.folder) if given.folder else SyntheticFaces(
@@ -92,9 +106,17 @@ def measure(given: argparse.Namespace, folder: Path) -> list[dict[str, object]]:
     shards = ShardImages(folder / "shards")
     paths = [Path(files.name(index)) for index in range(len(files))]
 
-    def decode() -> None:
-        for path in paths:
-            cv2.imdecode(np.frombuffer(path.read_bytes(), np.uint8), cv2.IMREAD_COLOR)
+    spawn = multiprocessing.get_context("spawn")
+    # One process by itself too: its clock may be another than this one's.
+    pool = ProcessPoolExecutor(2, spawn, _one_thread)
+
+    def decode_apart(processes: int) -> Callable[[], None]:
+        share = 4 * len(paths) // processes
+
+        def run() -> None:
+            list(pool.map(decode, [(4 * paths)[:share]] * processes))
+
+        return run
 
     def prepare(
         images: FaceImages, augmentation: Augmentation | None, workers: int = 0, epochs: int = 1
@@ -118,18 +140,21 @@ def measure(given: argparse.Namespace, folder: Path) -> list[dict[str, object]]:
     # Workers get more to do, or their start would be what is measured.
     long = 4
     ways: dict[str, Callable[[], None]] = {
-        "decoded alone": decode,
+        "decoded alone": lambda: decode(paths),
         "decoded, flipped, normalised": prepare(files, FLIP),
         "with AdaFace's augmentations": prepare(files, Augmentation.adaface()),
         "records": prepare(RecordImages(folder / "records"), FLIP),
         "shards": prepare(shards, FLIP),
         "one worker, AdaFace's": prepare(files, Augmentation.adaface(), 1, long),
         "two workers, AdaFace's": prepare(files, Augmentation.adaface(), 2, long),
+        "decoded alone, one process": decode_apart(1),
+        "decoded alone, two processes": decode_apart(2),
     }
     against = {
         "records": "decoded, flipped, normalised",
         "shards": "decoded, flipped, normalised",
         "two workers, AdaFace's": "one worker, AdaFace's",
+        "decoded alone, two processes": "decoded alone, one process",
     }
     times: dict[str, list[float]] = {name: [] for name in ways}
     with Progress(auto_refresh=False) as progress:
@@ -144,6 +169,7 @@ def measure(given: argparse.Namespace, folder: Path) -> list[dict[str, object]]:
     whole = given.images // given.batch * given.batch
     images = {name: whole * (long if "worker" in name else 1) for name in ways}
     images["decoded alone"] = given.images
+    images |= {f"decoded alone, {number}": 4 * given.images for number in APART}
     rates = {name: images[name] / statistics.median(times[name]) for name in ways}
     rows: list[dict[str, object]] = []
     for name, rate in rates.items():
