@@ -99,6 +99,7 @@ class FeatureStore:
         description: everything in ``features.json``.
         unreadable: images that could not be embedded, by row, and why; their rows are zero.
         digest: of the description and of all blocks' checksums: what these features are.
+        content: the blocks' checksums.
 
     Raises:
         ValueError: no store, an unfinished one, files of other sizes, a block whose checksum
@@ -133,6 +134,7 @@ class FeatureStore:
         self.digest = hashlib.sha256(
             json.dumps([{**self.description, "model": ""}, blocks]).encode()
         ).hexdigest()
+        self.content: list[str] = [block["digest"] for block in blocks]
         if verify:
             self._verify(blocks, progress)
 
@@ -182,7 +184,7 @@ class FeatureStore:
                 f"{self.folder} and {other.folder} were made with different "
                 f"{', '.join(differing)}, so their features cannot be compared; embed both alike"
             )
-        if self.description["images"]["digest"] == other.description["images"]["digest"]:
+        if self.content == other.content:
             raise ValueError(
                 f"{self.folder} and {other.folder} hold features of the same images; give "
                 "strangers as distractors"
