@@ -81,7 +81,12 @@ def _open(images: str, unlabelled: bool):
         return read_pairs_bin(images)[1]
     spec = recognise(images)
     if not unlabelled:
-        return open_images(spec)
+        try:
+            return open_images(spec)
+        except ValueError as error:
+            if spec["kind"] != "folder":
+                raise
+            raise ValueError(f"{error}; images of one person or of nobody: --unlabelled") from error
     if spec["kind"] != "folder" or not Path(images).is_dir():
         raise ValueError(f"--unlabelled {images}: give a folder of images")
     paths = image_paths(images)

@@ -9,8 +9,13 @@ import typer
 
 
 def import_model(
-    checkpoint: Annotated[Path, typer.Argument(help="A .pth, .pt, .ckpt or .safetensors file.")],
-    model: Annotated[Path, typer.Argument(help="The model file to write (.safetensors).")],
+    checkpoint: Annotated[
+        Path, typer.Argument(help="A .pth, .pt, .ckpt, .safetensors or .onnx file.")
+    ],
+    model: Annotated[
+        Path,
+        typer.Argument(help="The model file to write: .safetensors, or .onnx for an .onnx file."),
+    ],
     colour_order: Annotated[
         str | None,
         typer.Option(help="rgb or bgr, if the network was trained unlike its project's others."),
