@@ -169,7 +169,8 @@ def test_csv_pairs(folder: ImageFolder, tmp_path: Path) -> None:
         ("path_a,path_b,same\n", "holds no pairs"),
         (f"path_a,path_b,same\n{A},{B},1\n{A},{C},maybe\n", r"pairs\.csv:3: .*expected two paths"),
         (f"path_a,path_b,same\n{A},{B}\n", r"pairs\.csv:2"),
-        (f"path_a,path_b,same,fold\n{A},{B},1,x\n", "fold as a whole number"),
+        (f"path_a,path_b,same,fold\n{A},{B},1,1x\n", r"pairs\.csv:2: .*fold as a whole number"),
+        (f"path_a,path_b,same,fold\n{A},{B},1,1\n{A},{C},0,\n", r"csv:3: .*a fold on every line"),
         (f"path_a,path_b,same\n{A},gone.png,1\n", r"1 images that are not there: .*gone\.png"),
         (
             f"path_a,path_b,same,fold\n{A},{B},1,0\n{A},{C},0,0\n{B},{C},0,0\n{B},{A},1,1\n",

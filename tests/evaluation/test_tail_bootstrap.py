@@ -137,11 +137,27 @@ def test_one_pair_proves_nothing() -> None:
         second[2 * (wrong - 1)] = 3.0
         found = compare_pairs(first, second, same, 5, far_targets=[0.1, 0.001])
         for each in found:
-            if each.metric in ("accuracy", "true_accept_rate"):
+            if each.metric != "area_under_roc":
                 assert each.p_value >= least and each.interval[0] <= 0 <= each.interval[1]
                 assert each.more_pairs is None or 0 < each.more_pairs < 10**6
-        assert [each.too_few_impostors for each in found[-2:]] == [False, True]
+        assert [each.too_few_impostors for each in found[-2:]] == [
+            False,
+            True,
+        ]  # 20 false accepts, a fifth of one
         assert found[-1].difference == pytest.approx(-wrong / 200)
+
+
+def test_four_people_prove_nothing() -> None:
+    generator = np.random.default_rng(0)
+    alone = np.repeat(np.arange(20), 10)
+    met = np.stack([alone, (alone + 1 + np.tile(np.arange(10), 20)) % 20], axis=1)
+    people = np.concatenate([np.stack([alone, alone], axis=1), met])
+    same = people[:, 0] == people[:, 1]
+    first = np.where(same, 1.0, 2.0) + 0.05 * generator.standard_normal(400)
+    second = np.where(same & (people[:, 0] < 4), 3.0, first)
+    for each in compare_pairs(first, second, same, 1, people, [0.1]):
+        if each.metric != "area_under_roc":
+            assert each.p_value >= 0.1 and each.interval[0] <= 0 <= each.interval[1]
 
 
 def test_a_better_model_is_told_from_a_worse() -> None:

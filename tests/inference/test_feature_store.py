@@ -146,6 +146,10 @@ def test_features_that_cannot_be_compared(
     store.check_comparable(embed_to_store(embedder, others, tmp_path / "others"))
     with pytest.raises(ValueError, match="features of the same images"):
         store.check_comparable(FeatureStore(tmp_path / "features"))
+    # Other pictures under the same names.
+    namesake = SyntheticFaces(num_identities=6, first_identity=70, image_size=32)
+    namesake.labels, namesake.name = faces.labels, faces.name
+    store.check_comparable(embed_to_store(embedder, namesake, tmp_path / "namesake"))
     plain = embed_to_store(embedder, others, tmp_path / "plain", flips=False)
     with pytest.raises(ValueError, match=r"different flips \(True and False\)"):
         store.check_comparable(plain)

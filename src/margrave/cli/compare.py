@@ -58,5 +58,5 @@ def compare(
         soft_wrap=True,
     )
     if any(each.too_few_impostors for each in found):
-        console.print("* fewer than one false accept was allowed: the rate says little")
+        console.print("* fewer than ten false accepts allowed: single impostor pairs decide")
     write_output(output, [asdict(each) for each in found])

@@ -91,5 +91,8 @@ def _open(images: str, unlabelled: bool):
         raise ValueError(f"--unlabelled {images}: give a folder of images")
     paths = image_paths(images)
     if not paths:
-        raise ValueError(f"{images} and the folders below hold no images; check the folder")
+        raise ValueError(
+            f"{images} and the folders below hold no images; check the folder (links to folders "
+            "are not followed)"
+        )
     return ImageFiles(images, paths)

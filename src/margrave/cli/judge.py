@@ -30,7 +30,7 @@ Output = Annotated[Path | None, typer.Option("--output", "-o", help="Write the r
 Norm = Annotated[bool, typer.Option(help="Keep embeddings' norms (N1) or not (N0).")]
 Detector = Annotated[bool, typer.Option(help="Multiply by the detector's score (D1).")]
 Devices = Annotated[
-    int, typer.Option(min=1, help="Processes on this machine, one per GPU if there are any.")
+    int, typer.Option(min=1, help="Processes on this machine; with --device cuda, a GPU each.")
 ]
 State = Annotated[
     Path | None,
@@ -350,11 +350,13 @@ def _show_everybody(
     state: Path | None,
 ) -> None:
     from margrave.cli.tables import all_to_all_table
+    from margrave.distributed import gather_objects
     from margrave.inference import state_of_rank
 
     console.print(all_to_all_table(found))
     if world.rank == 0:
         write_output(output, found.to_json())
-    # What was needed to go on is not needed any more.
+    # What was needed to go on is not needed any more, once the first rank has written the result.
+    gather_objects(None, world)
     if state is not None:
         state_of_rank(state, world).unlink(missing_ok=True)

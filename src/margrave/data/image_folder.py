@@ -95,13 +95,7 @@ def image_paths(
         others: where given, images of formats that are not read are added.
     """
     paths: list[str] = []
-    seen: set[str] = set()
-    for where, folders, files in os.walk(root if below is None else below, followlinks=True):
-        # A link may lead back to where one came from.
-        if (real := os.path.realpath(where)) in seen:
-            folders.clear()
-            continue
-        seen.add(real)
+    for where, folders, files in os.walk(root if below is None else below):
         folders[:] = [name for name in folders if not name.startswith(".")]
         relative = os.path.relpath(where, root)
         paths += [

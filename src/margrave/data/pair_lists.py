@@ -190,7 +190,7 @@ def read_lfw_pairs(path: str | Path, image_folder: Named) -> PairList:
     """
     path = Path(path)
     lines = list(read_lines(path))
-    header = _fields(lines[0][1]) if lines else []
+    header = _fields(lines[0][1].strip()) if lines else []
     folds = 10
     if len(header) in (3, 4):
         same = [len(_fields(line)) == 3 for _, line in lines]
@@ -325,9 +325,11 @@ def _read_csv(
         if not sides:
             has_folds = bool(fold)
         known = truth.lower() in _TRUTH and first_name and second_name
-        if not known or bool(fold) != has_folds or (fold and whole_number(fold) is None):
+        if not known or (fold and whole_number(fold) is None):
             wanted = "two paths, same as 1 or 0" + (", fold as a whole number" * has_folds)
             raise malformed(path, number, line, wanted)
+        if bool(fold) != has_folds:
+            raise malformed(path, number, line, "a fold on every line or on none")
         sides.append([first_name, second_name])
         same.append(_TRUTH[truth.lower()])
         fold_of.append(int(fold or 0))

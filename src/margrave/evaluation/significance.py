@@ -52,6 +52,7 @@ _VALUES_AT_ONCE = 1 << 20
 # Quantiles of the normal distribution: 97.5 % for two-sided 5 %, and 80 % power.
 _SIGNIFICANT, _POWER = 1.959964, 0.841621
 _LEVEL = 0.05
+_FEW = 10
 _ROUNDING = 1e-12
 
 
@@ -186,8 +187,8 @@ class Difference:
         p_value: of a difference as large, either way, between two models that are equally good.
         more_pairs: how many more pairs like these would most likely (with a power of 0.8) make a
             difference of this size significant at 5 %; 0 if it is, None if there is no difference.
-        too_few_impostors: fewer than one false accept was allowed, so that a true accept rate says
-            little.
+        too_few_impostors: fewer than ten false accepts were allowed, so that single impostor pairs
+            set the thresholds of a true accept rate.
     """
 
     metric: str
@@ -216,8 +217,8 @@ def compare_pairs(
 
     Both are judged on every replicate, so what makes pairs hard for either cancels. The p value
     and the interval take the difference for normal, with the replicates' deviation; but where the
-    models decide differently on d pairs only, p is at least 2^(1 − d), which is as small as the
-    sign test's can be, and the interval is widened to match.
+    models decide differently on d pairs only, or on pairs of d people, p is at least 2^(1 − d),
+    which is as small as the sign test's can be, and the interval is widened to match.
 
     Args:
         first_distances: (P,) squared distances of one model.
@@ -249,7 +250,7 @@ def compare_pairs(
         drawn.append(_replicates(statistics, same, folds, identities, resamples, seed))
         accepted.append(statistics.accepted())
     one, other = drawn
-    deviations = (other - one).without_excess().std(0)
+    deviations = (other - one).without_excess().std(0) * _wider(same, identities)
     names = ["accuracy", "area_under_roc", "equal_error_rate"]
     metrics = [(name, None) for name in names] + [("true_accept_rate", far) for far in far_targets]
     wide = NormalDist().inv_cdf((1 + level) / 2)
@@ -261,7 +262,10 @@ def compare_pairs(
         discordant = None
         if kind in accepted[0]:
             differ = accepted[0][kind] != accepted[1][kind]
-            discordant = int((differ if far is None else differ[same]).sum())
+            parts = {"true_accept_rate": [same], "equal_error_rate": [same, ~same]}
+            counts = [_independent(differ & part, identities) for part in parts.get(name, [differ])]
+            # An equal error rate needs both classes; one may be unmoved between two points.
+            discordant = min((count for count in counts if count), default=0)
         p_value, deviation = _tested(difference, float(deviations[which]), discordant)
         found.append(
             Difference(
@@ -273,10 +277,16 @@ def compare_pairs(
                 interval=(difference - wide * deviation, difference + wide * deviation),
                 p_value=p_value,
                 more_pairs=_more_pairs(difference, deviation, p_value, len(same)),
-                too_few_impostors=far is not None and far * int((~same).sum()) < 1,
+                too_few_impostors=far is not None and far * int((~same).sum()) < _FEW,
             )
         )
     return tuple(found)
+
+
+def _independent(pairs: np.ndarray, identities: np.ndarray | None) -> int:
+    """How many pairs these are, or people where they are fewer."""
+    count = int(pairs.sum())
+    return count if identities is None else min(count, len(np.unique(identities[pairs])))
 
 
 def _tested(difference: float, deviation: float, discordant: int | None) -> tuple[float, float]:

@@ -123,10 +123,9 @@ def bootstrap_tail(
         samples = _over_identities(
             descending, tail, identities, order, budget, resamples, generator
         )
-    wider = few_people(np.ones(len(genuine)))
-    of_thresholds = wider
+    # Thresholds hang on impostor pairs alone, rates on both.
+    wider, of_thresholds = few_people(np.ones(len(genuine))), 1.0
     if identities is not None:
-        # Thresholds hang on impostor pairs alone, rates on both.
         of_thresholds = few_people(identities.images)
         wider = max(of_thresholds, few_people(np.bincount(identities.genuine)))
     factors = np.array([[wider], [of_thresholds]])

@@ -354,6 +354,7 @@ def _resume_or_begin(
         found = _read_header(folder)
         # What model and images are called does not matter.
         found["images"]["source"] = description["images"]["source"]
+        found["images"].setdefault("content_digest", None)
         differing = [
             f"{key} ({found.get(key)}, now {description[key]})"
             if isinstance(description[key], int | str) and key != "weights"

@@ -72,7 +72,8 @@ class FileKeeper:
             ) from error
         if found != self.what:
             raise ValueError(
-                f"{self.path} belongs to another evaluation; delete it, or give another file"
+                f"{self.path} belongs to another evaluation, or to another number of processes "
+                "(--devices); delete it, or give another file"
             )
         for key, array in arrays.items():
             name, part, *rest = key.split("/")
