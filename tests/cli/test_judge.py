@@ -334,7 +334,11 @@ def test_lists_that_belong_to_other_images_are_refused(work: Path) -> None:
     with pytest.raises(ValueError, match=r"\.bin brings its own images"):
         margrave("judge", "groups", work / "of_bin", work)
     (work / "foreign.txt").write_text("363/nobody.jpg\n")
-    margrave("embed", work / "model.onnx", work / "faces", work / "loose", "--unlabelled")
+    with pytest.raises(ValueError, match="features of the same images"):
+        margrave("judge", "megaface", work / "features", work / "features")
+    strangers = SyntheticFaces(num_identities=3, first_identity=2000, image_size=32)
+    strangers.write(work / "foreign")
+    margrave("embed", work / "model.onnx", work / "foreign", work / "loose", "--unlabelled")
     with pytest.raises(ValueError, match="names none of the images"):
         noise = ("--distractor-noise", work / "foreign.txt")
         margrave("judge", "megaface", work / "features", work / "loose", *noise)
