@@ -139,35 +139,17 @@ def evaluate_all_to_all(
     if own_impostors:
         collectors["tail"] = tail
     total = itself.pairs + others
-
-    def run(name: str, comparison: Comparison, what: dict[str, Collector], before: int) -> None:
-        def report(done: int, _: int) -> None:
-            if progress is not None:
-                progress(before + done, total)
-
-        def keep_state(told: Callable[[], State]) -> None:
-            if keeper is not None:
-                keeper.offer(name, told)
-
-        sweep(
-            comparison,
-            what,
-            device=device,
-            memory=memory,
-            world=world,
-            progress=report,
-            state=None if keeper is None else keeper.load(name),
-            keep_state=keep_state,
-        )
-
-    run("own", itself, collectors, 0)
+    settings: dict[str, Any] = {"device": device, "memory": memory, "world": world}
+    kept = _Kept(keeper, progress, total)
+    sweep(itself, collectors, **kept.settings("own", 0), **settings)
     scores, first, second = genuine.sorted()
     tails = [(*tail.sorted(), False)] if own_impostors else []
     rank_found: tuple[RankRate, ...] = ()
     identified: tuple[AcceptRate, ...] = ()
     if crossed is not None:
         against, nearest = Tail(keep), Nearest(len(labels), max(ranks))
-        run("distractors", crossed, {"tail": against, "nearest": nearest}, itself.pairs)
+        among: dict[str, Collector] = {"tail": against, "nearest": nearest}
+        sweep(crossed, among, **kept.settings("distractors", itself.pairs), **settings)
         tails.append((*against.sorted(), True))
         rank_found, identified = _identify(
             scores,
@@ -201,6 +183,26 @@ def evaluate_all_to_all(
         ranks=rank_found,
         identification=identified,
     )
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """How the sweeps of one evaluation tell how far they are, and keep their states."""
+
+    keeper: Keeper | None
+    progress: Progress | None
+    total: int
+
+    def settings(self, name: str, before: int) -> dict[str, Any]:
+        """Of the sweep of this name, when so many comparisons are done."""
+        found: dict[str, Any] = {}
+        progress, keeper = self.progress, self.keeper
+        if progress is not None:
+            found["progress"] = lambda done, _: progress(before + done, self.total)
+        if keeper is not None:
+            found["state"] = keeper.load(name)
+            found["keep_state"] = lambda told: keeper.offer(name, told)
+        return found
 
 
 def _tail_to_keep(

@@ -197,7 +197,7 @@ class FeatureStore:
 
     def name(self, row: int) -> str:
         """Where the image lies."""
-        return os.fsdecode(self._names[row].item())
+        return os.fsdecode(bytes(self._names[row]))
 
     @property
     def names(self) -> list[str]:
