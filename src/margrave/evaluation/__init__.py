@@ -14,6 +14,7 @@ from .identification import (
     mean_of_galleries,
     merged_gallery_rates,
 )
+from .pair_comparison import Difference, compare_pairs
 from .pairs import (
     FAR_TARGETS,
     PairResult,
@@ -25,7 +26,7 @@ from .pairs import (
     unit_rows,
 )
 from .score_blocks import NOBODY, Rows, State
-from .significance import Difference, PairIntervals, bootstrap_pairs, compare_pairs
+from .significance import PairIntervals, bootstrap_pairs
 from .streamed_scores import streamed_accept_rates
 from .tail_bootstrap import Interval, TailIdentities, bootstrap_shares
 from .templates import (

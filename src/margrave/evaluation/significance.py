@@ -24,10 +24,8 @@ for more.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from statistics import NormalDist
 from typing import Literal
 
 import numpy as np
@@ -49,11 +47,6 @@ from .verification import (
 Resampled = Literal["identities", "pairs"]
 
 _VALUES_AT_ONCE = 1 << 20
-# Quantiles of the normal distribution: 97.5 % for two-sided 5 %, and 80 % power.
-_SIGNIFICANT, _POWER = 1.959964, 0.841621
-_LEVEL = 0.05
-_FEW = 10
-_ROUNDING = 1e-12
 
 
 @dataclass(frozen=True)
@@ -108,17 +101,17 @@ def bootstrap_pairs(
     if resamples < 2:
         raise ValueError(f"resamples = {resamples}; give at least 2, or 0 for no intervals")
     distances, same = check_pairs(distances, same)
-    statistics = _Statistics(distances, same, folds, far_targets)
-    drawn = _replicates(statistics, same, folds, identities, resamples, seed)
+    statistics = PairStatistics(distances, same, folds, far_targets)
+    drawn = replicates(statistics, same, folds, identities, resamples, seed)
     spread = drawn.without_excess()
-    samples = drawn.point + _wider(same, identities) * (spread - spread.mean(0))
+    samples = drawn.point + wider_by_people(same, identities) * (spread - spread.mean(0))
     low, high = np.quantile(samples, [(1 - level) / 2, (1 + level) / 2], axis=0)
     pairs = list(zip(low.clip(0, 1).tolist(), high.clip(0, 1).tolist(), strict=True))
     kind: Resampled = "pairs" if identities is None else "identities"
     return PairIntervals(kind, resamples, level, pairs[0], pairs[1], pairs[2], tuple(pairs[3:]))
 
 
-def _wider(same: np.ndarray, identities: np.ndarray | None) -> float:
+def wider_by_people(same: np.ndarray, identities: np.ndarray | None) -> float:
     """As for so few people as the genuine, or the impostor pairs are of."""
     if identities is None:
         return few_people(np.ones(len(same)))
@@ -151,8 +144,8 @@ class _Replicates:
         return _without_excess(self.samples, self.impostors)
 
 
-def _replicates(
-    statistics: _Statistics,
+def replicates(
+    statistics: PairStatistics,
     same: np.ndarray,
     folds: int,
     identities: np.ndarray | None,
@@ -173,145 +166,6 @@ def _replicates(
     return _Replicates(samples, impostors, point)
 
 
-@dataclass(frozen=True)
-class Difference:
-    """How much better the second model is than the first, by one metric on the same pairs.
-
-    Attributes:
-        metric: accuracy, area_under_roc, equal_error_rate or true_accept_rate.
-        far_target: of a true accept rate, None otherwise.
-        first: the metric of the first model.
-        second: of the second.
-        difference: second − first.
-        interval: of the difference.
-        p_value: of a difference as large, either way, between two models that are equally good.
-        more_pairs: how many more pairs like these would most likely (with a power of 0.8) make a
-            difference of this size significant at 5 %; 0 if it is, None if there is no difference.
-        too_few_impostors: fewer than ten false accepts were allowed, so that single impostor pairs
-            set the thresholds of a true accept rate.
-    """
-
-    metric: str
-    far_target: float | None
-    first: float
-    second: float
-    difference: float
-    interval: Interval
-    p_value: float
-    more_pairs: int | None
-    too_few_impostors: bool = False
-
-
-def compare_pairs(
-    first_distances: np.ndarray,
-    second_distances: np.ndarray,
-    same: np.ndarray,
-    folds: int = 10,
-    identities: np.ndarray | None = None,
-    far_targets: Sequence[float] = (),
-    resamples: int = 1000,
-    seed: int = 0,
-    level: float = 0.95,
-) -> tuple[Difference, ...]:
-    """Which of two models is better on the same pairs, and whether that means anything.
-
-    Both are judged on every replicate, so what makes pairs hard for either cancels. The p value
-    and the interval take the difference for normal, with the replicates' deviation; but where the
-    models decide differently on d pairs only, or on pairs of d people, p is at least 2^(1 − d),
-    which is as small as the sign test's can be, and the interval is widened to match.
-
-    Args:
-        first_distances: (P,) squared distances of one model.
-        second_distances: (P,) of the other.
-        same: (P,) bool.
-        folds: contiguous folds of the pairs.
-        identities: (P, 2) integers, who is on either side; None resamples pairs.
-        far_targets: of true accept rates to compare.
-        resamples: replicates, at least 2.
-        seed: of the replicates.
-        level: coverage of the intervals.
-
-    Raises:
-        ValueError: as ``bootstrap_pairs``.
-
-    >>> same = np.arange(400) % 2 == 0
-    >>> noise = np.random.default_rng(0).standard_normal((2, 400))
-    >>> good, bad = np.where(same, 1.0, 2.0) + noise * [[0.2], [0.6]]
-    >>> found = compare_pairs(bad.clip(0, 4), good.clip(0, 4), same, resamples=100)[0]
-    >>> found.difference > 0, found.p_value < 0.01, found.more_pairs
-    (True, True, 0)
-    """
-    if resamples < 2:
-        raise ValueError(f"resamples = {resamples}; give at least 2")
-    drawn, accepted = [], []
-    for distances in (first_distances, second_distances):
-        checked, same = check_pairs(distances, same)
-        statistics = _Statistics(checked, same, folds, far_targets)
-        drawn.append(_replicates(statistics, same, folds, identities, resamples, seed))
-        accepted.append(statistics.accepted())
-    one, other = drawn
-    deviations = (other - one).without_excess().std(0) * _wider(same, identities)
-    names = ["accuracy", "area_under_roc", "equal_error_rate"]
-    metrics = [(name, None) for name in names] + [("true_accept_rate", far) for far in far_targets]
-    wide = NormalDist().inv_cdf((1 + level) / 2)
-    found = []
-    for which, (name, far) in enumerate(metrics):
-        difference = float(other.point[which] - one.point[which])
-        difference = 0.0 if abs(difference) < _ROUNDING else difference
-        kind = name if far is None else far
-        discordant = None
-        if kind in accepted[0]:
-            differ = accepted[0][kind] != accepted[1][kind]
-            parts = {"true_accept_rate": [same], "equal_error_rate": [same, ~same]}
-            counts = [_independent(differ & part, identities) for part in parts.get(name, [differ])]
-            # An equal error rate needs both classes; one may be unmoved between two points.
-            discordant = min((count for count in counts if count), default=0)
-        p_value, deviation = _tested(difference, float(deviations[which]), discordant)
-        found.append(
-            Difference(
-                metric=name,
-                far_target=far,
-                first=float(one.point[which]),
-                second=float(other.point[which]),
-                difference=difference,
-                interval=(difference - wide * deviation, difference + wide * deviation),
-                p_value=p_value,
-                more_pairs=_more_pairs(difference, deviation, p_value, len(same)),
-                too_few_impostors=far is not None and far * int((~same).sum()) < _FEW,
-            )
-        )
-    return tuple(found)
-
-
-def _independent(pairs: np.ndarray, identities: np.ndarray | None) -> int:
-    """How many pairs these are, or people where they are fewer."""
-    count = int(pairs.sum())
-    return count if identities is None else min(count, len(np.unique(identities[pairs])))
-
-
-def _tested(difference: float, deviation: float, discordant: int | None) -> tuple[float, float]:
-    """The p value, and the deviation that goes with it."""
-    if difference == 0:
-        return 1.0, deviation
-    p_value = math.erfc(abs(difference) / deviation / math.sqrt(2)) if deviation > 0 else 0.0
-    least = 0.0 if discordant is None else min(1.0, 2.0 ** (1 - discordant))
-    if p_value >= least:
-        return p_value, deviation
-    # Where one pair is all that differs, the difference is as large as its own deviation.
-    quantile = max(1.0, -NormalDist().inv_cdf(least / 2))
-    return least, max(deviation, abs(difference) / quantile)
-
-
-def _more_pairs(difference: float, deviation: float, p_value: float, pairs: int) -> int | None:
-    """The deviation falls with the root of the number of pairs."""
-    if difference == 0:
-        return None
-    if p_value <= _LEVEL:
-        return 0
-    needed = pairs * ((_SIGNIFICANT + _POWER) * deviation / abs(difference)) ** 2
-    return max(1, math.ceil(needed - pairs))
-
-
 def check_identities(identities: np.ndarray, same: np.ndarray) -> np.ndarray:
     """(P, 2) identities numbered from 0; ValueError if they contradict ``same``."""
     identities = np.asarray(identities)
@@ -327,7 +181,7 @@ def check_identities(identities: np.ndarray, same: np.ndarray) -> np.ndarray:
     return np.unique(identities, return_inverse=True)[1].reshape(-1, 2)
 
 
-class _Statistics:
+class PairStatistics:
     """(R, 3 + targets) metrics of weighted copies of the pairs."""
 
     def __init__(
