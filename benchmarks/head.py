@@ -61,7 +61,7 @@ def peak_megabytes(run: Run, head: Head) -> float:
     head.zero_grad()
     if isinstance(head, ChunkedHead):
         # Or the cosines' room would count as having been there before.
-        head.cosine_cache.give_back(None)
+        head.cosine_cache.release(None)
     if head.weight.is_cuda:
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()

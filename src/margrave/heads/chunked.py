@@ -14,6 +14,7 @@ from margrave.heads.cosine_cache import CosineCache
 from margrave.heads.cross_entropy import NegativeLogSumExp, Step
 from margrave.heads.dense import dense_cross_entropy
 from margrave.heads.fused_block import FusedBlock, can_compile, fused_block
+from margrave.heads.products import Products, choose_products
 from margrave.heads.rowwise_sgd import sgd_
 from margrave.heads.sampling import sample_classes
 from margrave.losses import Loss
@@ -21,18 +22,19 @@ from margrave.losses import Loss
 MEGABYTE = 2**20
 BLOCK_VALUES = {"cpu": 2**19, "cuda": 2**25}
 """Cosines in a block: what a core's cache holds, and what keeps a GPU busy."""
-FUSED_BLOCK_VALUES = {"cpu": 2**22, "cuda": 2**25}
+FUSED_BLOCK_VALUES = {"cpu": 2**22, "cuda": 2**26}
 """The same where few passes are left, so that the cost of calls counts for more."""
-SMALLEST_BLOCK, LARGEST_BLOCK = 256, 2**14
+SMALLEST_BLOCK, LARGEST_BLOCK = 256, {"cpu": 2**14, "cuda": 2**17}
 COMPILED_FROM = 2**23
 # Where log(1 + e^x) is taken for x; e^−50 is nothing beside 50 even in float64.
 SOFTPLUS_THRESHOLD = 50.0
 
 
 def block_size_for(samples: int, device: str, fused: bool) -> int:
-    """How many classes make a good block."""
-    values = (FUSED_BLOCK_VALUES if fused else BLOCK_VALUES)[device] // samples
-    return min(max(values, SMALLEST_BLOCK), LARGEST_BLOCK)
+    """How many classes make a good block; accelerators other than CUDA's count as CUDA's."""
+    kind = "cpu" if device == "cpu" else "cuda"
+    values = (FUSED_BLOCK_VALUES if fused else BLOCK_VALUES)[kind] // samples
+    return min(max(values, SMALLEST_BLOCK), LARGEST_BLOCK[kind])
 
 
 def worth_compiling(samples: int, classes: int, device: str) -> bool:
@@ -51,13 +53,17 @@ class ChunkedHead(Head):
         num_classes: C.
         embedding_size: D.
         num_samples: number of training images.
-        memory_budget: megabytes of cosines that the backward pass may find kept instead of
-            rebuilding them, a fourth matrix product; B · C · 4 bytes keep everything. The room
-            stays with the head between steps.
+        memory_budget: megabytes of cosines kept for the backward pass, which otherwise rebuilds
+            them, a fourth matrix product; B · C · 4 bytes keep everything (half as much with
+            bfloat16 products). The buffer stays with the head between steps.
         block_size: classes at a time; by default by batch size and device.
         compiled: fuse what is elementwise about a block with `torch.compile`, which takes a C++
             compiler and up to a minute at the first step; by default where there is enough to do
             (batch × classes from 8 million) and a compiler.
+        products: precision of the three matrix products of a float32 head: ``float32``; ``tf32``, on
+            GPUs; ``bfloat16``; or ``auto``, bfloat16 where it is native (processors with AMX or
+            AVX512-BF16, GPUs from Ampere on) and batch × classes is at least a million. The weight,
+            its gradient and momentum, log-sum-exp, statistics and target cosines stay float32.
         sample_rate: train on the batch's classes and a random rest up to this share of the classes
             (Partial FC), in (0, 1]. The weight's gradient is then sparse: use
             `margrave.heads.RowwiseSGD`. None for all classes and a dense gradient.
@@ -87,6 +93,7 @@ class ChunkedHead(Head):
         memory_budget: float = 256.0,
         block_size: int | None = None,
         compiled: bool | None = None,
+        products: Products = "float32",
         sample_rate: float | None = None,
         sample_seed: int = 0,
     ) -> None:
@@ -101,17 +108,20 @@ class ChunkedHead(Head):
         self.cosine_cache = CosineCache(int(memory_budget * MEGABYTE))
         self.block_size = block_size
         self.compiled = compiled
+        choose_products(products, self.weight, 0)
+        self.products: Products = products
         self._update_settings: dict[str, float] = {}
         self.sample_rate = sample_rate
         self.sample_seed = sample_seed
         if sample_rate is not None:
             self.register_buffer("draws", torch.zeros((), dtype=torch.int64))
+            self._drawn, self._drawn_version = 0, -1
 
     def update_in_backward(self, momentum: float = 0.9, weight_decay: float = 5e-4) -> None:
-        """Apply SGD to the centres block by block inside the backward pass, from now on.
+        """Apply SGD to the class centers block by block inside the backward pass, from now on.
 
-        The centres' gradient then never exists as a whole, which saves as much memory as the
-        centres take. Set `learning_rate` before each backward pass, and leave the weight out of
+        Their gradient then never exists as a whole, which saves as much memory as the centers
+        take. Set `learning_rate` before each backward pass, and leave the weight out of
         your optimiser: it no longer asks for a gradient. Every backward pass is a step, so
         gradients can neither be accumulated nor clipped nor averaged over replicas.
 
@@ -145,22 +155,22 @@ class ChunkedHead(Head):
 
     def _update(self, block: slice, gradient: Tensor) -> None:
         buffers = [] if self.weight_momentum is None else [self.weight_momentum[block]]
-        centres = self.weight.detach()[block]
-        sgd_([centres], [gradient], buffers, lr=self.learning_rate, **self._update_settings)
+        sgd_([self.weight.detach()[block]], [gradient], buffers, lr=self.learning_rate, **self._update_settings)
 
     def cross_entropy(self, batch: Batch) -> Tensor:
         if self._is_small(batch):
             return dense_cross_entropy(self, batch)
         everyone = batch.everyone
-        rows, labels = self._classes_at_hand(everyone.labels)
+        rows, labels = self._local_classes(everyone.labels)
         features, own = everyone.unit_embeddings, batch.unit
         if self.bias is not None:
             features, own = everyone.feature_norm[:, None] * features, batch.norm[:, None] * own
         target = everyone.target_cosine
         target = target.float() if target.dtype.itemsize < 4 else target
         fused = self._fused_for(batch)
-        device = "cuda" if target.is_cuda else "cpu"
-        block_size = self.block_size or block_size_for(len(target), device, fused is not None)
+        block_size = self.block_size or block_size_for(
+            len(target), target.device.type, fused is not None
+        )
         step = Step(
             loss=self.loss,
             features=features,
@@ -175,10 +185,15 @@ class ChunkedHead(Head):
             world=self.world,
             update=self._update if self._update_settings else None,
             fused=fused,
+            products=self.products_for(len(target)),
         )
         total, cosine = NegativeLogSumExp.apply(own, batch.norm, self.weight, self.bias, step)
         modified = self.loss.modify_target(cosine, batch.context)
         return functional.softplus(total - self.loss.scale * modified, threshold=SOFTPLUS_THRESHOLD)
+
+    def products_for(self, samples: int) -> Products:
+        """The precision that the products of a batch take here: what ``auto`` comes to."""
+        return choose_products(self.products, self.weight, samples * self.num_classes)
 
     def _is_small(self, batch: Batch) -> bool:
         """Whether all classes are one block of inner products, where blocks save nothing."""
@@ -186,14 +201,15 @@ class ChunkedHead(Head):
         values = len(batch.labels) * self.num_classes
         return (
             plain and self.bias is not None and self.world.size == 1
-            and values <= BLOCK_VALUES["cpu"]
+            and values <= BLOCK_VALUES["cpu"] and self.products_for(len(batch.labels)) == "float32"
         )  # fmt: skip
 
     def _fused_for(self, batch: Batch) -> FusedBlock | None:
         """The compiled arithmetic, where it is wanted and the loss allows it."""
         samples, wanted = len(batch.everyone.labels), self.compiled
+        device = batch.unit.device.type
         if wanted is None:
-            wanted = worth_compiling(samples, len(self.classes), batch.unit.device.type)
+            wanted = worth_compiling(samples, len(self.classes), device)
         if not wanted:
             return None
         try:
@@ -203,18 +219,29 @@ class ChunkedHead(Head):
         context = batch.everyones_context.of_samples(slice(1))
         nothing = batch.everyone.target_cosine.new_zeros(1)
         has_slope = self.loss.negatives_and_slope(nothing[:, None], nothing, context) is not None
-        fused = fused_block(self.loss) if has_slope else None
+        fused = fused_block(self.loss, device) if has_slope else None
         return fused if fused is not None and fused.works else None
 
-    def _classes_at_hand(self, labels: Tensor) -> tuple[Tensor | None, Tensor]:
+    def _local_classes(self, labels: Tensor) -> tuple[Tensor | None, Tensor]:
         """(K,) the rows that take part, None for all; and the targets' positions among them."""
         position, own = self.position_of(labels)
         if self.sample_rate is None or not self.training:
             return None, torch.where(own, position, -1)
-        seed = (self.sample_seed, int(self.draws), self.world.rank)
-        self.draws += 1
+        seed = (self.sample_seed, self._count_draw(), self.world.rank)
         count = round(self.sample_rate * len(self.classes))
-        rows = sample_classes(position[own], len(self.classes), count, seed)
+        rows = sample_classes(position, own, len(self.classes), count, seed)
         if not len(rows):
             return rows, torch.full_like(labels, -1)
         return rows, torch.where(own, torch.searchsorted(rows, position), -1)
+
+    def _count_draw(self) -> int:
+        """The number of this draw; the buffer counts too, for checkpoints.
+
+        Read from the buffer only where something else wrote it, since reading makes the host wait.
+        """
+        if self.draws._version != self._drawn_version:
+            self._drawn = int(self.draws)
+        number = self._drawn
+        self.draws += 1
+        self._drawn, self._drawn_version = number + 1, self.draws._version
+        return number

@@ -1,4 +1,4 @@
-"""Memory for what the backward pass finds kept, without asking the system for it at every step."""
+"""Memory for what the backward pass reads back, without asking the system for it at every step."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from margrave.memory import keep_freed_memory
 
 
 class CosineCache:
-    """Room for cosines that outlives a step: fresh pages from the system cost as much as a pass.
+    """A buffer that outlives a step: fresh pages from the system cost as much as a pass.
 
     Args:
         budget: bytes at most.
@@ -21,8 +21,8 @@ class CosineCache:
         self.budget = budget
         self._spare: Tensor | None = None
 
-    def take(self, count: int, like: Tensor) -> Tensor:
-        """Room for up to `count` values, less if the budget has not as many; its owner's alone."""
+    def acquire(self, count: int, like: Tensor) -> Tensor:
+        """Up to `count` values of a dtype and device, fewer if the budget ends; its owner's alone."""
         count = min(count, self.budget // like.itemsize)
         spare, self._spare = self._spare, None
         fits = spare is not None and spare.dtype == like.dtype and spare.device == like.device
@@ -30,9 +30,9 @@ class CosineCache:
             return spare
         return like.new_empty(count)
 
-    def give_back(self, room: Tensor | None) -> None:
+    def release(self, buffer: Tensor | None) -> None:
         """For the next step."""
-        self._spare = room
+        self._spare = buffer
 
     def __deepcopy__(self, memo: object) -> CosineCache:
         return CosineCache(self.budget)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 from torch import Tensor
 
@@ -41,20 +43,22 @@ def inverse_length(rows: Tensor) -> Tensor:
     >>> inverse_length(torch.tensor([[3e30, 4e30], [0.0, 0.0]])) * 1e30
     tensor([0.2000, 0.0000])
     """
-    lengths = _lengths(rows)
+    if not rows.is_cpu:
+        # To look whether squares overflowed would make the host wait for the device.
+        return scaled_inverse_length(rows)
+    lengths = torch.linalg.vector_norm(rows.float() if rows.dtype.itemsize < 4 else rows, dim=1)
+    if not bool((lengths < float("inf")).all()):
+        return scaled_inverse_length(rows)
     return torch.where(lengths <= SMALLEST_LENGTH, 0, 1 / lengths)
 
 
-def _lengths(rows: Tensor) -> Tensor:
-    if rows.dtype != torch.float64 and rows.is_cuda:
-        # A look whether squares overflowed would make the device wait.
-        return torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64).to(torch.float32)
-    lengths = torch.linalg.vector_norm(rows.float() if rows.dtype.itemsize < 4 else rows, dim=1)
-    if bool((lengths < float("inf")).all()):
-        return lengths
+def scaled_inverse_length(rows: Tensor) -> Tensor:
+    """`inverse_length` by way of each row's largest entry, so that no square overflows."""
+    rows = rows.float() if rows.dtype.itemsize < 4 else rows
     largest = rows.abs().amax(dim=1, keepdim=True)
     largest = torch.where(largest == 0, 1, largest)
-    return torch.linalg.vector_norm(rows / largest, dim=1) * largest[:, 0]
+    lengths = torch.linalg.vector_norm(rows / largest, dim=1) * largest[:, 0]
+    return torch.where(lengths <= SMALLEST_LENGTH, 0, 1 / lengths)
 
 
 def check_batch(embeddings: Tensor, labels: Tensor, num_classes: int, embedding_size: int) -> None:
@@ -76,8 +80,8 @@ def check_batch(embeddings: Tensor, labels: Tensor, num_classes: int, embedding_
     if not len(labels):
         raise ValueError("the batch is empty: skip it, or lower the batch size")
     outside = (labels < 0) | (labels >= num_classes)
-    if labels.is_cuda:
-        # A look at the values would make the device wait at every step.
+    if not labels.is_cpu and _can_assert_later(labels.device.type):
+        # To look at the values would make the host wait for the device at every step.
         torch._assert_async(~outside.any(), f"a label is outside [0, {num_classes})")
     elif outside.any():
         position = int(outside.int().argmax())
@@ -85,3 +89,10 @@ def check_batch(embeddings: Tensor, labels: Tensor, num_classes: int, embedding_
             f"label {int(labels[position])} at position {position} is outside [0, {num_classes}): "
             "number the identities from 0 without gaps, or raise num_classes"
         )
+
+
+@cache
+def _can_assert_later(device_type: str) -> bool:
+    """Whether a device checks a condition by itself, without the host's waiting for it."""
+    key = torch._C._dispatch_key_for_device(device_type)
+    return torch._C._dispatch_has_computed_kernel_for_dispatch_key("aten::_assert_async.msg", key)

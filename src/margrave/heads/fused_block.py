@@ -13,35 +13,38 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from margrave.heads.embeddings import scaled_inverse_length
 from margrave.losses import Context, Loss
 
 
 class FusedBlock:
     """What is elementwise about a block, compiled for one loss: a pass or two each.
 
+    Products (A, K) come as the matrix units leave them, x̂W_cᵀ in any precision, and are multiplied
+    by 1/‖w‖ on the way (or a bias is added).
+
     Args:
         loss: one that answers `negatives_and_slope`.
+        takes_maximum: shift the exponential by each row's maximum, which cannot overflow. A GPU
+            does so for nothing. A processor shifts by the sum so far, which is faster; the caller
+            looks whether it overflowed.
     """
 
-    def __init__(self, loss: Loss) -> None:
-        import torch._dynamo  # heavy, and not everybody compiles
-
-        self.loss, self.works = loss, True
-        # All losses share this class's code, for which dynamo would compile eight cases at most.
-        limit = torch._dynamo.config.recompile_limit
-        torch._dynamo.config.recompile_limit = max(limit, 128)
+    def __init__(self, loss: Loss, takes_maximum: bool) -> None:
+        self.loss, self.takes_maximum = loss, takes_maximum
+        self.works = True
         self._compiled: dict[str, Callable[..., Any]] = {
-            "forward": torch.compile(self._forward, fullgraph=True),
-            "backward": torch.compile(self._backward, fullgraph=True),
+            "forward": _compile(self._forward),
+            "backward": _compile(self._backward),
         }
 
     def forward(self, *given: Any) -> Tensor:
         """`_forward`, compiled."""
         return self._run("forward", self._forward, given)
 
-    def backward(self, *given: Any) -> tuple[Tensor, Tensor]:
+    def backward(self, *given: Any) -> None:
         """`_backward`, compiled."""
-        return self._run("backward", self._backward, given)
+        self._run("backward", self._backward, given)
 
     def _run(self, name: str, plain: Callable[..., Any], given: tuple[Any, ...]) -> Any:
         try:
@@ -52,8 +55,8 @@ class FusedBlock:
                 raise
             reason = str(error).strip().partition("\n")[0]
             warnings.warn(
-                f"{self.loss} cannot be compiled here ({reason}); going on without, somewhat "
-                "slower: set the head's compiled to false to be spared this",
+                f"{self.loss} cannot be compiled here ({reason}); running without, somewhat "
+                "slower: set the head's compiled to false to silence this warning",
                 stacklevel=2,
             )
             self._compiled[name], self.works = plain, False
@@ -63,29 +66,63 @@ class FusedBlock:
         self, products: Tensor, factor: Tensor, column: Tensor, target: Tensor, context: Context,
         total: Tensor,
     ) -> Tensor:  # fmt: skip
-        """(A,) the log-sum-exp with this block's negatives taken in; products become cosines."""
-        cosines = products.mul_(factor) if self.loss.normalized else products.add_(factor)
+        """(A,) the log-sum-exp with this block's negatives added."""
+        cosines = self._cosines(products, factor, total.dtype)
         negatives = self.loss.negatives(cosines, target, context)
+        is_target = _columns(products) == column
+        if self.takes_maximum:
+            logits = torch.where(is_target, -torch.inf, self.loss.scale * negatives)
+            return torch.logaddexp(total, torch.logsumexp(logits, dim=1))
         terms = torch.exp(torch.add(-total[:, None], negatives, alpha=self.loss.scale))
-        terms = torch.where(_columns(products) == column, 0, terms)
-        return total + terms.sum(dim=1).log1p()
+        return total + torch.where(is_target, 0, terms).sum(dim=1).log1p()
 
     def _backward(
-        self, cosines: Tensor, factor: Tensor, column: Tensor, target: Tensor, context: Context,
-        shift: Tensor,
-    ) -> tuple[Tensor, Tensor]:  # fmt: skip
-        """(A, K) gradient of the products, and (K,) Σ_i of it times the cosines, or of it alone."""
+        self, products: Tensor, factor: Tensor, column: Tensor, target: Tensor, context: Context,
+        total: Tensor,
+    ) -> None:  # fmt: skip
+        """Products become p · dN/dcosθ · dcosθ/dproduct, and 0 for the target."""
+        cosines = self._cosines(products, factor, total.dtype)
         analytic = self.loss.negatives_and_slope(cosines, target, context)
         assert analytic is not None
         negatives, slope = analytic
-        gradient = torch.exp(torch.add(shift, negatives, alpha=self.loss.scale))
+        gradient = torch.exp(torch.add(-total[:, None], negatives, alpha=self.loss.scale))
         if self.loss.normalized:
             gradient = gradient * factor
         if slope is not None:
             gradient = gradient * slope
-        gradient = torch.where(_columns(cosines) == column, 0, gradient)
-        along = gradient * cosines if self.loss.normalized else gradient
-        return gradient, along.sum(dim=0)
+        products.copy_(torch.where(_columns(products) == column, 0, gradient))
+
+    def _cosines(self, products: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:
+        products = products.to(dtype)
+        return products * factor if self.loss.normalized else products + factor
+
+
+def cast_and_measure(centers: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """(K, D) class centers in a product's dtype, and (K,) 1/‖w‖."""
+    return centers.to(dtype), scaled_inverse_length(centers)
+
+
+def project_(rows: Tensor, centers: Tensor, inverse: Tensor) -> None:
+    """Take each row's part along its class center away, in place: d − (d·ŵ)ŵ."""
+    unit = centers.to(inverse.dtype) * inverse[:, None]
+    across = rows.to(inverse.dtype)
+    across = across - unit * (across * unit).sum(dim=1, keepdim=True)
+    rows.copy_(across)
+
+
+@cache
+def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A function of this module that knows no loss, compiled once for all heads."""
+    return _compile(function)
+
+
+def _compile(function: Callable[..., Any]) -> Callable[..., Any]:
+    import torch._dynamo  # heavy, and not everybody compiles
+
+    # All losses share this module's code, for which dynamo would compile eight cases at most.
+    limit = torch._dynamo.config.recompile_limit
+    torch._dynamo.config.recompile_limit = max(limit, 128)
+    return torch.compile(function, fullgraph=True)
 
 
 def _columns(values: Tensor) -> Tensor:
@@ -96,12 +133,12 @@ def _columns(values: Tensor) -> Tensor:
 @cache
 def can_compile(device: str) -> bool:
     """Whether `torch.compile` finds what it needs here."""
-    if device != "cpu":
-        return importlib.util.find_spec("triton") is not None
-    return any(shutil.which(name) for name in (os.environ.get("CXX", "g++"), "g++", "clang++"))
+    if device == "cpu":
+        return any(shutil.which(name) for name in (os.environ.get("CXX", "g++"), "g++", "clang++"))
+    return device == "cuda" and importlib.util.find_spec("triton") is not None
 
 
-@lru_cache(maxsize=16)
-def fused_block(loss: Loss) -> FusedBlock:
+@lru_cache(maxsize=32)
+def fused_block(loss: Loss, device: str) -> FusedBlock:
     """One compilation for every head of equal losses."""
-    return FusedBlock(loss)
+    return FusedBlock(loss, takes_maximum=device != "cpu")

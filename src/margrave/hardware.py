@@ -1,0 +1,63 @@
+"""What this machine computes fast: asked of GPUs, measured on processors."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from functools import cache
+
+import torch
+
+WORTHWHILE_SPEEDUP = 1.2
+"""How much faster bfloat16 must be to be called native."""
+AMPERE = (8, 0)
+"""The first CUDA capability with bfloat16 in its matrix units."""
+
+
+@cache
+def has_native_bfloat16(device_type: str) -> bool:
+    """Whether bfloat16 products are faster here than float32's.
+
+    A GPU answers by its capability. A processor is measured, a few milliseconds once: what it
+    reports of itself says neither whether the library uses it (``ONEDNN_MAX_CPU_ISA``) nor whether
+    bfloat16 without it is emulated, which takes up to 80 times as long as float32.
+
+    Args:
+        device_type: ``cpu``, ``cuda``, …; other accelerators are taken for having none.
+    """
+    if device_type == "cuda":
+        return torch.cuda.get_device_capability() >= AMPERE
+    if device_type != "cpu":
+        return False
+    samples, rows = torch.randn(64, 512), torch.randn(2048, 512)
+    low_samples, low_rows = samples.bfloat16(), rows.bfloat16()
+    return is_faster(
+        lambda: torch.mm(low_samples, low_rows.T),
+        lambda: torch.mm(samples, rows.T),
+        rounds=5,
+    )
+
+
+def is_faster(
+    candidate: Callable[[], object], present: Callable[[], object], rounds: int = 3
+) -> bool:
+    """Whether one computation beats another by enough to matter; both run on the processor.
+
+    The two alternate, and the best times count: other processes only ever slow a run down.
+
+    Args:
+        candidate: called `rounds` times after a first that does not count.
+        present: likewise.
+        rounds: at least 1.
+
+    >>> is_faster(lambda: None, lambda: time.sleep(0.001))
+    True
+    """
+    best = [float("inf"), float("inf")]
+    for turn in range(rounds + 1):
+        for which, run in enumerate((candidate, present)):
+            start = time.perf_counter()
+            run()
+            if turn:
+                best[which] = min(best[which], time.perf_counter() - start)
+    return best[0] * WORTHWHILE_SPEEDUP < best[1]
