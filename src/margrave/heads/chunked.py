@@ -22,7 +22,7 @@ from margrave.losses import Loss
 MEGABYTE = 2**20
 BLOCK_VALUES = {"cpu": 2**19, "cuda": 2**25}
 """Cosines in a block: what a core's cache holds, and what keeps a GPU busy."""
-FUSED_BLOCK_VALUES = {"cpu": 2**22, "cuda": 2**26}
+FUSED_BLOCK_VALUES = {"cpu": 2**22, "cuda": 2**27}
 """The same where few passes are left, so that the cost of calls counts for more."""
 SMALLEST_BLOCK, LARGEST_BLOCK = 256, {"cpu": 2**14, "cuda": 2**17}
 COMPILED_FROM = 2**23

@@ -16,6 +16,9 @@ from torch import Tensor
 from margrave.heads.embeddings import scaled_inverse_length
 from margrave.losses import Context, Loss
 
+OWN_KERNELS = 6
+"""Shapes of a block that get a kernel of their own."""
+
 
 class FusedBlock:
     """What is elementwise about a block, compiled for one loss: a pass or two each.
@@ -32,35 +35,21 @@ class FusedBlock:
 
     def __init__(self, loss: Loss, takes_maximum: bool) -> None:
         self.loss, self.takes_maximum = loss, takes_maximum
-        self.works = True
-        self._compiled: dict[str, Callable[..., Any]] = {
-            "forward": _compile(self._forward),
-            "backward": _compile(self._backward),
-        }
+        self._forward_compiled = Compiled(self._forward, str(loss))
+        self._backward_compiled = Compiled(self._backward, str(loss))
+
+    @property
+    def works(self) -> bool:
+        """Whether the compiler took it so far."""
+        return self._forward_compiled.works and self._backward_compiled.works
 
     def forward(self, *given: Any) -> Tensor:
         """`_forward`, compiled."""
-        return self._run("forward", self._forward, given)
+        return self._forward_compiled(*given)
 
     def backward(self, *given: Any) -> None:
         """`_backward`, compiled."""
-        self._run("backward", self._backward, given)
-
-    def _run(self, name: str, plain: Callable[..., Any], given: tuple[Any, ...]) -> Any:
-        try:
-            return self._compiled[name](*given)
-        # Compilers fail with nearly anything; what is wrong with the data fails again below.
-        except Exception as error:
-            if self._compiled[name] is plain:
-                raise
-            reason = str(error).strip().partition("\n")[0]
-            warnings.warn(
-                f"{self.loss} cannot be compiled here ({reason}); running without, somewhat "
-                "slower: set the head's compiled to false to silence this warning",
-                stacklevel=2,
-            )
-            self._compiled[name], self.works = plain, False
-            return plain(*given)
+        self._backward_compiled(*given)
 
     def _forward(
         self, products: Tensor, factor: Tensor, column: Tensor, target: Tensor, context: Context,
@@ -110,19 +99,55 @@ def project_(rows: Tensor, centers: Tensor, inverse: Tensor) -> None:
     rows.copy_(across)
 
 
+class Compiled:
+    """A function of blocks, compiled for each of the first few shapes and then for any.
+
+    A kernel for any shape divides by the number of columns to find out where it is, which on a GPU
+    takes several times as long as all the rest. A training has two shapes, a whole block and the
+    last one; batches of ever other sizes would otherwise compile for ever.
+
+    Args:
+        function: of which the first tensor's shape decides.
+        name: for the warning where it cannot be compiled and runs as it is.
+    """
+
+    def __init__(self, function: Callable[..., Any], name: str) -> None:
+        import torch._dynamo  # heavy, and not everybody compiles
+
+        # All losses share this module's code, for which dynamo would compile eight cases at most.
+        limit = torch._dynamo.config.recompile_limit
+        torch._dynamo.config.recompile_limit = max(limit, 256)
+        self.works = True
+        self._function, self._name = function, name
+        self._shapes: set[torch.Size] = set()
+        self._for_a_shape = torch.compile(function, fullgraph=True, dynamic=False)
+        self._for_any = torch.compile(function, fullgraph=True, dynamic=True)
+
+    def __call__(self, *given: Any) -> Any:
+        if not self.works:
+            return self._function(*given)
+        shape = given[0].shape
+        if len(self._shapes) < OWN_KERNELS:
+            self._shapes.add(shape)
+        run = self._for_a_shape if shape in self._shapes else self._for_any
+        try:
+            return run(*given)
+        # Compilers fail with nearly anything; what is wrong with the data fails again below.
+        except Exception as error:
+            reason = str(error).strip().partition("\n")[0]
+            warnings.warn(
+                f"{self._name} cannot be compiled here ({reason}); running without, somewhat "
+                "slower: set the head's compiled to false to silence this warning",
+                stacklevel=2,
+            )
+            self.works = False
+            return self._function(*given)
+
+
 @cache
-def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+def compiled(function: Callable[..., Any]) -> Compiled:
     """A function of this module that knows no loss, compiled once for all heads."""
-    return _compile(function)
-
-
-def _compile(function: Callable[..., Any]) -> Callable[..., Any]:
-    import torch._dynamo  # heavy, and not everybody compiles
-
-    # All losses share this module's code, for which dynamo would compile eight cases at most.
-    limit = torch._dynamo.config.recompile_limit
-    torch._dynamo.config.recompile_limit = max(limit, 128)
-    return torch.compile(function, fullgraph=True)
+    return Compiled(function, function.__name__)
 
 
 def _columns(values: Tensor) -> Tensor:
