@@ -23,7 +23,7 @@ from margrave.data import SyntheticFaces
 SETTINGS = [
     "data.image_size=32",
     "data.cached=false",
-    "backbone.channels=[4,4,8,8]",
+    "backbone.channels=[8,8,8,8]",
     "backbone.block_counts=[1,1,1,1]",
     "training.epochs=1",
     "training.batch_size=8",

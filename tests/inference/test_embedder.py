@@ -16,7 +16,7 @@ from margrave.inference import Embedder, embed_pairs, load_embedder, verify
 BACKBONE = {
     "kind": "iresnet",
     "block_counts": [1, 1, 1, 1],
-    "channels": [4, 4, 8, 8],
+    "channels": [8, 8, 8, 8],
     "embedding_size": 8,
     "image_size": 32,
 }

@@ -56,7 +56,7 @@ CONFIG = {
     "backbone": {
         "kind": "iresnet",
         "block_counts": [1, 1, 1, 1],
-        "channels": [4, 4, 8, 8],
+        "channels": [8, 8, 8, 8],
         "embedding_size": 8,
         "dropout": 0.2,
     },

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from margrave import backbones
+from margrave.backbones.memory_layout import memory_format
 from margrave.checkpoints import ModelCard, load_model, load_strictly
 from margrave.data import Fit, ReadableImages, fit_image, normalise
 from margrave.inference.onnx_model import load_onnx
@@ -64,7 +65,7 @@ class Embedder:
             images = normalise(pixels.to(device), self.card.mean, self.card.deviation)
             low = self.precision in (torch.bfloat16, torch.float16)
             with torch.autocast(device.type, self.precision if low else None, enabled=low):
-                images = images.to(dtype, memory_format=torch.channels_last)
+                images = images.to(dtype, memory_format=memory_format(self.backbone))
                 return self.backbone(images).float().cpu()
         finally:
             self.backbone.train(was_training)

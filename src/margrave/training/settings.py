@@ -67,7 +67,8 @@ class TrainingSettings(Settings):
     strategy: Literal["ddp", "fsdp"] = "ddp"
     """How several processes hold the backbone: each a whole copy, or each a share (FSDP2)."""
     channels_last: bool = True
-    """Memory layout in which most machines convolve faster."""
+    """Memory layout in which most machines convolve faster; not for networks with strided
+    1 x 1 convolutions of fewer than 8 channels, which torch gets wrong in it."""
     weight_average: float | None = Field(default=None, gt=0, lt=1)
     """Momentum of an exponential moving average of the weights, which then is the model."""
     encoder_momentum: float = Field(default=0.9, ge=0, lt=1)

@@ -14,6 +14,7 @@ from lightning_fabric.strategies import DDPStrategy, ModelParallelStrategy
 from torch import nn
 
 from margrave import backbones
+from margrave.backbones.memory_layout import memory_format
 from margrave.checkpoints import load_strictly
 from margrave.data import (
     EpochSampler,
@@ -71,9 +72,12 @@ def set_up(
         settings, head, loss, num_classes, _embedding_size(network, images.size), len(images)
     )
     split = settings.strategy == "fsdp" and launch.size > 1
+    layout = memory_format(network, settings.channels_last)
+    # The loop reads from the settings how images are to lie in memory.
+    settings = settings.model_copy(update={"channels_last": layout == torch.channels_last})
     # FSDP takes parameters in their usual layout alone.
-    if settings.channels_last and not split:
-        network = network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    if not split:
+        network = network.to(memory_format=layout)  # pyright: ignore[reportCallIssue]
     average = None
     if settings.weight_average is not None:
         average = MomentumEncoder(network, settings.weight_average, warm_up=True)
