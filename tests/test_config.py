@@ -11,10 +11,9 @@ from margrave.config import (
     merge,
     parse_overrides,
     read_config,
-    recipe_names,
-    recipe_text,
     save_config,
 )
+from margrave.recipes import recipe_names, recipe_text
 
 DATA = {"data": {"train": {"kind": "folder", "root": "faces"}}}
 

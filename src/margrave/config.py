@@ -6,7 +6,6 @@ YAML files are merged in order, then ``--set a.b=c`` on top; a block whose kind 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from margrave.data import SOURCES, Augmentation, Fit
 from margrave.heads import HEADS
 from margrave.losses import LOSSES
 from margrave.losses import create as create_loss
+from margrave.recipes import recipe_text
 from margrave.registry import Settings, checked_settings, explain, settings_schema, suggest
 from margrave.training import TrainingSettings
 
@@ -127,25 +127,6 @@ def parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
         except yaml.YAMLError as error:
             raise ValueError(f"--set {override!r}: {text!r} is not YAML ({error})") from None
     return nested
-
-
-def recipe_names() -> list[str]:
-    """The recipes that come with Margrave."""
-    folder = files("margrave") / "recipes"
-    return sorted(entry.name[:-5] for entry in folder.iterdir() if entry.name.endswith(".yaml"))
-
-
-def recipe_text(name: str) -> str:
-    """The YAML of a recipe: one of Margrave's by name, or any file.
-
-    Raises:
-        ValueError: neither a recipe nor a file, naming the nearest.
-    """
-    if name in recipe_names():
-        return (files("margrave") / "recipes" / f"{name}.yaml").read_text()
-    if Path(name).is_file():
-        return Path(name).read_text()
-    raise ValueError(f"no recipe and no file {name!r}; {suggest(name, recipe_names())}")
 
 
 def read_config(recipes: Sequence[str], overrides: Mapping[str, Any]) -> RunConfig:

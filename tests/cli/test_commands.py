@@ -17,8 +17,8 @@ from typer.testing import CliRunner
 from margrave import __version__, backbones
 from margrave.checkpoints import load_model
 from margrave.cli import app, main
-from margrave.config import recipe_names, recipe_text
 from margrave.data import SyntheticFaces
+from margrave.recipes import recipe_names, recipe_text
 
 SETTINGS = [
     "data.image_size=32",

@@ -66,23 +66,33 @@ app.command()(recipes)
 
 def main() -> None:
     """Run a command; a user's mistake ends in one message and exit status 1, not in a traceback."""
+    try:
+        app()
+    except (ValueError, OSError) as error:
+        _exit_with(error)
+    except RuntimeError as error:
+        from margrave.distributed import RankError, lost_touch
+
+        shown = error if isinstance(error, RankError) else lost_touch(error)
+        if shown is None:
+            raise
+        _exit_with(shown)
+
+
+def _exit_with(error: Exception) -> NoReturn:
     from rich.console import Console
     from rich.text import Text
 
-    from margrave.distributed import RankError, current_launch, lost_touch, record_failure
+    if not _launcher_reports(error):
+        Console(stderr=True).print(Text(f"error: {error}", style="red"), soft_wrap=True)
+    sys.exit(1)
 
-    def end(error: Exception) -> NoReturn:
-        # Of several processes one speaks, the launcher if it is ours.
-        if not (current_launch().size > 1 and record_failure(error)):
-            Console(stderr=True).print(Text(f"error: {error}", style="red"), soft_wrap=True)
-        sys.exit(1)
 
-    try:
-        app()
-    except (ValueError, OSError, RankError) as error:
-        end(error)
-    except RuntimeError as error:
-        lost = lost_touch(error)
-        if lost is None:
-            raise
-        end(lost)
+def _launcher_reports(error: Exception) -> bool:
+    """Whether a launcher of ours shows the error, instead of each of its processes."""
+    # Commands that several processes share have imported it; for the others torch would be a wait.
+    if "margrave.distributed" not in sys.modules:
+        return False
+    from margrave.distributed import current_launch, record_failure
+
+    return current_launch().size > 1 and record_failure(error)

@@ -14,7 +14,7 @@ def recipes(
     from rich.console import Console
     from rich.table import Table
 
-    from margrave.config import recipe_names, recipe_text
+    from margrave.recipes import recipe_names, recipe_text
 
     if name is not None:
         # Not through rich, which would wrap lines and break the YAML.

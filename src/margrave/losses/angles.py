@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
+
 
 BeyondPi = Literal["monotone", "clip", "none"]
 """What becomes of cos(θ + m) where θ + m > π: see `add_angle`."""
@@ -18,15 +19,16 @@ BaseMargin = Literal["none", "cosine", "angular"]
 def sine(cosine: Tensor) -> Tensor:
     """sin θ ≥ 0 from cos θ; its slope is 0 instead of infinite at the ends.
 
+    >>> import torch
     >>> sine(torch.tensor([0.6, 1.0])) > 0
     tensor([True, True])
     """
-    return (1 - cosine.square()).clamp_min(torch.finfo(cosine.dtype).eps).sqrt()
+    return (1 - cosine.square()).clamp_min(_rounding_unit(cosine)).sqrt()
 
 
 def arccosine(cosine: Tensor, epsilon: float | None = None) -> Tensor:
     """θ from cos θ clamped to ±(1 − epsilon); epsilon is the dtype's rounding unit by default."""
-    limit = 1 - (torch.finfo(cosine.dtype).eps if epsilon is None else epsilon)
+    limit = 1 - (_rounding_unit(cosine) if epsilon is None else epsilon)
     return cosine.clamp(-limit, limit).arccos()
 
 
@@ -35,9 +37,12 @@ def above(cosines: Tensor, threshold: Tensor) -> Tensor:
 
     In the cosines' own type: CPUs multiply by it several times faster than they choose by bools.
 
+    >>> import torch
     >>> above(torch.tensor([[0.5, 0.1]]), torch.tensor([0.3]))
     tensor([[1., 0.]])
     """
+    import torch
+
     if torch.compiler.is_compiling():
         return (cosines.detach() > threshold.detach()[:, None]).to(cosines.dtype)
     exceeds = torch.empty_like(cosines, requires_grad=False)
@@ -46,7 +51,7 @@ def above(cosines: Tensor, threshold: Tensor) -> Tensor:
 
 def rotate(cosine: Tensor, angle: float | Tensor) -> Tensor:
     """cos(θ + angle) = cosθ·cos(angle) − sinθ·sin(angle), with nothing special beyond π."""
-    angle = torch.as_tensor(angle, dtype=cosine.dtype, device=cosine.device)
+    angle = _as_tensor(angle, cosine)
     return cosine * angle.cos() - sine(cosine) * angle.sin()
 
 
@@ -66,6 +71,7 @@ def add_angle(
         beyond_pi: the rule.
         epsilon: ε of ``clip``, in radians.
 
+    >>> import torch
     >>> add_angle(torch.tensor([1.0, -1.0]), math.pi / 2, "none").round(decimals=3).abs()
     tensor([0., 0.])
     """
@@ -74,8 +80,8 @@ def add_angle(
     rotated = rotate(cosine, margin)
     if beyond_pi == "none":
         return rotated
-    margin = torch.as_tensor(margin, dtype=cosine.dtype, device=cosine.device)
-    return torch.where(cosine > -margin.cos(), rotated, cosine - margin * margin.sin())
+    margin = _as_tensor(margin, cosine)
+    return rotated.where(cosine > -margin.cos(), cosine - margin * margin.sin())
 
 
 def base_margin(cosine: Tensor, margin: float, base: BaseMargin) -> Tensor:
@@ -83,3 +89,16 @@ def base_margin(cosine: Tensor, margin: float, base: BaseMargin) -> Tensor:
     if base == "none":
         return cosine
     return cosine - margin if base == "cosine" else rotate(cosine, margin)
+
+
+def _rounding_unit(cosine: Tensor) -> float:
+    import torch
+
+    return torch.finfo(cosine.dtype).eps
+
+
+def _as_tensor(value: float | Tensor, cosine: Tensor) -> Tensor:
+    """In the type and on the device of the cosines."""
+    import torch
+
+    return torch.as_tensor(value, dtype=cosine.dtype, device=cosine.device)

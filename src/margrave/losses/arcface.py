@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from margrave.losses.angles import BeyondPi, add_angle
 from margrave.losses.contract import LOSSES, Context, Loss
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @LOSSES.register("arcface")
@@ -28,6 +29,7 @@ class ArcFace(Loss):
         beyond_pi: what becomes of θ_y + m > π, see `margrave.losses.angles.add_angle`.
         easy_margin: apply the margin only where cosθ_y > 0.
 
+    >>> import torch
     >>> round(ArcFace(margin=0.5).target(torch.tensor([0.0]), Context()).item(), 4)
     -0.4794
     """
@@ -43,4 +45,4 @@ class ArcFace(Loss):
     def target(self, cosine: Tensor, context: Context) -> Tensor:
         del context
         modified = add_angle(cosine, self.margin, self.beyond_pi)
-        return torch.where(cosine > 0, modified, cosine) if self.easy_margin else modified
+        return modified.where(cosine > 0, cosine) if self.easy_margin else modified

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Literal
 
 from margrave.losses.angles import add_angle, arccosine
 from margrave.losses.contract import LOSSES, Context, Loss
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @LOSSES.register("combined")
@@ -29,6 +29,7 @@ class Combined(Loss):
         cosine_margin: m₃ in cosine.
         beyond_pi: ``none`` (InsightFace's) or ``clip``, see `margrave.losses.angles.add_angle`.
 
+    >>> import torch
     >>> loss = Combined(angle_multiplier=1.0, angle_margin=0.3, cosine_margin=0.2)
     >>> round(loss.target(torch.tensor([0.0]), Context()).item(), 4)
     -0.4955
@@ -51,5 +52,5 @@ class Combined(Loss):
             rotated = add_angle(cosine, self.angle_margin, self.beyond_pi)
         else:
             angle = self.angle_multiplier * arccosine(cosine) + self.angle_margin
-            rotated = torch.cos(angle.clamp_max(math.pi) if self.beyond_pi == "clip" else angle)
+            rotated = (angle.clamp_max(math.pi) if self.beyond_pi == "clip" else angle).cos()
         return rotated - self.cosine_margin

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from margrave.losses.contract import LOSSES, Context, Loss
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @LOSSES.register("cosface")
@@ -24,6 +25,7 @@ class CosFace(Loss):
         margin: m, in cosine, 0 ≤ m < 2.
         easy_margin: apply the margin only where cosθ_y > 0.
 
+    >>> import torch
     >>> CosFace(margin=0.4).target(torch.tensor([0.9]), Context())
     tensor([0.5000])
     """
@@ -38,4 +40,4 @@ class CosFace(Loss):
     def target(self, cosine: Tensor, context: Context) -> Tensor:
         del context
         modified = cosine - self.margin
-        return torch.where(cosine > 0, modified, cosine) if self.easy_margin else modified
+        return modified.where(cosine > 0, cosine) if self.easy_margin else modified

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from margrave.losses.angles import above, add_angle, rotate
 from margrave.losses.contract import LOSSES, Context, Loss
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @LOSSES.register("curricularface")
@@ -30,6 +30,7 @@ class CurricularFace(Loss):
         margin: m in radians, 0 ≤ m < π.
         momentum: the weight of the old t.
 
+    >>> import torch
     >>> context = Context(mean_target_cosine=torch.tensor(0.2))
     >>> CurricularFace().negatives(torch.tensor([[0.5, -0.4]]), torch.tensor([0.6]), context)
     tensor([[ 0.3500, -0.4000]])
@@ -70,4 +71,4 @@ class CurricularFace(Loss):
         """N, 1 for the hard ones, and t + cosθ_j − 1 for them."""
         hard = above(cosines, rotate(target_cosine, self.margin))
         excess = hard * (cosines + (context["mean_target_cosine"] - 1))
-        return torch.addcmul(cosines, excess, cosines), hard, excess
+        return cosines.addcmul(excess, cosines), hard, excess

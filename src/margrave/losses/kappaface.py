@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, Literal
 
 from margrave.losses.angles import BeyondPi, add_angle
 from margrave.losses.contract import LOSSES, Context, Loss
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @LOSSES.register("kappaface")

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Literal
 
 from margrave.losses.angles import BaseMargin, above, base_margin
 from margrave.losses.contract import LOSSES, Context, Loss
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @LOSSES.register("mv_softmax")
@@ -32,6 +32,7 @@ class MVSoftmax(Loss):
         weighting: ``adaptive`` or ``fixed``.
         easy_margin: apply the margin only where cosθ_y > 0.
 
+    >>> import torch
     >>> loss = MVSoftmax(weighting="fixed", hard_weight=0.2)
     >>> loss.negatives(torch.tensor([[0.5, 0.1]]), torch.tensor([0.6]), Context())
     tensor([[0.7000, 0.1000]])
@@ -52,7 +53,7 @@ class MVSoftmax(Loss):
     def target(self, cosine: Tensor, context: Context) -> Tensor:
         del context
         modified = base_margin(cosine, self.margin, self.base)
-        return torch.where(cosine > 0, modified, cosine) if self.easy_margin else modified
+        return modified.where(cosine > 0, cosine) if self.easy_margin else modified
 
     def hard_negatives(self, cosines: Tensor, target_cosine: Tensor, context: Context) -> Tensor:
         del context
@@ -74,5 +75,5 @@ class MVSoftmax(Loss):
         """N, and 1 for the hard ones."""
         hard = above(cosines, base_margin(target_cosine, self.margin, self.base))
         if self.weighting == "fixed":
-            return torch.add(cosines, hard, alpha=self.hard_weight), hard
-        return torch.addcmul(cosines, hard, cosines + 1, value=self.hard_weight), hard
+            return cosines.add(hard, alpha=self.hard_weight), hard
+        return cosines.addcmul(hard, cosines + 1, value=self.hard_weight), hard

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from margrave.losses.angles import arccosine
 from margrave.losses.contract import LOSSES, Context, Loss
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @LOSSES.register("sphereface")
@@ -31,6 +31,7 @@ class SphereFace(Loss):
         plain_weight_decay: how fast λ falls per iteration.
         plain_weight_power: the exponent of its fall.
 
+    >>> import torch
     >>> context = Context(iteration=torch.tensor(10**9))
     >>> SphereFace(plain_weight_minimum=0).target(torch.tensor([1.0, -1.0]), context).round()
     tensor([ 1., -7.])
@@ -65,7 +66,7 @@ class SphereFace(Loss):
 
     def _multiplied_angle(self, cosine: Tensor) -> Tensor:
         """cos(mθ) by Chebyshev's recurrence, whose slope is finite everywhere."""
-        previous, current = torch.ones_like(cosine), cosine
+        previous, current = cosine.new_ones(cosine.shape), cosine
         for _ in range(self.margin - 1):
             previous, current = current, 2 * cosine * current - previous
         return current

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from margrave.losses.angles import BaseMargin, above, base_margin
 from margrave.losses.contract import LOSSES, Context, Loss
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @LOSSES.register("sv_softmax")
@@ -31,6 +32,7 @@ class SVSoftmax(Loss):
         hard_weight: t ≥ 1; at 1 the loss is its base margin's.
         easy_margin: spare samples with cosθ_y ≤ m (cosine) or cosθ_y ≤ 0 (angular).
 
+    >>> import torch
     >>> loss = SVSoftmax(base="none", hard_weight=1.2)
     >>> loss.negatives(torch.tensor([[0.5, 0.1]]), torch.tensor([0.3]), Context())
     tensor([[0.8000, 0.1000]])
@@ -53,7 +55,7 @@ class SVSoftmax(Loss):
         if not self.easy_margin:
             return modified
         spared_below = self.margin if self.base == "cosine" else 0.0
-        return torch.where(cosine > spared_below, modified, cosine)
+        return modified.where(cosine > spared_below, cosine)
 
     def hard_negatives(self, cosines: Tensor, target_cosine: Tensor, context: Context) -> Tensor:
         del context
@@ -73,4 +75,4 @@ class SVSoftmax(Loss):
     def _weighted(self, cosines: Tensor, target_cosine: Tensor) -> tuple[Tensor, Tensor]:
         """N, and 1 for the hard ones."""
         hard = above(cosines, base_margin(target_cosine, self.margin, self.base))
-        return torch.addcmul(cosines, hard, cosines + 1, value=self.hard_weight - 1), hard
+        return cosines.addcmul(hard, cosines + 1, value=self.hard_weight - 1), hard
