@@ -19,7 +19,8 @@ from margrave.heads import HEADS
 from margrave.losses import LOSSES
 from margrave.losses import create as create_loss
 from margrave.recipes import recipe_text
-from margrave.registry import Settings, checked_settings, explain, settings_schema, suggest
+from margrave.registry import checked_settings, explain, settings_schema, suggest
+from margrave.settings import Settings
 from margrave.training import TrainingSettings
 
 DEFAULTS = {

@@ -12,9 +12,11 @@ import inspect
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, Generic, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, ValidationError, create_model
+# pydantic is imported only where settings are checked: listing components need not wait for it.
+if TYPE_CHECKING:
+    from pydantic import BaseModel, ValidationError
 
 Component = TypeVar("Component", bound=Callable[..., Any])
 Registered = TypeVar("Registered", bound=Callable[..., Any])
@@ -73,6 +75,8 @@ def settings_schema(component: Callable[..., Any]) -> type[BaseModel]:
     >>> settings_schema(head)(scale="32").scale
     32.0
     """
+    from pydantic import ConfigDict, create_model
+
     fields: dict[str, Any] = {}
     for parameter in inspect.signature(component, eval_str=True).parameters.values():
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
@@ -84,14 +88,10 @@ def settings_schema(component: Callable[..., Any]) -> type[BaseModel]:
     return create_model(f"{component.__name__}Settings", __config__=config, **fields)
 
 
-class Settings(BaseModel):
-    """A block of settings: unknown keys are refused, values do not change, attributes document."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
-
-
 def _known_keys(schema: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
     """The settings there are where an unknown one was met."""
+    from pydantic import BaseModel
+
     for part in location[:-1]:
         field = schema.model_fields.get(str(part))
         annotation = None if field is None else field.annotation
@@ -133,6 +133,8 @@ def checked_settings(
         ...
     ValueError: head has no setting 'scael'; did you mean 'scale'? choices: scale
     """
+    from pydantic import ValidationError
+
     schema = settings_schema(component)
     try:
         return dict(schema(**settings))

@@ -94,6 +94,11 @@ def test_a_mistyped_name() -> None:
     assert "did you mean 'demo'" in recipe
 
 
+def test_one_name_at_a_time() -> None:
+    (printed,) = without_torch(["losses", "adaface", "arcface"], status=2)
+    assert "unexpected extra arguments (arcface)" in printed
+
+
 def test_losses_are_the_same_without_torch() -> None:
     listed = in_new_process(LIST_LOSSES)
     losses = {name: create({"kind": name}) for name in LOSSES}

@@ -1,6 +1,8 @@
-"""The command line: one file per command, each importing what is heavy only when it runs."""
+"""The command line: one file per command, each importing what is heavy only when it runs.
 
-from __future__ import annotations
+Files of commands evaluate their annotations at once: Typer reads them twice, and would compile
+postponed ones each time.
+"""
 
 import sys
 from typing import Annotated, NoReturn
@@ -19,12 +21,14 @@ from margrave.cli.import_model import import_model
 from margrave.cli.losses import losses
 from margrave.cli.pack import pack
 from margrave.cli.plan import plan
+from margrave.cli.quick import NAME_ONLY, QuickCommand, QuickGroup
 from margrave.cli.recipes import recipes
 from margrave.cli.threshold import threshold
 from margrave.cli.train import train
 from margrave.cli.verify import verify
 
 app = typer.Typer(
+    cls=QuickGroup,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -60,8 +64,8 @@ app.command()(align)
 app.command()(pack)
 app.command()(plan)
 app.command()(doctor)
-app.command()(losses)
-app.command()(recipes)
+app.command(cls=QuickCommand, **NAME_ONLY)(losses)
+app.command(cls=QuickCommand, **NAME_ONLY)(recipes)
 
 
 def main() -> None:

@@ -1,7 +1,5 @@
 """``margrave align``: photos into the crops that embedders are trained on."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated
 

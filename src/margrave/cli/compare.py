@@ -1,7 +1,5 @@
 """``margrave compare``: which of two models is better, and whether that means anything."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated
 

@@ -1,7 +1,5 @@
 """``margrave demo``: the whole of it in minutes, without any data."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated
 

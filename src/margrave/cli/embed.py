@@ -1,7 +1,5 @@
 """``margrave embed``: features once, for every protocol."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated
 

@@ -1,7 +1,5 @@
 """``margrave evaluate``: how good a model is on your pairs."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated
 

@@ -1,7 +1,5 @@
 """``margrave import``: other projects' weights."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated
 

@@ -1,26 +1,22 @@
 """``margrave losses``: what can be minimised."""
 
-from __future__ import annotations
-
-from typing import Annotated
-
 import typer
 
 
-def losses(
-    name: Annotated[str | None, typer.Argument(help="Show one loss in full.")] = None,
-) -> None:
-    """List the losses, or show one's equation, source and settings."""
+def losses(context: typer.Context) -> None:
+    """List the losses, or show the equation, source and settings of the loss NAME."""
     import inspect
 
     from rich.console import Console
     from rich.table import Table
 
+    from margrave.cli.quick import optional_name
     from margrave.losses import LOSSES, create
 
+    name = optional_name(context)
     console = Console(highlight=False)
     if name is not None:
-        loss = create({"kind": name})
+        loss = LOSSES.get(name)() if name in LOSSES else create({"kind": name})
         text = (inspect.getdoc(type(loss)) or "").split("\n>>> ")[0].rstrip()
         typer.echo(text.replace("`", "").replace("margrave.losses.angles.", ""))
         table = Table("setting", "default", title=f"{name}: --set loss.SETTING=VALUE")
@@ -35,7 +31,7 @@ def losses(
         return
     table = Table("loss", "what it does", "running statistics")
     for kind in LOSSES:
-        loss = create({"kind": kind})
+        loss = LOSSES.get(kind)()
         summary = (inspect.getdoc(type(loss)) or "").split("\n\n")[0].replace("\n", " ")
         table.add_row(kind, summary, ", ".join(loss.needs) or "-")
     console.print(table)

@@ -1,7 +1,5 @@
 """``margrave pack``: images into the files that training and others read."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated
 

@@ -1,7 +1,5 @@
 """``margrave plan``: memory and time of a training, before it is paid for."""
 
-from __future__ import annotations
-
 from typing import Annotated, Any
 
 import typer

@@ -1,21 +1,17 @@
 """``margrave recipes``: trainings to start from."""
 
-from __future__ import annotations
-
-from typing import Annotated
-
 import typer
 
 
-def recipes(
-    name: Annotated[str | None, typer.Argument(help="Print one recipe.")] = None,
-) -> None:
-    """List the recipes, or print one, to change and pass to `margrave train`."""
+def recipes(context: typer.Context) -> None:
+    """List the recipes, or print the recipe NAME, to change and pass to `margrave train`."""
     from rich.console import Console
     from rich.table import Table
 
+    from margrave.cli.quick import optional_name
     from margrave.recipes import recipe_names, recipe_text
 
+    name = optional_name(context)
     if name is not None:
         # Not through rich, which would wrap lines and break the YAML.
         typer.echo(recipe_text(name), nl=False)

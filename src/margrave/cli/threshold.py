@@ -1,7 +1,5 @@
 """``margrave threshold``: the operating point for a wanted FAR, kept with the model."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated
 

@@ -1,7 +1,5 @@
 """``margrave train``: a recipe, your data, a model."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated, Any
 

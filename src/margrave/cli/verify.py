@@ -1,7 +1,5 @@
 """``margrave verify``: are these two faces one person?"""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated
 

@@ -34,7 +34,7 @@ class Composed(Loss):
 
     def __post_init__(self) -> None:
         for field, default in (("target_loss", "adaface"), ("negatives_loss", "curricularface")):
-            part = getattr(self, field) or {"kind": default}
+            part = getattr(self, field) or LOSSES.get(default)()
             part = LOSSES.create(part) if isinstance(part, Mapping) else part
             object.__setattr__(self, field, part)
             self.require(field, isinstance(part, Loss), "a loss or a mapping with its kind")

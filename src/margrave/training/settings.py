@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from margrave.registry import Settings
+from margrave.settings import Settings
 
 
 class OptimizerSettings(Settings):
