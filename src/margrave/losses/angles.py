@@ -98,7 +98,5 @@ def _rounding_unit(cosine: Tensor) -> float:
 
 
 def _as_tensor(value: float | Tensor, cosine: Tensor) -> Tensor:
-    """In the type and on the device of the cosines."""
-    import torch
-
-    return torch.as_tensor(value, dtype=cosine.dtype, device=cosine.device)
+    """In the type and on the device of the cosines, and made there: a copy would wait for it."""
+    return cosine.new_full((), value) if isinstance(value, int | float) else value.to(cosine)

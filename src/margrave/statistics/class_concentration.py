@@ -113,13 +113,20 @@ class ClassConcentration(Statistic):
                 "estimator 'memory_buffer' needs sample_indices in every training call of the "
                 "head: the number of each image in the training set; or choose 'online'"
             )
+        if not self.own_samples:
+            return
         position, inside = _inside(observation.sample_indices, self.own_samples)
-        position, labels = position[inside], observation.labels[inside]
-        features = observation.unit_embeddings[inside].to(self.memory)
+        features = observation.unit_embeddings.to(self.memory)
+        # Others' images are replaced by the last of this rank's own, which is then written again:
+        # leaving them out would give a shape that depends on values, for which the host waits.
+        numbers = torch.arange(len(inside), device=inside.device)
+        own = torch.where(inside, numbers, ((numbers + 1) * inside).argmax())
+        position, inside, features = position[own], inside[own], features[own]
         old = self.memory[position]
         blended = functional.normalize(torch.lerp(old, features, self.memory_update_weight))
-        finite = torch.isfinite(features).all(dim=1)
-        self.memory.index_copy_(0, position, torch.where(finite[:, None], blended, old))
+        known = inside & torch.isfinite(features).all(dim=1)
+        self.memory.index_copy_(0, position, torch.where(known[:, None], blended, old))
+        labels = torch.where(inside, observation.labels[own], self.memory_label[position])
         self.memory_label.index_copy_(0, position, labels)
 
     def split_buffers(self) -> dict[str, int]:
@@ -143,7 +150,8 @@ class ClassConcentration(Statistic):
             position = torch.where(inside, position, len(classes))
             total = self.memory.new_zeros(len(classes) + 1, self.memory.shape[1])
             total.index_add_(0, position, self.memory)
-            count = torch.bincount(position, minlength=len(classes) + 1)
+            count = position.new_zeros(len(classes) + 1)
+            count.index_add_(0, position, torch.ones_like(position))
             sums = all_reduce_sum(total[:-1], world), all_reduce_sum(count[:-1], world)
             own = sums if rank == world.rank else own
         assert own is not None

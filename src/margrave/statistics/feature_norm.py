@@ -50,7 +50,7 @@ class FeatureNorm(Statistic):
     def update(self, observation: Observation) -> None:
         norm = observation.feature_norm.clamp(0.001, 100)
         world = self.surroundings.batch_world
-        sums = torch.stack([norm.sum(), norm.new_tensor(float(norm.numel()))])
+        sums = torch.stack([norm.sum(), norm.new_full((), norm.numel())])
         total, count = all_reduce_sum(sums, world).unbind()
         batch_mean = total / count
         squares = all_reduce_sum((norm - batch_mean).square().sum(), world)

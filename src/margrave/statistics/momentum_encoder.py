@@ -41,7 +41,9 @@ class MomentumEncoder(nn.Module):
             raise ValueError(f"momentum = {momentum} must be in [0, 1)")
         self.momentum = momentum
         self.warm_up = warm_up
-        self.register_buffer("updates", torch.zeros((), dtype=torch.int64))
+        # Beside the network's tensors, or each of them would wait for a copy of it.
+        device = next((parameter.device for parameter in network.parameters()), None)
+        self.register_buffer("updates", torch.zeros((), dtype=torch.int64, device=device))
         self.average = copy.deepcopy(network).eval().requires_grad_(False)
 
     def train(self, mode: bool = True) -> MomentumEncoder:

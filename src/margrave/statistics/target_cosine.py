@@ -25,7 +25,7 @@ class TargetCosine(Statistic):
 
     def update(self, observation: Observation) -> None:
         cosine = observation.target_cosine
-        total = torch.stack([cosine.sum(), cosine.new_tensor(float(cosine.numel()))])
+        total = torch.stack([cosine.sum(), cosine.new_full((), cosine.numel())])
         total, count = all_reduce_sum(total, self.surroundings.batch_world).unbind()
         batch_mean = (total / count).to(self.mean)
         moved = (1 - self.momentum) * batch_mean + self.momentum * self.mean
