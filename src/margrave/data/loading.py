@@ -9,6 +9,7 @@ from __future__ import annotations
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Protocol, runtime_checkable
 
 import cv2
@@ -277,13 +278,11 @@ def normalise(
     >>> normalise(torch.tensor([0, 255], dtype=torch.uint8).reshape(1, 1, 1, 2)).flatten().tolist()
     [-1.0, 1.0]
     """
-    centre, spread = (torch.as_tensor(value, dtype=torch.float32) for value in (mean, deviation))
-    table = (torch.arange(256)[:, None] / 255 - centre) / spread
     if not images.is_cpu or not len(images):
-        count = images.shape[1]
-        channels = torch.arange(count, device=images.device)[:, None, None]
-        table = table.expand(256, count).to(images.device)
-        return table[images.long(), channels]
+        table = _table_on(images.device, _numbers(mean), _numbers(deviation))
+        channels = torch.arange(images.shape[1], device=images.device)[:, None, None]
+        return table.expand(256, images.shape[1])[images.long(), channels]
+    table = _table(mean, deviation)
     # Looking up is one pass where torch's conversion and arithmetic are four.
     keep_freed_memory()
     pixels = images.permute(0, 2, 3, 1).contiguous().numpy()
@@ -291,6 +290,26 @@ def normalise(
     rows = pixels.reshape(len(pixels) * images.shape[2], *shape)
     found = cv2.LUT(rows, table.numpy()[None])
     return torch.from_numpy(found.reshape(pixels.shape)).permute(0, 3, 1, 2)
+
+
+def _table(mean: float | Sequence[float], deviation: float | Sequence[float]) -> torch.Tensor:
+    """(256, 1) or (256, channels) what becomes of each pixel value."""
+    centre, spread = (torch.as_tensor(value, dtype=torch.float32) for value in (mean, deviation))
+    return (torch.arange(256)[:, None] / 255 - centre) / spread
+
+
+def _numbers(value: float | Sequence[float]) -> tuple[float, ...]:
+    return tuple(value) if isinstance(value, Sequence) else (value,)
+
+
+@lru_cache(maxsize=16)
+def _table_on(
+    device: torch.device, mean: tuple[float, ...], deviation: tuple[float, ...]
+) -> torch.Tensor:
+    """The table on a device: made here, so that all give the same numbers, and copied once."""
+    # Inference mode's tensors would be of no use to training.
+    with torch.inference_mode(False):
+        return _table(mean, deviation).to(device)
 
 
 def training_loader(

@@ -52,21 +52,28 @@ class Embedder:
         fitted = fit_image(image, self.card.image_size, self.fit)
         return torch.from_numpy(np.ascontiguousarray(fitted.transpose(2, 0, 1)))
 
-    @torch.inference_mode()
     def embed(self, pixels: Tensor) -> Tensor:
         """(B, 3, S, S) uint8 -> (B, D) float32 unnormalised embeddings."""
+        return self._embed(pixels)[0].cpu()
+
+    @torch.inference_mode()
+    def _embed(self, pixels: Tensor, flips: bool = False) -> Tensor:
+        """(1, B, D) embeddings, or (2, B, D) with flips; the device may still be computing them."""
         parameter = next(self.backbone.parameters())
         device, dtype = parameter.device, parameter.dtype
         was_training = self.backbone.training
         self.backbone.eval()
         try:
+            pixels = pixels.to(device, non_blocking=True)
             # An ONNX model may want BGR; its mean and deviation are then in that order too.
             pixels = pixels.flip(1) if self.card.colour_order == "bgr" else pixels
-            images = normalise(pixels.to(device), self.card.mean, self.card.deviation)
+            images = normalise(pixels, self.card.mean, self.card.deviation)
             low = self.precision in (torch.bfloat16, torch.float16)
             with torch.autocast(device.type, self.precision if low else None, enabled=low):
-                images = images.to(dtype, memory_format=memory_format(self.backbone))
-                return self.backbone(images).float().cpu()
+                layout = memory_format(self.backbone)
+                sides = [images, images.flip(3)] if flips else [images]
+                sides = [side.to(dtype, memory_format=layout) for side in sides]
+                return torch.stack([self.backbone(side).float() for side in sides])
         finally:
             self.backbone.train(was_training)
 
@@ -97,7 +104,14 @@ class Embedder:
         wanted = np.arange(len(images)) if indices is None else np.asarray(indices)
         faults = {} if unreadable is None else unreadable
         size = self.card.image_size
-        plain, mirrored = [], []
+        done: list[Tensor] = []
+        computing: tuple[Tensor, Tensor, Tensor] | None = None
+
+        def collect() -> None:
+            if computing is not None:
+                embeddings, read, _ = computing
+                done.append(embeddings.cpu() * read)
+
         for start in range(0, len(wanted), self.batch_size):
             part = wanted[start : start + self.batch_size]
             pixels = torch.zeros(len(part), 3, size, size, dtype=torch.uint8)
@@ -109,18 +123,17 @@ class Embedder:
                         raise
                     faults[index] = str(error)
             read = torch.tensor([index not in faults for index in part.tolist()])[:, None]
-            plain.append(self.embed(pixels) * read)
-            if flips:
-                mirrored.append(self.embed(pixels.flip(3)) * read)
+            # Only now: while these images were read the device computed the embeddings of the last.
+            collect()
+            computing = self._embed(pixels, flips), read, pixels
             if progress is not None:
                 progress(start + len(part), len(wanted))
-        if not plain:
+        collect()
+        if not done:
             raise ValueError("there are no images to embed; check the folder or the list")
-        empty = np.empty((0, plain[0].shape[1]), np.float32)
-        return (
-            torch.cat(plain).numpy(),
-            torch.cat(mirrored).numpy() if flips else empty,
-        )
+        embeddings = torch.cat(done, dim=1).numpy()
+        empty = np.empty((0, embeddings.shape[2]), np.float32)
+        return embeddings[0], embeddings[1] if flips else empty
 
     def _read(self, images: ReadableImages | Sequence[np.ndarray], index: int) -> Tensor:
         if isinstance(images, Sequence):
