@@ -172,7 +172,7 @@ def sweep(
     Args:
         comparison: who is compared with whom.
         collectors: what is kept, by name.
-        device: where the products are computed.
+        device: where the products are computed; in float32 where it has no float64.
         memory: bytes of the first set to hold at a time; its parts see the second set one by one.
         world: ranks share the blocks out; all end with the same collectors.
         progress: called with (comparisons done, comparisons in all).
@@ -250,6 +250,7 @@ class _HeldRows:
         self._first, self._device = comparison.first, device
         self._second = comparison.first if comparison.second is None else comparison.second
         self._part, self._rows = range(0), torch.empty(0)
+        self._has_float64 = has_float64(device)
 
     def rows(self, part: range) -> Tensor:
         """Of the first set."""
@@ -259,7 +260,9 @@ class _HeldRows:
                 unit_block(self._first, start, min(start + ROWS_AT_ONCE, part.stop))
                 for start in range(part.start, part.stop, ROWS_AT_ONCE)
             ]
-            self._part, self._rows = part, torch.cat(blocks).to(self._device)
+            rows = torch.cat(blocks)
+            dtype = rows.dtype if self._has_float64 else torch.float32
+            self._part, self._rows = part, rows.to(self._device, dtype)
         return self._rows
 
     def columns(self, part: range) -> Tensor:
@@ -292,11 +295,10 @@ def _see(
             numbers = torch.arange(len(columns), device=scores.device) + work.columns.start
             later = rows + start < places + work.columns.start
             rows, places = rows[later], places[later]
-            genuine = scores[rows, places].cpu().numpy()
+            genuine = _taken_out(scores, rows, places)
             scores.masked_fill_(numbers <= row_numbers, -torch.inf)
         else:
-            genuine = scores[rows, places].cpu().numpy()
-        scores[rows, places] = -torch.inf
+            genuine = _taken_out(scores, rows, places)
         scores[:, len(work.columns) :] = -torch.inf
         block = Block(
             scores,
@@ -311,6 +313,15 @@ def _see(
             collector.take(block)
 
 
+def _taken_out(scores: Tensor, rows: np.ndarray, places: np.ndarray) -> np.ndarray:
+    """(G,) the scores of mates, whose places are −inf from now on."""
+    # One copy each way instead of one for every use of the two.
+    where = torch.from_numpy(np.stack([rows, places])).to(scores.device, non_blocking=True)
+    genuine = scores[where[0], where[1]]
+    scores[where[0], where[1]] = -torch.inf
+    return genuine.cpu().numpy()
+
+
 def _mates(
     labels: np.ndarray, by_label: np.ndarray, sorted_labels: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -320,6 +331,19 @@ def _mates(
     rows = np.repeat(np.arange(len(labels)), counts)
     within = np.arange(len(rows)) - np.repeat(np.cumsum(counts) - counts, counts)
     return rows, by_label[np.repeat(begin, counts) + within]
+
+
+def has_float64(device: str | torch.device) -> bool:
+    """Whether a device computes in float64; Apple's does not.
+
+    >>> has_float64("cpu")
+    True
+    """
+    try:
+        torch.empty(0, dtype=torch.float64, device=device)
+    except (TypeError, RuntimeError):
+        return False
+    return True
 
 
 def unit_block(rows: Rows, start: int, stop: int) -> Tensor:

@@ -103,20 +103,22 @@ class Nearest:
     def take(self, block: Block) -> None:
         """Merge into the rows that a score of this block enters."""
         rows = slice(block.row, block.row + len(block.scores))
-        lowest = torch.from_numpy(self.scores[rows, -1]).to(block.scores)
-        values, columns = self._entering(block, lowest)
+        values, columns = self._entering(block, self.scores[rows, -1])
         if values.shape[1]:
             hot = (values[:, 0] > -torch.inf).nonzero()[:, 0]
             self._merge_rows(
                 hot.cpu().numpy() + block.row,
-                values[hot].double().cpu().numpy(),
+                values[hot].cpu().double().numpy(),
                 columns[hot].cpu().numpy() + block.column,
             )
 
-    def _entering(self, block: Block, lowest: Tensor) -> tuple[Tensor, Tensor]:
+    def _entering(self, block: Block, floor: np.ndarray) -> tuple[Tensor, Tensor]:
         """(R, m) what could be among each row's largest, −inf behind it, and (R, m) where it is."""
         top_k = self.scores.shape[1]
-        found = None if torch.isinf(lowest).any() else block.above(lowest[:, None])
+        # In the block's type, in which a large number may have become infinite.
+        on_host = torch.from_numpy(floor).to(block.scores.dtype)
+        lowest = on_host.to(block.scores.device, non_blocking=True)
+        found = None if torch.isinf(on_host).any() else block.above(lowest[:, None])
         if found is None:
             values, columns = block.scores.topk(min(top_k, block.scores.shape[1]))
             return values, columns
