@@ -253,6 +253,15 @@ class PretendedTensor(torch.Tensor):
             memo[id(self)] = copied
         return memo[id(self)]
 
+    @property
+    def data(self) -> Tensor:
+        return self.detach()
+
+    @data.setter
+    def data(self, values: Tensor) -> None:
+        # It would be set out of this class's sight.
+        raise NotImplementedError("use copy_ instead of setting data")
+
     def tolist(self) -> Any:
         _active().wait("tolist")
         return self.inner.tolist()
@@ -317,6 +326,8 @@ def _run(function: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
     written = [_argument(args, kwargs, place) for place in _written(function)]
     for tensor in written:
         if isinstance(tensor, PretendedTensor):
+            if tensor.inner.shape != tensor.shape:
+                raise NotImplementedError(f"{name} changes a shape in place")
             tensor.made = (device.stream, device.stream.work)
     if written:
         return written[0] if len(written) == 1 else tuple(written)
@@ -360,7 +371,7 @@ def _note_waits(
     """Note the wait of an operation, if it is one; whether it is a copy to the host without."""
     host = [each for each in tensors if not isinstance(each, PretendedTensor)]
     if name in WAITING or (name == "repeat_interleave" and kwargs.get("output_size") is None):
-        device.wait(name)
+        device.wait("item" if name == "_local_scalar_dense" else name)
     elif name in INDEXING:
         indices = [each for each in args[1] if each is not None]
         masks = any(each.dtype in (torch.bool, torch.uint8) for each in indices)
@@ -479,13 +490,30 @@ class _Hook(backend_registration._DummyPrivateUse1Hook):
         return _module().is_available()
 
 
-def _module() -> _DeviceModule:
-    """The one registration that a process can have."""
-    module = getattr(torch, NAME, None)
-    if module is None:
+def why_not() -> str | None:
+    """Why there can be no pretended device here, or None if there can."""
+    if hasattr(torch, NAME):
+        return None
+    if not hasattr(backend_registration, "_setup_privateuseone_for_python_backend"):
+        return "this PyTorch has no backends written in Python"
+    if torch.accelerator.is_available():
+        return "it would take the place of this machine's own accelerator"
+    return None
+
+
+def register() -> None:
+    """Tell PyTorch of the device, once per process; it is unavailable all the same.
+
+    This has to come before the process's first backward pass, which begins a thread for each of
+    the devices that there are.
+    """
+    if not hasattr(torch, NAME):
         module = _DeviceModule()
         backend_registration._setup_privateuseone_for_python_backend(NAME, module, _Hook())
-    return module
+
+
+def _module() -> _DeviceModule:
+    return getattr(torch, NAME)
 
 
 def _active() -> PretendedDevice:
@@ -550,6 +578,7 @@ def pretended_device(float64: bool = True) -> Iterator[PretendedDevice]:
     Args:
         float64: whether it has that type.
     """
+    register()
     module = _module()
     assert module.device is None, "there is one pretended device at a time"
     device = PretendedDevice(float64, torch.device(NAME, 0), PretendedStream())

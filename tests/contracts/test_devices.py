@@ -13,12 +13,14 @@ from torch import Tensor, nn
 
 from margrave import backbones
 from margrave.checkpoints import ModelCard
-from margrave.data import normalise
+from margrave.data import SyntheticFaces, TrainingImages, normalise
 from margrave.evaluation import evaluate_all_to_all
 from margrave.heads import ChunkedHead, DenseHead, Head, RowwiseSGD
 from margrave.inference import Embedder, embed_to_store
 from margrave.losses import LOSSES
+from margrave.losses import create as create_loss
 from margrave.statistics import MomentumEncoder
+from margrave.training import TrainingSettings, set_up
 from margrave.training.gradients import clip_gradients
 
 if TYPE_CHECKING:
@@ -274,6 +276,29 @@ def test_lightning_places_on_it(pretended: PretendedDevice) -> None:
     torch.testing.assert_close(network.weight.grad.cpu(), torch.full((1, 2), 3.0))
 
 
+def test_a_training_is_placed_on_it(
+    pretended: PretendedDevice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("margrave.training.setup._launch_fabric", lambda *_: pretended.fabric())
+    faces = SyntheticFaces(num_identities=4, images_per_identity=2, image_size=32)
+    training = set_up(
+        TrainingSettings(batch_size=4, weight_average=0.9),
+        TrainingImages(faces, 32),
+        4,
+        BACKBONE,
+        create_loss({"kind": "kappaface", "estimator": "momentum_encoder"}),
+        {"kind": "chunked"},
+    )
+    devices = {name: values.device for name, values in training.tensors().items()}
+    assert set(devices.values()) == {pretended.device}, devices
+    assert {name.partition(".")[0] for name in devices} == {
+        "backbone",
+        "head",
+        "average",
+        "encoder",
+    }
+
+
 def test_it_refuses_what_a_device_refuses(pretended: PretendedDevice) -> None:
     there, here = torch.ones(2, device=pretended.device), torch.ones(2)
     for mix in (
@@ -393,7 +418,11 @@ def test_nothing_of_it_is_left_behind(pretended: PretendedDevice) -> None:
 
 
 def test_nothing_was_left_behind() -> None:
-    assert not torch.accelerator.is_available()
-    assert torch.accelerator.device_count() == 0
-    assert torch.tensor.__module__ != "pretended_device"
+    registered = getattr(torch, "pretended", None)
+    if registered is not None:
+        assert not registered.is_available()
+        assert not torch.accelerator.is_available()
+        assert torch.accelerator.device_count() == 0
+    for maker in (torch.tensor, torch.as_tensor, torch.Tensor.new_tensor, torch.Tensor.pin_memory):
+        assert getattr(maker, "__module__", None) != "pretended_device"
     assert torch.tensor([1.0]).numpy() == 1
