@@ -10,14 +10,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from pretended_device import PretendedDevice, pretended_device, register, why_not
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Register the pretended device before any test runs a backward pass."""
-    asked = any("pretended" in getattr(item, "fixturenames", ()) for item in items)
-    if asked and why_not() is None:
-        register()
+from pretended_device import PretendedDevice, pretended_device, why_not
 
 
 @pytest.fixture(params=[True, False], ids=["float64", "no float64"])

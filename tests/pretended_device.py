@@ -443,6 +443,9 @@ class _DeviceModule:
     Stream, Event = PretendedStream, PretendedEvent
     device: PretendedDevice | None = None
 
+    def __init__(self) -> None:
+        self.kernels = torch.library.Library("aten", "IMPL")
+
     def is_available(self) -> bool:
         return self.device is not None
 
@@ -501,18 +504,15 @@ def why_not() -> str | None:
     return None
 
 
-def register() -> None:
-    """Tell PyTorch of the device, once per process; it is unavailable all the same.
-
-    This has to come before the process's first backward pass, which begins a thread for each of
-    the devices that there are.
-    """
+def _module() -> _DeviceModule:
+    """What PyTorch is told of the device, once per process."""
     if not hasattr(torch, NAME):
+        # The first backward pass begins a thread for each device, which this one needs none of.
+        torch.ones((), requires_grad=True).backward()
         module = _DeviceModule()
         backend_registration._setup_privateuseone_for_python_backend(NAME, module, _Hook())
-
-
-def _module() -> _DeviceModule:
+        # Like CUDA, and unlike MPS, it checks conditions by itself; `_run` does so.
+        module.kernels.impl("_assert_async.msg", lambda *_: None, "PrivateUse1")
     return getattr(torch, NAME)
 
 
@@ -578,7 +578,6 @@ def pretended_device(float64: bool = True) -> Iterator[PretendedDevice]:
     Args:
         float64: whether it has that type.
     """
-    register()
     module = _module()
     assert module.device is None, "there is one pretended device at a time"
     device = PretendedDevice(float64, torch.device(NAME, 0), PretendedStream())
@@ -589,4 +588,6 @@ def pretended_device(float64: bool = True) -> Iterator[PretendedDevice]:
         for place, maker in _makers().items():
             stack.enter_context(patch(place, maker))
         stack.enter_context(_Placing())
+        # Backward passes stay in this thread.
+        stack.enter_context(torch.autograd.set_multithreading_enabled(False))
         yield device

@@ -73,7 +73,8 @@ def errors(kind: str, compiled: bool, device: str = "cpu") -> dict[str, tuple[fl
             parts = [*(result[part].double() - value for result in results), value]
             sums = squares.setdefault(part, [0.0] * len(parts))
             squares[part] = [
-                total + float(error.square().sum()) for total, error in zip(sums, parts, strict=True)
+                total + float(error.square().sum())
+                for total, error in zip(sums, parts, strict=True)
             ]
     return {
         part: (math.sqrt(own / size), math.sqrt(reference / size))
