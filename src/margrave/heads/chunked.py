@@ -155,7 +155,13 @@ class ChunkedHead(Head):
 
     def _update(self, block: slice, gradient: Tensor) -> None:
         buffers = [] if self.weight_momentum is None else [self.weight_momentum[block]]
-        sgd_([self.weight.detach()[block]], [gradient], buffers, lr=self.learning_rate, **self._update_settings)
+        sgd_(
+            [self.weight.detach()[block]],
+            [gradient],
+            buffers,
+            lr=self.learning_rate,
+            **self._update_settings,
+        )
 
     def cross_entropy(self, batch: Batch) -> Tensor:
         if self._is_small(batch):

@@ -109,9 +109,7 @@ class Step:
         """Rows of the weight, or entries of the bias, by their position among those taking part."""
         return values[place] if self.rows is None else values[self.rows[place]]
 
-    def prepare(
-        self, centers: Tensor, bias: Tensor | None, block: slice
-    ) -> tuple[Tensor, Tensor]:
+    def prepare(self, centers: Tensor, bias: Tensor | None, block: slice) -> tuple[Tensor, Tensor]:
         """(K, D) class centers as the products take them, and (K,) 1/‖w‖ or the bias."""
         dtype = self.factors.dtype
         if bias is not None:
