@@ -1,10 +1,11 @@
-"""What preparing images costs beside bare JPEG decoding, per core; and what workers add.
+"""What the data loader costs beside bare JPEG decoding, per core; and what workers add.
 
-The same JPEG files are (a) read and decoded by OpenCV alone, (b) read, checked, decoded, flipped,
-batched and normalised as in training, (c) the same with AdaFace's augmentations; from a folder,
-from records and from shards; and batched by workers, in interleaved repetitions. What two workers
-could give at best is told by bare decoding in one and in two processes. Prints images per second
-and ratios, and writes benchmarks/data.csv. Without a folder the files are made of synthetic
+The same JPEG files are (a) read and decoded by OpenCV alone, (b) read, checked, decoded, flipped
+and batched as uint8 by the training loader, (c) the same with AdaFace's augmentations; from a
+folder, from records and from shards; and batched by workers, in interleaved repetitions. Bare
+decoding in one and in two processes bounds what two workers can reach. One process alone is timed
+in CPU seconds, several in wall-clock seconds, which other programs disturb. Prints images per
+second and ratios, and writes benchmarks/data.csv. Without a folder the files are made of synthetic
 faces.
 
     python benchmarks/data.py
@@ -43,7 +44,6 @@ from margrave.data import (
     SyntheticFaces,
     TrainingImages,
     WindowSampler,
-    normalise,
     pack_records,
     pack_shards,
     training_loader,
@@ -130,10 +130,8 @@ def measure(given: argparse.Namespace, folder: Path) -> list[dict[str, object]]:
         def run() -> None:
             for _ in range(epochs):
                 sampler.start_at(0)
-                for batch in loader:
-                    # Beside workers stands an accelerator, which normalises by itself.
-                    if not workers:
-                        normalise(batch.images)
+                for _ in loader:
+                    pass
 
         return run
 
@@ -141,7 +139,7 @@ def measure(given: argparse.Namespace, folder: Path) -> list[dict[str, object]]:
     long = 4
     ways: dict[str, Callable[[], None]] = {
         "decoded alone": lambda: decode(paths),
-        "decoded, flipped, normalised": prepare(files, FLIP),
+        "decoded, flipped, batched as uint8": prepare(files, FLIP),
         "with AdaFace's augmentations": prepare(files, Augmentation.adaface()),
         "records": prepare(RecordImages(folder / "records"), FLIP),
         "shards": prepare(shards, FLIP),
@@ -151,20 +149,23 @@ def measure(given: argparse.Namespace, folder: Path) -> list[dict[str, object]]:
         "decoded alone, two processes": decode_apart(2),
     }
     against = {
-        "records": "decoded, flipped, normalised",
-        "shards": "decoded, flipped, normalised",
+        "records": "decoded, flipped, batched as uint8",
+        "shards": "decoded, flipped, batched as uint8",
+        "one worker, AdaFace's": "decoded alone, one process",
         "two workers, AdaFace's": "one worker, AdaFace's",
         "decoded alone, two processes": "decoded alone, one process",
     }
+    several = {name for name in ways if "worker" in name or "process" in name}
     times: dict[str, list[float]] = {name: [] for name in ways}
     with Progress(auto_refresh=False) as progress:
         task = progress.add_task("measuring", total=given.repetitions + 1)
         for repetition in range(given.repetitions + 1):
             for name, run in ways.items():
-                started = time.perf_counter()
+                clock = time.perf_counter if name in several else time.process_time
+                started = clock()
                 run()
                 if repetition:  # the first is warm-up, and starts workers
-                    times[name].append(time.perf_counter() - started)
+                    times[name].append(clock() - started)
             progress.update(task, advance=1, refresh=True)
     whole = given.images // given.batch * given.batch
     images = {name: whole * (long if "worker" in name else 1) for name in ways}

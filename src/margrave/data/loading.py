@@ -233,6 +233,8 @@ class TrainingImages(Dataset[Batch]):
         """The images that can be read, as DataLoader asks for a batch."""
         if self._cache is None and self._prefetching is not None:
             self._prefetching.prefetch([index for _, index in positions])
+        # A batch is megabytes, whose pages would be zeroed anew each time.
+        keep_freed_memory()
         images = torch.empty((len(positions), self.size, self.size, 3), dtype=torch.uint8)
         pixels, indices, unreadable = images.numpy(), [], []
         for epoch, index in positions:
