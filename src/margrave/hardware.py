@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from functools import cache
+from pathlib import Path
 
 import torch
 
@@ -61,3 +63,20 @@ def is_faster(
             if turn:
                 best[which] = min(best[which], time.perf_counter() - start)
     return best[0] * WORTHWHILE_SPEEDUP < best[1]
+
+
+def usable_cores() -> int:
+    """How many cores this process may keep busy: by its affinity, and by its container's quota.
+
+    >>> usable_cores() >= 1
+    True
+    """
+    if hasattr(os, "sched_getaffinity"):
+        cores = len(os.sched_getaffinity(0))
+    else:
+        cores = os.cpu_count() or 1
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        return max(min(cores, int(quota) // int(period)), 1)
+    except (OSError, ValueError):  # no such file, or no quota
+        return cores

@@ -22,6 +22,7 @@ from margrave.training import (
     set_up,
 )
 from margrave.training import loop as loop_module
+from margrave.training.transfer import BatchesAhead
 
 SIZE, CLASSES, EACH = 16, 4, 12
 
@@ -65,6 +66,7 @@ def training(
     **settings,
 ) -> Training:
     values = {"epochs": 3, "batch_size": 8, "log_steps": 1, "threads": 1, "accelerator": "cpu"}
+    values["precision"] = "float32"
     return set_up(
         TrainingSettings.model_validate(values | settings),
         TrainingImages(images or Patches(), SIZE),
@@ -172,7 +174,8 @@ def test_accumulated_gradient_is_the_whole_batchs(
         one.network.eval()
         monkeypatch.setattr(one.optimizer, "zero_grad", lambda: None)
         one.sampler.start_at(0, 0)
-        loop_module._train_step(one, next(iter(one.loader)), [7], tmp_path)
+        batches = BatchesAhead(one.loader, one.fabric.device)
+        loop_module._train_step(one, batches, [7], False, tmp_path)
         gradients.append([p.grad.clone() for p in one.network.parameters() if p.grad is not None])
     for whole, parts in zip(*gradients, strict=True):
         torch.testing.assert_close(whole, parts, rtol=1e-4, atol=1e-6)

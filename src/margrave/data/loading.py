@@ -210,6 +210,11 @@ class TrainingImages(Dataset[Batch]):
         if cached:
             self._fill_cache(progress or (lambda done, total: None))
 
+    @property
+    def is_cached(self) -> bool:
+        """Whether every image is in memory."""
+        return self._cache is not None
+
     def _fill_cache(self, progress: Callable[[int, int], None]) -> None:
         total = len(self.images)
         cache = torch.zeros((total, self.size, self.size, 3), dtype=torch.uint8).share_memory_()

@@ -60,7 +60,7 @@ class ChunkedHead(Head):
         compiled: fuse what is elementwise about a block with `torch.compile`, which takes a C++
             compiler and up to a minute at the first step; by default where there is enough to do
             (batch × classes from 8 million) and a compiler.
-        products: precision of the three matrix products of a float32 head: ``float32``; ``tf32``, on
+        products: precision of a float32 head's three matrix products: ``float32``; ``tf32``, on
             GPUs; ``bfloat16``; or ``auto``, bfloat16 where it is native (processors with AMX or
             AVX512-BF16, GPUs from Ampere on) and batch × classes is at least a million. The weight,
             its gradient and momentum, log-sum-exp, statistics and target cosines stay float32.

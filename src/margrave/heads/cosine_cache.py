@@ -22,7 +22,7 @@ class CosineCache:
         self._spare: Tensor | None = None
 
     def acquire(self, count: int, like: Tensor) -> Tensor:
-        """Up to `count` values of a dtype and device, fewer if the budget ends; its owner's alone."""
+        """Up to `count` values like those given, fewer if the budget ends; its owner's alone."""
         count = min(count, self.budget // like.itemsize)
         spare, self._spare = self._spare, None
         fits = spare is not None and spare.dtype == like.dtype and spare.device == like.device

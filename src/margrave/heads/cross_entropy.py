@@ -161,11 +161,11 @@ class NegativeLogSumExp(torch.autograd.Function):
             buffer = step.cosine_cache.acquire(len(step.target) * step.count(weight), step.factors)
         with tf32(step.products == "tf32"):
             total, cache = _sum_up(weight, bias, step, buffer)
-            if step.fused is not None and not step.fused.takes_maximum:
-                if not bool(torch.isfinite(total).all()):
-                    # That sum takes no block's maximum and so may overflow; this one cannot.
-                    step = replace(step, fused=None)
-                    total, cache = _sum_up(weight, bias, step, buffer)
+            may_overflow = step.fused is not None and not step.fused.takes_maximum
+            if may_overflow and not bool(torch.isfinite(total).all()):
+                # This sum takes every block's maximum.
+                step = replace(step, fused=None)
+                total, cache = _sum_up(weight, bias, step, buffer)
         total = log_sum_exp_of_ranks(total, step.world)
         ctx.save_for_backward(weight, bias, total)
         ctx.step, ctx.cache, ctx.buffer = step, cache, buffer

@@ -40,6 +40,10 @@ def diagnose_loss(
             "its weights or activations have overflowed: lower training.optimizer.learning_rate, "
             "lengthen schedule.warmup_epochs, set training.clip_norm (5), or use precision float32"
         )
+    elif training.settings.optimizer.centres_in_backward:
+        # Their backward pass has already moved the class centers, so the terms tell no more.
+        cause = "the loss is not finite"
+        remedy = "lower training.optimizer.learning_rate"
     else:
         training.head.eval()
         terms = training.head.terms(training.head.prepare(embeddings, labels.to(embeddings.device)))

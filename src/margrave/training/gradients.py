@@ -32,14 +32,18 @@ def clip_gradients(
     *,
     split: Iterable[nn.Parameter] = (),
     world: World | None = None,
+    scale: float = 1.0,
 ) -> Tensor:
     """The norm () of all gradients together, which are scaled down to `limit` if it is more.
+
+    The host does not wait for it: what is not finite stays so.
 
     Args:
         parameters: whose gradient is the same on every rank, or FSDP's.
         limit: None to measure only.
         split: of which each rank has a part of its own.
         world: the ranks.
+        scale: what the loss was multiplied by, which is taken out of gradients and norm.
 
     >>> weight = nn.Parameter(torch.zeros(2))
     >>> weight.grad = torch.tensor([3.0, 4.0])
@@ -47,13 +51,19 @@ def clip_gradients(
     (tensor(5.), tensor([0.6000, 0.8000]))
     """
     same, parts = _values(parameters), _values(split)
-    of_parts = all_reduce_sum(nn.utils.get_total_norm(parts).square(), world or World())
-    total = (whole(nn.utils.get_total_norm(same)).square() + of_parts).sqrt()
+    total = whole(nn.utils.get_total_norm(same)) / scale
+    if parts or (world is not None and world.size > 1):
+        of_parts = nn.utils.get_total_norm(parts) / scale if parts else torch.zeros_like(total)
+        of_parts = all_reduce_sum(of_parts.square(), world or World()).sqrt()
+        total = torch.hypot(total, of_parts)
+    if limit is None and scale == 1:
+        return total
+    factor = torch.full_like(total, 1 / scale)
     if limit is not None:
-        factor = (limit / (total + 1e-6)).clamp(max=1.0)
-        # Not in one call: FSDP's gradients are of another sort.
-        for values in filter(None, (same, parts)):
-            torch._foreach_mul_(values, factor)
+        factor = factor * (limit / (total + 1e-6)).clamp(max=1.0)
+    # Not in one call: FSDP's gradients are of another sort.
+    for values in filter(None, (same, parts)):
+        torch._foreach_mul_(values, factor)
     return total
 
 

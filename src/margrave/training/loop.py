@@ -10,21 +10,17 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from margrave.data import Batch, Unreadable, normalise
-from margrave.distributed import (
-    all_reduce_max,
-    all_reduce_sum,
-    average_,
-    gather_objects,
-    gather_rows,
-)
+from margrave.distributed import average_, gather_objects, gather_rows
 from margrave.training.checkpoint import latest_checkpoint, remove_checkpoints, remove_unfinished
 from margrave.training.diagnosis import NonFiniteLossError, diagnose_gradient, diagnose_loss
 from margrave.training.gradients import clip_gradients
 from margrave.training.metrics import MetricsLog
 from margrave.training.schedule import learning_rate_factor
 from margrave.training.state import Position, Training
+from margrave.training.transfer import BatchesAhead, Readback
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,16 +79,23 @@ def fit(
         for epoch in range(training.position.epoch, settings.epochs):
             training.sampler.start_at(epoch, training.position.batch)
             started = time.monotonic()
-            for batch in training.loader:
+            batches = BatchesAhead(training.loader, training.fabric.device)
+            outlook = _synchronize(training, batches.peek()).wait()
+            while batches.peek() is not None:
+                _note_unreadable(training, batches.peek(), outlook, log)
                 due = time.monotonic() - last_save >= settings.checkpoint_seconds
-                sizes, due = _agree(training, batch, log, due)
+                sizes = outlook.sizes
                 # Batch norm cannot learn from a single image.
                 if min(sizes) > 1:
-                    values = _train_step(training, batch, sizes, folder)
+                    values, outlook = _train_step(training, batches, sizes, due, folder)
                     _record(training, log, values, sum(sizes), started, report)
+                else:
+                    batches.next()
+                    batches.fetch()
+                    outlook = _synchronize(training, batches.peek(), due).wait()
                 position = training.position
                 training.position = Position(epoch, position.batch + 1, position.step + 1)
-                if due:
+                if outlook.checkpoint_due:
                     training.save(folder, log.length)
                     last_save = time.monotonic()
                 started = time.monotonic()
@@ -107,21 +110,78 @@ def fit(
         log.close()
 
 
-def _agree(
-    training: Training, batch: Batch, log: MetricsLog, due: bool
-) -> tuple[tuple[int, ...], bool]:
-    """How many images each rank brings to a step, and whether any wants a checkpoint after it.
+@dataclass(frozen=True)
+class _Outlook:
+    """What every rank knows after a step.
 
-    What no rank could read is known to all of them afterwards.
+    Attributes:
+        sizes: how many images each rank brings to the next step.
+        any_unreadable: whether any of them met new images that it could not read.
+        checkpoint_due: whether any of them wants a checkpoint now.
+        sums: the ranks' values of the step, added up.
+        values: those that are the same on every rank.
     """
-    world, device = training.world, training.fabric.device
-    fresh = [image for image in batch.unreadable if image.name not in training.unreadable]
-    own = torch.tensor([[len(batch.labels), len(fresh), int(due)]], device=device)
-    sizes, unread, wanted = gather_rows(own, [1] * world.size, world).T.tolist()
-    if any(unread):
-        everyones = gather_objects(fresh, world)
-        _note_unreadable(training, [image for images in everyones for image in images], log)
-    return tuple(sizes), any(wanted)
+
+    sizes: tuple[int, ...]
+    any_unreadable: bool
+    checkpoint_due: bool
+    sums: tuple[float, ...]
+    values: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class _Synchronization:
+    """An `_Outlook` on its way to the host: the one thing in a step that it waits for."""
+
+    readback: Readback
+    ranks: int
+    sums: int
+
+    def wait(self) -> _Outlook:
+        numbers = self.readback.wait()
+        width = self.sums + 3
+        rows = [numbers[rank * width : (rank + 1) * width] for rank in range(self.ranks)]
+        sizes, unreadable, due = zip(*(row[self.sums :] for row in rows), strict=True)
+        return _Outlook(
+            sizes=tuple(int(size) for size in sizes),
+            any_unreadable=any(unreadable),
+            checkpoint_due=any(due),
+            sums=tuple(
+                sum(column) for column in zip(*(row[: self.sums] for row in rows), strict=True)
+            ),
+            values=tuple(numbers[self.ranks * width :]),
+        )
+
+
+def _synchronize(
+    training: Training,
+    coming: Batch | None,
+    due: bool = False,
+    sums: Sequence[Tensor] = (),
+    values: Sequence[Tensor] = (),
+) -> _Synchronization:
+    """Start telling all ranks, and every host, what came of a step and what the next one is.
+
+    Args:
+        training: the parts.
+        coming: this rank's batch of the next step.
+        due: whether this rank wants a checkpoint.
+        sums: () each, to be added up over ranks.
+        values: () each, equal on every rank.
+    """
+    world, zero = training.world, training.head.weight.new_zeros(())
+    fresh = [] if coming is None else _fresh(training, coming)
+    size = 0 if coming is None else len(coming.labels)
+    # Filled in on the device: numbers copied to it would make the host wait.
+    own = [*sums, *(zero.new_full((), number) for number in (size, len(fresh), int(due)))]
+    row = torch.stack([value.detach().to(zero) for value in own])
+    rows = gather_rows(row[None], [1] * world.size, world).flatten()
+    same = [value.detach().to(zero)[None] for value in values]
+    return _Synchronization(Readback(torch.cat([rows, *same])), world.size, len(sums))
+
+
+def _fresh(training: Training, batch: Batch) -> list[Unreadable]:
+    return [image for image in batch.unreadable if image.name not in training.unreadable]
 
 
 def _seed(training: Training) -> None:
@@ -132,76 +192,129 @@ def _seed(training: Training) -> None:
 
 
 def _train_step(
-    training: Training, batch: Batch, sizes: Sequence[int], folder: Path
-) -> dict[str, float]:
+    training: Training, batches: BatchesAhead, sizes: Sequence[int], due: bool, folder: Path
+) -> tuple[dict[str, float], _Outlook]:
     """One optimiser step over the batch of all ranks, each in micro-batches.
 
-    The gradient is that of the mean over all images, however they are shared out.
+    The gradient is that of the mean over all images, however they are shared out. The host waits
+    for the device once, before the update, and only after the next batch is on its way: so what is
+    not finite never reaches the weights.
     """
     settings, head, world = training.settings, training.head, training.world
     _seed(training)
-    epoch = training.position.step / training.steps_per_epoch
-    factor = learning_rate_factor(settings.schedule, epoch, settings.epochs)
-    learning_rate = settings.optimizer.learning_rate * factor
-    for group in training.optimizer.param_groups:
-        group["lr"] = learning_rate
-    if settings.optimizer.centres_in_backward:
-        head.learning_rate = learning_rate
-
-    device = training.fabric.device
-    total = sum(sizes)
-    sums = torch.zeros(2, dtype=torch.float64, device=device)
+    learning_rate = _set_learning_rate(training)
+    batch = batches.next()
+    assert batch is not None
+    total, scale = sum(sizes), 1.0 if training.loss_scale is None else training.loss_scale.scale
     # No part is of a single image, from which batch norm could not learn.
     sections = min(settings.accumulate, min(sizes) // 2)
     parts = zip(
         *(tensor.tensor_split(sections) for tensor in (batch.images, batch.labels, batch.indices)),
         strict=True,
     )
+    embedded, losses = [], []
     for number, (pixels, labels, indices) in enumerate(parts):
-        images = normalise(pixels.to(device, non_blocking=True)).to(training.dtype)
+        images = normalise(pixels).to(training.precision.dtype)
         if not settings.channels_last:
             images = images.contiguous()
         # Only the last part's backward pass averages the backbone's gradient over ranks.
         with training.fabric.no_backward_sync(training.backbone, enabled=number + 1 < sections):
-            embeddings = training.backbone(images)
-            losses = head(
+            with training.precision.autocast(images.device.type):
+                embeddings = training.backbone(images)
+                momentum = None if training.encoder is None else training.encoder(images)
+            loss = head(
                 embeddings,
-                labels.to(device),
-                sample_indices=indices.to(device),
-                momentum_embeddings=None if training.encoder is None else training.encoder(images),
+                labels,
+                sample_indices=indices,
+                momentum_embeddings=momentum,
                 new_step=number == 0,
                 reduction="none",
             )
             # The backbone's gradient is averaged over ranks, hence their number.
-            loss = losses.sum() * (world.size / total)
-            if all_reduce_max((~torch.isfinite(loss)).int(), world):
-                raise diagnose_loss(training, embeddings, labels, indices, folder)
-            training.fabric.backward(loss)
-        norms = embeddings.detach().double().norm(dim=1)
-        sums += torch.stack([losses.detach().double().sum(), norms.sum()])
+            training.fabric.backward(loss.sum() * (scale * world.size / total))
+        embedded.append(embeddings.detach())
+        losses.append(loss.detach())
 
     average_(training.average_buffers(), world)
     of_head = [p for p in head.parameters() if p.requires_grad]
     gradient_norm = clip_gradients(
-        training.network.parameters(), settings.clip_norm, split=of_head, world=head.world
-    ).item()
-    if not math.isfinite(gradient_norm):
-        raise diagnose_gradient(training, folder)
-    training.optimizer.step()
-    training.optimizer.zero_grad()
-    for follower in (training.average, training.encoder):
-        if follower is not None:
-            follower.follow(training.network)
-    loss_mean, norm_mean = (all_reduce_sum(sums, world) / total).tolist()
-    return {
-        "loss": loss_mean,
+        training.network.parameters(),
+        settings.clip_norm,
+        split=of_head,
+        world=head.world,
+        scale=scale,
+    )
+    embeddings = torch.cat(embedded).to(head.weight.dtype)
+    sums = [torch.cat(losses).sum(), embeddings.norm(dim=1).sum()]
+    scalars = head.scalars() if _is_logged(training) else {}
+    batches.fetch()
+    synchronization = _synchronize(
+        training, batches.peek(), due, sums, [gradient_norm, *scalars.values()]
+    )
+    outlook = synchronization.wait()
+    loss_sum, norm_sum = outlook.sums
+    if not math.isfinite(loss_sum):
+        raise diagnose_loss(training, embeddings, batch.labels, batch.indices, folder)
+    _update(training, math.isfinite(outlook.values[0]), folder)
+    values = {
+        "loss": loss_sum / total,
         "learning_rate": learning_rate,
-        "gradient_norm": gradient_norm,
-        "feature_norm": norm_mean,
+        "gradient_norm": outlook.values[0],
+        "feature_norm": norm_sum / total,
     }
+    if training.loss_scale is not None:
+        values["loss_scale"] = training.loss_scale.scale
+        values["skipped_steps"] = training.loss_scale.skipped_steps
+    for (name, buffer), value in zip(scalars.items(), outlook.values[1:], strict=True):
+        values[name] = value if buffer.is_floating_point() else int(value)
+    return values, outlook
 
 
-def _note_unreadable(training: Training, images: Sequence[Unreadable], log: MetricsLog) -> None:
+def _set_learning_rate(training: Training) -> float:
+    settings = training.settings
+    epoch = training.position.step / training.steps_per_epoch
+    factor = learning_rate_factor(settings.schedule, epoch, settings.epochs)
+    learning_rate = settings.optimizer.learning_rate * factor
+    for group in training.optimizer.param_groups:
+        group["lr"] = learning_rate
+    if settings.optimizer.centres_in_backward:
+        training.head.learning_rate = learning_rate
+    return learning_rate
+
+
+def _update(training: Training, finite: bool, folder: Path) -> None:
+    """Move the weights, unless the gradient is not finite: a scaled loss is then scaled less."""
+    scale = training.loss_scale
+    if finite:
+        training.optimizer.step()
+        for follower in (training.average, training.encoder):
+            if follower is not None:
+                follower.follow(training.network)
+        if scale is not None:
+            scale.succeeded()
+    else:
+        if scale is not None:
+            scale.overflowed()
+        if scale is None or scale.exhausted:
+            raise diagnose_gradient(training, folder)
+    training.optimizer.zero_grad()
+
+
+def _is_logged(training: Training) -> bool:
+    """Whether the step under way is: every few, the first and the last of each epoch too."""
+    step = training.position.step + 1
+    ends_epoch = step % training.steps_per_epoch == 0
+    return step == 1 or step % training.settings.log_steps == 0 or ends_epoch
+
+
+def _note_unreadable(
+    training: Training, batch: Batch | None, outlook: _Outlook, log: MetricsLog
+) -> None:
+    """What no rank could read is known to all of them, and logged, before the step."""
+    if not outlook.any_unreadable:
+        return
+    own = [] if batch is None else _fresh(training, batch)
+    images = [image for images in gather_objects(own, training.world) for image in images]
     for image in images:
         training.unreadable[image.name] = image.reason
         fault = {"name": image.name, "reason": image.reason}
@@ -228,17 +341,13 @@ def _record(
     step = position.step + 1
     speed = images / max(time.monotonic() - started, 1e-9)
     steps = settings.epochs * training.steps_per_epoch
-    # The first step and the last of each epoch too, or a short training would have no curve.
-    ends_epoch = step % training.steps_per_epoch == 0
-    if step == 1 or step % settings.log_steps == 0 or ends_epoch:
-        statistics = {name: value.item() for name, value in training.head.scalars().items()}
+    if _is_logged(training):
         log.write(
             "training",
             step,
             {
                 "epoch": step / training.steps_per_epoch,
                 **values,
-                **statistics,
                 "images_per_second": round(speed, 1),
                 "unreadable": len(training.unreadable),
             },

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -62,8 +62,10 @@ class TrainingSettings(Settings):
     schedule: ScheduleSettings = ScheduleSettings()
     clip_norm: float | None = Field(default=None, gt=0)
     """Largest norm of all gradients together."""
-    precision: Literal["float32", "bfloat16", "float64"] = "float32"
-    """Of the backbone; the head computes in float32, or float64 (slow, for comparisons)."""
+    precision: Literal["auto", "float32", "bfloat16", "float16", "float64"] = "auto"
+    """Of the backbone; the head computes in float32, or float64 (slow, for comparisons). ``auto``
+    is bfloat16 where the machine has it, float16 with a scaled loss on GPUs that have only that,
+    else float32."""
     strategy: Literal["ddp", "fsdp"] = "ddp"
     """How several processes hold the backbone: each a whole copy, or each a share (FSDP2)."""
     channels_last: bool = True
@@ -73,10 +75,11 @@ class TrainingSettings(Settings):
     """Momentum of an exponential moving average of the weights, which then is the model."""
     encoder_momentum: float = Field(default=0.9, ge=0, lt=1)
     """Of KappaFace's momentum encoder, where its estimator asks for one."""
-    workers: int = Field(default=0, ge=0)
-    """Processes that read images ahead, for each that trains."""
-    threads: int | None = Field(default=None, ge=1)
-    """Cores for the arithmetic; by default all that torch finds."""
+    workers: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
+    """Processes that read images ahead, for each that trains. ``auto`` is none where images are
+    cached or a CPU trains, which needs its cores itself, else up to 8 of a GPU's share of cores."""
+    threads: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
+    """Cores for the arithmetic. ``auto`` is this process's share of those that it may use."""
     seed: int = Field(default=0, ge=0)
     accelerator: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     maximum_unreadable: int = Field(default=100, ge=0)
@@ -94,6 +97,11 @@ class TrainingSettings(Settings):
             raise ValueError(
                 f"batch_size = {self.batch_size} cut into accumulate = {self.accumulate} parts "
                 "leaves parts of one image, which batch norm cannot use; lower accumulate"
+            )
+        if self.optimizer.centres_in_backward and self.precision == "float16":
+            raise ValueError(
+                "precision float16 leaves out steps whose gradient overflows, which "
+                "optimizer.centres_in_backward would already have applied; set either back"
             )
         if self.optimizer.centres_in_backward and self.accumulate > 1:
             raise ValueError(

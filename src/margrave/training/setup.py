@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import os
 import warnings
 from collections.abc import Mapping
 from typing import Any
@@ -24,15 +25,24 @@ from margrave.data import (
     WindowSampler,
     training_loader,
 )
-from margrave.distributed import Launch, current_launch, shard_parameters
+from margrave.distributed import (
+    Launch,
+    current_launch,
+    current_world,
+    gather_objects,
+    shard_parameters,
+)
+from margrave.hardware import usable_cores
 from margrave.heads import HEADS, ChunkedHead, Head
 from margrave.losses import Loss
 from margrave.statistics import MomentumEncoder
 from margrave.training.optimizer import build_optimizer
+from margrave.training.precision import choose_precision
 from margrave.training.settings import TrainingSettings
 from margrave.training.state import Training
 
-PRECISIONS = {"bfloat16": "bf16-mixed"}
+MOST_WORKERS = 8
+"""What `training.workers` auto comes to at most: enough for one GPU."""
 
 
 def set_up(
@@ -58,11 +68,12 @@ def set_up(
     Raises:
         ValueError: whatever a component refuses.
     """
-    if settings.threads is not None:
-        torch.set_num_threads(settings.threads)
     launch = current_launch()
     _check_batches(settings, launch.size)
+    _set_threads(settings, launch)
     fabric = _launch_fabric(settings, launch)
+    workers = _workers_for(settings, images, fabric.device, launch)
+    settings = settings.model_copy(update={"workers": workers})
     head = _head_for(head, launch.size)
     torch.manual_seed(settings.seed)
     network = backbones.create(backbone)
@@ -84,7 +95,16 @@ def set_up(
     encoder = None
     if "momentum_embeddings" in built_head.reads:
         encoder = MomentumEncoder(network, settings.encoder_momentum)
-    double = torch.float64 if settings.precision == "float64" else None
+    precision = choose_precision(
+        settings.precision,
+        network,
+        images.size,
+        settings.batch_size // (launch.size * settings.accumulate),
+        fabric.device,
+    )
+    # All ranks take the first one's.
+    precision = gather_objects(precision, current_world())[0]
+    double = torch.float64 if precision.precision == "float64" else None
     network = network.to(double)
     whole_network = copy.deepcopy(network).requires_grad_(False) if split else None
     with warnings.catch_warnings():
@@ -95,7 +115,7 @@ def set_up(
         if module is not None:
             module.to(fabric.device, double)
     optimizer = build_optimizer(settings.optimizer, (network, built_head))
-    sampler = _sampler_for(images.images, settings, launch)
+    sampler = _sampler_for(images.images, settings, workers, launch)
     return Training(
         settings=settings,
         fabric=fabric,
@@ -108,13 +128,32 @@ def set_up(
         encoder=encoder,
         images=images,
         sampler=sampler,
-        loader=training_loader(
-            images, sampler, settings.workers, pin_memory=fabric.device.type == "cuda"
-        ),
+        loader=training_loader(images, sampler, workers, pin_memory=fabric.device.type == "cuda"),
+        precision=precision,
     )
 
 
-def _sampler_for(images: FaceImages, settings: TrainingSettings, launch: Launch) -> EpochSampler:
+def _set_threads(settings: TrainingSettings, launch: Launch) -> None:
+    """Torch takes all cores of the machine, also where a container may use two of them."""
+    if settings.threads != "auto":
+        torch.set_num_threads(settings.threads)
+    elif "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(usable_cores() // launch.local_size, 1))
+
+
+def _workers_for(
+    settings: TrainingSettings, images: TrainingImages, device: torch.device, launch: Launch
+) -> int:
+    if settings.workers != "auto":
+        return settings.workers
+    if device.type == "cpu" or images.is_cached:
+        return 0
+    return min(max(usable_cores() // launch.local_size - 1, 0), MOST_WORKERS)
+
+
+def _sampler_for(
+    images: FaceImages, settings: TrainingSettings, workers: int, launch: Launch
+) -> EpochSampler:
     """Any order of images at hand; one that keeps neighbours together for shards."""
     common: dict[str, Any] = {
         "batch_size": settings.batch_size,
@@ -123,7 +162,7 @@ def _sampler_for(images: FaceImages, settings: TrainingSettings, launch: Launch)
         "world_size": launch.size,
     }
     if isinstance(images, ShardImages):
-        return WindowSampler(images.pieces, images.window, workers=settings.workers, **common)
+        return WindowSampler(images.pieces, images.window, workers=workers, **common)
     return EpochSampler(len(images), **common)
 
 
@@ -137,8 +176,6 @@ def _launch_fabric(settings: TrainingSettings, launch: Launch) -> Fabric:
             devices=launch.local_size,
             num_nodes=launch.size // launch.local_size,
             strategy=_strategy(settings, launch.size),
-            # Fabric cannot cast to float64 beside FSDP; that is done below.
-            precision=PRECISIONS.get(settings.precision, "32-true"),  # pyright: ignore[reportArgumentType]
         )
     except (RuntimeError, ValueError) as error:
         raise ValueError(

@@ -21,6 +21,7 @@ from margrave.distributed.tensor_store import load_tensors, stored_tensors
 from margrave.heads import Head
 from margrave.statistics import MomentumEncoder
 from margrave.training.checkpoint import read_state, save_checkpoint
+from margrave.training.precision import LossScale, PrecisionChoice
 from margrave.training.settings import TrainingSettings
 
 
@@ -52,6 +53,8 @@ class Training:
         loader: batches of them.
         position: where training stands.
         unreadable: images that were skipped, and why.
+        precision: what the network computes in.
+        loss_scale: of float16.
     """
 
     settings: TrainingSettings
@@ -66,6 +69,8 @@ class Training:
     images: TrainingImages
     sampler: EpochSampler
     loader: DataLoader[Batch]
+    precision: PrecisionChoice
+    loss_scale: LossScale | None = None
     position: Position = Position()
     unreadable: dict[str, str] = field(default_factory=dict)
 
@@ -88,10 +93,15 @@ class Training:
         """The processes that train together."""
         return current_world()
 
-    @property
-    def dtype(self) -> torch.dtype:
-        """Of the images that the network is given."""
-        return torch.float64 if self.settings.precision == "float64" else torch.float32
+    def __post_init__(self) -> None:
+        self._set_precision(self.precision)
+
+    def _set_precision(self, choice: PrecisionChoice) -> None:
+        self.precision = choice
+        if choice.precision != "float16":
+            self.loss_scale = None
+        elif self.loss_scale is None:
+            self.loss_scale = LossScale()
 
     @property
     def steps_per_epoch(self) -> int:
@@ -117,6 +127,8 @@ class Training:
             "order": self.sampler.state(position.batch),
             "unreadable": self.unreadable,
             "log_length": log_length,
+            "precision": self.precision.precision,
+            "loss_scale": None if self.loss_scale is None else self.loss_scale.state(),
         }
         optimizing = {
             f"optimizer.{name}.{key}": value
@@ -160,6 +172,11 @@ class Training:
         self.position = Position(**state["position"])
         self.sampler.resume(state.get("order", {}))
         self.unreadable = dict(state["unreadable"])
+        if self.settings.precision == "auto" and "precision" in state:
+            # The same numbers again matter more than what is fastest on this machine.
+            self._set_precision(PrecisionChoice(state["precision"], "as the run began"))
+        if self.loss_scale is not None and state.get("loss_scale"):
+            self.loss_scale.load(state["loss_scale"])
         return state["log_length"]
 
     def _check_fits(

@@ -1,0 +1,104 @@
+"""What crosses between the host and the device, without either waiting for the other."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from margrave.data import Batch
+
+
+@dataclass(frozen=True, eq=False)
+class PlacedBatch:
+    """A batch on its device.
+
+    Attributes:
+        host: as the loader gave it.
+        images: (B, 3, size, size) uint8, as in `Batch`, like the next two.
+        labels: (B,).
+        indices: (B,).
+    """
+
+    host: Batch
+    images: Tensor
+    labels: Tensor
+    indices: Tensor
+
+    def __len__(self) -> int:
+        return len(self.host.labels)
+
+
+class BatchesAhead:
+    """A loader's batches, each copied to the device while the one before is trained on.
+
+    Copies go over a stream of their own, where the device has streams; what `next` returns may be
+    used on the current one.
+
+    Args:
+        batches: once through.
+        device: where they are wanted.
+    """
+
+    def __init__(self, batches: Iterable[Batch], device: torch.device) -> None:
+        self._batches, self._device = iter(batches), device
+        self._module: Any = torch.get_device_module(device)
+        has_streams = device.type != "cpu" and hasattr(self._module, "Stream")
+        self._stream = self._module.Stream() if has_streams else None
+        self._coming: PlacedBatch | None = self._place(next(self._batches, None))
+
+    def peek(self) -> Batch | None:
+        """The batch that `next` would return, or None at the end."""
+        return None if self._coming is None else self._coming.host
+
+    def next(self) -> PlacedBatch | None:
+        """The batch that was under way, or None at the end; the one after stays to be fetched."""
+        batch, self._coming = self._coming, None
+        if batch is not None and self._stream is not None:
+            current = self._module.current_stream()
+            current.wait_stream(self._stream)
+            for tensor in (batch.images, batch.labels, batch.indices):
+                tensor.record_stream(current)
+        return batch
+
+    def fetch(self) -> None:
+        """Read the batch that follows and start its copy; call it when the device has work."""
+        self._coming = self._place(next(self._batches, None))
+
+    def _place(self, batch: Batch | None) -> PlacedBatch | None:
+        if batch is None:
+            return None
+        tensors = (batch.images, batch.labels, batch.indices)
+        if self._stream is None:
+            return PlacedBatch(batch, *(self._copy(tensor) for tensor in tensors))
+        with self._module.stream(self._stream):
+            return PlacedBatch(batch, *(self._copy(tensor) for tensor in tensors))
+
+    def _copy(self, tensor: Tensor) -> Tensor:
+        return tensor.to(self._device, non_blocking=True)
+
+
+class Readback:
+    """Numbers on their way from the device to the host.
+
+    >>> Readback(torch.tensor([1.0, 2.0])).wait()
+    [1.0, 2.0]
+    """
+
+    def __init__(self, values: Tensor) -> None:
+        self._event = None
+        if not values.is_cpu:
+            module: Any = torch.get_device_module(values.device)
+            values = values.to("cpu", non_blocking=True)
+            self._event = module.Event()
+            self._event.record()
+        self._values = values
+
+    def wait(self) -> list[float]:
+        """The numbers, once the device has computed them."""
+        if self._event is not None:
+            self._event.synchronize()
+        return self._values.tolist()
