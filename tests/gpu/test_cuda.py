@@ -6,14 +6,30 @@ placement and waiting on any machine; here it is the kernels, the compiler and t
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
+from margrave.checkpoints import ModelCard
+from margrave.data import TrainingImages
+from margrave.evaluation import evaluate_all_to_all
 from margrave.heads import ChunkedHead, DenseHead, Head, RowwiseSGD
+from margrave.inference import Embedder
 from margrave.losses import LOSSES
+from margrave.losses import create as create_loss
+from margrave.training import (
+    StepReport,
+    Training,
+    TrainingSettings,
+    fit,
+    read_metrics,
+    set_up,
+)
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 CLASSES, FEATURES, BATCH = 1000, 32, 64
@@ -162,14 +178,116 @@ def test_a_step_holds_no_more_than_its_blocks() -> None:
 
 @pytest.mark.parametrize("kind", list(LOSSES))
 def test_lower_precision_errs_no_more_than_autocast(kind: str) -> None:
-    import sys
-    from pathlib import Path
-
     sys.path.insert(0, str(Path(__file__).parents[1] / "heads"))
     from test_products import errors
 
     for part, (own, reference) in errors(kind, compiled=False, device="cuda").items():
         assert own <= 2 * reference, part
+
+
+class Patches:
+    """Tiny images whose identity is a pattern under noise."""
+
+    def __init__(self) -> None:
+        self.class_names = [str(number) for number in range(8)]
+        self.labels = np.repeat(np.arange(8), 24)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def name(self, index: int) -> str:
+        return str(index)
+
+    def read(self, index: int) -> np.ndarray:
+        pattern = np.random.default_rng(int(self.labels[index])).integers(0, 256, (32, 32, 3))
+        noise = np.random.default_rng(1000 + index).normal(0, 30, (32, 32, 3))
+        return (pattern + noise).clip(0, 255).astype(np.uint8)
+
+
+BACKBONE = {
+    "kind": "iresnet",
+    "block_counts": [1, 1, 1, 1],
+    "channels": [8, 8, 16, 16],
+    "image_size": 32,
+    "embedding_size": 16,
+}
+
+
+def training(precision: str, accelerator: str = "cuda", **settings: Any) -> Training:
+    values = {"epochs": 2, "batch_size": 16, "workers": 0, "clip_norm": 5, "log_steps": 1}
+    values |= {"optimizer": {"learning_rate": 0.05}, "weight_average": 0.9}
+    values |= {"precision": precision, "accelerator": accelerator} | settings
+    return set_up(
+        TrainingSettings.model_validate(values),
+        TrainingImages(Patches(), 32),
+        8,
+        BACKBONE,
+        create_loss({"kind": "adaface", "scale": 16}),
+        {"kind": "chunked"},
+    )
+
+
+def losses(folder: Path) -> list[float]:
+    lines = read_metrics(folder / "metrics.jsonl")
+    return [line["loss"] for line in lines if line["kind"] == "training"]
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
+def test_a_training_learns_as_on_the_processor(precision: str, tmp_path: Path) -> None:
+    fit(training("float32", "cpu"), tmp_path / "host")
+    trained = training(precision)
+    fit(trained, tmp_path / "device")
+    expected, result = losses(tmp_path / "host"), losses(tmp_path / "device")
+    assert result[0] == pytest.approx(expected[0], rel=0.02)
+    assert np.mean(result[-4:]) == pytest.approx(np.mean(expected[-4:]), rel=0.15)
+    embedder = Embedder(trained.model, ModelCard(backbone=BACKBONE, image_size=32))
+    embeddings, _ = embedder.embed_images(Patches(), flips=False)
+    assert np.isfinite(embeddings).all()
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_a_step_waits_by_its_event_alone(precision: str, tmp_path: Path) -> None:
+    def watch(step: StepReport) -> None:
+        # Events are not counted: they are the one wait there is. Steps 12 and 24 end epochs.
+        inside = 1 < step.step < 22 and step.step not in (11, 12)
+        torch.cuda.set_sync_debug_mode("error" if inside else "default")
+
+    try:
+        fit(training(precision), tmp_path, report=watch)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert len(losses(tmp_path)) == 24
+
+
+def test_a_training_resumes_where_it_was(tmp_path: Path) -> None:
+    whole = training("auto")
+    fit(whole, tmp_path / "whole")
+
+    class Stop(Exception):
+        pass
+
+    def stop(step: StepReport) -> None:
+        if step.step == 17:
+            raise Stop
+
+    with pytest.raises(Stop):
+        fit(training("auto", checkpoint_seconds=0), tmp_path / "cut", report=stop)
+    again = training("auto")
+    fit(again, tmp_path / "cut", resume=True)
+    assert losses(tmp_path / "cut") == pytest.approx(losses(tmp_path / "whole"), rel=0.02)
+    assert again.position == whole.position
+
+
+def test_everybody_against_everybody() -> None:
+    features = np.random.default_rng(0).standard_normal((3000, 64)).astype(np.float32)
+    labels = np.arange(3000) // 3
+    results = [
+        evaluate_all_to_all(features, labels, far_targets=[1e-4], resamples=0, device=device)
+        for device in ("cpu", "cuda")
+    ]
+    first, second = (result.verification[0] for result in results)
+    assert second.tar == pytest.approx(first.tar, abs=2e-3)
+    assert second.threshold == pytest.approx(first.threshold, abs=1e-5)
 
 
 def test_dense_and_chunked_agree_in_float32() -> None:
