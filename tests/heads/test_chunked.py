@@ -9,7 +9,9 @@ from torch import Tensor
 
 from margrave.heads import ChunkedHead, DenseHead
 from margrave.heads.embeddings import inverse_length, unit_and_norm
+from margrave.heads.fused_block import FusedBlock
 from margrave.losses import Context, Loss
+from margrave.losses import create as create_loss
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,3 +124,19 @@ def test_lengths_neither_overflow_nor_vanish() -> None:
 def test_settings_out_of_range_are_named(settings: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         ChunkedHead("arcface", 11, 4, **settings)
+
+
+@pytest.mark.parametrize("columns", [1, 1023, 1024, 3000])
+def test_the_maximum_taking_sum_cannot_overflow(columns: int) -> None:
+    """What GPUs run, here as it is written."""
+    torch.manual_seed(0)
+    block = FusedBlock(create_loss({"kind": "normface", "scale": 4000.0}), takes_maximum=True)
+    products = torch.rand(5, columns, dtype=torch.float64) * 2 - 1
+    factor, total = products.new_ones(columns), products.new_full((5,), -torch.inf)
+    column = torch.tensor([[0], [columns - 1], [columns], [-1], [-7]], dtype=torch.int32)
+    result = block._forward(products.float(), factor, column, total, Context(), total)
+    logits = 4000 * products.float().double()
+    for row, position in enumerate(column[:, 0].tolist()):
+        if 0 <= position < columns:
+            logits[row, position] = -torch.inf
+    torch.testing.assert_close(result, logits.logsumexp(dim=1))

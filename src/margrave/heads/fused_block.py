@@ -16,6 +16,8 @@ from torch import Tensor
 from margrave.heads.embeddings import scaled_inverse_length
 from margrave.losses import Context, Loss
 
+REGISTERS = 1024
+"""Columns of a row that one block of a GPU's threads holds at a time."""
 OWN_KERNELS = 6
 """Shapes of a block that get a kernel of their own."""
 
@@ -61,7 +63,7 @@ class FusedBlock:
         is_target = _columns(products) == column
         if self.takes_maximum:
             logits = torch.where(is_target, -torch.inf, self.loss.scale * negatives)
-            return torch.logaddexp(total, torch.logsumexp(logits, dim=1))
+            return torch.logaddexp(total, _log_sum_exp(logits))
         terms = torch.exp(torch.add(-total[:, None], negatives, alpha=self.loss.scale))
         return total + torch.where(is_target, 0, terms).sum(dim=1).log1p()
 
@@ -84,6 +86,17 @@ class FusedBlock:
     def _cosines(self, products: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:
         products = products.to(dtype)
         return products * factor if self.loss.normalized else products + factor
+
+
+def _log_sum_exp(logits: Tensor) -> Tensor:
+    """(A,) log Σ_j e^{logits_j}, each part of a row read once: its maximum stays in registers."""
+    whole = logits.shape[1] // REGISTERS * REGISTERS
+    parts = []
+    if whole:
+        parts.append(torch.logsumexp(logits[:, :whole].unflatten(1, (-1, REGISTERS)), dim=2))
+    if whole < logits.shape[1]:
+        parts.append(torch.logsumexp(logits[:, whole:], dim=1, keepdim=True))
+    return torch.logsumexp(torch.cat(parts, dim=1), dim=1)
 
 
 def cast_and_measure(centers: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
