@@ -217,7 +217,8 @@ def _checked_head(spec: Mapping[str, Any]) -> dict[str, Any]:
     known = set(settings_schema(kind).model_fields) - SUPPLIED_BY_THE_RUN
     for key in set(spec) - known - {"kind"}:
         raise ValueError(f"head {spec['kind']!r} has no setting {key!r}; {suggest(key, known)}")
-    return dict(spec)
+    # A head built in Python stays float32 unless asked; a run takes what is fast on its machine.
+    return ({"products": "auto"} if "products" in known else {}) | dict(spec)
 
 
 def save_config(config: RunConfig, path: Path) -> None:

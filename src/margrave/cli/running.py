@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from rich.console import Console
 
 from margrave import backbones
@@ -28,6 +29,7 @@ from margrave.data import (
     read_pairs_bin,
 )
 from margrave.distributed import current_launch
+from margrave.heads import ChunkedHead
 from margrave.inference import Embedder, Verification, verify
 from margrave.losses import create as create_loss
 from margrave.report import draw_curves
@@ -94,7 +96,7 @@ class Run:
                 data.cached,
                 progress,
             )
-        return set_up(
+        training = set_up(
             config.training,
             training_images,
             len(images.class_names),
@@ -103,6 +105,18 @@ class Run:
             config.head,
             initial,
         )
+        self._print_choices(training)
+        return training
+
+    def _print_choices(self, training: Training) -> None:
+        """What was chosen for this machine, and why."""
+        choice, head = training.precision, training.head
+        lines = [f"network in {choice.precision} ({choice.reason})"]
+        if isinstance(head, ChunkedHead):
+            lines.append(f"head's products in {head.products_for(training.settings.batch_size)}")
+        threads, workers = torch.get_num_threads(), training.settings.workers
+        lines.append(f"{threads} threads" + (f", {workers} workers" if workers else ""))
+        self.console.print("; ".join(lines), markup=False)
 
     def _check_fits(self, card: ModelCard) -> None:
         own = self.card()
@@ -132,6 +146,7 @@ class Run:
         if not resume and self.first:
             save_config(self.config, self.folder / "config.yaml")
         every, epochs = self.config.evaluation.every_epochs, training.settings.epochs
+        chosen = training.precision
         judged: Judged = {}
 
         def after_epoch(training: Training, log: MetricsLog) -> None:
@@ -167,6 +182,8 @@ class Run:
                 )
             if self.first:
                 save_config(self.config, path)
+            if training.precision.precision != chosen.precision:
+                self._print_choices(training)
             left = "it is finished" if position.epoch == epochs else f"{epochs} in all"
             said = f"going on after {position.epoch} epochs and {position.batch} steps; {left}"
             self.console.print(said, markup=False)
