@@ -4,7 +4,7 @@
                 three products that no head avoids, in the same precision, and beside a dense head
                 under autocast where that fits; memory beyond weight and gradient
     step        IResNet-50 on 112 x 112, AdaFace, 100 000 classes: images a second, and the share
-                of the step that the head with its update takes
+                of the step that goes when the head does
     all-to-all  every face with every other, exact at FAR 1e-9, beside the bare products
     loader      images a second from JPEG files, augmented as AdaFace does, into the device's memory
 
@@ -37,15 +37,16 @@ from rich.console import Console
 from rich.table import Table
 from torch.nn import functional
 
-from margrave.data import Augmentation, ImageFolder, TrainingImages
+from margrave.data import Augmentation, ImageFolder, TrainingImages, normalise
 from margrave.data.loading import EpochSampler, training_loader
 from margrave.evaluation import evaluate_all_to_all
 from margrave.hardware import usable_cores
 from margrave.heads import ChunkedHead, RowwiseSGD
 from margrave.heads.products import tf32
 from margrave.losses import LOSSES, create
-from margrave.training import TrainingSettings, fit, set_up
-from margrave.training.transfer import BatchesAhead
+from margrave.training import Training, TrainingSettings, fit, set_up
+from margrave.training.gradients import clip_gradients
+from margrave.training.transfer import BatchesAhead, Readback
 
 Rows = list[dict[str, object]]
 DTYPES = {"float32": torch.float32, "tf32": torch.float32, "bfloat16": torch.bfloat16}
@@ -184,7 +185,7 @@ def heads(size: Size, device: torch.device) -> Rows:
             weight.grad = None
             peak = peak_megabytes(run, device)
             weight.grad = None
-            replayed = taken if device.type == "cpu" else milliseconds(captured(run), size, device)
+            replayed = milliseconds(captured(run, device), size, device)
             weight.grad = None
             return {
                 "head": name,
@@ -203,7 +204,8 @@ def heads(size: Size, device: torch.device) -> Rows:
             floors[precision] = milliseconds(
                 three_products(embeddings, weight, precision), size, device
             )
-            for loss in LOSSES if not number and precision == "bfloat16" else size.losses:
+            losses = size.losses if precision == "bfloat16" else size.losses[:1]
+            for loss in LOSSES if not number and precision == "bfloat16" else losses:
                 head = head_on(weight, loss, precision).to(device)
                 run = training_step(head, embeddings, labels)
                 rows.append(measure(loss, precision, run, floors[precision]))
@@ -218,8 +220,10 @@ def heads(size: Size, device: torch.device) -> Rows:
     return rows
 
 
-def captured(run: Callable[[], object]) -> Callable[[], object]:
+def captured(run: Callable[[], object], device: torch.device) -> Callable[[], object]:
     """A run's kernels without the host's calls, which a network's own kernels hide in training."""
+    if device.type != "cuda":
+        return run
     graph = torch.cuda.CUDAGraph()
     run()
     torch.cuda.synchronize()
@@ -338,38 +342,48 @@ def step(size: Size, device: torch.device) -> Rows:
                 report=lambda step, speeds=speeds: speeds.append(step.images_per_second),
             )
         # The first steps choose and compile kernels.
-        seconds = batch / statistics.median(speeds[len(speeds) // 2 :])
-        head, optimizer = (
-            training.head,
-            RowwiseSGD(training.head.parameters(), lr=0.1, momentum=0.9),
-        )
-        embeddings = torch.randn(batch, head.embedding_size, device=device)
+        whole = 1000 * batch / statistics.median(speeds[len(speeds) // 2 :])
+        backbone = milliseconds(backbone_step(training, size, device), size, device)
+        embeddings = torch.randn(batch, training.head.embedding_size, device=device)
         labels = torch.randint(classes, (batch,), device=device)
-
-        def head_alone(
-            head: Any = head, optimizer: Any = optimizer,
-            embeddings: torch.Tensor = embeddings, labels: torch.Tensor = labels,
-        ) -> None:  # fmt: skip
-            head(embeddings.detach().requires_grad_(), labels).backward()
-            optimizer.step()
-            optimizer.zero_grad()
-
-        alone = milliseconds(head_alone, size, device)
+        assert isinstance(training.head, ChunkedHead)
+        head = captured(training_step(training.head, embeddings, labels), device)
         rows.append(
             {
                 "backbone": size.backbone,
                 "precision": training.precision.precision,
+                "products": training.head.products_for(batch),
                 "batch": batch,
                 "classes": classes,
-                "ms": round(1000 * seconds, 1),
-                "images/s": round(batch / seconds),
-                "head ms": round(alone, 2),
-                "head share": round(alone / 1000 / seconds, 3),
+                "ms": round(whole, 1),
+                "images/s": round(1000 * batch / whole),
+                "backbone ms": round(backbone, 1),
+                "head's share": round(1 - backbone / whole, 3),
+                "head replayed ms": round(milliseconds(head, size, device), 2),
             }
         )
-        del training, head, optimizer, head_alone
+        del training, head
         free()
     return rows
+
+
+def backbone_step(training: Training, size: Size, device: torch.device) -> Callable[[], None]:
+    """The same step without a head: what is left of it when the loss costs nothing."""
+    shape = (size.step_batch, 3, size.image, size.image)
+    pixels = torch.randint(256, shape, device=device, dtype=torch.uint8)
+    pixels = pixels.contiguous(memory_format=torch.channels_last)
+    optimizer = RowwiseSGD(training.network.parameters(), lr=1e-6, momentum=0.9)
+
+    def run() -> None:
+        with training.precision.autocast(device.type):
+            embeddings = training.backbone(normalise(pixels))
+        embeddings.float().square().mean().backward()
+        norm = clip_gradients(training.network.parameters(), 5.0)
+        Readback(norm[None]).wait()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return run
 
 
 def all_to_all(size: Size, device: torch.device) -> Rows:

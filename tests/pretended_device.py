@@ -46,6 +46,7 @@ WAITING = {
 }
 COPYING = {"_foreach_copy_", "_to_copy", "copy_"}
 INDEXING = {"_index_put_impl_", "_unsafe_index", "index", "index_put", "index_put_"}
+AUTOCAST = ("conv2d", "linear", "matmul", "prelu")
 JOINING = {"cat", "stack"}
 """Operations that refuse even the host's single numbers."""
 
@@ -445,6 +446,7 @@ class _DeviceModule:
 
     def __init__(self) -> None:
         self.kernels = torch.library.Library("aten", "IMPL")
+        self.others = torch.library.Library("_", "IMPL")
 
     def is_available(self) -> bool:
         return self.device is not None
@@ -513,7 +515,27 @@ def _module() -> _DeviceModule:
         backend_registration._setup_privateuseone_for_python_backend(NAME, module, _Hook())
         # Like CUDA, and unlike MPS, it checks conditions by itself; `_run` does so.
         module.kernels.impl("_assert_async.msg", lambda *_: None, "PrivateUse1")
+        # As on other devices, autocast lowers the operations that matrix units do.
+        module.others.fallback(torch.library.fallthrough_kernel, "AutocastPrivateUse1")
+        for name in AUTOCAST:
+            module.kernels.impl(name, _lowered(name), "AutocastPrivateUse1")
     return getattr(torch, NAME)
+
+
+def _lowered(name: str) -> Callable[..., Tensor]:
+    """An operation on values cast to autocast's type."""
+    operation = getattr(torch.ops.aten, name).default
+    autocast = torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastPrivateUse1)
+
+    def cast(value: Any) -> Any:
+        floating = isinstance(value, Tensor) and value.is_floating_point()
+        return value.to(torch.get_autocast_dtype(NAME)) if floating else value
+
+    def run(*args: Any, **kwargs: Any) -> Tensor:
+        with torch._C._ExcludeDispatchKeyGuard(autocast):
+            return operation(*(cast(value) for value in args), **kwargs)
+
+    return run
 
 
 def _active() -> PretendedDevice:
