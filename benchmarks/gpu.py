@@ -24,7 +24,7 @@ import gc
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,7 +48,8 @@ from margrave.training import Training, TrainingSettings, fit, set_up
 from margrave.training.gradients import clip_gradients
 from margrave.training.transfer import BatchesAhead, Readback
 
-Rows = list[dict[str, object]]
+Row = dict[str, object]
+Rows = Iterator[Row]
 DTYPES = {"float32": torch.float32, "tf32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -117,21 +118,24 @@ def main() -> None:
     title = f"{name}, torch {torch.__version__}, {usable_cores()} cores"
     console, pages = Console(width=140), [f"# {title}\n"]
     for section in given.sections:
-        rows = sections[section](size, device)
+        rows: list[Row] = []
+        pages.append("")
+        for row in sections[section](size, device):
+            rows.append(row)
+            # Whatever comes after, this much is there.
+            pages[-1] = f"## {section}\n\n{markdown(rows)}\n"
+            (given.output / "gpu.md").write_text("\n".join(pages))
+            with open(given.output / f"gpu_{section}.csv", "w", newline="") as file:
+                writer = csv.DictWriter(file, list(row))
+                writer.writeheader()
+                writer.writerows(rows)
         table = Table(*rows[0], title=f"{section}: {title}")
         for row in rows:
             table.add_row(*(str(value) for value in row.values()))
         console.print(table)
-        pages.append(f"## {section}\n\n{markdown(rows)}\n")
-        with open(given.output / f"gpu_{section}.csv", "w", newline="") as file:
-            writer = csv.DictWriter(file, list(rows[0]))
-            writer.writeheader()
-            writer.writerows(rows)
-        # Whatever comes after, this much is there.
-        (given.output / "gpu.md").write_text("\n".join(pages))
 
 
-def markdown(rows: Rows) -> str:
+def markdown(rows: Sequence[Row]) -> str:
     """A table."""
     lines = [list(rows[0]), ["---"] * len(rows[0]), *(map(str, row.values()) for row in rows)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
@@ -170,7 +174,6 @@ def peak_megabytes(run: Callable[[], object], device: torch.device) -> float | N
 
 def heads(size: Size, device: torch.device) -> Rows:
     """Chunked heads beside products and a dense head, at each number of classes."""
-    rows: Rows = []
     for number, classes in enumerate(size.classes):
         torch.manual_seed(0)
         weight = torch.nn.Parameter(0.01 * torch.randn(classes, size.features, device=device))
@@ -204,20 +207,20 @@ def heads(size: Size, device: torch.device) -> Rows:
             floors[precision] = milliseconds(
                 three_products(embeddings, weight, precision), size, device
             )
-            losses = size.losses if precision == "bfloat16" else size.losses[:1]
-            for loss in LOSSES if not number and precision == "bfloat16" else losses:
+            # Every loss at the fewest classes, the first at the most and in other precisions.
+            chosen = (list(LOSSES), size.losses, size.losses[:1])[min(number, 2)]
+            for loss in chosen if precision == "bfloat16" else size.losses[:1]:
                 head = head_on(weight, loss, precision).to(device)
                 run = training_step(head, embeddings, labels)
-                rows.append(measure(loss, precision, run, floors[precision]))
+                yield measure(loss, precision, run, floors[precision])
                 del head, run
                 free()
         if fits(size.batch * classes * 16 + 3 * weight.nbytes, device):
             dense = dense_under_autocast(weight, embeddings, labels)
-            rows.append(measure("dense arcface, autocast", "bfloat16", dense, floors["bfloat16"]))
+            yield measure("dense arcface, autocast", "bfloat16", dense, floors["bfloat16"])
             del dense
         del weight, measure
         free()
-    return rows
 
 
 def captured(run: Callable[[], object], device: torch.device) -> Callable[[], object]:
@@ -324,7 +327,6 @@ def step(size: Size, device: torch.device) -> Rows:
     """A training as `margrave train` runs it, and its head by itself."""
     classes, batch = size.classes[0], size.step_batch
     count = size.steps * batch
-    rows: Rows = []
     for precision in ("auto",) if device.type == "cpu" else ("auto", "float16", "float32"):
         training = set_up(
             TrainingSettings(epochs=1, batch_size=batch, precision=precision, clip_norm=5),
@@ -348,23 +350,20 @@ def step(size: Size, device: torch.device) -> Rows:
         labels = torch.randint(classes, (batch,), device=device)
         assert isinstance(training.head, ChunkedHead)
         head = captured(training_step(training.head, embeddings, labels), device)
-        rows.append(
-            {
-                "backbone": size.backbone,
-                "precision": training.precision.precision,
-                "products": training.head.products_for(batch),
-                "batch": batch,
-                "classes": classes,
-                "ms": round(whole, 1),
-                "images/s": round(1000 * batch / whole),
-                "backbone ms": round(backbone, 1),
-                "head's share": round(1 - backbone / whole, 3),
-                "head replayed ms": round(milliseconds(head, size, device), 2),
-            }
-        )
+        yield {
+            "backbone": size.backbone,
+            "precision": training.precision.precision,
+            "products": training.head.products_for(batch),
+            "batch": batch,
+            "classes": classes,
+            "ms": round(whole, 1),
+            "images/s": round(1000 * batch / whole),
+            "backbone ms": round(backbone, 1),
+            "head's share": round(1 - backbone / whole, 3),
+            "head replayed ms": round(milliseconds(head, size, device), 2),
+        }
         del training, head
         free()
-    return rows
 
 
 def backbone_step(training: Training, size: Size, device: torch.device) -> Callable[[], None]:
@@ -413,21 +412,18 @@ def all_to_all(size: Size, device: torch.device) -> Rows:
                 torch.cuda.synchronize()
             times[name].append(time.perf_counter() - started)
     taken, floor = min(times["evaluate"]), min(times["products"])
-    return [
-        {
-            "faces": size.faces,
-            "features": size.features,
-            "s": round(taken, 2),
-            "products s": round(floor, 2),
-            "ratio": round(taken / floor, 2),
-            "comparisons/s": f"{size.faces * (size.faces - 1) / 2 / taken:.3g}",
-        }
-    ]
+    yield {
+        "faces": size.faces,
+        "features": size.features,
+        "s": round(taken, 2),
+        "products s": round(floor, 2),
+        "ratio": round(taken / floor, 2),
+        "comparisons/s": f"{size.faces * (size.faces - 1) / 2 / taken:.3g}",
+    }
 
 
 def loader(size: Size, device: torch.device) -> Rows:
     """JPEG files into batches on the device, with AdaFace's augmentations."""
-    rows: Rows = []
     cores = usable_cores()
     with tempfile.TemporaryDirectory() as folder:
         write_faces(Path(folder), size)
@@ -448,9 +444,8 @@ def loader(size: Size, device: torch.device) -> Rows:
                     count += len(batch)
                     ahead.fetch()
                 speeds.append(count / (time.perf_counter() - started))
-            rows.append({"workers": workers, "cores": cores, "images/s": round(max(speeds))})
+            yield {"workers": workers, "cores": cores, "images/s": round(max(speeds))}
             del batches
-    return rows
 
 
 def write_faces(folder: Path, size: Size) -> None:

@@ -33,4 +33,4 @@ def test_its_sections_run_on_a_device(
     if not pretended.float64:
         pytest.skip("once is enough")
     for section in (gpu.heads, gpu.step, gpu.loader):
-        assert section(gpu.SMALL, torch.device(pretended.device))
+        assert list(section(gpu.SMALL, torch.device(pretended.device)))

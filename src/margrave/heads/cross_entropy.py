@@ -27,7 +27,13 @@ from torch import Tensor
 from margrave.distributed import World, all_reduce_sum, gather_rows, log_sum_exp_of_ranks
 from margrave.heads.cosine_cache import CosineCache
 from margrave.heads.embeddings import inverse_length
-from margrave.heads.fused_block import FusedBlock, cast_and_measure, compiled, project_
+from margrave.heads.fused_block import (
+    REGISTERS,
+    FusedBlock,
+    cast_and_measure,
+    compiled,
+    project_,
+)
 from margrave.heads.products import Products, multiply_wide, product_dtype, tf32
 from margrave.losses import Context, Loss
 
@@ -90,8 +96,12 @@ class Step:
     def blocks(self, weight: Tensor) -> Iterator[tuple[int, slice]]:
         """The local classes, a numbered block at a time."""
         count = self.count(weight)
-        starts = (0, *range(self.first_block, count, self.block_size))
-        for number, (start, end) in enumerate(zip(starts, (*starts[1:], count), strict=True)):
+        starts = [0, *range(self.first_block, count, self.block_size)]
+        if self.fused is not None and self.fused.takes_maximum:
+            # What does not fill a GPU's registers is a block of its own.
+            remainder = starts[-1] + (count - starts[-1]) // REGISTERS * REGISTERS
+            starts += [remainder] if starts[-1] < remainder < count else []
+        for number, (start, end) in enumerate(zip(starts, [*starts[1:], count], strict=True)):
             if start < end:
                 yield number, slice(start, end)
 

@@ -17,7 +17,7 @@ from margrave.heads.embeddings import scaled_inverse_length
 from margrave.losses import Context, Loss
 
 REGISTERS = 1024
-"""Columns of a row that one block of a GPU's threads holds at a time."""
+"""Columns of a row that a group of a GPU's threads holds at a time; blocks are made of as many."""
 OWN_KERNELS = 6
 """Shapes of a block that get a kernel of their own."""
 
@@ -90,13 +90,9 @@ class FusedBlock:
 
 def _log_sum_exp(logits: Tensor) -> Tensor:
     """(A,) log Σ_j e^{logits_j}, each part of a row read once: its maximum stays in registers."""
-    whole = logits.shape[1] // REGISTERS * REGISTERS
-    parts = []
-    if whole:
-        parts.append(torch.logsumexp(logits[:, :whole].unflatten(1, (-1, REGISTERS)), dim=2))
-    if whole < logits.shape[1]:
-        parts.append(torch.logsumexp(logits[:, whole:], dim=1, keepdim=True))
-    return torch.logsumexp(torch.cat(parts, dim=1), dim=1)
+    if logits.shape[1] % REGISTERS == 0:
+        logits = torch.logsumexp(logits.unflatten(1, (-1, REGISTERS)), dim=2)
+    return torch.logsumexp(logits, dim=1)
 
 
 def cast_and_measure(centers: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
