@@ -214,7 +214,14 @@ BACKBONE = {
 
 
 def training(precision: str, accelerator: str = "cuda", **settings: Any) -> Training:
-    values = {"epochs": 2, "batch_size": 16, "workers": 0, "clip_norm": 5, "log_steps": 1}
+    values = {
+        "epochs": 2,
+        "batch_size": 16,
+        "workers": 0,
+        "threads": 1,
+        "clip_norm": 5,
+        "log_steps": 1,
+    }
     values |= {"optimizer": {"learning_rate": 0.05}, "weight_average": 0.9}
     values |= {"precision": precision, "accelerator": accelerator} | settings
     return set_up(

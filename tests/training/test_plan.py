@@ -25,6 +25,7 @@ CASES: dict[str, dict[str, Any]] = {
     "no momentum": {"optimizer": {"momentum": 0}},
     "inside the backward pass": {"optimizer": {"centres_in_backward": True}},
     "sampled": {"head": {"sample_rate": 0.2}},
+    "bfloat16 products": {"head": {"products": "bfloat16"}},
     "kappaface": {"loss": {"kind": "kappaface"}},
     "memory buffer": {
         "loss": {"kind": "kappaface", "estimator": "memory_buffer"},
@@ -138,17 +139,24 @@ def test_a_sample_is_faster_and_smaller() -> None:
     assert few.seconds["three products"] == pytest.approx(0.1 * every.seconds["three products"])
 
 
-def test_low_precision_speeds_the_backbone_alone() -> None:
+def test_low_precision_speeds_what_is_computed_in_it() -> None:
     machine = Machine(flops=1e11, low_flops=4e11, memory_bandwidth=1e10)
-    spec = {"kind": "iresnet50"}
-    high = plan(machine=machine, backbone=spec)
-    low = plan(
-        machine=machine,
-        backbone=spec,
-        settings=TrainingSettings(batch_size=256, precision="bfloat16"),
-    )
+    given: dict[str, Any] = {"machine": machine, "backbone": {"kind": "iresnet50"}}
+    float32 = TrainingSettings(batch_size=256, precision="float32")
+    high, low = plan(**given, settings=float32), plan(**given)
     assert high.seconds["backbone"] == pytest.approx(4 * low.seconds["backbone"])
+    assert high.memory["activations"] == 2 * low.memory["activations"]
     assert high.seconds["three products"] == low.seconds["three products"]
+    heads = {
+        products: plan(**given, head={"kind": "chunked", "products": products})
+        for products in ("auto", "bfloat16", "float32")
+    }
+    times = {name: planned.seconds["three products"] for name, planned in heads.items()}
+    assert times["float32"] == pytest.approx(4 * times["bfloat16"])
+    assert times["auto"] == times["bfloat16"]
+    slow = Machine(flops=1e11, low_flops=1e9, memory_bandwidth=1e10)
+    automatic = plan(machine=slow, head={"kind": "chunked", "products": "auto"})
+    assert automatic.seconds["three products"] == times["float32"]
 
 
 def test_nothing_to_plan_is_refused() -> None:

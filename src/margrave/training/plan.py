@@ -20,11 +20,14 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from margrave import backbones
 from margrave.distributed import World, owned_classes
+from margrave.hardware import WORTHWHILE_SPEEDUP
 from margrave.heads.chunked import block_size_for, worth_compiling
+from margrave.heads.products import WORTHWHILE_COSINES
 from margrave.losses import Loss
 from margrave.training.settings import TrainingSettings
 
-FLOAT = 4
+FLOAT, LOW = 4, 2
+"""Bytes of a number in float32, and in bfloat16."""
 PROCESS_BYTES = {"cpu": 400e6, "cuda": 600e6}
 """Interpreter, libraries, and on a GPU its context."""
 PASSES_OVER_COSINES = 5
@@ -41,7 +44,7 @@ class Machine:
 
     Attributes:
         flops: multiplications and additions a second, in a product of float32 matrices.
-        low_flops: the same in bfloat16, which only the backbone computes in; None for `flops`.
+        low_flops: the same in bfloat16; None for `flops`.
         memory_bandwidth: bytes a second that go through its memory.
         network_bandwidth: bytes a second between ranks.
         device: ``cpu`` or ``cuda``.
@@ -52,6 +55,12 @@ class Machine:
     memory_bandwidth: float
     network_bandwidth: float = 1e9
     device: str = "cpu"
+
+    def low_speed(self, precision: str) -> float | None:
+        """Speed in a precision below float32, or None where that is not what ``auto`` comes to."""
+        native = (self.low_flops or 0) >= WORTHWHILE_SPEEDUP * self.flops
+        low = precision in ("bfloat16", "float16") or (precision == "auto" and native)
+        return (self.low_flops or self.flops) if low else None
 
 
 def measure_machine(batch: int = 256, features: int = 512) -> Machine:
@@ -154,11 +163,11 @@ def plan_training(
     seconds: dict[str, float] = {}
     floor = 0.0
     if backbone is not None:
+        low = machine.low_speed(settings.precision)
         embedding_size, of_backbone, arithmetic, exchanged = _plan_backbone(
-            settings, backbone, image_size, ranks
+            settings, backbone, image_size, ranks, low is not None
         )
         memory |= of_backbone
-        low = machine.low_flops if settings.precision == "bfloat16" else None
         floor = seconds["backbone"] = arithmetic / (low or machine.flops)
         if ranks > 1:
             seconds["gradients over the network"] = exchanged / machine.network_bandwidth
@@ -168,7 +177,8 @@ def plan_training(
         features=embedding_size,
         device=machine.device,
     )
-    memory |= _head_memory(settings, head, shape)
+    low = _product_speed(head, shape, machine)
+    memory |= _head_memory(settings, head, shape, LOW if low else FLOAT)
     memory |= _statistics_memory(loss, shape, -(-num_samples // ranks))
     of_head = _head_seconds(settings, head, shape, machine, ranks)
     seconds |= of_head
@@ -196,8 +206,15 @@ class _Shape:
         return min(max(round(rate * self.classes), self.samples), self.classes)
 
 
+def _product_speed(head: Mapping[str, Any], shape: _Shape, machine: Machine) -> float | None:
+    """Of the head's products where they are not float32."""
+    if head["kind"] == "dense" or shape.samples * shape.classes < WORTHWHILE_COSINES:
+        return None
+    return machine.low_speed(head.get("products", "float32"))
+
+
 def _head_memory(
-    settings: TrainingSettings, head: Mapping[str, Any], shape: _Shape
+    settings: TrainingSettings, head: Mapping[str, Any], shape: _Shape, product_bytes: int
 ) -> dict[str, float]:
     rate = head.get("sample_rate")
     at_hand = shape.at_hand(rate)
@@ -223,17 +240,25 @@ def _head_memory(
         # The update takes the rows, their momentum and a copy of their gradient out once more.
         memory["their gradient"] = (3 + (moments > 0)) * rows
         memory["sampling"] = 4 * FLOAT * shape.classes
+    # Compiled, a block is its products alone; else negatives and their gradient lie beside it.
+    of_cosine = product_bytes if _is_fused(head, shape) else 3 * FLOAT
     return memory | {
-        "cosines kept": min(float(head.get("memory_budget", 256.0)) * 2**20, cosines),
-        "blocks": FLOAT * (3 * shape.samples * min(block, at_hand) + block * shape.features),
+        "cosines kept": min(
+            float(head.get("memory_budget", 256.0)) * 2**20,
+            product_bytes * shape.samples * at_hand,
+        ),
+        "blocks": of_cosine * shape.samples * min(block, at_hand) + FLOAT * block * shape.features,
         "batch": 8 * embeddings,
     }
 
 
-def _block_size(head: Mapping[str, Any], shape: _Shape) -> int:
+def _is_fused(head: Mapping[str, Any], shape: _Shape) -> bool:
     fused = head.get("compiled")
-    if fused is None:
-        fused = worth_compiling(shape.samples, shape.classes, shape.device)
+    return worth_compiling(shape.samples, shape.classes, shape.device) if fused is None else fused
+
+
+def _block_size(head: Mapping[str, Any], shape: _Shape) -> int:
+    fused = _is_fused(head, shape)
     size = head.get("block_size") or block_size_for(shape.samples, shape.device, fused)
     return min(int(size), shape.classes)
 
@@ -256,11 +281,13 @@ def _head_seconds(
     rate = head.get("sample_rate")
     at_hand = shape.at_hand(rate)
     cosines, rows = shape.samples * at_hand, FLOAT * at_hand * shape.features
-    product = 2 * cosines * shape.features / machine.flops
-    kept = min(1.0, float(head.get("memory_budget", 256.0)) * 2**20 / (FLOAT * cosines))
+    low = _product_speed(head, shape, machine)
+    product = 2 * cosines * shape.features / (low or machine.flops)
+    product_bytes = LOW if low else FLOAT
+    kept = min(1.0, float(head.get("memory_budget", 256.0)) * 2**20 / (product_bytes * cosines))
     rebuilt = 0.0 if head["kind"] == "dense" else (1 - kept) * product
     passes = 8 if head["kind"] == "dense" else PASSES_OVER_COSINES
-    through_memory = passes * FLOAT * cosines + PASSES_OVER_CENTRES * rows
+    through_memory = passes * product_bytes * cosines + PASSES_OVER_CENTRES * rows
     updated = OPTIMIZER_PASSES[settings.optimizer.kind] * rows
     if rate is not None:
         # Scattered rows are looked up, taken out and put back several times slower than runs are.
@@ -284,7 +311,7 @@ def _head_seconds(
 
 
 def _plan_backbone(
-    settings: TrainingSettings, spec: Mapping[str, Any], image_size: int, ranks: int
+    settings: TrainingSettings, spec: Mapping[str, Any], image_size: int, ranks: int, low: bool
 ) -> tuple[int, dict[str, float], float, float]:
     """Embedding size, memory, arithmetic of a step, and bytes exchanged between ranks."""
     with torch.device("meta"):
@@ -311,7 +338,7 @@ def _plan_backbone(
     forward = counter.get_total_flops() / len(images)
     parameters = sum(tensor.nbytes for tensor in network.parameters())
     own_images = math.ceil(settings.batch_size / ranks)
-    half = 0.5 if settings.precision == "bfloat16" else 1.0
+    half = 0.5 if low else 1.0
     moments = {"sgd": int(settings.optimizer.momentum > 0), "adamw": 2}[settings.optimizer.kind]
     copies = 2 + moments + (settings.weight_average is not None) + (ranks > 1)
     memory = {
