@@ -2,7 +2,10 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install demo test check bench clean
+# A machine with a GPU has its own PyTorch: GPU_PYTHON=python3 takes that instead of the venv's.
+GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
+
+.PHONY: install demo test check bench bench-gpu clean
 
 install: .venv/installed
 
@@ -25,6 +28,10 @@ check: install
 
 bench: install
 	$(BIN)/python benchmarks/head.py
+
+bench-gpu:
+	PYTHONPATH=src $(GPU_PYTHON) -m pytest tests/gpu
+	PYTHONPATH=src $(GPU_PYTHON) benchmarks/gpu.py
 
 clean:
 	rm -rf .venv build src/*.egg-info

@@ -110,11 +110,14 @@ def main() -> None:
     }
     parser.add_argument("--small", action="store_true", help="in miniature")
     parser.add_argument("--sections", nargs="+", choices=list(sections), default=list(sections))
-    parser.add_argument("--output", type=Path, default=Path(__file__).parent)
+    parser.add_argument("--output", type=Path, help="a folder; by default beside this file")
     given = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     size = SMALL if given.small or device.type == "cpu" else Size()
     name = torch.cuda.get_device_name() if device.type == "cuda" else "no GPU, in miniature"
+    output = given.output or (Path(__file__).parent if size is not SMALL else None)
+    # Figures of a miniature are worth nothing beside the real ones.
+    output = output or Path(tempfile.mkdtemp(prefix="margrave-gpu-"))
     title = f"{name}, torch {torch.__version__}, {usable_cores()} cores"
     console, pages = Console(width=140), [f"# {title}\n"]
     for section in given.sections:
@@ -124,8 +127,8 @@ def main() -> None:
             rows.append(row)
             # Whatever comes after, this much is there.
             pages[-1] = f"## {section}\n\n{markdown(rows)}\n"
-            (given.output / "gpu.md").write_text("\n".join(pages))
-            with open(given.output / f"gpu_{section}.csv", "w", newline="") as file:
+            (output / "gpu.md").write_text("\n".join(pages))
+            with open(output / f"gpu_{section}.csv", "w", newline="") as file:
                 writer = csv.DictWriter(file, list(row))
                 writer.writeheader()
                 writer.writerows(rows)
@@ -133,6 +136,7 @@ def main() -> None:
         for row in rows:
             table.add_row(*(str(value) for value in row.values()))
         console.print(table)
+    console.print(f"written to {output}")
 
 
 def markdown(rows: Sequence[Row]) -> str:

@@ -1,12 +1,12 @@
 """Heads, forward and backward, side by side in one process.
 
 Every loss under the chunked head against (a) the three matrix products that no head can avoid
-(x̂Wᵀ, GW and Gᵀx̂), run before and after each, and (b) the dense head, in interleaved repetitions.
-Prints medians, ratios to the products, and the peak memory beyond the weight and its gradient, and
-writes benchmarks/head.csv.
+(x̂Wᵀ, GW and Gᵀx̂) in float32, run before and after each, and (b) the dense head, in interleaved
+repetitions. Prints medians, ratios to the products, and the peak memory beyond the weight and its
+gradient, and writes benchmarks/head.csv. GPUs have benchmarks/gpu.py.
 
     python benchmarks/head.py --classes 100000 --batch 128 512 --budget 256 32
-    python benchmarks/head.py --device cuda --classes 4000000 --dtype bfloat16 --losses arcface
+    python benchmarks/head.py --products float32 bfloat16 --losses arcface adaface
 """
 
 from __future__ import annotations
@@ -60,40 +60,28 @@ def peak_megabytes(run: Run, head: Head) -> float:
     gradients = sum(parameter.nbytes for parameter in head.parameters())
     head.zero_grad()
     if isinstance(head, ChunkedHead):
-        # Or the cosines' room would count as having been there before.
+        # Or the buffer for cosines would count as having been there before.
         head.cosine_cache.release(None)
-    if head.weight.is_cuda:
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
         run()
-        peak = torch.cuda.max_memory_allocated() - before
-    else:
-        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
-            run()
-        level = peak = 0
-        for event in recorded.profiler.kineto_results.events():  # type: ignore[union-attr]
-            if event.name() == "[memory]":
-                level += event.nbytes()
-                peak = max(peak, level)
+    level = peak = 0
+    for event in recorded.profiler.kineto_results.events():  # type: ignore[union-attr]
+        if event.name() == "[memory]":
+            level += event.nbytes()
+            peak = max(peak, level)
     head.zero_grad()
     return (peak - gradients) / 2**20
 
 
-def timed(run: Run, device: str) -> float:
+def timed(run: Run) -> float:
     """Seconds of one run."""
-    if device == "cuda":
-        torch.cuda.synchronize()
     start = time.perf_counter()
     run()
-    if device == "cuda":
-        torch.cuda.synchronize()
     return time.perf_counter() - start
 
 
-def machine(device: str) -> str:
+def machine() -> str:
     """What it was measured on."""
-    if device == "cuda":
-        return torch.cuda.get_device_name()
     names = [
         line.split(":")[1].strip()
         for line in Path("/proc/cpuinfo").read_text().splitlines()
@@ -114,8 +102,7 @@ def main() -> None:
     parser.add_argument("--dense", nargs="*", default=["arcface"], help="losses to run dense too")
     parser.add_argument("--block", type=int)
     parser.add_argument("--repetitions", type=int, default=7)
-    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
-    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
+    parser.add_argument("--products", nargs="+", default=["float32"], help="their precision")
     parser.add_argument("--output", type=Path, default=Path(__file__).with_suffix(".csv"))
     given = parser.parse_args()
     rows = []
@@ -126,41 +113,47 @@ def main() -> None:
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)
-    headings = ("head", "loss", "B", "C", "budget MB", "ms", "products ms", "ratio", "peak MB")
-    table = Table(*headings)
+    names = ("head", "loss", "budget", "products", "batch", "classes", "milliseconds", "floor",
+             "ratio", "peak")  # fmt: skip
+    table = Table("head", "loss", "budget MB", "products", "B", "C", "ms", "products' ms", "ratio",
+                  "peak MB")  # fmt: skip
     for row in rows:
-        names = ("head", "loss", "batch", "classes", "budget", "milliseconds", "products", "ratio")
-        table.add_row(*(str(row[name]) for name in (*names, "peak")))
-    console = Console()
+        table.add_row(*(str(row[name]) for name in names))
+    console = Console(width=120)
     console.print(table)
-    console.print(f"{machine(given.device)}, {given.dtype}, D = {given.features}; "
-                  "peak beyond parameters and their gradients")  # fmt: skip
+    console.print(
+        f"{machine()}, D = {given.features}; ratio to the three products in float32; "
+        "peak beyond parameters and their gradients"
+    )
 
 
 def measure(given: argparse.Namespace, classes: int, batch: int) -> list[dict[str, object]]:
     """All heads at one size."""
     torch.manual_seed(0)
-    dtype = getattr(torch, given.dtype)
-    place = {"device": given.device, "dtype": dtype}
-    embeddings = 10 * torch.randn(batch, given.features).to(**place)
-    labels = torch.randint(classes, (batch,)).to(given.device)
-    weight = torch.nn.Parameter(0.01 * torch.randn(classes, given.features).to(**place))
+    embeddings = 10 * torch.randn(batch, given.features)
+    labels = torch.randint(classes, (batch,))
+    weight = torch.nn.Parameter(0.01 * torch.randn(classes, given.features))
 
     def shared(head: Head) -> Head:
         # As many weights as heads would not fit.
         head.weight = weight
-        return head.to(**place)
+        return head
 
     products = three_products(embeddings, weight.detach())
-    cases: dict[tuple[str, str, float | None], tuple[Head, Run]] = {}
+    cases: dict[tuple[str, str, float | None, str], tuple[Head | None, Run]] = {}
     for loss in given.dense:
         head = shared(DenseHead(loss, classes, given.features))
-        cases["dense", loss, None] = head, head_step(head, embeddings, labels)
-    for budget in given.budget:
-        for loss in given.losses:
-            settings = {"memory_budget": budget, "block_size": given.block}
-            head = shared(ChunkedHead(loss, classes, given.features, **settings))
-            cases["chunked", loss, budget] = head, head_step(head, embeddings, labels)
+        cases["dense", loss, None, "float32"] = head, head_step(head, embeddings, labels)
+    for precision in given.products:
+        if precision == "bfloat16":
+            low = three_products(embeddings.bfloat16(), weight.detach().bfloat16())
+            cases["the three products", "", None, precision] = None, low
+        for budget in given.budget:
+            for loss in given.losses:
+                settings = {"memory_budget": budget, "block_size": given.block}
+                head = ChunkedHead(loss, classes, given.features, products=precision, **settings)
+                run = head_step(shared(head), embeddings, labels)
+                cases["chunked", loss, budget, precision] = head, run
     times: dict[object, list[float]] = {case: [] for case in cases}
     # The products are run before and after every case: a shared machine's speed drifts.
     beside: dict[object, list[float]] = {case: [] for case in cases}
@@ -168,12 +161,13 @@ def measure(given: argparse.Namespace, classes: int, batch: int) -> list[dict[st
     with Progress(auto_refresh=False) as progress:
         task = progress.add_task(f"C {classes} B {batch}", total=given.repetitions + 1)
         for repetition in range(given.repetitions + 1):
-            before = timed(products, given.device)
+            before = timed(products)
             for case, (head, run) in cases.items():
-                seconds = timed(run, given.device)
+                seconds = timed(run)
                 weight.grad = None
-                head.zero_grad()
-                after = timed(products, given.device)
+                if head is not None:
+                    head.zero_grad()
+                after = timed(products)
                 if repetition:  # the first is warm-up
                     beside[case].append((before + after) / 2)
                     times[case].append(seconds)
@@ -182,14 +176,13 @@ def measure(given: argparse.Namespace, classes: int, batch: int) -> list[dict[st
     rows: list[dict[str, object]] = []
     for case, (head, run) in cases.items():
         median, floor = statistics.median(times[case]), statistics.median(beside[case])
-        peak = round(peak_megabytes(run, head), 1)
+        peak = None if head is None else round(peak_megabytes(run, head), 1)
         rows.append(
             dict(
-                zip(("head", "loss", "budget"), case, strict=True),
-                batch=batch, classes=classes, features=given.features, dtype=given.dtype,
-                milliseconds=round(1000 * median, 2), products=round(1000 * floor, 2),
-                ratio=round(median / floor, 3), peak=peak,
-                machine=machine(given.device),
+                zip(("head", "loss", "budget", "products"), case, strict=True),
+                batch=batch, classes=classes, features=given.features,
+                milliseconds=round(1000 * median, 2), floor=round(1000 * floor, 2),
+                ratio=round(median / floor, 3), peak=peak, machine=machine(),
             )
         )  # fmt: skip
     return rows
