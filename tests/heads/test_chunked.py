@@ -1,7 +1,11 @@
 from __future__ import annotations
 
 import copy
+import os
+import subprocess
+import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import torch
@@ -54,6 +58,31 @@ def test_the_compiled_block_is_the_same(loss: str) -> None:
     found = steps(built(ChunkedHead, loss, block_size=4, compiled=True))
     for first, second in zip(expected, found, strict=True):
         torch.testing.assert_close(second, first, rtol=1e-10, atol=1e-12)
+
+
+COMPARE = """
+import torch
+from margrave.heads import ChunkedHead, DenseHead
+torch.manual_seed(0)
+heads = [DenseHead("adaface", 50, 12), ChunkedHead("adaface", 50, 12, block_size=20, compiled=True)]
+heads[1].load_state_dict(heads[0].state_dict())
+embeddings = 5 * torch.randn(6, 12)
+for head in heads:
+    head(embeddings, torch.arange(6)).backward()
+gradients = [head.weight.grad for head in heads]
+print((gradients[0] - gradients[1]).abs().max() / gradients[0].abs().max())
+"""
+
+
+def test_code_kept_for_other_vectors_is_not_taken(tmp_path: Path) -> None:
+    """As where machines share a folder of compiled code: torch 2.13 alone corrupts memory."""
+    for capability in ("avx2", ""):
+        environment = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": str(tmp_path)}
+        environment |= {"ATEN_CPU_CAPABILITY": capability} if capability else {}
+        command = [sys.executable, "-c", COMPARE]
+        result = subprocess.run(command, env=environment, capture_output=True, text=True)
+        assert result.returncode == 0, result.stderr
+        assert float(result.stdout.split("(")[-1].strip(")\n")) < 1e-5
 
 
 @dataclass(frozen=True, kw_only=True)

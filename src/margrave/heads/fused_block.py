@@ -129,8 +129,6 @@ class Compiled:
         self.works = True
         self._function, self._name = function, name
         self._shapes: set[torch.Size] = set()
-        self._for_a_shape = torch.compile(function, fullgraph=True, dynamic=False)
-        self._for_any = torch.compile(function, fullgraph=True, dynamic=True)
 
     def __call__(self, *given: Any) -> Any:
         if not self.works:
@@ -138,9 +136,8 @@ class Compiled:
         shape = given[0].shape
         if len(self._shapes) < OWN_KERNELS:
             self._shapes.add(shape)
-        run = self._for_a_shape if shape in self._shapes else self._for_any
         try:
-            return run(*given)
+            return self._kernel(given[0].device.type, shape not in self._shapes)(*given)
         # Compilers fail with nearly anything; what is wrong with the data fails again below.
         except Exception as error:
             reason = str(error).strip().partition("\n")[0]
@@ -151,6 +148,21 @@ class Compiled:
             )
             self.works = False
             return self._function(*given)
+
+    @cache  # noqa: B019 - as long-lived as the process
+    def _kernel(self, device: str, any_shape: bool) -> Callable[..., Any]:
+        # The compiler keeps its C++ between processes without regard to the width of vectors that
+        # it was written for (torch 2.13): under another ATEN_CPU_CAPABILITY, or from a folder
+        # shared with another machine, it writes beyond its arrays. Options are regarded.
+        options = {"cpp.simdlen": _vector_bits()} if device == "cpu" else None
+        return torch.compile(self._function, fullgraph=True, dynamic=any_shape, options=options)
+
+
+@cache
+def _vector_bits() -> int:
+    from torch._inductor import cpu_vec_isa
+
+    return cpu_vec_isa.pick_vec_isa().bit_width()
 
 
 @cache
