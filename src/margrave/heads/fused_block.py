@@ -154,7 +154,7 @@ class Compiled:
         # The compiler keeps its C++ between processes without regard to the width of vectors that
         # it was written for (torch 2.13): under another ATEN_CPU_CAPABILITY, or from a folder
         # shared with another machine, it writes beyond its arrays. Options are regarded.
-        options = {"cpp.simdlen": _vector_bits()} if device == "cpu" else None
+        options: Any = {"cpp.simdlen": _vector_bits()} if device == "cpu" else None
         return torch.compile(self._function, fullgraph=True, dynamic=any_shape, options=options)
 
 
