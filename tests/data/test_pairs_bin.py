@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from margrave.data import read_pairs_bin, write_pairs_bin
-from margrave.data.inert_pickle import read_inert
+from margrave.files import read_inert
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "recordio"
 EXPECTED = json.loads((GOLDEN / "pairs_expected.json").read_text())
@@ -101,7 +101,7 @@ def test_whatever_calls_something_is_refused_by_name(
         (([1, 2] * 10, [True] * 10), "image 0 is a int, not bytes"),
         (([b"a", b"b"] * 10, [3] * 10), "pair 0 is '3', neither true nor false"),
         ([b"a"], "no pair of images and truth values"),
-        (({"a": 1}, 1), "asks for EMPTY_DICT"),
+        (({"a": 1}, 1), "a dict where a list belongs"),
         ((3, [True]), "holds a int where a list belongs"),
     ],
 )

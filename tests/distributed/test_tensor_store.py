@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import pickle
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+import torch.distributed.checkpoint.metadata as index_classes
 from torch import Tensor
+from torch.distributed.checkpoint.filesystem import _StorageInfo
 
 sys.path.insert(0, str(Path(__file__).parent))
 from ranks import on_ranks
@@ -73,7 +77,105 @@ def test_an_index_may_call_nothing(stored: Path, call: str) -> None:
     module, name = call.rsplit(".", 1)
     hostile = b"c" + f"{module}\n{name}\n".encode() + b"(S'touch hacked'\ntR."
     (stored / ".metadata").write_bytes(hostile)
-    with pytest.raises(ValueError, match=f"{name} does not belong"):
+    with pytest.raises(ValueError, match=f"names {call}, which does not belong"):
+        stored_tensors(stored)
+
+
+class Patched:
+    """Written as a class of the index with a state, which pickle would change the class by."""
+
+
+class Disguised:
+    """Written as a member of that class, with the state of a tensor's entry."""
+
+    def __init__(self, state: dict[str, Any]) -> None:
+        self.state = state
+
+
+class HostilePickler(pickle._Pickler):
+    def save(self, obj: Any, *rest: Any, **options: Any) -> None:
+        if isinstance(obj, Patched):
+            super().save(index_classes._MEM_FORMAT_ENCODING)
+            bases = index_classes.TensorStorageMetadata, index_classes.BytesStorageMetadata
+            super().save((None, {"__bases__": bases}))
+            self.write(pickle.BUILD)
+        elif isinstance(obj, Disguised):
+            super().save(index_classes._MEM_FORMAT_ENCODING)
+            super().save((0,))
+            self.write(pickle.REDUCE)
+            super().save(obj.state)
+            self.write(pickle.BUILD)
+        else:
+            super().save(obj, *rest, **options)
+
+
+class Payload:
+    def __reduce__(self) -> Any:
+        return Path.touch, (Path("hacked"),)
+
+
+def dump(index: Any, path: Path) -> None:
+    content = io.BytesIO()
+    HostilePickler(content, 2).dump(index)
+    path.write_bytes(content.getvalue())
+
+
+def test_an_index_changes_no_class(stored: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which would have torch read a tensor as a pickle."""
+    monkeypatch.chdir(stored.parent)
+    index = pickle.loads((stored / ".metadata").read_bytes())
+    entry = index.state_dict_metadata["count"]
+    index.state_dict_metadata["count"] = Disguised(vars(entry))
+    index.planner_data = Patched()
+    payload = io.BytesIO()
+    torch.save(Payload(), payload)
+    (stored / "__9_9.distcp").write_bytes(payload.getvalue())
+    index.storage_data[index_classes.MetadataIndex("count")] = _StorageInfo(
+        "__9_9.distcp", 0, len(payload.getvalue())
+    )
+    dump(index, stored / ".metadata")
+    for call in (
+        lambda: stored_tensors(stored),
+        lambda: load_tensors(stored, tensors(World(), empty=True), {}, World()),
+    ):
+        with pytest.raises(ValueError, match="BytesStorageMetadata, which does not belong"):
+            call()
+    assert not Path("hacked").exists()
+
+
+def test_a_tensor_that_is_a_pickle_is_not_run(
+    stored: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(stored.parent)
+    payload = io.BytesIO()
+    torch.save(Payload(), payload)
+    for path in stored.glob("*.distcp"):
+        path.write_bytes(payload.getvalue() + bytes(path.stat().st_size))
+    index = pickle.loads((stored / ".metadata").read_bytes())
+    for part in index.storage_data.values():
+        part.offset, part.length = 0, len(payload.getvalue())
+    dump(index, stored / ".metadata")
+    with pytest.raises(ValueError, match="damaged or incomplete"):
+        load_tensors(stored, tensors(World(), empty=True), {}, World())
+    assert not Path("hacked").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda part: setattr(part, "relative_path", "../other.distcp"), "lies in '../other"),
+        (lambda part: setattr(part, "relative_path", "/etc/passwd"), "lies in '/etc/passwd'"),
+        (lambda part: setattr(part, "length", 10**9), "ends beyond"),
+        (lambda part: setattr(part, "offset", -1), "-1 where a size belongs"),
+        (lambda part: setattr(part, "length", 1 << 500), "where a size belongs"),
+        (lambda part: vars(part).pop("length"), "'length'"),
+    ],
+)
+def test_a_part_lies_within_its_folder(stored: Path, change: Any, message: str) -> None:
+    index = pickle.loads((stored / ".metadata").read_bytes())
+    change(next(iter(index.storage_data.values())))
+    dump(index, stored / ".metadata")
+    with pytest.raises(ValueError, match=message):
         stored_tensors(stored)
 
 

@@ -16,8 +16,9 @@ from typing import Any
 
 import numpy as np
 
+from margrave.files import read_inert
+
 from .decode import MAXIMUM_PIXELS, decode_image
-from .inert_pickle import read_inert
 from .pair_lists import PairList
 
 LARGEST_FILE = 2**31

@@ -1,12 +1,11 @@
 """Named tensors in a folder, written by any number of ranks and read by any other number.
 
-The engine is torch.distributed.checkpoint. Its index of what lies where is a pickle, which is read
-here by an unpickler that knows the index's own classes and nothing else.
+The engine is torch.distributed.checkpoint, whose index of what lies where is read by
+`margrave.distributed.checkpoint_index`, without running anything.
 """
 
 from __future__ import annotations
 
-import pickle
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -17,55 +16,21 @@ import torch
 import torch.distributed.checkpoint as store
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.metadata import Metadata, StorageMeta, TensorStorageMetadata
+from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Shard
 
+from margrave.distributed.checkpoint_index import read_index
 from margrave.distributed.world import World
 
 INDEX = ".metadata"
-PARTS_OF_AN_INDEX = {
-    "torch.distributed.checkpoint.metadata": {
-        "BytesStorageMetadata",
-        "ChunkStorageMetadata",
-        "Metadata",
-        "MetadataIndex",
-        "StorageMeta",
-        "TensorProperties",
-        "TensorStorageMetadata",
-        "_MEM_FORMAT_ENCODING",
-    },
-    "torch.distributed.checkpoint.filesystem": {"_StorageInfo"},
-    "torch.serialization": {"_get_layout"},
-    "torch": {"Size"} | {str(kind).removeprefix("torch.") for kind in (
-        torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32,
-        torch.int16, torch.int8, torch.uint8, torch.bool,
-    )},
-    "pathlib": {"PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath"},
-    "pathlib._local": {"PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath"},
-}  # fmt: skip
-
-
-class _IndexUnpickler(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> Any:
-        if name not in PARTS_OF_AN_INDEX.get(module, ()):
-            raise pickle.UnpicklingError(f"{module}.{name} does not belong in a checkpoint's index")
-        return super().find_class(module, name)
 
 
 class _Reader(store.FileSystemReader):
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
         del args, kwargs
-        path = Path(self.path) / INDEX
-        try:
-            with path.open("rb") as file:
-                index = _IndexUnpickler(file).load()
-            if not isinstance(index, Metadata):
-                raise ValueError(f"holds a {type(index).__name__}")
-        # Damaged bytes can fail with nearly anything.
-        except Exception as error:
-            raise ValueError(f"{path}: damaged, or no index of a checkpoint ({error})") from error
-        index.storage_meta = index.storage_meta or StorageMeta()
+        index = read_index(Path(self.path) / INDEX)
+        assert index.storage_meta is not None
         index.storage_meta.load_id = self.load_id
         return index
 

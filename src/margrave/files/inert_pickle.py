@@ -1,8 +1,10 @@
 """Reads what a pickle describes without doing what it says.
 
-Only bytes, text, truth values, numbers, None, lists, tuples and numpy arrays of plain numbers come
-out. A pickle is a program; here its few harmless instructions are carried out by ourselves, so
-nothing is imported, called or built, and no memory is taken by a length that the bytes do not have.
+A pickle is a program; here its few harmless instructions are carried out by ourselves, so nothing
+is imported, called or built, no live class can be reached from bytes, and no memory is taken that
+the file's own size does not account for. Two kinds of file are read so: sets of images and pairs,
+out of which come bytes, text, numbers, lists and numpy arrays; and files of objects, which become
+`Record`s: a class's name and what was given to it.
 """
 
 from __future__ import annotations
@@ -11,15 +13,38 @@ import codecs
 import io
 import pickletools
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from margrave.files.budget import Budget
+
 MULTIARRAY = ("numpy.core.multiarray", "numpy._core.multiarray")
 NUMERIC = ("numpy.core.numeric", "numpy._core.numeric")
 BUILTINS = ("builtins", "__builtin__")
-MOST_INSTRUCTIONS = 20_000_000
 ARRAY_TYPES = {"b1", "u1", "i1", "i2", "u2", "i4", "u4", "i8", "u8", "f4", "f8", "O8"}
+MOST_DIMENSIONS = 8
+REFERENCE = 8
+"""Bytes of a place in a list."""
+
+Name = tuple[str, str]
+"""Of a class or function: its module and its own."""
+
+
+@dataclass(eq=False)
+class Record:
+    """An object that a pickle describes: nothing but names and values.
+
+    Attributes:
+        name: of the class, or of the function that would have made it.
+        arguments: that it would have been made with.
+        state: that it would have been given afterwards, if any.
+    """
+
+    name: Name
+    arguments: tuple[Any, ...] = ()
+    state: Any = None
 
 
 class _Mark:
@@ -58,9 +83,12 @@ def _array(content: Any, kind: _Type, shape: Any, order: str) -> np.ndarray | li
     sizes = shape if isinstance(shape, tuple) else (shape,)
     if not all(type(size) is int and size >= 0 for size in sizes):
         raise ValueError(f"a numpy array of shape {str(shape)[:60]}")
-    count = 1
+    if len(sizes) > MOST_DIMENSIONS:
+        raise ValueError(f"a numpy array of {len(sizes)} dimensions")
+    count, most = 1, len(content) if hasattr(content, "__len__") else 0
     for size in sizes:
-        count *= size
+        # A file can name numbers of thousands of digits again and again.
+        count = min(count * min(size, most + 1), most + 1)
     if kind.name == "O8":
         if not isinstance(content, list) or len(content) != count:
             raise ValueError(f"a numpy array of {count} objects without as many")
@@ -113,6 +141,13 @@ class _Class:
     """The name of a class, which may only be handed over."""
 
 
+@dataclass(frozen=True)
+class _Named:
+    """A name that a file of objects may use."""
+
+    name: Name
+
+
 KNOWN: dict[tuple[str, str], Any] = {
     ("_codecs", "encode"): _encode,
     ("numpy", "dtype"): _type,
@@ -128,6 +163,7 @@ CONSTANTS: dict[str, Callable[[], Any]] = {
     "NEWTRUE": lambda: True,
     "NEWFALSE": lambda: False,
     "EMPTY_LIST": list,
+    "EMPTY_DICT": dict,
     "EMPTY_TUPLE": tuple,
     "MARK": _Mark,
 }
@@ -142,12 +178,20 @@ INSTRUCTIONS = {code.code.encode("latin1"): code for code in pickletools.opcodes
 TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 
 
-def read_inert(data: bytes, name: str) -> Any:
+def read_inert(
+    data: bytes,
+    name: str,
+    records: frozenset[Name] | None = None,
+    kind: str = "set of images and pairs",
+) -> Any:
     """What a pickle describes.
 
     Args:
         data: the pickle, of any generation.
         name: what messages call it.
+        records: the classes and functions that a file of objects may name; None for a set of
+            images and pairs.
+        kind: what messages call a file that is as it should be.
 
     Raises:
         ValueError: it is damaged, or holds or calls anything else, which is named.
@@ -156,14 +200,17 @@ def read_inert(data: bytes, name: str) -> Any:
     >>> read_inert(pickle.dumps(([b"one"], [True])), "set.bin")
     ([b'one'], [True])
     """
+    budget = Budget(len(data), name)
     try:
-        return _Machine().run(data)
+        return _Machine(budget, records).run(data)
     except RecursionError as error:
         raise ValueError(f"{name} is refused: it holds itself") from error
     # Damaged bytes make pickletools and the stack fail in many ways.
     except Exception as error:
-        said = str(error) or type(error).__name__
-        raise ValueError(f"{name} is damaged, or no set of images and pairs: {said}") from error
+        if budget.left < 0:
+            raise
+        reason = str(error) or type(error).__name__
+        raise ValueError(f"{name} is damaged, or no {kind}: {reason}") from error
 
 
 def _instructions(data: bytes) -> Iterator[tuple[str, Any, int]]:
@@ -186,17 +233,16 @@ def _instructions(data: bytes) -> Iterator[tuple[str, Any, int]]:
 class _Machine:
     """A pickle's stack and memory."""
 
-    def __init__(self) -> None:
+    def __init__(self, budget: Budget, records: frozenset[Name] | None) -> None:
         self.stack: list[Any] = []
         self.memory: dict[int, Any] = {}
+        self.budget, self.records = budget, records
 
     def run(self, data: bytes) -> Any:
-        for count, (name, argument, place) in enumerate(_instructions(data)):
-            if count > MOST_INSTRUCTIONS:
-                raise ValueError(f"more than {MOST_INSTRUCTIONS} instructions")
+        for name, argument, place in _instructions(data):
             if name == "STOP":
                 (value,) = self.stack
-                return _settled(value)
+                return value if self.records is not None else _settled(value, self.budget)
             self.step(name, argument, place)
         raise ValueError("it has no end")
 
@@ -211,8 +257,11 @@ class _Machine:
             stack.append(argument.encode("latin1") if old else argument)
         elif name in TUPLES:
             stack[-TUPLES[name] :] = [tuple(stack[-TUPLES[name] :])]
-        elif name in ("TUPLE", "LIST", "APPENDS", "POP_MARK"):
+        elif name in ("TUPLE", "LIST", "APPENDS", "POP_MARK", "DICT", "SETITEMS"):
             self._since_mark(name)
+        elif name == "SETITEM":
+            value, key = stack.pop(), stack.pop()
+            self._set_items([key, value])
         elif name == "APPEND":
             value = stack.pop()
             self._list().append(value)
@@ -228,20 +277,21 @@ class _Machine:
             stack.append(stack[-1])
         elif name == "GLOBAL":
             module, _, attribute = argument.partition(" ")
-            stack.append(_known(module, attribute, place))
+            stack.append(self._named(module, attribute, place))
         elif name == "STACK_GLOBAL":
             attribute, module = stack.pop(), stack.pop()
-            stack.append(_known(module, attribute, place))
-        elif name == "REDUCE":
+            stack.append(self._named(module, attribute, place))
+        elif name in ("REDUCE", "NEWOBJ"):
             given, function = stack.pop(), stack.pop()
-            if not callable(function) or not isinstance(given, tuple):
-                raise ValueError(f"byte {place} calls what cannot be called")
-            stack.append(function(*given))
+            stack.append(self._made(function, given, place))
         elif name == "BUILD":
             state, owner = stack.pop(), stack[-1]
-            if not isinstance(owner, _Array | _Type):
+            if isinstance(owner, Record) and owner.state is None:
+                owner.state = state
+            elif isinstance(owner, _Array | _Type):
+                owner.build(state)
+            else:
                 raise ValueError(f"byte {place} changes a {type(owner).__name__}")
-            owner.build(state)
         else:
             raise ValueError(f"byte {place} asks for {name}, which such a file does not need")
 
@@ -256,6 +306,42 @@ class _Machine:
             stack.append(items)
         elif name == "APPENDS":
             self._list().extend(items)
+        elif name == "DICT":
+            stack.append({})
+            self._set_items(items)
+        elif name == "SETITEMS":
+            self._set_items(items)
+
+    def _set_items(self, items: list[Any]) -> None:
+        owner = self.stack[-1]
+        if not isinstance(owner, dict):
+            raise ValueError(f"an entry is set in a {type(owner).__name__}")
+        for key, value in zip(items[::2], items[1::2], strict=True):
+            # Others can be made to collide, which would take time beyond measure.
+            if not isinstance(key, str | Record):
+                raise ValueError(f"a {type(key).__name__} names an entry")
+            owner[key] = value
+
+    def _named(self, module: Any, attribute: Any, place: int) -> Any:
+        if self.records is None:
+            return _known(module, attribute, place)
+        if (module, attribute) not in self.records:
+            raise ValueError(
+                f"byte {place} names {str(module)[:60]}.{str(attribute)[:60]}, which does not "
+                "belong in such a file; nothing was executed"
+            )
+        return _Named((module, attribute))
+
+    def _made(self, function: Any, given: Any, place: int) -> Any:
+        if not isinstance(given, tuple):
+            raise ValueError(f"byte {place} calls what cannot be called")
+        if isinstance(function, _Named):
+            return Record(function.name, given)
+        if not callable(function):
+            raise ValueError(f"byte {place} calls what cannot be called")
+        # Some make a copy of what they are given.
+        self.budget.take(sum(len(one) for one in given if isinstance(one, str | bytes | bytearray)))
+        return function(*given)
 
     def _mark(self) -> int:
         for place in range(len(self.stack) - 1, -1, -1):
@@ -279,16 +365,20 @@ def _known(module: Any, attribute: Any, place: int) -> Any:
         ) from None
 
 
-def _settled(value: Any) -> Any:
+def _settled(value: Any, budget: Budget) -> Any:
     """Descriptions of arrays replaced by the arrays, two levels down, where they belong."""
 
     def plain(item: Any) -> Any:
         return item.value if isinstance(item, _Array) else item
 
+    def settled(part: Any) -> Any:
+        if not isinstance(part, list | tuple):
+            return plain(part)
+        # One list can be there any number of times.
+        budget.take(REFERENCE * len(part))
+        return type(part)([plain(item) for item in part])
+
     value = plain(value)
-    if not isinstance(value, list | tuple):
-        return value
-    return type(value)(
-        [plain(item) for item in part] if isinstance(part, list | tuple) else plain(part)
-        for part in value
+    return (
+        type(value)([settled(part) for part in value]) if isinstance(value, list | tuple) else value
     )

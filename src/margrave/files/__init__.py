@@ -1,0 +1,6 @@
+"""Whatever touches bytes of others: nothing is believed, executed or allocated unchecked."""
+
+from margrave.files.budget import Budget
+from margrave.files.inert_pickle import Record, read_inert
+
+__all__ = ["Budget", "Record", "read_inert"]
