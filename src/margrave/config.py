@@ -19,7 +19,7 @@ from margrave.heads import HEADS
 from margrave.losses import LOSSES
 from margrave.losses import create as create_loss
 from margrave.recipes import recipe_text
-from margrave.registry import checked_settings, explain, settings_schema, suggest
+from margrave.registry import checked_settings, explain, names_from_file, settings_schema, suggest
 from margrave.settings import Settings
 from margrave.training import TrainingSettings
 
@@ -150,6 +150,26 @@ def read_config(recipes: Sequence[str], overrides: Mapping[str, Any]) -> RunConf
             raise ValueError(f"{recipe} holds a {type(block).__name__}, not settings by name")
         merged = merge(merged, block)
     return resolve(merge(merged, overrides))
+
+
+def read_run_config(
+    folder: Path, overrides: Mapping[str, Any] | None = None, trust_code: bool = False
+) -> RunConfig:
+    """The configuration that a run's folder holds, with overrides on top.
+
+    Args:
+        folder: of the run, which may be anybody's.
+        overrides: what the user typed.
+        trust_code: allow import paths in the file, whose modules are imported and run.
+
+    Raises:
+        ValueError: as `read_config`; no run's folder; the file names code without `trust_code`.
+    """
+    path = folder / "config.yaml"
+    if not path.is_file():
+        raise ValueError(f"{folder} is not a run's folder: it holds no config.yaml")
+    with names_from_file(path, trust_code, typed=overrides or {}):
+        return read_config([str(path)], overrides or {})
 
 
 def resolve(values: Mapping[str, Any]) -> RunConfig:

@@ -12,6 +12,9 @@ import inspect
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, get_args
 
 # pydantic is imported only where settings are checked: listing components need not wait for it.
@@ -37,15 +40,69 @@ def suggest(name: str, choices: Iterable[str]) -> str:
     return f"{hint}choices: {', '.join(names) or 'none'}"
 
 
+@dataclass(frozen=True)
+class _Source:
+    """A file whose names are being looked up, and the import paths that may be followed."""
+
+    name: str
+    typed: frozenset[str]
+
+
+_source: ContextVar[_Source | None] = ContextVar("source", default=None)
+
+
+@contextmanager
+def names_from_file(path: object, trust_code: bool, typed: object = ()) -> Iterator[None]:
+    """While names of a file are looked up: import paths among them are programs, and refused.
+
+    Every reader of a file that may hold such names looks them up within this. What the user typed,
+    and recipes that the user named, are the user's own word.
+
+    Args:
+        path: the file, for messages.
+        trust_code: follow import paths all the same; only the user may say so, in this call.
+        typed: what the user typed beside the file; import paths anywhere in it are followed.
+
+    >>> with names_from_file("run/config.yaml", trust_code=False):
+    ...     import_path("os:system")
+    Traceback (most recent call last):
+        ...
+    ValueError: run/config.yaml names 'os:system', whose module would be imported and run; if you \
+trust it, give --trust-code (trust_code=True)
+    """
+    token = _source.set(None if trust_code else _Source(str(path), frozenset(_texts(typed))))
+    try:
+        yield
+    finally:
+        _source.reset(token)
+
+
+def _texts(value: object) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        yield from _texts(list(value.values()))
+    elif isinstance(value, Iterable):
+        for item in value:
+            yield from _texts(item)
+
+
 def import_path(path: str) -> Any:
     """The object named by ``package.module:attribute``, looked for in the working directory too.
 
     Raises:
-        ValueError: the module or the attribute does not exist, naming which.
+        ValueError: the module or the attribute does not exist, naming which; or a file named it,
+            see `names_from_file`.
 
     >>> import_path("math:sqrt")(9)
     3.0
     """
+    source = _source.get()
+    if source is not None and path not in source.typed:
+        raise ValueError(
+            f"{source.name} names {path!r}, whose module would be imported and run; if you trust "
+            "it, give --trust-code (trust_code=True)"
+        )
     module_name, _, attribute = path.partition(":")
     if (here := os.getcwd()) not in sys.path:
         sys.path.insert(0, here)

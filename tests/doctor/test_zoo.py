@@ -319,7 +319,7 @@ def trained(folder: Path, **changes: Any) -> Path:
 
 
 def test_healthy_run(tmp_path: Path) -> None:
-    found = examine_run(trained(tmp_path / "run"))
+    found = examine_run(trained(tmp_path / "run"), trust_code=True)
     assert serious(found) == [], found
     assert {"norm_and_quality"} <= {finding.fault for finding in found}
 
@@ -339,13 +339,13 @@ RUNS: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("fault", RUNS)
 def test_runs(fault: str, tmp_path: Path) -> None:
-    found = examine_run(trained(tmp_path / "run", **RUNS[fault]))
+    found = examine_run(trained(tmp_path / "run", **RUNS[fault]), trust_code=True)
     assert found[0].fault == fault and found[0].severity == "serious", found
 
 
 def test_a_run_that_blew_up(tmp_path: Path) -> None:
     changes = {"training": {"optimizer": {"learning_rate": 1e30}, "epochs": 1}}
-    found = examine_run(trained(tmp_path / "run", **changes))
+    found = examine_run(trained(tmp_path / "run", **changes), trust_code=True)
     assert found[0].fault == "non_finite_loss" and "training stopped at step" in found[0].said
 
 
@@ -370,4 +370,4 @@ def test_not_a_run(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"config\.yaml"):
         examine_run(tmp_path)
     shutil.copy(trained(tmp_path / "run", training={"epochs": 1}) / "config.yaml", tmp_path)
-    assert {finding.fault for finding in examine_run(tmp_path)} >= {"no_curve"}
+    assert {finding.fault for finding in examine_run(tmp_path, trust_code=True)} >= {"no_curve"}

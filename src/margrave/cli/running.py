@@ -32,6 +32,7 @@ from margrave.distributed import current_launch
 from margrave.heads import ChunkedHead
 from margrave.inference import Embedder, Verification, verify
 from margrave.losses import create as create_loss
+from margrave.registry import names_from_file
 from margrave.report import draw_curves
 from margrave.training import MetricsLog, Position, Training, fit, read_metrics, set_up
 
@@ -61,9 +62,13 @@ class Run:
         config: the resolved configuration.
         folder: where everything is written.
         console: where to tell about it.
+        trust_code: the folder's files may name custom code.
     """
 
-    def __init__(self, config: RunConfig, folder: Path, console: Console) -> None:
+    def __init__(
+        self, config: RunConfig, folder: Path, console: Console, trust_code: bool = False
+    ) -> None:
+        self.trust_code = trust_code
         self.config = config
         self.folder = folder
         self.console = console
@@ -175,7 +180,10 @@ class Run:
         def resumed(position: Position) -> None:
             # Only now is it known that the checkpoint fits what is asked for.
             path = self.folder / "config.yaml"
-            if position.epoch >= epochs and self._differs(read_config([str(path)], {})):
+            typed = self.config.model_dump()
+            with names_from_file(path, self.trust_code, typed):
+                former = read_config([str(path)], {}) if position.epoch >= epochs else self.config
+            if self._differs(former):
                 raise ValueError(
                     f"{self.folder} is finished after {position.epoch} epochs, so nothing would be "
                     "trained with the settings changed; set training.epochs higher, or begin anew"

@@ -27,6 +27,10 @@ def train(
         list[str] | None, typer.Option("--set", help="Any setting: training.epochs=5.")
     ] = None,
     resume: Annotated[Path | None, typer.Option(help="Go on with the run in this folder.")] = None,
+    trust_code: Annotated[
+        bool,
+        typer.Option("--trust-code", help="With --resume: import and run code that the run names."),
+    ] = False,
     devices: Annotated[
         int, typer.Option(min=1, help="Processes on this machine, one per GPU if there are any.")
     ] = 1,
@@ -39,7 +43,7 @@ def train(
 
     from margrave.cli.processes import share_out
     from margrave.cli.running import Run, show
-    from margrave.config import merge, parse_overrides, read_config
+    from margrave.config import merge, parse_overrides, read_config, read_run_config
     from margrave.data import recognise
     from margrave.distributed import RankError, told_by_launcher
     from margrave.training import latest_checkpoint
@@ -57,9 +61,7 @@ def train(
                 "--resume goes on with the run's own configuration; beside it only --set and, "
                 "where the images have moved, --data"
             )
-        if not (resume / "config.yaml").is_file():
-            raise ValueError(f"{resume} is not a run's folder: it holds no config.yaml")
-        config, folder = read_config([str(resume / "config.yaml")], overrides), resume
+        config, folder = read_run_config(resume, overrides, trust_code), resume
     else:
         if loss is not None:
             overrides = merge({"loss": {"kind": loss}}, overrides)
@@ -77,7 +79,7 @@ def train(
         except RankError as error:
             again = f"\n  go on with: margrave train --resume {folder} --devices {devices}"
             raise ValueError(f"{error}{again if latest_checkpoint(folder) else ''}") from error
-        run = Run(config, folder, console)
+        run = Run(config, folder, console, trust_code)
         checkpoint = latest_checkpoint(folder)
         if checkpoint is not None:
             console.print(f"going on from {checkpoint}", markup=False, soft_wrap=True)

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from margrave.config import RunConfig, read_config
+from margrave.config import RunConfig, read_run_config
 from margrave.data import FaceImages, ReadableImages, open_images, read_pairs_bin
 from margrave.inference import load_embedder
 from margrave.losses import create as create_loss
@@ -41,14 +41,14 @@ def examine_run(
         folder: of the run.
         most: look at this many training images, and of each evaluation set.
         workers: threads.
-        trust_code: allow a network of somebody's own, whose module is imported.
+        trust_code: allow the run's files to name custom code, which is imported and run.
         progress: called with (images done, images in all).
 
     Raises:
         ValueError: the folder is not a run's.
     """
     folder = Path(folder)
-    config = read_config([str(folder / "config.yaml")], {})
+    config = read_run_config(folder, trust_code=trust_code)
     images = open_images(config.data.train)
     curve = folder / "metrics.jsonl"
     lines = read_metrics(curve) if curve.is_file() else []

@@ -15,6 +15,7 @@ from margrave.backbones.memory_layout import memory_format
 from margrave.checkpoints import ModelCard, load_model, load_strictly
 from margrave.data import Fit, ReadableImages, fit_image, normalise
 from margrave.inference.onnx_model import load_onnx
+from margrave.registry import names_from_file
 
 Progress = Callable[[int, int], None]
 
@@ -166,13 +167,8 @@ def load_embedder(
         network, card = load_onnx(path, device)
         return Embedder(network.eval(), card, fit or card.fit)
     state, card = load_model(path)
-    kind = card.backbone["kind"]
-    if ":" in kind and not trust_code:
-        raise ValueError(
-            f"{path} was trained with the network {kind!r}, whose module would be imported and "
-            "run; if you trust it, pass trust_code=True (--trust-code)"
-        )
-    backbone = backbones.create(card.backbone)
+    with names_from_file(path, trust_code):
+        backbone = backbones.create(card.backbone)
     load_strictly(backbone, state, str(path))
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
