@@ -80,3 +80,12 @@ def usable_cores() -> int:
         return max(min(cores, int(quota) // int(period)), 1)
     except (OSError, ValueError):  # no such file, or no quota
         return cores
+
+
+def core_share(processes: int) -> int:
+    """The cores that each of several processes on this machine may keep busy.
+
+    Where each was bound to cores of its own, those are its share already.
+    """
+    cores = usable_cores()
+    return cores if cores <= (os.cpu_count() or 1) // processes else max(cores // processes, 1)

@@ -124,6 +124,39 @@ def test_backward_twice_and_copies() -> None:
     assert torch.equal(first, torch.autograd.grad(loss, head.weight)[0])
 
 
+def test_second_derivatives_are_refused() -> None:
+    head = built(ChunkedHead, "arcface", block_size=4)
+    embeddings = torch.randn(3, 4, dtype=torch.float64, requires_grad=True)
+    loss = head(embeddings, torch.arange(3))
+    (gradient,) = torch.autograd.grad(loss, embeddings, create_graph=True)
+    with pytest.raises(RuntimeError, match="differentiate twice"):
+        gradient.square().sum().backward()
+
+
+def test_the_buffer_survives_an_evaluation() -> None:
+    head = built(ChunkedHead, "arcface", block_size=4)
+    embeddings = torch.randn(3, 4, dtype=torch.float64, requires_grad=True)
+    head(embeddings, torch.arange(3)).backward()
+    buffer = head.cosine_cache.acquire(1, embeddings)
+    head.cosine_cache.release(buffer)
+    with torch.no_grad():
+        head(embeddings, torch.arange(3))
+    assert head.cosine_cache.acquire(1, embeddings) is buffer
+
+
+@pytest.mark.parametrize("how", ["in place", "assigned", "copied"])
+def test_draws_go_on_from_what_the_buffer_says(how: str) -> None:
+    head = ChunkedHead("arcface", 50, 4, sample_rate=0.3)
+    given = torch.randn(3, 4), torch.arange(3)
+    head(*given)
+    state = head.state_dict() | {"draws": torch.tensor(7)}
+    if how == "copied":
+        head = copy.deepcopy(head)
+    head.load_state_dict(state, assign=how == "assigned")
+    head(*given)
+    assert (head._drawn, int(head.draws)) == (8, 8)
+
+
 def test_nothing_is_kept_without_gradient() -> None:
     head = built(ChunkedHead, "adaface")
     with torch.no_grad():

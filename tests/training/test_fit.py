@@ -257,7 +257,7 @@ def test_a_damaged_checkpoint_is_named(tmp_path: Path, name: str, content: bytes
     checkpoint = latest_checkpoint(tmp_path)
     assert checkpoint is not None
     (checkpoint / name).write_bytes(content)
-    with pytest.raises(ValueError, match=r"checkpoint-1.*: damaged"):
+    with pytest.raises(ValueError, match=r"checkpoint-1.*(is|:) damaged"):
         fit(training(), tmp_path, resume=True)
     assert not Path("/tmp/executed-from-a-checkpoint").exists()
 

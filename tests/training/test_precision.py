@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
-from margrave.training import TrainingSettings
+from margrave.heads import products as products_module
+from margrave.training import TrainingSettings, fit, latest_checkpoint
 from margrave.training import precision as precision_module
-from margrave.training.precision import LossScale, choose_precision
+from margrave.training.precision import LossScale, PrecisionChoice, choose_precision
 
 CPU, CUDA, MPS = (torch.device(name) for name in ("cpu", "cuda", "mps"))
 NETWORK = nn.Sequential(
@@ -29,7 +32,7 @@ def test_a_processor_takes_what_is_measured_faster(
     monkeypatch: pytest.MonkeyPatch, product: bool, step: bool, expected: str
 ) -> None:
     monkeypatch.setattr(precision_module, "has_native_bfloat16", lambda device: product)
-    monkeypatch.setattr(precision_module, "is_faster", lambda *runs: step)
+    monkeypatch.setattr(precision_module, "is_faster", lambda *runs, **settings: step)
     choice = choose_precision("auto", NETWORK, 8, 4, CPU)
     assert choice.precision == expected
     assert "processor" in choice.reason or "measured" in choice.reason
@@ -119,19 +122,105 @@ def test_recipes_leave_the_precision_to_the_machine() -> None:
         assert "precision: auto" in recipe_text(name), name
 
 
-def test_resuming_keeps_the_precision_that_the_run_began_with(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+class Frozen(nn.Sequential):
+    """Nothing of it is trained."""
+
+    def __init__(self) -> None:
+        super().__init__(nn.Flatten(), nn.Linear(192, 4))
+        self.requires_grad_(False)
+
+
+class Ghost(nn.Sequential):
+    """It takes images by fours."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            nn.Unflatten(0, (4, -1)), nn.Flatten(0, 1), nn.Flatten(), nn.Linear(192, 4)
+        )
+
+
+class Converting(nn.Sequential):
+    """NumPy has no bfloat16."""
+
+    def __init__(self) -> None:
+        super().__init__(nn.Flatten(), nn.Linear(192, 4))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        output = super().forward(images)
+        output.detach().numpy()
+        return output
+
+
+@pytest.mark.parametrize("network", [Frozen, Ghost, Converting])
+def test_any_network_that_trains_in_float32_does_so_with_auto(
+    monkeypatch: pytest.MonkeyPatch, network: type[nn.Module]
 ) -> None:
+    monkeypatch.setattr(precision_module, "has_native_bfloat16", lambda device: True)
+    choice = choose_precision("auto", network(), 8, 16, CPU)
+    if network is not Frozen:
+        assert choice.precision == "float32"
+        assert choice.reason.startswith("this network does not run in bfloat16: ")
+
+
+@pytest.fixture
+def run_parts() -> Any:
     sys.path.insert(0, str(Path(__file__).parent))
-    from test_on_device import training
+    import test_on_device
 
-    from margrave.training import fit
+    return test_on_device
 
-    parts = {"kind": "adaface"}, {"kind": "chunked"}
-    begun = training(*parts, precision="bfloat16", epochs=1)
+
+def test_resuming_keeps_what_the_run_began_with(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, run_parts: Any
+) -> None:
+    native = True
+    monkeypatch.setattr(products_module, "has_native_bfloat16", lambda device: native)
+    monkeypatch.setattr(products_module, "WORTHWHILE_COSINES", 1)
+    parts = {"kind": "adaface"}, {"kind": "chunked", "products": "auto", "block_size": 3}
+    begun = run_parts.training(*parts, precision="bfloat16", epochs=1)
+    assert begun.head.products == "bfloat16"
     fit(begun, tmp_path)
+    native = False
     monkeypatch.setattr(precision_module, "has_native_bfloat16", lambda device: False)
-    resumed = training(*parts, precision="auto", epochs=2)
-    assert resumed.precision.precision == "float32"
+    resumed = run_parts.training(*parts, precision="auto", epochs=2)
+    assert (resumed.precision.precision, resumed.head.products) == ("float32", "float32")
     fit(resumed, tmp_path, resume=True)
-    assert resumed.precision.precision == "bfloat16"
+    assert (resumed.precision.precision, resumed.head.products) == ("bfloat16", "bfloat16")
+
+
+def test_a_checkpoint_from_before_products_resumes_in_float32(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, run_parts: Any
+) -> None:
+    monkeypatch.setattr(products_module, "has_native_bfloat16", lambda device: True)
+    monkeypatch.setattr(products_module, "WORTHWHILE_COSINES", 1)
+    parts = {"kind": "adaface"}, {"kind": "chunked", "products": "auto", "block_size": 3}
+    fit(run_parts.training(*parts, epochs=1), tmp_path)
+    path = latest_checkpoint(tmp_path) / "state.json"  # pyright: ignore[reportOptionalOperand]
+    state = json.loads(path.read_text())
+    for name in ("products", "precision", "loss_scale"):
+        del state[name]
+    path.write_text(json.dumps(state))
+    resumed = run_parts.training(*parts, epochs=2)
+    fit(resumed, tmp_path, resume=True)
+    assert resumed.head.products == "float32"
+    state["precision"] = "float7"
+    path = latest_checkpoint(tmp_path) / "state.json"  # pyright: ignore[reportOptionalOperand]
+    path.write_text(json.dumps(state))
+    with pytest.raises(ValueError, match="precision 'float7'"):
+        fit(run_parts.training(*parts, precision="auto", epochs=3), tmp_path, resume=True)
+
+
+def test_centers_that_move_in_the_backward_pass_are_never_scaled(
+    monkeypatch: pytest.MonkeyPatch, run_parts: Any
+) -> None:
+    choice = PrecisionChoice("float16", "as on a V100")
+    monkeypatch.setattr("margrave.training.setup.choose_precision", lambda *_: choice)
+    optimizer = {"learning_rate": 0.02, "centres_in_backward": True}
+    parts = {"kind": "adaface"}, {"kind": "chunked"}
+    trained = run_parts.training(*parts, precision="auto", optimizer=optimizer)
+    assert trained.precision.precision == "float32"
+    assert trained.loss_scale is None
+
+
+def test_a_run_of_margrave_0_1_says_null_for_threads() -> None:
+    assert TrainingSettings.model_validate({"threads": None}).threads == "auto"

@@ -34,7 +34,18 @@ from margrave.inference import Embedder, Verification, verify
 from margrave.losses import create as create_loss
 from margrave.registry import names_from_file
 from margrave.report import draw_curves
-from margrave.training import MetricsLog, Position, Training, fit, read_metrics, set_up
+from margrave.training import (
+    MetricsLog,
+    Position,
+    PrecisionChoice,
+    Training,
+    fit,
+    latest_checkpoint,
+    precision_of,
+    read_metrics,
+    read_state,
+    set_up,
+)
 
 Judged = dict[str, Verification]
 
@@ -78,8 +89,8 @@ class Run:
         folder.mkdir(parents=True, exist_ok=True)
         self.sets = {name: open_pairs(entry) for name, entry in config.evaluation.sets.items()}
 
-    def open_training(self) -> Training:
-        """Open the training images and build every moving part."""
+    def open_training(self, resume: bool = False) -> Training:
+        """Open the training images and build every moving part, as the run began where it did."""
         config, data = self.config, self.config.data
         initial = None
         if config.initial_model is not None:
@@ -109,16 +120,24 @@ class Run:
             create_loss(config.loss),
             config.head,
             initial,
+            self._former_precision() if resume else None,
         )
         self._print_choices(training)
         return training
+
+    def _former_precision(self) -> PrecisionChoice | None:
+        checkpoint = latest_checkpoint(self.folder)
+        if self.config.training.precision != "auto" or checkpoint is None:
+            return None
+        state = read_state(checkpoint)
+        return precision_of(state) if "precision" in state else None
 
     def _print_choices(self, training: Training) -> None:
         """What was chosen for this machine, and why."""
         choice, head = training.precision, training.head
         lines = [f"network in {choice.precision} ({choice.reason})"]
         if isinstance(head, ChunkedHead):
-            lines.append(f"head's products in {head.products_for(training.settings.batch_size)}")
+            lines.append(f"head's products in {head.products}")
         threads, workers = torch.get_num_threads(), training.settings.workers
         lines.append(f"{threads} threads" + (f", {workers} workers" if workers else ""))
         self.console.print("; ".join(lines), markup=False)
@@ -151,7 +170,7 @@ class Run:
         if not resume and self.first:
             save_config(self.config, self.folder / "config.yaml")
         every, epochs = self.config.evaluation.every_epochs, training.settings.epochs
-        chosen = training.precision
+        chosen = training.precision, getattr(training.head, "products", None)
         judged: Judged = {}
 
         def after_epoch(training: Training, log: MetricsLog) -> None:
@@ -190,7 +209,7 @@ class Run:
                 )
             if self.first:
                 save_config(self.config, path)
-            if training.precision.precision != chosen.precision:
+            if (training.precision, getattr(training.head, "products", None)) != chosen:
                 self._print_choices(training)
             left = "it is finished" if position.epoch == epochs else f"{epochs} in all"
             said = f"going on after {position.epoch} epochs and {position.batch} steps; {left}"

@@ -83,7 +83,7 @@ def train(
         checkpoint = latest_checkpoint(folder)
         if checkpoint is not None:
             console.print(f"going on from {checkpoint}", markup=False, soft_wrap=True)
-        training = run.open_training()
+        training = run.open_training(resume is not None)
         judged = run.train(training, resume=checkpoint is not None)
     except KeyboardInterrupt:
         if not told_by_launcher():

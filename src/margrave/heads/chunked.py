@@ -116,6 +116,7 @@ class ChunkedHead(Head):
         if sample_rate is not None:
             self.register_buffer("draws", torch.zeros((), dtype=torch.int64))
             self._drawn, self._drawn_version = 0, -1
+            self._drawn_from: Tensor | None = None
 
     def update_in_backward(self, momentum: float = 0.9, weight_decay: float = 5e-4) -> None:
         """Apply SGD to the class centers block by block inside the backward pass, from now on.
@@ -192,6 +193,7 @@ class ChunkedHead(Head):
             update=self._update if self._update_settings else None,
             fused=fused,
             products=self.products_for(len(target)),
+            keeps=torch.is_grad_enabled(),
         )
         total, cosine = NegativeLogSumExp.apply(own, batch.norm, self.weight, self.bias, step)
         modified = self.loss.modify_target(cosine, batch.context)
@@ -245,9 +247,13 @@ class ChunkedHead(Head):
 
         Read from the buffer only where something else wrote it, since reading makes the host wait.
         """
-        if self.draws._version != self._drawn_version:
-            self._drawn = int(self.draws)
-        number = self._drawn
-        self.draws += 1
-        self._drawn, self._drawn_version = number + 1, self.draws._version
-        return number
+        draws = self.draws
+        # Tensors made in inference mode do not say whether they were written.
+        known = not draws.is_inference() and draws is self._drawn_from
+        if not known or draws._version != self._drawn_version:
+            self._drawn = int(draws)
+        draws += 1
+        self._drawn += 1
+        self._drawn_from = draws
+        self._drawn_version = -1 if draws.is_inference() else draws._version
+        return self._drawn - 1

@@ -23,6 +23,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from margrave.distributed import World, all_reduce_sum, gather_rows, log_sum_exp_of_ranks
 from margrave.heads.cosine_cache import CosineCache
@@ -62,6 +63,7 @@ class Step:
         update: where given, blocks of the weight's gradient go there and nowhere else.
         fused: a block's arithmetic compiled, where that pays.
         products: the precision of the three products, as `choose_products` resolved it.
+        keeps: whether a backward pass may follow.
     """
 
     loss: Loss
@@ -78,6 +80,7 @@ class Step:
     update: RowUpdate | None
     fused: FusedBlock | None
     products: Products
+    keeps: bool
 
     @cached_property
     def factors(self) -> Tensor:
@@ -167,7 +170,7 @@ class NegativeLogSumExp(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         del features, feature_norm
         buffer = None
-        if any(ctx.needs_input_grad):
+        if step.keeps and any(ctx.needs_input_grad):
             buffer = step.cosine_cache.acquire(len(step.target) * step.count(weight), step.factors)
         with tf32(step.products == "tf32"):
             total, cache = _sum_up(weight, bias, step, buffer)
@@ -182,7 +185,10 @@ class NegativeLogSumExp(torch.autograd.Function):
         return total[step.own], step.target[step.own].clone()
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+    @once_differentiable
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, *gradients: Tensor
+    ) -> tuple[Tensor | None, ...]:
         weight, bias, total = ctx.saved_tensors
         step: Step = ctx.step
         upstream = gather_rows(torch.stack(gradients, dim=1), step.sizes, step.world)
@@ -191,7 +197,8 @@ class NegativeLogSumExp(torch.autograd.Function):
             for number, block in step.blocks(weight):
                 passes.add_block(number, block, ctx.cache.get(number))
         # Another backward pass over this graph rebuilds them.
-        step.cosine_cache.release(ctx.buffer)
+        if ctx.buffer is not None:
+            step.cosine_cache.release(ctx.buffer)
         ctx.cache, ctx.buffer = {}, None
         return (*passes.gradients(), None)
 

@@ -18,7 +18,7 @@ from margrave.losses import Context, Loss
 
 REGISTERS = 1024
 """Columns of a row that a group of a GPU's threads holds at a time; blocks are made of as many."""
-OWN_KERNELS = 6
+OWN_KERNELS = 12
 """Shapes of a block that get a kernel of their own."""
 
 
@@ -138,9 +138,12 @@ class Compiled:
             self._shapes.add(shape)
         try:
             return self._kernel(given[0].device.type, shape not in self._shapes)(*given)
+        except torch.OutOfMemoryError:
+            raise
         # Compilers fail with nearly anything; what is wrong with the data fails again below.
         except Exception as error:
-            reason = str(error).strip().partition("\n")[0]
+            # The first line may say no more than which part of the compiler it was.
+            reason = " ".join(str(error).split("\n", 2)[:2]).strip()
             warnings.warn(
                 f"{self._name} cannot be compiled here ({reason}); running without, somewhat "
                 "slower: set the head's compiled to false to silence this warning",

@@ -1,24 +1,28 @@
 """Training: settings to moving parts, the loop, and its checkpoints."""
 
-from margrave.training.checkpoint import latest_checkpoint
+from margrave.training.checkpoint import latest_checkpoint, read_state
 from margrave.training.diagnosis import NonFiniteLossError
 from margrave.training.loop import StepReport, fit
 from margrave.training.metrics import MetricsLog, read_metrics
+from margrave.training.precision import PrecisionChoice
 from margrave.training.settings import OptimizerSettings, ScheduleSettings, TrainingSettings
 from margrave.training.setup import set_up
-from margrave.training.state import Position, Training
+from margrave.training.state import Position, Training, precision_of
 
 __all__ = [
     "MetricsLog",
     "NonFiniteLossError",
     "OptimizerSettings",
     "Position",
+    "PrecisionChoice",
     "ScheduleSettings",
     "StepReport",
     "Training",
     "TrainingSettings",
     "fit",
     "latest_checkpoint",
+    "precision_of",
     "read_metrics",
+    "read_state",
     "set_up",
 ]

@@ -6,11 +6,14 @@ Losses, statistics and heads compute in float32 (or float64) whatever the networ
 from __future__ import annotations
 
 import copy
+import random
 import time
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -20,6 +23,8 @@ Precision = Literal["float32", "bfloat16", "float16", "float64"]
 LOW_PRECISIONS = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 VOLTA = (7, 0)
 """The first CUDA capability with float16 in its matrix units."""
+LONGEST_STEP = 0.3
+"""Seconds that two images may take for a network to be measured."""
 MEASURED_SECONDS = 0.05
 """What one measured step should take at least, so that its batch is worth measuring."""
 
@@ -59,8 +64,8 @@ def choose_precision(
 
     A CUDA device answers by its generation: bfloat16 from Ampere on, float16 with a scaled loss on
     Volta and Turing, else float32. On a processor steps of the network itself are measured, for
-    about a quarter of a second, after a product of matrices has shown that bfloat16 is not
-    emulated. Other devices take float32.
+    about a second, after a product of matrices has shown that bfloat16 is not emulated; a network
+    too large for that is all products. Other devices take float32.
 
     Args:
         wanted: from the settings.
@@ -86,7 +91,13 @@ def choose_precision(
         return PrecisionChoice("float32", f"nothing lower is known to be faster on {device.type}")
     if not has_native_bfloat16("cpu"):
         return PrecisionChoice("float32", "this processor has no bfloat16 of its own")
-    if _step_is_faster_in_bfloat16(network, image_size, batch_size):
+    try:
+        faster = _step_is_faster_in_bfloat16(network, image_size, batch_size)
+    # Custom networks can do anything, and what they do in float32 is not known yet either.
+    except Exception as error:
+        reason = str(error).strip().partition("\n")[0]
+        return PrecisionChoice("float32", f"this network does not run in bfloat16: {reason}")
+    if faster:
         return PrecisionChoice("bfloat16", "measured faster than float32 in steps of this network")
     return PrecisionChoice("float32", "measured no slower than bfloat16 in steps of this network")
 
@@ -94,12 +105,12 @@ def choose_precision(
 def _step_is_faster_in_bfloat16(network: nn.Module, image_size: int, batch_size: int) -> bool:
     # Batch norm's averages move and gradients appear: not in the network itself.
     trial = copy.deepcopy(network).train()
-    generator_state = torch.get_rng_state()
 
     def step(images: torch.Tensor, low: bool) -> None:
         with torch.autocast("cpu", torch.bfloat16, enabled=low):
             output = trial(images)
-        output.float().sum().backward()
+        if output.requires_grad:
+            output.float().sum().backward()
 
     def images_of(count: int) -> torch.Tensor:
         images = torch.randn(count, 3, image_size, image_size)
@@ -107,17 +118,29 @@ def _step_is_faster_in_bfloat16(network: nn.Module, image_size: int, batch_size:
         last = weights.is_contiguous(memory_format=torch.channels_last)
         return images.to(memory_format=torch.channels_last if last else torch.contiguous_format)
 
-    try:
+    with _draws_restored():
         images = images_of(2)
+        step(images, low=True)
         step(images, low=False)
         started = time.perf_counter()
         step(images, low=False)
         seconds = time.perf_counter() - started
+        if seconds > LONGEST_STEP:
+            return True
         images = images_of(2 * max(1, min(batch_size // 2, int(MEASURED_SECONDS / seconds))))
-        rounds = 2 if seconds < MEASURED_SECONDS else 1
-        return is_faster(lambda: step(images, True), lambda: step(images, False), rounds)
+        return is_faster(lambda: step(images, True), lambda: step(images, False), rounds=2)
+
+
+@contextmanager
+def _draws_restored() -> Iterator[None]:
+    """Let no draw of what happens inside be missed by what follows."""
+    states = torch.get_rng_state(), np.random.get_state(), random.getstate()
+    try:
+        yield
     finally:
-        torch.set_rng_state(generator_state)
+        torch.set_rng_state(states[0])
+        np.random.set_state(states[1])
+        random.setstate(states[2])
 
 
 class LossScale:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from margrave.settings import Settings
 
@@ -90,6 +90,12 @@ class TrainingSettings(Settings):
     """Seconds between two checkpoints; one is written after every epoch too."""
     tensorboard: bool = False
     """Write TensorBoard events beside the JSON lines (extra `track`)."""
+
+    @field_validator("threads", mode="before")
+    @classmethod
+    def _read_former(cls, value: Any) -> Any:
+        # Margrave 0.1 wrote null for what is auto now.
+        return "auto" if value is None else value
 
     @model_validator(mode="after")
     def _check(self) -> TrainingSettings:

@@ -32,12 +32,12 @@ from margrave.distributed import (
     gather_objects,
     shard_parameters,
 )
-from margrave.hardware import usable_cores
+from margrave.hardware import core_share
 from margrave.heads import HEADS, ChunkedHead, Head
 from margrave.losses import Loss
 from margrave.statistics import MomentumEncoder
 from margrave.training.optimizer import build_optimizer
-from margrave.training.precision import choose_precision
+from margrave.training.precision import PrecisionChoice, choose_precision
 from margrave.training.settings import TrainingSettings
 from margrave.training.state import Training
 
@@ -53,6 +53,7 @@ def set_up(
     loss: Loss,
     head: Mapping[str, Any],
     initial_state: Mapping[str, torch.Tensor] | None = None,
+    precision: PrecisionChoice | None = None,
 ) -> Training:
     """Build every part of a training.
 
@@ -64,6 +65,7 @@ def set_up(
         loss: what to minimise.
         head: ``{"kind": name, **settings}``.
         initial_state: weights of the backbone to begin with (fine-tuning).
+        precision: the settings' choice where it was made before (resuming).
 
     Raises:
         ValueError: whatever a component refuses.
@@ -72,7 +74,10 @@ def set_up(
     _check_batches(settings, launch.size)
     _set_threads(settings, launch)
     fabric = _launch_fabric(settings, launch)
-    workers = _workers_for(settings, images, fabric.device, launch)
+    # What a rank finds out for itself all take from the first, here and below.
+    workers = gather_objects(
+        _workers_for(settings, images, fabric.device, launch), current_world()
+    )[0]
     settings = settings.model_copy(update={"workers": workers})
     head = _head_for(head, launch.size)
     torch.manual_seed(settings.seed)
@@ -95,16 +100,19 @@ def set_up(
     encoder = None
     if "momentum_embeddings" in built_head.reads:
         encoder = MomentumEncoder(network, settings.encoder_momentum)
-    precision = choose_precision(
-        settings.precision,
-        network,
-        images.size,
-        settings.batch_size // (launch.size * settings.accumulate),
-        fabric.device,
+    micro_batch = settings.batch_size // settings.accumulate
+    choice = precision or choose_precision(
+        settings.precision, network, images.size, micro_batch // launch.size, fabric.device
     )
-    # All ranks take the first one's.
-    precision = gather_objects(precision, current_world())[0]
-    double = torch.float64 if precision.precision == "float64" else None
+    if choice.precision == "float16" and settings.optimizer.centres_in_backward:
+        reason = "optimizer.centres_in_backward cannot leave out a step, as float16 must"
+        choice = PrecisionChoice("float32", reason)
+    choice = gather_objects(choice, current_world())[0]
+    automatic = isinstance(built_head, ChunkedHead) and built_head.products == "auto"
+    if isinstance(built_head, ChunkedHead):
+        chosen = built_head.products_for(micro_batch)
+        built_head.products = gather_objects(chosen, current_world())[0]
+    double = torch.float64 if choice.precision == "float64" else None
     network = network.to(double)
     whole_network = copy.deepcopy(network).requires_grad_(False) if split else None
     with warnings.catch_warnings():
@@ -129,7 +137,8 @@ def set_up(
         images=images,
         sampler=sampler,
         loader=training_loader(images, sampler, workers, pin_memory=fabric.device.type == "cuda"),
-        precision=precision,
+        precision=choice,
+        automatic_products=automatic,
     )
 
 
@@ -138,7 +147,7 @@ def _set_threads(settings: TrainingSettings, launch: Launch) -> None:
     if settings.threads != "auto":
         torch.set_num_threads(settings.threads)
     elif "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(max(usable_cores() // launch.local_size, 1))
+        torch.set_num_threads(core_share(launch.local_size))
 
 
 def _workers_for(
@@ -148,7 +157,7 @@ def _workers_for(
         return settings.workers
     if device.type == "cpu" or images.is_cached:
         return 0
-    return min(max(usable_cores() // launch.local_size - 1, 0), MOST_WORKERS)
+    return min(core_share(launch.local_size) - 1, MOST_WORKERS)
 
 
 def _sampler_for(

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -18,10 +18,11 @@ from torch.utils.data import DataLoader
 from margrave.data import Batch, EpochSampler, TrainingImages
 from margrave.distributed import World, current_world, whole
 from margrave.distributed.tensor_store import load_tensors, stored_tensors
-from margrave.heads import Head
+from margrave.heads import ChunkedHead, Head
+from margrave.heads.products import choose_products
 from margrave.statistics import MomentumEncoder
 from margrave.training.checkpoint import read_state, save_checkpoint
-from margrave.training.precision import LossScale, PrecisionChoice
+from margrave.training.precision import LossScale, Precision, PrecisionChoice
 from margrave.training.settings import TrainingSettings
 
 
@@ -55,6 +56,7 @@ class Training:
         unreadable: images that were skipped, and why.
         precision: what the network computes in.
         loss_scale: of float16.
+        automatic_products: whether the head's precision was chosen for this machine.
     """
 
     settings: TrainingSettings
@@ -71,6 +73,7 @@ class Training:
     loader: DataLoader[Batch]
     precision: PrecisionChoice
     loss_scale: LossScale | None = None
+    automatic_products: bool = False
     position: Position = Position()
     unreadable: dict[str, str] = field(default_factory=dict)
 
@@ -128,6 +131,7 @@ class Training:
             "unreadable": self.unreadable,
             "log_length": log_length,
             "precision": self.precision.precision,
+            "products": getattr(self.head, "products", None),
             "loss_scale": None if self.loss_scale is None else self.loss_scale.state(),
         }
         optimizing = {
@@ -172,9 +176,14 @@ class Training:
         self.position = Position(**state["position"])
         self.sampler.resume(state.get("order", {}))
         self.unreadable = dict(state["unreadable"])
+        # The same numbers again matter more than what is fastest on this machine.
         if self.settings.precision == "auto" and "precision" in state:
-            # The same numbers again matter more than what is fastest on this machine.
-            self._set_precision(PrecisionChoice(state["precision"], "as the run began"))
+            self._set_precision(precision_of(state))
+        if self.automatic_products and isinstance(self.head, ChunkedHead):
+            # Before it was kept there was float32 alone.
+            self.head.products = choose_products(
+                state.get("products") or "float32", self.head.weight, 0
+            )
         if self.loss_scale is not None and state.get("loss_scale"):
             self.loss_scale.load(state["loss_scale"])
         return state["log_length"]
@@ -258,6 +267,19 @@ class Training:
             "encoder": self.encoder,
         }
         return {name: module for name, module in parts.items() if module is not None}
+
+
+def precision_of(state: Mapping[str, Any]) -> PrecisionChoice:
+    """What a checkpoint's training computed in.
+
+    Raises:
+        ValueError: the state names no precision.
+    """
+    if state["precision"] not in get_args(Precision):
+        raise ValueError(
+            f"the checkpoint's precision {state['precision']!r} is none; it is damaged"
+        )
+    return PrecisionChoice(state["precision"], "as the run began")
 
 
 def _told(what: tuple[torch.Size, torch.dtype]) -> str:
