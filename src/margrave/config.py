@@ -15,6 +15,7 @@ from pydantic import Field, ValidationError
 from margrave.backbones import BACKBONES
 from margrave.checkpoints import atomic_write
 from margrave.data import SOURCES, Augmentation, Fit
+from margrave.files import read_yaml
 from margrave.heads import HEADS
 from margrave.losses import LOSSES
 from margrave.losses import create as create_loss
@@ -123,10 +124,7 @@ def parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
             block = block.setdefault(part, {})
             if not isinstance(block, dict):
                 raise ValueError(f"--set {override!r} contradicts an earlier --set of {part!r}")
-        try:
-            block[last] = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise ValueError(f"--set {override!r}: {text!r} is not YAML ({error})") from None
+        block[last] = read_yaml(text, f"--set {override!r}: {text!r}")
     return nested
 
 
@@ -142,10 +140,7 @@ def read_config(recipes: Sequence[str], overrides: Mapping[str, Any]) -> RunConf
     # So that a setting of a default component can be changed without naming the component.
     merged: dict[str, Any] = dict(DEFAULTS)
     for recipe in recipes:
-        try:
-            block = yaml.safe_load(recipe_text(recipe)) or {}
-        except yaml.YAMLError as error:
-            raise ValueError(f"{recipe} is not YAML: {error}") from None
+        block = read_yaml(recipe_text(recipe), recipe) or {}
         if not isinstance(block, dict):
             raise ValueError(f"{recipe} holds a {type(block).__name__}, not settings by name")
         merged = merge(merged, block)

@@ -8,6 +8,7 @@ import pathlib
 import pickle
 import sys
 import types
+import zipfile
 
 import numpy as np
 import pytest
@@ -163,3 +164,23 @@ def test_a_missing_file_is_named(tmp_path):
 def test_two_networks_under_one_name_are_refused():
     with pytest.raises(ValueError, match=r"'model.fc.weight' and 'fc.weight' both mean"):
         strip_prefixes({"model.fc.weight": WEIGHT, "fc.weight": WEIGHT})
+
+
+def test_a_deflated_file_that_unpacks_beyond_measure_is_refused(tmp_path):
+    plain, bomb = tmp_path / "plain.pth", tmp_path / "bomb.pth"
+    torch.save({"weight": torch.zeros(150 * 2**20)}, plain)
+    with zipfile.ZipFile(plain) as source, zipfile.ZipFile(bomb, "w") as target:
+        for part in source.infolist():
+            target.writestr(part.filename, source.read(part), zipfile.ZIP_DEFLATED)
+    assert bomb.stat().st_size < 2**20
+    with pytest.raises(ValueError, match=r"bomb\.pth has \d+ bytes and asks for more than"):
+        read_checkpoint(bomb)
+    plain.unlink()
+
+
+def test_tensors_that_repeat_few_numbers_are_refused(tmp_path):
+    path = tmp_path / "wide.pth"
+    torch.save({"state_dict": {"weight": torch.zeros(1).expand(2**30)}}, path)
+    assert path.stat().st_size < 10_000
+    with pytest.raises(ValueError, match=r"wide\.pth has \d+ bytes and asks for more than"):
+        read_checkpoint(path)

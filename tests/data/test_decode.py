@@ -170,3 +170,38 @@ def test_shrinking_averages() -> None:
 def test_unknown_fit_lists_the_choices() -> None:
     with pytest.raises(ValueError, match="crop, pad, stretch"):
         fit_image(_photo(), 10, "squash")  # type: ignore[arg-type]
+
+
+def jpeg(side: int = 64, progressive: bool = False) -> bytes:
+    parameters = [cv2.IMWRITE_JPEG_PROGRESSIVE, int(progressive)]
+    return cv2.imencode(".jpg", np.zeros((side, side, 3), np.uint8), parameters)[1].tobytes()
+
+
+def frame_of(data: bytes) -> bytes:
+    """A JPEG's frame header."""
+    start = min(place for mark in (b"\xff\xc0", b"\xff\xc2") if (place := data.find(mark)) > 0)
+    return data[start : start + 2 + struct.unpack(">H", data[start + 2 : start + 4])[0]]
+
+
+@pytest.mark.parametrize("end", [b"\xff\xd9", b"\xff\xd9\x00"])
+def test_a_second_frame_hides_no_size(end: bytes) -> None:
+    """Decoders go by the first."""
+    data = jpeg()
+    frame = frame_of(data)
+    sized = {side: frame[:5] + struct.pack(">HH", side, side) + frame[9:] for side in (8, 20_000)}
+    bomb = data.replace(frame, sized[20_000])[:-2] + sized[8] + end
+    with pytest.raises(ValueError, match="declares 20000 x 20000 pixels"):
+        decode_image(bomb, "bomb.jpg")
+
+
+def test_a_picture_that_is_gone_over_again_and_again_is_refused() -> None:
+    data = jpeg(64, progressive=True)
+    frame = frame_of(data)
+    huge = data.replace(frame, frame[:5] + struct.pack(">HH", 7000, 7000) + frame[9:])
+    start = huge.index(b"\xff\xda")
+    scan = huge[start : huge.index(b"\xff\xda", start + 2)]
+    bomb = huge[:-2] + scan * 500 + huge[-2:]
+    assert len(bomb) < 100_000
+    with pytest.raises(ValueError, match="goes over its 49000000 pixels"):
+        decode_image(bomb, "bomb.jpg")
+    assert decode_image(data, "fine.jpg").shape == (64, 64, 3)

@@ -14,6 +14,7 @@ from margrave.checkpoints.contract import State
 # Metric Learning W, both (features, classes); the others weight, either way round.
 FEATURES_FIRST = ("kernel", "W")
 EITHER_WAY = ("weight",)
+SHOWN = 8
 
 
 def head_weight(state: State, embedding_size: int) -> Tensor:
@@ -70,8 +71,12 @@ def merge_head_shards(shards: Mapping[str, State], embedding_size: int) -> Tenso
         if rank in by_rank:
             raise ValueError(f"{by_rank[rank][0]} and {name} are both rank {rank}; keep one")
         by_rank[rank] = (name, state)
-    if missing := sorted(set(range(max(by_rank, default=0) + 1)) - set(by_rank)):
-        raise ValueError(f"head shards of ranks {missing} are missing; found {sorted(by_rank)}")
+    if max(by_rank, default=0) >= len(by_rank):
+        # One rank at least is missing among as many as there are files.
+        absent = [rank for rank in range(max(len(by_rank), 1)) if rank not in by_rank]
+        raise ValueError(
+            f"head shards of ranks {absent[:SHOWN]} are missing; found {sorted(by_rank)[:SHOWN]}"
+        )
     ordered = [by_rank[rank] for rank in sorted(by_rank)]
     parts = [head_weight(state, embedding_size) for _, state in ordered]
     _check_sizes([name for name, _ in ordered], [len(part) for part in parts])

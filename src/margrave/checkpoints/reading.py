@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 import re
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
+
+from margrave.files import Budget
 
 # Where training programs put the weights inside what they save.
 WRAPPERS = (
@@ -107,10 +110,12 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def _read_pickle(path: Path) -> Any:
+    budget = Budget(path.stat().st_size, str(path))
+    _check_archive(path)
     stand_ins: list[Any] = [(Ignored, name) for name in HARMLESS]
     try:
         with torch.serialization.safe_globals(stand_ins):
-            return torch.load(path, map_location="cpu", weights_only=True)
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         if wanted := re.search(r"GLOBAL (\S+)", str(error)):
             raise ValueError(
@@ -122,6 +127,33 @@ def _read_pickle(path: Path) -> Any:
     # A damaged pickle can fail with nearly anything, from EOFError to struct.error.
     except Exception as error:
         raise ValueError(f"{path}: damaged or no PyTorch file ({_first_line(error)})") from error
+    _check_tensors(content, budget)
+    return content
+
+
+def _check_archive(path: Path) -> None:
+    """Refuse a file of PyTorch's whose parts unpack to more than it may ask for."""
+    if not zipfile.is_zipfile(path):
+        return
+    try:
+        with zipfile.ZipFile(path) as archive:
+            sizes = [part.file_size for part in archive.infolist()]
+    except (OSError, ValueError, zipfile.BadZipFile, NotImplementedError) as error:
+        raise ValueError(f"{path}: damaged or no PyTorch file ({_first_line(error)})") from error
+    # What is stored as it is takes no more than the file; overlapping parts and deflated ones do.
+    Budget(path.stat().st_size, str(path)).take(sum(sizes))
+
+
+def _check_tensors(content: Any, budget: Budget) -> None:
+    """Refuse tensors that repeat a few numbers into more than the file may ask for."""
+    pending, seen = [content], set()
+    while pending:
+        value = pending.pop()
+        if isinstance(value, Tensor):
+            budget.take(value.numel() * value.itemsize)
+        elif isinstance(value, Mapping | list | tuple) and id(value) not in seen:
+            seen.add(id(value))
+            pending += value.values() if isinstance(value, Mapping) else value
 
 
 def _first_line(error: Exception) -> str:

@@ -19,7 +19,9 @@ MAXIMUM_PIXELS = 64_000_000
 _JPEG_MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]", re.DOTALL)
 _JPEG_END = b"\xff\xd9"
 _JPEG = b"\xff\xd8\xff"
+_JPEG_SCAN = b"\xff\xda"
 _JPEG_END_OF_IMAGE = 0xD9
+_USUAL_SCANS, _MOST_SCANNED = 20, 1_000_000_000
 _JPEG_WITHOUT_LENGTH = (0x01, 0xD8)
 _JPEG_SEGMENTS = frozenset((*range(0xE0, 0xF0), 0xDB, 0xC4, 0xDD, 0xFE))
 _JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
@@ -62,6 +64,8 @@ def decode_image(data: bytes, name: str, maximum_pixels: int = MAXIMUM_PIXELS) -
         raise ValueError(
             f"{name} is truncated after {len(data)} bytes; fetch or copy it again, or remove it"
         ) from None
+    if data.startswith(_JPEG):
+        _check_scans(data, height * width, name)
     if height * width > maximum_pixels:
         raise ValueError(
             f"{name} declares {width} x {height} pixels, more than the {maximum_pixels} allowed; "
@@ -133,10 +137,22 @@ def _jpeg_size(data: bytes) -> tuple[int, int]:
             return height, width
         if code in _JPEG_WITHOUT_LENGTH:
             continue
-        if code in _JPEG_FRAMES:
+        # Decoders go by the first of several frames.
+        if code in _JPEG_FRAMES and not height:
             height, width = struct.unpack_from(">HH", data, position + 3)
         position += int.from_bytes(data[position : position + 2], "big")
     raise _Truncated
+
+
+def _check_scans(data: bytes, pixels: int, name: str) -> None:
+    """Refuse a progressive JPEG that goes over its pixels again and again in a few bytes each."""
+    # Within a scan 0xFF is never followed by this; thumbnails have a few of their own.
+    scans = data.count(_JPEG_SCAN)
+    if scans > _USUAL_SCANS and scans * pixels > _MOST_SCANNED:
+        raise ValueError(
+            f"{name} goes over its {pixels} pixels {scans} times, which no camera's files do; "
+            "it is refused: save it anew, or remove it"
+        )
 
 
 def _png_size(data: bytes) -> tuple[int, int]:

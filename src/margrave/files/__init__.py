@@ -2,5 +2,6 @@
 
 from margrave.files.budget import Budget
 from margrave.files.inert_pickle import Record, read_inert
+from margrave.files.yaml_text import read_yaml
 
-__all__ = ["Budget", "Record", "read_inert"]
+__all__ = ["Budget", "Record", "read_inert", "read_yaml"]

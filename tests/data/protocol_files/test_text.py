@@ -57,6 +57,11 @@ def test_malformed_tables_are_refused(
         list(read_table(write("table.csv", *lines), ("path", "role")))
 
 
+def test_a_header_of_a_million_columns_is_refused_soon(write: Callable[..., Path]) -> None:
+    with pytest.raises(ValueError, match="has 1000000 columns"):
+        list(read_table(write("table.csv", "a," * 999_999 + "b"), ("a", "c")))
+
+
 def test_long_lines_are_shortened(write: Callable[..., Path]) -> None:
     with pytest.raises(ValueError, match=r":2: 'x{120}'…; expected") as caught:
         list(read_table(write("table.csv", "a,b", "x" * 10_000), ("a", "b")))

@@ -9,6 +9,7 @@ import re
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from pathlib import Path
 
+MOST_COLUMNS = 1000
 MOST_DIGITS = 18
 """Whole numbers of as many digits always fit 64 bits."""
 
@@ -187,6 +188,10 @@ def read_table(
     lines = read_lines(path)
     number, header = next(lines, (1, ""))
     columns = [name.lower() for name in split_fields(path, number, header)]
+    if len(columns) > MOST_COLUMNS:
+        raise ValueError(
+            f"{path} has {len(columns)} columns, more than the {MOST_COLUMNS} of a table"
+        )
     positions = _find_columns(path, number, header, columns, required, optional)
     least = 1 + max(positions[: len(required)])
     for number, line in lines:

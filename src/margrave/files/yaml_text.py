@@ -1,0 +1,61 @@
+"""YAML of settings: read as plain values, whatever its anchors would make of it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import yaml
+
+LARGEST_NODES = 100_000
+"""Values, keys and lists in a file once every alias is written out."""
+
+
+def read_yaml(text: str, name: str) -> Any:
+    """What a YAML text says, with neither code nor explosions.
+
+    Args:
+        text: of the file.
+        name: what messages call it.
+
+    Raises:
+        ValueError: not YAML, nested too deeply, holding itself, or of more than 100 000 values
+            once aliases are written out.
+
+    >>> read_yaml("loss: {kind: adaface, margin: 0.4}", "mine.yaml")
+    {'loss': {'kind': 'adaface', 'margin': 0.4}}
+    """
+    loader = yaml.SafeLoader(text)
+    try:
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        if _expanded(node, {}, name) > LARGEST_NODES:
+            raise ValueError(
+                f"{name} stands for more than {LARGEST_NODES} values once its aliases are written "
+                "out; write out what is meant"
+            )
+        return loader.construct_document(node)
+    except RecursionError:
+        raise ValueError(f"{name} is nested too deeply for settings") from None
+    except yaml.YAMLError as error:
+        raise ValueError(f"{name} is not YAML: {error}") from None
+    finally:
+        loader.dispose()
+
+
+def _expanded(node: yaml.Node, known: dict[int, int | None], name: str) -> int:
+    """Nodes that a node stands for; one of an alias counts wherever it is."""
+    if id(node) in known:
+        count = known[id(node)]
+        if count is None:
+            raise ValueError(f"{name} holds itself, by an alias within what it stands for")
+        return count
+    known[id(node)] = None
+    children: list[yaml.Node] = []
+    if isinstance(node, yaml.SequenceNode):
+        children = node.value
+    elif isinstance(node, yaml.MappingNode):
+        children = [part for pair in node.value for part in pair]
+    count = 1 + sum(_expanded(child, known, name) for child in children)
+    known[id(node)] = count
+    return count
