@@ -235,7 +235,9 @@ class ChunkedHead(Head):
         position, own = self.position_of(labels)
         if self.sample_rate is None or not self.training:
             return None, torch.where(own, position, -1)
-        seed = (self.sample_seed, self._count_draw(), self.world.rank)
+        if self._call.draw is None:
+            self._call.draw = self._count_draw()
+        seed = (self.sample_seed, self._call.draw, self.world.rank)
         count = round(self.sample_rate * len(self.classes))
         rows = sample_classes(position, own, len(self.classes), count, seed)
         if not len(rows):

@@ -20,6 +20,7 @@ from margrave.distributed import (
     sizes_of_ranks,
 )
 from margrave.heads.embeddings import check_batch, unit_and_norm
+from margrave.heads.recomputation import Call, CallMemory
 from margrave.losses import Context, Loss
 from margrave.losses import create as create_loss
 from margrave.registry import Registry
@@ -106,6 +107,8 @@ class Head(nn.Module):
         self.embedding_size = embedding_size
         self.world = current_world() if self.splits_classes else World()
         self.classes = owned_classes(num_classes, self.world)
+        self._calls = CallMemory()
+        self._call = Call()
         self.weight = nn.Parameter(initial_centres(self.classes, embedding_size))
         self.bias = None if loss.normalized else nn.Parameter(torch.zeros(len(self.classes)))
         surroundings = Surroundings(
@@ -143,6 +146,21 @@ class Head(nn.Module):
                 statistics which count steps move once a step.
             reduction: ``mean`` for a scalar, ``none`` for (B,).
         """
+        # What holds a head may be compiled; its statistics, blocks and draws are not.
+        run = _uncompiled() if torch.compiler.is_compiling() else Head._loss_of
+        return run(
+            self, embeddings, labels, sample_indices, momentum_embeddings, new_step, reduction
+        )
+
+    def _loss_of(
+        self,
+        embeddings: Tensor,
+        labels: Tensor,
+        sample_indices: Tensor | None,
+        momentum_embeddings: Tensor | None,
+        new_step: bool,
+        reduction: Reduction,
+    ) -> Tensor:
         if reduction not in ("mean", "none"):
             raise ValueError(f"reduction = {reduction!r}; choices: mean, none")
         with torch.autocast(embeddings.device.type, enabled=False):
@@ -177,6 +195,10 @@ class Head(nn.Module):
     ) -> Batch:
         """Check and normalise a batch, find its target cosines, and update the statistics."""
         check_batch(embeddings, labels, self.num_classes, self.embedding_size)
+        first = self._calls.repeated(labels) if self.training else None
+        self._call = first or Call()
+        if self.training and first is None:
+            self._calls.remember(labels, self._call)
         labels = labels.long()
         unit, norm = unit_and_norm(embeddings.to(self.weight.dtype))
         sizes = sizes_of_ranks(len(labels), self.world, labels.device)
@@ -198,12 +220,9 @@ class Head(nn.Module):
                 everyone.unit_embeddings, everyone.feature_norm, everyone.labels
             )
             everyone = replace(everyone, target_cosine=all_reduce_sum(target, self.world))
-            provided: dict[str, Tensor] = {"feature_norm": everyone.feature_norm}
-            for statistic in self._statistics():
-                if self.training and (new_step or not statistic.per_step):
-                    statistic.update(everyone)
-                provided |= statistic.context(everyone)
-        context = Context(**provided)
+            if first is None:
+                self._call.provided = self._read_statistics(everyone, new_step)
+        context = Context(feature_norm=everyone.feature_norm, **self._call.provided)
         return Batch(
             unit=unit,
             norm=norm,
@@ -215,6 +234,15 @@ class Head(nn.Module):
             sizes=sizes,
             own=own,
         )
+
+    def _read_statistics(self, everyone: Observation, new_step: bool) -> dict[str, Tensor]:
+        """What the loss reads of the statistics, which move first in training."""
+        provided: dict[str, Tensor] = {}
+        for statistic in self._statistics():
+            if self.training and (new_step or not statistic.per_step):
+                statistic.update(everyone)
+            provided |= statistic.context(everyone)
+        return provided
 
     def own_target_products(self, unit: Tensor, norm: Tensor, labels: Tensor) -> Tensor:
         """(A,) cosθ_y, or W_yᵀx + b_y, where this rank owns the class, else 0."""
@@ -266,16 +294,24 @@ class Head(nn.Module):
         return f"{self.loss}, num_classes={self.num_classes}, embedding_size={self.embedding_size}"
 
 
+def _uncompiled() -> Any:
+    # As a decorator it would import the compiler, a second that most do not need.
+    return torch.compiler.disable(Head._loss_of)
+
+
 def initial_centres(classes: range, embedding_size: int) -> Tensor:
     """(len(classes), D) of N(0, 0.01²): some classes' centres, whoever else has the others.
 
     Equal seeds of torch's generator give a class the same centre under any division into ranks.
     """
-    seed = int(torch.randint(2**31, ()))
+    seed = int(torch.randint(2**31, (), device="cpu"))
     centres = torch.empty(len(classes), embedding_size)
+    if centres.is_meta:
+        return centres
     for block in range(classes.start // SEED_BLOCK, -(-classes.stop // SEED_BLOCK)):
         generator = torch.Generator().manual_seed(seed + block)
-        drawn = torch.randn(SEED_BLOCK, embedding_size, generator=generator).mul_(0.01)
+        shape = SEED_BLOCK, embedding_size
+        drawn = torch.randn(shape, generator=generator, device="cpu").mul_(0.01)
         first = block * SEED_BLOCK
         start, stop = max(first, classes.start), min(first + SEED_BLOCK, classes.stop)
         centres[start - classes.start : stop - classes.start] = drawn[start - first : stop - first]

@@ -79,7 +79,8 @@ def check_batch(embeddings: Tensor, labels: Tensor, num_classes: int, embedding_
         )
     if not len(labels):
         raise ValueError("the batch is empty: skip it, or lower the batch size")
-    outside = (labels < 0) | (labels >= num_classes)
+    numbers = labels.long()  # unsigned ones cannot be compared
+    outside = (numbers < 0) | (numbers >= num_classes)
     if not labels.is_cpu and _can_assert_later(labels.device.type):
         # To look at the values would make the host wait for the device at every step.
         torch._assert_async(~outside.any(), f"a label is outside [0, {num_classes})")
