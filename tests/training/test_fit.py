@@ -22,6 +22,7 @@ from margrave.training import (
     set_up,
 )
 from margrave.training import loop as loop_module
+from margrave.training.interruption import StopSignals
 from margrave.training.transfer import BatchesAhead
 
 SIZE, CLASSES, EACH = 16, 4, 12
@@ -175,7 +176,7 @@ def test_accumulated_gradient_is_the_whole_batchs(
         monkeypatch.setattr(one.optimizer, "zero_grad", lambda: None)
         one.sampler.start_at(0, 0)
         batches = BatchesAhead(one.loader, one.fabric.device)
-        loop_module._train_step(one, batches, [7], False, tmp_path)
+        loop_module._train_step(one, batches, [7], tmp_path, due=False, stop=StopSignals())
         gradients.append([p.grad.clone() for p in one.network.parameters() if p.grad is not None])
     for whole, parts in zip(*gradients, strict=True):
         torch.testing.assert_close(whole, parts, rtol=1e-4, atol=1e-6)

@@ -143,7 +143,8 @@ class VisionTransformer(nn.Module):
         tokens = (image_size // patch_size) ** 2
         self.patch_embed = PatchEmbedding(patch_size, width)
         self.pos_embed = nn.Parameter(torch.empty(1, tokens, width))
-        self.mask_token = nn.Parameter(torch.empty(1, 1, width))
+        # Unused, it would get no gradient, for which data-parallel training waits.
+        self.mask_token = nn.Parameter(torch.empty(1, 1, width), requires_grad=masked_share > 0)
         self.blocks = nn.ModuleList(
             TransformerBlock(
                 width, attention_heads, mlp_ratio, drop_path * index / max(depth - 1, 1)

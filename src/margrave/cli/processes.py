@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from margrave.distributed import current_launch, launch
+from margrave.distributed import current_launch, end_with_launcher, launch
 
 
 def share_out(context: typer.Context, devices: int) -> bool:
@@ -18,7 +18,10 @@ def share_out(context: typer.Context, devices: int) -> bool:
     Raises:
         RankError: one of them failed.
     """
-    if devices == 1 or current_launch().size > 1:
+    if current_launch().size > 1:
+        end_with_launcher()
+        return False
+    if devices == 1:
         return False
     launch(devices, [sys.executable, "-m", "margrave", *same_command(context)])
     return True

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +36,7 @@ from margrave.inference import Embedder, Verification, verify
 from margrave.losses import create as create_loss
 from margrave.registry import names_from_file
 from margrave.report import draw_curves
+from margrave.settings import Settings
 from margrave.training import (
     MetricsLog,
     Position,
@@ -41,6 +44,7 @@ from margrave.training import (
     Training,
     fit,
     latest_checkpoint,
+    locked,
     precision_of,
     read_metrics,
     read_state,
@@ -166,7 +170,15 @@ class Run:
             self.console.print(said, markup=False)
 
     def train(self, training: Training, resume: bool = False) -> Judged:
-        """Train to the end, evaluate, and write model, results and curves."""
+        """Train to the end, evaluate, and write model, results and curves.
+
+        Raises:
+            ValueError: another process trains in this folder.
+        """
+        with locked(self.folder) if self.first else nullcontext():
+            return self._train(training, resume)
+
+    def _train(self, training: Training, resume: bool) -> Judged:
         if not resume and self.first:
             save_config(self.config, self.folder / "config.yaml")
         every, epochs = self.config.evaluation.every_epochs, training.settings.epochs
@@ -201,8 +213,9 @@ class Run:
             path = self.folder / "config.yaml"
             typed = self.config.model_dump()
             with names_from_file(path, self.trust_code, typed):
-                former = read_config([str(path)], {}) if position.epoch >= epochs else self.config
-            if self._differs(former):
+                former = read_config([str(path)], {})
+            changes = self._changes(former)
+            if position.epoch >= epochs and changes:
                 raise ValueError(
                     f"{self.folder} is finished after {position.epoch} epochs, so nothing would be "
                     "trained with the settings changed; set training.epochs higher, or begin anew"
@@ -214,6 +227,11 @@ class Run:
             left = "it is finished" if position.epoch == epochs else f"{epochs} in all"
             said = f"going on after {position.epoch} epochs and {position.batch} steps; {left}"
             self.console.print(said, markup=False)
+            if changes:
+                said = f"the experiment has changed: {'; '.join(changes)}"
+                self.console.print(said, markup=False, soft_wrap=True)
+            for note in training.notes:
+                self.console.print(note, markup=False, soft_wrap=True)
 
         with training_bar(self.console) as report:
             fit(
@@ -233,10 +251,20 @@ class Run:
             self.write_results(judged)
         return judged
 
-    def _differs(self, other: RunConfig) -> bool:
-        """Whether another configuration trains otherwise; its images may lie elsewhere."""
-        parts = ("backbone", "loss", "head", "training")
-        return any(getattr(other, part) != getattr(self.config, part) for part in parts)
+    def _changes(self, former: RunConfig) -> list[str]:
+        """What another configuration trains otherwise; its images may lie elsewhere."""
+        changes = []
+        for part in ("backbone", "loss", "head", "training"):
+            before, now = (
+                _flat(getattr(former, part), part),
+                _flat(getattr(self.config, part), part),
+            )
+            changes += [
+                f"{name} is {now.get(name, 'gone')!s}, was {before.get(name, 'not there')!s}"
+                for name in dict.fromkeys([*before, *now])
+                if before.get(name) != now.get(name)
+            ]
+        return changes
 
     def _name(self, unreadable: dict[str, str]) -> None:
         if unreadable:
@@ -282,6 +310,18 @@ class Run:
         lines = read_metrics(self.folder / "metrics.jsonl")
         if rocs or any(line["kind"] == "training" for line in lines):
             draw_curves(lines, self.folder / "curves.png", rocs)
+
+
+def _flat(values: Any, prefix: str) -> dict[str, Any]:
+    """Settings by their whole names."""
+    values = values.model_dump() if isinstance(values, Settings) else values
+    if not isinstance(values, Mapping):
+        return {prefix: values}
+    return {
+        name: value
+        for key, inner in values.items()
+        for name, value in _flat(inner, f"{prefix}.{key}").items()
+    }
 
 
 def write_json(judged: Judged, path: Path) -> None:

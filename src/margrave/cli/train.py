@@ -45,7 +45,7 @@ def train(
     from margrave.cli.running import Run, show
     from margrave.config import merge, parse_overrides, read_config, read_run_config
     from margrave.data import recognise
-    from margrave.distributed import RankError, told_by_launcher
+    from margrave.distributed import RankError, has_launcher
     from margrave.training import latest_checkpoint
 
     console = Console(highlight=False)
@@ -86,7 +86,7 @@ def train(
         training = run.open_training(resume is not None)
         judged = run.train(training, resume=checkpoint is not None)
     except KeyboardInterrupt:
-        if not told_by_launcher():
+        if not has_launcher():
             console.print(f"stopped; go on with: margrave train --resume {folder}", markup=False)
         raise typer.Exit(130) from None
     show(console, judged)

@@ -14,10 +14,11 @@ from margrave.distributed.launch import (
     Launch,
     RankError,
     current_launch,
+    end_with_launcher,
+    has_launcher,
     launch,
     lost_touch,
     record_failure,
-    told_by_launcher,
 )
 from margrave.distributed.partition import owned_classes
 from margrave.distributed.sharding import shard_parameters, whole
@@ -32,8 +33,10 @@ __all__ = [
     "average_",
     "current_launch",
     "current_world",
+    "end_with_launcher",
     "gather_objects",
     "gather_rows",
+    "has_launcher",
     "joined_world",
     "launch",
     "log_sum_exp_of_ranks",
@@ -43,6 +46,5 @@ __all__ = [
     "record_failure",
     "shard_parameters",
     "sizes_of_ranks",
-    "told_by_launcher",
     "whole",
 ]

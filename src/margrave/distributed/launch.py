@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import threading
+import time
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,6 +16,8 @@ from margrave.hardware import usable_cores
 LAUNCHED_BY_MARGRAVE = "MARGRAVE_LAUNCHED"
 SECONDS_TO_END = 20
 """What the other processes get to end by themselves when one has failed."""
+SECONDS_AFTER_LAUNCHER = 7
+"""The same when the launcher is gone."""
 
 
 class RankError(RuntimeError):
@@ -129,12 +133,29 @@ def record_failure(error: BaseException) -> bool:
 
     if "TORCHELASTIC_ERROR_FILE" in os.environ:
         get_error_handler().record_exception(error)
-    return told_by_launcher()
+    return has_launcher()
 
 
-def told_by_launcher() -> bool:
+def has_launcher() -> bool:
     """Whether our launcher started this process, and speaks for all of them."""
     return LAUNCHED_BY_MARGRAVE in os.environ
+
+
+def end_with_launcher() -> None:
+    """Let this rank end soon after its launcher, however that ended; call it in every rank."""
+    if not has_launcher():
+        return
+    launcher = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == launcher:
+            time.sleep(1)
+        # First as a cluster would, so that what can be finished is.
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(SECONDS_AFTER_LAUNCHER)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def lost_touch(error: RuntimeError) -> RankError | None:

@@ -2,6 +2,7 @@
 
 from margrave.training.checkpoint import latest_checkpoint, read_state
 from margrave.training.diagnosis import NonFiniteLossError
+from margrave.training.interruption import StopRequested, locked
 from margrave.training.loop import StepReport, fit
 from margrave.training.metrics import MetricsLog, read_metrics
 from margrave.training.precision import PrecisionChoice
@@ -17,10 +18,12 @@ __all__ = [
     "PrecisionChoice",
     "ScheduleSettings",
     "StepReport",
+    "StopRequested",
     "Training",
     "TrainingSettings",
     "fit",
     "latest_checkpoint",
+    "locked",
     "precision_of",
     "read_metrics",
     "read_state",

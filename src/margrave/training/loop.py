@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from margrave.distributed import average_, gather_objects, gather_rows
 from margrave.training.checkpoint import latest_checkpoint, remove_checkpoints, remove_unfinished
 from margrave.training.diagnosis import NonFiniteLossError, diagnose_gradient, diagnose_loss
 from margrave.training.gradients import clip_gradients
+from margrave.training.interruption import StopRequested, StopSignals, locked
 from margrave.training.metrics import MetricsLog
 from margrave.training.schedule import learning_rate_factor
 from margrave.training.state import Position, Training
@@ -54,10 +56,29 @@ def fit(
         after_epoch: called after each epoch and before its checkpoint, to evaluate.
         report: called after each step.
 
+    Ctrl-C and SIGTERM finish the step and write a checkpoint first; a second Ctrl-C does not.
+
     Raises:
-        ValueError: nothing to resume; too many unreadable images.
+        ValueError: nothing to resume; too many unreadable images; another process trains there.
         NonFiniteLossError: the loss or its gradient is infinite or NaN.
+        StopRequested: a signal asked for it.
     """
+    with ExitStack() as stack:
+        if training.world.rank == 0:
+            stack.enter_context(locked(folder))
+        stop = stack.enter_context(StopSignals())
+        _fit(training, folder, stop, resume, resumed, after_epoch, report)
+
+
+def _fit(
+    training: Training,
+    folder: Path,
+    stop: StopSignals,
+    resume: bool,
+    resumed: Callable[[Position], None],
+    after_epoch: Callable[[Training, MetricsLog], None],
+    report: Callable[[StepReport], None],
+) -> None:
     settings, first = training.settings, training.world.rank == 0
     log_length = 0
     if first:
@@ -80,24 +101,27 @@ def fit(
             training.sampler.start_at(epoch, training.position.batch)
             started = time.monotonic()
             batches = BatchesAhead(training.loader, training.fabric.device)
-            outlook = _synchronize(training, batches.peek()).wait()
+            outlook = _synchronize(training, batches.peek(), stop=stop).wait()
             while batches.peek() is not None:
                 _note_unreadable(training, batches.peek(), outlook, log)
                 due = time.monotonic() - last_save >= settings.checkpoint_seconds
                 sizes = outlook.sizes
+                asked = {"due": due, "stop": stop}
                 # Batch norm cannot learn from a single image.
                 if min(sizes) > 1:
-                    values, outlook = _train_step(training, batches, sizes, due, folder)
+                    values, outlook = _train_step(training, batches, sizes, folder, **asked)
                     _record(training, log, values, sum(sizes), started, report)
                 else:
                     batches.next()
                     batches.fetch()
-                    outlook = _synchronize(training, batches.peek(), due).wait()
+                    outlook = _synchronize(training, batches.peek(), **asked).wait()
                 position = training.position
                 training.position = Position(epoch, position.batch + 1, position.step + 1)
-                if outlook.checkpoint_due:
+                if outlook.checkpoint_due or outlook.stop:
                     training.save(folder, log.length)
                     last_save = time.monotonic()
+                if outlook.stop:
+                    raise StopRequested
                 started = time.monotonic()
             training.head.end_epoch()
             training.position = Position(epoch + 1, 0, training.position.step)
@@ -118,6 +142,7 @@ class _Outlook:
         sizes: how many images each rank brings to the next step.
         any_unreadable: whether any of them met new images that it could not read.
         checkpoint_due: whether any of them wants a checkpoint now.
+        stop: whether any of them was asked to stop.
         sums: the ranks' values of the step, added up.
         values: those that are the same on every rank.
     """
@@ -125,6 +150,7 @@ class _Outlook:
     sizes: tuple[int, ...]
     any_unreadable: bool
     checkpoint_due: bool
+    stop: bool
     sums: tuple[float, ...]
     values: tuple[float, ...]
 
@@ -139,13 +165,14 @@ class _Synchronization:
 
     def wait(self) -> _Outlook:
         numbers = self.readback.wait()
-        width = self.sums + 3
+        width = self.sums + 4
         rows = [numbers[rank * width : (rank + 1) * width] for rank in range(self.ranks)]
-        sizes, unreadable, due = zip(*(row[self.sums :] for row in rows), strict=True)
+        sizes, unreadable, due, stop = zip(*(row[self.sums :] for row in rows), strict=True)
         return _Outlook(
             sizes=tuple(int(size) for size in sizes),
             any_unreadable=any(unreadable),
             checkpoint_due=any(due),
+            stop=any(stop),
             sums=tuple(
                 sum(column) for column in zip(*(row[: self.sums] for row in rows), strict=True)
             ),
@@ -156,7 +183,9 @@ class _Synchronization:
 def _synchronize(
     training: Training,
     coming: Batch | None,
+    *,
     due: bool = False,
+    stop: StopSignals,
     sums: Sequence[Tensor] = (),
     values: Sequence[Tensor] = (),
 ) -> _Synchronization:
@@ -166,14 +195,16 @@ def _synchronize(
         training: the parts.
         coming: this rank's batch of the next step.
         due: whether this rank wants a checkpoint.
+        stop: whether it was asked to stop.
         sums: () each, to be added up over ranks.
         values: () each, equal on every rank.
     """
     world, zero = training.world, training.head.weight.new_zeros(())
     fresh = [] if coming is None else _fresh(training, coming)
     size = 0 if coming is None else len(coming.labels)
+    asked = size, len(fresh), int(due), int(stop.requested)
     # Filled in on the device: numbers copied to it would make the host wait.
-    own = [*sums, *(zero.new_full((), number) for number in (size, len(fresh), int(due)))]
+    own = [*sums, *(zero.new_full((), number) for number in asked)]
     row = torch.stack([value.detach().to(zero) for value in own])
     rows = gather_rows(row[None], [1] * world.size, world).flatten()
     same = [value.detach().to(zero)[None] for value in values]
@@ -192,7 +223,13 @@ def _seed(training: Training) -> None:
 
 
 def _train_step(
-    training: Training, batches: BatchesAhead, sizes: Sequence[int], due: bool, folder: Path
+    training: Training,
+    batches: BatchesAhead,
+    sizes: Sequence[int],
+    folder: Path,
+    *,
+    due: bool,
+    stop: StopSignals,
 ) -> tuple[dict[str, float], _Outlook]:
     """One optimiser step over the batch of all ranks, each in micro-batches.
 
@@ -248,10 +285,14 @@ def _train_step(
     sums = [torch.cat(losses).sum(), embeddings.norm(dim=1).sum()]
     scalars = head.scalars() if _is_logged(training) else {}
     batches.fetch()
-    synchronization = _synchronize(
-        training, batches.peek(), due, sums, [gradient_norm, *scalars.values()]
-    )
-    outlook = synchronization.wait()
+    outlook = _synchronize(
+        training,
+        batches.peek(),
+        due=due,
+        stop=stop,
+        sums=sums,
+        values=[gradient_norm, *scalars.values()],
+    ).wait()
     loss_sum, norm_sum = outlook.sums
     if not math.isfinite(loss_sum):
         raise diagnose_loss(training, embeddings, batch.labels, batch.indices, folder)

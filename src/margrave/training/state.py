@@ -57,6 +57,7 @@ class Training:
         precision: what the network computes in.
         loss_scale: of float16.
         automatic_products: whether the head's precision was chosen for this machine.
+        notes: what somebody who resumes should know.
     """
 
     settings: TrainingSettings
@@ -74,6 +75,7 @@ class Training:
     precision: PrecisionChoice
     loss_scale: LossScale | None = None
     automatic_products: bool = False
+    notes: list[str] = field(default_factory=list)
     position: Position = Position()
     unreadable: dict[str, str] = field(default_factory=dict)
 
@@ -127,6 +129,7 @@ class Training:
             },
             "optimizer": self.settings.optimizer.kind,
             "images": self._images(),
+            "batches": self._batches(),
             "order": self.sampler.state(position.batch),
             "unreadable": self.unreadable,
             "log_length": log_length,
@@ -174,7 +177,7 @@ class Training:
                 self.optimizer.state[parameter][key.removeprefix(prefix)] = tensors[key] = value
         load_tensors(checkpoint, tensors, self._rows(tensors), self.world)
         self.position = Position(**state["position"])
-        self.sampler.resume(state.get("order", {}))
+        self._take_up_order(state)
         self.unreadable = dict(state["unreadable"])
         # The same numbers again matter more than what is fastest on this machine.
         if self.settings.precision == "auto" and "precision" in state:
@@ -187,6 +190,30 @@ class Training:
         if self.loss_scale is not None and state.get("loss_scale"):
             self.loss_scale.load(state["loss_scale"])
         return state["log_length"]
+
+    def _take_up_order(self, state: Mapping[str, Any]) -> None:
+        """Go on within the epoch if its batches are still the same, else from its beginning."""
+        former, ours = state.get("batches") or self._batches(), self._batches()
+        if former == ours:
+            self.sampler.resume(state.get("order", {}))
+            return
+        epoch, batch = self.position.epoch, self.position.batch
+        # The schedule goes by epochs, which now have another number of steps.
+        self.position = Position(epoch, 0, epoch * self.steps_per_epoch)
+        if batch:
+            changed = ", ".join(
+                f"training.{name} is {ours[name]} instead of {former[name]}"
+                for name in ours
+                if ours[name] != former.get(name)
+            )
+            self.notes.append(
+                f"{changed}: epoch {epoch + 1} has other batches now, so it begins anew, and its "
+                f"first {batch} steps count twice"
+            )
+
+    def _batches(self) -> dict[str, int]:
+        """What an epoch's batches hang on beside the images."""
+        return {"batch_size": self.settings.batch_size, "seed": self.settings.seed}
 
     def _check_fits(
         self,
