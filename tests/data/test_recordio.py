@@ -59,6 +59,74 @@ def test_a_missing_index_is_rebuilt(tmp_path: Path) -> None:
     assert [images.read_bytes(n) for n in range(40)] == [whole.read_bytes(n) for n in range(40)]
 
 
+def write_records(folder: Path, records: list[tuple[int, float | list[float], bytes]]) -> None:
+    with RecordWriter(folder / "train.rec") as writer:
+        for key, label, image in records:
+            value = label if isinstance(label, float) else np.array(label, np.float32)
+            writer.write(join_record(key, value, image))
+
+
+@pytest.mark.parametrize("aligned", [False, True])
+@pytest.mark.parametrize("reverse", [False, True])
+def test_a_missing_index_is_rebuilt_by_the_records_own_keys(
+    aligned: bool, reverse: bool, tmp_path: Path
+) -> None:
+    # InsightFace's packer writes the images, then record 0, then the identities.
+    records: list[tuple[int, float | list[float], bytes]] = [
+        (key, [(key - 1) // 3, 1.0] if aligned else float((key - 1) // 3), b"image %d" % key)
+        for key in range(1, 13)
+    ]
+    records += [(0, [13, 17], b"")]
+    records += [(13 + person, [1 + 3 * person, 4 + 3 * person], b"") for person in range(4)]
+    write_records(tmp_path, records[::-1] if reverse else records)
+    images = RecordImages(tmp_path)
+    assert images.rebuilt and images.class_names == ["0", "1", "2", "3"]
+    assert images.labels.tolist() == np.repeat(range(4), 3).tolist()
+    assert [images.read_bytes(n) for n in range(12)] == [b"image %d" % n for n in range(1, 13)]
+
+
+def test_records_without_keys_of_their_own_keep_their_order(tmp_path: Path) -> None:
+    write_records(tmp_path, [(0, float(n // 2), b"image %d" % n) for n in range(6)])
+    images = RecordImages(tmp_path)
+    assert images.labels.tolist() == [0, 0, 1, 1, 2, 2] and images.read_bytes(4) == b"image 4"
+
+
+@pytest.mark.parametrize(("keys", "message"), [([1, 2, 1], "key 1 is"), ([1, 2, 2**64 - 1], "no")])
+def test_keys_that_make_no_index_are_refused(keys: list[int], message: str, tmp_path: Path) -> None:
+    write_records(tmp_path, [(key, float(key % 2), b"image") for key in keys])
+    with pytest.raises(ValueError, match=f"train.idx is missing and cannot be rebuilt.*{message}"):
+        RecordImages(tmp_path)
+
+
+@pytest.mark.parametrize("indexed", [False, True])
+def test_a_record_0_with_an_image_is_an_image(indexed: bool, tmp_path: Path) -> None:
+    with RecordWriter(tmp_path / "train.rec") as writer:
+        payloads = [
+            join_record(n, np.array([n // 2, 1], np.float32), b"image %d" % n) for n in range(6)
+        ]
+        places = [writer.write(payload) for payload in payloads]
+    if indexed:
+        write_index(tmp_path / "train.idx", range(6), places)
+    images = RecordImages(tmp_path)
+    assert images.labels.tolist() == [0, 0, 1, 1, 2, 2] and images.read_bytes(0) == b"image 0"
+
+
+def test_identities_records_without_a_record_0_are_no_images(tmp_path: Path) -> None:
+    records = [(n, float(n // 2), b"image") for n in range(4)]
+    write_records(tmp_path, [*records, (4, [0, 2], b""), (5, [2, 4], b"")])
+    assert len(RecordImages(tmp_path)) == 4
+
+
+@pytest.mark.parametrize("content", [b"\0", b"\n#\xd7", MAGIC_BYTES, MAGIC_BYTES + b"\0\0\0\0"])
+@pytest.mark.parametrize("indexed", [False, True])
+def test_a_few_bytes_are_no_records(content: bytes, indexed: bool, tmp_path: Path) -> None:
+    (tmp_path / "train.rec").write_bytes(content)
+    if indexed:
+        write_index(tmp_path / "train.idx", [0, 1], [0, 40])
+    with pytest.raises(ValueError, match=r"train.rec: damaged record at byte 0"):
+        RecordImages(tmp_path)
+
+
 def test_without_ranges_labels_come_from_the_images_heads(tmp_path: Path) -> None:
     keys, offsets = read_index(GOLDEN / "train.idx")
     folder_of(tmp_path, "train.rec")
@@ -108,9 +176,10 @@ def test_labels_of_every_form(label: float | np.ndarray, tmp_path: Path) -> None
     assert np.array_equal(found, label) and image == b"image"
     with RecordWriter(tmp_path / "one.rec") as writer:
         writer.write(payload)
-    read = RecordFile(tmp_path / "one.rec").labels(np.array([0]))[0]
+    heads = RecordFile(tmp_path / "one.rec").heads(np.array([0]))
     expected = (*np.ravel(label), np.nan)[:2]
-    assert np.array_equal(read, np.array(expected, np.float32), equal_nan=True)
+    assert np.array_equal(heads.labels[0], np.array(expected, np.float32), equal_nan=True)
+    assert (heads.keys[0], heads.image_bytes[0]) == (7, len(b"image"))
 
 
 def without_record(folder: Path, key: int) -> None:

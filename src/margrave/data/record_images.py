@@ -28,8 +28,8 @@ class RecordImages:
 
     Record 0 says where the identities' range records are, and each of these which images are its
     identity's, so that labels and counts are known without reading images. Where there is no
-    record 0 of that form, every record's head is read. A missing index is rebuilt by walking
-    through the records, whose keys are then their numbers.
+    record 0 of that form (one that holds an image is an image), every record's head is read. A
+    missing index is rebuilt from the keys that the records give themselves.
 
     Args:
         root: the directory, or its ``.rec`` file.
@@ -59,8 +59,7 @@ class RecordImages:
         index = self.path.with_suffix(".idx")
         self.rebuilt = not index.is_file()
         if self.rebuilt:
-            offsets = np.fromiter(self.records.offsets(), np.int64)
-            keys = np.arange(len(offsets))
+            keys, offsets = _rebuild_index(self.records)
         else:
             keys, offsets = read_index(index)
         if not len(keys):
@@ -96,16 +95,21 @@ class RecordImages:
                 raise ValueError(f"{self.path}: the index has no record {missing} of an identity")
             return offsets[place]
 
-        first, end = self.records.labels(offsets[:1])[0]
-        if keys[0] != 0 or np.isnan(end):
-            return keys, offsets, _whole(self.path, keys, self.records.labels(offsets)[:, 0])
+        record_0 = self.records.heads(offsets[:1])
+        first, end = record_0.labels[0]
+        if keys[0] != 0 or np.isnan(end) or record_0.image_bytes[0]:
+            heads = self.records.heads(offsets)
+            # Identities' records without a record 0 that lists them are no images either.
+            images = (heads.image_bytes > 0) | np.isnan(heads.labels[:, 1])
+            keys, offsets = keys[images], offsets[images]
+            return keys, offsets, _whole(self.path, keys, heads.labels[images, 0])
         if not (np.isfinite([first, end]).all() and 0 < first <= end <= first + len(keys)):
             raise ValueError(
                 f"{self.path}: record 0 says that identities are records {first:g} to {end:g}, of "
                 f"{len(keys)}; fetch or copy the file again"
             )
         identities = np.arange(int(first), int(end))
-        bounds = self.records.labels(offsets_of(identities))
+        bounds = self.records.heads(offsets_of(identities)).labels
         wrong = ~np.isfinite(bounds).all(axis=1)
         sizes = np.where(wrong, 0, bounds[:, 1] - bounds[:, 0])
         wrong |= (sizes < 0) | (np.where(wrong, 0, bounds[:, 0]) < 0)
@@ -124,7 +128,7 @@ class RecordImages:
         own = np.repeat(begins - starts, counts) + np.arange(counts.sum())
         found = offsets_of(own)
         # All images of a range are one identity's, which each read checks.
-        labels = _whole(self.path, begins, self.records.labels(found[starts])[:, 0])
+        labels = _whole(self.path, begins, self.records.heads(found[starts]).labels[:, 0])
         return own, found, np.repeat(labels, counts)
 
     def __len__(self) -> int:
@@ -157,6 +161,29 @@ class RecordImages:
             ValueError: the record or the image in it cannot be read, naming file and record.
         """
         return decode_image(self.read_bytes(index), self.name(index), self.maximum_pixels)
+
+
+def _rebuild_index(records: RecordFile) -> tuple[np.ndarray, np.ndarray]:
+    """Keys, ascending, and offsets, from the keys that the records give themselves.
+
+    Writers may append record 0 after the images, so a place in the file says nothing. Where every
+    record has the same key, none was ever given and the order of the file stands for it.
+    """
+    offsets = np.fromiter(records.offsets(), np.int64)
+    own = records.heads(offsets).keys
+    if len(own) > 1 and (own == own[0]).all():
+        return np.arange(len(own)), offsets
+    order = np.argsort(own, kind="stable")
+    own, offsets = own[order], offsets[order]
+    twice = np.flatnonzero(own[1:] == own[:-1])
+    wrong = own[twice[0]] if len(twice) else own[-1]
+    if len(twice) or wrong >= 2**63:
+        reason = "is there twice" if len(twice) else "is no number of a record"
+        raise ValueError(
+            f"{records.path}: the index {records.path.with_suffix('.idx').name} is missing and "
+            f"cannot be rebuilt, as key {wrong} {reason}; fetch or copy the index"
+        )
+    return own.astype(np.int64), offsets
 
 
 def _whole(path: Path, keys: np.ndarray, labels: Iterable[float] | np.ndarray) -> np.ndarray:

@@ -14,7 +14,7 @@ import struct
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
@@ -24,6 +24,22 @@ _WORDS = struct.Struct("<II")
 _LENGTH_BITS = 29
 LONGEST = 2**_LENGTH_BITS - 1
 WHOLE, FIRST, MIDDLE, LAST = range(4)
+_HEAD_WORDS = 10
+"""Magic, length, flag, label, key, second key, two labels of a vector."""
+
+
+class RecordHeads(NamedTuple):
+    """What the heads of N records say.
+
+    Attributes:
+        labels: (N, 2) float32, the first two labels; NaN for no second.
+        keys: (N,) uint64, the number that each record gives itself.
+        image_bytes: (N,) int64, 0 where a record holds no image.
+    """
+
+    labels: np.ndarray
+    keys: np.ndarray
+    image_bytes: np.ndarray
 
 
 class RecordFile:
@@ -86,8 +102,8 @@ class RecordFile:
             place = start + -(-length // 4) * 4
             kind, start, length = self._head(place)
 
-    def labels(self, offsets: np.ndarray) -> np.ndarray:
-        """(N, 2) float32: the first two labels of the records at these bytes; NaN for no second.
+    def heads(self, offsets: np.ndarray) -> RecordHeads:
+        """Labels, own numbers and sizes of the images of the records at these bytes.
 
         Nothing but the records' heads is read.
 
@@ -95,30 +111,40 @@ class RecordFile:
             ValueError: a record is damaged, naming file and offset.
         """
         words = np.frombuffer(self.bytes, "<u4", self.size // 4)
+        # Shorter files have no record that can be read at once.
+        words = words if len(words) >= _HEAD_WORDS else np.zeros(_HEAD_WORDS, "<u4")
         first = offsets // 4
         # What a head may need is there, or the careful way is taken.
-        inside = (offsets >= 0) & (offsets % 4 == 0) & (first + 10 <= len(words))
-        first = np.where(inside, first, 0)[:, None] + np.arange(10)
-        heads = words[np.minimum(first, len(words) - 1)]
+        inside = (offsets >= 0) & (offsets % 4 == 0)
+        inside &= (first + _HEAD_WORDS) * 4 <= self.size
+        first = np.where(inside, first, 0)[:, None] + np.arange(_HEAD_WORDS)
+        heads = words[first]
         floats = heads.view("<f4")
-        kind, length = heads[:, 1] >> _LENGTH_BITS, heads[:, 1] & LONGEST
-        flags = heads[:, 2]
-        needed = np.where(flags == 0, HEAD.size, HEAD.size + 8)
-        plain = inside & (heads[:, 0] == MAGIC) & (kind <= FIRST) & (length >= needed)
+        kind, length = heads[:, 1] >> _LENGTH_BITS, (heads[:, 1] & LONGEST).astype(np.int64)
+        flags = heads[:, 2].astype(np.int64)
+        image_bytes = length - HEAD.size - 4 * flags
+        plain = inside & (heads[:, 0] == MAGIC) & (kind <= FIRST) & (image_bytes >= 0)
         plain &= offsets + _WORDS.size + length <= self.size
-        found = np.full((len(offsets), 2), np.nan, np.float32)
-        found[:, 0] = np.where(flags == 0, floats[:, 3], floats[:, 8])
-        found[:, 1] = np.where(flags > 1, floats[:, 9], np.nan)
+        labels = np.full((len(offsets), 2), np.nan, np.float32)
+        labels[:, 0] = np.where(flags == 0, floats[:, 3], floats[:, 8])
+        labels[:, 1] = np.where(flags > 1, floats[:, 9], np.nan)
+        numbers = heads[:, 4] | heads[:, 5].astype(np.uint64) << np.uint64(32)
+        # A record in parts has a magic after its first, which only an image holds.
+        image_bytes += (kind == FIRST).astype(np.int64)
         for number in np.flatnonzero(~plain):
             offset = int(offsets[number])
             try:
-                label = np.ravel(split_record(self.read(offset))[0])
+                payload = self.read(offset)
+                label, image = split_record(payload)
             except ValueError as error:
                 if str(self.path) in str(error):
                     raise
                 raise self._damaged(offset, str(error)) from None
-            found[number] = label[0], label[1] if len(label) > 1 else np.nan
-        return found
+            label = np.ravel(label)
+            labels[number] = label[0], label[1] if len(label) > 1 else np.nan
+            numbers[number] = HEAD.unpack_from(payload)[2]
+            image_bytes[number] = len(image)
+        return RecordHeads(labels, numbers, image_bytes)
 
     def offsets(self) -> Iterator[int]:
         """Where every record begins, found by walking through the file.
