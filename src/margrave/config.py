@@ -58,8 +58,10 @@ class EvaluationSet(Settings):
     pairs: int = Field(default=1000, ge=20)
     """How many balanced pairs to draw, a multiple of 20."""
     pairs_file: str | None = None
-    """LFW's pairs.txt, a CSV file with path_a, path_b and same, or InsightFace's .bin, instead of
-    drawing."""
+    """LFW's pairs.txt, a CSV file with path_a, path_b and same, a list of "path path 1", or
+    InsightFace's .bin, instead of drawing."""
+    allow_outside: bool = False
+    """Let a list name images outside of the images' folder."""
     seed: int = 0
     maximum_unreadable: int = Field(default=10, ge=0)
     """Unreadable images whose pairs are left out before the evaluation gives up."""

@@ -8,7 +8,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from margrave.data import ImageFolder, PairList, balanced_pairs, read_csv_pairs, read_lfw_pairs
+from margrave.data import (
+    ImageFolder,
+    PairList,
+    balanced_pairs,
+    lists_paths,
+    read_csv_pairs,
+    read_lfw_pairs,
+    read_named_pairs,
+)
 
 
 @settings(max_examples=60, deadline=None)
@@ -113,9 +121,10 @@ def test_a_list_without_a_first_line_has_ten_folds(folder: ImageFolder, tmp_path
     (tmp_path / "rfw.txt").write_text(10 * lines + "\n")
     pairs = read_lfw_pairs(tmp_path / "rfw.txt", folder)
     assert pairs.folds == 10 and pairs.same.tolist() == 10 * [True, False]
-    (tmp_path / "short.txt").write_text(7 * lines)
-    with pytest.raises(ValueError, match="14 pairs do not make 10 equal folds"):
-        read_lfw_pairs(tmp_path / "short.txt", folder)
+    for repetitions, folds in ((7, 10), (2, 4)):
+        (tmp_path / "short.txt").write_text(repetitions * lines)
+        pairs = read_lfw_pairs(tmp_path / "short.txt", folder)
+        assert len(pairs) == 2 * repetitions and pairs.folds == folds
 
 
 @pytest.mark.parametrize(
@@ -181,6 +190,71 @@ def test_csv_pairs(folder: ImageFolder, tmp_path: Path) -> None:
 def test_malformed_tables(folder: ImageFolder, tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         _csv(folder, tmp_path, text)
+
+
+@pytest.mark.parametrize("separator", ["\t", ",", " ", ", ", "   "])
+@pytest.mark.parametrize("suffix", ["txt", "csv", "list"])
+def test_lists_of_two_paths_and_a_label(
+    separator: str, suffix: str, folder: ImageFolder, tmp_path: Path
+) -> None:
+    path = tmp_path / f"pairs.{suffix}"
+    lines = [separator.join(fields) for fields in ((A, B, "1"), (A, C, "0"), (C, B, "0"))]
+    path.write_text("\n".join(lines) + "\n")
+    assert lists_paths(path)
+    pairs, files = read_csv_pairs(path, folder.root)
+    assert pairs.same.tolist() == [True, False, False] and pairs.folds == 3
+    assert [str(files.path(n)) for n in pairs.first] == [A, A, C]
+    names = [A, B, C]
+    named = read_named_pairs(path, names)
+    assert [names[n] for n in named.second] == [B, C, B]
+
+
+def test_spaces_in_paths_want_another_separator(folder: ImageFolder, tmp_path: Path) -> None:
+    (tmp_path / "pairs.txt").write_text(f"{A} {B} 1\n{A} my {C} 0\n")
+    with pytest.raises(ValueError, match=r"pairs.txt:2: .*put commas or tabs between"):
+        read_csv_pairs(tmp_path / "pairs.txt", folder.root)
+
+
+@pytest.mark.parametrize("line", ["Al_Gore\t1\t3", "Al_Gore 1 0", "10\t300", "10", "a 1 b 2"])
+def test_lfws_lists_are_not_taken_for_paths(line: str, tmp_path: Path) -> None:
+    (tmp_path / "pairs.txt").write_text(line + "\n")
+    assert not lists_paths(tmp_path / "pairs.txt")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"path_a,path_b,same\n{A},{B},1\n{A},{C},0\n{B},{A},no\n",
+        f"same,path_a,path_b,fold\n1,{A},{B},1\n0,{A},{C},2\n0,./{A},{B},3\n",
+        f"\n{A}\t{B}\t1\n\n{B}\t{A}\t0\n",
+    ],
+)
+def test_a_pair_labelled_both_ways_is_refused(
+    text: str, folder: ImageFolder, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match=r"pairs\.csv:4: .*label that line 2 gives"):
+        _csv(folder, tmp_path, text)
+    with pytest.raises(ValueError, match=r"pairs\.csv:4: .*label that line 2 gives"):
+        read_named_pairs(tmp_path / "pairs.csv", [A, B, C])
+
+
+def test_an_image_is_no_impostor_of_itself(folder: ImageFolder, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"pairs\.csv:2: .*same person as itself"):
+        _csv(folder, tmp_path, f"path_a,path_b,same\n{A},./{A},0\n")
+
+
+def test_lists_stay_in_their_images_folder(folder: ImageFolder, tmp_path: Path) -> None:
+    cv2.imwrite(str(tmp_path / "secret.png"), np.zeros((4, 4, 3), np.uint8))
+    path = tmp_path / "pairs.csv"
+    for outside in ("../secret.png", str(tmp_path / "secret.png"), "Cy/../../secret.png"):
+        path.write_text(f"path_a,path_b,same\n{A},{B},1\n{A},{outside},0\n")
+        with pytest.raises(ValueError, match=r"pairs\.csv:3: .*--allow-outside"):
+            read_csv_pairs(path, folder.root)
+        pairs, files = read_csv_pairs(path, folder.root, allow_outside=True)
+        assert files.read(int(pairs.second[1])).shape == (4, 4, 3)
+    # An absolute path below the folder stays in it.
+    path.write_text(f"path_a,path_b,same\n{A},{B},1\n{A},{folder.root / C},0\n")
+    assert len(read_csv_pairs(path, folder.root)[0]) == 2
 
 
 def test_an_absent_list_is_named(folder: ImageFolder, tmp_path: Path) -> None:

@@ -93,11 +93,20 @@ def test_whatever_calls_something_is_refused_by_name(
     assert not Path("executed").exists()
 
 
+@pytest.mark.parametrize(("number", "folds"), [(1, 1), (7, 7), (10, 10), (15, 10), (20, 10)])
+def test_any_number_of_pairs_makes_folds(number: int, folds: int, tmp_path: Path) -> None:
+    write_pairs_bin(
+        tmp_path / "own.bin", [b"a", b"b"] * number, [n % 2 == 0 for n in range(number)]
+    )
+    pairs, _ = read_pairs_bin(tmp_path / "own.bin")
+    assert (len(pairs), pairs.folds) == (number, folds)
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
         (([b"a", b"b"] * 10, [True] * 9), "20 images for 9 pairs"),
-        (([b"a", b"b"] * 7, [True] * 7), "do not make 10 equal folds"),
+        (([], []), "0 images for 0 pairs"),
         (([1, 2] * 10, [True] * 10), "image 0 is a int, not bytes"),
         (([b"a", b"b"] * 10, [3] * 10), "pair 0 is '3', neither true nor false"),
         ([b"a"], "no pair of images and truth values"),

@@ -10,7 +10,7 @@ def compare(
     first: Annotated[Path, typer.Argument(help="Features by one model (margrave embed).")],
     second: Annotated[Path, typer.Argument(help="Features of the same images by the other.")],
     pairs: Annotated[
-        Path, typer.Argument(help="LFW's pairs.txt, a CSV (path_a,path_b,same), or a .bin set.")
+        Path, typer.Argument(help="LFW's pairs.txt, a CSV, 'path path 1', or a .bin set.")
     ],
     far: Annotated[str, typer.Option(help="Of true accept rates, with commas.")] = "1e-2,1e-3",
     resamples: Annotated[int, typer.Option(min=2, help="Bootstrap replicates.")] = 1000,

@@ -14,7 +14,7 @@ def evaluate(
     ],
     pairs: Annotated[
         Path | None,
-        typer.Option(help="LFW's pairs.txt or a CSV file (path_a,path_b,same); else drawn."),
+        typer.Option(help="LFW's pairs.txt, a CSV, or lines of 'path path 1'; else drawn."),
     ] = None,
     number: Annotated[
         int, typer.Option(help="How many balanced pairs to draw, a multiple of 20.")
@@ -27,6 +27,9 @@ def evaluate(
     maximum_unreadable: Annotated[
         int, typer.Option(help="Unreadable images whose pairs may be left out.")
     ] = 0,
+    allow_outside: Annotated[
+        bool, typer.Option(help="Let --pairs name files outside of the images' folder.")
+    ] = False,
     trust_code: Annotated[
         bool, typer.Option(help="Import a network of somebody's own that the model names.")
     ] = False,
@@ -56,7 +59,11 @@ def evaluate(
         entry = EvaluationSet(pairs_file=str(images))
     else:
         entry = EvaluationSet(
-            images=recognise(images), pairs=number, pairs_file=pairs_file, seed=seed
+            images=recognise(images),
+            pairs=number,
+            pairs_file=pairs_file,
+            allow_outside=allow_outside,
+            seed=seed,
         )
     faces, pair_list = open_pairs(entry)
     with counted(console, "embedding") as progress:

@@ -42,7 +42,7 @@ State = Annotated[
 def pairs(
     features: Features,
     pairs: Annotated[
-        Path, typer.Argument(help="LFW's pairs.txt, a CSV (path_a,path_b,same), or a .bin set.")
+        Path, typer.Argument(help="LFW's pairs.txt, a CSV, 'path path 1', or a .bin set.")
     ],
     resamples: Resamples = 1000,
     output: Output = None,

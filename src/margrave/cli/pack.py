@@ -15,7 +15,7 @@ def pack(
     ],
     pairs: Annotated[
         Path | None,
-        typer.Option(help="LFW's pairs.txt or a CSV file: make a verification set (.bin)."),
+        typer.Option(help="LFW's pairs.txt, a CSV, or lines of 'path path 1': make a .bin."),
     ] = None,
     shards: Annotated[
         bool, typer.Option("--shards", help="WebDataset shards in random order, not records.")
@@ -25,6 +25,9 @@ def pack(
     fit: Annotated[str, typer.Option(help="crop, stretch or pad to a square.")] = "crop",
     quality: Annotated[int, typer.Option(min=1, max=100, help="Of JPEGs that are made.")] = 95,
     workers: Annotated[int, typer.Option(min=1, help="Threads.")] = 4,
+    allow_outside: Annotated[
+        bool, typer.Option(help="Let --pairs name files outside of the images' folder.")
+    ] = False,
 ) -> None:
     """Write InsightFace's records (train.rec), WebDataset shards, or a verification set (.bin).
 
@@ -46,10 +49,14 @@ def pack(
         if pairs is not None:
             if output.suffix != ".bin":
                 raise ValueError(f"{output}: a verification set is a .bin file; name it so")
-            entry = EvaluationSet(images=recognise(images), pairs_file=str(pairs))
+            entry = EvaluationSet(
+                images=recognise(images), pairs_file=str(pairs), allow_outside=allow_outside
+            )
             faces, pair_list = open_pairs(entry)
             pack_pairs(faces, pair_list, output, size, progress=progress, **settings)
             said = f"{len(pair_list)} pairs are in {output}"
+            if pair_list.folds != (folds := min(10, len(pair_list))):
+                said += f"; a .bin keeps no folds: {pair_list.folds} in {pairs}, {folds} there"
         else:
             source = open_images(recognise(images))
             if shards:

@@ -25,6 +25,7 @@ from margrave.data import (
     ReadableImages,
     TrainingImages,
     balanced_pairs,
+    lists_paths,
     open_images,
     read_csv_pairs,
     read_lfw_pairs,
@@ -59,10 +60,12 @@ def open_pairs(entry: EvaluationSet) -> tuple[ReadableImages, PairList]:
     if entry.is_bin:
         pairs, packed = read_pairs_bin(str(entry.pairs_file))
         return packed, pairs
-    if entry.pairs_file is not None and entry.pairs_file.lower().endswith(".csv"):
+    if entry.pairs_file is not None and lists_paths(entry.pairs_file):
         if "root" not in entry.images:
             raise ValueError(f"{entry.pairs_file} names files: give images of kind folder")
-        pairs, files = read_csv_pairs(entry.pairs_file, entry.images["root"])
+        pairs, files = read_csv_pairs(
+            entry.pairs_file, entry.images["root"], allow_outside=entry.allow_outside
+        )
         return files, pairs
     images = open_images(entry.images)
     if entry.pairs_file is not None:

@@ -16,6 +16,7 @@ from .packing import pack_pairs, pack_records
 from .pair_lists import (
     PairList,
     balanced_pairs,
+    lists_paths,
     read_csv_pairs,
     read_lfw_pairs,
     read_named_pairs,
@@ -53,6 +54,7 @@ __all__ = [
     "decode_image",
     "fit_image",
     "image_paths",
+    "lists_paths",
     "normalise",
     "open_images",
     "pack_pairs",

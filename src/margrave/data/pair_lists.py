@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Protocol
@@ -10,7 +10,14 @@ from typing import Protocol
 import numpy as np
 
 from .image_folder import ImageFiles
-from .protocol_files.text import malformed, read_lines, read_table, whole_number
+from .protocol_files.text import (
+    Agreement,
+    malformed,
+    read_lines,
+    read_table,
+    split_fields,
+    whole_number,
+)
 
 _TRUTH = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
 _NAMES_SHOWN = 5
@@ -19,6 +26,8 @@ _NAMES_SHOWN = 5
 @dataclass(frozen=True, eq=False)
 class PairList:
     """P pairs of images; fold k of cross-validation is the k-th run of P / folds pairs.
+
+    Where P is no multiple of the folds, the first P mod folds have one pair more.
 
     Attributes:
         first: (P,) int64 indices of one side's images.
@@ -183,7 +192,8 @@ def read_lfw_pairs(path: str | Path, image_folder: Named) -> PairList:
     The first line is ``folds pairs`` (``10 300``) or, for one fold, ``pairs``; then each fold has
     that many genuine lines ``name number number`` and as many impostor lines
     ``name number name number``. Image number 1 of identity ``Name`` is the file ``Name_0001`` with
-    any extension. Without a first line (RFW) the lines make ten folds, in their order.
+    any extension. Without a first line (RFW) the lines make ten folds, in their order, whose sizes
+    differ by at most one pair (fewer folds if there are fewer pairs).
 
     Raises:
         ValueError: a malformed line, with file and line number; images the folder lacks, named.
@@ -191,14 +201,9 @@ def read_lfw_pairs(path: str | Path, image_folder: Named) -> PairList:
     path = Path(path)
     lines = list(read_lines(path))
     header = _fields(lines[0][1].strip()) if lines else []
-    folds = 10
     if len(header) in (3, 4):
         same = [len(_fields(line)) == 3 for _, line in lines]
-        if len(lines) % folds:
-            raise ValueError(
-                f"{path}: {len(lines)} pairs do not make {folds} equal folds; complete the file, "
-                "or begin it with a line of how many folds and pairs there are"
-            )
+        folds = min(10, len(lines))
     elif len(header) in (1, 2) and all(part.isdecimal() and int(part) for part in header):
         folds, each = (1, int(header[0])) if len(header) == 1 else map(int, header)
         del lines[0]
@@ -258,32 +263,78 @@ def _are_disjoint(identities: np.ndarray, folds: int) -> bool:
     return True
 
 
-def read_csv_pairs(path: str | Path, root: str | Path) -> tuple[PairList, ImageFiles]:
+def lists_paths(path: str | Path) -> bool:
+    """Whether a list of pairs names files, as `read_csv_pairs` reads it, and not LFW's people.
+
+    A .csv does, and any list whose first line is two paths and 1 or 0. LFW's ``name 1 0`` has a
+    number where the second path would be.
+
+    Raises:
+        ValueError: a file that cannot be read.
+    """
+    if Path(path).suffix.lower() == ".csv":
+        return True
+    _, line = next(read_lines(path), (1, ""))
+    return _is_pair_of_paths(_separate(path, 1, line))
+
+
+def read_csv_pairs(
+    path: str | Path, root: str | Path, *, allow_outside: bool = False
+) -> tuple[PairList, ImageFiles]:
     """Read a table of pairs with a header line: path_a, path_b, same and optionally fold.
 
     Paths are relative to ``root``; ``same`` is 1/0, true/false or yes/no. With a ``fold`` column
     the pairs are put in its order and its folds are used, otherwise they keep the file's order and
-    make 10 folds (fewer if there are fewer pairs). Further columns are ignored.
+    make 10 folds (fewer if there are fewer pairs). Further columns are ignored. Without a header,
+    each line is two paths and ``same``, with commas, tabs or spaces between them.
+
+    Args:
+        path: the list.
+        root: the folder of the images.
+        allow_outside: let the list name files outside of ``root``, by absolute paths or ``..``.
 
     Returns:
         The pairs and the images that they index.
 
     Raises:
-        ValueError: no pairs, a missing column, a malformed line (with file and line number),
-            missing images (named), folds that differ in size by more than one pair.
+        ValueError: no pairs, a missing column, a malformed line (with file and line number), a
+            pair labelled both ways (naming both lines), missing images (named), images outside of
+            ``root``, folds that differ in size by more than one pair.
     """
     root = Path(root)
+
+    def refuse_outside(number: int, line: str, name: str) -> None:
+        if not allow_outside and not _is_below(name, root):
+            raise malformed(
+                Path(path),
+                number,
+                line,
+                f"images below {root}; write paths relative to it, or allow others "
+                "(allow_outside, --allow-outside) if the list is to be trusted",
+            )
+
     names, order_pairs = _read_csv(
-        Path(path), lambda name: (root / name).is_file(), lambda name: str(root / name)
+        Path(path),
+        lambda name: (root / name).is_file(),
+        lambda name: str(root / name),
+        refuse_outside,
     )
     return order_pairs, ImageFiles(root, names)
+
+
+def _is_below(name: str, root: Path) -> bool:
+    """Whether a path stays in a folder as it is spelled; links in the folder are the user's own."""
+    if ".." in PurePath(name).parts:
+        return False
+    return (root / name).is_relative_to(root)
 
 
 def read_named_pairs(path: str | Path, names: Sequence[str]) -> PairList:
     """Read a table of ``read_csv_pairs``, or LFW's list, whose images are known by name alone.
 
     Args:
-        path: the file; .csv is a table, anything else a list in LFW's format.
+        path: the file; .csv is a table, a list of "path path 1" another, and anything else a list
+            in LFW's format.
         names: what images there are; the pairs index them. LFW's list finds ``Name/Name_0001`` by
             its folder's and its own name.
 
@@ -291,7 +342,7 @@ def read_named_pairs(path: str | Path, names: Sequence[str]) -> PairList:
         ValueError: as ``read_csv_pairs`` and ``read_lfw_pairs``.
     """
     path = Path(path)
-    if path.suffix.lower() != ".csv":
+    if not lists_paths(path):
         return read_lfw_pairs(path, _NamedImages(names))
     index_of = {name: index for index, name in enumerate(names)}
     listed, pairs = _read_csv(path, index_of.__contains__, str)
@@ -312,15 +363,43 @@ class _NamedImages:
         return self._names[index]
 
 
+def _pair_rows(path: Path) -> Iterator[tuple[int, str, list[str]]]:
+    """Line number, line and (path_a, path_b, same, fold) of a table or of a list without header."""
+    number, line = next(read_lines(path), (1, ""))
+    if not _is_pair_of_paths(_separate(path, number, line)):
+        yield from read_table(path, ("path_a", "path_b", "same"), ("fold",))
+        return
+    for number, line in read_lines(path):
+        fields = _separate(path, number, line)
+        if len(fields) != 3:
+            expected = "two paths and 1 or 0; with spaces in a path, put commas or tabs between"
+            raise malformed(path, number, line, expected)
+        yield number, line, [*fields, ""]
+
+
+def _separate(path: str | Path, number: int, line: str) -> list[str]:
+    """The fields between tabs, else commas, else spaces."""
+    return split_fields(path, number, line) if "," in line and "\t" not in line else _fields(line)
+
+
+def _is_pair_of_paths(fields: Sequence[str]) -> bool:
+    """Whether this is two paths and a truth value: the first line of a list without a header."""
+    return len(fields) == 3 and fields[2] in ("0", "1") and not fields[1].isdecimal()
+
+
 def _read_csv(
-    path: Path, exists: Callable[[str], bool], spell: Callable[[str], str]
+    path: Path,
+    exists: Callable[[str], bool],
+    spell: Callable[[str], str],
+    check_name: Callable[[int, str, str], None] = lambda number, line, name: None,
 ) -> tuple[list[str], PairList]:
     """The images that a table names, those that exist, and pairs of them."""
     sides: list[list[str]] = []
     same: list[bool] = []
     fold_of: list[int] = []
     has_folds = False
-    for number, line, fields in read_table(path, ("path_a", "path_b", "same"), ("fold",)):
+    agreement = Agreement(path, "the pair", "label")
+    for number, line, fields in _pair_rows(path):
         first_name, second_name, truth, fold = fields
         if not sides:
             has_folds = bool(fold)
@@ -330,8 +409,15 @@ def _read_csv(
             raise malformed(path, number, line, wanted)
         if bool(fold) != has_folds:
             raise malformed(path, number, line, "a fold on every line or on none")
+        genuine = _TRUTH[truth.lower()]
+        for name in (first_name, second_name):
+            check_name(number, line, name)
+        key = tuple(sorted(PurePath(name).as_posix() for name in (first_name, second_name)))
+        if key[0] == key[1] and not genuine:
+            raise malformed(path, number, line, "an image to show the same person as itself")
+        agreement.add(key, genuine, number, line)
         sides.append([first_name, second_name])
-        same.append(_TRUTH[truth.lower()])
+        same.append(genuine)
         fold_of.append(int(fold or 0))
     if not sides:
         raise ValueError(f"{path} holds no pairs below its header line")

@@ -69,7 +69,8 @@ def read_pairs_bin(path: str | Path, folds: int = 10) -> tuple[PairList, PackedI
 
     Args:
         path: the file.
-        folds: of the protocol; ten, as the sets that are shipped so are meant for.
+        folds: of the protocol; ten, as the sets that are shipped so are meant for. Sizes differ by
+            at most one pair, and fewer pairs make as many folds.
 
     Raises:
         ValueError: damaged, of another form, or holding anything but images and truth values.
@@ -90,10 +91,8 @@ def read_pairs_bin(path: str | Path, folds: int = 10) -> tuple[PairList, PackedI
         raise ValueError(
             f"{path} holds {len(images)} images for {len(same)} pairs, where each has two"
         )
-    if len(same) % folds:
-        raise ValueError(f"{path} holds {len(same)} pairs, which do not make {folds} equal folds")
     first = np.arange(0, len(images), 2)
-    return PairList(first, first + 1, same, folds), PackedImages(images, str(path))
+    return PairList(first, first + 1, same, min(folds, len(same))), PackedImages(images, str(path))
 
 
 def _sequence(value: Any, path: Path) -> Sequence[Any]:

@@ -85,11 +85,13 @@ def verify(
     identities = None
     if labels is not None:
         identities = np.stack([labels[pairs.first], labels[pairs.second]], axis=1)[kept]
-    result = evaluate_pairs(*sides, folds=pairs.folds, identities=identities, resamples=resamples)
+    # What is left out may leave fewer pairs than folds.
+    folds = min(pairs.folds, max(2, int(kept.sum())))
+    result = evaluate_pairs(*sides, folds=folds, identities=identities, resamples=resamples)
     result = replace(result, protocol=f"{result.protocol}; F2")
     quality, strata = getattr(images, "quality", None), ()
     if quality is not None:
         worse = np.minimum(quality[pairs.first], quality[pairs.second])[kept]
-        strata = evaluate_strata(*sides, worse, QUALITY_EDGES, folds=pairs.folds)
+        strata = evaluate_strata(*sides, worse, QUALITY_EDGES, folds=folds)
     names = {images.name(index): reason for index, reason in unreadable.items()}
     return Verification(result=result, strata=strata, unreadable=names)
