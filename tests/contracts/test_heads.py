@@ -25,7 +25,12 @@ LOSS_SETTINGS = {"kappaface": {"estimator": "online"}}
 pytestmark = pytest.mark.parametrize("kind", list(LOSSES))
 
 
-def build(head: type[Head], kind: str, dtype: torch.dtype = torch.float64, **settings: Any) -> Head:
+def build(
+    head: type[Head],
+    kind: str | dict[str, Any],
+    dtype: torch.dtype = torch.float64,
+    **settings: Any,
+) -> Head:
     torch.manual_seed(0)
     return head(kind, CLASSES, FEATURES, **settings).to(dtype)
 
@@ -137,3 +142,71 @@ def test_accumulated_gradients_are_the_whole_batchs(kind: str) -> None:
         (parts(embeddings[part], labels[part], reduction="none").sum() / BATCH).backward()
     for first, second in zip(head.parameters(), parts.parameters(), strict=True):
         torch.testing.assert_close(first.grad, second.grad)
+
+
+def finite_step(head: Head, embeddings: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    """A step's loss and gradients, all of which must be finite."""
+    embeddings = embeddings.clone().requires_grad_()
+    loss = head(embeddings, labels)
+    loss.backward()
+    grad_weight, grad_embeddings = head.weight.grad, embeddings.grad
+    assert grad_weight is not None and grad_embeddings is not None
+    grad_weight = grad_weight.to_dense()
+    results = {"loss": loss, "embeddings": grad_embeddings, "weight": grad_weight}
+    for name, value in results.items():
+        assert torch.isfinite(value).all(), name
+    return results
+
+
+DENSE_TOO = HEADS | {
+    "dense": (DenseHead, {}),
+    "sampled": (ChunkedHead, {"block_size": 5, "sample_rate": 0.5}),
+    "bfloat16 products": (ChunkedHead, {"block_size": 7, "products": "bfloat16"}),
+}
+
+
+@pytest.mark.parametrize("which", DENSE_TOO)
+def test_rows_of_any_norm_give_finite_gradients(kind: str, which: str) -> None:
+    head_type, settings = DENSE_TOO[which]
+    head = build(head_type, kind, torch.float32, **settings)
+    directions = torch.nn.functional.normalize(head.weight.detach())
+    embeddings, labels = batches(1, torch.float32)[0]
+    for norms in (*torch.tensor([1e25, 1e-20, 1e-11, 1e15]), torch.logspace(-20, 25, CLASSES)):
+        head.weight.data.copy_(directions * norms.reshape(-1, 1))
+        finite_step(head, embeddings, labels)
+        finite_step(head, directions[labels] * 30, labels)
+
+
+@pytest.mark.parametrize("which", DENSE_TOO)
+def test_huge_embeddings_give_finite_gradients(kind: str, which: str) -> None:
+    head_type, settings = DENSE_TOO[which]
+    embeddings, labels = batches(1, torch.float32)[0]
+    for length in (1e7, 3e10, 1e20, 1e30):
+        # A scale that is no power of two rounds each product.
+        head = build(head_type, {"kind": kind, "scale": 30.0}, torch.float32, **settings)
+        loss = finite_step(head, embeddings * length, labels)["loss"]
+        if which not in ("sampled", "bfloat16 products"):
+            dense = build(DenseHead, {"kind": kind, "scale": 30.0}, torch.float32)
+            expected = finite_step(dense, embeddings * length, labels)["loss"]
+            torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("head_type", [DenseHead, ChunkedHead])
+def test_converged_heads_of_any_precision_have_gradients(
+    kind: str, head_type: type[Head], dtype: torch.dtype
+) -> None:
+    # Where the dtype rounds ε away a clamp at 1 − ε does nothing, and arccosine has no slope at 1.
+    specs: list[dict[str, Any]] = [{"kind": kind}]
+    settings = LOSSES.get(kind)().settings()
+    if "epsilon" in settings:
+        specs += [{"kind": kind, "epsilon": 1e-8}, {"kind": kind, "epsilon": 1e-60}]
+        specs += [{**spec, "norm_start": "first_batch", "concentration": 0.0} for spec in specs]
+    if "beyond_pi" in settings:
+        specs.append({"kind": kind, "beyond_pi": "clip"})
+    for spec in specs:
+        head = build(head_type, spec, torch.float32).to(dtype)
+        head.weight.data.copy_(torch.nn.functional.normalize(head.weight.detach().float()))
+        for length in (5, -5, 0):
+            finite_step(head, head.weight.detach()[:BATCH] * length, torch.arange(BATCH))
+            head.end_epoch()

@@ -202,3 +202,18 @@ def test_the_maximum_taking_sum_cannot_overflow(columns: int) -> None:
         if 0 <= position < columns:
             logits[row, position] = -torch.inf
     torch.testing.assert_close(result, logits.logsumexp(dim=1))
+
+
+def test_compiled_inner_products_may_be_huge() -> None:
+    torch.manual_seed(0)
+    loss = {"kind": "softmax", "scale": 30.0}
+    head = ChunkedHead(loss, 130, 8, block_size=64, compiled=True)
+    dense = DenseHead(loss, 130, 8)
+    dense.load_state_dict(head.state_dict())
+    for length in (1.0, 1e7, 3e10, 1e30):
+        embeddings = (torch.randn(16, 8) * length).requires_grad_()
+        value = head(embeddings, torch.arange(16))
+        value.backward()
+        assert embeddings.grad is not None and head.weight.grad is not None
+        assert torch.isfinite(embeddings.grad).all() and torch.isfinite(head.weight.grad).all()
+        torch.testing.assert_close(value, dense(embeddings, torch.arange(16)), rtol=1e-5, atol=1e-5)

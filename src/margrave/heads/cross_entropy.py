@@ -29,6 +29,7 @@ from margrave.distributed import World, all_reduce_sum, gather_rows, log_sum_exp
 from margrave.heads.cosine_cache import CosineCache
 from margrave.heads.embeddings import inverse_length
 from margrave.heads.fused_block import (
+    MOST_FUSED_SCALE,
     REGISTERS,
     FusedBlock,
     cast_and_measure,
@@ -237,7 +238,11 @@ def _log_sum_exp(negatives: Tensor, step: Step, block: slice) -> Tensor:
     # Where the target is alone there is no largest; any finite number serves.
     lowest = torch.finfo(negatives.dtype).min / (2 * max(1.0, scale))
     shift = negatives.amax(dim=1, keepdim=True).clamp_min_(lowest).mul_(-scale)
-    shifted = torch.add(shift, negatives, alpha=scale)
+    if step.loss.normalized and scale <= MOST_FUSED_SCALE:
+        shifted = torch.add(shift, negatives, alpha=scale)
+    else:
+        # A fused multiply-add keeps what the shift rounded away: of huge products, thousands.
+        shifted = torch.mul(negatives, scale).add_(shift)
     negatives.scatter_(1, column, target)
     return shifted.exp_().sum(dim=1).log_().sub_(shift[:, 0])
 
@@ -355,7 +360,11 @@ class _Backward:
     def _probabilities(self, negatives: Tensor, block: slice) -> Tensor:
         """(A, K) e^{s·N − lse}, and 0 for the target."""
         scale = self.step.loss.scale
-        gradient = torch.add(-self.total[:, None], negatives, alpha=scale).exp_()
+        gradient = torch.add(-self.total[:, None], negatives, alpha=scale)
+        if not self.step.loss.normalized or scale > MOST_FUSED_SCALE:
+            # Rounding of huge products alone brings them above their sum.
+            gradient.clamp_max_(0)
+        gradient.exp_()
         column, there = self.step.place(block)
         return gradient.scatter_(1, column, torch.where(there, 0, gradient.gather(1, column)))
 

@@ -18,6 +18,8 @@ from margrave.losses import Context, Loss
 
 REGISTERS = 1024
 """Columns of a row that a group of a GPU's threads holds at a time; blocks are made of as many."""
+MOST_FUSED_SCALE = 2.0**12
+"""Of cosines times no more than this, rounding is too small to make an exponential overflow."""
 OWN_KERNELS = 12
 """Shapes of a block that get a kernel of their own."""
 
@@ -76,7 +78,11 @@ class FusedBlock:
         analytic = self.loss.negatives_and_slope(cosines, target, context)
         assert analytic is not None
         negatives, slope = analytic
-        gradient = torch.exp(torch.add(-total[:, None], negatives, alpha=self.loss.scale))
+        shifted = torch.add(-total[:, None], negatives, alpha=self.loss.scale)
+        if not self.loss.normalized or self.loss.scale > MOST_FUSED_SCALE:
+            # Rounding of huge products alone brings them above their sum.
+            shifted = shifted.clamp_max(0)
+        gradient = torch.exp(shifted)
         if self.loss.normalized:
             gradient = gradient * factor
         if slope is not None:

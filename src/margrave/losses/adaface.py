@@ -62,9 +62,15 @@ class AdaFace(Loss):
 
     def quality(self, context: Context) -> Tensor:
         """ẑ (B,): image quality in [−1, 1] as the feature norm tells it."""
+        import torch
+
         norm = context["feature_norm"].detach().clamp(0.001, 100)
-        deviation = context["feature_norm_deviation"] + self.epsilon
+        numbers = torch.finfo(norm.dtype)
+        # Equal norms and an epsilon below the dtype's range would divide 0 by 0.
+        deviation = context["feature_norm_deviation"] + max(self.epsilon, numbers.tiny)
         standardised = (norm - context["feature_norm_mean"]) / deviation
+        # Far beyond what the next clip leaves, but finite: a concentration may be 0.
+        standardised = standardised.clamp(-(numbers.max**0.5), numbers.max**0.5)
         return (self.concentration * standardised).clamp(-1, 1)
 
     def target(self, cosine: Tensor, context: Context) -> Tensor:

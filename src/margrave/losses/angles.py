@@ -27,8 +27,19 @@ def sine(cosine: Tensor) -> Tensor:
 
 
 def arccosine(cosine: Tensor, epsilon: float | None = None) -> Tensor:
-    """θ from cos θ clamped to ±(1 − epsilon); epsilon is the dtype's rounding unit by default."""
-    limit = 1 - (_rounding_unit(cosine) if epsilon is None else epsilon)
+    """θ from cos θ clamped to ±(1 − epsilon); epsilon is the dtype's rounding unit by default.
+
+    An epsilon that the dtype rounds away is raised to its smallest step below 1, as the slope at 1
+    is infinite.
+
+    >>> import torch
+    >>> cosine = torch.ones(1, dtype=torch.bfloat16, requires_grad=True)
+    >>> arccosine(cosine, 1e-4).backward()
+    >>> bool(torch.isfinite(cosine.grad))
+    True
+    """
+    unit = _rounding_unit(cosine)
+    limit = 1 - (unit if epsilon is None else max(epsilon, unit / 2))
     return cosine.clamp(-limit, limit).arccos()
 
 

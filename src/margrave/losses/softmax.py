@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
-from margrave.losses.contract import LOSSES, Loss
+from margrave.losses.contract import LOSSES, Context, Loss
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @LOSSES.register("softmax")
@@ -13,7 +16,8 @@ from margrave.losses.contract import LOSSES, Loss
 class Softmax(Loss):
     """Cross-entropy over W_jᵀx + b_j.
 
-    T = W_yᵀx + b_y, N_j = W_jᵀx + b_j: the head hands inner products instead of cosines.
+    T = W_yᵀx + b_y, N_j = W_jᵀx + b_j: the head hands inner products instead of cosines. They are
+    clipped where sums of s·N_j would overflow, in float32 at 10^34.
 
     Source: the baseline of every paper here; `torch.nn.functional.cross_entropy` of a linear layer.
 
@@ -24,3 +28,27 @@ class Softmax(Loss):
     normalized: ClassVar[bool] = False
 
     scale: float = 1.0
+
+    def _limit(self, products: Tensor) -> float:
+        """The largest product of which a batch's sum stays finite."""
+        import torch
+
+        return torch.finfo(products.dtype).max ** 0.9 / max(1.0, self.scale)
+
+    def target(self, cosine: Tensor, context: Context) -> Tensor:
+        del context
+        return cosine.clamp(-self._limit(cosine), self._limit(cosine))
+
+    def modify_target(self, cosine: Tensor, context: Context) -> Tensor:
+        # There is no margin whose gradient could be left out.
+        return self.target(cosine, context)
+
+    def negatives(self, cosines: Tensor, target_cosine: Tensor, context: Context) -> Tensor:
+        del target_cosine, context
+        return cosines.clamp(-self._limit(cosines), self._limit(cosines))
+
+    def negatives_and_slope(
+        self, cosines: Tensor, target_cosine: Tensor, context: Context
+    ) -> tuple[Tensor, Tensor]:
+        negatives = self.negatives(cosines, target_cosine, context)
+        return negatives, cosines.abs().le_(self._limit(cosines))

@@ -193,7 +193,9 @@ def concentration_of(feature_sum: Tensor, count: Tensor) -> Tensor:
     """
     features = feature_sum.shape[1]
     length = feature_sum.norm(dim=1) / count.clamp_min(1)
-    length = length.clamp_max(LARGEST_MEAN_LENGTH)
+    # Low precision rounds that to 1, which would divide by 0.
+    below_one = 1 - torch.finfo(length.dtype).eps / 2
+    length = length.clamp_max(min(LARGEST_MEAN_LENGTH, below_one))
     return length * (features - length.square()) / (1 - length.square())
 
 
