@@ -130,7 +130,7 @@ def test_a_network_of_somebodys_own_needs_trust(tmp_path: Path, monkeypatch) -> 
     card = ModelCard(backbone={"kind": "their_net:Net"}, image_size=4)
     state = backbones.create(card.backbone).state_dict()
     save_model(tmp_path / "model.safetensors", state, card)
-    with pytest.raises(ValueError, match=r"if you trust it, pass trust_code=True"):
+    with pytest.raises(ValueError, match=r"if you trust it, give --trust-code"):
         load_embedder(tmp_path)
     assert load_embedder(tmp_path, trust_code=True).card.backbone["kind"] == "their_net:Net"
 
@@ -142,3 +142,25 @@ def test_a_card_cannot_name_a_function_to_call(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=r"os:system"):
             load_embedder(tmp_path, trust_code=trust)
     assert not (tmp_path / "called").exists()
+
+
+@pytest.mark.parametrize(
+    ("answer", "shape"),
+    [
+        (lambda images: images.flatten(1).mean(0, keepdim=True), r"\(1, 3072\)"),
+        (lambda images: images.flatten(), r"\(15360,\)"),
+        (lambda images: images, r"\(5, 3, 32, 32\)"),
+        (lambda images: (images.flatten(1), images.flatten(1).norm(dim=1)), "tuple"),
+    ],
+)
+def test_a_network_must_give_one_row_per_image(answer, shape: str) -> None:
+    class Net(torch.nn.Linear):
+        def forward(self, input):
+            return answer(input)
+
+    embedder = Embedder(Net(1, 1), ModelCard(backbone=BACKBONE, image_size=32))
+    pixels = torch.zeros(5, 3, 32, 32, dtype=torch.uint8)
+    with pytest.raises(ValueError, match=rf"Net gives {shape} for 5 images, expected .* one emb"):
+        embedder.embed(pixels)
+    with pytest.raises(ValueError, match=rf"Net gives {shape} for 5 images"):
+        embedder.embed_images(list(pixels.permute(0, 2, 3, 1).numpy()))

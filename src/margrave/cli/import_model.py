@@ -22,9 +22,17 @@ def import_model(
         str | None,
         typer.Option(help="ONNX: of pixels in [0, 1], one number or three with commas."),
     ] = None,
-    deviation: Annotated[str | None, typer.Option(help="ONNX: likewise.")] = None,
+    deviation: Annotated[
+        str | None,
+        typer.Option(
+            "--std", "--deviation", help="Standard deviation of pixels in [0, 1], likewise."
+        ),
+    ] = None,
     image_size: Annotated[
         int | None, typer.Option(help="ONNX: of a side, where the model leaves it open.")
+    ] = None,
+    output: Annotated[
+        str | None, typer.Option(help="ONNX: the output that is the embedding, among several.")
     ] = None,
 ) -> None:
     """Turn a checkpoint of InsightFace, AdaFace, CVLface or CurricularFace into a model file.
@@ -59,9 +67,10 @@ def import_model(
             checkpoint,
             model,
             mean=_numbers("--mean", mean),
-            deviation=_numbers("--deviation", deviation),
+            deviation=_numbers("--std", deviation),
             colour_order=colour_order,
             image_size=image_size,
+            output=output,
         )
         console.print(
             f"ONNX -> {model}: {card.image_size} x {card.image_size} {card.colour_order.upper()}, "

@@ -54,7 +54,11 @@ class Embedder:
         return torch.from_numpy(np.ascontiguousarray(fitted.transpose(2, 0, 1)))
 
     def embed(self, pixels: Tensor) -> Tensor:
-        """(B, 3, S, S) uint8 -> (B, D) float32 unnormalised embeddings."""
+        """(B, 3, S, S) uint8 -> (B, D) float32 unnormalised embeddings.
+
+        Raises:
+            ValueError: the backbone does not give one row per image.
+        """
         return self._embed(pixels)[0].cpu()
 
     @torch.inference_mode()
@@ -74,9 +78,20 @@ class Embedder:
                 layout = memory_format(self.backbone)
                 sides = [images, images.flip(3)] if flips else [images]
                 sides = [side.to(dtype, memory_format=layout) for side in sides]
-                return torch.stack([self.backbone(side).float() for side in sides])
+                return torch.stack([self._rows(side) for side in sides])
         finally:
             self.backbone.train(was_training)
+
+    def _rows(self, images: Tensor) -> Tensor:
+        """One row per image, whatever network it is; one row for many would be broadcast."""
+        answer = self.backbone(images)
+        if not isinstance(answer, Tensor) or answer.dim() != 2 or len(answer) != len(images):
+            shape = tuple(answer.shape) if isinstance(answer, Tensor) else type(answer).__name__
+            raise ValueError(
+                f"{type(self.backbone).__name__} gives {shape} for {len(images)} images, expected "
+                f"shape ({len(images)}, D): one embedding per image"
+            )
+        return answer.float()
 
     def embed_images(
         self,
