@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from margrave import backbones
-from margrave.checkpoints import convert, load_strictly, recognise
+from margrave.checkpoints import Checkpoint, convert, load_strictly, recognise
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "backbones"
 LAYOUTS = {
@@ -195,11 +195,78 @@ def test_adaface_reads_bgr_and_the_others_rgb():
 
 
 def test_assumptions_are_noted():
-    assert any("BGR is assumed" in note for note in convert(official("adaface_ir_50")).notes)
+    assert any(
+        "BGR, mean 0.5 and std 0.5 are assumed" in note
+        for note in convert(official("adaface_ir_50")).notes
+    )
     wide = {"kind": "vit", "width": 32, "depth": 1}
     with torch.device("meta"):
         state = backbones.create(wide).state_dict()
     assert any("8 attention heads are assumed" in note for note in convert(state).notes)
+
+
+def magface(prefix: str) -> dict[str, torch.Tensor]:
+    state = official("insightface_iresnet18", prefix)
+    return state | {"fc.weight": torch.randn(512, 9)}
+
+
+@pytest.mark.parametrize("prefix", ("features.module.", "module.features.", "features."))
+def test_magface_reads_bgr_in_0_to_1(prefix):
+    state = magface(prefix)
+    load(state)
+    imported = convert(state)
+    assert imported.layout == "magface_iresnet"
+    assert (imported.mean, imported.deviation) == (0.0, 1.0)
+    assert torch.equal(imported.head_weight, state["fc.weight"].T)
+    assert colours(state, f"{prefix}conv1.weight") == [2.0, 1.0, 0.0]
+
+
+def facexzoo(name: str) -> dict[str, torch.Tensor]:
+    state = official(name, "backbone.")
+    if "mbf" in name:
+        state = {key.replace(".output_layer.", "."): value for key, value in state.items()}
+    return state | {"head.weight": torch.randn(512, 9)}
+
+
+@pytest.mark.parametrize(
+    ("name", "layout"),
+    (
+        ("curricularface_ir_se_50", "facexzoo_ir"),
+        ("curricularface_mbf", "facexzoo_mobilefacenet"),
+    ),
+)
+def test_facexzoo_saves_backbone_and_head_as_one_and_reads_bgr(name, layout):
+    state = facexzoo(name)
+    load(state)
+    imported = convert(state)
+    assert imported.layout == layout and imported.deviation == 128 / 255
+    assert any("expected BGR" in note for note in imported.notes)
+    # The same names alone are CurricularFace's, unless FaceX-Zoo's counter lies beside them.
+    alone = {key: state[key] for key in state if not key.startswith("head.")}
+    assert convert(alone).layout.startswith("curricularface")
+    assert convert(Checkpoint(alone, alone, beside=["epoch", "batch_id"])).layout == layout
+
+
+@pytest.mark.parametrize("name", sorted(LAYOUTS))
+def test_what_names_do_not_show_is_noted_and_can_be_stated(name):
+    state = official(name)
+    (note,) = [note for note in convert(state).notes if "assumed from the names" in note]
+    assert note.endswith("--colour-order, --mean, --std override")
+    stated = convert(state, "bgr", mean=(0.1, 0.2, 0.3), deviation=0.25)
+    assert stated.mean == (0.3, 0.2, 0.1) and stated.deviation == 0.25
+    assert not any("assumed from the names" in note for note in stated.notes)
+    assert convert(state, "rgb", mean=(0.1, 0.2, 0.3)).mean == (0.1, 0.2, 0.3)
+    with pytest.raises(ValueError, match=r"mean = 127.5; state it for pixels in \[0, 1\]"):
+        convert(state, mean=127.5)
+
+
+def test_names_that_projects_share_are_noted():
+    for name, others in (
+        ("insightface_iresnet18", "MagFace"),
+        ("adaface_ir_50", "CVLface"),
+        ("curricularface_ir_101", "FaceX-Zoo"),
+    ):
+        assert any(others in note for note in convert(official(name)).notes)
 
 
 def test_a_head_in_the_file_is_taken_along():

@@ -1,9 +1,9 @@
 """Weights from files: other projects' in, our own in and out. Nothing in a file is executed."""
 
 from margrave.checkpoints.atomic import atomic_write
-from margrave.checkpoints.contract import Imported
+from margrave.checkpoints.contract import Checkpoint, Imported
 from margrave.checkpoints.head_weights import head_weight, merge_head_shards
-from margrave.checkpoints.layouts import convert, recognise
+from margrave.checkpoints.layouts import check_pixel_statistics, convert, recognise
 from margrave.checkpoints.model_file import (
     CARD_KEY,
     ModelCard,
@@ -17,10 +17,12 @@ from margrave.checkpoints.strict import load_strictly
 
 __all__ = [
     "CARD_KEY",
+    "Checkpoint",
     "Imported",
     "ModelCard",
     "OperatingPoint",
     "atomic_write",
+    "check_pixel_statistics",
     "convert",
     "head_weight",
     "load_model",

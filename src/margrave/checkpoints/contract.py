@@ -10,6 +10,27 @@ from typing import Any
 from torch import Tensor
 
 State = Mapping[str, Tensor]
+Pixels = float | tuple[float, float, float]
+
+
+class Checkpoint(dict[str, Tensor]):
+    """A file's tensors by name, with what the names alone no longer show.
+
+    Attributes:
+        raw_keys: the tensors' names before wrappers' prefixes were taken off.
+        beside: the keys of what lay beside the weights.
+        notes: what was chosen or left out in reading, in words.
+    """
+
+    def __init__(
+        self,
+        tensors: State,
+        raw_keys: Iterable[str] = (),
+        beside: Iterable[str] = (),
+        notes: Iterable[str] = (),
+    ) -> None:
+        super().__init__(tensors)
+        self.raw_keys, self.beside, self.notes = tuple(raw_keys), tuple(beside), tuple(notes)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +45,7 @@ class Imported:
         notes: what was changed, left out or assumed, in words.
         head_weight: (C, D) class centres, where the file holds them.
         names: the file's name of each of the network's submodules, where it differs.
+        mean, deviation: of pixels in [0, 1] that the network was trained with, for RGB.
     """
 
     layout: str
@@ -32,6 +54,8 @@ class Imported:
     notes: tuple[str, ...] = ()
     head_weight: Tensor | None = None
     names: Mapping[str, str] = field(default_factory=dict)
+    mean: Pixels = 0.5
+    deviation: Pixels = 0.5
 
 
 def rename(state: State, names: Mapping[str, str]) -> dict[str, Tensor]:

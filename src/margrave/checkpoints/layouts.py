@@ -10,7 +10,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 from margrave.checkpoints import iresnet_names, mobilefacenet_names, vit_names
-from margrave.checkpoints.contract import Imported, State, rename
+from margrave.checkpoints.contract import Checkpoint, Imported, Pixels, State, rename
 from margrave.checkpoints.head_weights import head_weight
 from margrave.checkpoints.reading import strip_prefixes
 
@@ -20,6 +20,11 @@ Names = Mapping[str, str]
 HEAD_PREFIXES = ("head.", "classifier.", "partial_fc.")
 # CVLface puts its networks under this name.
 WRAPPER = "net."
+# MagFace puts its networks under these names, and the head's weight beside them at the top.
+MAGFACE = re.compile(r"features\.(?:module\.)?(?=(?:conv1|layer\d|bn\d|prelu|fc|features)\.)")
+FACEXZOO_STD = 128 / 255
+INSIGHTFACE_SOURCE = "deepinsight/insightface arcface_torch/dataset.py: RGB, mean 0.5, std 0.5"
+CURRICULARFACE_SOURCE = "HuangYG123/CurricularFace: images read by PIL, mean 0.5, std 0.5"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +38,10 @@ class Layout:
         names: the file's name of each submodule by ours; none where they are the same.
         first_convolution: our key of the weight that reads the colours.
         colour_order: that the network was trained with.
+        mean, deviation: of pixels in [0, 1], likewise.
+        source: where that is written.
+        evidence: what tells this project's files from others' with the same names.
+        shared_with: projects whose files have the same names and cannot be told apart.
     """
 
     name: str
@@ -41,13 +50,58 @@ class Layout:
     names: Callable[[State], dict[str, str]] = lambda _state: {}
     first_convolution: str = "conv1.weight"
     colour_order: ColourOrder = "rgb"
+    mean: Pixels = 0.5
+    deviation: Pixels = 0.5
+    source: str
+    evidence: Callable[[Checkpoint], bool] = lambda _checkpoint: True
+    shared_with: str = ""
 
+
+def _is_facexzoo(checkpoint: Checkpoint) -> bool:
+    """FaceX-Zoo saves backbone and head as one model, with the number of the batch beside it."""
+    roots = {key.removeprefix("module.").partition(".")[0] for key in checkpoint.raw_keys}
+    return "batch_id" in checkpoint.beside or {"backbone", "head"} <= roots
+
+
+FACEXZOO: dict[str, Any] = {
+    "colour_order": "bgr",
+    "deviation": FACEXZOO_STD,
+    "source": "JDAI-CV/FaceX-Zoo data_processor/train_dataset.py: cv2.imread, "
+    "(image - 127.5) * 0.0078125",
+    "evidence": _is_facexzoo,
+}
 
 LAYOUTS = (
+    Layout(
+        name="magface_iresnet",
+        signs=(r"features\.(module\.)?layer[1-4]\.\d+\.prelu\.weight",),
+        settings=iresnet_names.insightface_settings,
+        colour_order="bgr",
+        mean=0.0,
+        deviation=1.0,
+        source="IrvingMeng/MagFace inference/gen_feat.py: cv2.imread, ToTensor, mean 0, std 1",
+    ),
+    Layout(
+        name="facexzoo_ir",
+        signs=(r"body\.\d+\.res_layer\.4\.running_mean",),
+        names=iresnet_names.curricularface_names,
+        settings=iresnet_names.curricularface_settings,
+        **FACEXZOO,
+    ),
+    Layout(
+        name="facexzoo_mobilefacenet",
+        signs=(r"conv_6_sep\.",),
+        names=mobilefacenet_names.curricularface_names,
+        settings=mobilefacenet_names.settings,
+        first_convolution="layers.0.layers.0.weight",
+        **FACEXZOO,
+    ),
     Layout(
         name="insightface_iresnet",
         signs=(r"(net\.)?layer[1-4]\.\d+\.prelu\.weight",),
         settings=iresnet_names.insightface_settings,
+        source=INSIGHTFACE_SOURCE,
+        shared_with="MagFace (BGR in [0, 1]), ElasticFace",
     ),
     Layout(
         name="adaface_ir",
@@ -55,24 +109,31 @@ LAYOUTS = (
         names=iresnet_names.adaface_names,
         settings=iresnet_names.adaface_settings,
         colour_order="bgr",
+        source="mk-minchul/AdaFace README.md: BGR, mean 0.5, std 0.5",
+        shared_with="CVLface (RGB)",
     ),
     Layout(
         name="cvlface_ir",
         signs=(r"net\.body\.\d+\.res_layer\.2\.running_mean",),
         names=iresnet_names.adaface_names,
         settings=iresnet_names.adaface_settings,
+        source="mk-minchul/CVLface: RGB, mean 0.5, std 0.5",
+        shared_with="AdaFace (BGR)",
     ),
     Layout(
         name="curricularface_ir",
         signs=(r"(net\.)?body\.\d+\.res_layer\.4\.running_mean",),
         names=iresnet_names.curricularface_names,
         settings=iresnet_names.curricularface_settings,
+        source=CURRICULARFACE_SOURCE,
+        shared_with="face.evoLVe (RGB), FaceX-Zoo (BGR)",
     ),
     Layout(
         name="insightface_mobilefacenet",
         signs=(r"(net\.)?conv_sep\.layers\.",),
         settings=mobilefacenet_names.settings,
         first_convolution="layers.0.layers.0.weight",
+        source=INSIGHTFACE_SOURCE,
     ),
     Layout(
         name="curricularface_mobilefacenet",
@@ -80,12 +141,15 @@ LAYOUTS = (
         names=mobilefacenet_names.curricularface_names,
         settings=mobilefacenet_names.settings,
         first_convolution="layers.0.layers.0.weight",
+        source=CURRICULARFACE_SOURCE,
+        shared_with="face.evoLVe (RGB), FaceX-Zoo (BGR)",
     ),
     Layout(
         name="insightface_vit",
         signs=(r"(net\.)?blocks\.\d+\.attn\.qkv\.", r"(net\.)?feature\.[0-3]\."),
         settings=vit_names.settings,
         first_convolution="patch_embed.proj.weight",
+        source=INSIGHTFACE_SOURCE,
     ),
 )
 
@@ -103,10 +167,22 @@ def recognise(state: State) -> str:
     >>> recognise({"body.0.res_layer.2.running_mean": torch.zeros(64)})
     'adaface_ir'
     """
-    return _layout_of(strip_prefixes(state)).name
+    return _layout_of(_checkpoint(state)).name
 
 
-def convert(state: State, colour_order: ColourOrder | None = None) -> Imported:
+def _checkpoint(state: State) -> Checkpoint:
+    """The state without wrappers' prefixes, whoever read it."""
+    if isinstance(state, Checkpoint):
+        return Checkpoint(strip_prefixes(state), state.raw_keys, state.beside, state.notes)
+    return Checkpoint(strip_prefixes(state), state)
+
+
+def convert(
+    state: State,
+    colour_order: ColourOrder | None = None,
+    mean: Pixels | None = None,
+    deviation: Pixels | None = None,
+) -> Imported:
     """Another project's weights in Margrave's form: our names, RGB, an inferred specification.
 
     Depth, widths, gates, embedding size and image size are read from keys and shapes. BGR weights
@@ -117,31 +193,35 @@ def convert(state: State, colour_order: ColourOrder | None = None) -> Imported:
     Args:
         state: from :func:`margrave.checkpoints.read_checkpoint`.
         colour_order: that the weights expect, where it is not the layout's own.
+        mean: of pixels in [0, 1], likewise; one number, or three in the weights' colour order.
+        deviation: likewise.
 
     Raises:
-        ValueError: an unknown layout or colour order, or a tensor missing or out of shape from
-            which a setting is read.
+        ValueError: an unknown layout or colour order, a mean of pixels in [0, 255], or a tensor
+            missing or out of shape from which a setting is read.
     """
     if colour_order not in (None, "rgb", "bgr"):
         raise ValueError(f"colour_order = {colour_order!r}, must be 'rgb' or 'bgr'")
-    state = strip_prefixes(state)
-    layout = _layout_of(state)
-    bare = strip_prefixes(state, (WRAPPER,))
+    check_pixel_statistics(mean=mean, deviation=deviation)
+    checkpoint = _checkpoint(state)
+    layout = _layout_of(checkpoint)
+    if layout.name == "magface_iresnet":
+        bare = _magface_parts(checkpoint)
+    else:
+        bare = strip_prefixes(checkpoint, (WRAPPER,))
     network = {key: bare[key] for key in bare if not key.startswith(HEAD_PREFIXES)}
     head = {key: bare[key] for key in bare if key.startswith(HEAD_PREFIXES)}
 
     names = layout.names(network)
     network = rename(network, names)
     settings = layout.settings(network, names)
-    notes = []
-    if (colour_order or layout.colour_order) == "bgr":
+    notes = list(checkpoint.notes)
+    order = colour_order or layout.colour_order
+    if order == "bgr":
         _reverse_colours(network, layout.first_convolution)
         notes.append("expected BGR: folded into the first convolution, so it now takes RGB")
-    if layout.name in ("adaface_ir", "cvlface_ir") and colour_order is None:
-        notes.append(
-            f"{layout.colour_order.upper()} is assumed from the names; "
-            "give colour_order if the file's own settings say otherwise"
-        )
+    if None in (colour_order, mean, deviation):
+        notes.append(_assumption(layout, colour_order, mean, deviation))
     if settings["kind"] == "vit":
         notes.append("8 attention heads are assumed: no shape shows their number")
     centres = None
@@ -156,12 +236,64 @@ def convert(state: State, colour_order: ColourOrder | None = None) -> Imported:
         notes=tuple(notes),
         head_weight=centres,
         names=names,
+        mean=_for_rgb(layout.mean if mean is None else mean, order),
+        deviation=_for_rgb(layout.deviation if deviation is None else deviation, order),
     )
 
 
-def _layout_of(state: State) -> Layout:
+def check_pixel_statistics(**given: Pixels | None) -> None:
+    """Whether means and standard deviations are of pixels in [0, 1].
+
+    Raises:
+        ValueError: they are of pixels in [0, 255].
+    """
+    for name, value in given.items():
+        if value is None:
+            continue
+        if max(abs(each) for each in (value if isinstance(value, tuple) else (value,))) > 1:
+            raise ValueError(
+                f"{name} = {value}; state it for pixels in [0, 1]: divide what is said of pixels "
+                "in [0, 255] by 255"
+            )
+
+
+def _assumption(
+    layout: Layout, colour_order: str | None, mean: Pixels | None, deviation: Pixels | None
+) -> str:
+    """What was not stated and cannot be read from weights, and what would change it."""
+    assumed = {
+        layout.colour_order.upper(): ("--colour-order", colour_order),
+        f"mean {layout.mean:.4g}": ("--mean", mean),
+        f"std {layout.deviation:.4g}": ("--std", deviation),
+    }
+    unstated = {name: option for name, (option, given) in assumed.items() if given is None}
+    names = list(unstated)
+    listed = " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
+    others = (
+        f"; files of {layout.shared_with} can have the same names" if layout.shared_with else ""
+    )
+    return (
+        f"{listed} {'are' if len(names) > 1 else 'is'} assumed from the names "
+        f"({layout.source}){others}; {', '.join(unstated.values())} override"
+    )
+
+
+def _for_rgb(value: Pixels, order: ColourOrder) -> Pixels:
+    return value[::-1] if isinstance(value, tuple) and order == "bgr" else value
+
+
+def _magface_parts(state: State) -> dict[str, Tensor]:
+    """MagFace's network under its own names, and all else as the head's."""
+    return {
+        MAGFACE.sub("", key, count=1) if MAGFACE.match(key) else f"head.{key}": tensor
+        for key, tensor in state.items()
+    }
+
+
+def _layout_of(state: Checkpoint) -> Layout:
     for layout in LAYOUTS:
-        if all(any(re.match(sign, key) for key in state) for sign in layout.signs):
+        signed = all(any(re.match(sign, key) for key in state) for sign in layout.signs)
+        if signed and layout.evidence(state):
             return layout
     raise ValueError(
         f"unknown layout; known ones: {', '.join(layout.name for layout in LAYOUTS)}; "

@@ -18,12 +18,16 @@ PUBLISHED: dict[tuple[tuple[int, ...], int], str] = {
 
 
 def curricularface_names(state: State) -> dict[str, str]:
-    """CurricularFace's name of each submodule, by ours."""
+    """CurricularFace's name of each submodule, by ours.
+
+    FaceX-Zoo's and TreB1eN's networks have the last layers at the top.
+    """
+    last = "" if "linear.weight" in state else "output_layer."
     names = {
-        "features.layers.0.layers.0": "output_layer.conv_6_dw.conv",
-        "features.layers.0.layers.1": "output_layer.conv_6_dw.bn",
-        "features.layers.2": "output_layer.linear",
-        "features.layers.3": "output_layer.bn",
+        "features.layers.0.layers.0": f"{last}conv_6_dw.conv",
+        "features.layers.0.layers.1": f"{last}conv_6_dw.bn",
+        "features.layers.2": f"{last}linear",
+        "features.layers.3": f"{last}bn",
     }
     for theirs, ours in CONVOLUTIONS.items():
         names |= _convolution_names(ours, theirs)

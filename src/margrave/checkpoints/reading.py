@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from margrave.checkpoints.contract import Checkpoint
 from margrave.files import Budget
 
 # Where training programs put the weights inside what they save.
@@ -59,7 +60,7 @@ HARMLESS = tuple(
 )
 
 
-def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Tensor]:
+def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     """The tensors of a ``.pth``, ``.pt``, ``.ckpt`` or ``.safetensors`` file by name, on the CPU.
 
     Weights are found inside the usual wrappers (``state_dict``, ``model``, …) and the prefixes
@@ -75,7 +76,11 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     if not path.is_file():
         raise ValueError(f"{path}: {'a folder, not a file' if path.is_dir() else 'no such file'}")
     content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
-    return strip_prefixes(_tensors_of(content, path))
+    tensors = _tensors_of(content, path)
+    beside = (
+        [key for key in content if isinstance(key, str)] if isinstance(content, Mapping) else []
+    )
+    return Checkpoint(strip_prefixes(tensors), tensors, set(beside) - set(tensors))
 
 
 def strip_prefixes(

@@ -16,11 +16,14 @@ def import_model(
     ],
     colour_order: Annotated[
         str | None,
-        typer.Option(help="rgb or bgr, if the network was trained unlike its project's others."),
+        typer.Option(help="rgb or bgr, where the network was trained unlike its project's others."),
     ] = None,
     mean: Annotated[
         str | None,
-        typer.Option(help="ONNX: of pixels in [0, 1], one number or three with commas."),
+        typer.Option(
+            help="Mean of pixels in [0, 1], one number or three with commas, in the order "
+            "of --colour-order; by default the project's."
+        ),
     ] = None,
     deviation: Annotated[
         str | None,
@@ -35,7 +38,9 @@ def import_model(
         str | None, typer.Option(help="ONNX: the output that is the embedding, among several.")
     ] = None,
 ) -> None:
-    """Turn a checkpoint of InsightFace, AdaFace, CVLface or CurricularFace into a model file.
+    """Turn a checkpoint of a known project into a model file.
+
+    Known are InsightFace, AdaFace, CVLface, CurricularFace, face.evoLVe, FaceX-Zoo and MagFace.
 
     The layout is recognised, networks trained on BGR take RGB afterwards, nothing in the file is
     executed, and whatever does not fit is named. An ONNX model is copied, and how its images are
@@ -78,11 +83,13 @@ def import_model(
             markup=False,
         )
         return
-    if mean or deviation or image_size:
-        raise ValueError("--mean, --deviation and --image-size are for ONNX models")
+    if image_size or output:
+        raise ValueError("--image-size and --output are for ONNX models")
     state = read_checkpoint(checkpoint)
     try:
-        imported = convert(state, colour_order)
+        imported = convert(
+            state, colour_order, _numbers("--mean", mean), _numbers("--std", deviation)
+        )
     except ValueError as error:
         raise ValueError(
             f"{checkpoint}: {error} (a run's model.safetensors needs no import)"
@@ -92,6 +99,8 @@ def import_model(
     card = ModelCard(
         backbone=imported.backbone,
         image_size=imported.backbone.get("image_size", 112),
+        mean=imported.mean,
+        deviation=imported.deviation,
         source=f"{imported.layout}, imported from {checkpoint.name}",
     )
     save_model(model, backbone.state_dict(), card)
@@ -99,14 +108,20 @@ def import_model(
     for note in imported.notes:
         console.print(f"  {note}", markup=False)
     parameters = sum(parameter.numel() for parameter in backbone.parameters())
-    console.print(f"  {imported.backbone['kind']}, {parameters:,} parameters, RGB input")
+    console.print(
+        f"  {imported.backbone['kind']}, {parameters:,} parameters, RGB input, "
+        f"(pixel - {card.mean}) / {card.deviation}",
+        markup=False,
+    )
 
 
-def _numbers(option: str, given: str | None) -> float | tuple[float, ...] | None:
+def _numbers(option: str, given: str | None) -> float | tuple[float, float, float] | None:
     if given is None:
         return None
     try:
-        values = tuple(float(part) for part in given.split(","))
+        values = [float(part) for part in given.split(",")]
     except ValueError:
-        raise ValueError(f"{option} {given!r}; give one number, or three with commas") from None
-    return values[0] if len(values) == 1 else values
+        values = []
+    if len(values) not in (1, 3):
+        raise ValueError(f"{option} {given!r}; give one number, or three with commas")
+    return values[0] if len(values) == 1 else (values[0], values[1], values[2])

@@ -118,8 +118,8 @@ def _foreign(path: Path, not_ours: ValueError) -> Iterator[Finding]:
     yield Finding(
         fault="foreign_checkpoint",
         severity="note",
-        said=f"a checkpoint of layout {imported.layout} ({imported.backbone['kind']}), for pixels "
-        f"in [-1, 1]; {'; '.join(imported.notes) or 'trained on RGB'}",
+        said=f"a checkpoint of layout {imported.layout} ({imported.backbone['kind']}), for "
+        f"(pixel - {imported.mean}) / {imported.deviation}; {'; '.join(imported.notes)}",
         remedy=f"margrave import {path} MODEL.safetensors turns it into a model file",
         share=0.0,
     )

@@ -13,11 +13,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from margrave.checkpoints import CARD_KEY, ModelCard, atomic_write, read_card
+from margrave.checkpoints import (
+    CARD_KEY,
+    ModelCard,
+    atomic_write,
+    check_pixel_statistics,
+    read_card,
+)
 from margrave.files import external_weights
 from margrave.registry import suggest
 
-Pixels = float | Sequence[float]
+Pixels = float | tuple[float, float, float]
 
 
 KINDS = {
@@ -335,16 +341,11 @@ def import_onnx(
             the model does not give one embedding per image.
     """
     backbone = OnnxBackbone(source, output=output)
+    check_pixel_statistics(mean=mean, deviation=deviation)
     _check_bytes(backbone, mean, deviation)
     if backbone.takes_bytes:
         mean, deviation = 0.0, 1.0
     stated = {"mean": mean, "deviation": deviation, "colour_order": colour_order}
-    for name, value in (("mean", mean), ("deviation", deviation)):
-        if value is not None and np.abs(value).max() > 1:
-            raise ValueError(
-                f"{name} = {value}; state it for pixels in [0, 1]: divide what is said of pixels "
-                "in [0, 255] by 255"
-            )
     if image_size and backbone.image_size not in (None, image_size):
         raise ValueError(
             f"image_size = {image_size}, but {source} takes images of {backbone.image_size} only; "
