@@ -5,7 +5,7 @@ BIN := .venv/bin
 # A machine with a GPU has its own PyTorch: GPU_PYTHON=python3 takes that instead of the venv's.
 GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
 
-.PHONY: install demo test check bench bench-gpu clean
+.PHONY: install demo test check bench bench-gpu fuzz clean
 
 install: .venv/installed
 
@@ -32,6 +32,11 @@ bench: install
 bench-gpu:
 	PYTHONPATH=src $(GPU_PYTHON) -m pytest tests/gpu
 	PYTHONPATH=src $(GPU_PYTHON) benchmarks/gpu.py
+
+# For as long as wanted: make fuzz MUTATIONS=10000000
+MUTATIONS ?= 100000
+fuzz: install
+	OMP_NUM_THREADS=1 $(BIN)/python tests/data/fuzz.py $(MUTATIONS)
 
 clean:
 	rm -rf .venv build src/*.egg-info

@@ -16,9 +16,15 @@ from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
+import cv2
 import numpy as np
+import torch
 
+from margrave.checkpoints import ModelCard, load_model, read_checkpoint, save_model
+from margrave.config import read_config, read_run_config, to_yaml
 from margrave.data import RecordImages, ShardImages, decode_image, pack_shards, read_pairs_bin
+from margrave.distributed import World
+from margrave.distributed.tensor_store import load_tensors, save_tensors, stored_tensors
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "recordio"
 EXTRA_BYTES = 512 * 2**20
@@ -69,6 +75,51 @@ def read_image(folder: Path) -> None:
     decode_image((folder / "one.jpg").read_bytes(), "one.jpg")
 
 
+def read_weights(folder: Path) -> None:
+    for path in folder.iterdir():
+        read_checkpoint(path)
+
+
+def read_model(folder: Path) -> None:
+    load_model(folder / "model.safetensors")
+
+
+def read_tensors(folder: Path) -> None:
+    stored_tensors(folder)
+    load_tensors(folder, {"weight": torch.zeros(4, 3), "count": torch.tensor(0)}, {}, World())
+
+
+def read_settings(folder: Path) -> None:
+    read_run_config(folder)
+
+
+def read_picture(folder: Path) -> None:
+    decode_image((folder / "one.png").read_bytes(), "one.png")
+
+
+def weights() -> dict[str, bytes]:
+    """Checkpoints of both of PyTorch's formats, and a model of our own."""
+    state = {"state_dict": {"conv.weight": torch.arange(24.0).reshape(2, 3, 4)}, "epoch": 3}
+    files: dict[str, bytes] = {}
+    for name, new in (("new.pth", True), ("old.pth", False)):
+        content = io.BytesIO()
+        torch.save(state, content, _use_new_zipfile_serialization=new)
+        files[name] = content.getvalue()
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.safetensors"
+        save_model(path, {"weight": torch.ones(3)}, ModelCard(backbone={"kind": "iresnet18"}))
+        files[path.name] = path.read_bytes()
+    return files
+
+
+def tensors() -> dict[str, bytes]:
+    """A training's checkpoint."""
+    with tempfile.TemporaryDirectory() as folder:
+        content = {"weight": torch.ones(4, 3), "count": torch.tensor(5)}
+        save_tensors(Path(folder), content, {}, World())
+        return {path.name: path.read_bytes() for path in Path(folder).iterdir()}
+
+
 def tars(image: bytes) -> list[bytes]:
     """Archives of every kind, with names too long for a header."""
     found = []
@@ -100,6 +151,8 @@ def main(count: int) -> None:
     alone = {"train.rec": records["train.rec"]}
     sets = [pickle.dumps(small, protocol=protocol) for protocol in (0, 2, 4, 5)]
     sets.append((GOLDEN / "pairs_numpy_bytes.bin").read_bytes())
+    png = cv2.imencode(".png", decode_image(golden.read_bytes(5), "one"))[1].tobytes()
+    saved, checkpoint = weights(), tensors()
     targets: list[tuple[str, Callable[[Path], None], dict[str, bytes]]] = [
         ("train.rec", read_records, records),
         ("train.rec", read_records, alone),
@@ -110,6 +163,15 @@ def main(count: int) -> None:
         ("samples.bin", read_shards, packed(golden)),
         ("shard-000000.tar", read_shards, packed(golden)),
         ("one.jpg", read_image, {"one.jpg": golden.read_bytes(5)}),
+        ("one.png", read_picture, {"one.png": png}),
+        *((name, read_weights, {name: saved[name]}) for name in ("new.pth", "old.pth")),
+        ("model.safetensors", read_model, {"model.safetensors": saved["model.safetensors"]}),
+        *((name, read_tensors, checkpoint) for name in sorted(checkpoint)),
+        (
+            "config.yaml",
+            read_settings,
+            {"config.yaml": to_yaml(read_config(["demo"], {})).encode()},
+        ),
     ]
     generator = np.random.default_rng(0)
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()

@@ -21,6 +21,7 @@ def chain(length: int) -> str:
         ("loss: " + "[" * 5000 + "]" * 5000, "nested too deeply"),
         ("loss: !!python/object/apply:os.system ['touch x']", "is not YAML"),
         ("loss: [", "is not YAML"),
+        ("loss: \x18", "is not YAML"),
         ("a: 1\n--- \nb: 2", "is not YAML"),
     ],
 )

@@ -24,8 +24,8 @@ def read_yaml(text: str, name: str) -> Any:
     >>> read_yaml("loss: {kind: adaface, margin: 0.4}", "mine.yaml")
     {'loss': {'kind': 'adaface', 'margin': 0.4}}
     """
-    loader = yaml.SafeLoader(text)
     try:
+        loader = yaml.SafeLoader(text)
         node = loader.get_single_node()
         if node is None:
             return None
@@ -37,10 +37,9 @@ def read_yaml(text: str, name: str) -> Any:
         return loader.construct_document(node)
     except RecursionError:
         raise ValueError(f"{name} is nested too deeply for settings") from None
-    except yaml.YAMLError as error:
+    # Numbers and dates that are none fail in other ways than YAML that is none.
+    except (yaml.YAMLError, OverflowError, LookupError, TypeError, AttributeError) as error:
         raise ValueError(f"{name} is not YAML: {error}") from None
-    finally:
-        loader.dispose()
 
 
 def _expanded(node: yaml.Node, known: dict[int, int | None], name: str) -> int:

@@ -23,5 +23,8 @@ def recipe_text(name: str) -> str:
     if name in recipe_names():
         return (files(__name__) / f"{name}.yaml").read_text()
     if Path(name).is_file():
-        return Path(name).read_text()
+        try:
+            return Path(name).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ValueError(f"{name} cannot be read as text: {error}") from None
     raise ValueError(f"no recipe and no file {name!r}; {suggest(name, recipe_names())}")
