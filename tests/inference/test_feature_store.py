@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -229,3 +230,130 @@ def test_the_header_is_readable_by_people(
     found = json.loads((tmp_path / "features" / "features.json").read_text())
     assert found["count"] == 30 and found["width"] == 8 and found["flips"] is False
     assert found["card"]["mean"] == 0.5 and found["fit"] == "crop"
+
+
+@pytest.fixture(scope="module")
+def small_store(embedder: Embedder, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("small") / "features"
+    embed_to_store(
+        embedder, SyntheticFaces(num_identities=2, images_per_identity=3, image_size=32), folder
+    )
+    return folder
+
+
+@pytest.fixture
+def store_folder(small_store: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(small_store, tmp_path / "features")
+
+
+def test_the_header_is_covered_by_its_checksum(store_folder: Path) -> None:
+    path = store_folder / "features.json"
+    content = path.read_text()
+    path.write_text(content.replace('"colour_order": "rgb"', '"colour_order": "bgr"'))
+    assert path.read_text() != content
+    with pytest.raises(ValueError, match=r"features.json is not what was written: its checksum"):
+        FeatureStore(store_folder)
+    # What people do to the text alone changes nothing.
+    description = json.loads(content)
+    path.write_text(json.dumps(dict(reversed(description.items()))))
+    assert FeatureStore(store_folder).description["count"] == 6
+
+
+def test_headers_of_0_1_open_and_say_that_they_are_not_covered(store_folder: Path) -> None:
+    path = store_folder / "features.json"
+    digest = FeatureStore(store_folder).digest
+    description = json.loads(path.read_text())
+    del description["checksum"]
+    path.write_text(json.dumps(description, indent=1))
+    with pytest.warns(UserWarning, match="has no checksum, as Margrave 0.1 wrote it"):
+        assert FeatureStore(store_folder).digest == digest
+
+
+def write_header(folder: Path, **changes: object) -> None:
+    """A header with its right checksum, as somebody hostile would write it."""
+    description = json.loads((folder / "features.json").read_text()) | changes
+    description = {key: value for key, value in description.items() if value is not None}
+    description.pop("checksum")
+    content = {**description, "checksum": feature_store._checksum(description)}
+    (folder / "features.json").write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"count": True}, {"count": -1}, {"count": 0}, {"count": 10**30}, {"count": 7},
+        {"count": 5}, {"width": -8}, {"width": 10**12}, {"width": None}, {"images": {}},
+        {"images": {"digest": 3, "source": ""}}, {"identities": [1, 2]}, {"card": {}},
+        {"card": {"backbone": [[]], "image_size": "x", "mean": {}}}, {"card": None},
+        {"flips": None}, {"format_version": 99},
+    ],
+)  # fmt: skip
+def test_headers_that_lie_are_refused(changes: dict[str, object], store_folder: Path) -> None:
+    write_header(store_folder, **changes)
+    with pytest.raises(ValueError, match=r"features"):
+        FeatureStore(store_folder)
+
+
+@pytest.mark.parametrize("name", ["features.json", "blocks.jsonl"])
+def test_deep_json_is_refused(name: str, store_folder: Path) -> None:
+    for depth in (200, 100_000):
+        (store_folder / name).write_text("[" * depth + "]" * depth + "\n")
+        with pytest.raises(ValueError, match=name):
+            FeatureStore(store_folder)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "[]", "3", '{"start": 0}', '{"start": false, "stop": 6, "digest": "", "unreadable": {}}',
+        '{"start": 0, "stop": 6.0, "digest": "", "unreadable": {}}',
+        '{"start": 0, "stop": 1e300, "digest": "", "unreadable": {}}',
+        '{"start": 0, "stop": 9, "digest": "", "unreadable": {}}',
+        '{"start": 0, "stop": 6, "digest": "", "unreadable": {"x": "gone"}}',
+        '{"start": 0, "stop": 6, "digest": "", "unreadable": {"99": "gone"}}',
+        '{"start": 0, "stop": 6, "digest": "", "unreadable": {"1": 1}}',
+    ],
+)  # fmt: skip
+def test_blocks_that_lie_are_refused(line: str, store_folder: Path) -> None:
+    (store_folder / "blocks.jsonl").write_text(line + "\n")
+    with pytest.raises(ValueError, match=r"blocks\.jsonl"):
+        FeatureStore(store_folder)
+
+
+def npy(header: str, version: int = 1, content: bytes = b"") -> bytes:
+    length = len(header).to_bytes(2 if version == 1 else 4, "little")
+    return b"\x93NUMPY" + bytes([version, 0]) + length + header.encode() + content
+
+
+DAMAGED_ARRAYS = [
+        b"", b"\x93NUMPY", b"\x93NUMPY\x01\x00\xff", b"\x93NUMPY\x09\x00\x01\x00{",
+        npy("{'descr': '<f4', 'fortran_order': False, 'shape': (99999999999999, 8), }"),
+        npy("{'descr': '<f4', 'fortran_order': False, 'shape': (6, 8), }"),
+        npy("{'descr': '<f4', 'fortran_order': False, 'shape': (-6, -8), }"),
+        npy("{'descr': '<f4', 'fortran_order': True, 'shape': (6, 8), }", content=bytes(192)),
+        npy("{'descr': '|O', 'fortran_order': False, 'shape': (6,), }", content=bytes(48)),
+        npy("{'descr': '|S0', 'fortran_order': False, 'shape': (6,), }"),
+        npy("{'descr': '|S2000000000', 'fortran_order': False, 'shape': (6,), }"),
+        npy("{'descr': [('a', '<f4')], 'fortran_order': False, 'shape': (6,), }"),
+        npy("(" * 5000), npy("{1: 2, 'a': 3}"), npy("{'descr': "), npy('"' * 3),
+        npy("{'descr': '<f4', 'fortran_order': False, 'shape': (6, 8), }", version=2),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["embeddings", "flipped", "norms", "labels", "names"])
+def test_damaged_arrays_are_named(name: str, store_folder: Path) -> None:
+    path = store_folder / f"{name}.npy"
+    for content in DAMAGED_ARRAYS:
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=rf"(?s){name}\.npy .*delete the folder"):
+            FeatureStore(store_folder)
+        assert path.read_bytes() == content
+
+
+@pytest.mark.parametrize("change", [-1, 1, 4096])
+def test_arrays_have_no_byte_more_or_less(change: int, store_folder: Path) -> None:
+    path = store_folder / "embeddings.npy"
+    content = path.read_bytes()
+    path.write_bytes(content[:change] if change < 0 else content + bytes(change))
+    with pytest.raises(ValueError, match=r"embeddings\.npy has \d+ bytes where"):
+        FeatureStore(store_folder, verify=False)

@@ -16,6 +16,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from margrave.checkpoints.atomic import atomic_write
+from margrave.files import read_json
 from margrave.registry import suggest
 
 FORMAT_VERSION = 1
@@ -197,8 +198,8 @@ def read_card(text: str, path: str | os.PathLike[str]) -> ModelCard:
         ValueError: no such text, unknown or wrong fields, naming the file.
     """
     try:
-        fields = json.loads(text)
-    except json.JSONDecodeError as error:
+        fields = read_json(text, "the card")
+    except ValueError as error:
         raise ValueError(f"{path}: its card is damaged ({error})") from error
     if not isinstance(fields, dict):
         raise ValueError(f"{path}: its card is damaged (no mapping)")

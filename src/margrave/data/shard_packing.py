@@ -14,6 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
+from margrave.files import read_json
+
 from .contract import FaceImages
 from .decode import Fit
 from .packing import QUALITY, Progress, in_order, packed_bytes
@@ -144,7 +146,7 @@ def _finish(folder: Path, finished: list[Path], identities: list[str]) -> dict[s
     unreadable: dict[str, str] = {}
     entries, rows = [], []
     for path in finished:
-        shard = json.loads(path.read_bytes())
+        shard = read_json(path.read_bytes(), str(path))
         unreadable |= shard["unreadable"]
         if shard["rows"]:
             entries.append(ShardEntry(**shard["entry"]))

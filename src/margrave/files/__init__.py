@@ -2,7 +2,8 @@
 
 from margrave.files.budget import Budget
 from margrave.files.inert_pickle import Record, read_inert
+from margrave.files.json_text import read_json
 from margrave.files.onnx_weights import external_weights
 from margrave.files.yaml_text import read_yaml
 
-__all__ = ["Budget", "Record", "external_weights", "read_inert", "read_yaml"]
+__all__ = ["Budget", "Record", "external_weights", "read_inert", "read_json", "read_yaml"]

@@ -19,6 +19,7 @@ import torch
 from margrave.checkpoints import atomic_write
 from margrave.data import ImageFiles, decode_image, image_paths
 from margrave.faces import MTCNN, Detection, Detector, YuNet, align_face
+from margrave.files import read_json
 
 LIST = "aligned.jsonl"
 CHUNK = 4
@@ -240,7 +241,7 @@ def _read_list(crops: Path, settings: AlignmentSettings) -> dict[str, AlignedPho
     before = settings
     for number, line in enumerate(lines, 1):
         try:
-            entry: Mapping[str, Any] = json.loads(line)
+            entry: Mapping[str, Any] = read_json(line, "it")
             if number == 1:
                 before = AlignmentSettings(**entry["settings"])
                 continue

@@ -1,6 +1,6 @@
 """Features once: a folder of embeddings that every protocol reads.
 
-    features.json    what made them: model, preprocessing, images; how many, how wide
+    features.json    what made them: model, preprocessing, images; how many, how wide; its checksum
     embeddings.npy   (N, D) float32, raw
     flipped.npy      (N, D) float32, of the mirror images, where asked for
     norms.npy        (N,) float32, lengths of the raw embeddings
@@ -16,7 +16,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -26,6 +28,7 @@ from torch import Tensor
 
 from margrave.checkpoints import ModelCard, atomic_write, read_card
 from margrave.data import ReadableImages
+from margrave.files import read_json
 from margrave.inference.embedder import Embedder, Progress
 from margrave.memory import read_rows
 
@@ -35,6 +38,8 @@ BLOCK = 512
 READ_AT_ONCE = 2048
 HEADER = "features.json"
 NAMES_SHOWN = 5
+LARGEST_NUMBER = 2**48
+"""Of rows or columns that a file may claim; their bytes still fit 64 bits."""
 _REMEDY = "delete the folder and embed again, or copy it again"
 
 
@@ -113,7 +118,11 @@ class FeatureStore:
         self.description = _read_header(self.folder)
         blocks = _read_blocks(self.folder)
         count, width = self.description["count"], self.description["width"]
-        done = sum(block["stop"] - block["start"] for block in blocks)
+        done = blocks[-1]["stop"] if blocks else 0
+        if done > count:
+            raise ValueError(
+                f"{folder}: blocks.jsonl lists {done} images and {HEADER} {count}; {_REMEDY}"
+            )
         if done < count:
             raise ValueError(
                 f"{folder} holds features of {done} of {count} images: it was interrupted; run the "
@@ -367,7 +376,7 @@ def _resume_or_begin(
                 f"{folder} holds features of another {', '.join(differing)}; give another folder, "
                 "or delete this one"
             )
-        blocks = _read_blocks(folder)
+        blocks = _read_blocks(folder, repair=True)
         return (
             blocks[-1]["stop"] if blocks else 0,
             sum(len(block["unreadable"]) for block in blocks),
@@ -409,56 +418,109 @@ def _flush(path: Path) -> None:
 
 
 def _write_header(folder: Path, description: dict[str, Any]) -> None:
+    content = {**description, "checksum": _checksum(description)}
     with atomic_write(folder / HEADER) as temporary:
-        temporary.write_text(json.dumps(description, indent=1) + "\n", encoding="utf-8")
+        temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+def _checksum(description: Mapping[str, Any]) -> str:
+    """SHA-256 of a description, however its text is indented and ordered."""
+    return hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()
 
 
 def _read_header(folder: Path) -> dict[str, Any]:
+    """The description in features.json, without its checksum."""
     path = folder / HEADER
     if not path.is_file():
         raise ValueError(f"{folder} holds no {HEADER}; make features with margrave embed")
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        header = read_json(path.read_text(encoding="utf-8"), HEADER)
     except (OSError, ValueError) as error:
         raise ValueError(f"{path} cannot be read ({error}); {_REMEDY}") from error
-    wanted = {"card": dict, "count": int, "width": int, "flips": bool, "images": dict}
-    wanted |= {"identities": list, "format_version": int}
-    if not isinstance(found, dict) or any(
-        not isinstance(found.get(key), kind) for key, kind in wanted.items()
+    if not isinstance(header, dict) or any(
+        not _is_a(header.get(key), kind) for key, kind in _HEADER_FIELDS.items()
     ):
-        raise ValueError(f"{path} is damaged: it lacks some of {', '.join(wanted)}; {_REMEDY}")
-    if found["format_version"] != FORMAT_VERSION:
+        fields = ", ".join(_HEADER_FIELDS)
+        raise ValueError(f"{path} is damaged: it lacks some of {fields}; {_REMEDY}")
+    if header["format_version"] != FORMAT_VERSION:
         raise ValueError(
-            f"{path} has format_version {found['format_version']}, this Margrave reads "
+            f"{path} has format_version {header['format_version']}, this Margrave reads "
             f"{FORMAT_VERSION}; {_REMEDY}"
         )
-    return found
+    checksum = header.pop("checksum", None)
+    if checksum is None:
+        warnings.warn(
+            f"{path} has no checksum, as Margrave 0.1 wrote it: what it says of model and "
+            "preprocessing is not verified; embed again to have it covered",
+            stacklevel=3,
+        )
+    elif checksum != _checksum(header):
+        raise ValueError(f"{path} is not what was written: its checksum differs; {_REMEDY}")
+    images, identities = header["images"], header["identities"]
+    if not all(isinstance(images.get(key), str) for key in ("digest", "source")):
+        raise ValueError(f"{path} is damaged: images lacks its digest or source; {_REMEDY}")
+    if not all(isinstance(name, str) for name in identities):
+        raise ValueError(f"{path} is damaged: an identity that is no text; {_REMEDY}")
+    for field, least in (("count", 1), ("width", 0)):
+        if not least <= header[field] < LARGEST_NUMBER:
+            raise ValueError(f"{path}: {field} {str(header[field])[:30]} cannot be; {_REMEDY}")
+    return header
 
 
-def _read_blocks(folder: Path) -> list[dict[str, Any]]:
-    """The lines of blocks.jsonl; a last one that was cut off does not count and is removed."""
+_HEADER_FIELDS: dict[str, type] = {
+    "card": dict, "count": int, "width": int, "flips": bool, "images": dict, "identities": list,
+    "format_version": int,
+}  # fmt: skip
+
+
+def _is_a(value: Any, kind: type) -> bool:
+    """Whether a value of JSON is of a type; true is no number there."""
+    return isinstance(value, kind) and not (kind is int and isinstance(value, bool))
+
+
+def _read_blocks(folder: Path, *, repair: bool = False) -> list[dict[str, Any]]:
+    """The lines of blocks.jsonl; a last one that was cut off does not count.
+
+    Args:
+        folder: of the store.
+        repair: remove such a last line, to write on behind the others.
+    """
     path = folder / "blocks.jsonl"
     try:
         content = path.read_bytes()
     except OSError as error:
         raise ValueError(f"{path} cannot be read ({error.strerror}); {_REMEDY}") from error
     whole = content[: content.rfind(b"\n") + 1]
-    if len(whole) < len(content):
+    if repair and len(whole) < len(content):
         os.truncate(path, len(whole))
     blocks: list[dict[str, Any]] = []
+    stop = 0
     for number, line in enumerate(whole.splitlines(), start=1):
-        block: dict[str, Any] = {}
         try:
-            block = json.loads(line)
-            fits = block["start"] == (blocks[-1]["stop"] if blocks else 0) < block["stop"]
-            fits = fits and isinstance(block["digest"], str)
-            fits = fits and isinstance(block["unreadable"], dict)
-        except (ValueError, KeyError, TypeError):
-            fits = False
+            block = read_json(line, "the line")
+            fits = _fits(block, stop)
+        except ValueError:
+            block, fits = {}, False
         if not fits:
             raise ValueError(f"{path}:{number} is damaged: {line[:80]!r}; {_REMEDY}")
         blocks.append(block)
+        stop = block["stop"]
     return blocks
+
+
+def _fits(block: Any, start: int) -> bool:
+    """Whether this describes a block of rows from a start on."""
+    if not isinstance(block, dict) or not all(
+        _is_a(block.get(key), kind)
+        for key, kind in (("start", int), ("stop", int), ("digest", str), ("unreadable", dict))
+    ):
+        return False
+    stop = block["stop"]
+    return block["start"] == start < stop < LARGEST_NUMBER and all(
+        row.isascii() and row.isdecimal() and len(row) < 19 and start <= int(row) < stop
+        and isinstance(reason, str)
+        for row, reason in block["unreadable"].items()
+    )  # fmt: skip
 
 
 def _open(
@@ -468,15 +530,36 @@ def _open(
     dtype: type[np.generic] | None,
     mode: Literal["r", "r+"] = "r",
 ) -> np.ndarray:
+    """A mapped array of exactly this shape and type, text where there is no type."""
     path = folder / f"{name}.npy"
     try:
-        array = np.lib.format.open_memmap(path, mode=mode)
-    except (OSError, ValueError, EOFError) as error:
+        with open(path, "rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            version = np.lib.format.read_magic(file)
+            if version != (1, 0):
+                raise ValueError(f"its version is {version}")
+            given, by_columns, kind = np.lib.format.read_array_header_1_0(file)
+            start = file.tell()
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read ({error.strerror}); {_REMEDY}") from error
+    # Damaged headers make numpy's parser fail in many ways.
+    except Exception as error:
+        reason = str(error)[:200] or type(error).__name__
+        raise ValueError(f"{path} cannot be read ({reason}); {_REMEDY}") from error
+    right = kind == dtype if dtype is not None else kind.kind == "S" and kind.itemsize > 0
+    if given != shape or not right or (by_columns and len(shape) > 1):
+        order = " by columns" * by_columns
+        raise ValueError(
+            f"{path} holds {str(kind)[:60]} {str(given)[:60]}{order}, expected {shape}; {_REMEDY}"
+        )
+    # Mapping more than there is would end the process, or lengthen a file that is written to.
+    expected = start + math.prod(shape) * kind.itemsize
+    if size != expected:
+        raise ValueError(f"{path} has {size} bytes where {expected} belong; {_REMEDY}")
+    try:
+        return np.memmap(path, kind, mode, start, shape)
+    except (OSError, ValueError) as error:
         raise ValueError(f"{path} cannot be read ({error}); {_REMEDY}") from error
-    right = array.dtype == dtype if dtype is not None else array.dtype.kind == "S"
-    if array.shape != shape or not right:
-        raise ValueError(f"{path} holds {array.dtype} {array.shape}, expected {shape}; {_REMEDY}")
-    return array
 
 
 def _digest(*arrays: np.ndarray) -> str:

@@ -7,6 +7,8 @@ import math
 from pathlib import Path
 from typing import Any
 
+from margrave.files import read_json
+
 
 class MetricsLog:
     """Appends lines to ``metrics.jsonl`` and forgets those written after a checkpoint.
@@ -72,6 +74,14 @@ def _event_writer(folder: Path, step: int) -> Any:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of a metrics file; a last line cut off by a crash is left out."""
-    lines = path.read_text().split("\n")
-    return [json.loads(line) for line in lines[:-1]]
+    """The lines of a metrics file; a last line cut off by a crash is left out.
+
+    Raises:
+        ValueError: a line that is damaged, with its number.
+    """
+    lines = path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]
+    values = [read_json(line, f"{path}:{number}") for number, line in enumerate(lines, start=1)]
+    for number, value in enumerate(values, start=1):
+        if not isinstance(value, dict) or not isinstance(value.get("kind"), str):
+            raise ValueError(f"{path}:{number} is damaged: it has no kind; remove the line")
+    return values
