@@ -5,7 +5,9 @@ python tests/data/fuzz.py 10000
 
 from __future__ import annotations
 
+import contextlib
 import io
+import json
 import pickle
 import resource
 import sys
@@ -20,11 +22,21 @@ import cv2
 import numpy as np
 import torch
 
+from margrave import backbones
 from margrave.checkpoints import ModelCard, load_model, read_checkpoint, save_model
 from margrave.config import read_config, read_run_config, to_yaml
-from margrave.data import RecordImages, ShardImages, decode_image, pack_shards, read_pairs_bin
+from margrave.data import (
+    RecordImages,
+    ShardImages,
+    SyntheticFaces,
+    decode_image,
+    pack_shards,
+    read_pairs_bin,
+)
 from margrave.distributed import World
 from margrave.distributed.tensor_store import load_tensors, save_tensors, stored_tensors
+from margrave.inference import Embedder, FeatureStore, embed_to_store, feature_store
+from margrave.inference.feature_store import HEADER
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "recordio"
 EXTRA_BYTES = 512 * 2**20
@@ -135,6 +147,36 @@ def tars(image: bytes) -> list[bytes]:
     return found
 
 
+def read_store(folder: Path) -> None:
+    # With the right checksum, as somebody hostile would write it.
+    header = folder / HEADER
+    with contextlib.suppress(ValueError, RecursionError, AttributeError):
+        description = json.loads(header.read_bytes())
+        description.pop("checksum", None)
+        checksum = feature_store._checksum(description)
+        header.write_text(json.dumps({**description, "checksum": checksum}))
+    for verify in (True, False):
+        store = FeatureStore(folder, verify=verify)
+        assert store.rows[:3].shape == (min(3, len(store)), store.embeddings.shape[1])
+        assert len(store.names) == len(store.labels) == len(store)
+        store.readable(np.arange(len(store)))
+
+
+@cache
+def features() -> dict[str, bytes]:
+    """A folder of features."""
+    backbone = {
+        "kind": "iresnet", "block_counts": [1, 1, 1, 1], "channels": [8, 8, 8, 8],
+        "embedding_size": 8, "image_size": 32,
+    }  # fmt: skip
+    card = ModelCard(backbone=backbone, image_size=32)
+    embedder = Embedder(backbones.create(backbone).eval(), card)
+    faces = SyntheticFaces(num_identities=2, images_per_identity=3, image_size=32)
+    with tempfile.TemporaryDirectory() as folder:
+        embed_to_store(embedder, faces, folder)
+        return {path.name: path.read_bytes() for path in Path(folder).iterdir()}
+
+
 @cache
 def packed(images: RecordImages) -> dict[str, bytes]:
     """A folder of shards with its index."""
@@ -162,6 +204,7 @@ def main(count: int) -> None:
         ("shards.json", read_shards, packed(golden)),
         ("samples.bin", read_shards, packed(golden)),
         ("shard-000000.tar", read_shards, packed(golden)),
+        *((name, read_store, features()) for name in features()),
         ("one.jpg", read_image, {"one.jpg": golden.read_bytes(5)}),
         ("one.png", read_picture, {"one.png": png}),
         *((name, read_weights, {name: saved[name]}) for name in ("new.pth", "old.pth")),
