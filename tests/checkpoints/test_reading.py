@@ -8,6 +8,7 @@ import pathlib
 import pickle
 import sys
 import types
+import warnings
 import zipfile
 
 import numpy as np
@@ -184,3 +185,176 @@ def test_tensors_that_repeat_few_numbers_are_refused(tmp_path):
     assert path.stat().st_size < 10_000
     with pytest.raises(ValueError, match=r"wide\.pth has \d+ bytes and asks for more than"):
         read_checkpoint(path)
+
+
+STATE = {"fc.weight": WEIGHT, "fc.bias": torch.ones(2)}
+
+
+@pytest.mark.parametrize(
+    "content",
+    (
+        {"net_state_dict": STATE, "epoch": 3},
+        {"their own name": STATE},
+        {"checkpoint": {"weights": STATE}},
+        {"iteration": torch.tensor(5), "G": STATE},
+        {"G": STATE, "optimizer": {"state": {0: {"exp_avg": WEIGHT}}, "average": STATE}},
+        {"state_dict": STATE, "same": STATE},
+        {"state_dict": STATE, "head": {"a": WEIGHT, "b": WEIGHT, "c": WEIGHT}},
+        {**STATE, "fc.total_ops": torch.zeros(1), "total_params": torch.zeros(1)},
+    ),
+)
+def test_a_state_dict_is_found_under_whatever_key_holds_it(tmp_path, content):
+    torch.save(content, tmp_path / "weights.pth")
+    assert list(read_checkpoint(tmp_path / "weights.pth")) == ["fc.weight", "fc.bias"]
+
+
+def test_several_networks_are_listed_and_chosen_by_key(tmp_path):
+    other = {"fc.weight": WEIGHT + 1, "fc.bias": torch.ones(2)}
+    content = {"student": {"net": STATE}, "teacher": {"net": other}, "pair": {"a.w": WEIGHT}}
+    path = tmp_path / "weights.pth"
+    torch.save(content, path)
+    with pytest.raises(ValueError, match=r"several networks; choose one with --key .*student.net"):
+        read_checkpoint(path)
+    assert torch.equal(read_checkpoint(path, key="teacher.net")["fc.weight"], WEIGHT + 1)
+    assert list(read_checkpoint(path, key="a")) == ["w"]
+    with pytest.raises(ValueError, match=r"no weights under 'x'; choices: student.net \(2 tens"):
+        read_checkpoint(path, key="x")
+
+
+AVERAGE = {"fc.weight": WEIGHT * 2, "fc.bias": torch.zeros(2)}
+
+
+@pytest.mark.parametrize(
+    "content",
+    (
+        {"state_dict": STATE, "state_dict_ema": AVERAGE},
+        {"model": STATE, "ema": {f"module.{name}": value for name, value in AVERAGE.items()}},
+        {"model": STATE, "ema": {"state_dict": AVERAGE, "decay": 0.9}},
+        {
+            "state_dict": {f"model.{name}": value for name, value in STATE.items()}
+            | {f"ema_model.module.{name}": value for name, value in AVERAGE.items()}
+            | {"ema_model.n_averaged": torch.tensor(7)}
+        },
+        {"ema": AVERAGE},
+        {"model": STATE, "model_ema": {"fc.weight": WEIGHT * 2}},
+    ),
+)
+def test_moving_averages_are_preferred_and_noted(tmp_path, content):
+    torch.save(content, tmp_path / "weights.pth")
+    state = read_checkpoint(tmp_path / "weights.pth")
+    assert sorted(state) == ["fc.bias", "fc.weight"]
+    assert torch.equal(state["fc.weight"], WEIGHT * 2)
+    assert any("moving averages (EMA) are taken" in note for note in state.notes)
+    partial = "model_ema" in content
+    assert partial == any("not averaged, from the plain weights: fc.bias" in n for n in state.notes)
+
+
+def test_torchs_averaged_model_is_noted(tmp_path):
+    averaged = torch.optim.swa_utils.AveragedModel(torch.nn.Linear(3, 2))
+    torch.save(averaged.state_dict(), tmp_path / "weights.pth")
+    state = read_checkpoint(tmp_path / "weights.pth")
+    assert sorted(state) == ["bias", "weight"]
+    assert any("AveragedModel" in note for note in state.notes)
+
+
+def _absent_class(monkeypatch, path: str, *bases: type, **members):
+    """A class of a package that need not be installed, as if it were while the file is saved."""
+    module, _, name = path.rpartition(".")
+    parts = module.split(".")
+    for end in range(1, len(parts) + 1):
+        part = ".".join(parts[:end])
+        monkeypatch.setitem(sys.modules, part, types.ModuleType(part))
+    made = type(name, bases, {"__module__": module, **members})
+    setattr(sys.modules[module], name, made)
+    return made
+
+
+@pytest.mark.parametrize("legacy", (False, True))
+@pytest.mark.parametrize(
+    ("path", "base"),
+    (
+        ("pytorch_lightning.utilities.parsing.AttributeDict", dict),
+        ("lightning.fabric.utilities.data.AttributeDict", dict),
+        ("easydict.EasyDict", dict),
+        ("their.settings.Config", object),
+        ("ordered.Settings", collections.OrderedDict),
+    ),
+)
+def test_settings_of_classes_that_are_not_here_are_ignored(
+    tmp_path, monkeypatch, path, base, legacy
+):
+    with monkeypatch.context() as patch:
+        settings = _absent_class(patch, path, base)()
+        settings.folder, settings.scale = "a", 64.0
+        if base is not object:
+            settings["lr"] = 0.1
+        content = {"state_dict": STATE, "hyper_parameters": settings}
+        torch.save(content, tmp_path / "last.ckpt", _use_new_zipfile_serialization=not legacy)
+    assert list(read_checkpoint(tmp_path / "last.ckpt")) == list(STATE)
+    assert path.partition(".")[0] not in sys.modules
+
+
+def test_objects_whose_state_is_no_mapping_are_ignored_too(tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        kind = _absent_class(patch, "their.Slots", object, __slots__=("a",))
+        settings = kind()
+        settings.a = 3
+        torch.save({"state_dict": STATE, "settings": settings}, tmp_path / "last.ckpt")
+    assert list(read_checkpoint(tmp_path / "last.ckpt")) == list(STATE)
+
+
+def test_functions_of_packages_that_are_here_are_not_called(tmp_path):
+    class Calling:
+        def __reduce__(self):
+            return np.save, (str(tmp_path / "proof.npy"), [1])
+
+    torch.save({"fc.weight": WEIGHT, "callback": Calling()}, tmp_path / "weights.pth")
+    with pytest.raises(ValueError, match=r"refused, it asks for 'numpy\.save' to be run"):
+        read_checkpoint(tmp_path / "weights.pth")
+    assert not (tmp_path / "proof.npy").exists()
+
+
+@pytest.mark.parametrize("module", ("pathlib", "pathlib._local"))
+def test_paths_of_every_python_are_ignored(tmp_path, module):
+    path = tmp_path / "weights.pth"
+    # What torch wrote before it had archives: magic number, version, system, then the content.
+    head = [pickle.dumps(each, 2) for each in (0x1950A86A20F9469CFC6C, 1001, {"little_endian": 1})]
+    content = b"\x80\x02}U\x04pathc" + module.encode() + b"\nPosixPath\nU\x01a\x85Rs."
+    path.write_bytes(b"".join(head) + content + pickle.dumps([], 2))
+    with pytest.raises(ValueError, match="holds no tensors; found path"):
+        read_checkpoint(path)
+
+
+def test_programs_are_named_as_what_they_are(tmp_path):
+    path = tmp_path / "weights.pt"
+    with warnings.catch_warnings():
+        # torch.jit is deprecated, and its files remain.
+        warnings.simplefilter("ignore")
+        torch.jit.save(torch.jit.script(torch.nn.Linear(3, 2)), path)
+    with pytest.raises(ValueError, match=r"a TorchScript archive .*torch.jit.load\(.*state_dict"):
+        read_checkpoint(path)
+    exported = torch.export.export(torch.nn.Linear(3, 2), (torch.ones(1, 3),))
+    torch.export.save(exported, tmp_path / "weights.pt2")
+    with pytest.raises(ValueError, match=r"a program of torch.export, .*state_dict"):
+        read_checkpoint(tmp_path / "weights.pt2")
+
+
+def test_a_whole_network_is_named_as_such(tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        kind = _absent_class(patch, "their.Net", torch.nn.Linear)
+        torch.save(kind(3, 2), tmp_path / "weights.pth")
+    with pytest.raises(ValueError, match="whole network: save and read its state_dict"):
+        read_checkpoint(tmp_path / "weights.pth")
+
+
+def test_attributes_that_hide_a_mappings_methods_change_nothing(tmp_path):
+    state = collections.OrderedDict(STATE)
+    state.values = state.get = state.keys = 3  # type: ignore[assignment]
+    torch.save({"state_dict": state}, tmp_path / "weights.pth")
+    assert list(read_checkpoint(tmp_path / "weights.pth")) == list(STATE)
+
+
+def test_one_mapping_in_many_places_is_looked_at_once(tmp_path):
+    many = {f"{index}": torch.zeros(()) for index in range(3000)}
+    torch.save({"a": STATE} | {f"copy {i}": many for i in range(3000)}, tmp_path / "weights.pth")
+    assert list(read_checkpoint(tmp_path / "weights.pth")) == list(STATE)

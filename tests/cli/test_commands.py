@@ -172,6 +172,44 @@ def test_import_states_what_a_checkpoint_does_not_say(tmp_path: Path) -> None:
     assert torch.equal(state[first], network.state_dict()[first].flip(1))
 
 
+def test_import_weights_of_no_known_layout_into_a_named_network(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "import_net.py").write_text(
+        "from torch import nn\n"
+        "class Net(nn.Module):\n"
+        "    def __init__(self, width: int = 4):\n"
+        "        super().__init__()\n"
+        "        self.stem = nn.Conv2d(3, width, 3)\n"
+        "        self.last = nn.Linear(width, 5)\n"
+        "    def forward(self, images):\n"
+        "        return self.last(self.stem(images).mean((2, 3)))\n"
+    )
+    state = {
+        "stem.weight": torch.randn(6, 3, 3, 3), "stem.bias": torch.randn(6),
+        "last.weight": torch.randn(5, 6), "last.bias": torch.randn(5),
+    }  # fmt: skip
+    content = {f"module.{name}": value for name, value in state.items()}
+    content["head.weight"] = torch.randn(9, 5)
+    torch.save({"whatever": content}, tmp_path / "weights.pth")
+    monkeypatch.syspath_prepend(tmp_path)
+    named = ("import", "weights.pth", "model.safetensors", "--backbone")
+    assert "stem.weight is (6, 3, 3, 3)" in margrave(*named, "import_net:Net", cwd=tmp_path, code=1)
+    output = margrave(
+        *named, "{kind: 'import_net:Net', width: 6}", "--image-size", "32",
+        "--colour-order", "bgr", cwd=tmp_path,
+    )  # fmt: skip
+    assert "head left out: head.weight" in output and "mean 0.5, std 0.5 assumed" in output
+    saved, card = load_model(tmp_path / "model.safetensors")
+    assert card.backbone == {"kind": "import_net:Net", "width": 6} and card.image_size == 32
+    assert torch.equal(saved["stem.weight"], state["stem.weight"].flip(1))
+    network = backbones.create({"kind": "mbf", "embedding_size": 64})
+    torch.save({"net": network.state_dict()}, tmp_path / "mbf.pth")
+    spec = "{kind: mbf, embedding_size: 64}"
+    margrave("import", "mbf.pth", "mbf.safetensors", "--backbone", spec, cwd=tmp_path)
+    assert load_model(tmp_path / "mbf.safetensors")[1].backbone["kind"] == "mbf"
+
+
 def test_a_printed_recipe_is_the_recipe() -> None:
     for name in recipe_names():
         assert CliRunner().invoke(app, ["recipes", name]).output == recipe_text(name)

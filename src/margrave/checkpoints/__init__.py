@@ -3,7 +3,7 @@
 from margrave.checkpoints.atomic import atomic_write
 from margrave.checkpoints.contract import Checkpoint, Imported
 from margrave.checkpoints.head_weights import head_weight, merge_head_shards
-from margrave.checkpoints.layouts import check_pixel_statistics, convert, recognise
+from margrave.checkpoints.layouts import adopt, check_pixel_statistics, convert, recognise
 from margrave.checkpoints.model_file import (
     CARD_KEY,
     ModelCard,
@@ -21,6 +21,7 @@ __all__ = [
     "Imported",
     "ModelCard",
     "OperatingPoint",
+    "adopt",
     "atomic_write",
     "check_pixel_statistics",
     "convert",

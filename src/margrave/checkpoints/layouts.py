@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from margrave.checkpoints import iresnet_names, mobilefacenet_names, vit_names
 from margrave.checkpoints.contract import Checkpoint, Imported, Pixels, State, rename
@@ -241,6 +241,65 @@ def convert(
     )
 
 
+def adopt(
+    state: State,
+    network: nn.Module,
+    backbone: Mapping[str, Any],
+    colour_order: ColourOrder | None = None,
+    mean: Pixels | None = None,
+    deviation: Pixels | None = None,
+) -> Imported:
+    """Weights of an unknown layout for a network that the user names.
+
+    Keys are the network's own, whatever wrappers' prefixes either has; heads that the network has
+    no place for are left out. Give what this returns to ``load_strictly``.
+
+    Args:
+        state: from :func:`margrave.checkpoints.read_checkpoint`.
+        network: built from `backbone`.
+        backbone: its specification.
+        colour_order: that the weights expect, RGB if not stated.
+        mean: of pixels in [0, 1], likewise; by default 0.5.
+        deviation: likewise.
+
+    Raises:
+        ValueError: two keys become one, a mean of pixels in [0, 255], or weights for BGR whose
+            first convolution cannot be told.
+    """
+    check_pixel_statistics(mean=mean, deviation=deviation)
+    checkpoint = _checkpoint(state)
+    expected = network.state_dict()
+    ours = dict(zip(strip_prefixes(expected), expected, strict=True))
+    weights = {ours.get(key, key): tensor for key, tensor in checkpoint.items()}
+    left_out = [key for key in weights if key not in expected and key.startswith(HEAD_PREFIXES)]
+    weights = {key: tensor for key, tensor in weights.items() if key not in left_out}
+    notes = [*checkpoint.notes, *([f"head left out: {', '.join(left_out)}"] if left_out else [])]
+    order = colour_order or "rgb"
+    if order == "bgr":
+        first = [key for key, each in weights.items() if each.dim() == 4 and each.shape[1] == 3]
+        if len(first) != 1:
+            raise ValueError(
+                f"{len(first)} convolutions read three channels ({', '.join(first[:3])}), so BGR "
+                "cannot be folded into the first; reverse its input channels in the checkpoint"
+            )
+        _reverse_colours(weights, first[0])
+        notes.append(f"expected BGR: folded into {first[0]}, so it now takes RGB")
+    assumed = {"RGB": colour_order, "mean 0.5": mean, "std 0.5": deviation}
+    if unstated := [name for name, value in assumed.items() if value is None]:
+        notes.append(
+            f"{', '.join(unstated)} assumed, which nothing in the file shows; "
+            "--colour-order, --mean, --std state it"
+        )
+    return Imported(
+        layout="own",
+        backbone=dict(backbone),
+        state=weights,
+        notes=tuple(notes),
+        mean=_for_rgb(0.5 if mean is None else mean, order),
+        deviation=_for_rgb(0.5 if deviation is None else deviation, order),
+    )
+
+
 def check_pixel_statistics(**given: Pixels | None) -> None:
     """Whether means and standard deviations are of pixels in [0, 1].
 
@@ -279,7 +338,7 @@ def _assumption(
 
 
 def _for_rgb(value: Pixels, order: ColourOrder) -> Pixels:
-    return value[::-1] if isinstance(value, tuple) and order == "bgr" else value
+    return (value[2], value[1], value[0]) if isinstance(value, tuple) and order == "bgr" else value
 
 
 def _magface_parts(state: State) -> dict[str, Tensor]:

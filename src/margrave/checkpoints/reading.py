@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import pickle
 import re
+import sys
 import zipfile
-from collections.abc import Mapping
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +23,26 @@ from margrave.files import Budget
 # Where training programs put the weights inside what they save.
 WRAPPERS = (
     "state_dict",
+    "net_state_dict",
     "model_state_dict",
     "state_dict_backbone",
     "model",
     "backbone",
     "net",
-    "HEAD",
+    "network",
 )
 # CVLface's "net." is kept: it alone tells its RGB networks from AdaFace's BGR ones.
 PREFIXES = ("module.", "model.", "backbone.", "_orig_mod.")
+
+
+# Exponential moving averages of the weights, by any part of their name.
+AVERAGED = re.compile(r"(^|[._])(ema|swa|averaged)([._]|$)", re.IGNORECASE)
+# Optimisers, schedules and heads that trainers keep beside the network.
+NO_NETWORK = re.compile(r"optim|sched|scaler|head|softmax_fc|criterion|(^|[._])loss", re.IGNORECASE)
+# What profilers (thop) and torch's AveragedModel count, which no network has.
+COUNTERS = ("total_ops", "total_params", "n_averaged")
+DEEPEST = 2
+SHOWN = 8
 
 
 class Ignored:
@@ -43,44 +56,90 @@ class Ignored:
     def __setstate__(self, _state: Any) -> None: ...
 
 
+class IgnoredMapping:
+    """Makes plain mappings instead of whatever class a file names; many are dicts of settings."""
+
+    def __new__(cls, *_arguments: Any, **_settings: Any) -> OrderedDict[Any, Any]:
+        return OrderedDict()
+
+
 # Settings, scores and callbacks that trainers leave next to the weights. They are never built:
 # each name is read as Ignored.
 HARMLESS = tuple(
     f"{module}.{name}"
     for modules, names in {
         ("argparse",): ("Namespace",),
-        ("pathlib",): ("Path", "PosixPath", "WindowsPath"),
+        # Where Python keeps them changes from release to release.
+        ("pathlib", "pathlib._local"): (
+            "Path",
+            "PosixPath",
+            "WindowsPath",
+            "PurePath",
+            "PurePosixPath",
+            "PureWindowsPath",
+        ),
+        ("types",): ("SimpleNamespace",),
+        ("datetime",): ("datetime", "date", "time", "timedelta", "timezone"),
+        ("decimal",): ("Decimal",),
+        ("uuid",): ("UUID",),
+        ("functools",): ("partial",),
         ("numpy",): ("dtype", "ndarray"),
         ("numpy.core.multiarray", "numpy._core.multiarray"): ("scalar", "_reconstruct"),
-        ("pytorch_lightning.callbacks.model_checkpoint",): ("ModelCheckpoint",),
-        ("pytorch_lightning.utilities.parsing",): ("AttributeDict",),
     }.items()
     for module in modules
     for name in names
 )
+HARMLESS_MAPPINGS = ("copyreg._reconstructor", "copy_reg._reconstructor", "collections.defaultdict")
+MOST_NAMES = 256
 
 
-def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
+def _is_inert(name: str) -> bool:
+    """Whether a name may be read as Ignored, which neither imports nor calls what it names.
+
+    Names of the standard library are refused: they are how a file asks for something to be run.
+    torch's functions are too, some of which make tensors that would silently be missing.
+    """
+    module, _, attribute = name.rpartition(".")
+    root = module.partition(".")[0]
+    if root in ("torch", "numpy"):
+        return attribute[:1].isupper()
+    return bool(root) and root != "__builtin__" and root not in sys.stdlib_module_names
+
+
+def read_checkpoint(path: str | os.PathLike[str], key: str | None = None) -> Checkpoint:
     """The tensors of a ``.pth``, ``.pt``, ``.ckpt`` or ``.safetensors`` file by name, on the CPU.
 
-    Weights are found inside the usual wrappers (``state_dict``, ``model``, …) and the prefixes
-    ``module.``, ``model.``, ``backbone.`` and ``_orig_mod.`` are taken off their names. A head
-    saved beside a backbone (``state_dict_softmax_fc``) appears under ``head.``; a file that is one
-    bare tensor appears as ``weight``. What is no tensor is left out.
+    Weights are found under whatever key holds them, two deep at most, and the prefixes
+    ``module.``, ``model.``, ``backbone.`` and ``_orig_mod.`` are taken off their names. Moving
+    averages (EMA) are preferred to the weights they average. A head saved beside a backbone
+    (``state_dict_softmax_fc``) appears under ``head.``; a file that is one bare tensor appears as
+    ``weight``. What is no tensor is left out, as are profilers' counters.
+
+    Args:
+        path: the file.
+        key: where in the file the weights are, such as ``generator.ema``; or what their names
+            begin with. Needed where several networks are in the file.
 
     Raises:
-        ValueError: no such file, a damaged one, one without tensors, or one that would have to run
-            code to be read (then nothing of it was run, and what it asked for is named).
+        ValueError: no such file, a damaged one, one without tensors or with several networks, or
+            one that would have to run code to be read (then nothing of it was run, and what it
+            asked for is named).
     """
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"{path}: {'a folder, not a file' if path.is_dir() else 'no such file'}")
     content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
-    tensors = _tensors_of(content, path)
-    beside = (
-        [key for key in content if isinstance(key, str)] if isinstance(content, Mapping) else []
-    )
-    return Checkpoint(strip_prefixes(tensors), tensors, set(beside) - set(tensors))
+    if isinstance(content, Tensor):
+        return Checkpoint({"weight": content}, ["weight"])
+    if not isinstance(content, dict):
+        kind = "whole object" if isinstance(content, Ignored) else type(content).__name__
+        raise ValueError(f"{path}: holds a {kind}, not a state dict")
+    tensors, notes = _tensors_of(content, path, key)
+    head = dict.get(content, "state_dict_softmax_fc")
+    if isinstance(head, dict) and key is None:
+        tensors |= {f"head.{name}": value for name, value in _direct_tensors(head).items()}
+    beside = [name for name in dict.keys(content) if isinstance(name, str)]
+    return Checkpoint(strip_prefixes(tensors), tensors, set(beside) - set(tensors), notes)
 
 
 def strip_prefixes(
@@ -117,23 +176,55 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 def _read_pickle(path: Path) -> Any:
     budget = Budget(path.stat().st_size, str(path))
     _check_archive(path)
-    stand_ins: list[Any] = [(Ignored, name) for name in HARMLESS]
-    try:
-        with torch.serialization.safe_globals(stand_ins):
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        if wanted := re.search(r"GLOBAL (\S+)", str(error)):
-            raise ValueError(
-                f"{path}: refused, it asks for {wanted[1].rstrip('.')!r} to be run; nothing was "
-                "executed. In the environment that wrote it, save only the state dict, "
-                "torch.save(model.state_dict(), …), and read that"
-            ) from error
-        raise ValueError(f"{path}: damaged or no PyTorch file ({_first_line(error)})") from error
-    # A damaged pickle can fail with nearly anything, from EOFError to struct.error.
-    except Exception as error:
-        raise ValueError(f"{path}: damaged or no PyTorch file ({_first_line(error)})") from error
+    content = _load(path)
     _check_tensors(content, budget)
     return content
+
+
+def _load(path: Path) -> Any:
+    stand_ins: dict[str, Any] = dict.fromkeys(HARMLESS, Ignored)
+    stand_ins |= dict.fromkeys(HARMLESS_MAPPINGS, IgnoredMapping)
+    unknown: dict[str, Any] = {}
+    # A class that is a dict has entries set, which only a mapping takes; other states of objects
+    # only Ignored takes. No name shows which.
+    kind: Any = IgnoredMapping
+    while True:
+        allowed: list[Any] = [(stand_in, name) for name, stand_in in (stand_ins | unknown).items()]
+        try:
+            with torch.serialization.safe_globals(allowed):
+                return torch.load(path, map_location="cpu", weights_only=True)
+        # A damaged pickle can fail with nearly anything, from EOFError to struct.error.
+        except Exception as error:
+            asked = re.search(r"GLOBAL (\S+)", str(error))
+            name = asked[1].rstrip(".") if asked and _is_unpickling(error) else None
+            if name is None and unknown and kind is IgnoredMapping:
+                kind = Ignored
+                unknown = dict.fromkeys(unknown, kind)
+                continue
+            if name is None:
+                raise ValueError(
+                    f"{path}: damaged or no PyTorch file ({_first_line(error)})"
+                ) from error
+            if name in unknown or not _is_inert(name) or len(unknown) >= MOST_NAMES:
+                raise ValueError(
+                    f"{path}: refused, it asks for {name!r} to be run; nothing was "
+                    "executed. In the environment that wrote it, save only the state dict, "
+                    "torch.save(model.state_dict(), …), and read that"
+                ) from error
+            unknown |= {each: kind for each in (name, *_other_names(path)) if _is_inert(each)}
+
+
+def _is_unpickling(error: Exception) -> bool:
+    return isinstance(error, pickle.UnpicklingError)
+
+
+def _other_names(path: Path) -> list[str]:
+    """What else a file names, so that it need not be read once for each name."""
+    try:
+        return torch.serialization.get_unsafe_globals_in_checkpoint(path)[:MOST_NAMES]
+    # Files of before PyTorch 1.6 cannot be asked, and damaged ones fail with nearly anything.
+    except Exception:
+        return []
 
 
 def _check_archive(path: Path) -> None:
@@ -143,8 +234,20 @@ def _check_archive(path: Path) -> None:
     try:
         with zipfile.ZipFile(path) as archive:
             sizes = [part.file_size for part in archive.infolist()]
+            parts = {name.partition("/")[2] for name in archive.namelist()}
     except (OSError, ValueError, zipfile.BadZipFile, NotImplementedError) as error:
         raise ValueError(f"{path}: damaged or no PyTorch file ({_first_line(error)})") from error
+    if "constants.pkl" in parts:
+        raise ValueError(
+            f"{path}: a TorchScript archive (torch.jit.save), which is a program and not run here; "
+            "save its weights and read those: "
+            f"torch.save(torch.jit.load({str(path)!r}).state_dict(), 'weights.pth')"
+        )
+    if any(name.startswith("models/") and name.endswith(".json") for name in parts):
+        raise ValueError(
+            f"{path}: a program of torch.export, not run here; save its weights and read those: "
+            f"torch.save(torch.export.load({str(path)!r}).state_dict, 'weights.pth')"
+        )
     # What is stored as it is takes no more than the file; overlapping parts and deflated ones do.
     Budget(path.stat().st_size, str(path)).take(sum(sizes))
 
@@ -156,9 +259,10 @@ def _check_tensors(content: Any, budget: Budget) -> None:
         value = pending.pop()
         if isinstance(value, Tensor):
             budget.take(value.numel() * value.itemsize)
-        elif isinstance(value, Mapping | list | tuple) and id(value) not in seen:
+        elif isinstance(value, dict | list | tuple) and id(value) not in seen:
             seen.add(id(value))
-            pending += value.values() if isinstance(value, Mapping) else value
+            # By dict's own method: a file can put another attribute of that name before it.
+            pending += dict.values(value) if isinstance(value, dict) else value
 
 
 def _first_line(error: Exception) -> str:
@@ -167,24 +271,131 @@ def _first_line(error: Exception) -> str:
     return f"{type(error).__name__}: {line.partition('. ')[0]}"
 
 
-def _tensors_of(content: Any, path: Path) -> dict[str, Tensor]:
-    if isinstance(content, Tensor):
-        return {"weight": content}
-    if not isinstance(content, Mapping):
-        raise ValueError(f"{path}: holds a {type(content).__name__}, not a state dict")
-    for name in WRAPPERS:
-        if isinstance(inner := content.get(name), Mapping):
-            tensors = _tensors_of(inner, path)
-            head = content.get("state_dict_softmax_fc")
-            if isinstance(head, Mapping):
-                tensors |= {f"head.{key}": value for key, value in _tensors_of(head, path).items()}
-            return tensors
-    tensors = {
+def _direct_tensors(mapping: Mapping[Any, Any]) -> dict[str, Tensor]:
+    # Entries by dict's own method: a file can put another attribute of that name before it.
+    return {
         key: value.detach()
-        for key, value in content.items()
+        for key, value in dict.items(mapping)  # type: ignore[arg-type]
         if isinstance(key, str) and isinstance(value, Tensor)
     }
-    if not tensors:
-        keys = ", ".join(map(str, list(content)[:8])) or "nothing"
-        raise ValueError(f"{path}: holds no tensors; found {keys}")
-    return tensors
+
+
+def _states(
+    content: dict[Any, Any], place: str = "", depth: int = 0, seen: set[int] | None = None
+) -> Iterator[tuple[str, dict[str, Tensor]]]:
+    """Every state dict in a file, by its dotted place; one that lies in several, by the first."""
+    seen = {id(content)} if seen is None else seen
+    tensors = _direct_tensors(content)
+    # A single number is a temperature or a step, not a network.
+    if any(value.dim() for value in tensors.values()):
+        yield place, tensors
+    if depth == DEEPEST:
+        return
+    for key, value in dict.items(content):
+        if isinstance(key, str) and isinstance(value, dict) and id(value) not in seen:
+            seen.add(id(value))
+            yield from _states(value, f"{place}.{key}" if place else key, depth + 1, seen)
+
+
+def _tensors_of(
+    content: dict[Any, Any], path: Path, key: str | None
+) -> tuple[dict[str, Tensor], list[str]]:
+    """The weights in a file's content, and what was chosen or left out, in words."""
+    states = dict(_states(content))
+    notes = []
+    if counters := [name for state in states.values() for name in state if _is_counter(name)]:
+        notes.append(f"{len(counters)} counters left out: {_listed(counters)}")
+        if "n_averaged" in counters:
+            notes.append("moving averages (torch's AveragedModel), not the weights they average")
+    states = {
+        place: {name: value for name, value in state.items() if not _is_counter(name)}
+        for place, state in states.items()
+    }
+    if key is not None:
+        return _under_key(states, path, key), notes
+    if not states:
+        keys = ", ".join(map(str, list(dict.keys(content))[:8])) or "nothing"
+        whole = "_modules" in getattr(content, "__dict__", {})
+        named = "; it is a whole network: save and read its state_dict() instead" if whole else ""
+        raise ValueError(f"{path}: holds no tensors; found {keys}{named}")
+    for place, state in list(states.items()):
+        states |= {
+            f"{place}.{prefix}".lstrip("."): part
+            for prefix, part in _averages_within(state).items()
+        }
+    networks = {place: state for place, state in states.items() if not NO_NETWORK.search(place)}
+    networks = networks or states
+    averaged = {place: state for place, state in networks.items() if AVERAGED.search(place)}
+    plain = {place: state for place, state in networks.items() if place not in averaged}
+    if not averaged:
+        return dict(plain[_only(plain, path)]), notes
+    place = _only(averaged, path)
+    average = strip_prefixes(averaged[place])
+    notes.append(f"moving averages (EMA) are taken, from {place}; --key chooses others")
+    for whole in plain.values():
+        others = strip_prefixes(
+            {
+                name: value
+                for name, value in whole.items()
+                if not AVERAGED.search(name.partition(".")[0])
+            }
+        )
+        # Averages are often of parameters alone, without the batch norms' statistics.
+        if average.keys() < others.keys():
+            missing = [name for name in others if name not in average]
+            notes.append(f"not averaged, from the plain weights: {_listed(missing)}")
+            return {**others, **average}, notes
+    return dict(averaged[place]), notes
+
+
+def _is_counter(name: str) -> bool:
+    return name.rpartition(".")[2] in COUNTERS
+
+
+def _averages_within(state: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    """Averages that lie in the same state dict as the weights, under a prefix of their own."""
+    parts: dict[str, dict[str, Tensor]] = {}
+    for name, value in state.items():
+        prefix, _, rest = name.partition(".")
+        if rest and AVERAGED.search(prefix):
+            parts.setdefault(prefix, {})[rest] = value
+    return parts
+
+
+def _under_key(states: Mapping[str, dict[str, Tensor]], path: Path, key: str) -> dict[str, Tensor]:
+    if key in states:
+        return dict(states[key])
+    for state in states.values():
+        inner = {
+            name.removeprefix(f"{key}."): value
+            for name, value in state.items()
+            if name.startswith(f"{key}.")
+        }
+        if inner:
+            return inner
+    raise ValueError(f"{path}: no weights under {key!r}; {_choices(states)}")
+
+
+def _only(states: Mapping[str, dict[str, Tensor]], path: Path) -> str:
+    """The place of the only network; usual names and the file's own level come first."""
+    if len(states) == 1:
+        return next(iter(states))
+    usual = [place for place in states if place.rpartition(".")[2] in WRAPPERS]
+    largest = max(len(state) for state in states.values())
+    # A mean or a table of a few tensors beside a network is none itself.
+    networks = [place for place in usual or states if 4 * len(states[place]) >= largest]
+    if len(networks) != 1:
+        raise ValueError(
+            f"{path}: holds several networks; choose one with --key (key=): {_choices(states)}"
+        )
+    return networks[0]
+
+
+def _choices(states: Mapping[str, dict[str, Tensor]]) -> str:
+    listed = [f"{place or '(top)'} ({len(state)} tensors)" for place, state in states.items()]
+    return f"choices: {_listed(listed)}"
+
+
+def _listed(names: list[str]) -> str:
+    rest = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return ", ".join(names[:SHOWN]) + rest

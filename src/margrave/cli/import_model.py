@@ -1,7 +1,7 @@
 """``margrave import``: other projects' weights."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -32,7 +32,19 @@ def import_model(
         ),
     ] = None,
     image_size: Annotated[
-        int | None, typer.Option(help="ONNX: of a side, where the model leaves it open.")
+        int | None,
+        typer.Option(help="Side of the images, where the model leaves it open: ONNX, --backbone."),
+    ] = None,
+    key: Annotated[
+        str | None,
+        typer.Option(help="Where the weights are, if a checkpoint holds several networks."),
+    ] = None,
+    backbone: Annotated[
+        str | None,
+        typer.Option(
+            help="The network, for weights of no known layout: my_module:Net, a name, or "
+            "'{kind: vit, width: 256}'."
+        ),
     ] = None,
     output: Annotated[
         str | None, typer.Option(help="ONNX: the output that is the embedding, among several.")
@@ -44,18 +56,21 @@ def import_model(
 
     The layout is recognised, networks trained on BGR take RGB afterwards, nothing in the file is
     executed, and whatever does not fit is named. An ONNX model is copied, and how its images are
-    prepared is written beside it.
+    prepared is written beside it. --backbone names the network for weights of no known layout.
     """
+    import torch
     from rich.console import Console
 
     from margrave import backbones
     from margrave.checkpoints import (
         ModelCard,
+        adopt,
         convert,
         load_strictly,
         read_checkpoint,
         save_model,
     )
+    from margrave.inference import Embedder
     from margrave.inference.onnx_model import import_onnx
 
     onnx = checkpoint.suffix.lower() == ".onnx"
@@ -67,6 +82,8 @@ def import_model(
     if model.exists():
         raise ValueError(f"{model} exists already: remove it, or choose another name")
     console = Console(highlight=False)
+    if onnx and (key or backbone):
+        raise ValueError("--key and --backbone are for checkpoints, not for ONNX models")
     if onnx:
         card = import_onnx(
             checkpoint,
@@ -83,31 +100,39 @@ def import_model(
             markup=False,
         )
         return
-    if image_size or output:
-        raise ValueError("--image-size and --output are for ONNX models")
-    state = read_checkpoint(checkpoint)
-    try:
-        imported = convert(
-            state, colour_order, _numbers("--mean", mean), _numbers("--std", deviation)
-        )
-    except ValueError as error:
-        raise ValueError(
-            f"{checkpoint}: {error} (a run's model.safetensors needs no import)"
-        ) from error
-    backbone = backbones.create(imported.backbone)
-    load_strictly(backbone, imported.state, str(checkpoint), imported.names)
+    if output or (image_size and not backbone):
+        raise ValueError("--image-size (without --backbone) and --output are for ONNX models")
+    state = read_checkpoint(checkpoint, key)
+    means, stds = _numbers("--mean", mean), _numbers("--std", deviation)
+    if backbone:
+        spec = _specification(backbone, image_size)
+        network = backbones.create(spec)
+        imported = adopt(state, network, spec, colour_order, means, stds)
+    else:
+        try:
+            imported = convert(state, colour_order, means, stds)
+        except ValueError as error:
+            raise ValueError(
+                f"{checkpoint}: {error} (a run's model.safetensors needs no import; weights of "
+                "another network: --backbone my_module:Net)"
+            ) from error
+        network = backbones.create(imported.backbone)
+    load_strictly(network, imported.state, str(checkpoint), imported.names)
     card = ModelCard(
         backbone=imported.backbone,
-        image_size=imported.backbone.get("image_size", 112),
+        image_size=imported.backbone.get("image_size", image_size or 112),
         mean=imported.mean,
         deviation=imported.deviation,
         source=f"{imported.layout}, imported from {checkpoint.name}",
     )
-    save_model(model, backbone.state_dict(), card)
+    if backbone:
+        # Nobody has tried this network yet.
+        Embedder(network, card).embed(torch.zeros(2, 3, card.image_size, card.image_size).byte())
+    save_model(model, network.state_dict(), card)
     console.print(f"[bold]{imported.layout}[/bold] -> {model}")
     for note in imported.notes:
         console.print(f"  {note}", markup=False)
-    parameters = sum(parameter.numel() for parameter in backbone.parameters())
+    parameters = sum(parameter.numel() for parameter in network.parameters())
     console.print(
         f"  {imported.backbone['kind']}, {parameters:,} parameters, RGB input, "
         f"(pixel - {card.mean}) / {card.deviation}",
@@ -125,3 +150,16 @@ def _numbers(option: str, given: str | None) -> float | tuple[float, float, floa
     if len(values) not in (1, 3):
         raise ValueError(f"{option} {given!r}; give one number, or three with commas")
     return values[0] if len(values) == 1 else (values[0], values[1], values[2])
+
+
+def _specification(given: str, image_size: int | None) -> dict[str, Any]:
+    """What --backbone names: a kind alone, or a mapping with settings."""
+    from margrave import backbones
+    from margrave.files import read_yaml
+    from margrave.registry import settings_schema
+
+    spec = read_yaml(given, "--backbone") if given.lstrip().startswith("{") else {"kind": given}
+    if not isinstance(spec, dict) or not isinstance(kind := spec.get("kind"), str):
+        raise ValueError(f"--backbone {given!r}; give a name, or '{{kind: NAME, setting: value}}'")
+    takes_size = "image_size" in settings_schema(backbones.BACKBONES.get(kind)).model_fields
+    return {"image_size": image_size, **spec} if image_size and takes_size else spec

@@ -28,7 +28,7 @@ INDEX, SAMPLES = "shards.json", "samples.bin"
 PLAN = ".packing.json"
 """What a packing that is not finished began with."""
 SAMPLE = np.dtype([("offset", "<u8"), ("size", "<u4"), ("label", "<u4"), ("crc32", "<u4")])
-IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "bmp", "ppm", "pgm")
+IMAGE_EXTENSIONS = ("jpg", "jpeg", "jpe", "jfif", "png", "webp", "bmp", "ppm", "pgm")
 LONGEST_LABEL = 2**16
 
 
