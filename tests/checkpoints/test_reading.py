@@ -199,6 +199,7 @@ STATE = {"fc.weight": WEIGHT, "fc.bias": torch.ones(2)}
         {"iteration": torch.tensor(5), "G": STATE},
         {"G": STATE, "optimizer": {"state": {0: {"exp_avg": WEIGHT}}, "average": STATE}},
         {"state_dict": STATE, "same": STATE},
+        {"state_dict": STATE, "model": {f"module.{name}": STATE[name] + 0 for name in STATE}},
         {"state_dict": STATE, "head": {"a": WEIGHT, "b": WEIGHT, "c": WEIGHT}},
         {**STATE, "fc.total_ops": torch.zeros(1), "total_params": torch.zeros(1)},
     ),

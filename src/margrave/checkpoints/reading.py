@@ -384,11 +384,20 @@ def _only(states: Mapping[str, dict[str, Tensor]], path: Path) -> str:
     largest = max(len(state) for state in states.values())
     # A mean or a table of a few tensors beside a network is none itself.
     networks = [place for place in usual or states if 4 * len(states[place]) >= largest]
-    if len(networks) != 1:
+    first, *others = networks
+    if not all(_same(states[first], states[other]) for other in others):
         raise ValueError(
             f"{path}: holds several networks; choose one with --key (key=): {_choices(states)}"
         )
-    return networks[0]
+    return first
+
+
+def _same(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> bool:
+    """Whether two places hold one network, as some trainers save it twice."""
+    one, other = strip_prefixes(first), strip_prefixes(second)
+    return one.keys() == other.keys() and all(
+        one[name].dtype == other[name].dtype and torch.equal(one[name], other[name]) for name in one
+    )
 
 
 def _choices(states: Mapping[str, dict[str, Tensor]]) -> str:

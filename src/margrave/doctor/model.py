@@ -94,7 +94,8 @@ def _foreign(path: Path, not_ours: ValueError) -> Iterator[Finding]:
             fault="unreadable_checkpoint",
             severity="serious",
             said=said,
-            remedy="fetch it again, or save it anew: torch.save(model.state_dict(), PATH)",
+            remedy="do as it says; else fetch it again, or save it anew: "
+            "torch.save(model.state_dict(), PATH)",
         )
         return
     yield from check_weights(state)
