@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -112,3 +114,31 @@ def test_updating_inside_the_backward_pass_excludes_sampling() -> None:
 def test_settings_out_of_range_are_named() -> None:
     with pytest.raises(ValueError, match="lr = -1 must be at least 0"):
         RowwiseSGD([torch.nn.Parameter(torch.ones(1))], lr=-1)
+
+
+@pytest.mark.parametrize(
+    ("build", "works"),
+    [
+        (lambda given: torch.optim.AdamW(given, lr=0.1), False),
+        (lambda given: torch.optim.SGD(given, lr=0.1, momentum=0.9, weight_decay=5e-4), False),
+        (lambda given: torch.optim.SGD(given, lr=0.1, momentum=0.9), True),
+        (lambda given: torch.optim.SparseAdam(given, lr=0.1), True),
+        (lambda given: RowwiseSGD(given, lr=0.1, momentum=0.9, weight_decay=5e-4), True),
+    ],
+)
+def test_other_optimizers_name_this_one(build: Any, works: bool) -> None:
+    head = ChunkedHead("arcface", 50, 4, sample_rate=0.3)
+    optimizer = build(list(head.parameters()))
+    head(torch.randn(3, 4), torch.arange(3)).backward()
+    if works:
+        optimizer.step()
+        return
+    with pytest.raises(ValueError, match=r"sample_rate; give .* to margrave\.heads\.RowwiseSGD"):
+        optimizer.step()
+
+
+def test_dense_heads_take_any_optimizer() -> None:
+    head = ChunkedHead("arcface", 50, 4)
+    optimizer = torch.optim.AdamW(head.parameters(), lr=0.1)
+    head(torch.randn(3, 4), torch.arange(3)).backward()
+    optimizer.step()

@@ -15,7 +15,7 @@ from margrave.heads.cross_entropy import NegativeLogSumExp, Step
 from margrave.heads.dense import dense_cross_entropy
 from margrave.heads.fused_block import FusedBlock, can_compile, fused_block
 from margrave.heads.products import Products, choose_products
-from margrave.heads.rowwise_sgd import sgd_
+from margrave.heads.rowwise_sgd import refuse_other_optimizers, sgd_
 from margrave.heads.sampling import sample_classes
 from margrave.losses import Loss
 
@@ -115,6 +115,7 @@ class ChunkedHead(Head):
         self.sample_seed = sample_seed
         if sample_rate is not None:
             self.register_buffer("draws", torch.zeros((), dtype=torch.int64))
+            refuse_other_optimizers(self.weight)
             self._drawn, self._drawn_version = 0, -1
             self._drawn_from: Tensor | None = None
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from functools import cache
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 
 @torch.no_grad()
@@ -94,6 +96,32 @@ class RowwiseSGD(torch.optim.Optimizer):
                 parameters, gradients, buffers = map(list, zip(*dense, strict=True))
                 sgd_(parameters, gradients, [b for b in buffers if b is not None], **settings)
         return loss
+
+
+def refuse_other_optimizers(weight: nn.Parameter) -> None:
+    """Have optimisers that cannot take a sampled weight's sparse gradient say so in our words."""
+    weight._is_sampled = True  # type: ignore[attr-defined]
+    _watch_optimizers()
+
+
+@cache
+def _watch_optimizers() -> None:
+    register_optimizer_step_pre_hook(_check_optimizer)
+
+
+def _check_optimizer(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+    if isinstance(optimizer, RowwiseSGD | torch.optim.SparseAdam):
+        return
+    for group in optimizer.param_groups:
+        # torch's SGD takes sparse gradients where nothing decays.
+        plain = isinstance(optimizer, torch.optim.SGD) and not group["weight_decay"]
+        for parameter in () if plain else group["params"]:
+            gradient = parameter.grad
+            if gradient is not None and gradient.is_sparse and hasattr(parameter, "_is_sampled"):
+                raise ValueError(
+                    f"{type(optimizer).__name__} cannot take the sparse gradient of a head with "
+                    "sample_rate; give the head's parameters to margrave.heads.RowwiseSGD"
+                )
 
 
 @torch.no_grad()
