@@ -179,6 +179,15 @@ def test_a_part_lies_within_its_folder(stored: Path, change: Any, message: str) 
         stored_tensors(stored)
 
 
+def test_a_full_disk_is_one_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*given: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", fail)
+    with pytest.raises(OSError, match=r"full cannot be written, with \d+ MB free there .*No space"):
+        save_tensors(tmp_path / "full", tensors(World()), {}, World())
+
+
 def test_damaged_bytes_are_refused(stored: Path) -> None:
     generator = torch.Generator().manual_seed(0)
     for path in sorted(stored.iterdir()):

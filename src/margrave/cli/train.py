@@ -85,6 +85,9 @@ def train(
             console.print(f"going on from {checkpoint}", markup=False, soft_wrap=True)
         training = run.open_training(resume is not None)
         judged = run.train(training, resume=checkpoint is not None)
+    except OSError as error:
+        again = f"\n  go on with: margrave train --resume {folder}"
+        raise ValueError(f"{error}{again if latest_checkpoint(folder) else ''}") from error
     except KeyboardInterrupt:
         if not has_launcher():
             console.print(f"stopped; go on with: margrave train --resume {folder}", markup=False)

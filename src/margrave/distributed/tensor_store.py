@@ -6,6 +6,7 @@ The engine is torch.distributed.checkpoint, whose index of what lies where is re
 
 from __future__ import annotations
 
+import shutil
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -47,6 +48,9 @@ def save_tensors(
             rows all ranks have together.
         world: the ranks.
 
+    Raises:
+        OSError: the disk is full, or cannot be written to.
+
     >>> from tempfile import TemporaryDirectory
     >>> with TemporaryDirectory() as folder:
     ...     save_tensors(Path(folder), {"weight": torch.arange(3)}, {"weight": 3}, World())
@@ -55,12 +59,19 @@ def save_tensors(
     ...     found["weight"].tolist()
     [0, 1, 2]
     """
-    with _quietly():
-        store.save(
-            _as_a_whole(tensors, rows, world),
-            storage_writer=store.FileSystemWriter(folder),
-            no_dist=world.size == 1,
-        )
+    try:
+        with _quietly():
+            store.save(
+                _as_a_whole(tensors, rows, world),
+                storage_writer=store.FileSystemWriter(folder),
+                no_dist=world.size == 1,
+            )
+    except CheckpointException as error:
+        free = shutil.disk_usage(folder.parent).free
+        raise OSError(
+            f"{folder} cannot be written, with {free / 1e6:.0f} MB free there "
+            f"({_reasons(error)}); what was written before stands"
+        ) from error
 
 
 def load_tensors(
@@ -85,9 +96,13 @@ def load_tensors(
                 no_dist=world.size == 1,
             )
     except CheckpointException as error:
-        # Damaged bytes can fail with nearly anything; it holds each rank's error and traceback.
-        reasons = {f"{type(cause).__name__}: {cause}" for cause, _ in error.failures.values()}
-        raise ValueError(f"{folder}: damaged or incomplete ({'; '.join(reasons)})") from error
+        raise ValueError(f"{folder}: damaged or incomplete ({_reasons(error)})") from error
+
+
+def _reasons(error: CheckpointException) -> str:
+    """Each rank's error, without its traceback; damaged bytes can fail with nearly anything."""
+    causes = (cause for cause, _ in error.failures.values())
+    return "; ".join({f"{type(cause).__name__}: {cause}" for cause in causes})
 
 
 def stored_tensors(folder: Path) -> dict[str, tuple[torch.Size, torch.dtype]]:

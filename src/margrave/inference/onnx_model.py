@@ -28,7 +28,6 @@ Pixels = float | tuple[float, float, float]
 REPEATED = (0, 0, 0)
 """Images tried again: a few features may be dropped alike once."""
 
-
 KINDS = {
     "tensor(float)": np.float32,
     "tensor(float16)": np.float16,

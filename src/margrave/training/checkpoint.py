@@ -61,7 +61,12 @@ def save_checkpoint(
     if world.rank == 0:
         shutil.rmtree(unfinished, ignore_errors=True)
     gather_objects(None, world)
-    save_tensors(unfinished, tensors, rows, world)
+    try:
+        save_tensors(unfinished, tensors, rows, world)
+    except OSError:
+        # Half a checkpoint would fill a disk for nothing.
+        shutil.rmtree(unfinished, ignore_errors=True)
+        raise
     if world.rank == 0:
         with atomic_write(unfinished / STATE) as temporary:
             temporary.write_text(json.dumps({"format_version": FORMAT_VERSION, **state}))
