@@ -359,3 +359,14 @@ def test_one_mapping_in_many_places_is_looked_at_once(tmp_path):
     many = {f"{index}": torch.zeros(()) for index in range(3000)}
     torch.save({"a": STATE} | {f"copy {i}": many for i in range(3000)}, tmp_path / "weights.pth")
     assert list(read_checkpoint(tmp_path / "weights.pth")) == list(STATE)
+
+
+def test_a_damaged_archive_is_named(tmp_path):
+    """One whose end says that it goes on on another disk."""
+    path = tmp_path / "torn.pth"
+    torch.save({"weight": WEIGHT}, path)
+    content = path.read_bytes()
+    locator = content.rindex(b"PK\x06\x07")
+    path.write_bytes(content[: locator + 16] + b"\x07\0\0\0" + content[locator + 20 :])
+    with pytest.raises(ValueError, match=r"torn\.pth: damaged or no PyTorch file"):
+        read_checkpoint(path)

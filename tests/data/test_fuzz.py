@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-MUTATIONS = os.environ.get("MARGRAVE_MUTATIONS", "1500")
+MUTATIONS = os.environ.get("MARGRAVE_MUTATIONS", "50000")
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits memory by RLIMIT_AS")

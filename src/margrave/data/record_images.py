@@ -110,7 +110,7 @@ class RecordImages:
             )
         identities = np.arange(int(first), int(end))
         bounds = self.records.heads(offsets_of(identities)).labels
-        wrong = ~np.isfinite(bounds).all(axis=1)
+        wrong = ~np.isfinite(bounds).all(axis=1) | (bounds != np.floor(bounds)).any(axis=1)
         sizes = np.where(wrong, 0, bounds[:, 1] - bounds[:, 0])
         wrong |= (sizes < 0) | (np.where(wrong, 0, bounds[:, 0]) < 0)
         if wrong.any():
