@@ -109,3 +109,28 @@ def test_the_gate_closes_behind_an_error() -> None:
     with pytest.raises(RuntimeError), names_from_file("x", trust_code=False):
         raise RuntimeError
     assert import_path("math:sqrt")(4) == 2
+
+
+def test_resuming_looks_nothing_up_that_the_user_replaced(run: Path) -> None:
+    settings = ["training.epochs=1", "training.batch_size=8", "training.precision=float32"]
+    data = [
+        "data.train.kind=synthetic",
+        "data.train.num_identities=4",
+        "data.image_size=32",
+        "loss.kind=arcface",
+    ]
+    typed = [f"backbone={json.dumps(NETWORK)}", *settings, *data, "head.kind=chunked"]
+    words = [word for setting in typed for word in ("--set", setting)]
+    Path("empty.yaml").write_text("{}")
+    begun = CliRunner().invoke(app, ["train", "empty.yaml", "--output", "mine", *words])
+    assert begun.exit_code == 0, begun.output
+    path = Path("mine/config.yaml")
+    config = yaml.safe_load(path.read_text())
+    Path("planted.py").write_text("open('executed', 'w').close()\n")
+    config["loss"] = {"kind": "planted:Loss"}
+    path.write_text(yaml.safe_dump(config))
+    more = ["--set", "loss.kind=arcface", "--set", "training.epochs=2"]
+    result = CliRunner().invoke(app, ["train", "--resume", "mine", *more])
+    assert result.exit_code == 0, result.output
+    assert "loss.kind is arcface, was planted:Loss" in " ".join(result.output.split())
+    assert not Path("executed").exists()

@@ -171,7 +171,7 @@ def recognise(state: State) -> str:
 
 
 def _checkpoint(state: State) -> Checkpoint:
-    """The state without wrappers' prefixes, whoever read it."""
+    """The state without wrappers' prefixes, from any reader."""
     if isinstance(state, Checkpoint):
         return Checkpoint(strip_prefixes(state), state.raw_keys, state.beside, state.notes)
     return Checkpoint(strip_prefixes(state), state)

@@ -17,7 +17,7 @@ from margrave import backbones
 from margrave.checkpoints import ModelCard, atomic_write, load_model, save_model
 from margrave.cli.progress import counted, training_bar
 from margrave.cli.tables import pairs_notes, pairs_table, strata_table
-from margrave.config import EvaluationSet, RunConfig, read_config, save_config
+from margrave.config import EvaluationSet, RunConfig, save_config, to_yaml
 from margrave.data import (
     Augmentation,
     FaceImages,
@@ -32,17 +32,17 @@ from margrave.data import (
     read_pairs_bin,
 )
 from margrave.distributed import current_launch
+from margrave.files import read_yaml
 from margrave.heads import ChunkedHead
 from margrave.inference import Embedder, Verification, verify
 from margrave.losses import create as create_loss
-from margrave.registry import names_from_file
 from margrave.report import draw_curves
-from margrave.settings import Settings
 from margrave.training import (
     MetricsLog,
     Position,
     PrecisionChoice,
     Training,
+    TrainingSettings,
     fit,
     latest_checkpoint,
     locked,
@@ -80,13 +80,9 @@ class Run:
         config: the resolved configuration.
         folder: where everything is written.
         console: where to tell about it.
-        trust_code: the folder's files may name custom code.
     """
 
-    def __init__(
-        self, config: RunConfig, folder: Path, console: Console, trust_code: bool = False
-    ) -> None:
-        self.trust_code = trust_code
+    def __init__(self, config: RunConfig, folder: Path, console: Console) -> None:
         self.config = config
         self.folder = folder
         self.console = console
@@ -214,9 +210,7 @@ class Run:
         def resumed(position: Position) -> None:
             # Only now is it known that the checkpoint fits what is asked for.
             path = self.folder / "config.yaml"
-            typed = self.config.model_dump()
-            with names_from_file(path, self.trust_code, typed):
-                former = read_config([str(path)], {})
+            former = read_yaml(path.read_text(encoding="utf-8"), str(path))
             changes = self._changes(former)
             if position.epoch >= epochs and changes:
                 raise ValueError(
@@ -254,18 +248,22 @@ class Run:
             self.write_results(judged)
         return judged
 
-    def _changes(self, former: RunConfig) -> list[str]:
-        """What another configuration trains otherwise; its images may lie elsewhere."""
+    def _changes(self, former: Mapping[str, Any]) -> list[str]:
+        """What was trained otherwise; images may lie elsewhere, and settings may be new since.
+
+        The former configuration is compared as it is written: nothing that it names is looked up.
+        """
         changes = []
+        now = read_yaml(to_yaml(self.config), "this run")
         for part in ("backbone", "loss", "head", "training"):
-            before, now = (
-                _flat(getattr(former, part), part),
-                _flat(getattr(self.config, part), part),
-            )
+            block = former.get(part)
+            if part == "training" and isinstance(block, Mapping):
+                block = TrainingSettings.model_validate(dict(block)).model_dump(mode="json")
+            before, after = _flat(block, part), _flat(now[part], part)
             changes += [
-                f"{name} is {now.get(name, 'gone')!s}, was {before.get(name, 'not there')!s}"
-                for name in dict.fromkeys([*before, *now])
-                if before.get(name) != now.get(name)
+                f"{name} is {after.get(name, 'gone')!s}, was {value!s}"
+                for name, value in before.items()
+                if after.get(name) != value
             ]
         return changes
 
@@ -317,7 +315,6 @@ class Run:
 
 def _flat(values: Any, prefix: str) -> dict[str, Any]:
     """Settings by their whole names."""
-    values = values.model_dump() if isinstance(values, Settings) else values
     if not isinstance(values, Mapping):
         return {prefix: values}
     return {

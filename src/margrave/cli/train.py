@@ -79,7 +79,7 @@ def train(
         except RankError as error:
             again = f"\n  go on with: margrave train --resume {folder} --devices {devices}"
             raise ValueError(f"{error}{again if latest_checkpoint(folder) else ''}") from error
-        run = Run(config, folder, console, trust_code)
+        run = Run(config, folder, console)
         checkpoint = latest_checkpoint(folder)
         if checkpoint is not None:
             console.print(f"going on from {checkpoint}", markup=False, soft_wrap=True)

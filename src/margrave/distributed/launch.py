@@ -11,7 +11,7 @@ import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from margrave.hardware import usable_cores
+from margrave.hardware import core_share
 
 LAUNCHED_BY_MARGRAVE = "MARGRAVE_LAUNCHED"
 SECONDS_TO_END = 20
@@ -79,7 +79,7 @@ def launch(processes: int, command: Sequence[str]) -> None:
     for name in logging.root.manager.loggerDict:
         if name.startswith("torch.distributed.elastic"):
             logging.getLogger(name).setLevel(logging.CRITICAL)
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(usable_cores() // processes, 1)))
+    os.environ.setdefault("OMP_NUM_THREADS", str(core_share(processes)))
     os.environ[LAUNCHED_BY_MARGRAVE] = "1"
     config = LaunchConfig(
         min_nodes=1,
