@@ -71,13 +71,24 @@ def test_same_seed_same_intervals() -> None:
     assert found[0] == found[1] != found[2]
 
 
-def test_perfect_separation_has_no_width() -> None:
+def test_perfect_separation_of_few_people_is_not_certain() -> None:
     same = np.arange(40) % 2 == 0
     people = np.stack([np.arange(40) // 2, (np.arange(40) // 2 + ~same) % 20], axis=1)
     found = bootstrap_pairs(np.where(same, 0.5, 2.0), same, 10, people, [0.1], 60)
-    assert found.accuracy == found.area_under_roc == (1.0, 1.0)
-    assert found.equal_error_rate == (0.0, 0.0)
-    assert found.true_accept_rates == ((1.0, 1.0),)
+    # Clopper and Pearson's interval of 20 of 20.
+    lowest = pytest.approx(0.025 ** (1 / 20))
+    assert found.accuracy == found.area_under_roc == (lowest, 1.0)
+    assert found.equal_error_rate == (0.0, pytest.approx(1 - 0.025 ** (1 / 20)))
+    assert found.true_accept_rates == ((lowest, 1.0),)
+
+
+def test_equal_shares_of_every_person_do_not_make_a_rate_certain() -> None:
+    same = np.tile([True] * 5 + [False] * 5, 10)
+    people = np.stack([np.arange(100) // 10, (np.arange(100) // 10 + ~same) % 10], axis=1)
+    # Everybody has one genuine pair of five that no impostor pair is as bad as.
+    distances = np.where(same, np.where(np.arange(100) % 5 == 0, 3.0, 0.5), 2.0)
+    low, high = bootstrap_pairs(distances, same, 5, people, [0.1], 60).true_accept_rates[0]
+    assert low < 0.7 and high > 0.85
 
 
 def test_mistakes_are_refused() -> None:

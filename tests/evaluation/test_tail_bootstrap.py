@@ -13,7 +13,8 @@ from margrave.evaluation import (
     evaluate_all_to_all,
     evaluate_open_set,
 )
-from margrave.evaluation.tail_bootstrap import few_people
+from margrave.evaluation.rate_intervals import effective_people
+from margrave.evaluation.tail_bootstrap import small_sample_factor
 
 PEOPLE, IMAGES = 60, 3
 
@@ -54,7 +55,7 @@ def test_intervals_cover() -> None:
         for which, each in enumerate(_judge(seed, 100)):
             low, high = each.interval
             covered[which] += low <= truth[which] <= high
-    # 93 to 97 % on average (benchmarks/coverage.py); of 40 trials 32 is four deviations away.
+    # 93 to 97 % on average (benchmarks/coverage.py); 32 of 40 trials is four std away.
     assert (covered >= 32).all(), covered
 
 
@@ -77,8 +78,9 @@ def test_people_with_many_images_widen_intervals() -> None:
 
 def test_one_person_with_most_pairs_counts_as_few_people() -> None:
     even, uneven = np.full(50, 4), np.array([100, *[2] * 49])
-    assert few_people(uneven) > 1.5 > 1.05 > few_people(even)
-    assert few_people(uneven) == pytest.approx(few_people(uneven / uneven.sum()))
+    of_even, of_uneven = (small_sample_factor(effective_people(who)) for who in (even, uneven))
+    assert of_uneven > 1.5 > 1.05 > of_even
+    assert effective_people(uneven) == pytest.approx(effective_people(uneven / uneven.sum()))
     generator = np.random.default_rng(0)
     widths = []
     for sizes in (even, uneven):
@@ -124,7 +126,7 @@ def test_equal_models_rarely_differ() -> None:
         first, second, same, people = _two_models(seed, 0.0)
         compared = compare_pairs(first, second, same, 5, people, [0.1], resamples=100, seed=seed)
         found.append([each.p_value < 0.05 for each in compared])
-    # 3 to 7 % on average (benchmarks/coverage.py); of 50 trials 16 % is four deviations away.
+    # 3 to 7 % on average (benchmarks/coverage.py); 16 % of 50 trials is four std away.
     assert (np.mean(found, axis=0) <= 0.16).all(), np.mean(found, axis=0)
 
 

@@ -25,10 +25,11 @@ from .pairs import (
     tar_at_far,
     unit_rows,
 )
+from .rate_intervals import Interval
 from .score_blocks import NOBODY, Rows, State
 from .significance import PairIntervals, bootstrap_pairs
 from .streamed_scores import streamed_accept_rates
-from .tail_bootstrap import Interval, TailIdentities, bootstrap_shares
+from .tail_bootstrap import TailIdentities, bootstrap_shares
 from .templates import (
     IJB_FAR_TARGETS,
     Pooling,

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .tail_bootstrap import Interval, TailIdentities, bootstrap_tail
+from .rate_intervals import Interval
+from .tail_bootstrap import TailIdentities, bootstrap_tail
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,9 @@ from statistics import NormalDist
 
 import numpy as np
 
-from .significance import PairStatistics, replicates, wider_by_people
-from .tail_bootstrap import Interval
+from .rate_intervals import Interval
+from .significance import PairStatistics, number_of_people, replicates
+from .tail_bootstrap import small_sample_factor
 from .verification import check_pairs
 
 # Quantiles of the normal distribution: 97.5 % for two-sided 5 %, and 80 % power.
@@ -65,7 +66,8 @@ def compare_pairs(
     Both are judged on every replicate, so what makes pairs hard for either cancels. The p value
     and the interval take the difference for normal, with the replicates' deviation; but where the
     models decide differently on d pairs only, or on pairs of d people, p is at least 2^(1 − d),
-    which is as small as the sign test's can be, and the interval is widened to match.
+    which is as small as the sign test's can be, and the interval is widened to match. Where they
+    decide alike on all n people, the interval is that of no event among n.
 
     Args:
         first_distances: (P,) squared distances of one model.
@@ -97,7 +99,8 @@ def compare_pairs(
         drawn.append(replicates(statistics, same, folds, identities, resamples, seed))
         accepted.append(statistics.accepted())
     one, other = drawn
-    deviations = (other - one).without_excess().std(0) * wider_by_people(same, identities)
+    people = number_of_people(same, identities)
+    deviations = (other - one).without_excess().std(0) * small_sample_factor(people)
     names = ["accuracy", "area_under_roc", "equal_error_rate"]
     metrics = [(name, None) for name in names] + [("true_accept_rate", far) for far in far_targets]
     wide = NormalDist().inv_cdf((1 + level) / 2)
@@ -114,6 +117,7 @@ def compare_pairs(
             # An equal error rate needs both classes; one may be unmoved between two points.
             discordant = min((count for count in counts if count), default=0)
         p_value, deviation = _tested(difference, float(deviations[which]), discordant)
+        around = wide * deviation or 1 - ((1 - level) / 2) ** (1 / people)
         found.append(
             Difference(
                 metric=name,
@@ -121,7 +125,7 @@ def compare_pairs(
                 first=float(one.point[which]),
                 second=float(other.point[which]),
                 difference=difference,
-                interval=(difference - wide * deviation, difference + wide * deviation),
+                interval=(max(-1.0, difference - around), min(1.0, difference + around)),
                 p_value=p_value,
                 more_pairs=_more_pairs(difference, deviation, p_value, len(same)),
                 too_few_impostors=far is not None and far * int((~same).sum()) < _FEW,

@@ -30,7 +30,14 @@ from typing import Literal
 
 import numpy as np
 
-from .tail_bootstrap import Interval, few_people
+from .rate_intervals import (
+    Interval,
+    degrees_of_freedom,
+    effective_people,
+    freedom_with_threshold,
+    independent_trials,
+    rate_interval,
+)
 from .verification import (
     accept_bins,
     area_under,
@@ -46,6 +53,8 @@ from .verification import (
 
 Resampled = Literal["identities", "pairs"]
 
+MANY_PEOPLE = 30
+"""With as many degrees of freedom, the variance of an AUC is believed as it is."""
 _VALUES_AT_ONCE = 1 << 20
 
 
@@ -103,20 +112,84 @@ def bootstrap_pairs(
     distances, same = check_pairs(distances, same)
     statistics = PairStatistics(distances, same, folds, far_targets)
     drawn = replicates(statistics, same, folds, identities, resamples, seed)
-    spread = drawn.without_excess()
-    samples = drawn.point + wider_by_people(same, identities) * (spread - spread.mean(0))
-    low, high = np.quantile(samples, [(1 - level) / 2, (1 + level) / 2], axis=0)
-    pairs = list(zip(low.clip(0, 1).tolist(), high.clip(0, 1).tolist(), strict=True))
+    people = None if identities is None else check_identities(identities, same)
+    number = number_of_people(same, people)
+    variances = drawn.without_excess().var(0) * number / max(number - 1, 1)
+    freedom = _freedom(statistics, same, people, variances)
+    genuine, impostors = int(same.sum()), int((~same).sum())
+    # The AUC compares every genuine pair with every impostor pair.
+    observations = [len(same), genuine * impostors, len(same)] + [genuine] * len(far_targets)
+    point = drawn.point.clip(0, 1).tolist()
+    trials = [
+        independent_trials(figure, variance, number, observed, degrees, level)
+        for figure, variance, observed, degrees in zip(
+            point, variances.tolist(), observations, freedom, strict=True
+        )
+    ]
+    # The AUC hardly feels the errors of a few people, and is no more certain than the EER for that.
+    few = max(0.0, 1 - freedom[1] / MANY_PEOPLE)
+    trials[1] *= min(1.0, trials[2] / trials[1]) ** few
+    accuracy, area, equal, *rates = [
+        # The EER is read from a straight line between errors, not counted.
+        rate_interval(figure, each, level, continuity=1.0 if which == 2 else 0.5)
+        for which, (figure, each) in enumerate(zip(point, trials, strict=True))
+    ]
     kind: Resampled = "pairs" if identities is None else "identities"
-    return PairIntervals(kind, resamples, level, pairs[0], pairs[1], pairs[2], tuple(pairs[3:]))
+    return PairIntervals(kind, resamples, level, accuracy, area, equal, tuple(rates))
 
 
-def wider_by_people(same: np.ndarray, identities: np.ndarray | None) -> float:
-    """As for so few people as the genuine, or the impostor pairs are of."""
-    if identities is None:
-        return few_people(np.ones(len(same)))
-    sides = (identities[same, 0], identities[~same].ravel())
-    return max(few_people(np.unique(side, return_counts=True)[1]) for side in sides)
+def number_of_people(same: np.ndarray, people: np.ndarray | None) -> float:
+    """As how many equal people the genuine, or the impostor pairs count; of the two, the fewer.
+
+    Args:
+        same: (P,) bool.
+        people: (P, 2) numbers from 0; None where every pair stands for itself.
+    """
+    if people is None:
+        return float(min(same.sum(), (~same).sum()))
+    sides = (people[same, 0], people[~same].ravel())
+    return min(effective_people(np.unique(side, return_counts=True)[1]) for side in sides)
+
+
+def _freedom(
+    statistics: PairStatistics,
+    same: np.ndarray,
+    people: np.ndarray | None,
+    variances: np.ndarray,
+) -> list[float]:
+    """Degrees of freedom of each metric's variance, from what every person contributes to it."""
+    if people is None:
+        people = np.arange(len(same)).repeat(2).reshape(-1, 2)
+    number = int(people.max()) + 1
+
+    def of_people(values: np.ndarray, pairs: np.ndarray) -> np.ndarray:
+        sums = np.bincount(people[pairs, 0], values, number)
+        other = pairs & (people[:, 0] != people[:, 1])
+        return sums + np.bincount(people[other, 1], values[other[pairs]], number)
+
+    every = np.ones(len(same), bool)
+    taking_part = np.unique(people)
+    accepted = statistics.accepted()
+    freedom = []
+    for values in (
+        accepted["accuracy"] == same,
+        statistics.placements(),
+        accepted["equal_error_rate"] == same,
+    ):
+        means = [values[~same].mean(), values[same].mean()]
+        centred = (values - np.where(same, means[1], means[0])) / np.where(
+            same, same.sum(), (~same).sum()
+        )
+        freedom.append(degrees_of_freedom(of_people(centred, every)[taking_part]))
+    genuine_people = np.unique(people[same])
+    for far, variance in zip(statistics.far_targets, variances[3:], strict=True):
+        hits = accepted[far][same].astype(float)
+        contributions = of_people((hits - hits.mean()) / len(hits), same)[genuine_people]
+        false = accepted[far] & ~same
+        if not false.any():
+            false = ~same & (statistics.scores == statistics.scores[~same].max())
+        freedom.append(freedom_with_threshold(contributions, people[false], float(variance)))
+    return freedom
 
 
 @dataclass(frozen=True, eq=False)
@@ -188,9 +261,9 @@ class PairStatistics:
         self, distances: np.ndarray, same: np.ndarray, folds: int, far_targets: Sequence[float]
     ) -> None:
         self._distances, self._folds = distances, folds
-        self._scores, self._same = -distances, same
-        self._order, self._ends = rank_pairs(self._scores)
-        self._far_targets = far_targets
+        self.scores, self._same = -distances, same
+        self._order, self._ends = rank_pairs(self.scores)
+        self.far_targets = far_targets
         self._shape = (folds, 2, 401)
         stratum = fold_of_pair(len(same), folds) * 2 + same
         self._cell = stratum * 401 + accept_bins(distances)
@@ -205,13 +278,13 @@ class PairStatistics:
         counts *= self._size / counts.sum((1, 3), keepdims=True)
         accuracy = cross_validate(counts).fold_accuracy
         weight = counts.sum((-1, -2))
-        roc = weighted_roc(self._scores, self._same, self._order, self._ends, weights)
+        roc = weighted_roc(self.scores, self._same, self._order, self._ends, weights)
         return np.stack(
             [
                 (accuracy * weight).sum(-1) / weight.sum(-1),
                 area_under(roc),
                 equal_error_rate(roc),
-                *(true_accept_rate(roc, far) for far in self._far_targets),
+                *(true_accept_rate(roc, far) for far in self.far_targets),
             ],
             axis=1,
         )
@@ -220,16 +293,26 @@ class PairStatistics:
         """(P,) which pairs are accepted where accuracy and EER are read, and at each FAR target."""
         ones = np.ones(len(self._same))
         chosen = cross_validate(self._histogram(ones[None])).fold_threshold[0]
-        roc = weighted_roc(self._scores, self._same, self._order, self._ends, ones)
+        roc = weighted_roc(self.scores, self._same, self._order, self._ends, ones)
         equal = int((roc.far < 1 - roc.tar).sum())
         of_fold = chosen[fold_of_pair(len(self._same), self._folds)]
         found: dict[str | float, np.ndarray] = {
             "accuracy": accept_bins(self._distances) <= of_fold,
-            "equal_error_rate": self._scores > roc.scores[equal],
+            "equal_error_rate": self.scores > roc.scores[equal],
         }
-        for far in self._far_targets:
-            found[far] = self._scores > roc.scores[loosest_point(roc, far)]
+        for far in self.far_targets:
+            found[far] = self.scores > roc.scores[loosest_point(roc, far)]
         return found
+
+    def placements(self) -> np.ndarray:
+        """(P,) share of the other class's pairs on the right side of each, ties counting half."""
+        shares = np.empty(len(self._same))
+        for side, sign in ((self._same, 1), (~self._same, -1)):
+            others = np.sort(sign * self.scores[~self._same if sign == 1 else self._same])
+            own = sign * self.scores[side]
+            below = np.searchsorted(others, own) + np.searchsorted(others, own, side="right")
+            shares[side] = below / (2 * len(others))
+        return shares
 
     def _histogram(self, weights: np.ndarray) -> np.ndarray:
         cells = int(np.prod(self._shape))

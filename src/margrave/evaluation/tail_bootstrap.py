@@ -15,7 +15,17 @@ from dataclasses import dataclass
 
 import numpy as np
 
-Interval = tuple[float, float]
+from .rate_intervals import (
+    Interval,
+    degrees_of_freedom,
+    effective_people,
+    freedom_with_threshold,
+    independent_trials,
+    rate_interval,
+    student_factor,
+    student_quantile,
+    threshold_freedom,
+)
 
 MOST_OPERATIONS = 200_000_000
 FEWEST_RESAMPLES = 200
@@ -51,23 +61,21 @@ class TailIdentities:
     against_unknown: float = 0.0
 
 
-def few_people(shares: np.ndarray) -> float:
+def small_sample_factor(people: float, level: float = 0.95) -> float:
     """How much wider an interval should be than its replicates, which know these people only.
 
     The bootstrap's variance is that of n people divided by n, and its quantiles are the normal
-    distribution's where Student's with n − 1 degrees of freedom belong (to first order in 1 / n,
-    at 95 %). Where people weigh unequally, n is as many equal ones as they are worth:
-    n = (Σ shares)² / Σ shares² (Kish, "Survey Sampling", 1965).
+    distribution's where Student's with n − 1 degrees of freedom belong.
 
     Args:
-        shares: how much of the figure each person makes up, in any unit.
+        people: n, see :func:`~margrave.evaluation.rate_intervals.effective_people`.
+        level: coverage aimed at.
 
-    >>> round(few_people(np.ones(30)), 3), round(few_people(np.array([9, 1, 1, 1])), 3)
-    (1.06, 3.126)
+    >>> round(small_sample_factor(30), 3), round(small_sample_factor(5), 3)
+    (1.061, 1.584)
     """
-    shares = np.asarray(shares, np.float64)
-    freedom = max(1.0, float(shares.sum() ** 2 / np.square(shares).sum()) - 1)
-    return math.sqrt((freedom + 1) / freedom) * (1 + (1.96**2 + 1) / (4 * freedom))
+    freedom = max(1.0, people - 1)
+    return math.sqrt((freedom + 1) / freedom) * student_factor(freedom, level)
 
 
 def _check_resamples(resamples: int) -> None:
@@ -123,21 +131,29 @@ def bootstrap_tail(
         samples = _over_identities(
             descending, tail, identities, order, budget, resamples, generator
         )
+    genuine_people = identities.genuine if identities else np.arange(len(genuine))
+    of_impostors = effective_people(identities.images) if identities else float(impostors)
+    people = min(effective_people(np.bincount(genuine_people)), of_impostors)
+    variance = samples[:, 0].var(0) * (people / max(people - 1, 1))
     # Thresholds hang on impostor pairs alone, rates on both.
-    wider, of_thresholds = few_people(np.ones(len(genuine))), 1.0
-    if identities is not None:
-        of_thresholds = few_people(identities.images)
-        wider = max(of_thresholds, few_people(np.bincount(identities.genuine)))
-    factors = np.array([[wider], [of_thresholds]])
-    samples = point + factors * (samples - samples.mean(0))
-    low, high = np.quantile(samples, [(1 - level) / 2, (1 + level) / 2], axis=0)
-    return [
-        (
-            (max(0.0, float(low[0, target])), min(1.0, float(high[0, target]))),
-            (float(low[1, target]), float(high[1, target])),
+    std = samples[:, 1].std(0) * math.sqrt(of_impostors / max(of_impostors - 2, 1))
+    intervals = []
+    for which, most in enumerate(allowed):
+        rate, threshold = (float(value) for value in point[:, which])
+        contributions = np.bincount(genuine_people, (genuine > threshold) - rate) / len(genuine)
+        count = max(1, most)
+        accepted = identities.tail[:count] if identities else np.arange(count)
+        freedom = freedom_with_threshold(
+            contributions[np.unique(genuine_people)], accepted, float(variance[which])
         )
-        for target in range(len(allowed))
-    ]
+        trials = independent_trials(
+            rate, float(variance[which]), people, len(genuine), freedom, level
+        )
+        around = student_quantile(threshold_freedom(accepted, of_impostors), level) * std[which]
+        intervals.append(
+            (rate_interval(rate, trials, level), (threshold - around, threshold + around))
+        )
+    return intervals
 
 
 def _over_identities(
@@ -212,7 +228,7 @@ def bootstrap_shares(
     seed: int = 0,
     level: float = 0.95,
 ) -> list[Interval]:
-    """Intervals of shares, people drawn with replacement.
+    """Intervals of shares, people drawn with replacement (see ``rate_interval``).
 
     Args:
         hits: (N, K) bool or numbers whose means over N are the figures.
@@ -221,8 +237,9 @@ def bootstrap_shares(
         seed: of the replicates.
         level: coverage aimed at.
 
-    >>> bootstrap_shares(np.ones((4, 1)), np.array([0, 0, 1, 1]))
-    [(1.0, 1.0)]
+    >>> [(low, high)] = bootstrap_shares(np.ones((4, 1)), np.array([0, 0, 1, 1]))
+    >>> round(low, 3), high
+    (0.158, 1.0)
     """
     _check_resamples(resamples)
     generator = np.random.default_rng(seed)
@@ -235,6 +252,12 @@ def bootstrap_shares(
     for replicate in range(resamples):
         drawn = np.bincount(generator.integers(count, size=count), minlength=count)
         samples[replicate] = drawn @ sums / (drawn @ sizes)
-    samples = hits.mean(0) + few_people(sizes) * (samples - samples.mean(0))
-    low, high = np.quantile(samples, [(1 - level) / 2, (1 + level) / 2], axis=0).clip(0, 1)
-    return list(zip(low.tolist(), high.tolist(), strict=True))
+    people = effective_people(sizes)
+    rates, variances = hits.mean(0), samples.var(0) * (people / max(people - 1, 1))
+    contributions = sums - sizes[:, None] * rates
+    intervals = []
+    for which, (rate, variance) in enumerate(zip(rates.tolist(), variances.tolist(), strict=True)):
+        freedom = degrees_of_freedom(contributions[:, which])
+        trials = independent_trials(rate, variance, people, len(hits), freedom, level)
+        intervals.append(rate_interval(rate, trials, level))
+    return intervals
