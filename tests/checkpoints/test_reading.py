@@ -16,8 +16,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from margrave.checkpoints import read_checkpoint
+from margrave.checkpoints import read_checkpoint, reading
 from margrave.checkpoints.reading import strip_prefixes
+from margrave.files import Budget
 
 WEIGHT = torch.arange(6.0).reshape(2, 3)
 
@@ -185,6 +186,18 @@ def test_tensors_that_repeat_few_numbers_are_refused(tmp_path):
     assert path.stat().st_size < 10_000
     with pytest.raises(ValueError, match=r"wide\.pth has \d+ bytes and asks for more than"):
         read_checkpoint(path)
+
+
+def test_a_tensor_under_several_names_is_charged_once():
+    tied = torch.zeros(2**20)
+    size = tied.nbytes
+    content = {"embedding": tied, "output": tied, "views": [tied[:5], tied.view(2, -1)]}
+    reading._check_tensors(content, Budget(size, "tied.pth", allowance=0))
+    with pytest.raises(ValueError, match=r"tied\.pth has \d+ bytes and asks for more than"):
+        reading._check_tensors(content, Budget(size - 1, "tied.pth", allowance=0))
+    repeated = torch.zeros(1).expand(2**20)
+    with pytest.raises(ValueError, match=r"wide\.pth has \d+ bytes and asks for more than"):
+        reading._check_tensors([repeated, repeated], Budget(2 * size - 1, "wide.pth", allowance=0))
 
 
 STATE = {"fc.weight": WEIGHT, "fc.bias": torch.ones(2)}

@@ -10,8 +10,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import onnx
 import pytest
 import torch
+from onnx import TensorProto, helper
 from typer.testing import CliRunner
 
 from margrave import __version__, backbones
@@ -144,6 +146,23 @@ def test_a_network_of_ones_own(faces: Path, tmp_path: Path) -> None:
         "--set", "backbone.kind=my_net:Net", "--set", "backbone.features=6", cwd=tmp_path,
     )  # fmt: skip
     assert load_model(tmp_path / "run" / "model.safetensors")[0]["2.weight"].shape == (6, 48)
+
+
+@pytest.mark.parametrize(("batch", "alone"), [("batch", False), (1, True)])
+def test_import_an_onnx_model_says_if_images_go_alone(
+    batch: str | int, alone: bool, tmp_path: Path
+) -> None:
+    graph = helper.make_graph(
+        [helper.make_node("ReduceMean", ["pixels"], ["embedding"], axes=[2, 3], keepdims=0)],
+        "means",
+        [helper.make_tensor_value_info("pixels", TensorProto.FLOAT, [batch, 3, 4, 4])],
+        [helper.make_tensor_value_info("embedding", TensorProto.FLOAT, [batch, 3])],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
+    onnx.save(model, tmp_path / "raw.onnx")
+    options = ["--mean", "0.5", "--std", "0.5", "--colour-order", "rgb"]
+    output = margrave("import", "raw.onnx", "model.onnx", *options, cwd=tmp_path)
+    assert ("images go through it one at a time" in " ".join(output.split())) == alone
 
 
 def test_import_a_checkpoint(tmp_path: Path) -> None:

@@ -62,7 +62,7 @@ def test_preprocessing_is_never_guessed(tmp_path: Path) -> None:
         load_embedder(source)
     with pytest.raises(ValueError, match=r"its mean, colour_order, image_size; state them: --mean"):
         import_onnx(source, tmp_path / "ours.onnx", mean=None, deviation=0.5, colour_order=None)
-    card = import_onnx(
+    _, card = import_onnx(
         source, tmp_path / "ours.onnx", mean=0, deviation=1, colour_order="rgb", image_size=6
     )
     assert load_embedder(tmp_path / "ours.onnx").card == card and card.image_size == 6

@@ -254,12 +254,24 @@ def _check_archive(path: Path) -> None:
 
 
 def _check_tensors(content: Any, budget: Budget) -> None:
-    """Refuse tensors that repeat a few numbers into more than the file may ask for."""
-    pending, seen = [content], set()
+    """Refuse tensors that repeat a few numbers into more than the file may ask for.
+
+    A storage is charged once, under however many names its numbers are; a tensor that repeats them
+    is charged in full, because whoever copies it writes them all out.
+    """
+    pending, seen, storages = [content], set(), set()
     while pending:
         value = pending.pop()
         if isinstance(value, Tensor):
-            budget.take(value.numel() * value.itemsize)
+            size = value.numel() * value.itemsize
+            # Sparse tensors have no storage of their own, meta tensors one without a place.
+            plain = value.layout == torch.strided and not value.is_meta
+            storage = value.untyped_storage() if plain else None
+            if storage is None or size > storage.nbytes():
+                budget.take(size)
+            elif storage.data_ptr() not in storages:
+                storages.add(storage.data_ptr())
+                budget.take(storage.nbytes())
         elif isinstance(value, dict | list | tuple) and id(value) not in seen:
             seen.add(id(value))
             # By dict's own method: a file can put another attribute of that name before it.

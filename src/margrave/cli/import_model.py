@@ -85,7 +85,7 @@ def import_model(
     if onnx and (key or backbone):
         raise ValueError("--key and --backbone are for checkpoints, not for ONNX models")
     if onnx:
-        card = import_onnx(
+        network, card = import_onnx(
             checkpoint,
             model,
             mean=_numbers("--mean", mean),
@@ -99,6 +99,12 @@ def import_model(
             f"(pixel - {card.mean}) / {card.deviation}",
             markup=False,
         )
+        if network.one_at_a_time:
+            console.print(
+                "  images go through it one at a time, because its batch is fixed in the graph; "
+                "export it for any batch to embed faster",
+                markup=False,
+            )
         return
     if output or (image_size and not backbone):
         raise ValueError("--image-size (without --backbone) and --output are for ONNX models")

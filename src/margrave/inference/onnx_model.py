@@ -328,7 +328,7 @@ def import_onnx(
     colour_order: str | None,
     image_size: int | None = None,
     output: str | None = None,
-) -> ModelCard:
+) -> tuple[OnnxBackbone, ModelCard]:
     """Copy an ONNX model and write beside it how its images are prepared.
 
     Args:
@@ -339,6 +339,9 @@ def import_onnx(
         colour_order: ``rgb`` or ``bgr``.
         image_size: of a side, where the model leaves it open.
         output: which of several outputs is the embedding.
+
+    Returns:
+        the network, already tried (see ``OnnxBackbone.check_rows``), and its card.
 
     Raises:
         ValueError: something is not stated that the model does not say itself, or cannot be;
@@ -379,7 +382,7 @@ def import_onnx(
     with atomic_write(target) as temporary:
         temporary.write_bytes(Path(source).read_bytes())
     write_card(target, card)
-    return card
+    return backbone, card
 
 
 def write_card(path: str | Path, card: ModelCard) -> None:
