@@ -1,7 +1,8 @@
-"""Progress bars for whatever takes longer than a moment."""
+"""Progress of what takes longer than a moment: bars in a terminal, lines in a pipe or a file."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -19,10 +20,22 @@ from rich.progress import (
 if TYPE_CHECKING:
     from margrave.training import StepReport
 
+FIRST_LINE = 2.0
+"""Seconds after which the first line is printed where there is no terminal."""
+SHORTEST_PAUSE, LONGEST_PAUSE = 10.0, 60.0
+"""Seconds between two lines: a tenth of the work, but within these bounds."""
+
 
 @contextmanager
 def counted(console: Console, description: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar driven by calls with (done, total); none before the first."""
+    """Progress driven by calls with (done, total); nothing before the first.
+
+    A bar in a terminal; elsewhere lines such as ``embedding: 640 of 13,233 (5 %), 213/s, 0:59
+    left``, of work that takes longer than two seconds.
+    """
+    if not console.is_interactive:
+        yield _Lines(console, description)
+        return
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     with Progress(*columns, TimeRemainingColumn(), console=console) as progress:
 
@@ -33,10 +46,64 @@ def counted(console: Console, description: str) -> Iterator[Callable[[int, int],
         yield report
 
 
+class _Lines:
+    """Progress as plain lines."""
+
+    def __init__(self, console: Console, description: str) -> None:
+        self._console, self._description = console, description
+        self._printed_at = time.monotonic() - SHORTEST_PAUSE + FIRST_LINE
+        self._printed_share: float | None = None
+        self._share = 0.0
+        # What was done before, of work that is resumed, took no time now.
+        self._first: tuple[int, float] | None = None
+
+    def __call__(self, done: int, total: int) -> None:
+        now, share = time.monotonic(), done / total if total else 1.0
+        if self._first is None or share < self._share:
+            self._first = done, now
+            self._printed_share = None
+        self._share = share
+        if not self._is_due(now, share):
+            return
+        self._printed_at, self._printed_share = now, share
+        line = f"{self._description}: {done:,} of {total:,} ({100 * share:.0f} %)"
+        steps, seconds = done - self._first[0], now - self._first[1]
+        if steps and seconds:
+            rate = steps / seconds
+            line += f", {rate:.2f}/s" if rate < 10 else f", {rate:,.0f}/s"
+            line += f", {_clock((total - done) / rate)} left" if done < total else ""
+        self._console.print(line, markup=False, soft_wrap=True)
+
+    def _is_due(self, now: float, share: float) -> bool:
+        pause = now - self._printed_at
+        if self._printed_share is None:
+            return pause >= SHORTEST_PAUSE
+        tenth = share >= min(1.0, self._printed_share + 0.1)
+        return self._printed_share < 1 and (
+            share >= 1 or pause >= LONGEST_PAUSE or (tenth and pause >= SHORTEST_PAUSE)
+        )
+
+
+def _clock(seconds: float) -> str:
+    """``0:59``, ``1:02:03``.
+
+    >>> _clock(59), _clock(3723)
+    ('0:59', '1:02:03')
+    """
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
 @contextmanager
 def training_bar(console: Console) -> Iterator[Callable[[StepReport], None]]:
-    """A bar of steps with epoch, loss, images per second and the time left; a line an epoch where
-    there is no terminal."""
+    """Progress of steps with epoch, loss, images per second and the time left.
+
+    A bar in a terminal; elsewhere a line an epoch, and a line a minute within long epochs.
+    """
+    if not console.is_interactive:
+        yield _TrainingLines(console)
+        return
     columns = (
         TextColumn("epoch {task.fields[epoch]}"),
         BarColumn(),
@@ -46,7 +113,7 @@ def training_bar(console: Console) -> Iterator[Callable[[StepReport], None]]:
         TextColumn("left"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+    with Progress(*columns, console=console) as progress:
 
         def report(step: StepReport) -> None:
             shown = {
@@ -60,9 +127,32 @@ def training_bar(console: Console) -> Iterator[Callable[[StepReport], None]]:
                 progress.update(progress.tasks[0].id, **shown)
             else:
                 progress.add_task("", **shown)
-            # A file or a pipe shows no bar.
-            if progress.disable and step.step % (step.steps // step.epochs) == 0:
-                line = "epoch {epoch}: loss {loss:.3f}, {speed:.0f} images/s".format(**shown)
-                console.print(line, markup=False)
 
         yield report
+
+
+class _TrainingLines:
+    """Training's progress as plain lines."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._printed: float | None = None
+        self._first: tuple[int, float] | None = None
+
+    def __call__(self, step: StepReport) -> None:
+        now = time.monotonic()
+        self._first = self._first or (step.step, now)
+        self._printed = self._printed or now
+        per_epoch = step.steps // step.epochs
+        ends_epoch = step.step % per_epoch == 0
+        if not ends_epoch and now - self._printed < LONGEST_PAUSE:
+            return
+        self._printed = now
+        line = f"epoch {step.epoch}/{step.epochs}: "
+        if not ends_epoch:
+            line += f"step {step.step % per_epoch:,} of {per_epoch:,}, "
+        line += f"loss {step.loss:.3f}, {step.images_per_second:.0f} images/s"
+        steps, seconds = step.step - self._first[0], now - self._first[1]
+        if steps and step.step < step.steps and seconds >= FIRST_LINE:
+            line += f", {_clock((step.steps - step.step) * seconds / steps)} left"
+        self._console.print(line, markup=False, soft_wrap=True)
