@@ -144,6 +144,14 @@ class Run:
         threads, workers = torch.get_num_threads(), training.settings.workers
         lines.append(f"{threads} threads" + (f", {workers} workers" if workers else ""))
         self.console.print("; ".join(lines), markup=False)
+        if unused := training.unused_parameters:
+            names = ", ".join(unused[:5]) + (", …" if len(unused) > 5 else "")
+            self.console.print(
+                f"the network leaves {len(unused)} parameters unused ({names}), so each step looks "
+                "for them; without them it would be faster",
+                markup=False,
+                soft_wrap=True,
+            )
 
     def _check_fits(self, card: ModelCard) -> None:
         own = self.card()

@@ -24,6 +24,10 @@ class RankError(RuntimeError):
     """One of the processes that train together has failed, and the others were stopped."""
 
 
+class LostContactError(RankError):
+    """Communication with another process has failed, which nearly always is a consequence."""
+
+
 @dataclass(frozen=True)
 class Launch:
     """What a launcher (ours, or torchrun) has told this process.
@@ -118,12 +122,16 @@ def _told(error: object, processes: int) -> str:
             if code == -signal.SIGKILL:
                 said += ", perhaps for want of memory"
             return f"{said}; the others were stopped"
+    recorded = []
     for rank in sorted(failures):
         _, code = rank_and_code(rank)
         message = getattr(failures[rank], "message", "")
         if code not in stopped and isinstance(message, dict):
             # As `record_failure` left it: the error's class and its text.
-            return str(message["message"]).partition(": ")[2]
+            kind, _, text = str(message["message"]).partition(": ")
+            recorded.append((kind == LostContactError.__name__, rank, text))
+    if recorded:
+        return min(recorded)[2]
     return "; ".join("{} ended with status {}".format(*rank_and_code(rank)) for rank in failures)
 
 
@@ -166,4 +174,4 @@ def lost_touch(error: RuntimeError) -> RankError | None:
     if launched.size == 1 or not any(sign in text for sign in signs):
         return None
     first_line = text.partition("\n")[0]
-    return RankError(f"{launched.name} lost touch with another: {first_line}")
+    return LostContactError(f"{launched.name} lost touch with another: {first_line}")

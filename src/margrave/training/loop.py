@@ -23,6 +23,7 @@ from margrave.training.metrics import MetricsLog
 from margrave.training.schedule import learning_rate_factor
 from margrave.training.state import Position, Training
 from margrave.training.transfer import BatchesAhead, Readback
+from margrave.training.unused_parameters import check_gradients, translated
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -256,7 +257,7 @@ def _train_step(
             images = images.contiguous()
         # Only the last part's backward pass averages the backbone's gradient over ranks.
         with training.fabric.no_backward_sync(training.backbone, enabled=number + 1 < sections):
-            with training.precision.autocast(images.device.type):
+            with training.precision.autocast(images.device.type), translated(training.network):
                 embeddings = training.backbone(images)
                 momentum = None if training.encoder is None else training.encoder(images)
             loss = head(
@@ -272,6 +273,10 @@ def _train_step(
         embedded.append(embeddings.detach())
         losses.append(loss.detach())
 
+    waits_for_all = settings.strategy == "ddp" and settings.find_unused_parameters is False
+    if world.size > 1 and waits_for_all:
+        # Before ranks wait for each other again: some would still average such a gradient.
+        check_gradients(training.network)
     average_(training.average_buffers(), world)
     of_head = [p for p in head.parameters() if p.requires_grad]
     gradient_norm = clip_gradients(

@@ -68,6 +68,10 @@ class TrainingSettings(Settings):
     else float32."""
     strategy: Literal["ddp", "fsdp"] = "ddp"
     """How several processes hold the backbone: each a whole copy, or each a share (FSDP2)."""
+    find_unused_parameters: bool | Literal["auto"] = "auto"
+    """Under ddp, whether each step looks for parameters that it leaves without a gradient, instead
+    of waiting for them. ``auto`` tries the network once and does so where it has any; set it to
+    true for a network that leaves out other ones from step to step (layer drop)."""
     channels_last: bool = True
     """Memory layout in which most machines convolve faster; not for networks with strided
     1 x 1 convolutions of fewer than 8 channels, which torch gets wrong in it."""

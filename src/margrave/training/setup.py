@@ -40,6 +40,8 @@ from margrave.training.optimizer import build_optimizer
 from margrave.training.precision import PrecisionChoice, choose_precision
 from margrave.training.settings import TrainingSettings
 from margrave.training.state import Training
+from margrave.training.unused_parameters import unused_parameters
+from margrave.training.unused_parameters import unused_parameters
 
 MOST_WORKERS = 8
 """What `training.workers` auto comes to at most: enough for one GPU."""
@@ -112,6 +114,13 @@ def set_up(
     if isinstance(built_head, ChunkedHead):
         chosen = built_head.products_for(micro_batch)
         built_head.products = gather_objects(chosen, current_world())[0]
+    unused = []
+    if isinstance(fabric.strategy, _DataParallel):
+        if settings.find_unused_parameters == "auto":
+            unused = gather_objects(_unused(network, images.size), current_world())[0]
+        find_unused = bool(unused) or settings.find_unused_parameters is True
+        settings = settings.model_copy(update={"find_unused_parameters": find_unused})
+        fabric.strategy.find_unused_parameters = find_unused
     double = torch.float64 if choice.precision == "float64" else None
     network = network.to(double)
     whole_network = copy.deepcopy(network).requires_grad_(False) if split else None
@@ -139,6 +148,7 @@ def set_up(
         loader=training_loader(images, sampler, workers, pin_memory=fabric.device.type == "cuda"),
         precision=choice,
         automatic_products=automatic,
+        unused_parameters=unused,
     )
 
 
@@ -225,7 +235,24 @@ def _strategy(settings: TrainingSettings, processes: int) -> Any:
             parallelize_fn=shard_parameters, data_parallel_size=processes, tensor_parallel_size=1
         )
     # Running averages are averaged over ranks once a step, see the loop.
-    return DDPStrategy(broadcast_buffers=False)
+    return _DataParallel(broadcast_buffers=False)
+
+
+class _DataParallel(DDPStrategy):
+    """DDP that is told of unused parameters after the launch, when the network is known."""
+
+    find_unused_parameters = False
+
+    def setup_module(self, module: nn.Module) -> Any:
+        self._ddp_kwargs["find_unused_parameters"] = self.find_unused_parameters
+        return super().setup_module(module)
+
+
+def _unused(network: nn.Module, image_size: int) -> list[str]:
+    """Trainable parameters that a step leaves out; our own networks have none."""
+    if type(network).__module__.startswith("margrave."):
+        return []
+    return unused_parameters(network, image_size)
 
 
 def _check_batches(settings: TrainingSettings, processes: int) -> None:

@@ -57,6 +57,7 @@ class Training:
         precision: what the network computes in.
         loss_scale: of float16.
         automatic_products: whether the head's precision was chosen for this machine.
+        unused_parameters: of the network, that DDP was told to expect no gradient of.
         notes: what somebody who resumes should know.
     """
 
@@ -75,6 +76,7 @@ class Training:
     precision: PrecisionChoice
     loss_scale: LossScale | None = None
     automatic_products: bool = False
+    unused_parameters: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     position: Position = Position()
     unreadable: dict[str, str] = field(default_factory=dict)
