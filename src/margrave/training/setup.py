@@ -41,7 +41,6 @@ from margrave.training.precision import PrecisionChoice, choose_precision
 from margrave.training.settings import TrainingSettings
 from margrave.training.state import Training
 from margrave.training.unused_parameters import unused_parameters
-from margrave.training.unused_parameters import unused_parameters
 
 MOST_WORKERS = 8
 """What `training.workers` auto comes to at most: enough for one GPU."""
