@@ -22,11 +22,13 @@ from margrave.distributed.launch import (
 )
 from margrave.distributed.partition import owned_classes
 from margrave.distributed.sharding import shard_parameters, whole
-from margrave.distributed.world import World, current_world, joined_world
+from margrave.distributed.watch import RankWatch, joined_world
+from margrave.distributed.world import World, current_world
 
 __all__ = [
     "Launch",
     "RankError",
+    "RankWatch",
     "World",
     "all_reduce_max",
     "all_reduce_sum",

@@ -114,10 +114,13 @@ def _told(error: object, processes: int) -> str:
         return Launch(rank, processes).name, getattr(failures[rank], "exitcode", 1)
 
     stopped = {-signal.SIGTERM}
-    # What was killed from outside comes first: it is why others lost touch.
+    times = {rank: float(getattr(failures[rank], "timestamp", 0)) for rank in failures}
+    # What was killed from outside comes first: it is why others lost touch. Later the launcher
+    # kills what does not end by itself.
+    latest = min(times.values(), default=0.0) + SECONDS_TO_END / 2
     for rank in sorted(failures):
         name, code = rank_and_code(rank)
-        if code < 0 and code not in stopped:
+        if code < 0 and code not in stopped and times[rank] <= latest:
             said = f"{name} was killed ({signal.Signals(-code).name})"
             if code == -signal.SIGKILL:
                 said += ", perhaps for want of memory"

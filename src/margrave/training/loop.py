@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from margrave.data import Batch, Unreadable, normalise
-from margrave.distributed import average_, gather_objects, gather_rows
+from margrave.distributed import RankWatch, average_, gather_objects, gather_rows
 from margrave.training.checkpoint import latest_checkpoint, remove_checkpoints, remove_unfinished
 from margrave.training.diagnosis import NonFiniteLossError, diagnose_gradient, diagnose_loss
 from margrave.training.gradients import clip_gradients
@@ -59,22 +59,33 @@ def fit(
 
     Ctrl-C and SIGTERM finish the step and write a checkpoint first; a second Ctrl-C does not.
 
+    A process that no longer takes part ends the others, see `RankWatch`.
+
     Raises:
         ValueError: nothing to resume; too many unreadable images; another process trains there.
         NonFiniteLossError: the loss or its gradient is infinite or NaN.
+        RankError: communication with a process has failed that has not answered for long.
         StopRequested: a signal asked for it.
     """
     with ExitStack() as stack:
         if training.world.rank == 0:
             stack.enter_context(locked(folder))
         stop = stack.enter_context(StopSignals())
-        _fit(training, folder, stop, resume, resumed, after_epoch, report)
+        watch = RankWatch(
+            training.world,
+            training.settings.rank_silence_seconds,
+            training.settings.rank_stall_seconds,
+            "training.rank_{}_seconds",
+        )
+        stack.enter_context(watch)
+        _fit(training, folder, stop, watch, resume, resumed, after_epoch, report)
 
 
 def _fit(
     training: Training,
     folder: Path,
     stop: StopSignals,
+    watch: RankWatch,
     resume: bool,
     resumed: Callable[[Position], None],
     after_epoch: Callable[[Training, MetricsLog], None],
@@ -104,6 +115,7 @@ def _fit(
             batches = BatchesAhead(training.loader, training.fabric.device)
             outlook = _synchronize(training, batches.peek(), stop=stop).wait()
             while batches.peek() is not None:
+                watch.step = training.position.step + 1
                 _note_unreadable(training, batches.peek(), outlook, log)
                 due = time.monotonic() - last_save >= settings.checkpoint_seconds
                 sizes = outlook.sizes

@@ -68,6 +68,13 @@ class TrainingSettings(Settings):
     else float32."""
     strategy: Literal["ddp", "fsdp"] = "ddp"
     """How several processes hold the backbone: each a whole copy, or each a share (FSDP2)."""
+    rank_silence_seconds: float = Field(default=60.0, ge=1)
+    """With several processes: after which a process that does not answer, because it was stopped
+    or its machine is gone, is named and ends the run."""
+    rank_stall_seconds: float = Field(default=1800.0, ge=1)
+    """After which a process that answers but keeps the others waiting, because it hangs, is named
+    and ends the run. The longest that one process may take for a step (or an evaluation) more than
+    another."""
     find_unused_parameters: bool | Literal["auto"] = "auto"
     """Under ddp, whether each step looks for parameters that it leaves without a gradient, instead
     of waiting for them. ``auto`` tries the network once and does so where it has any; set it to

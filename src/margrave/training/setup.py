@@ -7,6 +7,7 @@ import logging
 import os
 import warnings
 from collections.abc import Mapping
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -229,12 +230,17 @@ def _build_head(
 def _strategy(settings: TrainingSettings, processes: int) -> Any:
     if processes == 1:
         return "auto"
+    # Torch's own limit comes after the watch's, which names the process.
+    timeout = timedelta(seconds=settings.rank_stall_seconds + 60)
     if settings.strategy == "fsdp":
         return ModelParallelStrategy(
-            parallelize_fn=shard_parameters, data_parallel_size=processes, tensor_parallel_size=1
+            parallelize_fn=shard_parameters,
+            data_parallel_size=processes,
+            tensor_parallel_size=1,
+            timeout=timeout,
         )
     # Running averages are averaged over ranks once a step, see the loop.
-    return _DataParallel(broadcast_buffers=False)
+    return _DataParallel(broadcast_buffers=False, timeout=timeout)
 
 
 class _DataParallel(DDPStrategy):
