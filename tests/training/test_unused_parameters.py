@@ -133,7 +133,7 @@ def test_messages_name_some_parameters() -> None:
     network = Net()
     network(torch.randn(2, 3, 4, 4)).sum().backward()
     with pytest.raises(ValueError, match=r"spare\.0\.weight, .* spare\.2\.weight and 3 more; sev"):
-        check_gradients(network)
+        check_gradients(network, network.parameters())
     said = (
         "Expected to have finished reduction in the prior iteration before starting a new one. …"
         "\nParameter indices which did not receive grad for rank 1: 3 5\n In addition, …"

@@ -285,14 +285,15 @@ def _train_step(
         embedded.append(embeddings.detach())
         losses.append(loss.detach())
 
+    parameters = list(training.network.parameters())
     waits_for_all = settings.strategy == "ddp" and settings.find_unused_parameters is False
     if world.size > 1 and waits_for_all:
         # Before ranks wait for each other again: some would still average such a gradient.
-        check_gradients(training.network)
+        check_gradients(training.network, parameters)
     average_(training.average_buffers(), world)
     of_head = [p for p in head.parameters() if p.requires_grad]
     gradient_norm = clip_gradients(
-        training.network.parameters(),
+        parameters,
         settings.clip_norm,
         split=of_head,
         world=head.world,
