@@ -149,7 +149,9 @@ def bootstrap_tail(
         trials = independent_trials(
             rate, float(variance[which]), people, len(genuine), freedom, level
         )
-        around = student_quantile(threshold_freedom(accepted, of_impostors), level) * std[which]
+        around = student_quantile(threshold_freedom(accepted, of_impostors), level) * float(
+            std[which]
+        )
         intervals.append(
             (rate_interval(rate, trials, level), (threshold - around, threshold + around))
         )
