@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from margrave.checkpoints.contract import Checkpoint
-from margrave.files import Budget
+from margrave.files import Budget, is_safetensors
 
 # Where training programs put the weights inside what they save.
 WRAPPERS = (
@@ -107,7 +107,9 @@ def _is_inert(name: str) -> bool:
 
 
 def read_checkpoint(path: str | os.PathLike[str], key: str | None = None) -> Checkpoint:
-    """The tensors of a ``.pth``, ``.pt``, ``.ckpt`` or ``.safetensors`` file by name, on the CPU.
+    """The tensors of a file of ``torch.save`` or safetensors by name, on the CPU.
+
+    Which of the two it is shows in its content, whatever it is called.
 
     Weights are found under whatever key holds them, two deep at most, and the prefixes
     ``module.``, ``model.``, ``backbone.`` and ``_orig_mod.`` are taken off their names. Moving
@@ -128,7 +130,7 @@ def read_checkpoint(path: str | os.PathLike[str], key: str | None = None) -> Che
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"{path}: {'a folder, not a file' if path.is_dir() else 'no such file'}")
-    content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
+    content = _read_safetensors(path) if is_safetensors(path) else _read_pickle(path)
     if isinstance(content, Tensor):
         return Checkpoint({"weight": content}, ["weight"])
     if not isinstance(content, dict):

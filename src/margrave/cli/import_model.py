@@ -70,10 +70,11 @@ def import_model(
         read_checkpoint,
         save_model,
     )
+    from margrave.files import is_onnx
     from margrave.inference import Embedder
     from margrave.inference.onnx_model import import_onnx
 
-    onnx = checkpoint.suffix.lower() == ".onnx"
+    onnx = is_onnx(checkpoint)
     ending = ".onnx" if onnx else ".safetensors"
     if model.suffix != ending:
         raise ValueError(f"{model}: a model file ends in {ending}")
@@ -88,8 +89,8 @@ def import_model(
         network, card = import_onnx(
             checkpoint,
             model,
-            mean=_numbers("--mean", mean),
-            deviation=_numbers("--std", deviation),
+            mean=numbers_or_none("--mean", mean),
+            deviation=numbers_or_none("--std", deviation),
             colour_order=colour_order,
             image_size=image_size,
             output=output,
@@ -109,9 +110,9 @@ def import_model(
     if output or (image_size and not backbone):
         raise ValueError("--image-size (without --backbone) and --output are for ONNX models")
     state = read_checkpoint(checkpoint, key)
-    means, stds = _numbers("--mean", mean), _numbers("--std", deviation)
+    means, stds = numbers_or_none("--mean", mean), numbers_or_none("--std", deviation)
     if backbone:
-        spec = _specification(backbone, image_size)
+        spec = specification(backbone, image_size)
         network = backbones.create(spec)
         imported = adopt(state, network, spec, colour_order, means, stds)
     else:
@@ -146,7 +147,8 @@ def import_model(
     )
 
 
-def _numbers(option: str, given: str | None) -> float | tuple[float, float, float] | None:
+def numbers_or_none(option: str, given: str | None) -> float | tuple[float, float, float] | None:
+    """One number or three with commas; None where the option is not given."""
     if given is None:
         return None
     try:
@@ -158,7 +160,7 @@ def _numbers(option: str, given: str | None) -> float | tuple[float, float, floa
     return values[0] if len(values) == 1 else (values[0], values[1], values[2])
 
 
-def _specification(given: str, image_size: int | None) -> dict[str, Any]:
+def specification(given: str, image_size: int | None) -> dict[str, Any]:
     """What --backbone names: a kind alone, or a mapping with settings."""
     from margrave import backbones
     from margrave.files import read_yaml

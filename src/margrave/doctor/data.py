@@ -15,12 +15,13 @@ from margrave.data import (
     ShardImages,
     damaged_shards,
 )
+from margrave.faces import Detector
 
+from .alignment import check_alignment
 from .findings import Finding, ranked
 from .image_checks import (
     SHOWN,
     SMALLEST_SIDE,
-    check_alignment,
     check_colour,
     check_duplicates,
     check_reading,
@@ -37,6 +38,7 @@ def examine_images(
     progress: Progress = lambda done, total: None,
     seed: int = 0,
     smallest: int = SMALLEST_SIDE,
+    detector: Detector | None = None,
 ) -> list[Finding]:
     """Everything that is wrong with a labelled data set, the worst first.
 
@@ -47,10 +49,11 @@ def examine_images(
         progress: called with (images done, images in all).
         seed: of the draw.
         smallest: a side below which an image shows no face, pixels.
+        detector: finds the landmarks that alignment is judged by, see ``available_detector``.
     """
     labels = np.asarray(images.labels)
     seen = measure_images(images, drawn(labels, most, seed), workers, progress)
-    found = [*check_labels(images), *_look_at(seen, images, smallest)]
+    found = [*check_labels(images), *_look_at(seen, images, smallest, detector, progress)]
     found += check_duplicates(seen, images.name, labels, lambda n: str(images.class_names[n]))
     if isinstance(images, ShardImages) and Path(images.root, "shards.json").is_file():
         found += _check_shards(images)
@@ -62,6 +65,7 @@ def examine_pairs(
     pairs: PairList,
     workers: int = 4,
     progress: Progress = lambda done, total: None,
+    detector: Detector | None = None,
 ) -> list[Finding]:
     """Everything that is wrong with a verification set, the worst first.
 
@@ -70,10 +74,14 @@ def examine_pairs(
         pairs: who is compared with whom.
         workers: threads.
         progress: called with (images done, images in all).
+        detector: finds the landmarks that alignment is judged by, see ``available_detector``.
     """
     indices = np.unique(np.concatenate([pairs.first, pairs.second]))
     seen = measure_images(images, indices.tolist(), workers, progress)
-    found = [*check_pairs(pairs, seen), *_look_at(seen, images)]
+    found = [
+        *check_pairs(pairs, seen),
+        *_look_at(seen, images, SMALLEST_SIDE, detector, progress),
+    ]
     return ranked(found)
 
 
@@ -88,10 +96,15 @@ def drawn(labels: np.ndarray, most: int, seed: int = 0) -> list[int]:
 
 
 def _look_at(
-    seen: Measurements, images: ReadableImages, smallest: int = SMALLEST_SIDE
+    seen: Measurements,
+    images: ReadableImages,
+    smallest: int,
+    detector: Detector | None,
+    progress: Progress,
 ) -> Iterator[Finding]:
-    for check in (check_reading, check_colour, check_alignment):
-        yield from check(seen, images.name)
+    yield from check_reading(seen, images.name)
+    yield from check_colour(seen, images.name)
+    yield from check_alignment(seen, images, detector, progress)
     yield from check_sizes(seen, images.name, smallest)
 
 

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-Severity = Literal["serious", "warning", "note"]
-_ORDER = {"serious": 0, "warning": 1, "note": 2}
+Severity = Literal["serious", "warning", "unchecked", "note"]
+_ORDER = {"serious": 0, "warning": 1, "unchecked": 2, "note": 3}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,7 +16,8 @@ class Finding:
 
     Attributes:
         fault: its name, for programs.
-        severity: serious spoils a model, a warning costs accuracy or time, a note is for knowledge.
+        severity: serious spoils a model, a warning costs accuracy or time; unchecked is what
+            could not be looked at, and why; a note is for knowledge.
         said: what was seen, with its figures.
         remedy: what to do about it.
         share: how much is affected, in [0, 1]; ranks findings of one severity.

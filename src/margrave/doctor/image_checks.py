@@ -15,7 +15,7 @@ COLOURED = 6.0
 REVERSED_REDNESS = -4.0
 FEW = 20
 SMALLEST_SIDE = 48
-ALIGNED = 0.4
+GREY = 0.95
 SAME_BITS, SAME_DIFFERENCE = 8, 3.0
 NEIGHBOURS = 8
 
@@ -53,6 +53,7 @@ def check_colour(seen: Measurements, name: Name) -> Iterator[Finding]:
     """Red and blue exchanged: skin of every tone is redder than blue."""
     coloured = (seen.colour > COLOURED) & (seen.deviation >= BLANK_DEVIATION)
     if coloured.sum() < FEW:
+        yield _colours_unchecked(seen, int(coloured.sum()))
         return
     wrong = coloured & (seen.redness < REVERSED_REDNESS)
     share = float(wrong.sum() / coloured.sum())
@@ -74,37 +75,19 @@ def check_colour(seen: Measurements, name: Name) -> Iterator[Finding]:
         )
 
 
-def check_alignment(seen: Measurements, name: Name) -> Iterator[Finding]:
-    """Eyes where ArcFace's template has them, or elsewhere."""
-    faces = seen.eyes[seen.deviation >= BLANK_DEVIATION]
-    if len(faces) < 2 * FEW:
-        return
-    medians = np.median(faces, axis=0)
-    error = 1.25 * faces[:, 0].std() / len(faces) ** 0.5
-    turned = int(medians.argmax())
-    figures = {
-        "eye_contrast": round(float(medians[0]), 3),
-        "turned_by_90_180_270": [round(float(value), 3) for value in medians[1:]],
-    }
-    if turned and medians[turned] > ALIGNED and medians[0] < medians[turned] / 2:
-        yield Finding(
-            fault="turned_images",
-            severity="serious",
-            said=f"eyes appear where they belong when the images are turned by {90 * turned} "
-            f"degrees (contrast {medians[turned]:.2f}, as they are {medians[0]:.2f})",
-            remedy="turn them, or align again from the photos: margrave align heeds the EXIF "
-            "orientation that other tools drop",
-            figures=figures,
-        )
-    elif medians[0] + error < ALIGNED:
-        yield Finding(
-            fault="unaligned_faces",
-            severity="serious",
-            said="eyes are not where ArcFace's five-point template has them: it is hardly darker "
-            f"there than beside (contrast {medians[0]:.2f}; aligned faces have 0.5 to 3)",
-            remedy="align the photos: margrave align PHOTOS CROPS",
-            figures=figures,
-        )
+def _colours_unchecked(seen: Measurements, coloured: int) -> Finding:
+    grey = float((seen.colour <= COLOURED).mean()) if len(seen) else 0.0
+    reason = f"only {coloured} images have colours, and {FEW} are needed"
+    if grey > GREY:
+        reason = f"{100 * grey:.0f} % of the images are grey"
+    return Finding(
+        fault="grey_images" if grey > GREY else "colours_not_checked",
+        severity="note" if grey > GREY else "unchecked",
+        said=f"the order of the colours is not checked, because {reason}",
+        remedy="none needed",
+        share=0.0,
+        figures={"grey": round(grey, 4), "coloured": coloured},
+    )
 
 
 def check_sizes(seen: Measurements, name: Name, smallest: int = SMALLEST_SIDE) -> Iterator[Finding]:

@@ -4,22 +4,36 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, Literal
 
 import cv2
 import numpy as np
 import torch
 
 from margrave import backbones
-from margrave.checkpoints import convert, load_model, load_strictly, read_checkpoint
+from margrave.checkpoints import (
+    CARD_KEY,
+    ModelCard,
+    adopt,
+    check_pixel_statistics,
+    convert,
+    load_model,
+    load_strictly,
+    read_card,
+    read_checkpoint,
+)
 from margrave.data import FaceImages, ReadableImages, SyntheticFaces, balanced_pairs
 from margrave.evaluation import area_under, roc_curve
+from margrave.files import is_onnx, is_safetensors, onnx_tensors
 from margrave.inference import Embedder, load_embedder
+from margrave.inference.onnx_model import OnnxBackbone, Pixels, card_path
 
 from .findings import Finding, ranked
 from .image_checks import SHOWN
 from .measurements import Progress
+from .untrained import check_training
 
 QUALITIES = (1.0, 0.5, 0.25, 0.125)
 """Sides, as shares of the image's, that images are shrunk to and enlarged from."""
@@ -32,98 +46,236 @@ NORMALISATIONS = {
 CLEARLY_BETTER = 0.03
 
 
+@dataclass(frozen=True, kw_only=True)
+class ImportOptions:
+    """What ``margrave import`` takes where a file does not show it by itself.
+
+    Attributes:
+        key: where the weights are, if a checkpoint holds several networks.
+        backbone: the network's specification, for weights of no known layout.
+        mean, deviation: of pixels in [0, 1].
+        colour_order: ``rgb`` or ``bgr``.
+        image_size: of a side, where an ONNX model leaves it open.
+        output: of an ONNX model, among several.
+    """
+
+    key: str | None = None
+    backbone: Mapping[str, Any] | None = None
+    mean: Pixels | None = None
+    deviation: Pixels | None = None
+    colour_order: Literal["rgb", "bgr"] | None = None
+    image_size: int | None = None
+    output: str | None = None
+
+
 def examine_model(
     path: str | Path,
     images: FaceImages | None = None,
     most: int = 400,
     trust_code: bool = False,
     progress: Progress = lambda done, total: None,
+    options: ImportOptions = ImportOptions(),
 ) -> list[Finding]:
     """Everything that is wrong with a model file or another project's checkpoint, the worst first.
 
     Args:
-        path: Margrave's model file, or a .pth, .pt, .ckpt or .safetensors of a known project.
+        path: Margrave's model file, a checkpoint of a known project, or an ONNX model, whatever
+            they are called.
         images: labelled faces to try colour orders and normalisations on.
         most: use this many of them.
         trust_code: allow a network of somebody's own, whose module is imported.
         progress: called with (images done, images in all).
+        options: what the file does not show by itself.
     """
     path = Path(path)
-    try:
-        if path.suffix.lower() == ".onnx":
-            state, card = {}, load_embedder(path).card
-        else:
+    if is_onnx(path):
+        opened = _open_onnx(path, options)
+    else:
+        try:
             state, card = load_model(path)
-    except ValueError as not_ours:
-        return ranked(_foreign(path, not_ours))
-    found = list(check_weights(state))
-    found.append(
-        Finding(
-            fault="model",
-            severity="note",
-            said=f"{card.backbone['kind']}, {card.image_size} x {card.image_size} RGB, "
-            f"(pixel - {card.mean}) / {card.deviation}; {card.source}",
-            remedy="none needed",
-            share=0.0,
-        )
+        except ValueError as not_ours:
+            opened = _open_checkpoint(path, not_ours, options)
+        else:
+            opened = _open_model(path, state, card, trust_code)
+    findings = opened.findings
+    if opened.embedder is not None and not any(each.severity == "serious" for each in findings):
+        faces = images or SyntheticFaces(num_identities=20, images_per_identity=2)
+        findings += check_collapse(opened.embedder, faces)
+        if images is not None:
+            prepared = check_preparation(opened.embedder, images, most, progress)
+            findings += map(_as_hint, prepared) if opened.assumed else prepared
+    return ranked(findings)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Opened:
+    """A model that was opened, as far as it could be.
+
+    Attributes:
+        findings: so far.
+        embedder: to try it with.
+        assumed: whether its images' preparation is assumed and not stated.
+    """
+
+    findings: list[Finding]
+    embedder: Embedder | None = None
+    assumed: bool = False
+
+
+def _as_hint(finding: Finding) -> Finding:
+    """A preparation that was only assumed may be wrong: another one is advice."""
+    known = finding.fault in ("wrong_colour_order", "wrong_normalisation")
+    if not known:
+        return finding
+    return replace(
+        finding,
+        fault="likely_preparation",
+        severity="note",
+        remedy="state it: --mean, --std and --colour-order, here and for margrave import",
     )
-    if any(finding.severity == "serious" for finding in found):
-        return ranked(found)
+
+
+def _open_model(
+    path: Path, state: Mapping[str, torch.Tensor], card: ModelCard, trust_code: bool
+) -> _Opened:
+    """Margrave's own model file."""
+    findings = [*check_weights(state), _described(card)]
+    if any(finding.severity == "serious" for finding in findings):
+        return _Opened(findings=findings)
     try:
-        embedder = load_embedder(path, trust_code=trust_code)
+        return _Opened(findings=findings, embedder=load_embedder(path, trust_code=trust_code))
     except ValueError as error:
-        found.append(_misfit(error))
-        return ranked(found)
-    faces = images or SyntheticFaces(num_identities=20, images_per_identity=2)
-    found += check_collapse(embedder, faces)
-    if images is not None:
-        found += check_preparation(embedder, images, most, progress)
-    return ranked(found)
+        return _Opened(findings=[*findings, _misfit(error)])
 
 
-def _foreign(path: Path, not_ours: ValueError) -> Iterator[Finding]:
+def _described(card: ModelCard) -> Finding:
+    order = card.colour_order.upper()
+    return Finding(
+        fault="model",
+        severity="note",
+        said=f"{card.backbone['kind']}, {card.image_size} x {card.image_size} {order}, "
+        f"(pixel - {card.mean}) / {card.deviation}; {card.source}",
+        remedy="none needed",
+        share=0.0,
+    )
+
+
+def _open_onnx(path: Path, options: ImportOptions) -> _Opened:
+    """An ONNX model, with the preparation that its card states, or options, or none does."""
+    findings: list[Finding] = []
+    try:
+        state = {name: torch.from_numpy(np.array(values)) for name, values in onnx_tensors(path)}
+        findings += check_weights(state)
+        network = OnnxBackbone(path, output=options.output or _stated_output(path))
+    except ValueError as error:
+        return _Opened(findings=[*findings, _unusable(error)])
+    stated = (options.mean, options.deviation, options.colour_order)
+    if stated == (None, None, None):
+        try:
+            embedder = load_embedder(path)
+        except ValueError as error:
+            if card_path(path).is_file() or CARD_KEY in network.metadata:
+                return _Opened(findings=[*findings, _unusable(error)])
+        else:
+            findings.append(_described(embedder.card))
+            return _Opened(findings=findings, embedder=embedder)
+    assumed = None in stated and not network.takes_bytes
+    mean, deviation = (0.0, 1.0) if network.takes_bytes else (0.5, 0.5)
+    try:
+        check_pixel_statistics(mean=options.mean, deviation=options.deviation)
+        card = ModelCard(
+            backbone={"kind": "onnx"},
+            image_size=network.image_size or options.image_size or 112,
+            mean=mean if options.mean is None else options.mean,
+            deviation=deviation if options.deviation is None else options.deviation,
+            colour_order=options.colour_order or "rgb",
+        )
+        network.check_rows(card)
+    except ValueError as error:
+        return _Opened(findings=[*findings, _unusable(error)])
+    if assumed:
+        findings.append(
+            Finding(
+                fault="preparation_not_checked",
+                severity="unchecked",
+                said="whether its images are prepared rightly is not checked, because the file "
+                "does not say how; here RGB, mean 0.5 and std 0.5 are assumed where not stated",
+                remedy=f"margrave import {path} COPY.onnx --mean 0.5 --std 0.5 --colour-order rgb, "
+                "with the numbers of its authors (for pixels in [0, 1])",
+                share=0.0,
+            )
+        )
+    else:
+        findings.append(_described(card))
+    return _Opened(
+        findings=findings, embedder=Embedder(network.eval(), card, card.fit), assumed=assumed
+    )
+
+
+def _stated_output(path: Path) -> str | None:
+    """The output that the card beside an ONNX model names."""
+    beside = card_path(path)
+    if not beside.is_file():
+        return None
+    return read_card(beside.read_text(encoding="utf-8"), beside).backbone.get("output")
+
+
+def _open_checkpoint(path: Path, not_ours: ValueError, options: ImportOptions) -> _Opened:
     """What another project's checkpoint is, or that it is none."""
-    if path.suffix.lower() == ".onnx":
-        yield _unusable(not_ours)
-        return
     try:
-        state = read_checkpoint(path)
+        state = read_checkpoint(path, options.key)
     except ValueError as error:
-        said = str(not_ours) if path.suffix == ".safetensors" else str(error)
-        yield Finding(
+        damaged = is_safetensors(path)
+        unreadable = Finding(
             fault="unreadable_checkpoint",
             severity="serious",
-            said=said,
+            said=str(not_ours if damaged else error),
             remedy="do as it says; else fetch it again, or save it anew: "
             "torch.save(model.state_dict(), PATH)",
         )
-        return
-    yield from check_weights(state)
+        return _Opened(findings=[unreadable])
+    findings = list(check_weights(state))
+    stated = (options.colour_order, options.mean, options.deviation)
     try:
-        imported = convert(state)
+        if options.backbone is None:
+            imported = convert(state, *stated)
+            network = backbones.create(imported.backbone)
+        else:
+            network = backbones.create(options.backbone)
+            imported = adopt(state, network, options.backbone, *stated)
     except ValueError as error:
-        yield Finding(
-            fault="unknown_layout",
-            severity="serious",
-            said=str(error),
-            remedy="margrave import lists the projects whose checkpoints it reads; give a backbone "
-            "of your own as my_module:MyNetwork",
+        findings.append(
+            Finding(
+                fault="unknown_layout",
+                severity="serious",
+                said=str(error),
+                remedy="margrave import lists the projects whose checkpoints it reads; name a "
+                "network of your own here as there: --backbone my_module:MyNetwork",
+            )
         )
-        return
+        return _Opened(findings=findings)
     try:
-        network = backbones.create(imported.backbone)
         load_strictly(network, imported.state, str(path), imported.names)
     except ValueError as error:
-        yield _misfit(error)
-        return
-    yield Finding(
-        fault="foreign_checkpoint",
-        severity="note",
-        said=f"a checkpoint of layout {imported.layout} ({imported.backbone['kind']}), for "
-        f"(pixel - {imported.mean}) / {imported.deviation}; {'; '.join(imported.notes)}",
-        remedy=f"margrave import {path} MODEL.safetensors turns it into a model file",
-        share=0.0,
+        return _Opened(findings=[*findings, _misfit(error)])
+    kind, notes = imported.backbone["kind"], "; ".join(imported.notes)
+    findings.append(
+        Finding(
+            fault="foreign_checkpoint",
+            severity="note",
+            said=f"a checkpoint of layout {imported.layout} ({kind}), for "
+            f"(pixel - {imported.mean}) / {imported.deviation}; {notes}",
+            remedy=f"margrave import {path} MODEL.safetensors turns it into a model file",
+            share=0.0,
+        )
     )
+    card = ModelCard(
+        backbone=imported.backbone,
+        image_size=imported.backbone.get("image_size", options.image_size or 112),
+        mean=imported.mean,
+        deviation=imported.deviation,
+    )
+    return _Opened(findings=findings, embedder=Embedder(network.eval(), card))
 
 
 def _unusable(error: ValueError) -> Finding:
@@ -145,10 +297,12 @@ def _misfit(error: ValueError) -> Finding:
 
 
 def check_weights(state: Mapping[str, torch.Tensor]) -> Iterator[Finding]:
-    """Numbers that are none, and statistics that no training leaves."""
+    """Numbers that are none, statistics that no training leaves, and weights without training."""
+    damaged = False
     for fault, wrong, said, remedy in _WEIGHT_FAULTS:
         keys = [key for key, value in state.items() if wrong(key, value)]
         if keys:
+            damaged = True
             yield Finding(
                 fault=fault,
                 severity="serious",
@@ -157,6 +311,8 @@ def check_weights(state: Mapping[str, torch.Tensor]) -> Iterator[Finding]:
                 share=len(keys) / len(state),
                 examples=tuple(keys[:SHOWN]),
             )
+    if not damaged:
+        yield from check_training(state)
 
 
 def _non_finite(key: str, value: torch.Tensor) -> bool:

@@ -11,6 +11,7 @@ import numpy as np
 
 from margrave.config import RunConfig, read_run_config
 from margrave.data import FaceImages, ReadableImages, open_images, read_pairs_bin
+from margrave.faces import Detector
 from margrave.inference import load_embedder
 from margrave.losses import create as create_loss
 from margrave.training import read_metrics
@@ -34,6 +35,7 @@ def examine_run(
     workers: int = 4,
     trust_code: bool = False,
     progress: Progress = lambda done, total: None,
+    detector: Detector | None = None,
 ) -> list[Finding]:
     """Everything that is wrong with a run, the worst first.
 
@@ -43,6 +45,7 @@ def examine_run(
         workers: threads.
         trust_code: allow the run's files to name custom code, which is imported and run.
         progress: called with (images done, images in all).
+        detector: finds the landmarks that alignment is judged by, see ``available_detector``.
 
     Raises:
         ValueError: the folder is not a run's.
@@ -57,7 +60,9 @@ def examine_run(
     found += check_scale(config, len(images.class_names))
     found += [
         finding
-        for finding in examine_images(images, most, workers, progress, smallest=smallest)
+        for finding in examine_images(
+            images, most, workers, progress, smallest=smallest, detector=detector
+        )
         if finding.severity != "note"
     ]
     found += check_leaks(config, images, most, workers)

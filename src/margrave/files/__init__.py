@@ -1,9 +1,22 @@
 """Whatever touches bytes of others: nothing is believed, executed or allocated unchecked."""
 
 from margrave.files.budget import Budget
+from margrave.files.file_kind import FileKind, file_kind, is_onnx, is_safetensors
 from margrave.files.inert_pickle import Record, read_inert
 from margrave.files.json_text import read_json
-from margrave.files.onnx_weights import external_weights
+from margrave.files.onnx_weights import external_weights, onnx_tensors
 from margrave.files.yaml_text import read_yaml
 
-__all__ = ["Budget", "Record", "external_weights", "read_inert", "read_json", "read_yaml"]
+__all__ = [
+    "Budget",
+    "FileKind",
+    "Record",
+    "external_weights",
+    "file_kind",
+    "is_onnx",
+    "is_safetensors",
+    "onnx_tensors",
+    "read_inert",
+    "read_json",
+    "read_yaml",
+]

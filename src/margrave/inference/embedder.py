@@ -14,6 +14,7 @@ from margrave import backbones
 from margrave.backbones.memory_layout import memory_format
 from margrave.checkpoints import ModelCard, load_model, load_strictly
 from margrave.data import Fit, ReadableImages, fit_image, normalise
+from margrave.files import is_onnx
 from margrave.inference.onnx_model import load_onnx
 from margrave.registry import names_from_file
 
@@ -178,7 +179,7 @@ def load_embedder(
     """
     path = Path(path)
     path = path / "model.safetensors" if path.is_dir() else path
-    if path.suffix.lower() == ".onnx":
+    if is_onnx(path):
         network, card = load_onnx(path, device)
         return Embedder(network.eval(), card, fit or card.fit)
     state, card = load_model(path)
