@@ -5,12 +5,15 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from test_zoo import Planted, changed, examine_images, serious, shifted, some
 
 from margrave.data import ImageFolder
+from margrave.doctor import ImportOptions, examine_model
 from margrave.doctor.data import drawn
+from margrave.faces import MTCNN, YuNet, align_face
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
 
@@ -27,9 +30,69 @@ def some_of(name: str) -> Planted:
     return Planted([folder.read(index) for index in chosen], labels)
 
 
-@pytest.mark.parametrize("name", ["lfw_a", "bollywood", "orl", "gatech30"])
-def test_healthy(name: str) -> None:
-    assert serious(examine_images(some_of(name))) == []
+@pytest.fixture(scope="session")
+def mtcnn() -> MTCNN:
+    try:
+        return MTCNN(minimum_face=40)
+    except ValueError as error:
+        pytest.skip(str(error))
+
+
+@pytest.mark.parametrize(
+    ("name", "fault"),
+    [
+        ("bollywood", "unaligned_faces"),
+        ("orl", "unaligned_faces"),
+        ("gatech30", "unaligned_faces"),
+        ("photos", "unaligned_faces"),
+        ("lfw_a", "loosely_aligned_faces"),
+    ],
+)
+def test_unaligned(name: str, fault: str, mtcnn: MTCNN) -> None:
+    assert examine_images(some_of(name), detector=mtcnn)[0].fault == fault
+
+
+@pytest.mark.parametrize("name", ["bollywood", "lfw_a", "orl", "gatech30", "photos"])
+def test_without_a_detector(name: str) -> None:
+    findings = {finding.fault: finding for finding in examine_images(some_of(name))}
+    if name in ("orl", "gatech30", "photos"):
+        assert "not square" in findings["unaligned_faces"].said or "92 x 112" in (
+            findings["unaligned_faces"].said
+        )
+    else:
+        assert "no landmark detector" in findings["alignment_not_checked"].said
+
+
+@pytest.mark.parametrize("name", ["bollywood", "orl", "photos"])
+def test_own_crops_are_aligned(name: str, mtcnn: MTCNN) -> None:
+    """Crops by one detector, measured by the other."""
+    yunet = DATA.parent / "models" / "yunet_s_dynamic.onnx"
+    if not yunet.is_file():
+        pytest.skip("needs YuNet's file")
+    faces, detector = some_of(name), YuNet(yunet)
+    crops = []
+    for image in faces.images[:: max(1, len(faces.images) // 24)]:
+        shrink = min(1.0, 640 / max(image.shape))
+        enlarge = 2 if max(image.shape) < 200 else 1
+        photo = cv2.resize(image, None, fx=shrink * enlarge, fy=shrink * enlarge)
+        found = detector.detect(photo)
+        if found:
+            crops.append(align_face(photo, max(found, key=lambda face: face.area).landmarks))
+    labels = np.arange(len(crops)) // 2
+    findings = examine_images(Planted(crops, labels), detector=mtcnn)
+    assert serious(findings) == []
+    aligned = next(each for each in findings if each.fault == "aligned_faces")
+    assert aligned.figures["median_displacement"] < 3
+
+
+def test_pretrained_model_is_not_accused() -> None:
+    model = DATA.parent / "models" / "mobilefacenet.onnx"
+    options = ImportOptions(
+        mean=(0.485, 0.456, 0.406), deviation=(0.229, 0.224, 0.225), colour_order="rgb"
+    )
+    for given in (options, ImportOptions()):
+        findings = examine_model(model, options=given)
+        assert {finding.severity for finding in findings} <= {"note", "unchecked"}
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from rich.console import Console
+from untrained_zoo import as_if_trained
 
 from margrave import backbones
 from margrave.checkpoints import ModelCard, save_model
@@ -176,7 +177,8 @@ def test_names_that_are_numbers_are_no_labels(faces: Planted, tmp_path: Path) ->
     numbered = Planted(faces.images, faces.labels)
     numbered.class_names = [f"{10**14 + 7 * n}" for n in range(40)]
     pack_shards(numbered, tmp_path, 64)
-    assert [finding.fault for finding in examine_images(ShardImages(tmp_path))] == ["class_sizes"]
+    faults = [finding.fault for finding in examine_images(ShardImages(tmp_path))]
+    assert faults == ["alignment_not_checked", "class_sizes"]
 
 
 def test_wrong_class_count(faces: Planted, tmp_path: Path) -> None:
@@ -276,9 +278,12 @@ def test_broken_weights(state: dict[str, torch.Tensor], tmp_path: Path) -> None:
         assert found[0].fault == fault and found[0].severity == "serious"
 
 
+SMALL_NETWORK = {"kind": "iresnet", "block_counts": [1, 1, 1, 1], "channels": [16, 16, 32, 32],
+                 "embedding_size": 32}  # fmt: skip
+
+
 def test_checkpoints_of_others(tmp_path: Path) -> None:
-    network = backbones.create({"kind": "iresnet18"})
-    good = network.state_dict()
+    good = as_if_trained(backbones.create(SMALL_NETWORK)).state_dict()
     torch.save(good, tmp_path / "good.pth")
     found = examine_model(tmp_path / "good.pth")
     assert found[0].fault == "foreign_checkpoint" and "insightface_iresnet" in found[0].said
@@ -322,6 +327,7 @@ def test_healthy_run(tmp_path: Path) -> None:
     found = examine_run(trained(tmp_path / "run"), trust_code=True)
     assert serious(found) == [], found
     assert {"norm_and_quality"} <= {finding.fault for finding in found}
+    assert serious(examine_model(tmp_path / "run" / "model.safetensors")) == []
 
 
 RUNS: dict[str, dict[str, Any]] = {

@@ -78,7 +78,7 @@ def locate_faces(
 
 
 def _largest_face(image: np.ndarray, detector: Detector) -> np.ndarray | None:
-    framed = cv2.copyMakeBorder(image, *[MARGIN] * 4, cv2.BORDER_REPLICATE)
+    framed = cv2.copyMakeBorder(image, MARGIN, MARGIN, MARGIN, MARGIN, cv2.BORDER_REPLICATE)
     framed = cv2.resize(framed, None, fx=ENLARGED, fy=ENLARGED, interpolation=cv2.INTER_LINEAR)
     faces = detector.detect(framed)
     if not faces:

@@ -154,7 +154,7 @@ def _described(card: ModelCard) -> Finding:
         fault="model",
         severity="note",
         said=f"{card.backbone['kind']}, {card.image_size} x {card.image_size} {order}, "
-        f"(pixel - {card.mean}) / {card.deviation}; {card.source}",
+        f"(pixel - {card.mean}) / {card.deviation}{card.source and f'; {card.source}'}",
         remedy="none needed",
         share=0.0,
     )
@@ -298,11 +298,11 @@ def _misfit(error: ValueError) -> Finding:
 
 def check_weights(state: Mapping[str, torch.Tensor]) -> Iterator[Finding]:
     """Numbers that are none, statistics that no training leaves, and weights without training."""
-    damaged = False
+    finite = True
     for fault, wrong, said, remedy in _WEIGHT_FAULTS:
         keys = [key for key, value in state.items() if wrong(key, value)]
         if keys:
-            damaged = True
+            finite &= fault != "non_finite_weights"
             yield Finding(
                 fault=fault,
                 severity="serious",
@@ -311,7 +311,7 @@ def check_weights(state: Mapping[str, torch.Tensor]) -> Iterator[Finding]:
                 share=len(keys) / len(state),
                 examples=tuple(keys[:SHOWN]),
             )
-    if not damaged:
+    if finite:
         yield from check_training(state)
 
 
