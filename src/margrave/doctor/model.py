@@ -44,6 +44,8 @@ NORMALISATIONS = {
     "0 to 255 (mean 0, deviation 1/255)": (0.0, 1 / 255),
 }
 CLEARLY_BETTER = 0.03
+PIXELS = 16
+"""Side of the small pictures that a model is compared with."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,6 +106,9 @@ def examine_model(
         if images is not None:
             prepared = check_preparation(opened.embedder, images, most, progress)
             findings += map(_as_hint, prepared) if opened.assumed else prepared
+            unsure = [each for each in findings if each.fault == "training_not_checked"]
+            if unsure and better_than_pixels(opened.embedder, images, most):
+                findings = [each for each in findings if each not in unsure]
     return ranked(findings)
 
 
@@ -453,6 +458,30 @@ def check_preparation(
             "a shift by one does this; or the model is not trained for such faces",
             figures=figures,
         )
+
+
+def better_than_pixels(embedder: Embedder, images: FaceImages, most: int = 400) -> bool:
+    """Whether the model tells faces apart better than a comparison of their pixels does.
+
+    Networks of random weights hardly do.
+    """
+    pairs = balanced_pairs(np.asarray(images.labels), most // 20 * 20, seed=0)
+    used, position = np.unique(np.stack([pairs.first, pairs.second]), return_inverse=True)
+    first, second = position.reshape(2, -1)
+    unreadable: dict[int, str] = {}
+    plain, _ = embedder.embed_images(images, used, flips=False, unreadable=unreadable)
+    pixels = np.zeros((len(used), PIXELS**2), np.float32)
+    for row, index in enumerate(used.tolist()):
+        if index not in unreadable:
+            grey = cv2.cvtColor(images.read(index), cv2.COLOR_RGB2GRAY)
+            small = cv2.resize(grey, (PIXELS, PIXELS), interpolation=cv2.INTER_AREA)
+            pixels[row] = small.ravel() - small.mean()
+    same = np.asarray(pairs.same, bool)
+    scores = []
+    for rows in (np.nan_to_num(plain), pixels):
+        unit = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
+        scores.append((unit[first] * unit[second]).sum(axis=1))
+    return _surely(scores[0], scores[1], same)
 
 
 def _area(scores: np.ndarray, same: np.ndarray) -> float:

@@ -144,7 +144,7 @@ def check_training(state: Mapping[str, Tensor]) -> Iterator[Finding]:
             severity="unchecked",
             said="whether it was trained is not checked, because it has too few weights that show "
             f"it ({evidence.matrices} matrices, {evidence.norms} normalisation layers)",
-            remedy="compare it with chance on labelled faces: margrave evaluate",
+            remedy="try it on labelled faces: margrave doctor MODEL --data FACES",
             share=0.0,
         )
     if not evidence.untrained:
