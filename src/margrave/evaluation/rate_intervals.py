@@ -6,9 +6,9 @@ number of independent trials that the figure is worth:
 
     n = rate (1 − rate) / variance · (z / t)²
 
-at least the number of people and at most the number of observations, with the bootstrap's variance,
-and Student's t for as many degrees of freedom as there are people who make that variance. The
-binomial interval is Jeffreys', modified to be Clopper and Pearson's at 0 and 1.
+at most the number of observations, with the bootstrap's variance, and Student's t for as many
+degrees of freedom as there are people who make that variance, though t takes away none that the
+number of people warrants; where nobody differs, n is that number. The binomial interval is Jeffreys', modified to be Clopper and Pearson's at 0 and 1.
 
 Sources: Korn and Graubard, "Confidence intervals for proportions with small expected number of
 positive counts estimated from survey data" (1998), for n; Brown, Cai and DasGupta, "Interval
@@ -142,8 +142,9 @@ def independent_trials(
     spread = rate * (1 - rate)
     if spread <= 0:
         return people
-    worth = spread / max(variance, spread / observations) / student_factor(freedom, level) ** 2
-    return max(people, worth)
+    worth = spread / max(variance, spread / observations)
+    # A threshold's uncertainty may leave fewer than there are people; Student's t may not.
+    return max(worth / student_factor(freedom, level) ** 2, min(worth, people))
 
 
 def rate_interval(
