@@ -108,7 +108,6 @@ COMMANDS = {
     "embed": ["embed", "model.safetensors", "faces", "features"],
     "evaluate": ["evaluate", "model.safetensors", "faces"],
     "doctor": ["doctor", "faces"],
-    "doctor of a model": ["doctor", "model.safetensors", "--data", "faces"],
     "judge": ["judge", "all-to-all", "features"],
     "threshold": ["threshold", "model.safetensors", "features"],
 }

@@ -1,10 +1,10 @@
 """Face images and their labels: reading, drawing, splitting, pairing and batching them."""
 
-from .augment import Augmentation
-from .contract import FaceImages, ReadableImages
-from .decode import Fit, decode_image, fit_image
-from .image_folder import ImageFiles, ImageFolder, image_paths
-from .loading import (
+from margrave.data.augment import Augmentation
+from margrave.data.contract import FaceImages, ReadableImages
+from margrave.data.decode import Fit, decode_image, fit_image
+from margrave.data.image_folder import ImageFiles, ImageFolder, image_paths
+from margrave.data.loading import (
     Batch,
     EpochSampler,
     TrainingImages,
@@ -12,8 +12,8 @@ from .loading import (
     normalise,
     training_loader,
 )
-from .packing import pack_pairs, pack_records
-from .pair_lists import (
+from margrave.data.packing import pack_pairs, pack_records
+from margrave.data.pair_lists import (
     PairList,
     balanced_pairs,
     lists_paths,
@@ -21,14 +21,14 @@ from .pair_lists import (
     read_lfw_pairs,
     read_named_pairs,
 )
-from .pairs_bin import PackedImages, read_pairs_bin, write_pairs_bin
-from .record_images import RecordImages, write_record_images
-from .shard_packing import damaged_shards, pack_shards
-from .shards import ShardImages
-from .sources import SOURCES, open_images, recognise
-from .splits import ImageSubset, split_identities
-from .synthetic import SyntheticFaces
-from .window_sampler import WindowSampler
+from margrave.data.pairs_bin import PackedImages, read_pairs_bin, write_pairs_bin
+from margrave.data.record_images import RecordImages, write_record_images
+from margrave.data.shard_packing import damaged_shards, pack_shards
+from margrave.data.shards import ShardImages
+from margrave.data.sources import SOURCES, open_images, recognise
+from margrave.data.splits import ImageSubset, split_identities
+from margrave.data.synthetic import SyntheticFaces
+from margrave.data.window_sampler import WindowSampler
 
 __all__ = [
     "SOURCES",

@@ -7,9 +7,9 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from .face_canvas import FaceCanvas, mix
-from .face_factors import FaceCapture, FaceIdentity
-from .face_features import (
+from margrave.data.face_canvas import FaceCanvas, mix
+from margrave.data.face_factors import FaceCapture, FaceIdentity
+from margrave.data.face_features import (
     outline,
     paint_brows,
     paint_ears,
@@ -21,15 +21,15 @@ from .face_features import (
     paint_wrinkles,
     skin_colour,
 )
-from .face_hair import (
+from margrave.data.face_hair import (
     hair_band,
     hair_colour,
     paint_back_hair,
     paint_beard,
     paint_front_hair,
 )
-from .face_relief import lighting, view_maps
-from .face_surroundings import background, clothes_colour, paint_glasses
+from margrave.data.face_relief import lighting, view_maps
+from margrave.data.face_surroundings import background, clothes_colour, paint_glasses
 
 
 class Person(NamedTuple):

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .decode import MAXIMUM_PIXELS, decode_image
+from margrave.data.decode import MAXIMUM_PIXELS, decode_image
 
 EXTENSIONS = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".ppm", ".pgm")
 OTHER_EXTENSIONS = (".tif", ".tiff", ".gif", ".heic", ".heif", ".avif", ".jp2", ".jxl")

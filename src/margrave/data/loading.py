@@ -17,11 +17,10 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from margrave.data.augment import Augmentation
+from margrave.data.contract import FaceImages
+from margrave.data.decode import Fit, fit_image
 from margrave.memory import keep_freed_memory
-
-from .augment import Augmentation
-from .contract import FaceImages
-from .decode import Fit, fit_image
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,11 +11,11 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from .contract import FaceImages, ReadableImages
-from .decode import Fit, decode_image, fit_image
-from .pair_lists import PairList
-from .pairs_bin import write_pairs_bin
-from .record_images import write_record_images
+from margrave.data.contract import FaceImages, ReadableImages
+from margrave.data.decode import Fit, decode_image, fit_image
+from margrave.data.pair_lists import PairList
+from margrave.data.pairs_bin import write_pairs_bin
+from margrave.data.record_images import write_record_images
 
 AHEAD = 64
 """Images that are read before their turn."""

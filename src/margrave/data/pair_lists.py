@@ -9,8 +9,8 @@ from typing import Protocol
 
 import numpy as np
 
-from .image_folder import ImageFiles
-from .protocol_files.text import (
+from margrave.data.image_folder import ImageFiles
+from margrave.data.protocol_files.text import (
     Agreement,
     malformed,
     read_lines,

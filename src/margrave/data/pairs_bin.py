@@ -16,10 +16,9 @@ from typing import Any
 
 import numpy as np
 
+from margrave.data.decode import MAXIMUM_PIXELS, decode_image
+from margrave.data.pair_lists import PairList
 from margrave.files import read_inert
-
-from .decode import MAXIMUM_PIXELS, decode_image
-from .pair_lists import PairList
 
 LARGEST_FILE = 2**31
 

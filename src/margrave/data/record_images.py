@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from .decode import MAXIMUM_PIXELS, decode_image
-from .recordio import (
+from margrave.data.decode import MAXIMUM_PIXELS, decode_image
+from margrave.data.recordio import (
     RecordFile,
     RecordWriter,
     join_record,

@@ -14,12 +14,11 @@ from pathlib import Path
 
 import numpy as np
 
+from margrave.data.contract import FaceImages
+from margrave.data.decode import Fit
+from margrave.data.packing import QUALITY, Progress, in_order, packed_bytes
+from margrave.data.shards import INDEX, PLAN, SAMPLE, SAMPLES, ShardEntry, ShardIndex
 from margrave.files import read_json
-
-from .contract import FaceImages
-from .decode import Fit
-from .packing import QUALITY, Progress, in_order, packed_bytes
-from .shards import INDEX, PLAN, SAMPLE, SAMPLES, ShardEntry, ShardIndex
 
 IMAGES_PER_SHARD = 16384
 

@@ -20,9 +20,9 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from .decode import MAXIMUM_PIXELS, decode_image
-from .remote_files import file_ranges, whole_file
-from .tar_members import tar_members
+from margrave.data.decode import MAXIMUM_PIXELS, decode_image
+from margrave.data.remote_files import file_ranges, whole_file
+from margrave.data.tar_members import tar_members
 
 INDEX, SAMPLES = "shards.json", "samples.bin"
 PLAN = ".packing.json"

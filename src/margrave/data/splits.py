@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from .contract import FaceImages
+from margrave.data.contract import FaceImages
 
 
 def split_identities(

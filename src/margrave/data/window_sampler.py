@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from .loading import EpochSampler
+from margrave.data.loading import EpochSampler
 
 
 class WindowSampler(EpochSampler):

@@ -1,10 +1,10 @@
 """The doctor: what is wrong with a data set, a model or a run, and what to do about it."""
 
-from .alignment import available_detector
-from .data import examine_images, examine_pairs
-from .findings import Finding, ranked
-from .model import ImportOptions, examine_model
-from .run import examine_run
+from margrave.doctor.alignment import available_detector
+from margrave.doctor.data import examine_images, examine_pairs
+from margrave.doctor.findings import Finding, ranked
+from margrave.doctor.model import ImportOptions, examine_model
+from margrave.doctor.run import examine_run
 
 __all__ = [
     "Finding",

@@ -15,11 +15,9 @@ from margrave.data import (
     ShardImages,
     damaged_shards,
 )
-from margrave.faces import Detector
-
-from .alignment import check_alignment
-from .findings import Finding, ranked
-from .image_checks import (
+from margrave.doctor.alignment import check_alignment
+from margrave.doctor.findings import Finding, ranked
+from margrave.doctor.image_checks import (
     SHOWN,
     SMALLEST_SIDE,
     check_colour,
@@ -28,7 +26,8 @@ from .image_checks import (
     check_sizes,
     near_duplicates,
 )
-from .measurements import Measurements, Progress, measure_images
+from margrave.doctor.measurements import Measurements, Progress, measure_images
+from margrave.faces import Detector
 
 
 def examine_images(

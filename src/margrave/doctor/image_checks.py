@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from .findings import Finding
-from .measurements import Measurements
+from margrave.doctor.findings import Finding
+from margrave.doctor.measurements import Measurements
 
 SHOWN = 5
 BLANK_DEVIATION = 4.0

@@ -25,15 +25,14 @@ from margrave.checkpoints import (
     read_checkpoint,
 )
 from margrave.data import FaceImages, ReadableImages, SyntheticFaces, balanced_pairs
+from margrave.doctor.findings import Finding, ranked
+from margrave.doctor.image_checks import SHOWN
+from margrave.doctor.measurements import Progress
+from margrave.doctor.untrained import check_training
 from margrave.evaluation import area_under, roc_curve
 from margrave.files import is_onnx, is_safetensors, onnx_tensors
 from margrave.inference import Embedder, load_embedder
 from margrave.inference.onnx_model import OnnxBackbone, Pixels, card_path
-
-from .findings import Finding, ranked
-from .image_checks import SHOWN
-from .measurements import Progress
-from .untrained import check_training
 
 QUALITIES = (1.0, 0.5, 0.25, 0.125)
 """Sides, as shares of the image's, that images are shrunk to and enlarged from."""

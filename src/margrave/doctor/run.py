@@ -11,16 +11,15 @@ import numpy as np
 
 from margrave.config import RunConfig, read_run_config
 from margrave.data import FaceImages, ReadableImages, open_images, read_pairs_bin
+from margrave.doctor.data import drawn, examine_images
+from margrave.doctor.findings import Finding, ranked
+from margrave.doctor.image_checks import SHOWN, SMALLEST_SIDE, near_duplicates
+from margrave.doctor.measurements import Measurements, Progress, measure_images
+from margrave.doctor.model import check_collapse, check_quality
 from margrave.faces import Detector
 from margrave.inference import load_embedder
 from margrave.losses import create as create_loss
 from margrave.training import read_metrics
-
-from .data import drawn, examine_images
-from .findings import Finding, ranked
-from .image_checks import SHOWN, SMALLEST_SIDE, near_duplicates
-from .measurements import Measurements, Progress, measure_images
-from .model import check_collapse, check_quality
 
 STUCK = 0.03
 LARGE_STEP, SMALL_STEP = 50.0, 1e-4

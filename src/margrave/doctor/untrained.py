@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .findings import Finding
+from margrave.doctor.findings import Finding
 
 SMALLEST_SIDE = 8
 """Of a matrix: smaller ones say little."""

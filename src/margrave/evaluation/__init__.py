@@ -1,8 +1,8 @@
 """Judging embeddings: arrays in, frozen results out."""
 
-from .accept_rates import AcceptRate, accept_rates, false_accepts_allowed
-from .all_to_all import AllToAllResult, Keeper, evaluate_all_to_all
-from .identification import (
+from margrave.evaluation.accept_rates import AcceptRate, accept_rates, false_accepts_allowed
+from margrave.evaluation.all_to_all import AllToAllResult, Keeper, evaluate_all_to_all
+from margrave.evaluation.identification import (
     DetectionRate,
     IdentificationResult,
     OpenSetRate,
@@ -14,8 +14,8 @@ from .identification import (
     mean_of_galleries,
     merged_gallery_rates,
 )
-from .pair_comparison import Difference, compare_pairs
-from .pairs import (
+from margrave.evaluation.pair_comparison import Difference, compare_pairs
+from margrave.evaluation.pairs import (
     FAR_TARGETS,
     PairResult,
     Stratum,
@@ -25,12 +25,12 @@ from .pairs import (
     tar_at_far,
     unit_rows,
 )
-from .rate_intervals import Interval
-from .score_blocks import NOBODY, Rows, State
-from .significance import PairIntervals, bootstrap_pairs
-from .streamed_scores import streamed_accept_rates
-from .tail_bootstrap import TailIdentities, bootstrap_shares
-from .templates import (
+from margrave.evaluation.rate_intervals import Interval
+from margrave.evaluation.score_blocks import NOBODY, Rows, State
+from margrave.evaluation.significance import PairIntervals, bootstrap_pairs
+from margrave.evaluation.streamed_scores import streamed_accept_rates
+from margrave.evaluation.tail_bootstrap import TailIdentities, bootstrap_shares
+from margrave.evaluation.templates import (
     IJB_FAR_TARGETS,
     Pooling,
     TemplateResult,
@@ -39,7 +39,7 @@ from .templates import (
     subjects_of_pairs,
     template_scores,
 )
-from .verification import (
+from margrave.evaluation.verification import (
     THRESHOLDS,
     Roc,
     area_under,

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .rate_intervals import Interval
-from .tail_bootstrap import TailIdentities, bootstrap_tail
+from margrave.evaluation.rate_intervals import Interval
+from margrave.evaluation.tail_bootstrap import TailIdentities, bootstrap_tail
 
 
 @dataclass(frozen=True)

@@ -9,12 +9,19 @@ from typing import Any, Protocol
 import numpy as np
 
 from margrave.distributed import World
-
-from .accept_rates import AcceptRate, accept_rates, false_accepts_allowed
-from .identification import RankRate, rank_rates
-from .score_blocks import MEMORY, Collector, Comparison, Progress, Rows, State, sweep
-from .score_collectors import Genuine, Nearest, Tail
-from .tail_bootstrap import TailIdentities, tail_length
+from margrave.evaluation.accept_rates import AcceptRate, accept_rates, false_accepts_allowed
+from margrave.evaluation.identification import RankRate, rank_rates
+from margrave.evaluation.score_blocks import (
+    MEMORY,
+    Collector,
+    Comparison,
+    Progress,
+    Rows,
+    State,
+    sweep,
+)
+from margrave.evaluation.score_collectors import Genuine, Nearest, Tail
+from margrave.evaluation.tail_bootstrap import TailIdentities, tail_length
 
 MOST_KEPT = 1 << 25
 """The longest tail of impostor scores: 20 bytes each."""

@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from .rate_intervals import Interval
-from .score_blocks import Comparison, Progress, Rows, sweep
-from .score_collectors import Genuine, Nearest, Tail
-from .tail_bootstrap import TailIdentities, bootstrap_shares, bootstrap_tail
+from margrave.evaluation.rate_intervals import Interval
+from margrave.evaluation.score_blocks import Comparison, Progress, Rows, sweep
+from margrave.evaluation.score_collectors import Genuine, Nearest, Tail
+from margrave.evaluation.tail_bootstrap import TailIdentities, bootstrap_shares, bootstrap_tail
 
 
 @dataclass(frozen=True)

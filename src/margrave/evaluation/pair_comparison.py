@@ -9,10 +9,10 @@ from statistics import NormalDist
 
 import numpy as np
 
-from .rate_intervals import Interval
-from .significance import PairStatistics, number_of_people, replicates
-from .tail_bootstrap import small_sample_factor
-from .verification import check_pairs
+from margrave.evaluation.rate_intervals import Interval
+from margrave.evaluation.significance import PairStatistics, number_of_people, replicates
+from margrave.evaluation.tail_bootstrap import small_sample_factor
+from margrave.evaluation.verification import check_pairs
 
 # Quantiles of the normal distribution: 97.5 % for two-sided 5 %, and 80 % power.
 _SIGNIFICANT, _POWER = 1.959964, 0.841621

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from .accept_rates import AcceptRate
-from .significance import PairIntervals, bootstrap_pairs, check_identities
-from .verification import (
+from margrave.evaluation.accept_rates import AcceptRate
+from margrave.evaluation.significance import PairIntervals, bootstrap_pairs, check_identities
+from margrave.evaluation.verification import (
     THRESHOLDS,
     CrossValidation,
     Roc,

@@ -7,8 +7,9 @@ number of independent trials that the figure is worth:
     n = rate (1 − rate) / variance · (z / t)²
 
 at most the number of observations, with the bootstrap's variance, and Student's t for as many
-degrees of freedom as there are people who make that variance, though t takes away none that the
-number of people warrants; where nobody differs, n is that number. The binomial interval is Jeffreys', modified to be Clopper and Pearson's at 0 and 1.
+degrees of freedom as there are people who make that variance, though t takes away none of the
+trials that the number of people warrants; where the variance is zero, n is that number. The
+binomial interval is Jeffreys', modified to be Clopper and Pearson's at 0 and 1.
 
 Sources: Korn and Graubard, "Confidence intervals for proportions with small expected number of
 positive counts estimated from survey data" (1998), for n; Brown, Cai and DasGupta, "Interval

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .score_blocks import Block
+from margrave.evaluation.score_blocks import Block
 
 
 class Tail:

@@ -30,7 +30,7 @@ from typing import Literal
 
 import numpy as np
 
-from .rate_intervals import (
+from margrave.evaluation.rate_intervals import (
     Interval,
     degrees_of_freedom,
     effective_people,
@@ -38,7 +38,7 @@ from .rate_intervals import (
     independent_trials,
     rate_interval,
 )
-from .verification import (
+from margrave.evaluation.verification import (
     accept_bins,
     area_under,
     check_pairs,

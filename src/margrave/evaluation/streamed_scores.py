@@ -11,9 +11,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from margrave.evaluation.accept_rates import AcceptRate, false_accepts_allowed
 from margrave.memory import read_rows
-
-from .accept_rates import AcceptRate, false_accepts_allowed
 
 SCORES_AT_ONCE = 1 << 21
 _DIGITS = 1 << 16

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .rate_intervals import (
+from margrave.evaluation.rate_intervals import (
     Interval,
     degrees_of_freedom,
     effective_people,

@@ -1,6 +1,6 @@
 """The metadata files of face-recognition test sets, and Margrave's own tables for your own."""
 
-from .ijb import (
+from margrave.data.protocol_files.ijb import (
     IjbFiles,
     Landmarks,
     TemplateImages,
@@ -12,7 +12,7 @@ from .ijb import (
     read_template_pairs,
     read_template_subjects,
 )
-from .layouts import (
+from margrave.data.protocol_files.layouts import (
     IdentificationTable,
     TemplateTable,
     read_group_pairs,
@@ -20,9 +20,17 @@ from .layouts import (
     read_template_pair_table,
     read_template_table,
 )
-from .megaface import facescrub_identity, read_megaface_list, read_noise_list
-from .tinyface import TinyFaceFiles, read_tinyface
-from .youtube_faces import VideoPairs, frames_of_videos, read_youtube_pairs
+from margrave.data.protocol_files.megaface import (
+    facescrub_identity,
+    read_megaface_list,
+    read_noise_list,
+)
+from margrave.data.protocol_files.tinyface import TinyFaceFiles, read_tinyface
+from margrave.data.protocol_files.youtube_faces import (
+    VideoPairs,
+    frames_of_videos,
+    read_youtube_pairs,
+)
 
 __all__ = [
     "IdentificationTable",

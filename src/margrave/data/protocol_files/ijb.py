@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from .folders import entries, only_one
-from .text import (
+from margrave.data.protocol_files.folders import entries, only_one
+from margrave.data.protocol_files.text import (
     DECIMAL,
     MOST_DIGITS,
     Agreement,

@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterator
 from itertools import islice
 from pathlib import Path
 
-from .text import unreadable
+from margrave.data.protocol_files.text import unreadable
 
 Value = str | int | float | None
 

@@ -11,8 +11,7 @@ from pathlib import Path, PurePath
 import numpy as np
 
 from margrave.data.image_folder import image_paths
-
-from .text import (
+from margrave.data.protocol_files.text import (
     Agreement,
     is_relative_path,
     malformed,
