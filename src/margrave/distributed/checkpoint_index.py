@@ -24,7 +24,7 @@ from torch.distributed.checkpoint.metadata import (
     TensorStorageMetadata,
 )
 
-from margrave.files import Record, read_inert
+from margrave.files import Record, read_inert, shown
 
 DTYPES = {
     str(kind).removeprefix("torch."): kind
@@ -105,7 +105,7 @@ def _text(value: Any) -> str:
 
 def _count(value: Any) -> int:
     if type(value) is not int or not 0 <= value < LARGEST:
-        raise ValueError(f"{str(value)[:30]} where a size belongs")
+        raise ValueError(f"{shown(value)} where a size belongs")
     return value
 
 

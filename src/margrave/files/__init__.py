@@ -1,9 +1,17 @@
 """Whatever touches bytes of others: nothing is believed, executed or allocated unchecked."""
 
 from margrave.files.budget import Budget
-from margrave.files.inert_pickle import Record, read_inert
+from margrave.files.inert_pickle import Record, read_inert, shown
 from margrave.files.json_text import read_json
 from margrave.files.onnx_weights import external_weights
 from margrave.files.yaml_text import read_yaml
 
-__all__ = ["Budget", "Record", "external_weights", "read_inert", "read_json", "read_yaml"]
+__all__ = [
+    "Budget",
+    "Record",
+    "external_weights",
+    "read_inert",
+    "read_json",
+    "read_yaml",
+    "shown",
+]
