@@ -4,11 +4,14 @@ from margrave.files.budget import Budget
 from margrave.files.inert_pickle import Record, read_inert, shown
 from margrave.files.json_text import read_json
 from margrave.files.onnx_weights import external_weights
+from margrave.files.torch_pickle import check_old_torch_file, check_torch_pickle
 from margrave.files.yaml_text import read_yaml
 
 __all__ = [
     "Budget",
     "Record",
+    "check_old_torch_file",
+    "check_torch_pickle",
     "external_weights",
     "read_inert",
     "read_json",
