@@ -21,13 +21,14 @@ def verify(
     from rich.console import Console
 
     from margrave.data import decode_image
+    from margrave.files import read_bytes
     from margrave.inference import decide, load_embedder
 
     embedder = load_embedder(model, trust_code=trust_code)
     faces = []
     for path in (first, second):
         try:
-            faces.append(decode_image(path.read_bytes(), str(path)))
+            faces.append(decode_image(read_bytes(path), str(path)))
         except OSError as error:
             raise ValueError(f"{path} cannot be read ({error.strerror})") from None
     found = decide(embedder, faces[0], faces[1], far)

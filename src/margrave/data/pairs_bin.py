@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from margrave.files import Budget, read_inert, shown
+from margrave.files import Budget, read_bytes, read_inert, shown
 
 from .decode import MAXIMUM_PIXELS, decode_image
 from .pair_lists import PairList
@@ -79,7 +79,7 @@ def read_pairs_bin(path: str | Path, folds: int = 10) -> tuple[PairList, PackedI
     try:
         if path.stat().st_size > LARGEST_FILE:
             raise ValueError(f"{path} is larger than {LARGEST_FILE} bytes; split it")
-        data = path.read_bytes()
+        data = read_bytes(path)
     except OSError as error:
         raise ValueError(f"{path} cannot be read ({error.strerror})") from None
     content = read_inert(data, str(path))

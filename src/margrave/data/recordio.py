@@ -18,6 +18,8 @@ from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
+from margrave.files import read_bytes
+
 MAGIC = 0xCED7230A
 _MAGIC_BYTES = struct.pack("<I", MAGIC)
 _WORDS = struct.Struct("<II")
@@ -253,7 +255,7 @@ def read_index(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
         ValueError: a line of another form, or a key twice, naming it.
     """
     try:
-        text = Path(path).read_bytes()
+        text = read_bytes(path)
     except OSError as error:
         raise ValueError(f"{path} cannot be read ({error.strerror})") from None
     fits = _INDEX.match(text)

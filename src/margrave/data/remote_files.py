@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
-from pathlib import Path
 from typing import Any
 
 import fsspec
+
+from margrave.files import read_bytes
 
 ATTEMPTS = 4
 
@@ -28,7 +29,7 @@ def whole_file(address: str) -> bytes:
     """
     if "://" not in address:
         try:
-            return Path(address).read_bytes()
+            return read_bytes(address)
         except OSError as error:
             raise ValueError(f"{address} cannot be read ({error.strerror})") from None
     filesystem, path = _filesystem(address)

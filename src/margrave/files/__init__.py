@@ -4,6 +4,7 @@ from margrave.files.budget import Budget
 from margrave.files.inert_pickle import Record, read_inert, shown
 from margrave.files.json_text import read_json
 from margrave.files.onnx_weights import external_weights
+from margrave.files.ordinary import ordinary, read_bytes
 from margrave.files.torch_pickle import check_old_torch_file, check_torch_pickle
 from margrave.files.yaml_text import read_yaml
 
@@ -13,6 +14,8 @@ __all__ = [
     "check_old_torch_file",
     "check_torch_pickle",
     "external_weights",
+    "ordinary",
+    "read_bytes",
     "read_inert",
     "read_json",
     "read_yaml",

@@ -19,7 +19,7 @@ from torch import Tensor
 from margrave.checkpoints import atomic_write
 from margrave.distributed import World, gather_objects
 from margrave.distributed.tensor_store import save_tensors
-from margrave.files import read_json
+from margrave.files import read_bytes, read_json
 
 FORMAT_VERSION = 2
 PREFIX = "checkpoint-"
@@ -86,7 +86,7 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
     """
     path = checkpoint / STATE
     try:
-        state = read_json(path.read_bytes(), STATE)
+        state = read_json(read_bytes(path), STATE)
         version = state["format_version"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path}: damaged or no checkpoint of Margrave ({error})") from error

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
+from margrave.files import ordinary
+
 from .folders import entries, only_one
 from .text import (
     DECIMAL,
@@ -197,7 +199,7 @@ def read_template_pairs(path: str | Path) -> TemplatePairs:
     parts = [np.empty((0, 3), np.int64)]
     lines_before = 0
     try:
-        with open(path, "rb") as file:
+        with open(path, "rb", opener=ordinary) as file:
             rest = b""
             while block := file.read(_BLOCK_BYTES):
                 if not lines_before and not rest:

@@ -11,6 +11,8 @@ from collections.abc import Collection, Iterator
 from itertools import islice
 from pathlib import Path
 
+from margrave.files import read_bytes
+
 from .text import unreadable
 
 Value = str | int | float | None
@@ -42,7 +44,7 @@ def read_matlab_lists(path: Path, names: Collection[str]) -> dict[str, list[Valu
             that lacks a variable, or a variable of another kind.
     """
     try:
-        content = path.read_bytes()
+        content = read_bytes(path)
     except OSError as error:
         raise unreadable(path, error) from None
     try:
