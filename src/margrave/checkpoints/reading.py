@@ -176,8 +176,11 @@ def strip_prefixes(
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
-    except (SafetensorError, OSError, ValueError) as error:
-        raise ValueError(f"{path}: damaged or no safetensors file ({error})") from error
+    # Sizes that torch cannot hold fail in other ways.
+    except (SafetensorError, OSError, ValueError, RuntimeError, TypeError) as error:
+        raise ValueError(
+            f"{path}: damaged or no safetensors file ({_first_line(error)})"
+        ) from error
 
 
 def _read_pickle(path: Path) -> Any:

@@ -116,7 +116,7 @@ def import_model(
                 f"{checkpoint}: {error} (a run's model.safetensors needs no import; weights of "
                 "another network: --backbone my_module:Net)"
             ) from error
-        network = backbones.create(imported.backbone)
+        network = backbones.create_for(imported.state, imported.backbone, str(checkpoint))
     load_strictly(network, imported.state, str(checkpoint), imported.names)
     card = ModelCard(
         backbone=imported.backbone,
