@@ -18,7 +18,7 @@ from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
-from margrave.files import read_bytes
+from margrave.files import Budget, read_bytes
 
 MAGIC = 0xCED7230A
 _MAGIC_BYTES = struct.pack("<I", MAGIC)
@@ -133,10 +133,13 @@ class RecordFile:
         numbers = heads[:, 4] | heads[:, 5].astype(np.uint64) << np.uint64(32)
         # A record in parts has a magic after its first, which only an image holds.
         image_bytes += (kind == FIRST).astype(np.int64)
+        # Any number of places can name one long record.
+        budget = Budget(self.size, str(self.path))
         for number in np.flatnonzero(~plain):
             offset = int(offsets[number])
             try:
                 payload = self.read(offset)
+                budget.take(len(payload))
                 label, image = split_record(payload)
             except ValueError as error:
                 if str(self.path) in str(error):
