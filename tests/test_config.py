@@ -111,3 +111,10 @@ def test_a_file_without_settings(tmp_path: Path) -> None:
     (tmp_path / "broken.yaml").write_text("a: [\n")
     with pytest.raises(ValueError, match="is not YAML"):
         read_config([str(tmp_path / "broken.yaml")], {})
+
+
+@pytest.mark.parametrize("setting", ["workers", "threads"])
+def test_a_run_starts_no_million_processes(setting: str) -> None:
+    changes = {"data": {"train": {"kind": "synthetic"}}, "training": {setting: 1_000_000}}
+    with pytest.raises(ValueError, match=f"training.{setting}.* = 1000000: .* less than or equal"):
+        read_config([], changes)

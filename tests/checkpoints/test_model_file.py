@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from margrave.checkpoints import ModelCard, atomic_write, load_model, save_model
+from margrave.checkpoints import ModelCard, atomic_write, load_model, read_card, save_model
 
 STATE = {
     "conv.weight": torch.randn(4, 3, 3, 3).to(memory_format=torch.channels_last),
@@ -156,3 +156,23 @@ def test_a_write_replaces_the_old_file(tmp_path):
         temporary.write_text("new")
         assert path.read_text() == "old"
     assert path.read_text() == "new"
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"mean": 10**400},
+        {"deviation": 10**400},
+        {"mean": float("inf")},
+        {"image_size": 10**9},
+        {"image_size": True},
+        {"operating_points": [{"far": 0.1, "threshold": 0.5, "true_accept_rate": "x"}]},
+        {"operating_points": [{"far": 0.1, "threshold": 0.5, "threshold_interval": [1, 2, 3]}]},
+        {"operating_points": [{"far": 0.1, "threshold": 0.5, "measured_on": 3}]},
+    ],
+    ids=lambda fields: str(fields)[:40],
+)
+def test_numbers_beyond_measure_are_refused(fields: dict) -> None:
+    text = json.dumps({"backbone": {"kind": "mbf"}, **fields})
+    with pytest.raises(ValueError, match=r"x\.safetensors: its card is wrong"):
+        read_card(text, "x.safetensors")

@@ -16,7 +16,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from margrave.checkpoints import read_checkpoint, reading
+from margrave.checkpoints import load_model, read_checkpoint, reading
 from margrave.checkpoints.reading import strip_prefixes
 from margrave.files import Budget
 
@@ -383,3 +383,12 @@ def test_a_damaged_archive_is_named(tmp_path):
     path.write_bytes(content[: locator + 16] + b"\x07\0\0\0" + content[locator + 20 :])
     with pytest.raises(ValueError, match=r"torn\.pth: damaged or no PyTorch file"):
         read_checkpoint(path)
+
+
+def test_sizes_that_no_tensor_has_are_refused(tmp_path):
+    header = b'{"a":{"dtype":"F32","shape":[0,9223372036854775808],"data_offsets":[0,0]}}'
+    path = tmp_path / "huge.safetensors"
+    path.write_bytes(len(header).to_bytes(8, "little") + header)
+    for read in (read_checkpoint, load_model):
+        with pytest.raises(ValueError, match=r"huge\.safetensors: damaged"):
+            read(path)

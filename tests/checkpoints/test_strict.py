@@ -65,3 +65,17 @@ def test_long_lists_are_cut():
     state = {f"extra.{index}": torch.zeros(1) for index in range(20)}
     with pytest.raises(ValueError, match=r"20 unexpected: .*extra\.7 and 12 more"):
         load_strictly(nn.Identity(), state, "example.pth")
+
+
+def test_tensors_that_cannot_be_copied_are_named():
+    odd = {
+        "sparse": torch.eye(2).to_sparse(),
+        "meta": torch.ones(2, 2, device="meta"),
+        "complex": torch.ones(2, 2, dtype=torch.complex64),
+    }
+    for weight in odd.values():
+        module = nn.Linear(2, 2, bias=False)
+        before = module.weight.clone()
+        with pytest.raises(ValueError, match="1 sparse, quantised, complex or without numbers: w"):
+            load_strictly(module, {"weight": weight}, "odd.pth")
+        assert torch.equal(module.weight, before)

@@ -205,3 +205,14 @@ def test_a_picture_that_is_gone_over_again_and_again_is_refused() -> None:
     with pytest.raises(ValueError, match="goes over its 49000000 pixels"):
         decode_image(bomb, "bomb.jpg")
     assert decode_image(data, "fine.jpg").shape == (64, 64, 3)
+
+
+def test_a_png_with_much_packed_text_is_refused_and_one_with_little_is_read() -> None:
+    content = cv2.imencode(".png", np.zeros((3, 4, 3), np.uint8))[1].tobytes()
+    head, body = content[:33], content[33:]
+    packed = b"k\0\0" + zlib.compress(b"a" * 7_900_000, 9)
+    chunk = struct.pack(">I", len(packed)) + b"zTXt" + packed
+    chunk += struct.pack(">I", zlib.crc32(b"zTXt" + packed))
+    assert decode_image(head + chunk * 30 + body, "text.png").shape == (3, 4, 3)
+    with pytest.raises(ValueError, match=r"text\.png holds packed text"):
+        decode_image(head + chunk * 900 + body, "text.png")

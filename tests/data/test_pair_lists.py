@@ -260,3 +260,15 @@ def test_lists_stay_in_their_images_folder(folder: ImageFolder, tmp_path: Path) 
 def test_an_absent_list_is_named(folder: ImageFolder, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"absent\.csv cannot be read"):
         read_csv_pairs(tmp_path / "absent.csv", folder.root)
+
+
+def test_names_and_numbers_beyond_measure_are_refused_in_words(tmp_path: Path) -> None:
+    path = tmp_path / "pairs.csv"
+    path.write_text(f"a.jpg,{'b' * 5000},1\n")
+    with pytest.raises(ValueError, match=r"pairs\.csv names 2 images that are not there"):
+        read_csv_pairs(path, tmp_path)
+    text = tmp_path / "pairs.txt"
+    for line in ("1" * 5000, f"Ann {'1' * 5000} 2"):
+        text.write_text(line + "\n")
+        with pytest.raises(ValueError, match=r"pairs\.txt:1"):
+            read_named_pairs(text, ["Ann/Ann_0001.jpg"])

@@ -108,7 +108,7 @@ def test_any_number_of_pairs_makes_folds(number: int, folds: int, tmp_path: Path
         (([b"a", b"b"] * 10, [True] * 9), "20 images for 9 pairs"),
         (([], []), "0 images for 0 pairs"),
         (([1, 2] * 10, [True] * 10), "image 0 is a int, not bytes"),
-        (([b"a", b"b"] * 10, [3] * 10), "pair 0 is '3', neither true nor false"),
+        (([b"a", b"b"] * 10, [3] * 10), "pair 0 is 3, neither true nor false"),
         ([b"a"], "no pair of images and truth values"),
         (({"a": 1}, 1), "a dict where a list belongs"),
         ((3, [True]), "holds a int where a list belongs"),
@@ -141,3 +141,20 @@ def test_lengths_are_not_believed(data: bytes) -> None:
         assert "set.bin" in str(error)
     else:
         assert value == []
+
+
+def test_one_image_many_times_is_no_more_than_a_file_may_ask_for(tmp_path: Path) -> None:
+    path = tmp_path / "set.bin"
+    for image in (bytes(2**21), bytearray(2**21), np.zeros(2**21, np.uint8)):
+        path.write_bytes(pickle.dumps(([image] * 1000, [True] * 500)))
+        with pytest.raises(ValueError, match=r"set\.bin has \d+ bytes and asks for more"):
+            read_pairs_bin(path)
+
+
+def test_a_truth_value_of_lists_of_lists_is_named_soon(tmp_path: Path) -> None:
+    value: list[object] = []
+    for _ in range(60):
+        value = [value, value]
+    (tmp_path / "set.bin").write_bytes(pickle.dumps(([b"a", b"b"], [value])))
+    with pytest.raises(ValueError, match="pair 0 is a list"):
+        read_pairs_bin(tmp_path / "set.bin")

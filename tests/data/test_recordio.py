@@ -239,3 +239,16 @@ def test_no_records(path: str, message: str, tmp_path: Path) -> None:
 def test_identities_must_come_in_order(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="image 2 has label 2 after 0"):
         write_record_images(tmp_path, [(0, b""), (2, b"")], 112)
+
+
+def test_a_long_record_that_many_keys_name_is_not_read_again_and_again(tmp_path: Path) -> None:
+    content = join_record(1, 0.0, bytes(2**26))
+    with RecordWriter(tmp_path / "train.rec") as writer:
+        writer.write(content)
+    # Where no word begins, heads cannot be read at once.
+    path = tmp_path / "train.rec"
+    path.write_bytes(b"\0" + path.read_bytes())
+    lines = (f"{key}\t1\n" for key in range(1, 20_000))
+    (tmp_path / "train.idx").write_text("".join(lines))
+    with pytest.raises(ValueError, match=r"train\.rec has \d+ bytes and asks for more"):
+        RecordImages(tmp_path)

@@ -378,3 +378,19 @@ def test_the_order_of_folders_stays_free(packed: Path) -> None:
     sampler = EpochSampler(100, 10, 0)
     batches = list(training_loader(TrainingImages(ShardImages(packed), 32), sampler))
     assert sorted(index for batch in batches for index in batch.indices.tolist()) == [*range(100)]
+
+
+@pytest.mark.parametrize(
+    "root",
+    [
+        "reference://::file://{folder}",
+        "simplecache::file://{folder}",
+        "file://{folder}::reference://",
+        "zip://shards.json::file://{folder}",
+        "github://owner:name@main/folder",
+        "dir://{folder}",
+    ],
+)
+def test_addresses_that_interpret_files_are_refused(root: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="cannot be reached: shards are fetched from"):
+        ShardImages(root.format(folder=tmp_path))

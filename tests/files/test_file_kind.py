@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 from pathlib import Path
 
@@ -97,3 +98,13 @@ def test_damaged_onnx_weights(tmp_path: Path) -> None:
                 assert values.nbytes <= len(content)
         except ValueError as error:
             assert "model.onnx" in str(error)
+
+
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "model.onnx")
+    assert file_kind(tmp_path / "model.onnx") == "unknown"
+
+
+def test_many_tiny_fields_are_no_model(tmp_path: Path) -> None:
+    (tmp_path / "model").write_bytes(b"\x08\x01" * 10_000_000)
+    assert file_kind(tmp_path / "model") == "unknown"

@@ -24,7 +24,16 @@ def repeated(times: int, setup: bytes, each: bytes) -> bytes:
     return b"\x80\x05" + setup + b"](" + each * times + b"e."
 
 
+LISTS = b"\x80\x04]q\x00" + b"".join(
+    b"]h%cah%caq%c" % (level, level, level + 1) for level in range(60)
+)
+TUPLES = b"\x80\x04)q\x00" + b"".join(
+    b"h%ch%c\x86q%c" % (level, level, level + 1) for level in range(60)
+)
 BOMBS = {
+    "empty mappings": b"\x80\x04(" + b"}" * 8 * MEGABYTE + b"t.",
+    "text of lists of lists": LISTS + b"cnumpy\ndtype\nh\x3c\x85R.",
+    "a name of tuples of tuples": TUPLES + b"h\x3ch\x3c\x93.",
     "copies of encoded text": repeated(
         2000,
         text(b"a" * MEGABYTE) + b"q\x000" + text(b"latin1") + b"q\x010c_codecs\nencode\nq\x020",

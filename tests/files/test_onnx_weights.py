@@ -73,3 +73,13 @@ def test_messages_within_each_other_without_end_are_refused(tmp_path: Path) -> N
     path.write_bytes(data)
     with pytest.raises(ValueError, match=r"m\.onnx: .*more than 64 messages"):
         external_weights(path)
+
+
+def test_a_field_that_only_other_readers_see_is_refused(tmp_path: Path) -> None:
+    path = _model(tmp_path / "m.onnx", _external("w.bin"))
+    content = path.read_bytes()
+    # The graph is field 7; onnxruntime drops the bit of its number that is beyond the 32nd.
+    changed = content.replace(b"\x3a", b"\xba\x80\x80\x80\x10", 1)
+    path.write_bytes(changed)
+    with pytest.raises(ValueError, match="a field's number is too large"):
+        external_weights(path)

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from margrave.files import read_yaml
@@ -37,3 +39,21 @@ def test_aliases_are_fine_where_they_are_meant() -> None:
     assert read_yaml(text, "x")["loss"] == {"margin": 0.4, "kind": "adaface"}
     assert read_yaml(chain(4), "x")["a3"][0][0][0][0] == "x"
     assert read_yaml("", "x") is None
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["[" + "a," * 2_000_000 + "]", "[" + "a," * 200_000 + "]", "a: 1" + ":1" * 200_000],
+    ids=["long", "many values", "a number of sixties"],
+)
+def test_what_takes_long_is_refused_soon(text: str) -> None:
+    started = time.process_time()
+    with pytest.raises(ValueError, match=r"^mine\.yaml"):
+        read_yaml(text, "mine.yaml")
+    assert time.process_time() - started < 60
+
+
+@pytest.mark.parametrize("text", ["a: 2020-99-99", "a: " + "1" * 5000])
+def test_dates_and_numbers_that_are_none_are_refused_by_name(text: str) -> None:
+    with pytest.raises(ValueError, match=r"^mine\.yaml"):
+        read_yaml(text, "mine.yaml")

@@ -164,3 +164,22 @@ def test_a_network_must_give_one_row_per_image(answer, shape: str) -> None:
         embedder.embed(pixels)
     with pytest.raises(ValueError, match=rf"Net gives {shape} for 5 images"):
         embedder.embed_images(list(pixels.permute(0, 2, 3, 1).numpy()))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"kind": "vit", "depth": 10**8},
+        {"kind": "vit", "width": 10**7},
+        {"kind": "vit", "mlp_ratio": float("inf")},
+        {"kind": "iresnet", "block_counts": [10**7, 1, 1, 1]},
+        {"kind": "iresnet50", "embedding_size": 10**9},
+        {"kind": "iresnet", "channels": [2**62, 8, 8, 8]},
+    ],
+    ids=str,
+)
+def test_a_card_describes_no_more_than_its_weights(tmp_path: Path, changes: dict) -> None:
+    network = backbones.create({"kind": "mbf"})
+    save_model(tmp_path / "model.safetensors", network.state_dict(), ModelCard(backbone=changes))
+    with pytest.raises(ValueError, match=r"model\.safetensors: "):
+        load_embedder(tmp_path)

@@ -7,14 +7,18 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Mapping
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from margrave.backbones.contract import BACKBONES
 
-__all__ = ["BACKBONES", "create"]
+__all__ = ["BACKBONES", "create", "create_for"]
 
 for _module in pkgutil.iter_modules(__path__):
     importlib.import_module(f"{__name__}.{_module.name}")
@@ -42,3 +46,52 @@ def create(spec: Mapping[str, Any]) -> nn.Module:
         if not (isinstance(component, type) and issubclass(component, nn.Module)):
             raise ValueError(f"backbone {kind!r} is no class of torch.nn.Module; name one")
     return BACKBONES.create(spec)
+
+
+def create_for(state: Mapping[str, Tensor], spec: Mapping[str, Any], source: str) -> nn.Module:
+    """The backbone that a file describes, which may not be larger than the weights beside it.
+
+    A few characters can describe a network of any size; it is built without memory first, and no
+    further than its weights go. A network of somebody's own is a program that the user trusts.
+
+    Args:
+        state: the file's weights.
+        spec: the file's description, as for `create`.
+        source: what messages call the file.
+
+    Raises:
+        ValueError: as `create`; or more parameters than the file has, or impossible sizes.
+    """
+    try:
+        if ":" not in str(spec.get("kind")):
+            count = sum(value.numel() for value in state.values())
+            with torch.device("meta"), _parameters_at_most(count, source):
+                create(spec)
+        return create(spec)
+    # Sizes beyond 64 bits, and memory that there is not.
+    except (RuntimeError, OverflowError, MemoryError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ValueError(f"{source}: its network cannot be built ({reason})") from error
+
+
+@contextmanager
+def _parameters_at_most(count: int, source: str) -> Iterator[None]:
+    """While networks are built, refuse to go on beyond so many parameters."""
+    thread, left = threading.get_ident(), count
+
+    def charge(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+        nonlocal left
+        if parameter is None or threading.get_ident() != thread:
+            return
+        left -= parameter.numel()
+        if left < 0:
+            raise ValueError(
+                f"{source}: it describes a network of more than the {count} numbers in it; it is "
+                f"damaged (at {type(module).__name__}.{name})"
+            )
+
+    handle = register_module_parameter_registration_hook(charge)
+    try:
+        yield
+    finally:
+        handle.remove()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -21,6 +20,10 @@ from margrave.registry import suggest
 
 FORMAT_VERSION = 1
 CARD_KEY = "margrave"
+LARGEST_IMAGE = 4096
+"""Pixels of a side."""
+LARGEST_PIXEL = 1e9
+"""Beyond any mean or deviation of pixels."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +60,17 @@ class OperatingPoint:
             raise ValueError(f"operating point: threshold = {self.threshold!r}, must be a cosine")
         for name in ("threshold_interval", "true_accept_interval"):
             if (interval := getattr(self, name)) is not None:
+                if len(interval) != 2 or not all(isinstance(end, int | float) for end in interval):
+                    raise ValueError(
+                        f"operating point: {name} = {interval!r:.60}, must be two ends"
+                    )
                 object.__setattr__(self, name, tuple(interval))
+        for name, kind in (("impostors", int), ("measured_on", str), ("flips", bool)):
+            if not isinstance(getattr(self, name), kind):
+                raise ValueError(f"operating point: {name} = {getattr(self, name)!r:.60} cannot be")
+        rate = self.true_accept_rate
+        if rate is not None and not (isinstance(rate, int | float) and 0 <= rate <= 1):
+            raise ValueError(f"operating point: true_accept_rate = {rate!r:.60} is no share")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,8 +109,11 @@ class ModelCard:
     def __post_init__(self) -> None:
         if not isinstance(self.backbone, Mapping) or not isinstance(self.backbone.get("kind"), str):
             raise ValueError(f"backbone = {self.backbone!r}, must be a mapping with a 'kind'")
-        if not isinstance(self.image_size, int) or self.image_size < 1:
-            raise ValueError(f"image_size = {self.image_size!r}, must be a whole number above 0")
+        if type(self.image_size) is not int or not 0 < self.image_size <= LARGEST_IMAGE:
+            raise ValueError(
+                f"image_size = {self.image_size!r:.30}, must be a whole number from 1 to "
+                f"{LARGEST_IMAGE}"
+            )
         if self.backbone.get("image_size", self.image_size) != self.image_size:
             raise ValueError(
                 f"image_size = {self.image_size}, "
@@ -130,10 +146,11 @@ class ModelCard:
     def _check_pixels(self, name: str) -> None:
         given = getattr(self, name)
         values = tuple(given) if isinstance(given, list | tuple) else (given,)
+        # Of whole numbers beyond any float it cannot be asked whether they are finite.
         if len(values) not in (1, 3) or not all(
-            isinstance(value, int | float) and math.isfinite(value) for value in values
+            isinstance(value, int | float) and abs(value) < LARGEST_PIXEL for value in values
         ):
-            raise ValueError(f"{name} = {given!r}, must be a finite number, or three")
+            raise ValueError(f"{name} = {given!r:.60}, must be a finite number, or three")
         if name == "deviation" and min(values) <= 0:
             raise ValueError(f"deviation = {given}, must be above 0")
         # Lists come from JSON; equal cards should be equal.
@@ -181,9 +198,11 @@ def load_model(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], ModelCa
         with safe_open(path, framework="pt", device="cpu") as file:
             metadata = file.metadata() or {}
             state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError, ValueError) as error:
+    # Sizes that torch cannot hold fail in other ways.
+    except (SafetensorError, OSError, ValueError, RuntimeError, TypeError) as error:
+        reason = str(error).partition("\n")[0]
         raise ValueError(
-            f"{path}: damaged or no model file ({error}); give a run's folder or its "
+            f"{path}: damaged or no model file ({reason}); give a run's folder or its "
             "model.safetensors, or import other projects' checkpoints first"
         ) from error
     if CARD_KEY not in metadata:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import os
 import pickle
 import re
+import struct
 import sys
 import zipfile
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from safetensors import SafetensorError
@@ -18,7 +20,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from margrave.checkpoints.contract import Checkpoint
-from margrave.files import Budget, is_safetensors
+from margrave.files import Budget, check_old_torch_file, check_torch_pickle, is_safetensors
 
 # Where training programs put the weights inside what they save.
 WRAPPERS = (
@@ -43,6 +45,11 @@ NO_NETWORK = re.compile(r"optim|sched|scaler|head|softmax_fc|criterion|(^|[._])l
 COUNTERS = ("total_ops", "total_params", "n_averaged")
 DEEPEST = 2
 SHOWN = 8
+ARCHIVE = b"PK\3\4"
+# Source: https://pkware.cachefly.net/webdocs/casestudies/APPNOTE.TXT, 4.3.14 to 4.3.16
+END = struct.Struct("<4s4H2IH")
+LOCATOR = struct.Struct("<4sIQI")
+LARGE_END = struct.Struct("<4sQ2H2I4Q")
 
 
 class Ignored:
@@ -171,8 +178,11 @@ def strip_prefixes(
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
-    except (SafetensorError, OSError, ValueError) as error:
-        raise ValueError(f"{path}: damaged or no safetensors file ({error})") from error
+    # Sizes that torch cannot hold fail in other ways.
+    except (SafetensorError, OSError, ValueError, RuntimeError, TypeError) as error:
+        raise ValueError(
+            f"{path}: damaged or no safetensors file ({_first_line(error)})"
+        ) from error
 
 
 def _read_pickle(path: Path) -> Any:
@@ -230,15 +240,23 @@ def _other_names(path: Path) -> list[str]:
 
 
 def _check_archive(path: Path) -> None:
-    """Refuse a file of PyTorch's whose parts unpack to more than it may ask for."""
+    """Refuse a file of PyTorch's that unpacks to more, or makes more, than it may ask for."""
+    budget = Budget(path.stat().st_size, str(path))
     try:
-        if not zipfile.is_zipfile(path):
-            return
+        with open(path, "rb") as file:
+            # As torch tells archives from files of before PyTorch 1.6.
+            if file.read(len(ARCHIVE)) != ARCHIVE:
+                file.seek(0)
+                check_old_torch_file(file, budget)
+                return
+            _check_ending(file, path.stat().st_size)
         with zipfile.ZipFile(path) as archive:
             sizes = [part.file_size for part in archive.infolist()]
             parts = {name.partition("/")[2] for name in archive.namelist()}
     # A damaged directory can fail with nearly anything.
     except Exception as error:
+        if budget.left < 0:
+            raise
         raise ValueError(f"{path}: damaged or no PyTorch file ({_first_line(error)})") from error
     if "constants.pkl" in parts:
         raise ValueError(
@@ -252,7 +270,44 @@ def _check_archive(path: Path) -> None:
             f"torch.save(torch.export.load({str(path)!r}).state_dict, 'weights.pth')"
         )
     # What is stored as it is takes no more than the file; overlapping parts and deflated ones do.
-    Budget(path.stat().st_size, str(path)).take(sum(sizes))
+    budget.take(sum(sizes))
+    budget = Budget(path.stat().st_size, str(path))
+    try:
+        with zipfile.ZipFile(path) as archive:
+            for part in archive.infolist():
+                # torch does not tell capitals from small letters here.
+                if part.filename.lower().endswith("data.pkl"):
+                    check_torch_pickle(io.BytesIO(archive.read(part)), budget)
+    except Exception as error:
+        if budget.left < 0:
+            raise
+        raise ValueError(f"{path}: damaged or no PyTorch file ({_first_line(error)})") from error
+
+
+def _check_ending(file: BinaryIO, size: int) -> None:
+    """Refuse an archive of which Python and torch could find two different directories.
+
+    Python takes whatever lies before the end for the directory, torch what the end points at; they
+    look for the end itself in different ways too.
+    """
+    file.seek(max(0, size - END.size - LOCATOR.size - LARGE_END.size))
+    tail = file.read()
+    *_, count, length, start, comment = END.unpack(tail[-END.size :])
+    end = size - END.size
+    if not tail[-END.size :].startswith(b"PK\5\6") or comment:
+        raise ValueError("the archive does not end with its directory")
+    locator = tail[-END.size - LOCATOR.size : -END.size]
+    if locator.startswith(b"PK\6\7"):
+        end -= LOCATOR.size + LARGE_END.size
+        if LOCATOR.unpack(locator)[2] != end or not tail.startswith(b"PK\6\6"):
+            raise ValueError("the archive's directory is not where its end says")
+        *_, count, length, start = LARGE_END.unpack(tail[: LARGE_END.size])
+    if start + length != end:
+        raise ValueError("the archive's directory is not where its end says")
+    file.seek(start)
+    directory = file.read(length)
+    if directory.count(b"PK\1\2") < count:
+        raise ValueError("the archive's directory lacks parts")
 
 
 def _check_tensors(content: Any, budget: Budget) -> None:

@@ -41,6 +41,7 @@ def load_strictly(
       1 of the wrong shape: weight is (1, 3), expected (1, 2)
     """
     expected = module.state_dict()
+    on_meta = any(tensor.is_meta for tensor in expected.values())
     missing = [
         _in_file(key, names)
         for key in expected
@@ -52,18 +53,21 @@ def load_strictly(
         for key, tensor in expected.items()
         if key in state and state[key].shape != tensor.shape
     ]
+    unusable = [
+        _in_file(key, names) for key in expected if key in state and _is_odd(state[key], on_meta)
+    ]
     faults = [
         f"  {len(keys)} {fault}: {_first(keys)}"
         for fault, keys in (
             ("missing", missing),
             ("unexpected", unexpected),
             ("of the wrong shape", misshapen),
+            ("sparse, quantised, complex or without numbers", unusable),
         )
         if keys
     ]
     if faults:
         raise ValueError("\n".join([f"{source} does not fit {type(module).__name__}", *faults]))
-    on_meta = any(tensor.is_meta for tensor in expected.values())
     filled = {
         key: state[key].detach().to(tensor.dtype)
         if key in state
@@ -71,6 +75,12 @@ def load_strictly(
         for key, tensor in expected.items()
     }
     module.load_state_dict(filled, assign=on_meta)
+
+
+def _is_odd(tensor: Tensor, on_meta: bool) -> bool:
+    """Whether a tensor cannot be copied into one of ordinary numbers."""
+    odd = tensor.layout != torch.strided or tensor.is_quantized or tensor.is_complex()
+    return odd or (tensor.is_meta and not on_meta)
 
 
 def _in_file(key: str, names: Mapping[str, str] | None) -> str:

@@ -84,8 +84,9 @@ def main() -> None:
 
 
 def _exit_with(error: Exception) -> NoReturn:
-    from rich.console import Console
     from rich.text import Text
+
+    from margrave.cli.console import Console
 
     if not _launcher_reports(error):
         Console(stderr=True).print(Text(f"error: {error}", style="red"), soft_wrap=True)

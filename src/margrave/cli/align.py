@@ -27,9 +27,8 @@ def align(
     """
     import csv
 
-    from rich.console import Console
-
     from margrave.checkpoints import atomic_write
+    from margrave.cli.console import Console
     from margrave.cli.progress import counted
     from margrave.data import ImageFiles
     from margrave.inference import AlignmentSettings, align_photos
@@ -46,16 +45,22 @@ def align(
     with counted(console, "aligning") as progress:
         found = align_photos(photos, crops, settings, workers=workers, progress=progress)
     rejected = [one for one in found if one.rejected]
-    with atomic_write(crops / "rejected.csv") as temporary, temporary.open("w", newline="") as file:
+    with (
+        atomic_write(crops / "rejected.csv") as temporary,
+        # Names of photos need not be text.
+        temporary.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file,
+    ):
         writer = csv.writer(file)
         writer.writerow(["photo", "reason"])
         writer.writerows((one.photo, one.rejected) for one in rejected)
     written = [crop for one in found for crop in one.crops]
-    console.print(f"{len(written)} faces of {len(found) - len(rejected)} photos are in {crops}")
+    console.print(
+        f"{len(written)} faces of {len(found) - len(rejected)} photos are in {crops}", markup=False
+    )
     for one in rejected[:10]:
         console.print(f"rejected: {one.photo}: {one.rejected}", markup=False, soft_wrap=True)
     if len(rejected) > 10:
-        console.print(f"and {len(rejected) - 10} more, in {crops / 'rejected.csv'}")
+        console.print(f"and {len(rejected) - 10} more, in {crops / 'rejected.csv'}", markup=False)
     if written:
         shown = ImageFiles(crops, written[:120])
         faces = [shown.read(index) for index in range(len(shown))]

@@ -21,9 +21,10 @@ def compare(
     """Differences with intervals, p values, and how many more pairs would settle them."""
     from dataclasses import asdict
 
-    from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
+    from margrave.cli.console import Console
     from margrave.cli.judge import open_features
     from margrave.cli.options import numbers, write_output
     from margrave.cli.tables import percent
@@ -34,7 +35,13 @@ def compare(
     stores = open_features(console, first), open_features(console, second)
     found = judge_difference(*stores, pairs, targets, resamples)
     table = Table(
-        "", str(first), str(second), "difference", "95 % interval", "p value", "more pairs"
+        "",
+        escape(str(first)),
+        escape(str(second)),
+        "difference",
+        "95 % interval",
+        "p value",
+        "more pairs",
     )
     for each in found:
         name = each.metric.replace("_", " ")

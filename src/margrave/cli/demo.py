@@ -15,8 +15,7 @@ def demo(
     ] = None,
 ) -> None:
     """Make faces, train on them with AdaFace, and judge the model on identities never seen."""
-    from rich.console import Console
-
+    from margrave.cli.console import Console
     from margrave.cli.running import Run, show
     from margrave.cli.tables import percent
     from margrave.config import parse_overrides, read_config

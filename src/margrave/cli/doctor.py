@@ -69,8 +69,7 @@ def doctor(
 
     A file is a model, a checkpoint or a verification set by its content, whatever it is called.
     """
-    from rich.console import Console
-
+    from margrave.cli.console import Console
     from margrave.cli.import_model import numbers_or_none, specification
     from margrave.cli.progress import counted
     from margrave.data import open_images, read_pairs_bin, recognise

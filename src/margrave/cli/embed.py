@@ -36,8 +36,7 @@ def embed(
     """Write embeddings, norms, mirror images' embeddings and names into a checksummed folder."""
     from dataclasses import replace
 
-    from rich.console import Console
-
+    from margrave.cli.console import Console
     from margrave.cli.progress import counted
     from margrave.inference import embed_to_store, load_embedder, open_landmarked
 

@@ -38,8 +38,7 @@ def evaluate(
     ] = None,
 ) -> None:
     """Judge a model by the LFW protocol, with TAR at FAR and 95 % intervals."""
-    from rich.console import Console
-
+    from margrave.cli.console import Console
     from margrave.cli.progress import counted
     from margrave.cli.running import open_pairs, show, write_json
     from margrave.config import EvaluationSet

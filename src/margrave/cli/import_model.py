@@ -59,7 +59,6 @@ def import_model(
     prepared is written beside it. --backbone names the network for weights of no known layout.
     """
     import torch
-    from rich.console import Console
 
     from margrave import backbones
     from margrave.checkpoints import (
@@ -70,6 +69,7 @@ def import_model(
         read_checkpoint,
         save_model,
     )
+    from margrave.cli.console import Console
     from margrave.files import is_onnx
     from margrave.inference import Embedder
     from margrave.inference.onnx_model import import_onnx
@@ -123,7 +123,7 @@ def import_model(
                 f"{checkpoint}: {error} (a run's model.safetensors needs no import; weights of "
                 "another network: --backbone my_module:Net)"
             ) from error
-        network = backbones.create(imported.backbone)
+        network = backbones.create_for(imported.state, imported.backbone, str(checkpoint))
     load_strictly(network, imported.state, str(checkpoint), imported.names)
     card = ModelCard(
         backbone=imported.backbone,
@@ -136,7 +136,7 @@ def import_model(
         # Nobody has tried this network yet.
         Embedder(network, card).embed(torch.zeros(2, 3, card.image_size, card.image_size).byte())
     save_model(model, network.state_dict(), card)
-    console.print(f"[bold]{imported.layout}[/bold] -> {model}")
+    console.print(f"{imported.layout} -> {model}", markup=False)
     for note in imported.notes:
         console.print(f"  {note}", markup=False)
     parameters = sum(parameter.numel() for parameter in network.parameters())

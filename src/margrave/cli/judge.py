@@ -10,8 +10,7 @@ import typer
 from margrave.cli.options import numbers, whole_numbers, write_output
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
+    from margrave.cli.console import Console
     from margrave.distributed import World
     from margrave.evaluation import AllToAllResult
     from margrave.inference import FeatureStore
@@ -327,7 +326,7 @@ def open_features(console: Console, features: Path, check: bool = True) -> Featu
 
 def _begin(features: Path, world: World | None = None) -> tuple[Console, FeatureStore]:
     """Of several processes that share the work, the first checks and tells."""
-    from rich.console import Console
+    from margrave.cli.console import Console
 
     first = world is None or world.rank == 0
     console = Console(highlight=False, quiet=not first)

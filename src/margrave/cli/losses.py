@@ -7,9 +7,9 @@ def losses(context: typer.Context) -> None:
     """List the losses, or show the equation, source and settings of the loss NAME."""
     import inspect
 
-    from rich.console import Console
     from rich.table import Table
 
+    from margrave.cli.console import Console
     from margrave.cli.quick import optional_name
     from margrave.losses import LOSSES, create
 

@@ -34,8 +34,7 @@ def pack(
     JPEG and PNG files of the right size are packed as they are; others are fitted and encoded.
     Shards that were interrupted are gone on with.
     """
-    from rich.console import Console
-
+    from margrave.cli.console import Console
     from margrave.cli.progress import counted
     from margrave.cli.running import open_pairs
     from margrave.config import EvaluationSet

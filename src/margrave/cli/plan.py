@@ -38,9 +38,9 @@ def plan(
     """Predict a rank's memory and a step's time from the configuration of a training."""
     from dataclasses import replace
 
-    from rich.console import Console
     from rich.table import Table
 
+    from margrave.cli.console import Console
     from margrave.config import merge, parse_overrides, read_config
     from margrave.losses import create as create_loss
     from margrave.training.plan import Machine, measure_machine, plan_training

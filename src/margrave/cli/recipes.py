@@ -5,9 +5,9 @@ import typer
 
 def recipes(context: typer.Context) -> None:
     """List the recipes, or print the recipe NAME, to change and pass to `margrave train`."""
-    from rich.console import Console
     from rich.table import Table
 
+    from margrave.cli.console import Console
     from margrave.cli.quick import optional_name
     from margrave.recipes import recipe_names, recipe_text
 

@@ -11,10 +11,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from rich.console import Console
+from rich.markup import escape
 
 from margrave import backbones
 from margrave.checkpoints import ModelCard, atomic_write, load_model, save_model
+from margrave.cli.console import Console
 from margrave.cli.progress import counted, training_bar
 from margrave.cli.tables import pairs_notes, pairs_table, strata_table
 from margrave.config import EvaluationSet, RunConfig, save_config, to_yaml
@@ -103,7 +104,8 @@ class Run:
         self._tell_what_is_left_out(images)
         self.console.print(
             f"training on {len(images):,} images of {len(images.class_names):,} identities "
-            f"({data.train['kind']})"
+            f"({data.train['kind']})",
+            markup=False,
         )
         with counted(self.console, "reading images") as progress:
             training_images = TrainingImages(
@@ -305,7 +307,7 @@ class Run:
         judged: Judged = {}
         for name, (images, pairs) in self.sets.items():
             limit = self.config.evaluation.sets[name].maximum_unreadable
-            with counted(self.console, f"evaluating {name}") as progress:
+            with counted(self.console, f"evaluating {escape(name)}") as progress:
                 judged[name] = verify(embedder, images, pairs, progress, resamples, limit)
             self._name(judged[name].unreadable)
         return judged

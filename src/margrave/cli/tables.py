@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from rich.markup import escape
 from rich.table import Table
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ def pairs_table(results: Mapping[str, PairResult]) -> Table:
     first = next(iter(results.values()))
     table = Table("")
     for name in results:
-        table.add_column(name, justify="right")
+        table.add_column(escape(name), justify="right")
 
     def row(heading: str, values: list[str]) -> None:
         table.add_row(heading, *values)
@@ -66,7 +67,9 @@ def pairs_notes(results: Mapping[str, PairResult]) -> str:
 
 def strata_table(name: str, strata: tuple[Stratum, ...]) -> Table:
     """Accuracy by the ground-truth quality of each pair's worse image."""
-    table = Table("quality", "pairs", "accuracy %", title=f"{name}, by ground-truth quality")
+    table = Table(
+        "quality", "pairs", "accuracy %", title=f"{escape(name)}, by ground-truth quality"
+    )
     for stratum in strata:
         low = "0" if stratum.low is None else f"{stratum.low:g}"
         high = "1" if stratum.high is None else f"{stratum.high:g}"

@@ -21,9 +21,9 @@ def threshold(
     save: Annotated[bool, typer.Option(help="Keep them in the model, or only show them.")] = True,
 ) -> None:
     """Choose the cosine above which two faces are taken for one person."""
-    from rich.console import Console
     from rich.table import Table
 
+    from margrave.cli.console import Console
     from margrave.cli.judge import open_features
     from margrave.cli.options import numbers
     from margrave.cli.progress import counted
@@ -56,6 +56,8 @@ def threshold(
             interval_text(point.true_accept_interval),
         )
     console.print(table)
-    console.print(f"from {points[0].measured_on}, {points[0].impostors:,} impostor pairs")
+    console.print(
+        f"from {points[0].measured_on}, {points[0].impostors:,} impostor pairs", markup=False
+    )
     if save:
         console.print(f"kept in {model}; margrave verify decides by it", markup=False)

@@ -39,8 +39,7 @@ def train(
 
     On several machines: torchrun --nnodes … --nproc-per-node … -m margrave train ….
     """
-    from rich.console import Console
-
+    from margrave.cli.console import Console
     from margrave.cli.processes import share_out
     from margrave.cli.running import Run, show
     from margrave.config import merge, parse_overrides, read_config, read_run_config

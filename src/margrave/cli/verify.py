@@ -18,22 +18,23 @@ def verify(
     ] = False,
 ) -> None:
     """Decide by the threshold kept with the model; exit status 3 if they are two people."""
-    from rich.console import Console
-
+    from margrave.cli.console import Console
     from margrave.data import decode_image
+    from margrave.files import read_bytes
     from margrave.inference import decide, load_embedder
 
     embedder = load_embedder(model, trust_code=trust_code)
     faces = []
     for path in (first, second):
         try:
-            faces.append(decode_image(path.read_bytes(), str(path)))
+            faces.append(decode_image(read_bytes(path), str(path)))
         except OSError as error:
             raise ValueError(f"{path} cannot be read ({error.strerror})") from None
     found = decide(embedder, faces[0], faces[1], far)
     Console(highlight=False).print(
         f"{'one person' if found.same else 'two people'}: cosine {found.cosine:.4f}, threshold "
-        f"{found.point.threshold:.4f} (FAR {found.point.far:g}, {found.point.measured_on})"
+        f"{found.point.threshold:.4f} (FAR {found.point.far:g}, {found.point.measured_on})",
+        markup=False,
     )
     # Errors end with 1, a mistyped command with 2.
     raise typer.Exit(0 if found.same else 3)

@@ -25,11 +25,18 @@ _USUAL_SCANS, _MOST_SCANNED = 20, 1_000_000_000
 _JPEG_WITHOUT_LENGTH = (0x01, 0xD8)
 _JPEG_SEGMENTS = frozenset((*range(0xE0, 0xF0), 0xDB, 0xC4, 0xDD, 0xFE))
 _JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
-_NETPBM = re.compile(rb"P[2356](?:\s|#[^\n]*\n)+(\d+)(?:\s|#[^\n]*\n)+(\d+)\s")
+_PNG_DEFLATED = (b"zTXt", b"iTXt", b"iCCP")
+_MOST_INFLATED, _LARGEST_CHUNK, _MOST_TEXT = 1032, 8_000_000, 256_000_000
+"""How often deflate can repeat a byte; what libpng unpacks of a chunk at most; of all together."""
+_NETPBM = re.compile(rb"P[2356](?:\s|#[^\n]*\n)+(\d{1,9})(?:\s|#[^\n]*\n)+(\d{1,9})\s")
 
 
 class _Truncated(Exception):
     """The file ends before its image does."""
+
+
+class _Refused(Exception):
+    """The file could ask for more than an image needs."""
 
 
 def decode_image(data: bytes, name: str, maximum_pixels: int = MAXIMUM_PIXELS) -> np.ndarray:
@@ -64,6 +71,8 @@ def decode_image(data: bytes, name: str, maximum_pixels: int = MAXIMUM_PIXELS) -
         raise ValueError(
             f"{name} is truncated after {len(data)} bytes; fetch or copy it again, or remove it"
         ) from None
+    except _Refused as error:
+        raise ValueError(f"{name} {error}; it is refused: save it anew, or remove it") from None
     if data.startswith(_JPEG):
         _check_scans(data, height * width, name)
     if height * width > maximum_pixels:
@@ -157,11 +166,17 @@ def _check_scans(data: bytes, pixels: int, name: str) -> None:
 
 def _png_size(data: bytes) -> tuple[int, int]:
     width, height = struct.unpack_from(">II", data, 16)
-    position = 8
+    position, text = 8, 0
     while (chunk := data[position + 4 : position + 8]) != b"IEND":
         if len(chunk) < 4:
             raise _Truncated
-        position += 12 + int.from_bytes(data[position : position + 4], "big")
+        length = int.from_bytes(data[position : position + 4], "big")
+        if chunk in _PNG_DEFLATED:
+            # The decoder unpacks and keeps all of them.
+            text += min(length * _MOST_INFLATED, _LARGEST_CHUNK)
+            if text > _MOST_TEXT:
+                raise _Refused("holds packed text that could unpack to more than any image's")
+        position += 12 + length
     return height, width
 
 

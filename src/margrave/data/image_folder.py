@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from margrave.data.decode import MAXIMUM_PIXELS, decode_image
+from margrave.files import ordinary, read_bytes
 
 EXTENSIONS = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".ppm", ".pgm")
 OTHER_EXTENSIONS = (".tif", ".tiff", ".gif", ".heic", ".heif", ".avif", ".jp2", ".jxl")
@@ -70,14 +71,14 @@ class ImageFiles:
 def _content(path: str) -> bytes:
     """A file's bytes, in three calls to the system where Python's own files take eight."""
     try:
-        file = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+        file = ordinary(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
         try:
             size = os.fstat(file).st_size
             content = os.read(file, size)
         finally:
             os.close(file)
-        # What does not come at once, of networks and pipes, is read the patient way.
-        return content if size and len(content) == size else Path(path).read_bytes()
+        # What does not come at once, of networks, is read the patient way.
+        return content if len(content) == size else read_bytes(path)
     except OSError as error:
         raise ValueError(
             f"{path} cannot be read ({error.strerror}); check that it exists and its rights"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
@@ -204,7 +205,7 @@ def read_lfw_pairs(path: str | Path, image_folder: Named) -> PairList:
     if len(header) in (3, 4):
         same = [len(_fields(line)) == 3 for _, line in lines]
         folds = min(10, len(lines))
-    elif len(header) in (1, 2) and all(part.isdecimal() and int(part) for part in header):
+    elif len(header) in (1, 2) and all(whole_number(part) for part in header):
         folds, each = (1, int(header[0])) if len(header) == 1 else map(int, header)
         del lines[0]
         if len(lines) != folds * 2 * each:
@@ -239,7 +240,7 @@ def _lfw_line(place: str, line: str, genuine: bool) -> list[tuple[str, str]]:
         parts.insert(2, parts[0])
     elif len(parts) == 4 and genuine:
         parts = []
-    if len(parts) != 4 or not (parts[1].isdecimal() and parts[3].isdecimal()):
+    if len(parts) != 4 or None in (whole_number(parts[1]), whole_number(parts[3])):
         wanted = "name number number" if genuine else "name number name number"
         raise ValueError(f"{place}: {line!r}; expected {wanted!r} here")
     if (parts[0] == parts[2]) != genuine:
@@ -315,7 +316,8 @@ def read_csv_pairs(
 
     names, order_pairs = _read_csv(
         Path(path),
-        lambda name: (root / name).is_file(),
+        # Names that are too long for any file are missing ones.
+        lambda name: os.path.isfile(root / name),
         lambda name: str(root / name),
         refuse_outside,
     )

@@ -18,7 +18,7 @@ import numpy as np
 
 from margrave.data.decode import MAXIMUM_PIXELS, decode_image
 from margrave.data.pair_lists import PairList
-from margrave.files import read_inert
+from margrave.files import Budget, read_bytes, read_inert, shown
 
 LARGEST_FILE = 2**31
 
@@ -78,13 +78,18 @@ def read_pairs_bin(path: str | Path, folds: int = 10) -> tuple[PairList, PackedI
     try:
         if path.stat().st_size > LARGEST_FILE:
             raise ValueError(f"{path} is larger than {LARGEST_FILE} bytes; split it")
-        data = path.read_bytes()
+        data = read_bytes(path)
     except OSError as error:
         raise ValueError(f"{path} cannot be read ({error.strerror})") from None
     content = read_inert(data, str(path))
     if not isinstance(content, tuple | list) or len(content) != 2:
         raise ValueError(f"{path} is no pair of images and truth values")
-    images = [_image(item, path, number) for number, item in enumerate(_sequence(content[0], path))]
+    # One image can be listed any number of times; each is read, and some are copied.
+    budget = Budget(len(data), str(path))
+    images = [
+        _image(item, path, number, budget)
+        for number, item in enumerate(_sequence(content[0], path))
+    ]
     same = np.array([_truth(item, path, n) for n, item in enumerate(_sequence(content[1], path))])
     if len(images) != 2 * len(same) or not len(same):
         raise ValueError(
@@ -102,11 +107,13 @@ def _sequence(value: Any, path: Path) -> Sequence[Any]:
     return value
 
 
-def _image(value: Any, path: Path, number: int) -> bytes:
+def _image(value: Any, path: Path, number: int, budget: Budget) -> bytes:
     if isinstance(value, np.ndarray) and value.dtype.itemsize == 1:
+        budget.take(value.nbytes)
         return value.tobytes()
     if not isinstance(value, bytes | bytearray):
         raise ValueError(f"{path}: image {number} is a {type(value).__name__}, not bytes")
+    budget.take(len(value))
     return bytes(value)
 
 
@@ -115,7 +122,7 @@ def _truth(value: Any, path: Path, number: int) -> bool:
         isinstance(value, int | np.integer) and value in (0, 1)
     ):
         return bool(value)
-    raise ValueError(f"{path}: pair {number} is {str(value)[:30]!r}, neither true nor false")
+    raise ValueError(f"{path}: pair {number} is {shown(value)}, neither true nor false")
 
 
 def write_pairs_bin(path: str | Path, images: Sequence[bytes], same: Sequence[bool]) -> None:

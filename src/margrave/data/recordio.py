@@ -18,6 +18,8 @@ from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
+from margrave.files import Budget, read_bytes
+
 MAGIC = 0xCED7230A
 _MAGIC_BYTES = struct.pack("<I", MAGIC)
 _WORDS = struct.Struct("<II")
@@ -131,10 +133,13 @@ class RecordFile:
         numbers = heads[:, 4] | heads[:, 5].astype(np.uint64) << np.uint64(32)
         # A record in parts has a magic after its first, which only an image holds.
         image_bytes += (kind == FIRST).astype(np.int64)
+        # Any number of places can name one long record.
+        budget = Budget(self.size, str(self.path))
         for number in np.flatnonzero(~plain):
             offset = int(offsets[number])
             try:
                 payload = self.read(offset)
+                budget.take(len(payload))
                 label, image = split_record(payload)
             except ValueError as error:
                 if str(self.path) in str(error):
@@ -253,7 +258,7 @@ def read_index(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
         ValueError: a line of another form, or a key twice, naming it.
     """
     try:
-        text = Path(path).read_bytes()
+        text = read_bytes(path)
     except OSError as error:
         raise ValueError(f"{path} cannot be read ({error.strerror})") from None
     fits = _INDEX.match(text)

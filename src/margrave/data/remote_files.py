@@ -3,15 +3,27 @@
 from __future__ import annotations
 
 import time
-from pathlib import Path
 from typing import Any
 
 import fsspec
 
+from margrave.files import read_bytes
+
 ATTEMPTS = 4
+STORES = (
+    "abfs", "abfss", "adl", "az", "file", "ftp", "gcs", "gs", "hdfs", "hf", "http", "https",
+    "local", "memory", "oci", "oss", "s3", "s3a", "sftp", "ssh", "webhdfs",
+)  # fmt: skip
+"""Where bytes are fetched from; others of fsspec's interpret files or start programs."""
 
 
 def _filesystem(address: str) -> tuple[Any, str]:
+    protocol = address.partition("://")[0]
+    # An address may come from a file. Several in one would be handed from one to the next.
+    if protocol not in STORES or "::" in address:
+        raise ValueError(
+            f"{address} cannot be reached: shards are fetched from {', '.join(STORES)}"
+        )
     try:
         # Found again for every process: fsspec's connections do not survive a fork.
         return fsspec.url_to_fs(address)
@@ -28,7 +40,7 @@ def whole_file(address: str) -> bytes:
     """
     if "://" not in address:
         try:
-            return Path(address).read_bytes()
+            return read_bytes(address)
         except OSError as error:
             raise ValueError(f"{address} cannot be read ({error.strerror})") from None
     filesystem, path = _filesystem(address)

@@ -23,6 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from margrave.data.decode import MAXIMUM_PIXELS, decode_image
 from margrave.data.remote_files import file_ranges, whole_file
 from margrave.data.tar_members import tar_members
+from margrave.files import ordinary
 
 INDEX, SAMPLES = "shards.json", "samples.bin"
 PLAN = ".packing.json"
@@ -275,7 +276,7 @@ class _Opened:
     """A file descriptor that closes with whoever holds it."""
 
     def __init__(self, path: str) -> None:
-        self.number = os.open(path, os.O_RDONLY)
+        self.number = ordinary(path, os.O_RDONLY)
 
     def __del__(self) -> None:
         if hasattr(self, "number"):
@@ -306,7 +307,10 @@ def walk_shards(folder: Path) -> tuple[list[str], list[str], list[int], np.ndarr
 
 def _walk(path: Path) -> list[tuple[int, int, int, int]]:
     rows = []
-    file = _Opened(str(path))
+    try:
+        file = _Opened(str(path))
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read ({error.strerror})") from None
     length = os.fstat(file.number).st_size
 
     def read(start: int, count: int) -> bytes:

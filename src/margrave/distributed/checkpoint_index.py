@@ -24,7 +24,7 @@ from torch.distributed.checkpoint.metadata import (
     TensorStorageMetadata,
 )
 
-from margrave.files import Record, read_inert
+from margrave.files import Record, read_bytes, read_inert, shown
 
 DTYPES = {
     str(kind).removeprefix("torch."): kind
@@ -62,7 +62,7 @@ def read_index(path: Path) -> Metadata:
         ValueError: unreadable, damaged, or of something else than tensors in this folder.
     """
     try:
-        data = path.read_bytes()
+        data = read_bytes(path)
     except OSError as error:
         raise ValueError(f"{path} cannot be read, so it is damaged ({error.strerror})") from error
     described = read_inert(data, str(path), NAMES, KIND)
@@ -105,7 +105,7 @@ def _text(value: Any) -> str:
 
 def _count(value: Any) -> int:
     if type(value) is not int or not 0 <= value < LARGEST:
-        raise ValueError(f"{str(value)[:30]} where a size belongs")
+        raise ValueError(f"{shown(value)} where a size belongs")
     return value
 
 

@@ -2,21 +2,28 @@
 
 from margrave.files.budget import Budget
 from margrave.files.file_kind import FileKind, file_kind, is_onnx, is_safetensors
-from margrave.files.inert_pickle import Record, read_inert
+from margrave.files.inert_pickle import Record, read_inert, shown
 from margrave.files.json_text import read_json
 from margrave.files.onnx_weights import external_weights, onnx_tensors
+from margrave.files.ordinary import ordinary, read_bytes
+from margrave.files.torch_pickle import check_old_torch_file, check_torch_pickle
 from margrave.files.yaml_text import read_yaml
 
 __all__ = [
     "Budget",
     "FileKind",
     "Record",
+    "check_old_torch_file",
+    "check_torch_pickle",
     "external_weights",
     "file_kind",
     "is_onnx",
     "is_safetensors",
     "onnx_tensors",
+    "ordinary",
+    "read_bytes",
     "read_inert",
     "read_json",
     "read_yaml",
+    "shown",
 ]

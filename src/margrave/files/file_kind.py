@@ -6,6 +6,8 @@ import os
 from pathlib import Path
 from typing import BinaryIO, Literal
 
+from margrave.files.ordinary import ordinary
+
 FileKind = Literal["safetensors", "checkpoint", "onnx", "pickle", "records", "unknown"]
 
 ZIP = b"PK\x03\x04"
@@ -23,6 +25,8 @@ MODEL_FIELDS = {
     14: BYTES, 20: BYTES, 25: BYTES, 26: BYTES,
 }  # fmt: skip
 GRAPH = 7
+MOST_FIELDS = 100_000
+"""Of a model: its functions and properties; reading more one by one would take too long."""
 
 
 def file_kind(path: str | os.PathLike[str]) -> FileKind:
@@ -32,7 +36,7 @@ def file_kind(path: str | os.PathLike[str]) -> FileKind:
     ``records`` MXNet's RecordIO. A folder, an empty or missing file is ``unknown``.
     """
     try:
-        with open(path, "rb") as file:
+        with open(path, "rb", opener=ordinary) as file:
             start = file.read(16)
             size = os.fstat(file.fileno()).st_size
             if start.startswith((ZIP, LEGACY_TORCH)):
@@ -69,7 +73,9 @@ def _is_safetensors(start: bytes, size: int) -> bool:
 def _is_onnx(file: BinaryIO, size: int) -> bool:
     """Whether the file is one protobuf message with the fields of a model, a graph among them."""
     place, has_graph = 0, False
-    while place < size:
+    for _ in range(MOST_FIELDS):
+        if place >= size:
+            break
         file.seek(place)
         head = file.read(20)
         tag, used = _varint(head, 0)

@@ -12,9 +12,10 @@ from __future__ import annotations
 import codecs
 import io
 import pickletools
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -27,6 +28,9 @@ ARRAY_TYPES = {"b1", "u1", "i1", "i2", "u2", "i4", "u4", "i8", "u8", "f4", "f8",
 MOST_DIMENSIONS = 8
 REFERENCE = 8
 """Bytes of a place in a list."""
+INSTRUCTION = 200
+"""Bytes that an instruction can take however short it is: a mapping, a place in the memory."""
+SHOWN = 60
 
 Name = tuple[str, str]
 """Of a class or function: its module and its own."""
@@ -59,7 +63,7 @@ class _Type:
 
     def build(self, state: Any) -> None:
         if not isinstance(state, tuple) or len(state) < 2 or state[1] not in ("<", ">", "|", "="):
-            raise ValueError(f"a numpy type of state {str(state)[:60]}")
+            raise ValueError(f"a numpy type of state {shown(state)}")
         self.order = state[1]
 
     @property
@@ -79,10 +83,26 @@ class _Array:
         self.value = _array(content, kind, shape, "F" if fortran else "C")
 
 
+def shown(value: Any) -> str:
+    """A value for a message; of what could hold others, or itself, its type alone.
+
+    >>> shown(12), shown([1])
+    ('12', 'a list')
+    """
+    if isinstance(value, str | bytes):
+        return repr(value[:SHOWN])
+    if value is None or isinstance(value, bool | float | np.generic):
+        return str(value)[:SHOWN]
+    # Numbers of thousands of digits have no text.
+    if isinstance(value, int) and value.bit_length() < 4 * SHOWN:
+        return str(value)[:SHOWN]
+    return f"a {type(value).__name__}"
+
+
 def _array(content: Any, kind: _Type, shape: Any, order: str) -> np.ndarray | list[Any]:
     sizes = shape if isinstance(shape, tuple) else (shape,)
     if not all(type(size) is int and size >= 0 for size in sizes):
-        raise ValueError(f"a numpy array of shape {str(shape)[:60]}")
+        raise ValueError(f"a numpy array of shape {shown(shape)}")
     if len(sizes) > MOST_DIMENSIONS:
         raise ValueError(f"a numpy array of {len(sizes)} dimensions")
     count, most = 1, len(content) if hasattr(content, "__len__") else 0
@@ -101,7 +121,7 @@ def _array(content: Any, kind: _Type, shape: Any, order: str) -> np.ndarray | li
 
 def _encode(text: Any, codec: Any = "latin1") -> bytes:
     if not isinstance(text, str) or codec not in ("latin1", "latin-1"):
-        raise ValueError(f"text in the encoding {codec!r}")
+        raise ValueError(f"text in the encoding {shown(codec)}")
     return text.encode("latin1")
 
 
@@ -119,7 +139,9 @@ def _scalar(kind: Any, content: Any) -> Any:
 
 
 def _type(name: Any, *_: Any) -> _Type:
-    text = name.decode("latin1") if isinstance(name, bytes) else str(name)
+    if not isinstance(name, str | bytes):
+        raise ValueError(f"a numpy array of type {shown(name)}")
+    text = name.decode("latin1") if isinstance(name, bytes) else name
     text = text.lstrip("<>|=")
     is_bytes = text[:1] == "S" and text[1:].isdecimal() and len(text) < 9
     if not is_bytes and text not in ARRAY_TYPES:
@@ -213,9 +235,8 @@ def read_inert(
         raise ValueError(f"{name} is damaged, or no {kind}: {reason}") from error
 
 
-def _instructions(data: bytes) -> Iterator[tuple[str, Any, int]]:
-    """Each instruction's name, argument and place."""
-    file = io.BytesIO(data)
+def instructions(file: BinaryIO) -> Iterator[tuple[str, Any, int]]:
+    """Each instruction's name, argument and place, from where a file stands."""
     while code := file.read(1):
         place = file.tell() - 1
         instruction = INSTRUCTIONS.get(code)
@@ -239,7 +260,11 @@ class _Machine:
         self.budget, self.records = budget, records
 
     def run(self, data: bytes) -> Any:
-        for name, argument, place in _instructions(data):
+        for name, argument, place in instructions(io.BytesIO(data)):
+            self.budget.take(INSTRUCTION)
+            if isinstance(argument, str):
+                # One character can make each of the others take four bytes.
+                self.budget.take(sys.getsizeof(argument) - len(argument))
             if name == "STOP":
                 (value,) = self.stack
                 return value if self.records is not None else _settled(value, self.budget)
@@ -323,11 +348,14 @@ class _Machine:
             owner[key] = value
 
     def _named(self, module: Any, attribute: Any, place: int) -> Any:
+        # To hash or show tuples of tuples of tuples can take for ever.
+        if not isinstance(module, str) or not isinstance(attribute, str):
+            raise ValueError(f"byte {place} names {shown(module)}, where text belongs")
         if self.records is None:
             return _known(module, attribute, place)
         if (module, attribute) not in self.records:
             raise ValueError(
-                f"byte {place} names {str(module)[:60]}.{str(attribute)[:60]}, which does not "
+                f"byte {place} names {module[:SHOWN]}.{attribute[:SHOWN]}, which does not "
                 "belong in such a file; nothing was executed"
             )
         return _Named((module, attribute))
@@ -355,12 +383,12 @@ class _Machine:
         return self.stack[-1]
 
 
-def _known(module: Any, attribute: Any, place: int) -> Any:
+def _known(module: str, attribute: str, place: int) -> Any:
     try:
         return KNOWN[module, attribute]
-    except (KeyError, TypeError):
+    except KeyError:
         raise ValueError(
-            f"byte {place} names {str(module)[:60]}.{str(attribute)[:60]}, "
+            f"byte {place} names {module[:SHOWN]}.{attribute[:SHOWN]}, "
             "which a set of images and pairs does not need; nothing was executed"
         ) from None
 

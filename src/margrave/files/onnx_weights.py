@@ -147,6 +147,9 @@ def _all_fields(data: memoryview) -> Iterator[tuple[int, memoryview | int]]:
     place = 0
     while place < len(data):
         tag, place = _varint(data, place)
+        # Other readers drop what goes beyond 32 bits, and would see another field than this.
+        if tag >> 32:
+            raise IndexError("a field's number is too large")
         kind = tag & 7
         if kind == VARINT:
             value, place = _varint(data, place)

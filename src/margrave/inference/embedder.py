@@ -184,7 +184,7 @@ def load_embedder(
         return Embedder(network.eval(), card, fit or card.fit)
     state, card = load_model(path)
     with names_from_file(path, trust_code):
-        backbone = backbones.create(card.backbone)
+        backbone = backbones.create_for(state, card.backbone, str(path))
     load_strictly(backbone, state, str(path))
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:

@@ -28,7 +28,7 @@ from torch import Tensor
 
 from margrave.checkpoints import ModelCard, atomic_write, read_card
 from margrave.data import ReadableImages
-from margrave.files import read_json
+from margrave.files import ordinary, read_bytes, read_json
 from margrave.inference.embedder import Embedder, Progress
 from margrave.memory import read_rows
 
@@ -487,7 +487,7 @@ def _read_blocks(folder: Path, *, repair: bool = False) -> list[dict[str, Any]]:
     """
     path = folder / "blocks.jsonl"
     try:
-        content = path.read_bytes()
+        content = read_bytes(path)
     except OSError as error:
         raise ValueError(f"{path} cannot be read ({error.strerror}); {_REMEDY}") from error
     whole = content[: content.rfind(b"\n") + 1]
@@ -533,7 +533,7 @@ def _open(
     """A mapped array of exactly this shape and type, text where there is no type."""
     path = folder / f"{name}.npy"
     try:
-        with open(path, "rb") as file:
+        with open(path, "rb", opener=ordinary) as file:
             size = os.fstat(file.fileno()).st_size
             version = np.lib.format.read_magic(file)
             if version != (1, 0):

@@ -9,6 +9,7 @@ import numpy as np
 from margrave.data import ReadableImages, decode_image
 from margrave.data.protocol_files import Landmarks, read_landmarks
 from margrave.faces import align_face
+from margrave.files import read_bytes
 
 
 class LandmarkedImages:
@@ -42,7 +43,7 @@ class LandmarkedImages:
         """
         name = self.name(index)
         try:
-            content = Path(name).read_bytes()
+            content = read_bytes(name)
         except OSError as error:
             raise ValueError(f"{name} cannot be read ({error.strerror})") from None
         try:

@@ -20,7 +20,7 @@ from margrave.checkpoints import (
     check_pixel_statistics,
     read_card,
 )
-from margrave.files import external_weights
+from margrave.files import external_weights, ordinary
 from margrave.registry import suggest
 
 Pixels = float | tuple[float, float, float]
@@ -262,7 +262,7 @@ def _digest(path: Path, external: Sequence[Path]) -> str:
             if external:
                 name = each.relative_to(path.parent).as_posix() if each != path else ""
                 total.update(f"{name}\0{each.stat().st_size}\0".encode())
-            with open(each, "rb") as file:
+            with open(each, "rb", opener=ordinary) as file:
                 while block := file.read(2**20):
                     total.update(block)
     except OSError as error:

@@ -68,7 +68,7 @@ def draw_curves(
 
 
 def _over_time(panel: Any, lines: Sequence[Mapping[str, Any]], key: str, title: str) -> None:
-    finite = [line for line in lines if line[key] is not None]
+    finite = [line for line in lines if isinstance(line.get(key), int | float)]
     epoch = np.array([line["epoch"] for line in finite])
     values = np.array([line[key] for line in finite])
     if len(values) < FEWEST_TO_SMOOTH or key == "learning_rate":

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,22 +20,69 @@ from torch import Tensor
 from margrave.checkpoints import atomic_write
 from margrave.distributed import World, gather_objects
 from margrave.distributed.tensor_store import save_tensors
-from margrave.files import read_json
+from margrave.files import read_bytes, read_json
 
 FORMAT_VERSION = 2
 PREFIX = "checkpoint-"
 STATE = "state.json"
 
 
+def _is_position(value: Any) -> bool:
+    names = {"epoch", "batch", "step"}
+    return isinstance(value, dict) and value.keys() == names and all(map(_is_count, value.values()))
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 2**62
+
+
+def _is_texts(value: Any) -> bool:
+    return isinstance(value, dict) and all(isinstance(text, str) for text in value.values())
+
+
+def _is_mapping_or_missing(value: Any) -> bool:
+    return value is None or isinstance(value, dict)
+
+
+def _is_loss_scale(value: Any) -> bool:
+    names = ("good_steps", "skipped_steps")
+    return value is None or (
+        isinstance(value, dict)
+        and isinstance(value.get("scale"), int | float)
+        and 0 < value["scale"] < 2**62
+        and all(_is_count(value.get(name)) for name in names)
+    )
+
+
+FIELDS: dict[str, Callable[[Any], bool]] = {
+    "position": _is_position,
+    "optimizer": lambda value: isinstance(value, str),
+    "images": lambda value: isinstance(value, dict),
+    "batches": _is_mapping_or_missing,
+    "order": _is_mapping_or_missing,
+    "unreadable": _is_texts,
+    "log_length": _is_count,
+    "loss_scale": _is_loss_scale,
+}
+"""What a state holds. Later versions may add fields; older ones lack some."""
+
+
 def latest_checkpoint(folder: Path) -> Path | None:
     """The newest whole checkpoint of a run, or None."""
-    numbered = {_number(path): path for path in folder.glob(f"{PREFIX}*")}
-    return numbered[max(numbered)] if numbered else None
+    return max(_checkpoints(folder), key=_number, default=None)
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    """Those that `save_checkpoint` named; others, such as copies by hand, are the user's own."""
+    return [
+        path
+        for path in folder.glob(f"{PREFIX}*")
+        if re.fullmatch(r"[0-9]{1,18}", path.name.removeprefix(PREFIX)) and path.is_dir()
+    ]
 
 
 def _number(path: Path) -> int:
-    number = path.name.removeprefix(PREFIX)
-    return int(number) if number.isdecimal() else -1
+    return int(path.name.removeprefix(PREFIX))
 
 
 def save_checkpoint(
@@ -71,7 +119,7 @@ def save_checkpoint(
         with atomic_write(unfinished / STATE) as temporary:
             temporary.write_text(json.dumps({"format_version": FORMAT_VERSION, **state}))
         os.rename(unfinished, folder / name)
-        for path in set(folder.glob(f"{PREFIX}*")) - {folder / name}:
+        for path in set(_checkpoints(folder)) - {folder / name}:
             # Under a name that nobody takes for a whole one while it goes.
             leaving = folder / f".{path.name}"
             os.rename(path, leaving)
@@ -86,21 +134,24 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
     """
     path = checkpoint / STATE
     try:
-        state = read_json(path.read_bytes(), STATE)
+        state = read_json(read_bytes(path), STATE)
         version = state["format_version"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path}: damaged or no checkpoint of Margrave ({error})") from error
     if version != FORMAT_VERSION:
         raise ValueError(
-            f"{path}: checkpoint format {version!r}, this Margrave reads {FORMAT_VERSION}; "
+            f"{path}: checkpoint format {version!r:.30}, this Margrave reads {FORMAT_VERSION}; "
             "resume with the version of Margrave that wrote it"
         )
+    faults = [name for name, fits in FIELDS.items() if not fits(state.get(name))]
+    if faults:
+        raise ValueError(f"{path}: damaged or no checkpoint of Margrave ({', '.join(faults)})")
     return state
 
 
 def remove_checkpoints(folder: Path) -> None:
     """Delete a former run's, so that an interrupted new one is not resumed from it."""
-    for path in folder.glob(f"{PREFIX}*"):
+    for path in _checkpoints(folder):
         shutil.rmtree(path)
 
 

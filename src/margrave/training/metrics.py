@@ -9,6 +9,9 @@ from typing import Any
 
 from margrave.files import read_json
 
+NEEDED = {"training": ("step", "epoch", "loss"), "evaluation": ("step", "epoch", "set", "accuracy")}
+"""What lines of each kind have at least."""
+
 
 class MetricsLog:
     """Appends lines to ``metrics.jsonl`` and forgets those written after a checkpoint.
@@ -20,7 +23,7 @@ class MetricsLog:
         step: where TensorBoard goes on.
 
     Raises:
-        ValueError: TensorBoard is asked for and not installed.
+        ValueError: TensorBoard is asked for and not installed; a line that is kept is damaged.
     """
 
     def __init__(
@@ -33,6 +36,9 @@ class MetricsLog:
         self._file = open(folder / "metrics.jsonl", "a+b")  # noqa: SIM115 - open as long as the log
         self._file.truncate(min(length, self._file.seek(0, 2)))
         self._file.seek(0, 2)
+        if self._file.tell():
+            # Else the run would train to its end before its curves cannot be drawn.
+            read_metrics(folder / "metrics.jsonl")
         self._events = _event_writer(folder, step) if tensorboard else None
 
     @property
@@ -82,6 +88,22 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     lines = path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]
     values = [read_json(line, f"{path}:{number}") for number, line in enumerate(lines, start=1)]
     for number, value in enumerate(values, start=1):
-        if not isinstance(value, dict) or not isinstance(value.get("kind"), str):
-            raise ValueError(f"{path}:{number} is damaged: it has no kind; remove the line")
+        wrong = _wrong(value)
+        if wrong:
+            raise ValueError(f"{path}:{number} is damaged: {wrong}; remove the line")
     return values
+
+
+def _wrong(line: Any) -> str | None:
+    """What a line of metrics lacks."""
+    if not isinstance(line, dict) or not isinstance(line.get("kind"), str):
+        return "it has no kind"
+    for name in NEEDED.get(line["kind"], ()):
+        if name not in line:
+            return f"it has no {name}"
+        value = line[name]
+        # Losses and accuracies that are not finite are written as null.
+        unknown = value is None and name in ("loss", "accuracy")
+        if not unknown and not isinstance(value, str if name == "set" else int | float):
+            return f"{name} is {str(value)[:40]!r}"
+    return None

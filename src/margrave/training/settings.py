@@ -86,10 +86,10 @@ class TrainingSettings(Settings):
     """Momentum of an exponential moving average of the weights, which then is the model."""
     encoder_momentum: float = Field(default=0.9, ge=0, lt=1)
     """Of KappaFace's momentum encoder, where its estimator asks for one."""
-    workers: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
+    workers: Annotated[int, Field(ge=0, le=256)] | Literal["auto"] = "auto"
     """Processes that read images ahead, for each that trains. ``auto`` is none where images are
     cached or a CPU trains, which needs its cores itself, else up to 8 of a GPU's share of cores."""
-    threads: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
+    threads: Annotated[int, Field(ge=1, le=1024)] | Literal["auto"] = "auto"
     """Cores for the arithmetic. ``auto`` is this process's share of those that it may use."""
     seed: int = Field(default=0, ge=0)
     accelerator: Literal["auto", "cpu", "cuda", "mps"] = "auto"

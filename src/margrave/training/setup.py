@@ -83,7 +83,12 @@ def set_up(
     settings = settings.model_copy(update={"workers": workers})
     head = _head_for(head, launch.size)
     torch.manual_seed(settings.seed)
-    network = backbones.create(backbone)
+    try:
+        network = backbones.create(backbone)
+    # Sizes beyond 64 bits, and memory that there is not.
+    except (RuntimeError, OverflowError, MemoryError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ValueError(f"backbone {dict(backbone)} cannot be built ({reason})") from error
     if initial_state is not None:
         load_strictly(network, initial_state, "initial_model")
     built_head = _build_head(

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import gzip
 import struct
+import tracemalloc
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -91,3 +93,29 @@ def test_broken_files_are_refused(tmp_path: Path, change: Any, message: str) -> 
 def test_missing_files_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"absent\.mat cannot be read \("):
         read_matlab_lists(tmp_path / "absent.mat", ["names"])
+
+
+def element(kind: int, content: bytes) -> bytes:
+    return struct.pack("<II", kind, len(content)) + content + bytes(-len(content) % 8)
+
+
+@pytest.mark.parametrize("shape", [(100_000_000, 1), (100_000_000, 0), (1, 1), (-1, -1)])
+def test_what_unpacks_to_gigabytes_is_refused(tmp_path: Path, shape: tuple[int, int]) -> None:
+    head = b" " * 124 + struct.pack("<H", 0x0100) + b"IM"
+    content = b"".join(
+        element(kind, part)
+        for kind, part in (
+            (6, struct.pack("<II", 11, 0)),
+            (5, struct.pack("<ii", *shape)),
+            (1, b"names"),
+            (4, b"\x39\x30" * 50_000_000),
+        )
+    )
+    packed = zlib.compress(element(14, content), 1)
+    path = tmp_path / "lists.mat"
+    path.write_bytes(head + struct.pack("<II", 15, len(packed)) + packed)
+    tracemalloc.start()
+    with pytest.raises(ValueError, match=r"lists\.mat cannot be read"):
+        read_matlab_lists(path, ["names"])
+    assert tracemalloc.get_traced_memory()[1] < 2**29
+    tracemalloc.stop()

@@ -23,6 +23,7 @@ from margrave.data.protocol_files.text import (
     unreadable,
     whole_number,
 )
+from margrave.files import ordinary
 
 _SUFFIXES = {
     "images": ("_face_tid_mid.txt",),
@@ -197,7 +198,7 @@ def read_template_pairs(path: str | Path) -> TemplatePairs:
     parts = [np.empty((0, 3), np.int64)]
     lines_before = 0
     try:
-        with open(path, "rb") as file:
+        with open(path, "rb", opener=ordinary) as file:
             rest = b""
             while block := file.read(_BLOCK_BYTES):
                 if not lines_before and not rest:

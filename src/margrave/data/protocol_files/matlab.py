@@ -12,6 +12,7 @@ from itertools import islice
 from pathlib import Path
 
 from margrave.data.protocol_files.text import unreadable
+from margrave.files import read_bytes
 
 Value = str | int | float | None
 
@@ -20,8 +21,10 @@ _VERSION = 0x0100
 _MATRIX, _COMPRESSED = 14, 15
 _CELLS, _TEXT, _NUMBERS = 1, 4, range(6, 16)
 _COMPLEX = 0x800
-_MOST_BYTES = 2**28
-"""No list of images unpacks to more."""
+_MOST_BYTES = 2**27
+"""No lists of images unpack to more."""
+_MOST_ENTRIES = 2_000_000
+"""Of an array; Python needs some sixty bytes for each."""
 
 _NUMBER_TYPES = dict(zip((1, 2, 3, 4, 5, 6, 7, 9, 12, 13), "bBhHiIfdqQ", strict=True))
 _TEXT_ENCODINGS = {1: "utf-8", 2: "utf-8", 4: "utf-16", 16: "utf-8", 17: "utf-16", 18: "utf-32"}
@@ -42,7 +45,7 @@ def read_matlab_lists(path: Path, names: Collection[str]) -> dict[str, list[Valu
             that lacks a variable, or a variable of another kind.
     """
     try:
-        content = path.read_bytes()
+        content = read_bytes(path)
     except OSError as error:
         raise unreadable(path, error) from None
     try:
@@ -60,9 +63,13 @@ def _variables(content: bytes, names: Collection[str]) -> Iterator[tuple[str, li
     order = {b"IM": "<", b"MI": ">"}.get(content[126:_HEADER_BYTES])
     if order is None or struct.unpack_from(f"{order}H", content, 124) != (_VERSION,):
         raise _Broken("it is not of version 5, which MATLAB's save -v7 writes")
+    left = _MOST_BYTES
     for kind, data in _elements(content[_HEADER_BYTES:], order):
         if kind == _COMPRESSED:
             unpacked = zlib.decompressobj().decompress(data, _MOST_BYTES)
+            left -= len(unpacked)
+            if left < 0:
+                raise _Broken(f"its variables unpack to more than {_MOST_BYTES} bytes")
             kind, data = next(_elements(unpacked, order), (0, b""))
         if kind != _MATRIX:
             raise _Broken(f"an element of type {kind} stands where a variable should")
@@ -95,16 +102,20 @@ def _entries(content: bytes, order: str, nested: bool = False) -> list[Value]:
     (_, flags), (_, shape), _ = (next(elements, (0, b"")) for _ in range(3))
     (described,) = struct.unpack_from(f"{order}I", flags)
     rows, columns = struct.unpack(f"{order}ii", shape)
+    if rows < 0 or columns < 0 or max(rows, 1) * max(columns, 1) > _MOST_ENTRIES:
+        raise _Broken(f"it holds an array of {rows} x {columns}")
     kind = described & 0xFF
     if kind == _TEXT:
         return [*_rows_of_text(*next(elements, (2, b"")), rows, order)]
     entries: list[Value]
     if kind == _CELLS and not nested:
-        entries = [_only_entry(*element, order) for element in elements]
+        entries = [_only_entry(*element, order) for element in islice(elements, _MOST_ENTRIES)]
     elif kind in _NUMBERS and not described & _COMPLEX:
         storage, data = next(elements, (2, b""))
         if storage not in _NUMBER_TYPES:
             raise _Broken(f"its numbers are of type {storage}")
+        if len(data) > rows * columns * 8:
+            raise _Broken(f"{len(data)} bytes stand in an array of {rows} x {columns}")
         entries = [number for (number,) in struct.iter_unpack(order + _NUMBER_TYPES[storage], data)]
     else:
         raise _Broken(f"it holds an array of class {kind}, not numbers, text or cells of these")

@@ -9,6 +9,8 @@ import re
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from pathlib import Path
 
+from margrave.files import ordinary, read_bytes
+
 MOST_COLUMNS = 1000
 MOST_DIGITS = 18
 """Whole numbers of as many digits always fit 64 bits."""
@@ -31,7 +33,7 @@ def read_lines(path: str | Path) -> Iterator[tuple[int, str]]:
         ValueError: a file that cannot be read, or a line that is not text.
     """
     try:
-        with open(path, "rb") as file:
+        with open(path, "rb", opener=ordinary) as file:
             for number, content in enumerate(file, start=1):
                 if number == 1:
                     content = content.removeprefix(_BYTE_ORDER_MARK)
@@ -49,7 +51,7 @@ def read_text(path: str | Path) -> str:
         ValueError: a file that cannot be read, or a line that is not text.
     """
     try:
-        content = Path(path).read_bytes().removeprefix(_BYTE_ORDER_MARK)
+        content = read_bytes(path).removeprefix(_BYTE_ORDER_MARK)
     except OSError as error:
         raise unreadable(path, error) from None
     return _decode(path, 1, content)

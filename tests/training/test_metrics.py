@@ -1,0 +1,34 @@
+"""Metrics files: what is kept of them is checked before a run goes on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from margrave.training import read_metrics
+from margrave.training.metrics import MetricsLog
+
+GOOD = '{"kind": "training", "step": 1, "epoch": 0.5, "loss": null}\n'
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"kind": "training", "step": 1, "loss": 2.0}', "no epoch"),
+        ('{"kind": "training", "step": 1, "epoch": [1], "loss": 2.0}', r"epoch is '\[1\]'"),
+        ('{"kind": "evaluation", "step": 1, "epoch": 1, "set": {}, "accuracy": 1}', "set is '{}'"),
+        ('{"step": 1}', "no kind"),
+        ("[]", "no kind"),
+    ],
+)
+def test_damaged_lines_are_named(tmp_path: Path, line: str, message: str) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(GOOD + line + "\n")
+    with pytest.raises(ValueError, match=f"metrics.jsonl:2 is damaged: .*{message}"):
+        read_metrics(path)
+    # Not at the end of training, when curves are drawn, but before it goes on.
+    with pytest.raises(ValueError, match="jsonl:2 is damaged"):
+        MetricsLog(tmp_path, length=path.stat().st_size)
+    MetricsLog(tmp_path, length=len(GOOD)).close()
+    assert len(read_metrics(path)) == 1
