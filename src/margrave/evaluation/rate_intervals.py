@@ -132,7 +132,8 @@ def independent_trials(
     Args:
         rate: in [0, 1].
         variance: of the rate, over other people.
-        people: how many independent people there are.
+        people: how many independent people there are, see ``effective_people``; more degrees of
+            freedom than people are not believed.
         observations: pairs or probes that the rate is over.
         freedom: degrees of freedom of the variance.
         level: coverage aimed at.
@@ -144,6 +145,7 @@ def independent_trials(
     if spread <= 0:
         return people
     worth = spread / max(variance, spread / observations)
+    freedom = max(1.0, min(freedom, people))
     # A threshold's uncertainty may leave fewer than there are people; Student's t may not.
     return max(worth / student_factor(freedom, level) ** 2, min(worth, people))
 
