@@ -39,7 +39,7 @@ from margrave.evaluation import (
     pool_templates,
     streamed_accept_rates,
 )
-from margrave.memory import read_rows
+from margrave.files import read_rows
 
 BLOCK = (2048, 4096)
 CASES = ("megaface", "all-to-all", "scores", "pooling")

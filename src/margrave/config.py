@@ -13,9 +13,8 @@ import yaml
 from pydantic import Field, ValidationError
 
 from margrave.backbones import BACKBONES
-from margrave.checkpoints import atomic_write
 from margrave.data import SOURCES, Augmentation, Fit
-from margrave.files import read_yaml
+from margrave.files import atomic_write, read_yaml
 from margrave.heads import HEADS
 from margrave.losses import LOSSES
 from margrave.losses import create as create_loss

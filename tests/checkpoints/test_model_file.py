@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from margrave.checkpoints import ModelCard, atomic_write, load_model, read_card, save_model
+from margrave.checkpoints import ModelCard, load_model, read_card, save_model
+from margrave.files import atomic_write
 
 STATE = {
     "conv.weight": torch.randn(4, 3, 3, 3).to(memory_format=torch.channels_last),

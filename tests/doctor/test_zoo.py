@@ -148,7 +148,7 @@ def test_unreadable_files(faces: Planted, tmp_path: Path) -> None:
 
 def records(faces: Planted, folder: Path, relabel: Callable[[int], int] = lambda n: n) -> None:
     """Records whose labels are not what the format asks for."""
-    from margrave.data.recordio import RecordWriter, join_record, write_index
+    from margrave.files.recordio import RecordWriter, join_record, write_index
 
     pack_records(faces, folder, 64)
     packed = RecordImages(folder)

@@ -1,6 +1,5 @@
 """Weights from files: other projects' in, our own in and out. Nothing in a file is executed."""
 
-from margrave.checkpoints.atomic import atomic_write
 from margrave.checkpoints.contract import Checkpoint, Imported
 from margrave.checkpoints.head_weights import head_weight, merge_head_shards
 from margrave.checkpoints.layouts import adopt, check_pixel_statistics, convert, recognise
@@ -22,7 +21,6 @@ __all__ = [
     "ModelCard",
     "OperatingPoint",
     "adopt",
-    "atomic_write",
     "check_pixel_statistics",
     "convert",
     "head_weight",

@@ -14,8 +14,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from margrave.checkpoints.atomic import atomic_write
 from margrave.files import read_json
+from margrave.files.atomic import atomic_write
 from margrave.registry import suggest
 
 FORMAT_VERSION = 1

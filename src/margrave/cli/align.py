@@ -27,10 +27,10 @@ def align(
     """
     import csv
 
-    from margrave.checkpoints import atomic_write
     from margrave.cli.console import Console
     from margrave.cli.progress import counted
     from margrave.data import ImageFiles
+    from margrave.files import atomic_write
     from margrave.inference import AlignmentSettings, align_photos
     from margrave.report import contact_sheet
 

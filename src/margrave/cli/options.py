@@ -33,7 +33,7 @@ def whole_numbers(option: str, given: str) -> list[int]:
 
 def write_output(output: Path | None, content: Any) -> None:
     """Results as JSON, where a file for them is given."""
-    from margrave.checkpoints import atomic_write
+    from margrave.files import atomic_write
 
     if output is not None:
         with atomic_write(output) as temporary:

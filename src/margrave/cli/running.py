@@ -14,7 +14,7 @@ import torch
 from rich.markup import escape
 
 from margrave import backbones
-from margrave.checkpoints import ModelCard, atomic_write, load_model, save_model
+from margrave.checkpoints import ModelCard, load_model, save_model
 from margrave.cli.console import Console
 from margrave.cli.progress import counted, training_bar
 from margrave.cli.tables import pairs_notes, pairs_table, strata_table
@@ -33,7 +33,7 @@ from margrave.data import (
     read_pairs_bin,
 )
 from margrave.distributed import current_launch
-from margrave.files import read_yaml
+from margrave.files import atomic_write, read_yaml
 from margrave.heads import ChunkedHead
 from margrave.inference import Embedder, Verification, verify
 from margrave.losses import create as create_loss

@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from margrave.data.augment import Augmentation
 from margrave.data.contract import FaceImages
 from margrave.data.decode import Fit, fit_image
-from margrave.memory import keep_freed_memory
+from margrave.hardware import keep_freed_memory
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from typing import Protocol
 import numpy as np
 
 from margrave.data.image_folder import ImageFiles
-from margrave.data.protocol_files.text import (
+from margrave.files.text import (
     Agreement,
     malformed,
     read_lines,

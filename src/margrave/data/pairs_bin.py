@@ -7,7 +7,6 @@ P truth values. It is read without being executed.
 from __future__ import annotations
 
 import hashlib
-import os
 import pickle
 from collections.abc import Sequence
 from functools import cached_property
@@ -18,7 +17,7 @@ import numpy as np
 
 from margrave.data.decode import MAXIMUM_PIXELS, decode_image
 from margrave.data.pair_lists import PairList
-from margrave.files import Budget, read_bytes, read_inert, shown
+from margrave.files import Budget, atomic_write, read_bytes, read_inert, shown
 
 LARGEST_FILE = 2**31
 
@@ -139,9 +138,6 @@ def write_pairs_bin(path: str | Path, images: Sequence[bytes], same: Sequence[bo
     if len(images) != 2 * len(same):
         raise ValueError(f"{len(images)} images for {len(same)} pairs; each pair has two")
     content = [bytes(image) for image in images], [bool(value) for value in same]
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.unfinished")
-    # The last generation that Python before 3.8 reads.
-    unfinished.write_bytes(pickle.dumps(content, protocol=4))
-    os.replace(unfinished, path)
+    with atomic_write(path) as unfinished:
+        # The last generation that Python before 3.8 reads.
+        unfinished.write_bytes(pickle.dumps(content, protocol=4))

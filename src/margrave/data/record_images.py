@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from margrave.data.decode import MAXIMUM_PIXELS, decode_image
-from margrave.data.recordio import (
+from margrave.files.recordio import (
     RecordFile,
     RecordWriter,
     join_record,

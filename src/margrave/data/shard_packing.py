@@ -18,7 +18,7 @@ from margrave.data.contract import FaceImages
 from margrave.data.decode import Fit
 from margrave.data.packing import QUALITY, Progress, in_order, packed_bytes
 from margrave.data.shards import INDEX, PLAN, SAMPLE, SAMPLES, ShardEntry, ShardIndex
-from margrave.files import read_json
+from margrave.files import atomic_write, read_json
 
 IMAGES_PER_SHARD = 16384
 
@@ -75,7 +75,8 @@ def pack_shards(
             path = folder / f"shard-{number:06d}.tar"
             advance = partial(_tell, progress, start, len(order))
             shard = _write_shard(path, images, advance(contents), start)
-            _replace(done, json.dumps(shard).encode())
+            with atomic_write(done) as unfinished:
+                unfinished.write_text(json.dumps(shard), encoding="utf-8")
         progress(start + len(indices), len(order))
         finished.append(done)
     return _finish(folder, finished, list(images.class_names))
@@ -137,7 +138,8 @@ def _check_plan(folder: Path, images: FaceImages, settings: list[object]) -> Non
     elif (folder / INDEX).exists() or any(folder.glob("*.tar")):
         raise ValueError(f"{folder} holds shards already; choose another folder")
     else:
-        _replace(path, plan)
+        with atomic_write(path) as unfinished:
+            unfinished.write_bytes(plan)
 
 
 def _finish(folder: Path, finished: list[Path], identities: list[str]) -> dict[str, str]:
@@ -155,23 +157,19 @@ def _finish(folder: Path, finished: list[Path], identities: list[str]) -> dict[s
     if not rows:
         raise ValueError(f"none of the images could be read: {next(iter(unreadable.values()))}")
     samples = np.concatenate(rows).tobytes()
-    _replace(folder / SAMPLES, samples)
+    with atomic_write(folder / SAMPLES) as unfinished:
+        unfinished.write_bytes(samples)
     index = ShardIndex(
         version=1,
         identities=identities,
         samples_sha256=hashlib.sha256(samples).hexdigest(),
         shards=entries,
     )
-    _replace(folder / INDEX, index.model_dump_json(indent=1).encode())
+    with atomic_write(folder / INDEX) as unfinished:
+        unfinished.write_text(index.model_dump_json(indent=1), encoding="utf-8")
     for path in (*finished, folder / PLAN):
         path.unlink()
     return unreadable
-
-
-def _replace(path: Path, content: bytes) -> None:
-    unfinished = path.with_name(f"{path.name}.unfinished")
-    unfinished.write_bytes(content)
-    os.replace(unfinished, path)
 
 
 def damaged_shards(folder: str | Path, progress: Progress = lambda d, t: None) -> Iterator[str]:

@@ -21,9 +21,9 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from margrave.data.decode import MAXIMUM_PIXELS, decode_image
-from margrave.data.remote_files import file_ranges, whole_file
-from margrave.data.tar_members import tar_members
 from margrave.files import ordinary
+from margrave.files.remote_files import file_ranges, whole_file
+from margrave.files.tar_members import tar_members
 
 INDEX, SAMPLES = "shards.json", "samples.bin"
 PLAN = ".packing.json"

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from margrave.distributed import World, gather_objects
-from margrave.memory import read_rows
+from margrave.files import read_rows
 
 ROWS_AT_ONCE = 2048
 COLUMNS_AT_ONCE = 4096

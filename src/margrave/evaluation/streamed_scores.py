@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from margrave.evaluation.accept_rates import AcceptRate, false_accepts_allowed
-from margrave.memory import read_rows
+from margrave.files import read_rows
 
 SCORES_AT_ONCE = 1 << 21
 _DIGITS = 1 << 16

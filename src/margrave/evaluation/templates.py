@@ -19,7 +19,7 @@ from margrave.evaluation.accept_rates import AcceptRate, accept_rates, false_acc
 from margrave.evaluation.score_blocks import Rows
 from margrave.evaluation.tail_bootstrap import TailIdentities, tail_length
 from margrave.evaluation.verification import area_under, check_pairs, nearest_points, roc_curve
-from margrave.memory import read_rows
+from margrave.files import read_rows
 
 IJB_FAR_TARGETS = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
 ROWS_AT_ONCE = 4096

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from margrave.memory import keep_freed_memory
+from margrave.hardware import keep_freed_memory
 
 
 class CosineCache:

@@ -16,10 +16,9 @@ import cv2
 import numpy as np
 import torch
 
-from margrave.checkpoints import atomic_write
 from margrave.data import ImageFiles, decode_image, image_paths
 from margrave.faces import MTCNN, Detection, Detector, YuNet, align_face
-from margrave.files import read_json
+from margrave.files import atomic_write, read_json
 
 LIST = "aligned.jsonl"
 CHUNK = 4

@@ -26,11 +26,10 @@ from typing import Any, Literal
 import numpy as np
 from torch import Tensor
 
-from margrave.checkpoints import ModelCard, atomic_write, read_card
+from margrave.checkpoints import ModelCard, read_card
 from margrave.data import ReadableImages
-from margrave.files import ordinary, read_bytes, read_json
+from margrave.files import atomic_write, ordinary, read_bytes, read_json, read_rows
 from margrave.inference.embedder import Embedder, Progress
-from margrave.memory import read_rows
 
 FORMAT_VERSION = 1
 BLOCK = 512

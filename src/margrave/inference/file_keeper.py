@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from margrave.checkpoints import atomic_write
 from margrave.distributed import World
 from margrave.evaluation import State
+from margrave.files import atomic_write
 
 SECONDS_BETWEEN_STATES = 2.0
 SHARE_OF_TIME = 0.05

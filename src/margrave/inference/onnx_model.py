@@ -13,14 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from margrave.checkpoints import (
-    CARD_KEY,
-    ModelCard,
-    atomic_write,
-    check_pixel_statistics,
-    read_card,
-)
-from margrave.files import external_weights, ordinary
+from margrave.checkpoints import CARD_KEY, ModelCard, check_pixel_statistics, read_card
+from margrave.files import atomic_write, external_weights, ordinary
 from margrave.registry import suggest
 
 Pixels = float | tuple[float, float, float]

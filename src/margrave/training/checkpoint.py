@@ -17,10 +17,9 @@ from typing import Any
 
 from torch import Tensor
 
-from margrave.checkpoints import atomic_write
 from margrave.distributed import World, gather_objects
 from margrave.distributed.tensor_store import save_tensors
-from margrave.files import read_bytes, read_json
+from margrave.files import atomic_write, read_bytes, read_json
 
 FORMAT_VERSION = 2
 PREFIX = "checkpoint-"

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
-from margrave.data.protocol_files.folders import entries, only_one
-from margrave.data.protocol_files.text import (
+from margrave.files import ordinary
+from margrave.files.folders import entries, only_one
+from margrave.files.text import (
     DECIMAL,
     MOST_DIGITS,
     Agreement,
@@ -23,7 +24,6 @@ from margrave.data.protocol_files.text import (
     unreadable,
     whole_number,
 )
-from margrave.files import ordinary
 
 _SUFFIXES = {
     "images": ("_face_tid_mid.txt",),

@@ -10,9 +10,9 @@ from pathlib import Path, PurePath
 import numpy as np
 
 from margrave.data.image_folder import natural_sort
-from margrave.data.protocol_files.folders import entries, folders_within
 from margrave.data.protocol_files.ijb import TemplatePairs, check_template_pairs
-from margrave.data.protocol_files.text import (
+from margrave.files.folders import entries, folders_within
+from margrave.files.text import (
     Agreement,
     finite_number,
     is_relative_path,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path, PurePosixPath
 
-from margrave.data.protocol_files.text import is_relative_path, malformed, read_lines, read_text
+from margrave.files.text import is_relative_path, malformed, read_lines, read_text
 
 
 def read_megaface_list(path: str | Path) -> tuple[str, ...]:

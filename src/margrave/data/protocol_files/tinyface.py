@@ -9,9 +9,9 @@ from pathlib import Path, PurePath, PurePosixPath
 import numpy as np
 
 from margrave.data.image_folder import image_paths
-from margrave.data.protocol_files.folders import entries, folders_within, only_one
-from margrave.data.protocol_files.matlab import Value, read_matlab_lists
-from margrave.data.protocol_files.text import some_of, whole_number
+from margrave.files.folders import entries, folders_within, only_one
+from margrave.files.matlab import Value, read_matlab_lists
+from margrave.files.text import some_of, whole_number
 
 _GALLERY, _DISTRACTORS, _PROBES = _ROLES = ("Gallery_Match", "Gallery_Distractor", "Probe")
 _LISTS = {

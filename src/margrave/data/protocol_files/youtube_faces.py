@@ -11,7 +11,7 @@ from pathlib import Path, PurePath
 import numpy as np
 
 from margrave.data.image_folder import image_paths
-from margrave.data.protocol_files.text import (
+from margrave.files.text import (
     Agreement,
     is_relative_path,
     malformed,

@@ -7,7 +7,7 @@ from typing import Any
 
 import fsspec
 
-from margrave.files import read_bytes
+from margrave.files.ordinary import read_bytes
 
 ATTEMPTS = 4
 STORES = (

@@ -9,7 +9,7 @@ import re
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from pathlib import Path
 
-from margrave.files import ordinary, read_bytes
+from margrave.files.ordinary import ordinary, read_bytes
 
 MOST_COLUMNS = 1000
 MOST_DIGITS = 18

@@ -12,7 +12,7 @@ import pytest
 import scipy.io
 from scipy.io import savemat
 
-from margrave.data.protocol_files.matlab import read_matlab_lists
+from margrave.files.matlab import read_matlab_lists
 
 WRITTEN_BY_MATLAB = Path(scipy.io.__file__).parent / "matlab/tests/data"
 

@@ -18,7 +18,8 @@ from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
-from margrave.files import Budget, read_bytes
+from margrave.files.budget import Budget
+from margrave.files.ordinary import read_bytes
 
 MAGIC = 0xCED7230A
 _MAGIC_BYTES = struct.pack("<I", MAGIC)

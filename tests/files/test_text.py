@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from margrave.data.protocol_files.text import is_relative_path, read_lines, read_table
+from margrave.files.text import is_relative_path, read_lines, read_table
 
 
 def test_lines_keep_their_numbers(tmp_path: Path) -> None:

@@ -11,8 +11,8 @@ from collections.abc import Collection, Iterator
 from itertools import islice
 from pathlib import Path
 
-from margrave.data.protocol_files.text import unreadable
-from margrave.files import read_bytes
+from margrave.files.ordinary import read_bytes
+from margrave.files.text import unreadable
 
 Value = str | int | float | None
 

@@ -1,24 +1,11 @@
-"""Memory kept where it is asked for again and again, and not taken where data only passes by."""
+"""Rows of arrays that may lie in files."""
 
 from __future__ import annotations
 
 import mmap
-from functools import cache
 from typing import Any
 
 import numpy as np
-import torch
-
-
-@cache
-def keep_freed_memory() -> None:
-    """Let the C library keep freed blocks of up to 31 MB for the next ones of a step.
-
-    By default glibc hands blocks of a megabyte back to the system and asks for zeroed pages anew,
-    which costs more than the arithmetic on them. It takes the size of the largest block ever freed
-    for the limit, up to 32 MB; an untouched one costs nothing.
-    """
-    torch.empty(31 * 2**20, dtype=torch.uint8)
 
 
 def read_rows(rows: np.ndarray, start: int, stop: int) -> np.ndarray:

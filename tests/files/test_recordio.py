@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from margrave.data import RecordImages, TrainingImages, open_images, write_record_images
-from margrave.data.recordio import (
+from margrave.files.recordio import (
     MAGIC,
     RecordFile,
     RecordWriter,
