@@ -41,13 +41,13 @@ from margrave.data import (
     ImageFolder,
     RecordImages,
     ShardImages,
-    SyntheticFaces,
     TrainingImages,
     WindowSampler,
     pack_records,
     pack_shards,
     training_loader,
 )
+from margrave.synthetic import SyntheticFaces
 
 FLIP = Augmentation(flip=0.5)
 APART = ("one process", "two processes")

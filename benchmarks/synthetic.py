@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from margrave.data import SyntheticFaces
+from margrave.synthetic import SyntheticFaces
 
 
 def main() -> None:

@@ -15,10 +15,10 @@ from margrave import backbones
 from margrave.checkpoints import ModelCard, save_model
 from margrave.cli import app
 from margrave.config import read_config, read_run_config, to_yaml
-from margrave.data import SyntheticFaces
 from margrave.doctor import examine_run
 from margrave.inference import load_embedder
 from margrave.registry import import_path, names_from_file
+from margrave.synthetic import SyntheticFaces
 
 NETWORK = {
     "kind": "iresnet",

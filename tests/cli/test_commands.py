@@ -19,8 +19,8 @@ from typer.testing import CliRunner
 from margrave import __version__, backbones
 from margrave.checkpoints import load_model
 from margrave.cli import app, main
-from margrave.data import SyntheticFaces
 from margrave.recipes import recipe_names, recipe_text
+from margrave.synthetic import SyntheticFaces
 
 SETTINGS = [
     "data.image_size=32",

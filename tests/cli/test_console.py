@@ -14,7 +14,7 @@ from margrave import backbones
 from margrave.checkpoints import ModelCard, OperatingPoint, save_model
 from margrave.cli import app
 from margrave.cli.console import Console
-from margrave.data import SyntheticFaces
+from margrave.synthetic import SyntheticFaces
 
 NETWORK = {
     "kind": "iresnet", "block_counts": [1, 1, 1, 1], "channels": [8, 8, 8, 8],

@@ -13,7 +13,8 @@ from click.testing import Result
 from typer.testing import CliRunner
 
 from margrave.cli import app
-from margrave.data import SyntheticFaces, balanced_pairs, write_pairs_bin
+from margrave.data import balanced_pairs, write_pairs_bin
+from margrave.synthetic import SyntheticFaces
 
 
 def doctor(*arguments: object) -> Result:

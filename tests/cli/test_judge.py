@@ -18,8 +18,9 @@ from typer.testing import CliRunner
 
 from margrave.checkpoints import read_card
 from margrave.cli import app
-from margrave.data import ImageFolder, SyntheticFaces, read_pairs_bin, write_pairs_bin
+from margrave.data import ImageFolder, read_pairs_bin, write_pairs_bin
 from margrave.inference import FeatureStore, load_embedder
+from margrave.synthetic import SyntheticFaces
 
 
 def margrave(*arguments: object, fails: bool = False) -> str:

@@ -10,14 +10,8 @@ import pytest
 from typer.testing import CliRunner
 
 from margrave.cli import app
-from margrave.data import (
-    ImageFolder,
-    RecordImages,
-    ShardImages,
-    SyntheticFaces,
-    read_pairs_bin,
-    recognise,
-)
+from margrave.data import ImageFolder, RecordImages, ShardImages, read_pairs_bin, recognise
+from margrave.synthetic import SyntheticFaces
 
 
 @pytest.fixture(scope="module")

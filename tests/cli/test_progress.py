@@ -13,7 +13,7 @@ from rich.console import Console
 
 from margrave.cli import progress
 from margrave.cli.progress import counted, training_bar
-from margrave.data import SyntheticFaces
+from margrave.synthetic import SyntheticFaces
 from margrave.training import StepReport
 
 

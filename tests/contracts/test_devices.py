@@ -13,13 +13,14 @@ from torch import Tensor, nn
 
 from margrave import backbones
 from margrave.checkpoints import ModelCard
-from margrave.data import SyntheticFaces, TrainingImages, normalise
+from margrave.data import TrainingImages, normalise
 from margrave.evaluation import evaluate_all_to_all
 from margrave.heads import ChunkedHead, DenseHead, Head, RowwiseSGD
 from margrave.inference import Embedder, embed_to_store
 from margrave.losses import LOSSES
 from margrave.losses import create as create_loss
 from margrave.statistics import MomentumEncoder
+from margrave.synthetic import SyntheticFaces
 from margrave.training import TrainingSettings, set_up
 from margrave.training.gradients import clip_gradients
 

@@ -25,18 +25,12 @@ import torch
 from margrave import backbones
 from margrave.checkpoints import ModelCard, load_model, read_checkpoint, save_model
 from margrave.config import read_config, read_run_config, to_yaml
-from margrave.data import (
-    RecordImages,
-    ShardImages,
-    SyntheticFaces,
-    decode_image,
-    pack_shards,
-    read_pairs_bin,
-)
+from margrave.data import RecordImages, ShardImages, decode_image, pack_shards, read_pairs_bin
 from margrave.distributed import World
 from margrave.distributed.tensor_store import load_tensors, save_tensors, stored_tensors
 from margrave.inference import Embedder, FeatureStore, embed_to_store, feature_store
 from margrave.inference.feature_store import HEADER
+from margrave.synthetic import SyntheticFaces
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "recordio"
 EXTRA_BYTES = 512 * 2**20

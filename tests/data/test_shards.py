@@ -27,7 +27,6 @@ from margrave.data import (
     EpochSampler,
     ImageFolder,
     ShardImages,
-    SyntheticFaces,
     TrainingImages,
     WindowSampler,
     damaged_shards,
@@ -36,6 +35,7 @@ from margrave.data import (
     training_loader,
 )
 from margrave.data.shards import SAMPLE
+from margrave.synthetic import SyntheticFaces
 
 FACES = SyntheticFaces(num_identities=10, images_per_identity=10, image_size=32)
 

@@ -6,7 +6,7 @@ from functools import cache
 
 import numpy as np
 
-from margrave.data import SyntheticFaces
+from margrave.synthetic import SyntheticFaces
 
 
 @cache

@@ -26,7 +26,6 @@ from margrave.data import (
     PairList,
     RecordImages,
     ShardImages,
-    SyntheticFaces,
     balanced_pairs,
     pack_records,
     pack_shards,
@@ -38,6 +37,7 @@ from margrave.doctor import (
     examine_pairs,
     examine_run,
 )
+from margrave.synthetic import SyntheticFaces
 from margrave.training import NonFiniteLossError
 
 MODULE, DIMENSIONS = "discriminant:Discriminant", 4

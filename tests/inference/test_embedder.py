@@ -10,8 +10,9 @@ import torch
 
 from margrave import backbones
 from margrave.checkpoints import ModelCard, save_model
-from margrave.data import SyntheticFaces, balanced_pairs
+from margrave.data import balanced_pairs
 from margrave.inference import Embedder, embed_pairs, load_embedder, verify
+from margrave.synthetic import SyntheticFaces
 
 BACKBONE = {
     "kind": "iresnet",

@@ -13,8 +13,8 @@ import torch
 
 from margrave import backbones
 from margrave.checkpoints import ModelCard
-from margrave.data import SyntheticFaces
 from margrave.inference import ChosenRows, Embedder, FeatureStore, embed_to_store, feature_store
+from margrave.synthetic import SyntheticFaces
 
 BACKBONE = {
     "kind": "iresnet",

@@ -27,7 +27,6 @@ from margrave.data.shard_packing import damaged_shards, pack_shards
 from margrave.data.shards import ShardImages
 from margrave.data.sources import SOURCES, open_images, recognise
 from margrave.data.splits import ImageSubset, split_identities
-from margrave.data.synthetic import SyntheticFaces
 from margrave.data.window_sampler import WindowSampler
 
 __all__ = [
@@ -45,7 +44,6 @@ __all__ = [
     "ReadableImages",
     "RecordImages",
     "ShardImages",
-    "SyntheticFaces",
     "TrainingImages",
     "Unreadable",
     "WindowSampler",

@@ -10,8 +10,8 @@ from margrave.data.contract import FaceImages
 from margrave.data.image_folder import ImageFolder
 from margrave.data.record_images import RecordImages
 from margrave.data.shards import INDEX, ShardImages
-from margrave.data.synthetic import SyntheticFaces
 from margrave.registry import Registry
+from margrave.synthetic import SyntheticFaces
 
 SOURCES: Registry[Callable[..., FaceImages]] = Registry("data set")
 SOURCES.register("folder")(ImageFolder)

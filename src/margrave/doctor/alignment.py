@@ -9,10 +9,11 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from margrave.data import ReadableImages, SyntheticFaces, fit_image
+from margrave.data import ReadableImages, fit_image
 from margrave.doctor.findings import Finding
 from margrave.doctor.measurements import SIDE, Measurements, Progress
 from margrave.faces import MTCNN, TEMPLATE, Detector, YuNet, similarity
+from margrave.synthetic import SyntheticFaces
 
 SAMPLE, PART = 384, 48
 """Images that faces are searched in, and after how many it is seen whether that is enough."""

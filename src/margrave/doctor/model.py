@@ -24,7 +24,7 @@ from margrave.checkpoints import (
     read_card,
     read_checkpoint,
 )
-from margrave.data import FaceImages, ReadableImages, SyntheticFaces, balanced_pairs
+from margrave.data import FaceImages, ReadableImages, balanced_pairs
 from margrave.doctor.findings import Finding, ranked
 from margrave.doctor.image_checks import SHOWN
 from margrave.doctor.measurements import Progress
@@ -33,6 +33,7 @@ from margrave.evaluation import area_under, roc_curve
 from margrave.files import is_onnx, is_safetensors, onnx_tensors
 from margrave.inference import Embedder, load_embedder
 from margrave.inference.onnx_model import OnnxBackbone, Pixels, card_path
+from margrave.synthetic import SyntheticFaces
 
 QUALITIES = (1.0, 0.5, 0.25, 0.125)
 """Sides, as shares of the image's, that images are shrunk to and enlarged from."""

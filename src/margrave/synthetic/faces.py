@@ -15,14 +15,14 @@ from typing import Literal, NamedTuple
 import cv2
 import numpy as np
 
-from margrave.data.face_degradation import (
+from margrave.synthetic.degradation import (
     DEGRADATION_FACTORS,
     amounts,
     degrade,
     quality_of,
     severities,
 )
-from margrave.data.face_factors import (
+from margrave.synthetic.factors import (
     CAPTURE_FACTORS,
     IDENTITY_FACTORS,
     Expression,
@@ -32,8 +32,8 @@ from margrave.data.face_factors import (
     Pose,
     from_uniforms,
 )
-from margrave.data.face_relief import relief
-from margrave.data.face_renderer import Person, render_face
+from margrave.synthetic.relief import relief
+from margrave.synthetic.renderer import Person, render_face
 
 # The last word of a generator's seed, so that no two uses share random numbers. Never 0: a seed
 # that ends in 0 equals the one without it.

@@ -5,8 +5,8 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
-from margrave.data.face_canvas import Colour, FaceCanvas, dim, mirrored, moved, ribbon
-from margrave.data.face_factors import FaceCapture, FaceIdentity
+from margrave.synthetic.canvas import Colour, FaceCanvas, dim, mirrored, moved, ribbon
+from margrave.synthetic.factors import FaceCapture, FaceIdentity
 
 
 def paint_glasses(

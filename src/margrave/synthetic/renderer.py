@@ -7,9 +7,9 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from margrave.data.face_canvas import FaceCanvas, mix
-from margrave.data.face_factors import FaceCapture, FaceIdentity
-from margrave.data.face_features import (
+from margrave.synthetic.canvas import FaceCanvas, mix
+from margrave.synthetic.factors import FaceCapture, FaceIdentity
+from margrave.synthetic.features import (
     outline,
     paint_brows,
     paint_ears,
@@ -21,15 +21,15 @@ from margrave.data.face_features import (
     paint_wrinkles,
     skin_colour,
 )
-from margrave.data.face_hair import (
+from margrave.synthetic.hair import (
     hair_band,
     hair_colour,
     paint_back_hair,
     paint_beard,
     paint_front_hair,
 )
-from margrave.data.face_relief import lighting, view_maps
-from margrave.data.face_surroundings import background, clothes_colour, paint_glasses
+from margrave.synthetic.relief import lighting, view_maps
+from margrave.synthetic.surroundings import background, clothes_colour, paint_glasses
 
 
 class Person(NamedTuple):
@@ -40,7 +40,7 @@ class Person(NamedTuple):
         marks: (n, 3) uniform numbers, places and sizes of moles and freckles.
         blotches: (m, m) standard normal numbers, uneven pigment.
         strands: (k, 3) uniform numbers, how the hair falls.
-        height: the face's relief, see `margrave.data.face_relief.relief`.
+        height: the face's relief, see `margrave.synthetic.relief.relief`.
     """
 
     factors: FaceIdentity

@@ -10,11 +10,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from margrave.data import face_degradation, synthetic
 from margrave.data.contract import FaceImages
-from margrave.data.face_factors import FaceIdentity, from_uniforms
-from margrave.data.face_relief import relief
-from margrave.data.synthetic import SyntheticFaces, long_tailed_sizes
+from margrave.synthetic import degradation as face_degradation
+from margrave.synthetic import faces as synthetic
+from margrave.synthetic.faces import SyntheticFaces, long_tailed_sizes
+from margrave.synthetic.factors import FaceIdentity, from_uniforms
+from margrave.synthetic.relief import relief
 
 
 def digests(faces: SyntheticFaces, indices) -> dict[int, str]:

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from margrave.data.face_canvas import Colour, FaceCanvas, curve, dim, mirrored, mix, moved, ribbon
-from margrave.data.face_factors import FaceCapture, FaceIdentity
+from margrave.synthetic.canvas import Colour, FaceCanvas, curve, dim, mirrored, mix, moved, ribbon
+from margrave.synthetic.factors import FaceCapture, FaceIdentity
 
 SKIN_TONES = ((66, 41, 30), (112, 72, 50), (160, 112, 83), (201, 153, 122), (231, 193, 168))
 IRIS_COLOURS = ((58, 36, 24), (84, 56, 30), (104, 92, 52), (92, 112, 84), (96, 126, 152))

@@ -12,8 +12,8 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from margrave.data.face_canvas import HALF_EXTENT
-from margrave.data.face_factors import FaceCapture, FaceIdentity
+from margrave.synthetic.canvas import HALF_EXTENT
+from margrave.synthetic.factors import FaceCapture, FaceIdentity
 
 GRID = 48
 AXIS = (((np.arange(GRID) + 0.5) / GRID * 2 - 1) * HALF_EXTENT).astype(np.float32)

@@ -11,9 +11,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from margrave.data.face_canvas import Colour, FaceCanvas, curve, dim, mirrored, mix, moved
-from margrave.data.face_factors import FaceCapture, FaceIdentity
-from margrave.data.face_features import along_ramp
+from margrave.synthetic.canvas import Colour, FaceCanvas, curve, dim, mirrored, mix, moved
+from margrave.synthetic.factors import FaceCapture, FaceIdentity
+from margrave.synthetic.features import along_ramp
 
 HAIR_TONES = ((206, 172, 120), (150, 108, 66), (88, 58, 36), (48, 34, 26), (24, 20, 19))
 STRAND_STEPS = np.linspace(0.0, 1.0, 6)
