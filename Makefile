@@ -5,7 +5,7 @@ BIN := .venv/bin
 # A machine with a GPU has its own PyTorch: GPU_PYTHON=python3 takes that instead of the venv's.
 GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
 
-.PHONY: install demo test check bench bench-gpu fuzz clean
+.PHONY: install demo test test-slow test-services check bench bench-gpu fuzz clean
 
 install: .venv/installed
 
@@ -18,7 +18,15 @@ demo: install
 	$(BIN)/margrave demo
 
 test: install
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not service and not slow" -n 3 --dist worksteal
+
+# What compiles, kills or repeats for minutes.
+test-slow: install
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "slow and not service" -n 3 --dist worksteal tests
+
+# What starts a server or a browser, in turns.
+test-services: install
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m service -n 2 --dist loadfile tests
 
 check: install
 	$(BIN)/ruff check .

@@ -67,8 +67,8 @@ def main() -> None:
 
         def run(function: Callable, seeds: Iterable[int], what: str) -> list:
             todo = list(seeds)
-            found = pool.imap_unordered(function, todo, chunksize=10)
-            return list(track(found, what, len(todo)))
+            result = pool.imap_unordered(function, todo, chunksize=10)
+            return list(track(result, what, len(todo)))
 
         for name, simulation in SIMULATIONS.items():
             if given.only in (None, name):
@@ -150,19 +150,19 @@ def faces_once(seed: int, resamples: int) -> Found:
         resamples=resamples,
         seed=seed,
     )
-    found: Found = {}
+    result: Found = {}
     for rate in own.verification:
-        found[f"TAR at FAR {rate.far_target:g}"] = rate.tar, rate.interval
-        found[f"threshold at FAR {rate.far_target:g}"] = rate.threshold, rate.threshold_interval
+        result[f"TAR at FAR {rate.far_target:g}"] = rate.tar, rate.interval
+        result[f"threshold at FAR {rate.far_target:g}"] = rate.threshold, rate.threshold_interval
     for rate in against.verification:
-        found[f"TAR at FAR {rate.far_target:g}, distractors"] = rate.tar, rate.interval
+        result[f"TAR at FAR {rate.far_target:g}, distractors"] = rate.tar, rate.interval
     for rank in against.ranks:
-        found[f"rank {rank.rank}, distractors"] = rank.rate, rank.interval
+        result[f"rank {rank.rank}, distractors"] = rank.rate, rank.interval
     for rate in against.identification:
-        found[f"identified at FAR {rate.far_target:g}"] = rate.tar, rate.interval
-    found["TPIR at FPIR 0.1"] = searched.rates[0].tpir, searched.rates[0].interval
-    found["rank 1, open set"] = searched.ranks[0].rate, searched.ranks[0].interval
-    return found
+        result[f"identified at FAR {rate.far_target:g}"] = rate.tar, rate.interval
+    result["TPIR at FPIR 0.1"] = searched.rates[0].tpir, searched.rates[0].interval
+    result["rank 1, open set"] = searched.ranks[0].rate, searched.ranks[0].interval
+    return result
 
 
 def faces_of(
@@ -183,12 +183,12 @@ def uneven_once(seed: int, resamples: int) -> Found:
     generator = np.random.default_rng(seed)
     people = np.arange(len(UNEVEN)).repeat(UNEVEN)
     faces = faces_of(people, generator)
-    found = evaluate_all_to_all(
+    result = evaluate_all_to_all(
         faces, people, far_targets=[0.1, 0.01], resamples=resamples, seed=seed
     )
     return {
         f"TAR at FAR {rate.far_target:g}, uneven people": (rate.tar, rate.interval)
-        for rate in found.verification
+        for rate in result.verification
     }
 
 
@@ -227,7 +227,7 @@ def few_people_once(seed: int, resamples: int, number: int, noise: float) -> Fou
     )
     rate, tpir, rank = own.verification[0], searched.rates[0], searched.ranks[0]
     intervals = verified.intervals
-    found: Found = {
+    result: Found = {
         "TAR at FAR 0.1": (rate.tar, rate.interval),
         "threshold at FAR 0.1": (rate.threshold, rate.threshold_interval),
         "accuracy, pairs": (verified.accuracy, intervals and intervals.accuracy),
@@ -244,7 +244,7 @@ def few_people_once(seed: int, resamples: int, number: int, noise: float) -> Fou
         "rank 1, open set": (rank.rate, rank.interval),
     }
     kind = "easy" if noise < 0.5 else "hard"
-    return {f"{name}, {number} people, {kind}": value for name, value in found.items()}
+    return {f"{name}, {number} people, {kind}": value for name, value in result.items()}
 
 
 def people_of_pairs(generator: np.random.Generator) -> np.ndarray:
@@ -272,14 +272,14 @@ def pairs_once(seed: int, resamples: int) -> Found:
     people = people_of_pairs(generator)
     same = people[:, 0] == people[:, 1]
     distances = (2 - 0.35 * (effects(generator, people, same) + 2 * same)).clip(0, 3.99)
-    found = bootstrap_pairs(distances, same, FOLDS, people, [0.1], max(resamples, 2), seed)
+    result = bootstrap_pairs(distances, same, FOLDS, people, [0.1], max(resamples, 2), seed)
     # The figures themselves: equal models' comparison has them.
     point = compare_pairs(distances, distances, same, FOLDS, people, [0.1], 2, seed)
     intervals = (
-        found.accuracy,
-        found.area_under_roc,
-        found.equal_error_rate,
-        found.true_accept_rates[0],
+        result.accuracy,
+        result.area_under_roc,
+        result.equal_error_rate,
+        result.true_accept_rates[0],
     )
     return {
         f"{each.metric.replace('_', ' ')}, pairs": (each.first, interval)

@@ -167,8 +167,8 @@ def measure(given: argparse.Namespace, folder: Path) -> list[dict[str, object]]:
                 if repetition:  # the first is warm-up, and starts workers
                     times[name].append(clock() - started)
             progress.update(task, advance=1, refresh=True)
-    whole = given.images // given.batch * given.batch
-    images = {name: whole * (long if "worker" in name else 1) for name in ways}
+    full = given.images // given.batch * given.batch
+    images = {name: full * (long if "worker" in name else 1) for name in ways}
     images["decoded alone"] = given.images
     images |= {f"decoded alone, {number}": 4 * given.images for number in APART}
     rates = {name: images[name] / statistics.median(times[name]) for name in ways}

@@ -63,8 +63,8 @@ def main() -> None:
             prepare(case, Path(folder))
             command = [sys.executable, __file__, "--child", "--case", case, "--folder", folder]
             command += ["--repetitions", str(given.repetitions)]
-            found = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-            rows += json.loads(found.splitlines()[-1])
+            result = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+            rows += json.loads(result.splitlines()[-1])
     table = Table(*rows[0])
     for row in rows:
         table.add_row(*(str(value) for value in row.values()))

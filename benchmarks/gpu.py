@@ -37,16 +37,16 @@ from rich.console import Console
 from rich.table import Table
 from torch.nn import functional
 
-from margrave.data import Augmentation, ImageFolder, TrainingImages, normalise
+from margrave.data import Augmentation, ImageFolder, TrainingImages, normalize
 from margrave.data.loading import EpochSampler, training_loader
 from margrave.evaluation import evaluate_all_to_all
 from margrave.hardware import usable_cores
 from margrave.heads import ChunkedHead, RowwiseSGD
 from margrave.heads.products import tf32
 from margrave.losses import LOSSES, create
-from margrave.training import Training, TrainingSettings, fit, set_up
+from margrave.training import TrainingSettings, TrainingState, fit, set_up
 from margrave.training.gradients import clip_gradients
-from margrave.training.transfer import BatchesAhead, Readback
+from margrave.training.transfer import PrefetchedBatches, Readback
 
 Row = dict[str, object]
 Rows = Iterator[Row]
@@ -261,7 +261,7 @@ def three_products(
 def head_on(weight: torch.nn.Parameter, loss: str, products: Any) -> ChunkedHead:
     """A head on a weight that several share: as many as there are heads would not fit."""
     settings = {"kind": loss} | ({"estimator": "online"} if loss == "kappaface" else {})
-    with patch("margrave.heads.contract.initial_centres", lambda classes, size: torch.empty(0)):
+    with patch("margrave.heads.contract.initial_centers", lambda classes, size: torch.empty(0)):
         head = ChunkedHead(settings, *weight.shape, products=products)
     head.weight = weight
     return head
@@ -353,7 +353,7 @@ def step(size: Size, device: torch.device) -> Rows:
                 report=lambda step, speeds=speeds: speeds.append(step.images_per_second),
             )
         # The first steps choose and compile kernels.
-        whole = 1000 * batch / statistics.median(speeds[len(speeds) // 2 :])
+        full = 1000 * batch / statistics.median(speeds[len(speeds) // 2 :])
         backbone = milliseconds(backbone_step(training, size, device), size, device)
         embeddings = torch.randn(batch, training.head.embedding_size, device=device)
         labels = torch.randint(classes, (batch,), device=device)
@@ -365,17 +365,17 @@ def step(size: Size, device: torch.device) -> Rows:
             "products": training.head.products_for(batch),
             "batch": batch,
             "classes": classes,
-            "ms": round(whole, 1),
-            "images/s": round(1000 * batch / whole),
+            "ms": round(full, 1),
+            "images/s": round(1000 * batch / full),
             "backbone ms": round(backbone, 1),
-            "head's share": round(1 - backbone / whole, 3),
+            "head's share": round(1 - backbone / full, 3),
             "head replayed ms": round(milliseconds(head, size, device), 2),
         }
         del training, head
         free()
 
 
-def backbone_step(training: Training, size: Size, device: torch.device) -> Callable[[], None]:
+def backbone_step(training: TrainingState, size: Size, device: torch.device) -> Callable[[], None]:
     """The same step without a head: what is left of it when the loss costs nothing."""
     shape = (size.step_batch, 3, size.image, size.image)
     pixels = torch.randint(256, shape, device=device, dtype=torch.uint8)
@@ -384,7 +384,7 @@ def backbone_step(training: Training, size: Size, device: torch.device) -> Calla
 
     def run() -> None:
         with training.precision.autocast(device.type):
-            embeddings = training.backbone(normalise(pixels))
+            embeddings = training.backbone(normalize(pixels))
         embeddings.float().square().mean().backward()
         norm = clip_gradients(training.network.parameters(), 5.0)
         Readback(norm[None]).wait()
@@ -448,7 +448,7 @@ def loader(size: Size, device: torch.device) -> Rows:
             for epoch in range(3 if size.repetitions > 1 else 1):
                 sampler.start_at(epoch)
                 started, count = time.perf_counter(), 0
-                ahead = BatchesAhead(batches, device)
+                ahead = PrefetchedBatches(batches, device)
                 while (batch := ahead.next()) is not None:
                     count += len(batch)
                     ahead.fetch()

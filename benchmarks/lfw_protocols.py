@@ -1,8 +1,8 @@
-"""Every protocol on one labelled folder and one ONNX embedder: the tables of docs/results.md.
+"""Every protocol on one labeled folder and one ONNX embedder, for docs/explanation/results.md.
 
 Writes, from nothing but the folder's labels, what each protocol wants: balanced 10-fold pairs, a
 TinyFace-like search with two mates and distractors, and IJB-C's files with templates of one to
-eight images, pairs, two galleries and probes. Then embeds once and judges by all of them.
+eight images, pairs, two galleries and probes. Then embeds once and evaluates by all of them.
 
     python benchmarks/lfw_protocols.py mobilefacenet.onnx ../shared/data/lfw_a work/
 """
@@ -23,9 +23,9 @@ COMMAND = [sys.executable, "-m", "margrave"]
 
 
 def main() -> None:
-    """Write the files, embed, judge."""
+    """Write the files, embed, evaluate."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("model", type=Path, help="RGB, ImageNet's mean and deviation")
+    parser.add_argument("model", type=Path, help="RGB, ImageNet's mean and std")
     parser.add_argument("images", type=Path)
     parser.add_argument("work", type=Path)
     given = parser.parse_args()
@@ -37,8 +37,8 @@ def main() -> None:
     write_templates(images, work / "meta")
     model, features = work / "model.onnx", work / "features"
     if not model.exists():
-        statistics = ["--mean", "0.485,0.456,0.406", "--deviation", "0.229,0.224,0.225"]
-        run("import", given.model, model, *statistics, "--colour-order", "rgb")
+        statistics = ["--mean", "0.485,0.456,0.406", "--std", "0.229,0.224,0.225"]
+        run("import", given.model, model, *statistics, "--color-order", "rgb")
     run("embed", model, given.images, features)
     for name, files in (
         ("pairs", [work / "pairs.csv"]),
@@ -46,7 +46,7 @@ def main() -> None:
         ("ijb", [work / "meta"]),
         ("all-to-all", []),
     ):
-        run("judge", name, features, *files, "--output", work / f"{name}.json")
+        run("evaluate", name, features, *files, "--output", work / f"{name}.json")
     run("threshold", model, features, "--far", "1e-3,1e-4,1e-5")
 
 

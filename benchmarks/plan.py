@@ -38,7 +38,7 @@ CASES = {
     "1 000 000, KappaFace": {"classes": 1_000_000, "batch": 128, "loss": "kappaface"},
     "2 000 000": {"classes": 2_000_000, "batch": 256},
     "2 000 000, inside the backward pass": {
-        "classes": 2_000_000, "batch": 256, "optimizer": {"centres_in_backward": True},
+        "classes": 2_000_000, "batch": 256, "optimizer": {"centers_in_backward": True},
     },
     "2 000 000, sampled at 0.1": {"classes": 2_000_000, "batch": 256, "rate": 0.1},
     "1 000 000 on 2 ranks": {"classes": 1_000_000, "batch": 256, "ranks": 2},
@@ -64,7 +64,7 @@ def measure(case: dict, steps: int) -> dict[str, float]:
     settings, spec, loss = parts(case)
     kind = ShardedHead if launched.size > 1 else ChunkedHead
     head = kind(loss, case["classes"], sample_rate=spec["sample_rate"])  # type: ignore[arg-type]
-    if settings.optimizer.centres_in_backward:
+    if settings.optimizer.centers_in_backward:
         head.update_in_backward(settings.optimizer.momentum, settings.optimizer.weight_decay)
         head.learning_rate = 0.1
     # Centres that are updated in the backward pass leave nothing to an optimiser.
@@ -94,9 +94,9 @@ def main() -> None:
     parser.add_argument("--case", help="only this one, as JSON")
     given = parser.parse_args()
     if given.case:
-        found = measure(CASES[given.case], given.steps)
+        result = measure(CASES[given.case], given.steps)
         if current_launch().rank == 0:
-            print(json.dumps(found))
+            print(json.dumps(result))
         return
     machine = measure_machine()
     rows = []
@@ -108,7 +108,7 @@ def main() -> None:
             start += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
         command = [*start, __file__, "--steps", str(given.steps), "--case", name]
         done = subprocess.run(command, check=True, capture_output=True, text=True)
-        found = json.loads(done.stdout.splitlines()[-1])
+        result = json.loads(done.stdout.splitlines()[-1])
         settings, head, loss = parts(case)
         # Ranks share this machine's cores and its memory's bandwidth.
         share = Machine(
@@ -122,10 +122,10 @@ def main() -> None:
                 "case": name,
                 "batch": case["batch"],
                 "planned_gigabytes": round(planned.bytes / 1e9, 2),
-                "measured_gigabytes": round(found["bytes"] / 1e9, 2),
-                "memory_ratio": round(planned.bytes / found["bytes"], 3),
+                "measured_gigabytes": round(result["bytes"] / 1e9, 2),
+                "memory_ratio": round(planned.bytes / result["bytes"], 3),
                 "planned_seconds": round(planned.step_seconds, 2),
-                "measured_seconds": round(found["seconds"], 2),
+                "measured_seconds": round(result["seconds"], 2),
                 "arithmetic_seconds": round(planned.floor, 2),
             }
         )

@@ -13,7 +13,12 @@ sys.path.insert(0, str(Path(__file__).parent))
 from pretended_device import PretendedDevice, pretended_device, why_not
 
 
-@pytest.fixture(params=[True, False], ids=["float64", "no float64"])
+@pytest.fixture(
+    params=[
+        pytest.param(True, id="float64"),
+        pytest.param(False, id="no float64", marks=pytest.mark.slow),
+    ]
+)
 def pretended(request: pytest.FixtureRequest) -> Iterator[PretendedDevice]:
     """A pretended accelerator, with float64 and without."""
     reason = why_not()

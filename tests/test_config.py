@@ -72,14 +72,14 @@ def test_later_files_win(tmp_path: Path) -> None:
         (["data.train.kind=folders"], r"unknown data set 'folders'; did you mean 'folder'"),
         (["head.kind=dens"], r"unknown head 'dens'; did you mean 'dense'"),
         (["head.blocks=3"], r"head 'chunked' has no setting 'blocks'"),
-        (["training.epochs=many"], r"training.epochs = 'many': Input should be a valid integer"),
+        (["training.epochs=many"], r"training.epochs = 'many': must be a whole number"),
         (["training.epochs=0"], r"training.epochs = 0: .*greater than or equal to 1"),
         (["loss.margin=wide"], r"margin = 'wide'"),
         (["backbone.image_size=32"], r"backbone.image_size = 32 but data.image_size = 64"),
         (["loss.margin=-3"], r"AdaFace.margin = -3.0 must be in"),
         (["data.augmentation.flip=3"], r"flip = 3.0 is a probability"),
         (["training.schedule.kind=step"], r"kind 'step' needs milestones"),
-        (["training.accumulate=60"], r"leaves parts of one image"),
+        (["training.accumulate=60"], r"leaves micro-batches of one image"),
         (
             ["evaluation.sets.unseen={images: {kind: folder, root: x}, pear: 100}"],
             r"no setting 'evaluation.sets.unseen.pear'; did you mean 'pairs'",
@@ -106,7 +106,7 @@ def test_an_unknown_recipe_names_the_nearest() -> None:
 
 def test_a_file_without_settings(tmp_path: Path) -> None:
     (tmp_path / "list.yaml").write_text("- 1\n")
-    with pytest.raises(ValueError, match="holds a list, not settings by name"):
+    with pytest.raises(ValueError, match="contains a list, not a mapping of settings"):
         read_config([str(tmp_path / "list.yaml")], {})
     (tmp_path / "broken.yaml").write_text("a: [\n")
     with pytest.raises(ValueError, match="is not YAML"):

@@ -18,8 +18,8 @@ def test_a_missing_setting_is_asked_for() -> None:
     registry: Registry = Registry("thing")
 
     @registry.register("boxed")
-    def boxed(size: int, colour: str = "red") -> tuple[int, str]:
-        return size, colour
+    def boxed(size: int, color: str = "red") -> tuple[int, str]:
+        return size, color
 
     with pytest.raises(ValueError, match="thing 'boxed' needs a value for 'size'"):
         registry.create({"kind": "boxed"})
@@ -34,3 +34,14 @@ def test_modules_of_the_working_directory_can_be_named(tmp_path, monkeypatch) ->
         import_path("my_things:anser")
     with pytest.raises(ValueError, match="'my_things:number' is a int, not a class or function"):
         import_path("my_things:number")
+
+
+def test_a_name_of_another_registry_is_recognized() -> None:
+    from margrave.heads import HEADS
+    from margrave.losses import LOSSES
+
+    assert "adaface" in LOSSES
+    with pytest.raises(
+        ValueError, match=r"unknown head 'adaface' \('adaface' is a loss\); choices: "
+    ):
+        HEADS.get("adaface")

@@ -12,12 +12,13 @@ import yaml
 from typer.testing import CliRunner
 
 from margrave import backbones
-from margrave.checkpoints import ModelCard, save_model
 from margrave.cli import app
-from margrave.config import read_config, read_run_config, to_yaml
+from margrave.config import read_config, to_yaml
 from margrave.doctor import examine_run
 from margrave.inference import load_embedder
+from margrave.models import ModelCard, save_model
 from margrave.registry import import_path, names_from_file
+from margrave.runs import RunFolder
 from margrave.synthetic import SyntheticFaces
 
 NETWORK = {
@@ -64,14 +65,14 @@ def test_a_runs_folder_names_no_code(run: Path, place: str, command: list[str]) 
     poison(run, place)
     result = CliRunner().invoke(app, command)
     assert result.exit_code
-    assert "names 'pathlib:Path.touch', whose module would be imported" in str(result.exception)
+    assert "names 'pathlib:Path.touch'; loading it would run" in str(result.exception)
     assert not Path("executed").exists()
 
 
 @pytest.mark.parametrize("place", list(PLACES))
 def test_python_refuses_the_same(run: Path, place: str) -> None:
     poison(run, place)
-    for read in (read_run_config, examine_run):
+    for read in (lambda path: RunFolder(path).read_config(), examine_run):
         with pytest.raises(ValueError, match="give --trust-code"):
             read(run)
 
@@ -82,7 +83,10 @@ def test_a_models_card_names_no_code(run: Path) -> None:
     save_model(run / "model.safetensors", network.state_dict(), card)
     with pytest.raises(ValueError, match=r"names 'pathlib:Path\.touch'"):
         load_embedder(run)
-    for command in (["evaluate", "run", "faces", "--number", "20"], ["embed", "run", "faces", "x"]):
+    for command in (
+        ["evaluate", "pairs", "run", "--images", "faces", "--number", "20"],
+        ["embed", "run", "faces", "x"],
+    ):
         result = CliRunner().invoke(app, command)
         assert "names 'pathlib:Path.touch'" in str(result.exception)
     assert not Path("executed").exists()
@@ -96,13 +100,13 @@ def test_what_the_user_typed_is_followed(run: Path) -> None:
         "class Mine(Loss):\n    margin: float = 0.1\n"
     )
     typed = {"loss": {"kind": "mine:Mine"}}
-    assert read_run_config(run, typed).loss["kind"] == "mine:Mine"
+    assert RunFolder(run).read_config(typed).loss["kind"] == "mine:Mine"
     Path("recipe.yaml").write_text(json.dumps(typed))
     assert read_config(["recipe.yaml"], {}).loss["kind"] == "mine:Mine"
-    (run / "config.yaml").write_text(to_yaml(read_run_config(run, typed)))
+    (run / "config.yaml").write_text(to_yaml(RunFolder(run).read_config(typed)))
     with pytest.raises(ValueError, match="names 'mine:Mine'"):
-        read_run_config(run)
-    assert read_run_config(run, trust_code=True).loss["margin"] == 0.1
+        RunFolder(run).read_config()
+    assert RunFolder(run).read_config(trust_code=True).loss["margin"] == 0.1
 
 
 def test_the_gate_closes_behind_an_error() -> None:

@@ -1,6 +1,6 @@
-"""The whole configuration of a run, composed of the components' own settings.
+"""A run's full configuration, composed of its components' settings.
 
-YAML files are merged in order, then ``--set a.b=c`` on top; a block whose kind changes is replaced.
+YAML files are merged in order, then ``--set a.b=c``. A block that changes its kind is replaced.
 """
 
 from __future__ import annotations
@@ -15,11 +15,12 @@ from pydantic import Field, ValidationError
 from margrave.backbones import BACKBONES
 from margrave.data import SOURCES, Augmentation, Fit
 from margrave.files import atomic_write, read_yaml
+from margrave.former_names import current_config
 from margrave.heads import HEADS
 from margrave.losses import LOSSES
 from margrave.losses import create as create_loss
 from margrave.recipes import recipe_text
-from margrave.registry import checked_settings, explain, names_from_file, settings_schema, suggest
+from margrave.registry import checked_settings, explain, settings_schema, suggest
 from margrave.settings import Settings
 from margrave.training import TrainingSettings
 
@@ -29,20 +30,20 @@ DEFAULTS = {
     "loss": {"kind": "adaface"},
     "head": {"kind": "chunked"},
 }
-"""The components of a run that names none."""
+"""The components that a run uses by default."""
 
 SUPPLIED_BY_THE_RUN = {"loss", "num_classes", "embedding_size", "num_samples"}
-"""What a head is given rather than configured with."""
+"""Head arguments that the run passes in; they are not settings."""
 
 
 class DataSettings(Settings):
-    """What is trained on."""
+    """The training images and their preprocessing."""
 
     train: dict[str, Any]
     """``{kind: folder, root: …}``, ``{kind: synthetic, …}`` or an import path."""
     image_size: int = Field(default=112, ge=16)
     fit: Fit = "crop"
-    """How an image that is not square becomes so."""
+    """How to make a non-square image square."""
     augmentation: dict[str, Any] = Field(default={})
     """Settings of `margrave.data.Augmentation`."""
     cached: bool = False
@@ -50,42 +51,42 @@ class DataSettings(Settings):
 
 
 class EvaluationSet(Settings):
-    """Pairs to judge by: generated from labels, or listed in a file."""
+    """Verification pairs: drawn from labels, or listed in a file."""
 
     images: dict[str, Any] = Field(default={})
-    """Where the images come from, as for training; a .bin file brings its own."""
+    """Where the images come from, as in training; empty for a .bin file, which contains them."""
     pairs: int = Field(default=1000, ge=20)
-    """How many balanced pairs to draw, a multiple of 20."""
+    """Number of balanced pairs to draw, a multiple of 20."""
     pairs_file: str | None = None
-    """LFW's pairs.txt, a CSV file with path_a, path_b and same, a list of "path path 1", or
-    InsightFace's .bin, instead of drawing."""
+    """Read the pairs from this file instead of drawing them: LFW's pairs.txt, a CSV file with
+    path_a, path_b and same, a list of "path path 1", or InsightFace's .bin."""
     allow_outside: bool = False
-    """Let a list name images outside of the images' folder."""
+    """Allow the list to name images outside the image folder."""
     seed: int = 0
     maximum_unreadable: int = Field(default=10, ge=0)
-    """Unreadable images whose pairs are left out before the evaluation gives up."""
+    """Skip the pairs of up to this many unreadable images; with more, the evaluation fails."""
 
     @property
     def is_bin(self) -> bool:
-        """Whether the pairs' file holds the images too."""
+        """Whether the pairs file also contains the images."""
         return self.pairs_file is not None and self.pairs_file.lower().endswith(".bin")
 
 
 class EvaluationSettings(Settings):
-    """What is judged, and when."""
+    """What to evaluate, and when."""
 
     sets: dict[str, EvaluationSet] = Field(default={})
     every_epochs: int = Field(default=0, ge=0)
-    """Epochs between evaluations; 0 for one at the end."""
+    """Epochs between evaluations; 0 evaluates once, at the end."""
 
 
 class RunConfig(Settings):
-    """Everything that decides a run."""
+    """Everything that determines a run."""
 
     data: DataSettings
     backbone: dict[str, Any]
     initial_model: str | None = None
-    """A model file whose weights the backbone begins with."""
+    """Initialize the backbone with the weights of this model file."""
     loss: dict[str, Any]
     head: dict[str, Any]
     training: TrainingSettings = TrainingSettings()
@@ -93,7 +94,7 @@ class RunConfig(Settings):
 
 
 def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """`base` with `changes` on top; a block whose ``kind`` changes is replaced whole.
+    """Merge `changes` into `base`; a block that changes its ``kind`` is replaced entirely.
 
     >>> merge({"loss": {"kind": "arcface", "margin": 0.5}}, {"loss": {"kind": "softmax"}})
     {'loss': {'kind': 'softmax'}}
@@ -109,7 +110,7 @@ def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]
 
 
 def parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
-    """``["loss.margin=0.4", …]`` as a nested mapping; values are read as YAML.
+    """Parse ``["loss.margin=0.4", …]`` into a nested mapping; values are YAML.
 
     >>> parse_overrides(["loss.kind=arcface", "loss.margin=0.4"])
     {'loss': {'kind': 'arcface', 'margin': 0.4}}
@@ -129,47 +130,37 @@ def parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
     return nested
 
 
-def read_config(recipes: Sequence[str], overrides: Mapping[str, Any]) -> RunConfig:
+def read_config(
+    recipes: Sequence[str | Mapping[str, Any]], overrides: Mapping[str, Any]
+) -> RunConfig:
     """Merge recipes and overrides, check every key and value, and fill in every default.
 
+    Args:
+        recipes: recipe names, files or blocks of settings; later ones override earlier ones.
+        overrides: settings that override every recipe.
+
     Raises:
-        ValueError: a file that is not YAML, an unknown key (naming the nearest), a wrong value.
+        ValueError: invalid YAML, an unknown key (the nearest is suggested), or an invalid value.
 
     >>> read_config([], {"loss": {"kind": "arcface"}}).loss["margin"]
     0.5
     """
-    # So that a setting of a default component can be changed without naming the component.
+    # Start from the defaults, so that a default component's setting can change without its name.
     merged: dict[str, Any] = dict(DEFAULTS)
     for recipe in recipes:
-        block = read_yaml(recipe_text(recipe), recipe) or {}
-        if not isinstance(block, dict):
-            raise ValueError(f"{recipe} holds a {type(block).__name__}, not settings by name")
-        merged = merge(merged, block)
+        merged = merge(merged, recipe if isinstance(recipe, Mapping) else _read_recipe(recipe))
     return resolve(merge(merged, overrides))
 
 
-def read_run_config(
-    folder: Path, overrides: Mapping[str, Any] | None = None, trust_code: bool = False
-) -> RunConfig:
-    """The configuration that a run's folder holds, with overrides on top.
-
-    Args:
-        folder: of the run, which may be anybody's.
-        overrides: what the user typed.
-        trust_code: allow import paths in the file, whose modules are imported and run.
-
-    Raises:
-        ValueError: as `read_config`; no run's folder; the file names code without `trust_code`.
-    """
-    path = folder / "config.yaml"
-    if not path.is_file():
-        raise ValueError(f"{folder} is not a run's folder: it holds no config.yaml")
-    with names_from_file(path, trust_code, typed=overrides or {}):
-        return read_config([str(path)], overrides or {})
+def _read_recipe(recipe: str) -> dict[str, Any]:
+    block = read_yaml(recipe_text(recipe), recipe) or {}
+    if not isinstance(block, dict):
+        raise ValueError(f"{recipe} contains a {type(block).__name__}, not a mapping of settings")
+    return current_config(block)
 
 
 def resolve(values: Mapping[str, Any]) -> RunConfig:
-    """A checked configuration with the components' own defaults filled in."""
+    """Validate a configuration and fill in the components' defaults."""
     try:
         config = RunConfig.model_validate(dict(values))
     except ValidationError as error:
@@ -179,7 +170,7 @@ def resolve(values: Mapping[str, Any]) -> RunConfig:
         raise ValueError("no training images: give --data FOLDER, or set data.train.root")
     augmentation = checked_settings(Augmentation, data.augmentation, "data.augmentation")
     loss = LOSSES.validate(config.loss)
-    # Built to be thrown away: ranges are checked now, not after minutes of reading images.
+    # Build both once to check value ranges now, not after minutes of reading images.
     Augmentation(**augmentation)
     create_loss(loss)
     sets = {
@@ -200,7 +191,7 @@ def resolve(values: Mapping[str, Any]) -> RunConfig:
 
 
 def _checked_backbone(spec: Mapping[str, Any], image_size: int) -> dict[str, Any]:
-    """The backbone's settings; its image size is the data's unless it says otherwise."""
+    """Validate the backbone's settings; its image size defaults to the data's."""
     spec = dict(spec)
     kind = spec.get("kind")
     if isinstance(kind, str) and "image_size" in settings_schema(BACKBONES.get(kind)).model_fields:
@@ -208,7 +199,7 @@ def _checked_backbone(spec: Mapping[str, Any], image_size: int) -> dict[str, Any
     if spec.get("image_size", image_size) != image_size:
         raise ValueError(
             f"backbone.image_size = {spec['image_size']} but data.image_size = {image_size}; "
-            "set the latter alone"
+            "set only data.image_size"
         )
     return BACKBONES.validate(spec)
 
@@ -217,11 +208,11 @@ def _checked_images(entry: EvaluationSet, name: str) -> dict[str, Any]:
     if entry.is_bin:
         if entry.images:
             raise ValueError(
-                f"evaluation.sets.{name}: a .bin file brings its images; leave them out"
+                f"evaluation.sets.{name}: a .bin file contains its images; remove 'images'"
             )
         return {}
     if not entry.images:
-        raise ValueError(f"evaluation.sets.{name}.images: say where the images come from")
+        raise ValueError(f"evaluation.sets.{name}.images is missing; give the source of the images")
     try:
         return SOURCES.validate(entry.images)
     except ValueError as error:
@@ -233,16 +224,16 @@ def _checked_head(spec: Mapping[str, Any]) -> dict[str, Any]:
     known = set(settings_schema(kind).model_fields) - SUPPLIED_BY_THE_RUN
     for key in set(spec) - known - {"kind"}:
         raise ValueError(f"head {spec['kind']!r} has no setting {key!r}; {suggest(key, known)}")
-    # A head built in Python stays float32 unless asked; a run takes what is fast on its machine.
+    # A head built in Python defaults to float32; a run uses the fastest products of its machine.
     return ({"products": "auto"} if "products" in known else {}) | dict(spec)
 
 
 def save_config(config: RunConfig, path: Path) -> None:
-    """Store a resolved configuration with its run."""
+    """Write a resolved configuration to a YAML file."""
     with atomic_write(path) as temporary:
         temporary.write_text(to_yaml(config))
 
 
 def to_yaml(config: RunConfig) -> str:
-    """A configuration as YAML that `read_config` reads back."""
+    """Format a configuration as YAML that `read_config` can read."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)

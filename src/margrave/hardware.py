@@ -1,4 +1,4 @@
-"""What this machine computes fast: asked of GPUs, measured on processors; how it keeps memory."""
+"""What this machine computes fast (GPU: looked up, CPU: measured), its cores and its allocator."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from pathlib import Path
 import torch
 
 WORTHWHILE_SPEEDUP = 1.2
-"""How much faster bfloat16 must be to be called native."""
+"""Minimum speedup of bfloat16 over float32 for bfloat16 to count as native."""
 AMPERE = (8, 0)
-"""The first CUDA capability with bfloat16 in its matrix units."""
+"""The first CUDA compute capability with bfloat16 tensor cores."""
 
 
 @cache
 def has_native_bfloat16(device_type: str) -> bool:
-    """Whether bfloat16 products are faster here than float32's.
+    """Whether bfloat16 matrix products are faster than float32 on this device.
 
-    A GPU answers by its capability. A processor is measured, a few milliseconds once: what it
-    reports of itself says neither whether the library uses it (``ONEDNN_MAX_CPU_ISA``) nor whether
-    bfloat16 without it is emulated, which takes up to 80 times as long as float32.
+    On a GPU the compute capability decides. A CPU is measured once, in a few milliseconds: its
+    feature flags show neither whether the library uses the instructions (``ONEDNN_MAX_CPU_ISA``)
+    nor whether it emulates bfloat16 without them, which is up to 80 times slower than float32.
 
     Args:
-        device_type: ``cpu``, ``cuda``, …; other accelerators are taken for having none.
+        device_type: ``cpu``, ``cuda``, …; False for other accelerators.
     """
     if device_type == "cuda":
         return torch.cuda.get_device_capability() >= AMPERE
@@ -40,33 +40,54 @@ def has_native_bfloat16(device_type: str) -> bool:
     )
 
 
-def is_faster(
-    candidate: Callable[[], object], present: Callable[[], object], rounds: int = 3
-) -> bool:
-    """Whether one computation beats another by enough to matter; both run on the processor.
+@cache
+def numpy_multiplies_faster() -> bool:
+    """Whether NumPy multiplies a matrix by a vector faster than torch on this CPU.
 
-    The two alternate, and the best times count: other processes only ever slow a run down.
+    Each ships its own BLAS library. Which one uses all cores and the full memory bandwidth for such
+    a thin product depends on the CPU. Measured once, in a few milliseconds.
+    """
+    # Larger than the CPU caches, as a gallery is.
+    matrix, vector = torch.randn(16384, 512), torch.randn(1, 512)
+    best = []
+    for run in (lambda: torch.mm(vector, matrix.T), lambda: matrix.numpy() @ vector[0].numpy()):
+        times = []
+        # Not alternating: each library's threads keep spinning for a while after a product.
+        for _ in range(5):
+            start = time.perf_counter()
+            run()
+            times.append(time.perf_counter() - start)
+        best.append(min(times))
+    return best[1] < best[0]
+
+
+def is_faster(
+    candidate: Callable[[], object], baseline: Callable[[], object], rounds: int = 3
+) -> bool:
+    """Whether `candidate` is at least `WORTHWHILE_SPEEDUP` times faster than `baseline` on the CPU.
+
+    The two alternate and the minimum times are compared, since other processes only add time.
 
     Args:
-        candidate: called `rounds` times after a first that does not count.
-        present: likewise.
-        rounds: at least 1.
+        candidate: called `rounds` times after one warm-up call.
+        baseline: called the same way.
+        rounds: number of timed calls, at least 1.
 
     >>> is_faster(lambda: None, lambda: time.sleep(0.001))
     True
     """
     best = [float("inf"), float("inf")]
-    for turn in range(rounds + 1):
-        for which, run in enumerate((candidate, present)):
+    for round_ in range(rounds + 1):
+        for which, run in enumerate((candidate, baseline)):
             start = time.perf_counter()
             run()
-            if turn:
+            if round_:
                 best[which] = min(best[which], time.perf_counter() - start)
     return best[0] * WORTHWHILE_SPEEDUP < best[1]
 
 
 def usable_cores() -> int:
-    """How many cores this process may keep busy: by its affinity, and by its container's quota.
+    """Number of cores this process may use, limited by its affinity and its container's quota.
 
     >>> usable_cores() >= 1
     True
@@ -83,9 +104,9 @@ def usable_cores() -> int:
 
 
 def core_share(processes: int) -> int:
-    """The cores that each of several processes on this machine may keep busy.
+    """Number of cores for each of several processes on this machine.
 
-    Where each was bound to cores of its own, those are its share already.
+    A process already bound to its own cores keeps all of them.
     """
     cores = usable_cores()
     return cores if cores <= (os.cpu_count() or 1) // processes else max(cores // processes, 1)
@@ -93,10 +114,10 @@ def core_share(processes: int) -> int:
 
 @cache
 def keep_freed_memory() -> None:
-    """Let the C library keep freed blocks of up to 31 MB for the next ones of a step.
+    """Make the C library reuse freed blocks of up to 31 MB instead of returning them to the system.
 
-    By default glibc hands blocks of a megabyte back to the system and asks for zeroed pages anew,
-    which costs more than the arithmetic on them. It takes the size of the largest block ever freed
-    for the limit, up to 32 MB; an untouched one costs nothing.
+    By default glibc returns blocks of a megabyte and requests zeroed pages again, which costs more
+    than the arithmetic on them. It raises its limit to the largest block ever freed, up to 32 MB.
+    Freeing one untouched block therefore raises the limit at no cost.
     """
     torch.empty(31 * 2**20, dtype=torch.uint8)

@@ -1,7 +1,7 @@
-"""Names for components: look one up, see its settings, build it from a plain mapping.
+"""Components by name: look one up, inspect its settings, build it from a plain mapping.
 
 A component is chosen in a recipe by ``{"kind": name, **settings}``. The name is either registered
-(``adaface``) or an import path to anybody's own class or function (``my_module:MyLoss``).
+(``adaface``) or an import path to a class or function of your own (``my_module:MyLoss``).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, get_args
 
-# pydantic is imported only where settings are checked: listing components need not wait for it.
+# pydantic is imported only where settings are checked, so that listing components is fast.
 if TYPE_CHECKING:
     from pydantic import BaseModel, ValidationError
 
@@ -26,7 +26,7 @@ Registered = TypeVar("Registered", bound=Callable[..., Any])
 
 
 def suggest(name: str, choices: Iterable[str]) -> str:
-    """End of an error message: the nearest choice, then all of them.
+    """The end of an error message: the nearest choice, then all choices.
 
     >>> suggest("margn", ["margin", "scale"])
     "did you mean 'margin'? choices: margin, scale"
@@ -42,7 +42,7 @@ def suggest(name: str, choices: Iterable[str]) -> str:
 
 @dataclass(frozen=True)
 class _Source:
-    """A file whose names are being looked up, and the import paths that may be followed."""
+    """The file whose names are being looked up, and the import paths allowed in it."""
 
     name: str
     typed: frozenset[str]
@@ -53,46 +53,51 @@ _source: ContextVar[_Source | None] = ContextVar("source", default=None)
 
 @contextmanager
 def names_from_file(path: object, trust_code: bool, typed: object = ()) -> Iterator[None]:
-    """While names of a file are looked up: import paths among them are programs, and refused.
+    """Context for looking up names read from a file; import paths are refused, since they run code.
 
-    Every reader of a file that may hold such names looks them up within this. What the user typed,
-    and recipes that the user named, are the user's own word.
+    Every reader of a file with component names uses this context. Import paths that the user typed,
+    or that are in recipes the user named, are allowed.
 
     Args:
         path: the file, for messages.
-        trust_code: follow import paths all the same; only the user may say so, in this call.
-        typed: what the user typed beside the file; import paths anywhere in it are followed.
+        trust_code: allow import paths from the file; only the user may decide this, per call.
+        typed: what the user typed besides the file; import paths anywhere in it are allowed.
 
     >>> with names_from_file("run/config.yaml", trust_code=False):
     ...     import_path("os:system")
     Traceback (most recent call last):
         ...
-    ValueError: run/config.yaml names 'os:system', whose module would be imported and run; if you \
+    ValueError: run/config.yaml names 'os:system'; loading it would run that module's code; if you \
 trust it, give --trust-code (trust_code=True)
     """
-    token = _source.set(None if trust_code else _Source(str(path), frozenset(_texts(typed))))
+    token = _source.set(None if trust_code else _Source(str(path), frozenset(texts_in(typed))))
     try:
         yield
     finally:
         _source.reset(token)
 
 
-def _texts(value: object) -> Iterator[str]:
+def texts_in(value: object) -> Iterator[str]:
+    """Every string in nested mappings and sequences, except keys.
+
+    >>> list(texts_in({"kind": "arcface", "parts": ["a", 1]}))
+    ['arcface', 'a']
+    """
     if isinstance(value, str):
         yield value
     elif isinstance(value, Mapping):
-        yield from _texts(list(value.values()))
+        yield from texts_in(list(value.values()))
     elif isinstance(value, Iterable):
         for item in value:
-            yield from _texts(item)
+            yield from texts_in(item)
 
 
 def import_path(path: str) -> Any:
-    """The object named by ``package.module:attribute``, looked for in the working directory too.
+    """Import the object ``package.module:attribute``; the working directory is searched too.
 
     Raises:
-        ValueError: the module or the attribute does not exist, naming which; or a file named it,
-            see `names_from_file`.
+        ValueError: the module or the attribute does not exist, or the path comes from a file (see
+            `names_from_file`).
 
     >>> import_path("math:sqrt")(9)
     3.0
@@ -100,7 +105,7 @@ def import_path(path: str) -> Any:
     source = _source.get()
     if source is not None and path not in source.typed:
         raise ValueError(
-            f"{source.name} names {path!r}, whose module would be imported and run; if you trust "
+            f"{source.name} names {path!r}; loading it would run that module's code; if you trust "
             "it, give --trust-code (trust_code=True)"
         )
     module_name, _, attribute = path.partition(":")
@@ -111,7 +116,7 @@ def import_path(path: str) -> Any:
     except ModuleNotFoundError as error:
         raise ValueError(
             f"cannot import {module_name!r} (from {path!r}): {error}; "
-            "run from the folder that holds it, or install it"
+            "run from the folder that contains it, or install it"
         ) from error
     try:
         component = getattr(module, attribute)
@@ -126,7 +131,7 @@ def import_path(path: str) -> Any:
 
 
 def settings_schema(component: Callable[..., Any]) -> type[BaseModel]:
-    """A pydantic model of a component's keyword settings, read from its signature.
+    """Build a pydantic model of a component's keyword settings from its signature.
 
     >>> def head(scale: float = 64.0): ...
     >>> settings_schema(head)(scale="32").scale
@@ -146,43 +151,82 @@ def settings_schema(component: Callable[..., Any]) -> type[BaseModel]:
 
 
 def _known_keys(schema: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
-    """The settings there are where an unknown one was met."""
+    """The known settings of the block that contains an unknown key."""
     from pydantic import BaseModel
 
     for part in location[:-1]:
         field = schema.model_fields.get(str(part))
         annotation = None if field is None else field.annotation
-        # A mapping from names to blocks: the name itself is passed over on the next turn.
+        # For a mapping from names to blocks, the next iteration skips the name.
         for inner in (annotation, *get_args(annotation)):
             if isinstance(inner, type) and issubclass(inner, BaseModel):
                 schema = inner
     return list(schema.model_fields)
 
 
+def _paths(schema: type[BaseModel], above: str = "") -> Iterator[str]:
+    """Yield the path of every setting in a schema, such as ``training.optimizer.kind``."""
+    from pydantic import BaseModel
+
+    for name, field in schema.model_fields.items():
+        yield above + name
+        inner = field.annotation
+        if isinstance(inner, type) and issubclass(inner, BaseModel):
+            yield from _paths(inner, f"{above}{name}.")
+
+
+PLAIN_WORDS = {
+    "bool": "true or false",
+    "dict": "a block of settings by name",
+    "float": "a number",
+    "int": "a whole number",
+    "list": "a list",
+    "string": "text",
+    "tuple": "a list",
+}
+"""Descriptions of the expected types in pydantic's error types."""
+
+
+def _in_plain_words(fault: Mapping[str, Any]) -> str:
+    kind = PLAIN_WORDS.get(fault["type"].partition("_")[0])
+    return f"must be {kind}" if kind else fault["msg"].replace("Input should be", "must be")
+
+
 def explain(error: ValidationError, schema: type[BaseModel], place: str) -> str:
-    """A pydantic error in one line per fault: the place, the value, and the nearest known key."""
+    """Format a pydantic error, one line per fault: location, value and nearest known key.
+
+    Args:
+        error: the error.
+        schema: the model that was validated.
+        place: where the values come from, for messages.
+    """
     lines = []
     for fault in error.errors():
         key = ".".join(str(part) for part in fault["loc"])
         if fault["type"] == "extra_forbidden":
-            choices = _known_keys(schema, fault["loc"])
-            lines.append(
-                f"{place} has no setting {key!r}; {suggest(str(fault['loc'][-1]), choices)}"
-            )
+            name, choices = str(fault["loc"][-1]), _known_keys(schema, fault["loc"])
+            elsewhere = [path for path in _paths(schema) if path.endswith(f".{name}")]
+            remedy = f"did you mean {' or '.join(elsewhere)}?" if elsewhere else ""
+            lines.append(f"{place} has no setting {key!r}; {remedy or suggest(name, choices)}")
         elif fault["type"] == "missing":
             lines.append(f"{place} needs a value for {key!r}")
         else:
-            lines.append(f"{place}, {key} = {fault['input']!r}: {fault['msg']}")
+            lines.append(f"{place}, {key} = {fault['input']!r:.200}: {_in_plain_words(fault)}")
     return "\n".join(lines)
 
 
 def checked_settings(
     component: Callable[..., Any], settings: Mapping[str, Any], place: str
 ) -> dict[str, Any]:
-    """A component's settings with every default filled in and every value of its declared type.
+    """Validate a component's settings: fill in defaults and convert values to their types.
+
+    Args:
+        component: the class or function.
+        settings: its keyword arguments.
+        place: where they come from, for messages.
 
     Raises:
-        ValueError: an unknown or missing setting, or a wrong type, named by `place`.
+        ValueError: an unknown or missing setting, or a wrong type.
 
     >>> def head(scale: float = 64.0): ...
     >>> checked_settings(head, {"scael": 3}, "head")
@@ -199,8 +243,12 @@ def checked_settings(
         raise ValueError(explain(error, schema, place)) from None
 
 
+_REGISTRIES: list[Registry[Any]] = []
+"""Every registry, so that an error can say when a name belongs to another one."""
+
+
 class Registry(Generic[Component]):
-    """Components of one sort by name.
+    """Components of one kind, by name.
 
     >>> losses = Registry("loss")
     >>> @losses.register("flat")
@@ -217,9 +265,10 @@ class Registry(Generic[Component]):
     def __init__(self, noun: str) -> None:
         self.noun = noun
         self._components: dict[str, Component] = {}
+        _REGISTRIES.append(self)
 
     def register(self, name: str) -> Callable[[Registered], Registered]:
-        """Decorator that gives a class or function its name."""
+        """Decorator that registers a class or function under a name."""
 
         def add(component: Registered) -> Registered:
             if name in self._components:
@@ -236,18 +285,21 @@ class Registry(Generic[Component]):
         return len(self._components)
 
     def get(self, name: str) -> Component:
-        """The component of that name or import path; an unknown name lists the choices."""
+        """The component with this name or import path; an unknown name raises a ValueError."""
         if name in self._components:
             return self._components[name]
         if ":" in name:
             return import_path(name)
-        raise ValueError(f"unknown {self.noun} {name!r}; {suggest(name, self._components)}")
+        elsewhere = [other.noun for other in _REGISTRIES if name in other._components]
+        hint = f" ({name!r} is a {elsewhere[0]})" if elsewhere else ""
+        choices = suggest(name, self._components)
+        raise ValueError(f"unknown {self.noun} {name!r}{hint}; {choices}")
 
     def validate(self, spec: Mapping[str, Any]) -> dict[str, Any]:
-        """The specification with every default filled in and every value of its declared type.
+        """Validate a specification: fill in defaults and convert values to their types.
 
         Raises:
-            ValueError: no kind, an unknown kind, an unknown or missing setting, a wrong type.
+            ValueError: a missing or unknown kind, an unknown or missing setting, or a wrong type.
         """
         settings = dict(spec)
         kind = settings.pop("kind", None)

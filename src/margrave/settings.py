@@ -1,4 +1,4 @@
-"""What every block of settings is."""
+"""The base class of configuration settings."""
 
 from __future__ import annotations
 
@@ -6,6 +6,6 @@ from pydantic import BaseModel, ConfigDict
 
 
 class Settings(BaseModel):
-    """A block of settings: unknown keys are refused, values do not change, attributes document."""
+    """A frozen block of settings that rejects unknown keys; attribute docstrings document it."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from margrave.backbones import BACKBONES, create
+from margrave.backbones.iresnet import IResNet
 
 SMALL = (
     {"kind": "iresnet", "block_counts": [1, 1, 1, 1], "channels": [8, 8, 16, 16]},
@@ -20,7 +21,7 @@ SMALL = (
         "channel_gates": True,
         "shortcut": "subsample",
         "feature_affine": "full",
-        "initialisation": "fan_out",
+        "initialization": "fan_out",
         "dropout": 0.1,
     },
     {"kind": "mobilefacenet", "width_multiplier": 1, "block_counts": [2, 1, 1, 1]},
@@ -83,13 +84,13 @@ def test_autocast_keeps_the_features_in_full_precision(spec):
 @pytest.mark.parametrize("shape", ((3, 64, 64), (2, 1, 64, 64), (2, 3, 112, 112), (2, 3, 64, 60)))
 def test_wrong_images_are_refused(spec, shape):
     backbone = create({**spec, "image_size": 64})
-    with pytest.raises(ValueError, match=r"images have shape .* takes \(B, 3, 64, 64\)"):
+    with pytest.raises(ValueError, match=r"images have shape .* needs \(B, 3, 64, 64\)"):
         backbone(torch.zeros(shape))
 
 
 def test_bytes_are_refused():
     backbone = create({**SMALL[0], "image_size": 64})
-    with pytest.raises(ValueError, match="uint8; scale the pixels"):
+    with pytest.raises(ValueError, match="uint8; convert the pixels"):
         backbone(torch.zeros(2, 3, 64, 64, dtype=torch.uint8))
 
 
@@ -98,29 +99,29 @@ def test_bytes_are_refused():
     (
         ({"kind": "iresnet51"}, "unknown backbone 'iresnet51'; did you mean"),
         ({"kind": "ir_50", "droput": 0.1}, "did you mean 'dropout'"),
-        ({"kind": "ir_50", "dropout": 1.0}, r"dropout = 1.0, must lie in \[0, 1\)"),
+        ({"kind": "ir_50", "dropout": 1.0}, r"dropout = 1.0 must be in \[0, 1\)"),
         ({"kind": "ir_50", "embedding_size": 0}, "embedding_size = 0"),
-        ({"kind": "ir_50", "image_size": 15}, "image_size = 15, must be at least 16"),
+        ({"kind": "ir_50", "image_size": 15}, "image_size = 15 must be at least 16"),
         ({"kind": "iresnet", "block_counts": [1, 1, 1]}, "block_counts"),
         (
             {"kind": "iresnet", "block_counts": [1, 0, 1, 1]},
-            r"block_counts = \(1, 0, 1, 1\), must be at least 1",
+            r"block_counts = \(1, 0, 1, 1\) must be at least 1",
         ),
         ({"kind": "iresnet", "channels": [6, 8, 8, 8], "block": "bottleneck"}, "multiples of 4"),
         ({"kind": "iresnet", "block": "bottleneck", "middle_norm": False}, "middle_norm"),
         (
             {"kind": "iresnet", "block": "bottleneck", "activation": "leaky_relu"},
-            "activation = 'leaky_relu' is for basic blocks only",
+            "activation = 'leaky_relu' requires basic blocks",
         ),
         ({"kind": "iresnet", "stem_stride": 3}, "stem_stride"),
         ({"kind": "mbf", "image_size": 8}, "image_size = 8"),
         ({"kind": "mobilefacenet", "width_multiplier": 0}, "width_multiplier = 0"),
-        ({"kind": "vit", "width": 100}, "width = 100 is no multiple of 8 attention_heads"),
-        ({"kind": "vit", "image_size": 8}, "image_size = 8, must be at least 9"),
+        ({"kind": "vit", "width": 100}, "width = 100 must be a multiple of attention_heads = 8"),
+        ({"kind": "vit", "image_size": 8}, "image_size = 8 must be at least 9"),
         ({"kind": "vit", "mlp_ratio": 0.0}, "mlp_ratio = 0.0"),
         ({"kind": "vit_t", "drop_path": -0.1}, "drop_path = -0.1"),
         ({"kind": "vit_t", "masked_share": 1.0}, "masked_share = 1.0"),
-        ({"kind": "pathlib:PurePosixPath"}, "is no class of torch.nn.Module"),
+        ({"kind": "pathlib:PurePosixPath"}, "is not a torch.nn.Module class"),
     ),
 )
 def test_settings_that_do_not_fit_are_refused(spec, message):
@@ -155,8 +156,8 @@ def test_leaky_relu_replaces_every_prelu():
 def test_the_laws_of_initialisation():
     torch.manual_seed(0)
     spec = {"kind": "iresnet", "block_counts": [1, 1, 1, 1], "image_size": 16}
-    normal = create({**spec, "initialisation": "normal"}).layer4[0].conv2.weight
-    fan_out = create({**spec, "initialisation": "fan_out"}).layer4[0].conv2.weight
+    normal = create({**spec, "initialization": "normal"}).layer4[0].conv2.weight
+    fan_out = create({**spec, "initialization": "fan_out"}).layer4[0].conv2.weight
     assert normal.std().item() == pytest.approx(0.1, rel=0.01)
     assert fan_out.std().item() == pytest.approx((2 / (512 * 9)) ** 0.5, rel=0.01)
 
@@ -198,6 +199,25 @@ def test_randomness_is_for_training_only():
 def test_dropped_branches_keep_their_expectation():
     torch.manual_seed(0)
     block = vit(drop_path=0.25).blocks[-1]
-    kept = block._kept(torch.ones(4000, 1, 1))
+    kept = block._apply_drop_path(torch.ones(4000, 1, 1))
     assert kept.unique().tolist() == [0.0, pytest.approx(4 / 3)]
     assert kept.mean().item() == pytest.approx(1, abs=0.05)
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        {"stem_stride": 3},
+        {"block": "bottlneck"},
+        {"activation": "relu"},
+        {"shortcut": "proj"},
+        {"feature_affine": "shfit"},
+        {"initialization": "normall"},
+        {"block_counts": [1, 1, 1, 0]},
+    ],
+    ids=str,
+)
+def test_settings_of_a_direct_call_are_checked(setting: dict) -> None:
+    (name,) = setting
+    with pytest.raises(ValueError, match=name):
+        IResNet(**{"block_counts": (1, 1, 1, 1), "channels": (4, 4, 4, 4), **setting})

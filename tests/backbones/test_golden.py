@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from margrave import backbones, checkpoints
+from margrave import backbones, models
+from margrave.models import importers
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "backbones"
 KINDS = {
@@ -62,11 +63,11 @@ def test_official_answers(name):
         str(key): official_tensor(str(key), tuple(json.loads(str(shape))), salt)
         for key, shape in zip(golden["keys"], golden["shapes"], strict=True)
     }
-    imported = checkpoints.convert(official)
+    imported = importers.convert(official)
     assert imported.backbone == {"kind": KINDS[name], "embedding_size": 512, "image_size": 112}
     with torch.device("meta"):
         backbone = backbones.create(imported.backbone)
-    checkpoints.load_strictly(backbone, imported.state, name, imported.names)
+    models.load_strictly(backbone, imported.state, name, imported.names)
     assert len(backbone.state_dict()) == len(official)
     assert sum(weight.numel() for weight in backbone.parameters()) == int(golden["parameters"])
 

@@ -13,7 +13,7 @@ from torch import nn
 
 from margrave import backbones
 from margrave.backbones.memory_layout import channels_last_is_safe, memory_format
-from margrave.data import normalise
+from margrave.data import normalize
 
 AFFECTED = """
 data:
@@ -67,7 +67,7 @@ def test_published_backbones_run_channels_last(kind: str) -> None:
 
 def test_contiguous_images_for_an_affected_network() -> None:
     pixels = torch.zeros(2, 8, 8, 3, dtype=torch.uint8).permute(0, 3, 1, 2)
-    images = normalise(pixels)
+    images = normalize(pixels)
     assert images.is_contiguous(memory_format=torch.channels_last)
     assert images.contiguous(memory_format=memory_format(CustomLayer(3))).is_contiguous()
 

@@ -35,4 +35,4 @@ def test_photos_become_a_folder_to_train_on(tmp_path: Path) -> None:
 
 def test_no_photos_is_told(tmp_path: Path) -> None:
     result = CliRunner().invoke(app, ["align", str(tmp_path), str(tmp_path / "crops")])
-    assert isinstance(result.exception, ValueError) and "holds no photos" in str(result.exception)
+    assert isinstance(result.exception, ValueError) and "contain no photos" in str(result.exception)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import json
 import shutil
 import subprocess
 import sys
@@ -17,8 +16,9 @@ from onnx import TensorProto, helper
 from typer.testing import CliRunner
 
 from margrave import __version__, backbones
-from margrave.checkpoints import load_model
 from margrave.cli import app, main
+from margrave.evaluation import read_results
+from margrave.models import load_model
 from margrave.recipes import recipe_names, recipe_text
 from margrave.synthetic import SyntheticFaces
 
@@ -37,9 +37,13 @@ TINY = [word for setting in SETTINGS for word in ("--set", setting)]
 
 def margrave(*arguments: str, cwd: Path, code: int = 0) -> str:
     """What a command prints; it must end with `code`."""
-    said, ended = io.StringIO(), 0
+    printed, ended = io.StringIO(), 0
     given = sys.argv
-    with contextlib.chdir(cwd), contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+    with (
+        contextlib.chdir(cwd),
+        contextlib.redirect_stdout(printed),
+        contextlib.redirect_stderr(printed),
+    ):
         sys.argv = ["margrave", *arguments]
         try:
             main()
@@ -47,8 +51,8 @@ def margrave(*arguments: str, cwd: Path, code: int = 0) -> str:
             ended = exit.code or 0
         finally:
             sys.argv = given
-    assert ended == code, said.getvalue()
-    return said.getvalue()
+    assert ended == code, printed.getvalue()
+    return printed.getvalue()
 
 
 def margrave_process(*arguments: str, cwd: Path) -> str:
@@ -90,12 +94,13 @@ def test_a_run_leaves_everything_behind(run: Path) -> None:
 
 def test_evaluate_a_run(run: Path, faces: Path, tmp_path: Path) -> None:
     output = margrave(
-        "evaluate", str(run), str(faces), "--number", "100", "-o", "found.json", cwd=tmp_path
-    )
-    assert "95 % interval" in output
-    found = json.loads((tmp_path / "found.json").read_text())["faces"]
-    assert found["protocol"].startswith("LFW 10-fold")
-    assert len(found["fold_accuracy"]) == 10
+        "evaluate", "pairs", str(run), "--images", str(faces), "--number", "100", "-o",
+        "results.json", cwd=tmp_path,
+    )  # fmt: skip
+    assert "95 % interval" in output and "results are in results.json" in output
+    (result,) = read_results(tmp_path / "results.json")
+    assert result.name == "faces" and result.rules.startswith("LFW 10-fold")
+    assert len(result.curves["folds"]["accuracy"]) == 10
 
 
 def test_evaluate_listed_pairs(run: Path, faces: Path, tmp_path: Path) -> None:
@@ -107,15 +112,16 @@ def test_evaluate_listed_pairs(run: Path, faces: Path, tmp_path: Path) -> None:
         lines += [f"{own[0]},{own[1]},1", f"{own[0]},{other},0"]
     (tmp_path / "pairs.csv").write_text("\n".join(lines) + "\n")
     output = margrave(
-        "evaluate", str(run), str(faces), "--pairs", str(tmp_path / "pairs.csv"), cwd=tmp_path
-    )
+        "evaluate", "pairs", str(run), str(tmp_path / "pairs.csv"), "--images", str(faces),
+        cwd=tmp_path,
+    )  # fmt: skip
     assert "24" in output
 
 
 def test_resuming_a_finished_run_is_quick_and_harmless(run: Path, tmp_path: Path) -> None:
     before = load_model(run / "model.safetensors")[0]
     output = margrave("train", "--resume", str(run), cwd=tmp_path)
-    assert "going on after 1 epochs and 0 steps; it is finished" in output
+    assert "resuming after 1 epochs and 0 steps; training has finished" in output
     after = load_model(run / "model.safetensors")[0]
     assert all(torch.equal(before[name], after[name]) for name in before)
 
@@ -160,9 +166,9 @@ def test_import_an_onnx_model_says_if_images_go_alone(
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
     onnx.save(model, tmp_path / "raw.onnx")
-    options = ["--mean", "0.5", "--std", "0.5", "--colour-order", "rgb"]
+    options = ["--mean", "0.5", "--std", "0.5", "--color-order", "rgb"]
     output = margrave("import", "raw.onnx", "model.onnx", *options, cwd=tmp_path)
-    assert ("images go through it one at a time" in " ".join(output.split())) == alone
+    assert ("images are computed one at a time" in " ".join(output.split())) == alone
 
 
 def test_import_a_checkpoint(tmp_path: Path) -> None:
@@ -181,12 +187,12 @@ def test_import_states_what_a_checkpoint_does_not_say(tmp_path: Path) -> None:
     output = margrave("import", "backbone.pth", "guessed.safetensors", cwd=tmp_path)
     assert "assumed from the names" in output
     output = margrave(
-        "import", "backbone.pth", "model.safetensors", "--colour-order", "bgr",
+        "import", "backbone.pth", "model.safetensors", "--color-order", "bgr",
         "--mean", "0.1,0.2,0.3", "--std", "0.25", cwd=tmp_path,
     )  # fmt: skip
     assert "assumed from the names" not in output
     state, card = load_model(tmp_path / "model.safetensors")
-    assert card.mean == (0.3, 0.2, 0.1) and card.deviation == 0.25
+    assert card.mean == (0.3, 0.2, 0.1) and card.std == 0.25
     first = "layers.0.layers.0.weight"
     assert torch.equal(state[first], network.state_dict()[first].flip(1))
 
@@ -216,7 +222,7 @@ def test_import_weights_of_no_known_layout_into_a_named_network(
     assert "stem.weight is (6, 3, 3, 3)" in margrave(*named, "import_net:Net", cwd=tmp_path, code=1)
     output = margrave(
         *named, "{kind: 'import_net:Net', width: 6}", "--image-size", "32",
-        "--colour-order", "bgr", cwd=tmp_path,
+        "--color-order", "bgr", cwd=tmp_path,
     )  # fmt: skip
     assert "head left out: head.weight" in output and "mean 0.5, std 0.5 assumed" in output
     saved, card = load_model(tmp_path / "model.safetensors")
@@ -248,7 +254,15 @@ def test_losses_and_recipes_are_listed(tmp_path: Path) -> None:
     ("arguments", "message"),
     [
         (["train", "smal"], "no recipe and no file 'smal'; did you mean 'small'"),
-        (["train", "--data", "nowhere"], "nowhere is not a folder"),
+        (["train", "--data", "nowhere"], "nowhere: no such file or folder"),
+        (["train", "--set", "epochs=1"], "no setting 'epochs'; did you mean training.epochs?"),
+        (["train", "--set", "data.train=faces"], "'faces': must be a block of settings by name"),
+        (["compare", "nothing", "nothing"], "nothing: no such file or folder"),
+        (["compare", ".", "."], ". contains neither features nor results"),
+        (["evaluate", "pairs", "."], "is a folder without model.safetensors"),
+        (["align", "nothing", "crops"], "nothing: no such folder"),
+        (["verify", "m.onnx", "a.jpg", "b.jpg"], "margrave verify a.jpg b.jpg --model m.onnx"),
+        (["verify", "a.jpg"], "give two photos"),
         (["train"], "no training images: give --data FOLDER"),
         (["train", "--set", "training.epoch=1"], "did you mean 'epochs'"),
         (
@@ -256,10 +270,16 @@ def test_losses_and_recipes_are_listed(tmp_path: Path) -> None:
             "unknown loss 'adafase'; did you mean 'adaface'",
         ),
         (["train", "--resume", "nowhere"], "nowhere is not a run's folder"),
-        (["train", "small", "--resume", "x"], "beside it only --set and"),
-        (["evaluate", "nothing.safetensors", "."], "nothing.safetensors: no such file"),
+        (["train", "small", "--resume", "x"], "besides it, give only --set"),
+        (
+            ["evaluate", "pairs", "nothing.safetensors", "--images", "."],
+            "nothing.safetensors: no such file or folder",
+        ),
         (["import", "nothing.pth", "model.safetensors"], "nothing.pth"),
-        (["import", "nothing.pth", "model.pth"], "a model file ends in .safetensors"),
+        (
+            ["import", "nothing.pth", "model.pth"],
+            "the name of the model file must end in .safetensors",
+        ),
         (["losses", "adafase"], "did you mean 'adaface'"),
     ],
 )
@@ -279,8 +299,8 @@ def test_a_run_goes_on_where_its_images_have_moved(run: Path, faces: Path, tmp_p
     (moved / "s.gif").write_bytes(b"")
     (moved / faces_of(moved) / "animated.gif").write_bytes(b"")
     output = margrave("train", "--resume", str(copy), "--data", str(moved), cwd=tmp_path)
-    assert "it is finished" in output
-    assert "left out for their format: 1 .gif; convert them to JPEG or PNG" in output
+    assert "training has finished" in output
+    assert "images left out because of their format: 1 .gif; convert them to JPEG or PNG" in output
 
 
 def test_a_refused_resume_changes_nothing(run: Path, faces: Path, tmp_path: Path) -> None:
@@ -291,9 +311,9 @@ def test_a_refused_resume_changes_nothing(run: Path, faces: Path, tmp_path: Path
     stored = (copy / "config.yaml").read_text()
     resume = ["train", "--resume", str(copy)]
     output = margrave(*resume, "--data", str(fewer), cwd=tmp_path, code=1)
-    assert "the training images have changed" in output
+    assert "the training images or their identities have changed" in output
     output = margrave(*resume, "--set", "loss.margin=0.3", cwd=tmp_path, code=1)
-    assert "finished after 1 epochs" in output
+    assert "already finished all 1 epochs" in output
     assert (copy / "config.yaml").read_text() == stored
 
 
@@ -306,7 +326,7 @@ def test_a_run_is_not_overwritten(run: Path, faces: Path) -> None:
     output = margrave(
         "train", "small", "--data", str(faces), "-o", run.name, cwd=run.parent, code=1
     )
-    assert "holds a run already" in output
+    assert "already contains a run" in output
 
 
 def test_the_demo_small(tmp_path: Path) -> None:
@@ -316,8 +336,8 @@ def test_the_demo_small(tmp_path: Path) -> None:
         "--set", "evaluation.sets.unseen.images.num_identities=20",
         "--set", "evaluation.sets.unseen.pairs=100", cwd=tmp_path,
     )  # fmt: skip
-    assert "identities never seen" in output
-    assert "by ground-truth quality" in output
+    assert "held-out identities" in output
+    assert "parts of the data" in output
     names = {path.name for path in (tmp_path / "demo").iterdir()}
     assert {"faces.png", "curves.png", "results.json", "model.safetensors"} <= names
 
@@ -329,13 +349,10 @@ def test_insightfaces_files_are_taken_as_they_are(tmp_path: Path) -> None:
     trained = CliRunner().invoke(app, ["train", "small", *where, *TINY, "--set", bin_set])
     assert trained.exit_code == 0, trained.output
     assert "40 images of 10 identities (records)" in trained.output
-    assert json.loads((tmp_path / "run" / "results.json").read_text())["lfw"]["pairs"] == 40
-    judged = CliRunner().invoke(
-        app, ["evaluate", str(tmp_path / "run"), str(golden / "pairs_numpy_bool.bin")]
-    )
-    assert judged.exit_code == 0 and "pairs_numpy_bool" in judged.output
-    both = CliRunner().invoke(
-        app, ["evaluate", str(tmp_path / "run"), str(golden / "pairs_numpy_bool.bin"),
-              "--pairs", "pairs.txt"],
-    )  # fmt: skip
-    assert "brings its own pairs" in str(both.exception)
+    (result,) = read_results(tmp_path / "run" / "results.json")
+    assert result.name == "lfw" and result.counts["pairs"] == 40
+    words = ["evaluate", "pairs", str(tmp_path / "run"), str(golden / "pairs_numpy_bool.bin")]
+    evaluated = CliRunner().invoke(app, words)
+    assert evaluated.exit_code == 0 and "pairs_numpy_bool" in evaluated.output
+    both = CliRunner().invoke(app, [*words, "--images", "faces"])
+    assert "contains its own images" in str(both.exception)

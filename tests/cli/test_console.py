@@ -11,9 +11,9 @@ from rich.text import Text
 from typer.testing import CliRunner
 
 from margrave import backbones
-from margrave.checkpoints import ModelCard, OperatingPoint, save_model
 from margrave.cli import app
 from margrave.cli.console import Console
+from margrave.models import ModelCard, OperatingPoint, save_model
 from margrave.synthetic import SyntheticFaces
 
 NETWORK = {
@@ -50,9 +50,13 @@ def test_what_a_card_and_a_folder_say_is_no_markup(tmp_path: Path) -> None:
     faces = tmp_path / "[bold]faces"
     SyntheticFaces(num_identities=4, images_per_identity=12, image_size=32).write(faces)
     images = sorted(map(str, faces.rglob("*.*g")))[:2]
-    result = CliRunner().invoke(app, ["verify", str(model), *images])
+    result = CliRunner().invoke(
+        app, ["verify", "-m", str(model), "--aligned", "--unchecked", *images]
+    )
     assert result.exit_code in (0, 3)
     assert "[/b] faces [link=http://x]y[/link]" in " ".join(result.output.split())
-    result = CliRunner().invoke(app, ["evaluate", str(model), str(faces), "--number", "20"])
+    result = CliRunner().invoke(
+        app, ["evaluate", "pairs", str(model), "--images", str(faces), "--number", "20"]
+    )
     assert result.exit_code == 0, result.output
     assert "[bold]faces" in result.output

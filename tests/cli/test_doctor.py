@@ -29,23 +29,25 @@ def faces(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_healthy_folder(faces: Path) -> None:
-    said = doctor(faces)
-    assert said.exit_code == 0
-    assert "nothing serious found" in said.output and "60 images of 10 identities" in said.output
+    result = doctor(faces)
+    assert result.exit_code == 0
+    assert (
+        "nothing serious found" in result.output and "60 images of 10 identities" in result.output
+    )
 
 
 def test_findings_for_programs(faces: Path, tmp_path: Path) -> None:
     for path in sorted(faces.glob("*/*.*")):
         (tmp_path / path.parent.name).mkdir(exist_ok=True)
-        reversed_colours = cv2.imread(str(path))[..., ::-1]
-        cv2.imwrite(str(tmp_path / path.parent.name / f"{path.stem}.png"), reversed_colours)
-    said = doctor(tmp_path, "--json", "--images", 60)
-    assert said.exit_code == 1
-    found = json.loads(said.stdout)
-    assert found[0]["fault"] == "reversed_colours" and found[0]["examples"]
-    assert {"severity", "said", "remedy", "share", "figures"} <= set(found[0])
+        reversed_colors = cv2.imread(str(path))[..., ::-1]
+        cv2.imwrite(str(tmp_path / path.parent.name / f"{path.stem}.png"), reversed_colors)
+    result = doctor(tmp_path, "--json", "--images", 60)
+    assert result.exit_code == 1
+    findings = json.loads(result.stdout)
+    assert findings[0]["fault"] == "reversed_colors" and findings[0]["examples"]
+    assert {"severity", "message", "remedy", "share", "figures"} <= set(findings[0])
     shown = doctor(tmp_path)
-    assert "serious reversed_colours" in shown.output and "-> exchange" in shown.output
+    assert "serious reversed_colors" in shown.output and "-> exchange" in shown.output
 
 
 def test_verification_sets_and_checkpoints(tmp_path: Path) -> None:
@@ -60,5 +62,5 @@ def test_verification_sets_and_checkpoints(tmp_path: Path) -> None:
 
 
 def test_no_patient(tmp_path: Path) -> None:
-    said = doctor(tmp_path / "nowhere")
-    assert isinstance(said.exception, ValueError) and "nowhere" in str(said.exception)
+    result = doctor(tmp_path / "nowhere")
+    assert isinstance(result.exception, ValueError) and "nowhere" in str(result.exception)

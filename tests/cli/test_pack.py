@@ -10,7 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from margrave.cli import app
-from margrave.data import ImageFolder, RecordImages, ShardImages, read_pairs_bin, recognise
+from margrave.data import ImageFolder, RecordImages, ShardImages, detect_source, read_pairs_bin
 from margrave.synthetic import SyntheticFaces
 
 
@@ -47,7 +47,7 @@ def test_shards_are_packed_and_gone_on_with(faces: Path, tmp_path: Path) -> None
     shards = tmp_path / "shards"
     options = ("--shards", "--size", 32, "--images-per-shard", 5)
     assert "12 images" in pack(faces, shards, *options)
-    assert recognise(shards)["kind"] == "shards" and len(ShardImages(shards)) == 12
+    assert detect_source(shards)["kind"] == "shards" and len(ShardImages(shards)) == 12
     assert sorted(path.name for path in shards.glob("*.tar")) == [
         f"shard-00000{number}.tar" for number in range(3)
     ]
@@ -89,7 +89,7 @@ def test_broken_images_are_named_and_left_out(faces: Path, tmp_path: Path) -> No
     ("arguments", "message"),
     [
         (["--fit", "squeeze"], "--fit 'squeeze'"),
-        (["--pairs", "pairs.csv"], "a verification set is a .bin file"),
+        (["--pairs", "pairs.csv"], "the name of a verification set must end in .bin"),
     ],
 )
 def test_mistakes_are_told(faces: Path, tmp_path: Path, arguments: list[str], message: str) -> None:
@@ -99,5 +99,5 @@ def test_mistakes_are_told(faces: Path, tmp_path: Path, arguments: list[str], me
 
 def test_records_are_not_overwritten(faces: Path, tmp_path: Path) -> None:
     pack(faces, tmp_path / "records", "--size", 32)
-    with pytest.raises(ValueError, match="holds records already"):
+    with pytest.raises(ValueError, match="already contains records"):
         pack(faces, tmp_path / "records", "--size", 32)

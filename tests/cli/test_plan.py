@@ -5,14 +5,14 @@ from typer.testing import CliRunner
 
 from margrave.cli import app
 
-MACHINE = ("--teraflops", "60", "--low-teraflops", "400", "--memory-bandwidth", "4000")
+MACHINE = ("--teraflops", "60", "--bf16-teraflops", "400", "--memory-bandwidth", "4000")
 
 
 def test_a_plan_reads_the_configuration_of_a_training() -> None:
     arguments = ["plan", "adaface_ms1mv2", "--classes", "10000000", "--ranks", "8", *MACHINE]
     result = CliRunner().invoke(app, [*arguments, "--images", "1000000", "--device", "cuda"])
     assert result.exit_code == 0, result.output
-    for part in ("10,000,000 identities", "class centres", "2.56", "three products", "an epoch"):
+    for part in ("10,000,000 identities", "class centers", "2.56", "three products", "an epoch"):
         assert part in result.output
 
 

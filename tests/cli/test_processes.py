@@ -28,7 +28,7 @@ def command(
     several: Annotated[list[str] | None, typer.Option("--set")] = None,
     devices: int = 1,
 ) -> None:
-    if processes.share_out(context, devices):
+    if processes.relaunch(context, devices):
         return
     given.append((first, others, plain, maybe, number, several))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import subprocess
 import sys
@@ -86,46 +87,55 @@ def test_training_prints_a_line_an_epoch_and_a_minute(clock: Clock) -> None:
                     steps=20,
                     epoch=(step + 9) // 10,
                     epochs=2,
+                    epoch_step=(step - 1) % 10 + 1,
+                    epoch_steps=10,
                     loss=3.5,
+                    target_cosine=0.25,
                     images_per_second=12.4,
                 )
             )
             clock.now += 20
     lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
     assert lines == [
-        "epoch 1/2: step 4 of 10, loss 3.500, 12 images/s, 5:20 left",
-        "epoch 1/2: step 7 of 10, loss 3.500, 12 images/s, 4:20 left",
-        "epoch 1/2: loss 3.500, 12 images/s, 3:20 left",
-        "epoch 2/2: step 3 of 10, loss 3.500, 12 images/s, 2:20 left",
-        "epoch 2/2: step 6 of 10, loss 3.500, 12 images/s, 1:20 left",
-        "epoch 2/2: step 9 of 10, loss 3.500, 12 images/s, 0:20 left",
-        "epoch 2/2: loss 3.500, 12 images/s",
+        "epoch 1/2: step 4 of 10, loss 3.500, cosine 0.25, 12 images/s, 5:20 left",
+        "epoch 1/2: step 7 of 10, loss 3.500, cosine 0.25, 12 images/s, 4:20 left",
+        "epoch 1/2: loss 3.500, cosine 0.25, 12 images/s, 3:20 left",
+        "epoch 2/2: step 3 of 10, loss 3.500, cosine 0.25, 12 images/s, 2:20 left",
+        "epoch 2/2: step 6 of 10, loss 3.500, cosine 0.25, 12 images/s, 1:20 left",
+        "epoch 2/2: step 9 of 10, loss 3.500, cosine 0.25, 12 images/s, 0:20 left",
+        "epoch 2/2: loss 3.500, cosine 0.25, 12 images/s",
     ]
 
 
 COMMANDS = {
     "pack": ["pack", "faces", "packed"],
     "embed": ["embed", "model.safetensors", "faces", "features"],
-    "evaluate": ["evaluate", "model.safetensors", "faces"],
+    "evaluate": ["evaluate", "pairs", "model.safetensors", "--images", "faces"],
     "doctor": ["doctor", "faces"],
-    "judge": ["judge", "all-to-all", "features"],
+    "all-to-all": ["evaluate", "all-to-all", "features"],
     "threshold": ["threshold", "model.safetensors", "features"],
 }
 
 
-# Each is as impatient as it takes for tiny work to print its lines.
+# Impatient enough for tiny work to print its lines; one process, since importing torch is slow.
 IMPATIENT = """
-import sys
+import json, sys
 from margrave.cli import main, progress
-progress.FIRST_LINE = progress.SHORTEST_PAUSE = 0.0
-sys.argv[0] = "margrave"
-main()
+progress.FIRST_LINE_SECONDS = progress.MIN_PAUSE = 0.0
+for words in json.loads(sys.argv[1]):
+    sys.argv = ["margrave", *words]
+    try:
+        main()
+        status = 0
+    except SystemExit as ended:
+        status = ended.code or 0
+    print(f"--- {status}", flush=True)
 """
 
 
 def test_commands_print_plain_lines_into_a_pipe(tmp_path: Path, subtests: pytest.Subtests) -> None:
     from margrave import backbones
-    from margrave.checkpoints import ModelCard, save_model
+    from margrave.models import ModelCard, save_model
 
     SyntheticFaces(num_identities=30, images_per_identity=8, image_size=32).write(
         tmp_path / "faces"
@@ -133,18 +143,20 @@ def test_commands_print_plain_lines_into_a_pipe(tmp_path: Path, subtests: pytest
     spec = {"kind": "mbf", "image_size": 32, "embedding_size": 8}
     card = ModelCard(backbone=spec, image_size=32)
     save_model(tmp_path / "model.safetensors", backbones.create(spec).state_dict(), card)
-    for name, words in COMMANDS.items():
+    # As of a user whose terminal can show anything.
+    environment = {**os.environ, "TERM": "xterm-256color", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", IMPATIENT, json.dumps(list(COMMANDS.values()))],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=environment,
+    )
+    assert done.returncode == 0 and "Traceback" not in done.stdout, done.stdout
+    assert "\x1b" not in done.stdout and "\r" not in done.stdout
+    outputs = done.stdout.split("--- ")
+    for place, name in enumerate(COMMANDS):
         with subtests.test(name):
-            # As of a user whose terminal can show anything.
-            environment = {**os.environ, "TERM": "xterm-256color", "OMP_NUM_THREADS": "1"}
-            done = subprocess.run(
-                [sys.executable, "-c", IMPATIENT, *words],
-                cwd=tmp_path,
-                capture_output=True,
-                text=True,
-                env=environment,
-            )
-            output = done.stdout + done.stderr
-            assert done.returncode in (0, 1) and "Traceback" not in output, output
-            assert "\x1b" not in output and "\r" not in output
-            assert " (100 %)" in output, output
+            assert outputs[place + 1][0] in "01", outputs[place + 1]
+            assert " (100 %)" in outputs[place], outputs[place]

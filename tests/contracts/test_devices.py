@@ -12,14 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from margrave import backbones
-from margrave.checkpoints import ModelCard
-from margrave.data import TrainingImages, normalise
+from margrave.backbones import MomentumEncoder
+from margrave.data import TrainingImages, normalize
 from margrave.evaluation import evaluate_all_to_all
 from margrave.heads import ChunkedHead, DenseHead, Head, RowwiseSGD
 from margrave.inference import Embedder, embed_to_store
 from margrave.losses import LOSSES
 from margrave.losses import create as create_loss
-from margrave.statistics import MomentumEncoder
+from margrave.models import ModelCard
 from margrave.synthetic import SyntheticFaces
 from margrave.training import TrainingSettings, set_up
 from margrave.training.gradients import clip_gradients
@@ -154,7 +154,7 @@ def test_an_averaged_network_follows(warm_up: bool, pretended: PretendedDevice) 
         with torch.no_grad():
             followed[0].weight.mul_(3)
         with pretended.counting() as waits:
-            encoder.follow(followed)
+            encoder.update(followed)
             outputs = encoder(images.to(device, non_blocking=True))
         assert not waits
         state = {**encoder.state_dict(), "outputs": outputs}
@@ -177,7 +177,7 @@ def test_clipped_gradients(split: bool, pretended: PretendedDevice) -> None:
         )
         with pretended.counting() as waits:
             if split:
-                norm = clip_gradients(parameters[1:], 1.0, split=parameters[:1])
+                norm = clip_gradients(parameters[1:], 1.0, sharded=parameters[:1])
             else:
                 norm = clip_gradients(parameters, 1.0)
         assert not waits
@@ -187,14 +187,14 @@ def test_clipped_gradients(split: bool, pretended: PretendedDevice) -> None:
 
 
 @pytest.mark.parametrize("mean", [0.5, (0.4, 0.5, 0.6)])
-def test_normalised_images(mean: Any, pretended: PretendedDevice) -> None:
+def test_normalized_images(mean: Any, pretended: PretendedDevice) -> None:
     pixels = torch.arange(2 * 3 * 4 * 4, dtype=torch.uint8).reshape(2, 3, 4, 4)
     there = pixels.to(pretended.device)
-    normalise(there, mean)
+    normalize(there, mean)
     with pretended.counting() as waits:
-        images = normalise(there, mean)
+        images = normalize(there, mean)
     assert not waits
-    assert torch.equal(images.cpu(), normalise(pixels, mean))
+    assert torch.equal(images.cpu(), normalize(pixels, mean))
 
 
 class Pictures:
@@ -232,7 +232,7 @@ def test_embeddings_wait_once_a_batch(pretended: PretendedDevice) -> None:
     assert faults == {3: "picture 3 is damaged"}
     assert len(waits) == 3, waits
     pixels = torch.randint(256, (2, 3, 32, 32), dtype=torch.uint8)
-    torch.testing.assert_close(there.embed(pixels), here.embed(pixels))
+    torch.testing.assert_close(there.embed_pixels(pixels), here.embed_pixels(pixels))
 
 
 def test_features_are_stored(pretended: PretendedDevice, tmp_path: Path) -> None:

@@ -52,11 +52,11 @@ def outcome(head: Head, embeddings: Tensor, labels: Tensor) -> dict[str, Tensor]
     head.zero_grad()
     loss = head(embeddings, labels, reduction="none")
     (loss * torch.linspace(-0.5, 2, len(labels))).sum().backward()
-    found = {"loss": loss.detach(), "embeddings": embeddings.grad}
+    result = {"loss": loss.detach(), "embeddings": embeddings.grad}
     for name, parameter in head.named_parameters():
-        found[name] = parameter.grad.to_dense()
+        result[name] = parameter.grad.to_dense()
     buffers = {name: value for name, value in head.named_buffers() if name != "draws"}
-    return found | {name: value.clone() for name, value in buffers.items()}
+    return result | {name: value.clone() for name, value in buffers.items()}
 
 
 @pytest.mark.parametrize("which", list(HEADS))
@@ -65,9 +65,9 @@ def test_equal_to_dense(kind: str, which: str) -> None:
     dense, head = build(DenseHead, kind), build(head_class, kind, **settings)
     for _ in range(2):
         for batch in batches():
-            expected, found = outcome(dense, *batch), outcome(head, *batch)
-            assert found.keys() == expected.keys()
-            torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
+            expected, result = outcome(dense, *batch), outcome(head, *batch)
+            assert result.keys() == expected.keys()
+            torch.testing.assert_close(result, expected, rtol=1e-10, atol=1e-12)
         dense.end_epoch()
         head.end_epoch()
 
@@ -86,11 +86,11 @@ def test_low_precision_within_twice_the_dense_error(kind: str) -> None:
         head.weight.data = low["dense"].weight.data.to(head.weight.dtype)
     embeddings, labels = batches(1, torch.bfloat16)[0]
     expected = outcome(truth, embeddings.double(), labels)
-    found = {name: outcome(head, embeddings, labels) for name, head in low.items()}
+    result = {name: outcome(head, embeddings, labels) for name, head in low.items()}
     for name in ("loss", "embeddings", "weight"):
         error = {
             which: (values[name].double() - expected[name]).norm()
-            for which, values in found.items()
+            for which, values in result.items()
         }
         assert error["chunked"] <= 2 * error["dense"] + 1e-3 * expected[name].norm(), name
 
@@ -118,8 +118,8 @@ def test_slopes_are_those_of_autograd(kind: str) -> None:
     expected = torch.autograd.grad(negatives.sum(), cosines)[0]
     analytic = head.loss.negatives_and_slope(cosines.detach(), batch.target, batch.context)
     # Without one autograd is asked, as `test_equal_to_dense` does.
-    found, slope = analytic or (negatives.detach(), expected)
-    torch.testing.assert_close(found, negatives.detach())
+    result, slope = analytic or (negatives.detach(), expected)
+    torch.testing.assert_close(result, negatives.detach())
     torch.testing.assert_close(torch.ones_like(cosines) if slope is None else slope, expected)
 
 
@@ -134,7 +134,7 @@ def test_finite_on_extreme_input(kind: str, scale: float) -> None:
         assert torch.isfinite(value).all(), number
 
 
-def test_accumulated_gradients_are_the_whole_batchs(kind: str) -> None:
+def test_accumulated_gradients_are_the_full_batchs(kind: str) -> None:
     head, parts = build(ChunkedHead, kind, block_size=7).eval(), build(ChunkedHead, kind).eval()
     embeddings, labels = batches(1)[0]
     head(embeddings, labels).backward()

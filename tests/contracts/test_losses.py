@@ -1,4 +1,4 @@
-"""What every registered loss must keep, whatever it is."""
+"""What holds for every registered loss."""
 
 from __future__ import annotations
 
@@ -19,10 +19,11 @@ def context(batch: int = BATCH, dtype: torch.dtype = torch.float64) -> Context:
     return Context(
         feature_norm=10 + torch.randn(batch, generator=generator, dtype=dtype),
         feature_norm_mean=torch.tensor(10.0, dtype=dtype),
-        feature_norm_deviation=torch.tensor(2.0, dtype=dtype),
+        feature_norm_std=torch.tensor(2.0, dtype=dtype),
         mean_target_cosine=torch.tensor(0.3, dtype=dtype),
         margin_weight=torch.rand(batch, generator=generator, dtype=dtype),
         iteration=torch.tensor(20000.0, dtype=dtype),
+        margin_noise=torch.randn(batch, generator=generator, dtype=dtype),
     )
 
 
@@ -59,23 +60,23 @@ def test_scale_must_be_positive(kind: str) -> None:
 
 
 def test_negatives_are_elementwise_over_classes(kind: str) -> None:
-    loss, given = create({"kind": kind}), context()
+    loss, values = create({"kind": kind}), context()
     cosines = torch.rand(BATCH, CLASSES, dtype=torch.float64) * 2 - 1
     target = torch.linspace(-0.9, 0.9, BATCH, dtype=torch.float64)
-    whole = loss.negatives(cosines, target, given)
+    full = loss.negatives(cosines, target, values)
     for part in (slice(0, 1), slice(1, 5), slice(5, None)):
-        assert torch.equal(loss.negatives(cosines[:, part], target, given), whole[:, part])
-    hard = loss.hard_negatives(cosines, target, given)
+        assert torch.equal(loss.negatives(cosines[:, part], target, values), full[:, part])
+    hard = loss.hard_negatives(cosines, target, values)
     if kind != "adaface":  # whose clamp touches no cosine below 1 − ε
-        assert torch.equal(hard, whole != cosines) or not hard.any()
+        assert torch.equal(hard, full != cosines) or not hard.any()
 
 
 def test_target_cosine_only_decides(kind: str) -> None:
     loss = create({"kind": kind})
     target = torch.linspace(-0.9, 0.9, BATCH, dtype=torch.float64, requires_grad=True)
     cosines = torch.rand(BATCH, CLASSES, dtype=torch.float64, requires_grad=True)
-    given = loss.negatives(cosines, target, context()).sum()
-    assert torch.autograd.grad(given, target, allow_unused=True)[0] is None
+    total = loss.negatives(cosines, target, context()).sum()
+    assert torch.autograd.grad(total, target, allow_unused=True)[0] is None
 
 
 def test_gradients_are_exact(kind: str) -> None:
@@ -100,9 +101,9 @@ def test_gradients_are_exact(kind: str) -> None:
 def test_straight_through_changes_the_gradient_only(kind: str) -> None:
     loss, surrogate = create({"kind": kind}), create({"kind": kind, "straight_through": True})
     cosine = torch.linspace(-0.9, 0.9, BATCH, dtype=torch.float64, requires_grad=True)
-    given = context()
-    value = surrogate.modify_target(cosine, given)
-    torch.testing.assert_close(value, loss.modify_target(cosine, given))
+    values = context()
+    value = surrogate.modify_target(cosine, values)
+    torch.testing.assert_close(value, loss.modify_target(cosine, values))
     assert torch.autograd.grad(value.sum(), cosine)[0].eq(1).all()
 
 
@@ -113,13 +114,13 @@ def test_straight_through_changes_the_gradient_only(kind: str) -> None:
 def test_finite_on_finite_input(kind: str, dtype: torch.dtype, case: str) -> None:
     head = head_for(kind, torch.float64 if dtype == torch.float64 else torch.float32)
     embeddings, labels = batch_of(1 if case == "one" else BATCH)
-    centres = head.weight.detach()[labels]
+    centers = head.weight.detach()[labels]
     embeddings = {
         "zero": embeddings * 0,
         "huge": embeddings * 1e30,
         "tiny": embeddings * 1e-30,
-        "aligned": centres.double() * 50,
-        "opposite": centres.double() * -50,
+        "aligned": centers.double() * 50,
+        "opposite": centers.double() * -50,
         "one": embeddings,
         "mixed_norms": embeddings * torch.logspace(-20, 20, BATCH, dtype=torch.float64)[:, None],
     }[case]
@@ -160,7 +161,7 @@ def test_per_sample_losses_average_to_the_loss(kind: str) -> None:
     torch.testing.assert_close(
         head(embeddings, labels, reduction="none").mean(), head(embeddings, labels)
     )
-    analysis = head.analyse(embeddings, labels)
+    analysis = head.analyze(embeddings, labels)
     torch.testing.assert_close(analysis.loss, head(embeddings, labels, reduction="none"))
     assert not analysis.hard_negatives.gather(1, labels[:, None]).any()
     assert analysis.margin.shape == (BATCH,)
@@ -183,7 +184,7 @@ def test_bfloat16_autocast_computes_in_the_heads_precision(kind: str) -> None:
         (torch.tensor([0, CLASSES]), rf"label {CLASSES} at position 1 is outside \[0, {CLASSES}\)"),
         (torch.tensor([-1, 0]), r"label -1 at position 0"),
         (torch.tensor([0.0, 1.0]), r"dtype torch.float32"),
-        (torch.tensor([0]), r"2 embeddings need as many integers"),
+        (torch.tensor([0]), r"2 embeddings need as many integer labels"),
     ],
 )
 def test_labels_that_do_not_fit_are_named(kind: str, labels: torch.Tensor, message: str) -> None:
@@ -193,7 +194,7 @@ def test_labels_that_do_not_fit_are_named(kind: str, labels: torch.Tensor, messa
 
 def test_embeddings_that_do_not_fit_are_named(kind: str) -> None:
     head = head_for(kind)
-    with pytest.raises(ValueError, match=r"shape \(2, 3\); this head takes \(batch, 8\)"):
+    with pytest.raises(ValueError, match=r"shape \(2, 3\); this head needs \(batch, 8\)"):
         head(torch.randn(2, 3), torch.tensor([0, 1]))
     with pytest.raises(ValueError, match="the batch is empty"):
         head(torch.randn(0, FEATURES), torch.zeros(0, dtype=torch.int64))

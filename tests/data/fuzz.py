@@ -23,13 +23,16 @@ import numpy as np
 import torch
 
 from margrave import backbones
-from margrave.checkpoints import ModelCard, load_model, read_checkpoint, save_model
-from margrave.config import read_config, read_run_config, to_yaml
+from margrave.cli.tables import results_tables
+from margrave.config import read_config, to_yaml
 from margrave.data import RecordImages, ShardImages, decode_image, pack_shards, read_pairs_bin
 from margrave.distributed import World
 from margrave.distributed.tensor_store import load_tensors, save_tensors, stored_tensors
-from margrave.inference import Embedder, FeatureStore, embed_to_store, feature_store
-from margrave.inference.feature_store import HEADER
+from margrave.evaluation import Figure, PairScores, Result, read_results, write_results
+from margrave.inference import Embedder, FeatureStore, embed_to_store, store_files
+from margrave.inference.store_files import HEADER
+from margrave.models import ModelCard, load_model, read_checkpoint, save_model
+from margrave.runs import RunFolder
 from margrave.synthetic import SyntheticFaces
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "recordio"
@@ -96,7 +99,24 @@ def read_tensors(folder: Path) -> None:
 
 
 def read_settings(folder: Path) -> None:
-    read_run_config(folder)
+    RunFolder(folder).read_config()
+
+
+def read_figures(folder: Path) -> None:
+    for result in read_results(folder / "results.json"):
+        list(results_tables([result]))
+
+
+def figures() -> list[bytes]:
+    """Files of results: today's, and one of version 0.1."""
+    old = Path(__file__).parents[1] / "fixtures" / "version_0_1" / "results"
+    scores = PairScores(distances=(0.5, 1.5), same=(True, False), folds=2)
+    figure = Figure(metric="TAR", value=0.5, at={"FAR": 0.1}, interval=(0.1, 0.9), threshold=0.3)
+    result = Result(protocol="pairs", figures=(figure,), counts={"pairs": 2}, scores=scores)
+    with tempfile.TemporaryDirectory() as folder:
+        write_results(Path(folder) / "results.json", [result])
+        today = (Path(folder) / "results.json").read_bytes()
+    return [today, *(path.read_bytes() for path in sorted(old.glob("*.json")))]
 
 
 def read_picture(folder: Path) -> None:
@@ -128,7 +148,7 @@ def tensors() -> dict[str, bytes]:
 
 def tars(image: bytes) -> list[bytes]:
     """Archives of every kind, with names too long for a header."""
-    found = []
+    archives = []
     for kind in (tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT):
         file = io.BytesIO()
         with tarfile.open(fileobj=file, mode="w", format=kind) as tar:
@@ -137,23 +157,23 @@ def tars(image: bytes) -> list[bytes]:
                     info = tarfile.TarInfo(f"{'folder/' * (18 if kind else 9)}{number}.{extension}")
                     info.size = len(data)
                     tar.addfile(info, io.BytesIO(data))
-        found.append(file.getvalue())
-    return found
+        archives.append(file.getvalue())
+    return archives
 
 
 def read_store(folder: Path) -> None:
-    # With the right checksum, as somebody hostile would write it.
+    # With the right checksum, as an attacker would write it.
     header = folder / HEADER
     with contextlib.suppress(ValueError, RecursionError, AttributeError):
         description = json.loads(header.read_bytes())
         description.pop("checksum", None)
-        checksum = feature_store._checksum(description)
+        checksum = store_files.checksum(description)
         header.write_text(json.dumps({**description, "checksum": checksum}))
     for verify in (True, False):
         store = FeatureStore(folder, verify=verify)
         assert store.rows[:3].shape == (min(3, len(store)), store.embeddings.shape[1])
         assert len(store.names) == len(store.labels) == len(store)
-        store.readable(np.arange(len(store)))
+        store.check_readable(np.arange(len(store)))
 
 
 @cache
@@ -204,6 +224,7 @@ def main(count: int) -> None:
         *((name, read_weights, {name: saved[name]}) for name in ("new.pth", "old.pth")),
         ("model.safetensors", read_model, {"model.safetensors": saved["model.safetensors"]}),
         *((name, read_tensors, checkpoint) for name in sorted(checkpoint)),
+        *(("results.json", read_figures, {"results.json": content}) for content in figures()),
         (
             "config.yaml",
             read_settings,

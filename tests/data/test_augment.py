@@ -25,7 +25,7 @@ def _many(augmentation: Augmentation, image: np.ndarray, times: int = 400) -> np
 
 
 EVERYTHING = Augmentation(
-    motion=0.5, flip=0.5, crop=0.5, low_resolution=0.5, photometric=0.5, grey=0.5
+    motion=0.5, flip=0.5, crop=0.5, low_resolution=0.5, photometric=0.5, gray=0.5
 )
 
 
@@ -42,9 +42,9 @@ def test_shape_type_input_and_repetition(height: int, width: int, seed: int) -> 
 
 def test_only_the_flip_is_on_by_default() -> None:
     image = _photo()
-    found = _many(Augmentation(), image)
-    plain = (found == image).all((1, 2, 3))
-    mirrored = (found == image[:, ::-1]).all((1, 2, 3))
+    images = _many(Augmentation(), image)
+    plain = (images == image).all((1, 2, 3))
+    mirrored = (images == image[:, ::-1]).all((1, 2, 3))
     assert (plain | mirrored).all()
     assert 0.4 < plain.mean() < 0.6
 
@@ -52,18 +52,18 @@ def test_only_the_flip_is_on_by_default() -> None:
 def test_adaface_changes_each_with_probability_one_fifth() -> None:
     preset = Augmentation.adaface(flip=0.0, crop_area=(0.5, 0.5))
     assert (preset.crop, preset.low_resolution, preset.photometric) == (0.2, 0.2, 0.2)
-    found = _many(preset, _photo(), 1000)
-    untouched = (found == _photo()).all((1, 2, 3)).mean()
+    images = _many(preset, _photo(), 1000)
+    untouched = (images == _photo()).all((1, 2, 3)).mean()
     assert untouched == pytest.approx(0.8**3, abs=0.05)
-    cropped = ((found == 0).all(3).mean((1, 2)) > 0.4).mean()
+    cropped = ((images == 0).all(3).mean((1, 2)) > 0.4).mean()
     assert cropped == pytest.approx(0.2, abs=0.04)
 
 
 def test_crop_keeps_a_rectangle_in_place() -> None:
     image = np.maximum(_photo(), 1)
-    found = _many(Augmentation(**OFF, crop=1.0), image)
+    images = _many(Augmentation(**OFF, crop=1.0), image)
     areas, ratios, tops = [], [], []
-    for changed in found:
+    for changed in images:
         kept = (changed > 0).all(2)
         rows, columns = np.flatnonzero(kept.any(1)), np.flatnonzero(kept.any(0))
         assert kept.sum() == len(rows) * len(columns)
@@ -95,9 +95,9 @@ def test_low_resolution_loses_detail_and_keeps_brightness() -> None:
     lost = []
     for side in (1.0, 0.7, 0.4, 0.2):
         fixed = Augmentation(**OFF, low_resolution=1.0, low_resolution_side=(side, side))
-        found = _many(fixed, image, 100)
-        assert abs(found.mean() - image.mean()) < 2
-        lost.append(abs(found - image.astype(float)).mean())
+        images = _many(fixed, image, 100)
+        assert abs(images.mean() - image.mean()) < 2
+        lost.append(abs(images - image.astype(float)).mean())
     assert lost[0] == 0 and lost == sorted(lost)
 
 
@@ -110,17 +110,17 @@ def test_low_resolution_draws_both_interpolations() -> None:
 
 @pytest.mark.parametrize("which", ["brightness", "contrast", "saturation"])
 def test_light_factors_are_uniform(which: str) -> None:
-    # Mild contrast about mid-grey, so that nothing clips and factors can be measured.
+    # Mild contrast about mid-gray, so that nothing clips and factors can be measured.
     generator = np.random.default_rng(3)
     image = generator.integers(70, 130, (32, 32, 3)).astype(np.uint8)
     off = {"brightness": 0.0, "contrast": 0.0, "saturation": 0.0, which: 0.5}
-    found = _many(Augmentation(**OFF, photometric=1.0, **off), image).astype(float)
+    images = _many(Augmentation(**OFF, photometric=1.0, **off), image).astype(float)
     if which == "brightness":
-        factors = found.mean((1, 2, 3)) / image.mean()
+        factors = images.mean((1, 2, 3)) / image.mean()
     elif which == "contrast":
-        factors = found.std((1, 2, 3)) / image.std()
+        factors = images.std((1, 2, 3)) / image.std()
     else:
-        factors = (found - found.mean(3, keepdims=True)).std((1, 2, 3))
+        factors = (images - images.mean(3, keepdims=True)).std((1, 2, 3))
         factors /= (image - image.mean(2, keepdims=True)).std()
     assert factors.min() == pytest.approx(0.5, abs=0.03)
     assert factors.max() == pytest.approx(1.5, abs=0.03)
@@ -128,18 +128,18 @@ def test_light_factors_are_uniform(which: str) -> None:
     assert factors.std() == pytest.approx(1 / math.sqrt(12), rel=0.1)
 
 
-def test_contrast_keeps_the_mean_and_saturation_the_grey() -> None:
+def test_contrast_keeps_the_mean_and_saturation_the_gray() -> None:
     image = np.random.default_rng(3).integers(70, 130, (32, 32, 3)).astype(np.uint8)
     contrast = Augmentation(**OFF, photometric=1.0, brightness=0, saturation=0)
     assert np.ptp(_many(contrast, image).mean((1, 2, 3))) < 2
     saturation = Augmentation(**OFF, photometric=1.0, brightness=0, contrast=0)
-    grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY).astype(int)
+    gray = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY).astype(int)
     for changed in _many(saturation, image, 50):
-        assert abs(cv2.cvtColor(changed, cv2.COLOR_RGB2GRAY).astype(int) - grey).max() <= 2
+        assert abs(cv2.cvtColor(changed, cv2.COLOR_RGB2GRAY).astype(int) - gray).max() <= 2
 
 
 def test_grey_has_equal_channels() -> None:
-    changed = Augmentation(**OFF, grey=1.0)(_photo(), np.random.default_rng(0))
+    changed = Augmentation(**OFF, gray=1.0)(_photo(), np.random.default_rng(0))
     assert (changed == changed[..., :1]).all()
     assert changed.std() > 5
 
@@ -147,14 +147,14 @@ def test_grey_has_equal_channels() -> None:
 def test_motion_stays_within_its_ranges_and_leaves_no_border() -> None:
     image = np.full((SIDE, SIDE, 3), 200, np.uint8)
     cv2.circle(image, (70, 56), 3, (0, 0, 0), -1)
-    found = _many(Augmentation(**OFF, motion=1.0), image)
-    assert (found[:, 0] == 200).all() and (found[:, -1] == 200).all()
+    images = _many(Augmentation(**OFF, motion=1.0), image)
+    assert (images[:, 0] == 200).all() and (images[:, -1] == 200).all()
     places = []
-    for changed in found:
+    for changed in images:
         dark = 200 - changed[..., 0].astype(float)
         places.append([(dark * axis).sum() / dark.sum() for axis in np.indices((SIDE, SIDE))[::-1]])
     offsets = np.array(places) - (70, 56)
-    # 5 % of 112 pixels each way, plus rotation and scale of a point 14 pixels off the centre.
+    # 5 % of 112 pixels each way, plus rotation and scale of a point 14 pixels off the center.
     assert abs(offsets).max() < 5.6 + 14.5 * 0.18 + 1.5
     np.testing.assert_allclose(offsets.mean(0), 0, atol=0.6)
     assert offsets.std(0).min() > 2

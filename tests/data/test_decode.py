@@ -51,7 +51,7 @@ def test_every_format_is_read_as_rgb_and_no_beginning_of_it_is(kind: str) -> Non
 def test_truncation_is_called_by_its_name() -> None:
     data = _encode(_photo(), ".jpg")
     for length in (len(data) // 2, len(data) - 1):
-        with pytest.raises(ValueError, match=r"a/b\.jpg is truncated after \d+ bytes; fetch"):
+        with pytest.raises(ValueError, match=r"a/b\.jpg is truncated after \d+ bytes; download"):
             decode_image(data[:length], "a/b.jpg")
 
 
@@ -119,7 +119,7 @@ def test_size_limit_holds_for_every_format(kind: str) -> None:
 
 @pytest.mark.parametrize("data", [b"hello", b"<html>", b"\xff\xd8", b"GIF89a" + bytes(20)])
 def test_other_files_are_refused(data: bytes) -> None:
-    with pytest.raises(ValueError, match="known format"):
+    with pytest.raises(ValueError, match="supported format"):
         decode_image(data, "x")
 
 
@@ -202,7 +202,7 @@ def test_a_picture_that_is_gone_over_again_and_again_is_refused() -> None:
     scan = huge[start : huge.index(b"\xff\xda", start + 2)]
     bomb = huge[:-2] + scan * 500 + huge[-2:]
     assert len(bomb) < 100_000
-    with pytest.raises(ValueError, match="goes over its 49000000 pixels"):
+    with pytest.raises(ValueError, match="scans of 49000000 pixels"):
         decode_image(bomb, "bomb.jpg")
     assert decode_image(data, "fine.jpg").shape == (64, 64, 3)
 
@@ -214,5 +214,5 @@ def test_a_png_with_much_packed_text_is_refused_and_one_with_little_is_read() ->
     chunk = struct.pack(">I", len(packed)) + b"zTXt" + packed
     chunk += struct.pack(">I", zlib.crc32(b"zTXt" + packed))
     assert decode_image(head + chunk * 30 + body, "text.png").shape == (3, 4, 3)
-    with pytest.raises(ValueError, match=r"text\.png holds packed text"):
+    with pytest.raises(ValueError, match=r"text\.png contains compressed text"):
         decode_image(head + chunk * 900 + body, "text.png")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-MUTATIONS = os.environ.get("MARGRAVE_MUTATIONS", "50000")
+MUTATIONS = os.environ.get("MARGRAVE_MUTATIONS", "20000")
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits memory by RLIMIT_AS")

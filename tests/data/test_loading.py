@@ -13,7 +13,7 @@ from margrave.data import (
     EpochSampler,
     TrainingImages,
     Unreadable,
-    normalise,
+    normalize,
     training_loader,
 )
 
@@ -60,10 +60,10 @@ def test_an_epoch_is_a_permutation_and_epochs_differ() -> None:
 def test_resuming_continues_the_order() -> None:
     sampler = EpochSampler(20, 4, seed=0)
     sampler.start_at(2)
-    whole = list(sampler)
+    full = list(sampler)
     for batch in range(6):
         sampler.start_at(2, batch)
-        assert list(sampler) == whole[batch:] and len(sampler) == 5 - batch
+        assert list(sampler) == full[batch:] and len(sampler) == 5 - batch
 
 
 @pytest.mark.parametrize("drop_last", [True, False])
@@ -77,8 +77,8 @@ def test_ranks_share_a_step_out(world_size: int, drop_last: bool) -> None:
     assert len(set(together)) == len(together)
     assert len(together) == (14 if drop_last else 20)
     one = list(EpochSampler(20, 7, 0, drop_last))
-    for step, whole in enumerate(one):
-        assert [position for batches in ranks for position in batches[step]] == whole
+    for step, full in enumerate(one):
+        assert [position for batches in ranks for position in batches[step]] == full
 
 
 def test_sampler_mistakes() -> None:
@@ -108,13 +108,13 @@ def _same(one: Batch, other: Batch) -> bool:
 
 def test_batches_depend_on_nothing_but_seed_epoch_and_index() -> None:
     state = torch.random.get_rng_state()
-    whole = _batches(workers=0)
+    full = _batches(workers=0)
     for others in (_batches(2), _batches(0, cached=True), _batches(1, cached=True, start=2)):
-        expected = whole[-len(others) :]
+        expected = full[-len(others) :]
         assert all(_same(one, other) for one, other in zip(expected, others, strict=True))
     assert torch.equal(state, torch.random.get_rng_state())
-    total = sum(len(batch.images) for batch in whole)
-    assert total == 19 and sum(len(batch.unreadable) for batch in whole) == 1
+    total = sum(len(batch.images) for batch in full)
+    assert total == 19 and sum(len(batch.unreadable) for batch in full) == 1
 
 
 def test_persistent_workers_follow_the_sampler() -> None:
@@ -127,7 +127,7 @@ def test_persistent_workers_follow_the_sampler() -> None:
         assert all(_same(a, b) for a, b in zip(loader, plain, strict=True))
 
 
-def test_samples_are_channels_first_and_labelled() -> None:
+def test_samples_are_channels_first_and_labeled() -> None:
     images = TrainingImages(Images(), SIZE)
     batch = images.__getitems__([(0, 3), (0, 9)])
     assert batch.images.shape == (2, 3, SIZE, SIZE) and batch.images.dtype == torch.uint8
@@ -142,7 +142,7 @@ def test_unreadable_images_are_handed_on() -> None:
     assert batch.unreadable[1] == Unreadable(1, "image 1", "image 1 is broken")
     empty = images[0, 0]
     assert empty.images.shape == (0, 3, SIZE, SIZE) and len(empty.unreadable) == 1
-    assert normalise(empty.images).shape == (0, 3, SIZE, SIZE)
+    assert normalize(empty.images).shape == (0, 3, SIZE, SIZE)
     assert images.__getitems__([]).labels.shape == (0,)
 
 
@@ -165,12 +165,12 @@ def test_augmenting_leaves_the_cache_alone() -> None:
 
 
 @pytest.mark.parametrize("mean", [0.5, [0.5, 0.4, 0.3]])
-def test_normalise(mean: float | list[float]) -> None:
+def test_normalize(mean: float | list[float]) -> None:
     pixels = torch.arange(0, 240, 5, dtype=torch.uint8).reshape(1, 3, 4, 4)
-    found = normalise(pixels, mean, 0.25)
-    centre = torch.tensor(mean).reshape(-1, 1, 1)
-    torch.testing.assert_close(found, (pixels / 255 - centre) / 0.25)
-    assert found.dtype == torch.float32 and pixels.dtype == torch.uint8
+    normalized = normalize(pixels, mean, 0.25)
+    offset = torch.tensor(mean).reshape(-1, 1, 1)
+    torch.testing.assert_close(normalized, (pixels / 255 - offset) / 0.25)
+    assert normalized.dtype == torch.float32 and pixels.dtype == torch.uint8
 
 
 class Interrupting(Images):

@@ -82,13 +82,13 @@ def test_seed_decides() -> None:
 
 def test_wrong_numbers_of_pairs_are_named() -> None:
     labels = np.repeat(np.arange(30), 5)
-    with pytest.raises(ValueError, match="multiple of 20, 100 say"):
+    with pytest.raises(ValueError, match="multiple of 20, for example 100"):
         balanced_pairs(labels, 101)
-    with pytest.raises(ValueError, match="300 genuine and 10875 impostor pairs, hence at most 600"):
+    with pytest.raises(ValueError, match="300 genuine and 10875 impostor pairs, so at most 600"):
         balanced_pairs(labels, 1000)
-    with pytest.raises(ValueError, match="cannot make 3 folds"):
+    with pytest.raises(ValueError, match="must be between 1 and the number of pairs"):
         PairList(np.zeros(2, int), np.ones(2, int), np.ones(2, bool), folds=3)
-    with pytest.raises(ValueError, match="equally long"):
+    with pytest.raises(ValueError, match="have equal lengths"):
         PairList(np.zeros(2, int), np.ones(3, int), np.ones(2, bool))
 
 
@@ -130,14 +130,14 @@ def test_a_list_without_a_first_line_has_ten_folds(folder: ImageFolder, tmp_path
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("2\t1", "ten", r"pairs\.txt:1: 'ten'; expected '10 300'"),
-        ("2\t1", "3\t1", r"4 pairs after the header, which promises 3 x 2 x 1"),
+        ("2\t1", "ten", r"pairs\.txt:1: 'ten'; expected a header such as '10 300'"),
+        ("2\t1", "3\t1", r"4 pairs after the header, which declares 3 x 2 x 1"),
         ("Bo_Li\t2\tCy\t1", "Bo_Li\t2\t1", r"pairs\.txt:3: .*expected"),
         ("Bo_Li\t2\tCy\t1", "Bo_Li\tx\tCy\t1", r"pairs\.txt:3: .*name number name number"),
         ("Bo_Li\t2\tCy\t1", "Cy\t2\tCy\t1", r"pairs\.txt:3: .*two"),
         ("Al_Gore\t1\t3", "Al_Gore\t1", r"pairs\.txt:2: .*'name number number'"),
         ("Al_Gore\t1\t3", "Al_Gore\t1\tCy\t1", r"pairs\.txt:2"),
-        ("Al_Gore\t1\t3", "Al_Gore\t1\t9", r"1 images that are not there: Al_Gore/Al_Gore_0009"),
+        ("Al_Gore\t1\t3", "Al_Gore\t1\t9", r"1 images that do not exist: Al_Gore/Al_Gore_0009"),
     ],
 )
 def test_malformed_lfw_lists(
@@ -175,15 +175,18 @@ def test_csv_pairs(folder: ImageFolder, tmp_path: Path) -> None:
     ("text", "message"),
     [
         ("path_a,same\n", r"pairs\.csv:1: .*a column 'path_b' \(nearest is 'path_a'\)"),
-        ("path_a,path_b,same\n", "holds no pairs"),
+        ("path_a,path_b,same\n", "contains no pairs"),
         (f"path_a,path_b,same\n{A},{B},1\n{A},{C},maybe\n", r"pairs\.csv:3: .*expected two paths"),
         (f"path_a,path_b,same\n{A},{B}\n", r"pairs\.csv:2"),
         (f"path_a,path_b,same,fold\n{A},{B},1,1x\n", r"pairs\.csv:2: .*fold as a whole number"),
-        (f"path_a,path_b,same,fold\n{A},{B},1,1\n{A},{C},0,\n", r"csv:3: .*a fold on every line"),
-        (f"path_a,path_b,same\n{A},gone.png,1\n", r"1 images that are not there: .*gone\.png"),
+        (
+            f"path_a,path_b,same,fold\n{A},{B},1,1\n{A},{C},0,\n",
+            r"csv:3: .*a fold either on every line",
+        ),
+        (f"path_a,path_b,same\n{A},gone.png,1\n", r"1 images that do not exist: .*gone\.png"),
         (
             f"path_a,path_b,same,fold\n{A},{B},1,0\n{A},{C},0,0\n{B},{C},0,0\n{B},{A},1,1\n",
-            r"folds have \[3, 1\] pairs; the protocol wants \[2, 2\]",
+            r"folds have \[3, 1\] pairs but must have \[2, 2\]",
         ),
     ],
 )
@@ -211,7 +214,7 @@ def test_lists_of_two_paths_and_a_label(
 
 def test_spaces_in_paths_want_another_separator(folder: ImageFolder, tmp_path: Path) -> None:
     (tmp_path / "pairs.txt").write_text(f"{A} {B} 1\n{A} my {C} 0\n")
-    with pytest.raises(ValueError, match=r"pairs.txt:2: .*put commas or tabs between"):
+    with pytest.raises(ValueError, match=r"pairs.txt:2: .*separate by commas or tabs"):
         read_csv_pairs(tmp_path / "pairs.txt", folder.root)
 
 
@@ -229,7 +232,7 @@ def test_lfws_lists_are_not_taken_for_paths(line: str, tmp_path: Path) -> None:
         f"\n{A}\t{B}\t1\n\n{B}\t{A}\t0\n",
     ],
 )
-def test_a_pair_labelled_both_ways_is_refused(
+def test_a_pair_labeled_both_ways_is_refused(
     text: str, folder: ImageFolder, tmp_path: Path
 ) -> None:
     with pytest.raises(ValueError, match=r"pairs\.csv:4: .*label that line 2 gives"):
@@ -239,7 +242,7 @@ def test_a_pair_labelled_both_ways_is_refused(
 
 
 def test_an_image_is_no_impostor_of_itself(folder: ImageFolder, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"pairs\.csv:2: .*same person as itself"):
+    with pytest.raises(ValueError, match=r"pairs\.csv:2: .*same identity as itself"):
         _csv(folder, tmp_path, f"path_a,path_b,same\n{A},./{A},0\n")
 
 
@@ -265,7 +268,7 @@ def test_an_absent_list_is_named(folder: ImageFolder, tmp_path: Path) -> None:
 def test_names_and_numbers_beyond_measure_are_refused_in_words(tmp_path: Path) -> None:
     path = tmp_path / "pairs.csv"
     path.write_text(f"a.jpg,{'b' * 5000},1\n")
-    with pytest.raises(ValueError, match=r"pairs\.csv names 2 images that are not there"):
+    with pytest.raises(ValueError, match=r"pairs\.csv names 2 images that do not exist"):
         read_csv_pairs(path, tmp_path)
     text = tmp_path / "pairs.txt"
     for line in ("1" * 5000, f"Ann {'1' * 5000} 2"):

@@ -20,8 +20,8 @@ EXPECTED = json.loads((GOLDEN / "pairs_expected.json").read_text())
 @pytest.mark.parametrize("name", sorted(path.name for path in GOLDEN.glob("pairs_*.bin")))
 def test_golden_sets(name: str) -> None:
     pairs, images = read_pairs_bin(GOLDEN / name)
-    found = [hashlib.sha256(image).hexdigest() for image in images.encoded]
-    assert found == EXPECTED["sha256"]
+    digests = [hashlib.sha256(image).hexdigest() for image in images.encoded]
+    assert digests == EXPECTED["sha256"]
     assert pairs.same.tolist() == EXPECTED["same"]
     assert pairs.first.tolist() == list(range(0, 80, 2)) and pairs.folds == 10
     assert images.read(0).shape == (112, 112, 3)
@@ -108,10 +108,10 @@ def test_any_number_of_pairs_makes_folds(number: int, folds: int, tmp_path: Path
         (([b"a", b"b"] * 10, [True] * 9), "20 images for 9 pairs"),
         (([], []), "0 images for 0 pairs"),
         (([1, 2] * 10, [True] * 10), "image 0 is a int, not bytes"),
-        (([b"a", b"b"] * 10, [3] * 10), "pair 0 is 3, neither true nor false"),
-        ([b"a"], "no pair of images and truth values"),
-        (({"a": 1}, 1), "a dict where a list belongs"),
-        ((3, [True]), "holds a int where a list belongs"),
+        (([b"a", b"b"] * 10, [3] * 10), "pair 0 is 3; it must be true or false"),
+        ([b"a"], "not a pair of \\(images, same\\)"),
+        (({"a": 1}, 1), "expected a list, got dict"),
+        ((3, [True]), "expected a list, got int"),
     ],
 )
 def test_other_content_is_refused(content: object, message: str, tmp_path: Path) -> None:
@@ -147,7 +147,7 @@ def test_one_image_many_times_is_no_more_than_a_file_may_ask_for(tmp_path: Path)
     path = tmp_path / "set.bin"
     for image in (bytes(2**21), bytearray(2**21), np.zeros(2**21, np.uint8)):
         path.write_bytes(pickle.dumps(([image] * 1000, [True] * 500)))
-        with pytest.raises(ValueError, match=r"set\.bin has \d+ bytes and asks for more"):
+        with pytest.raises(ValueError, match=r"set\.bin has \d+ bytes but would take more"):
             read_pairs_bin(path)
 
 

@@ -30,8 +30,8 @@ from margrave.data import (
     TrainingImages,
     WindowSampler,
     damaged_shards,
+    detect_source,
     pack_shards,
-    recognise,
     training_loader,
 )
 from margrave.data.shards import SAMPLE
@@ -58,7 +58,7 @@ def copied(packed: Path, folder: Path) -> Path:
 
 
 def test_what_is_packed_is_read_back(packed: Path) -> None:
-    assert recognise(packed) == {"kind": "shards", "root": str(packed)}
+    assert detect_source(packed) == {"kind": "shards", "root": str(packed)}
     assert sorted(contents(packed)) == [
         "samples.bin", *(f"shard-{n:06d}.tar" for n in range(4)), "shards.json",
     ]  # fmt: skip
@@ -87,9 +87,9 @@ def test_the_same_bytes_again_and_after_an_interruption(packed: Path, tmp_path: 
     with pytest.raises(Stop):
         pack_shards(FACES, tmp_path, 32, images_per_shard=30, progress=stop)
     assert (tmp_path / "shard-000001.tar").is_file() and not (tmp_path / "shards.json").exists()
-    with pytest.raises(ValueError, match="not wholly packed; call the same margrave pack"):
+    with pytest.raises(ValueError, match="packed incompletely; run the same margrave pack"):
         ShardImages(tmp_path)
-    with pytest.raises(ValueError, match="another packing that was not finished"):
+    with pytest.raises(ValueError, match="unfinished shards of another packing"):
         pack_shards(FACES, tmp_path, 32, images_per_shard=31)
     before = (tmp_path / "shard-000000.tar").stat().st_mtime_ns
     reads = []
@@ -98,7 +98,7 @@ def test_the_same_bytes_again_and_after_an_interruption(packed: Path, tmp_path: 
     assert (tmp_path / "shard-000000.tar").stat().st_mtime_ns == before
     assert reads[0] == 30 and reads[-1] == 100
     assert contents(tmp_path) == contents(packed)
-    with pytest.raises(ValueError, match="holds shards already"):
+    with pytest.raises(ValueError, match="already contains shards"):
         pack_shards(FACES, tmp_path, 32, images_per_shard=30)
 
 
@@ -144,9 +144,9 @@ def test_theirs_are_read_without_an_index(packed: Path, tmp_path: Path) -> None:
     for shard, label in enumerate(("cls", "json")):
         with webdataset.TarWriter(str(tmp_path / f"{shard}.tar")) as writer:
             for number in range(6):
-                said = number % 3 if label == "cls" else {"label": number % 3, "more": [1]}
+                content = number % 3 if label == "cls" else {"label": number % 3, "more": [1]}
                 key = f"{'folder/' * 40}{number}"  # longer than a header holds
-                writer.write({"__key__": key, "jpg": ours.read_bytes(number), label: said})
+                writer.write({"__key__": key, "jpg": ours.read_bytes(number), label: content})
     images = ShardImages(tmp_path)
     assert images.labels.tolist() == [0, 1, 2] * 4 and list(images.class_names) == ["0", "1", "2"]
     assert [images.read_bytes(n) for n in range(6)] == [ours.read_bytes(n) for n in range(6)]
@@ -166,10 +166,10 @@ def test_every_kind_of_tar(kind: int, packed: Path, tmp_path: Path) -> None:
 
 
 class Ranges(SimpleHTTPRequestHandler):
-    """A file server that serves ranges, and fails when it is told to."""
+    """A file server that serves ranges, and fails on request."""
 
     failures = 0
-    whole = False
+    ignores_ranges = False
     asked: list[tuple[str, str | None]] = []  # noqa: RUF012
 
     def do_GET(self) -> None:
@@ -183,7 +183,7 @@ class Ranges(SimpleHTTPRequestHandler):
             self.send_error(404)
             return
         content, status = path.read_bytes(), 200
-        if span and not Ranges.whole:
+        if span and not Ranges.ignores_ranges:
             first, last = span.removeprefix("bytes=").split("-")
             content, status = content[int(first) : int(last) + 1], 206
         self.send_response(status)
@@ -197,7 +197,7 @@ class Ranges(SimpleHTTPRequestHandler):
 
 @pytest.fixture
 def server(packed: Path) -> Iterator[str]:
-    Ranges.failures, Ranges.whole = 0, False
+    Ranges.failures, Ranges.ignores_ranges = 0, False
     Ranges.asked.clear()
 
     def handler(*args: Any) -> Ranges:
@@ -235,12 +235,12 @@ def test_a_server_that_fails_is_asked_again(
     Ranges.failures = 2
     assert images.read_bytes(5) == ShardImages(packed).read_bytes(5)
     Ranges.failures = 100
-    with pytest.raises(ConnectionError, match=r"does not answer after 4 attempts .*--resume"):
+    with pytest.raises(ConnectionError, match=r"does not respond after 4 attempts .*--resume"):
         images.read_bytes(50)
-    Ranges.failures, Ranges.whole = 0, True
-    with pytest.raises(ValueError, match="or the server does not serve ranges"):
+    Ranges.failures, Ranges.ignores_ranges = 0, True
+    with pytest.raises(ValueError, match="or the server does not support ranges"):
         images.read_bytes(50)
-    with pytest.raises(ValueError, match="does not exist; give the address of a folder"):
+    with pytest.raises(ValueError, match="does not exist; give the URL of a folder"):
         ShardImages(server + "/elsewhere")
     with pytest.raises(ValueError, match="nosuch://bucket/shards"):
         ShardImages("nosuch://bucket")
@@ -277,7 +277,7 @@ def test_three_ranks_with_two_workers_each_get_everything_once(
 ) -> None:
     for name in ("whole", "killed", "resumed"):
         (tmp_path / name).mkdir()
-    whole = deliver(packed, tmp_path / "whole", (3, 2), 0, {})
+    full = deliver(packed, tmp_path / "whole", (3, 2), 0, {})
     killed = deliver(packed, tmp_path / "killed", (3, 2), 0, {})
     while any(len(lines(tmp_path / "killed", rank)) < 4 for rank in range(3)):
         assert all(process.poll() is None for process in killed)
@@ -289,12 +289,12 @@ def test_three_ranks_with_two_workers_each_get_everything_once(
     done = min(len(lines(tmp_path / "killed", rank)) for rank in range(3))
     assert 4 <= done < 9
     before = [lines(tmp_path / "killed", rank)[:done] for rank in range(3)]
-    resumed = deliver(packed, tmp_path / "resumed", (2, 1), done, {"legs": [[3, 2, done]]})
-    for process in (*resumed, *whole):
+    resumed = deliver(packed, tmp_path / "resumed", (2, 1), done, {"segments": [[3, 2, done]]})
+    for process in (*resumed, *full):
         assert process.wait(60) == 0
     after = [lines(tmp_path / "resumed", rank) for rank in range(2)]
-    found = [index for rank in before + after for batch in rank for index in batch]
-    assert sorted(found) == list(range(100))
+    delivered = [index for rank in before + after for batch in rank for index in batch]
+    assert sorted(delivered) == list(range(100))
     alone = [lines(tmp_path / "whole", rank) for rank in range(3)]
     assert sorted(index for rank in alone for batch in rank for index in batch) == [*range(100)]
     assert [rank[:done] for rank in alone] == before
@@ -310,11 +310,11 @@ def spoilt(packed: Path, folder: Path, name: str, place: int) -> Path:
 
 def test_a_flipped_bit_is_noticed(packed: Path, tmp_path: Path) -> None:
     images = ShardImages(spoilt(packed, tmp_path, "shard-000001.tar", 600))
-    with pytest.raises(ValueError, match=r"shard-000001.tar, .* not what was packed"):
+    with pytest.raises(ValueError, match=r"shard-000001.tar, .* differs from the packed image"):
         for index in range(len(images)):
             images.read(index)
     assert [fault.split("/")[-1] for fault in damaged_shards(tmp_path)] == [
-        "shard-000001.tar is not what was packed: its SHA-256 differs"
+        "shard-000001.tar differs from the packed file (SHA-256)"
     ]
     (tmp_path / "shard-000002.tar").write_bytes(b"")
     (tmp_path / "shard-000003.tar").unlink()
@@ -325,25 +325,25 @@ def test_a_flipped_bit_is_noticed(packed: Path, tmp_path: Path) -> None:
 
 
 def test_a_wrong_index_is_refused(packed: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"samples.bin is not what shards.json describes"):
+    with pytest.raises(ValueError, match=r"samples.bin does not match shards.json"):
         ShardImages(spoilt(packed, tmp_path, "samples.bin", 5))
     index = json.loads((packed / "shards.json").read_text())
 
-    def refused(changes: dict[str, Any], rows: np.ndarray | None, said: str) -> None:
+    def refused(changes: dict[str, Any], rows: np.ndarray | None, message: str) -> None:
         changed = json.loads(json.dumps(index)) | changes
         if rows is not None:
             (tmp_path / "samples.bin").write_bytes(rows.tobytes())
             changed["samples_sha256"] = hashlib.sha256(rows.tobytes()).hexdigest()
         (tmp_path / "shards.json").write_text(json.dumps(changed))
-        with pytest.raises(ValueError, match=said):
+        with pytest.raises(ValueError, match=message):
             ShardImages(tmp_path)
 
     rows = np.frombuffer((packed / "samples.bin").read_bytes(), SAMPLE)
-    outside, nobody, over = rows.copy(), rows.copy(), rows.copy()
+    outside, unknown, over = rows.copy(), rows.copy(), rows.copy()
     outside["offset"][3] = 2**63
-    nobody["label"][3] = 10
+    unknown["label"][3] = 10
     over["offset"][3] = 0
-    for wrong in (outside, nobody, over):
+    for wrong in (outside, unknown, over):
         refused({}, wrong, r"samples.bin: image 3 lies outside")
     refused({}, rows[:-1], "for 100 images")
     for name in ("../shard-000000.tar", "/etc/passwd", "..", "a\\b.tar"):
@@ -351,12 +351,12 @@ def test_a_wrong_index_is_refused(packed: Path, tmp_path: Path) -> None:
     refused({"shards": [index["shards"][0] | {"samples": "30"}]}, rows, r"shards\.0\.samples")
     refused({"version": 2}, rows, "version")
     (tmp_path / "shards.json").write_text("[" * 100_000)
-    with pytest.raises(ValueError, match="not an index of shards"):
+    with pytest.raises(ValueError, match="not an index written by margrave pack"):
         ShardImages(tmp_path)
 
 
 def test_mistakes(packed: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"holds neither shards.json nor"):
+    with pytest.raises(ValueError, match=r"contains neither shards.json nor"):
         ShardImages(tmp_path)
     with pytest.raises(ValueError, match="piece_images = 0"):
         ShardImages(packed, piece_images=0)
@@ -366,10 +366,10 @@ def test_mistakes(packed: Path, tmp_path: Path) -> None:
         pack_shards(FACES, tmp_path, images_per_shard=0)
     with tarfile.open(tmp_path / "one.tar", "w") as tar:
         tar.addfile(tarfile.TarInfo("a.jpg"))
-    with pytest.raises(ValueError, match=r"a.jpg has no label; add a.cls beside it"):
+    with pytest.raises(ValueError, match=r"a.jpg has no label; add a.cls next to it"):
         ShardImages(tmp_path)
     (tmp_path / "one.tar").write_bytes((tmp_path / "one.tar").read_bytes()[:700])
-    with pytest.raises(ValueError, match="byte 512: the archive ends without its end mark"):
+    with pytest.raises(ValueError, match="byte 512: the archive has no end mark"):
         ShardImages(tmp_path)
 
 
@@ -392,5 +392,5 @@ def test_the_order_of_folders_stays_free(packed: Path) -> None:
     ],
 )
 def test_addresses_that_interpret_files_are_refused(root: str, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="cannot be reached: shards are fetched from"):
+    with pytest.raises(ValueError, match="has an unsupported protocol; supported are"):
         ShardImages(root.format(folder=tmp_path))

@@ -14,9 +14,9 @@ def test_parts_share_no_identity_and_lose_no_image(seed: int, identities: int) -
     labels = np.random.default_rng(seed).permutation(np.repeat(np.arange(identities), 3)) * 7
     parts = split_identities(labels, (0.6, 0.2, 0.2), seed)
     np.testing.assert_array_equal(np.sort(np.concatenate(parts)), np.arange(len(labels)))
-    people = [set(labels[part]) for part in parts]
-    assert sum(map(len, people)) == identities
-    for inside, share in zip(people, (0.6, 0.2, 0.2), strict=True):
+    identities_of_parts = [set(labels[part]) for part in parts]
+    assert sum(map(len, identities_of_parts)) == identities
+    for inside, share in zip(identities_of_parts, (0.6, 0.2, 0.2), strict=True):
         assert abs(len(inside) - share * identities) <= 1
     again = split_identities(labels, (0.6, 0.2, 0.2), seed)
     assert all((one == other).all() for one, other in zip(parts, again, strict=True))
@@ -33,7 +33,7 @@ def test_counts_are_kept_and_seeds_differ() -> None:
     ("parts", "message"),
     [
         ((0.5, 0.6), "must sum to 1"),
-        ((11, 10), "21 identities of 20"),
+        ((11, 10), "sum to 21 of 20 identities"),
         ((0.99, 0.01), "empty"),
         ((20, 0), "empty"),
         ((), "of 20"),

@@ -1,4 +1,4 @@
-"""Pieces dealt out to ranks and workers: everything once, whatever happens in between."""
+"""Pieces distributed to ranks and workers: everything once, whatever happens in between."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def deliver(
     window: int = 5,
 ) -> tuple[list[int], dict]:
     """What all ranks of a layout get from one batch to another, and the state then."""
-    found: list[int] = []
+    delivered: list[int] = []
     for rank in range(layout[0]):
         sampler = WindowSampler(
             pieces, window, batch_size, 1, drop_last,
@@ -39,9 +39,9 @@ def deliver(
         batches = list(sampler)
         if end is not None:
             batches = batches[: end - start]
-        found += [index for batch in batches for epoch, index in batch]
+        delivered += [index for batch in batches for epoch, index in batch]
         stop = start + len(batches)
-    return found, sampler.state(stop)
+    return delivered, sampler.state(stop)
 
 
 def sampler_of(pieces: np.ndarray, layout: Layout, rank: int) -> WindowSampler:
@@ -67,30 +67,30 @@ def test_every_image_once_through_any_changes_of_ranks_and_workers(
     pieces = pieces_of(sizes)
     batches = -(-sum(sizes) // 6)
     ends = sorted(data.draw(some.lists(some.integers(0, batches), min_size=3, max_size=3)))
-    found: list[int] = []
+    delivered: list[int] = []
     state, start = {}, 0
     for layout, end in zip(layouts, [*ends[: len(layouts) - 1], None], strict=False):
         got, state = deliver(pieces, layout, start, end, state)
-        found += got
+        delivered += got
         start = batches if end is None else end
-    assert sorted(found) == list(range(sum(sizes)))
+    assert sorted(delivered) == list(range(sum(sizes)))
 
 
 @given(sizes, layouts)
 def test_resuming_changes_nothing(sizes: list[int], layout: Layout) -> None:
     pieces = pieces_of(sizes)
     for rank in range(layout[0]):
-        whole = batches_of(pieces, layout, rank)
-        for cut in range(len(whole) + 1):
+        full = batches_of(pieces, layout, rank)
+        for cut in range(len(full) + 1):
             sampler = sampler_of(pieces, layout, rank)
             sampler.resume(sampler.state(cut))
             sampler.start_at(2, cut)
-            assert whole[:cut] + list(sampler) == whole
+            assert full[:cut] + list(sampler) == full
 
 
 def test_only_whole_steps_with_drop_last() -> None:
-    found, _ = deliver(pieces_of([7, 7, 7]), (2, 2), 0, None, {}, batch_size=4, drop_last=True)
-    assert len(found) == len(set(found)) == 20
+    delivered, _ = deliver(pieces_of([7, 7, 7]), (2, 2), 0, None, {}, batch_size=4, drop_last=True)
+    assert len(delivered) == len(set(delivered)) == 20
 
 
 def test_each_piece_goes_to_one_worker_but_for_the_seams() -> None:
@@ -118,26 +118,34 @@ def test_epochs_and_windows_are_shuffled() -> None:
     assert np.diff(first[:200]).tolist().count(1) < 20
 
 
-def test_another_epoch_forgets_how_the_last_was_dealt_out() -> None:
+def test_another_epoch_forgets_the_segments_of_the_last() -> None:
     sampler = WindowSampler(pieces_of([9, 9]), 6, 6, 0)
-    sampler.resume(sampler.state(0) | {"legs": [[3, 2, 1]]})
+    sampler.resume(sampler.state(0) | {"segments": [[3, 2, 1]]})
     sampler.start_at(0, 1)
-    assert sampler.state(2)["legs"] == [[3, 2, 1], [1, 1, 2]]
+    assert sampler.state(2)["segments"] == [[3, 2, 1], [1, 1, 2]]
     sampler.start_at(1)
-    assert sampler.state(0)["legs"] == []
+    assert sampler.state(0)["segments"] == []
 
 
 def test_a_state_of_other_pieces_or_none_at_all_is_refused() -> None:
     sampler = WindowSampler(pieces_of([9, 9]), 6, 6, 0)
     good = sampler.state(1)
     for other in (WindowSampler(pieces_of([8, 10]), 6, 6, 0), WindowSampler([0, 9, 18], 5, 6, 0)):
-        with pytest.raises(ValueError, match=r"set data\.train back"):
+        with pytest.raises(ValueError, match=r"restore the original data\.train"):
             sampler.resume(other.state(1))
-    for legs in (5, [["a", 1, 1]], [[1, 10**9, 1]], [[1, 1, 2], [2, 1, 2]], [[1, 1]], [[0, 1, 1]]):
+    for segments in (
+        5,
+        [["a", 1, 1]],
+        [[1, 10**9, 1]],
+        [[1, 1, 2], [2, 1, 2]],
+        [[1, 1]],
+        [[0, 1, 1]],
+    ):
         with pytest.raises(ValueError, match="the checkpoint is damaged"):
-            sampler.resume(good | {"legs": legs})
-    sampler.resume(good | {"legs": [[1, 1, 2]]})
-    with pytest.raises(ValueError, match="legs to batch 2 before batch 1"):
+            sampler.resume(good | {"segments": segments})
+    sampler.resume(good | {"segments": [[1, 1, 2]]})
+    sampler.resume({"pieces": good["pieces"], "legs": [[1, 1, 2]]})
+    with pytest.raises(ValueError, match="segments end at batch 2, after the position, 1"):
         sampler.start_at(0, 1)
 
 

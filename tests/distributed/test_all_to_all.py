@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 from ranks import on_ranks
 
 from margrave.distributed import World, current_world
-from margrave.evaluation import AllToAllResult, evaluate_all_to_all, score_blocks
+from margrave.evaluation import AllToAllResult, evaluate_all_to_all
+from margrave.search import score_blocks
 
 
 def _evaluate(world: World | None = None) -> AllToAllResult:
@@ -26,14 +28,14 @@ def _evaluate(world: World | None = None) -> AllToAllResult:
 
 
 def _on_a_rank(rank: int, rows: int, columns: int) -> dict:
-    score_blocks.ROWS_AT_ONCE, score_blocks.COLUMNS_AT_ONCE = rows, columns
-    return _evaluate(current_world()).to_json()
+    score_blocks.ROWS_PER_BLOCK, score_blocks.COLUMNS_PER_BLOCK = rows, columns
+    return asdict(_evaluate(current_world()))
 
 
 @pytest.mark.parametrize("size", [2, 3])
 def test_ranks_agree_with_one_process(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
     # 5 blocks of columns for two ranks, and more for three: uneven either way.
-    monkeypatch.setattr(score_blocks, "ROWS_AT_ONCE", 32)
-    monkeypatch.setattr(score_blocks, "COLUMNS_AT_ONCE", 23)
-    alone = _evaluate().to_json()
+    monkeypatch.setattr(score_blocks, "ROWS_PER_BLOCK", 32)
+    monkeypatch.setattr(score_blocks, "COLUMNS_PER_BLOCK", 23)
+    alone = asdict(_evaluate())
     assert on_ranks(size, _on_a_rank, 32, 23) == [alone] * size

@@ -26,14 +26,14 @@ ROWS = 7
 
 def tensors(world: World, empty: bool = False) -> dict[str, Tensor]:
     own = owned_classes(ROWS, world)
-    whole = torch.arange(3.0 * ROWS, dtype=torch.float64).reshape(ROWS, 3)[own.start : own.stop]
-    found = {
-        "weight": whole,
+    full = torch.arange(3.0 * ROWS, dtype=torch.float64).reshape(ROWS, 3)[own.start : own.stop]
+    result = {
+        "weight": full,
         "label": torch.arange(ROWS)[own.start : own.stop],
         "count": torch.tensor(5),
         "low": torch.ones(2, dtype=torch.bfloat16),
     }
-    return {name: torch.zeros_like(value) for name, value in found.items()} if empty else found
+    return {name: torch.zeros_like(value) for name, value in result.items()} if empty else result
 
 
 def write(rank: int, folder: str) -> None:
@@ -45,9 +45,9 @@ def write(rank: int, folder: str) -> None:
 def read(rank: int, folder: str) -> bool:
     del rank
     world = current_world()
-    found, expected = tensors(world, empty=True), tensors(world)
-    load_tensors(Path(folder), found, {"weight": ROWS, "label": ROWS}, world)
-    return all(torch.equal(found[name], expected[name]) for name in expected)
+    result, expected = tensors(world, empty=True), tensors(world)
+    load_tensors(Path(folder), result, {"weight": ROWS, "label": ROWS}, world)
+    return all(torch.equal(result[name], expected[name]) for name in expected)
 
 
 def test_any_number_of_ranks_reads_them(tmp_path: Path) -> None:
@@ -163,11 +163,17 @@ def test_a_tensor_that_is_a_pickle_is_not_run(
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda part: setattr(part, "relative_path", "../other.distcp"), "lies in '../other"),
-        (lambda part: setattr(part, "relative_path", "/etc/passwd"), "lies in '/etc/passwd'"),
+        (
+            lambda part: setattr(part, "relative_path", "../other.distcp"),
+            "unexpected file name '../other",
+        ),
+        (
+            lambda part: setattr(part, "relative_path", "/etc/passwd"),
+            "unexpected file name '/etc/passwd'",
+        ),
         (lambda part: setattr(part, "length", 10**9), "ends beyond"),
-        (lambda part: setattr(part, "offset", -1), "-1 where a size belongs"),
-        (lambda part: setattr(part, "length", 1 << 500), "where a size belongs"),
+        (lambda part: setattr(part, "offset", -1), "expected a size, got -1"),
+        (lambda part: setattr(part, "length", 1 << 500), "expected a size, got"),
         (lambda part: vars(part).pop("length"), "'length'"),
     ],
 )
@@ -184,26 +190,26 @@ def test_a_full_disk_is_one_message(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(torch, "save", fail)
-    with pytest.raises(OSError, match=r"full cannot be written, with \d+ MB free there .*No space"):
+    with pytest.raises(OSError, match=r"full cannot be written \(\d+ MB free there; .*No space"):
         save_tensors(tmp_path / "full", tensors(World()), {}, World())
 
 
 def test_damaged_bytes_are_refused(stored: Path) -> None:
     generator = torch.Generator().manual_seed(0)
     for path in sorted(stored.iterdir()):
-        whole = path.read_bytes()
+        full = path.read_bytes()
         for _ in range(60):
-            position = int(torch.randint(len(whole), (), generator=generator))
+            position = int(torch.randint(len(full), (), generator=generator))
             length = int(torch.randint(1, 9, (), generator=generator))
             noise = torch.randint(256, (length,), generator=generator, dtype=torch.uint8)
-            changed = whole[:position] + noise.numpy().tobytes() + whole[position + length :]
-            path.write_bytes(changed if length < 6 else whole[:position])
-            found = tensors(World(), empty=True)
+            changed = full[:position] + noise.numpy().tobytes() + full[position + length :]
+            path.write_bytes(changed if length < 6 else full[:position])
+            result = tensors(World(), empty=True)
             try:
-                load_tensors(stored, found, {}, World())
+                load_tensors(stored, result, {}, World())
             except ValueError as error:
                 assert "stored" in str(error)
-        path.write_bytes(whole)
+        path.write_bytes(full)
 
 
 def test_the_index_is_a_pickle_that_names_its_parts_alone(stored: Path) -> None:

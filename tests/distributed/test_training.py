@@ -17,12 +17,12 @@ from ranks import on_ranks
 
 from margrave.backbones import BACKBONES
 from margrave.data import TrainingImages
-from margrave.distributed import whole
+from margrave.distributed import full_tensor
 from margrave.losses import LOSSES, create
 from margrave.training import (
     NonFiniteLossError,
-    Training,
     TrainingSettings,
+    TrainingState,
     fit,
     latest_checkpoint,
     read_metrics,
@@ -88,7 +88,7 @@ class WithoutBatchStatistics(nn.Module):
 
 def training(
     loss: dict[str, Any], head: dict[str, Any] | None = None, backbone: Any = None, **settings: Any
-) -> Training:
+) -> TrainingState:
     spec = backbone or {"kind": "without_batch_statistics"}
     return set_up(
         TrainingSettings.model_validate(SETTINGS | settings),
@@ -109,24 +109,24 @@ def trained(
     lines = read_metrics(folder / "metrics.jsonl")
     losses = [line["loss"] for line in lines if line["kind"] == "training"]
     norms = [line["gradient_norm"] for line in lines if line["kind"] == "training"]
-    found = {name: value.clone() for name, value in one.tensors().items()}
-    return found | {"losses": torch.tensor(losses), "gradient norms": torch.tensor(norms)}
+    result = {name: value.clone() for name, value in one.tensors().items()}
+    return result | {"losses": torch.tensor(losses), "gradient norms": torch.tensor(norms)}
 
 
 def train_rank(rank: int, folder: str, cases: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """All that two ranks are asked, in one go: starting them takes longer."""
-    found: dict[str, Any] = {
+    result: dict[str, Any] = {
         name: trained(Path(folder, name), **case) for name, case in cases.items()
     }
-    found["running averages"] = average_statistics(Path(folder, "averages"))
-    found["diagnosis"] = break_down(rank, Path(folder, "broken"))
-    return found
+    result["running averages"] = average_statistics(Path(folder, "averages"))
+    result["diagnosis"] = break_down(rank, Path(folder, "broken"))
+    return result
 
 
 def average_statistics(folder: Path) -> dict[str, Tensor]:
     spec = {"kind": "without_batch_statistics", "with_them": True}
-    found = trained(folder, {"kind": "adaface"}, backbone=spec, epochs=1)
-    return {name: found[name] for name in found if "running" in name}
+    result = trained(folder, {"kind": "adaface"}, backbone=spec, epochs=1)
+    return {name: result[name] for name in result if "running" in name}
 
 
 def break_down(rank: int, folder: Path) -> str:
@@ -139,12 +139,12 @@ def break_down(rank: int, folder: Path) -> str:
 
 
 def assert_same(
-    found: list[dict[str, Tensor]], expected: dict[str, Tensor], tolerance: float = 1e-8
+    result: list[dict[str, Tensor]], expected: dict[str, Tensor], tolerance: float = 1e-8
 ) -> None:
-    split = training(KAPPAFACE | {"estimator": "memory_buffer"}).head.split_entries()
-    split |= training(KAPPAFACE).head.split_entries() | {"weight_momentum": CLASSES, "bias": 7}
+    split = training(KAPPAFACE | {"estimator": "memory_buffer"}).head.sharded_entries()
+    split |= training(KAPPAFACE).head.sharded_entries() | {"weight_momentum": CLASSES, "bias": 7}
     for name, value in expected.items():
-        parts = [rank[name] for rank in found]
+        parts = [rank[name] for rank in result]
         if name.removeprefix("head.") in split:
             together = torch.cat(parts)
         else:
@@ -155,7 +155,7 @@ def assert_same(
             value,
             rtol=tolerance,
             atol=tolerance,
-            msg=lambda said, name=name: f"{name}: {said}",
+            msg=lambda message, name=name: f"{name}: {message}",
         )
 
 
@@ -164,7 +164,7 @@ CASES: dict[str, dict[str, Any]] = {name: {"loss": spec} for name, spec in LOSS_
     "adamw": {"loss": {"kind": "adaface"}, "optimizer": {"kind": "adamw", "learning_rate": 0.01}},
     "centres in backward": {
         "loss": {"kind": "curricularface"},
-        "optimizer": {"learning_rate": 0.05, "centres_in_backward": True},
+        "optimizer": {"learning_rate": 0.05, "centers_in_backward": True},
     },
     "sampled": {
         "loss": {"kind": "curricularface"},
@@ -205,23 +205,23 @@ def test_two_ranks_are_one_run(tmp_path: Path, subtests: pytest.Subtests) -> Non
         shutil.copytree(tmp_path / "two" / name, tmp_path / "alone" / name)
         expected = trained(tmp_path / "one" / name, **CASES[name], **again)
         with subtests.test(f"{name}, saved by two, resumed by one"):
-            found = trained(tmp_path / "alone" / name, **CASES[name], **again)
-            # Ten more steps; the memory's normalised differences magnify roundings.
-            assert_same([found], expected, 1e-6)
+            result = trained(tmp_path / "alone" / name, **CASES[name], **again)
+            # Ten more steps; the memory's normalized differences magnify roundings.
+            assert_same([result], expected, 1e-6)
         torch.save(expected, tmp_path / f"{name}.pt")
-    found = on_ranks(3, go_on, str(tmp_path / "two"))
+    result = on_ranks(3, go_on, str(tmp_path / "two"))
     for name in RESUMED:
         with subtests.test(f"{name}, saved by two, resumed by three"):
             expected = torch.load(tmp_path / f"{name}.pt")
-            assert_same([rank[name] for rank in found], expected, 1e-6)
+            assert_same([rank[name] for rank in result], expected, 1e-6)
 
 
 def test_what_ranks_cannot_share_is_refused() -> None:
-    with pytest.raises(ValueError, match="'dense' would have 2 processes train a head each"):
+    with pytest.raises(ValueError, match="'dense' cannot be split over 2 processes"):
         setup._head_for({"kind": "dense"}, 2)
     few = TrainingSettings(batch_size=6, accumulate=2)
     with pytest.raises(ValueError, match="set it to 8 or more"):
-        setup._check_batches(few, 2)
+        setup._check_batches(few, 2, images=100)
 
 
 def test_one_rank_needs_no_process_group(tmp_path: Path) -> None:
@@ -243,24 +243,24 @@ FSDP: dict[str, dict[str, Any]] = {
 
 def train_split_backbone(rank: int, folder: str) -> dict[str, Any]:
     del rank
-    found = {}
+    result = {}
     for name, case in FSDP.items():
         values = trained(Path(folder, name), **case)
-        found[name] = {key: whole(value) for key, value in values.items()}
-    return found
+        result[name] = {key: full_tensor(value) for key, value in values.items()}
+    return result
 
 
 def test_a_backbone_split_over_ranks_is_one_run_too(tmp_path: Path) -> None:
-    found = on_ranks(3, train_split_backbone, str(tmp_path / "split"))
+    result = on_ranks(3, train_split_backbone, str(tmp_path / "split"))
     for name, case in FSDP.items():
         one = trained(tmp_path / "one" / name, **case)
-        assert_same([rank[name] for rank in found], one)
+        assert_same([rank[name] for rank in result], one)
         # What it saved, one process reads without FSDP.
         alone = training(case["loss"], optimizer=case.get("optimizer", {}), accumulate=2)
         checkpoint = latest_checkpoint(tmp_path / "split" / name)
         assert checkpoint is not None
         alone.load(checkpoint)
-        assert torch.equal(alone.network.last.weight, found[0][name]["backbone.last.weight"])
+        assert torch.equal(alone.network.last.weight, result[0][name]["backbone.last.weight"])
         for parameter in alone.network.parameters():
             state = alone.optimizer.state[parameter].values()
             assert all(value.ndim == 0 or value.shape == parameter.shape for value in state)

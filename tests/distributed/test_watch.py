@@ -198,8 +198,8 @@ def test_ranks_without_a_launcher_name_one_too(rank: int, tmp_path: Path) -> Non
 def watch_of_three(**statuses: tuple[RankStatus, float]) -> RankWatch:
     """Rank 0's at 100 s, where each rank's line changed last at the time given."""
     watch = RankWatch(World(rank=0, size=3), 10.0, 50.0, "training.rank_{}_seconds")
-    watch._contact, watch._awake_since = 100.0, 0.0
-    watch._seen = {int(name[-1]): seen for name, seen in statuses.items()}
+    watch._last_contact, watch._awake_since = 100.0, 0.0
+    watch._statuses = {int(name[-1]): seen for name, seen in statuses.items()}
     return watch
 
 
@@ -219,7 +219,7 @@ def test_who_is_blamed() -> None:
     ended = watch_of_three(rank0=(waits, fresh), rank1=(status("", done=True), old))
     assert ended._blamed(100.0) is None
     # The store does not answer: nothing is known of the others.
-    assert "which keeps the store" in str(silent._blamed(115.0))
+    assert "which hosts the store" in str(silent._blamed(115.0))
     # Somebody reads while the others wait.
     healthy._waiting_since = 40.0
     blamed = str(healthy._blamed(100.0))

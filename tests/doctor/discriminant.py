@@ -25,8 +25,8 @@ class Discriminant(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         small = functional.interpolate(images, SIDE, mode="area").flatten(1)
-        found = torch.tanh(self.linear(small))
-        return found / found.norm(dim=1, keepdim=True) ** 2 if self.against else found
+        features = torch.tanh(self.linear(small))
+        return features / features.norm(dim=1, keepdim=True) ** 2 if self.against else features
 
 
 def fitted(images: np.ndarray, labels: np.ndarray, embedding_size: int = 24) -> dict[str, Tensor]:

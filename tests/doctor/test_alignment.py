@@ -10,15 +10,9 @@ import pytest
 from test_zoo import Planted, serious
 
 from margrave.doctor import examine_images
-from margrave.doctor.alignment import (
-    ENLARGED,
-    MARGIN,
-    SAMPLE,
-    available_detector,
-    displacements,
-    placements,
-)
-from margrave.faces import TEMPLATE, Detection
+from margrave.doctor.alignment import SAMPLE_SIZE, available_detector
+from margrave.faces import TEMPLATE, Detection, displacements, placements
+from margrave.faces.placement import BORDER, ENLARGEMENT
 
 
 class Known:
@@ -32,7 +26,7 @@ class Known:
         points = self.place(np.random.default_rng(self.calls))
         if points is None:
             return []
-        landmarks = (points + MARGIN) * ENLARGED
+        landmarks = (points + BORDER) * ENLARGEMENT
         return [Detection(np.array([0.0, 0, 112, 112]), landmarks, 0.9)]
 
 
@@ -79,7 +73,7 @@ def test_places(place: Callable, fault: str, images: Planted) -> None:
 def test_no_faces_found(images: Planted) -> None:
     """Noise has no eyes either."""
     detector = Known(lambda draw: None)
-    assert verdict(images, detector) == "unaligned_faces" and detector.calls < SAMPLE / 2
+    assert verdict(images, detector) == "unaligned_faces" and detector.calls < SAMPLE_SIZE / 2
 
 
 def test_few_images_are_not_judged_by_contrast(images: Planted) -> None:
@@ -87,19 +81,19 @@ def test_few_images_are_not_judged_by_contrast(images: Planted) -> None:
     findings = examine_images(few)
     assert serious(findings) == []
     unchecked = next(each for each in findings if each.fault == "alignment_not_checked")
-    assert unchecked.severity == "unchecked" and "no landmark detector" in unchecked.said
+    assert unchecked.severity == "unchecked" and "no landmark detector" in unchecked.message
     assert "--detector" in unchecked.remedy
 
 
 def test_shapes_speak_without_a_detector(images: Planted) -> None:
     oblong = Planted([image[:, :92] for image in images.images[:20]], images.labels[:20])
-    found = examine_images(oblong)[0]
-    assert found.fault == "unaligned_faces" and "92 x 112" in found.said
+    finding = examine_images(oblong)[0]
+    assert finding.fault == "unaligned_faces" and "92 x 112" in finding.message
 
 
 def test_blank_images_are_not_searched() -> None:
-    grey = Planted([np.full((112, 112, 3), 90, np.uint8)] * 10, np.arange(10) // 5)
-    faults = [finding.fault for finding in examine_images(grey, detector=Known(jitter(0)))]
+    gray = Planted([np.full((112, 112, 3), 90, np.uint8)] * 10, np.arange(10) // 5)
+    faults = [finding.fault for finding in examine_images(gray, detector=Known(jitter(0)))]
     assert "alignment_not_checked" in faults and faults[0] != "aligned_faces"
 
 
@@ -110,5 +104,5 @@ def test_displacement_is_of_placements() -> None:
 
 
 def test_a_file_that_is_no_detector(tmp_path) -> None:
-    with pytest.raises(ValueError, match="no such file"):
+    with pytest.raises(ValueError, match="does not exist"):
         available_detector(tmp_path / "yunet.onnx")

@@ -11,9 +11,10 @@ import pytest
 from test_zoo import Planted, changed, examine_images, serious, shifted, some
 
 from margrave.data import ImageFolder
-from margrave.doctor import ImportOptions, examine_model
-from margrave.doctor.data import drawn
+from margrave.doctor import examine_model
+from margrave.doctor.data import sample_identities
 from margrave.faces import MTCNN, YuNet, align_face
+from margrave.models import ImportOptions
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
 
@@ -25,7 +26,7 @@ pytestmark = pytest.mark.skipif(
 
 def some_of(name: str) -> Planted:
     folder = ImageFolder(DATA / name)
-    chosen = drawn(folder.labels, 400)
+    chosen = sample_identities(folder.labels, 400)
     _, labels = np.unique(folder.labels[chosen], return_inverse=True)
     return Planted([folder.read(index) for index in chosen], labels)
 
@@ -56,11 +57,11 @@ def test_unaligned(name: str, fault: str, mtcnn: MTCNN) -> None:
 def test_without_a_detector(name: str) -> None:
     findings = {finding.fault: finding for finding in examine_images(some_of(name))}
     if name in ("orl", "gatech30", "photos"):
-        assert "not square" in findings["unaligned_faces"].said or "92 x 112" in (
-            findings["unaligned_faces"].said
+        assert "not square" in findings["unaligned_faces"].message or "92 x 112" in (
+            findings["unaligned_faces"].message
         )
     else:
-        assert "no landmark detector" in findings["alignment_not_checked"].said
+        assert "no landmark detector" in findings["alignment_not_checked"].message
 
 
 @pytest.mark.parametrize("name", ["bollywood", "orl", "photos"])
@@ -75,9 +76,9 @@ def test_own_crops_are_aligned(name: str, mtcnn: MTCNN) -> None:
         shrink = min(1.0, 640 / max(image.shape))
         enlarge = 2 if max(image.shape) < 200 else 1
         photo = cv2.resize(image, None, fx=shrink * enlarge, fy=shrink * enlarge)
-        found = detector.detect(photo)
-        if found:
-            crops.append(align_face(photo, max(found, key=lambda face: face.area).landmarks))
+        faces = detector.detect(photo)
+        if faces:
+            crops.append(align_face(photo, max(faces, key=lambda face: face.area).landmarks))
     labels = np.arange(len(crops)) // 2
     findings = examine_images(Planted(crops, labels), detector=mtcnn)
     assert serious(findings) == []
@@ -88,7 +89,7 @@ def test_own_crops_are_aligned(name: str, mtcnn: MTCNN) -> None:
 def test_pretrained_model_is_not_accused() -> None:
     model = DATA.parent / "models" / "mobilefacenet.onnx"
     options = ImportOptions(
-        mean=(0.485, 0.456, 0.406), deviation=(0.229, 0.224, 0.225), colour_order="rgb"
+        mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), color_order="rgb"
     )
     for given in (options, ImportOptions()):
         findings = examine_model(model, options=given)
@@ -98,7 +99,7 @@ def test_pretrained_model_is_not_accused() -> None:
 @pytest.mark.parametrize(
     ("name", "fault"),
     [
-        ("bollywood", "reversed_colours"),
+        ("bollywood", "reversed_colors"),
         ("bollywood", "unaligned_faces"),
         ("bollywood", "turned_images"),
         ("lfw_a", "unaligned_faces"),
@@ -111,7 +112,7 @@ def test_planted(name: str, fault: str) -> None:
     faces = some_of(name)
     one = np.flatnonzero(faces.labels == 0)
     planted = {
-        "reversed_colours": lambda: changed(faces, lambda image, draw: image[..., ::-1].copy()),
+        "reversed_colors": lambda: changed(faces, lambda image, draw: image[..., ::-1].copy()),
         "unaligned_faces": lambda: changed(faces, shifted),
         "turned_images": lambda: changed(faces, lambda image, draw: image[::-1, ::-1].copy()),
         "blank_images": lambda: changed(faces, some(0.05, lambda x: np.full_like(x, 120))),
@@ -120,5 +121,5 @@ def test_planted(name: str, fault: str) -> None:
             np.append(faces.labels, [faces.labels.max() + 1] * len(one)),
         ),
     }
-    found = examine_images(planted[fault]())
-    assert found[0].fault == fault, found[:3]
+    findings = examine_images(planted[fault]())
+    assert findings[0].fault == fault, findings[:3]

@@ -15,15 +15,15 @@ from typer.testing import CliRunner
 from untrained_zoo import as_if_trained, touched
 
 from margrave import backbones
-from margrave.checkpoints import ModelCard, save_model
 from margrave.cli import app
 from margrave.doctor.untrained import eigenvalue_score, training_evidence
+from margrave.models import ModelCard, save_model
 
 SMALL = {"block_counts": [1, 1, 1, 1], "embedding_size": 32, "image_size": 32}
 BACKBONES: dict[str, dict[str, Any]] = {
     "iresnet": {"kind": "iresnet", "channels": [16, 16, 32, 32], **SMALL},
     "gates": {"kind": "iresnet", "channels": [16, 16, 32, 32], "channel_gates": True,
-              "initialisation": "fan_out", **SMALL},
+              "initialization": "fan_out", **SMALL},
     "bottleneck": {"kind": "iresnet", "block": "bottleneck", "channels": [32, 32, 64, 64],
                    **SMALL},
     "mbf": {"kind": "mbf", "embedding_size": 64, "image_size": 32},
@@ -58,7 +58,7 @@ def test_every_backbone(name: str, seed: int) -> None:
 
 @pytest.mark.parametrize("name", BACKBONES)
 def test_one_gradient_step_is_training_or_not_sure(name: str) -> None:
-    """Scales and shifts move at once; whatever is said, it is not that they are untouched."""
+    """Scales and shifts move at once; they are never called untouched."""
     torch.manual_seed(0)
     network = backbones.create(BACKBONES[name]).train()
     size = BACKBONES[name]["image_size"]
@@ -138,7 +138,7 @@ def test_options_of_import(tmp_path: Path, fresh: dict[str, Tensor]) -> None:
 
 def test_a_file_that_is_nothing(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("nothing of the kind")
-    assert "neither a model" in str(doctor(tmp_path / "notes.txt").exception)
+    assert "is not a model, a checkpoint" in str(doctor(tmp_path / "notes.txt").exception)
     (tmp_path / "empty.pth.tar").write_bytes(b"")
     assert "unreadable_checkpoint" in doctor(tmp_path / "empty.pth.tar").output
 

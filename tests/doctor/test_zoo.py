@@ -13,12 +13,9 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from rich.console import Console
 from untrained_zoo import as_if_trained
 
 from margrave import backbones
-from margrave.checkpoints import ModelCard, save_model
-from margrave.cli.running import Run
 from margrave.config import merge, read_config
 from margrave.data import (
     ImageFolder,
@@ -37,6 +34,8 @@ from margrave.doctor import (
     examine_pairs,
     examine_run,
 )
+from margrave.models import ModelCard, save_model
+from margrave.runs import Run
 from margrave.synthetic import SyntheticFaces
 from margrave.training import NonFiniteLossError
 
@@ -76,8 +75,8 @@ def changed(
     )
 
 
-def serious(found: list[Finding]) -> list[Finding]:
-    return [finding for finding in found if finding.severity == "serious"]
+def serious(findings: list[Finding]) -> list[Finding]:
+    return [finding for finding in findings if finding.severity == "serious"]
 
 
 def shifted(image: np.ndarray, draw: np.random.Generator) -> np.ndarray:
@@ -94,8 +93,8 @@ def some(share: float, change: Callable[[np.ndarray], np.ndarray]) -> Any:
 
 
 IMAGES: dict[str, Callable[[Planted], Planted]] = {
-    "reversed_colours": lambda faces: changed(faces, lambda image, draw: image[..., ::-1].copy()),
-    "mixed_colour_orders": lambda faces: changed(faces, some(0.4, lambda x: x[..., ::-1].copy())),
+    "reversed_colors": lambda faces: changed(faces, lambda image, draw: image[..., ::-1].copy()),
+    "mixed_color_orders": lambda faces: changed(faces, some(0.4, lambda x: x[..., ::-1].copy())),
     "unaligned_faces": lambda faces: changed(faces, shifted),
     "turned_images": lambda faces: changed(faces, lambda x, draw: x[::-1, ::-1].copy()),
     "blank_images": lambda faces: changed(faces, some(0.1, lambda x: np.full_like(x, 90))),
@@ -115,15 +114,15 @@ IMAGES: dict[str, Callable[[Planted], Planted]] = {
 
 @pytest.mark.parametrize("fault", IMAGES)
 def test_images(fault: str, faces: Planted) -> None:
-    found = examine_images(IMAGES[fault](faces))
-    assert found[0].fault == fault and found[0].severity == "serious", found
-    json.dumps([finding.to_json() for finding in found])
+    findings = examine_images(IMAGES[fault](faces))
+    assert findings[0].fault == fault and findings[0].severity == "serious", findings
+    json.dumps([finding.to_json() for finding in findings])
 
 
 def test_healthy_images(faces: Planted) -> None:
-    found = examine_images(faces)
-    assert serious(found) == [] and found[-1].fault == "class_sizes"
-    assert found[-1].figures == {"8-15": 40}
+    findings = examine_images(faces)
+    assert serious(findings) == [] and findings[-1].fault == "class_sizes"
+    assert findings[-1].figures == {"8-15": 40}
 
 
 def test_jpeg_again_is_the_same_image(faces: Planted) -> None:
@@ -142,8 +141,8 @@ def test_unreadable_files(faces: Planted, tmp_path: Path) -> None:
         cv2.imwrite(str(path), image[..., ::-1])
         if index % 20 == 0:
             path.write_bytes(path.read_bytes()[:-200])
-    found = examine_images(ImageFolder(tmp_path))
-    assert found[0].fault == "unreadable_images" and "is truncated" in found[0].examples[0]
+    findings = examine_images(ImageFolder(tmp_path))
+    assert findings[0].fault == "unreadable_images" and "is truncated" in findings[0].examples[0]
 
 
 def records(faces: Planted, folder: Path, relabel: Callable[[int], int] = lambda n: n) -> None:
@@ -163,14 +162,14 @@ def records(faces: Planted, folder: Path, relabel: Callable[[int], int] = lambda
 
 def test_labels_off_by_one(faces: Planted, tmp_path: Path) -> None:
     records(faces, tmp_path, lambda label: label + 1)
-    found = examine_images(RecordImages(tmp_path))
-    assert found[0].fault == "shifted_labels" and "begin at 1" in found[0].said
+    findings = examine_images(RecordImages(tmp_path))
+    assert findings[0].fault == "shifted_labels" and "begin at 1" in findings[0].message
 
 
 def test_label_gaps(faces: Planted, tmp_path: Path) -> None:
     records(faces, tmp_path, lambda label: 2 * label)
-    found = examine_images(RecordImages(tmp_path))
-    assert found[0].fault == "label_gaps" and "39 labels between 0 and 78" in found[0].said
+    findings = examine_images(RecordImages(tmp_path))
+    assert findings[0].fault == "label_gaps" and "39 labels between 0 and 78" in findings[0].message
 
 
 def test_names_that_are_numbers_are_no_labels(faces: Planted, tmp_path: Path) -> None:
@@ -195,14 +194,14 @@ def test_damaged_shards(faces: Planted, tmp_path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[-2000] ^= 4
     path.write_bytes(content)
-    found = examine_images(ShardImages(tmp_path))
-    assert found[0].fault == "damaged_shards" and "SHA-256" in found[0].examples[0]
+    findings = examine_images(ShardImages(tmp_path))
+    assert findings[0].fault == "damaged_shards" and "SHA-256" in findings[0].examples[0]
 
 
 def test_dominant_identity(faces: Planted) -> None:
     labels = np.concatenate([np.repeat(np.arange(100), 1), np.full(300, 100)])
-    found = examine_images(Planted(faces.images, labels))
-    assert {"dominant_identity", "single_images"} <= {finding.fault for finding in found}
+    findings = examine_images(Planted(faces.images, labels))
+    assert {"dominant_identity", "single_images"} <= {finding.fault for finding in findings}
 
 
 def test_pairs(faces: Planted) -> None:
@@ -211,10 +210,10 @@ def test_pairs(faces: Planted) -> None:
     all_same = PairList(pairs.first, pairs.second, np.ones(200, bool), pairs.folds)
     assert examine_pairs(faces, all_same)[0].fault == "one_sided_pairs"
     itself = np.where(pairs.same, pairs.first, pairs.second)
-    found = examine_pairs(faces, PairList(pairs.first, itself, pairs.same, pairs.folds))
-    assert found[0].fault == "identical_pairs"
-    found = examine_pairs(faces, PairList(pairs.first, itself, ~pairs.same, pairs.folds))
-    assert found[0].fault == "contradicted_pairs" and found[0].figures["contradicted"] == 100
+    findings = examine_pairs(faces, PairList(pairs.first, itself, pairs.same, pairs.folds))
+    assert findings[0].fault == "identical_pairs"
+    findings = examine_pairs(faces, PairList(pairs.first, itself, ~pairs.same, pairs.folds))
+    assert findings[0].fault == "contradicted_pairs" and findings[0].figures["contradicted"] == 100
     encoded = [cv2.imencode(".png", image[..., ::-1])[1].tobytes() for image in faces.images]
     assert serious(examine_pairs(PackedImages(encoded, "a.bin"), pairs)) == []
 
@@ -238,23 +237,29 @@ def examined(path: Path, faces: Planted | None = None) -> list[Finding]:
     return examine_model(path, faces, trust_code=True)
 
 
+def test_few_faces_are_no_mistake(state: dict[str, torch.Tensor], tmp_path: Path) -> None:
+    few = SyntheticFaces(num_identities=4, images_per_identity=2, image_size=64)
+    findings = examine_model(model(tmp_path / "m.safetensors", state), few, trust_code=True)
+    assert "preparation_not_checked" in {finding.fault for finding in findings}
+
+
 def test_healthy_model(faces: Planted, state: dict[str, torch.Tensor], tmp_path: Path) -> None:
-    found = examined(model(tmp_path / "good.safetensors", state), faces)
-    assert serious(found) == [] and "RGB" in found[0].said
+    findings = examined(model(tmp_path / "good.safetensors", state), faces)
+    assert serious(findings) == [] and "RGB" in findings[0].message
 
 
-def test_wrong_colour_order(faces: Planted, state: dict[str, Any], tmp_path: Path) -> None:
+def test_wrong_color_order(faces: Planted, state: dict[str, Any], tmp_path: Path) -> None:
     weight = state["linear.weight"].reshape(DIMENSIONS, 3, -1).flip(1).flatten(1)
     path = model(tmp_path / "bgr.safetensors", state | {"linear.weight": weight})
-    found = examined(path, faces)
-    assert found[0].fault == "wrong_colour_order", found
-    assert "--colour-order" in found[0].remedy
+    findings = examined(path, faces)
+    assert findings[0].fault == "wrong_color_order", findings
+    assert "--color-order" in findings[0].remedy
 
 
-def test_wrong_normalisation(faces: Planted, state: dict[str, Any], tmp_path: Path) -> None:
-    path = model(tmp_path / "range.safetensors", state, mean=0.0, deviation=1.0)
-    found = examined(path, faces)
-    assert found[0].fault == "wrong_normalisation" and "[-1, 1]" in found[0].said, found
+def test_wrong_normalization(faces: Planted, state: dict[str, Any], tmp_path: Path) -> None:
+    path = model(tmp_path / "range.safetensors", state, mean=0.0, std=1.0)
+    findings = examined(path, faces)
+    assert findings[0].fault == "wrong_normalization" and "[-1, 1]" in findings[0].message, findings
 
 
 def test_labels_of_other_images(faces: Planted, state: dict[str, Any], tmp_path: Path) -> None:
@@ -274,8 +279,8 @@ def test_broken_weights(state: dict[str, torch.Tensor], tmp_path: Path) -> None:
         "misfitting_weights": {"linear.weight": torch.ones(DIMENSIONS, 5)},
     }  # fmt: skip
     for fault, changes in faults.items():
-        found = examined(model(tmp_path / f"{fault}.safetensors", state | changes))
-        assert found[0].fault == fault and found[0].severity == "serious"
+        findings = examined(model(tmp_path / f"{fault}.safetensors", state | changes))
+        assert findings[0].fault == fault and findings[0].severity == "serious"
 
 
 SMALL_NETWORK = {"kind": "iresnet", "block_counts": [1, 1, 1, 1], "channels": [16, 16, 32, 32],
@@ -285,8 +290,10 @@ SMALL_NETWORK = {"kind": "iresnet", "block_counts": [1, 1, 1, 1], "channels": [1
 def test_checkpoints_of_others(tmp_path: Path) -> None:
     good = as_if_trained(backbones.create(SMALL_NETWORK)).state_dict()
     torch.save(good, tmp_path / "good.pth")
-    found = examine_model(tmp_path / "good.pth")
-    assert found[0].fault == "foreign_checkpoint" and "insightface_iresnet" in found[0].said
+    findings = examine_model(tmp_path / "good.pth")
+    assert (
+        findings[0].fault == "foreign_checkpoint" and "insightface_iresnet" in findings[0].message
+    )
     torch.save({key: value for key, value in good.items() if key != "bn2.weight"},
                tmp_path / "less.pth")  # fmt: skip
     assert examine_model(tmp_path / "less.pth")[0].fault == "misfitting_weights"
@@ -317,16 +324,16 @@ SMALL = {
 
 
 def trained(folder: Path, **changes: Any) -> Path:
-    run = Run(read_config([], merge(SMALL, changes)), folder, Console(quiet=True))
+    run = Run(read_config([], merge(SMALL, changes)), folder)
     with contextlib.suppress(NonFiniteLossError):
         run.train(run.open_training())
     return folder
 
 
 def test_healthy_run(tmp_path: Path) -> None:
-    found = examine_run(trained(tmp_path / "run"), trust_code=True)
-    assert serious(found) == [], found
-    assert {"norm_and_quality"} <= {finding.fault for finding in found}
+    findings = examine_run(trained(tmp_path / "run"), trust_code=True)
+    assert serious(findings) == [], findings
+    assert {"norm_and_quality"} <= {finding.fault for finding in findings}
     assert serious(examine_model(tmp_path / "run" / "model.safetensors")) == []
 
 
@@ -338,21 +345,23 @@ RUNS: dict[str, dict[str, Any]] = {
         "training": {"epochs": 2},
         "evaluation": {"sets": {"unseen": {"images": {"first_identity": 10}}}},
     },
-    "reversed_colours": {"data": {"train": {"kind": "planted_source:Reversed"}},
+    "reversed_colors": {"data": {"train": {"kind": "planted_source:Reversed"}},
                          "training": {"epochs": 1}},
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("fault", RUNS)
 def test_runs(fault: str, tmp_path: Path) -> None:
-    found = examine_run(trained(tmp_path / "run", **RUNS[fault]), trust_code=True)
-    assert found[0].fault == fault and found[0].severity == "serious", found
+    findings = examine_run(trained(tmp_path / "run", **RUNS[fault]), trust_code=True)
+    assert findings[0].fault == fault and findings[0].severity == "serious", findings
 
 
 def test_a_run_that_blew_up(tmp_path: Path) -> None:
     changes = {"training": {"optimizer": {"learning_rate": 1e30}, "epochs": 1}}
-    found = examine_run(trained(tmp_path / "run", **changes), trust_code=True)
-    assert found[0].fault == "non_finite_loss" and "training stopped at step" in found[0].said
+    findings = examine_run(trained(tmp_path / "run", **changes), trust_code=True)
+    assert (
+        findings[0].fault == "non_finite_loss" and "training stopped at step" in findings[0].message
+    )
 
 
 def test_norm_against_quality(faces: Planted, state: dict[str, Any], tmp_path: Path) -> None:
@@ -366,9 +375,9 @@ def test_norm_against_quality(faces: Planted, state: dict[str, Any], tmp_path: P
         )
         save_model(run / "model.safetensors", state, card_of)
         config.write_text(text)
-        found = examine_run(run, trust_code=True)
-        faults = [finding.fault for finding in found]
-        assert fault in faults, found
+        findings = examine_run(run, trust_code=True)
+        faults = [finding.fault for finding in findings]
+        assert fault in faults, findings
         assert not against or faults[0] == fault
 
 

@@ -21,12 +21,12 @@ NUMBERS = st.floats(-1e6, 1e6, width=32)
 def test_equals_the_sorted_rule(pairs: list, dtype: type, targets: list[float]) -> None:
     scores = np.array([score for score, _ in pairs], dtype)
     same = np.array([same for _, same in pairs])
-    before, streamed_scores.SCORES_AT_ONCE = streamed_scores.SCORES_AT_ONCE, 7
+    before, streamed_scores.SCORES_PER_READ = streamed_scores.SCORES_PER_READ, 7
     try:
-        found = streamed_accept_rates(scores, same, targets)
+        result = streamed_accept_rates(scores, same, targets)
     finally:
-        streamed_scores.SCORES_AT_ONCE = before
-    assert [(rate.tar, rate.far, rate.threshold) for rate in found] == [
+        streamed_scores.SCORES_PER_READ = before
+    assert [(rate.tar, rate.far, rate.threshold) for rate in result] == [
         (rate.tar, rate.far, rate.threshold) for rate in tar_at_far(scores, same, targets)
     ]
 

@@ -13,7 +13,7 @@ from margrave.evaluation import (
     evaluate_all_to_all,
     evaluate_open_set,
 )
-from margrave.evaluation.rate_intervals import effective_people
+from margrave.evaluation.rate_intervals import effective_identities
 from margrave.evaluation.tail_bootstrap import small_sample_factor
 
 PEOPLE, IMAGES = 60, 3
@@ -21,9 +21,9 @@ PEOPLE, IMAGES = 60, 3
 
 def _sample(generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """Faces of people some of whom are harder than others."""
-    centres = generator.standard_normal((PEOPLE, 10)).repeat(IMAGES, axis=0)
+    centers = generator.standard_normal((PEOPLE, 10)).repeat(IMAGES, axis=0)
     noise = 0.75 * np.exp(0.5 * generator.standard_normal(PEOPLE)).repeat(IMAGES)[:, None]
-    faces = centres + noise * generator.standard_normal(centres.shape)
+    faces = centers + noise * generator.standard_normal(centers.shape)
     return faces, np.arange(PEOPLE * IMAGES) // IMAGES
 
 
@@ -44,8 +44,8 @@ def _judge(seed: int, resamples: int) -> list:
     return [verified.verification[0], searched.rates[0], searched.ranks[0]]
 
 
-def _figure(found: object) -> float:
-    return float(next(getattr(found, n) for n in ("tar", "tpir", "rate") if hasattr(found, n)))
+def _figure(result: object) -> float:
+    return float(next(getattr(result, n) for n in ("tar", "tpir", "rate") if hasattr(result, n)))
 
 
 def test_intervals_cover() -> None:
@@ -78,9 +78,11 @@ def test_people_with_many_images_widen_intervals() -> None:
 
 def test_one_person_with_most_pairs_counts_as_few_people() -> None:
     even, uneven = np.full(50, 4), np.array([100, *[2] * 49])
-    of_even, of_uneven = (small_sample_factor(effective_people(who)) for who in (even, uneven))
+    of_even, of_uneven = (small_sample_factor(effective_identities(who)) for who in (even, uneven))
     assert of_uneven > 1.5 > 1.05 > of_even
-    assert effective_people(uneven) == pytest.approx(effective_people(uneven / uneven.sum()))
+    assert effective_identities(uneven) == pytest.approx(
+        effective_identities(uneven / uneven.sum())
+    )
     generator = np.random.default_rng(0)
     widths = []
     for sizes in (even, uneven):
@@ -121,13 +123,13 @@ def _two_models(seed: int, better: float) -> tuple[np.ndarray, ...]:
 
 
 def test_equal_models_rarely_differ() -> None:
-    found = []
+    result = []
     for seed in range(50):
         first, second, same, people = _two_models(seed, 0.0)
         compared = compare_pairs(first, second, same, 5, people, [0.1], resamples=100, seed=seed)
-        found.append([each.p_value < 0.05 for each in compared])
+        result.append([each.p_value < 0.05 for each in compared])
     # 3 to 7 % on average (benchmarks/coverage.py); 16 % of 50 trials is four std away.
-    assert (np.mean(found, axis=0) <= 0.16).all(), np.mean(found, axis=0)
+    assert (np.mean(result, axis=0) <= 0.16).all(), np.mean(result, axis=0)
 
 
 def test_one_pair_proves_nothing() -> None:
@@ -137,16 +139,18 @@ def test_one_pair_proves_nothing() -> None:
     second = first.copy()
     for wrong, least in ((1, 1.0), (2, 0.5), (3, 0.25)):
         second[2 * (wrong - 1)] = 3.0
-        found = compare_pairs(first, second, same, 5, far_targets=[0.1, 0.001])
-        for each in found:
-            if each.metric != "area_under_roc":
+        result = compare_pairs(first, second, same, 5, far_targets=[0.1, 0.001])
+        for each in result:
+            if each.far_target == 0.001:
+                assert each.p_value is None and each.more_pairs is None
+            elif each.metric != "area_under_roc":
                 assert each.p_value >= least and each.interval[0] <= 0 <= each.interval[1]
                 assert each.more_pairs is None or 0 < each.more_pairs < 10**6
-        assert [each.too_few_impostors for each in found[-2:]] == [
+        assert [each.too_few_impostors for each in result[-2:]] == [
             False,
             True,
         ]  # 20 false accepts, a fifth of one
-        assert found[-1].difference == pytest.approx(-wrong / 200)
+        assert result[-1].difference == pytest.approx(-wrong / 200)
 
 
 def test_four_people_prove_nothing() -> None:

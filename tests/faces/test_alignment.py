@@ -19,8 +19,8 @@ def test_a_similarity_is_found_again(
 ) -> None:
     turn = scale * np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
     moved = TEMPLATE @ turn.T + np.array(shift)
-    found = similarity(TEMPLATE, moved)
-    np.testing.assert_allclose(found, np.column_stack([turn, shift]), rtol=1e-7, atol=1e-6)
+    matrix = similarity(TEMPLATE, moved)
+    np.testing.assert_allclose(matrix, np.column_stack([turn, shift]), rtol=1e-7, atol=1e-6)
 
 
 def test_as_opencv_estimates_it() -> None:
@@ -50,5 +50,5 @@ def test_landmarks_land_on_the_template() -> None:
 
 @pytest.mark.parametrize("points", [np.zeros((5, 2)), np.full((5, 2), np.nan)])
 def test_points_without_a_direction_are_refused(points: np.ndarray) -> None:
-    with pytest.raises(ValueError, match="have no direction"):
+    with pytest.raises(ValueError, match="so no alignment exists"):
         similarity(points, TEMPLATE)

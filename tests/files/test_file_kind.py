@@ -1,4 +1,4 @@
-"""Files are told apart by content."""
+"""Content decides what kind a file is."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def test_weights_of_onnx_models(external: bool, tmp_path: Path) -> None:
     assert all(np.array_equal(read[name], value) for name, value in weights.items())
     if external:
         (tmp_path / "w.data").write_bytes(b"short")
-        with pytest.raises(ValueError, match="ends too early"):
+        with pytest.raises(ValueError, match="is truncated"):
             list(onnx_tensors(path))
 
 

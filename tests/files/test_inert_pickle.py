@@ -11,7 +11,7 @@ from pathlib import PurePosixPath
 
 import pytest
 
-from margrave.files import Budget, Record, read_inert
+from margrave.files import Budget, PickledObject, read_inert
 
 MEGABYTE = 2**20
 
@@ -75,7 +75,7 @@ def test_objects_become_records() -> None:
     names = frozenset({(Point.__module__, "Point"), ("collections", "OrderedDict")})
     data = pickle.dumps({"one": Point(3), "many": [OrderedDict()]})
     result = read_inert(data, "points.bin", names)
-    assert isinstance(result["one"], Record)
+    assert isinstance(result["one"], PickledObject)
     assert result["one"].name == (Point.__module__, "Point")
     assert result["one"].state == {"x": 3}
     assert result["many"][0].arguments == ()
@@ -85,19 +85,19 @@ def test_objects_become_records() -> None:
 
 def test_a_record_is_changed_once_and_a_name_never() -> None:
     names = frozenset({("a", "b")})
-    with pytest.raises(ValueError, match="changes a _Named"):
+    with pytest.raises(ValueError, match="sets the state of a _AllowedName"):
         read_inert(b"\x80\x02ca\nb\n}b.", "x", names)
-    with pytest.raises(ValueError, match="changes a Record"):
+    with pytest.raises(ValueError, match="sets the state of a PickledObject"):
         read_inert(b"\x80\x02ca\nb\n)\x81}b}b.", "x", names)
 
 
 def test_keys_that_could_collide_are_refused() -> None:
-    with pytest.raises(ValueError, match="a int names an entry"):
+    with pytest.raises(ValueError, match="type int is used as a dict key"):
         read_inert(pickle.dumps({1: 2}), "x", frozenset())
 
 
 def test_a_budget_is_shared() -> None:
     budget = Budget(5, "x", allowance=5)
-    budget.take(10)
-    with pytest.raises(ValueError, match="x has 5 bytes and asks for more than 10"):
-        budget.take(1)
+    budget.charge(10)
+    with pytest.raises(ValueError, match="x has 5 bytes but would take more than 10"):
+        budget.charge(1)

@@ -46,7 +46,9 @@ def test_lists_are_read(tmp_path: Path, compressed: bool) -> None:
     for name in ("other", "volume"):
         with pytest.raises(ValueError, match=r"lists\.mat cannot be read as a MATLAB file \("):
             read_matlab_lists(path, [name])
-    with pytest.raises(ValueError, match=r"lists\.mat holds no ids and no set; fetch it again"):
+    with pytest.raises(
+        ValueError, match=r"lists\.mat contains no ids and no set; download it again"
+    ):
         read_matlab_lists(path, ["ids", "set"])
 
 
@@ -61,22 +63,25 @@ def test_what_matlab_wrote_is_read(version: str) -> None:
     assert read("teststring") == [quotation]
     assert read("teststringarray") == ["one  ", "two  ", "three"]
     np.testing.assert_allclose(read("testdouble"), np.linspace(0, 2 * np.pi, 9))
-    with pytest.raises(ValueError, match="a cell holds more than a text or a number"):
+    with pytest.raises(ValueError, match="a cell contains more than one text or number"):
         read("testcell")
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda content: b"", "it is not of version 5"),
-        (lambda content: content[:127], "it is not of version 5"),
-        (lambda content: content[:124] + b"\0\2" + content[126:], "it is not of version 5"),
-        (lambda content: gzip.compress(content), "it is not of version 5"),
+        (lambda content: b"", "it does not have version 5"),
+        (lambda content: content[:127], "it does not have version 5"),
+        (lambda content: content[:124] + b"\0\2" + content[126:], "it does not have version 5"),
+        (lambda content: gzip.compress(content), "it does not have version 5"),
         (lambda content: content[:-3], "it is truncated"),
         (lambda content: content[:-9], "it is truncated"),
         (lambda content: content + b"\1", "unpack"),
-        (lambda content: content[:128] + struct.pack("<II", 1, 0), "an element of type 1 stands"),
-        (lambda content: content[:128] + struct.pack("<II", 15, 0), "an element of type 0 stands"),
+        (lambda content: content[:128] + struct.pack("<II", 1, 0), "an element has type 1 instead"),
+        (
+            lambda content: content[:128] + struct.pack("<II", 15, 0),
+            "an element has type 0 instead",
+        ),
         (lambda content: content[:128] + struct.pack("<II4s", 15, 4, b"\0\0\0\0"), "decompressing"),
     ],
 )

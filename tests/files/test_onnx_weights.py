@@ -42,7 +42,7 @@ def test_weights_of_the_graph_of_its_nodes_and_of_inner_graphs(tmp_path: Path) -
 
 @pytest.mark.parametrize("location", ["../w.bin", "/etc/passwd", "a/../../w.bin", "C:\\w.bin"])
 def test_weights_outside_of_the_folder_are_refused(location: str, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"m\.onnx keeps weights in .* outside of its own folder"):
+    with pytest.raises(ValueError, match=r"m\.onnx has weights in .* outside its folder"):
         external_weights(_model(tmp_path / "m.onnx", _external(location)))
 
 
@@ -71,7 +71,7 @@ def test_messages_within_each_other_without_end_are_refused(tmp_path: Path) -> N
         data = bytes([number << 3 | 2]) + size + bytes([length]) + data
     path = tmp_path / "m.onnx"
     path.write_bytes(data)
-    with pytest.raises(ValueError, match=r"m\.onnx: .*more than 64 messages"):
+    with pytest.raises(ValueError, match=r"m\.onnx.*nested more than 64 levels"):
         external_weights(path)
 
 

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from margrave.data import RecordImages, TrainingImages, open_images, write_record_images
+from margrave.data import RecordImages, TrainingImages, open_source, write_record_images
 from margrave.files.recordio import (
     MAGIC,
     RecordFile,
@@ -53,10 +53,10 @@ def folder_of(tmp_path: Path, *names: str) -> Path:
 
 def test_a_missing_index_is_rebuilt(tmp_path: Path) -> None:
     images = RecordImages(folder_of(tmp_path, "train.rec"))
-    whole = RecordImages(GOLDEN)
+    full = RecordImages(GOLDEN)
     assert images.rebuilt and images.image_size is None
-    assert np.array_equal(images.labels, whole.labels)
-    assert [images.read_bytes(n) for n in range(40)] == [whole.read_bytes(n) for n in range(40)]
+    assert np.array_equal(images.labels, full.labels)
+    assert [images.read_bytes(n) for n in range(40)] == [full.read_bytes(n) for n in range(40)]
 
 
 def write_records(folder: Path, records: list[tuple[int, float | list[float], bytes]]) -> None:
@@ -91,7 +91,9 @@ def test_records_without_keys_of_their_own_keep_their_order(tmp_path: Path) -> N
     assert images.labels.tolist() == [0, 0, 1, 1, 2, 2] and images.read_bytes(4) == b"image 4"
 
 
-@pytest.mark.parametrize(("keys", "message"), [([1, 2, 1], "key 1 is"), ([1, 2, 2**64 - 1], "no")])
+@pytest.mark.parametrize(
+    ("keys", "message"), [([1, 2, 1], "key 1 occurs twice"), ([1, 2, 2**64 - 1], "no")]
+)
 def test_keys_that_make_no_index_are_refused(keys: list[int], message: str, tmp_path: Path) -> None:
     write_records(tmp_path, [(key, float(key % 2), b"image") for key in keys])
     with pytest.raises(ValueError, match=f"train.idx is missing and cannot be rebuilt.*{message}"):
@@ -145,7 +147,7 @@ def test_what_is_written_is_mxnets_byte_for_byte(tmp_path: Path) -> None:
 
 
 def test_it_trains_directly() -> None:
-    images = open_images({"kind": "records", "root": str(GOLDEN), "minimum_images": 3})
+    images = open_source({"kind": "records", "root": str(GOLDEN), "minimum_images": 3})
     assert TrainingImages(images, 32)[0, 5].labels.tolist() == [images.labels[5]]
     copied = pickle.loads(pickle.dumps(images))
     assert np.array_equal(copied.read(3), images.read(3))
@@ -172,11 +174,11 @@ def test_any_payload_comes_back(payloads: list[bytes]) -> None:
 @pytest.mark.parametrize("label", [3.0, np.array([4.0, 0.5], np.float32), np.zeros(5, np.float32)])
 def test_labels_of_every_form(label: float | np.ndarray, tmp_path: Path) -> None:
     payload = join_record(7, label, b"image")
-    found, image = split_record(payload)
-    assert np.array_equal(found, label) and image == b"image"
+    values, image = split_record(payload)
+    assert np.array_equal(values, label) and image == b"image"
     with RecordWriter(tmp_path / "one.rec") as writer:
         writer.write(payload)
-    heads = RecordFile(tmp_path / "one.rec").heads(np.array([0]))
+    heads = RecordFile(tmp_path / "one.rec").headers(np.array([0]))
     expected = (*np.ravel(label), np.nan)[:2]
     assert np.array_equal(heads.labels[0], np.array(expected, np.float32), equal_nan=True)
     assert (heads.keys[0], heads.image_bytes[0]) == (7, len(b"image"))
@@ -191,14 +193,17 @@ def without_record(folder: Path, key: int) -> None:
     ("change", "message"),
     [
         (lambda f: (f / "train.idx").write_text("0\t0\n1 40\n"), r"train.idx, line 2: b'1 40'"),
-        (lambda f: (f / "train.idx").write_text("0\t0\n0\t40\n"), "key 0 is there twice"),
+        (lambda f: (f / "train.idx").write_text("0\t0\n0\t40\n"), "key 0 occurs twice"),
         (lambda f: (f / "train.idx").write_text(""), "lists no records"),
-        (lambda f: without_record(f, 41), "no record 41 of an identity"),
-        (lambda f: without_record(f, 17), "no record 17 of an identity"),
+        (lambda f: without_record(f, 41), "refers to record 41"),
+        (lambda f: without_record(f, 17), "refers to record 17"),
         (lambda f: (f / "train.idx").write_text("0\t4\n"), r"damaged record at byte 4: no record"),
-        (lambda f: (f / "train.idx").write_text("0\t999999999\n"), "the file has 140136 bytes"),
+        (
+            lambda f: (f / "train.idx").write_text("0\t999999999\n"),
+            "the file has only 140136 bytes",
+        ),
         (lambda f: (f / "train.rec").write_bytes(b""), "train.rec is empty"),
-        (lambda f: (f / "property").write_text("ten"), "is not classes,height,width"),
+        (lambda f: (f / "property").write_text("ten"), "is not 'classes,height,width'"),
     ],
 )
 def test_mistakes_are_told(change, message: str, tmp_path: Path) -> None:
@@ -210,9 +215,9 @@ def test_mistakes_are_told(change, message: str, tmp_path: Path) -> None:
 
 def test_a_truncated_file_is_told(tmp_path: Path) -> None:
     folder_of(tmp_path, "train.rec")
-    whole = (tmp_path / "train.rec").read_bytes()
-    (tmp_path / "train.rec").write_bytes(whole[:100_000])
-    with pytest.raises(ValueError, match="reach beyond the end of the file"):
+    full = (tmp_path / "train.rec").read_bytes()
+    (tmp_path / "train.rec").write_bytes(full[:100_000])
+    with pytest.raises(ValueError, match="extend past the end of the file"):
         RecordImages(tmp_path)
 
 
@@ -223,13 +228,13 @@ def test_an_image_of_another_identity_is_told_when_read(tmp_path: Path) -> None:
     content[7300 + 12 : 7300 + 16] = struct.pack("<f", 5.0)
     (folder / "train.rec").write_bytes(content)
     images = RecordImages(folder)
-    with pytest.raises(ValueError, match="record 3 at byte 7300 is of identity 5, not 0"):
+    with pytest.raises(ValueError, match="record 3 at byte 7300 has identity 5, expected 0"):
         images.read(2)
 
 
 @pytest.mark.parametrize(
     ("path", "message"),
-    [("nowhere", "does not exist"), (".", r"holds 0 files \*.rec")],
+    [("nowhere", "does not exist"), (".", r"contains 0 \*.rec files")],
 )
 def test_no_records(path: str, message: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=message):
@@ -237,7 +242,7 @@ def test_no_records(path: str, message: str, tmp_path: Path) -> None:
 
 
 def test_identities_must_come_in_order(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="image 2 has label 2 after 0"):
+    with pytest.raises(ValueError, match="image 2 has label 2 after label 0"):
         write_record_images(tmp_path, [(0, b""), (2, b"")], 112)
 
 
@@ -250,5 +255,5 @@ def test_a_long_record_that_many_keys_name_is_not_read_again_and_again(tmp_path:
     path.write_bytes(b"\0" + path.read_bytes())
     lines = (f"{key}\t1\n" for key in range(1, 20_000))
     (tmp_path / "train.idx").write_text("".join(lines))
-    with pytest.raises(ValueError, match=r"train\.rec has \d+ bytes and asks for more"):
+    with pytest.raises(ValueError, match=r"train\.rec has \d+ bytes but would take more"):
         RecordImages(tmp_path)

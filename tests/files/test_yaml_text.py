@@ -16,10 +16,10 @@ def chain(length: int) -> str:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (chain(9), "stands for more than 100000 values"),
-        (chain(60), "stands for more than 100000 values"),
-        ("loss: &a {kind: adaface, margin: *a}", "holds itself"),
-        ("loss: &l\n  kind: adaface\n  <<: [*l]", "holds itself"),
+        (chain(9), "contains more than 100000 values"),
+        (chain(60), "contains more than 100000 values"),
+        ("loss: &a {kind: adaface, margin: *a}", "is recursive"),
+        ("loss: &l\n  kind: adaface\n  <<: [*l]", "is recursive"),
         ("loss: " + "[" * 5000 + "]" * 5000, "nested too deeply"),
         ("loss: !!python/object/apply:os.system ['touch x']", "is not YAML"),
         ("loss: [", "is not YAML"),

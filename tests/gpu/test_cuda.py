@@ -15,17 +15,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from margrave.checkpoints import ModelCard
 from margrave.data import TrainingImages
 from margrave.evaluation import evaluate_all_to_all
 from margrave.heads import ChunkedHead, DenseHead, Head, RowwiseSGD
 from margrave.inference import Embedder
 from margrave.losses import LOSSES
 from margrave.losses import create as create_loss
+from margrave.models import ModelCard
 from margrave.training import (
     StepReport,
-    Training,
     TrainingSettings,
+    TrainingState,
     fit,
     read_metrics,
     set_up,
@@ -213,7 +213,7 @@ BACKBONE = {
 }
 
 
-def training(precision: str, accelerator: str = "cuda", **settings: Any) -> Training:
+def training(precision: str, accelerator: str = "cuda", **settings: Any) -> TrainingState:
     values = {
         "epochs": 2,
         "batch_size": 16,
@@ -247,7 +247,7 @@ def test_a_training_learns_as_on_the_processor(precision: str, tmp_path: Path) -
     expected, result = losses(tmp_path / "host"), losses(tmp_path / "device")
     assert result[0] == pytest.approx(expected[0], rel=0.02)
     assert np.mean(result[-4:]) == pytest.approx(np.mean(expected[-4:]), rel=0.15)
-    embedder = Embedder(trained.model, ModelCard(backbone=BACKBONE, image_size=32))
+    embedder = Embedder(trained.gather_model(), ModelCard(backbone=BACKBONE, image_size=32))
     embeddings, _ = embedder.embed_images(Patches(), flips=False)
     assert np.isfinite(embeddings).all()
 
@@ -267,8 +267,8 @@ def test_a_step_waits_by_its_event_alone(precision: str, tmp_path: Path) -> None
 
 
 def test_a_training_resumes_where_it_was(tmp_path: Path) -> None:
-    whole = training("auto")
-    fit(whole, tmp_path / "whole")
+    full = training("auto")
+    fit(full, tmp_path / "whole")
 
     class Stop(Exception):
         pass
@@ -282,7 +282,7 @@ def test_a_training_resumes_where_it_was(tmp_path: Path) -> None:
     again = training("auto")
     fit(again, tmp_path / "cut", resume=True)
     assert losses(tmp_path / "cut") == pytest.approx(losses(tmp_path / "whole"), rel=0.02)
-    assert again.position == whole.position
+    assert again.position == full.position
 
 
 def test_everybody_against_everybody() -> None:

@@ -20,7 +20,7 @@ from margrave.losses import create as create_loss
 
 @dataclass(frozen=True, kw_only=True)
 class NormAware(Loss):
-    """A loss of somebody's own, without a slope, whose negatives read the norm with gradient."""
+    """A custom loss without a slope, whose negatives read the norm with gradient."""
 
     scale: float = 8.0
 
@@ -47,16 +47,16 @@ def built(kind: type, loss: Loss | str, **settings: object) -> DenseHead | Chunk
 @pytest.mark.parametrize("budget", [0.0, 256.0])
 def test_a_loss_without_slopes_is_left_to_autograd(budget: float) -> None:
     expected = steps(built(DenseHead, NormAware()))
-    found = steps(built(ChunkedHead, NormAware(), block_size=4, memory_budget=budget))
-    for first, second in zip(expected, found, strict=True):
+    result = steps(built(ChunkedHead, NormAware(), block_size=4, memory_budget=budget))
+    for first, second in zip(expected, result, strict=True):
         torch.testing.assert_close(second, first, rtol=1e-10, atol=1e-12)
 
 
 @pytest.mark.parametrize("loss", ["curricularface", "adaface"])
 def test_the_compiled_block_is_the_same(loss: str) -> None:
     expected = steps(built(DenseHead, loss))
-    found = steps(built(ChunkedHead, loss, block_size=4, compiled=True))
-    for first, second in zip(expected, found, strict=True):
+    result = steps(built(ChunkedHead, loss, block_size=4, compiled=True))
+    for first, second in zip(expected, result, strict=True):
         torch.testing.assert_close(second, first, rtol=1e-10, atol=1e-12)
 
 
@@ -74,6 +74,7 @@ print((gradients[0] - gradients[1]).abs().max() / gradients[0].abs().max())
 """
 
 
+@pytest.mark.slow
 def test_code_kept_for_other_vectors_is_not_taken(tmp_path: Path) -> None:
     """As where machines share a folder of compiled code: torch 2.13 alone corrupts memory."""
     for capability in ("avx2", ""):
@@ -102,8 +103,8 @@ class Uncompilable(Loss):
 def test_a_loss_that_cannot_be_compiled_runs_all_the_same() -> None:
     expected = steps(built(DenseHead, "normface"))
     with pytest.warns(UserWarning, match="cannot be compiled here"):
-        found = steps(built(ChunkedHead, Uncompilable(), block_size=4, compiled=True))
-    for first, second in zip(expected, found, strict=True):
+        result = steps(built(ChunkedHead, Uncompilable(), block_size=4, compiled=True))
+    for first, second in zip(expected, result, strict=True):
         torch.testing.assert_close(second, first, rtol=1e-10, atol=1e-12)
 
 
@@ -154,7 +155,7 @@ def test_draws_go_on_from_what_the_buffer_says(how: str) -> None:
         head = copy.deepcopy(head)
     head.load_state_dict(state, assign=how == "assigned")
     head(*given)
-    assert (head._drawn, int(head.draws)) == (8, 8)
+    assert (head._draw_count, int(head.draws)) == (8, 8)
 
 
 def test_nothing_is_kept_without_gradient() -> None:
@@ -192,7 +193,7 @@ def test_settings_out_of_range_are_named(settings: dict, message: str) -> None:
 def test_the_maximum_taking_sum_cannot_overflow(columns: int) -> None:
     """What GPUs run, here as it is written."""
     torch.manual_seed(0)
-    block = FusedBlock(create_loss({"kind": "normface", "scale": 4000.0}), takes_maximum=True)
+    block = FusedBlock(create_loss({"kind": "normface", "scale": 4000.0}), subtract_max=True)
     products = torch.rand(5, columns, dtype=torch.float64) * 2 - 1
     factor, total = products.new_ones(columns), products.new_full((5,), -torch.inf)
     column = torch.tensor([[0], [columns - 1], [columns], [-1], [-7]], dtype=torch.int32)

@@ -78,7 +78,7 @@ def test_labels_made_within_the_checkpoint_are_refused() -> None:
     embeddings.requires_grad_()
     loss = checkpoint(lambda x, y: head(x, y.clone()), embeddings, labels, use_reentrant=False)
     assert isinstance(loss, Tensor)
-    with pytest.raises(ValueError, match="make the labels outside of what is checkpointed"):
+    with pytest.raises(ValueError, match="create the labels outside the checkpointed function"):
         loss.backward()
 
 
@@ -102,9 +102,9 @@ def test_a_compiled_head_is_the_plain_one(which: str) -> None:
 def test_a_compiled_network_that_holds_a_head() -> None:
     torch.manual_seed(0)
     plain = Network(build("sampled"))
-    whole = copy.deepcopy(plain)
+    compiled = copy.deepcopy(plain)
     expected = outcome(plain.head, plain)
-    result = outcome(whole.head, torch.compile(whole, backend="aot_eager"))
+    result = outcome(compiled.head, torch.compile(compiled, backend="aot_eager"))
     torch.testing.assert_close(result, expected, rtol=1e-4, atol=1e-5)
 
 

@@ -29,7 +29,7 @@ class AutocastHead(DenseHead):
             else:
                 products = functional.linear(batch.norm[:, None] * batch.unit, self.weight)
         products = products.float() if self.bias is None else products.float() + self.bias
-        cosine = self.own_target_products(batch.unit, batch.norm, batch.labels)
+        cosine = self.local_target_products(batch.unit, batch.norm, batch.labels)
         target = self.loss.modify_target(cosine, batch.context)
         negatives = self.loss.negatives(products, batch.target, batch.context)
         logits = self.loss.scale * negatives.scatter(1, batch.labels[:, None], target[:, None])
@@ -129,7 +129,7 @@ def test_wrong_precisions_are_refused() -> None:
     with pytest.raises(ValueError, match="choices: auto, float32, tf32, bfloat16"):
         ChunkedHead("arcface", 10, 4, products="float16")  # pyright: ignore[reportArgumentType]
     head = ChunkedHead("arcface", 10, 4, block_size=3, products="bfloat16").double()
-    with pytest.raises(ValueError, match="is for a float32 weight"):
+    with pytest.raises(ValueError, match="requires a float32 weight"):
         head(torch.randn(2, 4), torch.arange(2))
 
 

@@ -133,7 +133,7 @@ def test_other_optimizers_name_this_one(build: Any, works: bool) -> None:
     if works:
         optimizer.step()
         return
-    with pytest.raises(ValueError, match=r"sample_rate; give .* to margrave\.heads\.RowwiseSGD"):
+    with pytest.raises(ValueError, match=r"sample_rate; pass .* to margrave\.heads\.RowwiseSGD"):
         optimizer.step()
 
 

@@ -9,9 +9,8 @@ import pytest
 import torch
 
 from margrave import backbones
-from margrave.checkpoints import ModelCard, save_model
-from margrave.data import balanced_pairs
-from margrave.inference import Embedder, embed_pairs, load_embedder, verify
+from margrave.inference import Embedder, embed_features, load_embedder
+from margrave.models import ModelCard, save_model
 from margrave.synthetic import SyntheticFaces
 
 BACKBONE = {
@@ -46,8 +45,8 @@ def test_batches_and_flips(embedder: Embedder, faces: SyntheticFaces) -> None:
 def test_pixels_are_scaled_to_minus_one_to_one(embedder: Embedder) -> None:
     white = np.full((32, 32, 3), 255, np.uint8)
     expected = embedder.backbone(torch.ones(1, 3, 32, 32)).detach().numpy()
-    found, _ = embedder.embed_images([white], flips=False)
-    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+    result, _ = embedder.embed_images([white], flips=False)
+    np.testing.assert_allclose(result, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_a_model_file_embeds_the_same(
@@ -60,24 +59,14 @@ def test_a_model_file_embeds_the_same(
     np.testing.assert_allclose(first, second, rtol=1e-4, atol=1e-5)
 
 
-def test_each_image_of_the_pairs_is_embedded_once(
-    embedder: Embedder, faces: SyntheticFaces
-) -> None:
-    pairs = balanced_pairs(faces.labels, 100)
+def test_features_in_memory(embedder: Embedder, faces: SyntheticFaces) -> None:
     counted = []
-    first, second = embed_pairs(embedder, faces, pairs, lambda done, total: counted.append(total))
-    assert counted[-1] == len(np.unique([pairs.first, pairs.second]))
-    np.testing.assert_allclose(np.linalg.norm(first, axis=1), 1, rtol=1e-5)
-    own, flipped = embedder.embed_images(faces, pairs.second[:1])
-    fused = own[0] + flipped[0]
-    np.testing.assert_allclose(second[0], fused / np.linalg.norm(fused), rtol=1e-3, atol=1e-4)
-
-
-def test_strata_by_ground_truth_quality(embedder: Embedder, faces: SyntheticFaces) -> None:
-    found = verify(embedder, faces, balanced_pairs(faces.labels, 100), resamples=50)
-    result = found.result
-    assert sum(stratum.pairs for stratum in found.strata) == result.pairs == 100
-    assert result.intervals is not None and result.intervals.resampled == "identities"
+    features = embed_features(embedder, faces, progress=lambda done, total: counted.append(total))
+    assert counted[-1] == len(faces) == len(features)
+    own, flipped = embedder.embed_images(faces, np.array([3]))
+    np.testing.assert_allclose(features.rows[3:4], own + flipped, rtol=1e-3, atol=1e-4)
+    assert features.origin.weights and features.has_images(faces)
+    np.testing.assert_array_equal(features.labels, faces.labels)
 
 
 @pytest.mark.parametrize(
@@ -98,26 +87,6 @@ def test_images_that_do_not_fit_are_named(
 def test_nothing_to_embed(embedder: Embedder) -> None:
     with pytest.raises(ValueError, match="no images to embed"):
         embedder.embed_images([])
-
-
-class Torn(SyntheticFaces):
-    """Faces some of which cannot be read."""
-
-    def read(self, index: int) -> np.ndarray:
-        if index in (1, 2):
-            raise ValueError(f"{self.name(index)} is torn")
-        return super().read(index)
-
-
-def test_unreadable_images_are_named_and_their_pairs_left_out(embedder: Embedder) -> None:
-    faces = Torn(num_identities=20, images_per_identity=4, image_size=40)
-    pairs = balanced_pairs(faces.labels, 100)
-    touched = np.isin(pairs.first, (1, 2)) | np.isin(pairs.second, (1, 2))
-    found = verify(embedder, faces, pairs, resamples=0, maximum_unreadable=2)
-    assert found.result.pairs == 100 - touched.sum() < 100
-    assert set(found.unreadable) <= {faces.name(1), faces.name(2)}
-    with pytest.raises(ValueError, match=r"more than maximum_unreadable = 0(.|\n)*is torn"):
-        verify(embedder, faces, pairs, resamples=0)
 
 
 def test_a_network_of_somebodys_own_needs_trust(tmp_path: Path, monkeypatch) -> None:
@@ -161,9 +130,11 @@ def test_a_network_must_give_one_row_per_image(answer, shape: str) -> None:
 
     embedder = Embedder(Net(1, 1), ModelCard(backbone=BACKBONE, image_size=32))
     pixels = torch.zeros(5, 3, 32, 32, dtype=torch.uint8)
-    with pytest.raises(ValueError, match=rf"Net gives {shape} for 5 images, expected .* one emb"):
-        embedder.embed(pixels)
-    with pytest.raises(ValueError, match=rf"Net gives {shape} for 5 images"):
+    with pytest.raises(
+        ValueError, match=rf"Net returned {shape} for 5 images, expected .* one emb"
+    ):
+        embedder.embed_pixels(pixels)
+    with pytest.raises(ValueError, match=rf"Net returned {shape} for 5 images"):
         embedder.embed_images(list(pixels.permute(0, 2, 3, 1).numpy()))
 
 
@@ -182,5 +153,5 @@ def test_a_network_must_give_one_row_per_image(answer, shape: str) -> None:
 def test_a_card_describes_no_more_than_its_weights(tmp_path: Path, changes: dict) -> None:
     network = backbones.create({"kind": "mbf"})
     save_model(tmp_path / "model.safetensors", network.state_dict(), ModelCard(backbone=changes))
-    with pytest.raises(ValueError, match=r"model\.safetensors: "):
+    with pytest.raises(ValueError, match=r"model\.safetensors(:| is damaged: )"):
         load_embedder(tmp_path)

@@ -12,8 +12,15 @@ import pytest
 import torch
 
 from margrave import backbones
-from margrave.checkpoints import ModelCard
-from margrave.inference import ChosenRows, Embedder, FeatureStore, embed_to_store, feature_store
+from margrave.inference import (
+    ChosenRows,
+    Embedder,
+    FeatureStore,
+    embed_to_store,
+    feature_store,
+    store_files,
+)
+from margrave.models import ModelCard
 from margrave.synthetic import SyntheticFaces
 
 BACKBONE = {
@@ -135,7 +142,7 @@ def test_damaged_files_are_named(
         embed_to_store(embedder, faces, folder, flips=False)
         assert path.read_bytes() == content
         return
-    with pytest.raises(ValueError, match=r"delete the folder|give an empty folder"):
+    with pytest.raises(ValueError, match=r"delete the folder|choose an empty folder"):
         embed_to_store(embedder, faces, folder, flips=False)
 
 
@@ -164,14 +171,14 @@ def test_another_run_does_not_mix_in(
     embedder: Embedder, faces: SyntheticFaces, tmp_path: Path
 ) -> None:
     embed_to_store(embedder, faces, tmp_path / "features")
-    with pytest.raises(ValueError, match="another flips"):
+    with pytest.raises(ValueError, match="differ in flips"):
         embed_to_store(embedder, faces, tmp_path / "features", flips=False)
     torch.manual_seed(1)
     other = Embedder(backbones.create(BACKBONE).eval(), embedder.card)
-    with pytest.raises(ValueError, match="another weights"):
+    with pytest.raises(ValueError, match="differ in weights"):
         embed_to_store(other, faces, tmp_path / "features")
     fewer = SyntheticFaces(num_identities=5, images_per_identity=5, image_size=32)
-    with pytest.raises(ValueError, match=r"another count \(30, now 25\), images"):
+    with pytest.raises(ValueError, match=r"differ in count \(30, now 25\), images"):
         embed_to_store(embedder, fewer, tmp_path / "features")
     (tmp_path / "letters").mkdir()
     (tmp_path / "letters" / "to_my_love.txt").touch()
@@ -209,7 +216,7 @@ def test_unreadable_images_are_kept_apart(
     assert set(store.unreadable) == {3, 20} and not store.embeddings[3].any()
     with pytest.raises(ValueError, match="truncated"):
         store.rows_of([faces.name(20)])
-    with pytest.raises(ValueError, match=r"the list names 1 images .* nobody"):
+    with pytest.raises(ValueError, match=r"the list lists 1 images .* nobody"):
         store.rows_of(["nobody"])
 
 
@@ -227,9 +234,9 @@ def test_the_header_is_readable_by_people(
     embedder: Embedder, faces: SyntheticFaces, tmp_path: Path
 ) -> None:
     embed_to_store(embedder, faces, tmp_path / "features", flips=False)
-    found = json.loads((tmp_path / "features" / "features.json").read_text())
-    assert found["count"] == 30 and found["width"] == 8 and found["flips"] is False
-    assert found["card"]["mean"] == 0.5 and found["fit"] == "crop"
+    result = json.loads((tmp_path / "features" / "features.json").read_text())
+    assert result["count"] == 30 and result["width"] == 8 and result["flips"] is False
+    assert result["card"]["mean"] == 0.5 and result["fit"] == "crop"
 
 
 @pytest.fixture(scope="module")
@@ -249,9 +256,9 @@ def store_folder(small_store: Path, tmp_path: Path) -> Path:
 def test_the_header_is_covered_by_its_checksum(store_folder: Path) -> None:
     path = store_folder / "features.json"
     content = path.read_text()
-    path.write_text(content.replace('"colour_order": "rgb"', '"colour_order": "bgr"'))
+    path.write_text(content.replace('"color_order": "rgb"', '"color_order": "bgr"'))
     assert path.read_text() != content
-    with pytest.raises(ValueError, match=r"features.json is not what was written: its checksum"):
+    with pytest.raises(ValueError, match=r"features.json is damaged: its checksum"):
         FeatureStore(store_folder)
     # What people do to the text alone changes nothing.
     description = json.loads(content)
@@ -265,7 +272,7 @@ def test_headers_of_0_1_open_and_say_that_they_are_not_covered(store_folder: Pat
     description = json.loads(path.read_text())
     del description["checksum"]
     path.write_text(json.dumps(description, indent=1))
-    with pytest.warns(UserWarning, match="has no checksum, as Margrave 0.1 wrote it"):
+    with pytest.warns(UserWarning, match="has no checksum because Margrave 0.1 wrote it"):
         assert FeatureStore(store_folder).digest == digest
 
 
@@ -274,7 +281,7 @@ def write_header(folder: Path, **changes: object) -> None:
     description = json.loads((folder / "features.json").read_text()) | changes
     description = {key: value for key, value in description.items() if value is not None}
     description.pop("checksum")
-    content = {**description, "checksum": feature_store._checksum(description)}
+    content = {**description, "checksum": store_files.checksum(description)}
     (folder / "features.json").write_text(json.dumps(content))
 
 
@@ -355,5 +362,5 @@ def test_arrays_have_no_byte_more_or_less(change: int, store_folder: Path) -> No
     path = store_folder / "embeddings.npy"
     content = path.read_bytes()
     path.write_bytes(content[:change] if change < 0 else content + bytes(change))
-    with pytest.raises(ValueError, match=r"embeddings\.npy has \d+ bytes where"):
+    with pytest.raises(ValueError, match=r"embeddings\.npy has \d+ bytes, expected"):
         FeatureStore(store_folder, verify=False)

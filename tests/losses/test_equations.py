@@ -26,16 +26,16 @@ def test_sphereface_is_the_annealed_multiple_angle() -> None:
     section = (4 * angle / math.pi).floor().clamp_max(3)
     folded = (-1) ** section * torch.cos(4 * angle) - 2 * section
     expected = (plain * COSINES + folded) / (1 + plain)
-    found = target({"kind": "sphereface"}, iteration=iteration)
-    torch.testing.assert_close(found, expected)
+    result = target({"kind": "sphereface"}, iteration=iteration)
+    torch.testing.assert_close(result, expected)
 
 
 @pytest.mark.parametrize("margin", [1, 2, 3, 4, 5])
 def test_sphereface_falls_with_the_angle(margin: int) -> None:
     spec = {"kind": "sphereface", "margin": margin, "plain_weight_minimum": 0.0}
-    found = target(spec, iteration=torch.tensor(1e9, dtype=torch.float64))
-    assert (found.diff() > -1e-9).all()
-    assert found[0] == pytest.approx(1 - 2 * margin)
+    result = target(spec, iteration=torch.tensor(1e9, dtype=torch.float64))
+    assert (result.diff() > -1e-9).all()
+    assert result[0] == pytest.approx(1 - 2 * margin)
 
 
 def test_combined_keeps_all_three_margins() -> None:
@@ -46,8 +46,8 @@ def test_combined_keeps_all_three_margins() -> None:
 
 @pytest.mark.parametrize("rule", ["monotone", "clip"])
 def test_arcface_falls_with_the_angle_beyond_pi(rule: str) -> None:
-    found = target({"kind": "arcface", "margin": 0.5, "beyond_pi": rule})
-    assert (found.diff() >= -1e-12).all()
+    result = target({"kind": "arcface", "margin": 0.5, "beyond_pi": rule})
+    assert (result.diff() >= -1e-12).all()
 
 
 def test_arcface_without_a_guard_rises_again() -> None:
@@ -68,8 +68,8 @@ def test_sv_without_a_base_is_softmax_as_first_written() -> None:
     """Factor e^{s(t−1)(cosθ_j+1)} where cosθ_j > cosθ_y."""
     loss = create({"kind": "sv_softmax", "base": "none", "hard_weight": 1.2, "scale": 10.0})
     cosines = torch.tensor([[0.5, 0.1]], dtype=torch.float64)
-    found = loss.negatives(cosines, torch.tensor([0.3], dtype=torch.float64), Context())
-    factor = torch.exp(10 * (found - cosines))
+    result = loss.negatives(cosines, torch.tensor([0.3], dtype=torch.float64), Context())
+    factor = torch.exp(10 * (result - cosines))
     expected = torch.tensor([[math.exp(10 * 0.2 * 1.5), 1.0]], dtype=torch.float64)
     torch.testing.assert_close(factor, expected)
 
@@ -79,11 +79,11 @@ def test_adaface_moves_between_its_three_forms(quality: float, cosine: float) ->
     loss = create({"kind": "adaface", "concentration": 1.0, "epsilon": 1e-9})
     norm = torch.tensor([10.0 + quality], dtype=torch.float64)
     one, ten = torch.ones((), dtype=torch.float64), torch.tensor(10.0, dtype=torch.float64)
-    context = Context(feature_norm=norm, feature_norm_mean=ten, feature_norm_deviation=one)
+    context = Context(feature_norm=norm, feature_norm_mean=ten, feature_norm_std=one)
     angle = min(max(math.acos(cosine) - 0.4 * quality, 0.0), math.pi)
     expected = math.cos(angle) - 0.4 - 0.4 * quality
-    found = loss.target(torch.tensor([cosine], dtype=torch.float64), context)
-    assert found.item() == pytest.approx(expected, abs=1e-6)
+    result = loss.target(torch.tensor([cosine], dtype=torch.float64), context)
+    assert result.item() == pytest.approx(expected, abs=1e-6)
 
 
 def test_compose_takes_each_half_from_its_own_loss() -> None:
@@ -101,12 +101,12 @@ def test_compose_takes_each_half_from_its_own_loss() -> None:
 def test_compose_refuses_contradicting_statistics() -> None:
     slow = create({"kind": "curricularface"})
     fast = create({"kind": "curricularface", "momentum": 0.5})
-    with pytest.raises(ValueError, match="both read the statistic 'target_cosine'"):
+    with pytest.raises(ValueError, match="use the statistic 'target_cosine'"):
         _ = compose(target=slow, negatives=fast).needs
 
 
 def test_compose_refuses_softmax() -> None:
-    with pytest.raises(ValueError, match="softmax has none"):
+    with pytest.raises(ValueError, match="not softmax"):
         compose(target=create({"kind": "softmax"}), negatives=create({"kind": "arcface"}))
 
 
@@ -116,7 +116,7 @@ def test_compose_refuses_softmax() -> None:
         ({"kind": "arcface", "margin": 4.0}, r"ArcFace.margin = 4.0 must be in \[0, π\)"),
         ({"kind": "sv_softmax", "hard_weight": 0.5}, "hard_weight = 0.5 must be at least 1"),
         ({"kind": "adaface", "norm_update_weight": 0.0}, "norm_update_weight = 0.0 must be in"),
-        ({"kind": "sphereface", "margin": 7}, "a whole number from 1 to 5"),
+        ({"kind": "sphereface", "margin": 7}, "an integer from 1 to 5"),
         ({"kind": "arcfase"}, "unknown loss 'arcfase'; did you mean 'arcface'"),
         ({"kind": "kappaface", "estimator": "offline"}, "estimator = 'offline'"),
         ({}, "loss needs a 'kind'"),
@@ -133,5 +133,31 @@ def test_a_loss_of_ones_own_by_import_path() -> None:
         create({"kind": "margrave.losses.cosface:CosFase"})
     with pytest.raises(ValueError, match="cannot import 'nowhere'"):
         create({"kind": "nowhere:Loss"})
-    with pytest.raises(ValueError, match=r"is no margrave\.losses\.Loss"):
+    with pytest.raises(ValueError, match=r"is not a margrave\.losses\.Loss"):
         create({"kind": "builtins:float"})
+
+
+def test_sphereface_r_multiplies_the_targets_angle_up_to_pi() -> None:
+    angles = COSINES.arccos()
+    result = target({"kind": "sphereface_r", "margin": 1.4})
+    torch.testing.assert_close(result, torch.cos((1.4 * angles).clamp(max=math.pi)))
+    loss = create({"kind": "sphereface_r", "margin": 1.4, "side": "negatives"})
+    negatives = loss.negatives(COSINES[None], COSINES[:1], Context())
+    torch.testing.assert_close(negatives[0], torch.cos(angles / 1.4))
+    torch.testing.assert_close(loss.target(COSINES, Context()), COSINES)
+
+
+@pytest.mark.parametrize("base", ["angular", "cosine"])
+def test_elasticface_draws_around_its_base(base: str) -> None:
+    noise = torch.linspace(-2, 2, len(COSINES), dtype=torch.float64)
+    spec = {"kind": "elasticface", "base": base, "margin": 0.4, "margin_std": 0.1}
+    result = target(spec, margin_noise=noise)
+    margins = 0.4 + 0.1 * noise
+    if base == "cosine":
+        torch.testing.assert_close(result, COSINES - margins)
+    else:
+        each = [
+            target({"kind": "arcface", "margin": float(margin)}, cosine[None])
+            for margin, cosine in zip(margins, COSINES, strict=True)
+        ]
+        torch.testing.assert_close(result, torch.cat(each))

@@ -12,9 +12,9 @@ from margrave.losses import Context, create
 def test_margin_grows_with_the_norm() -> None:
     norm = torch.tensor([1.0, 10.0, 60.0, 110.0, 500.0], dtype=torch.float64)
     cosine = torch.full_like(norm, 0.3)
-    found = create({"kind": "magface"}).target(cosine, Context(feature_norm=norm))
+    result = create({"kind": "magface"}).target(cosine, Context(feature_norm=norm))
     margin = torch.tensor([0.45, 0.45, 0.625, 0.8, 0.8], dtype=torch.float64)
-    torch.testing.assert_close(found, torch.cos(cosine.arccos() + margin))
+    torch.testing.assert_close(result, torch.cos(cosine.arccos() + margin))
 
 
 def test_the_gradient_reaches_the_norm() -> None:

@@ -29,10 +29,10 @@ def test_first_epoch_has_the_full_margin() -> None:
 
 def test_a_scattered_class_gets_a_larger_margin() -> None:
     trained = head()
-    centre = functional.normalize(torch.randn(2, FEATURES))
+    center = functional.normalize(torch.randn(2, FEATURES))
     labels = torch.arange(2).repeat_interleave(50)
     spread = torch.where(labels == 0, 0.01, 1.0)[:, None]
-    trained(centre[labels] + spread * torch.randn(100, FEATURES), labels)
+    trained(center[labels] + spread * torch.randn(100, FEATURES), labels)
     trained.end_epoch()
     tight, scattered = margin_weight(trained)[:2]
     assert scattered > tight
@@ -75,8 +75,8 @@ def test_concentration_is_the_published_estimate() -> None:
     features = functional.normalize(torch.randn(30, FEATURES, dtype=torch.float64) + 0.5)
     length = features.mean(0).norm()
     expected = length * (FEATURES - length**2) / (1 - length**2)
-    found = concentration_of(features.sum(0)[None], torch.tensor([30]))
-    torch.testing.assert_close(found[0], expected)
+    result = concentration_of(features.sum(0)[None], torch.tensor([30]))
+    torch.testing.assert_close(result[0], expected)
 
 
 def test_memory_buffer_remembers_the_last_look_at_each_image() -> None:
@@ -94,8 +94,8 @@ def test_memory_buffer_remembers_the_last_look_at_each_image() -> None:
 @pytest.mark.parametrize(
     ("estimator", "sizes", "message"),
     [
-        ("momentum_encoder", {}, "needs momentum_embeddings in every training call"),
-        ("memory_buffer", {"num_samples": 4}, "needs sample_indices in every training call"),
+        ("momentum_encoder", {}, "requires momentum_embeddings in every training call"),
+        ("memory_buffer", {"num_samples": 4}, "requires sample_indices in every training call"),
     ],
 )
 def test_what_an_estimator_needs_is_asked_for(estimator: str, sizes: dict, message: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from margrave.statistics import Observation, Surroundings
+from margrave.statistics import Observation, StatisticSpec
 from margrave.statistics.feature_norm import FeatureNorm
 
 
@@ -20,8 +20,8 @@ def observation(norms: list[float]) -> Observation:
 
 
 def statistic(start: str, weight: float = 0.1) -> FeatureNorm:
-    surroundings = Surroundings(num_classes=1, embedding_size=1)
-    return FeatureNorm(surroundings, update_weight=weight, start=start)  # type: ignore[arg-type]
+    spec = StatisticSpec(num_classes=1, embedding_size=1)
+    return FeatureNorm(spec, update_weight=weight, start=start)  # type: ignore[arg-type]
 
 
 def test_a_batch_of_one_is_passed_over() -> None:
@@ -37,7 +37,7 @@ def test_norms_are_clipped() -> None:
 
 
 def test_official_start_adapts_slowly() -> None:
-    """The known weakness: after 100 steps at a true deviation of 3, σ is still near 38.5."""
+    """The known weakness: after 100 steps at a true std of 3, σ is still near 38.5."""
     norm = statistic("official", 0.01)
     batch = torch.tensor([17.0, 20.0, 23.0])
     for _ in range(100):

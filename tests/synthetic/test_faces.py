@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from margrave.data.contract import FaceImages
+from margrave.data import FaceImages
 from margrave.synthetic import degradation as face_degradation
 from margrave.synthetic import faces as synthetic
 from margrave.synthetic.faces import SyntheticFaces, long_tailed_sizes
@@ -22,12 +22,12 @@ def digests(faces: SyntheticFaces, indices) -> dict[int, str]:
     return {i: hashlib.sha256(faces.read(i).tobytes()).hexdigest() for i in indices}
 
 
-def mean_colours(faces: SyntheticFaces) -> np.ndarray:
+def mean_colors(faces: SyntheticFaces) -> np.ndarray:
     return np.stack([faces.read(i).mean(axis=(0, 1)) for i in range(len(faces))])
 
 
 def best_accuracy(similarity: np.ndarray, same: np.ndarray) -> float:
-    """Of the best threshold, which flatters the method judged."""
+    """Of the best threshold, which favors the method."""
     hits = same[np.argsort(-similarity)].astype(float)
     right = np.cumsum(hits) + (~same).sum() - np.cumsum(1 - hits)
     return float(right.max() / len(same))
@@ -63,7 +63,7 @@ def test_same_bytes_in_any_instance_and_order():
     assert not set(digests(make(6), range(24)).values()) & set(forwards.values())
 
 
-def test_a_person_is_the_same_in_every_data_set():
+def test_an_identity_is_the_same_in_every_data_set():
     large = SyntheticFaces(num_identities=6, images_per_identity=4)
     small = SyntheticFaces(num_identities=1, images_per_identity=2, first_identity=4)
     assert np.array_equal(large.read(17), small.read(1))
@@ -128,10 +128,10 @@ def test_more_of_a_degradation_is_further_from_the_original(kind):
 @pytest.mark.parametrize("kind", [0.1, 0.3, 0.5, 0.7, 0.9])
 @pytest.mark.parametrize("side", [0.2, 0.8])
 def test_an_occluder_covers_about_its_share(kind, side):
-    grey = np.full((112, 112, 3), 128, np.uint8)
+    gray = np.full((112, 112, 3), 128, np.uint8)
     for share in (0.2, 0.5):
         covered = [
-            (face_degradation.occlude(grey, share, kind, side, np.random.default_rng(seed)) != 128)
+            (face_degradation.occlude(gray, share, kind, side, np.random.default_rng(seed)) != 128)
             for seed in range(8)
         ]
         assert 0.4 * share < np.mean(covered) < 1.6 * share
@@ -169,44 +169,44 @@ def test_label_noise_is_exact_and_leaves_the_truth():
     assert faces.truth(index).identity == faces.true_labels[index]
 
 
-def test_people_differ_and_pictures_of_one_person_are_alike():
+def test_identities_differ_and_images_of_one_are_alike():
     faces = SyntheticFaces(num_identities=30, images_per_identity=2, nuisance=0.3, degraded=0.0)
-    grey = np.stack([faces.read(i).mean(axis=2).ravel() for i in range(60)])
-    grey = (grey - grey.mean(0)) / np.linalg.norm(grey - grey.mean(0), axis=1, keepdims=True)
-    same = (grey[::2] * grey[1::2]).sum(1)
-    different = (grey[::2] * np.roll(grey[1::2], 1, axis=0)).sum(1)
+    gray = np.stack([faces.read(i).mean(axis=2).ravel() for i in range(60)])
+    gray = (gray - gray.mean(0)) / np.linalg.norm(gray - gray.mean(0), axis=1, keepdims=True)
+    same = (gray[::2] * gray[1::2]).sum(1)
+    different = (gray[::2] * np.roll(gray[1::2], 1, axis=0)).sum(1)
     assert same.mean() > different.mean() + 0.2
 
 
-def test_colour_alone_and_pixels_alone_do_not_tell_people_apart():
-    people, each = 120, 2
-    faces = SyntheticFaces(num_identities=people, images_per_identity=each, first_identity=500)
+def test_color_alone_and_pixels_alone_do_not_separate_identities():
+    identities, each = 120, 2
+    faces = SyntheticFaces(num_identities=identities, images_per_identity=each, first_identity=500)
     images = np.stack([faces.read(i) for i in range(len(faces))]).astype(np.float32)
     first, second = images[::2], images[1::2]
-    same = np.repeat([True, False], people)
+    same = np.repeat([True, False], identities)
 
-    def judge(similarity):
+    def accuracy_of(similarity):
         pairs = [similarity(first, second), similarity(first, np.roll(second, 1, axis=0))]
         return best_accuracy(np.concatenate(pairs), same)
 
-    def colour(left, right):
+    def color(left, right):
         return -np.linalg.norm(left.mean(axis=(1, 2)) - right.mean(axis=(1, 2)), axis=1)
 
     middle = images.mean(axis=(0, 3)).ravel()
 
     def pixels(left, right):
-        left, right = (side.mean(axis=3).reshape(people, -1) - middle for side in (left, right))
+        left, right = (side.mean(axis=3).reshape(identities, -1) - middle for side in (left, right))
         scale = np.linalg.norm(left, axis=1) * np.linalg.norm(right, axis=1)
         return (left * right).sum(1) / scale
 
-    assert judge(colour) < 0.68
-    assert 0.54 < judge(pixels) < 0.76
+    assert accuracy_of(color) < 0.68
+    assert 0.54 < accuracy_of(pixels) < 0.76
 
 
-def test_every_extreme_of_a_person_can_be_drawn():
+def test_every_extreme_of_an_identity_can_be_rendered():
     rng = np.random.default_rng(0)
     faces = SyntheticFaces(num_identities=1, images_per_identity=1)
-    person = synthetic.person_of(0, 0)
+    person = synthetic.appearance_of(0, 0)
     capture = faces._picture(0, 0)[0]
     for _ in range(60):
         corner = rng.integers(0, 2, synthetic.IDENTITY_FACTORS) * 0.999
@@ -264,12 +264,12 @@ def test_an_interrupted_write_leaves_nothing(tmp_path):
     ],
 )
 def test_a_bad_setting_is_named_with_its_remedy(setting, value):
-    with pytest.raises(ValueError, match=f"{setting} = {value!r}.*use "):
+    with pytest.raises(ValueError, match=f"{setting} = {value!r}.*must be "):
         SyntheticFaces(**{setting: value})
 
 
 def test_settings_that_contradict_each_other():
-    with pytest.raises(ValueError, match="somebody else"):
+    with pytest.raises(ValueError, match="second identity"):
         SyntheticFaces(num_identities=1, label_noise=0.5)
-    with pytest.raises(ValueError, match=r"images_per_identity = 1 .* use 2"):
+    with pytest.raises(ValueError, match=r"images_per_identity = 1 .* between 2 and"):
         SyntheticFaces(images_per_identity=1, class_sizes="long_tailed")

@@ -60,7 +60,7 @@ def test_a_state_of_another_form_is_refused(tmp_path: Path, name: str) -> None:
     for value in ([1], "text", -5, {"epoch": "a"} if name == "position" else [[]]):
         if isinstance(value, str) and name == "optimizer":
             continue
-        with pytest.raises(ValueError, match=rf"state\.json: damaged .*\({name}\)"):
+        with pytest.raises(ValueError, match=rf"state\.json: damaged .*\(.*{name}\)"):
             read_state(save(tmp_path, **{name: value}))
 
 
@@ -70,5 +70,5 @@ def test_a_state_that_lacks_something_is_refused(tmp_path: Path) -> None:
         state = json.loads(path.read_text())
         del state[name]
         path.write_text(json.dumps(state))
-        with pytest.raises(ValueError, match=rf"state\.json: damaged .*\({name}\)"):
+        with pytest.raises(ValueError, match=rf"state\.json: damaged .*\(.*{name}\)"):
             read_state(path.parent)

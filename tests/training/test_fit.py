@@ -14,8 +14,8 @@ from margrave.heads import RowwiseSGD
 from margrave.losses import create
 from margrave.training import (
     NonFiniteLossError,
-    Training,
     TrainingSettings,
+    TrainingState,
     fit,
     latest_checkpoint,
     read_metrics,
@@ -23,7 +23,7 @@ from margrave.training import (
 )
 from margrave.training import loop as loop_module
 from margrave.training.interruption import StopSignals
-from margrave.training.transfer import BatchesAhead
+from margrave.training.transfer import PrefetchedBatches
 
 SIZE, CLASSES, EACH = 16, 4, 12
 
@@ -65,7 +65,7 @@ def training(
     loss: dict | None = None,
     head: dict | None = None,
     **settings,
-) -> Training:
+) -> TrainingState:
     values = {"epochs": 3, "batch_size": 8, "log_steps": 1, "threads": 1, "accelerator": "cpu"}
     values["precision"] = "float32"
     return set_up(
@@ -78,11 +78,11 @@ def training(
     )
 
 
-def weights(trained: Training) -> dict[str, torch.Tensor]:
+def weights(trained: TrainingState) -> dict[str, torch.Tensor]:
     return trained.tensors()
 
 
-def assert_identical(one: Training, other: Training) -> None:
+def assert_identical(one: TrainingState, other: TrainingState) -> None:
     ours, theirs = weights(one), weights(other)
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
@@ -117,8 +117,8 @@ class Stop(Exception):
 )
 def test_resuming_continues_the_very_same_curve(tmp_path: Path, loss: dict, stop_at: int) -> None:
     settings = {"weight_average": 0.9, "checkpoint_seconds": 0.0}
-    whole = training(loss=loss, **settings)
-    fit(whole, tmp_path / "whole")
+    full = training(loss=loss, **settings)
+    fit(full, tmp_path / "whole")
 
     def stop(report) -> None:
         if report.step == stop_at:
@@ -130,7 +130,7 @@ def test_resuming_continues_the_very_same_curve(tmp_path: Path, loss: dict, stop
     torch.rand(5)  # whatever state the process is in
     resume = latest_checkpoint(tmp_path / "cut") is not None
     fit(again, tmp_path / "cut", resume=resume)
-    assert_identical(again, whole)
+    assert_identical(again, full)
     assert curve(tmp_path / "cut") == curve(tmp_path / "whole")
 
 
@@ -138,12 +138,12 @@ def test_shards_resume_at_the_very_next_image(tmp_path: Path) -> None:
     pack_shards(Patches(), tmp_path / "shards", SIZE, images_per_shard=20)
     settings = {"checkpoint_seconds": 0.0, "workers": 2, "epochs": 2}
 
-    def one() -> Training:
+    def one() -> TrainingState:
         return training(ShardImages(tmp_path / "shards", piece_images=4), **settings)
 
-    whole = one()
-    assert isinstance(whole.sampler, WindowSampler)
-    fit(whole, tmp_path / "whole")
+    full = one()
+    assert isinstance(full.sampler, WindowSampler)
+    fit(full, tmp_path / "whole")
 
     def stop(report) -> None:
         if report.step == 9:
@@ -153,7 +153,7 @@ def test_shards_resume_at_the_very_next_image(tmp_path: Path) -> None:
         fit(one(), tmp_path / "cut", report=stop)
     again = one()
     fit(again, tmp_path / "cut", resume=True)
-    assert_identical(again, whole)
+    assert_identical(again, full)
     assert curve(tmp_path / "cut") == curve(tmp_path / "whole")
 
 
@@ -175,11 +175,35 @@ def test_accumulated_gradient_is_the_whole_batchs(
         one.network.eval()
         monkeypatch.setattr(one.optimizer, "zero_grad", lambda: None)
         one.sampler.start_at(0, 0)
-        batches = BatchesAhead(one.loader, one.fabric.device)
+        batches = PrefetchedBatches(one.loader, one.fabric.device)
         loop_module._train_step(one, batches, [7], tmp_path, due=False, stop=StopSignals())
         gradients.append([p.grad.clone() for p in one.network.parameters() if p.grad is not None])
-    for whole, parts in zip(*gradients, strict=True):
-        torch.testing.assert_close(whole, parts, rtol=1e-4, atol=1e-6)
+    for full, parts in zip(*gradients, strict=True):
+        torch.testing.assert_close(full, parts, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(("kind", "accumulate"), [("arcface", 1), ("arcface", 2), ("softmax", 1)])
+def test_the_mean_target_cosine_is_reported(tmp_path: Path, kind: str, accumulate: int) -> None:
+    one = training(loss={"kind": kind}, accumulate=accumulate, epochs=2)
+    seen, reported = [], []
+    prepare = one.head.prepare
+
+    def watch(*given, **named):
+        batch = prepare(*given, **named)
+        assert one.head.target_cosines.equal(batch.target)
+        seen.append(batch.target.mean().item())
+        return batch
+
+    one.head.prepare = watch
+    fit(one, tmp_path, report=lambda step: reported.append(step.target_cosine))
+    logged = [line.get("target_cosine") for line in curve(tmp_path)]
+    assert logged == reported
+    if kind == "softmax":
+        assert set(reported) == {None}
+        return
+    means = np.array(seen).reshape(-1, accumulate).mean(1)
+    np.testing.assert_allclose(reported, means, rtol=1e-5)
+    assert reported[-1] > reported[0]
 
 
 def test_norms_and_biases_do_not_decay() -> None:
@@ -217,7 +241,9 @@ def test_the_diagnosis_names_samples_and_the_last_good_checkpoint(tmp_path: Path
         with torch.no_grad():
             again.network.conv1.weight.fill_(float("nan"))  # type: ignore[union-attr]
 
-    with pytest.raises(NonFiniteLossError, match="the backbone gave 8 of 8") as caught:
+    with pytest.raises(
+        NonFiniteLossError, match="8 of 8 embeddings from the backbone are not finite"
+    ) as caught:
         fit(again, tmp_path, resume=True, report=poison)
     assert f"the last good checkpoint is {latest_checkpoint(tmp_path)}" in str(caught.value)
     assert "samples: patch" in str(caught.value)
@@ -294,7 +320,7 @@ def test_other_training_images_are_refused(tmp_path: Path) -> None:
     fit(training(epochs=1), tmp_path)
     other = Patches()
     other.labels = other.labels[::-1].copy()
-    with pytest.raises(ValueError, match="the training images have changed"):
+    with pytest.raises(ValueError, match="the training images or their identities have changed"):
         fit(training(other), tmp_path, resume=True)
 
 
@@ -332,9 +358,9 @@ def test_the_metrics_survive_two_interruptions(tmp_path: Path, log_steps: int) -
 
 
 def test_a_network_without_features_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"Identity answers \(1, 3, 16, 16\)"):
+    with pytest.raises(ValueError, match=r"Identity returned \(1, 3, 16, 16\)"):
         set_up(
-            TrainingSettings(),
+            TrainingSettings(batch_size=8),
             TrainingImages(Patches(), SIZE),
             CLASSES,
             {"kind": "torch.nn:Identity"},
@@ -345,11 +371,11 @@ def test_a_network_without_features_is_refused() -> None:
 
 def test_sampled_classes_train_and_resume(tmp_path: Path) -> None:
     head = {"kind": "chunked", "sample_rate": 0.5}
-    whole, started = training(head=head, clip_norm=1.0), training(head=head, clip_norm=1.0)
-    assert isinstance(whole.optimizer, RowwiseSGD)
-    fit(whole, tmp_path / "whole")
+    full, started = training(head=head, clip_norm=1.0), training(head=head, clip_norm=1.0)
+    assert isinstance(full.optimizer, RowwiseSGD)
+    fit(full, tmp_path / "whole")
 
-    def stop(trained: Training, log: object) -> None:
+    def stop(trained: TrainingState, log: object) -> None:
         if trained.position.epoch == 2:
             raise Stop
 
@@ -357,16 +383,16 @@ def test_sampled_classes_train_and_resume(tmp_path: Path) -> None:
         fit(started, tmp_path / "part", after_epoch=stop)
     resumed = training(head=head, clip_norm=1.0)
     fit(resumed, tmp_path / "part", resume=True)
-    assert_identical(whole, resumed)
+    assert_identical(full, resumed)
 
 
 def test_centres_updated_in_the_backward_pass_end_the_same(tmp_path: Path) -> None:
-    apart, within = training(), training(optimizer={"centres_in_backward": True})
+    apart, within = training(), training(optimizer={"centers_in_backward": True})
     assert within.head.weight.grad is None and not within.head.weight.requires_grad
     for number, trained in enumerate((apart, within)):
         fit(trained, tmp_path / str(number))
     torch.testing.assert_close(within.head.weight, apart.head.weight, rtol=1e-4, atol=1e-6)
-    resumed = training(optimizer={"centres_in_backward": True})
+    resumed = training(optimizer={"centers_in_backward": True})
     fit(resumed, tmp_path / "1", resume=True)
     assert torch.equal(resumed.head.weight_momentum, within.head.weight_momentum)
 
@@ -376,19 +402,19 @@ def test_centres_updated_in_the_backward_pass_end_the_same(tmp_path: Path) -> No
     [
         ({"optimizer": {"kind": "adamw"}}, {"sample_rate": 0.5}, "head.sample_rate gives"),
         (
-            {"optimizer": {"kind": "adamw", "centres_in_backward": True}},
+            {"optimizer": {"kind": "adamw", "centers_in_backward": True}},
             {},
-            "centres_in_backward is for kind sgd",
+            "centers_in_backward needs optimizer kind sgd",
         ),
         (
-            {"optimizer": {"centres_in_backward": True}, "accumulate": 2},
+            {"optimizer": {"centers_in_backward": True}, "accumulate": 2},
             {},
-            "accumulate = 2 needs the centres' gradient",
+            "accumulate = 2 needs the class centers' gradient",
         ),
         (
-            {"optimizer": {"centres_in_backward": True}},
+            {"optimizer": {"centers_in_backward": True}},
             {"kind": "dense"},
-            "needs head.kind chunked instead of dense",
+            "cannot update its class centers in the backward pass",
         ),
     ],
 )

@@ -22,6 +22,7 @@ from margrave.training import (
     fit,
     latest_checkpoint,
     locked,
+    read_metrics,
     read_state,
 )
 
@@ -87,7 +88,7 @@ def test_a_signal_finishes_the_step_and_keeps_it(tmp_path: Path, number: int) ->
     process.send_signal(number)
     output, error = process.communicate(timeout=60)
     assert process.returncode == 130, error
-    assert f"go on with: margrave train --resume {run}" in " ".join(output.split())
+    assert f"resume with: margrave train --resume {run}" in " ".join(output.split())
     checkpoint = latest_checkpoint(run)
     assert checkpoint is not None
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
@@ -105,7 +106,7 @@ def test_a_second_process_is_refused_and_a_dead_one_is_not_in_the_way(tmp_path: 
     second = start(tmp_path, "--resume", str(run))
     _, error = second.communicate(timeout=60)
     assert second.returncode == 1
-    assert f"is being trained by process {process.pid} on" in " ".join(error.split())
+    assert f"is in use by process {process.pid} on" in " ".join(error.split())
     assert process.poll() is None
     process.kill()
     process.communicate()
@@ -165,15 +166,20 @@ def test_an_epoch_of_other_batches_begins_anew(tmp_path: Path, changed: dict[str
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(images.__class__, "__getitems__", watch)
         fit(again, tmp_path, resume=True, resumed=begun.append)
-    assert begun == [Position(1, 0, again.steps_per_epoch)]
+    # Epochs have other numbers of steps now, but steps are counted on.
+    assert begun == [Position(1, 0, 8)]
+    steps = [line["step"] for line in read_metrics(tmp_path / "metrics.jsonl")]
+    assert steps == sorted(set(steps)) and max(steps) == again.position.step
+    assert again.epochs_after() == 3
     assert set(seen.values()) == {1} and len(seen) == len(images)
     (note,) = again.notes
     name, value = next(iter(changed.items()))
     assert f"training.{name} is {value} instead of" in note
-    assert "epoch 2 has other batches now, so it begins anew" in note
+    assert "the batches of epoch 2 have changed, so it starts again" in note
 
 
 def test_a_stop_between_epochs_is_no_loss(tmp_path: Path) -> None:
+    handler = signal.getsignal(signal.SIGTERM)
     trained = runs.training(*PARTS, epochs=2)
 
     def ask(step: StepReport) -> None:
@@ -186,4 +192,4 @@ def test_a_stop_between_epochs_is_no_loss(tmp_path: Path) -> None:
     again = runs.training(*PARTS, epochs=2)
     fit(again, tmp_path, resume=True)
     assert again.position == Position(2, 0, 2 * runs.STEPS)
-    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    assert signal.getsignal(signal.SIGTERM) == handler

@@ -63,6 +63,7 @@ CONFIG = {
     "loss": {"kind": "kappaface", "estimator": "momentum_encoder", "scale": 16},
     "training": {
         "epochs": 5,
+        "precision": "float32",
         "batch_size": 16,
         "threads": 1,
         "log_steps": 1,
@@ -81,14 +82,15 @@ def curve(folder: Path) -> list[dict]:
     return [{k: v for k, v in line.items() if k != "images_per_second"} for line in lines]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="kill -9 is POSIX")
 def test_killed_runs_end_in_the_same_weights(tmp_path: Path) -> None:
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(yaml.safe_dump(CONFIG))
-    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    full, cut = tmp_path / "whole", tmp_path / "cut"
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     subprocess.run(
-        command(str(recipe), "--output", str(whole)),
+        command(str(recipe), "--output", str(full)),
         check=True,
         capture_output=True,
         env=environment,
@@ -119,9 +121,9 @@ def test_killed_runs_end_in_the_same_weights(tmp_path: Path) -> None:
     final = command("--resume", str(cut)) if latest_checkpoint(cut) else start
     subprocess.run(final, check=True, capture_output=True, env=environment)
 
-    ours, theirs = load_file(cut / "model.safetensors"), load_file(whole / "model.safetensors")
+    ours, theirs = load_file(cut / "model.safetensors"), load_file(full / "model.safetensors")
     assert all(ours[name].equal(theirs[name]) for name in theirs)
-    assert curve(cut) == curve(whole)
+    assert curve(cut) == curve(full)
     assert not list(cut.glob(".checkpoint-*"))
     print(f"{kills} kills, {inside_a_write} inside a write of the checkpoint")
 

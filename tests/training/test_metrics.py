@@ -4,10 +4,21 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from margrave.training import read_metrics
 from margrave.training.metrics import MetricsLog
+
+
+def test_numbers_of_numpy_are_numbers(tmp_path: Path) -> None:
+    log = MetricsLog(tmp_path)
+    values = {"epoch": np.float64(0.5), "loss": np.float32(2.5), "norm": np.float32("nan")}
+    log.write("training", 1, values | {"hard": np.int64(3)})
+    log.close()
+    (line,) = read_metrics(tmp_path / "metrics.jsonl")
+    assert line["loss"] == 2.5 and line["norm"] is None and line["hard"] == 3
+
 
 GOOD = '{"kind": "training", "step": 1, "epoch": 0.5, "loss": null}\n'
 

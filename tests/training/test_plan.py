@@ -23,7 +23,7 @@ CASES: dict[str, dict[str, Any]] = {
     "nothing kept": {"head": {"memory_budget": 0}},
     "adamw": {"optimizer": {"kind": "adamw"}},
     "no momentum": {"optimizer": {"momentum": 0}},
-    "inside the backward pass": {"optimizer": {"centres_in_backward": True}},
+    "inside the backward pass": {"optimizer": {"centers_in_backward": True}},
     "sampled": {"head": {"sample_rate": 0.2}},
     "bfloat16 products": {"head": {"products": "bfloat16"}},
     "kappaface": {"loss": {"kind": "kappaface"}},
@@ -59,9 +59,9 @@ def test_memory_of_a_step_within_a_tenth(name: str) -> None:
     def steps() -> Head:
         given = {key: value for key, value in spec.items() if key != "kind"}
         head = HEADS.get(spec["kind"])(loss, CLASSES, FEATURES, num_samples=samples, **given)
-        within = settings.optimizer.centres_in_backward
+        within = settings.optimizer.centers_in_backward
         if within:
-            head.update_in_backward()  # type: ignore[operator]
+            head.update_in_backward()
             head.learning_rate = 0.1
         optimizer = None if within else build_optimizer(settings.optimizer, [head])
         for _ in range(2):
@@ -127,7 +127,7 @@ def plan(**changed: Any) -> Any:
 
 def test_ranks_share_classes_and_talk() -> None:
     alone, together = plan(), plan(ranks=8)
-    assert together.memory["class centres"] == alone.memory["class centres"] / 8
+    assert together.memory["class centers"] == alone.memory["class centers"] / 8
     assert together.seconds["three products"] == pytest.approx(alone.seconds["three products"] / 8)
     assert together.seconds["embeddings over the network"] > 0
     assert alone.step_seconds > alone.floor
@@ -135,12 +135,12 @@ def test_ranks_share_classes_and_talk() -> None:
 
 def test_a_sample_is_faster_and_smaller() -> None:
     every, few = plan(), plan(head={"kind": "chunked", "sample_rate": 0.1})
-    assert few.memory["their gradient"] < 0.5 * every.memory["their gradient"]
+    assert few.memory["gradient of centers"] < 0.5 * every.memory["gradient of centers"]
     assert few.seconds["three products"] == pytest.approx(0.1 * every.seconds["three products"])
 
 
 def test_low_precision_speeds_what_is_computed_in_it() -> None:
-    machine = Machine(flops=1e11, low_flops=4e11, memory_bandwidth=1e10)
+    machine = Machine(flops=1e11, bf16_flops=4e11, memory_bandwidth=1e10)
     given: dict[str, Any] = {"machine": machine, "backbone": {"kind": "iresnet50"}}
     float32 = TrainingSettings(batch_size=256, precision="float32")
     high, low = plan(**given, settings=float32), plan(**given)
@@ -154,13 +154,13 @@ def test_low_precision_speeds_what_is_computed_in_it() -> None:
     times = {name: planned.seconds["three products"] for name, planned in heads.items()}
     assert times["float32"] == pytest.approx(4 * times["bfloat16"])
     assert times["auto"] == times["bfloat16"]
-    slow = Machine(flops=1e11, low_flops=1e9, memory_bandwidth=1e10)
+    slow = Machine(flops=1e11, bf16_flops=1e9, memory_bandwidth=1e10)
     automatic = plan(machine=slow, head={"kind": "chunked", "products": "auto"})
     assert automatic.seconds["three products"] == times["float32"]
 
 
 def test_nothing_to_plan_is_refused() -> None:
-    with pytest.raises(ValueError, match="num_classes = 0"):
+    with pytest.raises(ValueError, match="num_classes must be at least 1, got 0"):
         plan(num_classes=0)
 
 

@@ -35,7 +35,7 @@ def test_a_processor_takes_what_is_measured_faster(
     monkeypatch.setattr(precision_module, "is_faster", lambda *runs, **settings: step)
     choice = choose_precision("auto", NETWORK, 8, 4, CPU)
     assert choice.precision == expected
-    assert "processor" in choice.reason or "measured" in choice.reason
+    assert "CPU" in choice.reason or "measured" in choice.reason
 
 
 @pytest.mark.parametrize(
@@ -92,9 +92,9 @@ def test_auto_is_the_default_and_survives_yaml() -> None:
     assert TrainingSettings.model_validate({"workers": 3, "threads": 2}).workers == 3
     with pytest.raises(ValueError, match="workers"):
         TrainingSettings.model_validate({"workers": -1})
-    with pytest.raises(ValueError, match="precision float16 leaves out steps"):
+    with pytest.raises(ValueError, match="precision float16 skips a step"):
         TrainingSettings.model_validate(
-            {"precision": "float16", "optimizer": {"centres_in_backward": True}}
+            {"precision": "float16", "optimizer": {"centers_in_backward": True}}
         )
 
 
@@ -175,7 +175,7 @@ def test_resuming_keeps_what_the_run_began_with(
 ) -> None:
     native = True
     monkeypatch.setattr(products_module, "has_native_bfloat16", lambda device: native)
-    monkeypatch.setattr(products_module, "WORTHWHILE_COSINES", 1)
+    monkeypatch.setattr(products_module, "MIN_BFLOAT16_COSINES", 1)
     parts = {"kind": "adaface"}, {"kind": "chunked", "products": "auto", "block_size": 3}
     begun = run_parts.training(*parts, precision="bfloat16", epochs=1)
     assert begun.head.products == "bfloat16"
@@ -192,7 +192,7 @@ def test_a_checkpoint_from_before_products_resumes_in_float32(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, run_parts: Any
 ) -> None:
     monkeypatch.setattr(products_module, "has_native_bfloat16", lambda device: True)
-    monkeypatch.setattr(products_module, "WORTHWHILE_COSINES", 1)
+    monkeypatch.setattr(products_module, "MIN_BFLOAT16_COSINES", 1)
     parts = {"kind": "adaface"}, {"kind": "chunked", "products": "auto", "block_size": 3}
     fit(run_parts.training(*parts, epochs=1), tmp_path)
     path = latest_checkpoint(tmp_path) / "state.json"  # pyright: ignore[reportOptionalOperand]
@@ -215,7 +215,7 @@ def test_centers_that_move_in_the_backward_pass_are_never_scaled(
 ) -> None:
     choice = PrecisionChoice("float16", "as on a V100")
     monkeypatch.setattr("margrave.training.setup.choose_precision", lambda *_: choice)
-    optimizer = {"learning_rate": 0.02, "centres_in_backward": True}
+    optimizer = {"learning_rate": 0.02, "centers_in_backward": True}
     parts = {"kind": "adaface"}, {"kind": "chunked"}
     trained = run_parts.training(*parts, precision="auto", optimizer=optimizer)
     assert trained.precision.precision == "float32"

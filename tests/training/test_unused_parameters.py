@@ -13,7 +13,11 @@ import yaml
 from torch import Tensor, nn
 
 from margrave.training import read_metrics
-from margrave.training.unused_parameters import check_gradients, translated, unused_parameters
+from margrave.training.unused_parameters import (
+    check_gradients,
+    ddp_errors_explained,
+    unused_parameters,
+)
 
 NETWORKS = '''
 import torch
@@ -134,14 +138,14 @@ def test_messages_name_some_parameters() -> None:
     network(torch.randn(2, 3, 4, 4)).sum().backward()
     with pytest.raises(ValueError, match=r"spare\.0\.weight, .* spare\.2\.weight and 3 more; sev"):
         check_gradients(network, network.parameters())
-    said = (
+    message = (
         "Expected to have finished reduction in the prior iteration before starting a new one. …"
         "\nParameter indices which did not receive grad for rank 1: 3 5\n In addition, …"
     )
     with (
         pytest.raises(ValueError, match=r"without a gradient: spare\.0\.bias, spare\.1\.bias; sev"),
-        translated(network),
+        ddp_errors_explained(network),
     ):
-        raise RuntimeError(said)
-    with pytest.raises(RuntimeError, match="something else"), translated(network):
+        raise RuntimeError(message)
+    with pytest.raises(RuntimeError, match="something else"), ddp_errors_explained(network):
         raise RuntimeError("something else")

@@ -1,6 +1,6 @@
-"""Backbones: face images in, unnormalised features out.
+"""Backbones map face images to unnormalized features.
 
-Every module of this package is imported here, so a new backbone is one new file.
+Every module of this package is imported here, so a new backbone needs only one new file.
 """
 
 from __future__ import annotations
@@ -17,23 +17,29 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from margrave.backbones.contract import BACKBONES
+from margrave.backbones.moving_average import MomentumEncoder
 
-__all__ = ["BACKBONES", "create", "create_for"]
+__all__ = [
+    "BACKBONES",
+    "MomentumEncoder",
+    "create",
+    "create_for",
+]
 
 for _module in pkgutil.iter_modules(__path__):
     importlib.import_module(f"{__name__}.{_module.name}")
 
 
 def create(spec: Mapping[str, Any]) -> nn.Module:
-    """Build the backbone that ``{"kind": name, **settings}`` describes, freshly initialised.
+    """Build the backbone that ``{"kind": name, **settings}`` describes, with initial weights.
 
-    The backbone maps (B, 3, height, width) RGB images in [-1, 1] to (B, embedding_size) features,
-    not normalised. Under ``with torch.device("meta")`` it is built without any memory, to be
-    filled by :func:`margrave.checkpoints.load_strictly`.
+    The backbone maps (B, 3, height, width) RGB images in [-1, 1] to (B, embedding_size)
+    unnormalized features. Under ``with torch.device("meta")`` it is built without allocating
+    weights, for :func:`margrave.models.load_strictly` to load.
 
     Raises:
-        ValueError: an unknown kind or setting, a value that does not fit, or an import path to
-            something that is no ``nn.Module``.
+        ValueError: an unknown kind or setting, an invalid value, or an import path to something
+            that is not an ``nn.Module`` class.
 
     >>> backbone = create({"kind": "mbf", "embedding_size": 128, "image_size": 64})
     >>> backbone.embedding_size
@@ -42,52 +48,54 @@ def create(spec: Mapping[str, Any]) -> nn.Module:
     kind = spec.get("kind")
     if isinstance(kind, str) and ":" in kind:
         component = BACKBONES.get(kind)
-        # Looked at before it is called: a specification may come from a file.
+        # Checked before it is called, because the specification may come from a file.
         if not (isinstance(component, type) and issubclass(component, nn.Module)):
-            raise ValueError(f"backbone {kind!r} is no class of torch.nn.Module; name one")
+            raise ValueError(f"backbone {kind!r} is not a torch.nn.Module class; name one that is")
     return BACKBONES.create(spec)
 
 
 def create_for(state: Mapping[str, Tensor], spec: Mapping[str, Any], source: str) -> nn.Module:
-    """The backbone that a file describes, which may not be larger than the weights beside it.
+    """Build the backbone that a file describes, unless it has more parameters than the file.
 
-    A few characters can describe a network of any size; it is built without memory first, and no
-    further than its weights go. A network of somebody's own is a program that the user trusts.
+    A few characters can describe a network of any size. Therefore it is first built on the meta
+    device, which stops once it exceeds the file's weights. Custom network code, which the user
+    trusts, is not checked.
 
     Args:
         state: the file's weights.
-        spec: the file's description, as for `create`.
-        source: what messages call the file.
+        spec: the file's specification, see `create`.
+        source: the file, for messages.
 
     Raises:
-        ValueError: as `create`; or more parameters than the file has, or impossible sizes.
+        ValueError: see `create`; or the network has more parameters than the file, or invalid
+            sizes.
     """
     try:
         if ":" not in str(spec.get("kind")):
             count = sum(value.numel() for value in state.values())
-            with torch.device("meta"), _parameters_at_most(count, source):
+            with torch.device("meta"), _max_parameters(count, source):
                 create(spec)
         return create(spec)
-    # Sizes beyond 64 bits, and memory that there is not.
+    # Sizes beyond 64 bits, or not enough memory.
     except (RuntimeError, OverflowError, MemoryError) as error:
         reason = str(error).partition("\n")[0]
         raise ValueError(f"{source}: its network cannot be built ({reason})") from error
 
 
 @contextmanager
-def _parameters_at_most(count: int, source: str) -> Iterator[None]:
-    """While networks are built, refuse to go on beyond so many parameters."""
-    thread, left = threading.get_ident(), count
+def _max_parameters(count: int, source: str) -> Iterator[None]:
+    """Context in which building a network with more than `count` parameters raises an error."""
+    thread, remaining = threading.get_ident(), count
 
     def charge(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
-        nonlocal left
+        nonlocal remaining
         if parameter is None or threading.get_ident() != thread:
             return
-        left -= parameter.numel()
-        if left < 0:
+        remaining -= parameter.numel()
+        if remaining < 0:
             raise ValueError(
-                f"{source}: it describes a network of more than the {count} numbers in it; it is "
-                f"damaged (at {type(module).__name__}.{name})"
+                f"{source} is damaged: it describes a network with more parameters than the "
+                f"{count} values in the file (at {type(module).__name__}.{name})"
             )
 
     handle = register_module_parameter_registration_hook(charge)

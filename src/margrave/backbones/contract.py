@@ -1,31 +1,31 @@
-"""What every backbone keeps to, and the checks they share."""
+"""The backbone contract, and helpers shared by backbones."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from typing import Protocol
+from typing import Any, Protocol, get_args
 
 import torch
 from torch import Tensor, nn
 
-from margrave.registry import Registry
+from margrave.registry import Registry, suggest
 
 
 class Backbone(Protocol):
-    """A network from face images to features.
+    """A network that maps face images to features.
 
     Attributes:
         embedding_size: D, the number of features.
-        image_size: height and width of the images it takes, in pixels.
+        image_size: height and width of the input images, in pixels.
     """
 
     embedding_size: int
     image_size: int
 
     def __call__(self, images: Tensor) -> Tensor:
-        """(B, 3, image_size, image_size) RGB in [-1, 1] -> (B, D) unnormalised features."""
+        """(B, 3, image_size, image_size) RGB in [-1, 1] -> (B, D) unnormalized features."""
         ...
 
 
@@ -33,64 +33,82 @@ BACKBONES: Registry[Callable[..., nn.Module]] = Registry("backbone")
 
 
 def check_images(images: Tensor, image_size: int) -> None:
-    """Refuse a batch that is not (B, 3, image_size, image_size) floating point.
+    """Check that a batch is floating-point with shape (B, 3, image_size, image_size).
 
     Raises:
-        ValueError: naming the shape or type found and the one expected.
+        ValueError: the shape or dtype is wrong; the message gives it and the expected one.
 
     >>> check_images(torch.zeros(1, 3, 64, 64), image_size=112)
     Traceback (most recent call last):
         ...
-    ValueError: images have shape (1, 3, 64, 64), this backbone takes (B, 3, 112, 112)
+    ValueError: images have shape (1, 3, 64, 64), but this backbone needs (B, 3, 112, 112)
     """
     if images.dim() != 4 or tuple(images.shape[1:]) != (3, image_size, image_size):
         raise ValueError(
             f"images have shape {tuple(images.shape)}, "
-            f"this backbone takes (B, 3, {image_size}, {image_size})"
+            f"but this backbone needs (B, 3, {image_size}, {image_size})"
         )
     if not images.is_floating_point():
-        raise ValueError(f"images are {images.dtype}; scale the pixels to [-1, 1] as floats first")
+        raise ValueError(
+            f"images have dtype {images.dtype}; convert the pixels to floats in [-1, 1]"
+        )
 
 
-def check_at_least(minimum: int, **settings: int | tuple[int, ...]) -> None:
-    """Refuse settings below a minimum.
+def check_at_least(minimum: int, **settings: int | Sequence[int]) -> None:
+    """Check that settings are not below a minimum.
 
     >>> check_at_least(1, embedding_size=0)
     Traceback (most recent call last):
         ...
-    ValueError: embedding_size = 0, must be at least 1
+    ValueError: embedding_size = 0 must be at least 1
     """
     for name, value in settings.items():
-        if min(value if isinstance(value, tuple) else (value,)) < minimum:
-            raise ValueError(f"{name} = {value}, must be at least {minimum}")
+        if min((value,) if isinstance(value, int) else value) < minimum:
+            raise ValueError(f"{name} = {value} must be at least {minimum}")
 
 
-def check_share(**settings: float) -> None:
-    """Refuse probabilities outside [0, 1).
+def check_choices(choices: Mapping[str, Any], **settings: object) -> None:
+    """Check that settings are among their ``Literal`` type's values.
 
-    >>> check_share(dropout=1.0)
+    >>> from typing import Literal
+    >>> check_choices({"block": Literal["basic", "bottleneck"]}, block="basc")
     Traceback (most recent call last):
         ...
-    ValueError: dropout = 1.0, must lie in [0, 1)
+    ValueError: block = 'basc'; did you mean 'basic'? choices: basic, bottleneck
+    """
+    for name, value in settings.items():
+        allowed = get_args(choices[name])
+        if value not in allowed:
+            raise ValueError(f"{name} = {value!r}; {suggest(str(value), list(map(str, allowed)))}")
+
+
+def check_probability(**settings: float) -> None:
+    """Check that settings are in [0, 1).
+
+    >>> check_probability(dropout=1.0)
+    Traceback (most recent call last):
+        ...
+    ValueError: dropout = 1.0 must be in [0, 1)
     """
     for name, value in settings.items():
         if not 0 <= value < 1:
-            raise ValueError(f"{name} = {value}, must lie in [0, 1)")
+            raise ValueError(f"{name} = {value} must be in [0, 1)")
 
 
-def halved(size: int, times: int) -> int:
-    """Side of a square map after as many stride-2 convolutions, each of which rounds up.
+def halved_size(size: int, times: int) -> int:
+    """Side of a square feature map after `times` stride-2 convolutions, each rounding up.
 
-    >>> halved(112, times=4)
+    >>> halved_size(112, times=4)
     7
     """
     return math.ceil(size / 2**times)
 
 
 def in_weight_precision(inputs: Tensor, *layers: nn.Module) -> Tensor:
-    """Run the last layers in the precision of their own weights, even under autocast.
+    """Run the last layers in the precision of their weights, even under autocast.
 
-    They decide the feature norm, which margins read as image quality: half precision would blur it.
+    They determine the feature norm, which some margins use as image quality and half precision
+    would distort.
     """
     device = inputs.device.type
     has_autocast = torch.amp.is_autocast_available(device)
@@ -101,10 +119,10 @@ def in_weight_precision(inputs: Tensor, *layers: nn.Module) -> Tensor:
     return outputs
 
 
-def initialise_by_fan_out(module: nn.Module) -> None:
-    """Draw every convolution and linear layer from He's normal law for the outgoing paths.
+def initialize_fan_out(module: nn.Module) -> None:
+    """Initialize convolutions and linear layers by He's normal distribution in fan-out mode.
 
-    Variance 2 / fan out (He et al. 2015, arXiv:1502.01852); biases start at 0.
+    The variance is 2 / fan-out (He et al. 2015, arXiv:1502.01852); biases are 0.
     """
     for layer in module.modules():
         if isinstance(layer, nn.Conv2d | nn.Linear):

@@ -1,8 +1,8 @@
-"""Improved residual networks for faces: InsightFace's, AdaFace's and CurricularFace's in one class.
+"""Improved residual networks (IResNet), in the variants of InsightFace, AdaFace and CurricularFace.
 
-They share a pre-activation residual branch, a stride on its last convolution and a linear layer
-over the whole last map (Deng et al. 2019, arXiv:1801.07698; Hu et al. 2018 for the gates,
-arXiv:1709.01507). They differ in the options of :class:`IResNet`.
+All have a pre-activation residual branch with the stride on its last convolution, and a linear
+layer over the whole last feature map (Deng et al. 2019, arXiv:1801.07698; squeeze and excitation:
+Hu et al. 2018, arXiv:1709.01507). They differ in the options of :class:`IResNet`.
 """
 
 from __future__ import annotations
@@ -16,20 +16,32 @@ from torch import Tensor, nn
 from margrave.backbones.contract import (
     BACKBONES,
     check_at_least,
+    check_choices,
     check_images,
-    check_share,
-    halved,
+    check_probability,
+    halved_size,
     in_weight_precision,
-    initialise_by_fan_out,
+    initialize_fan_out,
 )
 
-FourNumbers = tuple[int, int, int, int]
+PerStage = tuple[int, int, int, int]
 FeatureAffine = Literal["none", "shift", "full"]
 Activation = Literal["prelu", "leaky_relu"]
+Block = Literal["basic", "bottleneck"]
+Shortcut = Literal["projection", "subsample"]
+Initialization = Literal["normal", "fan_out"]
+CHOICES = {
+    "stem_stride": Literal[1, 2],
+    "block": Block,
+    "activation": Activation,
+    "shortcut": Shortcut,
+    "feature_affine": FeatureAffine,
+    "initialization": Initialization,
+}
 
 
 class ChannelGate(nn.Module):
-    """Squeeze and excitation: scale each channel by a sigmoid of all channels' means."""
+    """Squeeze and excitation: scales each channel by a gate computed from all channel means."""
 
     def __init__(self, channels: int, reduction: int = 16) -> None:
         super().__init__()
@@ -43,7 +55,7 @@ class ChannelGate(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """shortcut(x) + branch(x); the branch's modules run in the order they are added."""
+    """shortcut(x) + branch(x); the branch applies its modules in order."""
 
     def __init__(self, branch: dict[str, nn.Module], shortcut: nn.Module | None) -> None:
         super().__init__()
@@ -65,14 +77,14 @@ def convolution(inputs: int, outputs: int, kernel: int, stride: int = 1) -> nn.C
 
 
 def rectifier(channels: int, activation: Activation) -> nn.Module:
-    """PReLU, or its fixed slope of 0.25, whose gradient costs a tenth on a CPU."""
+    """PReLU, or LeakyReLU with slope 0.25, whose gradient is ten times faster on CPUs."""
     return nn.PReLU(channels) if activation == "prelu" else nn.LeakyReLU(0.25, inplace=True)
 
 
 def basic_branch(
     inputs: int, outputs: int, stride: int, middle_norm: bool, activation: Activation
 ) -> dict[str, nn.Module]:
-    """Two 3x3 convolutions."""
+    """A branch of two 3x3 convolutions."""
     middle = {"bn2": nn.BatchNorm2d(outputs)} if middle_norm else {}
     return {
         "bn1": nn.BatchNorm2d(inputs),
@@ -85,7 +97,7 @@ def basic_branch(
 
 
 def bottleneck_branch(inputs: int, outputs: int, stride: int) -> dict[str, nn.Module]:
-    """1x1, 3x3 and 1x1 convolutions through a quarter of the channels."""
+    """A branch of 1x1, 3x3 and 1x1 convolutions with a quarter of the channels in the middle."""
     hidden = outputs // 4
     return {
         "bn1": nn.BatchNorm2d(inputs),
@@ -104,32 +116,34 @@ def bottleneck_branch(inputs: int, outputs: int, stride: int) -> dict[str, nn.Mo
 class IResNet(nn.Module):
     """An improved residual network of any depth and width, with InsightFace's key names.
 
-    Four stages, each halving the image, then batch norm, dropout, a linear layer over the whole
-    map and a batch norm of the features.
+    Four stages, each of which halves the resolution, then batch norm, dropout, a linear layer over
+    the whole feature map, and batch norm of the features.
 
     Args:
-        block_counts: blocks in each stage.
-        channels: width of each stage; a multiple of 4 for bottlenecks.
-        stem_channels: width of the first convolution; by default that of the first stage.
-        stem_stride: 1, or 2 to work at half resolution, four times as fast.
+        block_counts: number of blocks in each stage.
+        channels: number of channels of each stage; a multiple of 4 for bottleneck blocks.
+        stem_channels: channels of the first convolution; by default those of the first stage.
+        stem_stride: 1, or 2 to halve the resolution, which is four times as fast.
         block: ``basic`` or ``bottleneck``.
-        activation: ``prelu``, or ``leaky_relu`` for small machines (basic blocks only).
-        middle_norm: batch norm between the first convolution and PReLU (CurricularFace: none).
-        channel_gates: squeeze and excitation at the end of each branch ("SE").
-        shortcut: ``projection`` convolves at every stride, as InsightFace does; ``subsample``
-            takes every second pixel where the width stays, as AdaFace and CurricularFace do.
-        feature_affine: what the last batch norm learns: ``none`` (AdaFace, CurricularFace),
-            ``shift`` (InsightFace), ``full`` (face.evoLVe).
-        initialisation: ``normal`` draws convolutions from N(0, 0.1²) (InsightFace), ``fan_out``
-            from He's law (AdaFace, CurricularFace).
-        dropout: probability in [0, 1) before the linear layer.
-        embedding_size: D ≥ 1.
-        image_size: pixels, ≥ 16.
+        activation: ``prelu``, or ``leaky_relu``, which is faster on CPUs (basic blocks only).
+        middle_norm: put a batch norm between the first convolution and the PReLU of each basic
+            block (CurricularFace does not).
+        channel_gates: use squeeze and excitation ("SE") at the end of each branch.
+        shortcut: ``projection`` puts a 1x1 convolution and a batch norm on the shortcut of every
+            block with stride 2 (InsightFace); ``subsample`` takes every second pixel instead where
+            the number of channels stays (AdaFace, CurricularFace).
+        feature_affine: parameters of the last batch norm: ``none`` (AdaFace, CurricularFace),
+            ``shift`` (InsightFace), or ``full`` (face.evoLVe).
+        initialization: ``normal`` draws convolutions from N(0, 0.1²) (InsightFace), ``fan_out``
+            from He's distribution (AdaFace, CurricularFace).
+        dropout: dropout probability before the linear layer, in [0, 1).
+        embedding_size: D, the number of features, at least 1.
+        image_size: height and width in pixels, at least 16.
 
-    Shapes: (B, 3, image_size, image_size) RGB in [-1, 1] -> (B, D) unnormalised.
+    Shapes: (B, 3, image_size, image_size) RGB in [-1, 1] -> (B, D) unnormalized features.
 
     Raises:
-        ValueError: a setting or the images' shape does not fit.
+        ValueError: a setting is out of range, or the images have the wrong shape.
 
     >>> backbone = IResNet(
     ...     block_counts=(1, 1, 1, 1), channels=(8, 8, 16, 16), image_size=64, embedding_size=32
@@ -141,17 +155,17 @@ class IResNet(nn.Module):
     def __init__(
         self,
         *,
-        block_counts: FourNumbers = (3, 4, 14, 3),
-        channels: FourNumbers = (64, 128, 256, 512),
+        block_counts: PerStage = (3, 4, 14, 3),
+        channels: PerStage = (64, 128, 256, 512),
         stem_channels: int | None = None,
         stem_stride: Literal[1, 2] = 1,
-        block: Literal["basic", "bottleneck"] = "basic",
+        block: Block = "basic",
         activation: Activation = "prelu",
         middle_norm: bool = True,
         channel_gates: bool = False,
-        shortcut: Literal["projection", "subsample"] = "projection",
+        shortcut: Shortcut = "projection",
         feature_affine: FeatureAffine = "shift",
-        initialisation: Literal["normal", "fan_out"] = "normal",
+        initialization: Initialization = "normal",
         dropout: float = 0.0,
         embedding_size: int = 512,
         image_size: int = 112,
@@ -161,13 +175,22 @@ class IResNet(nn.Module):
         check_at_least(16, image_size=image_size)
         check_at_least(1, embedding_size=embedding_size, stem_channels=stem_channels)
         check_at_least(1, block_counts=block_counts, channels=channels)
-        check_share(dropout=dropout)
+        check_probability(dropout=dropout)
+        check_choices(
+            CHOICES,
+            stem_stride=stem_stride,
+            block=block,
+            activation=activation,
+            shortcut=shortcut,
+            feature_affine=feature_affine,
+            initialization=initialization,
+        )
         if block == "bottleneck" and any(width % 4 for width in channels):
-            raise ValueError(f"channels = {channels}, bottlenecks need multiples of 4")
+            raise ValueError(f"channels = {channels} must be multiples of 4 for bottleneck blocks")
         if block == "bottleneck" and not middle_norm:
-            raise ValueError("middle_norm = False is for basic blocks only")
+            raise ValueError("middle_norm = False requires basic blocks")
         if block == "bottleneck" and activation != "prelu":
-            raise ValueError(f"activation = {activation!r} is for basic blocks only")
+            raise ValueError(f"activation = {activation!r} requires basic blocks")
         self.image_size = image_size
         self.embedding_size = embedding_size
         self._options = (block, middle_norm, channel_gates, shortcut)
@@ -183,13 +206,13 @@ class IResNet(nn.Module):
         self.layer4 = self._stage(widths[3], widths[4], block_counts[3])
         self.bn2 = nn.BatchNorm2d(channels[-1])
         self.dropout = nn.Dropout(dropout)
-        side = halved(image_size, times=5 if stem_stride == 2 else 4)
+        side = halved_size(image_size, times=5 if stem_stride == 2 else 4)
         self.fc = nn.Linear(channels[-1] * side**2, embedding_size)
         self.features = nn.BatchNorm1d(embedding_size, affine=feature_affine != "none")
         if feature_affine == "shift":
-            # A trainable scale would undo the feature norm that margins read.
+            # A trainable scale would distort the feature norm, which some margins use.
             self.features.weight.requires_grad_(False)
-        self._initialise(initialisation)
+        self._initialize(initialization)
 
     def _stage(self, inputs: int, outputs: int, count: int) -> nn.Sequential:
         blocks = [self._block(inputs, outputs, stride=2)]
@@ -211,9 +234,9 @@ class IResNet(nn.Module):
             path = nn.MaxPool2d(kernel_size=1, stride=stride)
         return ResidualBlock(branch, path)
 
-    def _initialise(self, law: str) -> None:
-        if law == "fan_out":
-            initialise_by_fan_out(self)
+    def _initialize(self, initialization: str) -> None:
+        if initialization == "fan_out":
+            initialize_fan_out(self)
             return
         for layer in self.modules():
             if isinstance(layer, nn.Conv2d):
@@ -230,20 +253,20 @@ class IResNet(nn.Module):
 def _register(
     name: str,
     *,
-    block_counts: FourNumbers,
-    channels: FourNumbers = (64, 128, 256, 512),
-    block: Literal["basic", "bottleneck"] = "basic",
+    block_counts: PerStage,
+    channels: PerStage = (64, 128, 256, 512),
+    block: Block = "basic",
     middle_norm: bool = True,
     channel_gates: bool = False,
     shortcut: Literal["projection", "subsample"] = "subsample",
-    initialisation: Literal["normal", "fan_out"] = "fan_out",
-    usual_affine: FeatureAffine = "none",
-    usual_dropout: float = 0.4,
+    initialization: Literal["normal", "fan_out"] = "fan_out",
+    default_affine: FeatureAffine = "none",
+    default_dropout: float = 0.4,
 ) -> Callable[..., nn.Module]:
     def build(
         *,
-        feature_affine: FeatureAffine = usual_affine,
-        dropout: float = usual_dropout,
+        feature_affine: FeatureAffine = default_affine,
+        dropout: float = default_dropout,
         embedding_size: int = 512,
         image_size: int = 112,
     ) -> nn.Module:
@@ -256,7 +279,7 @@ def _register(
             channel_gates=channel_gates,
             shortcut=shortcut,
             feature_affine=feature_affine,
-            initialisation=initialisation,
+            initialization=initialization,
             dropout=dropout,
             embedding_size=embedding_size,
             image_size=image_size,
@@ -267,7 +290,7 @@ def _register(
     return BACKBONES.register(name)(build)
 
 
-BLOCK_COUNTS: dict[int, FourNumbers] = {
+BLOCK_COUNTS: dict[int, PerStage] = {
     18: (2, 2, 2, 2),
     34: (3, 4, 6, 3),
     50: (3, 4, 14, 3),
@@ -275,7 +298,7 @@ BLOCK_COUNTS: dict[int, FourNumbers] = {
     152: (3, 8, 36, 3),
     200: (6, 26, 60, 6),
 }
-BOTTLENECK_COUNTS: dict[int, FourNumbers] = {152: (3, 8, 36, 3), 200: (3, 24, 36, 3)}
+BOTTLENECK_COUNTS: dict[int, PerStage] = {152: (3, 8, 36, 3), 200: (3, 24, 36, 3)}
 BOTTLENECK_CHANNELS = (256, 512, 1024, 2048)
 
 for _depth in (18, 34, 50, 100, 200):
@@ -283,12 +306,12 @@ for _depth in (18, 34, 50, 100, 200):
         f"iresnet{_depth}",
         block_counts=BLOCK_COUNTS[_depth],
         shortcut="projection",
-        initialisation="normal",
-        usual_affine="shift",
-        usual_dropout=0.0,
+        initialization="normal",
+        default_affine="shift",
+        default_dropout=0.0,
     )
 
-# The papers call the network of 100 layers IR-101.
+# The papers call the network with 100 layers IR-101.
 for _gates, _prefix in ((False, "ir"), (True, "ir_se")):
     for _depth, _layers in ((18, 18), (34, 34), (50, 50), (101, 100)):
         _register(f"{_prefix}_{_depth}", block_counts=BLOCK_COUNTS[_layers], channel_gates=_gates)

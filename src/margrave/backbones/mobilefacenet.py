@@ -10,14 +10,14 @@ from margrave.backbones.contract import (
     BACKBONES,
     check_at_least,
     check_images,
-    halved,
+    halved_size,
     in_weight_precision,
-    initialise_by_fan_out,
+    initialize_fan_out,
 )
 
 
 class Stack(nn.Module):
-    """Modules in sequence under the name ``layers``, as InsightFace's files have them."""
+    """Sequential modules under the name ``layers``, as in InsightFace's files."""
 
     def __init__(self, *modules: nn.Module) -> None:
         super().__init__()
@@ -45,7 +45,7 @@ def active_block(
 
 
 class InvertedBottleneck(Stack):
-    """Widen by 1x1, filter each channel by 3x3, narrow by 1x1; with a shortcut at stride 1."""
+    """1x1 expansion, 3x3 depthwise convolution, 1x1 projection; with a shortcut at stride 1."""
 
     def __init__(self, inputs: int, outputs: int, hidden: int, stride: int) -> None:
         super().__init__(
@@ -61,27 +61,27 @@ class InvertedBottleneck(Stack):
 
 
 def residual_stage(channels: int, hidden: int, count: int) -> Stack:
-    """A run of stride-1 bottlenecks."""
+    """A sequence of stride-1 inverted bottlenecks."""
     blocks = (InvertedBottleneck(channels, channels, hidden, stride=1) for _ in range(count))
     return Stack(*blocks)
 
 
 @BACKBONES.register("mobilefacenet")
 class MobileFaceNet(nn.Module):
-    """MobileFaceNet of any width and depth, with InsightFace's key names.
+    """A MobileFaceNet of any width and depth, with InsightFace's key names.
 
     Args:
-        block_counts: stride-1 blocks at 1/2, 1/4, 1/8 and 1/16 of the image size; a first count
-            of 1 means one depthwise convolution, as in the paper.
-        width_multiplier: times 64, 64, 128 and 128 channels between the blocks; the bottlenecks'
-            hidden width stays at 128, 256, 512.
-        embedding_size: D ≥ 1.
-        image_size: pixels, ≥ 16.
+        block_counts: number of stride-1 blocks at 1/2, 1/4, 1/8 and 1/16 of the image size; a first
+            count of 1 means a single 3x3 convolution in 64 groups, which is depthwise at width 1.
+        width_multiplier: multiplies the 64, 64, 128 and 128 channels of the feature maps at these
+            four sizes; the bottlenecks' hidden channels stay 128, 256 and 512.
+        embedding_size: D, the number of features, at least 1.
+        image_size: height and width in pixels, at least 16.
 
-    Shapes: (B, 3, image_size, image_size) RGB in [-1, 1] -> (B, D) unnormalised.
+    Shapes: (B, 3, image_size, image_size) RGB in [-1, 1] -> (B, D) unnormalized features.
 
     Raises:
-        ValueError: a setting or the images' shape does not fit.
+        ValueError: a setting is out of range, or the images have the wrong shape.
 
     >>> import torch
     >>> backbone = MobileFaceNet(width_multiplier=1, image_size=64, embedding_size=32).eval()
@@ -108,6 +108,7 @@ class MobileFaceNet(nn.Module):
         self.image_size = image_size
         self.embedding_size = embedding_size
         narrow, wide = 64 * width_multiplier, 128 * width_multiplier
+        # 64 groups at every width, as in InsightFace's files.
         first = (
             active_block(narrow, narrow, kernel=3, padding=1, groups=64)
             if block_counts[0] == 1
@@ -125,12 +126,12 @@ class MobileFaceNet(nn.Module):
         )
         self.conv_sep = active_block(wide, 512)
         self.features = Stack(
-            linear_block(512, 512, kernel=halved(image_size, times=4), groups=512),
+            linear_block(512, 512, kernel=halved_size(image_size, times=4), groups=512),
             nn.Flatten(),
             nn.Linear(512, embedding_size, bias=False),
             nn.BatchNorm1d(embedding_size),
         )
-        initialise_by_fan_out(self)
+        initialize_fan_out(self)
 
     def forward(self, images: Tensor) -> Tensor:
         check_images(images, self.image_size)

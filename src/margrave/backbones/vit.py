@@ -1,4 +1,4 @@
-"""Vision transformers in InsightFace's form: 9-pixel patches, no class token, ReLU6."""
+"""Vision transformers in InsightFace's variant: 9-pixel patches, no class token, ReLU6."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from margrave.backbones.contract import (
     BACKBONES,
     check_at_least,
     check_images,
-    check_share,
+    check_probability,
     in_weight_precision,
 )
 
 
 class PatchEmbedding(nn.Module):
-    """Cut the image into squares and project each to a token; a remainder at the edge is left."""
+    """Projects each square patch of the image to a token; a remainder at the edge is ignored."""
 
     def __init__(self, patch_size: int, width: int) -> None:
         super().__init__()
@@ -30,7 +30,7 @@ class PatchEmbedding(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention over tokens (B, tokens, width); no bias on the projections in."""
+    """Multi-head self-attention over (B, tokens, width), without bias in the QKV projection."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -42,11 +42,11 @@ class Attention(nn.Module):
         query, key, value = (
             self.qkv(tokens).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
         )
-        mixed = functional.scaled_dot_product_attention(query, key, value)
-        return self.proj(mixed.transpose(1, 2).flatten(2))
+        attended = functional.scaled_dot_product_attention(query, key, value)
+        return self.proj(attended.transpose(1, 2).flatten(2))
 
 
-class Perceptron(nn.Module):
+class MLP(nn.Module):
     """Two linear layers with ReLU6 between them."""
 
     def __init__(self, width: int, hidden: int) -> None:
@@ -59,7 +59,7 @@ class Perceptron(nn.Module):
 
 
 class TransformerBlock(nn.Module):
-    """Pre-norm attention and perceptron; in training a sample's branch is dropped at random."""
+    """Pre-norm attention and MLP; training randomly drops branches per sample (drop path)."""
 
     def __init__(self, width: int, heads: int, mlp_ratio: float, drop_path: float) -> None:
         super().__init__()
@@ -67,13 +67,13 @@ class TransformerBlock(nn.Module):
         self.norm1 = nn.LayerNorm(width)
         self.attn = Attention(width, heads)
         self.norm2 = nn.LayerNorm(width)
-        self.mlp = Perceptron(width, int(width * mlp_ratio))
+        self.mlp = MLP(width, int(width * mlp_ratio))
 
     def forward(self, tokens: Tensor) -> Tensor:
-        tokens = tokens + self._kept(self.attn(self.norm1(tokens)))
-        return tokens + self._kept(self.mlp(self.norm2(tokens)))
+        tokens = tokens + self._apply_drop_path(self.attn(self.norm1(tokens)))
+        return tokens + self._apply_drop_path(self.mlp(self.norm2(tokens)))
 
-    def _kept(self, branch: Tensor) -> Tensor:
+    def _apply_drop_path(self, branch: Tensor) -> Tensor:
         if not self.training or self.drop_path == 0:
             return branch
         keep = 1 - self.drop_path
@@ -82,25 +82,27 @@ class TransformerBlock(nn.Module):
 
 @BACKBONES.register("vit")
 class VisionTransformer(nn.Module):
-    """A vision transformer whose features read all tokens, with InsightFace's key names.
+    """A vision transformer with features computed from all tokens and InsightFace's key names.
 
     Args:
         width: channels per token, a multiple of ``attention_heads``.
-        depth: transformer blocks.
-        patch_size: pixels; ``image_size`` need not be a multiple, the remainder is not seen.
-        mlp_ratio: hidden width of a block's perceptron over ``width``.
-        masked_share: of the tokens, in [0, 1): left out of the blocks at random in training and
-            replaced by a learned token afterwards.
-        drop_path: in [0, 1): probability of dropping the last block's branches in training,
-            growing linearly from 0 at the first.
-        gradient_checkpointing: recompute each block in the backward pass, for less memory.
-        embedding_size: D ≥ 1.
-        image_size: pixels, ≥ ``patch_size``.
+        depth: number of transformer blocks.
+        attention_heads: number of attention heads.
+        patch_size: side of a patch in pixels; if ``image_size`` is not a multiple of it, the
+            remainder is ignored.
+        mlp_ratio: hidden width of a block's MLP divided by ``width``.
+        masked_share: fraction of the tokens in [0, 1) that training randomly omits from the blocks
+            and then replaces by a learned token.
+        drop_path: probability in [0, 1) of dropping the last block's branches in training; it
+            increases linearly from 0 in the first block.
+        gradient_checkpointing: recompute each block in the backward pass to save memory.
+        embedding_size: D, the number of features, at least 1.
+        image_size: height and width in pixels, at least ``patch_size``.
 
-    Shapes: (B, 3, image_size, image_size) RGB in [-1, 1] -> (B, D) unnormalised.
+    Shapes: (B, 3, image_size, image_size) RGB in [-1, 1] -> (B, D) unnormalized features.
 
     Raises:
-        ValueError: a setting or the images' shape does not fit.
+        ValueError: a setting is out of range, or the images have the wrong shape.
 
     >>> backbone = VisionTransformer(width=32, depth=2, image_size=36, embedding_size=16).eval()
     >>> backbone(torch.zeros(2, 3, 36, 36)).shape
@@ -131,11 +133,13 @@ class VisionTransformer(nn.Module):
             embedding_size=embedding_size,
         )
         check_at_least(patch_size, image_size=image_size)
-        check_share(masked_share=masked_share, drop_path=drop_path)
+        check_probability(masked_share=masked_share, drop_path=drop_path)
         if width % attention_heads:
-            raise ValueError(f"width = {width} is no multiple of {attention_heads} attention_heads")
+            raise ValueError(
+                f"width = {width} must be a multiple of attention_heads = {attention_heads}"
+            )
         if mlp_ratio * width < 1:
-            raise ValueError(f"mlp_ratio = {mlp_ratio} leaves no hidden units at width {width}")
+            raise ValueError(f"mlp_ratio = {mlp_ratio} gives no hidden units for width = {width}")
         self.image_size = image_size
         self.embedding_size = embedding_size
         self.masked_share = masked_share
@@ -143,7 +147,7 @@ class VisionTransformer(nn.Module):
         tokens = (image_size // patch_size) ** 2
         self.patch_embed = PatchEmbedding(patch_size, width)
         self.pos_embed = nn.Parameter(torch.empty(1, tokens, width))
-        # Unused, it would get no gradient, for which data-parallel training waits.
+        # Frozen if unused, since DDP would wait for its gradient.
         self.mask_token = nn.Parameter(torch.empty(1, 1, width), requires_grad=masked_share > 0)
         self.blocks = nn.ModuleList(
             TransformerBlock(
@@ -158,9 +162,9 @@ class VisionTransformer(nn.Module):
             nn.Linear(width, embedding_size, bias=False),
             nn.BatchNorm1d(embedding_size, eps=2e-5),
         )
-        self._initialise()
+        self._initialize()
 
-    def _initialise(self) -> None:
+    def _initialize(self) -> None:
         nn.init.trunc_normal_(self.pos_embed, std=0.02)
         nn.init.normal_(self.mask_token, std=0.02)
         for layer in self.modules():
@@ -187,11 +191,11 @@ class VisionTransformer(nn.Module):
         return self.norm(tokens)
 
     def _encode_masked(self, tokens: Tensor) -> Tensor:
-        """Encode a random share of each sample's tokens; the mask token stands for the others."""
+        """Encode a random subset of each sample's tokens; the mask token replaces the others."""
         batch, count, width = tokens.shape
-        kept = max(1, int(count * (1 - self.masked_share)))
+        num_kept = max(1, int(count * (1 - self.masked_share)))
         order = torch.rand(batch, count, device=tokens.device).argsort(dim=1)
-        position = order[:, :kept, None].expand(-1, -1, width)
+        position = order[:, :num_kept, None].expand(-1, -1, width)
         encoded = self._encode(tokens.gather(1, position))
         masked = self.mask_token.to(encoded.dtype).expand(batch, count, width)
         return masked.scatter(1, position, encoded)
@@ -217,7 +221,9 @@ def _register(name: str, width: int, depth: int) -> Callable[..., nn.Module]:
         )
 
     build.__name__ = name
-    build.__doc__ = f"Vision transformer of {depth} blocks, {width} wide (InsightFace's {name})."
+    build.__doc__ = (
+        f"Vision transformer of {depth} blocks and width {width} (InsightFace's {name})."
+    )
     return BACKBONES.register(name)(build)
 
 

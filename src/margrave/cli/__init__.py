@@ -1,7 +1,7 @@
-"""The command line: one file per command, each importing what is heavy only when it runs.
+"""The command line: one file per command. Commands import heavy modules only when they run.
 
-Files of commands evaluate their annotations at once: Typer reads them twice, and would compile
-postponed ones each time.
+These files do not postpone the evaluation of annotations, because Typer reads annotations twice and
+would compile postponed ones each time.
 """
 
 import sys
@@ -10,19 +10,23 @@ from typing import Annotated, NoReturn
 import typer
 
 from margrave import __version__
-from margrave.cli import judge
+from margrave.cli import evaluate, gallery, keys
 from margrave.cli.align import align
 from margrave.cli.compare import compare
 from margrave.cli.demo import demo
 from margrave.cli.doctor import doctor
 from margrave.cli.embed import embed
-from margrave.cli.evaluate import evaluate
+from margrave.cli.enroll import enroll
+from margrave.cli.export import export
+from margrave.cli.forget import forget
+from margrave.cli.identify import identify
 from margrave.cli.import_model import import_model
 from margrave.cli.losses import losses
 from margrave.cli.pack import pack
 from margrave.cli.plan import plan
 from margrave.cli.quick import NAME_ONLY, QuickCommand, QuickGroup
 from margrave.cli.recipes import recipes
+from margrave.cli.serve import serve
 from margrave.cli.threshold import threshold
 from margrave.cli.train import train
 from margrave.cli.verify import verify
@@ -30,14 +34,13 @@ from margrave.cli.verify import verify
 app = typer.Typer(
     cls=QuickGroup,
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     help="Face recognition with adaptive margins.",
 )
 
 
-def _print_version(wanted: bool) -> None:
-    if wanted:
+def _print_version(requested: bool) -> None:
+    if requested:
         typer.echo(__version__)
         raise typer.Exit
 
@@ -45,42 +48,51 @@ def _print_version(wanted: bool) -> None:
 @app.callback()
 def _options(
     version: Annotated[
-        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print it.")
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version."
+        ),
     ] = False,
 ) -> None:
     del version
 
 
-app.command()(demo)
-app.command()(train)
-app.command()(evaluate)
-app.command()(embed)
-app.add_typer(judge.app, name="judge")
-app.command()(compare)
-app.command()(threshold)
-app.command()(verify)
-app.command("import")(import_model)
-app.command()(align)
-app.command()(pack)
-app.command()(plan)
-app.command()(doctor)
+app.command(cls=QuickCommand)(demo)
+app.command(cls=QuickCommand)(train)
+app.add_typer(evaluate.app, name="evaluate")
+app.command(cls=QuickCommand)(embed)
+app.command(cls=QuickCommand)(compare)
+app.command(cls=QuickCommand)(threshold)
+app.command(cls=QuickCommand)(verify)
+app.command(cls=QuickCommand)(enroll)
+app.command(cls=QuickCommand)(identify)
+app.command(cls=QuickCommand)(forget)
+app.add_typer(gallery.app, name="gallery")
+app.command(cls=QuickCommand)(serve)
+app.add_typer(keys.app, name="keys")
+app.command("import", cls=QuickCommand)(import_model)
+app.command(cls=QuickCommand)(export)
+app.command(cls=QuickCommand)(align)
+app.command(cls=QuickCommand)(pack)
+app.command(cls=QuickCommand)(plan)
+app.command(cls=QuickCommand)(doctor)
 app.command(cls=QuickCommand, **NAME_ONLY)(losses)
 app.command(cls=QuickCommand, **NAME_ONLY)(recipes)
 
 
 def main() -> None:
-    """Run a command; a user's mistake ends in one message and exit status 1, not in a traceback."""
+    """Run a command; expected errors end with a message and exit status 1, without a traceback."""
     try:
         app()
     except (ValueError, OSError) as error:
         _exit_with(error)
     except RuntimeError as error:
-        from margrave.distributed import RankError, lost_touch
+        from margrave.distributed import RankError, as_rank_error
 
-        shown = error if isinstance(error, RankError) else lost_touch(error)
-        if shown is None:
+        rank_error = error if isinstance(error, RankError) else as_rank_error(error)
+        if rank_error is None:
             raise
-        _exit_with(shown)
+        _exit_with(rank_error)
 
 
 def _exit_with(error: Exception) -> NoReturn:
@@ -94,8 +106,9 @@ def _exit_with(error: Exception) -> NoReturn:
 
 
 def _launcher_reports(error: Exception) -> bool:
-    """Whether a launcher of ours shows the error, instead of each of its processes."""
-    # Commands that several processes share have imported it; for the others torch would be a wait.
+    """Whether Margrave's launcher reports the error, so that its processes must not."""
+    # Only commands that run in several processes import this package; importing torch here would
+    # delay all others.
     if "margrave.distributed" not in sys.modules:
         return False
     from margrave.distributed import current_launch, record_failure

@@ -1,4 +1,4 @@
-"""The terminal, which shows what files are called and never obeys it."""
+"""A console that displays control characters in names of files instead of executing them."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ import rich.console
 from rich.segment import Segment
 
 CONTROLS = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) if code != 10}
-"""Whatever could move the cursor, colour, or rename the window; line breaks stay."""
+"""Control characters, which could move the cursor or change colors; line breaks are kept."""
 CONTROLS |= {code: f"\\u{code:04x}" for code in (*range(0x202A, 0x202F), *range(0x2066, 0x206A))}
-"""What turns the direction of text around."""
+"""Characters that change the direction of text."""
 CONTROLS |= {code: f"\\x{code - 0xDC00:02x}" for code in range(0xDC80, 0xDD00)}
-"""Bytes of file names that are no UTF-8, which cannot be printed."""
+"""Bytes of file names that are not valid UTF-8 and cannot be printed."""
 
 
 class Console(rich.console.Console):
-    """A console of rich's that spells out control characters of what is printed."""
+    """Rich's console, with control characters printed as escape sequences."""
 
     def render(self, *args: Any, **kwargs: Any) -> Iterable[Segment]:
-        """Segments as rich's own, those of text without control characters."""
+        """Render segments as Rich does, with control characters in texts escaped."""
         for segment in super().render(*args, **kwargs):
             text, style, control = segment
             yield segment if control else Segment(text.translate(CONTROLS), style)

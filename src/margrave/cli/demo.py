@@ -1,4 +1,4 @@
-"""``margrave demo``: the whole of it in minutes, without any data."""
+"""``margrave demo``: train and evaluate a model in minutes, without any data."""
 
 from pathlib import Path
 from typing import Annotated
@@ -7,27 +7,29 @@ import typer
 
 
 def demo(
-    output: Annotated[Path, typer.Option("--output", "-o", help="Where to write.")] = Path(
+    output: Annotated[Path, typer.Option("--output", "-o", help="The folder to write.")] = Path(
         "runs/demo"
     ),
     settings: Annotated[
-        list[str] | None, typer.Option("--set", help="Any setting: training.epochs=5.")
+        list[str] | None,
+        typer.Option("--set", help="Change any setting, such as training.epochs=5; repeatable."),
     ] = None,
 ) -> None:
-    """Make faces, train on them with AdaFace, and judge the model on identities never seen."""
+    """Create synthetic faces, train on them with AdaFace, and evaluate on held-out identities."""
     from margrave.cli.console import Console
-    from margrave.cli.running import Run, show
-    from margrave.cli.tables import percent
+    from margrave.cli.options import show_results
+    from margrave.cli.run_events import ConsoleEvents
+    from margrave.cli.tables import interval_text, percent
     from margrave.config import parse_overrides, read_config
     from margrave.data import fit_image
     from margrave.report import contact_sheet
-    from margrave.training import latest_checkpoint
+    from margrave.runs import Run, RunFolder
 
     console = Console(highlight=False)
     config = read_config(["demo"], parse_overrides(settings or []))
-    if latest_checkpoint(output):
-        console.print(f"replacing the demo of before in {output}", markup=False)
-    run = Run(config, output, console)
+    if RunFolder(output).checkpoint:
+        console.print(f"replacing the earlier demo in {output}", markup=False)
+    run = Run(config, output, ConsoleEvents(console))
     training = run.open_training()
     images = training.images.images
     rows = []
@@ -35,21 +37,20 @@ def demo(
         own = (images.labels == identity).nonzero()[0][:10]
         rows.append([fit_image(images.read(int(index)), 112) for index in own])
     contact_sheet(rows, output / "faces.png")
-    said = f"made faces: one person per row in {output / 'faces.png'}"
-    console.print(said, markup=False)
+    message = f"created faces: see {output / 'faces.png'}, one identity per row"
+    console.print(message, markup=False)
 
-    untrained = run.judge_untrained()
-    judged = run.train(training)
-    show(console, judged)
-    for name, found in judged.items():
-        result = found.result
-        low, high = result.intervals.accuracy if result.intervals else (None, None)
+    untrained = run.evaluate_untrained()
+    results = run.train(training)
+    show_results(console, results)
+    for before, result in zip(untrained, results, strict=True):
+        accuracy = result.figure("accuracy")
         console.print(
-            f"[bold]{name}, identities never seen:[/bold] "
-            f"{percent(untrained[name].result.accuracy)} % untrained -> "
-            f"[bold green]{percent(result.accuracy)} %[/bold green] "
-            f"(95 % interval {percent(low)} to {percent(high)})",
+            f"[bold]{result.name}, held-out identities:[/bold] "
+            f"{percent(before.figure('accuracy').value)} % untrained -> "
+            f"[bold green]{percent(accuracy.value)} %[/bold green] "
+            f"(95 % interval {interval_text(accuracy.interval)})",
             soft_wrap=True,
         )
-    said = f"faces.png, curves.png, results.json and model.safetensors are in {output}"
-    console.print(said, markup=False)
+    message = f"faces.png, curves.png, results.json and model.safetensors are in {output}"
+    console.print(message, markup=False)

@@ -1,4 +1,4 @@
-"""``margrave doctor``: what is wrong with data, a model or a run."""
+"""``margrave doctor``: find faults in data, a model or a run."""
 
 from __future__ import annotations
 
@@ -18,106 +18,108 @@ def doctor(
     patient: Annotated[
         str,
         typer.Argument(
-            help="A data set (folder, records, shards, .bin), a model or checkpoint, or a run."
+            help="A data set (folder, records, shards, .bin), a model, a checkpoint, or a run."
         ),
     ],
     data: Annotated[
         str | None,
-        typer.Option(help="With a model: labelled faces to try colours and normalisations on."),
+        typer.Option(help="With a model: labeled faces, to test color order and normalization."),
     ] = None,
     detector: Annotated[
         Path | None,
         typer.Option(
             "--detector",
             "--yunet",
-            help="YuNet's ONNX file, to check alignment with; default: MTCNN (extra align).",
+            help="Check alignment with this YuNet file; default: MTCNN (extra align).",
         ),
     ] = None,
     images: Annotated[
-        int, typer.Option(min=40, help="Look at this many images, drawn by identity.")
+        int, typer.Option(min=40, help="Examine at most this many images, of random identities.")
     ] = 20_000,
-    workers: Annotated[int, typer.Option(min=1, help="Threads that read images.")] = 4,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Findings as JSON, for programs.")
-    ] = False,
+    workers: Annotated[int, typer.Option(min=1, help="Number of threads that read images.")] = 4,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False,
     trust_code: Annotated[
-        bool, typer.Option("--trust-code", help="Import and run a model's own network code.")
+        bool,
+        typer.Option("--trust-code", help="Import and run custom code that a model or run names."),
     ] = False,
     key: Annotated[
-        str | None, typer.Option(help="As for import: where a checkpoint has the weights.")
+        str | None, typer.Option(help="As for import: the key of the weights in a checkpoint.")
+    ] = None,
+    layout: Annotated[
+        str | None, typer.Option(help="As for import: the layout of a checkpoint's weights.")
     ] = None,
     backbone: Annotated[
-        str | None, typer.Option(help="As for import: the network, for weights of no known layout.")
+        str | None,
+        typer.Option(help="As for import: the network, for weights of an unknown layout."),
     ] = None,
-    colour_order: Annotated[
-        str | None, typer.Option(help="As for import: rgb or bgr, where the file does not say.")
+    color_order: Annotated[
+        str | None, typer.Option(help="As for import: rgb or bgr, if the file does not state it.")
     ] = None,
     mean: Annotated[
-        str | None, typer.Option(help="As for import: mean of pixels in [0, 1].")
+        str | None, typer.Option(help="As for import: mean for pixels in [0, 1].")
     ] = None,
     std: Annotated[
-        str | None, typer.Option("--std", help="As for import: their standard deviation.")
+        str | None, typer.Option(help="As for import: standard deviation for pixels in [0, 1].")
     ] = None,
     image_size: Annotated[
-        int | None, typer.Option(help="As for import: side of the images, where it is left open.")
+        int | None, typer.Option(help="As for import: image side length, if the model takes any.")
     ] = None,
     output: Annotated[
-        str | None, typer.Option(help="As for import: an ONNX model's output, among several.")
+        str | None,
+        typer.Option(help="As for import: the output of an ONNX model that has several."),
     ] = None,
 ) -> None:
-    """Findings, the worst first, each with its remedy; exit status 1 if one is serious.
+    """List faults, worst first, each with a remedy; exit status 1 if one is serious.
 
-    A file is a model, a checkpoint or a verification set by its content, whatever it is called.
+    A file's content decides whether it is a model, a checkpoint or a verification set.
     """
     from margrave.cli.console import Console
-    from margrave.cli.import_model import numbers_or_none, specification
+    from margrave.cli.import_model import checked_color_order, numbers_or_none, specification
     from margrave.cli.progress import counted
-    from margrave.data import open_images, read_pairs_bin, recognise
+    from margrave.data import open_source, read_pairs_bin
     from margrave.doctor import (
-        ImportOptions,
         available_detector,
         examine_images,
         examine_model,
         examine_pairs,
         examine_run,
     )
+    from margrave.models import ImportOptions
 
-    if colour_order not in (None, "rgb", "bgr"):
-        raise ValueError(f"--colour-order {colour_order!r}; choices: rgb, bgr")
     console = Console(highlight=False, stderr=as_json)
     path = Path(patient)
-    with counted(console, "looking") as progress:
+    with counted(console, "examining") as progress:
         kind = _kind(path)
         if kind == "model":
             options = ImportOptions(
                 key=key,
+                layout=layout,
                 backbone=specification(backbone, image_size) if backbone else None,
                 mean=numbers_or_none("--mean", mean),
-                deviation=numbers_or_none("--std", std),
-                colour_order="bgr" if colour_order == "bgr" else colour_order and "rgb",
+                std=numbers_or_none("--std", std),
+                color_order=checked_color_order(color_order),
                 image_size=image_size,
                 output=output,
             )
-            path = path / "model.safetensors" if path.is_dir() else path
-            faces = open_images(recognise(data)) if data else None
-            found = examine_model(path, faces, min(images, 400), trust_code, progress, options)
+            faces = open_source(data, labeled=True) if data else None
+            findings = examine_model(path, faces, min(images, 400), trust_code, progress, options)
         else:
-            landmarks = available_detector(detector)
+            built = available_detector(detector)
             if kind == "run":
-                found = examine_run(path, images // 10, workers, trust_code, progress, landmarks)
+                findings = examine_run(path, images // 10, workers, trust_code, progress, built)
             elif kind == "pairs":
                 pairs, packed = read_pairs_bin(path)
-                found = examine_pairs(packed, pairs, workers, progress, landmarks)
+                findings = examine_pairs(packed, pairs, workers, progress, built)
             else:
-                faces = open_images(recognise(patient))
-                found = examine_images(faces, images, workers, progress, detector=landmarks)
-    serious = [finding for finding in found if finding.severity == "serious"]
+                faces = open_source(patient, labeled=True)
+                findings = examine_images(faces, images, workers, progress, detector=built)
+    serious = [finding for finding in findings if finding.severity == "serious"]
     if as_json:
-        print(json.dumps([finding.to_json() for finding in found], indent=1))
+        print(json.dumps([finding.to_json() for finding in findings], indent=1))
     else:
-        _show(console, found)
+        _show(console, findings)
         summary = f"{len(serious)} serious" if serious else "nothing serious found"
-        unchecked = [each.fault.split("_")[0] for each in found if each.severity == "unchecked"]
+        unchecked = [each.fault.split("_")[0] for each in findings if each.severity == "unchecked"]
         console.print(summary + (f"; not checked: {', '.join(unchecked)}" if unchecked else ""))
     if serious:
         raise typer.Exit(1)
@@ -127,16 +129,17 @@ MODEL_ENDINGS = (".safetensors", ".pth", ".pt", ".ckpt", ".onnx", ".tar")
 
 
 def _kind(path: Path) -> str:
-    """``run``, ``model``, ``pairs`` or ``images``, by what lies at the path.
+    """Decide by content what a path is: ``run``, ``model``, ``pairs`` or ``images``.
 
     Raises:
-        ValueError: a file that is none of them.
+        ValueError: the file is none of these.
     """
     from margrave.files import file_kind
+    from margrave.runs import RunFolder
 
-    if (path / "config.yaml").is_file():
+    if RunFolder(path).is_run():
         return "run"
-    if (path / "model.safetensors").is_file():
+    if RunFolder(path).model.is_file():
         return "model"
     if not path.is_file():
         return "images"
@@ -145,25 +148,25 @@ def _kind(path: Path) -> str:
         return "model"
     if kind == "records" or ending == ".rec":
         return "images"
-    # Damaged files show nothing of what they were but their names.
+    # The content of a damaged file tells nothing, so its name decides.
     if ending in MODEL_ENDINGS:
         return "model"
     if kind == "pickle" or ending == ".bin":
         return "pairs"
     raise ValueError(
-        f"{path}: by its content neither a model, a checkpoint, a verification set nor records; "
-        "give one of them, a folder of images, or a run's folder"
+        f"{path} is not a model, a checkpoint, a verification set or a record file; give one of "
+        "these, a folder of images, or a run's folder"
     )
 
 
-def _show(console: Console, found: list[Finding]) -> None:
+def _show(console: Console, findings: list[Finding]) -> None:
     from rich.markup import escape
 
-    colours = {"serious": "bold red", "warning": "yellow", "unchecked": "cyan", "note": "dim"}
-    for finding in found:
-        colour = colours[finding.severity]
+    colors = {"serious": "bold red", "warning": "yellow", "unchecked": "cyan", "note": "dim"}
+    for finding in findings:
+        color = colors[finding.severity]
         console.print(
-            f"[{colour}]{finding.severity}[/] [bold]{finding.fault}[/]: {escape(finding.said)}",
+            f"[{color}]{finding.severity}[/] [bold]{finding.fault}[/]: {escape(finding.message)}",
             soft_wrap=True,
         )
         for example in finding.examples:

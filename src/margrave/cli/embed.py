@@ -1,4 +1,4 @@
-"""``margrave embed``: features once, for every protocol."""
+"""``margrave embed``: compute features once, for all protocols."""
 
 from pathlib import Path
 from typing import Annotated
@@ -10,45 +10,84 @@ def embed(
     model: Annotated[Path, typer.Argument(help="A model file, a run's folder, or an .onnx file.")],
     images: Annotated[
         str,
-        typer.Argument(help="A folder of identities, records, shards, a .bin, or loose images."),
+        typer.Argument(
+            help="A folder with a subfolder per identity, records, shards, a .bin, or a folder of "
+            "unlabeled images."
+        ),
     ],
-    features: Annotated[Path, typer.Argument(help="The folder to write; gone on with if begun.")],
-    unlabelled: Annotated[
-        bool, typer.Option(help="Images of nobody known, in whatever folders below IMAGES.")
+    features: Annotated[Path, typer.Argument(help="The folder to write; resumed if interrupted.")],
+    unlabeled: Annotated[
+        bool,
+        typer.Option(help="Treat all images below IMAGES as unlabeled, whatever their folder."),
     ] = False,
     landmarks: Annotated[
         Path | None,
-        typer.Option(help="IJB's name_5pts_score.txt: align the photos as they are read."),
+        typer.Option(help="Align photos by the landmarks in IJB's name_5pts_score.txt."),
     ] = None,
-    flips: Annotated[bool, typer.Option(help="Embed mirror images too, for flip fusion.")] = True,
+    align: Annotated[
+        bool,
+        typer.Option("--align", help="Detect and align the largest face of each photo."),
+    ] = False,
+    yunet: Annotated[
+        Path | None,
+        typer.Option(help="With --align: a YuNet file as detector; default: MTCNN (extra align)."),
+    ] = None,
+    flips: Annotated[bool, typer.Option(help="Also embed flipped images, for flip fusion.")] = True,
     fit: Annotated[
-        str | None, typer.Option(help="crop, stretch or pad to a square; else as in training.")
+        str | None,
+        typer.Option(help="Make images square: crop, stretch or pad; default: as in training."),
     ] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Images at a time.")] = 64,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, …; else CUDA if there.")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images per batch.")] = 64,
+    device: Annotated[
+        str | None, typer.Option(help="cpu, cuda, …; default: CUDA if available.")
+    ] = None,
+    runtime: Annotated[
+        str | None,
+        typer.Option(help="Runtime for an .onnx file: onnxruntime (default) or openvino."),
+    ] = None,
     maximum_unreadable: Annotated[
-        int, typer.Option(min=0, help="Unreadable images that may be left out.")
+        int, typer.Option(min=0, help="Skip at most this many unreadable images.")
     ] = 0,
     trust_code: Annotated[
-        bool, typer.Option(help="Import a network of somebody's own that the model names.")
+        bool, typer.Option(help="Import and run custom network code that the model names.")
     ] = False,
 ) -> None:
-    """Write embeddings, norms, mirror images' embeddings and names into a checksummed folder."""
+    """Embed images once, for all protocols; write a folder of features with checksums."""
     from dataclasses import replace
 
+    import numpy as np
+
     from margrave.cli.console import Console
+    from margrave.cli.options import check_fit, warn_about_photos
     from margrave.cli.progress import counted
-    from margrave.inference import embed_to_store, load_embedder, open_landmarked
+    from margrave.data import open_source
+    from margrave.faces import AlignedImages, open_landmarked
+    from margrave.inference import embed_to_store, load_embedder
+    from margrave.matching import cropper_for
 
     console = Console(highlight=False)
-    if fit not in ("crop", "stretch", "pad", None):
-        raise ValueError(f"--fit {fit!r}; choices: crop, stretch, pad")
-    embedder = load_embedder(model, fit=fit, device=device, trust_code=trust_code)
+    embedder = load_embedder(
+        model, fit=check_fit(fit), device=device, trust_code=trust_code, runtime=runtime
+    )
     embedder = replace(embedder, batch_size=batch_size)
+    card = embedder.card
+    if yunet is not None and not align:
+        raise ValueError("--yunet needs --align; give both or neither")
     if landmarks is not None:
-        faces = open_landmarked(images, landmarks, embedder.card.image_size)
+        if align:
+            raise ValueError("--landmarks already aligns the photos; leave out --align")
+        faces = open_landmarked(images, landmarks, card.image_size)
     else:
-        faces = _open(images, unlabelled)
+        faces = open_source(images, labeled=False if unlabeled else None)
+        if align:
+            finder = cropper_for(card, yunet).finder
+            assert finder is not None
+            name = "mtcnn" if yunet is None else "yunet"
+            name = name if card.alignment == "arcface" else card.alignment
+            faces = AlignedImages(faces, finder, card.image_size, name)
+        else:
+            remedy = "--align, or once and for all with margrave align"
+            warn_about_photos(console, faces, card.image_size, remedy)
     with counted(console, "embedding") as progress:
         store = embed_to_store(
             embedder,
@@ -62,34 +101,11 @@ def embed(
         )
     for reason in store.unreadable.values():
         console.print(f"left out: {reason}", markup=False)
-    card = store.card
+    identities = len(np.unique(store.labels[store.labels >= 0]))
+    labels = f" of {identities:,} identities" if identities else " without labels"
     console.print(
-        f"{len(store):,} images, {store.embeddings.shape[1]} numbers each, in {features}\n"
-        f"prepared as {card.image_size} x {card.image_size} {card.colour_order.upper()}, "
-        f"(pixel - {card.mean}) / {card.deviation}, fit {embedder.fit}",
+        f"{len(store):,} images{labels}, {store.embeddings.shape[1]} features each, in {features}\n"
+        f"prepared as {card.image_size} x {card.image_size} {card.color_order.upper()}, "
+        f"(pixel - {card.mean}) / {card.std}, fit {embedder.fit}",
         markup=False,
     )
-
-
-def _open(images: str, unlabelled: bool):
-    from margrave.data import ImageFiles, image_paths, open_images, read_pairs_bin, recognise
-
-    if images.lower().endswith(".bin"):
-        return read_pairs_bin(images)[1]
-    spec = recognise(images)
-    if not unlabelled:
-        try:
-            return open_images(spec)
-        except ValueError as error:
-            if spec["kind"] != "folder":
-                raise
-            raise ValueError(f"{error}; images of one person or of nobody: --unlabelled") from error
-    if spec["kind"] != "folder" or not Path(images).is_dir():
-        raise ValueError(f"--unlabelled {images}: give a folder of images")
-    paths = image_paths(images)
-    if not paths:
-        raise ValueError(
-            f"{images} and the folders below hold no images; check the folder (links to folders "
-            "are not followed)"
-        )
-    return ImageFiles(images, paths)

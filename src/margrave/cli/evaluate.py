@@ -1,76 +1,264 @@
-"""``margrave evaluate``: how good a model is on your pairs."""
+"""``margrave evaluate PROTOCOL``: evaluate features, or a model on images, by any protocol.
 
+The commands are generated from the registry of protocols, so this file knows no protocol by name.
+"""
+
+import inspect
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from margrave.cli.quick import QuickCommand, QuickGroup
 
-def evaluate(
-    model: Annotated[Path, typer.Argument(help="A model file, or a run's folder.")],
-    images: Annotated[
-        Path,
-        typer.Argument(help="A folder with one subfolder per identity, records, or a .bin file."),
-    ],
-    pairs: Annotated[
-        Path | None,
-        typer.Option(help="LFW's pairs.txt, a CSV, or lines of 'path path 1'; else drawn."),
-    ] = None,
-    number: Annotated[
-        int, typer.Option(help="How many balanced pairs to draw, a multiple of 20.")
-    ] = 1000,
-    seed: Annotated[int, typer.Option(help="Which pairs are drawn.")] = 0,
-    fit: Annotated[
-        str | None, typer.Option(help="crop, stretch or pad to a square; else as in training.")
-    ] = None,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, …; else CUDA if there.")] = None,
-    maximum_unreadable: Annotated[
-        int, typer.Option(help="Unreadable images whose pairs may be left out.")
-    ] = 0,
-    allow_outside: Annotated[
-        bool, typer.Option(help="Let --pairs name files outside of the images' folder.")
-    ] = False,
-    trust_code: Annotated[
-        bool, typer.Option(help="Import a network of somebody's own that the model names.")
-    ] = False,
-    output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Write the results as JSON.")
-    ] = None,
-) -> None:
-    """Judge a model by the LFW protocol, with TAR at FAR and 95 % intervals."""
+if TYPE_CHECKING:
+    from pydantic.fields import FieldInfo
+
     from margrave.cli.console import Console
-    from margrave.cli.progress import counted
-    from margrave.cli.running import open_pairs, show, write_json
-    from margrave.config import EvaluationSet
-    from margrave.data import recognise
-    from margrave.inference import load_embedder, verify
+    from margrave.distributed import World
+    from margrave.inference import Features
+    from margrave.protocols import Protocol
 
-    console = Console(highlight=False)
-    if fit not in ("crop", "stretch", "pad", None):
-        raise ValueError(f"--fit {fit!r}; choices: crop, stretch, pad")
-    embedder = load_embedder(model, fit=fit, device=device, trust_code=trust_code)
-    if number < 20:
-        raise ValueError(f"--number {number}: draw at least 20 pairs, a multiple of 20")
-    pairs_file = None if pairs is None else str(pairs)
-    if images.suffix.lower() == ".bin":
-        if pairs is not None:
-            raise ValueError(f"{images} brings its own pairs; leave --pairs out")
-        entry = EvaluationSet(pairs_file=str(images))
-    else:
-        entry = EvaluationSet(
-            images=recognise(images),
-            pairs=number,
-            pairs_file=pairs_file,
-            allow_outside=allow_outside,
-            seed=seed,
-        )
-    faces, pair_list = open_pairs(entry)
+SOURCE = Annotated[
+    Path,
+    typer.Argument(
+        help="Features (margrave embed); or a model file, run folder or .onnx, with --images."
+    ),
+]
+COMMON: dict[str, tuple[Any, Any]] = {
+    "images": (
+        Annotated[
+            str | None, typer.Option(help="Images for the model to embed: a folder, records, ….")
+        ],
+        None,
+    ),
+    "keep": (
+        Annotated[
+            Path | None, typer.Option(help="Keep the model's features in this folder for reuse.")
+        ],
+        None,
+    ),
+    "fit": (
+        Annotated[
+            str | None,
+            typer.Option(help="Make images square: crop, stretch or pad; default: as in training."),
+        ],
+        None,
+    ),
+    "maximum_unreadable": (
+        Annotated[int, typer.Option(min=0, help="Skip at most this many unreadable images.")],
+        0,
+    ),
+    "trust_code": (
+        Annotated[
+            bool,
+            typer.Option("--trust-code", help="Import and run custom code that the model names."),
+        ],
+        False,
+    ),
+    "resamples": (
+        Annotated[
+            int, typer.Option(min=0, help="Bootstrap replicates for intervals; 0: no intervals.")
+        ],
+        1000,
+    ),
+    "device": (
+        Annotated[
+            str | None,
+            typer.Option(
+                help="cpu, cuda, …; default: a GPU for the model if there is one, the CPU for "
+                "comparisons."
+            ),
+        ],
+        None,
+    ),
+    "output": (
+        Annotated[
+            Path | None, typer.Option("--output", "-o", help="Write the results to this file.")
+        ],
+        None,
+    ),
+}
+SHARED: dict[str, tuple[Any, Any]] = {
+    "devices": (
+        Annotated[
+            int,
+            typer.Option(min=1, help="Number of processes; with --device cuda, one GPU each."),
+        ],
+        1,
+    ),
+    "state": (
+        Annotated[
+            Path | None,
+            typer.Option(help="Save the state in this file; run again to resume."),
+        ],
+        None,
+    ),
+}
+
+
+class ProtocolGroup(QuickGroup):
+    """Has a command for each registered protocol and each import path ``module:Class``."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """The names of the registered protocols."""
+        from margrave.protocols import PROTOCOLS
+
+        return list(PROTOCOLS)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """The command for a protocol."""
+        from margrave.protocols import PROTOCOLS
+
+        return protocol_command(cmd_name, PROTOCOLS.get(cmd_name))
+
+
+app = typer.Typer(
+    cls=ProtocolGroup,
+    no_args_is_help=True,
+    subcommand_metavar="PROTOCOL SOURCE [ARGUMENTS]...",
+    help="Evaluate features, or a model on images, by a protocol, with 95 % intervals.",
+)
+
+
+def protocol_command(name: str, protocol: type["Protocol"]) -> Any:
+    """Create a command whose arguments and options are a protocol's settings."""
+    fields: Mapping[str, FieldInfo] = protocol.model_fields
+    positional = [field for field in fields if field in protocol.positional]
+    others = [field for field in fields if field not in positional]
+    common = COMMON | (SHARED if protocol.distributed else {})
+    parameters: dict[str, tuple[Any, Any]] = {
+        "context": (typer.Context, inspect.Parameter.empty),
+        "source": (SOURCE, inspect.Parameter.empty),
+        **{field: _parameter(field, fields[field], positional=True) for field in positional},
+        **{field: _parameter(field, fields[field], positional=False) for field in others},
+        **common,
+    }
+
+    def run(context: typer.Context, source: Path, **given: Any) -> None:
+        settings = {field: _value(field, given.pop(field), fields[field]) for field in fields}
+        run_protocol(context, name, source, settings, **given)
+
+    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    signature = [
+        inspect.Parameter(each, kind, annotation=annotation, default=default)
+        for each, (annotation, default) in parameters.items()
+    ]
+    run.__signature__ = inspect.Signature(signature)  # pyright: ignore[reportFunctionMemberAccess]
+    run.__annotations__ = {each: annotation for each, (annotation, _) in parameters.items()}
+    run.__doc__ = inspect.getdoc(protocol)
+    single = typer.Typer(add_completion=False)
+    single.command(name, cls=QuickCommand)(run)
+    return typer.main.get_command(single)
+
+
+def _parameter(name: str, field: "FieldInfo", positional: bool) -> tuple[Any, Any]:
+    """The annotation and default of a setting, for the command line."""
+    kind, default = field.annotation, inspect.Parameter.empty
+    if not field.is_required():
+        default = field.default
+    if _is_list(field):
+        text = ",".join(f"{number:g}" for number in field.default or ())
+        kind, default = str | None, text or None
+    if positional:
+        return Annotated[kind, typer.Argument(help=field.description)], default
+    # A flag that is off by default needs no option to turn it off.
+    names = [f"--{name.replace('_', '-')}"] if default is False else []
+    return Annotated[kind, typer.Option(*names, help=field.description)], default
+
+
+def _is_list(field: "FieldInfo") -> bool:
+    return "tuple" in str(field.annotation)
+
+
+def _value(name: str, given: Any, field: "FieldInfo") -> Any:
+    """Convert a command-line value to a setting's value."""
+    if not _is_list(field) or given is None:
+        return given
+    from margrave.cli.options import numbers
+
+    return numbers(f"--{name}", given)
+
+
+def run_protocol(
+    context: typer.Context,
+    name: str,
+    source: Path,
+    settings: Mapping[str, Any],
+    *,
+    resamples: int,
+    device: str | None,
+    output: Path | None,
+    devices: int = 1,
+    state: Path | None = None,
+    **embedding: Any,
+) -> None:
+    """Evaluate, and show and write the results."""
+    from margrave.cli.console import Console
+    from margrave.cli.options import show_results, write_output
+    from margrave.cli.processes import own_device, relaunch
+    from margrave.cli.progress import counted
+    from margrave.distributed import gather_objects, joined_world
+    from margrave.inference import is_feature_store
+    from margrave.protocols import PROTOCOLS, EvaluationOptions, evaluate
+    from margrave.search import state_of_rank
+
+    protocol = PROTOCOLS.create({"kind": name, **settings})
+    if devices > 1 and not is_feature_store(source):
+        raise ValueError("--devices needs stored features; create them first with margrave embed")
+    if relaunch(context, devices):
+        return
+    with joined_world() as world:
+        console = Console(highlight=False, quiet=world.rank > 0)
+        features = open_source_features(console, protocol, source, device, world, **embedding)
+        with counted(console, "comparing") as progress:
+            options = EvaluationOptions(
+                resamples=resamples,
+                device=own_device(device or "cpu"),
+                world=world,
+                progress=progress,
+                state=state,
+            )
+            results = evaluate(protocol, features, options)
+        show_results(console, results)
+        if world.rank == 0:
+            write_output(console, output, results)
+        # The state is no longer needed once the first rank has written the results.
+        gather_objects(None, world)
+        if state is not None:
+            state_of_rank(state, world).unlink(missing_ok=True)
+
+
+def open_source_features(
+    console: "Console",
+    protocol: "Protocol",
+    source: Path,
+    device: str | None,
+    world: "World",
+    *,
+    images: str | None,
+    keep: Path | None,
+    fit: str | None,
+    maximum_unreadable: int,
+    trust_code: bool,
+) -> "Features":
+    """Open stored features, or embed a model's images."""
+    from margrave.cli.options import check_fit, open_features, warn_about_photos
+    from margrave.cli.progress import counted
+    from margrave.inference import embed_features, embed_to_store, is_feature_store, load_embedder
+
+    if is_feature_store(source):
+        if images is not None:
+            raise ValueError(f"{source} already contains features; leave out --images")
+        # Of several processes, only the first verifies checksums.
+        return open_features(console, source, verify=world.rank == 0)
+    embedder = load_embedder(source, fit=check_fit(fit), device=device, trust_code=trust_code)
+    faces = protocol.open_images(images, embedder.card.image_size)
+    warn_about_photos(console, faces, embedder.card.image_size)
+    named: dict[str, Any] = {"model": str(source), "source": Path(images or "").name}
     with counted(console, "embedding") as progress:
-        found = verify(embedder, faces, pair_list, progress, maximum_unreadable=maximum_unreadable)
-    for reason in found.unreadable.values():
-        console.print(f"left out: {reason}", markup=False)
-    judged = {images.resolve().name: found}
-    show(console, judged)
-    if output is not None:
-        write_json(judged, output)
-        console.print(f"results are in {output}", markup=False)
+        named |= {"maximum_unreadable": maximum_unreadable, "progress": progress}
+        if keep is not None:
+            return embed_to_store(embedder, faces, keep, **named)
+        return embed_features(embedder, faces, **named)

@@ -1,9 +1,16 @@
-"""``margrave import``: other projects' weights."""
+"""``margrave import``: convert other projects' weights."""
+
+from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+if TYPE_CHECKING:
+    from margrave.cli.console import Console
+    from margrave.models import ImportOptions
+    from margrave.models.pixel_statistics import ColorOrder
 
 
 def import_model(
@@ -14,141 +21,161 @@ def import_model(
         Path,
         typer.Argument(help="The model file to write: .safetensors, or .onnx for an .onnx file."),
     ],
-    colour_order: Annotated[
+    color_order: Annotated[
         str | None,
-        typer.Option(help="rgb or bgr, where the network was trained unlike its project's others."),
+        typer.Option(
+            help="rgb or bgr, if the network was trained on another order than is usual for its "
+            "project."
+        ),
     ] = None,
     mean: Annotated[
         str | None,
         typer.Option(
-            help="Mean of pixels in [0, 1], one number or three with commas, in the order "
-            "of --colour-order; by default the project's."
+            help="Mean for pixels in [0, 1]: one number, or three separated by commas in the order "
+            "of --color-order; default: the project's."
         ),
     ] = None,
-    deviation: Annotated[
-        str | None,
-        typer.Option(
-            "--std", "--deviation", help="Standard deviation of pixels in [0, 1], likewise."
-        ),
+    std: Annotated[
+        str | None, typer.Option(help="Standard deviation for pixels in [0, 1], like --mean.")
     ] = None,
     image_size: Annotated[
         int | None,
-        typer.Option(help="Side of the images, where the model leaves it open: ONNX, --backbone."),
+        typer.Option(help="Image side length, if an ONNX model or --backbone takes any."),
     ] = None,
     key: Annotated[
         str | None,
-        typer.Option(help="Where the weights are, if a checkpoint holds several networks."),
+        typer.Option(help="The key of the weights, if a checkpoint holds several networks."),
+    ] = None,
+    layout: Annotated[
+        str | None,
+        typer.Option(
+            help="The layout of the weights' names, such as adaface_ir, or my_module:MyImporter "
+            "for your own importer; default: detected."
+        ),
     ] = None,
     backbone: Annotated[
         str | None,
         typer.Option(
-            help="The network, for weights of no known layout: my_module:Net, a name, or "
+            help="The network, for weights of an unknown layout: my_module:Net, a name, or "
             "'{kind: vit, width: 256}'."
         ),
     ] = None,
     output: Annotated[
-        str | None, typer.Option(help="ONNX: the output that is the embedding, among several.")
+        str | None, typer.Option(help="The embedding's name, if an ONNX model has several outputs.")
     ] = None,
 ) -> None:
-    """Turn a checkpoint of a known project into a model file.
+    """Convert a checkpoint of another project to a model file.
 
-    Known are InsightFace, AdaFace, CVLface, CurricularFace, face.evoLVe, FaceX-Zoo and MagFace.
+    Supported: InsightFace, AdaFace, CVLface, CurricularFace, face.evoLVe, FaceX-Zoo and MagFace.
 
-    The layout is recognised, networks trained on BGR take RGB afterwards, nothing in the file is
-    executed, and whatever does not fit is named. An ONNX model is copied, and how its images are
-    prepared is written beside it. --backbone names the network for weights of no known layout.
+    The layout is detected, networks trained on BGR are changed to take RGB, nothing in the file is
+    executed, and every tensor that does not fit is reported. An ONNX model is copied, and the
+    preparation of its images is written next to it. For weights of an unknown layout, give your own
+    importer with --layout, or the network with --backbone.
     """
-    import torch
-
-    from margrave import backbones
-    from margrave.checkpoints import (
-        ModelCard,
-        adopt,
-        convert,
-        load_strictly,
-        read_checkpoint,
-        save_model,
-    )
     from margrave.cli.console import Console
     from margrave.files import is_onnx
-    from margrave.inference import Embedder
-    from margrave.inference.onnx_model import import_onnx
+    from margrave.models import ImportOptions
 
     onnx = is_onnx(checkpoint)
     ending = ".onnx" if onnx else ".safetensors"
     if model.suffix != ending:
-        raise ValueError(f"{model}: a model file ends in {ending}")
-    if colour_order not in (None, "rgb", "bgr"):
-        raise ValueError(f"--colour-order {colour_order!r}; choices: rgb, bgr")
+        raise ValueError(f"{model}: the name of the model file must end in {ending}")
     if model.exists():
         raise ValueError(f"{model} exists already: remove it, or choose another name")
     console = Console(highlight=False)
-    if onnx and (key or backbone):
-        raise ValueError("--key and --backbone are for checkpoints, not for ONNX models")
+    options = ImportOptions(
+        key=key,
+        layout=layout,
+        backbone=specification(backbone, image_size) if backbone else None,
+        mean=numbers_or_none("--mean", mean),
+        std=numbers_or_none("--std", std),
+        color_order=checked_color_order(color_order),
+        image_size=image_size,
+        output=output,
+    )
     if onnx:
-        network, card = import_onnx(
-            checkpoint,
-            model,
-            mean=numbers_or_none("--mean", mean),
-            deviation=numbers_or_none("--std", deviation),
-            colour_order=colour_order,
-            image_size=image_size,
-            output=output,
-        )
+        _import_onnx(console, checkpoint, model, options)
+    else:
+        _import_checkpoint(console, checkpoint, model, options)
+
+
+def _import_onnx(console: Console, source: Path, target: Path, options: ImportOptions) -> None:
+    from margrave.models import import_onnx
+
+    if options.key or options.backbone or options.layout:
+        raise ValueError("--key, --layout and --backbone cannot be used with ONNX models")
+    network, card = import_onnx(
+        source,
+        target,
+        mean=options.mean,
+        std=options.std,
+        color_order=options.color_order,
+        image_size=options.image_size,
+        output=options.output,
+    )
+    console.print(
+        f"ONNX -> {target}: {card.image_size} x {card.image_size} {card.color_order.upper()}, "
+        f"(pixel - {card.mean}) / {card.std}",
+        markup=False,
+    )
+    if network.one_at_a_time:
         console.print(
-            f"ONNX -> {model}: {card.image_size} x {card.image_size} {card.colour_order.upper()}, "
-            f"(pixel - {card.mean}) / {card.deviation}",
+            "  images are computed one at a time, because the graph has a fixed batch size; export "
+            "it with a dynamic batch size for higher speed",
             markup=False,
         )
-        if network.one_at_a_time:
-            console.print(
-                "  images go through it one at a time, because its batch is fixed in the graph; "
-                "export it for any batch to embed faster",
-                markup=False,
-            )
-        return
-    if output or (image_size and not backbone):
-        raise ValueError("--image-size (without --backbone) and --output are for ONNX models")
-    state = read_checkpoint(checkpoint, key)
-    means, stds = numbers_or_none("--mean", mean), numbers_or_none("--std", deviation)
-    if backbone:
-        spec = specification(backbone, image_size)
-        network = backbones.create(spec)
-        imported = adopt(state, network, spec, colour_order, means, stds)
-    else:
-        try:
-            imported = convert(state, colour_order, means, stds)
-        except ValueError as error:
-            raise ValueError(
-                f"{checkpoint}: {error} (a run's model.safetensors needs no import; weights of "
-                "another network: --backbone my_module:Net)"
-            ) from error
-        network = backbones.create_for(imported.state, imported.backbone, str(checkpoint))
-    load_strictly(network, imported.state, str(checkpoint), imported.names)
-    card = ModelCard(
-        backbone=imported.backbone,
-        image_size=imported.backbone.get("image_size", image_size or 112),
-        mean=imported.mean,
-        deviation=imported.deviation,
-        source=f"{imported.layout}, imported from {checkpoint.name}",
-    )
-    if backbone:
-        # Nobody has tried this network yet.
-        Embedder(network, card).embed(torch.zeros(2, 3, card.image_size, card.image_size).byte())
-    save_model(model, network.state_dict(), card)
-    console.print(f"{imported.layout} -> {model}", markup=False)
+
+
+def _import_checkpoint(
+    console: Console, source: Path, target: Path, options: ImportOptions
+) -> None:
+    import torch
+
+    from margrave.inference import Embedder
+    from margrave.models import card_for, load_strictly, network_for, read_checkpoint, save_model
+
+    if options.output or (options.image_size and options.backbone is None):
+        raise ValueError(
+            "--output, and --image-size without --backbone, can be used only with ONNX models"
+        )
+    state = read_checkpoint(source, options.key)
+    try:
+        network, imported = network_for(state, options, str(source))
+    except ValueError as error:
+        if options.backbone or options.layout:
+            raise
+        raise ValueError(
+            f"{source}: {error} (a run's model.safetensors needs no import; for weights of "
+            "another network, give --backbone my_module:Net)"
+        ) from error
+    load_strictly(network, imported.state, str(source), imported.names)
+    card = card_for(imported, options.image_size, f"{imported.layout}, imported from {source.name}")
+    if options.backbone or options.layout:
+        # Test the network, which Margrave does not know.
+        pixels = torch.zeros(2, 3, card.image_size, card.image_size).byte()
+        Embedder(network, card).embed_pixels(pixels)
+    save_model(target, network.state_dict(), card)
+    console.print(f"{imported.layout} -> {target}", markup=False)
     for note in imported.notes:
         console.print(f"  {note}", markup=False)
     parameters = sum(parameter.numel() for parameter in network.parameters())
     console.print(
         f"  {imported.backbone['kind']}, {parameters:,} parameters, RGB input, "
-        f"(pixel - {card.mean}) / {card.deviation}",
+        f"(pixel - {card.mean}) / {card.std}",
         markup=False,
     )
 
 
+def checked_color_order(given: str | None) -> ColorOrder | None:
+    """Check that a color order is ``rgb``, ``bgr`` or None."""
+    if given not in (None, "rgb", "bgr"):
+        raise ValueError(f"--color-order {given!r}; choices: rgb, bgr")
+    return given
+
+
 def numbers_or_none(option: str, given: str | None) -> float | tuple[float, float, float] | None:
-    """One number or three with commas; None where the option is not given."""
+    """Parse one number, or three separated by commas; None if the option is not given."""
     if given is None:
         return None
     try:
@@ -156,12 +183,12 @@ def numbers_or_none(option: str, given: str | None) -> float | tuple[float, floa
     except ValueError:
         values = []
     if len(values) not in (1, 3):
-        raise ValueError(f"{option} {given!r}; give one number, or three with commas")
+        raise ValueError(f"{option} {given!r}; give one number, or three separated by commas")
     return values[0] if len(values) == 1 else (values[0], values[1], values[2])
 
 
 def specification(given: str, image_size: int | None) -> dict[str, Any]:
-    """What --backbone names: a kind alone, or a mapping with settings."""
+    """Parse --backbone: a name, or a YAML mapping with settings."""
     from margrave import backbones
     from margrave.files import read_yaml
     from margrave.registry import settings_schema

@@ -1,4 +1,4 @@
-"""``margrave losses``: what can be minimised."""
+"""``margrave losses``: list and describe the losses."""
 
 import typer
 
@@ -23,11 +23,11 @@ def losses(context: typer.Context) -> None:
         for setting, value in loss.settings().items():
             table.add_row(setting, str(value))
         console.print(table)
-        said = (
+        message = (
             "scale: the inverse temperature s of the softmax. straight_through: the margin has no "
         )
-        said += "gradient of its own, as in InsightFace's code; the loss's value is the same."
-        console.print(said)
+        message += "gradient, as in InsightFace's code; the value of the loss is the same."
+        console.print(message)
         return
     table = Table("loss", "what it does", "running statistics")
     for kind in LOSSES:
@@ -35,4 +35,4 @@ def losses(context: typer.Context) -> None:
         summary = (inspect.getdoc(type(loss)) or "").split("\n\n")[0].replace("\n", " ")
         table.add_row(kind, summary, ", ".join(loss.needs) or "-")
     console.print(table)
-    console.print("One in full: margrave losses NAME. Your own: --loss my_module:MyLoss")
+    console.print("Details: margrave losses NAME. Your own loss: --loss my_module:MyLoss")

@@ -1,14 +1,22 @@
-"""Options given as text, and results written as JSON: what several commands share."""
+"""Helpers of several commands: parsing options, opening features, showing and writing results."""
 
 from __future__ import annotations
 
-import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from margrave.cli.console import Console
+    from margrave.evaluation import Result
+    from margrave.images import ReadableImages
+    from margrave.inference import FeatureStore
+
+FITS = ("crop", "stretch", "pad")
 
 
 def numbers(option: str, given: str) -> list[float]:
-    """Numbers with commas between.
+    """Parse numbers separated by commas.
 
     >>> numbers("--far", "1e-4, 0.01")
     [0.0001, 0.01]
@@ -16,25 +24,76 @@ def numbers(option: str, given: str) -> list[float]:
     try:
         return [float(part) for part in given.split(",")]
     except ValueError:
-        raise ValueError(f"{option} {given!r}; give numbers with commas between") from None
+        raise ValueError(f"{option} {given!r}; give numbers separated by commas") from None
 
 
-def whole_numbers(option: str, given: str) -> list[int]:
-    """Whole numbers with commas between.
+def check_fit(fit: str | None) -> Any:
+    """Check a way of making images square; None means the model's own.
 
-    >>> whole_numbers("--ranks", "1,5")
-    [1, 5]
+    >>> check_fit("pad")
+    'pad'
     """
-    parts = given.split(",")
-    if not all(part.strip().isdecimal() for part in parts):
-        raise ValueError(f"{option} {given!r}; give whole numbers with commas between")
-    return [int(part) for part in parts]
+    if fit not in (*FITS, None):
+        raise ValueError(f"--fit {fit!r}; choices: {', '.join(FITS)}")
+    return fit
 
 
-def write_output(output: Path | None, content: Any) -> None:
-    """Results as JSON, where a file for them is given."""
-    from margrave.files import atomic_write
+def warn_about_photos(
+    console: Console, images: ReadableImages, size: int, remedy: str = "margrave align"
+) -> None:
+    """Warn if a model that needs aligned crops is given whole photos."""
+    if _look_like_photos(images, size):
+        console.print(
+            f"warning: these look like photos, not aligned face crops; align them with {remedy}",
+            style="yellow",
+            soft_wrap=True,
+        )
+
+
+def _look_like_photos(images: ReadableImages, size: int) -> bool:
+    """Whether a sample of the images has different sizes, mostly far above the model's.
+
+    Aligned crops all have the same size.
+    """
+    # Where images are fetched in pieces, the first ones lie together.
+    step = max(1, len(images) // 8) if images.pieces is None else 1
+    sample = range(0, len(images), step)[:8]
+    shapes = []
+    for index in sample:
+        try:
+            shapes.append(images.read(index).shape[:2])
+        except ValueError:
+            continue
+    large = sum(max(shape) > 1.5 * size for shape in shapes)
+    return len(set(shapes)) > 1 and large > len(shapes) / 2
+
+
+def open_features(console: Console, features: Path, verify: bool = True) -> FeatureStore:
+    """Open a store of features and verify its checksums."""
+    from margrave.cli.progress import counted
+    from margrave.inference import FeatureStore
+
+    with counted(console, "checking features") as progress:
+        return FeatureStore(features, verify=verify, progress=progress)
+
+
+def show_results(console: Console, results: Sequence[Result]) -> None:
+    """Print results as tables, and the images that were left out."""
+    from margrave.cli.tables import notes, results_tables
+
+    for table in results_tables(results):
+        console.print(table)
+    for note in notes(results):
+        console.print(note, markup=False, soft_wrap=True)
+    for result in results:
+        for reason in result.unreadable.values():
+            console.print(f"left out: {reason}", markup=False)
+
+
+def write_output(console: Console, output: Path | None, results: Sequence[Result]) -> None:
+    """Write results to a file, if one is given."""
+    from margrave.evaluation import write_results
 
     if output is not None:
-        with atomic_write(output) as temporary:
-            temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        write_results(output, results)
+        console.print(f"results are in {output}", markup=False, soft_wrap=True)

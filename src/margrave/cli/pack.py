@@ -1,4 +1,4 @@
-"""``margrave pack``: images into the files that training and others read."""
+"""``margrave pack``: pack images into records, shards or a verification set."""
 
 from pathlib import Path
 from typing import Annotated
@@ -15,30 +15,33 @@ def pack(
     ],
     pairs: Annotated[
         Path | None,
-        typer.Option(help="LFW's pairs.txt, a CSV, or lines of 'path path 1': make a .bin."),
+        typer.Option(
+            help="Write a .bin of these pairs: LFW's pairs.txt, a CSV, or lines 'path path 1'."
+        ),
     ] = None,
     shards: Annotated[
-        bool, typer.Option("--shards", help="WebDataset shards in random order, not records.")
+        bool, typer.Option("--shards", help="Write WebDataset shards in random order.")
     ] = False,
-    images_per_shard: Annotated[int, typer.Option(min=1, help="Of shards.")] = 16384,
-    size: Annotated[int, typer.Option(min=16, help="Of a side, pixels.")] = 112,
-    fit: Annotated[str, typer.Option(help="crop, stretch or pad to a square.")] = "crop",
-    quality: Annotated[int, typer.Option(min=1, max=100, help="Of JPEGs that are made.")] = 95,
-    workers: Annotated[int, typer.Option(min=1, help="Threads.")] = 4,
+    images_per_shard: Annotated[int, typer.Option(min=1, help="Images per shard.")] = 16384,
+    size: Annotated[int, typer.Option(min=16, help="Image side length in pixels.")] = 112,
+    fit: Annotated[str, typer.Option(help="Make images square: crop, stretch or pad.")] = "crop",
+    quality: Annotated[
+        int, typer.Option(min=1, max=100, help="Quality of newly encoded JPEG files.")
+    ] = 95,
+    workers: Annotated[int, typer.Option(min=1, help="Number of threads.")] = 4,
     allow_outside: Annotated[
-        bool, typer.Option(help="Let --pairs name files outside of the images' folder.")
+        bool, typer.Option(help="Allow --pairs to name files outside the folder of images.")
     ] = False,
 ) -> None:
     """Write InsightFace's records (train.rec), WebDataset shards, or a verification set (.bin).
 
-    JPEG and PNG files of the right size are packed as they are; others are fitted and encoded.
-    Shards that were interrupted are gone on with.
+    JPEG and PNG files of the right size are packed unchanged; other images are resized and encoded.
+    If packing of shards was interrupted, run the command again to resume it.
     """
     from margrave.cli.console import Console
     from margrave.cli.progress import counted
-    from margrave.cli.running import open_pairs
-    from margrave.config import EvaluationSet
-    from margrave.data import open_images, pack_pairs, pack_records, pack_shards, recognise
+    from margrave.data import open_source, pack_pairs, pack_records, pack_shards
+    from margrave.protocols import open_pairs
 
     console = Console(highlight=False)
     if fit not in ("crop", "stretch", "pad"):
@@ -47,24 +50,26 @@ def pack(
     with counted(console, "packing") as progress:
         if pairs is not None:
             if output.suffix != ".bin":
-                raise ValueError(f"{output}: a verification set is a .bin file; name it so")
-            entry = EvaluationSet(
-                images=recognise(images), pairs_file=str(pairs), allow_outside=allow_outside
-            )
-            faces, pair_list = open_pairs(entry)
+                raise ValueError(f"{output}: the name of a verification set must end in .bin")
+            faces, pair_list = open_pairs(str(images), pairs, allow_outside=allow_outside)
             pack_pairs(faces, pair_list, output, size, progress=progress, **settings)
-            said = f"{len(pair_list)} pairs are in {output}"
+            message = f"{len(pair_list)} pairs are in {output}"
             if pair_list.folds != (folds := min(10, len(pair_list))):
-                said += f"; a .bin keeps no folds: {pair_list.folds} in {pairs}, {folds} there"
+                message += (
+                    f"; a .bin does not store folds: {pairs} has {pair_list.folds}, the .bin will "
+                    f"be evaluated with {folds}"
+                )
         else:
-            source = open_images(recognise(images))
+            source = open_source(images, labeled=True)
             if shards:
                 settings["images_per_shard"] = images_per_shard
             elif any(output.glob("*.rec")):
-                raise ValueError(f"{output} holds records already; choose another folder")
+                raise ValueError(f"{output} already contains records; choose another folder")
             pack_images = pack_shards if shards else pack_records
             faults = pack_images(source, output, size, progress=progress, **settings)
             for reason in faults.values():
                 console.print(f"left out: {reason}", markup=False)
-            said = f"{len(source) - len(faults)} images are in {output}; train with --data {output}"
-    console.print(said, markup=False, soft_wrap=True)
+            message = (
+                f"{len(source) - len(faults)} images are in {output}; train with --data {output}"
+            )
+    console.print(message, markup=False, soft_wrap=True)

@@ -1,4 +1,4 @@
-"""Commands whose work several processes of this machine share."""
+"""Runs a command in several processes on this machine."""
 
 from __future__ import annotations
 
@@ -9,14 +9,18 @@ import typer
 from margrave.distributed import current_launch, end_with_launcher, launch
 
 
-def share_out(context: typer.Context, devices: int) -> bool:
-    """Run the same command in so many processes, to the end, unless this is one of them.
+def relaunch(context: typer.Context, devices: int) -> bool:
+    """Run this command in several processes and wait for them, unless this is one of them.
+
+    Args:
+        context: the command's context.
+        devices: number of processes.
 
     Returns:
-        Whether that was done, so that nothing is left to do here.
+        whether the processes ran, so that this process has nothing left to do.
 
     Raises:
-        RankError: one of them failed.
+        RankError: a process failed.
     """
     if current_launch().size > 1:
         end_with_launcher()
@@ -28,12 +32,12 @@ def share_out(context: typer.Context, devices: int) -> bool:
 
 
 def same_command(context: typer.Context) -> list[str]:
-    """The words after ``margrave`` that lead to this command with these arguments."""
+    """Rebuild the command line after ``margrave`` for this command with its arguments."""
     words: list[str] = []
-    above = context
-    while above.parent is not None:
-        words.insert(0, str(above.info_name))
-        above = above.parent
+    current = context
+    while current.parent is not None:
+        words.insert(0, str(current.info_name))
+        current = current.parent
     arguments: list[str] = []
     for parameter in context.command.params:
         value = context.params.get(str(parameter.name))
@@ -49,7 +53,7 @@ def same_command(context: typer.Context) -> list[str]:
 
 
 def own_device(device: str) -> str:
-    """The device of this one of several processes: ``cuda`` is one GPU for each.
+    """This process's device: of several processes with ``cuda``, each has its own GPU.
 
     >>> own_device("cpu")
     'cpu'

@@ -1,4 +1,4 @@
-"""Progress of what takes longer than a moment: bars in a terminal, lines in a pipe or a file."""
+"""Progress of long tasks: bars in a terminal, lines in a pipe or a file."""
 
 from __future__ import annotations
 
@@ -20,18 +20,19 @@ from rich.progress import (
 if TYPE_CHECKING:
     from margrave.training import StepReport
 
-FIRST_LINE = 2.0
-"""Seconds after which the first line is printed where there is no terminal."""
-SHORTEST_PAUSE, LONGEST_PAUSE = 10.0, 60.0
-"""Seconds between two lines: a tenth of the work, but within these bounds."""
+FIRST_LINE_SECONDS = 2.0
+"""Time after which the first line is printed, if there is no terminal."""
+MIN_PAUSE, MAX_PAUSE = 10.0, 60.0
+"""Bounds in seconds of the time between two lines; within them, each tenth of the work is a
+line."""
 
 
 @contextmanager
 def counted(console: Console, description: str) -> Iterator[Callable[[int, int], None]]:
-    """Progress driven by calls with (done, total); nothing before the first.
+    """Show progress, which is reported by calls with (done, total).
 
-    A bar in a terminal; elsewhere lines such as ``embedding: 640 of 13,233 (5 %), 213/s, 0:59
-    left``, of work that takes longer than two seconds.
+    In a terminal it is a bar. Elsewhere, for tasks longer than two seconds, it is lines such as
+    ``embedding: 640 of 13,233 (5 %), 213/s, 0:59 left``.
     """
     if not console.is_interactive:
         yield _Lines(console, description)
@@ -51,10 +52,10 @@ class _Lines:
 
     def __init__(self, console: Console, description: str) -> None:
         self._console, self._description = console, description
-        self._printed_at = time.monotonic() - SHORTEST_PAUSE + FIRST_LINE
+        self._printed_at = time.monotonic() - MIN_PAUSE + FIRST_LINE_SECONDS
         self._printed_share: float | None = None
         self._share = 0.0
-        # What was done before, of work that is resumed, took no time now.
+        # Count and time of the first report: work done before a resumption does not count as speed.
         self._first: tuple[int, float] | None = None
 
     def __call__(self, done: int, total: int) -> None:
@@ -77,15 +78,15 @@ class _Lines:
     def _is_due(self, now: float, share: float) -> bool:
         pause = now - self._printed_at
         if self._printed_share is None:
-            return pause >= SHORTEST_PAUSE
+            return pause >= MIN_PAUSE
         tenth = share >= min(1.0, self._printed_share + 0.1)
         return self._printed_share < 1 and (
-            share >= 1 or pause >= LONGEST_PAUSE or (tenth and pause >= SHORTEST_PAUSE)
+            share >= 1 or pause >= MAX_PAUSE or (tenth and pause >= MIN_PAUSE)
         )
 
 
 def _clock(seconds: float) -> str:
-    """``0:59``, ``1:02:03``.
+    """A duration as ``m:ss`` or ``h:mm:ss``.
 
     >>> _clock(59), _clock(3723)
     ('0:59', '1:02:03')
@@ -97,9 +98,9 @@ def _clock(seconds: float) -> str:
 
 @contextmanager
 def training_bar(console: Console) -> Iterator[Callable[[StepReport], None]]:
-    """Progress of steps with epoch, loss, images per second and the time left.
+    """Show progress of training: epoch, loss, images per second and the time left.
 
-    A bar in a terminal; elsewhere a line an epoch, and a line a minute within long epochs.
+    In a terminal it is a bar. Elsewhere it is one line per epoch, and per minute in long epochs.
     """
     if not console.is_interactive:
         yield _TrainingLines(console)
@@ -108,7 +109,7 @@ def training_bar(console: Console) -> Iterator[Callable[[StepReport], None]]:
         TextColumn("epoch {task.fields[epoch]}"),
         BarColumn(),
         MofNCompleteColumn(),
-        TextColumn("loss {task.fields[loss]:.3f}  {task.fields[speed]:.0f} images/s"),
+        TextColumn("{task.fields[state]}  {task.fields[speed]:.0f} images/s"),
         TimeElapsedColumn(),
         TextColumn("left"),
         TimeRemainingColumn(),
@@ -116,43 +117,48 @@ def training_bar(console: Console) -> Iterator[Callable[[StepReport], None]]:
     with Progress(*columns, console=console) as progress:
 
         def report(step: StepReport) -> None:
-            shown = {
+            values = {
                 "completed": step.step,
                 "total": step.steps,
                 "epoch": f"{step.epoch}/{step.epochs}",
-                "loss": step.loss,
+                "state": _state(step),
                 "speed": step.images_per_second,
             }
             if progress.tasks:
-                progress.update(progress.tasks[0].id, **shown)
+                progress.update(progress.tasks[0].id, **values)
             else:
-                progress.add_task("", **shown)
+                progress.add_task("", **values)
 
         yield report
 
 
+def _state(step: StepReport) -> str:
+    """Loss and mean cosine between images and their own class centers."""
+    cosine = "" if step.target_cosine is None else f", cosine {step.target_cosine:.2f}"
+    return f"loss {step.loss:.3f}{cosine}"
+
+
 class _TrainingLines:
-    """Training's progress as plain lines."""
+    """Progress of training as plain lines."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
-        self._printed: float | None = None
+        self._printed_at: float | None = None
         self._first: tuple[int, float] | None = None
 
     def __call__(self, step: StepReport) -> None:
         now = time.monotonic()
         self._first = self._first or (step.step, now)
-        self._printed = self._printed or now
-        per_epoch = step.steps // step.epochs
-        ends_epoch = step.step % per_epoch == 0
-        if not ends_epoch and now - self._printed < LONGEST_PAUSE:
+        self._printed_at = self._printed_at or now
+        ends_epoch = step.epoch_step == step.epoch_steps
+        if not ends_epoch and now - self._printed_at < MAX_PAUSE:
             return
-        self._printed = now
+        self._printed_at = now
         line = f"epoch {step.epoch}/{step.epochs}: "
         if not ends_epoch:
-            line += f"step {step.step % per_epoch:,} of {per_epoch:,}, "
-        line += f"loss {step.loss:.3f}, {step.images_per_second:.0f} images/s"
+            line += f"step {step.epoch_step:,} of {step.epoch_steps:,}, "
+        line += f"{_state(step)}, {step.images_per_second:.0f} images/s"
         steps, seconds = step.step - self._first[0], now - self._first[1]
-        if steps and step.step < step.steps and seconds >= FIRST_LINE:
+        if steps and step.step < step.steps and seconds >= FIRST_LINE_SECONDS:
             line += f", {_clock((step.steps - step.step) * seconds / steps)} left"
         self._console.print(line, markup=False, soft_wrap=True)

@@ -1,7 +1,8 @@
-"""Commands that start without pydantic.
+"""Commands that start without importing pydantic, and with simpler types in their help.
 
-Typer imports it to convert arguments and options other than bools, among them the absent value of
-its own ``--help``. That takes about as long as everything else that listing the losses does.
+Typer imports pydantic to convert all arguments and options that are not bools, including its own
+``--help`` when it is absent. For quick commands such as listing the losses, that import takes as
+long as everything else.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ NAME_ONLY: dict[str, Any] = {
     "options_metavar": "[NAME]",
     "context_settings": {"allow_extra_args": True},
 }
-"""Settings of a command that reads `optional_name` from its context."""
+"""Settings of a command that calls `optional_name`."""
 
 
 def optional_name(context: typer.Context) -> str | None:
@@ -25,21 +26,57 @@ def optional_name(context: typer.Context) -> str | None:
     return context.args[0] if context.args else None
 
 
-def _absent_is_false(option: Any) -> Any:
+def _default_false(option: Any) -> Any:
+    """Make an option's default False instead of None, which pydantic would have to convert."""
     if option is not None:
         option.default = False
     return option
 
 
+_METAVARS = {
+    "bool": "",
+    "int": "N",
+    "float": "NUMBER",
+    "Path": "PATH",
+    "str": "TEXT",
+    "list[str]": "TEXT",
+}
+
+
+def _simplify(parameters: list[Any]) -> list[Any]:
+    """Show arguments by name, options by type, and flags that are off without an off switch."""
+    for parameter in parameters:
+        kind = parameter.bare_type()
+        if parameter.param_type_name == "argument":
+            parameter.metavar = parameter.metavar or str(parameter.name).upper()
+        elif parameter.metavar is None:
+            parameter.metavar = _METAVARS.get(kind)
+        if kind == "bool" and parameter.default is False:
+            parameter.secondary_opts, parameter.show_default = [], False
+    return parameters
+
+
 class QuickCommand(TyperCommand):
-    """A command whose ``--help`` is a plain bool."""
+    """A command that starts without importing pydantic."""
+
+    def __init__(self, *arguments: Any, **settings: Any) -> None:
+        super().__init__(*arguments, **settings)
+        # Line breaks of the docstring are not line breaks of the help.
+        paragraphs = (self.help or "").split("\n\n")
+        self.help = "\n\n".join(" ".join(part.split()) for part in paragraphs)
 
     def get_help_option(self, ctx: Any) -> Any:
-        return _absent_is_false(super().get_help_option(ctx))
+        return _default_false(super().get_help_option(ctx))
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        return _simplify(super().get_params(ctx))
 
 
 class QuickGroup(TyperGroup):
-    """A group whose ``--help`` is a plain bool."""
+    """A group of commands that starts without importing pydantic."""
 
     def get_help_option(self, ctx: Any) -> Any:
-        return _absent_is_false(super().get_help_option(ctx))
+        return _default_false(super().get_help_option(ctx))
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        return _simplify(super().get_params(ctx))

@@ -1,4 +1,4 @@
-"""``margrave recipes``: trainings to start from."""
+"""``margrave recipes``: list and print the recipes for training."""
 
 import typer
 
@@ -13,7 +13,7 @@ def recipes(context: typer.Context) -> None:
 
     name = optional_name(context)
     if name is not None:
-        # Not through rich, which would wrap lines and break the YAML.
+        # Not with Rich, which would wrap lines and so break the YAML.
         typer.echo(recipe_text(name), nl=False)
         return
     console = Console(highlight=False)
@@ -22,4 +22,4 @@ def recipes(context: typer.Context) -> None:
         heading = recipe_text(recipe).splitlines()[0].removeprefix("#").strip()
         table.add_row(recipe, heading)
     console.print(table)
-    console.print("One in full: margrave recipes NAME. Run it: margrave train NAME")
+    console.print("Print a recipe: margrave recipes NAME. Run it: margrave train NAME")

@@ -1,184 +1,172 @@
-"""Results as tables in the terminal."""
+"""Shows results of any protocol as tables in the terminal."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from rich.markup import escape
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from margrave.evaluation import (
-        AllToAllResult,
-        DetectionRate,
-        IdentificationResult,
-        OpenSetResult,
-        PairResult,
-        Stratum,
-        TemplateResult,
-    )
+    from margrave.evaluation import Figure, Result
+
+TOO_FEW = "* too few impostor pairs: fewer than one false accept was allowed at this FAR"
 
 
 def percent(value: float | None) -> str:
-    """A share as a percentage; a dash where there is none."""
+    """A share as a percentage, or a dash for None.
+
+    >>> percent(0.9733)
+    '97.33'
+    """
     return "-" if value is None else f"{100 * value:.2f}"
 
 
 def interval_text(interval: tuple[float, float] | None) -> str:
-    """Both ends as percentages; a dash where there is none."""
+    """An interval in percent, or a dash for None."""
     return "-" if interval is None else f"{percent(interval[0])} to {percent(interval[1])}"
 
 
-def pairs_table(results: Mapping[str, PairResult]) -> Table:
-    """Verification results, a column for each set of pairs."""
-    first = next(iter(results.values()))
+def p_value_text(value: float | None) -> str:
+    """A p-value with three decimals, or a dash for None.
+
+    >>> p_value_text(0.00002)
+    '< 0.001'
+    """
+    if value is None:
+        return "-"
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def value_text(figure: Figure) -> str:
+    """A metric's value as shown in tables."""
+    if figure.value is None:
+        return "-"
+    text = f"{100 * figure.value:.2f} %" if figure.percent else f"{figure.value:.4f}"
+    return text + " *" * figure.too_few
+
+
+def figure_interval_text(figure: Figure) -> str:
+    """A metric's interval as shown in tables."""
+    if figure.interval is None or figure.percent:
+        return interval_text(figure.interval)
+    low, high = figure.interval
+    return f"{low:.4f} to {high:.4f}"
+
+
+def results_tables(results: Sequence[Result]) -> Iterator[Table]:
+    """A table per result; results with the same metrics share a table, with a column each."""
+    groups: dict[tuple[str, ...], list[Result]] = {}
+    for result in results:
+        labels = tuple(figure.label for figure in _overall(result))
+        groups.setdefault(labels, []).append(result)
+    for group in groups.values():
+        yield _single(group[0]) if len(group) == 1 else _side_by_side(group)
+    for result in results:
+        if any(figure.stratum for figure in result.figures):
+            yield _strata(result)
+
+
+def _title(result: Result) -> str:
+    counts = [f"{count:,} {name.replace('_', '-')}" for name, count in result.counts.items()]
+    return escape(": ".join(part for part in (result.name, ", ".join(counts)) if part))
+
+
+def _single(result: Result) -> Table:
+    table = Table("", title=_title(result), title_justify="left")
+    table.add_column("value", justify="right")
+    table.add_column("95 % interval", justify="right")
+    has_thresholds = any(figure.threshold is not None for figure in _overall(result))
+    if has_thresholds:
+        table.add_column("cosine threshold", justify="right")
+    for figure in _overall(result):
+        row = [escape(figure.label), value_text(figure), figure_interval_text(figure)]
+        if has_thresholds:
+            row.append("-" if figure.threshold is None else f"{figure.threshold:.4f}")
+        table.add_row(*row)
+    return table
+
+
+def _overall(result: Result) -> list[Figure]:
+    return [figure for figure in result.figures if not figure.stratum]
+
+
+def _strata(result: Result) -> Table:
+    """A table with a row per part of the data and a column per metric."""
+    parts: dict[str, dict[str, Figure]] = {}
+    for figure in result.figures:
+        if figure.stratum:
+            metric = figure.label.removesuffix(f", {figure.stratum}")
+            parts.setdefault(figure.stratum, {})[metric] = figure
+    metrics = list(dict.fromkeys(metric for part in parts.values() for metric in part))
+    table = Table("", "pairs", title=escape(f"{result.name}, parts of the data").lstrip(", "))
+    for metric in metrics:
+        table.add_column(escape(metric), justify="right")
+    for stratum, figures in parts.items():
+        count = next(iter(figures.values())).details.get("pairs")
+        cells = [value_text(figures[name]) if name in figures else "-" for name in metrics]
+        table.add_row(escape(stratum), "-" if count is None else f"{count:,.0f}", *cells)
+    return table
+
+
+def _side_by_side(results: Sequence[Result]) -> Table:
     table = Table("")
-    for name in results:
-        table.add_column(escape(name), justify="right")
-
-    def row(heading: str, values: list[str]) -> None:
-        table.add_row(heading, *values)
-
-    every = list(results.values())
-    row("pairs", [str(result.pairs) for result in every])
-    row("accuracy %", [percent(result.accuracy) for result in every])
-    intervals = [result.intervals for result in every]
-    row("95 % interval", [interval_text(found and found.accuracy) for found in intervals])
-    row("deviation of folds", [percent(result.accuracy_deviation) for result in every])
-    for position, rate in enumerate(first.accept_rates):
-        rates = [result.accept_rates[position] for result in every]
-        values = [percent(rate.tar) + " *" * rate.too_few_impostors for rate in rates]
-        row(f"TAR % at FAR {rate.far_target:g}", values)
-    row("EER %", [percent(result.equal_error_rate) for result in every])
-    row("AUC", [f"{result.area_under_roc:.4f}" for result in every])
-    row("cosine threshold", [f"{result.best_cosine:.3f}" for result in every])
+    for result in results:
+        table.add_column(escape(result.name), justify="right")
+    for count in results[0].counts:
+        table.add_row(count, *(f"{result.counts.get(count, 0):,}" for result in results))
+    for figures in zip(*map(_overall, results), strict=True):
+        cells = []
+        for figure in figures:
+            interval = figure_interval_text(figure)
+            cells.append(value_text(figure) + (f"\n{interval}" if interval != "-" else ""))
+        table.add_row(escape(figures[0].label), *cells)
     return table
 
 
-def pairs_notes(results: Mapping[str, PairResult]) -> str:
-    """What stands below the table: the protocol, and what an asterisk means."""
-    every = list(results.values())
-    notes = every[0].protocol
-    if any(rate.too_few_impostors for result in every for rate in result.accept_rates):
-        notes += "\n* too few impostor pairs for this FAR: the rate says little"
-    return notes
+def notes(results: Sequence[Result]) -> list[str]:
+    """Notes below the tables: the rules, and the meaning of an asterisk."""
+    lines = list(dict.fromkeys(result.rules for result in results if result.rules))
+    if any(figure.too_few for result in results for figure in result.figures):
+        lines.append(TOO_FEW)
+    return lines
 
 
-def strata_table(name: str, strata: tuple[Stratum, ...]) -> Table:
-    """Accuracy by the ground-truth quality of each pair's worse image."""
-    table = Table(
-        "quality", "pairs", "accuracy %", title=f"{escape(name)}, by ground-truth quality"
-    )
-    for stratum in strata:
-        low = "0" if stratum.low is None else f"{stratum.low:g}"
-        high = "1" if stratum.high is None else f"{stratum.high:g}"
-        table.add_row(f"{low} - {high}", str(stratum.pairs), percent(stratum.accuracy))
-    return table
+def _plain_value(figure: Figure, value: float | None) -> str:
+    """A value of the figure's kind, without a unit."""
+    return percent(value) if figure.percent or value is None else f"{value:.4f}"
 
 
-def templates_table(result: TemplateResult) -> Table:
-    """1:1 verification of templates, by the published rule and by the strict one."""
-    table = Table(
-        "FAR",
-        "TAR % (nearest FAR)",
-        "TAR % (FAR at most)",
-        "95 % interval",
-        "cosine threshold",
-        title=f"{result.protocol}: {result.templates:,} templates, {result.pairs:,} pairs, "
-        f"{result.genuine:,} genuine",
-    )
-    for nearest, strict in zip(result.nearest, result.accept_rates, strict=True):
-        table.add_row(
-            f"{nearest.far_target:g}" + " *" * strict.too_few_impostors,
-            percent(nearest.tar),
-            percent(strict.tar),
-            interval_text(strict.interval),
-            f"{strict.threshold:.4f}",
-        )
-    return _explained(table, any(rate.too_few_impostors for rate in result.accept_rates))
+def _signed(figure: Figure, value: float) -> str:
+    """A difference of the figure's kind, without a unit."""
+    return f"{100 * value:+.2f}" if figure.percent else f"{value:+.4f}"
 
 
-def open_set_table(result: OpenSetResult) -> Table:
-    """Open-set identification."""
+def comparison_table(result: Result, first: str, second: str) -> Table:
+    """A table of the differences between two models on the same pairs."""
     table = Table(
         "",
-        "%",
+        "first",
+        "second",
+        "difference",
         "95 % interval",
-        title=f"{result.protocol}: {result.mated:,} mated and {result.non_mated:,} other searches",
+        "p value",
+        "more pairs",
+        title=escape(result.name),
+        caption=f"first: {escape(first)}\nsecond: {escape(second)}",
+        caption_justify="left",
     )
-    for rank in result.ranks:
-        table.add_row(f"rank {rank.rank}", percent(rank.rate), interval_text(rank.interval))
-    for rate in result.rates:
-        heading = f"TPIR at FPIR {rate.target:g}" + " *" * rate.too_few_probes
-        table.add_row(heading, percent(rate.tpir), interval_text(rate.interval))
-    return _explained(table, any(rate.too_few_probes for rate in result.rates))
-
-
-def identification_table(result: IdentificationResult) -> Table:
-    """Closed-set identification."""
-    table = Table(
-        "rank",
-        "%",
-        "95 % interval",
-        title=f"{result.protocol}: {result.probes:,} probes ({result.probes_without_mate:,} more "
-        f"without mate), gallery of {result.gallery:,} with {result.distractors:,} distractors",
-    )
-    for rank in result.ranks:
-        table.add_row(str(rank.rank), percent(rank.rate), interval_text(rank.interval))
-    return table
-
-
-def detection_table(rates: Sequence[DetectionRate]) -> Table:
-    """Detection and identification rates."""
-    table = Table("DIR at FAR", "threshold", title="detection and identification")
-    for rank in rates[0].rates:
-        table.add_column(f"rank {rank.rank} %")
-    for rate in rates:
-        shares = [
-            f"{percent(rank.rate)} ({interval_text(rank.interval)})"
-            if rank.interval
-            else percent(rank.rate)
-            for rank in rate.rates
-        ]
-        heading = f"{rate.far_target:g}" + " *" * rate.too_few_probes
-        table.add_row(heading, f"{rate.threshold:.4f}", *shares)
-    return _explained(table, any(rate.too_few_probes for rate in rates))
-
-
-def all_to_all_table(result: AllToAllResult) -> Table:
-    """Everybody against everybody."""
-    table = Table(
-        "",
-        "%",
-        "95 % interval",
-        "cosine threshold",
-        title=f"{result.protocol}: {result.images:,} images of {result.identities:,} people, "
-        f"{result.distractors:,} distractors, {result.genuine:,} genuine and "
-        f"{result.impostors:,} impostor pairs",
-    )
-    for rate in result.verification:
+    for figure in result.figures:
+        metric = figure.label.removeprefix("difference in ") + " *" * figure.too_few
+        ends = figure.interval or (0.0, 0.0)
+        more = figure.details.get("more_pairs")
         table.add_row(
-            f"TAR at FAR {rate.far_target:g}" + " *" * rate.too_few_impostors,
-            percent(rate.tar),
-            interval_text(rate.interval),
-            f"{rate.threshold:.4f}",
+            metric,
+            *(_plain_value(figure, figure.details.get(name)) for name in ("first", "second")),
+            _signed(figure, figure.value or 0.0),
+            " to ".join(_signed(figure, end) for end in ends),
+            p_value_text(figure.details.get("p_value")),
+            "-" if more is None else f"{more:,.0f}",
         )
-    for rank in result.ranks:
-        heading = f"rank {rank.rank} among distractors"
-        table.add_row(heading, percent(rank.rate), interval_text(rank.interval), "")
-    for rate in result.identification:
-        table.add_row(
-            f"identified at FAR {rate.far_target:g}" + " *" * rate.too_few_impostors,
-            percent(rate.tar),
-            interval_text(rate.interval),
-            f"{rate.threshold:.4f}",
-        )
-    few = (*result.verification, *result.identification)
-    return _explained(table, any(rate.too_few_impostors for rate in few))
-
-
-def _explained(table: Table, too_few: bool) -> Table:
-    if too_few:
-        table.caption = "* fewer than one false accept was allowed: the rate says little"
     return table

@@ -1,4 +1,4 @@
-"""``margrave threshold``: the operating point for a wanted FAR, kept with the model."""
+"""``margrave threshold``: choose operating points by FAR and save them in the model."""
 
 from pathlib import Path
 from typing import Annotated
@@ -8,56 +8,92 @@ import typer
 
 def threshold(
     model: Annotated[Path, typer.Argument(help="A model file, a run's folder, or an .onnx file.")],
-    features: Annotated[
-        Path, typer.Argument(help="Its features (margrave embed) of labelled people.")
+    source: Annotated[
+        Path,
+        typer.Argument(
+            help="The model's features (margrave embed) of labeled images, or results of margrave "
+            "evaluate all-to-all or pairs."
+        ),
     ],
-    far: Annotated[str, typer.Option(help="Wanted false accept rates, with commas.")] = "1e-4",
+    far: Annotated[
+        str | None,
+        typer.Option(
+            help="False accept rates, separated by commas; default: 1e-4, or all FARs in the "
+            "results."
+        ),
+    ] = None,
     distractors: Annotated[
-        Path | None, typer.Option(help="Features of strangers, for smaller rates.")
+        Path | None, typer.Option(help="Features of distractors, which allow smaller FARs.")
     ] = None,
     resamples: Annotated[
         int, typer.Option(min=2, help="Bootstrap replicates for the intervals.")
     ] = 1000,
-    save: Annotated[bool, typer.Option(help="Keep them in the model, or only show them.")] = True,
+    save: Annotated[bool, typer.Option(help="Save the thresholds in the model.")] = True,
 ) -> None:
-    """Choose the cosine above which two faces are taken for one person."""
+    """Choose the cosine above which two faces are accepted as the same person."""
     from rich.table import Table
 
     from margrave.cli.console import Console
-    from margrave.cli.judge import open_features
-    from margrave.cli.options import numbers
+    from margrave.cli.options import numbers, open_features
     from margrave.cli.progress import counted
     from margrave.cli.tables import interval_text, percent
-    from margrave.inference import (
-        check_made_by,
+    from margrave.evaluation import is_results, read_results
+    from margrave.protocols import (
+        EvaluationOptions,
+        check_features_match_model,
         choose_operating_points,
+        measure_reference,
+        points_of_result,
         save_operating_points,
     )
 
     console = Console(highlight=False)
-    targets = numbers("--far", far)
-    store = open_features(console, features)
-    check_made_by(model, store)
-    others = None if distractors is None else open_features(console, distractors)
-    with counted(console, "comparing") as progress:
-        points = choose_operating_points(
-            store, targets, others, resamples=resamples, progress=progress
-        )
-    if save:
-        save_operating_points(model, points)
+    targets = None if far is None else numbers("--far", far)
+    reference = None
+    if is_results(source):
+        if distractors is not None:
+            raise ValueError(f"{source} contains results; leave out --distractors")
+        results = read_results(source)
+        result = next((each for each in results if each.protocol == "all-to-all"), results[0])
+        check_features_match_model(model, result.origin, f"the results in {source}")
+        points = points_of_result(result, targets)
+    else:
+        features = open_features(console, source)
+        check_features_match_model(model, features.origin, f"the features in {source}")
+        others = None if distractors is None else open_features(console, distractors)
+        with counted(console, "comparing") as progress:
+            options = EvaluationOptions(resamples=resamples, progress=progress)
+            points = choose_operating_points(features, targets or [1e-4], others, options)
+        reference = measure_reference(features)
     table = Table("FAR", "cosine threshold", "95 % interval", "TAR %", "95 % interval")
     for point in points:
-        around = point.threshold_interval
+        interval = point.threshold_interval
         table.add_row(
             f"{point.far:g}",
             f"{point.threshold:.4f}",
-            "-" if around is None else f"{around[0]:.4f} to {around[1]:.4f}",
+            "-" if interval is None else f"{interval[0]:.4f} to {interval[1]:.4f}",
             percent(point.true_accept_rate),
             interval_text(point.true_accept_interval),
         )
     console.print(table)
-    console.print(
-        f"from {points[0].measured_on}, {points[0].impostors:,} impostor pairs", markup=False
-    )
+    impostors = f"{points[0].impostors:,} impostor pairs"
+    if distractors is not None:
+        impostors += f", including those with the distractors in {distractors}"
+    console.print(f"from {points[0].measured_on}; {impostors}", markup=False, soft_wrap=True)
+    if reference is not None and reference.calibration is not None:
+        calibration = reference.calibration
+        console.print(
+            f"evidence: ln(likelihood ratio) = {calibration.slope:.2f} x cosine "
+            f"{calibration.offset:+.2f}, fitted on {calibration.people} identities; Cllr on the "
+            f"others is {calibration.cllr:.3f} bits (minimum {calibration.cllr_min:.3f}; 1 means "
+            "no information)",
+            markup=False,
+            soft_wrap=True,
+        )
+    elif reference is not None:
+        console.print(
+            "evidence: not calibrated, because too few identities have two images", markup=False
+        )
     if save:
-        console.print(f"kept in {model}; margrave verify decides by it", markup=False)
+        path = save_operating_points(model, points, reference)
+        console.print(f"saved in {path}; margrave verify will use them", markup=False)

@@ -1,4 +1,4 @@
-"""``margrave train``: a recipe, your data, a model."""
+"""``margrave train``: train a model by a recipe on your data."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,13 +10,15 @@ def train(
     context: typer.Context,
     recipes: Annotated[
         list[str] | None,
-        typer.Argument(help="Recipes (`margrave recipes`) or YAML files, merged in order."),
+        typer.Argument(
+            help="Recipes (`margrave recipes`) or YAML files, merged in order; default: small."
+        ),
     ] = None,
     data: Annotated[
         str | None,
         typer.Option(
-            help="A folder with one subfolder per identity, InsightFace's records, or shards, "
-            "which may lie at an address (https://…, s3://…)."
+            help="Training images: a folder with one subfolder per identity, InsightFace's "
+            "records, or shards, which may be remote (https://…, s3://…)."
         ),
     ] = None,
     loss: Annotated[
@@ -24,43 +26,48 @@ def train(
     ] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="The run's folder.")] = None,
     settings: Annotated[
-        list[str] | None, typer.Option("--set", help="Any setting: training.epochs=5.")
+        list[str] | None,
+        typer.Option("--set", help="Change any setting, such as training.epochs=5; repeatable."),
     ] = None,
-    resume: Annotated[Path | None, typer.Option(help="Go on with the run in this folder.")] = None,
+    resume: Annotated[Path | None, typer.Option(help="Resume the run in this folder.")] = None,
     trust_code: Annotated[
         bool,
-        typer.Option("--trust-code", help="With --resume: import and run code that the run names."),
+        typer.Option(
+            "--trust-code", help="With --resume: import and run custom code that the run names."
+        ),
     ] = False,
     devices: Annotated[
-        int, typer.Option(min=1, help="Processes on this machine, one per GPU if there are any.")
+        int, typer.Option(min=1, help="Number of processes on this machine, one per GPU.")
     ] = 1,
 ) -> None:
-    """Train a model; stop at any moment and go on with --resume.
+    """Train a model; you can stop it at any time and resume it with --resume.
 
     On several machines: torchrun --nnodes … --nproc-per-node … -m margrave train ….
     """
     from margrave.cli.console import Console
-    from margrave.cli.processes import share_out
-    from margrave.cli.running import Run, show
-    from margrave.config import merge, parse_overrides, read_config, read_run_config
-    from margrave.data import recognise
-    from margrave.distributed import RankError, has_launcher
+    from margrave.cli.options import show_results
+    from margrave.cli.processes import relaunch
+    from margrave.cli.run_events import ConsoleEvents
+    from margrave.config import merge, parse_overrides, read_config
+    from margrave.data import detect_source
+    from margrave.distributed import RankError, current_launch, has_launcher
+    from margrave.runs import Run, RunFolder
     from margrave.training import latest_checkpoint
 
     console = Console(highlight=False)
     overrides: dict[str, Any] = parse_overrides(settings or [])
     if data is not None:
         overrides = merge(
-            {"data": {"train": recognise(data if "://" in data else Path(data).resolve())}},
+            {"data": {"train": detect_source(data if "://" in data else Path(data).resolve())}},
             overrides,
         )
     if resume is not None:
         if any((recipes, loss, output)):
             raise ValueError(
-                "--resume goes on with the run's own configuration; beside it only --set and, "
-                "where the images have moved, --data"
+                "--resume uses the run's own configuration; besides it, give only --set, and "
+                "--data if the images have moved"
             )
-        config, folder = read_run_config(resume, overrides, trust_code), resume
+        config, folder = RunFolder(resume).read_config(overrides, trust_code), resume
     else:
         if loss is not None:
             overrides = merge({"loss": {"kind": loss}}, overrides)
@@ -68,32 +75,40 @@ def train(
         folder = output or Path("runs") / Path((recipes or ["small"])[-1]).stem
         if latest_checkpoint(folder):
             raise ValueError(
-                f"{folder} holds a run already: go on with --resume {folder}, "
-                "or choose another --output"
+                f"{folder} already contains a run: resume it with --resume {folder}, or choose "
+                "another --output"
             )
     try:
         try:
-            if share_out(context, devices):
+            if relaunch(context, devices):
                 return
         except RankError as error:
-            again = f"\n  go on with: margrave train --resume {folder} --devices {devices}"
-            raise ValueError(f"{error}{again if latest_checkpoint(folder) else ''}") from error
-        run = Run(config, folder, console)
+            hint = f"\n  resume with: margrave train --resume {folder} --devices {devices}"
+            raise ValueError(f"{error}{hint if latest_checkpoint(folder) else ''}") from error
+        console.quiet = current_launch().rank > 0
+        run = Run(config, folder, ConsoleEvents(console))
         checkpoint = latest_checkpoint(folder)
         if checkpoint is not None:
-            console.print(f"going on from {checkpoint}", markup=False, soft_wrap=True)
+            console.print(f"resuming from {checkpoint}", markup=False, soft_wrap=True)
         training = run.open_training(resume is not None)
-        judged = run.train(training, resume=checkpoint is not None)
+        results = run.train(training, resume=checkpoint is not None)
     except OSError as error:
-        again = f"\n  go on with: margrave train --resume {folder}"
-        raise ValueError(f"{error}{again if latest_checkpoint(folder) else ''}") from error
+        hint = f"\n  resume with: margrave train --resume {folder}"
+        raise ValueError(f"{error}{hint if latest_checkpoint(folder) else ''}") from error
     except KeyboardInterrupt:
         if not has_launcher():
-            console.print(f"stopped; go on with: margrave train --resume {folder}", markup=False)
+            hint = f"resume with: margrave train --resume {folder}"
+            if not latest_checkpoint(folder):
+                hint = "there is no checkpoint yet, so start again with the same command"
+            console.print(f"stopped; {hint}", markup=False)
         raise typer.Exit(130) from None
-    show(console, judged)
-    written = "model, results and curves" if judged else "model and curves"
+    show_results(console, results)
+    written = "model, results and curves" if results else "model and curves"
     console.print(f"{written} are in {folder}", markup=False, soft_wrap=True)
-    if not judged:
-        said = f"judge it on people it has not seen: margrave evaluate {folder} OTHER_FACES/"
-        console.print(said, markup=False, soft_wrap=True)
+    if not results:
+        console.print(
+            "evaluate it on identities that are not in the training set: "
+            f"margrave evaluate pairs {folder} --images OTHER_FACES/",
+            markup=False,
+            soft_wrap=True,
+        )

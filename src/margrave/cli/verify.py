@@ -1,40 +1,73 @@
-"""``margrave verify``: are these two faces one person?"""
+"""``margrave verify``: decide whether two photos show the same person."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from margrave.cli.matching import (
+    AlignedOption,
+    DetectorOption,
+    DeviceOption,
+    FarOption,
+    FloorOption,
+    JsonOption,
+    ModelOption,
+    TrustOption,
+    UncheckedOption,
+)
+
 
 def verify(
-    model: Annotated[Path, typer.Argument(help="A model file, a run's folder, or an .onnx file.")],
-    first: Annotated[Path, typer.Argument(help="An aligned crop of a face.")],
-    second: Annotated[Path, typer.Argument(help="Another.")],
-    far: Annotated[
-        float | None, typer.Option(help="Which kept threshold; else that of the smallest FAR.")
-    ] = None,
-    trust_code: Annotated[
-        bool, typer.Option(help="Import a network of somebody's own that the model names.")
-    ] = False,
+    images: Annotated[list[Path], typer.Argument(metavar="FIRST SECOND", help="The two photos.")],
+    model: ModelOption = "baseline",
+    yunet: DetectorOption = None,
+    aligned: AlignedOption = False,
+    unchecked: UncheckedOption = False,
+    face: Annotated[
+        str,
+        typer.Option(
+            help="Which of several faces: auto (the largest, if clearly larger), largest, or all "
+            "(the most similar pair)."
+        ),
+    ] = "auto",
+    far: FarOption = None,
+    quality_floor: FloorOption = 0.5,
+    device: DeviceOption = None,
+    trust_code: TrustOption = False,
+    as_json: JsonOption = False,
 ) -> None:
-    """Decide by the threshold kept with the model; exit status 3 if they are two people."""
-    from margrave.cli.console import Console
-    from margrave.data import decode_image
-    from margrave.files import read_bytes
-    from margrave.inference import decide, load_embedder
+    """Decide whether two photos show the same person; exit status 3 if they do not.
 
-    embedder = load_embedder(model, trust_code=trust_code)
-    faces = []
-    for path in (first, second):
-        try:
-            faces.append(decode_image(read_bytes(path), str(path)))
-        except OSError as error:
-            raise ValueError(f"{path} cannot be read ({error.strerror})") from None
-    found = decide(embedder, faces[0], faces[1], far)
-    Console(highlight=False).print(
-        f"{'one person' if found.same else 'two people'}: cosine {found.cosine:.4f}, threshold "
-        f"{found.point.threshold:.4f} (FAR {found.point.far:g}, {found.point.measured_on})",
-        markup=False,
+    The decision uses a threshold that margrave threshold has saved in the model.
+    """
+    import json
+
+    from margrave.cli.console import Console
+    from margrave.cli.matching import open_matcher, verification_record, verification_text
+
+    if len(images) != 2:
+        hint = ""
+        if len(images) == 3 and images[0].suffix in (".safetensors", ".onnx"):
+            hint = f": margrave verify {images[1]} {images[2]} --model {images[0]}"
+        raise ValueError(f"{len(images)} files given; give two photos{hint}")
+    first, second = images
+    matcher = open_matcher(
+        model,
+        yunet=yunet,
+        aligned=aligned,
+        unchecked=unchecked,
+        far=far,
+        quality_floor=quality_floor,
+        device=device,
+        trust_code=trust_code,
     )
-    # Errors end with 1, a mistyped command with 2.
-    raise typer.Exit(0 if found.same else 3)
+    matcher.point()
+    result = matcher.verify(first, second, which=face)  # pyright: ignore[reportArgumentType]
+    if as_json:
+        typer.echo(json.dumps(verification_record(result)))
+    else:
+        text = verification_text(matcher, result)
+        Console(highlight=False).print(text, markup=False, soft_wrap=True)
+    # Exit status 1 means an error, 2 an invalid command line.
+    raise typer.Exit(0 if result.same else 3)

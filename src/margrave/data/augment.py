@@ -1,4 +1,4 @@
-"""Random changes to a training image: AdaFace's low-quality set, a flip, grey, a small motion."""
+"""Augmentation: AdaFace's crop, resolution and photometric changes; flip, gray, small motions."""
 
 from __future__ import annotations
 
@@ -25,34 +25,36 @@ Step = Callable[[np.ndarray, np.random.Generator], np.ndarray]
 
 @dataclass(frozen=True, kw_only=True)
 class Augmentation:
-    """Change an image at random, in the order of the fields; probabilities of 0 switch a step off.
+    """Random changes of an image, applied in the order of the fields.
 
-    Randomness comes from the generator given with each image and from nowhere else.
+    A probability of 0 disables a change. All random numbers come from the generator that is passed
+    with each image.
 
     Attributes:
-        motion: probability of a random rotation, scaling and shift, the border replicated.
-        motion_rotation: largest rotation either way, degrees.
-        motion_scale: smallest and largest scale.
-        motion_shift: largest shift either way along each axis, as a share of the side.
+        motion: probability of a random rotation, scaling and shift; borders are replicated.
+        motion_rotation: maximum rotation in either direction, in degrees.
+        motion_scale: minimum and maximum scale.
+        motion_shift: maximum shift in either direction along each axis, as a fraction of the side.
         flip: probability of a horizontal flip.
-        crop: probability of blackening everything but a random rectangle, which stays in place.
-        crop_area: smallest and largest share of the area that stays.
-        crop_ratio: smallest and largest width / height of what stays, drawn in logarithm.
+        crop: probability of blackening everything outside a random rectangle.
+        crop_area: minimum and maximum fraction of the area that is kept.
+        crop_ratio: minimum and maximum width / height of the rectangle; drawn log-uniformly.
         low_resolution: probability of resampling to a small square and back, each way with one of
             OpenCV's five interpolations.
-        low_resolution_side: smallest and largest side of the small square, as a share of the side.
+        low_resolution_side: minimum and maximum side of the small square, as a fraction of
+            the side.
         photometric: probability of changing brightness, contrast and saturation in random order.
-        brightness: its factor is uniform in 1 ± this (never below 0).
-        contrast: the same about the mean grey.
-        saturation: the same about each pixel's grey.
-        grey: probability of removing all colour.
+        brightness: range r of the brightness factor, uniform in [max(0, 1 − r), 1 + r].
+        contrast: range of the contrast factor about the mean gray, likewise.
+        saturation: range of the saturation factor about each pixel's gray, likewise.
+        gray: probability of converting to grayscale.
 
     Source: AdaFace (CVPR 2022), supplementary material and official code, for crop, low_resolution
     and photometric.
 
     >>> image = np.arange(48, dtype=np.uint8).reshape(4, 4, 3)
-    >>> mirrored = Augmentation(flip=1.0)(image, np.random.default_rng(0))
-    >>> bool((mirrored == image[:, ::-1]).all())
+    >>> flipped = Augmentation(flip=1.0)(image, np.random.default_rng(0))
+    >>> bool((flipped == image[:, ::-1]).all())
     True
     """
 
@@ -70,7 +72,7 @@ class Augmentation:
     brightness: float = 0.5
     contrast: float = 0.5
     saturation: float = 0.5
-    grey: float = 0.0
+    gray: float = 0.0
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -82,23 +84,23 @@ class Augmentation:
                         "the smaller first"
                     )
             elif not value >= 0:
-                raise ValueError(f"augmentation {field.name} = {value!r}; it cannot be negative")
-        for name in ("motion", "flip", "crop", "low_resolution", "photometric", "grey"):
+                raise ValueError(f"augmentation {field.name} = {value!r}; it must not be negative")
+        for name in ("motion", "flip", "crop", "low_resolution", "photometric", "gray"):
             if getattr(self, name) > 1:
                 raise ValueError(
                     f"augmentation {name} = {getattr(self, name)!r} is a probability; "
                     "give a number from 0 to 1"
                 )
         if self.crop_area[1] > 1 or self.low_resolution_side[1] > 1:
-            raise ValueError("augmentation crop_area and low_resolution_side are shares; at most 1")
+            raise ValueError("augmentation crop_area and low_resolution_side must be at most 1")
 
     @classmethod
     def adaface(cls, **changes: Any) -> Augmentation:
-        """AdaFace's training augmentation: a flip, and its three others with probability 0.2."""
+        """AdaFace's augmentation: flip; crop, low_resolution, photometric with probability 0.2."""
         return cls(**{"crop": 0.2, "low_resolution": 0.2, "photometric": 0.2, **changes})
 
     def __call__(self, image: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-        """The (height, width, 3) uint8 RGB image, changed; the given one stays as it is."""
+        """Return the augmented (height, width, 3) uint8 RGB image; the input is not modified."""
         for probability, step in self._steps:
             if generator.random() < probability:
                 image = step(image, generator)
@@ -106,14 +108,14 @@ class Augmentation:
 
     @cached_property
     def _steps(self) -> list[tuple[float, Step]]:
-        """What may happen, and how likely it is."""
+        """(probability, step) of the enabled steps."""
         steps = (
             (self.motion, self._move),
             (self.flip, self._flip),
             (self.crop, self._crop),
             (self.low_resolution, self._lower_resolution),
-            (self.photometric, self._change_light),
-            (self.grey, self._remove_colour),
+            (self.photometric, self._change_photometry),
+            (self.gray, self._remove_color),
         )
         return [(probability, step) for probability, step in steps if probability > 0]
 
@@ -122,7 +124,7 @@ class Augmentation:
         angle = generator.uniform(-self.motion_rotation, self.motion_rotation)
         scale = generator.uniform(*self.motion_scale)
         shift = generator.uniform(-self.motion_shift, self.motion_shift, 2) * (width, height)
-        # Pixel centres lie at whole coordinates, so the middle of the image is half a pixel less.
+        # Pixel centers have integer coordinates, so the image center is (side - 1) / 2.
         matrix = cv2.getRotationMatrix2D(((width - 1) / 2, (height - 1) / 2), angle, scale)
         matrix[:, 2] += shift
         return cv2.warpAffine(image, matrix, (width, height), borderMode=cv2.BORDER_REPLICATE)
@@ -150,7 +152,7 @@ class Augmentation:
                 top = int(generator.integers(image_height - height + 1))
                 left = int(generator.integers(image_width - width + 1))
                 return top, left, height, width
-        # The largest centred rectangle of an allowed ratio.
+        # No attempt fitted: use the largest centered rectangle of an allowed ratio.
         ratio = min(max(image_width / image_height, self.crop_ratio[0]), self.crop_ratio[1])
         width = min(image_width, round(image_height * ratio))
         height = min(image_height, round(image_width / ratio))
@@ -163,22 +165,22 @@ class Augmentation:
         small = cv2.resize(image, (side, side), interpolation=down)
         return cv2.resize(small, (width, height), interpolation=up)
 
-    def _change_light(self, image: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+    def _change_photometry(self, image: np.ndarray, generator: np.random.Generator) -> np.ndarray:
         ranges = (self.brightness, self.contrast, self.saturation)
         for which in generator.permutation(3):
-            reach = ranges[which]
-            factor = generator.uniform(max(0.0, 1 - reach), 1 + reach)
+            spread = ranges[which]
+            factor = generator.uniform(max(0.0, 1 - spread), 1 + spread)
             if which == 0:
                 image = _blend(image, 0.0, factor)
             elif which == 1:
-                mean_grey = cv2.mean(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY))[0]
-                image = _blend(image, math.floor(mean_grey + 0.5), factor)
+                mean_gray = cv2.mean(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY))[0]
+                image = _blend(image, math.floor(mean_gray + 0.5), factor)
             else:
-                colourless = self._remove_colour(image, generator)
-                image = cv2.addWeighted(image, factor, colourless, 1 - factor, 0)
+                gray = self._remove_color(image, generator)
+                image = cv2.addWeighted(image, factor, gray, 1 - factor, 0)
         return image
 
-    def _remove_colour(self, image: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+    def _remove_color(self, image: np.ndarray, generator: np.random.Generator) -> np.ndarray:
         return cv2.cvtColor(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
 
 

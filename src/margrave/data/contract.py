@@ -1,43 +1,54 @@
-"""What every set of face images offers, wherever its pixels come from."""
+"""The registry of image sources, and the rules by which each recognizes its paths."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Protocol, runtime_checkable
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
-import numpy as np
+from margrave.images import ReadableImages
+from margrave.registry import Registry
 
-
-@runtime_checkable
-class ReadableImages(Protocol):
-    """N images, read one at a time."""
-
-    def __len__(self) -> int: ...
-
-    def name(self, index: int) -> str:
-        """The file or record the image comes from, for messages."""
-        ...
-
-    def read(self, index: int) -> np.ndarray:
-        """The image as (height, width, 3) uint8, RGB.
-
-        Raises:
-            ValueError: the image cannot be read, naming the file and the reason.
-        """
-        ...
+Source = TypeVar("Source", bound=Callable[..., Any])
+Detect = Callable[[str], Mapping[str, Any] | None]
 
 
-@runtime_checkable
-class FaceImages(ReadableImages, Protocol):
-    """N labelled face images.
+class Sources(Registry[Callable[..., ReadableImages]]):
+    """Image sources by name, each with an optional rule that recognizes its paths.
 
-    Attributes:
-        labels: (N,) int64, the class of each image, 0 ≤ label < len(class_names).
-        class_names: the identity behind each label.
+    >>> sources = Sources("data set")
+    >>> sources.register("files", lambda path: {"root": path})(dict)
+    <class 'dict'>
+    >>> sources.detect("faces")
+    {'kind': 'files', 'root': 'faces'}
     """
 
-    @property
-    def labels(self) -> np.ndarray: ...
+    def __init__(self, noun: str) -> None:
+        super().__init__(noun)
+        self._rules: list[tuple[int, str, Detect]] = []
 
-    @property
-    def class_names(self) -> Sequence[str]: ...
+    def register(
+        self, name: str, detect: Detect | None = None, priority: int = 0
+    ) -> Callable[[Source], Source]:
+        """Decorator that registers a class or function under a name.
+
+        Args:
+            name: the ``kind`` of the source.
+            detect: returns the source's settings for a path or URL, or None if it has another
+                format. It may inspect files, but must not read images.
+            priority: if several rules match, the highest priority wins, then the first name in
+                alphabetical order.
+        """
+        if detect is not None:
+            self._rules.append((-priority, name, detect))
+        return super().register(name)
+
+    def detect(self, path: str) -> dict[str, Any] | None:
+        """``{"kind": name, **settings}`` for a path or URL; None if no source recognizes it."""
+        for _, name, detect in sorted(self._rules, key=lambda rule: rule[:2]):
+            settings = detect(path)
+            if settings is not None:
+                return {"kind": name, **settings}
+        return None
+
+
+SOURCES = Sources("data set")

@@ -1,4 +1,4 @@
-"""Bytes of an image file -> RGB pixels, refusing what OpenCV would quietly half-decode."""
+"""Decode image files to RGB pixels; rejects files that OpenCV would decode only partially."""
 
 from __future__ import annotations
 
@@ -14,65 +14,65 @@ Fit = Literal["crop", "stretch", "pad"]
 
 MAXIMUM_PIXELS = 64_000_000
 
-# Inside a scan 0xFF is data when 0x00 follows, and a restart when 0xD0-0xD7 does; anything else is
-# the next marker, so the same search serves headers and scans alike.
+# Inside a scan, 0xFF followed by 0x00 is data and by 0xD0-0xD7 a restart; anything else is the next
+# marker. One search therefore works for headers and scans.
 _JPEG_MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]", re.DOTALL)
 _JPEG_END = b"\xff\xd9"
 _JPEG = b"\xff\xd8\xff"
 _JPEG_SCAN = b"\xff\xda"
 _JPEG_END_OF_IMAGE = 0xD9
-_USUAL_SCANS, _MOST_SCANNED = 20, 1_000_000_000
+_USUAL_SCANS, _MAX_SCANNED_PIXELS = 20, 1_000_000_000
 _JPEG_WITHOUT_LENGTH = (0x01, 0xD8)
 _JPEG_SEGMENTS = frozenset((*range(0xE0, 0xF0), 0xDB, 0xC4, 0xDD, 0xFE))
 _JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _PNG_DEFLATED = (b"zTXt", b"iTXt", b"iCCP")
-_MOST_INFLATED, _LARGEST_CHUNK, _MOST_TEXT = 1032, 8_000_000, 256_000_000
-"""How often deflate can repeat a byte; what libpng unpacks of a chunk at most; of all together."""
+_MAX_DEFLATE_RATIO, _MAX_CHUNK_BYTES, _MAX_TEXT_BYTES = 1032, 8_000_000, 256_000_000
+"""Deflate's maximum compression ratio; libpng's limits for an unpacked chunk and for all chunks."""
 _NETPBM = re.compile(rb"P[2356](?:\s|#[^\n]*\n)+(\d{1,9})(?:\s|#[^\n]*\n)+(\d{1,9})\s")
 
 
 class _Truncated(Exception):
-    """The file ends before its image does."""
+    """The file ends before the image does."""
 
 
-class _Refused(Exception):
-    """The file could ask for more than an image needs."""
+class _Unsafe(Exception):
+    """Decoding the file could take excessive memory or time."""
 
 
 def decode_image(data: bytes, name: str, maximum_pixels: int = MAXIMUM_PIXELS) -> np.ndarray:
-    """The image as (height, width, 3) uint8 RGB, turned upright as its EXIF orientation says.
+    """The image as (height, width, 3) uint8 RGB, rotated upright by its EXIF orientation.
 
-    Reads JPEG, PNG, WebP, BMP and PGM/PPM. Grey becomes three equal channels, 16 bits become 8, an
-    alpha channel is dropped.
+    Reads JPEG, PNG, WebP, BMP and PGM/PPM. Grayscale becomes three equal channels, 16 bits become
+    8, and an alpha channel is dropped.
 
     Args:
         data: the file's bytes.
-        name: what messages call it.
-        maximum_pixels: refuse to decode an image that declares more pixels than this.
+        name: the file's name, for messages.
+        maximum_pixels: reject an image that declares more pixels.
 
     Raises:
-        ValueError: not an image of a known format, truncated, broken or too large.
+        ValueError: the format is unknown, or the file is truncated, broken or too large.
 
     >>> pixels = np.full((2, 3), 7, np.uint8)
-    >>> decode_image(cv2.imencode(".png", pixels)[1].tobytes(), "grey.png").shape
+    >>> decode_image(cv2.imencode(".png", pixels)[1].tobytes(), "gray.png").shape
     (2, 3, 3)
     """
     if not data:
-        raise ValueError(f"{name} is empty; fetch or copy it again, or remove it")
+        raise ValueError(f"{name} is empty; download or copy it again, or remove it")
     measure = next((size for start, size in _FORMATS if data.startswith(start)), None)
     if measure is None:
         raise ValueError(
-            f"{name} is not an image of a known format (it begins with {data[:8]!r}); "
+            f"{name} is not an image of a supported format (it begins with {data[:8]!r}); "
             "convert it to JPEG, PNG, WebP, BMP or PPM, or remove it"
         )
     try:
         height, width = measure(data)
     except (_Truncated, struct.error):
         raise ValueError(
-            f"{name} is truncated after {len(data)} bytes; fetch or copy it again, or remove it"
+            f"{name} is truncated after {len(data)} bytes; download or copy it again, or remove it"
         ) from None
-    except _Refused as error:
-        raise ValueError(f"{name} {error}; it is refused: save it anew, or remove it") from None
+    except _Unsafe as error:
+        raise ValueError(f"{name} {error}; re-save the image, or remove it") from None
     if data.startswith(_JPEG):
         _check_scans(data, height * width, name)
     if height * width > maximum_pixels:
@@ -85,16 +85,18 @@ def decode_image(data: bytes, name: str, maximum_pixels: int = MAXIMUM_PIXELS) -
     except cv2.error as error:
         raise ValueError(_broken(name, error.err)) from None
     if image is None:
-        raise ValueError(_broken(name, "the decoder gave up"))
+        raise ValueError(_broken(name, "the decoder failed"))
     return image
 
 
 def fit_image(image: np.ndarray, size: int, how: Fit = "crop") -> np.ndarray:
-    """The (height, width, 3) image as (size, size, 3): area-averaged down, bilinear up.
+    """Fit an image to (size, size, 3): shrink by area averaging, enlarge bilinearly.
 
     Args:
-        how: ``crop`` keeps the largest centred square, ``stretch`` ignores the aspect ratio,
-            ``pad`` keeps everything and adds black borders.
+        image: (height, width, 3).
+        size: side in pixels.
+        how: ``crop`` keeps the largest centered square, ``stretch`` ignores the aspect ratio,
+            ``pad`` keeps the whole image and adds black borders.
 
     >>> fit_image(np.zeros((50, 80, 3), np.uint8), 112, "pad").shape
     (112, 112, 3)
@@ -125,13 +127,13 @@ def _resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def _broken(name: str, reason: str) -> str:
-    return f"{name} cannot be decoded ({reason}); the file is broken: replace or remove it"
+    return f"{name} cannot be decoded ({reason}); the file is broken; replace or remove it"
 
 
 def _jpeg_size(data: bytes) -> tuple[int, int]:
     height, width, position = 0, 0, 2
     if data.endswith(_JPEG_END) and len(data) > 12:
-        # Most files end with their image and begin with segments that say how long they are.
+        # Fast path: most files end with the image and begin with segments that declare a length.
         while data[position] == 0xFF and data[position + 1] in _JPEG_SEGMENTS:
             position += 2 + (data[position + 2] << 8 | data[position + 3])
             if position + 9 > len(data):
@@ -146,7 +148,7 @@ def _jpeg_size(data: bytes) -> tuple[int, int]:
             return height, width
         if code in _JPEG_WITHOUT_LENGTH:
             continue
-        # Decoders go by the first of several frames.
+        # Decoders use the first of several frames.
         if code in _JPEG_FRAMES and not height:
             height, width = struct.unpack_from(">HH", data, position + 3)
         position += int.from_bytes(data[position : position + 2], "big")
@@ -154,13 +156,13 @@ def _jpeg_size(data: bytes) -> tuple[int, int]:
 
 
 def _check_scans(data: bytes, pixels: int, name: str) -> None:
-    """Refuse a progressive JPEG that goes over its pixels again and again in a few bytes each."""
-    # Within a scan 0xFF is never followed by this; thumbnails have a few of their own.
+    """Reject a progressive JPEG with a huge number of scans, since each takes time to decode."""
+    # These bytes never occur within a scan's data; embedded thumbnails add a few scans.
     scans = data.count(_JPEG_SCAN)
-    if scans > _USUAL_SCANS and scans * pixels > _MOST_SCANNED:
+    if scans > _USUAL_SCANS and scans * pixels > _MAX_SCANNED_PIXELS:
         raise ValueError(
-            f"{name} goes over its {pixels} pixels {scans} times, which no camera's files do; "
-            "it is refused: save it anew, or remove it"
+            f"{name} has {scans} scans of {pixels} pixels, which would take too long to decode; "
+            "re-save the image, or remove it"
         )
 
 
@@ -172,10 +174,10 @@ def _png_size(data: bytes) -> tuple[int, int]:
             raise _Truncated
         length = int.from_bytes(data[position : position + 4], "big")
         if chunk in _PNG_DEFLATED:
-            # The decoder unpacks and keeps all of them.
-            text += min(length * _MOST_INFLATED, _LARGEST_CHUNK)
-            if text > _MOST_TEXT:
-                raise _Refused("holds packed text that could unpack to more than any image's")
+            # The decoder unpacks all of these chunks and keeps them in memory.
+            text += min(length * _MAX_DEFLATE_RATIO, _MAX_CHUNK_BYTES)
+            if text > _MAX_TEXT_BYTES:
+                raise _Unsafe("contains compressed text that could take too much memory")
         position += 12 + length
     return height, width
 
@@ -198,8 +200,8 @@ def _webp_size(data: bytes) -> tuple[int, int]:
 
 
 def _bmp_size(data: bytes) -> tuple[int, int]:
-    # The pixels' offset, then a header that is 12 bytes long in OS/2's old form; a negative height
-    # means top row first.
+    # The offset of the pixels, then a header, which has 12 bytes in the old OS/2 format. A negative
+    # height means that the top row comes first.
     offset, header = struct.unpack_from("<II", data, 10)
     width, height = struct.unpack_from("<HH" if header == 12 else "<ii", data, 18)
     bits = struct.unpack_from("<H", data, 24 if header == 12 else 28)[0]

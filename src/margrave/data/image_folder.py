@@ -1,99 +1,126 @@
-"""Images that lie in folders, one folder per identity."""
+"""Image files: one folder per identity, or any list of files."""
 
 from __future__ import annotations
 
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from margrave.data.contract import SOURCES
 from margrave.data.decode import MAXIMUM_PIXELS, decode_image
-from margrave.files import ordinary, read_bytes
+from margrave.data.labels import number_labels
+from margrave.files import open_regular, read_bytes
+from margrave.images import FaceImages, ReadableImages
 
 EXTENSIONS = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".ppm", ".pgm")
 OTHER_EXTENSIONS = (".tif", ".tiff", ".gif", ".heic", ".heif", ".avif", ".jp2", ".jxl")
-"""Images too, but of formats that are not read."""
+"""Image formats that are not supported, to report them."""
 
 
-class ImageFiles:
-    """Image files below a folder, read by position.
+def _single_file(path: str) -> Mapping[str, Any] | None:
+    folder, name = os.path.split(path)
+    is_file = _is_image(name) and os.path.isfile(path)
+    return {"root": folder or ".", "paths": [name]} if is_file else None
+
+
+@SOURCES.register("files", detect=_single_file)
+class ImageFiles(ReadableImages):
+    """Image files below a folder.
 
     Args:
         root: the folder.
-        paths: where each image lies, relative to ``root``.
-        maximum_pixels: larger images are refused unread, see ``decode_image``.
+        paths: each image's path, relative to ``root``; by default every image in the folder and
+            its subfolders, in natural order.
+        maximum_pixels: images with more pixels are rejected, see ``decode_image``.
+        labels: one label of any hashable type per image, numbered in order of first appearance.
+
+    Raises:
+        ValueError: no images, or the number of labels is wrong.
     """
 
     def __init__(
-        self, root: str | Path, paths: Sequence[str], maximum_pixels: int = MAXIMUM_PIXELS
+        self,
+        root: str | Path,
+        paths: Sequence[str] | None = None,
+        maximum_pixels: int = MAXIMUM_PIXELS,
+        labels: Sequence[Hashable] | np.ndarray | None = None,
     ) -> None:
         if isinstance(paths, str):
             raise ValueError(f"paths = {paths!r} is one path; give a list of them")
+        if paths is None and not (paths := image_paths(root)):
+            raise ValueError(
+                f"{root} and its subfolders contain no images; check the folder (links to folders "
+                "are not followed)"
+            )
+        if labels is not None:
+            self.labels, self.class_names = number_labels(labels, len(paths))
         self.root = Path(root)
         self._prefix = str(self.root)
         self.maximum_pixels = maximum_pixels
-        # One array instead of a Python string each: millions of strings would be copied into
-        # every worker as soon as their reference counts are touched.
+        # One array instead of Python strings: millions of strings would be copied into
+        # every worker as soon as their reference counts changed.
         self._paths = np.array([os.fsencode(path) for path in paths], dtype=np.bytes_)
 
     def __len__(self) -> int:
         return len(self._paths)
 
     def path(self, index: int) -> str:
-        """Where the image lies, relative to ``root``."""
+        """The image's path relative to ``root``."""
         return os.fsdecode(bytes(self._paths[index]))
 
     def name(self, index: int) -> str:
-        """Where the image lies, for messages."""
+        """The image's path, for messages."""
         return os.path.join(self._prefix, self.path(index))
 
     def read(self, index: int) -> np.ndarray:
         """The image as (height, width, 3) uint8, RGB.
 
         Raises:
-            ValueError: the file cannot be read or decoded, naming it and the reason.
+            ValueError: the file cannot be read or decoded; the message gives file and reason.
         """
         name = self.name(index)
         return decode_image(_content(name), name, self.maximum_pixels)
 
     def read_bytes(self, index: int) -> bytes:
-        """The image's file.
+        """The image's encoded file.
 
         Raises:
-            ValueError: it cannot be read, naming it.
+            ValueError: the file cannot be read; the message names it.
         """
         return _content(self.name(index))
 
 
 def _content(path: str) -> bytes:
-    """A file's bytes, in three calls to the system where Python's own files take eight."""
+    """A file's bytes, read by three system calls instead of the eight of `open`."""
     try:
-        file = ordinary(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+        file = open_regular(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
         try:
             size = os.fstat(file).st_size
             content = os.read(file, size)
         finally:
             os.close(file)
-        # What does not come at once, of networks, is read the patient way.
+        # Network file systems may return less than requested; then read again until the end.
         return content if len(content) == size else read_bytes(path)
     except OSError as error:
         raise ValueError(
-            f"{path} cannot be read ({error.strerror}); check that it exists and its rights"
+            f"{path} cannot be read ({error.strerror}); check the path and its permissions"
         ) from None
 
 
 def image_paths(
     root: str | Path, below: str | Path | None = None, others: list[str] | None = None
 ) -> list[str]:
-    """Images in a folder and those below it, in natural order; hidden ones are passed over.
+    """Paths of images in a folder and its subfolders, in natural order, without hidden ones.
 
     Args:
-        root: what the paths are relative to.
-        below: the folder to look in, by default the root.
-        others: where given, images of formats that are not read are added.
+        root: the folder that the paths are relative to.
+        below: the folder to search, by default `root`.
+        others: names of images in unsupported formats are appended to this list.
     """
     paths: list[str] = []
     for where, folders, files in os.walk(root if below is None else below):
@@ -107,26 +134,28 @@ def image_paths(
     return natural_sort(paths)
 
 
-class ImageFolder(ImageFiles):
-    """Labelled images: each folder directly below ``root`` is one identity.
+# The fallback for paths that no other source recognizes; opening one explains what is wrong.
+@SOURCES.register("folder", detect=lambda path: {"root": path}, priority=-1)
+class ImageFolder(ImageFiles, FaceImages):
+    """Labeled images: each folder directly below ``root`` is one identity.
 
-    An identity's images may lie in folders further down (a video each, say). Identities and files
-    are in natural order (``s2`` before ``s10``); hidden files and other extensions are ignored.
+    An identity's images may be in subfolders, for example one per video. Identities and files are
+    in natural order (``s2`` before ``s10``); hidden files and other extensions are ignored.
 
     Args:
-        root: the folder of the identities' folders.
-        minimum_images: leave out identities with fewer images.
-        maximum_pixels: larger images are refused unread, see ``decode_image``.
+        root: the folder that contains the identity folders.
+        minimum_images: skip identities with fewer images.
+        maximum_pixels: images with more pixels are rejected, see ``decode_image``.
 
     Attributes:
-        labels: (N,) int64.
-        class_names: the identities' folder names.
-        left_out: identities below ``minimum_images`` and how many images each has.
-        loose_images: how many images lie directly in ``root`` and therefore belong to nobody.
-        other_formats: how many images are of formats that are not read, by extension.
+        labels: (N,) int64, class of each image.
+        class_names: name of each identity's folder.
+        left_out: identities below ``minimum_images`` -> number of images.
+        loose_images: number of images directly in ``root``, which belong to no identity.
+        other_formats: images in unsupported formats, extension -> count.
 
     Raises:
-        ValueError: no such folder, no images, no identities' folders, or fewer than two identities.
+        ValueError: no such folder, no images, no identity folders, or fewer than two identities.
     """
 
     def __init__(
@@ -137,50 +166,57 @@ class ImageFolder(ImageFiles):
     ) -> None:
         root = Path(root)
         if not root.is_dir():
-            raise ValueError(f"{root} is not a folder; give the folder of the identities' folders")
+            raise ValueError(
+                f"{root} is not a folder; give the folder that contains the identity folders"
+                if root.exists()
+                else f"{root}: no such file or folder"
+            )
         visible = [entry for entry in root.iterdir() if not entry.name.startswith(".")]
         self.loose_images = sum(_is_image(entry.name) for entry in visible)
-        self.other_formats: Counter[str] = Counter()
-        found: dict[str, list[str]] = {}
-        self.left_out: dict[str, int] = {}
-        for folder in sorted((entry for entry in visible if entry.is_dir()), key=_natural_order):
-            paths = self._images_below(root, folder)
-            if len(paths) >= max(1, minimum_images):
-                found[folder.name] = paths
-            else:
-                self.left_out[folder.name] = len(paths)
-        self._check(root, len(found), minimum_images)
-        self.class_names: tuple[str, ...] = tuple(found)
-        self.labels: np.ndarray = np.repeat(
-            np.arange(len(found), dtype=np.int64), [len(paths) for paths in found.values()]
-        )
-        super().__init__(root, [path for paths in found.values() for path in paths], maximum_pixels)
-
-    def _images_below(self, root: Path, folder: Path) -> list[str]:
+        identities: dict[str, list[str]] = {}
+        left_out: dict[str, int] = {}
         others: list[str] = []
-        paths = image_paths(root, folder, others)
-        self.other_formats.update(os.path.splitext(name)[1].lower() for name in others)
-        return paths
+        for folder in sorted((entry for entry in visible if entry.is_dir()), key=_natural_order):
+            paths = image_paths(root, folder, others)
+            if len(paths) >= max(1, minimum_images):
+                identities[folder.name] = paths
+            else:
+                left_out[folder.name] = len(paths)
+        self.left_out = left_out
+        self.other_formats = Counter(os.path.splitext(name)[1].lower() for name in others)
+        self._check(root, len(identities), minimum_images)
+        self.class_names = tuple(identities)
+        self.labels: np.ndarray = np.repeat(
+            np.arange(len(identities), dtype=np.int64),
+            [len(paths) for paths in identities.values()],
+        )
+        super().__init__(
+            root, [path for paths in identities.values() for path in paths], maximum_pixels
+        )
 
     def _check(self, root: Path, identities: int, minimum_images: int) -> None:
         left_out_images = sum(self.left_out.values())
         if identities == 0 and left_out_images == 0 and self.loose_images:
             raise ValueError(
-                f"{root} holds {self.loose_images} images but no folder of images; "
-                "move each person's images into a folder of their own"
+                f"{root} contains {self.loose_images} images but no folders of images; "
+                "move each identity's images into its own folder"
             )
         if identities == 0 and left_out_images == 0:
-            others = self.other_formats.total()
+            others = sum(self.other_formats.values())
             raise ValueError(
-                f"{root} and the folders below hold no images ({', '.join(EXTENSIONS)}); "
-                + (f"convert the {others} of other formats" if others else "give")
-                + (" to JPEG or PNG" if others else " the folder of the identities' folders")
+                f"{root} and its subfolders contain no images ({', '.join(EXTENSIONS)}); "
+                + (f"convert the {others} images in other formats" if others else "give")
+                + (
+                    " to JPEG or PNG"
+                    if others
+                    else " the folder that contains the identity folders"
+                )
             )
         if identities < 2:
             raise ValueError(
-                f"{root} holds {identities} identities with at least {max(1, minimum_images)} "
-                f"images ({len(self.left_out)} have fewer) where two are the least; "
-                "add identities, lower minimum_images, or give the folder above or below"
+                f"{root} contains {identities} identities with at least {max(1, minimum_images)} "
+                f"images ({len(self.left_out)} have fewer), but training needs two; "
+                "add identities, lower minimum_images, or give the parent or a subfolder"
             )
 
 
@@ -189,7 +225,7 @@ def _is_image(name: str) -> bool:
 
 
 def natural_sort(names: Iterable[str]) -> list[str]:
-    """Names sorted with their digits read as numbers.
+    """Sort names, comparing digits as numbers.
 
     >>> natural_sort(["s10", "s2", "s1"])
     ['s1', 's2', 's10']
@@ -198,6 +234,6 @@ def natural_sort(names: Iterable[str]) -> list[str]:
 
 
 def _natural_order(name: str | Path) -> tuple[list[tuple[int, str]], str]:
-    # Splitting on digits alternates text and number, so equal places always compare alike.
+    # The split alternates text and numbers, so two names never compare a text with a number.
     parts = re.split(r"([0-9]+)", str(name))
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in parts], str(name)

@@ -1,7 +1,7 @@
-"""Batches for training: which images when, and how workers read and augment them.
+"""Training batches: the order of images, and how workers read and augment them.
 
-Every image depends on (seed, epoch, index) alone, so training resumed at any batch with any number
-of workers sees exactly the images it would have seen.
+Each augmented image depends only on (seed, epoch, index), so a training resumed at any batch with
+any number of workers reads exactly the same images as an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import signal
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import cv2
 import numpy as np
@@ -18,8 +18,8 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from margrave.data.augment import Augmentation
-from margrave.data.contract import FaceImages
 from margrave.data.decode import Fit, fit_image
+from margrave.data.sources import ImageSource, open_source
 from margrave.hardware import keep_freed_memory
 
 
@@ -34,13 +34,13 @@ class Unreadable:
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """What the training loop gets; B may be below the batch size, even 0.
+    """A batch of B training images; B may be smaller than the batch size, even 0.
 
     Attributes:
-        images: (B, 3, size, size) uint8, RGB, channels last in memory; see ``normalise``.
-        labels: (B,) int64.
-        indices: (B,) int64, where each image stands in the training set.
-        unreadable: the images that were dropped, and why.
+        images: (B, 3, size, size) uint8, RGB, channels last in memory; see ``normalize``.
+        labels: (B,) int64, class of each image.
+        indices: (B,) int64, index of each image in the training set.
+        unreadable: images that were dropped because they could not be read.
     """
 
     images: torch.Tensor
@@ -49,7 +49,7 @@ class Batch:
     unreadable: tuple[Unreadable, ...] = ()
 
     def pin_memory(self) -> Batch:
-        """The batch in page-locked memory; called by DataLoader(pin_memory=True)."""
+        """Copy the batch to page-locked memory; called by DataLoader(pin_memory=True)."""
         return Batch(
             self.images.pin_memory(),
             self.labels.pin_memory(),
@@ -59,23 +59,23 @@ class Batch:
 
 
 class EpochSampler(Sampler[list[tuple[int, int]]]):
-    """Batches of (epoch, index): in each epoch a new order, drawn from (seed, epoch) alone.
+    """Yields batches of (epoch, index); each epoch's order depends only on (seed, epoch).
 
-    All ranks draw the same order and share each step's images out as evenly as can be. Iterating
-    gives the rest of the epoch from the position that ``start_at`` set; the position is the whole
-    state, and means the same to any number of ranks.
+    All ranks draw the same order and split each step's images as evenly as possible. Iteration
+    yields the rest of the epoch after the position set by ``start_at``. The position is the full
+    state and does not depend on the number of ranks.
 
     Args:
         length: number of images.
         batch_size: images per step, over all ranks.
-        seed: of the orders.
-        drop_last: leave out the images that do not fill a step; otherwise the last step is smaller,
-            and a rank's part of it may be empty.
-        rank: which of the ranks this is.
-        world_size: how many there are.
+        seed: seeds the order of every epoch.
+        drop_last: drop the images at the end of an epoch that do not fill a step; otherwise the
+            last step is smaller, and a rank's part of it may be empty.
+        rank: rank of this process.
+        world_size: number of ranks.
 
     Raises:
-        ValueError: too few images for one step, a rank outside the world.
+        ValueError: too few images for one step, or `rank` is not below `world_size`.
 
     >>> sampler = EpochSampler(10, batch_size=4, seed=0)
     >>> sampler.start_at(epoch=3, batch=1)
@@ -109,7 +109,7 @@ class EpochSampler(Sampler[list[tuple[int, int]]]):
         self._rank, self._world_size = rank, world_size
 
     def start_at(self, epoch: int, batch: int = 0) -> None:
-        """Let the next iteration begin before this batch of this epoch."""
+        """Set the position: the next iteration starts with this batch of this epoch."""
         if epoch < 0 or not 0 <= batch <= self.batches_per_epoch:
             raise ValueError(
                 f"cannot start at epoch {epoch}, batch {batch}: an epoch has "
@@ -118,12 +118,12 @@ class EpochSampler(Sampler[list[tuple[int, int]]]):
         self.epoch, self.batch = epoch, batch
 
     def state(self, batch: int) -> dict[str, Any]:
-        """What a checkpoint before this batch must hold beside the position: here nothing."""
+        """State for a checkpoint before this batch, besides the position; empty by default."""
         del batch
         return {}
 
     def resume(self, state: dict[str, Any]) -> None:
-        """Take up what `state` told; `start_at` follows."""
+        """Restore a `state`; call `start_at` afterwards."""
         del state
 
     def __len__(self) -> int:
@@ -131,7 +131,7 @@ class EpochSampler(Sampler[list[tuple[int, int]]]):
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         epoch = self.epoch
-        # The last word keeps this stream apart from the augmentation's: [seed, epoch, index].
+        # The final 1 separates this stream from other streams with the same seed.
         order = np.random.default_rng([self._seed, epoch, 0, 1]).permutation(self._length)
         for batch in range(self.batch, self.batches_per_epoch):
             step = order[batch * self._batch_size : (batch + 1) * self._batch_size]
@@ -140,57 +140,48 @@ class EpochSampler(Sampler[list[tuple[int, int]]]):
 
 
 class ImageGenerators:
-    """A random generator for each (epoch, index): one that counts, set to the image's own count.
+    """A random generator for each (epoch, index): a counter-based one whose counter is set to it.
 
     Args:
-        seed: of all of them.
+        seed: seeds all generators.
 
     >>> generators = ImageGenerators(seed=0)
-    >>> first = generators.of(epoch=1, index=7).random()
-    >>> other = generators.of(epoch=1, index=8).random()
-    >>> generators.of(epoch=1, index=7).random() == first != other
+    >>> first = generators.for_image(epoch=1, index=7).random()
+    >>> other = generators.for_image(epoch=1, index=8).random()
+    >>> generators.for_image(epoch=1, index=7).random() == first != other
     True
     """
 
     def __init__(self, seed: int) -> None:
-        self._counting = np.random.Philox(seed=np.random.SeedSequence([seed, 4]))
-        self._state: Any = self._counting.state
-        self._generator = np.random.Generator(self._counting)
+        self._bit_generator = np.random.Philox(seed=np.random.SeedSequence([seed, 4]))
+        self._state: Any = self._bit_generator.state
+        self._generator = np.random.Generator(self._bit_generator)
 
-    def of(self, epoch: int, index: int) -> np.random.Generator:
-        """The image's; it is the next image's from the next call on."""
-        # Making a generator anew costs as much as a fifth of decoding.
+    def for_image(self, epoch: int, index: int) -> np.random.Generator:
+        """The image's generator; valid until the next call."""
+        # Creating a generator would take a fifth of the time of decoding an image.
         self._state["state"]["counter"][:] = 0, 0, index, epoch
-        self._counting.state = self._state
+        self._bit_generator.state = self._state
         return self._generator
 
 
-@runtime_checkable
-class Prefetching(Protocol):
-    """Images that are better fetched together."""
-
-    def prefetch(self, indices: Sequence[int]) -> None:
-        """Get ready to read these."""
-        ...
-
-
 class TrainingImages(Dataset[Batch]):
-    """Turns (epoch, index) pairs into batches; an image's changes hang on (seed, epoch, index).
+    """Maps (epoch, index) pairs to batches; augmentation depends only on (seed, epoch, index).
 
     Args:
-        images: where images and labels come from.
-        size: side of the square that images are fitted to.
-        augmentation: how to change them; None leaves them alone.
-        seed: of the augmentation.
-        fit: how an image that is not square becomes so, see ``fit_image``.
-        cached: read every image now and keep it in memory that all workers share
+        images: labeled images, in any form that `open_source` accepts.
+        size: side of the images in pixels.
+        augmentation: random changes of images, or None.
+        seed: seeds the augmentation.
+        fit: how to fit images of other sizes, see ``fit_image``.
+        cached: read every image now and keep it in memory shared by all workers
             (3 · size² bytes each).
-        progress: called with (images read, images) while caching.
+        progress: called with (images read, total images) while caching.
     """
 
     def __init__(
         self,
-        images: FaceImages,
+        images: ImageSource,
         size: int = 112,
         augmentation: Augmentation | None = None,
         seed: int = 0,
@@ -198,12 +189,11 @@ class TrainingImages(Dataset[Batch]):
         cached: bool = False,
         progress: Callable[[int, int], None] | None = None,
     ) -> None:
-        self.images = images
+        self.images = open_source(images, labeled=True)
         self.size = size
         self.augmentation = augmentation
         self.fit: Fit = fit
         self._generators = ImageGenerators(seed)
-        self._prefetching = images if isinstance(images, Prefetching) else None
         self._cache: torch.Tensor | None = None
         self._unreadable: dict[int, Unreadable] = {}
         if cached:
@@ -211,7 +201,7 @@ class TrainingImages(Dataset[Batch]):
 
     @property
     def is_cached(self) -> bool:
-        """Whether every image is in memory."""
+        """Whether every image is cached in memory."""
         return self._cache is not None
 
     def _fill_cache(self, progress: Callable[[int, int], None]) -> None:
@@ -234,10 +224,10 @@ class TrainingImages(Dataset[Batch]):
         return self.__getitems__([position])
 
     def __getitems__(self, positions: Sequence[tuple[int, int]]) -> Batch:
-        """The images that can be read, as DataLoader asks for a batch."""
-        if self._cache is None and self._prefetching is not None:
-            self._prefetching.prefetch([index for _, index in positions])
-        # A batch is megabytes, whose pages would be zeroed anew each time.
+        """One batch, without the images that cannot be read; called by DataLoader."""
+        if self._cache is None:
+            self.images.prefetch([index for _, index in positions])
+        # Otherwise the system would zero the megabytes of each batch again.
         keep_freed_memory()
         images = torch.empty((len(positions), self.size, self.size, 3), dtype=torch.uint8)
         pixels, indices, unreadable = images.numpy(), [], []
@@ -247,7 +237,7 @@ class TrainingImages(Dataset[Batch]):
                 unreadable.append(image)
                 continue
             if self.augmentation is not None:
-                image = self.augmentation(image, self._generators.of(epoch, index))
+                image = self.augmentation(image, self._generators.for_image(epoch, index))
             pixels[len(indices)] = image
             indices.append(index)
         return Batch(
@@ -269,39 +259,39 @@ class TrainingImages(Dataset[Batch]):
             return Unreadable(index, self.images.name(index), str(error))
 
 
-def normalise(
+def normalize(
     images: torch.Tensor,
     mean: float | Sequence[float] = 0.5,
-    deviation: float | Sequence[float] = 0.5,
+    std: float | Sequence[float] = 0.5,
 ) -> torch.Tensor:
-    """(images / 255 − mean) / deviation, from (B, 3, H, W) uint8 to float32 on the same device.
+    """(images / 255 − mean) / std, from (B, 3, H, W) uint8 to float32 on the same device.
 
     Args:
         images: pixels in 0..255.
-        mean: of pixels in 0..1, one number or one per channel.
-        deviation: likewise; 0.5 and 0.5 give [−1, 1].
+        mean: mean of pixels in 0..1, one number or one per channel.
+        std: standard deviation, likewise; mean and std of 0.5 map to [−1, 1].
 
-    >>> normalise(torch.tensor([0, 255], dtype=torch.uint8).reshape(1, 1, 1, 2)).flatten().tolist()
+    >>> normalize(torch.tensor([0, 255], dtype=torch.uint8).reshape(1, 1, 1, 2)).flatten().tolist()
     [-1.0, 1.0]
     """
     if not images.is_cpu or not len(images):
-        table = _table_on(images.device, _numbers(mean), _numbers(deviation))
+        table = _table_on(images.device, _numbers(mean), _numbers(std))
         channels = torch.arange(images.shape[1], device=images.device)[:, None, None]
         return table.expand(256, images.shape[1])[images.long(), channels]
-    table = _table(mean, deviation)
-    # Looking up is one pass where torch's conversion and arithmetic are four.
+    table = _table(mean, std)
+    # A lookup table takes one pass, torch's conversion and arithmetic four.
     keep_freed_memory()
     pixels = images.permute(0, 2, 3, 1).contiguous().numpy()
     shape = (-1, 3) if table.shape[1] == 3 else (-1, images.shape[3] * images.shape[1])
     rows = pixels.reshape(len(pixels) * images.shape[2], *shape)
-    found = cv2.LUT(rows, table.numpy()[None])
-    return torch.from_numpy(found.reshape(pixels.shape)).permute(0, 3, 1, 2)
+    normalized = cv2.LUT(rows, table.numpy()[None])
+    return torch.from_numpy(normalized.reshape(pixels.shape)).permute(0, 3, 1, 2)
 
 
-def _table(mean: float | Sequence[float], deviation: float | Sequence[float]) -> torch.Tensor:
-    """(256, 1) or (256, channels) what becomes of each pixel value."""
-    centre, spread = (torch.as_tensor(value, dtype=torch.float32) for value in (mean, deviation))
-    return (torch.arange(256)[:, None] / 255 - centre) / spread
+def _table(mean: float | Sequence[float], std: float | Sequence[float]) -> torch.Tensor:
+    """(256, 1) or (256, channels), the normalized value of each pixel value."""
+    offset, scale = (torch.as_tensor(value, dtype=torch.float32) for value in (mean, std))
+    return (torch.arange(256)[:, None] / 255 - offset) / scale
 
 
 def _numbers(value: float | Sequence[float]) -> tuple[float, ...]:
@@ -310,44 +300,44 @@ def _numbers(value: float | Sequence[float]) -> tuple[float, ...]:
 
 @lru_cache(maxsize=16)
 def _table_on(
-    device: torch.device, mean: tuple[float, ...], deviation: tuple[float, ...]
+    device: torch.device, mean: tuple[float, ...], std: tuple[float, ...]
 ) -> torch.Tensor:
-    """The table on a device: made here, so that all give the same numbers, and copied once."""
-    # Inference mode's tensors would be of no use to training.
+    """The lookup table on a device, computed on the CPU so that all devices use equal values."""
+    # Tensors created in inference mode could not be used in training.
     with torch.inference_mode(False):
-        return _table(mean, deviation).to(device)
+        return _table(mean, std).to(device)
 
 
 def training_loader(
     images: TrainingImages, sampler: EpochSampler, workers: int = 0, pin_memory: bool = False
 ) -> DataLoader:
-    """Iterate once per epoch, after ``sampler.start_at``; each item is a ``Batch``.
+    """A DataLoader of ``Batch``; iterate over it once per epoch, after ``sampler.start_at``.
 
     Args:
         images: the training set.
-        sampler: which images when.
-        workers: processes that read ahead; 0 reads in the training process.
-        pin_memory: hand over page-locked tensors, for an accelerator.
+        sampler: the order of images.
+        workers: reader processes; 0 reads in the training process.
+        pin_memory: return page-locked tensors, for an accelerator.
     """
     return DataLoader(
         images,
         batch_sampler=sampler,
         num_workers=workers,
-        collate_fn=_as_it_is,  # pyright: ignore[reportArgumentType]
+        collate_fn=_identity,  # pyright: ignore[reportArgumentType]
         worker_init_fn=_prepare_worker,
         persistent_workers=workers > 0,
         pin_memory=pin_memory,
-        # Its own generator, or every epoch would advance torch's global one.
+        # Its own generator; otherwise every epoch would advance torch's global one.
         generator=torch.Generator(),
     )
 
 
-def _as_it_is(batch: Batch) -> Batch:
+def _identity(batch: Batch) -> Batch:
     return batch
 
 
 def _prepare_worker(worker: int) -> None:
-    # Ctrl-C goes to the whole process group; the training process alone decides how to stop.
+    # Ctrl-C is sent to the entire process group, but only the training process handles it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     cv2.setNumThreads(0)
     torch.set_num_threads(1)

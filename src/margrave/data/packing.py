@@ -1,4 +1,4 @@
-"""Images and pairs from anywhere into the files that others read."""
+"""Pack images and pairs into InsightFace's file formats."""
 
 from __future__ import annotations
 
@@ -11,30 +11,29 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from margrave.data.contract import FaceImages, ReadableImages
 from margrave.data.decode import Fit, decode_image, fit_image
 from margrave.data.pair_lists import PairList
 from margrave.data.pairs_bin import write_pairs_bin
 from margrave.data.record_images import write_record_images
+from margrave.data.sources import ImageSource, open_source
+from margrave.images import ReadableImages
+from margrave.progress import Progress
 
 AHEAD = 64
-"""Images that are read before their turn."""
+"""Number of images to prepare ahead."""
 QUALITY = 95
-
-Progress = Callable[[int, int], None]
 
 
 def packed_bytes(
     images: ReadableImages, index: int, size: int, fit: Fit = "crop", quality: int = QUALITY
 ) -> bytes:
-    """An image's file as it is, where it is a JPEG or PNG of the size; else a JPEG made to be.
+    """The image's own file if it is a JPEG or PNG of this size, otherwise a new JPEG.
 
     Raises:
         ValueError: the image cannot be read.
     """
-    whole = getattr(images, "read_bytes", None)
-    if whole is not None:
-        content: bytes = whole(index)
+    content = images.read_bytes(index)
+    if content is not None:
         image = decode_image(content, images.name(index))
         if image.shape[:2] == (size, size) and content[:2] in (b"\xff\xd8", b"\x89P"):
             return content
@@ -47,27 +46,27 @@ def packed_bytes(
 def in_order(
     prepare: Callable[[int], bytes], indices: Iterable[int], workers: int
 ) -> Iterator[tuple[int, bytes | ValueError]]:
-    """Prepared images, or why not, in order, read by several threads ahead of time."""
+    """Prepare images in several threads; yields (index, result or error) in order."""
     with ThreadPoolExecutor(workers) as pool:
-        waiting: deque[tuple[int, Future[bytes]]] = deque()
+        pending: deque[tuple[int, Future[bytes]]] = deque()
 
-        def next_one() -> tuple[int, bytes | ValueError]:
-            index, future = waiting.popleft()
+        def next_result() -> tuple[int, bytes | ValueError]:
+            index, future = pending.popleft()
             try:
                 return index, future.result()
             except ValueError as error:
                 return index, error
 
         for index in indices:
-            waiting.append((index, pool.submit(prepare, index)))
-            if len(waiting) >= AHEAD:
-                yield next_one()
-        while waiting:
-            yield next_one()
+            pending.append((index, pool.submit(prepare, index)))
+            if len(pending) >= AHEAD:
+                yield next_result()
+        while pending:
+            yield next_result()
 
 
 def pack_records(
-    images: FaceImages,
+    images: ImageSource,
     folder: str | Path,
     size: int = 112,
     *,
@@ -76,20 +75,21 @@ def pack_records(
     workers: int = 4,
     progress: Progress = lambda done, total: None,
 ) -> dict[str, str]:
-    """Write an InsightFace directory (``train.rec``, ``.idx``, ``property``).
+    """Write an InsightFace directory (``train.rec``, ``train.idx``, ``property``).
 
     Args:
-        images: labelled; an identity without a readable image is left out.
-        folder: where; the files appear when they are whole.
-        size: of a side; files of that size are packed as they are.
-        fit: how others become square.
-        quality: of the JPEGs made of them.
-        workers: threads.
-        progress: called with (images done, images in all).
+        images: labeled images; identities without a readable image are skipped.
+        folder: created if necessary; the files appear once they are complete.
+        size: side in pixels; JPEG and PNG files of this size are packed unchanged.
+        fit: how to fit images of other sizes.
+        quality: JPEG quality of re-encoded images.
+        workers: number of threads.
+        progress: called with (images done, total images).
 
     Returns:
-        the images that could not be read, by name, and why.
+        Unreadable images: name -> reason.
     """
+    images = open_source(images, labeled=True)
     unreadable: dict[str, str] = {}
     order = np.argsort(images.labels, kind="stable").tolist()
     prepare = partial(packed_bytes, images, size=size, fit=fit, quality=quality)
@@ -109,7 +109,7 @@ def pack_records(
 
 
 def pack_pairs(
-    images: ReadableImages,
+    images: ImageSource,
     pairs: PairList,
     path: str | Path,
     size: int = 112,
@@ -119,27 +119,27 @@ def pack_pairs(
     workers: int = 4,
     progress: Progress = lambda done, total: None,
 ) -> None:
-    """Write a verification set as InsightFace ships them.
+    """Write a verification set in InsightFace's ``.bin`` format.
 
     Args:
-        images: what the pairs index into.
-        pairs: who is compared with whom.
+        images: the images that the pairs index.
+        pairs: the pairs.
         path: the ``.bin`` file.
-        size: as for `pack_records`, like the next two.
-        fit: how others become square.
-        quality: of the JPEGs made of them.
-        workers: threads.
-        progress: called with (images done, images in all).
+        size: side in pixels; JPEG and PNG files of this size are packed unchanged.
+        fit: how to fit images of other sizes.
+        quality: JPEG quality of re-encoded images.
+        workers: number of threads.
+        progress: called with (images done, total images).
 
     Raises:
-        ValueError: an image that cannot be read.
+        ValueError: an image cannot be read.
     """
-    prepare = partial(packed_bytes, images, size=size, fit=fit, quality=quality)
+    prepare = partial(packed_bytes, open_source(images), size=size, fit=fit, quality=quality)
     indices = np.stack([pairs.first, pairs.second], axis=1).ravel().tolist()
-    found = []
+    contents = []
     for done, (_, content) in enumerate(in_order(prepare, indices, workers), 1):
         progress(done, len(indices))
         if isinstance(content, ValueError):
             raise content
-        found.append(content)
-    write_pairs_bin(path, found, pairs.same.tolist())
+        contents.append(content)
+    write_pairs_bin(path, contents, pairs.same.tolist())

@@ -1,34 +1,36 @@
-"""Verification sets as InsightFace ships them: ``lfw.bin`` and its like.
+"""Verification sets in InsightFace's ``.bin`` format, such as ``lfw.bin``.
 
-Such a file is a pickle of (images, same): 2P encoded images, of which 2k and 2k + 1 are pair k, and
-P truth values. It is read without being executed.
+The file is a pickle of (images, same): 2P encoded images, where 2k and 2k + 1 are pair k, and P
+booleans. It is parsed without executing it.
 """
 
 from __future__ import annotations
 
 import hashlib
 import pickle
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from margrave.data.contract import SOURCES
 from margrave.data.decode import MAXIMUM_PIXELS, decode_image
 from margrave.data.pair_lists import PairList
-from margrave.files import Budget, atomic_write, read_bytes, read_inert, shown
+from margrave.files import Budget, atomic_write, describe_value, file_kind, read_bytes, read_inert
+from margrave.images import ReadableImages
 
-LARGEST_FILE = 2**31
+MAX_FILE_BYTES = 2**31
 
 
-class PackedImages:
-    """Encoded images in memory, read by position.
+class PackedImages(ReadableImages):
+    """Encoded images in memory.
 
     Args:
-        encoded: JPEG or PNG files' bytes.
-        source: what messages call them together.
-        maximum_pixels: larger images are refused unread, see ``decode_image``.
+        encoded: the bytes of each JPEG or PNG file.
+        source: name of the image set, for messages.
+        maximum_pixels: images with more pixels are rejected, see ``decode_image``.
     """
 
     def __init__(
@@ -42,15 +44,15 @@ class PackedImages:
         return len(self.encoded)
 
     @cached_property
-    def content_digest(self) -> str:
-        """SHA-256 of the images: which ones these are, as they have no names."""
+    def content_digest(self) -> str:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """SHA-256 of the images, because images in such a file have no names."""
         total = hashlib.sha256()
         for image in self.encoded:
             total.update(len(image).to_bytes(8, "little") + image)
         return total.hexdigest()
 
     def name(self, index: int) -> str:
-        """Where the image lies, for messages."""
+        """The file and the image's index in it, for messages."""
         return f"{self.source}, image {index}"
 
     def read(self, index: int) -> np.ndarray:
@@ -58,32 +60,44 @@ class PackedImages:
         return decode_image(self.encoded[index], self.name(index), self.maximum_pixels)
 
     def read_bytes(self, index: int) -> bytes:
-        """The image's file."""
+        """The image's encoded file."""
         return self.encoded[index]
 
 
+def _detect(path: str) -> Mapping[str, Any] | None:
+    if "://" in path or Path(path).is_dir():
+        return None
+    return {"root": path} if path.lower().endswith(".bin") or file_kind(path) == "pickle" else None
+
+
+@SOURCES.register("pairs_bin", detect=_detect)
+def images_of_pairs(root: str | Path) -> PackedImages:
+    """The images of a ``.bin`` pair file, without the pairs."""
+    return read_pairs_bin(root)[1]
+
+
 def read_pairs_bin(path: str | Path, folds: int = 10) -> tuple[PairList, PackedImages]:
-    """Pairs and images of a ``.bin`` file; nothing in it is executed.
+    """Read the pairs and images of a ``.bin`` file; nothing in it is executed.
 
     Args:
-        path: the file.
-        folds: of the protocol; ten, as the sets that are shipped so are meant for. Sizes differ by
-            at most one pair, and fewer pairs make as many folds.
+        path: the ``.bin`` file.
+        folds: number of cross-validation folds; the published sets use 10. Fold sizes differ by at
+            most one pair. With fewer pairs than folds, each pair is a fold.
 
     Raises:
-        ValueError: damaged, of another form, or holding anything but images and truth values.
+        ValueError: the file is damaged or contains anything but images and booleans.
     """
     path = Path(path)
     try:
-        if path.stat().st_size > LARGEST_FILE:
-            raise ValueError(f"{path} is larger than {LARGEST_FILE} bytes; split it")
+        if path.stat().st_size > MAX_FILE_BYTES:
+            raise ValueError(f"{path} is larger than {MAX_FILE_BYTES} bytes; split it")
         data = read_bytes(path)
     except OSError as error:
         raise ValueError(f"{path} cannot be read ({error.strerror})") from None
     content = read_inert(data, str(path))
     if not isinstance(content, tuple | list) or len(content) != 2:
-        raise ValueError(f"{path} is no pair of images and truth values")
-    # One image can be listed any number of times; each is read, and some are copied.
+        raise ValueError(f"{path} is not a pair of (images, same)")
+    # A damaged file can list one image many times and so exhaust memory by copies.
     budget = Budget(len(data), str(path))
     images = [
         _image(item, path, number, budget)
@@ -92,7 +106,7 @@ def read_pairs_bin(path: str | Path, folds: int = 10) -> tuple[PairList, PackedI
     same = np.array([_truth(item, path, n) for n, item in enumerate(_sequence(content[1], path))])
     if len(images) != 2 * len(same) or not len(same):
         raise ValueError(
-            f"{path} holds {len(images)} images for {len(same)} pairs, where each has two"
+            f"{path} contains {len(images)} images for {len(same)} pairs; each pair needs two"
         )
     first = np.arange(0, len(images), 2)
     return PairList(first, first + 1, same, min(folds, len(same))), PackedImages(images, str(path))
@@ -102,17 +116,17 @@ def _sequence(value: Any, path: Path) -> Sequence[Any]:
     if isinstance(value, np.ndarray) and value.ndim == 1:
         return value.tolist()
     if not isinstance(value, list | tuple):
-        raise ValueError(f"{path} holds a {type(value).__name__} where a list belongs")
+        raise ValueError(f"{path}: expected a list, got {type(value).__name__}")
     return value
 
 
 def _image(value: Any, path: Path, number: int, budget: Budget) -> bytes:
     if isinstance(value, np.ndarray) and value.dtype.itemsize == 1:
-        budget.take(value.nbytes)
+        budget.charge(value.nbytes)
         return value.tobytes()
     if not isinstance(value, bytes | bytearray):
         raise ValueError(f"{path}: image {number} is a {type(value).__name__}, not bytes")
-    budget.take(len(value))
+    budget.charge(len(value))
     return bytes(value)
 
 
@@ -121,23 +135,23 @@ def _truth(value: Any, path: Path, number: int) -> bool:
         isinstance(value, int | np.integer) and value in (0, 1)
     ):
         return bool(value)
-    raise ValueError(f"{path}: pair {number} is {shown(value)}, neither true nor false")
+    raise ValueError(f"{path}: pair {number} is {describe_value(value)}; it must be true or false")
 
 
 def write_pairs_bin(path: str | Path, images: Sequence[bytes], same: Sequence[bool]) -> None:
-    """Write a ``.bin`` file that InsightFace and its like read too.
+    """Write a ``.bin`` file that InsightFace and other tools can read.
 
     Args:
-        path: the file.
+        path: the ``.bin`` file.
         images: encoded images; 2k and 2k + 1 are pair k.
-        same: of each pair.
+        same: whether each pair shows one identity.
 
     Raises:
-        ValueError: not two images for each pair.
+        ValueError: the number of images is not twice the number of pairs.
     """
     if len(images) != 2 * len(same):
-        raise ValueError(f"{len(images)} images for {len(same)} pairs; each pair has two")
+        raise ValueError(f"{len(images)} images for {len(same)} pairs; give two images per pair")
     content = [bytes(image) for image in images], [bool(value) for value in same]
     with atomic_write(path) as unfinished:
-        # The last generation that Python before 3.8 reads.
+        # The highest pickle protocol that Python before 3.8 can read.
         unfinished.write_bytes(pickle.dumps(content, protocol=4))

@@ -1,4 +1,4 @@
-"""Images from anywhere into WebDataset shards."""
+"""Pack images of any source into WebDataset shards."""
 
 from __future__ import annotations
 
@@ -14,17 +14,19 @@ from pathlib import Path
 
 import numpy as np
 
-from margrave.data.contract import FaceImages
 from margrave.data.decode import Fit
-from margrave.data.packing import QUALITY, Progress, in_order, packed_bytes
+from margrave.data.packing import QUALITY, in_order, packed_bytes
 from margrave.data.shards import INDEX, PLAN, SAMPLE, SAMPLES, ShardEntry, ShardIndex
+from margrave.data.sources import ImageSource, open_source
 from margrave.files import atomic_write, read_json
+from margrave.images import FaceImages
+from margrave.progress import Progress
 
 IMAGES_PER_SHARD = 16384
 
 
 def pack_shards(
-    images: FaceImages,
+    images: ImageSource,
     folder: str | Path,
     size: int = 112,
     *,
@@ -35,30 +37,31 @@ def pack_shards(
     images_per_shard: int = IMAGES_PER_SHARD,
     progress: Progress = lambda done, total: None,
 ) -> dict[str, str]:
-    """Write shards and their index; a call that was interrupted goes on after its last whole shard.
+    """Write shards and their index; after an interruption, resume after the last complete shard.
 
-    The same images and settings give the same bytes.
+    The same images and settings produce the same bytes.
 
     Args:
-        images: labelled.
-        folder: where; the index appears last, when everything is there.
-        size: of a side; files of that size are packed as they are.
-        fit: how others become square.
-        quality: of the JPEGs made of them.
-        workers: threads.
-        seed: of the order the images are packed in; None keeps the order they have, which training
-            then shuffles in windows only.
-        images_per_shard: at least 1.
-        progress: called with (images done, images in all).
+        images: labeled images.
+        folder: created if necessary; the index is written last.
+        size: side in pixels; JPEG and PNG files of this size are packed unchanged.
+        fit: how to fit images of other sizes.
+        quality: JPEG quality of re-encoded images.
+        workers: number of threads.
+        seed: seeds the shuffle of the images; None keeps the given order, which training then
+            shuffles only within windows.
+        images_per_shard: number of images per shard, at least 1.
+        progress: called with (images done, total images).
 
     Returns:
-        the images that could not be read, by name, and why.
+        Unreadable images: name -> reason.
 
     Raises:
-        ValueError: the folder holds other shards, whole or begun.
+        ValueError: the folder contains other shards, complete or unfinished.
     """
     if images_per_shard < 1:
         raise ValueError(f"images_per_shard = {images_per_shard} must be at least 1")
+    images = open_source(images, labeled=True)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     _check_plan(folder, images, [size, fit, quality, seed, images_per_shard])
@@ -73,7 +76,7 @@ def pack_shards(
         if not done.is_file():
             contents = in_order(prepare, indices, workers)
             path = folder / f"shard-{number:06d}.tar"
-            advance = partial(_tell, progress, start, len(order))
+            advance = partial(_report, progress, start, len(order))
             shard = _write_shard(path, images, advance(contents), start)
             with atomic_write(done) as unfinished:
                 unfinished.write_text(json.dumps(shard), encoding="utf-8")
@@ -85,7 +88,7 @@ def pack_shards(
 def _write_shard(
     path: Path, images: FaceImages, contents: Iterable[tuple[int, bytes | ValueError]], start: int
 ) -> dict[str, object]:
-    """Write one tar file, put it in its place, and tell what the index needs of it."""
+    """Write one tar file atomically; returns its entry for the index."""
     unfinished = path.with_name(f".{path.name}.unfinished")
     rows: list[tuple[int, int, int, int]] = []
     unreadable: dict[str, str] = {}
@@ -98,7 +101,7 @@ def _write_shard(
             rows.append((tar.offset + tarfile.BLOCKSIZE, len(content), label, zlib.crc32(content)))
             extension = "png" if content[:2] == b"\x89P" else "jpg"
             for name, data in ((f"{key}.{extension}", content), (f"{key}.cls", b"%d" % label)):
-                # No owner and no time: the same images make the same bytes.
+                # No owner and no time, so that the same images produce the same bytes.
                 member = tarfile.TarInfo(name)
                 member.size = len(data)
                 tar.addfile(member, io.BytesIO(data))
@@ -110,7 +113,7 @@ def _write_shard(
     return {"entry": entry, "rows": rows, "unreadable": unreadable}
 
 
-def _tell(
+def _report(
     progress: Progress, start: int, total: int, contents: Iterable[tuple[int, bytes | ValueError]]
 ) -> Iterator[tuple[int, bytes | ValueError]]:
     for done, content in enumerate(contents, start + 1):
@@ -119,10 +122,10 @@ def _tell(
 
 
 def _check_plan(folder: Path, images: FaceImages, settings: list[object]) -> None:
-    """Begin in an empty folder, or go on with the very same packing."""
+    """Check that the folder is empty, or contains the same packing, unfinished."""
     for identity in images.class_names:
         if not identity.isprintable():
-            raise ValueError(f"identity {identity!r} has no name that a text file holds; rename it")
+            raise ValueError(f"identity {identity!r} contains unprintable characters; rename it")
     names = hashlib.sha256()
     for index in range(len(images)):
         names.update(os.fsencode(images.name(index)) + b"\0")
@@ -132,18 +135,18 @@ def _check_plan(folder: Path, images: FaceImages, settings: list[object]) -> Non
     if path.is_file():
         if path.read_bytes() != plan:
             raise ValueError(
-                f"{folder} holds shards of another packing that was not finished; empty it or "
+                f"{folder} contains unfinished shards of another packing; empty it or "
                 "choose another folder"
             )
     elif (folder / INDEX).exists() or any(folder.glob("*.tar")):
-        raise ValueError(f"{folder} holds shards already; choose another folder")
+        raise ValueError(f"{folder} already contains shards; choose another folder")
     else:
         with atomic_write(path) as unfinished:
             unfinished.write_bytes(plan)
 
 
 def _finish(folder: Path, finished: list[Path], identities: list[str]) -> dict[str, str]:
-    """The index of whole shards, once they are all there."""
+    """Write the index once all shards are complete; returns the unreadable images."""
     unreadable: dict[str, str] = {}
     entries, rows = [], []
     for path in finished:
@@ -173,7 +176,7 @@ def _finish(folder: Path, finished: list[Path], identities: list[str]) -> dict[s
 
 
 def damaged_shards(folder: str | Path, progress: Progress = lambda d, t: None) -> Iterator[str]:
-    """Which shards on disk are not what their index describes, and how."""
+    """Compare shards on disk with their index; yields a message for each damaged shard."""
     folder = Path(folder)
     index = ShardIndex.model_validate_json((folder / INDEX).read_bytes())
     for number, entry in enumerate(index.shards, 1):
@@ -185,5 +188,5 @@ def damaged_shards(folder: str | Path, progress: Progress = lambda d, t: None) -
         else:
             with path.open("rb") as file:
                 if hashlib.file_digest(file, "sha256").hexdigest() != entry.sha256:
-                    yield f"{path} is not what was packed: its SHA-256 differs"
+                    yield f"{path} differs from the packed file (SHA-256)"
         progress(number, len(index.shards))

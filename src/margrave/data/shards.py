@@ -1,8 +1,7 @@
-"""WebDataset shards: tar files of images and labels, on disk or wherever fsspec reaches.
+"""WebDataset shards: tar files of images and labels, on disk or at a URL that fsspec supports.
 
-Beside the shards lie ``shards.json`` (identities, shards, their sizes and SHA-256) and
-``samples.bin`` (where each image lies, its label and its CRC-32), so that labels are known at once
-and any image can be read alone.
+The index, ``shards.json`` (identities; the shards' sizes and SHA-256) and ``samples.bin`` (each
+image's offset, label and CRC-32), gives all labels at once and allows reading any single image.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ import json
 import os
 import zlib
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
@@ -20,54 +19,64 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from margrave.data.contract import SOURCES
 from margrave.data.decode import MAXIMUM_PIXELS, decode_image
-from margrave.files import ordinary
-from margrave.files.remote_files import file_ranges, whole_file
+from margrave.files import open_regular
+from margrave.files.remote_files import read_file, read_ranges
 from margrave.files.tar_members import tar_members
+from margrave.images import FaceImages
 
 INDEX, SAMPLES = "shards.json", "samples.bin"
 PLAN = ".packing.json"
-"""What a packing that is not finished began with."""
+"""File with the settings of an unfinished packing."""
 SAMPLE = np.dtype([("offset", "<u8"), ("size", "<u4"), ("label", "<u4"), ("crc32", "<u4")])
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "jpe", "jfif", "png", "webp", "bmp", "ppm", "pgm")
-LONGEST_LABEL = 2**16
+MAX_LABEL_BYTES = 2**16
 
 
-class Strict(BaseModel):
-    """Neither more nor other than what is written here."""
+class StrictModel(BaseModel):
+    """A pydantic model that allows no extra fields and no type conversion."""
 
     model_config = ConfigDict(strict=True, extra="forbid")
 
 
-class ShardImages:
-    """The images of a folder of shards, read one at a time or, from afar, piece by piece.
+def _detect(path: str) -> Mapping[str, Any] | None:
+    folder = Path(path)
+    is_shards = "://" in path or (
+        folder.is_dir() and ((folder / INDEX).is_file() or any(folder.glob("*.tar")))
+    )
+    return {"root": path} if is_shards else None
 
-    Without ``shards.json`` a folder's tar files are walked through: samples are files that share a
-    name up to the first dot, an image and its label (``.cls``, or ``label`` in ``.json``).
 
-    Training does not draw from all images at random but deals out *pieces*, runs of neighbours in a
-    shard, and shuffles within windows of several, see `WindowSampler`: so each process fetches each
-    byte once. Shards that are packed in random order, as `margrave pack` does, lose nothing by it.
+@SOURCES.register("shards", detect=_detect)
+class ShardImages(FaceImages):
+    """The images of a folder or URL of shards; from a URL they are fetched in pieces.
+
+    Without ``shards.json`` the folder's tar files are scanned. Files whose names agree up to the
+    first dot form a sample: an image and its label (``.cls``, or ``label`` in ``.json``).
+
+    Training distributes *pieces*, runs of consecutive images of a shard, and shuffles within
+    windows of several pieces (see `WindowSampler`), so each process fetches each byte once. For
+    shards packed in random order, as by `margrave pack`, this is as good as a full shuffle.
 
     Args:
-        root: a folder, or an address that fsspec knows: ``https://…``, ``s3://…``, ``gs://…``.
-        minimum_images: leave out identities with fewer images.
-        maximum_pixels: larger images are refused unread, see ``decode_image``.
-        piece_images: images that are fetched together.
-        window_pieces: pieces that are shuffled together; twice as many are kept in memory by each
-            worker when the shards are not on disk (with the defaults about 60 MB).
+        root: a folder, or a URL that fsspec supports: ``https://…``, ``s3://…``, ``gs://…``.
+        minimum_images: skip identities with fewer images.
+        maximum_pixels: images with more pixels are rejected, see ``decode_image``.
+        piece_images: number of images to fetch together.
+        window_pieces: number of pieces to shuffle together. For a URL, each worker caches twice as
+            many (about 60 MB with the defaults).
 
     Attributes:
-        labels: (N,) int64, identities in the order of their labels in the shards.
-        class_names: the identity behind each label.
-        left_out: identities below ``minimum_images`` and how many images each has.
-        walked: whether the shards have no index, so that nothing is known of their checksums.
-        pieces: (P + 1,) the first image of each piece, and N.
-        window: images that are shuffled together.
+        labels: (N,) int64, classes in the order of the labels in the shards.
+        class_names: identity of each class, indexed by label.
+        left_out: identities below ``minimum_images`` -> number of images.
+        scanned: whether the shards have no index, and therefore no checksums.
+        window: number of images to shuffle together.
 
     Raises:
         ValueError: no shards, a damaged index, or fewer than two identities.
-        ConnectionError: the address does not answer.
+        ConnectionError: the server does not respond.
     """
 
     def __init__(
@@ -80,95 +89,108 @@ class ShardImages:
     ) -> None:
         if piece_images < 1 or window_pieces < 1:
             raise ValueError(
-                f"piece_images = {piece_images}, window_pieces = {window_pieces}; at least 1 each"
+                f"piece_images = {piece_images}, window_pieces = {window_pieces}; both must be >= 1"
             )
         self.root = str(root).rstrip("/")
         self.maximum_pixels = maximum_pixels
         self.window = piece_images * window_pieces
         self._remote = "://" in self.root
-        self._begin()
+        self._clear_caches()
         if self._remote or Path(self.root, INDEX).is_file():
             names, self.shards, counts, rows = self._read_index()
-            self.walked = False
+            self.scanned = False
         else:
-            names, self.shards, counts, rows = walk_shards(Path(self.root))
-            self.walked = True
+            names, self.shards, counts, rows = scan_shards(Path(self.root))
+            self.scanned = True
         shard = np.repeat(np.arange(len(counts), dtype=np.uint32), counts)
-        known, labels, sizes = np.unique(rows["label"], return_inverse=True, return_counts=True)
-        few = sizes < minimum_images
-        told = [names[label] if label < len(names) else str(label) for label in known.tolist()]
-        self.left_out = {told[n]: int(sizes[n]) for n in few.nonzero()[0]}
-        self.class_names: Sequence[str] = [told[n] for n in (~few).nonzero()[0]]
+        unique_labels, labels, sizes = np.unique(
+            rows["label"], return_inverse=True, return_counts=True
+        )
+        is_small = sizes < minimum_images
+        identity_names = [
+            names[label] if label < len(names) else str(label) for label in unique_labels.tolist()
+        ]
+        self.left_out = {identity_names[n]: int(sizes[n]) for n in is_small.nonzero()[0]}
+        self.class_names = [identity_names[n] for n in (~is_small).nonzero()[0]]
         if len(self.class_names) < 2:
             raise ValueError(
-                f"{self.root} holds {len(self.class_names)} identities with at least "
-                f"{max(1, minimum_images)} images where two are the least; lower minimum_images"
+                f"{self.root} contains {len(self.class_names)} identities with at least "
+                f"{max(1, minimum_images)} images, but training needs two; lower minimum_images"
             )
-        if few.any():
-            stays = ~few[labels]
-            rows, shard, labels = rows[stays], shard[stays], labels[stays]
-        self.labels = (np.cumsum(~few) - 1)[labels].astype(np.int64)
+        if is_small.any():
+            keep = ~is_small[labels]
+            rows, shard, labels = rows[keep], shard[keep], labels[keep]
+        self.labels = (np.cumsum(~is_small) - 1)[labels].astype(np.int64)
         self._rows, self._shard = rows, shard
-        self.pieces = _pieces(np.bincount(shard, minlength=len(counts)), piece_images)
-        # Those of small shards are smaller, so a window spans more.
-        self._keep = 2 * max(window_pieces, -(-self.window * len(self.pieces) // len(labels)))
+        self._pieces = _pieces(np.bincount(shard, minlength=len(counts)), piece_images)
+        # Small shards have smaller pieces, so a window covers more of them.
+        self._max_cached_pieces = 2 * max(
+            window_pieces, -(-self.window * len(self._pieces) // len(labels))
+        )
 
     def __len__(self) -> int:
         return len(self.labels)
 
+    @property
+    def pieces(self) -> np.ndarray:
+        """(P + 1,) index of the first image of each piece, then N."""
+        return self._pieces
+
     def name(self, index: int) -> str:
-        """Shard and place in it, for messages."""
+        """The shard and the position in it, for messages."""
         shard, row = self.shards[self._shard[index]], self._rows[index]
         return f"{self.root}/{shard}, {row['size']} bytes at byte {row['offset']}"
 
     def prefetch(self, indices: Sequence[int]) -> None:
-        """Fetch the pieces that hold these images and are not at hand, all at once.
+        """Fetch all pieces of these images that are not cached, concurrently.
 
-        What cannot be fetched for the shard's sake is left to `read_bytes`, which says so for each
-        image.
+        If a fetch fails, `read_bytes` tries again and reports the error for each image.
         """
         if not self._remote:
             return
-        pieces = np.unique(np.searchsorted(self.pieces, indices, side="right") - 1).tolist()
+        pieces = np.unique(np.searchsorted(self._pieces, indices, side="right") - 1).tolist()
         for piece in pieces:
-            if piece in self._kept:
-                self._kept.move_to_end(piece)
-        missing = [piece for piece in pieces if piece not in self._kept]
+            if piece in self._cached_pieces:
+                self._cached_pieces.move_to_end(piece)
+        missing = [piece for piece in pieces if piece not in self._cached_pieces]
         try:
-            self._kept.update(zip(missing, self._fetch(missing), strict=True))
+            self._cached_pieces.update(zip(missing, self._fetch(missing), strict=True))
         except ValueError:
             return
-        while len(self._kept) > max(self._keep, len(pieces)):
-            self._kept.popitem(last=False)
+        while len(self._cached_pieces) > max(self._max_cached_pieces, len(pieces)):
+            self._cached_pieces.popitem(last=False)
 
     def read_bytes(self, index: int) -> bytes:
-        """The image's file as it lies in the shard.
+        """The image's encoded file.
 
         Raises:
-            ValueError: it cannot be read, or is not what was packed.
-            ConnectionError: the address does not answer.
+            ValueError: the image cannot be read, or differs from the packed one.
+            ConnectionError: the server does not respond.
         """
         offset, size, _, expected = self._rows[index].item()
         if self._remote:
-            piece = int(np.searchsorted(self.pieces, index, side="right")) - 1
-            kept = self._kept.get(piece)
-            if kept is None:
+            piece = int(np.searchsorted(self._pieces, index, side="right")) - 1
+            piece_bytes = self._cached_pieces.get(piece)
+            if piece_bytes is None:
                 address = f"{self.root}/{self.shards[self._shard[index]]}"
-                content = file_ranges([address], [offset], [offset + size])[0]
+                content = read_ranges([address], [offset], [offset + size])[0]
             else:
-                start = offset - int(self._rows["offset"][self.pieces[piece]])
-                content = kept[start : start + size]
+                start = offset - int(self._rows["offset"][self._pieces[piece]])
+                content = piece_bytes[start : start + size]
         else:
             shard = os.path.join(self.root, self.shards[self._shard[index]])
             try:
-                # Held while it is read, or another thread's eviction might close it.
+                # Keep a reference while reading: eviction by another thread would close it.
                 file = self._open(shard)
                 content = os.pread(file.number, size, offset)
             except OSError as error:
-                raise ValueError(f"{shard} cannot be read ({error.strerror})") from None
-        if len(content) < size or (not self.walked and zlib.crc32(content) != expected):
+                raise ValueError(
+                    f"{shard} cannot be read ({error.strerror}); check the path and its permissions"
+                ) from None
+        if len(content) < size or (not self.scanned and zlib.crc32(content) != expected):
             raise ValueError(
-                f"{self.name(index)}: not what was packed, the shard is damaged; fetch it again"
+                f"{self.name(index)}: the shard is damaged, since its content differs from the "
+                "packed image; download it again"
             )
         return content
 
@@ -176,63 +198,70 @@ class ShardImages:
         """The image as (height, width, 3) uint8, RGB.
 
         Raises:
-            ValueError: it cannot be read or decoded, naming the shard and the reason.
+            ValueError: the image cannot be read or decoded; the message gives shard and reason.
         """
         return decode_image(self.read_bytes(index), self.name(index), self.maximum_pixels)
 
-    def _begin(self) -> None:
-        """With nothing at hand yet, in each process that this is sent to."""
-        self._kept: OrderedDict[int, bytes] = OrderedDict()
-        # A shard is read many times.
-        self._open = lru_cache(maxsize=128)(_Opened)
+    def _clear_caches(self) -> None:
+        """Create empty caches, also in each process that receives a copy."""
+        self._cached_pieces: OrderedDict[int, bytes] = OrderedDict()
+        # Keeps shards open, since each is read many times.
+        self._open = lru_cache(maxsize=128)(_OpenFile)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {key: value for key, value in vars(self).items() if key not in ("_kept", "_open")}
+        return {
+            key: value
+            for key, value in vars(self).items()
+            if key not in ("_cached_pieces", "_open")
+        }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
-        self._begin()
+        self._clear_caches()
 
     def _fetch(self, pieces: Sequence[int]) -> list[bytes]:
-        """The bytes of pieces, side by side."""
+        """Download the bytes of each piece."""
         offset, size = self._rows["offset"], self._rows["size"]
-        first, last = self.pieces[pieces], self.pieces[np.asarray(pieces, int) + 1] - 1
+        first, last = self._pieces[pieces], self._pieces[np.asarray(pieces, int) + 1] - 1
         starts = offset[first].tolist()
         ends = (offset[last] + size[last]).tolist()
         addresses = [f"{self.root}/{self.shards[self._shard[n]]}" for n in first]
-        return file_ranges(addresses, starts, ends) if addresses else []
+        return read_ranges(addresses, starts, ends) if addresses else []
 
     def _read_index(self) -> tuple[list[str], list[str], list[int], np.ndarray]:
-        """Identities, shards, images in each, and all images."""
+        """Read the index: identities, shard names, images per shard, and one row per image."""
         where = f"{self.root}/{INDEX}"
-        index = _index_of(whole_file(where), where)
+        index = _parse_index(read_file(where), where)
         where = f"{self.root}/{SAMPLES}"
-        content = whole_file(where)
+        content = read_file(where)
         counts = [shard.samples for shard in index.shards]
         if hashlib.sha256(content).hexdigest() != index.samples_sha256:
-            raise ValueError(f"{where} is not what {INDEX} describes; fetch both again")
+            raise ValueError(f"{where} does not match {INDEX}; download both again")
         if len(content) != sum(counts) * SAMPLE.itemsize:
-            raise ValueError(f"{where} holds {len(content)} bytes for {sum(counts)} images")
+            raise ValueError(
+                f"{where} has {len(content)} bytes for {sum(counts)} images; download it again"
+            )
         rows = np.frombuffer(content, SAMPLE)
         lengths = np.repeat(np.array([shard.bytes for shard in index.shards], np.uint64), counts)
-        outside = (rows["offset"] > lengths) | (rows["size"] > lengths - rows["offset"])
-        outside |= rows["label"] >= len(index.identities)
-        # They follow one another, or a piece would not be a range.
+        invalid = (rows["offset"] > lengths) | (rows["size"] > lengths - rows["offset"])
+        invalid |= rows["label"] >= len(index.identities)
+        # Images must be in file order; otherwise a piece would not be a byte range.
         starts_shard = np.zeros(len(rows), bool)
         sizes = np.array(counts, np.int64)
         starts_shard[np.cumsum(sizes) - sizes] = True
         overlaps = rows["offset"][1:] < rows["offset"][:-1] + rows["size"][:-1]
-        outside[1:] |= overlaps & ~starts_shard[1:]
-        if outside.any():
-            number = int(outside.nonzero()[0][0])
+        invalid[1:] |= overlaps & ~starts_shard[1:]
+        if invalid.any():
+            number = int(invalid.nonzero()[0][0])
             raise ValueError(
-                f"{where}: image {number} lies outside its shard, over another or has no identity"
+                f"{where}: image {number} lies outside its shard, overlaps another or has no "
+                "identity"
             )
         return index.identities, [shard.name for shard in index.shards], counts, rows
 
 
-class ShardEntry(Strict):
-    """A shard as ``shards.json`` lists it."""
+class ShardEntry(StrictModel):
+    """An entry of ``shards.json``."""
 
     name: str = Field(pattern=r"^[^/\\]+\.tar$")
     samples: int = Field(gt=0)
@@ -240,31 +269,31 @@ class ShardEntry(Strict):
     sha256: str
 
 
-class ShardIndex(Strict):
-    """``shards.json``."""
+class ShardIndex(StrictModel):
+    """The content of ``shards.json``."""
 
     version: Literal[1]
     identities: list[str]
-    """The name behind each label."""
+    """Name of each identity, indexed by label."""
     samples_sha256: str
     shards: list[ShardEntry]
 
 
-def _index_of(content: bytes, where: str) -> ShardIndex:
-    """``shards.json``, checked: names that stay in their folder, counts that are counts."""
+def _parse_index(content: bytes, where: str) -> ShardIndex:
+    """Parse and validate ``shards.json``."""
     try:
         return ShardIndex.model_validate_json(content)
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"]))
         raise ValueError(
-            f"{where} is not an index of shards as margrave pack writes it ({place}: "
-            f"{first['msg']}); pack again, or remove it to have the shards walked through"
+            f"{where} is not an index written by margrave pack ({place}: "
+            f"{first['msg']}); pack again, or remove it so that the shards are scanned"
         ) from None
 
 
 def _pieces(counts: np.ndarray, piece_images: int) -> np.ndarray:
-    """(P + 1,) where pieces of so many images begin, none of which spans two shards."""
+    """(P + 1,) index of the first image of each piece, then N; no piece spans two shards."""
     parts = [
         np.arange(start, start + count, piece_images)
         for start, count in zip(np.cumsum(counts) - counts, counts, strict=True)
@@ -272,45 +301,54 @@ def _pieces(counts: np.ndarray, piece_images: int) -> np.ndarray:
     return np.concatenate([*parts, [counts.sum()]]).astype(np.int64)
 
 
-class _Opened:
-    """A file descriptor that closes with whoever holds it."""
+class _OpenFile:
+    """A file descriptor that is closed once nothing references it."""
 
     def __init__(self, path: str) -> None:
-        self.number = ordinary(path, os.O_RDONLY)
+        self.number = open_regular(path, os.O_RDONLY)
 
     def __del__(self) -> None:
         if hasattr(self, "number"):
             os.close(self.number)
 
 
-def walk_shards(folder: Path) -> tuple[list[str], list[str], list[int], np.ndarray]:
-    """Identities, shards, images in each, and all images of tar files without an index.
+def scan_shards(folder: Path) -> tuple[list[str], list[str], list[int], np.ndarray]:
+    """Scan tar files without an index.
+
+    Returns:
+        identities (none), shard names, images per shard, and one row per image.
 
     Raises:
-        ValueError: no tar files, a damaged one, a sample without an image or label.
+        ValueError: no tar files, a damaged tar file, or an image without a label.
     """
     if (folder / PLAN).is_file():
-        raise ValueError(f"{folder} is not wholly packed; call the same margrave pack once more")
+        raise ValueError(
+            f"{folder} is packed incompletely; run the same margrave pack command again"
+        )
     paths = sorted(folder.glob("*.tar")) if folder.is_dir() else []
     if not paths:
-        raise ValueError(f"{folder} is no folder of shards: it holds neither {INDEX} nor *.tar")
+        raise ValueError(
+            f"{folder} is not a folder of shards; it contains neither {INDEX} nor *.tar files"
+        )
     rows: list[tuple[int, int, int, int]] = []
     names, counts = [], []
     for path in paths:
         before = len(rows)
-        rows += _walk(path)
+        rows += _scan(path)
         if len(rows) > before:
             names.append(path.name)
             counts.append(len(rows) - before)
     return [], names, counts, np.array(rows, SAMPLE)
 
 
-def _walk(path: Path) -> list[tuple[int, int, int, int]]:
+def _scan(path: Path) -> list[tuple[int, int, int, int]]:
     rows = []
     try:
-        file = _Opened(str(path))
+        file = _OpenFile(str(path))
     except OSError as error:
-        raise ValueError(f"{path} cannot be read ({error.strerror})") from None
+        raise ValueError(
+            f"{path} cannot be read ({error.strerror}); check the path and its permissions"
+        ) from None
     length = os.fstat(file.number).st_size
 
     def read(start: int, count: int) -> bytes:
@@ -318,16 +356,19 @@ def _walk(path: Path) -> list[tuple[int, int, int, int]]:
 
     key, image, label = "", None, None
     for member in tar_members(read, length, str(path)):
-        own, _, extension = member.name.rpartition("/")[2].partition(".")
-        own = f"{member.name.rpartition('/')[0]}/{own}"
-        if own != key:
+        sample_key, _, extension = member.name.rpartition("/")[2].partition(".")
+        sample_key = f"{member.name.rpartition('/')[0]}/{sample_key}"
+        if sample_key != key:
             rows += _row(path, key, image, label)
-            key, image, label = own, None, None
+            key, image, label = sample_key, None, None
         if extension.lower() in IMAGE_EXTENSIONS and image is None:
             image = member
         elif extension in ("cls", "json") and label is None:
-            if member.size > LONGEST_LABEL:
-                raise ValueError(f"{path}, {member.name}: a label of {member.size} bytes")
+            if member.size > MAX_LABEL_BYTES:
+                raise ValueError(
+                    f"{path}, {member.name}: the label has {member.size} bytes; at most "
+                    f"{MAX_LABEL_BYTES} are allowed"
+                )
             content = read(member.offset, member.size)
             label = _label(content, extension, f"{path}, {member.name}")
     return [*rows, *_row(path, key, image, label)]
@@ -337,9 +378,9 @@ def _row(path: Path, key: str, image: Any, label: int | None) -> list[tuple[int,
     if image is None:
         return []
     if label is None:
-        raise ValueError(f"{path}, {image.name} has no label; add {key.strip('/')}.cls beside it")
+        raise ValueError(f"{path}, {image.name} has no label; add {key.strip('/')}.cls next to it")
     if image.size >= 2**32:
-        raise ValueError(f"{path}, {image.name}: {image.size} bytes are no image of a face")
+        raise ValueError(f"{path}, {image.name}: {image.size} bytes are too large for an image")
     return [(image.offset, image.size, label, 0)]
 
 
@@ -347,13 +388,15 @@ def _label(content: bytes, extension: str, where: str) -> int | None:
     label: Any = content.strip()
     if extension == "json":
         try:
-            said = json.loads(content)
+            content_json = json.loads(content)
         except (ValueError, RecursionError):
             raise ValueError(f"{where} is not JSON") from None
-        label = said.get("label") if isinstance(said, dict) else None
+        label = content_json.get("label") if isinstance(content_json, dict) else None
         if label is None:
             return None
         label = str(label).encode()
     if not label.isdigit() or len(label) > 9:
-        raise ValueError(f"{where}: {label[:20]!r} is no label; labels are whole numbers")
+        raise ValueError(
+            f"{where}: {label[:20]!r} is not a label; labels are non-negative integers"
+        )
     return int(label)

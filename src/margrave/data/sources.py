@@ -1,46 +1,117 @@
-"""Where images come from, by name."""
+"""Open images from paths, URLs, specifications, arrays, lists and custom objects."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import os
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeAlias, overload
 
-from margrave.data.contract import FaceImages
-from margrave.data.image_folder import ImageFolder
-from margrave.data.record_images import RecordImages
-from margrave.data.shards import INDEX, ShardImages
-from margrave.registry import Registry
-from margrave.synthetic import SyntheticFaces
+import numpy as np
 
-SOURCES: Registry[Callable[..., FaceImages]] = Registry("data set")
-SOURCES.register("folder")(ImageFolder)
-SOURCES.register("records")(RecordImages)
-SOURCES.register("shards")(ShardImages)
-SOURCES.register("synthetic")(SyntheticFaces)
+from margrave.data.adapter import AdaptedImages, MinimalImages
+from margrave.data.arrays import ArrayImages
+from margrave.data.contract import SOURCES
+from margrave.data.image_folder import ImageFiles
+from margrave.images import FaceImages, ReadableImages
+
+ImageSource: TypeAlias = (
+    str | Path | Mapping[str, Any] | np.ndarray | Sequence[Any] | ReadableImages | MinimalImages
+)
+Labels: TypeAlias = Sequence[Hashable] | np.ndarray
 
 
-def recognise(path: str | Path) -> dict[str, Any]:
-    """What lies at a path, as `open_images` takes it: records, shards, or else a folder.
+def detect_source(path: str | Path) -> dict[str, Any]:
+    """Detect the source of a path or URL; returns a specification for `open_source` and recipes.
 
-    >>> recognise("faces")
+    A path that no source recognizes is treated as a folder of identities.
+
+    >>> detect_source("faces")
     {'kind': 'folder', 'root': 'faces'}
-    >>> recognise("https://example.org/faces")
+    >>> detect_source("https://example.org/faces")
     {'kind': 'shards', 'root': 'https://example.org/faces'}
     """
-    if "://" in str(path):
-        return {"kind": "shards", "root": str(path)}
-    path, kind = Path(path), "folder"
-    if path.suffix == ".rec" or (path.is_dir() and any(path.glob("*.rec"))):
-        kind = "records"
-    elif path.is_dir() and ((path / INDEX).is_file() or any(path.glob("*.tar"))):
-        kind = "shards"
-    return {"kind": kind, "root": str(path)}
+    spec = SOURCES.detect(os.fspath(path))
+    assert spec is not None
+    return spec
 
 
-def open_images(spec: Mapping[str, Any]) -> FaceImages:
-    """The images that ``{"kind": name, **settings}`` describes.
+@overload
+def open_source(
+    source: ImageSource, *, labeled: Literal[True], labels: Labels | None = None
+) -> FaceImages: ...
+@overload
+def open_source(
+    source: ImageSource, *, labeled: bool | None = None, labels: Labels | None = None
+) -> ReadableImages: ...
+def open_source(
+    source: ImageSource, *, labeled: bool | None = None, labels: Labels | None = None
+) -> ReadableImages:
+    """Open images from any source.
 
-    A kind is folder, records, shards, synthetic, or an import path.
+    Args:
+        source: a path or URL of a folder of identities or images, an image file, InsightFace
+            records, shards, or a ``.bin`` of pairs; a specification ``{"kind": name, **settings}``;
+            an (N, height, width, 3) uint8 array; a list of arrays or of paths; or an object with
+            ``__len__``, ``name`` and ``read``.
+        labeled: True requires labels and False ignores a folder's identities. By default images are
+            labeled if the source provides labels.
+        labels: one label of any hashable type per image of an array or list.
+
+    Raises:
+        ValueError: no images, no readable images, or no labels although they are required.
+
+    >>> open_source(np.zeros((2, 112, 112, 3), np.uint8), labels=["Ann", "Bo"]).class_names
+    ('Ann', 'Bo')
     """
-    return SOURCES.create(spec)
+    images = _open(source, labeled, labels)
+    if labeled and images.labels is None:
+        name = source if isinstance(source, str | Path) else type(images).__name__
+        raise ValueError(
+            f"{name}: these images have no labels; give a folder with one folder per identity, "
+            "records or shards"
+        )
+    return images
+
+
+def _open(source: ImageSource, labeled: bool | None, labels: Labels | None) -> ReadableImages:
+    if isinstance(source, np.ndarray):
+        return ArrayImages(source, labels)
+    is_path = isinstance(source, str | Path)
+    if isinstance(source, Sequence) and not is_path and not hasattr(source, "read"):
+        return _open_list(source, labels)
+    if labels is not None:
+        raise ValueError("labels can be given only with an array or a list of images")
+    if isinstance(source, ReadableImages):
+        return source
+    if isinstance(source, Mapping):
+        return _open(SOURCES.create(source), labeled, None)
+    return _open_path(source, labeled) if is_path else AdaptedImages(source)
+
+
+def _open_path(path: str | Path, labeled: bool | None) -> ReadableImages:
+    spec = detect_source(path)
+    if spec["kind"] != "folder":
+        return open_source(spec)
+    if labeled is False:
+        return ImageFiles(path)
+    try:
+        return open_source(spec)
+    except ValueError as error:
+        if labeled:
+            raise
+        try:
+            return ImageFiles(path)
+        except ValueError:
+            raise error from None
+
+
+def _open_list(items: Sequence[Any], labels: Labels | None) -> ReadableImages:
+    if not items:
+        raise ValueError("the list of images is empty; give at least one path or array")
+    if all(isinstance(item, str | Path) for item in items):
+        return ImageFiles(".", [os.fspath(item) for item in items], labels=labels)
+    if all(isinstance(item, np.ndarray) for item in items):
+        return ArrayImages(items, labels)
+    kinds = sorted({type(item).__name__ for item in items})
+    raise ValueError(f"the list contains {', '.join(kinds)}; give only paths or only arrays")

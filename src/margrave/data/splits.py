@@ -1,4 +1,4 @@
-"""Parts of a set of images that share no identity."""
+"""Identity-disjoint splits of a set of images."""
 
 from __future__ import annotations
 
@@ -6,22 +6,24 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from margrave.data.contract import FaceImages
+from margrave.data.sources import ImageSource, open_source
+from margrave.images import FaceImages
 
 
 def split_identities(
     labels: np.ndarray, parts: Sequence[float] | Sequence[int], seed: int = 0
 ) -> list[np.ndarray]:
-    """Ascending image indices of each part; all images of an identity go to the same part.
+    """Split images into identity-disjoint parts; returns each part's image indices, ascending.
 
     Args:
-        labels: (N,) integers, the identity of each image.
-        parts: either shares of the identities, as floats that sum to 1, or numbers of identities,
-            as integers (identities beyond their sum go to no part).
-        seed: which identities go where.
+        labels: (N,) integers, identity of each image.
+        parts: fractions of the identities, as floats that sum to 1; or numbers of identities, as
+            integers (the remaining identities are unused).
+        seed: seeds the assignment of identities to parts.
 
     Raises:
-        ValueError: shares that do not sum to 1, more identities than there are, an empty part.
+        ValueError: the fractions do not sum to 1, the numbers exceed the identities, or a part is
+            empty.
 
     >>> [part.tolist() for part in split_identities(np.array([0, 0, 1, 2]), (0.67, 0.33))]
     [[0, 1, 3], [2]]
@@ -32,16 +34,16 @@ def split_identities(
         bounds = np.cumsum(parts)
         if not len(bounds) or bounds[-1] > total:
             raise ValueError(
-                f"parts = {list(parts)} ask for {sum(parts)} identities of {total}; lower them, or "
-                "give shares as floats that sum to 1"
+                f"parts = {list(parts)} sum to {sum(parts)} of {total} identities; lower them, or "
+                "give fractions as floats that sum to 1"
             )
     else:
         if min(parts) < 0 or abs(sum(parts) - 1) > 1e-6:
-            raise ValueError(f"parts = {list(parts)} sum to {sum(parts)}; shares must sum to 1")
+            raise ValueError(f"parts = {list(parts)} sum to {sum(parts)}; fractions must sum to 1")
         bounds = np.rint(np.cumsum(parts) * total).astype(int)
     if min(np.diff(bounds, prepend=0)) < 1:
         raise ValueError(
-            f"parts = {list(parts)} leave a part of {total} identities empty; give it more"
+            f"parts = {list(parts)} leave a part of the {total} identities empty; enlarge it"
         )
     part_of_identity = np.full(total, len(bounds))
     shuffled = np.random.default_rng(seed).permutation(total)
@@ -49,29 +51,44 @@ def split_identities(
     return [np.flatnonzero(part_of_identity[inverse] == part) for part in range(len(bounds))]
 
 
-class ImageSubset:
-    """Some images of a set, their identities numbered anew from 0.
+class ImageSubset(FaceImages):
+    """A subset of images, with identities renumbered from 0.
 
     Attributes:
-        labels: (M,) int64, the order of identities kept.
-        class_names: the identities that occur.
-        indices: (M,) int64, where each image stands in the whole set.
+        labels: (M,) int64, classes in their original order.
+        class_names: the identities in the subset, indexed by label.
+        indices: (M,) int64, index of each image in the full set.
     """
 
-    def __init__(self, images: FaceImages, indices: np.ndarray) -> None:
-        self._images = images
+    def __init__(self, images: ImageSource, indices: np.ndarray) -> None:
+        source = open_source(images, labeled=True)
+        self._images = source
         self.indices = np.asarray(indices, dtype=np.int64)
-        kept, labels = np.unique(images.labels[self.indices], return_inverse=True)
-        self.labels: np.ndarray = labels.astype(np.int64)
-        self.class_names: tuple[str, ...] = tuple(images.class_names[int(label)] for label in kept)
+        kept, labels = np.unique(source.labels[self.indices], return_inverse=True)
+        self.labels = labels.astype(np.int64)
+        self.class_names = tuple(source.class_names[int(label)] for label in kept)
 
     def __len__(self) -> int:
         return len(self.indices)
 
     def name(self, index: int) -> str:
-        """The file or record the image comes from, for messages."""
+        """The image's file or record, for messages."""
         return self._images.name(int(self.indices[index]))
+
+    def path(self, index: int) -> str:
+        """The image's identifier within its source."""
+        return self._images.path(int(self.indices[index]))
 
     def read(self, index: int) -> np.ndarray:
         """The image as (height, width, 3) uint8, RGB; ValueError if it cannot be read."""
         return self._images.read(int(self.indices[index]))
+
+    def read_bytes(self, index: int) -> bytes | None:
+        """The image's encoded file, or None if there is none."""
+        return self._images.read_bytes(int(self.indices[index]))
+
+    @property
+    def quality(self) -> np.ndarray | None:
+        """(M,) ground-truth quality in [0, 1]; None if unknown."""
+        quality = self._images.quality
+        return None if quality is None else quality[self.indices]

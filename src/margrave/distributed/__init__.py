@@ -1,4 +1,4 @@
-"""The only place that touches torch.distributed."""
+"""Processes, ranks and collectives: the only package that uses torch.distributed."""
 
 from margrave.distributed.collectives import (
     all_reduce_max,
@@ -13,15 +13,15 @@ from margrave.distributed.collectives import (
 from margrave.distributed.launch import (
     Launch,
     RankError,
+    as_rank_error,
     current_launch,
     end_with_launcher,
     has_launcher,
     launch,
-    lost_touch,
     record_failure,
 )
 from margrave.distributed.partition import owned_classes
-from margrave.distributed.sharding import shard_parameters, whole
+from margrave.distributed.sharding import full_tensor, shard_parameters
 from margrave.distributed.watch import RankWatch, joined_world
 from margrave.distributed.world import World, current_world
 
@@ -32,21 +32,21 @@ __all__ = [
     "World",
     "all_reduce_max",
     "all_reduce_sum",
+    "as_rank_error",
     "average_",
     "current_launch",
     "current_world",
     "end_with_launcher",
+    "full_tensor",
     "gather_objects",
     "gather_rows",
     "has_launcher",
     "joined_world",
     "launch",
     "log_sum_exp_of_ranks",
-    "lost_touch",
     "own_rows",
     "owned_classes",
     "record_failure",
     "shard_parameters",
     "sizes_of_ranks",
-    "whole",
 ]

@@ -1,8 +1,8 @@
-"""What lies where in a folder of tensors, read from torch.distributed.checkpoint's index.
+"""Reads torch.distributed.checkpoint's index of a folder of tensors, without executing it.
 
-The index is a pickle. It is interpreted without a live class (`margrave.files.read_inert`), and the
-one that torch then works with is built here, of checked numbers: so no entry can be anything but a
-tensor, which torch reads without running anything, or lie outside of the folder.
+The index is a pickle. `margrave.files.read_inert` interprets it without creating any object, and
+the index that torch uses is built here from checked values. So every entry is a tensor, which torch
+reads without executing anything, and lies inside the folder.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from torch.distributed.checkpoint.metadata import (
     TensorStorageMetadata,
 )
 
-from margrave.files import Record, read_bytes, read_inert, shown
+from margrave.files import PickledObject, describe_value, read_bytes, read_inert
 
 DTYPES = {
     str(kind).removeprefix("torch."): kind
@@ -50,85 +50,86 @@ NAMES = frozenset(
         *((module, name) for module in ("pathlib", "pathlib._local") for name in PATHS),
     }
 )  # fmt: skip
-KIND = "index of a checkpoint"
-LARGEST = 2**62
-"""Bytes and numbers beyond this are no tensor's."""
+KIND = "checkpoint index"
+MAX_SIZE = 2**62
+"""Sizes and offsets from here on are rejected as damaged."""
 
 
 def read_index(path: Path) -> Metadata:
-    """The index that a folder's file describes, of tensors alone.
+    """Read the index of a folder of tensors.
 
     Raises:
-        ValueError: unreadable, damaged, or of something else than tensors in this folder.
+        ValueError: the file is unreadable or damaged, or has an entry that is not a tensor in this
+            folder.
     """
     try:
         data = read_bytes(path)
     except OSError as error:
-        raise ValueError(f"{path} cannot be read, so it is damaged ({error.strerror})") from error
-    described = read_inert(data, str(path), NAMES, KIND)
+        raise ValueError(f"{path} is damaged: it cannot be read ({error.strerror})") from error
+    content = read_inert(data, str(path), NAMES, KIND)
     try:
-        root = _record(described, "Metadata")
+        root = _record(content, "Metadata")
         tensors: dict[str, Any] = {
             _text(name): _tensor(entry)
             for name, entry in _mapping(root["state_dict_metadata"]).items()
         }
         storage = {
-            _place(place): _part(part, path.parent)
-            for place, part in _mapping(root["storage_data"]).items()
+            _tensor_index(index): _storage_info(info, path.parent)
+            for index, info in _mapping(root["storage_data"]).items()
         }
-    # A damaged file can lack anything anywhere.
+    # In a damaged file, anything may be missing or have the wrong type.
     except (OSError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path} is damaged, or no {KIND}: {error}") from error
-    unknown = {place.fqn for place in storage} - set(tensors)
+        raise ValueError(f"{path} is damaged or not a {KIND}: {error}") from error
+    unknown = {index.fqn for index in storage} - set(tensors)
     if unknown:
-        raise ValueError(f"{path} is damaged: parts of {min(unknown)!r} belong to no tensor")
+        raise ValueError(f"{path} is damaged: {min(unknown)!r} is stored but not described")
     return Metadata(tensors, None, storage, StorageMeta())
 
 
 def _record(value: Any, name: str) -> Mapping[str, Any]:
-    if not isinstance(value, Record) or value.name[1] != name:
-        raise ValueError(f"no {name} where one belongs")
+    if not isinstance(value, PickledObject) or value.name[1] != name:
+        raise ValueError(f"expected a {name}")
     return _mapping(value.state)
 
 
 def _mapping(value: Any) -> Mapping[Any, Any]:
     if not isinstance(value, dict):
-        raise ValueError(f"a {type(value).__name__} where entries belong")
+        raise ValueError(f"expected a dict, got {type(value).__name__}")
     return value
 
 
 def _text(value: Any) -> str:
     if not isinstance(value, str):
-        raise ValueError(f"a {type(value).__name__} where a name belongs")
+        raise ValueError(f"expected a name, got {type(value).__name__}")
     return value
 
 
 def _count(value: Any) -> int:
-    if type(value) is not int or not 0 <= value < LARGEST:
-        raise ValueError(f"{shown(value)} where a size belongs")
+    if type(value) is not int or not 0 <= value < MAX_SIZE:
+        raise ValueError(f"expected a size, got {describe_value(value)}")
     return value
 
 
 def _size(value: Any) -> torch.Size:
-    if not isinstance(value, Record) or value.name != ("torch", "Size"):
-        raise ValueError("no torch.Size where one belongs")
+    if not isinstance(value, PickledObject) or value.name != ("torch", "Size"):
+        raise ValueError("expected a torch.Size")
     (sizes,) = value.arguments
     size = torch.Size(_count(one) for one in sizes)
-    if math.prod(size) >= LARGEST:
-        raise ValueError(f"a tensor of shape {tuple(size)}")
+    if math.prod(size) >= MAX_SIZE:
+        raise ValueError(f"tensor shape {tuple(size)} is too large")
     return size
 
 
 def _tensor(value: Any) -> TensorStorageMetadata:
     entry = _record(value, "TensorStorageMetadata")
     properties = entry["properties"]
-    if not isinstance(properties, Record) or not isinstance(properties.state, tuple):
-        raise ValueError("no TensorProperties where they belong")
-    kind = getattr(properties.state[0], "name", ("", ""))
-    if kind[0] != "torch" or kind[1] not in DTYPES:
-        raise ValueError("a tensor of an unknown type")
+    if not isinstance(properties, PickledObject) or not isinstance(properties.state, tuple):
+        raise ValueError("expected TensorProperties")
+    dtype = getattr(properties.state[0], "name", ("", ""))
+    if dtype[0] != "torch" or dtype[1] not in DTYPES:
+        raise ValueError("unknown tensor dtype")
     return TensorStorageMetadata(
-        properties=TensorProperties(dtype=DTYPES[kind[1]]),
+        properties=TensorProperties(dtype=DTYPES[dtype[1]]),
         size=_size(entry["size"]),
         chunks=[
             ChunkStorageMetadata(_size(chunk["offsets"]), _size(chunk["sizes"]))
@@ -137,25 +138,25 @@ def _tensor(value: Any) -> TensorStorageMetadata:
     )
 
 
-def _place(value: Any) -> MetadataIndex:
-    place = _record(value, "MetadataIndex")
-    offset, number = place.get("offset"), place.get("index")
+def _tensor_index(value: Any) -> MetadataIndex:
+    index = _record(value, "MetadataIndex")
+    offset, number = index.get("offset"), index.get("index")
     return MetadataIndex(
-        _text(place["fqn"]),
+        _text(index["fqn"]),
         None if offset is None else _size(offset),
         None if number is None else _count(number),
     )
 
 
-def _part(value: Any, folder: Path) -> _StorageInfo:
-    part = _record(value, "_StorageInfo")
-    name = _text(part["relative_path"])
-    # As torch names a rank's files; anything else could lie anywhere.
+def _storage_info(value: Any, folder: Path) -> _StorageInfo:
+    info = _record(value, "_StorageInfo")
+    name = _text(info["relative_path"])
+    # The names that torch gives to a rank's files; other names could point outside the folder.
     if not re.fullmatch(r"__\d+_\d+\.distcp", name):
-        raise ValueError(f"a part lies in {name[:60]!r}")
-    if part.get("transform_descriptors"):
-        raise ValueError("a part is transformed")
-    start, length = _count(part["offset"]), _count(part["length"])
+        raise ValueError(f"unexpected file name {name[:60]!r}")
+    if info.get("transform_descriptors"):
+        raise ValueError("transformed tensors are not supported")
+    start, length = _count(info["offset"]), _count(info["length"])
     if start + length > (folder / name).stat().st_size:
-        raise ValueError(f"a part ends beyond {name}")
+        raise ValueError(f"a tensor ends beyond {name}")
     return _StorageInfo(name, start, length)

@@ -1,4 +1,4 @@
-"""Tiny named collectives that cost nothing in a world of one."""
+"""Small wrappers of collectives, which do nothing in a world of one process."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from margrave.distributed.world import World
 
 
 def all_reduce_sum(values: Tensor, world: World) -> Tensor:
-    """The sum of every rank's `values`, on every rank; the input is left as it is. No gradient.
+    """Sum `values` over ranks, elementwise; the input is not changed. Without gradient.
 
     >>> all_reduce_sum(torch.tensor(2.0), World())
     tensor(2.)
@@ -22,7 +22,7 @@ def all_reduce_sum(values: Tensor, world: World) -> Tensor:
 
 
 def all_reduce_max(values: Tensor, world: World) -> Tensor:
-    """The largest of every rank's `values`, elementwise; the input is left as it is. No gradient.
+    """The maximum of `values` over ranks, elementwise; the input is not changed. Without gradient.
 
     >>> all_reduce_max(torch.tensor(2.0), World())
     tensor(2.)
@@ -39,7 +39,7 @@ def _all_reduce(values: Tensor, world: World, operation: dist.ReduceOp.RedOpType
 
 
 def log_sum_exp_of_ranks(values: Tensor, world: World) -> Tensor:
-    """log Σ e^value over ranks, elementwise, on every rank. No gradient.
+    """log Σ e^value over ranks, elementwise. Without gradient.
 
     >>> log_sum_exp_of_ranks(torch.tensor([-float("inf")]), World())
     tensor([-inf])
@@ -52,7 +52,7 @@ def log_sum_exp_of_ranks(values: Tensor, world: World) -> Tensor:
 
 
 def sizes_of_ranks(size: int, world: World, device: torch.device) -> tuple[int, ...]:
-    """Every rank's `size`.
+    """Gather every rank's `size`, by rank.
 
     >>> sizes_of_ranks(3, World(), torch.device("cpu"))
     (3,)
@@ -66,7 +66,7 @@ def sizes_of_ranks(size: int, world: World, device: torch.device) -> tuple[int, 
 
 
 def gather_rows(values: Tensor, sizes: Sequence[int], world: World) -> Tensor:
-    """Every rank's rows below one another; ranks may have different numbers of them. No gradient.
+    """Concatenate every rank's rows; ranks may have different numbers of rows. Without gradient.
 
     >>> gather_rows(torch.tensor([[1], [2]]), [2], World()).tolist()
     [[1], [2]]
@@ -81,7 +81,7 @@ def gather_rows(values: Tensor, sizes: Sequence[int], world: World) -> Tensor:
 
 
 def gather_objects(value: Any, world: World) -> list[Any]:
-    """Every rank's `value`, whatever can be pickled.
+    """Gather every rank's `value`, by rank; it can be anything that can be pickled.
 
     >>> gather_objects("here", World())
     ['here']
@@ -94,7 +94,7 @@ def gather_objects(value: Any, world: World) -> list[Any]:
 
 
 def average_(tensors: Iterable[Tensor], world: World) -> None:
-    """Replace tensors, equally shaped on every rank, by the mean over ranks; in place.
+    """Replace each tensor by its mean over ranks, in place; shapes must be equal on every rank.
 
     >>> values = torch.tensor([1.0, 2.0])
     >>> average_([values], World())
@@ -104,15 +104,15 @@ def average_(tensors: Iterable[Tensor], world: World) -> None:
     tensors = list(tensors)
     if world.size == 1 or not tensors:
         return
-    together = torch.cat([tensor.flatten() for tensor in tensors])
-    dist.all_reduce(together, group=world.group)
-    together /= world.size
-    for tensor, mean in zip(tensors, together.split([t.numel() for t in tensors]), strict=True):
+    flat = torch.cat([tensor.flatten() for tensor in tensors])
+    dist.all_reduce(flat, group=world.group)
+    flat /= world.size
+    for tensor, mean in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
         tensor.copy_(mean.view_as(tensor))
 
 
 def own_rows(sizes: Sequence[int], world: World) -> slice:
-    """Where this rank's rows lie among all ranks' rows.
+    """The slice of this rank's rows within the concatenation of all ranks' rows.
 
     >>> own_rows([2, 5], World(rank=1, size=2))
     slice(2, 7, None)

@@ -1,4 +1,4 @@
-"""Starting several processes on this machine, and knowing that one is one of several."""
+"""Starts several training processes on this machine, and tells a process its rank."""
 
 from __future__ import annotations
 
@@ -14,29 +14,29 @@ from dataclasses import dataclass
 from margrave.hardware import core_share
 
 LAUNCHED_BY_MARGRAVE = "MARGRAVE_LAUNCHED"
-SECONDS_TO_END = 20
-"""What the other processes get to end by themselves when one has failed."""
-SECONDS_AFTER_LAUNCHER = 7
-"""The same when the launcher is gone."""
+SHUTDOWN_SECONDS = 20
+"""Time for the other processes to end by themselves after one has failed; then they are killed."""
+ORPHAN_SECONDS = 7
+"""Time for a process to end by itself after its launcher has ended."""
 
 
 class RankError(RuntimeError):
-    """One of the processes that train together has failed, and the others were stopped."""
+    """One of the training processes has failed, and the others were stopped."""
 
 
 class LostContactError(RankError):
-    """Communication with another process has failed, which nearly always is a consequence."""
+    """Communication with another process has failed, nearly always because that process ended."""
 
 
 @dataclass(frozen=True)
 class Launch:
-    """What a launcher (ours, or torchrun) has told this process.
+    """The rank and the number of processes that the launcher (ours, or torchrun) has set.
 
     Attributes:
-        rank: of this process, counted over all machines.
-        size: how many processes there are.
-        local_size: how many of them are on this machine.
-        local_rank: of this process among those.
+        rank: this process's rank over all machines.
+        size: number of processes on all machines.
+        local_size: number of processes on this machine.
+        local_rank: this process's rank on this machine.
 
     >>> Launch().size
     1
@@ -49,12 +49,12 @@ class Launch:
 
     @property
     def name(self) -> str:
-        """How people count: ``process 2 of 4``."""
+        """The name in messages, counted from 1: ``process 2 of 4``."""
         return f"process {self.rank + 1} of {self.size}"
 
 
 def current_launch() -> Launch:
-    """Read from the environment; a process started by hand is alone."""
+    """Read the launch from the environment; without a launcher there is one process."""
     size = int(os.environ.get("WORLD_SIZE", 1))
     return Launch(
         rank=int(os.environ.get("RANK", 0)),
@@ -65,21 +65,21 @@ def current_launch() -> Launch:
 
 
 def launch(processes: int, command: Sequence[str]) -> None:
-    """Run a command in several processes of this machine that find each other, to the end.
+    """Run a command in several connected processes on this machine, and wait until they end.
 
     Args:
-        processes: how many.
-        command: program and arguments, the same for each.
+        processes: number of processes.
+        command: program and arguments, the same for each process.
 
     Raises:
-        RankError: one failed; the others have been stopped.
-        KeyboardInterrupt: so have all of them been.
+        RankError: a process failed, and the others have been stopped.
+        KeyboardInterrupt: a signal came, and all processes have been stopped.
     """
     from torch.distributed.elastic.multiprocessing import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    # What it reports is told here, in fewer words.
+    # Silence torch's launcher: errors are reported here, more briefly.
     for name in logging.root.manager.loggerDict:
         if name.startswith("torch.distributed.elastic"):
             logging.getLogger(name).setLevel(logging.CRITICAL)
@@ -94,20 +94,20 @@ def launch(processes: int, command: Sequence[str]) -> None:
         rdzv_endpoint="localhost:0",
         local_addr="localhost",
         max_restarts=0,
-        shutdown_timeout=SECONDS_TO_END,
+        shutdown_timeout=SHUTDOWN_SECONDS,
     )
     try:
         elastic_launch(config, command[0])(*command[1:])
     except SignalException as error:
         raise KeyboardInterrupt from error
     except ChildFailedError as error:
-        raise RankError(_told(error, processes)) from error
+        raise RankError(_root_cause(error, processes)) from error
     finally:
         del os.environ[LAUNCHED_BY_MARGRAVE]
 
 
-def _told(error: object, processes: int) -> str:
-    """The failure that the others followed from, in words."""
+def _root_cause(error: object, processes: int) -> str:
+    """Describe the failure that caused the others."""
     failures: dict[int, object] = getattr(error, "failures", {})
 
     def rank_and_code(rank: int) -> tuple[str, int]:
@@ -115,22 +115,22 @@ def _told(error: object, processes: int) -> str:
 
     stopped = {-signal.SIGTERM}
     times = {rank: float(getattr(failures[rank], "timestamp", 0)) for rank in failures}
-    # What was killed from outside comes first: it is why others lost touch. Later the launcher
-    # kills what does not end by itself.
-    latest = min(times.values(), default=0.0) + SECONDS_TO_END / 2
+    # A process killed from outside is the most likely cause: the others then lost contact with it.
+    # Kills after `latest` are the launcher's own, of processes that did not end by themselves.
+    latest = min(times.values(), default=0.0) + SHUTDOWN_SECONDS / 2
     for rank in sorted(failures):
         name, code = rank_and_code(rank)
         if code < 0 and code not in stopped and times[rank] <= latest:
-            said = f"{name} was killed ({signal.Signals(-code).name})"
+            message = f"{name} was killed ({signal.Signals(-code).name})"
             if code == -signal.SIGKILL:
-                said += ", perhaps for want of memory"
-            return f"{said}; the others were stopped"
+                message += ", perhaps because memory ran out"
+            return f"{message}; the others were stopped"
     recorded = []
     for rank in sorted(failures):
         _, code = rank_and_code(rank)
         message = getattr(failures[rank], "message", "")
         if code not in stopped and isinstance(message, dict):
-            # As `record_failure` left it: the error's class and its text.
+            # The format of `record_failure`: the error's class and its text.
             kind, _, text = str(message["message"]).partition(": ")
             recorded.append((kind == LostContactError.__name__, rank, text))
     if recorded:
@@ -139,7 +139,7 @@ def _told(error: object, processes: int) -> str:
 
 
 def record_failure(error: BaseException) -> bool:
-    """Leave an error for the launcher to tell; whether there is one that tells it for all."""
+    """Record an error for the launcher to report; return whether our launcher is there."""
     from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 
     if "TORCHELASTIC_ERROR_FILE" in os.environ:
@@ -148,12 +148,12 @@ def record_failure(error: BaseException) -> bool:
 
 
 def has_launcher() -> bool:
-    """Whether our launcher started this process, and speaks for all of them."""
+    """Whether Margrave's launcher started this process and reports errors for all processes."""
     return LAUNCHED_BY_MARGRAVE in os.environ
 
 
 def end_with_launcher() -> None:
-    """Let this rank end soon after its launcher, however that ended; call it in every rank."""
+    """Make this process end soon after its launcher, however that ends; every rank calls it."""
     if not has_launcher():
         return
     launcher = os.getppid()
@@ -161,20 +161,20 @@ def end_with_launcher() -> None:
     def watch() -> None:
         while os.getppid() == launcher:
             time.sleep(1)
-        # First as a cluster would, so that what can be finished is.
+        # SIGTERM first, as clusters do, so that a step can finish and be saved.
         os.kill(os.getpid(), signal.SIGTERM)
-        time.sleep(SECONDS_AFTER_LAUNCHER)
+        time.sleep(ORPHAN_SECONDS)
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
 
 
-def lost_touch(error: RuntimeError) -> RankError | None:
-    """An error of communication in words, or None where it is of another sort."""
+def as_rank_error(error: RuntimeError) -> RankError | None:
+    """A communication error as a `RankError`; None for any other error."""
     text = str(error)
     signs = ("gloo", "pair.cc", "Connection", "NCCL", "ProcessGroup", "Timed out", "Broken pipe")
     launched = current_launch()
     if launched.size == 1 or not any(sign in text for sign in signs):
         return None
     first_line = text.partition("\n")[0]
-    return LostContactError(f"{launched.name} lost touch with another: {first_line}")
+    return LostContactError(f"{launched.name} lost contact with another process: {first_line}")

@@ -6,9 +6,9 @@ from margrave.distributed.world import World
 
 
 def owned_classes(num_classes: int, world: World) -> range:
-    """A contiguous block of classes: ⌈C / ranks⌉ each, the last ranks fewer.
+    """This rank's contiguous block of classes: ⌈C / ranks⌉ classes, fewer on the last ranks.
 
-    The split is that of `torch.chunk` and of DTensor's `Shard(0)`, so that checkpoints know it.
+    `torch.chunk` and DTensor's `Shard(0)`, which checkpoints use, split in the same way.
 
     >>> [owned_classes(10, World(rank, 4)) for rank in range(4)]
     [range(0, 3), range(3, 6), range(6, 9), range(9, 10)]

@@ -1,7 +1,7 @@
-"""Named tensors in a folder, written by any number of ranks and read by any other number.
+"""Stores named tensors in a folder; ranks that read may differ in number from ranks that wrote.
 
-The engine is torch.distributed.checkpoint, whose index of what lies where is read by
-`margrave.distributed.checkpoint_index`, without running anything.
+torch.distributed.checkpoint does the work. Its index is read by
+`margrave.distributed.checkpoint_index` instead, without executing anything.
 """
 
 from __future__ import annotations
@@ -39,59 +39,60 @@ class _Reader(store.FileSystemReader):
 def save_tensors(
     folder: Path, tensors: Mapping[str, Tensor], rows: Mapping[str, int], world: World
 ) -> None:
-    """Write tensors into a folder; every rank calls it.
+    """Write tensors into a folder; every rank must call it.
 
     Args:
-        folder: on a file system that all ranks see.
-        tensors: by name; what is not split is the same on every rank and written once.
-        rows: of those whose first dimension is split over ranks as by `owned_classes`, how many
-            rows all ranks have together.
+        folder: the folder, on a file system that all ranks see.
+        tensors: this rank's tensors, by name. Tensors that are not sharded must be equal on every
+            rank and are written once.
+        rows: total number of rows over all ranks, for each tensor whose first dimension is sharded
+            over ranks as in `owned_classes`.
         world: the ranks.
 
     Raises:
-        OSError: the disk is full, or cannot be written to.
+        OSError: the disk is full or not writable.
 
     >>> from tempfile import TemporaryDirectory
     >>> with TemporaryDirectory() as folder:
     ...     save_tensors(Path(folder), {"weight": torch.arange(3)}, {"weight": 3}, World())
-    ...     found = {"weight": torch.zeros(3, dtype=torch.int64)}
-    ...     load_tensors(Path(folder), found, {"weight": 3}, World())
-    ...     found["weight"].tolist()
+    ...     entries = {"weight": torch.zeros(3, dtype=torch.int64)}
+    ...     load_tensors(Path(folder), entries, {"weight": 3}, World())
+    ...     entries["weight"].tolist()
     [0, 1, 2]
     """
     try:
         with _quietly():
             store.save(
-                _as_a_whole(tensors, rows, world),
+                _with_full_shapes(tensors, rows, world),
                 storage_writer=store.FileSystemWriter(folder),
                 no_dist=world.size == 1,
             )
     except CheckpointException as error:
         free = shutil.disk_usage(folder.parent).free
         raise OSError(
-            f"{folder} cannot be written, with {free / 1e6:.0f} MB free there "
-            f"({_reasons(error)}); what was written before stands"
+            f"{folder} cannot be written ({free / 1e6:.0f} MB free there; {_reasons(error)}); "
+            "earlier checkpoints are unchanged"
         ) from error
 
 
 def load_tensors(
     folder: Path, tensors: Mapping[str, Tensor], rows: Mapping[str, int], world: World
 ) -> None:
-    """Fill tensors with what a folder holds of them, whatever world wrote it.
+    """Fill tensors with the values stored in a folder, written by any number of ranks.
 
     Args:
-        folder: of `save_tensors`.
-        tensors: filled in place; all of them must be there, of the same shape.
+        folder: a folder written by `save_tensors`.
+        tensors: filled in place; the folder must hold each of them in the same full shape.
         rows: as for `save_tensors`.
         world: the ranks.
 
     Raises:
-        ValueError: the folder is damaged, or lacks a tensor.
+        ValueError: the folder is damaged or lacks a tensor.
     """
     try:
         with _quietly():
             store.load(
-                _as_a_whole(tensors, rows, world),
+                _with_full_shapes(tensors, rows, world),
                 storage_reader=_Reader(folder),
                 no_dist=world.size == 1,
             )
@@ -100,46 +101,46 @@ def load_tensors(
 
 
 def _reasons(error: CheckpointException) -> str:
-    """Each rank's error, without its traceback; damaged bytes can fail with nearly anything."""
+    """Each rank's error without its traceback, whatever its type."""
     causes = (cause for cause, _ in error.failures.values())
     return "; ".join({f"{type(cause).__name__}: {cause}" for cause in causes})
 
 
 def stored_tensors(folder: Path) -> dict[str, tuple[torch.Size, torch.dtype]]:
-    """Shape, over all ranks, and type of every tensor in a folder.
+    """The full shape (over all ranks) and dtype of every tensor in a folder.
 
     Raises:
-        ValueError: the folder is damaged or none of `save_tensors`.
+        ValueError: the folder is damaged or was not written by `save_tensors`.
     """
-    found = _Reader(folder).read_metadata().state_dict_metadata
+    entries = _Reader(folder).read_metadata().state_dict_metadata
     return {
         name: (entry.size, entry.properties.dtype)
-        for name, entry in found.items()
+        for name, entry in entries.items()
         if isinstance(entry, TensorStorageMetadata)
     }
 
 
-def _as_a_whole(
+def _with_full_shapes(
     tensors: Mapping[str, Tensor], rows: Mapping[str, int], world: World
 ) -> dict[str, Any]:
-    """The same storage, described as parts of what all ranks have together."""
-    whole: dict[str, Any] = {name: tensor.detach() for name, tensor in tensors.items()}
+    """The same tensors; sharded ones become DTensors of their full shape over all ranks."""
+    full: dict[str, Any] = {name: tensor.detach() for name, tensor in tensors.items()}
     if world.size == 1:
-        return whole
+        return full
     for name, count in rows.items():
-        local = whole[name]
+        local = full[name]
         mesh = init_device_mesh(local.device.type, (world.size,))
         shape = torch.Size((count, *local.shape[1:]))
         stride = torch.empty(shape, device="meta").stride()
-        whole[name] = DTensor.from_local(
+        full[name] = DTensor.from_local(
             local, mesh, [Shard(0)], run_check=False, shape=shape, stride=stride
         )
-    return whole
+    return full
 
 
 @contextmanager
 def _quietly() -> Iterator[None]:
-    """A world of one is nothing to warn of."""
+    """Suppress torch's warning that there is only one process."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")
         yield

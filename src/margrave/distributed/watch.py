@@ -1,9 +1,9 @@
-"""Noticing that a rank no longer takes part, and naming it, while the others wait in a collective.
+"""Detects and names a failed or hanging rank while the other ranks wait in a collective.
 
-Every rank writes a line about itself into the process group's store every few seconds, from a
-thread: as long as the process runs the line changes, whatever its main thread does. If the line of
-a rank stands still, it has been stopped, or its machine is gone. A rank whose main thread hangs
-says where that thread is; the others are then waiting in a collective.
+A thread of every rank writes a status line into the process group's store every few seconds. The
+line changes as long as the process runs, even if its main thread hangs. If a rank's line stops
+changing, its process was stopped or its machine is gone. If a rank's main thread hangs, its line
+tells where, while the other ranks' lines tell that they are waiting in a collective.
 """
 
 from __future__ import annotations
@@ -27,42 +27,42 @@ import torch.distributed as dist
 from margrave.distributed.launch import (
     Launch,
     RankError,
+    as_rank_error,
     current_launch,
-    lost_touch,
     record_failure,
 )
 from margrave.distributed.world import World, current_world
 
 SILENT_SECONDS = 60.0
-"""After which a rank that does not answer is named, unless a setting says otherwise."""
-LONGEST_INTERVAL = 5.0
-"""Seconds between two lines of a rank."""
-LONGEST_WAIT = timedelta(days=30)
-"""For the slowest of the processes that share something out, which may take days."""
-WAITING = (
+"""Default time after which a rank that does not answer is reported."""
+MAX_INTERVAL = 5.0
+"""Maximum number of seconds between two status lines of a rank."""
+COLLECTIVE_TIMEOUT = timedelta(days=30)
+"""Timeout of collectives outside training, where ranks may finish their shares days apart."""
+WAITING_PATHS = (
     "margrave/distributed/",
     "margrave/training/transfer.py",
     "torch/autograd/graph.py",
     "torch/cuda/streams.py",
     "torch/distributed/",
 )
-"""Code in which a rank waits for the others, or for its own device."""
+"""Paths of code in which a rank waits for other ranks or for its own device."""
 
 _watches = count()
 
 
 @dataclass(frozen=True)
 class RankStatus:
-    """What a rank last wrote about itself.
+    """A rank's latest status line.
 
     Attributes:
-        pid: its process.
-        host: its machine.
-        beat: how many lines it has written.
-        step: where training stands, 0 before the first step.
-        place: where its main thread is.
-        waiting: whether it waits there for other ranks.
-        done: whether it takes part no longer, by intention.
+        pid: process id.
+        host: host name.
+        beat: number of lines written so far.
+        step: current training step; 0 before the first step.
+        place: code location of the main thread.
+        waiting: whether the main thread is waiting for other ranks or for its device.
+        done: whether the rank has closed its watch regularly.
     """
 
     pid: int
@@ -75,21 +75,23 @@ class RankStatus:
 
 
 class RankWatch:
-    """While it is open, a rank that no longer takes part ends the others with an error naming it.
+    """A context manager that ends this process with an error if another rank fails or hangs.
 
-    Every rank opens it, and closes it when it waits for no other any more. The process ends at
-    once, because its main thread cannot be reached within a collective; the error is left for the
-    launcher, or printed where there is none. A world of one is not watched.
+    Every rank opens it, and closes it once it no longer waits for other ranks. On failure the
+    process ends at once, because a main thread inside a collective cannot be interrupted. The error
+    names the failed rank; it is recorded for the launcher, or printed if there is none. A world of
+    one process is not watched.
 
     Args:
         world: the ranks.
-        silent_seconds: after which a rank that does not answer is named.
-        stalled_seconds: after which a rank is named that keeps the others waiting although it
-            answers; None for never.
-        setting: what messages call the settings: ``training.rank_{}_seconds``.
+        silent_seconds: time after which a rank that does not answer counts as failed.
+        stalled_seconds: time after which a rank that answers but keeps the others waiting counts as
+            hanging; None means never.
+        setting: the settings' name in messages, such as ``training.rank_{}_seconds``, in which
+            ``{}`` stands for ``silence`` or ``stall``.
 
     Attributes:
-        step: to be set as training proceeds.
+        step: the current training step, set by the training loop.
     """
 
     def __init__(
@@ -101,11 +103,12 @@ class RankWatch:
     ) -> None:
         self.step = 0
         self._world, self._setting = world, setting
-        self._silent, self._stalled = silent_seconds, stalled_seconds
-        self._interval = min(LONGEST_INTERVAL, silent_seconds / 6)
+        self._silence_limit, self._stall_limit = silent_seconds, stalled_seconds
+        self._interval = min(MAX_INTERVAL, silent_seconds / 6)
         self._own = RankStatus(os.getpid(), socket.gethostname())
-        # Replaced as a whole, because two threads use it: each rank's line, and when it changed.
-        self._seen: dict[int, tuple[RankStatus, float]] = {}
+        # Each rank's line and the time of its last change. Two threads read it, so it is replaced
+        # rather than modified.
+        self._statuses: dict[int, tuple[RankStatus, float]] = {}
         self._waiting_since: float | None = None
         self._waiting_step = 0
         self._closed = threading.Event()
@@ -114,9 +117,9 @@ class RankWatch:
         if self._world.size == 1:
             return self
         self._thread = threading.get_ident()
-        self._awake_since = self._contact = self._looked = time.monotonic()
-        self._store, self._store_host = _own_connection(self._silent)
-        # Ranks open as many watches, so they number them alike.
+        self._awake_since = self._last_contact = self._last_check = time.monotonic()
+        self._store, self._store_host = _own_connection(self._silence_limit)
+        # Every rank opens the same number of watches, so the numbers agree.
         self._prefix = f"margrave/watch {next(_watches)}/{os.environ.get('TORCHELASTIC_RUN_ID')}/"
         self._prefix += f"{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}/"
         self._write()
@@ -140,10 +143,11 @@ class RankWatch:
         for thread in self._threads:
             thread.join(self._interval)
         blamed = None
-        if isinstance(error, RuntimeError) and lost_touch(error) is not None:
-            # Another that named the rank has ended first, which closed its connections.
+        if isinstance(error, RuntimeError) and as_rank_error(error) is not None:
+            # Probably another rank detected the failure first and ended, which closed its
+            # connections. Half of the limits is then enough to name the failed rank.
             blamed = self._blamed(time.monotonic(), share=0.5)
-        # Where the store is gone, a thread still waits for its answer.
+        # If the store is gone, a thread is still waiting for its answer.
         if not any(thread.is_alive() for thread in self._threads):
             with suppress(RuntimeError):
                 self._write(done=True)
@@ -169,30 +173,31 @@ class RankWatch:
         self._store.set(f"{self._prefix}{self._world.rank}", json.dumps(asdict(self._own)))
 
     def _exchange(self) -> None:
-        """Write this rank's line and read the others'. May block where the store is gone."""
-        # What fails is tried again; what fails for long, `_watch` sees by the last contact.
+        """Write this rank's line and read the others'. It may block if the store is gone."""
+        # Failures are retried; `_watch` notices a long failure by the time of the last contact.
         with suppress(RuntimeError):
             self._write()
             names = {rank: f"{self._prefix}{rank}" for rank in range(self._world.size)}
             known = [
-                rank for rank in names if rank in self._seen or self._store.check([names[rank]])
+                rank for rank in names if rank in self._statuses or self._store.check([names[rank]])
             ]
             values = self._store.multi_get([names[rank] for rank in known])
             now = time.monotonic()
-            seen = dict(self._seen)
+            statuses = dict(self._statuses)
             for rank, value in zip(known, values, strict=True):
                 status = RankStatus(**json.loads(value))
-                if rank not in seen or status != seen[rank][0]:
-                    seen[rank] = status, now
-            self._seen = seen
-            self._contact = now
+                if rank not in statuses or status != statuses[rank][0]:
+                    statuses[rank] = status, now
+            self._statuses = statuses
+            self._last_contact = now
 
     def _watch(self) -> None:
         now = time.monotonic()
-        # A whole job that was stopped and goes on (Ctrl-Z, a machine asleep) is no rank's fault.
-        if now - self._looked > self._silent / 2:
+        # The whole job was suspended and continued (Ctrl-Z, a sleeping machine): start counting
+        # again.
+        if now - self._last_check > self._silence_limit / 2:
             self._awake_since, self._waiting_since = now, None
-        self._looked = now
+        self._last_check = now
         if not _is_waiting(sys._current_frames().get(self._thread)):
             self._waiting_since = None
         elif self._waiting_since is None or self._waiting_step != self.step:
@@ -202,50 +207,55 @@ class RankWatch:
             _end(blamed)
 
     def _blamed(self, now: float, share: float = 1.0) -> str | None:
-        """Who keeps this rank from going on, in words, once a share of the time has passed."""
-        seen = self._seen
-        lost = now - max(self._contact, self._awake_since)
-        if lost > self._silent * share and not (0 in seen and seen[0][0].done):
+        """Describe the rank that this one waits for, once `share` of the limit has passed."""
+        statuses = self._statuses
+        lost = now - max(self._last_contact, self._awake_since)
+        if lost > self._silence_limit * share and not (0 in statuses and statuses[0][0].done):
             return (
-                f"{self._store_keeper()}, which keeps the store by which processes find each "
-                f"other, has not answered for {lost:.0f} s; {self._hint('silence', self._silent)}"
+                f"{self._store_owner()}, which hosts the store that connects the processes, has "
+                f"not answered for {lost:.0f} s; {self._hint('silence', self._silence_limit)}"
             )
-        for rank, (status, changed) in seen.items():
-            silent = self._contact - max(changed, self._awake_since)
-            if rank != self._world.rank and not status.done and silent > self._silent * share:
+        for rank, (status, changed) in statuses.items():
+            silent = self._last_contact - max(changed, self._awake_since)
+            if (
+                rank != self._world.rank
+                and not status.done
+                and silent > self._silence_limit * share
+            ):
                 return (
                     f"{self._name(rank)} has not answered for {silent:.0f} s, last seen in step "
                     f"{status.step}, {status.place}: it was stopped, or its machine is gone; "
-                    f"the others were ended; {self._hint('silence', self._silent)}"
+                    f"the other processes were ended; "
+                    f"{self._hint('silence', self._silence_limit)}"
                 )
-        since, limit = self._waiting_since, self._stalled
+        since, limit = self._waiting_since, self._stall_limit
         if since is None or limit is None or now - since <= limit * share:
             return None
         return f"{self._stall(now - since)}; {self._hint('stall', limit)}"
 
     def _stall(self, seconds: float) -> str:
-        running = {rank: each for rank, (each, _) in self._seen.items() if not each.done}
+        running = {rank: each for rank, (each, _) in self._statuses.items() if not each.done}
         furthest = max((each.step for each in running.values()), default=0)
-        guilty = [rank for rank, each in running.items() if not each.waiting]
-        guilty = guilty or [rank for rank, each in running.items() if each.step < furthest]
+        hanging = [rank for rank, each in running.items() if not each.waiting]
+        hanging = hanging or [rank for rank, each in running.items() if each.step < furthest]
         places = "; ".join(
             f"{self._name(rank)} is in step {running[rank].step}, {running[rank].place}"
-            for rank in sorted(guilty or running)
+            for rank in sorted(hanging or running)
         )
-        if guilty:
+        if hanging:
             return f"processes have waited {seconds:.0f} s for others: {places}"
         return f"all processes have waited for each other for {seconds:.0f} s: {places}"
 
     def _name(self, rank: int) -> str:
-        status, _ = self._seen[rank]
+        status, _ = self._statuses[rank]
         name = Launch(rank, self._world.size).name
         return f"{name} (rank {rank}, pid {status.pid} on {status.host})"
 
-    def _store_keeper(self) -> str:
-        # Torchrun and our launcher keep it in the launcher, others in the first rank.
+    def _store_owner(self) -> str:
+        # torchrun and our launcher host the store themselves; else the first rank does.
         if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
             return f"the launcher on {self._store_host}"
-        return self._name(0) if 0 in self._seen else f"the first process, on {self._store_host}"
+        return self._name(0) if 0 in self._statuses else f"the first process, on {self._store_host}"
 
     def _hint(self, kind: str, seconds: float) -> str:
         if self._setting is None:
@@ -255,7 +265,7 @@ class RankWatch:
 
 @contextmanager
 def joined_world() -> Iterator[World]:
-    """The world of the processes that a launcher started, or of this one where none did; watched.
+    """Yield the world of the processes of the launcher, watched by `RankWatch`, or a world of one.
 
     >>> with joined_world() as world:
     ...     world.size
@@ -264,7 +274,7 @@ def joined_world() -> Iterator[World]:
     if current_launch().size == 1:
         yield World()
         return
-    dist.init_process_group("gloo", timeout=LONGEST_WAIT)
+    dist.init_process_group("gloo", timeout=COLLECTIVE_TIMEOUT)
     try:
         with RankWatch(current_world()):
             yield current_world()
@@ -273,7 +283,7 @@ def joined_world() -> Iterator[World]:
 
 
 def _own_connection(seconds: float) -> tuple[dist.Store, str]:
-    """The process group's store, by a connection of which no other thread waits for an answer."""
+    """A separate connection to the process group's store, so that other threads never block it."""
     from torch.distributed.distributed_c10d import _get_default_store
 
     store = _get_default_store()
@@ -293,12 +303,12 @@ def _own_connection(seconds: float) -> tuple[dist.Store, str]:
 
 def _is_waiting(frame: FrameType | None) -> bool:
     return frame is not None and any(
-        part in Path(frame.f_code.co_filename).as_posix() for part in WAITING
+        part in Path(frame.f_code.co_filename).as_posix() for part in WAITING_PATHS
     )
 
 
 def _place(frame: FrameType | None) -> str:
-    """Where a thread is: ``training/loop.py:120 in _fit``."""
+    """A thread's code location, such as ``training/loop.py:120 in _fit``."""
     if frame is None:
         return "ended"
     path = Path(frame.f_code.co_filename)
@@ -306,14 +316,14 @@ def _place(frame: FrameType | None) -> str:
 
 
 def _end(message: str) -> None:
-    """End this process, whose main thread cannot be reached, with an error."""
-    told_by_launcher = False
+    """End this process with an error, although its main thread cannot be interrupted."""
+    has_launcher = False
     try:
-        told_by_launcher = record_failure(RankError(message))
+        has_launcher = record_failure(RankError(message))
     finally:
-        if not told_by_launcher:
+        if not has_launcher:
             os.write(2, f"\nerror: {message}\n".encode())
         if sys.stdout is not None and sys.stdout.isatty():
-            # A progress bar has hidden the cursor.
+            # Show the cursor again, which a progress bar has hidden.
             os.write(1, b"\x1b[?25h")
         os._exit(1)

@@ -1,4 +1,4 @@
-"""Which process this is, as a value. A world of one needs no process group."""
+"""The rank of this process and the number of ranks. A single process needs no process group."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ class World:
     """The processes that train together.
 
     Attributes:
-        rank: this process, 0 ≤ rank < size, counted over all machines.
-        size: how many processes there are.
-        group: their process group; None is the default one.
+        rank: this process's rank over all machines, 0 ≤ rank < size.
+        size: number of processes.
+        group: their process group; None is the default group.
 
     >>> World().size
     1
@@ -26,7 +26,7 @@ class World:
 
 
 def current_world() -> World:
-    """The world of the default process group, or a world of one where none was started."""
+    """The world of the default process group, or of one process if none was started."""
     if dist.is_available() and dist.is_initialized():
         return World(dist.get_rank(), dist.get_world_size())
     return World()

@@ -1,4 +1,4 @@
-"""The doctor's round through a data set."""
+"""Examines a data set."""
 
 from __future__ import annotations
 
@@ -9,54 +9,64 @@ import numpy as np
 
 from margrave.data import (
     FaceImages,
+    ImageSource,
     PairList,
     ReadableImages,
     RecordImages,
     ShardImages,
     damaged_shards,
+    open_source,
 )
 from margrave.doctor.alignment import check_alignment
 from margrave.doctor.findings import Finding, ranked
 from margrave.doctor.image_checks import (
-    SHOWN,
-    SMALLEST_SIDE,
-    check_colour,
+    MAX_EXAMPLES,
+    MIN_SIDE,
+    check_color,
     check_duplicates,
     check_reading,
     check_sizes,
     near_duplicates,
 )
-from margrave.doctor.measurements import Measurements, Progress, measure_images
+from margrave.doctor.measurements import Measurements, measure_images
 from margrave.faces import Detector
+from margrave.progress import Progress
 
 
 def examine_images(
-    images: FaceImages,
-    most: int = 20_000,
+    images: ImageSource,
+    max_images: int = 20_000,
     workers: int = 4,
     progress: Progress = lambda done, total: None,
     seed: int = 0,
-    smallest: int = SMALLEST_SIDE,
+    min_side: int = MIN_SIDE,
     detector: Detector | None = None,
 ) -> list[Finding]:
-    """Everything that is wrong with a labelled data set, the worst first.
+    """Find the faults of a labeled data set, worst first.
 
     Args:
-        images: the set.
-        most: look at this many of the images, whole identities at a time, drawn at random.
-        workers: threads.
-        progress: called with (images done, images in all).
-        seed: of the draw.
-        smallest: a side below which an image shows no face, pixels.
-        detector: finds the landmarks that alignment is judged by, see ``available_detector``.
+        images: the data set.
+        max_images: maximum number of images to examine: all images of randomly chosen identities.
+        workers: number of threads.
+        progress: called with (images done, total images).
+        seed: seed of the random choice.
+        min_side: images with a smaller side count as too small, in pixels.
+        detector: detects landmarks, to check the alignment; see ``available_detector``.
     """
+    images = open_source(images, labeled=True)
     labels = np.asarray(images.labels)
-    seen = measure_images(images, drawn(labels, most, seed), workers, progress)
-    found = [*check_labels(images), *_look_at(seen, images, smallest, detector, progress)]
-    found += check_duplicates(seen, images.name, labels, lambda n: str(images.class_names[n]))
+    chosen = sample_identities(labels, max_images, seed)
+    measured = measure_images(images, chosen, workers, progress)
+    findings = [
+        *check_labels(images),
+        *_check_images(measured, images, min_side, detector, progress),
+    ]
+    findings += check_duplicates(
+        measured, images.name, labels, lambda n: str(images.class_names[n])
+    )
     if isinstance(images, ShardImages) and Path(images.root, "shards.json").is_file():
-        found += _check_shards(images)
-    return ranked(found)
+        findings += _check_shards(images)
+    return ranked(findings)
 
 
 def examine_pairs(
@@ -66,61 +76,62 @@ def examine_pairs(
     progress: Progress = lambda done, total: None,
     detector: Detector | None = None,
 ) -> list[Finding]:
-    """Everything that is wrong with a verification set, the worst first.
+    """Find the faults of a verification set, worst first.
 
     Args:
-        images: what the pairs index into.
-        pairs: who is compared with whom.
-        workers: threads.
-        progress: called with (images done, images in all).
-        detector: finds the landmarks that alignment is judged by, see ``available_detector``.
+        images: the images that the pairs refer to.
+        pairs: the pairs of images.
+        workers: number of threads.
+        progress: called with (images done, total images).
+        detector: detects landmarks, to check the alignment; see ``available_detector``.
     """
     indices = np.unique(np.concatenate([pairs.first, pairs.second]))
-    seen = measure_images(images, indices.tolist(), workers, progress)
-    found = [
-        *check_pairs(pairs, seen),
-        *_look_at(seen, images, SMALLEST_SIDE, detector, progress),
+    measured = measure_images(images, indices.tolist(), workers, progress)
+    findings = [
+        *check_pairs(pairs, measured),
+        *_check_images(measured, images, MIN_SIDE, detector, progress),
     ]
-    return ranked(found)
+    return ranked(findings)
 
 
-def drawn(labels: np.ndarray, most: int, seed: int = 0) -> list[int]:
-    """Indices of all images of random identities, up to so many."""
-    if len(labels) <= most:
+def sample_identities(labels: np.ndarray, max_images: int, seed: int = 0) -> list[int]:
+    """Indices of all images of randomly chosen identities, at most `max_images`."""
+    if len(labels) <= max_images:
         return list(range(len(labels)))
     order = np.random.default_rng(seed).permutation(labels.max() + 1)
     sizes = np.bincount(labels)[order]
-    whole = order[: max(1, int(np.searchsorted(np.cumsum(sizes), most, side="right")))]
-    return np.flatnonzero(np.isin(labels, whole))[:most].tolist()
+    count = max(1, int(np.searchsorted(np.cumsum(sizes), max_images, side="right")))
+    return np.flatnonzero(np.isin(labels, order[:count]))[:max_images].tolist()
 
 
-def _look_at(
-    seen: Measurements,
+def _check_images(
+    measured: Measurements,
     images: ReadableImages,
-    smallest: int,
+    min_side: int,
     detector: Detector | None,
     progress: Progress,
 ) -> Iterator[Finding]:
-    yield from check_reading(seen, images.name)
-    yield from check_colour(seen, images.name)
-    yield from check_alignment(seen, images, detector, progress)
-    yield from check_sizes(seen, images.name, smallest)
+    yield from check_reading(measured, images.name)
+    yield from check_color(measured, images.name)
+    yield from check_alignment(measured, images, detector, progress)
+    yield from check_sizes(measured, images.name, min_side)
 
 
 def check_labels(images: FaceImages) -> Iterator[Finding]:
-    """Gaps in the numbers, what the property file says, and how the classes are filled."""
+    """Check for gaps in the labels, a wrong property file, and unusual class sizes."""
     labels = np.asarray(images.labels)
     sizes = np.bincount(labels, minlength=len(images.class_names))
-    names = [*images.class_names, *getattr(images, "left_out", {})]
-    if isinstance(images, RecordImages) or (isinstance(images, ShardImages) and images.walked):
-        # Here alone an identity's name is its label in the file.
+    names = [*images.class_names, *images.left_out]
+    if isinstance(images, RecordImages) or (isinstance(images, ShardImages) and images.scanned):
+        # Only in these sets is an identity's name its label in the file.
         yield from _check_numbers(np.sort(np.array([int(name) for name in names])))
     if isinstance(images, RecordImages) and images.num_classes not in (None, len(names)):
         yield Finding(
             fault="wrong_class_count",
             severity="serious",
-            said=f"property says {images.num_classes} identities, the records hold {len(names)}",
-            remedy="fetch the set again, or correct the first number of the property file",
+            message=f"the property file states {images.num_classes} identities, but the records "
+            f"contain {len(names)}",
+            remedy="download the set again, or correct the first number of the property file",
             figures={"property": images.num_classes, "records": len(names)},
         )
     single = float((sizes < 2).mean())
@@ -128,9 +139,9 @@ def check_labels(images: FaceImages) -> Iterator[Finding]:
         yield Finding(
             fault="single_images",
             severity="serious" if single > 0.8 else "warning",
-            said=f"{100 * single:.0f} % of the {len(sizes)} identities have a single image",
-            remedy="leave them out (minimum_images=2): a single image teaches nothing about what "
-            "varies within a person, and KappaFace cannot tell its concentration",
+            message=f"{100 * single:.0f} % of the {len(sizes)} identities have a single image",
+            remedy="leave them out (minimum_images=2): a single image shows no variation within an "
+            "identity, and KappaFace cannot estimate its concentration",
             share=single,
             figures=histogram(sizes),
         )
@@ -139,17 +150,17 @@ def check_labels(images: FaceImages) -> Iterator[Finding]:
         yield Finding(
             fault="dominant_identity",
             severity="warning",
-            said=f"the largest identity, {images.class_names[int(sizes.argmax())]}, has {largest} "
-            f"images, the median {median:.0f}",
-            remedy="look at its images: a folder for everybody unknown does this",
+            message=f"the largest identity, {images.class_names[int(sizes.argmax())]}, has "
+            f"{largest} images, the median {median:.0f}",
+            remedy="look at its images: it may be a folder of unknown people",
             share=largest / len(labels),
             figures=histogram(sizes),
         )
     yield Finding(
         fault="class_sizes",
         severity="note",
-        said=f"{len(labels)} images of {len(sizes)} identities: {sizes.min()} to {largest} each, "
-        f"median {median:.0f}; the largest tenth of the identities has "
+        message=f"{len(labels)} images of {len(sizes)} identities: {sizes.min()} to {largest} "
+        f"each, median {median:.0f}; the largest tenth of the identities has "
         f"{100 * np.sort(sizes)[-max(1, len(sizes) // 10) :].sum() / len(labels):.0f} % of them",
         remedy="none needed",
         share=0.0,
@@ -163,36 +174,39 @@ def _check_numbers(numbers: np.ndarray) -> Iterator[Finding]:
         return
     shifted = missing == numbers[0]
     before = np.concatenate([[-1], numbers[:-1]])
-    after_gaps = np.flatnonzero(numbers - before > 1)[:SHOWN]
-    shown = ", ".join(str(before[place] + 1) for place in after_gaps)
-    said = f"labels begin at {numbers[0]}: they are off by {numbers[0]}"
+    after_gaps = np.flatnonzero(numbers - before > 1)[:MAX_EXAMPLES]
+    gap_starts = ", ".join(str(before[index] + 1) for index in after_gaps)
+    message = f"labels begin at {numbers[0]} instead of 0"
     if not shifted:
-        said = f"{missing} labels between 0 and {numbers[-1]} have no images, from {shown} on"
+        message = (
+            f"{missing} labels between 0 and {numbers[-1]} have no images; gaps begin at "
+            f"{gap_starts}"
+        )
     yield Finding(
         fault="shifted_labels" if shifted else "label_gaps",
         severity="warning",
-        said=said,
+        message=message,
         remedy="pack the set again (margrave pack numbers identities from 0); Margrave renumbers "
-        "when it reads, other programs count classes wrongly or index out of range",
+        "labels when reading, but other programs count classes wrongly or index out of range",
         share=missing / (int(numbers[-1]) + 1),
         figures={"missing": missing, "first": int(numbers[0]), "last": int(numbers[-1])},
     )
 
 
 def histogram(sizes: np.ndarray) -> dict[str, int]:
-    """Identities by how many images they have, in doubling steps.
+    """The number of identities by their number of images, in doubling steps.
 
     >>> histogram(np.array([1, 1, 3, 9]))
     {'1': 2, '2-3': 1, '8-15': 1}
     """
-    found: dict[str, int] = {}
+    histogram: dict[str, int] = {}
     low = 1
     while low <= sizes.max(initial=0):
         count = int(((sizes >= low) & (sizes < 2 * low)).sum())
         if count:
-            found[str(low) if low == 1 else f"{low}-{2 * low - 1}"] = count
+            histogram[str(low) if low == 1 else f"{low}-{2 * low - 1}"] = count
         low *= 2
-    return found
+    return histogram
 
 
 def _check_shards(images: ShardImages) -> Iterator[Finding]:
@@ -201,33 +215,33 @@ def _check_shards(images: ShardImages) -> Iterator[Finding]:
         yield Finding(
             fault="damaged_shards",
             severity="serious",
-            said=f"{len(damaged)} of {len(images.shards)} shards are not what was packed",
-            remedy="fetch or copy them again",
+            message=f"{len(damaged)} of {len(images.shards)} shards have changed since packing",
+            remedy="download or copy them again",
             share=1.0,
-            examples=tuple(damaged[:SHOWN]),
+            examples=tuple(damaged[:MAX_EXAMPLES]),
             figures={"damaged": len(damaged), "shards": len(images.shards)},
         )
 
 
-def check_pairs(pairs: PairList, seen: Measurements) -> Iterator[Finding]:
-    """Truth values that cannot be true, or that measure nothing."""
+def check_pairs(pairs: PairList, measured: Measurements) -> Iterator[Finding]:
+    """Check for wrong truth values, and for pairs that measure nothing."""
     same = np.asarray(pairs.same, bool)
     share = float(same.mean())
     if not 0.05 < share < 0.95:
         yield Finding(
             fault="one_sided_pairs",
             severity="serious",
-            said=f"{100 * share:.0f} % of the {len(same)} pairs are of one person",
-            remedy="accuracy means nothing unless both kinds are there; margrave pack --pairs "
-            "makes a set of your own",
+            message=f"{100 * share:.0f} % of the {len(same)} pairs are genuine",
+            remedy="accuracy is meaningful only with genuine and impostor pairs; margrave pack "
+            "--pairs creates a new set",
             figures={"share_same": round(share, 4), "pairs": len(same)},
         )
-    where = {int(index): row for row, index in enumerate(seen.indices)}
-    alike = {tuple(pair) for pair in near_duplicates(seen).tolist()}
+    row_of = {int(index): row for row, index in enumerate(measured.indices)}
+    duplicates = {tuple(pair) for pair in near_duplicates(measured).tolist()}
     contradicted, identical = [], 0
     for number, (one, other) in enumerate(zip(pairs.first, pairs.second, strict=True)):
-        rows = sorted((where.get(int(one), -1), where.get(int(other), -2)))
-        if rows[0] == rows[1] or tuple(rows) in alike:
+        rows = sorted((row_of.get(int(one), -1), row_of.get(int(other), -2)))
+        if rows[0] == rows[1] or tuple(rows) in duplicates:
             identical += 1
             if not same[number]:
                 contradicted.append(number)
@@ -235,19 +249,19 @@ def check_pairs(pairs: PairList, seen: Measurements) -> Iterator[Finding]:
         yield Finding(
             fault="contradicted_pairs",
             severity="serious",
-            said=f"{len(contradicted)} pairs of one and the same image are said to be of two "
+            message=f"{len(contradicted)} pairs of the same image are labeled as different "
             "people: the truth values are reversed or belong to other pairs",
-            remedy="make the set again, and check that image 2k and 2k + 1 belong to value k",
+            remedy="create the set again, and check that images 2k and 2k + 1 belong to value k",
             share=len(contradicted) / len(same),
-            examples=tuple(f"pair {number}" for number in contradicted[:SHOWN]),
+            examples=tuple(f"pair {number}" for number in contradicted[:MAX_EXAMPLES]),
             figures={"contradicted": len(contradicted), "pairs": len(same)},
         )
     if identical > 0.05 * len(same):
         yield Finding(
             fault="identical_pairs",
             severity="warning",
-            said=f"{identical} of {len(same)} pairs compare an image with itself",
-            remedy="draw pairs of two images each: these are recognised by anything",
+            message=f"{identical} of {len(same)} pairs compare an image with itself",
+            remedy="choose pairs of two different images: identical images are always matched",
             share=identical / len(same),
             figures={"identical": identical, "pairs": len(same)},
         )

@@ -1,4 +1,4 @@
-"""What the doctor finds, and which of it matters most."""
+"""The doctor's findings and their order."""
 
 from __future__ import annotations
 
@@ -12,37 +12,37 @@ _ORDER = {"serious": 0, "warning": 1, "unchecked": 2, "note": 3}
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """One thing that is wrong, or worth knowing.
+    """A fault, or useful information.
 
     Attributes:
-        fault: its name, for programs.
-        severity: serious spoils a model, a warning costs accuracy or time; unchecked is what
-            could not be looked at, and why; a note is for knowledge.
-        said: what was seen, with its figures.
+        fault: identifier of the fault, for programs.
+        severity: ``serious`` ruins a model, ``warning`` costs accuracy or time, ``unchecked``
+            could not be checked, ``note`` is information.
+        message: what was found, with the measured values.
         remedy: what to do about it.
-        share: how much is affected, in [0, 1]; ranks findings of one severity.
-        examples: where it is to be seen.
-        figures: the numbers behind it, for programs.
+        share: the affected share, in [0, 1]; it orders findings of the same severity.
+        examples: examples of affected images, pairs or tensors.
+        figures: the measured values, for programs.
     """
 
     fault: str
     severity: Severity
-    said: str
+    message: str
     remedy: str
     share: float = 1.0
     examples: tuple[str, ...] = ()
     figures: Mapping[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
-        """As plain values."""
+        """The finding as JSON values."""
         return asdict(self)
 
 
 def ranked(findings: Iterable[Finding]) -> list[Finding]:
-    """The worst first.
+    """Sort findings, worst first.
 
-    >>> low = Finding(fault="b", severity="note", said="", remedy="")
-    >>> high = Finding(fault="a", severity="serious", said="", remedy="")
+    >>> low = Finding(fault="b", severity="note", message="", remedy="")
+    >>> high = Finding(fault="a", severity="serious", message="", remedy="")
     >>> [finding.fault for finding in ranked([low, high])]
     ['a', 'b']
     """

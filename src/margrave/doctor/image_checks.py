@@ -1,4 +1,4 @@
-"""What measurements of images say about a data set."""
+"""Checks of a data set by measurements of its images."""
 
 from __future__ import annotations
 
@@ -9,162 +9,173 @@ import numpy as np
 from margrave.doctor.findings import Finding
 from margrave.doctor.measurements import Measurements
 
-SHOWN = 5
-BLANK_DEVIATION = 4.0
-COLOURED = 6.0
+MAX_EXAMPLES = 5
+BLANK_STD = 4.0
+"""Standard deviation of the gray values below which an image counts as blank."""
+MIN_COLOR = 6.0
+"""Mean difference between channels above which an image counts as colored."""
 REVERSED_REDNESS = -4.0
-FEW = 20
-SMALLEST_SIDE = 48
-GREY = 0.95
-SAME_BITS, SAME_DIFFERENCE = 8, 3.0
-NEIGHBOURS = 8
+"""Red minus blue below which the channels of a colored image count as reversed."""
+MIN_COLORED_IMAGES = 20
+MIN_SIDE = 48
+"""Side length in pixels below which an image counts as too small."""
+GRAY_SHARE = 0.95
+"""Share of gray images above which the data set counts as gray."""
+MAX_DIFFERENT_BITS, MAX_DIFFERENCE = 8, 3.0
+"""Limits for near duplicates: different bits of the hashes, and mean difference of gray values."""
+NEIGHBORS = 8
+"""Number of following images with which each image is compared after sorting by hash."""
 
 Name = Callable[[int], str]
+"""Returns an image's name by its index."""
 
 
-def check_reading(seen: Measurements, name: Name) -> Iterator[Finding]:
-    """Images that cannot be read, and images with nothing on them."""
-    total = len(seen) + len(seen.unreadable)
-    if seen.unreadable:
-        share = len(seen.unreadable) / total
+def check_reading(measured: Measurements, name: Name) -> Iterator[Finding]:
+    """Check for unreadable and blank images."""
+    total = len(measured) + len(measured.unreadable)
+    if measured.unreadable:
+        share = len(measured.unreadable) / total
         yield Finding(
             fault="unreadable_images",
             severity="serious" if share >= 0.01 else "warning",
-            said=f"{len(seen.unreadable)} of {total} images cannot be read",
-            remedy="fetch or convert them again, or remove them; training leaves them out",
+            message=f"{len(measured.unreadable)} of {total} images cannot be read",
+            remedy="download or convert them again, or remove them; training skips them",
             share=share,
-            examples=tuple(list(seen.unreadable.values())[:SHOWN]),
-            figures={"unreadable": len(seen.unreadable), "images": total},
+            examples=tuple(list(measured.unreadable.values())[:MAX_EXAMPLES]),
+            figures={"unreadable": len(measured.unreadable), "images": total},
         )
-    blank = seen.deviation < BLANK_DEVIATION
+    blank = measured.std < BLANK_STD
     if blank.any():
         yield Finding(
             fault="blank_images",
             severity="serious" if blank.mean() >= 0.01 else "warning",
-            said=f"{blank.sum()} of {total} images are of one colour or nearly so",
-            remedy="remove them: a class centre learns nothing from them",
+            message=f"{blank.sum()} of {total} images are blank or nearly so",
+            remedy="remove them: nothing can be learned from them",
             share=float(blank.mean()),
-            examples=_examples(seen, blank, name),
+            examples=_examples(measured, blank, name),
             figures={"blank": int(blank.sum()), "images": total},
         )
 
 
-def check_colour(seen: Measurements, name: Name) -> Iterator[Finding]:
-    """Red and blue exchanged: skin of every tone is redder than blue."""
-    coloured = (seen.colour > COLOURED) & (seen.deviation >= BLANK_DEVIATION)
-    if coloured.sum() < FEW:
-        yield _colours_unchecked(seen, int(coloured.sum()))
+def check_color(measured: Measurements, name: Name) -> Iterator[Finding]:
+    """Check whether red and blue are exchanged, as skin of every tone is more red than blue."""
+    colored = (measured.color > MIN_COLOR) & (measured.std >= BLANK_STD)
+    if colored.sum() < MIN_COLORED_IMAGES:
+        yield _colors_unchecked(measured, int(colored.sum()))
         return
-    wrong = coloured & (seen.redness < REVERSED_REDNESS)
-    share = float(wrong.sum() / coloured.sum())
+    wrong = colored & (measured.redness < REVERSED_REDNESS)
+    share = float(wrong.sum() / colored.sum())
     figures = {
         "share": round(share, 4),
-        "median_redness": round(float(np.median(seen.redness[coloured])), 2),
+        "median_redness": round(float(np.median(measured.redness[colored])), 2),
     }
     if share > 0.2:
         yield Finding(
-            fault="reversed_colours" if share > 0.6 else "mixed_colour_orders",
+            fault="reversed_colors" if share > 0.6 else "mixed_color_orders",
             severity="serious",
-            said=f"in {100 * share:.0f} % of the coloured images skin is bluer than it is red: "
-            "their channels are BGR where RGB belongs",
-            remedy="exchange the channels where the images were written (OpenCV reads and writes "
-            "BGR: cv2.cvtColor(image, cv2.COLOR_BGR2RGB)), and write them again",
+            message=f"in {100 * share:.0f} % of the colored images skin is more blue than red: "
+            "their channels are in BGR order instead of RGB",
+            remedy="exchange the channels in the program that wrote the images (OpenCV reads and "
+            "writes BGR: cv2.cvtColor(image, cv2.COLOR_BGR2RGB)), and write them again",
             share=share,
-            examples=_examples(seen, wrong, name),
+            examples=_examples(measured, wrong, name),
             figures=figures,
         )
 
 
-def _colours_unchecked(seen: Measurements, coloured: int) -> Finding:
-    grey = float((seen.colour <= COLOURED).mean()) if len(seen) else 0.0
-    reason = f"only {coloured} images have colours, and {FEW} are needed"
-    if grey > GREY:
-        reason = f"{100 * grey:.0f} % of the images are grey"
+def _colors_unchecked(measured: Measurements, colored: int) -> Finding:
+    gray = float((measured.color <= MIN_COLOR).mean()) if len(measured) else 0.0
+    reason = f"only {colored} images have colors, and {MIN_COLORED_IMAGES} are needed"
+    if gray > GRAY_SHARE:
+        reason = f"{100 * gray:.0f} % of the images are gray"
     return Finding(
-        fault="grey_images" if grey > GREY else "colours_not_checked",
-        severity="note" if grey > GREY else "unchecked",
-        said=f"the order of the colours is not checked, because {reason}",
+        fault="gray_images" if gray > GRAY_SHARE else "colors_not_checked",
+        severity="note" if gray > GRAY_SHARE else "unchecked",
+        message=f"the color order was not checked, because {reason}",
         remedy="none needed",
         share=0.0,
-        figures={"grey": round(grey, 4), "coloured": coloured},
+        figures={"gray": round(gray, 4), "colored": colored},
     )
 
 
-def check_sizes(seen: Measurements, name: Name, smallest: int = SMALLEST_SIDE) -> Iterator[Finding]:
-    """Images too small to show a face."""
-    if not len(seen):
+def check_sizes(measured: Measurements, name: Name, min_side: int = MIN_SIDE) -> Iterator[Finding]:
+    """Check for images that are too small."""
+    if not len(measured):
         return
-    small = seen.sizes.min(axis=1) < smallest
+    small = measured.sizes.min(axis=1) < min_side
     if small.mean() > 0.05:
         yield Finding(
             fault="small_images",
             severity="serious" if small.mean() > 0.5 else "warning",
-            said=f"{100 * small.mean():.0f} % of the images are less than {smallest} pixels "
-            f"wide or high (median {np.median(seen.sizes.min(axis=1)):.0f})",
+            message=f"{100 * small.mean():.0f} % of the images are less than {min_side} pixels "
+            f"wide or high (median {np.median(measured.sizes.min(axis=1)):.0f})",
             remedy="align from the original photos (margrave align) instead of enlarging crops",
             share=float(small.mean()),
-            examples=_examples(seen, small, name),
+            examples=_examples(measured, small, name),
             figures={"share": round(float(small.mean()), 4)},
         )
 
 
-def near_duplicates(seen: Measurements) -> np.ndarray:
-    """(M, 2) positions of images that show the same, the lower first.
+def near_duplicates(measured: Measurements) -> np.ndarray:
+    """Find near duplicates: (M, 2) positions of pairs of images, the lower position first.
 
-    Images whose hashes share a quarter come to lie beside each other when sorted by it; each is
-    compared with those that follow.
+    Near duplicates usually have a quarter of their hashes in common. Images are sorted by each
+    quarter, and each image is compared with those that follow it.
     """
-    usable = np.flatnonzero(seen.deviation >= BLANK_DEVIATION)
-    hashes = seen.hashes[usable]
+    usable = np.flatnonzero(measured.std >= BLANK_STD)
+    hashes = measured.hashes[usable]
     if len(usable) < 2:
         return np.empty((0, 2), np.int64)
     quarters = hashes.view(np.uint32).reshape(-1, 4)
-    found = []
+    candidates = []
     for quarter in range(4):
         order = np.lexsort((hashes[:, 1], hashes[:, 0], quarters[:, quarter]))
-        for step in range(1, min(NEIGHBOURS + 1, len(order))):
+        for step in range(1, min(NEIGHBORS + 1, len(order))):
             one, other = order[:-step], order[step:]
-            alike = quarters[one, quarter] == quarters[other, quarter]
-            one, other = one[alike], other[alike]
+            equal = quarters[one, quarter] == quarters[other, quarter]
+            one, other = one[equal], other[equal]
             bits = np.bitwise_count(hashes[one] ^ hashes[other]).sum(axis=1)
-            close = bits <= SAME_BITS
-            found.append(np.sort(np.stack([one[close], other[close]], axis=1), axis=1))
-    pairs = np.unique(np.concatenate(found), axis=0)
-    first, second = (seen.thumbnails[usable[pairs[:, side]]].astype(np.int16) for side in (0, 1))
-    same = np.abs(first - second).mean(axis=(1, 2)) <= SAME_DIFFERENCE
+            close = bits <= MAX_DIFFERENT_BITS
+            candidates.append(np.sort(np.stack([one[close], other[close]], axis=1), axis=1))
+    pairs = np.unique(np.concatenate(candidates), axis=0)
+    first, second = (
+        measured.thumbnails[usable[pairs[:, side]]].astype(np.int16) for side in (0, 1)
+    )
+    same = np.abs(first - second).mean(axis=(1, 2)) <= MAX_DIFFERENCE
     return usable[pairs[same]]
 
 
 def check_duplicates(
-    seen: Measurements, name: Name, labels: np.ndarray, class_names: Callable[[int], str]
+    measured: Measurements, name: Name, labels: np.ndarray, class_names: Callable[[int], str]
 ) -> Iterator[Finding]:
-    """The same image under two identities, or many times under one."""
-    pairs = near_duplicates(seen)
+    """Check for images that occur in two identities, or repeatedly in one identity."""
+    pairs = near_duplicates(measured)
     if not len(pairs):
         return
-    own = labels[seen.indices]
+    own = labels[measured.indices]
     across = own[pairs[:, 0]] != own[pairs[:, 1]]
     if across.any():
-        yield _across_identities(seen, name, own, class_names, pairs[across])
+        yield _across_identities(measured, name, own, class_names, pairs[across])
     within = np.unique(pairs[~across][:, 1])
-    share = len(within) / len(seen)
+    share = len(within) / len(measured)
     if share > 0.02:
         yield Finding(
             fault="repeated_images",
             severity="serious" if share > 0.3 else "warning",
-            said=f"{len(within)} of {len(seen)} images repeat another one of the same identity",
-            remedy="keep one of each: repetitions weigh on class sizes and concentrations",
+            message=f"{len(within)} of {len(measured)} images repeat another image of the same "
+            "identity",
+            remedy="keep only one of them: repetitions distort class sizes and concentrations",
             share=share,
             examples=tuple(
-                f"{name(int(seen.indices[one]))} = {name(int(seen.indices[other]))}"
-                for one, other in pairs[~across][:SHOWN]
+                f"{name(int(measured.indices[one]))} = {name(int(measured.indices[other]))}"
+                for one, other in pairs[~across][:MAX_EXAMPLES]
             ),
-            figures={"repeated": len(within), "images": len(seen)},
+            figures={"repeated": len(within), "images": len(measured)},
         )
 
 
 def _across_identities(
-    seen: Measurements,
+    measured: Measurements,
     name: Name,
     own: np.ndarray,
     class_names: Callable[[int], str],
@@ -175,28 +186,28 @@ def _across_identities(
     identities, counts = np.unique(np.sort(own[pairs], axis=1), axis=0, return_counts=True)
     smaller = np.minimum(sizes[identities[:, 0]], sizes[identities[:, 1]])
     twice = counts >= np.maximum(2, 0.5 * smaller)
-    share = len(involved) / len(seen)
-    said = f"{len(involved)} of {len(seen)} images are also filed under another identity"
+    share = len(involved) / len(measured)
+    message = f"{len(involved)} of {len(measured)} images also occur in another identity"
     if twice.any():
         named = [
             f"{class_names(int(one))} = {class_names(int(other))}"
-            for one, other in identities[twice][:SHOWN]
+            for one, other in identities[twice][:MAX_EXAMPLES]
         ]
-        said += f"; {twice.sum()} pairs of identities are one: {', '.join(named)}"
+        message += f"; {twice.sum()} pairs of identities are the same person: {', '.join(named)}"
     return Finding(
         fault="duplicate_identities" if twice.any() else "images_under_two_identities",
         severity="serious" if twice.any() or share > 0.01 else "warning",
-        said=said,
-        remedy="merge the identities, or remove the images from the wrong one: a margin pushes "
-        "apart what is the same",
+        message=message,
+        remedy="merge the identities, or remove the images from the wrong one: training would push "
+        "equal images apart",
         share=share,
         examples=tuple(
-            f"{name(int(seen.indices[one]))} = {name(int(seen.indices[other]))}"
-            for one, other in pairs[:SHOWN]
+            f"{name(int(measured.indices[one]))} = {name(int(measured.indices[other]))}"
+            for one, other in pairs[:MAX_EXAMPLES]
         ),
         figures={"images": len(involved), "identity_pairs": int(twice.sum())},
     )
 
 
-def _examples(seen: Measurements, which: np.ndarray, name: Name) -> tuple[str, ...]:
-    return tuple(name(int(index)) for index in seen.indices[which][:SHOWN])
+def _examples(measured: Measurements, which: np.ndarray, name: Name) -> tuple[str, ...]:
+    return tuple(name(int(index)) for index in measured.indices[which][:MAX_EXAMPLES])

@@ -1,4 +1,4 @@
-"""The doctor's round through a run: its curve, its settings, its images and its model."""
+"""Examines a run: its training curve, settings, images and model."""
 
 from __future__ import annotations
 
@@ -9,80 +9,85 @@ from typing import Any
 
 import numpy as np
 
-from margrave.config import RunConfig, read_run_config
-from margrave.data import FaceImages, ReadableImages, open_images, read_pairs_bin
-from margrave.doctor.data import drawn, examine_images
+from margrave.config import RunConfig
+from margrave.data import FaceImages, ReadableImages, open_source
+from margrave.doctor.data import examine_images, sample_identities
+from margrave.doctor.embedding_checks import check_collapse, check_quality
 from margrave.doctor.findings import Finding, ranked
-from margrave.doctor.image_checks import SHOWN, SMALLEST_SIDE, near_duplicates
-from margrave.doctor.measurements import Measurements, Progress, measure_images
-from margrave.doctor.model import check_collapse, check_quality
+from margrave.doctor.image_checks import MAX_EXAMPLES, MIN_SIDE, near_duplicates
+from margrave.doctor.measurements import Measurements, measure_images
 from margrave.faces import Detector
 from margrave.inference import load_embedder
 from margrave.losses import create as create_loss
-from margrave.training import read_metrics
+from margrave.progress import Progress
+from margrave.runs import RunFolder
 
-STUCK = 0.03
-LARGE_STEP, SMALL_STEP = 50.0, 1e-4
-"""Learning rate times gradient norm: weights are thrown about, or stand still."""
-LARGE_SWING = 20.0
-"""Of the mean feature norm, from its lowest to its highest."""
+MIN_STEPS = 5
+"""Minimum number of logged steps for a verdict on the curve."""
+MIN_LOSS_DROP = 0.03
+"""Relative drop of the loss below which it counts as not falling."""
+MAX_STEP_SIZE, MIN_STEP_SIZE = 50.0, 1e-4
+"""Learning rate times gradient norm above which training is unstable, and below which the weights
+hardly change."""
+MAX_FEATURE_NORM_RATIO = 20.0
+"""Ratio of the highest to the lowest mean feature norm above which training is unstable."""
 
 
 def examine_run(
     folder: str | Path,
-    most: int = 2000,
+    max_images: int = 2000,
     workers: int = 4,
     trust_code: bool = False,
     progress: Progress = lambda done, total: None,
     detector: Detector | None = None,
 ) -> list[Finding]:
-    """Everything that is wrong with a run, the worst first.
+    """Find the faults of a run, worst first.
 
     Args:
-        folder: of the run.
-        most: look at this many training images, and of each evaluation set.
-        workers: threads.
-        trust_code: allow the run's files to name custom code, which is imported and run.
-        progress: called with (images done, images in all).
-        detector: finds the landmarks that alignment is judged by, see ``available_detector``.
+        folder: the run's folder.
+        max_images: maximum number of images to examine, of the training set and of each evaluation
+            set.
+        workers: number of threads.
+        trust_code: import and run the custom code that the run's files name.
+        progress: called with (images done, total images).
+        detector: detects landmarks, to check the alignment; see ``available_detector``.
 
     Raises:
-        ValueError: the folder is not a run's.
+        ValueError: the folder is not a run's folder.
     """
-    folder = Path(folder)
-    config = read_run_config(folder, trust_code=trust_code)
-    images = open_images(config.data.train)
-    curve = folder / "metrics.jsonl"
-    lines = read_metrics(curve) if curve.is_file() else []
-    smallest = min(SMALLEST_SIDE, config.data.image_size)
-    found = list(check_curve(lines, config, len(images), len(images.class_names)))
-    found += check_scale(config, len(images.class_names))
-    found += [
+    run = RunFolder(Path(folder))
+    config = run.read_config(trust_code=trust_code)
+    images = open_source(config.data.train, labeled=True)
+    lines = run.read_metrics()
+    min_side = min(MIN_SIDE, config.data.image_size)
+    findings = list(check_curve(lines, config, len(images), len(images.class_names)))
+    findings += check_scale(config, len(images.class_names))
+    findings += [
         finding
         for finding in examine_images(
-            images, most, workers, progress, smallest=smallest, detector=detector
+            images, max_images, workers, progress, min_side=min_side, detector=detector
         )
         if finding.severity != "note"
     ]
-    found += check_leaks(config, images, most, workers)
-    if (folder / "model.safetensors").is_file():
+    findings += check_leaks(config, images, max_images, workers)
+    if run.model.is_file():
         embedder = load_embedder(folder, trust_code=trust_code)
-        found += check_collapse(embedder, images)
-        reads_norm = config.loss["kind"] == "magface"
-        reads_norm |= "feature_norm" in create_loss(config.loss).needs
-        found += check_quality(embedder, images, reads_norm)
-    return ranked(found)
+        findings += check_collapse(embedder, images)
+        loss_reads_norm = config.loss["kind"] == "magface"
+        loss_reads_norm |= "feature_norm" in create_loss(config.loss).needs
+        findings += check_quality(embedder, images, loss_reads_norm)
+    return ranked(findings)
 
 
 def check_curve(
     lines: list[dict[str, Any]], config: RunConfig, images: int, classes: int
 ) -> Iterator[Finding]:
-    """Why the loss is stuck, rises, or is no number."""
+    """Check whether the loss is finite and falls, and whether training is finished."""
     if lines and lines[-1]["kind"] == "stopped":
         yield Finding(
             fault="non_finite_loss",
             severity="serious",
-            said=lines[-1]["reason"].partition("\n  remedy")[0],
+            message=str(lines[-1].get("reason", "training stopped")).partition("\n  remedy")[0],
             remedy="lower training.optimizer.learning_rate, lengthen schedule.warmup_epochs, set "
             "training.clip_norm (5), or use precision float32",
         )
@@ -92,28 +97,34 @@ def check_curve(
         yield Finding(
             fault="no_curve",
             severity="warning",
-            said="the run has no training steps yet",
+            message="the run has no training steps yet",
             remedy="train it: margrave train --resume FOLDER",
         )
         return
-    broken = [line for line in steps if line["loss"] is None or line["gradient_norm"] is None]
+    # In float16, gradients that overflow are normal: the step is skipped and the scale lowered.
+    broken = [
+        line
+        for line in steps
+        if line["loss"] is None
+        or ("loss_scale" not in line and line.get("gradient_norm", 0.0) is None)
+    ]
     if broken:
         yield Finding(
             fault="non_finite_loss",
             severity="serious",
-            said=f"the loss or its gradient is no number from step {broken[0]['step']} on",
+            message=f"the loss or its gradient is infinite or NaN from step {broken[0]['step']} on",
             remedy="lower training.optimizer.learning_rate or set training.clip_norm (5)",
         )
         return
-    if len(steps) >= 5:
-        yield from _check_fall(steps, config, classes)
+    if len(steps) >= MIN_STEPS:
+        yield from _check_convergence(steps, config, classes)
     unreadable = steps[-1].get("unreadable", 0)
     if unreadable > 0.01 * images:
         yield Finding(
             fault="unreadable_images",
             severity="serious",
-            said=f"{unreadable} of {images} images could not be read and were left out",
-            remedy="fetch or convert them again, or remove them",
+            message=f"{unreadable} of {images} images could not be read and were skipped",
+            remedy="download or convert them again, or remove them",
             share=unreadable / images,
         )
     epoch, epochs = steps[-1]["epoch"], config.training.epochs
@@ -121,54 +132,59 @@ def check_curve(
         yield Finding(
             fault="unfinished",
             severity="note",
-            said=f"stopped after {epoch:.2f} of {epochs} epochs",
-            remedy="go on with margrave train --resume FOLDER",
+            message=f"stopped after {epoch:.2f} of {epochs} epochs",
+            remedy="continue with margrave train --resume FOLDER",
             share=0.0,
         )
 
 
-def _check_fall(steps: list[dict[str, Any]], config: RunConfig, classes: int) -> Iterator[Finding]:
-    losses = np.array([line["loss"] for line in steps], float)
-    norms = np.array([line["feature_norm"] for line in steps], float)
-    rates = np.array([line["learning_rate"] for line in steps], float)
-    gradients = np.array([line["gradient_norm"] for line in steps], float)
+def _check_convergence(
+    steps: list[dict[str, Any]], config: RunConfig, classes: int
+) -> Iterator[Finding]:
+    names = ("loss", "feature_norm", "learning_rate", "gradient_norm")
+    columns = np.array([[_number(line.get(name)) for name in names] for line in steps])
+    complete = columns[np.isfinite(columns).all(1)]
+    if len(complete) < MIN_STEPS:
+        return
+    losses, norms, rates, gradients = complete.T
     limit = config.training.clip_norm
     quarters = [float(np.median(part)) for part in np.array_split(losses, 4)]
     first, last = float(losses[0]), float(np.median(losses[-max(3, len(losses) // 10) :]))
-    moved = rates * (np.minimum(gradients, limit) if limit else gradients)
-    step, highest = float(np.median(moved)), float(moved.max())
-    swing = float(norms.max() / max(norms.min(), 1e-12))
+    step_sizes = rates * (np.minimum(gradients, limit) if limit else gradients)
+    median_step, max_step = float(np.median(step_sizes)), float(step_sizes.max())
+    norm_ratio = float(norms.max() / max(norms.min(), 1e-12))
     figures = {
         "first_loss": round(first, 4),
         "last_loss": round(last, 4),
         "highest_loss": round(float(losses.max()), 4),
-        "median_step": float(f"{step:.3g}"),
-        "highest_step": float(f"{highest:.3g}"),
-        "feature_norm_swing": float(f"{swing:.3g}"),
+        "median_step": float(f"{median_step:.3g}"),
+        "highest_step": float(f"{max_step:.3g}"),
+        "feature_norm_swing": float(f"{norm_ratio:.3g}"),
     }
-    curve = f"the loss went from {first:.2f} to {last:.2f} (at most {losses.max():.2f})"
-    still = config.training.optimizer.kind == "sgd" and step < SMALL_STEP
-    # What a model gets that gives everybody the same cosine, without any margin.
-    flat = quarters[3] > (1 - STUCK) * quarters[1]
-    blind = last > math.log(classes) and (flat or swing > LARGE_SWING)
-    if still and last > 0.5 * first:
+    curve = f"the loss went from {first:.2f} to {last:.2f} (maximum {losses.max():.2f})"
+    steps_too_small = config.training.optimizer.kind == "sgd" and median_step < MIN_STEP_SIZE
+    is_flat = quarters[3] > (1 - MIN_LOSS_DROP) * quarters[1]
+    # log(classes) is the loss of a model with equal cosines for all classes, without a margin.
+    at_chance = last > math.log(classes) and (is_flat or norm_ratio > MAX_FEATURE_NORM_RATIO)
+    verdict = "no better than guessing" if at_chance else "hardly lower than at the start"
+    if steps_too_small and last > 0.5 * first:
         yield Finding(
             fault="learning_rate_too_low",
             severity="serious",
-            said=f"{curve}: steps are too small to move anything (rate times gradient norm "
-            f"{step:.2g})",
+            message=f"{curve}: steps are too small to change the weights (learning rate times "
+            f"gradient norm {median_step:.2g})",
             remedy=f"raise training.optimizer.learning_rate ({rates.max():g}) until the loss falls "
             "within an epoch; 0.1 is usual for SGD",
             figures=figures,
         )
-    elif not blind and first - last > STUCK * first:
+    elif not at_chance and (last < math.log(classes) or first - last > MIN_LOSS_DROP * first):
         return
-    elif highest > LARGE_STEP or swing > LARGE_SWING:
+    elif max_step > MAX_STEP_SIZE or norm_ratio > MAX_FEATURE_NORM_RATIO:
         yield Finding(
             fault="learning_rate_too_high",
             severity="serious",
-            said=f"{curve}, no better than guessing, while steps were large (rate times gradient "
-            f"norm up to {highest:.2g}, feature norms within a factor of {swing:.2g})",
+            message=f"{curve}, {verdict}, while steps were large (learning rate times gradient "
+            f"norm up to {max_step:.2g}, mean feature norms within a factor of {norm_ratio:.2g})",
             remedy=f"lower training.optimizer.learning_rate ({rates.max():g}) tenfold, lengthen "
             "schedule.warmup_epochs, or set training.clip_norm (5)",
             figures=figures,
@@ -177,88 +193,93 @@ def _check_fall(steps: list[dict[str, Any]], config: RunConfig, classes: int) ->
         yield Finding(
             fault="stuck_loss",
             severity="serious",
-            said=f"{curve}, no better than guessing",
-            remedy="check labels and images (margrave doctor DATA), lower the margin or begin "
+            message=f"{curve}, {verdict}",
+            remedy="check labels and images (margrave doctor DATA), lower the margin or start "
             "without one, and try another learning rate",
             figures=figures,
         )
 
 
-def check_scale(config: RunConfig, classes: int) -> Iterator[Finding]:
-    """A scale under which even a perfect model has a large loss.
+def _number(value: object) -> float:
+    return float(value) if isinstance(value, int | float) else math.nan
 
-    With every target at cosθ = 1 and every other at −1/(C − 1), the loss is
-    log(1 + (C − 1)·e^{−s·C/(C − 1)}) (NormFace, arXiv 1704.06369, for the bound).
+
+def check_scale(config: RunConfig, classes: int) -> Iterator[Finding]:
+    """Check whether the scale is so low that even a perfect model has a large loss.
+
+    With all target cosines at 1 and all others at −1/(C − 1), the loss is
+    log(1 + (C − 1)·e^{−s·C/(C − 1)}) (lower bound from NormFace, arXiv 1704.06369).
     """
     scale = config.loss.get("scale")
     if not isinstance(scale, int | float) or classes < 2 or not create_loss(config.loss).normalized:
         return
     floor = math.log1p((classes - 1) * math.exp(-scale * classes / (classes - 1)))
     if floor > 0.1:
-        needed = math.log((classes - 1) / 0.01) * (classes - 1) / classes
+        min_scale = math.log((classes - 1) / 0.01) * (classes - 1) / classes
         yield Finding(
             fault="scale_too_low",
             severity="serious",
-            said=f"with scale {scale:g} and {classes} identities even a perfect model has a loss "
-            f"of {floor:.2f}, and goes on being pushed",
-            remedy=f"set loss.scale to {max(8, math.ceil(needed))} or more; 64 is usual",
+            message=f"with scale {scale:g} and {classes} identities even a perfect model has a "
+            f"loss of {floor:.2f}, so its gradient never vanishes",
+            remedy=f"set loss.scale to {max(8, math.ceil(min_scale))} or more; 64 is usual",
             figures={"scale": scale, "classes": classes, "lowest_loss": round(floor, 4)},
         )
 
 
 def check_leaks(
-    config: RunConfig, images: FaceImages, most: int, workers: int = 4
+    config: RunConfig, images: FaceImages, max_images: int, workers: int = 4
 ) -> Iterator[Finding]:
-    """Training images, or people, that the evaluation sets hold too."""
+    """Check for training images that are also in evaluation sets."""
     sets: dict[str, ReadableImages] = {}
     for name, entry in config.evaluation.sets.items():
         if entry.is_bin:
-            sets[name] = read_pairs_bin(str(entry.pairs_file))[1]
+            sets[name] = open_source(str(entry.pairs_file))
         elif entry.images:
-            sets[name] = open_images(entry.images)
+            sets[name] = open_source(entry.images)
     if not sets:
         return
-    trained = measure_images(images, drawn(np.asarray(images.labels), 10 * most), workers)
+    chosen = sample_identities(np.asarray(images.labels), 10 * max_images)
+    trained = measure_images(images, chosen, workers)
     if len(trained) + len(trained.unreadable) < len(images):
         yield Finding(
             fault="leaks_looked_for_in_part",
             severity="note",
-            said=f"evaluation images were looked for among {len(trained)} of {len(images)} "
+            message=f"evaluation images were searched in only {len(trained)} of {len(images)} "
             "training images",
-            remedy="a larger --images looks at more",
+            remedy="search more of them with a larger --images",
             share=0.0,
         )
     for name, other in sets.items():
-        labels = getattr(other, "labels", None)
+        labels = other.labels
         chosen = (
-            list(range(min(most, len(other))))
+            list(range(min(max_images, len(other))))
             if labels is None
-            else drawn(np.asarray(labels), most)
+            else sample_identities(np.asarray(labels), max_images)
         )
-        judged = measure_images(other, chosen, workers)
-        pairs = near_duplicates(_together(trained, judged))
+        evaluated = measure_images(other, chosen, workers)
+        pairs = near_duplicates(_concatenated(trained, evaluated))
         pairs = pairs[(pairs[:, 0] < len(trained)) & (pairs[:, 1] >= len(trained))]
-        held = np.unique(pairs[:, 1])
-        if len(held):
-            share = len(held) / len(judged)
+        leaked = np.unique(pairs[:, 1])
+        if len(leaked):
+            share = len(leaked) / len(evaluated)
             yield Finding(
                 fault="evaluation_leak",
                 severity="serious" if share > 0.01 else "warning",
-                said=f"{len(held)} of {len(judged)} images of the evaluation set {name!r} are "
-                "among the training images",
-                remedy="judge on people that were not trained on: remove them from the training "
-                "set, or split by identity",
+                message=f"{len(leaked)} of {len(evaluated)} images of the evaluation set {name!r} "
+                "are also training images",
+                remedy="evaluate on identities that are not in the training set: remove them from "
+                "it, or split the data by identity",
                 share=share,
                 examples=tuple(
                     f"{images.name(int(trained.indices[one]))} = "
-                    f"{other.name(int(judged.indices[two - len(trained)]))}"
-                    for one, two in pairs[:SHOWN]
+                    f"{other.name(int(evaluated.indices[two - len(trained)]))}"
+                    for one, two in pairs[:MAX_EXAMPLES]
                 ),
-                figures={"images": len(held), "looked_at": len(judged)},
+                figures={"images": len(leaked), "looked_at": len(evaluated)},
             )
 
 
-def _together(one: Measurements, other: Measurements) -> Measurements:
-    columns = ("indices", "sizes", "deviation", "colour", "redness", "eyes", "hashes", "thumbnails")
+def _concatenated(one: Measurements, other: Measurements) -> Measurements:
+    columns = ("indices", "sizes", "std", "color", "redness", "eyes", "hashes", "thumbnails")
     joined = {name: np.concatenate([getattr(one, name), getattr(other, name)]) for name in columns}
     return Measurements(**joined, unreadable={})

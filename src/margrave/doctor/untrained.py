@@ -1,8 +1,8 @@
-"""Whether weights were ever trained: what random numbers look like, and what training leaves.
+"""Checks whether weights were trained, or are still random.
 
-The largest eigenvalue of a matrix of independent random numbers is known beforehand, whatever
-their distribution, and training exceeds it within few steps: gradients are sums of few outer
-products. Scales and shifts of normalisation layers begin at exactly 1 and 0.
+The largest eigenvalue of a matrix of independent random numbers is known in advance, for any
+distribution. Training exceeds it within a few steps, because gradients are sums of few outer
+products. The scales and shifts of normalization layers are initialized to exactly 1 and 0.
 """
 
 from __future__ import annotations
@@ -15,29 +15,31 @@ from torch import Tensor
 
 from margrave.doctor.findings import Finding
 
-SMALLEST_SIDE = 8
-"""Of a matrix: smaller ones say little."""
-MOST_ROWS = 8192
-MOST_COLUMNS = 65536
-STRUCTURED = 5.0
-"""Standard deviations above the expected largest eigenvalue."""
-FEW_STRUCTURED = 0.1
-"""Of the matrices: constant tables and chance."""
-ENOUGH_MATRICES, ENOUGH_NORMS = 3, 2
-UNTOUCHED = 1e-5
+MIN_MATRIX_SIDE = 8
+"""Smaller matrices are not tested, because they show little."""
+MAX_ROWS = 8192
+MAX_COLUMNS = 65536
+MIN_TRAINED_SCORE = 5.0
+"""Score above which a matrix is not random, in standard deviations, see `eigenvalue_score`."""
+MAX_STRUCTURED_SHARE = 0.1
+"""Share of matrices of an untrained network that may not be random, such as constant tables."""
+MIN_MATRICES, MIN_NORMS = 3, 2
+"""Minimum numbers of matrices and of normalization layers for a verdict."""
+INITIAL_TOLERANCE = 1e-5
+"""Maximum deviation of scales from 1 and of shifts from 0 that counts as the initial value."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingEvidence:
-    """What weights show of their training.
+    """Signs of training in a network's weights.
 
     Attributes:
-        matrices: how many are large enough to tell.
-        structured: how many of them are no independent random numbers.
-        norms: normalisation layers with scale and shift.
-        untouched: how many of them are at 1 and 0.
-        statistics: batch norms with running statistics.
-        unused: how many of them are at mean 0 and variance 1.
+        matrices: number of weight matrices that are large enough to test.
+        structured: number of these that are not independent random numbers.
+        norms: number of normalization layers with scale and shift.
+        untouched: number of these with scale 1 and shift 0.
+        statistics: number of batch norms with running statistics.
+        unused: number of these with mean 0 and variance 1.
     """
 
     matrices: int
@@ -49,30 +51,31 @@ class TrainingEvidence:
 
     @property
     def random_matrices(self) -> bool:
-        """Whether all weights are as independent random numbers."""
+        """Whether the weight matrices look like independent random numbers."""
         return (
-            self.matrices >= ENOUGH_MATRICES and self.structured <= FEW_STRUCTURED * self.matrices
+            self.matrices >= MIN_MATRICES
+            and self.structured <= MAX_STRUCTURED_SHARE * self.matrices
         )
 
     @property
     def untrained(self) -> bool | None:
-        """Whether no training has left a trace; None where nothing shows it."""
-        if self.matrices >= ENOUGH_MATRICES:
+        """Whether the weights show no sign of training; None if this cannot be decided."""
+        if self.matrices >= MIN_MATRICES:
             return self.random_matrices
-        if self.structured or self.norms < ENOUGH_NORMS:
+        if self.structured or self.norms < MIN_NORMS:
             return False if self.structured else None
         return self.untouched == self.norms
 
 
 def training_evidence(state: Mapping[str, Tensor]) -> TrainingEvidence:
-    """What a network's tensors show of its training."""
+    """Collect the signs of training in a network's tensors."""
     scores = [score for value in state.values() if (score := eigenvalue_score(value)) is not None]
     norms = [key.removesuffix(".weight") for key in state if _is_norm(state, key)]
     untouched = [
         name
         for name in norms
-        if bool(((state[f"{name}.weight"] - 1).abs() <= UNTOUCHED).all())
-        and bool((state[f"{name}.bias"].abs() <= UNTOUCHED).all())
+        if bool(((state[f"{name}.weight"] - 1).abs() <= INITIAL_TOLERANCE).all())
+        and bool((state[f"{name}.bias"].abs() <= INITIAL_TOLERANCE).all())
     ]
     statistics = [key.removesuffix("running_var") for key in state if key.endswith("running_var")]
     unused = [
@@ -83,7 +86,7 @@ def training_evidence(state: Mapping[str, Tensor]) -> TrainingEvidence:
     ]
     return TrainingEvidence(
         matrices=len(scores),
-        structured=sum(score > STRUCTURED for score in scores),
+        structured=sum(score > MIN_TRAINED_SCORE for score in scores),
         norms=len(norms),
         untouched=len(untouched),
         statistics=len(statistics),
@@ -103,11 +106,11 @@ def _is_norm(state: Mapping[str, Tensor], key: str) -> bool:
 
 
 def eigenvalue_score(weight: Tensor) -> float | None:
-    """How far a matrix's largest eigenvalue is above that of independent random numbers.
+    """How far a matrix's largest eigenvalue exceeds that of random numbers, in standard deviations.
 
-    In standard deviations; about -2 for random numbers, and at most 3 in all matrices of all
-    registered backbones. Rows are brought to one length first, so scales (of folded batch norms)
-    do not matter. None for small, constant or damaged matrices.
+    It is about -2 for independent random numbers, and at most 3 for all matrices of all registered
+    backbones before training. Rows are normalized first, so that their scales (such as those of
+    folded batch norms) do not matter. None is returned for small, constant or damaged matrices.
 
     Source: Johnstone, On the distribution of the largest eigenvalue in principal components
     analysis (2001), for mean and scale.
@@ -119,14 +122,14 @@ def eigenvalue_score(weight: Tensor) -> float | None:
     """
     if weight.dim() < 2 or not (weight.is_floating_point() or weight.dtype == torch.int8):
         return None
-    matrix = weight.detach().reshape(len(weight), -1)[:MOST_ROWS, :MOST_COLUMNS].float()
-    if min(matrix.shape) < SMALLEST_SIDE or not bool(torch.isfinite(matrix).all()):
+    matrix = weight.detach().reshape(len(weight), -1)[:MAX_ROWS, :MAX_COLUMNS].float()
+    if min(matrix.shape) < MIN_MATRIX_SIDE or not bool(torch.isfinite(matrix).all()):
         return None
     matrix = matrix - matrix.mean()
-    lengths = matrix.norm(dim=1, keepdim=True)
-    matrix = matrix[lengths[:, 0] > 0] / lengths[lengths[:, 0] > 0]
+    norms = matrix.norm(dim=1, keepdim=True)
+    matrix = matrix[norms[:, 0] > 0] / norms[norms[:, 0] > 0]
     rows, columns = matrix.shape if matrix.numel() else (0, 0)
-    if min(rows, columns) < SMALLEST_SIDE or float(matrix.std(dim=0).max()) == 0:
+    if min(rows, columns) < MIN_MATRIX_SIDE or float(matrix.std(dim=0).max()) == 0:
         return None
     gram = matrix @ matrix.T if rows <= columns else matrix.T @ matrix
     largest = float(torch.linalg.eigvalsh(gram.double())[-1]) * columns
@@ -136,15 +139,15 @@ def eigenvalue_score(weight: Tensor) -> float | None:
 
 
 def check_training(state: Mapping[str, Tensor]) -> Iterator[Finding]:
-    """Weights as they were drawn at the beginning, or that it cannot be told."""
+    """Check for weights that were never trained, or report that this cannot be decided."""
     evidence = training_evidence(state)
     if evidence.untrained is None:
         yield Finding(
             fault="training_not_checked",
             severity="unchecked",
-            said="whether it was trained is not checked, because it has too few weights that show "
-            f"it ({evidence.matrices} matrices, {evidence.norms} normalisation layers)",
-            remedy="try it on labelled faces: margrave doctor MODEL --data FACES",
+            message="whether the network was trained was not checked, because too few weights "
+            f"show it ({evidence.matrices} matrices, {evidence.norms} normalization layers)",
+            remedy="test it on labeled faces: margrave doctor MODEL --data FACES",
             share=0.0,
         )
     if not evidence.untrained:
@@ -157,18 +160,18 @@ def check_training(state: Mapping[str, Tensor]) -> Iterator[Finding]:
         )
     if evidence.untouched:
         observations.append(
-            f"{evidence.untouched} of {evidence.norms} normalisation layers have the scale 1 and "
-            "shift 0 that they begin with"
+            f"{evidence.untouched} of {evidence.norms} normalization layers have their initial "
+            "scale 1 and shift 0"
         )
     if evidence.unused:
         observations.append(
-            f"{evidence.unused} of {evidence.statistics} batch norms have never seen an image"
+            f"{evidence.unused} of {evidence.statistics} batch norms have their initial statistics"
         )
     yield Finding(
         fault="untrained_weights",
         severity="serious",
-        said=f"the network was never trained, or hardly: {'; '.join(observations)}",
-        remedy="export the trained model, not the freshly built one; check that the checkpoint was "
+        message=f"the network was not trained, or hardly: {'; '.join(observations)}",
+        remedy="export the trained model, not a newly created one; check that the checkpoint was "
         "loaded into it (strict=True) before it was saved",
         figures={
             "matrices": evidence.matrices,

@@ -1,33 +1,51 @@
-"""Judging embeddings: arrays in, frozen results out."""
+"""Evaluation of embeddings: functions take arrays and return frozen results."""
 
 from margrave.evaluation.accept_rates import AcceptRate, accept_rates, false_accepts_allowed
 from margrave.evaluation.all_to_all import AllToAllResult, Keeper, evaluate_all_to_all
+from margrave.evaluation.calibration import cllr, cllr_min, fit_calibration
+from margrave.evaluation.detection import DetectionRate, detection_rates
 from margrave.evaluation.identification import (
-    DetectionRate,
     IdentificationResult,
+    RankRate,
+    evaluate_identification,
+)
+from margrave.evaluation.open_set import (
     OpenSetRate,
     OpenSetResult,
-    RankRate,
-    detection_rates,
-    evaluate_identification,
     evaluate_open_set,
     mean_of_galleries,
     merged_gallery_rates,
 )
+from margrave.evaluation.pair_bootstrap import PairIntervals, bootstrap_pairs
 from margrave.evaluation.pair_comparison import Difference, compare_pairs
 from margrave.evaluation.pairs import (
     FAR_TARGETS,
     PairResult,
-    Stratum,
     evaluate_pairs,
-    evaluate_strata,
     fuse_flips,
     tar_at_far,
     unit_rows,
 )
 from margrave.evaluation.rate_intervals import Interval
-from margrave.evaluation.score_blocks import NOBODY, Rows, State
-from margrave.evaluation.significance import PairIntervals, bootstrap_pairs
+from margrave.evaluation.results import (
+    Figure,
+    Origin,
+    PairScores,
+    Result,
+    is_results,
+    read_results,
+    write_results,
+)
+from margrave.evaluation.roc import (
+    THRESHOLDS,
+    Roc,
+    area_under,
+    equal_error_rate,
+    roc_curve,
+    true_accept_rate,
+)
+from margrave.evaluation.similarity import similarity
+from margrave.evaluation.strata import Stratum, evaluate_strata
 from margrave.evaluation.streamed_scores import streamed_accept_rates
 from margrave.evaluation.tail_bootstrap import TailIdentities, bootstrap_shares
 from margrave.evaluation.templates import (
@@ -39,33 +57,30 @@ from margrave.evaluation.templates import (
     subjects_of_pairs,
     template_scores,
 )
-from margrave.evaluation.verification import (
-    THRESHOLDS,
-    Roc,
-    area_under,
-    equal_error_rate,
-    roc_curve,
-    true_accept_rate,
-)
+from margrave.search.score_blocks import DISTRACTOR, Rows, State
 
 __all__ = [
+    "DISTRACTOR",
     "FAR_TARGETS",
     "IJB_FAR_TARGETS",
-    "NOBODY",
     "THRESHOLDS",
     "AcceptRate",
     "AllToAllResult",
     "DetectionRate",
     "Difference",
+    "Figure",
     "IdentificationResult",
     "Interval",
     "Keeper",
     "OpenSetRate",
     "OpenSetResult",
+    "Origin",
     "PairIntervals",
     "PairResult",
+    "PairScores",
     "Pooling",
     "RankRate",
+    "Result",
     "Roc",
     "Rows",
     "State",
@@ -76,6 +91,8 @@ __all__ = [
     "area_under",
     "bootstrap_pairs",
     "bootstrap_shares",
+    "cllr",
+    "cllr_min",
     "compare_pairs",
     "detection_rates",
     "equal_error_rate",
@@ -86,15 +103,20 @@ __all__ = [
     "evaluate_strata",
     "evaluate_templates",
     "false_accepts_allowed",
+    "fit_calibration",
     "fuse_flips",
+    "is_results",
     "mean_of_galleries",
     "merged_gallery_rates",
     "pool_templates",
+    "read_results",
     "roc_curve",
+    "similarity",
     "streamed_accept_rates",
     "subjects_of_pairs",
     "tar_at_far",
     "template_scores",
     "true_accept_rate",
     "unit_rows",
+    "write_results",
 ]

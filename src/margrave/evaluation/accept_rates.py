@@ -1,29 +1,31 @@
-"""TAR at FAR from genuine scores and the largest impostor scores alone, however many there were."""
+"""TAR at FAR from the genuine scores and the largest impostor scores, without the other ones."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
+from margrave.evaluation.inputs import checked_targets
 from margrave.evaluation.rate_intervals import Interval
+from margrave.evaluation.results import Figure
 from margrave.evaluation.tail_bootstrap import TailIdentities, bootstrap_tail
 
 
 @dataclass(frozen=True)
 class AcceptRate:
-    """TAR at the loosest threshold whose realised FAR is at most a target.
+    """TAR at the lowest threshold whose FAR is at most a target.
 
     Attributes:
-        far_target: what was asked for.
-        far: what the threshold realises.
-        tar: share of genuine pairs accepted there.
-        threshold: pairs scoring strictly above it are accepted.
-        too_few_impostors: fewer than one false accept was allowed, so the threshold is set by the
-            single most alike impostor pair and the number means little.
-        interval: of the TAR, None without a bootstrap.
-        threshold_interval: of the threshold, likewise.
+        far_target: the FAR target.
+        far: the FAR at the threshold.
+        tar: the TAR at the threshold.
+        threshold: pairs that score strictly above it are accepted.
+        too_few_impostors: fewer than one false accept was allowed, so the single highest impostor
+            score determines the threshold and the TAR is unreliable.
+        interval: the TAR's confidence interval; None without a bootstrap.
+        threshold_interval: the threshold's confidence interval; None without a bootstrap.
     """
 
     far_target: float
@@ -34,20 +36,32 @@ class AcceptRate:
     interval: Interval | None = None
     threshold_interval: Interval | None = None
 
+    def figure(self, metric: str = "TAR", **at: float | str) -> Figure:
+        """The TAR in the common result format, with conditions in addition to its FAR."""
+        return Figure(
+            metric=metric,
+            value=self.tar,
+            at={"FAR": self.far_target, **at},
+            interval=self.interval,
+            threshold=self.threshold,
+            threshold_interval=self.threshold_interval,
+            realized=self.far,
+            too_few=self.too_few_impostors,
+        )
+
 
 def false_accepts_allowed(far_target: float, impostors: int) -> int:
-    """The most impostor pairs whose share of all is at most the target.
+    """The largest number of false accepts whose share of all impostor pairs is at most the target.
 
     Raises:
-        ValueError: a target outside (0, 1).
+        ValueError: the target is not in (0, 1).
 
     >>> false_accepts_allowed(0.1, 30)
     3
     """
-    if not 0 < far_target < 1:
-        raise ValueError(f"FAR target {far_target!r}; give a share between 0 and 1")
+    checked_targets([far_target], "FAR")
     allowed = int(far_target * impostors)
-    # The product may round to either side of a whole number.
+    # The product may be rounded down to just below an integer.
     return allowed + 1 if (allowed + 1) / impostors <= far_target else allowed
 
 
@@ -61,20 +75,20 @@ def accept_rates(
     resamples: int = 0,
     seed: int = 0,
 ) -> tuple[AcceptRate, ...]:
-    """TAR at the loosest threshold whose FAR does not exceed each target.
+    """TAR at the lowest threshold whose FAR does not exceed each target.
 
     Args:
         genuine: (G,) scores of genuine pairs.
         tail: (T,) the largest impostor scores, descending.
-        impostors: how many impostor pairs there are in all.
-        far_targets: each in (0, 1).
-        identities: who the pairs are of, for intervals over identities; None resamples pairs.
-        resamples: bootstrap replicates; 0 for no intervals.
-        seed: of the replicates.
+        impostors: number of all impostor pairs.
+        far_targets: FAR targets, each in (0, 1).
+        identities: the pairs' identities, for intervals over identities; None resamples pairs.
+        resamples: number of bootstrap replicates; 0 for no intervals.
+        seed: seed of the bootstrap.
 
     Raises:
-        ValueError: no genuine or no impostor pairs, a tail that is too short for a target or does
-            not descend, a target outside (0, 1).
+        ValueError: genuine or impostor pairs are missing, the tail is too short for a target or
+            not descending, or a target is not in (0, 1).
 
     >>> rate = accept_rates(np.array([0.9, 0.3]), np.array([0.8, 0.1]), 2, [0.5])[0]
     >>> rate.tar, rate.threshold, rate.far
@@ -83,31 +97,33 @@ def accept_rates(
     genuine, tail = np.asarray(genuine), np.asarray(tail)
     if not len(genuine) or impostors < 1:
         raise ValueError(
-            f"{len(genuine)} genuine and {impostors} impostor pairs; TAR at FAR needs both"
+            f"got {len(genuine)} genuine and {impostors} impostor pairs; TAR at FAR needs both"
         )
-    if (np.diff(tail) > 0).any() or len(tail) > impostors:
-        raise ValueError(f"the {len(tail)} largest of {impostors} impostor scores must descend")
+    if (np.diff(tail) > 0).any():
+        raise ValueError("the tail must descend; sort the impostor scores from largest to smallest")
+    if len(tail) > impostors:
+        raise ValueError(f"the tail has {len(tail)} scores, more than impostors = {impostors}")
     allowed = [false_accepts_allowed(far, impostors) for far in far_targets]
     if max(allowed, default=0) >= len(tail):
         raise ValueError(
             f"FAR {max(far_targets)} allows {max(allowed)} false accepts, but only the {len(tail)} "
-            "largest impostor scores were kept; keep more"
+            "largest impostor scores were stored; store more of them"
         )
-    thresholds = [float(tail[most]) for most in allowed]
-    found = [
+    thresholds = [float(tail[false_accepts]) for false_accepts in allowed]
+    rates = [
         AcceptRate(
             far_target=float(far),
             far=int(np.searchsorted(-tail, -threshold, side="left")) / impostors,
             tar=int((genuine > threshold).sum()) / len(genuine),
             threshold=threshold,
-            too_few_impostors=far * impostors < 1,
+            too_few_impostors=false_accepts_allowed(far, impostors) < 1,
         )
         for far, threshold in zip(far_targets, thresholds, strict=True)
     ]
     if not resamples:
-        return tuple(found)
+        return tuple(rates)
     intervals = bootstrap_tail(genuine, tail, impostors, allowed, identities, resamples, seed)
     return tuple(
-        AcceptRate(**{**vars(rate), "interval": of_tar, "threshold_interval": of_threshold})
-        for rate, (of_tar, of_threshold) in zip(found, intervals, strict=True)
+        replace(rate, interval=tar_interval, threshold_interval=threshold_interval)
+        for rate, (tar_interval, threshold_interval) in zip(rates, intervals, strict=True)
     )

@@ -1,9 +1,9 @@
-"""Everybody against everybody, and against millions of distractors (MegaFace, Trillion-Pairs)."""
+"""All-to-all verification, and identification against millions of distractors (MegaFace)."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -11,55 +11,57 @@ import numpy as np
 from margrave.distributed import World
 from margrave.evaluation.accept_rates import AcceptRate, accept_rates, false_accepts_allowed
 from margrave.evaluation.identification import RankRate, rank_rates
-from margrave.evaluation.score_blocks import (
+from margrave.evaluation.inputs import as_labels, as_rows
+from margrave.evaluation.results import Result
+from margrave.evaluation.tail_bootstrap import TailIdentities, tail_length
+from margrave.progress import Progress
+from margrave.search.collectors import Genuine, Nearest, Tail
+from margrave.search.score_blocks import (
     MEMORY,
     Collector,
     Comparison,
-    Progress,
     Rows,
     State,
     sweep,
 )
-from margrave.evaluation.score_collectors import Genuine, Nearest, Tail
-from margrave.evaluation.tail_bootstrap import TailIdentities, tail_length
 
-MOST_KEPT = 1 << 25
-"""The longest tail of impostor scores: 20 bytes each."""
-MOST_GENUINE = 1 << 26
-"""The most genuine scores, likewise."""
+MAX_IMPOSTOR_SCORES = 1 << 25
+"""Largest number of impostor scores to store, at 20 bytes each."""
+MAX_GENUINE_SCORES = 1 << 26
+"""Largest number of genuine scores to store, at 20 bytes each."""
 
 
 class Keeper(Protocol):
-    """Where an interrupted evaluation leaves its state; see ``margrave.inference``."""
+    """Saves an evaluation's state so that it can be resumed; see ``margrave.search.FileKeeper``."""
 
     def load(self, name: str) -> State | None:
-        """What was kept under the name."""
+        """The state saved under a name, or None."""
         ...
 
-    def offer(self, name: str, told: Callable[[], State]) -> None:
-        """Keep what ``told`` tells, if it is time."""
+    def save(self, name: str, snapshot: Callable[[], State]) -> None:
+        """Save `snapshot()` under a name, unless the last save was too recent."""
         ...
 
 
 @dataclass(frozen=True)
 class AllToAllResult:
-    """What comparing everybody with everybody found.
+    """The result of comparing every face with every other face.
 
     Attributes:
-        protocol: the rules.
-        images: labelled faces.
-        identities: among them.
-        distractors: faces of unknown people.
-        genuine: pairs of one person.
-        impostors: pairs that a false accept could come from.
-        verification: TAR where FAR, over all impostor pairs, does not exceed each target.
-        ranks: share of ordered genuine pairs (probe, mate) whose mate is within the k most alike
-            faces, all distractors being in the gallery; empty without distractors.
-        identification: the same at rank 1 and above the threshold that at most a share of all
-            probes' most alike distractors exceed; empty without distractors.
+        rules: the protocol's rules.
+        images: number of labeled faces.
+        identities: number of their identities.
+        distractors: number of faces of unknown identity.
+        genuine: number of genuine pairs.
+        impostors: number of impostor pairs, including those with distractors.
+        verification: TAR at each FAR target, over all pairs.
+        ranks: share of ordered genuine pairs (probe, mate) whose mate is among the k most similar
+            faces of a gallery of the mate and all distractors; empty without distractors.
+        identification: the same at rank 1 and above a threshold. The FAR is the share of probes
+            whose most similar distractor exceeds the threshold. Empty without distractors.
     """
 
-    protocol: str
+    rules: str
     images: int
     identities: int
     distractors: int
@@ -69,9 +71,24 @@ class AllToAllResult:
     ranks: tuple[RankRate, ...] = ()
     identification: tuple[AcceptRate, ...] = ()
 
-    def to_json(self) -> dict[str, Any]:
-        """Everything as numbers, strings, lists and dictionaries."""
-        return asdict(self)
+    def result(self, name: str = "") -> Result:
+        """Convert to the common result format.
+
+        Args:
+            name: the name of the data set.
+        """
+        names = ("images", "identities", "distractors", "genuine", "impostors")
+        return Result(
+            protocol="all-to-all",
+            name=name,
+            rules=self.rules,
+            figures=(
+                *(rate.figure() for rate in self.verification),
+                *(rank.figure(gallery="distractors") for rank in self.ranks),
+                *(rate.figure("identification rate", rank=1) for rate in self.identification),
+            ),
+            counts={count: getattr(self, count) for count in names},
+        )
 
 
 def evaluate_all_to_all(
@@ -79,7 +96,7 @@ def evaluate_all_to_all(
     labels: np.ndarray,
     distractors: Rows | None = None,
     *,
-    protocol: str = "all-to-all",
+    rules: str = "every pair of faces, FAR at most the target",
     own_impostors: bool = True,
     far_targets: Sequence[float] = (1e-3, 1e-4, 1e-5, 1e-6),
     ranks: Sequence[int] = (1, 10),
@@ -92,164 +109,178 @@ def evaluate_all_to_all(
     progress: Progress | None = None,
     keeper: Keeper | None = None,
 ) -> AllToAllResult:
-    """TAR at the smallest of FARs, exactly, in memory that does not grow with the comparisons.
+    """Exact TAR at very low FARs over all pairs, in memory that does not grow with their number.
 
-    Impostor pairs are all pairs of different people among ``embeddings`` (unless
-    ``own_impostors`` is off), and every one of them with every distractor. Distractors among each
-    other are not compared: nobody knows who they are.
+    Impostor pairs are all pairs of different identities within ``embeddings`` (unless
+    ``own_impostors`` is False) and all pairs of an embedding and a distractor. Distractors are not
+    compared with each other, because their identities are unknown.
 
     Args:
-        embeddings: (N, D), arrays or memory-mapped; their lengths do not matter.
-        labels: (N,) integers.
-        distractors: (M, D).
-        protocol: what the result is called.
-        own_impostors: count pairs of different people among ``embeddings``; MegaFace does not.
-        far_targets: of the verification.
-        ranks: of the identification against distractors.
-        identification_far_targets: as shares of probes.
-        resamples: bootstrap replicates over people; 0 for none.
-        seed: of the replicates.
-        device: where products are computed.
-        memory: bytes of embeddings to hold at a time.
+        embeddings: (N, D) embeddings of any norm, in memory or memory-mapped.
+        labels: (N,) labels of any hashable type.
+        distractors: (M, D) embeddings of other identities.
+        rules: the text that the result states as its rules.
+        own_impostors: count impostor pairs within ``embeddings``; MegaFace does not.
+        far_targets: FAR targets of the verification.
+        ranks: ranks of the identification against distractors.
+        identification_far_targets: FAR targets of the identification, as shares of probes.
+        resamples: number of bootstrap replicates over identities; 0 for none.
+        seed: seed of the bootstrap.
+        device: the device that computes the scores.
+        memory: bytes of embeddings to hold in memory at a time.
         world: the ranks that share the work.
-        progress: called with (comparisons done, comparisons in all).
-        keeper: keeps the state of an evaluation that may be interrupted.
+        progress: called with (comparisons done, total).
+        keeper: saves the state, so that an interrupted evaluation can be resumed.
 
     Raises:
-        ValueError: no genuine or no impostor pairs, targets that would keep too many scores,
-            embeddings that have no direction.
+        ValueError: genuine or impostor pairs are missing, a FAR target requires too many scores,
+            or an embedding is zero or not finite.
 
     Source: Deng et al., "Masked Face Recognition Challenge" (2021); Kemelmacher-Shlizerman et al.,
-    "The MegaFace Benchmark" (2016); DeepGlint, "Trillion Pairs" (2018), whose server is gone.
+    "The MegaFace Benchmark" (2016); DeepGlint, "Trillion Pairs" (2018; now offline).
 
     >>> faces = np.random.default_rng(0).standard_normal((30, 8)).repeat(2, axis=0)
     >>> result = evaluate_all_to_all(faces, np.arange(60) // 2, far_targets=[0.01], resamples=0)
     >>> result.genuine, result.impostors, result.verification[0].tar
     (30, 1740, 1.0)
     """
-    labels = np.asarray(labels)
+    embeddings, distractors = as_rows(embeddings), as_rows(distractors)
+    (labels,) = as_labels(labels)
     if not len(far_targets) or (distractors is not None and not len(ranks)):
-        raise ValueError("no FAR targets or no ranks were asked for; give at least one of each")
+        raise ValueError("far_targets and ranks must not be empty")
     if (labels < 0).any():
         raise ValueError(
-            f"label {labels.min()}; label everybody from 0 on, and give strangers as distractors"
+            f"labels must not be negative, got {labels.min()}; pass faces of unknown identity as "
+            "distractors"
         )
-    itself = Comparison(embeddings, labels)
-    crossed = None if distractors is None else Comparison(embeddings, labels, distractors)
-    person, sizes = np.unique(labels, return_inverse=True, return_counts=True)[1:]
-    genuine_pairs = int((sizes * (sizes - 1) // 2).sum())
-    others = crossed.pairs if crossed else 0
-    impostors = others + (itself.pairs - genuine_pairs if own_impostors else 0)
-    keep = _tail_to_keep(genuine_pairs, int(sizes.max()), impostors, far_targets)
+    own_pairs = Comparison(embeddings, labels)
+    cross_pairs = None if distractors is None else Comparison(embeddings, labels, distractors)
+    identity, sizes = np.unique(labels, return_inverse=True, return_counts=True)[1:]
+    genuine_count = int((sizes * (sizes - 1) // 2).sum())
+    cross_count = cross_pairs.pairs if cross_pairs else 0
+    impostors = cross_count + (own_pairs.pairs - genuine_count if own_impostors else 0)
+    keep = _tail_to_keep(genuine_count, int(sizes.max()), impostors, far_targets)
     genuine, tail = Genuine(), Tail(keep)
     collectors: dict[str, Collector] = {"genuine": genuine}
     if own_impostors:
         collectors["tail"] = tail
-    total = itself.pairs + others
     settings: dict[str, Any] = {"device": device, "memory": memory, "world": world}
-    kept = _Kept(keeper, progress, total)
-    sweep(itself, collectors, **kept.settings("own", 0), **settings)
+    sweeps = _Sweeps(keeper, progress, total=own_pairs.pairs + cross_count)
+    sweep(own_pairs, collectors, **sweeps.options("own", 0), **settings)
     scores, first, second = genuine.sorted()
     tails = [(*tail.sorted(), False)] if own_impostors else []
-    rank_found: tuple[RankRate, ...] = ()
-    identified: tuple[AcceptRate, ...] = ()
-    if crossed is not None:
-        against, nearest = Tail(keep), Nearest(len(labels), max(ranks))
-        among: dict[str, Collector] = {"tail": against, "nearest": nearest}
-        sweep(crossed, among, **kept.settings("distractors", itself.pairs), **settings)
-        tails.append((*against.sorted(), True))
-        rank_found, identified = _identify(
+    rank_results: tuple[RankRate, ...] = ()
+    identification: tuple[AcceptRate, ...] = ()
+    if cross_pairs is not None:
+        cross_tail, nearest = Tail(keep), Nearest(len(labels), max(ranks))
+        collectors = {"tail": cross_tail, "nearest": nearest}
+        sweep(cross_pairs, collectors, **sweeps.options("distractors", own_pairs.pairs), **settings)
+        tails.append((*cross_tail.sorted(), True))
+        rank_results, identification = _identify(
             scores,
             first,
             second,
             nearest,
-            person,
+            identity,
             ranks,
             identification_far_targets,
             resamples,
             seed,
         )
-    merged, identities = _merge(tails, keep, person)
+    merged, tail_identities = _merge(tails, keep, identity)
     verification = accept_rates(
         scores,
         merged,
         impostors,
         far_targets,
-        identities=TailIdentities(person[first], identities, sizes, others / impostors),
+        identities=TailIdentities(identity[first], tail_identities, sizes, cross_count / impostors),
         resamples=resamples,
         seed=seed,
     )
     return AllToAllResult(
-        protocol=protocol,
+        rules=rules,
         images=len(labels),
         identities=len(sizes),
         distractors=0 if distractors is None else distractors.shape[0],
-        genuine=genuine_pairs,
+        genuine=genuine_count,
         impostors=impostors,
         verification=verification,
-        ranks=rank_found,
-        identification=identified,
+        ranks=rank_results,
+        identification=identification,
     )
 
 
 @dataclass(frozen=True)
-class _Kept:
-    """How the sweeps of one evaluation tell how far they are, and keep their states."""
+class _Sweeps:
+    """Reports the progress and saves the states of an evaluation's sweeps."""
 
     keeper: Keeper | None
     progress: Progress | None
     total: int
 
-    def settings(self, name: str, before: int) -> dict[str, Any]:
-        """Of the sweep of this name, when so many comparisons are done."""
-        found: dict[str, Any] = {}
+    def options(self, name: str, before: int) -> dict[str, Any]:
+        """The arguments for the sweep of this name, which `before` comparisons precede."""
+        options: dict[str, Any] = {}
         progress, keeper = self.progress, self.keeper
         if progress is not None:
-            found["progress"] = lambda done, _: progress(before + done, self.total)
+            options["progress"] = lambda done, _: progress(before + done, self.total)
         if keeper is not None:
-            found["state"] = keeper.load(name)
-            found["keep_state"] = lambda told: keeper.offer(name, told)
-        return found
+            options["state"] = keeper.load(name)
+            options["keep_state"] = lambda snapshot: keeper.save(name, snapshot)
+        return options
 
 
 def _tail_to_keep(
-    genuine: int, most_images: int, impostors: int, far_targets: Sequence[float]
+    genuine: int, max_images: int, impostors: int, far_targets: Sequence[float]
 ) -> int:
-    """How many impostor scores are needed; ValueError where there are too few or too many pairs."""
+    """The number of impostor scores to store.
+
+    Raises:
+        ValueError: genuine or impostor pairs are missing, or too many scores would be stored.
+    """
     if not genuine or not impostors:
         raise ValueError(
-            f"{genuine} genuine and {impostors} impostor pairs; give people with several images "
-            "each, and others or distractors to take them for"
+            f"got {genuine} genuine and {impostors} impostor pairs, both are required; provide "
+            "several identities (or distractors) and several images of some identities"
         )
-    if genuine > MOST_GENUINE:
+    if genuine > MAX_GENUINE_SCORES:
         raise ValueError(
-            f"{genuine:,} genuine pairs, of people with up to {most_images:,} images, are too many "
-            f"to keep (at most {MOST_GENUINE:,}); take fewer images of each person"
+            f"{genuine:,} genuine pairs are more than can be stored ({MAX_GENUINE_SCORES:,}); use "
+            f"fewer images of each identity, of which there are up to {max_images:,}"
         )
-    most = max(false_accepts_allowed(far, impostors) for far in far_targets)
-    keep = min(tail_length(most), impostors)
-    if keep > MOST_KEPT:
+    allowed = max(false_accepts_allowed(far, impostors) for far in far_targets)
+    keep = min(tail_length(allowed), impostors)
+    if keep > MAX_IMPOSTOR_SCORES:
         raise ValueError(
-            f"FAR {max(far_targets)} allows {most:,} false accepts of {impostors:,} pairs, too "
-            f"many to keep; ask for at most {MOST_KEPT / 2 / impostors:.1g}"
+            f"FAR {max(far_targets)} allows {allowed:,} false accepts of {impostors:,} impostor "
+            f"pairs, more than can be stored; use FAR targets of at most "
+            f"{MAX_IMPOSTOR_SCORES / 2 / impostors:.1g}"
         )
     return keep
 
 
 def _merge(
-    tails: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray, bool]], keep: int, person: np.ndarray
+    tails: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray, bool]],
+    keep: int,
+    identity: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(T,) the largest scores of all tails, and (T, 2) whose they are."""
+    """(T,) the largest scores of all tails, and (T, 2) the identities of their pairs."""
     scores = np.concatenate([tail[0] for tail in tails])
-    people = np.concatenate(
+    identities = np.concatenate(
         [
-            # Strangers are numbered behind the people.
-            np.stack([person[rows], columns + len(person) if strange else person[columns]], axis=1)
-            for _, rows, columns, strange in tails
+            # Distractors get the indices after the identities'.
+            np.stack(
+                [
+                    identity[rows],
+                    columns + len(identity) if with_distractors else identity[columns],
+                ],
+                axis=1,
+            )
+            for _, rows, columns, with_distractors in tails
         ]
     )
     order = np.argsort(-scores, kind="stable")[:keep]
-    return scores[order], people[order]
+    return scores[order], identities[order]
 
 
 def _identify(
@@ -257,23 +288,23 @@ def _identify(
     first: np.ndarray,
     second: np.ndarray,
     nearest: Nearest,
-    person: np.ndarray,
+    identity: np.ndarray,
     ranks: Sequence[int],
     far_targets: Sequence[float],
     resamples: int,
     seed: int,
 ) -> tuple[tuple[RankRate, ...], tuple[AcceptRate, ...]]:
-    """Each genuine pair both ways round: one is the probe, the other its mate in the gallery."""
+    """Identification rates; each genuine pair counts twice, either face being the probe."""
     mate, probe = np.tile(scores, 2), np.concatenate([first, second])
     hits = np.stack([mate >= nearest.scores[probe, rank - 1] for rank in ranks], axis=1)
     order = np.argsort(-nearest.scores[:, 0], kind="stable")
-    identified = accept_rates(
+    identification = accept_rates(
         np.where(mate >= nearest.scores[probe, 0], mate, -np.inf),
         nearest.scores[order, 0],
-        len(person),
+        len(identity),
         far_targets,
-        identities=TailIdentities(person[probe], person[order][:, None], np.bincount(person)),
+        identities=TailIdentities(identity[probe], identity[order][:, None], np.bincount(identity)),
         resamples=resamples,
         seed=seed,
     )
-    return rank_rates(hits, ranks, person[probe], resamples, seed), identified
+    return rank_rates(hits, ranks, identity[probe], resamples, seed), identification

@@ -1,4 +1,4 @@
-"""Which of two models is better on the same pairs, and whether that means anything."""
+"""Comparison of two models on the same pairs, with significance tests."""
 
 from __future__ import annotations
 
@@ -9,34 +9,36 @@ from statistics import NormalDist
 
 import numpy as np
 
+from margrave.evaluation.pair_bootstrap import PairStatistics, effective_identity_count, replicates
 from margrave.evaluation.rate_intervals import Interval
-from margrave.evaluation.significance import PairStatistics, number_of_people, replicates
+from margrave.evaluation.roc import check_pairs
 from margrave.evaluation.tail_bootstrap import small_sample_factor
-from margrave.evaluation.verification import check_pairs
 
-# Quantiles of the normal distribution: 97.5 % for two-sided 5 %, and 80 % power.
-_SIGNIFICANT, _POWER = 1.959964, 0.841621
-_LEVEL = 0.05
-_FEW = 10
-_ROUNDING = 1e-12
+# Quantiles of the normal distribution: 97.5 % for a two-sided level of 5 %, and 80 % power.
+_SIGNIFICANCE_QUANTILE, _POWER_QUANTILE = 1.959964, 0.841621
+_SIGNIFICANCE_LEVEL = 0.05
+_MIN_FALSE_ACCEPTS = 10
+_ROUNDING_ERROR = 1e-12
 
 
 @dataclass(frozen=True)
 class Difference:
-    """How much better the second model is than the first, by one metric on the same pairs.
+    """The difference between two models in one metric on the same pairs.
 
     Attributes:
         metric: accuracy, area_under_roc, equal_error_rate or true_accept_rate.
-        far_target: of a true accept rate, None otherwise.
-        first: the metric of the first model.
-        second: of the second.
+        far_target: the FAR target of a true accept rate; None for other metrics.
+        first: the first model's value.
+        second: the second model's value.
         difference: second − first.
-        interval: of the difference.
-        p_value: of a difference as large, either way, between two models that are equally good.
-        more_pairs: how many more pairs like these would most likely (with a power of 0.8) make a
-            difference of this size significant at 5 %; 0 if it is, None if there is no difference.
-        too_few_impostors: fewer than ten false accepts were allowed, so that single impostor pairs
-            set the thresholds of a true accept rate.
+        interval: the difference's confidence interval.
+        p_value: two-sided p value of the hypothesis that both models are equally good; None if no
+            false accept was allowed, because the hardest impostor pair alone sets each threshold.
+        more_pairs: how many more such pairs would make a difference of this size significant at
+            5 %, with a power of 0.8; 0 if it already is; None if the difference is 0 or there is no
+            p value.
+        too_few_impostors: fewer than ten false accepts were allowed, so single impostor pairs
+            determine the thresholds of a true accept rate.
     """
 
     metric: str
@@ -45,7 +47,7 @@ class Difference:
     second: float
     difference: float
     interval: Interval
-    p_value: float
+    p_value: float | None
     more_pairs: int | None
     too_few_impostors: bool = False
 
@@ -61,103 +63,118 @@ def compare_pairs(
     seed: int = 0,
     level: float = 0.95,
 ) -> tuple[Difference, ...]:
-    """Which of two models is better on the same pairs, and whether that means anything.
+    """Compare two models on the same pairs with a paired bootstrap.
 
-    Both are judged on every replicate, so what makes pairs hard for either cancels. The p value
-    and the interval take the difference for normal, with the replicates' deviation; but where the
-    models decide differently on d pairs only, or on pairs of d people, p is at least 2^(1 − d),
-    which is as small as the sign test's can be, and the interval is widened to match. Where they
-    decide alike on all n people, the interval is that of no event among n.
+    Both models are evaluated on the same replicates, so the difficulty of the pairs cancels. The p
+    value and the interval assume a normal distribution of the difference, with the replicates' std.
+    If the models decide differently on only d pairs (or on pairs of only d identities), p is at
+    least 2^(1 − d), the sign test's minimum, and the interval is widened accordingly. If they make
+    the same decisions for all n identities, the interval is that of zero events among n.
 
     Args:
-        first_distances: (P,) squared distances of one model.
-        second_distances: (P,) of the other.
-        same: (P,) bool.
-        folds: contiguous folds of the pairs.
-        identities: (P, 2) integers, who is on either side; None resamples pairs.
-        far_targets: of true accept rates to compare.
-        resamples: replicates, at least 2.
-        seed: of the replicates.
-        level: coverage of the intervals.
+        first_distances: (P,) squared distances of the first model.
+        second_distances: (P,) squared distances of the second model.
+        same: (P,) bool, whether each pair is genuine.
+        folds: number of contiguous folds of the pairs.
+        identities: (P, 2) labels of both sides; None resamples pairs.
+        far_targets: FAR targets of the true accept rates to compare.
+        resamples: number of replicates, at least 2.
+        seed: seed of the bootstrap.
+        level: target coverage of the intervals.
+
+    Returns:
+        The differences in accuracy, AUC, EER, and TAR at each FAR target.
 
     Raises:
-        ValueError: as ``bootstrap_pairs``.
+        ValueError: the pairs or identities are invalid, see ``bootstrap_pairs``.
 
     >>> same = np.arange(400) % 2 == 0
     >>> noise = np.random.default_rng(0).standard_normal((2, 400))
     >>> good, bad = np.where(same, 1.0, 2.0) + noise * [[0.2], [0.6]]
-    >>> found = compare_pairs(bad.clip(0, 4), good.clip(0, 4), same, resamples=100)[0]
-    >>> found.difference > 0, found.p_value < 0.01, found.more_pairs
+    >>> accuracy = compare_pairs(bad.clip(0, 4), good.clip(0, 4), same, resamples=100)[0]
+    >>> accuracy.difference > 0, accuracy.p_value < 0.01, accuracy.more_pairs
     (True, True, 0)
     """
     if resamples < 2:
-        raise ValueError(f"resamples = {resamples}; give at least 2")
-    drawn, accepted = [], []
+        raise ValueError(f"resamples must be at least 2, got {resamples}")
+    samples, accepted = [], []
     for distances in (first_distances, second_distances):
         checked, same = check_pairs(distances, same)
         statistics = PairStatistics(checked, same, folds, far_targets)
-        drawn.append(replicates(statistics, same, folds, identities, resamples, seed))
+        samples.append(replicates(statistics, same, folds, identities, resamples, seed))
         accepted.append(statistics.accepted())
-    one, other = drawn
-    people = number_of_people(same, identities)
-    deviations = (other - one).without_excess().std(0) * small_sample_factor(people)
+    first, second = samples
+    identity_count = effective_identity_count(same, identities)
+    impostors = int((~same).sum())
+    stds = (second - first).without_excess().std(0) * small_sample_factor(identity_count)
     names = ["accuracy", "area_under_roc", "equal_error_rate"]
     metrics = [(name, None) for name in names] + [("true_accept_rate", far) for far in far_targets]
-    wide = NormalDist().inv_cdf((1 + level) / 2)
-    found = []
-    for which, (name, far) in enumerate(metrics):
-        difference = float(other.point[which] - one.point[which])
-        difference = 0.0 if abs(difference) < _ROUNDING else difference
-        kind = name if far is None else far
+    normal_quantile = NormalDist().inv_cdf((1 + level) / 2)
+    differences = []
+    for index, (name, far) in enumerate(metrics):
+        difference = float(second.point[index] - first.point[index])
+        difference = 0.0 if abs(difference) < _ROUNDING_ERROR else difference
+        key = name if far is None else far
         discordant = None
-        if kind in accepted[0]:
-            differ = accepted[0][kind] != accepted[1][kind]
+        if key in accepted[0]:
+            differ = accepted[0][key] != accepted[1][key]
             parts = {"true_accept_rate": [same], "equal_error_rate": [same, ~same]}
-            counts = [_independent(differ & part, identities) for part in parts.get(name, [differ])]
-            # An equal error rate needs both classes; one may be unmoved between two points.
+            counts = [
+                _independent_count(differ & part, identities) for part in parts.get(name, [differ])
+            ]
+            # The EER depends on both classes, but the decisions may differ in one class only.
             discordant = min((count for count in counts if count), default=0)
-        p_value, deviation = _tested(difference, float(deviations[which]), discordant)
-        around = wide * deviation or 1 - ((1 - level) / 2) ** (1 / people)
-        found.append(
+        p_value, std = _p_value(difference, float(stds[index]), discordant)
+        untestable = far is not None and far * impostors < 1
+        half_width = normal_quantile * std or 1 - ((1 - level) / 2) ** (1 / identity_count)
+        differences.append(
             Difference(
                 metric=name,
                 far_target=far,
-                first=float(one.point[which]),
-                second=float(other.point[which]),
+                first=float(first.point[index]),
+                second=float(second.point[index]),
                 difference=difference,
-                interval=(max(-1.0, difference - around), min(1.0, difference + around)),
-                p_value=p_value,
-                more_pairs=_more_pairs(difference, deviation, p_value, len(same)),
-                too_few_impostors=far is not None and far * int((~same).sum()) < _FEW,
+                interval=(max(-1.0, difference - half_width), min(1.0, difference + half_width)),
+                p_value=None if untestable else p_value,
+                more_pairs=None if untestable else _more_pairs(difference, std, p_value, len(same)),
+                too_few_impostors=far is not None and far * impostors < _MIN_FALSE_ACCEPTS,
             )
         )
-    return tuple(found)
+    return tuple(differences)
 
 
-def _independent(pairs: np.ndarray, identities: np.ndarray | None) -> int:
-    """How many pairs these are, or people where they are fewer."""
+def _independent_count(pairs: np.ndarray, identities: np.ndarray | None) -> int:
+    """The number of selected pairs, or of their identities if that is smaller."""
     count = int(pairs.sum())
     return count if identities is None else min(count, len(np.unique(identities[pairs])))
 
 
-def _tested(difference: float, deviation: float, discordant: int | None) -> tuple[float, float]:
-    """The p value, and the deviation that goes with it."""
+def _p_value(difference: float, std: float, discordant: int | None) -> tuple[float, float]:
+    """The p value, limited by the sign test's minimum, and the std widened to match.
+
+    Args:
+        difference: the difference between the models.
+        std: the difference's std over replicates.
+        discordant: the number of independent pairs that the models decide differently; None if the
+            metric has no decisions.
+    """
     if difference == 0:
-        return 1.0, deviation
-    p_value = math.erfc(abs(difference) / deviation / math.sqrt(2)) if deviation > 0 else 0.0
-    least = 0.0 if discordant is None else min(1.0, 2.0 ** (1 - discordant))
-    if p_value >= least:
-        return p_value, deviation
-    # Where one pair is all that differs, the difference is as large as its own deviation.
-    quantile = max(1.0, -NormalDist().inv_cdf(least / 2))
-    return least, max(deviation, abs(difference) / quantile)
+        return 1.0, std
+    p_value = math.erfc(abs(difference) / std / math.sqrt(2)) if std > 0 else 0.0
+    minimum = 0.0 if discordant is None else min(1.0, 2.0 ** (1 - discordant))
+    if p_value >= minimum:
+        return p_value, std
+    # If a single pair differs, the std equals the difference.
+    quantile = max(1.0, -NormalDist().inv_cdf(minimum / 2))
+    return minimum, max(std, abs(difference) / quantile)
 
 
-def _more_pairs(difference: float, deviation: float, p_value: float, pairs: int) -> int | None:
-    """The deviation falls with the root of the number of pairs."""
+def _more_pairs(difference: float, std: float, p_value: float, pairs: int) -> int | None:
+    """See ``Difference.more_pairs``; the std falls with the square root of the number of pairs."""
     if difference == 0:
         return None
-    if p_value <= _LEVEL:
+    if p_value <= _SIGNIFICANCE_LEVEL:
         return 0
-    needed = pairs * ((_SIGNIFICANT + _POWER) * deviation / abs(difference)) ** 2
-    return max(1, math.ceil(needed - pairs))
+    quantiles = _SIGNIFICANCE_QUANTILE + _POWER_QUANTILE
+    required = pairs * (quantiles * std / abs(difference)) ** 2
+    return max(1, math.ceil(required - pairs))

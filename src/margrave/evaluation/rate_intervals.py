@@ -1,21 +1,21 @@
-"""Intervals of rates that stay honest next to 0 and 1, and with a handful of people.
+"""Confidence intervals of rates that keep their coverage near 0 and 1 and with few identities.
 
-Replicates of a bootstrap know only the people that were seen: where nobody failed, none of them
-fails, and "100 to 100 %" says nothing. A rate's interval is therefore a binomial one, for the
-number of independent trials that the figure is worth:
+A percentile interval is useless if no identity had an error: no replicate has one either, so the
+interval is "100 to 100 %". A rate's interval is therefore a binomial one, with the effective sample
+size
 
     n = rate (1 − rate) / variance · (z / t)²
 
-at most the number of observations, with the bootstrap's variance, and Student's t for as many
-degrees of freedom as there are people who make that variance, though t takes away none of the
-trials that the number of people warrants; where the variance is zero, n is that number. The
-binomial interval is Jeffreys', modified to be Clopper and Pearson's at 0 and 1.
+The variance is the bootstrap's; z is the normal quantile, and t is Student's with the degrees of
+freedom of the identities that contribute to the variance. n is at most the number of observations,
+and t never reduces it below the number of identities; at rates of 0 and 1, n is the number of
+identities. The binomial interval is Jeffreys', modified to equal Clopper and Pearson's at 0 and 1.
 
 Sources: Korn and Graubard, "Confidence intervals for proportions with small expected number of
 positive counts estimated from survey data" (1998), for n; Brown, Cai and DasGupta, "Interval
 estimation for a binomial proportion" (2001), for the modified interval; Kish, "Survey Sampling"
-(1965), for the number of people where they weigh unequally; Satterthwaite (1946) for t. What it
-covers is measured by benchmarks/coverage.py.
+(1965), for the effective number of identities; Satterthwaite (1946) for the degrees of freedom.
+benchmarks/coverage.py measures the coverage.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from scipy import special
 Interval = tuple[float, float]
 
 
-def effective_people(shares: np.ndarray) -> float:
-    """As how many equal people these count: n = (Σ shares)² / Σ shares².
+def effective_identities(shares: np.ndarray) -> float:
+    """The effective number of identities: n = (Σ shares)² / Σ shares².
 
     Args:
-        shares: how much of the figure each person makes up, in any unit.
+        shares: each identity's share of the observations, in any unit.
 
-    >>> effective_people(np.ones(30)), round(effective_people(np.array([9, 1, 1, 1])), 2)
+    >>> effective_identities(np.ones(30)), round(effective_identities(np.array([9, 1, 1, 1])), 2)
     (30.0, 1.71)
     """
     shares = np.asarray(shares, np.float64)
@@ -40,14 +40,14 @@ def effective_people(shares: np.ndarray) -> float:
 
 
 def degrees_of_freedom(contributions: np.ndarray) -> float:
-    """How well people's contributions determine their variance.
+    """Degrees of freedom of a metric's variance, from the identities' contributions d to it.
 
-    Satterthwaite's 2 / (Σ d⁴ / (Σ d²)² − 1 / n), which for normal contributions is about n; but no
-    more than the people who make the errors (or, where those are fewer, the hits) count as. Never
-    below 1 nor above n − 1.
+    Satterthwaite's 2 / (Σ d⁴ / (Σ d²)² − 1 / n), about n for normal contributions, but at most the
+    effective number of identities with errors (or with hits, whichever is smaller). The result is
+    between 1 and n − 1.
 
     Args:
-        contributions: (n,) how far each person moves the figure from its mean.
+        contributions: (n,) how much each identity shifts the metric from its mean.
 
     >>> degrees_of_freedom(np.array([1.0, -1.0, 1.0, -1.0])), degrees_of_freedom(np.zeros(4))
     (2.0, 3.0)
@@ -56,129 +56,129 @@ def degrees_of_freedom(contributions: np.ndarray) -> float:
     """
     contributions = np.asarray(contributions, np.float64)
     squares = np.square(contributions)
-    most = max(1.0, len(squares) - 1.0)
+    upper = max(1.0, len(squares) - 1.0)
     if not squares.sum():
-        return most
+        return upper
     excess = float(np.square(squares).sum() / squares.sum() ** 2) - 1 / len(squares)
     if excess > 0:
-        most = min(most, 2 / excess)
+        upper = min(upper, 2 / excess)
     for shortfall in (contributions.max() - contributions, contributions - contributions.min()):
         if shortfall.any():
-            most = min(most, effective_people(shortfall))
-    return max(1.0, most)
+            upper = min(upper, effective_identities(shortfall))
+    return max(1.0, upper)
 
 
-def freedom_with_threshold(
+def tar_degrees_of_freedom(
     contributions: np.ndarray, accepted: np.ndarray, variance: float
 ) -> float:
-    """Degrees of freedom of a TAR's variance: the genuine people's part, the threshold's the rest.
+    """Degrees of freedom of a TAR's variance, part of which is due to the threshold.
 
-    A threshold hangs on the people whose impostor pairs it accepts. The parts are joined as
-    Satterthwaite does: variance² / Σ part² / freedom.
+    The genuine identities' part and the threshold's part are combined by Satterthwaite's formula:
+    variance² / Σ part² / degrees of freedom.
 
     Args:
-        contributions: (n,) how far each genuine person moves the TAR at a fixed threshold.
-        accepted: the people of the impostor pairs at and above the threshold.
-        variance: of the TAR.
+        contributions: (n,) how much each genuine identity shifts the TAR at a fixed threshold.
+        accepted: the identities of the impostor pairs at and above the threshold.
+        variance: the TAR's variance.
     """
-    of_genuine = min(variance, float(np.square(contributions).sum()))
+    genuine_variance = min(variance, float(np.square(contributions).sum()))
     genuine = degrees_of_freedom(contributions)
-    if not variance > of_genuine:
+    if not variance > genuine_variance:
         return genuine
-    threshold = threshold_freedom(accepted, len(contributions))
-    parts = of_genuine**2 / genuine + (variance - of_genuine) ** 2 / threshold
+    threshold = threshold_degrees_of_freedom(accepted, len(contributions))
+    parts = genuine_variance**2 / genuine + (variance - genuine_variance) ** 2 / threshold
     return variance**2 / parts
 
 
-def threshold_freedom(accepted: np.ndarray, people: float) -> float:
-    """Degrees of freedom of a threshold, which hangs on whose impostor pairs it accepts.
+def threshold_degrees_of_freedom(accepted: np.ndarray, identities: float) -> float:
+    """Degrees of freedom of a threshold, which depends on the impostor pairs that it accepts.
 
     Args:
-        accepted: the people of the impostor pairs at and above the threshold.
-        people: how many there are in all.
+        accepted: the identities of the impostor pairs at and above the threshold.
+        identities: the number of all identities.
     """
-    those = effective_people(np.unique(accepted, return_counts=True)[1])
-    return max(1.0, min(those - 1, people - 1))
+    accepted_identities = effective_identities(np.unique(accepted, return_counts=True)[1])
+    return max(1.0, min(accepted_identities - 1, identities - 1))
 
 
-def student_quantile(freedom: float, level: float = 0.95) -> float:
-    """Student's two-sided quantile.
+def student_quantile(degrees: float, level: float = 0.95) -> float:
+    """The two-sided quantile of Student's t with these degrees of freedom.
 
     >>> round(student_quantile(10), 3)
     2.228
     """
-    return float(special.stdtrit(freedom, (1 + level) / 2))
+    return float(special.stdtrit(degrees, (1 + level) / 2))
 
 
-def student_factor(freedom: float, level: float = 0.95) -> float:
-    """How much farther Student's quantile lies out than the normal distribution's.
+def student_factor(degrees: float, level: float = 0.95) -> float:
+    """The ratio of Student's two-sided quantile to the normal distribution's.
 
     >>> round(student_factor(10), 3)
     1.137
     """
-    return student_quantile(freedom, level) / float(special.ndtri((1 + level) / 2))
+    return student_quantile(degrees, level) / float(special.ndtri((1 + level) / 2))
 
 
-def independent_trials(
+def effective_sample_size(
     rate: float,
     variance: float,
-    people: float,
+    identities: float,
     observations: int,
-    freedom: float,
+    degrees: float,
     level: float = 0.95,
 ) -> float:
-    """How many independent trials a rate is worth: see the module's text.
+    """The number of independent trials with the same uncertainty as a rate; see the module's text.
 
     Args:
-        rate: in [0, 1].
-        variance: of the rate, over other people.
-        people: how many independent people there are, see ``effective_people``; more degrees of
-            freedom than people are not believed.
-        observations: pairs or probes that the rate is over.
-        freedom: degrees of freedom of the variance.
-        level: coverage aimed at.
+        rate: the rate, in [0, 1].
+        variance: the rate's variance over identities.
+        identities: the effective number of identities, see ``effective_identities``; an upper limit
+            of the degrees of freedom.
+        observations: the number of pairs or probes that the rate is over.
+        degrees: the degrees of freedom of the variance.
+        level: target coverage.
 
-    >>> independent_trials(1.0, 0.0, people=5, observations=75, freedom=4)
+    >>> effective_sample_size(1.0, 0.0, identities=5, observations=75, degrees=4)
     5
     """
-    spread = rate * (1 - rate)
-    if spread <= 0:
-        return people
-    worth = spread / max(variance, spread / observations)
-    freedom = max(1.0, min(freedom, people))
-    # A threshold's uncertainty may leave fewer than there are people; Student's t may not.
-    return max(worth / student_factor(freedom, level) ** 2, min(worth, people))
+    trial_variance = rate * (1 - rate)
+    if trial_variance <= 0:
+        return min(identities, observations)
+    sample_size = trial_variance / max(variance, trial_variance / observations)
+    degrees = max(1.0, min(degrees, identities))
+    # The threshold's uncertainty may reduce n below the number of identities; t may not.
+    return max(sample_size / student_factor(degrees, level) ** 2, min(sample_size, identities))
 
 
 def rate_interval(
-    rate: float, trials: float, level: float = 0.95, continuity: float = 0.5
+    rate: float, sample_size: float, level: float = 0.95, continuity: float = 0.5
 ) -> Interval:
-    """An interval of a rate of so many independent trials.
+    """The confidence interval of a rate with an effective sample size.
 
     Args:
-        rate: in [0, 1].
-        trials: see ``independent_trials``.
-        level: coverage aimed at.
-        continuity: how much of a trial either end is moved outwards: 0.5 is Jeffreys', 1 Clopper
-            and Pearson's interval. At rates of 0 and 1 it is always the latter.
+        rate: the rate, in [0, 1].
+        sample_size: the effective sample size, see ``effective_sample_size``.
+        level: target coverage.
+        continuity: how many trials either end is shifted outwards: 0.5 gives Jeffreys' interval,
+            1 Clopper and Pearson's. At rates of 0 and 1 it is always the latter.
 
     >>> [round(end, 3) for end in rate_interval(1.0, 5)]
     [0.478, 1.0]
     >>> [round(end, 3) for end in rate_interval(0.9, 100)]
     [0.83, 0.947]
     """
-    hits, misses = rate * trials, (1 - rate) * trials
+    hits, misses = rate * sample_size, (1 - rate) * sample_size
     tail = (1 - level) / 2
 
-    def outwards(least: float) -> float:
-        # From 1 at no hits or misses to ``continuity`` at a whole one, without a step.
-        return 1 - (1 - continuity) * min(1.0, least)
+    def shift_for(count: float) -> float:
+        # Falls linearly from 1 without hits (or misses) to ``continuity`` with one or more.
+        return 1 - (1 - continuity) * min(1.0, count)
 
     low, high = 0.0, 1.0
     if hits > 0:
-        beside = outwards(misses)
-        low = float(special.betaincinv(hits + 1 - beside, misses + beside, tail))
+        shift = shift_for(misses)
+        low = float(special.betaincinv(hits + 1 - shift, misses + shift, tail))
     if misses > 0:
-        beside = outwards(hits)
-        high = float(special.betaincinv(hits + beside, misses + 1 - beside, 1 - tail))
+        shift = shift_for(hits)
+        high = float(special.betaincinv(hits + shift, misses + 1 - shift, 1 - tail))
     return low, high

@@ -1,10 +1,10 @@
-"""Bootstrap intervals where only the largest impostor scores were kept.
+"""Bootstrap intervals from the tail, the largest impostor scores.
 
-The scheme is that of :mod:`margrave.evaluation.significance`: identities are drawn with
-replacement, a genuine pair weighs as often as its person was drawn, an impostor pair the product
-of both, and the variance that the product counts too often is taken out. A replicate's threshold is
-where the weights of the tail's pairs use up the false accepts allowed; the rest of the impostors
-need not be known, only how much they weigh in all.
+The scheme is that of :mod:`margrave.evaluation.pair_bootstrap`: identities are drawn with
+replacement. A genuine pair's weight is the number of times its identity was drawn, an impostor
+pair's is the product of both identities' numbers, and the excess variance of these products is
+removed. A replicate's threshold is the score at which the cumulative weight of the tail's pairs
+reaches the allowed false accepts. Of the other impostor pairs only the total weight is needed.
 """
 
 from __future__ import annotations
@@ -18,69 +18,70 @@ import numpy as np
 from margrave.evaluation.rate_intervals import (
     Interval,
     degrees_of_freedom,
-    effective_people,
-    freedom_with_threshold,
-    independent_trials,
+    effective_identities,
+    effective_sample_size,
     rate_interval,
     student_factor,
     student_quantile,
-    threshold_freedom,
+    tar_degrees_of_freedom,
+    threshold_degrees_of_freedom,
 )
 
-MOST_OPERATIONS = 200_000_000
-FEWEST_RESAMPLES = 200
-ROOM = 1.5
-"""How much longer than the false accepts allowed a tail should be, so that a replicate in which
-its pairs weigh little still finds its threshold."""
+MAX_OPERATIONS = 200_000_000
+"""Scores to process in all replicates together; more scores mean fewer replicates."""
+MIN_RESAMPLES = 200
+TAIL_MARGIN = 1.5
+"""Ratio of the tail's length to the allowed false accepts, so that a replicate in which the tail's
+pairs have low weights still contains its threshold."""
 
 
-def tail_length(most_allowed: int) -> int:
-    """How many impostor scores to keep so that intervals can be computed.
+def tail_length(max_allowed: int) -> int:
+    """The number of impostor scores to keep for intervals, given the allowed false accepts.
 
     >>> tail_length(20)
     94
     """
-    return int(ROOM * most_allowed) + 64
+    return int(TAIL_MARGIN * max_allowed) + 64
 
 
 @dataclass(frozen=True, eq=False)
 class TailIdentities:
-    """Who the pairs are of, by numbers 0..I−1; greater numbers are faces of unknown identity.
+    """The identities of the pairs, as indices 0..I−1; higher indices are distractors.
 
     Attributes:
-        genuine: (G,) the person of each genuine pair.
-        tail: (T, 2) both persons of each impostor pair kept; (T, 1) where each of the tail is one
-            person's, as in identification.
-        images: (I,) how often each identity takes part in impostor pairs, in any unit.
-        against_unknown: share of all impostor pairs that have a face of unknown identity.
+        genuine: (G,) the identity of each genuine pair.
+        tail: (T, 2) both identities of each impostor pair in the tail; (T, 1) if each score belongs
+            to a single identity, as in identification.
+        images: (I,) how often each identity occurs in impostor pairs, in any unit.
+        distractor_share: share of all impostor pairs that contain a distractor.
     """
 
     genuine: np.ndarray
     tail: np.ndarray
     images: np.ndarray
-    against_unknown: float = 0.0
+    distractor_share: float = 0.0
 
 
-def small_sample_factor(people: float, level: float = 0.95) -> float:
-    """How much wider an interval should be than its replicates, which know these people only.
+def small_sample_factor(identities: float, level: float = 0.95) -> float:
+    """Small-sample correction for the number of identities: the factor by which to widen intervals.
 
-    The bootstrap's variance is that of n people divided by n, and its quantiles are the normal
-    distribution's where Student's with n − 1 degrees of freedom belong.
+    With n identities, the bootstrap's variance is too small by (n − 1) / n, and intervals need
+    quantiles of Student's t with n − 1 degrees of freedom instead of the normal distribution's.
 
     Args:
-        people: n, see :func:`~margrave.evaluation.rate_intervals.effective_people`.
-        level: coverage aimed at.
+        identities: n, see :func:`~margrave.evaluation.rate_intervals.effective_identities`.
+        level: target coverage.
 
     >>> round(small_sample_factor(30), 3), round(small_sample_factor(5), 3)
     (1.061, 1.584)
     """
-    freedom = max(1.0, people - 1)
-    return math.sqrt((freedom + 1) / freedom) * student_factor(freedom, level)
+    degrees = max(1.0, identities - 1)
+    return math.sqrt((degrees + 1) / degrees) * student_factor(degrees, level)
 
 
 def _check_resamples(resamples: int) -> None:
     if resamples < 2:
-        raise ValueError(f"resamples = {resamples}; give at least 2, or 0 for no intervals")
+        raise ValueError(f"resamples must be at least 2, or 0 for no intervals, got {resamples}")
 
 
 def bootstrap_tail(
@@ -93,31 +94,29 @@ def bootstrap_tail(
     seed: int = 0,
     level: float = 0.95,
 ) -> list[tuple[Interval, Interval]]:
-    """Intervals of the TAR and of the threshold for each number of false accepts allowed.
+    """Intervals of the TAR and of the threshold for each number of allowed false accepts.
 
     Args:
-        genuine: (G,) scores.
-        tail: (T,) descending.
-        impostors: how many in all.
-        allowed: false accepts, one number per target.
-        identities: None resamples pairs.
-        resamples: replicates; fewer, at least 200, where there are very many pairs.
-        seed: of the replicates.
-        level: coverage aimed at.
+        genuine: (G,) scores of genuine pairs.
+        tail: (T,) the largest impostor scores, descending.
+        impostors: number of all impostor pairs.
+        allowed: the number of allowed false accepts of each target.
+        identities: the pairs' identities; None resamples pairs.
+        resamples: number of replicates; reduced to as few as 200 if there are very many pairs.
+        seed: seed of the bootstrap.
+        level: target coverage.
     """
     _check_resamples(resamples)
     generator = np.random.default_rng(seed)
     order = np.argsort(-genuine, kind="stable")
     descending = genuine[order]
-    resamples = min(
-        resamples, max(FEWEST_RESAMPLES, MOST_OPERATIONS // (len(genuine) + len(tail) + 1))
-    )
+    resamples = min(resamples, max(MIN_RESAMPLES, MAX_OPERATIONS // (len(genuine) + len(tail) + 1)))
     budget = np.asarray(allowed, np.float64)
-    point = _judge(descending, tail, np.ones(len(genuine)), np.ones(len(tail)), budget)
+    point = _tar_and_threshold(descending, tail, np.ones(len(genuine)), np.ones(len(tail)), budget)
     if identities is None:
         samples = np.stack(
             [
-                _judge(
+                _tar_and_threshold(
                     descending,
                     tail,
                     generator.poisson(1, len(genuine)),
@@ -128,37 +127,40 @@ def bootstrap_tail(
             ]
         )
     else:
-        samples = _over_identities(
+        samples = _resample_identities(
             descending, tail, identities, order, budget, resamples, generator
         )
-    genuine_people = identities.genuine if identities else np.arange(len(genuine))
-    of_impostors = effective_people(identities.images) if identities else float(impostors)
-    people = min(effective_people(np.bincount(genuine_people)), of_impostors)
-    variance = samples[:, 0].var(0) * (people / max(people - 1, 1))
-    # Thresholds hang on impostor pairs alone, rates on both.
-    std = samples[:, 1].std(0) * math.sqrt(of_impostors / max(of_impostors - 2, 1))
+    genuine_labels = identities.genuine if identities else np.arange(len(genuine))
+    # The effective numbers of identities in impostor pairs, and in all pairs.
+    impostor_count = effective_identities(identities.images) if identities else float(impostors)
+    count = min(effective_identities(np.bincount(genuine_labels)), impostor_count)
+    variance = samples[:, 0].var(0) * (count / max(count - 1, 1))
+    # Thresholds depend on impostor pairs only, rates on genuine pairs too.
+    std = samples[:, 1].std(0) * math.sqrt(impostor_count / max(impostor_count - 2, 1))
     intervals = []
-    for which, most in enumerate(allowed):
-        rate, threshold = (float(value) for value in point[:, which])
-        contributions = np.bincount(genuine_people, (genuine > threshold) - rate) / len(genuine)
-        count = max(1, most)
-        accepted = identities.tail[:count] if identities else np.arange(count)
-        freedom = freedom_with_threshold(
-            contributions[np.unique(genuine_people)], accepted, float(variance[which])
+    for target, max_false_accepts in enumerate(allowed):
+        rate, threshold = (float(value) for value in point[:, target])
+        contributions = np.bincount(genuine_labels, (genuine > threshold) - rate) / len(genuine)
+        false_accepts = max(1, max_false_accepts)
+        accepted = identities.tail[:false_accepts] if identities else np.arange(false_accepts)
+        degrees = tar_degrees_of_freedom(
+            contributions[np.unique(genuine_labels)], accepted, float(variance[target])
         )
-        trials = independent_trials(
-            rate, float(variance[which]), people, len(genuine), freedom, level
+        sample_size = effective_sample_size(
+            rate, float(variance[target]), count, len(genuine), degrees, level
         )
-        around = student_quantile(threshold_freedom(accepted, of_impostors), level) * float(
-            std[which]
-        )
+        threshold_degrees = threshold_degrees_of_freedom(accepted, impostor_count)
+        half_width = student_quantile(threshold_degrees, level) * float(std[target])
         intervals.append(
-            (rate_interval(rate, trials, level), (threshold - around, threshold + around))
+            (
+                rate_interval(rate, sample_size, level),
+                (threshold - half_width, threshold + half_width),
+            )
         )
     return intervals
 
 
-def _over_identities(
+def _resample_identities(
     descending: np.ndarray,
     tail: np.ndarray,
     identities: TailIdentities,
@@ -167,56 +169,57 @@ def _over_identities(
     resamples: int,
     generator: np.random.Generator,
 ) -> np.ndarray:
-    """(R, 2, targets) figures of replicates whose spread is that of other people."""
+    """(R, 2, targets) TAR and threshold of replicates over identities, without excess variance."""
     count = len(identities.images)
-    person = identities.genuine[order]
+    genuine_labels = identities.genuine[order]
     known = identities.tail < count
-    strangers, place = np.unique(identities.tail[~known], return_inverse=True)
-    # What two people's pairs have in common is counted too often, all their images together.
+    distractors, distractor_index = np.unique(identities.tail[~known], return_inverse=True)
+    # The excess variance is that of pairs of identities, with all their images together.
     low, high = np.sort(identities.tail, axis=1)[:, [0, -1]].T
-    couples = np.unique(low * (high.max(initial=0) + 1) + high, return_inverse=True)[1]
+    identity_pair = np.unique(low * (high.max(initial=0) + 1) + high, return_inverse=True)[1]
     images = identities.images / identities.images.sum()
     ones = np.ones(len(descending))
-    both: list[np.ndarray] = []
-    alone: list[np.ndarray] = []
+    identity_samples: list[np.ndarray] = []
+    pair_samples: list[np.ndarray] = []
     for _ in range(resamples):
-        drawn = np.bincount(generator.integers(count, size=count), minlength=count)
+        draws = np.bincount(generator.integers(count, size=count), minlength=count)
         sides = np.empty(identities.tail.shape)
-        sides[known] = drawn[identities.tail[known]]
-        sides[~known] = generator.poisson(1, len(strangers))[place]
-        weight = float(drawn @ images)
-        # Both persons of a pair count, but for those of unknown identity, whose number is great.
+        sides[known] = draws[identities.tail[known]]
+        sides[~known] = generator.poisson(1, len(distractors))[distractor_index]
+        weight = float(draws @ images)
+        # The total weight of all impostor pairs. Distractors are so many that theirs is constant.
         ways = identities.tail.shape[1]
-        unknown = identities.against_unknown
-        whole = unknown * weight ** (ways - 1) + (1 - unknown) * weight**ways
-        weights = sides.prod(1) / max(whole, 1e-9)
-        of_genuine = drawn[person]
-        # With a handful of people nobody with two images may have been drawn: that says nothing.
-        of_genuine = of_genuine if of_genuine.any() else ones
-        both.append(_judge(descending, tail, of_genuine, weights, budget))
+        share = identities.distractor_share
+        total = share * weight ** (ways - 1) + (1 - share) * weight**ways
+        weights = sides.prod(1) / max(total, 1e-9)
+        genuine_weights = draws[genuine_labels]
+        # With few identities, a replicate may contain no genuine pair: use all of them instead.
+        genuine_weights = genuine_weights if genuine_weights.any() else ones
+        identity_samples.append(
+            _tar_and_threshold(descending, tail, genuine_weights, weights, budget)
+        )
         if ways == 2:
-            of_tail = generator.poisson(1, couples.max(initial=0) + 1)[couples]
-            alone.append(_judge(descending, tail, ones, of_tail, budget))
-    samples = np.stack(both)
-    if not alone:
+            pair_weights = generator.poisson(1, identity_pair.max(initial=0) + 1)[identity_pair]
+            pair_samples.append(_tar_and_threshold(descending, tail, ones, pair_weights, budget))
+    samples = np.stack(identity_samples)
+    if not pair_samples:
         return samples
-    impostor_samples = np.stack(alone)
     mean, variance = samples.mean(0), samples.var(0)
-    wanted = np.maximum(variance - 2 * impostor_samples.var(0), variance / 3)
-    return mean + np.sqrt(wanted / np.where(variance > 0, variance, 1)) * (samples - mean)
+    corrected = np.maximum(variance - 2 * np.stack(pair_samples).var(0), variance / 3)
+    return mean + np.sqrt(corrected / np.where(variance > 0, variance, 1)) * (samples - mean)
 
 
-def _judge(
+def _tar_and_threshold(
     descending: np.ndarray,
     tail: np.ndarray,
     genuine_weights: np.ndarray,
     tail_weights: np.ndarray,
     budget: np.ndarray,
 ) -> np.ndarray:
-    """(2, targets) TAR, and the threshold that the budget of weighted false accepts leads to."""
-    used = np.cumsum(tail_weights, dtype=np.float64)
-    # Half a pair of slack keeps whole weights from rounding past their budget.
-    first_over = np.searchsorted(used, budget + 0.5, side="right").clip(max=len(tail) - 1)
+    """(2, targets) the TAR and the threshold at a budget of weighted false accepts."""
+    false_accepts = np.cumsum(tail_weights, dtype=np.float64)
+    # Half a pair of slack, so that rounding does not push integer weights past the budget.
+    first_over = np.searchsorted(false_accepts, budget + 0.5, side="right").clip(max=len(tail) - 1)
     thresholds = tail[first_over]
     accepted = np.searchsorted(-descending, -thresholds, side="left")
     weight = np.concatenate([[0.0], np.cumsum(genuine_weights, dtype=np.float64)])
@@ -230,14 +233,14 @@ def bootstrap_shares(
     seed: int = 0,
     level: float = 0.95,
 ) -> list[Interval]:
-    """Intervals of shares, people drawn with replacement (see ``rate_interval``).
+    """Intervals of K rates by drawing identities with replacement (see ``rate_interval``).
 
     Args:
-        hits: (N, K) bool or numbers whose means over N are the figures.
-        identities: (N,) integers, whose each row is.
-        resamples: replicates.
-        seed: of the replicates.
-        level: coverage aimed at.
+        hits: (N, K) bool or numbers; each rate is a column's mean.
+        identities: (N,) integers, the identity of each row.
+        resamples: number of replicates.
+        seed: seed of the bootstrap.
+        level: target coverage.
 
     >>> [(low, high)] = bootstrap_shares(np.ones((4, 1)), np.array([0, 0, 1, 1]))
     >>> round(low, 3), high
@@ -245,21 +248,24 @@ def bootstrap_shares(
     """
     _check_resamples(resamples)
     generator = np.random.default_rng(seed)
-    person = np.unique(identities, return_inverse=True)[1]
-    count = int(person.max()) + 1
+    labels = np.unique(identities, return_inverse=True)[1]
+    count = int(labels.max()) + 1
     sums = np.zeros((count, hits.shape[1]))
-    np.add.at(sums, person, hits)
-    sizes = np.bincount(person)
+    np.add.at(sums, labels, hits)
+    sizes = np.bincount(labels)
     samples = np.empty((resamples, hits.shape[1]))
     for replicate in range(resamples):
-        drawn = np.bincount(generator.integers(count, size=count), minlength=count)
-        samples[replicate] = drawn @ sums / (drawn @ sizes)
-    people = effective_people(sizes)
-    rates, variances = hits.mean(0), samples.var(0) * (people / max(people - 1, 1))
+        draws = np.bincount(generator.integers(count, size=count), minlength=count)
+        samples[replicate] = draws @ sums / (draws @ sizes)
+    effective_count = effective_identities(sizes)
+    rates = hits.mean(0)
+    variances = samples.var(0) * (effective_count / max(effective_count - 1, 1))
     contributions = sums - sizes[:, None] * rates
     intervals = []
-    for which, (rate, variance) in enumerate(zip(rates.tolist(), variances.tolist(), strict=True)):
-        freedom = degrees_of_freedom(contributions[:, which])
-        trials = independent_trials(rate, variance, people, len(hits), freedom, level)
-        intervals.append(rate_interval(rate, trials, level))
+    for column, (rate, variance) in enumerate(zip(rates.tolist(), variances.tolist(), strict=True)):
+        degrees = degrees_of_freedom(contributions[:, column])
+        sample_size = effective_sample_size(
+            rate, variance, effective_count, len(hits), degrees, level
+        )
+        intervals.append(rate_interval(rate, sample_size, level))
     return intervals

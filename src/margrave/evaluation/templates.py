@@ -1,38 +1,40 @@
-"""Templates: sets of images of one person, pooled into one embedding (IJB-B, IJB-C, YTF).
+"""Templates: sets of images of one identity, pooled into one embedding (IJB-B, IJB-C, YTF).
 
-Every figure carries a code of how images were weighed: N1 keeps the embeddings' norms (N0 makes
-unit vectors of them), D1 multiplies by the face detector's score, F2 adds the mirror image's
-embedding (F1 does without).
+Every result states how images were weighted, as a code: N1 keeps the embeddings' norms (N0
+normalizes them), D1 multiplies by the face detector's score (D0 does not), F2 adds the flipped
+image's embedding (F1 does not).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch.nn.functional import embedding_bag
 
 from margrave.evaluation.accept_rates import AcceptRate, accept_rates, false_accepts_allowed
-from margrave.evaluation.score_blocks import Rows
+from margrave.evaluation.inputs import as_array, as_rows
+from margrave.evaluation.pair_bootstrap import check_identities
+from margrave.evaluation.results import Figure, Result
+from margrave.evaluation.roc import area_under, check_pairs, nearest_points, roc_curve
 from margrave.evaluation.tail_bootstrap import TailIdentities, tail_length
-from margrave.evaluation.verification import area_under, check_pairs, nearest_points, roc_curve
 from margrave.files import read_rows
+from margrave.search.score_blocks import Rows
 
 IJB_FAR_TARGETS = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
-ROWS_AT_ONCE = 4096
+ROWS_PER_READ = 4096
 
 
 @dataclass(frozen=True, kw_only=True)
 class Pooling:
-    """How much each image counts within its template.
+    """How images are weighted within their template.
 
     Attributes:
-        norm: keep the embedding's length, which grows with the image's quality (N1).
+        norm: keep the embedding's norm, which grows with the image's quality (N1).
         detector: multiply by the detector's score (D1).
-        flip: add the mirror image's embedding first (F2).
+        flip: add the flipped image's embedding first (F2).
 
     >>> Pooling().code
     'N1D0F2'
@@ -44,7 +46,7 @@ class Pooling:
 
     @property
     def code(self) -> str:
-        """As printed beside every figure."""
+        """The code that results state, such as N1D0F2."""
         return f"N{int(self.norm)}D{int(self.detector)}F{1 + int(self.flip)}"
 
 
@@ -58,27 +60,29 @@ def pool_templates(
     rows: np.ndarray | None = None,
     pooling: Pooling | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """One unit embedding per template: media are means of their frames, templates sums of media.
+    """Pool each template's images into one unit embedding: the sum of its media's means.
 
         t = unit(Σ_media mean_frames(weight · (f + f_flipped)))
 
-    Reads the embeddings once, in order, and holds the templates alone.
+    The embeddings are read once, in order; only the templates are held in memory.
+
+    A member is one image in one template; an image may be a member of several templates.
 
     Args:
-        embeddings: (N, D) raw.
-        templates: (M,) integers, the template of each member.
-        media: (M,) integers; members of one template with one number are frames of one medium.
-        flipped: (N, D) of the mirror images, for F2.
-        detector_scores: (M,) for D1.
-        rows: (M,) which embedding each member is; by default the m-th.
-        pooling: by default N1D0F2, or N1D0F1 without ``flipped``.
+        embeddings: (N, D) raw embeddings.
+        templates: (M,) number or name of each member's template.
+        media: (M,) number or name of each member's medium; the frames of a video share one.
+        flipped: (N, D) raw embeddings of the flipped images, required for F2.
+        detector_scores: (M,) scores of the face detector, required for D1.
+        rows: (M,) the row in ``embeddings`` of each member; by default 0 to M − 1.
+        pooling: the weighting; by default N1D0F2, or N1D0F1 without ``flipped``.
 
     Returns:
-        (T,) the templates' numbers, ascending, and (T, D) float64 unit embeddings.
+        (T,) the templates' numbers or names, ascending, and (T, D) float64 unit embeddings.
 
     Raises:
-        ValueError: lengths that disagree, weights that are not finite, members that have no
-            embedding, templates that cancel to nothing, missing scores or mirror images.
+        ValueError: lengths differ, a detector score is not finite, a row is out of range, a
+            template's sum is zero, or detector scores or flipped embeddings are missing.
 
     Source: Maze et al., "IARPA Janus Benchmark – C" (2018); InsightFace, eval_ijbc.py.
 
@@ -87,22 +91,25 @@ def pool_templates(
     ([7, 9], [[0.707, 0.707, 0.0], [0.0, 0.0, 1.0]])
     """
     pooling = pooling or Pooling(flip=flipped is not None)
-    templates, media = np.asarray(templates), np.asarray(media)
+    embeddings, flipped = as_rows(embeddings), as_rows(flipped)
+    templates, media = as_array(templates), as_array(media)
     rows = np.arange(len(templates)) if rows is None else np.asarray(rows)
     scores = _weights(pooling, detector_scores, len(templates))
     if not len(templates) == len(media) == len(rows) == len(scores):
         raise ValueError(
-            f"{len(templates)} templates, {len(media)} media, {len(rows)} rows and {len(scores)} "
-            "scores; give one of each per member"
+            f"got {len(templates)} templates, {len(media)} media, {len(rows)} rows and "
+            f"{len(scores)} scores; pass one of each per member"
         )
     count = embeddings.shape[0]
     if len(rows) and not 0 <= rows.min() <= rows.max() < count:
-        raise ValueError(f"members refer to rows {rows.min()} to {rows.max()} of {count}")
-    mirrored = flipped if pooling.flip else None
+        raise ValueError(
+            f"rows must be between 0 and {count - 1}, got {rows.min()} to {rows.max()}"
+        )
+    added = flipped if pooling.flip else None
     if pooling.flip and (flipped is None or flipped.shape != embeddings.shape):
         raise ValueError(
-            f"{pooling.code} adds mirror images' embeddings of shape {embeddings.shape}; "
-            "embed them too, or pool without (flip=False)"
+            f"{pooling.code} requires the flipped images' embeddings, of shape "
+            f"{embeddings.shape}; embed them too, or pool without them (flip=False)"
         )
     numbers, template = np.unique(templates, return_inverse=True)
     media_numbers, medium = np.unique(media, return_inverse=True)
@@ -110,44 +117,44 @@ def pool_templates(
     weights = scores / np.bincount(medium)[medium]
     order = np.argsort(rows, kind="stable")
     sums = torch.zeros(len(numbers), embeddings.shape[1], dtype=torch.float64)
-    ends = np.searchsorted(rows[order], np.arange(0, count + ROWS_AT_ONCE, ROWS_AT_ONCE))
-    for start, begin, end in zip(range(0, count, ROWS_AT_ONCE), ends, ends[1:], strict=False):
-        if begin == end:
+    ends = np.searchsorted(rows[order], np.arange(0, count + ROWS_PER_READ, ROWS_PER_READ))
+    for start, low, high in zip(range(0, count, ROWS_PER_READ), ends, ends[1:], strict=False):
+        if low == high:
             continue
-        members = order[begin:end]
+        members = order[low:high]
         members = members[np.argsort(template[members], kind="stable")]
-        pooled, firsts = np.unique(template[members], return_index=True)
-        block = _read(embeddings, mirrored, start)
+        block_templates, offsets = np.unique(template[members], return_index=True)
+        block = _read(embeddings, added, start)
         weight = torch.from_numpy(weights[members])
-        within = torch.from_numpy(rows[members] - start)
+        block_rows = torch.from_numpy(rows[members] - start)
         if not pooling.norm:
             lengths = torch.linalg.vector_norm(block, dim=1)
-            weight /= torch.where(lengths > 0, lengths, 1)[within]
-        # A template's images of one block are added in the images' own type, its blocks in float64.
+            weight /= torch.where(lengths > 0, lengths, 1)[block_rows]
+        # Images within a block are summed in the embeddings' dtype, blocks in float64.
         part = embedding_bag(
-            within,
+            block_rows,
             block,
-            torch.from_numpy(firsts),
+            torch.from_numpy(offsets),
             mode="sum",
             per_sample_weights=weight.to(block),
         )
-        sums.index_add_(0, torch.from_numpy(pooled), part.double())
+        sums.index_add_(0, torch.from_numpy(block_templates), part.double())
     lengths = sums.norm(dim=1, keepdim=True)
     bad = (~(torch.isfinite(lengths) & (lengths > 0)))[:, 0].nonzero()[:, 0]
     if len(bad):
         raise ValueError(
-            f"{len(bad)} templates have no direction, the first is {numbers[int(bad[0])]}; their "
-            "images' embeddings or scores are zero, infinite or NaN"
+            f"{len(bad)} templates have no direction, the first is {numbers[int(bad[0])]}; check "
+            "their images' embeddings and scores for zeros, infinity and NaN"
         )
     return numbers, (sums / lengths).numpy()
 
 
-def _read(embeddings: Rows, mirrored: Rows | None, start: int) -> torch.Tensor:
-    """A block of rows, mirror images added."""
-    stop = min(start + ROWS_AT_ONCE, embeddings.shape[0])
+def _read(embeddings: Rows, added: Rows | None, start: int) -> torch.Tensor:
+    """A block of rows, with the flipped images' embeddings added."""
+    stop = min(start + ROWS_PER_READ, embeddings.shape[0])
     block = _tensor(embeddings, start, stop)
-    # Added anew: the first may be a view of what was given.
-    return block if mirrored is None else block + _tensor(mirrored, start, stop)
+    # Not in place: the block may be a view of the caller's array.
+    return block if added is None else block + _tensor(added, start, stop)
 
 
 def _tensor(rows: Rows, start: int, stop: int) -> torch.Tensor:
@@ -160,29 +167,30 @@ def _weights(pooling: Pooling, detector_scores: np.ndarray | None, members: int)
     if not pooling.detector:
         return np.ones(members)
     if detector_scores is None:
-        raise ValueError(f"{pooling.code} multiplies by the detector's scores; give them")
+        raise ValueError(f"{pooling.code} requires detector_scores; pass them")
     scores = np.asarray(detector_scores, np.float64)
     if not np.isfinite(scores).all():
-        raise ValueError(f"detector score {np.flatnonzero(~np.isfinite(scores))[0]} is not finite")
+        bad = int(np.flatnonzero(~np.isfinite(scores))[0])
+        raise ValueError(f"detector_scores[{bad}] = {scores[bad]} must be finite")
     return scores
 
 
 @dataclass(frozen=True)
 class TemplateResult:
-    """What a 1:1 verification of templates found.
+    """The result of a 1:1 verification of templates.
 
     Attributes:
-        protocol: the rules, with the pooling's code.
-        templates: how many.
-        pairs: how many pairs of templates.
-        genuine: how many show one person.
-        nearest: TAR where the FAR is nearest to each target, as published figures have it: the
-            realised FAR may exceed the target.
-        accept_rates: TAR where the FAR does not exceed the target.
-        area_under_roc: exact.
+        rules: the protocol's rules, with the pooling's code.
+        templates: number of templates.
+        pairs: number of pairs of templates.
+        genuine: number of genuine pairs.
+        nearest: TAR at the FAR nearest to each target, as in published results; the FAR may exceed
+            the target.
+        accept_rates: TAR at the largest FAR that does not exceed each target.
+        area_under_roc: exact area under the ROC curve.
     """
 
-    protocol: str
+    rules: str
     templates: int
     pairs: int
     genuine: int
@@ -190,31 +198,53 @@ class TemplateResult:
     accept_rates: tuple[AcceptRate, ...]
     area_under_roc: float
 
-    def to_json(self) -> dict[str, Any]:
-        """Everything as numbers, strings, lists and dictionaries."""
-        return asdict(self)
+    def result(self, name: str = "") -> Result:
+        """Convert to the common result format.
+
+        Args:
+            name: the name of the set of pairs.
+        """
+        return Result(
+            protocol="templates",
+            name=name,
+            rules=self.rules,
+            figures=(
+                *(rate.figure() for rate in self.accept_rates),
+                *(rate.figure(rule="nearest FAR, as published") for rate in self.nearest),
+                Figure(metric="AUC", value=self.area_under_roc, percent=False),
+            ),
+            counts={"templates": self.templates, "pairs": self.pairs, "genuine": self.genuine},
+        )
 
 
 def template_scores(
     numbers: np.ndarray, pooled: np.ndarray, first: np.ndarray, second: np.ndarray
 ) -> np.ndarray:
-    """(P,) cosines of pairs of templates, by their numbers.
+    """(P,) cosines of pairs of templates.
+
+    Args:
+        numbers: (T,) the templates' numbers or names, ascending.
+        pooled: (T, D) their unit embeddings, from ``pool_templates``.
+        first: (P,) number or name of each pair's first template.
+        second: (P,) number or name of each pair's second template.
 
     Raises:
-        ValueError: a template that was not pooled, named.
+        ValueError: a pair's template is not among ``numbers``.
     """
-    positions = []
-    for wanted in (np.asarray(first), np.asarray(second)):
-        place = np.searchsorted(numbers, wanted).clip(max=len(numbers) - 1)
-        if len(missing := np.flatnonzero(numbers[place] != wanted)):
+    rows = []
+    for side in (np.asarray(first), np.asarray(second)):
+        if not len(numbers):
+            raise ValueError("there are no templates")
+        row = np.searchsorted(numbers, side).clip(max=len(numbers) - 1)
+        if len(missing := np.flatnonzero(numbers[row] != side)):
             raise ValueError(
-                f"pair {missing[0]} names template {wanted[missing[0]]}, which has no images"
+                f"pair {missing[0]} names template {side[missing[0]]}, which has no images"
             )
-        positions.append(place)
-    scores = np.empty(len(positions[0]))
+        rows.append(row)
+    scores = np.empty(len(rows[0]))
     for start in range(0, len(scores), 1 << 16):
         part = slice(start, start + (1 << 16))
-        scores[part] = np.einsum("ij,ij->i", pooled[positions[0][part]], pooled[positions[1][part]])
+        scores[part] = np.einsum("ij,ij->i", pooled[rows[0][part]], pooled[rows[1][part]])
     return scores
 
 
@@ -229,37 +259,41 @@ def evaluate_templates(
     resamples: int = 1000,
     seed: int = 0,
 ) -> TemplateResult:
-    """TAR at FAR over pairs of templates, by the published rule and by the strict one.
+    """TAR over pairs of templates, at the FAR nearest to each target and at a FAR not exceeding it.
+
+    Published results use the nearest FAR.
 
     Args:
-        scores: (P,) from ``template_scores``.
-        same: (P,) bool.
-        code: the pooling's, see ``Pooling.code``.
-        templates: how many there are, for the record.
-        subjects: (P, 2) integers, the person of each side, for intervals over persons; see
-            ``subjects_of_pairs`` where a protocol does not tell them. None resamples pairs.
-        far_targets: each in (0, 1).
-        resamples: bootstrap replicates; 0 for none.
-        seed: of the replicates.
+        scores: (P,) scores from ``template_scores``.
+        same: (P,) bool, whether each pair is genuine.
+        code: the pooling's code, see ``Pooling.code``.
+        templates: number of templates, which the result states.
+        subjects: (P, 2) integers, the identity of each side, for intervals over identities; use
+            ``subjects_of_pairs`` if a protocol does not provide them. None resamples pairs.
+        far_targets: FAR targets, each in (0, 1).
+        resamples: number of bootstrap replicates; 0 for none.
+        seed: seed of the bootstrap.
 
     Raises:
-        ValueError: scores that are not finite, one class only, a target outside (0, 1).
+        ValueError: a score is not finite, genuine or impostor pairs are missing, ``subjects``
+            contradict ``same``, or a target is not in (0, 1).
     """
     scores, same = check_pairs(scores, same)
     roc = roc_curve(scores, same)
     impostors = np.flatnonzero(~same)
     ranked = impostors[np.argsort(-scores[impostors], kind="stable")]
-    most = false_accepts_allowed(max(far_targets), len(impostors))
-    tail = ranked[: tail_length(most)]
+    max_allowed = false_accepts_allowed(max(far_targets), len(impostors))
+    tail = ranked[: tail_length(max_allowed)]
     identities = None
     if subjects is not None:
-        people = np.unique(subjects, return_inverse=True)[1].reshape(-1, 2)
+        labels = check_identities(subjects, same)
         identities = TailIdentities(
-            genuine=people[same][:, 0],
-            tail=people[tail],
-            images=np.bincount(people[impostors].ravel(), minlength=people.max() + 1),
+            genuine=labels[same][:, 0],
+            tail=labels[tail],
+            # Occurrences in impostor pairs stand in for numbers of images.
+            images=np.bincount(labels[impostors].ravel(), minlength=labels.max() + 1),
         )
-    strict = accept_rates(
+    not_exceeding = accept_rates(
         scores[same],
         scores[tail],
         len(impostors),
@@ -275,56 +309,56 @@ def evaluate_templates(
             far=float(roc.far[point]),
             tar=float(roc.tar[point]),
             threshold=float(roc.scores[point]),
-            too_few_impostors=target * len(impostors) < 1,
+            too_few_impostors=false_accepts_allowed(target, len(impostors)) < 1,
         )
         for target, point in zip(far_targets, points, strict=True)
     )
     return TemplateResult(
-        protocol=f"templates 1:1, {code}",
+        rules=f"templates 1:1, {code}",
         templates=templates,
         pairs=len(same),
         genuine=int(same.sum()),
         nearest=nearest,
-        accept_rates=strict,
+        accept_rates=not_exceeding,
         area_under_roc=float(area_under(roc)),
     )
 
 
 def subjects_of_pairs(first: np.ndarray, second: np.ndarray, same: np.ndarray) -> np.ndarray:
-    """(P, 2) numbers of persons: templates that genuine pairs join, directly or not, are one.
+    """(P, 2) identity indices: templates connected by genuine pairs belong to one identity.
 
     Args:
         first: (P,) template of one side.
-        second: (P,) of the other.
-        same: (P,) bool.
+        second: (P,) template of the other side.
+        same: (P,) bool, whether each pair is genuine.
 
     Raises:
-        ValueError: an impostor pair between templates that genuine pairs join.
+        ValueError: genuine pairs connect the two templates of an impostor pair.
 
     >>> subjects_of_pairs(np.array([3, 4, 3]), np.array([4, 5, 9]), np.array([True, True, False]))
     array([[0, 0],
            [0, 0],
            [0, 3]])
     """
-    numbers, place = np.unique(np.stack([first, second]), return_inverse=True)
-    place = place.reshape(2, -1)
-    person = np.arange(len(numbers))
-    genuine = place[:, np.asarray(same, bool)]
+    numbers, index = np.unique(np.stack([first, second]), return_inverse=True)
+    index = index.reshape(2, -1)
+    label = np.arange(len(numbers))
+    genuine = index[:, np.asarray(same, bool)]
     while True:
-        # Everybody takes the smallest number among neighbours, then their neighbour's own.
-        lowest = np.minimum(person[genuine[0]], person[genuine[1]])
-        joined = person.copy()
+        # Connected components: take the smallest label among neighbors, then follow that label.
+        lowest = np.minimum(label[genuine[0]], label[genuine[1]])
+        merged = label.copy()
         for side in genuine:
-            np.minimum.at(joined, side, lowest)
-        joined = joined[joined]
-        if (joined == person).all():
+            np.minimum.at(merged, side, lowest)
+        merged = merged[merged]
+        if (merged == label).all():
             break
-        person = joined
-    found = person[place].T
-    odd = np.flatnonzero((found[:, 0] == found[:, 1]) != np.asarray(same, bool))
-    if len(odd):
+        label = merged
+    subjects = label[index].T
+    wrong = np.flatnonzero((subjects[:, 0] == subjects[:, 1]) != np.asarray(same, bool))
+    if len(wrong):
         raise ValueError(
-            f"pair {odd[0]} calls templates {first[odd[0]]} and {second[odd[0]]} different people, "
-            "but other pairs join them; correct the list"
+            f"pair {wrong[0]} labels templates {first[wrong[0]]} and {second[wrong[0]]} as "
+            "different identities, but genuine pairs connect them; correct the list of pairs"
         )
-    return found
+    return subjects

@@ -1,8 +1,36 @@
-"""From photos to aligned crops: detectors behind one small interface, and the alignment."""
+"""Face detection and alignment: from photos to aligned crops."""
 
+from margrave.faces.aligned_images import AlignedImages
+from margrave.faces.aligned_photos import AlignedPhoto, AlignmentSettings, align_photos
 from margrave.faces.alignment import TEMPLATE, align_face, similarity
-from margrave.faces.contract import Detection, Detector
+from margrave.faces.contract import Detection, Detector, FaceFinder, FoundFace
+from margrave.faces.finding import TemplateFinder, build_detector
+from margrave.faces.landmark_file import Landmarks, read_landmarks
+from margrave.faces.landmarked_images import open_landmarked
 from margrave.faces.mtcnn import MTCNN
+from margrave.faces.placement import displacements, face_of_crop, placements
 from margrave.faces.yunet import YuNet
 
-__all__ = ["MTCNN", "TEMPLATE", "Detection", "Detector", "YuNet", "align_face", "similarity"]
+__all__ = [
+    "MTCNN",
+    "TEMPLATE",
+    "AlignedImages",
+    "AlignedPhoto",
+    "AlignmentSettings",
+    "Detection",
+    "Detector",
+    "FaceFinder",
+    "FoundFace",
+    "Landmarks",
+    "TemplateFinder",
+    "YuNet",
+    "align_face",
+    "align_photos",
+    "build_detector",
+    "displacements",
+    "face_of_crop",
+    "open_landmarked",
+    "placements",
+    "read_landmarks",
+    "similarity",
+]

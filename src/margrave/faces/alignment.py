@@ -1,4 +1,4 @@
-"""From five landmarks to the crop that embedders are trained on."""
+"""Align a face to ArcFace's template by five landmarks."""
 
 from __future__ import annotations
 
@@ -9,45 +9,45 @@ TEMPLATE = np.array(
     [[38.2946, 51.6963], [73.5318, 51.5014], [56.0252, 71.7366], [41.5493, 92.3655],
      [70.7299, 92.2041]]
 )  # fmt: skip
-"""(5, 2) where the landmarks lie in a crop of 112 × 112: ArcFace's."""
+"""(5, 2) ArcFace's landmark positions in a crop of 112 × 112 pixels."""
 TEMPLATE_SIZE = 112
 
 
 def similarity(source: np.ndarray, target: np.ndarray) -> np.ndarray:
-    """(2, 3) the rotation, scale and shift, not mirrored, that brings points nearest to others.
+    """(2, 3) the similarity transform (rotation, scale, shift) that best maps points to targets.
 
-    Least squares over a and b of a·z + b in the complex plane; Umeyama's solution, where it does
-    not mirror.
+    Solves the least-squares problem a·z + b = w in the complex plane. This equals Umeyama's
+    solution if that has no reflection.
 
     Args:
-        source: (n, 2) points, at least two different ones.
-        target: (n, 2) where they should go.
+        source: (n, 2) points, at least two of them distinct.
+        target: (n, 2) target of each point.
 
     Raises:
-        ValueError: points that all coincide, or are not finite.
+        ValueError: all points coincide, or a point is not finite.
 
     >>> similarity(np.array([[0.0, 0], [1, 0]]), np.array([[2.0, 2], [2, 4]])).round(6).tolist()
     [[0.0, -2.0, 2.0], [2.0, 0.0, 2.0]]
     """
     z, w = (points[:, 0] + 1j * points[:, 1] for points in (source, target))
-    centred = z - z.mean()
-    spread = float((np.abs(centred) ** 2).sum())
+    centered = z - z.mean()
+    spread = float((np.abs(centered) ** 2).sum())
     if not spread > 0 or not np.isfinite(spread):
-        raise ValueError("landmarks that coincide, or are not finite, have no direction")
-    a = (centred.conj() * (w - w.mean())).sum() / spread
+        raise ValueError("the landmarks all coincide or are not finite, so no alignment exists")
+    a = (centered.conj() * (w - w.mean())).sum() / spread
     b = w.mean() - a * z.mean()
     return np.array([[a.real, -a.imag, b.real], [a.imag, a.real, b.imag]])
 
 
 def align_face(image: np.ndarray, landmarks: np.ndarray, size: int = TEMPLATE_SIZE) -> np.ndarray:
-    """The (size, size, 3) crop in which the landmarks lie as in ArcFace's template.
+    """Crop a face to (size, size, 3) so that its landmarks match ArcFace's template.
 
     Args:
         image: (height, width, 3) uint8 RGB.
-        landmarks: (5, 2), see `Detection`.
-        size: of a side; the template is scaled with it.
+        landmarks: (5, 2) in pixels, see `Detection`.
+        size: side of the crop in pixels; the template is scaled to it.
 
-    Source: InsightFace's ``face_align.py``, for the template and black borders.
+    Source (template and black borders): InsightFace's ``face_align.py``.
 
     >>> face = np.zeros((200, 200, 3), np.uint8)
     >>> align_face(face, TEMPLATE + 40).shape

@@ -1,4 +1,4 @@
-"""What a face detector answers."""
+"""The interfaces of face detection and alignment."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import numpy as np
 
 @dataclass(frozen=True, eq=False)
 class Detection:
-    """A face in an image.
+    """A detected face in an image.
 
     Attributes:
-        box: (4,) left, top, right, bottom, pixels.
-        landmarks: (5, 2) x and y of the eye on the image's left, the other eye, the nose's tip, the
-            mouth's corner on the image's left and the other, pixels.
+        box: (4,) left, top, right, bottom in pixels.
+        landmarks: (5, 2) x and y in pixels of the left eye, the right eye, the tip of the nose, the
+            left and the right corner of the mouth; left and right are those of the image.
         score: the detector's confidence in (0, 1].
     """
 
@@ -25,18 +25,44 @@ class Detection:
 
     @property
     def width(self) -> float:
-        """Of the box, pixels."""
+        """Width of the box in pixels."""
         return float(self.box[2] - self.box[0])
 
     @property
     def area(self) -> float:
-        """Of the box, square pixels."""
+        """Area of the box in square pixels."""
         return self.width * float(self.box[3] - self.box[1])
 
 
 class Detector(Protocol):
-    """Finds faces."""
+    """A face detector."""
 
     def detect(self, image: np.ndarray) -> list[Detection]:
-        """The faces in an image (height, width, 3) uint8 RGB, most confident first."""
+        """Detect the faces in a (height, width, 3) uint8 RGB image, most confident first."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class FoundFace:
+    """An aligned crop of a face in a photo.
+
+    Attributes:
+        crop: (S, S, 3) uint8 RGB, aligned.
+        detection: the face's position in the photo.
+    """
+
+    crop: np.ndarray
+    detection: Detection
+
+
+class FaceFinder(Protocol):
+    """Finds and aligns the faces in a photo."""
+
+    def find(self, photo: np.ndarray, size: int) -> list[FoundFace]:
+        """Find and align the faces in a photo, largest first.
+
+        Args:
+            photo: (height, width, 3) uint8 RGB.
+            size: S, the side of the crops in pixels.
+        """
         ...

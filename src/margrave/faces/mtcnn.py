@@ -1,4 +1,4 @@
-"""MTCNN in torch, with the weights that the ``mtcnn`` wheel carries (extra ``align``)."""
+"""MTCNN in torch, with the weights of the ``mtcnn`` package (extra ``align``)."""
 
 from __future__ import annotations
 
@@ -20,27 +20,27 @@ WEIGHTS = {
     "rnet": "cb00e6460f3c98b0bfafaba3c0a0ded4bdf6e62cee7174d969e8670d7e757fee",
     "onet": "94f6ea2f4cf985275ee958cdd762d17b6009348a4fb9d8c6be39ba73ffd22ca3",
 }
-"""SHA-256 of the files of mtcnn 1.0.0, which are pickles and therefore trusted by content alone."""
+"""SHA-256 of the files of mtcnn 1.0.0; they are pickles, so only these contents are loaded."""
 CELL, STRIDE = 12, 2
-"""Pixels that the first network looks at, and between two of its looks."""
+"""Size and stride of the first network's window in pixels."""
 PYRAMID_STEP = 0.709
-MOST_CANDIDATES = 2000
+MAX_CANDIDATES = 2000
 
 
 def load_weights(name: str) -> list[Tensor]:
-    """One network's arrays in the order of its layers; convolutions as (out, in, height, width).
+    """Load a network's weights in layer order; convolutions are (out, in, height, width).
 
     Raises:
-        ValueError: the wheel is not installed, or its file is not the one known.
+        ValueError: the mtcnn package is not installed, or its file is not that of version 1.0.0.
     """
-    found = find_spec("mtcnn")
-    if found is None or found.origin is None:
-        raise ValueError("MTCNN's weights come with the mtcnn wheel: install margrave[align]")
-    path = Path(found.origin).parent / "assets" / "weights" / f"{name}.lz4"
+    wheel = find_spec("mtcnn")
+    if wheel is None or wheel.origin is None:
+        raise ValueError("MTCNN's weights are in the mtcnn package: install margrave[align]")
+    path = Path(wheel.origin).parent / "assets" / "weights" / f"{name}.lz4"
     content = path.read_bytes() if path.is_file() else b""
     if hashlib.sha256(content).hexdigest() != WEIGHTS[name]:
         raise ValueError(
-            f"{path} is not the file of mtcnn 1.0.0, and as a pickle is not loaded unknown; "
+            f"{path} is not the file of mtcnn 1.0.0; unknown pickles are not loaded: "
             "install mtcnn==1.0.0"
         )
     import joblib
@@ -56,7 +56,7 @@ def load_weights(name: str) -> list[Tensor]:
 
 
 class _Network(nn.Module):
-    """A trunk of convolutions, one linear layer or none, and two or three answers."""
+    """Convolutions, an optional linear layer, and two or three outputs."""
 
     def __init__(self, name: str, pools: tuple[int, ...], hidden: bool) -> None:
         super().__init__()
@@ -64,38 +64,38 @@ class _Network(nn.Module):
         self.pools = pools
         trunk = 3 * (len(pools) + hidden)
         self.trunk = [arrays[at : at + 3] for at in range(0, trunk, 3)]
-        self.answers = [arrays[at : at + 2] for at in range(trunk, len(arrays), 2)]
+        self.outputs = [arrays[at : at + 2] for at in range(trunk, len(arrays), 2)]
         self.hidden = hidden
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """Of each answer (B, n) or, without a hidden layer, (B, n, rows, columns)."""
+        """Each output as (B, n) or, without a hidden layer, (B, n, rows, columns)."""
         values = images
         for pool, (weight, bias, slope) in zip(self.pools, self.trunk, strict=False):
             values = functional.prelu(functional.conv2d(values, weight, bias), slope)
             if pool:
                 values = functional.max_pool2d(values, pool, 2, ceil_mode=True)
         if not self.hidden:
-            return [functional.conv2d(values, weight, bias) for weight, bias in self.answers]
+            return [functional.conv2d(values, weight, bias) for weight, bias in self.outputs]
         weight, bias, slope = self.trunk[-1]
-        # The weights were trained on columns before rows before channels.
+        # The weights expect the features flattened in the order columns, rows, channels.
         flat = values.permute(0, 3, 2, 1).flatten(1)
         values = functional.prelu(flat @ weight + bias, slope)
-        return [values @ weight + bias for weight, bias in self.answers]
+        return [values @ weight + bias for weight, bias in self.outputs]
 
 
 class MTCNN:
-    """Three small networks in a cascade: proposals, refinement, landmarks.
+    """MTCNN: a cascade of three small networks for proposals, refinement and landmarks.
 
     Args:
-        minimum_face: smallest face to look for, pixels.
-        thresholds: least confidence after each network.
-        longest_side: larger images are shrunk to it for the search, pixels.
+        minimum_face: minimum size of a face in pixels.
+        thresholds: minimum confidence after each network.
+        longest_side: images with a longer side, in pixels, are shrunk to it for detection.
 
     Raises:
-        ValueError: the weights are not installed or not the ones known.
+        ValueError: the weights are not installed, or are not those of mtcnn 1.0.0.
 
     Source: Zhang et al., Joint face detection and alignment using multi-task cascaded convolutional
-    networks (2016), with its thresholds.
+    networks (2016); the thresholds are the paper's.
     """
 
     def __init__(
@@ -120,73 +120,73 @@ class MTCNN:
         if shrink < 1:
             size = max(1, round(width * shrink)), max(1, round(height * shrink))
             small = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
-        boxes = self._proposals(small)
-        boxes = self._refined(small, boxes)
-        found = self._finished(small, boxes)
-        back = np.array([width / small.shape[1], height / small.shape[0]])
+        boxes = self._propose_boxes(small)
+        boxes = self._refine_boxes(small, boxes)
+        faces = self._locate_landmarks(small, boxes)
+        to_image = np.array([width / small.shape[1], height / small.shape[0]])
         return [
-            Detection(box * np.tile(back, 2), landmarks * back, score)
-            for box, landmarks, score in found
+            Detection(box * np.tile(to_image, 2), landmarks * to_image, score)
+            for box, landmarks, score in faces
         ]
 
-    def _proposals(self, image: np.ndarray) -> np.ndarray:
-        """(n, 5) square boxes and scores from every level of the pyramid."""
-        scale, found = CELL / self.minimum_face, [np.zeros((0, 9))]
+    def _propose_boxes(self, image: np.ndarray) -> np.ndarray:
+        """(n, 5) square boxes with scores, from all levels of the image pyramid."""
+        scale, levels = CELL / self.minimum_face, [np.zeros((0, 9))]
         while min(image.shape[:2]) * scale >= CELL:
             size = int(np.ceil(image.shape[1] * scale)), int(np.ceil(image.shape[0] * scale))
             level = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
-            shifts, scores = self.propose(_prepared([level]))
+            shifts, scores = self.propose(_to_tensor([level]))
             face = scores.softmax(dim=1)[0, 1]
             rows, columns = torch.nonzero(face > self.thresholds[0], as_tuple=True)
             corner = torch.stack([columns, rows], dim=1).double().numpy() * STRIDE
             boxes = np.concatenate([corner / scale, (corner + CELL) / scale], axis=1)
             score = face[rows, columns].double().numpy()[:, None]
             shift = shifts[0, :, rows, columns].T.double().numpy()
-            level_found = np.concatenate([boxes, score, shift], axis=1)
-            found.append(level_found[_suppressed(level_found, 0.5)])
+            level_boxes = np.concatenate([boxes, score, shift], axis=1)
+            levels.append(level_boxes[_non_maximum_suppression(level_boxes, 0.5)])
             scale *= PYRAMID_STEP
-        every = np.concatenate(found)
-        every = every[_suppressed(every, 0.7)][:MOST_CANDIDATES]
-        return _squares(_shifted(every[:, :5], every[:, 5:]))
+        candidates = np.concatenate(levels)
+        candidates = candidates[_non_maximum_suppression(candidates, 0.7)][:MAX_CANDIDATES]
+        return _to_squares(_apply_shifts(candidates[:, :5], candidates[:, 5:]))
 
-    def _refined(self, image: np.ndarray, boxes: np.ndarray) -> np.ndarray:
+    def _refine_boxes(self, image: np.ndarray, boxes: np.ndarray) -> np.ndarray:
         if not len(boxes):
             return boxes
-        shifts, scores = self.refine(_prepared(_crops(image, boxes, 24)))
+        shifts, scores = self.refine(_to_tensor(_crops(image, boxes, 24)))
         face = scores.softmax(dim=1)[:, 1].double().numpy()
-        sure = face > self.thresholds[1]
-        boxes = np.concatenate([boxes[sure, :4], face[sure, None]], axis=1)
-        shifts = shifts.double().numpy()[sure]
-        kept = _suppressed(boxes, 0.7)
-        return _squares(_shifted(boxes[kept], shifts[kept]))
+        confident = face > self.thresholds[1]
+        boxes = np.concatenate([boxes[confident, :4], face[confident, None]], axis=1)
+        shifts = shifts.double().numpy()[confident]
+        kept = _non_maximum_suppression(boxes, 0.7)
+        return _to_squares(_apply_shifts(boxes[kept], shifts[kept]))
 
-    def _finished(
+    def _locate_landmarks(
         self, image: np.ndarray, boxes: np.ndarray
     ) -> list[tuple[np.ndarray, np.ndarray, float]]:
         if not len(boxes):
             return []
-        shifts, points, scores = self.finish(_prepared(_crops(image, boxes, 48)))
+        shifts, points, scores = self.finish(_to_tensor(_crops(image, boxes, 48)))
         face = scores.softmax(dim=1)[:, 1].double().numpy()
-        sure = face > self.thresholds[2]
-        boxes = np.concatenate([boxes[sure, :4], face[sure, None]], axis=1)
-        # Five x, then five y, in shares of the box.
-        shares = points.double().numpy()[sure].reshape(-1, 2, 5).transpose(0, 2, 1)
+        confident = face > self.thresholds[2]
+        boxes = np.concatenate([boxes[confident, :4], face[confident, None]], axis=1)
+        # Five x, then five y, as fractions of the box.
+        fractions = points.double().numpy()[confident].reshape(-1, 2, 5).transpose(0, 2, 1)
         extent = (boxes[:, 2:4] - boxes[:, :2])[:, None]
-        landmarks = boxes[:, None, :2] + shares * extent
-        boxes = _shifted(boxes, shifts.double().numpy()[sure])
-        kept = _suppressed(boxes, 0.7, of_smaller=True)
+        landmarks = boxes[:, None, :2] + fractions * extent
+        boxes = _apply_shifts(boxes, shifts.double().numpy()[confident])
+        kept = _non_maximum_suppression(boxes, 0.7, relative_to_smaller=True)
         return [(boxes[n, :4], landmarks[n], float(boxes[n, 4])) for n in kept]
 
 
-def _prepared(images: list[np.ndarray]) -> Tensor:
-    """(B, 3, height, width) in [−1, 1]."""
+def _to_tensor(images: list[np.ndarray]) -> Tensor:
+    """Stack images to (B, 3, height, width) in [−1, 1]."""
     pixels = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float()
     return (pixels - 127.5) / 128
 
 
 def _crops(image: np.ndarray, boxes: np.ndarray, size: int) -> list[np.ndarray]:
-    """Each box resized to a square; black where it reaches beyond the image."""
-    found = []
+    """Crop each box and resize it to a square; black outside the image."""
+    crops = []
     height, width = image.shape[:2]
     for left, top, right, bottom in np.round(boxes[:, :4]).astype(int):
         side_x, side_y = max(right - left, 1), max(bottom - top, 1)
@@ -199,25 +199,33 @@ def _crops(image: np.ndarray, boxes: np.ndarray, size: int) -> list[np.ndarray]:
         crop = np.zeros((side_y, side_x, 3), np.uint8)
         if x1 > x0 and y1 > y0:
             crop[y0 - top : y1 - top, x0 - left : x1 - left] = image[y0:y1, x0:x1]
-        found.append(cv2.resize(crop, (size, size), interpolation=cv2.INTER_AREA))
-    return found
+        crops.append(cv2.resize(crop, (size, size), interpolation=cv2.INTER_AREA))
+    return crops
 
 
-def _shifted(boxes: np.ndarray, shifts: np.ndarray) -> np.ndarray:
-    """Boxes moved by shares of their extent; scores stay."""
+def _apply_shifts(boxes: np.ndarray, shifts: np.ndarray) -> np.ndarray:
+    """Shift box edges by fractions of the box size; keeps the scores."""
     extent = np.tile(boxes[:, 2:4] - boxes[:, :2], 2)
     return np.concatenate([boxes[:, :4] + shifts * extent, boxes[:, 4:5]], axis=1)
 
 
-def _squares(boxes: np.ndarray) -> np.ndarray:
-    """Each box grown about its centre to a square of its longer side."""
-    centre = (boxes[:, :2] + boxes[:, 2:4]) / 2
+def _to_squares(boxes: np.ndarray) -> np.ndarray:
+    """Expand each box around its center to a square of its longer side."""
+    center = (boxes[:, :2] + boxes[:, 2:4]) / 2
     half = (boxes[:, 2:4] - boxes[:, :2]).max(axis=1, keepdims=True, initial=0) / 2
-    return np.concatenate([centre - half, centre + half, boxes[:, 4:5]], axis=1)
+    return np.concatenate([center - half, center + half, boxes[:, 4:5]], axis=1)
 
 
-def _suppressed(boxes: np.ndarray, overlap: float, *, of_smaller: bool = False) -> np.ndarray:
-    """Which boxes stay, best first, when those that overlap a better one go."""
+def _non_maximum_suppression(
+    boxes: np.ndarray, overlap: float, *, relative_to_smaller: bool = False
+) -> np.ndarray:
+    """Indices of the boxes to keep, best first.
+
+    Args:
+        boxes: (n, 5 or more) boxes, then scores.
+        overlap: boxes with a larger overlap with a better box are dropped.
+        relative_to_smaller: divide the intersection by the smaller area instead of the union.
+    """
     order = np.argsort(-boxes[:, 4], kind="stable")
     areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
     kept = []
@@ -228,6 +236,6 @@ def _suppressed(boxes: np.ndarray, overlap: float, *, of_smaller: bool = False) 
         high = np.minimum(boxes[best, 2:4], boxes[rest, 2:4])
         shared = (high - low).clip(min=0).prod(axis=1)
         smaller = np.minimum(areas[best], areas[rest])
-        whole = smaller if of_smaller else areas[best] + areas[rest] - shared
-        order = rest[shared <= overlap * whole]
+        reference = smaller if relative_to_smaller else areas[best] + areas[rest] - shared
+        order = rest[shared <= overlap * reference]
     return np.array(kept, dtype=int)

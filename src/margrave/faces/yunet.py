@@ -1,7 +1,9 @@
-"""YuNet through OpenCV, where the user gives the model's file."""
+"""The YuNet detector through OpenCV, with a model file supplied by the user."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,26 +12,39 @@ import numpy as np
 
 from margrave.faces.contract import Detection
 
-WIDTHS = (144, 160, 176, 192, 208, 224)
-"""Of a face, in pixels, at which its landmarks are found once more."""
-SURROUNDINGS = 3.0
+FACE_WIDTHS = (144, 160, 176, 192, 208, 224)
+"""Widths of a face in pixels at which its landmarks are detected again."""
+CROP_SCALE = 3.0
+"""Side of the crop for the second detection, relative to the face's width."""
+
+
+@contextmanager
+def _silent_opencv() -> Iterator[None]:
+    """Silence OpenCV's log, which warns about its own defaults; errors are raised anyway."""
+    logging = cv2.utils.logging
+    level = logging.getLogLevel()
+    logging.setLogLevel(logging.LOG_LEVEL_SILENT)
+    try:
+        yield
+    finally:
+        logging.setLogLevel(level)
 
 
 class YuNet:
-    """A small, fast detector; its file is not part of Margrave.
+    """YuNet, a small and fast face detector; Margrave does not include its model file.
 
-    Where a face is small or large its landmarks are coarse: they jump by some hundredths of the
-    face's width when the image is resized. So each face is cut out with its surroundings, looked at
-    in six sizes, and its landmarks are the mean.
+    Its landmarks of small and large faces are coarse: they move by several percent of the face's
+    width if the image is resized. Therefore each face is cropped with its surroundings and detected
+    again at six sizes, and the landmarks are averaged.
 
     Args:
-        model: ``face_detection_yunet_….onnx`` of OpenCV's model zoo.
-        minimum_score: below it nothing is a face.
-        overlap: boxes that share more of their union are one face.
-        longest_side: larger images are shrunk to it for the search, pixels.
+        model: path of ``face_detection_yunet_….onnx`` from OpenCV's model zoo.
+        minimum_score: faces with a lower score are dropped.
+        overlap: boxes with a higher intersection over union are merged.
+        longest_side: images with a longer side, in pixels, are shrunk to it for detection.
 
     Raises:
-        ValueError: no such file, or no YuNet.
+        ValueError: the file does not exist or is not a YuNet model.
 
     Source: Wu, Peng and Yu, YuNet: a tiny millisecond-level face detector (2023).
     """
@@ -43,7 +58,7 @@ class YuNet:
         longest_side: int = 1280,
     ) -> None:
         if not Path(model).is_file():
-            raise ValueError(f"{model}: no such file; give YuNet's ONNX model")
+            raise ValueError(f"{model} does not exist; give the path of YuNet's ONNX model")
         self.model = str(model)
         self.minimum_score, self.overlap = minimum_score, overlap
         self.longest_side = longest_side
@@ -51,11 +66,12 @@ class YuNet:
 
     def _load(self) -> cv2.FaceDetectorYN:
         try:
-            return cv2.FaceDetectorYN.create(
-                self.model, "", (320, 320), self.minimum_score, self.overlap
-            )
+            with _silent_opencv():
+                return cv2.FaceDetectorYN.create(
+                    self.model, "", (320, 320), self.minimum_score, self.overlap
+                )
         except cv2.error as error:
-            raise ValueError(f"{self.model} is no YuNet that OpenCV reads ({error.err})") from None
+            raise ValueError(f"{self.model} is not a YuNet model ({error.err})") from None
 
     def __getstate__(self) -> dict[str, object]:
         return {name: value for name, value in self.__dict__.items() if name != "_network"}
@@ -65,29 +81,29 @@ class YuNet:
         self._network = self._load()
 
     def detect(self, image: np.ndarray) -> list[Detection]:
-        found = self._search(image)
-        return [replace(one, landmarks=self._refined(image, one)) for one in found]
+        faces = self._search(image)
+        return [replace(face, landmarks=self._refine_landmarks(image, face)) for face in faces]
 
-    def _refined(self, image: np.ndarray, face: Detection) -> np.ndarray:
-        """(5, 2) landmarks, averaged over looks at the face in several sizes."""
-        centre, side = (face.box[:2] + face.box[2:]) / 2, SURROUNDINGS * face.width
-        found = []
-        for width in WIDTHS:
+    def _refine_landmarks(self, image: np.ndarray, face: Detection) -> np.ndarray:
+        """(5, 2) landmarks, averaged over detections at several sizes."""
+        center, side = (face.box[:2] + face.box[2:]) / 2, CROP_SCALE * face.width
+        landmarks = []
+        for width in FACE_WIDTHS:
             scale = width / face.width
-            # Area averaging where it shrinks: warped to a multiple, then reduced.
+            # For area averaging when shrinking, warp to a multiple of the size, then reduce.
             multiple = min(max(1, int(np.ceil(1 / scale))), 4)
             size = round(side * scale)
-            corner = centre - side / 2
+            corner = center - side / 2
             shift = np.concatenate([np.eye(2), -corner[:, None]], axis=1) * scale * multiple
-            cut = cv2.warpAffine(image, shift, (size * multiple, size * multiple))
+            crop = cv2.warpAffine(image, shift, (size * multiple, size * multiple))
             if multiple > 1:
-                cut = cv2.resize(cut, (size, size), interpolation=cv2.INTER_AREA)
-            for one in self._search(cut):
-                # A neighbour's face lies farther off.
-                if np.abs((one.box[:2] + one.box[2:] - size) / 2).max() < width / 4:
-                    found.append(one.landmarks / scale + corner)
+                crop = cv2.resize(crop, (size, size), interpolation=cv2.INTER_AREA)
+            for candidate in self._search(crop):
+                # Skip other faces nearby.
+                if np.abs((candidate.box[:2] + candidate.box[2:] - size) / 2).max() < width / 4:
+                    landmarks.append(candidate.landmarks / scale + corner)
                     break
-        return np.mean(found, axis=0) if found else face.landmarks
+        return np.mean(landmarks, axis=0) if landmarks else face.landmarks
 
     def _search(self, image: np.ndarray) -> list[Detection]:
         height, width = image.shape[:2]
@@ -98,12 +114,12 @@ class YuNet:
         _, faces = self._network.detect(cv2.cvtColor(small, cv2.COLOR_RGB2BGR))
         if faces is None:
             return []
-        back = np.array([width / size[0], height / size[1]])
-        found = []
+        to_image = np.array([width / size[0], height / size[1]])
+        detections = []
         for face in faces.astype(np.float64):
-            corner, extent = face[:2] * back, face[2:4] * back
-            landmarks = face[4:14].reshape(5, 2) * back
-            found.append(
+            corner, extent = face[:2] * to_image, face[2:4] * to_image
+            landmarks = face[4:14].reshape(5, 2) * to_image
+            detections.append(
                 Detection(np.concatenate([corner, corner + extent]), landmarks, float(face[14]))
             )
-        return sorted(found, key=lambda one: -one.score)
+        return sorted(detections, key=lambda detection: -detection.score)

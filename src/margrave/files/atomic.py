@@ -1,4 +1,4 @@
-"""Files that are either wholly there or not at all."""
+"""Atomic file writes."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from pathlib import Path
 
 @contextmanager
 def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Give a temporary file to write; on leaving, it replaces ``path`` in one step.
+    """Context that yields a temporary path to write; on exit, the file atomically replaces `path`.
 
-    The temporary file lies in the same folder (made if need be), is flushed to disk before it
-    takes the name, and is removed if the block raises: the old file then stays as it was.
+    The temporary file is in the same folder (created if necessary) and is flushed to disk before it
+    is renamed. If the block raises, it is deleted and the old file remains unchanged.
 
     >>> from tempfile import TemporaryDirectory
     >>> with TemporaryDirectory() as folder:
@@ -37,7 +37,7 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def _flush_to_disk(path: Path) -> None:
-    # Windows flushes only what is open for writing; folders open only for reading.
+    # Windows flushes only files opened for writing; folders can be opened only for reading.
     descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
     try:
         os.fsync(descriptor)

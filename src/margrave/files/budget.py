@@ -1,44 +1,44 @@
-"""How much a file may ask for: no more than its own size and a fixed allowance together."""
+"""A memory limit for parsing a file: the file's size plus a fixed allowance."""
 
 from __future__ import annotations
 
 ALLOWANCE = 512 * 2**20
-"""Bytes that reading any file may take beyond the file's own size."""
+"""Bytes that parsing a file may allocate in addition to the file's size."""
 
 
 class Budget:
-    """Bytes that may still be taken in reading one file. All readers of the file share it.
+    """The bytes that parsing one file may allocate, shared by all parsers of the file.
 
-    What a few bytes can ask for (copies of copies, lengths, repetitions) is charged before it is
-    made, so memory and time stay linear in the file's size.
+    A few bytes can request large allocations (nested copies, lengths, repetitions). Each is charged
+    before it is made, so memory and time stay linear in the file's size.
 
     Args:
-        size: of the file, in bytes.
-        name: what messages call it.
-        allowance: bytes beyond its size.
+        size: file size in bytes.
+        name: the file, for messages.
+        allowance: bytes allowed in addition to the size.
 
     >>> budget = Budget(size=10, name="small.bin", allowance=90)
-    >>> budget.take(100)
-    >>> budget.take(1)
+    >>> budget.charge(100)
+    >>> budget.charge(1)
     Traceback (most recent call last):
         ...
-    ValueError: small.bin has 10 bytes and asks for more than 100; it is refused
+    ValueError: small.bin has 10 bytes but would take more than 100 in memory; it is rejected
     """
 
     def __init__(self, size: int, name: str, allowance: int = ALLOWANCE) -> None:
         self.name = name
-        self.left = size + allowance
+        self.remaining = size + allowance
         self._size, self._limit = size, size + allowance
 
-    def take(self, count: int) -> None:
+    def charge(self, count: int) -> None:
         """Charge `count` bytes.
 
         Raises:
-            ValueError: the file has asked for too much, naming it.
+            ValueError: the limit is exceeded; the message names the file.
         """
-        self.left -= count
-        if self.left < 0:
+        self.remaining -= count
+        if self.remaining < 0:
             raise ValueError(
-                f"{self.name} has {self._size} bytes and asks for more than {self._limit}; "
-                "it is refused"
+                f"{self.name} has {self._size} bytes but would take more than {self._limit} in "
+                "memory; it is rejected"
             )

@@ -1,4 +1,4 @@
-"""What a file holds, by its first bytes instead of its name."""
+"""Detect a file's format from its first bytes instead of its name."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ import os
 from pathlib import Path
 from typing import BinaryIO, Literal
 
-from margrave.files.ordinary import ordinary
+from margrave.files.regular import open_regular
 
 FileKind = Literal["safetensors", "checkpoint", "onnx", "pickle", "records", "unknown"]
 
 ZIP = b"PK\x03\x04"
-# torch.save before 1.6: a pickled number, 0x1950A86A20F9469CFC6C.
+# torch.save before PyTorch 1.6 begins with the pickled number 0x1950A86A20F9469CFC6C.
 LEGACY_TORCH = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 PICKLE = b"\x80"
 RECORDS = (0xCED7230A).to_bytes(4, "little")
-LONGEST_HEADER = 100_000_000
-"""Bytes of a safetensors header, by the format."""
+MAX_HEADER_BYTES = 100_000_000
+"""Maximum size of a safetensors header, from the format specification."""
 
 VARINT, BYTES = 0, 2
 # Source: https://github.com/onnx/onnx/blob/main/onnx/onnx.proto, ModelProto.
@@ -25,18 +25,18 @@ MODEL_FIELDS = {
     14: BYTES, 20: BYTES, 25: BYTES, 26: BYTES,
 }  # fmt: skip
 GRAPH = 7
-MOST_FIELDS = 100_000
-"""Of a model: its functions and properties; reading more one by one would take too long."""
+MAX_FIELDS = 100_000
+"""Maximum number of fields of an ONNX model to inspect; more would take too long."""
 
 
 def file_kind(path: str | os.PathLike[str]) -> FileKind:
-    """What kind of file lies at a path, whatever it is called.
+    """Detect a file's format by its content.
 
-    ``checkpoint`` is what ``torch.save`` writes, ``pickle`` any other pickle (verification sets),
-    ``records`` MXNet's RecordIO. A folder, an empty or missing file is ``unknown``.
+    ``checkpoint`` is a file of ``torch.save``, ``pickle`` any other pickle (verification sets), and
+    ``records`` MXNet's RecordIO. Folders and empty or missing files are ``unknown``.
     """
     try:
-        with open(path, "rb", opener=ordinary) as file:
+        with open(path, "rb", opener=open_regular) as file:
             start = file.read(16)
             size = os.fstat(file.fileno()).st_size
             if start.startswith((ZIP, LEGACY_TORCH)):
@@ -53,13 +53,13 @@ def file_kind(path: str | os.PathLike[str]) -> FileKind:
 
 
 def is_onnx(path: str | os.PathLike[str]) -> bool:
-    """Whether a file is an ONNX model by its content; by its name where the content is damaged."""
+    """Whether a file is an ONNX model, by its content or, if that is damaged, by its name."""
     kind = file_kind(path)
     return kind == "onnx" or (kind == "unknown" and Path(path).suffix.lower() == ".onnx")
 
 
 def is_safetensors(path: str | os.PathLike[str]) -> bool:
-    """Whether a file is safetensors, likewise."""
+    """Whether a file is safetensors, by its content or, if that is damaged, by its name."""
     kind = file_kind(path)
     named = Path(path).suffix.lower() == ".safetensors"
     return kind == "safetensors" or (kind in ("unknown", "pickle") and named)
@@ -67,16 +67,16 @@ def is_safetensors(path: str | os.PathLike[str]) -> bool:
 
 def _is_safetensors(start: bytes, size: int) -> bool:
     length = int.from_bytes(start[:8], "little")
-    return start[8:9] == b"{" and 2 <= length <= min(LONGEST_HEADER, size - 8)
+    return start[8:9] == b"{" and 2 <= length <= min(MAX_HEADER_BYTES, size - 8)
 
 
 def _is_onnx(file: BinaryIO, size: int) -> bool:
-    """Whether the file is one protobuf message with the fields of a model, a graph among them."""
-    place, has_graph = 0, False
-    for _ in range(MOST_FIELDS):
-        if place >= size:
+    """Whether the file is a protobuf message with an ONNX model's fields, including a graph."""
+    position, has_graph = 0, False
+    for _ in range(MAX_FIELDS):
+        if position >= size:
             break
-        file.seek(place)
+        file.seek(position)
         head = file.read(20)
         tag, used = _varint(head, 0)
         number, wire_type = tag >> 3, tag & 7
@@ -85,19 +85,19 @@ def _is_onnx(file: BinaryIO, size: int) -> bool:
         value, used = _varint(head, used)
         if used < 0:
             return False
-        place += used + (value if wire_type == BYTES else 0)
+        position += used + (value if wire_type == BYTES else 0)
         has_graph |= number == GRAPH
-    return has_graph and place == size
+    return has_graph and position == size
 
 
-def _varint(data: bytes, place: int) -> tuple[int, int]:
-    """A number and where it ends; -1 where it does not."""
+def _varint(data: bytes, position: int) -> tuple[int, int]:
+    """A variable-length number and the position after it; the position is -1 if it is truncated."""
     value = 0
     for shift in range(0, 70, 7):
-        if place >= len(data):
+        if position >= len(data):
             break
-        value |= (data[place] & 127) << shift
-        place += 1
-        if data[place - 1] < 128:
-            return value, place
+        value |= (data[position] & 127) << shift
+        position += 1
+        if data[position - 1] < 128:
+            return value, position
     return 0, -1

@@ -1,4 +1,4 @@
-"""Folders as they were unpacked: a level or two above or below what is looked for."""
+"""Search folders, since unpacked data may lie a few levels below the given folder."""
 
 from __future__ import annotations
 
@@ -7,56 +7,53 @@ from collections.abc import Iterator
 from pathlib import Path
 
 
-def folders_within(
-    folder: Path, levels: int, leave: frozenset[str] = frozenset()
-) -> Iterator[Path]:
-    """A folder and those below it down to so many levels, hidden ones passed over.
+def folders_within(folder: Path, levels: int, skip: frozenset[str] = frozenset()) -> Iterator[Path]:
+    """A folder and its subfolders down to a depth, without hidden ones.
 
     Args:
-        folder: where to begin.
-        levels: how far down; 0 gives the folder alone.
-        leave: names of folders that are not gone into.
+        folder: the folder to start from.
+        levels: maximum depth; 0 yields only the folder itself.
+        skip: names of folders to skip.
 
     Raises:
-        ValueError: no such folder, or one that cannot be listed.
+        ValueError: a folder does not exist or cannot be listed.
     """
     yield folder
     if levels:
-        for name in entries(folder, folders=True):
-            if name not in leave:
-                yield from folders_within(folder / name, levels - 1, leave)
+        for name in list_names(folder, folders=True):
+            if name not in skip:
+                yield from folders_within(folder / name, levels - 1, skip)
 
 
-def entries(folder: Path, folders: bool = False) -> list[str]:
-    """Sorted names of a folder's files, or of its folders; hidden ones are passed over.
+def list_names(folder: Path, folders: bool = False) -> list[str]:
+    """Sorted names of a folder's files, or of its subfolders, without hidden ones.
 
     Raises:
-        ValueError: no such folder, or one that cannot be listed.
+        ValueError: the folder does not exist or cannot be listed.
     """
     try:
-        with os.scandir(folder) as found:
+        with os.scandir(folder) as listing:
             return sorted(
                 entry.name
-                for entry in found
+                for entry in listing
                 if not entry.name.startswith(".")
                 and (entry.is_dir() if folders else entry.is_file())
             )
     except OSError as error:
         raise ValueError(
-            f"{folder} is not a folder that can be listed ({error.strerror}); "
-            "check that it exists and its rights"
+            f"{folder} cannot be listed ({error.strerror}); check the path and its permissions"
         ) from None
 
 
-def only_one(found: list[Path], what: str, folder: Path) -> Path | None:
-    """The one path found, or None.
+def unique_path(paths: list[Path], what: str, folder: Path) -> Path | None:
+    """The only path, or None if there is none.
 
     Raises:
-        ValueError: several, naming them.
+        ValueError: there are several paths; the message names them.
     """
-    if len(found) > 1:
+    if len(paths) > 1:
         raise ValueError(
-            f"{folder} holds {what} more than once: {', '.join(map(str, found))}; "
-            "give the folder of one of them"
+            f"{folder} contains {what} more than once: {', '.join(map(str, paths))}; "
+            "give the folder that contains one of them"
         )
-    return found[0] if found else None
+    return paths[0] if paths else None

@@ -1,10 +1,10 @@
-"""Reads what a pickle describes without doing what it says.
+"""Parse pickles without executing them.
 
-A pickle is a program; here its few harmless instructions are carried out by ourselves, so nothing
-is imported, called or built, no live class can be reached from bytes, and no memory is taken that
-the file's own size does not account for. Two kinds of file are read so: sets of images and pairs,
-out of which come bytes, text, numbers, lists and numpy arrays; and files of objects, which become
-`Record`s: a class's name and what was given to it.
+A pickle is a program. This interpreter implements only its harmless instructions: it imports and
+calls nothing that the file names, creates no instances of named classes, and uses memory in
+proportion to the file's size. It reads two kinds of files: sets of images and pairs, as bytes,
+text, numbers, lists and NumPy arrays; and files of objects, as `PickledObject`s, which hold a
+class's name and its constructor's arguments.
 """
 
 from __future__ import annotations
@@ -25,25 +25,25 @@ MULTIARRAY = ("numpy.core.multiarray", "numpy._core.multiarray")
 NUMERIC = ("numpy.core.numeric", "numpy._core.numeric")
 BUILTINS = ("builtins", "__builtin__")
 ARRAY_TYPES = {"b1", "u1", "i1", "i2", "u2", "i4", "u4", "i8", "u8", "f4", "f8", "O8"}
-MOST_DIMENSIONS = 8
-REFERENCE = 8
-"""Bytes of a place in a list."""
-INSTRUCTION = 200
-"""Bytes that an instruction can take however short it is: a mapping, a place in the memory."""
-SHOWN = 60
+MAX_DIMENSIONS = 8
+ENTRY_BYTES = 8
+"""Bytes charged per list entry."""
+INSTRUCTION_BYTES = 200
+"""Bytes charged per instruction, since even a short one can create a dict or a memo entry."""
+MAX_TEXT_IN_MESSAGE = 60
 
 Name = tuple[str, str]
-"""Of a class or function: its module and its own."""
+"""Module and name of a class or function."""
 
 
 @dataclass(eq=False)
-class Record:
-    """An object that a pickle describes: nothing but names and values.
+class PickledObject:
+    """An object in a pickle, as plain names and values.
 
     Attributes:
-        name: of the class, or of the function that would have made it.
-        arguments: that it would have been made with.
-        state: that it would have been given afterwards, if any.
+        name: the class or function that unpickling would call.
+        arguments: the arguments of that call.
+        state: the state that unpickling would set afterwards, or None.
     """
 
     name: Name
@@ -52,18 +52,18 @@ class Record:
 
 
 class _Mark:
-    """Where a list or a tuple begins on the stack."""
+    """Marks the start of a list or tuple on the stack."""
 
 
 class _Type:
-    """A numpy dtype that is being described."""
+    """A NumPy dtype under construction."""
 
     def __init__(self, name: str) -> None:
         self.name, self.order = name, "|"
 
     def build(self, state: Any) -> None:
         if not isinstance(state, tuple) or len(state) < 2 or state[1] not in ("<", ">", "|", "="):
-            raise ValueError(f"a numpy type of state {shown(state)}")
+            raise ValueError(f"invalid state of a NumPy dtype: {describe_value(state)}")
         self.order = state[1]
 
     @property
@@ -72,109 +72,110 @@ class _Type:
 
 
 class _Array:
-    """A numpy array that is being described."""
+    """A NumPy array under construction."""
 
     value: np.ndarray | list[Any] | None = None
 
     def build(self, state: Any) -> None:
         if not isinstance(state, tuple) or len(state) != 5 or not isinstance(state[2], _Type):
-            raise ValueError("a numpy array of an unknown form")
+            raise ValueError("a NumPy array is stored in an unknown form")
         _, shape, kind, fortran, content = state
         self.value = _array(content, kind, shape, "F" if fortran else "C")
 
 
-def shown(value: Any) -> str:
-    """A value for a message; of what could hold others, or itself, its type alone.
+def describe_value(value: Any) -> str:
+    """Format a value for a message; containers are given only by type, since they may be recursive.
 
-    >>> shown(12), shown([1])
+    >>> describe_value(12), describe_value([1])
     ('12', 'a list')
     """
     if isinstance(value, str | bytes):
-        return repr(value[:SHOWN])
+        return repr(value[:MAX_TEXT_IN_MESSAGE])
     if value is None or isinstance(value, bool | float | np.generic):
-        return str(value)[:SHOWN]
-    # Numbers of thousands of digits have no text.
-    if isinstance(value, int) and value.bit_length() < 4 * SHOWN:
-        return str(value)[:SHOWN]
+        return str(value)[:MAX_TEXT_IN_MESSAGE]
+    # Python refuses to format integers of thousands of digits.
+    if isinstance(value, int) and value.bit_length() < 4 * MAX_TEXT_IN_MESSAGE:
+        return str(value)[:MAX_TEXT_IN_MESSAGE]
     return f"a {type(value).__name__}"
 
 
 def _array(content: Any, kind: _Type, shape: Any, order: str) -> np.ndarray | list[Any]:
     sizes = shape if isinstance(shape, tuple) else (shape,)
     if not all(type(size) is int and size >= 0 for size in sizes):
-        raise ValueError(f"a numpy array of shape {shown(shape)}")
-    if len(sizes) > MOST_DIMENSIONS:
-        raise ValueError(f"a numpy array of {len(sizes)} dimensions")
-    count, most = 1, len(content) if hasattr(content, "__len__") else 0
+        raise ValueError(f"a NumPy array has the invalid shape {describe_value(shape)}")
+    if len(sizes) > MAX_DIMENSIONS:
+        raise ValueError(f"a NumPy array has {len(sizes)} dimensions, more than {MAX_DIMENSIONS}")
+    count, available = 1, len(content) if hasattr(content, "__len__") else 0
     for size in sizes:
-        # A file can name numbers of thousands of digits again and again.
-        count = min(count * min(size, most + 1), most + 1)
+        # Clip the product, since a damaged file can contain huge sizes.
+        count = min(count * min(size, available + 1), available + 1)
     if kind.name == "O8":
         if not isinstance(content, list) or len(content) != count:
-            raise ValueError(f"a numpy array of {count} objects without as many")
+            raise ValueError(f"a NumPy array of {count} objects contains another number of objects")
         return content
     if not isinstance(content, bytes | bytearray) or len(content) != count * kind.dtype.itemsize:
-        raise ValueError(f"a numpy array of {count} x {kind.name} without as many bytes")
+        raise ValueError(f"a NumPy array of {count} x {kind.name} has the wrong number of bytes")
     flat = np.frombuffer(content, kind.dtype)
     return flat.reshape(sizes, order=order)  # type: ignore[call-overload]
 
 
 def _encode(text: Any, codec: Any = "latin1") -> bytes:
     if not isinstance(text, str) or codec not in ("latin1", "latin-1"):
-        raise ValueError(f"text in the encoding {shown(codec)}")
+        raise ValueError(f"text has the unsupported encoding {describe_value(codec)}")
     return text.encode("latin1")
 
 
-def _bytes(*given: Any) -> bytes:
-    if given and not isinstance(given[0], bytes | bytearray | str):
-        raise ValueError(f"bytes of a {type(given[0]).__name__}")
-    return _encode(*given) if given and isinstance(given[0], str) else bytes(*given[:1])
+def _bytes(*arguments: Any) -> bytes:
+    if arguments and not isinstance(arguments[0], bytes | bytearray | str):
+        raise ValueError(f"bytes cannot be made of {type(arguments[0]).__name__}")
+    is_text = arguments and isinstance(arguments[0], str)
+    return _encode(*arguments) if is_text else bytes(*arguments[:1])
 
 
 def _scalar(kind: Any, content: Any) -> Any:
     if not isinstance(kind, _Type):
-        raise ValueError("a numpy number without a type")
+        raise ValueError("a NumPy scalar has no dtype")
     content = content.encode("latin1") if isinstance(content, str) else content
     return np.asarray(_array(content, kind, (), "C"))[()]
 
 
 def _type(name: Any, *_: Any) -> _Type:
     if not isinstance(name, str | bytes):
-        raise ValueError(f"a numpy array of type {shown(name)}")
+        raise ValueError(f"a NumPy array has the unsupported dtype {describe_value(name)}")
     text = name.decode("latin1") if isinstance(name, bytes) else name
     text = text.lstrip("<>|=")
     is_bytes = text[:1] == "S" and text[1:].isdecimal() and len(text) < 9
     if not is_bytes and text not in ARRAY_TYPES:
-        raise ValueError(f"a numpy array of type {text[:30]!r}")
+        raise ValueError(f"a NumPy array has the unsupported dtype {text[:30]!r}")
     return _Type(text)
 
 
 def _from_buffer(content: Any, kind: Any, shape: Any, order: Any) -> np.ndarray | list[Any]:
     if not isinstance(kind, _Type) or order not in ("C", "F"):
-        raise ValueError("a numpy array of an unknown form")
+        raise ValueError("a NumPy array is stored in an unknown form")
     return _array(content, kind, shape, order)
 
 
-def _nothing(*_: Any) -> _Array:
+def _empty_array(*_: Any) -> _Array:
     return _Array()
 
 
 class _Class:
-    """The name of a class, which may only be handed over."""
+    """A class that may only be passed as an argument, not called."""
 
 
 @dataclass(frozen=True)
-class _Named:
-    """A name that a file of objects may use."""
+class _AllowedName:
+    """A class or function that a file of objects is allowed to name."""
 
     name: Name
 
 
-KNOWN: dict[tuple[str, str], Any] = {
+ALLOWED: dict[tuple[str, str], Any] = {
     ("_codecs", "encode"): _encode,
     ("numpy", "dtype"): _type,
     ("numpy", "ndarray"): _Class(),
-    **{(module, "_reconstruct"): _nothing for module in MULTIARRAY},
+    **{(module, "_reconstruct"): _empty_array for module in MULTIARRAY},
     **{(module, "scalar"): _scalar for module in MULTIARRAY},
     **{(module, "_frombuffer"): _from_buffer for module in NUMERIC},
     **{(module, name): _bytes for module in BUILTINS for name in ("bytes", "bytearray")},
@@ -194,8 +195,8 @@ LITERALS = {
     "SHORT_BINSTRING", "BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8", "UNICODE",
     "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8", "FLOAT", "BINFLOAT",
 }  # fmt: skip
-OLD_STRINGS = {"STRING", "BINSTRING", "SHORT_BINSTRING"}
-"""Python 2's bytes, which pickletools gives as text."""
+PYTHON_2_STRINGS = {"STRING", "BINSTRING", "SHORT_BINSTRING"}
+"""Instructions for Python 2 byte strings, which pickletools decodes to text."""
 INSTRUCTIONS = {code.code.encode("latin1"): code for code in pickletools.opcodes}
 TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 
@@ -203,20 +204,20 @@ TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 def read_inert(
     data: bytes,
     name: str,
-    records: frozenset[Name] | None = None,
+    allowed_names: frozenset[Name] | None = None,
     kind: str = "set of images and pairs",
 ) -> Any:
-    """What a pickle describes.
+    """Parse a pickle without executing it.
 
     Args:
-        data: the pickle, of any generation.
-        name: what messages call it.
-        records: the classes and functions that a file of objects may name; None for a set of
+        data: the pickle, of any protocol version.
+        name: the file, for messages.
+        allowed_names: the classes and functions that a file of objects may name; None for a set of
             images and pairs.
-        kind: what messages call a file that is as it should be.
+        kind: the expected content, for messages.
 
     Raises:
-        ValueError: it is damaged, or holds or calls anything else, which is named.
+        ValueError: the pickle is damaged, or contains or calls anything else; the message names it.
 
     >>> import pickle
     >>> read_inert(pickle.dumps(([b"one"], [True])), "set.bin")
@@ -224,105 +225,108 @@ def read_inert(
     """
     budget = Budget(len(data), name)
     try:
-        return _Machine(budget, records).run(data)
+        return _Machine(budget, allowed_names).run(data)
     except RecursionError as error:
-        raise ValueError(f"{name} is refused: it holds itself") from error
-    # Damaged bytes make pickletools and the stack fail in many ways.
+        raise ValueError(f"{name} is rejected because it contains itself") from error
+    # Damaged bytes can raise nearly any error in pickletools and in the stack operations.
     except Exception as error:
-        if budget.left < 0:
+        if budget.remaining < 0:
             raise
         reason = str(error) or type(error).__name__
-        raise ValueError(f"{name} is damaged, or no {kind}: {reason}") from error
+        raise ValueError(f"{name} is damaged or not a {kind}: {reason}") from error
 
 
 def instructions(file: BinaryIO) -> Iterator[tuple[str, Any, int]]:
-    """Each instruction's name, argument and place, from where a file stands."""
+    """Yield each instruction's name, argument and position, from the file's current position."""
     while code := file.read(1):
-        place = file.tell() - 1
+        position = file.tell() - 1
         instruction = INSTRUCTIONS.get(code)
         if instruction is None:
-            raise ValueError(f"byte {place} is no instruction")
+            raise ValueError(f"byte {position} is not an instruction")
         if instruction.name == "STRING":
-            # Python 2's bytes; pickletools takes them for ASCII.
+            # Python 2 byte strings; pickletools would decode them as ASCII.
             quoted = file.readline().rstrip(b"\r\n")
-            yield "STRING", codecs.escape_decode(quoted[1:-1])[0], place
+            yield "STRING", codecs.escape_decode(quoted[1:-1])[0], position
             continue
         argument = None if instruction.arg is None else instruction.arg.reader(file)
-        yield instruction.name, argument, place
+        yield instruction.name, argument, position
 
 
 class _Machine:
-    """A pickle's stack and memory."""
+    """The pickle stack machine: its stack and its memo."""
 
-    def __init__(self, budget: Budget, records: frozenset[Name] | None) -> None:
+    def __init__(self, budget: Budget, allowed_names: frozenset[Name] | None) -> None:
         self.stack: list[Any] = []
-        self.memory: dict[int, Any] = {}
-        self.budget, self.records = budget, records
+        self.memo: dict[int, Any] = {}
+        self.budget, self.allowed_names = budget, allowed_names
 
     def run(self, data: bytes) -> Any:
-        for name, argument, place in instructions(io.BytesIO(data)):
-            self.budget.take(INSTRUCTION)
+        for name, argument, position in instructions(io.BytesIO(data)):
+            self.budget.charge(INSTRUCTION_BYTES)
             if isinstance(argument, str):
-                # One character can make each of the others take four bytes.
-                self.budget.take(sys.getsizeof(argument) - len(argument))
+                # A single non-Latin character makes every character take up to four bytes.
+                self.budget.charge(sys.getsizeof(argument) - len(argument))
             if name == "STOP":
                 (value,) = self.stack
-                return value if self.records is not None else _settled(value, self.budget)
-            self.step(name, argument, place)
-        raise ValueError("it has no end")
+                return (
+                    value if self.allowed_names is not None else _resolve_arrays(value, self.budget)
+                )
+            self.step(name, argument, position)
+        raise ValueError("the STOP instruction is missing")
 
-    def step(self, name: str, argument: Any, place: int) -> None:
+    def step(self, name: str, argument: Any, position: int) -> None:
         stack = self.stack
         if name in ("PROTO", "FRAME"):
             return
         if name in CONSTANTS:
             stack.append(CONSTANTS[name]())
         elif name in LITERALS:
-            old = name in OLD_STRINGS and isinstance(argument, str)
-            stack.append(argument.encode("latin1") if old else argument)
+            is_bytes = name in PYTHON_2_STRINGS and isinstance(argument, str)
+            stack.append(argument.encode("latin1") if is_bytes else argument)
         elif name in TUPLES:
             stack[-TUPLES[name] :] = [tuple(stack[-TUPLES[name] :])]
         elif name in ("TUPLE", "LIST", "APPENDS", "POP_MARK", "DICT", "SETITEMS"):
-            self._since_mark(name)
+            self._collect_items(name)
         elif name == "SETITEM":
             value, key = stack.pop(), stack.pop()
             self._set_items([key, value])
         elif name == "APPEND":
             value = stack.pop()
-            self._list().append(value)
+            self._top_list().append(value)
         elif name in ("PUT", "BINPUT", "LONG_BINPUT"):
-            self.memory[argument] = stack[-1]
+            self.memo[argument] = stack[-1]
         elif name == "MEMOIZE":
-            self.memory[len(self.memory)] = stack[-1]
+            self.memo[len(self.memo)] = stack[-1]
         elif name in ("GET", "BINGET", "LONG_BINGET"):
-            stack.append(self.memory[argument])
+            stack.append(self.memo[argument])
         elif name == "POP":
             stack.pop()
         elif name == "DUP":
             stack.append(stack[-1])
         elif name == "GLOBAL":
             module, _, attribute = argument.partition(" ")
-            stack.append(self._named(module, attribute, place))
+            stack.append(self._look_up(module, attribute, position))
         elif name == "STACK_GLOBAL":
             attribute, module = stack.pop(), stack.pop()
-            stack.append(self._named(module, attribute, place))
+            stack.append(self._look_up(module, attribute, position))
         elif name in ("REDUCE", "NEWOBJ"):
-            given, function = stack.pop(), stack.pop()
-            stack.append(self._made(function, given, place))
+            arguments, function = stack.pop(), stack.pop()
+            stack.append(self._call(function, arguments, position))
         elif name == "BUILD":
             state, owner = stack.pop(), stack[-1]
-            if isinstance(owner, Record) and owner.state is None:
+            if isinstance(owner, PickledObject) and owner.state is None:
                 owner.state = state
             elif isinstance(owner, _Array | _Type):
                 owner.build(state)
             else:
-                raise ValueError(f"byte {place} changes a {type(owner).__name__}")
+                raise ValueError(f"byte {position} sets the state of a {type(owner).__name__}")
         else:
-            raise ValueError(f"byte {place} asks for {name}, which such a file does not need")
+            raise ValueError(f"byte {position} is the instruction {name}, which is not allowed")
 
-    def _since_mark(self, name: str) -> None:
+    def _collect_items(self, name: str) -> None:
+        """Take the items after the last mark and build or extend a container."""
         stack = self.stack
-        mark = self._mark()
+        mark = self._last_mark()
         items = stack[mark + 1 :]
         del stack[mark:]
         if name == "TUPLE":
@@ -330,7 +334,7 @@ class _Machine:
         elif name == "LIST":
             stack.append(items)
         elif name == "APPENDS":
-            self._list().extend(items)
+            self._top_list().extend(items)
         elif name == "DICT":
             stack.append({})
             self._set_items(items)
@@ -340,73 +344,80 @@ class _Machine:
     def _set_items(self, items: list[Any]) -> None:
         owner = self.stack[-1]
         if not isinstance(owner, dict):
-            raise ValueError(f"an entry is set in a {type(owner).__name__}")
+            raise ValueError(f"a {type(owner).__name__} is used as a dict")
         for key, value in zip(items[::2], items[1::2], strict=True):
-            # Others can be made to collide, which would take time beyond measure.
-            if not isinstance(key, str | Record):
-                raise ValueError(f"a {type(key).__name__} names an entry")
+            # Keys of other types could be crafted to collide, which would take quadratic time.
+            if not isinstance(key, str | PickledObject):
+                raise ValueError(f"a value of type {type(key).__name__} is used as a dict key")
             owner[key] = value
 
-    def _named(self, module: Any, attribute: Any, place: int) -> Any:
-        # To hash or show tuples of tuples of tuples can take for ever.
+    def _look_up(self, module: Any, attribute: Any, position: int) -> Any:
+        # Hashing or formatting deeply nested tuples could take exponential time.
         if not isinstance(module, str) or not isinstance(attribute, str):
-            raise ValueError(f"byte {place} names {shown(module)}, where text belongs")
-        if self.records is None:
-            return _known(module, attribute, place)
-        if (module, attribute) not in self.records:
+            raise ValueError(f"byte {position}: the name {describe_value(module)} is not text")
+        if self.allowed_names is None:
+            return _allowed(module, attribute, position)
+        if (module, attribute) not in self.allowed_names:
             raise ValueError(
-                f"byte {place} names {module[:SHOWN]}.{attribute[:SHOWN]}, which does not "
+                f"byte {position} names {_short_name(module, attribute)}, which does not "
                 "belong in such a file; nothing was executed"
             )
-        return _Named((module, attribute))
+        return _AllowedName((module, attribute))
 
-    def _made(self, function: Any, given: Any, place: int) -> Any:
-        if not isinstance(given, tuple):
-            raise ValueError(f"byte {place} calls what cannot be called")
-        if isinstance(function, _Named):
-            return Record(function.name, given)
+    def _call(self, function: Any, arguments: Any, position: int) -> Any:
+        if not isinstance(arguments, tuple):
+            raise ValueError(f"byte {position} calls an object that is not callable")
+        if isinstance(function, _AllowedName):
+            return PickledObject(function.name, arguments)
         if not callable(function):
-            raise ValueError(f"byte {place} calls what cannot be called")
-        # Some make a copy of what they are given.
-        self.budget.take(sum(len(one) for one in given if isinstance(one, str | bytes | bytearray)))
-        return function(*given)
+            raise ValueError(f"byte {position} calls an object that is not callable")
+        # Some functions copy their arguments.
+        sized = (str, bytes, bytearray)
+        self.budget.charge(sum(len(one) for one in arguments if isinstance(one, sized)))
+        return function(*arguments)
 
-    def _mark(self) -> int:
-        for place in range(len(self.stack) - 1, -1, -1):
-            if isinstance(self.stack[place], _Mark):
-                return place
-        raise ValueError("a list or tuple without a beginning")
+    def _last_mark(self) -> int:
+        for index in range(len(self.stack) - 1, -1, -1):
+            if isinstance(self.stack[index], _Mark):
+                return index
+        raise ValueError("the start mark of a list or tuple is missing")
 
-    def _list(self) -> list[Any]:
+    def _top_list(self) -> list[Any]:
         if not isinstance(self.stack[-1], list):
-            raise ValueError(f"something is appended to a {type(self.stack[-1]).__name__}")
+            raise ValueError(f"a {type(self.stack[-1]).__name__} is used as a list")
         return self.stack[-1]
 
 
-def _known(module: str, attribute: str, place: int) -> Any:
+def _allowed(module: str, attribute: str, position: int) -> Any:
     try:
-        return KNOWN[module, attribute]
+        return ALLOWED[module, attribute]
     except KeyError:
         raise ValueError(
-            f"byte {place} names {module[:SHOWN]}.{attribute[:SHOWN]}, "
-            "which a set of images and pairs does not need; nothing was executed"
+            f"byte {position} names {_short_name(module, attribute)}, "
+            "which does not belong in a set of images and pairs; nothing was executed"
         ) from None
 
 
-def _settled(value: Any, budget: Budget) -> Any:
-    """Descriptions of arrays replaced by the arrays, two levels down, where they belong."""
+def _resolve_arrays(value: Any, budget: Budget) -> Any:
+    """Replace `_Array` objects by their arrays in a value and the lists in it."""
 
     def plain(item: Any) -> Any:
         return item.value if isinstance(item, _Array) else item
 
-    def settled(part: Any) -> Any:
+    def resolved(part: Any) -> Any:
         if not isinstance(part, list | tuple):
             return plain(part)
-        # One list can be there any number of times.
-        budget.take(REFERENCE * len(part))
+        # The file can refer to one list any number of times.
+        budget.charge(ENTRY_BYTES * len(part))
         return type(part)([plain(item) for item in part])
 
     value = plain(value)
     return (
-        type(value)([settled(part) for part in value]) if isinstance(value, list | tuple) else value
+        type(value)([resolved(part) for part in value])
+        if isinstance(value, list | tuple)
+        else value
     )
+
+
+def _short_name(module: str, attribute: str) -> str:
+    return f"{module[:MAX_TEXT_IN_MESSAGE]}.{attribute[:MAX_TEXT_IN_MESSAGE]}"

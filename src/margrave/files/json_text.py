@@ -1,23 +1,23 @@
-"""JSON of files, read without a traceback whatever it holds."""
+"""Parse JSON from untrusted files; any invalid content raises a ValueError."""
 
 from __future__ import annotations
 
 import json
 from typing import Any
 
-DEEPEST = 100
-"""Lists and mappings within each other: far more than any of our files has."""
+MAX_DEPTH = 100
+"""Maximum nesting of lists and mappings, far above that of Margrave's own files."""
 
 
 def read_json(content: str | bytes, name: str) -> Any:
-    """The value that a JSON text holds.
+    """Parse a JSON text.
 
     Args:
-        content: of the file.
-        name: what messages call it.
+        content: the file's content.
+        name: the file, for messages.
 
     Raises:
-        ValueError: not JSON or not text, numbers of thousands of digits, nested too deeply.
+        ValueError: invalid JSON or encoding, a number with thousands of digits, or deep nesting.
 
     >>> read_json('{"count": 3}', "features.json")
     {'count': 3}
@@ -25,20 +25,20 @@ def read_json(content: str | bytes, name: str) -> Any:
     try:
         value = json.loads(content)
     except RecursionError:
-        raise ValueError(f"{name} is nested more than {DEEPEST} deep") from None
+        raise ValueError(f"{name} is nested more than {MAX_DEPTH} levels deep") from None
     except ValueError as error:
         raise ValueError(f"{name} is not JSON: {error}") from None
     level, depth = [value], 0
     while level:
         depth += 1
-        if depth > DEEPEST + 1:
-            raise ValueError(f"{name} is nested more than {DEEPEST} deep")
+        if depth > MAX_DEPTH + 1:
+            raise ValueError(f"{name} is nested more than {MAX_DEPTH} levels deep")
         level = [child for part in level for child in _children(part)]
     return value
 
 
 def _children(value: Any) -> list[Any]:
-    """What a list or mapping holds that may hold something itself."""
+    """The lists and mappings directly inside a list or mapping."""
     parts = value.values() if isinstance(value, dict) else value
     nested = isinstance(value, dict | list)
     return [part for part in parts if isinstance(part, dict | list)] if nested else []

@@ -1,4 +1,4 @@
-"""The weights of an ONNX model and the files beside it that hold them, from its own bytes."""
+"""Read an ONNX model's weights, external weight files and metadata without the onnx package."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
-DEEPEST = 64
-"""Messages within messages; graphs of loops and conditions nest a few."""
+MAX_DEPTH = 64
+"""Maximum nesting of messages; graphs with loops and conditions need a few levels."""
 
-# The fields of ONNX's protobuf messages through which tensors are reached.
+# The fields of ONNX's protobuf messages that lead to tensors.
 # Source: https://github.com/onnx/onnx/blob/main/onnx/onnx.proto
 FIELDS: dict[str, dict[int, str]] = {
     "model": {7: "graph", 20: "training", 25: "function"},
@@ -25,40 +25,59 @@ FIELDS: dict[str, dict[int, str]] = {
     "sparse": {1: "tensor", 2: "tensor"},
     "tensor": {13: "entry"},
 }  # fmt: skip
-# Of a TensorProto.
+METADATA = 14
+"""Field of ModelProto: entries with a key and a value."""
+# Fields of TensorProto.
 DIMS, FLOAT_DATA, NAME, RAW_DATA = 1, 4, 8, 9
 DATA_TYPE, DATA_LOCATION = 2, 14
-NUMBERS = {
+WEIGHT_TYPES = {
     1: np.dtype("<f4"), 3: np.dtype("i1"), 10: np.dtype("<f2"), 11: np.dtype("<f8"),
 }  # fmt: skip
-"""Types of the numbers in a tensor, as far as weights are read: float32, int8, float16, float64."""
+"""Supported types of weights: float32, int8, float16, float64."""
 
 
 def external_weights(path: Path) -> list[Path]:
-    """The files beside a model that hold its weights, sorted; none for most models.
+    """The external files that contain a model's weights, sorted; most models have none.
 
     Raises:
-        ValueError: the model is damaged, or names a file outside of its folder.
+        ValueError: the model is damaged, or names a file outside its folder.
     """
     data = memoryview(path.read_bytes())
     try:
         locations = sorted({str(bytes(each), "utf-8") for each in _locations(data, "model", 0)})
     except (IndexError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: damaged or no ONNX model ({error})") from error
+        raise ValueError(f"{path} is damaged or not an ONNX model ({error})") from error
     for location in locations:
         parts = PurePosixPath(location.replace("\\", "/"))
         if parts.is_absolute() or ".." in parts.parts or ":" in location or "\0" in location:
             raise ValueError(
-                f"{path} keeps weights in {location!r}, outside of its own folder; export it again"
+                f"{path} has weights in {location!r}, outside its folder; export the model again"
             )
     return [path.parent / location for location in locations]
 
 
-def onnx_tensors(path: Path) -> Iterator[tuple[str, np.ndarray]]:
-    """Names and values of a model's weights; those of other types, or in sparse form, are skipped.
+def onnx_metadata(path: Path) -> dict[str, str]:
+    """The metadata of a model: key -> text.
 
     Raises:
-        ValueError: the model is damaged, or a file beside it that holds its weights.
+        ValueError: the model is damaged.
+    """
+    texts = {}
+    try:
+        for number, value in _fields(memoryview(path.read_bytes())):
+            if number == METADATA:
+                entry = {key: str(bytes(text), "utf-8") for key, text in _fields(value)}
+                texts[entry.get(1, "")] = entry.get(2, "")
+    except (IndexError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is damaged or not an ONNX model ({error})") from error
+    return texts
+
+
+def onnx_tensors(path: Path) -> Iterator[tuple[str, np.ndarray]]:
+    """Yield names and values of a model's weights, without unsupported types and sparse tensors.
+
+    Raises:
+        ValueError: the model or one of its external files is damaged.
     """
     external_weights(path)
     data = memoryview(path.read_bytes())
@@ -68,12 +87,12 @@ def onnx_tensors(path: Path) -> Iterator[tuple[str, np.ndarray]]:
             if tensor is not None:
                 yield tensor
     except (IndexError, OSError, ValueError) as error:
-        raise ValueError(f"{path}: damaged or no ONNX model ({error})") from error
+        raise ValueError(f"{path} is damaged or not an ONNX model ({error})") from error
 
 
 def _tensors(data: memoryview, message: str, depth: int) -> Iterator[memoryview]:
-    if depth > DEEPEST:
-        raise IndexError(f"more than {DEEPEST} messages within each other")
+    if depth > MAX_DEPTH:
+        raise IndexError(f"messages are nested more than {MAX_DEPTH} levels deep")
     for number, value in _fields(data):
         inner = FIELDS[message].get(number)
         if inner == "tensor" and message != "sparse":
@@ -83,16 +102,16 @@ def _tensors(data: memoryview, message: str, depth: int) -> Iterator[memoryview]
 
 
 def _values(message: memoryview, path: Path) -> tuple[str, np.ndarray] | None:
-    """A tensor's name and numbers; None where they are of another type or not as announced."""
-    dims, kind, name, outside = [], 0, "", {}
+    """A tensor's name and values; None if the type is unsupported or the size is wrong."""
+    dims, kind, name, external = [], 0, "", {}
     content: memoryview | bytes = b""
     for number, value in _all_fields(message):
         if number == DIMS and isinstance(value, int):
             dims.append(value)
         elif number == DIMS and not isinstance(value, int):
-            place = 0
-            while place < len(value):
-                size, place = _varint(value, place)
+            position = 0
+            while position < len(value):
+                size, position = _varint(value, position)
                 dims.append(size)
         elif number == DATA_TYPE and isinstance(value, int):
             kind = value
@@ -102,29 +121,29 @@ def _values(message: memoryview, path: Path) -> tuple[str, np.ndarray] | None:
             content = value
         elif number == 13 and not isinstance(value, int):
             entry = {key: str(bytes(text), "utf-8") for key, text in _fields(value)}
-            outside[entry.get(1, "")] = entry.get(2, "")
-    if kind not in NUMBERS:
+            external[entry.get(1, "")] = entry.get(2, "")
+    if kind not in WEIGHT_TYPES:
         return None
     count = 1
     for size in dims:
         count *= size
-    length = count * NUMBERS[kind].itemsize
-    if "location" in outside:
-        with open(path.parent / outside["location"], "rb") as file:
+    length = count * WEIGHT_TYPES[kind].itemsize
+    if "location" in external:
+        with open(path.parent / external["location"], "rb") as file:
             available = file.seek(0, 2)
-            offset = int(outside.get("offset") or 0)
+            offset = int(external.get("offset") or 0)
             if not 0 <= offset <= available - length:
-                raise IndexError("its weights' file ends too early")
+                raise IndexError("its external weight file is truncated")
             file.seek(offset)
             content = file.read(length)
     if len(content) != length:
         return None
-    return name, np.frombuffer(content, NUMBERS[kind]).reshape(dims)
+    return name, np.frombuffer(content, WEIGHT_TYPES[kind]).reshape(dims)
 
 
 def _locations(data: memoryview, message: str, depth: int) -> Iterator[memoryview]:
-    if depth > DEEPEST:
-        raise IndexError(f"more than {DEEPEST} messages within each other")
+    if depth > MAX_DEPTH:
+        raise IndexError(f"messages are nested more than {MAX_DEPTH} levels deep")
     for number, value in _fields(data):
         inner = FIELDS[message].get(number)
         if inner == "entry":
@@ -136,42 +155,42 @@ def _locations(data: memoryview, message: str, depth: int) -> Iterator[memoryvie
 
 
 def _fields(data: memoryview) -> Iterator[tuple[int, memoryview]]:
-    """Each field of a protobuf message that is itself bytes, by its number."""
+    """Yield the number and content of each bytes field of a protobuf message."""
     for number, value in _all_fields(data):
         if not isinstance(value, int):
             yield number, value
 
 
 def _all_fields(data: memoryview) -> Iterator[tuple[int, memoryview | int]]:
-    """Each field of a protobuf message that is bytes or a variable-length number."""
-    place = 0
-    while place < len(data):
-        tag, place = _varint(data, place)
-        # Other readers drop what goes beyond 32 bits, and would see another field than this.
+    """Yield the number and value of each bytes or varint field of a protobuf message."""
+    position = 0
+    while position < len(data):
+        tag, position = _varint(data, position)
+        # Other readers ignore bits above 32, so they would see another field.
         if tag >> 32:
             raise IndexError("a field's number is too large")
         kind = tag & 7
         if kind == VARINT:
-            value, place = _varint(data, place)
+            value, position = _varint(data, position)
             yield tag >> 3, value
         elif kind == BYTES:
-            size, place = _varint(data, place)
-            if place + size > len(data):
-                raise IndexError("it ends too early")
-            yield tag >> 3, data[place : place + size]
-            place += size
+            size, position = _varint(data, position)
+            if position + size > len(data):
+                raise IndexError("it is truncated")
+            yield tag >> 3, data[position : position + size]
+            position += size
         elif kind in (FIXED64, FIXED32):
-            place += 8 if kind == FIXED64 else 4
+            position += 8 if kind == FIXED64 else 4
         else:
-            raise IndexError(f"a field of the unknown type {kind}")
+            raise IndexError(f"a field has the unknown type {kind}")
 
 
-def _varint(data: memoryview, place: int) -> tuple[int, int]:
+def _varint(data: memoryview, position: int) -> tuple[int, int]:
     value = 0
     for shift in range(0, 70, 7):
-        byte = data[place]
-        place += 1
+        byte = data[position]
+        position += 1
         value |= (byte & 127) << shift
         if byte < 128:
-            return value, place
-    raise IndexError("a number without an end")
+            return value, position
+    raise IndexError("a number does not end")

@@ -1,8 +1,8 @@
-"""MXNet's RecordIO: files of records, and their index.
+"""MXNet's RecordIO format: files of records, and their index.
 
 A record is ``magic, kind << 29 | length, payload, zeros to a multiple of four``, all little-endian
-32-bit words. Where the payload itself holds the magic at a multiple of four, the writer cuts there:
-the parts are records of kind 1 (first), 2 and 3 (last), and the magic between them is left out.
+32-bit words. If the payload contains the magic at a multiple of four, the writer splits it there
+into records of kind 1 (first), 2 (middle) and 3 (last), and omits the magic between them.
 """
 
 from __future__ import annotations
@@ -19,25 +19,25 @@ from typing import BinaryIO, NamedTuple
 import numpy as np
 
 from margrave.files.budget import Budget
-from margrave.files.ordinary import read_bytes
+from margrave.files.regular import read_bytes
 
 MAGIC = 0xCED7230A
 _MAGIC_BYTES = struct.pack("<I", MAGIC)
 _WORDS = struct.Struct("<II")
 _LENGTH_BITS = 29
-LONGEST = 2**_LENGTH_BITS - 1
+MAX_RECORD_BYTES = 2**_LENGTH_BITS - 1
 WHOLE, FIRST, MIDDLE, LAST = range(4)
-_HEAD_WORDS = 10
-"""Magic, length, flag, label, key, second key, two labels of a vector."""
+_HEADER_WORDS = 10
+"""Words up to the second label: magic, length, flag, label, key (2), second key (2), labels (2)."""
 
 
-class RecordHeads(NamedTuple):
-    """What the heads of N records say.
+class RecordHeaders(NamedTuple):
+    """The headers of N records.
 
     Attributes:
-        labels: (N, 2) float32, the first two labels; NaN for no second.
-        keys: (N,) uint64, the number that each record gives itself.
-        image_bytes: (N,) int64, 0 where a record holds no image.
+        labels: (N, 2) float32, the first two labels; NaN if there is no second.
+        keys: (N,) uint64, the key stored in each record.
+        image_bytes: (N,) int64, size of each image; 0 if a record has none.
     """
 
     labels: np.ndarray
@@ -46,20 +46,20 @@ class RecordHeads(NamedTuple):
 
 
 class RecordFile:
-    """Records of a memory-mapped file, read by where they begin.
+    """A memory-mapped RecordIO file; records are read by their offset.
 
     Args:
         path: the ``.rec`` file.
 
     Raises:
-        ValueError: no such file, or an empty one.
+        ValueError: the file does not exist or is empty.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     with RecordWriter(Path(folder, "two.rec")) as writer:
-    ...         places = [writer.write(b"one"), writer.write(b"two")]
+    ...         offsets = [writer.write(b"one"), writer.write(b"two")]
     ...     records = RecordFile(Path(folder, "two.rec"))
-    ...     [records.read(place) for place in places]
+    ...     [records.read(offset) for offset in offsets]
     [b'one', b'two']
     """
 
@@ -71,11 +71,11 @@ class RecordFile:
         except OSError as error:
             raise ValueError(f"{path} cannot be read ({error.strerror})") from None
         if self.size == 0:
-            raise ValueError(f"{path} is empty; fetch or copy it again")
+            raise ValueError(f"{path} is empty; download or copy it again")
 
     @property
     def bytes(self) -> mmap.mmap:
-        """The whole file, mapped when it is first asked for, in each process by itself."""
+        """The memory-mapped file; each process maps it on first use."""
         if self._bytes is None:
             try:
                 with self.path.open("rb") as file:
@@ -88,59 +88,60 @@ class RecordFile:
         return {**self.__dict__, "_bytes": None}
 
     def read(self, offset: int) -> bytes:
-        """The payload of the record that begins at a byte.
+        """The payload of the record at an offset.
 
         Raises:
-            ValueError: there is none, or it is damaged, naming file and offset.
+            ValueError: there is no record, or it is damaged; the message gives file and offset.
         """
         parts = []
-        kind, start, length = self._head(offset)
-        place = offset
+        kind, start, length = self._header(offset)
+        position = offset
         while True:
             if kind not in ((MIDDLE, LAST) if parts else (WHOLE, FIRST)):
-                raise self._damaged(place, f"part {len(parts)} of a record is of kind {kind}")
+                raise self._damaged(position, f"part {len(parts)} of the record has kind {kind}")
             parts.append(self.bytes[start : start + length])
             if kind in (WHOLE, LAST):
                 return _MAGIC_BYTES.join(parts)
-            place = start + -(-length // 4) * 4
-            kind, start, length = self._head(place)
+            position = start + -(-length // 4) * 4
+            kind, start, length = self._header(position)
 
-    def heads(self, offsets: np.ndarray) -> RecordHeads:
-        """Labels, own numbers and sizes of the images of the records at these bytes.
-
-        Nothing but the records' heads is read.
+    def headers(self, offsets: np.ndarray) -> RecordHeaders:
+        """Read the headers of the records at these offsets, without the images.
 
         Raises:
-            ValueError: a record is damaged, naming file and offset.
+            ValueError: a record is damaged; the message gives file and offset.
         """
         words = np.frombuffer(self.bytes, "<u4", self.size // 4)
-        # Shorter files have no record that can be read at once.
-        words = words if len(words) >= _HEAD_WORDS else np.zeros(_HEAD_WORDS, "<u4")
+        # A shorter file has no records that the vectorized path can read.
+        words = words if len(words) >= _HEADER_WORDS else np.zeros(_HEADER_WORDS, "<u4")
         first = offsets // 4
-        # What a head may need is there, or the careful way is taken.
+        # Headers near the end of the file are read one by one below.
         inside = (offsets >= 0) & (offsets % 4 == 0)
-        inside &= (first + _HEAD_WORDS) * 4 <= self.size
-        first = np.where(inside, first, 0)[:, None] + np.arange(_HEAD_WORDS)
-        heads = words[first]
-        floats = heads.view("<f4")
-        kind, length = heads[:, 1] >> _LENGTH_BITS, (heads[:, 1] & LONGEST).astype(np.int64)
-        flags = heads[:, 2].astype(np.int64)
-        image_bytes = length - HEAD.size - 4 * flags
-        plain = inside & (heads[:, 0] == MAGIC) & (kind <= FIRST) & (image_bytes >= 0)
+        inside &= (first + _HEADER_WORDS) * 4 <= self.size
+        first = np.where(inside, first, 0)[:, None] + np.arange(_HEADER_WORDS)
+        headers = words[first]
+        floats = headers.view("<f4")
+        kind, length = (
+            headers[:, 1] >> _LENGTH_BITS,
+            (headers[:, 1] & MAX_RECORD_BYTES).astype(np.int64),
+        )
+        flags = headers[:, 2].astype(np.int64)
+        image_bytes = length - HEADER.size - 4 * flags
+        plain = inside & (headers[:, 0] == MAGIC) & (kind <= FIRST) & (image_bytes >= 0)
         plain &= offsets + _WORDS.size + length <= self.size
         labels = np.full((len(offsets), 2), np.nan, np.float32)
         labels[:, 0] = np.where(flags == 0, floats[:, 3], floats[:, 8])
         labels[:, 1] = np.where(flags > 1, floats[:, 9], np.nan)
-        numbers = heads[:, 4] | heads[:, 5].astype(np.uint64) << np.uint64(32)
-        # A record in parts has a magic after its first, which only an image holds.
+        keys = headers[:, 4] | headers[:, 5].astype(np.uint64) << np.uint64(32)
+        # A split record has an image, even if its first part ends with the header.
         image_bytes += (kind == FIRST).astype(np.int64)
-        # Any number of places can name one long record.
+        # A damaged index can list one long record any number of times.
         budget = Budget(self.size, str(self.path))
         for number in np.flatnonzero(~plain):
             offset = int(offsets[number])
             try:
                 payload = self.read(offset)
-                budget.take(len(payload))
+                budget.charge(len(payload))
                 label, image = split_record(payload)
             except ValueError as error:
                 if str(self.path) in str(error):
@@ -148,81 +149,84 @@ class RecordFile:
                 raise self._damaged(offset, str(error)) from None
             label = np.ravel(label)
             labels[number] = label[0], label[1] if len(label) > 1 else np.nan
-            numbers[number] = HEAD.unpack_from(payload)[2]
+            keys[number] = HEADER.unpack_from(payload)[2]
             image_bytes[number] = len(image)
-        return RecordHeads(labels, numbers, image_bytes)
+        return RecordHeaders(labels, keys, image_bytes)
 
     def offsets(self) -> Iterator[int]:
-        """Where every record begins, found by walking through the file.
+        """Yield the offset of every record by scanning the file.
 
         Raises:
-            ValueError: a record is damaged or cut off.
+            ValueError: a record is damaged or truncated.
         """
-        place = 0
-        while place < self.size:
-            begins = place
+        position = 0
+        while position < self.size:
+            begin = position
             while True:
-                kind, start, length = self._head(place)
-                place = start + -(-length // 4) * 4
+                kind, start, length = self._header(position)
+                position = start + -(-length // 4) * 4
                 if kind in (WHOLE, LAST):
                     break
-            yield begins
+            yield begin
 
-    def _head(self, offset: int) -> tuple[int, int, int]:
-        """Kind, payload's start and length."""
+    def _header(self, offset: int) -> tuple[int, int, int]:
+        """The kind of the record at an offset, and its payload's start and length."""
         start = offset + _WORDS.size
         if not 0 <= offset <= self.size - _WORDS.size:
-            raise self._damaged(offset, f"the file has {self.size} bytes")
+            raise self._damaged(offset, f"the file has only {self.size} bytes")
         magic, word = _WORDS.unpack_from(self.bytes, offset)
         if magic != MAGIC:
             raise self._damaged(offset, f"no record begins there (0x{magic:08x})")
-        length = word & LONGEST
+        length = word & MAX_RECORD_BYTES
         if start + length > self.size:
-            raise self._damaged(offset, f"its {length} bytes reach beyond the end of the file")
+            raise self._damaged(offset, f"its {length} bytes extend past the end of the file")
         return word >> _LENGTH_BITS, start, length
 
     def _damaged(self, offset: int, reason: str) -> ValueError:
         return ValueError(
-            f"{self.path}: damaged record at byte {offset}: {reason}; fetch or copy the file again"
+            f"{self.path}: damaged record at byte {offset}: {reason}; download or copy the file "
+            "again"
         )
 
 
 class RecordWriter:
-    """Writes records one after another, byte for byte as MXNet does.
+    """Writes records in sequence; the bytes are identical to MXNet's.
 
     Args:
-        path: the file, replaced if there is one.
+        path: the file; an existing one is replaced.
     """
 
     def __init__(self, path: str | Path) -> None:
-        self._file: BinaryIO = open(path, "wb")  # noqa: SIM115 - open as long as the writer
+        self._file: BinaryIO = open(path, "wb")  # noqa: SIM115 - closed by close()
         self._offset = 0
 
     def write(self, payload: bytes) -> int:
-        """Add a record.
+        """Append a record.
 
         Returns:
-            where it begins, bytes.
+            The record's offset in bytes.
 
         Raises:
-            ValueError: longer than the format can say, half a gigabyte.
+            ValueError: the payload exceeds the format's limit of half a gigabyte.
         """
-        if len(payload) > LONGEST:
-            raise ValueError(f"a record of {len(payload)} bytes; {LONGEST} is the most")
-        begins, start = self._offset, 0
-        for place in _magic_places(payload):
-            self._part(FIRST if start == 0 else MIDDLE, payload[start:place])
-            start = place + 4
+        if len(payload) > MAX_RECORD_BYTES:
+            raise ValueError(
+                f"a record has {len(payload)} bytes; the maximum is {MAX_RECORD_BYTES}"
+            )
+        begin, start = self._offset, 0
+        for position in _magic_positions(payload):
+            self._part(FIRST if start == 0 else MIDDLE, payload[start:position])
+            start = position + 4
         self._part(LAST if start else WHOLE, payload[start:])
-        return begins
+        return begin
 
     def _part(self, kind: int, payload: bytes) -> None:
         padding = b"\0" * (-len(payload) % 4)
-        head = _WORDS.pack(MAGIC, kind << _LENGTH_BITS | len(payload))
-        self._offset += self._file.write(head + payload + padding)
+        header = _WORDS.pack(MAGIC, kind << _LENGTH_BITS | len(payload))
+        self._offset += self._file.write(header + payload + padding)
 
     def close(self) -> None:
-        """Write everything to disk."""
+        """Flush everything to disk and close the file."""
         self._file.flush()
         os.fsync(self._file.fileno())
         self._file.close()
@@ -239,85 +243,85 @@ class RecordWriter:
         self.close()
 
 
-def _magic_places(payload: bytes) -> Iterator[int]:
-    """Multiples of four at which the payload holds the magic."""
-    place = payload.find(_MAGIC_BYTES)
-    while place >= 0:
-        if place % 4 == 0:
-            yield place
-            place += 3
-        place = payload.find(_MAGIC_BYTES, place + 1)
+def _magic_positions(payload: bytes) -> Iterator[int]:
+    """Multiples of four at which the payload contains the magic."""
+    position = payload.find(_MAGIC_BYTES)
+    while position >= 0:
+        if position % 4 == 0:
+            yield position
+            position += 3
+        position = payload.find(_MAGIC_BYTES, position + 1)
 
 
 _INDEX = re.compile(rb"(?:\d{1,18}\t\d{1,18}\r?\n)*+(?:\d{1,18}\t\d{1,18})?")
 
 
 def read_index(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
-    """Keys, ascending, and offsets of an ``.idx`` file: a tab between them, a line each.
+    """Read an ``.idx`` file of ``key<tab>offset`` lines; returns keys, ascending, and offsets.
 
     Raises:
-        ValueError: a line of another form, or a key twice, naming it.
+        ValueError: a line is malformed or a key occurs twice; the message names it.
     """
     try:
         text = read_bytes(path)
     except OSError as error:
         raise ValueError(f"{path} cannot be read ({error.strerror})") from None
-    fits = _INDEX.match(text)
-    assert fits is not None
-    if fits.end() != len(text):
-        number = text.count(b"\n", 0, fits.end()) + 1
-        line = text[text.rfind(b"\n", 0, fits.end()) + 1 :].split(b"\n", 1)[0]
+    match = _INDEX.match(text)
+    assert match is not None
+    if match.end() != len(text):
+        number = text.count(b"\n", 0, match.end()) + 1
+        line = text[text.rfind(b"\n", 0, match.end()) + 1 :].split(b"\n", 1)[0]
         raise ValueError(
-            f"{path}, line {number}: {line[:60]!r} is not a key and an offset with a tab "
-            "between; remove the file to have it rebuilt from the records"
+            f"{path}, line {number}: {line[:60]!r} is not a key and an offset separated by a tab; "
+            "remove the file to rebuild it from the records"
         )
-    # Numbers and white space alone are left, which needs no Python object each.
+    # The text contains only numbers and whitespace, so NumPy can parse it without Python objects.
     pairs = np.fromstring(text, np.int64, sep=" ").reshape(-1, 2)
     pairs = pairs[np.argsort(pairs[:, 0], kind="stable")]
     twice = np.flatnonzero(pairs[1:, 0] == pairs[:-1, 0])
     if len(twice):
         raise ValueError(
-            f"{path}: key {pairs[twice[0], 0]} is there twice; "
-            "remove the file to have it rebuilt from the records"
+            f"{path}: key {pairs[twice[0], 0]} occurs twice; "
+            "remove the file to rebuild it from the records"
         )
     return pairs[:, 0], pairs[:, 1]
 
 
 def write_index(path: str | Path, keys: Sequence[int], offsets: Sequence[int]) -> None:
-    """Write an ``.idx`` file as MXNet does."""
-    lines = (b"%d\t%d\n" % place for place in zip(keys, offsets, strict=True))
+    """Write an ``.idx`` file in MXNet's format."""
+    lines = (b"%d\t%d\n" % entry for entry in zip(keys, offsets, strict=True))
     Path(path).write_bytes(b"".join(lines))
 
 
-HEAD = struct.Struct("<IfQQ")
+HEADER = struct.Struct("<IfQQ")
 
 
 def split_record(payload: bytes) -> tuple[np.ndarray, bytes]:
-    """The label, () or (n,) float32, and the image of a record.
+    """Split a record's payload into its label, () or (n,) float32, and its image.
 
-    Its head is ``flag, label, id, id2``; with a flag above 0 that many float32 follow instead.
+    The header is ``flag, label, id, id2``; if the flag is n > 0, n float32 labels follow it.
 
     Raises:
-        ValueError: the record is shorter than its head says.
+        ValueError: the payload is shorter than its header declares.
 
     >>> label, image = split_record(join_record(1, 3.0, b"JPEG"))
     >>> float(label), image
     (3.0, b'JPEG')
     """
-    if len(payload) < HEAD.size:
-        raise ValueError(f"a head has {HEAD.size} bytes, the record {len(payload)}")
-    count, label, _, _ = HEAD.unpack_from(payload)
+    if len(payload) < HEADER.size:
+        raise ValueError(f"it has {len(payload)} bytes, fewer than its {HEADER.size}-byte header")
+    count, label, _, _ = HEADER.unpack_from(payload)
     if count == 0:
-        return np.float32(label), payload[HEAD.size :]  # type: ignore[return-value]
-    if HEAD.size + 4 * count > len(payload):
-        raise ValueError(f"{count} labels are announced in a record of {len(payload)} bytes")
-    labels = np.frombuffer(payload, "<f4", count, HEAD.size)
-    return labels, payload[HEAD.size + 4 * count :]
+        return np.float32(label), payload[HEADER.size :]  # type: ignore[return-value]
+    if HEADER.size + 4 * count > len(payload):
+        raise ValueError(f"it declares {count} labels but has {len(payload)} bytes")
+    labels = np.frombuffer(payload, "<f4", count, HEADER.size)
+    return labels, payload[HEADER.size + 4 * count :]
 
 
 def join_record(key: int, label: float | np.ndarray, image: bytes = b"") -> bytes:
-    """The payload of a record: a number as label, or an array of them."""
+    """Build a record's payload; the label is a number or an array of numbers."""
     if np.ndim(label) == 0:
-        return HEAD.pack(0, float(label), key, 0) + image
+        return HEADER.pack(0, float(label), key, 0) + image
     values = np.ascontiguousarray(label, "<f4")
-    return HEAD.pack(len(values), 0.0, key, 0) + values.tobytes() + image
+    return HEADER.pack(len(values), 0.0, key, 0) + values.tobytes() + image

@@ -1,4 +1,4 @@
-"""Files wherever fsspec reaches, whole or in parts, asked for again where a server fails."""
+"""Read local and remote files through fsspec, fully or in ranges, with retries."""
 
 from __future__ import annotations
 
@@ -7,36 +7,36 @@ from typing import Any
 
 import fsspec
 
-from margrave.files.ordinary import read_bytes
+from margrave.files.regular import read_bytes
 
 ATTEMPTS = 4
-STORES = (
+PROTOCOLS = (
     "abfs", "abfss", "adl", "az", "file", "ftp", "gcs", "gs", "hdfs", "hf", "http", "https",
     "local", "memory", "oci", "oss", "s3", "s3a", "sftp", "ssh", "webhdfs",
 )  # fmt: skip
-"""Where bytes are fetched from; others of fsspec's interpret files or start programs."""
+"""Allowed protocols; fsspec's others interpret files or start programs."""
 
 
 def _filesystem(address: str) -> tuple[Any, str]:
     protocol = address.partition("://")[0]
-    # An address may come from a file. Several in one would be handed from one to the next.
-    if protocol not in STORES or "::" in address:
+    # The address may come from an untrusted file. "::" would chain several file systems.
+    if protocol not in PROTOCOLS or "::" in address:
         raise ValueError(
-            f"{address} cannot be reached: shards are fetched from {', '.join(STORES)}"
+            f"{address} has an unsupported protocol; supported are {', '.join(PROTOCOLS)}"
         )
     try:
-        # Found again for every process: fsspec's connections do not survive a fork.
+        # Opened in every process, because fsspec's connections do not survive a fork.
         return fsspec.url_to_fs(address)
     except (ImportError, ValueError) as error:
-        raise ValueError(f"{address} cannot be reached: {error}") from None
+        raise ValueError(f"{address} cannot be opened: {error}") from None
 
 
-def whole_file(address: str) -> bytes:
-    """A file on disk or at an address.
+def read_file(address: str) -> bytes:
+    """Read a local file or URL completely.
 
     Raises:
-        ValueError: there is none, or no library for such addresses.
-        ConnectionError: it does not answer.
+        ValueError: the file does not exist, or no installed library supports the protocol.
+        ConnectionError: the server does not respond.
     """
     if "://" not in address:
         try:
@@ -49,59 +49,59 @@ def whole_file(address: str) -> bytes:
             return filesystem.cat_file(path)
         except FileNotFoundError:
             raise ValueError(
-                f"{address} does not exist; give the address of a folder that margrave pack wrote"
+                f"{address} does not exist; give the URL of a folder written by margrave pack"
             ) from None
-        except Exception as error:  # whatever the file system's own library raises
+        except Exception as error:  # file system libraries raise any error
             _wait(attempt, address, error)
     raise AssertionError
 
 
-def file_ranges(addresses: list[str], starts: list[int], ends: list[int]) -> list[bytes]:
-    """Parts of files, fetched side by side, those that fail again after a while.
+def read_ranges(addresses: list[str], starts: list[int], ends: list[int]) -> list[bytes]:
+    """Read byte ranges of remote files concurrently; failed ranges are retried after a delay.
 
     Args:
-        addresses: of one server.
-        starts: first byte of each part.
-        ends: the byte after each part.
+        addresses: the URL of each range, all on one server.
+        starts: first byte of each range.
+        ends: one past the last byte of each range.
 
     Raises:
-        ValueError: another number of bytes came than was asked for.
-        ConnectionError: the server does not answer.
+        ValueError: a response has the wrong length.
+        ConnectionError: the server does not respond.
     """
     filesystem, _ = _filesystem(addresses[0])
     paths = [_filesystem(address)[1] for address in addresses]
-    found: list[Any] = [None] * len(paths)
+    contents: list[Any] = [None] * len(paths)
     for attempt in range(ATTEMPTS):
-        wanted = [n for n, content in enumerate(found) if not isinstance(content, bytes)]
-        answers = filesystem.cat_ranges(
-            [paths[n] for n in wanted],
-            [starts[n] for n in wanted],
-            [ends[n] for n in wanted],
+        missing = [n for n, content in enumerate(contents) if not isinstance(content, bytes)]
+        responses = filesystem.cat_ranges(
+            [paths[n] for n in missing],
+            [starts[n] for n in missing],
+            [ends[n] for n in missing],
             on_error="return",
         )
         failed = None
-        for n, answer in zip(wanted, answers, strict=True):
-            found[n] = answer
-            if isinstance(answer, FileNotFoundError):
-                raise ValueError(f"{addresses[n]} does not exist; fetch or pack the shards again")
-            if not isinstance(answer, bytes):
+        for n, response in zip(missing, responses, strict=True):
+            contents[n] = response
+            if isinstance(response, FileNotFoundError):
+                raise ValueError(f"{addresses[n]} does not exist; upload or pack the shards again")
+            if not isinstance(response, bytes):
                 failed = n
-            elif len(answer) != ends[n] - starts[n]:
+            elif len(response) != ends[n] - starts[n]:
                 raise ValueError(
-                    f"{addresses[n]}: {len(answer)} bytes came where {starts[n]} to {ends[n]} were "
-                    "asked for; the shard is truncated, or the server does not serve ranges"
+                    f"{addresses[n]}: got {len(response)} bytes for the range {starts[n]} to "
+                    f"{ends[n]}; the shard is truncated, or the server does not support ranges"
                 )
         if failed is None:
-            return found
-        _wait(attempt, addresses[failed], found[failed])
+            return contents
+        _wait(attempt, addresses[failed], contents[failed])
     raise AssertionError
 
 
 def _wait(attempt: int, address: str, error: Exception) -> None:
-    """Before the next attempt; after the last, say why it failed."""
+    """Wait before the next attempt; after the last one, raise a ConnectionError."""
     if attempt == ATTEMPTS - 1:
         raise ConnectionError(
-            f"{address} does not answer after {ATTEMPTS} attempts ({error}); training goes on from "
+            f"{address} does not respond after {ATTEMPTS} attempts ({error}); resume training from "
             "its checkpoint with --resume"
         ) from None
     time.sleep(2**attempt)

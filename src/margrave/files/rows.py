@@ -1,4 +1,4 @@
-"""Rows of arrays that may lie in files."""
+"""Read rows of arrays that may be memory-mapped files."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import numpy as np
 
 
 def read_rows(rows: np.ndarray, start: int, stop: int) -> np.ndarray:
-    """Rows of an array; those of a memory-mapped one are read from its file into new memory.
+    """Rows of an array; a memory-mapped array's rows are read from its file into new memory.
 
-    Mapped pages would count as this process's until memory is short, and cost a fault each.
+    Reading mapped pages instead would count them as this process's memory and fault on each page.
 
     >>> read_rows(np.arange(6).reshape(3, 2), 1, 3).tolist()
     [[2, 3], [4, 5]]
@@ -19,10 +19,10 @@ def read_rows(rows: np.ndarray, start: int, stop: int) -> np.ndarray:
     memory = getattr(rows, "_mmap", None)
     if not isinstance(memory, mmap.mmap) or not rows.flags.c_contiguous:
         part = np.asarray(rows[start:stop])
-        # Tensors want memory that can be written to.
+        # torch.from_numpy needs writable memory.
         return part if part.flags.writeable else part.copy()
     mapped: Any = rows
-    # A slice keeps its parent's offset: where it lies in the mapping tells where in the file.
+    # A slice keeps its parent's offset, so compute its own from its address in the mapping.
     inside = rows.ctypes.data - np.frombuffer(memory, np.uint8).ctypes.data
     begin = mapped.offset // mmap.ALLOCATIONGRANULARITY * mmap.ALLOCATIONGRANULARITY + inside
     shape = (max(0, min(stop, len(rows)) - start), *rows.shape[1:])

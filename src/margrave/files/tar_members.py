@@ -1,7 +1,7 @@
-"""The files in a tar archive and where their bytes lie, from headers that nobody vouches for.
+"""List the files in an untrusted tar archive, with their byte ranges.
 
-Python's own reader is made to extract: it follows lengths of the archive's choosing into memory,
-into recursion and backwards. Here a member is a name and a range inside the file.
+Python's tarfile trusts the archive's lengths: a damaged archive can make it allocate any memory,
+recurse or seek backwards. Here a member is only a name and a byte range inside the file.
 """
 
 from __future__ import annotations
@@ -10,19 +10,19 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 BLOCK = 512
-LONGEST_NAME = 2**16
+MAX_NAME_BYTES = 2**16
 _CHECKSUM = slice(148, 156)
 _REGULAR = (b"0", b"\0", b"7")
-_PASSED_OVER = (b"1", b"2", b"3", b"4", b"5", b"6", b"g", b"K")
-"""Links, devices, folders, and what is said about the whole archive or about links."""
+_SKIPPED = (b"1", b"2", b"3", b"4", b"5", b"6", b"g", b"K")
+"""Types of links, devices, folders, and metadata of the archive or of links."""
 
 Read = Callable[[int, int], bytes]
-"""From a byte on, so many bytes; fewer at the end of the file."""
+"""Reads (offset, count) bytes of the archive; fewer at its end."""
 
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """A regular file in an archive: its name, where its bytes begin, and how many they are."""
+    """A regular file in an archive: name, offset of its content and size, in bytes."""
 
     name: str
     offset: int
@@ -33,48 +33,51 @@ def tar_members(read: Read, length: int, archive: str) -> Iterator[Member]:
     """The regular files of a ustar, GNU or pax archive, in order.
 
     Args:
-        read: gives bytes of the archive.
-        length: of the archive, bytes.
-        archive: what messages call it.
+        read: reads bytes of the archive.
+        length: size of the archive in bytes.
+        archive: the archive's name, for messages.
 
     Raises:
-        ValueError: not an archive, damaged, truncated or sparse, naming the byte.
+        ValueError: the file is not a tar archive, or is damaged, truncated or sparse; the message
+            gives the byte.
     """
-    position, said = 0, {}
+    position, overrides = 0, {}
     while True:
         header = read(position, BLOCK)
         where = f"{archive}, byte {position}"
         if len(header) < BLOCK:
-            raise ValueError(f"{where}: the archive ends without its end mark; fetch it again")
+            raise ValueError(f"{where}: the archive has no end mark; download it again")
         if not any(header):
             return
         field = header[_CHECKSUM]
         if _number(field, where) != sum(header) - sum(field) + 8 * ord(" "):
-            raise ValueError(f"{where} is no tar header, or a damaged one; fetch the archive again")
+            raise ValueError(f"{where} is not a valid tar header; download the archive again")
         kind, start = header[156:157], position + BLOCK
         size = _number(header[124:136], where)
-        if kind in _REGULAR and "size" in said:
-            size = _decimal(said["size"], where)
+        if kind in _REGULAR and "size" in overrides:
+            size = _decimal(overrides["size"], where)
         if size > length - start:
             raise ValueError(
-                f"{where}: a member of {size} bytes in an archive of {length}; it is truncated or "
-                "damaged: fetch it again"
+                f"{where}: a member has {size} bytes in an archive of {length}; the archive is "
+                "truncated or damaged: download it again"
             )
         if kind in (b"L", b"x"):
-            if size > LONGEST_NAME:
-                raise ValueError(f"{where}: a name of {size} bytes; the archive is damaged")
+            if size > MAX_NAME_BYTES:
+                raise ValueError(
+                    f"{where}: a name has {size} bytes; the archive is damaged: download it again"
+                )
             content = read(start, size)
-            said |= _pax(content, where) if kind == b"x" else {"path": content.rstrip(b"\0")}
+            overrides |= _pax(content, where) if kind == b"x" else {"path": content.rstrip(b"\0")}
         elif kind in _REGULAR:
-            name = said.get("path") or _name(header)
+            name = overrides.get("path") or _name(header)
             yield Member(name.decode("utf-8", "replace"), start, size)
-            said = {}
-        elif kind in _PASSED_OVER:
-            said = said if kind in (b"g", b"K") else {}
+            overrides = {}
+        elif kind in _SKIPPED:
+            overrides = overrides if kind in (b"g", b"K") else {}
         else:
             raise ValueError(
-                f"{where}: members of type {kind!r} are not read; pack the shard again without "
-                "sparse files"
+                f"{where}: members of type {kind!r} are not supported; pack the shard again "
+                "without sparse files"
             )
         position = start + -(-size // BLOCK) * BLOCK
 
@@ -86,24 +89,24 @@ def _name(header: bytes) -> bytes:
 
 
 def _number(field: bytes, where: str) -> int:
-    """Octal digits, or base 256 where they did not suffice."""
+    """Parse a header's number: octal digits, or base 256 for large numbers."""
     if field[0] == 0x80:
         return int.from_bytes(field[1:], "big")
     digits = field.split(b"\0")[0].strip()
     if not all(digit in b"01234567" for digit in digits):
-        raise ValueError(f"{where}: {field!r} is no number of a tar header; fetch it again")
+        raise ValueError(f"{where}: {field!r} is not a valid number; download the archive again")
     return int(digits or b"0", 8)
 
 
 def _decimal(digits: bytes, where: str) -> int:
     if not digits.isdigit() or len(digits) > 18:
-        raise ValueError(f"{where}: a size of {digits[:20]!r}; the archive is damaged")
+        raise ValueError(f"{where}: {digits[:20]!r} is not a valid size; the archive is damaged")
     return int(digits)
 
 
 def _pax(content: bytes, where: str) -> dict[str, bytes]:
-    """``length key=value\\n`` records; of interest are path and size."""
-    found: dict[str, bytes] = {}
+    """Parse pax records, ``length key=value\\n``; returns only path and size."""
+    fields: dict[str, bytes] = {}
     while content:
         digits, _, _ = content.partition(b" ")
         length = _decimal(digits, where)
@@ -111,8 +114,10 @@ def _pax(content: bytes, where: str) -> dict[str, bytes]:
         if not equals or content[length - 1 : length] != b"\n":
             raise ValueError(f"{where}: broken pax records; the archive is damaged")
         if key in (b"path", b"size"):
-            found[key.decode()] = value
+            fields[key.decode()] = value
         elif key.startswith(b"GNU.sparse"):
-            raise ValueError(f"{where}: sparse members are not read; pack the shard again")
+            raise ValueError(
+                f"{where}: sparse members are not supported; pack the shard again without them"
+            )
         content = content[length:]
-    return found
+    return fields

@@ -1,4 +1,4 @@
-"""Lines and comma-separated tables, refused with file and line where they are malformed."""
+"""Read text lines and CSV tables; errors give the file and the line."""
 
 from __future__ import annotations
 
@@ -9,31 +9,30 @@ import re
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from pathlib import Path
 
-from margrave.files.ordinary import ordinary, read_bytes
+from margrave.files.regular import open_regular, read_bytes
 
-MOST_COLUMNS = 1000
-MOST_DIGITS = 18
-"""Whole numbers of as many digits always fit 64 bits."""
+MAX_COLUMNS = 1000
+MAX_DIGITS = 18
+"""Integers of up to this many digits always fit into 64 bits."""
 
 DECIMAL = r"[+-]?(?:[0-9]++(?:\.[0-9]*+)?+|\.[0-9]++)(?:[eE][+-]?[0-9]++)?+"
-"""How numbers are spelled that float reads; it reads other spellings too."""
+"""Pattern of decimal numbers; stricter than float, which also accepts 'nan' and '1_0'."""
 
-_NAMES_SHOWN = 5
 _CHARACTERS_SHOWN = 120
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _DECIMAL = re.compile(DECIMAL)
-# Absolute paths (of Windows too), '..', and what no file of a test set has in its name.
+# Absolute paths (also of Windows), '..', and characters that no file of a test set contains.
 _REFUSED_PATH = re.compile(r"\A/|\A[A-Za-z]:|(?:\A|/)\.\.(?:/|\Z)|[\x00-\x1f\x7f\\\ud800-\udfff]")
 
 
 def read_lines(path: str | Path) -> Iterator[tuple[int, str]]:
-    """The lines of a UTF-8 file that are not blank, each with its number, without its end.
+    """Yield the number and text of each non-blank line of a UTF-8 file, without line endings.
 
     Raises:
-        ValueError: a file that cannot be read, or a line that is not text.
+        ValueError: the file cannot be read or is not UTF-8.
     """
     try:
-        with open(path, "rb", opener=ordinary) as file:
+        with open(path, "rb", opener=open_regular) as file:
             for number, content in enumerate(file, start=1):
                 if number == 1:
                     content = content.removeprefix(_BYTE_ORDER_MARK)
@@ -48,7 +47,7 @@ def read_text(path: str | Path) -> str:
     """The text of a UTF-8 file.
 
     Raises:
-        ValueError: a file that cannot be read, or a line that is not text.
+        ValueError: the file cannot be read or is not UTF-8.
     """
     try:
         content = read_bytes(path).removeprefix(_BYTE_ORDER_MARK)
@@ -58,7 +57,7 @@ def read_text(path: str | Path) -> str:
 
 
 def _decode(path: str | Path, number: int, content: bytes) -> str:
-    """The text of the lines that begin with this one."""
+    """Decode UTF-8 content that starts at a line number; an error names the line."""
     try:
         return content.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -69,46 +68,36 @@ def _decode(path: str | Path, number: int, content: bytes) -> str:
 
 
 def unreadable(path: str | Path, error: OSError) -> ValueError:
-    """What to raise about a file that does not open."""
+    """The error for a file that cannot be opened."""
     return ValueError(
-        f"{path} cannot be read ({error.strerror}); check that it exists and its rights"
+        f"{path} cannot be read ({error.strerror}); check the path and its permissions"
     )
 
 
 def malformed(path: str | Path, number: int, line: str, expected: str) -> ValueError:
-    """What to raise about a line, shortened where it is long.
+    """The error for a malformed line; long lines are truncated.
 
     >>> print(malformed("pairs.txt", 7, "1 2", "two templates and a label"))
     pairs.txt:7: '1 2'; expected two templates and a label
     """
-    shown = line[:_CHARACTERS_SHOWN]
+    text = line[:_CHARACTERS_SHOWN]
     return ValueError(
-        f"{path}:{number}: {shown!r}{'…' if len(line) > len(shown) else ''}; expected {expected}"
+        f"{path}:{number}: {text!r}{'…' if len(line) > len(text) else ''}; expected {expected}"
     )
 
 
-def some_of(names: Sequence[str]) -> str:
-    """The first few names, and how many there are besides.
-
-    >>> some_of(["a", "b"]), some_of("abcdefg")
-    ('a, b', 'a, b, c, d, e and 2 more')
-    """
-    more = len(names) - _NAMES_SHOWN
-    return ", ".join(names[:_NAMES_SHOWN]) + (f" and {more} more" if more > 0 else "")
-
-
 def whole_number(text: str) -> int | None:
-    """The number that digits spell, or None of anything else.
+    """Parse a non-negative integer of decimal digits; None for any other text.
 
     >>> whole_number("0042"), whole_number("-1"), whole_number("4.0")
     (42, None, None)
     """
-    digits = text.isascii() and text.isdigit() and len(text) <= MOST_DIGITS
+    digits = text.isascii() and text.isdigit() and len(text) <= MAX_DIGITS
     return int(text) if digits else None
 
 
 def finite_number(text: str) -> float | None:
-    """The number that a decimal spells, or None of anything else or too large.
+    """Parse a finite decimal number; None for any other text.
 
     >>> finite_number("-1.5e2"), finite_number("nan"), finite_number("1e999")
     (-150.0, None, None)
@@ -118,7 +107,7 @@ def finite_number(text: str) -> float | None:
 
 
 def is_relative_path(text: str) -> bool:
-    """Whether this can name an image below a folder: with '/' alone, and no way out.
+    """Whether a text is a relative path with '/' that stays in its folder.
 
     >>> [is_relative_path(text) for text in ("a/1.jpg", "/a/1.jpg", "../1.jpg", "a\\\\1.jpg", "")]
     [True, False, False, False, False]
@@ -126,42 +115,42 @@ def is_relative_path(text: str) -> bool:
     return bool(text) and not _REFUSED_PATH.search(text)
 
 
-class Agreement:
-    """What the lines of a file said of each thing, so that none says otherwise later.
+class Consistency:
+    """Checks that no line of a file contradicts an earlier one.
 
     Args:
         path: the file.
-        thing: what the keys are.
-        property: what the values are.
+        thing: noun for a key, for messages, such as "the pair".
+        property: noun for a value, for messages, such as "label".
     """
 
     def __init__(self, path: str | Path, thing: str, property: str) -> None:
         self._path, self._thing, self._property = path, thing, property
-        self._said: dict[Hashable, tuple[Hashable, int]] = {}
+        self._first: dict[Hashable, tuple[Hashable, int]] = {}
 
     def add(self, key: Hashable, value: Hashable, number: int, line: str) -> None:
-        """Note what this line says.
+        """Add the value that a line gives for a key.
 
         Raises:
-            ValueError: an earlier line said otherwise, naming both.
+            ValueError: an earlier line gives another value; the message names both lines.
         """
-        said, earlier = self._said.setdefault(key, (value, number))
-        if said != value:
-            spelt = " and ".join(map(str, key)) if isinstance(key, tuple) else key
+        first, earlier = self._first.setdefault(key, (value, number))
+        if first != value:
+            name = " and ".join(map(str, key)) if isinstance(key, tuple) else key
             raise malformed(
                 self._path,
                 number,
                 line,
-                f"{self._thing} {spelt} to have the {self._property} that line {earlier} gives; "
+                f"{self._thing} {name} to have the {self._property} that line {earlier} gives; "
                 "correct one of the two lines",
             )
 
 
 def split_fields(path: str | Path, number: int, line: str) -> list[str]:
-    """A line's comma-separated fields without the space around them; quotes may hold commas.
+    """Split a line at commas and strip the fields; quoted fields may contain commas.
 
     Raises:
-        ValueError: a quote that does not end on this line.
+        ValueError: a quote is not closed on this line.
     """
     fields = line.split(",")
     if '"' in line:
@@ -175,34 +164,32 @@ def split_fields(path: str | Path, number: int, line: str) -> list[str]:
 def read_table(
     path: str | Path, required: Sequence[str], optional: Sequence[str] = ()
 ) -> Iterator[tuple[int, str, list[str]]]:
-    """The rows below a header line, with these columns in this order.
+    """Read a CSV table with a header line.
 
-    The header names the columns in any order and case; further columns are ignored.
+    The header may name the columns in any order and case; other columns are ignored.
 
     Returns:
-        Each row's line number, its line, and its fields of the required and the optional columns;
-        a field of a column that the file lacks is empty.
+        For each row its line number, its line, and its fields of the required and then the optional
+        columns. Fields of missing optional columns are empty.
 
     Raises:
-        ValueError: a required column that is missing (with the nearest one there), a column named
-            twice, a row with more fields than the header or too few.
+        ValueError: a required column is missing (the nearest one is suggested), a column occurs
+            twice, or a row has too few or too many fields.
     """
     lines = read_lines(path)
     number, header = next(lines, (1, ""))
     columns = [name.lower() for name in split_fields(path, number, header)]
-    if len(columns) > MOST_COLUMNS:
-        raise ValueError(
-            f"{path} has {len(columns)} columns, more than the {MOST_COLUMNS} of a table"
-        )
+    if len(columns) > MAX_COLUMNS:
+        raise ValueError(f"{path} has {len(columns)} columns; at most {MAX_COLUMNS} are supported")
     positions = _find_columns(path, number, header, columns, required, optional)
-    least = 1 + max(positions[: len(required)])
+    min_fields = 1 + max(positions[: len(required)])
     for number, line in lines:
         fields = split_fields(path, number, line)
-        if not least <= len(fields) <= len(columns):
+        if not min_fields <= len(fields) <= len(columns):
             raise malformed(
-                path, number, line, f"{len(columns)} comma-separated fields as in the header line"
+                path, number, line, f"{len(columns)} comma-separated fields, as in the header line"
             )
-        # A column that is missing has the position after the last one.
+        # The position of a missing column is one past the last column.
         fields += [""] * (len(columns) + 1 - len(fields))
         yield number, line, [fields[position] for position in positions]
 
@@ -215,13 +202,13 @@ def _find_columns(
     required: Sequence[str],
     optional: Sequence[str],
 ) -> list[int]:
-    """Where each column stands; after the last where an optional one is missing."""
+    """The position of each column; one past the last column for a missing optional one."""
     if missing := [name for name in required if name not in columns]:
         raise malformed(
             path,
             number,
             header,
-            f"{_spell_columns(missing, columns)}; begin the file with {','.join(required)}",
+            f"{_describe_missing(missing, columns)}; begin the file with {','.join(required)}",
         )
     for name in (*required, *optional):
         if columns.count(name) > 1:
@@ -231,10 +218,12 @@ def _find_columns(
     ]
 
 
-def _spell_columns(missing: Iterable[str], columns: Sequence[str]) -> str:
-    """The columns that are missing, each with the one that may be meant."""
-    spelt = []
+def _describe_missing(missing: Iterable[str], columns: Sequence[str]) -> str:
+    """The missing columns, each with the most similar existing one."""
+    described = []
     for name in missing:
         nearest = difflib.get_close_matches(name, columns, n=1)
-        spelt.append(f"a column {name!r}" + (f" (nearest is {nearest[0]!r})" if nearest else ""))
-    return " and ".join(spelt)
+        described.append(
+            f"a column {name!r}" + (f" (nearest is {nearest[0]!r})" if nearest else "")
+        )
+    return " and ".join(described)

@@ -1,9 +1,9 @@
-"""What PyTorch's weights-only reader would do with a pickle, found out before it does it.
+"""Estimate the cost of PyTorch's weights-only unpickler before it runs.
 
-That reader runs no code of the file, but a few bytes can have it work for ever or take all memory:
-tuples of tuples as a key (hashing them is exponential), numbers that collide in a mapping,
-``bytearray(n)``, millions of empty mappings. Here each instruction is followed without making
-anything, and what it would cost is charged.
+The weights-only unpickler executes no code of the file, but a few bytes can make it run forever or
+exhaust memory: nested tuples as a dict key (exponential hashing), colliding numbers as dict keys,
+``bytearray(n)``, or millions of empty dicts. This module simulates each instruction without
+creating objects and charges its cost to a budget.
 """
 
 from __future__ import annotations
@@ -12,171 +12,175 @@ import io
 from typing import Any, BinaryIO
 
 from margrave.files.budget import Budget
-from margrave.files.inert_pickle import INSTRUCTION, REFERENCE, instructions, read_inert
+from margrave.files.inert_pickle import ENTRY_BYTES, INSTRUCTION_BYTES, instructions, read_inert
 
-MOST_ODD_KEYS = 1000
-"""Keys that could be made to collide; settings and optimizers have a few."""
-LARGEST_KEY = 2**31
-PICKLES = 5
-"""At the beginning of a file of before PyTorch 1.6: magic, version, system, content, storages."""
-PLAIN = {
+MAX_UNUSUAL_KEYS = 1000
+"""Maximum number of dict keys that could be crafted to collide; real files have a few."""
+MAX_INT_KEY = 2**31
+LEGACY_PICKLES = 5
+"""Pickles at the start of a file of PyTorch < 1.6: magic, version, system, content, storages."""
+LITERALS = {
     "NONE", "NEWTRUE", "NEWFALSE", "BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT",
     "BINUNICODE", "SHORT_BINSTRING",
 }  # fmt: skip
-READ = PLAIN | {
+SUPPORTED = LITERALS | {
     "PROTO", "EMPTY_LIST", "EMPTY_DICT", "EMPTY_SET", "EMPTY_TUPLE", "MARK", "TUPLE", "TUPLE1",
     "TUPLE2", "TUPLE3", "APPEND", "APPENDS", "SETITEM", "SETITEMS", "BINPUT", "LONG_BINPUT",
     "BINGET", "LONG_BINGET", "GLOBAL", "REDUCE", "NEWOBJ", "BUILD", "BINPERSID",
 }  # fmt: skip
-"""Instructions that the weights-only reader has; it ends with an error at any other."""
+"""Instructions of the weights-only unpickler; it raises an error at any other."""
 UNSAFE = ("torch._utils._rebuild_nested_tensor", "torch._utils._rebuild_wrapper_subclass")
-"""Views of memory at offsets of the file's choice, and tensors without any."""
+"""Functions that create views at arbitrary memory offsets, or tensors without memory."""
 
 
-class _Thing:
-    """A list, tuple, mapping or object that would be made.
+class _Object:
+    """A list, tuple, dict, set or other object that the unpickler would create.
 
     Attributes:
-        count: entries, or of a tuple its parts once written out.
-        odd: those of them that could be made to collide.
-        items: of a tuple.
+        kind: ``list``, ``tuple``, ``dict``, ``set`` or ``object``.
+        count: number of entries; for a tuple including those of nested tuples.
+        unusual: number of entries that could be crafted to collide as dict keys.
+        items: the entries of a tuple.
     """
 
     def __init__(self, kind: str, items: tuple[Any, ...] = ()) -> None:
         self.kind, self.items = kind, items
         self.count = sum(_count(item) for item in items) + 1 if kind == "tuple" else 0
-        self.odd = sum(_is_odd(item) for item in items)
+        self.unusual = sum(_is_unusual(item) for item in items)
 
 
-class _Name(str):
-    """A function or class, by its whole name."""
+class _QualifiedName(str):
+    """The qualified name of a function or class."""
 
 
 def _count(value: Any) -> int:
-    return value.count if isinstance(value, _Thing) and value.kind == "tuple" else 1
+    return value.count if isinstance(value, _Object) and value.kind == "tuple" else 1
 
 
-def _is_odd(key: Any) -> bool:
-    """Whether there can be many such keys with one hash."""
+def _is_unusual(key: Any) -> bool:
+    """Whether many different keys of this kind can have the same hash."""
     if isinstance(key, int):
-        return not -LARGEST_KEY < key < LARGEST_KEY
+        return not -MAX_INT_KEY < key < MAX_INT_KEY
     return not isinstance(key, str | bytes | float | None)
 
 
-def check_old_torch_file(file: BinaryIO, budget: Budget) -> None:
-    """Follow the pickles at the beginning of a file of before PyTorch 1.6.
+def check_legacy_torch_file(file: BinaryIO, budget: Budget) -> None:
+    """Check the pickles at the start of a file of PyTorch < 1.6.
 
-    The last lists which storages' numbers follow; torch would leave others as memory happens to be.
+    The last pickle lists the storages that follow; torch would leave others uninitialized.
 
     Args:
         file: open for reading.
-        budget: of the whole file.
+        budget: the memory budget of the file.
 
     Raises:
-        ValueError: as `check_torch_pickle`, or a tensor's numbers are not in the file.
+        ValueError: see `check_torch_pickle`; or the file lacks the values of a tensor.
     """
     storages: set[Any] = set()
-    for number in range(PICKLES):
+    for number in range(LEGACY_PICKLES):
         if not file.read(1):
             return
         file.seek(-1, io.SEEK_CUR)
         start = file.tell()
         if not check_torch_pickle(file, budget, storages):
             return
-        if number == PICKLES - 1:
+        if number == LEGACY_PICKLES - 1:
             length = file.tell() - start
             file.seek(start)
-            listed = read_inert(file.read(length), budget.name, kind="list of storages")
-            if not isinstance(listed, list) or storages - {str(key) for key in listed}:
-                raise ValueError("numbers of its tensors are missing")
+            available = read_inert(file.read(length), budget.name, kind="list of storages")
+            if not isinstance(available, list) or storages - {str(key) for key in available}:
+                raise ValueError("the values of some tensors are missing")
 
 
 def check_torch_pickle(file: BinaryIO, budget: Budget, storages: set[Any] | None = None) -> bool:
-    """Follow the pickle that begins where a file stands, up to its end.
+    """Check the pickle at the file's current position.
 
     Returns:
-        whether it was followed to its end, and not to what torch refuses anyway.
+        Whether the pickle was checked to its end; False if torch will reject it anyway.
 
     Args:
         file: open for reading.
-        budget: of the whole file.
-        storages: where given, the keys of those that tensors use are added.
+        budget: the memory budget of the file.
+        storages: the keys of storages that tensors use are added to this set.
 
     Raises:
-        ValueError: it is damaged, or asks for more than it may.
+        ValueError: the pickle is damaged or exceeds the budget.
     """
     try:
-        return _Follower(budget, storages).run(file)
-    # Damaged bytes make pickletools and the stack fail in many ways.
+        return _Simulator(budget, storages).run(file)
+    # Damaged bytes can raise nearly any error in pickletools and in the stack operations.
     except Exception as error:
-        if budget.left < 0:
+        if budget.remaining < 0:
             raise
         raise ValueError(str(error) or type(error).__name__) from error
 
 
-class _Follower:
+class _Simulator:
+    """The pickle stack machine, with sizes instead of objects."""
+
     def __init__(self, budget: Budget, storages: set[Any] | None) -> None:
         self.stack: list[Any] = []
         self.marks: list[int] = []
-        self.memory: dict[int, Any] = {}
-        self.budget, self.storages, self.odd_keys = budget, storages, 0
+        self.memo: dict[int, Any] = {}
+        self.budget, self.storages, self.unusual_keys = budget, storages, 0
 
     def run(self, file: BinaryIO) -> bool:
-        for name, argument, place in instructions(file):
-            self.budget.take(INSTRUCTION)
+        for name, argument, position in instructions(file):
+            self.budget.charge(INSTRUCTION_BYTES)
             if name == "STOP":
                 return True
-            if name not in READ:
+            if name not in SUPPORTED:
                 return False
-            self.step(name, argument, place)
-        raise ValueError("it has no end")
+            self.step(name, argument, position)
+        raise ValueError("the STOP instruction is missing")
 
-    def step(self, name: str, argument: Any, place: int) -> None:
+    def step(self, name: str, argument: Any, position: int) -> None:
         stack = self.stack
         if name == "PROTO":
             return
-        if name in PLAIN:
+        if name in LITERALS:
             stack.append({"NEWTRUE": True, "NEWFALSE": False}.get(name, argument))
         elif name in ("EMPTY_LIST", "EMPTY_DICT", "EMPTY_SET", "EMPTY_TUPLE"):
-            stack.append(_Thing(name.removeprefix("EMPTY_").lower()))
+            stack.append(_Object(name.removeprefix("EMPTY_").lower()))
         elif name == "MARK":
             self.marks.append(len(stack))
         elif name in ("TUPLE", "TUPLE1", "TUPLE2", "TUPLE3"):
             count = int(name[5:] or 0)
             if count > len(stack):
-                raise IndexError("a tuple of more than there is")
+                raise IndexError("a tuple needs more items than the stack has")
             items = self._since_mark() if name == "TUPLE" else stack[-count:]
             del stack[len(stack) - count :]
-            thing = _Thing("tuple", tuple(items))
-            # A tuple of two tuples of two tuples …: whoever hashes or shows it goes through all.
-            self.budget.take(REFERENCE * thing.count)
-            stack.append(thing)
+            value = _Object("tuple", tuple(items))
+            # Hashing or printing nested tuples visits each entry, even of a tuple used repeatedly.
+            self.budget.charge(ENTRY_BYTES * value.count)
+            stack.append(value)
         elif name in ("APPEND", "APPENDS"):
             items = [stack.pop()] if name == "APPEND" else self._since_mark()
             self._extend(items, items)
         elif name in ("SETITEM", "SETITEMS"):
             items = [stack.pop(-2), stack.pop()] if name == "SETITEM" else self._since_mark()
             self._extend(items[::2], items[::2])
-            self._take_odd(sum(_is_odd(key) for key in items[::2]))
+            self._add_unusual_keys(sum(_is_unusual(key) for key in items[::2]))
         elif name in ("BINPUT", "LONG_BINPUT"):
-            self.memory[argument] = stack[-1]
+            self.memo[argument] = stack[-1]
         elif name in ("BINGET", "LONG_BINGET"):
-            stack.append(self.memory[argument])
+            stack.append(self.memo[argument])
         elif name == "GLOBAL":
-            stack.append(_Name(argument.replace(" ", ".").replace("__builtin__.", "builtins.")))
+            qualified_name = argument.replace(" ", ".").replace("__builtin__.", "builtins.")
+            stack.append(_QualifiedName(qualified_name))
             if stack[-1] in UNSAFE:
-                raise ValueError(f"byte {place} makes a tensor of a kind that no network has")
+                raise ValueError(f"byte {position} creates a tensor of an unsupported kind")
         elif name in ("REDUCE", "NEWOBJ"):
-            given, function = stack.pop(), stack.pop()
-            self._call(function, given, place)
-            stack.append(_Thing("object"))
+            arguments, function = stack.pop(), stack.pop()
+            self._call(function, arguments, position)
+            stack.append(_Object("object"))
         elif name == "BUILD":
-            self.budget.take(REFERENCE * self._size(stack.pop()))
+            self.budget.charge(ENTRY_BYTES * self._size(stack.pop()))
         elif name == "BINPERSID":
             items = getattr(stack[-1], "items", ())
             if self.storages is not None and len(items) > 2:
                 self.storages.add(str(items[2]) if isinstance(items[2], str) else None)
-            stack[-1] = _Thing("object")
+            stack[-1] = _Object("object")
 
     def _since_mark(self) -> list[Any]:
         mark = self.marks.pop()
@@ -186,35 +190,38 @@ class _Follower:
 
     def _extend(self, items: list[Any], keys: list[Any]) -> None:
         owner = self.stack[-1]
-        if not isinstance(owner, _Thing) or owner.kind == "tuple":
-            raise ValueError("entries are added to what takes none")
+        if not isinstance(owner, _Object) or owner.kind == "tuple":
+            raise ValueError("entries are added to an object that is not a container")
         owner.count += len(items)
-        owner.odd += sum(_is_odd(key) for key in keys)
+        owner.unusual += sum(_is_unusual(key) for key in keys)
 
-    def _take_odd(self, count: int) -> None:
-        self.odd_keys += count
-        if self.odd_keys > MOST_ODD_KEYS:
-            raise ValueError(f"more than {MOST_ODD_KEYS} keys are neither text nor small numbers")
+    def _add_unusual_keys(self, count: int) -> None:
+        self.unusual_keys += count
+        if self.unusual_keys > MAX_UNUSUAL_KEYS:
+            raise ValueError(
+                f"over {MAX_UNUSUAL_KEYS} dict keys are neither text nor small numbers"
+            )
 
-    def _call(self, function: Any, given: Any, place: int) -> None:
-        if not isinstance(given, _Thing) or given.kind != "tuple":
-            raise ValueError(f"byte {place} calls what cannot be called")
-        self.budget.take(sum(self._size(item) for item in given.items) * REFERENCE)
-        # Whatever else is called is refused by name.
-        if not isinstance(function, _Name):
+    def _call(self, function: Any, arguments: Any, position: int) -> None:
+        if not isinstance(arguments, _Object) or arguments.kind != "tuple":
+            raise ValueError(f"byte {position} calls a function without a tuple of arguments")
+        self.budget.charge(sum(self._size(item) for item in arguments.items) * ENTRY_BYTES)
+        # torch itself rejects the call of anything else.
+        if not isinstance(function, _QualifiedName):
             return
         if function == "builtins.bytearray":
-            self.budget.take(sum(item for item in given.items if isinstance(item, int)))
-        if function == "_codecs.encode" and given.items[1:] != ("latin1",):
-            raise ValueError(f"byte {place} encodes text otherwise than Python 2's bytes")
-        if function.endswith(("Tensor", "Storage")) and given.items and function[:6] == "torch.":
-            raise ValueError(f"byte {place} makes a tensor of numbers that the file lacks")
+            self.budget.charge(sum(item for item in arguments.items if isinstance(item, int)))
+        if function == "_codecs.encode" and arguments.items[1:] != ("latin1",):
+            raise ValueError(f"byte {position} encodes text with a codec other than latin1")
+        is_tensor = function[:6] == "torch." and function.endswith(("Tensor", "Storage"))
+        if is_tensor and arguments.items:
+            raise ValueError(f"byte {position} creates a tensor whose values the file lacks")
         if function in ("builtins.set", "collections.Counter", "collections.OrderedDict"):
-            # Entries of a list of pairs are odd ones too, whatever their keys are.
-            self._take_odd(sum(getattr(item, "odd", 0) for item in given.items))
+            # The pairs in a list of (key, value) count as unusual too, whatever their keys.
+            self._add_unusual_keys(sum(getattr(item, "unusual", 0) for item in arguments.items))
 
     def _size(self, value: Any) -> int:
-        """Entries or characters that are gone through where a value is used."""
+        """Number of entries or characters visited when a value is used."""
         if isinstance(value, str | bytes):
             return len(value)
-        return value.count if isinstance(value, _Thing) else 1
+        return value.count if isinstance(value, _Object) else 1

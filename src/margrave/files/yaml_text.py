@@ -1,4 +1,4 @@
-"""YAML of settings: read as plain values, whatever its anchors would make of it."""
+"""Parse YAML settings to plain values, with limits on size and alias expansion."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ from typing import Any
 
 import yaml
 
-LARGEST_NODES = 100_000
-"""Values, keys and lists in a file once every alias is written out."""
+MAX_NODES = 100_000
+"""Maximum number of values, keys and lists in a file after expanding aliases."""
 
 
-LARGEST_TEXT = 2**20
-"""Characters; settings have thousands, and reading a million takes a minute."""
-LONGEST_NUMBER = 100
-"""Characters of a number; of digits in groups of sixty, twice as many take four times as long."""
+MAX_CHARACTERS = 2**20
+"""Maximum length; settings have thousands of characters, and parsing a million takes a minute."""
+MAX_NUMBER_LENGTH = 100
+"""Maximum characters of a number, since parsing base-60 numbers takes quadratic time."""
 
 
 class _Loader(yaml.SafeLoader):
-    """Settings' values, counted as they are read."""
+    """A safe loader that limits the number of nodes and the length of numbers."""
 
     def __init__(self, text: str, name: str) -> None:
         super().__init__(text)
@@ -25,51 +25,51 @@ class _Loader(yaml.SafeLoader):
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         self._nodes += 1
-        if self._nodes > LARGEST_NODES:
+        if self._nodes > MAX_NODES:
             raise ValueError(_too_many(self._name))
         return super().compose_node(parent, index)
 
     def construct_scalar(self, node: Any) -> Any:
         number = node.tag in ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
-        if number and len(node.value) > LONGEST_NUMBER:
-            raise ValueError(f"{self._name}: a number of {len(node.value)} characters")
+        if number and len(node.value) > MAX_NUMBER_LENGTH:
+            raise ValueError(f"{self._name}: a number has {len(node.value)} characters")
         return super().construct_scalar(node)
 
 
 def _too_many(name: str) -> str:
     return (
-        f"{name} stands for more than {LARGEST_NODES} values once its aliases are written "
-        "out; write out what is meant"
+        f"{name} contains more than {MAX_NODES} values after expanding its aliases; "
+        "reduce the aliases"
     )
 
 
 def read_yaml(text: str, name: str) -> Any:
-    """What a YAML text says, with neither code nor explosions.
+    """Parse a YAML text without executing code or expanding aliases without limit.
 
     Args:
-        text: of the file.
-        name: what messages call it.
+        text: the file's content.
+        name: the file, for messages.
 
     Raises:
-        ValueError: not YAML, nested too deeply, holding itself, or of more than 100 000 values
-            once aliases are written out.
+        ValueError: the text is invalid, nested too deeply, recursive, or contains more than 100 000
+            values after expanding aliases.
 
     >>> read_yaml("loss: {kind: adaface, margin: 0.4}", "mine.yaml")
     {'loss': {'kind': 'adaface', 'margin': 0.4}}
     """
     try:
-        if len(text) > LARGEST_TEXT:
-            raise ValueError(f"{name} has {len(text)} characters, more than {LARGEST_TEXT}")
+        if len(text) > MAX_CHARACTERS:
+            raise ValueError(f"{name} has {len(text)} characters, more than {MAX_CHARACTERS}")
         loader = _Loader(text, name)
         node = loader.get_single_node()
         if node is None:
             return None
-        if _expanded(node, {}, name) > LARGEST_NODES:
+        if _expanded_count(node, {}, name) > MAX_NODES:
             raise ValueError(_too_many(name))
         return loader.construct_document(node)
     except RecursionError:
-        raise ValueError(f"{name} is nested too deeply for settings") from None
-    # Numbers and dates that are none fail in other ways than YAML that is none.
+        raise ValueError(f"{name} is nested too deeply") from None
+    # Invalid numbers and dates raise other errors than invalid YAML.
     except (yaml.YAMLError, OverflowError, LookupError, TypeError, AttributeError) as error:
         raise ValueError(f"{name} is not YAML: {error}") from None
     except ValueError as error:
@@ -78,12 +78,12 @@ def read_yaml(text: str, name: str) -> Any:
         raise ValueError(f"{name} is not YAML: {error}") from None
 
 
-def _expanded(node: yaml.Node, known: dict[int, int | None], name: str) -> int:
-    """Nodes that a node stands for; one of an alias counts wherever it is."""
+def _expanded_count(node: yaml.Node, known: dict[int, int | None], name: str) -> int:
+    """Number of nodes in a node after expanding aliases."""
     if id(node) in known:
         count = known[id(node)]
         if count is None:
-            raise ValueError(f"{name} holds itself, by an alias within what it stands for")
+            raise ValueError(f"{name} is recursive: an alias refers to a node that contains it")
         return count
     known[id(node)] = None
     children: list[yaml.Node] = []
@@ -91,6 +91,6 @@ def _expanded(node: yaml.Node, known: dict[int, int | None], name: str) -> int:
         children = node.value
     elif isinstance(node, yaml.MappingNode):
         children = [part for pair in node.value for part in pair]
-    count = 1 + sum(_expanded(child, known, name) for child in children)
+    count = 1 + sum(_expanded_count(child, known, name) for child in children)
     known[id(node)] = count
     return count

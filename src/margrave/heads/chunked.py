@@ -1,4 +1,4 @@
-"""The head for everyday: exact, and never batch × classes at once."""
+"""The default head: exact, without ever storing a (batch, classes) matrix."""
 
 from __future__ import annotations
 
@@ -11,68 +11,70 @@ from torch.nn import functional
 
 from margrave.heads.contract import HEADS, Batch, Head
 from margrave.heads.cosine_cache import CosineCache
-from margrave.heads.cross_entropy import NegativeLogSumExp, Step
+from margrave.heads.cost import HeadCost, Workload
+from margrave.heads.cross_entropy import NegativeLogSumExp
 from margrave.heads.dense import dense_cross_entropy
 from margrave.heads.fused_block import FusedBlock, can_compile, fused_block
-from margrave.heads.products import Products, choose_products
-from margrave.heads.rowwise_sgd import refuse_other_optimizers, sgd_
+from margrave.heads.products import Products, choose_products, product_dtype
+from margrave.heads.rowwise_sgd import require_rowwise_optimizer, sgd_
 from margrave.heads.sampling import sample_classes
+from margrave.heads.step import Step
 from margrave.losses import Loss
 
 MEGABYTE = 2**20
 BLOCK_VALUES = {"cpu": 2**19, "cuda": 2**25}
-"""Cosines in a block: what a core's cache holds, and what keeps a GPU busy."""
+"""Cosines per block: as many as fit a CPU core's cache, or as keep a GPU busy."""
 FUSED_BLOCK_VALUES = {"cpu": 2**22, "cuda": 2**27}
-"""The same where few passes are left, so that the cost of calls counts for more."""
-SMALLEST_BLOCK, LARGEST_BLOCK = 256, {"cpu": 2**14, "cuda": 2**17}
-COMPILED_FROM = 2**23
-# Where log(1 + e^x) is taken for x; e^−50 is nothing beside 50 even in float64.
+"""Cosines per compiled block; larger, because fewer passes make the call overhead matter more."""
+MIN_BLOCK, MAX_BLOCK = 256, {"cpu": 2**14, "cuda": 2**17}
+MIN_COMPILED_COSINES = 2**23
+# Above this, log(1 + e^x) is replaced by x; e^−50 is negligible next to 50 even in float64.
 SOFTPLUS_THRESHOLD = 50.0
 
 
 def block_size_for(samples: int, device: str, fused: bool) -> int:
-    """How many classes make a good block; accelerators other than CUDA's count as CUDA's."""
+    """Number of classes per block; accelerators other than CUDA use CUDA's sizes."""
     kind = "cpu" if device == "cpu" else "cuda"
     values = (FUSED_BLOCK_VALUES if fused else BLOCK_VALUES)[kind] // samples
-    return min(max(values, SMALLEST_BLOCK), LARGEST_BLOCK[kind])
+    return min(max(values, MIN_BLOCK), MAX_BLOCK[kind])
 
 
 def worth_compiling(samples: int, classes: int, device: str) -> bool:
-    """Whether there is enough to do for a compilation to pay, and a compiler."""
-    return samples * classes >= COMPILED_FROM and can_compile(device)
+    """Whether the problem is large enough for compilation to pay off, and a compiler exists."""
+    return samples * classes >= MIN_COMPILED_COSINES and can_compile(device)
 
 
 @HEADS.register("chunked")
 class ChunkedHead(Head):
-    """The dense head's loss and gradient from blocks of classes, each small enough for the cache.
+    """The dense head's loss and gradient, computed in cache-sized blocks of classes.
 
     loss = log(1 + e^{lse − s·T}), lse = log Σ_{j≠y} e^{s·N_j} over all blocks.
 
     Args:
-        loss: as in `Head`, like the next three.
-        num_classes: C.
-        embedding_size: D.
+        loss: the loss, as in `Head`.
+        num_classes: C, the number of classes.
+        embedding_size: D, the number of features.
         num_samples: number of training images.
-        memory_budget: megabytes of cosines kept for the backward pass, which otherwise rebuilds
-            them, a fourth matrix product; B · C · 4 bytes keep everything (half as much with
-            bfloat16 products). The buffer stays with the head between steps.
-        block_size: classes at a time; by default by batch size and device.
-        compiled: fuse what is elementwise about a block with `torch.compile`, which takes a C++
-            compiler and up to a minute at the first step; by default where there is enough to do
-            (batch × classes from 8 million) and a compiler.
+        memory_budget: megabytes of cosines to cache for the backward pass, which recomputes the
+            others by a fourth matrix product. B · C · 4 bytes cache all (half of it with bfloat16
+            products). The head keeps the buffer between steps.
+        block_size: number of classes per block; by default chosen by batch size and device.
+        compiled: fuse the elementwise operations of a block with `torch.compile`, which needs a C++
+            compiler and up to a minute in the first step; by default if batch × classes is at least
+            8 million and a compiler is available.
         products: precision of a float32 head's three matrix products: ``float32``; ``tf32``, on
-            GPUs; ``bfloat16``; or ``auto``, bfloat16 where it is native (processors with AMX or
-            AVX512-BF16, GPUs from Ampere on) and batch × classes is at least a million. The weight,
+            GPUs; ``bfloat16``; or ``auto``, bfloat16 where it is native (CPUs with AMX or
+            AVX512-BF16, GPUs since Ampere) and batch × classes is at least a million. The weight,
             its gradient and momentum, log-sum-exp, statistics and target cosines stay float32.
-        sample_rate: train on the batch's classes and a random rest up to this share of the classes
-            (Partial FC), in (0, 1]. The weight's gradient is then sparse: use
-            `margrave.heads.RowwiseSGD`. None for all classes and a dense gradient.
-        sample_seed: of the random rest; with the same seed a run draws the same classes.
+        sample_rate: train on the batch's classes and on random others, up to this fraction of all
+            classes (Partial FC), in (0, 1]. The weight's gradient is then sparse: use
+            `margrave.heads.RowwiseSGD`. None uses all classes and a dense gradient.
+        sample_seed: seeds the sampling; runs with the same seed sample the same classes.
 
     Raises:
-        ValueError: as `Head`; a setting out of its range.
+        ValueError: see `Head`; or a setting is out of range.
 
-    Source: Partial FC, arXiv 2010.05222 and 2203.15565, for the sampling.
+    Source (sampling): Partial FC, arXiv 2010.05222 and 2203.15565.
 
     >>> head = ChunkedHead("adaface", num_classes=1000, embedding_size=4, block_size=300)
     >>> head(torch.randn(8, 4), torch.arange(8)).backward()
@@ -99,7 +101,7 @@ class ChunkedHead(Head):
     ) -> None:
         super().__init__(loss, num_classes, embedding_size, num_samples=num_samples)
         if memory_budget < 0:
-            raise ValueError(f"memory_budget = {memory_budget} megabytes must be at least 0")
+            raise ValueError(f"memory_budget = {memory_budget} (megabytes) must be at least 0")
         if block_size is not None and block_size < 1:
             raise ValueError(f"block_size = {block_size} must be at least 1")
         if sample_rate is not None and not 0 < sample_rate <= 1:
@@ -109,30 +111,31 @@ class ChunkedHead(Head):
         self.block_size = block_size
         self.compiled = compiled
         choose_products(products, self.weight, 0)
-        self.products: Products = products
+        self.products = products
         self._update_settings: dict[str, float] = {}
         self.sample_rate = sample_rate
         self.sample_seed = sample_seed
         if sample_rate is not None:
             self.register_buffer("draws", torch.zeros((), dtype=torch.int64))
-            refuse_other_optimizers(self.weight)
-            self._drawn, self._drawn_version = 0, -1
-            self._drawn_from: Tensor | None = None
+            require_rowwise_optimizer(self.weight)
+            self._draw_count, self._draws_version = 0, -1
+            self._counted_draws: Tensor | None = None
 
     def update_in_backward(self, momentum: float = 0.9, weight_decay: float = 5e-4) -> None:
-        """Apply SGD to the class centers block by block inside the backward pass, from now on.
+        """From now on, apply SGD to the class centers block by block inside the backward pass.
 
-        Their gradient then never exists as a whole, which saves as much memory as the centers
-        take. Set `learning_rate` before each backward pass, and leave the weight out of
-        your optimiser: it no longer asks for a gradient. Every backward pass is a step, so
-        gradients can neither be accumulated nor clipped nor averaged over replicas.
+        The full gradient of the centers is then never stored, which saves as much memory as
+        the centers occupy. Set `learning_rate` before each backward pass, and do not pass the
+        weight to your optimizer, since it no longer requires a gradient. Every backward pass
+        is a step, so gradients cannot be accumulated, clipped or averaged over replicas.
 
         Args:
-            momentum: in [0, 1); 0 keeps none.
+            momentum: SGD momentum in [0, 1); 0 allocates no momentum buffer.
             weight_decay: at least 0.
 
         Raises:
-            ValueError: classes are sampled (whose gradient is small anyway); out of range.
+            ValueError: classes are sampled (their gradient is small anyway), or an argument is
+                out of range.
 
         >>> head = ChunkedHead("arcface", num_classes=100, embedding_size=4)
         >>> head.update_in_backward()
@@ -144,12 +147,12 @@ class ChunkedHead(Head):
         """
         if self.sample_rate is not None:
             raise ValueError(
-                f"sample_rate = {self.sample_rate} gives a sparse gradient, which RowwiseSGD "
-                "applies; updating in the backward pass is for all classes (sample_rate None)"
+                f"sample_rate = {self.sample_rate} gives a sparse gradient, which cannot be "
+                "applied in the backward pass; use RowwiseSGD, or set sample_rate to None"
             )
         if not 0 <= momentum < 1 or not weight_decay >= 0:
             raise ValueError(
-                f"momentum = {momentum} must be in [0, 1), weight_decay = {weight_decay} at least 0"
+                f"momentum = {momentum} must be in [0, 1) and weight_decay = {weight_decay} >= 0"
             )
         self.weight.requires_grad_(False)
         self.register_buffer("weight_momentum", torch.zeros_like(self.weight) if momentum else None)
@@ -168,12 +171,12 @@ class ChunkedHead(Head):
     def cross_entropy(self, batch: Batch) -> Tensor:
         if self._is_small(batch):
             return dense_cross_entropy(self, batch)
-        everyone = batch.everyone
-        rows, labels = self._local_classes(everyone.labels)
-        features, own = everyone.unit_embeddings, batch.unit
+        gathered = batch.gathered
+        rows, labels = self._local_classes(gathered.labels)
+        features, own = gathered.unit_embeddings, batch.unit
         if self.bias is not None:
-            features, own = everyone.feature_norm[:, None] * features, batch.norm[:, None] * own
-        target = everyone.target_cosine
+            features, own = gathered.feature_norm[:, None] * features, batch.norm[:, None] * own
+        target = gathered.target_cosine
         target = target.float() if target.dtype.itemsize < 4 else target
         fused = self._fused_for(batch)
         block_size = self.block_size or block_size_for(
@@ -184,7 +187,7 @@ class ChunkedHead(Head):
             features=features,
             labels=labels,
             target=target,
-            context=batch.everyones_context,
+            context=batch.gathered_context,
             own=batch.own,
             sizes=batch.sizes,
             rows=rows,
@@ -194,46 +197,91 @@ class ChunkedHead(Head):
             update=self._update if self._update_settings else None,
             fused=fused,
             products=self.products_for(len(target)),
-            keeps=torch.is_grad_enabled(),
+            needs_backward=torch.is_grad_enabled(),
         )
         total, cosine = NegativeLogSumExp.apply(own, batch.norm, self.weight, self.bias, step)
         modified = self.loss.modify_target(cosine, batch.context)
         return functional.softplus(total - self.loss.scale * modified, threshold=SOFTPLUS_THRESHOLD)
 
     def products_for(self, samples: int) -> Products:
-        """The precision that the products of a batch take here: what ``auto`` comes to."""
         return choose_products(self.products, self.weight, samples * self.num_classes)
 
+    def cost(self, workload: Workload) -> HeadCost:
+        samples, (classes, features) = workload.samples, self.weight.shape
+        sampled, value = self.sample_rate is not None, self.weight.itemsize
+        local = min(max(round((self.sample_rate or 1) * classes), samples), classes)
+        products = choose_products(
+            self.products, self.weight, samples * classes, workload.native_bfloat16
+        )
+        product_bytes = product_dtype(products, self.weight).itemsize
+        fused = self.compiled
+        if fused is None:
+            fused = worth_compiling(samples, classes, workload.device)
+        block = self.block_size or block_size_for(samples, workload.device, fused)
+        block_rows = value * min(block, classes) * features
+        rows = value * local * features
+        if workload.in_backward:
+            gradient = block_rows
+        elif sampled:
+            # The update copies the rows, their momentum and their gradient.
+            gradient = (3 + (workload.moments > 0)) * rows
+        else:
+            gradient = rows
+        # A compiled block stores only its products; otherwise also negatives and their gradient.
+        block_bytes = product_bytes if fused else 3 * value
+        cosines = product_bytes * samples * local
+        budget = self.memory_budget * MEGABYTE
+        memory: dict[str, float] = {
+            "class centers": self.weight.nbytes,
+            "momentum of centers": workload.moments * self.weight.nbytes,
+            "gradient of centers": gradient,
+            "cached cosines": min(budget, cosines),
+            "blocks": block_bytes * samples * min(block, local) + block_rows,
+            "batch": 8 * value * samples * features,
+        }
+        if sampled:
+            memory["sampling"] = 4 * value * classes
+        return HeadCost(
+            memory=memory | self.statistics_memory(),
+            local_classes=local,
+            product_bytes=product_bytes,
+            recomputed=1 - min(1.0, budget / cosines),
+            passes=5,
+            sparse=sampled,
+        )
+
     def _is_small(self, batch: Batch) -> bool:
-        """Whether all classes are one block of inner products, where blocks save nothing."""
-        plain = self.sample_rate is None and self.block_size is None and not self._update_settings
+        """Whether all classes fit one block of inner products, where blocks save no memory."""
+        is_default = (
+            self.sample_rate is None and self.block_size is None and not self._update_settings
+        )
         values = len(batch.labels) * self.num_classes
         return (
-            plain and self.bias is not None and self.world.size == 1
+            is_default and self.bias is not None and self.world.size == 1
             and values <= BLOCK_VALUES["cpu"] and self.products_for(len(batch.labels)) == "float32"
         )  # fmt: skip
 
     def _fused_for(self, batch: Batch) -> FusedBlock | None:
-        """The compiled arithmetic, where it is wanted and the loss allows it."""
-        samples, wanted = len(batch.everyone.labels), self.compiled
+        """The compiled block operations, or None if not enabled or not possible for the loss."""
+        samples, enabled = len(batch.gathered.labels), self.compiled
         device = batch.unit.device.type
-        if wanted is None:
-            wanted = worth_compiling(samples, len(self.classes), device)
-        if not wanted:
+        if enabled is None:
+            enabled = worth_compiling(samples, len(self.classes), device)
+        if not enabled:
             return None
         try:
             hash(self.loss)
-        except TypeError:  # of a field such as a list; compilations are kept by loss
+        except TypeError:  # for example a list field; compilations are cached by loss
             return None
-        context = batch.everyones_context.of_samples(slice(1))
-        nothing = batch.everyone.target_cosine.new_zeros(1)
-        has_slope = self.loss.negatives_and_slope(nothing[:, None], nothing, context) is not None
+        context = batch.gathered_context.select_samples(slice(1))
+        zero = batch.gathered.target_cosine.new_zeros(1)
+        has_slope = self.loss.negatives_and_slope(zero[:, None], zero, context) is not None
         fused = fused_block(self.loss, device) if has_slope else None
         return fused if fused is not None and fused.works else None
 
     def _local_classes(self, labels: Tensor) -> tuple[Tensor | None, Tensor]:
-        """(K,) the rows that take part, None for all; and the targets' positions among them."""
-        position, own = self.position_of(labels)
+        """(K,) rows of the sampled classes, None for all; and the targets' positions among them."""
+        position, own = self.local_positions(labels)
         if self.sample_rate is None or not self.training:
             return None, torch.where(own, position, -1)
         if self._call.draw is None:
@@ -246,17 +294,17 @@ class ChunkedHead(Head):
         return rows, torch.where(own, torch.searchsorted(rows, position), -1)
 
     def _count_draw(self) -> int:
-        """The number of this draw; the buffer counts too, for checkpoints.
+        """Count a draw and return its number; the buffer `draws` counts too, for checkpoints.
 
-        Read from the buffer only where something else wrote it, since reading makes the host wait.
+        The buffer is read only if other code wrote it, because reading makes the host wait.
         """
         draws = self.draws
-        # Tensors made in inference mode do not say whether they were written.
-        known = not draws.is_inference() and draws is self._drawn_from
-        if not known or draws._version != self._drawn_version:
-            self._drawn = int(draws)
+        # Tensors created in inference mode have no version counter.
+        known = not draws.is_inference() and draws is self._counted_draws
+        if not known or draws._version != self._draws_version:
+            self._draw_count = int(draws)
         draws += 1
-        self._drawn += 1
-        self._drawn_from = draws
-        self._drawn_version = -1 if draws.is_inference() else draws._version
-        return self._drawn - 1
+        self._draw_count += 1
+        self._counted_draws = draws
+        self._draws_version = -1 if draws.is_inference() else draws._version
+        return self._draw_count - 1

@@ -1,4 +1,4 @@
-"""What every head is: class centres, the loss's statistics, and one call."""
+"""The head contract: class centers and the loss's statistics, behind one call."""
 
 from __future__ import annotations
 
@@ -19,35 +19,37 @@ from margrave.distributed import (
     owned_classes,
     sizes_of_ranks,
 )
+from margrave.heads.cost import HeadCost, Workload
 from margrave.heads.embeddings import check_batch, unit_and_norm
+from margrave.heads.products import Products
 from margrave.heads.recomputation import Call, CallMemory
 from margrave.losses import Context, Loss
 from margrave.losses import create as create_loss
 from margrave.registry import Registry
-from margrave.statistics import STATISTICS, Observation, Statistic, Surroundings
+from margrave.statistics import Observation, Statistic, StatisticSpec, create_statistics
 
 SEED_BLOCK = 1024
-"""Classes whose centres are drawn from one seed."""
+"""Number of consecutive classes whose centers are initialized from one seed."""
 
 Reduction = Literal["mean", "none"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """A checked batch on its way through a head, in the head's dtype.
+    """A validated batch inside a head, in the head's dtype.
 
-    B are this rank's samples, A those of all ranks that share the classes.
+    B is the number of samples of this rank, A that of all ranks that share the classes.
 
     Attributes:
-        unit: (B, D) x̂.
-        norm: (B,) ‖x‖.
-        labels: (B,).
+        unit: (B, D) normalized embeddings x̂.
+        norm: (B,) embedding norms ‖x‖.
+        labels: (B,) class of each sample.
         target: (B,) cosθ_y, or W_yᵀx + b_y for a loss of inner products; without gradient.
-        context: what the loss reads of the B samples.
-        everyone: the A samples, without gradient.
-        everyones_context: what the loss reads of them, without gradient.
-        sizes: how many samples each rank has.
-        own: which of the A are the B.
+        context: the loss's context for the B samples.
+        gathered: the samples of all ranks, without gradient.
+        gathered_context: the loss's context for the A samples, without gradient.
+        sizes: number of samples of each rank.
+        own: the slice of the A samples that this rank contributed.
     """
 
     unit: Tensor
@@ -55,36 +57,42 @@ class Batch:
     labels: Tensor
     target: Tensor
     context: Context
-    everyone: Observation
-    everyones_context: Context
+    gathered: Observation
+    gathered_context: Context
     sizes: tuple[int, ...]
     own: slice
 
 
 class Head(nn.Module):
-    """Class centres and a margin loss: ``head(embeddings (B, D), labels (B,)) -> loss``.
+    """Class centers and a margin loss: ``head(embeddings (B, D), labels (B,)) -> loss``.
 
-    Embeddings arrive unnormalised: some margins read their norm. Each training call updates the
-    loss's running statistics before using them; in evaluation mode they rest. Call `end_epoch` when
-    every sample has passed once (KappaFace adapts there; for the others it does nothing).
+    Pass unnormalized embeddings, since some margins depend on their norm. Each training call
+    updates the loss's running statistics before using them; evaluation leaves them unchanged. Call
+    `end_epoch` after each epoch (only KappaFace needs it).
 
     Args:
         loss: a loss, its registered name, or ``{"kind": name, **hyperparameters}``.
-        num_classes: C.
-        embedding_size: D.
-        num_samples: number of training images; only KappaFace's memory buffer asks for it.
+        num_classes: C, the number of classes.
+        embedding_size: D, the number of features.
+        num_samples: number of training images; needed only by KappaFace's memory buffer.
 
     Raises:
-        ValueError: sizes that are not positive, an unknown loss, a batch that does not fit.
+        ValueError: a size is not positive, the loss is unknown, or a batch does not fit the head.
     """
 
     learning_rate: float = 0.0
-    """Of centres that a head updates by itself, see `ChunkedHead.update_in_backward`."""
+    """Learning rate of the head's own center update, see `update_in_backward`."""
 
-    splits_classes: ClassVar[bool] = False
-    """Whether each rank owns a part of the classes instead of having them all."""
+    products: Products = "float32"
+    """Precision of the matrix products of a float32 head; configurable in some heads."""
+
+    sharded: ClassVar[bool] = False
+    """Whether each rank owns a part of the classes instead of all of them."""
 
     bias: Tensor | None
+
+    target_cosines: Tensor
+    """(B,) cosθ_y of the latest batch, or W_yᵀx + b_y, without gradient; not part of the state."""
 
     def __init__(
         self,
@@ -105,25 +113,21 @@ class Head(nn.Module):
         self.loss = loss
         self.num_classes = num_classes
         self.embedding_size = embedding_size
-        self.world = current_world() if self.splits_classes else World()
+        self.world = current_world() if self.sharded else World()
         self.classes = owned_classes(num_classes, self.world)
         self._calls = CallMemory()
         self._call = Call()
-        self.weight = nn.Parameter(initial_centres(self.classes, embedding_size))
+        self.target_cosines = torch.empty(0)
+        self.weight = nn.Parameter(initial_centers(self.classes, embedding_size))
         self.bias = None if loss.normalized else nn.Parameter(torch.zeros(len(self.classes)))
-        surroundings = Surroundings(
+        spec = StatisticSpec(
             num_classes=num_classes,
             embedding_size=embedding_size,
             num_samples=num_samples,
-            batch_world=World() if self.splits_classes else current_world(),
+            batch_world=World() if self.sharded else current_world(),
             class_world=self.world,
         )
-        self.statistics = nn.ModuleDict(
-            {
-                name: STATISTICS.get(name)(surroundings, **settings)
-                for name, settings in loss.needs.items()
-            }
-        )
+        self.statistics = nn.ModuleDict(create_statistics(loss.needs, spec))
 
     def forward(
         self,
@@ -135,24 +139,24 @@ class Head(nn.Module):
         new_step: bool = True,
         reduction: Reduction = "mean",
     ) -> Tensor:
-        """The loss of a batch.
+        """Compute the loss of a batch.
 
         Args:
-            embeddings: (B, D), unnormalised, any floating dtype.
+            embeddings: (B, D), unnormalized, of any floating-point dtype.
             labels: (B,) integers in [0, C).
-            sample_indices: (B,) the images' numbers; only KappaFace's memory buffer reads them.
-            momentum_embeddings: (B, D); only KappaFace's momentum encoder reads them.
-            new_step: False for all but the first micro-batch of an optimiser step, so that
-                statistics which count steps move once a step.
+            sample_indices: (B,) indices of the images; used only by KappaFace's memory buffer.
+            momentum_embeddings: (B, D); used only by KappaFace's momentum encoder.
+            new_step: False for all but the first micro-batch of an optimizer step, so that
+                statistics that count steps are updated once per step.
             reduction: ``mean`` for a scalar, ``none`` for (B,).
         """
-        # What holds a head may be compiled; its statistics, blocks and draws are not.
-        run = _uncompiled() if torch.compiler.is_compiling() else Head._loss_of
+        # A module that contains a head may be compiled, but not the head itself.
+        run = _uncompiled() if torch.compiler.is_compiling() else Head._compute_loss
         return run(
             self, embeddings, labels, sample_indices, momentum_embeddings, new_step, reduction
         )
 
-    def _loss_of(
+    def _compute_loss(
         self,
         embeddings: Tensor,
         labels: Tensor,
@@ -175,13 +179,13 @@ class Head(nn.Module):
             return loss.sum() * (self.world.size / sum(batch.sizes))
 
     def terms(self, batch: Batch) -> dict[str, Tensor]:
-        """(B,) each: what the loss is the sum of."""
+        """The terms of the loss, (B,) each: name -> values. The loss is their sum."""
         terms = {"cross entropy": self.cross_entropy(batch)}
         penalty = self.loss.penalty(batch.context)
         return terms if penalty is None else terms | {"penalty": penalty}
 
     def cross_entropy(self, batch: Batch) -> Tensor:
-        """(B,) −log softmax of the modified cosines: what sorts of heads differ in."""
+        """(B,) −log softmax of the modified cosines; implemented by subclasses."""
         raise NotImplementedError
 
     def prepare(
@@ -193,9 +197,9 @@ class Head(nn.Module):
         *,
         new_step: bool = True,
     ) -> Batch:
-        """Check and normalise a batch, find its target cosines, and update the statistics."""
+        """Validate and normalize a batch, compute its target cosines, and update the statistics."""
         check_batch(embeddings, labels, self.num_classes, self.embedding_size)
-        first = self._calls.repeated(labels) if self.training else None
+        first = self._calls.find_repeated(labels) if self.training else None
         self._call = first or Call()
         if self.training and first is None:
             self._calls.remember(labels, self._call)
@@ -204,86 +208,143 @@ class Head(nn.Module):
         sizes = sizes_of_ranks(len(labels), self.world, labels.device)
         own = own_rows(sizes, self.world)
 
-        def gathered(values: Tensor | None) -> Tensor | None:
+        def gather(values: Tensor | None) -> Tensor | None:
             return None if values is None else gather_rows(values, sizes, self.world)
 
         with torch.no_grad():
-            everyone = Observation(
+            gathered = Observation(
                 unit_embeddings=gather_rows(unit, sizes, self.world),
                 feature_norm=gather_rows(norm, sizes, self.world),
                 labels=gather_rows(labels, sizes, self.world),
                 target_cosine=norm,
-                sample_indices=gathered(sample_indices),
-                momentum_embeddings=gathered(momentum_embeddings),
+                sample_indices=gather(sample_indices),
+                momentum_embeddings=gather(momentum_embeddings),
             )
-            target = self.own_target_products(
-                everyone.unit_embeddings, everyone.feature_norm, everyone.labels
+            target = self.local_target_products(
+                gathered.unit_embeddings, gathered.feature_norm, gathered.labels
             )
-            everyone = replace(everyone, target_cosine=all_reduce_sum(target, self.world))
+            gathered = replace(gathered, target_cosine=all_reduce_sum(target, self.world))
             if first is None:
-                self._call.provided = self._read_statistics(everyone, new_step)
-        context = Context(feature_norm=everyone.feature_norm, **self._call.provided)
+                self._call.statistic_values = self._update_and_read_statistics(gathered, new_step)
+        self.target_cosines = gathered.target_cosine[own]
+        context = Context(feature_norm=gathered.feature_norm, **self._call.statistic_values)
         return Batch(
             unit=unit,
             norm=norm,
             labels=labels,
-            target=everyone.target_cosine[own],
-            context=replace(context.of_samples(own), feature_norm=norm),
-            everyone=everyone,
-            everyones_context=context,
+            target=gathered.target_cosine[own],
+            context=context.select_samples(own) | {"feature_norm": norm},
+            gathered=gathered,
+            gathered_context=context,
             sizes=sizes,
             own=own,
         )
 
-    def _read_statistics(self, everyone: Observation, new_step: bool) -> dict[str, Tensor]:
-        """What the loss reads of the statistics, which move first in training."""
-        provided: dict[str, Tensor] = {}
+    def _update_and_read_statistics(
+        self, gathered: Observation, new_step: bool
+    ) -> dict[str, Tensor]:
+        """The values that the statistics supply to the loss; in training, update them first."""
+        supplied: dict[str, Tensor] = {}
         for statistic in self._statistics():
             if self.training and (new_step or not statistic.per_step):
-                statistic.update(everyone)
-            provided |= statistic.context(everyone)
-        return provided
+                statistic.update(gathered)
+            values = statistic.context(gathered)
+            for name, value in values.items():
+                kind, samples = type(statistic).__name__, len(gathered.labels)
+                if name in supplied or name == "feature_norm":
+                    raise ValueError(
+                        f"{kind} supplies {name!r}, which the context already contains; "
+                        "choose another name"
+                    )
+                if value.ndim and len(value) != samples:
+                    raise ValueError(
+                        f"{kind} supplies {name!r} of shape {tuple(value.shape)}; for {samples} "
+                        f"samples the shape must be () or ({samples},)"
+                    )
+            supplied |= values
+        return supplied
 
-    def own_target_products(self, unit: Tensor, norm: Tensor, labels: Tensor) -> Tensor:
-        """(A,) cosθ_y, or W_yᵀx + b_y, where this rank owns the class, else 0."""
+    def products_for(self, samples: int) -> Products:
+        """The product precision for a batch size on this machine; resolves ``auto``."""
+        del samples
+        return self.products
+
+    def update_in_backward(self, momentum: float = 0.9, weight_decay: float = 5e-4) -> None:
+        """Apply SGD to the class centers inside the backward pass, see `ChunkedHead`.
+
+        Raises:
+            ValueError: this head does not support it.
+        """
+        del momentum, weight_decay
+        raise ValueError(
+            f"{type(self).__name__} cannot update its class centers in the backward pass; choose "
+            "head.kind chunked, or set optimizer.centers_in_backward to false"
+        )
+
+    def cost(self, workload: Workload) -> HeadCost:
+        """Memory and work of a training step; works on the meta device too.
+
+        The default is for a head that stores all cosines at once.
+        """
+        weight, (classes, features) = self.weight.nbytes, self.weight.shape
+        value = self.weight.itemsize
+        memory: dict[str, float] = {
+            "class centers": weight,
+            "momentum of centers": workload.moments * weight,
+            "gradient of centers": weight,
+            # A normalized copy of the weight and its gradient.
+            "normalized copies": 2 * weight,
+            # Cosines, negatives, logits, masks and their gradients.
+            "cosines": 8 * value * workload.samples * classes,
+            "batch": 6 * value * workload.samples * features,
+        }
+        return HeadCost(memory=memory | self.statistics_memory(), local_classes=classes)
+
+    def statistics_memory(self) -> dict[str, float]:
+        """Bytes of statistics with a row per class or image; empty if there are none."""
+        rows = sum(buffer.nbytes for buffer in self.statistics.buffers() if buffer.ndim)
+        return {"class statistics": rows} if rows else {}
+
+    def local_target_products(self, unit: Tensor, norm: Tensor, labels: Tensor) -> Tensor:
+        """(A,) cosθ_y, or W_yᵀx + b_y, of targets that this rank owns; 0 for the others."""
         if not self.classes:
             return torch.zeros_like(norm)
-        # Unlike indexing, an embedding's gradient is summed in one order: runs stay reproducible.
-        position, own = self.position_of(labels)
-        centres = functional.embedding(position, self.weight)
+        # Unlike indexing, embedding sums gradients in a fixed order, so runs are reproducible.
+        position, own = self.local_positions(labels)
+        centers = functional.embedding(position, self.weight)
         if self.bias is None:
-            products = (unit * unit_and_norm(centres)[0]).sum(dim=1)
+            products = (unit * unit_and_norm(centers)[0]).sum(dim=1)
         else:
-            products = norm * (unit * centres).sum(dim=1) + self.bias[position]
+            products = norm * (unit * centers).sum(dim=1) + self.bias[position]
         return torch.where(own, products, 0)
 
-    def position_of(self, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """The labels' rows of this rank's weight, and which it owns; row 0 for the others."""
+    def local_positions(self, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Each label's row in this rank's weight (0 if not owned), and whether the rank owns it."""
         own = (labels >= self.classes.start) & (labels < self.classes.stop)
         return torch.where(own, labels - self.classes.start, 0), own
 
     @property
     def reads(self) -> frozenset[str]:
-        """The optional arguments of `forward` that this head's loss cannot do without."""
+        """The optional arguments of `forward` that this head's loss requires."""
         return frozenset().union(*(statistic.reads for statistic in self._statistics()))
 
-    def split_entries(self) -> dict[str, int]:
-        """Entries of the state dict that hold rows of this rank's own, and all ranks' rows."""
+    def sharded_entries(self) -> dict[str, int]:
+        """Sharded entries of the state dict: name -> number of rows over all ranks."""
         state = self.state_dict()
         own = {f"statistics.{statistic}.{name}": rows
                for statistic, module in self.statistics.items() if isinstance(module, Statistic)
-               for name, rows in module.split_buffers().items()}  # fmt: skip
-        centres = ("weight", "bias", "weight_momentum")
-        return own | {name: self.num_classes for name in centres if name in state}
+               for name, rows in module.sharded_buffers().items()}  # fmt: skip
+        by_class = ("weight", "bias", "weight_momentum")
+        return own | {name: self.num_classes for name in by_class if name in state}
 
     def scalars(self) -> dict[str, Tensor]:
-        """The statistics that are single numbers, by name, for a training's curve."""
+        """The scalar statistics by name, for logging."""
         return {
             name: buffer for name, buffer in self.statistics.named_buffers() if buffer.ndim == 0
         }
 
     def end_epoch(self) -> None:
-        """Let the statistics that adapt once per epoch do so."""
+        """Update the statistics that adapt once per epoch."""
         for statistic in self._statistics():
             statistic.end_epoch()
 
@@ -295,27 +356,29 @@ class Head(nn.Module):
 
 
 def _uncompiled() -> Any:
-    # As a decorator it would import the compiler, a second that most do not need.
-    return torch.compiler.disable(Head._loss_of)
+    # Not a decorator, since that would import the compiler, which takes a second.
+    return torch.compiler.disable(Head._compute_loss)
 
 
-def initial_centres(classes: range, embedding_size: int) -> Tensor:
-    """(len(classes), D) of N(0, 0.01²): some classes' centres, whoever else has the others.
+def initial_centers(classes: range, embedding_size: int) -> Tensor:
+    """(len(classes), D) initial centers of a range of classes, drawn from N(0, 0.01²).
 
-    Equal seeds of torch's generator give a class the same centre under any division into ranks.
+    With the same torch seed, a class gets the same center for any sharding.
     """
     seed = int(torch.randint(2**31, (), device="cpu"))
-    centres = torch.empty(len(classes), embedding_size)
-    if centres.is_meta:
-        return centres
+    centers = torch.empty(len(classes), embedding_size)
+    if centers.is_meta:
+        return centers
     for block in range(classes.start // SEED_BLOCK, -(-classes.stop // SEED_BLOCK)):
         generator = torch.Generator().manual_seed(seed + block)
         shape = SEED_BLOCK, embedding_size
-        drawn = torch.randn(shape, generator=generator, device="cpu").mul_(0.01)
+        block_centers = torch.randn(shape, generator=generator, device="cpu").mul_(0.01)
         first = block * SEED_BLOCK
         start, stop = max(first, classes.start), min(first + SEED_BLOCK, classes.stop)
-        centres[start - classes.start : stop - classes.start] = drawn[start - first : stop - first]
-    return centres
+        centers[start - classes.start : stop - classes.start] = block_centers[
+            start - first : stop - first
+        ]
+    return centers
 
 
 HEADS: Registry[type[Head]] = Registry("head")

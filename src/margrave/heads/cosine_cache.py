@@ -1,4 +1,4 @@
-"""Memory for what the backward pass reads back, without asking the system for it at every step."""
+"""A reusable buffer for the cosines that the forward pass caches for the backward pass."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from margrave.hardware import keep_freed_memory
 
 
 class CosineCache:
-    """A buffer that outlives a step: fresh pages from the system cost as much as a pass.
+    """A buffer that is reused over steps, since fresh pages from the system cost as much as a pass.
 
     Args:
-        budget: bytes at most.
+        budget: maximum size in bytes.
     """
 
     def __init__(self, budget: int) -> None:
@@ -22,16 +22,16 @@ class CosineCache:
         self._spare: Tensor | None = None
 
     def acquire(self, count: int, like: Tensor) -> Tensor:
-        """Up to `count` values like those given, fewer if the budget ends; its owner's alone."""
+        """Take a buffer of up to `count` values of the dtype of `like`, limited by the budget."""
         count = min(count, self.budget // like.itemsize)
         spare, self._spare = self._spare, None
-        fits = spare is not None and spare.dtype == like.dtype and spare.device == like.device
-        if spare is not None and fits and len(spare) >= count:
+        matches = spare is not None and spare.dtype == like.dtype and spare.device == like.device
+        if spare is not None and matches and len(spare) >= count:
             return spare
         return like.new_empty(count)
 
     def release(self, buffer: Tensor | None) -> None:
-        """For the next step."""
+        """Return the buffer for the next step."""
         self._spare = buffer
 
     def __deepcopy__(self, memo: object) -> CosineCache:

@@ -1,4 +1,4 @@
-"""The readable reference: every cosine at once."""
+"""The reference head, which computes all cosines at once."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from margrave.heads.embeddings import unit_and_norm
 
 @dataclass(frozen=True, kw_only=True)
 class Analysis:
-    """What lies behind a loss, for looking at it.
+    """The intermediate values of a loss, for analysis.
 
     Attributes:
-        loss: (B,) per-sample loss, penalty included.
+        loss: (B,) loss of each sample, including the penalty.
         cosines: (B, C) cosθ_j (inner products for softmax).
         target_cosine: (B,) cosθ_y.
-        margin: (B,) cosθ_y − T, how much the loss takes off the target's cosine.
+        margin: (B,) cosθ_y − T, by how much the loss lowers the target cosine.
         hard_negatives: (B, C) bool, the negatives that the loss re-weights.
         feature_norm: (B,) ‖x‖.
     """
@@ -34,9 +34,9 @@ class Analysis:
 
 
 def dense_cross_entropy(head: Head, batch: Batch) -> Tensor:
-    """(B,) −log softmax of the modified cosines, all of them at once."""
+    """(B,) −log softmax of the modified cosines, computed at once."""
     products = _products(head, batch)
-    cosine = head.own_target_products(batch.unit, batch.norm, batch.labels)
+    cosine = head.local_target_products(batch.unit, batch.norm, batch.labels)
     target = head.loss.modify_target(cosine, batch.context)
     negatives = head.loss.negatives(products, batch.target, batch.context)
     modified = negatives.scatter(1, batch.labels[:, None], target[:, None])
@@ -52,7 +52,7 @@ def _products(head: Head, batch: Batch) -> Tensor:
 
 @HEADS.register("dense")
 class DenseHead(Head):
-    """A head that holds batch × classes: the truth that every faster head is measured against.
+    """A head that stores the (batch, classes) cosines; the reference for the faster heads.
 
     loss = −log( e^{s·T} / (e^{s·T} + Σ_{j≠y} e^{s·N_j}) ), averaged over the batch.
 
@@ -67,11 +67,11 @@ class DenseHead(Head):
         return dense_cross_entropy(self, batch)
 
     @torch.no_grad()
-    def analyse(self, embeddings: Tensor, labels: Tensor) -> Analysis:
-        """The cosines, margins and hard negatives behind a batch's loss; nothing is updated.
+    def analyze(self, embeddings: Tensor, labels: Tensor) -> Analysis:
+        """Compute a batch's cosines, margins and hard negatives; updates nothing.
 
         >>> head = DenseHead("sv_softmax", num_classes=10, embedding_size=4)
-        >>> analysis = head.analyse(torch.randn(8, 4), torch.arange(8))
+        >>> analysis = head.analyze(torch.randn(8, 4), torch.arange(8))
         >>> analysis.hard_negatives.shape
         torch.Size([8, 10])
         """

@@ -12,22 +12,25 @@ from torch import Tensor
 from margrave.hardware import has_native_bfloat16
 
 Products = Literal["auto", "float32", "tf32", "bfloat16"]
-"""What a float32 head multiplies in. Everything else about it stays float32."""
+"""Precision of a float32 head's matrix products; everything else stays float32."""
 
-WORTHWHILE_COSINES = 2**20
-"""Batch × classes from which ``auto`` leaves float32: below, products are no bottleneck."""
+MIN_BFLOAT16_COSINES = 2**20
+"""Minimum batch × classes for ``auto`` to use bfloat16; below, products are not a bottleneck."""
 
 
-def choose_products(products: Products, weight: Tensor, cosines: int) -> Products:
-    """The precision that a head's products take; a weight of another dtype keeps its own.
+def choose_products(
+    products: Products, weight: Tensor, cosines: int, native_bfloat16: bool | None = None
+) -> Products:
+    """Resolve the precision of a head's products; other dtypes than float32 keep their own.
 
     Args:
-        products: as asked for; ``auto`` is bfloat16 where it is native and worthwhile.
-        weight: the head's.
+        products: the requested precision; ``auto`` is bfloat16 where it is native and worthwhile.
+        weight: the head's weight.
         cosines: batch × classes.
+        native_bfloat16: whether bfloat16 is native; by default determined for this machine.
 
     Raises:
-        ValueError: a lower precision is asked for and the weight is float64.
+        ValueError: a lower precision is requested but the weight is float64.
 
     >>> choose_products("auto", torch.zeros(3, 4), cosines=12)
     'float32'
@@ -37,29 +40,32 @@ def choose_products(products: Products, weight: Tensor, cosines: int) -> Product
     if weight.dtype != torch.float32:
         if weight.dtype == torch.float64 and products in ("tf32", "bfloat16"):
             raise ValueError(
-                f"products = {products!r} is for a float32 weight and this head's is float64; "
-                "leave products at auto"
+                f"products = {products!r} requires a float32 weight, but this head's is float64; "
+                "set products to auto"
             )
         return "float32"
     if products != "auto":
         return products
-    native = cosines >= WORTHWHILE_COSINES and has_native_bfloat16(weight.device.type)
-    return "bfloat16" if native else "float32"
+    if cosines < MIN_BFLOAT16_COSINES:
+        return "float32"
+    if native_bfloat16 is None:
+        native_bfloat16 = has_native_bfloat16(weight.device.type)
+    return "bfloat16" if native_bfloat16 else "float32"
 
 
 def product_dtype(products: Products, weight: Tensor) -> torch.dtype:
-    """What both factors of a product are cast to."""
+    """The dtype that both factors of a product are cast to."""
     return torch.bfloat16 if products == "bfloat16" else weight.dtype
 
 
 @contextmanager
-def tf32(wanted: bool) -> Iterator[None]:
-    """Let a GPU multiply float32 in tf32 meanwhile; processors have none."""
-    if not wanted:
+def tf32(enabled: bool) -> Iterator[None]:
+    """Context in which GPUs multiply float32 matrices in TF32; no effect on CPUs."""
+    if not enabled:
         yield
         return
     settings = torch.backends.cuda.matmul
-    # The setting's name since torch 2.9, which refuses the former one beside it.
+    # The setting was renamed in torch 2.9, which does not allow mixing both names.
     name = "fp32_precision" if hasattr(settings, "fp32_precision") else "allow_tf32"
     before = getattr(settings, name)
     setattr(settings, name, "tf32" if name == "fp32_precision" else True)
@@ -70,24 +76,24 @@ def tf32(wanted: bool) -> Iterator[None]:
 
 
 def multiply_wide(left: Tensor, right: Tensor, out: Tensor | None = None) -> Tensor:
-    """left @ right, in float32 if the factors are lower.
+    """left @ right, with a float32 result for factors of lower precision.
 
     Args:
         left: (N, M).
         right: (M, P) of the same dtype.
-        out: (N, P) where the result goes, rounded to its dtype; by default a new tensor.
+        out: (N, P), receives the result rounded to its dtype; by default a new tensor.
 
     >>> multiply_wide(torch.ones(1, 2).bfloat16(), torch.ones(2, 1).bfloat16())
     tensor([[2.]])
     """
     if left.dtype.itemsize >= 4 or (out is not None and out.dtype == left.dtype):
         return torch.mm(left, right, out=out)
-    if _has_wide_results(left.device.type) and (out is None or out.dtype == torch.float32):
+    if _supports_float32_output(left.device.type) and (out is None or out.dtype == torch.float32):
         return torch.mm(left, right, out_dtype=torch.float32, out=out)
     product = torch.mm(left, right)
     return product.float() if out is None else out.copy_(product)
 
 
-def _has_wide_results(device_type: str) -> bool:
-    """Whether torch writes a product's float32 accumulator as it is: on CUDA since 2.8."""
+def _supports_float32_output(device_type: str) -> bool:
+    """Whether torch can return a product's float32 accumulator: on CUDA since torch 2.8."""
     return device_type == "cuda" and "dtype" in torch.ops.aten.mm.overloads()

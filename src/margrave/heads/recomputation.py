@@ -1,7 +1,7 @@
-"""A head under activation checkpointing: what its first call drew and read, for the second.
+"""Support for activation checkpointing, in which the backward pass repeats a head's call.
 
-The backward pass then calls the head again with the same labels. Statistics must not move twice,
-and the loss must read what it read before, whatever was called in between.
+The repeated call has the same labels. It must not update the statistics again, and must use the
+same statistics and sampled classes as the first call, even if other calls happened in between.
 """
 
 from __future__ import annotations
@@ -20,47 +20,47 @@ class Call:
     """One training call of a head.
 
     Attributes:
-        provided: what the statistics gave it.
-        draw: the number of its draw of classes, if it drew any.
+        statistic_values: the values that the statistics supplied.
+        draw: the number of its class sampling, or None without sampling.
     """
 
-    provided: Mapping[str, Tensor] = field(default_factory=dict)
+    statistic_values: Mapping[str, Tensor] = field(default_factory=dict)
     draw: int | None = None
 
 
 class CallMemory:
-    """The calls whose labels are still alive, by where the labels lie.
+    """The calls whose labels still exist, by the memory address of the labels.
 
-    Checkpointing hands the same labels over again, as the same tensor or as one on its memory.
+    Checkpointing passes the same labels again, as the same tensor or as a view of its memory.
     """
 
     def __init__(self) -> None:
         self._calls: dict[tuple[int, ...], tuple[StorageWeakRef, Call]] = {}
 
     def remember(self, labels: Tensor, call: Call) -> None:
-        """Note a call, until its labels are gone."""
-        gone = [key for key, (memory, _) in self._calls.items() if memory.expired()]
-        for key in gone:
+        """Store a call until its labels are freed."""
+        expired = [key for key, (memory, _) in self._calls.items() if memory.expired()]
+        for key in expired:
             del self._calls[key]
         memory = StorageWeakRef(labels.untyped_storage())
         self._calls[_key(memory, labels)] = memory, call
 
-    def repeated(self, labels: Tensor) -> Call | None:
-        """The first call where this one repeats it within a backward pass, else None.
+    def find_repeated(self, labels: Tensor) -> Call | None:
+        """The first call if this one repeats it in a backward pass, otherwise None.
 
         Raises:
-            ValueError: a repetition with labels of its own.
+            ValueError: the call is repeated with other labels.
         """
         if torch._C._current_graph_task_id() == -1:
             return None
         memory = StorageWeakRef(labels.untyped_storage())
-        # A reference keeps the address of what is gone from being used again.
+        # A weak reference keeps the address of freed memory from being reused.
         known, call = self._calls.get(_key(memory, labels), (memory, None))
         if call is None or known.expired():
             raise ValueError(
-                "the head is called again in a backward pass (activation checkpointing) with "
-                "labels that it was not called with before, so its classes and statistics cannot "
-                "be those of the first call; make the labels outside of what is checkpointed"
+                "activation checkpointing repeats a call of the head with a new labels tensor, so "
+                "the classes and statistics of the first call cannot be reused; create the labels "
+                "outside the checkpointed function"
             )
         return call
 

@@ -1,4 +1,4 @@
-"""SGD with momentum that touches only the rows that took part."""
+"""SGD with momentum that updates only the rows with a gradient."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ def sgd_(
     momentum: float,
     weight_decay: float,
 ) -> None:
-    """v ← momentum·v + (g + decay·w), w ← w − rate·v, in place; gradients are used up.
+    """v ← momentum·v + (g + decay·w), w ← w − rate·v, in place; overwrites the gradients.
 
-    Without momentum there are no buffers. Nothing of a parameter's size is allocated.
+    Without momentum, pass no buffers. Allocates no parameter-sized tensors.
     """
     if weight_decay:
         torch._foreach_add_(gradients, parameters, alpha=weight_decay)
@@ -35,22 +35,22 @@ def sgd_(
 
 
 class RowwiseSGD(torch.optim.Optimizer):
-    """SGD with momentum and weight decay; of a sparse gradient only the rows it holds.
+    """SGD with momentum and weight decay that updates only the rows in a sparse gradient.
 
-    For a touched row: v ← momentum·v + (g + decay·w), w ← w − rate·v, which is `torch.optim.SGD`'s
-    rule, and for a dense gradient the whole of it. An untouched row keeps weight and momentum bit
-    for bit, where the dense rule would decay both: with classes sampled at rate r a row sees decay
-    and momentum 1/r times as seldom, each time with a gradient.
+    A row in the gradient follows `torch.optim.SGD`: v ← momentum·v + (g + decay·w), w ← w − rate·v.
+    Other rows keep weight and momentum unchanged, whereas `torch.optim.SGD` would decay both. With
+    classes sampled at rate r, decay and momentum therefore act on a row only in a fraction r of the
+    steps. A dense gradient updates all rows.
 
-    A dense gradient is changed in place, so that no second tensor of its size is needed.
+    A dense gradient is overwritten, so that no second tensor of its size is needed.
 
     Args:
         parameters: as in `torch.optim.SGD`.
-        lr: learning rate, above 0.
+        lr: learning rate, at least 0.
         momentum: in [0, 1).
         weight_decay: at least 0.
 
-    Source: momentum of class centres under sampling as in Partial FC, arXiv 2203.15565, section 4.
+    Source (momentum under class sampling): Partial FC, arXiv 2203.15565, section 4.
 
     >>> weight = torch.nn.Parameter(torch.ones(3, 2))
     >>> weight.grad = torch.sparse_coo_tensor([[1]], [[1.0, 1.0]], (3, 2), check_invariants=True)
@@ -98,8 +98,8 @@ class RowwiseSGD(torch.optim.Optimizer):
         return loss
 
 
-def refuse_other_optimizers(weight: nn.Parameter) -> None:
-    """Have optimisers that cannot take a sampled weight's sparse gradient say so in our words."""
+def require_rowwise_optimizer(weight: nn.Parameter) -> None:
+    """Make optimizers that cannot apply a weight's sparse gradient raise an error with a hint."""
     weight._is_sampled = True  # type: ignore[attr-defined]
     _watch_optimizers()
 
@@ -113,14 +113,14 @@ def _check_optimizer(optimizer: torch.optim.Optimizer, *_: Any) -> None:
     if isinstance(optimizer, RowwiseSGD | torch.optim.SparseAdam):
         return
     for group in optimizer.param_groups:
-        # torch's SGD takes sparse gradients where nothing decays.
-        plain = isinstance(optimizer, torch.optim.SGD) and not group["weight_decay"]
-        for parameter in () if plain else group["params"]:
+        # torch's SGD accepts sparse gradients only without weight decay.
+        accepts_sparse = isinstance(optimizer, torch.optim.SGD) and not group["weight_decay"]
+        for parameter in () if accepts_sparse else group["params"]:
             gradient = parameter.grad
             if gradient is not None and gradient.is_sparse and hasattr(parameter, "_is_sampled"):
                 raise ValueError(
-                    f"{type(optimizer).__name__} cannot take the sparse gradient of a head with "
-                    "sample_rate; give the head's parameters to margrave.heads.RowwiseSGD"
+                    f"{type(optimizer).__name__} cannot apply the sparse gradient of a head with "
+                    "sample_rate; pass the head's parameters to margrave.heads.RowwiseSGD"
                 )
 
 
@@ -129,8 +129,8 @@ def _update_rows(
     parameter: Tensor, gradient: Tensor, buffer: Tensor | None, settings: Mapping[str, float]
 ) -> None:
     rows = gradient.indices()[0]
-    touched, moved = parameter[rows], [] if buffer is None else [buffer[rows]]
-    sgd_([touched], [gradient.values().clone()], moved, **settings)
-    parameter.index_copy_(0, rows, touched)
+    updated, momentum_rows = parameter[rows], [] if buffer is None else [buffer[rows]]
+    sgd_([updated], [gradient.values().clone()], momentum_rows, **settings)
+    parameter.index_copy_(0, rows, updated)
     if buffer is not None:
-        buffer.index_copy_(0, rows, moved[0])
+        buffer.index_copy_(0, rows, momentum_rows[0])

@@ -1,4 +1,4 @@
-"""Which classes take part in a step."""
+"""Sample the classes of a training step (Partial FC)."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from torch import Tensor
 def sample_classes(
     positions: Tensor, own: Tensor, num_classes: int, count: int, seed: Sequence[int]
 ) -> Tensor:
-    """The classes of the batch, and others drawn without replacement until there are `count`.
+    """Sample `count` classes without replacement, including all classes of the batch.
 
     Args:
-        positions: (A,) the batch's classes, repeats allowed.
-        own: (A,) bool, which of them are among the classes to draw from; all of those are taken.
-        num_classes: how many there are to draw from.
-        count: how many to take; at least as many as the batch has samples are.
-        seed: whole numbers; the same ones give the same classes on any device.
+        positions: (A,) local classes of the samples; may repeat.
+        own: (A,) bool, whether this rank owns the sample's class; others are ignored.
+        num_classes: number of local classes to sample from.
+        count: number of classes to sample; raised to the number of samples.
+        seed: integers; the same seed gives the same classes on any device.
 
     Returns:
-        (K,) int64, ascending. K does not depend on the labels, so no device is waited for.
+        (K,) int64, ascending. K does not depend on the labels, so the host need not wait.
 
     >>> labels = torch.tensor([7, 2, 7])
     >>> sample_classes(labels, labels > 0, 10, 10, (0,)).tolist()
@@ -30,7 +30,7 @@ def sample_classes(
     >>> len(sample_classes(labels, labels > 0, 1000, 10, (0,)))
     10
     """
-    # One more than there are, for the batch's classes that others own.
+    # One extra entry for samples whose class another rank owns.
     scores = torch.empty(num_classes + 1)
     torch.rand(num_classes, generator=_generator(seed), out=scores[:-1])
     scores = scores.to(positions.device, non_blocking=True)

@@ -1,4 +1,4 @@
-"""Classes split over ranks."""
+"""A head whose classes are sharded over ranks."""
 
 from __future__ import annotations
 
@@ -8,23 +8,23 @@ from margrave.heads.contract import HEADS
 
 @HEADS.register("sharded")
 class ShardedHead(ChunkedHead):
-    """The chunked head of which each rank owns a contiguous block of classes.
+    """A chunked head in which each rank owns a contiguous block of classes.
 
-    Every rank gives its own batch, of any size, and gets its own samples' loss. Embeddings are
-    gathered; each owner finds its targets' cosines (B numbers are all-reduced) and modulates its
-    own negatives; the log-sum-exp is reduced. Statistics see the batch of all ranks, and those of
-    classes live with the class's owner. In a world of one it is the chunked head.
+    Every rank passes its own batch, of any size, and gets the loss of its samples. Embeddings are
+    gathered. Each rank computes the cosines of the targets it owns (all-reduced) and the
+    log-sum-exp of its own negatives (reduced). Statistics use the batch of all ranks; per-class
+    statistics are stored by the class's owner. With one rank it equals the chunked head.
 
-    Keep the head outside of data-parallel wrapping. With ``reduction="mean"`` a rank's loss is
-    ranks/samples times the sum over its samples, so that gradients of the backbone averaged over
-    ranks (DDP) are those of the mean over all samples; the shard's own gradient already is
-    (`margrave.heads.cross_entropy.gradient_share`). With ``reduction="none"`` weight the losses
-    so yourself.
+    Do not wrap the head in DDP. With ``reduction="mean"`` a rank's loss is ranks/samples times the
+    sum over its samples, so that averaging the backbone's gradients over ranks (DDP) gives those of
+    the mean over all samples. The head corrects its own gradient for this factor
+    (`margrave.heads.cross_entropy.gradient_share`). With ``reduction="none"``, apply the factor
+    yourself.
 
     Args:
-        as `ChunkedHead`. `num_classes` counts the classes of all ranks.
+        *: see `ChunkedHead`; `num_classes` counts the classes of all ranks.
 
-    Source: the scheme of ArcFace, arXiv 1801.07698, section 3.3, and of Partial FC, for any loss.
+    Source: ArcFace, arXiv 1801.07698, section 3.3, and Partial FC, generalized to any loss.
 
     >>> import torch
     >>> head = ShardedHead("curricularface", num_classes=10, embedding_size=4)
@@ -32,4 +32,4 @@ class ShardedHead(ChunkedHead):
     torch.Size([])
     """
 
-    splits_classes = True
+    sharded = True

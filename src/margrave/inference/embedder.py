@@ -2,35 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from margrave import backbones
 from margrave.backbones.memory_layout import memory_format
-from margrave.checkpoints import ModelCard, load_model, load_strictly
-from margrave.data import Fit, ReadableImages, fit_image, normalise
-from margrave.files import is_onnx
-from margrave.inference.onnx_model import load_onnx
-from margrave.registry import names_from_file
-
-Progress = Callable[[int, int], None]
+from margrave.data import Fit, ReadableImages, fit_image, normalize, open_source
+from margrave.evaluation import fuse_flips, unit_rows
+from margrave.models import ModelCard, open_model
+from margrave.progress import Progress
 
 
 @dataclass(frozen=True, eq=False)
 class Embedder:
-    """A backbone in evaluation mode and the card that says how its images are prepared.
+    """A backbone and the card that describes its preprocessing.
 
     Attributes:
-        backbone: (B, 3, S, S) normalised RGB -> (B, D) unnormalised.
-        card: image size, mean and deviation.
-        fit: how an image of another shape becomes square.
-        batch_size: images at a time.
-        precision: of the backbone's arithmetic; bfloat16 is faster on machines made for it.
+        backbone: maps (B, 3, S, S) normalized images to (B, D) unnormalized embeddings.
+        card: the model card with image size, mean and std.
+        fit: how an image that is not S x S is made so: "crop", "pad" or "stretch".
+        batch_size: number of images per forward pass.
+        precision: the dtype of the backbone's arithmetic; bfloat16 is faster on hardware that
+            supports it.
     """
 
     backbone: nn.Module
@@ -40,10 +38,10 @@ class Embedder:
     precision: torch.dtype = torch.float32
 
     def prepare(self, image: np.ndarray, name: str = "the image") -> Tensor:
-        """A (height, width, 3) RGB image as (3, S, S) uint8.
+        """Fit a (height, width, 3) RGB uint8 image to (3, S, S) uint8.
 
         Raises:
-            ValueError: another shape, or pixels that are not 8-bit, naming what came.
+            ValueError: the image has another shape or dtype.
         """
         if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
             detail = " with NaN or infinite pixels" if not np.isfinite(image).all() else ""
@@ -54,11 +52,29 @@ class Embedder:
         fitted = fit_image(image, self.card.image_size, self.fit)
         return torch.from_numpy(np.ascontiguousarray(fitted.transpose(2, 0, 1)))
 
-    def embed(self, pixels: Tensor) -> Tensor:
-        """(B, 3, S, S) uint8 -> (B, D) float32 unnormalised embeddings.
+    def embed(
+        self, images: Any, *, flips: bool = True, progress: Progress | None = None
+    ) -> np.ndarray:
+        """Compute (N, D) float32 unit embeddings of aligned faces.
+
+        Args:
+            images: a path, an (H, W, 3) uint8 RGB array, a list of these, an (N, H, W, 3) array,
+                or a set of images. A single image gives one row.
+            flips: fuse each embedding with that of the flipped image.
+            progress: called with (images done, total).
 
         Raises:
-            ValueError: the backbone does not give one row per image.
+            ValueError: an image cannot be read, or an array is not an RGB uint8 image.
+        """
+        plain, flipped = self.embed_images(_as_images(images), flips=flips, progress=progress)
+        units = fuse_flips(plain, flipped) if flips else unit_rows(plain)
+        return units.astype(np.float32)
+
+    def embed_pixels(self, pixels: Tensor) -> Tensor:
+        """Compute (B, D) float32 unnormalized embeddings of (B, 3, S, S) uint8 images.
+
+        Raises:
+            ValueError: the backbone's output is not one row per image.
         """
         return self._embed(pixels)[0].cpu()
 
@@ -71,28 +87,31 @@ class Embedder:
         self.backbone.eval()
         try:
             pixels = pixels.to(device, non_blocking=True)
-            # An ONNX model may want BGR; its mean and deviation are then in that order too.
-            pixels = pixels.flip(1) if self.card.colour_order == "bgr" else pixels
-            images = normalise(pixels, self.card.mean, self.card.deviation)
+            # An ONNX model may expect BGR; its mean and std are then in BGR order too.
+            pixels = pixels.flip(1) if self.card.color_order == "bgr" else pixels
+            images = normalize(pixels, self.card.mean, self.card.std)
             low = self.precision in (torch.bfloat16, torch.float16)
             with torch.autocast(device.type, self.precision if low else None, enabled=low):
                 layout = memory_format(self.backbone)
                 sides = [images, images.flip(3)] if flips else [images]
                 sides = [side.to(dtype, memory_format=layout) for side in sides]
-                return torch.stack([self._rows(side) for side in sides])
+                return torch.stack([self._forward(side) for side in sides])
         finally:
             self.backbone.train(was_training)
 
-    def _rows(self, images: Tensor) -> Tensor:
-        """One row per image, whatever network it is; one row for many would be broadcast."""
-        answer = self.backbone(images)
-        if not isinstance(answer, Tensor) or answer.dim() != 2 or len(answer) != len(images):
-            shape = tuple(answer.shape) if isinstance(answer, Tensor) else type(answer).__name__
+    def _forward(self, images: Tensor) -> Tensor:
+        """Run the backbone and check that it returns one row per image.
+
+        Without the check, a single row for many images would be broadcast silently.
+        """
+        output = self.backbone(images)
+        if not isinstance(output, Tensor) or output.dim() != 2 or len(output) != len(images):
+            shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
             raise ValueError(
-                f"{type(self.backbone).__name__} gives {shape} for {len(images)} images, expected "
-                f"shape ({len(images)}, D): one embedding per image"
+                f"{type(self.backbone).__name__} returned {shape} for {len(images)} images, "
+                f"expected shape ({len(images)}, D): one embedding per image"
             )
-        return answer.float()
+        return output.float()
 
     def embed_images(
         self,
@@ -102,53 +121,54 @@ class Embedder:
         progress: Progress | None = None,
         unreadable: dict[int, str] | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Embeddings of the images and, if asked for, of their mirror images.
+        """Embed images and, if `flips` is set, their horizontally flipped copies.
 
         Args:
-            images: a labelled set, or images as arrays.
-            indices: which ones; all by default.
-            flips: embed mirror images too, for flip fusion.
-            progress: called with (images done, images in all).
-            unreadable: where given, images that cannot be read leave rows of zeros and their
-                reason here, by index.
+            images: a set of images, or images as arrays.
+            indices: the images to embed; by default all.
+            flips: embed flipped images too, for flip fusion.
+            progress: called with (images done, total).
+            unreadable: receives index -> reason for each image that cannot be read, whose row
+                stays zero. If None, such an image raises an error.
 
         Returns:
-            (N, D) and (N, D) float32, the second empty without flips.
+            (N, D) float32 embeddings of the images, and of the flipped images; the second array
+            is empty without flips.
 
         Raises:
-            ValueError: an image that cannot be read, naming it, unless `unreadable` is given.
+            ValueError: there are no images, or an image cannot be read and `unreadable` is None.
         """
-        wanted = np.arange(len(images)) if indices is None else np.asarray(indices)
+        selected = np.arange(len(images)) if indices is None else np.asarray(indices)
         faults = {} if unreadable is None else unreadable
         size = self.card.image_size
-        done: list[Tensor] = []
-        computing: tuple[Tensor, Tensor, Tensor] | None = None
+        finished: list[Tensor] = []
+        pending: tuple[Tensor, Tensor, Tensor] | None = None
 
         def collect() -> None:
-            if computing is not None:
-                embeddings, read, _ = computing
-                done.append(embeddings.cpu() * read)
+            if pending is not None:
+                embeddings, readable, _ = pending
+                finished.append(embeddings.cpu() * readable)
 
-        for start in range(0, len(wanted), self.batch_size):
-            part = wanted[start : start + self.batch_size]
-            pixels = torch.zeros(len(part), 3, size, size, dtype=torch.uint8)
-            for row, index in enumerate(part.tolist()):
+        for start in range(0, len(selected), self.batch_size):
+            batch = selected[start : start + self.batch_size]
+            pixels = torch.zeros(len(batch), 3, size, size, dtype=torch.uint8)
+            for row, index in enumerate(batch.tolist()):
                 try:
                     pixels[row] = self._read(images, index)
                 except ValueError as error:
                     if unreadable is None:
                         raise
                     faults[index] = str(error)
-            read = torch.tensor([index not in faults for index in part.tolist()])[:, None]
-            # Only now: while these images were read the device computed the embeddings of the last.
+            readable = torch.tensor([index not in faults for index in batch.tolist()])[:, None]
+            # Collect the previous batch only now: the device computed it while this one was read.
             collect()
-            computing = self._embed(pixels, flips), read, pixels
+            pending = self._embed(pixels, flips), readable, pixels
             if progress is not None:
-                progress(start + len(part), len(wanted))
+                progress(start + len(batch), len(selected))
         collect()
-        if not done:
+        if not finished:
             raise ValueError("there are no images to embed; check the folder or the list")
-        embeddings = torch.cat(done, dim=1).numpy()
+        embeddings = torch.cat(finished, dim=1).numpy()
         empty = np.empty((0, embeddings.shape[2]), np.float32)
         return embeddings[0], embeddings[1] if flips else empty
 
@@ -158,38 +178,32 @@ class Embedder:
         return self.prepare(images.read(index), images.name(index))
 
 
+def _as_images(images: Any) -> ReadableImages:
+    """Turn whatever the user passed into a set of readable images."""
+    single = isinstance(images, np.ndarray) and images.ndim == 3
+    return open_source(images[None] if single else images)
+
+
 def load_embedder(
     path: str | Path,
     *,
     fit: Fit | None = None,
     device: str | None = None,
     trust_code: bool = False,
+    runtime: str | None = None,
 ) -> Embedder:
-    """The embedder in a model file, in a run's folder, or in an ONNX file.
+    """Load the embedder in a model file, a run's folder or an ONNX file.
 
     Args:
-        path: the file or folder; or an .onnx file, see ``margrave.inference.onnx_model``.
-        fit: how images of another shape become square; by default as in training.
-        device: by default a CUDA device if there is one.
-        trust_code: allow a network of somebody's own, whose module is imported.
+        path: the file or folder; for .onnx files see ``margrave.models.onnx_file``.
+        fit: how images of another shape are made square; by default as in training.
+        device: the device to run on; by default a CUDA device if there is one.
+        trust_code: allow custom network code; its module is imported and run.
+        runtime: the runtime of an ONNX model, ``onnxruntime`` (default) or ``openvino``.
 
     Raises:
-        ValueError: no such file, one that does not fit its own card, or one that names code of
-            its own without `trust_code`.
+        ValueError: the file does not exist or does not match its card, it names custom code and
+            `trust_code` is False, or the runtime cannot run it.
     """
-    path = Path(path)
-    path = path / "model.safetensors" if path.is_dir() else path
-    if is_onnx(path):
-        network, card = load_onnx(path, device)
-        return Embedder(network.eval(), card, fit or card.fit)
-    state, card = load_model(path)
-    with names_from_file(path, trust_code):
-        backbone = backbones.create_for(state, card.backbone, str(path))
-    load_strictly(backbone, state, str(path))
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        backbone = backbone.eval().to(device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"device = {device!r} cannot be used here: {reason}") from error
-    return Embedder(backbone, card, fit or card.fit)
+    model = open_model(path, device=device, trust_code=trust_code, runtime=runtime)
+    return Embedder(model.backbone, model.card, fit or model.card.fit)

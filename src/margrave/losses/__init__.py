@@ -1,4 +1,4 @@
-"""Margin losses: pure functions of cosines, one file each, found by being in this folder."""
+"""Margin losses as pure functions of cosines; each is registered in its own file."""
 
 from __future__ import annotations
 
@@ -7,32 +7,70 @@ import pkgutil
 from collections.abc import Mapping
 from typing import Any
 
+from margrave.losses.adaface import AdaFace
+from margrave.losses.arcface import ArcFace
+from margrave.losses.combined import Combined
+from margrave.losses.compose import Composed, compose
 from margrave.losses.contract import LOSSES, Context, Loss
+from margrave.losses.cosface import CosFace
+from margrave.losses.curricularface import CurricularFace
+from margrave.losses.elasticface import ElasticFace
+from margrave.losses.kappaface import KappaFace
+from margrave.losses.magface import MagFace
+from margrave.losses.mv_softmax import MVSoftmax
+from margrave.losses.normface import NormFace
+from margrave.losses.softmax import Softmax
+from margrave.losses.sphereface import SphereFace
+from margrave.losses.sphereface_r import SphereFaceR
+from margrave.losses.sv_softmax import SVSoftmax
+from margrave.registry import import_path, texts_in
+
+__all__ = [
+    "LOSSES",
+    "AdaFace",
+    "ArcFace",
+    "Combined",
+    "Composed",
+    "Context",
+    "CosFace",
+    "CurricularFace",
+    "ElasticFace",
+    "KappaFace",
+    "Loss",
+    "MVSoftmax",
+    "MagFace",
+    "NormFace",
+    "SVSoftmax",
+    "Softmax",
+    "SphereFace",
+    "SphereFaceR",
+    "compose",
+    "create",
+]
 
 for _module in pkgutil.iter_modules(__path__):
     importlib.import_module(f"{__name__}.{_module.name}")
 
-from margrave.losses.compose import compose  # noqa: E402
-
 
 def create(spec: Mapping[str, Any]) -> Loss:
-    """The loss that ``{"kind": name, **hyperparameters}`` describes.
+    """Create the loss that ``{"kind": name, **hyperparameters}`` describes.
+
+    Raises:
+        ValueError: see `Registry.create`; or the kind is not a loss; or a hyperparameter names a
+            statistic that `names_from_file` forbids.
 
     >>> create({"kind": "arcface", "margin": 0.3}).margin
     0.3
     """
     kind = LOSSES.get(spec["kind"]) if isinstance(spec.get("kind"), str) else Loss
     if not (isinstance(kind, type) and issubclass(kind, Loss)):
-        raise ValueError(f"{spec['kind']!r} is no margrave.losses.Loss; derive your class from it")
-    return LOSSES.create(spec)
-
-
-def __getattr__(name: str) -> Any:
-    """Every registered loss class under its own name: ``from margrave.losses import AdaFace``."""
-    for kind in LOSSES:
-        if LOSSES.get(kind).__name__ == name:
-            return LOSSES.get(kind)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-
-__all__ = ["LOSSES", "Context", "Loss", "compose", "create"]
+        raise ValueError(
+            f"{spec['kind']!r} is not a margrave.losses.Loss; derive your class from it"
+        )
+    loss: Loss = LOSSES.create(spec)
+    # A statistic named by the loss's code is as trusted as that code. One named by a hyperparameter
+    # is only as trusted as the file it was read from, so import_path checks it.
+    for name in loss.needs.keys() & set(texts_in(spec)):
+        if ":" in name:
+            import_path(name)
+    return loss

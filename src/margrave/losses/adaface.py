@@ -1,4 +1,4 @@
-"""AdaFace: the margin follows image quality, read from the feature norm."""
+"""AdaFace: the margin adapts to image quality, estimated by the feature norm."""
 
 from __future__ import annotations
 
@@ -16,28 +16,28 @@ if TYPE_CHECKING:
 @LOSSES.register("adaface")
 @dataclass(frozen=True, kw_only=True)
 class AdaFace(Loss):
-    """A large margin for images of high quality, a forgiving one for images of low quality.
+    """Large margins for high-quality images, small margins for low-quality images.
 
-    ẑ = clip( h·(‖z‖ − μ)/(σ + ε), −1, 1 ), ‖z‖ clipped to [0.001, 100] and without gradient;
-    T = cos( clip(θ_y − m·ẑ, ε, π − ε) ) − (m + m·ẑ), N_j = cosθ_j. So ẑ = −1 is ArcFace-like,
-    0 CosFace-like, +1 a negative angular margin with a shift. All cosines are clamped to ±(1 − ε).
-    μ and σ are running statistics of the batch's norms, updated before use.
+    ẑ = clip( h·(‖z‖ − μ)/(σ + ε), −1, 1 ), with ‖z‖ clipped to [0.001, 100] and without gradient;
+    T = cos( clip(θ_y − m·ẑ, ε, π − ε) ) − (m + m·ẑ), N_j = cosθ_j. Thus ẑ = −1 gives ArcFace,
+    0 gives CosFace, and +1 a negative angular margin with a shift. All cosines are clamped to
+    ±(1 − ε). μ and σ are running statistics of the batch's norms, updated before use.
 
     Source: AdaFace, CVPR 2022, arXiv 2204.00964, equations 12 to 14; mk-minchul/AdaFace
-    ``head.py`` (its t_alpha is `norm_update_weight`; the paper's α = 0.99 is the weight of the old
-    value).
+    ``head.py`` (t_alpha there is `norm_update_weight` here; the paper's α = 0.99 is the weight of
+    the old value).
 
     Attributes:
-        margin: m.
-        concentration: h, how strongly the norm moves the margin.
+        margin: m, the base margin.
+        concentration: h, how strongly the norm changes the margin.
         norm_update_weight: weight of the new batch in μ and σ, in (0, 1].
-        norm_start: how μ and σ begin: ``official`` at 20 and 100, under which the margin hardly
-            adapts for hundreds of steps; ``first_batch``; or ``bias_corrected``.
-        epsilon: ε of every clip above.
+        norm_start: initial μ and σ: ``official`` (20 and 100, with which the margin hardly adapts
+            for hundreds of steps), ``first_batch``, or ``bias_corrected``.
+        epsilon: ε in the formulas above.
 
     >>> import torch
     >>> one, ten = torch.tensor(1.0), torch.tensor(10.0)
-    >>> context = Context(feature_norm=ten, feature_norm_mean=ten, feature_norm_deviation=one)
+    >>> context = Context(feature_norm=ten, feature_norm_mean=ten, feature_norm_std=one)
     >>> round(AdaFace().target(torch.tensor([0.5]), context).item(), 4)
     0.1
     """
@@ -61,17 +61,17 @@ class AdaFace(Loss):
         return {"feature_norm": settings}
 
     def quality(self, context: Context) -> Tensor:
-        """ẑ (B,): image quality in [−1, 1] as the feature norm tells it."""
+        """(B,) ẑ, the image quality in [−1, 1], estimated by the feature norm."""
         import torch
 
         norm = context["feature_norm"].detach().clamp(0.001, 100)
-        numbers = torch.finfo(norm.dtype)
-        # Equal norms and an epsilon below the dtype's range would divide 0 by 0.
-        deviation = context["feature_norm_deviation"] + max(self.epsilon, numbers.tiny)
-        standardised = (norm - context["feature_norm_mean"]) / deviation
-        # Far beyond what the next clip leaves, but finite: a concentration may be 0.
-        standardised = standardised.clamp(-(numbers.max**0.5), numbers.max**0.5)
-        return (self.concentration * standardised).clamp(-1, 1)
+        limits = torch.finfo(norm.dtype)
+        # With equal norms and an epsilon below the dtype's range, this would be 0 / 0.
+        std = context["feature_norm_std"] + max(self.epsilon, limits.tiny)
+        standardized = (norm - context["feature_norm_mean"]) / std
+        # Keep it finite, since a concentration of 0 times infinity is NaN.
+        standardized = standardized.clamp(-(limits.max**0.5), limits.max**0.5)
+        return (self.concentration * standardized).clamp(-1, 1)
 
     def target(self, cosine: Tensor, context: Context) -> Tensor:
         quality = self.quality(context)

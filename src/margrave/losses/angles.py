@@ -1,4 +1,4 @@
-"""Angles through their cosines, safe at ±1 in value and in gradient."""
+"""Functions of angles given by their cosines; values and gradients are finite at ±1."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ if TYPE_CHECKING:
 
 
 BeyondPi = Literal["monotone", "clip", "none"]
-"""What becomes of cos(θ + m) where θ + m > π: see `add_angle`."""
+"""How to compute cos(θ + m) where θ + m > π, see `add_angle`."""
 
 BaseMargin = Literal["none", "cosine", "angular"]
 """No margin, CosFace's cosθ − m, or ArcFace's cos(θ + m)."""
 
 
 def sine(cosine: Tensor) -> Tensor:
-    """sin θ ≥ 0 from cos θ; its slope is 0 instead of infinite at the ends.
+    """sin θ ≥ 0 from cos θ; at cos θ = ±1 its slope is 0 instead of infinite.
 
     >>> import torch
     >>> sine(torch.tensor([0.6, 1.0])) > 0
@@ -29,8 +29,8 @@ def sine(cosine: Tensor) -> Tensor:
 def arccosine(cosine: Tensor, epsilon: float | None = None) -> Tensor:
     """θ from cos θ clamped to ±(1 − epsilon); epsilon is the dtype's rounding unit by default.
 
-    An epsilon that the dtype rounds away is raised to its smallest step below 1, as the slope at 1
-    is infinite.
+    An epsilon that the dtype would round to 0 is raised to the dtype's smallest step below 1,
+    because the slope at 1 is infinite.
 
     >>> import torch
     >>> cosine = torch.ones(1, dtype=torch.bfloat16, requires_grad=True)
@@ -43,13 +43,13 @@ def arccosine(cosine: Tensor, epsilon: float | None = None) -> Tensor:
     return cosine.clamp(-limit, limit).arccos()
 
 
-def above(cosines: Tensor, threshold: Tensor) -> Tensor:
-    """(B, K) 1 where a cosine exceeds its sample's threshold (B,), else 0.
+def above_mask(cosines: Tensor, threshold: Tensor) -> Tensor:
+    """(B, K) 1 where a cosine exceeds its sample's threshold (B,), otherwise 0.
 
-    In the cosines' own type: CPUs multiply by it several times faster than they choose by bools.
+    It has the cosines' dtype, since CPUs multiply by it several times faster than they use masks.
 
     >>> import torch
-    >>> above(torch.tensor([[0.5, 0.1]]), torch.tensor([0.3]))
+    >>> above_mask(torch.tensor([[0.5, 0.1]]), torch.tensor([0.3]))
     tensor([[1., 0.]])
     """
     import torch
@@ -61,7 +61,7 @@ def above(cosines: Tensor, threshold: Tensor) -> Tensor:
 
 
 def rotate(cosine: Tensor, angle: float | Tensor) -> Tensor:
-    """cos(θ + angle) = cosθ·cos(angle) − sinθ·sin(angle), with nothing special beyond π."""
+    """cos(θ + angle) = cosθ·cos(angle) − sinθ·sin(angle), without a special rule beyond π."""
     angle = _as_tensor(angle, cosine)
     return cosine * angle.cos() - sine(cosine) * angle.sin()
 
@@ -69,17 +69,17 @@ def rotate(cosine: Tensor, angle: float | Tensor) -> Tensor:
 def add_angle(
     cosine: Tensor, margin: float | Tensor, beyond_pi: BeyondPi, epsilon: float = 1e-4
 ) -> Tensor:
-    """cos(θ + margin), with a named rule where θ + margin leaves [0, π].
+    """cos(θ + margin), with a rule for θ + margin outside [0, π].
 
-    - ``monotone``: cosθ − m·sin(π − m) beyond π, so T keeps falling with θ (ArcFace and
+    - ``monotone``: cosθ − m·sin(π − m) beyond π, so T keeps decreasing with θ (ArcFace and
       CurricularFace authors' code).
-    - ``clip``: θ + m clipped to [ε, π − ε] and cosθ to ±(1 − ε); no gradient outside (AdaFace's).
-    - ``none``: cos(θ + m) as it is, rising again beyond π (InsightFace's).
+    - ``clip``: clips θ + m to [ε, π − ε] and cosθ to ±(1 − ε), without gradient outside (AdaFace).
+    - ``none``: cos(θ + m) unchanged, which increases again beyond π (InsightFace).
 
     Args:
         cosine: (B,) cosθ.
-        margin: m in radians, one number or (B,).
-        beyond_pi: the rule.
+        margin: m in radians, a number or (B,).
+        beyond_pi: the rule for θ + margin > π.
         epsilon: ε of ``clip``, in radians.
 
     >>> import torch
@@ -96,7 +96,7 @@ def add_angle(
 
 
 def base_margin(cosine: Tensor, margin: float, base: BaseMargin) -> Tensor:
-    """f(m, θ): the bare margin function that support vectors are measured against."""
+    """f(m, θ): the margin function that defines hard negatives, without easy margin."""
     if base == "none":
         return cosine
     return cosine - margin if base == "cosine" else rotate(cosine, margin)
@@ -109,5 +109,5 @@ def _rounding_unit(cosine: Tensor) -> float:
 
 
 def _as_tensor(value: float | Tensor, cosine: Tensor) -> Tensor:
-    """In the type and on the device of the cosines, and made there: a copy would wait for it."""
+    """A tensor with the cosines' dtype and device, created there because a copy would block."""
     return cosine.new_full((), value) if isinstance(value, int | float) else value.to(cosine)

@@ -26,7 +26,7 @@ class ArcFace(Loss):
 
     Attributes:
         margin: m in radians, 0 ≤ m < π.
-        beyond_pi: what becomes of θ_y + m > π, see `margrave.losses.angles.add_angle`.
+        beyond_pi: the rule for θ_y + m > π, see `margrave.losses.angles.add_angle`.
         easy_margin: apply the margin only where cosθ_y > 0.
 
     >>> import torch

@@ -16,18 +16,18 @@ if TYPE_CHECKING:
 @LOSSES.register("combined")
 @dataclass(frozen=True, kw_only=True)
 class Combined(Loss):
-    """All three margins at once.
+    """A multiplicative angular, an additive angular and an additive cosine margin.
 
     T = cos(m₁·θ_y + m₂) − m₃, N_j = cosθ_j.
 
     Source: ArcFace, arXiv 1801.07698, equation 4; ``CombinedMarginLoss`` of deepinsight/insightface
-    ``arcface_torch/losses.py``, which drops m₂ wherever m₃ > 0; here it is kept.
+    ``arcface_torch/losses.py``, which ignores m₂ if m₃ > 0; this loss applies both.
 
     Attributes:
-        angle_multiplier: m₁ > 0.
-        angle_margin: m₂ in radians.
-        cosine_margin: m₃ in cosine.
-        beyond_pi: ``none`` (InsightFace's) or ``clip``, see `margrave.losses.angles.add_angle`.
+        angle_multiplier: m₁ > 0, multiplies the angle.
+        angle_margin: m₂, added to the angle, in radians.
+        cosine_margin: m₃, subtracted from the cosine.
+        beyond_pi: ``none`` (InsightFace) or ``clip``, see `margrave.losses.angles.add_angle`.
 
     >>> import torch
     >>> loss = Combined(angle_multiplier=1.0, angle_margin=0.3, cosine_margin=0.2)

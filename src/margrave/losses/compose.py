@@ -1,4 +1,4 @@
-"""One loss's target with another's negatives."""
+"""Combine the target of one loss with the negatives of another."""
 
 from __future__ import annotations
 
@@ -17,12 +17,16 @@ if TYPE_CHECKING:
 class Composed(Loss):
     """The target of one loss and the negatives of another.
 
-    T and the penalty are those of `target_loss`, N_j those of `negatives_loss`, whose hard
-    negatives are still measured against its own margin; the scale is the target's unless given. By
-    default a quality-adaptive target with
-    curricular negatives. In a recipe either is written ``{kind: …}``.
+    `target_loss` gives T and the penalty, `negatives_loss` gives N_j and determines hard negatives
+    by its own margin. The default is AdaFace's target with CurricularFace's negatives. In a recipe
+    each is given as ``{kind: …}``.
 
-    Source: ours; it follows from the contract.
+    Source: Margrave; it follows from the loss contract.
+
+    Attributes:
+        scale: s; by default that of `target_loss`.
+        target_loss: the loss of the target.
+        negatives_loss: the loss of the negatives.
 
     >>> Composed(target_loss={"kind": "cosface"}).target_loss
     CosFace(scale=64.0, straight_through=False, margin=0.35, easy_margin=False)
@@ -38,7 +42,7 @@ class Composed(Loss):
             part = LOSSES.create(part) if isinstance(part, Mapping) else part
             object.__setattr__(self, field, part)
             self.require(field, isinstance(part, Loss), "a loss or a mapping with its kind")
-            self.require(field, part.normalized, "a loss of cosines; softmax has none")
+            self.require(field, part.normalized, "a loss of cosines, not softmax")
         if self.scale is None:
             object.__setattr__(self, "scale", self.target_loss.scale)
         super().__post_init__()
@@ -49,8 +53,8 @@ class Composed(Loss):
         for name, settings in self.negatives_loss.needs.items():
             if needs.setdefault(name, settings) != settings:
                 raise ValueError(
-                    f"target and negatives both read the statistic {name!r} but with different "
-                    f"settings, {dict(needs[name])} and {dict(settings)}; give both the same"
+                    f"target_loss and negatives_loss use the statistic {name!r} with different "
+                    f"settings, {dict(needs[name])} and {dict(settings)}; make them equal"
                 )
         return needs
 
@@ -73,7 +77,7 @@ class Composed(Loss):
 
 
 def compose(*, target: Loss, negatives: Loss, scale: float | None = None) -> Composed:
-    """A loss with one's target and another's negatives, at the target's scale unless told.
+    """Combine the target of one loss with the negatives of another, see `Composed`.
 
     >>> from margrave.losses import ArcFace, MVSoftmax
     >>> compose(target=ArcFace(scale=30), negatives=MVSoftmax()).scale

@@ -1,72 +1,107 @@
-"""The loss contract: what a loss may know and what it must answer.
+"""The loss contract: a loss's inputs and what it computes.
 
-Shapes by letter: B batch, C all classes, K classes at hand (all, a chunk, a shard or a sample).
+Shapes: B batch, C all classes, K local classes (all, a chunk, a shard or a sample of them).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from margrave.registry import Registry
 
-# Every loss file imports torch for types alone or within functions: `margrave losses` lists the
+# Loss files import torch only for types or within functions, so that `margrave losses` lists the
 # losses in a tenth of the time that importing torch takes.
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-@dataclass(frozen=True, kw_only=True)
-class Context:
-    """What a loss knows beyond its cosines, made once per step by the head's statistics.
+class Context(Mapping[str, "Tensor"]):
+    """A loss's inputs besides the cosines; the head's statistics create it once per step.
+
+    A frozen mapping from names to tensors of shape () or (B, …). A statistic may supply any name,
+    which a loss reads as ``context[name]``; the names below are also attributes.
 
     Attributes:
-        feature_norm: (B,) ‖x‖ of the unnormalised embeddings, attached to the graph.
+        feature_norm: (B,) ‖x‖ of the unnormalized embeddings, with gradient.
         feature_norm_mean: () running mean of the clipped norms.
-        feature_norm_deviation: () running standard deviation of the clipped norms.
+        feature_norm_std: () running standard deviation of the clipped norms.
         mean_target_cosine: () running mean of cosθ_y.
-        margin_weight: (B,) weight of the margin of each sample's class.
-        iteration: () training steps so far, this one included.
+        margin_weight: (B,) factor for the margin of each sample's class.
+        iteration: () number of training steps so far, including this one.
+
+    >>> import torch
+    >>> context = Context(feature_norm=torch.ones(2)) | {"noise": torch.tensor(0.5)}
+    >>> context["noise"], context.iteration, list(context)
+    (tensor(0.5000), None, ['feature_norm', 'noise'])
     """
 
     feature_norm: Tensor | None = None
     feature_norm_mean: Tensor | None = None
-    feature_norm_deviation: Tensor | None = None
+    feature_norm_std: Tensor | None = None
     mean_target_cosine: Tensor | None = None
     margin_weight: Tensor | None = None
     iteration: Tensor | None = None
 
-    def of_samples(self, rows: slice) -> Context:
-        """The context of some of the batch's samples."""
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
-        return Context(
-            **{
-                name: value if value is None or value.ndim == 0 else value[rows]
-                for name, value in values.items()
-            }
-        )
+    _values: Mapping[str, Tensor]
+
+    def __init__(self, **values: Tensor | None) -> None:
+        present = {name: value for name, value in values.items() if value is not None}
+        attributes = {name: present[name] for name in ATTRIBUTES & present.keys()}
+        vars(self).update(attributes, _values=present)
+
+    def select_samples(self, rows: slice) -> Context:
+        """The context of a slice of the batch's samples."""
+        values = self._values.items()
+        return Context(**{name: v if v.ndim == 0 else v[rows] for name, v in values})
+
+    def __or__(self, values: Mapping[str, Tensor]) -> Context:
+        """A copy of this context with some values added or replaced."""
+        return Context(**{**self._values, **values})
 
     def __getitem__(self, name: str) -> Tensor:
-        """A field that must be there.
+        """A value that must exist.
 
         Raises:
-            ValueError: the field is unknown or was not supplied.
+            ValueError: no statistic supplied it.
 
         >>> Context()["feature_norm"]
         Traceback (most recent call last):
             ...
-        ValueError: this loss reads 'feature_norm', which the context does not hold; \
-name the statistic in the loss's needs
+        ValueError: this loss reads 'feature_norm', which the context does not contain; \
+add its statistic to the loss's needs
         """
-        value = getattr(self, name, None)
-        if value is None:
+        if name not in self._values:
             raise ValueError(
-                f"this loss reads {name!r}, which the context does not hold; "
-                "name the statistic in the loss's needs"
+                f"this loss reads {name!r}, which the context does not contain; "
+                "add its statistic to the loss's needs"
             )
-        return value
+        return self._values[name]
+
+    # Mapping's versions of these methods expect a KeyError.
+    def __contains__(self, name: object) -> bool:
+        return name in self._values
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """A value, or the default if it does not exist."""
+        return self._values.get(name, default)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._values)
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def __setattr__(self, name: str, value: object) -> None:
+        raise AttributeError(f"a Context is frozen: use context | {{{name!r}: …}}")
+
+    def __repr__(self) -> str:
+        return f"Context({dict(self._values)})"
+
+
+ATTRIBUTES = frozenset(name for name in Context.__annotations__ if not name.startswith("_"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,18 +109,18 @@ class Loss:
     """A margin loss as a pure function of cosines.
 
     loss = −log( e^{s·T} / (e^{s·T} + Σ_{j≠y} e^{s·N_j}) ) + penalty, where T is `target` and N_j is
-    `negatives`. One law holds: `negatives` is elementwise over classes, so every head may apply it
-    to any part of them. A subclass overrides `target`, `negatives` or both; its fields are its
-    hyperparameters and its configuration schema at once.
+    `negatives`. `negatives` must be elementwise over classes, so that a head can apply it to any
+    part of them. A subclass overrides `target`, `negatives` or both; its fields define its
+    hyperparameters and its configuration schema.
 
     Attributes:
         scale: s, the inverse temperature.
-        straight_through: give the margin no gradient of its own, so dT/d cosθ_y = 1 as in
-            InsightFace's code. The value is unchanged; the gradient is no longer exact.
+        straight_through: ignore the margin in the gradient, so dT/d cosθ_y = 1, as in InsightFace's
+            code. The value is unchanged; the gradient is no longer exact.
     """
 
     normalized: ClassVar[bool] = True
-    """Whether the head hands cosines (True) or inner products W_jᵀx + b_j (False)."""
+    """Whether the head passes cosines (True) or inner products W_jᵀx + b_j (False)."""
 
     scale: float = 64.0
     straight_through: bool = False
@@ -97,7 +132,7 @@ class Loss:
         self.require("scale", self.scale > 0, "above 0")
 
     def require(self, field: str, holds: bool, rule: str) -> None:
-        """Raise the ValueError of a hyperparameter out of its range."""
+        """Raise a ValueError for a hyperparameter unless its rule holds."""
         if not holds:
             raise ValueError(
                 f"{type(self).__name__}.{field} = {getattr(self, field)!r} must be {rule}"
@@ -105,18 +140,19 @@ class Loss:
 
     @property
     def needs(self) -> Mapping[str, Mapping[str, Any]]:
-        """The statistics this loss reads: name -> settings."""
+        """The statistics that this loss reads: name -> settings."""
         return {}
 
     def target(self, cosine: Tensor, context: Context) -> Tensor:
-        """T (B,): the target's modified cosine, from the true one (B,)."""
+        """(B,) T, the modified target cosine; `cosine` (B,) is the true one."""
         del context
         return cosine
 
     def negatives(self, cosines: Tensor, target_cosine: Tensor, context: Context) -> Tensor:
-        """N (B, K): the other classes' modified cosines, elementwise over classes.
+        """(B, K) N, the modified cosines of the other classes; elementwise over classes.
 
-        `target_cosine` (B,) is the true cosθ_y without gradient: it may only decide, not flow.
+        `target_cosine` (B,) is the true cosθ_y without gradient: it may only decide which negatives
+        are hard.
         """
         del target_cosine, context
         return cosines
@@ -124,29 +160,29 @@ class Loss:
     def negatives_and_slope(
         self, cosines: Tensor, target_cosine: Tensor, context: Context
     ) -> tuple[Tensor, Tensor | None] | None:
-        """N (B, K), and dN/d cosθ_j (B, K) or None where it is 1 everywhere; for speed alone.
+        """(B, K) N and (B, K) dN/d cosθ_j, or None for a slope of 1; an optional optimization.
 
-        None, as by default where `negatives` is overridden, leaves the slope to autograd. A loss
-        that answers promises that its negatives read nothing of the context with a gradient. The
-        slope must be a tensor of its own.
+        Return None to compute the slope by autograd, which is the default if `negatives` is
+        overridden. Otherwise the negatives must not depend on context values with a gradient, and
+        the slope must be a new tensor.
         """
         del target_cosine, context
         return (cosines, None) if type(self).negatives is Loss.negatives else None
 
     def hard_negatives(self, cosines: Tensor, target_cosine: Tensor, context: Context) -> Tensor:
-        """(B, K) bool: the negatives that this loss re-weights. None by default."""
+        """(B, K) bool, the negatives that this loss re-weights; by default none."""
         import torch
 
         del target_cosine, context
         return torch.zeros_like(cosines, dtype=torch.bool)
 
     def penalty(self, context: Context) -> Tensor | None:
-        """(B,) additive regulariser, or None."""
+        """(B,) additive regularizer, or None."""
         del context
         return None
 
     def modify_target(self, cosine: Tensor, context: Context) -> Tensor:
-        """What heads call: `target`, with the gradient that `straight_through` asks for."""
+        """`target` with the gradient that `straight_through` selects; heads call this."""
         target = self.target(cosine, context)
         return cosine + (target - cosine).detach() if self.straight_through else target
 

@@ -22,7 +22,7 @@ class CosFace(Loss):
     of mk-minchul/AdaFace ``head.py`` (m 0.4), ``AM`` of xiaoboCASIA/SV-X-Softmax ``fc_layers.py``.
 
     Attributes:
-        margin: m, in cosine, 0 ≤ m < 2.
+        margin: m, subtracted from the cosine, 0 ≤ m < 2.
         easy_margin: apply the margin only where cosθ_y > 0.
 
     >>> import torch

@@ -1,4 +1,4 @@
-"""CurricularFace: hard negatives gain weight as training matures."""
+"""CurricularFace: hard negatives gain weight as training progresses."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from margrave.losses.angles import above, add_angle, rotate
+from margrave.losses.angles import above_mask, add_angle, rotate
 from margrave.losses.contract import LOSSES, Context, Loss
 
 if TYPE_CHECKING:
@@ -16,19 +16,19 @@ if TYPE_CHECKING:
 @LOSSES.register("curricularface")
 @dataclass(frozen=True, kw_only=True)
 class CurricularFace(Loss):
-    """Hard negatives are weighted by how far training has come.
+    """Hard negatives are weighted by the progress of training.
 
-    T = cos(θ_y + m), monotone beyond π. Hard where cosθ_j > cos(θ_y + m); hard
-    N_j = cosθ_j·(t + cosθ_j), other N_j = cosθ_j. t ← (1 − momentum)·mean(cosθ_y) + momentum·t,
-    updated before use, starting at 0, without gradient.
+    T = cos(θ_y + m), monotone beyond π. A negative is hard if cosθ_j > cos(θ_y + m); then
+    N_j = cosθ_j·(t + cosθ_j), otherwise N_j = cosθ_j. t ← (1 − momentum)·mean(cosθ_y) + momentum·t,
+    initially 0, updated before use, without gradient.
 
     Source: CurricularFace, CVPR 2020, equations 6 to 11; HuangYG123/CurricularFace
-    ``head/metrics.py``. The paper writes the two weights of t the other way round; the authors'
-    code, followed here, has 0.01 on the new value. TFace uses 0.1.
+    ``head/metrics.py``. The paper swaps the two weights of t; as in the authors' code, the new
+    value has the weight 0.01. TFace uses 0.1.
 
     Attributes:
         margin: m in radians, 0 ≤ m < π.
-        momentum: the weight of the old t.
+        momentum: weight of the old t.
 
     >>> import torch
     >>> context = Context(mean_target_cosine=torch.tensor(0.2))
@@ -68,7 +68,7 @@ class CurricularFace(Loss):
     def _weighted(
         self, cosines: Tensor, target_cosine: Tensor, context: Context
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """N, 1 for the hard ones, and t + cosθ_j − 1 for them."""
-        hard = above(cosines, rotate(target_cosine, self.margin))
+        """N, a mask of hard negatives, and t + cosθ_j − 1 for hard negatives (otherwise 0)."""
+        hard = above_mask(cosines, rotate(target_cosine, self.margin))
         excess = hard * (cosines + (context["mean_target_cosine"] - 1))
         return cosines.addcmul(excess, cosines), hard, excess

@@ -1,4 +1,4 @@
-"""KappaFace: the margin follows class concentration and class size."""
+"""KappaFace: the margin adapts to class concentration and class size."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ if TYPE_CHECKING:
 class KappaFace(Loss):
     """Scattered and small classes get a larger margin.
 
-    T = cos(θ_y + m₀·ψ_y), N_j = cosθ_j; ψ_c = γ·w_κ + (1 − γ)·w_s is recomputed once per epoch
+    T = cos(θ_y + m₀·ψ_y), N_j = cosθ_j. ψ_c = γ·w_κ + (1 − γ)·w_s is recomputed once per epoch
     from each class's von Mises–Fisher concentration and its size
-    (`margrave.statistics.class_concentration`), and is 1 during the first.
+    (`margrave.statistics.class_concentration`); in the first epoch it is 1.
 
-    Source: KappaFace, arXiv 2201.07394, equations 7 to 14. Written from the paper alone.
+    Source: KappaFace, arXiv 2201.07394, equations 7 to 14; implemented from the paper only.
 
     Attributes:
         margin: m₀ in radians, 0 ≤ m₀ < π.
-        temperature: how sharply w_κ answers to the standardised concentration.
-        concentration_share: γ, the share of concentration against size, in [0, 1].
-        estimator: where the features come from: ``momentum_encoder`` (a second forward pass of an
-            averaged network), ``memory_buffer`` (one vector kept per training image) or ``online``
-            (the training forward's own features; neither pass nor buffer).
+        temperature: how strongly w_κ depends on the standardized concentration.
+        concentration_share: γ, the weight of concentration relative to size, in [0, 1].
+        estimator: source of the features: ``momentum_encoder`` (a second forward pass of an
+            averaged network), ``memory_buffer`` (one stored vector per training image) or
+            ``online`` (the features of the training forward pass, at no extra cost).
         memory_update_weight: weight of the new feature in the memory buffer.
         beyond_pi: see `margrave.losses.angles.add_angle`.
 

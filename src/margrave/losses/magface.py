@@ -1,4 +1,4 @@
-"""MagFace: the margin and a regulariser follow the feature's magnitude."""
+"""MagFace: the margin and a regularizer depend on the feature norm."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ if TYPE_CHECKING:
 @LOSSES.register("magface")
 @dataclass(frozen=True, kw_only=True)
 class MagFace(Loss):
-    """Long features get a large margin, and length itself is rewarded.
+    """Features with a large norm get a large margin, and the penalty rewards large norms.
 
     a = ‖x‖ clipped to [l_a, u_a]; m(a) = l_m + (u_m − l_m)·(a − l_a)/(u_a − l_a);
     T = cos(θ_y + m(a)), monotone beyond π, N_j = cosθ_j; penalty λ_g·(1/a + a/u_a²).
-    Unlike AdaFace's, the margin passes its gradient on to the norm.
+    Unlike in AdaFace, the margin has a gradient with respect to the norm.
 
     Source: MagFace, CVPR 2021, arXiv 2103.06627, equations 4 and 5; IrvingMeng/MagFace
-    ``models/magface.py`` (its losses take the constants below).
+    ``models/magface.py``, from which the defaults are taken.
 
     Attributes:
-        lowest_norm: l_a > 0.
-        highest_norm: u_a > l_a.
-        lowest_margin: l_m in radians.
-        highest_margin: u_m in radians, l_m ≤ u_m < π.
-        penalty_weight: λ_g ≥ 0.
+        lowest_norm: l_a > 0, the lower limit of the norm.
+        highest_norm: u_a > l_a, the upper limit of the norm.
+        lowest_margin: l_m in radians, the margin at l_a.
+        highest_margin: u_m in radians, l_m ≤ u_m < π, the margin at u_a.
+        penalty_weight: λ_g ≥ 0, the weight of the penalty.
 
     >>> import torch
     >>> MagFace().penalty(Context(feature_norm=torch.tensor([10.0, 110.0]))).round(decimals=3)
@@ -48,8 +48,8 @@ class MagFace(Loss):
         self.require("lowest_norm", self.lowest_norm > 0, "above 0")
         self.require("highest_norm", self.highest_norm > self.lowest_norm, "above lowest_norm")
         self.require("lowest_margin", self.lowest_margin >= 0, "at least 0")
-        rising = self.lowest_margin <= self.highest_margin < math.pi
-        self.require("highest_margin", rising, "from lowest_margin to below π")
+        is_valid = self.lowest_margin <= self.highest_margin < math.pi
+        self.require("highest_margin", is_valid, "at least lowest_margin and below π")
         self.require("penalty_weight", self.penalty_weight >= 0, "at least 0")
 
     def _norm(self, context: Context) -> Tensor:

@@ -1,4 +1,4 @@
-"""MV-Softmax: mis-classified vectors guide the softmax; the sequel of SV-Softmax."""
+"""MV-Softmax: re-weights misclassified vectors; the successor of SV-Softmax."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from margrave.losses.angles import BaseMargin, above, base_margin
+from margrave.losses.angles import BaseMargin, above_mask, base_margin
 from margrave.losses.contract import LOSSES, Context, Loss
 
 if TYPE_CHECKING:
@@ -16,19 +16,20 @@ if TYPE_CHECKING:
 @LOSSES.register("mv_softmax")
 @dataclass(frozen=True, kw_only=True)
 class MVSoftmax(Loss):
-    """Negatives above the target's margin are raised, in proportion or by a constant.
+    """Raises the cosines of hard negatives, proportionally or by a constant.
 
-    Hard where cosθ_j > f(m, θ_y), f being the bare base margin; hard N_j = (t+1)·cosθ_j + t
-    (adaptive) or cosθ_j + t (fixed), other N_j = cosθ_j. T = f(m, θ_y), or cosθ_y where the easy
-    margin spares it. Adaptive weighting with t is SV-Softmax's with t + 1.
+    A negative is hard if cosθ_j > f(m, θ_y), where f is the base margin; then
+    N_j = (t+1)·cosθ_j + t (adaptive) or cosθ_j + t (fixed), otherwise N_j = cosθ_j. T = f(m, θ_y),
+    or cosθ_y for samples exempted by the easy margin. Adaptive weighting with t equals SV-Softmax
+    with t + 1.
 
     Source: Mis-classified Vector Guided Softmax Loss, AAAI 2020, equations 7 to 9; ``MV-AM`` and
     ``MV-Arc`` of xiaoboCASIA/SV-X-Softmax ``fc_layers.py``.
 
     Attributes:
         base: the base margin f.
-        margin: m, in cosine or in radians; unused by base ``none``.
-        hard_weight: t ≥ 0; at 0 the loss is its base margin's.
+        margin: m, in cosine or radians depending on `base`; unused for base ``none``.
+        hard_weight: t ≥ 0; with 0, only the base margin remains.
         weighting: ``adaptive`` or ``fixed``.
         easy_margin: apply the margin only where cosθ_y > 0.
 
@@ -72,8 +73,8 @@ class MVSoftmax(Loss):
         return negatives, hard.mul_(self.hard_weight).add_(1) if adaptive else None
 
     def _weighted(self, cosines: Tensor, target_cosine: Tensor) -> tuple[Tensor, Tensor]:
-        """N, and 1 for the hard ones."""
-        hard = above(cosines, base_margin(target_cosine, self.margin, self.base))
+        """N and a mask of hard negatives."""
+        hard = above_mask(cosines, base_margin(target_cosine, self.margin, self.base))
         if self.weighting == "fixed":
             return cosines.add(hard, alpha=self.hard_weight), hard
         return cosines.addcmul(hard, cosines + 1, value=self.hard_weight), hard

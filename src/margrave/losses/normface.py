@@ -1,4 +1,4 @@
-"""NormFace: the cosine softmax without a margin."""
+"""NormFace: softmax over cosines, without a margin."""
 
 from __future__ import annotations
 

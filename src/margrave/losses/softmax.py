@@ -1,4 +1,4 @@
-"""Plain softmax: no margin, no normalisation."""
+"""Plain softmax: no margin, no normalization."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 class Softmax(Loss):
     """Cross-entropy over W_jᵀx + b_j.
 
-    T = W_yᵀx + b_y, N_j = W_jᵀx + b_j: the head hands inner products instead of cosines. They are
-    clipped where sums of s·N_j would overflow, in float32 at 10^34.
+    T = W_yᵀx + b_y, N_j = W_jᵀx + b_j: the head passes inner products instead of cosines. They are
+    clipped where sums of s·N_j would overflow, at 10^34 in float32.
 
-    Source: the baseline of every paper here; `torch.nn.functional.cross_entropy` of a linear layer.
+    Source: the baseline of all cited papers; `torch.nn.functional.cross_entropy` of a linear layer.
 
     >>> Softmax().scale
     1.0
@@ -30,7 +30,7 @@ class Softmax(Loss):
     scale: float = 1.0
 
     def _limit(self, products: Tensor) -> float:
-        """The largest product of which a batch's sum stays finite."""
+        """The maximum product for which sums over classes stay finite."""
         import torch
 
         return torch.finfo(products.dtype).max ** 0.9 / max(1.0, self.scale)
@@ -40,7 +40,7 @@ class Softmax(Loss):
         return cosine.clamp(-self._limit(cosine), self._limit(cosine))
 
     def modify_target(self, cosine: Tensor, context: Context) -> Tensor:
-        # There is no margin whose gradient could be left out.
+        # There is no margin, so straight_through has no effect.
         return self.target(cosine, context)
 
     def negatives(self, cosines: Tensor, target_cosine: Tensor, context: Context) -> Tensor:

@@ -1,4 +1,4 @@
-"""SphereFace: a multiplicative margin on the target's angle, annealed in."""
+"""SphereFace: a multiplicative margin on the target's angle, phased in by annealing."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ if TYPE_CHECKING:
 @LOSSES.register("sphereface")
 @dataclass(frozen=True, kw_only=True)
 class SphereFace(Loss):
-    """A multiplicative angular margin, mixed with the plain cosine while training is young.
+    """A multiplicative angular margin, blended with the plain cosine early in training.
 
     T = [λ·cosθ_y + ψ(θ_y)] / (1 + λ), ψ(θ) = (−1)^k cos(mθ) − 2k for θ in [kπ/m, (k+1)π/m],
     λ = max(minimum, start·(1 + decay·iteration)^−power); N_j = cosθ_j.
 
-    Source: SphereFace, arXiv 1704.08063; the schedule and s 32 are those of ``SphereFace`` of
-    xiaoboCASIA/SV-X-Softmax ``fc_layers.py`` (cosines there are of unit features, as here).
+    Source: SphereFace, arXiv 1704.08063; schedule and s = 32 from ``SphereFace`` of
+    xiaoboCASIA/SV-X-Softmax ``fc_layers.py``, which also normalizes features.
 
     Attributes:
-        margin: m, a whole number from 1 to 5.
-        plain_weight_start: λ at the start.
-        plain_weight_minimum: the smallest λ.
-        plain_weight_decay: how fast λ falls per iteration.
-        plain_weight_power: the exponent of its fall.
+        margin: m, an integer from 1 to 5.
+        plain_weight_start: initial λ, the weight of the plain cosine.
+        plain_weight_minimum: minimum λ.
+        plain_weight_decay: decay rate of λ per iteration.
+        plain_weight_power: exponent of the decay.
 
     >>> import torch
     >>> context = Context(iteration=torch.tensor(10**9))
@@ -46,7 +46,7 @@ class SphereFace(Loss):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.require("margin", self.margin in (1, 2, 3, 4, 5), "a whole number from 1 to 5")
+        self.require("margin", self.margin in (1, 2, 3, 4, 5), "an integer from 1 to 5")
         for name in ("start", "minimum", "decay", "power"):
             name = f"plain_weight_{name}"
             self.require(name, getattr(self, name) >= 0, "at least 0")
@@ -65,7 +65,7 @@ class SphereFace(Loss):
         return (plain_weight * cosine + folded) / (1 + plain_weight)
 
     def _multiplied_angle(self, cosine: Tensor) -> Tensor:
-        """cos(mθ) by Chebyshev's recurrence, whose slope is finite everywhere."""
+        """cos(mθ) by the Chebyshev recurrence, which has finite slopes everywhere."""
         previous, current = cosine.new_ones(cosine.shape), cosine
         for _ in range(self.margin - 1):
             previous, current = current, 2 * cosine * current - previous

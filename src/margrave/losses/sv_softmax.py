@@ -1,4 +1,4 @@
-"""SV-Softmax: misclassified negatives, the support vectors, are re-weighted."""
+"""SV-Softmax: re-weights misclassified negatives, the support vectors."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from margrave.losses.angles import BaseMargin, above, base_margin
+from margrave.losses.angles import BaseMargin, above_mask, base_margin
 from margrave.losses.contract import LOSSES, Context, Loss
 
 if TYPE_CHECKING:
@@ -16,21 +16,21 @@ if TYPE_CHECKING:
 @LOSSES.register("sv_softmax")
 @dataclass(frozen=True, kw_only=True)
 class SVSoftmax(Loss):
-    """Negatives above the target's margin count e^{s(t−1)(cosθ_j+1)} times.
+    """Weights hard negatives by e^{s(t−1)(cosθ_j+1)}.
 
-    Hard where cosθ_j > f(m, θ_y), f being the bare base margin (cosθ_y, cosθ_y − m or
-    cos(θ_y + m)); hard N_j = t·cosθ_j + t − 1, other N_j = cosθ_j. T = f(m, θ_y), or cosθ_y where
-    the easy margin spares it.
+    A negative is hard if cosθ_j > f(m, θ_y), where f is the base margin (cosθ_y, cosθ_y − m or
+    cos(θ_y + m)); then N_j = t·cosθ_j + t − 1, otherwise N_j = cosθ_j. T = f(m, θ_y), or cosθ_y for
+    samples exempted by the easy margin.
 
     Source: Support Vector Guided Softmax, arXiv 1812.11317, equations 8 to 11; constants of the
-    public re-implementation (t 1.12, m 0.45, s 32). Base ``none`` is SV-Softmax as first
-    written; ``cosine`` (SV-AM-Softmax, the paper's best) and ``angular`` add a margin.
+    public re-implementation (t = 1.12, m = 0.45, s = 32). Base ``none`` is the original SV-Softmax;
+    ``cosine`` (SV-AM-Softmax, the paper's best) and ``angular`` add a margin.
 
     Attributes:
         base: the base margin f.
-        margin: m, in cosine or in radians; unused by base ``none``.
-        hard_weight: t ≥ 1; at 1 the loss is its base margin's.
-        easy_margin: spare samples with cosθ_y ≤ m (cosine) or cosθ_y ≤ 0 (angular).
+        margin: m, in cosine or radians depending on `base`; unused for base ``none``.
+        hard_weight: t ≥ 1; with 1, only the base margin remains.
+        easy_margin: apply no margin to samples with cosθ_y ≤ m (cosine) or cosθ_y ≤ 0 (angular).
 
     >>> import torch
     >>> loss = SVSoftmax(base="none", hard_weight=1.2)
@@ -54,8 +54,8 @@ class SVSoftmax(Loss):
         modified = base_margin(cosine, self.margin, self.base)
         if not self.easy_margin:
             return modified
-        spared_below = self.margin if self.base == "cosine" else 0.0
-        return modified.where(cosine > spared_below, cosine)
+        exempt_below = self.margin if self.base == "cosine" else 0.0
+        return modified.where(cosine > exempt_below, cosine)
 
     def hard_negatives(self, cosines: Tensor, target_cosine: Tensor, context: Context) -> Tensor:
         del context
@@ -73,6 +73,6 @@ class SVSoftmax(Loss):
         return negatives, hard.mul_(self.hard_weight - 1).add_(1)
 
     def _weighted(self, cosines: Tensor, target_cosine: Tensor) -> tuple[Tensor, Tensor]:
-        """N, and 1 for the hard ones."""
-        hard = above(cosines, base_margin(target_cosine, self.margin, self.base))
+        """N and a mask of hard negatives."""
+        hard = above_mask(cosines, base_margin(target_cosine, self.margin, self.base))
         return cosines.addcmul(hard, cosines + 1, value=self.hard_weight - 1), hard

@@ -1,4 +1,4 @@
-"""Many images on one page, to look at."""
+"""Many images on one page."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 
 GAP = 4
+"""Pixels between images."""
 
 
 def contact_sheet(rows: Sequence[Sequence[np.ndarray]], path: Path) -> None:
@@ -16,21 +17,21 @@ def contact_sheet(rows: Sequence[Sequence[np.ndarray]], path: Path) -> None:
 
     Args:
         rows: (S, S, 3) uint8 images; a row may be shorter than the others.
-        path: the file to write.
+        path: the PNG file to write.
 
     Raises:
-        ValueError: no images.
+        ValueError: there are no images, or their shapes differ.
     """
     sizes = {image.shape for row in rows for image in row}
     if len(sizes) != 1:
-        raise ValueError(f"a contact sheet needs images of one size, not {sorted(sizes)}")
+        raise ValueError(f"a contact sheet needs images of one size, got {sorted(sizes)}")
     height, width, _ = sizes.pop()
     columns = max(len(row) for row in rows)
     shape = (len(rows) * (height + GAP) + GAP, columns * (width + GAP) + GAP, 3)
     sheet = np.full(shape, 255, np.uint8)
-    for line, row in enumerate(rows):
-        for column, image in enumerate(row):
-            top, left = GAP + line * (height + GAP), GAP + column * (width + GAP)
+    for row, images in enumerate(rows):
+        for column, image in enumerate(images):
+            top, left = GAP + row * (height + GAP), GAP + column * (width + GAP)
             sheet[top : top + height, left : left + width] = image
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(cv2.imencode(".png", cv2.cvtColor(sheet, cv2.COLOR_RGB2BGR))[1].tobytes())

@@ -1,4 +1,4 @@
-"""A run's curves as one picture."""
+"""A run's curves in one figure."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from typing import Any
 
 import numpy as np
 
-FEWEST_TO_SMOOTH = 20
+MIN_POINTS_TO_SMOOTH = 20
 
 
-def _smoothed(values: np.ndarray, reach: int = 7) -> np.ndarray:
-    """A running mean whose window stays centred and so shrinks towards the ends."""
+def _smoothed(values: np.ndarray, half_window: int = 7) -> np.ndarray:
+    """The running mean over a centered window, which shrinks near both ends."""
     total = np.cumsum(np.insert(values, 0, 0.0))
     position = np.arange(len(values))
-    reach_of = np.minimum(np.minimum(position, len(values) - 1 - position), reach)
-    low, high = position - reach_of, position + reach_of + 1
+    half = np.minimum(np.minimum(position, len(values) - 1 - position), half_window)
+    low, high = position - half, position + half + 1
     return (total[high] - total[low]) / (high - low)
 
 
@@ -25,22 +25,22 @@ def draw_curves(
     path: Path,
     rocs: Mapping[str, tuple[Sequence[float], Sequence[float]]] | None = None,
 ) -> None:
-    """Draw loss, feature norm and learning rate over time, evaluations, and their ROC.
+    """Draw loss, feature norm, learning rate, target cosine, accuracy, and the ROC curves.
 
-    Panels without anything to show are left out.
+    Panels without data are left out.
 
     Args:
-        lines: a run's metrics.
-        path: the picture to write; its ending says the format.
-        rocs: by name, false and true accept rates.
+        lines: the lines of a run's metrics file.
+        path: the image file to write; its extension selects the format.
+        rocs: the false and true accept rates of each ROC curve, by name.
 
     Raises:
-        ValueError: nothing to draw.
+        ValueError: there is nothing to draw.
     """
     from matplotlib.figure import Figure
 
     training = [line for line in lines if line["kind"] == "training"]
-    judged = [line for line in lines if line["kind"] == "evaluation"]
+    evaluations = [line for line in lines if line["kind"] == "evaluation"]
     panels: list[Callable[[Any], None]] = []
     if training:
         panels += [
@@ -48,8 +48,10 @@ def draw_curves(
             lambda panel: _over_time(panel, training, "feature_norm", "mean feature norm"),
             lambda panel: _over_time(panel, training, "learning_rate", "learning rate"),
         ]
-    if len({line["epoch"] for line in judged}) > 1:
-        panels.append(lambda panel: _accuracies(panel, judged))
+    if any("target_cosine" in line for line in training):
+        panels.append(lambda panel: _over_time(panel, training, "target_cosine", "target cosine"))
+    if len({line["epoch"] for line in evaluations}) > 1:
+        panels.append(lambda panel: _accuracies(panel, evaluations))
     if rocs:
         panels.append(lambda panel: _roc(panel, rocs))
     if not panels:
@@ -71,8 +73,8 @@ def _over_time(panel: Any, lines: Sequence[Mapping[str, Any]], key: str, title: 
     finite = [line for line in lines if isinstance(line.get(key), int | float)]
     epoch = np.array([line["epoch"] for line in finite])
     values = np.array([line[key] for line in finite])
-    if len(values) < FEWEST_TO_SMOOTH or key == "learning_rate":
-        marker = "o" if len(values) < FEWEST_TO_SMOOTH else None
+    if len(values) < MIN_POINTS_TO_SMOOTH or key == "learning_rate":
+        marker = "o" if len(values) < MIN_POINTS_TO_SMOOTH else None
         panel.plot(epoch, values, color="tab:blue", marker=marker)
     else:
         panel.plot(epoch, values, color="0.8", linewidth=0.8, label="each step logged")
@@ -84,16 +86,23 @@ def _over_time(panel: Any, lines: Sequence[Mapping[str, Any]], key: str, title: 
 
 def _accuracies(panel: Any, lines: Sequence[Mapping[str, Any]]) -> None:
     for name in dict.fromkeys(line["set"] for line in lines):
-        own = [line for line in lines if line["set"] == name]
-        accuracy = [100 * line["accuracy"] for line in own]
-        panel.plot([line["epoch"] for line in own], accuracy, marker="o", label=name)
+        evaluations = [line for line in lines if line["set"] == name]
+        epoch = [line["epoch"] for line in evaluations]
+        accuracy = [100 * line["accuracy"] for line in evaluations]
+        panel.plot(epoch, accuracy, marker="o", label=name)
     panel.set(title="accuracy %", xlabel="epoch")
     panel.legend()
 
 
 def _roc(panel: Any, rocs: Mapping[str, tuple[Sequence[float], Sequence[float]]]) -> None:
+    """Draw ROC curves on a logarithmic FAR axis down to the smallest FAR the pairs resolve."""
+    min_far = 0.1
     for name, (false_accept, true_accept) in rocs.items():
-        panel.plot(false_accept, true_accept, label=name)
-    panel.plot([0, 1], [0, 1], color="0.8", linestyle="--", linewidth=0.8)
-    panel.set(title="ROC", xlabel="false accept rate", ylabel="true accept rate")
+        far, tar = np.asarray(false_accept), np.asarray(true_accept)
+        panel.plot(far[far > 0], tar[far > 0], label=name)
+        min_far = min(min_far, *far[far > 0], 0.1)
+    chance = np.geomspace(min_far, 1, 50)
+    panel.plot(chance, chance, color="0.8", linestyle="--", linewidth=0.8)
+    panel.set(title="ROC", xlabel="FAR", ylabel="TAR", xscale="log", xlim=(min_far, 1))
+    panel.set_ylim(0, 1)
     panel.legend(loc="lower right")

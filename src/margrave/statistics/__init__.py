@@ -1,17 +1,33 @@
-"""Running statistics: what losses remember between steps, as buffers equal on every rank."""
+"""Running statistics: the state that losses need between steps, in buffers."""
 
-from margrave.statistics import class_concentration, feature_norm, iteration, target_cosine
-from margrave.statistics.contract import STATISTICS, Observation, Statistic, Surroundings
-from margrave.statistics.momentum_encoder import MomentumEncoder
+import importlib
+import pkgutil
+
+from margrave.statistics.class_concentration import ClassConcentration
+from margrave.statistics.contract import (
+    STATISTICS,
+    Observation,
+    Statistic,
+    StatisticSpec,
+    create_statistics,
+)
+from margrave.statistics.feature_norm import FeatureNorm
+from margrave.statistics.iteration import Iteration
+from margrave.statistics.margin_noise import MarginNoise
+from margrave.statistics.target_cosine import TargetCosine
 
 __all__ = [
     "STATISTICS",
-    "MomentumEncoder",
+    "ClassConcentration",
+    "FeatureNorm",
+    "Iteration",
+    "MarginNoise",
     "Observation",
     "Statistic",
-    "Surroundings",
-    "class_concentration",
-    "feature_norm",
-    "iteration",
-    "target_cosine",
+    "StatisticSpec",
+    "TargetCosine",
+    "create_statistics",
 ]
+
+for _module in pkgutil.iter_modules(__path__):
+    importlib.import_module(f"{__name__}.{_module.name}")

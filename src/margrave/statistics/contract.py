@@ -1,8 +1,10 @@
-"""What a running statistic sees, keeps and gives."""
+"""The contract of running statistics: what they observe, store and supply to losses."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -12,15 +14,15 @@ from margrave.registry import Registry
 
 @dataclass(frozen=True, kw_only=True)
 class Observation:
-    """One step as the statistics see it, without gradient.
+    """A training step's values that statistics observe, without gradient.
 
     Attributes:
         unit_embeddings: (B, D) x̂.
         feature_norm: (B,) ‖x‖.
         target_cosine: (B,) cosθ_y.
-        labels: (B,) the classes.
-        sample_indices: (B,) the training images' numbers, where the loop gives them.
-        momentum_embeddings: (B, D) the momentum encoder's embeddings, where the loop gives them.
+        labels: (B,) class indices.
+        sample_indices: (B,) indices of the images in the training set, or None.
+        momentum_embeddings: (B, D) the momentum encoder's embeddings, or None.
     """
 
     unit_embeddings: Tensor
@@ -32,15 +34,16 @@ class Observation:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Surroundings:
-    """What a statistic is built for.
+class StatisticSpec:
+    """The sizes and ranks that a statistic is built for.
 
     Attributes:
-        num_classes: C.
+        num_classes: C, over all ranks.
         embedding_size: D.
-        num_samples: training images, where a statistic keeps something for each.
-        batch_world: the ranks that observe other samples; alone where all observe every sample.
-        class_world: the ranks that own other classes; alone where each has all of them.
+        num_samples: number of training images, for statistics that store something per image.
+        batch_world: the ranks that share each batch; a single rank where all ranks observe every
+            sample.
+        class_world: the ranks that share the classes; a single rank where each has all classes.
     """
 
     num_classes: int
@@ -51,41 +54,79 @@ class Surroundings:
 
     @property
     def classes(self) -> range:
-        """The classes that this rank keeps statistics of."""
+        """The classes whose statistics this rank stores."""
         return owned_classes(self.num_classes, self.class_world)
 
 
 class Statistic(nn.Module):
-    """Running state in buffers: equal on every rank, or kept by the rank that owns the class.
+    """Running state in buffers: equal on every rank, or stored by the rank that owns the class.
 
-    A subclass is registered under the name that losses put in `needs`, takes `Surroundings` and its
-    own settings, and implements `update` (training only, before use) and `context`.
+    A subclass takes a `StatisticSpec` and its own settings and implements `update`, which is called
+    in training before the loss, and `context`. A loss lists it in `needs` by its registered name or
+    by an import path, ``my_module:MyStatistic``. Its buffers are part of the head's state dict.
     """
 
     per_step: bool = True
-    """Whether `update` counts optimiser steps; otherwise it gathers every sample."""
+    """True: `update` is called once per optimizer step; False: with every micro-batch."""
 
     reads: frozenset[str] = frozenset()
-    """The optional fields of `Observation` that this statistic cannot do without."""
+    """The optional fields of `Observation` that this statistic requires."""
 
-    def __init__(self, surroundings: Surroundings) -> None:
+    def __init__(self, spec: StatisticSpec) -> None:
         super().__init__()
-        self.surroundings = surroundings
+        self.spec = spec
 
     def update(self, observation: Observation) -> None:
-        """Take a training step into account."""
+        """Update the statistic with a training step's values."""
         raise NotImplementedError
 
     def context(self, observation: Observation) -> dict[str, Tensor]:
-        """The fields of `margrave.losses.Context` that this statistic provides."""
+        """The fields of `margrave.losses.Context` that this statistic supplies, by name.
+
+        Each has shape () or (B,), has no gradient, and is equal on all ranks that share the
+        classes. Return copies of buffers, which may change in place before the backward pass.
+        """
         raise NotImplementedError
 
-    def split_buffers(self) -> dict[str, int]:
-        """Buffers with a row per class or image that its owner keeps, and all ranks' rows."""
+    def sharded_buffers(self) -> dict[str, int]:
+        """The buffers sharded by class or image: name -> number of rows over all ranks."""
         return {}
 
     def end_epoch(self) -> None:
-        """Called by the loop when every training sample has passed once."""
+        """Called by the training loop after each epoch."""
 
 
 STATISTICS: Registry[type[Statistic]] = Registry("statistic")
+
+
+def create_statistics(
+    needs: Mapping[str, Mapping[str, Any]], spec: StatisticSpec
+) -> dict[str, Statistic]:
+    """Create the statistics that a loss needs.
+
+    Args:
+        needs: each statistic's registered name or import path -> its settings.
+        spec: the sizes and ranks to build them for.
+
+    Returns:
+        The statistics by registered name, or by class name for import paths.
+
+    Raises:
+        ValueError: a name is unknown, a class is not a statistic, or two have the same name.
+
+    >>> create_statistics({"iteration": {}}, StatisticSpec(num_classes=1, embedding_size=1))
+    {'iteration': Iteration()}
+    """
+    statistics: dict[str, Statistic] = {}
+    for path, settings in needs.items():
+        kind = STATISTICS.get(path)
+        if not (isinstance(kind, type) and issubclass(kind, Statistic)):
+            raise ValueError(
+                f"{path!r} is not a subclass of margrave.statistics.Statistic; derive it from that"
+            )
+        # State dicts and metrics contain this name, so it must not depend on the module's path.
+        name = path.rpartition(":")[2]
+        if name in statistics:
+            raise ValueError(f"two statistics are named {name!r}; rename the class of one of them")
+        statistics[name] = kind(spec, **settings)
+    return statistics

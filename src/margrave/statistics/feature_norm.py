@@ -1,4 +1,4 @@
-"""The running mean and deviation of the feature norm: AdaFace's μ and σ."""
+"""The running mean and standard deviation of the feature norm: AdaFace's μ and σ."""
 
 from __future__ import annotations
 
@@ -8,25 +8,25 @@ import torch
 from torch import Tensor
 
 from margrave.distributed import all_reduce_sum
-from margrave.statistics.contract import STATISTICS, Observation, Statistic, Surroundings
+from margrave.statistics.contract import STATISTICS, Observation, Statistic, StatisticSpec
 
 
 @STATISTICS.register("feature_norm")
 class FeatureNorm(Statistic):
-    """μ and σ of ‖x‖ clipped to [0.001, 100], σ unbiased, over the batch of all ranks.
+    """Running μ and unbiased σ of ‖x‖ clipped to [0.001, 100], over the batch of all ranks.
 
-    μ ← weight·mean + (1 − weight)·μ, σ likewise. A step whose whole batch is one sample has no
-    deviation and is passed over, and so is one with norms that are not finite (as mixed-precision
-    loops meet and skip).
+    μ ← weight·mean + (1 − weight)·μ, and σ likewise. A batch of a single sample has no standard
+    deviation and is skipped, as is a batch with norms that are not finite (mixed-precision loops
+    skip that step too).
 
     Source: AdaFace, arXiv 2204.00964, section 3.3; mk-minchul/AdaFace ``head.py``, where a batch of
-    one turns σ into NaN for ever.
+    one turns σ into NaN permanently.
 
     Args:
-        surroundings: whom to synchronise with.
+        spec: the ranks to synchronize with.
         update_weight: weight of the new batch, in (0, 1].
-        start: ``official`` starts at μ 20, σ 100; ``first_batch`` takes the first batch's values;
-            ``bias_corrected`` divides a sum begun at 0 by the weight it has gathered.
+        start: ``official`` starts at μ = 20, σ = 100; ``first_batch`` starts at the first batch's
+            values; ``bias_corrected`` starts at 0 and corrects the bias as Adam does.
     """
 
     mean: Tensor
@@ -35,36 +35,37 @@ class FeatureNorm(Statistic):
 
     def __init__(
         self,
-        surroundings: Surroundings,
+        spec: StatisticSpec,
         *,
         update_weight: float,
         start: Literal["official", "first_batch", "bias_corrected"],
     ) -> None:
-        super().__init__(surroundings)
+        super().__init__(spec)
         self.update_weight = update_weight
         self.start = start
         self.register_buffer("mean", torch.tensor(20.0))
+        # σ keeps the name that it has in checkpoints and metrics of version 0.1.
         self.register_buffer("deviation", torch.tensor(100.0))
         self.register_buffer("updates", torch.zeros((), dtype=torch.int64))
 
     def update(self, observation: Observation) -> None:
         norm = observation.feature_norm.clamp(0.001, 100)
-        world = self.surroundings.batch_world
+        world = self.spec.batch_world
         sums = torch.stack([norm.sum(), norm.new_full((), norm.numel())])
         total, count = all_reduce_sum(sums, world).unbind()
         batch_mean = total / count
         squares = all_reduce_sum((norm - batch_mean).square().sum(), world)
-        batch_deviation = (squares / (count - 1).clamp_min(1)).sqrt()
+        batch_std = (squares / (count - 1).clamp_min(1)).sqrt()
 
-        weight = self._weight_of_new()
-        enough = (count > 1) & torch.isfinite(batch_deviation)
-        for running, new in ((self.mean, batch_mean), (self.deviation, batch_deviation)):
-            moved = torch.lerp(running, new.to(running), weight)
-            running.copy_(torch.where(enough, moved, running))
+        weight = self._effective_weight()
+        enough = (count > 1) & torch.isfinite(batch_std)
+        for running, new in ((self.mean, batch_mean), (self.deviation, batch_std)):
+            updated = torch.lerp(running, new.to(running), weight)
+            running.copy_(torch.where(enough, updated, running))
         self.updates += enough
 
-    def _weight_of_new(self) -> Tensor:
-        """The update weight, under which the running value stays the corrected one throughout."""
+    def _effective_weight(self) -> Tensor:
+        """The weight of the new batch, with which the running value needs no later correction."""
         weight = torch.full_like(self.mean, self.update_weight)
         if self.start == "official":
             return weight
@@ -75,5 +76,5 @@ class FeatureNorm(Statistic):
     def context(self, observation: Observation) -> dict[str, Tensor]:
         return {
             "feature_norm_mean": self.mean.to(observation.feature_norm, copy=True),
-            "feature_norm_deviation": self.deviation.to(observation.feature_norm, copy=True),
+            "feature_norm_std": self.deviation.to(observation.feature_norm, copy=True),
         }

@@ -1,21 +1,21 @@
-"""How many training steps there have been."""
+"""The number of training steps so far."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from margrave.statistics.contract import STATISTICS, Observation, Statistic, Surroundings
+from margrave.statistics.contract import STATISTICS, Observation, Statistic, StatisticSpec
 
 
 @STATISTICS.register("iteration")
 class Iteration(Statistic):
-    """A step counter that survives in the state dict; the step under way counts."""
+    """Counts training steps, including the current one; the count is part of the state dict."""
 
     count: Tensor
 
-    def __init__(self, surroundings: Surroundings) -> None:
-        super().__init__(surroundings)
+    def __init__(self, spec: StatisticSpec) -> None:
+        super().__init__(spec)
         self.register_buffer("count", torch.zeros((), dtype=torch.int64))
 
     def update(self, observation: Observation) -> None:

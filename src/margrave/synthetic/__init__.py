@@ -1,4 +1,4 @@
-"""Synthetic faces with ground truth: a parametric painter, which imports nothing of data."""
+"""Synthetic faces with ground truth, painted by a parametric model; independent of data."""
 
 from margrave.synthetic.faces import SyntheticFaces
 

@@ -1,4 +1,4 @@
-"""Where a synthetic face is painted: an oversized canvas in face units, seen from the front."""
+"""The canvas for painting a synthetic face: larger than the image, frontal, in face units."""
 
 from __future__ import annotations
 
@@ -8,30 +8,33 @@ from functools import lru_cache
 import cv2
 import numpy as np
 
-Colour = tuple[float, float, float]
+Color = tuple[float, float, float]
 
 HALF_EXTENT = 1.45
+"""Half the side of the canvas in face units."""
 OVERSAMPLING = 1.8
+"""Side of the canvas relative to the image, in pixels."""
 SUBPIXEL_BITS = 4
+"""Fractional bits of OpenCV's drawing coordinates."""
 
 
-def mix(first: Colour, second: Colour, share: float) -> Colour:
-    """The colour that holds `share` of the second."""
+def mix(first: Color, second: Color, weight: float) -> Color:
+    """Blend two colors; `weight` is that of the second."""
     return (
-        first[0] + (second[0] - first[0]) * share,
-        first[1] + (second[1] - first[1]) * share,
-        first[2] + (second[2] - first[2]) * share,
+        first[0] + (second[0] - first[0]) * weight,
+        first[1] + (second[1] - first[1]) * weight,
+        first[2] + (second[2] - first[2]) * weight,
     )
 
 
-def dim(colour: Colour, factor: float) -> Colour:
-    """The colour, darker for a factor below 1."""
-    return (colour[0] * factor, colour[1] * factor, colour[2] * factor)
+def dim(color: Color, factor: float) -> Color:
+    """Scale a color; a factor below 1 darkens it."""
+    return (color[0] * factor, color[1] * factor, color[2] * factor)
 
 
 @lru_cache(maxsize=64)
 def spline_weights(controls: int, steps: int, closed: bool) -> np.ndarray:
-    """(points, controls) Catmull-Rom weights: a curve through its control points is one product."""
+    """(points, controls) Catmull-Rom weights; multiplied by control points they give a curve."""
     segments = controls if closed else controls - 1
     position = np.arange(segments * steps + (0 if closed else 1)) / steps
     segment = np.minimum(position.astype(int), segments - 1)
@@ -53,22 +56,22 @@ def spline_weights(controls: int, steps: int, closed: bool) -> np.ndarray:
 
 
 def curve(controls: Sequence[tuple[float, float]], steps: int = 5, closed: bool = False):
-    """(points, 2) points of a smooth curve through the control points."""
+    """(points, 2) points on a smooth curve through the control points."""
     return spline_weights(len(controls), steps, closed) @ np.array(controls)
 
 
-def moved(points: np.ndarray, x: float, y: float) -> np.ndarray:
-    """The points, shifted."""
+def shifted(points: np.ndarray, x: float, y: float) -> np.ndarray:
+    """Shift points by (x, y)."""
     return points + np.array((x, y))
 
 
 def mirrored(points: np.ndarray) -> np.ndarray:
-    """(n, points, 2), the left half's and the right half's, of (points, 2) on the right half."""
+    """(2, points, 2): the points, given for the right half, for the left and the right half."""
     return points * MIRROR
 
 
 def ribbon(line: np.ndarray, width: float | np.ndarray) -> np.ndarray:
-    """(..., 2 · points, 2) outline of a line (..., points, 2) drawn with a pen of given width."""
+    """(..., 2 · points, 2) outline of a line (..., points, 2) with a given width."""
     along = np.empty_like(line)
     along[..., 1:-1, :] = line[..., 2:, :] - line[..., :-2, :]
     along[..., 0, :] = line[..., 1, :] - line[..., 0, :]
@@ -84,13 +87,13 @@ CIRCLE = np.stack([f(np.arange(14) * (2 * np.pi / 14)) for f in (np.cos, np.sin)
 
 
 class FaceCanvas:
-    """Premultiplied RGBA paint, and a coarser layer of soft shadow that darkens it.
+    """Premultiplied RGBA paint, and a soft shadow layer of lower resolution that darkens it.
 
-    Points are (points, 2) in face units, or (shapes, points, 2) for several shapes of a colour.
+    Points are (points, 2) in face units, or (shapes, points, 2) for several shapes of one color.
 
     Attributes:
-        paint: (size, size, 4) uint8.
-        shadow: (shadow_size, shadow_size) uint8, 255 where there is none.
+        paint: (size, size, 4) uint8, premultiplied RGBA.
+        shadow: (shadow_size, shadow_size) uint8; 255 means no shadow.
     """
 
     def __init__(self, image_size: int) -> None:
@@ -99,38 +102,38 @@ class FaceCanvas:
         self.paint = np.zeros((self.size, self.size, 4), np.uint8)
         self.shadow = np.full((self.shadow_size, self.shadow_size), 255, np.uint8)
 
-    def fill(self, points: np.ndarray, colour: Colour) -> None:
+    def fill(self, points: np.ndarray, color: Color) -> None:
         shapes = fixed_point(points, self.size)
-        cv2.fillPoly(self.paint, shapes, (*colour, 255), cv2.LINE_AA, SUBPIXEL_BITS)
+        cv2.fillPoly(self.paint, shapes, (*color, 255), cv2.LINE_AA, SUBPIXEL_BITS)
 
-    def strands(self, lines: np.ndarray, colour: Colour) -> None:
-        """The thinnest lines; the oversampling alone smooths them."""
+    def strands(self, lines: np.ndarray, color: Color) -> None:
+        """Draw lines of one pixel, smoothed only by the oversampling."""
         shapes = fixed_point(lines, self.size)
-        cv2.polylines(self.paint, shapes, False, (*colour, 255), 1, cv2.LINE_8, SUBPIXEL_BITS)
+        cv2.polylines(self.paint, shapes, False, (*color, 255), 1, cv2.LINE_8, SUBPIXEL_BITS)
 
-    def discs(self, centres: np.ndarray, radius: float | np.ndarray, colour: Colour) -> None:
-        self.fill(centres[:, None] + CIRCLE * np.reshape(radius, (-1, 1, 1)), colour)
+    def discs(self, centers: np.ndarray, radius: float | np.ndarray, color: Color) -> None:
+        self.fill(centers[:, None] + CIRCLE * np.reshape(radius, (-1, 1, 1)), color)
 
     def shade(self, points: np.ndarray, depth: float) -> None:
-        """Patches of shadow that take `depth` (0..1) of the light."""
+        """Fill shapes with shadow that absorbs the fraction `depth` of the light."""
         shapes = fixed_point(points, self.shadow_size)
         cv2.fillPoly(self.shadow, shapes, 255 * (1 - depth), cv2.LINE_AA, SUBPIXEL_BITS)
 
     def crease(self, lines: np.ndarray, depth: float) -> None:
-        """Lines of shadow, about 0.025 wide."""
+        """Draw shadow lines about 0.025 face units wide."""
         shapes, width = fixed_point(lines, self.shadow_size), max(1, round(self.shadow_size / 110))
         cv2.polylines(
             self.shadow, shapes, False, 255 * (1 - depth), width, cv2.LINE_AA, SUBPIXEL_BITS
         )
 
     def soften_shadow(self) -> None:
-        """Blur what shadow there is so far; what is painted over it later can lift it again."""
+        """Blur the shadow drawn so far; shapes filled with depth 0 later remove it."""
         width = 2 * (self.shadow_size // 75) + 1
         self.shadow = cv2.blur(self.shadow, (width, width))
 
 
 def fixed_point(points: np.ndarray, size: int) -> list[np.ndarray]:
-    """Face units to the shapes that OpenCV draws on a square raster of the whole canvas."""
+    """Convert points in face units to OpenCV's fixed-point pixels of a (size, size) canvas."""
     scale = (1 << SUBPIXEL_BITS) * size / (2 * HALF_EXTENT)
     shapes = (points * scale + (HALF_EXTENT * scale - (1 << SUBPIXEL_BITS) / 2)).astype(np.int32)
     return list(shapes) if shapes.ndim == 3 else [shapes]

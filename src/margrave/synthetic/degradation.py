@@ -1,4 +1,4 @@
-"""How a good picture of a face goes bad, by known amounts: the ground truth of image quality."""
+"""Degrade a face image by known amounts, which define the ground truth of its quality."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ import cv2
 import numpy as np
 
 DEGRADATIONS = ("blur", "resolution", "noise", "occlusion", "compression")
-HARM = np.array([0.85, 0.92, 0.6, 0.8, 0.5])
-# A random byte to a standard normal number: many times faster than drawing one.
+MAX_QUALITY_LOSS = np.array([0.85, 0.92, 0.6, 0.8, 0.5])
+# Maps a random byte to a standard normal number, many times faster than sampling one.
 NORMAL_QUANTILES = np.array([NormalDist().inv_cdf((k + 0.5) / 256) for k in range(256)], np.float32)
 DEGRADATION_FACTORS = 1 + 2 * len(DEGRADATIONS) + 4
 
 
 class Degradation(NamedTuple):
-    """Amounts in plain units, for a picture of `image_size` pixels.
+    """The degradations of an image of `image_size` pixels, in physical units.
 
     Attributes:
-        blur: standard deviation of the blur, pixels; 0 none.
-        resolution: pixels across before enlarging back; image_size for none.
-        noise: standard deviation of the sensor noise, grey levels; 0 none.
-        occlusion: share of the face's frame that something covers; 0 none.
-        compression: JPEG quality 1..100; 100 none.
+        blur: standard deviation of the blur in pixels; 0 means none.
+        resolution: side in pixels before enlarging; `image_size` means none.
+        noise: standard deviation of the sensor noise in gray levels; 0 means none.
+        occlusion: fraction of the face's frame that is covered; 0 means none.
+        compression: JPEG quality, 1 to 100; 100 means no compression.
     """
 
     blur: float
@@ -37,8 +37,8 @@ class Degradation(NamedTuple):
 def severities(uniforms: np.ndarray, degraded: float, strength: float) -> np.ndarray:
     """(N, 5) severity in [0, 1] of each degradation, from (N, DEGRADATION_FACTORS) uniforms.
 
-    A share `degraded` of the pictures suffers at least one degradation and each further one with
-    probability 0.25, of a severity evenly spread over [0.1, 1] times `strength`.
+    A fraction `degraded` of the images has at least one degradation, and each further one with
+    probability 0.25. The severity is uniform in [0.1, 1], times `strength`.
     """
     kinds = len(DEGRADATIONS)
     chances = uniforms[:, 1 : 1 + kinds]
@@ -48,16 +48,16 @@ def severities(uniforms: np.ndarray, degraded: float, strength: float) -> np.nda
 
 
 def quality_of(severity: np.ndarray) -> np.ndarray:
-    """Π over degradations (1 − harm · severity^1.5): (..., 5) to (...), 1 for a pristine picture.
+    """Quality (...) from severities (..., 5): Π (1 − loss · severity^1.5); 1 without degradation.
 
     >>> float(quality_of(np.zeros(5)))
     1.0
     """
-    return np.prod(1 - HARM * severity**1.5, axis=-1)
+    return np.prod(1 - MAX_QUALITY_LOSS * severity**1.5, axis=-1)
 
 
 def amounts(severity: np.ndarray, image_size: int) -> Degradation:
-    """Severities (5,) in plain units."""
+    """Convert severities (5,) to physical units."""
     blur, resolution, noise, occlusion, compression = (float(value) for value in severity)
     return Degradation(
         blur=4.5 * blur * image_size / 112,
@@ -71,10 +71,14 @@ def amounts(severity: np.ndarray, image_size: int) -> Degradation:
 def degrade(
     image: np.ndarray, amount: Degradation, choices: np.ndarray, rng: np.random.Generator
 ) -> np.ndarray:
-    """The (S, S, 3) uint8 picture, spoiled in the order that cameras do it.
+    """Degrade a (S, S, 3) uint8 image in the order of a camera's processing.
 
     Args:
-        choices: four uniform numbers: motion or focus blur, its angle, the occluder, its side.
+        image: (S, S, 3) uint8, RGB.
+        amount: the degradations.
+        choices: four uniform numbers that choose motion or focus blur, its angle, the occluder and
+            its side.
+        rng: generates the noise and the occluder's texture.
     """
     if amount.occlusion > 0:
         image = occlude(image, amount.occlusion, choices[2], choices[3], rng)
@@ -114,27 +118,29 @@ def _blur(image: np.ndarray, sigma: float, motion: bool, angle: float) -> np.nda
 
 
 def occlude(
-    image: np.ndarray, share: float, kind: float, side: float, rng: np.random.Generator
+    image: np.ndarray, fraction: float, kind: float, side: float, rng: np.random.Generator
 ) -> np.ndarray:
-    """A mask, a scarf, a hand, a cap or a block over `share` of the face's frame."""
+    """Cover a fraction of the face's frame with a mask, a scarf, a hand, a cap or a block."""
     size = image.shape[0]
     texture = rng.random((7, 7, 3), dtype=np.float32)
-    colour = rng.random(3, dtype=np.float32)
-    colour = 255 * (0.5 * colour.mean() + 0.5 * colour)
+    color = rng.random(3, dtype=np.float32)
+    color = 255 * (0.5 * color.mean() + 0.5 * color)
     cover = np.zeros((size, size), np.uint8)
-    plain = 0.15
-    if kind < 0.4:  # mask or scarf, from below; the frame ends a little above the picture's edge
-        plain = 0.08 if kind < 0.2 else 0.7
-        edge = size * (0.97 - 0.9 * share)
+    texture_contrast = 0.15
+    if (
+        kind < 0.4
+    ):  # mask or scarf, from below; the face's frame ends a little above the image's edge
+        texture_contrast = 0.08 if kind < 0.2 else 0.7
+        edge = size * (0.97 - 0.9 * fraction)
         across = np.linspace(0, 1, 12)
         rise = 0.06 * size * np.sin(np.pi * across)
         rim = np.stack([across * size, edge - rise + 0.1 * size * (kind < 0.2)], 1)
         shapes = [np.concatenate([rim, [(size, size), (0, size)]])]
-    elif kind < 0.65:  # hand, its fingers from one side
-        colour = np.array((205, 155, 125), np.float32) * (0.4 + 0.6 * rng.random())
-        plain, bulge = 0.3, np.linspace(-np.pi / 2, np.pi / 2, 7)
+    elif kind < 0.65:  # hand, with fingers from one side
+        color = np.array((205, 155, 125), np.float32) * (0.4 + 0.6 * rng.random())
+        texture_contrast, bulge = 0.3, np.linspace(-np.pi / 2, np.pi / 2, 7)
         shapes = []
-        for finger in range(max(1, round(9 * share))):
+        for finger in range(max(1, round(9 * fraction))):
             y = size * (0.15 + 0.4 * side + 0.125 * finger)
             reach = size * (0.62 + 0.08 * math.sin(1.3 * finger + 1))
             tip = np.stack(
@@ -143,17 +149,17 @@ def occlude(
             bar = np.concatenate([tip, [(0, y + 0.054 * size), (0, y - 0.054 * size)]])
             shapes.append(bar if side < 0.5 else (size, 0) + bar * (-1, 1))
     elif kind < 0.8:  # cap or banner, from above
-        edge = size * (0.08 + 0.85 * share)
+        edge = size * (0.08 + 0.85 * fraction)
         shapes = [
             np.array([(0, 0), (size, 0), (size, edge * 0.9), (size / 2, edge * 1.1), (0, edge)])
         ]
     else:  # a block anywhere
-        half = size * math.sqrt(0.7 * share) / 2
-        centre = size * (0.25 + 0.5 * rng.random(2))
-        shapes = [centre + half * np.array([(-1, -1), (1, -1), (1, 1), (-1, 1)])]
+        half = size * math.sqrt(0.7 * fraction) / 2
+        center = size * (0.25 + 0.5 * rng.random(2))
+        shapes = [center + half * np.array([(-1, -1), (1, -1), (1, 1), (-1, 1)])]
     for shape in shapes:
         cv2.fillPoly(cover, [np.round(16 * shape).astype(np.int32)], 255, cv2.LINE_AA, 4)
-    uneven = cv2.resize(texture, (size, size), interpolation=cv2.INTER_CUBIC) - 0.5
-    cloth = colour * (1 + plain * uneven)
+    pattern = cv2.resize(texture, (size, size), interpolation=cv2.INTER_CUBIC) - 0.5
+    cloth = color * (1 + texture_contrast * pattern)
     alpha = (cover / np.float32(255))[..., None]
     return np.clip(image + alpha * (cloth - image), 0, 255).astype(np.uint8)

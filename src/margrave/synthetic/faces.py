@@ -1,4 +1,4 @@
-"""Procedural faces with known identity, nuisance and quality: the data set anybody may ship."""
+"""Procedural faces with known identity, nuisance factors and quality, free to distribute."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from typing import Literal, NamedTuple
 import cv2
 import numpy as np
 
+from margrave.images import FaceImages
 from margrave.synthetic.degradation import (
     DEGRADATION_FACTORS,
     amounts,
@@ -33,29 +34,29 @@ from margrave.synthetic.factors import (
     from_uniforms,
 )
 from margrave.synthetic.relief import relief
-from margrave.synthetic.renderer import Person, render_face
+from margrave.synthetic.renderer import Appearance, render_face
 
-# The last word of a generator's seed, so that no two uses share random numbers. Never 0: a seed
-# that ends in 0 equals the one without it.
+# The last number of a generator's seed, so that no two uses share random numbers. It is not 0,
+# because NumPy ignores trailing zeros in a seed.
 IDENTITY_STREAM, PICTURE_STREAM, PIXEL_STREAM, LABEL_STREAM, SIZE_STREAM = 1, 2, 3, 4, 5
 PICTURE_FACTORS = CAPTURE_FACTORS + DEGRADATION_FACTORS
 
 
 class FaceTruth(NamedTuple):
-    """What is known about one picture.
+    """The ground truth of one image.
 
     Attributes:
-        identity: the person, counted from 0 over all data sets of the seed.
-        pose: degrees.
-        light: direction and kind.
-        expression: amounts.
+        identity: index of the identity, counted from 0 over all data sets of a seed.
+        pose: head pose in degrees.
+        light: direction, hardness, exposure and temperature of the light.
+        expression: strength of each expression.
         glasses: ``none``, ``clear`` or ``dark``.
-        blur: standard deviation, pixels; 0 none.
-        resolution: pixels across before enlarging; the image's own size for none.
-        noise: standard deviation, grey levels; 0 none.
-        occlusion: share of the face's frame covered; 0 none.
-        compression: JPEG quality; 100 none.
-        quality: in [0, 1], 1 for a picture without any of these five, see ``quality_of``.
+        blur: standard deviation of the blur in pixels; 0 means none.
+        resolution: side in pixels before enlarging; the image size means none.
+        noise: standard deviation of the noise in gray levels; 0 means none.
+        occlusion: fraction of the face's frame that is covered; 0 means none.
+        compression: JPEG quality; 100 means no compression.
+        quality: image quality in [0, 1], 1 without the five degradations, see ``quality_of``.
     """
 
     identity: int
@@ -71,7 +72,7 @@ class FaceTruth(NamedTuple):
     quality: float
 
     def flat(self) -> dict[str, object]:
-        """One level of keys (``pose_yaw``, …, ``quality``), for a table."""
+        """Flatten to a table row with the keys ``pose_yaw``, …, ``quality``."""
         row: dict[str, object] = {}
         for key, value in self._asdict().items():
             if isinstance(value, (Pose, Light, Expression)):
@@ -82,10 +83,12 @@ class FaceTruth(NamedTuple):
 
 
 def long_tailed_sizes(total: int, count: int, exponent: float) -> np.ndarray:
-    """(count,) int64 class sizes, largest first, that sum to `total`: max(2, c · rank^−exponent).
+    """(count,) int64 class sizes max(2, c · rank^−exponent), descending, with the sum `total`.
 
     Args:
-        total: at least 2 · count.
+        total: sum of the sizes, at least 2 · count.
+        count: number of classes.
+        exponent: exponent of the power law.
 
     >>> long_tailed_sizes(40, 5, 1.0)
     array([18,  9,  6,  4,  3])
@@ -101,36 +104,37 @@ def long_tailed_sizes(total: int, count: int, exponent: float) -> np.ndarray:
     return sizes
 
 
-class SyntheticFaces:
-    """Pictures of people who do not exist, drawn when read, each always to the same bytes.
+class SyntheticFaces(FaceImages):
+    """Images of fictitious identities, rendered deterministically when read.
 
-    Person k of a seed is the same in every data set, whatever else is set; so is their n-th picture
-    but for ``nuisance``, ``degraded``, ``degradation`` and ``image_size``. The bytes are the same
-    for the same versions of NumPy and OpenCV. Disjoint ranges of persons make training and test
-    sets.
+    Identity k of a seed looks the same in every data set, and so does its n-th image for the same
+    ``nuisance``, ``degraded``, ``degradation`` and ``image_size``. Images are identical byte for
+    byte with the same versions of NumPy and OpenCV. Use disjoint ranges of identities for training
+    and test sets.
 
     Args:
-        num_identities: persons, at least 1.
-        images_per_identity: pictures per person on average, at least 1 (2 if long-tailed).
+        num_identities: number of identities, at least 1.
+        images_per_identity: average number of images, at least 1 (2 if long-tailed).
         class_sizes: ``balanced``, or ``long_tailed``: max(2, c · rank^−tail_exponent), shuffled
-            over the persons, c such that the average holds.
-        tail_exponent: at least 0; the larger, the fewer persons own most pictures.
-        image_size: pixels, 32 to 512.
-        seed: 0 to 2³² − 1.
-        first_identity: the first person; the data set holds ``num_identities`` from there.
-        nuisance: 0 to 1, how much pose, light, expression, glasses and background vary.
-        degraded: share of the pictures that suffer blur, low resolution, noise, occlusion or
+            over the identities, with c such that the average is kept.
+        tail_exponent: exponent of the long tail, at least 0; a larger one concentrates the images
+            on fewer identities.
+        image_size: height and width in pixels, 32 to 512.
+        seed: random seed, 0 to 2³² − 1.
+        first_identity: index of the first of the ``num_identities`` identities.
+        nuisance: variation of pose, light, expression, glasses and background, 0 to 1.
+        degraded: fraction of the images with blur, low resolution, noise, occlusion or
             compression.
-        degradation: 0 to 1, how badly they do.
-        label_noise: share of the labels that name somebody else (rounded to whole pictures).
+        degradation: strength of these degradations, 0 to 1.
+        label_noise: fraction of wrong labels (rounded to a number of images).
 
     Attributes:
         labels: (N,) int64, with label noise; 0 is ``first_identity``.
-        true_labels: (N,) int64, without.
-        class_names: the persons' names.
+        true_labels: (N,) int64, without label noise.
+        class_names: name of each identity, indexed by label.
 
     Raises:
-        ValueError: a setting out of its range, naming it and the remedy.
+        ValueError: a setting is out of range; the message gives the range.
 
     >>> faces = SyntheticFaces(num_identities=3, images_per_identity=4)
     >>> len(faces), faces.read(5).shape, faces.truth(5).identity
@@ -154,7 +158,7 @@ class SyntheticFaces:
     ) -> None:
         long_tailed = class_sizes == "long_tailed"
         if class_sizes not in ("balanced", "long_tailed"):
-            raise ValueError(f"class_sizes = {class_sizes!r}; use 'balanced' or 'long_tailed'")
+            raise ValueError(f"class_sizes = {class_sizes!r} must be 'balanced' or 'long_tailed'")
         _check("num_identities", num_identities, 1, 2**32)
         _check("images_per_identity", images_per_identity, 2 if long_tailed else 1, 2**32)
         _check("tail_exponent", tail_exponent, 0, 10)
@@ -168,7 +172,7 @@ class SyntheticFaces:
             _check(setting, value, 0, 1)
         if label_noise and num_identities == 1:
             raise ValueError(
-                f"label_noise = {label_noise} needs somebody else to name; "
+                f"label_noise = {label_noise} needs a second identity; "
                 "set num_identities to 2 or more, or label_noise to 0"
             )
         self.image_size, self.seed, self.first_identity = image_size, seed, first_identity
@@ -179,10 +183,10 @@ class SyntheticFaces:
             sizes = np.random.default_rng([seed, first_identity, SIZE_STREAM]).permutation(sizes)
         self._starts = np.concatenate([[0], np.cumsum(sizes)])
         self.true_labels = np.repeat(np.arange(num_identities, dtype=np.int64), sizes)
-        self.labels = self._with_noise(label_noise, num_identities)
+        self.labels = self._add_label_noise(label_noise, num_identities)
         self.class_names = [f"person_{first_identity + k:06d}" for k in range(num_identities)]
 
-    def _with_noise(self, label_noise: float, num_identities: int) -> np.ndarray:
+    def _add_label_noise(self, label_noise: float, num_identities: int) -> np.ndarray:
         labels = self.true_labels.copy()
         rng = np.random.default_rng([self.seed, self.first_identity, LABEL_STREAM])
         wrong = rng.permutation(len(labels))[: round(label_noise * len(labels))]
@@ -195,56 +199,58 @@ class SyntheticFaces:
         return len(self.labels)
 
     def name(self, index: int) -> str:
-        """The picture's person and number, such as ``person_000001/0003``, for messages."""
+        """Identity and number of the image, such as ``person_000001/0003``, for messages."""
         identity, picture = self._locate(index)
         return f"person_{identity:06d}/{picture:04d}"
 
     def read(self, index: int) -> np.ndarray:
-        """The picture as (image_size, image_size, 3) uint8, RGB.
+        """The image as (image_size, image_size, 3) uint8, RGB.
 
         Raises:
-            IndexError: no such picture.
+            IndexError: the index is out of range.
         """
         identity, picture = self._locate(index)
         capture, severity, choices = self._picture(identity, picture)
         rng = np.random.default_rng([self.seed, identity, picture, PIXEL_STREAM])
-        person = person_of(self.seed, identity)
-        image = render_face(person, capture, self.image_size, self.nuisance, rng)
+        appearance = appearance_of(self.seed, identity)
+        image = render_face(appearance, capture, self.image_size, self.nuisance, rng)
         return degrade(image, amounts(severity, self.image_size), choices, rng)
 
     def truth(self, index: int) -> FaceTruth:
-        """What is known about the picture, without drawing it.
+        """The ground truth of an image; does not render it.
 
         Raises:
-            IndexError: no such picture.
+            IndexError: the index is out of range.
         """
         identity, picture = self._locate(index)
-        shot, severity, _ = self._picture(identity, picture)
-        spoiled = amounts(severity, self.image_size)
+        capture, severity, _ = self._picture(identity, picture)
+        degradation = amounts(severity, self.image_size)
         return FaceTruth(
             identity=identity,
-            pose=Pose(shot.yaw, shot.pitch, shot.roll),
+            pose=Pose(capture.yaw, capture.pitch, capture.roll),
             light=Light(
-                shot.light_azimuth, shot.light_elevation, shot.light_hardness,
-                shot.exposure, shot.temperature,
+                capture.light_azimuth, capture.light_elevation, capture.light_hardness,
+                capture.exposure, capture.temperature,
             ),
             expression=Expression(
-                shot.smile, shot.mouth_open, shot.brow_raise, shot.eye_closure
+                capture.smile, capture.mouth_open, capture.brow_raise, capture.eye_closure
             ),
-            glasses=shot.wears(person_of(self.seed, identity).factors, self.nuisance),
-            **spoiled._asdict(),
+            glasses=capture.glasses_kind(appearance_of(self.seed, identity).factors, self.nuisance),
+            **degradation._asdict(),
             quality=float(quality_of(severity)),
         )  # fmt: skip
 
     @cached_property
-    def quality(self) -> np.ndarray:
-        """(N,) float64 quality of each picture in [0, 1], as ``truth`` gives it."""
+    def quality(self) -> np.ndarray:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """(N,) float64, quality of each image in [0, 1], as in ``truth``."""
         quality = np.empty(len(self))
         for label, start in enumerate(self._starts[:-1]):
             stop = self._starts[label + 1]
             rows = self._uniforms(self.first_identity + label, 0, stop - start)
-            spoil = rows[:, CAPTURE_FACTORS:]
-            quality[start:stop] = quality_of(severities(spoil, self.degraded, self.degradation))
+            degradation_uniforms = rows[:, CAPTURE_FACTORS:]
+            quality[start:stop] = quality_of(
+                severities(degradation_uniforms, self.degraded, self.degradation)
+            )
         return quality
 
     def write(
@@ -254,23 +260,25 @@ class SyntheticFaces:
         file_format: Literal["png", "jpg"] = "png",
         progress: Callable[[int, int], None] | None = None,
     ) -> Path:
-        """Write the pictures into one folder per label, and ``truth.csv`` beside them.
+        """Write the images to one folder per label, and the ground truth to ``truth.csv``.
 
-        The folder appears when all is written, or not at all.
+        The folder appears only once everything is written.
 
         Args:
-            folder: must not exist, or be empty.
-            file_format: PNG keeps the bytes; JPEG (quality 95) is smaller.
-            progress: called with (pictures written, pictures in all) after each.
+            folder: the folder to create; it must not exist or be empty.
+            file_format: ``png`` is lossless; ``jpg`` (quality 95) is smaller.
+            progress: called with (images written, total images) after each image.
 
         Raises:
-            ValueError: the folder holds something, or the format is unknown.
+            ValueError: the folder is not empty, or the format is unknown.
         """
         folder = Path(folder)
         if file_format not in ("png", "jpg"):
-            raise ValueError(f"file_format = {file_format!r}; use 'png' or 'jpg'")
+            raise ValueError(f"file_format = {file_format!r} must be 'png' or 'jpg'")
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise ValueError(f"{folder} is not an empty folder; name a new one, or empty it first")
+            raise ValueError(
+                f"{folder} is not an empty folder; give a new folder, or empty it first"
+            )
         folder.parent.mkdir(parents=True, exist_ok=True)
         partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
         try:
@@ -286,14 +294,14 @@ class SyntheticFaces:
         self, folder: Path, file_format: str, progress: Callable[[int, int], None] | None
     ) -> None:
         for label in np.unique(self.labels):
-            (folder / self.class_names[label]).mkdir()
+            (folder / self.class_names[int(label)]).mkdir()
         settings = [cv2.IMWRITE_JPEG_QUALITY, 95] if file_format == "jpg" else []
         with (folder / "truth.csv").open("w", newline="", encoding="utf-8") as file:
             columns = ["file", "label", "true_label", *self.truth(0).flat()]
             table = csv.DictWriter(file, columns, lineterminator="\n")
             table.writeheader()
             for index, label in enumerate(self.labels):
-                path = f"{self.class_names[label]}/{index:07d}.{file_format}"
+                path = f"{self.class_names[int(label)]}/{index:07d}.{file_format}"
                 pixels = cv2.cvtColor(self.read(index), cv2.COLOR_RGB2BGR)
                 encoded = cv2.imencode(f".{file_format}", pixels, settings)[1]
                 (folder / path).write_bytes(encoded.tobytes())
@@ -303,33 +311,37 @@ class SyntheticFaces:
                     progress(index + 1, len(self))
 
     def _locate(self, index: int) -> tuple[int, int]:
-        """The picture's person, and its number among that person's pictures."""
+        """The image's identity, and its index among the images of that identity."""
         if not 0 <= index < len(self):
-            raise IndexError(f"index {index} is outside 0..{len(self) - 1}")
+            raise IndexError(f"index {index} must be in 0..{len(self) - 1}")
         label = int(self.true_labels[index])
         return self.first_identity + label, int(index - self._starts[label])
 
     def _uniforms(self, identity: int, picture: int, count: int) -> np.ndarray:
-        """(count, PICTURE_FACTORS) the rows of uniform numbers behind a person's pictures."""
+        """(count, PICTURE_FACTORS) uniform numbers, one row per image of an identity."""
         bits = np.random.PCG64([self.seed, identity, PICTURE_STREAM])
-        # One step of the generator per number, so any row is reached without the ones before it.
+        # The generator makes one step per number, so it can jump to any row.
         bits.advance(picture * PICTURE_FACTORS)
         return np.random.Generator(bits).random((count, PICTURE_FACTORS))
 
     def _picture(self, identity: int, picture: int) -> tuple[FaceCapture, np.ndarray, np.ndarray]:
-        """A picture's factors, its (5,) severities, and the choices that degradations make."""
+        """An image's factors, its (5,) severities, and four uniform numbers for `degrade`."""
         row = self._uniforms(identity, picture, 1)
         capture = from_uniforms(FaceCapture, row[0, :CAPTURE_FACTORS], self.nuisance)
-        spoil = row[:, CAPTURE_FACTORS:]
-        return capture, severities(spoil, self.degraded, self.degradation)[0], spoil[0, -4:]
+        degradation_uniforms = row[:, CAPTURE_FACTORS:]
+        return (
+            capture,
+            severities(degradation_uniforms, self.degraded, self.degradation)[0],
+            degradation_uniforms[0, -4:],
+        )
 
 
 @lru_cache(maxsize=1024)
-def person_of(seed: int, identity: int) -> Person:
-    """An identity; the last ones are kept, as a person's pictures are mostly drawn in a row."""
+def appearance_of(seed: int, identity: int) -> Appearance:
+    """An identity's appearance; cached, because its images are usually rendered in sequence."""
     generator = np.random.default_rng([seed, identity, IDENTITY_STREAM])
     factors = from_uniforms(FaceIdentity, generator.random(IDENTITY_FACTORS))
-    return Person(
+    return Appearance(
         factors=factors,
         marks=generator.random((66, 3)),
         blotches=generator.standard_normal((9, 9)),
@@ -338,6 +350,6 @@ def person_of(seed: int, identity: int) -> Person:
     )
 
 
-def _check(setting: str, value: float, lowest: float, highest: float) -> None:
-    if not (math.isfinite(value) and lowest <= value <= highest):
-        raise ValueError(f"{setting} = {value!r} is out of range; use {lowest} to {highest}")
+def _check(setting: str, value: float, minimum: float, maximum: float) -> None:
+    if not (math.isfinite(value) and minimum <= value <= maximum):
+        raise ValueError(f"{setting} = {value!r} must be between {minimum} and {maximum}")

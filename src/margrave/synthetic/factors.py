@@ -1,8 +1,8 @@
-"""The numbers behind a synthetic face: what makes the person, and what makes the picture.
+"""The factors of a synthetic face: those of the identity and those of the image.
 
-Lengths are in units of half a face's height, from a point between the eyes and the mouth: x to the
-right, y down, the chin near y = 1. Every factor is read off one uniform number, so a row of uniform
-numbers is a person or a picture.
+Lengths are in face units, half the height of a face. The origin is between the eyes and the mouth;
+x points to the right, y down, and the chin is near y = 1. Each factor is computed from one uniform
+number, so a row of uniform numbers determines an identity or an image.
 """
 
 from __future__ import annotations
@@ -16,25 +16,28 @@ import numpy as np
 Factors = TypeVar("Factors")
 
 
-def spans(low: float, high: float, *, power: float = 1.0, neutral: float | None = None) -> Any:
-    """A factor spread over [low, high], evenly, or towards low for a power above 1."""
+def uniform(low: float, high: float, *, power: float = 1.0, neutral: float | None = None) -> Any:
+    """A factor in [low, high], uniform, or concentrated at `low` for a power above 1."""
     middle = (low + high) / 2 if neutral is None else neutral
     return field(metadata={"row": (low, high - low, power, False, middle, 1.0)})
 
 
-def around(centre: float, reach: float) -> Any:
-    """A factor in [centre − reach, centre + reach], likelier near the centre (triangular)."""
-    return field(metadata={"row": (centre, reach, 1.0, True, centre, 1.0)})
+def triangular(center: float, reach: float) -> Any:
+    """A factor in [center − reach, center + reach] with a triangular distribution."""
+    return field(metadata={"row": (center, reach, 1.0, True, center, 1.0)})
 
 
-def chance() -> Any:
-    """A number in [0, 1] that decides between alternatives, and so never fades to neutral."""
+def choice() -> Any:
+    """A uniform number in [0, 1] that chooses between alternatives; it has no neutral value."""
     return field(metadata={"row": (0.0, 1.0, 1.0, False, 0.0, 0.0)})
 
 
 @lru_cache
 def factor_table(kind: type) -> tuple[list[str], np.ndarray]:
-    """The factors' names, and (6, factors) start, reach, power, is triangular, neutral, fades."""
+    """The factors' names, and their (6, factors) parameters.
+
+    The parameters are start, reach, power, is_triangular, neutral value and has_neutral.
+    """
     factors = fields(kind)
     return [factor.name for factor in factors], np.array(
         [factor.metadata["row"] for factor in factors], dtype=np.float64
@@ -42,104 +45,104 @@ def factor_table(kind: type) -> tuple[list[str], np.ndarray]:
 
 
 def from_uniforms(kind: type[Factors], uniforms: np.ndarray, strength: float = 1.0) -> Factors:
-    """The factors that a row of uniform numbers stands for, drawn towards neutral by strength < 1.
+    """Compute factors from a row of uniform numbers; strength < 1 moves them towards neutral.
 
     >>> from_uniforms(FaceCapture, np.full(CAPTURE_FACTORS, 0.9), strength=0.0).yaw
     0.0
     """
-    names, (start, reach, power, triangular, neutral, fades) = factor_table(kind)
-    off_centre = 2 * uniforms - 1
-    peaked = np.sign(off_centre) * (1 - np.sqrt(1 - np.abs(off_centre)))
-    value = start + reach * np.where(triangular, peaked, uniforms**power)
-    value += fades * (1 - strength) * (neutral - value)
+    names, (start, reach, power, is_triangular, neutral, has_neutral) = factor_table(kind)
+    off_center = 2 * uniforms - 1
+    peaked = np.sign(off_center) * (1 - np.sqrt(1 - np.abs(off_center)))
+    value = start + reach * np.where(is_triangular, peaked, uniforms**power)
+    value += has_neutral * (1 - strength) * (neutral - value)
     return kind(**dict(zip(names, value.tolist(), strict=True)))
 
 
 @dataclass(frozen=True, kw_only=True)
 class FaceIdentity:
-    """What stays with a person: about seventy continuous factors, most of them shapes."""
+    """The factors of an identity: about seventy continuous values, mostly shapes."""
 
-    cheek_width: float = spans(0.61, 0.78)
-    temple_width: float = spans(0.87, 1.0)  # as a share of cheek_width, like jaw_width
-    jaw_width: float = spans(0.68, 0.93)
-    chin_width: float = spans(0.15, 0.38)
-    chin_length: float = spans(0.93, 1.10)
-    skull_height: float = spans(0.95, 1.10)
-    asymmetry: float = around(0.0, 0.03)
+    cheek_width: float = uniform(0.61, 0.78)
+    temple_width: float = uniform(0.87, 1.0)  # as a fraction of cheek_width, like jaw_width
+    jaw_width: float = uniform(0.68, 0.93)
+    chin_width: float = uniform(0.15, 0.38)
+    chin_length: float = uniform(0.93, 1.10)
+    skull_height: float = uniform(0.95, 1.10)
+    asymmetry: float = triangular(0.0, 0.03)
 
-    eye_spacing: float = spans(0.265, 0.355)  # from the middle line to the eye's centre
-    eye_height: float = spans(-0.19, -0.07)
-    eye_width: float = spans(0.115, 0.165)  # half of it, like mouth_width and nose_width
-    eye_opening: float = spans(0.045, 0.085)
-    eye_tilt: float = spans(-0.18, 0.24)
-    eye_apex: float = spans(-0.4, 0.4)
-    eye_roundness: float = spans(1.5, 3.2)
-    lid_crease: float = spans(0.018, 0.06)
-    lid_colour: float = spans(0.72, 1.0)
-    iris_size: float = spans(0.062, 0.08)
-    iris_hue: float = spans(0.0, 1.0)
-    iris_lightness: float = spans(0.45, 1.15)
-    lashes: float = spans(0.010, 0.028)
-    bags: float = spans(0.0, 1.0, power=2.0)
+    eye_spacing: float = uniform(0.265, 0.355)  # from the midline to the center of the eye
+    eye_height: float = uniform(-0.19, -0.07)
+    eye_width: float = uniform(0.115, 0.165)  # half the width, as in mouth_width and nose_width
+    eye_opening: float = uniform(0.045, 0.085)
+    eye_tilt: float = uniform(-0.18, 0.24)
+    eye_apex: float = uniform(-0.4, 0.4)
+    eye_roundness: float = uniform(1.5, 3.2)
+    lid_crease: float = uniform(0.018, 0.06)
+    lid_color: float = uniform(0.72, 1.0)
+    iris_size: float = uniform(0.062, 0.08)
+    iris_hue: float = uniform(0.0, 1.0)
+    iris_lightness: float = uniform(0.45, 1.15)
+    lashes: float = uniform(0.010, 0.028)
+    bags: float = uniform(0.0, 1.0, power=2.0)
 
-    brow_height: float = spans(0.14, 0.24)  # above the eye
-    brow_thickness: float = spans(0.018, 0.058)
-    brow_arch: float = spans(0.0, 0.075)
-    brow_angle: float = spans(-0.22, 0.18)
-    brow_length: float = spans(0.16, 0.235)
-    brow_shift: float = spans(-0.03, 0.035)
-    brow_darkness: float = spans(0.35, 0.95)
+    brow_height: float = uniform(0.14, 0.24)  # above the eye
+    brow_thickness: float = uniform(0.018, 0.058)
+    brow_arch: float = uniform(0.0, 0.075)
+    brow_angle: float = uniform(-0.22, 0.18)
+    brow_length: float = uniform(0.16, 0.235)
+    brow_shift: float = uniform(-0.03, 0.035)
+    brow_darkness: float = uniform(0.35, 0.95)
 
-    nose_base: float = spans(0.22, 0.38)
-    nose_width: float = spans(0.095, 0.185)
-    nose_tip: float = spans(0.7, 1.4)
-    nose_bridge: float = spans(0.4, 1.5)
-    nose_projection: float = spans(0.6, 1.5)
-    nose_bend: float = around(0.0, 0.035)
-    nostril_size: float = spans(0.6, 1.3)
+    nose_base: float = uniform(0.22, 0.38)
+    nose_width: float = uniform(0.095, 0.185)
+    nose_tip: float = uniform(0.7, 1.4)
+    nose_bridge: float = uniform(0.4, 1.5)
+    nose_projection: float = uniform(0.6, 1.5)
+    nose_bend: float = triangular(0.0, 0.035)
+    nostril_size: float = uniform(0.6, 1.3)
 
-    mouth_drop: float = spans(0.20, 0.30)  # below the nose's base
-    mouth_width: float = spans(0.17, 0.285)
-    upper_lip: float = spans(0.02, 0.068)
-    lower_lip: float = spans(0.035, 0.09)
-    lip_bow: float = spans(0.0, 0.028)
-    mouth_curve: float = spans(-0.03, 0.03)
-    lip_redness: float = spans(0.2, 1.0)
-    philtrum: float = spans(0.0, 1.0)
+    mouth_drop: float = uniform(0.20, 0.30)  # below the base of the nose
+    mouth_width: float = uniform(0.17, 0.285)
+    upper_lip: float = uniform(0.02, 0.068)
+    lower_lip: float = uniform(0.035, 0.09)
+    lip_bow: float = uniform(0.0, 0.028)
+    mouth_curve: float = uniform(-0.03, 0.03)
+    lip_redness: float = uniform(0.2, 1.0)
+    philtrum: float = uniform(0.0, 1.0)
 
-    ear_size: float = spans(0.15, 0.25)
-    ear_spread: float = spans(0.0, 0.10)
-    cheekbones: float = spans(0.0, 1.6)
-    cheek_hollow: float = spans(0.0, 1.4)
-    socket_depth: float = spans(0.4, 1.5)
-    brow_ridge: float = spans(0.0, 1.4)
-    chin_bump: float = spans(0.3, 1.5)
+    ear_size: float = uniform(0.15, 0.25)
+    ear_spread: float = uniform(0.0, 0.10)
+    cheekbones: float = uniform(0.0, 1.6)
+    cheek_hollow: float = uniform(0.0, 1.4)
+    socket_depth: float = uniform(0.4, 1.5)
+    brow_ridge: float = uniform(0.0, 1.4)
+    chin_bump: float = uniform(0.3, 1.5)
 
-    skin_tone: float = spans(0.0, 1.0)  # 0 darkest, 1 lightest
-    skin_redness: float = spans(-1.0, 1.0)
-    rosy_cheeks: float = spans(0.0, 1.0)
-    blotches: float = spans(0.2, 1.0)
-    freckles: float = spans(0.0, 1.0, power=3.0)
-    moles: float = spans(0.0, 4.99)
-    age: float = spans(0.0, 1.0, power=1.6)
+    skin_tone: float = uniform(0.0, 1.0)  # 0 is darkest, 1 lightest
+    skin_redness: float = uniform(-1.0, 1.0)
+    rosy_cheeks: float = uniform(0.0, 1.0)
+    blotches: float = uniform(0.2, 1.0)
+    freckles: float = uniform(0.0, 1.0, power=3.0)
+    moles: float = uniform(0.0, 4.99)
+    age: float = uniform(0.0, 1.0, power=1.6)
 
-    hair_darkness: float = spans(0.0, 1.0, power=0.7)
-    hair_redness: float = spans(0.0, 1.0, power=2.5)
-    hair_volume: float = spans(0.02, 0.2)
-    hair_sides: float = spans(0.0, 0.16)
-    hair_length: float = spans(0.0, 1.0)
-    hair_curl: float = spans(0.0, 1.0, power=1.5)
-    hair_part: float = spans(-1.0, 1.0)
-    hairline: float = spans(-0.82, -0.55)
-    recession: float = spans(0.0, 0.22)
-    widow_peak: float = spans(-0.02, 0.1)
-    fringe: float = spans(0.0, 1.0)
-    masculinity: float = spans(0.0, 1.0)
-    baldness: float = spans(0.0, 1.0)
-    beard: float = spans(0.0, 1.0)
-    moustache: float = spans(0.0, 1.0)
-    stubble: float = spans(0.0, 1.0)
-    glasses_habit: float = spans(0.0, 1.0)
+    hair_darkness: float = uniform(0.0, 1.0, power=0.7)
+    hair_redness: float = uniform(0.0, 1.0, power=2.5)
+    hair_volume: float = uniform(0.02, 0.2)
+    hair_sides: float = uniform(0.0, 0.16)
+    hair_length: float = uniform(0.0, 1.0)
+    hair_curl: float = uniform(0.0, 1.0, power=1.5)
+    hair_part: float = uniform(-1.0, 1.0)
+    hairline: float = uniform(-0.82, -0.55)
+    recession: float = uniform(0.0, 0.22)
+    widow_peak: float = uniform(-0.02, 0.1)
+    fringe: float = uniform(0.0, 1.0)
+    masculinity: float = uniform(0.0, 1.0)
+    baldness: float = uniform(0.0, 1.0)
+    beard: float = uniform(0.0, 1.0)
+    moustache: float = uniform(0.0, 1.0)
+    stubble: float = uniform(0.0, 1.0)
+    glasses_habit: float = uniform(0.0, 1.0)
 
     @property
     def mouth_height(self) -> float:
@@ -148,49 +151,49 @@ class FaceIdentity:
 
 @dataclass(frozen=True, kw_only=True)
 class FaceCapture:
-    """What changes from picture to picture; each factor fades to neutral as nuisance goes to 0."""
+    """The factors of an image; each approaches its neutral value as nuisance approaches 0."""
 
-    yaw: float = around(0.0, 42.0)  # degrees, like pitch, roll and the light's direction
-    pitch: float = around(0.0, 24.0)
-    roll: float = around(0.0, 13.0)
-    shift_x: float = around(0.0, 0.10)
-    shift_y: float = around(0.0, 0.10)
-    zoom: float = around(1.0, 0.10)
+    yaw: float = triangular(0.0, 42.0)  # in degrees, like pitch, roll and the light's direction
+    pitch: float = triangular(0.0, 24.0)
+    roll: float = triangular(0.0, 13.0)
+    shift_x: float = triangular(0.0, 0.10)
+    shift_y: float = triangular(0.0, 0.10)
+    zoom: float = triangular(1.0, 0.10)
 
-    light_azimuth: float = spans(-85.0, 85.0)
-    light_elevation: float = spans(-15.0, 65.0)
-    light_hardness: float = spans(0.15, 0.9)
-    exposure: float = around(0.0, 1.0)  # stops
-    temperature: float = around(0.0, 1.0)
-    tint: float = around(0.0, 1.0)
-    contrast: float = around(1.0, 0.35)
-    saturation: float = spans(0.55, 1.25, neutral=1.0)
+    light_azimuth: float = uniform(-85.0, 85.0)
+    light_elevation: float = uniform(-15.0, 65.0)
+    light_hardness: float = uniform(0.15, 0.9)
+    exposure: float = triangular(0.0, 1.0)  # in stops
+    temperature: float = triangular(0.0, 1.0)
+    tint: float = triangular(0.0, 1.0)
+    contrast: float = triangular(1.0, 0.35)
+    saturation: float = uniform(0.55, 1.25, neutral=1.0)
 
-    smile: float = spans(-0.35, 1.0, neutral=0.0)
-    mouth_open: float = spans(0.0, 1.0, power=3.0, neutral=0.0)
-    brow_raise: float = around(0.0, 1.0)
-    eye_closure: float = spans(0.0, 1.0, power=5.0, neutral=0.0)
-    gaze_x: float = around(0.0, 1.0)
-    gaze_y: float = around(0.0, 0.6)
+    smile: float = uniform(-0.35, 1.0, neutral=0.0)
+    mouth_open: float = uniform(0.0, 1.0, power=3.0, neutral=0.0)
+    brow_raise: float = triangular(0.0, 1.0)
+    eye_closure: float = uniform(0.0, 1.0, power=5.0, neutral=0.0)
+    gaze_x: float = triangular(0.0, 1.0)
+    gaze_y: float = triangular(0.0, 0.6)
 
-    glasses: float = chance()
-    frame_width: float = spans(0.17, 0.24)
-    frame_height: float = spans(0.11, 0.18)
-    frame_roundness: float = spans(2.0, 5.0)
-    frame_thickness: float = spans(0.012, 0.04)
-    frame_lightness: float = spans(0.0, 1.0, power=2.5)
+    glasses: float = choice()
+    frame_width: float = uniform(0.17, 0.24)
+    frame_height: float = uniform(0.11, 0.18)
+    frame_roundness: float = uniform(2.0, 5.0)
+    frame_thickness: float = uniform(0.012, 0.04)
+    frame_lightness: float = uniform(0.0, 1.0, power=2.5)
 
-    hair_ruffle: float = spans(-1.0, 1.0)
-    hair_parting: float = around(0.0, 0.5)
-    beard_growth: float = spans(0.4, 1.3)
-    makeup: float = spans(0.0, 1.0, power=2.0, neutral=0.0)
+    hair_ruffle: float = uniform(-1.0, 1.0)
+    hair_parting: float = triangular(0.0, 0.5)
+    beard_growth: float = uniform(0.4, 1.3)
+    makeup: float = uniform(0.0, 1.0, power=2.0, neutral=0.0)
 
-    def wears(self, identity: FaceIdentity, nuisance: float) -> str:
-        """``none``, ``clear`` or ``dark`` glasses: habitual wearers mostly clear, others seldom."""
-        clear = 0.7 if identity.glasses_habit < 0.2 else 0.1
+    def glasses_kind(self, identity: FaceIdentity, nuisance: float) -> str:
+        """``none``, ``clear`` or ``dark``; `clear` is likely for habitual wearers, else rare."""
+        clear_probability = 0.7 if identity.glasses_habit < 0.2 else 0.1
         if self.glasses < 0.04 * nuisance:
             return "dark"
-        return "clear" if self.glasses < (0.04 + clear) * nuisance else "none"
+        return "clear" if self.glasses < (0.04 + clear_probability) * nuisance else "none"
 
 
 IDENTITY_FACTORS = len(fields(FaceIdentity))
@@ -198,7 +201,7 @@ CAPTURE_FACTORS = len(fields(FaceCapture))
 
 
 class Pose(NamedTuple):
-    """Degrees: yaw to the picture's right, pitch downwards, roll clockwise."""
+    """Head pose in degrees: yaw to the image's right, pitch downwards, roll clockwise."""
 
     yaw: float
     pitch: float

@@ -1,55 +1,57 @@
-"""The features of a synthetic face, painted from the front.
+"""Paint the features of a synthetic face in frontal view.
 
-Each function paints one feature on a canvas from a person's factors and a picture's factors.
+Each function paints one feature on a canvas, from the factors of an identity and an image.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-from margrave.synthetic.canvas import Colour, FaceCanvas, curve, dim, mirrored, mix, moved, ribbon
+from margrave.synthetic.canvas import Color, FaceCanvas, curve, dim, mirrored, mix, ribbon, shifted
 from margrave.synthetic.factors import FaceCapture, FaceIdentity
 
 SKIN_TONES = ((66, 41, 30), (112, 72, 50), (160, 112, 83), (201, 153, 122), (231, 193, 168))
-IRIS_COLOURS = ((58, 36, 24), (84, 56, 30), (104, 92, 52), (92, 112, 84), (96, 126, 152))
+IRIS_COLORS = ((58, 36, 24), (84, 56, 30), (104, 92, 52), (92, 112, 84), (96, 126, 152))
 SIDES = np.array((-1.0, 1.0))[:, None]
-ACROSS = np.linspace(-1.0, 1.0, 11)
-AROUND = np.linspace(0, 2 * np.pi, 9)
-NOSTRIL = np.stack([np.cos(AROUND), np.sin(AROUND) - 0.4 * np.cos(AROUND)], 1)
+PROFILE_X = np.linspace(-1.0, 1.0, 11)
+CIRCLE_ANGLES = np.linspace(0, 2 * np.pi, 9)
+NOSTRIL = np.stack([np.cos(CIRCLE_ANGLES), np.sin(CIRCLE_ANGLES) - 0.4 * np.cos(CIRCLE_ANGLES)], 1)
 
 
-def along_ramp(ramp: tuple[Colour, ...], position: float) -> Colour:
-    """The colour at `position` (0..1) of a piecewise linear ramp."""
-    place = position * (len(ramp) - 1)
-    stop = min(int(place), len(ramp) - 2)
-    return mix(ramp[stop], ramp[stop + 1], place - stop)
+def ramp_color(ramp: tuple[Color, ...], position: float) -> Color:
+    """The color at `position` (0..1) of a piecewise linear ramp."""
+    scaled = position * (len(ramp) - 1)
+    stop = min(int(scaled), len(ramp) - 2)
+    return mix(ramp[stop], ramp[stop + 1], scaled - stop)
 
 
-def skin_colour(identity: FaceIdentity) -> Colour:
-    red, green, blue = along_ramp(SKIN_TONES, identity.skin_tone)
+def skin_color(identity: FaceIdentity) -> Color:
+    red, green, blue = ramp_color(SKIN_TONES, identity.skin_tone)
     flush = 0.05 * identity.skin_redness
     return (min(255, red * (1 + flush)), green * (1 - flush), blue * (1 - 0.6 * flush))
 
 
 def outline(identity: FaceIdentity, inflate: float = 1.0) -> np.ndarray:
     """(points, 2) closed outline of the face, clockwise from the top of the skull."""
-    who = identity
-    cheek = who.cheek_width * inflate
+    cheek = identity.cheek_width * inflate
     right = [
-        (0.62 * cheek, -0.93 * who.skull_height),
-        (who.temple_width * cheek, -0.48),
+        (0.62 * cheek, -0.93 * identity.skull_height),
+        (identity.temple_width * cheek, -0.48),
         (cheek, 0.02),
-        (0.5 * (1 + who.jaw_width) * cheek, 0.36),
-        (who.jaw_width * cheek * 0.93, 0.60),
-        (0.5 * (who.chin_width + who.jaw_width * cheek * 0.86), 0.83 * who.chin_length),
-        (0.62 * who.chin_width, 0.975 * who.chin_length),
+        (0.5 * (1 + identity.jaw_width) * cheek, 0.36),
+        (identity.jaw_width * cheek * 0.93, 0.60),
+        (
+            0.5 * (identity.chin_width + identity.jaw_width * cheek * 0.86),
+            0.83 * identity.chin_length,
+        ),
+        (0.62 * identity.chin_width, 0.975 * identity.chin_length),
     ]
-    left = [(-x + who.asymmetry * y, y) for x, y in reversed(right)]
-    top, chin = (0.0, -who.skull_height), (who.asymmetry, who.chin_length)
+    left = [(-x + identity.asymmetry * y, y) for x, y in reversed(right)]
+    top, chin = (0.0, -identity.skull_height), (identity.asymmetry, identity.chin_length)
     return curve([top, *right, chin, *left], closed=True)
 
 
-def paint_neck(canvas: FaceCanvas, identity: FaceIdentity, skin: Colour, clothes: Colour) -> None:
+def paint_neck(canvas: FaceCanvas, identity: FaceIdentity, skin: Color, clothes: Color) -> None:
     half = 0.40 + 0.16 * identity.masculinity * identity.jaw_width
     neck = [(-half, 0.5), (half, 0.5), (half, 1.15), (half + 0.2, 1.5)]
     canvas.fill(np.array([*neck, (-half - 0.2, 1.5), (-half, 1.15)]), dim(skin, 0.72))
@@ -57,10 +59,13 @@ def paint_neck(canvas: FaceCanvas, identity: FaceIdentity, skin: Colour, clothes
     canvas.fill(np.array([*collar, (1.5, 1.5), (-1.5, 1.5)]), clothes)
 
 
-def paint_ears(canvas: FaceCanvas, identity: FaceIdentity, skin: Colour) -> None:
-    who, edge = identity, identity.cheek_width
-    out = edge + 0.02 + who.ear_spread
-    top, bottom = who.eye_height - 0.4 * who.ear_size, who.eye_height + 1.6 * who.ear_size
+def paint_ears(canvas: FaceCanvas, identity: FaceIdentity, skin: Color) -> None:
+    edge = identity.cheek_width
+    out = edge + 0.02 + identity.ear_spread
+    top, bottom = (
+        identity.eye_height - 0.4 * identity.ear_size,
+        identity.eye_height + 1.6 * identity.ear_size,
+    )
     ear = curve(
         [
             (edge * 0.94, top),
@@ -75,122 +80,135 @@ def paint_ears(canvas: FaceCanvas, identity: FaceIdentity, skin: Colour) -> None
 
 
 def paint_skin_marks(
-    canvas: FaceCanvas, identity: FaceIdentity, skin: Colour, marks: np.ndarray
+    canvas: FaceCanvas, identity: FaceIdentity, skin: Color, marks: np.ndarray
 ) -> None:
-    """Freckles and moles; marks (n, 3) uniform numbers are where and how large."""
+    """Paint freckles and moles; `marks` (n, 3) are uniform numbers for positions and sizes."""
     moles, freckles = marks[: int(identity.moles)], marks[6:]
     freckles = freckles[: int(identity.freckles * len(freckles))]
     if len(freckles):
-        places = (freckles[:, :2] - (0.5, 0.0)) * (1.1, 0.36) - (0.0, 0.02)
-        canvas.discs(places, 0.006 + 0.007 * freckles[:, 2], mix(skin, dim(skin, 0.6), 0.5))
+        positions = (freckles[:, :2] - (0.5, 0.0)) * (1.1, 0.36) - (0.0, 0.02)
+        canvas.discs(positions, 0.006 + 0.007 * freckles[:, 2], mix(skin, dim(skin, 0.6), 0.5))
     if len(moles):
-        places = (moles[:, :2] - (0.5, 0.35)) * (0.95, 1.05)
-        places[:, 0] *= 1 - 0.6 * np.maximum(0.0, places[:, 1])
+        positions = (moles[:, :2] - (0.5, 0.35)) * (0.95, 1.05)
+        positions[:, 0] *= 1 - 0.6 * np.maximum(0.0, positions[:, 1])
         brown = mix(dim(skin, 0.4), (60, 35, 28), 0.4)
-        canvas.discs(places, 0.008 + 0.010 * moles[:, 2] ** 2, brown)
+        canvas.discs(positions, 0.008 + 0.010 * moles[:, 2] ** 2, brown)
 
 
 def paint_wrinkles(canvas: FaceCanvas, identity: FaceIdentity, capture: FaceCapture) -> None:
-    """Folds from nose to mouth, forehead lines, crow's feet: with age, smile and raised brows."""
-    who, smile = identity, max(0.0, capture.smile)
+    """Paint nose-to-mouth folds, forehead lines and crow's feet, by age, smile and raised brows."""
+    smile = max(0.0, capture.smile)
     fold = curve(
         [
-            (who.nose_width + 0.02, who.nose_base - 0.05),
-            (who.nose_width + 0.09, who.nose_base + 0.08),
-            (who.mouth_width + 0.08, who.mouth_height - 0.02 - 0.04 * smile),
+            (identity.nose_width + 0.02, identity.nose_base - 0.05),
+            (identity.nose_width + 0.09, identity.nose_base + 0.08),
+            (identity.mouth_width + 0.08, identity.mouth_height - 0.02 - 0.04 * smile),
         ]
     )
-    canvas.crease(mirrored(fold), min(0.6, 0.08 + 0.22 * who.age + 0.26 * smile))
-    if who.age > 0.35:
-        start = np.array((who.eye_spacing + who.eye_width * 1.2, who.eye_height))
+    canvas.crease(mirrored(fold), min(0.6, 0.08 + 0.22 * identity.age + 0.26 * smile))
+    if identity.age > 0.35:
+        start = np.array((identity.eye_spacing + identity.eye_width * 1.2, identity.eye_height))
         feet = np.stack(
-            [np.stack([start, moved(start, 0.09, lift)]) for lift in (-0.04, 0.0, 0.04)]
+            [np.stack([start, shifted(start, 0.09, lift)]) for lift in (-0.04, 0.0, 0.04)]
         )
-        canvas.crease(np.concatenate([feet, feet * (-1.0, 1.0)]), 0.25 * who.age)
-    lines = 0.28 * who.age + 0.25 * max(0.0, capture.brow_raise)
+        canvas.crease(np.concatenate([feet, feet * (-1.0, 1.0)]), 0.25 * identity.age)
+    lines = 0.28 * identity.age + 0.25 * max(0.0, capture.brow_raise)
     if lines > 0.08:
-        y = who.eye_height - who.brow_height - 0.13
+        y = identity.eye_height - identity.brow_height - 0.13
         line = curve([(-0.28, y), (0.0, y + 0.02), (0.28, y)])
-        canvas.crease(np.stack([moved(line, 0.0, -0.085 * row) for row in range(3)]), 0.7 * lines)
+        canvas.crease(np.stack([shifted(line, 0.0, -0.085 * row) for row in range(3)]), 0.7 * lines)
 
 
 def eye_curves(identity: FaceIdentity, capture: FaceCapture) -> tuple[np.ndarray, np.ndarray]:
-    """(2, points, 2) upper and lower lids, from the inner to the outer corner of each eye."""
-    who = identity
+    """(2, points, 2) upper and lower lids of both eyes, from the inner to the outer corner."""
     closed = min(1.0, capture.eye_closure + 0.25 * max(0.0, capture.smile))
-    opening = who.eye_opening * (1 - closed) * (1 + 0.15 * capture.brow_raise)
-    bend = ACROSS - 0.35 * who.eye_apex * (1 - ACROSS**2)
-    upper = -opening * (1 - np.abs(bend) ** who.eye_roundness)
-    lower = 0.62 * who.eye_opening * (1 - 0.3 * closed) * (1 - ACROSS**2) ** 0.8
-    x = SIDES * (who.eye_spacing + who.eye_width * ACROSS)
-    y = who.eye_height + SIDES * 0.5 * who.asymmetry - who.eye_tilt * who.eye_width * ACROSS
+    opening = identity.eye_opening * (1 - closed) * (1 + 0.15 * capture.brow_raise)
+    bend = PROFILE_X - 0.35 * identity.eye_apex * (1 - PROFILE_X**2)
+    upper = -opening * (1 - np.abs(bend) ** identity.eye_roundness)
+    lower = 0.62 * identity.eye_opening * (1 - 0.3 * closed) * (1 - PROFILE_X**2) ** 0.8
+    x = SIDES * (identity.eye_spacing + identity.eye_width * PROFILE_X)
+    y = (
+        identity.eye_height
+        + SIDES * 0.5 * identity.asymmetry
+        - identity.eye_tilt * identity.eye_width * PROFILE_X
+    )
     return np.stack([x, y + upper], 2), np.stack([x, y + lower], 2)
 
 
 def between(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """The patches between two sets of lines."""
+    """Closed shapes between two sets of lines."""
     return np.concatenate([first, second[:, ::-1]], axis=1)
 
 
 def paint_eyes(
-    canvas: FaceCanvas, identity: FaceIdentity, capture: FaceCapture, skin: Colour
+    canvas: FaceCanvas, identity: FaceIdentity, capture: FaceCapture, skin: Color
 ) -> None:
-    """White, iris and highlight first; the lids are skin painted over what they cover."""
-    who = identity
-    upper, lower = eye_curves(who, capture)
-    iris = dim(along_ramp(IRIS_COLOURS, who.iris_hue), who.iris_lightness)
-    lid = dim(skin, who.lid_colour * (1 - 0.25 * capture.makeup))
+    """Paint the white, iris and highlight, then the lids, which cover parts of them."""
+    upper, lower = eye_curves(identity, capture)
+    iris = dim(ramp_color(IRIS_COLORS, identity.iris_hue), identity.iris_lightness)
+    lid = dim(skin, identity.lid_color * (1 - 0.25 * capture.makeup))
     lash = mix(dim(skin, 0.3), (22, 16, 14), 0.7)
     middle = np.concatenate(
-        [SIDES * who.eye_spacing, who.eye_height + 0.5 * SIDES * who.asymmetry], 1
+        [SIDES * identity.eye_spacing, identity.eye_height + 0.5 * SIDES * identity.asymmetry], 1
     )
-    gaze = moved(middle, 0.035 * capture.gaze_x, 0.02 * capture.gaze_y)
+    gaze = shifted(middle, 0.035 * capture.gaze_x, 0.02 * capture.gaze_y)
     glint = 0.026 if capture.light_azimuth > 0 else -0.026
     canvas.fill(between(upper, lower), mix((226, 220, 214), skin, 0.28))
-    canvas.discs(gaze, who.iris_size, iris)
-    canvas.discs(gaze, 0.42 * who.iris_size, (14, 10, 10))
-    canvas.discs(moved(gaze, glint, -0.024), 0.015, (240, 240, 240))
-    crease = moved(upper, 0.0, -who.lid_crease - 0.03 * capture.eye_closure)
-    crease[..., 1] -= 0.02 * np.cos(1.4 * ACROSS)
-    hidden = [between(lower, moved(lower, 0.0, 0.08)), between(upper, moved(crease, 0.0, -0.05))]
+    canvas.discs(gaze, identity.iris_size, iris)
+    canvas.discs(gaze, 0.42 * identity.iris_size, (14, 10, 10))
+    canvas.discs(shifted(gaze, glint, -0.024), 0.015, (240, 240, 240))
+    crease = shifted(upper, 0.0, -identity.lid_crease - 0.03 * capture.eye_closure)
+    crease[..., 1] -= 0.02 * np.cos(1.4 * PROFILE_X)
+    hidden = [
+        between(lower, shifted(lower, 0.0, 0.08)),
+        between(upper, shifted(crease, 0.0, -0.05)),
+    ]
     canvas.fill(np.concatenate(hidden), skin)
     canvas.fill(between(upper, crease), lid)
     canvas.crease(lower, 0.35)
-    taper = who.lashes * (1 + capture.makeup) * (0.85 + 0.4 * ACROSS)
+    taper = identity.lashes * (1 + capture.makeup) * (0.85 + 0.4 * PROFILE_X)
     canvas.fill(ribbon(upper, taper), lash)
     canvas.crease(crease[:, 1:], 0.36)
-    canvas.crease(moved(lower[:, 2:], 0.0, 0.045), 0.10 + 0.25 * who.bags)
-    canvas.shade(between(upper, moved(upper, 0.0, 0.022)), 0.35)
+    canvas.crease(shifted(lower[:, 2:], 0.0, 0.045), 0.10 + 0.25 * identity.bags)
+    canvas.shade(between(upper, shifted(upper, 0.0, 0.022)), 0.35)
 
 
 def paint_brows(
-    canvas: FaceCanvas, identity: FaceIdentity, capture: FaceCapture, skin: Colour, hair: Colour
+    canvas: FaceCanvas, identity: FaceIdentity, capture: FaceCapture, skin: Color, hair: Color
 ) -> None:
-    who = identity
-    colour = mix(skin, dim(hair, 0.75), who.brow_darkness)
-    thickness = who.brow_thickness * (0.8 + 0.25 * (1 - ACROSS)) * (1 - 0.8 * ACROSS**8)
-    x = SIDES * (who.eye_spacing + who.brow_shift + who.brow_length * ACROSS)
-    y = who.eye_height - who.brow_height - 0.05 * capture.brow_raise + 0.8 * SIDES * who.asymmetry
-    line = y - who.brow_arch * (1 - (ACROSS - 0.25) ** 2) - who.brow_angle * 0.2 * ACROSS
+    color = mix(skin, dim(hair, 0.75), identity.brow_darkness)
+    thickness = identity.brow_thickness * (0.8 + 0.25 * (1 - PROFILE_X)) * (1 - 0.8 * PROFILE_X**8)
+    x = SIDES * (identity.eye_spacing + identity.brow_shift + identity.brow_length * PROFILE_X)
+    y = (
+        identity.eye_height
+        - identity.brow_height
+        - 0.05 * capture.brow_raise
+        + 0.8 * SIDES * identity.asymmetry
+    )
+    line = (
+        y
+        - identity.brow_arch * (1 - (PROFILE_X - 0.25) ** 2)
+        - identity.brow_angle * 0.2 * PROFILE_X
+    )
     upper, lower = np.stack([x, line - thickness / 2], 2), np.stack([x, line + thickness / 2], 2)
-    canvas.fill(between(upper, lower), colour)
+    canvas.fill(between(upper, lower), color)
     lean = np.stack([SIDES * 0.03, SIDES * 0.0], 2)
-    hairs = np.stack([lower[:, :-1] - lean, moved(upper[:, :-1], 0.0, -0.012) + lean], 2)
-    canvas.strands(hairs.reshape(-1, 2, 2), dim(colour, 0.82))
-    canvas.shade(between(lower, moved(lower, 0.0, 0.05)), 0.10)
+    hairs = np.stack([lower[:, :-1] - lean, shifted(upper[:, :-1], 0.0, -0.012) + lean], 2)
+    canvas.strands(hairs.reshape(-1, 2, 2), dim(color, 0.82))
+    canvas.shade(between(lower, shifted(lower, 0.0, 0.05)), 0.10)
 
 
 def paint_nose(canvas: FaceCanvas, identity: FaceIdentity, capture: FaceCapture) -> None:
-    """Nostrils, wings and the shadow beneath: the ridge itself is light on the relief."""
-    who, base = identity, identity.nose_base
-    wide = who.nose_width * (1 + 0.08 * max(0.0, capture.smile))
-    tip = base + 0.025 * who.nose_tip + 0.02
+    """Paint nostrils, wings and the shadow below; the relief's lighting shows the ridge."""
+    base = identity.nose_base
+    wide = identity.nose_width * (1 + 0.08 * max(0.0, capture.smile))
+    tip = base + 0.025 * identity.nose_tip + 0.02
     below = curve(
         [(-0.8 * wide, base), (0.0, tip), (0.8 * wide, base), (0.0, base + 0.075)], closed=True
     )
     canvas.shade(below, 0.16)
-    hole = NOSTRIL * np.array((0.24 * wide, 0.022)) * who.nostril_size
-    canvas.shade(mirrored(moved(hole, 0.46 * wide, base - 0.005)), 0.72)
+    hole = NOSTRIL * np.array((0.24 * wide, 0.022)) * identity.nostril_size
+    canvas.shade(mirrored(shifted(hole, 0.46 * wide, base - 0.005)), 0.72)
     wing = [
         (0.86 * wide, base - 0.13),
         (1.06 * wide, base - 0.05),
@@ -199,26 +217,28 @@ def paint_nose(canvas: FaceCanvas, identity: FaceIdentity, capture: FaceCapture)
     ]
     canvas.crease(mirrored(curve(wing)), 0.32)
     ridge = [
-        (0.10, who.eye_height - 0.08),
-        (0.085, 0.5 * (who.eye_height + base)),
+        (0.10, identity.eye_height - 0.08),
+        (0.085, 0.5 * (identity.eye_height + base)),
         (0.45 * wide, base - 0.12),
     ]
-    canvas.crease(moved(mirrored(curve(ridge)), who.nose_bend, 0.0), 0.09 * who.nose_bridge)
+    canvas.crease(
+        shifted(mirrored(curve(ridge)), identity.nose_bend, 0.0), 0.09 * identity.nose_bridge
+    )
 
 
 def paint_mouth(
-    canvas: FaceCanvas, identity: FaceIdentity, capture: FaceCapture, skin: Colour
+    canvas: FaceCanvas, identity: FaceIdentity, capture: FaceCapture, skin: Color
 ) -> None:
-    """Lips around a dark opening with teeth; corners rise and part with a smile."""
-    who, y, middle = identity, identity.mouth_height, identity.asymmetry
-    wide = who.mouth_width * (1 + 0.20 * capture.smile)
-    corner = y - 0.6 * who.mouth_curve - 0.045 * capture.smile
+    """Paint lips around a dark opening with teeth; a smile raises and widens the corners."""
+    y, middle = identity.mouth_height, identity.asymmetry
+    wide = identity.mouth_width * (1 + 0.20 * capture.smile)
+    corner = y - 0.6 * identity.mouth_curve - 0.045 * capture.smile
     gap = 0.17 * capture.mouth_open + 0.035 * max(0.0, capture.smile - 0.35)
-    lip = mix(dim(skin, 0.86), (168, 72, 72), 0.30 * who.lip_redness + 0.35 * capture.makeup)
+    lip = mix(dim(skin, 0.86), (168, 72, 72), 0.30 * identity.lip_redness + 0.35 * capture.makeup)
     left, right = (middle - wide, corner), (middle + wide, corner)
     roof, floor, bow = y - 0.25 * gap, y + 0.75 * gap, 0.28 * wide
-    high, low = roof - who.upper_lip, floor + who.lower_lip
-    peaks = [(middle - bow, high), (middle, high + who.lip_bow), (middle + bow, high)]
+    high, low = roof - identity.upper_lip, floor + identity.lower_lip
+    peaks = [(middle - bow, high), (middle, high + identity.lip_bow), (middle + bow, high)]
     upper_edge = curve([left, *peaks, right])
     upper_seam = curve([left, (middle, roof), right], steps=10)
     lower_seam = curve([left, (middle, floor), right], steps=10)
@@ -233,9 +253,9 @@ def paint_mouth(
         teeth[:, 1] += min(0.06, 0.7 * gap) * np.sin(np.linspace(0.15, 3.0, len(bite)))
         canvas.fill(np.concatenate([bite, teeth[::-1]]), mix((214, 204, 190), skin, 0.15))
     canvas.fill(ribbon(upper_seam, 0.014), dim(lip, 0.45))
-    shine = moved(lower_seam[7:-7], 0.0, 0.45 * who.lower_lip)
+    shine = shifted(lower_seam[7:-7], 0.0, 0.45 * identity.lower_lip)
     canvas.strands(shine, mix(lip, (255, 235, 230), 0.2))
-    hollow = moved(lower_edge[5:-5], 0.0, 0.012)
-    canvas.shade(np.concatenate([hollow, moved(hollow, 0.0, 0.045)[::-1]]), 0.2)
+    hollow = shifted(lower_edge[5:-5], 0.0, 0.012)
+    canvas.shade(np.concatenate([hollow, shifted(hollow, 0.0, 0.045)[::-1]]), 0.2)
     dimple = np.array([(wide, corner - 0.012), (1.06 * wide, corner + 0.02)])
-    canvas.crease(moved(mirrored(dimple), middle, 0.0), 0.3)
+    canvas.crease(shifted(mirrored(dimple), middle, 0.0), 0.3)

@@ -1,8 +1,8 @@
-"""Hair, beard and moustache of a synthetic face.
+"""Paint the hair, beard and moustache of a synthetic face.
 
-Hair is a band between two curves, the silhouette and the hairline, both running from the left
-temple over the head to the right. Volume, length, parting, fringe, curl and baldness bend the two
-curves; strands run inside the band.
+Hair is a band between two curves, the silhouette and the hairline, both from the left temple over
+the head to the right temple. Volume, length, parting, fringe, curl and baldness shape the curves;
+strands lie inside the band.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from margrave.synthetic.canvas import Colour, FaceCanvas, curve, dim, mirrored, mix, moved
+from margrave.synthetic.canvas import Color, FaceCanvas, curve, dim, mirrored, mix, shifted
 from margrave.synthetic.factors import FaceCapture, FaceIdentity
-from margrave.synthetic.features import along_ramp
+from margrave.synthetic.features import ramp_color
 
 HAIR_TONES = ((206, 172, 120), (150, 108, 66), (88, 58, 36), (48, 34, 26), (24, 20, 19))
 STRAND_STEPS = np.linspace(0.0, 1.0, 6)
@@ -22,43 +22,49 @@ MOUSTACHE_STRANDS = np.linspace(0.0, 1.0, 9)[:, None]
 
 
 class HairBand(NamedTuple):
-    """(points, 2) silhouette and hairline, matched point by point, and where the hair ends."""
+    """The band of hair.
+
+    Attributes:
+        outer: (points, 2) silhouette.
+        inner: (points, 2) hairline, with points that correspond to those of the silhouette.
+        end: y at which the hair ends.
+    """
 
     outer: np.ndarray
     inner: np.ndarray
     end: float
 
 
-def hair_colour(identity: FaceIdentity) -> Colour:
-    """Darker skin goes with darker hair; age greys it."""
+def hair_color(identity: FaceIdentity) -> Color:
+    """The hair color; darker skin implies darker hair, and age turns it gray."""
     darkness = max(identity.hair_darkness, 1 - 1.1 * identity.skin_tone)
-    colour = mix(
-        along_ramp(HAIR_TONES, min(1.0, darkness)), (150, 70, 34), 0.6 * identity.hair_redness
+    color = mix(
+        ramp_color(HAIR_TONES, min(1.0, darkness)), (150, 70, 34), 0.6 * identity.hair_redness
     )
-    return mix(colour, (186, 184, 180), max(0.0, 1.4 * identity.age - 0.55))
+    return mix(color, (186, 184, 180), max(0.0, 1.4 * identity.age - 0.55))
 
 
 def hair_band(identity: FaceIdentity, capture: FaceCapture) -> HairBand:
-    who, short = identity, identity.masculinity > 0.5
-    end = (-0.10 + 0.32 * who.hair_length) if short else (0.15 + 1.35 * who.hair_length)
-    bald = short and who.baldness > 0.86
-    volume = 0.01 if bald else who.hair_volume * (1 + 0.15 * capture.hair_ruffle)
-    sides = (0.35 if short else 1.0) * who.hair_sides + 0.01
-    temple, cheek = who.temple_width * who.cheek_width, who.cheek_width
-    hairline = -0.985 * who.skull_height if bald else who.hairline
-    fringe = 0.0 if bald else max(0.0, who.fringe - 0.5) * 2
-    fringe_y = hairline + fringe * 0.85 * (who.eye_height - who.brow_height - hairline)
-    part = 0.45 * who.hair_part + 0.2 * capture.hair_parting
-    peak = 0.0 if bald else who.widow_peak * (1 - fringe)
-    recession = 0.0 if bald else who.recession * (1 - fringe) * (1.0 if short else 0.5)
-    tuck = cheek * (0.99 if short else 0.99 - 0.10 * who.hair_length)
-    flow = cheek + sides + (0.0 if short else 0.12 * who.hair_length)
+    short = identity.masculinity > 0.5
+    end = (-0.10 + 0.32 * identity.hair_length) if short else (0.15 + 1.35 * identity.hair_length)
+    bald = short and identity.baldness > 0.86
+    volume = 0.01 if bald else identity.hair_volume * (1 + 0.15 * capture.hair_ruffle)
+    sides = (0.35 if short else 1.0) * identity.hair_sides + 0.01
+    temple, cheek = identity.temple_width * identity.cheek_width, identity.cheek_width
+    hairline = -0.985 * identity.skull_height if bald else identity.hairline
+    fringe = 0.0 if bald else max(0.0, identity.fringe - 0.5) * 2
+    fringe_y = hairline + fringe * 0.85 * (identity.eye_height - identity.brow_height - hairline)
+    part = 0.45 * identity.hair_part + 0.2 * capture.hair_parting
+    peak = 0.0 if bald else identity.widow_peak * (1 - fringe)
+    recession = 0.0 if bald else identity.recession * (1 - fringe) * (1.0 if short else 0.5)
+    tuck = cheek * (0.99 if short else 0.99 - 0.10 * identity.hair_length)
+    flow = cheek + sides + (0.0 if short else 0.12 * identity.hair_length)
     outer_half = [
         (flow, end),
         (cheek + sides, 0.45 * end - 0.10),
         (temple + sides, -0.50),
-        (0.72 * temple + 0.5 * sides, -0.86 * who.skull_height - 0.5 * volume),
-        (0.36 * temple, -0.99 * who.skull_height - 0.95 * volume),
+        (0.72 * temple + 0.5 * sides, -0.86 * identity.skull_height - 0.5 * volume),
+        (0.36 * temple, -0.99 * identity.skull_height - 0.95 * volume),
     ]
     inner_half = [
         (tuck if short else 0.92 * tuck, end),
@@ -67,39 +73,39 @@ def hair_band(identity: FaceIdentity, capture: FaceCapture) -> HairBand:
         (0.66 * temple, 0.5 * (fringe_y - 0.42) - 0.6 * recession),
         (0.34 * temple, fringe_y - recession),
     ]
-    top = (0.3 * part, -who.skull_height - volume)
+    top = (0.3 * part, -identity.skull_height - volume)
     middle = (part * 0.6, fringe_y + peak)
     slant = 0.16 * part * (0.4 + fringe)
 
-    def whole(half: list[tuple[float, float]], crown: tuple[float, float]) -> np.ndarray:
+    def full_curve(half: list[tuple[float, float]], crown: tuple[float, float]) -> np.ndarray:
         return curve([(-x, y) for x, y in half] + [crown] + half[::-1], steps=5)
 
-    outer, inner = whole(outer_half, top), whole(inner_half, middle)
+    outer, inner = full_curve(outer_half, top), full_curve(inner_half, middle)
     above = np.clip(-0.3 - inner[:, 1], 0.0, 0.2) * 5
     if not bald:
         inner[:, 1] += slant * above * np.sin(3 * inner[:, 0])
-    wave = 0.04 * who.hair_curl * np.sin(np.arange(len(outer)) * 1.25 + 9 * who.hair_part)
+    wave = 0.04 * identity.hair_curl * np.sin(np.arange(len(outer)) * 1.25 + 9 * identity.hair_part)
     outer *= 1 + wave[:, None] * (0.0 if bald else 1.0)
     return HairBand(outer, inner, end)
 
 
-def paint_back_hair(canvas: FaceCanvas, band: HairBand, hair: Colour, shading: Colour) -> None:
-    """What hangs behind the neck, for hair that reaches below the ears."""
+def paint_back_hair(canvas: FaceCanvas, band: HairBand, hair: Color, shading: Color) -> None:
+    """Paint the hair behind the neck if it reaches below the ears."""
     if band.end > 0.2:
         canvas.fill(band.outer, dim(hair, 0.55))
         left, right = band.outer[0], band.outer[-1]
         feet = left * (1 - BACK_STRANDS) + right * BACK_STRANDS
-        strands = np.stack([moved(feet * (0.8, 0.5), 0.0, -0.2), moved(feet, 0.0, -0.02)], 1)
+        strands = np.stack([shifted(feet * (0.8, 0.5), 0.0, -0.2), shifted(feet, 0.0, -0.02)], 1)
         canvas.strands(strands, shading)
 
 
 def paint_front_hair(
-    canvas: FaceCanvas, identity: FaceIdentity, band: HairBand, hair: Colour, draws: np.ndarray
+    canvas: FaceCanvas, identity: FaceIdentity, band: HairBand, hair: Color, draws: np.ndarray
 ) -> None:
-    """The band and its strands; draws (n, 3) uniform numbers place them."""
+    """Paint the band and its strands; `draws` (n, 3) are uniform numbers for their positions."""
     region = np.concatenate([band.outer, band.inner[::-1]])
     rim = band.inner[6:-6]
-    canvas.shade(np.concatenate([rim, moved(rim, 0.0, 0.045)[::-1]]), 0.22)
+    canvas.shade(np.concatenate([rim, shifted(rim, 0.0, 0.045)[::-1]]), 0.22)
     canvas.soften_shadow()
     canvas.fill(region, hair)
     canvas.shade(region, 0.0)
@@ -132,24 +138,23 @@ def paint_beard(
     canvas: FaceCanvas,
     identity: FaceIdentity,
     capture: FaceCapture,
-    skin: Colour,
-    hair: Colour,
+    skin: Color,
+    hair: Color,
     face: np.ndarray,
     draws: np.ndarray,
 ) -> None:
-    """Full beard, goatee or moustache, by how the person wears it; drawn before the lips."""
-    who = identity
-    if who.masculinity <= 0.5:
+    """Paint a full beard, goatee or moustache, depending on the identity; before the lips."""
+    if identity.masculinity <= 0.5:
         return
     cover = min(0.95, 0.72 * capture.beard_growth)
-    colour = mix(skin, dim(hair, 0.7), cover)
-    mouth, wide, base = who.mouth_height, who.mouth_width, who.nose_base
-    if who.beard > 0.58:
-        reach = who.cheek_width if who.beard > 0.72 else wide + 0.12
-        start = 0.12 if who.beard > 0.72 else mouth - 0.04
+    color = mix(skin, dim(hair, 0.7), cover)
+    mouth, wide, base = identity.mouth_height, identity.mouth_width, identity.nose_base
+    if identity.beard > 0.58:
+        reach = identity.cheek_width if identity.beard > 0.72 else wide + 0.12
+        start = 0.12 if identity.beard > 0.72 else mouth - 0.04
         rim = face[(face[:, 1] > start) & (np.abs(face[:, 0]) <= reach + 0.01)]
         right, left = rim[rim[:, 0] >= 0], rim[rim[:, 0] < 0]
-        drop = mouth + who.lower_lip + 0.05
+        drop = mouth + identity.lower_lip + 0.05
         inner = curve(
             [
                 (-0.80 * reach, start + 0.10),
@@ -161,24 +166,24 @@ def paint_beard(
                 (0.80 * reach, start + 0.10),
             ]
         )
-        canvas.fill(np.concatenate([inner, right, left]), colour)
+        canvas.fill(np.concatenate([inner, right, left]), color)
         where = inner[(draws[:, 0] * (len(inner) - 1)).astype(int)]
         jaw = where * (1.0, 0.0) + np.stack([0 * where[:, 0], 0.94 * where[:, 1] + 0.04], 1)
         tips = jaw + np.stack([0.10 * (draws[:, 1] - 0.5), 0.03 + 0.16 * draws[:, 2]], 1)
         roots = np.stack([jaw, tips], 1)
-        canvas.strands(roots[::2], dim(colour, 0.7))
-        canvas.strands(roots[1::2], mix(colour, skin, 0.3))
-    if who.moustache > 0.6 or who.beard > 0.72:
-        thick = 0.5 + 0.5 * who.moustache
+        canvas.strands(roots[::2], dim(color, 0.7))
+        canvas.strands(roots[1::2], mix(color, skin, 0.3))
+    if identity.moustache > 0.6 or identity.beard > 0.72:
+        thick = 0.5 + 0.5 * identity.moustache
         shape = [
             (0.0, base + 0.05),
             (0.6 * wide, base + 0.06 + 0.03 * (1 - thick)),
             (wide + 0.07, mouth + 0.03 * thick),
             (0.8 * wide, mouth - 0.005),
-            (0.0, mouth - 0.5 * who.upper_lip),
+            (0.0, mouth - 0.5 * identity.upper_lip),
         ]
-        canvas.fill(mirrored(curve(shape, closed=True)), colour)
+        canvas.fill(mirrored(curve(shape, closed=True)), color)
         upper = (0.03, base + 0.06) + MOUSTACHE_STRANDS * (wide, 0.04)
-        lower = moved(upper, 0.04, 0.7 * (mouth - base) - 0.06)
+        lower = shifted(upper, 0.04, 0.7 * (mouth - base) - 0.06)
         hairs = np.stack([upper, lower], 1)
-        canvas.strands(np.concatenate([hairs, hairs * (-1.0, 1.0)]), dim(colour, 0.8))
+        canvas.strands(np.concatenate([hairs, hairs * (-1.0, 1.0)]), dim(color, 0.8))

@@ -1,7 +1,7 @@
-"""The relief of a synthetic face: how it catches the light, and how it turns with the head.
+"""The relief of a synthetic face, for its lighting and its projection under head rotation.
 
-A face is a shallow paraboloid with Gaussian bumps (nose, sockets, cheekbones, lips, chin) whose
-axes are the picture's, so the sum of all bumps over a grid is one matrix product.
+A face is a shallow paraboloid with axis-aligned Gaussian bumps (nose, sockets, cheekbones, lips,
+chin), so the sum of all bumps over a grid is one matrix product.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ VIEW_AXIS = ((np.arange(VIEW_CELLS) + 0.5) / VIEW_CELLS * 2 - 1) * VIEW_HALF_EXT
 
 
 class Bump(NamedTuple):
-    """A Gaussian hill (or hollow) of given centre and widths."""
+    """A Gaussian bump: its center, and its standard deviations `width` in x and `height` in y."""
 
     x: float
     y: float
@@ -35,7 +35,7 @@ def both_sides(x: float, y: float, width: float, height: float) -> list[Bump]:
 
 
 def sum_of_bumps(bumps: list[Bump], weights: np.ndarray) -> np.ndarray:
-    """Σ weight · bump over the grid: weights (bumps, channels) to (channels, GRID, GRID)."""
+    """(channels, GRID, GRID) Σ weight · bump over the grid; weights are (bumps, channels)."""
     table = np.array(bumps, dtype=np.float32)
     offset = (AXIS - table[:, :2, None]) / table[:, 2:, None]
     profile = np.exp(-0.5 * (offset * offset))
@@ -46,26 +46,28 @@ def sum_of_bumps(bumps: list[Bump], weights: np.ndarray) -> np.ndarray:
 
 def relief(identity: FaceIdentity) -> np.ndarray:
     """(GRID, GRID) float32 height of the face towards the camera, in face units."""
-    who = identity
-    eye, nose, mouth = who.eye_height, who.nose_base, who.mouth_height
+    eye, nose, mouth = identity.eye_height, identity.nose_base, identity.mouth_height
     middle = (eye + nose) / 2
     parts: list[tuple[Bump, float]] = [
-        (Bump(who.nose_bend / 2, eye + 0.03, 0.055, 0.13), 0.07 * who.nose_bridge),
-        (Bump(who.nose_bend, middle, 0.06, 0.13), 0.13 * who.nose_projection),
-        (Bump(0.0, nose - 0.05, 0.068 * who.nose_tip, 0.075), 0.17 * who.nose_projection),
+        (Bump(identity.nose_bend / 2, eye + 0.03, 0.055, 0.13), 0.07 * identity.nose_bridge),
+        (Bump(identity.nose_bend, middle, 0.06, 0.13), 0.13 * identity.nose_projection),
+        (Bump(0.0, nose - 0.05, 0.068 * identity.nose_tip, 0.075), 0.17 * identity.nose_projection),
         (Bump(0.0, mouth, 0.20, 0.10), 0.05),
         (Bump(0.0, mouth + 0.14, 0.13, 0.04), -0.035),
-        (Bump(0.0, who.chin_length - 0.13, 0.13, 0.09), 0.07 * who.chin_bump),
-        (Bump(0.0, (nose + mouth) / 2, 0.025, 0.05), -0.015 * who.philtrum),
+        (Bump(0.0, identity.chin_length - 0.13, 0.13, 0.09), 0.07 * identity.chin_bump),
+        (Bump(0.0, (nose + mouth) / 2, 0.025, 0.05), -0.015 * identity.philtrum),
         (Bump(0.0, -0.62, 0.36, 0.2), 0.05),
     ]
     pairs: list[tuple[list[Bump], float]] = [
-        (both_sides(0.75 * who.nose_width, nose - 0.03, 0.045, 0.05), 0.055),
-        (both_sides(who.eye_spacing, eye, 0.13, 0.085), -0.075 * who.socket_depth),
-        (both_sides(who.eye_spacing, eye, 0.07, 0.05), 0.02),
-        (both_sides(0.22, eye - who.brow_height + 0.04, 0.16, 0.05), 0.035 * who.brow_ridge),
-        (both_sides(0.42, 0.13, 0.14, 0.10), 0.05 * who.cheekbones),
-        (both_sides(0.46, 0.45, 0.12, 0.14), -0.045 * who.cheek_hollow),
+        (both_sides(0.75 * identity.nose_width, nose - 0.03, 0.045, 0.05), 0.055),
+        (both_sides(identity.eye_spacing, eye, 0.13, 0.085), -0.075 * identity.socket_depth),
+        (both_sides(identity.eye_spacing, eye, 0.07, 0.05), 0.02),
+        (
+            both_sides(0.22, eye - identity.brow_height + 0.04, 0.16, 0.05),
+            0.035 * identity.brow_ridge,
+        ),
+        (both_sides(0.42, 0.13, 0.14, 0.10), 0.05 * identity.cheekbones),
+        (both_sides(0.46, 0.45, 0.12, 0.14), -0.045 * identity.cheek_hollow),
     ]
     parts += [(bump, weight) for pair, weight in pairs for bump in pair]
     bumps, weights = zip(*parts, strict=True)
@@ -76,12 +78,14 @@ def relief(identity: FaceIdentity) -> np.ndarray:
 def lighting(
     identity: FaceIdentity, capture: FaceCapture, height: np.ndarray, blotches: np.ndarray
 ) -> np.ndarray:
-    """(GRID, GRID, 3) float32 factor on the paint: light, its colour, the skin's tints.
+    """(GRID, GRID, 3) float32 factors for the paint: light intensity and color, and skin tints.
 
     Args:
-        blotches: (n, n) standard normal numbers, the person's own uneven pigment.
+        identity: the identity's factors.
+        capture: the image's factors.
+        height: the face's relief.
+        blotches: (n, n) standard normal numbers for the identity's uneven pigmentation.
     """
-    who = identity
     azimuth, elevation = math.radians(capture.light_azimuth), math.radians(capture.light_elevation)
     light_x = math.sin(azimuth) * math.cos(elevation)
     light_y, light_z = -math.sin(elevation), math.cos(azimuth) * math.cos(elevation)
@@ -95,33 +99,33 @@ def lighting(
     hardness = capture.light_hardness
     light = (1.02 - 0.55 * hardness) + 0.80 * hardness * toward + 0.07 * hardness * gloss
 
-    nose_shadow = Bump(-0.17 * light_x, who.nose_base + 0.05 - 0.06 * light_y, 0.06, 0.07)
+    nose_shadow = Bump(-0.17 * light_x, identity.nose_base + 0.05 - 0.06 * light_y, 0.06, 0.07)
     bumps = [
         nose_shadow,
         *both_sides(0.40, 0.24, 0.15, 0.13),
-        Bump(0.0, who.nose_base - 0.04, 0.09, 0.08),
-        *both_sides(who.eye_spacing, who.eye_height + 0.10, 0.11, 0.04),
-        *both_sides(who.eye_spacing, who.eye_height - 0.05, 0.15, 0.06),
+        Bump(0.0, identity.nose_base - 0.04, 0.09, 0.08),
+        *both_sides(identity.eye_spacing, identity.eye_height + 0.10, 0.11, 0.04),
+        *both_sides(identity.eye_spacing, identity.eye_height - 0.05, 0.15, 0.06),
         Bump(0.0, 0.78, 0.42, 0.26),
-        Bump(0.0, who.mouth_height - 0.12, 0.17, 0.05),
+        Bump(0.0, identity.mouth_height - 0.12, 0.17, 0.05),
         Bump(0.0, 1.25, 0.5, 0.16),
     ]
-    cheeks = 0.10 * who.rosy_cheeks + 0.12 * capture.makeup
-    stubble = who.stubble * (who.masculinity > 0.5) * capture.beard_growth
+    cheeks = 0.10 * identity.rosy_cheeks + 0.12 * capture.makeup
+    stubble = identity.stubble * (identity.masculinity > 0.5) * capture.beard_growth
     weights = np.array(
         [
             [-0.25 * hardness] * 3,
             *[[0.2 * cheeks, -cheeks, -0.8 * cheeks]] * 2,
             [0.02, -0.05, -0.04],
-            *[[-0.13 * who.bags, -0.16 * who.bags, -0.11 * who.bags]] * 2,
-            *[[-0.06 * who.socket_depth] * 3] * 2,
+            *[[-0.13 * identity.bags, -0.16 * identity.bags, -0.11 * identity.bags]] * 2,
+            *[[-0.06 * identity.socket_depth] * 3] * 2,
             [-0.25 * stubble, -0.22 * stubble, -0.17 * stubble],
             [-0.16 * stubble, -0.15 * stubble, -0.12 * stubble],
             [-0.4] * 3,
         ]
     )
     pigment = cv2.resize(blotches.astype(np.float32), (GRID, GRID), interpolation=cv2.INTER_LINEAR)
-    light *= 1 + 0.05 * who.blotches * pigment
+    light *= 1 + 0.05 * identity.blotches * pigment
     warm, green = 0.20 * capture.temperature, 0.07 * capture.tint
     gain = 2.0 ** (0.75 * capture.exposure) * np.array([1 + warm, 1 + green, 1 - warm])
     planes = (sum_of_bumps(bumps, weights) + 1) * (gain.astype(np.float32)[:, None, None] * light)
@@ -131,12 +135,11 @@ def lighting(
 def view_maps(
     capture: FaceCapture, height: np.ndarray, image_size: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Two (image_size, image_size) float32: the place on the canvas, 0..1, behind each pixel.
+    """Two (image_size, image_size) float32: x and y on the canvas, in 0..1, for each pixel.
 
     A point (x, y) of height z appears at x cos(yaw) + z sin(yaw), y cos(pitch) + z sin(pitch), then
-    rolled, zoomed and shifted as a crop would be. The height is that of the point sought, so the
-    equation is solved by a few steps of iteration, on a coarse grid and a smoothed relief, as steep
-    slopes would fold.
+    rolled, zoomed and shifted. Since z depends on the unknown point, the equation is solved by a
+    few iterations, on a coarse grid and a smoothed relief, because steep slopes would fold.
     """
     height = cv2.blur(cv2.blur(height, (3, 3)), (3, 3))
     roll, yaw, pitch = (math.radians(a) for a in (capture.roll, capture.yaw, capture.pitch))

@@ -1,4 +1,4 @@
-"""Paint a synthetic face from the factors of a person and of a picture."""
+"""Render a synthetic face from the factors of an identity and an image."""
 
 from __future__ import annotations
 
@@ -19,27 +19,27 @@ from margrave.synthetic.features import (
     paint_nose,
     paint_skin_marks,
     paint_wrinkles,
-    skin_colour,
+    skin_color,
 )
 from margrave.synthetic.hair import (
     hair_band,
-    hair_colour,
+    hair_color,
     paint_back_hair,
     paint_beard,
     paint_front_hair,
 )
 from margrave.synthetic.relief import lighting, view_maps
-from margrave.synthetic.surroundings import background, clothes_colour, paint_glasses
+from margrave.synthetic.surroundings import background, clothes_color, paint_glasses
 
 
-class Person(NamedTuple):
-    """An identity's factors, with the fields of random numbers that are its own.
+class Appearance(NamedTuple):
+    """The appearance of an identity: its factors and its random details.
 
     Attributes:
-        factors: shapes and colours.
-        marks: (n, 3) uniform numbers, places and sizes of moles and freckles.
-        blotches: (m, m) standard normal numbers, uneven pigment.
-        strands: (k, 3) uniform numbers, how the hair falls.
+        factors: shapes and colors.
+        marks: (n, 3) uniform numbers for positions and sizes of moles and freckles.
+        blotches: (m, m) standard normal numbers for uneven pigmentation.
+        strands: (k, 3) uniform numbers for positions of hair strands.
         height: the face's relief, see `margrave.synthetic.relief.relief`.
     """
 
@@ -51,75 +51,78 @@ class Person(NamedTuple):
 
 
 def render_face(
-    person: Person,
+    appearance: Appearance,
     capture: FaceCapture,
     image_size: int,
     nuisance: float,
     rng: np.random.Generator,
 ) -> np.ndarray:
-    """The pristine picture, (image_size, image_size, 3) uint8 RGB.
+    """Render an image without degradations, (image_size, image_size, 3) uint8 RGB.
 
-    The face is painted from the front, the view is found on its relief, and only the pixels seen
-    are lit and laid over the background.
+    The face is painted in frontal view and then projected by its relief. Only visible pixels are
+    lit and composited with the background.
 
     Args:
-        nuisance: strength of clothes' and background's variety, in [0, 1].
-        rng: the picture's own generator: hair, clothes, background.
+        appearance: the identity's appearance.
+        capture: the image's factors.
+        image_size: height and width in pixels.
+        nuisance: variation of clothes and background, in [0, 1].
+        rng: the image's random generator for hair, clothes and background.
     """
-    who = person.factors
-    canvas = paint_face(person, capture, image_size, nuisance, rng)
-    x, y = view_maps(capture, person.height, image_size)
-    light = seen(lighting(who, capture, person.height, person.blotches), x, y)
-    paint = seen(canvas.paint, x, y)
-    shadow = cv2.cvtColor(seen(canvas.shadow, x, y), cv2.COLOR_GRAY2RGB)
-    clear = cv2.cvtColor(255 - cv2.extractChannel(paint, 3), cv2.COLOR_GRAY2RGB)
+    identity = appearance.factors
+    canvas = paint_face(appearance, capture, image_size, nuisance, rng)
+    x, y = view_maps(capture, appearance.height, image_size)
+    light = sample(lighting(identity, capture, appearance.height, appearance.blotches), x, y)
+    paint = sample(canvas.paint, x, y)
+    shadow = cv2.cvtColor(sample(canvas.shadow, x, y), cv2.COLOR_GRAY2RGB)
+    transparency = cv2.cvtColor(255 - cv2.extractChannel(paint, 3), cv2.COLOR_GRAY2RGB)
     face = cv2.multiply(cv2.cvtColor(paint, cv2.COLOR_RGBA2RGB), shadow, scale=1 / 255)
-    behind = cv2.multiply(background(rng, image_size, nuisance), clear, scale=1 / 255)
+    behind = cv2.multiply(background(rng, image_size, nuisance), transparency, scale=1 / 255)
     light *= face.astype(np.float32)
     light += behind.astype(np.float32)
     return develop(light, capture)
 
 
-def seen(raster: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """A square raster of the whole canvas, sampled at the places 0..1 behind the pixels."""
+def sample(raster: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Sample a square raster of the canvas at coordinates in 0..1, one per image pixel."""
     size = raster.shape[0]
     x, y = x * size - np.float32(0.5), y * size - np.float32(0.5)
     return cv2.remap(raster, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
 
 
 def paint_face(
-    person: Person,
+    appearance: Appearance,
     capture: FaceCapture,
     image_size: int,
     nuisance: float,
     rng: np.random.Generator,
 ) -> FaceCanvas:
-    """The unlit face from the front, from the back of the hair to the glasses."""
-    who = person.factors
+    """Paint the unlit face in frontal view, from back (hair) to front (glasses)."""
+    identity = appearance.factors
     canvas = FaceCanvas(image_size)
-    skin, hair = skin_colour(who), hair_colour(who)
-    band = hair_band(who, capture)
-    face = outline(who)
-    strands = person.strands + nuisance * 0.15 * (rng.random(person.strands.shape) - 0.5)
+    skin, hair = skin_color(identity), hair_color(identity)
+    band = hair_band(identity, capture)
+    face = outline(identity)
+    strands = appearance.strands + nuisance * 0.15 * (rng.random(appearance.strands.shape) - 0.5)
     strands = np.clip(strands, 0.0, 1.0)
     paint_back_hair(canvas, band, hair, mix(hair, (0, 0, 0), 0.6))
-    paint_neck(canvas, who, skin, clothes_colour(rng.random(3), nuisance))
-    paint_ears(canvas, who, skin)
+    paint_neck(canvas, identity, skin, clothes_color(rng.random(3), nuisance))
+    paint_ears(canvas, identity, skin)
     canvas.fill(face, skin)
-    paint_skin_marks(canvas, who, skin, person.marks)
-    paint_wrinkles(canvas, who, capture)
-    paint_beard(canvas, who, capture, skin, hair, face, strands)
-    paint_nose(canvas, who, capture)
-    paint_mouth(canvas, who, capture, skin)
-    paint_eyes(canvas, who, capture, skin)
-    paint_brows(canvas, who, capture, skin, hair)
-    paint_front_hair(canvas, who, band, hair, strands)
-    paint_glasses(canvas, who, capture.wears(who, nuisance), capture)
+    paint_skin_marks(canvas, identity, skin, appearance.marks)
+    paint_wrinkles(canvas, identity, capture)
+    paint_beard(canvas, identity, capture, skin, hair, face, strands)
+    paint_nose(canvas, identity, capture)
+    paint_mouth(canvas, identity, capture, skin)
+    paint_eyes(canvas, identity, capture, skin)
+    paint_brows(canvas, identity, capture, skin, hair)
+    paint_front_hair(canvas, identity, band, hair, strands)
+    paint_glasses(canvas, identity, capture.glasses_kind(identity, nuisance), capture)
     return canvas
 
 
 def develop(scene: np.ndarray, capture: FaceCapture) -> np.ndarray:
-    """Contrast about mid-grey and saturation, then a soft shoulder where light would clip."""
+    """Apply contrast about mid-gray and saturation, then compress highlights."""
     mixing = np.full((3, 4), capture.contrast * (1 - capture.saturation) / 3, np.float32)
     mixing[:, :3] += capture.contrast * capture.saturation * np.eye(3, dtype=np.float32)
     mixing[:, 3] = 112 * (1 - capture.contrast)

@@ -1,21 +1,20 @@
-"""What is in the picture besides the face: glasses, clothes' colours, the background."""
+"""Paint the glasses, and generate the color of the clothes and the background."""
 
 from __future__ import annotations
 
 import cv2
 import numpy as np
 
-from margrave.synthetic.canvas import Colour, FaceCanvas, dim, mirrored, moved, ribbon
+from margrave.synthetic.canvas import Color, FaceCanvas, dim, mirrored, ribbon, shifted
 from margrave.synthetic.factors import FaceCapture, FaceIdentity
 
 
 def paint_glasses(
     canvas: FaceCanvas, identity: FaceIdentity, kind: str, capture: FaceCapture
 ) -> None:
-    """Rims, bridge and temples; `dark` lenses hide the eyes, all carry a streak of glare."""
+    """Paint rims, bridge, temples and glare; `dark` lenses hide the eyes."""
     if kind == "none":
         return
-    who = identity
     frame = (215 * capture.frame_lightness + 18, 190 * capture.frame_lightness + 16, 40.0)
     angle = np.linspace(0, 2 * np.pi, 24, endpoint=False)
     power = 2 / capture.frame_roundness
@@ -26,38 +25,40 @@ def paint_glasses(
         ],
         1,
     )
-    half = min(capture.frame_width, who.eye_spacing - 0.03)
+    half = min(capture.frame_width, identity.eye_spacing - 0.03)
     shape[:, 0] *= half / capture.frame_width
-    y, centre = who.eye_height + 0.03, who.eye_spacing + 0.01
-    lens = mirrored(moved(shape, centre, y))
-    canvas.crease(moved(lens[:, :13], 0.0, 0.03), 0.18)
+    y, center = identity.eye_height + 0.03, identity.eye_spacing + 0.01
+    lens = mirrored(shifted(shape, center, y))
+    canvas.crease(shifted(lens[:, :13], 0.0, 0.03), 0.18)
     if kind == "dark":
         canvas.fill(lens, dim(frame, 0.35))
         canvas.shade(lens, 0.0)
     streak = np.array([(-0.45 * half, y - 0.02), (-0.45 * half + 0.10, y - 0.08)])
-    glare = np.stack([moved(streak, -centre, 0.0), moved(streak, centre, 0.0)])
+    glare = np.stack([shifted(streak, -center, 0.0), shifted(streak, center, 0.0)])
     canvas.fill(ribbon(glare, 0.012), (120, 125, 130) if kind == "dark" else (225, 225, 225))
     rims = np.concatenate([lens, lens[:, :1]], axis=1)
     canvas.fill(ribbon(rims, capture.frame_thickness), frame)
-    temple = np.array([(centre + half, y - 0.03), (who.cheek_width, y - 0.06)])
+    temple = np.array([(center + half, y - 0.03), (identity.cheek_width, y - 0.06)])
     canvas.fill(mirrored(ribbon(temple, capture.frame_thickness)), frame)
-    inner = centre - half
+    inner = center - half
     bridge = np.array([(-inner, y - 0.02), (0.0, y - 0.045), (inner, y - 0.02)])
     canvas.fill(ribbon(bridge, capture.frame_thickness), frame)
 
 
-def clothes_colour(draws: np.ndarray, strength: float) -> Colour:
-    """From three uniform numbers; grey without nuisance."""
+def clothes_color(draws: np.ndarray, strength: float) -> Color:
+    """The color of the clothes from three uniform numbers; gray for strength 0."""
     muted = 0.4 * draws.mean() + 0.6 * draws
     red, green, blue = 90 + strength * (200 * muted - 70)
     return (float(red), float(green), float(blue))
 
 
 def background(rng: np.random.Generator, image_size: int, strength: float) -> np.ndarray:
-    """(image_size, image_size, 3) uint8: a blurred room, blocks, stripes or a wall.
+    """(image_size, image_size, 3) uint8 background: a blurred room, blocks, stripes or a wall.
 
     Args:
-        strength: 0 gives the same flat grey behind everybody.
+        rng: the image's random generator.
+        image_size: height and width in pixels.
+        strength: variation in [0, 1]; 0 gives the same flat gray for every image.
     """
     kind = int(rng.integers(4))
     cells = int(rng.integers(2, 9))

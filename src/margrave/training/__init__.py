@@ -1,4 +1,4 @@
-"""Training: settings to moving parts, the loop, and its checkpoints."""
+"""Training: building the parts from settings, the loop, and its checkpoints."""
 
 from margrave.training.checkpoint import latest_checkpoint, read_state
 from margrave.training.diagnosis import NonFiniteLossError
@@ -8,7 +8,7 @@ from margrave.training.metrics import MetricsLog, read_metrics
 from margrave.training.precision import PrecisionChoice
 from margrave.training.settings import OptimizerSettings, ScheduleSettings, TrainingSettings
 from margrave.training.setup import set_up
-from margrave.training.state import Position, Training, precision_of
+from margrave.training.state import Position, TrainingState, checkpoint_precision
 
 __all__ = [
     "MetricsLog",
@@ -19,12 +19,12 @@ __all__ = [
     "ScheduleSettings",
     "StepReport",
     "StopRequested",
-    "Training",
     "TrainingSettings",
+    "TrainingState",
+    "checkpoint_precision",
     "fit",
     "latest_checkpoint",
     "locked",
-    "precision_of",
     "read_metrics",
     "read_state",
     "set_up",

@@ -1,8 +1,9 @@
-"""A run's checkpoints: everything that training needs to go on as if it had never stopped.
+"""A run's checkpoints: everything that training needs to continue as if it had never stopped.
 
-A checkpoint is a folder ``checkpoint-N`` of tensors and a ``state.json``. It is written under
-another name and renamed when it is whole and on disk, so that whatever bears the name can be
-trusted; the former one is removed after that. Any number of ranks reads it.
+A checkpoint is a folder ``checkpoint-N`` that holds tensors and a ``state.json``. It is written
+under a temporary name and renamed once it is complete and on disk, so every folder named
+``checkpoint-N`` is complete. The previous checkpoint is removed after that. Any number of ranks
+can read a checkpoint.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from margrave.files import atomic_write, read_bytes, read_json
 
 FORMAT_VERSION = 2
 PREFIX = "checkpoint-"
-STATE = "state.json"
+STATE_FILE = "state.json"
 
 
 def _is_position(value: Any) -> bool:
@@ -35,7 +36,7 @@ def _is_count(value: Any) -> bool:
     return type(value) is int and 0 <= value < 2**62
 
 
-def _is_texts(value: Any) -> bool:
+def _is_string_mapping(value: Any) -> bool:
     return isinstance(value, dict) and all(isinstance(text, str) for text in value.values())
 
 
@@ -53,26 +54,27 @@ def _is_loss_scale(value: Any) -> bool:
     )
 
 
-FIELDS: dict[str, Callable[[Any], bool]] = {
+REQUIRED_FIELDS: dict[str, Callable[[Any], bool]] = {
     "position": _is_position,
     "optimizer": lambda value: isinstance(value, str),
     "images": lambda value: isinstance(value, dict),
     "batches": _is_mapping_or_missing,
     "order": _is_mapping_or_missing,
-    "unreadable": _is_texts,
+    "unreadable": _is_string_mapping,
     "log_length": _is_count,
     "loss_scale": _is_loss_scale,
 }
-"""What a state holds. Later versions may add fields; older ones lack some."""
+"""The check that each field of ``state.json`` must pass; fields that may be missing accept None.
+Later versions may add fields."""
 
 
 def latest_checkpoint(folder: Path) -> Path | None:
-    """The newest whole checkpoint of a run, or None."""
+    """The newest complete checkpoint of a run, or None."""
     return max(_checkpoints(folder), key=_number, default=None)
 
 
 def _checkpoints(folder: Path) -> list[Path]:
-    """Those that `save_checkpoint` named; others, such as copies by hand, are the user's own."""
+    """Folders named by `save_checkpoint`; other names, such as manual copies, are the user's."""
     return [
         path
         for path in folder.glob(f"{PREFIX}*")
@@ -91,18 +93,18 @@ def save_checkpoint(
     rows: Mapping[str, int],
     world: World,
 ) -> None:
-    """Write a checkpoint that replaces the former one only when it is whole and on disk.
+    """Write a checkpoint; remove the previous one once the new one is complete and on disk.
 
     Args:
-        folder: of the run.
-        state: what JSON can hold; the first rank's is kept.
-        tensors: by name.
+        folder: the run's folder.
+        state: JSON values besides the tensors; the first rank's are written.
+        tensors: this rank's tensors, by name.
         rows: see `margrave.distributed.tensor_store.save_tensors`.
-        world: the ranks, all of which call this.
+        world: the ranks; every rank must call this function.
     """
-    former = latest_checkpoint(folder)
-    name = f"{PREFIX}{_number(former) + 1 if former else 1}"
-    # A file system may show the ranks different things for a while.
+    previous = latest_checkpoint(folder)
+    name = f"{PREFIX}{_number(previous) + 1 if previous else 1}"
+    # A shared file system may briefly show the ranks different contents, so the first rank decides.
     name = gather_objects(name, world)[0]
     unfinished = folder / f".{name}"
     if world.rank == 0:
@@ -111,51 +113,53 @@ def save_checkpoint(
     try:
         save_tensors(unfinished, tensors, rows, world)
     except OSError:
-        # Half a checkpoint would fill a disk for nothing.
+        # An incomplete checkpoint would only waste disk space.
         shutil.rmtree(unfinished, ignore_errors=True)
         raise
     if world.rank == 0:
-        with atomic_write(unfinished / STATE) as temporary:
+        with atomic_write(unfinished / STATE_FILE) as temporary:
             temporary.write_text(json.dumps({"format_version": FORMAT_VERSION, **state}))
         os.rename(unfinished, folder / name)
         for path in set(_checkpoints(folder)) - {folder / name}:
-            # Under a name that nobody takes for a whole one while it goes.
-            leaving = folder / f".{path.name}"
-            os.rename(path, leaving)
-            shutil.rmtree(leaving)
+            # Renamed first, so that a half-deleted folder is never mistaken for a checkpoint.
+            discarded = folder / f".{path.name}"
+            os.rename(path, discarded)
+            shutil.rmtree(discarded)
 
 
 def read_state(checkpoint: Path) -> dict[str, Any]:
-    """What a checkpoint holds beside its tensors; nothing in it is executed.
+    """Read a checkpoint's ``state.json``; nothing in it is executed.
 
     Raises:
-        ValueError: damaged, or of another format.
+        ValueError: the file is damaged or has another format version.
     """
-    path = checkpoint / STATE
+    path = checkpoint / STATE_FILE
     try:
-        state = read_json(read_bytes(path), STATE)
+        state = read_json(read_bytes(path), STATE_FILE)
         version = state["format_version"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path}: damaged or no checkpoint of Margrave ({error})") from error
+        raise ValueError(f"{path}: damaged or not a Margrave checkpoint ({error})") from error
     if version != FORMAT_VERSION:
         raise ValueError(
-            f"{path}: checkpoint format {version!r:.30}, this Margrave reads {FORMAT_VERSION}; "
-            "resume with the version of Margrave that wrote it"
+            f"{path}: checkpoint format {version!r:.30}, but this version of Margrave reads format "
+            f"{FORMAT_VERSION}; resume with the version of Margrave that wrote it"
         )
-    faults = [name for name, fits in FIELDS.items() if not fits(state.get(name))]
+    faults = [name for name, fits in REQUIRED_FIELDS.items() if not fits(state.get(name))]
     if faults:
-        raise ValueError(f"{path}: damaged or no checkpoint of Margrave ({', '.join(faults)})")
+        raise ValueError(
+            f"{path}: damaged or not a Margrave checkpoint (invalid: {', '.join(faults)})"
+        )
     return state
 
 
 def remove_checkpoints(folder: Path) -> None:
-    """Delete a former run's, so that an interrupted new one is not resumed from it."""
+    """Delete an earlier run's checkpoints, so that the new run cannot be resumed from them."""
     for path in _checkpoints(folder):
         shutil.rmtree(path)
 
 
 def remove_unfinished(folder: Path) -> None:
-    """Delete what writes that were cut off left behind."""
+    """Delete temporary files and folders that interrupted writes left behind."""
     for path in folder.glob(f".{PREFIX}*"):
         shutil.rmtree(path)
     for name in ("model.safetensors", "config.yaml", "results.json"):

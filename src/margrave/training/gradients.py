@@ -1,4 +1,4 @@
-"""Gradients as a whole, dense and sparse alike."""
+"""The norm and clipping of all gradients, dense and sparse."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from margrave.distributed import World, all_reduce_sum, whole
+from margrave.distributed import World, all_reduce_sum, full_tensor
 
 
-def gradient_values(parameter: nn.Parameter) -> Tensor | None:
-    """The gradient's numbers: all of a dense one, the rows present of a sparse one.
+def coalesced_gradient(parameter: nn.Parameter) -> Tensor | None:
+    """A dense gradient, or the stored rows of a sparse one, which is coalesced in place.
 
     >>> weight = nn.Parameter(torch.ones(3))
-    >>> gradient_values(weight) is None
+    >>> coalesced_gradient(weight) is None
     True
     """
     gradient = parameter.grad
     if gradient is None or not gradient.is_sparse:
         return gradient
-    # A sparse gradient that was accumulated holds a row more than once.
+    # An accumulated sparse gradient can hold the same row several times.
     parameter.grad = gradient.coalesce()
     return parameter.grad._values()
 
@@ -30,42 +30,42 @@ def clip_gradients(
     parameters: Iterable[nn.Parameter],
     limit: float | None,
     *,
-    split: Iterable[nn.Parameter] = (),
+    sharded: Iterable[nn.Parameter] = (),
     world: World | None = None,
     scale: float = 1.0,
 ) -> Tensor:
-    """The norm () of all gradients together, which are scaled down to `limit` if it is more.
+    """Return the norm () of all gradients together; scale them down if it exceeds `limit`.
 
-    The host does not wait for it: what is not finite stays so.
+    The host does not wait for the device, so gradients that are not finite stay as they are.
 
     Args:
-        parameters: whose gradient is the same on every rank, or FSDP's.
-        limit: None to measure only.
-        split: of which each rank has a part of its own.
+        parameters: parameters with the same gradient on every rank, or sharded by FSDP.
+        limit: the maximum norm; None only measures it.
+        sharded: parameters of which each rank holds different rows.
         world: the ranks.
-        scale: what the loss was multiplied by, which is taken out of gradients and norm.
+        scale: the factor by which the loss was multiplied; gradients and norm are divided by it.
 
     >>> weight = nn.Parameter(torch.zeros(2))
     >>> weight.grad = torch.tensor([3.0, 4.0])
     >>> clip_gradients([weight], 1.0), weight.grad
     (tensor(5.), tensor([0.6000, 0.8000]))
     """
-    same, parts = _values(parameters), _values(split)
-    total = whole(nn.utils.get_total_norm(same)) / scale
-    if parts or (world is not None and world.size > 1):
-        of_parts = nn.utils.get_total_norm(parts) / scale if parts else torch.zeros_like(total)
-        of_parts = all_reduce_sum(of_parts.square(), world or World()).sqrt()
-        total = torch.hypot(total, of_parts)
+    replicated, shards = _gradients(parameters), _gradients(sharded)
+    total = full_tensor(nn.utils.get_total_norm(replicated)) / scale
+    if shards or (world is not None and world.size > 1):
+        shard_norm = nn.utils.get_total_norm(shards) / scale if shards else torch.zeros_like(total)
+        shard_norm = all_reduce_sum(shard_norm.square(), world or World()).sqrt()
+        total = torch.hypot(total, shard_norm)
     if limit is None and scale == 1:
         return total
     factor = torch.full_like(total, 1 / scale)
     if limit is not None:
         factor = factor * (limit / (total + 1e-6)).clamp(max=1.0)
-    # Not in one call: FSDP's gradients are of another sort.
-    for values in filter(None, (same, parts)):
+    # Two calls, because FSDP's gradients are DTensors, which cannot be mixed with tensors.
+    for values in filter(None, (replicated, shards)):
         torch._foreach_mul_(values, factor)
     return total
 
 
-def _values(parameters: Iterable[nn.Parameter]) -> list[Tensor]:
-    return [found for found in map(gradient_values, parameters) if found is not None]
+def _gradients(parameters: Iterable[nn.Parameter]) -> list[Tensor]:
+    return [values for values in map(coalesced_gradient, parameters) if values is not None]

@@ -1,4 +1,4 @@
-"""One writer for a run's folder, and an end that loses nothing."""
+"""Locks a run's folder for one writer, and stops training on a signal without losing work."""
 
 from __future__ import annotations
 
@@ -21,39 +21,41 @@ try:
 except ImportError:  # Windows
     fcntl = None
 
-LOCK = ".lock"
-SECONDS_OF_GRACE = 15
-"""What a rank that its launcher stops has left to finish a step; then it would be killed."""
+LOCK_FILE = ".lock"
+GRACE_SECONDS = 15
+"""Time that a rank has to finish its step after its launcher asked it to stop. It then exits by
+itself, shortly before the launcher would kill it."""
 
-_held: set[Path] = set()
+_locked_paths: set[Path] = set()
 
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Be the only process that writes into a run's folder; the lock ends with the process.
+    """Make this process the only one that writes into a run's folder.
 
-    Within it, the same process may ask again. Where the system has no such locks there are none.
+    The lock ends with the process at the latest. The same process may lock a folder again while it
+    holds the lock. Systems without file locks (Windows) are not protected.
 
     Raises:
-        ValueError: another process has the folder, naming it and its machine.
+        ValueError: another process holds the lock; the message names the process and its machine.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder.resolve() / LOCK
-    if fcntl is None or path in _held:
+    path = folder.resolve() / LOCK_FILE
+    if fcntl is None or path in _locked_paths:
         yield
         return
     with open(path, "a+") as file:
-        _take(file, folder)
-        _held.add(path)
+        _acquire(file, folder)
+        _locked_paths.add(path)
         try:
             yield
         finally:
-            _held.discard(path)
-            # Not removed: another process may have opened it already.
+            _locked_paths.discard(path)
+            # The file stays: another process may have opened it already.
             file.truncate(0)
 
 
-def _take(file: IO[str], folder: Path) -> None:
+def _acquire(file: IO[str], folder: Path) -> None:
     assert fcntl is not None
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -61,12 +63,12 @@ def _take(file: IO[str], folder: Path) -> None:
         file.seek(0)
         try:
             owner = json.loads(file.read())
-            who = f"process {owner['pid']} on {owner['host']}"
+            holder = f"process {owner['pid']} on {owner['host']}"
         except (ValueError, KeyError, TypeError):
-            who = "another process"
+            holder = "another process"
         raise ValueError(
-            f"{folder} is being trained by {who}; wait until it ends, stop it, or choose another "
-            "--output"
+            f"{folder} is in use by {holder}, which is training there; wait until it ends, stop "
+            "it, or choose another --output"
         ) from error
     file.seek(0)
     file.truncate(0)
@@ -75,27 +77,27 @@ def _take(file: IO[str], folder: Path) -> None:
 
 
 class StopRequested(KeyboardInterrupt):
-    """Training was asked to stop, finished its step and wrote a checkpoint."""
+    """Training stopped on request, after finishing its step and writing a checkpoint."""
 
 
 class StopSignals:
-    """Ctrl-C and SIGTERM as a request that the loop grants after the step under way.
+    """Turns Ctrl-C and SIGTERM into a request to stop after the current step.
 
-    A second Ctrl-C stops at once. Outside of the main thread signals stay as they are.
+    A second Ctrl-C stops at once. Outside the main thread, signal handlers stay unchanged.
 
     Attributes:
-        requested: whether one came.
+        requested: whether a signal has arrived.
     """
 
     def __init__(self) -> None:
         self.requested = False
-        self._former: dict[int, Any] = {}
+        self._previous_handlers: dict[int, Any] = {}
         self._timer: threading.Timer | None = None
 
     def __enter__(self) -> StopSignals:
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
-                self._former[number] = signal.signal(number, self._note)
+                self._previous_handlers[number] = signal.signal(number, self._on_signal)
         return self
 
     def __exit__(
@@ -106,16 +108,16 @@ class StopSignals:
     ) -> None:
         if self._timer is not None:
             self._timer.cancel()
-        for number, handler in self._former.items():
+        for number, handler in self._previous_handlers.items():
             signal.signal(number, handler)
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if self.requested and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.requested = True
         if has_launcher():
-            # Where another rank has died the step never ends.
-            self._timer = threading.Timer(SECONDS_OF_GRACE, os._exit, (128 + number,))
+            # If another rank has died, the step never ends.
+            self._timer = threading.Timer(GRACE_SECONDS, os._exit, (128 + number,))
             self._timer.daemon = True
             self._timer.start()
         elif sys.stderr.isatty():

@@ -11,61 +11,77 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from margrave.data import Batch, Unreadable, normalise
-from margrave.distributed import RankWatch, average_, gather_objects, gather_rows
+from margrave.data import Batch, normalize
+from margrave.distributed import RankWatch, average_, gather_objects
 from margrave.training.checkpoint import latest_checkpoint, remove_checkpoints, remove_unfinished
 from margrave.training.diagnosis import NonFiniteLossError, diagnose_gradient, diagnose_loss
 from margrave.training.gradients import clip_gradients
 from margrave.training.interruption import StopRequested, StopSignals, locked
 from margrave.training.metrics import MetricsLog
 from margrave.training.schedule import learning_rate_factor
-from margrave.training.state import Position, Training
-from margrave.training.transfer import BatchesAhead, Readback
-from margrave.training.unused_parameters import check_gradients, translated
+from margrave.training.state import Position, TrainingState
+from margrave.training.synchronization import SharedStatus, new_unreadable, synchronize
+from margrave.training.transfer import PrefetchedBatches
+from margrave.training.unused_parameters import check_gradients, ddp_errors_explained
 
 
 @dataclass(frozen=True, kw_only=True)
 class StepReport:
-    """One optimiser step, for a progress bar."""
+    """Progress after one optimizer step.
+
+    Attributes:
+        step: steps done so far, over all epochs.
+        steps: the number of steps when training ends.
+        epoch: the current epoch, from 1.
+        epochs: the number of epochs.
+        epoch_step: the step within the epoch, from 1.
+        epoch_steps: the number of steps in an epoch.
+        loss: mean over the step's images.
+        target_cosine: mean cosθ_y; None for a loss of inner products.
+        images_per_second: over all ranks.
+    """
 
     step: int
     steps: int
     epoch: int
     epochs: int
+    epoch_step: int
+    epoch_steps: int
     loss: float
+    target_cosine: float | None
     images_per_second: float
 
 
 def fit(
-    training: Training,
+    training: TrainingState,
     folder: Path,
     *,
     resume: bool = False,
     resumed: Callable[[Position], None] = lambda position: None,
-    after_epoch: Callable[[Training, MetricsLog], None] = lambda training, log: None,
+    after_epoch: Callable[[TrainingState, MetricsLog], None] = lambda training, log: None,
     report: Callable[[StepReport], None] = lambda step: None,
 ) -> None:
-    """Train to the end, from wherever the run stands.
+    """Train until the last epoch, from the start or from a checkpoint.
 
     Args:
-        training: the moving parts.
-        folder: of the run: checkpoint and metrics are kept there.
-        resume: go on from the folder's checkpoint.
-        resumed: called with the checkpoint's position when going on from it.
-        after_epoch: called after each epoch and before its checkpoint, to evaluate.
+        training: the training state, see `set_up`.
+        folder: the run's folder, for checkpoints and metrics.
+        resume: continue from the folder's latest checkpoint.
+        resumed: called with the checkpoint's position when resuming from it.
+        after_epoch: called after each epoch, before its checkpoint is written.
         report: called after each step.
 
-    Ctrl-C and SIGTERM finish the step and write a checkpoint first; a second Ctrl-C does not.
+    Ctrl-C and SIGTERM finish the step and write a checkpoint; a second Ctrl-C stops at once.
 
-    A process that no longer takes part ends the others, see `RankWatch`.
+    If a process fails or hangs, the others end with an error, see `RankWatch`.
 
     Raises:
-        ValueError: nothing to resume; too many unreadable images; another process trains there.
+        ValueError: there is no checkpoint to resume from, there are too many unreadable images, or
+            another process is training in the folder.
         NonFiniteLossError: the loss or its gradient is infinite or NaN.
-        RankError: communication with a process has failed that has not answered for long.
-        StopRequested: a signal asked for it.
+        RankError: another process has failed.
+        StopRequested: a signal stopped the training.
     """
     with ExitStack() as stack:
         if training.world.rank == 0:
@@ -82,13 +98,13 @@ def fit(
 
 
 def _fit(
-    training: Training,
+    training: TrainingState,
     folder: Path,
     stop: StopSignals,
     watch: RankWatch,
     resume: bool,
     resumed: Callable[[Position], None],
-    after_epoch: Callable[[Training, MetricsLog], None],
+    after_epoch: Callable[[TrainingState, MetricsLog], None],
     report: Callable[[StepReport], None],
 ) -> None:
     settings, first = training.settings, training.world.rank == 0
@@ -103,8 +119,8 @@ def _fit(
         resumed(training.position)
     elif first:
         remove_checkpoints(folder)
-    kept = folder if first else None
-    log = MetricsLog(kept, settings.tensorboard, log_length, training.position.step)
+    log_folder = folder if first else None
+    log = MetricsLog(log_folder, settings.tensorboard, log_length, training.position.step)
     training.head.train()
     training.network.train()
     try:
@@ -112,28 +128,28 @@ def _fit(
         for epoch in range(training.position.epoch, settings.epochs):
             training.sampler.start_at(epoch, training.position.batch)
             started = time.monotonic()
-            batches = BatchesAhead(training.loader, training.fabric.device)
-            outlook = _synchronize(training, batches.peek(), stop=stop).wait()
+            batches = PrefetchedBatches(training.loader, training.fabric.device)
+            status = synchronize(training, batches.peek(), stop=stop).wait()
             while batches.peek() is not None:
                 watch.step = training.position.step + 1
-                _note_unreadable(training, batches.peek(), outlook, log)
+                _record_unreadable(training, batches.peek(), status, log)
                 due = time.monotonic() - last_save >= settings.checkpoint_seconds
-                sizes = outlook.sizes
-                asked = {"due": due, "stop": stop}
-                # Batch norm cannot learn from a single image.
+                sizes = status.sizes
+                requests = {"due": due, "stop": stop}
+                # A batch is skipped if a rank has fewer than two images, which batch norm needs.
                 if min(sizes) > 1:
-                    values, outlook = _train_step(training, batches, sizes, folder, **asked)
-                    _record(training, log, values, sum(sizes), started, report)
+                    values, status = _train_step(training, batches, sizes, folder, **requests)
+                    _record_step(training, log, values, sum(sizes), started, report)
                 else:
                     batches.next()
                     batches.fetch()
-                    outlook = _synchronize(training, batches.peek(), **asked).wait()
+                    status = synchronize(training, batches.peek(), **requests).wait()
                 position = training.position
                 training.position = Position(epoch, position.batch + 1, position.step + 1)
-                if outlook.checkpoint_due or outlook.stop:
+                if status.checkpoint_due or status.stop:
                     training.save(folder, log.length)
                     last_save = time.monotonic()
-                if outlook.stop:
+                if status.stop:
                     raise StopRequested
                 started = time.monotonic()
             training.head.end_epoch()
@@ -147,108 +163,27 @@ def _fit(
         log.close()
 
 
-@dataclass(frozen=True)
-class _Outlook:
-    """What every rank knows after a step.
-
-    Attributes:
-        sizes: how many images each rank brings to the next step.
-        any_unreadable: whether any of them met new images that it could not read.
-        checkpoint_due: whether any of them wants a checkpoint now.
-        stop: whether any of them was asked to stop.
-        sums: the ranks' values of the step, added up.
-        values: those that are the same on every rank.
-    """
-
-    sizes: tuple[int, ...]
-    any_unreadable: bool
-    checkpoint_due: bool
-    stop: bool
-    sums: tuple[float, ...]
-    values: tuple[float, ...]
-
-
-@dataclass(frozen=True)
-class _Synchronization:
-    """An `_Outlook` on its way to the host: the one thing in a step that it waits for."""
-
-    readback: Readback
-    ranks: int
-    sums: int
-
-    def wait(self) -> _Outlook:
-        numbers = self.readback.wait()
-        width = self.sums + 4
-        rows = [numbers[rank * width : (rank + 1) * width] for rank in range(self.ranks)]
-        sizes, unreadable, due, stop = zip(*(row[self.sums :] for row in rows), strict=True)
-        return _Outlook(
-            sizes=tuple(int(size) for size in sizes),
-            any_unreadable=any(unreadable),
-            checkpoint_due=any(due),
-            stop=any(stop),
-            sums=tuple(
-                sum(column) for column in zip(*(row[: self.sums] for row in rows), strict=True)
-            ),
-            values=tuple(numbers[self.ranks * width :]),
-        )
-
-
-def _synchronize(
-    training: Training,
-    coming: Batch | None,
-    *,
-    due: bool = False,
-    stop: StopSignals,
-    sums: Sequence[Tensor] = (),
-    values: Sequence[Tensor] = (),
-) -> _Synchronization:
-    """Start telling all ranks, and every host, what came of a step and what the next one is.
-
-    Args:
-        training: the parts.
-        coming: this rank's batch of the next step.
-        due: whether this rank wants a checkpoint.
-        stop: whether it was asked to stop.
-        sums: () each, to be added up over ranks.
-        values: () each, equal on every rank.
-    """
-    world, zero = training.world, training.head.weight.new_zeros(())
-    fresh = [] if coming is None else _fresh(training, coming)
-    size = 0 if coming is None else len(coming.labels)
-    asked = size, len(fresh), int(due), int(stop.requested)
-    # Filled in on the device: numbers copied to it would make the host wait.
-    own = [*sums, *(zero.new_full((), number) for number in asked)]
-    row = torch.stack([value.detach().to(zero) for value in own])
-    rows = gather_rows(row[None], [1] * world.size, world).flatten()
-    same = [value.detach().to(zero)[None] for value in values]
-    return _Synchronization(Readback(torch.cat([rows, *same])), world.size, len(sums))
-
-
-def _fresh(training: Training, batch: Batch) -> list[Unreadable]:
-    return [image for image in batch.unreadable if image.name not in training.unreadable]
-
-
-def _seed(training: Training) -> None:
-    """Draws of a step (dropout) depend on the seed, the step and the rank alone."""
+def _seed(training: TrainingState) -> None:
+    """Seed torch for a step, so that dropout depends only on the seed, the step and the rank."""
     words = [training.settings.seed, training.position.step, training.world.rank]
     mixed = np.random.SeedSequence(words).generate_state(1, np.uint64)[0]
     torch.manual_seed(int(mixed >> np.uint64(1)))
 
 
 def _train_step(
-    training: Training,
-    batches: BatchesAhead,
+    training: TrainingState,
+    batches: PrefetchedBatches,
     sizes: Sequence[int],
     folder: Path,
     *,
     due: bool,
     stop: StopSignals,
-) -> tuple[dict[str, float], _Outlook]:
-    """One optimiser step over the batch of all ranks, each in micro-batches.
+) -> tuple[dict[str, float], SharedStatus]:
+    """One optimizer step over the batch of all ranks; each rank splits its part into micro-batches.
 
-    The gradient is that of the mean over all images, however they are shared out. The host waits
-    for the device once, before the update, and only after the next batch is on its way: so what is
-    not finite never reaches the weights.
+    The gradient is that of the mean loss over all images, for any split into ranks and
+    micro-batches. The host waits for the device once: before the update, so that values that are
+    not finite never reach the weights, and after the next batch's copy has started.
     """
     settings, head, world = training.settings, training.head, training.world
     _seed(training)
@@ -256,20 +191,23 @@ def _train_step(
     batch = batches.next()
     assert batch is not None
     total, scale = sum(sizes), 1.0 if training.loss_scale is None else training.loss_scale.scale
-    # No part is of a single image, from which batch norm could not learn.
-    sections = min(settings.accumulate, min(sizes) // 2)
-    parts = zip(
-        *(tensor.tensor_split(sections) for tensor in (batch.images, batch.labels, batch.indices)),
+    # Every micro-batch has at least two images, which batch norm needs.
+    count = min(settings.accumulate, min(sizes) // 2)
+    micro_batches = zip(
+        *(tensor.tensor_split(count) for tensor in (batch.images, batch.labels, batch.indices)),
         strict=True,
     )
-    embedded, losses = [], []
-    for number, (pixels, labels, indices) in enumerate(parts):
-        images = normalise(pixels).to(training.precision.dtype)
+    all_embeddings, losses, cosines = [], [], []
+    for number, (pixels, labels, indices) in enumerate(micro_batches):
+        images = normalize(pixels).to(training.precision.dtype)
         if not settings.channels_last:
             images = images.contiguous()
-        # Only the last part's backward pass averages the backbone's gradient over ranks.
-        with training.fabric.no_backward_sync(training.backbone, enabled=number + 1 < sections):
-            with training.precision.autocast(images.device.type), translated(training.network):
+        # Only the last micro-batch's backward pass averages the backbone's gradient over ranks.
+        with training.fabric.no_backward_sync(training.backbone, enabled=number + 1 < count):
+            with (
+                training.precision.autocast(images.device.type),
+                ddp_errors_explained(training.network),
+            ):
                 embeddings = training.backbone(images)
                 momentum = None if training.encoder is None else training.encoder(images)
             loss = head(
@@ -280,30 +218,31 @@ def _train_step(
                 new_step=number == 0,
                 reduction="none",
             )
-            # The backbone's gradient is averaged over ranks, hence their number.
+            # DDP and FSDP average the gradient over ranks; multiplying by their number makes a sum.
             training.fabric.backward(loss.sum() * (scale * world.size / total))
-        embedded.append(embeddings.detach())
+        all_embeddings.append(embeddings.detach())
         losses.append(loss.detach())
+        cosines.append(head.target_cosines)
 
     parameters = list(training.network.parameters())
-    waits_for_all = settings.strategy == "ddp" and settings.find_unused_parameters is False
-    if world.size > 1 and waits_for_all:
-        # Before ranks wait for each other again: some would still average such a gradient.
+    expects_all_gradients = settings.strategy == "ddp" and settings.find_unused_parameters is False
+    if world.size > 1 and expects_all_gradients:
+        # Before the next collective, in which ranks would wait for the missing gradients.
         check_gradients(training.network, parameters)
-    average_(training.average_buffers(), world)
-    of_head = [p for p in head.parameters() if p.requires_grad]
+    average_(training.running_stats(), world)
+    head_parameters = [p for p in head.parameters() if p.requires_grad]
     gradient_norm = clip_gradients(
         parameters,
         settings.clip_norm,
-        split=of_head,
+        sharded=head_parameters,
         world=head.world,
         scale=scale,
     )
-    embeddings = torch.cat(embedded).to(head.weight.dtype)
-    sums = [torch.cat(losses).sum(), embeddings.norm(dim=1).sum()]
+    embeddings = torch.cat(all_embeddings).to(head.weight.dtype)
+    sums = [torch.cat(losses).sum(), embeddings.norm(dim=1).sum(), torch.cat(cosines).sum()]
     scalars = head.scalars() if _is_logged(training) else {}
     batches.fetch()
-    outlook = _synchronize(
+    status = synchronize(
         training,
         batches.peek(),
         due=due,
@@ -311,44 +250,46 @@ def _train_step(
         sums=sums,
         values=[gradient_norm, *scalars.values()],
     ).wait()
-    loss_sum, norm_sum = outlook.sums
+    loss_sum, norm_sum, cosine_sum = status.sums
     if not math.isfinite(loss_sum):
         raise diagnose_loss(training, embeddings, batch.labels, batch.indices, folder)
-    _update(training, math.isfinite(outlook.values[0]), folder)
+    _update(training, math.isfinite(status.values[0]), folder)
     values = {
         "loss": loss_sum / total,
         "learning_rate": learning_rate,
-        "gradient_norm": outlook.values[0],
+        "gradient_norm": status.values[0],
         "feature_norm": norm_sum / total,
     }
+    if head.loss.normalized:
+        values["target_cosine"] = cosine_sum / total
     if training.loss_scale is not None:
         values["loss_scale"] = training.loss_scale.scale
         values["skipped_steps"] = training.loss_scale.skipped_steps
-    for (name, buffer), value in zip(scalars.items(), outlook.values[1:], strict=True):
+    for (name, buffer), value in zip(scalars.items(), status.values[1:], strict=True):
         values[name] = value if buffer.is_floating_point() else int(value)
-    return values, outlook
+    return values, status
 
 
-def _set_learning_rate(training: Training) -> float:
+def _set_learning_rate(training: TrainingState) -> float:
     settings = training.settings
-    epoch = training.position.step / training.steps_per_epoch
+    epoch = training.epochs_after()
     factor = learning_rate_factor(settings.schedule, epoch, settings.epochs)
     learning_rate = settings.optimizer.learning_rate * factor
     for group in training.optimizer.param_groups:
         group["lr"] = learning_rate
-    if settings.optimizer.centres_in_backward:
+    if settings.optimizer.centers_in_backward:
         training.head.learning_rate = learning_rate
     return learning_rate
 
 
-def _update(training: Training, finite: bool, folder: Path) -> None:
-    """Move the weights, unless the gradient is not finite: a scaled loss is then scaled less."""
+def _update(training: TrainingState, finite: bool, folder: Path) -> None:
+    """Update the weights if the gradient is finite; else lower the loss scale, if there is one."""
     scale = training.loss_scale
     if finite:
         training.optimizer.step()
-        for follower in (training.average, training.encoder):
-            if follower is not None:
-                follower.follow(training.network)
+        for moving_average in (training.average, training.encoder):
+            if moving_average is not None:
+                moving_average.update(training.network)
         if scale is not None:
             scale.succeeded()
     else:
@@ -359,37 +300,37 @@ def _update(training: Training, finite: bool, folder: Path) -> None:
     training.optimizer.zero_grad()
 
 
-def _is_logged(training: Training) -> bool:
-    """Whether the step under way is: every few, the first and the last of each epoch too."""
+def _is_logged(training: TrainingState) -> bool:
+    """Whether to log the current step: the first, each epoch's last, and every `log_steps`."""
     step = training.position.step + 1
-    ends_epoch = step % training.steps_per_epoch == 0
+    ends_epoch = training.position.batch + 1 == training.steps_per_epoch
     return step == 1 or step % training.settings.log_steps == 0 or ends_epoch
 
 
-def _note_unreadable(
-    training: Training, batch: Batch | None, outlook: _Outlook, log: MetricsLog
+def _record_unreadable(
+    training: TrainingState, batch: Batch | None, status: SharedStatus, log: MetricsLog
 ) -> None:
-    """What no rank could read is known to all of them, and logged, before the step."""
-    if not outlook.any_unreadable:
+    """Before a step, share newly found unreadable images with all ranks and log them."""
+    if not status.any_unreadable:
         return
-    own = [] if batch is None else _fresh(training, batch)
+    own = [] if batch is None else new_unreadable(training, batch)
     images = [image for images in gather_objects(own, training.world) for image in images]
     for image in images:
         training.unreadable[image.name] = image.reason
-        fault = {"name": image.name, "reason": image.reason}
-        log.write("unreadable", training.position.step, fault)
+        entry = {"name": image.name, "reason": image.reason}
+        log.write("unreadable", training.position.step, entry)
     limit = training.settings.maximum_unreadable
     if len(training.unreadable) > limit:
-        shown = "\n  ".join(list(training.unreadable.values())[:10])
+        examples = "\n  ".join(list(training.unreadable.values())[:10])
         raise ValueError(
             f"{len(training.unreadable)} images cannot be read, more than "
-            f"training.maximum_unreadable = {limit}; mend or remove them, or raise the limit:\n"
-            f"  {shown}"
+            f"training.maximum_unreadable = {limit}; fix or remove them, or raise the limit:\n"
+            f"  {examples}"
         )
 
 
-def _record(
-    training: Training,
+def _record_step(
+    training: TrainingState,
     log: MetricsLog,
     values: dict[str, float],
     images: int,
@@ -398,26 +339,29 @@ def _record(
 ) -> None:
     settings, position = training.settings, training.position
     step = position.step + 1
-    speed = images / max(time.monotonic() - started, 1e-9)
-    steps = settings.epochs * training.steps_per_epoch
+    images_per_second = images / max(time.monotonic() - started, 1e-9)
+    remaining = (settings.epochs - position.epoch) * training.steps_per_epoch - position.batch
     if _is_logged(training):
         log.write(
             "training",
             step,
             {
-                "epoch": step / training.steps_per_epoch,
+                "epoch": training.epochs_after(1),
                 **values,
-                "images_per_second": round(speed, 1),
+                "images_per_second": round(images_per_second, 1),
                 "unreadable": len(training.unreadable),
             },
         )
     report(
         StepReport(
             step=step,
-            steps=steps,
+            steps=position.step + remaining,
             epoch=position.epoch + 1,
             epochs=settings.epochs,
+            epoch_step=position.batch + 1,
+            epoch_steps=training.steps_per_epoch,
             loss=values["loss"],
-            images_per_second=speed,
+            target_cosine=values.get("target_cosine"),
+            images_per_second=images_per_second,
         )
     )

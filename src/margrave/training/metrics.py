@@ -1,4 +1,4 @@
-"""A run's curve: JSON lines, and TensorBoard where asked for."""
+"""Writes and reads a run's training curve: JSON lines, and optionally TensorBoard events."""
 
 from __future__ import annotations
 
@@ -7,23 +7,28 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from margrave.files import read_json
 
-NEEDED = {"training": ("step", "epoch", "loss"), "evaluation": ("step", "epoch", "set", "accuracy")}
-"""What lines of each kind have at least."""
+REQUIRED_FIELDS = {
+    "training": ("step", "epoch", "loss"),
+    "evaluation": ("step", "epoch", "set", "accuracy"),
+}
+"""The fields that every line of a kind must have."""
 
 
 class MetricsLog:
-    """Appends lines to ``metrics.jsonl`` and forgets those written after a checkpoint.
+    """Appends lines to ``metrics.jsonl``, after removing lines newer than the checkpoint.
 
     Args:
-        folder: the run's folder; None keeps nothing, for all ranks but the first.
-        tensorboard: write events beside the lines.
-        length: bytes that a checkpoint vouches for; later ones are cut off.
-        step: where TensorBoard goes on.
+        folder: the run's folder; None writes nothing, for all ranks but the first.
+        tensorboard: write TensorBoard events too.
+        length: file size in bytes at the checkpoint; the rest of the file is removed.
+        step: the last step at the checkpoint; TensorBoard removes later events.
 
     Raises:
-        ValueError: TensorBoard is asked for and not installed; a line that is kept is damaged.
+        ValueError: TensorBoard is enabled but not installed, or a kept line is damaged.
     """
 
     def __init__(
@@ -37,27 +42,28 @@ class MetricsLog:
         self._file.truncate(min(length, self._file.seek(0, 2)))
         self._file.seek(0, 2)
         if self._file.tell():
-            # Else the run would train to its end before its curves cannot be drawn.
+            # A damaged line must fail now, not when the curves are drawn after training.
             read_metrics(folder / "metrics.jsonl")
         self._events = _event_writer(folder, step) if tensorboard else None
 
     @property
     def length(self) -> int:
-        """Bytes so far."""
+        """The file's current size in bytes."""
         return 0 if self._file is None else self._file.tell()
 
     def write(self, kind: str, step: int, values: dict[str, Any]) -> None:
-        """One line: ``{"kind": …, "step": …, **values}``."""
+        """Append one line: ``{"kind": …, "step": …, **values}``."""
         if self._file is None:
             return
         line = {"kind": kind, "step": step}
         for name, value in values.items():
+            value = value.item() if isinstance(value, np.generic) else value
             finite = not isinstance(value, float) or math.isfinite(value)
             line[name] = value if finite else None
-        self._file.write(json.dumps(line, allow_nan=False, default=str).encode() + b"\n")
+        self._file.write(json.dumps(line, allow_nan=False).encode() + b"\n")
         self._file.flush()
         if self._events is not None:
-            for name, value in values.items():
+            for name, value in line.items():
                 if isinstance(value, int | float) and math.isfinite(value):
                     self._events.add_scalar(f"{kind}/{name}", value, step)
 
@@ -80,30 +86,30 @@ def _event_writer(folder: Path, step: int) -> Any:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of a metrics file; a last line cut off by a crash is left out.
+    """Read the lines of a metrics file, except a last line that a crash cut off.
 
     Raises:
-        ValueError: a line that is damaged, with its number.
+        ValueError: a line is damaged; the message gives its number.
     """
     lines = path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]
     values = [read_json(line, f"{path}:{number}") for number, line in enumerate(lines, start=1)]
     for number, value in enumerate(values, start=1):
-        wrong = _wrong(value)
-        if wrong:
-            raise ValueError(f"{path}:{number} is damaged: {wrong}; remove the line")
+        problem = _line_problem(value)
+        if problem:
+            raise ValueError(f"{path}:{number} is damaged: {problem}; remove the line")
     return values
 
 
-def _wrong(line: Any) -> str | None:
-    """What a line of metrics lacks."""
+def _line_problem(line: Any) -> str | None:
+    """What is wrong with a line of the metrics file, or None."""
     if not isinstance(line, dict) or not isinstance(line.get("kind"), str):
         return "it has no kind"
-    for name in NEEDED.get(line["kind"], ()):
+    for name in REQUIRED_FIELDS.get(line["kind"], ()):
         if name not in line:
             return f"it has no {name}"
         value = line[name]
         # Losses and accuracies that are not finite are written as null.
-        unknown = value is None and name in ("loss", "accuracy")
-        if not unknown and not isinstance(value, str if name == "set" else int | float):
+        is_null = value is None and name in ("loss", "accuracy")
+        if not is_null and not isinstance(value, str if name == "set" else int | float):
             return f"{name} is {str(value)[:40]!r}"
     return None

@@ -1,4 +1,4 @@
-"""The optimiser, decaying only what should decay."""
+"""Builds the optimizer; weight decay applies only to matrices and kernels."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from margrave.training.settings import OptimizerSettings
 def build_optimizer(
     settings: OptimizerSettings, modules: Iterable[nn.Module]
 ) -> torch.optim.Optimizer:
-    """SGD or AdamW over all trainable parameters; those of one dimension or none do not decay.
+    """SGD or AdamW over all trainable parameters; biases and norms do not decay.
 
-    SGD is `RowwiseSGD`: torch's rule without temporary copies of millions of centres, and where a
-    head samples its classes, of the rows that took part alone.
+    SGD is `RowwiseSGD`: the same rule as torch's, without temporary copies of millions of class
+    centers. If the head samples classes, it updates only the sampled rows.
 
     Raises:
-        ValueError: AdamW for a head that samples its classes.
+        ValueError: AdamW is requested for a head that samples its classes.
 
     >>> optimizer = build_optimizer(OptimizerSettings(), [nn.Linear(2, 3), nn.BatchNorm1d(3)])
     >>> [(group["weight_decay"], len(group["params"])) for group in optimizer.param_groups]
@@ -33,23 +33,23 @@ def build_optimizer(
         for parameter in module.parameters()
         if parameter.requires_grad
     ]
-    # FSDP's parameters are of another sort, which updates of many at once cannot mix with others.
-    sorts = {(parameter.ndim > 1, type(parameter.detach())): None for parameter in trainable}
+    # FSDP's parameters are DTensors; one multi-tensor update cannot mix them with tensors.
+    kinds = {(parameter.ndim > 1, type(parameter.detach())): None for parameter in trainable}
     groups = [
         {
-            "params": [p for p in trainable if (p.ndim > 1, type(p.detach())) == (decays, sort)],
+            "params": [p for p in trainable if (p.ndim > 1, type(p.detach())) == (decays, kind)],
             "weight_decay": settings.weight_decay if decays else 0.0,
         }
-        for decays, sort in sorted(sorts, key=lambda pair: not pair[0])
+        for decays, kind in sorted(kinds, key=lambda pair: not pair[0])
     ]
     samples = any(getattr(module, "sample_rate", None) is not None for module in modules)
     if samples and settings.kind != "sgd":
         raise ValueError(
-            f"head.sample_rate gives the class centres a sparse gradient, which {settings.kind} "
+            f"head.sample_rate gives the class centers a sparse gradient, which {settings.kind} "
             "cannot apply; set training.optimizer.kind to sgd, or sample_rate to null"
         )
     if settings.kind == "sgd":
         return RowwiseSGD(groups, lr=settings.learning_rate, momentum=settings.momentum)
-    betas = (settings.momentum, settings.second_momentum)
-    # Fused, it takes no temporary copies of the centres either.
+    betas = (settings.momentum, settings.beta2)
+    # The fused version makes no temporary copies of the class centers either.
     return torch.optim.AdamW(groups, lr=settings.learning_rate, betas=betas, fused=True)

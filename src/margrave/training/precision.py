@@ -1,6 +1,6 @@
-"""What a network computes in, chosen for the machine it runs on, and the scaling of float16's loss.
+"""The network's precision, chosen for the machine it runs on, and float16's loss scaling.
 
-Losses, statistics and heads compute in float32 (or float64) whatever the network does.
+Losses, statistics and heads always compute in float32 (or float64).
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from margrave.hardware import AMPERE, has_native_bfloat16, is_faster
 Precision = Literal["float32", "bfloat16", "float16", "float64"]
 LOW_PRECISIONS = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 VOLTA = (7, 0)
-"""The first CUDA capability with float16 in its matrix units."""
-LONGEST_STEP = 0.3
-"""Seconds that two images may take for a network to be measured."""
-MEASURED_SECONDS = 0.05
-"""What one measured step should take at least, so that its batch is worth measuring."""
+"""The first CUDA capability whose matrix units compute in float16."""
+MAX_TRIAL_SECONDS = 0.3
+"""A network whose step takes longer than this on two images is not measured further."""
+MIN_MEASURED_SECONDS = 0.05
+"""The batch is chosen so that a measured step takes at least about this long."""
 
 
 @dataclass(frozen=True)
@@ -34,8 +34,8 @@ class PrecisionChoice:
     """A precision and why it was chosen.
 
     Attributes:
-        precision: of the network.
-        reason: half a sentence for the run's first lines.
+        precision: the network's precision.
+        reason: a short phrase, shown when the run starts.
     """
 
     precision: Precision
@@ -43,42 +43,42 @@ class PrecisionChoice:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the images that the network is given, and of its weights."""
+        """The dtype of the network's weights and of its input images."""
         return torch.float64 if self.precision == "float64" else torch.float32
 
     def autocast(self, device_type: str) -> AbstractContextManager[Any]:
-        """The context that the network computes in."""
+        """The autocast context for the forward pass; without effect for float32 and float64."""
         if self.precision not in LOW_PRECISIONS:
             return nullcontext()
         return torch.autocast(device_type, LOW_PRECISIONS[self.precision])
 
 
 def choose_precision(
-    wanted: Precision | Literal["auto"],
+    configured: Precision | Literal["auto"],
     network: nn.Module,
     image_size: int,
     batch_size: int,
     device: torch.device,
 ) -> PrecisionChoice:
-    """The precision that was asked for, or with ``auto`` the fastest that trains as well.
+    """The configured precision, or with ``auto`` the fastest one that trains equally well.
 
-    A CUDA device answers by its generation: bfloat16 from Ampere on, float16 with a scaled loss on
-    Volta and Turing, else float32. On a processor steps of the network itself are measured, for
-    about a second, after a product of matrices has shown that bfloat16 is not emulated; a network
-    too large for that is all products. Other devices take float32.
+    On CUDA, the GPU's generation decides: bfloat16 from Ampere on, float16 with a scaled loss on
+    Volta and Turing, else float32. On a CPU with native bfloat16, steps of the network are timed
+    for about a second; if the network is too large for that, matrix products dominate and bfloat16
+    is chosen without timing. Other devices use float32.
 
     Args:
-        wanted: from the settings.
-        network: on the host, in the memory layout that it trains in; it is left as it is.
-        image_size: of its images.
-        batch_size: images of a micro-batch.
-        device: that it trains on.
+        configured: the precision in the settings.
+        network: the network on the host, in its memory layout for training; it is not changed.
+        image_size: image side length in pixels.
+        batch_size: images per micro-batch.
+        device: the device that the network will train on.
 
     >>> choose_precision("float32", nn.Identity(), 8, 4, torch.device("cpu"))
     PrecisionChoice(precision='float32', reason='as configured')
     """
-    if wanted != "auto":
-        return PrecisionChoice(wanted, "as configured")
+    if configured != "auto":
+        return PrecisionChoice(configured, "as configured")
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
         capability = torch.cuda.get_device_capability(device)
@@ -86,14 +86,14 @@ def choose_precision(
             return PrecisionChoice("bfloat16", f"native on {name}")
         if capability >= VOLTA:
             return PrecisionChoice("float16", f"{name} has no bfloat16; the loss is scaled")
-        return PrecisionChoice("float32", f"{name} computes nothing faster")
+        return PrecisionChoice("float32", f"{name} has no faster precision")
     if device.type != "cpu":
-        return PrecisionChoice("float32", f"nothing lower is known to be faster on {device.type}")
+        return PrecisionChoice("float32", f"no faster precision is known for {device.type}")
     if not has_native_bfloat16("cpu"):
-        return PrecisionChoice("float32", "this processor has no bfloat16 of its own")
+        return PrecisionChoice("float32", "this CPU has no native bfloat16")
     try:
         faster = _step_is_faster_in_bfloat16(network, image_size, batch_size)
-    # Custom networks can do anything, and what they do in float32 is not known yet either.
+    # A custom network can raise anything; whether it runs in float32 is not known yet either.
     except Exception as error:
         reason = str(error).strip().partition("\n")[0]
         return PrecisionChoice("float32", f"this network does not run in bfloat16: {reason}")
@@ -103,37 +103,40 @@ def choose_precision(
 
 
 def _step_is_faster_in_bfloat16(network: nn.Module, image_size: int, batch_size: int) -> bool:
-    # Batch norm's averages move and gradients appear: not in the network itself.
+    # A copy, because the trial changes batch norm's running statistics and adds gradients.
     trial = copy.deepcopy(network).train()
 
-    def step(images: torch.Tensor, low: bool) -> None:
-        with torch.autocast("cpu", torch.bfloat16, enabled=low):
+    def step(images: torch.Tensor, bfloat16: bool) -> None:
+        with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
             output = trial(images)
         if output.requires_grad:
             output.float().sum().backward()
 
-    def images_of(count: int) -> torch.Tensor:
+    def random_images(count: int) -> torch.Tensor:
         images = torch.randn(count, 3, image_size, image_size)
         weights = next((p for p in trial.parameters() if p.ndim == 4), images)
-        last = weights.is_contiguous(memory_format=torch.channels_last)
-        return images.to(memory_format=torch.channels_last if last else torch.contiguous_format)
+        channels_last = weights.is_contiguous(memory_format=torch.channels_last)
+        layout = torch.channels_last if channels_last else torch.contiguous_format
+        return images.to(memory_format=layout)
 
-    with _draws_restored():
-        images = images_of(2)
-        step(images, low=True)
-        step(images, low=False)
+    with _random_state_restored():
+        images = random_images(2)
+        step(images, bfloat16=True)
+        step(images, bfloat16=False)
         started = time.perf_counter()
-        step(images, low=False)
+        step(images, bfloat16=False)
         seconds = time.perf_counter() - started
-        if seconds > LONGEST_STEP:
+        if seconds > MAX_TRIAL_SECONDS:
             return True
-        images = images_of(2 * max(1, min(batch_size // 2, int(MEASURED_SECONDS / seconds))))
+        images = random_images(
+            2 * max(1, min(batch_size // 2, int(MIN_MEASURED_SECONDS / seconds)))
+        )
         return is_faster(lambda: step(images, True), lambda: step(images, False), rounds=2)
 
 
 @contextmanager
-def _draws_restored() -> Iterator[None]:
-    """Let no draw of what happens inside be missed by what follows."""
+def _random_state_restored() -> Iterator[None]:
+    """Restore the random states of torch, NumPy and Python afterwards."""
     states = torch.get_rng_state(), np.random.get_state(), random.getstate()
     try:
         yield
@@ -144,17 +147,18 @@ def _draws_restored() -> Iterator[None]:
 
 
 class LossScale:
-    """The factor that keeps float16 gradients from vanishing, lowered when they overflow.
+    """The loss's factor that keeps float16 gradients from underflowing.
 
-    It halves after an overflow, whose step is left out, and doubles after `growth_steps` steps
-    without one.
+    After an overflow, the step is skipped and the scale is halved. After `growth_steps` steps
+    without an overflow, the scale is doubled.
 
     Args:
-        scale: to begin with.
-        growth_steps: steps without overflow before it doubles.
+        scale: the initial scale.
+        growth_steps: consecutive steps without overflow before the scale doubles.
 
-    Source: Micikevicius et al., Mixed Precision Training, arXiv 1710.03740, section 3.2; the
-    numbers are torch.amp.GradScaler's, which would make the host wait for the device once more.
+    Source: Micikevicius et al., Mixed Precision Training, arXiv 1710.03740, section 3.2. The
+    defaults are those of torch.amp.GradScaler, which is not used because it would make the host
+    wait for the device once more per step.
 
     >>> scale = LossScale(scale=4.0)
     >>> scale.overflowed()
@@ -170,29 +174,29 @@ class LossScale:
 
     @property
     def exhausted(self) -> bool:
-        """Whether gradients overflow even unscaled, so that scaling cannot be what is wrong."""
+        """Whether gradients overflow even unscaled, so that a smaller scale cannot help."""
         return self.scale < 1
 
     def overflowed(self) -> None:
-        """A step was left out."""
+        """Record an overflow, whose step is skipped."""
         self.scale /= 2
         self.good_steps = 0
         self.skipped_steps += 1
 
     def succeeded(self) -> None:
-        """A step was made."""
+        """Record a step without overflow."""
         self.good_steps += 1
         if self.good_steps == self.growth_steps:
             self.scale = min(2 * self.scale, 2.0**24)
             self.good_steps = 0
 
     def state(self) -> dict[str, Any]:
-        """For a checkpoint."""
+        """The values to store in a checkpoint."""
         names = ("scale", "good_steps", "skipped_steps")
         return {name: getattr(self, name) for name in names}
 
     def load(self, state: dict[str, Any]) -> None:
-        """From a checkpoint."""
+        """Restore the values from a checkpoint."""
         self.scale = float(state["scale"])
         self.good_steps = int(state["good_steps"])
         self.skipped_steps = int(state["skipped_steps"])

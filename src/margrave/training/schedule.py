@@ -1,4 +1,4 @@
-"""The learning rate's factor at any moment, as a pure function."""
+"""The learning rate schedule, as a pure function of time."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from margrave.training.settings import ScheduleSettings
 
 
 def learning_rate_factor(schedule: ScheduleSettings, epoch: float, epochs: float) -> float:
-    """What the learning rate is multiplied by.
+    """The factor that multiplies the learning rate at a given time.
 
     Args:
-        schedule: its shape.
-        epoch: time since the start, in epochs.
-        epochs: the whole training.
+        schedule: the schedule's settings.
+        epoch: time since the start, in epochs; fractions are allowed.
+        epochs: total length of the training.
 
     >>> steps = ScheduleSettings(kind="step", milestones=(10, 18), factor=0.1)
     >>> [round(learning_rate_factor(steps, epoch, 24), 3) for epoch in (0, 10, 20)]

@@ -1,4 +1,4 @@
-"""What a training can be told, as one checked block of settings."""
+"""Settings of the optimizer, the schedule and the training loop."""
 
 from __future__ import annotations
 
@@ -10,119 +10,122 @@ from margrave.settings import Settings
 
 
 class OptimizerSettings(Settings):
-    """SGD or AdamW; norms and biases never decay."""
+    """SGD or AdamW; weight decay never applies to normalization weights and biases."""
 
     kind: Literal["sgd", "adamw"] = "sgd"
     learning_rate: float = Field(default=0.1, gt=0)
     """The rate that the schedule multiplies."""
     momentum: float = Field(default=0.9, ge=0, lt=1)
-    """Of SGD; AdamW's first moment."""
-    second_momentum: float = Field(default=0.999, ge=0, lt=1)
-    """Of AdamW's second moment."""
+    """SGD momentum; AdamW's β₁."""
+    beta2: float = Field(default=0.999, ge=0, lt=1)
+    """AdamW's β₂."""
     weight_decay: float = Field(default=5e-4, ge=0)
-    centres_in_backward: bool = False
-    """Update the head's class centres inside the backward pass (SGD), which saves the memory of
-    their gradient; they are then not clipped, and `accumulate` must be 1."""
+    centers_in_backward: bool = False
+    """Update the class centers inside the backward pass, which saves the memory of their gradient.
+    Requires SGD and `accumulate` = 1; `clip_norm` then does not apply to the centers."""
 
     @model_validator(mode="after")
     def _check(self) -> OptimizerSettings:
-        if self.centres_in_backward and self.kind != "sgd":
-            raise ValueError(f"centres_in_backward is for kind sgd, not {self.kind}")
+        if self.centers_in_backward and self.kind != "sgd":
+            raise ValueError(f"centers_in_backward needs optimizer kind sgd, not {self.kind}")
         return self
 
 
 class ScheduleSettings(Settings):
-    """How the learning rate moves; times are in epochs."""
+    """The learning rate schedule; times are in epochs."""
 
     kind: Literal["constant", "step", "cosine", "polynomial"] = "cosine"
     warmup_epochs: float = Field(default=0.0, ge=0)
-    """Linear rise from 0; at most half of the training."""
+    """Length of the linear warmup from 0; limited to half of the training."""
     milestones: tuple[float, ...] = ()
-    """Of ``step``: where the rate is multiplied by `factor`."""
+    """For ``step``: the epochs at which the rate is multiplied by `factor`."""
     factor: float = Field(default=0.1, gt=0, le=1)
     power: float = Field(default=2.0, gt=0)
-    """Of ``polynomial``: (1 − progress)^power."""
+    """For ``polynomial``: the rate's factor is (1 − progress)^power."""
 
     @model_validator(mode="after")
     def _check(self) -> ScheduleSettings:
         if self.kind == "step" and not self.milestones:
-            raise ValueError("kind 'step' needs milestones, the epochs at which the rate falls")
+            raise ValueError("kind 'step' needs milestones: the epochs at which the rate falls")
         return self
 
 
 class TrainingSettings(Settings):
-    """The loop's own settings."""
+    """Settings of the training loop."""
 
     epochs: int = Field(default=20, ge=1)
     batch_size: int = Field(default=128, ge=2)
-    """Images per optimiser step, over all micro-batches of all processes."""
+    """Images per optimizer step, over all micro-batches of all processes."""
     accumulate: int = Field(default=1, ge=1)
-    """Micro-batches that a process cuts its part of a batch into, to fit the memory."""
+    """Micro-batches that each process splits its part of a batch into, to save memory."""
     optimizer: OptimizerSettings = OptimizerSettings()
     schedule: ScheduleSettings = ScheduleSettings()
     clip_norm: float | None = Field(default=None, gt=0)
-    """Largest norm of all gradients together."""
+    """Maximum norm of all gradients together; larger gradients are scaled down."""
     precision: Literal["auto", "float32", "bfloat16", "float16", "float64"] = "auto"
-    """Of the backbone; the head computes in float32, or float64 (slow, for comparisons). ``auto``
-    is bfloat16 where the machine has it, float16 with a scaled loss on GPUs that have only that,
-    else float32."""
+    """Precision of the backbone. ``auto`` is bfloat16 where it is faster, float16 with a scaled
+    loss on GPUs without bfloat16, else float32. The head computes in float32, or in float64 with
+    ``float64`` (slow, for comparisons)."""
     strategy: Literal["ddp", "fsdp"] = "ddp"
-    """How several processes hold the backbone: each a whole copy, or each a share (FSDP2)."""
+    """How several processes hold the backbone: a full copy each (ddp) or a shard each (fsdp,
+    FSDP2)."""
     rank_silence_seconds: float = Field(default=60.0, ge=1)
-    """With several processes: after which a process that does not answer, because it was stopped
-    or its machine is gone, is named and ends the run."""
+    """With several processes: how long a process may stay silent before the run ends with an error
+    that names it. A process is silent if it was stopped or its machine is gone."""
     rank_stall_seconds: float = Field(default=1800.0, ge=1)
-    """After which a process that answers but keeps the others waiting, because it hangs, is named
-    and ends the run. The longest that one process may take for a step (or an evaluation) more than
-    another."""
+    """With several processes: how long a hanging process may keep the others waiting before the run
+    ends with an error that names it. Set it above the largest difference between processes in the
+    time for a step or an evaluation."""
     find_unused_parameters: bool | Literal["auto"] = "auto"
-    """Under ddp, whether each step looks for parameters that it leaves without a gradient, instead
-    of waiting for them. ``auto`` tries the network once and does so where it has any; set it to
-    true for a network that leaves out other ones from step to step (layer drop)."""
+    """Under ddp: whether each step looks for parameters without a gradient instead of waiting for
+    them. ``auto`` tries the network once and looks only if there are any. Use true for a network
+    whose unused parameters change from step to step (layer drop)."""
     channels_last: bool = True
-    """Memory layout in which most machines convolve faster; not for networks with strided
-    1 x 1 convolutions of fewer than 8 channels, which torch gets wrong in it."""
+    """Use the channels-last memory layout, in which most machines convolve faster. It is not used
+    for networks with strided 1 x 1 convolutions of fewer than 8 channels, which torch computes
+    incorrectly in this layout."""
     weight_average: float | None = Field(default=None, gt=0, lt=1)
-    """Momentum of an exponential moving average of the weights, which then is the model."""
+    """Momentum of an exponential moving average of the weights. If set, the averaged weights are
+    evaluated and saved as the model."""
     encoder_momentum: float = Field(default=0.9, ge=0, lt=1)
-    """Of KappaFace's momentum encoder, where its estimator asks for one."""
+    """Momentum of KappaFace's momentum encoder; ignored unless the loss uses that encoder."""
     workers: Annotated[int, Field(ge=0, le=256)] | Literal["auto"] = "auto"
-    """Processes that read images ahead, for each that trains. ``auto`` is none where images are
-    cached or a CPU trains, which needs its cores itself, else up to 8 of a GPU's share of cores."""
+    """Processes that load images, per training process. ``auto`` is 0 if images are cached or
+    training runs on the CPU, which needs the cores; else up to 8, by the cores per GPU."""
     threads: Annotated[int, Field(ge=1, le=1024)] | Literal["auto"] = "auto"
-    """Cores for the arithmetic. ``auto`` is this process's share of those that it may use."""
+    """CPU threads for computation. ``auto`` is this process's share of the available cores."""
     seed: int = Field(default=0, ge=0)
     accelerator: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     maximum_unreadable: int = Field(default=100, ge=0)
-    """Unreadable images that are named and skipped before training gives up."""
+    """Number of unreadable images to report and skip; one more stops the training."""
     log_steps: int = Field(default=10, ge=1)
-    """Steps between two lines of metrics."""
+    """Steps between two lines of the metrics file."""
     checkpoint_seconds: float = Field(default=300.0, ge=0)
-    """Seconds between two checkpoints; one is written after every epoch too."""
+    """Seconds between two checkpoints; every epoch also ends with one."""
     tensorboard: bool = False
-    """Write TensorBoard events beside the JSON lines (extra `track`)."""
+    """Write TensorBoard events as well as JSON lines (extra `track`)."""
 
     @field_validator("threads", mode="before")
     @classmethod
     def _read_former(cls, value: Any) -> Any:
-        # Margrave 0.1 wrote null for what is auto now.
+        # Margrave 0.1 wrote null for auto.
         return "auto" if value is None else value
 
     @model_validator(mode="after")
     def _check(self) -> TrainingSettings:
         if self.batch_size < 2 * self.accumulate:
             raise ValueError(
-                f"batch_size = {self.batch_size} cut into accumulate = {self.accumulate} parts "
-                "leaves parts of one image, which batch norm cannot use; lower accumulate"
+                f"batch_size = {self.batch_size} with accumulate = {self.accumulate} leaves "
+                "micro-batches of one image, which batch norm cannot use; lower accumulate"
             )
-        if self.optimizer.centres_in_backward and self.precision == "float16":
+        if self.optimizer.centers_in_backward and self.precision == "float16":
             raise ValueError(
-                "precision float16 leaves out steps whose gradient overflows, which "
-                "optimizer.centres_in_backward would already have applied; set either back"
+                "precision float16 skips a step whose gradient overflows, but "
+                "optimizer.centers_in_backward has already applied it by then; change one of them"
             )
-        if self.optimizer.centres_in_backward and self.accumulate > 1:
+        if self.optimizer.centers_in_backward and self.accumulate > 1:
             raise ValueError(
-                f"accumulate = {self.accumulate} needs the centres' gradient of the whole batch, "
-                "which optimizer.centres_in_backward never has; set either back"
+                f"accumulate = {self.accumulate} needs the class centers' gradient over the whole "
+                "batch, but optimizer.centers_in_backward never keeps it; change one of them"
             )
         return self

@@ -1,4 +1,4 @@
-"""From settings to the moving parts of a training, placed and wrapped by Lightning Fabric."""
+"""Builds every part of a training from settings; Lightning Fabric places and wraps the network."""
 
 from __future__ import annotations
 
@@ -16,12 +16,11 @@ from lightning_fabric.strategies import DDPStrategy, ModelParallelStrategy
 from torch import nn
 
 from margrave import backbones
+from margrave.backbones import MomentumEncoder
 from margrave.backbones.memory_layout import memory_format
-from margrave.checkpoints import load_strictly
 from margrave.data import (
     EpochSampler,
     FaceImages,
-    ShardImages,
     TrainingImages,
     WindowSampler,
     training_loader,
@@ -34,17 +33,17 @@ from margrave.distributed import (
     shard_parameters,
 )
 from margrave.hardware import core_share
-from margrave.heads import HEADS, ChunkedHead, Head
+from margrave.heads import HEADS, Head
 from margrave.losses import Loss
-from margrave.statistics import MomentumEncoder
+from margrave.models import load_strictly
 from margrave.training.optimizer import build_optimizer
 from margrave.training.precision import PrecisionChoice, choose_precision
 from margrave.training.settings import TrainingSettings
-from margrave.training.state import Training
+from margrave.training.state import TrainingState
 from margrave.training.unused_parameters import unused_parameters
 
-MOST_WORKERS = 8
-"""What `training.workers` auto comes to at most: enough for one GPU."""
+MAX_AUTO_WORKERS = 8
+"""The upper limit of ``training.workers=auto``; more do not speed up one GPU."""
 
 
 def set_up(
@@ -56,27 +55,27 @@ def set_up(
     head: Mapping[str, Any],
     initial_state: Mapping[str, torch.Tensor] | None = None,
     precision: PrecisionChoice | None = None,
-) -> Training:
+) -> TrainingState:
     """Build every part of a training.
 
     Args:
-        settings: the loop's settings.
+        settings: the training settings.
         images: the training set.
-        num_classes: identities in it.
-        backbone: its specification, with embedding_size.
-        loss: what to minimise.
-        head: ``{"kind": name, **settings}``.
-        initial_state: weights of the backbone to begin with (fine-tuning).
-        precision: the settings' choice where it was made before (resuming).
+        num_classes: number of identities in the training set.
+        backbone: the backbone's specification, with embedding_size.
+        loss: the loss to minimize.
+        head: the head's specification: ``{"kind": name, **settings}``.
+        initial_state: initial weights of the backbone, for fine-tuning.
+        precision: the precision that the run began with, when resuming; None chooses it.
 
     Raises:
-        ValueError: whatever a component refuses.
+        ValueError: a component rejects its settings.
     """
     launch = current_launch()
-    _check_batches(settings, launch.size)
+    _check_batches(settings, launch.size, len(images))
     _set_threads(settings, launch)
     fabric = _launch_fabric(settings, launch)
-    # What a rank finds out for itself all take from the first, here and below.
+    # Choices that depend on the machine are the first rank's on every rank, here and below.
     workers = gather_objects(
         _workers_for(settings, images, fabric.device, launch), current_world()
     )[0]
@@ -85,7 +84,7 @@ def set_up(
     torch.manual_seed(settings.seed)
     try:
         network = backbones.create(backbone)
-    # Sizes beyond 64 bits, and memory that there is not.
+    # Sizes beyond 64 bits, or more memory than there is.
     except (RuntimeError, OverflowError, MemoryError) as error:
         reason = str(error).partition("\n")[0]
         raise ValueError(f"backbone {dict(backbone)} cannot be built ({reason})") from error
@@ -94,12 +93,12 @@ def set_up(
     built_head = _build_head(
         settings, head, loss, num_classes, _embedding_size(network, images.size), len(images)
     )
-    split = settings.strategy == "fsdp" and launch.size > 1
+    sharded = settings.strategy == "fsdp" and launch.size > 1
     layout = memory_format(network, settings.channels_last)
-    # The loop reads from the settings how images are to lie in memory.
+    # The loop reads the images' memory layout from the settings.
     settings = settings.model_copy(update={"channels_last": layout == torch.channels_last})
-    # FSDP takes parameters in their usual layout alone.
-    if not split:
+    # FSDP needs contiguous parameters.
+    if not sharded:
         network = network.to(memory_format=layout)  # pyright: ignore[reportCallIssue]
     average = None
     if settings.weight_average is not None:
@@ -111,16 +110,15 @@ def set_up(
     choice = precision or choose_precision(
         settings.precision, network, images.size, micro_batch // launch.size, fabric.device
     )
-    if choice.precision == "float16" and settings.optimizer.centres_in_backward:
-        reason = "optimizer.centres_in_backward cannot leave out a step, as float16 must"
+    if choice.precision == "float16" and settings.optimizer.centers_in_backward:
+        reason = "float16 must be able to skip steps, optimizer.centers_in_backward cannot"
         choice = PrecisionChoice("float32", reason)
     choice = gather_objects(choice, current_world())[0]
-    automatic = isinstance(built_head, ChunkedHead) and built_head.products == "auto"
-    if isinstance(built_head, ChunkedHead):
-        chosen = built_head.products_for(micro_batch)
-        built_head.products = gather_objects(chosen, current_world())[0]
+    automatic = built_head.products == "auto"
+    products = built_head.products_for(micro_batch)
+    built_head.products = gather_objects(products, current_world())[0]
     unused = []
-    if isinstance(fabric.strategy, _DataParallel):
+    if isinstance(fabric.strategy, _LateDDPStrategy):
         if settings.find_unused_parameters == "auto":
             unused = gather_objects(_unused(network, images.size), current_world())[0]
         find_unused = bool(unused) or settings.find_unused_parameters is True
@@ -128,9 +126,9 @@ def set_up(
         fabric.strategy.find_unused_parameters = find_unused
     double = torch.float64 if choice.precision == "float64" else None
     network = network.to(double)
-    whole_network = copy.deepcopy(network).requires_grad_(False) if split else None
+    full_network = copy.deepcopy(network).requires_grad_(False) if sharded else None
     with warnings.catch_warnings():
-        # The name that succeeds it is not known to the oldest torch that we run with.
+        # The oldest supported torch does not know the replacement of broadcast_buffers.
         warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated")
         wrapped = fabric.setup_module(network)
     for module in (built_head, average, encoder):
@@ -138,11 +136,11 @@ def set_up(
             module.to(fabric.device, double)
     optimizer = build_optimizer(settings.optimizer, (network, built_head))
     sampler = _sampler_for(images.images, settings, workers, launch)
-    return Training(
+    return TrainingState(
         settings=settings,
         fabric=fabric,
         network=network,
-        whole_network=whole_network,
+        full_network=full_network,
         backbone=wrapped,
         head=built_head,
         optimizer=optimizer,
@@ -158,7 +156,7 @@ def set_up(
 
 
 def _set_threads(settings: TrainingSettings, launch: Launch) -> None:
-    """Torch takes all cores of the machine, also where a container may use two of them."""
+    """Limit torch's threads: by default it counts all cores, even in a container limited to two."""
     if settings.threads != "auto":
         torch.set_num_threads(settings.threads)
     elif "OMP_NUM_THREADS" not in os.environ:
@@ -172,27 +170,27 @@ def _workers_for(
         return settings.workers
     if device.type == "cpu" or images.is_cached:
         return 0
-    return min(core_share(launch.local_size) - 1, MOST_WORKERS)
+    return min(core_share(launch.local_size) - 1, MAX_AUTO_WORKERS)
 
 
 def _sampler_for(
     images: FaceImages, settings: TrainingSettings, workers: int, launch: Launch
 ) -> EpochSampler:
-    """Any order of images at hand; one that keeps neighbours together for shards."""
+    """A sampler of single images, or for shards one that keeps neighboring images together."""
     common: dict[str, Any] = {
         "batch_size": settings.batch_size,
         "seed": settings.seed,
         "rank": launch.rank,
         "world_size": launch.size,
     }
-    if isinstance(images, ShardImages):
+    if images.pieces is not None:
         return WindowSampler(images.pieces, images.window, workers=workers, **common)
     return EpochSampler(len(images), **common)
 
 
 def _launch_fabric(settings: TrainingSettings, launch: Launch) -> Fabric:
-    """Join the processes that train together, if there are several."""
-    # Its announcements of what was configured anyway would break the progress bar.
+    """Create Fabric and join the process group, if there are several processes."""
+    # Fabric's log messages about the configuration would break the progress bar.
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
     try:
         fabric = Fabric(
@@ -203,8 +201,8 @@ def _launch_fabric(settings: TrainingSettings, launch: Launch) -> Fabric:
         )
     except (RuntimeError, ValueError) as error:
         raise ValueError(
-            f"training.accelerator = {settings.accelerator!r} cannot be used here: {error}; "
-            "set it to cpu or auto"
+            f"training.accelerator = {settings.accelerator!r} is not available on this machine: "
+            f"{error}; set it to cpu or auto"
         ) from error
     fabric.launch()
     return fabric
@@ -222,20 +220,15 @@ def _build_head(
     built_head = HEADS.get(head["kind"])(
         loss, num_classes, embedding_size, num_samples=num_samples, **head_settings
     )
-    if settings.optimizer.centres_in_backward:
-        if not isinstance(built_head, ChunkedHead):
-            raise ValueError(
-                f"optimizer.centres_in_backward needs head.kind chunked instead of {head['kind']}"
-            )
-        optimizing = settings.optimizer
-        built_head.update_in_backward(optimizing.momentum, optimizing.weight_decay)
+    if settings.optimizer.centers_in_backward:
+        built_head.update_in_backward(settings.optimizer.momentum, settings.optimizer.weight_decay)
     return built_head
 
 
 def _strategy(settings: TrainingSettings, processes: int) -> Any:
     if processes == 1:
         return "auto"
-    # Torch's own limit comes after the watch's, which names the process.
+    # RankWatch's limit ends first, because its error names the process.
     timeout = timedelta(seconds=settings.rank_stall_seconds + 60)
     if settings.strategy == "fsdp":
         return ModelParallelStrategy(
@@ -244,12 +237,12 @@ def _strategy(settings: TrainingSettings, processes: int) -> Any:
             tensor_parallel_size=1,
             timeout=timeout,
         )
-    # Running averages are averaged over ranks once a step, see the loop.
-    return _DataParallel(broadcast_buffers=False, timeout=timeout)
+    # The loop itself averages batch norm's running statistics over ranks, once per step.
+    return _LateDDPStrategy(broadcast_buffers=False, timeout=timeout)
 
 
-class _DataParallel(DDPStrategy):
-    """DDP that is told of unused parameters after the launch, when the network is known."""
+class _LateDDPStrategy(DDPStrategy):
+    """DDP whose `find_unused_parameters` is set after the launch, once the network is known."""
 
     find_unused_parameters = False
 
@@ -259,50 +252,57 @@ class _DataParallel(DDPStrategy):
 
 
 def _unused(network: nn.Module, image_size: int) -> list[str]:
-    """Trainable parameters that a step leaves out; our own networks have none."""
+    """Trainable parameters that a step leaves without a gradient; Margrave's networks have none."""
     if type(network).__module__.startswith("margrave."):
         return []
     return unused_parameters(network, image_size)
 
 
-def _check_batches(settings: TrainingSettings, processes: int) -> None:
+def _check_batches(settings: TrainingSettings, processes: int, images: int) -> None:
+    """Check the batch size before anything slow is done."""
+    if images < settings.batch_size:
+        raise ValueError(
+            f"{images} images do not fill one step of training.batch_size = "
+            f"{settings.batch_size}; lower it, or add images"
+        )
     parts = processes * settings.accumulate
     if settings.batch_size < 2 * parts:
         raise ValueError(
-            f"training.batch_size = {settings.batch_size} leaves parts of less than two images to "
-            f"{processes} processes x accumulate = {settings.accumulate}, which batch norm cannot "
-            f"use; set it to {2 * parts} or more, or start fewer processes"
+            f"training.batch_size = {settings.batch_size} split over {processes} processes and "
+            f"accumulate = {settings.accumulate} leaves micro-batches of fewer than two images, "
+            f"which batch norm cannot use; set it to {2 * parts} or more, or start fewer processes"
         )
 
 
 def _head_for(head: Mapping[str, Any], processes: int) -> dict[str, Any]:
-    """The head that several processes can share; alone, the one that was asked for."""
-    if processes == 1 or head["kind"] == "sharded":
+    """The configured head; with several processes, ``chunked`` becomes ``sharded``."""
+    if processes == 1 or HEADS.get(head["kind"]).sharded:
         return dict(head)
     if head["kind"] == "chunked":
         return {**head, "kind": "sharded"}
     raise ValueError(
-        f"head.kind = {head['kind']!r} would have {processes} processes train a head each; "
+        f"head.kind = {head['kind']!r} cannot be split over {processes} processes; "
         "set it to sharded"
     )
 
 
 @torch.no_grad()
 def _embedding_size(network: nn.Module, image_size: int) -> int:
-    """D of anybody's network, found by trying it."""
+    """The number of features per embedding, from one forward pass."""
     was_training = network.training
     try:
         output = network.eval()(torch.zeros(1, 3, image_size, image_size))
     except RuntimeError as error:
         raise ValueError(
-            f"{type(network).__name__} cannot take images of (1, 3, {image_size}, {image_size}): "
-            f"{error}; set data.image_size to its own"
+            f"{type(network).__name__} cannot process images of shape "
+            f"(1, 3, {image_size}, {image_size}): {error}; set data.image_size to the size that "
+            "the network expects"
         ) from error
     network.train(was_training)
     if not isinstance(output, torch.Tensor) or output.ndim != 2:
         shape = tuple(output.shape) if isinstance(output, torch.Tensor) else type(output).__name__
         raise ValueError(
-            f"{type(network).__name__} answers {shape} to one image; "
-            "a backbone must give (batch, features), unnormalised"
+            f"{type(network).__name__} returned {shape} for one image; "
+            "a backbone must return unnormalized embeddings of shape (batch, features)"
         )
     return output.shape[1]

@@ -1,4 +1,4 @@
-"""A training as it stands: its moving parts, and how a checkpoint holds them."""
+"""The state of a training, and how checkpoints store it."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from lightning_fabric.wrappers import _FabricModule
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from margrave.backbones import MomentumEncoder
 from margrave.data import Batch, EpochSampler, TrainingImages
-from margrave.distributed import World, current_world, whole
+from margrave.distributed import World, current_world, full_tensor
 from margrave.distributed.tensor_store import load_tensors, stored_tensors
-from margrave.heads import ChunkedHead, Head
+from margrave.heads import Head
 from margrave.heads.products import choose_products
-from margrave.statistics import MomentumEncoder
 from margrave.training.checkpoint import read_state, save_checkpoint
 from margrave.training.precision import LossScale, Precision, PrecisionChoice
 from margrave.training.settings import TrainingSettings
@@ -28,7 +28,7 @@ from margrave.training.settings import TrainingSettings
 
 @dataclass(frozen=True)
 class Position:
-    """Where a training stands: the next batch of an epoch, and the steps behind it."""
+    """The next batch to train on, by epoch and batch, and the number of steps done."""
 
     epoch: int = 0
     batch: int = 0
@@ -36,35 +36,35 @@ class Position:
 
 
 @dataclass
-class Training:
-    """All that moves while a model is trained.
+class TrainingState:
+    """Everything that a training step reads or changes.
 
     Attributes:
-        settings: the loop's settings.
-        fabric: launches, places, casts and wraps.
-        network: the backbone itself.
-        whole_network: where its parameters are split over ranks, room to gather them.
-        backbone: the same as Fabric wraps it.
-        head: class centres, loss and statistics.
-        optimizer: of both.
-        average: the averaged weights, where asked for.
-        encoder: KappaFace's momentum encoder, where its estimator asks for one.
+        settings: the training settings.
+        fabric: Lightning Fabric, which places the network on the device and wraps it.
+        network: the backbone.
+        full_network: with FSDP, a copy into which the sharded parameters are gathered; else None.
+        backbone: the backbone wrapped by Fabric.
+        head: class centers, loss and statistics.
+        optimizer: updates the network and the head.
+        average: the averaged weights, or None.
+        encoder: KappaFace's momentum encoder, or None.
         images: the training set.
-        sampler: which images when.
-        loader: batches of them.
-        position: where training stands.
-        unreadable: images that were skipped, and why.
-        precision: what the network computes in.
-        loss_scale: of float16.
-        automatic_products: whether the head's precision was chosen for this machine.
-        unused_parameters: of the network, that DDP was told to expect no gradient of.
-        notes: what somebody who resumes should know.
+        sampler: decides which images each batch has.
+        loader: loads the sampler's batches.
+        position: the next batch, and the number of steps done.
+        unreadable: the reason for each unreadable image, by name.
+        precision: the network's precision.
+        loss_scale: the float16 loss scaler, or None.
+        automatic_products: whether the precision of the head's products was chosen automatically.
+        unused_parameters: names of the network's parameters that get no gradient.
+        notes: messages that resuming should report.
     """
 
     settings: TrainingSettings
     fabric: Fabric
     network: nn.Module
-    whole_network: nn.Module | None
+    full_network: nn.Module | None
     backbone: _FabricModule
     head: Head
     optimizer: torch.optim.Optimizer
@@ -81,19 +81,18 @@ class Training:
     position: Position = Position()
     unreadable: dict[str, str] = field(default_factory=dict)
 
-    @property
-    def model(self) -> nn.Module:
-        """The network to judge and to keep: the averaged one if there is one.
+    def gather_model(self) -> nn.Module:
+        """The network to evaluate and save: the averaged one if there is one.
 
-        Every rank asks for it: parameters that are split over ranks are gathered.
+        Every rank must call it, because parameters that are sharded over ranks are gathered.
         """
         if self.average is not None:
             return self.average.average
-        if self.whole_network is None:
+        if self.full_network is None:
             return self.network
-        state = {name: whole(value) for name, value in self.network.state_dict().items()}
-        self.whole_network.load_state_dict(state)
-        return self.whole_network.to(self.fabric.device)
+        state = {name: full_tensor(value) for name, value in self.network.state_dict().items()}
+        self.full_network.load_state_dict(state)
+        return self.full_network.to(self.fabric.device)
 
     @property
     def world(self) -> World:
@@ -112,15 +111,25 @@ class Training:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Optimiser steps in a whole epoch."""
+        """Optimizer steps in an epoch."""
         return self.sampler.batches_per_epoch
 
+    def epochs_after(self, steps: int = 0) -> float:
+        """Epochs done, with fractions, after this many more steps.
+
+        It does not depend on ``position.step``, because epochs before a resumption may have had a
+        different number of steps.
+        """
+        position = self.position
+        batches = position.epoch * self.steps_per_epoch + position.batch + steps
+        return batches / self.steps_per_epoch
+
     def save(self, folder: Path, log_length: int) -> None:
-        """Write a checkpoint into the run's folder; every rank calls it.
+        """Write a checkpoint into the run's folder; every rank must call it.
 
         Args:
-            folder: of the run.
-            log_length: bytes of the metrics file that belong to what is saved.
+            folder: the run's folder.
+            log_length: current size of the metrics file, in bytes.
         """
         position = self.position
         state = {
@@ -130,62 +139,62 @@ class Training:
                 "step": position.step,
             },
             "optimizer": self.settings.optimizer.kind,
-            "images": self._images(),
-            "batches": self._batches(),
+            "images": self._image_digest(),
+            "batches": self._batch_settings(),
             "order": self.sampler.state(position.batch),
             "unreadable": self.unreadable,
             "log_length": log_length,
             "precision": self.precision.precision,
-            "products": getattr(self.head, "products", None),
+            "products": self.head.products,
             "loss_scale": None if self.loss_scale is None else self.loss_scale.state(),
         }
-        optimizing = {
+        optimizer_tensors = {
             f"optimizer.{name}.{key}": value
-            for name, parameter in self._optimized().items()
+            for name, parameter in self._optimized_parameters().items()
             for key, value in self.optimizer.state.get(parameter, {}).items()
             if isinstance(value, Tensor)
         }
-        tensors = self.tensors() | optimizing
-        save_checkpoint(folder, state, tensors, self._rows(tensors), self.world)
+        tensors = self.tensors() | optimizer_tensors
+        save_checkpoint(folder, state, tensors, self._sharded_rows(tensors), self.world)
 
     def load(self, checkpoint: Path) -> int:
-        """Go on from a checkpoint, whatever number of ranks wrote it.
+        """Resume from a checkpoint, written by any number of ranks.
 
         Returns:
-            bytes of the metrics file that belong to it.
+            size of the metrics file at the checkpoint, in bytes.
 
         Raises:
-            ValueError: the checkpoint is damaged, or of another model, loss or training set.
+            ValueError: the checkpoint is damaged or belongs to another model, loss or training set.
         """
         state = read_state(checkpoint)
         images = state.get("images", {})
-        if images != self._images():
+        if images != self._image_digest():
             raise ValueError(
-                f"the training images have changed since the checkpoint, {images.get('count')} "
-                f"then, {len(self.images)} now, or are of other identities; restore them, or "
-                "start anew"
+                f"the training images or their identities have changed since the checkpoint "
+                f"({images.get('count')} images then, {len(self.images)} now); restore them, or "
+                "start a new run"
             )
         stored = stored_tensors(checkpoint)
         tensors = self.tensors()
         self._check_fits(stored, tensors, state["optimizer"])
-        for name, parameter in self._optimized().items():
+        for name, parameter in self._optimized_parameters().items():
             prefix = f"optimizer.{name}."
             for key in [key for key in stored if key.startswith(prefix)]:
                 shape, dtype = stored[key]
-                if shape == self._shape(name, parameter):
+                if shape == self._full_shape(name, parameter):
                     value = torch.zeros_like(parameter, dtype=dtype)
                 else:
                     value = torch.zeros(shape, dtype=dtype)
                 self.optimizer.state[parameter][key.removeprefix(prefix)] = tensors[key] = value
-        load_tensors(checkpoint, tensors, self._rows(tensors), self.world)
+        load_tensors(checkpoint, tensors, self._sharded_rows(tensors), self.world)
         self.position = Position(**state["position"])
-        self._take_up_order(state)
+        self._restore_sampler(state)
         self.unreadable = dict(state["unreadable"])
-        # The same numbers again matter more than what is fastest on this machine.
+        # Reproducing the run's numbers matters more than this machine's fastest precision.
         if self.settings.precision == "auto" and "precision" in state:
-            self._set_precision(precision_of(state))
-        if self.automatic_products and isinstance(self.head, ChunkedHead):
-            # Before it was kept there was float32 alone.
+            self._set_precision(checkpoint_precision(state))
+        if self.automatic_products:
+            # Checkpoints without this entry were written when float32 was the only choice.
             self.head.products = choose_products(
                 state.get("products") or "float32", self.head.weight, 0
             )
@@ -193,28 +202,28 @@ class Training:
             self.loss_scale.load(state["loss_scale"])
         return state["log_length"]
 
-    def _take_up_order(self, state: Mapping[str, Any]) -> None:
-        """Go on within the epoch if its batches are still the same, else from its beginning."""
-        former, ours = state.get("batches") or self._batches(), self._batches()
-        if former == ours:
+    def _restore_sampler(self, state: Mapping[str, Any]) -> None:
+        """Continue within the epoch if its batches are unchanged, else restart the epoch."""
+        current = self._batch_settings()
+        saved = state.get("batches") or current
+        if saved == current:
             self.sampler.resume(state.get("order", {}))
             return
         epoch, batch = self.position.epoch, self.position.batch
-        # The schedule goes by epochs, which now have another number of steps.
-        self.position = Position(epoch, 0, epoch * self.steps_per_epoch)
+        self.position = Position(epoch, 0, self.position.step)
         if batch:
             changed = ", ".join(
-                f"training.{name} is {ours[name]} instead of {former[name]}"
-                for name in ours
-                if ours[name] != former.get(name)
+                f"training.{name} is {current[name]} instead of {saved.get(name, 'unknown')}"
+                for name in current
+                if current[name] != saved.get(name)
             )
             self.notes.append(
-                f"{changed}: epoch {epoch + 1} has other batches now, so it begins anew, and its "
-                f"first {batch} steps count twice"
+                f"{changed}: the batches of epoch {epoch + 1} have changed, so it starts again, "
+                f"and the {batch} steps already done in it count twice"
             )
 
-    def _batches(self) -> dict[str, int]:
-        """What an epoch's batches hang on beside the images."""
+    def _batch_settings(self) -> dict[str, int]:
+        """The settings that an epoch's batches depend on."""
         return {"batch_size": self.settings.batch_size, "seed": self.settings.seed}
 
     def _check_fits(
@@ -223,55 +232,58 @@ class Training:
         tensors: Mapping[str, Tensor],
         optimizer: str,
     ) -> None:
-        """Raise where a checkpoint is of another configuration."""
+        """Raise a ValueError if a checkpoint belongs to another configuration."""
         expected = {
-            name: (self._shape(name, value), value.dtype) for name, value in tensors.items()
+            name: (self._full_shape(name, value), value.dtype) for name, value in tensors.items()
         }
-        found = {name: value for name, value in stored.items() if not name.startswith("optimizer.")}
-        faults = [f"it lacks {name}" for name in expected if name not in found]
-        faults += [f"it holds {name}" for name in found if name not in expected]
+        entries = {
+            name: value for name, value in stored.items() if not name.startswith("optimizer.")
+        }
+        faults = [f"it lacks {name}" for name in expected if name not in entries]
+        faults += [f"it has an unexpected {name}" for name in entries if name not in expected]
         faults += [
-            f"{name} is {_told(found[name])}, not {_told(value)}"
+            f"{name} is {_described(entries[name])}, not {_described(value)}"
             for name, value in expected.items()
-            if name in found and found[name] != value
+            if name in entries and entries[name] != value
         ]
         if optimizer != self.settings.optimizer.kind:
-            faults.append(f"its optimiser is {optimizer}, not {self.settings.optimizer.kind}")
+            faults.append(f"its optimizer is {optimizer}, not {self.settings.optimizer.kind}")
         if faults:
             more = f" and {len(faults) - 3} more" if len(faults) > 3 else ""
             raise ValueError(
                 f"the checkpoint does not fit this configuration: {'; '.join(faults[:3])}{more}; "
-                "resume with the configuration stored in the run, or start anew elsewhere"
+                "resume with the configuration stored in the run, or start a new run in another "
+                "folder"
             )
 
     def tensors(self) -> dict[str, Tensor]:
-        """All that is learned or counted, by part and name: what a checkpoint holds of modules."""
+        """All parameters and buffers, by part and name, as a checkpoint stores them."""
         return {
             f"{part}.{name}": value
             for part, module in self._modules().items()
             for name, value in module.state_dict().items()
         }
 
-    def _rows(self, names: Mapping[str, Tensor]) -> dict[str, int]:
-        """Which of these tensors each rank has its own rows of, and all ranks' rows."""
+    def _sharded_rows(self, tensors: Mapping[str, Tensor]) -> dict[str, int]:
+        """The total number of rows over all ranks, for each tensor that is sharded by rows."""
         if self.head.world.size == 1:
             return {}
-        rows = {f"head.{name}": count for name, count in self.head.split_entries().items()}
-        found = {name: rows[name] for name in names if name in rows}
+        rows = {f"head.{name}": count for name, count in self.head.sharded_entries().items()}
+        entries = {name: rows[name] for name in tensors if name in rows}
         for parameter in ("weight", "bias"):
             prefix = f"optimizer.head.{parameter}."
-            for name, value in names.items():
+            for name, value in tensors.items():
                 if name.startswith(prefix) and value.ndim:
-                    found[name] = rows[f"head.{parameter}"]
-        return found
+                    entries[name] = rows[f"head.{parameter}"]
+        return entries
 
-    def _shape(self, name: str, value: Tensor) -> torch.Size:
-        """Over all ranks."""
-        rows = self._rows({name: value})
+    def _full_shape(self, name: str, value: Tensor) -> torch.Size:
+        """The shape of a tensor over all ranks."""
+        rows = self._sharded_rows({name: value})
         return torch.Size((rows[name], *value.shape[1:])) if name in rows else value.shape
 
-    def _optimized(self) -> dict[str, nn.Parameter]:
-        """The optimiser's parameters by part and name."""
+    def _optimized_parameters(self) -> dict[str, nn.Parameter]:
+        """The optimizer's parameters, by part and name."""
         return {
             f"{part}.{name}": parameter
             for part, module in (("backbone", self.network), ("head", self.head))
@@ -279,12 +291,12 @@ class Training:
             if parameter.requires_grad
         }
 
-    def average_buffers(self) -> Iterator[Tensor]:
-        """The network's running averages, which ranks gather from different images."""
+    def running_stats(self) -> Iterator[Tensor]:
+        """The network's running statistics, which ranks update from different images."""
         return (buffer for buffer in self.network.buffers() if buffer.is_floating_point())
 
-    def _images(self) -> dict[str, Any]:
-        """What tells this training set from another: order and batches hang on it."""
+    def _image_digest(self) -> dict[str, Any]:
+        """The number of images and a digest of their labels, which identify the training set."""
         labels = np.ascontiguousarray(self.images.images.labels, np.int64)
         return {"count": len(labels), "labels": hashlib.sha256(labels.tobytes()).hexdigest()}
 
@@ -298,19 +310,20 @@ class Training:
         return {name: module for name, module in parts.items() if module is not None}
 
 
-def precision_of(state: Mapping[str, Any]) -> PrecisionChoice:
-    """What a checkpoint's training computed in.
+def checkpoint_precision(state: Mapping[str, Any]) -> PrecisionChoice:
+    """The network's precision in the run that wrote a checkpoint.
 
     Raises:
-        ValueError: the state names no precision.
+        ValueError: the state's precision is unknown.
     """
     if state["precision"] not in get_args(Precision):
         raise ValueError(
-            f"the checkpoint's precision {state['precision']!r} is none; it is damaged"
+            f"the checkpoint is damaged: unknown precision {state['precision']!r}, must be one of "
+            f"{', '.join(get_args(Precision))}"
         )
-    return PrecisionChoice(state["precision"], "as the run began")
+    return PrecisionChoice(state["precision"], "as in the interrupted run")
 
 
-def _told(what: tuple[torch.Size, torch.dtype]) -> str:
-    shape, dtype = what
+def _described(entry: tuple[torch.Size, torch.dtype]) -> str:
+    shape, dtype = entry
     return f"{tuple(shape)} {str(dtype).removeprefix('torch.')}"

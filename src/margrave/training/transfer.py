@@ -1,4 +1,4 @@
-"""What crosses between the host and the device, without either waiting for the other."""
+"""Transfers between the host and the device, without either waiting for the other."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ class PlacedBatch:
     """A batch on its device.
 
     Attributes:
-        host: as the loader gave it.
-        images: (B, 3, size, size) uint8, as in `Batch`, like the next two.
-        labels: (B,).
-        indices: (B,).
+        host: the same batch as the loader returned it, on the host.
+        images: (B, 3, size, size) uint8, as in `Batch`.
+        labels: (B,) classes, as in `Batch`.
+        indices: (B,) image indices, as in `Batch`.
     """
 
     host: Batch
@@ -32,15 +32,15 @@ class PlacedBatch:
         return len(self.host.labels)
 
 
-class BatchesAhead:
-    """A loader's batches, each copied to the device while the one before is trained on.
+class PrefetchedBatches:
+    """A loader's batches, each copied to the device during the training step of the previous one.
 
-    Copies go over a stream of their own, where the device has streams; what `next` returns may be
-    used on the current one.
+    Copies use a separate stream if the device has streams. The tensors that `next` returns are
+    ready for use on the current stream.
 
     Args:
-        batches: once through.
-        device: where they are wanted.
+        batches: the loader's batches of one epoch.
+        device: the device to copy them to.
     """
 
     def __init__(self, batches: Iterable[Batch], device: torch.device) -> None:
@@ -48,15 +48,15 @@ class BatchesAhead:
         self._module: Any = torch.get_device_module(device)
         has_streams = device.type != "cpu" and hasattr(self._module, "Stream")
         self._stream = self._module.Stream() if has_streams else None
-        self._coming: PlacedBatch | None = self._place(next(self._batches, None))
+        self._next_batch: PlacedBatch | None = self._place(next(self._batches, None))
 
     def peek(self) -> Batch | None:
         """The batch that `next` would return, or None at the end."""
-        return None if self._coming is None else self._coming.host
+        return None if self._next_batch is None else self._next_batch.host
 
     def next(self) -> PlacedBatch | None:
-        """The batch that was under way, or None at the end; the one after stays to be fetched."""
-        batch, self._coming = self._coming, None
+        """Return the prefetched batch, or None at the end; call `fetch` to prefetch another."""
+        batch, self._next_batch = self._next_batch, None
         if batch is not None and self._stream is not None:
             current = self._module.current_stream()
             current.wait_stream(self._stream)
@@ -65,8 +65,8 @@ class BatchesAhead:
         return batch
 
     def fetch(self) -> None:
-        """Read the batch that follows and start its copy; call it when the device has work."""
-        self._coming = self._place(next(self._batches, None))
+        """Read the next batch and start its copy; call this while the device is busy."""
+        self._next_batch = self._place(next(self._batches, None))
 
     def _place(self, batch: Batch | None) -> PlacedBatch | None:
         if batch is None:
@@ -82,7 +82,7 @@ class BatchesAhead:
 
 
 class Readback:
-    """Numbers on their way from the device to the host.
+    """A copy of numbers from the device to the host, started without blocking.
 
     >>> Readback(torch.tensor([1.0, 2.0])).wait()
     [1.0, 2.0]
@@ -98,7 +98,7 @@ class Readback:
         self._values = values
 
     def wait(self) -> list[float]:
-        """The numbers, once the device has computed them."""
+        """Wait until the numbers have arrived, and return them."""
         if self._event is not None:
             self._event.synchronize()
         return self._values.tolist()

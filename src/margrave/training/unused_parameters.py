@@ -1,4 +1,4 @@
-"""Parameters of a network that some steps leave without a gradient, for which DDP would wait."""
+"""Finds parameters without a gradient, for which DDP would wait."""
 
 from __future__ import annotations
 
@@ -10,15 +10,17 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
+from margrave.files import listed
+
 NOT_FINISHED = "Expected to have finished reduction in the prior iteration"
-"""How torch's DDP begins its own complaint."""
-SHOWN = 5
+"""The beginning of DDP's error message about parameters without a gradient."""
+MAX_LISTED = 5
 
 
 def unused_parameters(network: nn.Module, image_size: int) -> list[str]:
     """Names of trainable parameters that one forward and backward pass leaves without a gradient.
 
-    A copy of the network is tried, on two images; no random state moves.
+    The pass runs on a copy of the network, with two random images; random states do not change.
 
     >>> class Net(nn.Module):
     ...     def __init__(self):
@@ -43,14 +45,16 @@ def unused_parameters(network: nn.Module, image_size: int) -> list[str]:
 
 
 def check_gradients(network: nn.Module, parameters: Iterable[nn.Parameter]) -> None:
-    """Check after a backward pass that DDP, told that every parameter is used, waits for none.
+    """Check after a backward pass that every trainable parameter has a gradient.
+
+    DDP would wait for the missing ones.
 
     Args:
-        network: for the names.
-        parameters: its parameters; to walk through a network takes longer than this check.
+        network: the network, for the parameters' names.
+        parameters: its parameters as a list; walking the network takes longer than this check.
 
     Raises:
-        ValueError: naming the parameters without a gradient, and the remedy.
+        ValueError: parameters have no gradient; the message names them and the remedy.
     """
     if any(each.grad is None and each.requires_grad for each in parameters):
         trainable = _trainable(network)
@@ -58,11 +62,11 @@ def check_gradients(network: nn.Module, parameters: Iterable[nn.Parameter]) -> N
 
 
 @contextmanager
-def translated(network: nn.Module) -> Iterator[None]:
-    """DDP's complaint about the step before, in a user's words.
+def ddp_errors_explained(network: nn.Module) -> Iterator[None]:
+    """Replace DDP's error about the previous step's missing gradients by a helpful one.
 
     Raises:
-        ValueError: naming the parameters without a gradient, and the remedy.
+        ValueError: parameters had no gradient; the message names them and the remedy.
     """
     try:
         yield
@@ -70,9 +74,9 @@ def translated(network: nn.Module) -> Iterator[None]:
         if NOT_FINISHED not in str(error):
             raise
         names = list(_trainable(network))
-        indices = re.search(r"did not receive grad for rank \d+: ([\d ]+)", str(error))
-        numbers = [int(number) for number in indices[1].split()] if indices else []
-        raise _unused_error([names[each] for each in numbers if each < len(names)]) from error
+        match = re.search(r"did not receive grad for rank \d+: ([\d ]+)", str(error))
+        indices = [int(number) for number in match[1].split()] if match else []
+        raise _unused_error([names[index] for index in indices if index < len(names)]) from error
 
 
 def _trainable(network: nn.Module) -> dict[str, nn.Parameter]:
@@ -80,15 +84,10 @@ def _trainable(network: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def _unused_error(names: Sequence[str]) -> ValueError:
-    which = f": {_listed(names)}" if names else ""
+    examples = f": {listed(names, MAX_LISTED)}" if names else ""
     return ValueError(
-        f"a training step left parameters of the network without a gradient{which}; several "
+        f"a training step left parameters of the network without a gradient{examples}; several "
         "processes average every gradient and would wait for these. Set "
         "training.find_unused_parameters=true, so that each step looks for them, or remove or "
         "freeze them (requires_grad_(False))"
     )
-
-
-def _listed(names: Sequence[str]) -> str:
-    rest = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return ", ".join(names[:SHOWN]) + rest

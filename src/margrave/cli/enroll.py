@@ -1,0 +1,83 @@
+"""``margrave enroll``: add a person to a gallery."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from margrave.cli.matching import (
+    GALLERY,
+    AlignedOption,
+    DetectorOption,
+    DeviceOption,
+    FloorOption,
+    GalleryOption,
+    ModelOption,
+    TrustOption,
+    UncheckedOption,
+)
+
+
+def enroll(
+    name: Annotated[str, typer.Argument(help="The person's name.")],
+    images: Annotated[list[Path], typer.Argument(help="One or more photos of the person.")],
+    gallery: GalleryOption = GALLERY,
+    model: ModelOption = "baseline",
+    yunet: DetectorOption = None,
+    aligned: AlignedOption = False,
+    unchecked: UncheckedOption = False,
+    add: Annotated[bool, typer.Option("--add", help="Add images to an enrolled person.")] = False,
+    replace: Annotated[bool, typer.Option("--replace", help="Replace an enrolled person.")] = False,
+    allow_similar: Annotated[
+        bool,
+        typer.Option(
+            "--allow-similar",
+            help="Accept images that differ, and a face already enrolled under another name.",
+        ),
+    ] = False,
+    keep_images: Annotated[
+        bool,
+        typer.Option(
+            "--keep-images",
+            help="If this creates the gallery: keep crops, which re-embed needs.",
+        ),
+    ] = False,
+    quality_floor: FloorOption = 0.5,
+    device: DeviceOption = None,
+    trust_code: TrustOption = False,
+) -> None:
+    """Enroll a person with photos; create the gallery if it does not exist.
+
+    A new gallery is encrypted if MARGRAVE_GALLERY_KEY is set.
+    """
+    from margrave.cli.console import Console
+    from margrave.cli.matching import open_matcher, quality_text
+
+    console = Console(highlight=False)
+    matcher = open_matcher(
+        model,
+        gallery,
+        yunet=yunet,
+        aligned=aligned,
+        unchecked=unchecked,
+        create=True,
+        keep_images=keep_images,
+        quality_floor=quality_floor,
+        device=device,
+        trust_code=trust_code,
+    )
+    done = matcher.enroll(name, images, add=add, replace=replace, allow_similar=allow_similar)
+    for face in done.faces:
+        console.print(f"{face.image}: {quality_text(face)}", markup=False, soft_wrap=True)
+    other = done.most_alike
+    similar = ""
+    if other is not None:
+        similar = f"; most similar person: {other.name}, cosine {other.similarity:.3f}"
+    assert matcher.gallery is not None
+    people = len(matcher.gallery)
+    console.print(
+        f"{done.person.name} is enrolled in {gallery} with {done.person.images} images"
+        f"{similar} ({people} people)",
+        markup=False,
+        soft_wrap=True,
+    )

@@ -1,0 +1,173 @@
+"""``margrave gallery``: manage a gallery."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from margrave.cli.matching import (
+    GALLERY,
+    KEY_VARIABLE,
+    DeviceOption,
+    ModelOption,
+    TrustOption,
+    gallery_key,
+)
+from margrave.cli.quick import QuickCommand, QuickGroup
+
+app = typer.Typer(
+    cls=QuickGroup,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Manage a gallery: list, export, import, re-embed, verify erasure.",
+)
+
+GalleryArgument = Annotated[
+    str,
+    typer.Argument(help="A gallery file, or milvus://host:port/name; default: people.gallery."),
+]
+
+
+@app.command(cls=QuickCommand)
+def stats(gallery: GalleryArgument = GALLERY) -> None:
+    """Show the size of a gallery and its model."""
+    from rich.table import Table
+    from rich.text import Text
+
+    from margrave.cli.console import Console
+    from margrave.gallery import open_gallery
+
+    with open_gallery(gallery, key=gallery_key()) as opened:
+        counts, card = opened.stats(), opened.card
+    table = Table(show_header=False)
+    rows = {
+        "people": f"{counts.people:,}",
+        "images": f"{counts.images:,} ({counts.crops:,} kept as crops)",
+        "model": f"{card.model} ({card.weights[:12]})",
+        "vectors": f"{card.dimension} dimensions, {'float16' if card.half else 'float32'}",
+        "fusion": card.fusion,
+        "thresholds": ", ".join(
+            f"{point['threshold']:.4f} (FAR {point['far']:g})" for point in card.thresholds
+        )
+        or "none",
+        "size": "unknown" if counts.bytes is None else f"{counts.bytes / 1e6:,.1f} MB",
+        "encrypted": "yes" if counts.encrypted else "no",
+    }
+    for name, value in rows.items():
+        table.add_row(name, Text(value))
+    Console(highlight=False).print(table)
+
+
+@app.command("list", cls=QuickCommand)
+def list_people(gallery: GalleryArgument = GALLERY) -> None:
+    """List all people in a gallery, one per line: images, date, name."""
+    from margrave.gallery import open_gallery
+
+    with open_gallery(gallery, key=gallery_key()) as opened:
+        typer.echo("images\tenrolled\tname")
+        for person in opened.people():
+            typer.echo(f"{person.images}\t{person.enrolled}\t{person.name}")
+
+
+@app.command("export", cls=QuickCommand)
+def export(
+    gallery: GalleryArgument,
+    folder: Annotated[Path, typer.Argument(help="The folder to write; it is not encrypted.")],
+) -> None:
+    """Export all people to a folder of plain files with checksums."""
+    from margrave.cli.console import Console
+    from margrave.cli.progress import counted
+    from margrave.gallery import export_gallery, open_gallery
+
+    console = Console(highlight=False)
+    with (
+        open_gallery(gallery, key=gallery_key()) as opened,
+        counted(console, "exporting") as progress,
+    ):
+        count = export_gallery(opened, folder, progress)
+    console.print(f"{count:,} people are in {folder}", markup=False)
+
+
+@app.command("import", cls=QuickCommand)
+def import_people(
+    folder: Annotated[Path, typer.Argument(help="A folder written by margrave gallery export.")],
+    gallery: GalleryArgument,
+) -> None:
+    """Import all people of an export into a gallery; create the gallery if it does not exist."""
+    from margrave.cli.console import Console
+    from margrave.gallery import (
+        NoGallery,
+        create_gallery,
+        exported_card,
+        exported_people,
+        open_gallery,
+    )
+
+    card = exported_card(folder)
+    try:
+        opened = open_gallery(gallery, card=card, key=gallery_key())
+    except NoGallery:
+        opened = create_gallery(gallery, card, key=gallery_key())
+    with opened:
+        count = opened.restore(exported_people(folder))
+    Console(highlight=False).print(f"{count:,} people were imported into {gallery}", markup=False)
+
+
+@app.command("re-embed", cls=QuickCommand)
+def re_embed(
+    gallery: GalleryArgument,
+    target: Annotated[str, typer.Argument(help="The new gallery, for the new model.")],
+    model: ModelOption = "baseline",
+    device: DeviceOption = None,
+    trust_code: TrustOption = False,
+) -> None:
+    """Embed a gallery's kept crops with another model, into a new gallery.
+
+    People without kept crops are listed; they must be enrolled again.
+    """
+    from margrave.cli.console import Console
+    from margrave.cli.progress import counted
+    from margrave.matching import re_embed as run
+
+    console = Console(highlight=False)
+    with counted(console, "embedding") as progress:
+        done, missing = run(
+            gallery,
+            target,
+            model,
+            key=gallery_key(),
+            device=device,
+            trust_code=trust_code,
+            progress=progress,
+        )
+    console.print(f"{done:,} people are in {target}", markup=False)
+    for name in missing:
+        console.print(f"{name} has no kept crops; enroll the person again", markup=False)
+    raise typer.Exit(3 if missing else 0)
+
+
+@app.command("verify-erasure", cls=QuickCommand)
+def verify_erasure(
+    gallery: GalleryArgument,
+    name: Annotated[
+        list[str] | None, typer.Option(help="Search the files for this name; repeatable.")
+    ] = None,
+) -> None:
+    """Search a gallery for remains of forgotten people; exit status 3 if there are any."""
+    from margrave.gallery import open_gallery
+
+    with open_gallery(gallery, key=gallery_key()) as opened:
+        check = opened.verify_erasure([each.encode() for each in name or ()])
+    for finding in check.findings:
+        typer.echo(finding)
+    typer.echo("nothing is left" if check.complete else "something is left, or may be")
+    raise typer.Exit(0 if check.complete else 3)
+
+
+@app.command("new-key", cls=QuickCommand)
+def new_key() -> None:
+    """Print a random key for an encrypted gallery; keep it apart from the gallery."""
+    from margrave.gallery import new_key as random_key
+
+    typer.echo(random_key())
+    typer.echo(f"set {KEY_VARIABLE} to this key; without it the gallery cannot be read", err=True)

@@ -1,0 +1,111 @@
+"""``margrave identify``: search faces in a gallery."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from margrave.cli.matching import (
+    GALLERY,
+    AlignedOption,
+    DetectorOption,
+    DeviceOption,
+    FarOption,
+    FloorOption,
+    GalleryOption,
+    JsonOption,
+    ModelOption,
+    TrustOption,
+    UncheckedOption,
+)
+
+
+def identify(
+    images: Annotated[list[Path], typer.Argument(help="Photos.")],
+    gallery: GalleryOption = GALLERY,
+    model: ModelOption = "baseline",
+    yunet: DetectorOption = None,
+    aligned: AlignedOption = False,
+    unchecked: UncheckedOption = False,
+    face: Annotated[
+        str,
+        typer.Option(
+            help="Which of several faces: auto (the largest, if clearly larger), largest, all."
+        ),
+    ] = "auto",
+    top: Annotated[int, typer.Option(min=1, help="Number of candidates to show per face.")] = 3,
+    fpir: Annotated[
+        float | None,
+        typer.Option(help="Choose the threshold by this false positive identification rate."),
+    ] = None,
+    far: FarOption = None,
+    quality_floor: FloorOption = 0.5,
+    device: DeviceOption = None,
+    trust_code: TrustOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Search faces in a gallery; exit status 3 if nobody is identified."""
+    import json
+
+    from rich.table import Table
+    from rich.text import Text
+
+    from margrave.cli.console import Console
+    from margrave.cli.matching import open_matcher
+
+    console = Console(highlight=False)
+    matcher = open_matcher(
+        model,
+        gallery,
+        yunet=yunet,
+        aligned=aligned,
+        unchecked=unchecked,
+        far=far,
+        quality_floor=quality_floor,
+        device=device,
+        trust_code=trust_code,
+    )
+    if fpir is None:
+        matcher.point()
+    known = False
+    table = Table("image", "face", "person", "cosine", "next")
+    for column in (0, 2, 4):
+        table.columns[column].overflow = "fold"
+    results = []
+    for image in images:
+        identifications = matcher.identify(image, top_k=top, fpir=fpir, which=face)  # pyright: ignore[reportArgumentType]
+        for number, result in enumerate(identifications, 1):
+            known |= result.person is not None
+            results.append(result)
+            candidates = [f"{each.name} {each.similarity:.3f}" for each in result.candidates]
+            if as_json:
+                record = {
+                    "image": str(image),
+                    "face": number,
+                    "person": result.person,
+                    "candidates": [[each.name, each.similarity] for each in result.candidates],
+                    "threshold": result.threshold,
+                    "far": result.far,
+                    "fpir": result.fpir,
+                    "quality": result.face.quality,
+                }
+                typer.echo(json.dumps(record, ensure_ascii=False))
+            best = result.candidates[0] if result.candidates else None
+            table.add_row(
+                Text("/".join(image.parts[-2:])),
+                str(number),
+                Text(result.person or "unknown"),
+                "-" if best is None else f"{best.similarity:.3f}",
+                Text(", ".join(candidates[1:] if result.person else candidates)),
+            )
+    if not as_json and results:
+        console.print(table)
+        last = results[-1]
+        console.print(
+            f"threshold {last.threshold:.4f} (FAR {last.far:g} per comparison): among "
+            f"{last.people} people, at most {100 * last.fpir:.2g} % of strangers are identified as "
+            "someone",
+            markup=False,
+            soft_wrap=True,
+        )
+    raise typer.Exit(0 if known else 3)

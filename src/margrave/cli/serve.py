@@ -1,0 +1,102 @@
+"""``margrave serve``: verify, enroll, identify and forget over HTTP."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from margrave.cli.matching import (
+    GALLERY,
+    AlignedOption,
+    DetectorOption,
+    DeviceOption,
+    FarOption,
+    FloorOption,
+    GalleryOption,
+    ModelOption,
+    TrustOption,
+    UncheckedOption,
+)
+
+
+def serve(
+    model: ModelOption = "baseline",
+    gallery: GalleryOption = GALLERY,
+    keys: Annotated[Path, typer.Option(help="File of API keys, see margrave keys.")] = Path(
+        "keys.json"
+    ),
+    audit: Annotated[Path, typer.Option(help="Append the audit trail to this file.")] = Path(
+        "audit.jsonl"
+    ),
+    host: Annotated[str, typer.Option(help="Listen at this address.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Listen at this port.")] = 8443,
+    tls_certificate: Annotated[
+        Path | None, typer.Option(help="TLS certificate, a PEM file.")
+    ] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="TLS private key, a PEM file.")] = None,
+    insecure: Annotated[
+        bool,
+        typer.Option("--insecure", help="Allow other addresses than loopback without TLS."),
+    ] = False,
+    workers: Annotated[int, typer.Option(min=1, help="Number of processes that detect faces.")] = 1,
+    rate: Annotated[str, typer.Option(help="Maximum request rate per key.")] = "600/minute",
+    most_waiting: Annotated[
+        int, typer.Option(min=1, help="Maximum number of concurrent requests; refuse others.")
+    ] = 32,
+    yunet: DetectorOption = None,
+    aligned: AlignedOption = False,
+    unchecked: UncheckedOption = False,
+    keep_images: Annotated[
+        bool, typer.Option("--keep-images", help="If this creates the gallery: keep crops.")
+    ] = False,
+    far: FarOption = None,
+    quality_floor: FloorOption = 0.5,
+    device: DeviceOption = None,
+    trust_code: TrustOption = False,
+) -> None:
+    """Serve the API and its web page until interrupted; running requests are finished first."""
+    from margrave.cli.console import Console
+    from margrave.cli.matching import open_matcher
+    from margrave.serving import KeyFile, ServiceSettings, check_listening
+    from margrave.serving import serve as run
+
+    settings = ServiceSettings(
+        keys=keys,
+        audit=audit,
+        host=host,
+        port=port,
+        tls_certificate=tls_certificate,
+        tls_key=tls_key,
+        insecure=insecure,
+        workers=workers,
+        rate=rate,
+        most_waiting=most_waiting,
+    )
+    # Before the gallery is opened, so that a refused start does not create one.
+    check_listening(settings)
+    has_keys = bool(KeyFile(keys).keys())
+    matcher = open_matcher(
+        model,
+        gallery,
+        yunet=yunet,
+        aligned=aligned,
+        unchecked=unchecked,
+        create=True,
+        keep_images=keep_images,
+        far=far,
+        quality_floor=quality_floor,
+        device=device,
+        trust_code=trust_code,
+    )
+    console = Console(stderr=True, highlight=False)
+    if not has_keys:
+        console.print(f"{keys} has no keys yet: margrave keys new {keys}", markup=False)
+    scheme = "https" if tls_certificate else "http"
+    console.print(f"{scheme}://{host}:{port}/ serves {matcher.model.path}", markup=False)
+    run(
+        matcher,
+        settings,
+        detector=None if yunet is None else str(yunet),
+        aligned=aligned,
+        check_alignment=not unchecked,
+    )

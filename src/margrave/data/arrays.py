@@ -1,0 +1,74 @@
+"""Images given as NumPy arrays."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Hashable, Sequence
+from functools import cached_property
+
+import numpy as np
+
+from margrave.data.labels import number_labels
+from margrave.images import ReadableImages
+
+
+class ArrayImages(ReadableImages):
+    """Images given as NumPy arrays.
+
+    Args:
+        images: (N, height, width, 3) uint8, RGB; or a sequence of (height, width, 3) arrays of any
+            sizes. Not copied.
+        labels: one label of any hashable type per image, numbered in order of first appearance.
+
+    Raises:
+        ValueError: an image has another shape or dtype, or the number of labels is wrong.
+
+    >>> faces = ArrayImages(np.zeros((2, 112, 112, 3), np.uint8), labels=["Ann", "Bo"])
+    >>> faces.labels.tolist(), faces.class_names
+    ([0, 1], ('Ann', 'Bo'))
+    """
+
+    def __init__(
+        self,
+        images: np.ndarray | Sequence[np.ndarray],
+        labels: Sequence[Hashable] | np.ndarray | None = None,
+    ) -> None:
+        if isinstance(images, np.ndarray) and images.ndim != 4:
+            raise ValueError(
+                f"images has shape {images.shape}; give (N, height, width, 3), or a list of "
+                "(height, width, 3) arrays"
+            )
+        # All images of one array have the same shape and dtype.
+        for index, image in enumerate(images[:1] if isinstance(images, np.ndarray) else images):
+            _check(image, index)
+        self._images = images
+        if labels is not None:
+            self.labels, self.class_names = number_labels(labels, len(images))
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    @cached_property
+    def content_digest(self) -> str:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """SHA-256 of shapes and pixels, because arrays have no names."""
+        total = hashlib.sha256()
+        for image in self._images:
+            total.update(np.array(image.shape, "<i8").tobytes())
+            total.update(np.ascontiguousarray(image).data)
+        return total.hexdigest()
+
+    def name(self, index: int) -> str:
+        """``image 0``, ``image 1``, …"""
+        return f"image {index}"
+
+    def read(self, index: int) -> np.ndarray:
+        """The image as (height, width, 3) uint8, RGB."""
+        return self._images[index]
+
+
+def _check(image: np.ndarray, index: int) -> None:
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
+        raise ValueError(
+            f"image {index} has dtype {image.dtype} and shape {image.shape}; give RGB pixels from "
+            "0 to 255 as (height, width, 3) uint8"
+        )

@@ -1,0 +1,201 @@
+"""Pair lists by path: CSV tables with a header, and lines of two paths and 1 or 0."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path, PurePath
+
+import numpy as np
+
+from margrave.data.image_folder import ImageFiles
+from margrave.data.lfw_pairs import read_lfw_pairs
+from margrave.data.pair_lists import PairList, look_up, separate
+from margrave.files.text import (
+    Consistency,
+    malformed,
+    read_lines,
+    read_table,
+    split_fields,
+    whole_number,
+)
+
+_TRUTH = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
+
+
+def lists_paths(path: str | Path) -> bool:
+    """Whether a pair list names files (see `read_csv_pairs`) instead of LFW identities.
+
+    True for a .csv file and for a list whose first line is two paths and 1 or 0. In LFW's
+    ``name 1 0`` the second field is a number, not a path.
+
+    Raises:
+        ValueError: the file cannot be read.
+    """
+    if Path(path).suffix.lower() == ".csv":
+        return True
+    _, line = next(read_lines(path), (1, ""))
+    return _is_pair_of_paths(_split_line(path, 1, line))
+
+
+def read_csv_pairs(
+    path: str | Path, root: str | Path, *, allow_outside: bool = False
+) -> tuple[PairList, ImageFiles]:
+    """Read a CSV table of pairs with a header line: path_a, path_b, same and optionally fold.
+
+    Paths are relative to ``root``; ``same`` is 1/0, true/false or yes/no. With a ``fold`` column
+    the pairs are sorted by fold; otherwise they keep the file's order and are split into 10 folds
+    (fewer if there are fewer pairs). Other columns are ignored. Without a header, each line is two
+    paths and ``same``, separated by commas, tabs or spaces.
+
+    Args:
+        path: the pair list.
+        root: the image folder.
+        allow_outside: allow files outside ``root``, by absolute paths or ``..``.
+
+    Returns:
+        The pairs and the images they index.
+
+    Raises:
+        ValueError: no pairs, a missing column, a malformed line, a pair with contradictory labels,
+            missing images, images outside ``root``, or folds that differ in size by more than one
+            pair. The message gives the lines or images.
+    """
+    root = Path(root)
+
+    def refuse_outside(number: int, line: str, name: str) -> None:
+        if not allow_outside and not _is_below(name, root):
+            raise malformed(
+                Path(path),
+                number,
+                line,
+                f"an image below {root}; write paths relative to it, or allow others "
+                "(allow_outside, --allow-outside) if you trust the list",
+            )
+
+    names, order_pairs = _read_csv(
+        Path(path),
+        # os.path.isfile also returns False for names that are too long for a file.
+        lambda name: os.path.isfile(root / name),
+        lambda name: str(root / name),
+        refuse_outside,
+    )
+    return order_pairs, ImageFiles(root, names)
+
+
+def _is_below(name: str, root: Path) -> bool:
+    """Whether a path stays in a folder as written; symbolic links in it are allowed."""
+    if ".." in PurePath(name).parts:
+        return False
+    return (root / name).is_relative_to(root)
+
+
+def read_named_pairs(path: str | Path, names: Sequence[str]) -> PairList:
+    """Read a list of pairs of images that are given only by name.
+
+    Args:
+        path: the list: a .csv table, lines of "path path 1", or otherwise LFW's format.
+        names: the names of the images that the pairs index. In LFW's format the image is found by
+            the names of its folder and file, ``Name/Name_0001``.
+
+    Raises:
+        ValueError: see ``read_csv_pairs`` and ``read_lfw_pairs``.
+    """
+    path = Path(path)
+    if not lists_paths(path):
+        return read_lfw_pairs(path, _NamedImages(names))
+    index_of = {name: index for index, name in enumerate(names)}
+    listed, pairs = _read_csv(path, index_of.__contains__, str)
+    own = np.array([index_of[name] for name in listed], np.int64)
+    return PairList(own[pairs.first], own[pairs.second], pairs.same, pairs.folds)
+
+
+class _NamedImages:
+    """Images for ``read_lfw_pairs``, from paths alone; each folder is an identity."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self._names = names
+        folders = [PurePath(name).parent.name for name in names]
+        identities, self.labels = np.unique(folders, return_inverse=True)
+        self.class_names: Sequence[str] = identities.tolist()
+
+    def name(self, index: int) -> str:
+        return self._names[index]
+
+
+def _pair_rows(path: Path) -> Iterator[tuple[int, str, list[str]]]:
+    """Line number, line and [path_a, path_b, same, fold] of a table or a list without a header."""
+    number, line = next(read_lines(path), (1, ""))
+    if not _is_pair_of_paths(_split_line(path, number, line)):
+        yield from read_table(path, ("path_a", "path_b", "same"), ("fold",))
+        return
+    for number, line in read_lines(path):
+        fields = _split_line(path, number, line)
+        if len(fields) != 3:
+            expected = "two paths and 1 or 0; if a path contains spaces, separate by commas or tabs"
+            raise malformed(path, number, line, expected)
+        yield number, line, [*fields, ""]
+
+
+def _split_line(path: str | Path, number: int, line: str) -> list[str]:
+    """Split a line at tabs if it has any, otherwise at commas, otherwise at spaces."""
+    return split_fields(path, number, line) if "," in line and "\t" not in line else separate(line)
+
+
+def _is_pair_of_paths(fields: Sequence[str]) -> bool:
+    """Whether the fields are two paths and 1 or 0, as in a list without a header."""
+    return len(fields) == 3 and fields[2] in ("0", "1") and not fields[1].isdecimal()
+
+
+def _read_csv(
+    path: Path,
+    exists: Callable[[str], bool],
+    format_name: Callable[[str], str],
+    check_name: Callable[[int, str, str], None] = lambda number, line, name: None,
+) -> tuple[list[str], PairList]:
+    """The names of all images in a pair list, and the pairs as indices into them."""
+    pairs: list[list[str]] = []
+    same: list[bool] = []
+    fold_of: list[int] = []
+    has_folds = False
+    agreement = Consistency(path, "the pair", "label")
+    for number, line, fields in _pair_rows(path):
+        first_name, second_name, truth, fold = fields
+        if not pairs:
+            has_folds = bool(fold)
+        is_valid = truth.lower() in _TRUTH and first_name and second_name
+        if not is_valid or (fold and whole_number(fold) is None):
+            wanted = "two paths, same as 1 or 0" + (", fold as a whole number" * has_folds)
+            raise malformed(path, number, line, wanted)
+        if bool(fold) != has_folds:
+            raise malformed(path, number, line, "a fold either on every line or on no line")
+        genuine = _TRUTH[truth.lower()]
+        for name in (first_name, second_name):
+            check_name(number, line, name)
+        key = tuple(sorted(PurePath(name).as_posix() for name in (first_name, second_name)))
+        if key[0] == key[1] and not genuine:
+            raise malformed(path, number, line, "an image to have the same identity as itself")
+        agreement.add(key, genuine, number, line)
+        pairs.append([first_name, second_name])
+        same.append(genuine)
+        fold_of.append(int(fold or 0))
+    if not pairs:
+        raise ValueError(f"{path} contains no pairs below its header line")
+    names = list(dict.fromkeys(name for pair in pairs for name in pair))
+    index_of = {name: index for index, name in enumerate(names) if exists(name)}
+    first, second = look_up(path, pairs, index_of.get, format_name)
+    folds = _count_folds(path, fold_of) if has_folds else min(10, len(pairs))
+    order = np.argsort(fold_of, kind="stable")
+    return names, PairList(first[order], second[order], np.array(same)[order], folds)
+
+
+def _count_folds(path: Path, fold_of: Sequence[int]) -> int:
+    """The number of folds; raises an error unless the fold sizes are those of an even split."""
+    sizes = np.unique(fold_of, return_counts=True)[1]
+    even = [len(part) for part in np.array_split(fold_of, len(sizes))]
+    if sizes.tolist() != even:
+        raise ValueError(
+            f"{path}: the folds have {sizes.tolist()} pairs but must have {even}; "
+            "move pairs between folds, or remove the column 'fold'"
+        )
+    return len(sizes)

@@ -1,0 +1,103 @@
+"""Pair lists by identity and image number, in the format of LFW's ``pairs.txt``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path, PurePath
+from typing import Protocol
+
+import numpy as np
+
+from margrave.data.pair_lists import PairList, look_up, separate
+from margrave.files.text import malformed, read_lines, whole_number
+
+
+class NamedImages(Protocol):
+    """Images with labels and names; pixels are not needed."""
+
+    @property
+    def labels(self) -> np.ndarray:
+        """(N,) class of each image."""
+        ...
+
+    @property
+    def class_names(self) -> Sequence[str]:
+        """Identity of each class, indexed by label."""
+        ...
+
+    def name(self, index: int) -> str:
+        """The image's path."""
+        ...
+
+
+def read_lfw_pairs(path: str | Path, image_folder: NamedImages) -> PairList:
+    """Read a list in the format of LFW's ``pairs.txt``.
+
+    The header is ``folds pairs`` (``10 300``) or, for one fold, ``pairs``. Each fold then has that
+    many genuine lines ``name number number`` and as many impostor lines ``name number name
+    number``. Image number 1 of identity ``Name`` is the file ``Name_0001`` with any extension.
+    Without a header (RFW) the lines are split in order into ten folds whose sizes differ by at most
+    one pair (fewer folds if there are fewer pairs).
+
+    Raises:
+        ValueError: a malformed line or missing images; the message gives the line or the names.
+    """
+    path = Path(path)
+    lines = list(read_lines(path))
+    header = separate(lines[0][1].strip()) if lines else []
+    if len(header) in (3, 4):
+        same = [len(separate(line)) == 3 for _, line in lines]
+        folds = min(10, len(lines))
+    elif len(header) in (1, 2) and all(whole_number(part) for part in header):
+        folds, each = (1, int(header[0])) if len(header) == 1 else map(int, header)
+        del lines[0]
+        if len(lines) != folds * 2 * each:
+            raise ValueError(
+                f"{path}: {len(lines)} pairs after the header, which declares {folds} x 2 x {each}"
+                "; complete the file or correct its header"
+            )
+        same = ([True] * each + [False] * each) * folds
+    else:
+        raise malformed(
+            path,
+            *(lines[0] if lines else (1, "")),
+            "a header such as '10 300': folds, and genuine (= impostor) pairs per fold",
+        )
+    pairs = [
+        _lfw_line(f"{path}:{number}", line, genuine)
+        for (number, line), genuine in zip(lines, same, strict=True)
+    ]
+    index_of = {
+        (image_folder.class_names[label], PurePath(image_folder.name(index)).stem): index
+        for index, label in enumerate(image_folder.labels)
+    }
+    first, second = look_up(path, pairs, index_of.get, lambda key: f"{key[0]}/{key[1]}")
+    identities = image_folder.labels[np.stack([first, second])]
+    return PairList(first, second, np.array(same), folds, _are_disjoint(identities, folds))
+
+
+def _lfw_line(place: str, line: str, genuine: bool) -> list[tuple[str, str]]:
+    """The (identity, file stem) of both images."""
+    parts = separate(line)
+    if len(parts) == 3:
+        parts.insert(2, parts[0])
+    elif len(parts) == 4 and genuine:
+        parts = []
+    if len(parts) != 4 or None in (whole_number(parts[1]), whole_number(parts[3])):
+        wanted = "name number number" if genuine else "name number name number"
+        raise ValueError(f"{place}: {line!r}; expected {wanted!r}")
+    if (parts[0] == parts[2]) != genuine:
+        expected = "one identity" if genuine else "two identities"
+        raise ValueError(f"{place}: {line!r}; expected {expected}")
+    return [(name, f"{name}_{int(number):04d}") for name, number in (parts[:2], parts[2:])]
+
+
+def _are_disjoint(identities: np.ndarray, folds: int) -> bool:
+    """Whether no two folds share an identity; `identities` is (2, P)."""
+    earlier: set[int] = set()
+    for fold in np.array_split(identities, folds, axis=1):
+        in_fold = set(fold.ravel().tolist())
+        if earlier & in_fold:
+            return False
+        earlier |= in_fold
+    return True

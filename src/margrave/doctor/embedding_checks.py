@@ -1,0 +1,297 @@
+"""Checks a model's embeddings: collapse, wrong preparation of images, norm and image quality."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import cv2
+import numpy as np
+
+from margrave.data import FaceImages, ReadableImages, balanced_pairs, max_balanced_pairs
+from margrave.doctor.findings import Finding
+from margrave.evaluation import area_under, roc_curve
+from margrave.inference import Embedder
+from margrave.progress import Progress
+
+QUALITIES = (1.0, 0.5, 0.25, 0.125)
+"""Scale factors to which images are reduced and from which they are enlarged again."""
+NORMALIZATIONS = {
+    "[-1, 1] (mean 0.5, std 0.5)": (0.5, 0.5),
+    "[0, 1] (mean 0, std 1)": (0.0, 1.0),
+    "ImageNet's (mean 0.449, std 0.226)": (0.449, 0.226),
+    "0 to 255 (mean 0, std 1/255)": (0.0, 1 / 255),
+}
+MIN_AREA_GAIN = 0.03
+"""A gain of the area under the ROC curve above which another preparation is better."""
+PIXELS = 16
+"""Side length of the reduced images whose pixels are compared with a model's embeddings."""
+
+
+def check_collapse(
+    embedder: Embedder, images: ReadableImages, max_images: int = 32
+) -> Iterator[Finding]:
+    """Check for embeddings that do not distinguish faces."""
+    indices = np.linspace(0, len(images) - 1, min(max_images, len(images))).astype(int)
+    plain = _embed_readable(embedder, images, indices)
+    if not len(plain):
+        return
+    if not np.isfinite(plain).all():
+        yield Finding(
+            fault="non_finite_embeddings",
+            severity="serious",
+            message="the model's embeddings of ordinary faces are infinite or NaN",
+            remedy="use an earlier checkpoint, or compute in float32",
+        )
+        return
+    unit = _unit(plain)
+    cosines = (unit @ unit.T)[np.triu_indices(len(unit), 1)]
+    if np.median(cosines) > 0.95:
+        yield Finding(
+            fault="collapsed_embeddings",
+            severity="serious",
+            message=f"all faces get the same embedding (median cosine {np.median(cosines):.3f})",
+            remedy="the model has not learned, or its batch norms were trained on other images: "
+            "check mean, std and color order, and train longer or with a lower learning rate",
+            figures={"median_cosine": round(float(np.median(cosines)), 4)},
+        )
+
+
+def _embed_readable(embedder: Embedder, images: ReadableImages, indices: np.ndarray) -> np.ndarray:
+    """Embed the images that can be read."""
+    unreadable: dict[int, str] = {}
+    plain, _ = embedder.embed_images(images, indices, flips=False, unreadable=unreadable)
+    return plain[~np.isin(indices, list(unreadable))]
+
+
+class _SwappedColors:
+    """Images with the red and blue channels exchanged."""
+
+    def __init__(self, images: ReadableImages) -> None:
+        self.images = images
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def name(self, index: int) -> str:
+        return self.images.name(index)
+
+    def read(self, index: int) -> np.ndarray:
+        return np.ascontiguousarray(self.images.read(index)[..., ::-1])
+
+
+def check_preparation(
+    embedder: Embedder,
+    images: FaceImages,
+    max_pairs: int = 400,
+    progress: Progress = lambda done, total: None,
+) -> Iterator[Finding]:
+    """Check whether another color order or normalization separates the faces better."""
+    pairs = _sample_pairs(images, max_pairs)
+    if pairs is None:
+        yield Finding(
+            fault="preparation_not_checked",
+            severity="unchecked",
+            message="color order and normalization were not tried: the faces allow fewer than ten "
+            "pairs of the same identity",
+            remedy="give at least 10 identities with two images each",
+            share=0.0,
+        )
+        return
+    card = embedder.card
+    own = np.mean(card.mean), np.mean(card.std)
+    preparations = {"as it is": (embedder, images), "bgr": (embedder, _SwappedColors(images))} | {
+        name: (replace(embedder, card=replace(card, mean=mean, std=std)), images)
+        for name, (mean, std) in NORMALIZATIONS.items()
+        if not np.allclose((mean, std), own, atol=1e-3)
+    }
+    scores: dict[str, np.ndarray] = {}
+    for number, (name, (embed, faces)) in enumerate(preparations.items()):
+        # Unreadable images have zero embeddings, the same in every preparation.
+        plain, _ = embed.embed_images(faces, pairs.indices, flips=False, unreadable={})
+        scores[name] = pairs.cosines(np.nan_to_num(plain))
+        progress(number + 1, len(preparations))
+    same = pairs.same
+    areas = {name: _area(values, same) for name, values in scores.items()}
+    figures = {name: round(area, 4) for name, area in areas.items()}
+    best = max(areas, key=lambda name: areas[name])
+    gain = areas[best] - areas["as it is"]
+    halved = gain > 0.005 and 1 - areas[best] < (1 - areas["as it is"]) / 2
+    if (gain > MIN_AREA_GAIN or halved) and _is_significant(scores[best], scores["as it is"], same):
+        comparison = (
+            f"area under the ROC curve {areas[best]:.3f} instead of {areas['as it is']:.3f}"
+        )
+        wrong_colors = best == "bgr"
+        yield Finding(
+            fault="wrong_color_order" if wrong_colors else "wrong_normalization",
+            severity="serious",
+            message="the model separates these faces better with "
+            f"{'BGR images' if wrong_colors else f'pixels in {best}'}: {comparison}",
+            remedy="import it again with --color-order bgr"
+            if wrong_colors
+            else "write the right mean and std into its card: import or save it again",
+            figures=figures,
+        )
+    elif areas["as it is"] < 0.6:
+        yield Finding(
+            fault="labels_disagree",
+            severity="serious",
+            message="the model does not separate genuine from impostor pairs (area under the ROC "
+            f"curve {areas['as it is']:.3f})",
+            remedy="check the data with margrave doctor, and check that its labels belong to its "
+            "images (they may be shifted by one); otherwise the model was not trained for such "
+            "faces",
+            figures=figures,
+        )
+
+
+def better_than_pixels(embedder: Embedder, images: FaceImages, max_pairs: int = 400) -> bool:
+    """Whether the model separates faces better than a comparison of their pixels.
+
+    Networks with random weights hardly do.
+    """
+    pairs = _sample_pairs(images, max_pairs)
+    if pairs is None:
+        return False
+    unreadable: dict[int, str] = {}
+    plain, _ = embedder.embed_images(images, pairs.indices, flips=False, unreadable=unreadable)
+    pixels = np.zeros((len(pairs.indices), PIXELS**2), np.float32)
+    for row, index in enumerate(pairs.indices.tolist()):
+        if index not in unreadable:
+            gray = cv2.cvtColor(images.read(index), cv2.COLOR_RGB2GRAY)
+            small = cv2.resize(gray, (PIXELS, PIXELS), interpolation=cv2.INTER_AREA)
+            pixels[row] = small.ravel() - small.mean()
+    model_scores, pixel_scores = pairs.cosines(np.nan_to_num(plain)), pairs.cosines(pixels)
+    return _is_significant(model_scores, pixel_scores, pairs.same)
+
+
+@dataclass(frozen=True, eq=False)
+class _SampledPairs:
+    """Randomly chosen pairs of a set's images, half genuine and half impostor.
+
+    Attributes:
+        indices: (M,) indices of the images in the pairs, ascending.
+        first, second: (N,) positions of each pair's images in `indices`.
+        same: (N,) bool, whether a pair is genuine.
+    """
+
+    indices: np.ndarray
+    first: np.ndarray
+    second: np.ndarray
+    same: np.ndarray
+
+    def cosines(self, rows: np.ndarray) -> np.ndarray:
+        """(N,) cosines of the pairs, from (M, D) rows."""
+        unit = _unit(rows)
+        return (unit[self.first] * unit[self.second]).sum(axis=1)
+
+
+def _sample_pairs(images: FaceImages, max_pairs: int) -> _SampledPairs | None:
+    """Balanced pairs, as many as wanted and possible; None if there are none."""
+    labels = np.asarray(images.labels)
+    number = min(max_pairs // 20 * 20, max_balanced_pairs(labels))
+    if not number:
+        return None
+    pairs = balanced_pairs(labels, number, seed=0)
+    indices, position = np.unique(np.stack([pairs.first, pairs.second]), return_inverse=True)
+    first, second = position.reshape(2, -1)
+    return _SampledPairs(indices, first, second, np.asarray(pairs.same, bool))
+
+
+def _unit(rows: np.ndarray) -> np.ndarray:
+    return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
+
+
+def _area(scores: np.ndarray, same: np.ndarray) -> float:
+    return float(area_under(roc_curve(scores, same)))
+
+
+def _is_significant(
+    better: np.ndarray, worse: np.ndarray, same: np.ndarray, resamples: int = 200
+) -> bool:
+    """Whether `better` has the larger area in at least 97 % of bootstrap resamples."""
+    generator = np.random.default_rng(0)
+    wins = 0
+    for _ in range(resamples):
+        chosen = generator.integers(len(same), size=len(same))
+        wins += _area(better[chosen], same[chosen]) > _area(worse[chosen], same[chosen])
+    return wins >= 0.97 * resamples
+
+
+def check_quality(
+    embedder: Embedder, images: ReadableImages, loss_reads_norm: bool, max_images: int = 64
+) -> Iterator[Finding]:
+    """Check whether the feature norm grows with image quality, as norm-adaptive margins assume.
+
+    Args:
+        embedder: the model.
+        images: any faces.
+        loss_reads_norm: whether the training loss uses the norm (AdaFace, MagFace).
+        max_images: maximum number of images to use.
+    """
+    indices = np.linspace(0, len(images) - 1, min(max_images, len(images))).astype(int)
+    sharp = []
+    for index in indices.tolist():
+        # Unreadable images are reported by another check.
+        with contextlib.suppress(ValueError):
+            sharp.append(images.read(index))
+    if not sharp:
+        return
+    norms = np.stack(
+        [_norms(embedder, [_degraded(image, share) for image in sharp]) for share in QUALITIES],
+        axis=1,
+    )
+    # Spearman's ρ between norm and quality, within each image.
+    ranks = norms.argsort(axis=1).argsort(axis=1)
+    quality = np.arange(len(QUALITIES))[::-1]
+    spread = quality.var()
+    rho = float(((ranks - ranks.mean()) * (quality - quality.mean())).mean(axis=1).mean() / spread)
+    means = norms.mean(axis=0)
+    norms_by_resolution = ", ".join(
+        f"{mean:.3g} at 1/{round(1 / share)}" for mean, share in zip(means, QUALITIES, strict=True)
+    )
+    figures = {
+        "rank_correlation": round(rho, 3),
+        "norms": {
+            f"1/{round(1 / s)}": round(float(m), 4) for s, m in zip(QUALITIES, means, strict=True)
+        },
+    }
+    if rho < -0.3:
+        yield Finding(
+            fault="norm_against_quality",
+            severity="serious" if loss_reads_norm else "warning",
+            message=f"the feature norm grows as images get worse (rank correlation with quality "
+            f"{rho:.2f}; mean norm by resolution: {norms_by_resolution})",
+            remedy="a norm-adaptive margin then emphasizes the worst images: check that no "
+            "normalization follows the embedding layer, train with AdaFace's augmentations, or use "
+            "a loss that does not use the norm",
+            figures=figures,
+        )
+    else:
+        relation = "grows with" if rho > 0.3 else "hardly depends on"
+        yield Finding(
+            fault="norm_and_quality",
+            severity="warning" if loss_reads_norm and rho <= 0.3 else "note",
+            message=f"the feature norm {relation} image quality (rank correlation {rho:.2f}; "
+            f"mean norm by resolution: {norms_by_resolution})",
+            remedy="none needed"
+            if rho > 0.3 or not loss_reads_norm
+            else "train longer and with AdaFace's augmentations, which add low-quality images",
+            share=0.0,
+            figures=figures,
+        )
+
+
+def _norms(embedder: Embedder, images: list[np.ndarray]) -> np.ndarray:
+    plain, _ = embedder.embed_images(images, flips=False)
+    return np.linalg.norm(plain, axis=1)
+
+
+def _degraded(image: np.ndarray, share: float) -> np.ndarray:
+    height, width = image.shape[:2]
+    if share == 1:
+        return image
+    small = (max(1, round(width * share)), max(1, round(height * share)))
+    reduced = cv2.resize(image, small, interpolation=cv2.INTER_AREA)
+    return cv2.resize(reduced, (width, height), interpolation=cv2.INTER_CUBIC)

@@ -1,0 +1,208 @@
+"""Opens any kind of model file for examination, and collects faults found on the way."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from margrave.doctor.findings import Finding
+from margrave.doctor.weight_checks import check_weights
+from margrave.files import is_onnx, is_safetensors, onnx_tensors
+from margrave.inference import Embedder
+from margrave.models import (
+    CARD_KEY,
+    ImportOptions,
+    Model,
+    ModelCard,
+    card_for,
+    load_strictly,
+    model_path,
+    network_for,
+    open_model,
+    read_checkpoint,
+)
+from margrave.models.onnx_card import adjacent_card, import_command
+from margrave.models.onnx_file import OnnxBackbone
+from margrave.models.pixel_statistics import check_pixel_statistics
+
+
+@dataclass(frozen=True, kw_only=True)
+class OpenedModel:
+    """A model opened for examination, as far as possible.
+
+    Attributes:
+        findings: the findings so far.
+        embedder: the model, or None if it could not be opened.
+        assumed: whether the preparation of images is assumed, because the file does not state it.
+    """
+
+    findings: list[Finding]
+    embedder: Embedder | None = None
+    assumed: bool = False
+
+
+def _embedder_of(model: Model) -> Embedder:
+    return Embedder(model.backbone, model.card, model.card.fit)
+
+
+def open_for_examination(path: str | Path, options: ImportOptions, trust_code: bool) -> OpenedModel:
+    """Open a model file, a run's folder, an ONNX model or another project's checkpoint."""
+    path = model_path(path)
+    if is_onnx(path):
+        return _open_onnx(path, options)
+    try:
+        model = open_model(path, trust_code=trust_code)
+    except ValueError as error:
+        return _open_checkpoint(path, error, options)
+    return _open_own(model)
+
+
+def _open_own(model: Model) -> OpenedModel:
+    """Examine the weights of a Margrave model file and open it."""
+    findings = [*check_weights(model.state), _description(model.card)]
+    if any(finding.severity == "serious" for finding in findings):
+        return OpenedModel(findings=findings)
+    try:
+        return OpenedModel(findings=findings, embedder=_embedder_of(model))
+    except ValueError as error:
+        return OpenedModel(findings=[*findings, _misfit(error)])
+
+
+def _description(card: ModelCard) -> Finding:
+    order = card.color_order.upper()
+    return Finding(
+        fault="model",
+        severity="note",
+        message=f"{card.backbone['kind']}, {card.image_size} x {card.image_size} {order}, "
+        f"(pixel - {card.mean}) / {card.std}{card.source and f'; {card.source}'}",
+        remedy="none needed",
+        share=0.0,
+    )
+
+
+def _open_onnx(path: Path, options: ImportOptions) -> OpenedModel:
+    """Open an ONNX model, with the preparation from its card, from options, or an assumed one."""
+    findings: list[Finding] = []
+    try:
+        state = {name: torch.from_numpy(np.array(values)) for name, values in onnx_tensors(path)}
+        findings += check_weights(state)
+        adjacent = adjacent_card(path)
+        output = options.output or (adjacent and adjacent.backbone.get("output"))
+        network = OnnxBackbone(path, output=output)
+    except ValueError as error:
+        return OpenedModel(findings=[*findings, _unusable(error)])
+    given = (options.mean, options.std, options.color_order)
+    if given == (None, None, None):
+        try:
+            model = open_model(path)
+        except ValueError as error:
+            if adjacent is not None or CARD_KEY in network.metadata:
+                return OpenedModel(findings=[*findings, _unusable(error)])
+        else:
+            findings.append(_description(model.card))
+            return OpenedModel(findings=findings, embedder=_embedder_of(model))
+    assumed = None in given and not network.takes_bytes
+    mean, std = (0.0, 1.0) if network.takes_bytes else (0.5, 0.5)
+    try:
+        check_pixel_statistics(mean=options.mean, std=options.std)
+        card = ModelCard(
+            backbone={"kind": "onnx"},
+            image_size=network.image_size or options.image_size or 112,
+            mean=mean if options.mean is None else options.mean,
+            std=std if options.std is None else options.std,
+            color_order=options.color_order or "rgb",
+        )
+        network.check_rows(card)
+    except ValueError as error:
+        return OpenedModel(findings=[*findings, _unusable(error)])
+    if assumed:
+        findings.append(
+            Finding(
+                fault="preparation_not_checked",
+                severity="unchecked",
+                message="the preparation of images was not checked, because the file does not "
+                "state it; unless given, RGB, mean 0.5 and std 0.5 are assumed",
+                remedy=f"create a card: {import_command(path)}",
+                share=0.0,
+            )
+        )
+    else:
+        findings.append(_description(card))
+    return OpenedModel(
+        findings=findings, embedder=Embedder(network.eval(), card, card.fit), assumed=assumed
+    )
+
+
+def _open_checkpoint(path: Path, model_error: ValueError, options: ImportOptions) -> OpenedModel:
+    """Open another project's checkpoint.
+
+    Args:
+        path: the checkpoint.
+        model_error: the error from opening it as a Margrave model.
+        options: what the file does not show by itself.
+    """
+    try:
+        state = read_checkpoint(path, options.key)
+    except ValueError as error:
+        damaged = is_safetensors(path)
+        unreadable = Finding(
+            fault="unreadable_checkpoint",
+            severity="serious",
+            message=str(model_error if damaged else error),
+            remedy="follow the message; otherwise download the file again, or save it again: "
+            "torch.save(model.state_dict(), PATH)",
+        )
+        return OpenedModel(findings=[unreadable])
+    findings = list(check_weights(state))
+    try:
+        network, imported = network_for(state, options, str(path))
+    except ValueError as error:
+        findings.append(
+            Finding(
+                fault="unknown_layout",
+                severity="serious",
+                message=str(error),
+                remedy="margrave import lists the supported projects; for your own network, give "
+                "--backbone my_module:MyNetwork, here and for margrave import",
+            )
+        )
+        return OpenedModel(findings=findings)
+    try:
+        load_strictly(network, imported.state, str(path), imported.names)
+    except ValueError as error:
+        return OpenedModel(findings=[*findings, _misfit(error)])
+    kind, notes = imported.backbone["kind"], "; ".join(imported.notes)
+    findings.append(
+        Finding(
+            fault="foreign_checkpoint",
+            severity="note",
+            message=f"a checkpoint of layout {imported.layout} ({kind}), for "
+            f"(pixel - {imported.mean}) / {imported.std}; {notes}",
+            remedy=f"convert it to a model file: margrave import {path} MODEL.safetensors",
+            share=0.0,
+        )
+    )
+    card = card_for(imported, options.image_size)
+    return OpenedModel(findings=findings, embedder=Embedder(network.eval(), card))
+
+
+def _unusable(error: ValueError) -> Finding:
+    return Finding(
+        fault="unusable_onnx_model",
+        severity="serious",
+        message=str(error),
+        remedy="follow the message; margrave import MODEL.onnx COPY.onnx creates a card that "
+        "states the preparation of images",
+    )
+
+
+def _misfit(error: ValueError) -> Finding:
+    return Finding(
+        fault="misfitting_weights",
+        severity="serious",
+        message=str(error),
+        remedy="the weights belong to another network: export the model again",
+    )

@@ -1,0 +1,112 @@
+"""Detection and identification rates (DIR), as reported for surveillance search (IJB-S)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from margrave.evaluation.identification import RankRate, checked_ranks, rank_rates, search
+from margrave.evaluation.inputs import as_labels, as_rows
+from margrave.evaluation.results import Figure
+from margrave.progress import Progress
+from margrave.search.score_blocks import Rows
+
+
+@dataclass(frozen=True)
+class DetectionRate:
+    """Detection and identification rates at one false alarm rate (IJB-S, PFE's DIR_FAR).
+
+    Attributes:
+        far_target: the target share of non-mated probes that are falsely accepted.
+        far: the share at the threshold.
+        threshold: the lowest accepted score.
+        rates: for each rank, the share of mated probes found within it, at an accepted score.
+        too_few_probes: fewer than one false accept was allowed.
+    """
+
+    far_target: float
+    far: float
+    threshold: float
+    rates: tuple[RankRate, ...]
+    too_few_probes: bool = False
+
+    def figures(self) -> tuple[Figure, ...]:
+        """The DIR at each rank, in the common result format."""
+        return tuple(
+            Figure(
+                metric="DIR",
+                value=rank.rate,
+                at={"FAR": self.far_target, "rank": rank.rank},
+                interval=rank.interval,
+                threshold=self.threshold,
+                realized=self.far,
+                too_few=self.too_few_probes,
+            )
+            for rank in self.rates
+        )
+
+
+def detection_rates(
+    probes: Rows,
+    probe_labels: np.ndarray,
+    gallery: Rows,
+    gallery_labels: np.ndarray,
+    *,
+    far_targets: Sequence[float] = (0.01, 0.1),
+    ranks: Sequence[int] = (1, 5, 10),
+    resamples: int = 0,
+    seed: int = 0,
+    device: str = "cpu",
+    progress: Progress | None = None,
+) -> tuple[DetectionRate, ...]:
+    """DIR at FAR by the rule of PFE's code, as used for published IJB-S results.
+
+    The threshold is the round(FAR · N)-th largest of the N non-mated probes' best scores, or just
+    above the largest if that number is 0; scores equal to it are accepted. Rates are shares of the
+    mated probes.
+
+    Args:
+        probes: (P, D) embeddings.
+        probe_labels: (P,) labels of any hashable type.
+        gallery: (G, D) embeddings.
+        gallery_labels: (G,) labels.
+        far_targets: FAR targets, each in (0, 1).
+        ranks: the ranks to report, each at least 1.
+        resamples: number of bootstrap replicates over identities, at fixed thresholds; 0 for none.
+        seed: seed of the bootstrap.
+        device: the device that computes the scores.
+        progress: called with (comparisons done, total).
+
+    Raises:
+        ValueError: there are no mated or no non-mated probes.
+    """
+    ranks = checked_ranks(ranks)
+    probes, gallery = as_rows(probes), as_rows(gallery)
+    probe_labels, gallery_labels = as_labels(probe_labels, gallery_labels)
+    matches = search(probes, probe_labels, gallery, gallery_labels, max(ranks), device, progress)
+    mated = np.isfinite(matches.mate)
+    if mated.all() or not mated.any():
+        raise ValueError(
+            f"got {mated.sum()} mated and {(~mated).sum()} non-mated probes; DIR at FAR needs both"
+        )
+    non_mated_scores = np.sort(matches.others[~mated, 0])[::-1]
+    results = []
+    for far in far_targets:
+        count = int(np.round(len(non_mated_scores) * far))
+        threshold = (
+            float(non_mated_scores[count - 1]) if count else float(non_mated_scores[0]) + 1e-8
+        )
+        accepted = matches.mate[mated] >= threshold
+        hits = np.stack([matches.within_rank(rank)[mated] & accepted for rank in ranks], axis=1)
+        results.append(
+            DetectionRate(
+                far_target=float(far),
+                far=float((non_mated_scores >= threshold).mean()),
+                threshold=threshold,
+                rates=rank_rates(hits, ranks, probe_labels[mated], resamples, seed),
+                too_few_probes=far * len(non_mated_scores) < 1,
+            )
+        )
+    return tuple(results)

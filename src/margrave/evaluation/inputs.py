@@ -1,0 +1,70 @@
+"""Conversion of callers' arguments: arrays, tensors, and labels of any hashable type."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from typing import Any
+
+import numpy as np
+
+from margrave.search.score_blocks import DISTRACTOR
+
+
+def as_array(values: Any) -> np.ndarray:
+    """Convert an array, a tensor on any device, or a sequence to a NumPy array.
+
+    >>> import torch
+    >>> as_array(torch.ones(2, requires_grad=True)).tolist()
+    [1.0, 1.0]
+    """
+    if hasattr(values, "detach"):
+        values = values.detach().cpu()
+        values = values.float() if str(values.dtype) == "torch.bfloat16" else values
+        return values.numpy()
+    return np.asarray(values)
+
+
+def as_rows(rows: Any) -> Any:
+    """Convert tensors and lists of embeddings to arrays; return anything else unchanged."""
+    return as_array(rows) if hasattr(rows, "detach") or isinstance(rows, list | tuple) else rows
+
+
+def checked_targets(targets: Sequence[float], rate: str) -> tuple[float, ...]:
+    """Check that all targets of an error rate are strictly between 0 and 1.
+
+    >>> checked_targets([0.1, 2], "FAR")
+    Traceback (most recent call last):
+        ...
+    ValueError: each FAR target must be between 0 and 1, got 2
+    """
+    for target in targets:
+        # Also refuses NaN, for which the comparison is false.
+        if not 0 < target < 1:
+            raise ValueError(f"each {rate} target must be between 0 and 1, got {target!r}")
+    return tuple(float(target) for target in targets)
+
+
+def as_labels(*labels: Any) -> list[np.ndarray]:
+    """Convert labels of any hashable type to integers, consistently for all sequences.
+
+    If all labels are integers they stay unchanged, and negative ones mark distractors. Otherwise
+    labels are numbered in order of first appearance, and None marks distractors.
+
+    >>> [each.tolist() for each in as_labels(["Ann", "Bo"], ["Bo", None])]
+    [[0, 1], [1, -1]]
+    """
+    arrays = [as_array(sequence) for sequence in labels]
+    if all(np.issubdtype(array.dtype, np.integer) for array in arrays):
+        return arrays
+    numbers: dict[Hashable, int] = {}
+
+    def number(label: Any) -> int:
+        if label is None or (isinstance(label, int) and label < 0):
+            return DISTRACTOR
+        return numbers.setdefault(label, len(numbers))
+
+    def numbered(array: np.ndarray) -> np.ndarray:
+        flat = [number(label) for label in array.ravel().tolist()]
+        return np.array(flat, np.int64).reshape(array.shape)
+
+    return [numbered(array) for array in arrays]

@@ -1,0 +1,273 @@
+"""Open-set identification: many probes have no mate, so matches must exceed a threshold."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from margrave.evaluation.identification import RankRate, checked_ranks, rank_rates, search
+from margrave.evaluation.inputs import as_labels, as_rows, checked_targets
+from margrave.evaluation.rate_intervals import Interval
+from margrave.evaluation.results import Figure, Result
+from margrave.evaluation.tail_bootstrap import TailIdentities, bootstrap_tail
+from margrave.progress import Progress
+from margrave.search.collectors import Genuine, Tail
+from margrave.search.score_blocks import Comparison, Rows, sweep
+
+
+@dataclass(frozen=True)
+class OpenSetRate:
+    """Open-set identification at one false positive identification rate (FPIR).
+
+    Attributes:
+        target: the FPIR target.
+        fpir: share of non-mated probes whose best score is above the threshold.
+        tpir: share of mated probes whose mate ranks first and scores above the threshold.
+        threshold: scores strictly above it count.
+        too_few_probes: fewer than one false positive was allowed.
+        interval: the TPIR's 95 % confidence interval over identities; None without a bootstrap.
+    """
+
+    target: float
+    fpir: float
+    tpir: float
+    threshold: float
+    too_few_probes: bool
+    interval: Interval | None = None
+
+    def figure(self) -> Figure:
+        """The TPIR in the common result format."""
+        return Figure(
+            metric="TPIR",
+            value=self.tpir,
+            at={"FPIR": self.target},
+            interval=self.interval,
+            threshold=self.threshold,
+            realized=self.fpir,
+            too_few=self.too_few_probes,
+        )
+
+
+@dataclass(frozen=True)
+class OpenSetResult:
+    """The result of an open-set identification against one gallery, or the mean of several.
+
+    Attributes:
+        rules: the protocol's rules.
+        mated: number of mated probes.
+        non_mated: number of non-mated probes.
+        gallery: number of enrolled templates.
+        ranks: closed-set rates of the mated probes.
+        rates: TPIR at each FPIR target.
+        galleries: the single galleries' results, if this is their mean; otherwise empty.
+    """
+
+    rules: str
+    mated: int
+    non_mated: int
+    gallery: int
+    ranks: tuple[RankRate, ...]
+    rates: tuple[OpenSetRate, ...]
+    galleries: tuple[OpenSetResult, ...] = ()
+
+    def result(self, name: str = "") -> Result:
+        """Convert to the common result format.
+
+        Args:
+            name: the name of the test set.
+        """
+        return Result(
+            protocol="open_set",
+            name=name,
+            rules=self.rules,
+            figures=(
+                *(rank.figure() for rank in self.ranks),
+                *(rate.figure() for rate in self.rates),
+            ),
+            counts={"mated": self.mated, "non_mated": self.non_mated, "gallery": self.gallery},
+        )
+
+
+def evaluate_open_set(
+    probes: Rows,
+    probe_labels: np.ndarray,
+    gallery: Rows,
+    gallery_labels: np.ndarray,
+    *,
+    fpir_targets: Sequence[float] = (0.01, 0.1),
+    ranks: Sequence[int] = (1, 5, 10),
+    resamples: int = 1000,
+    seed: int = 0,
+    device: str = "cpu",
+    progress: Progress | None = None,
+) -> OpenSetResult:
+    """Open-set identification against one gallery.
+
+    The threshold for an FPIR target is the max(⌊target · N⌋, 1)-th largest of the N non-mated
+    probes' best scores; a mated probe counts if its mate ranks first and scores above it.
+
+    Args:
+        probes: (P, D) embeddings.
+        probe_labels: (P,) labels of any hashable type.
+        gallery: (G, D) embeddings.
+        gallery_labels: (G,) labels.
+        fpir_targets: FPIR targets, each in (0, 1).
+        ranks: ranks of the closed-set rates.
+        resamples: number of bootstrap replicates over identities; 0 for none.
+        seed: seed of the bootstrap.
+        device: the device that computes the scores.
+        progress: called with (comparisons done, total).
+
+    Raises:
+        ValueError: there are no mated or no non-mated probes, or a target is not in (0, 1).
+
+    Source: Maze et al. (2018), 1:N; InsightFace's ijb_evals.py for the threshold.
+    """
+    ranks, targets = checked_ranks(ranks), checked_targets(fpir_targets, "FPIR")
+    probes, gallery = as_rows(probes), as_rows(gallery)
+    probe_labels, gallery_labels = as_labels(probe_labels, gallery_labels)
+    matches = search(probes, probe_labels, gallery, gallery_labels, max(ranks), device, progress)
+    mated = np.isfinite(matches.mate)
+    if mated.all() or not mated.any():
+        raise ValueError(
+            f"{mated.sum()} probes have a mate in the gallery and {(~mated).sum()} have none; "
+            "open-set identification needs both kinds"
+        )
+    first_mate = np.where(matches.mate > matches.others[:, 0], matches.mate, -np.inf)[mated]
+    order = np.argsort(-matches.others[~mated, 0], kind="stable")
+    non_mated_scores = matches.others[~mated, 0][order]
+    count = len(non_mated_scores)
+    indices = [_threshold_index(target, count) for target in targets]
+    intervals: Sequence[Interval | None] = [None] * len(indices)
+    if resamples:
+        labels = np.unique(probe_labels, return_inverse=True)[1]
+        identities = TailIdentities(
+            genuine=labels[mated],
+            tail=labels[~mated][order][:, None],
+            images=np.bincount(labels[~mated], minlength=labels.max() + 1),
+        )
+        bootstrapped = bootstrap_tail(
+            first_mate, non_mated_scores, count, indices, identities, resamples, seed
+        )
+        intervals = [interval for interval, _ in bootstrapped]
+    hits = np.stack([matches.within_rank(rank)[mated] for rank in ranks], axis=1)
+    return OpenSetResult(
+        rules="identification, open set, rank 1 above the threshold",
+        mated=int(mated.sum()),
+        non_mated=count,
+        gallery=gallery.shape[0],
+        ranks=rank_rates(hits, ranks, probe_labels[mated], resamples, seed),
+        rates=tuple(
+            OpenSetRate(
+                target=target,
+                fpir=float((non_mated_scores > non_mated_scores[index]).mean()),
+                tpir=float((first_mate > non_mated_scores[index]).mean()),
+                threshold=float(non_mated_scores[index]),
+                too_few_probes=target * count < 1,
+                interval=interval,
+            )
+            for target, index, interval in zip(targets, indices, intervals, strict=True)
+        ),
+    )
+
+
+def _threshold_index(target: float, count: int) -> int:
+    """The index of the threshold among ``count`` descending non-mated scores."""
+    return max(int(count * target) - 1, 0)
+
+
+def mean_of_galleries(results: Sequence[OpenSetResult]) -> OpenSetResult:
+    """The mean over galleries, as reported for IJB's two galleries.
+
+    The interval's ends are averaged too: the same probes search all galleries, so their errors are
+    strongly correlated.
+    """
+
+    def mean_interval(intervals: Sequence[Interval | None]) -> Interval | None:
+        known = [interval for interval in intervals if interval is not None]
+        if len(known) < len(results):
+            return None
+        return tuple(np.mean(known, axis=0).tolist())  # pyright: ignore[reportReturnType]
+
+    def mean(values: Sequence[float]) -> float:
+        return float(np.mean(values))
+
+    return OpenSetResult(
+        rules=f"{results[0].rules}, mean of {len(results)} galleries",
+        mated=sum(result.mated for result in results),
+        non_mated=sum(result.non_mated for result in results),
+        gallery=sum(result.gallery for result in results),
+        ranks=tuple(
+            RankRate(
+                ranks[0].rank,
+                mean([rank.rate for rank in ranks]),
+                mean_interval([rank.interval for rank in ranks]),
+            )
+            for ranks in zip(*(result.ranks for result in results), strict=True)
+        ),
+        rates=tuple(
+            OpenSetRate(
+                target=rates[0].target,
+                fpir=mean([rate.fpir for rate in rates]),
+                tpir=mean([rate.tpir for rate in rates]),
+                threshold=mean([rate.threshold for rate in rates]),
+                too_few_probes=any(rate.too_few_probes for rate in rates),
+                interval=mean_interval([rate.interval for rate in rates]),
+            )
+            for rates in zip(*(result.rates for result in results), strict=True)
+        ),
+        galleries=tuple(results),
+    )
+
+
+def merged_gallery_rates(
+    probes: Rows,
+    probe_labels: np.ndarray,
+    gallery: Rows,
+    gallery_labels: np.ndarray,
+    fpir_targets: Sequence[float] = (0.01, 0.1),
+) -> tuple[OpenSetRate, ...]:
+    """LEGACY: what AdaFace's and InsightFace's ijb_1n code prints as TPIR at FPIR.
+
+    This is not the open-set protocol: every probe has a mate, the threshold is the ⌈target · P⌉-th
+    largest score between different identities, and the mate need not rank first. Use it only for
+    comparison with published tables; see ``evaluate_open_set``.
+
+    Args:
+        probes: (P, D) embeddings.
+        probe_labels: (P,) labels of any hashable type.
+        gallery: (G, D) embeddings.
+        gallery_labels: (G,) labels.
+        fpir_targets: FPIR targets, each in (0, 1).
+
+    Raises:
+        ValueError: a probe has no mate, or a target is not in (0, 1).
+    """
+    targets = checked_targets(fpir_targets, "FPIR")
+    probes, gallery = as_rows(probes), as_rows(gallery)
+    probe_labels, gallery_labels = as_labels(probe_labels, gallery_labels)
+    comparison = Comparison(probes, probe_labels, gallery, gallery_labels)
+    counts = [int(np.ceil(len(probe_labels) * target)) for target in targets]
+    genuine, tail = Genuine(), Tail(max(counts))
+    sweep(comparison, {"genuine": genuine, "tail": tail})
+    scores, rows, _ = genuine.sorted()
+    mate = np.full(len(probe_labels), -np.inf)
+    np.maximum.at(mate, rows, scores)
+    if np.isinf(mate).any():
+        raise ValueError(
+            f"probe {np.flatnonzero(np.isinf(mate))[0]} is not in the gallery; the legacy rule "
+            "requires a mate for every probe"
+        )
+    impostor_scores = tail.sorted()[0]
+    return tuple(
+        OpenSetRate(
+            target=target,
+            fpir=target,
+            tpir=float((mate > impostor_scores[count - 1]).mean()),
+            threshold=float(impostor_scores[count - 1]),
+            too_few_probes=False,
+        )
+        for target, count in zip(targets, counts, strict=True)
+    )

@@ -1,0 +1,406 @@
+"""Bootstrap intervals of pair metrics.
+
+**If identities are unknown, pairs are resampled** within each fold and class, which the protocol
+fixes. Pairs that share an identity are not independent, so these intervals are somewhat too narrow.
+
+**If identities are known, identities are resampled.** If an identity is drawn m times, its genuine
+pairs get the weight m, and a pair of two identities gets the product of both numbers (the two-way
+or pigeonhole bootstrap). The products preserve the dependence of pairs that share an identity, but
+count the noise of a single impostor pair three times: if m has mean and variance 1,
+var(m_i · m_j) = 3. This excess is measured by resampling impostor pairs alone, and removed by
+shrinking the replicates towards their mean until their variance is
+
+    v = max(v_identities − 2 · v_impostors, v_identities / 3)
+
+For a mean over pairs this is the dyadic cluster-robust variance. Sources: Owen, "The pigeonhole
+bootstrap" (2007); Owen and Eckles (2012); Aronow, Samii and Assenova (2015).
+
+A resampled pair stays in its fold, so copies of a pair never occur on both sides of the
+cross-validation. Every replicate selects its own thresholds, which costs it a little accuracy;
+intervals are therefore centered on the metric of the original pairs. Weights are rescaled so that
+the total weights of genuine and impostor pairs do not change; a fold whose identities are drawn
+often gets a larger weight.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from margrave.evaluation.rate_intervals import (
+    Interval,
+    degrees_of_freedom,
+    effective_identities,
+    effective_sample_size,
+    rate_interval,
+    tar_degrees_of_freedom,
+)
+from margrave.evaluation.roc import (
+    accept_bins,
+    area_under,
+    check_pairs,
+    cross_validate,
+    equal_error_rate,
+    fold_of_pair,
+    loosest_point,
+    rank_pairs,
+    true_accept_rate,
+    weighted_roc,
+)
+
+Resampled = Literal["identities", "pairs"]
+
+RELIABLE_AUC_DEGREES = 30
+"""With this many degrees of freedom, the variance of an AUC is used without correction."""
+_VALUES_PER_CHUNK = 1 << 20
+
+
+@dataclass(frozen=True)
+class PairIntervals:
+    """Bootstrap intervals (low, high) of a pair evaluation.
+
+    Attributes:
+        resampled: what was resampled, identities or pairs.
+        resamples: number of replicates.
+        level: target coverage.
+        accuracy: interval of the mean accuracy over folds.
+        area_under_roc: interval of the AUC.
+        equal_error_rate: interval of the EER.
+        true_accept_rates: interval of the TAR at each FAR target, in the targets' order.
+    """
+
+    resampled: Resampled
+    resamples: int
+    level: float
+    accuracy: Interval
+    area_under_roc: Interval
+    equal_error_rate: Interval
+    true_accept_rates: tuple[Interval, ...]
+
+
+def bootstrap_pairs(
+    distances: np.ndarray,
+    same: np.ndarray,
+    folds: int = 10,
+    identities: np.ndarray | None = None,
+    far_targets: Sequence[float] = (),
+    resamples: int = 1000,
+    seed: int = 0,
+    level: float = 0.95,
+) -> PairIntervals:
+    """Intervals of the k-fold accuracy, AUC, EER and TAR at FAR targets.
+
+    Args:
+        distances: (P,) squared distances in [0, 4].
+        same: (P,) bool, whether each pair is genuine.
+        folds: number of contiguous folds of the pairs.
+        identities: (P, 2) labels of both sides of each pair; None resamples pairs.
+        far_targets: FAR targets of ``PairIntervals.true_accept_rates``.
+        resamples: number of replicates, at least 2.
+        seed: seed of the bootstrap.
+        level: target coverage, in (0, 1).
+
+    Raises:
+        ValueError: a distance is not finite, genuine or impostor pairs are missing, the identities
+            contradict ``same`` or have another shape, or ``resamples`` is below 2.
+    """
+    if resamples < 2:
+        raise ValueError(f"resamples must be at least 2, or 0 for no intervals, got {resamples}")
+    distances, same = check_pairs(distances, same)
+    statistics = PairStatistics(distances, same, folds, far_targets)
+    samples = replicates(statistics, same, folds, identities, resamples, seed)
+    labels = None if identities is None else check_identities(identities, same)
+    count = effective_identity_count(same, labels)
+    variances = samples.without_excess().var(0) * count / max(count - 1, 1)
+    degrees = _degrees_of_freedom(statistics, same, labels, variances)
+    genuine, impostors = int(same.sum()), int((~same).sum())
+    # The AUC compares every genuine pair with every impostor pair.
+    observations = [len(same), genuine * impostors, len(same)] + [genuine] * len(far_targets)
+    point = samples.point.clip(0, 1).tolist()
+    sizes = [
+        effective_sample_size(value, variance, count, observed, freedom, level)
+        for value, variance, observed, freedom in zip(
+            point, variances.tolist(), observations, degrees, strict=True
+        )
+    ]
+    # With few identities, errors barely change the AUC and its variance comes out too small: move
+    # its effective sample size towards that of the EER.
+    correction = max(0.0, 1 - degrees[1] / RELIABLE_AUC_DEGREES)
+    sizes[1] *= min(1.0, sizes[2] / sizes[1]) ** correction
+    accuracy, area, equal, *rates = [
+        # The EER is interpolated between error counts, so it gets the larger continuity correction.
+        rate_interval(value, size, level, continuity=1.0 if metric == 2 else 0.5)
+        for metric, (value, size) in enumerate(zip(point, sizes, strict=True))
+    ]
+    kind: Resampled = "pairs" if identities is None else "identities"
+    return PairIntervals(kind, resamples, level, accuracy, area, equal, tuple(rates))
+
+
+def effective_identity_count(same: np.ndarray, labels: np.ndarray | None) -> float:
+    """The effective number of identities in the genuine or impostor pairs, whichever is smaller.
+
+    Args:
+        same: (P,) bool, whether each pair is genuine.
+        labels: (P, 2) identity indices of both sides; None counts every pair as an identity.
+    """
+    if labels is None:
+        return float(min(same.sum(), (~same).sum()))
+    sides = (labels[same, 0], labels[~same].ravel())
+    return min(effective_identities(np.unique(side, return_counts=True)[1]) for side in sides)
+
+
+def _degrees_of_freedom(
+    statistics: PairStatistics,
+    same: np.ndarray,
+    labels: np.ndarray | None,
+    variances: np.ndarray,
+) -> list[float]:
+    """Degrees of freedom of each metric's variance, from the identities' contributions to it."""
+    if labels is None:
+        labels = np.arange(len(same)).repeat(2).reshape(-1, 2)
+    count = int(labels.max()) + 1
+
+    def sum_by_identity(values: np.ndarray, pairs: np.ndarray) -> np.ndarray:
+        sums = np.bincount(labels[pairs, 0], values, count)
+        impostors = pairs & (labels[:, 0] != labels[:, 1])
+        return sums + np.bincount(labels[impostors, 1], values[impostors[pairs]], count)
+
+    all_pairs = np.ones(len(same), bool)
+    all_labels = np.unique(labels)
+    accepted = statistics.accepted()
+    degrees = []
+    for values in (
+        accepted["accuracy"] == same,
+        statistics.placements(),
+        accepted["equal_error_rate"] == same,
+    ):
+        means = [values[~same].mean(), values[same].mean()]
+        centered = (values - np.where(same, means[1], means[0])) / np.where(
+            same, same.sum(), (~same).sum()
+        )
+        degrees.append(degrees_of_freedom(sum_by_identity(centered, all_pairs)[all_labels]))
+    genuine_labels = np.unique(labels[same])
+    for far, variance in zip(statistics.far_targets, variances[3:], strict=True):
+        hits = accepted[far][same].astype(float)
+        contributions = sum_by_identity((hits - hits.mean()) / len(hits), same)[genuine_labels]
+        false_accepts = accepted[far] & ~same
+        if not false_accepts.any():
+            false_accepts = ~same & (statistics.scores == statistics.scores[~same].max())
+        degrees.append(
+            tar_degrees_of_freedom(contributions, labels[false_accepts], float(variance))
+        )
+    return degrees
+
+
+@dataclass(frozen=True, eq=False)
+class _Replicates:
+    """The metrics of bootstrap replicates.
+
+    Replicates with the same seed weight the pairs equally, so those of two models can be
+    subtracted.
+
+    Attributes:
+        samples: (R, metrics) of the replicates.
+        impostors: (R, metrics) of replicates in which only impostor pairs are resampled; None if
+            pairs are resampled.
+        point: (metrics,) of the original pairs.
+    """
+
+    samples: np.ndarray
+    impostors: np.ndarray | None
+    point: np.ndarray
+
+    def __sub__(self, other: _Replicates) -> _Replicates:
+        impostors = None
+        if self.impostors is not None and other.impostors is not None:
+            impostors = self.impostors - other.impostors
+        return _Replicates(self.samples - other.samples, impostors, self.point - other.point)
+
+    def without_excess(self) -> np.ndarray:
+        """(R, metrics) the samples without the two-way bootstrap's excess variance."""
+        if self.impostors is None:
+            return self.samples
+        return _without_excess(self.samples, self.impostors)
+
+
+def replicates(
+    statistics: PairStatistics,
+    same: np.ndarray,
+    folds: int,
+    identities: np.ndarray | None,
+    resamples: int,
+    seed: int,
+) -> _Replicates:
+    """Compute the metrics of bootstrap replicates; arguments as for ``bootstrap_pairs``."""
+    generator = np.random.default_rng(seed)
+    strata = fold_of_pair(len(same), folds) * 2 + same
+    # Not the replicates' mean: thresholds selected on resampled pairs are slightly worse.
+    point = statistics.replicate(iter([np.ones((1, len(same)))]))[0]
+    if identities is None:
+        weights = _resample_within(strata, resamples, generator)
+        return _Replicates(statistics.replicate(weights), None, point)
+    labels = check_identities(identities, same)
+    samples = statistics.replicate(_resample_identities(labels, same, resamples, generator))
+    # Genuine pairs keep their weight: only impostor pairs' weights have excess variance.
+    impostors = statistics.replicate(_resample_within(strata, resamples, generator, fixed=same))
+    return _Replicates(samples, impostors, point)
+
+
+def check_identities(identities: np.ndarray, same: np.ndarray) -> np.ndarray:
+    """Validate the identities of pairs and number them from 0: (P, 2).
+
+    Raises:
+        ValueError: the shape is not (P, 2), or the identities contradict ``same``.
+    """
+    identities = np.asarray(identities)
+    if identities.shape != (len(same), 2):
+        raise ValueError(
+            f"identities must have shape ({len(same)}, 2), two per pair, got {identities.shape}"
+        )
+    if len(wrong := np.flatnonzero((identities[:, 0] == identities[:, 1]) != same)):
+        raise ValueError(
+            f"identities contradict same in {len(wrong)} pairs: pair {wrong[0]} has identities "
+            f"{identities[wrong[0]].tolist()} but same = {bool(same[wrong[0]])}"
+        )
+    return np.unique(identities, return_inverse=True)[1].reshape(-1, 2)
+
+
+class PairStatistics:
+    """Computes the metrics of weighted copies of the pairs.
+
+    The metrics are accuracy, AUC, EER, and TAR at each FAR target.
+
+    Args:
+        distances: (P,) squared distances in [0, 4].
+        same: (P,) bool, whether each pair is genuine.
+        folds: number of contiguous folds.
+        far_targets: FAR targets.
+
+    Attributes:
+        scores: (P,) negative distances.
+        far_targets: the FAR targets.
+    """
+
+    def __init__(
+        self, distances: np.ndarray, same: np.ndarray, folds: int, far_targets: Sequence[float]
+    ) -> None:
+        self._distances, self._folds = distances, folds
+        self.scores, self._same = -distances, same
+        self._order, self._ends = rank_pairs(self.scores)
+        self.far_targets = far_targets
+        self._shape = (folds, 2, 401)
+        stratum = fold_of_pair(len(same), folds) * 2 + same
+        self._bin = stratum * 401 + accept_bins(distances)
+        self._class_sizes = np.bincount(same.astype(np.int64), minlength=2).reshape(2, 1)
+
+    def replicate(self, weights: Iterator[np.ndarray]) -> np.ndarray:
+        """(R, 3 + targets) metrics, given chunks of (r, P) weights."""
+        return np.concatenate([self._metrics(chunk) for chunk in weights])
+
+    def _metrics(self, weights: np.ndarray) -> np.ndarray:
+        counts = self._histogram(weights)
+        # Rescale all folds together: per fold would hide the variance between identities.
+        counts *= self._class_sizes / counts.sum((1, 3), keepdims=True)
+        accuracy = cross_validate(counts).fold_accuracy
+        weight = counts.sum((-1, -2))
+        roc = weighted_roc(self.scores, self._same, self._order, self._ends, weights)
+        return np.stack(
+            [
+                (accuracy * weight).sum(-1) / weight.sum(-1),
+                area_under(roc),
+                equal_error_rate(roc),
+                *(true_accept_rate(roc, far) for far in self.far_targets),
+            ],
+            axis=1,
+        )
+
+    def accepted(self) -> dict[str | float, np.ndarray]:
+        """(P,) accepted pairs at the thresholds of accuracy, EER and each FAR target, by metric."""
+        ones = np.ones(len(self._same))
+        fold_bin = cross_validate(self._histogram(ones[None])).fold_threshold[0]
+        roc = weighted_roc(self.scores, self._same, self._order, self._ends, ones)
+        equal = int((roc.far < 1 - roc.tar).sum())
+        threshold_bin = fold_bin[fold_of_pair(len(self._same), self._folds)]
+        decisions: dict[str | float, np.ndarray] = {
+            "accuracy": accept_bins(self._distances) <= threshold_bin,
+            "equal_error_rate": self.scores > roc.scores[equal],
+        }
+        for far in self.far_targets:
+            decisions[far] = self.scores > roc.scores[loosest_point(roc, far)]
+        return decisions
+
+    def placements(self) -> np.ndarray:
+        """(P,) the share of the other class's pairs that each pair is ranked correctly against.
+
+        Ties count half; the mean over either class is the AUC.
+        """
+        shares = np.empty(len(self._same))
+        for in_class, sign in ((self._same, 1), (~self._same, -1)):
+            others = np.sort(sign * self.scores[~self._same if sign == 1 else self._same])
+            own = sign * self.scores[in_class]
+            below = np.searchsorted(others, own) + np.searchsorted(others, own, side="right")
+            shares[in_class] = below / (2 * len(others))
+        return shares
+
+    def _histogram(self, weights: np.ndarray) -> np.ndarray:
+        bins = int(np.prod(self._shape))
+        index = self._bin + np.arange(len(weights))[:, None] * bins
+        counts = np.bincount(index.ravel(), weights.ravel(), len(weights) * bins)
+        return counts.reshape(len(weights), *self._shape)
+
+
+def _chunks(resamples: int, width: int) -> Iterator[int]:
+    """Chunk sizes that sum to ``resamples`` and limit memory."""
+    chunk = max(1, _VALUES_PER_CHUNK // width)
+    for start in range(0, resamples, chunk):
+        yield min(chunk, resamples - start)
+
+
+def _resample_within(
+    strata: np.ndarray,
+    resamples: int,
+    generator: np.random.Generator,
+    fixed: np.ndarray | None = None,
+) -> Iterator[np.ndarray]:
+    """(rows, P) how often each pair is drawn from its stratum; 1 where ``fixed``."""
+    members = [np.flatnonzero(strata == stratum) for stratum in np.unique(strata)]
+    if fixed is not None:
+        members = [pairs for pairs in members if not fixed[pairs[0]]]
+    for rows in _chunks(resamples, len(strata)):
+        weights = np.ones((rows, len(strata)))
+        for pairs in members:
+            draws = generator.integers(len(pairs), size=(rows, len(pairs)))
+            weights[:, pairs] = _multiplicities(draws, len(pairs))
+        yield weights
+
+
+def _resample_identities(
+    labels: np.ndarray, same: np.ndarray, resamples: int, generator: np.random.Generator
+) -> Iterator[np.ndarray]:
+    """(rows, P) weights of pairs, from how often their identities are drawn."""
+    count = int(labels.max()) + 1
+    for rows in _chunks(resamples, len(same)):
+        draws = _multiplicities(generator.integers(count, size=(rows, count)), count)
+        first, second = draws[:, labels[:, 0]], draws[:, labels[:, 1]]
+        weights = np.where(same, first, first * second)
+        # With few identities, a replicate may lack one class entirely: use all pairs instead.
+        lacks_class = ~(weights @ same > 0) | ~(weights @ ~same > 0)
+        yield np.where(lacks_class[:, None], 1.0, weights)
+
+
+def _multiplicities(draws: np.ndarray, count: int) -> np.ndarray:
+    """(rows, count) how often each of 0..count−1 occurs in each row."""
+    rows = len(draws)
+    index = draws + np.arange(rows)[:, None] * count
+    return np.bincount(index.ravel(), minlength=rows * count).reshape(rows, count)
+
+
+def _without_excess(samples: np.ndarray, impostors: np.ndarray) -> np.ndarray:
+    """Shrink replicates of the two-way bootstrap towards their mean (see the module's text)."""
+    mean, variance = samples.mean(0), samples.var(0)
+    corrected = np.maximum(variance - 2 * impostors.var(0), variance / 3)
+    shrink = np.sqrt(corrected / np.where(variance > 0, variance, 1))
+    return mean + shrink * (samples - mean)

@@ -1,0 +1,233 @@
+"""Reads results files of version 0.1, where each command wrote its own JSON structure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+Record = dict[str, Any]
+
+
+def read_0_1(content: Any, source: str) -> list[Record]:
+    """Convert the content of a version 0.1 results file to the current format.
+
+    Args:
+        content: the file's parsed JSON.
+        source: the file's name, for messages.
+
+    Raises:
+        ValueError: the content is not that of a results file.
+    """
+    try:
+        results = _read(content)
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise ValueError(f"{source} is damaged: {type(error).__name__} {error}") from None
+    if not results:
+        raise ValueError(
+            f"{source} holds no results; give a file that margrave evaluate --output wrote"
+        )
+    return results
+
+
+def _read(content: Any) -> list[Record]:
+    if isinstance(content, list):
+        return [_differences(content)] if content else []
+    if not isinstance(content, Mapping):
+        return []
+    if "groups" in content:
+        return _groups(content)
+    if "probes" in content:
+        return [_identification(content)]
+    if "impostors" in content:
+        return [_all_to_all(content)]
+    if "search" in content:
+        return _templates(content)
+    return [_pairs(name, result) for name, result in content.items() if "fold_accuracy" in result]
+
+
+def _result(
+    protocol: str, name: str, content: Mapping[str, Any], counts: str, **more: Any
+) -> Record:
+    numbers = {count: content[count] for count in counts.split()}
+    return {
+        "protocol": protocol,
+        "name": name,
+        "rules": content["protocol"],
+        "counts": numbers,
+        "version": "0.1.0",
+        **more,
+    }
+
+
+def _accept(rate: Mapping[str, Any], metric: str = "TAR", **at: Any) -> Record:
+    return {
+        "metric": metric,
+        "value": rate["tar"],
+        "at": {"FAR": rate["far_target"], **at},
+        "interval": rate.get("interval"),
+        "threshold": rate["threshold"],
+        "threshold_interval": rate.get("threshold_interval"),
+        "realized": rate["far"],
+        "too_few": rate["too_few_impostors"],
+    }
+
+
+def _rank(rate: Mapping[str, Any], **at: Any) -> Record:
+    return {
+        "metric": "identification rate",
+        "value": rate["rate"],
+        "at": {"rank": rate["rank"], **at},
+        "interval": rate.get("interval"),
+    }
+
+
+def _pairs(name: str, content: Mapping[str, Any]) -> Record:
+    intervals = content.get("intervals") or {}
+    figures: list[Record] = [
+        {
+            "metric": "accuracy",
+            "value": content["accuracy"],
+            "interval": intervals.get("accuracy"),
+            "threshold": content["best_cosine"],
+        },
+        {"metric": "std of the folds' accuracies", "value": content["accuracy_deviation"]},
+        *map(_accept, content["accept_rates"]),
+        {
+            "metric": "EER",
+            "value": content["equal_error_rate"],
+            "interval": intervals.get("equal_error_rate"),
+        },
+        {
+            "metric": "AUC",
+            "value": content["area_under_roc"],
+            "interval": intervals.get("area_under_roc"),
+            "percent": False,
+        },
+    ]
+    for stratum in content.get("strata", ()):
+        low, high = stratum["low"], stratum["high"]
+        label = f"below {high:g}" if low is None else f"{low:g} and above"
+        label = label if None in (low, high) else f"{low:g} to {high:g}"
+        figures.append(
+            {
+                "metric": "accuracy",
+                "value": stratum["accuracy"],
+                "stratum": f"quality {label}",
+                "details": {"pairs": stratum["pairs"], "genuine": stratum["genuine"]},
+            }
+        )
+    return _result(
+        "pairs",
+        name,
+        content,
+        "pairs genuine folds",
+        figures=figures,
+        curves={
+            "folds": {
+                "accuracy": content["fold_accuracy"],
+                "threshold": content["fold_threshold"],
+            },
+            "roc": {
+                "threshold": content["roc_thresholds"],
+                "FAR": content["roc_fpr"],
+                "TAR": content["roc_tpr"],
+            },
+        },
+        unreadable=content.get("unreadable", {}),
+    )
+
+
+def _groups(content: Mapping[str, Any]) -> list[Record]:
+    ratio = content["skewed_error_ratio"]
+    figures = [
+        {"metric": "mean accuracy", "value": content["mean"]},
+        {"metric": "std of the groups' accuracies", "value": content["deviation"]},
+        {"metric": "skewed error ratio", "value": ratio, "percent": False},
+    ]
+    groups = [_pairs(name, group) for name, group in content["groups"].items()]
+    return [*groups, _result("groups", "all groups", content, "", figures=figures)]
+
+
+def _verification(content: Mapping[str, Any]) -> Record:
+    figures = [
+        *map(_accept, content["accept_rates"]),
+        *(_accept(rate, rule="nearest FAR, as published") for rate in content["nearest"]),
+        {"metric": "AUC", "value": content["area_under_roc"], "percent": False},
+    ]
+    return _result("templates", "1:1", content, "templates pairs genuine", figures=figures)
+
+
+def _search(content: Mapping[str, Any]) -> Record:
+    rates = [
+        {
+            "metric": "TPIR",
+            "value": rate["tpir"],
+            "at": {"FPIR": rate["target"]},
+            "interval": rate.get("interval"),
+            "threshold": rate["threshold"],
+            "realized": rate["fpir"],
+            "too_few": rate["too_few_probes"],
+        }
+        for rate in content["rates"]
+    ]
+    figures = [*map(_rank, content["ranks"]), *rates]
+    return _result("open_set", "1:N", content, "mated non_mated gallery", figures=figures)
+
+
+def _templates(content: Mapping[str, Any]) -> list[Record]:
+    results = []
+    if content.get("verification"):
+        results.append(_verification(content["verification"]))
+    if content.get("all_pairs"):
+        results.append(_all_to_all(content["all_pairs"]))
+    if content.get("search"):
+        results.append(_search(content["search"]))
+    if content.get("closed"):
+        closed = _identification(content["closed"])
+        for rate in content.get("surveillance", ()):
+            closed["figures"] += [
+                {
+                    "metric": "DIR",
+                    "value": rank["rate"],
+                    "at": {"FAR": rate["far_target"], "rank": rank["rank"]},
+                    "interval": rank.get("interval"),
+                    "threshold": rate["threshold"],
+                    "realized": rate["far"],
+                    "too_few": rate.get("too_few_probes", False),
+                }
+                for rank in rate["rates"]
+            ]
+        results.append(closed)
+    return results
+
+
+def _identification(content: Mapping[str, Any]) -> Record:
+    counts = "probes probes_without_mate gallery distractors"
+    figures = list(map(_rank, content["ranks"]))
+    return _result("identification", "", content, counts, figures=figures)
+
+
+def _all_to_all(content: Mapping[str, Any]) -> Record:
+    figures = [
+        *map(_accept, content["verification"]),
+        *(_rank(rank, gallery="distractors") for rank in content["ranks"]),
+        *(_accept(rate, "identification rate", rank=1) for rate in content["identification"]),
+    ]
+    counts = "images identities distractors genuine impostors"
+    return _result("all-to-all", "", content, counts, figures=figures)
+
+
+def _differences(content: list[Any]) -> Record:
+    names = {"area_under_roc": "AUC", "equal_error_rate": "EER", "true_accept_rate": "TAR"}
+    figures = [
+        {
+            "metric": f"difference in {names.get(item['metric'], item['metric'])}",
+            "value": item["difference"],
+            "at": {} if item["far_target"] is None else {"FAR": item["far_target"]},
+            "interval": item["interval"],
+            "too_few": item["too_few_impostors"],
+            "details": {name: item[name] for name in ("first", "second", "p_value", "more_pairs")},
+        }
+        for item in content
+    ]
+    return {"protocol": "comparison", "figures": figures, "version": "0.1.0"}

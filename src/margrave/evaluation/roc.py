@@ -1,0 +1,194 @@
+"""ROC curves and cross-validated accuracy of genuine and impostor pairs.
+
+All functions accept leading dimensions for differently weighted copies of the pairs, so a bootstrap
+is a single call; a plain evaluation has no leading dimensions. A pair is accepted if its distance
+is strictly below the threshold (its score strictly above it), so pairs of equal distance are
+accepted together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+THRESHOLDS = np.arange(0, 4, 0.01)
+"""The 400 squared distances between unit vectors from which LFW's protocol selects a threshold."""
+
+
+def fold_of_pair(number_of_pairs: int, folds: int) -> np.ndarray:
+    """(P,) the fold index of each pair; folds are contiguous, the first P mod folds one longer.
+
+    >>> fold_of_pair(5, 2)
+    array([0, 0, 0, 1, 1])
+    """
+    sizes = np.full(folds, number_of_pairs // folds)
+    sizes[: number_of_pairs % folds] += 1
+    return np.repeat(np.arange(folds), sizes)
+
+
+def accept_bins(distances: np.ndarray) -> np.ndarray:
+    """(P,) the index of the first of the 400 thresholds that accepts each distance; 400 if none."""
+    return np.searchsorted(THRESHOLDS, distances, side="right")
+
+
+@dataclass(frozen=True, eq=False)
+class CrossValidation:
+    """Accuracy of each fold at the threshold that is best on the other folds.
+
+    Attributes:
+        fold_accuracy: (..., folds).
+        fold_threshold: (..., folds) indices into ``THRESHOLDS``.
+        accepted: (..., folds, 2, 400) the fold's false and true accept rate at each threshold; 0
+            if the fold has no impostor or no genuine pairs.
+    """
+
+    fold_accuracy: np.ndarray
+    fold_threshold: np.ndarray
+    accepted: np.ndarray
+
+
+def cross_validate(counts: np.ndarray) -> CrossValidation:
+    """Cross-validate histograms of pairs.
+
+    Each fold's threshold is the first of those with the most correct decisions on the other folds.
+
+    Args:
+        counts: (..., folds, 2, 401) total weight of the impostor, then genuine pairs, by
+            ``accept_bins``.
+    """
+    total = counts.sum(-1, keepdims=True)
+    below = np.cumsum(counts[..., :-1], axis=-1)
+    correct = below[..., 1, :] + total[..., 0, :] - below[..., 0, :]
+    correct_on_others = correct.sum(-2, keepdims=True) - correct
+    best = correct_on_others.argmax(-1)
+    hits = np.take_along_axis(correct, best[..., None], -1)[..., 0]
+    fold_weight = np.maximum(total.sum((-1, -2)), 1e-300)
+    return CrossValidation(hits / fold_weight, best, below / np.maximum(total, 1e-300))
+
+
+@dataclass(frozen=True, eq=False)
+class Roc:
+    """False and true accept rates at descending thresholds, for G distinct scores.
+
+    Attributes:
+        far: (..., G + 1) share of impostor pairs accepted, ascending from 0 to 1.
+        tar: (..., G + 1) share of genuine pairs accepted.
+        scores: (G + 1,) thresholds: each point accepts scores strictly above; the last is −inf.
+    """
+
+    far: np.ndarray
+    tar: np.ndarray
+    scores: np.ndarray
+
+
+def rank_pairs(scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(P,) order of descending scores, and (G,) the last index of each run of equal scores."""
+    order = np.argsort(-scores, kind="stable")
+    return order, np.flatnonzero(np.diff(scores[order], append=-np.inf))
+
+
+def roc_curve(scores: np.ndarray, same: np.ndarray, weights: np.ndarray | None = None) -> Roc:
+    """The exact ROC, with one point per distinct score.
+
+    Args:
+        scores: (P,) similarities; higher means more similar.
+        same: (P,) bool, whether each pair is genuine.
+        weights: (..., P) weight of each pair; None for 1.
+
+    Raises:
+        ValueError: the lengths differ, a score is not finite, or genuine or impostor pairs are
+            missing.
+
+    >>> roc = roc_curve(np.array([0.9, 0.8, 0.3, 0.1]), np.array([True, False, True, False]))
+    >>> roc.far.tolist(), roc.tar.tolist()
+    ([0.0, 0.0, 0.5, 0.5, 1.0], [0.0, 0.5, 0.5, 1.0, 1.0])
+    """
+    scores, same = check_pairs(scores, same)
+    order, ends = rank_pairs(scores)
+    return weighted_roc(
+        scores, same, order, ends, np.ones(len(same)) if weights is None else weights
+    )
+
+
+def weighted_roc(
+    scores: np.ndarray, same: np.ndarray, order: np.ndarray, ends: np.ndarray, weights: np.ndarray
+) -> Roc:
+    """``roc_curve`` of validated pairs, given the output of ``rank_pairs``."""
+    ranked = np.take(weights, order, axis=-1)
+    rates = []
+    for in_class in (~same[order], same[order]):
+        total = np.cumsum(ranked * in_class, axis=-1, dtype=np.float64)
+        accepted = total[..., ends] / total[..., -1:]
+        rates.append(np.concatenate([np.zeros_like(accepted[..., :1]), accepted], axis=-1))
+    max_rejected = np.append(scores[order][np.append(0, ends[:-1] + 1)], -np.inf)
+    return Roc(rates[0], rates[1], max_rejected)
+
+
+def loosest_point(roc: Roc, far: float) -> np.ndarray:
+    """(...,) the index on the ROC of the lowest threshold whose FAR is at most ``far``."""
+    return (roc.far <= far).sum(-1) - 1
+
+
+def true_accept_rate(roc: Roc, far: float) -> np.ndarray:
+    """(...,) TAR at the lowest threshold whose FAR is at most ``far``."""
+    return np.take_along_axis(roc.tar, loosest_point(roc, far)[..., None], -1)[..., 0]
+
+
+def nearest_points(
+    roc: Roc, far_targets: Sequence[float], impostors: int, genuine: int
+) -> np.ndarray:
+    """(T,) the indices on the ROC whose FAR is nearest to each target; the larger FAR wins ties.
+
+    This is the rule of the published IJB results, so the FAR may exceed the target. As in their
+    code, only corners of the curve are considered, and of points with equal FAR the one with the
+    highest TAR.
+    """
+    # Use pair counts: with rates, rounding would create corners on straight parts of the curve.
+    false, true = np.rint(roc.far * impostors)[1:], np.rint(roc.tar * genuine)[1:]
+    corner = (np.diff(false, 2) != 0) | (np.diff(true, 2) != 0)
+    later = 1 + np.flatnonzero(np.concatenate([[True], corner, [True]])) if len(false) > 1 else [1]
+    points = np.concatenate([[0], later])[::-1].astype(np.int64)
+    return np.array([points[np.abs(roc.far[points] - far).argmin()] for far in far_targets], int)
+
+
+def area_under(roc: Roc) -> np.ndarray:
+    """(...,) probability that a genuine pair scores above an impostor pair, ties counting half."""
+    return (np.diff(roc.far) * (roc.tar[..., 1:] + roc.tar[..., :-1])).sum(-1) / 2
+
+
+def equal_error_rate(roc: Roc) -> np.ndarray:
+    """(...,) the rate at which FAR = 1 − TAR, interpolated linearly between points of the ROC."""
+    gap = roc.far - (1 - roc.tar)
+    after = (gap < 0).sum(-1)[..., None]
+    gap_after, gap_before = (np.take_along_axis(gap, after - step, -1) for step in (0, 1))
+    far_after, far_before = (np.take_along_axis(roc.far, after - step, -1) for step in (0, 1))
+    fraction = -gap_before / (gap_after - gap_before)
+    return (far_before + fraction * (far_after - far_before))[..., 0]
+
+
+def check_pairs(scores: np.ndarray, same: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Validate pairs and return (P,) float64 scores and (P,) bool.
+
+    Raises:
+        ValueError: the lengths differ, a score is not finite, or genuine or impostor pairs are
+            missing.
+    """
+    scores, same = np.asarray(scores, dtype=np.float64), np.asarray(same).astype(bool)
+    if scores.ndim != 1 or scores.shape != same.shape:
+        raise ValueError(
+            f"scores has shape {scores.shape} and same {same.shape}; both must be one-dimensional "
+            "and of equal length"
+        )
+    if not np.isfinite(scores).all():
+        bad = np.flatnonzero(~np.isfinite(scores))
+        raise ValueError(
+            f"{len(bad)} scores are not finite, the first is that of pair {bad[0]}; "
+            "check for NaN or zero embeddings"
+        )
+    if same.all() or not same.any():
+        raise ValueError(
+            f"got {same.sum()} genuine and {(~same).sum()} impostor pairs; evaluation needs both"
+        )
+    return scores, same

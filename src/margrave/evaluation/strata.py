@@ -1,0 +1,124 @@
+"""Accuracy and TAR of pairs grouped by quality, at the thresholds of all pairs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from margrave.evaluation.pairs import (
+    FAR_TARGETS,
+    cross_validate_distances,
+    pair_distances,
+    rates_at_far,
+)
+from margrave.evaluation.results import Figure
+from margrave.evaluation.roc import THRESHOLDS, fold_of_pair, roc_curve
+
+
+@dataclass(frozen=True)
+class Stratum:
+    """Pairs whose quality lies in [low, high), evaluated at the thresholds of all pairs.
+
+    Attributes:
+        low: lower edge of the quality; None for the first stratum.
+        high: upper edge of the quality; None for the last stratum.
+        pairs: number of pairs.
+        genuine: number of genuine pairs.
+        accuracy: share of correct decisions at each pair's fold threshold; None without pairs.
+        far_targets: FAR targets over all pairs, which determine the thresholds.
+        tar: the stratum's TAR at each target's threshold; None without genuine pairs.
+        far: the stratum's FAR at each target's threshold; None without impostor pairs.
+    """
+
+    low: float | None
+    high: float | None
+    pairs: int
+    genuine: int
+    accuracy: float | None
+    far_targets: tuple[float, ...]
+    tar: tuple[float | None, ...]
+    far: tuple[float | None, ...]
+
+    @property
+    def label(self) -> str:
+        """The quality range as text."""
+        if self.low is None:
+            return f"below {self.high:g}"
+        return f"{self.low:g} and above" if self.high is None else f"{self.low:g} to {self.high:g}"
+
+    def figures(self) -> tuple[Figure, ...]:
+        """Accuracy and the TAR at each target's threshold, in the common result format."""
+        stratum, counts = f"quality {self.label}", {"pairs": self.pairs, "genuine": self.genuine}
+        return (
+            Figure(metric="accuracy", value=self.accuracy, stratum=stratum, details=counts),
+            *(
+                Figure(metric="TAR", value=tar, at={"FAR": target}, stratum=stratum, realized=far)
+                for target, tar, far in zip(self.far_targets, self.tar, self.far, strict=True)
+            ),
+        )
+
+
+def evaluate_strata(
+    embeddings_a: np.ndarray,
+    embeddings_b: np.ndarray,
+    same: np.ndarray,
+    quality_of_pair: np.ndarray,
+    edges: Sequence[float],
+    folds: int = 10,
+    far_targets: Sequence[float] = FAR_TARGETS,
+) -> tuple[Stratum, ...]:
+    """Accuracy and TAR by quality; all strata use the thresholds determined on all pairs.
+
+    Args:
+        embeddings_a: (P, D) one side of each pair, as for ``evaluate_pairs``.
+        embeddings_b: (P, D) the other side.
+        same: (P,) bool, whether each pair is genuine.
+        quality_of_pair: (P,) finite numbers, such as the lower feature norm of both images.
+        edges: strictly ascending; k edges make k + 1 strata, the outer ones unbounded.
+        folds: number of folds, at least 2.
+        far_targets: FAR targets over all pairs.
+
+    Raises:
+        ValueError: the pairs are invalid (see ``evaluate_pairs``), the edges do not ascend, or
+            there is not one finite quality per pair.
+    """
+    distances, same = pair_distances(embeddings_a, embeddings_b, same, folds)
+    quality, bounds = np.asarray(quality_of_pair, np.float64), np.asarray(edges, np.float64)
+    if quality.shape != same.shape or not np.isfinite(quality).all():
+        raise ValueError(
+            f"quality_of_pair must be {len(same)} finite numbers, got shape {quality.shape}"
+        )
+    if bounds.ndim != 1 or not np.isfinite(bounds).all() or (np.diff(bounds) <= 0).any():
+        raise ValueError(f"edges must be finite and strictly ascend, got {list(edges)}")
+    validation = cross_validate_distances(distances, same, folds)
+    correct = (
+        distances < THRESHOLDS[validation.fold_threshold][fold_of_pair(len(same), folds)]
+    ) == same
+    scores = 1 - distances / 2
+    rates = rates_at_far(roc_curve(scores, same), int((~same).sum()), far_targets)
+    limits = [None, *bounds.tolist(), None]
+    stratum_of = np.searchsorted(bounds, quality, side="right")
+    strata = []
+    for number in range(len(bounds) + 1):
+        inside = stratum_of == number
+        genuine, impostor = scores[inside & same], scores[inside & ~same]
+        strata.append(
+            Stratum(
+                low=limits[number],
+                high=limits[number + 1],
+                pairs=int(inside.sum()),
+                genuine=len(genuine),
+                accuracy=_share(correct[inside]),
+                far_targets=tuple(rate.far_target for rate in rates),
+                tar=tuple(_share(genuine > rate.threshold) for rate in rates),
+                far=tuple(_share(impostor > rate.threshold) for rate in rates),
+            )
+        )
+    return tuple(strata)
+
+
+def _share(decisions: np.ndarray) -> float | None:
+    """The share of true decisions, or None if there are none at all."""
+    return float(decisions.mean()) if len(decisions) else None

@@ -1,0 +1,93 @@
+"""Writes a network as an ONNX graph with its card in the metadata."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from margrave.files import first_line
+from margrave.models import CARD_KEY, ModelCard
+
+INPUT, OUTPUT = "images", "embeddings"
+MAX_FILE_BYTES = 2**31 - 1
+"""The maximum size of a protobuf message, and so of a model in one file."""
+
+
+def write_graph(backbone: nn.Module, card: ModelCard, path: str | Path) -> None:
+    """Write a network as ONNX: (B, 3, S, S) normalized images to (B, D) embeddings, for any B.
+
+    Args:
+        backbone: the network, in evaluation mode on the CPU.
+        card: the card to write into the file's metadata.
+        path: the file to write; it includes the weights.
+
+    Raises:
+        ValueError: onnxscript is not installed, or the network cannot be exported or is too large
+            for one file.
+    """
+    try:
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise ValueError(
+            "exporting needs onnx and onnxscript, which are not installed: "
+            "pip install 'margrave[export]'"
+        ) from error
+    size = sum(value.numel() * value.element_size() for value in backbone.state_dict().values())
+    if size > MAX_FILE_BYTES:
+        raise ValueError(
+            f"the model's weights take {size / 1e9:.1f} GB; one ONNX file holds at most 2.1 GB"
+        )
+    # Two images, because from one the exporter would infer a fixed batch size of one.
+    example = torch.zeros(2, 3, card.image_size, card.image_size)
+    try:
+        with _quiet(), torch.no_grad():
+            program: Any = torch.onnx.export(
+                backbone,
+                (example,),
+                dynamo=True,
+                dynamic_shapes=({0: torch.export.Dim("batch")},),
+                input_names=[INPUT],
+                output_names=[OUTPUT],
+                external_data=False,
+                verbose=False,
+            )
+    except Exception as error:  # the exporter's exceptions have no common base class
+        raise ValueError(
+            f"{type(backbone).__name__} cannot be exported to ONNX ({first_line(error)}); its "
+            "control flow must not depend on the images or on the batch size"
+        ) from error
+    _remove_metadata(program.model)
+    program.model.metadata_props[CARD_KEY] = card.to_json()
+    program.save(str(path), external_data=False)
+
+
+def _remove_metadata(model: Any) -> None:
+    """Remove the exporter's metadata, which holds stack traces with paths of this machine."""
+    for node in model.graph.all_nodes():
+        node.metadata_props.clear()
+        for value in node.outputs:
+            value.metadata_props.clear()
+    for value in (*model.graph.inputs, *model.graph.initializers.values()):
+        value.metadata_props.clear()
+    model.graph.metadata_props.clear()
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Suppress the exporter's warnings, which concern its own code and unused packages."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)

@@ -1,0 +1,221 @@
+"""Checks that an exported model gives the same embeddings and decisions as the original."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from margrave.data import ReadableImages
+from margrave.evaluation import fuse_flips, unit_rows
+from margrave.inference import Embedder
+from margrave.models import OperatingPoint
+from margrave.synthetic import SyntheticFaces
+
+MIN_COSINE = 0.99999
+MAX_NORM_ERROR = 1e-5
+ROUNDING_MARGIN = 1e-5
+"""Within this distance of a threshold, decisions may differ because of rounding."""
+FIRST_BATCHES = (1, 3)
+BATCH_SIZE = 32
+RANDOM_IMAGES = 16
+SYNTHETIC_IDENTITIES, SYNTHETIC_PER_IDENTITY = 16, 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecisionParity:
+    """Decisions of both models on all pairs of the faces, at one threshold.
+
+    Attributes:
+        point: the operating point.
+        pairs: number of pairs.
+        accepted: number of pairs that the original accepts.
+        differing: number of pairs on which the two models decide differently.
+        beyond_rounding: number of differing pairs with a score further than 1e-5 from the
+            threshold.
+    """
+
+    point: OperatingPoint
+    pairs: int
+    accepted: int
+    differing: int
+    beyond_rounding: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parity:
+    """How an exported model's embeddings differ from the original's.
+
+    Attributes:
+        images: name of the images in messages, such as ``faces``.
+        count: number of images.
+        cosine: smallest cosine between the two embeddings of an image.
+        norm_error: largest |‖e‖ − ‖o‖| / ‖o‖, where o is the original's embedding.
+        score_error: largest difference between the two models' scores of a pair.
+        decisions: decisions at each threshold in the card; empty for random pixels.
+    """
+
+    images: str
+    count: int
+    cosine: float
+    norm_error: float
+    score_error: float
+    decisions: tuple[DecisionParity, ...] = ()
+
+
+def compare_embedders(
+    original: Embedder,
+    exported: Embedder,
+    faces: ReadableImages | None = None,
+    *,
+    number: int = 64,
+) -> tuple[Parity, ...]:
+    """Compare both models on faces and on random pixels, in batches of 1, 3 and 32.
+
+    Args:
+        original: the original model; its card holds the thresholds.
+        exported: the exported model.
+        faces: aligned faces; None uses Margrave's synthetic faces.
+        number: number of faces to use, at least 2, spread evenly over `faces`.
+
+    Raises:
+        ValueError: an image cannot be read, or there are fewer than 2.
+    """
+    name = "faces"
+    if faces is None:
+        size = min(max(original.card.image_size, 32), 512)
+        name, faces = "synthetic faces", _synthetic(number, size)
+    if len(faces) < 2 or number < 2:
+        raise ValueError(
+            f"comparing two models needs at least 2 faces, got {min(len(faces), number)}"
+        )
+    indices = np.unique(np.linspace(0, len(faces) - 1, min(number, len(faces))).astype(int))
+    pixels = torch.stack(
+        [original.prepare(faces.read(index), faces.name(index)) for index in indices.tolist()]
+    )
+    noise = torch.randint(
+        0, 256, (RANDOM_IMAGES, *pixels.shape[1:]), generator=torch.Generator().manual_seed(0)
+    ).to(torch.uint8)
+    return (
+        _compare(name, original, exported, pixels, original.card.operating_points),
+        _compare("random pixels", original, exported, noise, ()),
+    )
+
+
+def _synthetic(number: int, image_size: int) -> SyntheticFaces:
+    identities = max(SYNTHETIC_IDENTITIES, -(-number // SYNTHETIC_PER_IDENTITY))
+    return SyntheticFaces(
+        num_identities=identities,
+        images_per_identity=SYNTHETIC_PER_IDENTITY,
+        image_size=image_size,
+    )
+
+
+def check_parity(results: Sequence[Parity], model: str) -> None:
+    """Raise an error if an exported model differs from the original by more than rounding.
+
+    Args:
+        results: the results of ``compare_embedders``.
+        model: the model's name in messages.
+
+    Raises:
+        ValueError: a cosine is below 0.99999, a norm's relative error is above 1e-5, or a decision
+            differs by more than rounding; the message gives the measured values.
+
+    >>> result = Parity(images="faces", count=2, cosine=0.9, norm_error=0, score_error=0)
+    >>> check_parity([result], "m")
+    Traceback (most recent call last):
+        ...
+    ValueError: m: the exported model differs from the original: on 2 faces, cosine 0.900000000 \
+(at least 0.99999), norm error 0.0e+00 (at most 1e-05); nothing was written; please report this \
+with the model
+    """
+    for result in results:
+        # Written so that NaN fails too.
+        exact = result.cosine >= MIN_COSINE and result.norm_error <= MAX_NORM_ERROR
+        differing = [each for each in result.decisions if each.beyond_rounding]
+        if exact and not differing:
+            continue
+        measured = (
+            f"cosine {result.cosine:.9f} (at least {MIN_COSINE}), "
+            f"norm error {result.norm_error:.1e} (at most {MAX_NORM_ERROR:g})"
+        )
+        for each in differing:
+            measured += (
+                f", {each.differing} of {each.pairs:,} decisions differ at FAR {each.point.far:g}"
+            )
+        raise ValueError(
+            f"{model}: the exported model differs from the original: on {result.count} "
+            f"{result.images}, {measured}; nothing was written; please report this with the model"
+        )
+
+
+def _compare(
+    images: str,
+    original: Embedder,
+    exported: Embedder,
+    pixels: torch.Tensor,
+    points: Sequence[OperatingPoint],
+) -> Parity:
+    before, after = _embed(original, pixels), _embed(exported, pixels)
+    unit_before, unit_after = unit_rows(before), unit_rows(after)
+    norms_before, norms_after = np.linalg.norm(before, axis=1), np.linalg.norm(after, axis=1)
+    decisions = []
+    fused: tuple[np.ndarray, np.ndarray] | None = None
+    for point in points:
+        scores = _scores(unit_before), _scores(unit_after)
+        if point.flips:
+            if fused is None:
+                flipped = pixels.flip(3)
+                fused = (
+                    _scores(fuse_flips(before, _embed(original, flipped))),
+                    _scores(fuse_flips(after, _embed(exported, flipped))),
+                )
+            scores = fused
+        decisions.append(_compare_decisions(point, *scores))
+    return Parity(
+        images=images,
+        count=len(pixels),
+        cosine=float((unit_before * unit_after).sum(1).min()),
+        norm_error=float((np.abs(norms_after - norms_before) / norms_before).max()),
+        score_error=float(np.abs(_scores(unit_before) - _scores(unit_after)).max()),
+        decisions=tuple(decisions),
+    )
+
+
+def _compare_decisions(
+    point: OperatingPoint, before: np.ndarray, after: np.ndarray
+) -> DecisionParity:
+    accepted = before > point.threshold
+    differing = accepted != (after > point.threshold)
+    near = (
+        np.maximum(*(np.abs(scores - point.threshold) for scores in (before, after)))
+        <= ROUNDING_MARGIN
+    )
+    return DecisionParity(
+        point=point,
+        pairs=len(before),
+        accepted=int(accepted.sum()),
+        differing=int(differing.sum()),
+        beyond_rounding=int((differing & ~near).sum()),
+    )
+
+
+def _scores(units: np.ndarray) -> np.ndarray:
+    """(P,) cosines of all pairs of rows."""
+    return (units @ units.T)[np.triu_indices(len(units), 1)]
+
+
+def _embed(embedder: Embedder, pixels: torch.Tensor) -> np.ndarray:
+    """(N, D) float64 embeddings; batches of 1 and 3 come first to test other batch sizes."""
+    sizes = [*FIRST_BATCHES] + [BATCH_SIZE] * (len(pixels) // BATCH_SIZE + 1)
+    ends = np.minimum(np.cumsum([0, *sizes]), len(pixels))
+    parts = [
+        embedder.embed_pixels(pixels[start:end])
+        for start, end in itertools.pairwise(ends.tolist())
+        if start < end
+    ]
+    return torch.cat(parts).double().numpy()

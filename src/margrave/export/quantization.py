@@ -1,0 +1,206 @@
+"""Quantizes an exported model to int8; calibrates and measures it on the user's pairs."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from margrave.data import ReadableImages, normalize
+from margrave.evaluation import Figure, Result
+from margrave.export.graph import INPUT
+from margrave.files import first_line
+from margrave.inference import Embedder, embed_features, load_embedder
+from margrave.models import CARD_KEY, ModelCard, OperatingPoint
+from margrave.protocols import (
+    EvaluationOptions,
+    Pairs,
+    compare_results,
+    evaluate,
+    points_of_result,
+)
+
+CALIBRATION_IMAGES = 256
+CALIBRATION_BATCH = 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class Quantized:
+    """The cost of int8, measured on the user's pairs.
+
+    Attributes:
+        original: the original model's result.
+        result: the quantized model's result.
+        differences: the quantized model's metrics minus the original's, with intervals.
+        loss: largest loss of TAR over the FARs that the pairs support, in percentage points.
+        points: the quantized model's thresholds, chosen again on the pairs, at those FARs of the
+            original's thresholds that the pairs support.
+        dropped: FARs of the original's thresholds that the pairs do not support.
+        calibrated_on: number of calibration images.
+    """
+
+    original: Result
+    result: Result
+    differences: Result
+    loss: float
+    points: tuple[OperatingPoint, ...]
+    dropped: tuple[float, ...]
+    calibrated_on: int
+
+
+def quantize_graph(
+    path: Path,
+    original: Embedder,
+    pairs: Pairs,
+    images: str | None,
+    *,
+    allowed_loss: float = 0.5,
+    resamples: int = 1000,
+) -> Quantized:
+    """Quantize an exported graph statically, in place, and measure the cost.
+
+    Weights get one scale per channel. The activations' ranges are measured on up to 256 images of
+    the pairs, without their labels.
+
+    Args:
+        path: the float32 ONNX file, replaced by the quantized one.
+        original: the model from which the file was exported.
+        pairs: pairs on which both models are measured.
+        images: source of the pairs' images; None for a .bin set.
+        allowed_loss: maximum loss of TAR, in percentage points.
+        resamples: bootstrap replicates for the intervals.
+
+    Raises:
+        ValueError: the pairs are too few for any FAR, or the loss exceeds `allowed_loss`.
+
+    Source: Jacob et al., Quantization and training of neural networks for efficient
+    integer-arithmetic-only inference (2018), arXiv:1712.05877.
+    """
+    faces = pairs.open_images(images, original.card.image_size)
+    calibration_indices = np.unique(
+        np.linspace(0, len(faces) - 1, min(CALIBRATION_IMAGES, len(faces))).astype(int)
+    )
+    _quantize(path, _calibration_batches(original, faces, calibration_indices))
+    options = EvaluationOptions(resamples=resamples)
+    name = pairs.pairs.name if pairs.pairs else Path(images or "").name
+
+    def measure(embedder: Embedder, model: str) -> Result:
+        features = embed_features(embedder, faces, model=model, source=name)
+        return evaluate(pairs, features, options)[0]
+
+    before = measure(original, "original")
+    after = measure(load_embedder(path, fit=original.fit, device="cpu"), "int8")
+    rates = _supported_fars(before)
+    losses = {far: _loss(before, after, far) for far in rates}
+    worst = max(losses, key=lambda far: losses[far])
+    if losses[worst] > allowed_loss:
+        first, second = (result.figure("TAR", FAR=worst).value or 0.0 for result in (before, after))
+        raise ValueError(
+            f"int8 costs {losses[worst]:.2f} percentage points of TAR at FAR {worst:g} on "
+            f"{name or 'the pairs'} ({100 * first:.2f} to {100 * second:.2f} %), more than "
+            f"--allowed-loss {allowed_loss:g}; nothing was written; export without --int8, or "
+            "raise --allowed-loss"
+        )
+    card_fars = [point.far for point in original.card.operating_points]
+    supported_fars = [far for far in card_fars if far in rates]
+    return Quantized(
+        original=before,
+        result=after,
+        differences=compare_results(before, after, rates, max(resamples, 2)),
+        loss=losses[worst],
+        points=points_of_result(after, supported_fars) if supported_fars else (),
+        dropped=tuple(far for far in card_fars if far not in supported_fars),
+        calibrated_on=len(calibration_indices),
+    )
+
+
+def _supported_fars(result: Result) -> list[float]:
+    """FARs at which the pairs allow at least one false accept."""
+    figures: Sequence[Figure] = result.figures
+    rates = [
+        float(figure.at["FAR"])
+        for figure in figures
+        if figure.metric == "TAR" and not figure.stratum and not figure.too_few
+    ]
+    if not rates:
+        raise ValueError(
+            f"{result.counts.get('pairs', 0)} pairs are too few to measure TAR at any FAR; give "
+            "at least 10 pairs of different identities"
+        )
+    return rates
+
+
+def _loss(before: Result, after: Result, far: float) -> float:
+    values = [result.figure("TAR", FAR=far).value or 0.0 for result in (before, after)]
+    return 100 * (values[0] - values[1])
+
+
+def _calibration_batches(
+    embedder: Embedder, faces: ReadableImages, indices: np.ndarray
+) -> Iterator[dict[str, np.ndarray]]:
+    """Batches of normalized images as the graph's input; unreadable images are skipped."""
+    pixels = []
+    for index in indices.tolist():
+        try:
+            pixels.append(embedder.prepare(faces.read(index), faces.name(index)))
+        except ValueError:
+            continue
+    for start in range(0, len(pixels), CALIBRATION_BATCH):
+        batch = torch.stack(pixels[start : start + CALIBRATION_BATCH])
+        images = normalize(batch, embedder.card.mean, embedder.card.std)
+        yield {INPUT: images.contiguous().numpy()}
+
+
+def _quantize(path: Path, images: Iterator[dict[str, np.ndarray]]) -> None:
+    try:
+        from onnxruntime import quantization
+        from onnxruntime.quantization.shape_inference import quant_pre_process
+    except ImportError as error:
+        raise ValueError(
+            "int8 needs onnx and onnxruntime, which are not installed: "
+            "pip install 'margrave[export]'"
+        ) from error
+
+    class Reader(quantization.CalibrationDataReader):
+        def get_next(self) -> Any:
+            return next(images, None)
+
+    root = logging.getLogger()
+    level = root.level
+    root.setLevel(logging.ERROR)
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            simplified, done = Path(folder, "simplified.onnx"), Path(folder, "int8.onnx")
+            quant_pre_process(str(path), str(simplified), skip_symbolic_shape=True)
+            quantization.quantize_static(
+                str(simplified),
+                str(done),
+                Reader(),
+                quant_format=quantization.QuantFormat.QDQ,
+                per_channel=True,
+                activation_type=quantization.QuantType.QUInt8,
+                weight_type=quantization.QuantType.QInt8,
+                calibrate_method=quantization.CalibrationMethod.MinMax,
+            )
+            path.write_bytes(done.read_bytes())
+    except Exception as error:  # onnxruntime's exceptions have no common base class
+        raise ValueError(f"the model cannot be quantized: {first_line(error)}") from error
+    finally:
+        root.setLevel(level)
+
+
+def write_metadata(path: Path, card: ModelCard) -> None:
+    """Write a card into an ONNX file's metadata, replacing an existing one."""
+    import onnx
+
+    model = onnx.load(str(path))
+    texts = {entry.key: entry.value for entry in model.metadata_props}
+    del model.metadata_props[:]
+    onnx.helper.set_model_props(model, {**texts, CARD_KEY: card.to_json()})
+    onnx.save(model, str(path))

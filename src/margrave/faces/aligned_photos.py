@@ -1,0 +1,271 @@
+"""Align all photos in a folder: writes crops and a list of the faces; parallel and resumable."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+
+from margrave.data import ImageFiles, decode_image, image_paths
+from margrave.faces.alignment import align_face
+from margrave.faces.contract import Detection, Detector
+from margrave.faces.mtcnn import MTCNN
+from margrave.faces.yunet import YuNet
+from margrave.files import atomic_write, read_json
+from margrave.progress import Progress
+
+LIST_FILE = "aligned.jsonl"
+CHUNK_SIZE = 4
+JPEG_QUALITY = 95
+
+
+@dataclass(frozen=True, kw_only=True)
+class AlignmentSettings:
+    """Settings of face detection and cropping.
+
+    Attributes:
+        detector: ``mtcnn`` (extra ``align``) or ``yunet``.
+        model: path of YuNet's ONNX file.
+        every_face: crop all faces of a photo instead of only the largest.
+        size: side of the crops in pixels.
+        minimum_face: minimum width of a face in pixels; narrower faces are rejected.
+
+    Raises:
+        ValueError: the detector is unknown, or YuNet's file is not given.
+    """
+
+    detector: str = "mtcnn"
+    model: str | None = None
+    every_face: bool = False
+    size: int = 112
+    minimum_face: int = 24
+
+    def __post_init__(self) -> None:
+        if self.detector not in ("mtcnn", "yunet"):
+            raise ValueError(f"detector = {self.detector!r}; choices: mtcnn, yunet")
+        if self.detector == "yunet" and self.model is None:
+            raise ValueError(
+                "yunet needs its model file, which Margrave does not include; set model"
+            )
+
+    def build(self) -> Detector:
+        """Create the detector."""
+        if self.detector == "mtcnn":
+            return MTCNN(minimum_face=max(self.minimum_face, 20))
+        assert self.model is not None
+        return YuNet(self.model)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AlignedPhoto:
+    """The result for one photo.
+
+    Attributes:
+        photo: path of the photo relative to the photo folder.
+        crops: paths of the crops relative to the crop folder, largest face first.
+        boxes: left, top, right and bottom of each cropped face, in pixels of the upright photo.
+        landmarks: five (x, y) landmarks of each cropped face, likewise.
+        scores: detector score of each cropped face.
+        rejected: the reason if there are no crops, otherwise empty.
+    """
+
+    photo: str
+    crops: tuple[str, ...] = ()
+    boxes: tuple[tuple[float, ...], ...] = ()
+    landmarks: tuple[tuple[tuple[float, ...], ...], ...] = ()
+    scores: tuple[float, ...] = ()
+    rejected: str = ""
+
+
+def align_photos(
+    photos: str | Path,
+    crops: str | Path,
+    settings: AlignmentSettings,
+    *,
+    workers: int = 1,
+    progress: Progress = lambda done, total: None,
+) -> list[AlignedPhoto]:
+    """Crop the faces of every photo in a folder into the same subfolders of another folder.
+
+    Photos listed in ``aligned.jsonl`` in the crop folder are skipped, so a call after an
+    interruption resumes where it stopped.
+
+    Args:
+        photos: the photo folder, including subfolders.
+        crops: the folder for the crops and the list.
+        settings: settings of the detector and the crops.
+        workers: number of processes.
+        progress: called with (photos done, total photos).
+
+    Raises:
+        ValueError: there are no photos, or the crop folder contains crops with other settings.
+    """
+    photos, crops = Path(photos), Path(crops)
+    if not photos.is_dir():
+        raise ValueError(
+            f"{photos} is a file; give the photo folder"
+            if photos.exists()
+            else f"{photos}: no such folder"
+        )
+    paths = image_paths(photos)
+    if not paths:
+        raise ValueError(f"{photos} and its subfolders contain no photos; check the folder")
+    settings.build()
+    done = _read_list(crops, settings)
+    names = _crop_names(paths)
+    remaining = [(path, names[path]) for path in paths if path not in done]
+    crops.mkdir(parents=True, exist_ok=True)
+    count = len(paths) - len(remaining)
+    progress(count, len(paths))
+    with open(crops / LIST_FILE, "a", encoding="utf-8") as file:
+        if file.tell() == 0:
+            file.write(json.dumps({"settings": asdict(settings)}) + "\n")
+        for result in _align_all(photos, crops, settings, remaining, workers):
+            file.write(json.dumps(asdict(result)) + "\n")
+            file.flush()
+            done[result.photo] = result
+            count += 1
+            progress(count, len(paths))
+    return [done[path] for path in paths]
+
+
+def _align_all(
+    photos: Path,
+    crops: Path,
+    settings: AlignmentSettings,
+    tasks: list[tuple[str, str]],
+    workers: int,
+) -> Iterator[AlignedPhoto]:
+    if workers == 1 or len(tasks) < 2 * CHUNK_SIZE:
+        _Worker.start(photos, crops, settings)
+        yield from map(_Worker.work, tasks)
+        return
+    pool = ProcessPoolExecutor(
+        workers, get_context("spawn"), _Worker.start, (photos, crops, settings, 1)
+    )
+    with pool:
+        yield from pool.map(_Worker.work, tasks, chunksize=CHUNK_SIZE)
+
+
+class _Worker:
+    """The state of a worker process."""
+
+    photos: Path
+    crops: Path
+    settings: AlignmentSettings
+    detector: Detector
+
+    @classmethod
+    def start(
+        cls, photos: Path, crops: Path, settings: AlignmentSettings, threads: int | None = None
+    ) -> None:
+        if threads is not None:
+            torch.set_num_threads(threads)
+            cv2.setNumThreads(threads)
+        cls.photos, cls.crops, cls.settings = photos, crops, settings
+        cls.detector = settings.build()
+
+    @classmethod
+    def work(cls, task: tuple[str, str]) -> AlignedPhoto:
+        path, name = task
+        return align_photo(cls.photos, path, cls.crops, name, cls.detector, cls.settings)
+
+
+def align_photo(
+    photos: Path, path: str, crops: Path, name: str, detector: Detector, settings: AlignmentSettings
+) -> AlignedPhoto:
+    """Crop the faces of one photo; `name` is the crop's path without extension."""
+    try:
+        image = ImageFiles(photos, [path]).read(0)
+    except ValueError as error:
+        return AlignedPhoto(photo=path, rejected=str(error))
+    faces = sorted(detector.detect(image), key=lambda face: -face.area)
+    if not faces:
+        return AlignedPhoto(
+            photo=path, rejected="no face found; a larger or sharper photo may help"
+        )
+    wide_enough = [face for face in faces if face.width >= settings.minimum_face]
+    if not wide_enough:
+        reason = (
+            f"the largest face is {faces[0].width:.0f} pixels wide; at least "
+            f"{settings.minimum_face} are required"
+        )
+        return AlignedPhoto(photo=path, rejected=reason)
+    chosen = wide_enough if settings.every_face else wide_enough[:1]
+    written = []
+    for number, face in enumerate(chosen):
+        suffix = f"-{number + 1}" if len(chosen) > 1 else ""
+        crop = align_face(image, face.landmarks, settings.size)
+        written.append(_write(crop, crops, f"{name}{suffix}.jpg"))
+    return _aligned(path, written, chosen)
+
+
+def _aligned(path: str, written: Iterable[str], faces: Iterable[Detection]) -> AlignedPhoto:
+    faces = list(faces)
+    return AlignedPhoto(
+        photo=path,
+        crops=tuple(written),
+        boxes=tuple(tuple(face.box.round(2).tolist()) for face in faces),
+        landmarks=tuple(
+            tuple(tuple(point) for point in face.landmarks.round(2).tolist()) for face in faces
+        ),
+        scores=tuple(round(face.score, 4) for face in faces),
+    )
+
+
+def _write(crop: np.ndarray, folder: Path, name: str) -> str:
+    bgr = cv2.cvtColor(crop, cv2.COLOR_RGB2BGR)
+    content = cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])[1].tobytes()
+    # Check that the crop is readable before it is listed.
+    decode_image(content, name)
+    with atomic_write(folder / name) as temporary:
+        temporary.write_bytes(content)
+    return name
+
+
+def _crop_names(paths: list[str]) -> dict[str, str]:
+    """Photo path -> crop path without extension; keeps the photo's extension if names collide."""
+    stems = {path: os.path.splitext(path)[0] for path in paths}
+    counts = Counter(stems.values())
+    return {path: stem if counts[stem] == 1 else path for path, stem in stems.items()}
+
+
+def _read_list(crops: Path, settings: AlignmentSettings) -> dict[str, AlignedPhoto]:
+    """Read the results of an earlier call; removes an incomplete last line."""
+    path = crops / LIST_FILE
+    if not path.is_file():
+        return {}
+    text = path.read_text(encoding="utf-8")
+    complete = text[: text.rfind("\n") + 1]
+    if complete != text:
+        with open(path, "r+", encoding="utf-8") as file:
+            file.truncate(len(complete.encode()))
+    lines = complete.splitlines()
+    done: dict[str, AlignedPhoto] = {}
+    before = settings
+    for number, line in enumerate(lines, 1):
+        try:
+            entry: Mapping[str, Any] = read_json(line, "it")
+            if number == 1:
+                before = AlignmentSettings(**entry["settings"])
+                continue
+            result = AlignedPhoto(**entry)
+        except (ValueError, TypeError, KeyError) as error:
+            raise ValueError(f"{path}, line {number} is damaged ({error}); remove it") from None
+        done[result.photo] = result
+    if before != settings:
+        raise ValueError(
+            f"{crops} contains crops with other settings ({lines[0][:200]}); choose another "
+            "folder, or the same settings"
+        )
+    return done

@@ -1,0 +1,121 @@
+"""Find and align faces with dlib's detector and landmarks (extra ``baseline``)."""
+
+from __future__ import annotations
+
+import math
+import threading
+from typing import Any
+
+import cv2
+import numpy as np
+
+from margrave.faces.contract import Detection, FoundFace
+from margrave.files import first_line
+from margrave.models.dlib_file import LANDMARKS, import_dlib, verified_file
+
+PADDING = 0.25
+"""Padding of a face chip that dlib's recognition network was trained with."""
+SMALL_PHOTO = 512
+"""Maximum longer side in pixels for searching a photo again with a border, enlarged."""
+MIN_SIDE = 4
+"""Photos with a shorter side, in pixels, are not searched."""
+ORDER = (2, 3, 1, 0, 4)
+"""Order of dlib's points from the left to the right of the image, the nose last."""
+
+
+class DlibFinder:
+    """Finds and aligns faces for dlib's recognition network.
+
+    The HOG detector finds upright faces of at least 80 pixels. If it finds none in a small photo,
+    the photo is searched again with a border and enlarged, which finds faces of 40 pixels and faces
+    that fill the image.
+
+    A detection's ``landmarks`` are dlib's five points, unlike those of other detectors: the outer
+    and the inner corner of the left eye in the image, the inner and the outer corner of the right
+    eye, and the bottom of the nose. They do not fit ArcFace's template. ``score`` is
+    1 / (1 + exp(−s)) for the detector's score s.
+
+    Args:
+        minimum_score: faces with a lower detector score s are dropped.
+        longest_side: photos with a longer side, in pixels, are shrunk to it for detection.
+
+    Raises:
+        ValueError: the extra ``baseline`` is not installed, or its model file is not the expected
+            one.
+
+    Source: King, Max-margin object detection (2015); Kazemi and Sullivan, One millisecond face
+    alignment with an ensemble of regression trees (2014); dlib's ``get_face_chip``.
+    """
+
+    def __init__(self, *, minimum_score: float = 0.0, longest_side: int = 1280) -> None:
+        self.minimum_score, self.longest_side = minimum_score, longest_side
+        self._load()
+
+    def _load(self) -> None:
+        self._dlib = import_dlib()
+        path = verified_file(LANDMARKS)
+        try:
+            self._predictor = self._dlib.shape_predictor(str(path))
+        except RuntimeError as error:
+            raise ValueError(f"{path} cannot be read by dlib ({first_line(error)})") from error
+        self._detector = self._dlib.get_frontal_face_detector()
+        # The detector is not thread-safe, since it keeps its image pyramid between calls.
+        self._lock = threading.Lock()
+
+    def __getstate__(self) -> dict[str, object]:
+        return {"minimum_score": self.minimum_score, "longest_side": self.longest_side}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._load()
+
+    def find(self, photo: np.ndarray, size: int = 150) -> list[FoundFace]:
+        """Find and align the faces in a photo, largest first.
+
+        Args:
+            photo: (height, width, 3) uint8 RGB.
+            size: S, the side of the crops in pixels; dlib's network needs 150.
+        """
+        photo = np.ascontiguousarray(photo)
+        height, width = photo.shape[:2]
+        if min(height, width) < MIN_SIDE:
+            return []
+        scale = min(1.0, self.longest_side / max(height, width))
+        boxes = self._search(photo, scale, margin=0)
+        if not boxes and max(height, width) <= SMALL_PHOTO:
+            boxes = self._search(photo, 2.0, margin=max(height, width) // 4)
+        faces = [self._crop(photo, box, score, size) for box, score in boxes]
+        return sorted(faces, key=lambda face: -face.detection.area)
+
+    def _search(
+        self, photo: np.ndarray, scale: float, margin: int
+    ) -> list[tuple[np.ndarray, float]]:
+        """Search the photo with a border, resized; returns (4,) boxes in the photo, and scores."""
+        image = photo
+        if margin:
+            image = cv2.copyMakeBorder(image, margin, margin, margin, margin, cv2.BORDER_REPLICATE)
+        height, width = image.shape[:2]
+        size = max(1, round(width * scale)), max(1, round(height * scale))
+        if size != (width, height):
+            interpolation = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
+            image = cv2.resize(image, size, interpolation=interpolation)
+        with self._lock:
+            rectangles, scores, _ = self._detector.run(image, 0, self.minimum_score)
+        to_photo = np.array([width / size[0], height / size[1]] * 2)
+        return [
+            (
+                np.array([one.left(), one.top(), one.right() + 1, one.bottom() + 1]) * to_photo
+                - margin,
+                float(score),
+            )
+            for one, score in zip(rectangles, scores, strict=True)
+        ]
+
+    def _crop(self, photo: np.ndarray, box: np.ndarray, score: float, size: int) -> FoundFace:
+        left, top, right, bottom = (round(float(edge)) for edge in box)
+        rectangle = self._dlib.rectangle(left, top, right - 1, bottom - 1)
+        shape = self._predictor(photo, rectangle)
+        points = np.array([[point.x, point.y] for point in shape.parts()], np.float64)
+        chip = self._dlib.get_face_chip(photo, shape, size=size, padding=PADDING)
+        confidence = 1 / (1 + math.exp(-score))
+        return FoundFace(chip, Detection(box, points[list(ORDER)], confidence))

@@ -1,0 +1,57 @@
+"""Photos with known landmarks, which are aligned when read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from margrave.data import ReadableImages, decode_image
+from margrave.faces.alignment import align_face
+from margrave.faces.landmark_file import Landmarks, read_landmarks
+from margrave.files import read_bytes
+
+
+class LandmarkedImages(ReadableImages):
+    """Photos with known landmarks, which are aligned when read (for IJB's loose crops).
+
+    Args:
+        folder: the photo folder.
+        landmarks: the photos' landmarks, see ``read_landmarks``.
+        size: side of the aligned crops in pixels.
+    """
+
+    def __init__(self, folder: str | Path, landmarks: Landmarks, size: int = 112) -> None:
+        self.folder, self.landmarks, self.size = Path(folder), landmarks, size
+
+    def __len__(self) -> int:
+        return len(self.landmarks.names)
+
+    def path(self, index: int) -> str:
+        """The photo's path relative to the folder."""
+        return self.landmarks.names[index]
+
+    def name(self, index: int) -> str:
+        """The photo's path, for messages."""
+        return str(self.folder / self.landmarks.names[index])
+
+    def read(self, index: int) -> np.ndarray:
+        """The aligned crop as (size, size, 3) uint8, RGB.
+
+        Raises:
+            ValueError: the photo cannot be read, or its landmarks coincide.
+        """
+        name = self.name(index)
+        try:
+            content = read_bytes(name)
+        except OSError as error:
+            raise ValueError(f"{name} cannot be read ({error.strerror}); check the path") from None
+        try:
+            return align_face(decode_image(content, name), self.landmarks.points[index], self.size)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from None
+
+
+def open_landmarked(folder: str | Path, landmarks: str | Path, size: int) -> ReadableImages:
+    """Open a folder of photos with IJB's ``name_5pts_score.txt``."""
+    return LandmarkedImages(folder, read_landmarks(landmarks), size)

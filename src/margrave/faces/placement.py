@@ -1,0 +1,62 @@
+"""Measure how well a face in a crop is aligned to ArcFace's template."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+
+from margrave.faces.alignment import TEMPLATE, similarity
+from margrave.faces.contract import Detection, Detector
+
+BORDER, ENLARGEMENT = 28, 2
+"""Border in pixels and scale for detection, since detectors miss small or image-filling faces."""
+
+
+def face_of_crop(crop: np.ndarray, detector: Detector) -> Detection | None:
+    """Detect the largest face in a crop; None if no face is detected.
+
+    Args:
+        crop: (S, S, 3) uint8 RGB; the face may fill it.
+        detector: the face detector.
+    """
+    enlarged = cv2.copyMakeBorder(crop, BORDER, BORDER, BORDER, BORDER, cv2.BORDER_REPLICATE)
+    enlarged = cv2.resize(
+        enlarged, None, fx=ENLARGEMENT, fy=ENLARGEMENT, interpolation=cv2.INTER_LINEAR
+    )
+    faces = detector.detect(enlarged)
+    if not faces:
+        return None
+    face = max(faces, key=lambda face: face.area)
+    box, landmarks = face.box / ENLARGEMENT - BORDER, face.landmarks / ENLARGEMENT - BORDER
+    spread = np.ptp(landmarks, axis=0)
+    if not np.isfinite(landmarks).all() or spread.max() <= 1:
+        return None
+    return Detection(box, landmarks, face.score)
+
+
+def placements(landmarks: np.ndarray) -> np.ndarray:
+    """(F, 2, 3) transforms (rotation, scale, shift) that map the template to each face."""
+    return np.array([similarity(TEMPLATE, face) for face in landmarks]).reshape(-1, 2, 3)
+
+
+def displacements(landmarks: np.ndarray, placement: np.ndarray | None = None) -> np.ndarray:
+    """(F,) mean distance in pixels between each face's fitted template and the template.
+
+    The fitted template is used instead of the landmarks, because expression and pose move the
+    landmarks of well-aligned faces.
+
+    Args:
+        landmarks: (F, 5, 2) landmarks of the faces.
+        placement: (2, 3) transform of the template to compare with; by default the identity.
+
+    >>> displacements(TEMPLATE[None] + 3.0).round(3).tolist()
+    [4.243]
+    """
+    shapes = _transform_template(placements(landmarks))
+    expected = TEMPLATE if placement is None else _transform_template(placement[None])[0]
+    return np.linalg.norm(shapes - expected, axis=2).mean(axis=1)
+
+
+def _transform_template(matrices: np.ndarray) -> np.ndarray:
+    """(F, 5, 2) the template's points, transformed."""
+    return TEMPLATE @ matrices[:, :, :2].transpose(0, 2, 1) + matrices[:, None, :, 2]

@@ -1,0 +1,35 @@
+"""Helpers for error messages."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+
+def listed(names: Iterable[str], max_names: int = 8) -> str:
+    """Join names with commas; after `max_names`, give only the number of the rest.
+
+    >>> listed("abc", max_names=2)
+    'a, b and 1 more'
+    """
+    names = list(names)
+    rest = f" and {len(names) - max_names} more" if len(names) > max_names else ""
+    return ", ".join(names[:max_names]) + rest
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an error's message, or the error's class name if the message is empty.
+
+    >>> first_line(ValueError("too short\\nadvice"))
+    'too short'
+    """
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def first_sentence(error: Exception) -> str:
+    """An error's class name and first sentence, without the unsafe advice that torch appends.
+
+    >>> first_sentence(RuntimeError("damaged. Try weights_only=False"))
+    'RuntimeError: damaged'
+    """
+    line = str(error).strip().splitlines()[0] if str(error) else ""
+    return f"{type(error).__name__}: {line.partition('. ')[0]}"

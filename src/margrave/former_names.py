@@ -1,0 +1,63 @@
+"""Settings in files of version 0.1: their former names and their current names."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+CARD = {"deviation": "std", "colour_order": "color_order"}
+BACKBONE = {"initialisation": "initialization"}
+AUGMENTATION = {"grey": "gray"}
+OPTIMIZER = {
+    "second_momentum": "beta2",
+    "centres_in_backward": "centers_in_backward",
+}
+
+
+def renamed(block: Any, names: Mapping[str, str]) -> Any:
+    """Rename the former keys of a mapping; any other value is returned unchanged.
+
+    Raises:
+        ValueError: a setting is given under both names.
+
+    >>> renamed({"grey": 0.3}, AUGMENTATION)
+    {'gray': 0.3}
+    """
+    if not isinstance(block, Mapping):
+        return block
+    for former, name in names.items():
+        if former in block and name in block:
+            raise ValueError(f"both {name!r} and its former name {former!r} are set; keep {name!r}")
+    return {names.get(key, key): value for key, value in block.items()}
+
+
+def current_card(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Rename the former keys of a model card.
+
+    >>> current_card({"mean": 0.5, "deviation": 0.25})
+    {'mean': 0.5, 'std': 0.25}
+    """
+    card = dict(renamed(fields, CARD))
+    if "backbone" in card:
+        card["backbone"] = _current_backbone(card["backbone"])
+    return card
+
+
+def current_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Rename the former keys of a run configuration."""
+    values = dict(config)
+    values["backbone"] = _current_backbone(values.get("backbone"))
+    for block, inner, names in (
+        ("data", "augmentation", AUGMENTATION),
+        ("training", "optimizer", OPTIMIZER),
+    ):
+        settings = values.get(block)
+        if isinstance(settings, Mapping) and inner in settings:
+            values[block] = {**settings, inner: renamed(settings[inner], names)}
+    return {key: value for key, value in values.items() if value is not None or key in config}
+
+
+def _current_backbone(spec: Any) -> Any:
+    """Rename the former keys of a backbone's settings; custom networks keep theirs."""
+    custom = isinstance(spec, Mapping) and ":" in str(spec.get("kind"))
+    return spec if custom else renamed(spec, BACKBONE)

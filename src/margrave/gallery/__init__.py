@@ -1,0 +1,45 @@
+"""Galleries: enroll people with their face vectors, search them, and forget them."""
+
+from margrave.gallery.contract import (
+    BadName,
+    Candidate,
+    ErasureCheck,
+    ForgetResult,
+    Gallery,
+    GalleryCard,
+    GalleryStats,
+    NoGallery,
+    Person,
+    PersonRecord,
+    Unavailable,
+    checked_name,
+    fuse_embeddings,
+)
+from margrave.gallery.encryption import new_key
+from margrave.gallery.exchange import export_gallery, exported_card, exported_people
+from margrave.gallery.memory import MemoryGallery
+from margrave.gallery.opening import GALLERIES, create_gallery, open_gallery
+
+__all__ = [
+    "GALLERIES",
+    "BadName",
+    "Candidate",
+    "ErasureCheck",
+    "ForgetResult",
+    "Gallery",
+    "GalleryCard",
+    "GalleryStats",
+    "MemoryGallery",
+    "NoGallery",
+    "Person",
+    "PersonRecord",
+    "Unavailable",
+    "checked_name",
+    "create_gallery",
+    "export_gallery",
+    "exported_card",
+    "exported_people",
+    "fuse_embeddings",
+    "new_key",
+    "open_gallery",
+]

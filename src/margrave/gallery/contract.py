@@ -1,0 +1,493 @@
+"""The interface of every gallery: named people, each with one vector, for one model."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import unicodedata
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+import numpy as np
+
+from margrave.files import read_json
+from margrave.registry import suggest
+
+FORMAT_VERSION = 1
+MAX_NAME_BYTES = 512
+"""Maximum length of a person's name in UTF-8 bytes."""
+MAX_DIMENSION = 16384
+"""Maximum number of components of a vector."""
+MAX_NAMES_COMPARED = 100_000
+"""Maximum number of names among which a similar name is looked for."""
+
+Fusion = Literal["norm-weighted", "mean"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class GalleryCard:
+    """The model whose vectors a gallery holds, so that vectors of two models never mix.
+
+    Attributes:
+        weights: digest of the model's weights.
+        model: the model's name, shown to users.
+        preparation: how images are prepared: image size, mean, std, flips, …
+        dimension: D, the number of components of a vector.
+        fusion: how several images of a person become one vector: ``norm-weighted`` sums the raw
+            embeddings, so that good images count more; ``mean`` sums unit embeddings.
+        keep_images: whether aligned crops are kept, for ``re-embed``.
+        half: whether vectors are stored as float16.
+        thresholds: the operating points from the model's card.
+        format_version: version of the card's format.
+
+    Raises:
+        ValueError: a field has an invalid value.
+
+    >>> GalleryCard(weights="ab12", dimension=512).fusion
+    'norm-weighted'
+    """
+
+    weights: str
+    dimension: int
+    model: str = ""
+    preparation: Mapping[str, Any] = field(default_factory=dict)
+    fusion: Fusion = "norm-weighted"
+    keep_images: bool = False
+    half: bool = False
+    thresholds: Sequence[Mapping[str, Any]] = ()
+    format_version: int = FORMAT_VERSION
+
+    def __post_init__(self) -> None:
+        if type(self.dimension) is not int or not 0 < self.dimension <= MAX_DIMENSION:
+            raise ValueError(f"dimension = {self.dimension!r:.30}, must be 1 to {MAX_DIMENSION}")
+        if self.fusion not in ("norm-weighted", "mean"):
+            raise ValueError(f"fusion = {self.fusion!r:.30}; choices: mean, norm-weighted")
+        for name, kind in (("weights", str), ("model", str), ("keep_images", bool), ("half", bool)):
+            if not isinstance(getattr(self, name), kind):
+                raise ValueError(f"{name} = {getattr(self, name)!r:.60}, must be {kind.__name__}")
+        object.__setattr__(self, "thresholds", tuple(self.thresholds))
+        if not isinstance(self.preparation, Mapping):
+            raise ValueError(f"preparation = {self.preparation!r:.60}, must be a mapping")
+
+    def to_json(self) -> str:
+        """The card as JSON, the form in which galleries store it."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str, place: str) -> GalleryCard:
+        """Read a card written by `to_json`.
+
+        Raises:
+            ValueError: the text is not a card, has another version or has unknown fields; the
+                message names the gallery.
+        """
+        fields = read_json(text, f"{place}: its card")
+        if not isinstance(fields, dict):
+            raise ValueError(f"{place}: its card is damaged (not a mapping)")
+        version = fields.get("format_version")
+        if version != FORMAT_VERSION:
+            raise ValueError(
+                f"{place} has format_version {version!r:.20}, but this version of Margrave reads "
+                f"{FORMAT_VERSION}; use the version of Margrave that wrote it"
+            )
+        known = cls.__dataclass_fields__
+        if unknown := [name for name in fields if name not in known]:
+            raise ValueError(
+                f"{place}: its card has an unknown field {unknown[0]!r}; "
+                f"{suggest(unknown[0], known)}"
+            )
+        try:
+            return cls(**fields)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{place}: its card is invalid: {error}") from error
+
+    def check_same_model(self, other: GalleryCard, place: str) -> None:
+        """Check that vectors of `other` can be compared with vectors of this gallery.
+
+        Raises:
+            ValueError: the model or the preparation of images differs; the message says how.
+        """
+        own, others = json.loads(self.to_json()), json.loads(other.to_json())
+        differing = [
+            name for name in ("weights", "dimension", "preparation") if own[name] != others[name]
+        ]
+        if differing:
+            raise ValueError(
+                f"{place} holds vectors of another model ({self.model or self.weights[:12]}): "
+                f"{', '.join(differing)} differ; use that model, or move the gallery to the new "
+                "model: margrave gallery re-embed"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Person:
+    """A person in a gallery.
+
+    Attributes:
+        name: any text of at most 512 bytes, see `checked_name`.
+        images: number of images in the vector.
+        enrolled: time of the last enrollment, UTC in ISO 8601.
+    """
+
+    name: str
+    images: int
+    enrolled: str
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class PersonRecord:
+    """Everything that a gallery stores of a person.
+
+    Attributes:
+        person: name, number of images and date.
+        vector: (D,) the sum of the images' embeddings.
+        crops: the kept crops, as encoded images.
+    """
+
+    person: Person
+    vector: np.ndarray
+    crops: Sequence[bytes] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """A person that a search returned.
+
+    Attributes:
+        name: the person's name.
+        similarity: the cosine between query and person, in [-1, 1].
+    """
+
+    name: str
+    similarity: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class ForgetResult:
+    """The result of forgetting a person.
+
+    Attributes:
+        name: the person's name.
+        images: number of the person's crops that were kept.
+        erased: True if a search of the gallery's files shows that no byte of vector, name or crops
+            is left. False if the person can no longer be found but bytes are left for now.
+        explanation: what was done, in a sentence.
+    """
+
+    name: str
+    images: int
+    erased: bool
+    explanation: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class GalleryStats:
+    """Sizes of a gallery.
+
+    Attributes:
+        people: number of people.
+        images: number of enrolled images of all people.
+        crops: number of images kept as crops.
+        bytes: size on disk; None if unknown.
+        store: the kind of store, with its address if it is a server.
+        encrypted: whether names, vectors and crops are encrypted at rest.
+    """
+
+    people: int
+    images: int
+    crops: int
+    bytes: int | None
+    store: str
+    encrypted: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class ErasureCheck:
+    """The result of searching a gallery for remains of forgotten people.
+
+    Attributes:
+        complete: whether nothing was left.
+        findings: what was checked and found, one sentence each.
+    """
+
+    complete: bool
+    findings: tuple[str, ...]
+
+
+class BadName(ValueError):
+    """The person's name is not valid."""
+
+
+class Unavailable(ValueError):
+    """The gallery cannot be used at the moment: its server is gone, or another process writes."""
+
+
+class NoGallery(ValueError):
+    """There is no gallery at the address; one may be created there."""
+
+
+class Gallery(ABC):
+    """Named people and their vectors.
+
+    A store implements the abstract methods and registers itself in ``GALLERIES``. A method that is
+    interrupted at any moment must leave the store consistent. When a method returns, its changes
+    are on disk.
+
+    Attributes:
+        card: the card of the model whose vectors the gallery holds.
+        place: the gallery's name in messages.
+    """
+
+    card: GalleryCard
+    place: str
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """Number of people."""
+
+    @abstractmethod
+    def get(self, name: str) -> Person | None:
+        """Return the person of exactly this name, or None."""
+
+    @abstractmethod
+    def add(
+        self,
+        name: str,
+        embeddings: np.ndarray,
+        *,
+        crops: Sequence[bytes] = (),
+        replace: bool = False,
+    ) -> Person:
+        """Enroll a person, or add images to an enrolled person.
+
+        Args:
+            name: the person's name, see `checked_name`.
+            embeddings: (n, D) raw embeddings of n ≥ 1 images; they are fused by the card's rule.
+            crops: one encoded image per embedding to keep, or none.
+            replace: replace what is enrolled under this name instead of adding to it.
+
+        Raises:
+            ValueError: the name or a shape is invalid, embeddings have no direction, or there are
+                crops but the gallery does not keep images.
+        """
+
+    @abstractmethod
+    def search(self, queries: np.ndarray, top_k: int = 10) -> list[list[Candidate]]:
+        """Find the people most similar to each query, by exact search, most similar first.
+
+        Args:
+            queries: (Q, D) embeddings; their norms do not matter.
+            top_k: number of people per query; fewer are returned if fewer are enrolled.
+
+        Raises:
+            ValueError: the queries have another dimension or no direction.
+        """
+
+    @abstractmethod
+    def forget(self, name: str) -> ForgetResult:
+        """Remove a person; overwrite every byte if the store can.
+
+        Raises:
+            ValueError: nobody of this name is enrolled; the message suggests a similar name.
+        """
+
+    @abstractmethod
+    def people(self) -> Iterator[Person]:
+        """Iterate over all people, sorted by name."""
+
+    @abstractmethod
+    def vector(self, name: str) -> np.ndarray:
+        """Return a person's vector: (D,) float64, the sum of the images' embeddings.
+
+        Raises:
+            ValueError: nobody of this name is enrolled.
+        """
+
+    @abstractmethod
+    def crops(self, name: str) -> list[bytes]:
+        """Return a person's kept crops as encoded images; empty if none are kept."""
+
+    @abstractmethod
+    def stats(self) -> GalleryStats:
+        """Count people, images and bytes."""
+
+    @abstractmethod
+    def verify_erasure(self, traces: Sequence[bytes] = ()) -> ErasureCheck:
+        """Search the store for remains of forgotten people.
+
+        Args:
+            traces: additional bytes to search for, such as a name in UTF-8 or an image file.
+        """
+
+    @abstractmethod
+    def restore(self, people: Iterable[PersonRecord]) -> int:
+        """Store people with their vectors unchanged, in batches; replace those of the same name.
+
+        Args:
+            people: people from a gallery of the same model, or embedded again by this model.
+
+        Returns:
+            number of people stored.
+        """
+
+    def set_thresholds(self, thresholds: Sequence[Mapping[str, Any]]) -> None:
+        """Replace the operating points in the card."""
+        raise ValueError(f"{self.place}: the thresholds of this kind of gallery cannot be changed")
+
+    @abstractmethod
+    def close(self) -> None:
+        """Close files and connections."""
+
+    def __contains__(self, name: object) -> bool:
+        return isinstance(name, str) and self.get(name) is not None
+
+    def __enter__(self) -> Gallery:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def checked_name(name: str) -> str:
+    """Check and normalize a person's name: any Unicode text that is not blank.
+
+    Names are compared exactly, after Unicode normalization (NFC), so that the two encodings of é
+    are equal.
+
+    Raises:
+        BadName: the name is blank, longer than 512 bytes, or contains unpaired surrogates or
+            control characters.
+
+    >>> checked_name("Ann")
+    'Ann'
+    """
+    if not isinstance(name, str) or not name.strip():
+        raise BadName(f"name = {name!r:.30}; give a name that is not blank")
+    name = unicodedata.normalize("NFC", name)
+    try:
+        size = len(name.encode())
+    except UnicodeEncodeError:
+        raise BadName(
+            f"name = {name!r:.60} contains an unpaired surrogate; give valid Unicode text"
+        ) from None
+    if size > MAX_NAME_BYTES:
+        raise BadName(f"a name of {size} bytes; at most {MAX_NAME_BYTES} are allowed")
+    if bad := [character for character in name if unicodedata.category(character) == "Cc"]:
+        raise BadName(f"name = {name!r:.60} contains a control character {bad[0]!r}; remove it")
+    return name
+
+
+def fuse_embeddings(embeddings: np.ndarray, card: GalleryCard) -> np.ndarray:
+    """Sum a person's (n, D) embeddings into one (D,) float64 vector, by the card's fusion rule.
+
+    Raises:
+        ValueError: the shape is wrong, or an embedding or the sum has no direction.
+
+    >>> card = GalleryCard(weights="ab12", dimension=2, fusion="mean")
+    >>> fuse_embeddings(np.array([[3.0, 0.0], [0.0, 4.0]]), card).tolist()
+    [1.0, 1.0]
+    """
+    rows = np.asarray(embeddings, np.float64)
+    if rows.ndim != 2 or rows.shape[1] != card.dimension or not len(rows):
+        raise ValueError(
+            f"embeddings have shape {rows.shape}, must be (n, {card.dimension}) with n at least 1"
+        )
+    norms = nonzero_norms(rows, "embeddings")
+    total = rows.sum(0) if card.fusion == "norm-weighted" else (rows / norms).sum(0)
+    nonzero_norms(total[None], "the sum of the embeddings")
+    return total
+
+
+def nonzero_norms(rows: np.ndarray, name: str) -> np.ndarray:
+    """Return the (n, 1) norms of rows, which must all be finite and not zero.
+
+    Args:
+        rows: (n, D) vectors.
+        name: the rows' name in messages.
+
+    Raises:
+        ValueError: a row is zero, infinite or NaN.
+    """
+    norms = np.linalg.norm(rows, axis=1, keepdims=True)
+    if not (np.isfinite(norms) & (norms > 1e-30)).all():
+        raise ValueError(f"{name} must not be zero, infinite or NaN")
+    return norms
+
+
+def checked_person(record: PersonRecord, card: GalleryCard) -> PersonRecord:
+    """Check a person to be stored and normalize the name.
+
+    Raises:
+        ValueError: the name, the vector or the number of images is invalid.
+    """
+    vector = np.asarray(record.vector, np.float64)
+    if vector.shape != (card.dimension,):
+        raise ValueError(
+            f"{record.person.name!r} has a vector of shape {vector.shape}, must be "
+            f"({card.dimension},)"
+        )
+    nonzero_norms(vector[None], f"the vector of {record.person.name!r}")
+    if type(record.person.images) is not int or not 0 < record.person.images < 2**31:
+        raise ValueError(
+            f"{record.person.name!r} has images = {record.person.images!r:.30}, must be a positive "
+            "integer"
+        )
+    person = replace(record.person, name=checked_name(record.person.name))
+    crops = tuple(record.crops) if card.keep_images else ()
+    return PersonRecord(person=person, vector=vector, crops=crops)
+
+
+def checked_queries(queries: np.ndarray, card: GalleryCard) -> np.ndarray:
+    """Check (Q, D) queries and return them as float32 unit vectors.
+
+    Raises:
+        ValueError: the shape is wrong, or a query is zero, infinite or NaN.
+    """
+    rows = np.asarray(queries, np.float64)
+    if rows.ndim != 2 or rows.shape[1] != card.dimension:
+        raise ValueError(f"queries have shape {rows.shape}, must be (Q, {card.dimension})")
+    return (rows / nonzero_norms(rows, "queries")).astype(np.float32)
+
+
+def checked_crops(crops: Sequence[bytes], images: int, card: GalleryCard) -> list[bytes]:
+    """Check the crops to keep: one per image, or none.
+
+    Raises:
+        ValueError: the gallery does not keep images, or the number of crops is wrong.
+    """
+    kept = list(crops)
+    if kept and not card.keep_images:
+        raise ValueError("this gallery keeps no images; leave the crops out")
+    if kept and len(kept) != images:
+        raise ValueError(f"{len(kept)} crops for {images} embeddings; give one crop per embedding")
+    return kept
+
+
+def not_enrolled_error(name: str, gallery: Gallery) -> ValueError:
+    """The error for a name that is not enrolled, with a similar name if there is one."""
+    people = zip(gallery.people(), range(MAX_NAMES_COMPARED), strict=False)
+    similar = difflib.get_close_matches(name, [person.name for person, _ in people], n=1)
+    hint = f"; did you mean {similar[0]!r}?" if similar else ""
+    return ValueError(f"nobody is enrolled as {name!r} in {gallery.place}{hint}")
+
+
+def add_sums(enrolled: np.ndarray, new: np.ndarray) -> np.ndarray:
+    """(D,) the sum of a person's enrolled images and new images.
+
+    Raises:
+        ValueError: the two sums cancel each other out.
+    """
+    total = enrolled + new
+    if not np.linalg.norm(total) > 1e-6 * np.linalg.norm(new):
+        raise ValueError(
+            "the new images cancel out the enrolled images; check that they show the same person"
+        )
+    return total
+
+
+def now() -> str:
+    """The current time: UTC in ISO 8601, to the second."""
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

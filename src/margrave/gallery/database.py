@@ -1,0 +1,286 @@
+"""The SQLite file of an embedded gallery: people, their crops, and the slots of their vectors."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+from margrave.files import atomic_write
+from margrave.gallery.contract import Unavailable
+
+APPLICATION_ID = 0x4D475256
+"""SQLite's application id, which marks the file as a Margrave gallery."""
+VERSION = 1
+BUSY_SECONDS = 10.0
+"""How long a call waits for another process that is writing."""
+
+# "changed" is the generation of the last change, so that other processes read only new changes.
+_SCHEMA = """
+CREATE TABLE meta (name TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
+CREATE TABLE people (
+    id INTEGER PRIMARY KEY,
+    slot INTEGER NOT NULL UNIQUE,
+    key BLOB NOT NULL UNIQUE,
+    record BLOB NOT NULL,
+    checksum INTEGER NOT NULL,
+    changed INTEGER NOT NULL
+);
+CREATE INDEX people_changed ON people (changed);
+CREATE TABLE crops (id INTEGER PRIMARY KEY, person INTEGER NOT NULL, content BLOB NOT NULL);
+CREATE INDEX crops_of_person ON crops (person);
+CREATE TABLE free (slot INTEGER PRIMARY KEY, changed INTEGER NOT NULL);
+CREATE INDEX free_changed ON free (changed);
+"""
+
+
+class Row(NamedTuple):
+    """A person's row in the database.
+
+    Attributes:
+        id: the person's number.
+        slot: the slot of the vector in the vector file.
+        record: the person's data, encrypted if the gallery is.
+        checksum: CRC-32 of the slot's bytes.
+    """
+
+    id: int
+    slot: int
+    record: bytes
+    checksum: int
+
+
+_ROW = "SELECT id, slot, record, checksum FROM people"
+
+
+class Database:
+    """The gallery's tables; deleted content is overwritten (``secure_delete``).
+
+    Args:
+        path: the SQLite file.
+
+    Raises:
+        ValueError: the file is not a gallery, is damaged, or has a newer version.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            with open(path, "rb") as file:
+                header = file.read(100)
+        except OSError as error:
+            raise ValueError(f"{path} cannot be read ({error.strerror})") from error
+        has_id = header[68:72] == APPLICATION_ID.to_bytes(4, "big")
+        if not header.startswith(b"SQLite format 3\0") or not has_id:
+            raise ValueError(f"{path} is not a gallery, or is damaged")
+        self.connection = sqlite3.connect(
+            path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False
+        )
+        self.generation = 0
+        self._released: set[int] = set()
+        try:
+            self._configure()
+        except BaseException:
+            self.connection.close()
+            raise
+
+    def _configure(self) -> None:
+        with self.errors_explained():
+            for pragma in (
+                "trusted_schema = OFF",
+                "journal_mode = WAL",
+                "synchronous = FULL",
+                "secure_delete = ON",
+                # Otherwise VACUUM would leave a copy of everything in the temporary folder.
+                "temp_store = MEMORY",
+            ):
+                self.connection.execute(f"PRAGMA {pragma}")
+            version = self.connection.execute("PRAGMA user_version").fetchone()[0]
+            if version > VERSION:
+                raise ValueError(
+                    f"{self.path} is a gallery of format {version}, but this version of Margrave "
+                    f"reads {VERSION}; use the version of Margrave that wrote it"
+                )
+
+    @staticmethod
+    def create(path: Path, meta: dict[str, bytes]) -> None:
+        """Create a new file, which appears once it is complete."""
+        with atomic_write(path) as temporary:
+            database = sqlite3.connect(temporary, isolation_level=None)
+            database.executescript(
+                f"PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {VERSION}; "
+                f"{_SCHEMA}"
+            )
+            rows = [*meta.items(), ("generation", 0)]
+            database.executemany("INSERT INTO meta VALUES (?, ?)", rows)
+            database.close()
+
+    def meta(self, name: str) -> bytes:
+        """Read a value of the gallery's metadata.
+
+        Raises:
+            ValueError: the value is missing.
+        """
+        with self.errors_explained():
+            row = self.connection.execute(
+                "SELECT value FROM meta WHERE name = ?", (name,)
+            ).fetchone()
+        if row is None or not isinstance(row[0], bytes):
+            raise self.damage(f"it has no {name}")
+        return row[0]
+
+    def set_meta(self, name: str, value: bytes) -> None:
+        """Replace a value of the metadata; call it within `writing`."""
+        self.connection.execute("UPDATE meta SET value = ? WHERE name = ?", (value, name))
+
+    def current_generation(self) -> int:
+        """The number of the last change, which grows with every change."""
+        row = self.connection.execute("SELECT value FROM meta WHERE name = 'generation'").fetchone()
+        if row is None or not isinstance(row[0], int):
+            raise self.damage("it has no generation")
+        return row[0]
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """A write transaction, exclusive among all processes; it is on disk when it ends."""
+        self.connection.execute("BEGIN IMMEDIATE")
+        try:
+            before = self.connection.total_changes
+            self.generation = self.current_generation() + 1
+            self._released.clear()
+            yield
+            if self.connection.total_changes != before:
+                self.connection.execute(
+                    "UPDATE meta SET value = ? WHERE name = 'generation'", (self.generation,)
+                )
+            self.connection.execute("COMMIT")
+        except BaseException:
+            if self.connection.in_transaction:
+                self.connection.execute("ROLLBACK")
+            raise
+
+    def count(self) -> int:
+        """Number of people."""
+        return self.connection.execute("SELECT count(*) FROM people").fetchone()[0]
+
+    def count_crops(self) -> int:
+        """Number of kept crops."""
+        return self.connection.execute("SELECT count(*) FROM crops").fetchone()[0]
+
+    def by_key(self, key: bytes) -> Row | None:
+        """The row of the person with this key, or None."""
+        row = self.connection.execute(f"{_ROW} WHERE key = ?", (key,)).fetchone()
+        return row and Row(*row)
+
+    def by_slot(self, slot: int) -> Row | None:
+        """The row of the person whose vector is in this slot, or None."""
+        row = self.connection.execute(f"{_ROW} WHERE slot = ?", (slot,)).fetchone()
+        return row and Row(*row)
+
+    def rows(self) -> list[Row]:
+        """The rows of all people."""
+        return [Row(*row) for row in self.connection.execute(_ROW)]
+
+    def occupied_since(self, generation: int) -> list[tuple[int, int]]:
+        """Slots and checksums of all people that changed after a generation."""
+        return self.connection.execute(
+            "SELECT slot, checksum FROM people WHERE changed > ?", (generation,)
+        ).fetchall()
+
+    def freed_since(self, generation: int) -> list[int]:
+        """Slots that were freed after a generation and are still free."""
+        query = "SELECT slot FROM free WHERE changed > ?"
+        return [slot for (slot,) in self.connection.execute(query, (generation,))]
+
+    def slots(self) -> int:
+        """Number of slots up to the last one that was ever used."""
+        query = (
+            "SELECT max(coalesce((SELECT max(slot) FROM people), -1), "
+            "coalesce((SELECT max(slot) FROM free), -1)) + 1"
+        )
+        return self.connection.execute(query).fetchone()[0]
+
+    def acquire_slot(self) -> int:
+        """A free slot that the current transaction did not release; call it within `writing`."""
+        row = self.connection.execute("SELECT min(slot) FROM free").fetchone()
+        if row[0] is None or row[0] in self._released:
+            return self.slots()
+        self.connection.execute("DELETE FROM free WHERE slot = ?", (row[0],))
+        return row[0]
+
+    def release(self, slot: int) -> None:
+        """Mark a slot as free; call it within `writing`."""
+        self._released.add(slot)
+        self.connection.execute(
+            "INSERT OR REPLACE INTO free (slot, changed) VALUES (?, ?)", (slot, self.generation)
+        )
+
+    def next_id(self) -> int:
+        """The number for a new person; call it within `writing`."""
+        return self.connection.execute("SELECT coalesce(max(id), 0) + 1 FROM people").fetchone()[0]
+
+    def put(self, row: Row, key: bytes, crops: Sequence[bytes]) -> None:
+        """Insert or replace a person, and add crops; call it within `writing`."""
+        self.connection.execute(
+            "INSERT OR REPLACE INTO people (id, slot, key, record, checksum, changed) "
+            "VALUES (?, ?, ?, ?, ?, ?)",
+            (row.id, row.slot, key, row.record, row.checksum, self.generation),
+        )
+        self.connection.executemany(
+            "INSERT INTO crops (person, content) VALUES (?, ?)",
+            [(row.id, crop) for crop in crops],
+        )
+
+    def delete(self, row: Row) -> None:
+        """Remove a person and the crops, and release the slot; call it within `writing`."""
+        self.connection.execute("DELETE FROM crops WHERE person = ?", (row.id,))
+        self.connection.execute("DELETE FROM people WHERE id = ?", (row.id,))
+        self.release(row.slot)
+
+    def crops(self, person: int) -> list[bytes]:
+        """A person's kept crops in their stored form."""
+        query = "SELECT content FROM crops WHERE person = ? ORDER BY id"
+        return [content for (content,) in self.connection.execute(query, (person,))]
+
+    def empty_log(self) -> None:
+        """Move everything from the write-ahead log into the file, and truncate the log."""
+        self.connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+
+    def rewrite(self) -> None:
+        """Rewrite the file, so that no page keeps bytes of its earlier content."""
+        self.connection.execute("VACUUM")
+
+    def is_intact(self) -> bool:
+        """Run SQLite's own check of every page."""
+        return self.connection.execute("PRAGMA quick_check").fetchall() == [("ok",)]
+
+    def damage(self, problem: str) -> ValueError:
+        """The error to raise if the files are damaged."""
+        return ValueError(
+            f"{self.path} is damaged: {problem}; restore it from a copy or an export "
+            "(margrave gallery export)"
+        )
+
+    @contextmanager
+    def errors_explained(self) -> Iterator[None]:
+        """Replace SQLite's errors by errors that say what to do."""
+        try:
+            yield
+        except sqlite3.OperationalError as error:
+            if "locked" in str(error) or "busy" in str(error):
+                raise Unavailable(
+                    f"{self.path} has been locked by another process for more than "
+                    f"{BUSY_SECONDS:.0f} s; try again when that process has finished"
+                ) from error
+            raise ValueError(f"{self.path}: {error}; is the disk full or read-only?") from error
+        except sqlite3.DatabaseError as error:
+            raise self.damage(str(error)) from error
+        except (TypeError, OverflowError) as error:
+            # A column has another type than was written.
+            raise self.damage(str(error)) from error
+
+    def close(self) -> None:
+        """Close the file."""
+        self.connection.close()

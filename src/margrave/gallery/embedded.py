@@ -1,0 +1,504 @@
+"""A gallery in two files: people in SQLite, and their vectors, memory-mapped for exact search."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import os
+import threading
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from margrave.gallery.contract import (
+    Candidate,
+    ErasureCheck,
+    ForgetResult,
+    Gallery,
+    GalleryCard,
+    GalleryStats,
+    NoGallery,
+    Person,
+    PersonRecord,
+    add_sums,
+    checked_crops,
+    checked_name,
+    checked_person,
+    checked_queries,
+    fuse_embeddings,
+    not_enrolled_error,
+    now,
+)
+from margrave.gallery.database import Database, Row
+from margrave.gallery.encryption import NONCE_BYTES, SALT_BYTES, TAG_BYTES, Cipher
+from margrave.gallery.erasure import dirty_free_pages, first_file_with, traces_of
+from margrave.gallery.vector_file import VectorFile
+from margrave.search import DISTRACTOR, Comparison, Nearest, sweep
+
+BATCH_SIZE = 1000
+"""Number of people that `restore` stores per transaction."""
+DECIMALS = 6
+"""Decimals of similarities, which are computed in float32."""
+EXTRA_RESULTS = 8
+"""Number of results requested beyond top_k, so that equal similarities can be sorted by name."""
+MAX_TRIES = 8
+"""How often a search is repeated because another process changed the gallery during it. After that,
+the search locks out writers."""
+
+
+class EmbeddedGallery(Gallery):
+    """People in a SQLite file, and their vectors in a memory-mapped file beside it.
+
+    The database decides which vectors are valid: a vector without a row is ignored and overwritten
+    with zeros. A vector is first written into a free slot and then referenced by a row; it is never
+    overwritten in place. So an interrupted call either takes full effect or none. Several processes
+    and threads may use the same gallery. `EmbeddedStore` creates and opens these galleries.
+
+    Args:
+        path: the SQLite file.
+        key: the key of an encrypted gallery; vectors are decrypted into memory for searching.
+
+    Raises:
+        ValueError: a file is damaged or has a newer version, or the key is wrong or missing.
+    """
+
+    def __init__(self, path: str | Path, key: str | None = None) -> None:
+        self.path, self.place = Path(path), str(path)
+        self._lock = threading.RLock()
+        self._database = Database(self.path)
+        try:
+            self._identity = self._database.meta("identity")
+            self._cipher = open_cipher(self.place, key, self._database.meta("salt"))
+            card = self._opened(self._database.meta("card"), b"card")
+            self.card = GalleryCard.from_json(card.decode(errors="replace"), self.place)
+            self._vectors = VectorFile(
+                vectors_path(self.path), self._identity, slot_bytes(self.card, self._cipher)
+            )
+        except BaseException:
+            self._database.close()
+            raise
+        self._dtype = np.dtype(np.float16 if self.card.half else np.float32)
+        # The state at the generation that was last read: empty slots, and the vectors of all slots.
+        self._generation = -1
+        self._empty_slots = np.empty(0, bool)
+        self._mapped = np.empty((0, self.card.dimension), self._dtype)
+        with self._using():
+            self._zero_unused_slots(empty_log=False)
+
+    def __len__(self) -> int:
+        with self._using():
+            return self._database.count()
+
+    def get(self, name: str) -> Person | None:
+        """Return the person of exactly this name, or None."""
+        with self._using():
+            row = self._database.by_key(self._key(checked_name(name)))
+            return None if row is None else self._person(row)
+
+    def add(
+        self,
+        name: str,
+        embeddings: np.ndarray,
+        *,
+        crops: Sequence[bytes] = (),
+        replace: bool = False,
+    ) -> Person:
+        """Enroll a person, or add images to an enrolled person."""
+        name, total = checked_name(name), fuse_embeddings(embeddings, self.card)
+        kept = checked_crops(crops, len(embeddings), self.card)
+        images = len(embeddings)
+        with self._using():
+            with self._database.writing():
+                before = self._database.by_key(self._key(name))
+                number = self._database.next_id() if before is None else before.id
+                if before is not None and not replace:
+                    total = add_sums(self._total(before), total)
+                    images += self._person(before).images
+                    self._database.release(before.slot)
+                elif before is not None:
+                    self._database.delete(before)
+                person = Person(name=name, images=images, enrolled=now())
+                self._put(number, person, total, kept)
+            if before is not None:
+                self._zero_unused_slots()
+        return person
+
+    def search(self, queries: np.ndarray, top_k: int = 10) -> list[list[Candidate]]:
+        """Find the people most similar to each query, by exact search, most similar first."""
+        rows = checked_queries(queries, self.card)
+        with self._using():
+            for _ in range(MAX_TRIES):
+                results = self._try_search(rows, top_k)
+                if results is not None:
+                    return results
+            with self._database.writing():
+                results = self._try_search(rows, top_k)
+        assert results is not None
+        return results
+
+    def forget(self, name: str) -> ForgetResult:
+        """Remove a person, and search the files to verify that every byte is gone."""
+        name = checked_name(name)
+        with self._using():
+            row = self._required(name)
+            crops = self._database.crops(row.id)
+            traces = [row.record, self._key(name), b"\t" + name.encode() + b"\n"]
+            traces += traces_of(self._vectors.read(row.slot))
+            traces += [trace for crop in crops for trace in traces_of(crop)]
+            with self._database.writing():
+                self._database.delete(row)
+            self._zero_unused_slots()
+            file_with_traces = first_file_with(self._files(), traces)
+            if file_with_traces is not None:
+                # Pages that SQLite has rebuilt may keep old bytes; newly written pages do not.
+                self._database.rewrite()
+                self._database.empty_log()
+                file_with_traces = first_file_with(self._files(), traces)
+        erased = file_with_traces is None
+        explanation = (
+            f"vector, name and {len(crops)} crops were overwritten; a search of {self.path.name} "
+            "and the files beside it found none of their bytes"
+            if erased
+            else f"bytes are left in {file_with_traces}; close other programs that use the gallery "
+            "and check again: margrave gallery verify-erasure"
+        )
+        return ForgetResult(name=name, images=len(crops), erased=erased, explanation=explanation)
+
+    def people(self) -> Iterator[Person]:
+        """Iterate over all people, sorted by name."""
+        with self._using():
+            people = [self._person(row) for row in self._database.rows()]
+        yield from sorted(people, key=lambda person: person.name)
+
+    def vector(self, name: str) -> np.ndarray:
+        """Return a person's vector: (D,) float64, the sum of the images' embeddings."""
+        with self._using():
+            return self._total(self._required(name))
+
+    def crops(self, name: str) -> list[bytes]:
+        """Return a person's kept crops as encoded images."""
+        with self._using():
+            stored = self._database.crops(self._required(name).id)
+            contents = [self._opened(content, b"crop") for content in stored]
+        if any(with_checksum(content[4:]) != content for content in contents):
+            raise self._database.damage(f"a crop of {name!r} has changed")
+        return [content[4:] for content in contents]
+
+    def restore(self, people: Iterable[PersonRecord]) -> int:
+        """Store people with their vectors unchanged, a thousand per transaction."""
+        remaining, count = iter(people), 0
+        while batch := list(itertools.islice(remaining, BATCH_SIZE)):
+            checked = [checked_person(each, self.card) for each in batch]
+            with self._using():
+                replaced = False
+                with self._database.writing():
+                    for each in checked:
+                        before = self._database.by_key(self._key(each.person.name))
+                        if before is not None:
+                            self._database.delete(before)
+                            replaced = True
+                        number = self._database.next_id()
+                        self._put(number, each.person, each.vector, each.crops, sync=False)
+                    self._vectors.sync()
+                if replaced:
+                    self._zero_unused_slots()
+            count += len(batch)
+        return count
+
+    def stats(self) -> GalleryStats:
+        """Count people, images and bytes."""
+        with self._using():
+            people = list(self.people())
+            return GalleryStats(
+                people=len(people),
+                images=sum(person.images for person in people),
+                crops=self._database.count_crops(),
+                bytes=sum(path.stat().st_blocks * 512 for path in self._files()),
+                store="file",
+                encrypted=self._cipher is not None,
+            )
+
+    def verify_erasure(self, traces: Sequence[bytes] = ()) -> ErasureCheck:
+        """Search the files for remains of forgotten people, and for damage."""
+        with self._using():
+            self._database.empty_log()
+            rows = self._database.rows()
+            used = {row.slot for row in rows}
+            unused = [slot for slot in range(self._vectors.slots) if slot not in used]
+            dirty = sum(any(self._vectors.read(slot)) for slot in unused)
+            log = self.path.with_name(self.path.name + "-wal")
+            pending = log.exists() and log.stat().st_size > 0
+            pages = dirty_free_pages(self.path)
+            damaged = [row for row in rows if self._checksum(row.slot) != row.checksum]
+            file_with_traces = first_file_with(self._files(), [trace for trace in traces if trace])
+            findings = [
+                f"unused vector slots: {len(unused)}, not overwritten with zeros: {dirty}",
+                f"the write-ahead log is {'in use by another process' if pending else 'empty'}",
+                f"free database pages that are not overwritten with zeros: {pages}",
+                f"the database is {'intact' if self._database.is_intact() else 'damaged'}",
+                f"vectors with a wrong checksum: {len(damaged)}",
+            ]
+        if traces:
+            findings.append(
+                "the given bytes are in none of the files"
+                if file_with_traces is None
+                else f"the given bytes are in {file_with_traces}"
+            )
+        complete = not (dirty or pending or pages or file_with_traces)
+        return ErasureCheck(complete=complete, findings=tuple(findings))
+
+    def set_thresholds(self, thresholds: Sequence[Mapping[str, Any]]) -> None:
+        """Replace the operating points in the card."""
+        card = replace(self.card, thresholds=tuple(thresholds))
+        with self._using(), self._database.writing():
+            self._database.set_meta("card", self._sealed(card.to_json().encode(), b"card"))
+        self.card = card
+
+    def close(self) -> None:
+        """Close the files."""
+        with self._lock:
+            self._mapped = np.empty((0, self.card.dimension), self._dtype)
+            self._vectors.close()
+            self._database.close()
+
+    @contextmanager
+    def _using(self) -> Iterator[None]:
+        with self._lock, self._database.errors_explained():
+            yield
+
+    def _required(self, name: str) -> Row:
+        row = self._database.by_key(self._key(checked_name(name)))
+        if row is None:
+            raise not_enrolled_error(name, self)
+        return row
+
+    def _key(self, name: str) -> bytes:
+        """The key by which a name is looked up: a hash, or a pseudonym if encrypted."""
+        if self._cipher is not None:
+            return self._cipher.pseudonym(name.encode())
+        return hashlib.blake2b(name.encode(), key=self._identity, digest_size=32).digest()
+
+    def _person(self, row: Row) -> Person:
+        return self._parse(row)[0]
+
+    def _parse(self, row: Row) -> tuple[Person, float]:
+        """A person, and the norm of the person's sum of embeddings."""
+        text = self._opened(row.record, b"person %d" % row.id)
+        try:
+            images, length, enrolled, name = text.decode().split("\t", 3)
+            person = Person(name=name.removesuffix("\n"), images=int(images), enrolled=enrolled)
+            return person, float(length)
+        except (ValueError, AttributeError):
+            raise self._database.damage(f"person {row.id} cannot be read") from None
+
+    def _total(self, row: Row) -> np.ndarray:
+        person, length = self._parse(row)
+        if self._checksum(row.slot) != row.checksum:
+            raise self._database.damage(f"the vector of {person.name!r} has changed")
+        return self._vector(row.slot).astype(np.float64) * length
+
+    def _checksum(self, slot: int) -> int:
+        return zlib.crc32(self._vectors.read(slot))
+
+    def _vector(self, slot: int) -> np.ndarray:
+        content = self._vectors.read(slot)
+        if self._cipher is not None:
+            content = self._opened(content, b"vector %d" % slot)
+        return np.frombuffer(content, self._dtype)
+
+    def _put(
+        self,
+        number: int,
+        person: Person,
+        total: np.ndarray,
+        crops: Sequence[bytes],
+        sync: bool = True,
+    ) -> None:
+        """Write the vector into a free slot, then the row that refers to it.
+
+        Call it within a transaction. The vector must be on disk before the transaction ends: with
+        ``sync=False``, the caller must sync the vector file.
+        """
+        length = float(np.linalg.norm(total))
+        slot = self._database.acquire_slot()
+        content = (total / length).astype(self._dtype).tobytes()
+        if self._cipher is not None:
+            content = self._sealed(content, b"vector %d" % slot)
+        self._vectors.write(slot, content)
+        if sync:
+            self._vectors.sync()
+        # Names contain no tabs or line breaks, so a search for tab, name, line break is exact.
+        text = f"{person.images}\t{length!r}\t{person.enrolled}\t{person.name}\n"
+        record = self._sealed(text.encode(), b"person %d" % number)
+        self._database.put(
+            Row(number, slot, record, zlib.crc32(content)),
+            self._key(person.name),
+            [self._sealed(with_checksum(crop), b"crop") for crop in crops],
+        )
+
+    def _zero_unused_slots(self, empty_log: bool = True) -> None:
+        """Overwrite freed slots, and slots beyond the last one that a killed call may have used."""
+        with self._database.writing():
+            end = self._database.slots()
+            beyond = range(end, min(end + BATCH_SIZE, self._vectors.slots))
+            free = [*self._database.freed_since(-1), *beyond]
+            dirty = [slot for slot in free if any(self._vectors.read(slot))]
+            for slot in dirty:
+                self._vectors.zero(slot)
+            if dirty:
+                self._vectors.sync()
+        if empty_log:
+            self._database.empty_log()
+
+    def _try_search(self, queries: np.ndarray, top_k: int) -> list[list[Candidate]] | None:
+        """Search; return None if another process changed the gallery during the search."""
+        generation = self._database.current_generation()
+        if generation != self._generation:
+            self._read_changes(generation)
+        count = len(self._empty_slots)
+        present = count - int(np.count_nonzero(self._empty_slots))
+        if not present or top_k < 1:
+            return [[] for _ in queries]
+        comparison = Comparison(
+            queries,
+            np.full(len(queries), DISTRACTOR),
+            self._mapped[:count],
+            second_is_unit=True,
+            absent=self._empty_slots if present < count else None,
+        )
+        limit = min(top_k + EXTRA_RESULTS, present)
+        while True:
+            nearest = Nearest(len(queries), limit)
+            sweep(comparison, {"nearest": nearest})
+            scores = nearest.scores.round(DECIMALS)
+            # To sort equal similarities by name, the results must include everyone who is as
+            # similar as the last person of the top_k.
+            tied = limit < present and bool((scores[:, top_k - 1] == scores[:, -1]).any())
+            if not tied:
+                break
+            limit = min(4 * limit, present)
+        answers = []
+        for slots, row in zip(nearest.columns.tolist(), scores.tolist(), strict=True):
+            lowest = row[min(top_k, limit) - 1]
+            candidates = [
+                self._candidate(slot, score)
+                for slot, score in zip(slots, row, strict=True)
+                if score >= lowest
+            ]
+            candidates.sort(key=lambda each: (-each.similarity, each.name))
+            answers.append(candidates[:top_k])
+        return answers if self._database.current_generation() == generation else None
+
+    def _candidate(self, slot: int, score: float) -> Candidate:
+        similarity = min(max(score, -1.0), 1.0)
+        row = self._database.by_slot(slot)
+        if row is None:
+            # The slot was freed during the search, which will be repeated.
+            return Candidate(name="", similarity=similarity)
+        person = self._person(row)
+        if self._checksum(slot) != row.checksum:
+            raise self._database.damage(f"the vector of {person.name!r} has changed")
+        return Candidate(name=person.name, similarity=similarity)
+
+    def _read_changes(self, generation: int) -> None:
+        """Update empty slots and vectors with the changes since the last generation read."""
+        freed = self._database.freed_since(self._generation)
+        occupied = [slot for slot, _ in self._database.occupied_since(self._generation)]
+        count = max(len(self._empty_slots), self._database.slots())
+        empty = np.ones(count, bool)
+        empty[: len(self._empty_slots)] = self._empty_slots
+        empty[freed] = True
+        empty[occupied] = False
+        if self._cipher is not None:
+            vectors = np.zeros((count, self.card.dimension), self._dtype)
+            vectors[: len(self._mapped)] = self._mapped
+            vectors[freed] = 0
+            for slot in occupied:
+                vectors[slot] = self._vector(slot)
+            self._mapped = vectors
+        elif len(self._mapped) < count:
+            self._mapped = self._vectors.mapped(self._dtype, self.card.dimension)
+        self._empty_slots, self._generation = empty, generation
+
+    def _sealed(self, text: bytes, place: bytes) -> bytes:
+        return text if self._cipher is None else self._cipher.seal(text, self._identity + place)
+
+    def _opened(self, content: bytes, place: bytes) -> bytes:
+        if self._cipher is None:
+            return content
+        try:
+            return self._cipher.open(content, self._identity + place)
+        except ValueError as error:
+            raise ValueError(
+                f"{self.place} cannot be decrypted ({error}); give the key that it was created "
+                "with in MARGRAVE_GALLERY_KEY (in Python: key=), or restore it from a copy"
+            ) from None
+
+    def _files(self) -> list[Path]:
+        beside = [self.path.with_name(self.path.name + end) for end in ("-wal", "-shm")]
+        return [path for path in (self.path, vectors_path(self.path), *beside) if path.exists()]
+
+
+class EmbeddedStore:
+    """Creates and opens galleries in files."""
+
+    def create(self, address: str, card: GalleryCard, key: str | None) -> Gallery:
+        """Create a new, empty gallery, which appears once it is complete."""
+        path = Path(address.removeprefix("file://"))
+        if path.exists():
+            raise ValueError(f"{path} exists already; choose another name, or remove it")
+        identity, salt = os.urandom(16), os.urandom(SALT_BYTES) if key else b""
+        cipher = open_cipher(str(path), key, salt)
+        text = card.to_json().encode()
+        sealed = text if cipher is None else cipher.seal(text, identity + b"card")
+        VectorFile.create(vectors_path(path), identity, slot_bytes(card, cipher))
+        Database.create(path, {"identity": identity, "salt": salt, "card": sealed})
+        return EmbeddedGallery(path, key)
+
+    def open(self, address: str, key: str | None) -> Gallery:
+        """Open an existing gallery."""
+        path = Path(address.removeprefix("file://"))
+        if not path.exists():
+            raise NoGallery(f"{path}: no such gallery; create one with margrave enroll")
+        return EmbeddedGallery(path, key)
+
+
+def open_cipher(place: str, key: str | None, salt: bytes) -> Cipher | None:
+    """The cipher of a gallery, or None if the gallery is not encrypted.
+
+    Raises:
+        ValueError: the gallery is encrypted and there is no key, or the other way round.
+    """
+    if salt and key is None:
+        raise ValueError(
+            f"{place} is encrypted; give its key in MARGRAVE_GALLERY_KEY (in Python: key=)"
+        )
+    if key is not None and not salt:
+        raise ValueError(
+            f"{place} is not encrypted, but a key is given; leave out MARGRAVE_GALLERY_KEY "
+            "(in Python: key=), or move the people to a new gallery: margrave gallery export, "
+            "then import"
+        )
+    return None if key is None else Cipher(key, salt)
+
+
+def with_checksum(content: bytes) -> bytes:
+    """The content, preceded by its CRC-32."""
+    return zlib.crc32(content).to_bytes(4, "big") + content
+
+
+def slot_bytes(card: GalleryCard, cipher: Cipher | None) -> int:
+    """Bytes of a stored vector."""
+    return card.dimension * (2 if card.half else 4) + (
+        0 if cipher is None else NONCE_BYTES + TAG_BYTES
+    )
+
+
+def vectors_path(path: Path) -> Path:
+    """The path of the vector file, beside the gallery's database."""
+    return path.with_name(path.name + "-vectors")

@@ -1,0 +1,89 @@
+"""Encryption at rest: without the key, a stolen file reveals only sizes and counts."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import hmac
+import os
+
+KEY_BYTES = 32
+SALT_BYTES = 16
+NONCE_BYTES, TAG_BYTES = 12, 16
+"""Bytes that encryption adds before and after the text."""
+MIN_PASSPHRASE_LENGTH = 12
+_SCRYPT_COST = 2**15
+
+
+class Cipher:
+    """AES-256-GCM with the user's key (extra ``gallery``).
+
+    Args:
+        key: 32 random bytes in base64 (``margrave gallery new-key``), or a passphrase of at least
+            12 characters, which is stretched by scrypt.
+        salt: the gallery's salt.
+
+    Raises:
+        ValueError: the key is too short, or the cryptography package is not installed.
+    """
+
+    def __init__(self, key: str, salt: bytes) -> None:
+        try:
+            from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+        except ImportError as error:
+            raise ValueError(
+                "an encrypted gallery needs the cryptography package: "
+                "pip install 'margrave[gallery]'"
+            ) from error
+        secret = _secret(key, salt)
+        self._aead = AESGCM(hmac.digest(secret, b"margrave content", hashlib.sha256))
+        self._naming = hmac.digest(secret, b"margrave names", hashlib.sha256)
+
+    def seal(self, text: bytes, place: bytes) -> bytes:
+        """Encrypt; `open` needs the same `place`, so content cannot be moved to another place."""
+        nonce = os.urandom(NONCE_BYTES)
+        return nonce + self._aead.encrypt(nonce, text, place)
+
+    def open(self, sealed: bytes, place: bytes) -> bytes:
+        """Decrypt.
+
+        Raises:
+            ValueError: the key or the place differs, or the content was changed.
+        """
+        from cryptography.exceptions import InvalidTag
+
+        try:
+            return self._aead.decrypt(sealed[:NONCE_BYTES], sealed[NONCE_BYTES:], place)
+        except (InvalidTag, ValueError):
+            raise ValueError("wrong key or damaged content") from None
+
+    def pseudonym(self, name: bytes) -> bytes:
+        """A keyed hash of a name, by which it is looked up; it does not reveal the name."""
+        return hmac.digest(self._naming, name, hashlib.sha256)
+
+
+def new_key() -> str:
+    """Create a random key for ``MARGRAVE_GALLERY_KEY``.
+
+    >>> len(new_key())
+    44
+    """
+    return base64.b64encode(os.urandom(KEY_BYTES)).decode()
+
+
+def _secret(key: str, salt: bytes) -> bytes:
+    try:
+        secret = base64.b64decode(key, validate=True)
+    except (binascii.Error, ValueError):
+        secret = b""
+    if len(secret) == KEY_BYTES:
+        return hmac.digest(salt, secret, hashlib.sha256)
+    if len(key) < MIN_PASSPHRASE_LENGTH:
+        raise ValueError(
+            f"a gallery key of {len(key)} characters is too short; use margrave gallery new-key, "
+            f"or a passphrase of at least {MIN_PASSPHRASE_LENGTH} characters"
+        )
+    return hashlib.scrypt(
+        key.encode(), salt=salt, n=_SCRYPT_COST, r=8, p=1, maxmem=2**26, dklen=KEY_BYTES
+    )

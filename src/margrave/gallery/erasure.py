@@ -1,0 +1,68 @@
+"""Searches files for bytes that should have been erased."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+TRACE_BYTES = 32
+"""Length of the excerpts of erased content that are searched for."""
+_BLOCK = 1 << 24
+
+
+def traces_of(content: bytes) -> list[bytes]:
+    """Byte strings that identify content: all of it, or three excerpts if it is long.
+
+    >>> traces_of(b"abc")
+    [b'abc']
+    """
+    if len(content) < 8 * TRACE_BYTES:
+        return [content] if any(content) else []
+    # Not from the beginning or the end, which are equal in many images of the same format.
+    offsets = [len(content) * quarter // 4 for quarter in (1, 2, 3)]
+    excerpts = {content[offset : offset + TRACE_BYTES] for offset in offsets}
+    # Excerpts of zeros occur everywhere and identify nothing.
+    return sorted(excerpt for excerpt in excerpts if any(excerpt))
+
+
+def first_file_with(paths: Sequence[Path], traces: Sequence[bytes]) -> str | None:
+    """The name of the first file that contains any of the byte strings, or None."""
+    overlap = max((len(trace) for trace in traces), default=1) - 1
+    for path in paths:
+        tail = b""
+        with open(path, "rb") as file:
+            while block := file.read(_BLOCK):
+                block = tail + block
+                if any(trace in block for trace in traces):
+                    return path.name
+                tail = block[-overlap:] if overlap else b""
+    return None
+
+
+def dirty_free_pages(path: Path) -> int:
+    """Count the pages on a SQLite file's freelist that contain anything but zeros.
+
+    A trunk page of the freelist begins with the next trunk's number and the number of its leaves.
+    After its leaves' numbers it may hold numbers of former leaves, which do not count.
+    Source: SQLite's documentation, Database File Format, section 1.5.
+    """
+    with open(path, "rb") as file:
+        header = file.read(100)
+        size = int.from_bytes(header[16:18], "big")
+        size = 65536 if size == 1 else size
+        pages = int.from_bytes(header[28:32], "big")
+        trunk, dirty, visited = int.from_bytes(header[32:36], "big"), 0, set[int]()
+        while trunk and trunk not in visited:
+            visited.add(trunk)
+            file.seek((trunk - 1) * size)
+            page = file.read(size)
+            count = min(int.from_bytes(page[4:8], "big"), size // 4 - 2)
+            rest = page[8 + 4 * count :]
+            numbers = (int.from_bytes(rest[at : at + 4], "big") for at in range(0, len(rest), 4))
+            dirty += any(number > pages for number in numbers)
+            for leaf in range(count):
+                number = int.from_bytes(page[8 + 4 * leaf : 12 + 4 * leaf], "big")
+                file.seek(max(0, number - 1) * size)
+                dirty += any(file.read(size))
+            trunk = int.from_bytes(page[:4], "big")
+    return dirty

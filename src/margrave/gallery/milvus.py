@@ -1,0 +1,384 @@
+"""Galleries on a Milvus server (extra ``milvus``), for more people than one machine can search."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace as replaced
+from typing import Any
+
+import numpy as np
+
+from margrave.gallery.contract import (
+    Candidate,
+    ErasureCheck,
+    ForgetResult,
+    Gallery,
+    GalleryCard,
+    GalleryStats,
+    NoGallery,
+    Person,
+    PersonRecord,
+    add_sums,
+    checked_crops,
+    checked_name,
+    checked_person,
+    checked_queries,
+    fuse_embeddings,
+    not_enrolled_error,
+    now,
+)
+from margrave.gallery.milvus_crops import MilvusCrops, batches_of
+from margrave.gallery.milvus_rows import (
+    EVERYTHING,
+    METRIC,
+    PERSON,
+    THRESHOLDS,
+    card_of,
+    create_people,
+    key_of,
+    person_of,
+    row_of,
+    total_of,
+)
+from margrave.gallery.milvus_server import TIMEOUT, VECTORS, MilvusAddress, MilvusServer
+
+MAX_RESULTS = 16384
+"""Maximum number of results per query that Milvus returns."""
+MAX_RESULTS_PER_CALL = 200_000
+"""Maximum number of results per call: queries times results per query."""
+EXTRA_RESULTS = 16
+"""Number of results requested beyond top_k, so that equal similarities can be sorted by name."""
+DECIMALS = 6
+"""Decimals of similarities, which Milvus computes in float32."""
+MAX_BATCH_SIZE = 1000
+"""Maximum number of people that `restore` stores per call."""
+MAX_BATCH_NUMBERS = 2**20
+"""Maximum number of vector components that `restore` stores per call (4 MB)."""
+
+
+class MilvusStore:
+    """Creates and opens galleries on a Milvus server.
+
+    Args:
+        timeout: maximum duration of a call to the server, in seconds.
+    """
+
+    def __init__(self, timeout: float = TIMEOUT) -> None:
+        self.timeout = timeout
+
+    def create(self, address: str, card: GalleryCard, key: str | None) -> Gallery:
+        """Create a new, empty gallery.
+
+        Raises:
+            ValueError: the collection exists, the server does not answer, or a key or float16 is
+                requested.
+        """
+        place = MilvusAddress.parse(address)
+        _refuse_key(place, key)
+        if card.half:
+            raise ValueError(f"{place}: Milvus galleries store float32; leave out half")
+        server = MilvusServer(place, self.timeout)
+        try:
+            if server.call("has_collection", place.collection):
+                raise ValueError(
+                    f"{place}: this collection exists already; open it, or choose another name"
+                )
+            if card.keep_images:
+                MilvusCrops(server).create()
+            create_people(server, card)
+            return MilvusGallery(server, card)
+        except BaseException:
+            server.close()
+            raise
+
+    def open(self, address: str, key: str | None) -> Gallery:
+        """Open an existing gallery.
+
+        Raises:
+            NoGallery: the collection does not exist.
+            ValueError: the collection is not a gallery or has another version, the server does not
+                answer, or a key is given.
+        """
+        place = MilvusAddress.parse(address)
+        _refuse_key(place, key)
+        server = MilvusServer(place, self.timeout)
+        try:
+            if not server.call("has_collection", place.collection):
+                raise NoGallery(f"{place}: no such gallery; create one with margrave enroll")
+            card = card_of(server)
+            # After a restart, the server has not loaded the collection from disk.
+            server.prepare(place.collection, METRIC)
+            if card.keep_images:
+                MilvusCrops(server).prepare()
+            return MilvusGallery(server, card)
+        except BaseException:
+            server.close()
+            raise
+
+
+class MilvusGallery(Gallery):
+    """People in a collection of a Milvus server; `MilvusStore` creates and opens these galleries.
+
+    A person is one row: a hash of the name, the name, the unit vector, the norm of the sum of
+    embeddings, the number of images, and references to the crops, which are in a second collection.
+    Writing a row is atomic. Every read sees all earlier writes (consistency level Strong), and the
+    index is exhaustive (FLAT), so searches are exact. Vectors and similarities are float32.
+
+    If two programs add images to the same person at the same time, the images of one of them may be
+    lost. All other methods are safe to use concurrently.
+
+    Args:
+        server: the connection.
+        card: the card of the model whose vectors the gallery holds.
+    """
+
+    def __init__(self, server: MilvusServer, card: GalleryCard) -> None:
+        self.card, self.place = card, str(server.address)
+        self._server, self._collection = server, server.address.collection
+        self._crops = MilvusCrops(server)
+
+    def __len__(self) -> int:
+        return self._server.count(self._collection)
+
+    def get(self, name: str) -> Person | None:
+        """Return the person of exactly this name, or None."""
+        row = self._row(checked_name(name), PERSON)
+        return None if row is None else person_of(row)
+
+    def add(
+        self,
+        name: str,
+        embeddings: np.ndarray,
+        *,
+        crops: Sequence[bytes] = (),
+        replace: bool = False,
+    ) -> Person:
+        """Enroll a person, or add images to an enrolled person."""
+        name, total = checked_name(name), fuse_embeddings(embeddings, self.card)
+        kept = checked_crops(crops, len(embeddings), self.card)
+        # Read the row even when replacing: its crops must be removed afterwards.
+        before = self._row(name)
+        images, batches, removed = len(embeddings), [], []
+        if before is not None:
+            if replace:
+                removed = batches_of(before)
+            else:
+                total = add_sums(total_of(before), total)
+                images += before["images"]
+                batches = batches_of(before)
+        if kept:
+            batches = [*batches, self._crops.write(kept)]
+        person = Person(name=name, images=images, enrolled=now())
+        row = row_of(person, total, batches, self.place)
+        # This one call makes the person and the new crops visible.
+        self._server.call("upsert", self._collection, [row])
+        self._crops.remove(removed)
+        return person
+
+    def search(self, queries: np.ndarray, top_k: int = 10) -> list[list[Candidate]]:
+        """Find the people most similar to each query, most similar first; at most 16 384."""
+        rows = checked_queries(queries, self.card)
+        if not len(rows) or top_k < 1:
+            return [[] for _ in rows]
+        if top_k > MAX_RESULTS:
+            raise ValueError(
+                f"{self.place}: top_k = {top_k}, must be at most {MAX_RESULTS} on a Milvus server"
+            )
+        limit = min(top_k + EXTRA_RESULTS, MAX_RESULTS)
+        batch_size = max(1, MAX_RESULTS_PER_CALL // limit)
+        results: list[list[Candidate]] = []
+        for start in range(0, len(rows), batch_size):
+            batch = rows[start : start + batch_size]
+            for row, hits in zip(batch, self._nearest(batch, limit), strict=True):
+                wider = limit
+                # To sort equal similarities by name, the hits must include everyone who is as
+                # similar as the last person of the top_k.
+                while wider < MAX_RESULTS and len(hits) == wider and _may_cut_ties(hits, top_k):
+                    wider = min(4 * wider, MAX_RESULTS)
+                    hits = self._nearest(row[None], wider)[0]
+                results.append(hits[:top_k])
+        return results
+
+    def _nearest(self, rows: np.ndarray, limit: int) -> list[list[Candidate]]:
+        """The people nearest to each of (Q, D) unit vectors; equal similarities sorted by name."""
+        response = self._server.call(
+            "search",
+            self._collection,
+            data=rows.tolist(),
+            anns_field=VECTORS,
+            limit=limit,
+            output_fields=["name"],
+            search_params={"metric_type": METRIC},
+            consistency_level="Strong",
+        )
+        return [
+            sorted(
+                (
+                    Candidate(
+                        name=hit["entity"]["name"],
+                        similarity=round(min(max(float(hit["distance"]), -1.0), 1.0), DECIMALS),
+                    )
+                    for hit in hits
+                ),
+                key=lambda candidate: (-candidate.similarity, candidate.name),
+            )
+            for hits in response
+        ]
+
+    def forget(self, name: str) -> ForgetResult:
+        """Remove a person; bytes are left until the server drops its old segments."""
+        name = checked_name(name)
+        row = self._row(name, (*PERSON, "crops"))
+        if row is None:
+            raise not_enrolled_error(name, self)
+        batches = batches_of(row)
+        self._server.call("delete", self._collection, ids=[row["key"]])
+        try:
+            self._crops.remove(batches)
+            compacting = self._server.compact(self._collection)
+            if batches:
+                compacting &= self._server.compact(self._crops.collection)
+        except ValueError as error:
+            raise ValueError(
+                f"{name!r} was removed from {self.place} and cannot be found any more, but the "
+                f"server did not finish removing the crops and compacting: {error}. Once it "
+                "answers again, finish with margrave gallery verify-erasure"
+            ) from error
+        return ForgetResult(
+            name=row["name"],
+            images=sum(len(sizes) for _, sizes in batches),
+            erased=False,
+            explanation=(
+                "the person cannot be found any more, but bytes are left in the server's old "
+                "segments and logs until it drops them, on its own schedule and without a report; "
+                "compaction " + _compaction_status(compacting)
+            ),
+        )
+
+    def people(self) -> Iterator[Person]:
+        """Iterate over all people, sorted by name."""
+        rows = self._server.rows(self._collection, PERSON)
+        yield from sorted(map(person_of, rows), key=lambda person: person.name)
+
+    def vector(self, name: str) -> np.ndarray:
+        """Return a person's vector: (D,) the sum of the images' embeddings in float32 precision."""
+        return total_of(self._required(name, ("vector", "length")))
+
+    def crops(self, name: str) -> list[bytes]:
+        """Return a person's kept crops as encoded images."""
+        return self._crops.read(batches_of(self._required(name, ("crops",))), self.place)
+
+    def restore(self, people: Iterable[PersonRecord]) -> int:
+        """Store people with their vectors unchanged, up to a thousand per call."""
+        batch_size = max(1, min(MAX_BATCH_SIZE, MAX_BATCH_NUMBERS // self.card.dimension))
+        remaining, count = iter(people), 0
+        while batch := list(itertools.islice(remaining, batch_size)):
+            checked = [checked_person(each, self.card) for each in batch]
+            # A key may occur only once per call.
+            people_by_key = {key_of(each.person.name): each for each in checked}
+            before = self._rows(list(people_by_key), ("crops",))
+            rows = []
+            for each in people_by_key.values():
+                kept = [self._crops.write(each.crops)] if each.crops else []
+                rows.append(row_of(each.person, each.vector, kept, self.place))
+            self._server.call("upsert", self._collection, rows)
+            for row in before:
+                self._crops.remove(batches_of(row))
+            count += len(batch)
+        return count
+
+    def stats(self) -> GalleryStats:
+        """Count people and images; the server does not report bytes."""
+        rows = list(self._server.rows(self._collection, ("images", "crops")))
+        return GalleryStats(
+            people=len(rows),
+            images=sum(row["images"] for row in rows),
+            crops=sum(len(sizes) for row in rows for _, sizes in batches_of(row)),
+            bytes=None,
+            store=f"Milvus {self._server.version()} at {self._server.address.server}",
+        )
+
+    def verify_erasure(self, traces: Sequence[bytes] = ()) -> ErasureCheck:
+        """Remove crops without a person, and report what cannot be checked."""
+        findings = []
+        if self.card.keep_images:
+            referenced = {
+                batch
+                for row in self._server.rows(self._collection, ("crops",))
+                for batch, _ in batches_of(row)
+            }
+            orphans = self._crops.remove_orphans(referenced)
+            findings.append(
+                f"{orphans} sets of crops without a person were removed"
+                if orphans
+                else "every kept crop belongs to an enrolled person"
+            )
+        for trace in traces:
+            name = _as_name(trace)
+            if name is not None:
+                enrolled = self._row(name, PERSON) is not None
+                findings.append(f"{name!r} is {'still' if enrolled else 'not'} enrolled")
+        compacting = self._server.compact(self._collection)
+        findings.append(
+            f"only searchable data was checked; compaction {_compaction_status(compacting)}; the "
+            "server's segments, logs and backups cannot be searched over the network, and deleted "
+            "bytes may be left in them. Search the server's storage itself, or drop the gallery's "
+            "collection together with its storage"
+        )
+        return ErasureCheck(complete=False, findings=tuple(findings))
+
+    def set_thresholds(self, thresholds: Sequence[Mapping[str, Any]]) -> None:
+        """Replace the operating points in the card."""
+        text = json.dumps([dict(point) for point in thresholds])
+        self._server.call("alter_collection_properties", self._collection, {THRESHOLDS: text})
+        self.card = replaced(self.card, thresholds=tuple(json.loads(text)))
+
+    def close(self) -> None:
+        """Close the connection; the server keeps running."""
+        self._server.close()
+
+    def _row(self, name: str, fields: Sequence[str] = EVERYTHING) -> dict[str, Any] | None:
+        rows = self._rows([key_of(name)], fields)
+        return rows[0] if rows else None
+
+    def _rows(self, keys: Sequence[str], fields: Sequence[str]) -> list[dict[str, Any]]:
+        rows = self._server.call(
+            "query",
+            self._collection,
+            ids=[*keys],
+            output_fields=[*fields],
+            consistency_level="Strong",
+        )
+        return [dict(row) for row in rows]
+
+    def _required(self, name: str, fields: Sequence[str]) -> dict[str, Any]:
+        row = self._row(checked_name(name), fields)
+        if row is None:
+            raise not_enrolled_error(name, self)
+        return row
+
+
+def _refuse_key(place: MilvusAddress, key: str | None) -> None:
+    if key is not None:
+        raise ValueError(
+            f"{place}: a Milvus server compares the vectors itself, so they cannot be encrypted; "
+            "leave out the key and encrypt the server's disk, or use a gallery in a file"
+        )
+
+
+def _compaction_status(started: bool) -> str:
+    return "has started" if started else "is postponed by the server's rate limit"
+
+
+def _may_cut_ties(hits: Sequence[Candidate], top_k: int) -> bool:
+    """Whether people beyond the hits may be as similar as the last person of the top_k."""
+    return len(hits) > top_k and hits[-1].similarity == hits[top_k - 1].similarity
+
+
+def _as_name(trace: bytes) -> str | None:
+    try:
+        return checked_name(trace.decode())
+    except ValueError:
+        return None

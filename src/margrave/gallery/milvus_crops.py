@@ -1,0 +1,190 @@
+"""Crops on a Milvus server: batches of encoded images, stored as rows of base64 text."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+import time
+import uuid
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+from margrave.files import read_json
+from margrave.gallery.milvus_server import VECTORS, MilvusServer
+
+MARK = "margrave.crops"
+"""Description of a collection that holds a gallery's crops."""
+SUFFIX = "_crops"
+CHUNK_BYTES = 48_000
+"""Bytes of crops per row: Milvus takes 65 535 characters, and base64 needs four per three bytes."""
+ROWS_PER_CALL = 64
+"""Maximum number of rows per call (4 MB)."""
+MAX_CROPS_BYTES = 256 * 2**20
+"""Maximum total size of the crops that one call adds."""
+MAX_LIST_LENGTH = 65_000
+"""Maximum length of a person's list of crops, in characters."""
+ORPHAN_SECONDS = 3600
+"""Crops without a person count as orphans after this time; younger ones may be in use soon."""
+
+Batch = tuple[str, list[int]]
+"""The crops that one call added: the batch's key, and the crops' sizes in bytes."""
+
+
+class MilvusCrops:
+    """The crops of a gallery, in a second collection beside the gallery's own.
+
+    Crops are written before the row that refers to them, and removed after it. An interruption in
+    between leaves crops without a person, which `remove_orphans` removes.
+
+    Args:
+        server: the connection.
+    """
+
+    def __init__(self, server: MilvusServer) -> None:
+        self._server = server
+        self.collection = server.address.collection + SUFFIX
+
+    def create(self) -> None:
+        """Create the collection, or use the one that an interrupted call left.
+
+        Raises:
+            ValueError: a collection of this name exists that does not hold crops of a gallery.
+        """
+        if self._server.call("has_collection", self.collection):
+            described = self._server.call("describe_collection", self.collection)
+            if described.get("description") != MARK:
+                raise ValueError(
+                    f"{self._server.address}: the collection for its crops, {self.collection!r}, "
+                    "exists already and holds something else; choose another name"
+                )
+        kinds, field = self._server.pymilvus.DataType, self._server.pymilvus.FieldSchema
+        fields = [
+            field("key", kinds.VARCHAR, is_primary=True, max_length=64),
+            # Milvus requires a vector field.
+            field(VECTORS, kinds.FLOAT_VECTOR, dim=2),
+            field("content", kinds.VARCHAR, max_length=65535),
+        ]
+        self._server.create(fields, "L2", MARK, self.collection)
+
+    def prepare(self) -> None:
+        """Load the collection after a restart of the server."""
+        self._server.prepare(self.collection, "L2")
+
+    def write(self, crops: Sequence[bytes]) -> Batch:
+        """Store crops, to which no person refers yet.
+
+        Raises:
+            ValueError: the crops are too large, or the server does not answer.
+        """
+        content = b"".join(crops)
+        if len(content) > MAX_CROPS_BYTES:
+            raise ValueError(
+                f"{self._server.address}: the crops of one call have {len(content)} bytes, at most "
+                f"{MAX_CROPS_BYTES} are allowed; enroll fewer images at a time"
+            )
+        # The key includes the time, which tells the age of orphans.
+        batch = f"{uuid.uuid4().hex}{int(time.time()):012x}"
+        rows = [
+            {
+                "key": f"{batch}{number:08x}",
+                VECTORS: [0.0, 0.0],
+                "content": base64.b64encode(content[start : start + CHUNK_BYTES]).decode(),
+            }
+            for number, start in enumerate(range(0, max(len(content), 1), CHUNK_BYTES))
+        ]
+        for start in range(0, len(rows), ROWS_PER_CALL):
+            self._server.call("upsert", self.collection, rows[start : start + ROWS_PER_CALL])
+        return batch, [len(crop) for crop in crops]
+
+    def read(self, batches: Sequence[Batch], place: str) -> list[bytes]:
+        """Read the crops of batches, in order.
+
+        Raises:
+            ValueError: crops are missing or damaged; the message names the gallery.
+        """
+        crops = []
+        for batch, sizes in batches:
+            content = b"".join(self._chunks(batch, sum(sizes), place))
+            if len(content) != sum(sizes):
+                raise ValueError(f"{place}: kept crops are damaged; enroll the person again")
+            start = 0
+            for size in sizes:
+                crops.append(content[start : start + size])
+                start += size
+        return crops
+
+    def _chunks(self, batch: str, size: int, place: str) -> list[bytes]:
+        keys = _keys(batch, size)
+        content: dict[str, str] = {}
+        for start in range(0, len(keys), ROWS_PER_CALL):
+            rows = self._server.call(
+                "query",
+                self.collection,
+                ids=keys[start : start + ROWS_PER_CALL],
+                output_fields=["content"],
+                consistency_level="Strong",
+            )
+            content.update((row["key"], row["content"]) for row in rows)
+        try:
+            return [base64.b64decode(content[key], validate=True) for key in keys]
+        except (KeyError, binascii.Error):
+            raise ValueError(
+                f"{place}: kept crops are missing or damaged; enroll the person again"
+            ) from None
+
+    def remove(self, batches: Sequence[Batch]) -> None:
+        """Delete batches to which no person refers any more."""
+        for batch, sizes in batches:
+            keys = _keys(batch, sum(sizes))
+            for start in range(0, len(keys), 1000):
+                self._server.call("delete", self.collection, ids=keys[start : start + 1000])
+
+    def remove_orphans(self, referenced: Collection[str]) -> int:
+        """Delete batches older than an hour that are not referenced; return their number."""
+        keys = [row["key"] for row in self._server.rows(self.collection, ("key",))]
+        latest = time.time() - ORPHAN_SECONDS
+        orphans = [
+            key for key in keys if key[:44] not in referenced and int(key[32:44], 16) < latest
+        ]
+        for start in range(0, len(orphans), 1000):
+            self._server.call("delete", self.collection, ids=orphans[start : start + 1000])
+        self._server.compact(self.collection)
+        return len({key[:44] for key in orphans})
+
+
+def batches_of(row: Mapping[str, Any]) -> list[Batch]:
+    """The batches of crops of a person's row."""
+    batches = as_list(row["crops"], "a person's list of crops")
+    return [(str(batch), [int(size) for size in sizes]) for batch, sizes in batches]
+
+
+def as_text(batches: Sequence[Batch], place: str) -> str:
+    """Batches as text, the form in which a person's row stores them.
+
+    Raises:
+        ValueError: there are too many crops.
+    """
+    text = json.dumps(batches, separators=(",", ":"))
+    if len(text) > MAX_LIST_LENGTH:
+        raise ValueError(
+            f"{place}: {sum(len(sizes) for _, sizes in batches)} crops of one person are too many "
+            "for a Milvus gallery; enroll the person again with fewer images (replace)"
+        )
+    return text
+
+
+def as_list(text: Any, what: str) -> list[Any]:
+    """Parse a JSON list.
+
+    Raises:
+        ValueError: the text is not a JSON list.
+    """
+    value = read_json(str(text), what)
+    if not isinstance(value, list):
+        raise ValueError(f"{what} is damaged (not a list)")
+    return value
+
+
+def _keys(batch: str, size: int) -> list[str]:
+    return [f"{batch}{number:08x}" for number in range(max(1, -(-size // CHUNK_BYTES)))]

@@ -1,0 +1,123 @@
+"""The content of a Milvus collection of people: the gallery's card, and one row per person."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from margrave.gallery.contract import GalleryCard, Person
+from margrave.gallery.milvus_crops import Batch, as_list, as_text
+from margrave.gallery.milvus_server import VECTORS, MilvusServer
+
+MARK = "margrave.gallery"
+"""Beginning of the description of a gallery's collection; the card follows."""
+THRESHOLDS = "margrave.thresholds"
+"""Property of the collection that holds operating points, which replace the card's."""
+METRIC = "IP"
+"""Inner product, which is the cosine for unit vectors."""
+PERSON = ("name", "images", "enrolled")
+EVERYTHING = (*PERSON, VECTORS, "length", "crops")
+
+
+def create_people(server: MilvusServer, card: GalleryCard) -> None:
+    """Create the collection of people, which makes the gallery exist with its card.
+
+    Args:
+        server: the connection.
+        card: the gallery's card.
+
+    Raises:
+        ValueError: the server does not answer, or refuses.
+    """
+    kinds, field = server.pymilvus.DataType, server.pymilvus.FieldSchema
+    fields = [
+        field("key", kinds.VARCHAR, is_primary=True, max_length=64),
+        # Names have at most 512 bytes; some versions of Milvus count bytes, others characters.
+        field("name", kinds.VARCHAR, max_length=2048),
+        field(VECTORS, kinds.FLOAT_VECTOR, dim=card.dimension),
+        field("length", kinds.DOUBLE),
+        field("images", kinds.INT64),
+        field("enrolled", kinds.VARCHAR, max_length=64),
+        field("crops", kinds.VARCHAR, max_length=65535),
+    ]
+    server.create(fields, METRIC, f"{MARK} {card.to_json()}", server.address.collection)
+
+
+def card_of(server: MilvusServer) -> GalleryCard:
+    """Read the gallery's card, with the thresholds that were set later.
+
+    Raises:
+        ValueError: the collection is not a gallery, is damaged, or has another version.
+    """
+    place = str(server.address)
+    described = server.call("describe_collection", server.address.collection)
+    mark, _, text = str(described.get("description", "")).partition(" ")
+    if mark != MARK:
+        raise ValueError(f"{place}: this collection is not a Margrave gallery; choose another name")
+    card = GalleryCard.from_json(text, place)
+    later = dict(described.get("properties") or {}).get(THRESHOLDS)
+    if later is not None:
+        card = replace(card, thresholds=tuple(as_list(later, f"{place}: its thresholds")))
+    dimension = next(
+        (
+            field.get("params", {}).get("dim")
+            for field in described.get("fields", ())
+            if field.get("name") == VECTORS
+        ),
+        None,
+    )
+    if dimension is None or int(dimension) != card.dimension:
+        raise ValueError(
+            f"{place} is damaged: its vectors have dimension {dimension}, but its card says "
+            f"{card.dimension}"
+        )
+    return card
+
+
+def key_of(name: str) -> str:
+    """The primary key of a person: the SHA-256 of the name in hexadecimal digits.
+
+    >>> key_of("Ann")[:8]
+    '17239b6e'
+    """
+    return hashlib.sha256(name.encode()).hexdigest()
+
+
+def row_of(
+    person: Person, total: np.ndarray, batches: Sequence[Batch], place: str
+) -> dict[str, Any]:
+    """A person as a row.
+
+    Args:
+        person: the person.
+        total: (D,) the sum of the images' embeddings.
+        batches: the batches of kept crops.
+        place: the gallery's name in messages.
+
+    Raises:
+        ValueError: there are too many crops.
+    """
+    length = float(np.linalg.norm(total))
+    return {
+        "key": key_of(person.name),
+        "name": person.name,
+        VECTORS: (total / length).astype(np.float32).tolist(),
+        "length": length,
+        "images": person.images,
+        "enrolled": person.enrolled,
+        "crops": as_text(batches, place),
+    }
+
+
+def person_of(row: Mapping[str, Any]) -> Person:
+    """The person of a row."""
+    return Person(name=row["name"], images=int(row["images"]), enrolled=row["enrolled"])
+
+
+def total_of(row: Mapping[str, Any]) -> np.ndarray:
+    """(D,) float64: the sum of a person's embeddings, in float32 precision."""
+    return np.asarray(row[VECTORS], np.float64) * float(row["length"])

@@ -1,0 +1,98 @@
+"""A file of vectors in slots of equal size, which is memory-mapped for searching."""
+
+from __future__ import annotations
+
+import os
+import struct
+from pathlib import Path
+
+import numpy as np
+
+HEADER = 4096
+_MAGIC = b"margrave vectors\n"
+_FIELDS = struct.Struct("<17s16sII")
+"""The header: magic, the gallery's identity, format version, bytes per slot."""
+VERSION = 1
+MIN_GROWTH = 1 << 20
+"""Minimum number of bytes by which the file grows."""
+
+
+class VectorFile:
+    """Slots of equal size; an empty slot is filled with zeros.
+
+    The file never shrinks, because another process may have it mapped.
+
+    Writing is not atomic. A slot is written before the database refers to it, and zeroed after the
+    reference is gone, so every referenced slot is complete.
+
+    Args:
+        path: the file.
+        identity: 16 bytes that the gallery's database also holds.
+        slot_bytes: bytes per slot.
+
+    Raises:
+        ValueError: the file is missing, is damaged, or belongs to another gallery.
+    """
+
+    def __init__(self, path: Path, identity: bytes, slot_bytes: int) -> None:
+        self.path, self.slot_bytes = path, slot_bytes
+        try:
+            self._file = os.open(path, os.O_RDWR | getattr(os, "O_BINARY", 0))
+        except OSError as error:
+            raise ValueError(
+                f"{path} cannot be opened ({error.strerror}); a gallery consists of two files: put "
+                "this file back beside the other one"
+            ) from error
+        fields = os.pread(self._file, _FIELDS.size, 0)
+        expected = _FIELDS.pack(_MAGIC, identity, VERSION, slot_bytes)
+        if fields != expected:
+            os.close(self._file)
+            raise ValueError(
+                f"{path} belongs to another gallery or is damaged; put back the file that was "
+                "beside this gallery"
+            )
+
+    @staticmethod
+    def create(path: Path, identity: bytes, slot_bytes: int) -> None:
+        """Create an empty file; an existing file is replaced once the new one is complete."""
+        from margrave.files import atomic_write
+
+        with atomic_write(path) as temporary:
+            header = _FIELDS.pack(_MAGIC, identity, VERSION, slot_bytes)
+            temporary.write_bytes(header.ljust(HEADER, b"\0"))
+
+    @property
+    def slots(self) -> int:
+        """Number of slots in the file."""
+        return max(0, os.fstat(self._file).st_size - HEADER) // self.slot_bytes
+
+    def write(self, slot: int, content: bytes) -> None:
+        """Write a slot; call `sync` to wait until it is on disk."""
+        assert len(content) == self.slot_bytes
+        if slot >= self.slots:
+            more = max(MIN_GROWTH // self.slot_bytes, self.slots // 8, 1)
+            os.ftruncate(self._file, HEADER + (slot + more) * self.slot_bytes)
+        os.pwrite(self._file, content, HEADER + slot * self.slot_bytes)
+
+    def read(self, slot: int) -> bytes:
+        """Read a slot; beyond the end of the file it is zeros."""
+        content = os.pread(self._file, self.slot_bytes, HEADER + slot * self.slot_bytes)
+        return content.ljust(self.slot_bytes, b"\0")
+
+    def zero(self, slot: int) -> None:
+        """Overwrite a slot with zeros."""
+        if slot < self.slots:
+            os.pwrite(self._file, bytes(self.slot_bytes), HEADER + slot * self.slot_bytes)
+
+    def sync(self) -> None:
+        """Wait until everything written is on disk."""
+        os.fdatasync(self._file) if hasattr(os, "fdatasync") else os.fsync(self._file)
+
+    def mapped(self, dtype: np.dtype, dimension: int) -> np.ndarray:
+        """Map the file's vectors, (slots, D), into memory."""
+        # torch needs writable memory; copy-on-write protects the file.
+        return np.memmap(self.path, dtype, "c", HEADER, (self.slots, dimension))
+
+    def close(self) -> None:
+        """Close the file."""
+        os.close(self._file)

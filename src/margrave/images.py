@@ -1,0 +1,91 @@
+"""The interface of a set of images, for any source of pixels."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+
+import numpy as np
+
+_NONE: Mapping[str, int] = MappingProxyType({})
+
+
+class ReadableImages(ABC):
+    """N images, read one at a time, with or without labels.
+
+    A subclass implements ``__len__``, ``name`` and ``read``; overriding the rest is optional.
+
+    Attributes:
+        labels: (N,) int64, the class of each image, 0 ≤ label < len(class_names); None if unknown.
+        class_names: identity of each class, indexed by label.
+        left_out: skipped identities -> number of images.
+        loose_images: number of images skipped because they belong to no identity.
+        other_formats: images in unsupported formats, file extension -> count.
+        window: number of images to shuffle together if ``pieces`` is not None.
+        alignment: the detector that aligns photos when they are read; empty without alignment.
+    """
+
+    labels: np.ndarray | None = None
+    class_names: Sequence[str] = ()
+    left_out: Mapping[str, int] = _NONE
+    loose_images: int = 0
+    other_formats: Mapping[str, int] = _NONE
+    window: int = 0
+    alignment: str = ""
+
+    @property
+    def quality(self) -> np.ndarray | None:
+        """(N,) ground-truth quality in [0, 1]; None if unknown."""
+        return None
+
+    @property
+    def content_digest(self) -> str | None:
+        """SHA-256 of all pixels or files, where names do not identify the images; else None."""
+        return None
+
+    @property
+    def pieces(self) -> np.ndarray | None:
+        """(P + 1,) indices of the first image of each piece, then N.
+
+        A piece is a run of images that are best fetched together. None if any order is as fast.
+        """
+        return None
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def name(self, index: int) -> str:
+        """The image's file or record, for messages."""
+
+    @abstractmethod
+    def read(self, index: int) -> np.ndarray:
+        """The image as (height, width, 3) uint8, RGB.
+
+        Raises:
+            ValueError: the image cannot be read; the message gives the file and the reason.
+        """
+
+    def path(self, index: int) -> str:
+        """The image's identifier within its source; by default its name."""
+        return self.name(index)
+
+    def read_bytes(self, index: int) -> bytes | None:
+        """The image's encoded file, or None if there is none.
+
+        Raises:
+            ValueError: the file cannot be read.
+        """
+        del index
+        return None
+
+    def prefetch(self, indices: Sequence[int]) -> None:
+        """Fetch these images together where that is faster; does nothing by default."""
+        del indices
+
+
+class FaceImages(ReadableImages):
+    """N face images with labels."""
+
+    labels: np.ndarray  # pyright: ignore[reportIncompatibleVariableOverride]

@@ -1,0 +1,350 @@
+"""Features: the embeddings of images that protocols read, in memory or mapped from a store."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from margrave.data import ImageSource, ReadableImages, open_source
+from margrave.evaluation.results import Origin
+from margrave.files import listed, read_rows
+from margrave.inference.embedder import Embedder
+from margrave.models import ModelCard, weights_digest
+from margrave.progress import Progress
+
+ROWS_PER_READ = 2048
+NAMES_SHOWN = 5
+
+
+class FusedRows:
+    """(N, D) sums of each image's and its flipped image's raw embedding, computed when read."""
+
+    def __init__(self, embeddings: np.ndarray, flipped: np.ndarray | None) -> None:
+        self._sides = [side for side in (embeddings, flipped) if side is not None]
+        self.shape: tuple[int, ...] = embeddings.shape
+
+    def __getitem__(self, part: slice, /) -> np.ndarray:
+        """A copy of some rows."""
+        start, stop, _ = part.indices(self.shape[0])
+        total = read_rows(self._sides[0], start, stop)
+        for side in self._sides[1:]:
+            total = total + read_rows(side, start, stop)
+        return total
+
+
+class ChosenRows:
+    """A selection of rows, in any order, that is read lazily."""
+
+    def __init__(self, rows: FusedRows | np.ndarray, chosen: np.ndarray) -> None:
+        self._rows, self._chosen = rows, np.asarray(chosen)
+        self.shape: tuple[int, ...] = (len(self._chosen), rows.shape[1])
+
+    def __getitem__(self, part: slice, /) -> np.ndarray:
+        """Some of the selected rows."""
+        chosen = self._chosen[part]
+        if len(chosen) and (np.diff(chosen) == 1).all():
+            return self._rows[int(chosen[0]) : int(chosen[-1]) + 1]
+        rows = np.empty((len(chosen), self.shape[1]), np.float32)
+        # Read in ascending order, and rows that lie close together in one go.
+        order = np.argsort(chosen, kind="stable")
+        for start in range(0, len(order), ROWS_PER_READ):
+            indices = order[start : start + ROWS_PER_READ]
+            low, high = int(chosen[indices[0]]), int(chosen[indices[-1]])
+            if high - low < 8 * ROWS_PER_READ:
+                rows[indices] = self._rows[low : high + 1][chosen[indices] - low]
+            else:
+                for index in indices.tolist():
+                    row = int(chosen[index])
+                    rows[index] = self._rows[row : row + 1][0]
+        return rows
+
+
+class Features:
+    """Embeddings of N images by one model, with the images' names and labels.
+
+    Args:
+        embeddings: (N, D) float32 raw embeddings.
+        names: (N,) bytes, each image's path.
+        description: how the features were made: model, weights, card, fit, flips, images,
+            identities.
+        card: the model's card.
+        flipped: (N, D) float32 raw embeddings of the flipped images, or None.
+        labels: (N,) int64 identity indices; −1 if unknown.
+        unreadable: row -> reason, for images that could not be read; their rows are zero.
+        quality: (N,) ground-truth image quality, or None if unknown.
+        display_name: how messages refer to the features.
+        content: checksums of the arrays.
+        digest: a digest of description and content, which identifies the features.
+
+    Attributes:
+        identities: the identities' names; labels index them.
+    """
+
+    def __init__(
+        self,
+        embeddings: np.ndarray,
+        names: np.ndarray,
+        description: dict[str, Any],
+        card: ModelCard,
+        *,
+        flipped: np.ndarray | None = None,
+        labels: np.ndarray | None = None,
+        unreadable: Mapping[int, str] | None = None,
+        quality: np.ndarray | None = None,
+        display_name: str = "the features",
+        content: Sequence[str] = (),
+        digest: str = "",
+    ) -> None:
+        self.embeddings, self.flipped, self._names = embeddings, flipped, names
+        self.labels: np.ndarray = np.full(len(names), -1) if labels is None else labels
+        self.description, self.card, self.display_name = description, card, display_name
+        self.identities: tuple[str, ...] = tuple(description.get("identities", ()))
+        self.unreadable: dict[int, str] = dict(unreadable or {})
+        self.quality = quality
+        self.content = list(content)
+        self.digest = digest
+
+    def __len__(self) -> int:
+        return self.embeddings.shape[0]
+
+    @property
+    def preparation(self) -> dict[str, Any]:
+        """The weights and preprocessing, which must be equal for features to be comparable."""
+        card = {
+            name: getattr(self.card, name) for name in ("image_size", "mean", "std", "color_order")
+        }
+        return {name: self.description.get(name) for name in ("weights", "fit", "flips")} | card
+
+    @property
+    def origin(self) -> Origin:
+        """Model and data, as a result records them."""
+        preparation = self.preparation
+        images = self.description["images"]
+        return Origin(
+            model=self.description.get("model", ""),
+            weights=str(preparation.pop("weights", "") or ""),
+            preparation=preparation,
+            features=self.digest,
+            images=images["source"],
+            images_digest=images["digest"],
+        )
+
+    def check_comparable(self, other: Features) -> None:
+        """Check that other features were made in the same way, but from other images.
+
+        Raises:
+            ValueError: weights or preprocessing differ, or the images are the same.
+        """
+        own, others = self.preparation, other.preparation
+        differing = [
+            name if name == "weights" else f"{name} ({own[name]} and {others[name]})"
+            for name in own
+            if own[name] != others[name]
+        ]
+        if differing:
+            raise ValueError(
+                f"{self.display_name} and {other.display_name} were made with different "
+                f"{', '.join(differing)}, so they are not comparable; embed both with the same "
+                "model and preprocessing"
+            )
+        if self.content == other.content:
+            raise ValueError(
+                f"{self.display_name} and {other.display_name} hold features of the same images; "
+                "use images of other identities as distractors"
+            )
+
+    def has_images(self, images: ImageSource) -> bool:
+        """Whether these features were made from exactly these images."""
+        names, labels = names_and_labels(images)
+        return digest_of(names, labels) == self.description["images"]["digest"]
+
+    @property
+    def rows(self) -> FusedRows:
+        """(N, D) raw embeddings, fused with those of the flipped images if there are any."""
+        return FusedRows(self.embeddings, self.flipped)
+
+    @property
+    def readable_rows(self) -> np.ndarray:
+        """The row indices of the images that could be read, ascending."""
+        readable = np.ones(len(self), bool)
+        readable[list(self.unreadable)] = False
+        return np.flatnonzero(readable)
+
+    def name(self, row: int) -> str:
+        """The path of a row's image."""
+        return os.fsdecode(bytes(self._names[row]))
+
+    @property
+    def names(self) -> list[str]:
+        """Each image's path."""
+        return [os.fsdecode(name) for name in self._names.tolist()]
+
+    def rows_of(self, names: Sequence[str], source: str | Path = "the list") -> np.ndarray:
+        """(M,) the row index of each named image.
+
+        Args:
+            names: the images' paths.
+            source: the file that lists the names, for messages.
+
+        Raises:
+            ValueError: an image was not embedded, or could not be read.
+        """
+        row_of = {name: row for row, name in enumerate(self._names.tolist())}
+        encoded = [os.fsencode(name) for name in names]
+        missing = [name for name, key in zip(names, encoded, strict=True) if key not in row_of]
+        if missing:
+            raise ValueError(
+                f"{source} lists {len(missing)} images that {self.display_name} does not contain: "
+                f"{listed(missing, NAMES_SHOWN)}; names there look like {self.name(0)!r}"
+            )
+        return self.check_readable(np.array([row_of[key] for key in encoded], np.int64))
+
+    def check_readable(self, rows: np.ndarray) -> np.ndarray:
+        """Return the row indices unchanged.
+
+        Raises:
+            ValueError: the image of one of the rows could not be read when it was embedded.
+        """
+        if self.unreadable:
+            bad = rows[np.isin(rows, list(self.unreadable))]
+            if len(bad):
+                raise ValueError(
+                    f"{len(bad)} of the required images could not be read: "
+                    f"{self.unreadable[int(bad[0])]}"
+                )
+        return rows
+
+
+def describe(
+    embedder: Embedder, images: ReadableImages, model: str, source: str, flips: bool
+) -> tuple[dict[str, Any], np.ndarray, np.ndarray]:
+    """The description of these images' features, and the images' names (N,) and labels (N,)."""
+    count = len(images)
+    if not count:
+        raise ValueError("there are no images to embed; check the folder or the list")
+    names, labels = names_and_labels(images)
+    alignment = {"alignment": images.alignment} if images.alignment else {}
+    description = {
+        "model": model,
+        "weights": fingerprint(embedder),
+        "card": card_of_features(embedder.card),
+        "fit": embedder.fit,
+        "flips": flips,
+        "count": count,
+        "images": {
+            "source": source,
+            "digest": digest_of(names, labels),
+            "content_digest": images.content_digest,
+            **alignment,
+        },
+        "identities": list(images.class_names),
+    }
+    return description, names, labels
+
+
+def names_and_labels(images: ImageSource) -> tuple[np.ndarray, np.ndarray]:
+    """(N,) bytes, each image's path, and (N,) int64 labels, −1 where unknown."""
+    images = open_source(images)
+    count = len(images)
+    names = np.array([os.fsencode(images.path(index)) for index in range(count)], dtype=np.bytes_)
+    labels = np.full(count, -1) if images.labels is None else images.labels
+    return names, np.asarray(labels, np.int64)
+
+
+def embed_features(
+    embedder: Embedder,
+    images: ImageSource,
+    *,
+    model: str = "",
+    source: str = "",
+    flips: bool = True,
+    maximum_unreadable: int = 0,
+    progress: Progress | None = None,
+) -> Features:
+    """Embed images in memory.
+
+    Args:
+        embedder: the model.
+        images: the images to embed: anything that ``margrave.data.open_source`` accepts.
+        model: the model's name in the description.
+        source: the images' name in the description.
+        flips: embed flipped images too.
+        maximum_unreadable: how many images may be unreadable; their rows stay zero.
+        progress: called with (images done, total).
+
+    Raises:
+        ValueError: there are no images, or too many cannot be read.
+    """
+    images = open_source(images)
+    description, names, labels = describe(embedder, images, model, source, flips)
+    unreadable: dict[int, str] = {}
+    plain, flipped = embedder.embed_images(
+        images, flips=flips, progress=progress, unreadable=unreadable
+    )
+    check_unreadable(list(unreadable.values()), len(unreadable), maximum_unreadable)
+    check_finite(plain, images)
+    content = [digest_of(plain, flipped)]
+    return Features(
+        plain,
+        names,
+        description,
+        embedder.card,
+        flipped=flipped if flips else None,
+        labels=labels,
+        unreadable=unreadable,
+        quality=images.quality,
+        display_name=source or "the images",
+        content=content,
+        digest=digest_of_description(description, content),
+    )
+
+
+def check_unreadable(reasons: Sequence[str], count: int, maximum: int, note: str = "") -> None:
+    """Raise an error that lists some reasons if more than `maximum` images are unreadable."""
+    if count > maximum:
+        shown = "\n  ".join(reasons[:10])
+        raise ValueError(
+            f"{count} images cannot be read, more than maximum_unreadable = {maximum}; fix the "
+            f"images, or raise the limit (--maximum-unreadable){note}:\n  {shown}"
+        )
+
+
+def check_finite(embeddings: np.ndarray, images: ReadableImages, start: int = 0) -> None:
+    """Raise an error that names the first image whose embedding is infinite or NaN."""
+    bad = np.flatnonzero(~np.isfinite(embeddings).all(1))
+    if len(bad):
+        raise ValueError(
+            f"the embedding of {images.name(start + int(bad[0]))} is infinite or NaN; "
+            "check the model with margrave doctor"
+        )
+
+
+def digest_of_description(description: Mapping[str, Any], content: Any) -> str:
+    """A digest that identifies features: of their description and their checksums."""
+    return hashlib.sha256(json.dumps([{**description, "model": ""}, content]).encode()).hexdigest()
+
+
+def digest_of(*arrays: np.ndarray) -> str:
+    """SHA-256 of the arrays' bytes."""
+    total = hashlib.sha256()
+    for array in arrays:
+        total.update(np.ascontiguousarray(array).data)
+    return total.hexdigest()
+
+
+def fingerprint(embedder: Embedder) -> str:
+    """The weights' digest: of the file for ONNX models, of the tensors otherwise."""
+    content = getattr(embedder.backbone, "content_digest", None)
+    return weights_digest(embedder.backbone.state_dict()) if content is None else str(content)
+
+
+def card_of_features(card: ModelCard) -> dict[str, Any]:
+    """A model's card as features record it: without operating points and reference scores."""
+    return json.loads(replace(card, operating_points=(), reference=None).to_json())

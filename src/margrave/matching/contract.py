@@ -1,0 +1,110 @@
+"""The results of matching."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from margrave.faces import Detection
+from margrave.gallery import Candidate, Person
+from margrave.models import OperatingPoint
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Face:
+    """One face of an image and its embedding.
+
+    Attributes:
+        image: the image's name.
+        crop: (S, S, 3) uint8 RGB, the model's input.
+        detection: the face's position in the photo; None if the image was an aligned crop.
+        embedding: (D,) float32, the raw embedding; the flipped crop's is added if the model's
+            thresholds were measured with flipped images.
+        norm: norm of the embedding without the flipped crop's.
+        quality: percentage of the reference's faces whose embeddings have a smaller norm; None if
+            the model has no reference, or its embeddings all have the same norm.
+    """
+
+    image: str
+    crop: np.ndarray = field(repr=False)
+    detection: Detection | None
+    embedding: np.ndarray = field(repr=False)
+    norm: float
+    quality: float | None
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Verification:
+    """Whether two faces show the same person.
+
+    Attributes:
+        same: whether the similarity is above the threshold.
+        similarity: the cosine, in [-1, 1].
+        point: the operating point used: threshold, its FAR, intervals.
+        log_likelihood_ratio: natural logarithm of p(similarity | same person) /
+            p(similarity | different people); None if the model has no calibration.
+        probability: the probability of the same person, given equal prior probabilities; None if
+            the model has no calibration.
+        first, second: the faces.
+    """
+
+    same: bool
+    similarity: float
+    point: OperatingPoint
+    log_likelihood_ratio: float | None
+    probability: float | None
+    first: Face
+    second: Face
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Identification:
+    """The identified person of a face.
+
+    Attributes:
+        face: the face.
+        person: the most similar person, if the similarity is above the threshold; else None.
+        candidates: the most similar people, most similar first, also those below the threshold.
+        threshold: the cosine above which a person is accepted.
+        far: false accept rate of one comparison at this threshold.
+        people: N, the number of people compared.
+        fpir: upper bound of the false positive identification rate, the share of strangers
+            identified as someone: 1 − (1 − FAR)^N.
+    """
+
+    face: Face
+    person: str | None
+    candidates: tuple[Candidate, ...]
+    threshold: float
+    far: float
+    people: int
+    fpir: float
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Enrollment:
+    """The result of an enrollment.
+
+    Attributes:
+        person: the person's entry in the gallery.
+        faces: the faces enrolled in this call.
+        most_alike: the most similar other person, or None if the gallery has no other.
+    """
+
+    person: Person
+    faces: tuple[Face, ...]
+    most_alike: Candidate | None
+
+
+class Refused(ValueError):
+    """An image or a name was refused: no face, several faces, low quality, not upright, and so on.
+
+    Attributes:
+        reason: the reason for programs: ``no_face``, ``several_faces``, ``several_people``,
+            ``low_quality``, ``not_aligned``, ``unreadable`` or ``already_enrolled``.
+    """
+
+    def __init__(self, message: str, reason: str) -> None:
+        super().__init__(message)
+        self.reason = reason

@@ -1,0 +1,81 @@
+"""Cuts the intended faces out of an image, in the form that a model expects."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from margrave.data import Fit
+from margrave.faces import Detector, FaceFinder, FoundFace, TemplateFinder, build_detector
+from margrave.matching.choosing import (
+    Which,
+    check_aligned,
+    choose,
+    face_of_whole_crop,
+    read_image,
+)
+from margrave.models import ModelCard
+
+
+@dataclass(frozen=True, eq=False)
+class Cropper:
+    """Cuts faces out of images; the detector is the only network it runs.
+
+    Attributes:
+        finder: detects and cuts out faces; None treats every image as an aligned crop.
+        checker: if there is no finder, checks with this detector that images are aligned crops;
+            None does not check.
+        size: S, the side length of the crops in pixels.
+        fit: how an aligned crop that is not square is made square.
+    """
+
+    finder: FaceFinder | None
+    checker: Detector | None
+    size: int
+    fit: Fit
+
+    def find(self, image: Any, *, which: Which = "auto", name: str = "") -> list[FoundFace]:
+        """Find the intended faces of an image. See ``Matcher.find``."""
+        pixels, name = read_image(image, name)
+        if self.finder is not None:
+            return choose(self.finder.find(pixels, self.size), which, name)
+        if self.checker is not None:
+            check_aligned(pixels, self.checker, name)
+        return [face_of_whole_crop(pixels, self.size, self.fit)]
+
+
+def cropper_for(
+    card: ModelCard,
+    detector: str | Path | Detector | None = None,
+    *,
+    aligned: bool = False,
+    check_alignment: bool = True,
+) -> Cropper:
+    """Create the cropper for a model.
+
+    Args:
+        card: the model's card.
+        detector: ``mtcnn`` (the default), a YuNet file, or a detector object; ignored if the model
+            has its own alignment, which has its own detector.
+        aligned: whether images are aligned crops.
+        check_alignment: refuse crops without an upright face aligned to ArcFace's template.
+
+    Raises:
+        ValueError: the detector is not installed, or its file cannot be read.
+    """
+    has_own_alignment = card.alignment != "arcface"
+    if has_own_alignment and not aligned:
+        from margrave.faces.dlib_faces import DlibFinder
+
+        return Cropper(DlibFinder(), None, card.image_size, card.fit)
+    if aligned and (has_own_alignment or not check_alignment):
+        return Cropper(None, None, card.image_size, card.fit)
+    built: Detector
+    if detector is None or isinstance(detector, str | Path):
+        built = build_detector(detector)
+    else:
+        built = detector
+    if aligned:
+        return Cropper(None, built, card.image_size, card.fit)
+    return Cropper(TemplateFinder(built), None, card.image_size, card.fit)

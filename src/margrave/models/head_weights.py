@@ -1,0 +1,104 @@
+"""Reads class centers from other projects' heads, complete or sharded, as (classes, features)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from margrave.models.contract import State
+
+# The heads' names of the class centers. AdaFace, CurricularFace, ElasticFace and TFace use kernel
+# and PyTorch Metric Learning uses W, both (features, classes). The others use weight, in either
+# orientation.
+FEATURES_FIRST = ("kernel", "W")
+EITHER_ORIENTATION = ("weight",)
+MAX_LISTED = 8
+
+
+def head_weight(state: State, embedding_size: int) -> Tensor:
+    """Find the (C, D) class centers among a head's tensors, by name and shape.
+
+    ``kernel`` and ``W`` are (D, C) and get transposed. ``weight`` is transposed only if its second
+    dimension is not D; a square one counts as (C, D), as InsightFace writes it.
+
+    Raises:
+        ValueError: there is no such tensor, or neither of its dimensions is ``embedding_size``.
+
+    >>> head_weight({"head.kernel": torch.zeros(4, 10)}, embedding_size=4).shape
+    torch.Size([10, 4])
+    """
+    for leaf in (*FEATURES_FIRST, *EITHER_ORIENTATION):
+        for key, tensor in state.items():
+            if key.rpartition(".")[2] == leaf and tensor.dim() == 2:
+                return _classes_first(key, tensor, embedding_size)
+    names = ", ".join((*FEATURES_FIRST, *EITHER_ORIENTATION))
+    raise ValueError(
+        f"no class centers: looked for a matrix named {names} "
+        f"among {', '.join(list(state)[:MAX_LISTED]) or 'no tensors'}"
+    )
+
+
+def _classes_first(key: str, tensor: Tensor, embedding_size: int) -> Tensor:
+    features_first = key.rpartition(".")[2] in FEATURES_FIRST
+    if not features_first and tensor.shape[1] == embedding_size:
+        return tensor.clone()
+    if tensor.shape[0] == embedding_size:
+        return tensor.T.clone(memory_format=torch.contiguous_format)
+    raise ValueError(
+        f"{key} has shape {tuple(tensor.shape)}, "
+        f"must be (classes, {embedding_size}) or ({embedding_size}, classes)"
+    )
+
+
+def merge_head_shards(shards: Mapping[str, State], embedding_size: int) -> Tensor:
+    """Concatenate the (C, D) class centers of one head state per rank, given by file name.
+
+    The rank is the last number in a file's name (``checkpoint_gpu_10.pt``,
+    ``rank_3_softmax_weight.pt``). Of C classes on W ranks, rank r must own C // W classes, and one
+    more if r < C % W.
+
+    Raises:
+        ValueError: a name has no rank, a rank is missing or given twice, or a shard has a wrong
+            size.
+
+    >>> first, second = torch.zeros(2, 4), torch.ones(1, 4)
+    >>> merge_head_shards({"gpu_1": {"weight": second}, "gpu_0": {"weight": first}}, 4)[:, 0]
+    tensor([0., 0., 1.])
+    """
+    by_rank: dict[int, tuple[str, State]] = {}
+    for name, state in shards.items():
+        rank = _rank(name)
+        if rank in by_rank:
+            raise ValueError(f"{by_rank[rank][0]} and {name} are both rank {rank}; keep one")
+        by_rank[rank] = (name, state)
+    if max(by_rank, default=0) >= len(by_rank):
+        missing = [rank for rank in range(max(len(by_rank), 1)) if rank not in by_rank]
+        raise ValueError(
+            f"head shards of ranks {missing[:MAX_LISTED]} are missing; found ranks "
+            f"{sorted(by_rank)[:MAX_LISTED]}"
+        )
+    ordered = [by_rank[rank] for rank in sorted(by_rank)]
+    parts = [head_weight(state, embedding_size) for _, state in ordered]
+    _check_sizes([name for name, _ in ordered], [len(part) for part in parts])
+    return torch.cat(parts)
+
+
+def _rank(name: str) -> int:
+    numbers = re.findall(r"\d+", name.replace("\\", "/").rpartition("/")[2])
+    if not numbers:
+        raise ValueError(f"{name}: no rank in the name, expected one like checkpoint_gpu_0.pt")
+    return int(numbers[-1])
+
+
+def _check_sizes(names: Sequence[str], sizes: Sequence[int]) -> None:
+    quotient, remainder = divmod(sum(sizes), len(sizes))
+    for rank, (name, size) in enumerate(zip(names, sizes, strict=True)):
+        expected = quotient + (rank < remainder)
+        if size != expected:
+            raise ValueError(
+                f"{name} holds {size} classes, expected {expected} "
+                f"of {sum(sizes)} on {len(sizes)} ranks"
+            )

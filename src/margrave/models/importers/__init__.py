@@ -1,0 +1,13 @@
+"""Importers of other projects' weights: one file per project; every file here is registered."""
+
+import importlib
+import pkgutil
+
+from margrave.models.contract import State
+from margrave.models.importers.contract import LAYOUTS, Importer, Names
+from margrave.models.importers.conversion import adopt, convert, detect_layout
+
+__all__ = ["LAYOUTS", "Importer", "Names", "State", "adopt", "convert", "detect_layout"]
+
+for _module in pkgutil.iter_modules(__path__):
+    importlib.import_module(f"{__name__}.{_module.name}")

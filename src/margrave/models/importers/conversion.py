@@ -1,0 +1,214 @@
+"""Detects the layout of other projects' weights and converts them to Margrave's."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from margrave.models.contract import Checkpoint, Imported, State
+from margrave.models.head_weights import head_weight
+from margrave.models.importers.contract import HEAD_PREFIXES, LAYOUTS, Importer, create_importer
+from margrave.models.importers.shapes import rename
+from margrave.models.pixel_statistics import ColorOrder, Pixels, check_pixel_statistics, for_rgb
+from margrave.models.prefixes import strip_prefixes
+
+
+def detect_layout(state: State) -> str:
+    """Detect the layout of a state's keys.
+
+    AdaFace's names mean BGR weights (``adaface_ir``); the same names under CVLface's prefix
+    ``net.`` mean RGB weights (``cvlface_ir``). CurricularFace's names are also face.evoLVe's.
+
+    Raises:
+        ValueError: no layout matches, or several do; the message lists them.
+
+    >>> import torch
+    >>> detect_layout({"body.0.res_layer.2.running_mean": torch.zeros(64)})
+    'adaface_ir'
+    """
+    checkpoint = _bare(state)
+    matching = {
+        name: LAYOUTS.get(name) for name in LAYOUTS if create_importer(name).matches(checkpoint)
+    }
+    layouts = [
+        name
+        for name, kind in matching.items()
+        if not any(issubclass(other, kind) for other in matching.values() if other is not kind)
+    ]
+    if len(layouts) == 1:
+        return layouts[0]
+    if layouts:
+        raise ValueError(
+            f"the keys match several layouts: {', '.join(layouts)}; choose one with --layout "
+            "(layout=)"
+        )
+    raise ValueError(
+        f"unknown layout; known layouts: {', '.join(LAYOUTS)}; "
+        f"found keys: {', '.join(list(checkpoint)[:6]) or 'none'}"
+    )
+
+
+def _bare(state: State) -> Checkpoint:
+    """The state without wrapper prefixes, as a `Checkpoint`."""
+    if isinstance(state, Checkpoint):
+        return Checkpoint(strip_prefixes(state), state.raw_keys, state.other_keys, state.notes)
+    return Checkpoint(strip_prefixes(state), state)
+
+
+def convert(
+    state: State,
+    color_order: ColorOrder | None = None,
+    mean: Pixels | None = None,
+    std: Pixels | None = None,
+    layout: str | None = None,
+) -> Imported:
+    """Convert another project's weights to our names and RGB, and infer the specification.
+
+    Depth, widths, gates, embedding size and image size are read from keys and shapes. For BGR
+    weights, the input channels of the first convolution are reversed. Pass the result to
+    ``backbones.create`` and :func:`margrave.models.load_strictly`, which reports every missing key,
+    unexpected key and wrong shape.
+
+    Args:
+        state: the tensors from :func:`margrave.models.read_checkpoint`.
+        color_order: the color order that the weights expect; None takes the layout's.
+        mean: mean for pixels in [0, 1], one number or three in the weights' color order; None takes
+            the layout's.
+        std: standard deviation, like `mean`.
+        layout: a registered name or an import path such as ``my_module:MyImporter``; None detects
+            the layout from the keys.
+
+    Raises:
+        ValueError: the layout or color order is unknown, the mean is for pixels in [0, 255], or a
+            tensor that a setting is read from is missing or has a wrong shape.
+    """
+    if color_order not in (None, "rgb", "bgr"):
+        raise ValueError(f"color_order = {color_order!r}, must be 'rgb' or 'bgr'")
+    check_pixel_statistics(mean=mean, std=std)
+    checkpoint = _bare(state)
+    layout = layout or detect_layout(checkpoint)
+    importer = create_importer(layout)
+    network, head = importer.split(checkpoint)
+    names = importer.names(network)
+    network = rename(network, names)
+    backbone = importer.backbone(network, names)
+    notes = list(checkpoint.notes)
+    order = color_order or importer.color_order
+    if order == "bgr":
+        _reverse_colors(network, importer.first_convolution)
+        notes.append("the weights expected BGR; the first convolution was changed to take RGB")
+    if None in (color_order, mean, std):
+        notes.append(_assumed_pixels(importer, color_order, mean, std))
+    notes += importer.assumptions(backbone)
+    centers = None
+    if any(tensor.dim() == 2 for tensor in head.values()) and "embedding_size" in backbone:
+        centers = head_weight(head, backbone["embedding_size"])
+    left_out = [key for key, tensor in head.items() if centers is None or tensor.dim() != 2]
+    if left_out:
+        notes.append(f"tensors of the head left out: {', '.join(left_out)}")
+    return Imported(
+        layout=layout,
+        backbone=backbone,
+        state=network,
+        notes=tuple(notes),
+        head_weight=centers,
+        names=names,
+        mean=for_rgb(importer.mean if mean is None else mean, order),
+        std=for_rgb(importer.std if std is None else std, order),
+    )
+
+
+def adopt(
+    state: State,
+    network: nn.Module,
+    backbone: Mapping[str, Any],
+    color_order: ColorOrder | None = None,
+    mean: Pixels | None = None,
+    std: Pixels | None = None,
+) -> Imported:
+    """Prepare weights of an unknown layout for a network that the user has specified.
+
+    The keys must be the network's own, apart from wrapper prefixes. A head that is not part of the
+    network is left out. Pass the result to ``load_strictly``.
+
+    Args:
+        state: the tensors from :func:`margrave.models.read_checkpoint`.
+        network: the network built from `backbone`.
+        backbone: the network's specification.
+        color_order: the color order that the weights expect; None means RGB.
+        mean: mean for pixels in [0, 1], in the weights' color order; None means 0.5.
+        std: standard deviation, like `mean`.
+
+    Raises:
+        ValueError: two keys become equal, the mean is for pixels in [0, 255], or the weights expect
+            BGR and their first convolution is ambiguous.
+    """
+    check_pixel_statistics(mean=mean, std=std)
+    checkpoint = _bare(state)
+    expected = network.state_dict()
+    ours = dict(zip(strip_prefixes(expected), expected, strict=True))
+    weights = {ours.get(key, key): tensor for key, tensor in checkpoint.items()}
+    left_out = [key for key in weights if key not in expected and key.startswith(HEAD_PREFIXES)]
+    weights = {key: tensor for key, tensor in weights.items() if key not in left_out}
+    notes = [*checkpoint.notes, *([f"head left out: {', '.join(left_out)}"] if left_out else [])]
+    order = color_order or "rgb"
+    if order == "bgr":
+        first = [key for key, each in weights.items() if each.dim() == 4 and each.shape[1] == 3]
+        if len(first) != 1:
+            raise ValueError(
+                f"{len(first)} convolutions have three input channels ({', '.join(first[:3])}), so "
+                "the one to convert from BGR to RGB is unknown; reverse its input channels in the "
+                "checkpoint"
+            )
+        _reverse_colors(weights, first[0])
+        notes.append(f"the weights expected BGR; {first[0]} was changed to take RGB")
+    assumed = {"RGB": color_order, "mean 0.5": mean, "std 0.5": std}
+    if unstated := [name for name, value in assumed.items() if value is None]:
+        notes.append(
+            f"{', '.join(unstated)} assumed, as the file does not show it; state it with "
+            "--color-order, --mean, --std"
+        )
+    return Imported(
+        layout="own",
+        backbone=dict(backbone),
+        state=weights,
+        notes=tuple(notes),
+        mean=for_rgb(0.5 if mean is None else mean, order),
+        std=for_rgb(0.5 if std is None else std, order),
+    )
+
+
+def _assumed_pixels(
+    importer: Importer, color_order: str | None, mean: Pixels | None, std: Pixels | None
+) -> str:
+    """A note on pixel statistics that were assumed, and the options that override them."""
+    assumed = {
+        importer.color_order.upper(): ("--color-order", color_order),
+        f"mean {_short(importer.mean)}": ("--mean", mean),
+        f"std {_short(importer.std)}": ("--std", std),
+    }
+    unstated = {name: option for name, (option, given) in assumed.items() if given is None}
+    names = list(unstated)
+    listed = " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
+    source = f" ({importer.source})" if importer.source else ""
+    others = (
+        f"; files of {importer.shared_with} may have the same names" if importer.shared_with else ""
+    )
+    return (
+        f"{listed} {'are' if len(names) > 1 else 'is'} assumed from the names{source}{others}; "
+        f"override with {', '.join(unstated.values())}"
+    )
+
+
+def _short(value: Pixels) -> str:
+    numbers = value if isinstance(value, tuple) else (value,)
+    return ", ".join(f"{number:.4g}" for number in numbers)
+
+
+def _reverse_colors(network: dict[str, Tensor], key: str) -> None:
+    weight = network.get(key)
+    # load_strictly will report a weight of another shape.
+    if weight is not None and weight.dim() == 4 and weight.shape[1] == 3:
+        network[key] = weight.flip(1)

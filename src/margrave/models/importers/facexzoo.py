@@ -1,0 +1,36 @@
+"""FaceX-Zoo: CurricularFace's names, trained on BGR."""
+
+from __future__ import annotations
+
+from margrave.models.contract import Checkpoint
+from margrave.models.importers.contract import LAYOUTS, Importer
+from margrave.models.importers.curricularface import CurricularFaceIr, CurricularFaceMobileFaceNet
+
+
+class _FaceXZoo(Importer):
+    color_order = "bgr"
+    std = 128 / 255
+    source = (
+        "JDAI-CV/FaceX-Zoo data_processor/train_dataset.py: cv2.imread, (image - 127.5) * 0.0078125"
+    )
+    shared_with = ""
+
+    def matches(self, checkpoint: Checkpoint) -> bool:
+        """Check the keys, and that the file has a batch_id or one model of backbone and head."""
+        roots = {key.removeprefix("module.").partition(".")[0] for key in checkpoint.raw_keys}
+        has_evidence = "batch_id" in checkpoint.other_keys or {"backbone", "head"} <= roots
+        return has_evidence and super().matches(checkpoint)
+
+
+@LAYOUTS.register("facexzoo_ir")
+class FaceXZooIr(_FaceXZoo, CurricularFaceIr):
+    """FaceX-Zoo's IR networks."""
+
+    patterns = (r"body\.\d+\.res_layer\.4\.running_mean",)
+
+
+@LAYOUTS.register("facexzoo_mobilefacenet")
+class FaceXZooMobileFaceNet(_FaceXZoo, CurricularFaceMobileFaceNet):
+    """FaceX-Zoo's MobileFaceNet."""
+
+    patterns = (r"conv_6_sep\.",)

@@ -1,0 +1,148 @@
+"""Names and settings of IResNets from InsightFace, AdaFace and CurricularFace."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from margrave.models.contract import State
+from margrave.models.importers.shapes import count_indices, shape_of, square_side
+
+BASIC = ("bn1", "conv1", "bn2", "prelu", "conv2", "bn3")
+BOTTLENECK = (*BASIC, "prelu2", "conv3", "bn4")
+WITHOUT_MIDDLE_NORM = ("bn1", "conv1", "prelu", "conv2", "bn3")
+
+USUAL_CHANNELS = (64, 128, 256, 512)
+BOTTLENECK_CHANNELS = (256, 512, 1024, 2048)
+# The depth in the network's name for each published sequence of block counts, by family. AdaFace
+# and CurricularFace use 101 for the network that InsightFace calls 100.
+INSIGHTFACE_DEPTHS = {
+    (2, 2, 2, 2): 18,
+    (3, 4, 6, 3): 34,
+    (3, 4, 14, 3): 50,
+    (3, 13, 30, 3): 100,
+    (6, 26, 60, 6): 200,
+}
+ADAFACE_DEPTHS = {(2, 2, 2, 2): 18, (3, 4, 6, 3): 34, (3, 4, 14, 3): 50, (3, 13, 30, 3): 101}
+ADAFACE_BOTTLENECK_DEPTHS = {(3, 8, 36, 3): 152, (3, 24, 36, 3): 200}
+CURRICULARFACE_DEPTHS = {(3, 4, 14, 3): 50, (3, 13, 30, 3): 101, (3, 8, 36, 3): 152}
+
+
+def adaface_names(state: State) -> dict[str, str]:
+    """AdaFace's name of each submodule, by our name."""
+    branch = BOTTLENECK if any(".res_layer.7." in key for key in state) else BASIC
+    return _body_names(state, branch, gate="se_block")
+
+
+def curricularface_names(state: State) -> dict[str, str]:
+    """CurricularFace's (and face.evoLVe's) name of each submodule, by our name."""
+    return _body_names(state, WITHOUT_MIDDLE_NORM, gate="5")
+
+
+def _body_names(state: State, branch: tuple[str, ...], gate: str) -> dict[str, str]:
+    names = {
+        "conv1": "input_layer.0",
+        "bn1": "input_layer.1",
+        "prelu": "input_layer.2",
+        "bn2": "output_layer.0",
+        "fc": "output_layer.3",
+        "features": "output_layer.4",
+    }
+    for stage, (start, end) in enumerate(_stages(state), 1):
+        for index in range(start, end):
+            ours, theirs = f"layer{stage}.{index - start}", f"body.{index}"
+            names |= {
+                f"{ours}.{module}": f"{theirs}.res_layer.{position}"
+                for position, module in enumerate(branch)
+            }
+            names[f"{ours}.gate.reduce"] = f"{theirs}.res_layer.{gate}.fc1"
+            names[f"{ours}.gate.expand"] = f"{theirs}.res_layer.{gate}.fc2"
+            names[f"{ours}.downsample.0"] = f"{theirs}.shortcut_layer.0"
+            names[f"{ours}.downsample.1"] = f"{theirs}.shortcut_layer.1"
+    return names
+
+
+def _stages(state: State) -> list[tuple[int, int]]:
+    """The (start, end) block indices of each stage; a stage starts where the width changes."""
+    end = count_indices(state, "body.")
+    starts = {0} | {
+        index for index in range(end) if f"body.{index}.shortcut_layer.0.weight" in state
+    }
+    if len(starts) != 4:
+        raise ValueError(
+            f"found {len(starts)} stages, starting at blocks {sorted(starts)} of {end}, "
+            "expected 4; every stage but the first must start with a shortcut_layer.0.weight"
+        )
+    return list(zip(sorted(starts), [*sorted(starts)[1:], end], strict=True))
+
+
+def insightface_settings(state: State, names: Mapping[str, str]) -> dict[str, Any]:
+    """The backbone specification of weights under InsightFace's names.
+
+    Margrave uses these names for AdaFace's and CurricularFace's networks too. They differ in
+    structure: the first block's shortcut has no weights, or the block has three convolutions.
+    """
+    plain = any(key.startswith("layer1.0.downsample.") for key in state)
+    if plain and "layer1.0.conv3.weight" not in state:
+        return _settings(state, names, "iresnet", INSIGHTFACE_DEPTHS, {})
+    has_middle_norm = "layer1.0.bn2.weight" in state
+    return (adaface_settings if has_middle_norm else curricularface_settings)(state, names)
+
+
+def adaface_settings(state: State, names: Mapping[str, str]) -> dict[str, Any]:
+    """The backbone specification of renamed AdaFace weights."""
+    gates = _has_gates(state)
+    bottleneck = "layer1.0.conv3.weight" in state
+    depths = ADAFACE_BOTTLENECK_DEPTHS if bottleneck else ADAFACE_DEPTHS
+    options = {
+        "block": "bottleneck" if bottleneck else "basic",
+        "channel_gates": gates,
+        "shortcut": "subsample",
+        "feature_affine": "none",
+    }
+    return _settings(state, names, "ir_se_" if gates else "ir_", depths, options)
+
+
+def curricularface_settings(state: State, names: Mapping[str, str]) -> dict[str, Any]:
+    """The backbone specification of renamed CurricularFace or face.evoLVe weights."""
+    gates = _has_gates(state)
+    options = {
+        "middle_norm": False,
+        "channel_gates": gates,
+        "shortcut": "subsample",
+        "feature_affine": "none",
+    }
+    prefix = "curricular_ir_se_" if gates else "curricular_ir_"
+    return _settings(state, names, prefix, CURRICULARFACE_DEPTHS, options)
+
+
+def _has_gates(state: State) -> bool:
+    return any(".gate." in key for key in state)
+
+
+def _settings(
+    state: State,
+    names: Mapping[str, str],
+    prefix: str,
+    depths: Mapping[tuple[int, ...], int],
+    options: dict[str, Any],
+) -> dict[str, Any]:
+    bottleneck = options.get("block") == "bottleneck"
+    last = "conv3" if bottleneck else "conv2"
+    stages = range(1, 5)
+    counts = tuple(count_indices(state, f"layer{stage}.") for stage in stages)
+    channels = tuple(
+        shape_of(state, f"layer{stage}.0.{last}.weight", 4, names)[0] for stage in stages
+    )
+    stem = shape_of(state, "conv1.weight", 4, names)[0]
+    embedding_size, inputs = shape_of(state, "fc.weight", 2, names)
+    place = f"{names.get('fc', 'fc')}.weight of {inputs} inputs from {channels[-1]} channels"
+    side = square_side(inputs // channels[-1] if inputs % channels[-1] == 0 else 0, place)
+    sizes = {"embedding_size": embedding_size, "image_size": 16 * side}
+    # face.evoLVe's last batch norm has scale and shift, CurricularFace's and AdaFace's has neither.
+    full = {"feature_affine": "full"} if options and "features.weight" in state else {}
+    usual = BOTTLENECK_CHANNELS if bottleneck else USUAL_CHANNELS
+    if counts in depths and channels == usual and stem == 64:
+        return {"kind": f"{prefix}{depths[counts]}", **sizes, **full}
+    shape = {"block_counts": list(counts), "channels": list(channels), "stem_channels": stem}
+    return {"kind": "iresnet", **shape, **options, **full, **sizes}

@@ -1,0 +1,35 @@
+"""MagFace: InsightFace's IResNet under its own prefix, trained on BGR in [0, 1]."""
+
+from __future__ import annotations
+
+import re
+
+from torch import Tensor
+
+from margrave.models.contract import Checkpoint
+from margrave.models.importers.contract import LAYOUTS
+from margrave.models.importers.insightface import InsightFaceIResNet
+
+# The network's prefix; the head's weight has no prefix.
+NETWORK = re.compile(r"features\.(?:module\.)?(?=(?:conv1|layer\d|bn\d|prelu|fc|features)\.)")
+
+
+@LAYOUTS.register("magface_iresnet")
+class MagFaceIResNet(InsightFaceIResNet):
+    """IResNet with the head in the same state dict."""
+
+    patterns = (r"features\.(module\.)?layer[1-4]\.\d+\.prelu\.weight",)
+    color_order = "bgr"
+    mean = 0.0
+    std = 1.0
+    source = "IrvingMeng/MagFace inference/gen_feat.py: cv2.imread, ToTensor, mean 0, std 1"
+    shared_with = ""
+
+    def split(self, checkpoint: Checkpoint) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Take the tensors with MagFace's prefix as the network and all others as the head."""
+        bare = {key: NETWORK.sub("", key, count=1) for key in checkpoint}
+        if all(key == name for key, name in bare.items()):
+            return super().split(checkpoint)
+        network = {bare[key]: checkpoint[key] for key in checkpoint if bare[key] != key}
+        head = {f"head.{key}": checkpoint[key] for key in checkpoint if bare[key] == key}
+        return network, head

@@ -1,0 +1,77 @@
+"""Names and settings of MobileFaceNets from InsightFace and CurricularFace (face.evoLVe)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from margrave.models.contract import State
+from margrave.models.importers.shapes import count_indices, shape_of
+
+# CurricularFace's name -> our name, the reverse of what `curricularface_names` returns.
+CONVOLUTIONS = {"conv1": "layers.0", "conv2_dw": "layers.1", "conv_6_sep": "conv_sep"}
+BOTTLENECKS = {"conv_23": "layers.2", "conv_34": "layers.4", "conv_45": "layers.6"}
+STAGES = {"conv_3": "layers.3", "conv_4": "layers.5", "conv_5": "layers.7"}
+PUBLISHED: dict[tuple[tuple[int, ...], int], str] = {
+    ((1, 4, 6, 2), 1): "curricular_mbf",
+    ((1, 4, 6, 2), 2): "mbf",
+    ((2, 8, 12, 4), 4): "mbf_large",
+}
+
+
+def curricularface_names(state: State) -> dict[str, str]:
+    """CurricularFace's name of each submodule, by our name.
+
+    In FaceX-Zoo's and TreB1eN's networks, the last layers have no prefix ``output_layer.``.
+    """
+    last = "" if "linear.weight" in state else "output_layer."
+    names = {
+        "features.layers.0.layers.0": f"{last}conv_6_dw.conv",
+        "features.layers.0.layers.1": f"{last}conv_6_dw.bn",
+        "features.layers.2": f"{last}linear",
+        "features.layers.3": f"{last}bn",
+    }
+    for theirs, ours in CONVOLUTIONS.items():
+        names |= _convolution_names(ours, theirs)
+    for theirs, ours in BOTTLENECKS.items():
+        names |= _bottleneck_names(ours, theirs)
+    for theirs, ours in STAGES.items():
+        for index in range(count_indices(state, f"{theirs}.model.")):
+            names |= _bottleneck_names(f"{ours}.layers.{index}", f"{theirs}.model.{index}")
+    return names
+
+
+def _convolution_names(ours: str, theirs: str) -> dict[str, str]:
+    parts = enumerate(("conv", "bn", "prelu"))
+    return {f"{ours}.layers.{index}": f"{theirs}.{part}" for index, part in parts}
+
+
+def _bottleneck_names(ours: str, theirs: str) -> dict[str, str]:
+    names: dict[str, str] = {}
+    for index, part in enumerate(("conv", "conv_dw", "project")):
+        names |= _convolution_names(f"{ours}.layers.{index}", f"{theirs}.{part}")
+    return names
+
+
+def settings(state: State, names: Mapping[str, str]) -> dict[str, Any]:
+    """Read the backbone specification from a state under our names.
+
+    `names` maps our names to theirs, for error messages.
+    """
+    stem = shape_of(state, "layers.0.layers.0.weight", 4, names)[0]
+    if stem % 64:
+        raise ValueError(f"the first convolution has {stem} channels, expected a multiple of 64")
+    # The second layer is a convolution, or a stage of blocks in larger networks.
+    is_stage = any(key.startswith("layers.1.layers.0.layers.") for key in state)
+    counts = (
+        count_indices(state, "layers.1.layers.") if is_stage else 1,
+        *(count_indices(state, f"layers.{stage}.layers.") for stage in (3, 5, 7)),
+    )
+    sizes = {
+        "embedding_size": shape_of(state, "features.layers.2.weight", 2, names)[0],
+        "image_size": 16 * shape_of(state, "features.layers.0.layers.0.weight", 4, names)[-1],
+    }
+    if kind := PUBLISHED.get((counts, stem // 64)):
+        return {"kind": kind, **sizes}
+    shape = {"block_counts": list(counts), "width_multiplier": stem // 64}
+    return {"kind": "mobilefacenet", **shape, **sizes}

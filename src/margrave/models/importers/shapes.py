@@ -1,0 +1,67 @@
+"""Helpers of importers: renaming, and settings read from keys and shapes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+
+from torch import Tensor
+
+from margrave.models.contract import State
+
+
+def rename(state: State, names: Mapping[str, str]) -> dict[str, Tensor]:
+    """Rename the submodules of a state; `names` maps our names to theirs.
+
+    >>> import torch
+    >>> list(rename({"input_layer.0.weight": torch.zeros(1)}, {"conv1": "input_layer.0"}))
+    ['conv1.weight']
+    """
+    ours = {theirs: name for name, theirs in names.items()}
+    renamed = {}
+    for key, tensor in state.items():
+        module_name, dot, leaf = key.rpartition(".")
+        renamed[f"{ours.get(module_name, module_name)}{dot}{leaf}"] = tensor
+    return renamed
+
+
+def shape_of(state: State, key: str, dimensions: int, names: Mapping[str, str]) -> tuple[int, ...]:
+    """The shape of a tensor, from which a setting of the network is read.
+
+    Raises:
+        ValueError: the key is missing or has another number of dimensions.
+    """
+    module_name, dot, leaf = key.rpartition(".")
+    place = f"{names.get(module_name, module_name)}{dot}{leaf}"
+    if key not in state:
+        raise ValueError(f"{place} is missing; its shape determines the network's settings")
+    if state[key].dim() != dimensions:
+        raise ValueError(
+            f"{place} has shape {tuple(state[key].shape)}, expected {dimensions} dimensions"
+        )
+    return tuple(state[key].shape)
+
+
+def count_indices(keys: Iterable[str], prefix: str) -> int:
+    """One more than the largest index that follows a prefix in the keys; 0 if there is none.
+
+    >>> count_indices(["layer1.0.bn1.weight", "layer1.2.bn1.weight"], "layer1.")
+    3
+    """
+    indices = [key.removeprefix(prefix).split(".")[0] for key in keys if key.startswith(prefix)]
+    return max((int(number) + 1 for number in indices if number.isdecimal()), default=0)
+
+
+def square_side(count: int, place: str) -> int:
+    """The side length of a square map of ``count`` positions.
+
+    Raises:
+        ValueError: the count is not a square number.
+
+    >>> square_side(49, "fc.weight")
+    7
+    """
+    side = math.isqrt(max(count, 0))
+    if side == 0 or side**2 != count:
+        raise ValueError(f"{place}: {count} positions do not form a square map")
+    return side

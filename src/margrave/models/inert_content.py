@@ -1,0 +1,177 @@
+"""Reads other projects' files without executing anything in them."""
+
+from __future__ import annotations
+
+import pickle
+import re
+import sys
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from margrave.files import Budget, check_torch_file, first_sentence, is_safetensors
+
+
+class Ignored:
+    """Placeholder for objects in a file that are not tensors and are not needed."""
+
+    def __new__(cls, *_arguments: Any, **_settings: Any) -> Ignored:
+        return super().__new__(cls)
+
+    def __init__(self, *_arguments: Any, **_settings: Any) -> None: ...
+
+    def __setstate__(self, _state: Any) -> None: ...
+
+
+class IgnoredMapping:
+    """Placeholder that creates a plain mapping, for classes that are dicts, such as settings."""
+
+    def __new__(cls, *_arguments: Any, **_settings: Any) -> OrderedDict[Any, Any]:
+        return OrderedDict()
+
+
+# Classes of settings, scores and callbacks that trainers save next to the weights. They are never
+# created: each is replaced by Ignored.
+HARMLESS = tuple(
+    f"{module}.{name}"
+    for modules, names in {
+        ("argparse",): ("Namespace",),
+        # The module depends on Python's version.
+        ("pathlib", "pathlib._local"): (
+            "Path",
+            "PosixPath",
+            "WindowsPath",
+            "PurePath",
+            "PurePosixPath",
+            "PureWindowsPath",
+        ),
+        ("types",): ("SimpleNamespace",),
+        ("datetime",): ("datetime", "date", "time", "timedelta", "timezone"),
+        ("decimal",): ("Decimal",),
+        ("uuid",): ("UUID",),
+        ("functools",): ("partial",),
+        ("numpy",): ("dtype", "ndarray"),
+        ("numpy.core.multiarray", "numpy._core.multiarray"): ("scalar", "_reconstruct"),
+    }.items()
+    for module in modules
+    for name in names
+)
+HARMLESS_MAPPINGS = ("copyreg._reconstructor", "copy_reg._reconstructor", "collections.defaultdict")
+MAX_NAMES = 256
+
+
+def _is_inert(name: str) -> bool:
+    """Whether a name may be replaced by Ignored, which imports and calls nothing.
+
+    Names of the standard library are refused, because malicious files use them to run code.
+    Functions of torch and NumPy are refused too: some create tensors, which would silently be
+    missing.
+    """
+    module, _, attribute = name.rpartition(".")
+    root = module.partition(".")[0]
+    if root in ("torch", "numpy"):
+        return attribute[:1].isupper()
+    return bool(root) and root != "__builtin__" and root not in sys.stdlib_module_names
+
+
+def read_content(path: Path) -> Any:
+    """Read a file of ``torch.save`` or safetensors into tensors, mappings and `Ignored`.
+
+    Raises:
+        ValueError: the file is damaged, would need too much memory, or would have to run code.
+    """
+    return _read_safetensors(path) if is_safetensors(path) else _read_pickle(path)
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    # Sizes that torch cannot allocate raise other errors than safetensors' own.
+    except (SafetensorError, OSError, ValueError, RuntimeError, TypeError) as error:
+        raise ValueError(
+            f"{path}: damaged or not a safetensors file ({first_sentence(error)})"
+        ) from error
+
+
+def _read_pickle(path: Path) -> Any:
+    budget = Budget(path.stat().st_size, str(path))
+    check_torch_file(path)
+    content = _load(path)
+    check_tensors(content, budget)
+    return content
+
+
+def _load(path: Path) -> Any:
+    placeholders: dict[str, Any] = dict.fromkeys(HARMLESS, Ignored)
+    placeholders |= dict.fromkeys(HARMLESS_MAPPINGS, IgnoredMapping)
+    unknown: dict[str, Any] = {}
+    # Setting entries needs a mapping as placeholder, setting another state needs Ignored. A name
+    # does not show which one is needed, so mappings are tried first.
+    kind: Any = IgnoredMapping
+    while True:
+        allowed: list[Any] = [(each, name) for name, each in (placeholders | unknown).items()]
+        try:
+            with torch.serialization.safe_globals(allowed):
+                return torch.load(path, map_location="cpu", weights_only=True)
+        # A damaged pickle can fail with nearly anything, from EOFError to struct.error.
+        except Exception as error:
+            match = re.search(r"GLOBAL (\S+)", str(error))
+            name = match[1].rstrip(".") if match and _is_unpickling(error) else None
+            if name is None and unknown and kind is IgnoredMapping:
+                kind = Ignored
+                unknown = dict.fromkeys(unknown, kind)
+                continue
+            if name is None:
+                raise ValueError(
+                    f"{path}: damaged or not a PyTorch file ({first_sentence(error)})"
+                ) from error
+            if name in unknown or not _is_inert(name) or len(unknown) >= MAX_NAMES:
+                raise ValueError(
+                    f"{path}: refused, because reading it would run {name!r}; nothing was "
+                    "executed. In the environment that wrote it, save only the state dict with "
+                    "torch.save(model.state_dict(), …), and read that file"
+                ) from error
+            unknown |= {each: kind for each in (name, *_other_names(path)) if _is_inert(each)}
+
+
+def _is_unpickling(error: Exception) -> bool:
+    return isinstance(error, pickle.UnpicklingError)
+
+
+def _other_names(path: Path) -> list[str]:
+    """The other unknown names in a file, so that it need not be read again for each of them."""
+    try:
+        return torch.serialization.get_unsafe_globals_in_checkpoint(path)[:MAX_NAMES]
+    # This fails for files older than PyTorch 1.6, and with nearly any error for damaged ones.
+    except Exception:
+        return []
+
+
+def check_tensors(content: Any, budget: Budget) -> None:
+    """Refuse tensors that expand a few stored numbers to more memory than the budget allows.
+
+    A storage counts once, however many tensors share it. A tensor that repeats numbers of its
+    storage (stride 0) counts in full, because a copy needs all of its memory.
+    """
+    pending, visited, storages = [content], set(), set()
+    while pending:
+        value = pending.pop()
+        if isinstance(value, Tensor):
+            size = value.numel() * value.itemsize
+            # Sparse tensors have no storage; the storage of meta tensors has no address.
+            plain = value.layout == torch.strided and not value.is_meta
+            storage = value.untyped_storage() if plain else None
+            if storage is None or size > storage.nbytes():
+                budget.charge(size)
+            elif storage.data_ptr() not in storages:
+                storages.add(storage.data_ptr())
+                budget.charge(storage.nbytes())
+        elif isinstance(value, dict | list | tuple) and id(value) not in visited:
+            visited.add(id(value))
+            # dict's own method, because a file can replace the attribute of this name.
+            pending += dict.values(value) if isinstance(value, dict) else value

@@ -1,0 +1,198 @@
+"""Cards of ONNX models, in the file's metadata or in a file next to it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from margrave.files import atomic_write
+from margrave.models.model_file import CARD_KEY, ModelCard, read_card
+from margrave.models.onnx_file import OnnxBackbone
+from margrave.models.onnx_network import OnnxNetwork
+from margrave.models.openvino_file import OpenVinoBackbone
+from margrave.models.pixel_statistics import Pixels, check_pixel_statistics
+from margrave.registry import suggest
+
+PLACEHOLDERS = {
+    "mean": "--mean MEAN",
+    "std": "--std STD",
+    "color_order": "--color-order rgb|bgr",
+    "image_size": "--image-size PIXELS",
+}
+"""Options of ``margrave import``, for messages that ask for them."""
+
+RUNTIMES: dict[str, type[OnnxNetwork]] = {
+    network.runtime: network for network in (OnnxBackbone, OpenVinoBackbone)
+}
+"""The runtimes of ONNX models, by name."""
+
+
+def runtime_class(name: str | None) -> type[OnnxNetwork]:
+    """The runtime of this name; None means onnxruntime.
+
+    Raises:
+        ValueError: the name is unknown; the message lists the choices.
+
+    >>> runtime_class("openvinno")
+    Traceback (most recent call last):
+        ...
+    ValueError: runtime = 'openvinno'; did you mean 'openvino'? choices: onnxruntime, openvino
+    """
+    if name is None:
+        return OnnxBackbone
+    if name not in RUNTIMES:
+        raise ValueError(f"runtime = {name!r}; {suggest(name, RUNTIMES)}")
+    return RUNTIMES[name]
+
+
+def card_path(path: str | Path) -> Path:
+    """The path of the card next to an ONNX model."""
+    return Path(f"{path}.card.json")
+
+
+def adjacent_card(path: str | Path) -> ModelCard | None:
+    """Read the card next to an ONNX model; None if there is none."""
+    adjacent = card_path(path)
+    if not adjacent.is_file():
+        return None
+    return read_card(adjacent.read_text(encoding="utf-8"), adjacent)
+
+
+def import_command(path: str | Path) -> str:
+    """The command that gives an ONNX model a card, with placeholders for its statistics.
+
+    >>> import_command("net.onnx")[:57]
+    'margrave import net.onnx COPY.onnx --mean MEAN --std STD '
+    """
+    stated = " ".join(PLACEHOLDERS[name] for name in ("mean", "std", "color_order"))
+    return (
+        f"margrave import {path} COPY.onnx {stated}, with the values that its authors state, for "
+        "pixels in [0, 1]"
+    )
+
+
+def load_onnx(
+    path: str | Path, device: str | None = None, runtime: str | None = None
+) -> tuple[OnnxNetwork, ModelCard]:
+    """Load an ONNX model and its card, which is next to the file or in its metadata.
+
+    The model is tested, see ``OnnxNetwork.check_rows``.
+
+    Args:
+        path: the .onnx file.
+        device: the runtime's device; None takes its fastest.
+        runtime: a name in `RUNTIMES`; None means onnxruntime.
+
+    Raises:
+        ValueError: the runtime is unknown, there is no card, the card does not fit the model, or
+            the model does not compute one embedding per image.
+    """
+    card = adjacent_card(path)
+    output = None if card is None else card.backbone.get("output")
+    backbone = runtime_class(runtime)(path, device=device, output=output)
+    if card is None and CARD_KEY in backbone.metadata:
+        card = read_card(backbone.metadata[CARD_KEY], path)
+    if card is None:
+        raise ValueError(
+            f"{path} has no card that says how its images are prepared, which cannot be guessed; "
+            f"create one: {import_command(path)}"
+        )
+    if backbone.image_size not in (None, card.image_size):
+        raise ValueError(
+            f"{path} needs images of {backbone.image_size} pixels, but its card says "
+            f"{card.image_size}"
+        )
+    _check_bytes(backbone, card.mean, card.std)
+    backbone.check_rows(card)
+    return backbone, card
+
+
+def _check_bytes(backbone: OnnxNetwork, mean: Pixels | None, std: Pixels | None) -> None:
+    has_statistics = not (
+        np.all(np.equal(0 if mean is None else mean, 0))
+        and np.all(np.equal(1 if std is None else std, 1))
+    )
+    if backbone.takes_bytes and has_statistics:
+        raise ValueError(
+            f"{backbone.path} takes uint8 pixels and normalizes them itself, but mean = {mean} and "
+            f"std = {std} are given; leave out both"
+        )
+
+
+def import_onnx(
+    source: str | Path,
+    target: str | Path,
+    *,
+    mean: Pixels | None,
+    std: Pixels | None,
+    color_order: str | None,
+    image_size: int | None = None,
+    output: str | None = None,
+) -> tuple[OnnxBackbone, ModelCard]:
+    """Copy an ONNX model and write its card next to it.
+
+    Args:
+        source: the ONNX model.
+        target: the copy; its card is written to ``target.card.json``.
+        mean: mean for pixels in [0, 1], one number or one per channel in the model's own order;
+            None takes the one in the model's metadata.
+        std: standard deviation, like `mean`.
+        color_order: ``rgb`` or ``bgr``, or None like `mean`.
+        image_size: image side length in pixels, if the model takes any.
+        output: the name of the embedding, if the model has several outputs.
+
+    Returns:
+        the network, already tested (see ``OnnxBackbone.check_rows``), and its card.
+
+    Raises:
+        ValueError: a value is invalid, or is neither given nor stated in the model; or the model
+            does not compute one embedding per image.
+    """
+    backbone = OnnxBackbone(source, output=output)
+    check_pixel_statistics(mean=mean, std=std)
+    _check_bytes(backbone, mean, std)
+    if backbone.takes_bytes:
+        mean, std = 0.0, 1.0
+    stated = {"mean": mean, "std": std, "color_order": color_order}
+    if image_size and backbone.image_size not in (None, image_size):
+        raise ValueError(
+            f"image_size = {image_size}, but {source} takes only images of {backbone.image_size}; "
+            "leave out image_size"
+        )
+    known: dict[str, Any] = {}
+    if CARD_KEY in backbone.metadata:
+        known = asdict(read_card(backbone.metadata[CARD_KEY], source))
+    known |= {name: value for name, value in stated.items() if value is not None}
+    known.setdefault("image_size", image_size or backbone.image_size)
+    missing = [name for name in stated if name not in known]
+    if missing or known["image_size"] is None:
+        missing += ["image_size"] * (known["image_size"] is None)
+        raise ValueError(
+            f"{source} does not state its {', '.join(missing)}; give them: "
+            f"{' '.join(PLACEHOLDERS[name] for name in missing)}"
+        )
+    output = output or known.get("backbone", {}).get("output")
+    known["backbone"] = {"kind": "onnx", **({"output": output} if output else {})}
+    known["source"] = known.get("source") or f"imported from {Path(source).name}"
+    card = ModelCard(**known)
+    backbone.check_rows(card)
+    if backbone.external_weights and Path(source).parent.resolve() != Path(target).parent.resolve():
+        names = ", ".join(each.name for each in backbone.external_weights[:3])
+        raise ValueError(
+            f"{source} needs its external files ({names}), which are not copied; export it as one "
+            "file (external_data=False), or choose a target in the same folder"
+        )
+    with atomic_write(target) as temporary:
+        temporary.write_bytes(Path(source).read_bytes())
+    write_card(target, card)
+    return backbone, card
+
+
+def write_card(path: str | Path, card: ModelCard) -> None:
+    """Write a card next to an ONNX model, replacing an existing one."""
+    with atomic_write(card_path(path)) as temporary:
+        temporary.write_text(json.dumps(json.loads(card.to_json()), indent=1) + "\n")

@@ -1,0 +1,73 @@
+"""Runs ONNX models with onnxruntime."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+
+from margrave.files import first_line
+from margrave.models.onnx_network import OnnxNetwork, Port
+
+
+class OnnxBackbone(OnnxNetwork):
+    """A network in an ONNX file, run by onnxruntime on ``cpu`` or ``cuda``.
+
+    See ``OnnxNetwork`` for arguments, attributes and errors. The default device is CUDA if
+    onnxruntime supports it.
+    """
+
+    runtime = "onnxruntime"
+    kinds: ClassVar[Mapping[str, type]] = {
+        "tensor(float)": np.float32,
+        "tensor(float16)": np.float16,
+        "tensor(double)": np.float64,
+        "tensor(uint8)": np.uint8,
+    }
+
+    def _open(self, threads: int, device: str | None) -> tuple[Sequence[Port], Sequence[Port]]:
+        try:
+            import onnxruntime
+        except ImportError as error:
+            raise ValueError(
+                f"{self.path} needs onnxruntime, which is not installed: "
+                "pip install 'margrave[onnx]'"
+            ) from error
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        # Log only fatal errors: others are raised, and warnings concern the model's exporter.
+        options.log_severity_level = 4
+        available = onnxruntime.get_available_providers()
+        kinds = {
+            "cpu": "CPUExecutionProvider",
+            "cuda": "CUDAExecutionProvider",
+        }
+        if device is None:
+            providers = [name for name in reversed(kinds.values()) if name in available]
+        elif kinds.get(device.split(":")[0]) in available:
+            providers = [kinds[device.split(":")[0]]]
+        else:
+            known = ", ".join(kind for kind, name in kinds.items() if name in available)
+            raise ValueError(f"{self.path} cannot be run on device = {device!r}; choices: {known}")
+        try:
+            self._session = onnxruntime.InferenceSession(
+                str(self.path), options, providers=providers
+            )
+        except Exception as error:  # onnxruntime's exceptions have no common base class
+            raise ValueError(
+                f"{self.path}: damaged or not an ONNX model ({first_line(error)})"
+            ) from error
+        inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
+        return _ports(inputs), _ports(outputs)
+
+    def _compute(self, pixels: np.ndarray) -> np.ndarray:
+        try:
+            embeddings: Any = self._session.run([self._output], {self._input: pixels})[0]
+        except Exception as error:  # onnxruntime's exceptions have no common base class
+            raise ValueError(first_line(error)) from error
+        return embeddings
+
+
+def _ports(declared: Sequence[Any]) -> list[Port]:
+    return [Port(each.name, list(each.shape), each.type) for each in declared]

@@ -1,0 +1,269 @@
+"""The common part of all ONNX runtimes: checks, batching and error messages."""
+
+from __future__ import annotations
+
+import hashlib
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from margrave.files import external_weights, onnx_metadata, open_regular
+from margrave.models.model_file import CARD_KEY, ModelCard, read_card
+from margrave.registry import suggest
+
+REPEATED_IMAGES = (0, 0, 0)
+"""Indices of test images that are computed again. Once is not enough: dropout of a few features may
+agree by chance."""
+
+
+@dataclass(frozen=True)
+class Port:
+    """An input or output that a model declares.
+
+    Attributes:
+        name: the name in the file.
+        shape: a number for each fixed dimension, anything else for a dynamic one.
+        kind: the runtime's name of the element type.
+    """
+
+    name: str
+    shape: Sequence[Any]
+    kind: str
+
+
+class OnnxNetwork(nn.Module):
+    """A network in an ONNX file as a module, for inference only.
+
+    A model with a fixed batch size gets batches of that size. A model that takes (B, S, S, 3) gets
+    channels last, and a model that takes uint8 gets pixels in [0, 255].
+
+    A runtime is a subclass that implements `_open` and `_compute`.
+
+    Args:
+        path: the .onnx file, with one input (B, 3, S, S) or (B, S, S, 3) and an output (B, D).
+        threads: CPU threads; None takes as many as torch uses.
+        device: the runtime's device, such as ``cpu``; None takes the runtime's fastest.
+        output: the name of the embedding, if the model has several outputs.
+
+    Attributes:
+        runtime: the runtime's name.
+        kinds: NumPy type of each supported input type, by the runtime's name.
+        content_digest: SHA-256 of the file, of its external files, and of the output's name if the
+            model has several outputs.
+        external_weights: external files that hold the model's weights.
+        image_size: S, or None if the model takes any size.
+        metadata: the file's metadata, by key.
+        takes_bytes: whether the input is uint8, which the model normalizes itself.
+        one_at_a_time: whether images are computed one by one, because a batch would give different
+            embeddings.
+
+    Raises:
+        ValueError: the file does not exist, is damaged, or has other inputs or outputs; or the
+            runtime is not installed.
+    """
+
+    runtime: ClassVar[str]
+    kinds: ClassVar[Mapping[str, type]]
+
+    def __init__(
+        self,
+        path: str | Path,
+        threads: int | None = None,
+        device: str | None = None,
+        output: str | None = None,
+    ) -> None:
+        super().__init__()
+        self.path = Path(path)
+        if not self.path.is_file():
+            raise ValueError(f"{path}: no such file")
+        self.external_weights = external_weights(self.path)
+        self.metadata = onnx_metadata(self.path)
+        inputs, outputs = self._open(threads or torch.get_num_threads(), device)
+        self._read_input(inputs)
+        self._output = self._choose_output(output, outputs)
+        self.one_at_a_time = False
+        self.content_digest = _digest(self.path, self.external_weights)
+        if len(outputs) > 1:
+            # Different outputs of the same file are different embeddings.
+            named = f"{self.content_digest} {self._output}"
+            self.content_digest = hashlib.sha256(named.encode()).hexdigest()
+        # Tells callers the device and dtype of the images.
+        self.placed = nn.Parameter(torch.empty(0), requires_grad=False)
+
+    @abstractmethod
+    def _open(self, threads: int, device: str | None) -> tuple[Sequence[Port], Sequence[Port]]:
+        """Open the file, and return its inputs and outputs.
+
+        Raises:
+            ValueError: the runtime is not installed, the file is damaged, or there is no such
+                device.
+        """
+
+    @abstractmethod
+    def _compute(self, pixels: np.ndarray) -> np.ndarray:
+        """Compute the output `self._output` for the input `self._input`, of the declared type.
+
+        Raises:
+            ValueError: the runtime fails; the message gives its reason.
+        """
+
+    def _read_input(self, inputs: Sequence[Port]) -> None:
+        shapes = [list(each.shape) for each in inputs]
+        expected = "expected one (B, 3, S, S) or (B, S, S, 3)"
+        if len(inputs) != 1 or len(shapes[0]) != 4:
+            raise ValueError(f"{self.path} takes {shapes}; {expected}")
+        batch, *rest = shapes[0]
+        self._channels_last = rest[0] not in (3, "3") and rest[2] in (3, "3")
+        sides = rest[:2] if self._channels_last else rest[1:]
+        sizes = {side for side in sides if isinstance(side, int) and side > 0}
+        if not (self._channels_last or rest[0] in (3, "3")) or len(sizes) > 1:
+            raise ValueError(f"{self.path} takes {shapes}; {expected}")
+        if inputs[0].kind not in self.kinds:
+            raise ValueError(
+                f"{self.path} takes pixels of type {inputs[0].kind}; "
+                f"expected {', '.join(self.kinds)}"
+            )
+        self._input = inputs[0].name
+        self._dtype = self.kinds[inputs[0].kind]
+        self.takes_bytes = self._dtype == np.uint8
+        self._batch = batch if isinstance(batch, int) and batch > 0 else None
+        self.image_size = sizes.pop() if sizes else None
+
+    def _choose_output(self, name: str | None, declared: Sequence[Port]) -> str:
+        outputs = {each.name: list(each.shape) for each in declared}
+        listed = ", ".join(f"{each} {shape}" for each, shape in outputs.items())
+        name = name or self._output_of_card()
+        if name is None and len(outputs) > 1:
+            raise ValueError(
+                f"{self.path} has {len(outputs)} outputs: {listed}; choose the embedding when "
+                "importing the model: margrave import ... --output NAME (output=)"
+            )
+        name = next(iter(outputs)) if name is None else name
+        if not isinstance(name, str) or name not in outputs:
+            raise ValueError(f"{self.path} has no output {name!r}; {suggest(str(name), outputs)}")
+        # A shape that is not declared is checked later, by `check_rows`.
+        if len(outputs[name]) not in (0, 2):
+            raise ValueError(f"{self.path} has the output {listed}; expected (B, D)")
+        return name
+
+    def _output_of_card(self) -> str | None:
+        if CARD_KEY not in self.metadata:
+            return None
+        return read_card(self.metadata[CARD_KEY], self.path).backbone.get("output")
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Compute (B, D) embeddings of (B, 3, S, S) normalized images.
+
+        Raises:
+            ValueError: the runtime cannot run the model, or the number of rows is wrong.
+        """
+        pixels = images.float().contiguous().cpu().numpy()
+        step = 1 if self.one_at_a_time else self._batch or max(1, len(pixels))
+        parts = [
+            self._run(pixels[start : start + step]) for start in range(0, len(pixels), step)
+        ] or [self._run(pixels)]
+        return torch.from_numpy(np.concatenate(parts)).to(images.device)
+
+    def _run(self, pixels: np.ndarray) -> np.ndarray:
+        """Compute one embedding per image, for at most as many images as the model's batch size."""
+        rows = self._padded_rows(pixels)
+        alone = self.one_at_a_time and rows.ndim == 2 and len(rows) > 0
+        expected = len(rows) if alone else self._batch or len(pixels)
+        if rows.ndim != 2 or len(rows) != expected:
+            raise ValueError(
+                f"{self.path} returns shape {rows.shape} for {expected} images, expected "
+                f"({expected}, D); export it with a dynamic batch size, or with batch size 1"
+            )
+        return rows[: len(pixels)]
+
+    def _padded_rows(self, pixels: np.ndarray) -> np.ndarray:
+        """The model's output for a batch, which is padded to a fixed batch size if there is one."""
+        missing = (self._batch or len(pixels)) - len(pixels)
+        if missing:
+            pixels = np.concatenate([pixels, np.repeat(pixels[-1:], missing, axis=0)])
+        if self._channels_last:
+            pixels = np.ascontiguousarray(pixels.transpose(0, 2, 3, 1))
+        if self.takes_bytes:
+            pixels = (pixels * 255).round().clip(0, 255)
+        pixels = pixels.astype(self._dtype, copy=False)
+        try:
+            return np.asarray(self._compute(pixels), np.float32)
+        except ValueError as error:
+            raise ValueError(
+                f"{self.path}: {self.runtime} cannot run it on {pixels.shape}: {error}"
+            ) from error
+
+    def check_rows(self, card: ModelCard) -> None:
+        """Compute two different images, each alone and both together, and compare the rows.
+
+        If the rows differ, the graph contains a fixed batch size, and images will be computed one
+        at a time.
+
+        Raises:
+            ValueError: the model does not return one row for one image, or returns a different row
+                each time.
+        """
+        generator = np.random.default_rng(0)
+        # Coarse patterns, because fine noise is averaged away and its embeddings hardly differ.
+        coarse = generator.uniform(0, 1, (2, 3, 4, 4)).astype(np.float32)
+        indices = np.arange(card.image_size) * 4 // card.image_size
+        images = coarse[:, :, indices][:, :, :, indices]
+        mean, std = (
+            np.broadcast_to(np.asarray(value, np.float32), 3)[:, None, None]
+            for value in (card.mean, card.std)
+        )
+        images = np.ascontiguousarray((images - mean) / std)
+        self.one_at_a_time = True
+        first, second, *again = (
+            self._checked_row(images[index : index + 1]) for index in (0, 1, *REPEATED_IMAGES)
+        )
+        separate = np.stack([first, second])
+        # Rounding depends on the batch size, noticeably so in quantized models.
+        allowed = 1e-3 * np.linalg.norm(separate) + 0.05 * np.linalg.norm(first - second)
+        if max(np.linalg.norm(first - row) for row in again) > allowed:
+            raise ValueError(
+                f"{self.path} returns a different embedding each time for the same image: the "
+                "graph contains dropout or noise; export it in evaluation mode"
+            )
+        self.one_at_a_time = self._batch == 1
+        if self.one_at_a_time:
+            return
+        try:
+            joint = self._run(images)
+        except ValueError:
+            self.one_at_a_time = True
+            return
+        agree = joint.shape == separate.shape and np.linalg.norm(joint - separate) <= allowed
+        self.one_at_a_time = not agree
+
+    def _checked_row(self, image: np.ndarray) -> np.ndarray:
+        rows = self._padded_rows(image)
+        if rows.ndim != 2 or len(rows) not in (1, self._batch):
+            raise ValueError(
+                f"{self.path} returns shape {rows.shape} for one image, expected (1, D)"
+            )
+        if not np.isfinite(rows).all():
+            raise ValueError(f"{self.path} returns NaN or infinite values for an ordinary image")
+        return rows[0]
+
+
+def _digest(path: Path, external: Sequence[Path]) -> str:
+    """SHA-256 of a model; if it has external files, each counts with its name and size."""
+    total = hashlib.sha256()
+    try:
+        for each in (path, *external):
+            if external:
+                name = each.relative_to(path.parent).as_posix() if each != path else ""
+                total.update(f"{name}\0{each.stat().st_size}\0".encode())
+            with open(each, "rb", opener=open_regular) as file:
+                while block := file.read(2**20):
+                    total.update(block)
+    except OSError as error:
+        raise ValueError(f"{path}: its weights cannot be read: {error}") from error
+    return total.hexdigest()

@@ -1,0 +1,36 @@
+"""Mean, standard deviation and channel order of the pixels that a network was trained on."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+Pixels = float | tuple[float, float, float]
+"""A statistic of pixels in [0, 1]: one number, or one per channel."""
+ColorOrder = Literal["rgb", "bgr"]
+
+
+def check_pixel_statistics(**given: Pixels | None) -> None:
+    """Check that means and standard deviations are for pixels in [0, 1].
+
+    Raises:
+        ValueError: a value is for pixels in [0, 255].
+
+    >>> check_pixel_statistics(mean=0.5, std=(0.2, 0.2, 0.2))
+    """
+    for name, value in given.items():
+        if value is None:
+            continue
+        if max(abs(each) for each in (value if isinstance(value, tuple) else (value,))) > 1:
+            raise ValueError(
+                f"{name} = {value}, must be for pixels in [0, 1]; divide values for pixels in "
+                "[0, 255] by 255"
+            )
+
+
+def for_rgb(value: Pixels, order: ColorOrder) -> Pixels:
+    """Convert statistics from a network's color order to RGB.
+
+    >>> for_rgb((0.1, 0.2, 0.3), "bgr")
+    (0.3, 0.2, 0.1)
+    """
+    return (value[2], value[1], value[0]) if isinstance(value, tuple) and order == "bgr" else value

@@ -1,0 +1,50 @@
+"""Reads the tensors of other projects' files."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from torch import Tensor
+
+from margrave.models.contract import Checkpoint
+from margrave.models.inert_content import Ignored, read_content
+from margrave.models.prefixes import strip_prefixes
+from margrave.models.weight_choice import choose_weights, direct_tensors
+
+
+def read_checkpoint(path: str | os.PathLike[str], key: str | None = None) -> Checkpoint:
+    """Read the tensors of a file of ``torch.save`` or safetensors, by name, to the CPU.
+
+    The file's content decides which of the two formats it has.
+
+    Weights may be under any key, at most two levels deep. The prefixes ``module.``, ``model.``,
+    ``backbone.`` and ``_orig_mod.`` are removed from their names. Moving averages (EMA) are
+    preferred to the weights themselves. A head saved with a backbone (``state_dict_softmax_fc``)
+    gets the prefix ``head.``, and a file that is a single tensor becomes ``weight``. Everything
+    that is not a tensor is left out, and so are profilers' counters.
+
+    Args:
+        path: the file.
+        key: the key of the weights in the file, such as ``generator.ema``, or the prefix of their
+            names. It is required if the file holds several networks.
+
+    Raises:
+        ValueError: the file does not exist, is damaged, has no tensors or several networks, or
+            would have to run code; nothing was executed then, and the message names the code.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"{path}: {'a folder, not a file' if path.is_dir() else 'no such file'}")
+    content = read_content(path)
+    if isinstance(content, Tensor):
+        return Checkpoint({"weight": content}, ["weight"])
+    if not isinstance(content, dict):
+        kind = "pickled object" if isinstance(content, Ignored) else type(content).__name__
+        raise ValueError(f"{path}: contains a {kind}, not a state dict")
+    tensors, notes = choose_weights(content, path, key)
+    head = dict.get(content, "state_dict_softmax_fc")
+    if isinstance(head, dict) and key is None:
+        tensors |= {f"head.{name}": value for name, value in direct_tensors(head).items()}
+    other_keys = [name for name in dict.keys(content) if isinstance(name, str)]
+    return Checkpoint(strip_prefixes(tensors), tensors, set(other_keys) - set(tensors), notes)

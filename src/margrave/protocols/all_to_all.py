@@ -1,0 +1,95 @@
+"""All-to-all comparison of labeled faces, as in Trillion-Pairs, MFR and LFR."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+from margrave.evaluation import AllToAllResult, Result, evaluate_all_to_all
+from margrave.inference import ChosenRows, Features, FeatureStore
+from margrave.protocols.contract import PROTOCOLS, EvaluationOptions, Protocol
+from margrave.search import FileKeeper, state_of_rank
+
+
+def measurable_targets(pairs: int) -> tuple[float, ...]:
+    """The four smallest FARs, powers of ten down to 1e-9, that allow at least one false accept."""
+    powers = [10.0**-power for power in range(1, 10)]
+    return tuple(far for far in powers if far * pairs >= 1)[-4:] or (0.1,)
+
+
+@PROTOCOLS.register("all-to-all")
+class AllToAll(Protocol):
+    """Compare all labeled faces with each other, as in Trillion-Pairs, MFR and LFR."""
+
+    distributed: ClassVar[bool] = True
+    labeled: ClassVar[bool] = True
+
+    distractors: Path | None = None
+    """A feature store of other identities, to compare with every labeled face."""
+    far: tuple[float, ...] | None = None
+    """FAR targets; by default the four smallest powers of ten for which there are enough pairs."""
+
+    def evaluate(self, features: Features, options: EvaluationOptions) -> Sequence[Result]:
+        """Evaluate the features and return one result."""
+        distractors = None if self.distractors is None else FeatureStore(self.distractors)
+        return [compare_all(features, distractors, self.far, options).result()]
+
+
+def compare_all(
+    features: Features,
+    distractors: Features | None = None,
+    far_targets: Sequence[float] | None = None,
+    options: EvaluationOptions | None = None,
+) -> AllToAllResult:
+    """Compare all pairs of labeled faces, and each labeled face with every distractor.
+
+    Args:
+        features: labeled features.
+        distractors: features of other identities.
+        far_targets: FAR targets; by default the four smallest powers of ten for which there are
+            enough impostor pairs.
+        options: options that do not depend on the protocol.
+
+    Raises:
+        ValueError: there are no labeled images, the distractors were made differently, or the
+            pairs are insufficient (see ``evaluate_all_to_all``).
+    """
+    options = options or EvaluationOptions()
+    readable = features.readable_rows
+    labeled = readable[features.labels[readable] >= 0]
+    if not len(labeled):
+        raise ValueError(
+            f"{features.display_name} holds no labeled images; embed a folder with one subfolder "
+            "per identity"
+        )
+    distractor_rows = None
+    if distractors is not None:
+        features.check_comparable(distractors)
+        distractor_rows = ChosenRows(distractors.rows, distractors.readable_rows)
+    if far_targets is None:
+        distractor_count = 0 if distractor_rows is None else distractor_rows.shape[0]
+        far_targets = measurable_targets(
+            len(labeled) * (len(labeled) - 1) // 2 + len(labeled) * distractor_count
+        )
+    return evaluate_all_to_all(
+        ChosenRows(features.rows, labeled),
+        features.labels[labeled],
+        distractor_rows,
+        far_targets=far_targets,
+        world=options.world,
+        keeper=create_keeper(options, ["all-to-all", list(far_targets)], features, distractors),
+        **options.search,
+    )
+
+
+def create_keeper(
+    options: EvaluationOptions, settings: list[Any], *features: Features | None
+) -> FileKeeper | None:
+    """Create the keeper that saves this evaluation's state, or None if no file is given for it."""
+    if options.state is None:
+        return None
+    digests = [item.digest for item in features if item is not None]
+    what = json.dumps([settings, options.world.size, digests])
+    return FileKeeper(state_of_rank(options.state, options.world), what)

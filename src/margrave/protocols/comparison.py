@@ -1,0 +1,108 @@
+"""Comparison of two models' results on the same pairs, with significance tests."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from margrave.evaluation import Figure, PairScores, Result, compare_pairs
+
+NAMES = {"area_under_roc": "AUC", "equal_error_rate": "EER", "true_accept_rate": "TAR"}
+
+
+def compare_results(
+    first: Result,
+    second: Result,
+    far_targets: Sequence[float] = (1e-2, 1e-3),
+    resamples: int = 1000,
+    seed: int = 0,
+) -> Result:
+    """Compare two models' results on the same pairs, with intervals and p values.
+
+    Args:
+        first: the first model's result, with the scores of its pairs.
+        second: the second model's result on the same pairs.
+        far_targets: FAR targets of the true accept rates to compare.
+        resamples: number of bootstrap replicates, at least 2.
+        seed: seed of the bootstrap.
+
+    Returns:
+        For each metric, the second model's value minus the first's; ``details`` has ``p_value``,
+        ``more_pairs`` and both models' values.
+
+    Raises:
+        ValueError: a result has no scores, or the pairs differ.
+    """
+    first_scores, second_scores = _scores(first), _scores(second)
+    if not _same_pairs(first_scores, second_scores):
+        counts = len(first_scores.same), len(second_scores.same)
+        raise ValueError(
+            f"the results are of different pairs: {counts[0]} of {first.name!r} and "
+            f"{counts[1]} of {second.name!r}"
+            + (", of other images" if counts[0] == counts[1] else "")
+            + "; evaluate both models on the same list of pairs, or draw pairs with the same seed"
+        )
+    identities = first_scores.identities
+    if identities is None:
+        identities = second_scores.identities
+    differences = compare_pairs(
+        np.array(first_scores.distances),
+        np.array(second_scores.distances),
+        np.array(first_scores.same),
+        first_scores.folds,
+        None if identities is None else np.array(identities),
+        far_targets,
+        resamples,
+        seed,
+    )
+    figures = [
+        Figure(
+            metric=f"difference in {NAMES.get(difference.metric, difference.metric)}",
+            value=difference.difference,
+            at={} if difference.far_target is None else {"FAR": difference.far_target},
+            interval=difference.interval,
+            too_few=difference.too_few_impostors,
+            percent=difference.metric != "area_under_roc",
+            details={
+                "first": difference.first,
+                "second": difference.second,
+                "p_value": difference.p_value,
+                "more_pairs": difference.more_pairs,
+            },
+        )
+        for difference in differences
+    ]
+    return Result(
+        protocol="comparison",
+        name=first.name,
+        rules=f"{first.rules}; paired bootstrap",
+        figures=tuple(figures),
+        counts=first.counts,
+        settings={
+            "first": first.origin.model,
+            "second": second.origin.model,
+            "resamples": resamples,
+            "seed": seed,
+        },
+        origin=second.origin,
+    )
+
+
+def _same_pairs(one: PairScores, other: PairScores) -> bool:
+    """Whether two results are of the same pairs, as far as they contain the information."""
+    if (one.same, one.folds) != (other.same, other.folds):
+        return False
+    # Results of earlier versions lack the digest.
+    if one.images_digest and other.images_digest:
+        return one.images_digest == other.images_digest
+    return None in (one.identities, other.identities) or one.identities == other.identities
+
+
+def _scores(result: Result) -> PairScores:
+    if result.scores is None:
+        raise ValueError(
+            f"the result {result.name or result.protocol!r} has no pair scores; write results with "
+            "margrave evaluate pairs --output, or give features and a list of pairs"
+        )
+    return result.scores

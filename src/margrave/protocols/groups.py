@@ -1,0 +1,97 @@
+"""Verification of several demographic groups, each with its own pairs: RFW."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path, PurePath
+from typing import ClassVar
+
+import numpy as np
+
+from margrave.data import read_named_pairs
+from margrave.data.image_folder import natural_sort
+from margrave.evaluation import Figure, Result
+from margrave.files.folders import folders_within, list_names
+from margrave.inference import Features
+from margrave.protocols.contract import PROTOCOLS, EvaluationOptions, Protocol
+from margrave.protocols.pairs import pair_result
+
+_PAIRS_SUFFIX = "_pairs.txt"
+_PACKED_SUFFIX = ".bin"
+
+
+@PROTOCOLS.register("groups")
+class Groups(Protocol):
+    """Evaluate pairs of several demographic groups: mean, std and skewed error ratio (RFW).
+
+    The skewed error ratio is the largest error divided by the smallest.
+
+    Source: Wang et al., "Racial Faces in the Wild" (2019).
+    """
+
+    positional: ClassVar[tuple[str, ...]] = ("folder",)
+
+    folder: Path
+    """The folder with each group's list of pairs (RFW's txts)."""
+
+    def evaluate(self, features: Features, options: EvaluationOptions) -> Sequence[Result]:
+        """One result per group, and a summary."""
+        lists = read_group_pairs(self.folder)
+        if packed := [path for path in lists.values() if path.suffix == _PACKED_SUFFIX]:
+            raise ValueError(
+                f"{packed[0]} contains its own images, but the groups protocol needs lists of "
+                "pairs; embed each .bin file and run margrave evaluate pairs on it"
+            )
+        groups = [
+            pair_result(features, read_named_pairs(path, features.names), options.resamples, name)
+            for name, path in lists.items()
+        ]
+        accuracies = np.array([group.figure("accuracy").value for group in groups])
+        errors = 1 - accuracies
+        ratio = float(errors.max() / errors.min()) if errors.min() > 0 else None
+        summary = Result(
+            protocol="groups",
+            name="all groups",
+            rules=f"{groups[0].rules}, in each group",
+            figures=(
+                Figure(metric="mean accuracy", value=float(accuracies.mean())),
+                Figure(metric="std of the groups' accuracies", value=float(accuracies.std())),
+                Figure(metric="skewed error ratio", value=ratio, percent=False),
+            ),
+            counts={"groups": len(groups)},
+        )
+        return [*groups, summary]
+
+
+def read_group_pairs(folder: str | Path) -> dict[str, Path]:
+    """Find each group's file of pairs, as in RFW.
+
+    A group such as ``Asian`` has a file ``Asian_pairs.txt`` in the folder or at most two levels
+    below, as in ``txts/Asian/Asian_pairs.txt``, or a file ``Asian.bin`` in the folder.
+
+    Returns:
+        The file of each group, in natural order of the groups' names.
+
+    Raises:
+        ValueError: the folder does not exist, a group has two files, or there are fewer than two
+            groups.
+    """
+    folder = Path(folder)
+    files: dict[str, Path] = {}
+    for directory in folders_within(folder, levels=2):
+        for name in list_names(directory):
+            packed = directory == folder and name.endswith(_PACKED_SUFFIX)
+            group = PurePath(name).stem.removesuffix("_pairs")
+            if not group or not (packed or name.endswith(_PAIRS_SUFFIX)):
+                continue
+            if files.setdefault(group, directory / name) != directory / name:
+                raise ValueError(
+                    f"{folder} holds two files of the group {group}: {files[group]} and "
+                    f"{directory / name}; remove one of them"
+                )
+    if len(files) < 2:
+        raise ValueError(
+            f"{folder} holds pairs of {len(files)} groups, but at least two are required; expected "
+            f"a file such as Asian{_PAIRS_SUFFIX} or Asian{_PACKED_SUFFIX} for each group"
+        )
+    return {group: files[group] for group in natural_sort(files)}

@@ -1,0 +1,214 @@
+"""Readers of the files of IJB-B and IJB-C, as the InsightFace project distributes them."""
+
+from __future__ import annotations
+
+import re
+from array import array
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from margrave.files import open_regular
+from margrave.files.folders import list_names, unique_path
+from margrave.files.text import (
+    MAX_DIGITS,
+    Consistency,
+    is_relative_path,
+    malformed,
+    read_lines,
+    read_table,
+    unreadable,
+    whole_number,
+)
+from margrave.protocols.pooled_templates import (
+    TemplatePairs,
+    TemplateSubjects,
+    check_template_pairs,
+)
+
+_SUFFIXES = {
+    "images": ("_face_tid_mid.txt",),
+    "pairs": ("_template_pair_label.txt",),
+    "landmarks": ("_name_5pts_score.txt",),
+    # IJB-B calls its galleries S1 and S2, IJB-C G1 and G2.
+    "gallery_1": ("_1n_gallery_g1.csv", "_1n_gallery_s1.csv"),
+    "gallery_2": ("_1n_gallery_g2.csv", "_1n_gallery_s2.csv"),
+    "probe": ("_1n_probe_mixed.csv",),
+}
+_BLOCK_BYTES = 2**24
+_PAIR_LINES = re.compile(
+    rb"(?:(?:[ \t]*+[0-9]{1,%d}+[ \t]++[0-9]{1,%d}+[ \t]++[01])?+[ \t]*+\r?+\n)*+"
+    % (MAX_DIGITS, MAX_DIGITS)
+)
+
+
+@dataclass(frozen=True, eq=False)
+class TemplateImages:
+    """N images, with the template and medium that each belongs to.
+
+    Attributes:
+        names: the images' paths.
+        templates: (N,) int64 template of each image.
+        media: (N,) int64 medium of each image; the frames of a video share one medium.
+    """
+
+    names: tuple[str, ...]
+    templates: np.ndarray
+    media: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class IjbFiles:
+    """The paths of the files of IJB-B or IJB-C.
+
+    Attributes:
+        images: the images' templates and media, for ``read_template_images``.
+        pairs: the pairs of the 1:1 protocol, for ``read_template_pairs``, or None.
+        landmarks: the landmarks and detector scores, for ``read_landmarks``, or None.
+        gallery_1: the first gallery of the 1:N protocol, for ``read_template_subjects``, or None.
+        gallery_2: the second gallery of the 1:N protocol, or None.
+        probe: the probes of the 1:N protocol, or None.
+    """
+
+    images: Path
+    pairs: Path | None
+    landmarks: Path | None
+    gallery_1: Path | None
+    gallery_2: Path | None
+    probe: Path | None
+
+
+def find_ijb_files(folder: str | Path) -> IjbFiles:
+    """Find the files of IJB-B or IJB-C in a folder and in its subfolder ``meta``.
+
+    Files are recognized by the end of their names: ``ijbc_face_tid_mid.txt`` by
+    ``_face_tid_mid.txt``.
+
+    Raises:
+        ValueError: the folder does not exist, it has no list of images, or it has several files of
+            one kind or files of both sets.
+    """
+    folder = Path(folder)
+    folders = [folder]
+    if "meta" in list_names(folder, folders=True):
+        folders.append(folder / "meta")
+    files = [directory / name for directory in folders for name in list_names(directory)]
+    path_of: dict[str, Path | None] = {}
+    named_by_set: dict[str, str] = {}
+    for kind, suffixes in _SUFFIXES.items():
+        matching = [file for file in files if file.name.lower().endswith(suffixes)]
+        path_of[kind] = unique_path(matching, f"*{suffixes[0]}", folder)
+        for file in matching:
+            named_by_set[file.name.lower()[: -len(suffixes[0])]] = file.name
+    if len(named_by_set) > 1:
+        raise ValueError(
+            f"{folder} contains files of several sets: {', '.join(named_by_set.values())}; "
+            "put each set into its own folder"
+        )
+    images = path_of.pop("images")
+    if images is None:
+        raise ValueError(
+            f"neither {folder} nor its subfolder meta contains a file *_face_tid_mid.txt; "
+            "give the folder IJBB or IJBC that InsightFace distributes"
+        )
+    return IjbFiles(images, **path_of)
+
+
+def read_template_images(path: str | Path) -> TemplateImages:
+    """Read the images of each template, as in ``ijbc_face_tid_mid.txt``.
+
+    Each line is ``image template medium`` (``1.jpg 1 69544``).
+
+    Raises:
+        ValueError: a line is malformed, an image has two media in one template, or there are no
+            lines; the message names the file and lines.
+    """
+    names: list[str] = []
+    templates, media = array("q"), array("q")
+    agreement = Consistency(path, "image and template", "medium")
+    for number, line in read_lines(path):
+        fields = line.split()
+        numbers = [whole_number(field) for field in fields[1:]]
+        if len(fields) != 3 or None in numbers or not is_relative_path(fields[0]):
+            raise malformed(
+                path, number, line, "'1.jpg 1 69544', an image's relative path, template and medium"
+            )
+        template, medium = (value for value in numbers if value is not None)
+        agreement.add((fields[0], template), medium, number, line)
+        names.append(fields[0])
+        templates.append(template)
+        media.append(medium)
+    if not names:
+        raise ValueError(f"{path} names no images; give the file *_face_tid_mid.txt")
+    return TemplateImages(tuple(names), np.array(templates), np.array(media))
+
+
+def read_template_pairs(path: str | Path) -> TemplatePairs:
+    """Read the pairs of templates to compare, as in ``ijbc_template_pair_label.txt``.
+
+    Each line is ``template template label``, with label 1 for genuine and 0 for impostor pairs.
+
+    Raises:
+        ValueError: a line is malformed, a pair has both labels, or there are no lines; the message
+            names the file and lines.
+    """
+    parts = [np.empty((0, 3), np.int64)]
+    lines_before = 0
+    try:
+        with open(path, "rb", opener=open_regular) as file:
+            rest = b""
+            while block := file.read(_BLOCK_BYTES):
+                if not lines_before and not rest:
+                    block = block.removeprefix(b"\xef\xbb\xbf")
+                block, newline, rest = (rest + block).rpartition(b"\n")
+                parts.append(_parse_pairs(path, block + newline, lines_before))
+                lines_before += block.count(b"\n") + len(newline)
+            if rest:
+                parts.append(_parse_pairs(path, rest + b"\n", lines_before))
+    except OSError as error:
+        raise unreadable(path, error) from None
+    first, second, same = (np.concatenate([part[:, side] for part in parts]) for side in range(3))
+    pairs = TemplatePairs(first, second, same == 1)
+    check_template_pairs(path, pairs)
+    return pairs
+
+
+def _parse_pairs(path: str | Path, block: bytes, lines_before: int) -> np.ndarray:
+    """Parse a block of whole lines into (P, 3) int64."""
+    match = _PAIR_LINES.match(block)
+    end = match.end() if match else 0
+    if end < len(block):
+        line = block[end : block.index(b"\n", end)].rstrip(b"\r").decode("utf-8", "replace")
+        number = lines_before + block.count(b"\n", 0, end) + 1
+        expected = "'1 2 0': two templates, and 1 for the same subject or 0 for different ones"
+        raise malformed(path, number, line, expected)
+    if not block.strip():
+        return np.empty((0, 3), np.int64)
+    return np.fromstring(block, dtype=np.int64, sep=" ").reshape(-1, 3)
+
+
+def read_template_subjects(path: str | Path) -> TemplateSubjects:
+    """Read the templates of a gallery or of the probes, as in ``ijbc_1N_probe_mixed.csv``.
+
+    The header line must contain the columns TEMPLATE_ID and SUBJECT_ID, in any case and order. Each
+    following line is an image, so a template has as many lines as images.
+
+    Raises:
+        ValueError: a column is missing, a line is malformed, a template has two subjects, or there
+            are no lines; the message names the file and lines.
+    """
+    subject_of: dict[int, int] = {}
+    agreement = Consistency(path, "template", "subject")
+    for number, line, fields in read_table(path, ("template_id", "subject_id")):
+        template, subject = map(whole_number, fields)
+        if template is None or subject is None:
+            raise malformed(path, number, line, "whole numbers as TEMPLATE_ID and SUBJECT_ID")
+        agreement.add(template, subject, number, line)
+        subject_of[template] = subject
+    if not subject_of:
+        raise ValueError(f"{path} holds no templates below its header line; check the file")
+    return TemplateSubjects(
+        np.array(list(subject_of), dtype=np.int64),
+        np.array(list(subject_of.values()), dtype=np.int64),
+    )

@@ -1,0 +1,192 @@
+"""MegaFace challenge 1: FaceScrub probes against a million distractors."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path, PurePath, PurePosixPath
+from typing import ClassVar
+
+import numpy as np
+
+from margrave.evaluation import Result, evaluate_all_to_all, unit_rows
+from margrave.files.text import is_relative_path, malformed, read_lines, read_text
+from margrave.inference import ChosenRows, Features, FeatureStore
+from margrave.protocols.all_to_all import create_keeper
+from margrave.protocols.contract import PROTOCOLS, EvaluationOptions, Protocol
+
+FAR_TARGETS = (1e-4, 1e-5, 1e-6)
+NOISE = 1e-3
+"""Largest offset of a noisy probe from its identity's center, in each dimension."""
+
+
+@PROTOCOLS.register("megaface")
+class MegaFace(Protocol):
+    """MegaFace challenge 1: rank 1 and 10, and TAR down to FAR 1e-6, against distractors.
+
+    The features are those of FaceScrub's probes. As in InsightFace's evaluation with cleaned lists,
+    noisy probes are replaced by points near their identity's center, and noisy distractors are left
+    out.
+
+    Source: Kemelmacher-Shlizerman et al., "The MegaFace Benchmark" (2016); InsightFace.
+    """
+
+    positional: ClassVar[tuple[str, ...]] = ("distractors",)
+    distributed: ClassVar[bool] = True
+
+    distractors: Path
+    """The distractors' feature store."""
+    distractor_list: Path | None = None
+    """MegaFace's list of distractors to use (megaface_features_list.json_1000000_1)."""
+    probe_noise: Path | None = None
+    """The list of noisy probes (facescrub_noises.txt)."""
+    distractor_noise: Path | None = None
+    """The list of noisy distractors (megaface_noises.txt)."""
+
+    def evaluate(self, features: Features, options: EvaluationOptions) -> Sequence[Result]:
+        """Evaluate the features and return one result."""
+        distractors = FeatureStore(self.distractors)
+        features.check_comparable(distractors)
+        labels = features.labels
+        if (labels < 0).any():
+            identities = [facescrub_identity(name) for name in features.names]
+            labels = np.unique(identities, return_inverse=True)[1]
+        rows = unit_rows(features.rows[0 : len(features)])
+        lists: list[list[str]] = []
+        if self.probe_noise is not None:
+            noisy = read_noise_list(self.probe_noise)
+            lists.append(sorted(noisy))
+            bad = np.array([PurePath(n).name in noisy or n in noisy for n in features.names])
+            _check_noise(self.probe_noise, noisy, bad, features)
+            rows = _move_to_centers(rows, labels, bad, np.random.default_rng(options.seed))
+        chosen = np.zeros(len(distractors), bool)
+        chosen[distractors.readable_rows] = True
+        if self.distractor_list is not None:
+            names = read_megaface_list(self.distractor_list)
+            listed_rows = distractors.rows_of(names, self.distractor_list)
+            chosen &= np.isin(np.arange(len(distractors)), listed_rows)
+            lists.append(sorted(names))
+        if self.distractor_noise is not None:
+            noisy = read_noise_list(self.distractor_noise)
+            lists.append(sorted(noisy))
+            bad = np.array([name in noisy for name in distractors.names])
+            _check_noise(self.distractor_noise, noisy, bad, distractors)
+            chosen &= ~bad
+        result = evaluate_all_to_all(
+            rows.astype(np.float32),
+            labels,
+            ChosenRows(distractors.rows, np.flatnonzero(chosen)),
+            rules="MegaFace challenge 1",
+            own_impostors=False,
+            far_targets=FAR_TARGETS,
+            ranks=(1, 10),
+            world=options.world,
+            keeper=create_keeper(options, ["megaface", options.seed, lists], features, distractors),
+            **options.search,
+        )
+        return [result.result()]
+
+
+def _check_noise(
+    path: str | Path, noisy: frozenset[str], bad: np.ndarray, features: Features
+) -> None:
+    """Check that a noise list names any of the images; otherwise it belongs to other images."""
+    if noisy and not bad.any():
+        raise ValueError(
+            f"{path} names none of the images of {features.display_name}: the list has "
+            f"{min(noisy)!r}, the images are named like {features.name(0)!r}; embed the folder "
+            "that the list's names are relative to"
+        )
+
+
+def _move_to_centers(
+    rows: np.ndarray, labels: np.ndarray, noisy: np.ndarray, generator: np.random.Generator
+) -> np.ndarray:
+    """Replace noisy unit rows by points near the center of their identity's clean rows."""
+    rows = rows.copy()
+    for label in np.unique(labels[noisy]):
+        clean = rows[(labels == label) & ~noisy]
+        if not len(clean):
+            raise ValueError(
+                f"all images of identity {label} are noisy, so it has no center; check the list of "
+                "noisy probes"
+            )
+        indices = np.flatnonzero((labels == label) & noisy)
+        moved = clean.mean(0) + generator.uniform(-NOISE, NOISE, (len(indices), rows.shape[1]))
+        rows[indices] = moved / np.linalg.norm(moved, axis=1, keepdims=True)
+    return rows
+
+
+def read_megaface_list(path: str | Path) -> tuple[str, ...]:
+    """Read a list of images, such as ``facescrub_features_list.json``.
+
+    The file is JSON with a key ``path``, a list such as
+    ``["Adam_Brody/Adam_Brody_259.png", "363/36395475@N00/2663229765_1.jpg"]``.
+
+    Raises:
+        ValueError: the file is not JSON, the list is missing or empty, or an entry is not a
+            relative path.
+    """
+    text = read_text(path)
+    try:
+        content = json.loads(text)
+    except json.JSONDecodeError as error:
+        line = text.split("\n")[error.lineno - 1].rstrip("\r")
+        raise malformed(path, error.lineno, line, f"JSON ({error.msg})") from None
+    # Raised for brackets that are nested too deep and for numbers with too many digits.
+    except (RecursionError, ValueError) as error:
+        raise ValueError(f"{path} cannot be read as JSON ({error}); check the file") from None
+    entries = content.get("path") if isinstance(content, dict) else None
+    if not isinstance(entries, list) or not entries:
+        raise ValueError(
+            f"{path} holds no list of images with the key 'path'; give a file of MegaFace's "
+            "templatelists"
+        )
+    for index, entry in enumerate(entries):
+        if not isinstance(entry, str) or not is_relative_path(entry):
+            shown = f"{entry!r:.120}" if isinstance(entry, str) else f"a {type(entry).__name__}"
+            raise ValueError(
+                f"{path}: entry {index} of its 'path' is {shown}; expected an image's relative path"
+            )
+    return tuple(entries)
+
+
+def read_noise_list(path: str | Path) -> frozenset[str]:
+    """Read the list of images that show another person, such as ``facescrub_noises.txt``.
+
+    Each line holds a file name (FaceScrub) or a path (MegaFace). If a line has a tab, the name
+    follows it. Lines that begin with ``#`` are comments. The list may be empty.
+
+    Raises:
+        ValueError: a line is not a relative path; the message names file and line.
+    """
+    names = set()
+    for number, line in read_lines(path):
+        if line.startswith("#"):
+            continue
+        fields = line.strip().split("\t")
+        name = fields[1 if len(fields) > 1 else 0].strip()
+        if not is_relative_path(name):
+            raise malformed(path, number, line, "an image's name, such as Adam_Brody_259.png")
+        names.add(name)
+    return frozenset(names)
+
+
+def facescrub_identity(name: str) -> str:
+    """The identity of a FaceScrub image: its folder's name, or its own up to the last underscore.
+
+    Raises:
+        ValueError: the name has neither a folder nor an underscore.
+
+    >>> facescrub_identity("Adam_Brody/Adam_Brody_259.png")
+    'Adam_Brody'
+    >>> facescrub_identity("Adam_Brody_259.png")
+    'Adam_Brody'
+    """
+    path = PurePosixPath(name)
+    identity = path.parent.name or path.name.rpartition("_")[0]
+    if not identity:
+        raise ValueError(
+            f"{name!r} does not name its identity; expected a name such as Adam_Brody_259.png"
+        )
+    return identity

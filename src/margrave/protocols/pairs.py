@@ -1,0 +1,247 @@
+"""Verification of image pairs: LFW and similar sets."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+from pydantic import PrivateAttr
+
+from margrave.data import (
+    ImageFiles,
+    ImageSubset,
+    PairList,
+    ReadableImages,
+    balanced_pairs,
+    lists_paths,
+    open_source,
+    read_csv_pairs,
+    read_lfw_pairs,
+    read_named_pairs,
+    read_pairs_bin,
+)
+from margrave.evaluation import (
+    Figure,
+    Result,
+    evaluate_pairs,
+    evaluate_strata,
+)
+from margrave.inference import ChosenRows, Embedder, Features, embed_features
+from margrave.progress import Progress
+from margrave.protocols.contract import PROTOCOLS, EvaluationOptions, Protocol, required_source
+
+QUALITY_EDGES = (0.25, 0.5, 0.75)
+"""Edges of the strata, by the ground-truth quality of a pair's worse image."""
+MIN_DRAWN_PAIRS = 20
+
+
+@PROTOCOLS.register("pairs")
+class Pairs(Protocol):
+    """Verify pairs by LFW's 10-fold protocol, and report TAR at FAR.
+
+    Source: Huang et al., "Labeled Faces in the Wild" (2007), image-restricted.
+    """
+
+    positional: ClassVar[tuple[str, ...]] = ("pairs",)
+
+    pairs: Path | None = None
+    """LFW's pairs.txt, a CSV, lines of 'path path 1', or a .bin set; by default draw pairs."""
+    number: int = 1000
+    """The number of balanced pairs to draw, a multiple of 20."""
+    pairs_seed: int = 0
+    """The seed for drawing pairs."""
+    allow_outside: bool = False
+    """Allow the list to name files outside the images' folder."""
+
+    _opened: tuple[ReadableImages, PairList] | None = PrivateAttr(None)
+    """The images opened for a model, and the pairs as indices of these images."""
+
+    def open_images(self, source: str | None, image_size: int) -> ReadableImages:
+        """Open the images that the pairs name; a .bin set contains its own images."""
+        del image_size
+        packed = self.pairs is not None and self.pairs.suffix.lower() == ".bin"
+        if packed and source is not None:
+            raise ValueError(f"{self.pairs} contains its own images; leave out --images")
+        root = "" if packed else required_source(source)
+        self._opened = open_pairs(
+            root, self.pairs, self.number, self.pairs_seed, self.allow_outside
+        )
+        return self._opened[0]
+
+    def evaluate(self, features: Features, options: EvaluationOptions) -> Sequence[Result]:
+        """Evaluate the features and return one result."""
+        pairs = self._pairs_of(features)
+        name = self.pairs.name if self.pairs else features.description["images"]["source"]
+        return [pair_result(features, pairs, options.resamples, name)]
+
+    def _pairs_of(self, features: Features) -> PairList:
+        """The pairs as row indices of the features."""
+        if self._opened is not None and features.has_images(self._opened[0]):
+            return self._opened[1]
+        return _find_pairs(features, self.pairs, self.number, self.pairs_seed)
+
+
+def open_pairs(
+    source: str | Mapping[str, Any],
+    pairs: Path | None,
+    number: int = 1000,
+    seed: int = 0,
+    allow_outside: bool = False,
+) -> tuple[ReadableImages, PairList]:
+    """Open pairs and exactly the images that they use.
+
+    Args:
+        source: the images' path or a data source's specification; empty for a .bin set.
+        pairs: the list or the .bin set; None draws balanced pairs.
+        number: the number of pairs to draw.
+        seed: the seed for drawing pairs.
+        allow_outside: allow the list to name files outside the images' folder.
+
+    Raises:
+        ValueError: the pairs are malformed, or an image is missing.
+    """
+    if pairs is not None and pairs.suffix.lower() == ".bin":
+        listed, packed_images = read_pairs_bin(pairs)
+        return packed_images, listed
+    if pairs is not None and lists_paths(pairs):
+        root = source if isinstance(source, str) else source.get("root")
+        if not isinstance(root, str):
+            raise ValueError(f"{pairs} names files, so the images must be a folder")
+        listed, files = read_csv_pairs(pairs, root, allow_outside=allow_outside)
+        return _labeled(files, root), listed
+    images = open_source(source, labeled=True)
+    if pairs is not None:
+        listed = read_lfw_pairs(pairs, images)
+    else:
+        listed = _draw_pairs(np.asarray(images.labels), number, seed)
+    used, index = np.unique(np.stack([listed.first, listed.second]), return_inverse=True)
+    first, second = index.reshape(2, -1)
+    return ImageSubset(images, used), replace(listed, first=first, second=second)
+
+
+def _labeled(files: ImageFiles, root: str) -> ReadableImages:
+    """The same images with labels if they lie in one folder per identity, else unchanged."""
+    try:
+        images = open_source(root, labeled=True)
+    except ValueError:
+        return files
+    row_of = {images.path(row): row for row in range(len(images))}
+    rows = [row_of.get(files.path(index), -1) for index in range(len(files))]
+    return ImageSubset(images, np.array(rows)) if min(rows) >= 0 else files
+
+
+def _draw_pairs(labels: np.ndarray, number: int, seed: int) -> PairList:
+    if number < MIN_DRAWN_PAIRS:
+        raise ValueError(
+            f"number must be at least {MIN_DRAWN_PAIRS} and a multiple of 20, got {number}"
+        )
+    return balanced_pairs(labels, number, seed)
+
+
+def _find_pairs(features: Features, pairs: Path | None, number: int, seed: int) -> PairList:
+    """The pairs as row indices of the features."""
+    if pairs is None:
+        if (features.labels < 0).any():
+            raise ValueError(
+                f"{features.display_name} contains images without labels, so pairs cannot be "
+                "drawn; give a list of pairs"
+            )
+        return _draw_pairs(features.labels, number, seed)
+    if pairs.suffix.lower() != ".bin":
+        return read_named_pairs(pairs, features.names)
+    listed, images = read_pairs_bin(pairs)
+    embedded = features.description["images"]
+    if embedded.get("content_digest") != images.content_digest:
+        raise ValueError(
+            f"{features.display_name} holds features of the {len(features)} images of "
+            f"{embedded['source']!r}, not of the {len(images)} images in {pairs}; embed this file "
+            f"first: margrave embed MODEL {pairs} FEATURES"
+        )
+    return listed
+
+
+def pair_result(
+    features: Features, pairs: PairList, resamples: int = 1000, name: str = ""
+) -> Result:
+    """Evaluate pairs of features by LFW's protocol, leaving out pairs with unreadable images.
+
+    If the images' ground-truth quality is known, the result also has strata of quality.
+
+    Args:
+        features: the images' features.
+        pairs: the pairs as row indices of the features.
+        resamples: number of bootstrap replicates; 0 for none.
+        name: the name of the set of pairs.
+
+    Raises:
+        ValueError: there are too few pairs.
+    """
+    readable = ~np.isin(np.stack([pairs.first, pairs.second]), list(features.unreadable)).any(0)
+    first, second, same = pairs.first[readable], pairs.second[readable], pairs.same[readable]
+    # Fewer pairs than folds may remain when those with unreadable images are left out.
+    folds = min(pairs.folds, max(2, len(same)))
+    used, index = np.unique(np.stack([first, second]), return_inverse=True)
+    rows = ChosenRows(features.rows, used)[0 : len(used)]
+    sides = rows[index.reshape(2, -1)[0]], rows[index.reshape(2, -1)[1]]
+    result = evaluate_pairs(
+        *sides, same, folds, _identities(features, first, second, same), resamples=resamples
+    )
+    strata: list[Figure] = []
+    if features.quality is not None:
+        worse = np.minimum(features.quality[first], features.quality[second])
+        results = evaluate_strata(*sides, same, worse, QUALITY_EDGES, folds=folds)
+        strata = [figure for stratum in results for figure in stratum.figures()]
+    code = "no flipped images" if features.flipped is None else "flip fusion"
+    result = replace(result, rules=f"{result.rules}; {code}").result(name, strata)
+    unreadable = {features.name(row): reason for row, reason in features.unreadable.items()}
+    if result.scores is not None:
+        names = [[features.name(int(row)) for row in side] for side in (first, second)]
+        digest = hashlib.sha256(json.dumps(names).encode()).hexdigest()
+        result = replace(result, scores=replace(result.scores, images_digest=digest))
+    return replace(result, unreadable=unreadable)
+
+
+def _identities(
+    features: Features, first: np.ndarray, second: np.ndarray, same: np.ndarray
+) -> np.ndarray | None:
+    """(P, 2) labels of both sides, or None if they are unknown or contradict the pairs."""
+    identities = np.stack([features.labels[first], features.labels[second]], axis=1)
+    # Labels may contradict the pairs because folders need not be identities; RFW's are groups.
+    consistent = ((identities[:, 0] == identities[:, 1]) == same).all()
+    return identities if (identities >= 0).all() and consistent else None
+
+
+def evaluate_embedder(
+    embedder: Embedder,
+    images: ReadableImages,
+    pairs: PairList,
+    name: str = "",
+    *,
+    resamples: int = 1000,
+    maximum_unreadable: int = 0,
+    progress: Progress | None = None,
+) -> Result:
+    """Evaluate a model on pairs of images by LFW's protocol, with flip fusion.
+
+    Args:
+        embedder: the model.
+        images: the images, see ``open_pairs``.
+        pairs: the pairs as indices of the images.
+        name: the name of the set of pairs.
+        resamples: number of bootstrap replicates; 0 for no intervals.
+        maximum_unreadable: how many images may be unreadable; their pairs are left out.
+        progress: called with (images done, total).
+
+    Raises:
+        ValueError: too many images are unreadable, or there are too few pairs.
+    """
+    features = embed_features(
+        embedder, images, source=name, maximum_unreadable=maximum_unreadable, progress=progress
+    )
+    result = pair_result(features, pairs, resamples, name)
+    return replace(result, origin=features.origin)

@@ -1,0 +1,148 @@
+"""A model's reference on labeled faces: calibration, score distributions, thresholds, norms."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from margrave.evaluation import cllr, cllr_min, fit_calibration, unit_rows
+from margrave.inference import ChosenRows, Features
+from margrave.models import Calibration, ScoreReference
+
+MAX_IMAGES = 6000
+"""Number of images to compare at most; they make 18 million pairs."""
+MIN_CALIBRATION_IDENTITIES = 10
+"""Identities with several images required for a calibration: half to fit it, half to test it."""
+BINS = 100
+FAR_STEPS = (1.0, 0.5, 0.2)
+"""FARs per power of ten."""
+MIN_FALSE_ACCEPTS = 3
+"""Rule of three: if 3/p impostor pairs have no false accept, the FAR's 95 % upper limit is p."""
+MIN_NORM_VARIATION = 1e-3
+"""If the norms' relative std is smaller, the model itself normalizes its embeddings."""
+
+
+def measure_reference(features: Features, seed: int = 0) -> ScoreReference:
+    """Measure the scores of all pairs of labeled faces, a calibration, and the faces' norms.
+
+    The calibration is fitted on a random half of the identities and tested on the other half. With
+    fewer than 10 identities that have several images there is no calibration.
+
+    Args:
+        features: labeled features of people like those in the application. If there are more than
+            6,000 images, identities are sampled.
+        seed: seed of the sampling.
+
+    Raises:
+        ValueError: there are no labeled images, or an embedding is zero or not finite.
+    """
+    readable = features.readable_rows
+    labeled = readable[features.labels[readable] >= 0]
+    if not len(labeled):
+        raise ValueError(
+            f"{features.display_name} holds no labeled images; embed a folder with one subfolder "
+            "per identity"
+        )
+    generator = np.random.default_rng(seed)
+    rows = _sample_identities(labeled, features.labels[labeled], generator)
+    labels = features.labels[rows]
+    units = unit_rows(ChosenRows(features.rows, rows)[0 : len(rows)]).astype(np.float32)
+    genuine, impostors = pair_scores(units, labels)
+    source = features.description["images"]["source"] or Path(features.display_name).name
+    norms = np.linalg.norm(ChosenRows(features.embeddings, rows)[0 : len(rows)], axis=1)
+    varies = norms.std() > MIN_NORM_VARIATION * norms.mean()
+    return ScoreReference(
+        measured_on=f"{len(rows)} images of {len(np.unique(labels))} people in {source}",
+        flips=features.flipped is not None,
+        calibration=_calibration(units, labels, generator),
+        genuine=score_histogram(genuine),
+        impostors=score_histogram(impostors),
+        far_thresholds=far_thresholds(impostors),
+        norm_percentiles=tuple(np.percentile(norms, np.arange(101)).tolist()) if varies else (),
+    )
+
+
+def _sample_identities(
+    rows: np.ndarray, labels: np.ndarray, generator: np.random.Generator
+) -> np.ndarray:
+    """Sample identities with up to MAX_IMAGES images in total, at least two; returns their rows."""
+    if len(rows) <= MAX_IMAGES:
+        return rows
+    identities, counts = np.unique(labels, return_counts=True)
+    order = generator.permutation(len(identities))
+    number = max(2, int(np.searchsorted(np.cumsum(counts[order]), MAX_IMAGES, side="right")))
+    return rows[np.isin(labels, identities[order[:number]])]
+
+
+def pair_scores(units: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(G,) cosines of all genuine pairs and (I,) of all impostor pairs.
+
+    Args:
+        units: (N, D) unit embeddings.
+        labels: (N,) identities.
+    """
+    genuine, impostors = [], []
+    for start in range(0, len(units), 512):
+        scores = units[start : start + 512] @ units.T
+        upper = np.arange(len(units)) > np.arange(start, start + len(scores))[:, None]
+        same = labels[start : start + 512, None] == labels
+        genuine.append(scores[upper & same])
+        impostors.append(scores[upper & ~same])
+    return np.concatenate(genuine), np.concatenate(impostors)
+
+
+def score_histogram(scores: np.ndarray) -> tuple[float, ...]:
+    """The share of scores in each of 100 equal bins over [−1, 1]; empty if there are none."""
+    if not len(scores):
+        return ()
+    counts, _ = np.histogram(np.clip(scores, -1, 1), BINS, (-1, 1))
+    return tuple((counts / len(scores)).round(8).tolist())
+
+
+def far_thresholds(impostors: np.ndarray) -> tuple[tuple[float, float], ...]:
+    """(FAR, cosine threshold) for FARs of 0.1, 0.05, 0.02, 0.01, …; accepted is what lies above.
+
+    The smallest FAR is the one that still allows three false accepts.
+
+    >>> far_thresholds(np.arange(100) / 128)
+    ((0.1, 0.6953125), (0.05, 0.734375))
+    """
+    fars = [step * 10.0**-power for power in range(1, 10) for step in FAR_STEPS]
+    targets = [far for far in fars if far * len(impostors) >= MIN_FALSE_ACCEPTS]
+    if not targets:
+        return ()
+    # 1e-9 compensates for rounding: a product such as 0.05 · 100 may come out just below 5.
+    allowed = [int(far * len(impostors) + 1e-9) for far in targets]
+    largest = np.sort(np.partition(impostors, -allowed[0] - 1)[-allowed[0] - 1 :])[::-1]
+    return tuple(
+        (float(f"{far:.3g}"), float(largest[count]))
+        for far, count in zip(targets, allowed, strict=True)
+    )
+
+
+def _calibration(
+    units: np.ndarray, labels: np.ndarray, generator: np.random.Generator
+) -> Calibration | None:
+    """Fit a calibration on half of the identities with several images and test it on the others."""
+    identities, counts = np.unique(labels, return_counts=True)
+    shuffled = generator.permutation(identities[counts > 1])
+    if len(shuffled) < MIN_CALIBRATION_IDENTITIES:
+        return None
+    half = len(shuffled) // 2
+    halves = []
+    for members in (shuffled[:half], shuffled[half:]):
+        rows = np.isin(labels, members)
+        halves.append(pair_scores(units[rows], labels[rows]))
+    (genuine, impostors), (test_genuine, test_impostors) = halves
+    try:
+        slope, offset = fit_calibration(genuine, impostors)
+    except ValueError:
+        return None
+    return Calibration(
+        slope=slope,
+        offset=offset,
+        cllr=cllr(slope * test_genuine + offset, slope * test_impostors + offset),
+        cllr_min=cllr_min(test_genuine, test_impostors),
+        people=half,
+    )

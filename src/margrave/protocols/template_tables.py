@@ -1,0 +1,172 @@
+"""CSV tables of templates, for test sets without an official file format."""
+
+from __future__ import annotations
+
+import math
+from array import array
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from margrave.files.text import (
+    Consistency,
+    finite_number,
+    is_relative_path,
+    malformed,
+    read_table,
+    whole_number,
+)
+from margrave.protocols.pooled_templates import TemplatePairs, check_template_pairs
+
+_TEMPLATE_ROLES = ("gallery_1", "gallery_2", "probe", "")
+_BOOLEANS = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
+
+
+@dataclass(frozen=True, eq=False)
+class TemplateTable:
+    """N images, with the template, medium and subject that each belongs to.
+
+    Attributes:
+        names: the images' paths.
+        templates: (N,) int64 template of each image.
+        template_names: each template's name in the table -> its number.
+        media: (N,) int64 medium of each image.
+        subjects: (N,) int64 subject of each image, numbered in order of appearance.
+        subject_names: each subject's name in the table.
+        scores: (N,) float64 detector score of each image; NaN if the table has none.
+        roles: (N,) str: ``gallery_1``, ``gallery_2``, ``probe``, or empty.
+    """
+
+    names: tuple[str, ...]
+    templates: np.ndarray
+    template_names: Mapping[str, int]
+    media: np.ndarray
+    subjects: np.ndarray
+    subject_names: tuple[str, ...]
+    scores: np.ndarray
+    roles: np.ndarray
+
+
+def read_template_table(path: str | Path) -> TemplateTable:
+    """Read a CSV table with the columns path, template and subject, one image per line.
+
+    Three more columns are optional and may be empty: ``media`` (a name or number that a video's
+    frames share; an image without one is its own medium), ``score`` (the detector's score) and
+    ``role`` (gallery_1, gallery_2 or probe). Templates and subjects may be numbers or names. An
+    image may be in several templates of one subject. Other columns are ignored.
+
+    Raises:
+        ValueError: a column is missing, a line is malformed, a template has two subjects or two
+            roles, an image has two subjects or is twice in a template, or there are no images; the
+            message names the file and lines.
+    """
+    names: list[str] = []
+    templates: list[str] = []
+    subjects = array("q")
+    media: list[str] = []
+    scores, roles = array("d"), []
+    number_of: dict[str, int] = {}
+    line_of: dict[tuple[str, str], int] = {}
+    template_subject = Consistency(path, "template", "subject")
+    template_role = Consistency(path, "template", "role")
+    image_subject = Consistency(path, "image", "subject")
+    rows = read_table(path, ("path", "template", "subject"), ("media", "score", "role"))
+    for number, line, (name, template_text, subject, medium_text, score_text, role) in rows:
+        template, medium = _normalized(template_text), _normalized(medium_text)
+        score = finite_number(score_text) if score_text else math.nan
+        if not is_relative_path(name) or not template or not subject:
+            expected = "a relative path, a template and a subject"
+            raise malformed(path, number, line, expected)
+        if score is None or role not in _TEMPLATE_ROLES:
+            expected = "score as a number, "
+            expected += f"role as one of {', '.join(_TEMPLATE_ROLES[:-1])} or empty"
+            raise malformed(path, number, line, expected)
+        earlier = line_of.setdefault((name, template), number)
+        if earlier != number:
+            expected = f"each image once in a template, but it is also on line {earlier}"
+            raise malformed(path, number, line, expected)
+        template_subject.add(template, subject, number, line)
+        template_role.add(template, role, number, line)
+        image_subject.add(name, subject, number, line)
+        names.append(name)
+        templates.append(template)
+        media.append(medium)
+        subjects.append(number_of.setdefault(subject, len(number_of)))
+        scores.append(score)
+        roles.append(role)
+    if not names:
+        raise ValueError(f"{path} holds no images below its header line; add some")
+    template_names = _numbering(templates)
+    # Images without a medium get unused numbers.
+    medium_numbers = _numbering([medium for medium in media if medium])
+    unused = 1 + max(medium_numbers.values(), default=-1)
+    numbered = [
+        medium_numbers[medium] if medium else unused + row for row, medium in enumerate(media)
+    ]
+    return TemplateTable(
+        tuple(names),
+        np.array([template_names[template] for template in templates]),
+        template_names,
+        np.array(numbered, dtype=np.int64),
+        np.array(subjects),
+        tuple(number_of),
+        np.array(scores),
+        np.array(roles),
+    )
+
+
+def _normalized(text: str) -> str:
+    """A name; numbers lose their leading zeros, so 007 and 7 are the same template."""
+    number = whole_number(text)
+    return text if number is None else str(number)
+
+
+def _numbering(names: Sequence[str]) -> dict[str, int]:
+    """Number the names: by their own value if all are integers, else in order of appearance."""
+    numbers = {name: whole_number(name) for name in names}
+    if all(number is not None for number in numbers.values()):
+        return {name: number for name, number in numbers.items() if number is not None}
+    return {name: index for index, name in enumerate(numbers)}
+
+
+def read_template_pair_table(
+    path: str | Path, template_names: Mapping[str, int] | None = None
+) -> TemplatePairs:
+    """Read a CSV table of pairs with the columns template_a, template_b and same.
+
+    ``same`` is 1/0, true/false or yes/no. Other columns are ignored.
+
+    Args:
+        path: the table's path.
+        template_names: the templates' numbers by name, from ``read_template_table``; if None,
+            templates are integers.
+
+    Raises:
+        ValueError: a column is missing, a line is malformed, a template is not in
+            ``template_names``, a pair has both labels, or there are no pairs; the message names the
+            file and lines.
+    """
+    first, second, same = array("q"), array("q"), array("b")
+
+    def number_of(text: str) -> int | None:
+        return (
+            whole_number(text) if template_names is None else template_names.get(_normalized(text))
+        )
+
+    for line_number, line, fields in read_table(path, ("template_a", "template_b", "same")):
+        template_a, template_b = number_of(fields[0]), number_of(fields[1])
+        is_same = _BOOLEANS.get(fields[2].lower())
+        if template_a is None or template_b is None or is_same is None:
+            kind = (
+                "whole numbers" if template_names is None else "templates of the table of templates"
+            )
+            expected = f"{kind} as template_a and template_b, and same as 1 or 0"
+            raise malformed(path, line_number, line, expected)
+        first.append(template_a)
+        second.append(template_b)
+        same.append(is_same)
+    pairs = TemplatePairs(np.array(first), np.array(second), np.array(same) == 1)
+    check_template_pairs(path, pairs, lines_above=1)
+    return pairs

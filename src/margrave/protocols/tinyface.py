@@ -1,0 +1,165 @@
+"""Reader of TinyFace's test set: a gallery with distractors, and probes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePath, PurePosixPath
+
+import numpy as np
+
+from margrave.data.image_folder import image_paths
+from margrave.files import listed
+from margrave.files.folders import folders_within, list_names, unique_path
+from margrave.files.matlab import Value, read_matlab_lists
+from margrave.files.text import whole_number
+
+_GALLERY, _DISTRACTORS, _PROBES = _ROLES = ("Gallery_Match", "Gallery_Distractor", "Probe")
+_LISTS = {
+    _GALLERY: ("gallery_match_img_ID_pairs.mat", "gallery_set", "gallery_ids"),
+    _PROBES: ("probe_img_ID_pairs.mat", "probe_set", "probe_ids"),
+}
+_LEVELS = 2
+
+
+@dataclass(frozen=True, eq=False)
+class TinyFaceFiles:
+    """The images of TinyFace's test set, by role.
+
+    Attributes:
+        gallery: G gallery images of the probes' identities.
+        gallery_labels: (G,) int64 identity of each gallery image.
+        distractors: gallery images of other identities.
+        probes: Q probe images.
+        probe_labels: (Q,) int64 identity of each probe.
+    """
+
+    gallery: tuple[str, ...]
+    gallery_labels: np.ndarray
+    distractors: tuple[str, ...]
+    probes: tuple[str, ...]
+    probe_labels: np.ndarray
+
+
+def read_tinyface(folder: str | Path) -> TinyFaceFiles:
+    """Find the images of TinyFace's test set and their identities.
+
+    One folder, at most two levels below the given one, must contain the subfolders
+    ``Gallery_Match``, ``Gallery_Distractor`` and ``Probe``, as ``Testing_Set`` and third-party
+    aligned copies do. An image's identity is the number before the first underscore of its file
+    name. If the files ``gallery_match_img_ID_pairs.mat`` and ``probe_img_ID_pairs.mat`` are found
+    at most two levels below too, only the images that they list are used, and the identities must
+    agree.
+
+    Returns:
+        Paths relative to the given folder, in natural order.
+
+    Raises:
+        ValueError: there are no such subfolders, or several; a subfolder has no images; a file name
+            does not begin with a number; a list cannot be read or contradicts the images.
+    """
+    folder = Path(folder)
+    folders = list(folders_within(folder, _LEVELS, frozenset(_ROLES)))
+    complete = [path for path in folders if set(_ROLES) <= set(list_names(path, folders=True))]
+    root = unique_path(complete, f"the folders {', '.join(_ROLES)}", folder)
+    if root is None:
+        raise ValueError(
+            f"neither {folder} nor a folder below it contains {', '.join(_ROLES)}; "
+            "give the folder Testing_Set, or the folder of the aligned copies"
+        )
+    paths = {role: _images_of(folder, root / role) for role in _ROLES}
+    labels = {}
+    for role in (_GALLERY, _PROBES):
+        identities = _read_list(folder, folders, *_LISTS[role])
+        if identities is not None:
+            paths[role] = _listed_paths(root / role, paths[role], identities)
+        labels[role] = [_identity(folder, path) for path in paths[role]]
+        if identities is not None:
+            _check_identities(root / role, paths[role], labels[role], identities)
+    return TinyFaceFiles(
+        tuple(paths[_GALLERY]),
+        np.array(labels[_GALLERY], dtype=np.int64),
+        tuple(paths[_DISTRACTORS]),
+        tuple(paths[_PROBES]),
+        np.array(labels[_PROBES], dtype=np.int64),
+    )
+
+
+def _images_of(folder: Path, role_folder: Path) -> list[str]:
+    paths = [PurePath(path).as_posix() for path in image_paths(folder, role_folder)]
+    if not paths:
+        raise ValueError(f"{role_folder} holds no images; unpack the data set again")
+    return paths
+
+
+def _identity(folder: Path, path: str) -> int:
+    """The number at the beginning of a file's name."""
+    identity = whole_number(PurePosixPath(path).name.split("_")[0])
+    if identity is None:
+        raise ValueError(
+            f"{folder / path}: the file name does not begin with its identity's number; "
+            "expected a name such as 12_3.jpg"
+        )
+    return identity
+
+
+def _listed_paths(role_folder: Path, paths: Sequence[str], identities: dict[str, int]) -> list[str]:
+    """The paths of the listed files, all of which must exist."""
+    selected = [path for path in paths if PurePosixPath(path).name in identities]
+    existing = {PurePosixPath(path).name for path in selected}
+    if missing := [name for name in identities if name not in existing]:
+        raise ValueError(
+            f"{role_folder} lacks {len(missing)} images that {_LISTS[role_folder.name][0]} lists: "
+            f"{listed(missing, 5)}; unpack the data set again"
+        )
+    return selected
+
+
+def _check_identities(
+    role_folder: Path, paths: Sequence[str], labels: Sequence[int], identities: dict[str, int]
+) -> None:
+    for path, label in zip(paths, labels, strict=True):
+        name = PurePosixPath(path).name
+        if identities[name] != label:
+            raise ValueError(
+                f"{role_folder}: {name} has identity {label} according to its name, but "
+                f"{identities[name]} according to {_LISTS[role_folder.name][0]}; use both from "
+                "the same copy of TinyFace"
+            )
+
+
+def _read_list(
+    folder: Path, folders: Sequence[Path], file_name: str, set_key: str, identities_key: str
+) -> dict[str, int] | None:
+    """The identity of each listed file, or None if there is no list."""
+    files = [path / file_name for path in folders if (path / file_name).is_file()]
+    path = unique_path(files, file_name, folder)
+    if path is None:
+        return None
+    lists = read_matlab_lists(path, (set_key, identities_key))
+    names, identities = lists[set_key], lists[identities_key]
+    if len(names) != len(identities) or not names:
+        raise ValueError(
+            f"{path}: {set_key} has {len(names)} entries and {identities_key} {len(identities)}; "
+            "both must have the same number, at least 1"
+        )
+    identity_of: dict[str, int] = {}
+    for row, (name, identity) in enumerate(zip(names, identities, strict=True), start=1):
+        number = _as_integer(identity)
+        if not isinstance(name, str) or not name or number is None:
+            raise ValueError(
+                f"{path}: row {row} is {name!r}, {identity!r}; expected a file name and an integer"
+            )
+        if identity_of.setdefault(name, number) != number:
+            raise ValueError(
+                f"{path}: row {row} gives {name} identity {number}, but an earlier row "
+                f"{identity_of[name]}; correct one of them"
+            )
+    return identity_of
+
+
+def _as_integer(value: Value) -> int | None:
+    """Convert a MATLAB number or text to an integer; None if it is not one."""
+    if isinstance(value, float):
+        return whole_number(f"{value:.0f}") if value.is_integer() else None
+    return whole_number(str(value)) if isinstance(value, int | str) else None

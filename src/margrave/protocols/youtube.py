@@ -1,0 +1,164 @@
+"""YouTube Faces: verification of pairs of videos, whose frames are pooled."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby
+from pathlib import Path, PurePath
+from typing import ClassVar
+
+import numpy as np
+
+from margrave.evaluation import Pooling, Result, evaluate_pairs, pool_templates
+from margrave.files import listed
+from margrave.files.text import (
+    Consistency,
+    is_relative_path,
+    malformed,
+    read_lines,
+    split_fields,
+    whole_number,
+)
+from margrave.inference import Features
+from margrave.protocols.contract import PROTOCOLS, EvaluationOptions, Protocol
+
+_HEADER = "split number, pair number in split, first name, second name, is same"
+
+
+@PROTOCOLS.register("youtube")
+class YouTube(Protocol):
+    """Verify pairs of videos, whose frames are pooled (YTF).
+
+    The features are those of the frames, named ``Person/number/frame.jpg``. Pairs of videos are
+    evaluated by LFW's protocol.
+
+    Source: Wolf, Hassner, Maoz, "Face recognition in unconstrained videos" (2011), restricted.
+    """
+
+    positional: ClassVar[tuple[str, ...]] = ("splits",)
+
+    splits: Path
+    """YTF's file splits.txt."""
+
+    def evaluate(self, features: Features, options: EvaluationOptions) -> Sequence[Result]:
+        """Evaluate the features and return one result."""
+        pairs = read_youtube_pairs(self.splits)
+        frames_of: dict[str, list[int]] = {}
+        for row in features.readable_rows.tolist():
+            video = PurePath(features.name(row)).parent.as_posix()
+            frames_of.setdefault(video, []).append(row)
+        videos = list(dict.fromkeys((*pairs.first, *pairs.second)))
+        if missing := [video for video in videos if video not in frames_of]:
+            raise ValueError(
+                f"{features.display_name} has no frames of {len(missing)} videos that "
+                f"{self.splits} lists, such as {missing[0]}; names there look like "
+                f"{features.name(0)!r}"
+            )
+        template = np.repeat(np.arange(len(videos)), [len(frames_of[video]) for video in videos])
+        pooling = Pooling(flip=features.flipped is not None)
+        _, pooled = pool_templates(
+            features.embeddings,
+            template,
+            np.zeros_like(template),
+            flipped=features.flipped,
+            rows=np.concatenate([frames_of[video] for video in videos]),
+            pooling=pooling,
+        )
+        row_of = {video: row for row, video in enumerate(videos)}
+        first, second = (
+            np.array([row_of[video] for video in side]) for side in (pairs.first, pairs.second)
+        )
+        names = [PurePath(video).parts[0] for video in videos]
+        identity = np.unique(names, return_inverse=True)[1]
+        identities = np.stack([identity[first], identity[second]], axis=1)
+        consistent = ((identities[:, 0] == identities[:, 1]) == pairs.same).all()
+        result = evaluate_pairs(
+            pooled[first],
+            pooled[second],
+            pairs.same,
+            int(pairs.fold.max()) + 1,
+            identities if consistent else None,
+            resamples=options.resamples,
+        )
+        rules = f"{result.rules}; videos pooled, {pooling.code}"
+        return [replace(result, rules=rules).result("YTF")]
+
+
+@dataclass(frozen=True, eq=False)
+class VideoPairs:
+    """P pairs of videos in folds.
+
+    Attributes:
+        first: the videos of one side, as paths of their folders.
+        second: the videos of the other side.
+        same: (P,) bool, whether both show the same identity.
+        fold: (P,) int64 fold of each pair, ascending from 0; sizes differ by at most one pair.
+    """
+
+    first: tuple[str, ...]
+    second: tuple[str, ...]
+    same: np.ndarray
+    fold: np.ndarray
+
+
+def read_youtube_pairs(path: str | Path) -> VideoPairs:
+    """Read the pairs of videos to compare, as in ``splits.txt``.
+
+    The first line is the header; the columns ``first name`` and ``second name`` hold the videos.
+    The first column is the fold's number. The last column is 1 for genuine and 0 for impostor
+    pairs, so corrected labels in an additional last column are used. A line looks like
+    ``1, 1, Sadie_Frost/1, Sadie_Frost/5, 1``.
+
+    Raises:
+        ValueError: a column is missing, a line is malformed, a pair has both labels, a fold's lines
+            are not contiguous, folds differ in size by more than one pair, or there are no pairs;
+            the message names the file and lines.
+    """
+    lines = read_lines(path)
+    number, header = next(lines, (1, ""))
+    columns = [_normalized(name) for name in split_fields(path, number, header)]
+    if not {"first name", "second name"} <= set(columns[1:-1]):
+        raise malformed(path, number, header, f"a header line {_HEADER!r}; begin the file with it")
+    sides = [columns.index(name) for name in ("first name", "second name")]
+    first, second, same, splits = [], [], [], []
+    agreement = Consistency(path, "the pair", "label")
+    for number, line in lines:
+        fields = split_fields(path, number, line)
+        split = whole_number(fields[0])
+        if len(fields) != len(columns) or split is None or fields[-1] not in ("0", "1"):
+            raise malformed(path, number, line, f"fields as in the header line {header!r}")
+        videos = [fields[side] for side in sides]
+        if not all(map(is_relative_path, videos)):
+            raise malformed(path, number, line, "two videos as 'Name/number'")
+        agreement.add(tuple(sorted(videos)), fields[-1], number, line)
+        first.append(videos[0])
+        second.append(videos[1])
+        same.append(fields[-1] == "1")
+        splits.append(split)
+    if not same:
+        raise ValueError(f"{path} holds no pairs below its header line; give the file splits.txt")
+    return VideoPairs(tuple(first), tuple(second), np.array(same), _number_folds(path, splits))
+
+
+def _normalized(column: str) -> str:
+    """A column's name independent of spelling: 'Is_Same:' becomes 'is same'."""
+    return re.sub(r"[_\s]+", " ", column.lower()).strip(" :")
+
+
+def _number_folds(path: str | Path, splits: list[int]) -> np.ndarray:
+    """(P,) int64 fold of each pair; folds must be contiguous and their sizes even."""
+    runs = [(split, len(list(run))) for split, run in groupby(splits)]
+    sizes = [size for _, size in runs]
+    if len({split for split, _ in runs}) < len(runs):
+        raise ValueError(
+            f"{path}: a fold's lines are not contiguous; sort the lines by their first column"
+        )
+    even = [len(part) for part in np.array_split(splits, len(runs))]
+    if sizes != even:
+        raise ValueError(
+            f"{path}: its folds have {listed(map(str, sizes), 5)} pairs; the protocol "
+            f"requires {listed(map(str, even), 5)}; add the missing lines"
+        )
+    return np.repeat(np.arange(len(runs), dtype=np.int64), sizes)

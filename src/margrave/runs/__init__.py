@@ -1,0 +1,7 @@
+"""A run's folder, and a run from its configuration to its results."""
+
+from margrave.runs.events import RunEvents
+from margrave.runs.folder import RunFolder
+from margrave.runs.run import Run, open_evaluation_set
+
+__all__ = ["Run", "RunEvents", "RunFolder", "open_evaluation_set"]

@@ -1,0 +1,25 @@
+"""What a run reports while it works; the caller decides how to show it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+
+from margrave.progress import Progress
+from margrave.training import StepReport
+
+
+class RunEvents:
+    """Receives what a run reports; this base class ignores everything."""
+
+    def message(self, text: str) -> None:
+        """Report a line of information."""
+
+    def counting(self, activity: str) -> AbstractContextManager[Progress]:
+        """Report an activity's progress: the callback takes (done, total)."""
+        del activity
+        return nullcontext(lambda done, total: None)
+
+    def training(self) -> AbstractContextManager[Callable[[StepReport], None]]:
+        """Report training progress: the callback takes each step's report."""
+        return nullcontext(lambda step: None)

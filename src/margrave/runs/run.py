@@ -1,0 +1,333 @@
+"""A run from its configuration to its results."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from margrave import backbones
+from margrave.config import EvaluationSet, RunConfig, to_yaml
+from margrave.data import (
+    Augmentation,
+    FaceImages,
+    PairList,
+    ReadableImages,
+    TrainingImages,
+    open_source,
+)
+from margrave.distributed import current_launch
+from margrave.evaluation import Result
+from margrave.files import read_yaml
+from margrave.inference import Embedder
+from margrave.losses import create as create_loss
+from margrave.models import ModelCard, load_model, save_model
+from margrave.protocols import evaluate_embedder, open_pairs
+from margrave.report import draw_curves
+from margrave.runs.events import RunEvents
+from margrave.runs.folder import RunFolder
+from margrave.training import (
+    MetricsLog,
+    Position,
+    PrecisionChoice,
+    TrainingSettings,
+    TrainingState,
+    checkpoint_precision,
+    fit,
+    locked,
+    read_state,
+    set_up,
+)
+
+
+def open_evaluation_set(entry: EvaluationSet) -> tuple[ReadableImages, PairList]:
+    """Open an evaluation set's images and pairs."""
+    pairs = None if entry.pairs_file is None else Path(entry.pairs_file)
+    return open_pairs(entry.images, pairs, entry.pairs, entry.seed, entry.allow_outside)
+
+
+class Run:
+    """A run's folder, configuration and evaluation sets.
+
+    Args:
+        config: the resolved configuration.
+        folder: the folder to write all files to; created if missing.
+        events: receives what the run reports; by default nothing is shown.
+    """
+
+    def __init__(self, config: RunConfig, folder: Path, events: RunEvents | None = None) -> None:
+        self.config = config
+        self.folder = RunFolder(folder)
+        # Only rank 0 writes files and reports.
+        self.is_first_rank = current_launch().rank == 0
+        self.events = (events or RunEvents()) if self.is_first_rank else RunEvents()
+        folder.mkdir(parents=True, exist_ok=True)
+        sets = config.evaluation.sets
+        self.sets = {name: open_evaluation_set(entry) for name, entry in sets.items()}
+
+    def open_training(self, resume: bool = False) -> TrainingState:
+        """Open the training images and build everything that training needs.
+
+        Args:
+            resume: use the latest checkpoint's precision where the setting is "auto".
+        """
+        config, data = self.config, self.config.data
+        initial = None
+        if config.initial_model is not None:
+            initial, card = load_model(config.initial_model)
+            self._check_preprocessing(card)
+        images = open_source(data.train, labeled=True)
+        self._report_left_out(images)
+        self.events.message(
+            f"training on {len(images):,} images of {len(images.class_names):,} identities "
+            f"({data.train['kind']})"
+        )
+        with self.events.counting("reading images") as progress:
+            training_images = TrainingImages(
+                images,
+                data.image_size,
+                Augmentation(**data.augmentation),
+                config.training.seed,
+                data.fit,
+                data.cached,
+                progress,
+            )
+        training = set_up(
+            config.training,
+            training_images,
+            len(images.class_names),
+            config.backbone,
+            create_loss(config.loss),
+            config.head,
+            initial,
+            self._checkpoint_precision() if resume else None,
+        )
+        self._report_choices(training)
+        return training
+
+    def _checkpoint_precision(self) -> PrecisionChoice | None:
+        checkpoint = self.folder.checkpoint
+        if self.config.training.precision != "auto" or checkpoint is None:
+            return None
+        state = read_state(checkpoint)
+        return checkpoint_precision(state) if "precision" in state else None
+
+    def _report_choices(self, training: TrainingState) -> None:
+        """Report the precision and the numbers of threads and workers, and why they were chosen."""
+        choice, head = training.precision, training.head
+        lines = [f"network in {choice.precision} ({choice.reason})"]
+        lines.append(f"head's matrix products in {head.products}")
+        threads, workers = torch.get_num_threads(), training.settings.workers
+        lines.append(f"{threads} threads" + (f", {workers} workers" if workers else ""))
+        self.events.message("; ".join(lines))
+        if unused := training.unused_parameters:
+            names = ", ".join(unused[:5]) + (", …" if len(unused) > 5 else "")
+            self.events.message(
+                f"the network leaves {len(unused)} parameters unused ({names}); each step searches "
+                "for unused parameters, which slows training: remove them from the network"
+            )
+
+    def _check_preprocessing(self, initial: ModelCard) -> None:
+        card = self.card()
+        for name in ("image_size", "mean", "std"):
+            expected, actual = getattr(initial, name), getattr(card, name)
+            if expected != actual:
+                raise ValueError(
+                    f"initial_model {self.config.initial_model} was trained with {name} = "
+                    f"{expected}, but this run uses {actual}; "
+                    + (
+                        f"set data.image_size = {expected}"
+                        if name == "image_size"
+                        else "choose another initial_model"
+                    )
+                )
+
+    def _report_left_out(self, images: FaceImages) -> None:
+        left_out = list(images.left_out)
+        if left_out:
+            names = ", ".join(left_out[:5]) + (", …" if len(left_out) > 5 else "")
+            self.events.message(
+                f"{len(left_out)} identities left out because they have too few images: {names}"
+            )
+        if loose := images.loose_images:
+            self.events.message(f"{loose} images left out because they lie in no identity's folder")
+        if others := images.other_formats:
+            counts = ", ".join(f"{number} {end}" for end, number in sorted(others.items()))
+            self.events.message(
+                f"images left out because of their format: {counts}; convert them to JPEG or PNG"
+            )
+
+    def train(self, training: TrainingState, resume: bool = False) -> tuple[Result, ...]:
+        """Train to the last epoch, evaluate, and write model, results and curves.
+
+        Args:
+            training: what ``open_training`` returned.
+            resume: continue from the latest checkpoint.
+
+        Returns:
+            One result per evaluation set.
+
+        Raises:
+            ValueError: another process is training in this folder.
+        """
+        with locked(self.folder.path) if self.is_first_rank else nullcontext():
+            return self._train(training, resume)
+
+    def _train(self, training: TrainingState, resume: bool) -> tuple[Result, ...]:
+        if not resume and self.is_first_rank:
+            self.folder.write_config(self.config)
+        every, epochs = self.config.evaluation.every_epochs, training.settings.epochs
+        chosen = training.precision, training.head.products
+        results: tuple[Result, ...] = ()
+
+        def after_epoch(training: TrainingState, log: MetricsLog) -> None:
+            nonlocal results
+            epoch = training.position.epoch
+            last = epoch == epochs
+            if not last and (not every or epoch % every):
+                return
+            # Confidence intervals take a second or two, so only the last epoch computes them.
+            epoch_results = self.evaluate(training, resamples=1000 if last else 0)
+            for result in epoch_results:
+                accuracy = result.figure("accuracy").value
+                values = {
+                    "set": result.name,
+                    "epoch": epoch,
+                    "accuracy": accuracy,
+                    "equal_error_rate": result.figure("EER").value,
+                    "area_under_roc": result.figure("AUC").value,
+                }
+                log.write("evaluation", training.position.step, values)
+                if not last and accuracy is not None:
+                    self.events.message(f"epoch {epoch}: {result.name} {100 * accuracy:.2f} %")
+            if last:
+                results = epoch_results
+
+        def resumed(position: Position) -> None:
+            # `fit` calls this after it has checked that the checkpoint fits this configuration.
+            changes = self._changes(self.folder.read_yaml())
+            if position.epoch >= epochs and changes:
+                raise ValueError(
+                    f"{self.folder.path} has already finished all {position.epoch} epochs, so the "
+                    "changed settings would have no effect; raise training.epochs, or start a new "
+                    "run"
+                )
+            if self.is_first_rank:
+                self.folder.write_config(self.config)
+            if (training.precision, training.head.products) != chosen:
+                self._report_choices(training)
+            finished = position.epoch == epochs
+            self.events.message(
+                f"resuming after {position.epoch} epochs and {position.batch} steps; "
+                + ("training has finished" if finished else f"{epochs} epochs in all")
+            )
+            if changes:
+                self.events.message(f"settings changed since the run started: {'; '.join(changes)}")
+            for note in training.notes:
+                self.events.message(note)
+
+        with self.events.training() as report:
+            fit(
+                training,
+                self.folder.path,
+                resume=resume,
+                resumed=resumed,
+                after_epoch=after_epoch,
+                report=report,
+            )
+        model = training.gather_model()
+        if self.is_first_rank:
+            save_model(self.folder.model, model.state_dict(), self.card())
+        self._report_unreadable(training.unreadable)
+        results = results or self.evaluate(training)
+        if self.is_first_rank:
+            self.write_results(results)
+        return results
+
+    def _changes(self, former: Mapping[str, Any]) -> list[str]:
+        """The training settings that differ from the former configuration's, one text each.
+
+        Paths of images may differ, and settings that the former configuration lacks are ignored.
+        It is compared as written: components that it names are not imported.
+        """
+        changes = []
+        current = read_yaml(to_yaml(self.config), "this run")
+        for part in ("backbone", "loss", "head", "training"):
+            block = former.get(part)
+            if part == "training" and isinstance(block, Mapping):
+                block = TrainingSettings.model_validate(dict(block)).model_dump(mode="json")
+            before, after = _flat(block, part), _flat(current[part], part)
+            changes += [
+                f"{name} is {after.get(name, 'removed')!s}, was {value!s}"
+                for name, value in before.items()
+                if after.get(name) != value
+            ]
+        return changes
+
+    def _report_unreadable(self, unreadable: dict[str, str]) -> None:
+        if unreadable:
+            self.events.message(f"{len(unreadable)} unreadable images were left out:")
+        for reason in unreadable.values():
+            self.events.message(f"  {reason}")
+
+    def card(self) -> ModelCard:
+        """The card that is written into the model file."""
+        return ModelCard(
+            backbone=json.loads(json.dumps(self.config.backbone)),
+            image_size=self.config.data.image_size,
+            fit=self.config.data.fit,
+            source=f"trained by margrave with {self.config.loss['kind']}",
+        )
+
+    def evaluate(self, training: TrainingState, resamples: int = 1000) -> tuple[Result, ...]:
+        """Evaluate the model in its current state on every evaluation set."""
+        card = self.card()
+        return self.evaluate_embedder(Embedder(training.gather_model(), card, card.fit), resamples)
+
+    def evaluate_untrained(self) -> tuple[Result, ...]:
+        """Evaluate a randomly initialized network on every evaluation set, as a baseline."""
+        card = self.card()
+        return self.evaluate_embedder(Embedder(backbones.create(card.backbone), card, card.fit), 0)
+
+    def evaluate_embedder(self, embedder: Embedder, resamples: int) -> tuple[Result, ...]:
+        """Evaluate any embedder on every evaluation set."""
+        results = []
+        for name, (images, pairs) in self.sets.items():
+            with self.events.counting(f"evaluating {name}") as progress:
+                result = evaluate_embedder(
+                    embedder,
+                    images,
+                    pairs,
+                    name,
+                    resamples=resamples,
+                    maximum_unreadable=self.config.evaluation.sets[name].maximum_unreadable,
+                    progress=progress,
+                )
+            self._report_unreadable(dict(result.unreadable))
+            results.append(result)
+        return tuple(results)
+
+    def write_results(self, results: tuple[Result, ...]) -> None:
+        """Write results.json if there are results, and curves.png if there is anything to draw."""
+        if results:
+            self.folder.write_results(results)
+        curves = {result.name: result.curves["roc"] for result in results}
+        rocs = {name: (curve["FAR"], curve["TAR"]) for name, curve in curves.items()}
+        lines = self.folder.read_metrics()
+        if rocs or any(line["kind"] == "training" for line in lines):
+            draw_curves(lines, self.folder.curves, rocs)
+
+
+def _flat(values: Any, prefix: str) -> dict[str, Any]:
+    """Nested settings as one dict whose keys are full dotted names."""
+    if not isinstance(values, Mapping):
+        return {prefix: values}
+    return {
+        name: value
+        for key, inner in values.items()
+        for name, value in _flat(inner, f"{prefix}.{key}").items()
+    }

@@ -1,0 +1,191 @@
+"""Collectors: keep the largest impostor scores, each row's nearest columns, or genuine scores."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from margrave.search.score_blocks import Block
+
+
+class Tail:
+    """Keeps the exact largest impostor scores and their pairs.
+
+    Args:
+        keep: the number of scores to keep.
+    """
+
+    def __init__(self, keep: int) -> None:
+        self.keep = max(1, keep)
+        self._floor = -np.inf
+        self._parts: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+        self._count = 0
+
+    def take(self, block: Block) -> None:
+        """Keep the block's scores that exceed the keep-th largest so far."""
+        candidates = block.above(self._floor)
+        if candidates is None:
+            values, indices = block.scores.flatten(), None
+            if len(values) > 2 * self.keep:
+                values, indices = values.topk(self.keep)
+            above = (values > self._floor).nonzero()[:, 0]
+            values, indices = values[above], above if indices is None else indices[above]
+            width = block.scores.shape[1]
+            candidates = values, indices // width, indices % width
+        values, rows, columns = (part.cpu().numpy() for part in candidates)
+        if len(values):
+            self._add(values, rows + block.row, columns + block.column)
+
+    def _add(self, scores: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> None:
+        self._parts.append((scores, rows, columns))
+        self._count += len(scores)
+        if self._count >= self.keep and (
+            self._floor == -np.inf or self._count > 1.5 * self.keep + 4096
+        ):
+            self._prune()
+
+    def _prune(self) -> None:
+        scores, rows, columns = (np.concatenate(part) for part in zip(*self._parts, strict=True))
+        if len(scores) > self.keep:
+            kept = np.argpartition(scores, len(scores) - self.keep)[-self.keep :]
+            scores, rows, columns = scores[kept], rows[kept], columns[kept]
+        if len(scores) == self.keep:
+            self._floor = float(scores.min())
+        self._parts, self._count = [(scores, rows, columns)], len(scores)
+
+    def sorted(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(T,) scores in descending order, and their (T,) rows and (T,) columns."""
+        if not self._parts:
+            return np.empty(0, np.float32), np.empty(0, np.int64), np.empty(0, np.int64)
+        self._prune()
+        scores, rows, columns = self._parts[0]
+        order = np.lexsort((columns, rows, -scores))
+        return scores[order], rows[order], columns[order]
+
+    def state(self) -> dict[str, np.ndarray]:
+        """A copy of everything kept so far."""
+        scores, rows, columns = self.sorted()
+        return {"scores": scores, "rows": rows, "columns": columns}
+
+    def restore(self, state: dict[str, np.ndarray]) -> None:
+        """Continue from a saved ``state``."""
+        self._floor, self._parts, self._count = -np.inf, [], 0
+        self._add(state["scores"], state["rows"], state["columns"])
+
+    def merge(self, states: Sequence[dict[str, np.ndarray]]) -> None:
+        """Keep the largest scores of several states."""
+        self._floor, self._parts, self._count = -np.inf, [], 0
+        for state in states:
+            self._parts.append((state["scores"], state["rows"], state["columns"]))
+            self._count += len(state["scores"])
+        self._prune()
+
+
+class Nearest:
+    """Keeps each face's exact top k faces of the second set, leaving out its mates.
+
+    Args:
+        faces: N, the size of the first set.
+        top_k: the number of faces to keep; unused entries are (−inf, −1).
+
+    Attributes:
+        scores: (N, top_k) in descending order.
+        columns: (N, top_k) the indices of these faces in the second set.
+    """
+
+    def __init__(self, faces: int, top_k: int) -> None:
+        self.scores = np.full((faces, top_k), -np.inf, np.float64)
+        self.columns = np.full((faces, top_k), -1, np.int64)
+
+    def take(self, block: Block) -> None:
+        """Merge the block's scores into the rows whose top k they enter."""
+        rows = slice(block.row, block.row + len(block.scores))
+        floor = self.scores[rows, -1]
+        # For a single query, most blocks hold no score that enters its top k.
+        if len(floor) == 1 and float(block.run_maximum.max()) <= floor[0]:
+            return
+        values, columns = self._candidates(block, floor)
+        if values.shape[1]:
+            changed = (values[:, 0] > -torch.inf).nonzero()[:, 0]
+            self._merge_rows(
+                changed.cpu().numpy() + block.row,
+                values[changed].cpu().double().numpy(),
+                columns[changed].cpu().numpy() + block.column,
+            )
+
+    def _candidates(self, block: Block, floor: np.ndarray) -> tuple[Tensor, Tensor]:
+        """(R, m) scores that may enter each row's top k, padded with −inf, and (R, m) columns."""
+        top_k = self.scores.shape[1]
+        # Convert before testing: a large number may become infinite in the block's dtype.
+        on_host = torch.from_numpy(floor).to(block.scores.dtype)
+        lowest = on_host.to(block.scores.device, non_blocking=True)
+        candidates = None if torch.isinf(on_host).any() else block.above(lowest[:, None])
+        if candidates is None:
+            values, columns = block.scores.topk(min(top_k, block.scores.shape[1]))
+            return values, columns
+        above, rows, columns = candidates
+        counts = torch.bincount(rows, minlength=len(lowest))
+        # Runs are ordered by row, so each row's values are adjacent.
+        position = torch.arange(len(rows), device=rows.device) - (counts.cumsum(0) - counts)[rows]
+        values = lowest.new_full((len(lowest), int(counts.max())), -torch.inf)
+        value_columns = torch.full(values.shape, -1, device=rows.device)
+        values[rows, position], value_columns[rows, position] = above, columns
+        return values, value_columns
+
+    def _merge_rows(self, rows: np.ndarray, scores: np.ndarray, columns: np.ndarray) -> None:
+        all_scores = np.concatenate([self.scores[rows], scores], axis=1)
+        all_columns = np.concatenate([self.columns[rows], columns], axis=1)
+        order = np.argsort(-all_scores, axis=1, kind="stable")[:, : self.scores.shape[1]]
+        self.scores[rows] = np.take_along_axis(all_scores, order, axis=1)
+        self.columns[rows] = np.take_along_axis(all_columns, order, axis=1)
+
+    def state(self) -> dict[str, np.ndarray]:
+        """A copy of everything kept so far."""
+        return {"scores": self.scores.copy(), "columns": self.columns.copy()}
+
+    def restore(self, state: dict[str, np.ndarray]) -> None:
+        """Continue from a saved ``state``."""
+        self.scores[:], self.columns[:] = state["scores"], state["columns"]
+
+    def merge(self, states: Sequence[dict[str, np.ndarray]]) -> None:
+        """Keep each row's nearest faces of several states."""
+        self.restore(states[0])
+        for state in states[1:]:
+            self._merge_rows(np.arange(len(self.scores)), state["scores"], state["columns"])
+
+
+class Genuine:
+    """Keeps all genuine scores, at 20 bytes each."""
+
+    def __init__(self) -> None:
+        self._parts: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+
+    def take(self, block: Block) -> None:
+        """Keep the block's genuine scores."""
+        if len(block.genuine):
+            self._parts.append((block.genuine, block.genuine_rows, block.genuine_columns))
+
+    def sorted(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(G,) scores ordered by row and column, and their (G,) rows and (G,) columns."""
+        if not self._parts:
+            return np.empty(0, np.float32), np.empty(0, np.int64), np.empty(0, np.int64)
+        scores, rows, columns = (np.concatenate(part) for part in zip(*self._parts, strict=True))
+        order = np.lexsort((columns, rows))
+        self._parts = [(scores[order], rows[order], columns[order])]
+        return self._parts[0]
+
+    def state(self) -> dict[str, np.ndarray]:
+        """A copy of everything kept so far."""
+        scores, rows, columns = self.sorted()
+        return {"scores": scores, "rows": rows, "columns": columns}
+
+    def restore(self, state: dict[str, np.ndarray]) -> None:
+        """Continue from a saved ``state``."""
+        self.merge([state])
+
+    def merge(self, states: Sequence[dict[str, np.ndarray]]) -> None:
+        """Keep the scores of all states."""
+        self._parts = [(state["scores"], state["rows"], state["columns"]) for state in states]

@@ -1,0 +1,105 @@
+"""Saves the state of an evaluation to a file, so that it can be resumed."""
+
+from __future__ import annotations
+
+import time
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from margrave.distributed import World
+from margrave.files import atomic_write
+from margrave.search.score_blocks import State
+
+SECONDS_BETWEEN_SAVES = 2.0
+MAX_SAVING_SHARE = 0.05
+"""Largest share of the time to spend on saving: slow saves happen less often."""
+# The exceptions that NumPy raises for files that are not archives of arrays.
+_UNREADABLE = (
+    OSError,
+    ValueError,
+    KeyError,
+    EOFError,
+    TypeError,
+    AttributeError,
+    zipfile.BadZipFile,
+)
+
+
+def state_of_rank(path: str | Path, world: World) -> Path:
+    """The path of a rank's state file; each rank has its own.
+
+    >>> state_of_rank("here.state", World(rank=1, size=2)).name
+    'here.state.1'
+    """
+    path = Path(path)
+    return path.with_name(f"{path.name}.{world.rank}") if world.size > 1 else path
+
+
+class FileKeeper:
+    """Saves an evaluation's state to a file from time to time, so that it can be resumed.
+
+    Args:
+        path: the state file; if it exists, the state is loaded from it.
+        what: a description of the evaluation as JSON, which must equal the file's.
+        seconds: the minimum time between two saves; 0 saves every time.
+
+    Raises:
+        ValueError: the file is damaged or belongs to another evaluation.
+    """
+
+    def __init__(self, path: str | Path, what: str, seconds: float = SECONDS_BETWEEN_SAVES) -> None:
+        self.path, self.what, self.seconds = Path(path), what, seconds
+        self._states: dict[str, State] = {}
+        self._next_save = time.monotonic() + seconds
+        if self.path.exists():
+            self._read()
+
+    def _read(self) -> None:
+        try:
+            with np.load(self.path, allow_pickle=False) as content:
+                arrays = {name: content[name] for name in content.files}
+            stored = str(arrays.pop("what"))
+        except _UNREADABLE as error:
+            raise ValueError(
+                f"{self.path} is not a saved evaluation state, or is damaged; delete it to start "
+                "over, or choose another file"
+            ) from error
+        if stored != self.what:
+            raise ValueError(
+                f"{self.path} is the state of another evaluation, or of one with another number of "
+                "processes (--devices); delete it, or choose another file"
+            )
+        for key, array in arrays.items():
+            name, part, *rest = key.split("/")
+            state = self._states.setdefault(name, {})
+            if rest:
+                state.setdefault(part, {})[rest[0]] = array
+            else:
+                state[part] = array
+
+    def load(self, name: str) -> State | None:
+        """The state saved under a name, or None."""
+        return self._states.get(name)
+
+    def save(self, name: str, snapshot: Callable[[], State]) -> None:
+        """Save `snapshot()` under a name, unless the last save was too recent."""
+        started = time.monotonic()
+        if started < self._next_save:
+            return
+        self._states[name] = snapshot()
+        arrays: dict[str, Any] = {"what": np.array(self.what)}
+        for state_name, state in self._states.items():
+            for part, value in state.items():
+                if isinstance(value, dict):
+                    arrays |= {f"{state_name}/{part}/{key}": array for key, array in value.items()}
+                else:
+                    arrays[f"{state_name}/{part}"] = np.array(value)
+        with atomic_write(self.path) as temporary, open(temporary, "wb") as file:
+            np.savez(file, **arrays)
+        ended = time.monotonic()
+        if self.seconds:
+            self._next_save = ended + max(self.seconds, (ended - started) / MAX_SAVING_SHARE)

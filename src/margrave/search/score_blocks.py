@@ -1,0 +1,414 @@
+"""The sweep: computes every score between two sets of faces, block by block.
+
+As many rows of the first set as fit into memory are held, and the second set is streamed past them.
+Each block of cosines is shown once to every collector and then overwritten. Collectors are exact:
+they consider every score, and skip a run of 64 columns if its maximum cannot matter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from margrave.distributed import World, gather_objects
+from margrave.files import read_rows
+from margrave.hardware import numpy_multiplies_faster
+from margrave.progress import Progress
+
+ROWS_PER_BLOCK = 2048
+COLUMNS_PER_BLOCK = 4096
+MEMORY = 512 * 2**20
+"""Bytes of the first set held in memory at a time."""
+
+RUN = 64
+"""Columns per run; a block stores each run's maximum."""
+
+MAX_UNIT_COLUMNS = 16384
+"""Columns per block at most if the second set has unit length. Such vectors are not copied, so a
+block only needs memory for its scores. With one query, torch searches a block of this size in a
+single thread; larger ones would make torch's and NumPy's threads wait for each other."""
+
+DISTRACTOR = -1
+"""The label of faces of unknown identity, which have no mates."""
+
+
+class Rows(Protocol):
+    """(N, D) embeddings read by slices: an array, a memory-mapped one, or one computed lazily."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(N, D)."""
+        ...
+
+    def __getitem__(self, part: slice, /) -> np.ndarray:
+        """Some of the rows."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class Comparison:
+    """Which faces are compared: all of one set with all of another, or all pairs within one set.
+
+    Attributes:
+        first: (N, D) embeddings of any norm.
+        first_labels: (N,) integers; ``DISTRACTOR`` where the identity is unknown.
+        second: (M, D) embeddings of any norm; None compares each pair of ``first`` once.
+        second_labels: (M,) integers; None if all are distractors.
+        second_is_unit: ``second`` has rows of unit length, or zeros where ``absent``; they are
+            used without a copy.
+        absent: (M,) bool, rows of ``second`` to ignore; None to use all.
+
+    Raises:
+        ValueError: the embeddings' widths differ, or there is not one label per embedding.
+    """
+
+    first: Rows
+    first_labels: np.ndarray
+    second: Rows | None = None
+    second_labels: np.ndarray | None = None
+    second_is_unit: bool = False
+    absent: np.ndarray | None = None
+
+    def __post_init__(self) -> None:
+        sides = [(self.first, self.first_labels, "first")]
+        if self.second is not None:
+            labels = self.second_labels
+            sides.append(
+                (self.second, self.labels_of_second() if labels is None else labels, "second")
+            )
+        for rows, labels, name in sides:
+            if len(rows.shape) != 2 or rows.shape[1] != self.first.shape[1]:
+                raise ValueError(
+                    f"the {name} embeddings have shape {rows.shape}, the first "
+                    f"{self.first.shape}; give (N, D) and (M, D) arrays from one model"
+                )
+            if np.shape(labels) != (rows.shape[0],):
+                raise ValueError(
+                    f"the {name} labels have shape {np.shape(labels)}, the embeddings "
+                    f"{rows.shape}; give one label per embedding"
+                )
+
+    def labels_of_second(self) -> np.ndarray:
+        """(M,) the second set's labels, or the first's if it is compared with itself."""
+        if self.second is None:
+            return np.asarray(self.first_labels)
+        if self.second_labels is None:
+            return np.full(self.second.shape[0], DISTRACTOR)
+        return np.asarray(self.second_labels)
+
+    @property
+    def pairs(self) -> int:
+        """The number of comparisons."""
+        count = self.first.shape[0]
+        return count * (count - 1) // 2 if self.second is None else count * self.second.shape[0]
+
+
+@dataclass(frozen=True, eq=False)
+class Block:
+    """Cosines between some rows of the first set and some rows ("columns") of the second.
+
+    Attributes:
+        scores: (R, K) cosines, K a multiple of ``RUN``; −inf where a pair is not an impostor pair:
+            mates, a face with itself, the second occurrence of a pair, absent columns, padding.
+        run_maximum: (R, K / RUN) the maximum of each run of columns, so that collectors can skip
+            most runs.
+        row, column: the indices of the block's first row and column.
+        genuine: (G,) the cosines of mates.
+        genuine_rows, genuine_columns: (G,) the mates' indices in the two sets.
+    """
+
+    scores: Tensor
+    run_maximum: Tensor
+    row: int
+    column: int
+    genuine: np.ndarray
+    genuine_rows: np.ndarray
+    genuine_columns: np.ndarray
+
+    def above(self, floor: Tensor | float) -> tuple[Tensor, Tensor, Tensor] | None:
+        """(n,) scores above the floor with their rows and columns in the block, ordered by row.
+
+        Args:
+            floor: a number, or (R, 1) one per row.
+
+        Returns:
+            None if so many runs have scores above the floor that examining each would not pay.
+        """
+        rows, runs = (self.run_maximum > floor).nonzero(as_tuple=True)
+        if 4 * len(rows) > self.run_maximum.numel():
+            return None
+        values = self.scores.view(*self.run_maximum.shape, RUN)[rows, runs]
+        bound = floor[rows] if isinstance(floor, Tensor) else floor
+        run, offset = (values > bound).nonzero(as_tuple=True)
+        return values[run, offset], rows[run], runs[run] * RUN + offset
+
+
+class Collector(Protocol):
+    """Keeps some of all scores; its state is plain arrays, so that a sweep can be resumed."""
+
+    def take(self, block: Block) -> None:
+        """Keep what is needed of a block."""
+        ...
+
+    def state(self) -> dict[str, np.ndarray]:
+        """A copy of everything kept so far."""
+        ...
+
+    def restore(self, state: dict[str, np.ndarray]) -> None:
+        """Continue from a saved ``state``."""
+        ...
+
+    def merge(self, states: Sequence[dict[str, np.ndarray]]) -> None:
+        """Combine the states of sweeps over different blocks."""
+        ...
+
+
+State = dict[str, Any]
+
+
+def sweep(
+    comparison: Comparison,
+    collectors: dict[str, Collector],
+    *,
+    device: str = "cpu",
+    memory: int = MEMORY,
+    world: World | None = None,
+    progress: Progress | None = None,
+    state: State | None = None,
+    keep_state: Callable[[Callable[[], State]], None] | None = None,
+) -> None:
+    """Show every pair's cosine to the collectors once.
+
+    Args:
+        comparison: which faces are compared.
+        collectors: the collectors, by name.
+        device: the device that computes the scores, in float32 if it does not support float64.
+        memory: bytes of the first set to hold at a time; the second set is read once per part.
+        world: the ranks that share the blocks; all end with the same collectors.
+        progress: called with (comparisons done, total).
+        state: a saved state to resume from; see ``keep_state``.
+        keep_state: called after each block of columns with a function that returns the current
+            state, to store it or not.
+
+    Raises:
+        ValueError: an embedding is zero or not finite, or the device is not available.
+    """
+    world = world or World()
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"device = {device!r} is not available here: {reason}") from error
+    done = 0
+    if state:
+        done = int(state["done"])
+        for name, collector in collectors.items():
+            collector.restore(state[name])
+
+    def snapshot() -> State:
+        states = {name: collector.state() for name, collector in collectors.items()}
+        return {"done": done, **states}
+
+    pairs_done, loaded = 0, _LoadedRows(comparison, device)
+    for number, tile in enumerate(_tiles(comparison, memory)):
+        if number >= done:
+            if number % world.size == world.rank:
+                _score_tile(comparison, collectors, tile, loaded)
+            done = number + 1
+            if keep_state is not None:
+                keep_state(snapshot)
+        pairs_done += tile.pairs
+        if progress is not None:
+            progress(pairs_done, comparison.pairs)
+    if world.size > 1:
+        states = gather_objects(snapshot(), world)
+        for name, collector in collectors.items():
+            collector.merge([rank_state[name] for rank_state in states])
+
+
+@dataclass(frozen=True)
+class _Tile:
+    """Some rows against some columns, and the number of pairs that they make."""
+
+    rows: range
+    columns: range
+    pairs: int
+
+
+def _tiles(comparison: Comparison, memory: int) -> Iterator[_Tile]:
+    first, second = comparison.first, comparison.second
+    count = first.shape[0]
+    held_rows = max(
+        ROWS_PER_BLOCK, memory // (4 * first.shape[1]) // ROWS_PER_BLOCK * ROWS_PER_BLOCK
+    )
+    for start in range(0, count, held_rows):
+        rows = range(start, min(start + held_rows, count))
+        num_columns = count if second is None else second.shape[0]
+        first_column = start if second is None else 0
+        step = COLUMNS_PER_BLOCK
+        if comparison.second_is_unit:
+            scores = ROWS_PER_BLOCK * COLUMNS_PER_BLOCK
+            step = max(step, min(MAX_UNIT_COLUMNS, scores // min(len(rows), ROWS_PER_BLOCK)))
+        for column in range(first_column, num_columns, step):
+            columns = range(column, min(column + step, num_columns))
+            if second is not None:
+                pairs = len(rows) * len(columns)
+            else:
+                # Column j pairs with the rows start to min(j, rows.stop) − 1.
+                pairs = int(np.minimum(np.arange(columns.start, columns.stop), rows.stop).sum())
+                pairs -= start * len(columns)
+            yield _Tile(rows, columns, pairs)
+
+
+class _LoadedRows:
+    """The current rows of the first set, read and normalized once for all their columns."""
+
+    def __init__(self, comparison: Comparison, device: str) -> None:
+        self._first, self._device = comparison.first, device
+        self._second = comparison.first if comparison.second is None else comparison.second
+        self._second_is_unit = comparison.second_is_unit
+        self._part, self._rows = range(0), torch.empty(0)
+        self._has_float64 = has_float64(device)
+
+    def rows(self, part: range) -> Tensor:
+        """(R, D) unit rows of the first set."""
+        if part != self._part:
+            self._rows = torch.empty(0)
+            blocks = [
+                unit_block(self._first, start, min(start + ROWS_PER_BLOCK, part.stop))
+                for start in range(part.start, part.stop, ROWS_PER_BLOCK)
+            ]
+            rows = torch.cat(blocks)
+            dtype = rows.dtype if self._has_float64 else torch.float32
+            self._part, self._rows = part, rows.to(self._device, dtype)
+        return self._rows
+
+    def columns(self, part: range) -> Tensor:
+        """(K, D) unit rows of the second set."""
+        inside = self._part.start <= part.start and part.stop <= self._part.stop
+        if self._second is self._first and inside:
+            return self._rows[part.start - self._part.start : part.stop - self._part.start]
+        if self._second_is_unit:
+            return torch.from_numpy(self._second[part.start : part.stop]).to(self._rows)
+        return unit_block(self._second, part.start, part.stop).to(self._rows)
+
+
+def _score_tile(
+    comparison: Comparison, collectors: dict[str, Collector], tile: _Tile, loaded: _LoadedRows
+) -> None:
+    within_first = comparison.second is None
+    all_rows, columns = loaded.rows(tile.rows), loaded.columns(tile.columns)
+    # If all columns are distractors, there are no mates.
+    column_labels = np.empty(0, np.int64)
+    if within_first or comparison.second_labels is not None:
+        labels = comparison.labels_of_second()
+        column_labels = labels[tile.columns.start : tile.columns.stop]
+    by_label = np.argsort(column_labels, kind="stable")
+    sorted_labels = column_labels[by_label]
+    last = min(tile.rows.stop, tile.columns.stop) if within_first else tile.rows.stop
+    # Pad the columns to a multiple of the run length; the padding's scores become −inf below.
+    width = len(columns)
+    if width % RUN:
+        columns = torch.nn.functional.pad(columns, (0, 0, 0, -width % RUN))
+    buffer = columns.new_empty(min(ROWS_PER_BLOCK, len(all_rows)), len(columns))
+    absent = None if comparison.absent is None else comparison.absent[tile.columns.start :][:width]
+    for start in range(tile.rows.start, last, ROWS_PER_BLOCK):
+        stop = min(start + ROWS_PER_BLOCK, last)
+        part = all_rows[start - tile.rows.start : stop - tile.rows.start]
+        scores = _product(part, columns, buffer[: stop - start])
+        mate_rows, mate_columns = _mates(
+            comparison.first_labels[start:stop], by_label, sorted_labels
+        )
+        if within_first and stop > tile.columns.start:
+            row_indices = torch.arange(start, stop, device=scores.device)[:, None]
+            column_indices = torch.arange(len(columns), device=scores.device) + tile.columns.start
+            upper = mate_rows + start < mate_columns + tile.columns.start
+            mate_rows, mate_columns = mate_rows[upper], mate_columns[upper]
+            genuine = _pop_scores(scores, mate_rows, mate_columns)
+            scores.masked_fill_(column_indices <= row_indices, -torch.inf)
+        else:
+            genuine = _pop_scores(scores, mate_rows, mate_columns)
+        scores[:, width:] = -torch.inf
+        if absent is not None and absent.any():
+            scores[:, :width].masked_fill_(torch.from_numpy(absent).to(scores.device), -torch.inf)
+        block = Block(
+            scores,
+            scores.view(len(scores), -1, RUN).amax(2),
+            start,
+            tile.columns.start,
+            genuine,
+            mate_rows + start,
+            mate_columns + tile.columns.start,
+        )
+        for collector in collectors.values():
+            collector.take(block)
+
+
+def _product(rows: Tensor, columns: Tensor, out: Tensor) -> Tensor:
+    """Write the (R, K) products of all rows and columns into ``out``."""
+    if len(rows) == 1 and rows.device.type == "cpu" and numpy_multiplies_faster():
+        np.matmul(columns.numpy(), rows[0].numpy(), out=out[0].numpy())
+        return out
+    return torch.mm(rows, columns.T, out=out)
+
+
+def _pop_scores(scores: Tensor, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    """(G,) the scores at these rows and columns, which are replaced by −inf."""
+    if not len(rows):
+        return np.empty(0, scores.new_empty(0).cpu().numpy().dtype)
+    # Stacked, so that both index arrays reach the device in one copy.
+    indices = torch.from_numpy(np.stack([rows, columns])).to(scores.device, non_blocking=True)
+    genuine = scores[indices[0], indices[1]]
+    scores[indices[0], indices[1]] = -torch.inf
+    return genuine.cpu().numpy()
+
+
+def _mates(
+    labels: np.ndarray, by_label: np.ndarray, sorted_labels: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """(G,) rows and (G,) columns of all pairs with the same identity."""
+    if not len(sorted_labels):
+        return np.empty(0, np.int64), np.empty(0, np.int64)
+    starts = np.searchsorted(sorted_labels, labels, side="left")
+    counts = np.where(labels < 0, 0, np.searchsorted(sorted_labels, labels, side="right") - starts)
+    rows = np.repeat(np.arange(len(labels)), counts)
+    offsets = np.arange(len(rows)) - np.repeat(np.cumsum(counts) - counts, counts)
+    return rows, by_label[np.repeat(starts, counts) + offsets]
+
+
+def has_float64(device: str | torch.device) -> bool:
+    """Whether a device supports float64; Apple's MPS does not.
+
+    >>> has_float64("cpu")
+    True
+    """
+    try:
+        torch.empty(0, dtype=torch.float64, device=device)
+    except (TypeError, RuntimeError):
+        return False
+    return True
+
+
+def unit_block(rows: Rows, start: int, stop: int) -> Tensor:
+    """Rows start to stop, normalized: in float64 if they are float64, otherwise in float32.
+
+    Raises:
+        ValueError: a row is zero or not finite.
+    """
+    part = rows[start:stop] if not isinstance(rows, np.ndarray) else read_rows(rows, start, stop)
+    values = torch.from_numpy(part)
+    values = values if values.dtype == torch.float64 else values.float()
+    lengths = torch.linalg.vector_norm(values, dim=1, keepdim=True)
+    bad = (~(torch.isfinite(lengths) & (lengths > 0)))[:, 0].nonzero()[:, 0]
+    if len(bad):
+        shown = ", ".join(str(start + int(row)) for row in bad[:5])
+        raise ValueError(
+            f"embeddings {shown}{', ...' if len(bad) > 5 else ''} are zero, infinite or NaN, so "
+            "they have no direction; check the model and these images"
+        )
+    return values / lengths

@@ -1,0 +1,381 @@
+"""The HTTP application."""
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+from fastapi import FastAPI, File, Form, Query, Request, UploadFile
+from fastapi.responses import FileResponse, PlainTextResponse
+from prometheus_client import generate_latest
+from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
+from starlette.formparsers import MultiPartParser
+from starlette.types import ASGIApp
+
+from margrave.gallery import BadName, Gallery, Person, checked_name
+from margrave.matching import Face, Matcher
+from margrave.serving.answers import (
+    EnrollmentAnswer,
+    ForgottenAnswer,
+    IdentificationAnswer,
+    ModelAnswer,
+    OperatingPointAnswer,
+    PeopleAnswer,
+    PersonAnswer,
+    State,
+    VerificationAnswer,
+    candidate_answer,
+    face_answer,
+    identification_answer,
+    person_answer,
+    verification_answer,
+)
+from margrave.serving.audit import AuditTrail
+from margrave.serving.batching import Batcher
+from margrave.serving.face_workers import FaceWorkers
+from margrave.serving.gate import Gate, Metrics
+from margrave.serving.keys import KeyFile
+from margrave.serving.lingering import Lingering
+from margrave.serving.problems import add_problems
+from margrave.serving.schema import describe_access, described
+from margrave.serving.settings import ServiceSettings
+from margrave.version import __version__
+
+PAGE = Path(__file__).parent / "page"
+PAGE_FILES = {"": "index.html", "page.css": "page.css", "page.js": "page.js"}
+SECURITY = {
+    "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; "
+    "img-src 'self' data: blob:; connect-src 'self'; media-src blob:; form-action 'none'; "
+    "frame-ancestors 'none'; base-uri 'none'",
+    "referrer-policy": "no-referrer",
+    "permissions-policy": "camera=(self)",
+}
+MOST_LISTED = 1000
+T = TypeVar("T")
+Which = Literal["auto", "largest", "all"]
+# A name in a path may hold slashes.
+PERSON = "/v1/people/{name:path}"
+SCOPE_OF_ROUTE = {
+    ("POST", "/v1/verify"): "verify",
+    ("POST", "/v1/identify"): "identify",
+    ("POST", "/v1/people"): "enroll",
+    ("GET", "/v1/people"): "list",
+    ("GET", "/v1/model"): "",
+    ("GET", "/metrics"): "metrics",
+}
+PUBLIC = ("/", "/page.css", "/page.js", "/health", "/ready", "/openapi.json")
+
+
+def scope_of(method: str, path: str) -> str | None:
+    """The scope that a request needs: None where anybody may, empty where any key will do.
+
+    >>> scope_of("DELETE", "/v1/people/Ann")
+    'forget'
+    """
+    if path in PUBLIC and method in ("GET", "HEAD"):
+        return None
+    if path.startswith("/v1/people/"):
+        return {"GET": "list", "DELETE": "forget"}.get(method, "")
+    return SCOPE_OF_ROUTE.get((method, path), "")
+
+
+def make_app(
+    matcher: Matcher,
+    settings: ServiceSettings,
+    *,
+    detector: str | None = None,
+    aligned: bool = False,
+    check_alignment: bool = True,
+    workers: Any = None,
+    write_log: Callable[[str], object] | None = None,
+) -> ASGIApp:
+    """The application, behind its gate.
+
+    Args:
+        matcher: the model, and the gallery if there is one.
+        settings: of the service.
+        detector: YuNet's file; MTCNN, or the model's own, by default.
+        aligned: images are aligned crops.
+        check_alignment: refuse crops that are not.
+        workers: what finds faces; processes by default.
+        write_log: takes lines of the log; standard error by default.
+
+    Raises:
+        ValueError: a damaged file of keys or audit trail; a model without thresholds.
+    """
+    matcher.point()
+    # Images stay in memory; Starlette would put large ones into temporary files.
+    MultiPartParser.spool_max_size = settings.most_body
+    if workers is None:
+        card = matcher.model.card
+        workers = FaceWorkers(card, detector, aligned, settings, check_alignment)
+    service = Service(matcher, settings, workers)
+    app = FastAPI(
+        title="Margrave",
+        version=__version__,
+        description="Verify, enroll, identify and forget faces.",
+        lifespan=service.lifespan,
+        docs_url=None,
+        redoc_url=None,
+        # The address would be made of the Host that a client gives.
+        redirect_slashes=False,
+        max_body_size=settings.most_body,
+        form_limits={"max_files": settings.most_images, "max_fields": 20, "max_part_size": 4096},
+    )
+    add_problems(app, "" if matcher.gallery is None else matcher.gallery.place)
+    _add_routes(app, service)
+    describe_access(app, scope_of)
+    options = {} if write_log is None else {"write": write_log}
+    gate = Gate(app, service.keys, settings, service.metrics, scope_of, **options)
+    return Lingering(gate, 2 * settings.most_body)
+
+
+class Service:
+    """What the routes share."""
+
+    def __init__(
+        self,
+        matcher: Matcher,
+        settings: ServiceSettings,
+        workers: Any,
+    ) -> None:
+        self.matcher, self.settings = matcher, settings
+        self.keys, self.metrics = KeyFile(settings.keys), Metrics()
+        self.audit = AuditTrail(settings.audit)
+        self.is_ready = False
+        self._changes = threading.Lock()
+        self._workers = workers
+
+    @asynccontextmanager
+    async def lifespan(self, app: FastAPI) -> AsyncIterator[None]:
+        """Warm up, serve, finish."""
+        del app
+        await run_in_threadpool(self._workers.warm)
+        self.batcher = Batcher(
+            self.matcher.embed,
+            self.settings.batch_seconds,
+            self.settings.most_batch,
+            self.metrics.batches.observe,
+        )
+        self.is_ready = True
+        try:
+            yield
+        finally:
+            self.is_ready = False
+            await run_in_threadpool(self.batcher.close)
+            await run_in_threadpool(self._workers.close)
+            self.audit.close()
+
+    async def faces(self, uploads: Sequence[UploadFile], which: Which) -> list[list[Face]]:
+        """The faces of some images, found side by side and embedded in common batches."""
+        contents = [await upload.read() for upload in uploads]
+        # What users call their files is theirs: messages count images instead.
+        names = [f"image {number}" for number in range(1, len(contents) + 1)]
+        found = await asyncio.gather(
+            *(
+                self._workers.find(content, which, name)
+                for content, name in zip(contents, names, strict=True)
+            )
+        )
+        futures = [
+            [asyncio.wrap_future(self.batcher.submit(face, name)) for face in faces]
+            for faces, name in zip(found, names, strict=True)
+        ]
+        embedded = await asyncio.gather(*(asyncio.gather(*faces) for faces in futures))
+        for faces in embedded:
+            self.matcher.check_quality(faces)
+        return embedded
+
+    async def change(self, work: Callable[[], T]) -> T:
+        """Change the gallery, one request at a time, so that a name is taken by one of them.
+
+        What a request has waited for until it was ended with 408 is not done any more.
+        """
+        is_ended = threading.Event()
+
+        def alone() -> T:
+            with self._changes:
+                if is_ended.is_set():
+                    raise TimeoutError
+                return work()
+
+        try:
+            return await run_in_threadpool(alone)
+        except asyncio.CancelledError:
+            is_ended.set()
+            raise
+
+
+def _add_routes(app: FastAPI, service: Service) -> None:
+    matcher, most_images = service.matcher, service.settings.most_images
+    images = described(400, 401, 403, 408, 413, 422, 429, 500, 503)
+    gallery = described(401, 403, 404, 408, 422, 429, 500, 503)
+
+    @app.post("/v1/verify", responses=images)
+    async def verify(
+        first: UploadFile,
+        second: UploadFile,
+        far: Annotated[float | None, Form(gt=0, lt=1)] = None,
+        face: Annotated[Literal["auto", "largest"], Form()] = "auto",
+        crops: Annotated[bool, Form()] = False,
+    ) -> VerificationAnswer:
+        """Decide whether two images show the same person."""
+        (one,), (other,) = await service.faces([first, second], face)
+        return verification_answer(matcher.decide(one, other, far=far), crops)
+
+    @app.post("/v1/identify", responses={**images, **gallery})
+    async def identify(
+        image: UploadFile,
+        top: Annotated[int, Form(ge=1, le=100)] = 5,
+        fpir: Annotated[float | None, Form(gt=0, lt=1)] = None,
+        face: Annotated[Which, Form()] = "auto",
+        crops: Annotated[bool, Form()] = False,
+    ) -> list[IdentificationAnswer]:
+        """Who is on an image: one answer for each face."""
+        _required(matcher)
+        (faces,) = await service.faces([image], face)
+        answers = await run_in_threadpool(matcher.identify_faces, faces, top_k=top, fpir=fpir)
+        return [identification_answer(answer, crops) for answer in answers]
+
+    @app.post("/v1/people", status_code=201, responses={**images, **gallery, **described(409)})
+    async def enroll(
+        request: Request,
+        name: Annotated[str, Form(min_length=1, max_length=512)],
+        images: Annotated[list[UploadFile], File(min_length=1, max_length=most_images)],
+        add: Annotated[bool, Form()] = False,
+        replace: Annotated[bool, Form()] = False,
+        allow_similar: Annotated[bool, Form()] = False,
+    ) -> EnrollmentAnswer:
+        """Enroll a person by one or more images."""
+        _required(matcher)
+        faces = [face for (face,) in await service.faces(images, "auto")]
+        key = request.scope["state"]["key"]
+
+        def work() -> EnrollmentAnswer:
+            details = {"images": len(faces), "add": add, "replace": replace}
+            with service.audit.changing(("enroll", "enrolled"), name, key, **details) as made:
+                done = matcher.enroll_faces(
+                    name, faces, add=add, replace=replace, allow_similar=allow_similar
+                )
+                made["images"] = done.person.images
+            return EnrollmentAnswer(
+                person=person_answer(done.person),
+                most_alike=None if done.most_alike is None else candidate_answer(done.most_alike),
+                faces=[face_answer(face) for face in done.faces],
+            )
+
+        return await service.change(work)
+
+    @app.get("/v1/people", responses=gallery)
+    async def people(
+        after: Annotated[str, Query(max_length=512)] = "",
+        limit: Annotated[int, Query(ge=1, le=MOST_LISTED)] = 100,
+    ) -> PeopleAnswer:
+        """Those who are enrolled, by name, from the one after ``after`` on."""
+        opened = _required(matcher)
+
+        def work() -> PeopleAnswer:
+            everybody = list(opened.people())
+            later = [person for person in everybody if person.name > after]
+            return PeopleAnswer(
+                people=[person_answer(person) for person in later[:limit]], total=len(everybody)
+            )
+
+        return await run_in_threadpool(work)
+
+    @app.get(PERSON, responses=gallery)
+    async def person(name: str) -> PersonAnswer:
+        """Someone who is enrolled."""
+        opened = _required(matcher)
+        return person_answer(await run_in_threadpool(_person, opened, name))
+
+    @app.delete(PERSON, responses=gallery)
+    async def forget(request: Request, name: str) -> ForgottenAnswer:
+        """Remove a person, every byte if the store can."""
+        opened = _required(matcher)
+        key = request.scope["state"]["key"]
+
+        def work() -> ForgottenAnswer:
+            _person(opened, name)
+            with service.audit.changing(("forget", "forgotten"), name, key) as made:
+                done = opened.forget(name)
+                made["erased"] = done.erased
+            return ForgottenAnswer(name=done.name, erased=done.erased, explanation=done.explanation)
+
+        return await service.change(work)
+
+    @app.get("/v1/model", responses=described(401, 403, 408, 429, 500, 503))
+    async def model() -> ModelAnswer:
+        """The model that decides, its thresholds and its scores."""
+        card = matcher.model.card
+        reference = card.reference
+        calibration = None if reference is None else reference.calibration
+        return ModelAnswer(
+            source=card.source,
+            operating_points=[
+                OperatingPointAnswer(
+                    far=point.far,
+                    threshold=point.threshold,
+                    true_accept_rate=point.true_accept_rate,
+                    measured_on=point.measured_on,
+                )
+                for point in sorted(card.operating_points, key=lambda each: each.far)
+            ],
+            genuine=[] if reference is None else list(reference.genuine),
+            impostors=[] if reference is None else list(reference.impostors),
+            cllr=None if calibration is None else calibration.cllr,
+            keeps_images=None if matcher.gallery is None else matcher.gallery.card.keep_images,
+        )
+
+    @app.get("/health")
+    async def health() -> State:
+        """The process answers."""
+        return State(status="ok")
+
+    @app.get("/ready", responses=described(503))
+    async def ready() -> State:
+        """Requests can be answered."""
+        if not service.is_ready:
+            raise HTTPException(503, "starting or ending", {"retry-after": "1"})
+        return State(status="ok")
+
+    @app.get(
+        "/metrics",
+        response_class=PlainTextResponse,
+        responses=described(401, 403, 408, 429, 500, 503),
+    )
+    async def metrics() -> PlainTextResponse:
+        """For Prometheus."""
+        return PlainTextResponse(generate_latest(service.metrics.registry))
+
+    for path, file in PAGE_FILES.items():
+        app.add_api_route(
+            f"/{path}", _page_file(file), include_in_schema=False, methods=["GET", "HEAD"]
+        )
+
+
+def _page_file(file: str) -> Callable[[], FileResponse]:
+    def answer() -> FileResponse:
+        return FileResponse(PAGE / file, headers=SECURITY)
+
+    return answer
+
+
+def _person(gallery: Gallery, name: str) -> Person:
+    """Someone who is enrolled; a name that could not be is nobody's."""
+    try:
+        found = gallery.get(checked_name(name))
+    except BadName:
+        found = None
+    if found is None:
+        raise HTTPException(404, "nobody is enrolled by that name")
+    return found
+
+
+def _required(matcher: Matcher) -> Gallery:
+    if matcher.gallery is None:
+        raise HTTPException(404, "this service has no gallery; start it with --gallery")
+    return matcher.gallery

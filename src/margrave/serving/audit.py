@@ -1,0 +1,191 @@
+"""The audit trail: who enrolled and forgot whom, when; appended, chained, on the disk."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import hmac
+import json
+import os
+import secrets
+import threading
+import unicodedata
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from margrave.files import read_json
+
+LONGEST_LINE = 4096
+KEY_BYTES = 32
+
+
+class TrailUnavailable(Exception):
+    """The audit trail cannot be written, as where the disk is full."""
+
+
+class AuditTrail:
+    """JSON lines, each with the SHA-256 of the line before it.
+
+    People are named by a keyed hash, so that the trail tells nothing without its key, which lies in
+    a file beside it, and still answers whether somebody was enrolled.
+
+    Args:
+        path: of the trail; a new one is made.
+
+    Raises:
+        ValueError: a damaged trail, or a damaged key.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self._lock = threading.Lock()
+        self._key = _read_key(self.path.with_name(self.path.name + ".key"))
+        self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
+        with self._locked():
+            self._drop_half_line()
+            verify_trail(self.path)
+
+    def pseudonym(self, name: str) -> str:
+        """What the trail calls a person, however the name's accents are encoded."""
+        name = unicodedata.normalize("NFC", name)
+        return hmac.new(self._key, name.encode(), hashlib.sha256).hexdigest()
+
+    def record(self, action: str, name: str, key: str, **details: Any) -> None:
+        """Append a line; it is on the disk when this returns.
+
+        Args:
+            action: such as ``enroll`` or ``enrolled``.
+            name: of the person.
+            key: id of the API key.
+            details: further facts, no faces and no names.
+
+        Raises:
+            TrailUnavailable: the line cannot be written; the trail is as it was.
+        """
+        with self._locked():
+            try:
+                end = self._drop_half_line()
+                line = {
+                    "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
+                    "action": action,
+                    "person": self.pseudonym(name),
+                    "key": key,
+                    **details,
+                    "previous": _digest(_last_line(self._file)),
+                }
+                self._append(json.dumps(line).encode() + b"\n", end)
+            except OSError as error:
+                raise TrailUnavailable(
+                    f"the audit trail cannot be written ({error.strerror}), so nothing was changed"
+                ) from error
+
+    @contextmanager
+    def changing(
+        self, actions: tuple[str, str], name: str, key: str, **details: Any
+    ) -> Iterator[dict[str, Any]]:
+        """Record a change before it is made, and again when the block has made it.
+
+        Args:
+            actions: what the two lines call it, such as ``enroll`` and ``enrolled``.
+            name: of the person.
+            key: id of the API key.
+            details: further facts for the first line; the block fills those of the second.
+
+        Raises:
+            TrailUnavailable: a line cannot be written; where it is the first, nothing was changed.
+        """
+        self.record(actions[0], name, key, **details)
+        outcome: dict[str, Any] = {}
+        yield outcome
+        try:
+            self.record(actions[1], name, key, **outcome)
+        except TrailUnavailable as error:
+            raise TrailUnavailable(
+                f"the change was made ({actions[1]}), but the audit trail could not be completed"
+            ) from error
+
+    def _append(self, line: bytes, end: int) -> None:
+        """All of a line, or nothing of it."""
+        try:
+            left = memoryview(line)
+            while left:
+                left = left[os.write(self._file, left) :]
+            os.fsync(self._file)
+        except OSError:
+            os.ftruncate(self._file, end)
+            raise
+
+    def _drop_half_line(self) -> int:
+        """Remove a last line without an end, which was never acknowledged; the trail's size."""
+        size = os.fstat(self._file).st_size
+        tail = os.pread(self._file, LONGEST_LINE, max(0, size - LONGEST_LINE))
+        end = size - len(tail) + tail.rfind(b"\n") + 1
+        if end < size:
+            os.ftruncate(self._file, end)
+        return end
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        """Alone with the trail, among threads and processes."""
+        with self._lock:
+            fcntl.flock(self._file, fcntl.LOCK_EX)
+            try:
+                yield
+            finally:
+                fcntl.flock(self._file, fcntl.LOCK_UN)
+
+    def close(self) -> None:
+        """Release the file."""
+        os.close(self._file)
+
+
+def verify_trail(path: str | Path) -> int:
+    """How many lines a trail has, every one in its place and unchanged.
+
+    Raises:
+        ValueError: a line that was changed, removed or put in, naming it.
+    """
+    previous, count = b"", 0
+    with open(path, "rb") as file:
+        while line := file.readline(LONGEST_LINE):
+            count += 1
+            record = read_json(line, f"{path}, line {count}")
+            chained = isinstance(record, dict) and record.get("previous") == _digest(previous)
+            if not chained or not line.endswith(b"\n"):
+                raise ValueError(
+                    f"{path}, line {count} does not follow the line before it: the trail was "
+                    "changed; keep the file and begin another (--audit)"
+                )
+            previous = line
+    return count
+
+
+def _read_key(path: Path) -> bytes:
+    """The key of the pseudonyms; a new one is made where there is none."""
+    with suppress(FileExistsError):
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        try:
+            with open(descriptor, "w") as file:
+                file.write(secrets.token_hex(KEY_BYTES))
+        except OSError:
+            path.unlink()
+            raise
+    key = path.read_bytes()
+    if len(key) < 2 * KEY_BYTES:
+        raise ValueError(
+            f"{path} is damaged: it should have {2 * KEY_BYTES} characters; restore it from a copy"
+        )
+    return key
+
+
+def _digest(line: bytes) -> str:
+    return hashlib.sha256(line).hexdigest()
+
+
+def _last_line(file: int) -> bytes:
+    size = os.fstat(file).st_size
+    tail = os.pread(file, LONGEST_LINE, max(0, size - LONGEST_LINE))
+    return tail[tail.rfind(b"\n", 0, -1) + 1 :]

@@ -1,0 +1,79 @@
+"""Reading on after an error, so that a client that is still sending gets the answer."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import suppress
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+LINGER_SECONDS = 10.0
+MOST_LINGERING = 256
+
+
+class Lingering:
+    """Discards the rest of a request's body after an error was answered early.
+
+    A connection that is closed with unread data is reset, and the client's system then drops the
+    answer. So the end of the answer, which closes the connection, waits until the body has ended.
+
+    Args:
+        app: what answers.
+        most_bytes: to discard; then the connection is closed all the same.
+        seconds: for that.
+        most: connections at a time that are read on; further ones are closed at once.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        most_bytes: int,
+        seconds: float = LINGER_SECONDS,
+        most: int = MOST_LINGERING,
+    ) -> None:
+        self.app = app
+        self._most_bytes, self._seconds, self._most = most_bytes, seconds, most
+        self._lingering = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """One connection."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        # Such a client sends nothing before it is asked to.
+        is_sending = b"100-continue" not in dict(scope["headers"]).get(b"expect", b"").lower()
+        is_error = is_held = False
+
+        async def receiving() -> Message:
+            nonlocal is_sending
+            message = await receive()
+            is_sending = message["type"] == "http.request" and message.get("more_body", False)
+            return message
+
+        async def sending(message: Message) -> None:
+            nonlocal is_error, is_held
+            if message["type"] == "http.response.start":
+                is_error = message["status"] >= 400
+            elif is_error and is_sending and not message.get("more_body", False):
+                is_held = self._lingering < self._most
+                message = {**message, "more_body": is_held}
+            await send(message)
+
+        await self.app(scope, receiving, sending)
+        if is_held:
+            self._lingering += 1
+            try:
+                await self._discard(receive)
+            finally:
+                self._lingering -= 1
+            await send({"type": "http.response.body", "body": b""})
+
+    async def _discard(self, receive: Receive) -> None:
+        left = self._most_bytes
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self._seconds):
+                while left > 0:
+                    message = await receive()
+                    left -= len(message.get("body", b""))
+                    if message["type"] != "http.request" or not message.get("more_body", False):
+                        return

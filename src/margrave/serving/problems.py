@@ -1,0 +1,103 @@
+"""Every error of the API as JSON: a sentence for people and a word for programs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+from starlette.routing import Match
+
+from margrave.gallery import Unavailable
+from margrave.matching import Refused
+from margrave.serving.audit import TrailUnavailable
+from margrave.serving.gate import described_error, internal_error
+
+REASONS = {400: "malformed", 404: "not_found", 405: "not_allowed", 413: "too_large", 503: "later"}
+
+MESSAGES = {
+    "Content Too Large": "the request is too large; send fewer or smaller images",
+    "Not Found": "there is nothing at this address; see /openapi.json",
+    "Method Not Allowed": "this address has other methods; see Allow",
+}
+"""For what the framework says."""
+
+
+def add_problems(app: FastAPI, place: str) -> None:
+    """Answer every error of an application in one form.
+
+    Args:
+        app: whose handlers are set.
+        place: of the gallery's files, which messages to clients do not name; may be empty.
+    """
+
+    @app.exception_handler(Refused)
+    async def refused(request: Request, error: Refused) -> JSONResponse:
+        del request
+        status = 409 if error.reason == "already_enrolled" else 422
+        return problem(status, str(error), error.reason)
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
+        del request
+        faults = [
+            f"{'.'.join(str(part) for part in fault['loc'][1:])}: {fault['msg']}"
+            for fault in error.errors()[:5]
+        ]
+        return problem(422, "; ".join(faults), "invalid")
+
+    @app.exception_handler(HTTPException)
+    async def http(request: Request, error: HTTPException) -> JSONResponse:
+        reason = REASONS.get(error.status_code, "refused")
+        headers = error.headers
+        if error.status_code == 405:
+            headers = {"allow": ", ".join(_methods(app, request))}
+        message = MESSAGES.get(str(error.detail), str(error.detail))
+        return problem(error.status_code, message, reason, headers)
+
+    @app.exception_handler(Unavailable)
+    async def unavailable(request: Request, error: ValueError) -> JSONResponse:
+        message = "the gallery cannot be used now; try again later"
+        return _failed(request, error, message, "later")
+
+    @app.exception_handler(TrailUnavailable)
+    async def no_audit(request: Request, error: TrailUnavailable) -> JSONResponse:
+        return _failed(request, error, str(error), "no_audit")
+
+    @app.exception_handler(ValueError)
+    async def value(request: Request, error: ValueError) -> JSONResponse:
+        if place and place in str(error):
+            # A full disk or a damaged file: for the operator, who has the log.
+            return await unavailable(request, error)
+        return problem(422, str(error), "invalid")
+
+    @app.exception_handler(Exception)
+    async def unexpected(request: Request, error: Exception) -> JSONResponse:
+        # The gate logs it.
+        del error
+        return problem(500, internal_error(request.scope["state"]["request"]), "internal")
+
+
+def problem(
+    status: int, message: str, reason: str, headers: Mapping[str, str] | None = None
+) -> JSONResponse:
+    """One error as it is answered."""
+    return JSONResponse({"error": message, "reason": reason}, status, headers=headers)
+
+
+def _failed(request: Request, error: Exception, message: str, reason: str) -> JSONResponse:
+    """A failure of the service that may pass."""
+    request.scope["state"]["fault"] = described_error(error)
+    return problem(503, message, reason, {"retry-after": "5"})
+
+
+def _methods(app: FastAPI, request: Request) -> list[str]:
+    """What a path allows; the router would name the methods of its first route alone."""
+    methods: set[str] = set()
+    for route in app.routes:
+        match, _ = route.matches(request.scope)
+        if match is not Match.NONE:
+            methods |= getattr(route, "methods", None) or set()
+    return sorted(methods)

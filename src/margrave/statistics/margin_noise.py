@@ -1,0 +1,81 @@
+"""Random numbers for margins that are drawn anew in each step."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from margrave.statistics.contract import STATISTICS, Observation, Statistic, StatisticSpec
+
+GOLDEN = -0x61C8864680B583EB
+"""SplitMix64's increment, 2^64 / φ as int64: it spreads the counts over all values."""
+
+
+@STATISTICS.register("margin_noise")
+class MarginNoise(Statistic):
+    """A standard normal number for each sample, equal on every rank and under recomputation.
+
+    The numbers depend on the stored seed and on the count of batches alone, so a resumed training
+    draws what the uninterrupted one would have drawn. In evaluation mode they are 0.
+
+    Args:
+        spec: what the statistic is built for.
+        sort: give the largest numbers to the samples with the smallest target cosines.
+
+    Source: ElasticFace, arXiv 2109.09416, sections 3.2 and 3.3.
+    """
+
+    per_step = False
+
+    seed: Tensor
+    count: Tensor
+
+    def __init__(self, spec: StatisticSpec, *, sort: bool = False) -> None:
+        super().__init__(spec)
+        self.sort = sort
+        # Ranks that start from one seed of torch's generator agree on it, as on the centers.
+        self.register_buffer("seed", torch.randint(2**31, (), device="cpu"))
+        self.register_buffer("count", torch.zeros((), dtype=torch.int64))
+
+    def update(self, observation: Observation) -> None:
+        del observation
+        self.count += 1
+
+    def context(self, observation: Observation) -> dict[str, Tensor]:
+        cosine = observation.target_cosine
+        if not self.training:
+            return {"margin_noise": torch.zeros_like(cosine)}
+        # Ranks that observe other samples draw other numbers.
+        world = self.spec.batch_world
+        position = torch.arange(len(cosine), device=cosine.device) * world.size + world.rank
+        noise = _normal(_mixed(_mixed(self.seed + self.count * GOLDEN) + position), cosine)
+        if self.sort:
+            hardest_first = cosine.argsort(stable=True)
+            noise = torch.empty_like(noise).index_copy_(
+                0, hardest_first, noise.sort(descending=True).values
+            )
+        return {"margin_noise": noise}
+
+
+def _mixed(value: Tensor) -> Tensor:
+    """SplitMix64's finalizer: 64 bits of int64, of which each depends on all of the value's.
+
+    A generator of torch would need the count on the CPU, and a GPU's step would wait for it.
+    """
+    for shift, factor in ((30, -0x40A7B892E31B1A47), (27, -0x6B2FB644ECCEEE15)):
+        value = (value ^ _shifted(value, shift)) * factor
+    return value ^ _shifted(value, 31)
+
+
+def _shifted(value: Tensor, bits: int) -> Tensor:
+    """A logical shift to the right, where int64's own would repeat the sign."""
+    return (value >> bits) & ((1 << (64 - bits)) - 1)
+
+
+def _normal(bits: Tensor, like: Tensor) -> Tensor:
+    """Standard normal numbers from 24 of the random bits, of another tensor's dtype."""
+    # Half precision could not even hold the 24 bits.
+    uniform = (_shifted(bits, 40).to(torch.promote_types(like.dtype, torch.float32)) + 0.5) / 2**24
+    return (torch.erfinv(2 * uniform - 1) * math.sqrt(2)).to(like.dtype)

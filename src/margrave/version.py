@@ -1,0 +1,3 @@
+"""Margrave's version, in a module without imports."""
+
+__version__ = "0.2.0"

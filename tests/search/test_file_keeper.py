@@ -1,0 +1,89 @@
+"""An evaluation that is killed at any moment goes on to the same digits."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from margrave.search import FileKeeper
+
+SCRIPT = """
+import sys
+import numpy as np
+from margrave.evaluation import evaluate_all_to_all
+from margrave.search import score_blocks
+from margrave.search import FileKeeper
+
+score_blocks.ROWS_PER_BLOCK = score_blocks.COLUMNS_PER_BLOCK = 16
+generator = np.random.default_rng(0)
+people = np.arange(200) // 4
+faces = generator.standard_normal((50, 8))[people] + generator.standard_normal((200, 8))
+strangers = generator.standard_normal((100, 8))
+keeper = FileKeeper(sys.argv[1], "this", seconds=0.0)
+told = keeper.save
+count = 0
+
+def offer(name, state):
+    global count
+    told(name, state)
+    count += 1
+    print(count, flush=True)
+    if len(sys.argv) > 2 and count == int(sys.argv[2]):
+        input()  # wait for the kill
+
+keeper.save = offer
+result = evaluate_all_to_all(faces, people, strangers, far_targets=[0.01], keeper=keeper)
+print(result)
+"""
+
+
+def _run(state: Path, *stop: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", SCRIPT, str(state), *stop]
+    return subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=os.environ
+    )
+
+
+@pytest.mark.slow
+def test_killed_and_resumed(tmp_path: Path) -> None:
+    full = _run(tmp_path / "whole.npz").communicate()[0].splitlines()
+    blocks = int(full[-2])
+    # Within the second of the two sweeps; tests/evaluation stops at other moments.
+    stop = blocks - 4
+    process = _run(tmp_path / "killed.npz", str(stop))
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.strip() == str(stop):
+            break
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    again = _run(tmp_path / "killed.npz").communicate()[0].splitlines()
+    assert again[-1] == full[-1]
+    assert int(again[-2]) == blocks - stop
+
+
+def test_a_state_of_something_else_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "state.npz"
+    keeper = FileKeeper(path, "one", seconds=0.0)
+    keeper.save("own", lambda: {"done": 3, "tail": {"scores": np.arange(3.0)}})
+    result = FileKeeper(path, "one").load("own")
+    assert result is not None and int(result["done"]) == 3
+    np.testing.assert_array_equal(result["tail"]["scores"], np.arange(3.0))
+    with pytest.raises(ValueError, match="is the state of another evaluation"):
+        FileKeeper(path, "other")
+    path.write_bytes(path.read_bytes()[:50])
+    with pytest.raises(ValueError, match="not a saved evaluation state"):
+        FileKeeper(path, "one")
+    assert FileKeeper(tmp_path / "none.npz", "one").load("own") is None
+
+
+def test_states_are_written_now_and_then_only(tmp_path: Path) -> None:
+    keeper = FileKeeper(tmp_path / "state.npz", "one", seconds=1000.0)
+    keeper.save("own", lambda: {"done": 3})
+    assert not (tmp_path / "state.npz").exists()
