@@ -35,3 +35,11 @@ def test_lost_contact_is_a_consequence() -> None:
     cause = failure(1, 100, "ValueError: a training step left parameters without a gradient")
     assert output(failure(1, 100, LOST), cause).startswith("a training step left parameters")
     assert output(failure(1, 100, LOST), failure(-signal.SIGTERM, 101)).startswith("process 1 of 2")
+
+
+def test_a_process_that_aborts_after_its_error_is_not_the_cause() -> None:
+    aborted = failure(-signal.SIGABRT, 100, "ValueError: a training step left parameters")
+    assert output(aborted, failure(1, 101, LOST)) == "a training step left parameters"
+    lost = failure(-signal.SIGABRT, 100, LOST)
+    cause = failure(1, 101, "ValueError: a training step left parameters")
+    assert output(lost, cause) == "a training step left parameters"

@@ -53,8 +53,17 @@ class LayerDrop(Spare):
 '''
 
 
+CANNOT_BE_TORN_DOWN = """
+import atexit, os
+
+if "RANK" in os.environ:
+    atexit.register(os.abort)
+"""
+
+
 def train(folder: Path, network: str, *settings: str, devices: int = 2, code: int = 0) -> str:
-    (folder / "networks.py").write_text(NETWORKS)
+    end = CANNOT_BE_TORN_DOWN if code else ""
+    (folder / "networks.py").write_text(NETWORKS + end)
     faces = {"num_identities": 6, "images_per_identity": 8, "image_size": 32}
     config = {
         "data": {"train": {"kind": "synthetic", **faces}, "image_size": 32, "augmentation": {}},

@@ -4,6 +4,8 @@ These files do not postpone the evaluation of annotations, because Typer reads a
 would compile postponed ones each time.
 """
 
+import logging
+import os
 import sys
 from typing import Annotated, NoReturn
 
@@ -100,8 +102,14 @@ def _exit_with(error: Exception) -> NoReturn:
 
     from margrave.cli.console import Console
 
-    if not _launcher_reports(error):
-        Console(stderr=True).print(Text(f"error: {error}", style="red"), soft_wrap=True)
+    if _launcher_reports(error):
+        # Torch's threads may still wait for another process; tearing them down would abort this
+        # one, and hide the error.
+        logging.shutdown()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(1)
+    Console(stderr=True).print(Text(f"error: {error}", style="red"), soft_wrap=True)
     sys.exit(1)
 
 

@@ -114,27 +114,30 @@ def _root_cause(error: object, processes: int) -> str:
         return Launch(rank, processes).name, getattr(failures[rank], "exitcode", 1)
 
     stopped = {-signal.SIGTERM}
+    recorded = {
+        # The format of `record_failure`: the error's class and its text.
+        rank: str(message["message"]).partition(": ")
+        for rank in sorted(failures)
+        if isinstance(message := getattr(failures[rank], "message", ""), dict)
+    }
     times = {rank: float(getattr(failures[rank], "timestamp", 0)) for rank in failures}
     # A process killed from outside is the most likely cause: the others then lost contact with it.
     # Kills after `latest` are the launcher's own, of processes that did not end by themselves.
     latest = min(times.values(), default=0.0) + SHUTDOWN_SECONDS / 2
     for rank in sorted(failures):
         name, code = rank_and_code(rank)
-        if code < 0 and code not in stopped and times[rank] <= latest:
+        if code < 0 and code not in stopped and times[rank] <= latest and rank not in recorded:
             message = f"{name} was killed ({signal.Signals(-code).name})"
             if code == -signal.SIGKILL:
                 message += ", perhaps because memory ran out"
             return f"{message}; the others were stopped"
-    recorded = []
-    for rank in sorted(failures):
-        _, code = rank_and_code(rank)
-        message = getattr(failures[rank], "message", "")
-        if code not in stopped and isinstance(message, dict):
-            # The format of `record_failure`: the error's class and its text.
-            kind, _, text = str(message["message"]).partition(": ")
-            recorded.append((kind == LostContactError.__name__, rank, text))
-    if recorded:
-        return min(recorded)[2]
+    causes = [
+        (kind == LostContactError.__name__, rank, text)
+        for rank, (kind, _, text) in recorded.items()
+        if rank_and_code(rank)[1] not in stopped
+    ]
+    if causes:
+        return min(causes)[2]
     return "; ".join("{} ended with status {}".format(*rank_and_code(rank)) for rank in failures)
 
 
