@@ -4,7 +4,8 @@ Every person has a face of its own and a difficulty of its own, so images and pa
 are not independent. Prints how often 95 % intervals cover the figure's mean over many samples, and
 how often two equally good models are called different at 5 %; writes benchmarks/coverage.csv. The
 cases of few people have rates of about 0.9, and of 0.99 and more, where every interval that does
-not collapse covers more often than it says. About an hour on two cores.
+not collapse covers more often than it says: beside them stands what Clopper and Pearson's interval
+over as many independent people, each right or wrong, covers. About an hour on two cores.
 
     python benchmarks/coverage.py
 """
@@ -15,6 +16,7 @@ import argparse
 import csv
 import multiprocessing
 import os
+import re
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
@@ -26,6 +28,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
+from scipy import special
 
 from margrave.evaluation import (
     bootstrap_pairs,
@@ -40,6 +43,7 @@ UNEVEN = (30, 15, 10, 8, *[4] * 40, *[2] * 40)
 FOLDS, PAIRS_PEOPLE, PAIRS = 5, 24, 60
 FEW_IMAGES, FEW_WIDTH = 6, 16
 RESAMPLES = 300
+EXACT = "Clopper-Pearson %"
 Found = dict[str, tuple[float, tuple[float, float] | None]]
 Row = dict[str, str]
 
@@ -99,13 +103,34 @@ def coverage(
         truth = float(np.mean([each[figure][0] for each in samples]))
         ends = [each[figure][1] for each in judged]
         covered = np.mean([low <= truth <= high for low, high in ends])
-        rows.append(row(f"interval of {figure}", truth, covered))
+        people = few_people(figure)
+        exact = "" if people is None else f"{100 * clopper_pearson_coverage(truth, people):.1f}"
+        rows.append(row(f"interval of {figure}", truth, covered) | {EXACT: exact})
     return rows
 
 
 def row(what: str, truth: float, share: np.floating) -> Row:
     """A line of the table."""
-    return {"what": what, "truth": f"{truth:.3f}", "share %": f"{100 * share:.1f}"}
+    return {"what": what, "truth": f"{truth:.3f}", "share %": f"{100 * share:.1f}", EXACT: ""}
+
+
+def few_people(figure: str) -> int | None:
+    """How many people a rate is over, in the cases of few people; thresholds are no rates."""
+    case = re.search(r"(\d+) people, ", figure)
+    if case is None or "threshold" in figure:
+        return None
+    people = int(case[1])
+    # Open-set search enrolls half of them.
+    return (people + 1) // 2 if "open set" in figure or "TPIR" in figure else people
+
+
+def clopper_pearson_coverage(rate: float, people: int) -> float:
+    """How often Clopper and Pearson's 95 % interval from independent people covers a rate."""
+    right = np.arange(people + 1)
+    low = np.nan_to_num(special.betaincinv(right, people - right + 1, 0.025), nan=0.0)
+    high = np.nan_to_num(special.betaincinv(right + 1, people - right, 0.975), nan=1.0)
+    chances = special.binom(people, right) * rate**right * (1 - rate) ** (people - right)
+    return float(chances[(low <= rate) & (rate <= high)].sum())
 
 
 def write(rows: list[Row], path: Path) -> None:
