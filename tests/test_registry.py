@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
+from margrave.losses import create
 from margrave.registry import Registry, import_path
 
 
@@ -45,3 +48,21 @@ def test_a_name_of_another_registry_is_recognized() -> None:
         ValueError, match=r"unknown head 'adaface' \('adaface' is a loss\); choices: "
     ):
         HEADS.get("adaface")
+
+
+def test_settings_of_a_subclass_in_another_module(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The inherited field's annotation is a name of `margrave.losses.arcface` alone.
+    (tmp_path / "my_arcface.py").write_text(
+        "from dataclasses import dataclass\n"
+        "from margrave.losses import ArcFace\n"
+        "@dataclass(frozen=True, kw_only=True)\n"
+        "class Mine(ArcFace):\n"
+        "    extra: float = 2.0\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    loss = create({"kind": "my_arcface:Mine", "beyond_pi": "clip"})
+    assert loss.settings()["extra"] == 2 and loss.settings()["beyond_pi"] == "clip"
+    with pytest.raises(ValueError, match="beyond_pi = 'clop'"):
+        create({"kind": "my_arcface:Mine", "beyond_pi": "clop"})

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Generic, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, get_args, get_type_hints
 
 # pydantic is imported only where settings are checked, so that listing components is fast.
 if TYPE_CHECKING:
@@ -140,10 +140,13 @@ def settings_schema(component: Callable[..., Any]) -> type[BaseModel]:
     from pydantic import ConfigDict, create_model
 
     fields: dict[str, Any] = {}
-    for parameter in inspect.signature(component, eval_str=True).parameters.values():
+    # A dataclass's inherited fields are annotated with names of the module that declares them.
+    hints = get_type_hints(component) if hasattr(component, "__dataclass_fields__") else {}
+    for parameter in inspect.signature(component, eval_str=not hints).parameters.values():
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
             continue
-        annotation = Any if parameter.annotation is parameter.empty else parameter.annotation
+        annotation = hints.get(parameter.name, parameter.annotation)
+        annotation = Any if annotation is parameter.empty else annotation
         default = ... if parameter.default is parameter.empty else parameter.default
         fields[parameter.name] = (annotation, default)
     config = ConfigDict(extra="forbid", arbitrary_types_allowed=True, protected_namespaces=())

@@ -29,6 +29,7 @@ from margrave.cli.plan import plan
 from margrave.cli.quick import NAME_ONLY, QuickCommand, QuickGroup
 from margrave.cli.recipes import recipes
 from margrave.cli.serve import serve
+from margrave.cli.study import study
 from margrave.cli.threshold import threshold
 from margrave.cli.train import train
 from margrave.cli.verify import verify
@@ -64,6 +65,7 @@ app.command(cls=QuickCommand)(train)
 app.add_typer(evaluate.app, name="evaluate")
 app.command(cls=QuickCommand)(embed)
 app.command(cls=QuickCommand)(compare)
+app.command(cls=QuickCommand)(study)
 app.command(cls=QuickCommand)(threshold)
 app.command(cls=QuickCommand)(verify)
 app.command(cls=QuickCommand)(enroll)

@@ -18,6 +18,7 @@ from rich.progress import (
 )
 
 if TYPE_CHECKING:
+    from margrave.studies import GridProgress
     from margrave.training import StepReport
 
 FIRST_LINE_SECONDS = 2.0
@@ -162,3 +163,62 @@ class _TrainingLines:
         if steps and step.step < step.steps and seconds >= FIRST_LINE_SECONDS:
             line += f", {_clock((step.steps - step.step) * seconds / steps)} left"
         self._console.print(line, markup=False, soft_wrap=True)
+
+
+@contextmanager
+def grid_bar(console: Console, what: str) -> Iterator[Callable[[GridProgress], None]]:
+    """Show the progress of a grid of trainings: finished and running ones, and the time left.
+
+    In a terminal it is a bar. Elsewhere it is a line whenever a training has ended, at most one in
+    ten seconds.
+    """
+    started, first = time.monotonic(), None
+    if not console.is_interactive:
+        printed_at, printed = 0.0, -1
+
+        def print_line(progress: GridProgress) -> None:
+            nonlocal first, printed_at, printed
+            now = time.monotonic()
+            first = progress.done if first is None else first
+            ended = progress.finished + len(progress.failed)
+            if ended == printed or (now - printed_at < MIN_PAUSE and ended < progress.total):
+                return
+            printed_at, printed = now, ended
+            line = f"{what}: {progress.finished} of {progress.total} finished"
+            line += f", {len(progress.failed)} failed" if progress.failed else ""
+            left = _seconds_left(progress, first, now - started)
+            line += f", {_clock(left)} left" if left else ""
+            console.print(line, markup=False, soft_wrap=True)
+
+        yield print_line
+        return
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.fields[state]}"),
+        TimeElapsedColumn(),
+        TextColumn("{task.fields[left]}"),
+    )
+    with Progress(*columns, console=console) as bar:
+        task = bar.add_task(what, state="", left="")
+
+        def report(progress: GridProgress) -> None:
+            nonlocal first
+            first = progress.done if first is None else first
+            left = _seconds_left(progress, first, time.monotonic() - started)
+            state = f"{progress.finished}/{progress.total}, {len(progress.running)} running"
+            bar.update(
+                task,
+                completed=progress.done,
+                total=progress.total,
+                state=state + (f", {len(progress.failed)} failed" if progress.failed else ""),
+                left=f"left {_clock(left)}" if left else "",
+            )
+
+        yield report
+
+
+def _seconds_left(progress: GridProgress, first: float, seconds: float) -> float | None:
+    """The time that the rest of a grid takes at the speed so far; None if that is unknown."""
+    done = progress.done - first
+    return (progress.total - progress.done) * seconds / done if done > 0 and seconds > 1 else None

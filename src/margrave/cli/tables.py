@@ -9,7 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from margrave.evaluation import Figure, Result
+    from margrave.evaluation import Figure, Result, SeedComparison
 
 TOO_FEW = "* too few impostor pairs: fewer than one false accept was allowed at this FAR"
 
@@ -169,4 +169,32 @@ def comparison_table(result: Result, first: str, second: str) -> Table:
             p_value_text(figure.details.get("p_value")),
             "-" if more is None else f"{more:,.0f}",
         )
+    return table
+
+
+def study_table(title: str, comparison: SeedComparison, metric: str) -> Table:
+    """The losses of one condition of a study, from the best."""
+    share = metric == "AUC"
+
+    def text(value: float | None, sign: str = "") -> str:
+        if value is None:
+            return "-"
+        return f"{value:{sign}.4f}" if share else f"{100 * value:{sign}.2f}"
+
+    best = next(iter(comparison.means))
+    seeds = len(comparison.means[best].seeds)
+    noun = "seed" if seeds == 1 else "seeds"
+    table = Table("loss", title=escape(f"{title}: {seeds} {noun}"), title_justify="left")
+    unit = "" if share else " %"
+    for column in (f"{metric}{unit}", "95 % interval", "std over seeds", f"less than {best}"):
+        table.add_column(column, justify="right")
+    table.add_column("p, corrected", justify="right")
+    for loss, mean in comparison.means.items():
+        ends = "-" if mean.interval is None else " to ".join(text(end) for end in mean.interval)
+        row = [escape(loss), text(mean.value), ends, text(mean.seed_std)]
+        against = [each for each in comparison.differences
+                   if (each.second, each.first) == (best, loss)]  # fmt: skip
+        row += [text(against[0].mean.value), p_value_text(against[0].adjusted)] if against else [
+            "", ""]  # fmt: skip
+        table.add_row(*row)
     return table

@@ -157,12 +157,16 @@ def has_launcher() -> bool:
 
 def end_with_launcher() -> None:
     """Make this process end soon after its launcher, however that ends; every rank calls it."""
-    if not has_launcher():
-        return
-    launcher = os.getppid()
+    if has_launcher():
+        end_with_parent()
+
+
+def end_with_parent() -> None:
+    """Make this process end soon after the one that started it, however that ends."""
+    parent = os.getppid()
 
     def watch() -> None:
-        while os.getppid() == launcher:
+        while os.getppid() == parent:
             time.sleep(1)
         # SIGTERM first, as clusters do, so that a step can finish and be saved.
         os.kill(os.getpid(), signal.SIGTERM)

@@ -44,6 +44,13 @@ from margrave.evaluation.roc import (
     roc_curve,
     true_accept_rate,
 )
+from margrave.evaluation.seed_comparison import (
+    PairMetric,
+    SeedComparison,
+    SeedDifference,
+    SeedMean,
+    compare_seeds,
+)
 from margrave.evaluation.similarity import similarity
 from margrave.evaluation.strata import Stratum, evaluate_strata
 from margrave.evaluation.streamed_scores import streamed_accept_rates
@@ -76,6 +83,7 @@ __all__ = [
     "OpenSetResult",
     "Origin",
     "PairIntervals",
+    "PairMetric",
     "PairResult",
     "PairScores",
     "Pooling",
@@ -83,6 +91,9 @@ __all__ = [
     "Result",
     "Roc",
     "Rows",
+    "SeedComparison",
+    "SeedDifference",
+    "SeedMean",
     "State",
     "Stratum",
     "TailIdentities",
@@ -94,6 +105,7 @@ __all__ = [
     "cllr",
     "cllr_min",
     "compare_pairs",
+    "compare_seeds",
     "detection_rates",
     "equal_error_rate",
     "evaluate_all_to_all",

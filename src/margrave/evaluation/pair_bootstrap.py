@@ -196,7 +196,7 @@ def _degrees_of_freedom(
 
 
 @dataclass(frozen=True, eq=False)
-class _Replicates:
+class Replicates:
     """The metrics of bootstrap replicates.
 
     Replicates with the same seed weight the pairs equally, so those of two models can be
@@ -213,11 +213,27 @@ class _Replicates:
     impostors: np.ndarray | None
     point: np.ndarray
 
-    def __sub__(self, other: _Replicates) -> _Replicates:
+    def __sub__(self, other: Replicates) -> Replicates:
         impostors = None
         if self.impostors is not None and other.impostors is not None:
             impostors = self.impostors - other.impostors
-        return _Replicates(self.samples - other.samples, impostors, self.point - other.point)
+        return Replicates(self.samples - other.samples, impostors, self.point - other.point)
+
+    def metric(self, column: int) -> Replicates:
+        """One metric's replicates; metrics stays an axis, of length 1."""
+        one = slice(column, column + 1)
+        impostors = None if self.impostors is None else self.impostors[:, one]
+        return Replicates(self.samples[:, one], impostors, self.point[one])
+
+    @staticmethod
+    def mean(models: Sequence[Replicates]) -> Replicates:
+        """The mean of several models' replicates of the same pairs."""
+        impostors = [each.impostors for each in models if each.impostors is not None]
+        return Replicates(
+            np.mean([each.samples for each in models], axis=0),
+            np.mean(impostors, axis=0) if impostors else None,
+            np.mean([each.point for each in models], axis=0),
+        )
 
     def without_excess(self) -> np.ndarray:
         """(R, metrics) the samples without the two-way bootstrap's excess variance."""
@@ -233,7 +249,7 @@ def replicates(
     identities: np.ndarray | None,
     resamples: int,
     seed: int,
-) -> _Replicates:
+) -> Replicates:
     """Compute the metrics of bootstrap replicates; arguments as for ``bootstrap_pairs``."""
     generator = np.random.default_rng(seed)
     strata = fold_of_pair(len(same), folds) * 2 + same
@@ -241,12 +257,12 @@ def replicates(
     point = statistics.replicate(iter([np.ones((1, len(same)))]))[0]
     if identities is None:
         weights = _resample_within(strata, resamples, generator)
-        return _Replicates(statistics.replicate(weights), None, point)
+        return Replicates(statistics.replicate(weights), None, point)
     labels = check_identities(identities, same)
     samples = statistics.replicate(_resample_identities(labels, same, resamples, generator))
     # Genuine pairs keep their weight: only impostor pairs' weights have excess variance.
     impostors = statistics.replicate(_resample_within(strata, resamples, generator, fixed=same))
-    return _Replicates(samples, impostors, point)
+    return Replicates(samples, impostors, point)
 
 
 def check_identities(identities: np.ndarray, same: np.ndarray) -> np.ndarray:

@@ -39,7 +39,25 @@ from margrave.synthetic.renderer import Appearance, render_face
 # The last number of a generator's seed, so that no two uses share random numbers. It is not 0,
 # because NumPy ignores trailing zeros in a seed.
 IDENTITY_STREAM, PICTURE_STREAM, PIXEL_STREAM, LABEL_STREAM, SIZE_STREAM = 1, 2, 3, 4, 5
+NUISANCE_STREAM, FAMILY_STREAM, LIKENESS_STREAM = 6, 7, 8
 PICTURE_FACTORS = CAPTURE_FACTORS + DEGRADATION_FACTORS
+UNRECOGNIZABLE = (1.0, 1.0, 1.0, 0.0, 0.8)
+"""Severities of blur, resolution, noise, occlusion and compression that leave nothing of a face."""
+
+
+class Family(NamedTuple):
+    """Identities that look alike.
+
+    Attributes:
+        size: number of identities in each family.
+        likeness: the probability that an identity shares a factor with its family.
+    """
+
+    size: int = 1
+    likeness: float = 0.0
+
+
+ALONE = Family()
 
 
 class FaceTruth(NamedTuple):
@@ -108,7 +126,8 @@ class SyntheticFaces(FaceImages):
     """Images of fictitious identities, rendered deterministically when read.
 
     Identity k of a seed looks the same in every data set, and so does its n-th image for the same
-    ``nuisance``, ``degraded``, ``degradation`` and ``image_size``. Images are identical byte for
+    ``nuisance``, ``degraded``, ``degradation``, ``image_size`` and the settings below
+    ``label_noise``. Images are identical byte for
     byte with the same versions of NumPy and OpenCV. Use disjoint ranges of identities for training
     and test sets.
 
@@ -127,6 +146,12 @@ class SyntheticFaces(FaceImages):
             compression.
         degradation: strength of these degradations, 0 to 1.
         label_noise: fraction of wrong labels (rounded to a number of images).
+        unrecognizable: fraction of images of which so little is left that nobody could tell whom
+            they show.
+        uneven_nuisance: how much less some identities vary than others, 0 to 1: identity k's
+            nuisance is nuisance · (1 − uneven_nuisance · u_k), u_k uniform in [0, 1].
+        family_size: number of identities in a family of look-alikes; 1 is no families.
+        likeness: in a family, the probability that an identity shares a factor with it, 0 to 1.
 
     Attributes:
         labels: (N,) int64, with label noise; 0 is ``first_identity``.
@@ -155,6 +180,10 @@ class SyntheticFaces(FaceImages):
         degraded: float = 0.4,
         degradation: float = 0.8,
         label_noise: float = 0.0,
+        unrecognizable: float = 0.0,
+        uneven_nuisance: float = 0.0,
+        family_size: int = 1,
+        likeness: float = 0.8,
     ) -> None:
         long_tailed = class_sizes == "long_tailed"
         if class_sizes not in ("balanced", "long_tailed"):
@@ -168,6 +197,8 @@ class SyntheticFaces(FaceImages):
         for setting, value in {
             "nuisance": nuisance, "degraded": degraded,
             "degradation": degradation, "label_noise": label_noise,
+            "unrecognizable": unrecognizable, "uneven_nuisance": uneven_nuisance,
+            "likeness": likeness,
         }.items():  # fmt: skip
             _check(setting, value, 0, 1)
         if label_noise and num_identities == 1:
@@ -176,7 +207,10 @@ class SyntheticFaces(FaceImages):
                 "set num_identities to 2 or more, or label_noise to 0"
             )
         self.image_size, self.seed, self.first_identity = image_size, seed, first_identity
+        _check("family_size", family_size, 1, 2**32)
         self.nuisance, self.degraded, self.degradation = nuisance, degraded, degradation
+        self.unrecognizable, self.uneven_nuisance = unrecognizable, uneven_nuisance
+        self._family = Family(family_size, likeness)
         sizes = np.full(num_identities, images_per_identity, np.int64)
         if long_tailed:
             sizes = long_tailed_sizes(int(sizes.sum()), num_identities, tail_exponent)
@@ -212,8 +246,9 @@ class SyntheticFaces(FaceImages):
         identity, picture = self._locate(index)
         capture, severity, choices = self._picture(identity, picture)
         rng = np.random.default_rng([self.seed, identity, picture, PIXEL_STREAM])
-        appearance = appearance_of(self.seed, identity)
-        image = render_face(appearance, capture, self.image_size, self.nuisance, rng)
+        appearance = appearance_of(self.seed, identity, self._family)
+        nuisance = self._nuisance_of(identity)
+        image = render_face(appearance, capture, self.image_size, nuisance, rng)
         return degrade(image, amounts(severity, self.image_size), choices, rng)
 
     def truth(self, index: int) -> FaceTruth:
@@ -235,7 +270,10 @@ class SyntheticFaces(FaceImages):
             expression=Expression(
                 capture.smile, capture.mouth_open, capture.brow_raise, capture.eye_closure
             ),
-            glasses=capture.glasses_kind(appearance_of(self.seed, identity).factors, self.nuisance),
+            glasses=capture.glasses_kind(
+                appearance_of(self.seed, identity, self._family).factors,
+                self._nuisance_of(identity),
+            ),
             **degradation._asdict(),
             quality=float(quality_of(severity)),
         )  # fmt: skip
@@ -248,10 +286,22 @@ class SyntheticFaces(FaceImages):
             stop = self._starts[label + 1]
             rows = self._uniforms(self.first_identity + label, 0, stop - start)
             degradation_uniforms = rows[:, CAPTURE_FACTORS:]
-            quality[start:stop] = quality_of(
-                severities(degradation_uniforms, self.degraded, self.degradation)
-            )
+            quality[start:stop] = quality_of(self._severities(degradation_uniforms))
         return quality
+
+    def _severities(self, uniforms: np.ndarray) -> np.ndarray:
+        """(N, 5) severities of images, from their (N, DEGRADATION_FACTORS) uniforms."""
+        severity = severities(uniforms, self.degraded, self.degradation)
+        # The first number says whether an image is degraded; the others of it are at the far end.
+        lost = uniforms[:, :1] >= 1 - self.unrecognizable
+        return np.where(lost, UNRECOGNIZABLE, severity)
+
+    def _nuisance_of(self, identity: int) -> float:
+        """How much an identity's images vary."""
+        if not self.uneven_nuisance:
+            return self.nuisance
+        share = np.random.default_rng([self.seed, identity, NUISANCE_STREAM]).random()
+        return self.nuisance * (1 - self.uneven_nuisance * share)
 
     def write(
         self,
@@ -327,20 +377,23 @@ class SyntheticFaces(FaceImages):
     def _picture(self, identity: int, picture: int) -> tuple[FaceCapture, np.ndarray, np.ndarray]:
         """An image's factors, its (5,) severities, and four uniform numbers for `degrade`."""
         row = self._uniforms(identity, picture, 1)
-        capture = from_uniforms(FaceCapture, row[0, :CAPTURE_FACTORS], self.nuisance)
+        nuisance = self._nuisance_of(identity)
+        capture = from_uniforms(FaceCapture, row[0, :CAPTURE_FACTORS], nuisance)
         degradation_uniforms = row[:, CAPTURE_FACTORS:]
-        return (
-            capture,
-            severities(degradation_uniforms, self.degraded, self.degradation)[0],
-            degradation_uniforms[0, -4:],
-        )
+        return capture, self._severities(degradation_uniforms)[0], degradation_uniforms[0, -4:]
 
 
 @lru_cache(maxsize=1024)
-def appearance_of(seed: int, identity: int) -> Appearance:
+def appearance_of(seed: int, identity: int, family: Family = ALONE) -> Appearance:
     """An identity's appearance; cached, because its images are usually rendered in sequence."""
     generator = np.random.default_rng([seed, identity, IDENTITY_STREAM])
-    factors = from_uniforms(FaceIdentity, generator.random(IDENTITY_FACTORS))
+    uniforms = generator.random(IDENTITY_FACTORS)
+    if family.size > 1:
+        first = identity - identity % family.size
+        shared = np.random.default_rng([seed, first, FAMILY_STREAM]).random(IDENTITY_FACTORS)
+        chances = np.random.default_rng([seed, identity, LIKENESS_STREAM]).random(IDENTITY_FACTORS)
+        uniforms = np.where(chances < family.likeness, shared, uniforms)
+    factors = from_uniforms(FaceIdentity, uniforms)
     return Appearance(
         factors=factors,
         marks=generator.random((66, 3)),

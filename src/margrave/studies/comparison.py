@@ -1,0 +1,287 @@
+"""From a study's finished cells to what they teach."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+
+from margrave.evaluation import (
+    Figure,
+    PairMetric,
+    PairScores,
+    Result,
+    SeedComparison,
+    SeedDifference,
+    compare_seeds,
+)
+from margrave.studies.settings import Claim, StudyConfig
+
+METRICS: Mapping[str, PairMetric] = {
+    "accuracy": "accuracy",
+    "AUC": "area_under_roc",
+    "EER": "equal_error_rate",
+    "TAR": "true_accept_rate",
+}
+RULES = (
+    "the same seeds for every loss, paired; uncertainty over seeds and identities; p values "
+    "corrected by Holm over all pairs of losses"
+)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A finished cell: its condition, loss, seed, and result on one evaluation set."""
+
+    condition: str
+    loss: str
+    seed: int
+    steps: int
+    result: Result
+
+
+def compare_cells(
+    cells: Sequence[Trained], config: StudyConfig, resamples: int = 300
+) -> dict[str, SeedComparison]:
+    """Compare each condition's losses over the seeds that all of them have finished.
+
+    Conditions of which no seed is complete are left out.
+
+    Raises:
+        ValueError: cells of one condition were tested on other pairs, or trained for another number
+            of steps.
+    """
+    comparisons = {}
+    for condition in config.conditions:
+        own = [cell for cell in cells if cell.condition == condition]
+        seeds = _complete_seeds(own)
+        if not seeds:
+            continue
+        scores = _checked_scores(own)
+        distances = {
+            loss: np.array([_scores(cell).distances for seed in seeds for cell in own
+                            if (cell.loss, cell.seed) == (loss, seed)])
+            for loss in dict.fromkeys(cell.loss for cell in own)
+        }  # fmt: skip
+        comparisons[condition] = compare_seeds(
+            distances,
+            np.array(scores.same),
+            scores.folds,
+            None if scores.identities is None else np.array(scores.identities),
+            METRICS[config.metric],
+            config.far,
+            resamples,
+        )
+    return comparisons
+
+
+def _complete_seeds(cells: Sequence[Trained]) -> list[int]:
+    """The seeds that every loss has finished."""
+    by_loss: dict[str, set[int]] = {}
+    for cell in cells:
+        by_loss.setdefault(cell.loss, set()).add(cell.seed)
+    return sorted(set.intersection(*by_loss.values())) if by_loss else []
+
+
+def _scores(cell: Trained) -> PairScores:
+    if cell.result.scores is None:
+        raise ValueError(
+            f"{cell.condition}/{cell.loss}/seed-{cell.seed} has no scores of pairs; remove its "
+            "folder, so that it is trained again"
+        )
+    return cell.result.scores
+
+
+def _checked_scores(cells: Sequence[Trained]) -> PairScores:
+    """One cell's scores, after a check that all cells have the same pairs and steps."""
+    first, scores = cells[0], _scores(cells[0])
+    for cell in cells:
+        other = _scores(cell)
+        where = f"{cell.condition}/{cell.loss}/seed-{cell.seed}"
+        if (other.same, other.identities) != (scores.same, scores.identities) or (
+            other.images_digest != scores.images_digest
+        ):
+            raise ValueError(
+                f"{where} was tested on other pairs than {first.loss}/seed-{first.seed}; remove "
+                "its folder, so that it is trained again"
+            )
+        if cell.steps != first.steps:
+            raise ValueError(
+                f"{where} was trained for {cell.steps} steps, but {first.loss}/seed-{first.seed} "
+                f"for {first.steps}; remove its folder, so that it is trained again"
+            )
+    return scores
+
+
+def results_of(
+    comparisons: Mapping[str, SeedComparison], cells: Sequence[Trained], config: StudyConfig
+) -> tuple[Result, ...]:
+    """The comparisons in the format of all results: one result per condition."""
+    at = {"FAR": config.far} if config.metric == "TAR" else {}
+    percent = config.metric != "AUC"
+    results = []
+    for condition, comparison in comparisons.items():
+        own = [cell for cell in cells if cell.condition == condition]
+        seeds = _complete_seeds(own)
+        figures = [
+            Figure(
+                metric=config.metric,
+                at={**at, "loss": loss},
+                value=mean.value,
+                interval=mean.interval,
+                percent=percent,
+                details={"std over seeds": mean.seed_std, "standard error": mean.std_error},
+            )
+            for loss, mean in comparison.means.items()
+        ]
+        for metric in ("AUC", "EER", "accuracy", "TAR"):
+            figures += _means_of(metric, own, seeds, skip=config.metric)
+        figures += [_figure(each, config, at, percent) for each in comparison.differences]
+        results.append(
+            Result(
+                protocol="study",
+                name=condition,
+                rules=RULES,
+                figures=tuple(figures),
+                counts={**own[0].result.counts, "seeds": len(seeds), "steps": own[0].steps},
+                curves={
+                    f"{config.metric} by seed": {
+                        loss: mean.seeds for loss, mean in comparison.means.items()
+                    }
+                },
+                settings={"metric": config.metric, "seeds": seeds, "losses": dict(config.losses)},
+                origin=own[0].result.origin,
+            )
+        )
+    return tuple(results)
+
+
+def _means_of(
+    metric: str, cells: Sequence[Trained], seeds: Sequence[int], skip: str
+) -> list[Figure]:
+    """Means over seeds of a metric that does not decide."""
+    figures = []
+    examples = [each for each in cells[0].result.figures if each.metric == metric]
+    for example in [] if metric == skip else examples:
+        if example.stratum or example.value is None:
+            continue
+        for loss in dict.fromkeys(cell.loss for cell in cells):
+            known = [
+                figure.value
+                for cell in cells
+                if cell.loss == loss and cell.seed in seeds
+                for figure in cell.result.figures
+                if (figure.metric, figure.at, figure.stratum) == (metric, example.at, "")
+                and figure.value is not None
+            ]
+            figures.append(
+                Figure(
+                    metric=metric,
+                    at={**example.at, "loss": loss},
+                    value=fmean(known) if known else None,
+                    percent=example.percent,
+                )
+            )
+    return figures
+
+
+def _figure(
+    each: SeedDifference, config: StudyConfig, at: Mapping[str, float], percent: bool
+) -> Figure:
+    return Figure(
+        metric=f"difference in {config.metric}",
+        at={**at, "first": each.first, "second": each.second},
+        value=each.mean.value,
+        interval=each.mean.interval,
+        percent=percent,
+        details={
+            "p_value": each.p_value,
+            "adjusted_p_value": each.adjusted,
+            "smallest_detectable": each.smallest_detectable,
+        },
+    )
+
+
+def verdict(comparison: SeedComparison, config: StudyConfig) -> str:
+    """What a condition's comparison says, as a sentence; it names a winner only if there is one."""
+    best = next(iter(comparison.means))
+    seeds = len(comparison.means[best].seeds)
+    if len(comparison.means) < 2:
+        return f"{best} alone was trained, so there is nothing to compare."
+    if seeds < 2:
+        return (
+            "One seed says nothing about how much seeds differ, so there are no p values: train at "
+            "least two, better five."
+        )
+    detectable = [each.smallest_detectable for each in comparison.differences]
+    known = sorted(value for value in detectable if value is not None)
+    unit = "" if config.metric == "AUC" else " points"
+    settled = (
+        f"A true difference of {_number(known[len(known) // 2], config)}{unit} would have been "
+        "detected in four of five such studies."
+    )
+    if comparison.winner is not None:
+        return f"{comparison.winner} is better than every other loss. {settled}"
+    others = comparison.not_worse_than(best)
+    if len(others) == len(comparison.means) - 1:
+        return f"No loss is significantly better or worse than {best}, the first. {settled}"
+    worse = [name for name in comparison.means if name != best and name not in others]
+    return (
+        f"There is no single winner: {best} is first, and not significantly better than "
+        f"{', '.join(others)}; it is better than {', '.join(worse)}. {settled}"
+    )
+
+
+def judge_claim(claim: Claim, comparison: SeedComparison, config: StudyConfig) -> str:
+    """Whether a claim was reproduced, with the difference that decides, as a sentence."""
+    for each in comparison.differences:
+        if {each.first, each.second} != {claim.loss, claim.over}:
+            continue
+        sign = 1 if each.second == claim.loss else -1
+        value = sign * each.mean.value
+        if each.adjusted is None or each.mean.interval is None:
+            return "not decided: one seed gives no p value"
+        low, high = sorted(sign * end for end in each.mean.interval)
+        unit = "" if config.metric == "AUC" else " points"
+        numbers = (
+            f"{_number(value, config, '+')}{unit} ({_number(low, config, '+')} to "
+            f"{_number(high, config, '+')}), p {_p_text(each.adjusted)}; detectable: "
+            f"{_number(each.smallest_detectable or 0.0, config)}"
+        )
+        if each.better == claim.loss:
+            outcome = "reproduced" if claim.helps else "contradicted, it is better here too"
+        elif each.better == claim.over:
+            outcome = f"contradicted, {claim.over} is better"
+        else:
+            outcome = "not reproduced" if claim.helps else "as claimed, no difference was found"
+        return f"{outcome}: {numbers}"
+    return f"not decided: {claim.loss} or {claim.over} was not trained"
+
+
+def _number(value: float, config: StudyConfig, sign: str = "") -> str:
+    """A difference in points, or as a share for the AUC."""
+    return f"{value:{sign}.4f}" if config.metric == "AUC" else f"{100 * value:{sign}.2f}"
+
+
+def _p_text(value: float) -> str:
+    return "< 0.001" if value < 0.001 else f"= {value:.3f}"
+
+
+def rows_of(cells: Sequence[Trained]) -> list[dict[str, Any]]:
+    """Every figure of every cell, one row per cell."""
+    rows = []
+    for cell in sorted(cells, key=lambda cell: (cell.condition, cell.loss, cell.seed)):
+        row: dict[str, Any] = {
+            "condition": cell.condition,
+            "loss": cell.loss,
+            "seed": cell.seed,
+            "steps": cell.steps,
+        }
+        for figure in cell.result.figures:
+            row[figure.label] = figure.value
+        rows.append(row)
+    columns = dict.fromkeys(name for row in rows for name in row)
+    return [{name: row.get(name, "") for name in columns} for row in rows]

@@ -1,0 +1,163 @@
+"""A study's folder: its settings, one run per cell, and what they taught."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from margrave.evaluation import Result, read_results, write_results
+from margrave.files import atomic_write, read_yaml
+from margrave.registry import names_from_file
+from margrave.runs import RunFolder
+from margrave.studies.settings import Cell, StudyConfig, read_study, to_yaml
+
+
+@dataclass(frozen=True)
+class StudyFolder:
+    """The files of one study.
+
+        study.yaml      all settings, with defaults filled in
+        cells/          one run's folder per condition, loss and seed
+        results.json    the comparison, a result per condition
+        figures.csv     every figure of every finished cell
+
+    Attributes:
+        path: the folder's path.
+    """
+
+    path: Path
+
+    @property
+    def settings(self) -> Path:
+        """The file with all settings."""
+        return self.path / "study.yaml"
+
+    @property
+    def results(self) -> Path:
+        """The file with the comparison."""
+        return self.path / "results.json"
+
+    @property
+    def figures(self) -> Path:
+        """The table with every figure of every finished cell."""
+        return self.path / "figures.csv"
+
+    def is_study(self) -> bool:
+        """Whether the folder holds a study's settings."""
+        return self.settings.is_file()
+
+    def cell(self, cell: Cell) -> RunFolder:
+        """A cell's run."""
+        return RunFolder(self.path / "cells" / cell.name)
+
+    def read_config(
+        self, overrides: Mapping[str, Any] | None = None, trust_code: bool = False
+    ) -> StudyConfig:
+        """Read the study's settings, with changes that the user typed.
+
+        Raises:
+            ValueError: the folder is not a study's, its settings are invalid, or they name code and
+                ``trust_code`` is False.
+        """
+        if not self.is_study():
+            raise ValueError(f"{self.path} is not a study's folder: it has no study.yaml")
+        block = read_yaml(self.settings.read_text(encoding="utf-8"), str(self.settings)) or {}
+        if not isinstance(block, dict):
+            raise ValueError(f"{self.settings} holds a {type(block).__name__}, expected settings")
+        with names_from_file(self.settings, trust_code, typed=overrides or {}):
+            return read_study([block], overrides or {})
+
+    def begin(self, config: StudyConfig) -> StudyConfig:
+        """Write the settings; in a folder of the same study, keep what was measured there.
+
+        Losses, conditions and seeds may be added to a study.
+
+        Raises:
+            ValueError: the folder holds another study, or other files.
+        """
+        if self.is_study():
+            former = self.read_config(trust_code=True)
+            if changes := list(_changes(former, config)):
+                raise ValueError(
+                    f"{self.path} holds another study: {'; '.join(changes[:5])}; choose another "
+                    "--output, or the former settings"
+                )
+            config = config.model_copy(update={"prepared": former.prepared or config.prepared})
+        elif self.path.is_dir() and any(self.path.iterdir()):
+            raise ValueError(f"{self.path} is neither empty nor a study; choose another --output")
+        self.path.mkdir(parents=True, exist_ok=True)
+        with atomic_write(self.settings) as temporary:
+            temporary.write_text(to_yaml(config), encoding="utf-8")
+        return config
+
+    def finished(self, cell: Cell) -> tuple[Result, ...] | None:
+        """A finished cell's results; None if it has not finished.
+
+        Raises:
+            ValueError: the cell's run has other settings than the study gives it, or its results
+                are damaged.
+        """
+        run = self.cell(cell)
+        if run.is_run():
+            expected = _flat(cell.config.model_dump(mode="json"))
+            actual = _flat(run.read_yaml())
+            for name in sorted(expected.keys() & actual.keys()):
+                if expected[name] != actual[name]:
+                    raise ValueError(
+                        f"{run.path} was trained with {name} = {actual[name]!r}, but this study "
+                        f"has {expected[name]!r}; remove that folder, or choose another --output"
+                    )
+        return run.read_results() if run.results.is_file() else None
+
+    def write_results(self, results: tuple[Result, ...]) -> None:
+        """Write results.json."""
+        write_results(self.results, results)
+
+    def read_results(self) -> tuple[Result, ...]:
+        """The results in results.json; empty before any seed is complete."""
+        return read_results(self.results) if self.results.is_file() else ()
+
+    def write_figures(self, rows: list[dict[str, Any]]) -> None:
+        """Write figures.csv."""
+        with (
+            atomic_write(self.figures) as temporary,
+            temporary.open("w", newline="", encoding="utf-8") as file,
+        ):
+            table = csv.DictWriter(file, list(rows[0]))
+            table.writeheader()
+            table.writerows(rows)
+
+
+def _changes(former: StudyConfig, config: StudyConfig) -> Iterator[str]:
+    """The settings in which two studies contradict, one text each."""
+    before, after = former.model_dump(mode="json"), config.model_dump(mode="json")
+    for name in ("run", "metric", "far", "test", "tuning", "first_seed"):
+        for key, (old, new) in _different(before[name], after[name]).items():
+            yield f"{name}{key} is {new!r}, was {old!r}"
+    for name in ("conditions", "losses"):
+        for entry in before[name].keys() & after[name].keys():
+            for key, (old, new) in _different(before[name][entry], after[name][entry]).items():
+                yield f"{name}.{entry}{key} is {new!r}, was {old!r}"
+
+
+def _different(before: Any, after: Any) -> dict[str, tuple[Any, Any]]:
+    old, new = _flat(before), _flat(after)
+    return {
+        f".{key}" if key else "": (old.get(key), new.get(key))
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key) != new.get(key)
+    }
+
+
+def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested settings as one dict whose keys are dotted names."""
+    if not isinstance(values, Mapping) or not values:
+        return {prefix: values}
+    return {
+        name: value
+        for key, inner in values.items()
+        for name, value in _flat(inner, f"{prefix}.{key}" if prefix else str(key)).items()
+    }

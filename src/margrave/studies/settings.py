@@ -1,0 +1,265 @@
+"""What a study trains and compares: its settings, and the cells that follow from them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import yaml
+from pydantic import Field, ValidationError, field_validator, model_validator
+
+from margrave.config import RunConfig, merge, read_config
+from margrave.files import read_yaml
+from margrave.losses import LOSSES
+from margrave.losses import create as create_loss
+from margrave.recipes import recipe_text, study_text
+from margrave.registry import explain, suggest
+from margrave.settings import Settings
+
+NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.,=+ -]{0,79}")
+"""Names of losses and conditions, which are also names of folders."""
+Metric = Literal["accuracy", "AUC", "EER", "TAR"]
+
+
+class Claim(Settings):
+    """What a paper says of its loss, to be decided by one of the study's comparisons."""
+
+    text: str
+    """The claim as a sentence."""
+    loss: str
+    over: str
+    """The loss that it is compared with."""
+    condition: str
+    helps: bool = True
+    """Whether ``loss`` should be better than ``over`` in this condition, or should not differ."""
+
+
+class Tuning(Settings):
+    """A grid over each loss's own hyperparameters, judged on identities of its own."""
+
+    factors: dict[str, list[float]] = Field(min_length=1)
+    """For each hyperparameter the multiples of the loss's value that are tried; a loss without it
+    leaves it out."""
+    seeds: int = Field(default=1, ge=1)
+    """Number of seeds for each point of the grid; they differ from the study's own."""
+    validation: str = "validation"
+    """The evaluation set that chooses."""
+
+
+class StudyConfig(Settings):
+    """Everything that determines a study."""
+
+    question: str = ""
+    run: dict[str, Any] = Field(default={})
+    """The settings of every training, as in a recipe."""
+    conditions: dict[str, dict[str, Any]] = Field(default={"data": {}}, min_length=1)
+    """For each condition, the settings that it adds, such as other images."""
+    losses: dict[str, dict[str, Any]] = Field(min_length=1)
+    """The losses by name: ``{kind: …, **hyperparameters}``."""
+    seeds: int = Field(default=5, ge=1)
+    """Number of trainings of each loss in each condition."""
+    first_seed: int = Field(default=0, ge=0)
+    metric: Metric = "accuracy"
+    """The metric that decides, chosen before anything is trained."""
+    far: float = Field(default=0.01, gt=0, lt=1)
+    """The FAR of metric TAR."""
+    test: str = "test"
+    """The evaluation set that decides."""
+    tuning: Tuning | None = None
+    claims: list[Claim] = Field(default=[])
+    prepared: dict[str, Any] = Field(default={})
+    """Training settings that were measured where the study began, the same for every cell."""
+
+    @field_validator("losses", mode="before")
+    @classmethod
+    def _by_name(cls, losses: Any) -> Any:
+        """Losses may be given by their registered names alone."""
+        if isinstance(losses, list | tuple):
+            losses = {str(name): {"kind": str(name)} for name in losses}
+        if isinstance(losses, Mapping):
+            losses = {
+                name: {"kind": loss} if isinstance(loss, str) else loss
+                for name, loss in losses.items()
+            }
+        return losses
+
+    @model_validator(mode="after")
+    def _check(self) -> StudyConfig:
+        for noun, names in (("loss", self.losses), ("condition", self.conditions)):
+            for name in names:
+                if not NAME.fullmatch(name):
+                    raise ValueError(
+                        f"the {noun}'s name {name!r} would not make a folder's name; use letters, "
+                        "digits, spaces and _ . , = + -"
+                    )
+        for claim in self.claims:
+            for noun, name, names in (
+                ("loss", claim.loss, self.losses),
+                ("loss", claim.over, self.losses),
+                ("condition", claim.condition, self.conditions),
+            ):
+                if name not in names:
+                    raise ValueError(
+                        f"a claim is about the {noun} {name!r}, which the study does not have; "
+                        f"{suggest(name, names)}"
+                    )
+        return self
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One training of a study.
+
+    Attributes:
+        condition: the condition's name.
+        loss: the loss's name in the study.
+        seed: the seed of initialization and order of images.
+        config: the run's configuration.
+    """
+
+    condition: str
+    loss: str
+    seed: int
+    config: RunConfig
+
+    @property
+    def name(self) -> str:
+        """The cell's folder within the study: ``condition/loss/seed-0``."""
+        return f"{self.condition}/{self.loss}/seed-{self.seed}"
+
+
+def read_study(
+    studies: Sequence[str | Mapping[str, Any]],
+    overrides: Mapping[str, Any],
+    losses: Sequence[str] | None = None,
+) -> StudyConfig:
+    """Merge studies and overrides, and check everything that can be checked before training.
+
+    Args:
+        studies: names of Margrave's studies, files, or blocks of settings; later ones override
+            earlier ones. The recipes that a block names are merged below its ``run``, the studies
+            that it ``extends`` below all of it.
+        overrides: settings that override all of them.
+        losses: compare only these: names of the study's losses, registered losses with their
+            defaults, or import paths.
+
+    Raises:
+        ValueError: an unknown key or invalid value, in the study or in one of its runs.
+
+    >>> images = {"kind": "synthetic", "num_identities": 50, "image_size": 64}
+    >>> run = {"data": {"train": images, "image_size": 64}, "evaluation": {"sets": {"test": {
+    ...     "images": {**images, "first_identity": 50}}}}}
+    >>> study = read_study([{"run": run, "losses": ["arcface", "adaface"]}], {"seeds": 2})
+    >>> [cell.name for cell in cells_of(study)][:2]
+    ['data/arcface/seed-0', 'data/adaface/seed-0']
+    """
+    merged: dict[str, Any] = {}
+    for study in studies:
+        merged = merge(merged, _block(study))
+    merged = merge(merged, overrides)
+    if losses is not None:
+        known = merged.get("losses")
+        known = known if isinstance(known, Mapping) else {}
+        merged["losses"] = {
+            name.rpartition(":")[2]: known.get(name, {"kind": name}) for name in losses
+        }
+        merged["claims"] = [
+            claim
+            for claim in merged.get("claims", [])
+            if {claim["loss"], claim["over"]} <= merged["losses"].keys()
+        ]
+    try:
+        config = StudyConfig.model_validate(merged)
+    except ValidationError as error:
+        raise ValueError(explain(error, StudyConfig, "the study")) from None
+    checked = {name: LOSSES.validate(loss) for name, loss in config.losses.items()}
+    for loss in checked.values():
+        create_loss(loss)
+    config = config.model_copy(update={"losses": checked})
+    for cell in cells_of(config.model_copy(update={"seeds": 1})):
+        sets = cell.config.evaluation.sets
+        needed = [config.test, *([config.tuning.validation] if config.tuning else [])]
+        for name in needed:
+            if name not in sets:
+                raise ValueError(
+                    f"condition {cell.condition!r} has no evaluation set {name!r}; "
+                    f"{suggest(name, sets)}"
+                )
+    return config
+
+
+def _block(study: str | Mapping[str, Any], below: tuple[str, ...] = ()) -> dict[str, Any]:
+    """A study's settings on top of the studies and recipes that it names."""
+    if isinstance(study, Mapping):
+        block = dict(study)
+    else:
+        if study in below:
+            raise ValueError(f"the study {study!r} extends itself; remove it from its 'extends'")
+        below = (*below, study)
+        block = read_yaml(study_text(study), study) or {}
+        if not isinstance(block, dict):
+            raise ValueError(f"{study} contains a {type(block).__name__}, not a study's settings")
+    base: dict[str, Any] = {}
+    for name in _names(block.pop("extends", []), "extends"):
+        base = merge(base, _block(name, below))
+    for name in _names(block.pop("recipes", []), "recipes"):
+        run = read_yaml(recipe_text(name), name) or {}
+        base["run"] = merge(base.get("run", {}), run)
+    return merge(base, block)
+
+
+def _names(value: Any, key: str) -> list[str]:
+    if not (isinstance(value, list) and all(isinstance(name, str) for name in value)):
+        raise ValueError(f"the study's {key} = {value!r} must be a list of names")
+    return value
+
+
+def cells_of(
+    config: StudyConfig,
+    losses: Mapping[str, Mapping[str, Any]] | None = None,
+    seeds: Sequence[int] | None = None,
+) -> Iterator[Cell]:
+    """Yield the study's cells, seed by seed, so that every loss has the first seed early.
+
+    Args:
+        config: the study.
+        losses: other losses than the study's own, by name.
+        seeds: other seeds than the study's own.
+    """
+    own = range(config.first_seed, config.first_seed + config.seeds)
+    for seed in own if seeds is None else seeds:
+        for condition, settings in config.conditions.items():
+            for name, loss in (config.losses if losses is None else losses).items():
+                training = {**config.prepared, "seed": seed}
+                run = merge(merge(config.run, settings), {"training": training})
+                # Not merged: a loss's settings are its own, whatever the run's recipe had.
+                run["loss"] = dict(loss)
+                yield Cell(condition, name, seed, read_config([run], {}))
+
+
+def grid_of(config: StudyConfig) -> dict[str, dict[str, dict[str, Any]]]:
+    """The variants of each loss that tuning tries: loss -> name -> hyperparameters.
+
+    The loss's own hyperparameters are one of them, under the loss's name.
+    """
+    grids: dict[str, dict[str, dict[str, Any]]] = {}
+    assert config.tuning is not None
+    for name, loss in config.losses.items():
+        variants: list[dict[str, Any]] = [{}]
+        for field, factors in config.tuning.factors.items():
+            if isinstance(loss.get(field), int | float) and loss[field]:
+                values = [round(loss[field] * factor, 6) for factor in factors]
+                variants = [{**each, field: value} for each in variants for value in values]
+        grids[name] = {name: dict(loss)}
+        for changes in variants:
+            if any(loss[field] != value for field, value in changes.items()):
+                label = " ".join(f"{field}={value:g}" for field, value in changes.items())
+                grids[name][f"{name} {label}"] = {**loss, **changes}
+    return grids
+
+
+def to_yaml(config: StudyConfig) -> str:
+    """Format a study as YAML that `read_study` can read."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)

@@ -1,0 +1,194 @@
+"""A study from its settings to its comparison."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from margrave.evaluation import SeedComparison
+from margrave.hardware import usable_cores
+from margrave.studies.budget import prepare
+from margrave.studies.comparison import Trained, compare_cells, results_of, rows_of
+from margrave.studies.folder import StudyFolder
+from margrave.studies.settings import Cell, StudyConfig, cells_of, grid_of
+from margrave.studies.worker import GridProgress, Report, slots_for, train_cells
+from margrave.training import locked
+
+TUNING_SEEDS = 100_000
+"""Seeds of tuning begin here, so that they are never the study's own."""
+
+
+class StudyEvents:
+    """Receives what a study reports; this base class ignores everything."""
+
+    def message(self, text: str) -> None:
+        """Report a line of information."""
+
+    def training(self, what: str) -> AbstractContextManager[Report]:
+        """Report the progress of a grid of trainings."""
+        del what
+        return nullcontext(lambda progress: None)
+
+
+@dataclass(frozen=True)
+class StudyOutcome:
+    """What a study has taught so far.
+
+    Attributes:
+        config: the study.
+        comparisons: each condition's comparison, by name.
+        tuned: for each condition, each loss's chosen hyperparameters; empty without tuning.
+        tuned_comparisons: each condition's comparison of the tuned losses.
+        failed: for each training that failed, the reason.
+    """
+
+    config: StudyConfig
+    comparisons: Mapping[str, SeedComparison]
+    tuned: Mapping[str, Mapping[str, Mapping[str, Any]]]
+    tuned_comparisons: Mapping[str, SeedComparison]
+    failed: Mapping[str, str]
+
+
+def run_study(
+    config: StudyConfig,
+    folder: Path,
+    *,
+    budget: float | None = None,
+    devices: int | None = None,
+    events: StudyEvents | None = None,
+) -> StudyOutcome:
+    """Train every cell that is not finished, compare the losses, and write the results.
+
+    A study can be stopped at any time and called again: finished cells are kept, the others go on
+    from their checkpoints.
+
+    Args:
+        config: the study.
+        folder: its folder; created, or one of the same study.
+        budget: seconds for each training, measured on this machine when the study begins; None
+            keeps the epochs of the settings.
+        devices: number of trainings at a time; by default one per GPU, or one per core.
+        events: receives what the study reports; by default nothing is shown.
+
+    Raises:
+        ValueError: the folder holds another study or is in use, or cells contradict each other.
+        KeyboardInterrupt: a signal stopped the trainings, after each had written a checkpoint.
+    """
+    study, events = StudyFolder(folder), events or StudyEvents()
+    config = study.begin(config)
+    with locked(folder):
+        if not config.prepared:
+            threads = max(1, usable_cores() // devices) if devices else 1
+            config = study.begin(prepare(config, budget, threads, events.message))
+        failed: dict[str, str] = {}
+        own = list(cells_of(config))
+        _train(study, own, devices, events, "training", failed)
+        trained = _trained(study, own, config.test)
+        comparisons = compare_cells(trained, config)
+        results = results_of(comparisons, trained, config)
+        tuned: dict[str, dict[str, dict[str, Any]]] = {}
+        tuned_comparisons: dict[str, SeedComparison] = {}
+        if config.tuning is not None and not failed:
+            tuned, cells = _tune(study, config, devices, events, failed)
+            _train(study, cells, devices, events, "training tuned losses", failed)
+            tuned_cells = _trained(study, cells, config.test)
+            tuned_comparisons = compare_cells(tuned_cells, config)
+            for result in results_of(tuned_comparisons, tuned_cells, config):
+                settings = {**result.settings, "losses": tuned[result.name]}
+                results += (replace(result, name=f"{result.name}, tuned", settings=settings),)
+            trained += [cell for cell in tuned_cells if cell not in trained]
+        if trained:
+            study.write_figures(rows_of(trained))
+        if results:
+            study.write_results(results)
+        return StudyOutcome(config, comparisons, tuned, tuned_comparisons, failed)
+
+
+def _train(
+    study: StudyFolder,
+    cells: Iterable[Cell],
+    devices: int | None,
+    events: StudyEvents,
+    what: str,
+    failed: dict[str, str],
+) -> None:
+    cells = list(cells)
+    waiting = [cell for cell in cells if study.finished(cell) is None]
+    done = len(cells) - len(waiting)
+    progress = GridProgress(len(cells), done, done)
+    if waiting:
+        threads = waiting[0].config.training.threads
+        slots = slots_for(devices, threads if isinstance(threads, int) else 1)
+        with events.training(what) as report:
+            train_cells(
+                waiting,
+                lambda cell: study.cell(cell).path,
+                progress,
+                slots=slots,
+                report=report,
+                message=events.message,
+            )
+    failed |= progress.failed
+
+
+def _trained(study: StudyFolder, cells: Iterable[Cell], name: str) -> list[Trained]:
+    """The finished cells' results on one evaluation set."""
+    trained = []
+    for cell in cells:
+        results = study.finished(cell)
+        if results is None:
+            continue
+        steps = [line["step"] for line in study.cell(cell).read_metrics()]
+        own = next((each for each in results if each.name == name), None)
+        if own is None:
+            raise ValueError(
+                f"{study.cell(cell).results} has no result of the set {name!r}; remove the "
+                "training's folder, so that it is trained again"
+            )
+        trained.append(Trained(cell.condition, cell.loss, cell.seed, max(steps, default=0), own))
+    return trained
+
+
+def _tune(
+    study: StudyFolder,
+    config: StudyConfig,
+    devices: int | None,
+    events: StudyEvents,
+    failed: dict[str, str],
+) -> tuple[dict[str, dict[str, dict[str, Any]]], list[Cell]]:
+    """Try each loss's grid, and return what it chose and the cells of the chosen ones."""
+    assert config.tuning is not None
+    grids, metric = grid_of(config), config.metric
+    seeds = range(TUNING_SEEDS, TUNING_SEEDS + config.tuning.seeds)
+    variants = {name: loss for grid in grids.values() for name, loss in grid.items()}
+    tried = list(cells_of(config, variants, seeds))
+    _train(study, tried, devices, events, "tuning", failed)
+    judged = _trained(study, tried, config.tuning.validation)
+    at: dict[str, Any] = {"FAR": config.far} if metric == "TAR" else {}
+    tuned: dict[str, dict[str, dict[str, Any]]] = {}
+    cells: list[Cell] = []
+    for condition in config.conditions:
+        tuned[condition] = {}
+        for loss, grid in grids.items():
+            means = {}
+            for name in grid:
+                values = [
+                    cell.result.figure(metric, **at).value or 0.0
+                    for cell in judged
+                    if (cell.condition, cell.loss) == (condition, name)
+                ]
+                if values:
+                    means[name] = fmean(values) * (-1 if metric == "EER" else 1)
+            if means:
+                # The first of equals is the loss's own.
+                tuned[condition][loss] = {"name": max(means, key=means.__getitem__)}
+        names = {each["name"]: loss for loss, each in tuned[condition].items()}
+        for each in tuned[condition].values():
+            each |= variants[each["name"]]
+        chosen = {name: variants[name] for name in names}
+        cells += [cell for cell in cells_of(config, chosen) if cell.condition == condition]
+    return tuned, cells

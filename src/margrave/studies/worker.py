@@ -1,0 +1,241 @@
+"""A study's trainings, each in a process of its own, a few at a time."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import Any
+
+from margrave.config import RunConfig
+from margrave.distributed import end_with_parent
+from margrave.runs import Run, RunEvents, RunFolder
+from margrave.studies.settings import Cell
+from margrave.training import StepReport, StopRequested, remove_checkpoints
+
+REPORT_SECONDS = 0.5
+"""A training reports its step at most this often."""
+
+
+@dataclass
+class GridProgress:
+    """How far the trainings of a study are.
+
+    Attributes:
+        total: number of trainings.
+        finished: number of finished ones, including those of earlier calls.
+        done_before: of these, the number that had finished before this call.
+        running: for each running one, its share that is done.
+        failed: for each that failed, the reason.
+    """
+
+    total: int
+    finished: int = 0
+    done_before: int = 0
+    running: dict[str, float] = field(default_factory=dict)
+    failed: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def done(self) -> float:
+        """Finished trainings and parts of running ones."""
+        return self.finished + len(self.failed) + sum(self.running.values())
+
+
+Report = Callable[[GridProgress], None]
+
+
+class _PipeEvents(RunEvents):
+    """Sends a training's steps to the study's process."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    @contextmanager
+    def training(self) -> Iterator[Callable[[StepReport], None]]:
+        sent = 0.0
+
+        def report(step: StepReport) -> None:
+            nonlocal sent
+            if time.monotonic() - sent >= REPORT_SECONDS:
+                sent = time.monotonic()
+                self._connection.send(("step", step.step / step.steps))
+
+        yield report
+
+
+def train_cell(config: RunConfig, folder: Path, connection: Connection) -> None:
+    """Train one cell to its end, or go on with it; the entry point of its process."""
+    end_with_parent()
+    try:
+        _train(config, folder, connection)
+        connection.send(("finished", ""))
+    except (StopRequested, KeyboardInterrupt):
+        connection.send(("stopped", ""))
+    # Whatever a network or a loss of the user's raises must not end the other trainings.
+    except Exception as error:
+        connection.send(("failed", f"{error}" or type(error).__name__))
+    finally:
+        connection.close()
+
+
+def _train(config: RunConfig, folder: Path, connection: Connection) -> None:
+    run = Run(config, folder, _PipeEvents(connection))
+    checkpoint = RunFolder(folder).checkpoint
+    if checkpoint is not None:
+        try:
+            run.open_training(resume=True).load(checkpoint)
+        except ValueError as error:
+            connection.send(("message", f"{error}; this training starts again"))
+            remove_checkpoints(folder)
+            checkpoint = None
+    training = run.open_training(resume=checkpoint is not None)
+    run.train(training, resume=checkpoint is not None)
+
+
+def train_cells(
+    cells: Sequence[Cell],
+    folder_of: Callable[[Cell], Path],
+    progress: GridProgress,
+    *,
+    slots: Sequence[Mapping[str, str]],
+    report: Report,
+    message: Callable[[str], None],
+) -> None:
+    """Train cells, as many at a time as there are slots.
+
+    A cell that fails does not end the others; `progress.failed` has its reason.
+
+    Args:
+        cells: the cells to train, in order.
+        folder_of: a cell's folder.
+        progress: kept up to date.
+        slots: for each training that may run at a time, its environment variables.
+        report: called whenever the progress has changed.
+        message: called with a line of information.
+
+    Raises:
+        KeyboardInterrupt: a signal stopped the trainings, after each had written a checkpoint.
+    """
+    waiting, running = list(cells), list[_Running]()
+    free = list(range(len(slots)))
+    try:
+        while waiting or running:
+            while waiting and free:
+                slot = free.pop(0)
+                running.append(_Running(waiting.pop(0), folder_of, slot, slots[slot]))
+            wait([each.connection for each in running], timeout=1)
+            for each in list(running):
+                ended = each.receive(progress, message)
+                if ended:
+                    running.remove(each)
+                    free.append(each.slot)
+                if each.was_stopped:
+                    raise KeyboardInterrupt
+            report(progress)
+    finally:
+        for each in running:
+            each.stop()
+
+
+class _Running:
+    """A training's process."""
+
+    def __init__(
+        self,
+        cell: Cell,
+        folder_of: Callable[[Cell], Path],
+        slot: int,
+        environment: Mapping[str, str],
+    ) -> None:
+        self.cell, self.slot, self.was_stopped = cell, slot, False
+        # Threads and locks of this process must not be copied, as fork would.
+        context = multiprocessing.get_context("spawn")
+        self.connection, theirs = context.Pipe(duplex=False)
+        self.process = context.Process(
+            target=train_cell, args=(cell.config, folder_of(cell), theirs), daemon=False
+        )
+        with _environment(environment):
+            self.process.start()
+        theirs.close()
+        self._outcome: tuple[str, str] | None = None
+
+    def receive(self, progress: GridProgress, message: Callable[[str], None]) -> bool:
+        """Take what the process has sent; returns whether it has ended."""
+        name = self.cell.name
+        progress.running.setdefault(name, 0.0)
+        try:
+            while self.connection.poll():
+                kind, value = self.connection.recv()
+                if kind == "step":
+                    progress.running[name] = float(value)
+                elif kind == "message":
+                    message(f"{name}: {value}")
+                else:
+                    self._outcome = kind, str(value)
+            return False
+        except (EOFError, OSError):
+            pass
+        self.process.join()
+        self.connection.close()
+        progress.running.pop(name, None)
+        kind, value = self._outcome or ("failed", _death(self.process.exitcode or 0))
+        if kind == "finished":
+            progress.finished += 1
+        elif kind == "stopped":
+            self.was_stopped = True
+        else:
+            progress.failed[name] = value
+        return True
+
+    def stop(self) -> None:
+        """Ask the process to write a checkpoint and end, and wait for it."""
+        if self.process.is_alive():
+            self.process.terminate()
+        self.process.join()
+
+
+def _death(code: int) -> str:
+    if code >= 0:
+        return f"its process ended with status {code}"
+    reason = ", perhaps because memory ran out" if code == -signal.SIGKILL else ""
+    return f"its process was killed ({signal.Signals(-code).name}){reason}"
+
+
+@contextmanager
+def _environment(values: Mapping[str, str]) -> Iterator[None]:
+    former = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in former.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+def slots_for(devices: int | None, threads: int) -> list[dict[str, Any]]:
+    """The environments of the trainings that run at a time: one for each GPU, or share of cores.
+
+    Args:
+        devices: number of trainings at a time; None is the number of GPUs, or of cores / threads.
+        threads: threads of each training, without GPUs.
+    """
+    import torch
+
+    from margrave.hardware import usable_cores
+
+    gpus = torch.cuda.device_count()
+    count = devices or gpus or max(1, usable_cores() // threads)
+    if gpus:
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        names = visible.split(",") if visible else [str(number) for number in range(gpus)]
+        return [{"CUDA_VISIBLE_DEVICES": names[number % len(names)]} for number in range(count)]
+    return [{"OMP_NUM_THREADS": str(threads)} for _ in range(count)]
