@@ -73,6 +73,11 @@ def test_chosen_losses_keep_the_studys_hyperparameters() -> None:
     assert not study.claims
 
 
+def test_null_removes_a_loss() -> None:
+    study = read_study([STUDY], {"losses": {"adaface": None, "normface": "normface"}})
+    assert list(study.losses) == ["arcface", "normface"]
+
+
 def test_a_grid_leaves_out_what_a_loss_lacks() -> None:
     study = read_study(
         [STUDY],

@@ -11,6 +11,9 @@ if TYPE_CHECKING:
     from margrave.cli.console import Console
     from margrave.studies import GridProgress, StudyOutcome
 
+MIN_PAIRS, MAX_PAIRS = 20, 6000
+"""Bounds of the number of pairs that are drawn from the user's images."""
+
 
 def study(
     studies: Annotated[
@@ -129,7 +132,7 @@ def _list(console: "Console") -> None:
 
 def _images(data: str | None, names: list[str]) -> dict[str, Any]:
     """The settings by which a study trains and tests on disjoint identities of the user's."""
-    from margrave.data import detect_source
+    from margrave.data import detect_source, max_balanced_pairs, open_source
 
     if data is None:
         if names == ["losses"]:
@@ -141,7 +144,15 @@ def _images(data: str | None, names: list[str]) -> dict[str, Any]:
     train, validation, test = (
         {"kind": "part", "images": images, "part": name} for name in ("train", "validation", "test")
     )
-    sets = {"validation": {"images": validation}, "test": {"images": test}}
+    sets = {}
+    for name, part in (("validation", validation), ("test", test)):
+        pairs = min(MAX_PAIRS, max_balanced_pairs(open_source(part, labeled=True).labels))
+        if pairs < MIN_PAIRS:
+            raise ValueError(
+                f"{data}: the people for {name} have too few images for {MIN_PAIRS} balanced "
+                "pairs; add people with several images each"
+            )
+        sets[name] = {"images": part, "pairs": pairs}
     return {"run": {"data": {"train": train}, "evaluation": {"sets": sets}}}
 
 

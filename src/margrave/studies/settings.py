@@ -159,6 +159,10 @@ def read_study(
     for study in studies:
         merged = merge(merged, _block(study))
     merged = merge(merged, overrides)
+    for name in ("losses", "conditions"):
+        if isinstance(merged.get(name), Mapping):
+            # null removes what a study below has.
+            merged[name] = {key: value for key, value in merged[name].items() if value is not None}
     if losses is not None:
         known = merged.get("losses")
         known = known if isinstance(known, Mapping) else {}
