@@ -13,7 +13,8 @@ import pytest
 from rich.console import Console
 
 from margrave.cli import progress
-from margrave.cli.progress import counted, training_bar
+from margrave.cli.progress import counted, grid_bar, training_bar
+from margrave.studies import GridProgress
 from margrave.synthetic import SyntheticFaces
 from margrave.training import StepReport
 
@@ -160,3 +161,17 @@ def test_commands_print_plain_lines_into_a_pipe(tmp_path: Path, subtests: pytest
         with subtests.test(name):
             assert outputs[place + 1][0] in "01", outputs[place + 1]
             assert " (100 %)" in outputs[place], outputs[place]
+
+
+def test_the_grid_s_lines_have_the_time_that_is_left(clock: Clock) -> None:
+    console = Console(file=io.StringIO(), force_terminal=False)
+    progress = GridProgress(total=10, finished=2, done_before=2)
+    with grid_bar(console, "training") as report:
+        for finished in range(2, 11):
+            progress.finished = finished
+            report(progress)
+            clock.now += 60
+    assert isinstance(console.file, io.StringIO)
+    lines = console.file.getvalue().splitlines()
+    assert lines[0] == "training: 2 of 10 finished"
+    assert "training: 4 of 10 finished, 6:00 left" in lines and len(lines) == 9

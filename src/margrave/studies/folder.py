@@ -73,7 +73,7 @@ class StudyFolder:
     def begin(self, config: StudyConfig) -> StudyConfig:
         """Write the settings; in a folder of the same study, keep what was measured there.
 
-        Losses, conditions and seeds may be added to a study.
+        Losses, conditions, seeds and tuning may be added to a study.
 
         Raises:
             ValueError: the folder holds another study, or other files.
@@ -134,7 +134,9 @@ class StudyFolder:
 def _changes(former: StudyConfig, config: StudyConfig) -> Iterator[str]:
     """The settings in which two studies contradict, one text each."""
     before, after = former.model_dump(mode="json"), config.model_dump(mode="json")
-    for name in ("run", "metric", "far", "test", "tuning", "first_seed"):
+    names = ["run", "metric", "far", "test", "first_seed"]
+    names += ["tuning"] if before["tuning"] and after["tuning"] else []
+    for name in names:
         for key, (old, new) in _different(before[name], after[name]).items():
             yield f"{name}{key} is {new!r}, was {old!r}"
     for name in ("conditions", "losses"):

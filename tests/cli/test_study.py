@@ -1,0 +1,100 @@
+"""``margrave study``: its options, and what it prints."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from study_examples import STUDY
+from typer.testing import CliRunner
+
+from margrave.cli import app
+from margrave.cli.study import _seconds
+from margrave.evaluation import SeedComparison, compare_seeds
+from margrave.studies import Claim, StudyConfig, judge_claim, read_study, verdict
+from margrave.synthetic import SyntheticFaces
+
+
+def output(*words: str) -> str:
+    result = CliRunner().invoke(app, ["study", *words])
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def error(*words: str) -> str:
+    result = CliRunner().invoke(app, ["study", *words])
+    assert isinstance(result.exception, ValueError), result.output
+    return str(result.exception)
+
+
+def test_it_lists_its_studies() -> None:
+    text = output("--list")
+    assert "quality" in text and "long-tail" in text and "Which margin, on my data?" in text
+
+
+def test_mistakes_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("mine.yaml").write_text(yaml.safe_dump(STUDY))
+    assert "no images: give --data FOLDER" in error()
+    assert "write 90s, 10m or 2h" in error("mine.yaml", "--budget", "10")
+    assert "longer than 0" in error("mine.yaml", "--budget", "0s")
+    assert "give only --seeds, --devices and --set" in error("mine.yaml", "--resume", "x")
+    assert "is not a study's folder" in error("--resume", "x")
+    SyntheticFaces(num_identities=10, images_per_identity=2, image_size=32).write("few")
+    assert "too few images for 20 balanced pairs" in error("--data", "few")
+    assert _seconds("1.5h") == 5400
+
+
+def test_a_study_of_ones_own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    SyntheticFaces(num_identities=20, images_per_identity=12, image_size=32).write("faces")
+    run = {key: value for key, value in STUDY["run"].items() if key != "evaluation"}
+    run["data"] = {"image_size": 32, "cached": True}
+    Path("mine.yaml").write_text(yaml.safe_dump({**STUDY, "run": run, "question": "Which?"}))
+    words = ["--data", "faces", "--losses", "arcface", "--seeds", "1", "--budget", "3s"]
+    text = " ".join(output("mine.yaml", *words, "-o", "out").split())
+    assert "epochs fit 3 s" in text and "Which?" in text
+    assert "arcface alone was trained" in text
+    assert (tmp_path / "out" / "figures.csv").is_file()
+
+
+def comparison(gain: float) -> SeedComparison:
+    generator = np.random.default_rng(0)
+    same = np.arange(600) % 2 == 0
+    rows = {
+        name: np.clip(2 - 0.3 * (generator.standard_normal((5, 600)) + own * (2 * same - 1)), 0, 4)
+        for name, own in (("adaface", 1.5 + gain), ("arcface", 1.5), ("cosface", 1.5))
+    }
+    return compare_seeds(rows, same, 10, resamples=50)
+
+
+def test_a_verdict_names_no_winner_that_is_none() -> None:
+    config = read_study([STUDY], {})
+    better, equal = comparison(0.8), comparison(0.0)
+    assert verdict(better, config).startswith("adaface is better than every other loss.")
+    assert "No loss is significantly better or worse than" in verdict(equal, config)
+    assert "detected in four of five such studies" in verdict(equal, config)
+    two = SeedComparison(
+        better.means, tuple(each for each in better.differences if each.first != "cosface")
+    )
+    assert two.winner == "adaface"
+
+
+def claim(helps: bool, **changes: Any) -> Claim:
+    values = {"text": "t", "loss": "adaface", "over": "arcface", "condition": "data"}
+    return Claim(**{**values, "helps": helps, **changes})
+
+
+def test_claims_are_judged_by_the_corrected_test() -> None:
+    config: StudyConfig = read_study([STUDY], {})
+    better, equal = comparison(0.8), comparison(0.0)
+    assert judge_claim(claim(True), better, config).startswith("reproduced: +")
+    assert judge_claim(claim(False), better, config).startswith("contradicted, it is better here")
+    assert judge_claim(claim(True), equal, config).startswith("not reproduced: ")
+    assert judge_claim(claim(False), equal, config).startswith("as claimed, no difference")
+    reverse = claim(True, loss="arcface", over="adaface")
+    assert judge_claim(reverse, better, config).startswith("contradicted, adaface is better: -")
+    assert "was not trained" in judge_claim(claim(True, over="softmax"), better, config)
