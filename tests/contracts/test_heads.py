@@ -135,6 +135,8 @@ def test_finite_on_extreme_input(kind: str, scale: float) -> None:
 
 
 def test_accumulated_gradients_are_the_full_batchs(kind: str) -> None:
+    if kind == "hard_mining":
+        pytest.skip("mines within each micro-batch")
     head, parts = build(ChunkedHead, kind, block_size=7).eval(), build(ChunkedHead, kind).eval()
     embeddings, labels = batches(1)[0]
     head(embeddings, labels).backward()

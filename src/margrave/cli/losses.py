@@ -26,7 +26,10 @@ def losses(context: typer.Context) -> None:
         message = (
             "scale: the inverse temperature s of the softmax. straight_through: the margin has no "
         )
-        message += "gradient, as in InsightFace's code; the value of the loss is the same."
+        message += (
+            "gradient, as in InsightFace's code; the value of the loss is the same. "
+            "ignore_negatives_above: leave out negatives whose cosine exceeds this."
+        )
         console.print(message)
         return
     table = Table("loss", "what it does", "running statistics")

@@ -275,7 +275,7 @@ class ChunkedHead(Head):
             return None
         context = batch.gathered_context.select_samples(slice(1))
         zero = batch.gathered.target_cosine.new_zeros(1)
-        has_slope = self.loss.negatives_and_slope(zero[:, None], zero, context) is not None
+        has_slope = self.loss.modify_negatives_and_slope(zero[:, None], zero, context) is not None
         fused = fused_block(self.loss, device) if has_slope else None
         return fused if fused is not None and fused.works else None
 

@@ -120,11 +120,12 @@ class Head(nn.Module):
         self.target_cosines = torch.empty(0)
         self.weight = nn.Parameter(initial_centers(self.classes, embedding_size))
         self.bias = None if loss.normalized else nn.Parameter(torch.zeros(len(self.classes)))
+        self._batch_world = World() if self.sharded else current_world()
         spec = StatisticSpec(
             num_classes=num_classes,
             embedding_size=embedding_size,
             num_samples=num_samples,
-            batch_world=World() if self.sharded else current_world(),
+            batch_world=self._batch_world,
             class_world=self.world,
         )
         self.statistics = nn.ModuleDict(create_statistics(loss.needs, spec))
@@ -180,7 +181,18 @@ class Head(nn.Module):
 
     def terms(self, batch: Batch) -> dict[str, Tensor]:
         """The terms of the loss, (B,) each: name -> values. The loss is their sum."""
-        terms = {"cross entropy": self.cross_entropy(batch)}
+        cross_entropy = self.cross_entropy(batch)
+
+        def of_batch() -> Tensor:
+            if self.sharded:
+                return gather_rows(cross_entropy.detach(), batch.sizes, self.world)
+            # Ranks may evaluate their replicas at different times.
+            world = self._batch_world if self.training else World()
+            sizes = sizes_of_ranks(len(cross_entropy), world, cross_entropy.device)
+            return gather_rows(cross_entropy.detach(), sizes, world)
+
+        modified = self.loss.modify_cross_entropy(cross_entropy, of_batch)
+        terms = {"cross entropy": modified}
         penalty = self.loss.penalty(batch.context)
         return terms if penalty is None else terms | {"penalty": penalty}
 

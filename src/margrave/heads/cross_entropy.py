@@ -101,7 +101,7 @@ def _forward_blocks(
             total = step.fused.forward(products, factor, column, step.target, step.context, total)
         else:
             cosines = step.cosines(products, factor, in_place=not step.keeps_raw)
-            negatives = step.loss.negatives(cosines, step.target, step.context)
+            negatives = step.loss.modify_negatives(cosines, step.target, step.context)
             total = torch.logaddexp(total, _log_sum_exp(negatives, step, block))
     return total, cache
 
@@ -217,7 +217,7 @@ class _Backward:
     def _grad_cosines(self, cosines: Tensor, block: slice) -> Tensor:
         """(A, K) p, from a block's cosines or inner products, as a new tensor."""
         step, loss = self.step, self.step.loss
-        analytic = loss.negatives_and_slope(cosines, step.target, step.context)
+        analytic = loss.modify_negatives_and_slope(cosines, step.target, step.context)
         if analytic is not None:
             negatives, slope = analytic
             gradient = self._probabilities(negatives, block)
@@ -226,7 +226,7 @@ class _Backward:
             cosines = cosines.detach().requires_grad_()
             norm = step.context["feature_norm"].detach().requires_grad_()
             context = step.context | {"feature_norm": norm}
-            negatives = loss.negatives(cosines, step.target, context)
+            negatives = loss.modify_negatives(cosines, step.target, context)
         upstream = self._probabilities(negatives.detach(), block)
         grad_cosines, grad_norm = torch.autograd.grad(
             negatives, (cosines, norm), upstream, allow_unused=True

@@ -38,7 +38,7 @@ def dense_cross_entropy(head: Head, batch: Batch) -> Tensor:
     products = _products(head, batch)
     cosine = head.local_target_products(batch.unit, batch.norm, batch.labels)
     target = head.loss.modify_target(cosine, batch.context)
-    negatives = head.loss.negatives(products, batch.target, batch.context)
+    negatives = head.loss.modify_negatives(products, batch.target, batch.context)
     modified = negatives.scatter(1, batch.labels[:, None], target[:, None])
     return functional.cross_entropy(head.loss.scale * modified, batch.labels, reduction="none")
 
@@ -82,6 +82,8 @@ class DenseHead(Head):
                 batch = self.prepare(embeddings, labels)
                 products = _products(self, batch)
                 hard = self.loss.hard_negatives(products, batch.target, batch.context)
+                if self.loss.ignore_negatives_above is not None:
+                    hard &= products <= self.loss.ignore_negatives_above
                 modified = self.loss.modify_target(batch.target, batch.context)
                 return Analysis(
                     loss=sum(self.terms(batch).values(), torch.zeros_like(batch.norm)),

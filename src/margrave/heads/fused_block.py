@@ -61,7 +61,7 @@ class FusedBlock:
     ) -> Tensor:  # fmt: skip
         """(A,) the running log-sum-exp including this block's negatives."""
         cosines = self._cosines(products, factor, total.dtype)
-        negatives = self.loss.negatives(cosines, target, context)
+        negatives = self.loss.modify_negatives(cosines, target, context)
         is_target = _columns(products) == column
         if self.subtract_max:
             logits = torch.where(is_target, -torch.inf, self.loss.scale * negatives)
@@ -75,7 +75,7 @@ class FusedBlock:
     ) -> None:  # fmt: skip
         """Replace the products by p · dN/dcosθ · dcosθ/dproduct; 0 for the target."""
         cosines = self._cosines(products, factor, total.dtype)
-        analytic = self.loss.negatives_and_slope(cosines, target, context)
+        analytic = self.loss.modify_negatives_and_slope(cosines, target, context)
         assert analytic is not None
         negatives, slope = analytic
         shifted = torch.add(-total[:, None], negatives, alpha=self.loss.scale)

@@ -15,6 +15,8 @@ from margrave.losses.contract import LOSSES, Context, Loss
 from margrave.losses.cosface import CosFace
 from margrave.losses.curricularface import CurricularFace
 from margrave.losses.elasticface import ElasticFace
+from margrave.losses.focal import Focal
+from margrave.losses.hard_mining import HardMining
 from margrave.losses.kappaface import KappaFace
 from margrave.losses.magface import MagFace
 from margrave.losses.mv_softmax import MVSoftmax
@@ -35,6 +37,8 @@ __all__ = [
     "CosFace",
     "CurricularFace",
     "ElasticFace",
+    "Focal",
+    "HardMining",
     "KappaFace",
     "Loss",
     "MVSoftmax",

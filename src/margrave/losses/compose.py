@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 class Composed(Loss):
     """The target of one loss and the negatives of another.
 
-    `target_loss` gives T and the penalty, `negatives_loss` gives N_j and determines hard negatives
-    by its own margin. The default is AdaFace's target with CurricularFace's negatives. In a recipe
-    each is given as ``{kind: …}``.
+    `target_loss` gives T, the samples' weights and the penalty, `negatives_loss` gives N_j and
+    determines hard negatives by its own margin. The default is AdaFace's target with
+    CurricularFace's negatives. In a recipe each is given as ``{kind: …}``.
 
     Source: Margrave; it follows from the loss contract.
 
@@ -28,8 +28,8 @@ class Composed(Loss):
         target_loss: the loss of the target.
         negatives_loss: the loss of the negatives.
 
-    >>> Composed(target_loss={"kind": "cosface"}).target_loss
-    CosFace(scale=64.0, straight_through=False, margin=0.35, easy_margin=False)
+    >>> Composed(target_loss={"kind": "cosface"}).target_loss.margin
+    0.35
     """
 
     scale: float | None = None  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -43,6 +43,9 @@ class Composed(Loss):
             object.__setattr__(self, field, part)
             self.require(field, isinstance(part, Loss), "a loss or a mapping with its kind")
             self.require(field, part.normalized, "a loss of cosines, not softmax")
+        if self.ignore_negatives_above is None:
+            limit = self.negatives_loss.ignore_negatives_above
+            object.__setattr__(self, "ignore_negatives_above", limit)
         if self.scale is None:
             object.__setattr__(self, "scale", self.target_loss.scale)
         super().__post_init__()
@@ -71,6 +74,9 @@ class Composed(Loss):
 
     def hard_negatives(self, cosines: Tensor, target_cosine: Tensor, context: Context) -> Tensor:
         return self.negatives_loss.hard_negatives(cosines, target_cosine, context)
+
+    def modify_cross_entropy(self, cross_entropy: Tensor, of_batch: Callable[[], Tensor]) -> Tensor:
+        return self.target_loss.modify_cross_entropy(cross_entropy, of_batch)
 
     def penalty(self, context: Context) -> Tensor | None:
         return self.target_loss.penalty(context)

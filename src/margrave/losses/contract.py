@@ -6,7 +6,7 @@ Shapes: B batch, C all classes, K local classes (all, a chunk, a shard or a samp
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -117,6 +117,9 @@ class Loss:
         scale: s, the inverse temperature.
         straight_through: ignore the margin in the gradient, so dT/d cosθ_y = 1, as in InsightFace's
             code. The value is unchanged; the gradient is no longer exact.
+        ignore_negatives_above: leave out the negatives whose cosine exceeds this, in (-1, 1],
+            because among millions of identities they are most often the same person under another
+            label; None keeps all.
     """
 
     normalized: ClassVar[bool] = True
@@ -124,12 +127,17 @@ class Loss:
 
     scale: float = 64.0
     straight_through: bool = False
+    ignore_negatives_above: float | None = None
 
     def __post_init__(self) -> None:
         for name, value in self.settings().items():
             if isinstance(value, float):
                 self.require(name, math.isfinite(value), "finite")
         self.require("scale", self.scale > 0, "above 0")
+        limit = self.ignore_negatives_above
+        if limit is not None:
+            self.require("ignore_negatives_above", -1 < limit <= 1, "in (-1, 1]")
+            self.require("ignore_negatives_above", self.normalized, "None: softmax has no cosines")
 
     def require(self, field: str, holds: bool, rule: str) -> None:
         """Raise a ValueError for a hyperparameter unless its rule holds."""
@@ -176,6 +184,14 @@ class Loss:
         del target_cosine, context
         return torch.zeros_like(cosines, dtype=torch.bool)
 
+    def modify_cross_entropy(self, cross_entropy: Tensor, of_batch: Callable[[], Tensor]) -> Tensor:
+        """(B,) the samples' losses from their cross entropies (B,); by default these.
+
+        `of_batch` returns the cross entropies of the samples of all ranks, without gradient.
+        """
+        del of_batch
+        return cross_entropy
+
     def penalty(self, context: Context) -> Tensor | None:
         """(B,) additive regularizer, or None."""
         del context
@@ -185,6 +201,29 @@ class Loss:
         """`target` with the gradient that `straight_through` selects; heads call this."""
         target = self.target(cosine, context)
         return cosine + (target - cosine).detach() if self.straight_through else target
+
+    def modify_negatives(self, cosines: Tensor, target_cosine: Tensor, context: Context) -> Tensor:
+        """`negatives`, −∞ for those that ``ignore_negatives_above`` leaves out; heads call this.
+
+        Source: PartialFC's ``interclass_filtering_threshold`` in deepinsight/insightface, which
+        sets such logits to 0 instead.
+        """
+        return self._without_ignored(self.negatives(cosines, target_cosine, context), cosines)
+
+    def modify_negatives_and_slope(
+        self, cosines: Tensor, target_cosine: Tensor, context: Context
+    ) -> tuple[Tensor, Tensor | None] | None:
+        """`negatives_and_slope` of `modify_negatives`; heads call this."""
+        analytic = self.negatives_and_slope(cosines, target_cosine, context)
+        if analytic is None:
+            return None
+        # The slope of −∞ does not matter: such a negative's probability is 0.
+        return self._without_ignored(analytic[0], cosines), analytic[1]
+
+    def _without_ignored(self, negatives: Tensor, cosines: Tensor) -> Tensor:
+        if self.ignore_negatives_above is None:
+            return negatives
+        return negatives.masked_fill(cosines.detach() > self.ignore_negatives_above, -math.inf)
 
     def settings(self) -> dict[str, Any]:
         """The hyperparameters by name."""
