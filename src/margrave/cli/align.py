@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from margrave.quantity import quantity
+
 
 def align(
     photos: Annotated[Path, typer.Argument(help="A folder of photos; subfolders are included.")],
@@ -56,7 +58,8 @@ def align(
         writer.writerows((photo.photo, photo.rejected) for photo in rejected)
     written = [crop for photo in aligned for crop in photo.crops]
     console.print(
-        f"{len(written)} faces of {len(aligned) - len(rejected)} photos are in {crops}",
+        f"{crops} holds {quantity(len(written), 'face')} of "
+        f"{quantity(len(aligned) - len(rejected), 'photo')}",
         markup=False,
     )
     for photo in rejected[:10]:

@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from margrave.quantity import quantity
+
 
 def embed(
     model: Annotated[Path, typer.Argument(help="A model file, a run's folder, or an .onnx file.")],
@@ -102,9 +104,10 @@ def embed(
     for reason in store.unreadable.values():
         console.print(f"left out: {reason}", markup=False)
     identities = len(np.unique(store.labels[store.labels >= 0]))
-    labels = f" of {identities:,} identities" if identities else " without labels"
+    labels = f" of {quantity(identities, 'identity')}" if identities else " without labels"
     console.print(
-        f"{len(store):,} images{labels}, {store.embeddings.shape[1]} features each, in {features}\n"
+        f"{quantity(len(store), 'image')}{labels}, {store.embeddings.shape[1]} features each, in "
+        f"{features}\n"
         f"prepared as {card.image_size} x {card.image_size} {card.color_order.upper()}, "
         f"(pixel - {card.mean}) / {card.std}, fit {embedder.fit}",
         markup=False,

@@ -16,6 +16,7 @@ from margrave.cli.matching import (
     TrustOption,
     UncheckedOption,
 )
+from margrave.quantity import quantity
 
 
 def enroll(
@@ -76,8 +77,8 @@ def enroll(
     assert matcher.gallery is not None
     people = len(matcher.gallery)
     console.print(
-        f"{done.person.name} is enrolled in {gallery} with {done.person.images} images"
-        f"{similar} ({people} people)",
+        f"{done.person.name} is enrolled in {gallery} with "
+        f"{quantity(done.person.images, 'image')}{similar} ({quantity(people, 'person')} in all)",
         markup=False,
         soft_wrap=True,
     )

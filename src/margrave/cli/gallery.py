@@ -14,6 +14,7 @@ from margrave.cli.matching import (
     gallery_key,
 )
 from margrave.cli.quick import QuickCommand, QuickGroup
+from margrave.quantity import quantity
 
 app = typer.Typer(
     cls=QuickGroup,
@@ -85,7 +86,7 @@ def export(
         counted(console, "exporting") as progress,
     ):
         count = export_gallery(opened, folder, progress)
-    console.print(f"{count:,} people are in {folder}", markup=False)
+    console.print(f"{folder} holds {quantity(count, 'person')}", markup=False)
 
 
 @app.command("import", cls=QuickCommand)
@@ -110,7 +111,9 @@ def import_people(
         opened = create_gallery(gallery, card, key=gallery_key())
     with opened:
         count = opened.restore(exported_people(folder))
-    Console(highlight=False).print(f"{count:,} people were imported into {gallery}", markup=False)
+    Console(highlight=False).print(
+        f"imported {quantity(count, 'person')} into {gallery}", markup=False
+    )
 
 
 @app.command("re-embed", cls=QuickCommand)
@@ -140,7 +143,7 @@ def re_embed(
             trust_code=trust_code,
             progress=progress,
         )
-    console.print(f"{done:,} people are in {target}", markup=False)
+    console.print(f"{target} holds {quantity(done, 'person')}", markup=False)
     for name in missing:
         console.print(f"{name} has no kept crops; enroll the person again", markup=False)
     raise typer.Exit(3 if missing else 0)

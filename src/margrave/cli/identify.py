@@ -18,6 +18,7 @@ from margrave.cli.matching import (
     TrustOption,
     UncheckedOption,
 )
+from margrave.quantity import quantity
 
 
 def identify(
@@ -103,8 +104,8 @@ def identify(
         last = results[-1]
         console.print(
             f"threshold {last.threshold:.4f} (FAR {last.far:g} per comparison): among "
-            f"{last.people} people, at most {100 * last.fpir:.2g} % of strangers are identified as "
-            "someone",
+            f"{quantity(last.people, 'person')}, at most {100 * last.fpir:.2g} % of strangers are "
+            "identified as someone",
             markup=False,
             soft_wrap=True,
         )

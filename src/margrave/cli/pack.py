@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from margrave.quantity import quantity
+
 
 def pack(
     images: Annotated[
@@ -53,7 +55,7 @@ def pack(
                 raise ValueError(f"{output}: the name of a verification set must end in .bin")
             faces, pair_list = open_pairs(str(images), pairs, allow_outside=allow_outside)
             pack_pairs(faces, pair_list, output, size, progress=progress, **settings)
-            message = f"{len(pair_list)} pairs are in {output}"
+            message = f"{output} holds {quantity(len(pair_list), 'pair')}"
             if pair_list.folds != (folds := min(10, len(pair_list))):
                 message += (
                     f"; a .bin does not store folds: {pairs} has {pair_list.folds}, the .bin will "
@@ -70,6 +72,7 @@ def pack(
             for reason in faults.values():
                 console.print(f"left out: {reason}", markup=False)
             message = (
-                f"{len(source) - len(faults)} images are in {output}; train with --data {output}"
+                f"{output} holds {quantity(len(source) - len(faults), 'image')}; train with --data "
+                f"{output}"
             )
     console.print(message, markup=False, soft_wrap=True)

@@ -4,6 +4,8 @@ from typing import Annotated, Any
 
 import typer
 
+from margrave.quantity import quantity
+
 
 def plan(
     classes: Annotated[int, typer.Option(min=1, help="Number of identities.")],
@@ -88,7 +90,11 @@ def plan(
         ranks=ranks,
     )
     console = Console(highlight=False)
-    table = Table("memory of a rank", "GB", title=f"{classes:,} identities on {ranks} ranks")
+    table = Table(
+        "memory of each device",
+        "GB",
+        title=f"{quantity(classes, 'identity')} on {quantity(ranks, 'device')}",
+    )
     for name, value in planned.memory.items():
         table.add_row(name, f"{value / 1e9:.2f}")
     table.add_section()
@@ -102,7 +108,7 @@ def plan(
     table.add_row("arithmetic alone", f"{1000 * planned.floor:,.1f}")
     console.print(table)
     message = (
-        f"a rank: {machine.device}, {machine.flops / 1e12:.3g} TFLOP/s, memory "
+        f"each device: {machine.device}, {machine.flops / 1e12:.3g} TFLOP/s, memory "
         f"{machine.memory_bandwidth / 1e9:.3g} GB/s; network {network_bandwidth:g} GB/s; "
         f"batch {config.training.batch_size}, {config.loss['kind']}, {config.head['kind']} head"
     )

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from margrave.quantity import quantity
+
 if TYPE_CHECKING:
     from margrave.cli.console import Console
     from margrave.studies import GridProgress, StudyOutcome
@@ -113,8 +115,8 @@ def study(
     if outcome.failed:
         lines = "\n".join(f"  {name}: {reason}" for name, reason in outcome.failed.items())
         raise ValueError(
-            f"{len(outcome.failed)} trainings failed:\n{lines}\nthe others are kept; try again "
-            f"with: margrave study --resume {folder}"
+            f"{quantity(len(outcome.failed), 'training')} failed:\n{lines}\n"
+            f"the others are kept; try again with: margrave study --resume {folder}"
         )
 
 

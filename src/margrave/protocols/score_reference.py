@@ -9,6 +9,7 @@ import numpy as np
 from margrave.evaluation import cllr, cllr_min, fit_calibration, unit_rows
 from margrave.inference import ChosenRows, Features
 from margrave.models import Calibration, ScoreReference
+from margrave.quantity import quantity
 
 MAX_IMAGES = 6000
 """Number of images to compare at most; they make 18 million pairs."""
@@ -53,7 +54,10 @@ def measure_reference(features: Features, seed: int = 0) -> ScoreReference:
     norms = np.linalg.norm(ChosenRows(features.embeddings, rows)[0 : len(rows)], axis=1)
     varies = norms.std() > MIN_NORM_VARIATION * norms.mean()
     return ScoreReference(
-        measured_on=f"{len(rows)} images of {len(np.unique(labels))} people in {source}",
+        measured_on=(
+            f"{quantity(len(rows), 'image')} of {quantity(len(np.unique(labels)), 'person')} in "
+            f"{source}"
+        ),
         flips=features.flipped is not None,
         calibration=_calibration(units, labels, generator),
         genuine=score_histogram(genuine),

@@ -12,6 +12,7 @@ from margrave.inference import Embedder, Features
 from margrave.models import OperatingPoint, ScoreReference, open_model, save_card
 from margrave.protocols.all_to_all import compare_all
 from margrave.protocols.contract import EvaluationOptions
+from margrave.quantity import quantity
 
 
 def choose_operating_points(
@@ -66,7 +67,9 @@ def points_of_result(
     impostors = counts.get("impostors", counts.get("pairs", 0) - counts.get("genuine", 0))
     measured_on = result.origin.images or result.name
     if "identities" in counts:
-        size = f"{counts['images']} images of {counts['identities']} people"
+        size = (
+            f"{quantity(counts['images'], 'image')} of {quantity(counts['identities'], 'person')}"
+        )
         measured_on = f"{size} in {measured_on}"
     points = []
     for far in far_targets:

@@ -27,6 +27,7 @@ from margrave.inference import Embedder
 from margrave.losses import create as create_loss
 from margrave.models import ModelCard, load_model, save_model
 from margrave.protocols import evaluate_embedder, open_pairs
+from margrave.quantity import quantity
 from margrave.report import draw_curves
 from margrave.runs.events import RunEvents
 from margrave.runs.folder import RunFolder
@@ -83,7 +84,8 @@ class Run:
         images = open_source(data.train, labeled=True)
         self._report_left_out(images)
         self.events.message(
-            f"training on {len(images):,} images of {len(images.class_names):,} identities "
+            f"training on {quantity(len(images), 'image')} of "
+            f"{quantity(len(images.class_names), 'identity')} "
             f"({data.train['kind']})"
         )
         with self.events.counting("reading images") as progress:
@@ -122,13 +124,16 @@ class Run:
         lines = [f"network in {choice.precision} ({choice.reason})"]
         lines.append(f"head's matrix products in {head.products}")
         threads, workers = torch.get_num_threads(), training.settings.workers
-        lines.append(f"{threads} threads" + (f", {workers} workers" if workers else ""))
+        lines.append(quantity(threads, "thread"))
+        if isinstance(workers, int) and workers:
+            lines[-1] += f", {quantity(workers, 'worker')}"
         self.events.message("; ".join(lines))
         if unused := training.unused_parameters:
             names = ", ".join(unused[:5]) + (", …" if len(unused) > 5 else "")
             self.events.message(
-                f"the network leaves {len(unused)} parameters unused ({names}); each step searches "
-                "for unused parameters, which slows training: remove them from the network"
+                f"the network leaves {quantity(len(unused), 'parameter')} unused ({names}); "
+                "each step searches for unused parameters, which slows training: remove them from "
+                "the network"
             )
 
     def _check_preprocessing(self, initial: ModelCard) -> None:
@@ -151,10 +156,12 @@ class Run:
         if left_out:
             names = ", ".join(left_out[:5]) + (", …" if len(left_out) > 5 else "")
             self.events.message(
-                f"{len(left_out)} identities left out because they have too few images: {names}"
+                f"{quantity(len(left_out), 'identity')} left out because of too few images: {names}"
             )
         if loose := images.loose_images:
-            self.events.message(f"{loose} images left out because they lie in no identity's folder")
+            self.events.message(
+                f"{quantity(loose, 'image')} left out for lying in no identity's folder"
+            )
         if others := images.other_formats:
             counts = ", ".join(f"{number} {end}" for end, number in sorted(others.items()))
             self.events.message(
@@ -222,7 +229,8 @@ class Run:
                 self._report_choices(training)
             finished = position.epoch == epochs
             self.events.message(
-                f"resuming after {position.epoch} epochs and {position.batch} steps; "
+                f"resuming after {quantity(position.epoch, 'epoch')} and "
+                f"{quantity(position.batch, 'step')}; "
                 + ("training has finished" if finished else f"{epochs} epochs in all")
             )
             if changes:
@@ -270,7 +278,7 @@ class Run:
 
     def _report_unreadable(self, unreadable: dict[str, str]) -> None:
         if unreadable:
-            self.events.message(f"{len(unreadable)} unreadable images were left out:")
+            self.events.message(f"left out {quantity(len(unreadable), 'unreadable image')}:")
         for reason in unreadable.values():
             self.events.message(f"  {reason}")
 

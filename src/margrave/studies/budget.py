@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from margrave.config import RunConfig
+from margrave.quantity import quantity
 from margrave.runs import Run
 from margrave.studies.settings import Cell, StudyConfig, cells_of
 from margrave.training import StepReport, fit
@@ -50,7 +51,7 @@ def prepare(
             # The slowest loss decides: all get its number of steps.
             cells = list(cells_of(config, seeds=[config.first_seed]))
             cells = [cell for cell in cells if cell.condition == first.condition]
-        message(f"measuring {len(cells)} trainings on this machine")
+        message(f"measuring {quantity(len(cells), 'training')} on this machine")
         with tempfile.TemporaryDirectory() as folder:
             measured = [
                 _measure(cell, prepared, budget is not None, Path(folder, str(number)))
@@ -66,7 +67,9 @@ def prepare(
                     "s; raise --budget, or use fewer images or a smaller network"
                 )
             prepared["epochs"] = epochs
-            message(f"{epochs} epochs fit {budget:.0f} s: an epoch takes {seconds:.1f} s")
+            message(
+                f"{quantity(epochs, 'epoch')} in {budget:.0f} s: one takes {seconds:.1f} s at most"
+            )
     return config.model_copy(update={"prepared": prepared})
 
 
