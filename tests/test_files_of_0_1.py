@@ -53,7 +53,7 @@ def verify(model: str, *arguments: object, code: int = 0) -> str:
 def test_an_interrupted_run_is_resumed_to_its_end(here: Path, loss: str) -> None:
     run = f"interrupted_{loss}"
     output = margrave("train", "--resume", run)
-    assert "after 1 epochs and" in output and "settings changed" not in output
+    assert "after 1 epoch and" in output and "settings changed" not in output
     assert (here / run / "model.safetensors").is_file()
     (result,) = read_results(here / run / "results.json")
     assert result.name == "own"

@@ -121,7 +121,7 @@ def test_evaluate_listed_pairs(run: Path, faces: Path, tmp_path: Path) -> None:
 def test_resuming_a_finished_run_is_quick_and_harmless(run: Path, tmp_path: Path) -> None:
     before = load_model(run / "model.safetensors")[0]
     output = margrave("train", "--resume", str(run), cwd=tmp_path)
-    assert "resuming after 1 epochs and 0 steps; training has finished" in output
+    assert "resuming after 1 epoch and 0 steps; training has finished" in output
     after = load_model(run / "model.safetensors")[0]
     assert all(torch.equal(before[name], after[name]) for name in before)
 

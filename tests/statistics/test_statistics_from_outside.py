@@ -245,7 +245,7 @@ def test_a_run_keeps_the_statistic(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     two_epochs = ("train", "--resume", "run", "--set", "training.epochs=2")
     with pytest.raises(ValueError, match=f"names '{loss}'"):
         margrave(*two_epochs)
-    assert "resuming after 1 epochs" in margrave(*two_epochs, "--trust-code")
+    assert "resuming after 1 epoch" in margrave(*two_epochs, "--trust-code")
     lines = [json.loads(line) for line in Path("run/metrics.jsonl").read_text().splitlines()]
     stds = [line["CosineSpread.std"] for line in lines if line["kind"] == "training"]
     # A step changes it by a hundredth; restarted, it would drop to near 0.
