@@ -456,7 +456,7 @@ def test_what_does_not_fit_is_said(work: Path) -> None:
     with pytest.raises(ValueError, match="did you mean 'pairs'"):
         margrave("evaluate", "pears", work / "features")
     _table(work / "gone.csv", "path_a,path_b,same", [["a.jpg", "b.jpg", 1]] * 4)
-    with pytest.raises(ValueError, match=r"names 2 images that do not exist: a\.jpg, b\.jpg"):
+    with pytest.raises(ValueError, match=r"names 2 missing images: a\.jpg, b\.jpg"):
         margrave("evaluate", "pairs", work / "features", work / "gone.csv")
     with pytest.raises(ValueError, match="--ranks"):
         margrave("evaluate", "identification", work / "features", work / "x.csv", "--ranks", "one")

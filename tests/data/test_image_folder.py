@@ -78,10 +78,10 @@ def test_mistakes_are_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"contain no images \(\.jpg"):
         ImageFolder(tmp_path)
     _write(tmp_path / "a.png")
-    with pytest.raises(ValueError, match="1 images but no folders of images; move"):
+    with pytest.raises(ValueError, match="1 image but no folders of images; move"):
         ImageFolder(tmp_path)
     _write(tmp_path / "one" / "a.png")
-    with pytest.raises(ValueError, match="contains 1 identities with at least 1 images"):
+    with pytest.raises(ValueError, match="contains 1 identity with at least 1 image"):
         ImageFolder(tmp_path)
     _write(tmp_path / "two" / "a.png")
     with pytest.raises(ValueError, match=r"0 identities with at least 5 images \(2 have fewer\)"):

@@ -137,7 +137,7 @@ def test_a_list_without_a_first_line_has_ten_folds(folder: ImageFolder, tmp_path
         ("Bo_Li\t2\tCy\t1", "Cy\t2\tCy\t1", r"pairs\.txt:3: .*two"),
         ("Al_Gore\t1\t3", "Al_Gore\t1", r"pairs\.txt:2: .*'name number number'"),
         ("Al_Gore\t1\t3", "Al_Gore\t1\tCy\t1", r"pairs\.txt:2"),
-        ("Al_Gore\t1\t3", "Al_Gore\t1\t9", r"1 images that do not exist: Al_Gore/Al_Gore_0009"),
+        ("Al_Gore\t1\t3", "Al_Gore\t1\t9", r"1 missing image: Al_Gore/Al_Gore_0009"),
     ],
 )
 def test_malformed_lfw_lists(
@@ -183,7 +183,7 @@ def test_csv_pairs(folder: ImageFolder, tmp_path: Path) -> None:
             f"path_a,path_b,same,fold\n{A},{B},1,1\n{A},{C},0,\n",
             r"csv:3: .*a fold either on every line",
         ),
-        (f"path_a,path_b,same\n{A},gone.png,1\n", r"1 images that do not exist: .*gone\.png"),
+        (f"path_a,path_b,same\n{A},gone.png,1\n", r"1 missing image: .*gone\.png"),
         (
             f"path_a,path_b,same,fold\n{A},{B},1,0\n{A},{C},0,0\n{B},{C},0,0\n{B},{A},1,1\n",
             r"folds have \[3, 1\] pairs but must have \[2, 2\]",
@@ -268,7 +268,7 @@ def test_an_absent_list_is_named(folder: ImageFolder, tmp_path: Path) -> None:
 def test_names_and_numbers_beyond_measure_are_refused_in_words(tmp_path: Path) -> None:
     path = tmp_path / "pairs.csv"
     path.write_text(f"a.jpg,{'b' * 5000},1\n")
-    with pytest.raises(ValueError, match=r"pairs\.csv names 2 images that do not exist"):
+    with pytest.raises(ValueError, match=r"pairs\.csv names 2 missing images"):
         read_csv_pairs(path, tmp_path)
     text = tmp_path / "pairs.txt"
     for line in ("1" * 5000, f"Ann {'1' * 5000} 2"):

@@ -61,7 +61,7 @@ def test_what_is_written_comes_back(tmp_path: Path) -> None:
     assert pickle.loads((tmp_path / "set.bin").read_bytes()) == CONTENT
     pairs, images = read_pairs_bin(tmp_path / "set.bin")
     assert (list(images.encoded), pairs.same.tolist()) == CONTENT
-    with pytest.raises(ValueError, match="1 images for 1 pairs"):
+    with pytest.raises(ValueError, match="1 image for 1 pair"):
         write_pairs_bin(tmp_path / "set.bin", [b""], [True])
 
 

@@ -216,7 +216,7 @@ def test_unreadable_images_are_kept_apart(
     assert set(store.unreadable) == {3, 20} and not store.embeddings[3].any()
     with pytest.raises(ValueError, match="truncated"):
         store.rows_of([faces.name(20)])
-    with pytest.raises(ValueError, match=r"the list lists 1 images .* nobody"):
+    with pytest.raises(ValueError, match=r"the list lists 1 image .* nobody"):
         store.rows_of(["nobody"])
 
 

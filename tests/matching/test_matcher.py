@@ -93,7 +93,7 @@ def test_a_name_is_not_taken_over_in_silence() -> None:
     made = matcher(gallery=True)
     made.enroll("Ann", [person(1)])
     for options in ({}, {"allow_similar": True}):
-        with pytest.raises(Refused, match="enrolled already, with 1 images") as caught:
+        with pytest.raises(Refused, match="enrolled already, with 1 image") as caught:
             made.enroll("Ann", [person(1, 1)], **options)
         assert caught.value.reason == "already_enrolled"
     assert made.enroll("Ann", [person(1, 1)], add=True).person.images == 2

@@ -65,7 +65,7 @@ def test_lists_restrict(tmp_path: Path, touch: Callable[..., None]) -> None:
 @pytest.mark.parametrize(
     ("names", "identities", "message"),
     [
-        (["2_3.jpg", "9_9.jpg"], [[2], [9]], r"Probe lacks 1 images that .* lists: 9_9\.jpg"),
+        (["2_3.jpg", "9_9.jpg"], [[2], [9]], r"Probe lacks 1 image that .* lists: 9_9\.jpg"),
         (["2_3.jpg"], [[3]], r"2_3\.jpg has identity 2 according to its name, but 3 according"),
         (["2_3.jpg", "2_3.jpg"], [[2], [3]], r"row 2 gives 2_3\.jpg identity 3, but an earlier"),
         (["2_3.jpg"], [[2], [2]], r"probe_set has 1 entries and probe_ids 2"),

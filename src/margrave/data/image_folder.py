@@ -16,6 +16,7 @@ from margrave.data.decode import MAXIMUM_PIXELS, decode_image
 from margrave.data.labels import number_labels
 from margrave.files import open_regular, read_bytes
 from margrave.images import FaceImages, ReadableImages
+from margrave.quantity import quantity
 
 EXTENSIONS = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".ppm", ".pgm")
 OTHER_EXTENSIONS = (".tif", ".tiff", ".gif", ".heic", ".heif", ".avif", ".jp2", ".jxl")
@@ -198,14 +199,18 @@ class ImageFolder(ImageFiles, FaceImages):
         left_out_images = sum(self.left_out.values())
         if identities == 0 and left_out_images == 0 and self.loose_images:
             raise ValueError(
-                f"{root} contains {self.loose_images} images but no folders of images; "
+                f"{root} contains {quantity(self.loose_images, 'image')} but no folders of images; "
                 "move each identity's images into its own folder"
             )
         if identities == 0 and left_out_images == 0:
             others = sum(self.other_formats.values())
             raise ValueError(
                 f"{root} and its subfolders contain no images ({', '.join(EXTENSIONS)}); "
-                + (f"convert the {others} images in other formats" if others else "give")
+                + (
+                    f"convert the {quantity(others, 'image')} in other formats"
+                    if others
+                    else "give"
+                )
                 + (
                     " to JPEG or PNG"
                     if others
@@ -214,9 +219,10 @@ class ImageFolder(ImageFiles, FaceImages):
             )
         if identities < 2:
             raise ValueError(
-                f"{root} contains {identities} identities with at least {max(1, minimum_images)} "
-                f"images ({len(self.left_out)} have fewer), but training needs two; "
-                "add identities, lower minimum_images, or give the parent or a subfolder"
+                f"{root} contains {quantity(identities, 'identity')} with at least "
+                f"{quantity(max(1, minimum_images), 'image')} ({len(self.left_out)} have fewer), "
+                "but training needs two; add identities, lower minimum_images, or give the parent "
+                "or a subfolder"
             )
 
 

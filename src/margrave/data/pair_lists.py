@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from margrave.files import listed
+from margrave.quantity import quantity
 
 _NAMES_SHOWN = 5
 
@@ -85,7 +86,7 @@ def look_up(
     )
     if missing:
         raise ValueError(
-            f"{path} names {len(missing)} images that do not exist: "
+            f"{path} names {quantity(len(missing), 'missing image')}: "
             f"{listed(missing, _NAMES_SHOWN)}; check the folder or the features given"
         )
     first, second = np.array(indices_of_pairs, dtype=np.int64).T

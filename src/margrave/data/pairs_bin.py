@@ -20,6 +20,7 @@ from margrave.data.decode import MAXIMUM_PIXELS, decode_image
 from margrave.data.pair_lists import PairList
 from margrave.files import Budget, atomic_write, describe_value, file_kind, read_bytes, read_inert
 from margrave.images import ReadableImages
+from margrave.quantity import quantity
 
 MAX_FILE_BYTES = 2**31
 
@@ -106,7 +107,8 @@ def read_pairs_bin(path: str | Path, folds: int = 10) -> tuple[PairList, PackedI
     same = np.array([_truth(item, path, n) for n, item in enumerate(_sequence(content[1], path))])
     if len(images) != 2 * len(same) or not len(same):
         raise ValueError(
-            f"{path} contains {len(images)} images for {len(same)} pairs; each pair needs two"
+            f"{path} contains {quantity(len(images), 'image')} for {quantity(len(same), 'pair')}; "
+            "each pair needs two"
         )
     first = np.arange(0, len(images), 2)
     return PairList(first, first + 1, same, min(folds, len(same))), PackedImages(images, str(path))
@@ -150,7 +152,10 @@ def write_pairs_bin(path: str | Path, images: Sequence[bytes], same: Sequence[bo
         ValueError: the number of images is not twice the number of pairs.
     """
     if len(images) != 2 * len(same):
-        raise ValueError(f"{len(images)} images for {len(same)} pairs; give two images per pair")
+        raise ValueError(
+            f"{quantity(len(images), 'image')} for {quantity(len(same), 'pair')}; "
+            "give two images per pair"
+        )
     content = [bytes(image) for image in images], [bool(value) for value in same]
     with atomic_write(path) as unfinished:
         # The highest pickle protocol that Python before 3.8 can read.

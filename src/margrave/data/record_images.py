@@ -21,6 +21,7 @@ from margrave.files.recordio import (
     write_index,
 )
 from margrave.images import FaceImages
+from margrave.quantity import quantity
 
 RECORDS, INDEX, PROPERTY = "train.rec", "train.idx", "property"
 MAX_LABEL = 2**24
@@ -87,8 +88,9 @@ class RecordImages(FaceImages):
         self.class_names = [str(int(label)) for label in unique_labels[~is_small]]
         if len(self.class_names) < 2:
             raise ValueError(
-                f"{self.file} contains {len(self.class_names)} identities with at least "
-                f"{max(1, minimum_images)} images, but training needs two; lower minimum_images"
+                f"{self.file} contains {quantity(len(self.class_names), 'identity')} with at least "
+                f"{quantity(max(1, minimum_images), 'image')}, but training needs two; "
+                "lower minimum_images"
             )
         self._file_labels = file_labels[keep]
         self.labels = (np.cumsum(~is_small) - 1)[labels[keep]].astype(np.int64)

@@ -25,6 +25,7 @@ from margrave.files import open_regular
 from margrave.files.remote_files import read_file, read_ranges
 from margrave.files.tar_members import tar_members
 from margrave.images import FaceImages
+from margrave.quantity import quantity
 
 INDEX, SAMPLES = "shards.json", "samples.bin"
 PLAN = ".packing.json"
@@ -114,8 +115,9 @@ class ShardImages(FaceImages):
         self.class_names = [identity_names[n] for n in (~is_small).nonzero()[0]]
         if len(self.class_names) < 2:
             raise ValueError(
-                f"{self.root} contains {len(self.class_names)} identities with at least "
-                f"{max(1, minimum_images)} images, but training needs two; lower minimum_images"
+                f"{self.root} contains {quantity(len(self.class_names), 'identity')} with at least "
+                f"{quantity(max(1, minimum_images), 'image')}, but training needs two; "
+                "lower minimum_images"
             )
         if is_small.any():
             keep = ~is_small[labels]

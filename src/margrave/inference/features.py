@@ -18,6 +18,7 @@ from margrave.files import listed, read_rows
 from margrave.inference.embedder import Embedder
 from margrave.models import ModelCard, weights_digest
 from margrave.progress import Progress
+from margrave.quantity import quantity
 
 ROWS_PER_READ = 2048
 NAMES_SHOWN = 5
@@ -201,7 +202,8 @@ class Features:
         missing = [name for name, key in zip(names, encoded, strict=True) if key not in row_of]
         if missing:
             raise ValueError(
-                f"{source} lists {len(missing)} images that {self.display_name} does not contain: "
+                f"{source} lists {quantity(len(missing), 'image')} that "
+                f"{self.display_name} does not contain: "
                 f"{listed(missing, NAMES_SHOWN)}; names there look like {self.name(0)!r}"
             )
         return self.check_readable(np.array([row_of[key] for key in encoded], np.int64))

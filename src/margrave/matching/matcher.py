@@ -27,6 +27,7 @@ from margrave.matching.decisions import probability, threshold_for_fpir
 from margrave.matching.gallery_card import card_of_gallery, uses_flips
 from margrave.models import Model, OperatingPoint, open_model
 from margrave.protocols import operating_point
+from margrave.quantity import quantity
 
 BASELINE = "baseline"
 """The default model (extra ``baseline``)."""
@@ -293,8 +294,9 @@ class Matcher:
         enrolled = gallery.get(name)
         if enrolled is not None and not (add or replace):
             raise Refused(
-                f"{enrolled.name!r} is enrolled already, with {enrolled.images} images; add to "
-                "them (--add, add=True) or replace them (--replace, replace=True)",
+                f"{enrolled.name!r} is enrolled already, with "
+                f"{quantity(enrolled.images, 'image')}; add to them (--add, add=True) or "
+                "replace them (--replace, replace=True)",
                 "already_enrolled",
             )
         embeddings = np.array([face.embedding for face in faces])

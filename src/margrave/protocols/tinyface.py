@@ -13,6 +13,7 @@ from margrave.files import listed
 from margrave.files.folders import folders_within, list_names, unique_path
 from margrave.files.matlab import Value, read_matlab_lists
 from margrave.files.text import whole_number
+from margrave.quantity import quantity
 
 _GALLERY, _DISTRACTORS, _PROBES = _ROLES = ("Gallery_Match", "Gallery_Distractor", "Probe")
 _LISTS = {
@@ -109,7 +110,8 @@ def _listed_paths(role_folder: Path, paths: Sequence[str], identities: dict[str,
     existing = {PurePosixPath(path).name for path in selected}
     if missing := [name for name in identities if name not in existing]:
         raise ValueError(
-            f"{role_folder} lacks {len(missing)} images that {_LISTS[role_folder.name][0]} lists: "
+            f"{role_folder} lacks {quantity(len(missing), 'image')} that "
+            f"{_LISTS[role_folder.name][0]} lists: "
             f"{listed(missing, 5)}; unpack the data set again"
         )
     return selected
