@@ -85,6 +85,7 @@ def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str]) -> N
     raise AssertionError("the study did not get so far")
 
 
+@pytest.mark.slow
 def test_a_killed_study_goes_on_and_ends_as_if_it_had_not_been(
     finished: Path, tmp_path: Path
 ) -> None:
