@@ -147,6 +147,19 @@ def test_a_training_that_fails_leaves_the_others(
     StudyFolder(tmp_path / "study").read_config(trust_code=True)
 
 
+def test_code_that_a_folder_names_is_not_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "evil.py").write_text("raise SystemExit('executed')")
+    monkeypatch.syspath_prepend(tmp_path)
+    study = StudyFolder(tmp_path / "study")
+    study.begin(read_study([STUDY], {}))
+    text = study.settings.read_text()
+    study.settings.write_text(text.replace("kind: adaface", "kind: evil:Loss"))
+    with pytest.raises(ValueError, match=r"study.yaml names 'evil:Loss'.*--trust-code"):
+        study.begin(read_study([STUDY], {}))
+
+
 def test_another_study_in_the_folder_is_refused(finished: Path, tmp_path: Path) -> None:
     tuning = {"tuning": {"factors": {"margin": [1, 2]}}}
     other = {**tuning, "losses": {"arcface": {"margin": 0.1}}, "run": {"training": {"epochs": 7}}}

@@ -54,9 +54,17 @@ class StudyFolder:
         return RunFolder(self.path / "cells" / cell.name)
 
     def read_config(
-        self, overrides: Mapping[str, Any] | None = None, trust_code: bool = False
+        self,
+        overrides: Mapping[str, Any] | None = None,
+        trust_code: bool = False,
+        typed: object = (),
     ) -> StudyConfig:
         """Read the study's settings, with changes that the user typed.
+
+        Args:
+            overrides: settings that the user typed, which replace those in the file.
+            trust_code: allow import paths in the file; their modules are imported and run.
+            typed: what else the user typed; import paths in it are allowed in the file too.
 
         Raises:
             ValueError: the folder is not a study's, its settings are invalid, or they name code and
@@ -67,7 +75,7 @@ class StudyFolder:
         block = read_yaml(self.settings.read_text(encoding="utf-8"), str(self.settings)) or {}
         if not isinstance(block, dict):
             raise ValueError(f"{self.settings} holds a {type(block).__name__}, expected settings")
-        with names_from_file(self.settings, trust_code, typed=overrides or {}):
+        with names_from_file(self.settings, trust_code, typed=[overrides or {}, typed]):
             return read_study([block], overrides or {})
 
     def begin(self, config: StudyConfig) -> StudyConfig:
@@ -79,7 +87,7 @@ class StudyFolder:
             ValueError: the folder holds another study, or other files.
         """
         if self.is_study():
-            former = self.read_config(trust_code=True)
+            former = self.read_config(typed=config.model_dump())
             if changes := list(_changes(former, config)):
                 raise ValueError(
                     f"{self.path} holds another study: {'; '.join(changes[:5])}; choose another "
