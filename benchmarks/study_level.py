@@ -95,11 +95,11 @@ def stored_scores(folder: Path) -> Scores:
     study = StudyFolder(folder)
     config = study.read_config()
     condition, loss = next(iter(config.conditions)), next(iter(config.losses))
-    found = []
+    stored = []
     for cell in cells_of(config):
         results = study.finished(cell) if (cell.condition, cell.loss) == (condition, loss) else None
-        found += [each.scores for each in results or () if each.name == config.test]
-    scores = [each for each in found if each is not None and each.identities is not None]
+        stored += [each.scores for each in results or () if each.name == config.test]
+    scores = [each for each in stored if each is not None and each.identities is not None]
     if len(scores) < 10:
         raise SystemExit(f"{folder} has {len(scores)} finished seeds of {loss}; ten are needed")
     return Scores(

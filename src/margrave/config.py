@@ -148,11 +148,19 @@ def read_config(
     # Start from the defaults, so that a default component's setting can change without its name.
     merged: dict[str, Any] = dict(DEFAULTS)
     for recipe in recipes:
-        merged = merge(merged, recipe if isinstance(recipe, Mapping) else _read_recipe(recipe))
+        merged = merge(merged, recipe if isinstance(recipe, Mapping) else read_recipe(recipe))
     return resolve(merge(merged, overrides))
 
 
-def _read_recipe(recipe: str) -> dict[str, Any]:
+def read_recipe(recipe: str) -> dict[str, Any]:
+    """The settings of one recipe or file, under their current names; not validated.
+
+    Raises:
+        ValueError: there is no such recipe or file, or it is no mapping of settings.
+
+    >>> read_recipe("demo")["backbone"]["kind"]
+    'iresnet'
+    """
     block = read_yaml(recipe_text(recipe), recipe) or {}
     if not isinstance(block, dict):
         raise ValueError(f"{recipe} contains a {type(block).__name__}, not a mapping of settings")
@@ -226,6 +234,21 @@ def _checked_head(spec: Mapping[str, Any]) -> dict[str, Any]:
         raise ValueError(f"head {spec['kind']!r} has no setting {key!r}; {suggest(key, known)}")
     # A head built in Python defaults to float32; a run uses the fastest products of its machine.
     return ({"products": "auto"} if "products" in known else {}) | dict(spec)
+
+
+def flat_settings(values: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested settings as one dict whose keys are full dotted names.
+
+    >>> flat_settings({"loss": {"kind": "arcface", "margin": 0.5}, "seeds": 5})
+    {'loss.kind': 'arcface', 'loss.margin': 0.5, 'seeds': 5}
+    """
+    if not isinstance(values, Mapping):
+        return {prefix: values}
+    return {
+        name: value
+        for key, inner in values.items()
+        for name, value in flat_settings(inner, f"{prefix}.{key}" if prefix else str(key)).items()
+    }
 
 
 def save_config(config: RunConfig, path: Path) -> None:

@@ -135,3 +135,9 @@ def test_faults_are_named(changes: dict[str, Any], message: str) -> None:
         read_study([STUDY], changes)
     with pytest.raises(ValueError, match=r"no study and no file 'qualty'; did you mean 'quality'"):
         read_study(["qualty"], {})
+
+
+def test_a_claim_without_its_loss_is_named() -> None:
+    incomplete = {"claims": [{"text": "t", "over": "arcface", "condition": "data"}]}
+    with pytest.raises(ValueError, match=r"needs a value for 'claims.0.loss'"):
+        read_study([STUDY], incomplete, ["arcface"])

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from margrave import backbones
-from margrave.config import EvaluationSet, RunConfig, to_yaml
+from margrave.config import EvaluationSet, RunConfig, flat_settings, to_yaml
 from margrave.data import (
     Augmentation,
     FaceImages,
@@ -268,7 +268,7 @@ class Run:
             block = former.get(part)
             if part == "training" and isinstance(block, Mapping):
                 block = TrainingSettings.model_validate(dict(block)).model_dump(mode="json")
-            before, after = _flat(block, part), _flat(current[part], part)
+            before, after = flat_settings(block, part), flat_settings(current[part], part)
             changes += [
                 f"{name} is {after.get(name, 'removed')!s}, was {value!s}"
                 for name, value in before.items()
@@ -328,14 +328,3 @@ class Run:
         lines = self.folder.read_metrics()
         if rocs or any(line["kind"] == "training" for line in lines):
             draw_curves(lines, self.folder.curves, rocs)
-
-
-def _flat(values: Any, prefix: str) -> dict[str, Any]:
-    """Nested settings as one dict whose keys are full dotted names."""
-    if not isinstance(values, Mapping):
-        return {prefix: values}
-    return {
-        name: value
-        for key, inner in values.items()
-        for name, value in _flat(inner, f"{prefix}.{key}").items()
-    }

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from margrave.config import flat_settings
 from margrave.evaluation import Result, read_results, write_results
 from margrave.files import atomic_write, read_yaml
 from margrave.registry import names_from_file
@@ -110,8 +111,8 @@ class StudyFolder:
         """
         run = self.cell(cell)
         if run.is_run():
-            expected = _flat(cell.config.model_dump(mode="json"))
-            actual = _flat(run.read_yaml())
+            expected = flat_settings(cell.config.model_dump(mode="json"))
+            actual = flat_settings(run.read_yaml())
             for name in sorted(expected.keys() & actual.keys()):
                 if expected[name] != actual[name]:
                     raise ValueError(
@@ -154,20 +155,9 @@ def _changes(former: StudyConfig, config: StudyConfig) -> Iterator[str]:
 
 
 def _different(before: Any, after: Any) -> dict[str, tuple[Any, Any]]:
-    old, new = _flat(before), _flat(after)
+    old, new = flat_settings(before), flat_settings(after)
     return {
         f".{key}" if key else "": (old.get(key), new.get(key))
         for key in sorted(old.keys() | new.keys())
         if old.get(key) != new.get(key)
-    }
-
-
-def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
-    """Nested settings as one dict whose keys are dotted names."""
-    if not isinstance(values, Mapping) or not values:
-        return {prefix: values}
-    return {
-        name: value
-        for key, inner in values.items()
-        for name, value in _flat(inner, f"{prefix}.{key}" if prefix else str(key)).items()
     }

@@ -10,11 +10,11 @@ from typing import Any, Literal
 import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from margrave.config import RunConfig, merge, read_config
+from margrave.config import RunConfig, merge, read_config, read_recipe
 from margrave.files import read_yaml
 from margrave.losses import LOSSES
 from margrave.losses import create as create_loss
-from margrave.recipes import recipe_text, study_text
+from margrave.recipes import study_text
 from margrave.registry import explain, suggest
 from margrave.settings import Settings
 
@@ -172,7 +172,9 @@ def read_study(
         merged["claims"] = [
             claim
             for claim in merged.get("claims", [])
-            if {claim["loss"], claim["over"]} <= merged["losses"].keys()
+            # A claim without these is left for validation to report.
+            if not isinstance(claim, Mapping)
+            or {claim.get("loss"), claim.get("over")} - {None} <= merged["losses"].keys()
         ]
     try:
         config = StudyConfig.model_validate(merged)
@@ -209,8 +211,7 @@ def _block(study: str | Mapping[str, Any], below: tuple[str, ...] = ()) -> dict[
     for name in _names(block.pop("extends", []), "extends"):
         base = merge(base, _block(name, below))
     for name in _names(block.pop("recipes", []), "recipes"):
-        run = read_yaml(recipe_text(name), name) or {}
-        base["run"] = merge(base.get("run", {}), run)
+        base["run"] = merge(base.get("run", {}), read_recipe(name))
     return merge(base, block)
 
 
