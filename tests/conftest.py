@@ -5,11 +5,13 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+from headless_browser import open_browser
 from pretended_device import PretendedDevice, pretended_device, why_not
 
 
@@ -26,6 +28,12 @@ def pretended(request: pytest.FixtureRequest) -> Iterator[PretendedDevice]:
         pytest.skip(reason)
     with pretended_device(float64=request.param) as device:
         yield device
+
+
+@pytest.fixture
+def browser() -> Iterator[Any]:
+    """A headless browser."""
+    yield from open_browser()
 
 
 @pytest.fixture

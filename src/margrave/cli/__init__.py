@@ -23,11 +23,13 @@ from margrave.cli.export import export
 from margrave.cli.forget import forget
 from margrave.cli.identify import identify
 from margrave.cli.import_model import import_model
+from margrave.cli.lab import lab
 from margrave.cli.losses import losses
 from margrave.cli.pack import pack
 from margrave.cli.plan import plan
 from margrave.cli.quick import NAME_ONLY, QuickCommand, QuickGroup
 from margrave.cli.recipes import recipes
+from margrave.cli.report import report
 from margrave.cli.serve import serve
 from margrave.cli.study import study
 from margrave.cli.threshold import threshold
@@ -66,6 +68,8 @@ app.add_typer(evaluate.app, name="evaluate")
 app.command(cls=QuickCommand)(embed)
 app.command(cls=QuickCommand)(compare)
 app.command(cls=QuickCommand)(study)
+app.command(cls=QuickCommand)(report)
+app.command(cls=QuickCommand)(lab)
 app.command(cls=QuickCommand)(threshold)
 app.command(cls=QuickCommand)(verify)
 app.command(cls=QuickCommand)(enroll)

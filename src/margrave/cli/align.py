@@ -35,7 +35,7 @@ def align(
     from margrave.data import ImageFiles
     from margrave.faces import AlignmentSettings, align_photos
     from margrave.files import atomic_write
-    from margrave.report import contact_sheet
+    from margrave.pictures import contact_sheet
 
     console = Console(highlight=False)
     settings = AlignmentSettings(

@@ -22,7 +22,7 @@ def demo(
     from margrave.cli.tables import interval_text, percent
     from margrave.config import parse_overrides, read_config
     from margrave.data import fit_image
-    from margrave.report import contact_sheet
+    from margrave.pictures import contact_sheet
     from margrave.runs import Run, RunFolder
 
     console = Console(highlight=False)

@@ -112,6 +112,8 @@ def study(
         raise typer.Exit(130) from None
     _show(console, outcome)
     console.print(f"results.json and figures.csv are in {folder}", markup=False, soft_wrap=True)
+    if outcome.results:
+        console.print(f"see it as a page: margrave report {folder}", markup=False, soft_wrap=True)
     if outcome.failed:
         lines = "\n".join(f"  {name}: {reason}" for name, reason in outcome.failed.items())
         raise ValueError(
@@ -187,31 +189,14 @@ def _events(console: "Console") -> Any:
 
 def _show(console: "Console", outcome: "StudyOutcome") -> None:
     from margrave.cli.tables import study_table
-    from margrave.studies import judge_claim, verdict
 
     config = outcome.config
     if config.question:
         console.print(config.question, markup=False, soft_wrap=True)
-    for comparisons, kind in ((outcome.comparisons, ""), (outcome.tuned_comparisons, ", tuned")):
-        for condition, comparison in comparisons.items():
-            console.print(study_table(f"{condition}{kind}", comparison, config.metric))
-            console.print(verdict(comparison, config), markup=False, soft_wrap=True)
-        for claim in config.claims:
-            comparison = comparisons.get(claim.condition)
-            if comparison is None:
-                continue
-            names = outcome.tuned.get(claim.condition, {}) if kind else {}
-            renamed = claim.model_copy(
-                update={
-                    name: names.get(getattr(claim, name), {}).get("name", getattr(claim, name))
-                    for name in ("loss", "over")
-                }
-            )
-            judged = judge_claim(renamed, comparison, config)
-            console.print(
-                f"Claim, {claim.condition}{kind}: {claim.text}. {judged[:1].upper()}{judged[1:]}",
-                markup=False,
-                soft_wrap=True,
-            )
+    comparisons = [*outcome.comparisons.values(), *outcome.tuned_comparisons.values()]
+    for comparison, result in zip(comparisons, outcome.results, strict=True):
+        console.print(study_table(result.name, comparison, config.metric))
+        for note in result.notes:
+            console.print(note, markup=False, soft_wrap=True)
     if not outcome.comparisons and not outcome.failed:
         console.print("no seed of every loss is finished yet")

@@ -4,6 +4,13 @@ from margrave.evaluation.accept_rates import AcceptRate, accept_rates, false_acc
 from margrave.evaluation.all_to_all import AllToAllResult, Keeper, evaluate_all_to_all
 from margrave.evaluation.calibration import cllr, cllr_min, fit_calibration
 from margrave.evaluation.detection import DetectionRate, detection_rates
+from margrave.evaluation.discard import DiscardCurve, discard_curve
+from margrave.evaluation.group_errors import (
+    GroupErrors,
+    Inequality,
+    group_errors,
+    inequality,
+)
 from margrave.evaluation.identification import (
     IdentificationResult,
     RankRate,
@@ -75,8 +82,11 @@ __all__ = [
     "AllToAllResult",
     "DetectionRate",
     "Difference",
+    "DiscardCurve",
     "Figure",
+    "GroupErrors",
     "IdentificationResult",
+    "Inequality",
     "Interval",
     "Keeper",
     "OpenSetRate",
@@ -107,6 +117,7 @@ __all__ = [
     "compare_pairs",
     "compare_seeds",
     "detection_rates",
+    "discard_curve",
     "equal_error_rate",
     "evaluate_all_to_all",
     "evaluate_identification",
@@ -117,6 +128,8 @@ __all__ = [
     "false_accepts_allowed",
     "fit_calibration",
     "fuse_flips",
+    "group_errors",
+    "inequality",
     "is_results",
     "mean_of_galleries",
     "merged_gallery_rates",

@@ -81,6 +81,8 @@ class PairScores:
         folds: number of contiguous folds.
         identities: (P, 2) labels of both sides; None if unknown.
         images_digest: digest of the names of all pairs' images; empty if unknown.
+        lower_norms: (P,) the smaller feature norm of both images, as a measure of quality; None if
+            unknown.
     """
 
     distances: tuple[float, ...]
@@ -88,6 +90,7 @@ class PairScores:
     folds: int
     identities: tuple[tuple[int, int], ...] | None = None
     images_digest: str = ""
+    lower_norms: tuple[float, ...] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,6 +129,7 @@ class Result:
         settings: the settings of the protocol and the bootstrap.
         origin: the model and data.
         unreadable: image -> reason, for images that could not be read and were left out.
+        notes: what the figures mean, as sentences; a study's verdict first.
         version: the version of Margrave.
     """
 
@@ -139,6 +143,7 @@ class Result:
     settings: Mapping[str, Any] = field(default_factory=dict)
     origin: Origin = field(default_factory=Origin)
     unreadable: Mapping[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
     version: str = __version__
 
     def figure(self, metric: str, stratum: str = "", **at: float | str) -> Figure:

@@ -355,6 +355,16 @@ class Head(nn.Module):
             name: buffer for name, buffer in self.statistics.named_buffers() if buffer.ndim == 0
         }
 
+    def class_values(self) -> dict[str, Tensor]:
+        """The statistics with a number per class, for logging: name -> values of own classes."""
+        return {
+            name: getattr(statistic, name)
+            for statistic in self._statistics()
+            for name in statistic.sharded_buffers()
+            if getattr(statistic, name).shape == (len(self.classes),)
+            and getattr(statistic, name).is_floating_point()
+        }
+
     def end_epoch(self) -> None:
         """Update the statistics that adapt once per epoch."""
         for statistic in self._statistics():

@@ -10,7 +10,13 @@ from margrave.protocols.groups import Groups
 from margrave.protocols.identification import Identification
 from margrave.protocols.ijb import Ijb
 from margrave.protocols.megaface import MegaFace
-from margrave.protocols.pairs import Pairs, evaluate_embedder, open_pairs, pair_result
+from margrave.protocols.pairs import (
+    Pairs,
+    digest_of_pairs,
+    evaluate_embedder,
+    open_pairs,
+    pair_result,
+)
 from margrave.protocols.score_reference import measure_reference
 from margrave.protocols.templates import Templates
 from margrave.protocols.thresholds import (
@@ -38,6 +44,7 @@ __all__ = [
     "choose_operating_points",
     "compare_all",
     "compare_results",
+    "digest_of_pairs",
     "evaluate",
     "evaluate_embedder",
     "measure_reference",

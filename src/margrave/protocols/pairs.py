@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -199,11 +199,43 @@ def pair_result(
     code = "no flipped images" if features.flipped is None else "flip fusion"
     result = replace(result, rules=f"{result.rules}; {code}").result(name, strata)
     unreadable = {features.name(row): reason for row, reason in features.unreadable.items()}
+    norms = np.linalg.norm(ChosenRows(features.embeddings, used)[0 : len(used)], axis=1)
     if result.scores is not None:
-        names = [[features.name(int(row)) for row in side] for side in (first, second)]
-        digest = hashlib.sha256(json.dumps(names).encode()).hexdigest()
-        result = replace(result, scores=replace(result.scores, images_digest=digest))
+        digest = digest_of_pairs(features.name, first, second)
+        lower = norms[index.reshape(2, -1)].min(axis=0).tolist()
+        scores = replace(result.scores, images_digest=digest, lower_norms=tuple(lower))
+        result = replace(result, scores=scores)
+    if features.quality is not None:
+        by_quality = _norm_by_quality(norms, features.quality[used])
+        result = replace(result, curves={**result.curves, "norm by quality": by_quality})
     return replace(result, unreadable=unreadable)
+
+
+def digest_of_pairs(name_of: Callable[[int], str], first: np.ndarray, second: np.ndarray) -> str:
+    """A digest of the names of all pairs' images.
+
+    Args:
+        name_of: the name of the image with an index.
+        first: (P,) index of each pair's first image.
+        second: (P,) index of each pair's second image.
+    """
+    names = [[name_of(int(index)) for index in side] for side in (first, second)]
+    return hashlib.sha256(json.dumps(names).encode()).hexdigest()
+
+
+def _norm_by_quality(norms: np.ndarray, quality: np.ndarray) -> dict[str, tuple[float, ...]]:
+    """Quartiles of the feature norm in up to ten groups of images by true quality."""
+    # Many images may have the same quality, so that there are fewer groups.
+    edges = np.unique(np.quantile(quality, np.linspace(0, 1, 11)[1:-1]))
+    group = np.searchsorted(edges, quality, side="right")
+    groups = [np.flatnonzero(group == number) for number in np.unique(group)]
+    quartiles = np.array([np.quantile(norms[rows], (0.25, 0.5, 0.75)) for rows in groups])
+    return {
+        "quality": tuple(float(quality[rows].mean()) for rows in groups),
+        "lower quartile": tuple(quartiles[:, 0].tolist()),
+        "median": tuple(quartiles[:, 1].tolist()),
+        "upper quartile": tuple(quartiles[:, 2].tolist()),
+    }
 
 
 def _identities(

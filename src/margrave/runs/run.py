@@ -26,9 +26,9 @@ from margrave.files import read_yaml
 from margrave.inference import Embedder
 from margrave.losses import create as create_loss
 from margrave.models import ModelCard, load_model, save_model
+from margrave.pictures import draw_curves
 from margrave.protocols import evaluate_embedder, open_pairs
 from margrave.quantity import quantity
-from margrave.report import draw_curves
 from margrave.runs.events import RunEvents
 from margrave.runs.folder import RunFolder
 from margrave.training import (

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
@@ -117,9 +117,19 @@ def _checked_scores(cells: Sequence[Trained]) -> PairScores:
 
 
 def results_of(
-    comparisons: Mapping[str, SeedComparison], cells: Sequence[Trained], config: StudyConfig
+    comparisons: Mapping[str, SeedComparison],
+    cells: Sequence[Trained],
+    config: StudyConfig,
+    tuned: Mapping[str, Mapping[str, Mapping[str, Any]]] | None = None,
 ) -> tuple[Result, ...]:
-    """The comparisons in the format of all results: one result per condition."""
+    """The comparisons in the format of all results: one result per condition.
+
+    Args:
+        comparisons: each condition's comparison.
+        cells: the trainings that were compared.
+        config: the study.
+        tuned: for each condition, what tuning chose for each loss; None if nothing was tuned.
+    """
     at = {"FAR": config.far} if config.metric == "TAR" else {}
     percent = config.metric != "AUC"
     results = []
@@ -138,12 +148,13 @@ def results_of(
             for loss, mean in comparison.means.items()
         ]
         for metric in ("AUC", "EER", "accuracy", "TAR"):
-            figures += _means_of(metric, own, seeds, skip=config.metric)
+            figures += _means_of(metric, own, seeds, config.metric)
         figures += [_figure(each, config, at, percent) for each in comparison.differences]
+        chosen = {} if tuned is None else tuned[condition]
         results.append(
             Result(
                 protocol="study",
-                name=condition,
+                name=condition if tuned is None else f"{condition}, tuned",
                 rules=RULES,
                 figures=tuple(figures),
                 counts={**own[0].result.counts, "seeds": len(seeds), "steps": own[0].steps},
@@ -152,21 +163,32 @@ def results_of(
                         loss: mean.seeds for loss, mean in comparison.means.items()
                     }
                 },
-                settings={"metric": config.metric, "seeds": seeds, "losses": dict(config.losses)},
+                settings={
+                    "question": config.question,
+                    "condition": condition,
+                    "metric": config.metric,
+                    "seeds": seeds,
+                    "losses": dict(config.losses if tuned is None else chosen),
+                },
                 origin=own[0].result.origin,
+                notes=(
+                    verdict(comparison, config),
+                    *_judged_claims(condition, comparison, config, chosen),
+                ),
             )
         )
     return tuple(results)
 
 
 def _means_of(
-    metric: str, cells: Sequence[Trained], seeds: Sequence[int], skip: str
+    metric: str, cells: Sequence[Trained], seeds: Sequence[int], decisive: str
 ) -> list[Figure]:
-    """Means over seeds of a metric that does not decide."""
+    """Means over seeds of a metric that does not decide, and of accuracy in parts of the data."""
     figures = []
-    examples = [each for each in cells[0].result.figures if each.metric == metric]
-    for example in [] if metric == skip else examples:
-        if example.stratum or example.value is None:
+    for example in cells[0].result.figures:
+        if example.metric != metric or example.value is None:
+            continue
+        if metric != "accuracy" if example.stratum else metric == decisive:
             continue
         for loss in dict.fromkeys(cell.loss for cell in cells):
             known = [
@@ -174,15 +196,18 @@ def _means_of(
                 for cell in cells
                 if cell.loss == loss and cell.seed in seeds
                 for figure in cell.result.figures
-                if (figure.metric, figure.at, figure.stratum) == (metric, example.at, "")
+                if (figure.metric, figure.at) == (metric, example.at)
+                and figure.stratum == example.stratum
                 and figure.value is not None
             ]
             figures.append(
                 Figure(
                     metric=metric,
                     at={**example.at, "loss": loss},
+                    stratum=example.stratum,
                     value=fmean(known) if known else None,
                     percent=example.percent,
+                    details={"pairs": example.details.get("pairs")} if example.stratum else {},
                 )
             )
     return figures
@@ -233,6 +258,24 @@ def verdict(comparison: SeedComparison, config: StudyConfig) -> str:
         f"There is no single winner: {best} is first, and not significantly better than "
         f"{', '.join(others)}; it is better than {', '.join(worse)}. {settled}"
     )
+
+
+def _judged_claims(
+    condition: str,
+    comparison: SeedComparison,
+    config: StudyConfig,
+    chosen: Mapping[str, Mapping[str, Any]],
+) -> Iterator[str]:
+    """A condition's claims with what the comparison says of each, one sentence or two each."""
+    for claim in config.claims:
+        if claim.condition == condition:
+            # A tuned loss is compared under the name of what tuning chose for it.
+            names = {
+                key: chosen.get(getattr(claim, key), {}).get("name", getattr(claim, key))
+                for key in ("loss", "over")
+            }
+            judged = judge_claim(claim.model_copy(update=names), comparison, config)
+            yield f"Claim: {claim.text}. {judged[:1].upper()}{judged[1:]}"
 
 
 def judge_claim(claim: Claim, comparison: SeedComparison, config: StudyConfig) -> str:

@@ -13,7 +13,7 @@ from margrave.evaluation import Result, read_results, write_results
 from margrave.files import atomic_write, read_yaml
 from margrave.registry import names_from_file
 from margrave.runs import RunFolder
-from margrave.studies.settings import Cell, StudyConfig, read_study, to_yaml
+from margrave.studies.settings import NAME, Cell, StudyConfig, read_study, to_yaml
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,15 @@ class StudyFolder:
     def cell(self, cell: Cell) -> RunFolder:
         """A cell's run."""
         return RunFolder(self.path / "cells" / cell.name)
+
+    def cell_folder(self, condition: str, loss: str, seed: int) -> RunFolder | None:
+        """A cell's run by names that a file gives; None if they are no names of cells.
+
+        The names become parts of a path, so they must have the form that `StudyConfig` checks.
+        """
+        if not (NAME.fullmatch(condition) and NAME.fullmatch(loss)):
+            return None
+        return RunFolder(self.path / "cells" / condition / loss / f"seed-{seed}")
 
     def read_config(
         self,

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from margrave.evaluation import SeedComparison
+from margrave.evaluation import Result, SeedComparison
 from margrave.hardware import usable_cores
 from margrave.studies.budget import prepare
 from margrave.studies.comparison import Trained, compare_cells, results_of, rows_of
@@ -41,15 +41,15 @@ class StudyOutcome:
     Attributes:
         config: the study.
         comparisons: each condition's comparison, by name.
-        tuned: for each condition, each loss's chosen hyperparameters; empty without tuning.
-        tuned_comparisons: each condition's comparison of the tuned losses.
+        tuned_comparisons: each condition's comparison of the tuned losses; empty without tuning.
+        results: the same as results: one per condition, and one more per condition if tuned.
         failed: for each training that failed, the reason.
     """
 
     config: StudyConfig
     comparisons: Mapping[str, SeedComparison]
-    tuned: Mapping[str, Mapping[str, Mapping[str, Any]]]
     tuned_comparisons: Mapping[str, SeedComparison]
+    results: tuple[Result, ...]
     failed: Mapping[str, str]
 
 
@@ -97,15 +97,13 @@ def run_study(
             _train(study, cells, devices, events, "training tuned losses", failed)
             tuned_cells = _trained(study, cells, config.test)
             tuned_comparisons = compare_cells(tuned_cells, config)
-            for result in results_of(tuned_comparisons, tuned_cells, config):
-                settings = {**result.settings, "losses": tuned[result.name]}
-                results += (replace(result, name=f"{result.name}, tuned", settings=settings),)
+            results += results_of(tuned_comparisons, tuned_cells, config, tuned)
             trained += [cell for cell in tuned_cells if cell not in trained]
         if trained:
             study.write_figures(rows_of(trained))
         if results:
             study.write_results(results)
-        return StudyOutcome(config, comparisons, tuned, tuned_comparisons, failed)
+        return StudyOutcome(config, comparisons, tuned_comparisons, results, failed)
 
 
 def _train(

@@ -14,6 +14,7 @@ import torch
 
 from margrave.data import Batch, normalize
 from margrave.distributed import RankWatch, average_, gather_objects
+from margrave.training.adaptation import adaptation_record, measure_adaptation
 from margrave.training.checkpoint import latest_checkpoint, remove_checkpoints, remove_unfinished
 from margrave.training.diagnosis import NonFiniteLossError, diagnose_gradient, diagnose_loss
 from margrave.training.gradients import clip_gradients
@@ -154,6 +155,7 @@ def _fit(
                 started = time.monotonic()
             training.head.end_epoch()
             training.position = Position(epoch + 1, 0, training.position.step)
+            _record_adaptation(training, log)
             after_epoch(training, log)
             training.save(folder, log.length)
     except NonFiniteLossError as error:
@@ -242,6 +244,8 @@ def _train_step(
     sums = [torch.cat(losses).sum(), embeddings.norm(dim=1).sum(), torch.cat(cosines).sum()]
     scalars = head.scalars() if _is_logged(training) else {}
     batches.fetch()
+    if _ends_epoch(training):
+        training.adaptation = measure_adaptation(head, embeddings, batch.labels)
     status = synchronize(
         training,
         batches.peek(),
@@ -303,8 +307,21 @@ def _update(training: TrainingState, finite: bool, folder: Path) -> None:
 def _is_logged(training: TrainingState) -> bool:
     """Whether to log the current step: the first, each epoch's last, and every `log_steps`."""
     step = training.position.step + 1
-    ends_epoch = training.position.batch + 1 == training.steps_per_epoch
-    return step == 1 or step % training.settings.log_steps == 0 or ends_epoch
+    return step == 1 or step % training.settings.log_steps == 0 or _ends_epoch(training)
+
+
+def _ends_epoch(training: TrainingState) -> bool:
+    return training.position.batch + 1 == training.steps_per_epoch
+
+
+def _record_adaptation(training: TrainingState, log: MetricsLog) -> None:
+    """Log what the loss adapted in the epoch's last step, unless that step was skipped."""
+    measured, training.adaptation = training.adaptation, {}
+    if measured and training.world.rank == 0:
+        head, position = training.head, training.position
+        sizes = np.bincount(training.images.images.labels, minlength=head.num_classes)
+        record = {"epoch": position.epoch, **adaptation_record(measured, head, sizes)}
+        log.write("adaptation", position.step, record)
 
 
 def _record_unreadable(

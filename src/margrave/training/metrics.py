@@ -14,6 +14,7 @@ from margrave.files import read_json
 REQUIRED_FIELDS = {
     "training": ("step", "epoch", "loss"),
     "evaluation": ("step", "epoch", "set", "accuracy"),
+    "adaptation": ("step", "epoch"),
 }
 """The fields that every line of a kind must have."""
 

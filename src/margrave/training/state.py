@@ -59,6 +59,7 @@ class TrainingState:
         automatic_products: whether the precision of the head's products was chosen automatically.
         unused_parameters: names of the network's parameters that get no gradient.
         notes: messages that resuming should report.
+        adaptation: what the loss adapted in the epoch's last step, until it is logged.
     """
 
     settings: TrainingSettings
@@ -80,6 +81,7 @@ class TrainingState:
     notes: list[str] = field(default_factory=list)
     position: Position = Position()
     unreadable: dict[str, str] = field(default_factory=dict)
+    adaptation: dict[str, Tensor] = field(default_factory=dict)
 
     def gather_model(self) -> nn.Module:
         """The network to evaluate and save: the averaged one if there is one.

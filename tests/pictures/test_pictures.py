@@ -8,8 +8,8 @@ import cv2
 import numpy as np
 import pytest
 
-from margrave.report import contact_sheet, draw_curves
-from margrave.report.curves import _smoothed
+from margrave.pictures import contact_sheet, draw_curves
+from margrave.pictures.curves import _smoothed
 
 
 def test_contact_sheet_places_images_in_rows(tmp_path: Path) -> None:

@@ -1,0 +1,35 @@
+"""``margrave lab``: the margins of losses, to play with."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def lab(
+    losses: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="Losses to begin with (`margrave losses`), or my_module:MyLoss; default: four."
+        ),
+    ] = None,
+    output: Annotated[Path, typer.Option("--output", "-o", help="The HTML file to write.")] = Path(
+        "lab.html"
+    ),
+) -> None:
+    """Write a page that shows what losses do: margins, boundaries and gradients, with sliders."""
+    from margrave.cli.console import Console
+    from margrave.cli.progress import counted
+    from margrave.losses import LOSSES
+    from margrave.report import lab_page, lab_tables, write_page
+
+    console = Console(highlight=False)
+    if output.suffix.lower() not in (".html", ".htm"):
+        raise ValueError(f"--output {output} must end in .html")
+    chosen = {name.rpartition(":")[2]: {"kind": name} for name in losses or []}
+    shown = chosen | {name: {"kind": name} for name in LOSSES if name not in chosen}
+    with counted(console, "computing curves") as progress:
+        tables = lab_tables(shown, progress)
+    write_page(lab_page(chosen or None, tables), output)
+    size = output.stat().st_size / 1e6
+    console.print(f"{output} ({size:.1f} MB); open it in a browser", markup=False, soft_wrap=True)

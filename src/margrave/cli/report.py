@@ -1,0 +1,51 @@
+"""``margrave report``: results as a page."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def report(
+    inputs: Annotated[
+        list[Path],
+        typer.Argument(help="Runs' folders, studies' folders, or JSON files of results."),
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The HTML file to write.")] = Path(
+        "report.html"
+    ),
+    title: Annotated[
+        str, typer.Option(help="The page's title; default: the names of the inputs.")
+    ] = "",
+    faces: Annotated[
+        bool,
+        typer.Option(
+            "--faces/--no-faces", help="Show thumbnails of the hardest pairs, or no face at all."
+        ),
+    ] = True,
+    lab: Annotated[
+        bool, typer.Option("--lab/--no-lab", help="Add the margin lab of the losses.")
+    ] = True,
+    trust_code: Annotated[
+        bool, typer.Option("--trust-code", help="Import and run custom code that a run names.")
+    ] = False,
+) -> None:
+    """Write a report of runs, studies or results: one HTML file that asks no other machine."""
+    from margrave.cli.console import Console
+    from margrave.report import build_report, open_input, write_page
+
+    console = Console(highlight=False)
+    if output.suffix.lower() not in (".html", ".htm"):
+        raise ValueError(f"--output {output} must end in .html")
+    opened = [open_input(path) for path in inputs]
+
+    def note(text: str) -> None:
+        console.print(text, markup=False, soft_wrap=True)
+
+    with console.status("writing the report"):
+        page = build_report(
+            opened, title=title, faces=faces, lab=lab, trust_code=trust_code, note=note
+        )
+        write_page(page, output)
+    size = output.stat().st_size / 1e6
+    console.print(f"{output} ({size:.1f} MB); open it in a browser", markup=False, soft_wrap=True)

@@ -1,0 +1,6 @@
+"""Pictures of data and runs."""
+
+from margrave.pictures.contact_sheet import contact_sheet
+from margrave.pictures.curves import draw_curves
+
+__all__ = ["contact_sheet", "draw_curves"]

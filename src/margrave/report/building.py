@@ -1,0 +1,279 @@
+"""From a run, a study or results to a page."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from margrave.data import open_source
+from margrave.evaluation import Result
+from margrave.losses import create as create_loss
+from margrave.registry import names_from_file
+from margrave.report.contents import Block, Lab, Page, Section, Text, TextBlock
+from margrave.report.figures import counts_table, interval_text, value_text
+from margrave.report.inputs import ReportInput
+from margrave.report.lab import lab_tables
+from margrave.report.lab_charts import lab_charts
+from margrave.report.sections.adaptation import adaptation_section, norm_quality_section
+from margrave.report.sections.faces import classes_section, hardest_section
+from margrave.report.sections.groups import groups_section
+from margrave.report.sections.pair_scores import (
+    calibration_section,
+    curves_section,
+    discard_section,
+    score_section,
+)
+from margrave.report.sections.rates import figures_section, rates_section, strata_section
+from margrave.report.sections.study import study_section
+from margrave.report.sections.training import training_section
+from margrave.runs import open_evaluation_set
+
+Note = Callable[[str], None]
+MAX_LAB_LOSSES = 10
+
+
+def build_report(
+    inputs: Sequence[ReportInput],
+    *,
+    title: str = "",
+    faces: bool = True,
+    lab: bool = True,
+    trust_code: bool = False,
+    note: Note = lambda text: None,
+) -> Page:
+    """Build the page of one or more inputs.
+
+    Args:
+        inputs: what to report, see `margrave.report.inputs.open_input`.
+        title: the page's title; by default the inputs' names.
+        faces: show thumbnails of faces, for runs whose images are still there.
+        lab: add the margin lab with the losses of runs and studies.
+        trust_code: import and run custom code that a run or study names.
+        note: called with each message about what was left out.
+    """
+    results = [result for each in inputs for result in each.results if each.study is None]
+    sections = [_summary(inputs, results)]
+    sections += _study_sections(inputs)
+    if results:
+        sections.append(Section("What was compared", [counts_table(results)]))
+        sections += _result_sections(results)
+    for each in inputs:
+        if each.study is None:
+            for runs in each.metrics.values():
+                sections += [training_section(runs), adaptation_section(runs)]
+        if each.run is not None and faces:
+            sections += _face_sections(each, trust_code, note)
+    if lab:
+        sections.append(_lab_section(inputs, trust_code, note))
+    sections += [_settings_section(each) for each in inputs]
+    names = ", ".join(each.name for each in inputs)
+    return Page(title or f"Report of {names}", _subtitle(inputs), _unique(sections))
+
+
+def _subtitle(inputs: Sequence[ReportInput]) -> str:
+    kinds = {
+        "study": sum(each.study is not None for each in inputs),
+        "run": sum(each.run is not None for each in inputs),
+    }
+    kinds["file of results"] = len(inputs) - sum(kinds.values())
+    parts = [
+        f"{count} × {kind}" if count > 1 else f"a {kind}" for kind, count in kinds.items() if count
+    ]
+    return "Face recognition: " + ", ".join(parts)
+
+
+def _summary(inputs: Sequence[ReportInput], results: Sequence[Result]) -> Section:
+    """What the reader came for, in words."""
+    blocks: list[Block] = []
+    for each in inputs:
+        for result in each.results if each.study is not None else ():
+            if question := result.settings.get("question"):
+                blocks += [] if Text(str(question)) in blocks else [Text(str(question))]
+            blocks += [Text(f"{result.name}: {text}", "verdict") for text in result.notes[:1]]
+        if each.run is not None and not each.results:
+            text = f"{each.name} has no results yet: it is not finished, or has no evaluation sets."
+            blocks.append(Text(text, "verdict"))
+    blocks += [Text(text, "verdict") for result in results for text in _sentence(result)]
+    if len(results) > 1 and len(_comparable(results)) > 1:
+        blocks.append(
+            Text(
+                "These results were measured on different pairs or by different protocols; they "
+                "stand beside each other, and their numbers cannot be compared.",
+                "note",
+            )
+        )
+    elif len(results) > 1:
+        blocks.append(
+            Text("Whether these differ by more than chance: margrave compare FIRST SECOND.", "note")
+        )
+    return Section("In short", blocks)
+
+
+def _sentence(result: Result) -> Iterator[str]:
+    parts = []
+    for figure in result.figures:
+        if figure.stratum or figure.value is None or figure.too_few:
+            continue
+        if figure.metric.startswith("std of"):
+            continue
+        interval = f" ({interval_text(figure)})" if figure.interval is not None else ""
+        parts.append(f"{figure.label} {value_text(figure)}{interval}")
+        if len(parts) == 3:
+            break
+    if parts:
+        yield f"{result.name or result.protocol}: {'; '.join(parts)}."
+
+
+def _comparable(results: Sequence[Result]) -> list[list[Result]]:
+    """Results grouped by what they were measured on."""
+    groups: dict[object, list[Result]] = {}
+    for number, result in enumerate(results):
+        scores = result.scores
+        if scores is not None and scores.images_digest:
+            key: object = scores.images_digest
+        elif scores is not None:
+            key = scores.same, scores.identities
+        elif result.origin.images_digest:
+            key = result.protocol, result.name, result.origin.images_digest
+        else:
+            key = number
+        groups.setdefault(key, []).append(result)
+    return list(groups.values())
+
+
+def _study_sections(inputs: Sequence[ReportInput]) -> Iterator[Section]:
+    for each in inputs:
+        for result in each.results if each.study is not None else ():
+            yield study_section(result)
+            runs = each.metrics.get(result.name, {})
+            for section in (training_section(runs), adaptation_section(_adaptive(runs))):
+                yield replace(section, title=f"{section.title}: {result.name}, first seed")
+
+
+def _adaptive(runs: Mapping[str, Any]) -> dict[str, Any]:
+    """The runs whose loss adapts something: statistics, hard negatives, or a margin by norm."""
+    return {name: lines for name, lines in runs.items() if any(_adapts(line) for line in lines)}
+
+
+def _adapts(line: Mapping[str, Any]) -> bool:
+    if line["kind"] == "training":
+        return any("." in key for key in line)
+    return line["kind"] == "adaptation" and (line.get("hard_share") or 0) > 0
+
+
+def _result_sections(results: Sequence[Result]) -> Iterator[Section]:
+    groups = _comparable(results)
+    for result in results:
+        yield _named(figures_section(result), result, results)
+    for group in groups:
+        yield _named(curves_section(group), group[0], [each[0] for each in groups])
+    yield rates_section(results)
+    yield groups_section(results)
+    for result in results:
+        curve = result.curves.get("norm by quality")
+        for section in (
+            score_section(result),
+            strata_section(result),
+            norm_quality_section(curve),
+            discard_section(result),
+            calibration_section(result),
+        ):
+            yield _named(section, result, results)
+
+
+def _named(section: Section, result: Result, results: Sequence[Result]) -> Section:
+    """The section with the result's name, where there are several."""
+    if len(results) < 2:
+        return section
+    return replace(section, title=f"{section.title}: {result.name or result.protocol}")
+
+
+def _face_sections(each: ReportInput, trust_code: bool, note: Note) -> Iterator[Section]:
+    assert each.run is not None
+    try:
+        config = each.run.read_config(trust_code=trust_code)
+    except ValueError as error:
+        note(f"no thumbnails: {error}")
+        return
+    for result in each.results:
+        entry = config.evaluation.sets.get(result.name)
+        if entry is None:
+            continue
+        try:
+            yield _named(hardest_section(result, *open_evaluation_set(entry)), result, each.results)
+        except (OSError, ValueError) as error:
+            note(f"no thumbnails of {result.name}: {error}")
+            text = f"Not shown: the images are gone or changed ({error})."
+            yield _named(Section("Hardest pairs", [Text(text, "note")]), result, each.results)
+    lines = [line for line in each.run.read_metrics() if line["kind"] == "adaptation"]
+    if lines and "classes" in lines[-1]:
+        try:
+            yield classes_section(lines[-1], open_source(config.data.train, labeled=True))
+        except (OSError, ValueError) as error:
+            note(f"no thumbnails of the training images: {error}")
+
+
+def _lab_section(inputs: Sequence[ReportInput], trust_code: bool, note: Note) -> Section:
+    title = "Margin lab"
+    losses: dict[str, Any] = {}
+    for each in inputs:
+        try:
+            losses |= _losses_of(each, trust_code)
+        except ValueError as error:
+            note(f"no margin lab for {each.name}: {error}")
+    if not losses:
+        return Section(title)
+    try:
+        tables = lab_tables(dict(list(losses.items())[:MAX_LAB_LOSSES]))
+    except ValueError as error:
+        note(f"no margin lab: {error}")
+        return Section(title)
+    chosen = [name for name in losses if name in tables["losses"]][:4]
+    return Section(title, [Lab({**tables, "chosen": chosen}, lab_charts())])
+
+
+def _losses_of(each: ReportInput, trust_code: bool) -> dict[str, Any]:
+    """The losses of a run or a study by name, created while code from files is refused."""
+    specs: dict[str, Any] = {}
+    if each.run is not None:
+        block = each.run.read_yaml().get("loss") or {}
+        specs[str(block.get("kind", "loss"))] = block
+    for result in each.results if each.study is not None else ():
+        if result.name == result.settings.get("condition", result.name):
+            specs |= dict(result.settings.get("losses", {}))
+    source = each.run.config if each.run is not None else each.name
+    with names_from_file(source, trust_code):
+        return {name: create_loss(spec) for name, spec in specs.items()}
+
+
+def _settings_section(each: ReportInput) -> Section:
+    path = None
+    if each.run is not None:
+        path = each.run.config
+    elif each.study is not None:
+        path = each.study.settings
+    if path is None:
+        return Section("Settings")
+    text = path.read_text(encoding="utf-8", errors="replace")
+    return Section(f"Settings: {each.name}", [TextBlock(f"All settings of {each.name}", text)])
+
+
+def _unique(sections: Sequence[Section]) -> list[Section]:
+    """Sections with unlike titles, because titles are addresses within the page."""
+    counts: dict[str, int] = {}
+    unique = []
+    for section in sections:
+        if section.blocks:
+            number = counts[section.title] = counts.get(section.title, 0) + 1
+            title = section.title if number == 1 else f"{section.title} ({number})"
+            unique.append(replace(section, title=title))
+    return unique
+
+
+def lab_page(losses: Mapping[str, Any] | None, tables: Mapping[str, Any]) -> Page:
+    """The margin lab as a page of its own."""
+    chosen = {} if losses is None else {"chosen": list(losses)[:4]}
+    lab = Lab({**tables, **chosen}, lab_charts())
+    subtitle = "What each loss does to a sample, as its own code computes it"
+    return Page("Margin lab", subtitle, [Section("Losses", [lab])])

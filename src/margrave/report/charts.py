@@ -1,0 +1,314 @@
+"""The charts of a report, as Vega-Lite specifications.
+
+Text and axes have the page's color (``currentColor``), so one chart serves light, dark and paper.
+The colors of series are of middle lightness: at least 3 : 1 against either background.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import altair as alt
+
+Rows = Sequence[Mapping[str, Any]]
+Scale = Literal["linear", "log"]
+
+COLORS = (
+    "#2f7fc1",
+    "#c4681a",
+    "#2c9461",
+    "#c9485b",
+    "#8b6fd0",
+    "#1d8f9b",
+    "#a5703a",
+    "#c0569b",
+    "#868a1e",
+    "#78838d",
+)
+DASHES = (
+    [1, 0],
+    [6, 3],
+    [2, 2],
+    [8, 3, 2, 3],
+    [12, 4],
+    [4, 1],
+    [1, 3],
+    [10, 2, 2, 2],
+    [3, 5],
+    [7, 1],
+)
+HEIGHT = 260
+FONT = "system-ui, sans-serif"
+
+
+def finish(chart: Any, description: str, height: int | None = HEIGHT) -> dict[str, Any]:
+    """The specification of a chart that is as wide as its place in the page."""
+    properties: dict[str, Any] = {"width": "container", "description": description}
+    if height is not None:
+        properties["height"] = height
+    color = "currentColor"
+    configured = (
+        chart.properties(**properties)
+        .configure(
+            background="transparent",
+            font=FONT,
+            padding={"left": 10, "right": 18, "top": 4, "bottom": 4},
+            autosize={"type": "fit-x", "contains": "padding"},
+        )
+        .configure_view(stroke=None)
+        # The chart has a description; its single marks have no names of their own.
+        .configure_mark(aria=False)
+        .configure_axis(
+            labelColor=color,
+            titleColor=color,
+            domainColor=color,
+            tickColor=color,
+            gridColor=color,
+            gridOpacity=0.12,
+            domainOpacity=0.5,
+            tickOpacity=0.5,
+            labelFontSize=12,
+            titleFontSize=12,
+            titleFontWeight="normal",
+            labelOverlap=True,
+            tickCount=6,
+        )
+        .configure_legend(
+            labelColor=color,
+            titleColor=color,
+            orient="top",
+            labelFontSize=12,
+            title=None,
+            symbolStrokeWidth=2.5,
+            symbolSize=240,
+            columns=3,
+            labelLimit=260,
+        )
+        .configure_title(color=color, fontSize=13, anchor="start", fontWeight="normal")
+    )
+    spec = configured.to_dict()
+    spec.pop("$schema", None)
+    return spec
+
+
+def series_color(names: Sequence[str], *, legend: bool = True) -> Any:
+    """Series by color, in the order given."""
+    scale = alt.Scale(domain=list(names), range=list(_cycle(COLORS, len(names))))
+    return alt.Color("series:N", scale=scale, legend=alt.Legend() if legend else None)
+
+
+def series_dash(names: Sequence[str]) -> Any:
+    """Series by dashes too, so that they differ without colors."""
+    scale = alt.Scale(domain=list(names), range=list(_cycle(DASHES, len(names))))
+    return alt.StrokeDash("series:N", scale=scale, legend=alt.Legend())
+
+
+def lines(
+    rows: Rows,
+    x: str,
+    y: str,
+    *,
+    description: str,
+    x_scale: Scale = "linear",
+    y_scale: Scale = "linear",
+    x_domain: tuple[float, float] | None = None,
+    y_domain: tuple[float, float] | None = None,
+    y_format: str | None = None,
+    x_format: str | None = None,
+    points: bool = False,
+    vertical: Mapping[str, float] | None = None,
+) -> dict[str, Any]:
+    """Lines by series, with bands where rows have ``low`` and ``high``.
+
+    Args:
+        rows: mappings with ``series``, the columns named by `x` and `y`, and perhaps ``low`` and
+            ``high``.
+        x: the column and title of the horizontal axis.
+        y: the column and title of the vertical axis.
+        description: the chart in words, for screen readers.
+        x_scale: the horizontal scale.
+        y_scale: the vertical scale.
+        x_domain: limits of the horizontal axis.
+        y_domain: limits of the vertical axis.
+        y_format: d3 format of the vertical axis's labels.
+        x_format: d3 format of the horizontal axis's labels.
+        points: mark each row by a point too.
+        vertical: labeled vertical lines at these values of `x`.
+    """
+    names = list(dict.fromkeys(str(row["series"]) for row in rows))
+    several = len(names) > 1
+    data = alt.Data(values=_short_rows(rows))
+    x_axis = alt.X(
+        field=x,
+        type="quantitative",
+        title=x,
+        scale=_scale(x_scale, x_domain),
+        axis=alt.Axis(format=x_format) if x_format else alt.Axis(),
+    )
+    y_axis = alt.Y(
+        field=y,
+        type="quantitative",
+        title=y,
+        scale=_scale(y_scale, y_domain),
+        axis=alt.Axis(format=y_format) if y_format else alt.Axis(),
+    )
+    encoding: dict[str, Any] = {"x": x_axis, "y": y_axis}
+    encoding["color"] = series_color(names) if several else alt.value(COLORS[0])
+    order = alt.Order(field=x, type="quantitative")
+    tooltip = [
+        *([alt.Tooltip("series:N", title=" ")] if several else []),
+        alt.Tooltip(field=x, type="quantitative", format=x_format or ".4~g"),
+        alt.Tooltip(field=y, type="quantitative", format=y_format or ".4~g"),
+    ]
+    dash = {"strokeDash": series_dash(names)} if several else {}
+    layers = []
+    if any("low" in row for row in rows):
+        band = {"x": x_axis, "y": alt.Y("low:Q", title=y), "y2": "high:Q"}
+        layers.append(
+            alt.Chart(data)
+            .mark_area(opacity=0.16, clip=True)
+            .encode(**band, color=encoding["color"])
+        )
+    base = alt.Chart(data)
+    line = base.mark_line(strokeWidth=2.2, clip=True)
+    layers.append(line.encode(**encoding, **dash, order=order, tooltip=tooltip))
+    if points:
+        marks = base.mark_point(filled=True, size=45, opacity=1)
+        layers.append(marks.encode(**encoding, tooltip=tooltip))
+    if vertical:
+        layers += _vertical(vertical, _scale(x_scale, x_domain))
+    return finish(alt.layer(*layers), description)
+
+
+def _vertical(lines_at: Mapping[str, float], scale: Any) -> list[Any]:
+    data = alt.Data(
+        values=[
+            {"label": label, "at": value, "row": 2 + 14 * (number % 4)}
+            for number, (label, value) in enumerate(lines_at.items())
+        ]
+    )
+    # Without a title of its own, the axis keeps that of the other layers.
+    axis = alt.X("at:Q", title="", scale=scale)
+    rule = alt.Chart(data).mark_rule(strokeDash=[4, 3], color="currentColor", opacity=0.7)
+    text = alt.Chart(data).mark_text(
+        align="left", baseline="top", dx=4, fontSize=11, fill="currentColor"
+    )
+    return [
+        rule.encode(x=axis),
+        text.encode(x=axis, y=alt.Y("row:Q", scale=None, axis=None), text="label:N"),
+    ]
+
+
+def histogram(
+    rows: Rows, x: str, *, description: str, vertical: Mapping[str, float]
+) -> dict[str, Any]:
+    """Densities by series over bins with ``start`` and ``end``, and labeled vertical lines."""
+    names = list(dict.fromkeys(str(row["series"]) for row in rows))
+    data = alt.Data(values=_short_rows(rows))
+    scale = alt.Scale(zero=False, nice=True)
+    bars = (
+        alt.Chart(data)
+        .mark_rect(opacity=0.55)
+        .encode(
+            x=alt.X("start:Q", title=x, scale=scale),
+            x2="end:Q",
+            y=alt.Y("share:Q", title="share of pairs", axis=alt.Axis(format="%"), stack=None),
+            y2=alt.value(HEIGHT),
+            color=series_color(names),
+            tooltip=[
+                alt.Tooltip("series:N", title=" "),
+                alt.Tooltip("start:Q", title="from", format=".3f"),
+                alt.Tooltip("end:Q", title="to", format=".3f"),
+                alt.Tooltip("share:Q", title="share", format=".2%"),
+            ],
+        )
+    )
+    return finish(alt.layer(bars, *_vertical(vertical, scale)), description)
+
+
+def ranges(
+    rows: Rows,
+    x: str,
+    *,
+    description: str,
+    x_format: str | None = None,
+    points: Rows = (),
+) -> dict[str, Any]:
+    """One line per name: a value with its interval, and perhaps single points around it.
+
+    Args:
+        rows: mappings with ``name``, the column `x`, ``low`` and ``high``; shown in this order.
+        x: the column and title of the horizontal axis.
+        description: the chart in words.
+        x_format: d3 format of the horizontal axis's labels.
+        points: mappings with ``name`` and the column `x`: the single seeds.
+    """
+    names = list(dict.fromkeys(str(row["name"]) for row in rows))
+    data = alt.Data(values=_short_rows(rows))
+    axis = alt.Axis(format=x_format) if x_format else alt.Axis()
+    scale = alt.Scale(zero=False)
+    y = alt.Y("name:N", sort=names, title=None, axis=alt.Axis(labelLimit=170, grid=False))
+    shown = alt.Tooltip(field=x, type="quantitative", format=x_format or ".4~g")
+    layers = [
+        alt.Chart(data)
+        .mark_rule(strokeWidth=2.5, color=COLORS[0])
+        .encode(x=alt.X("low:Q", title=x, scale=scale, axis=axis), x2="high:Q", y=y),
+        alt.Chart(data)
+        .mark_point(filled=True, size=90, color=COLORS[0], opacity=1)
+        .encode(x=alt.X(field=x, type="quantitative"), y=y, tooltip=["name:N", shown]),
+    ]
+    if points:
+        single = alt.Chart(alt.Data(values=_short_rows(points)))
+        layers.append(
+            single.mark_tick(thickness=1.5, size=12, color="currentColor", opacity=0.6).encode(
+                x=alt.X(field=x, type="quantitative"), y=y, tooltip=[shown]
+            )
+        )
+    return finish(alt.layer(*layers), description, height=max(80, 30 * len(names)))
+
+
+def scatter(
+    rows: Rows, x: str, y: str, *, description: str, shade: str | None = None
+) -> dict[str, Any]:
+    """Points, by series or shaded by a column."""
+    data = alt.Data(values=_short_rows(rows))
+    encoding: dict[str, Any] = {
+        "x": alt.X(field=x, type="quantitative", title=x, scale=alt.Scale(zero=False)),
+        "y": alt.Y(field=y, type="quantitative", title=y, scale=alt.Scale(zero=False)),
+        "tooltip": [alt.Tooltip(field=name, type="quantitative", format=".4~g") for name in (x, y)],
+    }
+    names = list(dict.fromkeys(str(row.get("series", "")) for row in rows))
+    if shade is not None:
+        # From orange to blue, both visible on either background.
+        scale = alt.Scale(range=[COLORS[1], COLORS[0]], interpolate="lab")
+        legend = alt.Legend(title=shade, gradientLength=160)
+        encoding["color"] = alt.Color(field=shade, type="quantitative", scale=scale, legend=legend)
+        encoding["tooltip"].append(alt.Tooltip(field=shade, type="quantitative", format=".4~g"))
+    elif len(names) > 1:
+        encoding["color"] = series_color(names)
+    else:
+        encoding["color"] = alt.value(COLORS[0])
+    points = alt.Chart(data).mark_point(filled=True, size=40, opacity=0.75)
+    return finish(points.encode(**encoding), description)
+
+
+def _scale(kind: Scale, domain: tuple[float, float] | None) -> Any:
+    options: dict[str, Any] = {"type": kind}
+    if domain is not None:
+        options |= {"domain": list(domain), "nice": False}
+    elif kind == "linear":
+        options["zero"] = False
+    return alt.Scale(**options)
+
+
+def _short_rows(rows: Rows) -> list[dict[str, Any]]:
+    """Rows with five significant digits, to keep files short."""
+    return [
+        {name: float(f"{v:.5g}") if isinstance(v, float) else v for name, v in row.items()}
+        for row in rows
+    ]
+
+
+def _cycle(values: Sequence[Any], count: int) -> list[Any]:
+    return [values[number % len(values)] for number in range(count)]

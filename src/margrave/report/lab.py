@@ -1,0 +1,417 @@
+"""The margin lab: every loss's curves, tabulated by the loss's own code.
+
+A page interpolates linearly between the tabulated points; its sliders move in the tabulated steps.
+Points are chosen so that interpolation errs by less than ``TOLERANCE``, except within the grid's
+step of a jump.
+"""
+
+from __future__ import annotations
+
+import base64
+import itertools
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, Literal, cast, get_args, get_origin, get_type_hints
+
+import numpy as np
+
+from margrave.losses import LOSSES, Context, Loss, create
+from margrave.progress import Progress
+
+STEPS = 1440
+"""Steps of the grid of angles from 0 to 180 degrees."""
+TOLERANCE = 1e-3
+TARGET_DEGREES = tuple(range(10, 100, 10))
+NUM_CLASSES = 1000
+HARDEST_DEGREES = 70
+"""For the gradient's scale: the angle of the nearest negative; all others are at 90 degrees."""
+GRADIENT_DEGREES = tuple(range(0, 122, 2))
+MAX_PARAMETERS = 2
+FACTORS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0)
+NO_SLIDER = ("scale", "straight_through", "ignore_negatives_above", "epsilon")
+MIN_EFFECT = 1e-3
+"""A hyperparameter that changes no curve by more than this gets no slider."""
+
+
+@dataclass(frozen=True)
+class Axis:
+    """Something that a slider changes.
+
+    Attributes:
+        name: the hyperparameter's or the context value's name.
+        label: the slider's label.
+        values: its steps.
+        default: index of the initial step.
+    """
+
+    name: str
+    label: str
+    values: tuple[Any, ...]
+    default: int
+
+
+CONTEXTS = (
+    Axis(
+        "feature_norm",
+        "feature norm (mean 20, std 5)",
+        tuple(float(norm) for norm in range(5, 40, 5)),
+        3,
+    ),
+    Axis("margin_weight", "class's margin weight ψ", (0.0, 0.2, 0.4, 0.6, 0.8, 1.0), 3),
+    Axis(
+        "mean_target_cosine", "t, mean target cosine", (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7), 3
+    ),
+    Axis("margin_noise", "drawn margin, in std from the mean", (-2.0, -1.0, 0.0, 1.0, 2.0), 2),
+    Axis("iteration", "training steps so far", (0, 1000, 3000, 10_000, 30_000, 100_000), 5),
+)
+TARGET_ANGLE = Axis("target_angle", "target's angle θ_y, for the negatives", TARGET_DEGREES, 4)
+NORM_MEAN, NORM_STD = 20.0, 5.0
+
+
+def lab_tables(
+    losses: Mapping[str, Mapping[str, Any] | Loss] | None = None, progress: Progress | None = None
+) -> dict[str, Any]:
+    """Tabulate losses for the lab's page.
+
+    Args:
+        losses: the losses by name; by default all registered ones that work on cosines.
+        progress: called with (losses done, total).
+
+    Returns:
+        What the page's script reads, as plain values.
+
+    Raises:
+        ValueError: there are no losses to show, because none works on cosines alone.
+    """
+    if losses is None:
+        losses = {name: {"kind": name} for name in LOSSES}
+    created = {
+        name: loss if isinstance(loss, Loss) else create(loss) for name, loss in losses.items()
+    }
+    shown = {name: loss for name, loss in created.items() if loss.normalized and _known(loss)}
+    if not shown:
+        raise ValueError(
+            f"none of {', '.join(losses)} can be drawn: the lab shows losses of cosines whose "
+            f"context holds nothing but {', '.join(axis.name for axis in CONTEXTS)}"
+        )
+    tables = {}
+    for done, (name, loss) in enumerate(shown.items(), start=1):
+        tables[name] = _table(loss)
+        if progress is not None:
+            progress(done, len(shown))
+    used = {axis for table in tables.values() for part in _parts(table) for axis in part["axes"]}
+    return {
+        "steps": STEPS,
+        "contexts": [_described(axis) for axis in (*CONTEXTS, TARGET_ANGLE) if axis.name in used],
+        "losses": tables,
+    }
+
+
+def _parts(table: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    return [table[name] for name in ("target", "negatives", "boundary", "gradient")]
+
+
+def _described(axis: Axis) -> dict[str, Any]:
+    return {
+        "name": axis.name,
+        "label": axis.label,
+        "values": list(axis.values),
+        "default": axis.default,
+    }
+
+
+def _known(loss: Loss) -> bool:
+    """Whether the lab's context has everything that a loss reads."""
+    try:
+        _target(loss, np.array([0.5]), {})
+        _negatives(loss, np.array([0.5]), 60.0, {})
+    except ValueError:
+        return False
+    return True
+
+
+def _context(values: Mapping[str, Any], samples: int) -> Context:
+    import torch
+
+    chosen = {axis.name: axis.values[axis.default] for axis in CONTEXTS} | dict(values)
+    per_sample = ("feature_norm", "margin_weight", "margin_noise")
+    tensors = {
+        name: torch.full((samples,) if name in per_sample else (), float(chosen[name]),
+                         dtype=torch.float64)
+        for name in (axis.name for axis in CONTEXTS)
+    }  # fmt: skip
+    return Context(
+        **tensors,
+        feature_norm_mean=torch.tensor(NORM_MEAN, dtype=torch.float64),
+        feature_norm_std=torch.tensor(NORM_STD, dtype=torch.float64),
+    )
+
+
+def _target(loss: Loss, cosine: np.ndarray, values: Mapping[str, Any]) -> np.ndarray:
+    """T at target cosines."""
+    import torch
+
+    context = _context(values, len(cosine))
+    return loss.modify_target(torch.from_numpy(cosine), context).numpy()
+
+
+def _negatives(
+    loss: Loss, cosines: np.ndarray, target_degrees: float, values: Mapping[str, Any]
+) -> np.ndarray:
+    """N at cosines of negatives, for one target."""
+    import torch
+
+    target = torch.tensor([math.cos(math.radians(target_degrees))], dtype=torch.float64)
+    rows = torch.from_numpy(cosines)[None]
+    return loss.negatives(rows, target, _context(values, 1)).numpy()[0]
+
+
+def _grid() -> np.ndarray:
+    """The cosines of the grid of angles."""
+    return np.cos(np.linspace(0, math.pi, STEPS + 1))
+
+
+def _parameters(loss: Loss) -> list[Axis]:
+    """The hyperparameters that change the curves most, the margin first."""
+    coarse = np.cos(np.linspace(0, math.pi, 91))
+
+    def curves(changed: Loss) -> np.ndarray:
+        parts = []
+        for context in contexts:
+            parts += [_target(changed, coarse, context), _gradient(changed, context)]
+            parts += [_negatives(changed, coarse, degrees, context) for degrees in (30, 60, 90)]
+        return np.concatenate(parts)
+
+    contexts: list[dict[str, Any]] = [{}]
+    contexts += [{axis.name: axis.values[end]} for axis in CONTEXTS for end in (0, -1)]
+    own = curves(loss)
+    effects: dict[str, tuple[float, Axis]] = {}
+    for axis in _candidates(loss):
+        differences = []
+        for value in axis.values:
+            changed = _changed(loss, {axis.name: value})
+            differences.append(0.0 if changed is None else abs(curves(changed) - own).max())
+        if max(differences) > MIN_EFFECT:
+            rank = math.inf if axis.name == "margin" else max(differences)
+            effects[axis.name] = rank, axis
+    ordered = sorted(effects.values(), key=lambda each: -each[0])
+    return [axis for _, axis in ordered[:MAX_PARAMETERS]]
+
+
+def _candidates(loss: Loss) -> list[Axis]:
+    hints = get_type_hints(type(loss))
+    axes = []
+    for field in fields(loss):
+        value, hint = getattr(loss, field.name), hints.get(field.name)
+        values: list[Any] = []
+        if field.name in NO_SLIDER:
+            continue
+        if get_origin(hint) is Literal:
+            values = list(get_args(hint))
+        elif isinstance(value, bool):
+            values = [False, True]
+        elif isinstance(value, int):
+            values = [value - 2, value - 1, value, value + 1, value + 2]
+        elif isinstance(value, float):
+            values = [round(value * factor, 6) for factor in FACTORS]
+            values = values if value else [0.0, 0.1, 0.2, 0.3, 0.4, 0.5]
+        valid = [each for each in values if _changed(loss, {field.name: each}) is not None]
+        if value in valid and len(valid) > 1:
+            label = field.name.replace("_", " ")
+            axes.append(Axis(field.name, label, tuple(valid), valid.index(value)))
+    return axes
+
+
+def _changed(loss: Loss, values: Mapping[str, Any]) -> Loss | None:
+    """The loss with other hyperparameters, or None if it refuses them."""
+    settings = {field.name: getattr(loss, field.name) for field in fields(loss)}
+    try:
+        return type(loss)(**{**settings, **values})
+    except ValueError:
+        return None
+
+
+def _table(loss: Loss) -> dict[str, Any]:
+    parameters = _parameters(loss)
+    cosines = _grid()
+    document = (type(loss).__doc__ or "").strip().splitlines()
+
+    def target(values: Mapping[str, Any]) -> np.ndarray:
+        changed, context = _split(loss, parameters, values)
+        return _target(changed, cosines, context)
+
+    def negatives(values: Mapping[str, Any]) -> np.ndarray:
+        changed, context = _split(loss, parameters, values)
+        degrees = context.pop("target_angle", TARGET_DEGREES[TARGET_ANGLE.default])
+        return _negatives(changed, cosines, degrees, context)
+
+    def boundary(values: Mapping[str, Any]) -> np.ndarray:
+        changed, context = _split(loss, parameters, values)
+        return _boundary(changed, context)
+
+    def gradient(values: Mapping[str, Any]) -> np.ndarray:
+        changed, context = _split(loss, parameters, values)
+        return _gradient(changed, context)
+
+    target_axes = _dependent(target, [*parameters, *CONTEXTS])
+    negative_axes = _dependent(negatives, [*parameters, *CONTEXTS, TARGET_ANGLE])
+    both = [
+        axis for axis in (*parameters, *CONTEXTS) if axis in target_axes or axis in negative_axes
+    ]
+    return {
+        "title": document[0] if document else "",
+        "parameters": [_described(axis) for axis in parameters],
+        "target": _curves(target, target_axes),
+        "negatives": _curves(negatives, negative_axes),
+        "boundary": _rows(boundary, both),
+        "gradient": _rows(gradient, both) | {"degrees": list(GRADIENT_DEGREES)},
+    }
+
+
+def _split(
+    loss: Loss, parameters: Sequence[Axis], values: Mapping[str, Any]
+) -> tuple[Loss, dict[str, Any]]:
+    """The loss with the chosen hyperparameters, and the chosen context."""
+    names = {axis.name for axis in parameters}
+    changed = _changed(loss, {name: value for name, value in values.items() if name in names})
+    context = {name: value for name, value in values.items() if name not in names}
+    # Two values that are allowed alone may contradict each other.
+    return (loss if changed is None else changed), context
+
+
+def _dependent(
+    curve: Callable[[Mapping[str, Any]], np.ndarray], axes: Sequence[Axis]
+) -> list[Axis]:
+    """The axes that change a curve, whichever the other axes' values are."""
+    ends = [{axis.values[0], axis.values[axis.default], axis.values[-1]} for axis in axes]
+    dependent = []
+    for number, axis in enumerate(axes):
+        others = [each for each in range(len(axes)) if each != number]
+        settings: list[dict[str, Any]] = [{}]
+        settings += [{axes[other].name: value} for other in others for value in ends[other]]
+        if any(
+            abs(curve({**setting, axis.name: value}) - curve(setting)).max() > 1e-9
+            for setting in settings
+            for value in axis.values
+        ):
+            dependent.append(axis)
+    return dependent
+
+
+def _combinations(axes: Sequence[Axis]) -> list[dict[str, Any]]:
+    names = [axis.name for axis in axes]
+    return [
+        dict(zip(names, values, strict=True))
+        for values in itertools.product(*(axis.values for axis in axes))
+    ]
+
+
+def _curves(
+    curve: Callable[[Mapping[str, Any]], np.ndarray], axes: Sequence[Axis]
+) -> dict[str, Any]:
+    """Curves over the grid of angles for all combinations, as few points each as suffice."""
+    values = [curve(combination) for combination in _combinations(axes)]
+    nodes = [sparse_nodes(each, TOLERANCE / 3) for each in values]
+    numbers = np.concatenate([each[own] for each, own in zip(values, nodes, strict=True)])
+    return {
+        "axes": [axis.name for axis in axes],
+        "lengths": [len(each) for each in nodes],
+        "nodes": _encode(np.concatenate(nodes), "<u2"),
+        **_scaled(numbers),
+    }
+
+
+def _rows(row: Callable[[Mapping[str, Any]], np.ndarray], axes: Sequence[Axis]) -> dict[str, Any]:
+    """Equally long rows for all combinations."""
+    values = np.stack([row(combination) for combination in _combinations(axes)])
+    names = [axis.name for axis in axes]
+    return {"axes": names, "length": values.shape[1], **_scaled(values.ravel())}
+
+
+def sparse_nodes(values: np.ndarray, tolerance: float) -> np.ndarray:
+    """Indices between which linear interpolation errs by at most `tolerance`.
+
+    >>> sparse_nodes(np.array([0.0, 1.0, 2.0, 2.0, 2.0]), 0.1)
+    array([0, 2, 4])
+    """
+    index = np.arange(len(values))
+    chosen = {0, len(values) - 1}
+    waiting = [(0, len(values) - 1)]
+    while waiting:
+        low, high = waiting.pop()
+        if high - low < 2:
+            continue
+        inside = index[low + 1 : high]
+        line = values[low] + (values[high] - values[low]) * (inside - low) / (high - low)
+        error = abs(values[low + 1 : high] - line)
+        worst = int(error.argmax())
+        if error[worst] > tolerance:
+            middle = low + 1 + worst
+            chosen.add(middle)
+            waiting += [(low, middle), (middle, high)]
+    return np.array(sorted(chosen))
+
+
+def _boundary(loss: Loss, values: Mapping[str, Any]) -> np.ndarray:
+    """For each of the gradient's angles θ_y, the θ_j in degrees below which class j would win.
+
+    It is the largest angle with N_j ≥ T: with two classes, the decision boundary.
+    """
+    import torch
+
+    target = torch.cos(torch.deg2rad(torch.tensor(GRADIENT_DEGREES, dtype=torch.float64)))
+    context = _context(values, len(target))
+    modified = loss.modify_target(target, context).numpy()
+    cosines = _grid()[::4]
+    rows = torch.from_numpy(cosines)[None].expand(len(target), -1)
+    wins = loss.negatives(rows, target, context).numpy() >= modified[:, None]
+    last = np.where(wins.any(axis=1), wins.shape[1] - 1 - wins[:, ::-1].argmax(axis=1), 0)
+    return last * 180.0 / (len(cosines) - 1)
+
+
+def _gradient(loss: Loss, values: Mapping[str, Any]) -> np.ndarray:
+    """|∂L/∂cosθ_y| / s at each of the gradient's angles."""
+    import torch
+
+    target = torch.cos(torch.deg2rad(torch.tensor(GRADIENT_DEGREES, dtype=torch.float64)))
+    target.requires_grad_()
+    context = _context(values, len(target))
+    hardest = math.cos(math.radians(HARDEST_DEGREES))
+    cosines = torch.tensor([[hardest, 0.0]], dtype=torch.float64).expand(len(target), -1)
+    negatives = loss.modify_negatives(cosines, target.detach(), context)
+    others = torch.tensor([0.0, math.log(NUM_CLASSES - 2)], dtype=torch.float64)
+    own = loss.scale * loss.modify_target(target, context)
+    logits = torch.cat([own[:, None], loss.scale * negatives + others], dim=1)
+    cross_entropy = torch.logsumexp(logits, dim=1) - own
+    asked: list[bool] = []
+
+    def of_batch() -> torch.Tensor:
+        asked.append(True)
+        return cross_entropy.detach()
+
+    changed = loss.modify_cross_entropy(cross_entropy, of_batch)
+    # What depends on the rest of the batch cannot be drawn: these angles are no batch.
+    total = (cross_entropy if asked else changed).sum()
+    (gradient,) = torch.autograd.grad(total, target)
+    return abs(gradient.numpy()) / loss.scale
+
+
+def _scaled(values: np.ndarray) -> dict[str, Any]:
+    """Numbers as 16-bit integers with a common factor."""
+    factor = max(float(abs(values).max()), 1e-6) / 32_000
+    return {"factor": factor, "numbers": _encode(np.round(values / factor), "<i2")}
+
+
+def _encode(values: np.ndarray, kind: str) -> str:
+    return base64.b64encode(values.astype(kind).tobytes()).decode()
+
+
+def read_curve(part: Mapping[str, Any], number: int) -> np.ndarray:
+    """A tabulated curve at all angles of the grid, as the page interpolates it."""
+    lengths = cast("list[int]", part["lengths"])
+    start = sum(lengths[:number])
+    own = slice(start, start + lengths[number])
+    nodes = np.frombuffer(base64.b64decode(part["nodes"]), "<u2")[own]
+    values = np.frombuffer(base64.b64decode(part["numbers"]), "<i2")[own] * part["factor"]
+    return np.interp(np.arange(STEPS + 1), nodes, values)

@@ -1,0 +1,71 @@
+"""The margin lab's charts; the page's script fills them with rows."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import altair as alt
+
+from margrave.report.charts import COLORS, DASHES, finish
+
+SLOTS = 4
+
+
+def lab_charts() -> dict[str, Any]:
+    """The specifications by name, each with an empty data set ``rows``, and the slots' colors."""
+    specs = {
+        "target": _lines("θ_y in degrees", "T", (0, 180)),
+        "negatives": _lines("θ_j in degrees", "N", (0, 180)),
+        "boundary": _lines("θ_y in degrees", "θ_j in degrees", (0, 120)),
+        "gradient": _lines("θ_y in degrees", "gradient's scale", (0, 120)),
+        "map": _map(),
+    }
+    return {"specs": specs, "colors": list(COLORS[:SLOTS])}
+
+
+def _lines(x: str, y: str, domain: tuple[int, int]) -> dict[str, Any]:
+    numbers = list(range(1, SLOTS + 1))
+    color = alt.Scale(domain=numbers, range=list(COLORS[:SLOTS]))
+    dash = alt.Scale(domain=numbers, range=list(DASHES[:SLOTS]))
+    chart = (
+        alt.Chart(alt.NamedData(name="rows"))
+        .mark_line(strokeWidth=2.4, clip=True)
+        .encode(
+            x=alt.X("angle:Q", title=x, scale=alt.Scale(domain=list(domain), nice=False)),
+            y=alt.Y("value:Q", title=y, scale=alt.Scale(zero=False)),
+            color=alt.Color("slot:N", scale=color, legend=None),
+            strokeDash=alt.StrokeDash("slot:N", scale=dash, legend=None),
+            order=alt.Order("angle:Q"),
+            tooltip=[
+                alt.Tooltip("loss:N", title="loss"),
+                alt.Tooltip("angle:Q", title=x, format=".1f"),
+                alt.Tooltip("value:Q", title=y, format=".3f"),
+            ],
+        )
+    )
+    return finish(chart, f"{y} against {x} for the chosen losses")
+
+
+def _map() -> dict[str, Any]:
+    scale = alt.Scale(scheme="viridis")
+    legend = alt.Legend(title="gradient's scale", gradientLength=160)
+    degrees = alt.Axis(values=list(range(0, 121, 20)), labelAngle=0)
+    order = alt.EncodingSortField("order", order="descending")
+    chart = (
+        alt.Chart(alt.NamedData(name="rows"))
+        .mark_rect()
+        .encode(
+            x=alt.X("angle:O", title="θ_y in degrees", axis=degrees),
+            y=alt.Y("step:N", title=None, sort=order),
+            color=alt.Color("value:Q", scale=scale, legend=legend),
+            # Rectangles without strokes leave fine gaps.
+            stroke=alt.Stroke("value:Q", scale=scale, legend=legend),
+            tooltip=[
+                alt.Tooltip("what:N", title="adapts to"),
+                alt.Tooltip("step:N", title="value"),
+                alt.Tooltip("angle:O", title="θ_y in degrees"),
+                alt.Tooltip("value:Q", title="gradient's scale", format=".3f"),
+            ],
+        )
+    )
+    return finish(chart, "The gradient's scale over angle and what the first loss adapts to", 180)

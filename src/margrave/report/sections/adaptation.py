@@ -1,0 +1,206 @@
+"""What losses adapted while they trained: margins, hard negatives, class statistics."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from margrave.report import charts
+from margrave.report.contents import Block, Chart, Section, Text
+from margrave.report.sections.training import Lines, curve_rows
+
+MIN_CORRELATION = 0.6
+"""Smallest rank correlation of norm and quality that is called one."""
+MIN_SHARE = 1e-5
+"""Below this share of hard negatives, a loss is taken to have none."""
+
+
+def adaptation_section(runs: Mapping[str, Lines], details: bool = True) -> Section:
+    """The adaptation of runs, by name, from the lines that each epoch left in the metrics.
+
+    Args:
+        runs: each run's metrics.
+        details: show single samples and classes of the last epoch, for runs whose margin follows
+            the feature norm or the class.
+    """
+    records = {
+        name: [line for line in lines if line["kind"] == "adaptation"]
+        for name, lines in runs.items()
+    }
+    records = {name: lines for name, lines in records.items() if lines}
+    title = "What the loss adapted"
+    if not records:
+        text = "These runs were trained by a version that did not record what the loss adapts."
+        trained = any(line["kind"] == "training" for lines in runs.values() for line in lines)
+        return Section(title, [Text(text, "note")] if trained else [])
+    blocks: list[Block] = [_margins(records)]
+    blocks += _hard_negatives(records)
+    blocks += _scalars({name: runs[name] for name in records})
+    if details:
+        for name, lines in records.items():
+            blocks += _samples(name, lines[-1], len(records) > 1)
+            blocks += _classes(name, lines[-1], len(records) > 1)
+    return Section(title, blocks)
+
+
+def _margins(records: Mapping[str, Lines]) -> Chart:
+    rows = [
+        {"series": name, "epoch": float(line["epoch"]), "margin": line["margin"][2],
+         "low": line["margin"][0], "high": line["margin"][4]}
+        for name, lines in records.items() for line in lines if "margin" in line
+    ]  # fmt: skip
+    chart = charts.lines(
+        rows, "epoch", "margin", points=True, description="Margin on the target cosine by epoch"
+    )
+    caption = (
+        "The margin, cosθ_y − T: what the loss takes off the target's cosine. Median of each "
+        "epoch's last batch, band from 5 to 95 %. A wide band is a loss that treats samples "
+        "differently."
+    )
+    return Chart(caption, chart)
+
+
+def _hard_negatives(records: Mapping[str, Lines]) -> list[Block]:
+    blocks: list[Block] = []
+    adaptive = {
+        name: lines
+        for name, lines in records.items()
+        if any((line.get("hard_share") or 0) > MIN_SHARE for line in lines)
+    }
+    for key, title, caption in (
+        ("hard_share", "share of hard negatives",
+         "How many of all negatives the loss re-weights as hard (support vectors)."),
+        ("hard_change", "change of their cosine",
+         "Mean of N_j − cosθ_j over hard negatives: above 0 they are pushed away harder, below 0 "
+         "they are spared, as CurricularFace does early."),
+    ):  # fmt: skip
+        rows = [
+            row for name, lines in adaptive.items()
+            for row in curve_rows(name, lines, "adaptation", key, title)
+        ]  # fmt: skip
+        if rows:
+            chart = charts.lines(rows, "epoch", title, points=True, description=f"{title} by epoch")
+            blocks.append(Chart(caption, chart))
+    return blocks
+
+
+def _scalars(runs: Mapping[str, Lines]) -> list[Block]:
+    """Running statistics, such as CurricularFace's t: keys with a dot in the training lines."""
+    keys = dict.fromkeys(
+        key
+        for lines in runs.values()
+        for line in lines
+        if line["kind"] == "training"
+        for key in line
+        if "." in key and not key.endswith((".updates", ".count", ".seed"))
+    )
+    blocks: list[Block] = []
+    for key in keys:
+        title = key.replace(".", ": ").replace("_", " ").replace("deviation", "std")
+        rows = [
+            row for name, lines in runs.items()
+            for row in curve_rows(name, lines, "training", key, title)
+        ]  # fmt: skip
+        if len({row["epoch"] for row in rows}) > 1:
+            chart = charts.lines(rows, "epoch", title, description=f"{title} over epochs")
+            blocks.append(Chart(f"The running statistic that the loss reads: {title}.", chart))
+    return blocks
+
+
+def _samples(name: str, line: Mapping[str, Any], several: bool) -> list[Block]:
+    samples = line.get("samples") or {}
+    rows = [
+        {"feature norm": norm, "margin": margin, "target cosine": cosine}
+        for norm, margin, cosine in zip(
+            samples.get("feature_norm", ()),
+            samples.get("margin", ()),
+            samples.get("target_cosine", ()),
+            strict=False,
+        )
+        if None not in (norm, margin, cosine)
+    ]
+    if not rows or max(abs(row["margin"] - rows[0]["margin"]) for row in rows) < 1e-4:
+        return []
+    chart = charts.scatter(
+        rows,
+        "feature norm",
+        "margin",
+        shade="target cosine",
+        description=f"Margin against feature norm of single samples, {name}",
+    )
+    prefix = f"{name}: " if several else ""
+    caption = (
+        f"{prefix}The margin that each sample of the last batch got, against its feature norm. A "
+        "slope at one color is a margin that follows the norm; the colors' order is the angle's "
+        "own effect."
+    )
+    return [Chart(caption, chart)]
+
+
+def _classes(name: str, line: Mapping[str, Any], several: bool) -> list[Block]:
+    classes = line.get("classes") or {}
+    if not {"concentration", "margin_weight", "images"} <= classes.keys():
+        return []
+    rows = [
+        {"concentration κ": kappa, "margin weight ψ": weight, "images": images}
+        for kappa, weight, images in zip(
+            classes["concentration"], classes["margin_weight"], classes["images"], strict=True
+        )
+        if None not in (kappa, weight)
+    ]
+    chart = charts.scatter(
+        rows,
+        "concentration κ",
+        "margin weight ψ",
+        shade="images",
+        description=f"Margin weight against concentration of classes, {name}",
+    )
+    prefix = f"{name}: " if several else ""
+    caption = (
+        f"{prefix}Each class's margin weight against the concentration of its features; the color "
+        "is its number of training images. Scattered and small classes get the larger margin."
+    )
+    return [Chart(caption, chart)]
+
+
+def norm_quality_section(curve: Mapping[str, Any] | None) -> Section:
+    """The feature norm against the images' true quality, where that is known."""
+    title = "Feature norm and true quality"
+    if not curve:
+        return Section(title)
+    rows = [
+        {"series": "median norm", "true quality": quality, "feature norm": median,
+         "low": low, "high": high}
+        for quality, median, low, high in zip(
+            curve["quality"], curve["median"], curve["lower quartile"], curve["upper quartile"],
+            strict=True,
+        )
+    ]  # fmt: skip
+    chart = charts.lines(
+        rows, "true quality", "feature norm", points=True, description="Feature norm by quality"
+    )
+    order = rank_correlation([row["feature norm"] for row in rows])
+    meaning = "The norm does not clearly follow quality here."
+    if order > MIN_CORRELATION:
+        meaning = "The norm rises with quality, as AdaFace assumes."
+    elif order < -MIN_CORRELATION:
+        meaning = "The norm falls with quality, against AdaFace's assumption."
+    caption = (
+        "Median and quartiles of the feature norm in groups of images by their true quality. "
+        f"{meaning}"
+    )
+    return Section(title, [Chart(caption, chart)])
+
+
+def rank_correlation(values: Sequence[float]) -> float:
+    """Spearman's correlation of values with their position, in [-1, 1]; 0 for fewer than three.
+
+    >>> rank_correlation([1.0, 5.0, 7.0]), rank_correlation([1.0])
+    (1.0, 0.0)
+    """
+    if len(values) < 3:
+        return 0.0
+    ranks = np.argsort(np.argsort(values))
+    return float(np.corrcoef(ranks, np.arange(len(values)))[0, 1])

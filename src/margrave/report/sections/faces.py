@@ -1,0 +1,98 @@
+"""Thumbnails: the pairs with the worst scores, and the classes with extreme margins."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import cv2
+import numpy as np
+
+from margrave.data import FaceImages, PairList, ReadableImages
+from margrave.evaluation import Result
+from margrave.protocols import digest_of_pairs
+from margrave.report.contents import Block, Face, Faces, Section, Text
+
+SIDE = 96
+HARDEST = 8
+CLASSES = 4
+IMAGES_OF_CLASS = 4
+
+
+def hardest_section(result: Result, images: ReadableImages, pairs: PairList) -> Section:
+    """The false accepts with the highest and the false rejects with the lowest scores.
+
+    Args:
+        result: the evaluation of these pairs.
+        images: the images that the pairs name.
+        pairs: the pairs, in the result's order.
+    """
+    title = "Hardest pairs"
+    scores = result.scores
+    if scores is None:
+        return Section(title)
+    if scores.images_digest != digest_of_pairs(images.name, pairs.first, pairs.second):
+        text = (
+            "Not shown: the images are not those that the result was measured on, or some of "
+            "them could not be read."
+        )
+        return Section(title, [Text(text, "note")])
+    same = np.array(scores.same, bool)
+    cosine = 1 - np.array(scores.distances) / 2
+    threshold = result.figure("accuracy").threshold
+    blocks: list[Block] = []
+    for what, rows, wrong in (
+        ("Different people with the highest scores", np.argsort(-cosine), ~same),
+        ("One person with the lowest scores", np.argsort(cosine), same),
+    ):
+        groups = []
+        for row in [int(row) for row in rows if wrong[row]][:HARDEST]:
+            accepted = threshold is not None and cosine[row] > threshold
+            decision = "" if threshold is None else ", accepted" if accepted else ", rejected"
+            sides = (("first", pairs.first), ("second", pairs.second))
+            faces = [_face(images, int(side[row]), f"{label} image") for label, side in sides]
+            if None not in faces:
+                shown = [face for face in faces if face is not None]
+                groups.append((shown, f"{cosine[row]:.3f}{decision}"))
+        if groups:
+            blocks.append(Faces(f"{what}, with the cosine and the decision.", groups))
+    if not blocks:
+        blocks.append(Text("Not shown: the images cannot be read any more.", "note"))
+    return Section(title, blocks)
+
+
+def classes_section(line: Mapping[str, Any] | None, images: FaceImages) -> Section:
+    """Training images of the classes with the largest and the smallest margin weight."""
+    title = "Classes with extreme margins"
+    classes = (line or {}).get("classes") or {}
+    if "margin_weight" not in classes:
+        return Section(title)
+    weights = np.array([np.nan if w is None else w for w in classes["margin_weight"]], float)
+    order = [row for row in np.argsort(weights) if np.isfinite(weights[row])]
+    if not order or np.ptp(weights[order]) < 1e-6:
+        return Section(title)
+    blocks: list[Block] = []
+    for what, rows in (("largest", order[::-1][:CLASSES]), ("smallest", order[:CLASSES])):
+        groups = []
+        for row in rows:
+            own = np.flatnonzero(images.labels == classes["class"][row])[:IMAGES_OF_CLASS]
+            read = [_face(images, int(index), "an image of the class") for index in own]
+            faces = [face for face in read if face is not None]
+            number, weight = classes["images"][row], weights[row]
+            if faces:
+                groups.append((faces, f"ψ {weight:.3f}, {number} images"))
+        if groups:
+            blocks.append(Faces(f"The {what} margin weights.", groups))
+    return Section(title, blocks)
+
+
+def _face(images: ReadableImages, index: int, label: str) -> Face | None:
+    """A thumbnail, or None if the image cannot be read."""
+    try:
+        image = images.read(index)
+    except (OSError, ValueError):
+        return None
+    height, width = image.shape[:2]
+    scale = SIDE / max(height, width)
+    size = max(1, round(width * scale)), max(1, round(height * scale))
+    return Face(cv2.resize(image, size, interpolation=cv2.INTER_AREA), label)

@@ -1,0 +1,86 @@
+"""Curves from figures alone: CMC, open-set and template rates, results by part of the data."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from margrave.evaluation import Figure, Result
+from margrave.report import charts
+from margrave.report.contents import Block, Chart, Section, Text
+from margrave.report.figures import figures_table, strata_table, value_text
+
+MIN_POINTS = 3
+
+
+def figures_section(result: Result) -> Section:
+    """All figures of a result as a table."""
+    blocks: list[Block] = [figures_table(result)] if result.figures else []
+    if any(figure.too_few and not figure.stratum for figure in result.figures):
+        text = "* Too few impostor pairs: fewer than one false accept was allowed at this FAR."
+        blocks.append(Text(text, "note"))
+    return Section("Figures", blocks)
+
+
+def rates_section(results: Sequence[Result]) -> Section:
+    """A curve for each metric that results have at several operating points.
+
+    Identification rates over ranks make the CMC, identification over FPIRs the open-set curve.
+    """
+    blocks: list[Block] = []
+    curves: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    percent: dict[tuple[str, str], bool] = {}
+    for result in results:
+        # Pairs with scores have whole curves of their own.
+        for figure in () if result.scores is not None else result.figures:
+            numbers = {k: v for k, v in figure.at.items() if isinstance(v, int | float)}
+            if figure.stratum or figure.value is None or len(numbers) != 1:
+                continue
+            ((key, at),) = numbers.items()
+            others = ", ".join(str(v) for v in figure.at.values() if isinstance(v, str))
+            series = ", ".join(part for part in (result.name, others) if part) or result.protocol
+            row: dict[str, Any] = {"series": series, key: float(at), figure.metric: figure.value}
+            if figure.interval is not None:
+                row |= {"low": figure.interval[0], "high": figure.interval[1]}
+            curves.setdefault((figure.metric, key), []).append(row)
+            percent[figure.metric, key] = figure.percent
+    for (metric, key), rows in curves.items():
+        if len({row[key] for row in rows}) < MIN_POINTS:
+            continue
+        rows = [row for row in rows if row[key] > 0]
+        chart = charts.lines(
+            rows,
+            key,
+            metric,
+            x_scale="log",
+            x_format="~g",
+            y_format=".1~%" if percent[metric, key] else None,
+            points=True,
+            description=f"{metric} against {key}",
+        )
+        blocks.append(Chart(f"{metric} against {key}, with 95 % intervals where known.", chart))
+    return Section("Rates", blocks)
+
+
+def strata_section(result: Result) -> Section:
+    """The figures by part of the data: quality, pose, group."""
+    table = strata_table(result)
+    if table is None:
+        return Section("Parts of the data")
+    shown = [figure for figure in result.figures if figure.stratum and figure.metric == "accuracy"]
+    blocks: list[Block] = [table]
+    if len(shown) > 1:
+        blocks.insert(0, _parts_chart(shown))
+    return Section("Parts of the data", blocks)
+
+
+def _parts_chart(figures: Sequence[Figure]) -> Chart:
+    rows = [
+        {"name": each.stratum, "accuracy": each.value,
+         "low": (each.interval or (each.value, each.value))[0],
+         "high": (each.interval or (each.value, each.value))[1]}
+        for each in figures if each.value is not None
+    ]  # fmt: skip
+    text = ", ".join(f"{each.stratum} {value_text(each)}" for each in figures)
+    chart = charts.ranges(rows, "accuracy", x_format=".1%", description=f"Accuracy by part: {text}")
+    return Chart("Accuracy by part of the data, at the thresholds of all data.", chart)

@@ -1,0 +1,58 @@
+"""How runs trained: loss, target cosine, feature norm, accuracy."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from margrave.report import charts
+from margrave.report.contents import Block, Chart, Section, Text
+
+Lines = Sequence[Mapping[str, Any]]
+CURVES = (
+    ("loss", "loss", "Mean loss of the step's images."),
+    ("target_cosine", "target cosine", "Mean cosine between an image and its class center."),
+    ("feature_norm", "feature norm", "Mean norm of the unnormalized embeddings."),
+)
+MAX_POINTS = 200
+"""Points per curve at most; more would not be seen."""
+
+
+def training_section(runs: Mapping[str, Lines]) -> Section:
+    """The training curves of runs, by name, and why one stopped."""
+    blocks: list[Block] = []
+    for key, title, caption in CURVES:
+        rows = []
+        for name, lines in runs.items():
+            rows += curve_rows(name, lines, "training", key, title)
+        if rows:
+            chart = charts.lines(rows, "epoch", title, description=f"{title} over epochs")
+            blocks.append(Chart(caption, chart))
+    rows = []
+    for name, lines in runs.items():
+        evaluations = [line for line in lines if line["kind"] == "evaluation"]
+        for pairs in dict.fromkeys(str(line["set"]) for line in evaluations):
+            series = pairs if len(runs) == 1 else f"{name}, {pairs}"
+            own = [line for line in evaluations if line["set"] == pairs]
+            rows += curve_rows(series, own, "evaluation", "accuracy", "accuracy")
+    if len({row["epoch"] for row in rows}) > 1:
+        chart = charts.lines(
+            rows, "epoch", "accuracy", y_format=".1%", points=True, description="Accuracy by epoch"
+        )
+        blocks.append(Chart("Accuracy on the evaluation sets.", chart))
+    for name, lines in runs.items():
+        stopped = [line for line in lines if line["kind"] == "stopped"]
+        if stopped:
+            blocks.append(Text(f"{name} stopped: {stopped[-1].get('reason', '')}", "verdict"))
+    return Section("Training", blocks)
+
+
+def curve_rows(name: str, lines: Lines, kind: str, key: str, title: str) -> list[dict[str, Any]]:
+    """A run's values of one key over epochs, thinned out."""
+    own = [line for line in lines if line["kind"] == kind]
+    own = [line for line in own if isinstance(line.get(key), int | float)]
+    every = -(-len(own) // MAX_POINTS) or 1
+    kept = own[::every] + ([own[-1]] if own and (len(own) - 1) % every else [])
+    return [
+        {"series": name, "epoch": float(line["epoch"]), title: float(line[key])} for line in kept
+    ]

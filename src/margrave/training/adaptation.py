@@ -1,0 +1,105 @@
+"""What a loss adapts, measured once per epoch on the last batch: margins and hard negatives."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from margrave.heads import Head
+from margrave.heads.embeddings import unit_and_norm
+
+QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+MAX_SAMPLES = 256
+"""Number of samples whose norm and margin are kept."""
+MAX_NEGATIVES = 4096
+"""Number of classes whose negatives are measured, so that the cost does not grow with classes."""
+MAX_CLASSES = 512
+"""Number of classes whose statistics are kept."""
+
+
+@torch.no_grad()
+def measure_adaptation(head: Head, embeddings: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    """What the head's loss does to a batch; every rank must call it, before the weights change.
+
+    Nothing here waits for the device. The statistics are read, not updated.
+
+    Args:
+        head: the head, after its training call with the same batch.
+        embeddings: (B, D), unnormalized.
+        labels: (B,) class indices.
+
+    Returns:
+        margin: (B,) what the loss takes off the target cosine, cosθ_y − T.
+        feature_norm: (B,) ‖x‖.
+        target_cosine: (B,) cosθ_y.
+        hard_share: () the share of hard negatives among this rank's first 4096 classes.
+        hard_change: () mean of N_j − cosθ_j over the hard negatives; 0 without any.
+    """
+    training = head.training
+    head.eval()
+    try:
+        batch = head.prepare(embeddings, labels)
+    finally:
+        head.train(training)
+    loss, context = head.loss, batch.context
+    weight = head.weight[:MAX_NEGATIVES]
+    centers = unit_and_norm(weight)[0] if loss.normalized else weight
+    cosines = batch.unit @ centers.T
+    if head.bias is not None:
+        cosines = cosines * batch.norm[:, None] + head.bias[:MAX_NEGATIVES]
+    numbers = torch.arange(len(weight), device=cosines.device) + head.classes.start
+    negative = batch.labels[:, None] != numbers
+    hard = loss.hard_negatives(cosines, batch.target, context) & negative
+    change = (loss.negatives(cosines, batch.target, context) - cosines) * hard
+    count = hard.sum()
+    return {
+        "margin": batch.target - loss.modify_target(batch.target, context),
+        "feature_norm": batch.norm,
+        "target_cosine": batch.target,
+        "hard_share": count / negative.sum().clamp_min(1),
+        "hard_change": change.sum() / count.clamp_min(1),
+    }
+
+
+def adaptation_record(
+    measured: Mapping[str, Tensor], head: Head, class_sizes: np.ndarray
+) -> dict[str, Any]:
+    """One epoch's line of the metrics file, from `measure_adaptation`'s tensors.
+
+    Args:
+        measured: the tensors.
+        head: the head, after `Head.end_epoch`.
+        class_sizes: (C,) number of training images of each class.
+    """
+    values = {name: tensor.double().cpu().numpy() for name, tensor in measured.items()}
+    record: dict[str, Any] = {"quantiles": QUANTILES}
+    for name in ("margin", "feature_norm", "target_cosine"):
+        finite = values[name][np.isfinite(values[name])]
+        if len(finite):
+            record[name] = _short(np.quantile(finite, QUANTILES))
+    for name in ("hard_share", "hard_change"):
+        record[name] = float(f"{values[name]:.5g}")
+    record["samples"] = {
+        name: _short(values[name][:MAX_SAMPLES])
+        for name in ("feature_norm", "target_cosine", "margin")
+    }
+    classes = head.class_values()
+    if classes:
+        count = len(head.classes)
+        rows = np.linspace(0, count - 1, min(count, MAX_CLASSES)).astype(int)
+        numbers = rows + head.classes.start
+        record["classes"] = {
+            "class": numbers.tolist(),
+            "images": class_sizes[numbers].tolist(),
+            **{name: _short(v.double().cpu().numpy()[rows]) for name, v in classes.items()},
+        }
+    return record
+
+
+def _short(values: np.ndarray) -> list[float | None]:
+    """Numbers with five digits; None for those that are not finite, which JSON does not have."""
+    return [float(f"{value:.5g}") if np.isfinite(value) else None for value in values.tolist()]
