@@ -43,6 +43,9 @@ def read_image(image: Any, name: str = "") -> tuple[np.ndarray, str]:
             image = read_bytes(Path(image))
         except OSError as error:
             raise Refused(f"{name} cannot be read ({error.strerror})", "unreadable") from None
+        # Raised for a path with a null byte or a lone surrogate.
+        except ValueError as error:
+            raise Refused(f"{name!r} is not a path ({error})", "unreadable") from None
     name = name or "the image"
     if isinstance(image, bytes | bytearray | memoryview):
         try:

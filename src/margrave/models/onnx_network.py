@@ -149,7 +149,7 @@ class OnnxNetwork(nn.Module):
             raise ValueError(f"{self.path} has no output {name!r}; {suggest(str(name), outputs)}")
         # A shape that is not declared is checked later, by `check_rows`.
         if len(outputs[name]) not in (0, 2):
-            raise ValueError(f"{self.path} has the output {listed}; expected (B, D)")
+            raise ValueError(f"{self.path} has the output {name} {outputs[name]}; expected (B, D)")
         return name
 
     def _output_of_card(self) -> str | None:
@@ -165,9 +165,10 @@ class OnnxNetwork(nn.Module):
         """
         pixels = images.float().contiguous().cpu().numpy()
         step = 1 if self.one_at_a_time else self._batch or max(1, len(pixels))
-        parts = [
-            self._run(pixels[start : start + step]) for start in range(0, len(pixels), step)
-        ] or [self._run(pixels)]
+        parts = [self._run(pixels[start : start + step]) for start in range(0, len(pixels), step)]
+        if not parts:
+            # Only an output shows D, so a blank image is computed and its row left out.
+            parts = [self._run(np.zeros((1, *pixels.shape[1:]), np.float32))[:0]]
         return torch.from_numpy(np.concatenate(parts)).to(images.device)
 
     def _run(self, pixels: np.ndarray) -> np.ndarray:
