@@ -185,12 +185,12 @@ def test_import_states_what_a_checkpoint_does_not_say(tmp_path: Path) -> None:
     network = backbones.create({"kind": "mbf", "embedding_size": 64})
     torch.save(network.state_dict(), tmp_path / "backbone.pth")
     output = margrave("import", "backbone.pth", "guessed.safetensors", cwd=tmp_path)
-    assert "assumed from the names" in output
+    assert "assumed from the tensor names" in output
     output = margrave(
         "import", "backbone.pth", "model.safetensors", "--color-order", "bgr",
         "--mean", "0.1,0.2,0.3", "--std", "0.25", cwd=tmp_path,
     )  # fmt: skip
-    assert "assumed from the names" not in output
+    assert "assumed from the tensor names" not in output
     state, card = load_model(tmp_path / "model.safetensors")
     assert card.mean == (0.3, 0.2, 0.1) and card.std == 0.25
     first = "layers.0.layers.0.weight"

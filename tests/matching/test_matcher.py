@@ -64,6 +64,8 @@ def test_several_faces_must_be_meant() -> None:
         (b"no image", "unreadable"),
         (b"", "unreadable"),
         ("there/is/none.png", "unreadable"),
+        ("a\0.png", "unreadable"),
+        ("a\ud800.png", "unreadable"),
     ],
 )
 def test_what_cannot_be_judged_is_refused(image: Any, reason: str) -> None:

@@ -54,6 +54,13 @@ def test_channels_and_batches(batch: int | str, order: str, tmp_path: Path) -> N
     assert embedder.card.image_size == 4
 
 
+@pytest.mark.parametrize("batch", ["batch", 1, 2, 16])
+def test_an_empty_batch_gives_no_rows(batch: int | str, tmp_path: Path) -> None:
+    backbone = OnnxBackbone(_model(tmp_path / "means.onnx", batch))
+    for backbone.one_at_a_time in (False, True):
+        assert backbone(torch.zeros(0, 3, 4, 4)).shape == (0, 3)
+
+
 def test_preprocessing_is_never_guessed(tmp_path: Path) -> None:
     source = _model(tmp_path / "means.onnx", size="height")
     with pytest.raises(
@@ -238,6 +245,17 @@ def test_one_of_several_outputs_is_chosen_by_name(tmp_path: Path) -> None:
     np.testing.assert_allclose(embedder.embed_images(_red(2))[0], [[-1, 1, 1]] * 2, atol=1e-6)
     digests = {OnnxBackbone(source, output=name).content_digest for name in ("means", "negated")}
     assert len(digests) == 2
+
+
+def test_the_message_about_a_shape_names_the_chosen_output_alone(tmp_path: Path) -> None:
+    nodes = [
+        helper.make_node("ReduceMean", ["x"], ["means"], axes=[2, 3], keepdims=0),
+        helper.make_node("Neg", ["x"], ["maps"]),
+    ]
+    outputs = [_value("means", ["N", 3]), _value("maps", ["N", 3, 4, 4])]
+    source = _graph(tmp_path / "two.onnx", nodes, [_value("x", ["N", 3, 4, 4])], outputs)
+    with pytest.raises(ValueError, match=r"has the output maps \['N', 3, 4, 4\]; expected"):
+        _import(source, output="maps")
 
 
 @pytest.mark.parametrize("channels_last", [False, True])

@@ -55,11 +55,11 @@ def create(spec: Mapping[str, Any]) -> nn.Module:
 
 
 def create_for(state: Mapping[str, Tensor], spec: Mapping[str, Any], source: str) -> nn.Module:
-    """Build the backbone that a file describes, unless it has more parameters than the file.
+    """Build the backbone that a file describes, unless it needs more values than the file holds.
 
-    A few characters can describe a network of any size. Therefore it is first built on the meta
-    device, which stops once it exceeds the file's weights. Custom network code, which the user
-    trusts, is not checked.
+    A few characters can describe a network of any size. Therefore the backbone is first built on
+    the meta device; this stops once there are more parameters than values in the file. Custom
+    network code, which the user trusts, is not checked.
 
     Args:
         state: the file's weights.
@@ -67,8 +67,8 @@ def create_for(state: Mapping[str, Tensor], spec: Mapping[str, Any], source: str
         source: the file, for messages.
 
     Raises:
-        ValueError: see `create`; or the network has more parameters than the file, or invalid
-            sizes.
+        ValueError: see `create`; or the network has more parameters than the file has values, or
+            invalid sizes.
     """
     try:
         if ":" not in str(spec.get("kind")):
@@ -76,7 +76,7 @@ def create_for(state: Mapping[str, Tensor], spec: Mapping[str, Any], source: str
             with torch.device("meta"), _max_parameters(count, source):
                 create(spec)
         return create(spec)
-    # Sizes beyond 64 bits, or not enough memory.
+    # A size does not fit in 64 bits, or there is not enough memory.
     except (RuntimeError, OverflowError, MemoryError) as error:
         reason = str(error).partition("\n")[0]
         raise ValueError(f"{source}: its network cannot be built ({reason})") from error
@@ -87,6 +87,7 @@ def _max_parameters(count: int, source: str) -> Iterator[None]:
     """Context in which building a network with more than `count` parameters raises an error."""
     thread, remaining = threading.get_ident(), count
 
+    # The hook sees the modules of all threads.
     def charge(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
         nonlocal remaining
         if parameter is None or threading.get_ident() != thread:

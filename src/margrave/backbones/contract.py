@@ -68,7 +68,7 @@ def check_at_least(minimum: int, **settings: int | Sequence[int]) -> None:
 
 
 def check_choices(choices: Mapping[str, Any], **settings: object) -> None:
-    """Check that settings are among their ``Literal`` type's values.
+    """Check that each setting is among its choices, a ``Literal`` type under the setting's name.
 
     >>> from typing import Literal
     >>> check_choices({"block": Literal["basic", "bottleneck"]}, block="basc")
@@ -107,8 +107,8 @@ def halved_size(size: int, times: int) -> int:
 def in_weight_precision(inputs: Tensor, *layers: nn.Module) -> Tensor:
     """Run the last layers in the precision of their weights, even under autocast.
 
-    They determine the feature norm, which some margins use as image quality and half precision
-    would distort.
+    These layers determine the feature norm, which half precision would distort; some margins use
+    it as image quality.
     """
     device = inputs.device.type
     has_autocast = torch.amp.is_autocast_available(device)

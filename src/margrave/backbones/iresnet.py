@@ -55,7 +55,10 @@ class ChannelGate(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """shortcut(x) + branch(x); the branch applies its modules in order."""
+    """shortcut(x) + branch(x); the branch applies its modules in order.
+
+    The shortcut is the identity if it is None; its key is ``downsample``, as in InsightFace.
+    """
 
     def __init__(self, branch: dict[str, nn.Module], shortcut: nn.Module | None) -> None:
         super().__init__()
@@ -130,8 +133,8 @@ class IResNet(nn.Module):
             block (CurricularFace does not).
         channel_gates: use squeeze and excitation ("SE") at the end of each branch.
         shortcut: ``projection`` puts a 1x1 convolution and a batch norm on the shortcut of every
-            block with stride 2 (InsightFace); ``subsample`` takes every second pixel instead where
-            the number of channels stays (AdaFace, CurricularFace).
+            block with stride 2 (InsightFace); ``subsample`` takes every second pixel instead if the
+            number of channels stays the same (AdaFace, CurricularFace).
         feature_affine: parameters of the last batch norm: ``none`` (AdaFace, CurricularFace),
             ``shift`` (InsightFace), or ``full`` (face.evoLVe).
         initialization: ``normal`` draws convolutions from N(0, 0.1²) (InsightFace), ``fan_out``
@@ -227,12 +230,14 @@ class IResNet(nn.Module):
             branch = basic_branch(inputs, outputs, stride, middle_norm, self._activation)
         if channel_gates:
             branch["gate"] = ChannelGate(outputs)
-        path: nn.Module | None = None
+        downsample: nn.Module | None = None
         if inputs != outputs or (stride != 1 and shortcut == "projection"):
-            path = nn.Sequential(convolution(inputs, outputs, 1, stride), nn.BatchNorm2d(outputs))
+            downsample = nn.Sequential(
+                convolution(inputs, outputs, 1, stride), nn.BatchNorm2d(outputs)
+            )
         elif stride != 1:
-            path = nn.MaxPool2d(kernel_size=1, stride=stride)
-        return ResidualBlock(branch, path)
+            downsample = nn.MaxPool2d(kernel_size=1, stride=stride)
+        return ResidualBlock(branch, downsample)
 
     def _initialize(self, initialization: str) -> None:
         if initialization == "fan_out":

@@ -7,9 +7,9 @@ from torch import nn
 
 # oneDNN, which torch uses for convolutions on CPUs, corrupts memory in the backward pass of some
 # float32 convolutions in channels-last layout on CPUs with AVX2 but without AVX-512 (torch 2.13.0
-# and 2.14.1): 1 x 1 kernels, any stride above 1 that divides the input, no padding, one group, 1 to
-# 7 input channels; also if only the images are channels-last. To be safe, the check ignores groups,
-# padding and dtype, and covers all kernels with a side of 1.
+# and 2.14.1): 1 x 1 kernels, any stride above 1 that divides the input's size, no padding, one
+# group, 1 to 7 input channels. This also happens if only the images are channels-last. To be safe,
+# the check ignores groups, padding and dtype, and covers all kernels with a side of 1.
 MIN_SAFE_CHANNELS = 8
 
 
@@ -24,8 +24,8 @@ def channels_last_is_safe(network: nn.Module) -> bool:
     True
     """
     for module in network.modules():
-        has_stride = isinstance(module, nn.Conv2d | nn.ConvTranspose2d)
-        if has_stride and max(module.stride) == 1:
+        has_known_stride = isinstance(module, nn.Conv2d | nn.ConvTranspose2d)
+        if has_known_stride and max(module.stride) == 1:
             continue
         for weight in module.parameters(recurse=False):
             # Kernel weights are (output channels, input channels per group, height, width).

@@ -109,14 +109,14 @@ class MobileFaceNet(nn.Module):
         self.embedding_size = embedding_size
         narrow, wide = 64 * width_multiplier, 128 * width_multiplier
         # 64 groups at every width, as in InsightFace's files.
-        first = (
+        first_stage = (
             active_block(narrow, narrow, kernel=3, padding=1, groups=64)
             if block_counts[0] == 1
             else residual_stage(narrow, 128, block_counts[0])
         )
         self.layers = nn.Sequential(
             active_block(3, narrow, kernel=3, stride=2, padding=1),
-            first,
+            first_stage,
             InvertedBottleneck(narrow, narrow, 128, stride=2),
             residual_stage(narrow, 128, block_counts[1]),
             InvertedBottleneck(narrow, wide, 256, stride=2),

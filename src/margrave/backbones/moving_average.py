@@ -17,14 +17,14 @@ class MomentumEncoder(nn.Module):
     in evaluation mode and without gradient. It is used for KappaFace's momentum encoder and for
     weight averaging.
 
-    Source: KappaFace, arXiv 2201.07394, section 3.3 (momentum 0.9). The authors' code averages only
-    the parameters, so its batch norms keep their initial statistics.
-
     Args:
         network: the network to average.
         momentum: weight of the old average, in [0, 1).
         warm_up: in update k limit the momentum to (1 + k)/(10 + k), so that a slow average forgets
             the random initialization.
+
+    Source: KappaFace, arXiv 2201.07394, section 3.3 (momentum 0.9). The authors' code averages only
+    the parameters, so its batch norms keep their initial statistics.
 
     >>> encoder = MomentumEncoder(nn.Linear(2, 1, bias=False), momentum=0.5)
     >>> network = nn.Linear(2, 1, bias=False)
@@ -42,7 +42,7 @@ class MomentumEncoder(nn.Module):
             raise ValueError(f"momentum = {momentum} must be in [0, 1)")
         self.momentum = momentum
         self.warm_up = warm_up
-        # On the network's device; otherwise each update would have to copy it there.
+        # On the network's device; otherwise each update would copy the counter there.
         device = next((parameter.device for parameter in network.parameters()), None)
         self.register_buffer("updates", torch.zeros((), dtype=torch.int64, device=device))
         self.average = copy.deepcopy(network).eval().requires_grad_(False)

@@ -82,7 +82,7 @@ class TransformerBlock(nn.Module):
 
 @BACKBONES.register("vit")
 class VisionTransformer(nn.Module):
-    """A vision transformer with features computed from all tokens and InsightFace's key names.
+    """A vision transformer whose features use all tokens, with InsightFace's key names.
 
     Args:
         width: channels per token, a multiple of ``attention_heads``.
@@ -91,7 +91,7 @@ class VisionTransformer(nn.Module):
         patch_size: side of a patch in pixels; if ``image_size`` is not a multiple of it, the
             remainder is ignored.
         mlp_ratio: hidden width of a block's MLP divided by ``width``.
-        masked_share: fraction of the tokens in [0, 1) that training randomly omits from the blocks
+        masked_share: fraction in [0, 1) of the tokens that training randomly omits from the blocks
             and then replaces by a learned token.
         drop_path: probability in [0, 1) of dropping the last block's branches in training; it
             increases linearly from 0 in the first block.
@@ -195,10 +195,10 @@ class VisionTransformer(nn.Module):
         batch, count, width = tokens.shape
         num_kept = max(1, int(count * (1 - self.masked_share)))
         order = torch.rand(batch, count, device=tokens.device).argsort(dim=1)
-        position = order[:, :num_kept, None].expand(-1, -1, width)
-        encoded = self._encode(tokens.gather(1, position))
+        kept = order[:, :num_kept, None].expand(-1, -1, width)
+        encoded = self._encode(tokens.gather(1, kept))
         masked = self.mask_token.to(encoded.dtype).expand(batch, count, width)
-        return masked.scatter(1, position, encoded)
+        return masked.scatter(1, kept, encoded)
 
 
 def _register(name: str, width: int, depth: int) -> Callable[..., nn.Module]:

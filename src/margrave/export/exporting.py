@@ -24,7 +24,8 @@ class Exported:
     Attributes:
         path: the ONNX file.
         card: the card in the file.
-        parity: the comparison of the float32 graph with the original, on faces and random pixels.
+        parity: two comparisons of the float32 graph with the original: on faces, then on random
+            pixels.
         quantized: the measured cost of int8; None for a float32 file.
     """
 
@@ -47,7 +48,7 @@ def export_model(
     resamples: int = 1000,
     trust_code: bool = False,
 ) -> Exported:
-    """Write a model as ONNX, with its card and thresholds, if it passes the comparison.
+    """Write a model as ONNX, with its card and thresholds, if both give the same embeddings.
 
     Args:
         source: a Margrave model file or a run's folder.

@@ -20,6 +20,7 @@ MAX_NORM_ERROR = 1e-5
 ROUNDING_MARGIN = 1e-5
 """Within this distance of a threshold, decisions may differ because of rounding."""
 FIRST_BATCHES = (1, 3)
+"""Sizes of the first batches, which test that the graph takes other sizes than `BATCH_SIZE`."""
 BATCH_SIZE = 32
 RANDOM_IMAGES = 16
 SYNTHETIC_IDENTITIES, SYNTHETIC_PER_IDENTITY = 16, 4
@@ -53,8 +54,9 @@ class Parity:
         images: name of the images in messages, such as ``faces``.
         count: number of images.
         cosine: smallest cosine between the two embeddings of an image.
-        norm_error: largest |‖e‖ − ‖o‖| / ‖o‖, where o is the original's embedding.
-        score_error: largest difference between the two models' scores of a pair.
+        norm_error: largest |‖e‖ − ‖o‖| / ‖o‖ of the exported model's embedding e and the original's
+            embedding o.
+        score_error: largest difference between the two models' cosines of a pair.
         decisions: decisions at each threshold in the card; empty for random pixels.
     """
 
@@ -86,6 +88,7 @@ def compare_embedders(
     """
     name = "faces"
     if faces is None:
+        # The sizes that synthetic faces can have.
         size = min(max(original.card.image_size, 32), 512)
         name, faces = "synthetic faces", _synthetic(number, size)
     if len(faces) < 2 or number < 2:
@@ -210,7 +213,7 @@ def _scores(units: np.ndarray) -> np.ndarray:
 
 
 def _embed(embedder: Embedder, pixels: torch.Tensor) -> np.ndarray:
-    """(N, D) float64 embeddings; batches of 1 and 3 come first to test other batch sizes."""
+    """(N, D) float64 embeddings, computed in batches of 1, 3 and then `BATCH_SIZE`."""
     sizes = [*FIRST_BATCHES] + [BATCH_SIZE] * (len(pixels) // BATCH_SIZE + 1)
     ends = np.minimum(np.cumsum([0, *sizes]), len(pixels))
     parts = [

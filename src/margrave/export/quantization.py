@@ -38,10 +38,11 @@ class Quantized:
         original: the original model's result.
         result: the quantized model's result.
         differences: the quantized model's metrics minus the original's, with intervals.
-        loss: largest loss of TAR over the FARs that the pairs support, in percentage points.
-        points: the quantized model's thresholds, chosen again on the pairs, at those FARs of the
-            original's thresholds that the pairs support.
-        dropped: FARs of the original's thresholds that the pairs do not support.
+        loss: largest loss of TAR over the FARs that the pairs support (at which they allow at least
+            one false accept), in percentage points.
+        points: the quantized model's thresholds, chosen again on the pairs, for those FARs in the
+            original's card that the pairs support.
+        dropped: FARs in the original's card that the pairs do not support.
         calibrated_on: number of calibration images.
     """
 
@@ -96,24 +97,26 @@ def quantize_graph(
 
     before = measure(original, "original")
     after = measure(load_embedder(path, fit=original.fit, device="cpu"), "int8")
-    rates = _supported_fars(before)
-    losses = {far: _loss(before, after, far) for far in rates}
-    worst = max(losses, key=lambda far: losses[far])
-    if losses[worst] > allowed_loss:
-        first, second = (result.figure("TAR", FAR=worst).value or 0.0 for result in (before, after))
+    fars = _supported_fars(before)
+    losses = {far: _loss(before, after, far) for far in fars}
+    worst_far = max(losses, key=lambda far: losses[far])
+    if losses[worst_far] > allowed_loss:
+        tar_before, tar_after = (
+            result.figure("TAR", FAR=worst_far).value or 0.0 for result in (before, after)
+        )
         raise ValueError(
-            f"int8 costs {losses[worst]:.2f} percentage points of TAR at FAR {worst:g} on "
-            f"{name or 'the pairs'} ({100 * first:.2f} to {100 * second:.2f} %), more than "
+            f"int8 costs {losses[worst_far]:.2f} percentage points of TAR at FAR {worst_far:g} on "
+            f"{name or 'the pairs'} ({100 * tar_before:.2f} to {100 * tar_after:.2f} %), more than "
             f"--allowed-loss {allowed_loss:g}; nothing was written; export without --int8, or "
             "raise --allowed-loss"
         )
     card_fars = [point.far for point in original.card.operating_points]
-    supported_fars = [far for far in card_fars if far in rates]
+    supported_fars = [far for far in card_fars if far in fars]
     return Quantized(
         original=before,
         result=after,
-        differences=compare_results(before, after, rates, max(resamples, 2)),
-        loss=losses[worst],
+        differences=compare_results(before, after, fars, max(resamples, 2)),
+        loss=losses[worst_far],
         points=points_of_result(after, supported_fars) if supported_fars else (),
         dropped=tuple(far for far in card_fars if far not in supported_fars),
         calibrated_on=len(calibration_indices),
@@ -123,22 +126,25 @@ def quantize_graph(
 def _supported_fars(result: Result) -> list[float]:
     """FARs at which the pairs allow at least one false accept."""
     figures: Sequence[Figure] = result.figures
-    rates = [
+    fars = [
         float(figure.at["FAR"])
         for figure in figures
         if figure.metric == "TAR" and not figure.stratum and not figure.too_few
     ]
-    if not rates:
+    if not fars:
         raise ValueError(
             f"{result.counts.get('pairs', 0)} pairs are too few to measure TAR at any FAR; give "
             "at least 10 pairs of different identities"
         )
-    return rates
+    return fars
 
 
 def _loss(before: Result, after: Result, far: float) -> float:
-    values = [result.figure("TAR", FAR=far).value or 0.0 for result in (before, after)]
-    return 100 * (values[0] - values[1])
+    """The loss of TAR at a FAR, in percentage points."""
+    tar_before, tar_after = (
+        result.figure("TAR", FAR=far).value or 0.0 for result in (before, after)
+    )
+    return 100 * (tar_before - tar_after)
 
 
 def _calibration_batches(
@@ -157,7 +163,8 @@ def _calibration_batches(
         yield {INPUT: images.contiguous().numpy()}
 
 
-def _quantize(path: Path, images: Iterator[dict[str, np.ndarray]]) -> None:
+def _quantize(path: Path, batches: Iterator[dict[str, np.ndarray]]) -> None:
+    """Quantize a graph in place; the batches calibrate the activations' ranges."""
     try:
         from onnxruntime import quantization
         from onnxruntime.quantization.shape_inference import quant_pre_process
@@ -169,18 +176,18 @@ def _quantize(path: Path, images: Iterator[dict[str, np.ndarray]]) -> None:
 
     class Reader(quantization.CalibrationDataReader):
         def get_next(self) -> Any:
-            return next(images, None)
+            return next(batches, None)
 
     root = logging.getLogger()
     level = root.level
     root.setLevel(logging.ERROR)
     try:
         with tempfile.TemporaryDirectory() as folder:
-            simplified, done = Path(folder, "simplified.onnx"), Path(folder, "int8.onnx")
+            simplified, int8 = Path(folder, "simplified.onnx"), Path(folder, "int8.onnx")
             quant_pre_process(str(path), str(simplified), skip_symbolic_shape=True)
             quantization.quantize_static(
                 str(simplified),
-                str(done),
+                str(int8),
                 Reader(),
                 quant_format=quantization.QuantFormat.QDQ,
                 per_channel=True,
@@ -188,7 +195,7 @@ def _quantize(path: Path, images: Iterator[dict[str, np.ndarray]]) -> None:
                 weight_type=quantization.QuantType.QInt8,
                 calibrate_method=quantization.CalibrationMethod.MinMax,
             )
-            path.write_bytes(done.read_bytes())
+            path.write_bytes(int8.read_bytes())
     except Exception as error:  # onnxruntime's exceptions have no common base class
         raise ValueError(f"the model cannot be quantized: {first_line(error)}") from error
     finally:
@@ -200,7 +207,7 @@ def write_metadata(path: Path, card: ModelCard) -> None:
     import onnx
 
     model = onnx.load(str(path))
-    texts = {entry.key: entry.value for entry in model.metadata_props}
+    metadata = {entry.key: entry.value for entry in model.metadata_props}
     del model.metadata_props[:]
-    onnx.helper.set_model_props(model, {**texts, CARD_KEY: card.to_json()})
+    onnx.helper.set_model_props(model, {**metadata, CARD_KEY: card.to_json()})
     onnx.save(model, str(path))

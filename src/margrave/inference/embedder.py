@@ -25,7 +25,7 @@ class Embedder:
     Attributes:
         backbone: maps (B, 3, S, S) normalized images to (B, D) unnormalized embeddings.
         card: the model card with image size, mean and std.
-        fit: how an image that is not S x S is made so: "crop", "pad" or "stretch".
+        fit: how an image that is not square is made square: "crop", "pad" or "stretch".
         batch_size: number of images per forward pass.
         precision: the dtype of the backbone's arithmetic; bfloat16 is faster on hardware that
             supports it.
@@ -59,7 +59,7 @@ class Embedder:
 
         Args:
             images: a path, an (H, W, 3) uint8 RGB array, a list of these, an (N, H, W, 3) array,
-                or a set of images. A single image gives one row.
+                or a `ReadableImages` object. A single image gives one row.
             flips: fuse each embedding with that of the flipped image.
             progress: called with (images done, total).
 
@@ -90,12 +90,12 @@ class Embedder:
             # An ONNX model may expect BGR; its mean and std are then in BGR order too.
             pixels = pixels.flip(1) if self.card.color_order == "bgr" else pixels
             images = normalize(pixels, self.card.mean, self.card.std)
-            low = self.precision in (torch.bfloat16, torch.float16)
-            with torch.autocast(device.type, self.precision if low else None, enabled=low):
+            lower = self.precision in (torch.bfloat16, torch.float16)
+            with torch.autocast(device.type, self.precision if lower else None, enabled=lower):
                 layout = memory_format(self.backbone)
-                sides = [images, images.flip(3)] if flips else [images]
-                sides = [side.to(dtype, memory_format=layout) for side in sides]
-                return torch.stack([self._forward(side) for side in sides])
+                views = [images, images.flip(3)] if flips else [images]
+                views = [view.to(dtype, memory_format=layout) for view in views]
+                return torch.stack([self._forward(view) for view in views])
         finally:
             self.backbone.train(was_training)
 
@@ -124,7 +124,7 @@ class Embedder:
         """Embed images and, if `flips` is set, their horizontally flipped copies.
 
         Args:
-            images: a set of images, or images as arrays.
+            images: a `ReadableImages` object, or a list of arrays.
             indices: the images to embed; by default all.
             flips: embed flipped images too, for flip fusion.
             progress: called with (images done, total).
@@ -162,6 +162,7 @@ class Embedder:
             readable = torch.tensor([index not in faults for index in batch.tolist()])[:, None]
             # Collect the previous batch only now: the device computed it while this one was read.
             collect()
+            # The pixels are kept, because the device may still be copying them.
             pending = self._embed(pixels, flips), readable, pixels
             if progress is not None:
                 progress(start + len(batch), len(selected))
@@ -179,7 +180,7 @@ class Embedder:
 
 
 def _as_images(images: Any) -> ReadableImages:
-    """Turn whatever the user passed into a set of readable images."""
+    """Turn whatever the user passed into a `ReadableImages` object."""
     single = isinstance(images, np.ndarray) and images.ndim == 3
     return open_source(images[None] if single else images)
 
@@ -195,15 +196,15 @@ def load_embedder(
     """Load the embedder in a model file, a run's folder or an ONNX file.
 
     Args:
-        path: the file or folder; for .onnx files see ``margrave.models.onnx_file``.
+        path: the file or folder, see ``margrave.models.open_model``.
         fit: how images of another shape are made square; by default as in training.
         device: the device to run on; by default a CUDA device if there is one.
         trust_code: allow custom network code; its module is imported and run.
         runtime: the runtime of an ONNX model, ``onnxruntime`` (default) or ``openvino``.
 
     Raises:
-        ValueError: the file does not exist or does not match its card, it names custom code and
-            `trust_code` is False, or the runtime cannot run it.
+        ValueError: the file does not exist or does not match its card, the card names custom code
+            and `trust_code` is False, or the runtime cannot run the model.
     """
     model = open_model(path, device=device, trust_code=trust_code, runtime=runtime)
     return Embedder(model.backbone, model.card, fit or model.card.fit)

@@ -1,6 +1,6 @@
 """The feature store: a folder of embeddings, computed once and read by every protocol.
 
-    features.json    header: model, preprocessing, images, number of rows, width, checksum
+    features.json    header: model, preprocessing, images, N, D (``width``), checksum
     embeddings.npy   (N, D) float32, raw embeddings
     flipped.npy      (N, D) float32, raw embeddings of the flipped images (optional)
     norms.npy        (N,) float32, norms of the raw embeddings
@@ -110,17 +110,17 @@ class FeatureStore(Features):
             self._verify(blocks, progress)
 
     def _verify(self, blocks: Sequence[dict[str, Any]], progress: Progress | None) -> None:
-        sides = [side for side in (self.embeddings, self.flipped, self.norms) if side is not None]
+        arrays = [each for each in (self.embeddings, self.flipped, self.norms) if each is not None]
         if digest_of(self._names, self.labels) != self.description["images"]["digest"]:
             raise ValueError(
                 f"{self.folder}: the checksum of names.npy and labels.npy differs; {REMEDY}"
             )
         for number, block in enumerate(blocks):
-            part = slice(block["start"], block["stop"])
-            rows = (read_rows(side, part.start, part.stop) for side in sides)
+            start, stop = block["start"], block["stop"]
+            rows = (read_rows(array, start, stop) for array in arrays)
             if digest_of(*rows) != block["digest"]:
                 raise ValueError(
-                    f"{self.folder}: the checksum of rows {part.start} to {part.stop - 1} differs "
+                    f"{self.folder}: the checksum of rows {start} to {stop - 1} differs "
                     f"(embeddings.npy, flipped.npy or norms.npy is damaged); {REMEDY}"
                 )
             if progress is not None:
@@ -166,14 +166,14 @@ def embed_to_store(
     description = {"format_version": FORMAT_VERSION, **description}
     count = len(images)
     done, unreadable = _resume_or_start(folder, description, names, labels)
-    sides = {}
-    # Arrays are created with the first block; before, they may be missing or incomplete.
+    arrays = {}
+    # The first block creates the array files; until it is done, they may be incomplete.
     if done:
         width = read_header(folder)["width"]
-        sides["embeddings"] = open_array(folder, "embeddings", (count, width), np.float32, "r+")
+        arrays["embeddings"] = open_array(folder, "embeddings", (count, width), np.float32, "r+")
         if flips:
-            sides["flipped"] = open_array(folder, "flipped", (count, width), np.float32, "r+")
-        sides["norms"] = open_array(folder, "norms", (count,), np.float32, "r+")
+            arrays["flipped"] = open_array(folder, "flipped", (count, width), np.float32, "r+")
+        arrays["norms"] = open_array(folder, "norms", (count,), np.float32, "r+")
     if progress is not None:
         progress(done, count)
     for start in range(done, count, BLOCK):
@@ -191,13 +191,13 @@ def embed_to_store(
         note = "; the embeddings so far are kept"
         check_unreadable(list(faults.values()), unreadable, maximum_unreadable, note)
         check_finite(plain, images, start)
-        if not sides:
-            sides = _make_arrays(folder, description, plain.shape[1])
+        if not arrays:
+            arrays = _make_arrays(folder, description, plain.shape[1])
         parts = [plain, flipped] if flips else [plain]
         parts.append(np.linalg.norm(plain, axis=1).astype(np.float32))
-        for side, values in zip(sides.values(), parts, strict=True):
-            side[start:stop] = values
-        for name in sides:
+        for array, values in zip(arrays.values(), parts, strict=True):
+            array[start:stop] = values
+        for name in arrays:
             flush(folder / f"{name}.npy")
         line = {
             "start": start,
@@ -218,10 +218,10 @@ def embed_to_store(
 def _resume_or_start(
     folder: Path, description: dict[str, Any], names: np.ndarray, labels: np.ndarray
 ) -> tuple[int, int]:
-    """Open or create the store; the number of rows done and of unreadable images among them."""
+    """Open or create the store; return the numbers of rows done and of unreadable images."""
     if (folder / HEADER).exists():
         header = read_header(folder)
-        # The names of model and images may differ.
+        # The names of the model and of the images' source may differ between the runs.
         header["images"]["source"] = description["images"]["source"]
         header["images"].setdefault("content_digest", None)
         header["card"] = card_of_features(read_card(json.dumps(header["card"]), folder / HEADER))

@@ -28,15 +28,15 @@ class FusedRows:
     """(N, D) sums of each image's and its flipped image's raw embedding, computed when read."""
 
     def __init__(self, embeddings: np.ndarray, flipped: np.ndarray | None) -> None:
-        self._sides = [side for side in (embeddings, flipped) if side is not None]
+        self._arrays = [array for array in (embeddings, flipped) if array is not None]
         self.shape: tuple[int, ...] = embeddings.shape
 
     def __getitem__(self, part: slice, /) -> np.ndarray:
         """A copy of some rows."""
         start, stop, _ = part.indices(self.shape[0])
-        total = read_rows(self._sides[0], start, stop)
-        for side in self._sides[1:]:
-            total = total + read_rows(side, start, stop)
+        total = read_rows(self._arrays[0], start, stop)
+        for array in self._arrays[1:]:
+            total = total + read_rows(array, start, stop)
         return total
 
 
@@ -56,14 +56,14 @@ class ChosenRows:
         # Read in ascending order, and rows that lie close together in one go.
         order = np.argsort(chosen, kind="stable")
         for start in range(0, len(order), ROWS_PER_READ):
-            indices = order[start : start + ROWS_PER_READ]
-            low, high = int(chosen[indices[0]]), int(chosen[indices[-1]])
+            places = order[start : start + ROWS_PER_READ]
+            low, high = int(chosen[places[0]]), int(chosen[places[-1]])
             if high - low < 8 * ROWS_PER_READ:
-                rows[indices] = self._rows[low : high + 1][chosen[indices] - low]
+                rows[places] = self._rows[low : high + 1][chosen[places] - low]
             else:
-                for index in indices.tolist():
-                    row = int(chosen[index])
-                    rows[index] = self._rows[row : row + 1][0]
+                for place in places.tolist():
+                    row = int(chosen[place])
+                    rows[place] = self._rows[row : row + 1][0]
         return rows
 
 
@@ -73,15 +73,15 @@ class Features:
     Args:
         embeddings: (N, D) float32 raw embeddings.
         names: (N,) bytes, each image's path.
-        description: how the features were made: model, weights, card, fit, flips, images,
-            identities.
+        description: how the features were made; its keys are ``model``, ``weights`` (a digest),
+            ``card``, ``fit``, ``flips``, ``count``, ``images`` and ``identities``.
         card: the model's card.
         flipped: (N, D) float32 raw embeddings of the flipped images, or None.
         labels: (N,) int64 identity indices; −1 if unknown.
         unreadable: row -> reason, for images that could not be read; their rows are zero.
         quality: (N,) ground-truth image quality, or None if unknown.
         display_name: how messages refer to the features.
-        content: checksums of the arrays.
+        content: checksums of the arrays, one per block of a store.
         digest: a digest of description and content, which identifies the features.
 
     Attributes:
@@ -162,7 +162,7 @@ class Features:
             )
 
     def has_images(self, images: ImageSource) -> bool:
-        """Whether these features were made from exactly these images."""
+        """Whether these features are of exactly these images, compared by path and label."""
         names, labels = names_and_labels(images)
         return digest_of(names, labels) == self.description["images"]["digest"]
 
@@ -227,7 +227,7 @@ class Features:
 def describe(
     embedder: Embedder, images: ReadableImages, model: str, source: str, flips: bool
 ) -> tuple[dict[str, Any], np.ndarray, np.ndarray]:
-    """The description of these images' features, and the images' names (N,) and labels (N,)."""
+    """The description of the images' features, the (N,) names and the (N,) labels."""
     count = len(images)
     if not count:
         raise ValueError("there are no images to embed; check the folder or the list")
@@ -329,7 +329,7 @@ def check_finite(embeddings: np.ndarray, images: ReadableImages, start: int = 0)
 
 
 def digest_of_description(description: Mapping[str, Any], content: Any) -> str:
-    """A digest that identifies features: of their description and their checksums."""
+    """SHA-256 of features' description, without the model's name, and of their checksums."""
     return hashlib.sha256(json.dumps([{**description, "model": ""}, content]).encode()).hexdigest()
 
 

@@ -18,7 +18,7 @@ from margrave.files import atomic_write, open_regular, read_bytes, read_json
 FORMAT_VERSION = 1
 HEADER = "features.json"
 MAX_COUNT = 2**48
-"""Largest number of rows or columns that a file may declare; byte sizes still fit in 64 bits."""
+"""The numbers of rows and columns that a file declares must be below this."""
 REMEDY = "delete the folder and embed again, or copy it again"
 
 
@@ -152,27 +152,30 @@ def open_array(
             version = np.lib.format.read_magic(file)
             if version != (1, 0):
                 raise ValueError(f"its .npy version is {version}, expected (1, 0)")
-            actual, fortran_order, kind = np.lib.format.read_array_header_1_0(file)
-            start = file.tell()
+            actual_shape, fortran_order, actual_dtype = np.lib.format.read_array_header_1_0(file)
+            offset = file.tell()
     except OSError as error:
         raise ValueError(f"{path} cannot be read ({error.strerror}); {REMEDY}") from error
     # Damaged headers make NumPy's parser raise many kinds of exceptions.
     except Exception as error:
         reason = str(error)[:200] or type(error).__name__
         raise ValueError(f"{path} cannot be read ({reason}); {REMEDY}") from error
-    dtype_matches = kind == dtype if dtype is not None else kind.kind == "S" and kind.itemsize > 0
-    if actual != shape or not dtype_matches or (fortran_order and len(shape) > 1):
+    if dtype is None:
+        dtype_matches = actual_dtype.kind == "S" and actual_dtype.itemsize > 0
+    else:
+        dtype_matches = actual_dtype == dtype
+    if actual_shape != shape or not dtype_matches or (fortran_order and len(shape) > 1):
         order = " in Fortran order" * fortran_order
         expected_type = "byte strings" if dtype is None else np.dtype(dtype).name
         raise ValueError(
-            f"{path} holds {str(kind)[:60]} {str(actual)[:60]}{order}, expected {expected_type} "
-            f"{shape}; {REMEDY}"
+            f"{path} holds {str(actual_dtype)[:60]} {str(actual_shape)[:60]}{order}, expected "
+            f"{expected_type} {shape}; {REMEDY}"
         )
     # Mapping beyond a file's end would crash the process, or extend a file opened for writing.
-    expected = start + math.prod(shape) * kind.itemsize
+    expected = offset + math.prod(shape) * actual_dtype.itemsize
     if size != expected:
         raise ValueError(f"{path} has {size} bytes, expected {expected}; {REMEDY}")
     try:
-        return np.memmap(path, kind, mode, start, shape)
+        return np.memmap(path, actual_dtype, mode, offset, shape)
     except (OSError, ValueError) as error:
         raise ValueError(f"{path} cannot be read ({error}); {REMEDY}") from error

@@ -26,9 +26,11 @@ MIN_FACE_WIDTH = 24
 AMBIGUOUS_AREA_RATIO = 0.5
 """If a second face has at least this share of the largest face's area, the choice is ambiguous."""
 MAX_DISPLACEMENT = 12.0
-"""Maximum distance of an aligned crop's landmarks from the template, in pixels of 112. Of LFW's
-aligned crops, 2 % exceed 10 pixels with either detector; unaligned photos have at least 17."""
+"""Maximum mean distance of an aligned crop's face from ArcFace's template, in pixels at 112 x 112.
+Of LFW's aligned crops, 2 % exceed 10 pixels with either detector; unaligned photos have at
+least 17."""
 TEMPLATE_SIZE = 112
+"""Side length of the crops for which ArcFace's template is defined, in pixels."""
 
 
 def read_image(image: Any, name: str = "") -> tuple[np.ndarray, str]:
@@ -43,6 +45,9 @@ def read_image(image: Any, name: str = "") -> tuple[np.ndarray, str]:
             image = read_bytes(Path(image))
         except OSError as error:
             raise Refused(f"{name} cannot be read ({error.strerror})", "unreadable") from None
+        # Raised for a path with a null byte or a lone surrogate.
+        except ValueError as error:
+            raise Refused(f"{name!r} is not a path ({error})", "unreadable") from None
     name = name or "the image"
     if isinstance(image, bytes | bytearray | memoryview):
         try:
@@ -132,8 +137,11 @@ def check_aligned(crop: np.ndarray, detector: Detector, name: str) -> None:
         raise Refused(f"{name} is upside down; {remedy}", "not_aligned")
 
 
-def face_of_whole_crop(crop: np.ndarray, size: int, fit: Any) -> FoundFace:
-    """Treat an aligned crop as a face that fills it."""
+def crop_as_face(crop: np.ndarray, size: int, fit: Any) -> FoundFace:
+    """Use an aligned crop as a face without detecting anything.
+
+    The detection's box is the whole crop, and its landmarks are zeros.
+    """
     fitted = fit_image(crop, size, fit)
     box = np.array([0.0, 0.0, size, size])
     return FoundFace(fitted, Detection(box, np.zeros((5, 2)), 1.0))

@@ -22,8 +22,9 @@ class Face:
         embedding: (D,) float32, the raw embedding; the flipped crop's is added if the model's
             thresholds were measured with flipped images.
         norm: norm of the embedding without the flipped crop's.
-        quality: percentage of the reference's faces whose embeddings have a smaller norm; None if
-            the model has no reference, or its embeddings all have the same norm.
+        quality: percentage of the reference faces (``ModelCard.reference``) whose embeddings have a
+            smaller norm; None if the model has no reference, or all its embeddings have the same
+            norm.
     """
 
     image: str
@@ -64,7 +65,8 @@ class Identification:
 
     Attributes:
         face: the face.
-        person: the most similar person, if the similarity is above the threshold; else None.
+        person: the name of the most similar person, or None if the similarity is not above the
+            threshold.
         candidates: the most similar people, most similar first, also those below the threshold.
         threshold: the cosine above which a person is accepted.
         far: false accept rate of one comparison at this threshold.

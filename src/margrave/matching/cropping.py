@@ -12,7 +12,7 @@ from margrave.matching.choosing import (
     Which,
     check_aligned,
     choose,
-    face_of_whole_crop,
+    crop_as_face,
     read_image,
 )
 from margrave.models import ModelCard
@@ -42,7 +42,7 @@ class Cropper:
             return choose(self.finder.find(pixels, self.size), which, name)
         if self.checker is not None:
             check_aligned(pixels, self.checker, name)
-        return [face_of_whole_crop(pixels, self.size, self.fit)]
+        return [crop_as_face(pixels, self.size, self.fit)]
 
 
 def cropper_for(
@@ -57,9 +57,10 @@ def cropper_for(
     Args:
         card: the model's card.
         detector: ``mtcnn`` (the default), a YuNet file, or a detector object; ignored if the model
-            has its own alignment, which has its own detector.
+            uses dlib's alignment, which includes a detector.
         aligned: whether images are aligned crops.
-        check_alignment: refuse crops without an upright face aligned to ArcFace's template.
+        check_alignment: if `aligned` and the model uses ArcFace's alignment, refuse crops without
+            an upright face aligned to ArcFace's template.
 
     Raises:
         ValueError: the detector is not installed, or its file cannot be read.

@@ -15,6 +15,8 @@ from margrave.models import Model, ModelCard
 def uses_flips(card: ModelCard) -> bool:
     """Whether the model's thresholds were measured with flip fusion.
 
+    Without thresholds, the card's reference decides; without both, flips are used.
+
     Raises:
         ValueError: some thresholds were, others were not.
     """

@@ -32,7 +32,7 @@ from margrave.quantity import quantity
 BASELINE = "baseline"
 """The default model (extra ``baseline``)."""
 QUALITY_FLOOR = 0.5
-"""Default minimum quality of a face, in percent of the reference's faces."""
+"""Default minimum of ``Face.quality``: the percentage of reference faces with a smaller norm."""
 
 
 class Matcher:
@@ -45,7 +45,7 @@ class Matcher:
         checker: if there is no finder, checks with this detector that images are aligned crops;
             None does not check.
         far: the operating point for decisions, by its FAR; None takes the one of the smallest FAR.
-        quality_floor: faces with a lower ``quality`` are refused, in percent.
+        quality_floor: faces with a lower ``Face.quality`` are refused, in percent.
 
     Raises:
         ValueError: the gallery belongs to another model, or the model has no threshold for `far`.
@@ -96,7 +96,7 @@ class Matcher:
             check_alignment: refuse crops without an upright face aligned to ArcFace's template.
             far: the operating point for decisions, by its FAR; None takes the one of the smallest
                 FAR.
-            quality_floor: faces of lower quality are refused, in percent of the reference's faces.
+            quality_floor: faces with a lower ``Face.quality`` are refused, in percent.
             create: create the gallery if it does not exist.
             keep_images: whether a newly created gallery keeps crops.
             key: the key of an encrypted gallery.
@@ -133,11 +133,13 @@ class Matcher:
         return uses_flips(self.model.card)
 
     def find(self, image: Any, *, which: Which = "auto", name: str = "") -> list[FoundFace]:
-        """The faces of an image, cut out; of the networks only the detector runs.
+        """Detect and cut out the intended faces of an image, without embedding them.
 
         Args:
             image: a path, an image file's bytes, or (height, width, 3) uint8 RGB.
-            which: ``auto``, ``largest`` or ``all``, see `choose`.
+            which: ``auto`` takes the largest face, but refuses the image if another one is nearly
+                as large; ``largest`` always takes the largest; ``all`` takes every face that is
+                large enough.
             name: the image's name in messages; its path by default.
 
         Raises:
@@ -147,7 +149,7 @@ class Matcher:
 
     @property
     def cropper(self) -> Cropper:
-        """The part that cuts out faces, without the model's network."""
+        """The part that finds and cuts out faces; it does not use the model's network."""
         card = self.model.card
         return Cropper(self.finder, self.checker, card.image_size, card.fit)
 
@@ -155,8 +157,8 @@ class Matcher:
         """Embed faces, in batches.
 
         Args:
-            found: the faces, cut out.
-            names: the names of their images.
+            found: the faces.
+            names: the name of each face's image.
 
         Raises:
             Refused: an embedding is zero, infinite or NaN.
@@ -229,7 +231,7 @@ class Matcher:
         return max(results, key=lambda result: result.similarity)
 
     def decide(self, first: Face, second: Face, *, far: float | None = None) -> Verification:
-        """Decide whether two faces show the same person, at one of the model's thresholds."""
+        """Decide whether two faces show the same person. See `verify`."""
         point = self.point(far)
         similarity = float(self.unit(first) @ self.unit(second))
         log_likelihood_ratio = self._log_likelihood_ratio(similarity)
@@ -245,6 +247,9 @@ class Matcher:
 
     def point(self, far: float | None = None) -> OperatingPoint:
         """The operating point used for decisions.
+
+        Args:
+            far: the operating point's FAR; None takes the matcher's.
 
         Raises:
             ValueError: the model has none, or none for this FAR.
@@ -363,7 +368,7 @@ class Matcher:
         ]
 
     def forget(self, name: str) -> ForgetResult:
-        """Remove a person from the gallery; every byte is overwritten if the store can.
+        """Remove a person from the gallery; every byte is overwritten if the store can do so.
 
         Raises:
             ValueError: nobody of this name is enrolled.
@@ -397,14 +402,15 @@ class Matcher:
     def _check_one_person(
         self, name: str, faces: Sequence[Face], enrolled: np.ndarray | None
     ) -> None:
+        """Compare all faces with the enrolled vector, or with the first face if it is None."""
         threshold = self.point().threshold
         units = [self.unit(face) for face in faces]
-        first = units[0] if enrolled is None else enrolled / np.linalg.norm(enrolled)
-        reference = faces[0].image if enrolled is None else f"the images enrolled as {name!r}"
+        anchor = units[0] if enrolled is None else enrolled / np.linalg.norm(enrolled)
+        source = faces[0].image if enrolled is None else f"the images enrolled as {name!r}"
         for face, unit in zip(faces, units, strict=True):
-            if (similarity := float(unit @ first)) <= threshold:
+            if (similarity := float(unit @ anchor)) <= threshold:
                 raise Refused(
-                    f"{face.image} shows a different person than {reference} (cosine "
+                    f"{face.image} shows a different person than {source} (cosine "
                     f"{similarity:.3f}, threshold {threshold:.3f}); leave it out, or use "
                     "--allow-similar (allow_similar=True)",
                     "several_people",

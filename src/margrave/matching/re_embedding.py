@@ -54,11 +54,11 @@ def re_embed(
                 f"{gallery} keeps no crops to embed again; enroll all people again (margrave "
                 "enroll --keep-images keeps crops)"
             )
-        # Cards that state no alignment are of crops on ArcFace's template.
-        before = source.card.preparation.get("alignment", "arcface")
-        if before != opened.card.alignment:
+        # A card that states no alignment means ArcFace's template.
+        kept_alignment = source.card.preparation.get("alignment", "arcface")
+        if kept_alignment != opened.card.alignment:
             raise ValueError(
-                f"{gallery} keeps crops aligned for {before!r}, but {model} needs "
+                f"{gallery} keeps crops aligned for {kept_alignment!r}, but {model} needs "
                 f"{opened.card.alignment!r}; enroll all people again from their photos"
             )
         people = list(source.people())

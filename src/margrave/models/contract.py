@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from margrave.models.pixel_statistics import Pixels
+from margrave.models.pixel_statistics import PixelStatistic
 
 State = Mapping[str, Tensor]
 
@@ -17,8 +17,8 @@ class Checkpoint(dict[str, Tensor]):
     """A file's tensors by name, with more information about the file.
 
     Attributes:
-        raw_keys: the tensors' names including the prefixes of wrappers.
-        other_keys: the keys of the file's entries that are not tensors.
+        raw_keys: the tensors' names with wrapper prefixes such as ``module.``.
+        other_keys: the file's other top-level keys, such as ``epoch``.
         notes: what was chosen or left out while reading, as messages for the user.
     """
 
@@ -42,15 +42,15 @@ class Imported:
     """Another project's weights, converted to Margrave's names and RGB.
 
     Attributes:
-        layout: the layout of the file's names.
-        backbone: the network's specification, plain JSON.
-        state: the network's tensors; unknown keys keep their names, so that
-            :func:`margrave.models.load_strictly` reports them with everything else that does not
-            fit.
+        layout: whose tensor names the file uses, such as ``adaface_ir``; ``own`` if they are the
+            network's.
+        backbone: the network's specification ``{"kind": name, **settings}``, plain JSON.
+        state: the network's tensors by Margrave's names; unknown tensors keep the file's, so that
+            :func:`margrave.models.load_strictly` reports them.
         notes: what was changed, left out or assumed, as messages for the user.
         head_weight: (C, D) class centers, or None if the file does not hold them.
-        names: the file's name of each submodule, if it differs from ours.
-        mean, std: statistics used in training, for pixels in [0, 1] in RGB order.
+        names: Margrave's name of each submodule -> the file's; empty if they are the same.
+        mean, std: statistics of the training pixels, scaled to [0, 1], in RGB order.
     """
 
     layout: str
@@ -59,5 +59,5 @@ class Imported:
     notes: tuple[str, ...] = ()
     head_weight: Tensor | None = None
     names: Mapping[str, str] = field(default_factory=dict)
-    mean: Pixels = 0.5
-    std: Pixels = 0.5
+    mean: PixelStatistic = 0.5
+    std: PixelStatistic = 0.5

@@ -30,7 +30,7 @@ DIGESTS = {
 CARD = "dlib_card.json"
 """The baseline's card, measured by ``benchmarks/baseline.py``."""
 SIZE = 150
-"""Side length of dlib's face chips, in pixels."""
+"""Side length of dlib's face chips (aligned crops), in pixels."""
 
 
 def import_dlib() -> ModuleType:
@@ -120,7 +120,7 @@ class DlibBackbone(nn.Module):
             raise ValueError(f"{self.path}: dlib cannot read it ({first_line(error)})") from error
         # The network stores its layers' outputs, which concurrent threads would overwrite.
         self._lock = threading.Lock()
-        # Tells callers the device and dtype of the images.
+        # Callers look up the device and dtype of the images at a module's first parameter.
         self.placed = nn.Parameter(torch.empty(0), requires_grad=False)
 
     def forward(self, images: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ MAX_LISTED = 8
 
 
 def head_weight(state: State, embedding_size: int) -> Tensor:
-    """Find the (C, D) class centers among a head's tensors, by name and shape.
+    """Find the (C, D) class centers among a head's tensors; D is ``embedding_size``.
 
     ``kernel`` and ``W`` are (D, C) and get transposed. ``weight`` is transposed only if its second
     dimension is not D; a square one counts as (C, D), as InsightFace writes it.
@@ -54,11 +54,15 @@ def _classes_first(key: str, tensor: Tensor, embedding_size: int) -> Tensor:
 
 
 def merge_head_shards(shards: Mapping[str, State], embedding_size: int) -> Tensor:
-    """Concatenate the (C, D) class centers of one head state per rank, given by file name.
+    """Concatenate the (C, D) class centers of a head that was saved in one file per rank.
 
     The rank is the last number in a file's name (``checkpoint_gpu_10.pt``,
     ``rank_3_softmax_weight.pt``). Of C classes on W ranks, rank r must own C // W classes, and one
     more if r < C % W.
+
+    Args:
+        shards: file name -> the head's tensors in that file.
+        embedding_size: D, the number of features.
 
     Raises:
         ValueError: a name has no rank, a rank is missing or given twice, or a shard has a wrong

@@ -12,29 +12,29 @@ from margrave import backbones
 from margrave.models.contract import Imported, State
 from margrave.models.importers import adopt, convert
 from margrave.models.model_file import ModelCard
-from margrave.models.pixel_statistics import ColorOrder, Pixels
+from margrave.models.pixel_statistics import ColorOrder, PixelStatistic
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImportOptions:
-    """What the user states about a file that does not show it by itself.
+    """What the user states about a file because the file itself does not show it.
 
     Attributes:
         key: the weights' key in a checkpoint that holds several networks.
-        layout: the layout of the weights' names; None detects it. See
+        layout: whose tensor names the weights have, such as ``adaface_ir``; None detects it. See
             :mod:`margrave.models.importers`.
         backbone: the network's specification, for weights of an unknown layout.
-        mean, std: statistics of the pixels used in training, for pixels in [0, 1].
+        mean, std: statistics of the training pixels, scaled to [0, 1].
         color_order: the order of the color channels used in training, ``rgb`` or ``bgr``.
-        image_size: image side length in pixels, if an ONNX model or `backbone` takes any.
-        output: the name of the embedding, if an ONNX model has several outputs.
+        image_size: image side length in pixels, if an ONNX model or `backbone` takes any size.
+        output: the name of the output that is the embedding, if an ONNX model has several.
     """
 
     key: str | None = None
     layout: str | None = None
     backbone: Mapping[str, Any] | None = None
-    mean: Pixels | None = None
-    std: Pixels | None = None
+    mean: PixelStatistic | None = None
+    std: PixelStatistic | None = None
     color_order: ColorOrder | None = None
     image_size: int | None = None
     output: str | None = None
@@ -51,7 +51,8 @@ def network_for(
         source: the file's name in messages.
 
     Returns:
-        the network, and the converted weights for :func:`margrave.models.load_strictly`.
+        the network, and the converted weights, whose ``state`` and ``names`` are arguments of
+        :func:`margrave.models.load_strictly`.
 
     Raises:
         ValueError: the layout is unknown, the network cannot be inferred from the weights, or
@@ -76,7 +77,7 @@ def card_for(imported: Imported, image_size: int | None = None, source: str = ""
 
     Args:
         imported: the converted weights from `network_for`.
-        image_size: image side length in pixels, if the backbone takes any; None means 112.
+        image_size: image side length in pixels, if the backbone takes any size; None means 112.
         source: where the weights come from, for the user.
     """
     return ModelCard(

@@ -29,7 +29,7 @@ class Ignored:
 
 
 class IgnoredMapping:
-    """Placeholder that creates a plain mapping, for classes that are dicts, such as settings."""
+    """Placeholder for classes that are dicts, such as settings; creates a plain mapping."""
 
     def __new__(cls, *_arguments: Any, **_settings: Any) -> OrderedDict[Any, Any]:
         return OrderedDict()
@@ -61,12 +61,14 @@ HARMLESS = tuple(
     for module in modules
     for name in names
 )
+# These are replaced by IgnoredMapping.
 HARMLESS_MAPPINGS = ("copyreg._reconstructor", "copy_reg._reconstructor", "collections.defaultdict")
 MAX_NAMES = 256
+"""Maximum number of unknown classes that a file may name."""
 
 
 def _is_inert(name: str) -> bool:
-    """Whether a name may be replaced by Ignored, which imports and calls nothing.
+    """Whether a name may be replaced by a placeholder, so that nothing is imported or called.
 
     Names of the standard library are refused, because malicious files use them to run code.
     Functions of torch and NumPy are refused too: some create tensors, which would silently be
@@ -110,9 +112,9 @@ def _load(path: Path) -> Any:
     placeholders: dict[str, Any] = dict.fromkeys(HARMLESS, Ignored)
     placeholders |= dict.fromkeys(HARMLESS_MAPPINGS, IgnoredMapping)
     unknown: dict[str, Any] = {}
-    # Setting entries needs a mapping as placeholder, setting another state needs Ignored. A name
-    # does not show which one is needed, so mappings are tried first.
-    kind: Any = IgnoredMapping
+    # A file that sets an object's entries needs a mapping as its placeholder; one that sets its
+    # attributes needs Ignored. The class's name does not show which, so a mapping is tried first.
+    placeholder: Any = IgnoredMapping
     while True:
         allowed: list[Any] = [(each, name) for name, each in (placeholders | unknown).items()]
         try:
@@ -122,9 +124,9 @@ def _load(path: Path) -> Any:
         except Exception as error:
             match = re.search(r"GLOBAL (\S+)", str(error))
             name = match[1].rstrip(".") if match and _is_unpickling(error) else None
-            if name is None and unknown and kind is IgnoredMapping:
-                kind = Ignored
-                unknown = dict.fromkeys(unknown, kind)
+            if name is None and unknown and placeholder is IgnoredMapping:
+                placeholder = Ignored
+                unknown = dict.fromkeys(unknown, placeholder)
                 continue
             if name is None:
                 raise ValueError(
@@ -136,7 +138,8 @@ def _load(path: Path) -> Any:
                     "executed. In the environment that wrote it, save only the state dict with "
                     "torch.save(model.state_dict(), …), and read that file"
                 ) from error
-            unknown |= {each: kind for each in (name, *_other_names(path)) if _is_inert(each)}
+            names = (name, *_other_names(path))
+            unknown |= {each: placeholder for each in names if _is_inert(each)}
 
 
 def _is_unpickling(error: Exception) -> bool:
@@ -153,7 +156,7 @@ def _other_names(path: Path) -> list[str]:
 
 
 def check_tensors(content: Any, budget: Budget) -> None:
-    """Refuse tensors that expand a few stored numbers to more memory than the budget allows.
+    """Refuse tensors that would expand a few stored numbers beyond the memory budget.
 
     A storage counts once, however many tensors share it. A tensor that repeats numbers of its
     storage (stride 0) counts in full, because a copy needs all of its memory.
@@ -173,5 +176,5 @@ def check_tensors(content: Any, budget: Budget) -> None:
                 budget.charge(storage.nbytes())
         elif isinstance(value, dict | list | tuple) and id(value) not in visited:
             visited.add(id(value))
-            # dict's own method, because a file can replace the attribute of this name.
+            # Not value.values(), because a file can set that attribute.
             pending += dict.values(value) if isinstance(value, dict) else value

@@ -17,7 +17,7 @@ from torch import Tensor
 from margrave.files import atomic_write, first_line, read_json
 from margrave.former_names import current_card
 from margrave.models.operating_points import OperatingPoint, ScoreReference
-from margrave.models.pixel_statistics import ColorOrder, Pixels
+from margrave.models.pixel_statistics import ColorOrder, PixelStatistic
 from margrave.registry import suggest
 
 FORMAT_VERSION = 2
@@ -27,7 +27,7 @@ CARD_KEY = "margrave"
 MAX_IMAGE_SIZE = 4096
 """Maximum image side length, in pixels."""
 MAX_STATISTIC = 1e9
-"""Upper limit of mean and std, far beyond any pixel value."""
+"""Mean and std must be below this limit, which is far beyond any pixel value."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,8 +58,8 @@ class ModelCard:
 
     backbone: Mapping[str, Any]
     image_size: int = 112
-    mean: Pixels = 0.5
-    std: Pixels = 0.5
+    mean: PixelStatistic = 0.5
+    std: PixelStatistic = 0.5
     fit: Literal["crop", "stretch", "pad"] = "crop"
     color_order: ColorOrder = "rgb"
     source: str = ""
@@ -82,7 +82,7 @@ class ModelCard:
                 f"but the backbone's is {self.backbone['image_size']}"
             )
         for name in ("mean", "std"):
-            self._check_pixels(name)
+            self._check_statistic(name)
         object.__setattr__(
             self,
             "operating_points",
@@ -111,7 +111,7 @@ class ModelCard:
                 f"and {FORMAT_VERSION}; use the version of Margrave that wrote it"
             )
 
-    def _check_pixels(self, name: str) -> None:
+    def _check_statistic(self, name: str) -> None:
         given = getattr(self, name)
         values = tuple(given) if isinstance(given, list | tuple) else (given,)
         # Not math.isfinite, which fails for integers too large for a float.

@@ -14,7 +14,7 @@ from margrave.models.model_file import CARD_KEY, ModelCard, read_card
 from margrave.models.onnx_file import OnnxBackbone
 from margrave.models.onnx_network import OnnxNetwork
 from margrave.models.openvino_file import OpenVinoBackbone
-from margrave.models.pixel_statistics import Pixels, check_pixel_statistics
+from margrave.models.pixel_statistics import PixelStatistic, check_pixel_statistics
 from margrave.registry import suggest
 
 PLACEHOLDERS = {
@@ -23,7 +23,7 @@ PLACEHOLDERS = {
     "color_order": "--color-order rgb|bgr",
     "image_size": "--image-size PIXELS",
 }
-"""Options of ``margrave import``, for messages that ask for them."""
+"""Field of the card -> option of ``margrave import``, for messages that ask for it."""
 
 RUNTIMES: dict[str, type[OnnxNetwork]] = {
     network.runtime: network for network in (OnnxBackbone, OpenVinoBackbone)
@@ -63,7 +63,7 @@ def adjacent_card(path: str | Path) -> ModelCard | None:
 
 
 def import_command(path: str | Path) -> str:
-    """The command that gives an ONNX model a card, with placeholders for its statistics.
+    """The command that gives an ONNX model a card, with placeholders for the pixel statistics.
 
     >>> import_command("net.onnx")[:57]
     'margrave import net.onnx COPY.onnx --mean MEAN --std STD '
@@ -111,7 +111,10 @@ def load_onnx(
     return backbone, card
 
 
-def _check_bytes(backbone: OnnxNetwork, mean: Pixels | None, std: Pixels | None) -> None:
+def _check_bytes(
+    backbone: OnnxNetwork, mean: PixelStatistic | None, std: PixelStatistic | None
+) -> None:
+    """Refuse statistics for a model that takes uint8 pixels."""
     has_statistics = not (
         np.all(np.equal(0 if mean is None else mean, 0))
         and np.all(np.equal(1 if std is None else std, 1))
@@ -127,8 +130,8 @@ def import_onnx(
     source: str | Path,
     target: str | Path,
     *,
-    mean: Pixels | None,
-    std: Pixels | None,
+    mean: PixelStatistic | None,
+    std: PixelStatistic | None,
     color_order: str | None,
     image_size: int | None = None,
     output: str | None = None,
@@ -139,17 +142,17 @@ def import_onnx(
         source: the ONNX model.
         target: the copy; its card is written to ``target.card.json``.
         mean: mean for pixels in [0, 1], one number or one per channel in the model's own order;
-            None takes the one in the model's metadata.
+            None takes the one of the card in the model's metadata.
         std: standard deviation, like `mean`.
         color_order: ``rgb`` or ``bgr``, or None like `mean`.
-        image_size: image side length in pixels, if the model takes any.
-        output: the name of the embedding, if the model has several outputs.
+        image_size: image side length in pixels, if the model takes any size.
+        output: the name of the output that is the embedding, if the model has several.
 
     Returns:
         the network, already tested (see ``OnnxBackbone.check_rows``), and its card.
 
     Raises:
-        ValueError: a value is invalid, or is neither given nor stated in the model; or the model
+        ValueError: a value is invalid, or is neither given nor in the model's card; or the model
             does not compute one embedding per image.
     """
     backbone = OnnxBackbone(source, output=output)

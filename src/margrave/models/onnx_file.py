@@ -39,16 +39,16 @@ class OnnxBackbone(OnnxNetwork):
         # Log only fatal errors: others are raised, and warnings concern the model's exporter.
         options.log_severity_level = 4
         available = onnxruntime.get_available_providers()
-        kinds = {
+        provider_of = {
             "cpu": "CPUExecutionProvider",
             "cuda": "CUDAExecutionProvider",
         }
         if device is None:
-            providers = [name for name in reversed(kinds.values()) if name in available]
-        elif kinds.get(device.split(":")[0]) in available:
-            providers = [kinds[device.split(":")[0]]]
+            providers = [name for name in reversed(provider_of.values()) if name in available]
+        elif provider_of.get(device.split(":")[0]) in available:
+            providers = [provider_of[device.split(":")[0]]]
         else:
-            known = ", ".join(kind for kind, name in kinds.items() if name in available)
+            known = ", ".join(each for each, name in provider_of.items() if name in available)
             raise ValueError(f"{self.path} cannot be run on device = {device!r}; choices: {known}")
         try:
             self._session = onnxruntime.InferenceSession(

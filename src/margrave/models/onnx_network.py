@@ -18,8 +18,8 @@ from margrave.models.model_file import CARD_KEY, ModelCard, read_card
 from margrave.registry import suggest
 
 REPEATED_IMAGES = (0, 0, 0)
-"""Indices of test images that are computed again. Once is not enough: dropout of a few features may
-agree by chance."""
+"""Indices of the test images that `check_rows` computes again: the first one, three times, because
+dropout of a few features may agree by chance once."""
 
 
 @dataclass(frozen=True)
@@ -28,8 +28,9 @@ class Port:
 
     Attributes:
         name: the name in the file.
-        shape: a number for each fixed dimension, anything else for a dynamic one.
-        kind: the runtime's name of the element type.
+        shape: a number for each fixed dimension, anything else for a dynamic one; empty if the
+            number of dimensions is unknown.
+        kind: the runtime's name of the element type, such as ``tensor(float)``.
     """
 
     name: str
@@ -40,8 +41,8 @@ class Port:
 class OnnxNetwork(nn.Module):
     """A network in an ONNX file as a module, for inference only.
 
-    A model with a fixed batch size gets batches of that size. A model that takes (B, S, S, 3) gets
-    channels last, and a model that takes uint8 gets pixels in [0, 255].
+    A model with a fixed batch size gets batches of that size, padded if necessary. A model that
+    takes (B, S, S, 3) gets channels last, and a model that takes uint8 gets pixels in [0, 255].
 
     A runtime is a subclass that implements `_open` and `_compute`.
 
@@ -49,11 +50,12 @@ class OnnxNetwork(nn.Module):
         path: the .onnx file, with one input (B, 3, S, S) or (B, S, S, 3) and an output (B, D).
         threads: CPU threads; None takes as many as torch uses.
         device: the runtime's device, such as ``cpu``; None takes the runtime's fastest.
-        output: the name of the embedding, if the model has several outputs.
+        output: the name of the output that is the embedding, if the model has several.
 
     Attributes:
         runtime: the runtime's name.
-        kinds: NumPy type of each supported input type, by the runtime's name.
+        kinds: the supported element types of the input: the runtime's name, such as
+            ``tensor(float)`` -> the NumPy type.
         content_digest: SHA-256 of the file, of its external files, and of the output's name if the
             model has several outputs.
         external_weights: external files that hold the model's weights.
@@ -93,7 +95,7 @@ class OnnxNetwork(nn.Module):
             # Different outputs of the same file are different embeddings.
             named = f"{self.content_digest} {self._output}"
             self.content_digest = hashlib.sha256(named.encode()).hexdigest()
-        # Tells callers the device and dtype of the images.
+        # Callers look up the device and dtype of the images at a module's first parameter.
         self.placed = nn.Parameter(torch.empty(0), requires_grad=False)
 
     @abstractmethod
@@ -149,7 +151,7 @@ class OnnxNetwork(nn.Module):
             raise ValueError(f"{self.path} has no output {name!r}; {suggest(str(name), outputs)}")
         # A shape that is not declared is checked later, by `check_rows`.
         if len(outputs[name]) not in (0, 2):
-            raise ValueError(f"{self.path} has the output {listed}; expected (B, D)")
+            raise ValueError(f"{self.path} has the output {name} {outputs[name]}; expected (B, D)")
         return name
 
     def _output_of_card(self) -> str | None:
@@ -165,16 +167,18 @@ class OnnxNetwork(nn.Module):
         """
         pixels = images.float().contiguous().cpu().numpy()
         step = 1 if self.one_at_a_time else self._batch or max(1, len(pixels))
-        parts = [
-            self._run(pixels[start : start + step]) for start in range(0, len(pixels), step)
-        ] or [self._run(pixels)]
+        parts = [self._run(pixels[start : start + step]) for start in range(0, len(pixels), step)]
+        if not parts:
+            # Only an output shows D, so a blank image is computed and its row left out.
+            parts = [self._run(np.zeros((1, *pixels.shape[1:]), np.float32))[:0]]
         return torch.from_numpy(np.concatenate(parts)).to(images.device)
 
     def _run(self, pixels: np.ndarray) -> np.ndarray:
         """Compute one embedding per image, for at most as many images as the model's batch size."""
         rows = self._padded_rows(pixels)
-        alone = self.one_at_a_time and rows.ndim == 2 and len(rows) > 0
-        expected = len(rows) if alone else self._batch or len(pixels)
+        # For a single image, the first row is taken, however many there are.
+        takes_first = self.one_at_a_time and rows.ndim == 2 and len(rows) > 0
+        expected = len(rows) if takes_first else self._batch or len(pixels)
         if rows.ndim != 2 or len(rows) != expected:
             raise ValueError(
                 f"{self.path} returns shape {rows.shape} for {expected} images, expected "
@@ -183,7 +187,7 @@ class OnnxNetwork(nn.Module):
         return rows[: len(pixels)]
 
     def _padded_rows(self, pixels: np.ndarray) -> np.ndarray:
-        """The model's output for a batch, which is padded to a fixed batch size if there is one."""
+        """The model's output for a batch, padded to the fixed batch size if there is one."""
         missing = (self._batch or len(pixels)) - len(pixels)
         if missing:
             pixels = np.concatenate([pixels, np.repeat(pixels[-1:], missing, axis=0)])
@@ -202,8 +206,8 @@ class OnnxNetwork(nn.Module):
     def check_rows(self, card: ModelCard) -> None:
         """Compute two different images, each alone and both together, and compare the rows.
 
-        If the rows differ, the graph contains a fixed batch size, and images will be computed one
-        at a time.
+        If the rows differ, the graph mixes images (it may assume a batch size that its input does
+        not declare), and images will be computed one at a time.
 
         Raises:
             ValueError: the model does not return one row for one image, or returns a different row
@@ -254,7 +258,7 @@ class OnnxNetwork(nn.Module):
 
 
 def _digest(path: Path, external: Sequence[Path]) -> str:
-    """SHA-256 of a model; if it has external files, each counts with its name and size."""
+    """SHA-256 of a model; with external files, also of each file's name and size."""
     total = hashlib.sha256()
     try:
         for each in (path, *external):

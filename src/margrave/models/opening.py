@@ -37,7 +37,7 @@ class Model:
     Attributes:
         path: the model file, also if a folder was given.
         card: how to build the network and prepare its images.
-        state: the weights on the CPU; empty for an ONNX model and for the baseline.
+        state: the weights on the CPU; empty for an ONNX model and for the baseline (dlib's model).
     """
 
     path: Path
@@ -72,7 +72,7 @@ class Model:
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 of the weights; for an ONNX model and the baseline, of the files."""
+        """SHA-256 of the weights; for an ONNX model and the baseline, of the model's files."""
         if self._network is not None:
             return self._network.content_digest
         return weights_digest(self.state)
@@ -89,8 +89,8 @@ def open_model(
 
     Args:
         path: a Margrave .safetensors file, a folder with a ``model.safetensors``, an .onnx file
-            with a card in its metadata or next to it, or ``baseline`` for the model of the extra of
-            that name (unless a file or folder is named so).
+            with a card in its metadata or next to it, or ``baseline`` for dlib's model (extra
+            ``baseline``), unless a file or folder has this name.
         device: the network's device; None takes a CUDA device if there is one.
         trust_code: import and run the custom network code that a card may name.
         runtime: the runtime for an ONNX model, ``onnxruntime`` (the default) or ``openvino``.

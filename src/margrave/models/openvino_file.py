@@ -64,7 +64,7 @@ class OpenVinoBackbone(OnnxNetwork):
 
 @cache
 def _core() -> Any:
-    """OpenVINO's runtime. There is one per process, and it is never closed.
+    """OpenVINO's runtime: one per process, which is never closed.
 
     On CPUs with AMX, each runtime gives its thread a stack for signal handlers. If two runtimes are
     closed in the order in which they were opened, that stack is freed while it is still in use, and
@@ -76,7 +76,7 @@ def _core() -> Any:
 
 
 def _ports(declared: Sequence[Any]) -> list[Port]:
-    """Inputs or outputs; the shape is () if the number of dimensions is dynamic."""
+    """Inputs or outputs; a shape is empty if its number of dimensions is dynamic."""
     return [
         Port(
             each.get_any_name(),

@@ -19,7 +19,8 @@ class OperatingPoint:
         true_accept_interval: 95 % confidence interval of the true accept rate, or None.
         impostors: number of impostor pairs from which the threshold was estimated.
         measured_on: description of the images, for the user.
-        flips: whether embeddings were measured with flip fusion.
+        flips: whether embeddings were measured with flip fusion, which adds the flipped image's
+            embedding.
 
     Raises:
         ValueError: a rate or a cosine is out of range.

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Literal
 
-Pixels = float | tuple[float, float, float]
+PixelStatistic = float | tuple[float, float, float]
 """A statistic of pixels in [0, 1]: one number, or one per channel."""
 ColorOrder = Literal["rgb", "bgr"]
 
 
-def check_pixel_statistics(**given: Pixels | None) -> None:
+def check_pixel_statistics(**given: PixelStatistic | None) -> None:
     """Check that means and standard deviations are for pixels in [0, 1].
 
     Raises:
@@ -27,7 +27,7 @@ def check_pixel_statistics(**given: Pixels | None) -> None:
             )
 
 
-def for_rgb(value: Pixels, order: ColorOrder) -> Pixels:
+def for_rgb(value: PixelStatistic, order: ColorOrder) -> PixelStatistic:
     """Convert statistics from a network's color order to RGB.
 
     >>> for_rgb((0.1, 0.2, 0.3), "bgr")

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-# CVLface's "net." is kept: only it distinguishes its RGB networks from AdaFace's BGR ones.
+# CVLface's "net." is kept: only this prefix distinguishes CVLface's RGB networks from AdaFace's BGR
+# networks.
 PREFIXES = ("module.", "model.", "backbone.", "_orig_mod.")
 
 

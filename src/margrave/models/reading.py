@@ -14,15 +14,15 @@ from margrave.models.weight_choice import choose_weights, direct_tensors
 
 
 def read_checkpoint(path: str | os.PathLike[str], key: str | None = None) -> Checkpoint:
-    """Read the tensors of a file of ``torch.save`` or safetensors, by name, to the CPU.
+    """Read the named tensors of a ``torch.save`` or safetensors file to the CPU.
 
-    The file's content decides which of the two formats it has.
+    The format is detected from the file's content, not from its name.
 
     Weights may be under any key, at most two levels deep. The prefixes ``module.``, ``model.``,
     ``backbone.`` and ``_orig_mod.`` are removed from their names. Moving averages (EMA) are
-    preferred to the weights themselves. A head saved with a backbone (``state_dict_softmax_fc``)
-    gets the prefix ``head.``, and a file that is a single tensor becomes ``weight``. Everything
-    that is not a tensor is left out, and so are profilers' counters.
+    preferred to the weights themselves. A head saved under ``state_dict_softmax_fc`` gets the
+    prefix ``head.``, and a file that is a single tensor becomes ``weight``. Everything that is not
+    a tensor is left out, and so are profilers' counters.
 
     Args:
         path: the file.
@@ -30,8 +30,8 @@ def read_checkpoint(path: str | os.PathLike[str], key: str | None = None) -> Che
             names. It is required if the file holds several networks.
 
     Raises:
-        ValueError: the file does not exist, is damaged, has no tensors or several networks, or
-            would have to run code; nothing was executed then, and the message names the code.
+        ValueError: the file does not exist, is damaged, or has no tensors or several networks; or
+            loading it would run code, which the message names and which was not run.
     """
     path = Path(path)
     if not path.is_file():

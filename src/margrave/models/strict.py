@@ -25,7 +25,7 @@ def load_strictly(
         module: the module to fill.
         state: tensors by the module's key names.
         source: the state's origin, for error messages.
-        names: the file's name of each submodule, if it differs from the module's
+        names: the module's name of each submodule -> the file's
             (:attr:`margrave.models.Imported.names`), for error messages.
 
     Raises:
@@ -54,7 +54,9 @@ def load_strictly(
         if key in state and state[key].shape != tensor.shape
     ]
     unusable = [
-        _in_file(key, names) for key in expected if key in state and _is_odd(state[key], on_meta)
+        _in_file(key, names)
+        for key in expected
+        if key in state and _is_unusable(state[key], on_meta)
     ]
     faults = [
         f"  {len(keys)} {fault}: {listed(keys)}"
@@ -77,13 +79,14 @@ def load_strictly(
     module.load_state_dict(filled, assign=on_meta)
 
 
-def _is_odd(tensor: Tensor, on_meta: bool) -> bool:
+def _is_unusable(tensor: Tensor, on_meta: bool) -> bool:
     """Whether a tensor cannot be copied into an ordinary dense tensor of real numbers."""
-    odd = tensor.layout != torch.strided or tensor.is_quantized or tensor.is_complex()
-    return odd or (tensor.is_meta and not on_meta)
+    special = tensor.layout != torch.strided or tensor.is_quantized or tensor.is_complex()
+    return special or (tensor.is_meta and not on_meta)
 
 
 def _in_file(key: str, names: Mapping[str, str] | None) -> str:
+    """A key as messages show it: by its name in the file, if that differs."""
     module_name, dot, leaf = key.rpartition(".")
     name_in_file = (names or {}).get(module_name)
     return key if name_in_file is None else f"{name_in_file}{dot}{leaf} (here {key})"

@@ -24,9 +24,9 @@ USUAL_KEYS = (
     "net",
     "network",
 )
-# Exponential moving averages of the weights, by any part of their name.
+# A key with one of these words holds an exponential moving average of the weights.
 AVERAGED = re.compile(r"(^|[._])(ema|swa|averaged)([._]|$)", re.IGNORECASE)
-# Optimizers, schedules and heads that trainers save with the network, by any part of their name.
+# A key that contains one of these holds something else that trainers save: an optimizer, a head, …
 NOT_A_NETWORK = re.compile(
     r"optim|sched|scaler|head|softmax_fc|criterion|(^|[._])loss", re.IGNORECASE
 )
@@ -38,7 +38,7 @@ MAX_DEPTH = 2
 
 def direct_tensors(mapping: Mapping[Any, Any]) -> dict[str, Tensor]:
     """The tensors that are direct entries of a file's mapping, by name."""
-    # dict's own method, because a file can replace the attribute of this name.
+    # Not mapping.items(), because a file can set that attribute.
     return {
         key: value.detach()
         for key, value in dict.items(mapping)  # type: ignore[arg-type]
@@ -49,10 +49,10 @@ def direct_tensors(mapping: Mapping[Any, Any]) -> dict[str, Tensor]:
 def _states(
     content: dict[Any, Any], place: str = "", depth: int = 0, visited: set[int] | None = None
 ) -> Iterator[tuple[str, dict[str, Tensor]]]:
-    """Every state dict in a file with its dotted path; if it occurs twice, with the first path."""
+    """Yield (dotted path, tensors) of each state dict in a file; repeated ones only once."""
     visited = {id(content)} if visited is None else visited
     tensors = direct_tensors(content)
-    # A state of scalars only holds values such as a temperature, not a network.
+    # If all tensors are scalars, they are values such as a temperature, not a network.
     if any(value.dim() for value in tensors.values()):
         yield place, tensors
     if depth == MAX_DEPTH:
@@ -82,12 +82,12 @@ def choose_weights(
     if not states:
         keys = ", ".join(map(str, list(dict.keys(content))[:8])) or "nothing"
         is_network = "_modules" in getattr(content, "__dict__", {})
-        named = (
+        hint = (
             "; it is a pickled network: save and read its state_dict() instead"
             if is_network
             else ""
         )
-        raise ValueError(f"{path}: contains no tensors; found {keys}{named}")
+        raise ValueError(f"{path}: contains no tensors; found {keys}{hint}")
     for place, state in list(states.items()):
         states |= {
             f"{place}.{prefix}".lstrip("."): part
@@ -103,7 +103,7 @@ def choose_weights(
     average = strip_prefixes(averaged[place])
     notes.append(f"used moving averages (EMA) from {place}; choose other weights with --key")
     for weights in plain.values():
-        others = strip_prefixes(
+        unaveraged = strip_prefixes(
             {
                 name: value
                 for name, value in weights.items()
@@ -111,10 +111,10 @@ def choose_weights(
             }
         )
         # Averages often cover only parameters, without the batch norms' statistics.
-        if average.keys() < others.keys():
-            missing = [name for name in others if name not in average]
+        if average.keys() < unaveraged.keys():
+            missing = [name for name in unaveraged if name not in average]
             notes.append(f"taken from the plain weights, as not averaged: {listed(missing)}")
-            return {**others, **average}, notes
+            return {**unaveraged, **average}, notes
     return dict(averaged[place]), notes
 
 
@@ -123,7 +123,7 @@ def _is_counter(name: str) -> bool:
 
 
 def _averages_within(state: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
-    """Moving averages in the same state dict as the weights, by their prefix."""
+    """Moving averages in the same state dict as the weights: prefix -> tensors."""
     parts: dict[str, dict[str, Tensor]] = {}
     for name, value in state.items():
         prefix, _, rest = name.partition(".")
@@ -147,12 +147,15 @@ def _under_key(states: Mapping[str, dict[str, Tensor]], path: Path, key: str) ->
 
 
 def _only(states: Mapping[str, dict[str, Tensor]], path: Path) -> str:
-    """The path of the only network in a file; usual keys and the top level come first."""
+    """The path of the network; an error if several different ones qualify.
+
+    States under usual keys are preferred to all others.
+    """
     if len(states) == 1:
         return next(iter(states))
     usual = [place for place in states if place.rpartition(".")[2] in USUAL_KEYS]
     largest = max(len(state) for state in states.values())
-    # A state with far fewer tensors than the largest is not a network, but a table or a mean.
+    # A state with far fewer tensors than the largest is no network, but perhaps a table or a mean.
     networks = [place for place in usual or states if 4 * len(states[place]) >= largest]
     first, *others = networks
     if not all(_same(states[first], states[other]) for other in others):
@@ -163,7 +166,7 @@ def _only(states: Mapping[str, dict[str, Tensor]], path: Path) -> str:
 
 
 def _same(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> bool:
-    """Whether two states are the same network; some trainers save it twice."""
+    """Whether two states are the same network; some trainers save a network twice."""
     one, other = strip_prefixes(first), strip_prefixes(second)
     return one.keys() == other.keys() and all(
         one[name].dtype == other[name].dtype and torch.equal(one[name], other[name]) for name in one

@@ -251,11 +251,11 @@ def test_facexzoo_saves_backbone_and_head_as_one_and_reads_bgr(name, layout):
 @pytest.mark.parametrize("name", sorted(LAYOUTS))
 def test_what_names_do_not_show_is_noted_and_can_be_stated(name):
     state = official(name)
-    (note,) = [note for note in convert(state).notes if "assumed from the names" in note]
+    (note,) = [note for note in convert(state).notes if "assumed from the tensor names" in note]
     assert note.endswith("override with --color-order, --mean, --std")
     stated = convert(state, "bgr", mean=(0.1, 0.2, 0.3), std=0.25)
     assert stated.mean == (0.3, 0.2, 0.1) and stated.std == 0.25
-    assert not any("assumed from the names" in note for note in stated.notes)
+    assert not any("assumed from the tensor names" in note for note in stated.notes)
     assert convert(state, "rgb", mean=(0.1, 0.2, 0.3)).mean == (0.1, 0.2, 0.3)
     with pytest.raises(ValueError, match=r"mean = 127.5, must be for pixels in \[0, 1\]"):
         convert(state, mean=127.5)

@@ -1,4 +1,4 @@
-"""Importers of other projects' weights: one file per project; every file here is registered."""
+"""Importers of other projects' weights: one file per project, all imported here."""
 
 import importlib
 import pkgutil

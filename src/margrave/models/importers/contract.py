@@ -1,4 +1,4 @@
-"""The interface of importers: a project's names and pixel statistics of a family of networks."""
+"""The interface of importers, which know the tensor names and pixel statistics of a project."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from margrave.models.contract import Checkpoint, State
-from margrave.models.pixel_statistics import ColorOrder, Pixels
+from margrave.models.pixel_statistics import ColorOrder, PixelStatistic
 from margrave.models.prefixes import strip_prefixes
 from margrave.registry import Registry
 
 Names = Mapping[str, str]
+"""Margrave's name of each submodule -> the project's name."""
 
 HEAD_PREFIXES = ("head.", "classifier.", "partial_fc.")
 # CVLface's prefix for its networks.
@@ -21,7 +22,7 @@ WRAPPER = "net."
 
 
 class Importer:
-    """One project's layout of one family of networks.
+    """A layout: one project's tensor names and pixel statistics for one family of networks.
 
     Subclasses in this folder are registered by name; one from elsewhere is given as
     ``--layout my_module:MyImporter``. If keys match both an importer and its subclass, the subclass
@@ -33,13 +34,13 @@ class Importer:
         mean, std: statistics of these pixels in [0, 1], in this color order.
         source: where color order and statistics are documented.
         shared_with: projects whose files have the same keys and cannot be distinguished.
-        first_convolution: our key of the weight that reads the pixels.
+        first_convolution: Margrave's key of the weight that is applied to the pixels.
     """
 
     patterns: ClassVar[tuple[str, ...]] = ()
     color_order: ClassVar[ColorOrder] = "rgb"
-    mean: ClassVar[Pixels] = 0.5
-    std: ClassVar[Pixels] = 0.5
+    mean: ClassVar[PixelStatistic] = 0.5
+    std: ClassVar[PixelStatistic] = 0.5
     source: ClassVar[str] = ""
     shared_with: ClassVar[str] = ""
     first_convolution: ClassVar[str] = "conv1.weight"
@@ -57,14 +58,14 @@ class Importer:
         return {key: bare[key] for key in bare if key not in head}, head
 
     def names(self, network: State) -> dict[str, str]:
-        """The project's name of each submodule, by our name; empty if the names are the same."""
+        """Margrave's name of each submodule -> the project's; empty if they are the same."""
         return {}
 
     def backbone(self, network: State, names: Names) -> dict[str, Any]:
         """Infer the network's specification ``{"kind": name, **settings}`` from tensor shapes.
 
         Args:
-            network: the tensors under our names.
+            network: the tensors under Margrave's names.
             names: the result of `names`, for error messages.
 
         Raises:

@@ -11,7 +11,12 @@ from margrave.models.contract import Checkpoint, Imported, State
 from margrave.models.head_weights import head_weight
 from margrave.models.importers.contract import HEAD_PREFIXES, LAYOUTS, Importer, create_importer
 from margrave.models.importers.shapes import rename
-from margrave.models.pixel_statistics import ColorOrder, Pixels, check_pixel_statistics, for_rgb
+from margrave.models.pixel_statistics import (
+    ColorOrder,
+    PixelStatistic,
+    check_pixel_statistics,
+    for_rgb,
+)
 from margrave.models.prefixes import strip_prefixes
 
 
@@ -60,13 +65,13 @@ def _bare(state: State) -> Checkpoint:
 def convert(
     state: State,
     color_order: ColorOrder | None = None,
-    mean: Pixels | None = None,
-    std: Pixels | None = None,
+    mean: PixelStatistic | None = None,
+    std: PixelStatistic | None = None,
     layout: str | None = None,
 ) -> Imported:
-    """Convert another project's weights to our names and RGB, and infer the specification.
+    """Convert another project's weights to Margrave's names and RGB, and infer the backbone.
 
-    Depth, widths, gates, embedding size and image size are read from keys and shapes. For BGR
+    Depth, widths, squeeze and excitation, and sizes are read from keys and shapes. For BGR
     weights, the input channels of the first convolution are reversed. Pass the result to
     ``backbones.create`` and :func:`margrave.models.load_strictly`, which reports every missing key,
     unexpected key and wrong shape.
@@ -81,8 +86,8 @@ def convert(
             the layout from the keys.
 
     Raises:
-        ValueError: the layout or color order is unknown, the mean is for pixels in [0, 255], or a
-            tensor that a setting is read from is missing or has a wrong shape.
+        ValueError: the layout or color order is unknown, mean or std is for pixels in [0, 255],
+            or a tensor that a setting is read from is missing or has a wrong shape.
     """
     if color_order not in (None, "rgb", "bgr"):
         raise ValueError(f"color_order = {color_order!r}, must be 'rgb' or 'bgr'")
@@ -125,8 +130,8 @@ def adopt(
     network: nn.Module,
     backbone: Mapping[str, Any],
     color_order: ColorOrder | None = None,
-    mean: Pixels | None = None,
-    std: Pixels | None = None,
+    mean: PixelStatistic | None = None,
+    std: PixelStatistic | None = None,
 ) -> Imported:
     """Prepare weights of an unknown layout for a network that the user has specified.
 
@@ -142,14 +147,14 @@ def adopt(
         std: standard deviation, like `mean`.
 
     Raises:
-        ValueError: two keys become equal, the mean is for pixels in [0, 255], or the weights expect
-            BGR and their first convolution is ambiguous.
+        ValueError: two keys become equal, mean or std is for pixels in [0, 255], or the weights
+            expect BGR and their first convolution is ambiguous.
     """
     check_pixel_statistics(mean=mean, std=std)
     checkpoint = _bare(state)
     expected = network.state_dict()
-    ours = dict(zip(strip_prefixes(expected), expected, strict=True))
-    weights = {ours.get(key, key): tensor for key, tensor in checkpoint.items()}
+    full_keys = dict(zip(strip_prefixes(expected), expected, strict=True))
+    weights = {full_keys.get(key, key): tensor for key, tensor in checkpoint.items()}
     left_out = [key for key in weights if key not in expected and key.startswith(HEAD_PREFIXES)]
     weights = {key: tensor for key, tensor in weights.items() if key not in left_out}
     notes = [*checkpoint.notes, *([f"head left out: {', '.join(left_out)}"] if left_out else [])]
@@ -159,8 +164,8 @@ def adopt(
         if len(first) != 1:
             raise ValueError(
                 f"{len(first)} convolutions have three input channels ({', '.join(first[:3])}), so "
-                "the one to convert from BGR to RGB is unknown; reverse its input channels in the "
-                "checkpoint"
+                "the one to convert from BGR to RGB is unknown; reverse the first one's input "
+                "channels in the checkpoint"
             )
         _reverse_colors(weights, first[0])
         notes.append(f"the weights expected BGR; {first[0]} was changed to take RGB")
@@ -181,7 +186,10 @@ def adopt(
 
 
 def _assumed_pixels(
-    importer: Importer, color_order: str | None, mean: Pixels | None, std: Pixels | None
+    importer: Importer,
+    color_order: str | None,
+    mean: PixelStatistic | None,
+    std: PixelStatistic | None,
 ) -> str:
     """A note on pixel statistics that were assumed, and the options that override them."""
     assumed = {
@@ -197,12 +205,12 @@ def _assumed_pixels(
         f"; files of {importer.shared_with} may have the same names" if importer.shared_with else ""
     )
     return (
-        f"{listed} {'are' if len(names) > 1 else 'is'} assumed from the names{source}{others}; "
-        f"override with {', '.join(unstated.values())}"
+        f"{listed} {'are' if len(names) > 1 else 'is'} assumed from the tensor names{source}"
+        f"{others}; override with {', '.join(unstated.values())}"
     )
 
 
-def _short(value: Pixels) -> str:
+def _short(value: PixelStatistic) -> str:
     numbers = value if isinstance(value, tuple) else (value,)
     return ", ".join(f"{number:.4g}" for number in numbers)
 

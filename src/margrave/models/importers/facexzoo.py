@@ -16,7 +16,7 @@ class _FaceXZoo(Importer):
     shared_with = ""
 
     def matches(self, checkpoint: Checkpoint) -> bool:
-        """Check the keys, and that the file has a batch_id or one model of backbone and head."""
+        """Check the keys, and that the file has a ``batch_id`` or both a backbone and a head."""
         roots = {key.removeprefix("module.").partition(".")[0] for key in checkpoint.raw_keys}
         has_evidence = "batch_id" in checkpoint.other_keys or {"backbone", "head"} <= roots
         return has_evidence and super().matches(checkpoint)

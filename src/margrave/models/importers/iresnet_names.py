@@ -8,6 +8,8 @@ from typing import Any
 from margrave.models.contract import State
 from margrave.models.importers.shapes import count_indices, shape_of, square_side
 
+# The modules of a block's residual branch, in order, under Margrave's names; AdaFace and
+# CurricularFace number them instead.
 BASIC = ("bn1", "conv1", "bn2", "prelu", "conv2", "bn3")
 BOTTLENECK = (*BASIC, "prelu2", "conv3", "bn4")
 WITHOUT_MIDDLE_NORM = ("bn1", "conv1", "prelu", "conv2", "bn3")
@@ -29,17 +31,24 @@ CURRICULARFACE_DEPTHS = {(3, 4, 14, 3): 50, (3, 13, 30, 3): 101, (3, 8, 36, 3): 
 
 
 def adaface_names(state: State) -> dict[str, str]:
-    """AdaFace's name of each submodule, by our name."""
+    """Margrave's name of each submodule -> AdaFace's."""
     branch = BOTTLENECK if any(".res_layer.7." in key for key in state) else BASIC
     return _body_names(state, branch, gate="se_block")
 
 
 def curricularface_names(state: State) -> dict[str, str]:
-    """CurricularFace's (and face.evoLVe's) name of each submodule, by our name."""
+    """Margrave's name of each submodule -> CurricularFace's, which is also face.evoLVe's."""
     return _body_names(state, WITHOUT_MIDDLE_NORM, gate="5")
 
 
 def _body_names(state: State, branch: tuple[str, ...], gate: str) -> dict[str, str]:
+    """Margrave's name of each submodule -> the project's.
+
+    Args:
+        state: the tensors under the project's names.
+        branch: Margrave's names of a branch's modules.
+        gate: the project's name of the squeeze and excitation in a branch.
+    """
     names = {
         "conv1": "input_layer.0",
         "bn1": "input_layer.1",
@@ -79,11 +88,12 @@ def _stages(state: State) -> list[tuple[int, int]]:
 def insightface_settings(state: State, names: Mapping[str, str]) -> dict[str, Any]:
     """The backbone specification of weights under InsightFace's names.
 
-    Margrave uses these names for AdaFace's and CurricularFace's networks too. They differ in
-    structure: the first block's shortcut has no weights, or the block has three convolutions.
+    Margrave uses these names for AdaFace's and CurricularFace's networks too. Their structure
+    differs from InsightFace's: the first block's shortcut has no weights, or the block has three
+    convolutions.
     """
-    plain = any(key.startswith("layer1.0.downsample.") for key in state)
-    if plain and "layer1.0.conv3.weight" not in state:
+    has_projection = any(key.startswith("layer1.0.downsample.") for key in state)
+    if has_projection and "layer1.0.conv3.weight" not in state:
         return _settings(state, names, "iresnet", INSIGHTFACE_DEPTHS, {})
     has_middle_norm = "layer1.0.bn2.weight" in state
     return (adaface_settings if has_middle_norm else curricularface_settings)(state, names)
@@ -140,6 +150,7 @@ def _settings(
     side = square_side(inputs // channels[-1] if inputs % channels[-1] == 0 else 0, place)
     sizes = {"embedding_size": embedding_size, "image_size": 16 * side}
     # face.evoLVe's last batch norm has scale and shift, CurricularFace's and AdaFace's has neither.
+    # InsightFace's networks, which have no options here, keep their default.
     full = {"feature_affine": "full"} if options and "features.weight" in state else {}
     usual = BOTTLENECK_CHANNELS if bottleneck else USUAL_CHANNELS
     if counts in depths and channels == usual and stem == 64:

@@ -8,7 +8,7 @@ from typing import Any
 from margrave.models.contract import State
 from margrave.models.importers.shapes import count_indices, shape_of
 
-# CurricularFace's name -> our name, the reverse of what `curricularface_names` returns.
+# CurricularFace's name -> Margrave's name, the reverse of what `curricularface_names` returns.
 CONVOLUTIONS = {"conv1": "layers.0", "conv2_dw": "layers.1", "conv_6_sep": "conv_sep"}
 BOTTLENECKS = {"conv_23": "layers.2", "conv_34": "layers.4", "conv_45": "layers.6"}
 STAGES = {"conv_3": "layers.3", "conv_4": "layers.5", "conv_5": "layers.7"}
@@ -17,19 +17,20 @@ PUBLISHED: dict[tuple[tuple[int, ...], int], str] = {
     ((1, 4, 6, 2), 2): "mbf",
     ((2, 8, 12, 4), 4): "mbf_large",
 }
+"""The published networks: (block counts, width multiplier) -> kind."""
 
 
 def curricularface_names(state: State) -> dict[str, str]:
-    """CurricularFace's name of each submodule, by our name.
+    """Margrave's name of each submodule -> CurricularFace's.
 
     In FaceX-Zoo's and TreB1eN's networks, the last layers have no prefix ``output_layer.``.
     """
-    last = "" if "linear.weight" in state else "output_layer."
+    prefix = "" if "linear.weight" in state else "output_layer."
     names = {
-        "features.layers.0.layers.0": f"{last}conv_6_dw.conv",
-        "features.layers.0.layers.1": f"{last}conv_6_dw.bn",
-        "features.layers.2": f"{last}linear",
-        "features.layers.3": f"{last}bn",
+        "features.layers.0.layers.0": f"{prefix}conv_6_dw.conv",
+        "features.layers.0.layers.1": f"{prefix}conv_6_dw.bn",
+        "features.layers.2": f"{prefix}linear",
+        "features.layers.3": f"{prefix}bn",
     }
     for theirs, ours in CONVOLUTIONS.items():
         names |= _convolution_names(ours, theirs)
@@ -54,9 +55,9 @@ def _bottleneck_names(ours: str, theirs: str) -> dict[str, str]:
 
 
 def settings(state: State, names: Mapping[str, str]) -> dict[str, Any]:
-    """Read the backbone specification from a state under our names.
+    """Read the backbone specification from a state under Margrave's names.
 
-    `names` maps our names to theirs, for error messages.
+    `names` maps these to the project's names, for error messages.
     """
     stem = shape_of(state, "layers.0.layers.0.weight", 4, names)[0]
     if stem % 64:

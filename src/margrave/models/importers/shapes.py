@@ -11,7 +11,7 @@ from margrave.models.contract import State
 
 
 def rename(state: State, names: Mapping[str, str]) -> dict[str, Tensor]:
-    """Rename the submodules of a state; `names` maps our names to theirs.
+    """Rename a state's submodules to Margrave's names; `names` maps these to the current names.
 
     >>> import torch
     >>> list(rename({"input_layer.0.weight": torch.zeros(1)}, {"conv1": "input_layer.0"}))
@@ -27,6 +27,12 @@ def rename(state: State, names: Mapping[str, str]) -> dict[str, Tensor]:
 
 def shape_of(state: State, key: str, dimensions: int, names: Mapping[str, str]) -> tuple[int, ...]:
     """The shape of a tensor, from which a setting of the network is read.
+
+    Args:
+        state: the tensors under Margrave's names.
+        key: the tensor's key.
+        dimensions: the number of dimensions that it must have.
+        names: Margrave's name of each submodule -> the project's, for error messages.
 
     Raises:
         ValueError: the key is missing or has another number of dimensions.

@@ -9,6 +9,7 @@ from margrave.models.contract import State
 from margrave.models.importers.shapes import count_indices, shape_of, square_side
 
 PUBLISHED = {(256, 12): "vit_t", (512, 12): "vit_s", (512, 24): "vit_b", (768, 24): "vit_l"}
+"""The published networks: (width, depth) -> kind."""
 
 
 def settings(state: State, names: Mapping[str, str]) -> dict[str, Any]:
