@@ -238,7 +238,7 @@ class Gallery(ABC):
 
     Attributes:
         card: the card of the model whose vectors the gallery holds.
-        place: the gallery's address, as messages show it.
+        place: what messages call the gallery: its address, if it has one.
     """
 
     card: GalleryCard
