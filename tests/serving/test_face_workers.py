@@ -69,7 +69,7 @@ def test_what_nobody_waits_for_is_not_gone_on_with(
     workers: FaceWorkers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "find", hang)
-    monkeypatch.setattr(workers, "_seconds", 50)
+    monkeypatch.setattr(workers, "_face_seconds", 50)
 
     async def give_up() -> None:
         async with asyncio.timeout(1):
@@ -97,7 +97,7 @@ def test_a_pool_that_is_stuck_is_replaced(
     workers: FaceWorkers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert refusal(workers, GRAY).reason == "no_face"
-    monkeypatch.setattr(workers, "_seconds", 0.5)
+    monkeypatch.setattr(workers, "_face_seconds", 0.5)
     monkeypatch.setattr(module, "START_SECONDS", 0.5)
     monkeypatch.setattr(module, "CHECK_SECONDS", 0.1)
     stopped = pool_processes()

@@ -1,4 +1,4 @@
-"""Reads torch.distributed.checkpoint's index of a folder of tensors, without executing it.
+"""Reads torch.distributed.checkpoint's index of a folder of tensors, without unpickling it.
 
 The index is a pickle. `margrave.files.read_inert` interprets it without creating any object, and
 the index that torch uses is built here from checked values. So every entry is a tensor, which torch
@@ -50,6 +50,7 @@ NAMES = frozenset(
         *((module, name) for module in ("pathlib", "pathlib._local") for name in PATHS),
     }
 )  # fmt: skip
+"""The (module, name) pairs that the pickle may refer to."""
 KIND = "checkpoint index"
 MAX_SIZE = 2**62
 """Sizes and offsets from here on are rejected as damaged."""

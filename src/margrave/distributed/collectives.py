@@ -66,7 +66,7 @@ def sizes_of_ranks(size: int, world: World, device: torch.device) -> tuple[int, 
 
 
 def gather_rows(values: Tensor, sizes: Sequence[int], world: World) -> Tensor:
-    """Concatenate every rank's rows; ranks may have different numbers of rows. Without gradient.
+    """Concatenate every rank's rows, of which rank i has `sizes[i]`. Without gradient.
 
     >>> gather_rows(torch.tensor([[1], [2]]), [2], World()).tolist()
     [[1], [2]]

@@ -73,7 +73,7 @@ def launch(processes: int, command: Sequence[str]) -> None:
 
     Raises:
         RankError: a process failed, and the others have been stopped.
-        KeyboardInterrupt: a signal came, and all processes have been stopped.
+        KeyboardInterrupt: a signal was received, and all processes have been stopped.
     """
     from torch.distributed.elastic.multiprocessing import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -113,7 +113,7 @@ def _root_cause(error: object, processes: int) -> str:
     def rank_and_code(rank: int) -> tuple[str, int]:
         return Launch(rank, processes).name, getattr(failures[rank], "exitcode", 1)
 
-    stopped = {-signal.SIGTERM}
+    stopped_by_launcher = -signal.SIGTERM
     recorded = {
         # The format of `record_failure`: the error's class and its text.
         rank: str(message["message"]).partition(": ")
@@ -126,15 +126,17 @@ def _root_cause(error: object, processes: int) -> str:
     latest = min(times.values(), default=0.0) + SHUTDOWN_SECONDS / 2
     for rank in sorted(failures):
         name, code = rank_and_code(rank)
-        if code < 0 and code not in stopped and times[rank] <= latest and rank not in recorded:
+        is_killed = code < 0 and code != stopped_by_launcher and times[rank] <= latest
+        if is_killed and rank not in recorded:
             message = f"{name} was killed ({signal.Signals(-code).name})"
             if code == -signal.SIGKILL:
                 message += ", perhaps because memory ran out"
             return f"{message}; the others were stopped"
+    # Lost contact is a consequence of another process's failure, so other errors come first.
     causes = [
         (kind == LostContactError.__name__, rank, text)
         for rank, (kind, _, text) in recorded.items()
-        if rank_and_code(rank)[1] not in stopped
+        if rank_and_code(rank)[1] != stopped_by_launcher
     ]
     if causes:
         return min(causes)[2]
@@ -142,7 +144,7 @@ def _root_cause(error: object, processes: int) -> str:
 
 
 def record_failure(error: BaseException) -> bool:
-    """Record an error for the launcher to report; return whether our launcher is there."""
+    """Record an error for the launcher to report; return `has_launcher()`."""
     from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 
     if "TORCHELASTIC_ERROR_FILE" in os.environ:
@@ -156,13 +158,13 @@ def has_launcher() -> bool:
 
 
 def end_with_launcher() -> None:
-    """Make this process end soon after its launcher, however that ends; every rank calls it."""
+    """Make this process end soon after its launcher ends in any way; every rank calls it."""
     if has_launcher():
         end_with_parent()
 
 
 def end_with_parent() -> None:
-    """Make this process end soon after the one that started it, however that ends."""
+    """Make this process end soon after its parent process ends in any way."""
     parent = os.getppid()
 
     def watch() -> None:

@@ -1,7 +1,7 @@
 """Stores named tensors in a folder; ranks that read may differ in number from ranks that wrote.
 
-torch.distributed.checkpoint does the work. Its index is read by
-`margrave.distributed.checkpoint_index` instead, without executing anything.
+torch.distributed.checkpoint does the work, but `margrave.distributed.checkpoint_index` reads its
+index, a pickle, without executing anything in it.
 """
 
 from __future__ import annotations

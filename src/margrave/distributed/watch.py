@@ -62,7 +62,7 @@ class RankStatus:
         step: current training step; 0 before the first step.
         place: code location of the main thread.
         waiting: whether the main thread is waiting for other ranks or for its device.
-        done: whether the rank has closed its watch regularly.
+        done: whether the rank has closed its watch, so that its silence is no failure.
     """
 
     pid: int
@@ -116,7 +116,7 @@ class RankWatch:
     def __enter__(self) -> RankWatch:
         if self._world.size == 1:
             return self
-        self._thread = threading.get_ident()
+        self._main_thread = threading.get_ident()
         self._awake_since = self._last_contact = self._last_check = time.monotonic()
         self._store, self._store_host = _own_connection(self._silence_limit)
         # Every rank opens the same number of watches, so the numbers agree.
@@ -147,7 +147,7 @@ class RankWatch:
             # Probably another rank detected the failure first and ended, which closed its
             # connections. Half of the limits is then enough to name the failed rank.
             blamed = self._blamed(time.monotonic(), share=0.5)
-        # If the store is gone, a thread is still waiting for its answer.
+        # If the store is gone, a thread still waits for its answer, as this write would.
         if not any(thread.is_alive() for thread in self._threads):
             with suppress(RuntimeError):
                 self._write(done=True)
@@ -159,7 +159,7 @@ class RankWatch:
             task()
 
     def _write(self, done: bool = False) -> None:
-        frame = sys._current_frames().get(self._thread)
+        frame = sys._current_frames().get(self._main_thread)
         own = self._own
         self._own = RankStatus(
             pid=own.pid,
@@ -193,12 +193,12 @@ class RankWatch:
 
     def _watch(self) -> None:
         now = time.monotonic()
-        # The whole job was suspended and continued (Ctrl-Z, a sleeping machine): start counting
+        # After a long gap, the whole job was suspended (Ctrl-Z, a sleeping machine): start counting
         # again.
         if now - self._last_check > self._silence_limit / 2:
             self._awake_since, self._waiting_since = now, None
         self._last_check = now
-        if not _is_waiting(sys._current_frames().get(self._thread)):
+        if not _is_waiting(sys._current_frames().get(self._main_thread)):
             self._waiting_since = None
         elif self._waiting_since is None or self._waiting_step != self.step:
             self._waiting_since, self._waiting_step = now, self.step
@@ -207,24 +207,24 @@ class RankWatch:
             _end(blamed)
 
     def _blamed(self, now: float, share: float = 1.0) -> str | None:
-        """Describe the rank that this one waits for, once `share` of the limit has passed."""
+        """The error message for a failed or hanging rank; None until `share` of a limit is over."""
         statuses = self._statuses
-        lost = now - max(self._last_contact, self._awake_since)
-        if lost > self._silence_limit * share and not (0 in statuses and statuses[0][0].done):
+        lost_for = now - max(self._last_contact, self._awake_since)
+        if lost_for > self._silence_limit * share and not (0 in statuses and statuses[0][0].done):
             return (
                 f"{self._store_owner()}, which hosts the store that connects the processes, has "
-                f"not answered for {lost:.0f} s; {self._hint('silence', self._silence_limit)}"
+                f"not answered for {lost_for:.0f} s; {self._hint('silence', self._silence_limit)}"
             )
         for rank, (status, changed) in statuses.items():
-            silent = self._last_contact - max(changed, self._awake_since)
+            silent_for = self._last_contact - max(changed, self._awake_since)
             if (
                 rank != self._world.rank
                 and not status.done
-                and silent > self._silence_limit * share
+                and silent_for > self._silence_limit * share
             ):
                 return (
-                    f"{self._name(rank)} has not answered for {silent:.0f} s, last seen in step "
-                    f"{status.step}, {status.place}: it was stopped, or its machine is gone; "
+                    f"{self._name(rank)} has not answered for {silent_for:.0f} s, last seen in "
+                    f"step {status.step}, {status.place}: it was stopped, or its machine is gone; "
                     f"the other processes were ended; "
                     f"{self._hint('silence', self._silence_limit)}"
                 )
@@ -234,6 +234,7 @@ class RankWatch:
         return f"{self._stall(now - since)}; {self._hint('stall', limit)}"
 
     def _stall(self, seconds: float) -> str:
+        """Name the ranks that the others wait for: not waiting themselves, or some steps behind."""
         running = {rank: each for rank, (each, _) in self._statuses.items() if not each.done}
         furthest = max((each.step for each in running.values()), default=0)
         hanging = [rank for rank, each in running.items() if not each.waiting]
@@ -265,7 +266,9 @@ class RankWatch:
 
 @contextmanager
 def joined_world() -> Iterator[World]:
-    """Yield the world of the processes of the launcher, watched by `RankWatch`, or a world of one.
+    """Yield the world of the launcher's processes, watched by `RankWatch`.
+
+    Without a launcher it is a world of one process, which is not watched.
 
     >>> with joined_world() as world:
     ...     world.size
@@ -283,7 +286,7 @@ def joined_world() -> Iterator[World]:
 
 
 def _own_connection(seconds: float) -> tuple[dist.Store, str]:
-    """A separate connection to the process group's store, so that other threads never block it."""
+    """A connection to the process group's store that other threads do not block, and its host."""
     from torch.distributed.distributed_c10d import _get_default_store
 
     store = _get_default_store()

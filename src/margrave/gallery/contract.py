@@ -38,9 +38,9 @@ class GalleryCard:
         dimension: D, the number of components of a vector.
         fusion: how several images of a person become one vector: ``norm-weighted`` sums the raw
             embeddings, so that good images count more; ``mean`` sums unit embeddings.
-        keep_images: whether aligned crops are kept, for ``re-embed``.
+        keep_images: whether aligned crops are kept, for ``margrave gallery re-embed``.
         half: whether vectors are stored as float16.
-        thresholds: the operating points from the model's card.
+        thresholds: the operating points from the model's card, one mapping each.
         format_version: version of the card's format.
 
     Raises:
@@ -143,7 +143,7 @@ class PersonRecord:
 
     Attributes:
         person: name, number of images and date.
-        vector: (D,) the sum of the images' embeddings.
+        vector: (D,) the sum of the images' embeddings, see `GalleryCard.fusion`.
         crops: the kept crops, as encoded images.
     """
 
@@ -232,13 +232,13 @@ class NoGallery(ValueError):
 class Gallery(ABC):
     """Named people and their vectors.
 
-    A store implements the abstract methods and registers itself in ``GALLERIES``. A method that is
-    interrupted at any moment must leave the store consistent. When a method returns, its changes
-    are on disk.
+    Each kind of gallery implements the abstract methods, and has a `Store` in ``GALLERIES`` that
+    creates and opens it. A method that is interrupted at any moment must leave the gallery
+    consistent. When a method returns, its changes are on disk.
 
     Attributes:
         card: the card of the model whose vectors the gallery holds.
-        place: the gallery's name in messages.
+        place: what messages call the gallery: its address, if it has one.
     """
 
     card: GalleryCard
@@ -330,7 +330,7 @@ class Gallery(ABC):
             people: people from a gallery of the same model, or embedded again by this model.
 
         Returns:
-            number of people stored.
+            The number of people stored.
         """
 
     def set_thresholds(self, thresholds: Sequence[Mapping[str, Any]]) -> None:

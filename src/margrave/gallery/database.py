@@ -17,7 +17,7 @@ VERSION = 1
 BUSY_SECONDS = 10.0
 """How long a call waits for another process that is writing."""
 
-# "changed" is the generation of the last change, so that other processes read only new changes.
+# "changed" is the generation in which a row was last changed, see `Database.current_generation`.
 _SCHEMA = """
 CREATE TABLE meta (name TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
 CREATE TABLE people (
@@ -78,7 +78,7 @@ class Database:
         self.connection = sqlite3.connect(
             path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False
         )
-        self.generation = 0
+        self._new_generation = 0
         self._released: set[int] = set()
         try:
             self._configure()
@@ -136,7 +136,7 @@ class Database:
         self.connection.execute("UPDATE meta SET value = ? WHERE name = ?", (value, name))
 
     def current_generation(self) -> int:
-        """The number of the last change, which grows with every change."""
+        """A number that grows with every change: processes read only rows changed since."""
         row = self.connection.execute("SELECT value FROM meta WHERE name = 'generation'").fetchone()
         if row is None or not isinstance(row[0], int):
             raise self.damage("it has no generation")
@@ -144,16 +144,16 @@ class Database:
 
     @contextmanager
     def writing(self) -> Iterator[None]:
-        """A write transaction, exclusive among all processes; it is on disk when it ends."""
+        """A write transaction, which only one process can have; it is on disk when it ends."""
         self.connection.execute("BEGIN IMMEDIATE")
         try:
             before = self.connection.total_changes
-            self.generation = self.current_generation() + 1
+            self._new_generation = self.current_generation() + 1
             self._released.clear()
             yield
             if self.connection.total_changes != before:
                 self.connection.execute(
-                    "UPDATE meta SET value = ? WHERE name = 'generation'", (self.generation,)
+                    "UPDATE meta SET value = ? WHERE name = 'generation'", (self._new_generation,)
                 )
             self.connection.execute("COMMIT")
         except BaseException:
@@ -184,7 +184,7 @@ class Database:
         return [Row(*row) for row in self.connection.execute(_ROW)]
 
     def occupied_since(self, generation: int) -> list[tuple[int, int]]:
-        """Slots and checksums of all people that changed after a generation."""
+        """(slot, checksum) of all people that changed after a generation."""
         return self.connection.execute(
             "SELECT slot, checksum FROM people WHERE changed > ?", (generation,)
         ).fetchall()
@@ -214,7 +214,8 @@ class Database:
         """Mark a slot as free; call it within `writing`."""
         self._released.add(slot)
         self.connection.execute(
-            "INSERT OR REPLACE INTO free (slot, changed) VALUES (?, ?)", (slot, self.generation)
+            "INSERT OR REPLACE INTO free (slot, changed) VALUES (?, ?)",
+            (slot, self._new_generation),
         )
 
     def next_id(self) -> int:
@@ -226,7 +227,7 @@ class Database:
         self.connection.execute(
             "INSERT OR REPLACE INTO people (id, slot, key, record, checksum, changed) "
             "VALUES (?, ?, ?, ?, ?, ?)",
-            (row.id, row.slot, key, row.record, row.checksum, self.generation),
+            (row.id, row.slot, key, row.record, row.checksum, self._new_generation),
         )
         self.connection.executemany(
             "INSERT INTO crops (person, content) VALUES (?, ?)",
@@ -234,7 +235,7 @@ class Database:
         )
 
     def delete(self, row: Row) -> None:
-        """Remove a person and the crops, and release the slot; call it within `writing`."""
+        """Remove a person with all crops, and release the slot; call it within `writing`."""
         self.connection.execute("DELETE FROM crops WHERE person = ?", (row.id,))
         self.connection.execute("DELETE FROM people WHERE id = ?", (row.id,))
         self.release(row.slot)

@@ -83,7 +83,7 @@ class EmbeddedGallery(Gallery):
             self._database.close()
             raise
         self._dtype = np.dtype(np.float16 if self.card.half else np.float32)
-        # The state at the generation that was last read: empty slots, and the vectors of all slots.
+        # Empty slots and the vectors of all slots, as of a generation, see `Database`.
         self._generation = -1
         self._empty_slots = np.empty(0, bool)
         self._mapped = np.empty((0, self.card.dimension), self._dtype)
@@ -115,7 +115,7 @@ class EmbeddedGallery(Gallery):
         with self._using():
             with self._database.writing():
                 before = self._database.by_key(self._key(name))
-                number = self._database.next_id() if before is None else before.id
+                person_id = self._database.next_id() if before is None else before.id
                 if before is not None and not replace:
                     total = add_sums(self._total(before), total)
                     images += self._person(before).images
@@ -123,7 +123,7 @@ class EmbeddedGallery(Gallery):
                 elif before is not None:
                     self._database.delete(before)
                 person = Person(name=name, images=images, enrolled=now())
-                self._put(number, person, total, kept)
+                self._put(person_id, person, total, kept)
             if before is not None:
                 self._zero_unused_slots()
         return person
@@ -145,7 +145,7 @@ class EmbeddedGallery(Gallery):
         """Remove a person, and search the files to verify that every byte is gone."""
         name = checked_name(name)
         with self._using():
-            row = self._required(name)
+            row = self._require_row(name)
             crops = self._database.crops(row.id)
             traces = [row.record, self._key(name), b"\t" + name.encode() + b"\n"]
             traces += traces_of(self._vectors.read(row.slot))
@@ -155,7 +155,7 @@ class EmbeddedGallery(Gallery):
             self._zero_unused_slots()
             file_with_traces = first_file_with(self._files(), traces)
             if file_with_traces is not None:
-                # Pages that SQLite has rebuilt may keep old bytes; newly written pages do not.
+                # Pages that SQLite has rearranged may keep old bytes; a new file has none.
                 self._database.rewrite()
                 self._database.empty_log()
                 file_with_traces = first_file_with(self._files(), traces)
@@ -178,12 +178,12 @@ class EmbeddedGallery(Gallery):
     def vector(self, name: str) -> np.ndarray:
         """Return a person's vector: (D,) float64, the sum of the images' embeddings."""
         with self._using():
-            return self._total(self._required(name))
+            return self._total(self._require_row(name))
 
     def crops(self, name: str) -> list[bytes]:
         """Return a person's kept crops as encoded images."""
         with self._using():
-            stored = self._database.crops(self._required(name).id)
+            stored = self._database.crops(self._require_row(name).id)
             contents = [self._opened(content, b"crop") for content in stored]
         if any(with_checksum(content[4:]) != content for content in contents):
             raise self._database.damage(f"a crop of {name!r} has changed")
@@ -202,8 +202,8 @@ class EmbeddedGallery(Gallery):
                         if before is not None:
                             self._database.delete(before)
                             replaced = True
-                        number = self._database.next_id()
-                        self._put(number, each.person, each.vector, each.crops, sync=False)
+                        person_id = self._database.next_id()
+                        self._put(person_id, each.person, each.vector, each.crops, sync=False)
                     self._vectors.sync()
                 if replaced:
                     self._zero_unused_slots()
@@ -271,7 +271,7 @@ class EmbeddedGallery(Gallery):
         with self._lock, self._database.errors_explained():
             yield
 
-    def _required(self, name: str) -> Row:
+    def _require_row(self, name: str) -> Row:
         row = self._database.by_key(self._key(checked_name(name)))
         if row is None:
             raise not_enrolled_error(name, self)
@@ -287,7 +287,7 @@ class EmbeddedGallery(Gallery):
         return self._parse(row)[0]
 
     def _parse(self, row: Row) -> tuple[Person, float]:
-        """A person, and the norm of the person's sum of embeddings."""
+        """The person of a row, and the norm of the person's sum of embeddings."""
         text = self._opened(row.record, b"person %d" % row.id)
         try:
             images, length, enrolled, name = text.decode().split("\t", 3)
@@ -313,16 +313,23 @@ class EmbeddedGallery(Gallery):
 
     def _put(
         self,
-        number: int,
+        person_id: int,
         person: Person,
         total: np.ndarray,
         crops: Sequence[bytes],
         sync: bool = True,
     ) -> None:
-        """Write the vector into a free slot, then the row that refers to it.
+        """Write a person's vector into a free slot, then the row that refers to it.
 
         Call it within a transaction. The vector must be on disk before the transaction ends: with
         ``sync=False``, the caller must sync the vector file.
+
+        Args:
+            person_id: the person's id, new or of the row to replace.
+            person: name, number of images and date.
+            total: (D,) the sum of the images' embeddings.
+            crops: crops to add.
+            sync: wait until the vector is on disk.
         """
         length = float(np.linalg.norm(total))
         slot = self._database.acquire_slot()
@@ -332,17 +339,18 @@ class EmbeddedGallery(Gallery):
         self._vectors.write(slot, content)
         if sync:
             self._vectors.sync()
-        # Names contain no tabs or line breaks, so a search for tab, name, line break is exact.
+        # Names contain no tabs or line breaks, so `forget` can search for a whole name by the tab
+        # and the line break around it.
         text = f"{person.images}\t{length!r}\t{person.enrolled}\t{person.name}\n"
-        record = self._sealed(text.encode(), b"person %d" % number)
+        record = self._sealed(text.encode(), b"person %d" % person_id)
         self._database.put(
-            Row(number, slot, record, zlib.crc32(content)),
+            Row(person_id, slot, record, zlib.crc32(content)),
             self._key(person.name),
             [self._sealed(with_checksum(crop), b"crop") for crop in crops],
         )
 
     def _zero_unused_slots(self, empty_log: bool = True) -> None:
-        """Overwrite freed slots, and slots beyond the last one that a killed call may have used."""
+        """Overwrite freed slots with zeros, and slots that a killed call wrote without a row."""
         with self._database.writing():
             end = self._database.slots()
             beyond = range(end, min(end + BATCH_SIZE, self._vectors.slots))
@@ -383,11 +391,11 @@ class EmbeddedGallery(Gallery):
                 break
             limit = min(4 * limit, present)
         answers = []
-        for slots, row in zip(nearest.columns.tolist(), scores.tolist(), strict=True):
-            lowest = row[min(top_k, limit) - 1]
+        for slots, similarities in zip(nearest.columns.tolist(), scores.tolist(), strict=True):
+            lowest = similarities[min(top_k, limit) - 1]
             candidates = [
                 self._candidate(slot, score)
-                for slot, score in zip(slots, row, strict=True)
+                for slot, score in zip(slots, similarities, strict=True)
                 if score >= lowest
             ]
             candidates.sort(key=lambda each: (-each.similarity, each.name))
@@ -406,7 +414,7 @@ class EmbeddedGallery(Gallery):
         return Candidate(name=person.name, similarity=similarity)
 
     def _read_changes(self, generation: int) -> None:
-        """Update empty slots and vectors with the changes since the last generation read."""
+        """Update `_empty_slots` and `_mapped` with the changes since `_generation`."""
         freed = self._database.freed_since(self._generation)
         occupied = [slot for slot, _ in self._database.occupied_since(self._generation)]
         count = max(len(self._empty_slots), self._database.slots())
@@ -425,14 +433,16 @@ class EmbeddedGallery(Gallery):
             self._mapped = self._vectors.mapped(self._dtype, self.card.dimension)
         self._empty_slots, self._generation = empty, generation
 
-    def _sealed(self, text: bytes, place: bytes) -> bytes:
-        return text if self._cipher is None else self._cipher.seal(text, self._identity + place)
+    def _sealed(self, content: bytes, context: bytes) -> bytes:
+        if self._cipher is None:
+            return content
+        return self._cipher.seal(content, self._identity + context)
 
-    def _opened(self, content: bytes, place: bytes) -> bytes:
+    def _opened(self, content: bytes, context: bytes) -> bytes:
         if self._cipher is None:
             return content
         try:
-            return self._cipher.open(content, self._identity + place)
+            return self._cipher.open(content, self._identity + context)
         except ValueError as error:
             raise ValueError(
                 f"{self.place} cannot be decrypted ({error}); give the key that it was created "
@@ -440,7 +450,7 @@ class EmbeddedGallery(Gallery):
             ) from None
 
     def _files(self) -> list[Path]:
-        beside = [self.path.with_name(self.path.name + end) for end in ("-wal", "-shm")]
+        beside = [self.path.with_name(self.path.name + suffix) for suffix in ("-wal", "-shm")]
         return [path for path in (self.path, vectors_path(self.path), *beside) if path.exists()]
 
 
@@ -488,12 +498,12 @@ def open_cipher(place: str, key: str | None, salt: bytes) -> Cipher | None:
 
 
 def with_checksum(content: bytes) -> bytes:
-    """The content, preceded by its CRC-32."""
+    """The content, preceded by the 4 bytes of its CRC-32."""
     return zlib.crc32(content).to_bytes(4, "big") + content
 
 
 def slot_bytes(card: GalleryCard, cipher: Cipher | None) -> int:
-    """Bytes of a stored vector."""
+    """Bytes of a slot: a stored vector, with what encryption adds."""
     return card.dimension * (2 if card.half else 4) + (
         0 if cipher is None else NONCE_BYTES + TAG_BYTES
     )

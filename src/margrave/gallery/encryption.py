@@ -11,7 +11,7 @@ import os
 KEY_BYTES = 32
 SALT_BYTES = 16
 NONCE_BYTES, TAG_BYTES = 12, 16
-"""Bytes that encryption adds before and after the text."""
+"""Bytes that encryption adds before and after the content."""
 MIN_PASSPHRASE_LENGTH = 12
 _SCRYPT_COST = 2**15
 
@@ -38,29 +38,33 @@ class Cipher:
             ) from error
         secret = _secret(key, salt)
         self._aead = AESGCM(hmac.digest(secret, b"margrave content", hashlib.sha256))
-        self._naming = hmac.digest(secret, b"margrave names", hashlib.sha256)
+        self._name_key = hmac.digest(secret, b"margrave names", hashlib.sha256)
 
-    def seal(self, text: bytes, place: bytes) -> bytes:
-        """Encrypt; `open` needs the same `place`, so content cannot be moved to another place."""
+    def seal(self, content: bytes, context: bytes) -> bytes:
+        """Encrypt content and authenticate it together with a context, its associated data.
+
+        The context says where the content is stored. `open` needs the same one, so nobody can move
+        the encrypted content to another place.
+        """
         nonce = os.urandom(NONCE_BYTES)
-        return nonce + self._aead.encrypt(nonce, text, place)
+        return nonce + self._aead.encrypt(nonce, content, context)
 
-    def open(self, sealed: bytes, place: bytes) -> bytes:
+    def open(self, sealed: bytes, context: bytes) -> bytes:
         """Decrypt.
 
         Raises:
-            ValueError: the key or the place differs, or the content was changed.
+            ValueError: the key or the context differs, or the content was changed.
         """
         from cryptography.exceptions import InvalidTag
 
         try:
-            return self._aead.decrypt(sealed[:NONCE_BYTES], sealed[NONCE_BYTES:], place)
+            return self._aead.decrypt(sealed[:NONCE_BYTES], sealed[NONCE_BYTES:], context)
         except (InvalidTag, ValueError):
             raise ValueError("wrong key or damaged content") from None
 
     def pseudonym(self, name: bytes) -> bytes:
-        """A keyed hash of a name, by which it is looked up; it does not reveal the name."""
-        return hmac.digest(self._naming, name, hashlib.sha256)
+        """A keyed hash of a name: names are looked up by it, and it does not reveal them."""
+        return hmac.digest(self._name_key, name, hashlib.sha256)
 
 
 def new_key() -> str:
@@ -73,6 +77,7 @@ def new_key() -> str:
 
 
 def _secret(key: str, salt: bytes) -> bytes:
+    """The gallery's secret: an HMAC of a random key, or a passphrase stretched by scrypt."""
     try:
         secret = base64.b64decode(key, validate=True)
     except (binascii.Error, ValueError):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 TRACE_BYTES = 32
 """Length of the excerpts of erased content that are searched for."""
-_BLOCK = 1 << 24
+_READ_BYTES = 1 << 24
 
 
 def traces_of(content: bytes) -> list[bytes]:
@@ -31,7 +31,7 @@ def first_file_with(paths: Sequence[Path], traces: Sequence[bytes]) -> str | Non
     for path in paths:
         tail = b""
         with open(path, "rb") as file:
-            while block := file.read(_BLOCK):
+            while block := file.read(_READ_BYTES):
                 block = tail + block
                 if any(trace in block for trace in traces):
                     return path.name
@@ -42,27 +42,28 @@ def first_file_with(paths: Sequence[Path], traces: Sequence[bytes]) -> str | Non
 def dirty_free_pages(path: Path) -> int:
     """Count the pages on a SQLite file's freelist that contain anything but zeros.
 
-    A trunk page of the freelist begins with the next trunk's number and the number of its leaves.
-    After its leaves' numbers it may hold numbers of former leaves, which do not count.
+    The freelist is a chain of trunk pages, which list leaf pages. A trunk begins with the page
+    number of the next trunk, the count of its leaves, and their page numbers. The rest of it may
+    hold page numbers of former leaves, so it counts as dirty only if it holds anything else.
     Source: SQLite's documentation, Database File Format, section 1.5.
     """
     with open(path, "rb") as file:
         header = file.read(100)
-        size = int.from_bytes(header[16:18], "big")
-        size = 65536 if size == 1 else size
-        pages = int.from_bytes(header[28:32], "big")
+        page_size = int.from_bytes(header[16:18], "big")
+        page_size = 65536 if page_size == 1 else page_size
+        page_count = int.from_bytes(header[28:32], "big")
         trunk, dirty, visited = int.from_bytes(header[32:36], "big"), 0, set[int]()
         while trunk and trunk not in visited:
             visited.add(trunk)
-            file.seek((trunk - 1) * size)
-            page = file.read(size)
-            count = min(int.from_bytes(page[4:8], "big"), size // 4 - 2)
-            rest = page[8 + 4 * count :]
+            file.seek((trunk - 1) * page_size)
+            page = file.read(page_size)
+            leaves = min(int.from_bytes(page[4:8], "big"), page_size // 4 - 2)
+            rest = page[8 + 4 * leaves :]
             numbers = (int.from_bytes(rest[at : at + 4], "big") for at in range(0, len(rest), 4))
-            dirty += any(number > pages for number in numbers)
-            for leaf in range(count):
+            dirty += any(number > page_count for number in numbers)
+            for leaf in range(leaves):
                 number = int.from_bytes(page[8 + 4 * leaf : 12 + 4 * leaf], "big")
-                file.seek(max(0, number - 1) * size)
-                dirty += any(file.read(size))
+                file.seek(max(0, number - 1) * page_size)
+                dirty += any(file.read(page_size))
             trunk = int.from_bytes(page[:4], "big")
     return dirty

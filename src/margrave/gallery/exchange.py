@@ -1,4 +1,4 @@
-"""Exports a gallery to plain files, for backups and for moves to another store, and reads them."""
+"""Writes and reads exports: a gallery as plain files, for backups and moves to another store."""
 
 from __future__ import annotations
 
@@ -27,8 +27,9 @@ MAX_CROP_BYTES = 2**26
 def export_gallery(gallery: Gallery, folder: str | Path, progress: Progress | None = None) -> int:
     """Write all people into a new folder, which appears once it is complete.
 
-    The folder holds ``gallery.json`` (the card and checksums), ``people.jsonl``, ``vectors.npy``
-    ((N, D) float32, the sums of each person's embeddings) and ``crops.bin``. It is not encrypted.
+    The folder holds ``gallery.json`` (the card and checksums), ``people.jsonl`` (a line per person,
+    with the sizes of the crops), ``vectors.npy`` ((N, D) float32, each person's sum of embeddings)
+    and ``crops.bin`` (all crops, one after the other). It is not encrypted.
 
     Args:
         gallery: the gallery to export.
@@ -36,7 +37,7 @@ def export_gallery(gallery: Gallery, folder: str | Path, progress: Progress | No
         progress: called with (people done, people).
 
     Returns:
-        number of people.
+        The number of people.
 
     Raises:
         ValueError: the folder exists.
@@ -67,8 +68,8 @@ def export_gallery(gallery: Gallery, folder: str | Path, progress: Progress | No
         vectors.flush()
         del vectors
         checksums = {name: _sha256(unfinished / name) for name in (PEOPLE, VECTORS, CROPS)}
-        card = {"card": json.loads(gallery.card.to_json()), "sha256": checksums}
-        (unfinished / CARD).write_text(json.dumps(card, indent=1) + "\n")
+        content = {"card": json.loads(gallery.card.to_json()), "sha256": checksums}
+        (unfinished / CARD).write_text(json.dumps(content, indent=1) + "\n")
         os.rename(unfinished, folder)
     return len(people)
 

@@ -31,9 +31,9 @@ from margrave.gallery.contract import (
 )
 from margrave.gallery.milvus_crops import MilvusCrops, batches_of
 from margrave.gallery.milvus_rows import (
-    EVERYTHING,
+    ALL_FIELDS,
     METRIC,
-    PERSON,
+    PERSON_FIELDS,
     THRESHOLDS,
     card_of,
     create_people,
@@ -54,7 +54,7 @@ DECIMALS = 6
 """Decimals of similarities, which Milvus computes in float32."""
 MAX_BATCH_SIZE = 1000
 """Maximum number of people that `restore` stores per call."""
-MAX_BATCH_NUMBERS = 2**20
+MAX_BATCH_COMPONENTS = 2**20
 """Maximum number of vector components that `restore` stores per call (4 MB)."""
 
 
@@ -144,7 +144,7 @@ class MilvusGallery(Gallery):
 
     def get(self, name: str) -> Person | None:
         """Return the person of exactly this name, or None."""
-        row = self._row(checked_name(name), PERSON)
+        row = self._row(checked_name(name), PERSON_FIELDS)
         return None if row is None else person_of(row)
 
     def add(
@@ -160,25 +160,25 @@ class MilvusGallery(Gallery):
         kept = checked_crops(crops, len(embeddings), self.card)
         # Read the row even when replacing: its crops must be removed afterwards.
         before = self._row(name)
-        images, batches, removed = len(embeddings), [], []
+        images, crop_batches, replaced_batches = len(embeddings), [], []
         if before is not None:
             if replace:
-                removed = batches_of(before)
+                replaced_batches = batches_of(before)
             else:
                 total = add_sums(total_of(before), total)
                 images += before["images"]
-                batches = batches_of(before)
+                crop_batches = batches_of(before)
         if kept:
-            batches = [*batches, self._crops.write(kept)]
+            crop_batches = [*crop_batches, self._crops.write(kept)]
         person = Person(name=name, images=images, enrolled=now())
-        row = row_of(person, total, batches, self.place)
+        row = row_of(person, total, crop_batches, self.place)
         # This one call makes the person and the new crops visible.
         self._server.call("upsert", self._collection, [row])
-        self._crops.remove(removed)
+        self._crops.remove(replaced_batches)
         return person
 
     def search(self, queries: np.ndarray, top_k: int = 10) -> list[list[Candidate]]:
-        """Find the people most similar to each query, most similar first; at most 16 384."""
+        """Find the people most similar to each query, most similar first; at most 16 384 each."""
         rows = checked_queries(queries, self.card)
         if not len(rows) or top_k < 1:
             return [[] for _ in rows]
@@ -192,12 +192,16 @@ class MilvusGallery(Gallery):
         for start in range(0, len(rows), batch_size):
             batch = rows[start : start + batch_size]
             for row, hits in zip(batch, self._nearest(batch, limit), strict=True):
-                wider = limit
+                row_limit = limit
                 # To sort equal similarities by name, the hits must include everyone who is as
                 # similar as the last person of the top_k.
-                while wider < MAX_RESULTS and len(hits) == wider and _may_cut_ties(hits, top_k):
-                    wider = min(4 * wider, MAX_RESULTS)
-                    hits = self._nearest(row[None], wider)[0]
+                while (
+                    row_limit < MAX_RESULTS
+                    and len(hits) == row_limit
+                    and _may_cut_ties(hits, top_k)
+                ):
+                    row_limit = min(4 * row_limit, MAX_RESULTS)
+                    hits = self._nearest(row[None], row_limit)[0]
                 results.append(hits[:top_k])
         return results
 
@@ -230,7 +234,7 @@ class MilvusGallery(Gallery):
     def forget(self, name: str) -> ForgetResult:
         """Remove a person; bytes are left until the server drops its old segments."""
         name = checked_name(name)
-        row = self._row(name, (*PERSON, "crops"))
+        row = self._row(name, (*PERSON_FIELDS, "crops"))
         if row is None:
             raise not_enrolled_error(name, self)
         batches = batches_of(row)
@@ -259,20 +263,20 @@ class MilvusGallery(Gallery):
 
     def people(self) -> Iterator[Person]:
         """Iterate over all people, sorted by name."""
-        rows = self._server.rows(self._collection, PERSON)
+        rows = self._server.rows(self._collection, PERSON_FIELDS)
         yield from sorted(map(person_of, rows), key=lambda person: person.name)
 
     def vector(self, name: str) -> np.ndarray:
         """Return a person's vector: (D,) the sum of the images' embeddings in float32 precision."""
-        return total_of(self._required(name, ("vector", "length")))
+        return total_of(self._require_row(name, ("vector", "length")))
 
     def crops(self, name: str) -> list[bytes]:
         """Return a person's kept crops as encoded images."""
-        return self._crops.read(batches_of(self._required(name, ("crops",))), self.place)
+        return self._crops.read(batches_of(self._require_row(name, ("crops",))), self.place)
 
     def restore(self, people: Iterable[PersonRecord]) -> int:
         """Store people with their vectors unchanged, up to a thousand per call."""
-        batch_size = max(1, min(MAX_BATCH_SIZE, MAX_BATCH_NUMBERS // self.card.dimension))
+        batch_size = max(1, min(MAX_BATCH_SIZE, MAX_BATCH_COMPONENTS // self.card.dimension))
         remaining, count = iter(people), 0
         while batch := list(itertools.islice(remaining, batch_size)):
             checked = [checked_person(each, self.card) for each in batch]
@@ -318,7 +322,7 @@ class MilvusGallery(Gallery):
         for trace in traces:
             name = _as_name(trace)
             if name is not None:
-                enrolled = self._row(name, PERSON) is not None
+                enrolled = self._row(name, PERSON_FIELDS) is not None
                 findings.append(f"{name!r} is {'still' if enrolled else 'not'} enrolled")
         compacting = self._server.compact(self._collection)
         findings.append(
@@ -339,7 +343,7 @@ class MilvusGallery(Gallery):
         """Close the connection; the server keeps running."""
         self._server.close()
 
-    def _row(self, name: str, fields: Sequence[str] = EVERYTHING) -> dict[str, Any] | None:
+    def _row(self, name: str, fields: Sequence[str] = ALL_FIELDS) -> dict[str, Any] | None:
         rows = self._rows([key_of(name)], fields)
         return rows[0] if rows else None
 
@@ -353,7 +357,7 @@ class MilvusGallery(Gallery):
         )
         return [dict(row) for row in rows]
 
-    def _required(self, name: str, fields: Sequence[str]) -> dict[str, Any]:
+    def _require_row(self, name: str, fields: Sequence[str]) -> dict[str, Any]:
         row = self._row(checked_name(name), fields)
         if row is None:
             raise not_enrolled_error(name, self)
@@ -378,6 +382,7 @@ def _may_cut_ties(hits: Sequence[Candidate], top_k: int) -> bool:
 
 
 def _as_name(trace: bytes) -> str | None:
+    """The name that a trace spells, or None if it is not a valid name."""
     try:
         return checked_name(trace.decode())
     except ValueError:

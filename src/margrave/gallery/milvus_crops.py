@@ -28,7 +28,9 @@ ORPHAN_SECONDS = 3600
 """Crops without a person count as orphans after this time; younger ones may be in use soon."""
 
 Batch = tuple[str, list[int]]
-"""The crops that one call added: the batch's key, and the crops' sizes in bytes."""
+"""The crops that one call added: (the batch's key, the crops' sizes in bytes)."""
+BATCH_KEY_LENGTH, UUID_LENGTH = 44, 32
+"""A batch's key is a UUID and the time of writing; the keys of its rows append their number."""
 
 
 class MilvusCrops:
@@ -83,7 +85,7 @@ class MilvusCrops:
                 f"{self._server.address}: the crops of one call have {len(content)} bytes, at most "
                 f"{MAX_CROPS_BYTES} are allowed; enroll fewer images at a time"
             )
-        # The key includes the time, which tells the age of orphans.
+        # The time tells the age of orphans.
         batch = f"{uuid.uuid4().hex}{int(time.time()):012x}"
         rows = [
             {
@@ -141,16 +143,23 @@ class MilvusCrops:
                 self._server.call("delete", self.collection, ids=keys[start : start + 1000])
 
     def remove_orphans(self, referenced: Collection[str]) -> int:
-        """Delete batches older than an hour that are not referenced; return their number."""
+        """Delete batches older than an hour that no person refers to; return their number.
+
+        Args:
+            referenced: the keys of the batches to which people refer.
+        """
         keys = [row["key"] for row in self._server.rows(self.collection, ("key",))]
-        latest = time.time() - ORPHAN_SECONDS
+        newest = time.time() - ORPHAN_SECONDS
         orphans = [
-            key for key in keys if key[:44] not in referenced and int(key[32:44], 16) < latest
+            key
+            for key in keys
+            if key[:BATCH_KEY_LENGTH] not in referenced
+            and int(key[UUID_LENGTH:BATCH_KEY_LENGTH], 16) < newest
         ]
         for start in range(0, len(orphans), 1000):
             self._server.call("delete", self.collection, ids=orphans[start : start + 1000])
         self._server.compact(self.collection)
-        return len({key[:44] for key in orphans})
+        return len({key[:BATCH_KEY_LENGTH] for key in orphans})
 
 
 def batches_of(row: Mapping[str, Any]) -> list[Batch]:
@@ -160,7 +169,7 @@ def batches_of(row: Mapping[str, Any]) -> list[Batch]:
 
 
 def as_text(batches: Sequence[Batch], place: str) -> str:
-    """Batches as text, the form in which a person's row stores them.
+    """The batches of a person's crops as text, the form in which the row stores them.
 
     Raises:
         ValueError: there are too many crops.
@@ -187,4 +196,5 @@ def as_list(text: Any, what: str) -> list[Any]:
 
 
 def _keys(batch: str, size: int) -> list[str]:
+    """The keys of a batch's rows, given the total size of its crops."""
     return [f"{batch}{number:08x}" for number in range(max(1, -(-size // CHUNK_BYTES)))]

@@ -14,17 +14,18 @@ from margrave.gallery.milvus_crops import Batch, as_list, as_text
 from margrave.gallery.milvus_server import VECTORS, MilvusServer
 
 MARK = "margrave.gallery"
-"""Beginning of the description of a gallery's collection; the card follows."""
+"""A gallery's collection is described by this mark, a space and the gallery's card."""
 THRESHOLDS = "margrave.thresholds"
 """Property of the collection that holds operating points, which replace the card's."""
 METRIC = "IP"
 """Inner product, which is the cosine for unit vectors."""
-PERSON = ("name", "images", "enrolled")
-EVERYTHING = (*PERSON, VECTORS, "length", "crops")
+PERSON_FIELDS = ("name", "images", "enrolled")
+ALL_FIELDS = (*PERSON_FIELDS, VECTORS, "length", "crops")
+"""All fields of a row but its key. ``length`` is the norm of the sum of embeddings."""
 
 
 def create_people(server: MilvusServer, card: GalleryCard) -> None:
-    """Create the collection of people, which makes the gallery exist with its card.
+    """Create the collection of people with the card in its description; the gallery then exists.
 
     Args:
         server: the connection.
@@ -59,9 +60,9 @@ def card_of(server: MilvusServer) -> GalleryCard:
     if mark != MARK:
         raise ValueError(f"{place}: this collection is not a Margrave gallery; choose another name")
     card = GalleryCard.from_json(text, place)
-    later = dict(described.get("properties") or {}).get(THRESHOLDS)
-    if later is not None:
-        card = replace(card, thresholds=tuple(as_list(later, f"{place}: its thresholds")))
+    thresholds = dict(described.get("properties") or {}).get(THRESHOLDS)
+    if thresholds is not None:
+        card = replace(card, thresholds=tuple(as_list(thresholds, f"{place}: its thresholds")))
     dimension = next(
         (
             field.get("params", {}).get("dim")
@@ -119,5 +120,5 @@ def person_of(row: Mapping[str, Any]) -> Person:
 
 
 def total_of(row: Mapping[str, Any]) -> np.ndarray:
-    """(D,) float64: the sum of a person's embeddings, in float32 precision."""
+    """(D,) float64, the sum of a person's embeddings; its precision is that of float32."""
     return np.asarray(row[VECTORS], np.float64) * float(row["length"])

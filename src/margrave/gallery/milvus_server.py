@@ -26,7 +26,7 @@ VECTORS = "vector"
 MAX_PAGE_ROWS = 16_000
 """Maximum number of rows per response; Milvus's own limit is 16 384."""
 MEAN_PAGE_ROWS = 8_000
-"""Maximum expected number of rows per response."""
+"""Maximum number of rows per response on average; single responses may have more."""
 UNREACHABLE_SIGNS = (
     "unavailable",
     "timeout",
@@ -34,7 +34,7 @@ UNREACHABLE_SIGNS = (
     "deadline",
     "connect",
     "closed channel",
-    # Something other than Milvus answers.
+    # A server other than Milvus does not implement the call.
     "unimplemented",
 )
 """Words in the errors of a server that cannot be reached."""
@@ -191,8 +191,8 @@ class MilvusServer:
         """Iterate over all rows of a collection, in any order.
 
         Milvus returns at most 16 384 rows per query, and its iterator does not work with every
-        server. So rows are requested by the first digits of their keys, which are evenly
-        distributed hexadecimal numbers.
+        server. So each query asks for the keys with a certain prefix; keys are evenly distributed
+        hexadecimal numbers.
 
         Raises:
             ValueError: see `call`.
@@ -220,7 +220,8 @@ class MilvusServer:
         """Flush a collection and start a compaction, which drops deleted rows from its files.
 
         Returns:
-            whether it was started; the server's rate limit may allow only one per ten seconds.
+            Whether the compaction was started; the server's rate limit may allow only one in ten
+            seconds.
 
         Raises:
             ValueError: see `call`.

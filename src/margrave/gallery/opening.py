@@ -16,7 +16,7 @@ class Store(Protocol):
     """Creates and opens one kind of gallery."""
 
     def create(self, address: str, card: GalleryCard, key: str | None) -> Gallery:
-        """Create a new, empty gallery; raise an error if there is one already."""
+        """Create a new, empty gallery; raise ValueError if there is one already."""
         ...
 
     def open(self, address: str, key: str | None) -> Gallery:
@@ -29,7 +29,7 @@ GALLERIES = {
     "milvus": "margrave.gallery.milvus:MilvusStore",
     "memory": "margrave.gallery.memory:MemoryStore",
 }
-"""Address scheme -> store class. A plain path has the scheme ``file``. More may be added."""
+"""Address scheme -> import path of a `Store`. A plain path has the scheme ``file``. Extensible."""
 
 
 def create_gallery(address: str, card: GalleryCard, *, key: str | None = None) -> Gallery:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-HEADER = 4096
+HEADER_BYTES = 4096
 _MAGIC = b"margrave vectors\n"
 _FIELDS = struct.Struct("<17s16sII")
 """The header: magic, the gallery's identity, format version, bytes per slot."""
@@ -59,30 +59,30 @@ class VectorFile:
 
         with atomic_write(path) as temporary:
             header = _FIELDS.pack(_MAGIC, identity, VERSION, slot_bytes)
-            temporary.write_bytes(header.ljust(HEADER, b"\0"))
+            temporary.write_bytes(header.ljust(HEADER_BYTES, b"\0"))
 
     @property
     def slots(self) -> int:
         """Number of slots in the file."""
-        return max(0, os.fstat(self._file).st_size - HEADER) // self.slot_bytes
+        return max(0, os.fstat(self._file).st_size - HEADER_BYTES) // self.slot_bytes
 
     def write(self, slot: int, content: bytes) -> None:
         """Write a slot; call `sync` to wait until it is on disk."""
         assert len(content) == self.slot_bytes
         if slot >= self.slots:
             more = max(MIN_GROWTH // self.slot_bytes, self.slots // 8, 1)
-            os.ftruncate(self._file, HEADER + (slot + more) * self.slot_bytes)
-        os.pwrite(self._file, content, HEADER + slot * self.slot_bytes)
+            os.ftruncate(self._file, HEADER_BYTES + (slot + more) * self.slot_bytes)
+        os.pwrite(self._file, content, HEADER_BYTES + slot * self.slot_bytes)
 
     def read(self, slot: int) -> bytes:
         """Read a slot; beyond the end of the file it is zeros."""
-        content = os.pread(self._file, self.slot_bytes, HEADER + slot * self.slot_bytes)
+        content = os.pread(self._file, self.slot_bytes, HEADER_BYTES + slot * self.slot_bytes)
         return content.ljust(self.slot_bytes, b"\0")
 
     def zero(self, slot: int) -> None:
         """Overwrite a slot with zeros."""
         if slot < self.slots:
-            os.pwrite(self._file, bytes(self.slot_bytes), HEADER + slot * self.slot_bytes)
+            os.pwrite(self._file, bytes(self.slot_bytes), HEADER_BYTES + slot * self.slot_bytes)
 
     def sync(self) -> None:
         """Wait until everything written is on disk."""
@@ -91,7 +91,7 @@ class VectorFile:
     def mapped(self, dtype: np.dtype, dimension: int) -> np.ndarray:
         """Map the file's vectors, (slots, D), into memory."""
         # torch needs writable memory; copy-on-write protects the file.
-        return np.memmap(self.path, dtype, "c", HEADER, (self.slots, dimension))
+        return np.memmap(self.path, dtype, "c", HEADER_BYTES, (self.slots, dimension))
 
     def close(self) -> None:
         """Close the file."""

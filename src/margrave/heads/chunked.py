@@ -23,7 +23,7 @@ from margrave.losses import Loss
 
 MEGABYTE = 2**20
 BLOCK_VALUES = {"cpu": 2**19, "cuda": 2**25}
-"""Cosines per block: as many as fit a CPU core's cache, or as keep a GPU busy."""
+"""Cosines per block: as many as fit into a CPU core's cache, or enough to keep a GPU busy."""
 FUSED_BLOCK_VALUES = {"cpu": 2**22, "cuda": 2**27}
 """Cosines per compiled block; larger, because fewer passes make the call overhead matter more."""
 MIN_BLOCK, MAX_BLOCK = 256, {"cpu": 2**14, "cuda": 2**17}
@@ -48,7 +48,8 @@ def worth_compiling(samples: int, classes: int, device: str) -> bool:
 class ChunkedHead(Head):
     """The dense head's loss and gradient, computed in cache-sized blocks of classes.
 
-    loss = log(1 + e^{lse − s·T}), lse = log Σ_{j≠y} e^{s·N_j} over all blocks.
+    loss = log(1 + e^{lse − s·T}), lse = log Σ_{j≠y} e^{s·N_j} over all blocks; for s, T and N see
+    `margrave.losses.Loss`.
 
     Args:
         loss: the loss, as in `Head`.
@@ -56,7 +57,7 @@ class ChunkedHead(Head):
         embedding_size: D, the number of features.
         num_samples: number of training images.
         memory_budget: megabytes of cosines to cache for the backward pass, which recomputes the
-            others by a fourth matrix product. B · C · 4 bytes cache all (half of it with bfloat16
+            others by a fourth matrix product. Caching all takes B · C · 4 bytes (half with bfloat16
             products). The head keeps the buffer between steps.
         block_size: number of classes per block; by default chosen by batch size and device.
         compiled: fuse the elementwise operations of a block with `torch.compile`, which needs a C++
@@ -158,7 +159,7 @@ class ChunkedHead(Head):
         self.register_buffer("weight_momentum", torch.zeros_like(self.weight) if momentum else None)
         self._update_settings = {"momentum": momentum, "weight_decay": weight_decay}
 
-    def _update(self, block: slice, gradient: Tensor) -> None:
+    def _update_centers(self, block: slice, gradient: Tensor) -> None:
         buffers = [] if self.weight_momentum is None else [self.weight_momentum[block]]
         sgd_(
             [self.weight.detach()[block]],
@@ -172,43 +173,49 @@ class ChunkedHead(Head):
         if self._is_small(batch):
             return dense_cross_entropy(self, batch)
         gathered = batch.gathered
-        rows, labels = self._local_classes(gathered.labels)
-        features, own = gathered.unit_embeddings, batch.unit
+        sampled_rows, positions = self._local_classes(gathered.labels)
+        features, own_features = gathered.unit_embeddings, batch.unit
         if self.bias is not None:
-            features, own = gathered.feature_norm[:, None] * features, batch.norm[:, None] * own
-        target = gathered.target_cosine
-        target = target.float() if target.dtype.itemsize < 4 else target
+            features = gathered.feature_norm[:, None] * features
+            own_features = batch.norm[:, None] * own_features
+        target_cosine = gathered.target_cosine
+        if target_cosine.dtype.itemsize < 4:
+            target_cosine = target_cosine.float()
         fused = self._fused_for(batch)
         block_size = self.block_size or block_size_for(
-            len(target), target.device.type, fused is not None
+            len(target_cosine), target_cosine.device.type, fused is not None
         )
         step = Step(
             loss=self.loss,
             features=features,
-            labels=labels,
-            target=target,
+            positions=positions,
+            target_cosine=target_cosine,
             context=batch.gathered_context,
             own=batch.own,
             sizes=batch.sizes,
-            rows=rows,
+            sampled_rows=sampled_rows,
             block_size=block_size,
             cosine_cache=self.cosine_cache,
             world=self.world,
-            update=self._update if self._update_settings else None,
+            update=self._update_centers if self._update_settings else None,
             fused=fused,
-            products=self.products_for(len(target)),
+            products=self.products_for(len(target_cosine)),
             needs_backward=torch.is_grad_enabled(),
         )
-        total, cosine = NegativeLogSumExp.apply(own, batch.norm, self.weight, self.bias, step)
-        modified = self.loss.modify_target(cosine, batch.context)
-        return functional.softplus(total - self.loss.scale * modified, threshold=SOFTPLUS_THRESHOLD)
+        lse, cosine = NegativeLogSumExp.apply(
+            own_features, batch.norm, self.weight, self.bias, step
+        )
+        modified_target = self.loss.modify_target(cosine, batch.context)
+        return functional.softplus(
+            lse - self.loss.scale * modified_target, threshold=SOFTPLUS_THRESHOLD
+        )
 
     def products_for(self, samples: int) -> Products:
         return choose_products(self.products, self.weight, samples * self.num_classes)
 
     def cost(self, workload: Workload) -> HeadCost:
         samples, (classes, features) = workload.samples, self.weight.shape
-        sampled, value = self.sample_rate is not None, self.weight.itemsize
+        sampled, value_bytes = self.sample_rate is not None, self.weight.itemsize
         local = min(max(round((self.sample_rate or 1) * classes), samples), classes)
         products = choose_products(
             self.products, self.weight, samples * classes, workload.native_bfloat16
@@ -218,17 +225,17 @@ class ChunkedHead(Head):
         if fused is None:
             fused = worth_compiling(samples, classes, workload.device)
         block = self.block_size or block_size_for(samples, workload.device, fused)
-        block_rows = value * min(block, classes) * features
-        rows = value * local * features
+        block_centers = value_bytes * min(block, classes) * features
+        local_centers = value_bytes * local * features
         if workload.in_backward:
-            gradient = block_rows
+            gradient = block_centers
         elif sampled:
-            # The update copies the rows, their momentum and their gradient.
-            gradient = (3 + (workload.moments > 0)) * rows
+            # RowwiseSGD copies the sampled rows, their momentum and their gradient.
+            gradient = (3 + (workload.moments > 0)) * local_centers
         else:
-            gradient = rows
-        # A compiled block stores only its products; otherwise also negatives and their gradient.
-        block_bytes = product_bytes if fused else 3 * value
+            gradient = local_centers
+        # A compiled block stores only its products; others also negatives and their gradient.
+        block_value_bytes = product_bytes if fused else 3 * value_bytes
         cosines = product_bytes * samples * local
         budget = self.memory_budget * MEGABYTE
         memory: dict[str, float] = {
@@ -236,11 +243,11 @@ class ChunkedHead(Head):
             "momentum of centers": workload.moments * self.weight.nbytes,
             "gradient of centers": gradient,
             "cached cosines": min(budget, cosines),
-            "blocks": block_bytes * samples * min(block, local) + block_rows,
-            "batch": 8 * value * samples * features,
+            "blocks": block_value_bytes * samples * min(block, local) + block_centers,
+            "batch": 8 * value_bytes * samples * features,
         }
         if sampled:
-            memory["sampling"] = 4 * value * classes
+            memory["sampling"] = 4 * value_bytes * classes
         return HeadCost(
             memory=memory | self.statistics_memory(),
             local_classes=local,
@@ -251,7 +258,7 @@ class ChunkedHead(Head):
         )
 
     def _is_small(self, batch: Batch) -> bool:
-        """Whether all classes fit one block of inner products, where blocks save no memory."""
+        """Whether a loss of inner products needs only one block, which would save no memory."""
         is_default = (
             self.sample_rate is None and self.block_size is None and not self._update_settings
         )
@@ -271,7 +278,7 @@ class ChunkedHead(Head):
             return None
         try:
             hash(self.loss)
-        except TypeError:  # for example a list field; compilations are cached by loss
+        except TypeError:  # for example a list field; `fused_block` caches by loss
             return None
         context = batch.gathered_context.select_samples(slice(1))
         zero = batch.gathered.target_cosine.new_zeros(1)
@@ -280,28 +287,29 @@ class ChunkedHead(Head):
         return fused if fused is not None and fused.works else None
 
     def _local_classes(self, labels: Tensor) -> tuple[Tensor | None, Tensor]:
-        """(K,) rows of the sampled classes, None for all; and the targets' positions among them."""
-        position, own = self.local_positions(labels)
+        """(K,) rows of the sampled classes, None for all; (A,) the targets' positions in them."""
+        position, is_owned = self.local_positions(labels)
         if self.sample_rate is None or not self.training:
-            return None, torch.where(own, position, -1)
+            return None, torch.where(is_owned, position, -1)
         if self._call.draw is None:
             self._call.draw = self._count_draw()
         seed = (self.sample_seed, self._call.draw, self.world.rank)
         count = round(self.sample_rate * len(self.classes))
-        rows = sample_classes(position, own, len(self.classes), count, seed)
+        rows = sample_classes(position, is_owned, len(self.classes), count, seed)
         if not len(rows):
             return rows, torch.full_like(labels, -1)
-        return rows, torch.where(own, torch.searchsorted(rows, position), -1)
+        return rows, torch.where(is_owned, torch.searchsorted(rows, position), -1)
 
     def _count_draw(self) -> int:
-        """Count a draw and return its number; the buffer `draws` counts too, for checkpoints.
+        """Count a class sampling and return its number, from 0.
 
-        The buffer is read only if other code wrote it, because reading makes the host wait.
+        The buffer `draws` holds the same count for checkpoints. It is read only if other code may
+        have written it, because reading makes the host wait.
         """
         draws = self.draws
         # Tensors created in inference mode have no version counter.
-        known = not draws.is_inference() and draws is self._counted_draws
-        if not known or draws._version != self._draws_version:
+        has_version = not draws.is_inference() and draws is self._counted_draws
+        if not has_version or draws._version != self._draws_version:
             self._draw_count = int(draws)
         draws += 1
         self._draw_count += 1

@@ -38,7 +38,8 @@ Reduction = Literal["mean", "none"]
 class Batch:
     """A validated batch inside a head, in the head's dtype.
 
-    B is the number of samples of this rank, A that of all ranks that share the classes.
+    B is the number of samples of this rank, A that of all ranks that share the classes; D is the
+    number of features.
 
     Attributes:
         unit: (B, D) normalized embeddings x̂.
@@ -151,7 +152,7 @@ class Head(nn.Module):
                 statistics that count steps are updated once per step.
             reduction: ``mean`` for a scalar, ``none`` for (B,).
         """
-        # A module that contains a head may be compiled, but not the head itself.
+        # Inside a compiled module, the head itself runs uncompiled.
         run = _uncompiled() if torch.compiler.is_compiling() else Head._compute_loss
         return run(
             self, embeddings, labels, sample_indices, momentum_embeddings, new_step, reduction
@@ -177,21 +178,22 @@ class Head(nn.Module):
                 return loss
             if self.world.size == 1:
                 return loss.mean()
+            # Averaged over ranks, as DDP does, this is the mean over the samples of all ranks.
             return loss.sum() * (self.world.size / sum(batch.sizes))
 
     def terms(self, batch: Batch) -> dict[str, Tensor]:
         """The terms of the loss, (B,) each: name -> values. The loss is their sum."""
         cross_entropy = self.cross_entropy(batch)
 
-        def of_batch() -> Tensor:
+        def of_all_ranks() -> Tensor:
             if self.sharded:
                 return gather_rows(cross_entropy.detach(), batch.sizes, self.world)
-            # Ranks may evaluate their replicas at different times.
+            # In evaluation nothing is gathered: ranks may call their replicas at different times.
             world = self._batch_world if self.training else World()
             sizes = sizes_of_ranks(len(cross_entropy), world, cross_entropy.device)
             return gather_rows(cross_entropy.detach(), sizes, world)
 
-        modified = self.loss.modify_cross_entropy(cross_entropy, of_batch)
+        modified = self.loss.modify_cross_entropy(cross_entropy, of_all_ranks)
         terms = {"cross entropy": modified}
         penalty = self.loss.penalty(batch.context)
         return terms if penalty is None else terms | {"penalty": penalty}
@@ -209,11 +211,16 @@ class Head(nn.Module):
         *,
         new_step: bool = True,
     ) -> Batch:
-        """Validate and normalize a batch, compute its target cosines, and update the statistics."""
+        """Validate and normalize a batch, compute its target cosines, and update the statistics.
+
+        Args:
+            *: see `forward`.
+        """
         check_batch(embeddings, labels, self.num_classes, self.embedding_size)
-        first = self._calls.find_repeated(labels) if self.training else None
-        self._call = first or Call()
-        if self.training and first is None:
+        # With activation checkpointing, the backward pass repeats the call of the forward pass.
+        first_call = self._calls.find_repeated(labels) if self.training else None
+        self._call = first_call or Call()
+        if self.training and first_call is None:
             self._calls.remember(labels, self._call)
         labels = labels.long()
         unit, norm = unit_and_norm(embeddings.to(self.weight.dtype))
@@ -228,7 +235,7 @@ class Head(nn.Module):
                 unit_embeddings=gather_rows(unit, sizes, self.world),
                 feature_norm=gather_rows(norm, sizes, self.world),
                 labels=gather_rows(labels, sizes, self.world),
-                target_cosine=norm,
+                target_cosine=norm,  # a placeholder, replaced below
                 sample_indices=gather(sample_indices),
                 momentum_embeddings=gather(momentum_embeddings),
             )
@@ -236,7 +243,7 @@ class Head(nn.Module):
                 gathered.unit_embeddings, gathered.feature_norm, gathered.labels
             )
             gathered = replace(gathered, target_cosine=all_reduce_sum(target, self.world))
-            if first is None:
+            if first_call is None:
                 self._call.statistic_values = self._update_and_read_statistics(gathered, new_step)
         self.target_cosines = gathered.target_cosine[own]
         context = Context(feature_norm=gathered.feature_norm, **self._call.statistic_values)
@@ -255,7 +262,7 @@ class Head(nn.Module):
     def _update_and_read_statistics(
         self, gathered: Observation, new_step: bool
     ) -> dict[str, Tensor]:
-        """The values that the statistics supply to the loss; in training, update them first."""
+        """Update the statistics if in training; return what they supply to the loss, by name."""
         supplied: dict[str, Tensor] = {}
         for statistic in self._statistics():
             if self.training and (new_step or not statistic.per_step):
@@ -299,16 +306,16 @@ class Head(nn.Module):
         The default is for a head that stores all cosines at once.
         """
         weight, (classes, features) = self.weight.nbytes, self.weight.shape
-        value = self.weight.itemsize
+        value_bytes = self.weight.itemsize
         memory: dict[str, float] = {
             "class centers": weight,
             "momentum of centers": workload.moments * weight,
             "gradient of centers": weight,
-            # A normalized copy of the weight and its gradient.
+            # The normalized weight and the gradient with respect to it.
             "normalized copies": 2 * weight,
             # Cosines, negatives, logits, masks and their gradients.
-            "cosines": 8 * value * workload.samples * classes,
-            "batch": 6 * value * workload.samples * features,
+            "cosines": 8 * value_bytes * workload.samples * classes,
+            "batch": 6 * value_bytes * workload.samples * features,
         }
         return HeadCost(memory=memory | self.statistics_memory(), local_classes=classes)
 
@@ -321,19 +328,19 @@ class Head(nn.Module):
         """(A,) cosθ_y, or W_yᵀx + b_y, of targets that this rank owns; 0 for the others."""
         if not self.classes:
             return torch.zeros_like(norm)
-        # Unlike indexing, embedding sums gradients in a fixed order, so runs are reproducible.
-        position, own = self.local_positions(labels)
+        # Unlike indexing, `functional.embedding` sums gradients in a fixed, reproducible order.
+        position, is_owned = self.local_positions(labels)
         centers = functional.embedding(position, self.weight)
         if self.bias is None:
             products = (unit * unit_and_norm(centers)[0]).sum(dim=1)
         else:
             products = norm * (unit * centers).sum(dim=1) + self.bias[position]
-        return torch.where(own, products, 0)
+        return torch.where(is_owned, products, 0)
 
     def local_positions(self, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Each label's row in this rank's weight (0 if not owned), and whether the rank owns it."""
-        own = (labels >= self.classes.start) & (labels < self.classes.stop)
-        return torch.where(own, labels - self.classes.start, 0), own
+        is_owned = (labels >= self.classes.start) & (labels < self.classes.stop)
+        return torch.where(is_owned, labels - self.classes.start, 0), is_owned
 
     @property
     def reads(self) -> frozenset[str]:
@@ -343,11 +350,11 @@ class Head(nn.Module):
     def sharded_entries(self) -> dict[str, int]:
         """Sharded entries of the state dict: name -> number of rows over all ranks."""
         state = self.state_dict()
-        own = {f"statistics.{statistic}.{name}": rows
+        statistic_rows = {f"statistics.{statistic}.{name}": rows
                for statistic, module in self.statistics.items() if isinstance(module, Statistic)
                for name, rows in module.sharded_buffers().items()}  # fmt: skip
         by_class = ("weight", "bias", "weight_momentum")
-        return own | {name: self.num_classes for name in by_class if name in state}
+        return statistic_rows | {name: self.num_classes for name in by_class if name in state}
 
     def scalars(self) -> dict[str, Tensor]:
         """The scalar statistics by name, for logging."""
@@ -378,7 +385,7 @@ class Head(nn.Module):
 
 
 def _uncompiled() -> Any:
-    # Not a decorator, since that would import the compiler, which takes a second.
+    # Not a decorator: that would import the compiler, which takes a second, with this module.
     return torch.compiler.disable(Head._compute_loss)
 
 

@@ -10,7 +10,7 @@ from margrave.hardware import keep_freed_memory
 
 
 class CosineCache:
-    """A buffer that is reused over steps, since fresh pages from the system cost as much as a pass.
+    """A buffer that is reused over steps, since touching fresh memory costs as much as a pass.
 
     Args:
         budget: maximum size in bytes.
@@ -22,7 +22,7 @@ class CosineCache:
         self._spare: Tensor | None = None
 
     def acquire(self, count: int, like: Tensor) -> Tensor:
-        """Take a buffer of up to `count` values of the dtype of `like`, limited by the budget."""
+        """A buffer of at least `count` values like `like`, or of as many as the budget allows."""
         count = min(count, self.budget // like.itemsize)
         spare, self._spare = self._spare, None
         matches = spare is not None and spare.dtype == like.dtype and spare.device == like.device

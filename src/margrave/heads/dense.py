@@ -20,7 +20,7 @@ class Analysis:
         loss: (B,) loss of each sample, including the penalty.
         cosines: (B, C) cosθ_j (inner products for softmax).
         target_cosine: (B,) cosθ_y.
-        margin: (B,) cosθ_y − T, by how much the loss lowers the target cosine.
+        margin: (B,) cosθ_y − T, where T is the modified target cosine.
         hard_negatives: (B, C) bool, the negatives that the loss re-weights.
         feature_norm: (B,) ‖x‖.
     """
@@ -34,12 +34,13 @@ class Analysis:
 
 
 def dense_cross_entropy(head: Head, batch: Batch) -> Tensor:
-    """(B,) −log softmax of the modified cosines, computed at once."""
+    """(B,) −log softmax of the modified cosines, from all (B, C) cosines at once."""
     products = _products(head, batch)
-    cosine = head.local_target_products(batch.unit, batch.norm, batch.labels)
-    target = head.loss.modify_target(cosine, batch.context)
+    # Computed again, because batch.target has no gradient.
+    target_cosine = head.local_target_products(batch.unit, batch.norm, batch.labels)
+    modified_target = head.loss.modify_target(target_cosine, batch.context)
     negatives = head.loss.modify_negatives(products, batch.target, batch.context)
-    modified = negatives.scatter(1, batch.labels[:, None], target[:, None])
+    modified = negatives.scatter(1, batch.labels[:, None], modified_target[:, None])
     return functional.cross_entropy(head.loss.scale * modified, batch.labels, reduction="none")
 
 
@@ -54,7 +55,8 @@ def _products(head: Head, batch: Batch) -> Tensor:
 class DenseHead(Head):
     """A head that stores the (batch, classes) cosines; the reference for the faster heads.
 
-    loss = −log( e^{s·T} / (e^{s·T} + Σ_{j≠y} e^{s·N_j}) ), averaged over the batch.
+    loss = −log( e^{s·T} / (e^{s·T} + Σ_{j≠y} e^{s·N_j}) ), averaged over the batch; for s, T and N
+    see `margrave.losses.Loss`.
 
     >>> head = DenseHead("adaface", num_classes=10, embedding_size=4)
     >>> loss = head(torch.randn(8, 4), torch.arange(8))
@@ -84,12 +86,12 @@ class DenseHead(Head):
                 hard = self.loss.hard_negatives(products, batch.target, batch.context)
                 if self.loss.ignore_negatives_above is not None:
                     hard &= products <= self.loss.ignore_negatives_above
-                modified = self.loss.modify_target(batch.target, batch.context)
+                modified_target = self.loss.modify_target(batch.target, batch.context)
                 return Analysis(
                     loss=sum(self.terms(batch).values(), torch.zeros_like(batch.norm)),
                     cosines=products,
                     target_cosine=batch.target,
-                    margin=batch.target - modified,
+                    margin=batch.target - modified_target,
                     hard_negatives=hard.scatter(1, batch.labels[:, None], False),
                     feature_norm=batch.norm,
                 )

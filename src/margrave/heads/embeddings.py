@@ -12,7 +12,7 @@ MIN_NORM = 1e-12
 
 
 def unit_and_norm(vectors: Tensor) -> tuple[Tensor, Tensor]:
-    """Normalize rows; returns x̂ and ‖x‖, without overflow or infinite gradients.
+    """Normalize rows: x̂ and ‖x‖, without overflow or infinite gradients.
 
     Args:
         vectors: (N, D), any floating-point dtype.
@@ -26,7 +26,8 @@ def unit_and_norm(vectors: Tensor) -> tuple[Tensor, Tensor]:
     tensor([[0.6000, 0.8000],
             [0.0000, 0.0000]])
     """
-    # Dividing by a constant keeps squares finite and does not change the direction's gradient.
+    # Dividing a row by its largest entry keeps squares finite. The divisor is detached, but cancels
+    # out of x̂ and ‖x‖, so the gradients are unchanged.
     largest = vectors.detach().abs().amax(dim=1, keepdim=True)
     has_direction = ~(largest <= MIN_NORM)  # NaN stays NaN, so that it is noticed
     largest = torch.where(has_direction, largest, 1)
@@ -38,22 +39,22 @@ def unit_and_norm(vectors: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def inverse_length(rows: Tensor) -> Tensor:
-    """(N,) 1/‖row‖, consistent with `unit_and_norm`: 0 for a row without direction.
+    """(N,) 1/‖row‖; 0 for a row no longer than `MIN_NORM`.
 
     >>> inverse_length(torch.tensor([[3e30, 4e30], [0.0, 0.0]])) * 1e30
     tensor([0.2000, 0.0000])
     """
     if not rows.is_cpu:
         # Checking whether squares overflowed would make the host wait for the device.
-        return scaled_inverse_length(rows)
+        return overflow_safe_inverse_length(rows)
     lengths = torch.linalg.vector_norm(rows.float() if rows.dtype.itemsize < 4 else rows, dim=1)
     if not bool((lengths < float("inf")).all()):
-        return scaled_inverse_length(rows)
+        return overflow_safe_inverse_length(rows)
     return torch.where(lengths <= MIN_NORM, 0, 1 / lengths)
 
 
-def scaled_inverse_length(rows: Tensor) -> Tensor:
-    """`inverse_length`, scaled by each row's largest entry so that no square overflows."""
+def overflow_safe_inverse_length(rows: Tensor) -> Tensor:
+    """`inverse_length`; divides each row by its largest entry first so that no square overflows."""
     rows = rows.float() if rows.dtype.itemsize < 4 else rows
     largest = rows.abs().amax(dim=1, keepdim=True)
     largest = torch.where(largest == 0, 1, largest)

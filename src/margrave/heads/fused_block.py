@@ -1,4 +1,7 @@
-"""The elementwise operations on a block of classes, compiled."""
+"""The elementwise operations on a block of classes, compiled.
+
+Shapes: A samples of all ranks, K classes of the block, D features.
+"""
 
 from __future__ import annotations
 
@@ -13,25 +16,25 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from margrave.heads.embeddings import scaled_inverse_length
+from margrave.heads.embeddings import overflow_safe_inverse_length
 from margrave.losses import Context, Loss
 
 REDUCTION_COLUMNS = 1024
-"""Columns that a GPU thread block keeps in registers; block sizes are multiples of it."""
+"""Columns that one GPU thread block can reduce in registers."""
 MAX_FUSED_SCALE = 2.0**12
-"""Up to this scale, the rounding of scaled cosines is too small to overflow an exponential."""
+"""Up to this loss scale s, rounding cannot make e^{s·N − lse}, which is at most 1, overflow."""
 MAX_STATIC_SHAPES = 12
-"""Number of block shapes that are each compiled to a specialized kernel."""
+"""Number of block shapes that get a kernel of their own; the others share one."""
 
 
 class FusedBlock:
-    """The elementwise operations on a block, compiled for one loss to one or two passes each.
+    """One loss's elementwise operations on a block, compiled to read it only once or twice.
 
-    The inputs are the raw products x̂W_cᵀ (A, K) in any precision; scaling by 1/‖w‖ (or adding a
-    bias) is part of the pass.
+    `forward` and `backward` start from the raw products x̂W_cᵀ instead of cosines, so that a block
+    needs no separate pass for scaling by 1/‖w‖ (or adding the bias).
 
     Args:
-        loss: a loss that implements `negatives_and_slope`.
+        loss: a loss whose `negatives_and_slope` does not return None.
         subtract_max: subtract each row's maximum before the exponential, which prevents overflow
             and is free on a GPU. On a CPU it is faster to subtract the running log-sum-exp; the
             caller then checks for overflow.
@@ -56,46 +59,63 @@ class FusedBlock:
         self._backward_compiled(*arguments)
 
     def _forward(
-        self, products: Tensor, factor: Tensor, column: Tensor, target: Tensor, context: Context,
-        total: Tensor,
+        self, products: Tensor, inverse_or_bias: Tensor, target_column: Tensor,
+        target_cosine: Tensor, context: Context, running_lse: Tensor,
     ) -> Tensor:  # fmt: skip
-        """(A,) the running log-sum-exp including this block's negatives."""
-        cosines = self._cosines(products, factor, total.dtype)
-        negatives = self.loss.modify_negatives(cosines, target, context)
-        is_target = _columns(products) == column
+        """Add a block's negatives to the running log-sum-exp.
+
+        Args:
+            products: (A, K) x̂W_cᵀ, in any precision.
+            inverse_or_bias: (K,) 1/‖w‖, or the bias for a loss of inner products.
+            target_column: (A, 1) the target's column in the block; any other number if not in it.
+            target_cosine: (A,) cosθ_y.
+            context: the loss's context for the A samples.
+            running_lse: (A,) log-sum-exp of the previous blocks.
+
+        Returns:
+            (A,) log-sum-exp including this block.
+        """
+        cosines = self._cosines(products, inverse_or_bias, running_lse.dtype)
+        negatives = self.loss.modify_negatives(cosines, target_cosine, context)
+        is_target = _columns(products) == target_column
         if self.subtract_max:
             logits = torch.where(is_target, -torch.inf, self.loss.scale * negatives)
-            return torch.logaddexp(total, _log_sum_exp(logits))
-        terms = torch.exp(torch.add(-total[:, None], negatives, alpha=self.loss.scale))
-        return total + torch.where(is_target, 0, terms).sum(dim=1).log1p()
+            return torch.logaddexp(running_lse, _log_sum_exp(logits))
+        terms = torch.exp(torch.add(-running_lse[:, None], negatives, alpha=self.loss.scale))
+        return running_lse + torch.where(is_target, 0, terms).sum(dim=1).log1p()
 
     def _backward(
-        self, products: Tensor, factor: Tensor, column: Tensor, target: Tensor, context: Context,
-        total: Tensor,
+        self, products: Tensor, inverse_or_bias: Tensor, target_column: Tensor,
+        target_cosine: Tensor, context: Context, lse: Tensor,
     ) -> None:  # fmt: skip
-        """Replace the products by p · dN/dcosθ · dcosθ/dproduct; 0 for the target."""
-        cosines = self._cosines(products, factor, total.dtype)
-        analytic = self.loss.modify_negatives_and_slope(cosines, target, context)
+        """Overwrite the products with e^{s·N − lse} · dN/dcosθ · dcosθ/dproduct; 0 for the target.
+
+        Args:
+            lse: (A,) log-sum-exp of all classes but the target.
+            *: see `_forward`.
+        """
+        cosines = self._cosines(products, inverse_or_bias, lse.dtype)
+        analytic = self.loss.modify_negatives_and_slope(cosines, target_cosine, context)
         assert analytic is not None
         negatives, slope = analytic
-        shifted = torch.add(-total[:, None], negatives, alpha=self.loss.scale)
+        shifted = torch.add(-lse[:, None], negatives, alpha=self.loss.scale)
         if not self.loss.normalized or self.loss.scale > MAX_FUSED_SCALE:
-            # A term can exceed the log-sum-exp only by rounding of huge products.
+            # s·N can exceed its log-sum-exp only by rounding of huge products.
             shifted = shifted.clamp_max(0)
         gradient = torch.exp(shifted)
         if self.loss.normalized:
-            gradient = gradient * factor
+            gradient = gradient * inverse_or_bias
         if slope is not None:
             gradient = gradient * slope
-        products.copy_(torch.where(_columns(products) == column, 0, gradient))
+        products.copy_(torch.where(_columns(products) == target_column, 0, gradient))
 
-    def _cosines(self, products: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:
+    def _cosines(self, products: Tensor, inverse_or_bias: Tensor, dtype: torch.dtype) -> Tensor:
         products = products.to(dtype)
-        return products * factor if self.loss.normalized else products + factor
+        return products * inverse_or_bias if self.loss.normalized else products + inverse_or_bias
 
 
 def _log_sum_exp(logits: Tensor) -> Tensor:
-    """(A,) log Σ_j e^{logits_j}; reads each row once, in parts that fit into registers."""
+    """(A,) log Σ_j e^{logits_j}; if REDUCTION_COLUMNS divides K, a GPU reads each value once."""
     if logits.shape[1] % REDUCTION_COLUMNS == 0:
         logits = torch.logsumexp(logits.unflatten(1, (-1, REDUCTION_COLUMNS)), dim=2)
     return torch.logsumexp(logits, dim=1)
@@ -103,27 +123,35 @@ def _log_sum_exp(logits: Tensor) -> Tensor:
 
 def cast_and_invert_norm(centers: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """(K, D) class centers in the products' dtype, and (K,) 1/‖w‖."""
-    return centers.to(dtype), scaled_inverse_length(centers)
+    return centers.to(dtype), overflow_safe_inverse_length(centers)
 
 
-def project_(rows: Tensor, centers: Tensor, inverse: Tensor) -> None:
-    """Remove each row's component along its class center, in place: d − (d·ŵ)ŵ."""
-    unit = centers.to(inverse.dtype) * inverse[:, None]
-    orthogonal = rows.to(inverse.dtype)
-    orthogonal = orthogonal - unit * (orthogonal * unit).sum(dim=1, keepdim=True)
-    rows.copy_(orthogonal)
+def project_(rows: Tensor, centers: Tensor, inverse_norm: Tensor) -> None:
+    """Remove each row's component along its class center, in place: d − (d·ŵ)ŵ.
+
+    Args:
+        rows: (K, D) d, the gradient of each center before the projection.
+        centers: (K, D) class centers w.
+        inverse_norm: (K,) 1/‖w‖.
+    """
+    unit = centers.to(inverse_norm.dtype) * inverse_norm[:, None]
+    gradient = rows.to(inverse_norm.dtype)
+    rows.copy_(gradient - unit * (gradient * unit).sum(dim=1, keepdim=True))
 
 
 class Compiled:
-    """A function compiled for each of the first few block shapes, then once for any shape.
+    """A function compiled for each of the first few block shapes, then once for all other shapes.
 
-    A kernel for any shape computes its column by divisions, which on a GPU takes several times as
-    long as everything else. Training has only two shapes, a full block and the last one. The limit
-    keeps batches of varying sizes from compiling forever.
+    A kernel for any shape finds the column of a value by integer divisions, which on a GPU take
+    several times as long as everything else. Training usually has only two shapes, a full block and
+    the last one. `MAX_STATIC_SHAPES` keeps batches of varying sizes from compiling again and again.
 
     Args:
         function: the function; the shape of its first argument selects the kernel.
-        name: its name for the warning if it cannot be compiled and runs uncompiled.
+        name: how the warning names a function that cannot be compiled.
+
+    Attributes:
+        works: False once the function could not be compiled; it then runs uncompiled.
     """
 
     def __init__(self, function: Callable[..., Any], name: str) -> None:
@@ -134,21 +162,25 @@ class Compiled:
         torch._dynamo.config.recompile_limit = max(limit, 256)
         self.works = True
         self._function, self._name = function, name
-        self._shapes: set[torch.Size] = set()
+        self._static_shapes: set[torch.Size] = set()
+        self._kernels: dict[tuple[str, bool], Callable[..., Any]] = {}
 
     def __call__(self, *arguments: Any) -> Any:
         if not self.works:
             return self._function(*arguments)
         shape = arguments[0].shape
-        if len(self._shapes) < MAX_STATIC_SHAPES:
-            self._shapes.add(shape)
+        if len(self._static_shapes) < MAX_STATIC_SHAPES:
+            self._static_shapes.add(shape)
+        any_shape = shape not in self._static_shapes
         try:
-            return self._kernel(arguments[0].device.type, shape not in self._shapes)(*arguments)
+            return self._kernel(arguments[0].device.type, any_shape)(*arguments)
         except torch.OutOfMemoryError:
             raise
-        # Compilers can raise nearly any error; an error in the data is raised again below.
+        # Compilers can raise nearly any error.
         except Exception as error:
-            # The first line may only name the failing part of the compiler.
+            # If the arguments are at fault, this raises too: the function is not to blame.
+            result = self._function(*arguments)
+            # The first line of a compiler's error may only name its failing part.
             reason = " ".join(str(error).split("\n", 2)[:2]).strip()
             warnings.warn(
                 f"{self._name} cannot be compiled here ({reason}) and runs uncompiled, somewhat "
@@ -156,15 +188,19 @@ class Compiled:
                 stacklevel=2,
             )
             self.works = False
-            return self._function(*arguments)
+            return result
 
-    @cache  # noqa: B019 - lives as long as the process
     def _kernel(self, device: str, any_shape: bool) -> Callable[..., Any]:
-        # The compiler caches its C++ across processes without the vector width in the key (torch
-        # 2.13). With another ATEN_CPU_CAPABILITY, or with a cache folder shared by machines, the
-        # code would write past its arrays. Options are part of the key.
-        options: Any = {"cpp.simdlen": _vector_bits()} if device == "cpu" else None
-        return torch.compile(self._function, fullgraph=True, dynamic=any_shape, options=options)
+        """The compiled function, which itself compiles for each new shape unless `any_shape`."""
+        if (device, any_shape) not in self._kernels:
+            # The key of the compiler's on-disk cache lacks the vector width (torch 2.13), but
+            # contains the options. Without this one, the code cached by another machine, or under
+            # another ATEN_CPU_CAPABILITY, could be loaded and would write past its arrays.
+            options: Any = {"cpp.simdlen": _vector_bits()} if device == "cpu" else None
+            self._kernels[device, any_shape] = torch.compile(
+                self._function, fullgraph=True, dynamic=any_shape, options=options
+            )
+        return self._kernels[device, any_shape]
 
 
 @cache
@@ -176,18 +212,18 @@ def _vector_bits() -> int:
 
 @cache
 def compiled(function: Callable[..., Any]) -> Compiled:
-    """A function that does not depend on the loss, compiled once for all heads."""
+    """Compile a function that does not depend on the loss; all heads share the result."""
     return Compiled(function, function.__name__)
 
 
 def _columns(values: Tensor) -> Tensor:
-    # 32 bits, since 64-bit columns would prevent vectorized comparison with float32 data.
+    # 64-bit column numbers would prevent a CPU from vectorizing operations with float32 values.
     return torch.arange(values.shape[1], dtype=torch.int32, device=values.device)
 
 
 @cache
 def can_compile(device: str) -> bool:
-    """Whether `torch.compile` has a compiler on this machine."""
+    """Whether `torch.compile` has a compiler here: for C++ on a CPU, Triton on CUDA."""
     if device == "cpu":
         return any(shutil.which(name) for name in (os.environ.get("CXX", "g++"), "g++", "clang++"))
     return device == "cuda" and importlib.util.find_spec("triton") is not None
@@ -195,5 +231,8 @@ def can_compile(device: str) -> bool:
 
 @lru_cache(maxsize=32)
 def fused_block(loss: Loss, device: str) -> FusedBlock:
-    """The compiled block operations, shared by all heads with equal losses."""
+    """The compiled block operations, shared by all heads with equal losses.
+
+    Only the 32 most recently used are kept; the kernels of the others are freed.
+    """
     return FusedBlock(loss, subtract_max=device != "cpu")

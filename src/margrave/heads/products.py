@@ -21,13 +21,17 @@ MIN_BFLOAT16_COSINES = 2**20
 def choose_products(
     products: Products, weight: Tensor, cosines: int, native_bfloat16: bool | None = None
 ) -> Products:
-    """Resolve the precision of a head's products; other dtypes than float32 keep their own.
+    """Resolve the precision of a head's products.
 
     Args:
         products: the requested precision; ``auto`` is bfloat16 where it is native and worthwhile.
         weight: the head's weight.
         cosines: batch × classes.
         native_bfloat16: whether bfloat16 is native; by default determined for this machine.
+
+    Returns:
+        The precision. For a weight of another dtype it is always ``float32``, which stands for
+        products in the weight's own dtype.
 
     Raises:
         ValueError: a lower precision is requested but the weight is float64.

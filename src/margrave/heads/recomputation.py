@@ -20,8 +20,8 @@ class Call:
     """One training call of a head.
 
     Attributes:
-        statistic_values: the values that the statistics supplied.
-        draw: the number of its class sampling, or None without sampling.
+        statistic_values: the values that the statistics supplied, by name.
+        draw: the number of the class sampling that it used, or None without sampling.
     """
 
     statistic_values: Mapping[str, Tensor] = field(default_factory=dict)
@@ -39,11 +39,11 @@ class CallMemory:
 
     def remember(self, labels: Tensor, call: Call) -> None:
         """Store a call until its labels are freed."""
-        expired = [key for key, (memory, _) in self._calls.items() if memory.expired()]
+        expired = [key for key, (storage, _) in self._calls.items() if storage.expired()]
         for key in expired:
             del self._calls[key]
-        memory = StorageWeakRef(labels.untyped_storage())
-        self._calls[_key(memory, labels)] = memory, call
+        storage = StorageWeakRef(labels.untyped_storage())
+        self._calls[_key(storage, labels)] = storage, call
 
     def find_repeated(self, labels: Tensor) -> Call | None:
         """The first call if this one repeats it in a backward pass, otherwise None.
@@ -51,12 +51,13 @@ class CallMemory:
         Raises:
             ValueError: the call is repeated with other labels.
         """
-        if torch._C._current_graph_task_id() == -1:
+        is_backward = torch._C._current_graph_task_id() != -1
+        if not is_backward:
             return None
-        memory = StorageWeakRef(labels.untyped_storage())
-        # A weak reference keeps the address of freed memory from being reused.
-        known, call = self._calls.get(_key(memory, labels), (memory, None))
-        if call is None or known.expired():
+        storage = StorageWeakRef(labels.untyped_storage())
+        # A weak reference keeps the address of a freed storage from being reused.
+        first_storage, call = self._calls.get(_key(storage, labels), (storage, None))
+        if call is None or first_storage.expired():
             raise ValueError(
                 "activation checkpointing repeats a call of the head with a new labels tensor, so "
                 "the classes and statistics of the first call cannot be reused; create the labels "
@@ -71,5 +72,5 @@ class CallMemory:
         return CallMemory, ()
 
 
-def _key(memory: StorageWeakRef, labels: Tensor) -> tuple[int, ...]:
-    return memory.cdata, int(labels.storage_offset()), len(labels)
+def _key(storage: StorageWeakRef, labels: Tensor) -> tuple[int, ...]:
+    return storage.cdata, int(labels.storage_offset()), len(labels)

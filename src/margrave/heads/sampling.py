@@ -10,19 +10,20 @@ from torch import Tensor
 
 
 def sample_classes(
-    positions: Tensor, own: Tensor, num_classes: int, count: int, seed: Sequence[int]
+    positions: Tensor, is_owned: Tensor, num_classes: int, count: int, seed: Sequence[int]
 ) -> Tensor:
     """Sample `count` classes without replacement, including all classes of the batch.
 
     Args:
         positions: (A,) local classes of the samples; may repeat.
-        own: (A,) bool, whether this rank owns the sample's class; others are ignored.
+        is_owned: (A,) bool, whether this rank owns the sample's class; others are ignored.
         num_classes: number of local classes to sample from.
-        count: number of classes to sample; raised to the number of samples.
+        count: number of classes to sample; at least one per sample, but at most `num_classes`.
         seed: integers; the same seed gives the same classes on any device.
 
     Returns:
-        (K,) int64, ascending. K does not depend on the labels, so the host need not wait.
+        (K,) int64, ascending. K does not depend on the labels, so the host need not wait for the
+        device to learn it.
 
     >>> labels = torch.tensor([7, 2, 7])
     >>> sample_classes(labels, labels > 0, 10, 10, (0,)).tolist()
@@ -34,7 +35,8 @@ def sample_classes(
     scores = torch.empty(num_classes + 1)
     torch.rand(num_classes, generator=_generator(seed), out=scores[:-1])
     scores = scores.to(positions.device, non_blocking=True)
-    scores.index_fill_(0, torch.where(own, positions, num_classes), 2.0)
+    # The classes of the batch get a score above all random ones.
+    scores.index_fill_(0, torch.where(is_owned, positions, num_classes), 2.0)
     count = min(max(count, len(positions)), num_classes)
     return scores[:-1].topk(count, sorted=False).indices.sort().values
 

@@ -57,7 +57,7 @@ class Tail:
         self._parts, self._count = [(scores, rows, columns)], len(scores)
 
     def sorted(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """(T,) scores in descending order, and their (T,) rows and (T,) columns."""
+        """The kept scores in descending order, and their rows and columns; (T,) each, T ≤ keep."""
         if not self._parts:
             return np.empty(0, np.float32), np.empty(0, np.int64), np.empty(0, np.int64)
         self._prune()
@@ -128,7 +128,7 @@ class Nearest:
             return values, columns
         above, rows, columns = candidates
         counts = torch.bincount(rows, minlength=len(lowest))
-        # Runs are ordered by row, so each row's values are adjacent.
+        # The candidates are ordered by row, so each row's values are adjacent.
         position = torch.arange(len(rows), device=rows.device) - (counts.cumsum(0) - counts)[rows]
         values = lowest.new_full((len(lowest), int(counts.max())), -torch.inf)
         value_columns = torch.full(values.shape, -1, device=rows.device)

@@ -73,6 +73,7 @@ class FileKeeper:
                 f"{self.path} is the state of another evaluation, or of one with another number of "
                 "processes (--devices); delete it, or choose another file"
             )
+        # `save` names an array state/part, or state/part/key if the part is a dict.
         for key, array in arrays.items():
             name, part, *rest = key.split("/")
             state = self._states.setdefault(name, {})

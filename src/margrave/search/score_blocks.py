@@ -29,7 +29,7 @@ RUN = 64
 """Columns per run; a block stores each run's maximum."""
 
 MAX_UNIT_COLUMNS = 16384
-"""Columns per block at most if the second set has unit length. Such vectors are not copied, so a
+"""Maximum columns per block if the second set's vectors have unit length. They are not copied, so a
 block only needs memory for its scores. With one query, torch searches a block of this size in a
 single thread; larger ones would make torch's and NumPy's threads wait for each other."""
 
@@ -113,8 +113,9 @@ class Block:
     """Cosines between some rows of the first set and some rows ("columns") of the second.
 
     Attributes:
-        scores: (R, K) cosines, K a multiple of ``RUN``; −inf where a pair is not an impostor pair:
-            mates, a face with itself, the second occurrence of a pair, absent columns, padding.
+        scores: (R, K) cosines of R rows and K columns, K a multiple of ``RUN``; −inf where a pair
+            is not an impostor pair: mates, a face with itself, the second occurrence of a pair,
+            absent columns, padding.
         run_maximum: (R, K / RUN) the maximum of each run of columns, so that collectors can skip
             most runs.
         row, column: the indices of the block's first row and column.
@@ -131,13 +132,14 @@ class Block:
     genuine_columns: np.ndarray
 
     def above(self, floor: Tensor | float) -> tuple[Tensor, Tensor, Tensor] | None:
-        """(n,) scores above the floor with their rows and columns in the block, ordered by row.
+        """The scores above a floor, ordered by row.
 
         Args:
             floor: a number, or (R, 1) one per row.
 
         Returns:
-            None if so many runs have scores above the floor that examining each would not pay.
+            (n,) scores, their rows in the block and their columns in the block; or None if so many
+            runs have scores above the floor that it is faster to examine the whole block.
         """
         rows, runs = (self.run_maximum > floor).nonzero(as_tuple=True)
         if 4 * len(rows) > self.run_maximum.numel():
@@ -169,6 +171,7 @@ class Collector(Protocol):
 
 
 State = dict[str, Any]
+"""A sweep's state: ``done`` -> number of tiles done, and each collector's name -> its state."""
 
 
 def sweep(
@@ -188,12 +191,13 @@ def sweep(
         comparison: which faces are compared.
         collectors: the collectors, by name.
         device: the device that computes the scores, in float32 if it does not support float64.
-        memory: bytes of the first set to hold at a time; the second set is read once per part.
+        memory: bytes of the first set to hold at a time; the second set is read once for each part
+            of the first that is held.
         world: the ranks that share the blocks; all end with the same collectors.
         progress: called with (comparisons done, total).
         state: a saved state to resume from; see ``keep_state``.
         keep_state: called after each block of columns with a function that returns the current
-            state, to store it or not.
+            state; calling it copies what all collectors keep.
 
     Raises:
         ValueError: an embedding is zero or not finite, or the device is not available.
@@ -233,7 +237,13 @@ def sweep(
 
 @dataclass(frozen=True)
 class _Tile:
-    """Some rows against some columns, and the number of pairs that they make."""
+    """Some rows against some columns, scored as one or more `Block`s of ``ROWS_PER_BLOCK`` rows.
+
+    Attributes:
+        rows: indices in the first set.
+        columns: indices in the second set.
+        pairs: number of pairs to compare.
+    """
 
     rows: range
     columns: range
@@ -252,8 +262,8 @@ def _tiles(comparison: Comparison, memory: int) -> Iterator[_Tile]:
         first_column = start if second is None else 0
         step = COLUMNS_PER_BLOCK
         if comparison.second_is_unit:
-            scores = ROWS_PER_BLOCK * COLUMNS_PER_BLOCK
-            step = max(step, min(MAX_UNIT_COLUMNS, scores // min(len(rows), ROWS_PER_BLOCK)))
+            block_scores = ROWS_PER_BLOCK * COLUMNS_PER_BLOCK
+            step = max(step, min(MAX_UNIT_COLUMNS, block_scores // min(len(rows), ROWS_PER_BLOCK)))
         for column in range(first_column, num_columns, step):
             columns = range(column, min(column + step, num_columns))
             if second is not None:
@@ -308,21 +318,22 @@ def _score_tile(
     if within_first or comparison.second_labels is not None:
         labels = comparison.labels_of_second()
         column_labels = labels[tile.columns.start : tile.columns.stop]
-    by_label = np.argsort(column_labels, kind="stable")
-    sorted_labels = column_labels[by_label]
-    last = min(tile.rows.stop, tile.columns.stop) if within_first else tile.rows.stop
+    label_order = np.argsort(column_labels, kind="stable")
+    sorted_labels = column_labels[label_order]
+    # Within one set, a row is compared only with later columns.
+    row_stop = min(tile.rows.stop, tile.columns.stop) if within_first else tile.rows.stop
     # Pad the columns to a multiple of the run length; the padding's scores become −inf below.
     width = len(columns)
     if width % RUN:
         columns = torch.nn.functional.pad(columns, (0, 0, 0, -width % RUN))
     buffer = columns.new_empty(min(ROWS_PER_BLOCK, len(all_rows)), len(columns))
     absent = None if comparison.absent is None else comparison.absent[tile.columns.start :][:width]
-    for start in range(tile.rows.start, last, ROWS_PER_BLOCK):
-        stop = min(start + ROWS_PER_BLOCK, last)
+    for start in range(tile.rows.start, row_stop, ROWS_PER_BLOCK):
+        stop = min(start + ROWS_PER_BLOCK, row_stop)
         part = all_rows[start - tile.rows.start : stop - tile.rows.start]
         scores = _product(part, columns, buffer[: stop - start])
         mate_rows, mate_columns = _mates(
-            comparison.first_labels[start:stop], by_label, sorted_labels
+            comparison.first_labels[start:stop], label_order, sorted_labels
         )
         if within_first and stop > tile.columns.start:
             row_indices = torch.arange(start, stop, device=scores.device)[:, None]
@@ -369,16 +380,23 @@ def _pop_scores(scores: Tensor, rows: np.ndarray, columns: np.ndarray) -> np.nda
 
 
 def _mates(
-    labels: np.ndarray, by_label: np.ndarray, sorted_labels: np.ndarray
+    row_labels: np.ndarray, label_order: np.ndarray, sorted_labels: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(G,) rows and (G,) columns of all pairs with the same identity."""
+    """(G,) rows and (G,) columns of all pairs with the same identity.
+
+    Args:
+        row_labels: (R,) the labels of a block's rows.
+        label_order: (M,) the indices that sort its columns by label.
+        sorted_labels: (M,) the columns' labels in this order.
+    """
     if not len(sorted_labels):
         return np.empty(0, np.int64), np.empty(0, np.int64)
-    starts = np.searchsorted(sorted_labels, labels, side="left")
-    counts = np.where(labels < 0, 0, np.searchsorted(sorted_labels, labels, side="right") - starts)
-    rows = np.repeat(np.arange(len(labels)), counts)
+    starts = np.searchsorted(sorted_labels, row_labels, side="left")
+    stops = np.searchsorted(sorted_labels, row_labels, side="right")
+    counts = np.where(row_labels < 0, 0, stops - starts)
+    rows = np.repeat(np.arange(len(row_labels)), counts)
     offsets = np.arange(len(rows)) - np.repeat(np.cumsum(counts) - counts, counts)
-    return rows, by_label[np.repeat(starts, counts) + offsets]
+    return rows, label_order[np.repeat(starts, counts) + offsets]
 
 
 def has_float64(device: str | torch.device) -> bool:

@@ -1,4 +1,4 @@
-"""What the service answers, as OpenAPI describes it."""
+"""The bodies of the service's responses, as OpenAPI describes them."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from margrave.matching.matcher import png
 
 
 class Problem(BaseModel):
-    """Why there is no answer."""
+    """An error."""
 
     error: str
     """What is wrong and what to do, for people."""
     reason: str
-    """The same in a word, for programs."""
+    """The kind of error in one word, for programs."""
 
 
 class FaceAnswer(BaseModel):
-    """A face of an image."""
+    """A face in an image."""
 
     box: list[float] | None = Field(description="left, top, right, bottom in pixels of the image")
-    quality: float | None = Field(description="percent of the reference's faces that are poorer")
-    crop: str | None = Field(description="a data URL of the aligned crop, where it was asked for")
+    quality: float | None = Field(description="percent of the reference faces with lower quality")
+    crop: str | None = Field(description="a data URL of the aligned crop, if requested")
 
 
 class VerificationAnswer(BaseModel):
@@ -34,8 +34,10 @@ class VerificationAnswer(BaseModel):
     same: bool
     similarity: float = Field(description="cosine, -1 to 1")
     threshold: float
-    far: float = Field(description="false accept rate that the threshold was chosen for")
-    threshold_interval: tuple[float, float] | None = Field(description="95 %")
+    far: float = Field(description="false accept rate at the threshold")
+    threshold_interval: tuple[float, float] | None = Field(
+        description="95 % confidence interval of the threshold"
+    )
     measured_on: str
     log_likelihood_ratio: float | None = Field(description="natural logarithm")
     probability: float | None = Field(
@@ -45,7 +47,7 @@ class VerificationAnswer(BaseModel):
 
 
 class CandidateAnswer(BaseModel):
-    """Someone who is similar."""
+    """An enrolled person similar to a face."""
 
     name: str
     similarity: float
@@ -54,17 +56,19 @@ class CandidateAnswer(BaseModel):
 class IdentificationAnswer(BaseModel):
     """Who a face is."""
 
-    person: str | None = Field(description="null for a stranger")
+    person: str | None = Field(description="null if no enrolled person reaches the threshold")
     candidates: list[CandidateAnswer]
     threshold: float
     far: float
-    people: int = Field(description="how many the face was compared with")
-    fpir: float = Field(description="how often a stranger is taken for someone, at most")
+    people: int = Field(description="number of enrolled people that the face was compared with")
+    fpir: float = Field(
+        description="false positive identification rate: upper bound for a person not enrolled"
+    )
     face: FaceAnswer
 
 
 class PersonAnswer(BaseModel):
-    """Someone who is enrolled."""
+    """An enrolled person."""
 
     name: str
     images: int
@@ -72,14 +76,14 @@ class PersonAnswer(BaseModel):
 
 
 class PeopleAnswer(BaseModel):
-    """Some of those who are enrolled, by name."""
+    """Some of the enrolled people, in the order of their names; and how many there are."""
 
     people: list[PersonAnswer]
     total: int
 
 
 class EnrollmentAnswer(BaseModel):
-    """What enrolling did."""
+    """The result of an enrollment."""
 
     person: PersonAnswer
     most_alike: CandidateAnswer | None = Field(description="the most similar other person")
@@ -87,15 +91,15 @@ class EnrollmentAnswer(BaseModel):
 
 
 class ForgottenAnswer(BaseModel):
-    """What forgetting achieved."""
+    """The result of removing a person."""
 
     name: str
-    erased: bool = Field(description="no byte is left, which was verified")
+    erased: bool = Field(description="whether no byte is left, which is verified")
     explanation: str
 
 
 class OperatingPointAnswer(BaseModel):
-    """A threshold of the model."""
+    """A threshold of the model and its error rates."""
 
     far: float
     threshold: float
@@ -104,24 +108,28 @@ class OperatingPointAnswer(BaseModel):
 
 
 class ModelAnswer(BaseModel):
-    """The model that decides."""
+    """The model that the service uses."""
 
     source: str
     operating_points: list[OperatingPointAnswer]
-    genuine: list[float] = Field(description="shares of cosines in equal bins over -1 to 1")
-    impostors: list[float]
-    cllr: float | None
-    keeps_images: bool | None = Field(description="null without a gallery")
+    genuine: list[float] = Field(
+        description="histogram of genuine cosines: shares in equal bins over -1 to 1"
+    )
+    impostors: list[float] = Field(description="the same histogram of impostor cosines")
+    cllr: float | None = Field(description="log-likelihood-ratio cost of the calibration")
+    keeps_images: bool | None = Field(
+        description="whether the gallery stores face crops; null without a gallery"
+    )
 
 
 class State(BaseModel):
-    """How the service is."""
+    """The state of the service."""
 
     status: str
 
 
 def face_answer(face: Face, crop: bool = False) -> FaceAnswer:
-    """A face as it is answered."""
+    """Convert a face; `crop`: include its aligned crop."""
     content = base64.b64encode(png(face.crop)).decode() if crop else None
     return FaceAnswer(
         box=None if face.detection is None else face.detection.box.round(1).tolist(),
@@ -131,7 +139,7 @@ def face_answer(face: Face, crop: bool = False) -> FaceAnswer:
 
 
 def verification_answer(answer: Verification, crops: bool) -> VerificationAnswer:
-    """A verification as it is answered."""
+    """Convert a verification; `crops`: include the faces' crops."""
     point = answer.point
     return VerificationAnswer(
         same=answer.same,
@@ -147,17 +155,17 @@ def verification_answer(answer: Verification, crops: bool) -> VerificationAnswer
 
 
 def candidate_answer(candidate: Candidate) -> CandidateAnswer:
-    """A candidate as it is answered."""
+    """Convert a candidate."""
     return CandidateAnswer(name=candidate.name, similarity=candidate.similarity)
 
 
 def person_answer(person: Person) -> PersonAnswer:
-    """A person as it is answered."""
+    """Convert a person."""
     return PersonAnswer(name=person.name, images=person.images, enrolled=person.enrolled)
 
 
 def identification_answer(answer: Identification, crops: bool) -> IdentificationAnswer:
-    """An identification as it is answered."""
+    """Convert an identification; `crops`: include the face's crop."""
     return IdentificationAnswer(
         person=answer.person,
         candidates=[candidate_answer(each) for each in answer.candidates],

@@ -1,4 +1,4 @@
-"""The HTTP application."""
+"""The HTTP application: its routes, and the state that they share."""
 
 import asyncio
 import threading
@@ -46,18 +46,18 @@ from margrave.version import __version__
 
 PAGE = Path(__file__).parent / "page"
 PAGE_FILES = {"": "index.html", "page.css": "page.css", "page.js": "page.js"}
-SECURITY = {
+PAGE_HEADERS = {
     "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; "
     "img-src 'self' data: blob:; connect-src 'self'; media-src blob:; form-action 'none'; "
     "frame-ancestors 'none'; base-uri 'none'",
     "referrer-policy": "no-referrer",
     "permissions-policy": "camera=(self)",
 }
-MOST_LISTED = 1000
+MAX_LISTED_PEOPLE = 1000
 T = TypeVar("T")
 Which = Literal["auto", "largest", "all"]
-# A name in a path may hold slashes.
-PERSON = "/v1/people/{name:path}"
+# A name in a path may contain slashes.
+PERSON_PATH = "/v1/people/{name:path}"
 SCOPE_OF_ROUTE = {
     ("POST", "/v1/verify"): "verify",
     ("POST", "/v1/identify"): "identify",
@@ -70,7 +70,9 @@ PUBLIC = ("/", "/page.css", "/page.js", "/health", "/ready", "/openapi.json")
 
 
 def scope_of(method: str, path: str) -> str | None:
-    """The scope that a request needs: None where anybody may, empty where any key will do.
+    """The scope of the API key that a request needs.
+
+    None: it needs no key. Empty: any key will do.
 
     >>> scope_of("DELETE", "/v1/people/Ann")
     'forget'
@@ -92,21 +94,21 @@ def make_app(
     workers: Any = None,
     write_log: Callable[[str], object] | None = None,
 ) -> ASGIApp:
-    """The application, behind its gate.
+    """Create the ASGI application: the routes behind `Gate`, which checks every request first.
 
     Args:
         matcher: the model, and the gallery if there is one.
-        settings: of the service.
-        detector: YuNet's file; MTCNN, or the model's own, by default.
-        aligned: images are aligned crops.
-        check_alignment: refuse crops that are not.
-        workers: what finds faces; processes by default.
-        write_log: takes lines of the log; standard error by default.
+        settings: the service's settings.
+        detector: YuNet's file; by default MTCNN, or the model's own detector.
+        aligned: whether images are aligned crops already.
+        check_alignment: whether to refuse crops that are not aligned.
+        workers: an object with the methods of `FaceWorkers`, which is the default.
+        write_log: called with each line of the log; by default writes to standard error.
 
     Raises:
-        ValueError: a damaged file of keys or audit trail; a model without thresholds.
+        ValueError: the file of keys or the audit trail is damaged, or the model has no thresholds.
     """
-    matcher.point()
+    matcher.point()  # raises the error for a model without thresholds
     # Images stay in memory; Starlette would put large ones into temporary files.
     MultiPartParser.spool_max_size = settings.most_body
     if workers is None:
@@ -120,7 +122,7 @@ def make_app(
         lifespan=service.lifespan,
         docs_url=None,
         redoc_url=None,
-        # The address would be made of the Host that a client gives.
+        # A redirect would contain the Host header, which the client chooses.
         redirect_slashes=False,
         max_body_size=settings.most_body,
         form_limits={"max_files": settings.most_images, "max_fields": 20, "max_part_size": 4096},
@@ -134,7 +136,13 @@ def make_app(
 
 
 class Service:
-    """What the routes share."""
+    """The state that the routes share.
+
+    Args:
+        matcher: the model, and the gallery if there is one.
+        settings: the service's settings.
+        workers: `FaceWorkers`, or an object with its methods.
+    """
 
     def __init__(
         self,
@@ -146,12 +154,12 @@ class Service:
         self.keys, self.metrics = KeyFile(settings.keys), Metrics()
         self.audit = AuditTrail(settings.audit)
         self.is_ready = False
-        self._changes = threading.Lock()
+        self._change_lock = threading.Lock()
         self._workers = workers
 
     @asynccontextmanager
     async def lifespan(self, app: FastAPI) -> AsyncIterator[None]:
-        """Warm up, serve, finish."""
+        """Start the workers and the batcher, serve, and close them."""
         del app
         await run_in_threadpool(self._workers.warm)
         self.batcher = Batcher(
@@ -170,9 +178,9 @@ class Service:
             self.audit.close()
 
     async def faces(self, uploads: Sequence[UploadFile], which: Which) -> list[list[Face]]:
-        """The faces of some images, found side by side and embedded in common batches."""
+        """The faces of each image; images are processed in parallel, faces embedded in batches."""
         contents = [await upload.read() for upload in uploads]
-        # What users call their files is theirs: messages count images instead.
+        # File names may be private, so messages number the images instead.
         names = [f"image {number}" for number in range(1, len(contents) + 1)]
         found = await asyncio.gather(
             *(
@@ -190,31 +198,31 @@ class Service:
         return embedded
 
     async def change(self, work: Callable[[], T]) -> T:
-        """Change the gallery, one request at a time, so that a name is taken by one of them.
+        """Run a change of the gallery, one at a time, so that no two requests enroll one name.
 
-        What a request has waited for until it was ended with 408 is not done any more.
+        If a request's time ends (408) while its change waits, the change is not made.
         """
-        is_ended = threading.Event()
+        is_canceled = threading.Event()
 
-        def alone() -> T:
-            with self._changes:
-                if is_ended.is_set():
+        def run_alone() -> T:
+            with self._change_lock:
+                if is_canceled.is_set():
                     raise TimeoutError
                 return work()
 
         try:
-            return await run_in_threadpool(alone)
+            return await run_in_threadpool(run_alone)
         except asyncio.CancelledError:
-            is_ended.set()
+            is_canceled.set()
             raise
 
 
 def _add_routes(app: FastAPI, service: Service) -> None:
     matcher, most_images = service.matcher, service.settings.most_images
-    images = described(400, 401, 403, 408, 413, 422, 429, 500, 503)
-    gallery = described(401, 403, 404, 408, 422, 429, 500, 503)
+    image_errors = described(400, 401, 403, 408, 413, 422, 429, 500, 503)
+    gallery_errors = described(401, 403, 404, 408, 422, 429, 500, 503)
 
-    @app.post("/v1/verify", responses=images)
+    @app.post("/v1/verify", responses=image_errors)
     async def verify(
         first: UploadFile,
         second: UploadFile,
@@ -223,10 +231,10 @@ def _add_routes(app: FastAPI, service: Service) -> None:
         crops: Annotated[bool, Form()] = False,
     ) -> VerificationAnswer:
         """Decide whether two images show the same person."""
-        (one,), (other,) = await service.faces([first, second], face)
-        return verification_answer(matcher.decide(one, other, far=far), crops)
+        (first_face,), (second_face,) = await service.faces([first, second], face)
+        return verification_answer(matcher.decide(first_face, second_face, far=far), crops)
 
-    @app.post("/v1/identify", responses={**images, **gallery})
+    @app.post("/v1/identify", responses={**image_errors, **gallery_errors})
     async def identify(
         image: UploadFile,
         top: Annotated[int, Form(ge=1, le=100)] = 5,
@@ -234,13 +242,15 @@ def _add_routes(app: FastAPI, service: Service) -> None:
         face: Annotated[Which, Form()] = "auto",
         crops: Annotated[bool, Form()] = False,
     ) -> list[IdentificationAnswer]:
-        """Who is on an image: one answer for each face."""
-        _required(matcher)
+        """Identify the people in an image: one answer for each face."""
+        _require_gallery(matcher)
         (faces,) = await service.faces([image], face)
         answers = await run_in_threadpool(matcher.identify_faces, faces, top_k=top, fpir=fpir)
         return [identification_answer(answer, crops) for answer in answers]
 
-    @app.post("/v1/people", status_code=201, responses={**images, **gallery, **described(409)})
+    enroll_errors = {**image_errors, **gallery_errors, **described(409)}
+
+    @app.post("/v1/people", status_code=201, responses=enroll_errors)
     async def enroll(
         request: Request,
         name: Annotated[str, Form(min_length=1, max_length=512)],
@@ -249,36 +259,37 @@ def _add_routes(app: FastAPI, service: Service) -> None:
         replace: Annotated[bool, Form()] = False,
         allow_similar: Annotated[bool, Form()] = False,
     ) -> EnrollmentAnswer:
-        """Enroll a person by one or more images."""
-        _required(matcher)
+        """Enroll a person with one or more images."""
+        _require_gallery(matcher)
         faces = [face for (face,) in await service.faces(images, "auto")]
         key = request.scope["state"]["key"]
 
         def work() -> EnrollmentAnswer:
             details = {"images": len(faces), "add": add, "replace": replace}
-            with service.audit.changing(("enroll", "enrolled"), name, key, **details) as made:
-                done = matcher.enroll_faces(
+            with service.audit.changing(("enroll", "enrolled"), name, key, **details) as outcome:
+                result = matcher.enroll_faces(
                     name, faces, add=add, replace=replace, allow_similar=allow_similar
                 )
-                made["images"] = done.person.images
+                outcome["images"] = result.person.images
+            most_alike = result.most_alike
             return EnrollmentAnswer(
-                person=person_answer(done.person),
-                most_alike=None if done.most_alike is None else candidate_answer(done.most_alike),
-                faces=[face_answer(face) for face in done.faces],
+                person=person_answer(result.person),
+                most_alike=None if most_alike is None else candidate_answer(most_alike),
+                faces=[face_answer(face) for face in result.faces],
             )
 
         return await service.change(work)
 
-    @app.get("/v1/people", responses=gallery)
+    @app.get("/v1/people", responses=gallery_errors)
     async def people(
         after: Annotated[str, Query(max_length=512)] = "",
-        limit: Annotated[int, Query(ge=1, le=MOST_LISTED)] = 100,
+        limit: Annotated[int, Query(ge=1, le=MAX_LISTED_PEOPLE)] = 100,
     ) -> PeopleAnswer:
-        """Those who are enrolled, by name, from the one after ``after`` on."""
-        opened = _required(matcher)
+        """List enrolled people in the order of their names, starting after the name ``after``."""
+        gallery = _require_gallery(matcher)
 
         def work() -> PeopleAnswer:
-            everybody = list(opened.people())
+            everybody = list(gallery.people())
             later = [person for person in everybody if person.name > after]
             return PeopleAnswer(
                 people=[person_answer(person) for person in later[:limit]], total=len(everybody)
@@ -286,30 +297,32 @@ def _add_routes(app: FastAPI, service: Service) -> None:
 
         return await run_in_threadpool(work)
 
-    @app.get(PERSON, responses=gallery)
+    @app.get(PERSON_PATH, responses=gallery_errors)
     async def person(name: str) -> PersonAnswer:
-        """Someone who is enrolled."""
-        opened = _required(matcher)
-        return person_answer(await run_in_threadpool(_person, opened, name))
+        """Get an enrolled person."""
+        gallery = _require_gallery(matcher)
+        return person_answer(await run_in_threadpool(_get_person, gallery, name))
 
-    @app.delete(PERSON, responses=gallery)
+    @app.delete(PERSON_PATH, responses=gallery_errors)
     async def forget(request: Request, name: str) -> ForgottenAnswer:
-        """Remove a person, every byte if the store can."""
-        opened = _required(matcher)
+        """Remove a person; erase every byte if the gallery's store can do so."""
+        gallery = _require_gallery(matcher)
         key = request.scope["state"]["key"]
 
         def work() -> ForgottenAnswer:
-            _person(opened, name)
-            with service.audit.changing(("forget", "forgotten"), name, key) as made:
-                done = opened.forget(name)
-                made["erased"] = done.erased
-            return ForgottenAnswer(name=done.name, erased=done.erased, explanation=done.explanation)
+            _get_person(gallery, name)
+            with service.audit.changing(("forget", "forgotten"), name, key) as outcome:
+                result = gallery.forget(name)
+                outcome["erased"] = result.erased
+            return ForgottenAnswer(
+                name=result.name, erased=result.erased, explanation=result.explanation
+            )
 
         return await service.change(work)
 
     @app.get("/v1/model", responses=described(401, 403, 408, 429, 500, 503))
     async def model() -> ModelAnswer:
-        """The model that decides, its thresholds and its scores."""
+        """Describe the model: its thresholds, score histograms and calibration."""
         card = matcher.model.card
         reference = card.reference
         calibration = None if reference is None else reference.calibration
@@ -332,14 +345,14 @@ def _add_routes(app: FastAPI, service: Service) -> None:
 
     @app.get("/health")
     async def health() -> State:
-        """The process answers."""
+        """Whether the process is alive."""
         return State(status="ok")
 
     @app.get("/ready", responses=described(503))
     async def ready() -> State:
-        """Requests can be answered."""
+        """Whether the service can handle requests."""
         if not service.is_ready:
-            raise HTTPException(503, "starting or ending", {"retry-after": "1"})
+            raise HTTPException(503, "starting or shutting down", {"retry-after": "1"})
         return State(status="ok")
 
     @app.get(
@@ -348,7 +361,7 @@ def _add_routes(app: FastAPI, service: Service) -> None:
         responses=described(401, 403, 408, 429, 500, 503),
     )
     async def metrics() -> PlainTextResponse:
-        """For Prometheus."""
+        """Metrics in the format of Prometheus."""
         return PlainTextResponse(generate_latest(service.metrics.registry))
 
     for path, file in PAGE_FILES.items():
@@ -358,14 +371,14 @@ def _add_routes(app: FastAPI, service: Service) -> None:
 
 
 def _page_file(file: str) -> Callable[[], FileResponse]:
-    def answer() -> FileResponse:
-        return FileResponse(PAGE / file, headers=SECURITY)
+    def respond() -> FileResponse:
+        return FileResponse(PAGE / file, headers=PAGE_HEADERS)
 
-    return answer
+    return respond
 
 
-def _person(gallery: Gallery, name: str) -> Person:
-    """Someone who is enrolled; a name that could not be is nobody's."""
+def _get_person(gallery: Gallery, name: str) -> Person:
+    """An enrolled person; 404 if there is none, also for a name that cannot be enrolled."""
     try:
         found = gallery.get(checked_name(name))
     except BadName:
@@ -375,7 +388,7 @@ def _person(gallery: Gallery, name: str) -> Person:
     return found
 
 
-def _required(matcher: Matcher) -> Gallery:
+def _require_gallery(matcher: Matcher) -> Gallery:
     if matcher.gallery is None:
         raise HTTPException(404, "this service has no gallery; start it with --gallery")
     return matcher.gallery

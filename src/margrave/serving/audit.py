@@ -1,4 +1,4 @@
-"""The audit trail: who enrolled and forgot whom, when; appended, chained, on the disk."""
+"""The audit trail: which key enrolled or removed whom, and when; an append-only hash chain."""
 
 from __future__ import annotations
 
@@ -18,25 +18,26 @@ from typing import Any
 
 from margrave.files import read_json
 
-LONGEST_LINE = 4096
+MAX_LINE_BYTES = 4096
 KEY_BYTES = 32
 
 
 class TrailUnavailable(Exception):
-    """The audit trail cannot be written, as where the disk is full."""
+    """The audit trail cannot be written, for example because the disk is full."""
 
 
 class AuditTrail:
     """JSON lines, each with the SHA-256 of the line before it.
 
-    People are named by a keyed hash, so that the trail tells nothing without its key, which lies in
-    a file beside it, and still answers whether somebody was enrolled.
+    A person's name is replaced by a pseudonym, its keyed hash. The key is in a file beside the
+    trail: with it, one can look up what was done to a given name; without it, the trail names
+    nobody.
 
     Args:
-        path: of the trail; a new one is made.
+        path: the trail's file, which is created if it does not exist.
 
     Raises:
-        ValueError: a damaged trail, or a damaged key.
+        ValueError: the trail or its key is damaged.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -45,11 +46,11 @@ class AuditTrail:
         self._key = _read_key(self.path.with_name(self.path.name + ".key"))
         self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
         with self._locked():
-            self._drop_half_line()
+            self._drop_partial_line()
             verify_trail(self.path)
 
     def pseudonym(self, name: str) -> str:
-        """What the trail calls a person, however the name's accents are encoded."""
+        """What the trail calls a person; the same for all Unicode encodings of the name."""
         name = unicodedata.normalize("NFC", name)
         return hmac.new(self._key, name.encode(), hashlib.sha256).hexdigest()
 
@@ -58,16 +59,16 @@ class AuditTrail:
 
         Args:
             action: such as ``enroll`` or ``enrolled``.
-            name: of the person.
+            name: the person's name.
             key: id of the API key.
-            details: further facts, no faces and no names.
+            details: further fields of the line, without faces and names.
 
         Raises:
-            TrailUnavailable: the line cannot be written; the trail is as it was.
+            TrailUnavailable: the line cannot be written; the trail is unchanged.
         """
         with self._locked():
             try:
-                end = self._drop_half_line()
+                end = self._drop_partial_line()
                 line = {
                     "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
                     "action": action,
@@ -89,13 +90,17 @@ class AuditTrail:
         """Record a change before it is made, and again when the block has made it.
 
         Args:
-            actions: what the two lines call it, such as ``enroll`` and ``enrolled``.
-            name: of the person.
+            actions: the actions of the first and the second line, such as ``enroll`` and
+                ``enrolled``.
+            name: the person's name.
             key: id of the API key.
-            details: further facts for the first line; the block fills those of the second.
+            details: further fields of the first line.
+
+        Yields:
+            An empty dict, which the block fills with further fields of the second line.
 
         Raises:
-            TrailUnavailable: a line cannot be written; where it is the first, nothing was changed.
+            TrailUnavailable: a line cannot be written; if it is the first, nothing was changed.
         """
         self.record(actions[0], name, key, **details)
         outcome: dict[str, Any] = {}
@@ -108,7 +113,7 @@ class AuditTrail:
             ) from error
 
     def _append(self, line: bytes, end: int) -> None:
-        """All of a line, or nothing of it."""
+        """Append a whole line at `end`, the trail's size, or nothing."""
         try:
             left = memoryview(line)
             while left:
@@ -118,10 +123,10 @@ class AuditTrail:
             os.ftruncate(self._file, end)
             raise
 
-    def _drop_half_line(self) -> int:
-        """Remove a last line without an end, which was never acknowledged; the trail's size."""
+    def _drop_partial_line(self) -> int:
+        """Remove a last line without a line end, whose writing failed; return the trail's size."""
         size = os.fstat(self._file).st_size
-        tail = os.pread(self._file, LONGEST_LINE, max(0, size - LONGEST_LINE))
+        tail = os.pread(self._file, MAX_LINE_BYTES, max(0, size - MAX_LINE_BYTES))
         end = size - len(tail) + tail.rfind(b"\n") + 1
         if end < size:
             os.ftruncate(self._file, end)
@@ -129,7 +134,7 @@ class AuditTrail:
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
-        """Alone with the trail, among threads and processes."""
+        """Lock the trail against other threads and processes."""
         with self._lock:
             fcntl.flock(self._file, fcntl.LOCK_EX)
             try:
@@ -143,28 +148,28 @@ class AuditTrail:
 
 
 def verify_trail(path: str | Path) -> int:
-    """How many lines a trail has, every one in its place and unchanged.
+    """Verify a trail's hash chain; return its number of lines.
 
     Raises:
-        ValueError: a line that was changed, removed or put in, naming it.
+        ValueError: a line was changed, removed or inserted; the message names the line.
     """
     previous, count = b"", 0
     with open(path, "rb") as file:
-        while line := file.readline(LONGEST_LINE):
+        while line := file.readline(MAX_LINE_BYTES):
             count += 1
             record = read_json(line, f"{path}, line {count}")
-            chained = isinstance(record, dict) and record.get("previous") == _digest(previous)
-            if not chained or not line.endswith(b"\n"):
+            is_chained = isinstance(record, dict) and record.get("previous") == _digest(previous)
+            if not is_chained or not line.endswith(b"\n"):
                 raise ValueError(
                     f"{path}, line {count} does not follow the line before it: the trail was "
-                    "changed; keep the file and begin another (--audit)"
+                    "changed; keep the file and start another (--audit)"
                 )
             previous = line
     return count
 
 
 def _read_key(path: Path) -> bytes:
-    """The key of the pseudonyms; a new one is made where there is none."""
+    """The key of the pseudonyms; a new one is created if there is none."""
     with suppress(FileExistsError):
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         try:
@@ -187,5 +192,5 @@ def _digest(line: bytes) -> str:
 
 def _last_line(file: int) -> bytes:
     size = os.fstat(file).st_size
-    tail = os.pread(file, LONGEST_LINE, max(0, size - LONGEST_LINE))
+    tail = os.pread(file, MAX_LINE_BYTES, max(0, size - MAX_LINE_BYTES))
     return tail[tail.rfind(b"\n", 0, -1) + 1 :]

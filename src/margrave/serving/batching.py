@@ -1,4 +1,4 @@
-"""Embeddings in batches: as many faces at a time as a latency budget allows."""
+"""Computes embeddings in batches of as many faces as a latency budget allows."""
 
 from __future__ import annotations
 
@@ -12,21 +12,24 @@ from margrave.faces import FoundFace
 from margrave.matching import Face
 
 Embed = Callable[[Sequence[FoundFace], Sequence[str]], list[Face]]
-MEMORY = 0.8
-"""Of the former estimate of a face's time, in the next."""
+OLD_ESTIMATE_WEIGHT = 0.8
+"""Weight of the previous estimate in the moving average of the seconds per face."""
 
 
 class Batcher:
-    """A thread that embeds what has gathered while it was embedding.
+    """A thread that embeds submitted faces, each time those that arrived during the last batch.
 
-    A batch takes what waits, but at most as many faces as fit into the budget by the time that
-    faces took so far; nothing ever waits for a batch to fill.
+    A batch is limited to the faces that fit into `seconds`, estimated from earlier batches. It
+    never waits for more faces to arrive.
 
     Args:
         embed: ``Matcher.embed``.
-        seconds: that a batch may take.
-        most: faces in a batch.
-        observe: called with the size of every batch.
+        seconds: latency budget of a batch.
+        most: maximum number of faces in a batch.
+        observe: called with the size of each batch.
+
+    Attributes:
+        seconds_per_face: moving average over batches.
     """
 
     def __init__(
@@ -37,45 +40,45 @@ class Batcher:
         observe: Callable[[int], object] = lambda size: None,
     ) -> None:
         self._embed, self._seconds, self._most, self._observe = embed, seconds, most, observe
-        self._waiting: queue.Queue[tuple[FoundFace, str, Future[Face]] | None] = queue.Queue()
+        self._queue: queue.Queue[tuple[FoundFace, str, Future[Face]] | None] = queue.Queue()
         self.seconds_per_face = seconds
         self._thread = threading.Thread(target=self._run, name="embedding", daemon=True)
         self._thread.start()
 
     def submit(self, face: FoundFace, name: str) -> Future[Face]:
-        """Embed a face soon."""
+        """Queue a face for embedding; `name` is what error messages call its image."""
         future: Future[Face] = Future()
-        self._waiting.put((face, name, future))
+        self._queue.put((face, name, future))
         return future
 
     def close(self) -> None:
-        """Embed what waits, and end."""
-        self._waiting.put(None)
+        """Embed the faces that are still queued, then end the thread."""
+        self._queue.put(None)
         self._thread.join()
 
     @property
     def largest(self) -> int:
-        """How many faces fit into the budget."""
+        """Maximum number of faces in the next batch."""
         return max(1, min(self._most, int(self._seconds / self.seconds_per_face)))
 
     def _run(self) -> None:
         while True:
-            first = self._waiting.get()
+            first = self._queue.get()
             if first is None:
                 return
             batch = [first]
             ended = False
             while len(batch) < self.largest and not ended:
                 try:
-                    following = self._waiting.get_nowait()
+                    entry = self._queue.get_nowait()
                 except queue.Empty:
                     break
-                if following is None:
+                if entry is None:
                     ended = True
                 else:
-                    batch.append(following)
-            # One who gave up waiting is left out.
-            batch = [each for each in batch if each[2].set_running_or_notify_cancel()]
+                    batch.append(entry)
+            # Faces of requests that were canceled meanwhile are left out.
+            batch = [entry for entry in batch if entry[2].set_running_or_notify_cancel()]
             if batch:
                 self._embed_batch(batch)
             if ended:
@@ -88,13 +91,16 @@ class Batcher:
             faces = self._embed([face for face, _, _ in batch], [name for _, name, _ in batch])
         except Exception as error:
             if len(batch) > 1:
-                # The others need not suffer from one face.
-                for each in batch:
-                    self._embed_batch([each])
+                # Embedded one by one, so that only the faulty face fails.
+                for entry in batch:
+                    self._embed_batch([entry])
             else:
                 batch[0][2].set_exception(error)
             return
-        taken = (time.perf_counter() - started) / len(batch)
-        self.seconds_per_face = MEMORY * self.seconds_per_face + (1 - MEMORY) * taken
+        seconds_per_face = (time.perf_counter() - started) / len(batch)
+        self.seconds_per_face = (
+            OLD_ESTIMATE_WEIGHT * self.seconds_per_face
+            + (1 - OLD_ESTIMATE_WEIGHT) * seconds_per_face
+        )
         for (_, _, future), face in zip(batch, faces, strict=True):
             future.set_result(face)

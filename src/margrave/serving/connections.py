@@ -1,4 +1,4 @@
-"""Connections: a bounded number, each of which has to send the head of its request in time."""
+"""Limits the number of connections, and the time in which each must send a request's head."""
 
 from __future__ import annotations
 
@@ -9,16 +9,19 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 HEAD_SECONDS = 10.0
 MOST_CONNECTIONS = 512
-"""Below the 1024 files that a process may usually have open."""
+"""Less than 1024, the usual limit of open files per process."""
 
 
 class BoundedProtocol(H11Protocol):
-    """HTTP/1.1 of uvicorn, which itself waits forever for the end of a request's head."""
+    """uvicorn's HTTP/1.1 protocol with a limit of connections and of the time for a head.
 
-    _waiting: asyncio.TimerHandle | None = None
+    uvicorn itself would wait forever for the rest of a request's head (request line and headers).
+    """
+
+    _head_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: Any) -> None:
-        """Take a connection, or end it at once where there are too many."""
+        """Accept a connection, or close it at once if there are too many."""
         super().connection_made(transport)
         if len(self.connections) > MOST_CONNECTIONS:
             transport.abort()
@@ -26,7 +29,7 @@ class BoundedProtocol(H11Protocol):
             self._wait_for_head()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Forget a connection."""
+        """Clean up after a connection."""
         self._stop_waiting()
         super().connection_lost(exc)
 
@@ -38,14 +41,14 @@ class BoundedProtocol(H11Protocol):
 
     def _wait_for_head(self) -> None:
         self._stop_waiting()
-        self._waiting = self.loop.call_later(HEAD_SECONDS, self._end_if_idle)
+        self._head_timer = self.loop.call_later(HEAD_SECONDS, self._end_if_idle)
 
     def _stop_waiting(self) -> None:
-        if self._waiting is not None:
-            self._waiting.cancel()
-            self._waiting = None
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
 
     def _end_if_idle(self) -> None:
-        # A request whose head has come has its own time, see the gate.
+        # Once its head has arrived, `Gate` limits the time of a request.
         if self.cycle is None or self.cycle.response_complete:
             self.transport.abort()

@@ -1,4 +1,4 @@
-"""Warm processes that decode images and find faces, under limits; dead ones are replaced."""
+"""Worker processes that decode images and detect faces, with limited time and memory."""
 
 from __future__ import annotations
 
@@ -20,35 +20,36 @@ from margrave.matching import Cropper, Refused, cropper_for
 from margrave.models import ModelCard
 from margrave.serving.settings import ServiceSettings
 
-OPEN_FILES = 64
+MAX_OPEN_FILES = 64
 TRIES = 3
 CHECK_SECONDS = 1.0
+"""Time between two checks of whether the pool still works."""
 START_SECONDS = 30.0
-"""That processes may take to start."""
+"""Maximum time for a worker process to start."""
 CROPPERS: list[Cropper] = []
-"""Of this process, once it is warm."""
+"""In a worker process: its one cropper, once `start` has loaded it. Empty in the parent process."""
 
 
 @dataclass(frozen=True)
 class Refusal:
-    """A `Refused`, as it comes from another process."""
+    """A `Refused` error, in the form in which a worker process returns it."""
 
     message: str
     reason: str
 
 
 class FaceWorkers:
-    """A pool of such processes, which is made anew where it breaks.
+    """A pool of worker processes; a pool that breaks is replaced by a new one.
 
-    Pebble replaces a process that dies at work. Where an idle one dies, or one that holds the locks
-    of the pool, it gives up the whole pool or waits forever.
+    The library pebble itself replaces a process that dies while working. If an idle process dies,
+    or one that holds the pool's locks, pebble gives up the whole pool or waits forever.
 
     Args:
-        card: of the model.
-        detector: ``None`` or YuNet's file.
-        aligned: images are aligned crops.
-        settings: of the service.
-        check_alignment: refuse crops that are not.
+        card: the model's card.
+        detector: YuNet's file; None for the default detector.
+        aligned: whether images are aligned crops already.
+        settings: the service's settings.
+        check_alignment: whether to refuse crops that are not aligned.
     """
 
     def __init__(
@@ -59,27 +60,32 @@ class FaceWorkers:
         settings: ServiceSettings,
         check_alignment: bool = True,
     ) -> None:
-        self._seconds = settings.face_seconds
+        self._face_seconds = settings.face_seconds
         self._processes = settings.workers
         self._arguments = (card, detector, aligned, check_alignment, settings.worker_memory)
         self._lock = threading.Lock()
-        self._answered = 0.0
+        self._last_result = 0.0
         self._pool = self._new_pool()
 
     async def find(self, content: bytes, which: str, name: str) -> list[FoundFace]:
-        """The faces of an image file.
+        """Detect the faces in an image.
+
+        Args:
+            content: the image file's bytes.
+            which: which faces to return: ``auto``, ``largest`` or ``all``.
+            name: what error messages call the image.
 
         Raises:
-            Refused: the image cannot be read or judged; it took too long, or too much memory.
+            Refused: the image cannot be used, or takes too much time or memory.
             HTTPException: 503, no process can be started.
         """
         for _ in range(TRIES):
             pool = self._pool
             try:
-                answer = await self._answer(pool, (content, which, name))
+                result = await self._run(pool, (content, which, name))
             except FutureTimeout:
                 raise Refused(
-                    f"{name} takes longer than {self._seconds:g} s; give a smaller image",
+                    f"{name} takes longer than {self._face_seconds:g} s; give a smaller image",
                     "unreadable",
                 ) from None
             except (ProcessExpired, MemoryError):
@@ -88,12 +94,12 @@ class FaceWorkers:
                     "or a simpler image",
                     "unreadable",
                 ) from None
-            except (BrokenProcessPool, _NotScheduled):
+            except (BrokenProcessPool, _PoolBrokenError):
                 await asyncio.to_thread(self._replace, pool)
                 continue
-            if isinstance(answer, Refusal):
-                raise Refused(answer.message, answer.reason)
-            return answer
+            if isinstance(result, Refusal):
+                raise Refused(result.message, result.reason)
+            return result
         message = "the processes that find faces cannot be started; try again later"
         raise HTTPException(503, message, {"retry-after": "5"})
 
@@ -101,7 +107,7 @@ class FaceWorkers:
         """Wait until a process is ready.
 
         Raises:
-            ValueError: no process can be started, as where the detector cannot be used.
+            ValueError: no process can be started, for example because the detector is unusable.
         """
         try:
             self._pool.schedule(ready, timeout=120).result()
@@ -115,27 +121,30 @@ class FaceWorkers:
         with self._lock:
             _end(self._pool)
 
-    async def _answer(self, pool: ProcessPool, arguments: Any) -> list[FoundFace] | Refusal:
-        """What a process answers; pebble leaves some tasks of a broken pool without an answer."""
+    async def _run(self, pool: ProcessPool, arguments: Any) -> list[FoundFace] | Refusal:
+        """Run `find` in a worker process.
+
+        A broken pool may never finish a task, so the wait is interrupted to check the pool.
+        """
         try:
-            future = pool.schedule(find, args=arguments, timeout=self._seconds)
+            future = pool.schedule(find, args=arguments, timeout=self._face_seconds)
         except RuntimeError as error:
-            raise _NotScheduled from error
-        answer = asyncio.wrap_future(future)
+            raise _PoolBrokenError from error
+        task = asyncio.wrap_future(future)
         scheduled = time.monotonic()
         try:
-            while not answer.done():
-                await asyncio.wait([answer], timeout=CHECK_SECONDS)
-                # Some process answers, or is killed for its slowness, within this time.
-                idle = time.monotonic() - max(scheduled, self._answered)
-                is_stuck = idle > self._seconds + START_SECONDS
-                if not answer.done() and (is_stuck or pool is not self._pool or not pool.active):
-                    raise _NotScheduled
+            while not task.done():
+                await asyncio.wait([task], timeout=CHECK_SECONDS)
+                # In a working pool, some task ends or is killed as too slow within this time.
+                idle = time.monotonic() - max(scheduled, self._last_result)
+                is_stuck = idle > self._face_seconds + START_SECONDS
+                if not task.done() and (is_stuck or pool is not self._pool or not pool.active):
+                    raise _PoolBrokenError
         finally:
-            # Where the request has ended meanwhile, nobody needs it.
-            answer.cancel()
-        self._answered = time.monotonic()
-        return answer.result()
+            # Cancels only an unfinished task: the request was canceled, or the pool broke.
+            task.cancel()
+        self._last_result = time.monotonic()
+        return task.result()
 
     def _new_pool(self) -> ProcessPool:
         return ProcessPool(
@@ -149,12 +158,12 @@ class FaceWorkers:
         with self._lock:
             if self._pool is broken:
                 self._pool = self._new_pool()
-                # It may hang with the process that broke it.
+                # In a thread, because ending a broken pool may hang.
                 threading.Thread(target=_end, args=(broken,), daemon=True).start()
 
 
-class _NotScheduled(Exception):
-    """The pool is broken."""
+class _PoolBrokenError(Exception):
+    """The pool cannot run the task; a new pool can."""
 
 
 def _end(pool: ProcessPool) -> None:
@@ -165,7 +174,7 @@ def _end(pool: ProcessPool) -> None:
 def start(
     card: ModelCard, detector: str | None, aligned: bool, check_alignment: bool, memory: int
 ) -> None:
-    """Prepare this process."""
+    """Prepare this worker process: load the cropper, then set the limits."""
     import cv2
     import torch
 
@@ -173,21 +182,21 @@ def start(
     cv2.setNumThreads(1)
     CROPPERS[:] = [cropper_for(card, detector, aligned=aligned, check_alignment=check_alignment)]
     with open("/proc/self/statm") as file:
-        present = int(file.read().split()[0]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_AS, (present + memory, present + memory))
-    resource.setrlimit(resource.RLIMIT_NOFILE, (OPEN_FILES, OPEN_FILES))
-    # Nothing here writes files.
+        address_space = int(file.read().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (address_space + memory, address_space + memory))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (MAX_OPEN_FILES, MAX_OPEN_FILES))
+    # A worker writes no files.
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
 def ready() -> bool:
-    """Whether this process is warm."""
+    """Whether this worker process has loaded its cropper."""
     return bool(CROPPERS)
 
 
 def find(content: bytes, which: str, name: str) -> list[FoundFace] | Refusal:
-    """The faces of an image file, in this process."""
+    """`FaceWorkers.find`, as it runs in a worker process."""
     try:
         return CROPPERS[0].find(content, which=which, name=name)  # pyright: ignore[reportArgumentType]
     except Refused as error:

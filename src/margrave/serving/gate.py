@@ -1,4 +1,4 @@
-"""What every request passes first, before its body is read: key, scope, rate, load."""
+"""Checks every request before its body is read: API key, scope, size, rate and load."""
 
 from __future__ import annotations
 
@@ -22,22 +22,23 @@ from margrave.serving.keys import KeyFile
 from margrave.serving.settings import ServiceSettings
 
 RETRY_SECONDS = 1
-MOST_FRAMES = 5
-"""Of an unexpected error, in the log."""
+MAX_LOGGED_FRAMES = 5
+"""Number of stack frames in the log of an unexpected error."""
 HEADERS = [(b"cache-control", b"no-store"), (b"x-content-type-options", b"nosniff")]
-"""Of every answer: faces and names are kept nowhere and are taken for nothing else."""
-Refusal = tuple[int, str, str, int | None]
-"""Status, reason, message, and after how many seconds to try again."""
+"""Headers of every response: clients must not cache it, nor guess another content type."""
+Rejection = tuple[int, str, str, int | None]
+"""(status, reason, message, seconds after which to retry or None)."""
 
 
 class Metrics:
-    """What Prometheus is told: counts and times, never who or whom.
+    """Prometheus metrics: counts and times, without names or keys.
 
     Attributes:
-        registry: of this service alone.
-        requests, seconds: by route and status.
-        busy: requests that are worked on or wait.
-        batches: faces in each batch of embeddings.
+        registry: contains only this service's metrics.
+        requests: number of requests by route and status.
+        seconds: time to respond by route.
+        busy: number of concurrent requests, running or waiting.
+        batches: number of faces in each batch of embeddings.
     """
 
     def __init__(self) -> None:
@@ -58,18 +59,19 @@ class Metrics:
 
 
 class Gate:
-    """Refuses before anything is read: 401, 403, 413, 429 and 503; logs a line for each answer.
+    """ASGI middleware that rejects requests before their body is read, and logs every response.
 
-    A request that is let in has so many seconds, its body included; then it is ended with 408. What
-    goes wrong unexpectedly is answered with 500 and logged without names.
+    It rejects with 401, 403, 413, 429 or 503. A request that it accepts has ``request_seconds``,
+    including its body; then it gets 408. An unexpected error gets 500 and is logged without names.
 
     Args:
-        app: what is behind the gate.
-        keys: who may come in.
-        settings: rate and load.
-        metrics: what is counted.
-        scope_of: the scope that a method and a path need; None where anybody may, "" where any key.
-        write: takes lines of the log; standard error by default.
+        app: the wrapped application.
+        keys: the valid API keys.
+        settings: the service's settings, among them the limits.
+        metrics: updated for every request.
+        scope_of: (method, path) -> the scope of the API key that a request needs: None if it needs
+            no key, empty if any key will do.
+        write: called with each line of the log; by default writes to standard error.
     """
 
     def __init__(
@@ -89,59 +91,60 @@ class Gate:
         self._busy, self._seconds = 0, settings.request_seconds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """One connection."""
+        """Handle a request."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
         started = time.perf_counter()
-        number = uuid.uuid4().hex[:12]
+        request_id = uuid.uuid4().hex[:12]
         state = scope.setdefault("state", {})
-        state["request"], state["key"] = number, "-"
-        status, is_answered = 500, False
+        state["request_id"], state["key"] = request_id, "-"
+        status, is_started = 500, False
 
-        async def noting(message: Message) -> None:
-            nonlocal status, is_answered
+        async def tracking_send(message: Message) -> None:
+            nonlocal status, is_started
             if message["type"] == "http.response.start":
-                status, is_answered = message["status"], True
+                status, is_started = message["status"], True
                 headers = [
                     *message.get("headers", []),
                     *HEADERS,
-                    (b"x-request-id", number.encode()),
+                    (b"x-request-id", request_id.encode()),
                 ]
                 message = {**message, "headers": headers}
             await send(message)
 
-        needed = self._scope_of(scope["method"], scope["path"])
+        needed_scope = self._scope_of(scope["method"], scope["path"])
         try:
-            refusal = self._refusal(scope, needed) or self._too_large(scope)
-            if refusal is not None:
-                await self._refuse(noting, *refusal)
-            elif needed is None:
-                await self.app(scope, receive, noting)
+            rejection = self._check_key(scope, needed_scope) or self._check_size(scope)
+            if rejection is not None:
+                await self._reject(tracking_send, *rejection)
+            elif needed_scope is None:
+                await self.app(scope, receive, tracking_send)
             else:
-                await self._counted(scope, receive, noting)
+                await self._run_limited(scope, receive, tracking_send)
         except Exception as error:
-            state["fault"] = described_error(error)
-            if not is_answered:
-                await self._refuse(noting, 500, "internal", internal_error(number), None)
+            state["logged_error"] = described_error(error)
+            if not is_started:
+                await self._reject(tracking_send, 500, "internal", internal_error(request_id), None)
         finally:
-            self._log(scope, number, status, time.perf_counter() - started)
+            self._log(scope, request_id, status, time.perf_counter() - started)
 
-    async def _counted(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _run_limited(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Run a request within the limits of load and time, or reject it."""
         if self._busy >= self._most:
-            await self._refuse(
+            await self._reject(
                 send,
                 503,
                 "overloaded",
-                f"{self._most} requests are in work; try again in {RETRY_SECONDS} s",
+                f"{self._most} requests are running; try again in {RETRY_SECONDS} s",
                 RETRY_SECONDS,
             )
             return
-        started = False
+        is_started = False
 
-        async def noting(message: Message) -> None:
-            nonlocal started
-            started = True
+        async def tracking_send(message: Message) -> None:
+            nonlocal is_started
+            is_started = True
             await send(message)
 
         self._busy += 1
@@ -149,48 +152,49 @@ class Gate:
         deadline = asyncio.timeout(self._seconds)
         try:
             async with deadline:
-                await self.app(scope, receive, noting)
+                await self.app(scope, receive, tracking_send)
         except TimeoutError:
-            if started or not deadline.expired():
+            if is_started or not deadline.expired():
                 raise
             message = f"the request took longer than {self._seconds:g} s; send less at a time"
-            await self._refuse(send, 408, "too_slow", message, None)
+            await self._reject(send, 408, "too_slow", message, None)
         finally:
             self._busy -= 1
             self._metrics.busy.set(self._busy)
 
-    def _too_large(self, scope: Scope) -> Refusal | None:
-        # What comes in chunks is counted while it is read.
+    def _check_size(self, scope: Scope) -> Rejection | None:
+        # A chunked body has no declared length: FastAPI counts its bytes while reading.
         length = dict(scope["headers"]).get(b"content-length", b"0")
         if not length.isdigit() or int(length[:20]) > self._most_body:
             return 413, "too_large", f"a request has at most {self._most_body} bytes", None
         return None
 
-    def _refusal(self, scope: Scope, needed: str | None) -> Refusal | None:
-        if needed is None:
+    def _check_key(self, scope: Scope, needed_scope: str | None) -> Rejection | None:
+        """Check the API key, its scope and its rate."""
+        if needed_scope is None:
             return None
         try:
             key = self._keys.allowed(_token(scope))
         except (OSError, ValueError) as error:
-            scope["state"]["fault"] = described_error(error)
+            scope["state"]["logged_error"] = described_error(error)
             message = "the service cannot read its file of API keys; its operator must repair it"
             return 503, "no_keys", message, RETRY_SECONDS
         if key is None:
             return 401, "no_key", "give a valid API key: Authorization: Bearer mgv_…", None
         scope["state"]["key"] = key.id
-        if needed and needed not in key.scopes:
-            return 403, "no_scope", f"this key lacks the scope {needed!r}", None
+        if needed_scope and needed_scope not in key.scopes:
+            return 403, "no_scope", f"this key lacks the scope {needed_scope!r}", None
         if not self._limiter.hit(self._rate, key.id):
             reset, _ = self._limiter.get_window_stats(self._rate, key.id)
             wait = max(1, int(reset - time.time()) + 1)
             return 429, "too_many", f"more than {self._rate}; try again in {wait} s", wait
         return None
 
-    async def _refuse(
+    async def _reject(
         self, send: Send, status: int, reason: str, message: str, wait: int | None
     ) -> None:
         body = json.dumps({"error": message, "reason": reason}).encode()
-        # The body of the request is not read.
+        # The connection is closed, because the request's body has not been read.
         headers = [
             (b"content-type", b"application/json"),
             (b"content-length", b"%d" % len(body)),
@@ -203,38 +207,39 @@ class Gate:
         await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": body})
 
-    def _log(self, scope: Scope, number: str, status: int, seconds: float) -> None:
-        # The route's pattern and not the path, which holds names.
+    def _log(self, scope: Scope, request_id: str, status: int, seconds: float) -> None:
+        # The route's pattern instead of the path, which may contain a person's name.
         route: Any = scope.get("route")
         path = getattr(route, "path", "-")
         self._metrics.requests.labels(path, status).inc()
         self._metrics.seconds.labels(path).observe(seconds)
         line = {
             "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-            "request": number,
+            "request": request_id,
             "method": scope["method"][:16] if scope["method"].isalpha() else "-",
             "route": path,
             "status": status,
             "milliseconds": round(1000 * seconds, 1),
             "key": scope["state"]["key"],
-            **scope["state"].get("fault", {}),
+            **scope["state"].get("logged_error", {}),
         }
         self._write(json.dumps(line) + "\n")
 
 
-def internal_error(number: str) -> str:
-    """What is answered where the service failed."""
-    return f"the service failed; its log has more at request {number}"
+def internal_error(request_id: str) -> str:
+    """The message to the client after an unexpected error."""
+    return f"the service failed; its log has more at request {request_id}"
 
 
 def described_error(error: Exception) -> dict[str, Any]:
-    """What the log says of an error: its kind and place, not its message, which may hold names."""
-    frames = traceback.extract_tb(error.__traceback__)[-MOST_FRAMES:]
+    """An error for the log: its type and stack, not its message, which may contain names."""
+    frames = traceback.extract_tb(error.__traceback__)[-MAX_LOGGED_FRAMES:]
     places = [f"{Path(each.filename).name}:{each.lineno} {each.name}" for each in frames]
     return {"error": type(error).__name__, "at": places}
 
 
 def _token(scope: Scope) -> str:
+    """The bearer token of a request, or an empty string."""
     for name, value in scope["headers"]:
         if name == b"authorization":
             kind, _, token = value.decode("latin-1").partition(" ")

@@ -1,4 +1,4 @@
-"""API keys: random, hashed at rest, with scopes; every change replaces the file in one step."""
+"""API keys with scopes, stored as hashes in a file; every change replaces the file atomically."""
 
 from __future__ import annotations
 
@@ -20,25 +20,25 @@ from margrave.registry import suggest
 
 SCOPES = {
     "verify": "compare two images",
-    "identify": "search a face in the gallery",
+    "identify": "search the gallery for a face",
     "enroll": "enroll people",
     "forget": "remove people",
     "list": "see who is enrolled",
     "metrics": "read the metrics",
 }
 FORMAT_VERSION = 1
-_MARK = "mgv"
+_TOKEN_PREFIX = "mgv"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Key:
-    """A key as the file keeps it.
+    """A key as the file stores it. A client's token is ``mgv_<id>_<secret>``.
 
     Attributes:
-        id: what logs call it.
-        label: for people.
-        scopes: what it may do, see ``SCOPES``.
-        digest: SHA-256 of the secret, which has 256 random bits and needs no slower hash.
+        id: what logs call the key.
+        label: a description for people.
+        scopes: what the key allows, see ``SCOPES``.
+        digest: SHA-256 of the secret; with 256 random bits it needs no slower hash.
         created: UTC in ISO 8601.
     """
 
@@ -53,97 +53,100 @@ class KeyFile:
     """API keys in a file; a running service sees changes at once.
 
     Args:
-        path: of the file; it need not exist yet.
+        path: the file; it need not exist yet.
 
     Raises:
-        ValueError: a damaged file.
+        ValueError: the file is damaged.
     """
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        self._read_at: tuple[int, int, int] | None = None
+        self._version: tuple[int, int, int] | None = None
         self._keys: dict[str, Key] = {}
         self.keys()
 
     def keys(self) -> dict[str, Key]:
-        """The keys by id, as the file has them now.
+        """The keys that the file contains now, by id.
 
         Raises:
-            ValueError: a damaged file.
-            OSError: an unreadable one.
+            ValueError: the file is damaged.
+            OSError: the file is unreadable.
         """
         try:
             stat = self.path.stat()
         except FileNotFoundError:
-            self._keys, self._read_at = {}, None
+            self._keys, self._version = {}, None
             return self._keys
         version = stat.st_mtime_ns, stat.st_ino, stat.st_size
-        if self._read_at != version:
-            self._keys, self._read_at = _read(self.path), version
+        if self._version != version:
+            self._keys, self._version = _read(self.path), version
         return self._keys
 
     def allowed(self, token: str) -> Key | None:
-        """The key of a token, or None; the time it takes tells nothing of any secret."""
-        mark, _, rest = token.partition("_")
-        number, _, secret = rest.partition("_")
-        key = self.keys().get(number)
+        """The key of a valid token, or None; compares in constant time."""
+        prefix, _, rest = token.partition("_")
+        key_id, _, secret = rest.partition("_")
+        key = self.keys().get(key_id)
         digest = hashlib.sha256(secret.encode(errors="replace")).hexdigest()
         expected = key.digest if key else "0" * 64
-        same = hmac.compare_digest(digest.encode(), expected.encode())
-        return key if same and mark == _MARK else None
+        is_equal = hmac.compare_digest(digest.encode(), expected.encode())
+        return key if is_equal and prefix == _TOKEN_PREFIX else None
 
     def new(self, label: str, scopes: Sequence[str]) -> tuple[Key, str]:
-        """Make a key.
+        """Create a key.
 
         Args:
-            label: for people.
-            scopes: of ``SCOPES``.
+            label: a description for people.
+            scopes: names from ``SCOPES``.
 
         Returns:
-            The key, and the token, which is not kept anywhere.
+            The key and its token, which is stored nowhere.
 
         Raises:
-            ValueError: no scopes, or an unknown one.
+            ValueError: there are no scopes, or a scope is unknown.
         """
         if unknown := [scope for scope in scopes if scope not in SCOPES]:
             raise ValueError(f"unknown scope {unknown[0]!r}; {suggest(unknown[0], SCOPES)}")
         if not scopes:
             raise ValueError(f"a key without scopes can do nothing; {suggest('', SCOPES)}")
-        key, token = _make(label, scopes)
+        key, token = _create(label, scopes)
         with self._changing() as keys:
             keys[key.id] = key
         return key, token
 
-    def revoke(self, number: str) -> Key:
+    def revoke(self, key_id: str) -> Key:
         """Remove a key.
 
         Raises:
-            ValueError: there is none of this id.
+            ValueError: no key has this id.
         """
         with self._changing() as keys:
-            return self._pop(keys, number)
+            return self._pop(keys, key_id)
 
-    def rotate(self, number: str) -> tuple[Key, str]:
-        """Replace a key by another of the same label and scopes, in one step.
+    def rotate(self, key_id: str) -> tuple[Key, str]:
+        """Replace a key by a new one with the same label and scopes, in one step.
+
+        Returns:
+            The new key and its token, as `new` does.
 
         Raises:
-            ValueError: there is none of this id.
+            ValueError: no key has this id.
         """
         with self._changing() as keys:
-            old = self._pop(keys, number)
-            key, token = _make(old.label, old.scopes)
+            old = self._pop(keys, key_id)
+            key, token = _create(old.label, old.scopes)
             keys[key.id] = key
         return key, token
 
-    def _pop(self, keys: dict[str, Key], number: str) -> Key:
-        if number not in keys:
-            raise ValueError(f"{self.path} has no key {number!r}; {suggest(number, keys)}")
-        return keys.pop(number)
+    def _pop(self, keys: dict[str, Key], key_id: str) -> Key:
+        if key_id not in keys:
+            raise ValueError(f"{self.path} has no key {key_id!r}; {suggest(key_id, keys)}")
+        return keys.pop(key_id)
 
     @contextmanager
     def _changing(self) -> Iterator[dict[str, Key]]:
-        """The keys, to be changed; other processes that change them wait meanwhile."""
-        # The file itself is replaced, so a lock on it would not be seen by who opens it later.
+        """Yield the keys by id, and write them after the block; other processes' changes wait."""
+        # Not a lock on the file itself: it is replaced, so others would lock another file.
         lock_path = self.path.with_name(f".{self.path.name}.lock")
         lock_path.parent.mkdir(parents=True, exist_ok=True)
         lock = os.open(lock_path, os.O_RDWR | os.O_CREAT, 0o600)
@@ -164,11 +167,11 @@ class KeyFile:
             temporary.touch(0o600)
             os.chmod(temporary, 0o600)
             temporary.write_text(json.dumps(content, indent=1) + "\n")
-        self._read_at = None
+        self._version = None
 
 
-def _make(label: str, scopes: Sequence[str]) -> tuple[Key, str]:
-    """A key and its token."""
+def _create(label: str, scopes: Sequence[str]) -> tuple[Key, str]:
+    """A new key and its token."""
     secret = secrets.token_urlsafe(32)
     key = Key(
         id=secrets.token_hex(4),
@@ -177,17 +180,21 @@ def _make(label: str, scopes: Sequence[str]) -> tuple[Key, str]:
         digest=hashlib.sha256(secret.encode()).hexdigest(),
         created=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
     )
-    return key, f"{_MARK}_{key.id}_{secret}"
+    return key, f"{_TOKEN_PREFIX}_{key.id}_{secret}"
 
 
 def _read(path: Path) -> dict[str, Key]:
     content: Any = read_json(read_bytes(path), str(path))
     if not isinstance(content, dict) or content.get("format_version") != FORMAT_VERSION:
-        raise ValueError(f"{path} holds no keys of this version of Margrave; margrave keys new")
+        raise ValueError(
+            f"{path} holds no keys of this version of Margrave; create new ones: margrave keys new"
+        )
     try:
         keys = [Key(**{**each, "scopes": tuple(each["scopes"])}) for each in content["keys"]]
     except (TypeError, KeyError, AttributeError) as error:
-        raise ValueError(f"{path} is damaged ({error}); make new keys: margrave keys new") from None
+        raise ValueError(
+            f"{path} is damaged ({error}); create new keys: margrave keys new"
+        ) from None
     if not all(isinstance(value, str) for key in keys for value in (key.id, key.digest)):
-        raise ValueError(f"{path} is damaged; make new keys: margrave keys new")
+        raise ValueError(f"{path} is damaged; create new keys: margrave keys new")
     return {key.id: key for key in keys}

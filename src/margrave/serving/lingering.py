@@ -1,4 +1,4 @@
-"""Reading on after an error, so that a client that is still sending gets the answer."""
+"""Reads a request to its end after an early error, so that the client receives the response."""
 
 from __future__ import annotations
 
@@ -12,16 +12,17 @@ MOST_LINGERING = 256
 
 
 class Lingering:
-    """Discards the rest of a request's body after an error was answered early.
+    """ASGI middleware that discards the rest of a request's body after an early error response.
 
     A connection that is closed with unread data is reset, and the client's system then drops the
-    answer. So the end of the answer, which closes the connection, waits until the body has ended.
+    response. So the last part of the response, after which the server closes the connection, is
+    held back until the body has ended.
 
     Args:
-        app: what answers.
-        most_bytes: to discard; then the connection is closed all the same.
-        seconds: for that.
-        most: connections at a time that are read on; further ones are closed at once.
+        app: the wrapped application.
+        most_bytes: maximum number of bytes to discard; then the connection is closed anyway.
+        seconds: maximum time to discard; likewise.
+        most: maximum number of connections that linger at a time; others are closed at once.
     """
 
     def __init__(
@@ -36,21 +37,21 @@ class Lingering:
         self._lingering = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """One connection."""
+        """Handle a request."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        # Such a client sends nothing before it is asked to.
+        # A client that expects 100-continue sends no body before it is asked to.
         is_sending = b"100-continue" not in dict(scope["headers"]).get(b"expect", b"").lower()
         is_error = is_held = False
 
-        async def receiving() -> Message:
+        async def tracking_receive() -> Message:
             nonlocal is_sending
             message = await receive()
             is_sending = message["type"] == "http.request" and message.get("more_body", False)
             return message
 
-        async def sending(message: Message) -> None:
+        async def holding_send(message: Message) -> None:
             nonlocal is_error, is_held
             if message["type"] == "http.response.start":
                 is_error = message["status"] >= 400
@@ -59,7 +60,7 @@ class Lingering:
                 message = {**message, "more_body": is_held}
             await send(message)
 
-        await self.app(scope, receiving, sending)
+        await self.app(scope, tracking_receive, holding_send)
         if is_held:
             self._lingering += 1
             try:

@@ -1,4 +1,4 @@
-"""Every error of the API as JSON: a sentence for people and a word for programs."""
+"""Errors of the API as JSON: ``error``, a sentence for people, and ``reason``, for programs."""
 
 from __future__ import annotations
 
@@ -17,20 +17,21 @@ from margrave.serving.gate import described_error, internal_error
 
 REASONS = {400: "malformed", 404: "not_found", 405: "not_allowed", 413: "too_large", 503: "later"}
 
-MESSAGES = {
+MESSAGES_OF_FRAMEWORK = {
     "Content Too Large": "the request is too large; send fewer or smaller images",
     "Not Found": "there is nothing at this address; see /openapi.json",
     "Method Not Allowed": "this address has other methods; see Allow",
 }
-"""For what the framework says."""
+"""The framework's message -> the service's."""
 
 
 def add_problems(app: FastAPI, place: str) -> None:
-    """Answer every error of an application in one form.
+    """Set exception handlers that return every error in one form.
 
     Args:
-        app: whose handlers are set.
-        place: of the gallery's files, which messages to clients do not name; may be empty.
+        app: the application.
+        place: where the gallery is stored; an error that names it is hidden from clients. May be
+            empty.
     """
 
     @app.exception_handler(Refused)
@@ -54,7 +55,7 @@ def add_problems(app: FastAPI, place: str) -> None:
         headers = error.headers
         if error.status_code == 405:
             headers = {"allow": ", ".join(_methods(app, request))}
-        message = MESSAGES.get(str(error.detail), str(error.detail))
+        message = MESSAGES_OF_FRAMEWORK.get(str(error.detail), str(error.detail))
         return problem(error.status_code, message, reason, headers)
 
     @app.exception_handler(Unavailable)
@@ -69,32 +70,32 @@ def add_problems(app: FastAPI, place: str) -> None:
     @app.exception_handler(ValueError)
     async def value(request: Request, error: ValueError) -> JSONResponse:
         if place and place in str(error):
-            # A full disk or a damaged file: for the operator, who has the log.
+            # A full disk or a damaged file: only the log says more.
             return await unavailable(request, error)
         return problem(422, str(error), "invalid")
 
     @app.exception_handler(Exception)
     async def unexpected(request: Request, error: Exception) -> JSONResponse:
-        # The gate logs it.
+        # Starlette raises the error again after this response, so `Gate` logs it.
         del error
-        return problem(500, internal_error(request.scope["state"]["request"]), "internal")
+        return problem(500, internal_error(request.scope["state"]["request_id"]), "internal")
 
 
 def problem(
     status: int, message: str, reason: str, headers: Mapping[str, str] | None = None
 ) -> JSONResponse:
-    """One error as it is answered."""
+    """The response for an error."""
     return JSONResponse({"error": message, "reason": reason}, status, headers=headers)
 
 
 def _failed(request: Request, error: Exception, message: str, reason: str) -> JSONResponse:
-    """A failure of the service that may pass."""
-    request.scope["state"]["fault"] = described_error(error)
+    """The response for a temporary failure of the service, which is also logged."""
+    request.scope["state"]["logged_error"] = described_error(error)
     return problem(503, message, reason, {"retry-after": "5"})
 
 
 def _methods(app: FastAPI, request: Request) -> list[str]:
-    """What a path allows; the router would name the methods of its first route alone."""
+    """The methods that a path allows; the router itself would name only its first route's."""
     methods: set[str] = set()
     for route in app.routes:
         match, _ = route.matches(request.scope)

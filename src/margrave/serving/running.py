@@ -1,4 +1,4 @@
-"""Listening: with TLS, or on loopback alone."""
+"""Runs the service: with TLS, or on loopback only."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ from margrave.serving.settings import ServiceSettings
 
 
 def check_listening(settings: ServiceSettings) -> None:
-    """Refuse to send faces and names over a network in plain text.
+    """Check that faces and names would not cross a network in plain text.
 
     Raises:
-        ValueError: an address beyond loopback without TLS; half of TLS's files, or ones missing.
+        ValueError: another address than loopback without TLS, only one of TLS's two files, or a
+            file that does not exist.
     """
     files = {"certificate": settings.tls_certificate, "key": settings.tls_key}
     given = {name: path for name, path in files.items() if path is not None}
@@ -30,7 +31,7 @@ def check_listening(settings: ServiceSettings) -> None:
     if not given and not settings.insecure and not is_loopback(settings.host):
         raise ValueError(
             f"--host {settings.host} would send faces and names in plain text over the network; "
-            "give --tls-certificate and --tls-key, or --insecure if something in front has TLS"
+            "give --tls-certificate and --tls-key, or --insecure behind a TLS proxy"
         )
 
 
@@ -56,17 +57,17 @@ def serve(
     aligned: bool = False,
     check_alignment: bool = True,
 ) -> None:
-    """Serve until SIGTERM or SIGINT; what was begun is finished first.
+    """Serve until SIGTERM or SIGINT; running requests are finished first.
 
     Args:
         matcher: the model, and the gallery if there is one.
-        settings: of the service.
-        detector: YuNet's file; MTCNN, or the model's own, by default.
-        aligned: images are aligned crops.
-        check_alignment: refuse crops that are not.
+        settings: the service's settings.
+        detector: YuNet's file; by default MTCNN, or the model's own detector.
+        aligned: whether images are aligned crops already.
+        check_alignment: whether to refuse crops that are not aligned.
 
     Raises:
-        ValueError: an address beyond loopback without TLS; what `make_app` refuses.
+        ValueError: see `check_listening` and `make_app`.
     """
     check_listening(settings)
     app = make_app(
@@ -76,17 +77,13 @@ def serve(
 
 
 def server_options(settings: ServiceSettings) -> dict[str, Any]:
-    """How uvicorn is run.
-
-    Args:
-        settings: of the service.
-    """
+    """The options of `uvicorn.run` for the service's settings."""
     return {
         "host": settings.host,
         "port": settings.port,
         "ssl_certfile": settings.tls_certificate,
         "ssl_keyfile": settings.tls_key,
-        # The gate logs; paths, which hold names, are not.
+        # `Gate` logs requests instead, without their paths, which contain names.
         "access_log": False,
         "log_level": "warning",
         "server_header": False,

@@ -1,4 +1,4 @@
-"""What OpenAPI says beyond the routes' own types: API keys, scopes and errors."""
+"""Adds API keys, scopes and errors to the OpenAPI schema that FastAPI derives from the routes."""
 
 from __future__ import annotations
 
@@ -13,32 +13,33 @@ SCHEME = "api_key"
 
 
 def describe_access(app: FastAPI, scope_of: Callable[[str, str], str | None]) -> None:
-    """Declare the API key, and with each operation the scope that it needs.
+    """Declare the API key in the OpenAPI schema, and the scope that each operation needs.
 
     Args:
-        app: with all its routes.
-        scope_of: the scope that a method and a path need, as the gate has it.
+        app: the application with all its routes.
+        scope_of: (method, path) -> the scope of the API key that a request needs: None if it needs
+            no key, empty if any key will do. The same function that `Gate` enforces.
     """
-    without_access = app.openapi
+    plain_openapi = app.openapi
 
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is not None:
             return app.openapi_schema
-        schema = without_access()
+        schema = plain_openapi()
         schema.setdefault("components", {})["securitySchemes"] = {
             SCHEME: {
                 "type": "http",
                 "scheme": "bearer",
-                "description": "A key of `margrave keys new`; operations list the scopes it needs.",
+                "description": "A key from `margrave keys new`; each operation lists its scope.",
             }
         }
         for path, operations in schema["paths"].items():
             for method, operation in operations.items():
                 scope = scope_of(method.upper(), path)
-                needed = [] if not scope else [scope]
-                operation["security"] = [] if scope is None else [{SCHEME: needed}]
+                scopes = [] if not scope else [scope]
+                operation["security"] = [] if scope is None else [{SCHEME: scopes}]
                 for status, response in operation["responses"].items():
-                    # FastAPI takes errors for texts where the route answers texts.
+                    # If a route returns text/plain, FastAPI declares its errors as text/plain too.
                     if status >= "400" and "text/plain" in response["content"]:
                         content = response["content"]
                         content["application/json"] = content.pop("text/plain")
@@ -48,18 +49,18 @@ def describe_access(app: FastAPI, scope_of: Callable[[str, str], str | None]) ->
 
 
 def described(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """The problems that a route may answer with, for OpenAPI."""
-    texts = {
+    """The errors that a route may return, for OpenAPI: status -> model and description."""
+    descriptions = {
         400: "The request is malformed.",
         401: "No valid API key.",
         403: "The key lacks the scope.",
-        404: "Nobody of that name, or no gallery.",
+        404: "Nobody is enrolled by that name, or the service has no gallery.",
         408: "The request took too long.",
         409: "The name is taken, or the face is enrolled already.",
         413: "The request is too large.",
-        422: "An image that cannot be judged, or a wrong parameter; `reason` says which.",
+        422: "An image cannot be used, or a parameter is invalid; `reason` says which.",
         429: "Too many requests; see Retry-After.",
         500: "The service failed; its log has more at `X-Request-Id`.",
-        503: "Overloaded, or the gallery or the audit trail is out of reach; see Retry-After.",
+        503: "Overloaded, or the gallery or audit trail is unavailable; see Retry-After.",
     }
-    return {status: {"model": Problem, "description": texts[status]} for status in statuses}
+    return {status: {"model": Problem, "description": descriptions[status]} for status in statuses}

@@ -20,41 +20,41 @@ def _checked_rate(rate: str) -> str:
 
 
 class ServiceSettings(Settings):
-    """How the service is run; sizes in bytes, times in seconds."""
+    """Settings of the service; sizes in bytes, times in seconds."""
 
     host: str = "127.0.0.1"
-    """Where it listens; beyond loopback only with TLS, or if told so."""
+    """Address to listen on; another than loopback needs TLS, or `insecure`."""
     port: Annotated[int, Field(ge=0, le=65535)] = 8443
-    """0 takes a free one."""
+    """Port to listen on; 0 chooses a free one."""
     keys: Path = Path("keys.json")
     """File of API keys, see `margrave keys`."""
     audit: Path = Path("audit.jsonl")
-    """File of the audit trail; its key lies beside it."""
+    """File of the audit trail; the key of its pseudonyms is in a file beside it."""
     tls_certificate: Path | None = None
-    """PEM file."""
+    """TLS certificate, a PEM file."""
     tls_key: Path | None = None
-    """PEM file."""
+    """TLS private key, a PEM file."""
     insecure: bool = False
-    """Listen beyond loopback without TLS, because something in front of it has TLS."""
+    """Listen on other addresses than loopback without TLS, for example behind a TLS proxy."""
     workers: Annotated[int, Field(ge=1)] = 1
-    """Processes that decode images and find faces."""
+    """Number of worker processes, which decode images and detect faces."""
     most_body: Annotated[int, Field(ge=1000)] = 24_000_000
-    """The largest request; photos of telephones have up to 12 MB."""
+    """Maximum size of a request; a phone's photo has up to 12 MB."""
     most_images: Annotated[int, Field(ge=1)] = 8
-    """In one request."""
+    """Maximum number of images in a request."""
     most_waiting: Annotated[int, Field(ge=1)] = 32
-    """Requests that are worked on or wait; further ones are refused with 503 at once."""
+    """Maximum number of concurrent requests, running or waiting; others get 503 at once."""
     rate: Annotated[str, AfterValidator(_checked_rate)] = "600/minute"
-    """Requests of each key, in the notation of the limits library; further ones get 429."""
+    """Maximum request rate per key, in the notation of the limits library; others get 429."""
     face_seconds: Annotated[float, Field(gt=0)] = 15.0
-    """For decoding an image and finding its faces; then the process is killed."""
+    """Maximum time to decode an image and detect its faces; then the worker process is killed."""
     worker_memory: Annotated[int, Field(ge=500_000_000)] = 3_000_000_000
-    """Address space of such a process beyond what it has when it is warm."""
+    """Address space that a worker process may use in addition to what it has after starting."""
     request_seconds: Annotated[float, Field(gt=0)] = 60.0
-    """For a whole request, its body included; then it is ended with 408."""
+    """Maximum time of a request, including receiving its body; then it gets 408."""
     batch_seconds: Annotated[float, Field(gt=0)] = 0.1
-    """The time that a batch of embeddings may take."""
+    """Latency budget of a batch of embeddings."""
     most_batch: Annotated[int, Field(ge=1)] = 64
-    """Faces in a batch."""
+    """Maximum number of faces in a batch."""
     shutdown_seconds: Annotated[int, Field(ge=1)] = 30
-    """For finishing what was begun, after SIGTERM."""
+    """Maximum time to finish running requests after SIGTERM."""

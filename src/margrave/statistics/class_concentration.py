@@ -31,14 +31,14 @@ class ClassConcentration(Statistic):
     from the mean. If all κ are equal, or there are fewer than two, every w_κ is ½. A class without
     samples keeps its ψ.
 
-    Source: KappaFace, arXiv 2201.07394, equations 7 to 14. Written from the paper alone.
-
     Args:
         spec: sizes and ranks; the memory buffer requires `num_samples`.
         temperature: the sigmoid's temperature in w_κ, above 0.
         concentration_share: γ in [0, 1].
         estimator: where the features come from, see `margrave.losses.kappaface.KappaFace`.
         memory_update_weight: the memory becomes normalize((1 − weight)·memory + weight·f).
+
+    Source: KappaFace, arXiv 2201.07394, equations 7 to 14. Written from the paper alone.
     """
 
     per_step = False
@@ -121,25 +121,26 @@ class ClassConcentration(Statistic):
         features = observation.unit_embeddings.to(self.memory)
         # Other ranks' samples are replaced by this rank's last one, which is written repeatedly:
         # filtering them out would give a shape that depends on values, so the host would wait.
-        numbers = torch.arange(len(inside), device=inside.device)
-        own = torch.where(inside, numbers, ((numbers + 1) * inside).argmax())
-        index, inside, features = index[own], inside[own], features[own]
+        rows = torch.arange(len(inside), device=inside.device)
+        last_own = ((rows + 1) * inside).argmax()
+        own_rows = torch.where(inside, rows, last_own)
+        index, inside, features = index[own_rows], inside[own_rows], features[own_rows]
         old = self.memory[index]
         blended = functional.normalize(torch.lerp(old, features, self.memory_update_weight))
         valid = inside & torch.isfinite(features).all(dim=1)
         self.memory.index_copy_(0, index, torch.where(valid[:, None], blended, old))
-        labels = torch.where(inside, observation.labels[own], self.memory_label[index])
+        labels = torch.where(inside, observation.labels[own_rows], self.memory_label[index])
         self.memory_label.index_copy_(0, index, labels)
 
     def sharded_buffers(self) -> dict[str, int]:
         by_class = {"margin_weight", "concentration", "feature_sum", "count"}
         by_image = {"memory", "memory_label"}
-        rows = dict.fromkeys(by_class & set(self._buffers), self.spec.num_classes)
+        class_rows = dict.fromkeys(by_class & set(self._buffers), self.spec.num_classes)
         images = self.spec.num_samples or 0
-        return rows | dict.fromkeys(by_image & set(self._buffers), images)
+        return class_rows | dict.fromkeys(by_image & set(self._buffers), images)
 
     def _sums(self) -> tuple[Tensor, Tensor]:
-        """Σ f and n of this rank's classes, summed over all ranks' samples."""
+        """Σ f (C, D) and n (C,) of this rank's C classes, over the samples of all ranks."""
         world = self.spec.batch_world
         if self.estimator != "memory_buffer":
             return all_reduce_sum(self.feature_sum, world), all_reduce_sum(self.count, world)
@@ -188,17 +189,17 @@ def _local_indices(indices: Tensor, own: range) -> tuple[Tensor, Tensor]:
 
 
 def concentration_of(feature_sum: Tensor, count: Tensor) -> Tensor:
-    """κ (C,) from Σ f (C, D) and n (C,): r̄(D − r̄²)/(1 − r̄²), r̄ = ‖Σ f‖/n.
+    """κ (C,) = r̄(D − r̄²)/(1 − r̄²) with r̄ = ‖Σ f‖/n, from Σ f (C, D) and n (C,).
 
     >>> concentration_of(torch.tensor([[1.0, 1.0], [2.0, 0.0]]), torch.tensor([2, 2])).round()
     tensor([2.0000e+00, 5.0000e+03])
     """
     features = feature_sum.shape[1]
-    length = feature_sum.norm(dim=1) / count.clamp_min(1)
+    mean_length = feature_sum.norm(dim=1) / count.clamp_min(1)
     # In low precision MAX_MEAN_LENGTH rounds to 1, which would divide by 0.
-    below_one = 1 - torch.finfo(length.dtype).eps / 2
-    length = length.clamp_max(min(MAX_MEAN_LENGTH, below_one))
-    return length * (features - length.square()) / (1 - length.square())
+    below_one = 1 - torch.finfo(mean_length.dtype).eps / 2
+    mean_length = mean_length.clamp_max(min(MAX_MEAN_LENGTH, below_one))
+    return mean_length * (features - mean_length.square()) / (1 - mean_length.square())
 
 
 def concentration_weight(

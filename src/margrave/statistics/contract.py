@@ -16,6 +16,8 @@ from margrave.registry import Registry
 class Observation:
     """A training step's values that statistics observe, without gradient.
 
+    B counts the samples of all ranks that share the classes; D is the number of features.
+
     Attributes:
         unit_embeddings: (B, D) x̂.
         feature_norm: (B,) ‖x‖.
@@ -41,8 +43,8 @@ class StatisticSpec:
         num_classes: C, over all ranks.
         embedding_size: D.
         num_samples: number of training images, for statistics that store something per image.
-        batch_world: the ranks that share each batch; a single rank where all ranks observe every
-            sample.
+        batch_world: the ranks over which statistics of a batch are reduced; a single rank where
+            each already observes the samples of all ranks.
         class_world: the ranks that share the classes; a single rank where each has all classes.
     """
 
@@ -62,8 +64,9 @@ class Statistic(nn.Module):
     """Running state in buffers: equal on every rank, or stored by the rank that owns the class.
 
     A subclass takes a `StatisticSpec` and its own settings and implements `update`, which is called
-    in training before the loss, and `context`. A loss lists it in `needs` by its registered name or
-    by an import path, ``my_module:MyStatistic``. Its buffers are part of the head's state dict.
+    in training before the loss, and `context`. A loss lists the statistics that it reads in `needs`
+    by registered name or import path, ``my_module:MyStatistic``. Buffers are part of the head's
+    state dict.
     """
 
     per_step: bool = True

@@ -19,14 +19,14 @@ class FeatureNorm(Statistic):
     deviation and is skipped, as is a batch with norms that are not finite (mixed-precision loops
     skip that step too).
 
-    Source: AdaFace, arXiv 2204.00964, section 3.3; mk-minchul/AdaFace ``head.py``, where a batch of
-    one turns σ into NaN permanently.
-
     Args:
         spec: the ranks to synchronize with.
         update_weight: weight of the new batch, in (0, 1].
         start: ``official`` starts at μ = 20, σ = 100; ``first_batch`` starts at the first batch's
             values; ``bias_corrected`` starts at 0 and corrects the bias as Adam does.
+
+    Source: AdaFace, arXiv 2204.00964, section 3.3; mk-minchul/AdaFace ``head.py``, where a batch of
+    one turns σ into NaN permanently.
     """
 
     mean: Tensor
@@ -44,7 +44,7 @@ class FeatureNorm(Statistic):
         self.update_weight = update_weight
         self.start = start
         self.register_buffer("mean", torch.tensor(20.0))
-        # σ keeps the name that it has in checkpoints and metrics of version 0.1.
+        # σ is named `deviation` because it is in the checkpoints and metrics of version 0.1.
         self.register_buffer("deviation", torch.tensor(100.0))
         self.register_buffer("updates", torch.zeros((), dtype=torch.int64))
 
@@ -65,7 +65,7 @@ class FeatureNorm(Statistic):
         self.updates += enough
 
     def _effective_weight(self) -> Tensor:
-        """The weight of the new batch, with which the running value needs no later correction."""
+        """The weight of the new batch, including the correction that `start` requires."""
         weight = torch.full_like(self.mean, self.update_weight)
         if self.start == "official":
             return weight

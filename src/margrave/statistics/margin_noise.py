@@ -15,13 +15,13 @@ GOLDEN = -0x61C8864680B583EB
 
 @STATISTICS.register("margin_noise")
 class MarginNoise(Statistic):
-    """A standard normal number for each sample, equal on every rank and under recomputation.
+    """A standard normal number for each sample, equal on all ranks that see the sample.
 
-    The numbers depend on the stored seed and on the count of batches alone, so a resumed training
-    draws what the uninterrupted one would have drawn. In evaluation mode they are 0.
+    The numbers depend only on the stored seed, the count of batches and the sample's position, so
+    activation checkpointing and resumed runs draw the same ones again. In evaluation they are 0.
 
     Args:
-        spec: what the statistic is built for.
+        spec: the ranks that share each batch.
         sort: give the largest numbers to the samples with the smallest target cosines.
 
     Source: ElasticFace, arXiv 2109.09416, sections 3.2 and 3.3.
@@ -35,7 +35,7 @@ class MarginNoise(Statistic):
     def __init__(self, spec: StatisticSpec, *, sort: bool = False) -> None:
         super().__init__(spec)
         self.sort = sort
-        # Ranks that start from one seed of torch's generator agree on it, as on the centers.
+        # Ranks that start with the same torch seed draw the same one, as for the class centers.
         self.register_buffer("seed", torch.randint(2**31, (), device="cpu"))
         self.register_buffer("count", torch.zeros((), dtype=torch.int64))
 
@@ -47,7 +47,7 @@ class MarginNoise(Statistic):
         cosine = observation.target_cosine
         if not self.training:
             return {"margin_noise": torch.zeros_like(cosine)}
-        # Ranks that observe other samples draw other numbers.
+        # Samples of different ranks get different numbers.
         world = self.spec.batch_world
         position = torch.arange(len(cosine), device=cosine.device) * world.size + world.rank
         noise = _normal(_mixed(_mixed(self.seed + self.count * GOLDEN) + position), cosine)
@@ -60,9 +60,10 @@ class MarginNoise(Statistic):
 
 
 def _mixed(value: Tensor) -> Tensor:
-    """SplitMix64's finalizer: 64 bits of int64, of which each depends on all of the value's.
+    """SplitMix64's finalizer: int64 of which each bit depends on all bits of the value.
 
-    A generator of torch would need the count on the CPU, and a GPU's step would wait for it.
+    A torch generator would have to be seeded with the count on the CPU, so each step would wait for
+    the GPU.
     """
     for shift, factor in ((30, -0x40A7B892E31B1A47), (27, -0x6B2FB644ECCEEE15)):
         value = (value ^ _shifted(value, shift)) * factor
@@ -70,12 +71,12 @@ def _mixed(value: Tensor) -> Tensor:
 
 
 def _shifted(value: Tensor, bits: int) -> Tensor:
-    """A logical shift to the right, where int64's own would repeat the sign."""
+    """A logical right shift; the operator >> of int64 would repeat the sign bit."""
     return (value >> bits) & ((1 << (64 - bits)) - 1)
 
 
 def _normal(bits: Tensor, like: Tensor) -> Tensor:
-    """Standard normal numbers from 24 of the random bits, of another tensor's dtype."""
-    # Half precision could not even hold the 24 bits.
+    """Standard normal numbers in the dtype of `like`, from 24 of the random bits."""
+    # Computed at least in float32, because half precision cannot hold 24 bits.
     uniform = (_shifted(bits, 40).to(torch.promote_types(like.dtype, torch.float32)) + 0.5) / 2**24
     return (torch.erfinv(2 * uniform - 1) * math.sqrt(2)).to(like.dtype)

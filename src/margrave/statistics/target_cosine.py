@@ -25,8 +25,8 @@ class TargetCosine(Statistic):
 
     def update(self, observation: Observation) -> None:
         cosine = observation.target_cosine
-        total = torch.stack([cosine.sum(), cosine.new_full((), cosine.numel())])
-        total, count = all_reduce_sum(total, self.spec.batch_world).unbind()
+        sums = torch.stack([cosine.sum(), cosine.new_full((), cosine.numel())])
+        total, count = all_reduce_sum(sums, self.spec.batch_world).unbind()
         batch_mean = (total / count).to(self.mean)
         updated = (1 - self.momentum) * batch_mean + self.momentum * self.mean
         self.mean.copy_(torch.where(torch.isfinite(batch_mean), updated, self.mean))
