@@ -140,7 +140,7 @@ class EpochSampler(Sampler[list[tuple[int, int]]]):
 
 
 class ImageGenerators:
-    """A random generator for each (epoch, index): one Philox generator whose counter is set to them.
+    """A random generator for each (epoch, index), by setting the counter of one Philox generator.
 
     Args:
         seed: seeds all generators.
