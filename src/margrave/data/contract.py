@@ -16,8 +16,8 @@ class Sources(Registry[Callable[..., ReadableImages]]):
     """Image sources by name, each with an optional rule that recognizes its paths.
 
     >>> sources = Sources("data set")
-    >>> sources.register("files", lambda path: {"root": path})(dict)
-    <class 'dict'>
+    >>> @sources.register("files", detect=lambda path: {"root": path})
+    ... def open_files(root): ...
     >>> sources.detect("faces")
     {'kind': 'files', 'root': 'faces'}
     """

@@ -202,7 +202,7 @@ def paint_brows(
 
 
 def paint_nose(canvas: FaceCanvas, identity: FaceIdentity, capture: FaceCapture) -> None:
-    """Paint nostrils, wings, the shadow below and lines beside the ridge; the relief shapes it."""
+    """Paint the nostrils, the wings, the shadow below and lines along both sides of the ridge."""
     base = identity.nose_base
     wide = identity.nose_width * (1 + 0.08 * max(0.0, capture.smile))
     tip = base + 0.025 * identity.nose_tip + 0.02
