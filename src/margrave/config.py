@@ -1,6 +1,6 @@
 """A run's full configuration, composed of its components' settings.
 
-YAML files are merged in order, then ``--set a.b=c``. A block that changes its kind is replaced.
+YAML files are merged in order, then ``--set a.b=c``. A block whose ``kind`` changes is replaced.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ class RunConfig(Settings):
 
 
 def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Merge `changes` into `base`; a block that changes its ``kind`` is replaced entirely.
+    """Merge `changes` into `base`; a block whose ``kind`` changes is replaced entirely.
 
     >>> merge({"loss": {"kind": "arcface", "margin": 0.5}}, {"loss": {"kind": "softmax"}})
     {'loss': {'kind': 'softmax'}}
@@ -145,7 +145,7 @@ def read_config(
     >>> read_config([], {"loss": {"kind": "arcface"}}).loss["margin"]
     0.5
     """
-    # Start from the defaults, so that a default component's setting can change without its name.
+    # Start from the defaults, so that a recipe can change a default component without naming it.
     merged: dict[str, Any] = dict(DEFAULTS)
     for recipe in recipes:
         merged = merge(merged, recipe if isinstance(recipe, Mapping) else read_recipe(recipe))
@@ -156,7 +156,7 @@ def read_recipe(recipe: str) -> dict[str, Any]:
     """The settings of one recipe or file, under their current names; not validated.
 
     Raises:
-        ValueError: there is no such recipe or file, or it is no mapping of settings.
+        ValueError: there is no such recipe or file, or it is not a mapping of settings.
 
     >>> read_recipe("demo")["backbone"]["kind"]
     'iresnet'
@@ -178,7 +178,7 @@ def resolve(values: Mapping[str, Any]) -> RunConfig:
         raise ValueError("no training images: give --data FOLDER, or set data.train.root")
     augmentation = checked_settings(Augmentation, data.augmentation, "data.augmentation")
     loss = LOSSES.validate(config.loss)
-    # Build both once to check value ranges now, not after minutes of reading images.
+    # Build augmentation and loss to check value ranges now, not after minutes of reading images.
     Augmentation(**augmentation)
     create_loss(loss)
     sets = {
@@ -228,11 +228,11 @@ def _checked_images(entry: EvaluationSet, name: str) -> dict[str, Any]:
 
 
 def _checked_head(spec: Mapping[str, Any]) -> dict[str, Any]:
-    kind = HEADS.get(str(spec.get("kind")))
-    known = set(settings_schema(kind).model_fields) - SUPPLIED_BY_THE_RUN
+    head = HEADS.get(str(spec.get("kind")))
+    known = set(settings_schema(head).model_fields) - SUPPLIED_BY_THE_RUN
     for key in set(spec) - known - {"kind"}:
         raise ValueError(f"head {spec['kind']!r} has no setting {key!r}; {suggest(key, known)}")
-    # A head built in Python defaults to float32; a run uses the fastest products of its machine.
+    # A head built in Python defaults to float32 products; a run uses its machine's fastest ones.
     return ({"products": "auto"} if "products" in known else {}) | dict(spec)
 
 

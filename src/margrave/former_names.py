@@ -46,7 +46,8 @@ def current_card(fields: Mapping[str, Any]) -> dict[str, Any]:
 def current_config(config: Mapping[str, Any]) -> dict[str, Any]:
     """Rename the former keys of a run configuration."""
     values = dict(config)
-    values["backbone"] = _current_backbone(values.get("backbone"))
+    if "backbone" in values:
+        values["backbone"] = _current_backbone(values["backbone"])
     for block, inner, names in (
         ("data", "augmentation", AUGMENTATION),
         ("training", "optimizer", OPTIMIZER),
@@ -54,7 +55,7 @@ def current_config(config: Mapping[str, Any]) -> dict[str, Any]:
         settings = values.get(block)
         if isinstance(settings, Mapping) and inner in settings:
             values[block] = {**settings, inner: renamed(settings[inner], names)}
-    return {key: value for key, value in values.items() if value is not None or key in config}
+    return values
 
 
 def _current_backbone(spec: Any) -> Any:

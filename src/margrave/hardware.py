@@ -1,4 +1,4 @@
-"""What this machine computes fast (GPU: looked up, CPU: measured), its cores and its allocator."""
+"""What this machine computes fast, how many cores it has, and how it keeps freed memory."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ def has_native_bfloat16(device_type: str) -> bool:
     if device_type != "cpu":
         return False
     samples, rows = torch.randn(64, 512), torch.randn(2048, 512)
-    low_samples, low_rows = samples.bfloat16(), rows.bfloat16()
+    bf16_samples, bf16_rows = samples.bfloat16(), rows.bfloat16()
     return is_faster(
-        lambda: torch.mm(low_samples, low_rows.T),
+        lambda: torch.mm(bf16_samples, bf16_rows.T),
         lambda: torch.mm(samples, rows.T),
         rounds=5,
     )
@@ -44,15 +44,15 @@ def has_native_bfloat16(device_type: str) -> bool:
 def numpy_multiplies_faster() -> bool:
     """Whether NumPy multiplies a matrix by a vector faster than torch on this CPU.
 
-    Each ships its own BLAS library. Which one uses all cores and the full memory bandwidth for such
-    a thin product depends on the CPU. Measured once, in a few milliseconds.
+    NumPy and torch ship different BLAS libraries. Which one uses all cores and the full memory
+    bandwidth for such a thin product depends on the CPU. Measured once, in a few milliseconds.
     """
     # Larger than the CPU caches, as a gallery is.
     matrix, vector = torch.randn(16384, 512), torch.randn(1, 512)
     best = []
     for run in (lambda: torch.mm(vector, matrix.T), lambda: matrix.numpy() @ vector[0].numpy()):
         times = []
-        # Not alternating: each library's threads keep spinning for a while after a product.
+        # Not alternating: a library's threads spin for a while after a product and slow the other.
         for _ in range(5):
             start = time.perf_counter()
             run()
@@ -117,7 +117,7 @@ def keep_freed_memory() -> None:
     """Make the C library reuse freed blocks of up to 31 MB instead of returning them to the system.
 
     By default glibc returns blocks of a megabyte and requests zeroed pages again, which costs more
-    than the arithmetic on them. It raises its limit to the largest block ever freed, up to 32 MB.
+    than the arithmetic on them. But its limit rises to the largest block ever freed, up to 32 MB.
     Freeing one untouched block therefore raises the limit at no cost.
     """
     torch.empty(31 * 2**20, dtype=torch.uint8)

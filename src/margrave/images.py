@@ -41,14 +41,14 @@ class ReadableImages(ABC):
 
     @property
     def content_digest(self) -> str | None:
-        """SHA-256 of all pixels or files, where names do not identify the images; else None."""
+        """SHA-256 of all pixels or files if names do not identify the images; otherwise None."""
         return None
 
     @property
     def pieces(self) -> np.ndarray | None:
-        """(P + 1,) indices of the first image of each piece, then N.
+        """(P + 1,) index of the first image of each piece, then N.
 
-        A piece is a run of images that are best fetched together. None if any order is as fast.
+        A piece is a run of images that are best fetched together. None if all orders are as fast.
         """
         return None
 

@@ -26,7 +26,7 @@ Registered = TypeVar("Registered", bound=Callable[..., Any])
 
 
 def suggest(name: str, choices: Iterable[str]) -> str:
-    """The end of an error message: the nearest choice, then all choices.
+    """The end of an error message about an unknown name: the nearest choice, then all choices.
 
     >>> suggest("margn", ["margin", "scale"])
     "did you mean 'margin'? choices: margin, scale"
@@ -42,7 +42,7 @@ def suggest(name: str, choices: Iterable[str]) -> str:
 
 @dataclass(frozen=True)
 class _Source:
-    """The file whose names are being looked up, and the import paths allowed in it."""
+    """The file whose names are being looked up, and what the user typed, which is allowed in it."""
 
     name: str
     typed: frozenset[str]
@@ -140,7 +140,7 @@ def settings_schema(component: Callable[..., Any]) -> type[BaseModel]:
     from pydantic import ConfigDict, create_model
 
     fields: dict[str, Any] = {}
-    # A dataclass's inherited fields are annotated with names of the module that declares them.
+    # get_type_hints also resolves a dataclass's inherited fields, in the modules that declare them.
     hints = get_type_hints(component) if hasattr(component, "__dataclass_fields__") else {}
     for parameter in inspect.signature(component, eval_str=not hints).parameters.values():
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
@@ -187,7 +187,7 @@ PLAIN_WORDS = {
     "string": "text",
     "tuple": "a list",
 }
-"""Descriptions of the expected types in pydantic's error types."""
+"""The first word of pydantic's error types -> what is expected."""
 
 
 def _in_plain_words(fault: Mapping[str, Any]) -> str:

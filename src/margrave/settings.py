@@ -6,6 +6,6 @@ from pydantic import BaseModel, ConfigDict
 
 
 class Settings(BaseModel):
-    """A frozen block of settings that rejects unknown keys; attribute docstrings document it."""
+    """A frozen block of settings that rejects unknown keys, documented by attribute docstrings."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)

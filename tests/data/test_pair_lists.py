@@ -178,7 +178,7 @@ def test_csv_pairs(folder: ImageFolder, tmp_path: Path) -> None:
         ("path_a,path_b,same\n", "contains no pairs"),
         (f"path_a,path_b,same\n{A},{B},1\n{A},{C},maybe\n", r"pairs\.csv:3: .*expected two paths"),
         (f"path_a,path_b,same\n{A},{B}\n", r"pairs\.csv:2"),
-        (f"path_a,path_b,same,fold\n{A},{B},1,1x\n", r"pairs\.csv:2: .*fold as a whole number"),
+        (f"path_a,path_b,same,fold\n{A},{B},1,1x\n", r"pairs\.csv:2: .*'fold' \(a whole number\)"),
         (
             f"path_a,path_b,same,fold\n{A},{B},1,1\n{A},{C},0,\n",
             r"csv:3: .*a fold either on every line",

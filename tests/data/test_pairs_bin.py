@@ -65,6 +65,12 @@ def test_what_is_written_comes_back(tmp_path: Path) -> None:
         write_pairs_bin(tmp_path / "set.bin", [b""], [True])
 
 
+def test_no_pairs_are_not_written(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"empty\.bin would contain no pairs; give at least one"):
+        write_pairs_bin(tmp_path / "empty.bin", [], [])
+    assert not any(tmp_path.iterdir())
+
+
 class Hostile:
     def __init__(self, function: object, *given: object) -> None:
         self.call = function, given

@@ -10,8 +10,8 @@ from margrave.data.labels import number_labels
 from margrave.images import ReadableImages
 
 _REQUIRED = ("__len__", "name", "read")
-_OPTIONAL = ("left_out", "loose_images", "other_formats", "window")
-_METHODS = ("path", "read_bytes", "prefetch")
+_OPTIONAL_ATTRIBUTES = ("left_out", "loose_images", "other_formats", "window")
+_OPTIONAL_METHODS = ("path", "read_bytes", "prefetch")
 
 
 class MinimalImages(Protocol):
@@ -57,7 +57,7 @@ class AdaptedImages(ReadableImages):
                     f"{type(images).__name__} has {len(self.labels)} labels for {len(images)} "
                     "images; give one label per image"
                 )
-        for name in (*_OPTIONAL, *_METHODS):
+        for name in (*_OPTIONAL_ATTRIBUTES, *_OPTIONAL_METHODS):
             if hasattr(images, name):
                 setattr(self, name, getattr(images, name))
 
@@ -76,7 +76,7 @@ class AdaptedImages(ReadableImages):
 
     @property
     def pieces(self) -> np.ndarray | None:
-        """(P + 1,) first image of each run that is best fetched together, then N; or None."""
+        """(P + 1,) first image of each piece, then N; or None; see `ReadableImages`."""
         return getattr(self._images, "pieces", None)
 
     def name(self, index: int) -> str:

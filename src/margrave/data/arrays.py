@@ -50,12 +50,12 @@ class ArrayImages(ReadableImages):
 
     @cached_property
     def content_digest(self) -> str:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """SHA-256 of shapes and pixels, because arrays have no names."""
-        total = hashlib.sha256()
+        """SHA-256 of shapes and pixels, since names such as ``image 0`` do not identify them."""
+        digest = hashlib.sha256()
         for image in self._images:
-            total.update(np.array(image.shape, "<i8").tobytes())
-            total.update(np.ascontiguousarray(image).data)
-        return total.hexdigest()
+            digest.update(np.array(image.shape, "<i8").tobytes())
+            digest.update(np.ascontiguousarray(image).data)
+        return digest.hexdigest()
 
     def name(self, index: int) -> str:
         """``image 0``, ``image 1``, …"""

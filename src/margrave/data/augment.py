@@ -34,7 +34,8 @@ class Augmentation:
         motion: probability of a random rotation, scaling and shift; borders are replicated.
         motion_rotation: maximum rotation in either direction, in degrees.
         motion_scale: minimum and maximum scale.
-        motion_shift: maximum shift in either direction along each axis, as a fraction of the side.
+        motion_shift: maximum shift in either direction along each axis, as a fraction of the
+            image's width or height.
         flip: probability of a horizontal flip.
         crop: probability of blackening everything outside a random rectangle.
         crop_area: minimum and maximum fraction of the area that is kept.
@@ -42,11 +43,11 @@ class Augmentation:
         low_resolution: probability of resampling to a small square and back, each way with one of
             OpenCV's five interpolations.
         low_resolution_side: minimum and maximum side of the small square, as a fraction of
-            the side.
+            the image's height.
         photometric: probability of changing brightness, contrast and saturation in random order.
-        brightness: range r of the brightness factor, uniform in [max(0, 1 − r), 1 + r].
-        contrast: range of the contrast factor about the mean gray, likewise.
-        saturation: range of the saturation factor about each pixel's gray, likewise.
+        brightness: r; the brightness factor is uniform in [max(0, 1 − r), 1 + r].
+        contrast: likewise for the contrast factor, which scales about the image's mean gray.
+        saturation: likewise for the saturation factor, which scales about each pixel's gray.
         gray: probability of converting to grayscale.
 
     Source: AdaFace (CVPR 2022), supplementary material and official code, for crop, low_resolution
@@ -96,7 +97,7 @@ class Augmentation:
 
     @classmethod
     def adaface(cls, **changes: Any) -> Augmentation:
-        """AdaFace's augmentation: flip; crop, low_resolution, photometric with probability 0.2."""
+        """AdaFace's probabilities: flip 0.5; crop, low_resolution and photometric 0.2 each."""
         return cls(**{"crop": 0.2, "low_resolution": 0.2, "photometric": 0.2, **changes})
 
     def __call__(self, image: np.ndarray, generator: np.random.Generator) -> np.ndarray:

@@ -16,8 +16,8 @@ class Sources(Registry[Callable[..., ReadableImages]]):
     """Image sources by name, each with an optional rule that recognizes its paths.
 
     >>> sources = Sources("data set")
-    >>> sources.register("files", lambda path: {"root": path})(dict)
-    <class 'dict'>
+    >>> @sources.register("files", detect=lambda path: {"root": path})
+    ... def open_files(root): ...
     >>> sources.detect("faces")
     {'kind': 'files', 'root': 'faces'}
     """
@@ -33,8 +33,8 @@ class Sources(Registry[Callable[..., ReadableImages]]):
 
         Args:
             name: the ``kind`` of the source.
-            detect: returns the source's settings for a path or URL, or None if it has another
-                format. It may inspect files, but must not read images.
+            detect: returns the source's settings for a path or URL, or None if this source cannot
+                read it. The rule may inspect files, but must not read images.
             priority: if several rules match, the highest priority wins, then the first name in
                 alphabetical order.
         """

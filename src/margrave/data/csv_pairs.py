@@ -26,8 +26,8 @@ _TRUTH = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no"
 def lists_paths(path: str | Path) -> bool:
     """Whether a pair list names files (see `read_csv_pairs`) instead of LFW identities.
 
-    True for a .csv file and for a list whose first line is two paths and 1 or 0. In LFW's
-    ``name 1 0`` the second field is a number, not a path.
+    True for a .csv file and for a list whose first line is two paths and 1 or 0. The line
+    ``name 1 0`` is LFW's: its second field is a number, not a path.
 
     Raises:
         ValueError: the file cannot be read.
@@ -73,18 +73,18 @@ def read_csv_pairs(
                 "(allow_outside, --allow-outside) if you trust the list",
             )
 
-    names, order_pairs = _read_csv(
+    names, pairs = _read_csv(
         Path(path),
         # os.path.isfile also returns False for names that are too long for a file.
         lambda name: os.path.isfile(root / name),
         lambda name: str(root / name),
         refuse_outside,
     )
-    return order_pairs, ImageFiles(root, names)
+    return pairs, ImageFiles(root, names)
 
 
 def _is_below(name: str, root: Path) -> bool:
-    """Whether a path stays in a folder as written; symbolic links in it are allowed."""
+    """Whether a path, as written, stays in a folder; symbolic links are not resolved."""
     if ".." in PurePath(name).parts:
         return False
     return (root / name).is_relative_to(root)
@@ -95,23 +95,23 @@ def read_named_pairs(path: str | Path, names: Sequence[str]) -> PairList:
 
     Args:
         path: the list: a .csv table, lines of "path path 1", or otherwise LFW's format.
-        names: the names of the images that the pairs index. In LFW's format the image is found by
-            the names of its folder and file, ``Name/Name_0001``.
+        names: the paths of the images that the pairs index. A list in LFW's format refers to an
+            image by its last folder and file, ``Name/Name_0001``.
 
     Raises:
         ValueError: see ``read_csv_pairs`` and ``read_lfw_pairs``.
     """
     path = Path(path)
     if not lists_paths(path):
-        return read_lfw_pairs(path, _NamedImages(names))
+        return read_lfw_pairs(path, _ImagesByPath(names))
     index_of = {name: index for index, name in enumerate(names)}
     listed, pairs = _read_csv(path, index_of.__contains__, str)
-    own = np.array([index_of[name] for name in listed], np.int64)
-    return PairList(own[pairs.first], own[pairs.second], pairs.same, pairs.folds)
+    indices = np.array([index_of[name] for name in listed], np.int64)
+    return PairList(indices[pairs.first], indices[pairs.second], pairs.same, pairs.folds)
 
 
-class _NamedImages:
-    """Images for ``read_lfw_pairs``, from paths alone; each folder is an identity."""
+class _ImagesByPath:
+    """`NamedImages` for ``read_lfw_pairs`` from paths alone; each folder is an identity."""
 
     def __init__(self, names: Sequence[str]) -> None:
         self._names = names
@@ -153,29 +153,36 @@ def _read_csv(
     format_name: Callable[[str], str],
     check_name: Callable[[int, str, str], None] = lambda number, line, name: None,
 ) -> tuple[list[str], PairList]:
-    """The names of all images in a pair list, and the pairs as indices into them."""
+    """Read a pair list; returns the names of its images, and the pairs as indices into them.
+
+    Args:
+        path: the list.
+        exists: whether there is an image with a name.
+        format_name: formats the name of a missing image for messages.
+        check_name: called with (line number, line, name); raises an error if the name is forbidden.
+    """
     pairs: list[list[str]] = []
     same: list[bool] = []
     fold_of: list[int] = []
     has_folds = False
-    agreement = Consistency(path, "the pair", "label")
+    consistency = Consistency(path, "the pair", "label")
     for number, line, fields in _pair_rows(path):
-        first_name, second_name, truth, fold = fields
+        first_name, second_name, same_text, fold = fields
         if not pairs:
             has_folds = bool(fold)
-        is_valid = truth.lower() in _TRUTH and first_name and second_name
+        is_valid = same_text.lower() in _TRUTH and first_name and second_name
         if not is_valid or (fold and whole_number(fold) is None):
-            wanted = "two paths, same as 1 or 0" + (", fold as a whole number" * has_folds)
-            raise malformed(path, number, line, wanted)
+            expected = "two paths, 'same' (1 or 0)" + (", 'fold' (a whole number)" * has_folds)
+            raise malformed(path, number, line, expected)
         if bool(fold) != has_folds:
             raise malformed(path, number, line, "a fold either on every line or on no line")
-        genuine = _TRUTH[truth.lower()]
+        genuine = _TRUTH[same_text.lower()]
         for name in (first_name, second_name):
             check_name(number, line, name)
         key = tuple(sorted(PurePath(name).as_posix() for name in (first_name, second_name)))
         if key[0] == key[1] and not genuine:
             raise malformed(path, number, line, "an image to have the same identity as itself")
-        agreement.add(key, genuine, number, line)
+        consistency.add(key, genuine, number, line)
         pairs.append([first_name, second_name])
         same.append(genuine)
         fold_of.append(int(fold or 0))

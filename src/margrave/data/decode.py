@@ -14,20 +14,21 @@ Fit = Literal["crop", "stretch", "pad"]
 
 MAXIMUM_PIXELS = 64_000_000
 
-# Inside a scan, 0xFF followed by 0x00 is data and by 0xD0-0xD7 a restart; anything else is the next
-# marker. One search therefore works for headers and scans.
+# Each segment of a JPEG begins with a marker: 0xFF and a code. Within a scan's data, 0xFF is only
+# followed by 0x00 (a data byte) or 0xD0-0xD7 (a restart), so this pattern finds the next segment.
 _JPEG_MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]", re.DOTALL)
-_JPEG_END = b"\xff\xd9"
-_JPEG = b"\xff\xd8\xff"
+_JPEG_START = b"\xff\xd8\xff"
 _JPEG_SCAN = b"\xff\xda"
-_JPEG_END_OF_IMAGE = 0xD9
-_USUAL_SCANS, _MAX_SCANNED_PIXELS = 20, 1_000_000_000
+_JPEG_END_CODE = 0xD9
+_JPEG_END = bytes((0xFF, _JPEG_END_CODE))
+# Codes of segments without a length, of those usual before the frame header, of frame headers.
 _JPEG_WITHOUT_LENGTH = (0x01, 0xD8)
-_JPEG_SEGMENTS = frozenset((*range(0xE0, 0xF0), 0xDB, 0xC4, 0xDD, 0xFE))
+_JPEG_BEFORE_FRAME = frozenset((*range(0xE0, 0xF0), 0xDB, 0xC4, 0xDD, 0xFE))
 _JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+_USUAL_SCANS, _MAX_SCANNED_PIXELS = 20, 1_000_000_000
 _PNG_DEFLATED = (b"zTXt", b"iTXt", b"iCCP")
 _MAX_DEFLATE_RATIO, _MAX_CHUNK_BYTES, _MAX_TEXT_BYTES = 1032, 8_000_000, 256_000_000
-"""Deflate's maximum compression ratio; libpng's limits for an unpacked chunk and for all chunks."""
+"""Deflate's maximum compression ratio; limits for one decompressed chunk (libpng's), for all."""
 _NETPBM = re.compile(rb"P[2356](?:\s|#[^\n]*\n)+(\d{1,9})(?:\s|#[^\n]*\n)+(\d{1,9})\s")
 
 
@@ -59,7 +60,7 @@ def decode_image(data: bytes, name: str, maximum_pixels: int = MAXIMUM_PIXELS) -
     """
     if not data:
         raise ValueError(f"{name} is empty; download or copy it again, or remove it")
-    measure = next((size for start, size in _FORMATS if data.startswith(start)), None)
+    measure = next((measure for start, measure in _FORMATS if data.startswith(start)), None)
     if measure is None:
         raise ValueError(
             f"{name} is not an image of a supported format (it begins with {data[:8]!r}); "
@@ -73,7 +74,7 @@ def decode_image(data: bytes, name: str, maximum_pixels: int = MAXIMUM_PIXELS) -
         ) from None
     except _Unsafe as error:
         raise ValueError(f"{name} {error}; re-save the image, or remove it") from None
-    if data.startswith(_JPEG):
+    if data.startswith(_JPEG_START):
         _check_scans(data, height * width, name)
     if height * width > maximum_pixels:
         raise ValueError(
@@ -133,8 +134,8 @@ def _broken(name: str, reason: str) -> str:
 def _jpeg_size(data: bytes) -> tuple[int, int]:
     height, width, position = 0, 0, 2
     if data.endswith(_JPEG_END) and len(data) > 12:
-        # Fast path: most files end with the image and begin with segments that declare a length.
-        while data[position] == 0xFF and data[position + 1] in _JPEG_SEGMENTS:
+        # Fast path: most files end with the image and declare the length of their first segments.
+        while data[position] == 0xFF and data[position + 1] in _JPEG_BEFORE_FRAME:
             position += 2 + (data[position + 2] << 8 | data[position + 3])
             if position + 9 > len(data):
                 raise _Truncated
@@ -144,7 +145,7 @@ def _jpeg_size(data: bytes) -> tuple[int, int]:
     while (marker := _JPEG_MARKER.search(data, position)) is not None:
         position = marker.end()
         code = data[position - 1]
-        if code == _JPEG_END_OF_IMAGE:
+        if code == _JPEG_END_CODE:
             return height, width
         if code in _JPEG_WITHOUT_LENGTH:
             continue
@@ -157,7 +158,7 @@ def _jpeg_size(data: bytes) -> tuple[int, int]:
 
 def _check_scans(data: bytes, pixels: int, name: str) -> None:
     """Reject a progressive JPEG with a huge number of scans, since each takes time to decode."""
-    # These bytes never occur within a scan's data; embedded thumbnails add a few scans.
+    # The marker never occurs within a scan's data; embedded thumbnails add a few scans.
     scans = data.count(_JPEG_SCAN)
     if scans > _USUAL_SCANS and scans * pixels > _MAX_SCANNED_PIXELS:
         raise ValueError(
@@ -168,15 +169,15 @@ def _check_scans(data: bytes, pixels: int, name: str) -> None:
 
 def _png_size(data: bytes) -> tuple[int, int]:
     width, height = struct.unpack_from(">II", data, 16)
-    position, text = 8, 0
+    position, text_bytes = 8, 0
     while (chunk := data[position + 4 : position + 8]) != b"IEND":
         if len(chunk) < 4:
             raise _Truncated
         length = int.from_bytes(data[position : position + 4], "big")
         if chunk in _PNG_DEFLATED:
-            # The decoder unpacks all of these chunks and keeps them in memory.
-            text += min(length * _MAX_DEFLATE_RATIO, _MAX_CHUNK_BYTES)
-            if text > _MAX_TEXT_BYTES:
+            # The decoder decompresses all of these chunks and keeps them in memory.
+            text_bytes += min(length * _MAX_DEFLATE_RATIO, _MAX_CHUNK_BYTES)
+            if text_bytes > _MAX_TEXT_BYTES:
                 raise _Unsafe("contains compressed text that could take too much memory")
         position += 12 + length
     return height, width
@@ -219,7 +220,7 @@ def _netpbm_size(data: bytes) -> tuple[int, int]:
 
 
 _FORMATS: tuple[tuple[bytes, Callable[[bytes], tuple[int, int]]], ...] = (
-    (_JPEG, _jpeg_size),
+    (_JPEG_START, _jpeg_size),
     (b"\x89PNG\r\n\x1a\n", _png_size),
     (b"RIFF", _webp_size),
     (b"BM", _bmp_size),

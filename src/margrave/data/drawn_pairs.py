@@ -15,8 +15,8 @@ def balanced_pairs(
     """Draw balanced pairs, as in LFW: each fold has as many genuine as impostor pairs.
 
     No pair is drawn twice. Genuine pairs are spread over identities as evenly as their images
-    allow; impostor pairs are uniform over all pairs of images of different identities. Folds are
-    identity-disjoint if each can then have enough pairs; otherwise ``identity_disjoint`` is False.
+    allow; impostor pairs are uniform over all pairs of images of different identities. Folds share
+    no identities if each can still have enough pairs; otherwise ``identity_disjoint`` is False.
 
     Args:
         labels: (N,) integers, the identity of each image.
@@ -54,9 +54,11 @@ def balanced_pairs(
     identity_disjoint = all(min(_count_possible_pairs(group)) >= half // folds for group in groups)
     if not identity_disjoint:
         groups = [images_of]
-    each = half // len(groups)
+    pairs_per_group = half // len(groups)
     halves = [
-        np.concatenate([draw(group, each, generator) for group in groups]).reshape(folds, -1, 2)
+        np.concatenate([draw(group, pairs_per_group, generator) for group in groups]).reshape(
+            folds, -1, 2
+        )
         for draw in (_draw_genuine, _draw_impostor)
     ]
     first, second = np.concatenate(halves, axis=1).reshape(-1, 2).T
@@ -109,9 +111,9 @@ def _draw_genuine(
     for images, wanted, limit in zip(images_of, quota, possible, strict=True):
         if wanted:
             # Pairs i < j are numbered p = j(j-1)/2 + i; recover j, then i.
-            which = generator.choice(limit, wanted, replace=False)
-            later = ((1 + np.sqrt(1 + 8.0 * which)) / 2).astype(np.int64)
-            earlier = which - later * (later - 1) // 2
+            numbers = generator.choice(limit, wanted, replace=False)
+            later = ((1 + np.sqrt(1 + 8.0 * numbers)) / 2).astype(np.int64)
+            earlier = numbers - later * (later - 1) // 2
             drawn.append(np.stack([images[earlier], images[later]], axis=1))
     return generator.permutation(np.concatenate(drawn))
 
@@ -122,10 +124,10 @@ def _draw_impostor(
     """(count, 2) distinct impostor pairs, uniform over all impostor pairs."""
     images = np.concatenate(images_of)
     sizes = np.array([len(group) for group in images_of])
-    # With images grouped by identity, each is paired with every image before its own group.
-    partners = np.repeat(np.cumsum(sizes) - sizes, sizes)
-    ends = np.cumsum(partners)
-    which = generator.choice(int(ends[-1]), count, replace=False)
-    later = np.searchsorted(ends, which, side="right")
-    earlier = which - (ends[later] - partners[later])
+    # Each image is paired with every image before its own group; number the pairs in this order.
+    partner_counts = np.repeat(np.cumsum(sizes) - sizes, sizes)
+    ends = np.cumsum(partner_counts)
+    numbers = generator.choice(int(ends[-1]), count, replace=False)
+    later = np.searchsorted(ends, numbers, side="right")
+    earlier = numbers - (ends[later] - partner_counts[later])
     return np.stack([images[earlier], images[later]], axis=1)

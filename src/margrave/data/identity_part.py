@@ -1,4 +1,4 @@
-"""A part of the identities of another source, so that parts of one folder are disjoint."""
+"""Identity-disjoint training, validation and test parts of one image source."""
 
 from __future__ import annotations
 

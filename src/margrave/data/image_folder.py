@@ -20,7 +20,7 @@ from margrave.quantity import quantity
 
 EXTENSIONS = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".ppm", ".pgm")
 OTHER_EXTENSIONS = (".tif", ".tiff", ".gif", ".heic", ".heif", ".avif", ".jp2", ".jxl")
-"""Image formats that are not supported, to report them."""
+"""Unsupported image formats, which are only counted."""
 
 
 def _single_file(path: str) -> Mapping[str, Any] | None:
@@ -97,7 +97,7 @@ class ImageFiles(ReadableImages):
 
 
 def _content(path: str) -> bytes:
-    """A file's bytes, read by three system calls instead of the eight of `open`."""
+    """A file's bytes, read with fewer system calls than by `open`."""
     try:
         file = open_regular(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
         try:
@@ -135,7 +135,7 @@ def image_paths(
     return natural_sort(paths)
 
 
-# The fallback for paths that no other source recognizes; opening one explains what is wrong.
+# The fallback for paths that no other source recognizes; its errors explain what is wrong.
 @SOURCES.register("folder", detect=lambda path: {"root": path}, priority=-1)
 class ImageFolder(ImageFiles, FaceImages):
     """Labeled images: each folder directly below ``root`` is one identity.
@@ -204,18 +204,13 @@ class ImageFolder(ImageFiles, FaceImages):
             )
         if identities == 0 and left_out_images == 0:
             others = sum(self.other_formats.values())
+            remedy = (
+                f"convert the {quantity(others, 'image')} in other formats to JPEG or PNG"
+                if others
+                else "give the folder that contains the identity folders"
+            )
             raise ValueError(
-                f"{root} and its subfolders contain no images ({', '.join(EXTENSIONS)}); "
-                + (
-                    f"convert the {quantity(others, 'image')} in other formats"
-                    if others
-                    else "give"
-                )
-                + (
-                    " to JPEG or PNG"
-                    if others
-                    else " the folder that contains the identity folders"
-                )
+                f"{root} and its subfolders contain no images ({', '.join(EXTENSIONS)}); {remedy}"
             )
         if identities < 2:
             raise ValueError(
@@ -231,7 +226,7 @@ def _is_image(name: str) -> bool:
 
 
 def natural_sort(names: Iterable[str]) -> list[str]:
-    """Sort names, comparing digits as numbers.
+    """Sort names, comparing runs of digits as numbers.
 
     >>> natural_sort(["s10", "s2", "s1"])
     ['s1', 's2', 's10']
@@ -240,6 +235,6 @@ def natural_sort(names: Iterable[str]) -> list[str]:
 
 
 def _natural_order(name: str | Path) -> tuple[list[tuple[int, str]], str]:
-    # The split alternates text and numbers, so two names never compare a text with a number.
+    # The split alternates text and numbers, so text is never compared with a number.
     parts = re.split(r"([0-9]+)", str(name))
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in parts], str(name)

@@ -33,11 +33,15 @@ class NamedImages(Protocol):
 def read_lfw_pairs(path: str | Path, image_folder: NamedImages) -> PairList:
     """Read a list in the format of LFW's ``pairs.txt``.
 
-    The header is ``folds pairs`` (``10 300``) or, for one fold, ``pairs``. Each fold then has that
-    many genuine lines ``name number number`` and as many impostor lines ``name number name
-    number``. Image number 1 of identity ``Name`` is the file ``Name_0001`` with any extension.
-    Without a header (RFW) the lines are split in order into ten folds whose sizes differ by at most
-    one pair (fewer folds if there are fewer pairs).
+    The header is ``folds n`` (``10 300``) or, for one fold, ``n``. Each fold is n genuine lines
+    ``name number number`` and then n impostor lines ``name number name number``. Image number 1 of
+    identity ``Name`` is the file ``Name_0001`` with any extension. Without a header (RFW) the lines
+    are split in order into ten folds whose sizes differ by at most one pair (fewer folds if there
+    are fewer pairs).
+
+    Args:
+        path: the list.
+        image_folder: the images that the pairs index.
 
     Raises:
         ValueError: a malformed line or missing images; the message gives the line or the names.
@@ -72,8 +76,8 @@ def read_lfw_pairs(path: str | Path, image_folder: NamedImages) -> PairList:
         for index, label in enumerate(image_folder.labels)
     }
     first, second = look_up(path, pairs, index_of.get, lambda key: f"{key[0]}/{key[1]}")
-    identities = image_folder.labels[np.stack([first, second])]
-    return PairList(first, second, np.array(same), folds, _are_disjoint(identities, folds))
+    labels = image_folder.labels[np.stack([first, second])]
+    return PairList(first, second, np.array(same), folds, _are_disjoint(labels, folds))
 
 
 def _lfw_line(place: str, line: str, genuine: bool) -> list[tuple[str, str]]:
@@ -84,18 +88,18 @@ def _lfw_line(place: str, line: str, genuine: bool) -> list[tuple[str, str]]:
     elif len(parts) == 4 and genuine:
         parts = []
     if len(parts) != 4 or None in (whole_number(parts[1]), whole_number(parts[3])):
-        wanted = "name number number" if genuine else "name number name number"
-        raise ValueError(f"{place}: {line!r}; expected {wanted!r}")
+        expected = "name number number" if genuine else "name number name number"
+        raise ValueError(f"{place}: {line!r}; expected {expected!r}")
     if (parts[0] == parts[2]) != genuine:
         expected = "one identity" if genuine else "two identities"
         raise ValueError(f"{place}: {line!r}; expected {expected}")
     return [(name, f"{name}_{int(number):04d}") for name, number in (parts[:2], parts[2:])]
 
 
-def _are_disjoint(identities: np.ndarray, folds: int) -> bool:
-    """Whether no two folds share an identity; `identities` is (2, P)."""
+def _are_disjoint(labels: np.ndarray, folds: int) -> bool:
+    """Whether no two folds share an identity; `labels` (2, P) are those of each pair's images."""
     earlier: set[int] = set()
-    for fold in np.array_split(identities, folds, axis=1):
+    for fold in np.array_split(labels, folds, axis=1):
         in_fold = set(fold.ravel().tolist())
         if earlier & in_fold:
             return False

@@ -18,7 +18,7 @@ _NAMES_SHOWN = 5
 class PairList:
     """P pairs of images, in consecutive folds of P / folds pairs for cross-validation.
 
-    If P is not a multiple of the folds, the first P mod folds have one more pair.
+    If P is not a multiple of ``folds``, each of the first P mod ``folds`` folds has one more pair.
 
     Attributes:
         first: (P,) int64, index of each pair's first image.
@@ -65,7 +65,7 @@ def look_up(
 
     Args:
         path: the list, for messages.
-        pairs: the keys of each pair's two images.
+        pairs: the keys (paths, or identity and file stem) of each pair's two images.
         index_of: maps a key to an image index, or None.
         format_key: formats a key for messages.
 

@@ -1,7 +1,7 @@
 """Verification sets in InsightFace's ``.bin`` format, such as ``lfw.bin``.
 
 The file is a pickle of (images, same): 2P encoded images, where 2k and 2k + 1 are pair k, and P
-booleans. It is parsed without executing it.
+booleans. The pickle is parsed without being executed.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class PackedImages(ReadableImages):
 
     Args:
         encoded: the bytes of each JPEG or PNG file.
-        source: name of the image set, for messages.
+        source: the file or image set, for messages.
         maximum_pixels: images with more pixels are rejected, see ``decode_image``.
     """
 
@@ -46,11 +46,11 @@ class PackedImages(ReadableImages):
 
     @cached_property
     def content_digest(self) -> str:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """SHA-256 of the images, because images in such a file have no names."""
-        total = hashlib.sha256()
+        """SHA-256 of the encoded images, since names (file and index) do not identify them."""
+        digest = hashlib.sha256()
         for image in self.encoded:
-            total.update(len(image).to_bytes(8, "little") + image)
-        return total.hexdigest()
+            digest.update(len(image).to_bytes(8, "little") + image)
+        return digest.hexdigest()
 
     def name(self, index: int) -> str:
         """The file and the image's index in it, for messages."""
@@ -104,7 +104,7 @@ def read_pairs_bin(path: str | Path, folds: int = 10) -> tuple[PairList, PackedI
         _image(item, path, number, budget)
         for number, item in enumerate(_sequence(content[0], path))
     ]
-    same = np.array([_truth(item, path, n) for n, item in enumerate(_sequence(content[1], path))])
+    same = np.array([_is_same(item, path, n) for n, item in enumerate(_sequence(content[1], path))])
     if len(images) != 2 * len(same) or not len(same):
         raise ValueError(
             f"{path} contains {quantity(len(images), 'image')} for {quantity(len(same), 'pair')}; "
@@ -132,7 +132,7 @@ def _image(value: Any, path: Path, number: int, budget: Budget) -> bytes:
     return bytes(value)
 
 
-def _truth(value: Any, path: Path, number: int) -> bool:
+def _is_same(value: Any, path: Path, number: int) -> bool:
     if isinstance(value, bool | np.bool_) or (
         isinstance(value, int | np.integer) and value in (0, 1)
     ):
@@ -149,8 +149,10 @@ def write_pairs_bin(path: str | Path, images: Sequence[bytes], same: Sequence[bo
         same: whether each pair shows one identity.
 
     Raises:
-        ValueError: the number of images is not twice the number of pairs.
+        ValueError: there are no pairs, or the number of images is not twice the number of pairs.
     """
+    if not len(same):
+        raise ValueError(f"{path} would contain no pairs; give at least one pair")
     if len(images) != 2 * len(same):
         raise ValueError(
             f"{quantity(len(images), 'image')} for {quantity(len(same), 'pair')}; "

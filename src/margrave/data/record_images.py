@@ -54,6 +54,7 @@ class RecordImages(FaceImages):
         labels: (N,) int64, classes in the order of the labels in the file.
         class_names: each class's label in the file.
         left_out: identities below ``minimum_images`` -> number of images.
+        rebuilt: whether the index file was missing and has been rebuilt.
         num_classes: number of identities according to ``property``, or None.
         image_size: height and width according to ``property``, or None.
 
@@ -93,7 +94,8 @@ class RecordImages(FaceImages):
                 "lower minimum_images"
             )
         self._file_labels = file_labels[keep]
-        self.labels = (np.cumsum(~is_small) - 1)[labels[keep]].astype(np.int64)
+        renumbered = np.cumsum(~is_small) - 1
+        self.labels = renumbered[labels[keep]].astype(np.int64)
         self._keys, self._offsets = keys[keep], offsets[keep]
         declared = _property(self.file.with_name(PROPERTY))
         self.num_classes = declared[0] if declared else None
@@ -124,16 +126,16 @@ class RecordImages(FaceImages):
             return keys, offsets, _checked_labels(self.file, keys, headers.labels[images, 0])
         if not (np.isfinite([first, end]).all() and 0 < first <= end <= first + len(keys)):
             raise ValueError(
-                f"{self.file}: record 0 lists {first:g} to {end:g} as identity records, of "
-                f"{len(keys)} records; download or copy the file again"
+                f"{self.file}: record 0 gives {first:g} to {end:g} as the range of the identity "
+                f"records, but the file has {len(keys)} records; download or copy the file again"
             )
-        identities = np.arange(int(first), int(end))
-        bounds = self.records.headers(offsets_of(identities)).labels
+        identity_keys = np.arange(int(first), int(end))
+        bounds = self.records.headers(offsets_of(identity_keys)).labels
         wrong = ~np.isfinite(bounds).all(axis=1) | (bounds != np.floor(bounds)).any(axis=1)
         sizes = np.where(wrong, 0, bounds[:, 1] - bounds[:, 0])
         wrong |= (sizes < 0) | (np.where(wrong, 0, bounds[:, 0]) < 0)
         if wrong.any():
-            number = identities[wrong][0]
+            number = identity_keys[wrong][0]
             raise ValueError(
                 f"{self.file}: identity record {number} contains no valid range of images"
             )
@@ -143,14 +145,14 @@ class RecordImages(FaceImages):
                 f"{len(keys)} records"
             )
         present = sizes > 0
-        begins = bounds[present, 0].astype(np.int64)
+        first_keys = bounds[present, 0].astype(np.int64)
         counts = sizes[present].astype(np.int64)
-        starts = np.cumsum(counts) - counts
-        image_keys = np.repeat(begins - starts, counts) + np.arange(counts.sum())
+        first_images = np.cumsum(counts) - counts
+        image_keys = np.repeat(first_keys - first_images, counts) + np.arange(counts.sum())
         image_offsets = offsets_of(image_keys)
-        # All images of a range should have one label; `read_bytes` checks each.
+        # All images of a range should have the label of its first; `read_bytes` checks each.
         labels = _checked_labels(
-            self.file, begins, self.records.headers(image_offsets[starts]).labels[:, 0]
+            self.file, first_keys, self.records.headers(image_offsets[first_images]).labels[:, 0]
         )
         return image_keys, image_offsets, np.repeat(labels, counts)
 
@@ -219,7 +221,7 @@ def _checked_labels(
     if wrong.any():
         first = int(wrong.nonzero()[0][0])
         raise ValueError(
-            f"{path}, record {keys[first]}: {values[first]!r} is not a label; labels are "
+            f"{path}, record {keys[first]}: {values[first]:g} is not a label; labels are "
             f"integers from 0 to {MAX_LABEL}"
         )
     return values
@@ -263,7 +265,8 @@ def write_record_images(
         folder: created if necessary; existing files are replaced.
         images: (label, encoded image), grouped by label, with labels ascending from 0.
         image_size: side in pixels, for ``property``.
-        arrays: whether to write the label of a key as an array of two, as some tools do.
+        arrays: called with a record's key; if true, its label is written as an array of two
+            numbers, as some tools do.
 
     Raises:
         ValueError: the labels are not in order.
@@ -287,16 +290,17 @@ def write_record_images(
             ranges[-1][1] = key + 1
             if key >= MAX_LABEL:
                 raise ValueError(
-                    f"more than {MAX_LABEL} images: the format stores their numbers as float32; "
+                    f"more than {MAX_LABEL} images: the format stores their keys as float32; "
                     "pack them as shards"
                 )
             value = np.array([label, 0], np.float32) if arrays(key) else float(label)
             offsets.append(writer.write(join_record(key, value, image)))
-        for identity, bounds in enumerate(ranges, key + 1):
-            offsets.append(writer.write(join_record(identity, np.array(bounds, np.float32))))
+        for identity_key, bounds in enumerate(ranges, key + 1):
+            offsets.append(writer.write(join_record(identity_key, np.array(bounds, np.float32))))
     header = join_record(0, np.array([key + 1, key + 1 + len(ranges)], np.float32))
     with open(unfinished[RECORDS], "r+b") as file:
-        # The header's content is known only now; it has the placeholder's length.
+        # The content of record 0 is known only now. It replaces the placeholder, which has the same
+        # length and follows 8 bytes of RecordIO.
         file.seek(8)
         file.write(header)
     write_index(unfinished[INDEX], range(len(offsets)), offsets)

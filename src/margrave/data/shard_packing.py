@@ -69,26 +69,37 @@ def pack_shards(
     if seed is not None:
         order = np.random.default_rng([seed, 0]).permutation(order)
     prepare = partial(packed_bytes, images, size=size, fit=fit, quality=quality)
-    finished = []
+    result_paths = []
     for number, start in enumerate(range(0, len(order), images_per_shard)):
         indices = order[start : start + images_per_shard].tolist()
-        done = folder / f".shard-{number:06d}.json"
-        if not done.is_file():
+        result_path = folder / f".shard-{number:06d}.json"
+        if not result_path.is_file():
             contents = in_order(prepare, indices, workers)
             path = folder / f"shard-{number:06d}.tar"
-            advance = partial(_report, progress, start, len(order))
-            shard = _write_shard(path, images, advance(contents), start)
-            with atomic_write(done) as unfinished:
-                unfinished.write_text(json.dumps(shard), encoding="utf-8")
+            contents = _report_each(contents, progress, start, len(order))
+            result = _write_shard(path, images, contents, start)
+            with atomic_write(result_path) as unfinished:
+                unfinished.write_text(json.dumps(result), encoding="utf-8")
         progress(start + len(indices), len(order))
-        finished.append(done)
-    return _finish(folder, finished, list(images.class_names))
+        result_paths.append(result_path)
+    return _finish(folder, result_paths, list(images.class_names))
 
 
 def _write_shard(
     path: Path, images: FaceImages, contents: Iterable[tuple[int, bytes | ValueError]], start: int
 ) -> dict[str, object]:
-    """Write one tar file atomically; returns its entry for the index."""
+    """Write one tar file atomically.
+
+    Args:
+        path: the tar file.
+        images: the images, for their names and labels.
+        contents: (index, encoded image or error) of each image.
+        start: the first sample's key, a number.
+
+    Returns:
+        "entry": the shard's entry in the index; "rows": offset, size, label and CRC-32 of each
+        sample; "unreadable": name -> reason.
+    """
     unfinished = path.with_name(f".{path.name}.unfinished")
     rows: list[tuple[int, int, int, int]] = []
     unreadable: dict[str, str] = {}
@@ -113,8 +124,8 @@ def _write_shard(
     return {"entry": entry, "rows": rows, "unreadable": unreadable}
 
 
-def _report(
-    progress: Progress, start: int, total: int, contents: Iterable[tuple[int, bytes | ValueError]]
+def _report_each(
+    contents: Iterable[tuple[int, bytes | ValueError]], progress: Progress, start: int, total: int
 ) -> Iterator[tuple[int, bytes | ValueError]]:
     for done, content in enumerate(contents, start + 1):
         yield content
@@ -122,7 +133,7 @@ def _report(
 
 
 def _check_plan(folder: Path, images: FaceImages, settings: list[object]) -> None:
-    """Check that the folder is empty, or contains the same packing, unfinished."""
+    """Check that the folder has no shards but unfinished ones of this packing; writes the plan."""
     for identity in images.class_names:
         if not identity.isprintable():
             raise ValueError(f"identity {identity!r} contains unprintable characters; rename it")
@@ -145,18 +156,18 @@ def _check_plan(folder: Path, images: FaceImages, settings: list[object]) -> Non
             unfinished.write_bytes(plan)
 
 
-def _finish(folder: Path, finished: list[Path], identities: list[str]) -> dict[str, str]:
+def _finish(folder: Path, result_paths: list[Path], identities: list[str]) -> dict[str, str]:
     """Write the index once all shards are complete; returns the unreadable images."""
     unreadable: dict[str, str] = {}
     entries, rows = [], []
-    for path in finished:
-        shard = read_json(path.read_bytes(), str(path))
-        unreadable |= shard["unreadable"]
-        if shard["rows"]:
-            entries.append(ShardEntry(**shard["entry"]))
-            rows.append(np.array([tuple(row) for row in shard["rows"]], SAMPLE))
+    for path in result_paths:
+        result = read_json(path.read_bytes(), str(path))
+        unreadable |= result["unreadable"]
+        if result["rows"]:
+            entries.append(ShardEntry(**result["entry"]))
+            rows.append(np.array([tuple(row) for row in result["rows"]], SAMPLE))
         else:
-            (folder / shard["entry"]["name"]).unlink(missing_ok=True)
+            (folder / result["entry"]["name"]).unlink(missing_ok=True)
     if not rows:
         raise ValueError(f"none of the images could be read: {next(iter(unreadable.values()))}")
     samples = np.concatenate(rows).tobytes()
@@ -170,12 +181,14 @@ def _finish(folder: Path, finished: list[Path], identities: list[str]) -> dict[s
     )
     with atomic_write(folder / INDEX) as unfinished:
         unfinished.write_text(index.model_dump_json(indent=1), encoding="utf-8")
-    for path in (*finished, folder / PLAN):
+    for path in (*result_paths, folder / PLAN):
         path.unlink()
     return unreadable
 
 
-def damaged_shards(folder: str | Path, progress: Progress = lambda d, t: None) -> Iterator[str]:
+def damaged_shards(
+    folder: str | Path, progress: Progress = lambda done, total: None
+) -> Iterator[str]:
     """Compare shards on disk with their index; yields a message for each damaged shard."""
     folder = Path(folder)
     index = ShardIndex.model_validate_json((folder / INDEX).read_bytes())

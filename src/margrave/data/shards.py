@@ -1,7 +1,8 @@
 """WebDataset shards: tar files of images and labels, on disk or at a URL that fsspec supports.
 
-The index, ``shards.json`` (identities; the shards' sizes and SHA-256) and ``samples.bin`` (each
-image's offset, label and CRC-32), gives all labels at once and allows reading any single image.
+The index consists of ``shards.json`` (identities; the shards' sizes and SHA-256) and
+``samples.bin`` (each image's offset, size, label and CRC-32). It gives all labels at once and
+allows reading any single image.
 """
 
 from __future__ import annotations
@@ -51,14 +52,15 @@ def _detect(path: str) -> Mapping[str, Any] | None:
 
 @SOURCES.register("shards", detect=_detect)
 class ShardImages(FaceImages):
-    """The images of a folder or URL of shards; from a URL they are fetched in pieces.
+    """The images of a folder or URL of shards.
 
     Without ``shards.json`` the folder's tar files are scanned. Files whose names agree up to the
     first dot form a sample: an image and its label (``.cls``, or ``label`` in ``.json``).
 
-    Training distributes *pieces*, runs of consecutive images of a shard, and shuffles within
-    windows of several pieces (see `WindowSampler`), so each process fetches each byte once. For
-    shards packed in random order, as by `margrave pack`, this is as good as a full shuffle.
+    A *piece* is a run of consecutive images of a shard; from a URL, whole pieces are fetched.
+    Training splits the pieces among its processes and shuffles within windows of several pieces
+    (see `WindowSampler`), so each process fetches each of its pieces once. For shards packed in
+    random order, as by `margrave pack`, this is as good as a full shuffle.
 
     Args:
         root: a folder, or a URL that fsspec supports: ``https://…``, ``s3://…``, ``gs://…``.
@@ -98,18 +100,19 @@ class ShardImages(FaceImages):
         self._remote = "://" in self.root
         self._clear_caches()
         if self._remote or Path(self.root, INDEX).is_file():
-            names, self.shards, counts, rows = self._read_index()
+            identities, self.shards, counts, rows = self._read_index()
             self.scanned = False
         else:
-            names, self.shards, counts, rows = scan_shards(Path(self.root))
+            identities, self.shards, counts, rows = scan_shards(Path(self.root))
             self.scanned = True
-        shard = np.repeat(np.arange(len(counts), dtype=np.uint32), counts)
+        shard_of_image = np.repeat(np.arange(len(counts), dtype=np.uint32), counts)
         unique_labels, labels, sizes = np.unique(
             rows["label"], return_inverse=True, return_counts=True
         )
         is_small = sizes < minimum_images
         identity_names = [
-            names[label] if label < len(names) else str(label) for label in unique_labels.tolist()
+            identities[label] if label < len(identities) else str(label)
+            for label in unique_labels.tolist()
         ]
         self.left_out = {identity_names[n]: int(sizes[n]) for n in is_small.nonzero()[0]}
         self.class_names = [identity_names[n] for n in (~is_small).nonzero()[0]]
@@ -121,10 +124,11 @@ class ShardImages(FaceImages):
             )
         if is_small.any():
             keep = ~is_small[labels]
-            rows, shard, labels = rows[keep], shard[keep], labels[keep]
-        self.labels = (np.cumsum(~is_small) - 1)[labels].astype(np.int64)
-        self._rows, self._shard = rows, shard
-        self._pieces = _pieces(np.bincount(shard, minlength=len(counts)), piece_images)
+            rows, shard_of_image, labels = rows[keep], shard_of_image[keep], labels[keep]
+        renumbered = np.cumsum(~is_small) - 1
+        self.labels = renumbered[labels].astype(np.int64)
+        self._rows, self._shard_of_image = rows, shard_of_image
+        self._pieces = _pieces(np.bincount(shard_of_image, minlength=len(counts)), piece_images)
         # Small shards have smaller pieces, so a window covers more of them.
         self._max_cached_pieces = 2 * max(
             window_pieces, -(-self.window * len(self._pieces) // len(labels))
@@ -140,7 +144,7 @@ class ShardImages(FaceImages):
 
     def name(self, index: int) -> str:
         """The shard and the position in it, for messages."""
-        shard, row = self.shards[self._shard[index]], self._rows[index]
+        shard, row = self.shards[self._shard_of_image[index]], self._rows[index]
         return f"{self.root}/{shard}, {row['size']} bytes at byte {row['offset']}"
 
     def prefetch(self, indices: Sequence[int]) -> None:
@@ -174,15 +178,15 @@ class ShardImages(FaceImages):
             piece = int(np.searchsorted(self._pieces, index, side="right")) - 1
             piece_bytes = self._cached_pieces.get(piece)
             if piece_bytes is None:
-                address = f"{self.root}/{self.shards[self._shard[index]]}"
+                address = f"{self.root}/{self.shards[self._shard_of_image[index]]}"
                 content = read_ranges([address], [offset], [offset + size])[0]
             else:
                 start = offset - int(self._rows["offset"][self._pieces[piece]])
                 content = piece_bytes[start : start + size]
         else:
-            shard = os.path.join(self.root, self.shards[self._shard[index]])
+            shard = os.path.join(self.root, self.shards[self._shard_of_image[index]])
             try:
-                # Keep a reference while reading: eviction by another thread would close it.
+                # Keep a reference while reading: if another thread evicts the file, it is closed.
                 file = self._open(shard)
                 content = os.pread(file.number, size, offset)
             except OSError as error:
@@ -207,7 +211,7 @@ class ShardImages(FaceImages):
     def _clear_caches(self) -> None:
         """Create empty caches, also in each process that receives a copy."""
         self._cached_pieces: OrderedDict[int, bytes] = OrderedDict()
-        # Keeps shards open, since each is read many times.
+        # Shards stay open, since each is read many times.
         self._open = lru_cache(maxsize=128)(_OpenFile)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -227,7 +231,7 @@ class ShardImages(FaceImages):
         first, last = self._pieces[pieces], self._pieces[np.asarray(pieces, int) + 1] - 1
         starts = offset[first].tolist()
         ends = (offset[last] + size[last]).tolist()
-        addresses = [f"{self.root}/{self.shards[self._shard[n]]}" for n in first]
+        addresses = [f"{self.root}/{self.shards[self._shard_of_image[n]]}" for n in first]
         return read_ranges(addresses, starts, ends) if addresses else []
 
     def _read_index(self) -> tuple[list[str], list[str], list[int], np.ndarray]:
@@ -247,7 +251,7 @@ class ShardImages(FaceImages):
         lengths = np.repeat(np.array([shard.bytes for shard in index.shards], np.uint64), counts)
         invalid = (rows["offset"] > lengths) | (rows["size"] > lengths - rows["offset"])
         invalid |= rows["label"] >= len(index.identities)
-        # Images must be in file order; otherwise a piece would not be a byte range.
+        # Images must be in file order; otherwise a piece would not be one byte range.
         starts_shard = np.zeros(len(rows), bool)
         sizes = np.array(counts, np.int64)
         starts_shard[np.cumsum(sizes) - sizes] = True
@@ -344,6 +348,7 @@ def scan_shards(folder: Path) -> tuple[list[str], list[str], list[int], np.ndarr
 
 
 def _scan(path: Path) -> list[tuple[int, int, int, int]]:
+    """The rows of a tar file's samples: offset, size, label and 0 instead of a CRC-32."""
     rows = []
     try:
         file = _OpenFile(str(path))
@@ -377,6 +382,7 @@ def _scan(path: Path) -> list[tuple[int, int, int, int]]:
 
 
 def _row(path: Path, key: str, image: Any, label: int | None) -> list[tuple[int, int, int, int]]:
+    """A list of the sample's row; empty if the sample has no image."""
     if image is None:
         return []
     if label is None:

@@ -15,10 +15,10 @@ class WindowSampler(EpochSampler):
     """Yields batches of (epoch, index) so that each process fetches each of its pieces only once.
 
     In each epoch the pieces are shuffled and split evenly among the workers of all ranks; each
-    worker shuffles its part within windows of consecutive pieces. The order depends only on (seed,
-    epoch), so the number of batches determines the position. If the number of ranks or workers
-    changes, the rest of the epoch is distributed again; `state` records how earlier batches were
-    distributed, from which the remaining images follow.
+    worker shuffles its part within windows of consecutive pieces. With the same ranks and workers
+    the order depends only on (seed, epoch), so the number of batches determines the position. If
+    the number of ranks or workers changes, the rest of the epoch is distributed again; `state`
+    records how earlier batches were distributed, from which the remaining images follow.
 
     Args:
         pieces: (P + 1,) index of the first image of each piece, then the number of images.
@@ -28,8 +28,7 @@ class WindowSampler(EpochSampler):
         drop_last: drop the images at the end of an epoch that do not fill a step.
         rank: rank of this process.
         world_size: number of ranks.
-        workers: reader processes per rank; after a resume, worker k mod `workers` reads batch k, as
-            in DataLoader.
+        workers: reader processes per rank; they read the batches in turn, as in DataLoader.
 
     >>> sampler = WindowSampler([0, 3, 6, 9], window=6, batch_size=3, seed=0)
     >>> sorted(index for batch in sampler for epoch, index in batch)
@@ -84,7 +83,7 @@ class WindowSampler(EpochSampler):
                 "the checkpoint was written with other shards, pieces or windows, so the rest "
                 "of the epoch is unknown; restore the original data.train"
             )
-        # Version 0.1 called them legs.
+        # Version 0.1 called the segments legs.
         segments, last = state.get("segments", state.get("legs")), 0
         if not isinstance(segments, list):
             raise ValueError(f"segments = {segments!r} is not a list; the checkpoint is damaged")
@@ -105,13 +104,15 @@ class WindowSampler(EpochSampler):
         return hashlib.sha256(content).hexdigest()
 
     def _earlier_segments(self) -> list[tuple[int, int, int]]:
-        """Past segments; without the last if it used the current ranks and workers."""
-        same = self._segments and self._segments[-1][:2] == (self._world_size, self._workers)
-        return self._segments[:-1] if same else self._segments
+        """Past segments, without the last one if the current ranks and workers continue it."""
+        current = (self._world_size, self._workers)
+        continues = self._segments and self._segments[-1][:2] == current
+        return self._segments[:-1] if continues else self._segments
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         epoch, segments = self.epoch, self._earlier_segments()
         order, start = self._epoch_order(epoch), 0
+        # Remove the images of earlier batches, which past segments distributed in their own way.
         for number, (world_size, workers, end) in enumerate(segments):
             done = np.zeros(len(order), bool)
             streams = self._distribute(len(order), start, world_size, workers, (epoch, number))
@@ -130,8 +131,8 @@ class WindowSampler(EpochSampler):
         for batch in range(self.batch, full):
             round_, worker = divmod(batch - start, self._workers)
             per_batch, images = own[worker]
-            now = images[round_ * per_batch : (round_ + 1) * per_batch]
-            yield [(epoch, index) for index in now.tolist()]
+            indices = images[round_ * per_batch : (round_ + 1) * per_batch]
+            yield [(epoch, index) for index in indices.tolist()]
         if not self._drop_last and max(self.batch, full) < self.batches_per_epoch:
             rest = order[len(order) - self._length % self._batch_size :]
             mine = np.array_split(rest, self._world_size)[self._rank]

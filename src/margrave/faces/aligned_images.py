@@ -37,7 +37,7 @@ class AlignedImages(ReadableImages):
 
     @property
     def content_digest(self) -> str | None:
-        """The photos' digest, where names do not identify them; else None."""
+        """The photos' digest if names do not identify them; otherwise None."""
         return self.photos.content_digest
 
     @property

@@ -95,7 +95,7 @@ def align_photos(
     workers: int = 1,
     progress: Progress = lambda done, total: None,
 ) -> list[AlignedPhoto]:
-    """Crop the faces of every photo in a folder into the same subfolders of another folder.
+    """Crop the faces of every photo below a folder; the crops keep the photos' subfolders.
 
     Photos listed in ``aligned.jsonl`` in the crop folder are skipped, so a call after an
     interruption resumes where it stopped.
@@ -106,6 +106,9 @@ def align_photos(
         settings: settings of the detector and the crops.
         workers: number of processes.
         progress: called with (photos done, total photos).
+
+    Returns:
+        The result of each photo, in natural order of the paths.
 
     Raises:
         ValueError: there are no photos, or the crop folder contains crops with other settings.
@@ -120,7 +123,7 @@ def align_photos(
     paths = image_paths(photos)
     if not paths:
         raise ValueError(f"{photos} and its subfolders contain no photos; check the folder")
-    settings.build()
+    settings.build()  # an invalid detector fails here, not in a worker
     done = _read_list(crops, settings)
     names = _crop_names(paths)
     remaining = [(path, names[path]) for path in paths if path not in done]
@@ -184,7 +187,16 @@ class _Worker:
 def align_photo(
     photos: Path, path: str, crops: Path, name: str, detector: Detector, settings: AlignmentSettings
 ) -> AlignedPhoto:
-    """Crop the faces of one photo; `name` is the crop's path without extension."""
+    """Crop the faces of one photo.
+
+    Args:
+        photos: the photo folder.
+        path: path of the photo in it.
+        crops: the folder for the crops.
+        name: path of the crops in it, without extension.
+        detector: finds the faces and their landmarks.
+        settings: settings of the crops.
+    """
     try:
         image = ImageFiles(photos, [path]).read(0)
     except ValueError as error:
@@ -252,18 +264,18 @@ def _read_list(crops: Path, settings: AlignmentSettings) -> dict[str, AlignedPho
             file.truncate(len(complete.encode()))
     lines = complete.splitlines()
     done: dict[str, AlignedPhoto] = {}
-    before = settings
+    earlier_settings = settings
     for number, line in enumerate(lines, 1):
         try:
             entry: Mapping[str, Any] = read_json(line, "it")
             if number == 1:
-                before = AlignmentSettings(**entry["settings"])
+                earlier_settings = AlignmentSettings(**entry["settings"])
                 continue
             result = AlignedPhoto(**entry)
         except (ValueError, TypeError, KeyError) as error:
             raise ValueError(f"{path}, line {number} is damaged ({error}); remove it") from None
         done[result.photo] = result
-    if before != settings:
+    if earlier_settings != settings:
         raise ValueError(
             f"{crops} contains crops with other settings ({lines[0][:200]}); choose another "
             "folder, or the same settings"

@@ -14,10 +14,10 @@ TEMPLATE_SIZE = 112
 
 
 def similarity(source: np.ndarray, target: np.ndarray) -> np.ndarray:
-    """(2, 3) the similarity transform (rotation, scale, shift) that best maps points to targets.
+    """(2, 3) the similarity transform (rotation, scale, shift) that best maps source to target.
 
     Solves the least-squares problem a·z + b = w in the complex plane. This equals Umeyama's
-    solution if that has no reflection.
+    solution unless the latter is a reflection.
 
     Args:
         source: (n, 2) points, at least two of them distinct.

@@ -14,13 +14,13 @@ from margrave.files import first_line
 from margrave.models.dlib_file import LANDMARKS, import_dlib, verified_file
 
 PADDING = 0.25
-"""Padding of a face chip that dlib's recognition network was trained with."""
+"""Padding of dlib's aligned crop (face chip) with which its recognition network was trained."""
 SMALL_PHOTO = 512
-"""Maximum longer side in pixels for searching a photo again with a border, enlarged."""
+"""A photo without a found face is searched again, enlarged, if no side exceeds this (pixels)."""
 MIN_SIDE = 4
-"""Photos with a shorter side, in pixels, are not searched."""
+"""Photos with fewer pixels along a side are not searched."""
 ORDER = (2, 3, 1, 0, 4)
-"""Order of dlib's points from the left to the right of the image, the nose last."""
+"""Indices of dlib's points from the left to the right of the image, the nose last."""
 
 
 class DlibFinder:
@@ -37,7 +37,8 @@ class DlibFinder:
 
     Args:
         minimum_score: faces with a lower detector score s are dropped.
-        longest_side: photos with a longer side, in pixels, are shrunk to it for detection.
+        longest_side: larger photos are shrunk for detection until their longer side has this many
+            pixels.
 
     Raises:
         ValueError: the extra ``baseline`` is not installed, or its model file is not the expected
@@ -104,11 +105,11 @@ class DlibFinder:
         to_photo = np.array([width / size[0], height / size[1]] * 2)
         return [
             (
-                np.array([one.left(), one.top(), one.right() + 1, one.bottom() + 1]) * to_photo
+                np.array([box.left(), box.top(), box.right() + 1, box.bottom() + 1]) * to_photo
                 - margin,
                 float(score),
             )
-            for one, score in zip(rectangles, scores, strict=True)
+            for box, score in zip(rectangles, scores, strict=True)
         ]
 
     def _crop(self, photo: np.ndarray, box: np.ndarray, score: float, size: int) -> FoundFace:

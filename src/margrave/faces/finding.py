@@ -13,7 +13,7 @@ from margrave.faces.mtcnn import MTCNN
 from margrave.faces.yunet import YuNet
 
 SMALL_PHOTO = 512
-"""Maximum longer side in pixels for searching a photo again with a border, enlarged."""
+"""A photo without a found face is searched again, enlarged, if no side exceeds this (pixels)."""
 
 
 class TemplateFinder:
@@ -41,8 +41,9 @@ class TemplateFinder:
             detections = self._detect_with_border(photo)
         faces = []
         for detection in sorted(detections, key=lambda face: -face.area):
-            spread = np.ptp(detection.landmarks, axis=0)
-            if np.isfinite(detection.landmarks).all() and spread.max() > 1:
+            extent = np.ptp(detection.landmarks, axis=0)
+            # Landmarks that coincide determine no alignment.
+            if np.isfinite(detection.landmarks).all() and extent.max() > 1:
                 faces.append(FoundFace(align_face(photo, detection.landmarks, size), detection))
         return faces
 

@@ -24,6 +24,7 @@ WEIGHTS = {
 CELL, STRIDE = 12, 2
 """Size and stride of the first network's window in pixels."""
 PYRAMID_STEP = 0.709
+"""Scale of each level of the image pyramid relative to the previous one."""
 MAX_CANDIDATES = 2000
 
 
@@ -33,10 +34,10 @@ def load_weights(name: str) -> list[Tensor]:
     Raises:
         ValueError: the mtcnn package is not installed, or its file is not that of version 1.0.0.
     """
-    wheel = find_spec("mtcnn")
-    if wheel is None or wheel.origin is None:
+    package = find_spec("mtcnn")
+    if package is None or package.origin is None:
         raise ValueError("MTCNN's weights are in the mtcnn package: install margrave[align]")
-    path = Path(wheel.origin).parent / "assets" / "weights" / f"{name}.lz4"
+    path = Path(package.origin).parent / "assets" / "weights" / f"{name}.lz4"
     content = path.read_bytes() if path.is_file() else b""
     if hashlib.sha256(content).hexdigest() != WEIGHTS[name]:
         raise ValueError(
@@ -56,15 +57,22 @@ def load_weights(name: str) -> list[Tensor]:
 
 
 class _Network(nn.Module):
-    """Convolutions, an optional linear layer, and two or three outputs."""
+    """Convolutions, an optional linear layer, and two or three outputs.
+
+    Args:
+        name: key of the network in `WEIGHTS`.
+        pools: size of the pooling after each convolution; 0 means none.
+        hidden: whether there is a linear layer before the outputs.
+    """
 
     def __init__(self, name: str, pools: tuple[int, ...], hidden: bool) -> None:
         super().__init__()
         arrays = load_weights(name)
         self.pools = pools
-        trunk = 3 * (len(pools) + hidden)
-        self.trunk = [arrays[at : at + 3] for at in range(0, trunk, 3)]
-        self.outputs = [arrays[at : at + 2] for at in range(trunk, len(arrays), 2)]
+        # A layer of the trunk has a weight, a bias and PReLU slopes; an output no slopes.
+        end = 3 * (len(pools) + hidden)
+        self.trunk = [arrays[at : at + 3] for at in range(0, end, 3)]
+        self.outputs = [arrays[at : at + 2] for at in range(end, len(arrays), 2)]
         self.hidden = hidden
 
     def forward(self, images: Tensor) -> list[Tensor]:
@@ -89,7 +97,8 @@ class MTCNN:
     Args:
         minimum_face: minimum size of a face in pixels.
         thresholds: minimum confidence after each network.
-        longest_side: images with a longer side, in pixels, are shrunk to it for detection.
+        longest_side: larger images are shrunk for detection until their longer side has this many
+            pixels.
 
     Raises:
         ValueError: the weights are not installed, or are not those of mtcnn 1.0.0.
@@ -131,16 +140,17 @@ class MTCNN:
 
     def _propose_boxes(self, image: np.ndarray) -> np.ndarray:
         """(n, 5) square boxes with scores, from all levels of the image pyramid."""
+        # Rows of 9 numbers: box (4), score and shifts of the edges (4).
         scale, levels = CELL / self.minimum_face, [np.zeros((0, 9))]
         while min(image.shape[:2]) * scale >= CELL:
             size = int(np.ceil(image.shape[1] * scale)), int(np.ceil(image.shape[0] * scale))
             level = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
             shifts, scores = self.propose(_to_tensor([level]))
-            face = scores.softmax(dim=1)[0, 1]
-            rows, columns = torch.nonzero(face > self.thresholds[0], as_tuple=True)
+            confidence = scores.softmax(dim=1)[0, 1]
+            rows, columns = torch.nonzero(confidence > self.thresholds[0], as_tuple=True)
             corner = torch.stack([columns, rows], dim=1).double().numpy() * STRIDE
             boxes = np.concatenate([corner / scale, (corner + CELL) / scale], axis=1)
-            score = face[rows, columns].double().numpy()[:, None]
+            score = confidence[rows, columns].double().numpy()[:, None]
             shift = shifts[0, :, rows, columns].T.double().numpy()
             level_boxes = np.concatenate([boxes, score, shift], axis=1)
             levels.append(level_boxes[_non_maximum_suppression(level_boxes, 0.5)])
@@ -153,12 +163,12 @@ class MTCNN:
         if not len(boxes):
             return boxes
         shifts, scores = self.refine(_to_tensor(_crops(image, boxes, 24)))
-        face = scores.softmax(dim=1)[:, 1].double().numpy()
-        confident = face > self.thresholds[1]
-        boxes = np.concatenate([boxes[confident, :4], face[confident, None]], axis=1)
-        shifts = shifts.double().numpy()[confident]
-        kept = _non_maximum_suppression(boxes, 0.7)
-        return _to_squares(_apply_shifts(boxes[kept], shifts[kept]))
+        confidence = scores.softmax(dim=1)[:, 1].double().numpy()
+        kept = confidence > self.thresholds[1]
+        boxes = np.concatenate([boxes[kept, :4], confidence[kept, None]], axis=1)
+        shifts = shifts.double().numpy()[kept]
+        best = _non_maximum_suppression(boxes, 0.7)
+        return _to_squares(_apply_shifts(boxes[best], shifts[best]))
 
     def _locate_landmarks(
         self, image: np.ndarray, boxes: np.ndarray
@@ -166,16 +176,16 @@ class MTCNN:
         if not len(boxes):
             return []
         shifts, points, scores = self.finish(_to_tensor(_crops(image, boxes, 48)))
-        face = scores.softmax(dim=1)[:, 1].double().numpy()
-        confident = face > self.thresholds[2]
-        boxes = np.concatenate([boxes[confident, :4], face[confident, None]], axis=1)
+        confidence = scores.softmax(dim=1)[:, 1].double().numpy()
+        kept = confidence > self.thresholds[2]
+        boxes = np.concatenate([boxes[kept, :4], confidence[kept, None]], axis=1)
         # Five x, then five y, as fractions of the box.
-        fractions = points.double().numpy()[confident].reshape(-1, 2, 5).transpose(0, 2, 1)
+        fractions = points.double().numpy()[kept].reshape(-1, 2, 5).transpose(0, 2, 1)
         extent = (boxes[:, 2:4] - boxes[:, :2])[:, None]
         landmarks = boxes[:, None, :2] + fractions * extent
-        boxes = _apply_shifts(boxes, shifts.double().numpy()[confident])
-        kept = _non_maximum_suppression(boxes, 0.7, relative_to_smaller=True)
-        return [(boxes[n, :4], landmarks[n], float(boxes[n, 4])) for n in kept]
+        boxes = _apply_shifts(boxes, shifts.double().numpy()[kept])
+        best = _non_maximum_suppression(boxes, 0.7, relative_to_smaller=True)
+        return [(boxes[n, :4], landmarks[n], float(boxes[n, 4])) for n in best]
 
 
 def _to_tensor(images: list[np.ndarray]) -> Tensor:
@@ -204,7 +214,7 @@ def _crops(image: np.ndarray, boxes: np.ndarray, size: int) -> list[np.ndarray]:
 
 
 def _apply_shifts(boxes: np.ndarray, shifts: np.ndarray) -> np.ndarray:
-    """Shift box edges by fractions of the box size; keeps the scores."""
+    """Shift the edges of (n, 5) boxes with scores by (n, 4) fractions of the box size."""
     extent = np.tile(boxes[:, 2:4] - boxes[:, :2], 2)
     return np.concatenate([boxes[:, :4] + shifts * extent, boxes[:, 4:5]], axis=1)
 
@@ -222,8 +232,8 @@ def _non_maximum_suppression(
     """Indices of the boxes to keep, best first.
 
     Args:
-        boxes: (n, 5 or more) boxes, then scores.
-        overlap: boxes with a larger overlap with a better box are dropped.
+        boxes: (n, 5 or more) left, top, right, bottom, score.
+        overlap: maximum overlap with a better box.
         relative_to_smaller: divide the intersection by the smaller area instead of the union.
     """
     order = np.argsort(-boxes[:, 4], kind="stable")

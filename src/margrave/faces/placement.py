@@ -9,7 +9,7 @@ from margrave.faces.alignment import TEMPLATE, similarity
 from margrave.faces.contract import Detection, Detector
 
 BORDER, ENLARGEMENT = 28, 2
-"""Border in pixels and scale for detection, since detectors miss small or image-filling faces."""
+"""Border in pixels and enlargement for detection: detectors miss small and image-filling faces."""
 
 
 def face_of_crop(crop: np.ndarray, detector: Detector) -> Detection | None:
@@ -35,26 +35,27 @@ def face_of_crop(crop: np.ndarray, detector: Detector) -> Detection | None:
 
 
 def placements(landmarks: np.ndarray) -> np.ndarray:
-    """(F, 2, 3) transforms (rotation, scale, shift) that map the template to each face."""
+    """(F, 2, 3) transforms (rotation, scale, shift) from the template to (F, 5, 2) landmarks."""
     return np.array([similarity(TEMPLATE, face) for face in landmarks]).reshape(-1, 2, 3)
 
 
 def displacements(landmarks: np.ndarray, placement: np.ndarray | None = None) -> np.ndarray:
-    """(F,) mean distance in pixels between each face's fitted template and the template.
+    """(F,) mean distance in pixels between the template, fitted to each face, and its target.
 
     The fitted template is used instead of the landmarks, because expression and pose move the
     landmarks of well-aligned faces.
 
     Args:
-        landmarks: (F, 5, 2) landmarks of the faces.
-        placement: (2, 3) transform of the template to compare with; by default the identity.
+        landmarks: (F, 5, 2) landmarks of F faces.
+        placement: (2, 3) transform from the template to its target; by default none, so the target
+            is the template itself.
 
     >>> displacements(TEMPLATE[None] + 3.0).round(3).tolist()
     [4.243]
     """
-    shapes = _transform_template(placements(landmarks))
-    expected = TEMPLATE if placement is None else _transform_template(placement[None])[0]
-    return np.linalg.norm(shapes - expected, axis=2).mean(axis=1)
+    fitted = _transform_template(placements(landmarks))
+    target = TEMPLATE if placement is None else _transform_template(placement[None])[0]
+    return np.linalg.norm(fitted - target, axis=2).mean(axis=1)
 
 
 def _transform_template(matrices: np.ndarray) -> np.ndarray:

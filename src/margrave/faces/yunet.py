@@ -35,13 +35,14 @@ class YuNet:
 
     Its landmarks of small and large faces are coarse: they move by several percent of the face's
     width if the image is resized. Therefore each face is cropped with its surroundings and detected
-    again at six sizes, and the landmarks are averaged.
+    again at six sizes, and the landmarks of these detections are averaged.
 
     Args:
         model: path of ``face_detection_yunet_….onnx`` from OpenCV's model zoo.
         minimum_score: faces with a lower score are dropped.
         overlap: boxes with a higher intersection over union are merged.
-        longest_side: images with a longer side, in pixels, are shrunk to it for detection.
+        longest_side: larger images are shrunk for detection until their longer side has this many
+            pixels.
 
     Raises:
         ValueError: the file does not exist or is not a YuNet model.
@@ -90,12 +91,12 @@ class YuNet:
         landmarks = []
         for width in FACE_WIDTHS:
             scale = width / face.width
-            # For area averaging when shrinking, warp to a multiple of the size, then reduce.
+            # To average areas when shrinking, warp to a multiple of the size, then resize.
             multiple = min(max(1, int(np.ceil(1 / scale))), 4)
             size = round(side * scale)
             corner = center - side / 2
-            shift = np.concatenate([np.eye(2), -corner[:, None]], axis=1) * scale * multiple
-            crop = cv2.warpAffine(image, shift, (size * multiple, size * multiple))
+            matrix = np.concatenate([np.eye(2), -corner[:, None]], axis=1) * scale * multiple
+            crop = cv2.warpAffine(image, matrix, (size * multiple, size * multiple))
             if multiple > 1:
                 crop = cv2.resize(crop, (size, size), interpolation=cv2.INTER_AREA)
             for candidate in self._search(crop):

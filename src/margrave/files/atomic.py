@@ -14,7 +14,7 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Context that yields a temporary path to write; on exit, the file atomically replaces `path`.
 
     The temporary file is in the same folder (created if necessary) and is flushed to disk before it
-    is renamed. If the block raises, it is deleted and the old file remains unchanged.
+    is renamed. If the block raises, the temporary file is deleted and the old one stays unchanged.
 
     >>> from tempfile import TemporaryDirectory
     >>> with TemporaryDirectory() as folder:

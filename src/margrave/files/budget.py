@@ -9,8 +9,8 @@ ALLOWANCE = 512 * 2**20
 class Budget:
     """The bytes that parsing one file may allocate, shared by all parsers of the file.
 
-    A few bytes can request large allocations (nested copies, lengths, repetitions). Each is charged
-    before it is made, so memory and time stay linear in the file's size.
+    A few bytes can request large allocations (nested copies, lengths, repetitions). Each allocation
+    is charged before it is made, so memory and time stay linear in the file's size.
 
     Args:
         size: file size in bytes.

@@ -18,8 +18,9 @@ RECORDS = (0xCED7230A).to_bytes(4, "little")
 MAX_HEADER_BYTES = 100_000_000
 """Maximum size of a safetensors header, from the format specification."""
 
-VARINT, BYTES = 0, 2
+# Protobuf's wire types, and those of an ONNX model's fields by number.
 # Source: https://github.com/onnx/onnx/blob/main/onnx/onnx.proto, ModelProto.
+VARINT, BYTES = 0, 2
 MODEL_FIELDS = {
     1: VARINT, 2: BYTES, 3: BYTES, 4: BYTES, 5: VARINT, 6: BYTES, 7: BYTES, 8: BYTES,
     14: BYTES, 20: BYTES, 25: BYTES, 26: BYTES,

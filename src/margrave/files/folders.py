@@ -26,7 +26,7 @@ def folders_within(folder: Path, levels: int, skip: frozenset[str] = frozenset()
 
 
 def list_names(folder: Path, folders: bool = False) -> list[str]:
-    """Sorted names of a folder's files, or of its subfolders, without hidden ones.
+    """Sorted names of a folder's files or, if ``folders``, of its subfolders, without hidden ones.
 
     Raises:
         ValueError: the folder does not exist or cannot be listed.
@@ -46,7 +46,12 @@ def list_names(folder: Path, folders: bool = False) -> list[str]:
 
 
 def unique_path(paths: list[Path], what: str, folder: Path) -> Path | None:
-    """The only path, or None if there is none.
+    """The only path of a list, or None if it is empty.
+
+    Args:
+        paths: the paths that a search found.
+        what: what was searched for, for messages.
+        folder: the folder that was searched, for messages.
 
     Raises:
         ValueError: there are several paths; the message names them.

@@ -166,12 +166,12 @@ class _Class:
 
 @dataclass(frozen=True)
 class _AllowedName:
-    """A class or function that a file of objects is allowed to name."""
+    """A class or function in a file of objects; it is never imported or called."""
 
     name: Name
 
 
-ALLOWED: dict[tuple[str, str], Any] = {
+STAND_INS: dict[Name, Any] = {
     ("_codecs", "encode"): _encode,
     ("numpy", "dtype"): _type,
     ("numpy", "ndarray"): _Class(),
@@ -180,6 +180,7 @@ ALLOWED: dict[tuple[str, str], Any] = {
     **{(module, "_frombuffer"): _from_buffer for module in NUMERIC},
     **{(module, name): _bytes for module in BUILTINS for name in ("bytes", "bytearray")},
 }
+"""The names allowed in a set of images and pairs, and what is called in their place."""
 
 CONSTANTS: dict[str, Callable[[], Any]] = {
     "NONE": lambda: None,
@@ -190,6 +191,8 @@ CONSTANTS: dict[str, Callable[[], Any]] = {
     "EMPTY_TUPLE": tuple,
     "MARK": _Mark,
 }
+"""Instruction -> function that creates the value it pushes."""
+# Instructions that push their argument.
 LITERALS = {
     "INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "STRING", "BINSTRING",
     "SHORT_BINSTRING", "BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8", "UNICODE",
@@ -199,6 +202,7 @@ PYTHON_2_STRINGS = {"STRING", "BINSTRING", "SHORT_BINSTRING"}
 """Instructions for Python 2 byte strings, which pickletools decodes to text."""
 INSTRUCTIONS = {code.code.encode("latin1"): code for code in pickletools.opcodes}
 TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
+"""Instruction -> number of items that it takes from the stack."""
 
 
 def read_inert(
@@ -217,7 +221,7 @@ def read_inert(
         kind: the expected content, for messages.
 
     Raises:
-        ValueError: the pickle is damaged, or contains or calls anything else; the message names it.
+        ValueError: the pickle is damaged, or names or calls anything that is not allowed.
 
     >>> import pickle
     >>> read_inert(pickle.dumps(([b"one"], [True])), "set.bin")
@@ -356,7 +360,7 @@ class _Machine:
         if not isinstance(module, str) or not isinstance(attribute, str):
             raise ValueError(f"byte {position}: the name {describe_value(module)} is not text")
         if self.allowed_names is None:
-            return _allowed(module, attribute, position)
+            return _stand_in(module, attribute, position)
         if (module, attribute) not in self.allowed_names:
             raise ValueError(
                 f"byte {position} names {_short_name(module, attribute)}, which does not "
@@ -388,9 +392,9 @@ class _Machine:
         return self.stack[-1]
 
 
-def _allowed(module: str, attribute: str, position: int) -> Any:
+def _stand_in(module: str, attribute: str, position: int) -> Any:
     try:
-        return ALLOWED[module, attribute]
+        return STAND_INS[module, attribute]
     except KeyError:
         raise ValueError(
             f"byte {position} names {_short_name(module, attribute)}, "
@@ -399,19 +403,19 @@ def _allowed(module: str, attribute: str, position: int) -> Any:
 
 
 def _resolve_arrays(value: Any, budget: Budget) -> Any:
-    """Replace `_Array` objects by their arrays in a value and the lists in it."""
+    """Replace `_Array` objects by their arrays, down to the entries of lists in the value."""
 
-    def plain(item: Any) -> Any:
+    def unwrapped(item: Any) -> Any:
         return item.value if isinstance(item, _Array) else item
 
     def resolved(part: Any) -> Any:
         if not isinstance(part, list | tuple):
-            return plain(part)
+            return unwrapped(part)
         # The file can refer to one list any number of times.
         budget.charge(ENTRY_BYTES * len(part))
-        return type(part)([plain(item) for item in part])
+        return type(part)([unwrapped(item) for item in part])
 
-    value = plain(value)
+    value = unwrapped(value)
     return (
         type(value)([resolved(part) for part in value])
         if isinstance(value, list | tuple)

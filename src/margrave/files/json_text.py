@@ -10,7 +10,7 @@ MAX_DEPTH = 100
 
 
 def read_json(content: str | bytes, name: str) -> Any:
-    """Parse a JSON text.
+    """Parse JSON.
 
     Args:
         content: the file's content.
@@ -28,17 +28,17 @@ def read_json(content: str | bytes, name: str) -> Any:
         raise ValueError(f"{name} is nested more than {MAX_DEPTH} levels deep") from None
     except ValueError as error:
         raise ValueError(f"{name} is not JSON: {error}") from None
-    level, depth = [value], 0
-    while level:
+    containers, depth = [value], 0
+    while containers:
         depth += 1
         if depth > MAX_DEPTH + 1:
             raise ValueError(f"{name} is nested more than {MAX_DEPTH} levels deep")
-        level = [child for part in level for child in _children(part)]
+        containers = [child for part in containers for child in _children(part)]
     return value
 
 
 def _children(value: Any) -> list[Any]:
-    """The lists and mappings directly inside a list or mapping."""
+    """The lists and mappings directly inside a value; none if it is neither."""
     parts = value.values() if isinstance(value, dict) else value
     nested = isinstance(value, dict | list)
     return [part for part in parts if isinstance(part, dict | list)] if nested else []

@@ -18,7 +18,9 @@ Value = str | int | float | None
 
 _HEADER_BYTES = 128
 _VERSION = 0x0100
+# Types of elements: an array, and a compressed element.
 _MATRIX, _COMPRESSED = 14, 15
+# Classes of arrays, and a flag.
 _CELLS, _TEXT, _NUMBERS = 1, 4, range(6, 16)
 _COMPLEX = 0x800
 _MAX_BYTES = 2**27
@@ -38,7 +40,7 @@ def read_matlab_lists(path: Path, names: Collection[str]) -> dict[str, list[Valu
     """Read variables by name, each as a list of its entries in column-major order.
 
     An entry of a cell array is the text or number in the cell, or None for an empty cell; an entry
-    of a text is one of its rows.
+    of a text array is one of its rows.
 
     Raises:
         ValueError: the file is damaged or not of version 5 (written by ``save -v7``), or a variable
@@ -60,6 +62,7 @@ def read_matlab_lists(path: Path, names: Collection[str]) -> dict[str, list[Valu
 
 
 def _variables(content: bytes, names: Collection[str]) -> Iterator[tuple[str, list[Value]]]:
+    """Yield the name and the entries of each of the named variables."""
     order = {b"IM": "<", b"MI": ">"}.get(content[126:_HEADER_BYTES])
     if order is None or struct.unpack_from(f"{order}H", content, 124) != (_VERSION,):
         raise _Broken("it does not have version 5, which MATLAB's save -v7 writes")
@@ -73,6 +76,7 @@ def _variables(content: bytes, names: Collection[str]) -> Iterator[tuple[str, li
             kind, data = next(_elements(unpacked, order), (0, b""))
         if kind != _MATRIX:
             raise _Broken(f"an element has type {kind} instead of a variable")
+        # An array begins with three elements: flags, shape and name.
         name_parts = [part for _, part in islice(_elements(data, order), 3)][-1:]
         name = b"".join(name_parts).decode("ascii", "replace")
         if name in names:
@@ -86,10 +90,11 @@ def _elements(content: bytes, order: str) -> Iterator[tuple[int, bytes]]:
         kind, size = struct.unpack_from(f"{order}II", content, position)
         begin = position + 8
         if kind >> 16:
-            # A small element: up to four bytes of data take the place of the size.
+            # A small element: type and size share one word, and up to 4 bytes of data follow.
             kind, size, begin = kind & 0xFFFF, kind >> 16, position + 4
             position += 8
         else:
+            # All but compressed elements are padded to a multiple of 8 bytes.
             position = begin + size + (0 if kind == _COMPRESSED else -size % 8)
         if begin + size > len(content):
             raise _Broken("it is truncated")
@@ -142,6 +147,6 @@ def _rows_of_text(storage: int, data: bytes, rows: int, order: str) -> Iterator[
         encoding += "-le" if order == "<" else "-be"
     text = data.decode(encoding)
     if text and (rows < 1 or len(text) % rows):
-        raise _Broken(f"a text of {rows} rows has {len(text)} characters")
+        raise _Broken(f"a text array of {rows} rows has {len(text)} characters")
     # Characters are stored in column-major order.
     yield from (text[row::rows] for row in range(rows if text else 0))

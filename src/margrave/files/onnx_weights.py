@@ -11,7 +11,7 @@ VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
 MAX_DEPTH = 64
 """Maximum nesting of messages; graphs with loops and conditions need a few levels."""
 
-# The fields of ONNX's protobuf messages that lead to tensors.
+# The fields of ONNX's messages that lead to tensors: message -> field number -> its message.
 # Source: https://github.com/onnx/onnx/blob/main/onnx/onnx.proto
 FIELDS: dict[str, dict[int, str]] = {
     "model": {7: "graph", 20: "training", 25: "function"},
@@ -28,12 +28,11 @@ FIELDS: dict[str, dict[int, str]] = {
 METADATA = 14
 """Field of ModelProto: entries with a key and a value."""
 # Fields of TensorProto.
-DIMS, FLOAT_DATA, NAME, RAW_DATA = 1, 4, 8, 9
-DATA_TYPE, DATA_LOCATION = 2, 14
+DIMS, DATA_TYPE, FLOAT_DATA, NAME, RAW_DATA, EXTERNAL_DATA = 1, 2, 4, 8, 9, 13
 WEIGHT_TYPES = {
     1: np.dtype("<f4"), 3: np.dtype("i1"), 10: np.dtype("<f2"), 11: np.dtype("<f8"),
 }  # fmt: skip
-"""Supported types of weights: float32, int8, float16, float64."""
+"""Supported data types of weights, by ONNX's number: float32, int8, float16, float64."""
 
 
 def external_weights(path: Path) -> list[Path]:
@@ -57,16 +56,16 @@ def external_weights(path: Path) -> list[Path]:
 
 
 def onnx_metadata(path: Path) -> dict[str, str]:
-    """The metadata of a model: key -> text.
+    """The metadata of a model: key -> value.
 
     Raises:
         ValueError: the model is damaged.
     """
     texts = {}
     try:
-        for number, value in _fields(memoryview(path.read_bytes())):
+        for number, value in _bytes_fields(memoryview(path.read_bytes())):
             if number == METADATA:
-                entry = {key: str(bytes(text), "utf-8") for key, text in _fields(value)}
+                entry = {key: str(bytes(text), "utf-8") for key, text in _bytes_fields(value)}
                 texts[entry.get(1, "")] = entry.get(2, "")
     except (IndexError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is damaged or not an ONNX model ({error})") from error
@@ -91,9 +90,10 @@ def onnx_tensors(path: Path) -> Iterator[tuple[str, np.ndarray]]:
 
 
 def _tensors(data: memoryview, message: str, depth: int) -> Iterator[memoryview]:
+    """Yield the dense tensors in a message of this kind, encoded."""
     if depth > MAX_DEPTH:
         raise IndexError(f"messages are nested more than {MAX_DEPTH} levels deep")
-    for number, value in _fields(data):
+    for number, value in _bytes_fields(data):
         inner = FIELDS[message].get(number)
         if inner == "tensor" and message != "sparse":
             yield value
@@ -119,8 +119,8 @@ def _values(message: memoryview, path: Path) -> tuple[str, np.ndarray] | None:
             name = str(bytes(value), "utf-8", "replace")
         elif number in (RAW_DATA, FLOAT_DATA) and not isinstance(value, int):
             content = value
-        elif number == 13 and not isinstance(value, int):
-            entry = {key: str(bytes(text), "utf-8") for key, text in _fields(value)}
+        elif number == EXTERNAL_DATA and not isinstance(value, int):
+            entry = {key: str(bytes(text), "utf-8") for key, text in _bytes_fields(value)}
             external[entry.get(1, "")] = entry.get(2, "")
     if kind not in WEIGHT_TYPES:
         return None
@@ -142,19 +142,20 @@ def _values(message: memoryview, path: Path) -> tuple[str, np.ndarray] | None:
 
 
 def _locations(data: memoryview, message: str, depth: int) -> Iterator[memoryview]:
+    """Yield the names of the external files in a message of this kind, encoded."""
     if depth > MAX_DEPTH:
         raise IndexError(f"messages are nested more than {MAX_DEPTH} levels deep")
-    for number, value in _fields(data):
+    for number, value in _bytes_fields(data):
         inner = FIELDS[message].get(number)
         if inner == "entry":
-            entry = dict(_fields(value))
+            entry = dict(_bytes_fields(value))
             if entry.get(1) == b"location" and 2 in entry:
                 yield entry[2]
         elif inner is not None:
             yield from _locations(value, inner, depth + 1)
 
 
-def _fields(data: memoryview) -> Iterator[tuple[int, memoryview]]:
+def _bytes_fields(data: memoryview) -> Iterator[tuple[int, memoryview]]:
     """Yield the number and content of each bytes field of a protobuf message."""
     for number, value in _all_fields(data):
         if not isinstance(value, int):
@@ -166,7 +167,7 @@ def _all_fields(data: memoryview) -> Iterator[tuple[int, memoryview | int]]:
     position = 0
     while position < len(data):
         tag, position = _varint(data, position)
-        # Other readers ignore bits above 32, so they would see another field.
+        # Other readers ignore the bits above 32, so they would see a different field number.
         if tag >> 32:
             raise IndexError("a field's number is too large")
         kind = tag & 7

@@ -1,8 +1,11 @@
 """MXNet's RecordIO format: files of records, and their index.
 
-A record is ``magic, kind << 29 | length, payload, zeros to a multiple of four``, all little-endian
-32-bit words. If the payload contains the magic at a multiple of four, the writer splits it there
-into records of kind 1 (first), 2 (middle) and 3 (last), and omits the magic between them.
+A record is two little-endian 32-bit words, ``magic`` and ``kind << 29 | length``, then the payload
+and zeros to a multiple of four bytes. Its kind is 0 (whole). But if the payload contains the magic
+at a multiple of four, the writer splits it there into parts of kind 1 (first), 2 (middle) and 3
+(last), and omits the magic between them.
+
+An image's record has a payload of a header, labels and the encoded image, see `split_record`.
 """
 
 from __future__ import annotations
@@ -28,7 +31,8 @@ _LENGTH_BITS = 29
 MAX_RECORD_BYTES = 2**_LENGTH_BITS - 1
 WHOLE, FIRST, MIDDLE, LAST = range(4)
 _HEADER_WORDS = 10
-"""Words up to the second label: magic, length, flag, label, key (2), second key (2), labels (2)."""
+"""Words of a record up to the second of several labels: magic, length, and those of `HEADER` (flag,
+label, key: 2, second key: 2), then two labels."""
 
 
 class RecordHeaders(NamedTuple):
@@ -94,7 +98,7 @@ class RecordFile:
             ValueError: there is no record, or it is damaged; the message gives file and offset.
         """
         parts = []
-        kind, start, length = self._header(offset)
+        kind, start, length = self._part_at(offset)
         position = offset
         while True:
             if kind not in ((MIDDLE, LAST) if parts else (WHOLE, FIRST)):
@@ -103,7 +107,7 @@ class RecordFile:
             if kind in (WHOLE, LAST):
                 return _MAGIC_BYTES.join(parts)
             position = start + -(-length // 4) * 4
-            kind, start, length = self._header(position)
+            kind, start, length = self._part_at(position)
 
     def headers(self, offsets: np.ndarray) -> RecordHeaders:
         """Read the headers of the records at these offsets, without the images.
@@ -114,12 +118,12 @@ class RecordFile:
         words = np.frombuffer(self.bytes, "<u4", self.size // 4)
         # A shorter file has no records that the vectorized path can read.
         words = words if len(words) >= _HEADER_WORDS else np.zeros(_HEADER_WORDS, "<u4")
-        first = offsets // 4
+        first_word = offsets // 4
         # Headers near the end of the file are read one by one below.
         inside = (offsets >= 0) & (offsets % 4 == 0)
-        inside &= (first + _HEADER_WORDS) * 4 <= self.size
-        first = np.where(inside, first, 0)[:, None] + np.arange(_HEADER_WORDS)
-        headers = words[first]
+        inside &= (first_word + _HEADER_WORDS) * 4 <= self.size
+        first_word = np.where(inside, first_word, 0)
+        headers = words[first_word[:, None] + np.arange(_HEADER_WORDS)]
         floats = headers.view("<f4")
         kind, length = (
             headers[:, 1] >> _LENGTH_BITS,
@@ -127,8 +131,8 @@ class RecordFile:
         )
         flags = headers[:, 2].astype(np.int64)
         image_bytes = length - HEADER.size - 4 * flags
-        plain = inside & (headers[:, 0] == MAGIC) & (kind <= FIRST) & (image_bytes >= 0)
-        plain &= offsets + _WORDS.size + length <= self.size
+        is_valid = inside & (headers[:, 0] == MAGIC) & (kind <= FIRST) & (image_bytes >= 0)
+        is_valid &= offsets + _WORDS.size + length <= self.size
         labels = np.full((len(offsets), 2), np.nan, np.float32)
         labels[:, 0] = np.where(flags == 0, floats[:, 3], floats[:, 8])
         labels[:, 1] = np.where(flags > 1, floats[:, 9], np.nan)
@@ -137,7 +141,7 @@ class RecordFile:
         image_bytes += (kind == FIRST).astype(np.int64)
         # A damaged index can list one long record any number of times.
         budget = Budget(self.size, str(self.path))
-        for number in np.flatnonzero(~plain):
+        for number in np.flatnonzero(~is_valid):
             offset = int(offsets[number])
             try:
                 payload = self.read(offset)
@@ -163,14 +167,14 @@ class RecordFile:
         while position < self.size:
             begin = position
             while True:
-                kind, start, length = self._header(position)
+                kind, start, length = self._part_at(position)
                 position = start + -(-length // 4) * 4
                 if kind in (WHOLE, LAST):
                     break
             yield begin
 
-    def _header(self, offset: int) -> tuple[int, int, int]:
-        """The kind of the record at an offset, and its payload's start and length."""
+    def _part_at(self, offset: int) -> tuple[int, int, int]:
+        """The kind of the record or part at an offset, and its payload's start and length."""
         start = offset + _WORDS.size
         if not 0 <= offset <= self.size - _WORDS.size:
             raise self._damaged(offset, f"the file has only {self.size} bytes")
@@ -215,12 +219,12 @@ class RecordWriter:
             )
         begin, start = self._offset, 0
         for position in _magic_positions(payload):
-            self._part(FIRST if start == 0 else MIDDLE, payload[start:position])
+            self._write_part(FIRST if start == 0 else MIDDLE, payload[start:position])
             start = position + 4
-        self._part(LAST if start else WHOLE, payload[start:])
+        self._write_part(LAST if start else WHOLE, payload[start:])
         return begin
 
-    def _part(self, kind: int, payload: bytes) -> None:
+    def _write_part(self, kind: int, payload: bytes) -> None:
         padding = b"\0" * (-len(payload) % 4)
         header = _WORDS.pack(MAGIC, kind << _LENGTH_BITS | len(payload))
         self._offset += self._file.write(header + payload + padding)
@@ -263,20 +267,20 @@ def read_index(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
         ValueError: a line is malformed or a key occurs twice; the message names it.
     """
     try:
-        text = read_bytes(path)
+        content = read_bytes(path)
     except OSError as error:
         raise ValueError(f"{path} cannot be read ({error.strerror})") from None
-    match = _INDEX.match(text)
+    match = _INDEX.match(content)
     assert match is not None
-    if match.end() != len(text):
-        number = text.count(b"\n", 0, match.end()) + 1
-        line = text[text.rfind(b"\n", 0, match.end()) + 1 :].split(b"\n", 1)[0]
+    if match.end() != len(content):
+        number = content.count(b"\n", 0, match.end()) + 1
+        line = content[content.rfind(b"\n", 0, match.end()) + 1 :].split(b"\n", 1)[0]
         raise ValueError(
             f"{path}, line {number}: {line[:60]!r} is not a key and an offset separated by a tab; "
             "remove the file to rebuild it from the records"
         )
-    # The text contains only numbers and whitespace, so NumPy can parse it without Python objects.
-    pairs = np.fromstring(text, np.int64, sep=" ").reshape(-1, 2)
+    # Numbers and whitespace only, so NumPy can parse the content without Python objects.
+    pairs = np.fromstring(content, np.int64, sep=" ").reshape(-1, 2)
     pairs = pairs[np.argsort(pairs[:, 0], kind="stable")]
     twice = np.flatnonzero(pairs[1:, 0] == pairs[:-1, 0])
     if len(twice):
@@ -294,12 +298,13 @@ def write_index(path: str | Path, keys: Sequence[int], offsets: Sequence[int]) -
 
 
 HEADER = struct.Struct("<IfQQ")
+"""Header of an image record's payload: flag, label, key, second key."""
 
 
 def split_record(payload: bytes) -> tuple[np.ndarray, bytes]:
-    """Split a record's payload into its label, () or (n,) float32, and its image.
+    """Split an image record's payload into its label, () or (n,) float32, and its encoded image.
 
-    The header is ``flag, label, id, id2``; if the flag is n > 0, n float32 labels follow it.
+    If the header's flag is n > 0, n float32 labels follow the header and replace its own label.
 
     Raises:
         ValueError: the payload is shorter than its header declares.
@@ -320,7 +325,7 @@ def split_record(payload: bytes) -> tuple[np.ndarray, bytes]:
 
 
 def join_record(key: int, label: float | np.ndarray, image: bytes = b"") -> bytes:
-    """Build a record's payload; the label is a number or an array of numbers."""
+    """Build an image record's payload; the label is a number or an array of numbers."""
     if np.ndim(label) == 0:
         return HEADER.pack(0, float(label), key, 0) + image
     values = np.ascontiguousarray(label, "<f4")

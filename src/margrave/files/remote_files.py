@@ -18,6 +18,7 @@ PROTOCOLS = (
 
 
 def _filesystem(address: str) -> tuple[Any, str]:
+    """The fsspec file system of a URL, and the path in it."""
     protocol = address.partition("://")[0]
     # The address may come from an untrusted file. "::" would chain several file systems.
     if protocol not in PROTOCOLS or "::" in address:

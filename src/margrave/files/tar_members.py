@@ -12,7 +12,9 @@ from dataclasses import dataclass
 BLOCK = 512
 MAX_NAME_BYTES = 2**16
 _CHECKSUM = slice(148, 156)
+# Types of members: regular files, GNU long names, pax headers.
 _REGULAR = (b"0", b"\0", b"7")
+_LONG_NAME, _PAX = b"L", b"x"
 _SKIPPED = (b"1", b"2", b"3", b"4", b"5", b"6", b"g", b"K")
 """Types of links, devices, folders, and metadata of the archive or of links."""
 
@@ -41,7 +43,9 @@ def tar_members(read: Read, length: int, archive: str) -> Iterator[Member]:
         ValueError: the file is not a tar archive, or is damaged, truncated or sparse; the message
             gives the byte.
     """
-    position, overrides = 0, {}
+    position = 0
+    # Path and size from a long name or a pax header, for the next regular file.
+    overrides: dict[str, bytes] = {}
     while True:
         header = read(position, BLOCK)
         where = f"{archive}, byte {position}"
@@ -49,8 +53,9 @@ def tar_members(read: Read, length: int, archive: str) -> Iterator[Member]:
             raise ValueError(f"{where}: the archive has no end mark; download it again")
         if not any(header):
             return
-        field = header[_CHECKSUM]
-        if _number(field, where) != sum(header) - sum(field) + 8 * ord(" "):
+        checksum = header[_CHECKSUM]
+        # The sum is over the header with spaces in place of the checksum.
+        if _number(checksum, where) != sum(header) - sum(checksum) + 8 * ord(" "):
             raise ValueError(f"{where} is not a valid tar header; download the archive again")
         kind, start = header[156:157], position + BLOCK
         size = _number(header[124:136], where)
@@ -61,13 +66,13 @@ def tar_members(read: Read, length: int, archive: str) -> Iterator[Member]:
                 f"{where}: a member has {size} bytes in an archive of {length}; the archive is "
                 "truncated or damaged: download it again"
             )
-        if kind in (b"L", b"x"):
+        if kind in (_LONG_NAME, _PAX):
             if size > MAX_NAME_BYTES:
                 raise ValueError(
                     f"{where}: a name has {size} bytes; the archive is damaged: download it again"
                 )
             content = read(start, size)
-            overrides |= _pax(content, where) if kind == b"x" else {"path": content.rstrip(b"\0")}
+            overrides |= _pax(content, where) if kind == _PAX else {"path": content.rstrip(b"\0")}
         elif kind in _REGULAR:
             name = overrides.get("path") or _name(header)
             yield Member(name.decode("utf-8", "replace"), start, size)

@@ -92,8 +92,8 @@ def whole_number(text: str) -> int | None:
     >>> whole_number("0042"), whole_number("-1"), whole_number("4.0")
     (42, None, None)
     """
-    digits = text.isascii() and text.isdigit() and len(text) <= MAX_DIGITS
-    return int(text) if digits else None
+    is_valid = text.isascii() and text.isdigit() and len(text) <= MAX_DIGITS
+    return int(text) if is_valid else None
 
 
 def finite_number(text: str) -> float | None:
@@ -107,7 +107,7 @@ def finite_number(text: str) -> float | None:
 
 
 def is_relative_path(text: str) -> bool:
-    """Whether a text is a relative path with '/' that stays in its folder.
+    """Whether text is a relative path with '/' that stays in its folder.
 
     >>> [is_relative_path(text) for text in ("a/1.jpg", "/a/1.jpg", "../1.jpg", "a\\\\1.jpg", "")]
     [True, False, False, False, False]
@@ -120,12 +120,13 @@ class Consistency:
 
     Args:
         path: the file.
-        thing: noun for a key, for messages, such as "the pair".
-        property: noun for a value, for messages, such as "label".
+        thing: what a key is, for messages, such as "the pair".
+        property: what a value is, for messages, such as "label".
     """
 
     def __init__(self, path: str | Path, thing: str, property: str) -> None:
         self._path, self._thing, self._property = path, thing, property
+        # Key -> its value, and the number of the line that gave it first.
         self._first: dict[Hashable, tuple[Hashable, int]] = {}
 
     def add(self, key: Hashable, value: Hashable, number: int, line: str) -> None:
@@ -134,15 +135,15 @@ class Consistency:
         Raises:
             ValueError: an earlier line gives another value; the message names both lines.
         """
-        first, earlier = self._first.setdefault(key, (value, number))
-        if first != value:
+        first_value, first_number = self._first.setdefault(key, (value, number))
+        if first_value != value:
             name = " and ".join(map(str, key)) if isinstance(key, tuple) else key
             raise malformed(
                 self._path,
                 number,
                 line,
-                f"{self._thing} {name} to have the {self._property} that line {earlier} gives; "
-                "correct one of the two lines",
+                f"{self._thing} {name} to have the {self._property} that line {first_number} "
+                "gives; correct one of the two lines",
             )
 
 
@@ -202,7 +203,7 @@ def _find_columns(
     required: Sequence[str],
     optional: Sequence[str],
 ) -> list[int]:
-    """The position of each column; one past the last column for a missing optional one."""
+    """The positions of the required, then the optional columns; past the last one if missing."""
     if missing := [name for name in required if name not in columns]:
         raise malformed(
             path,

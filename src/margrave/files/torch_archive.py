@@ -13,6 +13,7 @@ from margrave.files.messages import first_sentence
 from margrave.files.torch_pickle import check_legacy_torch_file, check_torch_pickle
 
 ARCHIVE = b"PK\3\4"
+# The records at the end of a ZIP archive that say where its directory is.
 # Source: https://pkware.cachefly.net/webdocs/casestudies/APPNOTE.TXT, 4.3.14 to 4.3.16
 END = struct.Struct("<4s4H2IH")
 LOCATOR = struct.Struct("<4sIQI")
@@ -23,12 +24,12 @@ def check_torch_file(path: Path) -> None:
     """Reject a file of ``torch.save`` that would take too much memory, or that contains code.
 
     Raises:
-        ValueError: the file is too large when loaded, is damaged, or is a program.
+        ValueError: the file would take too much memory, is damaged, or is a program.
     """
     budget = Budget(path.stat().st_size, str(path))
     try:
         with open(path, "rb") as file:
-            # torch tells archives from files of PyTorch < 1.6 in the same way.
+            # torch too tells archives from files of PyTorch < 1.6 by these bytes.
             if file.read(len(ARCHIVE)) != ARCHIVE:
                 file.seek(0)
                 check_legacy_torch_file(file, budget)
@@ -57,6 +58,7 @@ def check_torch_file(path: Path) -> None:
         )
     # The parts can exceed the file's size only if they are compressed or overlap.
     budget.charge(sum(sizes))
+    # What unpickling allocates has a budget of its own.
     budget = Budget(path.stat().st_size, str(path))
     try:
         with zipfile.ZipFile(path) as archive:
@@ -75,8 +77,8 @@ def check_torch_file(path: Path) -> None:
 def _check_directory(file: BinaryIO, size: int) -> None:
     """Reject an archive in which Python and torch could find different directories.
 
-    Python expects the directory right before the end record, torch where the end record points.
-    They also search for the end record in different ways.
+    Python expects the directory right before the archive's end record, torch where that record
+    points. They also search for the end record in different ways.
     """
     file.seek(max(0, size - END.size - LOCATOR.size - ZIP64_END.size))
     tail = file.read()

@@ -67,7 +67,7 @@ def _is_unusual(key: Any) -> bool:
 def check_legacy_torch_file(file: BinaryIO, budget: Budget) -> None:
     """Check the pickles at the start of a file of PyTorch < 1.6.
 
-    The last pickle lists the storages that follow; torch would leave others uninitialized.
+    The last pickle lists the storages that follow; torch would leave any others uninitialized.
 
     Args:
         file: open for reading.
@@ -95,13 +95,13 @@ def check_legacy_torch_file(file: BinaryIO, budget: Budget) -> None:
 def check_torch_pickle(file: BinaryIO, budget: Budget, storages: set[Any] | None = None) -> bool:
     """Check the pickle at the file's current position.
 
-    Returns:
-        Whether the pickle was checked to its end; False if torch will reject it anyway.
-
     Args:
         file: open for reading.
         budget: the memory budget of the file.
         storages: the keys of storages that tensors use are added to this set.
+
+    Returns:
+        Whether the pickle was checked to its end; False if torch will reject it anyway.
 
     Raises:
         ValueError: the pickle is damaged or exceeds the budget.
@@ -206,7 +206,7 @@ class _Simulator:
         if not isinstance(arguments, _Object) or arguments.kind != "tuple":
             raise ValueError(f"byte {position} calls a function without a tuple of arguments")
         self.budget.charge(sum(self._size(item) for item in arguments.items) * ENTRY_BYTES)
-        # torch itself rejects the call of anything else.
+        # torch itself rejects calls of anything but a named function or class.
         if not isinstance(function, _QualifiedName):
             return
         if function == "builtins.bytearray":

@@ -8,8 +8,6 @@ import yaml
 
 MAX_NODES = 100_000
 """Maximum number of values, keys and lists in a file after expanding aliases."""
-
-
 MAX_CHARACTERS = 2**20
 """Maximum length; settings have thousands of characters, and parsing a million takes a minute."""
 MAX_NUMBER_LENGTH = 100
@@ -30,8 +28,8 @@ class _Loader(yaml.SafeLoader):
         return super().compose_node(parent, index)
 
     def construct_scalar(self, node: Any) -> Any:
-        number = node.tag in ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
-        if number and len(node.value) > MAX_NUMBER_LENGTH:
+        is_number = node.tag in ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
+        if is_number and len(node.value) > MAX_NUMBER_LENGTH:
             raise ValueError(f"{self._name}: a number has {len(node.value)} characters")
         return super().construct_scalar(node)
 
@@ -44,7 +42,7 @@ def _too_many(name: str) -> str:
 
 
 def read_yaml(text: str, name: str) -> Any:
-    """Parse a YAML text without executing code or expanding aliases without limit.
+    """Parse YAML; executes no code, and expands aliases only up to a limit.
 
     Args:
         text: the file's content.
@@ -73,6 +71,7 @@ def read_yaml(text: str, name: str) -> Any:
     except (yaml.YAMLError, OverflowError, LookupError, TypeError, AttributeError) as error:
         raise ValueError(f"{name} is not YAML: {error}") from None
     except ValueError as error:
+        # The limits' own messages begin with the file.
         if name in str(error):
             raise
         raise ValueError(f"{name} is not YAML: {error}") from None

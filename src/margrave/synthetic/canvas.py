@@ -1,4 +1,4 @@
-"""The canvas for painting a synthetic face: larger than the image, frontal, in face units."""
+"""The canvas for painting a frontal synthetic face, in the face units of `factors`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Color = tuple[float, float, float]
 HALF_EXTENT = 1.45
 """Half the side of the canvas in face units."""
 OVERSAMPLING = 1.8
-"""Side of the canvas relative to the image, in pixels."""
+"""Side of the canvas in pixels, relative to the image's."""
 SUBPIXEL_BITS = 4
 """Fractional bits of OpenCV's drawing coordinates."""
 
@@ -33,9 +33,9 @@ def dim(color: Color, factor: float) -> Color:
 
 
 @lru_cache(maxsize=64)
-def spline_weights(controls: int, steps: int, closed: bool) -> np.ndarray:
-    """(points, controls) Catmull-Rom weights; multiplied by control points they give a curve."""
-    segments = controls if closed else controls - 1
+def spline_weights(num_controls: int, steps: int, closed: bool) -> np.ndarray:
+    """(points, num_controls) Catmull-Rom weights; multiplied by control points, a curve."""
+    segments = num_controls if closed else num_controls - 1
     position = np.arange(segments * steps + (0 if closed else 1)) / steps
     segment = np.minimum(position.astype(int), segments - 1)
     t = position - segment
@@ -47,10 +47,10 @@ def spline_weights(controls: int, steps: int, closed: bool) -> np.ndarray:
             -0.5 * t**2 + 0.5 * t**3,
         ]
     )
-    weights = np.zeros((len(position), controls))
+    weights = np.zeros((len(position), num_controls))
     for offset, weight in zip((-1, 0, 1, 2), cubic, strict=True):
         control = segment + offset
-        control = control % controls if closed else np.clip(control, 0, controls - 1)
+        control = control % num_controls if closed else np.clip(control, 0, num_controls - 1)
         np.add.at(weights, (np.arange(len(position)), control), weight)
     return weights
 
@@ -66,7 +66,7 @@ def shifted(points: np.ndarray, x: float, y: float) -> np.ndarray:
 
 
 def mirrored(points: np.ndarray) -> np.ndarray:
-    """(2, points, 2): the points, given for the right half, for the left and the right half."""
+    """(2, points, 2) a left and a right copy of points given for the right half."""
     return points * MIRROR
 
 
@@ -127,7 +127,7 @@ class FaceCanvas:
         )
 
     def soften_shadow(self) -> None:
-        """Blur the shadow drawn so far; shapes filled with depth 0 later remove it."""
+        """Blur the shadow drawn so far; a later `shade` with depth 0 erases it."""
         width = 2 * (self.shadow_size // 75) + 1
         self.shadow = cv2.blur(self.shadow, (width, width))
 

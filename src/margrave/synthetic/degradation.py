@@ -11,9 +11,12 @@ import numpy as np
 
 DEGRADATIONS = ("blur", "resolution", "noise", "occlusion", "compression")
 MAX_QUALITY_LOSS = np.array([0.85, 0.92, 0.6, 0.8, 0.5])
+"""Fraction of the quality that each degradation takes at severity 1."""
 # Maps a random byte to a standard normal number, many times faster than sampling one.
 NORMAL_QUANTILES = np.array([NormalDist().inv_cdf((k + 0.5) / 256) for k in range(256)], np.float32)
 DEGRADATION_FACTORS = 1 + 2 * len(DEGRADATIONS) + 4
+"""Uniform numbers of an image: one decides whether it is degraded, five decide how, five give the
+severities, and four are the ``choices`` of `degrade`."""
 
 
 class Degradation(NamedTuple):
@@ -23,7 +26,7 @@ class Degradation(NamedTuple):
         blur: standard deviation of the blur in pixels; 0 means none.
         resolution: side in pixels before enlarging; `image_size` means none.
         noise: standard deviation of the sensor noise in gray levels; 0 means none.
-        occlusion: fraction of the face's frame that is covered; 0 means none.
+        occlusion: fraction of the face's bounding box that is covered; 0 means none.
         compression: JPEG quality, 1 to 100; 100 means no compression.
     """
 
@@ -37,8 +40,8 @@ class Degradation(NamedTuple):
 def severities(uniforms: np.ndarray, degraded: float, strength: float) -> np.ndarray:
     """(N, 5) severity in [0, 1] of each degradation, from (N, DEGRADATION_FACTORS) uniforms.
 
-    A fraction `degraded` of the images has at least one degradation, and each further one with
-    probability 0.25. The severity is uniform in [0.1, 1], times `strength`.
+    An image is degraded with probability `degraded`: by one degradation chosen at random, and by
+    each other one with probability 0.25. A severity is uniform in [0.1, 1], times `strength`.
     """
     kinds = len(DEGRADATIONS)
     chances = uniforms[:, 1 : 1 + kinds]
@@ -76,7 +79,7 @@ def degrade(
     Args:
         image: (S, S, 3) uint8, RGB.
         amount: the degradations.
-        choices: four uniform numbers that choose motion or focus blur, its angle, the occluder and
+        choices: four uniform numbers: motion or focus blur, the motion's angle, the occluder and
             its side.
         rng: generates the noise and the occluder's texture.
     """
@@ -108,6 +111,7 @@ def _blur(image: np.ndarray, sigma: float, motion: bool, angle: float) -> np.nda
     # A uniform streak of length L has a standard deviation of L / √12.
     reach = math.sqrt(12) * sigma / 2
     half = math.ceil(reach)
+    # The line's coordinates have four fractional bits.
     kernel = np.zeros((2 * half + 1, 2 * half + 1), np.uint8)
     step = (round(16 * reach * math.cos(angle)), round(16 * reach * math.sin(angle)))
     ends = [(16 * half + sign * step[0], 16 * half + sign * step[1]) for sign in (-1, 1)]
@@ -120,16 +124,23 @@ def _blur(image: np.ndarray, sigma: float, motion: bool, angle: float) -> np.nda
 def occlude(
     image: np.ndarray, fraction: float, kind: float, side: float, rng: np.random.Generator
 ) -> np.ndarray:
-    """Cover a fraction of the face's frame with a mask, a scarf, a hand, a cap or a block."""
+    """Cover a part of the face with a mask, a scarf, a hand, a cap or a block.
+
+    Args:
+        image: (S, S, 3) uint8, RGB.
+        fraction: fraction of the face's bounding box to cover.
+        kind: a uniform number that chooses the occluder.
+        side: a uniform number that chooses the side and the position of a hand.
+        rng: generates the color, the texture and the position of a block.
+    """
     size = image.shape[0]
     texture = rng.random((7, 7, 3), dtype=np.float32)
     color = rng.random(3, dtype=np.float32)
     color = 255 * (0.5 * color.mean() + 0.5 * color)
     cover = np.zeros((size, size), np.uint8)
     texture_contrast = 0.15
-    if (
-        kind < 0.4
-    ):  # mask or scarf, from below; the face's frame ends a little above the image's edge
+    if kind < 0.4:  # mask or scarf, from below
+        # The face's bounding box ends a little above the image's edge.
         texture_contrast = 0.08 if kind < 0.2 else 0.7
         edge = size * (0.97 - 0.9 * fraction)
         across = np.linspace(0, 1, 12)

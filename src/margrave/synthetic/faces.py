@@ -36,13 +36,13 @@ from margrave.synthetic.factors import (
 from margrave.synthetic.relief import relief
 from margrave.synthetic.renderer import Appearance, render_face
 
-# The last number of a generator's seed, so that no two uses share random numbers. It is not 0,
-# because NumPy ignores trailing zeros in a seed.
+# A generator's seed ends with the number of its use, so that no two uses share random numbers. No
+# use has number 0, because NumPy ignores trailing zeros in a seed.
 IDENTITY_STREAM, PICTURE_STREAM, PIXEL_STREAM, LABEL_STREAM, SIZE_STREAM = 1, 2, 3, 4, 5
 NUISANCE_STREAM, FAMILY_STREAM, LIKENESS_STREAM = 6, 7, 8
 PICTURE_FACTORS = CAPTURE_FACTORS + DEGRADATION_FACTORS
 UNRECOGNIZABLE = (1.0, 1.0, 1.0, 0.0, 0.8)
-"""Severities of blur, resolution, noise, occlusion and compression that leave nothing of a face."""
+"""Severities of blur, resolution, noise, occlusion, compression that leave nothing of a face."""
 
 
 class Family(NamedTuple):
@@ -72,7 +72,7 @@ class FaceTruth(NamedTuple):
         blur: standard deviation of the blur in pixels; 0 means none.
         resolution: side in pixels before enlarging; the image size means none.
         noise: standard deviation of the noise in gray levels; 0 means none.
-        occlusion: fraction of the face's frame that is covered; 0 means none.
+        occlusion: fraction of the face's bounding box that is covered; 0 means none.
         compression: JPEG quality; 100 means no compression.
         quality: image quality in [0, 1], 1 without the five degradations, see ``quality_of``.
     """
@@ -101,7 +101,7 @@ class FaceTruth(NamedTuple):
 
 
 def long_tailed_sizes(total: int, count: int, exponent: float) -> np.ndarray:
-    """(count,) int64 class sizes max(2, c · rank^−exponent), descending, with the sum `total`.
+    """(count,) int64 class sizes max(2, c · rank^−exponent), descending, that sum to `total`.
 
     Args:
         total: sum of the sizes, at least 2 · count.
@@ -125,11 +125,11 @@ def long_tailed_sizes(total: int, count: int, exponent: float) -> np.ndarray:
 class SyntheticFaces(FaceImages):
     """Images of fictitious identities, rendered deterministically when read.
 
-    Identity k of a seed looks the same in every data set, and so does its n-th image for the same
-    ``nuisance``, ``degraded``, ``degradation``, ``image_size`` and the settings below
-    ``label_noise``. Images are identical byte for
-    byte with the same versions of NumPy and OpenCV. Use disjoint ranges of identities for training
-    and test sets.
+    Identity k looks the same in every data set with the same ``seed``, ``family_size`` and
+    ``likeness``. So does its n-th image if ``nuisance``, ``uneven_nuisance``, ``degraded``,
+    ``degradation``, ``unrecognizable`` and ``image_size`` are the same too. Images are identical
+    byte for byte with the same versions of NumPy and OpenCV. Use disjoint ranges of identities for
+    training and test sets.
 
     Args:
         num_identities: number of identities, at least 1.
@@ -146,12 +146,11 @@ class SyntheticFaces(FaceImages):
             compression.
         degradation: strength of these degradations, 0 to 1.
         label_noise: fraction of wrong labels (rounded to a number of images).
-        unrecognizable: fraction of images of which so little is left that nobody could tell whom
-            they show.
+        unrecognizable: fraction of images that are degraded beyond recognition.
         uneven_nuisance: how much less some identities vary than others, 0 to 1: identity k's
             nuisance is nuisance · (1 − uneven_nuisance · u_k), u_k uniform in [0, 1].
-        family_size: number of identities in a family of look-alikes; 1 is no families.
-        likeness: in a family, the probability that an identity shares a factor with it, 0 to 1.
+        family_size: number of identities in a family of look-alikes; 1 means no families.
+        likeness: probability that an identity shares a factor with its family, 0 to 1.
 
     Attributes:
         labels: (N,) int64, with label noise; 0 is ``first_identity``.
@@ -292,12 +291,12 @@ class SyntheticFaces(FaceImages):
     def _severities(self, uniforms: np.ndarray) -> np.ndarray:
         """(N, 5) severities of images, from their (N, DEGRADATION_FACTORS) uniforms."""
         severity = severities(uniforms, self.degraded, self.degradation)
-        # The first number says whether an image is degraded; the others of it are at the far end.
-        lost = uniforms[:, :1] >= 1 - self.unrecognizable
-        return np.where(lost, UNRECOGNIZABLE, severity)
+        # Low values of the first number mark degraded images, high values unrecognizable ones.
+        is_unrecognizable = uniforms[:, :1] >= 1 - self.unrecognizable
+        return np.where(is_unrecognizable, UNRECOGNIZABLE, severity)
 
     def _nuisance_of(self, identity: int) -> float:
-        """How much an identity's images vary."""
+        """An identity's nuisance, reduced by `uneven_nuisance`."""
         if not self.uneven_nuisance:
             return self.nuisance
         share = np.random.default_rng([self.seed, identity, NUISANCE_STREAM]).random()
@@ -385,7 +384,7 @@ class SyntheticFaces(FaceImages):
 
 @lru_cache(maxsize=1024)
 def appearance_of(seed: int, identity: int, family: Family = ALONE) -> Appearance:
-    """An identity's appearance; cached, because its images are usually rendered in sequence."""
+    """An identity's appearance; cached, because an identity's images are often read in sequence."""
     generator = np.random.default_rng([seed, identity, IDENTITY_STREAM])
     uniforms = generator.random(IDENTITY_FACTORS)
     if family.size > 1:

@@ -2,7 +2,8 @@
 
 Lengths are in face units, half the height of a face. The origin is between the eyes and the mouth;
 x points to the right, y down, and the chin is near y = 1. Each factor is computed from one uniform
-number, so a row of uniform numbers determines an identity or an image.
+number, so a row of uniform numbers determines an identity or an image. The factors of an image move
+towards their neutral values as the nuisance approaches 0.
 """
 
 from __future__ import annotations
@@ -17,19 +18,26 @@ Factors = TypeVar("Factors")
 
 
 def uniform(low: float, high: float, *, power: float = 1.0, neutral: float | None = None) -> Any:
-    """A factor in [low, high], uniform, or concentrated at `low` for a power above 1."""
-    middle = (low + high) / 2 if neutral is None else neutral
-    return field(metadata={"row": (low, high - low, power, False, middle, 1.0)})
+    """A factor in [low, high]: uniform, or with a power above 1 concentrated at `low`.
+
+    Args:
+        low: minimum.
+        high: maximum.
+        power: exponent of the uniform number in [0, 1]; below 1 concentrates the factor at `high`.
+        neutral: the neutral value; by default the center.
+    """
+    neutral = (low + high) / 2 if neutral is None else neutral
+    return field(metadata={"parameters": (low, high - low, power, False, neutral, 1.0)})
 
 
 def triangular(center: float, reach: float) -> Any:
-    """A factor in [center − reach, center + reach] with a triangular distribution."""
-    return field(metadata={"row": (center, reach, 1.0, True, center, 1.0)})
+    """A factor in [center − reach, center + reach], triangularly distributed; neutral at center."""
+    return field(metadata={"parameters": (center, reach, 1.0, True, center, 1.0)})
 
 
 def choice() -> Any:
     """A uniform number in [0, 1] that chooses between alternatives; it has no neutral value."""
-    return field(metadata={"row": (0.0, 1.0, 1.0, False, 0.0, 0.0)})
+    return field(metadata={"parameters": (0.0, 1.0, 1.0, False, 0.0, 0.0)})
 
 
 @lru_cache
@@ -40,7 +48,7 @@ def factor_table(kind: type) -> tuple[list[str], np.ndarray]:
     """
     factors = fields(kind)
     return [factor.name for factor in factors], np.array(
-        [factor.metadata["row"] for factor in factors], dtype=np.float64
+        [factor.metadata["parameters"] for factor in factors], dtype=np.float64
     ).T
 
 
@@ -60,7 +68,10 @@ def from_uniforms(kind: type[Factors], uniforms: np.ndarray, strength: float = 1
 
 @dataclass(frozen=True, kw_only=True)
 class FaceIdentity:
-    """The factors of an identity: about seventy continuous values, mostly shapes."""
+    """The factors of an identity: about seventy continuous values, mostly shapes.
+
+    Widths, and lengths across the face, are measured from the middle: they are half the extent.
+    """
 
     cheek_width: float = uniform(0.61, 0.78)
     temple_width: float = uniform(0.87, 1.0)  # as a fraction of cheek_width, like jaw_width
@@ -71,8 +82,8 @@ class FaceIdentity:
     asymmetry: float = triangular(0.0, 0.03)
 
     eye_spacing: float = uniform(0.265, 0.355)  # from the midline to the center of the eye
-    eye_height: float = uniform(-0.19, -0.07)
-    eye_width: float = uniform(0.115, 0.165)  # half the width, as in mouth_width and nose_width
+    eye_y: float = uniform(-0.19, -0.07)  # a coordinate, like nose_base and hairline
+    eye_width: float = uniform(0.115, 0.165)
     eye_opening: float = uniform(0.045, 0.085)
     eye_tilt: float = uniform(-0.18, 0.24)
     eye_apex: float = uniform(-0.4, 0.4)
@@ -145,13 +156,14 @@ class FaceIdentity:
     glasses_habit: float = uniform(0.0, 1.0)
 
     @property
-    def mouth_height(self) -> float:
+    def mouth_y(self) -> float:
+        """y of the line between the lips."""
         return self.nose_base + self.mouth_drop
 
 
 @dataclass(frozen=True, kw_only=True)
 class FaceCapture:
-    """The factors of an image; each approaches its neutral value as nuisance approaches 0."""
+    """The factors of an image: view, light, expression, and what an identity may change."""
 
     yaw: float = triangular(0.0, 42.0)  # in degrees, like pitch, roll and the light's direction
     pitch: float = triangular(0.0, 24.0)
@@ -177,7 +189,7 @@ class FaceCapture:
     gaze_y: float = triangular(0.0, 0.6)
 
     glasses: float = choice()
-    frame_width: float = uniform(0.17, 0.24)
+    frame_width: float = uniform(0.17, 0.24)  # half the extent of a lens, like frame_height
     frame_height: float = uniform(0.11, 0.18)
     frame_roundness: float = uniform(2.0, 5.0)
     frame_thickness: float = uniform(0.012, 0.04)

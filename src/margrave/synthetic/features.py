@@ -13,7 +13,9 @@ from margrave.synthetic.factors import FaceCapture, FaceIdentity
 SKIN_TONES = ((66, 41, 30), (112, 72, 50), (160, 112, 83), (201, 153, 122), (231, 193, 168))
 IRIS_COLORS = ((58, 36, 24), (84, 56, 30), (104, 92, 52), (92, 112, 84), (96, 126, 152))
 SIDES = np.array((-1.0, 1.0))[:, None]
-PROFILE_X = np.linspace(-1.0, 1.0, 11)
+"""(2, 1) sign of x in the left and the right half of the face."""
+ACROSS = np.linspace(-1.0, 1.0, 11)
+"""Positions across an eye or a brow, from its inner end (−1) to its outer end (1)."""
 CIRCLE_ANGLES = np.linspace(0, 2 * np.pi, 9)
 NOSTRIL = np.stack([np.cos(CIRCLE_ANGLES), np.sin(CIRCLE_ANGLES) - 0.4 * np.cos(CIRCLE_ANGLES)], 1)
 
@@ -63,8 +65,8 @@ def paint_ears(canvas: FaceCanvas, identity: FaceIdentity, skin: Color) -> None:
     edge = identity.cheek_width
     out = edge + 0.02 + identity.ear_spread
     top, bottom = (
-        identity.eye_height - 0.4 * identity.ear_size,
-        identity.eye_height + 1.6 * identity.ear_size,
+        identity.eye_y - 0.4 * identity.ear_size,
+        identity.eye_y + 1.6 * identity.ear_size,
     )
     ear = curve(
         [
@@ -102,41 +104,42 @@ def paint_wrinkles(canvas: FaceCanvas, identity: FaceIdentity, capture: FaceCapt
         [
             (identity.nose_width + 0.02, identity.nose_base - 0.05),
             (identity.nose_width + 0.09, identity.nose_base + 0.08),
-            (identity.mouth_width + 0.08, identity.mouth_height - 0.02 - 0.04 * smile),
+            (identity.mouth_width + 0.08, identity.mouth_y - 0.02 - 0.04 * smile),
         ]
     )
     canvas.crease(mirrored(fold), min(0.6, 0.08 + 0.22 * identity.age + 0.26 * smile))
     if identity.age > 0.35:
-        start = np.array((identity.eye_spacing + identity.eye_width * 1.2, identity.eye_height))
-        feet = np.stack(
+        start = np.array((identity.eye_spacing + identity.eye_width * 1.2, identity.eye_y))
+        crows_feet = np.stack(
             [np.stack([start, shifted(start, 0.09, lift)]) for lift in (-0.04, 0.0, 0.04)]
         )
-        canvas.crease(np.concatenate([feet, feet * (-1.0, 1.0)]), 0.25 * identity.age)
+        both_sides = np.concatenate([crows_feet, crows_feet * (-1.0, 1.0)])
+        canvas.crease(both_sides, 0.25 * identity.age)
     lines = 0.28 * identity.age + 0.25 * max(0.0, capture.brow_raise)
     if lines > 0.08:
-        y = identity.eye_height - identity.brow_height - 0.13
+        y = identity.eye_y - identity.brow_height - 0.13
         line = curve([(-0.28, y), (0.0, y + 0.02), (0.28, y)])
         canvas.crease(np.stack([shifted(line, 0.0, -0.085 * row) for row in range(3)]), 0.7 * lines)
 
 
 def eye_curves(identity: FaceIdentity, capture: FaceCapture) -> tuple[np.ndarray, np.ndarray]:
-    """(2, points, 2) upper and lower lids of both eyes, from the inner to the outer corner."""
+    """Upper lids and lower lids, each (2 eyes, points from inner to outer corner, 2)."""
     closed = min(1.0, capture.eye_closure + 0.25 * max(0.0, capture.smile))
     opening = identity.eye_opening * (1 - closed) * (1 + 0.15 * capture.brow_raise)
-    bend = PROFILE_X - 0.35 * identity.eye_apex * (1 - PROFILE_X**2)
+    bend = ACROSS - 0.35 * identity.eye_apex * (1 - ACROSS**2)
     upper = -opening * (1 - np.abs(bend) ** identity.eye_roundness)
-    lower = 0.62 * identity.eye_opening * (1 - 0.3 * closed) * (1 - PROFILE_X**2) ** 0.8
-    x = SIDES * (identity.eye_spacing + identity.eye_width * PROFILE_X)
+    lower = 0.62 * identity.eye_opening * (1 - 0.3 * closed) * (1 - ACROSS**2) ** 0.8
+    x = SIDES * (identity.eye_spacing + identity.eye_width * ACROSS)
     y = (
-        identity.eye_height
+        identity.eye_y
         + SIDES * 0.5 * identity.asymmetry
-        - identity.eye_tilt * identity.eye_width * PROFILE_X
+        - identity.eye_tilt * identity.eye_width * ACROSS
     )
     return np.stack([x, y + upper], 2), np.stack([x, y + lower], 2)
 
 
 def between(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Closed shapes between two sets of lines."""
+    """(shapes, points, 2) closed shapes between each line of one set and that of another."""
     return np.concatenate([first, second[:, ::-1]], axis=1)
 
 
@@ -148,25 +151,26 @@ def paint_eyes(
     iris = dim(ramp_color(IRIS_COLORS, identity.iris_hue), identity.iris_lightness)
     lid = dim(skin, identity.lid_color * (1 - 0.25 * capture.makeup))
     lash = mix(dim(skin, 0.3), (22, 16, 14), 0.7)
-    middle = np.concatenate(
-        [SIDES * identity.eye_spacing, identity.eye_height + 0.5 * SIDES * identity.asymmetry], 1
+    centers = np.concatenate(
+        [SIDES * identity.eye_spacing, identity.eye_y + 0.5 * SIDES * identity.asymmetry], 1
     )
-    gaze = shifted(middle, 0.035 * capture.gaze_x, 0.02 * capture.gaze_y)
+    pupils = shifted(centers, 0.035 * capture.gaze_x, 0.02 * capture.gaze_y)
     glint = 0.026 if capture.light_azimuth > 0 else -0.026
     canvas.fill(between(upper, lower), mix((226, 220, 214), skin, 0.28))
-    canvas.discs(gaze, identity.iris_size, iris)
-    canvas.discs(gaze, 0.42 * identity.iris_size, (14, 10, 10))
-    canvas.discs(shifted(gaze, glint, -0.024), 0.015, (240, 240, 240))
+    canvas.discs(pupils, identity.iris_size, iris)
+    canvas.discs(pupils, 0.42 * identity.iris_size, (14, 10, 10))
+    canvas.discs(shifted(pupils, glint, -0.024), 0.015, (240, 240, 240))
     crease = shifted(upper, 0.0, -identity.lid_crease - 0.03 * capture.eye_closure)
-    crease[..., 1] -= 0.02 * np.cos(1.4 * PROFILE_X)
-    hidden = [
+    crease[..., 1] -= 0.02 * np.cos(1.4 * ACROSS)
+    # Skin below and above the eye covers what the irises exceed.
+    cover = [
         between(lower, shifted(lower, 0.0, 0.08)),
         between(upper, shifted(crease, 0.0, -0.05)),
     ]
-    canvas.fill(np.concatenate(hidden), skin)
+    canvas.fill(np.concatenate(cover), skin)
     canvas.fill(between(upper, crease), lid)
     canvas.crease(lower, 0.35)
-    taper = identity.lashes * (1 + capture.makeup) * (0.85 + 0.4 * PROFILE_X)
+    taper = identity.lashes * (1 + capture.makeup) * (0.85 + 0.4 * ACROSS)
     canvas.fill(ribbon(upper, taper), lash)
     canvas.crease(crease[:, 1:], 0.36)
     canvas.crease(shifted(lower[:, 2:], 0.0, 0.045), 0.10 + 0.25 * identity.bags)
@@ -177,20 +181,19 @@ def paint_brows(
     canvas: FaceCanvas, identity: FaceIdentity, capture: FaceCapture, skin: Color, hair: Color
 ) -> None:
     color = mix(skin, dim(hair, 0.75), identity.brow_darkness)
-    thickness = identity.brow_thickness * (0.8 + 0.25 * (1 - PROFILE_X)) * (1 - 0.8 * PROFILE_X**8)
-    x = SIDES * (identity.eye_spacing + identity.brow_shift + identity.brow_length * PROFILE_X)
+    thickness = identity.brow_thickness * (0.8 + 0.25 * (1 - ACROSS)) * (1 - 0.8 * ACROSS**8)
+    x = SIDES * (identity.eye_spacing + identity.brow_shift + identity.brow_length * ACROSS)
     y = (
-        identity.eye_height
+        identity.eye_y
         - identity.brow_height
         - 0.05 * capture.brow_raise
         + 0.8 * SIDES * identity.asymmetry
     )
-    line = (
-        y
-        - identity.brow_arch * (1 - (PROFILE_X - 0.25) ** 2)
-        - identity.brow_angle * 0.2 * PROFILE_X
+    line_y = (
+        y - identity.brow_arch * (1 - (ACROSS - 0.25) ** 2) - identity.brow_angle * 0.2 * ACROSS
     )
-    upper, lower = np.stack([x, line - thickness / 2], 2), np.stack([x, line + thickness / 2], 2)
+    upper = np.stack([x, line_y - thickness / 2], 2)
+    lower = np.stack([x, line_y + thickness / 2], 2)
     canvas.fill(between(upper, lower), color)
     lean = np.stack([SIDES * 0.03, SIDES * 0.0], 2)
     hairs = np.stack([lower[:, :-1] - lean, shifted(upper[:, :-1], 0.0, -0.012) + lean], 2)
@@ -199,7 +202,7 @@ def paint_brows(
 
 
 def paint_nose(canvas: FaceCanvas, identity: FaceIdentity, capture: FaceCapture) -> None:
-    """Paint nostrils, wings and the shadow below; the relief's lighting shows the ridge."""
+    """Paint the nostrils, the wings, the shadow below and lines along both sides of the ridge."""
     base = identity.nose_base
     wide = identity.nose_width * (1 + 0.08 * max(0.0, capture.smile))
     tip = base + 0.025 * identity.nose_tip + 0.02
@@ -216,13 +219,14 @@ def paint_nose(canvas: FaceCanvas, identity: FaceIdentity, capture: FaceCapture)
         (0.70 * wide, base + 0.012),
     ]
     canvas.crease(mirrored(curve(wing)), 0.32)
-    ridge = [
-        (0.10, identity.eye_height - 0.08),
-        (0.085, 0.5 * (identity.eye_height + base)),
+    beside_ridge = [
+        (0.10, identity.eye_y - 0.08),
+        (0.085, 0.5 * (identity.eye_y + base)),
         (0.45 * wide, base - 0.12),
     ]
     canvas.crease(
-        shifted(mirrored(curve(ridge)), identity.nose_bend, 0.0), 0.09 * identity.nose_bridge
+        shifted(mirrored(curve(beside_ridge)), identity.nose_bend, 0.0),
+        0.09 * identity.nose_bridge,
     )
 
 
@@ -230,7 +234,7 @@ def paint_mouth(
     canvas: FaceCanvas, identity: FaceIdentity, capture: FaceCapture, skin: Color
 ) -> None:
     """Paint lips around a dark opening with teeth; a smile raises and widens the corners."""
-    y, middle = identity.mouth_height, identity.asymmetry
+    y, middle = identity.mouth_y, identity.asymmetry
     wide = identity.mouth_width * (1 + 0.20 * capture.smile)
     corner = y - 0.6 * identity.mouth_curve - 0.045 * capture.smile
     gap = 0.17 * capture.mouth_open + 0.035 * max(0.0, capture.smile - 0.35)

@@ -45,6 +45,7 @@ def hair_color(identity: FaceIdentity) -> Color:
 
 
 def hair_band(identity: FaceIdentity, capture: FaceCapture) -> HairBand:
+    """The band of hair of an identity in an image."""
     short = identity.masculinity > 0.5
     end = (-0.10 + 0.32 * identity.hair_length) if short else (0.15 + 1.35 * identity.hair_length)
     bald = short and identity.baldness > 0.86
@@ -53,7 +54,7 @@ def hair_band(identity: FaceIdentity, capture: FaceCapture) -> HairBand:
     temple, cheek = identity.temple_width * identity.cheek_width, identity.cheek_width
     hairline = -0.985 * identity.skull_height if bald else identity.hairline
     fringe = 0.0 if bald else max(0.0, identity.fringe - 0.5) * 2
-    fringe_y = hairline + fringe * 0.85 * (identity.eye_height - identity.brow_height - hairline)
+    fringe_y = hairline + fringe * 0.85 * (identity.eye_y - identity.brow_height - hairline)
     part = 0.45 * identity.hair_part + 0.2 * capture.hair_parting
     peak = 0.0 if bald else identity.widow_peak * (1 - fringe)
     recession = 0.0 if bald else identity.recession * (1 - fringe) * (1.0 if short else 0.5)
@@ -94,8 +95,8 @@ def paint_back_hair(canvas: FaceCanvas, band: HairBand, hair: Color, shading: Co
     if band.end > 0.2:
         canvas.fill(band.outer, dim(hair, 0.55))
         left, right = band.outer[0], band.outer[-1]
-        feet = left * (1 - BACK_STRANDS) + right * BACK_STRANDS
-        strands = np.stack([shifted(feet * (0.8, 0.5), 0.0, -0.2), shifted(feet, 0.0, -0.02)], 1)
+        tips = left * (1 - BACK_STRANDS) + right * BACK_STRANDS
+        strands = np.stack([shifted(tips * (0.8, 0.5), 0.0, -0.2), shifted(tips, 0.0, -0.02)], 1)
         canvas.strands(strands, shading)
 
 
@@ -143,12 +144,22 @@ def paint_beard(
     face: np.ndarray,
     draws: np.ndarray,
 ) -> None:
-    """Paint a full beard, goatee or moustache, depending on the identity; before the lips."""
+    """Paint a full beard, goatee or moustache, depending on the identity; paint the lips later.
+
+    Args:
+        canvas: the canvas.
+        identity: the identity's factors.
+        capture: the image's factors.
+        skin: color of the skin.
+        hair: color of the hair.
+        face: (points, 2) outline of the face.
+        draws: (n, 3) uniform numbers for positions and lengths of strands.
+    """
     if identity.masculinity <= 0.5:
         return
     cover = min(0.95, 0.72 * capture.beard_growth)
     color = mix(skin, dim(hair, 0.7), cover)
-    mouth, wide, base = identity.mouth_height, identity.mouth_width, identity.nose_base
+    mouth, wide, base = identity.mouth_y, identity.mouth_width, identity.nose_base
     if identity.beard > 0.58:
         reach = identity.cheek_width if identity.beard > 0.72 else wide + 0.12
         start = 0.12 if identity.beard > 0.72 else mouth - 0.04
@@ -168,11 +179,11 @@ def paint_beard(
         )
         canvas.fill(np.concatenate([inner, right, left]), color)
         where = inner[(draws[:, 0] * (len(inner) - 1)).astype(int)]
-        jaw = where * (1.0, 0.0) + np.stack([0 * where[:, 0], 0.94 * where[:, 1] + 0.04], 1)
-        tips = jaw + np.stack([0.10 * (draws[:, 1] - 0.5), 0.03 + 0.16 * draws[:, 2]], 1)
-        roots = np.stack([jaw, tips], 1)
-        canvas.strands(roots[::2], dim(color, 0.7))
-        canvas.strands(roots[1::2], mix(color, skin, 0.3))
+        roots = where * (1.0, 0.0) + np.stack([0 * where[:, 0], 0.94 * where[:, 1] + 0.04], 1)
+        tips = roots + np.stack([0.10 * (draws[:, 1] - 0.5), 0.03 + 0.16 * draws[:, 2]], 1)
+        strands = np.stack([roots, tips], 1)
+        canvas.strands(strands[::2], dim(color, 0.7))
+        canvas.strands(strands[1::2], mix(color, skin, 0.3))
     if identity.moustache > 0.6 or identity.beard > 0.72:
         thick = 0.5 + 0.5 * identity.moustache
         shape = [

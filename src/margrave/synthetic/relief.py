@@ -22,16 +22,17 @@ VIEW_AXIS = ((np.arange(VIEW_CELLS) + 0.5) / VIEW_CELLS * 2 - 1) * VIEW_HALF_EXT
 
 
 class Bump(NamedTuple):
-    """A Gaussian bump: its center, and its standard deviations `width` in x and `height` in y."""
+    """A Gaussian bump: its center (x, y) and its standard deviations."""
 
     x: float
     y: float
-    width: float
-    height: float
+    std_x: float
+    std_y: float
 
 
-def both_sides(x: float, y: float, width: float, height: float) -> list[Bump]:
-    return [Bump(-x, y, width, height), Bump(x, y, width, height)]
+def both_sides(x: float, y: float, std_x: float, std_y: float) -> list[Bump]:
+    """A bump in each half of the face."""
+    return [Bump(-x, y, std_x, std_y), Bump(x, y, std_x, std_y)]
 
 
 def sum_of_bumps(bumps: list[Bump], weights: np.ndarray) -> np.ndarray:
@@ -46,7 +47,7 @@ def sum_of_bumps(bumps: list[Bump], weights: np.ndarray) -> np.ndarray:
 
 def relief(identity: FaceIdentity) -> np.ndarray:
     """(GRID, GRID) float32 height of the face towards the camera, in face units."""
-    eye, nose, mouth = identity.eye_height, identity.nose_base, identity.mouth_height
+    eye, nose, mouth = identity.eye_y, identity.nose_base, identity.mouth_y
     middle = (eye + nose) / 2
     parts: list[tuple[Bump, float]] = [
         (Bump(identity.nose_bend / 2, eye + 0.03, 0.055, 0.13), 0.07 * identity.nose_bridge),
@@ -78,12 +79,12 @@ def relief(identity: FaceIdentity) -> np.ndarray:
 def lighting(
     identity: FaceIdentity, capture: FaceCapture, height: np.ndarray, blotches: np.ndarray
 ) -> np.ndarray:
-    """(GRID, GRID, 3) float32 factors for the paint: light intensity and color, and skin tints.
+    """(GRID, GRID, 3) float32 by which the paint is multiplied, for light and skin tints.
 
     Args:
         identity: the identity's factors.
         capture: the image's factors.
-        height: the face's relief.
+        height: (GRID, GRID) the face's relief.
         blotches: (n, n) standard normal numbers for the identity's uneven pigmentation.
     """
     azimuth, elevation = math.radians(capture.light_azimuth), math.radians(capture.light_elevation)
@@ -104,10 +105,10 @@ def lighting(
         nose_shadow,
         *both_sides(0.40, 0.24, 0.15, 0.13),
         Bump(0.0, identity.nose_base - 0.04, 0.09, 0.08),
-        *both_sides(identity.eye_spacing, identity.eye_height + 0.10, 0.11, 0.04),
-        *both_sides(identity.eye_spacing, identity.eye_height - 0.05, 0.15, 0.06),
+        *both_sides(identity.eye_spacing, identity.eye_y + 0.10, 0.11, 0.04),
+        *both_sides(identity.eye_spacing, identity.eye_y - 0.05, 0.15, 0.06),
         Bump(0.0, 0.78, 0.42, 0.26),
-        Bump(0.0, identity.mouth_height - 0.12, 0.17, 0.05),
+        Bump(0.0, identity.mouth_y - 0.12, 0.17, 0.05),
         Bump(0.0, 1.25, 0.5, 0.16),
     ]
     cheeks = 0.10 * identity.rosy_cheeks + 0.12 * capture.makeup
@@ -135,11 +136,11 @@ def lighting(
 def view_maps(
     capture: FaceCapture, height: np.ndarray, image_size: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Two (image_size, image_size) float32: x and y on the canvas, in 0..1, for each pixel.
+    """Two (image_size, image_size) float32: each pixel's x and y on the canvas, in 0..1.
 
     A point (x, y) of height z appears at x cos(yaw) + z sin(yaw), y cos(pitch) + z sin(pitch), then
     rolled, zoomed and shifted. Since z depends on the unknown point, the equation is solved by a
-    few iterations, on a coarse grid and a smoothed relief, because steep slopes would fold.
+    few iterations on a coarse grid. The relief is smoothed, because steep slopes would fold over.
     """
     height = cv2.blur(cv2.blur(height, (3, 3)), (3, 3))
     roll, yaw, pitch = (math.radians(a) for a in (capture.roll, capture.yaw, capture.pitch))
@@ -148,7 +149,8 @@ def view_maps(
     across, down = VIEW_AXIS - capture.shift_x, (VIEW_AXIS + 0.02 - capture.shift_y)[:, None]
     flat_x = (cosine * across + sine * down) * (cells / math.cos(yaw)) + (GRID / 2 - 0.5)
     flat_y = (cosine * down - sine * across) * (cells / math.cos(pitch)) + (GRID / 2 - 0.5)
-    x, y = flat_x, flat_y = flat_x.astype(np.float32), flat_y.astype(np.float32)
+    flat_x, flat_y = flat_x.astype(np.float32), flat_y.astype(np.float32)
+    x, y = flat_x, flat_y
     for _ in range(4):
         depth = cv2.remap(height, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
         x = flat_x - np.float32(cells * math.tan(yaw)) * depth

@@ -12,7 +12,7 @@ from margrave.synthetic.factors import FaceCapture, FaceIdentity
 def paint_glasses(
     canvas: FaceCanvas, identity: FaceIdentity, kind: str, capture: FaceCapture
 ) -> None:
-    """Paint rims, bridge, temples and glare; `dark` lenses hide the eyes."""
+    """Paint glasses of a kind (`none`, `clear` or `dark`); dark lenses hide the eyes."""
     if kind == "none":
         return
     frame = (215 * capture.frame_lightness + 18, 190 * capture.frame_lightness + 16, 40.0)
@@ -27,7 +27,7 @@ def paint_glasses(
     )
     half = min(capture.frame_width, identity.eye_spacing - 0.03)
     shape[:, 0] *= half / capture.frame_width
-    y, center = identity.eye_height + 0.03, identity.eye_spacing + 0.01
+    y, center = identity.eye_y + 0.03, identity.eye_spacing + 0.01
     lens = mirrored(shifted(shape, center, y))
     canvas.crease(shifted(lens[:, :13], 0.0, 0.03), 0.18)
     if kind == "dark":
@@ -60,14 +60,14 @@ def background(rng: np.random.Generator, image_size: int, strength: float) -> np
         image_size: height and width in pixels.
         strength: variation in [0, 1]; 0 gives the same flat gray for every image.
     """
-    kind = int(rng.integers(4))
+    kind = int(rng.integers(4))  # in the docstring's order
     cells = int(rng.integers(2, 9))
     base, wave, draws = rng.random(3), rng.random(3), rng.random((cells, cells, 3))
     patches = base + (0.9, 0.7, 0.25, 0.15)[kind] * (draws - 0.5)
     patches = 0.55 * patches.mean(axis=2, keepdims=True) + 0.45 * patches
     patches = np.clip(255 * (0.5 + strength * (patches - 0.5)), 0, 255).astype(np.uint8)
-    how = cv2.INTER_NEAREST if kind == 1 else cv2.INTER_CUBIC
-    scene = cv2.resize(patches, (image_size, image_size), interpolation=how)
+    interpolation = cv2.INTER_NEAREST if kind == 1 else cv2.INTER_CUBIC
+    scene = cv2.resize(patches, (image_size, image_size), interpolation=interpolation)
     if kind == 2:
         axis = np.linspace(0, 1, image_size, dtype=np.float32)
         phase = (20 + 60 * wave[0]) * (axis * wave[1] + axis[:, None] * (1 - wave[1]))
