@@ -13,7 +13,7 @@ def align(
     crops: Annotated[Path, typer.Argument(help="The folder to write, with the same subfolders.")],
     yunet: Annotated[
         Path | None,
-        typer.Option(help="Detect faces with this YuNet file; default: MTCNN (extra align)."),
+        typer.Option(help="Detect faces with this YuNet file; default: MTCNN (pip extra align)."),
     ] = None,
     every_face: Annotated[
         bool, typer.Option("--every-face", help="Crop all faces of a photo, not only the largest.")

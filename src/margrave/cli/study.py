@@ -165,7 +165,7 @@ def _seconds(text: str) -> float:
     try:
         seconds = float(number) * units[unit]
     except (ValueError, KeyError):
-        raise ValueError(f"--budget {text} is no duration; write 90s, 10m or 2h") from None
+        raise ValueError(f"--budget {text} is not a duration; write 90s, 10m or 2h") from None
     if not 0 < seconds < float("inf"):
         raise ValueError(f"--budget {text} must be longer than 0")
     return seconds
@@ -192,24 +192,26 @@ def _show(console: "Console", outcome: "StudyOutcome") -> None:
     config = outcome.config
     if config.question:
         console.print(config.question, markup=False, soft_wrap=True)
-    for comparisons, kind in ((outcome.comparisons, ""), (outcome.tuned_comparisons, ", tuned")):
+    both = (outcome.comparisons, ""), (outcome.tuned_comparisons, ", tuned")
+    for comparisons, suffix in both:
         for condition, comparison in comparisons.items():
-            console.print(study_table(f"{condition}{kind}", comparison, config.metric))
+            console.print(study_table(f"{condition}{suffix}", comparison, config.metric))
             console.print(verdict(comparison, config), markup=False, soft_wrap=True)
         for claim in config.claims:
             comparison = comparisons.get(claim.condition)
             if comparison is None:
                 continue
-            names = outcome.tuned.get(claim.condition, {}) if kind else {}
+            # In the tuned comparison, each loss has the name of its best variant.
+            variants = outcome.tuned.get(claim.condition, {}) if suffix else {}
             renamed = claim.model_copy(
                 update={
-                    name: names.get(getattr(claim, name), {}).get("name", getattr(claim, name))
+                    name: variants.get(getattr(claim, name), {}).get("name", getattr(claim, name))
                     for name in ("loss", "over")
                 }
             )
             judged = judge_claim(renamed, comparison, config)
             console.print(
-                f"Claim, {claim.condition}{kind}: {claim.text}. {judged[:1].upper()}{judged[1:]}",
+                f"Claim, {claim.condition}{suffix}: {claim.text}. {judged[:1].upper()}{judged[1:]}",
                 markup=False,
                 soft_wrap=True,
             )

@@ -63,6 +63,11 @@ def points_of_result(
         )
     if far_targets is None:
         far_targets = [far for far, figure in figure_of_far.items() if not figure.too_few]
+        if not far_targets:
+            raise ValueError(
+                f"{result.name or 'the result'} has too few impostor pairs for a threshold at any "
+                "of its FARs; add identities, or use more pairs"
+            )
     counts = result.counts
     impostors = counts.get("impostors", counts.get("pairs", 0) - counts.get("genuine", 0))
     measured_on = result.origin.images or result.name
