@@ -61,6 +61,7 @@ def align(
         f"{crops} holds {quantity(len(written), 'face')} of "
         f"{quantity(len(aligned) - len(rejected), 'photo')}",
         markup=False,
+        soft_wrap=True,
     )
     for photo in rejected[:10]:
         console.print(f"rejected: {photo.photo}: {photo.rejected}", markup=False, soft_wrap=True)
