@@ -195,6 +195,10 @@ def test_templates_of_every_kind(work: Path) -> None:
     assert search.rules.endswith("N0D0F2")
     with pytest.raises(ValueError, match=r"templates\.csv has no score for"):
         margrave("evaluate", "templates", work / "features", table, "--detector")
+    moved = [[*row[:3], str(row[3]).replace("gallery_1", "gallery_2")] for row in rows]
+    only_2 = _table(work / "gallery_2.csv", "path,template,subject,role", moved)
+    with pytest.raises(ValueError, match="no template of role gallery_1"):
+        margrave("evaluate", "templates", work / "features", only_2, "--surveillance")
 
     pairs = [[number, number + 1, int(number // 3 == (number + 1) // 3)] for number in range(89)]
     listed = _table(work / "template_pairs.csv", "template_a,template_b,same", pairs)

@@ -134,6 +134,12 @@ def test_empty_strata_say_none() -> None:
     assert (empty.pairs, empty.accuracy, set(empty.tar)) == (0, None, {None})
 
 
+def test_without_edges_there_is_one_stratum() -> None:
+    first, second, same = _pairs()
+    (stratum,) = evaluate_strata(first, second, same, np.ones(200), [])
+    assert stratum.figures()[0].label == "accuracy, quality any"
+
+
 @pytest.mark.parametrize("edges", [[0.5, 0.5], [1.0, 0.0], [np.nan]])
 def test_edges_must_ascend(edges: list[float]) -> None:
     first, second, same = _pairs()

@@ -8,9 +8,10 @@ import torch
 
 from margrave import backbones
 from margrave.data import balanced_pairs
+from margrave.evaluation import Figure, Result
 from margrave.inference import Embedder, embed_features
 from margrave.models import ModelCard
-from margrave.protocols import Pairs, evaluate, evaluate_embedder
+from margrave.protocols import Pairs, evaluate, evaluate_embedder, points_of_result
 from margrave.synthetic import SyntheticFaces
 
 BACKBONE = {
@@ -65,3 +66,9 @@ def test_unreadable_images_are_named_and_their_pairs_left_out(embedder: Embedder
     assert set(result.unreadable) == {faces.name(1), faces.name(2)}
     with pytest.raises(ValueError, match=r"more than maximum_unreadable = 0(.|\n)*is torn"):
         evaluate_embedder(embedder, faces, pairs, resamples=0)
+
+
+def test_results_of_too_few_pairs_have_no_operating_points() -> None:
+    rate = Figure(metric="TAR", value=1.0, at={"FAR": 0.1}, threshold=0.3, too_few=True)
+    with pytest.raises(ValueError, match="few has too few impostor pairs"):
+        points_of_result(Result(protocol="pairs", name="few", figures=(rate,)))

@@ -1,7 +1,7 @@
 """The command line: one file per command. Commands import heavy modules only when they run.
 
-These files do not postpone the evaluation of annotations, because Typer reads annotations twice and
-would compile postponed ones each time.
+Most of these files do not postpone the evaluation of annotations, because Typer reads annotations
+twice and would compile postponed ones each time.
 """
 
 import logging

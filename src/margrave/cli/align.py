@@ -13,7 +13,7 @@ def align(
     crops: Annotated[Path, typer.Argument(help="The folder to write, with the same subfolders.")],
     yunet: Annotated[
         Path | None,
-        typer.Option(help="Detect faces with this YuNet file; default: MTCNN (extra align)."),
+        typer.Option(help="Detect faces with this YuNet file; default: MTCNN (pip extra align)."),
     ] = None,
     every_face: Annotated[
         bool, typer.Option("--every-face", help="Crop all faces of a photo, not only the largest.")
@@ -61,6 +61,7 @@ def align(
         f"{crops} holds {quantity(len(written), 'face')} of "
         f"{quantity(len(aligned) - len(rejected), 'photo')}",
         markup=False,
+        soft_wrap=True,
     )
     for photo in rejected[:10]:
         console.print(f"rejected: {photo.photo}: {photo.rejected}", markup=False, soft_wrap=True)

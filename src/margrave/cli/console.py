@@ -20,7 +20,7 @@ class Console(rich.console.Console):
     """Rich's console, with control characters printed as escape sequences."""
 
     def render(self, *args: Any, **kwargs: Any) -> Iterable[Segment]:
-        """Render segments as Rich does, with control characters in texts escaped."""
+        """Render segments as Rich does, with control characters in the text escaped."""
         for segment in super().render(*args, **kwargs):
             text, style, control = segment
             yield segment if control else Segment(text.translate(CONTROLS), style)

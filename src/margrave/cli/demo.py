@@ -34,8 +34,8 @@ def demo(
     images = training.images.images
     rows = []
     for identity in range(min(8, len(images.class_names))):
-        own = (images.labels == identity).nonzero()[0][:10]
-        rows.append([fit_image(images.read(int(index)), 112) for index in own])
+        indices = (images.labels == identity).nonzero()[0][:10]
+        rows.append([fit_image(images.read(int(index)), 112) for index in indices])
     contact_sheet(rows, output / "faces.png")
     message = f"created faces: see {output / 'faces.png'}, one identity per row"
     console.print(message, markup=False)

@@ -30,7 +30,7 @@ def doctor(
         typer.Option(
             "--detector",
             "--yunet",
-            help="Check alignment with this YuNet file; default: MTCNN (extra align).",
+            help="Check alignment with this YuNet file; default: MTCNN (pip extra align).",
         ),
     ] = None,
     images: Annotated[
@@ -104,15 +104,18 @@ def doctor(
             faces = open_source(data, labeled=True) if data else None
             findings = examine_model(path, faces, min(images, 400), trust_code, progress, options)
         else:
-            built = available_detector(detector)
+            face_detector = available_detector(detector)
             if kind == "run":
-                findings = examine_run(path, images // 10, workers, trust_code, progress, built)
+                # Ten times as many training images are searched for leaked evaluation images.
+                findings = examine_run(
+                    path, images // 10, workers, trust_code, progress, face_detector
+                )
             elif kind == "pairs":
                 pairs, packed = read_pairs_bin(path)
-                findings = examine_pairs(packed, pairs, workers, progress, built)
+                findings = examine_pairs(packed, pairs, workers, progress, face_detector)
             else:
                 faces = open_source(patient, labeled=True)
-                findings = examine_images(faces, images, workers, progress, detector=built)
+                findings = examine_images(faces, images, workers, progress, detector=face_detector)
     serious = [finding for finding in findings if finding.severity == "serious"]
     if as_json:
         print(json.dumps([finding.to_json() for finding in findings], indent=1))

@@ -32,7 +32,9 @@ def embed(
     ] = False,
     yunet: Annotated[
         Path | None,
-        typer.Option(help="With --align: a YuNet file as detector; default: MTCNN (extra align)."),
+        typer.Option(
+            help="With --align: a YuNet file as detector; default: MTCNN (pip extra align)."
+        ),
     ] = None,
     flips: Annotated[bool, typer.Option(help="Also embed flipped images, for flip fusion.")] = True,
     fit: Annotated[
@@ -84,9 +86,9 @@ def embed(
         if align:
             finder = cropper_for(card, yunet).finder
             assert finder is not None
-            name = "mtcnn" if yunet is None else "yunet"
-            name = name if card.alignment == "arcface" else card.alignment
-            faces = AlignedImages(faces, finder, card.image_size, name)
+            alignment = "mtcnn" if yunet is None else "yunet"
+            alignment = alignment if card.alignment == "arcface" else card.alignment
+            faces = AlignedImages(faces, finder, card.image_size, alignment)
         else:
             remedy = "--align, or once and for all with margrave align"
             warn_about_photos(console, faces, card.image_size, remedy)

@@ -67,18 +67,19 @@ def enroll(
         device=device,
         trust_code=trust_code,
     )
-    done = matcher.enroll(name, images, add=add, replace=replace, allow_similar=allow_similar)
-    for face in done.faces:
+    enrolled = matcher.enroll(name, images, add=add, replace=replace, allow_similar=allow_similar)
+    for face in enrolled.faces:
         console.print(f"{face.image}: {quality_text(face)}", markup=False, soft_wrap=True)
-    other = done.most_alike
+    other = enrolled.most_alike
     similar = ""
     if other is not None:
         similar = f"; most similar person: {other.name}, cosine {other.similarity:.3f}"
     assert matcher.gallery is not None
     people = len(matcher.gallery)
     console.print(
-        f"{done.person.name} is enrolled in {gallery} with "
-        f"{quantity(done.person.images, 'image')}{similar} ({quantity(people, 'person')} in all)",
+        f"{enrolled.person.name} is enrolled in {gallery} with "
+        f"{quantity(enrolled.person.images, 'image')}{similar} "
+        f"({quantity(people, 'person')} in all)",
         markup=False,
         soft_wrap=True,
     )

@@ -80,7 +80,7 @@ COMMON: dict[str, tuple[Any, Any]] = {
         None,
     ),
 }
-SHARED: dict[str, tuple[Any, Any]] = {
+DISTRIBUTED: dict[str, tuple[Any, Any]] = {
     "devices": (
         Annotated[
             int,
@@ -127,7 +127,7 @@ def protocol_command(name: str, protocol: type["Protocol"]) -> Any:
     fields: Mapping[str, FieldInfo] = protocol.model_fields
     positional = [field for field in fields if field in protocol.positional]
     others = [field for field in fields if field not in positional]
-    common = COMMON | (SHARED if protocol.distributed else {})
+    common = COMMON | (DISTRIBUTED if protocol.distributed else {})
     parameters: dict[str, tuple[Any, Any]] = {
         "context": (typer.Context, inspect.Parameter.empty),
         "source": (SOURCE, inspect.Parameter.empty),
@@ -256,9 +256,9 @@ def open_source_features(
     embedder = load_embedder(source, fit=check_fit(fit), device=device, trust_code=trust_code)
     faces = protocol.open_images(images, embedder.card.image_size)
     warn_about_photos(console, faces, embedder.card.image_size)
-    named: dict[str, Any] = {"model": str(source), "source": Path(images or "").name}
+    arguments: dict[str, Any] = {"model": str(source), "source": Path(images or "").name}
     with counted(console, "embedding") as progress:
-        named |= {"maximum_unreadable": maximum_unreadable, "progress": progress}
+        arguments |= {"maximum_unreadable": maximum_unreadable, "progress": progress}
         if keep is not None:
-            return embed_to_store(embedder, faces, keep, **named)
-        return embed_features(embedder, faces, **named)
+            return embed_to_store(embedder, faces, keep, **arguments)
+        return embed_features(embedder, faces, **arguments)

@@ -156,7 +156,7 @@ def verify_erasure(
         list[str] | None, typer.Option(help="Search the files for this name; repeatable.")
     ] = None,
 ) -> None:
-    """Search a gallery for remains of forgotten people; exit status 3 if there are any."""
+    """Search a gallery for data left of forgotten people; exit status 3 if there is any."""
     from margrave.gallery import open_gallery
 
     with open_gallery(gallery, key=gallery_key()) as opened:

@@ -67,8 +67,9 @@ def identify(
         trust_code=trust_code,
     )
     if fpir is None:
+        # Fails early if the model has no threshold.
         matcher.point()
-    known = False
+    any_identified = False
     table = Table("image", "face", "person", "cosine", "next")
     for column in (0, 2, 4):
         table.columns[column].overflow = "fold"
@@ -76,7 +77,7 @@ def identify(
     for image in images:
         identifications = matcher.identify(image, top_k=top, fpir=fpir, which=face)  # pyright: ignore[reportArgumentType]
         for number, result in enumerate(identifications, 1):
-            known |= result.person is not None
+            any_identified |= result.person is not None
             results.append(result)
             candidates = [f"{each.name} {each.similarity:.3f}" for each in result.candidates]
             if as_json:
@@ -109,4 +110,4 @@ def identify(
             markup=False,
             soft_wrap=True,
         )
-    raise typer.Exit(0 if known else 3)
+    raise typer.Exit(0 if any_identified else 3)

@@ -18,7 +18,7 @@ ModelOption = Annotated[
     typer.Option(
         "--model",
         "-m",
-        help="A model file, a run's folder or an .onnx file; default: dlib's (extra baseline).",
+        help="A model file, a run's folder or an .onnx file; default: dlib's (pip extra baseline).",
     ),
 ]
 GalleryOption = Annotated[
@@ -26,7 +26,7 @@ GalleryOption = Annotated[
 ]
 DetectorOption = Annotated[
     Path | None,
-    typer.Option(help="Detect faces with this YuNet file; default: MTCNN (extra align)."),
+    typer.Option(help="Detect faces with this YuNet file; default: MTCNN (pip extra align)."),
 ]
 AlignedOption = Annotated[
     bool, typer.Option("--aligned", help="Treat images as aligned crops; do not detect faces.")
@@ -44,7 +44,9 @@ FarOption = Annotated[
 FloorOption = Annotated[
     float,
     typer.Option(
-        min=0, max=100, help="Refuse faces among the worst N percent of the model's reference."
+        min=0,
+        max=100,
+        help="Refuse faces whose quality is among the worst N percent of the model's reference.",
     ),
 ]
 DeviceOption = Annotated[str | None, typer.Option(help="cpu, cuda, …; default: CUDA if available.")]

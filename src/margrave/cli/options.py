@@ -55,7 +55,7 @@ def _look_like_photos(images: ReadableImages, size: int) -> bool:
 
     Aligned crops all have the same size.
     """
-    # Where images are fetched in pieces, the first ones lie together.
+    # Images fetched in pieces, such as remote shards, are read from the first piece only.
     step = max(1, len(images) // 8) if images.pieces is None else 1
     sample = range(0, len(images), step)[:8]
     shapes = []

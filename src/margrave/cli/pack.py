@@ -68,11 +68,11 @@ def pack(
             elif any(output.glob("*.rec")):
                 raise ValueError(f"{output} already contains records; choose another folder")
             pack_images = pack_shards if shards else pack_records
-            faults = pack_images(source, output, size, progress=progress, **settings)
-            for reason in faults.values():
+            unreadable = pack_images(source, output, size, progress=progress, **settings)
+            for reason in unreadable.values():
                 console.print(f"left out: {reason}", markup=False)
             message = (
-                f"{output} holds {quantity(len(source) - len(faults), 'image')}; train with --data "
-                f"{output}"
+                f"{output} holds {quantity(len(source) - len(unreadable), 'image')}; train with "
+                f"--data {output}"
             )
     console.print(message, markup=False, soft_wrap=True)

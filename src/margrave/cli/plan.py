@@ -66,7 +66,7 @@ def plan(
         recipes or [], merge(overrides, {"data": {"train": {"kind": "synthetic"}}})
     )
     given = (teraflops, bf16_teraflops, memory_bandwidth)
-    # Nothing needs measuring if all speeds of the other machine are given.
+    # Nothing needs measuring if all speeds are given.
     machine = Machine(flops=1, memory_bandwidth=1) if all(given) else measure_machine()
     overridden = {
         "flops": None if teraflops is None else 1e12 * teraflops,

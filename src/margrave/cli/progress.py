@@ -167,7 +167,7 @@ class _TrainingLines:
 
 @contextmanager
 def grid_bar(console: Console, what: str) -> Iterator[Callable[[GridProgress], None]]:
-    """Show the progress of a grid of trainings: finished and running ones, and the time left.
+    """Show the progress of a grid of trainings (losses × seeds), and the time left.
 
     In a terminal it is a bar. Elsewhere it is a line whenever a training has ended, at most one in
     ten seconds.

@@ -1,8 +1,8 @@
 """Commands that start without importing pydantic, and with simpler types in their help.
 
 Typer imports pydantic to convert all arguments and options that are not bools, including its own
-``--help`` when it is absent. For quick commands such as listing the losses, that import takes as
-long as everything else.
+``--help``, which is None where it is not given. For quick commands such as listing the losses, that
+import takes as long as everything else.
 """
 
 from __future__ import annotations

@@ -167,7 +167,7 @@ def _seconds(text: str) -> float:
     try:
         seconds = float(number) * units[unit]
     except (ValueError, KeyError):
-        raise ValueError(f"--budget {text} is no duration; write 90s, 10m or 2h") from None
+        raise ValueError(f"--budget {text} is not a duration; write 90s, 10m or 2h") from None
     if not 0 < seconds < float("inf"):
         raise ValueError(f"--budget {text} must be longer than 0")
     return seconds

@@ -192,9 +192,9 @@ def study_table(title: str, comparison: SeedComparison, metric: str) -> Table:
     for loss, mean in comparison.means.items():
         ends = "-" if mean.interval is None else " to ".join(text(end) for end in mean.interval)
         row = [escape(loss), text(mean.value), ends, text(mean.seed_std)]
-        against = [each for each in comparison.differences
-                   if (each.second, each.first) == (best, loss)]  # fmt: skip
-        row += [text(against[0].mean.value), p_value_text(against[0].adjusted)] if against else [
-            "", ""]  # fmt: skip
+        pair = best, loss
+        against = [each for each in comparison.differences if (each.second, each.first) == pair]
+        row += [text(each.mean.value) for each in against] or [""]
+        row += [p_value_text(each.adjusted) for each in against] or [""]
         table.add_row(*row)
     return table

@@ -62,6 +62,7 @@ def verify(
         device=device,
         trust_code=trust_code,
     )
+    # Fails early if the model has no threshold.
     matcher.point()
     result = matcher.verify(first, second, which=face)  # pyright: ignore[reportArgumentType]
     if as_json:

@@ -10,6 +10,7 @@ import numpy as np
 
 from margrave.data import ReadableImages, fit_image
 from margrave.doctor.findings import Finding
+from margrave.doctor.image_checks import BLANK_STD
 from margrave.doctor.measurements import SIDE, Measurements
 from margrave.faces import (
     MTCNN,
@@ -30,19 +31,17 @@ MIN_FACES = 8
 MIN_FACE_SIZE = 40
 """Minimum size of faces that MTCNN detects, in pixels."""
 MAX_DISPLACEMENT = 4.0
-"""Distance from the template, in pixels of 112, beyond which a face counts as displaced. If one
-detector aligns faces and another measures them, 4 to 5 % are beyond it (MTCNN and YuNet, medians
-1.8 to 2.5)."""
+"""Distance from the template, in pixels of a 112 × 112 crop, beyond which a face counts as
+displaced. If one detector aligns faces and another measures them, 4 to 5 % are beyond it (MTCNN and
+YuNet, medians 1.8 to 2.5)."""
 LOOSE_SHARE, UNALIGNED_SHARE, EARLY_END_SHARE = 0.09, 0.5, 0.8
 """Shares of displaced faces: for a warning, for an error, and to end the search early. If 5 % are
 displaced, a sample of 384 shows 9 % with a probability of 0.001."""
 MIN_EYE_CONTRAST = 0.4
-"""Below this eye contrast, faces are not aligned. Aligned faces have 0.5 to 3, loose crops up to
-1."""
+"""Below this eye contrast (see ``Measurements.eyes``), faces are not aligned. Aligned faces have
+0.5 to 3, loose crops up to 1."""
 MIN_CONTRASTS = 40
 """Minimum number of images for a verdict by eye contrast."""
-BLANK_STD = 4.0
-"""Standard deviation of the gray values below which an image counts as blank."""
 INSTALL = (
     "pip install 'margrave[align]' for MTCNN, or give a YuNet file: --detector "
     "face_detection_yunet_2023mar.onnx"
@@ -73,6 +72,12 @@ def locate_faces(
     """Detect the largest face of each image.
 
     The search ends early if nearly all faces are displaced, or if hardly any face is detected.
+
+    Args:
+        images: the images.
+        indices: indices of the images to search.
+        detector: detects the landmarks.
+        progress: called with (images searched, total images).
 
     Returns:
         (F, 5, 2) landmarks, in pixels of the image fitted to 112 × 112; and the number of images
@@ -116,7 +121,8 @@ def check_alignment(
         return
     eyes = measured.eyes[measured.std >= BLANK_STD]
     contrasts = np.median(eyes, axis=0)
-    error = 1.25 * eyes[:, 0].std() / len(eyes) ** 0.5
+    # The standard error of a median is about 1.25 times that of a mean.
+    contrast_error = 1.25 * eyes[:, 0].std() / len(eyes) ** 0.5
     figures = {
         "eye_contrast": round(float(contrasts[0]), 3),
         "turned_by_90_180_270": [round(float(value), 3) for value in contrasts[1:]],
@@ -133,7 +139,7 @@ def check_alignment(
     reason, remedy = "no landmark detector is given or installed", INSTALL
     synthetic = isinstance(images, SyntheticFaces)
     if synthetic:
-        reason, remedy = "they are synthetic and have a template of their own", "none needed"
+        reason, remedy = "the faces are synthetic and have a template of their own", "none needed"
     elif detector is not None:
         sample_size = min(SAMPLE_SIZE, len(usable))
         sample = np.unique(np.linspace(0, len(usable) - 1, sample_size).astype(int))
@@ -144,7 +150,7 @@ def check_alignment(
         reason = f"the detector finds a face in only {len(landmarks)} of {searched} images"
         remedy = "look at the images; align the original photos (margrave align)"
     shapes = _non_square_message(measured)
-    if shapes or (enough and contrasts[0] + error < MIN_EYE_CONTRAST):
+    if shapes or (enough and contrasts[0] + contrast_error < MIN_EYE_CONTRAST):
         signs = shapes or (
             "eyes are not at the positions of ArcFace's five-point template: the images are hardly "
             "darker there than around them (contrast "

@@ -194,19 +194,19 @@ def _check_numbers(numbers: np.ndarray) -> Iterator[Finding]:
 
 
 def histogram(sizes: np.ndarray) -> dict[str, int]:
-    """The number of identities by their number of images, in doubling steps.
+    """Range of the number of images -> number of identities, in doubling steps.
 
     >>> histogram(np.array([1, 1, 3, 9]))
     {'1': 2, '2-3': 1, '8-15': 1}
     """
-    histogram: dict[str, int] = {}
+    identities: dict[str, int] = {}
     low = 1
     while low <= sizes.max(initial=0):
         count = int(((sizes >= low) & (sizes < 2 * low)).sum())
         if count:
-            histogram[str(low) if low == 1 else f"{low}-{2 * low - 1}"] = count
+            identities[str(low) if low == 1 else f"{low}-{2 * low - 1}"] = count
         low *= 2
-    return histogram
+    return identities
 
 
 def _check_shards(images: ShardImages) -> Iterator[Finding]:
@@ -224,7 +224,7 @@ def _check_shards(images: ShardImages) -> Iterator[Finding]:
 
 
 def check_pairs(pairs: PairList, measured: Measurements) -> Iterator[Finding]:
-    """Check for wrong truth values, and for pairs that measure nothing."""
+    """Check for wrong labels, and for pairs that measure nothing."""
     same = np.asarray(pairs.same, bool)
     share = float(same.mean())
     if not 0.05 < share < 0.95:
@@ -250,8 +250,8 @@ def check_pairs(pairs: PairList, measured: Measurements) -> Iterator[Finding]:
             fault="contradicted_pairs",
             severity="serious",
             message=f"{len(contradicted)} pairs of the same image are labeled as different "
-            "people: the truth values are reversed or belong to other pairs",
-            remedy="create the set again, and check that images 2k and 2k + 1 belong to value k",
+            "people: the labels are reversed or belong to other pairs",
+            remedy="create the set again, and check that images 2k and 2k + 1 belong to label k",
             share=len(contradicted) / len(same),
             examples=tuple(f"pair {number}" for number in contradicted[:MAX_EXAMPLES]),
             figures={"contradicted": len(contradicted), "pairs": len(same)},

@@ -16,13 +16,14 @@ from margrave.inference import Embedder
 from margrave.progress import Progress
 
 QUALITIES = (1.0, 0.5, 0.25, 0.125)
-"""Scale factors to which images are reduced and from which they are enlarged again."""
+"""Scale factors by which images are reduced, before they are enlarged to their former size."""
 NORMALIZATIONS = {
     "[-1, 1] (mean 0.5, std 0.5)": (0.5, 0.5),
     "[0, 1] (mean 0, std 1)": (0.0, 1.0),
     "ImageNet's (mean 0.449, std 0.226)": (0.449, 0.226),
     "0 to 255 (mean 0, std 1/255)": (0.0, 1 / 255),
 }
+"""Name -> mean and std of pixels in [0, 1]."""
 MIN_AREA_GAIN = 0.03
 """A gain of the area under the ROC curve above which another preparation is better."""
 PIXELS = 16
@@ -34,10 +35,10 @@ def check_collapse(
 ) -> Iterator[Finding]:
     """Check for embeddings that do not distinguish faces."""
     indices = np.linspace(0, len(images) - 1, min(max_images, len(images))).astype(int)
-    plain = _embed_readable(embedder, images, indices)
-    if not len(plain):
+    embeddings = _embed_readable(embedder, images, indices)
+    if not len(embeddings):
         return
-    if not np.isfinite(plain).all():
+    if not np.isfinite(embeddings).all():
         yield Finding(
             fault="non_finite_embeddings",
             severity="serious",
@@ -45,7 +46,7 @@ def check_collapse(
             remedy="use an earlier checkpoint, or compute in float32",
         )
         return
-    unit = _unit(plain)
+    unit = _unit(embeddings)
     cosines = (unit @ unit.T)[np.triu_indices(len(unit), 1)]
     if np.median(cosines) > 0.95:
         yield Finding(
@@ -61,8 +62,8 @@ def check_collapse(
 def _embed_readable(embedder: Embedder, images: ReadableImages, indices: np.ndarray) -> np.ndarray:
     """Embed the images that can be read."""
     unreadable: dict[int, str] = {}
-    plain, _ = embedder.embed_images(images, indices, flips=False, unreadable=unreadable)
-    return plain[~np.isin(indices, list(unreadable))]
+    embeddings, _ = embedder.embed_images(images, indices, flips=False, unreadable=unreadable)
+    return embeddings[~np.isin(indices, list(unreadable))]
 
 
 class _SwappedColors:
@@ -107,18 +108,22 @@ def check_preparation(
         if not np.allclose((mean, std), own, atol=1e-3)
     }
     scores: dict[str, np.ndarray] = {}
-    for number, (name, (embed, faces)) in enumerate(preparations.items()):
+    for number, (name, (changed_embedder, faces)) in enumerate(preparations.items()):
         # Unreadable images have zero embeddings, the same in every preparation.
-        plain, _ = embed.embed_images(faces, pairs.indices, flips=False, unreadable={})
-        scores[name] = pairs.cosines(np.nan_to_num(plain))
+        embeddings, _ = changed_embedder.embed_images(
+            faces, pairs.indices, flips=False, unreadable={}
+        )
+        scores[name] = pairs.cosines(np.nan_to_num(embeddings))
         progress(number + 1, len(preparations))
     same = pairs.same
     areas = {name: _area(values, same) for name, values in scores.items()}
     figures = {name: round(area, 4) for name, area in areas.items()}
     best = max(areas, key=lambda name: areas[name])
     gain = areas[best] - areas["as it is"]
-    halved = gain > 0.005 and 1 - areas[best] < (1 - areas["as it is"]) / 2
-    if (gain > MIN_AREA_GAIN or halved) and _is_significant(scores[best], scores["as it is"], same):
+    halves_error = gain > 0.005 and 1 - areas[best] < (1 - areas["as it is"]) / 2
+    if (gain > MIN_AREA_GAIN or halves_error) and _is_significant(
+        scores[best], scores["as it is"], same
+    ):
         comparison = (
             f"area under the ROC curve {areas[best]:.3f} instead of {areas['as it is']:.3f}"
         )
@@ -155,14 +160,14 @@ def better_than_pixels(embedder: Embedder, images: FaceImages, max_pairs: int = 
     if pairs is None:
         return False
     unreadable: dict[int, str] = {}
-    plain, _ = embedder.embed_images(images, pairs.indices, flips=False, unreadable=unreadable)
+    embeddings, _ = embedder.embed_images(images, pairs.indices, flips=False, unreadable=unreadable)
     pixels = np.zeros((len(pairs.indices), PIXELS**2), np.float32)
     for row, index in enumerate(pairs.indices.tolist()):
         if index not in unreadable:
             gray = cv2.cvtColor(images.read(index), cv2.COLOR_RGB2GRAY)
             small = cv2.resize(gray, (PIXELS, PIXELS), interpolation=cv2.INTER_AREA)
             pixels[row] = small.ravel() - small.mean()
-    model_scores, pixel_scores = pairs.cosines(np.nan_to_num(plain)), pairs.cosines(pixels)
+    model_scores, pixel_scores = pairs.cosines(np.nan_to_num(embeddings)), pairs.cosines(pixels)
     return _is_significant(model_scores, pixel_scores, pairs.same)
 
 
@@ -210,7 +215,7 @@ def _area(scores: np.ndarray, same: np.ndarray) -> float:
 def _is_significant(
     better: np.ndarray, worse: np.ndarray, same: np.ndarray, resamples: int = 200
 ) -> bool:
-    """Whether `better` has the larger area in at least 97 % of bootstrap resamples."""
+    """Whether the scores `better` have the larger AUC in at least 97 % of bootstrap resamples."""
     generator = np.random.default_rng(0)
     wins = 0
     for _ in range(resamples):
@@ -239,7 +244,7 @@ def check_quality(
     if not sharp:
         return
     norms = np.stack(
-        [_norms(embedder, [_degraded(image, share) for image in sharp]) for share in QUALITIES],
+        [_norms(embedder, [_degraded(image, scale) for image in sharp]) for scale in QUALITIES],
         axis=1,
     )
     # Spearman's ρ between norm and quality, within each image.
@@ -249,7 +254,7 @@ def check_quality(
     rho = float(((ranks - ranks.mean()) * (quality - quality.mean())).mean(axis=1).mean() / spread)
     means = norms.mean(axis=0)
     norms_by_resolution = ", ".join(
-        f"{mean:.3g} at 1/{round(1 / share)}" for mean, share in zip(means, QUALITIES, strict=True)
+        f"{mean:.3g} at 1/{round(1 / scale)}" for mean, scale in zip(means, QUALITIES, strict=True)
     )
     figures = {
         "rank_correlation": round(rho, 3),
@@ -284,14 +289,15 @@ def check_quality(
 
 
 def _norms(embedder: Embedder, images: list[np.ndarray]) -> np.ndarray:
-    plain, _ = embedder.embed_images(images, flips=False)
-    return np.linalg.norm(plain, axis=1)
+    embeddings, _ = embedder.embed_images(images, flips=False)
+    return np.linalg.norm(embeddings, axis=1)
 
 
-def _degraded(image: np.ndarray, share: float) -> np.ndarray:
+def _degraded(image: np.ndarray, scale: float) -> np.ndarray:
+    """The image reduced by a scale factor and enlarged again."""
     height, width = image.shape[:2]
-    if share == 1:
+    if scale == 1:
         return image
-    small = (max(1, round(width * share)), max(1, round(height * share)))
+    small = (max(1, round(width * scale)), max(1, round(height * scale)))
     reduced = cv2.resize(image, small, interpolation=cv2.INTER_AREA)
     return cv2.resize(reduced, (width, height), interpolation=cv2.INTER_CUBIC)

@@ -58,7 +58,7 @@ def check_reading(measured: Measurements, name: Name) -> Iterator[Finding]:
 
 
 def check_color(measured: Measurements, name: Name) -> Iterator[Finding]:
-    """Check whether red and blue are exchanged, as skin of every tone is more red than blue."""
+    """Check whether red and blue are exchanged: skin of every tone is more red than blue."""
     colored = (measured.color > MIN_COLOR) & (measured.std >= BLANK_STD)
     if colored.sum() < MIN_COLORED_IMAGES:
         yield _colors_unchecked(measured, int(colored.sum()))
@@ -119,8 +119,8 @@ def check_sizes(measured: Measurements, name: Name, min_side: int = MIN_SIDE) ->
 def near_duplicates(measured: Measurements) -> np.ndarray:
     """Find near duplicates: (M, 2) positions of pairs of images, the lower position first.
 
-    Near duplicates usually have a quarter of their hashes in common. Images are sorted by each
-    quarter, and each image is compared with those that follow it.
+    The 128-bit hashes of near duplicates usually have at least one of four 32-bit quarters in
+    common. For each quarter, images are sorted by it, and each is compared with those that follow.
     """
     usable = np.flatnonzero(measured.std >= BLANK_STD)
     hashes = measured.hashes[usable]
@@ -152,10 +152,10 @@ def check_duplicates(
     pairs = near_duplicates(measured)
     if not len(pairs):
         return
-    own = labels[measured.indices]
-    across = own[pairs[:, 0]] != own[pairs[:, 1]]
+    own_labels = labels[measured.indices]
+    across = own_labels[pairs[:, 0]] != own_labels[pairs[:, 1]]
     if across.any():
-        yield _across_identities(measured, name, own, class_names, pairs[across])
+        yield _across_identities(measured, name, own_labels, class_names, pairs[across])
     within = np.unique(pairs[~across][:, 1])
     share = len(within) / len(measured)
     if share > 0.02:
@@ -177,26 +177,38 @@ def check_duplicates(
 def _across_identities(
     measured: Measurements,
     name: Name,
-    own: np.ndarray,
+    own_labels: np.ndarray,
     class_names: Callable[[int], str],
     pairs: np.ndarray,
 ) -> Finding:
+    """The finding for near duplicates in different identities.
+
+    Args:
+        measured: measurements of N images.
+        name: an image's name by its index.
+        own_labels: (N,) labels of the measured images.
+        class_names: an identity's name by its label.
+        pairs: (M, 2) positions of near duplicates with different labels.
+    """
     involved = np.unique(pairs)
-    sizes = np.bincount(own)
-    identities, counts = np.unique(np.sort(own[pairs], axis=1), axis=0, return_counts=True)
+    sizes = np.bincount(own_labels)
+    identities, counts = np.unique(np.sort(own_labels[pairs], axis=1), axis=0, return_counts=True)
     smaller = np.minimum(sizes[identities[:, 0]], sizes[identities[:, 1]])
-    twice = counts >= np.maximum(2, 0.5 * smaller)
+    # Two or more common images, and at least half of the smaller identity.
+    same_person = counts >= np.maximum(2, 0.5 * smaller)
     share = len(involved) / len(measured)
     message = f"{len(involved)} of {len(measured)} images also occur in another identity"
-    if twice.any():
+    if same_person.any():
         named = [
             f"{class_names(int(one))} = {class_names(int(other))}"
-            for one, other in identities[twice][:MAX_EXAMPLES]
+            for one, other in identities[same_person][:MAX_EXAMPLES]
         ]
-        message += f"; {twice.sum()} pairs of identities are the same person: {', '.join(named)}"
+        message += (
+            f"; {same_person.sum()} pairs of identities are the same person: {', '.join(named)}"
+        )
     return Finding(
-        fault="duplicate_identities" if twice.any() else "images_under_two_identities",
-        severity="serious" if twice.any() or share > 0.01 else "warning",
+        fault="duplicate_identities" if same_person.any() else "images_under_two_identities",
+        severity="serious" if same_person.any() or share > 0.01 else "warning",
         message=message,
         remedy="merge the identities, or remove the images from the wrong one: training would push "
         "equal images apart",
@@ -205,7 +217,7 @@ def _across_identities(
             f"{name(int(measured.indices[one]))} = {name(int(measured.indices[other]))}"
             for one, other in pairs[:MAX_EXAMPLES]
         ),
-        figures={"images": len(involved), "identity_pairs": int(twice.sum())},
+        figures={"images": len(involved), "identity_pairs": int(same_person.sum())},
     )
 
 

@@ -14,8 +14,10 @@ from margrave.data import ReadableImages, fit_image
 from margrave.progress import Progress
 
 SIDE = 112
+"""Images are fitted to this side length in pixels before they are measured."""
 THUMBNAIL = 24
 CELLS = 28
+"""Side length of the reduced image in which eye contrasts are measured."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,7 +34,8 @@ class Measurements:
             than the areas between and below them, in standard deviations of the face's gray values;
             for the image rotated by 0, 90, 180 and 270 degrees. The mean of aligned faces is above
             1.
-        hashes: (N, 2) uint64, whether each cell is brighter than its right and its lower neighbor.
+        hashes: (N, 2) uint64, one bit for each of 8 × 8 cells: whether its right neighbor (first
+            column) and its lower neighbor (second column) is brighter.
         thumbnails: (N, 24, 24) uint8 gray values.
         unreadable: the reason for each unreadable image, by index.
     """
@@ -93,6 +96,7 @@ def measure_images(
 
 
 def _eye_contrasts(cells: np.ndarray) -> np.ndarray:
+    """(4,) eye contrasts of a (28, 28) gray image, see ``Measurements.eyes``."""
     contrasts = np.empty(4, np.float32)
     for turns in range(4):
         face = np.rot90(cells, turns)

@@ -47,7 +47,7 @@ def examine_model(
         if images is not None:
             preparation = check_preparation(opened.embedder, images, max_pairs, progress)
             findings += map(_as_hint, preparation) if opened.assumed else preparation
-            # Where the weights do not show training, embeddings that beat pixels do.
+            # Embeddings that beat pixels show training, even if the weights alone do not.
             unchecked = [each for each in findings if each.fault == "training_not_checked"]
             if unchecked and better_than_pixels(opened.embedder, images, max_pairs):
                 findings = [each for each in findings if each not in unchecked]

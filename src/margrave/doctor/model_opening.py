@@ -147,11 +147,11 @@ def _open_checkpoint(path: Path, model_error: ValueError, options: ImportOptions
     try:
         state = read_checkpoint(path, options.key)
     except ValueError as error:
-        damaged = is_safetensors(path)
+        is_model_file = is_safetensors(path)
         unreadable = Finding(
             fault="unreadable_checkpoint",
             severity="serious",
-            message=str(model_error if damaged else error),
+            message=str(model_error if is_model_file else error),
             remedy="follow the message; otherwise download the file again, or save it again: "
             "torch.save(model.state_dict(), PATH)",
         )

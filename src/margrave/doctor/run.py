@@ -207,7 +207,7 @@ def _number(value: object) -> float:
 def check_scale(config: RunConfig, classes: int) -> Iterator[Finding]:
     """Check whether the scale is so low that even a perfect model has a large loss.
 
-    With all target cosines at 1 and all others at −1/(C − 1), the loss is
+    For C identities, with all target cosines at 1 and all others at −1/(C − 1), the loss is
     log(1 + (C − 1)·e^{−s·C/(C − 1)}) (lower bound from NormFace, arXiv 1704.06369).
     """
     scale = config.loss.get("scale")

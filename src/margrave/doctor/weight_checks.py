@@ -42,6 +42,7 @@ def _empty(key: str, value: torch.Tensor) -> bool:
     return value.ndim >= 2 and value.is_floating_point() and not bool(value.any())
 
 
+# Fault, test of a tensor's name and values, end of the message "2 of 9 tensors …", remedy.
 _WEIGHT_FAULTS: tuple[tuple[str, Callable[[str, torch.Tensor], bool], str, str], ...] = (
     (
         "non_finite_weights",

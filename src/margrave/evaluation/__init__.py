@@ -1,4 +1,4 @@
-"""Evaluation of embeddings: functions take arrays and return frozen results."""
+"""Evaluation of embeddings: functions take arrays and return frozen dataclasses."""
 
 from margrave.evaluation.accept_rates import AcceptRate, accept_rates, false_accepts_allowed
 from margrave.evaluation.all_to_all import AllToAllResult, Keeper, evaluate_all_to_all

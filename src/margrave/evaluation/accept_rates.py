@@ -1,4 +1,4 @@
-"""TAR at FAR from the genuine scores and the largest impostor scores, without the other ones."""
+"""TAR at FAR, computed from all genuine scores but only the largest impostor scores."""
 
 from __future__ import annotations
 
@@ -37,7 +37,12 @@ class AcceptRate:
     threshold_interval: Interval | None = None
 
     def figure(self, metric: str = "TAR", **at: float | str) -> Figure:
-        """The TAR in the common result format, with conditions in addition to its FAR."""
+        """Convert to the common result format.
+
+        Args:
+            metric: the metric's name.
+            at: conditions of the operating point in addition to the FAR, such as ``rank=1``.
+        """
         return Figure(
             metric=metric,
             value=self.tar,

@@ -120,7 +120,8 @@ def evaluate_all_to_all(
         labels: (N,) labels of any hashable type.
         distractors: (M, D) embeddings of other identities.
         rules: the text that the result states as its rules.
-        own_impostors: count impostor pairs within ``embeddings``; MegaFace does not.
+        own_impostors: count impostor pairs within ``embeddings``; MegaFace counts only those with
+            distractors.
         far_targets: FAR targets of the verification.
         ranks: ranks of the identification against distractors.
         identification_far_targets: FAR targets of the identification, as shares of probes.
@@ -128,7 +129,7 @@ def evaluate_all_to_all(
         seed: seed of the bootstrap.
         device: the device that computes the scores.
         memory: bytes of embeddings to hold in memory at a time.
-        world: the ranks that share the work.
+        world: the processes that share the work; None for one process.
         progress: called with (comparisons done, total).
         keeper: saves the state, so that an interrupted evaluation can be resumed.
 
@@ -212,14 +213,18 @@ def evaluate_all_to_all(
 
 @dataclass(frozen=True)
 class _Sweeps:
-    """Reports the progress and saves the states of an evaluation's sweeps."""
+    """Reports the progress and saves the states of an evaluation's sweeps.
+
+    Attributes:
+        total: number of comparisons in all sweeps.
+    """
 
     keeper: Keeper | None
     progress: Progress | None
     total: int
 
     def options(self, name: str, before: int) -> dict[str, Any]:
-        """The arguments for the sweep of this name, which `before` comparisons precede."""
+        """Arguments for the sweep called `name`, given the comparisons done `before` it."""
         options: dict[str, Any] = {}
         progress, keeper = self.progress, self.keeper
         if progress is not None:
@@ -231,7 +236,7 @@ class _Sweeps:
 
 
 def _tail_to_keep(
-    genuine: int, max_images: int, impostors: int, far_targets: Sequence[float]
+    genuine: int, max_images_per_identity: int, impostors: int, far_targets: Sequence[float]
 ) -> int:
     """The number of impostor scores to store.
 
@@ -246,7 +251,8 @@ def _tail_to_keep(
     if genuine > MAX_GENUINE_SCORES:
         raise ValueError(
             f"{genuine:,} genuine pairs are more than can be stored ({MAX_GENUINE_SCORES:,}); use "
-            f"fewer images of each identity, of which there are up to {max_images:,}"
+            f"fewer images of each identity, of which there are up to "
+            f"{max_images_per_identity:,}"
         )
     allowed = max(false_accepts_allowed(far, impostors) for far in far_targets)
     keep = min(tail_length(allowed), impostors)
@@ -264,11 +270,17 @@ def _merge(
     keep: int,
     identity: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(T,) the largest scores of all tails, and (T, 2) the identities of their pairs."""
+    """(T,) the largest scores of all tails, and (T, 2) the identities of their pairs.
+
+    Args:
+        tails: for each sweep its scores, rows, columns, and whether columns are distractors.
+        keep: the number of scores to keep.
+        identity: (N,) the identity of each embedding.
+    """
     scores = np.concatenate([tail[0] for tail in tails])
     identities = np.concatenate(
         [
-            # Distractors get the indices after the identities'.
+            # Distractors get indices above those of all identities, see TailIdentities.
             np.stack(
                 [
                     identity[rows],
@@ -294,12 +306,24 @@ def _identify(
     resamples: int,
     seed: int,
 ) -> tuple[tuple[RankRate, ...], tuple[AcceptRate, ...]]:
-    """Identification rates; each genuine pair counts twice, either face being the probe."""
-    mate, probe = np.tile(scores, 2), np.concatenate([first, second])
-    hits = np.stack([mate >= nearest.scores[probe, rank - 1] for rank in ranks], axis=1)
+    """Rates at each rank, and at rank 1 above a threshold; either face of a pair is the probe once.
+
+    Args:
+        scores: (G,) genuine scores.
+        first: (G,) the first embedding's row of each genuine pair.
+        second: (G,) the second embedding's row.
+        nearest: the distractors nearest to each embedding.
+        identity: (N,) the identity of each embedding.
+        ranks: the ranks to report.
+        far_targets: FAR targets, as shares of probes.
+        resamples: number of bootstrap replicates; 0 for none.
+        seed: seed of the bootstrap.
+    """
+    mate_scores, probe = np.tile(scores, 2), np.concatenate([first, second])
+    hits = np.stack([mate_scores >= nearest.scores[probe, rank - 1] for rank in ranks], axis=1)
     order = np.argsort(-nearest.scores[:, 0], kind="stable")
     identification = accept_rates(
-        np.where(mate >= nearest.scores[probe, 0], mate, -np.inf),
+        np.where(mate_scores >= nearest.scores[probe, 0], mate_scores, -np.inf),
         nearest.scores[order, 0],
         len(identity),
         far_targets,

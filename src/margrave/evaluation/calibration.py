@@ -24,7 +24,8 @@ def fit_calibration(genuine: np.ndarray, impostors: np.ndarray) -> tuple[float, 
         Slope a > 0 and offset b of the natural log-likelihood ratio.
 
     Raises:
-        ValueError: genuine or impostor scores are missing, or genuine scores are not higher.
+        ValueError: genuine or impostor scores are missing, or genuine scores are not higher than
+            impostor scores.
 
     Source: Brümmer and du Preez, Application-independent evaluation of speaker detection (2006).
 
@@ -101,6 +102,7 @@ def cllr_min(genuine: np.ndarray, impostors: np.ndarray) -> float:
     posterior = np.clip(posterior[rank], 0, 1)
     with np.errstate(divide="ignore"):
         bits = -np.log2(np.where(same > 0, posterior, 1 - posterior))
+    # Without errors the sum is −0.
     return abs(float((weights * bits).sum()))
 
 

@@ -20,7 +20,7 @@ class DetectionRate:
 
     Attributes:
         far_target: the target share of non-mated probes that are falsely accepted.
-        far: the share at the threshold.
+        far: the realized share, at ``threshold``.
         threshold: the lowest accepted score.
         rates: for each rank, the share of mated probes found within it, at an accepted score.
         too_few_probes: fewer than one false accept was allowed.
@@ -81,6 +81,8 @@ def detection_rates(
 
     Raises:
         ValueError: there are no mated or no non-mated probes.
+
+    Source: Shi and Jain, "Probabilistic Face Embeddings" (PFE, 2019), the authors' code.
     """
     ranks = checked_ranks(ranks)
     probes, gallery = as_rows(probes), as_rows(gallery)

@@ -35,7 +35,11 @@ class RankRate:
     interval: Interval | None = None
 
     def figure(self, **at: float | str) -> Figure:
-        """The rate in the common result format, with conditions in addition to its rank."""
+        """Convert to the common result format.
+
+        Args:
+            at: conditions of the operating point in addition to the rank.
+        """
         return Figure(
             metric="identification rate",
             value=self.rate,
@@ -106,7 +110,7 @@ def search(
     device: str,
     progress: Progress | None,
 ) -> SearchScores:
-    """Compare all probes with the gallery."""
+    """Compare all probes with the gallery; keep the best mate and the ``top_k`` best others."""
     comparison = Comparison(probes, probe_labels, gallery, gallery_labels)
     genuine, nearest = Genuine(), Nearest(probes.shape[0], top_k)
     sweep(comparison, {"genuine": genuine, "nearest": nearest}, device=device, progress=progress)

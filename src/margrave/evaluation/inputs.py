@@ -45,7 +45,7 @@ def checked_targets(targets: Sequence[float], rate: str) -> tuple[float, ...]:
 
 
 def as_labels(*labels: Any) -> list[np.ndarray]:
-    """Convert labels of any hashable type to integers, consistently for all sequences.
+    """Convert labels of any hashable type to integers, with one numbering for all sequences.
 
     If all labels are integers they stay unchanged, and negative ones mark distractors. Otherwise
     labels are numbered in order of first appearance, and None marks distractors.

@@ -61,7 +61,7 @@ class OpenSetResult:
         gallery: number of enrolled templates.
         ranks: closed-set rates of the mated probes.
         rates: TPIR at each FPIR target.
-        galleries: the single galleries' results, if this is their mean; otherwise empty.
+        galleries: each gallery's result, if this is their mean; otherwise empty.
     """
 
     rules: str
@@ -135,7 +135,8 @@ def evaluate_open_set(
             f"{mated.sum()} probes have a mate in the gallery and {(~mated).sum()} have none; "
             "open-set identification needs both kinds"
         )
-    first_mate = np.where(matches.mate > matches.others[:, 0], matches.mate, -np.inf)[mated]
+    mate_is_first = matches.mate > matches.others[:, 0]
+    rank_1_mate_scores = np.where(mate_is_first, matches.mate, -np.inf)[mated]
     order = np.argsort(-matches.others[~mated, 0], kind="stable")
     non_mated_scores = matches.others[~mated, 0][order]
     count = len(non_mated_scores)
@@ -149,7 +150,7 @@ def evaluate_open_set(
             images=np.bincount(labels[~mated], minlength=labels.max() + 1),
         )
         bootstrapped = bootstrap_tail(
-            first_mate, non_mated_scores, count, indices, identities, resamples, seed
+            rank_1_mate_scores, non_mated_scores, count, indices, identities, resamples, seed
         )
         intervals = [interval for interval, _ in bootstrapped]
     hits = np.stack([matches.within_rank(rank)[mated] for rank in ranks], axis=1)
@@ -163,7 +164,7 @@ def evaluate_open_set(
             OpenSetRate(
                 target=target,
                 fpir=float((non_mated_scores > non_mated_scores[index]).mean()),
-                tpir=float((first_mate > non_mated_scores[index]).mean()),
+                tpir=float((rank_1_mate_scores > non_mated_scores[index]).mean()),
                 threshold=float(non_mated_scores[index]),
                 too_few_probes=target * count < 1,
                 interval=interval,
@@ -181,8 +182,8 @@ def _threshold_index(target: float, count: int) -> int:
 def mean_of_galleries(results: Sequence[OpenSetResult]) -> OpenSetResult:
     """The mean over galleries, as reported for IJB's two galleries.
 
-    The interval's ends are averaged too: the same probes search all galleries, so their errors are
-    strongly correlated.
+    Counts are summed. The intervals' ends are averaged: the same probes search all galleries, so
+    the galleries' errors are strongly correlated, and their mean is hardly more certain than each.
     """
 
     def mean_interval(intervals: Sequence[Interval | None]) -> Interval | None:
@@ -253,19 +254,19 @@ def merged_gallery_rates(
     genuine, tail = Genuine(), Tail(max(counts))
     sweep(comparison, {"genuine": genuine, "tail": tail})
     scores, rows, _ = genuine.sorted()
-    mate = np.full(len(probe_labels), -np.inf)
-    np.maximum.at(mate, rows, scores)
-    if np.isinf(mate).any():
+    mate_scores = np.full(len(probe_labels), -np.inf)
+    np.maximum.at(mate_scores, rows, scores)
+    if np.isinf(mate_scores).any():
         raise ValueError(
-            f"probe {np.flatnonzero(np.isinf(mate))[0]} is not in the gallery; the legacy rule "
-            "requires a mate for every probe"
+            f"probe {np.flatnonzero(np.isinf(mate_scores))[0]} is not in the gallery; the legacy "
+            "rule requires a mate for every probe"
         )
     impostor_scores = tail.sorted()[0]
     return tuple(
         OpenSetRate(
             target=target,
             fpir=target,
-            tpir=float((mate > impostor_scores[count - 1]).mean()),
+            tpir=float((mate_scores > impostor_scores[count - 1]).mean()),
             threshold=float(impostor_scores[count - 1]),
             too_few_probes=False,
         )

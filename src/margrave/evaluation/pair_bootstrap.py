@@ -1,25 +1,27 @@
 """Bootstrap intervals of pair metrics.
 
-**If identities are unknown, pairs are resampled** within each fold and class, which the protocol
-fixes. Pairs that share an identity are not independent, so these intervals are somewhat too narrow.
+**If identities are unknown, pairs are resampled** within each fold and class (genuine or impostor),
+because the protocol fixes their sizes. Pairs that share an identity are not independent, so these
+intervals are somewhat too narrow.
 
 **If identities are known, identities are resampled.** If an identity is drawn m times, its genuine
 pairs get the weight m, and a pair of two identities gets the product of both numbers (the two-way
 or pigeonhole bootstrap). The products preserve the dependence of pairs that share an identity, but
-count the noise of a single impostor pair three times: if m has mean and variance 1,
-var(m_i · m_j) = 3. This excess is measured by resampling impostor pairs alone, and removed by
-shrinking the replicates towards their mean until their variance is
+count the noise of a single impostor pair three times: if m has mean and variance 1, the variance of
+m_i · m_j is 3. This excess is removed by shrinking the replicates towards their mean until their
+variance is
 
     v = max(v_identities − 2 · v_impostors, v_identities / 3)
 
-For a mean over pairs this is the dyadic cluster-robust variance. Sources: Owen, "The pigeonhole
-bootstrap" (2007); Owen and Eckles (2012); Aronow, Samii and Assenova (2015).
+where v_identities is the variance when identities are resampled, and v_impostors when impostor
+pairs alone are resampled. For a mean over pairs v is the dyadic cluster-robust variance. Sources:
+Owen, "The pigeonhole bootstrap" (2007); Owen and Eckles (2012); Aronow, Samii and Assenova (2015).
 
 A resampled pair stays in its fold, so copies of a pair never occur on both sides of the
-cross-validation. Every replicate selects its own thresholds, which costs it a little accuracy;
-intervals are therefore centered on the metric of the original pairs. Weights are rescaled so that
-the total weights of genuine and impostor pairs do not change; a fold whose identities are drawn
-often gets a larger weight.
+cross-validation. Every replicate selects its own thresholds, from fewer distinct pairs, which
+slightly lowers its accuracy; intervals are therefore centered on the metric of the original pairs.
+Weights are rescaled so that the total weights of genuine and impostor pairs do not change; a fold
+whose identities are drawn often gets a larger weight.
 """
 
 from __future__ import annotations
@@ -111,18 +113,18 @@ def bootstrap_pairs(
         raise ValueError(f"resamples must be at least 2, or 0 for no intervals, got {resamples}")
     distances, same = check_pairs(distances, same)
     statistics = PairStatistics(distances, same, folds, far_targets)
-    samples = replicates(statistics, same, folds, identities, resamples, seed)
+    bootstrapped = replicates(statistics, same, folds, identities, resamples, seed)
     labels = None if identities is None else check_identities(identities, same)
-    count = effective_identity_count(same, labels)
-    variances = samples.without_excess().var(0) * count / max(count - 1, 1)
+    identity_count = effective_identity_count(same, labels)
+    variances = bootstrapped.without_excess().var(0) * identity_count / max(identity_count - 1, 1)
     degrees = _degrees_of_freedom(statistics, same, labels, variances)
     genuine, impostors = int(same.sum()), int((~same).sum())
     # The AUC compares every genuine pair with every impostor pair.
     observations = [len(same), genuine * impostors, len(same)] + [genuine] * len(far_targets)
-    point = samples.point.clip(0, 1).tolist()
+    point = bootstrapped.point.clip(0, 1).tolist()
     sizes = [
-        effective_sample_size(value, variance, count, observed, freedom, level)
-        for value, variance, observed, freedom in zip(
+        effective_sample_size(value, variance, identity_count, observed, metric_degrees, level)
+        for value, variance, observed, metric_degrees in zip(
             point, variances.tolist(), observations, degrees, strict=True
         )
     ]
@@ -130,13 +132,13 @@ def bootstrap_pairs(
     # its effective sample size towards that of the EER.
     correction = max(0.0, 1 - degrees[1] / RELIABLE_AUC_DEGREES)
     sizes[1] *= min(1.0, sizes[2] / sizes[1]) ** correction
-    accuracy, area, equal, *rates = [
+    accuracy, auc, eer, *rates = [
         # The EER is interpolated between error counts, so it gets the larger continuity correction.
         rate_interval(value, size, level, continuity=1.0 if metric == 2 else 0.5)
         for metric, (value, size) in enumerate(zip(point, sizes, strict=True))
     ]
     kind: Resampled = "pairs" if identities is None else "identities"
-    return PairIntervals(kind, resamples, level, accuracy, area, equal, tuple(rates))
+    return PairIntervals(kind, resamples, level, accuracy, auc, eer, tuple(rates))
 
 
 def effective_identity_count(same: np.ndarray, labels: np.ndarray | None) -> float:
@@ -158,12 +160,20 @@ def _degrees_of_freedom(
     labels: np.ndarray | None,
     variances: np.ndarray,
 ) -> list[float]:
-    """Degrees of freedom of each metric's variance, from the identities' contributions to it."""
+    """Degrees of freedom of each metric's variance, from the identities' contributions.
+
+    Args:
+        statistics: computes the metrics.
+        same: (P,) bool, whether each pair is genuine.
+        labels: (P, 2) identity indices of both sides; None counts every pair as an identity.
+        variances: (metrics,) the bootstrap's.
+    """
     if labels is None:
         labels = np.arange(len(same)).repeat(2).reshape(-1, 2)
     count = int(labels.max()) + 1
 
     def sum_by_identity(values: np.ndarray, pairs: np.ndarray) -> np.ndarray:
+        """Add the selected pairs' values to both identities, once for a genuine pair."""
         sums = np.bincount(labels[pairs, 0], values, count)
         impostors = pairs & (labels[:, 0] != labels[:, 1])
         return sums + np.bincount(labels[impostors, 1], values[impostors[pairs]], count)
@@ -188,6 +198,7 @@ def _degrees_of_freedom(
         contributions = sum_by_identity((hits - hits.mean()) / len(hits), same)[genuine_labels]
         false_accepts = accepted[far] & ~same
         if not false_accepts.any():
+            # The threshold is the highest impostor score.
             false_accepts = ~same & (statistics.scores == statistics.scores[~same].max())
         degrees.append(
             tar_degrees_of_freedom(contributions, labels[false_accepts], float(variance))
@@ -199,8 +210,8 @@ def _degrees_of_freedom(
 class Replicates:
     """The metrics of bootstrap replicates.
 
-    Replicates with the same seed weight the pairs equally, so those of two models can be
-    subtracted.
+    With the same seed, replicate r has the same pair weights for every model, so the replicates of
+    two models can be subtracted.
 
     Attributes:
         samples: (R, metrics) of the replicates.
@@ -220,7 +231,7 @@ class Replicates:
         return Replicates(self.samples - other.samples, impostors, self.point - other.point)
 
     def metric(self, column: int) -> Replicates:
-        """One metric's replicates; metrics stays an axis, of length 1."""
+        """One metric's replicates; the metrics axis is kept, with length 1."""
         one = slice(column, column + 1)
         impostors = None if self.impostors is None else self.impostors[:, one]
         return Replicates(self.samples[:, one], impostors, self.point[one])
@@ -250,7 +261,11 @@ def replicates(
     resamples: int,
     seed: int,
 ) -> Replicates:
-    """Compute the metrics of bootstrap replicates; arguments as for ``bootstrap_pairs``."""
+    """Compute the metrics of bootstrap replicates.
+
+    Args:
+        statistics: computes the metrics; the other arguments are those of ``bootstrap_pairs``.
+    """
     generator = np.random.default_rng(seed)
     strata = fold_of_pair(len(same), folds) * 2 + same
     # Not the replicates' mean: thresholds selected on resampled pairs are slightly worse.
@@ -321,11 +336,11 @@ class PairStatistics:
         # Rescale all folds together: per fold would hide the variance between identities.
         counts *= self._class_sizes / counts.sum((1, 3), keepdims=True)
         accuracy = cross_validate(counts).fold_accuracy
-        weight = counts.sum((-1, -2))
+        fold_weight = counts.sum((-1, -2))
         roc = weighted_roc(self.scores, self._same, self._order, self._ends, weights)
         return np.stack(
             [
-                (accuracy * weight).sum(-1) / weight.sum(-1),
+                (accuracy * fold_weight).sum(-1) / fold_weight.sum(-1),
                 area_under(roc),
                 equal_error_rate(roc),
                 *(true_accept_rate(roc, far) for far in self.far_targets),
@@ -334,22 +349,26 @@ class PairStatistics:
         )
 
     def accepted(self) -> dict[str | float, np.ndarray]:
-        """(P,) accepted pairs at the thresholds of accuracy, EER and each FAR target, by metric."""
+        """Which pairs each metric's threshold accepts, without resampling.
+
+        Returns:
+            Key -> (P,) bool. The keys are "accuracy", "equal_error_rate" and each FAR target.
+        """
         ones = np.ones(len(self._same))
         fold_bin = cross_validate(self._histogram(ones[None])).fold_threshold[0]
         roc = weighted_roc(self.scores, self._same, self._order, self._ends, ones)
-        equal = int((roc.far < 1 - roc.tar).sum())
+        eer_point = int((roc.far < 1 - roc.tar).sum())
         threshold_bin = fold_bin[fold_of_pair(len(self._same), self._folds)]
         decisions: dict[str | float, np.ndarray] = {
             "accuracy": accept_bins(self._distances) <= threshold_bin,
-            "equal_error_rate": self.scores > roc.scores[equal],
+            "equal_error_rate": self.scores > roc.scores[eer_point],
         }
         for far in self.far_targets:
             decisions[far] = self.scores > roc.scores[loosest_point(roc, far)]
         return decisions
 
     def placements(self) -> np.ndarray:
-        """(P,) the share of the other class's pairs that each pair is ranked correctly against.
+        """(P,) the share of the other class's pairs against which each pair is ranked correctly.
 
         Ties count half; the mean over either class is the AUC.
         """
@@ -357,8 +376,8 @@ class PairStatistics:
         for in_class, sign in ((self._same, 1), (~self._same, -1)):
             others = np.sort(sign * self.scores[~self._same if sign == 1 else self._same])
             own = sign * self.scores[in_class]
-            below = np.searchsorted(others, own) + np.searchsorted(others, own, side="right")
-            shares[in_class] = below / (2 * len(others))
+            twice_below = np.searchsorted(others, own) + np.searchsorted(others, own, side="right")
+            shares[in_class] = twice_below / (2 * len(others))
         return shares
 
     def _histogram(self, weights: np.ndarray) -> np.ndarray:

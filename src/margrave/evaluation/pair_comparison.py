@@ -33,7 +33,7 @@ class Difference:
         difference: second − first.
         interval: the difference's confidence interval.
         p_value: two-sided p value of the hypothesis that both models are equally good; None if no
-            false accept was allowed, because the hardest impostor pair alone sets each threshold.
+            false accept was allowed, because a single impostor pair then sets each threshold.
         more_pairs: how many more such pairs would make a difference of this size significant at
             5 %, with a power of 0.8; 0 if it already is; None if the difference is 0 or there is no
             p value.
@@ -69,7 +69,8 @@ def compare_pairs(
     value and the interval assume a normal distribution of the difference, with the replicates' std.
     If the models decide differently on only d pairs (or on pairs of only d identities), p is at
     least 2^(1 − d), the sign test's minimum, and the interval is widened accordingly. If they make
-    the same decisions for all n identities, the interval is that of zero events among n.
+    the same decisions for all n identities, the interval's half-width is the upper confidence limit
+    of a rate with zero events among n.
 
     Args:
         first_distances: (P,) squared distances of the first model.
@@ -115,7 +116,7 @@ def compare_pairs(
         difference = float(second.point[index] - first.point[index])
         difference = 0.0 if abs(difference) < _ROUNDING_ERROR else difference
         key = name if far is None else far
-        discordant = None
+        discordant = None  # The AUC has no decisions.
         if key in accepted[0]:
             differ = accepted[0][key] != accepted[1][key]
             parts = {"true_accept_rate": [same], "equal_error_rate": [same, ~same]}
@@ -164,7 +165,7 @@ def _p_value(difference: float, std: float, discordant: int | None) -> tuple[flo
     minimum = 0.0 if discordant is None else min(1.0, 2.0 ** (1 - discordant))
     if p_value >= minimum:
         return p_value, std
-    # If a single pair differs, the std equals the difference.
+    # With one discordant pair the minimum is 1 and its quantile 0; the std is the difference.
     quantile = max(1.0, -NormalDist().inv_cdf(minimum / 2))
     return minimum, max(std, abs(difference) / quantile)
 

@@ -273,8 +273,8 @@ def evaluate_pairs(
     elif identities is not None:
         check_identities(identities, same)
     # A fold without genuine (or impostor) pairs has no true (or false) accept rate.
-    stratum = fold_of_pair(len(same), folds) * 2 + same
-    present = np.bincount(stratum, minlength=folds * 2).reshape(folds, 2, 1) > 0
+    fold_and_class = fold_of_pair(len(same), folds) * 2 + same
+    present = np.bincount(fold_and_class, minlength=folds * 2).reshape(folds, 2, 1) > 0
     roc_fpr, roc_tpr = np.mean(validation.accepted, axis=0, where=present)
     return PairResult(
         rules=f"LFW {folds}-fold, squared distance, 400 thresholds, first best",
@@ -315,7 +315,7 @@ def _scores(
 def pair_distances(
     embeddings_a: np.ndarray, embeddings_b: np.ndarray, same: np.ndarray, folds: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(P,) squared distances of the unit rows and (P,) bool, from ``evaluate_pairs``' arguments."""
+    """Validate ``evaluate_pairs``' arguments; return (P,) squared distances and (P,) bool same."""
     sides = unit_rows(embeddings_a, "embeddings_a"), unit_rows(embeddings_b, "embeddings_b")
     if sides[0].shape != sides[1].shape:
         raise ValueError(
@@ -335,6 +335,6 @@ def cross_validate_distances(
     distances: np.ndarray, same: np.ndarray, folds: int
 ) -> CrossValidation:
     """Cross-validate (P,) squared distances by LFW's protocol."""
-    stratum = fold_of_pair(len(same), folds) * 2 + same
-    counts = np.bincount(stratum * 401 + accept_bins(distances), minlength=folds * 2 * 401)
+    fold_and_class = fold_of_pair(len(same), folds) * 2 + same
+    counts = np.bincount(fold_and_class * 401 + accept_bins(distances), minlength=folds * 2 * 401)
     return cross_validate(counts.reshape(folds, 2, 401))

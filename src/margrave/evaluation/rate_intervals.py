@@ -40,7 +40,7 @@ def effective_identities(shares: np.ndarray) -> float:
 
 
 def degrees_of_freedom(contributions: np.ndarray) -> float:
-    """Degrees of freedom of a metric's variance, from the identities' contributions d to it.
+    """Degrees of freedom of a metric's variance, from the identities' contributions d.
 
     Satterthwaite's 2 / (Σ d⁴ / (Σ d²)² − 1 / n), about n for normal contributions, but at most the
     effective number of identities with errors (or with hits, whichever is smaller). The result is
@@ -74,7 +74,7 @@ def tar_degrees_of_freedom(
     """Degrees of freedom of a TAR's variance, part of which is due to the threshold.
 
     The genuine identities' part and the threshold's part are combined by Satterthwaite's formula:
-    variance² / Σ part² / degrees of freedom.
+    variance² / Σ (part² / its degrees of freedom).
 
     Args:
         contributions: (n,) how much each genuine identity shifts the TAR at a fixed threshold.
@@ -146,7 +146,7 @@ def effective_sample_size(
         return min(identities, observations)
     sample_size = trial_variance / max(variance, trial_variance / observations)
     degrees = max(1.0, min(degrees, identities))
-    # The threshold's uncertainty may reduce n below the number of identities; t may not.
+    # A large variance may reduce n below the number of identities, but Student's t may not.
     return max(sample_size / student_factor(degrees, level) ** 2, min(sample_size, identities))
 
 

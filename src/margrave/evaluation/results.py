@@ -39,7 +39,8 @@ class Figure:
         threshold: the cosine above which pairs are accepted.
         threshold_interval: the threshold's 95 % confidence interval.
         realized: the FAR or FPIR at the threshold.
-        too_few: fewer than one false accept was allowed, so the value is unreliable.
+        too_few: too few false accepts were allowed for a reliable value: fewer than one, or fewer
+            than ten if the value is a difference of two models.
         percent: whether the value is a rate that tables show as a percentage.
         details: further numbers, such as the p value of a difference.
     """
@@ -220,7 +221,7 @@ def read_results(path: str | Path) -> tuple[Result, ...]:
 
 
 def is_results(path: str | Path) -> bool:
-    """Whether a path is a results file rather than a feature store."""
+    """Whether a path is a results file rather than a feature store, by its suffix .json."""
     return Path(path).is_file() and Path(path).suffix.lower() == ".json"
 
 

@@ -30,6 +30,7 @@ def read_0_1(content: Any, source: str) -> list[Record]:
 
 
 def _read(content: Any) -> list[Record]:
+    """Recognize the command that wrote the content by its keys."""
     if isinstance(content, list):
         return [_differences(content)] if content else []
     if not isinstance(content, Mapping):
@@ -48,10 +49,12 @@ def _read(content: Any) -> list[Record]:
 def _result(
     protocol: str, name: str, content: Mapping[str, Any], counts: str, **more: Any
 ) -> Record:
+    """A record of the current format; ``counts`` names the keys to copy, separated by spaces."""
     numbers = {count: content[count] for count in counts.split()}
     return {
         "protocol": protocol,
         "name": name,
+        # Version 0.1 stored the rules under this key.
         "rules": content["protocol"],
         "counts": numbers,
         "version": "0.1.0",

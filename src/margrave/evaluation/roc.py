@@ -59,13 +59,13 @@ def cross_validate(counts: np.ndarray) -> CrossValidation:
             ``accept_bins``.
     """
     total = counts.sum(-1, keepdims=True)
-    below = np.cumsum(counts[..., :-1], axis=-1)
-    correct = below[..., 1, :] + total[..., 0, :] - below[..., 0, :]
+    accepted = np.cumsum(counts[..., :-1], axis=-1)
+    correct = accepted[..., 1, :] + total[..., 0, :] - accepted[..., 0, :]
     correct_on_others = correct.sum(-2, keepdims=True) - correct
     best = correct_on_others.argmax(-1)
     hits = np.take_along_axis(correct, best[..., None], -1)[..., 0]
     fold_weight = np.maximum(total.sum((-1, -2)), 1e-300)
-    return CrossValidation(hits / fold_weight, best, below / np.maximum(total, 1e-300))
+    return CrossValidation(hits / fold_weight, best, accepted / np.maximum(total, 1e-300))
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,16 +1,17 @@
 """Comparison of trainings that were repeated with several seeds, on the same pairs.
 
-Two things make a difference between two losses uncertain: the seed of each training, and the
-identities that the models are tested on. Both are resampled units, crossed: every seed's model sees
-every identity. The variance of a mean over seeds is therefore that of two-way clustering,
+A training here is one configuration, such as a loss, together with its runs, one for each seed. Two
+things make the difference between two trainings uncertain: the seeds, and the identities that the
+models are tested on. The two are crossed: every seed's model is tested on every identity. The
+variance of a mean over seeds is therefore that of two-way clustering,
 
     V = V_seeds + V_identities − V_both
 
-V_seeds is the sample variance over seeds divided by their number S, V_identities is the bootstrap's
-over identities of the mean over seeds, and V_both, which is in either of them, follows from the
-bootstrap variances of single seeds: their mean is V_identities + (S − 1)·V_both. The seeds of two
-losses are paired, because a seed determines the initialization and the order of the images. Tests
-use Student's t, with Satterthwaite's degrees of freedom of the sum.
+V_seeds is the sample variance over seeds divided by their number S. V_identities is the variance of
+the mean over seeds when identities are resampled. V_both is the part that both contain; it follows
+from the bootstrap variances of single seeds, whose mean is V_identities + (S − 1)·V_both. Two
+trainings are compared seed by seed, because a seed determines the initialization and the order of
+the images. Tests use Student's t, with Satterthwaite's degrees of freedom of the sum.
 
 Sources: Cameron, Gelbach and Miller, "Robust inference with multiway clustering" (2011), for V;
 Satterthwaite (1946) for the degrees of freedom; Holm, "A simple sequentially rejective multiple
@@ -76,13 +77,15 @@ class SeedDifference:
     """How much better the second of two trainings is, in one metric.
 
     Attributes:
-        first: the first one's name.
-        second: the second one's name.
+        first: the first training's name.
+        second: the second training's name.
         mean: second − first; for the EER first − second, so that above 0 the second is better.
         p_value: two-sided, of the hypothesis that both are equally good; None with one seed.
-        adjusted: the p value after Holm's correction for all compared pairs; None with one seed.
+        adjusted: the p value after Holm's correction for all compared pairs of trainings; None with
+            one seed.
         smallest_detectable: the true difference that such a comparison finds significant with a
-            power of 0.8, if it is the smallest p value of all compared pairs; None with one seed.
+            power of 0.8, at Holm's strictest level, that of the smallest of all p values; None with
+            one seed.
     """
 
     first: str
@@ -94,7 +97,7 @@ class SeedDifference:
 
     @property
     def better(self) -> str | None:
-        """The name of the significantly better one, after the correction; None if neither is."""
+        """The significantly better training's name, after the correction; None if neither is."""
         if self.adjusted is None or self.adjusted >= SIGNIFICANCE_LEVEL:
             return None
         return self.second if self.mean.value > 0 else self.first
@@ -114,7 +117,7 @@ class SeedComparison:
 
     @property
     def winner(self) -> str | None:
-        """The one that is significantly better than every other; None if there is none."""
+        """The training that is significantly better than every other; None if there is none."""
         for name in self.means:
             own = [each for each in self.differences if name in (each.first, each.second)]
             if own and all(each.better == name for each in own):
@@ -145,7 +148,7 @@ def compare_seeds(
         same: (P,) bool, whether each pair is genuine.
         folds: number of contiguous folds of the pairs.
         identities: (P, 2) labels of both sides; None resamples pairs.
-        metric: the metric that decides.
+        metric: the metric to compare.
         far_target: for ``true_accept_rate``, the FAR.
         resamples: number of bootstrap replicates, at least 2.
         seed: seed of the bootstrap.
@@ -170,7 +173,7 @@ def compare_seeds(
             else "there is no training to compare"
         )
     samples = {
-        name: _of_seeds(rows, same, folds, identities, metric, far_target, resamples, seed)
+        name: _seed_replicates(rows, same, folds, identities, metric, far_target, resamples, seed)
         for name, rows in distances.items()
     }
     sign = -1 if metric == "equal_error_rate" else 1
@@ -179,13 +182,13 @@ def compare_seeds(
     order = sorted(means, key=lambda name: sign * means[name].value, reverse=True)
     differences = []
     for second, first in combinations(order, 2):
-        pairs = zip(samples[second], samples[first], strict=True)
-        ends = [(b, a) if sign == 1 else (a, b) for b, a in pairs]
-        differences.append(_difference(first, second, _mean([b - a for b, a in ends], count)))
+        minuend, subtrahend = (second, first) if sign == 1 else (first, second)
+        by_seed = [a - b for a, b in zip(samples[minuend], samples[subtrahend], strict=True)]
+        differences.append(_difference(first, second, _mean(by_seed, count)))
     return SeedComparison({name: means[name] for name in order}, _holm(differences))
 
 
-def _of_seeds(
+def _seed_replicates(
     distances: np.ndarray,
     same: np.ndarray,
     folds: int,
@@ -195,13 +198,13 @@ def _of_seeds(
     resamples: int,
     seed: int,
 ) -> list[Replicates]:
-    """One metric's replicates for each seed; all weight the pairs equally."""
+    """One metric's replicates for each training seed, all with the same pair weights."""
     column, results = METRICS.index(metric), []
     for row in distances:
-        checked, labels = check_pairs(row, same)
-        statistics = PairStatistics(checked, labels, folds, [far_target])
-        drawn = replicates(statistics, labels, folds, identities, resamples, seed)
-        results.append(drawn.metric(column))
+        checked, genuine = check_pairs(row, same)
+        statistics = PairStatistics(checked, genuine, folds, [far_target])
+        all_metrics = replicates(statistics, genuine, folds, identities, resamples, seed)
+        results.append(all_metrics.metric(column))
     return results
 
 
@@ -212,20 +215,19 @@ def _mean(seeds: Sequence[Replicates], identities: float) -> SeedMean:
     if count < 2:
         return SeedMean(mean, tuple(values.tolist()), None, 0.0, None)
     correction = identities / max(1.0, identities - 1)
-    of_identities = Replicates.mean(seeds).without_excess().var() * correction
-    single = np.mean([each.without_excess().var() * correction for each in seeds])
-    of_seeds = values.var(ddof=1) / count
-    both = max(0.0, (single - of_identities) / (count - 1))
-    variance = max(of_seeds + of_identities - both, of_seeds, of_identities)
+    v_identities = Replicates.mean(seeds).without_excess().var() * correction
+    v_single = np.mean([each.without_excess().var() * correction for each in seeds])
+    v_seeds = values.var(ddof=1) / count
+    v_both = max(0.0, (v_single - v_identities) / (count - 1))
+    variance = max(v_seeds + v_identities - v_both, v_seeds, v_identities)
     if variance <= 0:
         return SeedMean(mean, tuple(values.tolist()), 0.0, count - 1.0, (mean, mean))
-    parts = of_seeds**2 / (count - 1) + (variance - of_seeds) ** 2 / max(1.0, identities - 1)
+    parts = v_seeds**2 / (count - 1) + (variance - v_seeds) ** 2 / max(1.0, identities - 1)
     degrees = float(max(1.0, variance**2 / parts))
     std_error = float(np.sqrt(variance))
-    reach = std_error * special.stdtrit(degrees, 0.975)
-    return SeedMean(
-        mean, tuple(values.tolist()), std_error, degrees, (float(mean - reach), float(mean + reach))
-    )
+    half_width = std_error * special.stdtrit(degrees, 0.975)
+    interval = float(mean - half_width), float(mean + half_width)
+    return SeedMean(mean, tuple(values.tolist()), std_error, degrees, interval)
 
 
 def _difference(first: str, second: str, mean: SeedMean) -> SeedDifference:

@@ -1,4 +1,4 @@
-"""Accuracy and TAR of pairs grouped by quality, at the thresholds of all pairs."""
+"""Accuracy and TAR of pairs grouped by quality, at thresholds determined on all pairs."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Stratum:
     def label(self) -> str:
         """The quality range as text."""
         if self.low is None:
-            return f"below {self.high:g}"
+            return "any" if self.high is None else f"below {self.high:g}"
         return f"{self.low:g} and above" if self.high is None else f"{self.low:g} to {self.high:g}"
 
     def figures(self) -> tuple[Figure, ...]:

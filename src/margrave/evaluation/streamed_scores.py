@@ -101,7 +101,15 @@ class _Search:
 def _count(
     scores: np.ndarray, same: np.ndarray, level: int, levels: int, prefixes: Sequence[int]
 ) -> np.ndarray:
-    """(prefixes, 2, 65536) the number of scores by prefix, class and next sixteen bits."""
+    """(prefixes, 2, 65536) the number of scores by prefix, class and next sixteen bits.
+
+    Args:
+        scores: (P,) scores.
+        same: (P,) bool, whether each pair is genuine.
+        level: the current pass, from 0.
+        levels: the number of passes.
+        prefixes: the leading bits of the scores to count.
+    """
     counts = np.zeros((len(prefixes), 2, _DIGITS), np.int64)
     for start in range(0, len(scores), SCORES_PER_READ):
         part = slice(start, start + SCORES_PER_READ)

@@ -28,7 +28,7 @@ from margrave.evaluation.rate_intervals import (
 )
 
 MAX_OPERATIONS = 200_000_000
-"""Scores to process in all replicates together; more scores mean fewer replicates."""
+"""Largest number of scores to process in all replicates together; it limits the replicates."""
 MIN_RESAMPLES = 200
 TAIL_MARGIN = 1.5
 """Ratio of the tail's length to the allowed false accepts, so that a replicate in which the tail's
@@ -131,26 +131,27 @@ def bootstrap_tail(
             descending, tail, identities, order, budget, resamples, generator
         )
     genuine_labels = identities.genuine if identities else np.arange(len(genuine))
-    # The effective numbers of identities in impostor pairs, and in all pairs.
+    # The effective number of identities in impostor pairs, and the smaller of it and that in
+    # genuine pairs.
     impostor_count = effective_identities(identities.images) if identities else float(impostors)
-    count = min(effective_identities(np.bincount(genuine_labels)), impostor_count)
-    variance = samples[:, 0].var(0) * (count / max(count - 1, 1))
-    # Thresholds depend on impostor pairs only, rates on genuine pairs too.
-    std = samples[:, 1].std(0) * math.sqrt(impostor_count / max(impostor_count - 2, 1))
+    identity_count = min(effective_identities(np.bincount(genuine_labels)), impostor_count)
+    tar_variance = samples[:, 0].var(0) * (identity_count / max(identity_count - 1, 1))
+    # Thresholds depend on impostor pairs only, TARs on genuine pairs too.
+    threshold_std = samples[:, 1].std(0) * math.sqrt(impostor_count / max(impostor_count - 2, 1))
     intervals = []
-    for target, max_false_accepts in enumerate(allowed):
-        rate, threshold = (float(value) for value in point[:, target])
+    for column, max_false_accepts in enumerate(allowed):
+        rate, threshold = (float(value) for value in point[:, column])
         contributions = np.bincount(genuine_labels, (genuine > threshold) - rate) / len(genuine)
         false_accepts = max(1, max_false_accepts)
         accepted = identities.tail[:false_accepts] if identities else np.arange(false_accepts)
         degrees = tar_degrees_of_freedom(
-            contributions[np.unique(genuine_labels)], accepted, float(variance[target])
+            contributions[np.unique(genuine_labels)], accepted, float(tar_variance[column])
         )
         sample_size = effective_sample_size(
-            rate, float(variance[target]), count, len(genuine), degrees, level
+            rate, float(tar_variance[column]), identity_count, len(genuine), degrees, level
         )
         threshold_degrees = threshold_degrees_of_freedom(accepted, impostor_count)
-        half_width = student_quantile(threshold_degrees, level) * float(std[target])
+        half_width = student_quantile(threshold_degrees, level) * float(threshold_std[column])
         intervals.append(
             (
                 rate_interval(rate, sample_size, level),
@@ -169,12 +170,22 @@ def _resample_identities(
     resamples: int,
     generator: np.random.Generator,
 ) -> np.ndarray:
-    """(R, 2, targets) TAR and threshold of replicates over identities, without excess variance."""
+    """(R, 2, targets) TAR and threshold of replicates over identities, without excess variance.
+
+    Args:
+        descending: (G,) genuine scores, descending.
+        tail: (T,) the largest impostor scores, descending.
+        identities: the pairs' identities, genuine pairs in their original order.
+        order: (G,) the original index of each of the ``descending`` scores.
+        budget: (targets,) allowed false accepts.
+        resamples: number of replicates R.
+        generator: the random numbers.
+    """
     count = len(identities.images)
     genuine_labels = identities.genuine[order]
     known = identities.tail < count
     distractors, distractor_index = np.unique(identities.tail[~known], return_inverse=True)
-    # The excess variance is that of pairs of identities, with all their images together.
+    # The excess variance is measured by resampling pairs of identities, each with all its images.
     low, high = np.sort(identities.tail, axis=1)[:, [0, -1]].T
     identity_pair = np.unique(low * (high.max(initial=0) + 1) + high, return_inverse=True)[1]
     images = identities.images / identities.images.sum()
@@ -186,11 +197,14 @@ def _resample_identities(
         sides = np.empty(identities.tail.shape)
         sides[known] = draws[identities.tail[known]]
         sides[~known] = generator.poisson(1, len(distractors))[distractor_index]
-        weight = float(draws @ images)
+        side_weight = float(draws @ images)
         # The total weight of all impostor pairs. Distractors are so many that theirs is constant.
-        ways = identities.tail.shape[1]
+        sides_per_score = identities.tail.shape[1]
         share = identities.distractor_share
-        total = share * weight ** (ways - 1) + (1 - share) * weight**ways
+        total = (
+            share * side_weight ** (sides_per_score - 1)
+            + (1 - share) * side_weight**sides_per_score
+        )
         weights = sides.prod(1) / max(total, 1e-9)
         genuine_weights = draws[genuine_labels]
         # With few identities, a replicate may contain no genuine pair: use all of them instead.
@@ -198,7 +212,7 @@ def _resample_identities(
         identity_samples.append(
             _tar_and_threshold(descending, tail, genuine_weights, weights, budget)
         )
-        if ways == 2:
+        if sides_per_score == 2:
             pair_weights = generator.poisson(1, identity_pair.max(initial=0) + 1)[identity_pair]
             pair_samples.append(_tar_and_threshold(descending, tail, ones, pair_weights, budget))
     samples = np.stack(identity_samples)
@@ -216,7 +230,15 @@ def _tar_and_threshold(
     tail_weights: np.ndarray,
     budget: np.ndarray,
 ) -> np.ndarray:
-    """(2, targets) the TAR and the threshold at a budget of weighted false accepts."""
+    """(2, targets) the TAR and the threshold at a budget of weighted false accepts.
+
+    Args:
+        descending: (G,) genuine scores, descending.
+        tail: (T,) the largest impostor scores, descending.
+        genuine_weights: (G,) weights of the genuine pairs.
+        tail_weights: (T,) weights of the tail's pairs.
+        budget: (targets,) the total weight of false accepts that each target allows.
+    """
     false_accepts = np.cumsum(tail_weights, dtype=np.float64)
     # Half a pair of slack, so that rounding does not push integer weights past the budget.
     first_over = np.searchsorted(false_accepts, budget + 0.5, side="right").clip(max=len(tail) - 1)

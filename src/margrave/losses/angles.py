@@ -29,8 +29,8 @@ def sine(cosine: Tensor) -> Tensor:
 def arccosine(cosine: Tensor, epsilon: float | None = None) -> Tensor:
     """θ from cos θ clamped to ±(1 − epsilon); epsilon is the dtype's rounding unit by default.
 
-    An epsilon that the dtype would round to 0 is raised to the dtype's smallest step below 1,
-    because the slope at 1 is infinite.
+    If the dtype would round 1 − epsilon to 1, where the slope is infinite, epsilon is raised to the
+    dtype's smallest step below 1.
 
     >>> import torch
     >>> cosine = torch.ones(1, dtype=torch.bfloat16, requires_grad=True)
@@ -46,7 +46,7 @@ def arccosine(cosine: Tensor, epsilon: float | None = None) -> Tensor:
 def above_mask(cosines: Tensor, threshold: Tensor) -> Tensor:
     """(B, K) 1 where a cosine exceeds its sample's threshold (B,), otherwise 0.
 
-    It has the cosines' dtype, since CPUs multiply by it several times faster than they use masks.
+    It has the cosines' dtype, since CPUs multiply by it several times faster than by a bool mask.
 
     >>> import torch
     >>> above_mask(torch.tensor([[0.5, 0.1]]), torch.tensor([0.3]))
@@ -71,8 +71,8 @@ def add_angle(
 ) -> Tensor:
     """cos(θ + margin), with a rule for θ + margin outside [0, π].
 
-    - ``monotone``: cosθ − m·sin(π − m) beyond π, so T keeps decreasing with θ (ArcFace and
-      CurricularFace authors' code).
+    - ``monotone``: cosθ − m·sin(π − m) beyond π, so the result keeps decreasing with θ (code of
+      the authors of ArcFace and CurricularFace).
     - ``clip``: clips θ + m to [ε, π − ε] and cosθ to ±(1 − ε), without gradient outside (AdaFace).
     - ``none``: cos(θ + m) unchanged, which increases again beyond π (InsightFace).
 
@@ -96,7 +96,7 @@ def add_angle(
 
 
 def base_margin(cosine: Tensor, margin: float, base: BaseMargin) -> Tensor:
-    """f(m, θ): the margin function that defines hard negatives, without easy margin."""
+    """f(m, θ): cosθ, cosθ − m or cos(θ + m), for the base none, cosine or angular."""
     if base == "none":
         return cosine
     return cosine - margin if base == "cosine" else rotate(cosine, margin)

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 class Composed(Loss):
     """The target of one loss and the negatives of another.
 
-    `target_loss` gives T, the samples' weights and the penalty, `negatives_loss` gives N_j and
-    determines hard negatives by its own margin. The default is AdaFace's target with
+    `target_loss` gives T, its change of the cross entropy and the penalty; `negatives_loss` gives
+    N_j and determines hard negatives by its own margin. The default is AdaFace's target with
     CurricularFace's negatives. In a recipe each is given as ``{kind: …}``.
 
     Source: Margrave; it follows from the loss contract.

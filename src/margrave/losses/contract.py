@@ -26,7 +26,7 @@ class Context(Mapping[str, "Tensor"]):
 
     Attributes:
         feature_norm: (B,) ‖x‖ of the unnormalized embeddings, with gradient.
-        feature_norm_mean: () running mean of the clipped norms.
+        feature_norm_mean: () running mean of the norms, clipped to [0.001, 100].
         feature_norm_std: () running standard deviation of the clipped norms.
         mean_target_cosine: () running mean of cosθ_y.
         margin_weight: (B,) factor for the margin of each sample's class.
@@ -110,7 +110,7 @@ class Loss:
 
     loss = −log( e^{s·T} / (e^{s·T} + Σ_{j≠y} e^{s·N_j}) ) + penalty, where T is `target` and N_j is
     `negatives`. `negatives` must be elementwise over classes, so that a head can apply it to any
-    part of them. A subclass overrides `target`, `negatives` or both; its fields define its
+    part of the classes. A subclass overrides `target`, `negatives` or both; its fields define its
     hyperparameters and its configuration schema.
 
     Attributes:
@@ -185,7 +185,7 @@ class Loss:
         return torch.zeros_like(cosines, dtype=torch.bool)
 
     def modify_cross_entropy(self, cross_entropy: Tensor, of_batch: Callable[[], Tensor]) -> Tensor:
-        """(B,) the samples' losses from their cross entropies (B,); by default these.
+        """(B,) the samples' losses from their cross entropies (B,); by default unchanged.
 
         `of_batch` returns the cross entropies of the samples of all ranks, without gradient.
         """

@@ -20,11 +20,11 @@ class ElasticFace(Loss):
 
     m_i = margin + margin_std·ε_i with ε_i ~ N(0, 1), in evaluation mode m_i = margin. Angular:
     T = cos(θ_y + m_i), monotone beyond π; cosine: T = cosθ_y − m_i. N_j = cosθ_j. With
-    ``sort_margins`` (ElasticFace+) the margins drawn for a batch are given out by difficulty: the
+    ``sort_margins`` (ElasticFace+) the margins drawn for a batch are assigned by difficulty: the
     largest to the sample with the smallest cosθ_y.
 
     Source: ElasticFace, arXiv 2109.09416, equations 5 to 8 and section 3.3. The authors' code has
-    a non-commercial license, so it was not used; it gives out sorted margins the other way round.
+    a non-commercial license, so it was not used; it assigns sorted margins the other way round.
 
     Attributes:
         base: ``angular`` (ElasticFace-Arc) or ``cosine`` (ElasticFace-Cos).
@@ -65,5 +65,5 @@ class ElasticFace(Loss):
         margins = self.mean_margin + self.margin_std * context["margin_noise"]
         if self.base == "cosine":
             return cosine - margins
-        # Beyond these cos(θ + m) would no longer fall with θ; at the paper's std, never drawn.
+        # Outside this range, which the paper's std never leaves, cos(θ + m) would rise with θ.
         return add_angle(cosine, margins.clamp(0, 0.99 * math.pi), "monotone")

@@ -14,7 +14,10 @@ from margrave.search import FileKeeper, state_of_rank
 
 
 def measurable_targets(pairs: int) -> tuple[float, ...]:
-    """The four smallest FARs, powers of ten down to 1e-9, that allow at least one false accept."""
+    """The four smallest FARs, powers of ten down to 1e-9, that allow at least one false accept.
+
+    If there are none, 0.1.
+    """
     powers = [10.0**-power for power in range(1, 10)]
     return tuple(far for far in powers if far * pairs >= 1)[-4:] or (0.1,)
 
@@ -53,8 +56,8 @@ def compare_all(
         options: options that do not depend on the protocol.
 
     Raises:
-        ValueError: there are no labeled images, the distractors were made differently, or the
-            pairs are insufficient (see ``evaluate_all_to_all``).
+        ValueError: there are no labeled images, the distractors were embedded by another model or
+            preprocessing, or the pairs are insufficient (see ``evaluate_all_to_all``).
     """
     options = options or EvaluationOptions()
     readable = features.readable_rows
@@ -87,7 +90,13 @@ def compare_all(
 def create_keeper(
     options: EvaluationOptions, settings: list[Any], *features: Features | None
 ) -> FileKeeper | None:
-    """Create the keeper that saves this evaluation's state, or None if no file is given for it."""
+    """Create the keeper that saves this evaluation's state, or None without ``options.state``.
+
+    Args:
+        options: options that do not depend on the protocol.
+        settings: the protocol's name and settings; a saved state is only resumed if they are equal.
+        features: the compared features, which must be equal too.
+    """
     if options.state is None:
         return None
     digests = [item.digest for item in features if item is not None]

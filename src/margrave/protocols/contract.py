@@ -24,7 +24,7 @@ class EvaluationOptions:
         resamples: number of bootstrap replicates for the intervals; 0 for none.
         seed: seed of the bootstrap.
         device: the device that computes the scores.
-        world: the ranks that share the work, for protocols that are ``distributed``.
+        world: the processes that share the work, for protocols that are ``distributed``.
         progress: called with (comparisons done, total).
         state: the file for the state of an interrupted evaluation, to resume from.
     """
@@ -58,7 +58,7 @@ class Protocol(Settings):
     positional: ClassVar[tuple[str, ...]] = ()
     """The fields that are positional arguments on the command line."""
     distributed: ClassVar[bool] = False
-    """Whether ranks can share the work, and whether an interrupted evaluation can be resumed."""
+    """Whether processes can share the work, and an interrupted evaluation can be resumed."""
     labeled: ClassVar[bool] = False
     """Whether the images must have labels."""
 

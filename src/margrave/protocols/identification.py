@@ -38,8 +38,8 @@ class Identification(Protocol):
             tinyface = read_tinyface(self.files)
             probes, probe_labels = tinyface.probes, tinyface.probe_labels
             gallery = (*tinyface.gallery, *tinyface.distractors)
-            unknown = np.full(len(tinyface.distractors), DISTRACTOR)
-            gallery_labels = np.concatenate([tinyface.gallery_labels, unknown])
+            distractor_labels = np.full(len(tinyface.distractors), DISTRACTOR)
+            gallery_labels = np.concatenate([tinyface.gallery_labels, distractor_labels])
         else:
             table = read_identification_table(self.files)
             names = np.array(table.names, dtype=object)
@@ -86,27 +86,27 @@ def read_identification_table(path: str | Path) -> IdentificationTable:
             occurs as distractor and otherwise, or gallery or probes are missing; the message names
             the file and lines.
     """
-    names: dict[str, int] = {}
-    number_of: dict[str, int] = {}
+    line_of: dict[str, int] = {}
+    index_of: dict[str, int] = {}
     identities, roles = [], []
     agreement = Consistency(path, "identity", "part (distractor or not)")
-    for number, line, (name, identity, role) in read_table(path, ("path", "identity", "role")):
+    for line_number, line, (name, identity, role) in read_table(path, ("path", "identity", "role")):
         if not is_relative_path(name) or role not in _ROLES:
             expected = f"a relative path, an identity and one of {', '.join(_ROLES)}"
-            raise malformed(path, number, line, expected)
+            raise malformed(path, line_number, line, expected)
         if not identity and role != "distractor":
-            raise malformed(path, number, line, f"an identity, which a {role} must have")
-        if names.setdefault(name, number) != number:
+            raise malformed(path, line_number, line, f"an identity, which a {role} must have")
+        if line_of.setdefault(name, line_number) != line_number:
             raise malformed(
-                path, number, line, f"each image once, but it is also on line {names[name]}"
+                path, line_number, line, f"each image once, but it is also on line {line_of[name]}"
             )
         if identity:
-            agreement.add(identity, role == "distractor", number, line)
-            number_of.setdefault(identity, len(number_of))
-        identities.append(number_of[identity] if identity else DISTRACTOR)
+            agreement.add(identity, role == "distractor", line_number, line)
+            index_of.setdefault(identity, len(index_of))
+        identities.append(index_of[identity] if identity else DISTRACTOR)
         roles.append(role)
     if missing := [role for role in ("gallery", "probe") if role not in roles]:
         raise ValueError(f"{path} has no image of role {' or '.join(missing)}; add some")
     return IdentificationTable(
-        tuple(names), np.array(identities, dtype=np.int64), tuple(number_of), np.array(roles)
+        tuple(line_of), np.array(identities, dtype=np.int64), tuple(index_of), np.array(roles)
     )

@@ -44,7 +44,7 @@ class Ijb(Protocol):
     """Fuse flipped images (F2) or not (F1); by default F2 if the features contain them."""
 
     def open_images(self, source: str | None, image_size: int) -> ReadableImages:
-        """Open the loose crops, aligned by the official landmarks if there are any."""
+        """Open the images; align them if the official landmarks are there (for loose crops)."""
         landmarks = find_ijb_files(self.files).landmarks
         if landmarks is None:
             return open_source(required_source(source))

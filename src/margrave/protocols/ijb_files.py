@@ -41,11 +41,12 @@ _PAIR_LINES = re.compile(
     rb"(?:(?:[ \t]*+[0-9]{1,%d}+[ \t]++[0-9]{1,%d}+[ \t]++[01])?+[ \t]*+\r?+\n)*+"
     % (MAX_DIGITS, MAX_DIGITS)
 )
+"""Lines ``template template label`` and blank lines; it matches up to the first malformed line."""
 
 
 @dataclass(frozen=True, eq=False)
 class TemplateImages:
-    """N images, with the template and medium that each belongs to.
+    """N lines, each an image with its template and medium; an image may be on several lines.
 
     Attributes:
         names: the images' paths.
@@ -95,15 +96,15 @@ def find_ijb_files(folder: str | Path) -> IjbFiles:
         folders.append(folder / "meta")
     files = [directory / name for directory in folders for name in list_names(directory)]
     path_of: dict[str, Path | None] = {}
-    named_by_set: dict[str, str] = {}
+    file_of_set: dict[str, str] = {}
     for kind, suffixes in _SUFFIXES.items():
         matching = [file for file in files if file.name.lower().endswith(suffixes)]
         path_of[kind] = unique_path(matching, f"*{suffixes[0]}", folder)
         for file in matching:
-            named_by_set[file.name.lower()[: -len(suffixes[0])]] = file.name
-    if len(named_by_set) > 1:
+            file_of_set[file.name.lower()[: -len(suffixes[0])]] = file.name
+    if len(file_of_set) > 1:
         raise ValueError(
-            f"{folder} contains files of several sets: {', '.join(named_by_set.values())}; "
+            f"{folder} contains files of several sets: {', '.join(file_of_set.values())}; "
             "put each set into its own folder"
         )
     images = path_of.pop("images")

@@ -17,7 +17,7 @@ from margrave.protocols.contract import PROTOCOLS, EvaluationOptions, Protocol
 
 FAR_TARGETS = (1e-4, 1e-5, 1e-6)
 NOISE = 1e-3
-"""Largest offset of a noisy probe from its identity's center, in each dimension."""
+"""A noisy probe is replaced by its identity's center plus up to this offset in each dimension."""
 
 
 @PROTOCOLS.register("megaface")
@@ -52,13 +52,16 @@ class MegaFace(Protocol):
             identities = [facescrub_identity(name) for name in features.names]
             labels = np.unique(identities, return_inverse=True)[1]
         rows = unit_rows(features.rows[0 : len(features)])
+        # An interrupted evaluation can only be resumed with the same lists.
         lists: list[list[str]] = []
         if self.probe_noise is not None:
-            noisy = read_noise_list(self.probe_noise)
-            lists.append(sorted(noisy))
-            bad = np.array([PurePath(n).name in noisy or n in noisy for n in features.names])
-            _check_noise(self.probe_noise, noisy, bad, features)
-            rows = _move_to_centers(rows, labels, bad, np.random.default_rng(options.seed))
+            noisy_names = read_noise_list(self.probe_noise)
+            lists.append(sorted(noisy_names))
+            is_noisy = np.array(
+                [PurePath(n).name in noisy_names or n in noisy_names for n in features.names]
+            )
+            _check_noise(self.probe_noise, noisy_names, is_noisy, features)
+            rows = _move_to_centers(rows, labels, is_noisy, np.random.default_rng(options.seed))
         chosen = np.zeros(len(distractors), bool)
         chosen[distractors.readable_rows] = True
         if self.distractor_list is not None:
@@ -67,11 +70,11 @@ class MegaFace(Protocol):
             chosen &= np.isin(np.arange(len(distractors)), listed_rows)
             lists.append(sorted(names))
         if self.distractor_noise is not None:
-            noisy = read_noise_list(self.distractor_noise)
-            lists.append(sorted(noisy))
-            bad = np.array([name in noisy for name in distractors.names])
-            _check_noise(self.distractor_noise, noisy, bad, distractors)
-            chosen &= ~bad
+            noisy_names = read_noise_list(self.distractor_noise)
+            lists.append(sorted(noisy_names))
+            is_noisy = np.array([name in noisy_names for name in distractors.names])
+            _check_noise(self.distractor_noise, noisy_names, is_noisy, distractors)
+            chosen &= ~is_noisy
         result = evaluate_all_to_all(
             rows.astype(np.float32),
             labels,
@@ -88,30 +91,30 @@ class MegaFace(Protocol):
 
 
 def _check_noise(
-    path: str | Path, noisy: frozenset[str], bad: np.ndarray, features: Features
+    path: str | Path, noisy_names: frozenset[str], is_noisy: np.ndarray, features: Features
 ) -> None:
     """Check that a noise list names any of the images; otherwise it belongs to other images."""
-    if noisy and not bad.any():
+    if noisy_names and not is_noisy.any():
         raise ValueError(
             f"{path} names none of the images of {features.display_name}: the list has "
-            f"{min(noisy)!r}, the images are named like {features.name(0)!r}; embed the folder "
-            "that the list's names are relative to"
+            f"{min(noisy_names)!r}, the images are named like {features.name(0)!r}; embed the "
+            "folder that the list's names are relative to"
         )
 
 
 def _move_to_centers(
-    rows: np.ndarray, labels: np.ndarray, noisy: np.ndarray, generator: np.random.Generator
+    rows: np.ndarray, labels: np.ndarray, is_noisy: np.ndarray, generator: np.random.Generator
 ) -> np.ndarray:
     """Replace noisy unit rows by points near the center of their identity's clean rows."""
     rows = rows.copy()
-    for label in np.unique(labels[noisy]):
-        clean = rows[(labels == label) & ~noisy]
+    for label in np.unique(labels[is_noisy]):
+        clean = rows[(labels == label) & ~is_noisy]
         if not len(clean):
             raise ValueError(
                 f"all images of identity {label} are noisy, so it has no center; check the list of "
                 "noisy probes"
             )
-        indices = np.flatnonzero((labels == label) & noisy)
+        indices = np.flatnonzero((labels == label) & is_noisy)
         moved = clean.mean(0) + generator.uniform(-NOISE, NOISE, (len(indices), rows.shape[1]))
         rows[indices] = moved / np.linalg.norm(moved, axis=1, keepdims=True)
     return rows

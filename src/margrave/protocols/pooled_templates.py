@@ -182,6 +182,7 @@ def check_template_pairs(path: str | Path, pairs: TemplatePairs, lines_above: in
         raise ValueError(f"{path} holds no pairs of templates; check the file")
     low, high = np.minimum(pairs.first, pairs.second), np.maximum(pairs.first, pairs.second)
     if 2 * (int(high.max()) + 1) ** 2 >= 2**63:
+        # Renumber the templates, so that the keys below fit into int64.
         codes = np.unique(np.concatenate([low, high]), return_inverse=True)[1]
         low, high = codes[: len(low)], codes[len(low) :]
     keys = 2 * (low * (int(high.max()) + 1) + high) + pairs.same

@@ -1,4 +1,4 @@
-"""A model's reference on labeled faces: calibration, score distributions, thresholds, norms."""
+"""A model's score reference: calibration, score distributions, thresholds, norms."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from margrave.models import Calibration, ScoreReference
 from margrave.quantity import quantity
 
 MAX_IMAGES = 6000
-"""Number of images to compare at most; they make 18 million pairs."""
+"""Largest number of images to compare; they make 18 million pairs."""
 MIN_CALIBRATION_IDENTITIES = 10
 """Identities with several images required for a calibration: half to fit it, half to test it."""
 BINS = 100
@@ -70,7 +70,7 @@ def measure_reference(features: Features, seed: int = 0) -> ScoreReference:
 def _sample_identities(
     rows: np.ndarray, labels: np.ndarray, generator: np.random.Generator
 ) -> np.ndarray:
-    """Sample identities with up to MAX_IMAGES images in total, at least two; returns their rows."""
+    """The rows of randomly sampled identities: at least two, else up to MAX_IMAGES images."""
     if len(rows) <= MAX_IMAGES:
         return rows
     identities, counts = np.unique(labels, return_counts=True)
@@ -105,7 +105,7 @@ def score_histogram(scores: np.ndarray) -> tuple[float, ...]:
 
 
 def far_thresholds(impostors: np.ndarray) -> tuple[tuple[float, float], ...]:
-    """(FAR, cosine threshold) for FARs of 0.1, 0.05, 0.02, 0.01, …; accepted is what lies above.
+    """(FAR, cosine threshold) for FARs of 0.1, 0.05, 0.02, 0.01, …, accepting scores above it.
 
     The smallest FAR is the one that still allows three false accepts.
 

@@ -26,7 +26,7 @@ _BOOLEANS = {"1": True, "true": True, "yes": True, "0": False, "false": False, "
 
 @dataclass(frozen=True, eq=False)
 class TemplateTable:
-    """N images, with the template, medium and subject that each belongs to.
+    """N lines, each an image with its template, medium and subject.
 
     Attributes:
         names: the images' paths.
@@ -67,33 +67,33 @@ def read_template_table(path: str | Path) -> TemplateTable:
     subjects = array("q")
     media: list[str] = []
     scores, roles = array("d"), []
-    number_of: dict[str, int] = {}
+    subject_numbers: dict[str, int] = {}
     line_of: dict[tuple[str, str], int] = {}
     template_subject = Consistency(path, "template", "subject")
     template_role = Consistency(path, "template", "role")
     image_subject = Consistency(path, "image", "subject")
     rows = read_table(path, ("path", "template", "subject"), ("media", "score", "role"))
-    for number, line, (name, template_text, subject, medium_text, score_text, role) in rows:
+    for line_number, line, (name, template_text, subject, medium_text, score_text, role) in rows:
         template, medium = _normalized(template_text), _normalized(medium_text)
         score = finite_number(score_text) if score_text else math.nan
         if not is_relative_path(name) or not template or not subject:
             expected = "a relative path, a template and a subject"
-            raise malformed(path, number, line, expected)
+            raise malformed(path, line_number, line, expected)
         if score is None or role not in _TEMPLATE_ROLES:
             expected = "score as a number, "
             expected += f"role as one of {', '.join(_TEMPLATE_ROLES[:-1])} or empty"
-            raise malformed(path, number, line, expected)
-        earlier = line_of.setdefault((name, template), number)
-        if earlier != number:
+            raise malformed(path, line_number, line, expected)
+        earlier = line_of.setdefault((name, template), line_number)
+        if earlier != line_number:
             expected = f"each image once in a template, but it is also on line {earlier}"
-            raise malformed(path, number, line, expected)
-        template_subject.add(template, subject, number, line)
-        template_role.add(template, role, number, line)
-        image_subject.add(name, subject, number, line)
+            raise malformed(path, line_number, line, expected)
+        template_subject.add(template, subject, line_number, line)
+        template_role.add(template, role, line_number, line)
+        image_subject.add(name, subject, line_number, line)
         names.append(name)
         templates.append(template)
         media.append(medium)
-        subjects.append(number_of.setdefault(subject, len(number_of)))
+        subjects.append(subject_numbers.setdefault(subject, len(subject_numbers)))
         scores.append(score)
         roles.append(role)
     if not names:
@@ -111,7 +111,7 @@ def read_template_table(path: str | Path) -> TemplateTable:
         template_names,
         np.array(numbered, dtype=np.int64),
         np.array(subjects),
-        tuple(number_of),
+        tuple(subject_numbers),
         np.array(scores),
         np.array(roles),
     )

@@ -86,7 +86,7 @@ class Templates(Protocol):
         probe = sides.pop("probe")
         galleries = [side for side in sides.values() if len(side.templates)]
         has_search = bool(len(probe.templates)) and bool(galleries)
-        if self.surveillance and not has_search:
+        if self.surveillance and not (has_search and len(sides["gallery_1"].templates)):
             raise ValueError(
                 f"{self.table} has no template of role gallery_1 or none of role probe; "
                 "--surveillance needs both"

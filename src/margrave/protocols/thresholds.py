@@ -51,18 +51,23 @@ def points_of_result(
         ValueError: the result has no thresholds, none for one of the FARs, or too few impostor
             pairs for it.
     """
-    rates = {
+    figure_of_far = {
         float(figure.at["FAR"]): figure
         for figure in result.figures
         if figure.metric == "TAR" and set(figure.at) == {"FAR"} and figure.threshold is not None
     }
-    if not rates:
+    if not figure_of_far:
         raise ValueError(
             f"results of protocol {result.protocol!r} have no thresholds; evaluate all-to-all or "
             "pairs instead"
         )
     if far_targets is None:
-        far_targets = [far for far, figure in rates.items() if not figure.too_few]
+        far_targets = [far for far, figure in figure_of_far.items() if not figure.too_few]
+        if not far_targets:
+            raise ValueError(
+                f"{result.name or 'the result'} has too few impostor pairs for a threshold at any "
+                "of its FARs; add identities, or use more pairs"
+            )
     counts = result.counts
     impostors = counts.get("impostors", counts.get("pairs", 0) - counts.get("genuine", 0))
     measured_on = result.origin.images or result.name
@@ -73,12 +78,12 @@ def points_of_result(
         measured_on = f"{size} in {measured_on}"
     points = []
     for far in far_targets:
-        if far not in rates:
-            known = ", ".join(f"{known_far:g}" for known_far in sorted(rates))
+        if far not in figure_of_far:
+            known = ", ".join(f"{known_far:g}" for known_far in sorted(figure_of_far))
             raise ValueError(
                 f"the results have no threshold for FAR {far:g}; available FARs: {known}"
             )
-        figure = rates[far]
+        figure = figure_of_far[far]
         if figure.too_few:
             raise ValueError(
                 f"FAR {far:g} needs at least {round(1 / far):,} impostor pairs, but "
@@ -135,6 +140,7 @@ def check_features_match_model(model: str | Path, origin: Origin, what: str) -> 
     """
     opened = open_model(model)
     actual = {"weights": origin.weights, **current_card(origin.preparation)}
+    # Preprocessing settings that the card does not have count as equal.
     expected = {name: _as_json(getattr(opened.card, name, actual[name])) for name in actual}
     expected["weights"] = opened.digest
     if differing := [name for name in actual if _as_json(actual[name]) != expected[name]]:

@@ -16,6 +16,7 @@ from margrave.files.text import whole_number
 from margrave.quantity import quantity
 
 _GALLERY, _DISTRACTORS, _PROBES = _ROLES = ("Gallery_Match", "Gallery_Distractor", "Probe")
+# Role -> file name, and the names of its two MATLAB variables: file names and identities.
 _LISTS = {
     _GALLERY: ("gallery_match_img_ID_pairs.mat", "gallery_set", "gallery_ids"),
     _PROBES: ("probe_img_ID_pairs.mat", "probe_set", "probe_ids"),
@@ -48,9 +49,9 @@ def read_tinyface(folder: str | Path) -> TinyFaceFiles:
     One folder, at most two levels below the given one, must contain the subfolders
     ``Gallery_Match``, ``Gallery_Distractor`` and ``Probe``, as ``Testing_Set`` and third-party
     aligned copies do. An image's identity is the number before the first underscore of its file
-    name. If the files ``gallery_match_img_ID_pairs.mat`` and ``probe_img_ID_pairs.mat`` are found
-    at most two levels below too, only the images that they list are used, and the identities must
-    agree.
+    name. If ``gallery_match_img_ID_pairs.mat`` or ``probe_img_ID_pairs.mat`` is found, also at most
+    two levels below, only the images that it lists are used for its role, and its identities must
+    agree with the file names.
 
     Returns:
         Paths relative to the given folder, in natural order.
@@ -71,12 +72,12 @@ def read_tinyface(folder: str | Path) -> TinyFaceFiles:
     paths = {role: _images_of(folder, root / role) for role in _ROLES}
     labels = {}
     for role in (_GALLERY, _PROBES):
-        identities = _read_list(folder, folders, *_LISTS[role])
-        if identities is not None:
-            paths[role] = _listed_paths(root / role, paths[role], identities)
+        identity_of = _read_list(folder, folders, *_LISTS[role])
+        if identity_of is not None:
+            paths[role] = _listed_paths(root / role, paths[role], identity_of)
         labels[role] = [_identity(folder, path) for path in paths[role]]
-        if identities is not None:
-            _check_identities(root / role, paths[role], labels[role], identities)
+        if identity_of is not None:
+            _check_identities(root / role, paths[role], labels[role], identity_of)
     return TinyFaceFiles(
         tuple(paths[_GALLERY]),
         np.array(labels[_GALLERY], dtype=np.int64),
@@ -104,11 +105,13 @@ def _identity(folder: Path, path: str) -> int:
     return identity
 
 
-def _listed_paths(role_folder: Path, paths: Sequence[str], identities: dict[str, int]) -> list[str]:
+def _listed_paths(
+    role_folder: Path, paths: Sequence[str], identity_of: dict[str, int]
+) -> list[str]:
     """The paths of the listed files, all of which must exist."""
-    selected = [path for path in paths if PurePosixPath(path).name in identities]
+    selected = [path for path in paths if PurePosixPath(path).name in identity_of]
     existing = {PurePosixPath(path).name for path in selected}
-    if missing := [name for name in identities if name not in existing]:
+    if missing := [name for name in identity_of if name not in existing]:
         raise ValueError(
             f"{role_folder} lacks {quantity(len(missing), 'image')} that "
             f"{_LISTS[role_folder.name][0]} lists: "
@@ -118,14 +121,14 @@ def _listed_paths(role_folder: Path, paths: Sequence[str], identities: dict[str,
 
 
 def _check_identities(
-    role_folder: Path, paths: Sequence[str], labels: Sequence[int], identities: dict[str, int]
+    role_folder: Path, paths: Sequence[str], labels: Sequence[int], identity_of: dict[str, int]
 ) -> None:
     for path, label in zip(paths, labels, strict=True):
         name = PurePosixPath(path).name
-        if identities[name] != label:
+        if identity_of[name] != label:
             raise ValueError(
                 f"{role_folder}: {name} has identity {label} according to its name, but "
-                f"{identities[name]} according to {_LISTS[role_folder.name][0]}; use both from "
+                f"{identity_of[name]} according to {_LISTS[role_folder.name][0]}; use both from "
                 "the same copy of TinyFace"
             )
 

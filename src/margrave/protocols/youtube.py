@@ -34,7 +34,8 @@ class YouTube(Protocol):
     The features are those of the frames, named ``Person/number/frame.jpg``. Pairs of videos are
     evaluated by LFW's protocol.
 
-    Source: Wolf, Hassner, Maoz, "Face recognition in unconstrained videos" (2011), restricted.
+    Source: Wolf, Hassner, Maoz, "Face recognition in unconstrained videos" (2011), the restricted
+    protocol.
     """
 
     positional: ClassVar[tuple[str, ...]] = ("splits",)
@@ -56,6 +57,7 @@ class YouTube(Protocol):
                 f"{self.splits} lists, such as {missing[0]}; names there look like "
                 f"{features.name(0)!r}"
             )
+        # One template per video, and one medium per template: a plain mean of the frames.
         template = np.repeat(np.arange(len(videos)), [len(frames_of[video]) for video in videos])
         pooling = Pooling(flip=features.flipped is not None)
         _, pooled = pool_templates(
@@ -73,6 +75,7 @@ class YouTube(Protocol):
         names = [PurePath(video).parts[0] for video in videos]
         identity = np.unique(names, return_inverse=True)[1]
         identities = np.stack([identity[first], identity[second]], axis=1)
+        # Corrected labels may contradict the folders' names.
         consistent = ((identities[:, 0] == identities[:, 1]) == pairs.same).all()
         result = evaluate_pairs(
             pooled[first],
@@ -107,9 +110,9 @@ def read_youtube_pairs(path: str | Path) -> VideoPairs:
     """Read the pairs of videos to compare, as in ``splits.txt``.
 
     The first line is the header; the columns ``first name`` and ``second name`` hold the videos.
-    The first column is the fold's number. The last column is 1 for genuine and 0 for impostor
-    pairs, so corrected labels in an additional last column are used. A line looks like
-    ``1, 1, Sadie_Frost/1, Sadie_Frost/5, 1``.
+    The first column is the fold's number. The last column is the label, 1 for genuine and 0 for
+    impostor pairs; if corrected labels were added as another column, that is the last one. A line
+    looks like ``1, 1, Sadie_Frost/1, Sadie_Frost/5, 1``.
 
     Raises:
         ValueError: a column is missing, a line is malformed, a pair has both labels, a fold's lines

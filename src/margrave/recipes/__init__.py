@@ -1,4 +1,4 @@
-"""Recipes: trainings to start from, each a YAML file headed by what it is."""
+"""Recipes: configurations to start from, each a YAML file; its first line says what it is."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ def recipe_text(name: str) -> str:
     """The YAML of a recipe: one of Margrave's by name, or any file.
 
     Raises:
-        ValueError: neither a recipe nor a file, naming the nearest.
+        ValueError: there is neither such a recipe nor such a file; the message suggests the most
+            similar name.
     """
     return _text(files(__name__), name, "recipe")
 
@@ -32,7 +33,8 @@ def study_text(name: str) -> str:
     """The YAML of a study: one of Margrave's by name, or any file.
 
     Raises:
-        ValueError: neither a study nor a file, naming the nearest.
+        ValueError: there is neither such a study nor such a file; the message suggests the most
+            similar name.
     """
     return _text(files(__name__) / "studies", name, "study")
 

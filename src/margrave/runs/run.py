@@ -119,7 +119,7 @@ class Run:
         return checkpoint_precision(state) if "precision" in state else None
 
     def _report_choices(self, training: TrainingState) -> None:
-        """Report the precision and the numbers of threads and workers, and why they were chosen."""
+        """Report the precision and why it was chosen, threads, workers, and unused parameters."""
         choice, head = training.precision, training.head
         lines = [f"network in {choice.precision} ({choice.reason})"]
         lines.append(f"head's matrix products in {head.products}")
@@ -163,7 +163,7 @@ class Run:
                 f"{quantity(loose, 'image')} left out for lying in no identity's folder"
             )
         if others := images.other_formats:
-            counts = ", ".join(f"{number} {end}" for end, number in sorted(others.items()))
+            counts = ", ".join(f"{number} {suffix}" for suffix, number in sorted(others.items()))
             self.events.message(
                 f"images left out because of their format: {counts}; convert them to JPEG or PNG"
             )
@@ -251,6 +251,7 @@ class Run:
         if self.is_first_rank:
             save_model(self.folder.model, model.state_dict(), self.card())
         self._report_unreadable(training.unreadable)
+        # After resuming a finished run, no epoch has been evaluated.
         results = results or self.evaluate(training)
         if self.is_first_rank:
             self.write_results(results)
