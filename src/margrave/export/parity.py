@@ -165,7 +165,9 @@ def _compare(
 ) -> Parity:
     before, after = _embed(original, pixels), _embed(exported, pixels)
     unit_before, unit_after = unit_rows(before), unit_rows(after)
-    norms_before, norms_after = np.linalg.norm(before, axis=1), np.linalg.norm(after, axis=1)
+    # In float32 the squares of an untrained deep network's embeddings overflow.
+    norms_before, norms_after = (np.linalg.norm(rows.astype(np.float64), axis=1)
+                                 for rows in (before, after))  # fmt: skip
     decisions = []
     fused: tuple[np.ndarray, np.ndarray] | None = None
     for point in points:

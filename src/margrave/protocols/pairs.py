@@ -199,7 +199,8 @@ def pair_result(
     code = "no flipped images" if features.flipped is None else "flip fusion"
     result = replace(result, rules=f"{result.rules}; {code}").result(name, strata)
     unreadable = {features.name(row): reason for row, reason in features.unreadable.items()}
-    norms = np.linalg.norm(ChosenRows(features.embeddings, used)[0 : len(used)], axis=1)
+    embeddings = ChosenRows(features.embeddings, used)[0 : len(used)].astype(np.float64)
+    norms = np.linalg.norm(embeddings, axis=1)
     if result.scores is not None:
         digest = digest_of_pairs(features.name, first, second)
         lower = norms[index.reshape(2, -1)].min(axis=0).tolist()
