@@ -5,7 +5,7 @@ BIN := .venv/bin
 # A machine with a GPU has its own PyTorch: GPU_PYTHON=python3 takes that instead of the venv's.
 GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
 
-.PHONY: install demo test test-slow test-services check bench bench-gpu fuzz clean
+.PHONY: install demo test test-slow test-services check docs bench bench-gpu fuzz clean
 
 install: .venv/installed
 
@@ -33,6 +33,10 @@ check: install
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 	$(BIN)/lint-imports
+
+# The documentation as a site, in build/site; a link that leads nowhere fails.
+docs: install
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 bench: install
 	$(BIN)/python benchmarks/head.py

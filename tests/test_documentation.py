@@ -88,6 +88,20 @@ def test_links_lead_somewhere(page: Path) -> None:
             assert (page.parent / target).exists(), target
 
 
+def test_the_site_builds_without_a_dead_link_and_loads_nothing_from_elsewhere(
+    tmp_path: Path,
+) -> None:
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "-d", str(tmp_path)]
+    built = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert built.returncode == 0, built.stderr
+    pages = list(tmp_path.rglob("index.html"))
+    assert len(pages) > 25
+    for page in pages:
+        loaded = re.findall(r"<(?:script|img)[^>]* src=\"([^\"]*)", page.read_text())
+        loaded += re.findall(r"<link[^>]*stylesheet[^>]* href=\"([^\"]*)", page.read_text())
+        assert not [url for url in loaded if "//" in url], page
+
+
 @pytest.mark.parametrize("kind", list(LOSSES))
 def test_every_loss_is_documented_with_its_settings(kind: str) -> None:
     text = (ROOT / "docs" / "reference" / "losses.md").read_text()

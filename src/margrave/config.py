@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
 from margrave.backbones import BACKBONES
 from margrave.data import SOURCES, Augmentation, Fit
@@ -78,6 +78,21 @@ class EvaluationSettings(Settings):
     sets: dict[str, EvaluationSet] = Field(default={})
     every_epochs: int = Field(default=0, ge=0)
     """Epochs between evaluations; 0 evaluates once, at the end."""
+    best_by: str | None = None
+    """Keep the model of the evaluation with the highest accuracy on this set instead of the last
+    model. Use a set of its own: on the set that chose the model, its accuracy is too high."""
+    patience: int | None = Field(default=None, ge=1)
+    """End the training after this many evaluations without a higher accuracy on `best_by`."""
+
+    @model_validator(mode="after")
+    def _check(self) -> EvaluationSettings:
+        if self.best_by is None and self.patience is not None:
+            raise ValueError("patience needs best_by: the set whose accuracy decides")
+        if self.best_by is not None and self.best_by not in self.sets:
+            raise ValueError(f"best_by names no set: {suggest(self.best_by, self.sets)}")
+        if self.best_by is not None and not self.every_epochs:
+            raise ValueError("best_by needs every_epochs: the epochs between evaluations")
+        return self
 
 
 class RunConfig(Settings):

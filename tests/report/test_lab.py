@@ -47,10 +47,10 @@ def test_curves_interpolate_the_losses_own_values(tables: dict, kind: str) -> No
             # Between the lab's own grid points.
             angles = (np.arange(STEPS) + 0.5) * np.pi / STEPS
             if part == "target":
-                exact = lab._target(loss, np.cos(angles), rest)
+                exact = lab.target_cosines(loss, np.cos(angles), rest)
             else:
                 degrees = rest.pop("target_angle", 50)
-                exact = lab._negatives(loss, np.cos(angles), degrees, rest)
+                exact = lab.negative_cosines(loss, np.cos(angles), degrees, rest)
             curve = read_curve(table[part], int(number))
             error = abs((curve[:-1] + curve[1:]) / 2 - exact)
             # Where a curve jumps between two grid points, no line between them is right.
@@ -97,7 +97,7 @@ def test_the_gradient_is_the_slope_times_the_missing_probability() -> None:
     own = np.exp(64 * np.cos(angle + 0.3))
     others = np.exp(64 * np.cos(np.radians(70.0))) + 998
     expected = (1 - own / (own + others)) * np.sin(angle + 0.3) / np.sin(angle)
-    assert lab._gradient(loss, {})[lab.GRADIENT_DEGREES.index(60)] == pytest.approx(expected)
+    assert lab.gradient_scales(loss, {})[lab.GRADIENT_DEGREES.index(60)] == pytest.approx(expected)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,9 +19,9 @@ def demo(
     from margrave.cli.console import Console
     from margrave.cli.options import show_results
     from margrave.cli.run_events import ConsoleEvents
-    from margrave.cli.tables import interval_text, percent
     from margrave.config import parse_overrides, read_config
     from margrave.data import fit_image
+    from margrave.evaluation.figure_text import interval_text, percent
     from margrave.pictures import contact_sheet
     from margrave.runs import Run, RunFolder
 

@@ -60,6 +60,13 @@ def study(
     resume: Annotated[
         Path | None, typer.Option(help="Go on with the study in this folder.")
     ] = None,
+    train: Annotated[
+        bool,
+        typer.Option(
+            "--train/--no-train",
+            help="Train what is not finished, or only compare what is, even while others train.",
+        ),
+    ] = True,
     trust_code: Annotated[
         bool,
         typer.Option(
@@ -89,8 +96,8 @@ def study(
     if resume is not None:
         if any((studies, data, losses, budget, output)):
             raise ValueError(
-                "--resume uses the study's own settings; besides it, give only --seeds, --devices "
-                "and --set"
+                "--resume uses the study's own settings; besides it, give only --seeds, --devices, "
+                "--no-train and --set"
             )
         folder = resume
         config = StudyFolder(folder).read_config(overrides, trust_code)
@@ -106,6 +113,7 @@ def study(
             budget=None if budget is None else _seconds(budget),
             devices=devices,
             events=_events(console),
+            train=train,
         )
     except KeyboardInterrupt:
         console.print(f"stopped; resume with: margrave study --resume {folder}", markup=False)

@@ -8,51 +8,17 @@ from typing import TYPE_CHECKING
 from rich.markup import escape
 from rich.table import Table
 
+from margrave.evaluation.figure_text import (
+    TOO_FEW,
+    figure_interval_text,
+    marked_value,
+    p_value_text,
+    percent,
+    rows_by_part,
+)
+
 if TYPE_CHECKING:
     from margrave.evaluation import Figure, Result, SeedComparison
-
-TOO_FEW = "* too few impostor pairs: fewer than one false accept was allowed at this FAR"
-
-
-def percent(value: float | None) -> str:
-    """A share as a percentage, or a dash for None.
-
-    >>> percent(0.9733)
-    '97.33'
-    """
-    return "-" if value is None else f"{100 * value:.2f}"
-
-
-def interval_text(interval: tuple[float, float] | None) -> str:
-    """An interval in percent, or a dash for None."""
-    return "-" if interval is None else f"{percent(interval[0])} to {percent(interval[1])}"
-
-
-def p_value_text(value: float | None) -> str:
-    """A p-value with three decimals, or a dash for None.
-
-    >>> p_value_text(0.00002)
-    '< 0.001'
-    """
-    if value is None:
-        return "-"
-    return "< 0.001" if value < 0.001 else f"{value:.3f}"
-
-
-def value_text(figure: Figure) -> str:
-    """A metric's value as shown in tables."""
-    if figure.value is None:
-        return "-"
-    text = f"{100 * figure.value:.2f} %" if figure.percent else f"{figure.value:.4f}"
-    return text + " *" * figure.too_few
-
-
-def figure_interval_text(figure: Figure) -> str:
-    """A metric's interval as shown in tables."""
-    if figure.interval is None or figure.percent:
-        return interval_text(figure.interval)
-    low, high = figure.interval
-    return f"{low:.4f} to {high:.4f}"
 
 
 def results_tables(results: Sequence[Result]) -> Iterator[Table]:
@@ -81,7 +47,7 @@ def _single(result: Result) -> Table:
     if has_thresholds:
         table.add_column("cosine threshold", justify="right")
     for figure in _overall(result):
-        row = [escape(figure.label), value_text(figure), figure_interval_text(figure)]
+        row = [escape(figure.label), marked_value(figure), figure_interval_text(figure)]
         if has_thresholds:
             row.append("-" if figure.threshold is None else f"{figure.threshold:.4f}")
         table.add_row(*row)
@@ -94,19 +60,12 @@ def _overall(result: Result) -> list[Figure]:
 
 def _strata(result: Result) -> Table:
     """A table with a row per part of the data and a column per metric."""
-    parts: dict[str, dict[str, Figure]] = {}
-    for figure in result.figures:
-        if figure.stratum:
-            metric = figure.label.removesuffix(f", {figure.stratum}")
-            parts.setdefault(figure.stratum, {})[metric] = figure
-    metrics = list(dict.fromkeys(metric for part in parts.values() for metric in part))
+    metrics, rows = rows_by_part(result)
     table = Table("", "pairs", title=escape(f"{result.name}, parts of the data").lstrip(", "))
     for metric in metrics:
         table.add_column(escape(metric), justify="right")
-    for stratum, figures in parts.items():
-        count = next(iter(figures.values())).details.get("pairs")
-        cells = [value_text(figures[name]) if name in figures else "-" for name in metrics]
-        table.add_row(escape(stratum), "-" if count is None else f"{count:,.0f}", *cells)
+    for part, *cells in rows:
+        table.add_row(escape(part), *cells)
     return table
 
 
@@ -120,7 +79,7 @@ def _side_by_side(results: Sequence[Result]) -> Table:
         cells = []
         for figure in figures:
             interval = figure_interval_text(figure)
-            cells.append(value_text(figure) + (f"\n{interval}" if interval != "-" else ""))
+            cells.append(marked_value(figure) + (f"\n{interval}" if interval != "-" else ""))
         table.add_row(escape(figures[0].label), *cells)
     return table
 

@@ -36,8 +36,8 @@ def threshold(
     from margrave.cli.console import Console
     from margrave.cli.options import numbers, open_features
     from margrave.cli.progress import counted
-    from margrave.cli.tables import interval_text, percent
     from margrave.evaluation import is_results, read_results
+    from margrave.evaluation.figure_text import interval_text, percent
     from margrave.protocols import (
         EvaluationOptions,
         check_features_match_model,

@@ -8,10 +8,11 @@ from typing import Any
 
 from margrave.data import open_source
 from margrave.evaluation import Result
+from margrave.evaluation.figure_text import figure_interval_text, value_text
 from margrave.losses import create as create_loss
 from margrave.registry import names_from_file
 from margrave.report.contents import Block, Lab, Page, Section, Text, TextBlock
-from margrave.report.figures import counts_table, interval_text, value_text
+from margrave.report.figures import counts_table
 from margrave.report.inputs import ReportInput
 from margrave.report.lab import lab_tables
 from margrave.report.lab_charts import lab_charts
@@ -117,7 +118,7 @@ def _sentence(result: Result) -> Iterator[str]:
             continue
         if figure.metric.startswith("std of"):
             continue
-        interval = f" ({interval_text(figure)})" if figure.interval is not None else ""
+        interval = f" ({figure_interval_text(figure)})" if figure.interval is not None else ""
         parts.append(f"{figure.label} {value_text(figure)}{interval}")
         if len(parts) == 3:
             break

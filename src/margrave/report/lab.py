@@ -124,8 +124,8 @@ def _described(axis: Axis) -> dict[str, Any]:
 def _known(loss: Loss) -> bool:
     """Whether the lab's context has everything that a loss reads."""
     try:
-        _target(loss, np.array([0.5]), {})
-        _negatives(loss, np.array([0.5]), 60.0, {})
+        target_cosines(loss, np.array([0.5]), {})
+        negative_cosines(loss, np.array([0.5]), 60.0, {})
     except ValueError:
         return False
     return True
@@ -148,7 +148,7 @@ def _context(values: Mapping[str, Any], samples: int) -> Context:
     )
 
 
-def _target(loss: Loss, cosine: np.ndarray, values: Mapping[str, Any]) -> np.ndarray:
+def target_cosines(loss: Loss, cosine: np.ndarray, values: Mapping[str, Any]) -> np.ndarray:
     """T at target cosines."""
     import torch
 
@@ -156,7 +156,7 @@ def _target(loss: Loss, cosine: np.ndarray, values: Mapping[str, Any]) -> np.nda
     return loss.modify_target(torch.from_numpy(cosine), context).numpy()
 
 
-def _negatives(
+def negative_cosines(
     loss: Loss, cosines: np.ndarray, target_degrees: float, values: Mapping[str, Any]
 ) -> np.ndarray:
     """N at cosines of negatives, for one target."""
@@ -179,8 +179,10 @@ def _parameters(loss: Loss) -> list[Axis]:
     def curves(changed: Loss) -> np.ndarray:
         parts = []
         for context in contexts:
-            parts += [_target(changed, coarse, context), _gradient(changed, context)]
-            parts += [_negatives(changed, coarse, degrees, context) for degrees in (30, 60, 90)]
+            parts += [target_cosines(changed, coarse, context), gradient_scales(changed, context)]
+            parts += [
+                negative_cosines(changed, coarse, degrees, context) for degrees in (30, 60, 90)
+            ]
         return np.concatenate(parts)
 
     contexts: list[dict[str, Any]] = [{}]
@@ -239,12 +241,12 @@ def _table(loss: Loss) -> dict[str, Any]:
 
     def target(values: Mapping[str, Any]) -> np.ndarray:
         changed, context = _split(loss, parameters, values)
-        return _target(changed, cosines, context)
+        return target_cosines(changed, cosines, context)
 
     def negatives(values: Mapping[str, Any]) -> np.ndarray:
         changed, context = _split(loss, parameters, values)
         degrees = context.pop("target_angle", TARGET_DEGREES[TARGET_ANGLE.default])
-        return _negatives(changed, cosines, degrees, context)
+        return negative_cosines(changed, cosines, degrees, context)
 
     def boundary(values: Mapping[str, Any]) -> np.ndarray:
         changed, context = _split(loss, parameters, values)
@@ -252,7 +254,7 @@ def _table(loss: Loss) -> dict[str, Any]:
 
     def gradient(values: Mapping[str, Any]) -> np.ndarray:
         changed, context = _split(loss, parameters, values)
-        return _gradient(changed, context)
+        return gradient_scales(changed, context)
 
     target_axes = _dependent(target, [*parameters, *CONTEXTS])
     negative_axes = _dependent(negatives, [*parameters, *CONTEXTS, TARGET_ANGLE])
@@ -370,7 +372,7 @@ def _boundary(loss: Loss, values: Mapping[str, Any]) -> np.ndarray:
     return last * 180.0 / (len(cosines) - 1)
 
 
-def _gradient(loss: Loss, values: Mapping[str, Any]) -> np.ndarray:
+def gradient_scales(loss: Loss, values: Mapping[str, Any]) -> np.ndarray:
     """|∂L/∂cosθ_y| / s at each of the gradient's angles."""
     import torch
 

@@ -23,6 +23,7 @@ class RunFolder:
         metrics.jsonl       one line per logged step or evaluation
         checkpoint-*        training states to resume from
         model.safetensors   the trained model
+        best.safetensors    the best model so far, while training with `evaluation.best_by`
         results.json        the trained model's evaluation results
         curves.png          loss, feature norm, learning rate, target cosine and ROC
 
@@ -46,6 +47,11 @@ class RunFolder:
     def model(self) -> Path:
         """The trained model's file."""
         return self.path / "model.safetensors"
+
+    @property
+    def best_model(self) -> Path:
+        """The file of the best model so far."""
+        return self.path / "best.safetensors"
 
     @property
     def results(self) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
@@ -20,7 +21,7 @@ from margrave.data import (
     TrainingImages,
     open_source,
 )
-from margrave.distributed import current_launch
+from margrave.distributed import current_launch, gather_objects
 from margrave.evaluation import Result
 from margrave.files import read_yaml
 from margrave.inference import Embedder
@@ -188,17 +189,19 @@ class Run:
         if not resume and self.is_first_rank:
             self.folder.write_config(self.config)
         every, epochs = self.config.evaluation.every_epochs, training.settings.epochs
+        keeps_best = self.config.evaluation.best_by is not None
         chosen = training.precision, training.head.products
         results: tuple[Result, ...] = ()
 
-        def after_epoch(training: TrainingState, log: MetricsLog) -> None:
+        def after_epoch(training: TrainingState, log: MetricsLog) -> bool:
             nonlocal results
             epoch = training.position.epoch
             last = epoch == epochs
             if not last and (not every or epoch % every):
-                return
-            # Confidence intervals take a second or two, so only the last epoch computes them.
-            epoch_results = self.evaluate(training, resamples=1000 if last else 0)
+                return False
+            # Confidence intervals take a second or two, so only the model that is kept has them.
+            is_kept = last and not keeps_best
+            epoch_results = self.evaluate(training, resamples=1000 if is_kept else 0)
             for result in epoch_results:
                 accuracy = result.figure("accuracy").value
                 values = {
@@ -211,8 +214,9 @@ class Run:
                 log.write("evaluation", training.position.step, values)
                 if not last and accuracy is not None:
                     self.events.message(f"epoch {epoch}: {result.name} {100 * accuracy:.2f} %")
-            if last:
+            if is_kept:
                 results = epoch_results
+            return keeps_best and self._keep_best(training)
 
         def resumed(position: Position) -> None:
             # `fit` calls this after it has checked that the checkpoint fits this configuration.
@@ -247,15 +251,53 @@ class Run:
                 after_epoch=after_epoch,
                 report=report,
             )
-        model = training.gather_model()
-        if self.is_first_rank:
-            save_model(self.folder.model, model.state_dict(), self.card())
         self._report_unreadable(training.unreadable)
-        # After resuming a finished run, no epoch has been evaluated.
-        results = results or self.evaluate(training)
+        model = training.gather_model()
+        if keeps_best:
+            if self.is_first_rank:
+                results = self._promote_best(model)
+        else:
+            if self.is_first_rank:
+                save_model(self.folder.model, model.state_dict(), self.card())
+            # After resuming a finished run, no epoch has been evaluated.
+            results = results or self.evaluate(training)
         if self.is_first_rank:
             self.write_results(results)
         return results
+
+    def _keep_best(self, training: TrainingState) -> bool:
+        """Write the model if its evaluation is the best so far.
+
+        Returns:
+            whether the training should end, because the last `patience` evaluations were no better.
+        """
+        settings, model, enough = self.config.evaluation, training.gather_model(), False
+        if self.is_first_rank:
+            accuracies = [
+                line["accuracy"] or 0.0
+                for line in self.folder.read_metrics()
+                if line["kind"] == "evaluation" and line["set"] == settings.best_by
+            ]
+            best = max(accuracies)
+            waited = len(accuracies) - 1 - accuracies.index(best)
+            if waited == 0:
+                save_model(self.folder.best_model, model.state_dict(), self.card())
+            enough = settings.patience is not None and waited >= settings.patience
+            if enough:
+                self.events.message(
+                    f"the training ends after epoch {training.position.epoch}: no evaluation in "
+                    f"{waited} was better on {settings.best_by} than {100 * best:.2f} %"
+                )
+        # Every rank must stop after the same epoch.
+        return gather_objects(enough, training.world)[0]
+
+    def _promote_best(self, model: torch.nn.Module) -> tuple[Result, ...]:
+        """Make the best model the run's model, load it, and evaluate it."""
+        if self.folder.best_model.is_file():
+            os.replace(self.folder.best_model, self.folder.model)
+        weights, card = load_model(self.folder.model)
+        model.load_state_dict(weights)
+        return self.evaluate_embedder(Embedder(model, card, card.fit), resamples=1000)
 
     def _changes(self, former: Mapping[str, Any]) -> list[str]:
         """The training settings that differ from the former configuration's, one text each.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -60,6 +60,7 @@ def run_study(
     budget: float | None = None,
     devices: int | None = None,
     events: StudyEvents | None = None,
+    train: bool = True,
 ) -> StudyOutcome:
     """Train every cell that is not finished, compare the losses, and write the results.
 
@@ -73,6 +74,8 @@ def run_study(
             keeps the epochs of the settings.
         devices: number of trainings at a time; by default one per GPU, or one per core.
         events: receives what the study reports; by default nothing is shown.
+        train: False only compares what is finished, also while another process trains; the tuned
+            comparison then needs every training of the tuning.
 
     Raises:
         ValueError: the folder holds another study or is in use, or cells contradict each other.
@@ -80,21 +83,21 @@ def run_study(
     """
     study, events = StudyFolder(folder), events or StudyEvents()
     config = study.begin(config)
-    with locked(folder):
-        if not config.prepared:
+    with locked(folder) if train else nullcontext():
+        if not config.prepared and train:
             threads = max(1, usable_cores() // devices) if devices else 1
             config = study.begin(prepare(config, budget, threads, events.message))
-        failed: dict[str, str] = {}
+        grid = _Grid(study, devices, events, train)
         own = list(cells_of(config))
-        _train(study, own, devices, events, "training", failed)
+        grid.train(own, "training")
         trained = _trained(study, own, config.test)
         comparisons = compare_cells(trained, config)
         results = results_of(comparisons, trained, config)
         tuned: dict[str, dict[str, dict[str, Any]]] = {}
         tuned_comparisons: dict[str, SeedComparison] = {}
-        if config.tuning is not None and not failed:
-            tuned, cells = _tune(study, config, devices, events, failed)
-            _train(study, cells, devices, events, "training tuned losses", failed)
+        if config.tuning is not None and not grid.failed and (train or _is_tuned(study, config)):
+            tuned, cells = _tune(study, config, grid)
+            grid.train(cells, "training tuned losses")
             tuned_cells = _trained(study, cells, config.test)
             tuned_comparisons = compare_cells(tuned_cells, config)
             results += results_of(tuned_comparisons, tuned_cells, config, tuned)
@@ -103,34 +106,47 @@ def run_study(
             study.write_figures(rows_of(trained))
         if results:
             study.write_results(results)
-        return StudyOutcome(config, comparisons, tuned_comparisons, results, failed)
+        return StudyOutcome(config, comparisons, tuned_comparisons, results, grid.failed)
 
 
-def _train(
-    study: StudyFolder,
-    cells: Iterable[Cell],
-    devices: int | None,
-    events: StudyEvents,
-    what: str,
-    failed: dict[str, str],
-) -> None:
-    cells = list(cells)
-    waiting = [cell for cell in cells if study.finished(cell) is None]
-    done = len(cells) - len(waiting)
-    progress = GridProgress(len(cells), done, done)
-    if waiting:
+@dataclass
+class _Grid:
+    """Trains cells of a study that are not finished, unless it is disabled.
+
+    Attributes:
+        study: the study's folder.
+        devices: number of trainings at a time; None chooses.
+        events: receives the progress.
+        enabled: whether anything is trained.
+        failed: for each training that failed, the reason.
+    """
+
+    study: StudyFolder
+    devices: int | None
+    events: StudyEvents
+    enabled: bool
+    failed: dict[str, str] = field(default_factory=dict)
+
+    def train(self, cells: Iterable[Cell], what: str) -> None:
+        """Train the cells that are not finished."""
+        cells = list(cells)
+        waiting = [cell for cell in cells if self.study.finished(cell) is None]
+        if not waiting or not self.enabled:
+            return
+        done = len(cells) - len(waiting)
+        progress = GridProgress(len(cells), done, done)
         threads = waiting[0].config.training.threads
-        slots = slots_for(devices, threads if isinstance(threads, int) else 1)
-        with events.training(what) as report:
+        slots = slots_for(self.devices, threads if isinstance(threads, int) else 1)
+        with self.events.training(what) as report:
             train_cells(
                 waiting,
-                lambda cell: study.cell(cell).path,
+                lambda cell: self.study.cell(cell).path,
                 progress,
                 slots=slots,
                 report=report,
-                message=events.message,
+                message=self.events.message,
             )
-    failed |= progress.failed
+        self.failed |= progress.failed
 
 
 def _trained(study: StudyFolder, cells: Iterable[Cell], name: str) -> list[Trained]:
@@ -151,29 +167,37 @@ def _trained(study: StudyFolder, cells: Iterable[Cell], name: str) -> list[Train
     return trained
 
 
+def _tuning_cells(config: StudyConfig) -> list[Cell]:
+    """The trainings of every loss's grid."""
+    assert config.tuning is not None
+    variants = {name: loss for grid in grid_of(config).values() for name, loss in grid.items()}
+    seeds = range(TUNING_SEEDS, TUNING_SEEDS + config.tuning.seeds)
+    return list(cells_of(config, variants, seeds))
+
+
+def _is_tuned(study: StudyFolder, config: StudyConfig) -> bool:
+    """Whether every training of the tuning is finished."""
+    return all(study.finished(cell) is not None for cell in _tuning_cells(config))
+
+
 def _tune(
-    study: StudyFolder,
-    config: StudyConfig,
-    devices: int | None,
-    events: StudyEvents,
-    failed: dict[str, str],
+    study: StudyFolder, config: StudyConfig, grid: _Grid
 ) -> tuple[dict[str, dict[str, dict[str, Any]]], list[Cell]]:
     """Try each loss's grid, and return what it chose and the cells of the chosen ones."""
     assert config.tuning is not None
     grids, metric = grid_of(config), config.metric
-    seeds = range(TUNING_SEEDS, TUNING_SEEDS + config.tuning.seeds)
-    variants = {name: loss for grid in grids.values() for name, loss in grid.items()}
-    tried = list(cells_of(config, variants, seeds))
-    _train(study, tried, devices, events, "tuning", failed)
+    variants = {name: loss for variants in grids.values() for name, loss in variants.items()}
+    tried = _tuning_cells(config)
+    grid.train(tried, "tuning")
     judged = _trained(study, tried, config.tuning.validation)
     at: dict[str, Any] = {"FAR": config.far} if metric == "TAR" else {}
     tuned: dict[str, dict[str, dict[str, Any]]] = {}
     cells: list[Cell] = []
     for condition in config.conditions:
         tuned[condition] = {}
-        for loss, grid in grids.items():
+        for loss, names_of_loss in grids.items():
             means = {}
-            for name in grid:
+            for name in names_of_loss:
                 values = [
                     cell.result.figure(metric, **at).value or 0.0
                     for cell in judged

@@ -60,7 +60,7 @@ def fit(
     *,
     resume: bool = False,
     resumed: Callable[[Position], None] = lambda position: None,
-    after_epoch: Callable[[TrainingState, MetricsLog], None] = lambda training, log: None,
+    after_epoch: Callable[[TrainingState, MetricsLog], bool | None] = lambda training, log: None,
     report: Callable[[StepReport], None] = lambda step: None,
 ) -> None:
     """Train until the last epoch, from the start or from a checkpoint.
@@ -70,7 +70,8 @@ def fit(
         folder: the run's folder, for checkpoints and metrics.
         resume: continue from the folder's latest checkpoint.
         resumed: called with the checkpoint's position when resuming from it.
-        after_epoch: called after each epoch, before its checkpoint is written.
+        after_epoch: called after each epoch, before its checkpoint is written; True, on every rank,
+            ends the training.
         report: called after each step.
 
     Ctrl-C and SIGTERM finish the step and write a checkpoint; a second Ctrl-C stops at once.
@@ -105,7 +106,7 @@ def _fit(
     watch: RankWatch,
     resume: bool,
     resumed: Callable[[Position], None],
-    after_epoch: Callable[[TrainingState, MetricsLog], None],
+    after_epoch: Callable[[TrainingState, MetricsLog], bool | None],
     report: Callable[[StepReport], None],
 ) -> None:
     settings, first = training.settings, training.world.rank == 0
@@ -156,8 +157,10 @@ def _fit(
             training.head.end_epoch()
             training.position = Position(epoch + 1, 0, training.position.step)
             _record_adaptation(training, log)
-            after_epoch(training, log)
+            enough = after_epoch(training, log)
             training.save(folder, log.length)
+            if enough:
+                break
     except NonFiniteLossError as error:
         log.write("stopped", training.position.step, {"reason": str(error)})
         raise

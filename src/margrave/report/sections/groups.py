@@ -71,4 +71,4 @@ def _range(interval: tuple[float, float]) -> str:
 
 
 def _ratio(value: float | None) -> str:
-    return "–" if value is None else f"{value:.2f}"
+    return "-" if value is None else f"{value:.2f}"

@@ -189,7 +189,7 @@ def _rates_table(usable: Mapping[str, PairScores]) -> Table:
         cells = [
             f"{100 * (1 - roc.tar[np.searchsorted(roc.far, far, 'right') - 1]):.2f} %"
             if far * len(impostors) >= 1
-            else "–"
+            else "-"
             for far in targets
         ]
         rows.append([name, *cells])

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from margrave.evaluation import Figure, Result
+from margrave.evaluation.figure_text import TOO_FEW, value_text
 from margrave.report import charts
 from margrave.report.contents import Block, Chart, Section, Text
-from margrave.report.figures import figures_table, strata_table, value_text
+from margrave.report.figures import figures_table, strata_table
 
 MIN_POINTS = 3
 
@@ -17,8 +18,7 @@ def figures_section(result: Result) -> Section:
     """All figures of a result as a table."""
     blocks: list[Block] = [figures_table(result)] if result.figures else []
     if any(figure.too_few and not figure.stratum for figure in result.figures):
-        text = "* Too few impostor pairs: fewer than one false accept was allowed at this FAR."
-        blocks.append(Text(text, "note"))
+        blocks.append(Text(TOO_FEW, "note"))
     return Section("Figures", blocks)
 
 

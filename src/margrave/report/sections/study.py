@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from margrave.evaluation import Figure, Result
+from margrave.evaluation.figure_text import figure_interval_text, p_value_text, value_text
 from margrave.report import charts
 from margrave.report.contents import Block, Chart, Section, Table, Text
-from margrave.report.figures import interval_text, p_text, value_text
 
 
 def study_section(result: Result) -> Section:
@@ -60,12 +60,12 @@ def _losses_table(result: Result, losses: dict[str, Figure], metric: str) -> Tab
     rows = []
     for loss, figure in losses.items():
         std = figure.details.get("std over seeds")
-        row = [loss, value_text(figure), interval_text(figure)]
-        row.append("–" if std is None else value_text(figure, std))
+        row = [loss, value_text(figure), figure_interval_text(figure)]
+        row.append("-" if std is None else value_text(figure, std))
         for name, at in others:
             point = {**dict(at), "loss": loss}
             known = [each for each in result.figures if (each.metric, each.at) == (name, point)]
-            row.append(value_text(known[0]) if known else "–")
+            row.append(value_text(known[0]) if known else "-")
         rows.append(row)
     return Table("Losses, from the best; means over seeds", columns, rows)
 
@@ -81,9 +81,9 @@ def _differences_table(result: Result, metric: str) -> Table:
             [
                 f"{each.at['second']} − {each.at['first']}",
                 value_text(each),
-                interval_text(each),
-                p_text(adjusted),
-                "–" if smallest is None else value_text(each, smallest),
+                figure_interval_text(each),
+                p_value_text(adjusted),
+                "-" if smallest is None else value_text(each, smallest),
             ]
         )
     columns = ["difference", metric, "95 % interval", "p, corrected", "smallest detectable"]
@@ -100,7 +100,7 @@ def _parts_table(result: Result) -> Table | None:
         return None
     strata = list(dict.fromkeys(name for part in parts.values() for name in part))
     rows = [
-        [loss, *(value_text(part[name]) if name in part else "–" for name in strata)]
+        [loss, *(value_text(part[name]) if name in part else "-" for name in strata)]
         for loss, part in parts.items()
     ]
     caption = "Accuracy in parts of the data, means over seeds, without tests"

@@ -1,0 +1,74 @@
+"""Figures as text, for tables in the terminal and in reports."""
+
+from __future__ import annotations
+
+from margrave.evaluation.rate_intervals import Interval
+from margrave.evaluation.results import Figure, Result
+
+TOO_FEW = "* too few impostor pairs: fewer than one false accept was allowed at this FAR"
+
+
+def percent(value: float | None) -> str:
+    """A share as a percentage, or a dash for None.
+
+    >>> percent(0.9733)
+    '97.33'
+    """
+    return "-" if value is None else f"{100 * value:.2f}"
+
+
+def interval_text(interval: Interval | None) -> str:
+    """An interval in percent, or a dash for None."""
+    return "-" if interval is None else f"{percent(interval[0])} to {percent(interval[1])}"
+
+
+def p_value_text(value: float | None) -> str:
+    """A p-value with three decimals, or a dash for None.
+
+    >>> p_value_text(0.00002)
+    '< 0.001'
+    """
+    if value is None:
+        return "-"
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def value_text(figure: Figure, value: float | None = None) -> str:
+    """A metric's value, or another value of the same metric, with its unit.
+
+    >>> value_text(Figure(metric="accuracy", value=0.9312))
+    '93.12 %'
+    """
+    value = figure.value if value is None else value
+    if value is None:
+        return "-"
+    return f"{100 * value:.2f} %" if figure.percent else f"{value:.4f}"
+
+
+def figure_interval_text(figure: Figure) -> str:
+    """A metric's interval, or a dash if it has none."""
+    if figure.interval is None or figure.percent:
+        return interval_text(figure.interval)
+    low, high = figure.interval
+    return f"{low:.4f} to {high:.4f}"
+
+
+def rows_by_part(result: Result) -> tuple[list[str], list[list[str]]]:
+    """The metrics of the parts of the data, and a row per part: its name, its pairs, its values."""
+    parts: dict[str, dict[str, Figure]] = {}
+    for figure in result.figures:
+        if figure.stratum:
+            metric = figure.label.removesuffix(f", {figure.stratum}")
+            parts.setdefault(figure.stratum, {})[metric] = figure
+    metrics = list(dict.fromkeys(metric for part in parts.values() for metric in part))
+    rows = []
+    for part, figures in parts.items():
+        count = next(iter(figures.values())).details.get("pairs")
+        cells = [marked_value(figures[name]) if name in figures else "-" for name in metrics]
+        rows.append([part, "-" if count is None else f"{count:,.0f}", *cells])
+    return metrics, rows
+
+
+def marked_value(figure: Figure) -> str:
+    """A metric's value, with an asterisk if it rests on too few pairs (see ``TOO_FEW``)."""
+    return value_text(figure) + " *" * (figure.too_few and figure.value is not None)
