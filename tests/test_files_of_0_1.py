@@ -61,6 +61,8 @@ def test_an_interrupted_run_is_resumed_to_its_end(here: Path, loss: str) -> None
         [json.loads(line) for line in path.read_text().splitlines()]
         for path in (here / run / "metrics.jsonl", here / f"uninterrupted_{loss}.jsonl")
     )
+    # 0.1 did not record what the loss adapts.
+    resumed = [line for line in resumed if line["kind"] != "adaptation"]
     assert len(resumed) == len(expected)
     # Lines from before the interruption are in both under the names of 0.1; of the later ones,
     # those figures whose names have stayed are compared.

@@ -40,10 +40,7 @@ def figures() -> dict[str, dict[str, Any]]:
     ]
     curricularface = [
         ("plain cosine", "normface", {}, {}),
-        *(
-            (f"t = {t}", "curricularface", {}, {"mean_target_cosine": t})
-            for t in (0.0, 0.3, 0.6)
-        ),
+        *((f"t = {t}", "curricularface", {}, {"mean_target_cosine": t}) for t in (0.0, 0.3, 0.6)),
     ]
     adaface = [
         (f"norm {norm:g}: quality {quality}", "adaface", {}, {"feature_norm": norm})

@@ -41,7 +41,8 @@ def test_mistakes_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert "no images: give --data FOLDER" in error()
     assert "write 90s, 10m or 2h" in error("mine.yaml", "--budget", "10")
     assert "longer than 0" in error("mine.yaml", "--budget", "0s")
-    assert "give only --seeds, --devices and --set" in error("mine.yaml", "--resume", "x")
+    resumed = error("mine.yaml", "--resume", "x")
+    assert "give only --seeds, --devices, --no-train and --set" in resumed
     assert "is not a study's folder" in error("--resume", "x")
     SyntheticFaces(num_identities=10, images_per_identity=2, image_size=32).write("few")
     assert "too few images for 20 balanced pairs" in error("--data", "few")

@@ -15,7 +15,6 @@ from margrave.evaluation import Result
 from margrave.models import load_model
 from margrave.runs import Run, RunFolder
 
-
 STEM = "conv1.weight"
 """The network's first parameter."""
 

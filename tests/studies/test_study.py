@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -43,7 +44,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tuning = {"tuning": {"factors": {"margin": [1, 2]}}}
     outcome = run_study(read_study([STUDY], tuning), folder, devices=2)
     assert not outcome.failed and set(outcome.comparisons["data"].means) == {"arcface", "adaface"}
-    assert set(outcome.tuned["data"]) == {"arcface", "adaface"}
+    assert [result.name for result in outcome.results] == ["data", "data, tuned"]
+    assert set(outcome.results[1].settings["losses"]) == {"arcface", "adaface"}
     assert len(outcome.tuned_comparisons["data"].means) == 2
     return folder
 
@@ -74,6 +76,22 @@ def test_the_same_command_again_trains_nothing(
     config = StudyFolder(finished).read_config()
     run_study(config, finished, devices=1)
     assert all(path.read_bytes() == content for path, content in before.items())
+
+
+def test_what_is_finished_is_compared_without_training(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "copy"
+    shutil.copytree(finished, folder)
+    (folder / "cells" / "data" / "adaface" / "seed-1" / "results.json").unlink()
+    tuning = sorted(folder.glob("cells/data/*/seed-100000/results.json"))
+    tuning[0].unlink()
+    monkeypatch.setattr("margrave.studies.study.train_cells", no_training)
+    config = StudyFolder(folder).read_config()
+    outcome = run_study(config, folder, train=False)
+    (result,) = outcome.results
+    assert (result.name, result.counts["seeds"]) == ("data", 1)
+    assert StudyFolder(folder).read_results() == outcome.results
 
 
 def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:

@@ -168,7 +168,8 @@ def test_an_epoch_of_other_batches_begins_anew(tmp_path: Path, changed: dict[str
         fit(again, tmp_path, resume=True, resumed=begun.append)
     # Epochs have other numbers of steps now, but steps are counted on.
     assert begun == [Position(1, 0, 8)]
-    steps = [line["step"] for line in read_metrics(tmp_path / "metrics.jsonl")]
+    lines = read_metrics(tmp_path / "metrics.jsonl")
+    steps = [line["step"] for line in lines if line["kind"] == "training"]
     assert steps == sorted(set(steps)) and max(steps) == again.position.step
     assert again.epochs_after() == 3
     assert set(seen.values()) == {1} and len(seen) == len(images)

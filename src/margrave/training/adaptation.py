@@ -77,16 +77,15 @@ def adaptation_record(
     """
     values = {name: tensor.double().cpu().numpy() for name, tensor in measured.items()}
     record: dict[str, Any] = {"quantiles": QUANTILES}
-    for name in ("margin", "feature_norm", "target_cosine"):
+    # A loss of inner products has neither cosines nor a margin on them.
+    names = ("feature_norm", "target_cosine", "margin")[: 3 if head.loss.normalized else 1]
+    for name in names:
         finite = values[name][np.isfinite(values[name])]
         if len(finite):
             record[name] = _short(np.quantile(finite, QUANTILES))
     for name in ("hard_share", "hard_change"):
         record[name] = float(f"{values[name]:.5g}")
-    record["samples"] = {
-        name: _short(values[name][:MAX_SAMPLES])
-        for name in ("feature_norm", "target_cosine", "margin")
-    }
+    record["samples"] = {name: _short(values[name][:MAX_SAMPLES]) for name in names}
     classes = head.class_values()
     if classes:
         count = len(head.classes)
