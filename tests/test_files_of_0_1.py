@@ -207,6 +207,16 @@ def test_the_results_of_a_run_are_read() -> None:
     assert json.loads(path.read_text())["own"]["accuracy"] in _figures_of(path)
 
 
+def test_a_set_of_pairs_may_have_a_commands_name(tmp_path: Path) -> None:
+    own = json.loads((FILES / "finished" / "results.json").read_text())["own"]
+    path = tmp_path / "results.json"
+    path.write_text(json.dumps({"groups": own, "probes": own}))
+    assert [result.name for result in read_results(path)] == ["groups", "probes"]
+    path.write_text(json.dumps({"a": 1}))
+    with pytest.raises(ValueError, match="holds no results"):
+        read_results(path)
+
+
 def test_a_comparison_is_read() -> None:
     path = FILES / "results" / "compare.json"
     accuracy = json.loads(path.read_text())[0]

@@ -48,10 +48,13 @@ def test_nested_hidden_and_foreign_files(root: Path) -> None:
     _write(root / "loose.png")
     (root / "s1" / "notes.txt").write_text("no image")
     (root / "s1" / "scan.TIFF").write_bytes(b"")
+    (root / "s1" / "._scan.TIFF").write_bytes(b"")
+    (root / "empty.jpg").mkdir()
     for name in ("UPPER.PNG", "from the web.jfif", "old.JPE"):
         (root / "s1" / name).write_bytes((root / "s1" / "9.png").read_bytes())
     images = ImageFolder(root)
     assert images.class_names == ("s1", "s2", "s10")
+    assert images.left_out == {"empty.jpg": 0}
     assert (images.labels == 0).sum() == 5
     assert images.loose_images == 1
     assert images.other_formats == {".tiff": 1}

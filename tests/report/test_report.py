@@ -102,6 +102,15 @@ def test_other_pairs_are_not_compared(tmp_path: Path) -> None:
     assert {"Error trade-off: first", "Error trade-off: second"} <= set(titles(other))
 
 
+def test_runs_share_their_curves(tmp_path: Path) -> None:
+    one = trained_run(tmp_path / "a" / "run", "arcface")
+    other = trained_run(tmp_path / "b" / "run", "arcface")
+    page = build_report([open_input(one), open_input(other)], lab=False, faces=False)
+    (training,) = [section for section in page.sections if section.title == "Training"]
+    rows = training.blocks[0].spec["datasets" if "datasets" in training.blocks[0].spec else "layer"]  # pyright: ignore
+    assert "run (2)" in json.dumps(rows)
+
+
 def test_rates_over_ranks_are_a_curve(tmp_path: Path) -> None:
     figures = tuple(
         Figure(metric="identification rate", value=0.9 + rank / 100, at={"rank": rank})

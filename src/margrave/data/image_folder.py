@@ -41,7 +41,7 @@ class ImageFiles(ReadableImages):
         labels: one label of any hashable type per image, numbered in order of first appearance.
 
     Raises:
-        ValueError: no images, or the number of labels is wrong.
+        ValueError: the folder has no images, or the number of labels is wrong.
     """
 
     def __init__(
@@ -75,7 +75,7 @@ class ImageFiles(ReadableImages):
         return os.fsdecode(bytes(self._paths[index]))
 
     def name(self, index: int) -> str:
-        """The image's path, for messages."""
+        """The image's path including ``root``, as it is opened and as messages show it."""
         return os.path.join(self._prefix, self.path(index))
 
     def read(self, index: int) -> np.ndarray:
@@ -131,7 +131,11 @@ def image_paths(
             os.path.normpath(os.path.join(relative, name)) for name in files if _is_image(name)
         ]
         if others is not None:
-            others += [name for name in files if name.lower().endswith(OTHER_EXTENSIONS)]
+            others += [
+                name
+                for name in files
+                if name.lower().endswith(OTHER_EXTENSIONS) and not name.startswith(".")
+            ]
     return natural_sort(paths)
 
 
@@ -173,7 +177,7 @@ class ImageFolder(ImageFiles, FaceImages):
                 else f"{root}: no such file or folder"
             )
         visible = [entry for entry in root.iterdir() if not entry.name.startswith(".")]
-        self.loose_images = sum(_is_image(entry.name) for entry in visible)
+        self.loose_images = sum(_is_image(entry.name) and entry.is_file() for entry in visible)
         identities: dict[str, list[str]] = {}
         left_out: dict[str, int] = {}
         others: list[str] = []
@@ -235,6 +239,6 @@ def natural_sort(names: Iterable[str]) -> list[str]:
 
 
 def _natural_order(name: str | Path) -> tuple[list[tuple[int, str]], str]:
-    # The split alternates text and numbers, so text is never compared with a number.
+    # Numbers compare by value; the pairs keep text from being compared with a number.
     parts = re.split(r"([0-9]+)", str(name))
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in parts], str(name)

@@ -35,6 +35,10 @@ def _read(content: Any) -> list[Record]:
         return [_differences(content)] if content else []
     if not isinstance(content, Mapping):
         return []
+    pairs = {name: result for name, result in content.items() if _is_pairs(result)}
+    if len(pairs) == len(content):
+        # A set of pairs may have any name, also one of the keys below.
+        return [_pairs(name, result) for name, result in pairs.items()]
     if "groups" in content:
         return _groups(content)
     if "probes" in content:
@@ -43,7 +47,11 @@ def _read(content: Any) -> list[Record]:
         return [_all_to_all(content)]
     if "search" in content:
         return _templates(content)
-    return [_pairs(name, result) for name, result in content.items() if "fold_accuracy" in result]
+    return [_pairs(name, result) for name, result in pairs.items()]
+
+
+def _is_pairs(result: Any) -> bool:
+    return isinstance(result, Mapping) and "fold_accuracy" in result
 
 
 def _result(

@@ -71,8 +71,9 @@ class Identification:
         threshold: the cosine above which a person is accepted.
         far: false accept rate of one comparison at this threshold.
         people: N, the number of people compared.
-        fpir: upper bound of the false positive identification rate, the share of strangers
-            identified as someone: 1 − (1 − FAR)^N.
+        fpir: false positive identification rate, the share of strangers identified as someone, if
+            the N comparisons are independent: 1 − (1 − FAR)^N. It is lower if one stranger's false
+            accepts tend to coincide.
     """
 
     face: Face
@@ -103,8 +104,9 @@ class Refused(ValueError):
     """An image or a name was refused: no face, several faces, low quality, not upright, and so on.
 
     Attributes:
-        reason: the reason for programs: ``no_face``, ``several_faces``, ``several_people``,
-            ``low_quality``, ``not_aligned``, ``unreadable`` or ``already_enrolled``.
+        reason: a fixed code that programs can test: ``no_face``, ``several_faces``,
+            ``several_people``, ``low_quality``, ``not_aligned``, ``unreadable`` or
+            ``already_enrolled``.
     """
 
     def __init__(self, message: str, reason: str) -> None:

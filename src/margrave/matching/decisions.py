@@ -10,8 +10,9 @@ from margrave.models import ModelCard
 def threshold_for_fpir(card: ModelCard, fpir: float, people: int) -> tuple[float, float]:
     """The threshold for a false positive identification rate in a gallery, and the threshold's FAR.
 
-    A stranger is compared with N people, so FPIR ≤ 1 − (1 − FAR)^N. Each comparison therefore needs
-    FAR = 1 − (1 − FPIR)^(1/N). (Equality holds if comparisons are independent.)
+    A stranger is compared with N people. If the comparisons are independent, FPIR is
+    1 − (1 − FAR)^N, so each needs FAR = 1 − (1 − FPIR)^(1/N); FPIR is lower if one stranger's false
+    accepts tend to coincide.
 
     Args:
         card: the model's card, with its reference.

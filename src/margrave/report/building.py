@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -59,10 +60,9 @@ def build_report(
     if results:
         sections.append(Section("What was compared", [counts_table(results)]))
         sections += _result_sections(results)
+    runs = _metrics_of_runs(inputs)
+    sections += [training_section(runs), adaptation_section(runs)]
     for each in inputs:
-        if each.study is None:
-            for runs in each.metrics.values():
-                sections += [training_section(runs), adaptation_section(runs)]
         if each.run is not None and faces:
             sections += _face_sections(each, trust_code, note)
     if lab:
@@ -70,6 +70,17 @@ def build_report(
     sections += [_settings_section(each) for each in inputs]
     names = ", ".join(each.name for each in inputs)
     return Page(title or f"Report of {names}", _subtitle(inputs), _unique(sections))
+
+
+def _metrics_of_runs(inputs: Sequence[ReportInput]) -> dict[str, Any]:
+    """The metrics of all runs by name; runs of one name are numbered."""
+    runs: dict[str, Any] = {}
+    for each in inputs:
+        if each.run is not None:
+            numbered = (f"{each.name} ({number})" for number in itertools.count(2))
+            names = itertools.chain([each.name], numbered)
+            runs[next(name for name in names if name not in runs)] = each.metrics
+    return runs
 
 
 def _subtitle(inputs: Sequence[ReportInput]) -> str:
@@ -147,7 +158,7 @@ def _study_sections(inputs: Sequence[ReportInput]) -> Iterator[Section]:
     for each in inputs:
         for result in each.results if each.study is not None else ():
             yield study_section(result)
-            runs = each.metrics.get(result.name, {})
+            runs = each.cells.get(result.name, {})
             for section in (training_section(runs), adaptation_section(_adaptive(runs))):
                 yield replace(section, title=f"{section.title}: {result.name}, first seed")
 

@@ -20,15 +20,16 @@ class ReportInput:
     Attributes:
         name: the folder's or file's name.
         results: its results; empty for a run that has not finished.
-        metrics: the metrics of its runs by name: of the run itself, or for each of a study's
-            conditions, of each loss's first seed.
+        metrics: the run's metrics; empty for other inputs.
+        cells: for each of a study's results, the metrics of each loss's first seed.
         run: the run's folder; None for other inputs.
         study: the study's folder; None for other inputs.
     """
 
     name: str
     results: tuple[Result, ...]
-    metrics: Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]]] = field(default_factory=dict)
+    metrics: Sequence[Mapping[str, Any]] = ()
+    cells: Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]]] = field(default_factory=dict)
     run: RunFolder | None = None
     study: StudyFolder | None = None
 
@@ -47,10 +48,9 @@ def open_input(path: Path) -> ReportInput:
                 f"{path} has no results yet: no seed of every loss is finished; go on with "
                 f"margrave study --resume {path}"
             )
-        return ReportInput(path.name, results, _cell_metrics(study, results), study=study)
+        return ReportInput(path.name, results, cells=_cell_metrics(study, results), study=study)
     if run.is_run():
-        metrics = {"": {path.name: run.read_metrics()}}
-        return ReportInput(path.name, run.read_results(), metrics, run=run)
+        return ReportInput(path.name, run.read_results(), run.read_metrics(), run=run)
     if path.is_file() and path.suffix.lower() == ".json":
         return ReportInput(path.stem, read_results(path))
     if is_feature_store(path):

@@ -62,7 +62,8 @@ class IdentificationAnswer(BaseModel):
     far: float
     people: int = Field(description="number of enrolled people that the face was compared with")
     fpir: float = Field(
-        description="false positive identification rate: upper bound for a person not enrolled"
+        description="share of people not enrolled who are identified as someone, if comparisons "
+        "are independent"
     )
     face: FaceAnswer
 

@@ -34,7 +34,7 @@ def dim(color: Color, factor: float) -> Color:
 
 @lru_cache(maxsize=64)
 def spline_weights(num_controls: int, steps: int, closed: bool) -> np.ndarray:
-    """(points, num_controls) Catmull-Rom weights; multiplied by control points, a curve."""
+    """(points, num_controls) Catmull-Rom weights; their product with control points is a curve."""
     segments = num_controls if closed else num_controls - 1
     position = np.arange(segments * steps + (0 if closed else 1)) / steps
     segment = np.minimum(position.astype(int), segments - 1)

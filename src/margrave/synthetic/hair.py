@@ -103,24 +103,29 @@ def paint_back_hair(canvas: FaceCanvas, band: HairBand, hair: Color, shading: Co
 def paint_front_hair(
     canvas: FaceCanvas, identity: FaceIdentity, band: HairBand, hair: Color, draws: np.ndarray
 ) -> None:
-    """Paint the band and its strands; `draws` (n, 3) are uniform numbers for their positions."""
+    """Paint the band and its strands.
+
+    `draws` (n, 3) are each strand's uniform numbers: its position along the band, its depth in it
+    (0 at the silhouette, 1 at the hairline), and its variation.
+    """
     region = np.concatenate([band.outer, band.inner[::-1]])
     rim = band.inner[6:-6]
     canvas.shade(np.concatenate([rim, shifted(rim, 0.0, 0.045)[::-1]]), 0.22)
     canvas.soften_shadow()
     canvas.fill(region, hair)
+    # Hair casts no shadow on itself.
     canvas.shade(region, 0.0)
     long = identity.masculinity <= 0.5 and identity.hair_length > 0.25
-    start, slot = draws[:, 0], draws[:, 1]
+    start, layer = draws[:, 0], draws[:, 1]
     if long:
         place = np.where(start < 0.5, start * 0.9, 1 - (1 - start) * 0.9)
         toward_part = 0.5 + 0.12 * identity.hair_part
         along = place[:, None] + (toward_part - place)[:, None] * STRAND_STEPS * 0.9
-        depth = slot[:, None] + 0 * STRAND_STEPS
+        depth = layer[:, None] + 0 * STRAND_STEPS
     else:
         sweep = 0.10 * identity.hair_part + 0.03
-        along = start[:, None] + sweep * STRAND_STEPS * (0.4 + slot[:, None])
-        depth = 0.5 * slot[:, None] + (0.35 + 0.3 * draws[:, 2:3]) * STRAND_STEPS
+        along = start[:, None] + sweep * STRAND_STEPS * (0.4 + layer[:, None])
+        depth = 0.5 * layer[:, None] + (0.35 + 0.3 * draws[:, 2:3]) * STRAND_STEPS
     ripple = 0.05 * identity.hair_curl * np.sin(STRAND_STEPS * 14 + 6 * draws[:, 2:3])
     depth = np.clip(depth + ripple, 0.0, 1.0)[..., None]
     index = np.clip(along + 0.3 * ripple, 0.0, 1.0) * (len(band.outer) - 1)
@@ -144,7 +149,9 @@ def paint_beard(
     face: np.ndarray,
     draws: np.ndarray,
 ) -> None:
-    """Paint a full beard, goatee or moustache, depending on the identity; paint the lips later.
+    """Paint a full beard, goatee or moustache, depending on the identity.
+
+    It covers the lips, so callers paint those afterwards.
 
     Args:
         canvas: the canvas.

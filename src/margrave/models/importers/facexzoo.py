@@ -1,4 +1,4 @@
-"""FaceX-Zoo: CurricularFace's names, trained on BGR."""
+"""FaceX-Zoo: networks with CurricularFace's tensor names, but trained on BGR."""
 
 from __future__ import annotations
 
