@@ -143,13 +143,13 @@ def test_a_hanging_rank_is_named_with_its_place(folder: Path) -> None:
     backbone = ("--set", "backbone={kind: hanging:Net}")
     words = ["recipe.yaml", "--output", "run", "--devices", "2", *backbone]
     job = start(
-        "-m", "margrave", "train", *words, "--set=training.rank_stall_seconds=5", cwd=folder
+        "-m", "margrave", "train", *words, "--set=training.rank_stall_seconds=12", cwd=folder
     )
     output, error = job.communicate(timeout=120)
     assert job.returncode == 1, (output, error)
-    assert re.search(r"waited \d s for others: process 2 of 2 \(rank 1, pid \d+ on \S+\)", error)
+    assert re.search(r"waited \d+ s for others: process 2 of 2 \(rank 1, pid \d+ on \S+\)", error)
     assert re.search(r"is in step 12, \S+hanging.py:\d+ in wait_for_ever; the limit is", error)
-    assert "training.rank_stall_seconds = 5" in error and "Traceback" not in error, error
+    assert "training.rank_stall_seconds = 12" in error and "Traceback" not in error, error
 
 
 def test_a_whole_job_that_was_stopped_goes_on(folder: Path) -> None:
