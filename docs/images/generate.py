@@ -24,6 +24,8 @@ def main() -> None:
     """Write every figure."""
     for name, spec in figures().items():
         text = json.dumps({**spec, "width": 620, "background": PAPER})
+        # Viewers may lack the font that the text's width was measured with.
+        text = text.replace(charts.FONT, "Arial, Liberation Sans, sans-serif")
         text = text.replace("currentColor", INK).replace('"transparent"', f'"{PAPER}"')
         (HERE / f"{name}.svg").write_text(vl_convert.vegalite_to_svg(text), encoding="utf-8")
         print(f"{name}.svg")

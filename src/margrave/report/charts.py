@@ -83,6 +83,7 @@ def finish(chart: Any, description: str, height: int | None = HEIGHT) -> dict[st
             symbolStrokeWidth=2.5,
             symbolSize=240,
             columns=3,
+            columnPadding=28,
             labelLimit=260,
         )
         .configure_title(color=color, fontSize=13, anchor="start", fontWeight="normal")
