@@ -75,7 +75,7 @@ def curve(what: str, losses: list[tuple[str, str, dict, dict]]) -> dict[str, Any
         else:
             values = lab.target_cosines(loss, np.cos(ANGLES), context)
         rows += [
-            {"series": label, x: float(angle), y: float(value)}
+            {"series": label, "x": float(angle), "y": float(value)}
             for angle, value in zip(np.degrees(ANGLES), values, strict=True)
         ]
     return charts.lines(rows, x, y, x_domain=(0, 180), description=f"{y} against {x}")
@@ -85,7 +85,7 @@ def gradient(losses: list[tuple[str, str, dict, dict]]) -> dict[str, Any]:
     """The gradient's scale."""
     x, y = "θ_y in degrees", "scale of the gradient"
     rows = [
-        {"series": label, x: float(angle), y: float(value)}
+        {"series": label, "x": float(angle), "y": float(value)}
         for label, kind, settings, context in losses
         for angle, value in zip(
             lab.GRADIENT_DEGREES,

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from report_examples import pair_result_of, tiny_study, trained_run
 from typer.testing import CliRunner
 
@@ -17,6 +18,7 @@ from margrave.cli import app
 from margrave.evaluation import Figure, Result, write_results
 from margrave.report import build_report, charts, open_input, write_page
 from margrave.report.contents import Faces, Page
+from margrave.synthetic import SyntheticFaces
 
 FILES_OF_0_1 = Path(__file__).parents[1] / "fixtures" / "version_0_1"
 
@@ -107,8 +109,7 @@ def test_runs_share_their_curves(tmp_path: Path) -> None:
     other = trained_run(tmp_path / "b" / "run", "arcface")
     page = build_report([open_input(one), open_input(other)], lab=False, faces=False)
     (training,) = [section for section in page.sections if section.title == "Training"]
-    rows = training.blocks[0].spec["datasets" if "datasets" in training.blocks[0].spec else "layer"]  # pyright: ignore
-    assert "run (2)" in json.dumps(rows)
+    assert "run (2)" in json.dumps(training.blocks[0].spec)  # pyright: ignore
 
 
 def test_rates_over_ranks_are_a_curve(tmp_path: Path) -> None:
@@ -199,7 +200,9 @@ def test_runs_of_0_1_are_reported(tmp_path: Path) -> None:
     ("name", "message"),
     [
         ("nothing.json", "does not exist"),
-        ("folder", "is none; give a run's folder"),
+        ("folder", "is neither a run, a study nor results"),
+        ("empty.json", "holds no results"),
+        ("many.json", "51 results, and a report shows at most 50"),
         ("damaged.json", "damaged.json"),
         ("newer.json", "use the version that wrote it"),
     ],
@@ -207,6 +210,9 @@ def test_runs_of_0_1_are_reported(tmp_path: Path) -> None:
 def test_what_is_no_result_is_refused(tmp_path: Path, name: str, message: str) -> None:
     (tmp_path / "folder").mkdir()
     (tmp_path / "damaged.json").write_text('{"format": "margrave results", "format_version": 1')
+    empty = {"format": "margrave results", "format_version": 1, "results": []}
+    (tmp_path / "empty.json").write_text(json.dumps(empty))
+    write_results(tmp_path / "many.json", [Result(protocol="a", figures=())] * 51)
     newer = {"format": "margrave results", "format_version": 99, "results": []}
     (tmp_path / "newer.json").write_text(json.dumps(newer))
     with pytest.raises(ValueError, match=message):
@@ -233,3 +239,150 @@ def test_norms_that_say_nothing_are_not_drawn() -> None:
     section = discard_section(replace(result, scores=flat))
     assert "all have one length" in section.blocks[0].text  # pyright: ignore
     assert np.all([block for block in section.blocks])
+
+
+NUMBERS = (1e308, None, "x", [], {}, [1], True)
+
+
+@pytest.mark.parametrize("field", ["margin", "hard_share", "samples", "classes"])
+def test_a_damaged_line_of_adaptation_is_left_out(tmp_path: Path, field: str) -> None:
+    run = trained_run(tmp_path / "run", "kappaface")
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    record = next(line for line in lines if line["kind"] == "adaptation")
+    others = [line for line in lines if line["kind"] == "training"]
+    columns = (
+        {"class": [0], "images": [1, 2]},
+        {"margin_weight": [1.0]},
+        {"class": [10**9], "images": [1], "margin_weight": [0.5], "concentration": [None]},
+        {"feature_norm": 5},
+        {"feature_norm": ["x"], "margin": [None], "target_cosine": [1e300]},
+    )
+    for value in (*NUMBERS, *columns):
+        damaged = [*others, {**record, field: value}]
+        text = "".join(json.dumps(line) + "\n" for line in damaged)
+        (run / "metrics.jsonl").write_text(text)
+        write_page(build_report([open_input(run)], lab=False), tmp_path / "report.html")
+
+
+@pytest.mark.parametrize("value", ["NaN", "Infinity", "1" * 400])
+def test_numbers_that_are_none_are_refused_with_their_line(tmp_path: Path, value: str) -> None:
+    run = trained_run(tmp_path / "run", "arcface")
+    (run / "metrics.jsonl").write_text(
+        f'{{"kind": "training", "step": 1, "epoch": 1, "loss": {value}}}\n'
+    )
+    with pytest.raises(ValueError, match=r"metrics\.jsonl:1"):
+        open_input(run)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"distances": [0.1]},
+        {"distances": []},
+        {"same": [True]},
+        {"lower_norms": []},
+        {"folds": 0},
+        {"folds": 100_000},
+        {"identities": [[0, 0]]},
+        {"identities": [[0, 0]] * 600},
+        {"distances": [-5.0] * 600},
+        {"lower_norms": [-1.0] * 600},
+    ],
+    ids=lambda change: f"{next(iter(change))}-{str(change)[:30]}",
+)
+def test_scores_that_contradict_are_refused_with_their_file(tmp_path: Path, change: dict) -> None:
+    path = tmp_path / "r.json"
+    write_results(path, [pair_result_of("pairs", seed=0)])
+    content = json.loads(path.read_text())
+    content["results"][0]["scores"] |= change
+    path.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"r\.json is damaged: results\.0\.scores"):
+        open_input(path)
+
+
+@pytest.mark.parametrize("name", ["series", "a.b", "it's", '"q', "\ud800", "x" * 10**6])
+def test_odd_names_are_drawn(tmp_path: Path, name: str) -> None:
+    points = [{name: far, "series": "s"} for far in (0.001, 0.01, 0.1)]
+    figures = tuple(Figure(metric=name, value=0.5, at=at) for at in points)
+    parts = (Figure(metric="accuracy", value=1e308, stratum=name),) * 2
+    result = Result(protocol="ijb", name=name, figures=(*figures, *parts), notes=(name,))
+    write_results(tmp_path / "r.json", [result])
+    write_page(build_report([open_input(tmp_path / "r.json")]), tmp_path / "r.html")
+    assert (tmp_path / "r.html").stat().st_size < 1.2e6
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"losses": 5},
+        {"losses": ["ab"]},
+        {"losses": {"a": 5}},
+        {"seeds": 5},
+        {"seeds": ["x"]},
+        {"seeds": [10**300]},
+        {"condition": "../../etc"},
+        {"losses": {"../../x": {"kind": "arcface", "name": "../../y"}}},
+        {"losses": {"os": {"kind": "os:system"}}},
+        {"losses": {"a": {"kind": "arcface", "scale": 1e308}}},
+    ],
+    ids=lambda settings: str(settings)[:40],
+)
+def test_a_studys_odd_settings_cost_a_section_at_most(tmp_path: Path, settings: dict) -> None:
+    folder = tiny_study(tmp_path / "study")
+    content = json.loads((folder / "results.json").read_text())
+    content["results"][0]["settings"] |= settings
+    (folder / "results.json").write_text(json.dumps(content))
+    has_lab = "scale" in str(settings) or "os:" in str(settings)
+    page = build_report([open_input(folder)], lab=has_lab)
+    assert "data" in titles(page) and "Margin lab" not in titles(page)
+    write_page(page, tmp_path / "report.html")
+
+
+def test_a_studys_folder_with_other_results_is_refused(tmp_path: Path) -> None:
+    folder = tiny_study(tmp_path / "study")
+    write_results(folder / "results.json", [pair_result_of("pairs", seed=0)])
+    with pytest.raises(ValueError, match="other results than the study's"):
+        open_input(folder)
+
+
+def test_a_studys_results_alone_are_its_section(tmp_path: Path) -> None:
+    folder = tiny_study(tmp_path / "study")
+    page = build_report([open_input(folder / "results.json")], lab=False)
+    assert "data" in titles(page)
+
+
+def test_a_run_cannot_bring_other_pictures_or_files_into_its_report(tmp_path: Path) -> None:
+    run = trained_run(tmp_path / "run", "kappaface")
+    images = SyntheticFaces(num_identities=8, images_per_identity=6, image_size=32, seed=7)
+    images.write(tmp_path / "private")
+    notes: list[str] = []
+
+    def report_with(source: dict) -> Page:
+        config = yaml.safe_load((run / "config.yaml").read_text())
+        config["data"]["train"] = source
+        (run / "config.yaml").write_text(yaml.safe_dump(config))
+        notes.clear()
+        return build_report([open_input(run)], lab=False, note=notes.append)
+
+    page = report_with({"kind": "folder", "root": str(tmp_path / "private")})
+    (section,) = [each for each in page.sections if each.title == "Classes with extreme margins"]
+    assert not any(isinstance(block, Faces) for block in section.blocks)
+    report_with({"kind": "shards", "root": "http://127.0.0.1:9/x"})
+    assert any("asks no other machine" in note for note in notes)
+    report_with({"kind": "synthetic", "num_identities": 10**9})
+    assert any("too many to open" in note for note in notes)
+
+    secret = tmp_path / "secret"
+    secret.write_text("root:x:0:0:root\nother:x:1\n")
+    (run / "config.yaml").unlink()
+    (run / "config.yaml").symlink_to(secret)
+    with pytest.raises(ValueError, match=r"config\.yaml"):
+        build_report([open_input(run)], lab=False, faces=False)
+
+
+def test_sections_never_share_an_address(tmp_path: Path) -> None:
+    results = [pair_result_of(name, seed) for seed, name in enumerate(("a.b", "a-b", "chart 1"))]
+    write_results(tmp_path / "r.json", results)
+    write_page(build_report([open_input(tmp_path / "r.json")], lab=False), tmp_path / "r.html")
+    ids = re.findall(r' id="([^"]*)"', (tmp_path / "r.html").read_text(encoding="utf-8"))
+    assert len(ids) == len(set(ids))

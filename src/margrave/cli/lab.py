@@ -26,6 +26,8 @@ def lab(
     console = Console(highlight=False)
     if output.suffix.lower() not in (".html", ".htm"):
         raise ValueError(f"--output {output} must end in .html")
+    if output.is_dir():
+        raise ValueError(f"--output {output} is a folder")
     chosen = {name.rpartition(":")[2]: {"kind": name} for name in losses or []}
     shown = chosen | {name: {"kind": name} for name in LOSSES if name not in chosen}
     with counted(console, "computing curves") as progress:

@@ -37,6 +37,8 @@ def report(
     console = Console(highlight=False)
     if output.suffix.lower() not in (".html", ".htm"):
         raise ValueError(f"--output {output} must end in .html")
+    if output.is_dir():
+        raise ValueError(f"--output {output} is a folder")
     opened = [open_input(path) for path in inputs]
 
     def note(text: str) -> None:

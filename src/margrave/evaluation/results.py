@@ -7,6 +7,7 @@ reports need not know which protocol produced a result.
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
@@ -213,11 +214,36 @@ def read_results(path: str | Path) -> tuple[Result, ...]:
             f"Margrave reads {FORMAT_VERSION}; use the version that wrote it"
         )
     try:
-        return TypeAdapter(tuple[Result, ...]).validate_python(content.get("results"))
+        results = TypeAdapter(tuple[Result, ...]).validate_python(content.get("results"))
     except ValidationError as error:
         fault = error.errors()[0]
-        key = ".".join(str(part) for part in fault["loc"])
-        raise ValueError(f"{path} is damaged: results.{key}: {fault['msg']}") from None
+        key = ".".join(str(part) for part in ("results", *fault["loc"]))
+        raise ValueError(f"{path} is damaged: {key}: {fault['msg']}") from None
+    for number, result in enumerate(results):
+        problem = None if result.scores is None else _scores_problem(result.scores)
+        if problem:
+            raise ValueError(f"{path} is damaged: results.{number}.scores: {problem}")
+    return results
+
+
+def _scores_problem(scores: PairScores) -> str | None:
+    """What is wrong with stored scores of pairs, or None."""
+    pairs = len(scores.same)
+    for name in ("distances", "identities", "lower_norms"):
+        values = getattr(scores, name)
+        if values is not None and len(values) != pairs:
+            return f"{len(values)} {name} for {pairs} pairs"
+    if not 1 <= scores.folds <= pairs:
+        return f"{scores.folds} folds of {pairs} pairs"
+    # Rounding may carry a squared distance of unit vectors a little beyond its range.
+    if not all(-1e-6 <= distance <= 4 + 1e-6 for distance in scores.distances):
+        return "a squared distance is not in [0, 4]"
+    if not all(0 <= norm < math.inf for norm in scores.lower_norms or ()):
+        return "a norm is negative or not finite"
+    identities = scores.identities or ()
+    if any((a == b) != same for (a, b), same in zip(identities, scores.same, strict=False)):
+        return "the identities contradict which pairs are the same person"
+    return None
 
 
 def is_results(path: str | Path) -> bool:

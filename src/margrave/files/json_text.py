@@ -23,7 +23,7 @@ def read_json(content: str | bytes, name: str) -> Any:
     {'count': 3}
     """
     try:
-        value = json.loads(content)
+        value = json.loads(content, parse_constant=_refuse_constant)
     except RecursionError:
         raise ValueError(f"{name} is nested more than {MAX_DEPTH} levels deep") from None
     except ValueError as error:
@@ -35,6 +35,11 @@ def read_json(content: str | bytes, name: str) -> Any:
             raise ValueError(f"{name} is nested more than {MAX_DEPTH} levels deep")
         containers = [child for part in containers for child in _children(part)]
     return value
+
+
+def _refuse_constant(name: str) -> Any:
+    """NaN, Infinity and -Infinity, which Python's parser takes although they are not JSON."""
+    raise ValueError(f"{name} is not a JSON number")
 
 
 def _children(value: Any) -> list[Any]:

@@ -7,16 +7,21 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import yaml
+
 from margrave.data import open_source
 from margrave.evaluation import Result
 from margrave.evaluation.figure_text import figure_interval_text, value_text
+from margrave.files import read_bytes, read_yaml
 from margrave.losses import create as create_loss
-from margrave.registry import names_from_file
+from margrave.registry import names_from_file, texts_in
+from margrave.report.cleaning import clean_text
 from margrave.report.contents import Block, Lab, Page, Section, Text, TextBlock
 from margrave.report.figures import counts_table
-from margrave.report.inputs import ReportInput
+from margrave.report.inputs import ReportInput, study_losses
 from margrave.report.lab import lab_tables
 from margrave.report.lab_charts import lab_charts
+from margrave.report.page import anchor
 from margrave.report.sections.adaptation import adaptation_section, norm_quality_section
 from margrave.report.sections.faces import classes_section, hardest_section
 from margrave.report.sections.groups import groups_section
@@ -30,9 +35,14 @@ from margrave.report.sections.rates import figures_section, rates_section, strat
 from margrave.report.sections.study import study_section
 from margrave.report.sections.training import training_section
 from margrave.runs import open_evaluation_set
+from margrave.training import read_adaptation
 
 Note = Callable[[str], None]
 MAX_LAB_LOSSES = 10
+MAX_SETTINGS = 100_000
+"""Characters of the settings that are shown."""
+MAX_SYNTHETIC = 200_000
+"""Largest number of synthetic identities, and of images of each, that are opened."""
 
 
 def build_report(
@@ -54,7 +64,7 @@ def build_report(
         trust_code: import and run custom code that a run or study names.
         note: called with each message about what was left out.
     """
-    results = [result for each in inputs for result in each.results if each.study is None]
+    results = [r for each in inputs for r in each.results if r.protocol != "study"]
     sections = [_summary(inputs, results)]
     sections += _study_sections(inputs)
     if results:
@@ -69,7 +79,8 @@ def build_report(
         sections.append(_lab_section(inputs, trust_code, note))
     sections += [_settings_section(each) for each in inputs]
     names = ", ".join(each.name for each in inputs)
-    return Page(title or f"Report of {names}", _subtitle(inputs), _unique(sections))
+    title = clean_text(title or f"Report of {names}")
+    return Page(title, _subtitle(inputs), _unique(sections))
 
 
 def _metrics_of_runs(inputs: Sequence[ReportInput]) -> dict[str, Any]:
@@ -99,9 +110,10 @@ def _summary(inputs: Sequence[ReportInput], results: Sequence[Result]) -> Sectio
     """What the reader came for, in words."""
     blocks: list[Block] = []
     for each in inputs:
-        for result in each.results if each.study is not None else ():
+        for result in _study_results(each):
             if question := result.settings.get("question"):
-                blocks += [] if Text(str(question)) in blocks else [Text(str(question))]
+                text = Text(clean_text(str(question), 2000))
+                blocks += [] if text in blocks else [text]
             blocks += [Text(f"{result.name}: {text}", "verdict") for text in result.notes[:1]]
         if each.run is not None and not each.results:
             text = f"{each.name} has no results yet: it is not finished, or has no evaluation sets."
@@ -154,9 +166,13 @@ def _comparable(results: Sequence[Result]) -> list[list[Result]]:
     return list(groups.values())
 
 
+def _study_results(each: ReportInput) -> list[Result]:
+    return [result for result in each.results if result.protocol == "study"]
+
+
 def _study_sections(inputs: Sequence[ReportInput]) -> Iterator[Section]:
     for each in inputs:
-        for result in each.results if each.study is not None else ():
+        for result in _study_results(each):
             yield study_section(result)
             runs = each.cells.get(result.name, {})
             for section in (training_section(runs), adaptation_section(_adaptive(runs))):
@@ -210,20 +226,36 @@ def _face_sections(each: ReportInput, trust_code: bool, note: Note) -> Iterator[
         return
     for result in each.results:
         entry = config.evaluation.sets.get(result.name)
-        if entry is None:
+        if entry is None or (entry.images and _is_unsafe(entry.images, note)):
             continue
         try:
-            yield _named(hardest_section(result, *open_evaluation_set(entry)), result, each.results)
+            section = hardest_section(result, *open_evaluation_set(entry))
         except (OSError, ValueError) as error:
             note(f"no thumbnails of {result.name}: {error}")
-            text = f"Not shown: the images are gone or changed ({error})."
-            yield _named(Section("Hardest pairs", [Text(text, "note")]), result, each.results)
-    lines = [line for line in each.run.read_metrics() if line["kind"] == "adaptation"]
-    if lines and "classes" in lines[-1]:
-        try:
-            yield classes_section(lines[-1], open_source(config.data.train, labeled=True))
-        except (OSError, ValueError) as error:
-            note(f"no thumbnails of the training images: {error}")
+            text = clean_text(f"Not shown: the images are gone or changed ({error}).", 2000)
+            section = Section("Hardest pairs", [Text(text, "note")])
+        yield _named(section, result, each.results)
+    records = [read_adaptation(line) for line in each.metrics if line["kind"] == "adaptation"]
+    record = records[-1] if records else None
+    if record is None or not record.classes or _is_unsafe(config.data.train, note):
+        return
+    try:
+        yield classes_section(record, open_source(config.data.train, labeled=True))
+    except (OSError, ValueError) as error:
+        note(f"no thumbnails of the training images: {error}")
+
+
+def _is_unsafe(source: Mapping[str, Any], note: Note) -> bool:
+    """Whether opening a source that a file names would ask other machines, or take too much."""
+    remote = [text for text in texts_in(source) if "://" in text]
+    if remote:
+        note(f"no thumbnails from {clean_text(remote[0])}: a report asks no other machine")
+        return True
+    sizes = [source.get(name, 1) for name in ("num_identities", "images_per_identity")]
+    if not all(isinstance(size, int) and size <= MAX_SYNTHETIC for size in sizes):
+        note("no thumbnails of synthetic faces: too many to open for a report")
+        return True
+    return False
 
 
 def _lab_section(inputs: Sequence[ReportInput], trust_code: bool, note: Note) -> Section:
@@ -249,25 +281,31 @@ def _losses_of(each: ReportInput, trust_code: bool) -> dict[str, Any]:
     """The losses of a run or a study by name, created while code from files is refused."""
     specs: dict[str, Any] = {}
     if each.run is not None:
-        block = each.run.read_yaml().get("loss") or {}
-        specs[str(block.get("kind", "loss"))] = block
-    for result in each.results if each.study is not None else ():
+        block = each.run.read_yaml().get("loss")
+        if not isinstance(block, Mapping):
+            raise ValueError(f"{each.run.config}: loss is no block of settings")
+        specs[clean_text(str(block.get("kind", "loss")))] = block
+    for result in _study_results(each):
         if result.name == result.settings.get("condition", result.name):
-            specs |= dict(result.settings.get("losses", {}))
+            specs |= study_losses(result)
     source = each.run.config if each.run is not None else each.name
     with names_from_file(source, trust_code):
         return {name: create_loss(spec) for name, spec in specs.items()}
 
 
 def _settings_section(each: ReportInput) -> Section:
-    path = None
+    """The settings as they are read, not as they are written: the file may be a link to others."""
     if each.run is not None:
-        path = each.run.config
+        settings: Any = each.run.read_yaml()
     elif each.study is not None:
         path = each.study.settings
-    if path is None:
+        settings = read_yaml(read_bytes(path).decode("utf-8", "replace"), str(path))
+    else:
         return Section("Settings")
-    text = path.read_text(encoding="utf-8", errors="replace")
+    if not isinstance(settings, Mapping):
+        return Section("Settings")
+    text = yaml.safe_dump(dict(settings), sort_keys=False, allow_unicode=True)
+    text = clean_text(text, MAX_SETTINGS)
     return Section(f"Settings: {each.name}", [TextBlock(f"All settings of {each.name}", text)])
 
 
@@ -277,7 +315,8 @@ def _unique(sections: Sequence[Section]) -> list[Section]:
     unique = []
     for section in sections:
         if section.blocks:
-            number = counts[section.title] = counts.get(section.title, 0) + 1
+            name = anchor(section.title)
+            number = counts[name] = counts.get(name, 0) + 1
             title = section.title if number == 1 else f"{section.title} ({number})"
             unique.append(replace(section, title=title))
     return unique

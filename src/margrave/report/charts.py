@@ -39,6 +39,8 @@ DASHES = (
     [7, 1],
 )
 HEIGHT = 260
+MAX_VALUE = 1e12
+"""Rows with larger numbers are left out of charts."""
 FONT = "system-ui, sans-serif"
 
 
@@ -123,10 +125,9 @@ def lines(
     """Lines by series, with bands where rows have ``low`` and ``high``.
 
     Args:
-        rows: mappings with ``series``, the columns named by `x` and `y`, and perhaps ``low`` and
-            ``high``.
-        x: the column and title of the horizontal axis.
-        y: the column and title of the vertical axis.
+        rows: mappings with ``series``, ``x``, ``y``, and perhaps ``low`` and ``high``.
+        x: title of the horizontal axis.
+        y: title of the vertical axis.
         description: the chart in words, for screen readers.
         x_scale: the horizontal scale.
         y_scale: the vertical scale.
@@ -135,32 +136,30 @@ def lines(
         y_format: d3 format of the vertical axis's labels.
         x_format: d3 format of the horizontal axis's labels.
         points: mark each row by a point too.
-        vertical: labeled vertical lines at these values of `x`.
+        vertical: labeled vertical lines at these values.
     """
     names = list(dict.fromkeys(str(row["series"]) for row in rows))
     several = len(names) > 1
-    data = alt.Data(values=_short_rows(rows))
+    data = alt.Data(values=_finite_rows(rows))
     x_axis = alt.X(
-        field=x,
-        type="quantitative",
+        "x:Q",
         title=x,
         scale=_scale(x_scale, x_domain),
         axis=alt.Axis(format=x_format) if x_format else alt.Axis(),
     )
     y_axis = alt.Y(
-        field=y,
-        type="quantitative",
+        "y:Q",
         title=y,
         scale=_scale(y_scale, y_domain),
         axis=alt.Axis(format=y_format) if y_format else alt.Axis(),
     )
     encoding: dict[str, Any] = {"x": x_axis, "y": y_axis}
     encoding["color"] = series_color(names) if several else alt.value(COLORS[0])
-    order = alt.Order(field=x, type="quantitative")
+    order = alt.Order("x:Q")
     tooltip = [
         *([alt.Tooltip("series:N", title=" ")] if several else []),
-        alt.Tooltip(field=x, type="quantitative", format=x_format or ".4~g"),
-        alt.Tooltip(field=y, type="quantitative", format=y_format or ".4~g"),
+        alt.Tooltip("x:Q", title=x, format=x_format or ".4~g"),
+        alt.Tooltip("y:Q", title=y, format=y_format or ".4~g"),
     ]
     dash = {"strokeDash": series_dash(names)} if several else {}
     layers = []
@@ -206,7 +205,7 @@ def histogram(
 ) -> dict[str, Any]:
     """Densities by series over bins with ``start`` and ``end``, and labeled vertical lines."""
     names = list(dict.fromkeys(str(row["series"]) for row in rows))
-    data = alt.Data(values=_short_rows(rows))
+    data = alt.Data(values=_finite_rows(rows))
     scale = alt.Scale(zero=False, nice=True)
     bars = (
         alt.Chart(data)
@@ -239,31 +238,31 @@ def ranges(
     """One line per name: a value with its interval, and perhaps single points around it.
 
     Args:
-        rows: mappings with ``name``, the column `x`, ``low`` and ``high``; shown in this order.
-        x: the column and title of the horizontal axis.
+        rows: mappings with ``name``, ``x``, ``low`` and ``high``; shown in this order.
+        x: title of the horizontal axis.
         description: the chart in words.
         x_format: d3 format of the horizontal axis's labels.
-        points: mappings with ``name`` and the column `x`: the single seeds.
+        points: mappings with ``name`` and ``x``: the single seeds.
     """
     names = list(dict.fromkeys(str(row["name"]) for row in rows))
-    data = alt.Data(values=_short_rows(rows))
+    data = alt.Data(values=_finite_rows(rows))
     axis = alt.Axis(format=x_format) if x_format else alt.Axis()
     scale = alt.Scale(zero=False)
     y = alt.Y("name:N", sort=names, title=None, axis=alt.Axis(labelLimit=170, grid=False))
-    shown = alt.Tooltip(field=x, type="quantitative", format=x_format or ".4~g")
+    shown = alt.Tooltip("x:Q", title=x, format=x_format or ".4~g")
     layers = [
         alt.Chart(data)
         .mark_rule(strokeWidth=2.5, color=COLORS[0])
         .encode(x=alt.X("low:Q", title=x, scale=scale, axis=axis), x2="high:Q", y=y),
         alt.Chart(data)
         .mark_point(filled=True, size=90, color=COLORS[0], opacity=1)
-        .encode(x=alt.X(field=x, type="quantitative"), y=y, tooltip=["name:N", shown]),
+        .encode(x=alt.X("x:Q"), y=y, tooltip=["name:N", shown]),
     ]
     if points:
-        single = alt.Chart(alt.Data(values=_short_rows(points)))
+        single = alt.Chart(alt.Data(values=_finite_rows(points)))
         layers.append(
             single.mark_tick(thickness=1.5, size=12, color="currentColor", opacity=0.6).encode(
-                x=alt.X(field=x, type="quantitative"), y=y, tooltip=[shown]
+                x=alt.X("x:Q"), y=y, tooltip=[shown]
             )
         )
     return finish(alt.layer(*layers), description, height=max(80, 30 * len(names)))
@@ -272,22 +271,30 @@ def ranges(
 def scatter(
     rows: Rows, x: str, y: str, *, description: str, shade: str | None = None
 ) -> dict[str, Any]:
-    """Points, by series or shaded by a column."""
-    data = alt.Data(values=_short_rows(rows))
+    """Points, all alike or shaded.
+
+    Args:
+        rows: mappings with ``x``, ``y`` and, if `shade` is given, ``shade``.
+        x: title of the horizontal axis.
+        y: title of the vertical axis.
+        description: the chart in words.
+        shade: title of the shades' legend.
+    """
+    data = alt.Data(values=_finite_rows(rows))
     encoding: dict[str, Any] = {
-        "x": alt.X(field=x, type="quantitative", title=x, scale=alt.Scale(zero=False)),
-        "y": alt.Y(field=y, type="quantitative", title=y, scale=alt.Scale(zero=False)),
-        "tooltip": [alt.Tooltip(field=name, type="quantitative", format=".4~g") for name in (x, y)],
+        "x": alt.X("x:Q", title=x, scale=alt.Scale(zero=False)),
+        "y": alt.Y("y:Q", title=y, scale=alt.Scale(zero=False)),
+        "tooltip": [
+            alt.Tooltip(f"{name}:Q", title=title, format=".4~g")
+            for name, title in (("x", x), ("y", y))
+        ],
     }
-    names = list(dict.fromkeys(str(row.get("series", "")) for row in rows))
     if shade is not None:
         # From orange to blue, both visible on either background.
         scale = alt.Scale(range=[COLORS[1], COLORS[0]], interpolate="lab")
         legend = alt.Legend(title=shade, gradientLength=160)
-        encoding["color"] = alt.Color(field=shade, type="quantitative", scale=scale, legend=legend)
-        encoding["tooltip"].append(alt.Tooltip(field=shade, type="quantitative", format=".4~g"))
-    elif len(names) > 1:
-        encoding["color"] = series_color(names)
+        encoding["color"] = alt.Color("shade:Q", scale=scale, legend=legend)
+        encoding["tooltip"].append(alt.Tooltip("shade:Q", title=shade, format=".4~g"))
     else:
         encoding["color"] = alt.value(COLORS[0])
     points = alt.Chart(data).mark_point(filled=True, size=40, opacity=0.75)
@@ -303,12 +310,15 @@ def _scale(kind: Scale, domain: tuple[float, float] | None) -> Any:
     return alt.Scale(**options)
 
 
-def _short_rows(rows: Rows) -> list[dict[str, Any]]:
-    """Rows with five significant digits, to keep files short."""
-    return [
-        {name: float(f"{v:.5g}") if isinstance(v, float) else v for name, v in row.items()}
-        for row in rows
-    ]
+def _finite_rows(rows: Rows) -> list[dict[str, Any]]:
+    """Rows with five significant digits, without those that no axis could show."""
+    shown = []
+    for row in rows:
+        numbers = [value for value in row.values() if isinstance(value, int | float)]
+        if all(abs(value) <= MAX_VALUE for value in numbers):
+            shown.append({name: float(f"{v:.5g}") if isinstance(v, float) else v
+                          for name, v in row.items()})  # fmt: skip
+    return shown
 
 
 def _cycle(values: Sequence[Any], count: int) -> list[Any]:

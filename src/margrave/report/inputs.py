@@ -9,8 +9,12 @@ from typing import Any
 
 from margrave.evaluation import Result, read_results
 from margrave.inference import is_feature_store
+from margrave.report.cleaning import clean_result, clean_text
 from margrave.runs import RunFolder
 from margrave.studies import StudyFolder
+
+MAX_RESULTS = 50
+MAX_SEED = 2**63
 
 
 @dataclass(frozen=True)
@@ -38,30 +42,52 @@ def open_input(path: Path) -> ReportInput:
     """Open a run's folder, a study's folder, or a file of results.
 
     Raises:
-        ValueError: the path is none of these, or is damaged.
+        ValueError: the path is none of these, is damaged, or holds too many results.
     """
-    run, study = RunFolder(path), StudyFolder(path)
+    run, study, name = RunFolder(path), StudyFolder(path), clean_text(path.name)
     if study.is_study():
-        results = study.read_results()
+        results = _checked(study.read_results(), study.results)
         if not results:
             raise ValueError(
-                f"{path} has no results yet: no seed of every loss is finished; go on with "
-                f"margrave study --resume {path}"
+                f"{path} has no results yet; compare what is finished by: margrave study --resume "
+                f"{path} --no-train"
             )
-        return ReportInput(path.name, results, cells=_cell_metrics(study, results), study=study)
+        if any(result.protocol != "study" for result in results):
+            raise ValueError(f"{study.results} holds other results than the study's; remove it")
+        return ReportInput(name, results, cells=_cell_metrics(study, results), study=study)
     if run.is_run():
-        return ReportInput(path.name, run.read_results(), run.read_metrics(), run=run)
+        results = _checked(run.read_results(), run.results)
+        return ReportInput(name, results, run.read_metrics(), run=run)
     if path.is_file() and path.suffix.lower() == ".json":
-        return ReportInput(path.stem, read_results(path))
+        results = _checked(read_results(path), path)
+        if not results:
+            raise ValueError(f"{path} holds no results")
+        return ReportInput(clean_text(path.stem), results)
     if is_feature_store(path):
         raise ValueError(
             f"{path} holds features; evaluate them first, such as: margrave evaluate pairs {path} "
             "PAIRS --output results.json"
         )
-    what = "is none" if path.exists() else "does not exist"
+    what = "is neither a run, a study nor results" if path.exists() else "does not exist"
     raise ValueError(
         f"{path} {what}; give a run's folder, a study's folder, or a JSON file of results"
     )
+
+
+def _checked(results: Sequence[Result], path: Path) -> tuple[Result, ...]:
+    if len(results) > MAX_RESULTS:
+        raise ValueError(
+            f"{path} holds {len(results)} results, and a report shows at most {MAX_RESULTS}"
+        )
+    return tuple(clean_result(result) for result in results)
+
+
+def study_losses(result: Result) -> dict[str, Mapping[str, Any]]:
+    """The losses of a study's result by name, without entries that are no losses."""
+    losses = result.settings.get("losses")
+    if not isinstance(losses, Mapping):
+        return {}
+    return {str(name): loss for name, loss in losses.items() if isinstance(loss, Mapping)}
 
 
 def _cell_metrics(
@@ -70,13 +96,15 @@ def _cell_metrics(
     """For each result, the metrics of each loss's first seed; missing ones are left out."""
     metrics: dict[str, dict[str, list[dict[str, Any]]]] = {}
     for result in results:
-        settings = result.settings
-        seeds, condition = settings.get("seeds") or [0], str(settings.get("condition", result.name))
+        seeds, condition = result.settings.get("seeds"), result.settings.get("condition")
+        seed = seeds[0] if isinstance(seeds, list | tuple) and seeds else 0
+        if not isinstance(seed, int) or not 0 <= seed < MAX_SEED:
+            continue
         own = metrics.setdefault(result.name, {})
-        for loss, settings_of_loss in dict(settings.get("losses", {})).items():
+        for loss, settings in study_losses(result).items():
             # A tuned loss was trained under the name of what tuning chose.
-            name = str(settings_of_loss.get("name", loss))
-            cell = study.cell_folder(condition, name, int(seeds[0]))
+            name = str(settings.get("name", loss))
+            cell = study.cell_folder(str(condition or result.name), name, seed)
             if cell is not None and (lines := cell.read_metrics()):
                 own[name] = lines
     return metrics

@@ -97,7 +97,11 @@ def lab_tables(
         )
     tables = {}
     for done, (name, loss) in enumerate(shown.items(), start=1):
-        tables[name] = _table(loss)
+        try:
+            with np.errstate(all="ignore"):
+                tables[name] = _table(loss)
+        except ValueError as error:
+            raise ValueError(f"{name} cannot be drawn: {error}") from error
         if progress is not None:
             progress(done, len(shown))
     used = {axis for table in tables.values() for part in _parts(table) for axis in part["axes"]}
@@ -401,6 +405,8 @@ def gradient_scales(loss: Loss, values: Mapping[str, Any]) -> np.ndarray:
 
 def _scaled(values: np.ndarray) -> dict[str, Any]:
     """Numbers as 16-bit integers with a common factor."""
+    if not np.isfinite(values).all():
+        raise ValueError("its curves are not finite")
     factor = max(float(abs(values).max()), 1e-6) / 32_000
     return {"factor": factor, "numbers": _encode(np.round(values / factor), "<i2")}
 

@@ -58,7 +58,7 @@ def write_page(page: Page, path: Path) -> None:
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", errors="replace")
 
 
 def _asset(name: str) -> str:
@@ -111,9 +111,9 @@ def anchor(title: str) -> str:
     """A title as a fragment of an address.
 
     >>> anchor("Scores: genuine and impostor")
-    'scores-genuine-and-impostor'
+    'section-scores-genuine-and-impostor'
     """
-    return re.sub(r"\W+", "-", title.lower()).strip("-")
+    return "section-" + re.sub(r"\W+", "-", title.lower()).strip("-")
 
 
 def is_numeric(cell: str) -> bool:

@@ -1,5 +1,12 @@
 """Training: building the parts from settings, the loop, and its checkpoints."""
 
+from margrave.training.adaptation import (
+    AdaptationRecord,
+    digest_of_examples,
+    extreme_classes,
+    images_of_class,
+    read_adaptation,
+)
 from margrave.training.checkpoint import latest_checkpoint, read_state, remove_checkpoints
 from margrave.training.diagnosis import NonFiniteLossError
 from margrave.training.interruption import StopRequested, locked
@@ -11,6 +18,7 @@ from margrave.training.setup import set_up
 from margrave.training.state import Position, TrainingState, checkpoint_precision
 
 __all__ = [
+    "AdaptationRecord",
     "MetricsLog",
     "NonFiniteLossError",
     "OptimizerSettings",
@@ -23,9 +31,13 @@ __all__ = [
     "TrainingState",
     "checkpoint_precision",
     "choose_precision",
+    "digest_of_examples",
+    "extreme_classes",
     "fit",
+    "images_of_class",
     "latest_checkpoint",
     "locked",
+    "read_adaptation",
     "read_metrics",
     "read_state",
     "remove_checkpoints",

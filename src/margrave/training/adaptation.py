@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
+from pydantic import BaseModel, Field, FiniteFloat, ValidationError, model_validator
 from torch import Tensor
 
+from margrave.data import FaceImages
 from margrave.heads import Head
 from margrave.heads.embeddings import unit_and_norm
 
@@ -19,6 +23,9 @@ MAX_NEGATIVES = 4096
 """Number of classes whose negatives are measured, so that the cost does not grow with classes."""
 MAX_CLASSES = 512
 """Number of classes whose statistics are kept."""
+EXTREME_CLASSES = 4
+"""Number of classes with the largest, and with the smallest margin weight, that reports show."""
+IMAGES_OF_CLASS = 4
 
 
 @torch.no_grad()
@@ -102,3 +109,69 @@ def adaptation_record(
 def _short(values: np.ndarray) -> list[float | None]:
     """Numbers with five digits; None for those that are not finite, which JSON does not have."""
     return [float(f"{value:.5g}") if np.isfinite(value) else None for value in values.tolist()]
+
+
+Number = Annotated[FiniteFloat, Field(ge=-1e12, le=1e12)] | None
+Quantiles = Annotated[list[Annotated[FiniteFloat, Field(ge=-1e12, le=1e12)]],
+                      Field(min_length=5, max_length=5)]  # fmt: skip
+Columns = dict[str, Annotated[list[Number], Field(max_length=4096)]]
+
+
+class AdaptationRecord(BaseModel):
+    """One epoch's line of the metrics file, as it is read back; see `adaptation_record`."""
+
+    epoch: FiniteFloat
+    margin: Quantiles | None = None
+    feature_norm: Quantiles | None = None
+    target_cosine: Quantiles | None = None
+    hard_share: Number = None
+    hard_change: Number = None
+    samples: Columns = {}
+    classes: Columns = {}
+    examples: str = ""
+
+    @model_validator(mode="after")
+    def _check(self) -> AdaptationRecord:
+        for columns in (self.samples, self.classes):
+            if len({len(column) for column in columns.values()}) > 1:
+                raise ValueError("columns of unequal length")
+        if self.classes and not {"class", "images"} <= self.classes.keys():
+            raise ValueError("classes without their numbers and sizes")
+        return self
+
+
+def read_adaptation(line: Mapping[str, Any]) -> AdaptationRecord | None:
+    """A line of kind ``adaptation``, or None if it is damaged."""
+    try:
+        return AdaptationRecord.model_validate(dict(line))
+    except ValidationError:
+        return None
+
+
+def extreme_classes(record: AdaptationRecord) -> tuple[list[int], list[int]]:
+    """Rows of a record's classes: those with the largest and those with the smallest margin weight.
+
+    Both are empty if the loss gives every class the same weight, or none.
+    """
+    weights = np.array(record.classes.get("margin_weight", []), float)
+    order = [int(row) for row in np.argsort(weights) if np.isfinite(weights[row])]
+    if not order or np.ptp(weights[order]) < 1e-6:
+        return [], []
+    return order[::-1][:EXTREME_CLASSES], order[:EXTREME_CLASSES]
+
+
+def images_of_class(record: AdaptationRecord, row: int, images: FaceImages) -> list[int]:
+    """The first training images of the class in a record's row."""
+    own = np.flatnonzero(images.labels == record.classes["class"][row])
+    return own[:IMAGES_OF_CLASS].tolist()
+
+
+def digest_of_examples(record: AdaptationRecord, images: FaceImages) -> str:
+    """A digest of the names of the images that show the extreme classes.
+
+    A report shows these images only if the digest is that of the training, so that a run's
+    configuration cannot bring other pictures into it.
+    """
+    rows = [row for rows in extreme_classes(record) for row in rows]
+    names = [images.path(i) for row in rows for i in images_of_class(record, row, images)]
+    return hashlib.sha256(json.dumps(names).encode()).hexdigest() if names else ""

@@ -14,7 +14,12 @@ import torch
 
 from margrave.data import Batch, normalize
 from margrave.distributed import RankWatch, average_, gather_objects
-from margrave.training.adaptation import adaptation_record, measure_adaptation
+from margrave.training.adaptation import (
+    adaptation_record,
+    digest_of_examples,
+    measure_adaptation,
+    read_adaptation,
+)
 from margrave.training.checkpoint import latest_checkpoint, remove_checkpoints, remove_unfinished
 from margrave.training.diagnosis import NonFiniteLossError, diagnose_gradient, diagnose_loss
 from margrave.training.gradients import clip_gradients
@@ -323,8 +328,11 @@ def _record_adaptation(training: TrainingState, log: MetricsLog) -> None:
     if measured and training.world.rank == 0:
         head, position = training.head, training.position
         sizes = np.bincount(training.images.images.labels, minlength=head.num_classes)
-        record = {"epoch": position.epoch, **adaptation_record(measured, head, sizes)}
-        log.write("adaptation", position.step, record)
+        values = {"epoch": position.epoch, **adaptation_record(measured, head, sizes)}
+        record = read_adaptation(values)
+        if record is not None and record.classes:
+            values["examples"] = digest_of_examples(record, training.images.images)
+        log.write("adaptation", position.step, values)
 
 
 def _record_unreadable(

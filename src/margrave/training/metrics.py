@@ -11,6 +11,8 @@ import numpy as np
 
 from margrave.files import read_json
 
+MAX_VALUE = 1e300
+"""Larger numbers are no figures of a training; an integer may have thousands of digits."""
 REQUIRED_FIELDS = {
     "training": ("step", "epoch", "loss"),
     "evaluation": ("step", "epoch", "set", "accuracy"),
@@ -111,6 +113,8 @@ def _line_problem(line: Any) -> str | None:
         value = line[name]
         # Losses and accuracies that are not finite are written as null.
         is_null = value is None and name in ("loss", "accuracy")
+        if isinstance(value, int | float) and not abs(value) < MAX_VALUE:
+            return f"{name} is {str(value)[:40]}"
         if not is_null and not isinstance(value, str if name == "set" else int | float):
             return f"{name} is {str(value)[:40]!r}"
     return None

@@ -10,9 +10,12 @@ import numpy as np
 from margrave.report import charts
 from margrave.report.contents import Block, Chart, Section, Text
 from margrave.report.sections.training import Lines, curve_rows
+from margrave.training import read_adaptation
 
 MIN_CORRELATION = 0.6
 """Smallest rank correlation of norm and quality that is called one."""
+MAX_STATISTICS = 20
+"""Number of running statistics that are drawn."""
 MIN_SHARE = 1e-5
 """Below this share of hard negatives, a loss is taken to have none."""
 
@@ -25,10 +28,7 @@ def adaptation_section(runs: Mapping[str, Lines], details: bool = True) -> Secti
         details: show single samples and classes of the last epoch, for runs whose margin follows
             the feature norm or the class.
     """
-    records = {
-        name: [line for line in lines if line["kind"] == "adaptation"]
-        for name, lines in runs.items()
-    }
+    records = {name: adaptation_records(lines) for name, lines in runs.items()}
     records = {name: lines for name, lines in records.items() if lines}
     title = "What the loss adapted"
     if not records:
@@ -45,11 +45,17 @@ def adaptation_section(runs: Mapping[str, Lines], details: bool = True) -> Secti
     return Section(title, blocks)
 
 
+def adaptation_records(lines: Lines) -> list[dict[str, Any]]:
+    """The lines of kind ``adaptation``, without damaged ones."""
+    read = [read_adaptation(line) for line in lines if line["kind"] == "adaptation"]
+    return [{**each.model_dump(), "kind": "adaptation"} for each in read if each is not None]
+
+
 def _margins(records: Mapping[str, Lines]) -> Chart:
     rows = [
-        {"series": name, "epoch": float(line["epoch"]), "margin": line["margin"][2],
+        {"series": name, "x": line["epoch"], "y": line["margin"][2],
          "low": line["margin"][0], "high": line["margin"][4]}
-        for name, lines in records.items() for line in lines if "margin" in line
+        for name, lines in records.items() for line in lines if line["margin"] is not None
     ]  # fmt: skip
     chart = charts.lines(
         rows, "epoch", "margin", points=True, description="Margin on the target cosine by epoch"
@@ -78,7 +84,7 @@ def _hard_negatives(records: Mapping[str, Lines]) -> list[Block]:
     ):  # fmt: skip
         rows = [
             row for name, lines in adaptive.items()
-            for row in curve_rows(name, lines, "adaptation", key, title)
+            for row in curve_rows(name, lines, "adaptation", key)
         ]  # fmt: skip
         if rows:
             chart = charts.lines(rows, "epoch", title, points=True, description=f"{title} by epoch")
@@ -97,13 +103,13 @@ def _scalars(runs: Mapping[str, Lines]) -> list[Block]:
         if "." in key and not key.endswith((".updates", ".count", ".seed"))
     )
     blocks: list[Block] = []
-    for key in keys:
+    for key in list(keys)[:MAX_STATISTICS]:
         title = key.replace(".", ": ").replace("_", " ").replace("deviation", "std")
         rows = [
             row for name, lines in runs.items()
-            for row in curve_rows(name, lines, "training", key, title)
+            for row in curve_rows(name, lines, "training", key)
         ]  # fmt: skip
-        if len({row["epoch"] for row in rows}) > 1:
+        if len({row["x"] for row in rows}) > 1:
             chart = charts.lines(rows, "epoch", title, description=f"{title} over epochs")
             blocks.append(Chart(f"The running statistic that the loss reads: {title}.", chart))
     return blocks
@@ -112,7 +118,7 @@ def _scalars(runs: Mapping[str, Lines]) -> list[Block]:
 def _samples(name: str, line: Mapping[str, Any], several: bool) -> list[Block]:
     samples = line.get("samples") or {}
     rows = [
-        {"feature norm": norm, "margin": margin, "target cosine": cosine}
+        {"x": norm, "y": margin, "shade": cosine}
         for norm, margin, cosine in zip(
             samples.get("feature_norm", ()),
             samples.get("margin", ()),
@@ -121,7 +127,7 @@ def _samples(name: str, line: Mapping[str, Any], several: bool) -> list[Block]:
         )
         if None not in (norm, margin, cosine)
     ]
-    if not rows or max(abs(row["margin"] - rows[0]["margin"]) for row in rows) < 1e-4:
+    if not rows or max(abs(row["y"] - rows[0]["y"]) for row in rows) < 1e-4:
         return []
     chart = charts.scatter(
         rows,
@@ -144,11 +150,11 @@ def _classes(name: str, line: Mapping[str, Any], several: bool) -> list[Block]:
     if not {"concentration", "margin_weight", "images"} <= classes.keys():
         return []
     rows = [
-        {"concentration κ": kappa, "margin weight ψ": weight, "images": images}
+        {"x": kappa, "y": weight, "shade": images}
         for kappa, weight, images in zip(
             classes["concentration"], classes["margin_weight"], classes["images"], strict=True
         )
-        if None not in (kappa, weight)
+        if None not in (kappa, weight, images)
     ]
     chart = charts.scatter(
         rows,
@@ -168,20 +174,17 @@ def _classes(name: str, line: Mapping[str, Any], several: bool) -> list[Block]:
 def norm_quality_section(curve: Mapping[str, Any] | None) -> Section:
     """The feature norm against the images' true quality, where that is known."""
     title = "Feature norm and true quality"
-    if not curve:
+    columns = ("quality", "median", "lower quartile", "upper quartile")
+    if not curve or not set(columns) <= curve.keys():
         return Section(title)
     rows = [
-        {"series": "median norm", "true quality": quality, "feature norm": median,
-         "low": low, "high": high}
-        for quality, median, low, high in zip(
-            curve["quality"], curve["median"], curve["lower quartile"], curve["upper quartile"],
-            strict=True,
-        )
-    ]  # fmt: skip
+        {"series": "median norm", "x": quality, "y": median, "low": low, "high": high}
+        for quality, median, low, high in zip(*(curve[name] for name in columns), strict=False)
+    ]
     chart = charts.lines(
         rows, "true quality", "feature norm", points=True, description="Feature norm by quality"
     )
-    order = rank_correlation([row["feature norm"] for row in rows])
+    order = rank_correlation([row["y"] for row in rows])
     meaning = "The norm does not clearly follow quality here."
     if order > MIN_CORRELATION:
         meaning = "The norm rises with quality, as AdaFace assumes."

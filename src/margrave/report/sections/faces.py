@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 import cv2
 import numpy as np
 
@@ -12,11 +9,15 @@ from margrave.data import FaceImages, PairList, ReadableImages
 from margrave.evaluation import Result
 from margrave.protocols import digest_of_pairs
 from margrave.report.contents import Block, Face, Faces, Section, Text
+from margrave.training import (
+    AdaptationRecord,
+    digest_of_examples,
+    extreme_classes,
+    images_of_class,
+)
 
 SIDE = 96
 HARDEST = 8
-CLASSES = 4
-IMAGES_OF_CLASS = 4
 
 
 def hardest_section(result: Result, images: ReadableImages, pairs: PairList) -> Section:
@@ -31,7 +32,8 @@ def hardest_section(result: Result, images: ReadableImages, pairs: PairList) -> 
     scores = result.scores
     if scores is None:
         return Section(title)
-    if scores.images_digest != digest_of_pairs(images.name, pairs.first, pairs.second):
+    known = digest_of_pairs(images.name, pairs.first, pairs.second) == scores.images_digest
+    if not known or len(scores.same) != len(pairs.same):
         text = (
             "Not shown: the images are not those that the result was measured on, or some of "
             "them could not be read."
@@ -39,7 +41,8 @@ def hardest_section(result: Result, images: ReadableImages, pairs: PairList) -> 
         return Section(title, [Text(text, "note")])
     same = np.array(scores.same, bool)
     cosine = 1 - np.array(scores.distances) / 2
-    threshold = result.figure("accuracy").threshold
+    accuracy = [each for each in result.figures if (each.metric, each.stratum) == ("accuracy", "")]
+    threshold = accuracy[0].threshold if accuracy else None
     blocks: list[Block] = []
     for what, rows, wrong in (
         ("Different people with the highest scores", np.argsort(-cosine), ~same),
@@ -61,26 +64,25 @@ def hardest_section(result: Result, images: ReadableImages, pairs: PairList) -> 
     return Section(title, blocks)
 
 
-def classes_section(line: Mapping[str, Any] | None, images: FaceImages) -> Section:
+def classes_section(record: AdaptationRecord, images: FaceImages) -> Section:
     """Training images of the classes with the largest and the smallest margin weight."""
     title = "Classes with extreme margins"
-    classes = (line or {}).get("classes") or {}
-    if "margin_weight" not in classes:
+    largest, smallest = extreme_classes(record)
+    if not largest:
         return Section(title)
-    weights = np.array([np.nan if w is None else w for w in classes["margin_weight"]], float)
-    order = [row for row in np.argsort(weights) if np.isfinite(weights[row])]
-    if not order or np.ptp(weights[order]) < 1e-6:
-        return Section(title)
+    if record.examples != digest_of_examples(record, images):
+        text = "Not shown: the images are not those that the run was trained on."
+        return Section(title, [Text(text, "note")])
     blocks: list[Block] = []
-    for what, rows in (("largest", order[::-1][:CLASSES]), ("smallest", order[:CLASSES])):
+    for what, rows in (("largest", largest), ("smallest", smallest)):
         groups = []
         for row in rows:
-            own = np.flatnonzero(images.labels == classes["class"][row])[:IMAGES_OF_CLASS]
-            read = [_face(images, int(index), "an image of the class") for index in own]
+            own = images_of_class(record, row, images)
+            read = [_face(images, index, "an image of the class") for index in own]
             faces = [face for face in read if face is not None]
-            number, weight = classes["images"][row], weights[row]
+            weight, number = record.classes["margin_weight"][row], record.classes["images"][row]
             if faces:
-                groups.append((faces, f"ψ {weight:.3f}, {number} images"))
+                groups.append((faces, f"ψ {weight:.3f}, {number:.0f} images"))
         if groups:
             blocks.append(Faces(f"The {what} margin weights.", groups))
     return Section(title, blocks)

@@ -48,7 +48,7 @@ def groups_section(results: Sequence[Result], far: float = FAR) -> Section:
     for rate in ("fmr", "fnmr"):
         name = "false match rate" if rate == "fmr" else "false non-match rate"
         values = [
-            {"name": each.group, name: getattr(each, rate),
+            {"name": each.group, "x": getattr(each, rate),
              "low": getattr(each, f"{rate}_interval")[0],
              "high": getattr(each, f"{rate}_interval")[1]}
             for each in rows

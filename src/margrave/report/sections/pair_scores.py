@@ -27,6 +27,10 @@ POINTS = 25
 MIN_PAIRS = 20
 """Smallest number of genuine and of impostor pairs that curves and calibrations are drawn for."""
 MAX_BOOTSTRAP_PAIRS = 20_000
+MAX_BANDS = 10
+"""Number of curves in one chart that still get bands."""
+MAX_FOLDS = 10
+"""Folds do not change rates over all pairs, but the bootstrap's memory."""
 
 
 def cosines(scores: PairScores) -> tuple[np.ndarray, np.ndarray]:
@@ -65,11 +69,15 @@ def score_section(result: Result) -> Section:
         "cosine",
         vertical={name: value for name, value in vertical.items() if abs(value) <= 1},
         description=(
-            f"Histogram: the mean cosine of genuine pairs is {genuine.mean():.3f}, that of "
-            f"impostor pairs {impostors.mean():.3f}."
+            f"Histogram: the median cosine of genuine pairs is {_median(genuine)}, that of "
+            f"impostor pairs {_median(impostors)}."
         ),
     )
     return Section("Scores", [Chart(caption, chart)])
+
+
+def _median(values: np.ndarray) -> str:
+    return f"{np.median(values):.3f}" if len(values) else "unknown"
 
 
 def curves_section(results: Sequence[Result]) -> Section:
@@ -81,12 +89,12 @@ def curves_section(results: Sequence[Result]) -> Section:
     }
     if not usable:
         return Section("Error trade-off")
+    bands = len(usable) <= MAX_BANDS
     impostors = min(len(cosines(scores)[1]) for scores in usable.values())
     smallest = 3 / impostors
-    det = [row for name, scores in usable.items() for row in _det_rows(name, scores)]
+    det = [row for name, scores in usable.items() for row in _det_rows(name, scores, bands)]
     roc = [
-        {"series": row["series"], "false match rate": row["false match rate"],
-         "true match rate": 1 - row["false non-match rate"],
+        {"series": row["series"], "x": row["x"], "y": 1 - row["y"],
          **({"low": 1 - row["high"], "high": 1 - row["low"]} if "low" in row else {})}
         for row in det
     ]  # fmt: skip
@@ -94,7 +102,7 @@ def curves_section(results: Sequence[Result]) -> Section:
     floor = min(0.5 / len(cosines(scores)[0]) for scores in usable.values())
     # A logarithmic axis has no zero; no errors are drawn at half an error.
     for row in det:
-        for key in ("false non-match rate", "low", "high"):
+        for key in ("y", "low", "high"):
             if key in row:
                 row[key] = max(row[key], floor)
     marks = {"3 / impostor pairs": smallest} if smallest < 0.5 else {}
@@ -154,22 +162,22 @@ def _enough(scores: PairScores) -> bool:
     return min(int(same.sum()), int((~same).sum())) >= MIN_PAIRS
 
 
-def _det_rows(name: str, scores: PairScores) -> list[dict[str, Any]]:
+def _det_rows(name: str, scores: PairScores, bands: bool) -> list[dict[str, Any]]:
     """FNMR at FMRs from the smallest that the pairs resolve to 1, with intervals."""
     genuine, impostors = cosines(scores)
     same = np.concatenate([np.ones(len(genuine), bool), np.zeros(len(impostors), bool)])
     roc = roc_curve(np.concatenate([genuine, impostors]), same)
     targets = np.geomspace(1 / len(impostors), 0.9, POINTS)
     rows: list[dict[str, Any]] = [
-        {"series": name, "false match rate": float(far),
-         "false non-match rate": float(1 - roc.tar[np.searchsorted(roc.far, far, "right") - 1])}
+        {"series": name, "x": float(far),
+         "y": float(1 - roc.tar[np.searchsorted(roc.far, far, "right") - 1])}
         for far in targets
     ]  # fmt: skip
-    if len(scores.same) <= MAX_BOOTSTRAP_PAIRS:
+    if bands and len(scores.same) <= MAX_BOOTSTRAP_PAIRS:
         intervals = bootstrap_pairs(
             np.array(scores.distances),
             np.array(scores.same),
-            scores.folds,
+            min(scores.folds, MAX_FOLDS),
             None if scores.identities is None else np.array(scores.identities),
             targets.tolist(),
             RESAMPLES,
@@ -250,7 +258,7 @@ def discard_section(result: Result) -> Section:
         text = "The model's embeddings all have one length, so their norm says nothing of quality."
         return Section(title, [Text(text, "note")])
     rows = [
-        {"series": series, "discarded": discarded, "false non-match rate": rate}
+        {"series": series, "x": discarded, "y": rate}
         for series, rates in (
             ("by feature norm", curve.fnmr),
             ("ideal", curve.ideal),

@@ -10,6 +10,7 @@ from margrave.evaluation.figure_text import TOO_FEW, value_text
 from margrave.report import charts
 from margrave.report.contents import Block, Chart, Section, Text
 from margrave.report.figures import figures_table, strata_table
+from margrave.report.sections.training import is_number
 
 MIN_POINTS = 3
 
@@ -33,21 +34,21 @@ def rates_section(results: Sequence[Result]) -> Section:
     for result in results:
         # Pairs with scores have whole curves of their own.
         for figure in () if result.scores is not None else result.figures:
-            numbers = {k: v for k, v in figure.at.items() if isinstance(v, int | float)}
+            numbers = {k: float(v) for k, v in figure.at.items() if is_number(v)}
             if figure.stratum or figure.value is None or len(numbers) != 1:
                 continue
             ((key, at),) = numbers.items()
             others = ", ".join(str(v) for v in figure.at.values() if isinstance(v, str))
             series = ", ".join(part for part in (result.name, others) if part) or result.protocol
-            row: dict[str, Any] = {"series": series, key: float(at), figure.metric: figure.value}
+            row: dict[str, Any] = {"series": series, "x": at, "y": figure.value}
             if figure.interval is not None:
                 row |= {"low": figure.interval[0], "high": figure.interval[1]}
             curves.setdefault((figure.metric, key), []).append(row)
             percent[figure.metric, key] = figure.percent
     for (metric, key), rows in curves.items():
-        if len({row[key] for row in rows}) < MIN_POINTS:
+        rows = [row for row in rows if row["x"] > 0]
+        if len({row["x"] for row in rows}) < MIN_POINTS:
             continue
-        rows = [row for row in rows if row[key] > 0]
         chart = charts.lines(
             rows,
             key,
@@ -76,7 +77,7 @@ def strata_section(result: Result) -> Section:
 
 def _parts_chart(figures: Sequence[Figure]) -> Chart:
     rows = [
-        {"name": each.stratum, "accuracy": each.value,
+        {"name": each.stratum, "x": each.value,
          "low": (each.interval or (each.value, each.value))[0],
          "high": (each.interval or (each.value, each.value))[1]}
         for each in figures if each.value is not None

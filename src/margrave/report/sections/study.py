@@ -22,14 +22,14 @@ def study_section(result: Result) -> Section:
     seeds = result.curves.get(f"{metric} by seed", {})
     chart = charts.ranges(
         [
-            {"name": loss, metric: each.value, "low": (each.interval or [each.value] * 2)[0],
+            {"name": loss, "x": each.value, "low": (each.interval or [each.value] * 2)[0],
              "high": (each.interval or [each.value] * 2)[1]}
             for loss, each in losses.items() if each.value is not None
         ],
         metric,
         x_format=".1%" if metric != "AUC" else None,
         points=[
-            {"name": loss, metric: value} for loss, values in seeds.items() for value in values
+            {"name": loss, "x": value} for loss, values in seeds.items() for value in values
         ],
         description=f"{metric} of each loss: " + ", ".join(
             f"{loss} {value_text(each)}" for loss, each in losses.items()
@@ -73,7 +73,7 @@ def _losses_table(result: Result, losses: dict[str, Figure], metric: str) -> Tab
 def _differences_table(result: Result, metric: str) -> Table:
     rows = []
     for each in result.figures:
-        if each.metric != f"difference in {metric}":
+        if each.metric != f"difference in {metric}" or not {"first", "second"} <= each.at.keys():
             continue
         details = each.details
         adjusted, smallest = details.get("adjusted_p_value"), details.get("smallest_detectable")

@@ -14,6 +14,8 @@ CURVES = (
     ("target_cosine", "target cosine", "Mean cosine between an image and its class center."),
     ("feature_norm", "feature norm", "Mean norm of the unnormalized embeddings."),
 )
+MAX_SETS = 20
+"""Number of evaluation sets that are drawn."""
 MAX_POINTS = 200
 """Points per curve at most; more would not be seen."""
 
@@ -24,18 +26,20 @@ def training_section(runs: Mapping[str, Lines]) -> Section:
     for key, title, caption in CURVES:
         rows = []
         for name, lines in runs.items():
-            rows += curve_rows(name, lines, "training", key, title)
+            rows += curve_rows(name, lines, "training", key)
         if rows:
             chart = charts.lines(rows, "epoch", title, description=f"{title} over epochs")
             blocks.append(Chart(caption, chart))
     rows = []
     for name, lines in runs.items():
-        evaluations = [line for line in lines if line["kind"] == "evaluation"]
-        for pairs in dict.fromkeys(str(line["set"]) for line in evaluations):
+        by_set: dict[str, list[Mapping[str, Any]]] = {}
+        for line in lines:
+            if line["kind"] == "evaluation":
+                by_set.setdefault(str(line["set"]), []).append(line)
+        for pairs, own in list(by_set.items())[:MAX_SETS]:
             series = pairs if len(runs) == 1 else f"{name}, {pairs}"
-            own = [line for line in evaluations if line["set"] == pairs]
-            rows += curve_rows(series, own, "evaluation", "accuracy", "accuracy")
-    if len({row["epoch"] for row in rows}) > 1:
+            rows += curve_rows(series, own, "evaluation", "accuracy")
+    if len({row["x"] for row in rows}) > 1:
         chart = charts.lines(
             rows, "epoch", "accuracy", y_format=".1%", points=True, description="Accuracy by epoch"
         )
@@ -47,12 +51,15 @@ def training_section(runs: Mapping[str, Lines]) -> Section:
     return Section("Training", blocks)
 
 
-def curve_rows(name: str, lines: Lines, kind: str, key: str, title: str) -> list[dict[str, Any]]:
+def curve_rows(name: str, lines: Lines, kind: str, key: str) -> list[dict[str, Any]]:
     """A run's values of one key over epochs, thinned out."""
     own = [line for line in lines if line["kind"] == kind]
-    own = [line for line in own if isinstance(line.get(key), int | float)]
+    own = [line for line in own if is_number(line.get(key)) and is_number(line["epoch"])]
     every = -(-len(own) // MAX_POINTS) or 1
     kept = own[::every] + ([own[-1]] if own and (len(own) - 1) % every else [])
-    return [
-        {"series": name, "epoch": float(line["epoch"]), title: float(line[key])} for line in kept
-    ]
+    return [{"series": name, "x": float(line["epoch"]), "y": float(line[key])} for line in kept]
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value from a file can be drawn; an integer there may have thousands of digits."""
+    return isinstance(value, int | float) and abs(value) <= charts.MAX_VALUE
