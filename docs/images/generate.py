@@ -13,7 +13,7 @@ import numpy as np
 import vl_convert
 
 from margrave.losses import LOSSES
-from margrave.report import charts, lab
+from margrave.report import charts, loss_curves
 
 HERE = Path(__file__).parent
 ANGLES = np.linspace(0, np.pi, 361)
@@ -71,9 +71,9 @@ def curve(what: str, losses: list[tuple[str, str, dict, dict]]) -> dict[str, Any
     for label, kind, settings, context in losses:
         loss = LOSSES.create({"kind": kind, **settings})
         if what == "negatives":
-            values = lab.negative_cosines(loss, np.cos(ANGLES), 50, context)
+            values = loss_curves.negative_cosines(loss, np.cos(ANGLES), 50, context)
         else:
-            values = lab.target_cosines(loss, np.cos(ANGLES), context)
+            values = loss_curves.target_cosines(loss, np.cos(ANGLES), context)
         rows += [
             {"series": label, "x": float(angle), "y": float(value)}
             for angle, value in zip(np.degrees(ANGLES), values, strict=True)
@@ -88,8 +88,8 @@ def gradient(losses: list[tuple[str, str, dict, dict]]) -> dict[str, Any]:
         {"series": label, "x": float(angle), "y": float(value)}
         for label, kind, settings, context in losses
         for angle, value in zip(
-            lab.GRADIENT_DEGREES,
-            lab.gradient_scales(LOSSES.create({"kind": kind, **settings}), context),
+            loss_curves.GRADIENT_DEGREES,
+            loss_curves.gradient_scales(LOSSES.create({"kind": kind, **settings}), context),
             strict=True,
         )
     ]

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from margrave.losses import LOSSES, ArcFace, Loss
-from margrave.report import lab, lab_tables
-from margrave.report.lab import STEPS, TOLERANCE, read_curve
+from margrave.report import lab, lab_tables, loss_curves
+from margrave.report.lab import TOLERANCE, read_curve
+from margrave.report.loss_curves import STEPS
 
 KINDS = sorted(kind for kind in LOSSES if kind != "softmax")
 
@@ -47,10 +48,10 @@ def test_curves_interpolate_the_losses_own_values(tables: dict, kind: str) -> No
             # Between the lab's own grid points.
             angles = (np.arange(STEPS) + 0.5) * np.pi / STEPS
             if part == "target":
-                exact = lab.target_cosines(loss, np.cos(angles), rest)
+                exact = loss_curves.target_cosines(loss, np.cos(angles), rest)
             else:
                 degrees = rest.pop("target_angle", 50)
-                exact = lab.negative_cosines(loss, np.cos(angles), degrees, rest)
+                exact = loss_curves.negative_cosines(loss, np.cos(angles), degrees, rest)
             curve = read_curve(table[part], int(number))
             error = abs((curve[:-1] + curve[1:]) / 2 - exact)
             # Where a curve jumps between two grid points, no line between them is right.
@@ -87,7 +88,7 @@ def test_the_boundary_of_arcface_is_the_angle_plus_its_margin(tables: dict) -> N
     part = table["boundary"]
     values = np.frombuffer(lab.base64.b64decode(part["numbers"]), "<i2") * part["factor"]
     row = values[number * part["length"] :][: part["length"]]
-    expected = np.array(lab.GRADIENT_DEGREES) + np.degrees(0.5)
+    expected = np.array(loss_curves.GRADIENT_DEGREES) + np.degrees(0.5)
     assert row == pytest.approx(expected, abs=0.6)
 
 
@@ -97,7 +98,9 @@ def test_the_gradient_is_the_slope_times_the_missing_probability() -> None:
     own = np.exp(64 * np.cos(angle + 0.3))
     others = np.exp(64 * np.cos(np.radians(70.0))) + 998
     expected = (1 - own / (own + others)) * np.sin(angle + 0.3) / np.sin(angle)
-    assert lab.gradient_scales(loss, {})[lab.GRADIENT_DEGREES.index(60)] == pytest.approx(expected)
+    assert loss_curves.gradient_scales(loss, {})[
+        loss_curves.GRADIENT_DEGREES.index(60)
+    ] == pytest.approx(expected)
 
 
 @dataclass(frozen=True, kw_only=True)
