@@ -19,19 +19,16 @@ def lab(
 ) -> None:
     """Write a page that shows what losses do: margins, boundaries and gradients, with sliders."""
     from margrave.cli.console import Console
+    from margrave.cli.options import check_page, show_page
     from margrave.cli.progress import counted
     from margrave.losses import LOSSES
     from margrave.report import lab_page, lab_tables, write_page
 
     console = Console(highlight=False)
-    if output.suffix.lower() not in (".html", ".htm"):
-        raise ValueError(f"--output {output} must end in .html")
-    if output.is_dir():
-        raise ValueError(f"--output {output} is a folder")
+    check_page(output)
     chosen = {name.rpartition(":")[2]: {"kind": name} for name in losses or []}
     shown = chosen | {name: {"kind": name} for name in LOSSES if name not in chosen}
     with counted(console, "computing curves") as progress:
         tables = lab_tables(shown, progress)
     write_page(lab_page(chosen or None, tables), output)
-    size = output.stat().st_size / 1e6
-    console.print(f"{output} ({size:.1f} MB); open it in a browser", markup=False, soft_wrap=True)
+    show_page(console, output)

@@ -97,3 +97,17 @@ def write_output(console: Console, output: Path | None, results: Sequence[Result
     if output is not None:
         write_results(output, results)
         console.print(f"results are in {output}", markup=False, soft_wrap=True)
+
+
+def check_page(output: Path) -> None:
+    """Refuse a path that no page can be written to, before anything is computed for it."""
+    if output.suffix.lower() not in (".html", ".htm"):
+        raise ValueError(f"--output {output} must end in .html")
+    if output.is_dir():
+        raise ValueError(f"--output {output} is a folder")
+
+
+def show_page(console: Console, output: Path) -> None:
+    """Say where a page was written, and how large it is."""
+    size = output.stat().st_size / 1e6
+    console.print(f"{output} ({size:.1f} MB); open it in a browser", markup=False, soft_wrap=True)

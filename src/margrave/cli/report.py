@@ -32,13 +32,11 @@ def report(
 ) -> None:
     """Write a report of runs, studies or results: one HTML file that asks no other machine."""
     from margrave.cli.console import Console
+    from margrave.cli.options import check_page, show_page
     from margrave.report import build_report, open_input, write_page
 
     console = Console(highlight=False)
-    if output.suffix.lower() not in (".html", ".htm"):
-        raise ValueError(f"--output {output} must end in .html")
-    if output.is_dir():
-        raise ValueError(f"--output {output} is a folder")
+    check_page(output)
     opened = [open_input(path) for path in inputs]
 
     def note(text: str) -> None:
@@ -49,5 +47,4 @@ def report(
             opened, title=title, faces=faces, lab=lab, trust_code=trust_code, note=note
         )
         write_page(page, output)
-    size = output.stat().st_size / 1e6
-    console.print(f"{output} ({size:.1f} MB); open it in a browser", markup=False, soft_wrap=True)
+    show_page(console, output)
