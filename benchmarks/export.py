@@ -1,15 +1,18 @@
 """Exported models beside the originals: how exact, and how fast without torch.
 
-Every registered backbone at its default size, freshly initialized, is exported to ONNX. On
-synthetic faces its embeddings are compared with torch's (smallest cosine, largest relative
-difference of lengths; OpenVINO's on a hundred of them), and batches of 32 are timed in four ways in
-interleaved repetitions in one process: torch eager, eager in channels-last layout, onnxruntime and
-OpenVINO. Prints how many times as fast as eager each is (medians), and writes benchmarks/export.csv
-after each backbone, from the smallest on; backbones whose row is in that file already are left out,
-so that it can be run in parts.
+Every registered backbone at its default size, freshly initialized, is exported to ONNX.
 
-    python benchmarks/export.py
-    python benchmarks/export.py --backbone mbf --faces 100
+``exactness``: on synthetic faces its embeddings are compared with torch's (smallest cosine, largest
+relative difference of norms; OpenVINO's on a hundred of them).
+``speed``: batches of 32 are timed in four ways in interleaved repetitions in one process: torch
+eager, eager in channels-last layout, onnxruntime and OpenVINO. Prints how many times as fast as
+eager each is (medians). Needs a machine that does nothing else.
+
+Each writes benchmarks/export_WHAT.csv after each backbone, from the smallest on; backbones whose
+row is in that file already are left out, so that it can be run in parts.
+
+    python benchmarks/export.py exactness
+    python benchmarks/export.py speed --backbone mbf
 """
 
 from __future__ import annotations
@@ -21,40 +24,47 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from copy import deepcopy
 from pathlib import Path
 
 import torch
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
+from torch import nn
 
 from margrave import backbones
 from margrave.backbones import BACKBONES
 from margrave.export import compare_embedders, write_graph
 from margrave.inference import Embedder
 from margrave.models import ModelCard, open_model
+from margrave.models.onnx_network import OnnxNetwork
 from margrave.synthetic import SyntheticFaces
 
 BATCH = 32
-WAYS = ("eager", "channels_last", "onnxruntime", "openvino")
-OUTPUT = Path(__file__).with_suffix(".csv")
+RUNTIMES = ("onnxruntime", "openvino")
+CARD = ModelCard(backbone={"kind": "onnx"}, image_size=112)
 
 
 def main() -> None:
     """Measure, print and write."""
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("what", choices=MEASURES)
     parser.add_argument("--backbone", nargs="*", default=list(BACKBONES))
-    parser.add_argument("--faces", type=int, default=1000)
-    parser.add_argument("--repetitions", type=int, default=5)
-    parser.add_argument("--output", type=Path, default=OUTPUT)
+    parser.add_argument("--faces", type=int, default=1000, help="exactness: number of faces")
+    parser.add_argument("--repetitions", type=int, default=5, help="speed: repetitions")
+    parser.add_argument("--output", type=Path)
     given = parser.parse_args()
-    rows = list(csv.DictReader(given.output.open())) if given.output.exists() else []
+    output = given.output or Path(__file__).with_name(f"export_{given.what}.csv")
+    rows = list(csv.DictReader(output.open())) if output.exists() else []
     done = {row["backbone"] for row in rows}
     left = sorted((name for name in given.backbone if name not in done), key=parameters)
-    faces = SyntheticFaces(num_identities=-(-given.faces // 4), images_per_identity=4)
-    for name in track(left, "exporting"):
-        rows.append(measure(name, faces, given.faces, given.repetitions))
-        with open(given.output, "w", newline="") as file:
+    for name in track(left, given.what):
+        torch.manual_seed(0)
+        network = backbones.create({"kind": name}).eval()
+        row = {"backbone": name, "parameters": parameters(name)}
+        rows.append(row | MEASURES[given.what](network, given))
+        with open(output, "w", newline="") as file:
             writer = csv.DictWriter(file, list(rows[0]))
             writer.writeheader()
             writer.writerows(rows)
@@ -71,54 +81,56 @@ def parameters(name: str) -> int:
     return sum(value.numel() for value in network.parameters())
 
 
-def measure(name: str, faces: SyntheticFaces, number: int, repetitions: int) -> dict[str, object]:
-    """One backbone's row."""
-    torch.manual_seed(0)
-    network = backbones.create({"kind": name}).eval()
-    card = ModelCard(backbone={"kind": "onnx"}, image_size=112)
+def exported(network: nn.Module) -> dict[str, OnnxNetwork]:
+    """The network as an ONNX file, opened by each runtime."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "model.onnx")
-        write_graph(network, card, path)
-        runs = {runtime: open_model(path, device="cpu", runtime=runtime) for runtime in WAYS[2:]}
-    exported = {runtime: model.backbone for runtime, model in runs.items()}
-    original = Embedder(network, card)
-    counts = {"onnxruntime": number, "openvino": min(number, 100)}
-    exact = {
-        runtime: compare_embedders(original, Embedder(exported[runtime], card), faces, number=count)
-        for runtime, count in counts.items()
-    }
-    (plain, _), (other, _) = exact["onnxruntime"], exact["openvino"]
+        write_graph(network, CARD, path)
+        models = {runtime: open_model(path, device="cpu", runtime=runtime) for runtime in RUNTIMES}
+    return {runtime: model.backbone for runtime, model in models.items()}
+
+
+def exactness(network: nn.Module, given: argparse.Namespace) -> dict[str, object]:
+    """How far the runtimes' embeddings of faces are from torch's."""
+    faces = SyntheticFaces(num_identities=-(-given.faces // 4), images_per_identity=4)
+    counts = {"onnxruntime": given.faces, "openvino": min(given.faces, 100)}
+    row: dict[str, object] = {"faces": given.faces}
+    for runtime, other in exported(network).items():
+        error, _ = compare_embedders(
+            Embedder(network, CARD), Embedder(other, CARD), faces, number=counts[runtime]
+        )
+        row[f"1 - cosine, {runtime}"] = f"{1 - error.cosine:.1e}"
+        row[f"norm error, {runtime}"] = f"{error.norm_error:.1e}"
+    return row
+
+
+def speed(network: nn.Module, given: argparse.Namespace) -> dict[str, object]:
+    """How many times as fast as eager torch the other ways are."""
     images = torch.rand(BATCH, 3, 112, 112) * 2 - 1
     layout = torch.channels_last
-    last = backbones.create({"kind": name}).eval()
-    last.load_state_dict(network.state_dict())
-    last = last.to(memory_format=layout)  # pyright: ignore[reportCallIssue]
+    last = deepcopy(network).to(memory_format=layout)  # pyright: ignore[reportCallIssue]
     ways: dict[str, Callable[[], object]] = {
         "eager": lambda: network(images),
         "channels_last": lambda: last(images.to(memory_format=layout)),
-        **{runtime: lambda other=other: other(images) for runtime, other in exported.items()},
+        **{way: lambda other=other: other(images) for way, other in exported(network).items()},
     }
-    seconds: dict[str, list[float]] = {way: [] for way in WAYS}
+    seconds: dict[str, list[float]] = {way: [] for way in ways}
     with torch.inference_mode():
-        for repetition in range(repetitions + 1):
-            for way in WAYS:
+        for repetition in range(given.repetitions + 1):
+            for way, run in ways.items():
                 start = time.perf_counter()
-                ways[way]()
+                run()
                 if repetition:  # the first is warm-up
                     seconds[way].append(time.perf_counter() - start)
     median = {way: statistics.median(times) for way, times in seconds.items()}
     return {
-        "backbone": name,
-        "parameters": parameters(name),
-        "faces": plain.count,
-        "1 - cosine, onnxruntime": f"{1 - plain.cosine:.1e}",
-        "norm error, onnxruntime": f"{plain.norm_error:.1e}",
-        "1 - cosine, openvino": f"{1 - other.cosine:.1e}",
-        "norm error, openvino": f"{other.norm_error:.1e}",
         "eager ms an image": round(1000 * median["eager"] / BATCH, 2),
-        **{f"speed, {way}": round(median["eager"] / median[way], 2) for way in WAYS[1:]},
+        **{way: round(median["eager"] / median[way], 2) for way in list(ways)[1:]},
         "machine": f"{processor()}, {torch.get_num_threads()} threads",
     }
+
+
+MEASURES = {"exactness": exactness, "speed": speed}
 
 
 def processor() -> str:

@@ -52,7 +52,7 @@ def test_a_loss_without_slopes_is_left_to_autograd(budget: float) -> None:
         torch.testing.assert_close(second, first, rtol=1e-10, atol=1e-12)
 
 
-@pytest.mark.parametrize("loss", ["curricularface", "adaface"])
+@pytest.mark.parametrize("loss", ["curricularface", "adaface", "sphereface2"])
 def test_the_compiled_block_is_the_same(loss: str) -> None:
     expected = steps(built(DenseHead, loss))
     result = steps(built(ChunkedHead, loss, block_size=4, compiled=True))

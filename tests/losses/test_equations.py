@@ -9,6 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from margrave.heads import DenseHead
 from margrave.losses import Context, compose, create
 
 COSINES = torch.linspace(-1, 1, 401, dtype=torch.float64)
@@ -161,3 +162,67 @@ def test_elasticface_draws_around_its_base(base: str) -> None:
             for margin, cosine in zip(margins, COSINES, strict=True)
         ]
         torch.testing.assert_close(result, torch.cat(each))
+
+
+def binary_cross_entropy(
+    cosines: torch.Tensor, labels: torch.Tensor, own: torch.Tensor, other: torch.Tensor,
+    weights: tuple[float, float],
+) -> torch.Tensor:  # fmt: skip
+    """A weighted binary cross entropy over all classes, summed over classes, by torch."""
+    is_target = torch.nn.functional.one_hot(labels, cosines.shape[1]).double()
+    return torch.nn.functional.binary_cross_entropy_with_logits(
+        torch.where(is_target == 1, own, other),
+        is_target,
+        weight=torch.where(is_target == 1, *weights),
+        reduction="none",
+    ).sum(dim=1)
+
+
+@pytest.mark.parametrize("kind", ["uniface", "sphereface2"])
+@pytest.mark.parametrize("classes", [2, 11])
+def test_a_sigmoid_per_class_is_a_binary_cross_entropy(kind: str, classes: int) -> None:
+    torch.manual_seed(0)
+    head = DenseHead(kind, classes, 6).double()
+    labels = torch.randint(classes, (5,))
+    embeddings = torch.randn(5, 6, dtype=torch.float64)
+    cosines = torch.nn.functional.normalize(embeddings) @ (
+        torch.nn.functional.normalize(head.weight.detach()).T
+    )
+    if kind == "uniface":
+        threshold = math.log(10 * classes)
+        own, other = 64 * (cosines - 0.4) - threshold, 64 * cosines - threshold
+        weights = 1.0, 1.0
+    else:
+        similarity = 2 * ((cosines + 1) / 2) ** 3 - 1
+        bias = head.sigmoid_bias.detach()
+        own, other = 40 * (similarity - 0.4) + bias, 40 * (similarity + 0.4) + bias
+        weights = 50 / 40 * 0.7, 50 / 40 * 0.3
+    expected = binary_cross_entropy(cosines, labels, own, other, weights)
+    torch.testing.assert_close(head(embeddings, labels, reduction="none"), expected)
+
+
+@pytest.mark.parametrize("classes", [2, 1000, 10**6])
+def test_sphereface2_starts_with_targets_and_negatives_in_balance(classes: int) -> None:
+    loss = create({"kind": "sphereface2"})
+    terms, zero = loss.sigmoid_terms(classes), torch.zeros(1, dtype=torch.float64)
+    own = loss.scale * loss.target(zero, Context()) + terms.initial_bias
+    other = loss.scale * loss.negatives(zero[None], zero, Context())[0] + terms.initial_bias
+    pull = terms.target_weight * torch.sigmoid(-own)
+    push = terms.negatives_weight * (classes - 1) * torch.sigmoid(other)
+    torch.testing.assert_close(pull, push)
+
+
+def test_straight_through_sphereface2_has_the_authors_gradient() -> None:
+    loss = create({"kind": "sphereface2", "straight_through": True})
+    cosines = COSINES.clone().requires_grad_()
+    negatives = loss.negatives(cosines[None], COSINES[:1], Context())
+    assert torch.autograd.grad(negatives.sum(), cosines)[0].eq(1).all()
+
+
+def test_composed_losses_are_added_up_as_their_target() -> None:
+    unified = create({"kind": "uniface"})
+    composed = compose(target=unified, negatives=create({"kind": "curricularface"}))
+    assert composed.sigmoid_terms(7) == unified.sigmoid_terms(7)
+    head = DenseHead(composed, 7, 4).double()
+    head(torch.randn(3, 4, dtype=torch.float64), torch.arange(3)).backward()
+    assert head.sigmoid_bias.grad.item() != 0

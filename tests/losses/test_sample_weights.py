@@ -99,7 +99,15 @@ def test_ignored_negatives_are_as_if_they_were_no_classes(kind: str, which: str)
         others = torch.arange(CLASSES) != labels[row]
         kept = negatives[row][others & (cosines[row] <= limit)]
         logits = 8.0 * torch.cat([target[row : row + 1], kept])
-        expected = -logits.log_softmax(0)[0]
+        terms, bias = everything.sigmoid_terms, everything.sigmoid_bias
+        if terms is None:
+            expected = -logits.log_softmax(0)[0]
+        else:
+            signs = torch.tensor([-1.0] + [1.0] * len(kept))
+            weights = torch.tensor(
+                [terms.target_weight] + [terms.negatives_weight] * len(kept), dtype=torch.float64
+            )
+            expected = weights @ (signs * (logits + bias)).exp().log1p()
         expected = everything.loss.modify_cross_entropy(expected[None], lambda: expected[None])[0]  # noqa: B023
         penalty = everything.loss.penalty(prepared.context)
         expected = expected if penalty is None else expected + penalty[row]

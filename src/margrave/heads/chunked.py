@@ -7,12 +7,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from margrave.heads.contract import HEADS, Batch, Head
 from margrave.heads.cosine_cache import CosineCache
 from margrave.heads.cost import HeadCost, Workload
-from margrave.heads.cross_entropy import NegativeLogSumExp
+from margrave.heads.cross_entropy import ReducedNegatives, SharedByRanks
 from margrave.heads.dense import dense_cross_entropy
 from margrave.heads.fused_block import FusedBlock, can_compile, fused_block
 from margrave.heads.products import Products, choose_products, product_dtype
@@ -28,8 +27,6 @@ FUSED_BLOCK_VALUES = {"cpu": 2**22, "cuda": 2**27}
 """Cosines per compiled block; larger, because fewer passes make the call overhead matter more."""
 MIN_BLOCK, MAX_BLOCK = 256, {"cpu": 2**14, "cuda": 2**17}
 MIN_COMPILED_COSINES = 2**23
-# Above this, log(1 + e^x) is replaced by x; e^−50 is negligible next to 50 even in float64.
-SOFTPLUS_THRESHOLD = 50.0
 
 
 def block_size_for(samples: int, device: str, fused: bool) -> int:
@@ -48,8 +45,8 @@ def worth_compiling(samples: int, classes: int, device: str) -> bool:
 class ChunkedHead(Head):
     """The dense head's loss and gradient, computed in cache-sized blocks of classes.
 
-    loss = log(1 + e^{lse − s·T}), lse = log Σ_{j≠y} e^{s·N_j} over all blocks; for s, T and N see
-    `margrave.losses.Loss`.
+    loss = log(1 + e^{lse − s·T}), lse = log Σ_{j≠y} e^{s·N_j} over all blocks, or the sum of a
+    sigmoid per class; for s, T and N see `margrave.losses.Loss`.
 
     Args:
         loss: the loss, as in `Head`.
@@ -173,7 +170,7 @@ class ChunkedHead(Head):
         if self._is_small(batch):
             return dense_cross_entropy(self, batch)
         gathered = batch.gathered
-        sampled_rows, positions = self._local_classes(gathered.labels)
+        sampled_rows, positions = self.local_classes(gathered.labels)
         features, own_features = gathered.unit_embeddings, batch.unit
         if self.bias is not None:
             features = gathered.feature_norm[:, None] * features
@@ -185,8 +182,10 @@ class ChunkedHead(Head):
         block_size = self.block_size or block_size_for(
             len(target_cosine), target_cosine.device.type, fused is not None
         )
+        reducer = self.reducer()
         step = Step(
             loss=self.loss,
+            reducer=reducer,
             features=features,
             positions=positions,
             target_cosine=target_cosine,
@@ -202,13 +201,14 @@ class ChunkedHead(Head):
             products=self.products_for(len(target_cosine)),
             needs_backward=torch.is_grad_enabled(),
         )
-        lse, cosine = NegativeLogSumExp.apply(
-            own_features, batch.norm, self.weight, self.bias, step
+        sigmoid_bias = self.sigmoid_bias
+        if sigmoid_bias is not None and self.world.size > 1:
+            sigmoid_bias = SharedByRanks.apply(sigmoid_bias, self.world)
+        reduced, cosine = ReducedNegatives.apply(
+            own_features, batch.norm, self.weight, self.bias, sigmoid_bias, step
         )
-        modified_target = self.loss.modify_target(cosine, batch.context)
-        return functional.softplus(
-            lse - self.loss.scale * modified_target, threshold=SOFTPLUS_THRESHOLD
-        )
+        target = self.loss.modify_target(cosine, batch.context)
+        return reducer.sample_losses(reduced, target, sigmoid_bias)
 
     def products_for(self, samples: int) -> Products:
         return choose_products(self.products, self.weight, samples * self.num_classes)
@@ -283,14 +283,14 @@ class ChunkedHead(Head):
         context = batch.gathered_context.select_samples(slice(1))
         zero = batch.gathered.target_cosine.new_zeros(1)
         has_slope = self.loss.modify_negatives_and_slope(zero[:, None], zero, context) is not None
-        fused = fused_block(self.loss, device) if has_slope else None
+        sigmoid = self.sigmoid_bias is not None
+        fused = fused_block(self.loss, device, sigmoid) if has_slope else None
         return fused if fused is not None and fused.works else None
 
-    def _local_classes(self, labels: Tensor) -> tuple[Tensor | None, Tensor]:
-        """(K,) rows of the sampled classes, None for all; (A,) the targets' positions in them."""
-        position, is_owned = self.local_positions(labels)
+    def local_classes(self, labels: Tensor) -> tuple[Tensor | None, Tensor]:
         if self.sample_rate is None or not self.training:
-            return None, torch.where(is_owned, position, -1)
+            return super().local_classes(labels)
+        position, is_owned = self.local_positions(labels)
         if self._call.draw is None:
             self._call.draw = self._count_draw()
         seed = (self.sample_seed, self._call.draw, self.world.rank)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -15,6 +16,7 @@ from margrave.distributed import (
     all_reduce_sum,
     current_world,
     gather_rows,
+    log_sum_exp_of_ranks,
     own_rows,
     owned_classes,
     sizes_of_ranks,
@@ -23,6 +25,7 @@ from margrave.heads.cost import HeadCost, Workload
 from margrave.heads.embeddings import check_batch, unit_and_norm
 from margrave.heads.products import Products
 from margrave.heads.recomputation import Call, CallMemory
+from margrave.heads.reducers import LogSumExp, Reducer, SigmoidSum
 from margrave.losses import Context, Loss
 from margrave.losses import create as create_loss
 from margrave.registry import Registry
@@ -30,6 +33,9 @@ from margrave.statistics import Observation, Statistic, StatisticSpec, create_st
 
 SEED_BLOCK = 1024
 """Number of consecutive classes whose centers are initialized from one seed."""
+
+NEGATIVES_BLOCK = 8192
+"""Number of classes whose cosines statistics may ask for at a time."""
 
 Reduction = Literal["mean", "none"]
 
@@ -91,6 +97,10 @@ class Head(nn.Module):
     """Whether each rank owns a part of the classes instead of all of them."""
 
     bias: Tensor | None
+    """(C,) added to inner products; None for a loss of cosines."""
+
+    sigmoid_bias: Tensor | None
+    """(1,) b of a loss with a sigmoid per class, see `SigmoidTerms`; None for a softmax."""
 
     target_cosines: Tensor
     """(B,) cosθ_y of the latest batch, or W_yᵀx + b_y, without gradient; not part of the state."""
@@ -121,6 +131,11 @@ class Head(nn.Module):
         self.target_cosines = torch.empty(0)
         self.weight = nn.Parameter(initial_centers(self.classes, embedding_size))
         self.bias = None if loss.normalized else nn.Parameter(torch.zeros(len(self.classes)))
+        self.sigmoid_terms = loss.sigmoid_terms(num_classes)
+        self.sigmoid_bias = None
+        if self.sigmoid_terms is not None:
+            initial = torch.tensor([self.sigmoid_terms.initial_bias])
+            self.sigmoid_bias = nn.Parameter(initial)
         self._batch_world = World() if self.sharded else current_world()
         spec = StatisticSpec(
             num_classes=num_classes,
@@ -199,8 +214,18 @@ class Head(nn.Module):
         return terms if penalty is None else terms | {"penalty": penalty}
 
     def cross_entropy(self, batch: Batch) -> Tensor:
-        """(B,) −log softmax of the modified cosines; implemented by subclasses."""
+        """(B,) −log softmax of the modified cosines, or the loss's sum of a sigmoid per class.
+
+        Implemented by subclasses.
+        """
         raise NotImplementedError
+
+    def reducer(self) -> Reducer:
+        """What adds up the negatives in the loss of a step."""
+        if self.sigmoid_terms is None or self.sigmoid_bias is None:
+            return LogSumExp(self.loss)
+        bias = self.sigmoid_bias.detach().clone()
+        return SigmoidSum(self.sigmoid_terms, self.loss.scale, bias)
 
     def prepare(
         self,
@@ -231,13 +256,17 @@ class Head(nn.Module):
             return None if values is None else gather_rows(values, sizes, self.world)
 
         with torch.no_grad():
+            all_unit, all_labels = (gather_rows(part, sizes, self.world) for part in (unit, labels))
             gathered = Observation(
-                unit_embeddings=gather_rows(unit, sizes, self.world),
+                unit_embeddings=all_unit,
                 feature_norm=gather_rows(norm, sizes, self.world),
-                labels=gather_rows(labels, sizes, self.world),
+                labels=all_labels,
                 target_cosine=norm,  # a placeholder, replaced below
                 sample_indices=gather(sample_indices),
                 momentum_embeddings=gather(momentum_embeddings),
+                log_sum_exp_of_negatives=partial(
+                    self._log_sum_exp_of_negatives, all_unit, all_labels
+                ),
             )
             target = self.local_target_products(
                 gathered.unit_embeddings, gathered.feature_norm, gathered.labels
@@ -247,6 +276,8 @@ class Head(nn.Module):
                 self._call.statistic_values = self._update_and_read_statistics(gathered, new_step)
         self.target_cosines = gathered.target_cosine[own]
         context = Context(feature_norm=gathered.feature_norm, **self._call.statistic_values)
+        if self.sigmoid_bias is not None:
+            context |= {"sigmoid_bias": self.sigmoid_bias.detach().clone().squeeze()}
         return Batch(
             unit=unit,
             norm=norm,
@@ -337,6 +368,27 @@ class Head(nn.Module):
             products = norm * (unit * centers).sum(dim=1) + self.bias[position]
         return torch.where(is_owned, products, 0)
 
+    def local_classes(self, labels: Tensor) -> tuple[Tensor | None, Tensor]:
+        """(K,) the rows of the step's classes, None for all; (A,) the targets' positions in them.
+
+        A position is −1 if the class is not among them.
+        """
+        position, is_owned = self.local_positions(labels)
+        return None, torch.where(is_owned, position, -1)
+
+    def _log_sum_exp_of_negatives(self, unit: Tensor, labels: Tensor, scale: Tensor) -> Tensor:
+        """See `Observation`."""
+        rows, positions = self.local_classes(labels)
+        weight = self.weight.detach() if rows is None else self.weight.detach()[rows]
+        state = unit.new_full((len(unit),), -torch.inf)
+        for start in range(0, len(weight), NEGATIVES_BLOCK):
+            centers, _ = unit_and_norm(weight[start : start + NEGATIVES_BLOCK])
+            logits = scale.to(state) * (unit @ centers.T)
+            columns = torch.arange(start, start + len(centers), device=logits.device)
+            logits.masked_fill_(columns == positions[:, None], -torch.inf)
+            state = torch.logaddexp(state, torch.logsumexp(logits, dim=1))
+        return log_sum_exp_of_ranks(state, self.world)
+
     def local_positions(self, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Each label's row in this rank's weight (0 if not owned), and whether the rank owns it."""
         is_owned = (labels >= self.classes.start) & (labels < self.classes.stop)
@@ -357,10 +409,13 @@ class Head(nn.Module):
         return statistic_rows | {name: self.num_classes for name in by_class if name in state}
 
     def scalars(self) -> dict[str, Tensor]:
-        """The scalar statistics by name, for logging."""
-        return {
+        """The scalar statistics and the learned bias by name, for logging."""
+        values = {
             name: buffer for name, buffer in self.statistics.named_buffers() if buffer.ndim == 0
         }
+        if self.sigmoid_bias is not None:
+            values["sigmoid_bias"] = self.sigmoid_bias.detach().squeeze()
+        return values
 
     def class_values(self) -> dict[str, Tensor]:
         """The statistics with a number per class, for logging: name -> values of own classes."""

@@ -1,9 +1,11 @@
-"""log Σ_j e^{s·N_j} over blocks of classes, without ever storing a (batch, classes) matrix.
+"""Negatives reduced over blocks of classes, without ever storing a (batch, classes) matrix.
 
 The forward pass computes the cosines x̂W_cᵀ/‖w‖ of each block of class centers W_c, has the loss
-turn them into negatives N, and adds these to a running log-sum-exp lse. The backward pass reads
-each block from a bounded cache or recomputes it, and adds its part of the gradients of features and
-centers: with p_ij = e^{s·N_ij − lse_i} · dN_ij/dcosθ_ij and f_i = s · ∂L/∂lse_i,
+turn them into negatives N, and adds these to the reduced value R (`margrave.heads.reducers`),
+log Σ_j e^{s·N_j} for a softmax. The backward pass reads each block from a bounded cache or
+recomputes it, and adds its part of the gradients of features and centers: with
+p_ij = ∂R_i/∂(s·N_ij) · dN_ij/dcosθ_ij, for a softmax e^{s·N_ij − R_i} · dN_ij/dcosθ_ij, and
+f_i = s · ∂L/∂R_i,
 
     dx̂_i = f_i·Σ_j p_ij ŵ_j,    d_j = (1/‖w_j‖)·Σ_i p_ij f_i x̂_i,    dw_j = d_j − (d_j·ŵ_j)ŵ_j.
 
@@ -26,21 +28,22 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from margrave.distributed import World, all_reduce_sum, gather_rows, log_sum_exp_of_ranks
+from margrave.distributed import World, all_reduce_sum, gather_rows
 from margrave.heads.embeddings import inverse_length
-from margrave.heads.fused_block import MAX_FUSED_SCALE, compiled, project_
+from margrave.heads.fused_block import compiled, project_
 from margrave.heads.products import multiply_wide, tf32
 from margrave.heads.step import Step
 
 
-class NegativeLogSumExp(torch.autograd.Function):
-    """(B,) log Σ_{j≠y} e^{s·N_j} and (B,) cosθ_y, with their gradients.
+class ReducedNegatives(torch.autograd.Function):
+    """(B,) the reduced negatives R and (B,) cosθ_y, with their gradients.
 
     Args of `apply`:
         features: (B, D) x̂ of this rank, or x for a loss of inner products.
         feature_norm: (B,) ‖x‖, on which the loss's negatives may depend.
         weight: (C, D) centers of this rank's C classes.
         bias: (C,) for a loss of inner products, or None.
+        sigmoid_bias: (1,) for a loss with a sigmoid per class, or None.
         step: everything without a gradient, including the features and norms of all ranks.
     """
 
@@ -51,35 +54,36 @@ class NegativeLogSumExp(torch.autograd.Function):
         feature_norm: Tensor,
         weight: Tensor,
         bias: Tensor | None,
+        sigmoid_bias: Tensor | None,
         step: Step,
     ) -> tuple[Tensor, Tensor]:
-        del features, feature_norm
+        del features, feature_norm, sigmoid_bias
         buffer = None
         if step.needs_backward and any(ctx.needs_input_grad):
             buffer = step.cosine_cache.acquire(
                 len(step.target_cosine) * step.count(weight), step.product_features
             )
         with tf32(step.products == "tf32"):
-            lse, cache = _forward_blocks(weight, bias, step, buffer)
-            may_overflow = step.fused is not None and not step.fused.subtract_max
-            if may_overflow and not bool(torch.isfinite(lse).all()):
+            state, cache = _forward_blocks(weight, bias, step, buffer)
+            may_overflow = step.fused is not None and step.fused.subtract_running
+            if may_overflow and not bool(torch.isfinite(state).all()):
                 # Uncompiled blocks cannot overflow, since they subtract each row's maximum.
                 step = replace(step, fused=None)
-                lse, cache = _forward_blocks(weight, bias, step, buffer)
-        lse = log_sum_exp_of_ranks(lse, step.world)
-        ctx.save_for_backward(weight, bias, lse)
+                state, cache = _forward_blocks(weight, bias, step, buffer)
+        state = step.reducer.of_ranks(state, step.world)
+        ctx.save_for_backward(weight, bias, state)
         ctx.step, ctx.cache, ctx.buffer = step, cache, buffer
-        return lse[step.own], step.target_cosine[step.own].clone()
+        return step.reducer.value(state)[step.own], step.target_cosine[step.own].clone()
 
     @staticmethod
     @once_differentiable
     def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
         ctx: Any, *gradients: Tensor
     ) -> tuple[Tensor | None, ...]:
-        weight, bias, lse = ctx.saved_tensors
+        weight, bias, state = ctx.saved_tensors
         step: Step = ctx.step
         upstream = gather_rows(torch.stack(gradients, dim=1), step.sizes, step.world)
-        backward = _Backward(step, weight, bias, lse, upstream, ctx.needs_input_grad)
+        backward = _Backward(step, weight, bias, state, upstream, ctx.needs_input_grad)
         with tf32(step.products == "tf32"):
             for number, block in step.blocks(weight):
                 backward.add_block(number, block, ctx.cache.get(number))
@@ -87,7 +91,11 @@ class NegativeLogSumExp(torch.autograd.Function):
         if ctx.buffer is not None:
             step.cosine_cache.release(ctx.buffer)
         ctx.cache, ctx.buffer = {}, None
-        return (*backward.gradients(), None)
+        grad_sigmoid_bias = None
+        if ctx.needs_input_grad[4]:
+            by_sample = gradients[0] * step.reducer.bias_slope(state)[step.own]
+            grad_sigmoid_bias = by_sample.sum()[None]
+        return (*backward.gradients(), grad_sigmoid_bias, None)
 
 
 def _forward_blocks(
@@ -96,52 +104,33 @@ def _forward_blocks(
     """Run the forward pass of this rank.
 
     Returns:
-        (A,) log-sum-exp of this rank's classes; and number -> products of each block that fits into
-        the buffer, the first ones.
+        the reducer's state (A, …) for this rank's classes; and number -> products of each block
+        that fits into the buffer, the first ones.
     """
     cache: dict[int, Tensor] = {}
-    lse, used = torch.full_like(step.target_cosine, float("-inf")), 0
+    state, used = step.reducer.start(step.target_cosine), 0
     for number, block in step.blocks(weight):
         centers, inverse_or_bias = step.prepare(step.local(weight, block), bias, block)
-        count, view = len(lse) * len(centers), None
+        count, view = len(state) * len(centers), None
         if buffer is not None and used + count <= len(buffer):
-            view = buffer[used : used + count].view(len(lse), len(centers))
+            view = buffer[used : used + count].view(len(state), len(centers))
             cache[number] = view
             used += count
         products = torch.mm(step.product_features, centers.T, out=view)
         if step.fused is not None and step.is_fused(number):
-            lse = step.fused.forward(
+            state = step.fused.forward(
                 products,
                 inverse_or_bias,
                 step.target_column(block).int(),
                 step.target_cosine,
                 step.context,
-                lse,
+                state,
             )
         else:
             cosines = step.cosines(products, inverse_or_bias, in_place=not step.keeps_raw)
             negatives = step.loss.modify_negatives(cosines, step.target_cosine, step.context)
-            lse = torch.logaddexp(lse, _log_sum_exp(negatives, step, block))
-    return lse, cache
-
-
-def _log_sum_exp(negatives: Tensor, step: Step, block: slice) -> Tensor:
-    """(A,) log-sum-exp of a block without the target."""
-    scale = step.loss.scale
-    column, is_here = step.clamped_target_column(block)
-    overwritten = negatives.gather(1, column)
-    # The negatives may be the cached cosines themselves, so they are restored afterwards.
-    negatives.scatter_(1, column, torch.where(is_here, float("-inf"), overwritten))
-    # If the target is the only class, the maximum is −∞; any finite shift works.
-    lowest = torch.finfo(negatives.dtype).min / (2 * max(1.0, scale))
-    shift = negatives.amax(dim=1, keepdim=True).clamp_min_(lowest).mul_(-scale)
-    if step.loss.normalized and scale <= MAX_FUSED_SCALE:
-        shifted = torch.add(shift, negatives, alpha=scale)
-    else:
-        # Round s·N before the addition, as in the shift, so that the maximum gives exactly 0.
-        shifted = torch.mul(negatives, scale).add_(shift)
-    negatives.scatter_(1, column, overwritten)
-    return shifted.exp_().sum(dim=1).log_().sub_(shift[:, 0])
+            state = step.reducer.add(state, negatives, *step.clamped_target_column(block))
+    return state, cache
 
 
 class _Backward:
@@ -151,9 +140,9 @@ class _Backward:
         step: the step, as in the forward pass.
         weight: (C, D) centers of this rank's C classes.
         bias: (C,) for a loss of inner products, or None.
-        lse: (A,) log-sum-exp over the classes of all ranks.
-        upstream: (A, 2) the loss's gradients with respect to the log-sum-exp and to cosθ_y.
-        needs_grad: whether each input of `NegativeLogSumExp` needs a gradient, in their order.
+        state: (A, …) the reducer's, over the classes of all ranks.
+        upstream: (A, 2) the loss's gradients with respect to R and to cosθ_y.
+        needs_grad: whether each input of `ReducedNegatives` needs a gradient, in their order.
     """
 
     def __init__(
@@ -161,20 +150,20 @@ class _Backward:
         step: Step,
         weight: Tensor,
         bias: Tensor | None,
-        lse: Tensor,
+        state: Tensor,
         upstream: Tensor,
         needs_grad: tuple[bool, ...],
     ) -> None:
         self.step, self.weight, self.bias = step, weight, bias
-        grad_lse, self.grad_target = upstream.unbind(dim=1)
+        grad_reduced, self.grad_target = upstream.unbind(dim=1)
         self.share = gradient_share(step.world)
-        # Without negatives the log-sum-exp is −∞, and −∞ − (−∞) would be NaN.
-        self.lse = lse.clamp_min(torch.finfo(lse.dtype).min)
-        self.sample_factor = grad_lse * step.loss.scale
+        # Without negatives a log-sum-exp is −∞, and −∞ − (−∞) would be NaN.
+        self.state = state.clamp_min(torch.finfo(state.dtype).min)
+        self.sample_factor = grad_reduced * step.loss.scale
         scaled = step.features * (self.sample_factor * self.share)[:, None].to(step.features)
         self.scaled_features = scaled.to(step.product_features.dtype)
-        self.grad_features = torch.zeros_like(step.features, dtype=lse.dtype)
-        self.grad_norm = torch.zeros_like(lse) if needs_grad[1] else None
+        self.grad_features = torch.zeros_like(step.features, dtype=state.dtype)
+        self.grad_norm = torch.zeros_like(grad_reduced) if needs_grad[1] else None
         count = step.count(weight)
         stores_gradient = needs_grad[2] and step.update is None
         self.grad_weight = weight.new_empty(count, weight.shape[1]) if stores_gradient else None
@@ -257,7 +246,7 @@ class _Backward:
                 step.target_column(block).int(),
                 step.target_cosine,
                 step.context,
-                self.lse,
+                self.state,
             )
             return products
         is_raw = is_fresh or step.keeps_raw
@@ -273,29 +262,24 @@ class _Backward:
         analytic = loss.modify_negatives_and_slope(cosines, step.target_cosine, step.context)
         if analytic is not None:
             negatives, slope = analytic
-            probabilities = self._probabilities(negatives, block)
-            return probabilities if slope is None else probabilities.mul_(slope)
+            grad_negatives = self._slope(negatives, block)
+            return grad_negatives if slope is None else grad_negatives.mul_(slope)
         with torch.enable_grad():
             cosines = cosines.detach().requires_grad_()
             norm = step.context["feature_norm"].detach().requires_grad_()
             context = step.context | {"feature_norm": norm}
             negatives = loss.modify_negatives(cosines, step.target_cosine, context)
-        probabilities = self._probabilities(negatives.detach(), block)
+        grad_negatives = self._slope(negatives.detach(), block)
         grad_cosines, grad_norm = torch.autograd.grad(
-            negatives, (cosines, norm), probabilities, allow_unused=True
+            negatives, (cosines, norm), grad_negatives, allow_unused=True
         )
         if grad_norm is not None and self.grad_norm is not None:
             self.grad_norm += grad_norm * self.sample_factor
         return torch.zeros_like(cosines) if grad_cosines is None else grad_cosines
 
-    def _probabilities(self, negatives: Tensor, block: slice) -> Tensor:
-        """(A, K) e^{s·N − lse}; 0 for the target."""
-        scale = self.step.loss.scale
-        shifted = torch.add(-self.lse[:, None], negatives, alpha=scale)
-        if not self.step.loss.normalized or scale > MAX_FUSED_SCALE:
-            # s·N can exceed its log-sum-exp only by rounding of huge products.
-            shifted.clamp_max_(0)
-        values = shifted.exp_()
+    def _slope(self, negatives: Tensor, block: slice) -> Tensor:
+        """(A, K) ∂R/∂(s·N); 0 for the target."""
+        values = self.step.reducer.slope(self.state, negatives)
         column, is_here = self.step.clamped_target_column(block)
         return values.scatter_(1, column, torch.where(is_here, 0, values.gather(1, column)))
 
@@ -340,6 +324,20 @@ def gradient_share(world: World) -> float:
     the sum over the samples of all ranks, so it must undo the factor `ranks`.
     """
     return 1 / world.size
+
+
+class SharedByRanks(torch.autograd.Function):
+    """A parameter of which every rank has a copy: its gradient is that of all ranks' samples."""
+
+    @staticmethod
+    def forward(ctx: Any, parameter: Tensor, world: World) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx.world = world
+        return parameter.clone()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return all_reduce_sum(gradient, ctx.world) * gradient_share(ctx.world), None
 
 
 def _add_rows(target: Tensor, position: Tensor, rows: Tensor) -> None:

@@ -34,12 +34,18 @@ class Analysis:
 
 
 def dense_cross_entropy(head: Head, batch: Batch) -> Tensor:
-    """(B,) −log softmax of the modified cosines, from all (B, C) cosines at once."""
+    """(B,) the losses from all (B, C) cosines at once, see `Head.cross_entropy`."""
     products = _products(head, batch)
     # Computed again, because batch.target has no gradient.
     target_cosine = head.local_target_products(batch.unit, batch.norm, batch.labels)
     modified_target = head.loss.modify_target(target_cosine, batch.context)
     negatives = head.loss.modify_negatives(products, batch.target, batch.context)
+    terms, bias = head.sigmoid_terms, head.sigmoid_bias
+    if terms is not None and bias is not None:
+        logits = (head.loss.scale * negatives + bias).scatter(1, batch.labels[:, None], -torch.inf)
+        own = functional.softplus(-(head.loss.scale * modified_target + bias), threshold=50)
+        others = functional.softplus(logits, threshold=50).sum(dim=1)
+        return terms.target_weight * own + terms.negatives_weight * others
     modified = negatives.scatter(1, batch.labels[:, None], modified_target[:, None])
     return functional.cross_entropy(head.loss.scale * modified, batch.labels, reduction="none")
 
@@ -55,8 +61,8 @@ def _products(head: Head, batch: Batch) -> Tensor:
 class DenseHead(Head):
     """A head that stores the (batch, classes) cosines; the reference for the faster heads.
 
-    loss = −log( e^{s·T} / (e^{s·T} + Σ_{j≠y} e^{s·N_j}) ), averaged over the batch; for s, T and N
-    see `margrave.losses.Loss`.
+    loss = −log( e^{s·T} / (e^{s·T} + Σ_{j≠y} e^{s·N_j}) ), or the sum of a sigmoid per class,
+    averaged over the batch; for s, T and N see `margrave.losses.Loss`.
 
     >>> head = DenseHead("adaface", num_classes=10, embedding_size=4)
     >>> loss = head(torch.randn(8, 4), torch.arange(8))

@@ -17,12 +17,11 @@ import torch
 from torch import Tensor
 
 from margrave.heads.embeddings import overflow_safe_inverse_length
+from margrave.heads.reducers import MAX_FUSED_SCALE, sigmoid_sums
 from margrave.losses import Context, Loss
 
 REDUCTION_COLUMNS = 1024
 """Columns that one GPU thread block can reduce in registers."""
-MAX_FUSED_SCALE = 2.0**12
-"""Up to this loss scale s, rounding cannot make e^{s·N − lse}, which is at most 1, overflow."""
 MAX_STATIC_SHAPES = 12
 """Number of block shapes that get a kernel of their own; the others share one."""
 
@@ -38,10 +37,14 @@ class FusedBlock:
         subtract_max: subtract each row's maximum before the exponential, which prevents overflow
             and is free on a GPU. On a CPU it is faster to subtract the running log-sum-exp; the
             caller then checks for overflow.
+
+    Attributes:
+        subtract_running: subtract the log-sum-exp of the blocks before.
     """
 
     def __init__(self, loss: Loss, subtract_max: bool) -> None:
         self.loss, self.subtract_max = loss, subtract_max
+        self.subtract_running = not subtract_max
         self._forward_compiled = Compiled(self._forward, str(loss))
         self._backward_compiled = Compiled(self._backward, str(loss))
 
@@ -60,7 +63,7 @@ class FusedBlock:
 
     def _forward(
         self, products: Tensor, inverse_or_bias: Tensor, target_column: Tensor,
-        target_cosine: Tensor, context: Context, running_lse: Tensor,
+        target_cosine: Tensor, context: Context, state: Tensor,
     ) -> Tensor:  # fmt: skip
         """Add a block's negatives to the running log-sum-exp.
 
@@ -70,35 +73,35 @@ class FusedBlock:
             target_column: (A, 1) the target's column in the block; any other number if not in it.
             target_cosine: (A,) cosθ_y.
             context: the loss's context for the A samples.
-            running_lse: (A,) log-sum-exp of the previous blocks.
+            state: (A,) log-sum-exp of the previous blocks.
 
         Returns:
             (A,) log-sum-exp including this block.
         """
-        cosines = self._cosines(products, inverse_or_bias, running_lse.dtype)
+        cosines = self._cosines(products, inverse_or_bias, state.dtype)
         negatives = self.loss.modify_negatives(cosines, target_cosine, context)
         is_target = _columns(products) == target_column
         if self.subtract_max:
             logits = torch.where(is_target, -torch.inf, self.loss.scale * negatives)
-            return torch.logaddexp(running_lse, _log_sum_exp(logits))
-        terms = torch.exp(torch.add(-running_lse[:, None], negatives, alpha=self.loss.scale))
-        return running_lse + torch.where(is_target, 0, terms).sum(dim=1).log1p()
+            return torch.logaddexp(state, _log_sum_exp(logits))
+        terms = torch.exp(torch.add(-state[:, None], negatives, alpha=self.loss.scale))
+        return state + torch.where(is_target, 0, terms).sum(dim=1).log1p()
 
     def _backward(
         self, products: Tensor, inverse_or_bias: Tensor, target_column: Tensor,
-        target_cosine: Tensor, context: Context, lse: Tensor,
+        target_cosine: Tensor, context: Context, state: Tensor,
     ) -> None:  # fmt: skip
         """Overwrite the products with e^{s·N − lse} · dN/dcosθ · dcosθ/dproduct; 0 for the target.
 
         Args:
-            lse: (A,) log-sum-exp of all classes but the target.
+            state: (A,) log-sum-exp of all classes but the target.
             *: see `_forward`.
         """
-        cosines = self._cosines(products, inverse_or_bias, lse.dtype)
+        cosines = self._cosines(products, inverse_or_bias, state.dtype)
         analytic = self.loss.modify_negatives_and_slope(cosines, target_cosine, context)
         assert analytic is not None
         negatives, slope = analytic
-        shifted = torch.add(-lse[:, None], negatives, alpha=self.loss.scale)
+        shifted = torch.add(-state[:, None], negatives, alpha=self.loss.scale)
         if not self.loss.normalized or self.loss.scale > MAX_FUSED_SCALE:
             # s·N can exceed its log-sum-exp only by rounding of huge products.
             shifted = shifted.clamp_max(0)
@@ -112,6 +115,42 @@ class FusedBlock:
     def _cosines(self, products: Tensor, inverse_or_bias: Tensor, dtype: torch.dtype) -> Tensor:
         products = products.to(dtype)
         return products * inverse_or_bias if self.loss.normalized else products + inverse_or_bias
+
+
+class FusedSigmoidBlock(FusedBlock):
+    """The operations of a loss with a sigmoid per class; nothing in them can overflow."""
+
+    def __init__(self, loss: Loss) -> None:
+        super().__init__(loss, subtract_max=False)
+        self.subtract_running = False
+
+    def _forward(
+        self, products: Tensor, inverse_or_bias: Tensor, target_column: Tensor,
+        target_cosine: Tensor, context: Context, state: Tensor,
+    ) -> Tensor:  # fmt: skip
+        """Add a block's negatives to the running sums (A, 2), see `SigmoidSum`."""
+        cosines = self._cosines(products, inverse_or_bias, state.dtype)
+        negatives = self.loss.modify_negatives(cosines, target_cosine, context)
+        logits = torch.add(context["sigmoid_bias"], negatives, alpha=self.loss.scale)
+        is_target = _columns(products) == target_column
+        return state + sigmoid_sums(torch.where(is_target, -torch.inf, logits))
+
+    def _backward(
+        self, products: Tensor, inverse_or_bias: Tensor, target_column: Tensor,
+        target_cosine: Tensor, context: Context, state: Tensor,
+    ) -> None:  # fmt: skip
+        """Overwrite the products with sigmoid(s·N + b) · dN/dcosθ · dcosθ/dproduct."""
+        cosines = self._cosines(products, inverse_or_bias, state.dtype)
+        analytic = self.loss.modify_negatives_and_slope(cosines, target_cosine, context)
+        assert analytic is not None
+        negatives, slope = analytic
+        logits = torch.add(context["sigmoid_bias"], negatives, alpha=self.loss.scale)
+        gradient = torch.sigmoid(logits)
+        if self.loss.normalized:
+            gradient = gradient * inverse_or_bias
+        if slope is not None:
+            gradient = gradient * slope
+        products.copy_(torch.where(_columns(products) == target_column, 0, gradient))
 
 
 def _log_sum_exp(logits: Tensor) -> Tensor:
@@ -230,9 +269,9 @@ def can_compile(device: str) -> bool:
 
 
 @lru_cache(maxsize=32)
-def fused_block(loss: Loss, device: str) -> FusedBlock:
+def fused_block(loss: Loss, device: str, sigmoid: bool) -> FusedBlock:
     """The compiled block operations, shared by all heads with equal losses.
 
     Only the 32 most recently used are kept; the kernels of the others are freed.
     """
-    return FusedBlock(loss, subtract_max=device != "cpu")
+    return FusedSigmoidBlock(loss) if sigmoid else FusedBlock(loss, subtract_max=device != "cpu")

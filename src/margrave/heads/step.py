@@ -19,6 +19,7 @@ from margrave.heads.cosine_cache import CosineCache
 from margrave.heads.embeddings import inverse_length
 from margrave.heads.fused_block import REDUCTION_COLUMNS, FusedBlock, cast_and_invert_norm, compiled
 from margrave.heads.products import Products, product_dtype
+from margrave.heads.reducers import Reducer
 from margrave.losses import Context, Loss
 
 UNCOMPILED_FIRST_BLOCK = 512
@@ -32,6 +33,7 @@ class Step:
 
     Attributes:
         loss: the loss that modifies the cosines.
+        reducer: what adds up the negatives.
         features: (A, D) x̂, or x for a loss of inner products.
         positions: (A,) the target's position among the local classes, −1 if it is not local.
         target_cosine: (A,) cosθ_y, or W_yᵀx + b_y for a loss of inner products.
@@ -50,6 +52,7 @@ class Step:
     """
 
     loss: Loss
+    reducer: Reducer
     features: Tensor
     positions: Tensor
     target_cosine: Tensor
@@ -94,15 +97,16 @@ class Step:
     @property
     def first_block_size(self) -> int:
         """Number of classes in the first block; small if it is the only one not compiled."""
-        is_exception = self.fused is not None and not self.fused.subtract_max
+        is_exception = self.fused is not None and self.fused.subtract_running
         return min(self.block_size, UNCOMPILED_FIRST_BLOCK) if is_exception else self.block_size
 
     def is_fused(self, number: int) -> bool:
         """Whether a block is compiled.
 
-        On a CPU the first block is not, because a compiled one subtracts the log-sum-exp so far.
+        For a softmax on a CPU the first block is not, because a compiled one subtracts the
+        log-sum-exp so far.
         """
-        return self.fused is not None and (number > 0 or self.fused.subtract_max)
+        return self.fused is not None and (number > 0 or not self.fused.subtract_running)
 
     def local(self, values: Tensor, positions: slice | Tensor) -> Tensor:
         """Rows of the weight, or entries of the bias, by position among the local classes."""

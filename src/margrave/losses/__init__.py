@@ -7,11 +7,12 @@ import pkgutil
 from collections.abc import Mapping
 from typing import Any
 
+from margrave.losses.adacos import AdaCos
 from margrave.losses.adaface import AdaFace
 from margrave.losses.arcface import ArcFace
 from margrave.losses.combined import Combined
 from margrave.losses.compose import Composed, compose
-from margrave.losses.contract import LOSSES, Context, Loss
+from margrave.losses.contract import LOSSES, Context, Loss, SigmoidTerms
 from margrave.losses.cosface import CosFace
 from margrave.losses.curricularface import CurricularFace
 from margrave.losses.elasticface import ElasticFace
@@ -23,12 +24,15 @@ from margrave.losses.mv_softmax import MVSoftmax
 from margrave.losses.normface import NormFace
 from margrave.losses.softmax import Softmax
 from margrave.losses.sphereface import SphereFace
+from margrave.losses.sphereface2 import SphereFace2
 from margrave.losses.sphereface_r import SphereFaceR
 from margrave.losses.sv_softmax import SVSoftmax
+from margrave.losses.uniface import UniFace
 from margrave.registry import import_path, texts_in
 
 __all__ = [
     "LOSSES",
+    "AdaCos",
     "AdaFace",
     "ArcFace",
     "Combined",
@@ -45,9 +49,12 @@ __all__ = [
     "MagFace",
     "NormFace",
     "SVSoftmax",
+    "SigmoidTerms",
     "Softmax",
     "SphereFace",
+    "SphereFace2",
     "SphereFaceR",
+    "UniFace",
     "compose",
     "create",
 ]

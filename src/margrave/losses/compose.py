@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from margrave.losses.contract import LOSSES, Context, Loss
+from margrave.losses.contract import LOSSES, Context, Loss, SigmoidTerms
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 class Composed(Loss):
     """The target of one loss and the negatives of another.
 
-    `target_loss` gives T, its change of the cross entropy and the penalty; `negatives_loss` gives
-    N_j and determines hard negatives by its own margin. The default is AdaFace's target with
+    `target_loss` gives T, how targets and negatives are added up, and the penalty; `negatives_loss`
+    gives N_j and determines hard negatives by its own margin. The default is AdaFace's target with
     CurricularFace's negatives. In a recipe each is given as ``{kind: …}``.
 
     Source: Margrave; it follows from the loss contract.
@@ -43,6 +43,7 @@ class Composed(Loss):
             object.__setattr__(self, field, part)
             self.require(field, isinstance(part, Loss), "a loss or a mapping with its kind")
             self.require(field, part.normalized, "a loss of cosines, not softmax")
+            self.require(field, not part.contains_scale, "a loss without a scale in its cosines")
         if self.ignore_negatives_above is None:
             limit = self.negatives_loss.ignore_negatives_above
             object.__setattr__(self, "ignore_negatives_above", limit)
@@ -74,6 +75,9 @@ class Composed(Loss):
 
     def hard_negatives(self, cosines: Tensor, target_cosine: Tensor, context: Context) -> Tensor:
         return self.negatives_loss.hard_negatives(cosines, target_cosine, context)
+
+    def sigmoid_terms(self, num_classes: int) -> SigmoidTerms | None:
+        return self.target_loss.sigmoid_terms(num_classes)
 
     def modify_cross_entropy(self, cross_entropy: Tensor, of_batch: Callable[[], Tensor]) -> Tensor:
         return self.target_loss.modify_cross_entropy(cross_entropy, of_batch)

@@ -101,6 +101,24 @@ add its statistic to the loss's needs
         return f"Context({dict(self._values)})"
 
 
+@dataclass(frozen=True, kw_only=True)
+class SigmoidTerms:
+    """What a loss that judges every class by itself adds up instead of a softmax over classes.
+
+    loss = w·log(1 + e^{−(s·T + b)}) + w′·Σ_{j≠y} log(1 + e^{s·N_j + b}); the head learns b, which
+    is the same for all classes.
+
+    Attributes:
+        target_weight: w, at least 0.
+        negatives_weight: w′, at least 0.
+        initial_bias: b before training.
+    """
+
+    target_weight: float
+    negatives_weight: float
+    initial_bias: float
+
+
 ATTRIBUTES = frozenset(name for name in Context.__annotations__ if not name.startswith("_"))
 
 
@@ -109,9 +127,10 @@ class Loss:
     """A margin loss as a pure function of cosines.
 
     loss = −log( e^{s·T} / (e^{s·T} + Σ_{j≠y} e^{s·N_j}) ) + penalty, where T is `target` and N_j is
-    `negatives`. `negatives` must be elementwise over classes, so that a head can apply it to any
-    part of the classes. A subclass overrides `target`, `negatives` or both; its fields define its
-    hyperparameters and its configuration schema.
+    `negatives`; or the sum of a sigmoid per class, if it has `sigmoid_terms`. `negatives` must be
+    elementwise over classes, so that a head can apply it to any part of the classes. A subclass
+    overrides `target`, `negatives` or both; its fields define its hyperparameters and its
+    configuration schema.
 
     Attributes:
         scale: s, the inverse temperature.
@@ -124,6 +143,9 @@ class Loss:
 
     normalized: ClassVar[bool] = True
     """Whether the head passes cosines (True) or inner products W_jᵀx + b_j (False)."""
+
+    contains_scale: ClassVar[bool] = False
+    """Whether T and N_j contain a scale of their own, so that no other loss's go with them."""
 
     scale: float = 64.0
     straight_through: bool = False
@@ -183,6 +205,11 @@ class Loss:
 
         del target_cosine, context
         return torch.zeros_like(cosines, dtype=torch.bool)
+
+    def sigmoid_terms(self, num_classes: int) -> SigmoidTerms | None:
+        """The weights of a sigmoid per class; None, the default, for a softmax over classes."""
+        del num_classes
+        return None
 
     def modify_cross_entropy(self, cross_entropy: Tensor, of_batch: Callable[[], Tensor]) -> Tensor:
         """(B,) the samples' losses from their cross entropies (B,); by default unchanged.

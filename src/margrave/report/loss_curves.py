@@ -114,8 +114,9 @@ def boundary_degrees(loss: Loss, values: Mapping[str, Any]) -> np.ndarray:
 
 
 def gradient_scales(loss: Loss, values: Mapping[str, Any]) -> np.ndarray:
-    """|∂L/∂cosθ_y| / s at each of the gradient's angles."""
+    """|∂L/∂cosθ_y| / s at each of the gradient's angles; a learned bias has its initial value."""
     import torch
+    from torch.nn.functional import logsigmoid
 
     target = torch.cos(torch.deg2rad(torch.tensor(GRADIENT_DEGREES, dtype=torch.float64)))
     target.requires_grad_()
@@ -125,8 +126,12 @@ def gradient_scales(loss: Loss, values: Mapping[str, Any]) -> np.ndarray:
     negatives = loss.modify_negatives(cosines, target.detach(), context)
     others = torch.tensor([0.0, math.log(NUM_CLASSES - 2)], dtype=torch.float64)
     own = loss.scale * loss.modify_target(target, context)
-    logits = torch.cat([own[:, None], loss.scale * negatives + others], dim=1)
-    cross_entropy = torch.logsumexp(logits, dim=1) - own
+    terms = loss.sigmoid_terms(NUM_CLASSES)
+    if terms is None:
+        logits = torch.cat([own[:, None], loss.scale * negatives + others], dim=1)
+        cross_entropy = torch.logsumexp(logits, dim=1) - own
+    else:  # Its negatives do not depend on the target.
+        cross_entropy = -terms.target_weight * logsigmoid(own + terms.initial_bias)
     asked: list[bool] = []
 
     def of_batch() -> torch.Tensor:

@@ -3,6 +3,7 @@
 import importlib
 import pkgutil
 
+from margrave.statistics.adaptive_scale import AdaptiveScale
 from margrave.statistics.class_concentration import ClassConcentration
 from margrave.statistics.contract import (
     STATISTICS,
@@ -18,6 +19,7 @@ from margrave.statistics.target_cosine import TargetCosine
 
 __all__ = [
     "STATISTICS",
+    "AdaptiveScale",
     "ClassConcentration",
     "FeatureNorm",
     "Iteration",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,6 +10,10 @@ from torch import Tensor, nn
 
 from margrave.distributed import World, owned_classes
 from margrave.registry import Registry
+
+
+def _no_negatives(scale: Tensor) -> Tensor:
+    raise ValueError(f"this observation has no class centers for a scale of {float(scale)}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +29,9 @@ class Observation:
         labels: (B,) class indices.
         sample_indices: (B,) indices of the images in the training set, or None.
         momentum_embeddings: (B, D) the momentum encoder's embeddings, or None.
+        log_sum_exp_of_negatives: given a scale s (), computes (B,) log Σ_{j≠y} e^{s·cosθ_j} over
+            the classes of all ranks, by one more product of embeddings and class centers. Every
+            rank that shares the classes must call it.
     """
 
     unit_embeddings: Tensor
@@ -33,6 +40,7 @@ class Observation:
     labels: Tensor
     sample_indices: Tensor | None = None
     momentum_embeddings: Tensor | None = None
+    log_sum_exp_of_negatives: Callable[[Tensor], Tensor] = _no_negatives
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -82,7 +82,7 @@ def adaptation_record(
         head: the head, after `Head.end_epoch`.
         class_sizes: (C,) number of training images of each class.
     """
-    values = {name: tensor.double().cpu().numpy() for name, tensor in measured.items()}
+    values = {name: tensor.cpu().double().numpy() for name, tensor in measured.items()}
     record: dict[str, Any] = {"quantiles": QUANTILES}
     # A loss of inner products has neither cosines nor a margin on them.
     names = ("feature_norm", "target_cosine", "margin")[: 3 if head.loss.normalized else 1]
@@ -101,7 +101,7 @@ def adaptation_record(
         record["classes"] = {
             "class": numbers.tolist(),
             "images": class_sizes[numbers].tolist(),
-            **{name: _short(v.double().cpu().numpy()[rows]) for name, v in classes.items()},
+            **{name: _short(v.cpu().double().numpy()[rows]) for name, v in classes.items()},
         }
     return record
 

@@ -30,6 +30,7 @@ def clip_gradients(
     parameters: Iterable[nn.Parameter],
     limit: float | None,
     *,
+    copied: Iterable[nn.Parameter] = (),
     sharded: Iterable[nn.Parameter] = (),
     world: World | None = None,
     scale: float = 1.0,
@@ -41,6 +42,7 @@ def clip_gradients(
     Args:
         parameters: parameters with the same gradient on every rank, or sharded by FSDP.
         limit: the maximum norm; None only measures it.
+        copied: parameters with the same gradient on every rank, never sharded by FSDP.
         sharded: parameters of which each rank holds different rows.
         world: the ranks.
         scale: the factor by which the loss was multiplied; gradients and norm are divided by it.
@@ -51,7 +53,10 @@ def clip_gradients(
     (tensor(5.), tensor([0.6000, 0.8000]))
     """
     replicated, shards = _gradients(parameters), _gradients(sharded)
+    copies = _gradients(copied)
     total = full_tensor(nn.utils.get_total_norm(replicated)) / scale
+    if copies:
+        total = torch.hypot(total, nn.utils.get_total_norm(copies) / scale)
     if shards or (world is not None and world.size > 1):
         shard_norm = nn.utils.get_total_norm(shards) / scale if shards else torch.zeros_like(total)
         shard_norm = all_reduce_sum(shard_norm.square(), world or World()).sqrt()
@@ -61,8 +66,8 @@ def clip_gradients(
     factor = torch.full_like(total, 1 / scale)
     if limit is not None:
         factor = factor * (limit / (total + 1e-6)).clamp(max=1.0)
-    # Two calls, because FSDP's gradients are DTensors, which cannot be mixed with tensors.
-    for values in filter(None, (replicated, shards)):
+    # Separate calls, because FSDP's gradients are DTensors, which cannot be mixed with tensors.
+    for values in filter(None, (replicated, copies, shards)):
         torch._foreach_mul_(values, factor)
     return total
 

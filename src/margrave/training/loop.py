@@ -244,7 +244,8 @@ def _train_step(
     gradient_norm = clip_gradients(
         parameters,
         settings.clip_norm,
-        sharded=head_parameters,
+        copied=[p for p in head_parameters if p is head.sigmoid_bias],
+        sharded=[p for p in head_parameters if p is not head.sigmoid_bias],
         world=head.world,
         scale=scale,
     )

@@ -1,0 +1,57 @@
+"""AdaCos: a cosine softmax that needs no scale, because it adapts one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from margrave.losses.contract import LOSSES, Context, Loss
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@LOSSES.register("adacos")
+@dataclass(frozen=True, kw_only=True)
+class AdaCos(Loss):
+    """A scale that follows the batch's angles and similarities; there is no margin.
+
+    T = s̃·cosθ_y, N_j = s̃·cosθ_j, where s̃ starts at √2·log(C − 1) and falls as the classes are
+    learned: see `margrave.statistics.AdaptiveScale`.
+
+    Source: AdaCos, CVPR 2019, arXiv 1905.00292, dynamic version. The fixed version is `NormFace`
+    with scale √2·log(C − 1).
+
+    Attributes:
+        scale: s, a factor for s̃; the paper has none.
+
+    >>> import torch
+    >>> AdaCos().target(torch.tensor([0.5]), Context(adaptive_scale=torch.tensor(10.0)))
+    tensor([5.])
+    """
+
+    contains_scale: ClassVar[bool] = True
+
+    scale: float = 1.0
+
+    @property
+    def needs(self) -> Mapping[str, Mapping[str, Any]]:
+        return {"adaptive_scale": {}}
+
+    def target(self, cosine: Tensor, context: Context) -> Tensor:
+        return context["adaptive_scale"] * cosine
+
+    def modify_target(self, cosine: Tensor, context: Context) -> Tensor:
+        # There is no margin, so straight_through has no effect.
+        return self.target(cosine, context)
+
+    def negatives(self, cosines: Tensor, target_cosine: Tensor, context: Context) -> Tensor:
+        del target_cosine
+        return context["adaptive_scale"] * cosines
+
+    def negatives_and_slope(
+        self, cosines: Tensor, target_cosine: Tensor, context: Context
+    ) -> tuple[Tensor, Tensor]:
+        negatives = self.negatives(cosines, target_cosine, context)
+        return negatives, context["adaptive_scale"].expand_as(cosines)
