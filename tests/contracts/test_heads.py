@@ -72,6 +72,20 @@ def test_equal_to_dense(kind: str, which: str) -> None:
         head.end_epoch()
 
 
+@pytest.mark.parametrize("which", ["blocks of 7, one kept", "one block", "sampled at rate 1"])
+def test_equal_to_dense_with_three_centers_per_class(kind: str, which: str) -> None:
+    head_class, settings = HEADS[which]
+    if kind == "softmax":
+        with pytest.raises(ValueError, match="1 for a loss of inner products"):
+            build(head_class, kind, **settings, centers_per_class=3)
+        return
+    dense = build(DenseHead, kind, centers_per_class=3)
+    head = build(head_class, kind, **settings, centers_per_class=3)
+    for batch in batches():
+        expected, result = outcome(dense, *batch), outcome(head, *batch)
+        torch.testing.assert_close(result, expected, rtol=1e-10, atol=1e-12)
+
+
 def test_low_precision_within_twice_the_dense_error(kind: str) -> None:
     truth = build(DenseHead, kind)
     low = {

@@ -22,7 +22,9 @@ KAPPAFACE = {"kind": "kappaface"}
 LOSS_SPECS: dict[str, dict[str, Any]] = {kind: {"kind": kind} for kind in LOSSES} | {
     "kappaface, momentum encoder": {**KAPPAFACE, "estimator": "momentum_encoder"},
     "kappaface, memory buffer": {**KAPPAFACE, "estimator": "memory_buffer"},
+    "curricularface, three centers": {"kind": "curricularface"},
 }
+HEAD_SETTINGS = {"curricularface, three centers": {"centers_per_class": 3}}
 
 
 def batches() -> list[dict[str, Tensor]]:
@@ -70,7 +72,8 @@ def train_rank(rank: int, samples: tuple[int, ...], settings: dict) -> dict[str,
     result = {}
     for name, spec in LOSS_SPECS.items():
         torch.manual_seed(0)
-        head = ShardedHead(spec, CLASSES, FEATURES, num_samples=IMAGES, **settings).double()
+        own = settings | HEAD_SETTINGS.get(name, {})
+        head = ShardedHead(spec, CLASSES, FEATURES, num_samples=IMAGES, **own).double()
         result[name] = train(head, part)
         batch = {name: value[part] for name, value in batches()[0].items()}
         result[name]["mean"] = head.eval()(**batch).detach()[None] / head.world.size
@@ -96,7 +99,8 @@ def test_equal_to_one_dense_head(from_ranks: list, subtests: pytest.Subtests) ->
 
 def check_loss(name: str, from_ranks: list[dict[str, dict[str, Tensor]]]) -> None:
     torch.manual_seed(0)
-    dense = DenseHead(LOSS_SPECS[name], CLASSES, FEATURES, num_samples=IMAGES).double()
+    own = HEAD_SETTINGS.get(name, {})
+    dense = DenseHead(LOSS_SPECS[name], CLASSES, FEATURES, num_samples=IMAGES, **own).double()
     expected = train(dense, slice(None))
     expected["mean"] = dense.eval()(**batches()[0]).detach()[None]
     by_owner = ("loss", "embeddings", "weight", "bias", "statistics.class_concentration.")

@@ -170,10 +170,16 @@ CASES: dict[str, dict[str, Any]] = {name: {"loss": spec} for name, spec in LOSS_
         "loss": {"kind": "curricularface"},
         "head": {"kind": "chunked", "sample_rate": 1.0},
     },
+    "three centers": {
+        "loss": {"kind": "uniface"},
+        "head": {"kind": "chunked", "block_size": 2, "centers_per_class": 3},
+        "clip_norm": 1.0,
+    },
 }
 
 
-RESUMED = ("arcface", "kappaface, memory buffer", "adamw", "centres in backward", "sampled")
+RESUMED = ("arcface", "kappaface, memory buffer", "adamw", "centres in backward", "sampled",
+           "three centers")  # fmt: skip
 
 
 def go_on(rank: int, folder: str) -> dict[str, Any]:
@@ -232,6 +238,7 @@ def test_one_rank_needs_no_process_group(tmp_path: Path) -> None:
 
 FSDP: dict[str, dict[str, Any]] = {
     "sgd": {"loss": {"kind": "adaface"}, "strategy": "fsdp"},
+    "a bias": {"loss": {"kind": "uniface"}, "strategy": "fsdp", "clip_norm": 1.0},
     "adamw": {
         "loss": {"kind": "kappaface", "estimator": "momentum_encoder"},
         "strategy": "fsdp",

@@ -52,10 +52,14 @@ def test_a_loss_without_slopes_is_left_to_autograd(budget: float) -> None:
         torch.testing.assert_close(second, first, rtol=1e-10, atol=1e-12)
 
 
-@pytest.mark.parametrize("loss", ["curricularface", "adaface", "sphereface2"])
-def test_the_compiled_block_is_the_same(loss: str) -> None:
-    expected = steps(built(DenseHead, loss))
-    result = steps(built(ChunkedHead, loss, block_size=4, compiled=True))
+@pytest.mark.parametrize(
+    ("loss", "centers"),
+    [("curricularface", 1), ("curricularface", 3), ("adaface", 1), ("sphereface2", 2)],
+)
+def test_the_compiled_block_is_the_same(loss: str, centers: int) -> None:
+    expected = steps(built(DenseHead, loss, centers_per_class=centers))
+    settings = {"centers_per_class": centers, "block_size": 4, "compiled": True}
+    result = steps(built(ChunkedHead, loss, **settings))
     for first, second in zip(expected, result, strict=True):
         torch.testing.assert_close(second, first, rtol=1e-10, atol=1e-12)
 

@@ -226,3 +226,23 @@ def test_composed_losses_are_added_up_as_their_target() -> None:
     head = DenseHead(composed, 7, 4).double()
     head(torch.randn(3, 4, dtype=torch.float64), torch.arange(3)).backward()
     assert head.sigmoid_bias.grad.item() != 0
+
+
+def test_several_centers_give_the_nearest_ones_cosine() -> None:
+    torch.manual_seed(0)
+    head = DenseHead({"kind": "arcface", "margin": 0.3}, 7, 5, centers_per_class=3).double()
+    embeddings = torch.randn(4, 5, dtype=torch.float64)
+    labels = torch.tensor([0, 6, 6, 2])
+    units = torch.nn.functional.normalize(head.weight.detach(), dim=2)
+    cosines = torch.einsum("bd,ckd->bck", torch.nn.functional.normalize(embeddings), units)
+    nearest = cosines.amax(dim=2)
+    angles = nearest.gather(1, labels[:, None]).arccos() + 0.3
+    logits = 64 * nearest.scatter(1, labels[:, None], angles.cos())
+    expected = torch.nn.functional.cross_entropy(logits, labels)
+    torch.testing.assert_close(head(embeddings, labels), expected)
+    head(embeddings, labels).backward()
+    # The other centers of a class get nothing from a sample.
+    chosen = torch.zeros(7, 3).index_put(
+        (torch.arange(7).expand(4, -1), cosines.argmax(2)), torch.tensor(1.0)
+    )
+    assert torch.equal(head.weight.grad.abs().amax(dim=2) > 0, chosen > 0)

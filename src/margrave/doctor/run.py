@@ -15,6 +15,7 @@ from margrave.doctor.data import examine_images, sample_identities
 from margrave.doctor.embedding_checks import check_collapse, check_quality
 from margrave.doctor.findings import Finding, ranked
 from margrave.doctor.image_checks import MAX_EXAMPLES, MIN_SIDE, near_duplicates
+from margrave.doctor.label_noise import check_label_noise
 from margrave.doctor.measurements import Measurements, measure_images
 from margrave.faces import Detector
 from margrave.inference import load_embedder
@@ -76,6 +77,8 @@ def examine_run(
         loss_reads_norm = config.loss["kind"] == "magface"
         loss_reads_norm |= "feature_norm" in create_loss(config.loss).needs
         findings += check_quality(embedder, images, loss_reads_norm)
+        if run.checkpoint is not None:
+            findings += check_label_noise(run.checkpoint, embedder, images, max_images)
     return ranked(findings)
 
 

@@ -18,7 +18,9 @@ from margrave.heads.products import Products, choose_products, product_dtype
 from margrave.heads.rowwise_sgd import require_rowwise_optimizer, sgd_
 from margrave.heads.sampling import sample_classes
 from margrave.heads.step import Step
+from margrave.heads.subcenters import center_rows, nearest_centers
 from margrave.losses import Loss
+from margrave.statistics import Observation
 
 MEGABYTE = 2**20
 BLOCK_VALUES = {"cpu": 2**19, "cuda": 2**25}
@@ -53,6 +55,7 @@ class ChunkedHead(Head):
         num_classes: C, the number of classes.
         embedding_size: D, the number of features.
         num_samples: number of training images.
+        centers_per_class: number of centers of each class, as in `Head`.
         memory_budget: megabytes of cosines to cache for the backward pass, which recomputes the
             others by a fourth matrix product. Caching all takes B · C · 4 bytes (half with bfloat16
             products). The head keeps the buffer between steps.
@@ -90,6 +93,7 @@ class ChunkedHead(Head):
         embedding_size: int = 512,
         *,
         num_samples: int | None = None,
+        centers_per_class: int = 1,
         memory_budget: float = 256.0,
         block_size: int | None = None,
         compiled: bool | None = None,
@@ -97,7 +101,13 @@ class ChunkedHead(Head):
         sample_rate: float | None = None,
         sample_seed: int = 0,
     ) -> None:
-        super().__init__(loss, num_classes, embedding_size, num_samples=num_samples)
+        super().__init__(
+            loss,
+            num_classes,
+            embedding_size,
+            num_samples=num_samples,
+            centers_per_class=centers_per_class,
+        )
         if memory_budget < 0:
             raise ValueError(f"memory_budget = {memory_budget} (megabytes) must be at least 0")
         if block_size is not None and block_size < 1:
@@ -157,9 +167,10 @@ class ChunkedHead(Head):
         self._update_settings = {"momentum": momentum, "weight_decay": weight_decay}
 
     def _update_centers(self, block: slice, gradient: Tensor) -> None:
-        buffers = [] if self.weight_momentum is None else [self.weight_momentum[block]]
+        momentum = self.weight_momentum
+        buffers = [] if momentum is None else [momentum.flatten(0, -2)[block]]
         sgd_(
-            [self.weight.detach()[block]],
+            [self.centers.detach()[block]],
             [gradient],
             buffers,
             lr=self.learning_rate,
@@ -170,7 +181,7 @@ class ChunkedHead(Head):
         if self._is_small(batch):
             return dense_cross_entropy(self, batch)
         gathered = batch.gathered
-        sampled_rows, positions = self.local_classes(gathered.labels)
+        sampled_classes, positions = self.local_classes(gathered.labels)
         features, own_features = gathered.unit_embeddings, batch.unit
         if self.bias is not None:
             features = gathered.feature_norm[:, None] * features
@@ -179,8 +190,9 @@ class ChunkedHead(Head):
         if target_cosine.dtype.itemsize < 4:
             target_cosine = target_cosine.float()
         fused = self._fused_for(batch)
+        count = self.centers_per_class
         block_size = self.block_size or block_size_for(
-            len(target_cosine), target_cosine.device.type, fused is not None
+            len(target_cosine) * count, target_cosine.device.type, fused is not None
         )
         reducer = self.reducer()
         step = Step(
@@ -192,7 +204,9 @@ class ChunkedHead(Head):
             context=batch.gathered_context,
             own=batch.own,
             sizes=batch.sizes,
-            sampled_rows=sampled_rows,
+            centers_per_class=count,
+            target_centers=self._target_centers(gathered, positions),
+            sampled_rows=None if sampled_classes is None else center_rows(sampled_classes, count),
             block_size=block_size,
             cosine_cache=self.cosine_cache,
             world=self.world,
@@ -210,22 +224,35 @@ class ChunkedHead(Head):
         target = self.loss.modify_target(cosine, batch.context)
         return reducer.sample_losses(reduced, target, sigmoid_bias)
 
+    def _target_centers(self, gathered: Observation, positions: Tensor) -> Tensor:
+        """(A,) see `Step`; `positions` (A,) are the targets' among the step's classes."""
+        positions = positions.clamp_min(0)
+        if self.centers_per_class == 1 or not self.classes:
+            return positions
+        with torch.no_grad():
+            position, _ = self.local_positions(gathered.labels)
+            cosines = self.cosines_of_target(gathered.unit_embeddings, position)
+            _, nearest = nearest_centers(cosines, self.centers_per_class)
+        assert nearest is not None
+        return positions * self.centers_per_class + nearest[:, 0]
+
     def products_for(self, samples: int) -> Products:
         return choose_products(self.products, self.weight, samples * self.num_classes)
 
     def cost(self, workload: Workload) -> HeadCost:
-        samples, (classes, features) = workload.samples, self.weight.shape
+        samples, (centers, features) = workload.samples, self.centers.shape
         sampled, value_bytes = self.sample_rate is not None, self.weight.itemsize
-        local = min(max(round((self.sample_rate or 1) * classes), samples), classes)
+        count = self.centers_per_class
+        local = min(max(round((self.sample_rate or 1) * centers), samples * count), centers)
         products = choose_products(
-            self.products, self.weight, samples * classes, workload.native_bfloat16
+            self.products, self.weight, samples * centers // count, workload.native_bfloat16
         )
         product_bytes = product_dtype(products, self.weight).itemsize
         fused = self.compiled
         if fused is None:
-            fused = worth_compiling(samples, classes, workload.device)
-        block = self.block_size or block_size_for(samples, workload.device, fused)
-        block_centers = value_bytes * min(block, classes) * features
+            fused = worth_compiling(samples, centers // count, workload.device)
+        block = count * (self.block_size or block_size_for(samples * count, workload.device, fused))
+        block_centers = value_bytes * min(block, centers) * features
         local_centers = value_bytes * local * features
         if workload.in_backward:
             gradient = block_centers
@@ -247,7 +274,7 @@ class ChunkedHead(Head):
             "batch": 8 * value_bytes * samples * features,
         }
         if sampled:
-            memory["sampling"] = 4 * value_bytes * classes
+            memory["sampling"] = 4 * value_bytes * centers
         return HeadCost(
             memory=memory | self.statistics_memory(),
             local_classes=local,
@@ -284,7 +311,9 @@ class ChunkedHead(Head):
         zero = batch.gathered.target_cosine.new_zeros(1)
         has_slope = self.loss.modify_negatives_and_slope(zero[:, None], zero, context) is not None
         sigmoid = self.sigmoid_bias is not None
-        fused = fused_block(self.loss, device, sigmoid) if has_slope else None
+        fused = (
+            fused_block(self.loss, device, sigmoid, self.centers_per_class) if has_slope else None
+        )
         return fused if fused is not None and fused.works else None
 
     def local_classes(self, labels: Tensor) -> tuple[Tensor | None, Tensor]:

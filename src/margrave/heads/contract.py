@@ -26,6 +26,7 @@ from margrave.heads.embeddings import check_batch, unit_and_norm
 from margrave.heads.products import Products
 from margrave.heads.recomputation import Call, CallMemory
 from margrave.heads.reducers import LogSumExp, Reducer, SigmoidSum
+from margrave.heads.subcenters import center_rows, nearest_centers
 from margrave.losses import Context, Loss
 from margrave.losses import create as create_loss
 from margrave.registry import Registry
@@ -82,9 +83,13 @@ class Head(nn.Module):
         num_classes: C, the number of classes.
         embedding_size: D, the number of features.
         num_samples: number of training images; needed only by KappaFace's memory buffer.
+        centers_per_class: K, the number of centers of each class. A sample's cosine to a class is
+            that to its nearest center, so that mislabeled images gather at a center of their own
+            (Sub-center ArcFace, which takes 3).
 
     Raises:
-        ValueError: a size is not positive, the loss is unknown, or a batch does not fit the head.
+        ValueError: a size is not positive, the loss is unknown, a loss of inner products is given
+            several centers per class, or a batch does not fit the head.
     """
 
     learning_rate: float = 0.0
@@ -95,6 +100,9 @@ class Head(nn.Module):
 
     sharded: ClassVar[bool] = False
     """Whether each rank owns a part of the classes instead of all of them."""
+
+    weight: nn.Parameter
+    """(C, D) the class centers, or (C, K, D) with several per class."""
 
     bias: Tensor | None
     """(C,) added to inner products; None for a loss of cosines."""
@@ -112,6 +120,7 @@ class Head(nn.Module):
         embedding_size: int = 512,
         *,
         num_samples: int | None = None,
+        centers_per_class: int = 1,
     ) -> None:
         super().__init__()
         if num_classes < 1 or embedding_size < 1:
@@ -121,15 +130,26 @@ class Head(nn.Module):
             )
         if not isinstance(loss, Loss):
             loss = create_loss({"kind": loss} if isinstance(loss, str) else loss)
+        if centers_per_class < 1 or (centers_per_class > 1 and not loss.normalized):
+            raise ValueError(
+                f"centers_per_class = {centers_per_class} must be at least 1, and 1 for a loss of "
+                "inner products"
+            )
         self.loss = loss
         self.num_classes = num_classes
+        self.centers_per_class = centers_per_class
         self.embedding_size = embedding_size
         self.world = current_world() if self.sharded else World()
         self.classes = owned_classes(num_classes, self.world)
         self._calls = CallMemory()
         self._call = Call()
         self.target_cosines = torch.empty(0)
-        self.weight = nn.Parameter(initial_centers(self.classes, embedding_size))
+        ends = (centers_per_class * end for end in (self.classes.start, self.classes.stop))
+        centers = initial_centers(range(*ends), embedding_size)
+        several = centers_per_class > 1
+        self.weight = nn.Parameter(
+            centers.unflatten(0, (-1, centers_per_class)) if several else centers
+        )
         self.bias = None if loss.normalized else nn.Parameter(torch.zeros(len(self.classes)))
         self.sigmoid_terms = loss.sigmoid_terms(num_classes)
         self.sigmoid_bias = None
@@ -336,7 +356,7 @@ class Head(nn.Module):
 
         The default is for a head that stores all cosines at once.
         """
-        weight, (classes, features) = self.weight.nbytes, self.weight.shape
+        weight, (classes, features) = self.weight.nbytes, self.centers.shape
         value_bytes = self.weight.itemsize
         memory: dict[str, float] = {
             "class centers": weight,
@@ -359,14 +379,21 @@ class Head(nn.Module):
         """(A,) cosθ_y, or W_yᵀx + b_y, of targets that this rank owns; 0 for the others."""
         if not self.classes:
             return torch.zeros_like(norm)
-        # Unlike indexing, `functional.embedding` sums gradients in a fixed, reproducible order.
         position, is_owned = self.local_positions(labels)
-        centers = functional.embedding(position, self.weight)
         if self.bias is None:
-            products = (unit * unit_and_norm(centers)[0]).sum(dim=1)
+            cosines = self.cosines_of_target(unit, position)
+            products = nearest_centers(cosines, self.centers_per_class)[0][:, 0]
         else:
+            centers = functional.embedding(position, self.weight)
             products = norm * (unit * centers).sum(dim=1) + self.bias[position]
         return torch.where(is_owned, products, 0)
+
+    def cosines_of_target(self, unit: Tensor, position: Tensor) -> Tensor:
+        """(A, K) the cosines to the centers of one class per sample, given its local position."""
+        # Unlike indexing, `functional.embedding` sums gradients in a fixed, reproducible order.
+        centers = functional.embedding(center_rows(position, self.centers_per_class), self.centers)
+        units = unit_and_norm(centers)[0].unflatten(0, (-1, self.centers_per_class))
+        return (unit[:, None] * units).sum(dim=2)
 
     def local_classes(self, labels: Tensor) -> tuple[Tensor | None, Tensor]:
         """(K,) the rows of the step's classes, None for all; (A,) the targets' positions in them.
@@ -379,12 +406,15 @@ class Head(nn.Module):
     def _log_sum_exp_of_negatives(self, unit: Tensor, labels: Tensor, scale: Tensor) -> Tensor:
         """See `Observation`."""
         rows, positions = self.local_classes(labels)
-        weight = self.weight.detach() if rows is None else self.weight.detach()[rows]
+        count = self.centers_per_class
+        if rows is None:
+            rows = torch.arange(len(self.classes), device=unit.device)
         state = unit.new_full((len(unit),), -torch.inf)
-        for start in range(0, len(weight), NEGATIVES_BLOCK):
-            centers, _ = unit_and_norm(weight[start : start + NEGATIVES_BLOCK])
-            logits = scale.to(state) * (unit @ centers.T)
-            columns = torch.arange(start, start + len(centers), device=logits.device)
+        for start in range(0, len(rows), NEGATIVES_BLOCK):
+            block = center_rows(rows[start : start + NEGATIVES_BLOCK], count)
+            centers, _ = unit_and_norm(self.centers.detach()[block])
+            logits = scale.to(state) * nearest_centers(unit @ centers.T, count)[0]
+            columns = torch.arange(start, start + logits.shape[1], device=logits.device)
             logits.masked_fill_(columns == positions[:, None], -torch.inf)
             state = torch.logaddexp(state, torch.logsumexp(logits, dim=1))
         return log_sum_exp_of_ranks(state, self.world)
@@ -393,6 +423,11 @@ class Head(nn.Module):
         """Each label's row in this rank's weight (0 if not owned), and whether the rank owns it."""
         is_owned = (labels >= self.classes.start) & (labels < self.classes.stop)
         return torch.where(is_owned, labels - self.classes.start, 0), is_owned
+
+    @property
+    def centers(self) -> Tensor:
+        """(C·K, D) this rank's class centers; those of a class are neighbors."""
+        return self.weight.flatten(0, -2)
 
     @property
     def reads(self) -> frozenset[str]:
@@ -436,7 +471,9 @@ class Head(nn.Module):
         return [module for module in self.statistics.values() if isinstance(module, Statistic)]
 
     def extra_repr(self) -> str:
-        return f"{self.loss}, num_classes={self.num_classes}, embedding_size={self.embedding_size}"
+        text = f"{self.loss}, num_classes={self.num_classes}, embedding_size={self.embedding_size}"
+        several = self.centers_per_class > 1
+        return f"{text}, centers_per_class={self.centers_per_class}" if several else text
 
 
 def _uncompiled() -> Any:

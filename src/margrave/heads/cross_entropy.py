@@ -16,7 +16,8 @@ The three matrix products (the cosines and the two gradients) may use lower prec
 cosine stay float32.
 
 Shapes: A samples of all ranks, B of this one, D features, K local classes (of one block, where a
-function handles a block).
+function handles a block); centers and products have several rows or columns per class if it has
+several centers, of which only the nearest gives the cosine and gets the gradient.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from margrave.heads.embeddings import inverse_length
 from margrave.heads.fused_block import compiled, project_
 from margrave.heads.products import multiply_wide, tf32
 from margrave.heads.step import Step
+from margrave.heads.subcenters import nearest_centers, spread
 
 
 class ReducedNegatives(torch.autograd.Function):
@@ -41,7 +43,7 @@ class ReducedNegatives(torch.autograd.Function):
     Args of `apply`:
         features: (B, D) x̂ of this rank, or x for a loss of inner products.
         feature_norm: (B,) ‖x‖, on which the loss's negatives may depend.
-        weight: (C, D) centers of this rank's C classes.
+        weight: (C, D) or (C, K, D) centers of this rank's C classes.
         bias: (C,) for a loss of inner products, or None.
         sigmoid_bias: (1,) for a loss with a sigmoid per class, or None.
         step: everything without a gradient, including the features and norms of all ranks.
@@ -58,6 +60,7 @@ class ReducedNegatives(torch.autograd.Function):
         step: Step,
     ) -> tuple[Tensor, Tensor]:
         del features, feature_norm, sigmoid_bias
+        ctx.weight_shape, weight = weight.shape, weight.flatten(0, -2)
         buffer = None
         if step.needs_backward and any(ctx.needs_input_grad):
             buffer = step.cosine_cache.acquire(
@@ -95,7 +98,8 @@ class ReducedNegatives(torch.autograd.Function):
         if ctx.needs_input_grad[4]:
             by_sample = gradients[0] * step.reducer.bias_slope(state)[step.own]
             grad_sigmoid_bias = by_sample.sum()[None]
-        return (*backward.gradients(), grad_sigmoid_bias, None)
+        grad_features, grad_norm, grad_weight, grad_bias = backward.gradients(ctx.weight_shape)
+        return grad_features, grad_norm, grad_weight, grad_bias, grad_sigmoid_bias, None
 
 
 def _forward_blocks(
@@ -110,7 +114,8 @@ def _forward_blocks(
     cache: dict[int, Tensor] = {}
     state, used = step.reducer.start(step.target_cosine), 0
     for number, block in step.blocks(weight):
-        centers, inverse_or_bias = step.prepare(step.local(weight, block), bias, block)
+        rows = step.local(weight, step.centers_of(block))
+        centers, inverse_or_bias = step.prepare(rows, bias, block)
         count, view = len(state) * len(centers), None
         if buffer is not None and used + count <= len(buffer):
             view = buffer[used : used + count].view(len(state), len(centers))
@@ -128,6 +133,7 @@ def _forward_blocks(
             )
         else:
             cosines = step.cosines(products, inverse_or_bias, in_place=not step.keeps_raw)
+            cosines, _ = nearest_centers(cosines, step.centers_per_class)
             negatives = step.loss.modify_negatives(cosines, step.target_cosine, step.context)
             state = step.reducer.add(state, negatives, *step.clamped_target_column(block))
     return state, cache
@@ -138,7 +144,7 @@ class _Backward:
 
     Args:
         step: the step, as in the forward pass.
-        weight: (C, D) centers of this rank's C classes.
+        weight: (C·K, D) the K centers of each of this rank's C classes.
         bias: (C,) for a loss of inner products, or None.
         state: (A, …) the reducer's, over the classes of all ranks.
         upstream: (A, 2) the loss's gradients with respect to R and to cosθ_y.
@@ -176,13 +182,12 @@ class _Backward:
         They are kept apart from the sums over blocks: `gradients` adds them at the end.
         """
         step, is_here = self.step, self.step.positions >= 0
-        self.clamped_positions = torch.where(is_here, step.positions, 0)
         gradient = torch.where(is_here, self.grad_target, 0)[:, None]
         self.grad_features_of_targets = torch.zeros_like(self.grad_features)
         if not len(self.weight):
             self.grad_centers_of_targets = torch.zeros_like(self.grad_features)
             return
-        centers = step.local(self.weight, self.clamped_positions).to(self.grad_features.dtype)
+        centers = step.local(self.weight, step.target_centers).to(self.grad_features.dtype)
         features = (step.features * self.share).to(centers.dtype)
         if self.bias is None:
             inverse = inverse_length(centers)[:, None]
@@ -196,7 +201,8 @@ class _Backward:
     def add_block(self, number: int, block: slice, cached: Tensor | None) -> None:
         """Add the gradients of one block."""
         step = self.step
-        weight = step.local(self.weight, block)
+        rows = step.centers_of(block)
+        weight = step.local(self.weight, rows)
         centers, inverse_or_bias = step.prepare(weight, self.bias, block)
         products = torch.mm(step.product_features, centers.T) if cached is None else cached
         gradient = self._grad_products(
@@ -212,19 +218,16 @@ class _Backward:
             self.grad_bias[bias_rows] += multiply_wide(gradient.T, sample_factor[:, None])[:, 0]
         if self.grad_weight is None and step.update is None:
             return
-        grad_rows = (
-            torch.empty_like(weight) if self.grad_weight is None else self.grad_weight[block]
-        )
+        grad_rows = torch.empty_like(weight) if self.grad_weight is None else self.grad_weight[rows]
         multiply_wide(gradient.T, self.scaled_features, out=grad_rows)
         if self.bias is None:
             project = project_ if step.fused is None else compiled(project_)
             project(grad_rows, weight, inverse_or_bias)
         if step.update is not None:
-            column, is_here = step.clamped_target_column(block)
-            _add_rows(
-                grad_rows, column[:, 0], torch.where(is_here, self.grad_centers_of_targets, 0)
-            )
-            step.update(block, grad_rows)
+            _, is_here = step.clamped_target_column(block)
+            column = torch.where(is_here[:, 0], step.target_centers - rows.start, 0)
+            _add_rows(grad_rows, column, torch.where(is_here, self.grad_centers_of_targets, 0))
+            step.update(rows, grad_rows)
 
     def _grad_products(
         self, products: Tensor, inverse_or_bias: Tensor, number: int, block: slice, is_fresh: bool
@@ -251,7 +254,8 @@ class _Backward:
             return products
         is_raw = is_fresh or step.keeps_raw
         cosines = step.cosines(products, inverse_or_bias) if is_raw else products
-        gradient = self._grad_cosines(cosines, block)
+        cosines, nearest = nearest_centers(cosines, step.centers_per_class)
+        gradient = spread(self._grad_cosines(cosines, block), nearest, step.centers_per_class)
         if self.bias is None:
             gradient = gradient.mul_(inverse_or_bias)
         return gradient.to(step.product_features.dtype)
@@ -283,7 +287,7 @@ class _Backward:
         column, is_here = self.step.clamped_target_column(block)
         return values.scatter_(1, column, torch.where(is_here, 0, values.gather(1, column)))
 
-    def gradients(self) -> tuple[Tensor | None, ...]:
+    def gradients(self, weight_shape: torch.Size) -> tuple[Tensor | None, ...]:
         """The gradients of the features, the feature norms, the weight and the bias."""
         step = self.step
         grad_features = (
@@ -296,20 +300,22 @@ class _Backward:
         if self.grad_bias is not None and len(self.grad_bias):
             grad_target = torch.where(step.positions >= 0, self.grad_target * self.share, 0)
             bias_rows = (
-                self.clamped_positions
+                step.target_centers
                 if step.sampled_rows is None
-                else step.sampled_rows[self.clamped_positions]
+                else step.sampled_rows[step.target_centers]
             )
             _add_rows(self.grad_bias, bias_rows, grad_target)
         grad_weight = self.grad_weight
         if grad_weight is not None:
             if len(grad_weight):
-                _add_rows(grad_weight, self.clamped_positions, self.grad_centers_of_targets)
+                _add_rows(grad_weight, step.target_centers, self.grad_centers_of_targets)
+            grad_weight = grad_weight.view(-1, *weight_shape[1:])
             if step.sampled_rows is not None:
+                count = step.centers_per_class
                 grad_weight = torch.sparse_coo_tensor(
-                    step.sampled_rows[None],
+                    step.sampled_rows[None, ::count] // count,
                     grad_weight,
-                    self.weight.shape,
+                    weight_shape,
                     is_coalesced=True,
                     check_invariants=False,
                 )

@@ -10,6 +10,7 @@ from torch.nn import functional
 
 from margrave.heads.contract import HEADS, Batch, Head
 from margrave.heads.embeddings import unit_and_norm
+from margrave.heads.subcenters import nearest_centers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +54,8 @@ def dense_cross_entropy(head: Head, batch: Batch) -> Tensor:
 def _products(head: Head, batch: Batch) -> Tensor:
     """(B, C) cosines, or inner products plus bias."""
     if head.bias is None:
-        return batch.unit @ unit_and_norm(head.weight)[0].T
+        cosines = batch.unit @ unit_and_norm(head.centers)[0].T
+        return nearest_centers(cosines, head.centers_per_class)[0]
     return batch.norm[:, None] * (batch.unit @ head.weight.T) + head.bias
 
 

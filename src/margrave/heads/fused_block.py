@@ -18,6 +18,7 @@ from torch import Tensor
 
 from margrave.heads.embeddings import overflow_safe_inverse_length
 from margrave.heads.reducers import MAX_FUSED_SCALE, sigmoid_sums
+from margrave.heads.subcenters import nearest_centers, spread
 from margrave.losses import Context, Loss
 
 REDUCTION_COLUMNS = 1024
@@ -38,12 +39,15 @@ class FusedBlock:
             and is free on a GPU. On a CPU it is faster to subtract the running log-sum-exp; the
             caller then checks for overflow.
 
+        centers_per_class: number of products per class; the largest cosine is the class's.
+
     Attributes:
         subtract_running: subtract the log-sum-exp of the blocks before.
     """
 
-    def __init__(self, loss: Loss, subtract_max: bool) -> None:
+    def __init__(self, loss: Loss, subtract_max: bool, centers_per_class: int = 1) -> None:
         self.loss, self.subtract_max = loss, subtract_max
+        self.centers_per_class = centers_per_class
         self.subtract_running = not subtract_max
         self._forward_compiled = Compiled(self._forward, str(loss))
         self._backward_compiled = Compiled(self._backward, str(loss))
@@ -78,9 +82,9 @@ class FusedBlock:
         Returns:
             (A,) log-sum-exp including this block.
         """
-        cosines = self._cosines(products, inverse_or_bias, state.dtype)
+        cosines, _ = self._cosines(products, inverse_or_bias, state.dtype)
         negatives = self.loss.modify_negatives(cosines, target_cosine, context)
-        is_target = _columns(products) == target_column
+        is_target = _columns(cosines) == target_column
         if self.subtract_max:
             logits = torch.where(is_target, -torch.inf, self.loss.scale * negatives)
             return torch.logaddexp(state, _log_sum_exp(logits))
@@ -97,7 +101,7 @@ class FusedBlock:
             state: (A,) log-sum-exp of all classes but the target.
             *: see `_forward`.
         """
-        cosines = self._cosines(products, inverse_or_bias, state.dtype)
+        cosines, nearest = self._cosines(products, inverse_or_bias, state.dtype)
         analytic = self.loss.modify_negatives_and_slope(cosines, target_cosine, context)
         assert analytic is not None
         negatives, slope = analytic
@@ -106,22 +110,34 @@ class FusedBlock:
             # s·N can exceed its log-sum-exp only by rounding of huge products.
             shifted = shifted.clamp_max(0)
         gradient = torch.exp(shifted)
-        if self.loss.normalized:
-            gradient = gradient * inverse_or_bias
+        self._write(products, gradient, slope, nearest, inverse_or_bias, target_column)
+
+    def _cosines(
+        self, products: Tensor, inverse_or_bias: Tensor, dtype: torch.dtype
+    ) -> tuple[Tensor, Tensor | None]:
+        """(A, K) the classes' cosines; with several centers per class, also which are nearest."""
+        products = products.to(dtype)
+        if not self.loss.normalized:
+            return products + inverse_or_bias, None
+        return nearest_centers(products * inverse_or_bias, self.centers_per_class)
+
+    def _write(
+        self, products: Tensor, gradient: Tensor, slope: Tensor | None, nearest: Tensor | None,
+        inverse_or_bias: Tensor, target_column: Tensor,
+    ) -> None:  # fmt: skip
+        """Overwrite the products with their gradient, from ∂R/∂(s·N) and the slope dN/dcosθ."""
         if slope is not None:
             gradient = gradient * slope
-        products.copy_(torch.where(_columns(products) == target_column, 0, gradient))
-
-    def _cosines(self, products: Tensor, inverse_or_bias: Tensor, dtype: torch.dtype) -> Tensor:
-        products = products.to(dtype)
-        return products * inverse_or_bias if self.loss.normalized else products + inverse_or_bias
+        gradient = torch.where(_columns(gradient) == target_column, 0, gradient)
+        gradient = spread(gradient, nearest, self.centers_per_class)
+        products.copy_(gradient * inverse_or_bias if self.loss.normalized else gradient)
 
 
 class FusedSigmoidBlock(FusedBlock):
     """The operations of a loss with a sigmoid per class; nothing in them can overflow."""
 
-    def __init__(self, loss: Loss) -> None:
-        super().__init__(loss, subtract_max=False)
+    def __init__(self, loss: Loss, centers_per_class: int = 1) -> None:
+        super().__init__(loss, subtract_max=False, centers_per_class=centers_per_class)
         self.subtract_running = False
 
     def _forward(
@@ -129,10 +145,10 @@ class FusedSigmoidBlock(FusedBlock):
         target_cosine: Tensor, context: Context, state: Tensor,
     ) -> Tensor:  # fmt: skip
         """Add a block's negatives to the running sums (A, 2), see `SigmoidSum`."""
-        cosines = self._cosines(products, inverse_or_bias, state.dtype)
+        cosines, _ = self._cosines(products, inverse_or_bias, state.dtype)
         negatives = self.loss.modify_negatives(cosines, target_cosine, context)
         logits = torch.add(context["sigmoid_bias"], negatives, alpha=self.loss.scale)
-        is_target = _columns(products) == target_column
+        is_target = _columns(cosines) == target_column
         return state + sigmoid_sums(torch.where(is_target, -torch.inf, logits))
 
     def _backward(
@@ -140,17 +156,13 @@ class FusedSigmoidBlock(FusedBlock):
         target_cosine: Tensor, context: Context, state: Tensor,
     ) -> None:  # fmt: skip
         """Overwrite the products with sigmoid(s·N + b) · dN/dcosθ · dcosθ/dproduct."""
-        cosines = self._cosines(products, inverse_or_bias, state.dtype)
+        cosines, nearest = self._cosines(products, inverse_or_bias, state.dtype)
         analytic = self.loss.modify_negatives_and_slope(cosines, target_cosine, context)
         assert analytic is not None
         negatives, slope = analytic
         logits = torch.add(context["sigmoid_bias"], negatives, alpha=self.loss.scale)
         gradient = torch.sigmoid(logits)
-        if self.loss.normalized:
-            gradient = gradient * inverse_or_bias
-        if slope is not None:
-            gradient = gradient * slope
-        products.copy_(torch.where(_columns(products) == target_column, 0, gradient))
+        self._write(products, gradient, slope, nearest, inverse_or_bias, target_column)
 
 
 def _log_sum_exp(logits: Tensor) -> Tensor:
@@ -269,9 +281,11 @@ def can_compile(device: str) -> bool:
 
 
 @lru_cache(maxsize=32)
-def fused_block(loss: Loss, device: str, sigmoid: bool) -> FusedBlock:
+def fused_block(loss: Loss, device: str, sigmoid: bool, centers_per_class: int) -> FusedBlock:
     """The compiled block operations, shared by all heads with equal losses.
 
     Only the 32 most recently used are kept; the kernels of the others are freed.
     """
-    return FusedSigmoidBlock(loss) if sigmoid else FusedBlock(loss, subtract_max=device != "cpu")
+    if sigmoid:
+        return FusedSigmoidBlock(loss, centers_per_class)
+    return FusedBlock(loss, device != "cpu", centers_per_class)

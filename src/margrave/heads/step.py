@@ -2,7 +2,7 @@
 
 Shapes: A samples of all ranks, D features, K local classes (of one block, where a method is given a
 block or its products). Local classes are those that this rank owns; with class sampling, only the
-sampled ones.
+sampled ones. With several centers per class, "centers" are K times as many.
 """
 
 from __future__ import annotations
@@ -40,7 +40,10 @@ class Step:
         context: the loss's context for the A samples.
         own: the slice of the A samples that this rank contributed.
         sizes: number of samples of each rank.
-        sampled_rows: (K,) rows of the sampled classes in the weight, ascending; the weight's
+        centers_per_class: number of rows of the weight that each class has.
+        target_centers: (A,) the row of the target's nearest center among those of the local
+            classes; of any other if the target is not local.
+        sampled_rows: rows of the sampled classes' centers in the weight, ascending; the weight's
             gradient is then sparse. None without sampling.
         block_size: number of classes per block.
         cosine_cache: the buffer for cosines that the backward pass does not recompute.
@@ -59,6 +62,8 @@ class Step:
     context: Context
     own: slice
     sizes: tuple[int, ...]
+    centers_per_class: int
+    target_centers: Tensor
     sampled_rows: Tensor | None
     block_size: int
     cosine_cache: CosineCache
@@ -79,12 +84,16 @@ class Step:
         return self.fused is not None or self.product_features.dtype != self.target_cosine.dtype
 
     def count(self, weight: Tensor) -> int:
-        """Number of classes used in the step."""
+        """Number of centers used in the step."""
         return len(weight) if self.sampled_rows is None else len(self.sampled_rows)
+
+    def centers_of(self, block: slice) -> slice:
+        """The centers of a block of classes."""
+        return slice(self.centers_per_class * block.start, self.centers_per_class * block.stop)
 
     def blocks(self, weight: Tensor) -> Iterator[tuple[int, slice]]:
         """Yield the number and the slice of each block of local classes."""
-        count = self.count(weight)
+        count = self.count(weight) // self.centers_per_class
         starts = [0, *range(self.first_block_size, count, self.block_size)]
         if self.fused is not None and self.fused.subtract_max:
             # Split the last block: first a multiple of REDUCTION_COLUMNS, then the remainder.
@@ -109,7 +118,7 @@ class Step:
         return self.fused is not None and (number > 0 or not self.fused.subtract_running)
 
     def local(self, values: Tensor, positions: slice | Tensor) -> Tensor:
-        """Rows of the weight, or entries of the bias, by position among the local classes."""
+        """Rows of the weight, or entries of the bias, by position among the local centers."""
         rows = positions if self.sampled_rows is None else self.sampled_rows[positions]
         return values[rows]
 

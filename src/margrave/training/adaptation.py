@@ -15,6 +15,7 @@ from torch import Tensor
 from margrave.data import FaceImages
 from margrave.heads import Head
 from margrave.heads.embeddings import unit_and_norm
+from margrave.heads.subcenters import nearest_centers
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 MAX_SAMPLES = 256
@@ -53,12 +54,13 @@ def measure_adaptation(head: Head, embeddings: Tensor, labels: Tensor) -> dict[s
     finally:
         head.train(training)
     loss, context = head.loss, batch.context
-    weight = head.weight[:MAX_NEGATIVES]
-    centers = unit_and_norm(weight)[0] if loss.normalized else weight
-    cosines = batch.unit @ centers.T
-    if head.bias is not None:
-        cosines = cosines * batch.norm[:, None] + head.bias[:MAX_NEGATIVES]
-    numbers = torch.arange(len(weight), device=cosines.device) + head.classes.start
+    count = head.centers_per_class
+    weight = head.centers[: MAX_NEGATIVES * count]
+    if head.bias is None:
+        cosines, _ = nearest_centers(batch.unit @ unit_and_norm(weight)[0].T, count)
+    else:
+        cosines = batch.unit @ weight.T * batch.norm[:, None] + head.bias[:MAX_NEGATIVES]
+    numbers = torch.arange(cosines.shape[1], device=cosines.device) + head.classes.start
     negative = batch.labels[:, None] != numbers
     hard = loss.hard_negatives(cosines, batch.target, context) & negative
     change = (loss.negatives(cosines, batch.target, context) - cosines) * hard

@@ -1,0 +1,108 @@
+"""Finds mislabeled training images by the centers of a head with several per class."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from margrave.data import FaceImages
+from margrave.distributed import World
+from margrave.distributed.tensor_store import load_tensors, stored_tensors
+from margrave.doctor.data import sample_identities
+from margrave.doctor.findings import Finding
+from margrave.doctor.image_checks import MAX_EXAMPLES
+from margrave.inference import Embedder
+
+MAX_ANGLE = 75
+"""Angle in degrees to the dominant center beyond which an image is another person's."""
+MAX_CENTERS = 64
+"""Number of centers per class beyond which a checkpoint is not believed."""
+CENTERS = "head.weight"
+
+
+def check_label_noise(
+    checkpoint: Path, embedder: Embedder, images: FaceImages, max_images: int
+) -> Iterator[Finding]:
+    """Name the images that a run's head gathered at other centers than their class's.
+
+    Args:
+        checkpoint: the run's latest checkpoint, with one or several centers per class. With one
+            there is nothing to find.
+        embedder: the run's model.
+        images: the run's training images.
+        max_images: maximum number of images to embed, of whole identities.
+
+    Source: Sub-center ArcFace, ECCV 2020, section 3.4, whose threshold of 75° this is.
+    """
+    shape, dtype = stored_tensors(checkpoint).get(CENTERS, (torch.Size(), torch.float32))
+    if len(shape) != 3:
+        return
+    labels = np.asarray(images.labels)
+    indices = np.array(sample_identities(labels, max_images))
+    unreadable: dict[int, str] = {}
+    embeddings, _ = embedder.embed_images(images, indices, flips=False, unreadable=unreadable)
+    read = ~np.isin(indices, list(unreadable))
+    indices, embeddings = indices[read], embeddings[read]
+    expected = len(images.class_names), embeddings.shape[1]
+    if (shape[0], shape[2]) != expected or shape[1] > MAX_CENTERS:
+        yield Finding(
+            fault="label_noise_not_checked",
+            severity="unchecked",
+            message=f"the checkpoint's class centers have the shape {tuple(shape)}; these images "
+            f"and this model need ({expected[0]}, centers per class, {expected[1]})",
+            remedy="restore the images that the run was trained on",
+            share=0.0,
+        )
+        return
+    tensors = {CENTERS: torch.empty(shape, dtype=dtype)}
+    load_tensors(checkpoint, tensors, {}, World())
+    wrong = mislabeled(embeddings, labels[indices], tensors[CENTERS].float().numpy())
+    if not wrong.any():
+        return
+    suspects = indices[wrong]
+    yield Finding(
+        fault="label_noise",
+        severity="warning",
+        message=f"{len(suspects)} of {len(indices)} training images gathered at one of their "
+        f"class's {shape[1]} centers that is not the dominant one, and lie more than {MAX_ANGLE}° "
+        "from that: probably other people",
+        remedy="look at them; train again without them, with one center per class",
+        share=len(suspects) / len(indices),
+        examples=tuple(
+            f"{images.name(int(i))} (labeled {images.class_names[int(labels[i])]})"
+            for i in suspects[:MAX_EXAMPLES]
+        ),
+        figures={"images": [images.name(int(i)) for i in suspects]},
+    )
+
+
+def mislabeled(embeddings: np.ndarray, labels: np.ndarray, centers: np.ndarray) -> np.ndarray:
+    """(N,) bool, which images are probably not of their class.
+
+    An image's center is the nearest of its class's; a class's dominant center is that of most of
+    its images. Images of another center that are more than 75° from the dominant one are named.
+
+    Args:
+        embeddings: (N, D).
+        labels: (N,) class indices.
+        centers: (C, K, D).
+
+    >>> centers = np.array([[[1.0, 0], [0, 1.0]]])
+    >>> mislabeled(np.array([[1, 0.1], [1, 0.2], [0.1, 1]]), np.array([0, 0, 0]), centers)
+    array([False, False,  True])
+    """
+    cosines = np.einsum("nd,nkd->nk", _unit(embeddings), _unit(centers)[labels])
+    nearest = cosines.argmax(axis=1)
+    counts = np.zeros(centers.shape[:2], int)
+    np.add.at(counts, (labels, nearest), 1)
+    dominant = counts.argmax(axis=1)[labels]
+    to_dominant = np.take_along_axis(cosines, dominant[:, None], axis=1)[:, 0]
+    return (nearest != dominant) & (to_dominant < math.cos(math.radians(MAX_ANGLE)))
+
+
+def _unit(rows: np.ndarray) -> np.ndarray:
+    return rows / np.linalg.norm(rows, axis=-1, keepdims=True).clip(1e-12)
