@@ -55,6 +55,12 @@ def current_config(config: Mapping[str, Any]) -> dict[str, Any]:
         settings = values.get(block)
         if isinstance(settings, Mapping) and inner in settings:
             values[block] = {**settings, inner: renamed(settings[inner], names)}
+    training = values.get("training")
+    if isinstance(training, Mapping) and isinstance(training.get("tensorboard"), bool):
+        settings = {key: value for key, value in training.items() if key != "tensorboard"}
+        if training["tensorboard"]:
+            settings["loggers"] = [*settings.get("loggers", ()), "tensorboard"]
+        values["training"] = settings
     return values
 
 

@@ -341,7 +341,7 @@ def test_a_fresh_start_forgets_the_former_run(tmp_path: Path) -> None:
 
 
 def test_tensorboard_events_are_written(tmp_path: Path) -> None:
-    fit(training(epochs=1, tensorboard=True), tmp_path)
+    fit(training(epochs=1, loggers=("tensorboard",)), tmp_path)
     assert list((tmp_path / "tensorboard").iterdir())
 
 

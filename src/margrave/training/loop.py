@@ -127,7 +127,7 @@ def _fit(
     elif first:
         remove_checkpoints(folder)
     log_folder = folder if first else None
-    log = MetricsLog(log_folder, settings.tensorboard, log_length, training.position.step)
+    log = MetricsLog(log_folder, settings.loggers, log_length, training.position.step)
     training.head.train()
     training.network.train()
     try:

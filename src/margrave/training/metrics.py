@@ -1,15 +1,17 @@
-"""Writes and reads a run's training curve: JSON lines, and optionally TensorBoard events."""
+"""Writes and reads a run's training curve: JSON lines, and what its loggers get."""
 
 from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from margrave.files import read_json
+from margrave.training.loggers import Loggers
 
 MAX_VALUE = 1e300
 """Larger numbers are no figures of a training; an integer may have thousands of digits."""
@@ -26,18 +28,18 @@ class MetricsLog:
 
     Args:
         folder: the run's folder; None writes nothing, for all ranks but the first.
-        tensorboard: write TensorBoard events too.
+        loggers: names of loggers that get every number too, see `Loggers`.
         length: file size in bytes at the checkpoint; the rest of the file is removed.
-        step: the last step at the checkpoint; TensorBoard removes later events.
+        step: the last step at the checkpoint.
 
     Raises:
-        ValueError: TensorBoard is enabled but not installed, or a kept line is damaged.
+        ValueError: a logger cannot start, or a kept line is damaged.
     """
 
     def __init__(
-        self, folder: Path | None, tensorboard: bool = False, length: int = 0, step: int = 0
+        self, folder: Path | None, loggers: Sequence[str] = (), length: int = 0, step: int = 0
     ) -> None:
-        self._file, self._events = None, None
+        self._file, self._loggers = None, None
         if folder is None:
             return
         folder.mkdir(parents=True, exist_ok=True)
@@ -47,7 +49,7 @@ class MetricsLog:
         if self._file.tell():
             # A damaged line must fail now, not when the curves are drawn after training.
             read_metrics(folder / "metrics.jsonl")
-        self._events = _event_writer(folder, step) if tensorboard else None
+        self._loggers = Loggers(loggers, folder, step)
 
     @property
     def length(self) -> int:
@@ -65,27 +67,20 @@ class MetricsLog:
             line[name] = value if finite else None
         self._file.write(json.dumps(line, allow_nan=False).encode() + b"\n")
         self._file.flush()
-        if self._events is not None:
-            for name, value in line.items():
-                if isinstance(value, int | float) and math.isfinite(value):
-                    self._events.add_scalar(f"{kind}/{name}", value, step)
+        if self._loggers is not None:
+            numbers = {
+                f"{kind}/{name}": value
+                for name, value in line.items()
+                if isinstance(value, int | float) and math.isfinite(value)
+            }
+            self._loggers.log(numbers, step)
 
     def close(self) -> None:
         """Flush and close the files."""
         if self._file is not None:
             self._file.close()
-        if self._events is not None:
-            self._events.close()
-
-
-def _event_writer(folder: Path, step: int) -> Any:
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError as error:
-        raise ValueError(
-            "training.tensorboard needs TensorBoard: install margrave[track], or set it to false"
-        ) from error
-    return SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
+        if self._loggers is not None:
+            self._loggers.close()
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from margrave.settings import Settings
+from margrave.training.loggers import LOGGERS
 
 
 class OptimizerSettings(Settings):
@@ -102,14 +103,22 @@ class TrainingSettings(Settings):
     """Steps between two lines of the metrics file."""
     checkpoint_seconds: float = Field(default=300.0, ge=0)
     """Seconds between two checkpoints; every epoch also ends with one."""
-    tensorboard: bool = False
-    """Write TensorBoard events as well as JSON lines (extra `track`)."""
+    loggers: tuple[str, ...] = ()
+    """Also log to ``tensorboard`` (extra `track`), ``wandb`` or ``mlflow`` (extras of their names),
+    or to a logger of your own, by import path."""
 
     @field_validator("threads", mode="before")
     @classmethod
     def _read_former(cls, value: Any) -> Any:
         # Margrave 0.1 wrote null for auto.
         return "auto" if value is None else value
+
+    @field_validator("loggers")
+    @classmethod
+    def _check_loggers(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        for name in names:
+            LOGGERS.get(name)
+        return names
 
     @model_validator(mode="after")
     def _check(self) -> TrainingSettings:
