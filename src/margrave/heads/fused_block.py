@@ -38,7 +38,6 @@ class FusedBlock:
         subtract_max: subtract each row's maximum before the exponential, which prevents overflow
             and is free on a GPU. On a CPU it is faster to subtract the running log-sum-exp; the
             caller then checks for overflow.
-
         centers_per_class: number of products per class; the largest cosine is the class's.
 
     Attributes:
@@ -69,7 +68,7 @@ class FusedBlock:
         self, products: Tensor, inverse_or_bias: Tensor, target_column: Tensor,
         target_cosine: Tensor, context: Context, state: Tensor,
     ) -> Tensor:  # fmt: skip
-        """Add a block's negatives to the running log-sum-exp.
+        """Add a block's negatives to the reducer's state.
 
         Args:
             products: (A, K) x̂W_cᵀ, in any precision.
@@ -77,40 +76,53 @@ class FusedBlock:
             target_column: (A, 1) the target's column in the block; any other number if not in it.
             target_cosine: (A,) cosθ_y.
             context: the loss's context for the A samples.
-            state: (A,) log-sum-exp of the previous blocks.
+            state: (A, …) of the previous blocks, see `margrave.heads.reducers`.
 
         Returns:
-            (A,) log-sum-exp including this block.
+            (A, …) the state including this block.
         """
         cosines, _ = self._cosines(products, inverse_or_bias, state.dtype)
         negatives = self.loss.modify_negatives(cosines, target_cosine, context)
-        is_target = _columns(cosines) == target_column
-        if self.subtract_max:
-            logits = torch.where(is_target, -torch.inf, self.loss.scale * negatives)
-            return torch.logaddexp(state, _log_sum_exp(logits))
-        terms = torch.exp(torch.add(-state[:, None], negatives, alpha=self.loss.scale))
-        return state + torch.where(is_target, 0, terms).sum(dim=1).log1p()
+        return self._add(state, negatives, _columns(cosines) == target_column, context)
 
     def _backward(
         self, products: Tensor, inverse_or_bias: Tensor, target_column: Tensor,
         target_cosine: Tensor, context: Context, state: Tensor,
     ) -> None:  # fmt: skip
-        """Overwrite the products with e^{s·N − lse} · dN/dcosθ · dcosθ/dproduct; 0 for the target.
+        """Overwrite the products with ∂R/∂(s·N) · dN/dcosθ · dcosθ/dproduct; 0 for the target.
 
         Args:
-            state: (A,) log-sum-exp of all classes but the target.
+            state: (A, …) of all classes but the target.
             *: see `_forward`.
         """
         cosines, nearest = self._cosines(products, inverse_or_bias, state.dtype)
         analytic = self.loss.modify_negatives_and_slope(cosines, target_cosine, context)
         assert analytic is not None
         negatives, slope = analytic
+        gradient = self._slope(state, negatives, context)
+        if slope is not None:
+            gradient = gradient * slope
+        gradient = torch.where(_columns(gradient) == target_column, 0, gradient)
+        gradient = spread(gradient, nearest, self.centers_per_class)
+        products.copy_(gradient * inverse_or_bias if self.loss.normalized else gradient)
+
+    def _add(self, state: Tensor, negatives: Tensor, is_target: Tensor, context: Context) -> Tensor:
+        """The log-sum-exp of the previous blocks and this one."""
+        del context
+        if self.subtract_max:
+            logits = torch.where(is_target, -torch.inf, self.loss.scale * negatives)
+            return torch.logaddexp(state, _log_sum_exp(logits))
+        terms = torch.exp(torch.add(-state[:, None], negatives, alpha=self.loss.scale))
+        return state + torch.where(is_target, 0, terms).sum(dim=1).log1p()
+
+    def _slope(self, state: Tensor, negatives: Tensor, context: Context) -> Tensor:
+        """(A, K) ∂R/∂(s·N) = e^{s·N − R}."""
+        del context
         shifted = torch.add(-state[:, None], negatives, alpha=self.loss.scale)
         if not self.loss.normalized or self.loss.scale > MAX_FUSED_SCALE:
             # s·N can exceed its log-sum-exp only by rounding of huge products.
             shifted = shifted.clamp_max(0)
-        gradient = torch.exp(shifted)
-        self._write(products, gradient, slope, nearest, inverse_or_bias, target_column)
+        return torch.exp(shifted)
 
     def _cosines(
         self, products: Tensor, inverse_or_bias: Tensor, dtype: torch.dtype
@@ -121,17 +133,6 @@ class FusedBlock:
             return products + inverse_or_bias, None
         return nearest_centers(products * inverse_or_bias, self.centers_per_class)
 
-    def _write(
-        self, products: Tensor, gradient: Tensor, slope: Tensor | None, nearest: Tensor | None,
-        inverse_or_bias: Tensor, target_column: Tensor,
-    ) -> None:  # fmt: skip
-        """Overwrite the products with their gradient, from ∂R/∂(s·N) and the slope dN/dcosθ."""
-        if slope is not None:
-            gradient = gradient * slope
-        gradient = torch.where(_columns(gradient) == target_column, 0, gradient)
-        gradient = spread(gradient, nearest, self.centers_per_class)
-        products.copy_(gradient * inverse_or_bias if self.loss.normalized else gradient)
-
 
 class FusedSigmoidBlock(FusedBlock):
     """The operations of a loss with a sigmoid per class; nothing in them can overflow."""
@@ -140,29 +141,16 @@ class FusedSigmoidBlock(FusedBlock):
         super().__init__(loss, subtract_max=False, centers_per_class=centers_per_class)
         self.subtract_running = False
 
-    def _forward(
-        self, products: Tensor, inverse_or_bias: Tensor, target_column: Tensor,
-        target_cosine: Tensor, context: Context, state: Tensor,
-    ) -> Tensor:  # fmt: skip
-        """Add a block's negatives to the running sums (A, 2), see `SigmoidSum`."""
-        cosines, _ = self._cosines(products, inverse_or_bias, state.dtype)
-        negatives = self.loss.modify_negatives(cosines, target_cosine, context)
-        logits = torch.add(context["sigmoid_bias"], negatives, alpha=self.loss.scale)
-        is_target = _columns(cosines) == target_column
+    def _add(self, state: Tensor, negatives: Tensor, is_target: Tensor, context: Context) -> Tensor:
+        logits = self._logits(negatives, context)
         return state + sigmoid_sums(torch.where(is_target, -torch.inf, logits))
 
-    def _backward(
-        self, products: Tensor, inverse_or_bias: Tensor, target_column: Tensor,
-        target_cosine: Tensor, context: Context, state: Tensor,
-    ) -> None:  # fmt: skip
-        """Overwrite the products with sigmoid(s·N + b) · dN/dcosθ · dcosθ/dproduct."""
-        cosines, nearest = self._cosines(products, inverse_or_bias, state.dtype)
-        analytic = self.loss.modify_negatives_and_slope(cosines, target_cosine, context)
-        assert analytic is not None
-        negatives, slope = analytic
-        logits = torch.add(context["sigmoid_bias"], negatives, alpha=self.loss.scale)
-        gradient = torch.sigmoid(logits)
-        self._write(products, gradient, slope, nearest, inverse_or_bias, target_column)
+    def _slope(self, state: Tensor, negatives: Tensor, context: Context) -> Tensor:
+        del state
+        return torch.sigmoid(self._logits(negatives, context))
+
+    def _logits(self, negatives: Tensor, context: Context) -> Tensor:
+        return torch.add(context["sigmoid_bias"], negatives, alpha=self.loss.scale)
 
 
 def _log_sum_exp(logits: Tensor) -> Tensor:
