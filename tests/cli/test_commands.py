@@ -12,6 +12,7 @@ from pathlib import Path
 import onnx
 import pytest
 import torch
+import yaml
 from onnx import TensorProto, helper
 from typer.testing import CliRunner
 
@@ -79,6 +80,7 @@ def run(faces: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         cwd=folder,
     )  # fmt: skip
     assert "training on 72 images of 12 identities" in output
+    assert "loss curricularface with the recipe's scale 24" in output
     assert "epoch 1/1: loss" in output
     return folder / "mine"
 
@@ -89,7 +91,10 @@ def test_a_run_leaves_everything_behind(run: Path) -> None:
     assert expected <= names
     state, card = load_model(run / "model.safetensors")
     backbones.create(card.backbone).load_state_dict(state)
-    assert "kind: curricularface" in (run / "config.yaml").read_text()
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    # Another loss keeps the recipe's scale, which goes with its images, and its own margin.
+    assert config["loss"]["kind"] == "curricularface"
+    assert (config["loss"]["scale"], config["loss"]["margin"]) == (24, 0.5)
 
 
 def test_evaluate_a_run(run: Path, faces: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +33,19 @@ def embedder() -> Embedder:
 @pytest.fixture(scope="module")
 def faces() -> SyntheticFaces:
     return SyntheticFaces(num_identities=20, images_per_identity=4, image_size=40)
+
+
+def test_photos_are_warned_about_and_crops_are_not(embedder: Embedder) -> None:
+    with pytest.warns(UserWarning, match="look like photos, not aligned face crops"):
+        embedder.embed([np.zeros((480, 640, 3), np.uint8), np.zeros((480, 640, 3), np.uint8)])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        embedder.embed([np.zeros((112, 112, 3), np.uint8)] * 3)
+
+
+def test_it_prints_as_one_line(embedder: Embedder) -> None:
+    assert repr(embedder).startswith("Embedder(IResNet, image_size=32, mean=0.5, std=0.5, ")
+    assert len(repr(embedder)) < 200
 
 
 def test_batches_and_flips(embedder: Embedder, faces: SyntheticFaces) -> None:

@@ -36,6 +36,12 @@ def enroll(
             help="Accept images that differ, and a face already enrolled under another name.",
         ),
     ] = False,
+    largest: Annotated[
+        bool,
+        typer.Option(
+            "--largest", help="Take each photo's largest face, even if others are similar in size."
+        ),
+    ] = False,
     keep_images: Annotated[
         bool,
         typer.Option(
@@ -67,7 +73,9 @@ def enroll(
         device=device,
         trust_code=trust_code,
     )
-    enrolled = matcher.enroll(name, images, add=add, replace=replace, allow_similar=allow_similar)
+    enrolled = matcher.enroll(
+        name, images, add=add, replace=replace, allow_similar=allow_similar, largest=largest
+    )
     for face in enrolled.faces:
         console.print(f"{face.image}: {quality_text(face)}", markup=False, soft_wrap=True)
     other = enrolled.most_alike

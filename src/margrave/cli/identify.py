@@ -1,7 +1,7 @@
 """``margrave identify``: search faces in a gallery."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -19,6 +19,9 @@ from margrave.cli.matching import (
     UncheckedOption,
 )
 from margrave.quantity import quantity
+
+if TYPE_CHECKING:
+    from margrave.faces import Detection
 
 
 def identify(
@@ -70,7 +73,7 @@ def identify(
         # Fails early if the model has no threshold.
         matcher.point()
     any_identified = False
-    table = Table("image", "face", "person", "cosine", "next")
+    table = Table("image", "face at", "person", "cosine", "next")
     for column in (0, 2, 4):
         table.columns[column].overflow = "fold"
     results = []
@@ -90,12 +93,13 @@ def identify(
                     "far": result.far,
                     "fpir": result.fpir,
                     "quality": result.face.quality,
+                    "box": _box(result.face.detection),
                 }
                 typer.echo(json.dumps(record, ensure_ascii=False))
             best = result.candidates[0] if result.candidates else None
             table.add_row(
                 Text("/".join(image.parts[-2:])),
-                str(number),
+                _place(result.face.detection) or str(number),
                 Text(result.person or "unknown"),
                 "-" if best is None else f"{best.similarity:.3f}",
                 Text(", ".join(candidates[1:] if result.person else candidates)),
@@ -111,3 +115,16 @@ def identify(
             soft_wrap=True,
         )
     raise typer.Exit(0 if any_identified else 3)
+
+
+def _box(detection: "Detection | None") -> list[int] | None:
+    """Left, top, right and bottom of a face in pixels; None for an aligned crop."""
+    return None if detection is None else [round(float(edge)) for edge in detection.box]
+
+
+def _place(detection: "Detection | None") -> str:
+    """Where a face is in the photo: its center, in pixels from the left and from the top."""
+    if detection is None:
+        return ""
+    left, top, right, bottom = detection.box
+    return f"{(left + right) / 2:.0f}, {(top + bottom) / 2:.0f}"

@@ -42,30 +42,14 @@ def warn_about_photos(
     console: Console, images: ReadableImages, size: int, remedy: str = "margrave align"
 ) -> None:
     """Warn if a model that needs aligned crops is given whole photos."""
-    if _look_like_photos(images, size):
+    from margrave.inference import look_like_photos
+
+    if look_like_photos(images, size):
         console.print(
             f"warning: these look like photos, not aligned face crops; align them with {remedy}",
             style="yellow",
             soft_wrap=True,
         )
-
-
-def _look_like_photos(images: ReadableImages, size: int) -> bool:
-    """Whether a sample of the images has different sizes, mostly far above the model's.
-
-    Aligned crops all have the same size.
-    """
-    # Images fetched in pieces, such as remote shards, are read from the first piece only.
-    step = max(1, len(images) // 8) if images.pieces is None else 1
-    sample = range(0, len(images), step)[:8]
-    shapes = []
-    for index in sample:
-        try:
-            shapes.append(images.read(index).shape[:2])
-        except ValueError:
-            continue
-    large = sum(max(shape) > 1.5 * size for shape in shapes)
-    return len(set(shapes)) > 1 and large > len(shapes) / 2
 
 
 def open_features(console: Console, features: Path, verify: bool = True) -> FeatureStore:

@@ -33,6 +33,7 @@ def report(
     """Write a report of runs, studies or results: one HTML file that asks no other machine."""
     from margrave.cli.console import Console
     from margrave.cli.options import check_page, show_page
+    from margrave.cli.progress import counted
     from margrave.report import build_report, open_input, write_page
 
     console = Console(highlight=False)
@@ -42,9 +43,15 @@ def report(
     def note(text: str) -> None:
         console.print(text, markup=False, soft_wrap=True)
 
-    with console.status("writing the report"):
+    with counted(console, "writing the report") as progress:
         page = build_report(
-            opened, title=title, faces=faces, lab=lab, trust_code=trust_code, note=note
+            opened,
+            title=title,
+            faces=faces,
+            lab=lab,
+            trust_code=trust_code,
+            note=note,
+            progress=progress,
         )
         write_page(page, output)
     show_page(console, output)

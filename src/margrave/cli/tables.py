@@ -143,7 +143,8 @@ def study_table(title: str, comparison: SeedComparison, metric: str) -> Table:
     best = next(iter(comparison.means))
     seeds = len(comparison.means[best].seeds)
     noun = "seed" if seeds == 1 else "seeds"
-    table = Table("loss", title=escape(f"{title}: {seeds} {noun}"), title_justify="left")
+    table = Table(title=escape(f"{title}: {seeds} {noun}"), title_justify="left")
+    table.add_column("loss", overflow="fold")
     unit = "" if share else " %"
     for column in (f"{metric}{unit}", "95 % interval", "std over seeds", f"less than {best}"):
         table.add_column(column, justify="right")

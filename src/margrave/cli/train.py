@@ -1,9 +1,13 @@
 """``margrave train``: train a model by a recipe on your data."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+if TYPE_CHECKING:
+    from margrave.cli.console import Console
+    from margrave.config import RunConfig
 
 
 def train(
@@ -72,6 +76,8 @@ def train(
         if loss is not None:
             overrides = merge({"loss": {"kind": loss}}, overrides)
         config = read_config(recipes or ["small"], overrides)
+        if loss is not None:
+            config = _with_scale_of_recipe(console, config, recipes or ["small"], overrides)
         folder = output or Path("runs") / Path((recipes or ["small"])[-1]).stem
         if latest_checkpoint(folder):
             raise ValueError(
@@ -112,3 +118,32 @@ def train(
             markup=False,
             soft_wrap=True,
         )
+
+
+def _with_scale_of_recipe(
+    console: "Console", config: "RunConfig", recipes: list[str], overrides: dict[str, Any]
+) -> "RunConfig":
+    """The configuration with the recipe's loss scale, unless one was given.
+
+    A scale goes with the number of classes and the length of training, so another loss's paper does
+    not know it.
+    """
+    from margrave.config import merge, read_config
+    from margrave.losses import create
+
+    recipe = read_config(recipes, {k: v for k, v in overrides.items() if k != "loss"})
+    former, loss = create(recipe.loss), create(config.loss)
+    if recipe.loss["kind"] == config.loss["kind"] or "scale" in overrides["loss"]:
+        return config
+    if any(not each.normalized or each.contains_scale for each in (former, loss)):
+        return config
+    config = read_config(recipes, merge(overrides, {"loss": {"scale": former.scale}}))
+    own = {name: value for name, value in config.loss.items() if name not in ("kind", "scale")}
+    shown = ", ".join(f"{name} {value}" for name, value in own.items() if isinstance(value, float))
+    console.print(
+        f"loss {config.loss['kind']} with the recipe's scale {former.scale:g}; its own settings "
+        f"are its paper's ({shown or 'none'}): change them by --set loss.NAME=VALUE",
+        markup=False,
+        soft_wrap=True,
+    )
+    return config

@@ -1,6 +1,6 @@
 """Inference: a model with its preprocessing, and image features in memory or in a store."""
 
-from margrave.inference.embedder import Embedder, load_embedder
+from margrave.inference.embedder import Embedder, load_embedder, look_like_photos
 from margrave.inference.feature_store import FeatureStore, embed_to_store, is_feature_store
 from margrave.inference.features import (
     ChosenRows,
@@ -21,4 +21,5 @@ __all__ = [
     "embed_to_store",
     "is_feature_store",
     "load_embedder",
+    "look_like_photos",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,7 @@ from margrave.models import ModelCard, open_model
 from margrave.progress import Progress
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Embedder:
     """A backbone and the card that describes its preprocessing.
 
@@ -36,6 +37,14 @@ class Embedder:
     fit: Fit = "crop"
     batch_size: int = 64
     precision: torch.dtype = torch.float32
+
+    def __repr__(self) -> str:
+        card, kind = self.card, type(self.backbone).__name__
+        points = ", ".join(f"{point.far:g}" for point in card.operating_points)
+        return (
+            f"Embedder({kind}, image_size={card.image_size}, mean={card.mean}, std={card.std}, "
+            f"alignment={card.alignment!r}, thresholds at FAR: {points or 'none'})"
+        )
 
     def prepare(self, image: np.ndarray, name: str = "the image") -> Tensor:
         """Fit a (height, width, 3) RGB uint8 image to (3, S, S) uint8.
@@ -55,7 +64,7 @@ class Embedder:
     def embed(
         self, images: Any, *, flips: bool = True, progress: Progress | None = None
     ) -> np.ndarray:
-        """Compute (N, D) float32 unit embeddings of aligned faces.
+        """Compute (N, D) float32 unit embeddings of aligned faces; warns about whole photos.
 
         Args:
             images: a path, an (H, W, 3) uint8 RGB array, a list of these, an (N, H, W, 3) array,
@@ -66,7 +75,14 @@ class Embedder:
         Raises:
             ValueError: an image cannot be read, or an array is not an RGB uint8 image.
         """
-        plain, flipped = self.embed_images(_as_images(images), flips=flips, progress=progress)
+        opened = _as_images(images)
+        if self.card.alignment == "arcface" and look_like_photos(opened, self.card.image_size):
+            warnings.warn(
+                "these look like photos, not aligned face crops, so their embeddings are poor; "
+                "align them (margrave align), or use margrave.Matcher, which does",
+                stacklevel=2,
+            )
+        plain, flipped = self.embed_images(opened, flips=flips, progress=progress)
         units = fuse_flips(plain, flipped) if flips else unit_rows(plain)
         return units.astype(np.float32)
 
@@ -177,6 +193,28 @@ class Embedder:
         if isinstance(images, Sequence):
             return self.prepare(images[index], f"image {index}")
         return self.prepare(images.read(index), images.name(index))
+
+
+def look_like_photos(images: ReadableImages, size: int) -> bool:
+    """Whether a sample of the images seems to be whole photos instead of aligned crops.
+
+    Aligned crops all have the same size, and are rarely much larger than the model's images.
+
+    Args:
+        images: the images.
+        size: the model's image size in pixels.
+    """
+    # Images fetched in pieces, such as remote shards, are read from the first piece only.
+    step = max(1, len(images) // 8) if getattr(images, "pieces", None) is None else 1
+    shapes = []
+    for index in range(0, len(images), step)[:8]:
+        try:
+            shapes.append(images.read(index).shape[:2])
+        except ValueError:
+            continue
+    large = sum(max(shape) > 1.5 * size for shape in shapes) > len(shapes) / 2
+    huge = sum(max(shape) > 5 * size for shape in shapes) > len(shapes) / 2
+    return huge or (large and len(set(shapes)) > 1)
 
 
 def _as_images(images: Any) -> ReadableImages:

@@ -99,7 +99,7 @@ def choose(faces: Sequence[FoundFace], which: Which, name: str) -> list[FoundFac
     if which == "auto" and len(similar) > 1:
         raise Refused(
             f"{name} shows {len(similar)} faces of similar size; crop it to the intended person, "
-            "or use --face largest or --face all (which=)",
+            "or choose the largest face (enroll: --largest; else --face largest or --face all)",
             "several_faces",
         )
     return usable[:1]

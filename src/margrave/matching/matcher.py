@@ -264,6 +264,7 @@ class Matcher:
         add: bool = False,
         replace: bool = False,
         allow_similar: bool = False,
+        largest: bool = False,
     ) -> Enrollment:
         """Enroll a person with one or more images.
 
@@ -275,12 +276,14 @@ class Matcher:
             replace: replace an enrolled person.
             allow_similar: skip the checks that all images show the same person and that the face is
                 not enrolled under another name.
+            largest: take each image's largest face, even if others are of similar size.
 
         Raises:
             Refused: an image was refused, the name is taken, the face is enrolled already, or the
                 images show several people.
         """
-        faces = [face for image in images for face in self.faces(image)]
+        which: Which = "largest" if largest else "auto"
+        faces = [face for image in images for face in self.faces(image, which=which)]
         return self.enroll_faces(name, faces, add=add, replace=replace, allow_similar=allow_similar)
 
     def enroll_faces(

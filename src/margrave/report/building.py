@@ -14,6 +14,7 @@ from margrave.evaluation import Result
 from margrave.evaluation.figure_text import figure_interval_text, value_text
 from margrave.files import read_bytes, read_yaml
 from margrave.losses import create as create_loss
+from margrave.progress import Progress
 from margrave.registry import names_from_file, texts_in
 from margrave.report.cleaning import clean_text
 from margrave.report.contents import Block, Lab, Page, Section, Text, TextBlock
@@ -53,6 +54,7 @@ def build_report(
     lab: bool = True,
     trust_code: bool = False,
     note: Note = lambda text: None,
+    progress: Progress | None = None,
 ) -> Page:
     """Build the page of one or more inputs.
 
@@ -63,6 +65,7 @@ def build_report(
         lab: add the margin lab with the losses of runs and studies.
         trust_code: import and run custom code that a run or study names.
         note: called with each message about what was left out.
+        progress: called with (losses drawn, total) while the margin lab is computed.
     """
     results = [r for each in inputs for r in each.results if r.protocol != "study"]
     sections = [_summary(inputs, results)]
@@ -76,7 +79,7 @@ def build_report(
         if each.run is not None and faces:
             sections += _face_sections(each, trust_code, note)
     if lab:
-        sections.append(_lab_section(inputs, trust_code, note))
+        sections.append(_lab_section(inputs, trust_code, note, progress))
     sections += [_settings_section(each) for each in inputs]
     names = ", ".join(each.name for each in inputs)
     title = clean_text(title or f"Report of {names}")
@@ -116,7 +119,10 @@ def _summary(inputs: Sequence[ReportInput], results: Sequence[Result]) -> Sectio
                 blocks += [] if text in blocks else [text]
             blocks += [Text(f"{result.name}: {text}", "verdict") for text in result.notes[:1]]
         if each.run is not None and not each.results:
-            text = f"{each.name} has no results yet: it is not finished, or has no evaluation sets."
+            text = (
+                f"{each.name} was not evaluated while it was trained. Give the file that margrave "
+                "evaluate writes with --output beside it."
+            )
             blocks.append(Text(text, "verdict"))
     blocks += [Text(text, "verdict") for result in results for text in _sentence(result)]
     if len(results) > 1 and len(_comparable(results)) > 1:
@@ -258,7 +264,9 @@ def _is_unsafe(source: Mapping[str, Any], note: Note) -> bool:
     return False
 
 
-def _lab_section(inputs: Sequence[ReportInput], trust_code: bool, note: Note) -> Section:
+def _lab_section(
+    inputs: Sequence[ReportInput], trust_code: bool, note: Note, progress: Progress | None
+) -> Section:
     title = "Margin lab"
     losses: dict[str, Any] = {}
     for each in inputs:
@@ -269,7 +277,7 @@ def _lab_section(inputs: Sequence[ReportInput], trust_code: bool, note: Note) ->
     if not losses:
         return Section(title)
     try:
-        tables = lab_tables(dict(list(losses.items())[:MAX_LAB_LOSSES]))
+        tables = lab_tables(dict(list(losses.items())[:MAX_LAB_LOSSES]), progress)
     except ValueError as error:
         note(f"no margin lab: {error}")
         return Section(title)

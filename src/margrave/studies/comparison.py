@@ -32,6 +32,10 @@ RULES = (
 )
 
 
+FEW_SEEDS = 4
+"""With fewer seeds, a verdict says that its smallest detectable difference is uncertain itself."""
+
+
 @dataclass(frozen=True)
 class Trained:
     """A finished cell: its condition, loss, seed, and result on one evaluation set."""
@@ -248,6 +252,8 @@ def verdict(comparison: SeedComparison, config: StudyConfig) -> str:
         f"A true difference of {_number(known[len(known) // 2], config)}{unit} would have been "
         "detected in four of five such studies."
     )
+    if seeds < FEW_SEEDS:
+        settled += f" {seeds} seeds hardly tell how much seeds differ; five tell more."
     if comparison.winner is not None:
         return f"{comparison.winner} is better than every other loss. {settled}"
     others = comparison.not_worse_than(best)

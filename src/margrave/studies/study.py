@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import Any
 
 from margrave.evaluation import Result, SeedComparison
 from margrave.hardware import usable_cores
+from margrave.quantity import quantity
 from margrave.studies.budget import prepare
 from margrave.studies.comparison import Trained, compare_cells, results_of, rows_of
 from margrave.studies.folder import StudyFolder
@@ -89,6 +90,8 @@ def run_study(
             config = study.begin(prepare(config, budget, threads, events.message))
         grid = _Grid(study, devices, events, train)
         own = list(cells_of(config))
+        if train:
+            _announce(study, config, own, events)
         grid.train(own, "training")
         trained = _trained(study, own, config.test)
         comparisons = compare_cells(trained, config)
@@ -107,6 +110,22 @@ def run_study(
         if results:
             study.write_results(results)
         return StudyOutcome(config, comparisons, tuned_comparisons, results, grid.failed)
+
+
+def _announce(
+    study: StudyFolder, config: StudyConfig, own: Sequence[Cell], events: StudyEvents
+) -> None:
+    """Say how many trainings there are, before the first begins."""
+    if all(study.finished(cell) is not None for cell in own):
+        return
+    text = quantity(len(own), "training")
+    if config.tuning is not None:
+        tuning = len(_tuning_cells(config))
+        text += (
+            f", then {tuning} to tune every loss and up to {len(own)} of the tuned losses "
+            "(tuning: null leaves these out)"
+        )
+    events.message(text)
 
 
 @dataclass

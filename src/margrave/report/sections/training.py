@@ -13,6 +13,8 @@ CURVES = (
     ("loss", "loss", "Mean loss of the step's images."),
     ("target_cosine", "target cosine", "Mean cosine between an image and its class center."),
     ("feature_norm", "feature norm", "Mean norm of the unnormalized embeddings."),
+    ("adaptive_scale.scale", "adapted scale", "AdaCos's scale; it falls as classes are learned."),
+    ("sigmoid_bias", "learned bias", "The bias b of every class's sigmoid."),
 )
 MAX_SETS = 20
 """Number of evaluation sets that are drawn."""
