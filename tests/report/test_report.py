@@ -104,6 +104,15 @@ def test_other_pairs_are_not_compared(tmp_path: Path) -> None:
     assert {"Error trade-off: first", "Error trade-off: second"} <= set(titles(other))
 
 
+def test_results_of_one_name_are_named_by_their_files(tmp_path: Path) -> None:
+    for name in ("arcface", "adaface"):
+        write_results(tmp_path / f"{name}.json", [pair_result_of("others", seed=0)])
+    files = [open_input(tmp_path / f"{name}.json") for name in ("arcface", "adaface")]
+    page = build_report(files, lab=False)
+    assert {"Figures: arcface, others", "Figures: adaface, others"} <= set(titles(page))
+    assert titles(page).count("Error trade-off") == 1
+
+
 def test_runs_share_their_curves(tmp_path: Path) -> None:
     one = trained_run(tmp_path / "a" / "run", "arcface")
     other = trained_run(tmp_path / "b" / "run", "arcface")

@@ -67,7 +67,7 @@ def build_report(
         note: called with each message about what was left out.
         progress: called with (losses drawn, total) while the margin lab is computed.
     """
-    results = [r for each in inputs for r in each.results if r.protocol != "study"]
+    results = list(_named_apart(inputs))
     sections = [_summary(inputs, results)]
     sections += _study_sections(inputs)
     if results:
@@ -84,6 +84,15 @@ def build_report(
     names = ", ".join(each.name for each in inputs)
     title = clean_text(title or f"Report of {names}")
     return Page(title, _subtitle(inputs), _unique(sections))
+
+
+def _named_apart(inputs: Sequence[ReportInput]) -> Iterator[Result]:
+    """All results but studies', with their input's name where several inputs have one name."""
+    results = [(each, r) for each in inputs for r in each.results if r.protocol != "study"]
+    for each, result in results:
+        sources = {other.name for other, r in results if r.name == result.name}
+        clash = len(sources) > 1
+        yield replace(result, name=f"{each.name}, {result.name}") if clash else result
 
 
 def _metrics_of_runs(inputs: Sequence[ReportInput]) -> dict[str, Any]:
@@ -165,7 +174,7 @@ def _comparable(results: Sequence[Result]) -> list[list[Result]]:
         elif scores is not None:
             key = scores.same, scores.identities
         elif result.origin.images_digest:
-            key = result.protocol, result.name, result.origin.images_digest
+            key = result.protocol, result.origin.images_digest
         else:
             key = number
         groups.setdefault(key, []).append(result)
