@@ -34,6 +34,7 @@ from margrave.doctor import (
     examine_pairs,
     examine_run,
 )
+from margrave.doctor.run import check_scale
 from margrave.models import ModelCard, save_model
 from margrave.runs import Run
 from margrave.synthetic import SyntheticFaces
@@ -386,3 +387,11 @@ def test_not_a_run(tmp_path: Path) -> None:
         examine_run(tmp_path)
     shutil.copy(trained(tmp_path / "run", training={"epochs": 1}) / "config.yaml", tmp_path)
     assert {finding.fault for finding in examine_run(tmp_path, trust_code=True)} >= {"no_curve"}
+
+
+@pytest.mark.parametrize("kind", ["adacos", "uniface", "softmax"])
+def test_losses_without_a_softmax_of_scaled_cosines_have_no_lowest_scale(kind: str) -> None:
+    config = read_config([], merge(SMALL, {"loss": {"kind": kind, "scale": 1.0}}))
+    assert not list(check_scale(config, 10_000))
+    low = read_config([], merge(SMALL, {"loss": {"kind": "arcface", "scale": 1.0}}))
+    assert [finding.fault for finding in check_scale(low, 10_000)] == ["scale_too_low"]

@@ -213,8 +213,10 @@ def check_scale(config: RunConfig, classes: int) -> Iterator[Finding]:
     For C identities, with all target cosines at 1 and all others at −1/(C − 1), the loss is
     log(1 + (C − 1)·e^{−s·C/(C − 1)}) (lower bound from NormFace, arXiv 1704.06369).
     """
-    scale = config.loss.get("scale")
-    if not isinstance(scale, int | float) or classes < 2 or not create_loss(config.loss).normalized:
+    loss, scale = create_loss(config.loss), config.loss.get("scale")
+    # The bound holds for a softmax of cosines with this scale.
+    applies = loss.normalized and not loss.contains_scale and loss.sigmoid_terms(classes) is None
+    if not isinstance(scale, int | float) or classes < 2 or not applies:
         return
     floor = math.log1p((classes - 1) * math.exp(-scale * classes / (classes - 1)))
     if floor > 0.1:
