@@ -73,6 +73,17 @@ def test_chosen_losses_keep_the_studys_hyperparameters() -> None:
     assert not study.claims
 
 
+def test_losses_that_a_study_does_not_list_are_scaled_as_its_arcface_is() -> None:
+    losses = {"arcface": {"kind": "arcface", "scale": 16, "margin": 0.2}}
+    chosen = ["arcface", "uniface", "sphereface_r", "adacos", "softmax"]
+    study = read_study([{**STUDY, "losses": losses}], {}, chosen)
+    uniface = study.losses["uniface"]
+    assert (uniface["scale"], uniface["margin"]) == (16, 0.16)
+    multiple = study.losses["sphereface_r"]
+    assert (multiple["scale"], multiple["margin"]) == (16, 1.5)
+    assert study.losses["adacos"]["scale"] == study.losses["softmax"]["scale"] == 1
+
+
 def test_null_removes_a_loss() -> None:
     study = read_study([STUDY], {"losses": {"adaface": None, "normface": "normface"}})
     assert list(study.losses) == ["arcface", "normface"]

@@ -12,7 +12,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from margrave.config import RunConfig, merge, read_config, read_recipe
 from margrave.files import read_yaml
-from margrave.losses import LOSSES
+from margrave.losses import LOSSES, ArcFace
 from margrave.losses import create as create_loss
 from margrave.recipes import study_text
 from margrave.registry import explain, suggest
@@ -142,8 +142,9 @@ def read_study(
             earlier ones. The recipes that a block names are merged below its ``run``, the studies
             that it ``extends`` below all of it.
         overrides: settings that override all of them.
-        losses: compare only these: names of the study's losses, registered losses with their
-            defaults, or import paths.
+        losses: compare only these: names of the study's losses, other registered losses, or import
+            paths. A registered one gets the scale of the study's ArcFace, and its own margin is
+            scaled as ArcFace's is.
 
     Raises:
         ValueError: an unknown key or invalid value, in the study or in one of its runs.
@@ -167,7 +168,8 @@ def read_study(
         known = merged.get("losses")
         known = known if isinstance(known, Mapping) else {}
         merged["losses"] = {
-            name.rpartition(":")[2]: known.get(name, {"kind": name}) for name in losses
+            name.rpartition(":")[2]: known.get(name) or _like_arcface(name, known)
+            for name in losses
         }
         merged["claims"] = [
             claim
@@ -194,6 +196,25 @@ def read_study(
                     f"{suggest(name, sets)}"
                 )
     return config
+
+
+def _like_arcface(kind: str, known: Mapping[str, Any]) -> dict[str, Any]:
+    """A loss that a study does not list, at the scale of its ArcFace and by the same factor."""
+    spec: dict[str, Any] = {"kind": kind}
+    reference = known.get("arcface")
+    if not isinstance(reference, Mapping) or kind not in LOSSES:
+        return spec
+    loss = LOSSES.get(kind)()
+    if not loss.normalized or loss.contains_scale:
+        return spec
+    if "scale" in reference:
+        spec["scale"] = reference["scale"]
+    margin, paper = getattr(loss, "margin", None), ArcFace().margin
+    own = reference.get("margin")
+    # Larger ones multiply angles.
+    if isinstance(margin, float) and margin < 1 and isinstance(own, int | float):
+        spec["margin"] = round(margin * own / paper, 4)
+    return spec
 
 
 def _block(study: str | Mapping[str, Any], below: tuple[str, ...] = ()) -> dict[str, Any]:
