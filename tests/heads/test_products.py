@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from margrave import hardware
 from margrave.heads import ChunkedHead, DenseHead, Head
-from margrave.heads.contract import Batch
+from margrave.heads.batch import Batch
 from margrave.heads.embeddings import unit_and_norm
 from margrave.heads.products import choose_products, multiply_wide
 from margrave.losses import LOSSES

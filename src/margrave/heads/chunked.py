@@ -8,7 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from margrave.heads.contract import HEADS, Batch, Head
+from margrave.heads.batch import Batch
+from margrave.heads.centers import center_rows, nearest_centers
+from margrave.heads.contract import HEADS, Head
 from margrave.heads.cosine_cache import CosineCache
 from margrave.heads.cost import HeadCost, Workload
 from margrave.heads.cross_entropy import ReducedNegatives, SharedByRanks
@@ -18,7 +20,6 @@ from margrave.heads.products import Products, choose_products, product_dtype
 from margrave.heads.rowwise_sgd import require_rowwise_optimizer, sgd_
 from margrave.heads.sampling import sample_classes
 from margrave.heads.step import Step
-from margrave.heads.subcenters import center_rows, nearest_centers
 from margrave.losses import Loss
 from margrave.statistics import Observation
 

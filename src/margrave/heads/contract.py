@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any, ClassVar, Literal
 
@@ -21,54 +21,24 @@ from margrave.distributed import (
     owned_classes,
     sizes_of_ranks,
 )
+from margrave.heads.batch import Batch
+from margrave.heads.centers import (
+    center_rows,
+    initial_centers,
+    log_sum_exp_of_negatives,
+    nearest_centers,
+)
 from margrave.heads.cost import HeadCost, Workload
 from margrave.heads.embeddings import check_batch, unit_and_norm
 from margrave.heads.products import Products
 from margrave.heads.recomputation import Call, CallMemory
 from margrave.heads.reducers import LogSumExp, Reducer, SigmoidSum
-from margrave.heads.subcenters import center_rows, nearest_centers
 from margrave.losses import Context, Loss
 from margrave.losses import create as create_loss
 from margrave.registry import Registry
 from margrave.statistics import Observation, Statistic, StatisticSpec, create_statistics
 
-SEED_BLOCK = 1024
-"""Number of consecutive classes whose centers are initialized from one seed."""
-
-NEGATIVES_BLOCK = 8192
-"""Number of classes whose cosines statistics may ask for at a time."""
-
 Reduction = Literal["mean", "none"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Batch:
-    """A validated batch inside a head, in the head's dtype.
-
-    B is the number of samples of this rank, A that of all ranks that share the classes; D is the
-    number of features.
-
-    Attributes:
-        unit: (B, D) normalized embeddings x̂.
-        norm: (B,) embedding norms ‖x‖.
-        labels: (B,) class of each sample.
-        target: (B,) cosθ_y, or W_yᵀx + b_y for a loss of inner products; without gradient.
-        context: the loss's context for the B samples.
-        gathered: the samples of all ranks, without gradient.
-        gathered_context: the loss's context for the A samples, without gradient.
-        sizes: number of samples of each rank.
-        own: the slice of the A samples that this rank contributed.
-    """
-
-    unit: Tensor
-    norm: Tensor
-    labels: Tensor
-    target: Tensor
-    context: Context
-    gathered: Observation
-    gathered_context: Context
-    sizes: tuple[int, ...]
-    own: slice
 
 
 class Head(nn.Module):
@@ -406,17 +376,10 @@ class Head(nn.Module):
     def _log_sum_exp_of_negatives(self, unit: Tensor, labels: Tensor, scale: Tensor) -> Tensor:
         """See `Observation`."""
         rows, positions = self.local_classes(labels)
-        count = self.centers_per_class
         if rows is None:
             rows = torch.arange(len(self.classes), device=unit.device)
-        state = unit.new_full((len(unit),), -torch.inf)
-        for start in range(0, len(rows), NEGATIVES_BLOCK):
-            block = center_rows(rows[start : start + NEGATIVES_BLOCK], count)
-            centers, _ = unit_and_norm(self.centers.detach()[block])
-            logits = scale.to(state) * nearest_centers(unit @ centers.T, count)[0]
-            columns = torch.arange(start, start + logits.shape[1], device=logits.device)
-            logits.masked_fill_(columns == positions[:, None], -torch.inf)
-            state = torch.logaddexp(state, torch.logsumexp(logits, dim=1))
+        centers, count = self.centers.detach(), self.centers_per_class
+        state = log_sum_exp_of_negatives(unit, centers, rows, positions, count, scale)
         return log_sum_exp_of_ranks(state, self.world)
 
     def local_positions(self, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -479,27 +442,6 @@ class Head(nn.Module):
 def _uncompiled() -> Any:
     # Not a decorator: that would import the compiler, which takes a second, with this module.
     return torch.compiler.disable(Head._compute_loss)
-
-
-def initial_centers(classes: range, embedding_size: int) -> Tensor:
-    """(len(classes), D) initial centers of a range of classes, drawn from N(0, 0.01²).
-
-    With the same torch seed, a class gets the same center for any sharding.
-    """
-    seed = int(torch.randint(2**31, (), device="cpu"))
-    centers = torch.empty(len(classes), embedding_size)
-    if centers.is_meta:
-        return centers
-    for block in range(classes.start // SEED_BLOCK, -(-classes.stop // SEED_BLOCK)):
-        generator = torch.Generator().manual_seed(seed + block)
-        shape = SEED_BLOCK, embedding_size
-        block_centers = torch.randn(shape, generator=generator, device="cpu").mul_(0.01)
-        first = block * SEED_BLOCK
-        start, stop = max(first, classes.start), min(first + SEED_BLOCK, classes.stop)
-        centers[start - classes.start : stop - classes.start] = block_centers[
-            start - first : stop - first
-        ]
-    return centers
 
 
 HEADS: Registry[type[Head]] = Registry("head")

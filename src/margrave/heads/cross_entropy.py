@@ -30,11 +30,11 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from margrave.distributed import World, all_reduce_sum, gather_rows
+from margrave.heads.centers import nearest_centers, spread
 from margrave.heads.embeddings import inverse_length
 from margrave.heads.fused_block import compiled, project_
 from margrave.heads.products import multiply_wide, tf32
 from margrave.heads.step import Step
-from margrave.heads.subcenters import nearest_centers, spread
 
 
 class ReducedNegatives(torch.autograd.Function):

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from margrave.heads.contract import HEADS, Batch, Head
+from margrave.heads.batch import Batch
+from margrave.heads.centers import nearest_centers
+from margrave.heads.contract import HEADS, Head
 from margrave.heads.embeddings import unit_and_norm
-from margrave.heads.subcenters import nearest_centers
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,9 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from margrave.heads.centers import nearest_centers, spread
 from margrave.heads.embeddings import overflow_safe_inverse_length
 from margrave.heads.reducers import MAX_FUSED_SCALE, sigmoid_sums
-from margrave.heads.subcenters import nearest_centers, spread
 from margrave.losses import Context, Loss
 
 REDUCTION_COLUMNS = 1024

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from margrave.data import FaceImages
 from margrave.heads import Head
+from margrave.heads.centers import nearest_centers
 from margrave.heads.embeddings import unit_and_norm
-from margrave.heads.subcenters import nearest_centers
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 MAX_SAMPLES = 256

@@ -1,0 +1,40 @@
+"""A batch as a head's methods get it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from margrave.losses import Context
+from margrave.statistics import Observation
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """A validated batch inside a head, in the head's dtype.
+
+    B is the number of samples of this rank, A that of all ranks that share the classes; D is the
+    number of features.
+
+    Attributes:
+        unit: (B, D) normalized embeddings x̂.
+        norm: (B,) embedding norms ‖x‖.
+        labels: (B,) class of each sample.
+        target: (B,) cosθ_y, or W_yᵀx + b_y for a loss of inner products; without gradient.
+        context: the loss's context for the B samples.
+        gathered: the samples of all ranks, without gradient.
+        gathered_context: the loss's context for the A samples, without gradient.
+        sizes: number of samples of each rank.
+        own: the slice of the A samples that this rank contributed.
+    """
+
+    unit: Tensor
+    norm: Tensor
+    labels: Tensor
+    target: Tensor
+    context: Context
+    gathered: Observation
+    gathered_context: Context
+    sizes: tuple[int, ...]
+    own: slice
