@@ -129,7 +129,7 @@ def test_ranks_share_classes_and_talk() -> None:
     alone, together = plan(), plan(ranks=8)
     assert together.memory["class centers"] == alone.memory["class centers"] / 8
     assert together.seconds["three products"] == pytest.approx(alone.seconds["three products"] / 8)
-    assert together.seconds["embeddings over the network"] > 0
+    assert together.seconds["exchange of embeddings"] > 0
     assert alone.step_seconds > alone.floor
 
 

@@ -68,9 +68,14 @@ def align(
     if len(rejected) > 10:
         console.print(f"and {len(rejected) - 10} more, in {crops / 'rejected.csv'}", markup=False)
     if written:
-        examples = ImageFiles(crops, written[:120])
-        faces = [examples.read(index) for index in range(len(examples))]
-        rows = [faces[start : start + 12] for start in range(0, len(faces), 12)]
+        # A row for each of the first folders, which is a person where photos are sorted by person.
+        by_folder: dict[Path, list[Path]] = {}
+        for crop in map(Path, written):
+            by_folder.setdefault(crop.parent, []).append(crop)
+        chosen = [crops_of[:12] for crops_of in list(by_folder.values())[:10]]
+        images = ImageFiles(crops, [str(crop) for row in chosen for crop in row])
+        faces = iter([images.read(index) for index in range(len(images))])
+        rows = [[next(faces) for _ in row] for row in chosen]
         # Beside the crops' folder, so that training does not mistake the sheet for a crop.
         sheet = crops.resolve().with_name(f"{crops.resolve().name}_contact_sheet.png")
         contact_sheet(rows, sheet)

@@ -52,6 +52,7 @@ def plan(
     from rich.table import Table
 
     from margrave.cli.console import Console
+    from margrave.cli.progress import clock
     from margrave.config import merge, parse_overrides, read_config
     from margrave.losses import create as create_loss
     from margrave.training.plan import Machine, measure_machine, plan_training
@@ -67,7 +68,12 @@ def plan(
     )
     given = (teraflops, bf16_teraflops, memory_bandwidth)
     # Nothing needs measuring if all speeds are given.
-    machine = Machine(flops=1, memory_bandwidth=1) if all(given) else measure_machine()
+    console = Console(highlight=False)
+    if all(given):
+        machine = Machine(flops=1, memory_bandwidth=1)
+    else:
+        console.print("measuring this machine, because not all speeds are given")
+        machine = measure_machine()
     overridden = {
         "flops": None if teraflops is None else 1e12 * teraflops,
         "bf16_flops": None if bf16_teraflops is None else 1e12 * bf16_teraflops,
@@ -89,7 +95,6 @@ def plan(
         num_samples=images,
         ranks=ranks,
     )
-    console = Console(highlight=False)
     table = Table(
         "memory of each device",
         "GB",
@@ -114,8 +119,9 @@ def plan(
     )
     console.print(message, markup=False)
     if images:
-        hours = planned.step_seconds * (images // config.training.batch_size) / 3600
+        seconds = planned.step_seconds * (images // config.training.batch_size)
+        epochs = config.training.epochs
         console.print(
-            f"an epoch of {images:,} images: {hours:,.2f} hours, all {config.training.epochs}: "
-            f"{hours * config.training.epochs:,.1f}"
+            f"an epoch of {images:,} images: {clock(seconds)}, all {epochs}: "
+            f"{clock(epochs * seconds)}"
         )

@@ -73,7 +73,7 @@ class _Lines:
         if steps and seconds:
             rate = steps / seconds
             line += f", {rate:.2f}/s" if rate < 10 else f", {rate:,.0f}/s"
-            line += f", {_clock((total - done) / rate)} left" if done < total else ""
+            line += f", {clock((total - done) / rate)} left" if done < total else ""
         self._console.print(line, markup=False, soft_wrap=True)
 
     def _is_due(self, now: float, share: float) -> bool:
@@ -86,10 +86,10 @@ class _Lines:
         )
 
 
-def _clock(seconds: float) -> str:
+def clock(seconds: float) -> str:
     """A duration as ``m:ss`` or ``h:mm:ss``.
 
-    >>> _clock(59), _clock(3723)
+    >>> clock(59), clock(3723)
     ('0:59', '1:02:03')
     """
     minutes, rest = divmod(round(seconds), 60)
@@ -144,24 +144,24 @@ class _TrainingLines:
 
     def __init__(self, console: Console) -> None:
         self._console = console
-        self._printed_at: float | None = None
-        self._first: tuple[int, float] | None = None
+        # Step and time of the last line, or of the first report.
+        self._last: tuple[int, float] | None = None
 
     def __call__(self, step: StepReport) -> None:
         now = time.monotonic()
-        self._first = self._first or (step.step, now)
-        self._printed_at = self._printed_at or now
+        self._last = self._last or (step.step, now)
         ends_epoch = step.epoch_step == step.epoch_steps
-        if not ends_epoch and now - self._printed_at < MAX_PAUSE:
+        if not ends_epoch and now - self._last[1] < MAX_PAUSE:
             return
-        self._printed_at = now
         line = f"epoch {step.epoch}/{step.epochs}: "
         if not ends_epoch:
             line += f"step {step.epoch_step:,} of {step.epoch_steps:,}, "
         line += f"{_state(step)}, {step.images_per_second:.0f} images/s"
-        steps, seconds = step.step - self._first[0], now - self._first[1]
+        steps, seconds = step.step - self._last[0], now - self._last[1]
+        # By the speed since the last line, since other work on the machine comes and goes.
         if steps and step.step < step.steps and seconds >= FIRST_LINE_SECONDS:
-            line += f", {_clock((step.steps - step.step) * seconds / steps)} left"
+            line += f", {clock((step.steps - step.step) * seconds / steps)} left"
+        self._last = step.step, now
         self._console.print(line, markup=False, soft_wrap=True)
 
 
@@ -187,7 +187,7 @@ def grid_bar(console: Console, what: str) -> Iterator[Callable[[GridProgress], N
             line = f"{what}: {progress.finished} of {progress.total} finished"
             line += f", {len(progress.failed)} failed" if progress.failed else ""
             left = _seconds_left(progress, first, now - started)
-            line += f", {_clock(left)} left" if left else ""
+            line += f", {clock(left)} left" if left else ""
             console.print(line, markup=False, soft_wrap=True)
 
         yield print_line
@@ -212,7 +212,7 @@ def grid_bar(console: Console, what: str) -> Iterator[Callable[[GridProgress], N
                 completed=progress.done,
                 total=progress.total,
                 state=state + (f", {len(progress.failed)} failed" if progress.failed else ""),
-                left=f"left {_clock(left)}" if left else "",
+                left=f"left {clock(left)}" if left else "",
             )
 
         yield report

@@ -96,6 +96,7 @@ def locate_faces(
             if landmarks:
                 displaced = np.mean(displacements(np.array(landmarks)) > MAX_DISPLACEMENT)
             if displaced > EARLY_END_SHARE or len(landmarks) < searched / 4:
+                progress(searched, searched)
                 break
     return np.array(landmarks).reshape(-1, 5, 2), searched
 

@@ -172,7 +172,7 @@ def plan_training(
         memory |= backbone_memory
         floor = seconds["backbone"] = operations / (low_precision_flops or machine.flops)
         if ranks > 1:
-            seconds["gradients over the network"] = exchanged_bytes / machine.network_bandwidth
+            seconds["all-reduce of gradients"] = exchanged_bytes / machine.network_bandwidth
     workload = Workload(
         samples=settings.batch_size // settings.accumulate,
         device=machine.device,
@@ -230,7 +230,7 @@ def _head_seconds(
     if ranks > 1:
         # Gathered embeddings, their all-reduced gradient (sent twice), and 8 numbers per sample.
         exchanged_bytes = FLOAT32_BYTES * workload.samples * (3 * features + 8)
-        seconds["embeddings over the network"] = (
+        seconds["exchange of embeddings"] = (
             micro_batches * exchanged_bytes / machine.network_bandwidth
         )
     return seconds
