@@ -17,9 +17,10 @@ def recipes(context: typer.Context) -> None:
         typer.echo(recipe_text(name), nl=False)
         return
     console = Console(highlight=False)
-    table = Table("recipe", "what it is")
+    table = Table("recipe", "what it is", "duration")
     for recipe in recipe_names():
-        heading = recipe_text(recipe).splitlines()[0].removeprefix("#").strip()
-        table.add_row(recipe, heading)
+        lines = [line.removeprefix("#").strip() for line in recipe_text(recipe).splitlines()]
+        durations = [line.partition(":")[2] for line in lines if line.startswith("duration:")]
+        table.add_row(recipe, lines[0], *durations[:1])
     console.print(table)
     console.print("Print a recipe: margrave recipes NAME. Run it: margrave train NAME")
