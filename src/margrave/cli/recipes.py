@@ -20,7 +20,9 @@ def recipes(context: typer.Context) -> None:
     table = Table("recipe", "what it is", "duration")
     for recipe in recipe_names():
         lines = [line.removeprefix("#").strip() for line in recipe_text(recipe).splitlines()]
-        durations = [line.partition(":")[2] for line in lines if line.startswith("duration:")]
+        durations = [
+            line.partition(":")[2].strip() for line in lines if line.startswith("duration:")
+        ]
         table.add_row(recipe, lines[0], *durations[:1])
     console.print(table)
     console.print("Print a recipe: margrave recipes NAME. Run it: margrave train NAME")
