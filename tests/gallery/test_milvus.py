@@ -266,7 +266,7 @@ def test_crops_that_are_damaged_or_too_many(
               if row["key"].endswith("00000001")]  # fmt: skip
     gallery._server.call("delete", gallery._crops.collection, ids=[row["key"]])
     with pytest.raises(
-        ValueError, match="kept crops are missing or damaged; enroll the person again"
+        ValueError, match="stored crops are missing or damaged; enroll the person again"
     ):
         gallery.crops("Ann")
     monkeypatch.setattr(milvus_crops, "MAX_CROPS_BYTES", 1000)

@@ -1,4 +1,4 @@
-"""Vision transformers in InsightFace's variant: 9-pixel patches, no class token, ReLU6."""
+"""InsightFace's variant of vision transformers: 9-pixel patches, no class token, ReLU6."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ class TransformerBlock(nn.Module):
 
 @BACKBONES.register("vit")
 class VisionTransformer(nn.Module):
-    """A vision transformer whose features use all tokens, with InsightFace's key names.
+    """A vision transformer that embeds all tokens; its state dict has InsightFace's keys.
 
     Args:
         width: channels per token, a multiple of ``attention_heads``.
@@ -92,7 +92,7 @@ class VisionTransformer(nn.Module):
             remainder is ignored.
         mlp_ratio: hidden width of a block's MLP divided by ``width``.
         masked_share: fraction in [0, 1) of the tokens that training randomly omits from the blocks
-            and then replaces by a learned token.
+            and then replaces with a learned token.
         drop_path: probability in [0, 1) of dropping the last block's branches in training; it
             increases linearly from 0 in the first block.
         gradient_checkpointing: recompute each block in the backward pass to save memory.

@@ -1,4 +1,4 @@
-"""``margrave identify``: search faces in a gallery."""
+"""``margrave identify``: search a gallery for faces."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -34,7 +34,8 @@ def identify(
     face: Annotated[
         str,
         typer.Option(
-            help="Which of several faces: auto (the largest, if clearly larger), largest, all."
+            help="Which of several faces: auto (the largest if clearly larger, else none), "
+            "largest, all."
         ),
     ] = "auto",
     top: Annotated[int, typer.Option(min=1, help="Number of candidates to show per face.")] = 3,
@@ -48,7 +49,7 @@ def identify(
     trust_code: TrustOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Search faces in a gallery; exit status 3 if nobody is identified."""
+    """Search a gallery for faces; exit status 3 if nobody is identified."""
     import json
 
     from rich.table import Table
@@ -56,6 +57,7 @@ def identify(
 
     from margrave.cli.console import Console
     from margrave.cli.matching import open_matcher
+    from margrave.matching import Refused
 
     console = Console(highlight=False)
     matcher = open_matcher(
@@ -73,12 +75,18 @@ def identify(
         # Fails early if the model has no threshold.
         matcher.point()
     any_identified = False
-    table = Table("image", "face at", "person", "cosine", "next")
+    table = Table("image", "face at", "person", "cosine", "other candidates")
     for column in (0, 2, 4):
         table.columns[column].overflow = "fold"
     results = []
+    refused = []
     for image in images:
-        identifications = matcher.identify(image, top_k=top, fpir=fpir, which=face)  # pyright: ignore[reportArgumentType]
+        try:
+            identifications = matcher.identify(image, top_k=top, fpir=fpir, which=face)  # pyright: ignore[reportArgumentType]
+        except Refused as error:
+            # The other photos' answers are not lost.
+            refused.append(str(error))
+            continue
         for number, result in enumerate(identifications, 1):
             any_identified |= result.person is not None
             results.append(result)
@@ -108,12 +116,14 @@ def identify(
         console.print(table)
         last = results[-1]
         console.print(
-            f"threshold {last.threshold:.4f} (FAR {last.far:g} per comparison): among "
-            f"{quantity(last.people, 'person')}, at most {100 * last.fpir:.2g} % of strangers are "
-            "identified as someone",
+            f"threshold {last.threshold:.4f} (FAR {last.far:g} per comparison): with "
+            f"{quantity(last.people, 'person')} in the gallery, about {100 * last.fpir:.2g} % of "
+            "strangers are identified as someone",
             markup=False,
             soft_wrap=True,
         )
+    if refused:
+        raise ValueError("\n".join(refused))
     raise typer.Exit(0 if any_identified else 3)
 
 

@@ -46,9 +46,10 @@ def plan(
         bool, typer.Option("--head-only", help="Plan only the head, without the backbone.")
     ] = False,
 ) -> None:
-    """Predict a rank's memory and a step's time from a training's configuration."""
+    """Predict the memory of each device and the time of a step of a training run."""
     from dataclasses import replace
 
+    import torch
     from rich.table import Table
 
     from margrave.cli.console import Console
@@ -62,7 +63,7 @@ def plan(
     overrides: dict[str, Any] = parse_overrides(settings or [])
     if loss is not None:
         overrides = merge({"loss": {"kind": loss}}, overrides)
-    # The training images need not exist yet.
+    # Synthetic images in place of the real ones, which need not exist yet.
     config = read_config(
         recipes or [], merge(overrides, {"data": {"train": {"kind": "synthetic"}}})
     )
@@ -70,10 +71,16 @@ def plan(
     # Nothing needs measuring if all speeds are given.
     console = Console(highlight=False)
     if all(given):
-        machine = Machine(flops=1, memory_bandwidth=1)
+        here = "cuda" if torch.cuda.is_available() else "cpu"
+        machine = Machine(flops=1, memory_bandwidth=1, device=here)
     else:
         console.print("measuring this machine, because not all speeds are given")
         machine = measure_machine()
+        if device not in (None, machine.device):
+            raise ValueError(
+                f"--device {device}, but this machine has none to measure; give --teraflops, "
+                "--bf16-teraflops and --memory-bandwidth"
+            )
     overridden = {
         "flops": None if teraflops is None else 1e12 * teraflops,
         "bf16_flops": None if bf16_teraflops is None else 1e12 * bf16_teraflops,
@@ -110,7 +117,7 @@ def plan(
         table.add_row(name, f"{1000 * value:,.1f}")
     table.add_section()
     table.add_row("[bold]total[/bold]", f"[bold]{1000 * planned.step_seconds:,.1f}[/bold]")
-    table.add_row("arithmetic alone", f"{1000 * planned.floor:,.1f}")
+    table.add_row("of it at least (arithmetic)", f"{1000 * planned.floor:,.1f}")
     console.print(table)
     message = (
         f"each device: {machine.device}, {machine.flops / 1e12:.3g} TFLOP/s, memory "
@@ -122,6 +129,6 @@ def plan(
         seconds = planned.step_seconds * (images // config.training.batch_size)
         epochs = config.training.epochs
         console.print(
-            f"an epoch of {images:,} images: {clock(seconds)}, all {epochs}: "
+            f"an epoch of {images:,} images: {clock(seconds)}; all {epochs} epochs: "
             f"{clock(epochs * seconds)}"
         )

@@ -32,11 +32,11 @@ MIN_FACE_SIZE = 40
 """Minimum size of faces that MTCNN detects, in pixels."""
 MAX_DISPLACEMENT = 4.0
 """Distance from the template, in pixels of a 112 × 112 crop, beyond which a face counts as
-displaced. If one detector aligns faces and another measures them, 4 to 5 % are beyond it (MTCNN and
-YuNet, medians 1.8 to 2.5)."""
+displaced. Where MTCNN aligns and YuNet measures, or the other way round, 4 to 5 % exceed it
+(medians 1.8 to 2.5)."""
 LOOSE_SHARE, UNALIGNED_SHARE, EARLY_END_SHARE = 0.09, 0.5, 0.8
 """Shares of displaced faces: for a warning, for an error, and to end the search early. If 5 % are
-displaced, a sample of 384 shows 9 % with a probability of 0.001."""
+displaced, a sample of 384 shows 9 % or more with a probability of 0.001."""
 MIN_EYE_CONTRAST = 0.4
 """Below this eye contrast (see ``Measurements.eyes``), faces are not aligned. Aligned faces have
 0.5 to 3, loose crops up to 1."""
@@ -85,7 +85,8 @@ def locate_faces(
     """
     landmarks: list[np.ndarray] = []
     searched = 0
-    for index in indices.tolist():
+    # Not in the set's order, so that an early end judges all parts of the set.
+    for index in np.random.default_rng(0).permutation(indices).tolist():
         face = face_of_crop(fit_image(images.read(index), SIDE), detector)
         if face is not None:
             landmarks.append(face.landmarks)
@@ -112,13 +113,15 @@ def check_alignment(
     Args:
         measured: measurements of all images.
         images: the images.
-        detector: detects landmarks in a sample of the images; without one, only coarse signs are
-            checked.
+        detector: detects landmarks in a sample of the images; without one, only rough
+            indicators are checked.
         progress: called with (images searched, total images).
     """
     usable = measured.indices[measured.std >= BLANK_STD]
     if not len(usable):
-        yield _unchecked("all images are blank or unreadable", "give images that can be read")
+        yield _unchecked(
+            "all images are blank or unreadable", "give images that are readable and not blank"
+        )
         return
     eyes = measured.eyes[measured.std >= BLANK_STD]
     contrasts = np.median(eyes, axis=0)
@@ -154,7 +157,7 @@ def check_alignment(
     if shapes or (enough and contrasts[0] + contrast_error < MIN_EYE_CONTRAST):
         signs = shapes or (
             "eyes are not at the positions of ArcFace's five-point template: the images are hardly "
-            "darker there than around them (contrast "
+            "darker there than around these positions (contrast "
             f"{contrasts[0]:.2f}; aligned faces have 0.5 to 3)"
         )
         yield Finding(
@@ -185,10 +188,10 @@ def _rotated_finding(contrasts: np.ndarray, quarter_turns: int, figures: dict) -
         fault="turned_images",
         severity="serious",
         message=f"images are rotated: eyes are at their usual positions after a rotation by "
-        f"{90 * quarter_turns} degrees (contrast {contrasts[quarter_turns]:.2f}, without it "
-        f"{contrasts[0]:.2f})",
+        f"{90 * quarter_turns} degrees counterclockwise (contrast {contrasts[quarter_turns]:.2f}, "
+        f"without it {contrasts[0]:.2f})",
         remedy="rotate them, or align again from the photos: margrave align respects the EXIF "
-        "orientation, which other tools ignore",
+        "orientation, which some tools ignore",
         figures=figures,
     )
 
@@ -205,7 +208,7 @@ def _non_square_message(measured: Measurements) -> str:
         if len(sizes) == 1
         else f"{100 * (1 - square):.0f} % of the images are not square ({len(sizes)} shapes)"
     )
-    return f"{shapes}, but crops by ArcFace's template are square"
+    return f"{shapes}, but crops aligned to ArcFace's template are square"
 
 
 def _landmark_finding(landmarks: np.ndarray, searched: int, figures: dict) -> Finding:
@@ -229,14 +232,14 @@ def _landmark_finding(landmarks: np.ndarray, searched: int, figures: dict) -> Fi
     )
     measure = (
         f"{100 * displaced:.0f} % of {len(landmarks)} faces are more than "
-        f"{MAX_DISPLACEMENT:.0f} of 112 pixels away from ArcFace's five-point template (median "
-        f"{np.median(offsets):.1f})"
+        f"{MAX_DISPLACEMENT:.0f} pixels, in crops of 112 x 112, from ArcFace's five-point template "
+        f"(median {np.median(offsets):.1f})"
     )
     if displaced > UNALIGNED_SHARE and consistent > UNALIGNED_SHARE:
         return Finding(
             fault="other_template",
             severity="warning",
-            message="faces are aligned consistently, but to another template than ArcFace's: "
+            message="faces are aligned consistently, but to a template other than ArcFace's: "
             f"{eye_positions}; {measure}",
             remedy="models trained on ArcFace's crops, as nearly all pretrained models are, need "
             f"faces aligned to its template ({ALIGN}); for training from scratch, any consistent "
@@ -266,7 +269,7 @@ def _landmark_finding(landmarks: np.ndarray, searched: int, figures: dict) -> Fi
         fault="aligned_faces",
         severity="note",
         message=f"faces are aligned to ArcFace's template: {len(landmarks)} faces with a median "
-        f"distance of {np.median(offsets):.1f} of 112 pixels",
+        f"distance of {np.median(offsets):.1f} pixels, in crops of 112 x 112",
         remedy="none needed",
         share=0.0,
         figures=figures,

@@ -34,10 +34,10 @@ FAR_TARGETS = (1e-1, 1e-2, 1e-3, 1e-4)
 
 @dataclass(frozen=True)
 class PairResult:
-    """The result of a verification of pairs; accuracies and rates are in [0, 1].
+    """The result of verifying pairs; accuracies and rates are in [0, 1].
 
     Attributes:
-        rules: the protocol's rules for ``accuracy``.
+        rules: how ``accuracy`` is computed, in words.
         pairs: number of pairs.
         genuine: number of genuine pairs.
         folds: number of folds.
@@ -81,7 +81,7 @@ class PairResult:
 
         Args:
             name: the name of the set of pairs.
-            strata: metrics of parts of the pairs, see ``Stratum.figures``.
+            strata: metrics of subsets of the pairs, see ``Stratum.figures``.
         """
         intervals = self.intervals
         return Result(
@@ -234,8 +234,8 @@ def evaluate_pairs(
         embeddings_b: (P, D) the other side.
         same: (P,) bool, whether each pair is genuine.
         folds: number of folds, at least 2.
-        identities: (P, 2) labels of both sides, of any hashable type, for intervals over
-            identities.
+        identities: (P, 2) labels of both sides, of any hashable type; if given, the bootstrap
+            resamples identities.
         seed: seed of the bootstrap.
         resamples: number of bootstrap replicates; 0 for none. With fewer than 20 genuine or 20
             impostor pairs, no intervals are computed.

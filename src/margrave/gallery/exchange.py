@@ -18,8 +18,8 @@ from margrave.gallery.contract import Gallery, GalleryCard, Person, PersonRecord
 from margrave.progress import Progress
 
 CARD, PEOPLE, VECTORS, CROPS = "gallery.json", "people.jsonl", "vectors.npy", "crops.bin"
-MAX_LINE_BYTES = 2**16
-"""Maximum length of a person's line: a name of 512 bytes as JSON, and the crops' sizes."""
+MAX_LINE_BYTES = 2**20
+"""Maximum length of a person's line; 100 000 crops' sizes are shorter."""
 MAX_CROP_BYTES = 2**26
 """Maximum size of one crop."""
 
@@ -80,18 +80,18 @@ def exported_card(folder: str | Path) -> GalleryCard:
     Raises:
         ValueError: the folder is not an exported gallery, or is damaged.
     """
-    return GalleryCard.from_json(json.dumps(_card_file(Path(folder))["card"]), str(folder))
+    return GalleryCard.from_json(json.dumps(_read_card_file(Path(folder))["card"]), str(folder))
 
 
 def exported_people(folder: str | Path) -> Iterator[PersonRecord]:
     """Read all people of an exported gallery, after verifying its checksums.
 
     Raises:
-        ValueError: a file is damaged; the message names the file and the line.
+        ValueError: a file is damaged; the message names it, and a person's line.
     """
     folder = Path(folder)
     card = exported_card(folder)
-    checksums = _card_file(folder)["sha256"]
+    checksums = _read_card_file(folder)["sha256"]
     for name in (PEOPLE, VECTORS, CROPS):
         path = folder / name
         if not path.is_file() or _sha256(path) != checksums.get(name):
@@ -126,7 +126,7 @@ def _read_crop(file: BinaryIO, size: int) -> bytes:
     return content
 
 
-def _card_file(folder: Path) -> dict[str, Any]:
+def _read_card_file(folder: Path) -> dict[str, Any]:
     path = folder / CARD
     try:
         content = read_json(read_bytes(path), str(path))

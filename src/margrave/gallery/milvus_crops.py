@@ -17,7 +17,7 @@ MARK = "margrave.crops"
 """Description of a collection that holds a gallery's crops."""
 SUFFIX = "_crops"
 CHUNK_BYTES = 48_000
-"""Bytes of crops per row: Milvus takes 65 535 characters, and base64 needs four per three bytes."""
+"""Bytes of crops per row: Milvus accepts 65 535 characters, and base64 needs 4 for 3 bytes."""
 ROWS_PER_CALL = 64
 """Maximum number of rows per call (4 MB)."""
 MAX_CROPS_BYTES = 256 * 2**20
@@ -30,7 +30,7 @@ ORPHAN_SECONDS = 3600
 Batch = tuple[str, list[int]]
 """The crops that one call added: (the batch's key, the crops' sizes in bytes)."""
 BATCH_KEY_LENGTH, UUID_LENGTH = 44, 32
-"""A batch's key is a UUID and the time of writing; the keys of its rows append their number."""
+"""A batch's key is a UUID and the time of writing; a row's key appends the row's number."""
 
 
 class MilvusCrops:
@@ -74,7 +74,7 @@ class MilvusCrops:
         self._server.prepare(self.collection, "L2")
 
     def write(self, crops: Sequence[bytes]) -> Batch:
-        """Store crops, to which no person refers yet.
+        """Store crops that no person refers to yet.
 
         Raises:
             ValueError: the crops are too large, or the server does not answer.
@@ -82,10 +82,10 @@ class MilvusCrops:
         content = b"".join(crops)
         if len(content) > MAX_CROPS_BYTES:
             raise ValueError(
-                f"{self._server.address}: the crops of one call have {len(content)} bytes, at most "
-                f"{MAX_CROPS_BYTES} are allowed; enroll fewer images at a time"
+                f"{self._server.address}: the crops of one call have {len(content)} bytes; the "
+                f"maximum is {MAX_CROPS_BYTES}; enroll fewer images at a time"
             )
-        # The time tells the age of orphans.
+        # `remove_orphans` judges a batch's age by the time in its key.
         batch = f"{uuid.uuid4().hex}{int(time.time()):012x}"
         rows = [
             {
@@ -109,7 +109,7 @@ class MilvusCrops:
         for batch, sizes in batches:
             content = b"".join(self._chunks(batch, sum(sizes), place))
             if len(content) != sum(sizes):
-                raise ValueError(f"{place}: kept crops are damaged; enroll the person again")
+                raise ValueError(f"{place}: stored crops are damaged; enroll the person again")
             start = 0
             for size in sizes:
                 crops.append(content[start : start + size])
@@ -132,7 +132,7 @@ class MilvusCrops:
             return [base64.b64decode(content[key], validate=True) for key in keys]
         except (KeyError, binascii.Error):
             raise ValueError(
-                f"{place}: kept crops are missing or damaged; enroll the person again"
+                f"{place}: stored crops are missing or damaged; enroll the person again"
             ) from None
 
     def remove(self, batches: Sequence[Batch]) -> None:
@@ -149,12 +149,12 @@ class MilvusCrops:
             referenced: the keys of the batches to which people refer.
         """
         keys = [row["key"] for row in self._server.rows(self.collection, ("key",))]
-        newest = time.time() - ORPHAN_SECONDS
+        cutoff = time.time() - ORPHAN_SECONDS
         orphans = [
             key
             for key in keys
             if key[:BATCH_KEY_LENGTH] not in referenced
-            and int(key[UUID_LENGTH:BATCH_KEY_LENGTH], 16) < newest
+            and int(key[UUID_LENGTH:BATCH_KEY_LENGTH], 16) < cutoff
         ]
         for start in range(0, len(orphans), 1000):
             self._server.call("delete", self.collection, ids=orphans[start : start + 1000])

@@ -17,17 +17,17 @@ BaseMargin = Literal["none", "cosine", "angular"]
 
 
 def sine(cosine: Tensor) -> Tensor:
-    """sin θ ≥ 0 from cos θ; at cos θ = ±1 its slope is 0 instead of infinite.
+    """sin θ from cos θ, at least √eps of the dtype, so that its slope is finite at cos θ = ±1.
 
     >>> import torch
     >>> sine(torch.tensor([0.6, 1.0])) > 0
     tensor([True, True])
     """
-    return (1 - cosine.square()).clamp_min(_rounding_unit(cosine)).sqrt()
+    return (1 - cosine.square()).clamp_min(_machine_epsilon(cosine)).sqrt()
 
 
 def arccosine(cosine: Tensor, epsilon: float | None = None) -> Tensor:
-    """θ from cos θ clamped to ±(1 − epsilon); epsilon is the dtype's rounding unit by default.
+    """θ from cos θ clamped to ±(1 − epsilon); epsilon is the dtype's machine epsilon by default.
 
     If the dtype would round 1 − epsilon to 1, where the slope is infinite, epsilon is raised to the
     dtype's smallest step below 1.
@@ -38,13 +38,13 @@ def arccosine(cosine: Tensor, epsilon: float | None = None) -> Tensor:
     >>> bool(torch.isfinite(cosine.grad))
     True
     """
-    unit = _rounding_unit(cosine)
+    unit = _machine_epsilon(cosine)
     limit = 1 - (unit if epsilon is None else max(epsilon, unit / 2))
     return cosine.clamp(-limit, limit).arccos()
 
 
 def above_mask(cosines: Tensor, threshold: Tensor) -> Tensor:
-    """(B, K) 1 where a cosine exceeds its sample's threshold (B,), otherwise 0.
+    """A (B, K) mask, 1 where a cosine exceeds its sample's threshold (B,), otherwise 0.
 
     It has the cosines' dtype, since CPUs multiply by it several times faster than by a bool mask.
 
@@ -69,7 +69,7 @@ def rotate(cosine: Tensor, angle: float | Tensor) -> Tensor:
 def add_angle(
     cosine: Tensor, margin: float | Tensor, beyond_pi: BeyondPi, epsilon: float = 1e-4
 ) -> Tensor:
-    """cos(θ + margin), with a rule for θ + margin outside [0, π].
+    """cos(θ + margin), with a rule for θ + margin beyond π.
 
     - ``monotone``: cosθ − m·sin(π − m) beyond π, so the result keeps decreasing with θ (code of
       the authors of ArcFace and CurricularFace).
@@ -80,7 +80,7 @@ def add_angle(
         cosine: (B,) cosθ.
         margin: m in radians, a number or (B,).
         beyond_pi: the rule for θ + margin > π.
-        epsilon: ε of ``clip``, in radians.
+        epsilon: ε of ``clip``, for the angle in radians and for the cosine.
 
     >>> import torch
     >>> add_angle(torch.tensor([1.0, -1.0]), math.pi / 2, "none").round(decimals=3).abs()
@@ -96,18 +96,18 @@ def add_angle(
 
 
 def base_margin(cosine: Tensor, margin: float, base: BaseMargin) -> Tensor:
-    """f(m, θ): cosθ, cosθ − m or cos(θ + m), for the base none, cosine or angular."""
+    """Apply a base margin: cosθ (none), cosθ − m (cosine) or cos(θ + m) (angular)."""
     if base == "none":
         return cosine
     return cosine - margin if base == "cosine" else rotate(cosine, margin)
 
 
-def _rounding_unit(cosine: Tensor) -> float:
+def _machine_epsilon(cosine: Tensor) -> float:
     import torch
 
     return torch.finfo(cosine.dtype).eps
 
 
 def _as_tensor(value: float | Tensor, cosine: Tensor) -> Tensor:
-    """A tensor with the cosines' dtype and device, created there because a copy would block."""
+    """A tensor with the cosines' dtype and device, created there, since a copy would wait."""
     return cosine.new_full((), value) if isinstance(value, int | float) else value.to(cosine)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +22,7 @@ def choose_operating_points(
     distractors: Features | None = None,
     options: EvaluationOptions | None = None,
 ) -> tuple[OperatingPoint, ...]:
-    """Choose the lowest threshold for each FAR target, over all pairs of labeled faces.
+    """Choose, over all pairs of labeled faces, the lowest threshold that does not exceed each FAR.
 
     Args:
         features: labeled features of people like those in the application.
@@ -81,12 +82,12 @@ def points_of_result(
         if far not in figure_of_far:
             known = ", ".join(f"{known_far:g}" for known_far in sorted(figure_of_far))
             raise ValueError(
-                f"the results have no threshold for FAR {far:g}; available FARs: {known}"
+                f"the result has no threshold for FAR {far:g}; available FARs: {known}"
             )
         figure = figure_of_far[far]
         if figure.too_few:
             raise ValueError(
-                f"FAR {far:g} needs at least {round(1 / far):,} impostor pairs, but "
+                f"FAR {far:g} needs at least {math.ceil(1 / far - 1e-6):,} impostor pairs, but "
                 f"{result.origin.images or 'the result'} has only {impostors:,}; add identities or "
                 "distractors (--distractors), or choose a larger FAR"
             )
@@ -140,12 +141,12 @@ def check_features_match_model(model: str | Path, origin: Origin, what: str) -> 
     """
     opened = open_model(model)
     actual = {"weights": origin.weights, **current_card(origin.preparation)}
-    # Preprocessing settings that the card does not have count as equal.
+    # Settings that the card lacks are treated as equal.
     expected = {name: _as_json(getattr(opened.card, name, actual[name])) for name in actual}
     expected["weights"] = opened.digest
     if differing := [name for name in actual if _as_json(actual[name]) != expected[name]]:
         raise ValueError(
-            f"{what} were made by another model than {opened.path}: {', '.join(differing)} "
+            f"{what} were made by a model other than {opened.path}: {', '.join(differing)} "
             "differ; embed the images with this model first"
         )
 

@@ -1,8 +1,8 @@
 """Paint the hair, beard and moustache of a synthetic face.
 
-Hair is a band between two curves, the silhouette and the hairline, both from the left temple over
-the head to the right temple. Volume, length, parting, fringe, curl and baldness shape the curves;
-strands lie inside the band.
+Hair is a band between two curves, the silhouette and the hairline, both from the hair's end
+on the left over the head to its end on the right. Volume, length, parting, fringe, curl and
+baldness shape the curves; strands lie inside the band.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def hair_color(identity: FaceIdentity) -> Color:
 
 
 def hair_band(identity: FaceIdentity, capture: FaceCapture) -> HairBand:
-    """The band of hair of an identity in an image."""
+    """An identity's band of hair as it is in one image."""
     short = identity.masculinity > 0.5
     end = (-0.10 + 0.32 * identity.hair_length) if short else (0.15 + 1.35 * identity.hair_length)
     bald = short and identity.baldness > 0.86
@@ -105,8 +105,8 @@ def paint_front_hair(
 ) -> None:
     """Paint the band and its strands.
 
-    `draws` (n, 3) are each strand's uniform numbers: its position along the band, its depth in it
-    (0 at the silhouette, 1 at the hairline), and its variation.
+    `draws` (n, 3) are each strand's uniform random numbers in [0, 1): its position along the band,
+    its depth in it (0 at the silhouette, 1 at the hairline), and its variation.
     """
     region = np.concatenate([band.outer, band.inner[::-1]])
     rim = band.inner[6:-6]
@@ -149,7 +149,7 @@ def paint_beard(
     face: np.ndarray,
     draws: np.ndarray,
 ) -> None:
-    """Paint a full beard, goatee or moustache, depending on the identity.
+    """Paint a full beard, goatee, moustache or nothing, depending on the identity.
 
     It covers the lips, so callers paint those afterwards.
 
@@ -160,7 +160,7 @@ def paint_beard(
         skin: color of the skin.
         hair: color of the hair.
         face: (points, 2) outline of the face.
-        draws: (n, 3) uniform numbers for positions and lengths of strands.
+        draws: (n, 3) uniform random numbers in [0, 1) for positions and lengths of strands.
     """
     if identity.masculinity <= 0.5:
         return
@@ -186,7 +186,7 @@ def paint_beard(
         )
         canvas.fill(np.concatenate([inner, right, left]), color)
         where = inner[(draws[:, 0] * (len(inner) - 1)).astype(int)]
-        roots = where * (1.0, 0.0) + np.stack([0 * where[:, 0], 0.94 * where[:, 1] + 0.04], 1)
+        roots = where * (1.0, 0.94) + (0.0, 0.04)
         tips = roots + np.stack([0.10 * (draws[:, 1] - 0.5), 0.03 + 0.16 * draws[:, 2]], 1)
         strands = np.stack([roots, tips], 1)
         canvas.strands(strands[::2], dim(color, 0.7))
