@@ -1,13 +1,9 @@
 """``margrave train``: train a model by a recipe on your data."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
-
-if TYPE_CHECKING:
-    from margrave.cli.console import Console
-    from margrave.config import RunConfig
 
 
 def train(
@@ -55,6 +51,7 @@ def train(
     from margrave.config import merge, parse_overrides, read_config
     from margrave.data import detect_source
     from margrave.distributed import RankError, current_launch, has_launcher
+    from margrave.losses import spec_at_scale
     from margrave.runs import Run, RunFolder
     from margrave.training import latest_checkpoint
 
@@ -74,10 +71,19 @@ def train(
         config, folder = RunFolder(resume).read_config(overrides, trust_code), resume
     else:
         if loss is not None:
-            overrides = merge({"loss": {"kind": loss}}, overrides)
+            others = {key: value for key, value in overrides.items() if key != "loss"}
+            recipe = read_config(recipes or ["small"], others).loss
+            # A recipe's own loss keeps all of its settings.
+            chosen = {"kind": loss} if loss == recipe["kind"] else spec_at_scale(loss, recipe)
+            if "scale" in chosen and "scale" not in overrides.get("loss", {}):
+                console.print(
+                    f"loss {loss} with the recipe's scale {chosen['scale']:g}; its other settings "
+                    "are its paper's: change them by --set loss.NAME=VALUE",
+                    markup=False,
+                    soft_wrap=True,
+                )
+            overrides = merge({"loss": chosen}, overrides)
         config = read_config(recipes or ["small"], overrides)
-        if loss is not None:
-            config = _with_scale_of_recipe(console, config, recipes or ["small"], overrides)
         folder = output or Path("runs") / Path((recipes or ["small"])[-1]).stem
         if latest_checkpoint(folder):
             raise ValueError(
@@ -118,32 +124,3 @@ def train(
             markup=False,
             soft_wrap=True,
         )
-
-
-def _with_scale_of_recipe(
-    console: "Console", config: "RunConfig", recipes: list[str], overrides: dict[str, Any]
-) -> "RunConfig":
-    """The configuration with the recipe's loss scale, unless one was given.
-
-    A scale goes with the number of classes and the length of training, so another loss's paper does
-    not know it.
-    """
-    from margrave.config import merge, read_config
-    from margrave.losses import create
-
-    recipe = read_config(recipes, {k: v for k, v in overrides.items() if k != "loss"})
-    former, loss = create(recipe.loss), create(config.loss)
-    if recipe.loss["kind"] == config.loss["kind"] or "scale" in overrides["loss"]:
-        return config
-    if any(not each.normalized or each.contains_scale for each in (former, loss)):
-        return config
-    config = read_config(recipes, merge(overrides, {"loss": {"scale": former.scale}}))
-    own = {name: value for name, value in config.loss.items() if name not in ("kind", "scale")}
-    shown = ", ".join(f"{name} {value}" for name, value in own.items() if isinstance(value, float))
-    console.print(
-        f"loss {config.loss['kind']} with the recipe's scale {former.scale:g}; its own settings "
-        f"are its paper's ({shown or 'none'}): change them by --set loss.NAME=VALUE",
-        markup=False,
-        soft_wrap=True,
-    )
-    return config

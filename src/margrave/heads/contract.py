@@ -114,12 +114,10 @@ class Head(nn.Module):
         self._calls = CallMemory()
         self._call = Call()
         self.target_cosines = torch.empty(0)
-        ends = (centers_per_class * end for end in (self.classes.start, self.classes.stop))
-        centers = initial_centers(range(*ends), embedding_size)
-        several = centers_per_class > 1
-        self.weight = nn.Parameter(
-            centers.unflatten(0, (-1, centers_per_class)) if several else centers
-        )
+        rows = range(centers_per_class * self.classes.start, centers_per_class * self.classes.stop)
+        own = (centers_per_class,) if centers_per_class > 1 else ()
+        centers = initial_centers(rows, embedding_size)
+        self.weight = nn.Parameter(centers.view(len(self.classes), *own, embedding_size))
         self.bias = None if loss.normalized else nn.Parameter(torch.zeros(len(self.classes)))
         self.sigmoid_terms = loss.sigmoid_terms(num_classes)
         self.sigmoid_bias = None
@@ -266,8 +264,6 @@ class Head(nn.Module):
                 self._call.statistic_values = self._update_and_read_statistics(gathered, new_step)
         self.target_cosines = gathered.target_cosine[own]
         context = Context(feature_norm=gathered.feature_norm, **self._call.statistic_values)
-        if self.sigmoid_bias is not None:
-            context |= {"sigmoid_bias": self.sigmoid_bias.detach().clone().squeeze()}
         return Batch(
             unit=unit,
             norm=norm,

@@ -130,6 +130,7 @@ def _forward_blocks(
                 step.target_cosine,
                 step.context,
                 state,
+                step.reducer.bias,
             )
         else:
             cosines = step.cosines(products, inverse_or_bias, in_place=not step.keeps_raw)
@@ -250,6 +251,7 @@ class _Backward:
                 step.target_cosine,
                 step.context,
                 self.state,
+                step.reducer.bias,
             )
             return products
         is_raw = is_fresh or step.keeps_raw

@@ -12,6 +12,7 @@ from margrave.heads.batch import Batch
 from margrave.heads.centers import nearest_centers
 from margrave.heads.contract import HEADS, Head
 from margrave.heads.embeddings import unit_and_norm
+from margrave.heads.reducers import SOFTPLUS_THRESHOLD
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,8 +46,10 @@ def dense_cross_entropy(head: Head, batch: Batch) -> Tensor:
     terms, bias = head.sigmoid_terms, head.sigmoid_bias
     if terms is not None and bias is not None:
         logits = (head.loss.scale * negatives + bias).scatter(1, batch.labels[:, None], -torch.inf)
-        own = functional.softplus(-(head.loss.scale * modified_target + bias), threshold=50)
-        others = functional.softplus(logits, threshold=50).sum(dim=1)
+        own = functional.softplus(
+            -(head.loss.scale * modified_target + bias), threshold=SOFTPLUS_THRESHOLD
+        )
+        others = functional.softplus(logits, threshold=SOFTPLUS_THRESHOLD).sum(dim=1)
         return terms.target_weight * own + terms.negatives_weight * others
     modified = negatives.scatter(1, batch.labels[:, None], modified_target[:, None])
     return functional.cross_entropy(head.loss.scale * modified, batch.labels, reduction="none")

@@ -67,6 +67,7 @@ class FusedBlock:
     def _forward(
         self, products: Tensor, inverse_or_bias: Tensor, target_column: Tensor,
         target_cosine: Tensor, context: Context, state: Tensor,
+        sigmoid_bias: Tensor | None = None,
     ) -> Tensor:  # fmt: skip
         """Add a block's negatives to the reducer's state.
 
@@ -77,17 +78,19 @@ class FusedBlock:
             target_cosine: (A,) cosθ_y.
             context: the loss's context for the A samples.
             state: (A, …) of the previous blocks, see `margrave.heads.reducers`.
+            sigmoid_bias: (1,) the learned bias of a sigmoid per class.
 
         Returns:
             (A, …) the state including this block.
         """
         cosines, _ = self._cosines(products, inverse_or_bias, state.dtype)
         negatives = self.loss.modify_negatives(cosines, target_cosine, context)
-        return self._add(state, negatives, _columns(cosines) == target_column, context)
+        return self._add(state, negatives, _columns(cosines) == target_column, sigmoid_bias)
 
     def _backward(
         self, products: Tensor, inverse_or_bias: Tensor, target_column: Tensor,
         target_cosine: Tensor, context: Context, state: Tensor,
+        sigmoid_bias: Tensor | None = None,
     ) -> None:  # fmt: skip
         """Overwrite the products with ∂R/∂(s·N) · dN/dcosθ · dcosθ/dproduct; 0 for the target.
 
@@ -99,25 +102,27 @@ class FusedBlock:
         analytic = self.loss.modify_negatives_and_slope(cosines, target_cosine, context)
         assert analytic is not None
         negatives, slope = analytic
-        gradient = self._slope(state, negatives, context)
+        gradient = self._slope(state, negatives, sigmoid_bias)
         if slope is not None:
             gradient = gradient * slope
         gradient = torch.where(_columns(gradient) == target_column, 0, gradient)
         gradient = spread(gradient, nearest, self.centers_per_class)
         products.copy_(gradient * inverse_or_bias if self.loss.normalized else gradient)
 
-    def _add(self, state: Tensor, negatives: Tensor, is_target: Tensor, context: Context) -> Tensor:
+    def _add(
+        self, state: Tensor, negatives: Tensor, is_target: Tensor, sigmoid_bias: Tensor | None
+    ) -> Tensor:
         """The log-sum-exp of the previous blocks and this one."""
-        del context
+        del sigmoid_bias
         if self.subtract_max:
             logits = torch.where(is_target, -torch.inf, self.loss.scale * negatives)
             return torch.logaddexp(state, _log_sum_exp(logits))
         terms = torch.exp(torch.add(-state[:, None], negatives, alpha=self.loss.scale))
         return state + torch.where(is_target, 0, terms).sum(dim=1).log1p()
 
-    def _slope(self, state: Tensor, negatives: Tensor, context: Context) -> Tensor:
+    def _slope(self, state: Tensor, negatives: Tensor, sigmoid_bias: Tensor | None) -> Tensor:
         """(A, K) ∂R/∂(s·N) = e^{s·N − R}."""
-        del context
+        del sigmoid_bias
         shifted = torch.add(-state[:, None], negatives, alpha=self.loss.scale)
         if not self.loss.normalized or self.loss.scale > MAX_FUSED_SCALE:
             # s·N can exceed its log-sum-exp only by rounding of huge products.
@@ -141,16 +146,19 @@ class FusedSigmoidBlock(FusedBlock):
         super().__init__(loss, subtract_max=False, centers_per_class=centers_per_class)
         self.subtract_running = False
 
-    def _add(self, state: Tensor, negatives: Tensor, is_target: Tensor, context: Context) -> Tensor:
-        logits = self._logits(negatives, context)
+    def _add(
+        self, state: Tensor, negatives: Tensor, is_target: Tensor, sigmoid_bias: Tensor | None
+    ) -> Tensor:
+        logits = self._logits(negatives, sigmoid_bias)
         return state + sigmoid_sums(torch.where(is_target, -torch.inf, logits))
 
-    def _slope(self, state: Tensor, negatives: Tensor, context: Context) -> Tensor:
+    def _slope(self, state: Tensor, negatives: Tensor, sigmoid_bias: Tensor | None) -> Tensor:
         del state
-        return torch.sigmoid(self._logits(negatives, context))
+        return torch.sigmoid(self._logits(negatives, sigmoid_bias))
 
-    def _logits(self, negatives: Tensor, context: Context) -> Tensor:
-        return torch.add(context["sigmoid_bias"], negatives, alpha=self.loss.scale)
+    def _logits(self, negatives: Tensor, sigmoid_bias: Tensor | None) -> Tensor:
+        assert sigmoid_bias is not None
+        return torch.add(sigmoid_bias, negatives, alpha=self.loss.scale)
 
 
 def _log_sum_exp(logits: Tensor) -> Tensor:

@@ -27,6 +27,9 @@ SOFTPLUS_THRESHOLD = 50.0
 class Reducer(ABC):
     """Reduces s·N_j over the classes j ≠ y."""
 
+    bias: Tensor | None = None
+    """(1,) the head's learned bias, without gradient; None if R has none."""
+
     @abstractmethod
     def start(self, like: Tensor) -> Tensor:
         """The state (A, …) before any class; `like` (A,) gives length, dtype and device."""
@@ -55,8 +58,8 @@ class Reducer(ABC):
         """(A, K) ∂R/∂(s·N_j), a new tensor; what it contains for targets does not count."""
 
     def bias_slope(self, state: Tensor) -> Tensor:
-        """(A,) ∂R/∂b for the head's learned bias b."""
-        raise NotImplementedError
+        """(A,) ∂R/∂b for the head's learned bias b; 0 if R has none."""
+        return torch.zeros_like(self.value(state))
 
     @abstractmethod
     def sample_losses(self, value: Tensor, target: Tensor, bias: Tensor | None) -> Tensor:
@@ -117,8 +120,7 @@ class SigmoidSum(Reducer):
 
     terms: SigmoidTerms
     scale: float
-    bias: Tensor
-    """(1,) b, without gradient."""
+    bias: Tensor  # pyright: ignore[reportIncompatibleVariableOverride]
 
     def start(self, like: Tensor) -> Tensor:
         return like.new_zeros(len(like), 2)

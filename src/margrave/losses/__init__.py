@@ -57,6 +57,7 @@ __all__ = [
     "UniFace",
     "compose",
     "create",
+    "spec_at_scale",
 ]
 
 for _module in pkgutil.iter_modules(__path__):
@@ -85,3 +86,26 @@ def create(spec: Mapping[str, Any]) -> Loss:
         if ":" in name:
             import_path(name)
     return loss
+
+
+def spec_at_scale(kind: str, reference: Mapping[str, Any]) -> dict[str, Any]:
+    """A loss by name, at the scale of another one's specification where scales mean the same.
+
+    A scale goes with the number of classes and the length of training, not with a loss.
+
+    >>> spec_at_scale("cosface", {"kind": "arcface", "scale": 16})
+    {'kind': 'cosface', 'scale': 16}
+    >>> spec_at_scale("softmax", {"kind": "arcface", "scale": 16})
+    {'kind': 'softmax'}
+    """
+    classes = [LOSSES.get(name) for name in (kind, str(reference["kind"]))]
+    alike = all(
+        isinstance(each, type)
+        and issubclass(each, Loss)
+        and each.normalized
+        and not each.contains_scale
+        for each in classes
+    )
+    return {"kind": kind} | (
+        {"scale": reference["scale"]} if alike and "scale" in reference else {}
+    )

@@ -12,7 +12,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from margrave.config import RunConfig, merge, read_config, read_recipe
 from margrave.files import read_yaml
-from margrave.losses import LOSSES, ArcFace
+from margrave.losses import LOSSES, ArcFace, spec_at_scale
 from margrave.losses import create as create_loss
 from margrave.recipes import study_text
 from margrave.registry import explain, suggest
@@ -200,16 +200,11 @@ def read_study(
 
 def _like_arcface(kind: str, known: Mapping[str, Any]) -> dict[str, Any]:
     """A loss that a study does not list, at the scale of its ArcFace and by the same factor."""
-    spec: dict[str, Any] = {"kind": kind}
     reference = known.get("arcface")
-    if not isinstance(reference, Mapping) or kind not in LOSSES:
-        return spec
-    loss = LOSSES.get(kind)()
-    if not loss.normalized or loss.contains_scale:
-        return spec
-    if "scale" in reference:
-        spec["scale"] = reference["scale"]
-    margin, paper = getattr(loss, "margin", None), ArcFace().margin
+    if not isinstance(reference, Mapping) or "kind" not in reference or kind not in LOSSES:
+        return {"kind": kind}
+    spec = spec_at_scale(kind, reference)
+    margin, paper = getattr(LOSSES.get(kind)(), "margin", None), ArcFace().margin
     own = reference.get("margin")
     # Larger ones multiply angles.
     if isinstance(margin, float) and margin < 1 and isinstance(own, int | float):
