@@ -261,7 +261,10 @@ def three_products(
 def head_on(weight: torch.nn.Parameter, loss: str, products: Any) -> ChunkedHead:
     """A head on a weight that several share: as many as there are heads would not fit."""
     settings = {"kind": loss} | ({"estimator": "online"} if loss == "kappaface" else {})
-    with patch("margrave.heads.contract.initial_centers", lambda classes, size: torch.empty(0)):
+    with patch(
+        "margrave.heads.contract.initial_centers",
+        lambda rows, size: torch.empty(len(rows), size, device="meta"),
+    ):
         head = ChunkedHead(settings, *weight.shape, products=products)
     head.weight = weight
     return head
