@@ -80,7 +80,7 @@ class EvaluationSettings(Settings):
     """Epochs between evaluations; 0 evaluates once, at the end."""
     best_by: str | None = None
     """Keep the model of the evaluation with the highest accuracy on this set instead of the last
-    model. Use a set of its own: on the set that chose the model, its accuracy is too high."""
+    model. Use a separate set: its accuracy is optimistic, because it chose the model."""
     patience: int | None = Field(default=None, ge=1)
     """End the training after this many evaluations without a higher accuracy on `best_by`."""
 

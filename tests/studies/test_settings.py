@@ -129,7 +129,7 @@ def test_a_study_extends_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     [
         ({"sseds": 3}, "no setting 'sseds'; did you mean 'seeds'"),
         ({"test": "tset"}, "no evaluation set 'tset'; did you mean 'test'"),
-        ({"losses": {"../x": "arcface"}}, r"loss's name '../x' would not make a folder's name"),
+        ({"losses": {"../x": "arcface"}}, r"loss's name '../x' cannot be a folder's name"),
         ({"losses": {"x": "arcfase"}}, "unknown loss 'arcfase'; did you mean 'arcface'"),
         ({"losses": {"x": {"kind": "arcface", "margin": 9}}}, "margin = 9"),
         ({"run": {"training": {"epoch": 3}}}, "no setting 'training.epoch'"),

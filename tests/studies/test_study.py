@@ -205,7 +205,7 @@ def test_cells_that_do_not_belong_together_are_refused(finished: Path) -> None:
     refused(replace(first, steps=99), "for 6 steps|for 99 steps")
     scores = replace(first.result.scores, images_digest="other")  # type: ignore[type-var]
     refused(replace(first, result=replace(first.result, scores=scores)), "tested on other pairs")
-    refused(replace(first, result=replace(first.result, scores=None)), "has no scores of pairs")
+    refused(replace(first, result=replace(first.result, scores=None)), "has no pair scores")
     run = study.cell(cells[0])
     text = run.config.read_text()
     try:

@@ -89,9 +89,11 @@ def create(spec: Mapping[str, Any]) -> Loss:
 
 
 def spec_at_scale(kind: str, reference: Mapping[str, Any]) -> dict[str, Any]:
-    """A loss by name, at the scale of another one's specification where scales mean the same.
+    """The specification of a loss, at the reference's scale if both scales mean the same.
 
-    A scale goes with the number of classes and the length of training, not with a loss.
+    The right scale depends on the number of classes and the length of training, so a loss that is
+    put in place of another one keeps its scale. Softmax and losses that adapt their scale keep
+    their own.
 
     >>> spec_at_scale("cosface", {"kind": "arcface", "scale": 16})
     {'kind': 'cosface', 'scale': 16}
@@ -99,13 +101,13 @@ def spec_at_scale(kind: str, reference: Mapping[str, Any]) -> dict[str, Any]:
     {'kind': 'softmax'}
     """
     classes = [LOSSES.get(name) for name in (kind, str(reference["kind"]))]
-    alike = all(
-        isinstance(each, type)
-        and issubclass(each, Loss)
-        and each.normalized
-        and not each.contains_scale
-        for each in classes
+    comparable = all(
+        isinstance(loss_class, type)
+        and issubclass(loss_class, Loss)
+        and loss_class.normalized
+        and not loss_class.contains_scale
+        for loss_class in classes
     )
     return {"kind": kind} | (
-        {"scale": reference["scale"]} if alike and "scale" in reference else {}
+        {"scale": reference["scale"]} if comparable and "scale" in reference else {}
     )

@@ -109,5 +109,5 @@ def _machine_epsilon(cosine: Tensor) -> float:
 
 
 def _as_tensor(value: float | Tensor, cosine: Tensor) -> Tensor:
-    """A tensor with the cosines' dtype and device, created there, since a copy would wait."""
+    """A tensor with the cosines' dtype, created on their device because a copy would block."""
     return cosine.new_full((), value) if isinstance(value, int | float) else value.to(cosine)

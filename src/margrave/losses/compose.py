@@ -17,9 +17,10 @@ if TYPE_CHECKING:
 class Composed(Loss):
     """The target of one loss and the negatives of another.
 
-    `target_loss` gives T, how targets and negatives are added up, and the penalty; `negatives_loss`
-    gives N_j and determines hard negatives by its own margin. The default is AdaFace's target with
-    CurricularFace's negatives. In a recipe each is given as ``{kind: …}``.
+    `target_loss` computes T and the penalty, and reduces targets and negatives to a loss (softmax
+    or a sigmoid per class). `negatives_loss` computes N_j and decides by its own margin which
+    negatives are hard. The default is AdaFace's target with CurricularFace's negatives. A recipe
+    gives each loss as ``{kind: …}``.
 
     Source: Margrave; it follows from the loss contract.
 

@@ -103,7 +103,7 @@ add its statistic to the loss's needs
 
 @dataclass(frozen=True, kw_only=True)
 class SigmoidTerms:
-    """What a loss that judges every class by itself adds up instead of a softmax over classes.
+    """The weights and the initial bias of a loss with one sigmoid per class instead of a softmax.
 
     loss = w·log(1 + e^{−(s·T + b)}) + w′·Σ_{j≠y} log(1 + e^{s·N_j + b}); the head learns b, which
     is the same for all classes.
@@ -145,7 +145,7 @@ class Loss:
     """Whether the head passes cosines (True) or inner products W_jᵀx + b_j (False)."""
 
     contains_scale: ClassVar[bool] = False
-    """Whether T and N_j contain a scale of their own, so that no other loss's go with them."""
+    """Whether T and N_j contain a scale themselves, so that another loss's N_j or T do not fit."""
 
     scale: float = 64.0
     straight_through: bool = False

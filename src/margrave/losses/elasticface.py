@@ -65,5 +65,5 @@ class ElasticFace(Loss):
         margins = self.mean_margin + self.margin_std * context["margin_noise"]
         if self.base == "cosine":
             return cosine - margins
-        # Outside this range, which the paper's std never leaves, cos(θ + m) would rise with θ.
+        # Outside [0, π), cos(θ + m) would rise with θ. The paper's std never leaves this range.
         return add_angle(cosine, margins.clamp(0, 0.99 * math.pi), "monotone")

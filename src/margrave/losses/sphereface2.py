@@ -18,8 +18,8 @@ class SphereFace2(Loss):
     """A sigmoid per class with a margin on both sides and a learned bias b.
 
     L = w/s·( λ·log(1 + e^{−(s·T + b)}) + (1 − λ)·Σ_{j≠y} log(1 + e^{s·N_j + b}) ), with
-    T = g(cosθ_y) − m, N_j = g(cosθ_j) + m and g(z) = 2·((z + 1)/2)^t − 1, which sets similarities
-    further apart. b starts where, with all cosines 0, targets and negatives pull equally hard. With
+    T = g(cosθ_y) − m, N_j = g(cosθ_j) + m and g(z) = 2·((z + 1)/2)^t − 1, which spreads
+    the similarities. The initial b balances the gradients of target and negatives at cosine 0. With
     `straight_through`, dT/d cosθ_y and dN_j/d cosθ_j are 1, as in the authors' code.
 
     Source: SphereFace2, ICLR 2022, equations 5 and 7 (SphereFace2-C); ydwen/opensphere
@@ -84,13 +84,14 @@ class SphereFace2(Loss):
         """b with z·sigmoid(−(s·T + b)) = sigmoid(s·N + b) at cosine 0, z = λ/((1 − λ)(C − 1))."""
         ratio = self.target_share / ((1 - self.target_share) * max(num_classes - 1, 1))
         neutral = 2 * 0.5**self.sharpness - 1
-        own, other = self.scale * (neutral - self.margin), self.scale * (neutral + self.margin)
-        rest = 1 - ratio
-        root = math.sqrt(rest**2 + 4 * ratio * math.exp(own - other))
-        # The same root of one quadratic equation twice, each without cancellation.
-        if rest > 0:
-            return math.log(2 * ratio) - other - math.log(rest + root)
-        return math.log((root - rest) / 2) - own
+        target_logit = self.scale * (neutral - self.margin)
+        negative_logit = self.scale * (neutral + self.margin)
+        linear = 1 - ratio
+        root = math.sqrt(linear**2 + 4 * ratio * math.exp(target_logit - negative_logit))
+        # Two forms of the same root of a quadratic equation: each avoids the other's cancellation.
+        if linear > 0:
+            return math.log(2 * ratio) - negative_logit - math.log(linear + root)
+        return math.log((root - linear) / 2) - target_logit
 
 
 def _half(cosine: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ class SphereFaceR(Loss):
     """A multiplicative angular margin on the target, or its counterpart on the other classes.
 
     Target (v1): T = cos(min(m·θ_y, π)), N_j = cosθ_j. Negatives (v2): T = cosθ_y,
-    N_j = cos(θ_j / m). The paper gives the target's margin no gradient of its own (characteristic
+    N_j = cos(θ_j / m). The paper leaves the margin out of the target's gradient (characteristic
     gradient detachment): set `straight_through`.
 
     Source: SphereFace Revived, arXiv 2109.05565, section 4, with hard feature normalization

@@ -1,4 +1,4 @@
-"""The scale at which half-learned classes get the softmax's steepest gradient: AdaCos's s."""
+"""The scale that AdaCos adapts in every step."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class AdaptiveScale(Statistic):
 
     B = mean_i Σ_{j≠y} e^{s·cosθ_ij} with the s of the step before, and θ_med is the median of the
     angles θ_y. With class sampling, the sum is over the sampled classes. A step in which B is at
-    most 1 or not finite leaves s alone.
+    most 1 or not finite does not change s.
 
     Args:
         spec: the number of classes, at least 3, and the ranks that share each batch.

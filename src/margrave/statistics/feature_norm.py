@@ -58,11 +58,11 @@ class FeatureNorm(Statistic):
         batch_std = (squares / (count - 1).clamp_min(1)).sqrt()
 
         weight = self._effective_weight()
-        enough = (count > 1) & torch.isfinite(batch_std)
+        valid = (count > 1) & torch.isfinite(batch_std)
         for running, new in ((self.mean, batch_mean), (self.deviation, batch_std)):
             updated = torch.lerp(running, new.to(running), weight)
-            running.copy_(torch.where(enough, updated, running))
-        self.updates += enough
+            running.copy_(torch.where(valid, updated, running))
+        self.updates += valid
 
     def _effective_weight(self) -> Tensor:
         """The weight of the new batch, including the correction that `start` requires."""

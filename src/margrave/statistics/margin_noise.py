@@ -60,7 +60,7 @@ class MarginNoise(Statistic):
 
 
 def _mixed(value: Tensor) -> Tensor:
-    """SplitMix64's finalizer: int64 of which each bit depends on all bits of the value.
+    """SplitMix64's finalizer: each bit of the result depends on all bits of the value.
 
     A torch generator would have to be seeded with the count on the CPU, so each step would wait for
     the GPU.

@@ -1,4 +1,4 @@
-"""What is measured once where a study begins, so that all its trainings are alike."""
+"""Choose a study's precision, threads and epochs once, so that all its trainings share them."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ WARM_UP_STEPS = 5
 MEASURED_SECONDS = 10.0
 
 
-class _Measured(Exception):
-    """Ends a training whose speed is known."""
+class _SpeedKnown(Exception):
+    """Ends a training once its speed has been measured."""
 
 
 def prepare(
     config: StudyConfig, budget: float | None, threads: int, message: Callable[[str], None]
 ) -> StudyConfig:
-    """Choose what a run would choose for itself: precision, threads, and epochs within a budget.
+    """Choose the precision, the threads, and the number of epochs that fit into a budget.
 
-    Every training of a study must have the same ones, on any later day too; so they are measured
-    with the first training and kept in the study's settings.
+    A single run would choose its own. All trainings of a study must share them, also those that
+    are resumed another day, so they are measured once and kept in the study's settings.
 
     Args:
         config: the study.
@@ -48,18 +48,18 @@ def prepare(
     if settings.precision == "auto" or budget is not None:
         cells = [first]
         if budget is not None:
-            # The slowest loss decides: all get its number of steps.
+            # Measure every loss: the slowest one limits the number of steps of all.
             cells = list(cells_of(config, seeds=[config.first_seed]))
             cells = [cell for cell in cells if cell.condition == first.condition]
         message(f"measuring {quantity(len(cells), 'training')} on this machine")
         with tempfile.TemporaryDirectory() as folder:
             measured = [
-                _measure(cell, prepared, budget is not None, Path(folder, str(number)))
-                for number, cell in enumerate(cells)
+                _measure(cell, prepared, budget is not None, Path(folder, str(index)))
+                for index, cell in enumerate(cells)
             ]
         prepared["precision"] = measured[0][0]
         if budget is not None:
-            seconds = max(each[1] for each in measured)
+            seconds = max(epoch_seconds for _, epoch_seconds in measured)
             epochs = int(budget / seconds)
             if epochs < 1:
                 raise ValueError(
@@ -68,13 +68,14 @@ def prepare(
                 )
             prepared["epochs"] = epochs
             message(
-                f"{quantity(epochs, 'epoch')} in {budget:.0f} s: one takes {seconds:.1f} s at most"
+                f"{quantity(epochs, 'epoch')} in {budget:.0f} s: one takes the slowest loss "
+                f"{seconds:.1f} s"
             )
     return config.model_copy(update={"prepared": prepared})
 
 
 def _measure(cell: Cell, prepared: dict[str, Any], timed: bool, folder: Path) -> tuple[str, float]:
-    """The precision that a training chooses, and if timed the seconds of an epoch."""
+    """Return the precision that a training chooses, and the seconds per epoch (0 unless timed)."""
     training = cell.config.training.model_copy(update={**prepared, "log_steps": 10**9})
     config: RunConfig = cell.config.model_copy(update={"training": training})
     run = Run(config, folder)
@@ -93,8 +94,8 @@ def _measure(cell: Cell, prepared: dict[str, Any], timed: bool, folder: Path) ->
         elif start is not None:
             seconds = (now - start[1]) / (step.step - start[0]) * step.epoch_steps
             if now - start[1] >= MEASURED_SECONDS or step.step == step.steps:
-                raise _Measured
+                raise _SpeedKnown
 
-    with suppress(_Measured):
+    with suppress(_SpeedKnown):
         fit(opened, folder, report=report)
     return precision, seconds

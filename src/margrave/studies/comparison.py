@@ -1,4 +1,4 @@
-"""From a study's finished cells to what they teach."""
+"""Compare the losses of a study's finished cells, and word the verdict."""
 
 from __future__ import annotations
 
@@ -31,9 +31,8 @@ RULES = (
     "corrected by Holm over all pairs of losses"
 )
 
-
 FEW_SEEDS = 4
-"""With fewer seeds, a verdict says that its smallest detectable difference is uncertain itself."""
+"""With fewer seeds, the verdict warns that the smallest detectable difference is uncertain."""
 
 
 @dataclass(frozen=True)
@@ -52,23 +51,23 @@ def compare_cells(
 ) -> dict[str, SeedComparison]:
     """Compare each condition's losses over the seeds that all of them have finished.
 
-    Conditions of which no seed is complete are left out.
+    Conditions without a complete seed are left out.
 
     Raises:
-        ValueError: cells of one condition were tested on other pairs, or trained for another number
-            of steps.
+        ValueError: cells of one condition were tested on different pairs, or trained for different
+            numbers of steps.
     """
     comparisons = {}
     for condition in config.conditions:
-        own = [cell for cell in cells if cell.condition == condition]
-        seeds = _complete_seeds(own)
+        in_condition = [cell for cell in cells if cell.condition == condition]
+        seeds = _complete_seeds(in_condition)
         if not seeds:
             continue
-        scores = _checked_scores(own)
+        scores = _checked_scores(in_condition)
         distances = {
-            loss: np.array([_scores(cell).distances for seed in seeds for cell in own
+            loss: np.array([_scores(cell).distances for seed in seeds for cell in in_condition
                             if (cell.loss, cell.seed) == (loss, seed)])
-            for loss in dict.fromkeys(cell.loss for cell in own)
+            for loss in dict.fromkeys(cell.loss for cell in in_condition)
         }  # fmt: skip
         comparisons[condition] = compare_seeds(
             distances,
@@ -93,14 +92,14 @@ def _complete_seeds(cells: Sequence[Trained]) -> list[int]:
 def _scores(cell: Trained) -> PairScores:
     if cell.result.scores is None:
         raise ValueError(
-            f"{cell.condition}/{cell.loss}/seed-{cell.seed} has no scores of pairs; remove its "
-            "folder, so that it is trained again"
+            f"{cell.condition}/{cell.loss}/seed-{cell.seed} has no pair scores; remove its "
+            "folder to train it again"
         )
     return cell.result.scores
 
 
 def _checked_scores(cells: Sequence[Trained]) -> PairScores:
-    """One cell's scores, after a check that all cells have the same pairs and steps."""
+    """Check that all cells have the same pairs and steps; return the first one's scores."""
     first, scores = cells[0], _scores(cells[0])
     for cell in cells:
         other = _scores(cell)
@@ -110,12 +109,12 @@ def _checked_scores(cells: Sequence[Trained]) -> PairScores:
         ):
             raise ValueError(
                 f"{where} was tested on other pairs than {first.loss}/seed-{first.seed}; remove "
-                "its folder, so that it is trained again"
+                "its folder to train it again"
             )
         if cell.steps != first.steps:
             raise ValueError(
                 f"{where} was trained for {cell.steps} steps, but {first.loss}/seed-{first.seed} "
-                f"for {first.steps}; remove its folder, so that it is trained again"
+                f"for {first.steps}; remove its folder to train it again"
             )
     return scores
 
@@ -126,20 +125,20 @@ def results_of(
     config: StudyConfig,
     tuned: Mapping[str, Mapping[str, Mapping[str, Any]]] | None = None,
 ) -> tuple[Result, ...]:
-    """The comparisons in the format of all results: one result per condition.
+    """Convert the comparisons to the common result format: one result per condition.
 
     Args:
         comparisons: each condition's comparison.
         cells: the trainings that were compared.
         config: the study.
-        tuned: for each condition, what tuning chose for each loss; None if nothing was tuned.
+        tuned: condition -> loss -> the hyperparameters that tuning chose; None without tuning.
     """
     at = {"FAR": config.far} if config.metric == "TAR" else {}
     percent = config.metric != "AUC"
     results = []
     for condition, comparison in comparisons.items():
-        own = [cell for cell in cells if cell.condition == condition]
-        seeds = _complete_seeds(own)
+        in_condition = [cell for cell in cells if cell.condition == condition]
+        seeds = _complete_seeds(in_condition)
         figures = [
             Figure(
                 metric=config.metric,
@@ -152,8 +151,11 @@ def results_of(
             for loss, mean in comparison.means.items()
         ]
         for metric in ("AUC", "EER", "accuracy", "TAR"):
-            figures += _means_of(metric, own, seeds, config.metric)
-        figures += [_figure(each, config, at, percent) for each in comparison.differences]
+            figures += _means_of(metric, in_condition, seeds, config.metric)
+        figures += [
+            _difference_figure(difference, config, at, percent)
+            for difference in comparison.differences
+        ]
         chosen = {} if tuned is None else tuned[condition]
         results.append(
             Result(
@@ -161,7 +163,11 @@ def results_of(
                 name=condition if tuned is None else f"{condition}, tuned",
                 rules=RULES,
                 figures=tuple(figures),
-                counts={**own[0].result.counts, "seeds": len(seeds), "steps": own[0].steps},
+                counts={
+                    **in_condition[0].result.counts,
+                    "seeds": len(seeds),
+                    "steps": in_condition[0].steps,
+                },
                 curves={
                     f"{config.metric} by seed": {
                         loss: mean.seeds for loss, mean in comparison.means.items()
@@ -174,7 +180,7 @@ def results_of(
                     "seeds": seeds,
                     "losses": dict(config.losses if tuned is None else chosen),
                 },
-                origin=own[0].result.origin,
+                origin=in_condition[0].result.origin,
                 notes=(
                     verdict(comparison, config),
                     *_judged_claims(condition, comparison, config, chosen),
@@ -187,7 +193,7 @@ def results_of(
 def _means_of(
     metric: str, cells: Sequence[Trained], seeds: Sequence[int], decisive: str
 ) -> list[Figure]:
-    """Means over seeds of a metric that does not decide, and of accuracy in parts of the data."""
+    """Means over seeds of a metric other than the decisive one, and of accuracy by stratum."""
     figures = []
     for example in cells[0].result.figures:
         if example.metric != metric or example.value is None:
@@ -195,7 +201,7 @@ def _means_of(
         if metric != "accuracy" if example.stratum else metric == decisive:
             continue
         for loss in dict.fromkeys(cell.loss for cell in cells):
-            known = [
+            values = [
                 figure.value
                 for cell in cells
                 if cell.loss == loss and cell.seed in seeds
@@ -209,7 +215,7 @@ def _means_of(
                     metric=metric,
                     at={**example.at, "loss": loss},
                     stratum=example.stratum,
-                    value=fmean(known) if known else None,
+                    value=fmean(values) if values else None,
                     percent=example.percent,
                     details={"pairs": example.details.get("pairs")} if example.stratum else {},
                 )
@@ -217,43 +223,44 @@ def _means_of(
     return figures
 
 
-def _figure(
-    each: SeedDifference, config: StudyConfig, at: Mapping[str, float], percent: bool
+def _difference_figure(
+    difference: SeedDifference, config: StudyConfig, at: Mapping[str, float], percent: bool
 ) -> Figure:
     return Figure(
         metric=f"difference in {config.metric}",
-        at={**at, "first": each.first, "second": each.second},
-        value=each.mean.value,
-        interval=each.mean.interval,
+        at={**at, "first": difference.first, "second": difference.second},
+        value=difference.mean.value,
+        interval=difference.mean.interval,
         percent=percent,
         details={
-            "p_value": each.p_value,
-            "adjusted_p_value": each.adjusted,
-            "smallest_detectable": each.smallest_detectable,
+            "p_value": difference.p_value,
+            "adjusted_p_value": difference.adjusted,
+            "smallest_detectable": difference.smallest_detectable,
         },
     )
 
 
 def verdict(comparison: SeedComparison, config: StudyConfig) -> str:
-    """What a condition's comparison says, as a sentence; it names a winner only if there is one."""
+    """Sum up a condition's comparison in a sentence; a winner is named only if there is one."""
     best = next(iter(comparison.means))
     seeds = len(comparison.means[best].seeds)
     if len(comparison.means) < 2:
         return f"{best} alone was trained, so there is nothing to compare."
     if seeds < 2:
         return (
-            "One seed says nothing about how much seeds differ, so there are no p values: train at "
-            "least two, better five."
+            "One seed cannot show how much results vary between seeds, so there are no p values: "
+            "train at least two seeds, better five."
         )
-    detectable = [each.smallest_detectable for each in comparison.differences]
-    known = sorted(value for value in detectable if value is not None)
+    smallest = [difference.smallest_detectable for difference in comparison.differences]
+    detectable = sorted(value for value in smallest if value is not None)
     unit = "" if config.metric == "AUC" else " points"
+    typical = _number(detectable[len(detectable) // 2], config)
     settled = (
-        f"A true difference of {_number(known[len(known) // 2], config)}{unit} would have been "
-        "detected in four of five such studies."
+        f"A true difference of {typical}{unit} would have been detected in four of five such "
+        "studies."
     )
     if seeds < FEW_SEEDS:
-        settled += f" {seeds} seeds hardly tell how much seeds differ; five tell more."
+        settled += f" This is uncertain with {seeds} seeds; train five to know it better."
     if comparison.winner is not None:
         return f"{comparison.winner} is better than every other loss. {settled}"
     others = comparison.not_worse_than(best)
@@ -272,7 +279,7 @@ def _judged_claims(
     config: StudyConfig,
     chosen: Mapping[str, Mapping[str, Any]],
 ) -> Iterator[str]:
-    """A condition's claims with what the comparison says of each, one sentence or two each."""
+    """Yield each claim about a condition, followed by whether the comparison reproduced it."""
     for claim in config.claims:
         if claim.condition == condition:
             # A tuned loss is compared under the name of what tuning chose for it.
@@ -280,29 +287,29 @@ def _judged_claims(
                 key: chosen.get(getattr(claim, key), {}).get("name", getattr(claim, key))
                 for key in ("loss", "over")
             }
-            judged = judge_claim(claim.model_copy(update=names), comparison, config)
-            yield f"Claim: {claim.text}. {judged[:1].upper()}{judged[1:]}"
+            outcome = judge_claim(claim.model_copy(update=names), comparison, config)
+            yield f"Claim: {claim.text}. {outcome[:1].upper()}{outcome[1:]}"
 
 
 def judge_claim(claim: Claim, comparison: SeedComparison, config: StudyConfig) -> str:
-    """Whether a claim was reproduced, with the difference that decides, as a sentence."""
-    for each in comparison.differences:
-        if {each.first, each.second} != {claim.loss, claim.over}:
+    """State whether a claim was reproduced, with the difference between its two losses."""
+    for difference in comparison.differences:
+        if {difference.first, difference.second} != {claim.loss, claim.over}:
             continue
-        sign = 1 if each.second == claim.loss else -1
-        value = sign * each.mean.value
-        if each.adjusted is None or each.mean.interval is None:
+        sign = 1 if difference.second == claim.loss else -1
+        value = sign * difference.mean.value
+        if difference.adjusted is None or difference.mean.interval is None:
             return "not decided: one seed gives no p value"
-        low, high = sorted(sign * end for end in each.mean.interval)
+        low, high = sorted(sign * end for end in difference.mean.interval)
         unit = "" if config.metric == "AUC" else " points"
         numbers = (
             f"{_number(value, config, '+')}{unit} ({_number(low, config, '+')} to "
-            f"{_number(high, config, '+')}), p {_p_text(each.adjusted)}; detectable: "
-            f"{_number(each.smallest_detectable or 0.0, config)}"
+            f"{_number(high, config, '+')}), p {_p_text(difference.adjusted)}; detectable: "
+            f"{_number(difference.smallest_detectable or 0.0, config)}"
         )
-        if each.better == claim.loss:
+        if difference.better == claim.loss:
             outcome = "reproduced" if claim.helps else "contradicted, it is better here too"
-        elif each.better == claim.over:
+        elif difference.better == claim.over:
             outcome = f"contradicted, {claim.over} is better"
         else:
             outcome = "not reproduced" if claim.helps else "as claimed, no difference was found"
@@ -311,7 +318,7 @@ def judge_claim(claim: Claim, comparison: SeedComparison, config: StudyConfig) -
 
 
 def _number(value: float, config: StudyConfig, sign: str = "") -> str:
-    """A difference in points, or as a share for the AUC."""
+    """Format a difference: in percentage points, or as it is for the AUC."""
     return f"{value:{sign}.4f}" if config.metric == "AUC" else f"{100 * value:{sign}.2f}"
 
 

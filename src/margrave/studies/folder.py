@@ -1,4 +1,4 @@
-"""A study's folder: its settings, one run per cell, and what they taught."""
+"""A study's folder: its settings, one run per cell, and the comparison."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class StudyFolder:
 
         study.yaml      all settings, with defaults filled in
         cells/          one run's folder per condition, loss and seed
-        results.json    the comparison, a result per condition
+        results.json    the comparison: one result per condition
         figures.csv     every figure of every finished cell
 
     Attributes:
@@ -55,9 +55,9 @@ class StudyFolder:
         return RunFolder(self.path / "cells" / cell.name)
 
     def cell_folder(self, condition: str, loss: str, seed: int) -> RunFolder | None:
-        """A cell's run by names that a file gives; None if they are no names of cells.
+        """The folder of a cell's run, for names read from a file; None if a name is invalid.
 
-        The names become parts of a path, so they must have the form that `StudyConfig` checks.
+        The names become parts of a path, so they must match `NAME`.
         """
         if not (NAME.fullmatch(condition) and NAME.fullmatch(loss)):
             return None
@@ -69,12 +69,12 @@ class StudyFolder:
         trust_code: bool = False,
         typed: object = (),
     ) -> StudyConfig:
-        """Read the study's settings, with changes that the user typed.
+        """Read the study's settings, overridden by those that the user typed.
 
         Args:
             overrides: settings that the user typed, which replace those in the file.
             trust_code: allow import paths in the file; their modules are imported and run.
-            typed: what else the user typed; import paths in it are allowed in the file too.
+            typed: other settings that the user typed; import paths in them are allowed in the file.
 
         Raises:
             ValueError: the folder is not a study's, its settings are invalid, or they name code and
@@ -89,21 +89,21 @@ class StudyFolder:
             return read_study([block], overrides or {})
 
     def begin(self, config: StudyConfig) -> StudyConfig:
-        """Write the settings; in a folder of the same study, keep what was measured there.
+        """Write the settings; in a folder of the same study, keep its `prepared` settings.
 
-        Losses, conditions, seeds and tuning may be added to a study.
+        Losses, conditions, seeds and tuning may be added to an existing study.
 
         Raises:
             ValueError: the folder holds another study, or other files.
         """
         if self.is_study():
-            former = self.read_config(typed=config.model_dump())
-            if changes := list(_changes(former, config)):
+            existing = self.read_config(typed=config.model_dump())
+            if changes := list(_changes(existing, config)):
                 raise ValueError(
                     f"{self.path} holds another study: {'; '.join(changes[:5])}; choose another "
-                    "--output, or the former settings"
+                    "--output, or use the same settings"
                 )
-            config = config.model_copy(update={"prepared": former.prepared or config.prepared})
+            config = config.model_copy(update={"prepared": existing.prepared or config.prepared})
         elif self.path.is_dir() and any(self.path.iterdir()):
             raise ValueError(f"{self.path} is neither empty nor a study; choose another --output")
         self.path.mkdir(parents=True, exist_ok=True)
@@ -149,9 +149,9 @@ class StudyFolder:
             table.writerows(rows)
 
 
-def _changes(former: StudyConfig, config: StudyConfig) -> Iterator[str]:
-    """The settings in which two studies contradict, one text each."""
-    before, after = former.model_dump(mode="json"), config.model_dump(mode="json")
+def _changes(existing: StudyConfig, config: StudyConfig) -> Iterator[str]:
+    """Describe each setting that differs between two studies and may not."""
+    before, after = existing.model_dump(mode="json"), config.model_dump(mode="json")
     names = ["run", "metric", "far", "test", "first_seed"]
     names += ["tuning"] if before["tuning"] and after["tuning"] else []
     for name in names:
@@ -164,6 +164,7 @@ def _changes(former: StudyConfig, config: StudyConfig) -> Iterator[str]:
 
 
 def _different(before: Any, after: Any) -> dict[str, tuple[Any, Any]]:
+    """Dotted key -> old and new value, for each value that differs."""
     old, new = flat_settings(before), flat_settings(after)
     return {
         f".{key}" if key else "": (old.get(key), new.get(key))

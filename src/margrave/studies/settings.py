@@ -24,7 +24,7 @@ Metric = Literal["accuracy", "AUC", "EER", "TAR"]
 
 
 class Claim(Settings):
-    """What a paper says of its loss, to be decided by one of the study's comparisons."""
+    """A paper's claim about its loss, which one of the study's comparisons tests."""
 
     text: str
     """The claim as a sentence."""
@@ -33,19 +33,19 @@ class Claim(Settings):
     """The loss that it is compared with."""
     condition: str
     helps: bool = True
-    """Whether ``loss`` should be better than ``over`` in this condition, or should not differ."""
+    """True: ``loss`` should be better than ``over`` here; False: they should not differ."""
 
 
 class Tuning(Settings):
-    """A grid over each loss's own hyperparameters, judged on identities of its own."""
+    """A grid over each loss's hyperparameters, compared on held-out identities."""
 
     factors: dict[str, list[float]] = Field(min_length=1)
-    """For each hyperparameter the multiples of the loss's value that are tried; a loss without it
-    leaves it out."""
+    """Hyperparameter -> factors by which the loss's own value is multiplied; losses without that
+    hyperparameter ignore it."""
     seeds: int = Field(default=1, ge=1)
     """Number of seeds for each point of the grid; they differ from the study's own."""
     validation: str = "validation"
-    """The evaluation set that chooses."""
+    """The evaluation set on which the best variant is chosen."""
 
 
 class StudyConfig(Settings):
@@ -55,22 +55,23 @@ class StudyConfig(Settings):
     run: dict[str, Any] = Field(default={})
     """The settings of every training, as in a recipe."""
     conditions: dict[str, dict[str, Any]] = Field(default={"data": {}}, min_length=1)
-    """For each condition, the settings that it adds, such as other images."""
+    """Condition -> the settings that it adds to ``run``, such as other images."""
     losses: dict[str, dict[str, Any]] = Field(min_length=1)
     """The losses by name: ``{kind: …, **hyperparameters}``."""
     seeds: int = Field(default=5, ge=1)
     """Number of trainings of each loss in each condition."""
     first_seed: int = Field(default=0, ge=0)
     metric: Metric = "accuracy"
-    """The metric that decides, chosen before anything is trained."""
+    """The metric by which losses are compared, chosen before training."""
     far: float = Field(default=0.01, gt=0, lt=1)
     """The FAR of metric TAR."""
     test: str = "test"
-    """The evaluation set that decides."""
+    """The evaluation set on which losses are compared."""
     tuning: Tuning | None = None
     claims: list[Claim] = Field(default=[])
     prepared: dict[str, Any] = Field(default={})
-    """Training settings that were measured where the study began, the same for every cell."""
+    """Training settings that were measured on the machine where the study began; all cells use
+    them."""
 
     @field_validator("losses", mode="before")
     @classmethod
@@ -91,8 +92,8 @@ class StudyConfig(Settings):
             for name in names:
                 if not NAME.fullmatch(name):
                     raise ValueError(
-                        f"the {noun}'s name {name!r} would not make a folder's name; use letters, "
-                        "digits, spaces and _ . , = + -"
+                        f"the {noun}'s name {name!r} cannot be a folder's name; use at most 80 "
+                        "letters, digits, spaces and _ . , = + -"
                     )
         for claim in self.claims:
             for noun, name, names in (
@@ -139,12 +140,12 @@ def read_study(
 
     Args:
         studies: names of Margrave's studies, files, or blocks of settings; later ones override
-            earlier ones. The recipes that a block names are merged below its ``run``, the studies
-            that it ``extends`` below all of it.
+            earlier ones. A block overrides the studies that it ``extends``, and its ``run``
+            overrides the ``recipes`` that it names.
         overrides: settings that override all of them.
         losses: compare only these: names of the study's losses, other registered losses, or import
-            paths. A registered one gets the scale of the study's ArcFace, and its own margin is
-            scaled as ArcFace's is.
+            paths. A registered one gets the scale of the study's ArcFace; its margin is multiplied
+            by the study's ArcFace margin over ArcFace's default.
 
     Raises:
         ValueError: an unknown key or invalid value, in the study or in one of its runs.
@@ -162,19 +163,19 @@ def read_study(
     merged = merge(merged, overrides)
     for name in ("losses", "conditions"):
         if isinstance(merged.get(name), Mapping):
-            # null removes what a study below has.
+            # null removes an entry of an extended study.
             merged[name] = {key: value for key, value in merged[name].items() if value is not None}
     if losses is not None:
-        known = merged.get("losses")
-        known = known if isinstance(known, Mapping) else {}
+        listed = merged.get("losses")
+        listed = listed if isinstance(listed, Mapping) else {}
         merged["losses"] = {
-            name.rpartition(":")[2]: known.get(name) or _like_arcface(name, known)
+            name.rpartition(":")[2]: listed.get(name) or _like_arcface(name, listed)
             for name in losses
         }
         merged["claims"] = [
             claim
             for claim in merged.get("claims", [])
-            # A claim without these is left for validation to report.
+            # Keep a claim without these keys, so that validation reports it.
             if not isinstance(claim, Mapping)
             or {claim.get("loss"), claim.get("over")} - {None} <= merged["losses"].keys()
         ]
@@ -182,10 +183,10 @@ def read_study(
         config = StudyConfig.model_validate(merged)
     except ValidationError as error:
         raise ValueError(explain(error, StudyConfig, "the study")) from None
-    checked = {name: LOSSES.validate(loss) for name, loss in config.losses.items()}
-    for loss in checked.values():
+    complete = {name: LOSSES.validate(loss) for name, loss in config.losses.items()}
+    for loss in complete.values():
         create_loss(loss)
-    config = config.model_copy(update={"losses": checked})
+    config = config.model_copy(update={"losses": complete})
     for cell in cells_of(config.model_copy(update={"seeds": 1})):
         sets = cell.config.evaluation.sets
         needed = [config.test, *([config.tuning.validation] if config.tuning else [])]
@@ -198,34 +199,34 @@ def read_study(
     return config
 
 
-def _like_arcface(kind: str, known: Mapping[str, Any]) -> dict[str, Any]:
-    """A loss that a study does not list, at the scale of its ArcFace and by the same factor."""
-    reference = known.get("arcface")
+def _like_arcface(kind: str, listed: Mapping[str, Any]) -> dict[str, Any]:
+    """A loss that the study does not list, with scale and margin adapted as its ArcFace's are."""
+    reference = listed.get("arcface")
     if not isinstance(reference, Mapping) or "kind" not in reference or kind not in LOSSES:
         return {"kind": kind}
     spec = spec_at_scale(kind, reference)
-    margin, paper = getattr(LOSSES.get(kind)(), "margin", None), ArcFace().margin
-    own = reference.get("margin")
-    # Larger ones multiply angles.
-    if isinstance(margin, float) and margin < 1 and isinstance(own, int | float):
-        spec["margin"] = round(margin * own / paper, 4)
+    default = getattr(LOSSES.get(kind)(), "margin", None)
+    arcface_margin = reference.get("margin")
+    # A margin of 1 or more multiplies the angle.
+    if isinstance(default, float) and default < 1 and isinstance(arcface_margin, int | float):
+        spec["margin"] = round(default * arcface_margin / ArcFace().margin, 4)
     return spec
 
 
-def _block(study: str | Mapping[str, Any], below: tuple[str, ...] = ()) -> dict[str, Any]:
-    """A study's settings on top of the studies and recipes that it names."""
+def _block(study: str | Mapping[str, Any], extending: tuple[str, ...] = ()) -> dict[str, Any]:
+    """A study's settings, merged over the studies that it extends and the recipes that it names."""
     if isinstance(study, Mapping):
         block = dict(study)
     else:
-        if study in below:
+        if study in extending:
             raise ValueError(f"the study {study!r} extends itself; remove it from its 'extends'")
-        below = (*below, study)
+        extending = (*extending, study)
         block = read_yaml(study_text(study), study) or {}
         if not isinstance(block, dict):
             raise ValueError(f"{study} contains a {type(block).__name__}, not a study's settings")
     base: dict[str, Any] = {}
     for name in _names(block.pop("extends", []), "extends"):
-        base = merge(base, _block(name, below))
+        base = merge(base, _block(name, extending))
     for name in _names(block.pop("recipes", []), "recipes"):
         base["run"] = merge(base.get("run", {}), read_recipe(name))
     return merge(base, block)
@@ -242,28 +243,29 @@ def cells_of(
     losses: Mapping[str, Mapping[str, Any]] | None = None,
     seeds: Sequence[int] | None = None,
 ) -> Iterator[Cell]:
-    """Yield the study's cells, seed by seed, so that every loss has the first seed early.
+    """Yield the study's cells, seed by seed, so that the first seeds can be compared early.
 
     Args:
         config: the study.
-        losses: other losses than the study's own, by name.
-        seeds: other seeds than the study's own.
+        losses: losses by name; None uses the study's.
+        seeds: seeds; None uses the study's.
     """
-    own = range(config.first_seed, config.first_seed + config.seeds)
-    for seed in own if seeds is None else seeds:
+    if seeds is None:
+        seeds = range(config.first_seed, config.first_seed + config.seeds)
+    for seed in seeds:
         for condition, settings in config.conditions.items():
             for name, loss in (config.losses if losses is None else losses).items():
                 training = {**config.prepared, "seed": seed}
                 run = merge(merge(config.run, settings), {"training": training})
-                # Not merged: a loss's settings are its own, whatever the run's recipe had.
+                # Replaced, not merged: the run's recipe may set another loss's hyperparameters.
                 run["loss"] = dict(loss)
                 yield Cell(condition, name, seed, read_config([run], {}))
 
 
 def grid_of(config: StudyConfig) -> dict[str, dict[str, dict[str, Any]]]:
-    """The variants of each loss that tuning tries: loss -> name -> hyperparameters.
+    """The variants that tuning tries: loss -> variant -> hyperparameters.
 
-    The loss's own hyperparameters are one of them, under the loss's name.
+    The unchanged loss is one of the variants, under its own name.
     """
     grids: dict[str, dict[str, dict[str, Any]]] = {}
     assert config.tuning is not None
@@ -272,7 +274,7 @@ def grid_of(config: StudyConfig) -> dict[str, dict[str, dict[str, Any]]]:
         for field, factors in config.tuning.factors.items():
             if isinstance(loss.get(field), int | float) and loss[field]:
                 values = [round(loss[field] * factor, 6) for factor in factors]
-                variants = [{**each, field: value} for each in variants for value in values]
+                variants = [{**variant, field: value} for variant in variants for value in values]
         grids[name] = {name: dict(loss)}
         for changes in variants:
             if any(loss[field] != value for field, value in changes.items()):

@@ -1,4 +1,4 @@
-"""A study from its settings to its comparison."""
+"""Run a study: train its cells, tune its losses, and compare them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from margrave.studies.worker import GridProgress, Report, slots_for, train_cells
 from margrave.training import locked
 
 TUNING_SEEDS = 100_000
-"""Seeds of tuning begin here, so that they are never the study's own."""
+"""The first seed of tuning, far from the study's own seeds."""
 
 
 class StudyEvents:
@@ -37,14 +37,15 @@ class StudyEvents:
 
 @dataclass(frozen=True)
 class StudyOutcome:
-    """What a study has taught so far.
+    """The comparisons of the cells that have finished so far.
 
     Attributes:
         config: the study.
         comparisons: each condition's comparison, by name.
         tuned_comparisons: each condition's comparison of the tuned losses; empty without tuning.
-        results: the same as results: one per condition, and one more per condition if tuned.
-        failed: for each training that failed, the reason.
+        results: the comparisons in the common result format: one per condition, and another one per
+            condition if tuned.
+        failed: the name of each failed training -> the reason.
     """
 
     config: StudyConfig
@@ -65,21 +66,22 @@ def run_study(
 ) -> StudyOutcome:
     """Train every cell that is not finished, compare the losses, and write the results.
 
-    A study can be stopped at any time and called again: finished cells are kept, the others go on
-    from their checkpoints.
+    A study can be stopped at any time and run again: finished cells are kept, and the others
+    resume from their checkpoints.
 
     Args:
         config: the study.
-        folder: its folder; created, or one of the same study.
+        folder: the study's folder; new, empty, or of the same study.
         budget: seconds for each training, measured on this machine when the study begins; None
             keeps the epochs of the settings.
-        devices: number of trainings at a time; by default one per GPU, or one per core.
+        devices: number of trainings at a time; by default one per GPU, or as many as the cores
+            allow.
         events: receives what the study reports; by default nothing is shown.
-        train: False only compares what is finished, also while another process trains; the tuned
-            comparison then needs every training of the tuning.
+        train: False only compares finished cells, even while another process trains; the tuned
+            losses are compared once every tuning run has finished.
 
     Raises:
-        ValueError: the folder holds another study or is in use, or cells contradict each other.
+        ValueError: the folder holds another study or is in use, or cells were not trained alike.
         KeyboardInterrupt: a signal stopped the trainings, after each had written a checkpoint.
     """
     study, events = StudyFolder(folder), events or StudyEvents()
@@ -89,22 +91,22 @@ def run_study(
             threads = max(1, usable_cores() // devices) if devices else 1
             config = study.begin(prepare(config, budget, threads, events.message))
         grid = _Grid(study, devices, events, train)
-        own = list(cells_of(config))
+        cells = list(cells_of(config))
         if train:
-            _announce(study, config, own, events)
-        grid.train(own, "training")
-        trained = _trained(study, own, config.test)
+            _announce(study, config, cells, events)
+        grid.train(cells, "training")
+        trained = _trained(study, cells, config.test)
         comparisons = compare_cells(trained, config)
         results = results_of(comparisons, trained, config)
         tuned: dict[str, dict[str, dict[str, Any]]] = {}
         tuned_comparisons: dict[str, SeedComparison] = {}
         if config.tuning is not None and not grid.failed and (train or _is_tuned(study, config)):
-            tuned, cells = _tune(study, config, grid)
-            grid.train(cells, "training tuned losses")
-            tuned_cells = _trained(study, cells, config.test)
-            tuned_comparisons = compare_cells(tuned_cells, config)
-            results += results_of(tuned_comparisons, tuned_cells, config, tuned)
-            trained += [cell for cell in tuned_cells if cell not in trained]
+            tuned, tuned_cells = _tune(study, config, grid)
+            grid.train(tuned_cells, "training tuned losses")
+            trained_tuned = _trained(study, tuned_cells, config.test)
+            tuned_comparisons = compare_cells(trained_tuned, config)
+            results += results_of(tuned_comparisons, trained_tuned, config, tuned)
+            trained += [cell for cell in trained_tuned if cell not in trained]
         if trained:
             study.write_figures(rows_of(trained))
         if results:
@@ -113,16 +115,16 @@ def run_study(
 
 
 def _announce(
-    study: StudyFolder, config: StudyConfig, own: Sequence[Cell], events: StudyEvents
+    study: StudyFolder, config: StudyConfig, cells: Sequence[Cell], events: StudyEvents
 ) -> None:
-    """Say how many trainings there are, before the first begins."""
-    if all(study.finished(cell) is not None for cell in own):
+    """Report the number of trainings before the first one begins."""
+    if all(study.finished(cell) is not None for cell in cells):
         return
-    text = quantity(len(own), "training")
+    text = quantity(len(cells), "training")
     if config.tuning is not None:
         tuning = len(_tuning_cells(config))
         text += (
-            f", then {tuning} to tune every loss and up to {len(own)} of the tuned losses "
+            f", then {tuning} to tune every loss and up to {len(cells)} of the tuned losses "
             "(tuning: null leaves these out)"
         )
     events.message(text)
@@ -130,14 +132,14 @@ def _announce(
 
 @dataclass
 class _Grid:
-    """Trains cells of a study that are not finished, unless it is disabled.
+    """Trains a study's unfinished cells, unless training is disabled.
 
     Attributes:
         study: the study's folder.
         devices: number of trainings at a time; None chooses.
         events: receives the progress.
-        enabled: whether anything is trained.
-        failed: for each training that failed, the reason.
+        enabled: False trains nothing.
+        failed: the name of each failed training -> the reason.
     """
 
     study: StudyFolder
@@ -149,16 +151,16 @@ class _Grid:
     def train(self, cells: Iterable[Cell], what: str) -> None:
         """Train the cells that are not finished."""
         cells = list(cells)
-        waiting = [cell for cell in cells if self.study.finished(cell) is None]
-        if not waiting or not self.enabled:
+        unfinished = [cell for cell in cells if self.study.finished(cell) is None]
+        if not unfinished or not self.enabled:
             return
-        done = len(cells) - len(waiting)
+        done = len(cells) - len(unfinished)
         progress = GridProgress(len(cells), done, done)
-        threads = waiting[0].config.training.threads
+        threads = unfinished[0].config.training.threads
         slots = slots_for(self.devices, threads if isinstance(threads, int) else 1)
         with self.events.training(what) as report:
             train_cells(
-                waiting,
+                unfinished,
                 lambda cell: self.study.cell(cell).path,
                 progress,
                 slots=slots,
@@ -176,18 +178,18 @@ def _trained(study: StudyFolder, cells: Iterable[Cell], name: str) -> list[Train
         if results is None:
             continue
         steps = [line["step"] for line in study.cell(cell).read_metrics()]
-        own = next((each for each in results if each.name == name), None)
-        if own is None:
+        result = next((result for result in results if result.name == name), None)
+        if result is None:
             raise ValueError(
                 f"{study.cell(cell).results} has no result of the set {name!r}; remove the "
-                "training's folder, so that it is trained again"
+                "cell's folder to train it again"
             )
-        trained.append(Trained(cell.condition, cell.loss, cell.seed, max(steps, default=0), own))
+        trained.append(Trained(cell.condition, cell.loss, cell.seed, max(steps, default=0), result))
     return trained
 
 
 def _tuning_cells(config: StudyConfig) -> list[Cell]:
-    """The trainings of every loss's grid."""
+    """The cells that try every variant of every loss."""
     assert config.tuning is not None
     variants = {name: loss for grid in grid_of(config).values() for name, loss in grid.items()}
     seeds = range(TUNING_SEEDS, TUNING_SEEDS + config.tuning.seeds)
@@ -195,20 +197,20 @@ def _tuning_cells(config: StudyConfig) -> list[Cell]:
 
 
 def _is_tuned(study: StudyFolder, config: StudyConfig) -> bool:
-    """Whether every training of the tuning is finished."""
+    """Whether every tuning run has finished."""
     return all(study.finished(cell) is not None for cell in _tuning_cells(config))
 
 
 def _tune(
     study: StudyFolder, config: StudyConfig, grid: _Grid
 ) -> tuple[dict[str, dict[str, dict[str, Any]]], list[Cell]]:
-    """Try each loss's grid, and return what it chose and the cells of the chosen ones."""
+    """Tune each loss: return the chosen variants by condition and loss, and the cells to train."""
     assert config.tuning is not None
     grids, metric = grid_of(config), config.metric
     variants = {name: loss for variants in grids.values() for name, loss in variants.items()}
-    tried = _tuning_cells(config)
-    grid.train(tried, "tuning")
-    judged = _trained(study, tried, config.tuning.validation)
+    tuning_cells = _tuning_cells(config)
+    grid.train(tuning_cells, "tuning")
+    trained = _trained(study, tuning_cells, config.tuning.validation)
     at: dict[str, Any] = {"FAR": config.far} if metric == "TAR" else {}
     tuned: dict[str, dict[str, dict[str, Any]]] = {}
     cells: list[Cell] = []
@@ -219,17 +221,16 @@ def _tune(
             for name in names_of_loss:
                 values = [
                     cell.result.figure(metric, **at).value or 0.0
-                    for cell in judged
+                    for cell in trained
                     if (cell.condition, cell.loss) == (condition, name)
                 ]
                 if values:
                     means[name] = fmean(values) * (-1 if metric == "EER" else 1)
             if means:
-                # The first of equals is the loss's own.
+                # Of equally good variants, max returns the first: the unchanged loss.
                 tuned[condition][loss] = {"name": max(means, key=means.__getitem__)}
-        names = {each["name"]: loss for loss, each in tuned[condition].items()}
-        for each in tuned[condition].values():
-            each |= variants[each["name"]]
-        chosen = {name: variants[name] for name in names}
+        for choice in tuned[condition].values():
+            choice |= variants[choice["name"]]
+        chosen = {choice["name"]: variants[choice["name"]] for choice in tuned[condition].values()}
         cells += [cell for cell in cells_of(config, chosen) if cell.condition == condition]
     return tuned, cells

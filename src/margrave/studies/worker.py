@@ -1,4 +1,4 @@
-"""A study's trainings, each in a process of its own, a few at a time."""
+"""Train a study's cells in parallel, each in its own process."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ REPORT_SECONDS = 0.5
 
 @dataclass
 class GridProgress:
-    """How far the trainings of a study are.
+    """The progress of a study's trainings.
 
     Attributes:
         total: number of trainings.
         finished: number of finished ones, including those of earlier calls.
-        done_before: of these, the number that had finished before this call.
-        running: for each running one, its share that is done.
-        failed: for each that failed, the reason.
+        done_before: how many of these had finished before this call.
+        running: the name of each running training -> the fraction of its steps done.
+        failed: the name of each failed training -> the reason.
     """
 
     total: int
@@ -43,7 +43,7 @@ class GridProgress:
 
     @property
     def done(self) -> float:
-        """Finished trainings and parts of running ones."""
+        """The number of ended trainings, plus the fractions of the running ones."""
         return self.finished + len(self.failed) + sum(self.running.values())
 
 
@@ -70,14 +70,14 @@ class _PipeEvents(RunEvents):
 
 
 def train_cell(config: RunConfig, folder: Path, connection: Connection) -> None:
-    """Train one cell to its end, or go on with it; the entry point of its process."""
+    """Train one cell, or resume its training; the entry point of its process."""
     end_with_parent()
     try:
         _train(config, folder, connection)
         connection.send(("finished", ""))
     except (StopRequested, KeyboardInterrupt):
         connection.send(("stopped", ""))
-    # Whatever a network or a loss of the user's raises must not end the other trainings.
+    # An error of any kind, such as one in custom network code, must not end the other trainings.
     except Exception as error:
         connection.send(("failed", f"{error}" or type(error).__name__))
     finally:
@@ -91,7 +91,7 @@ def _train(config: RunConfig, folder: Path, connection: Connection) -> None:
         try:
             run.open_training(resume=True).load(checkpoint)
         except ValueError as error:
-            connection.send(("message", f"{error}; this training starts again"))
+            connection.send(("message", f"{error}; this training starts from the beginning"))
             remove_checkpoints(folder)
             checkpoint = None
     training = run.open_training(resume=checkpoint is not None)
@@ -107,16 +107,16 @@ def train_cells(
     report: Report,
     message: Callable[[str], None],
 ) -> None:
-    """Train cells, as many at a time as there are slots.
+    """Train cells in parallel, one in each slot.
 
     A cell that fails does not end the others; `progress.failed` has its reason.
 
     Args:
         cells: the cells to train, in order.
         folder_of: a cell's folder.
-        progress: kept up to date.
-        slots: for each training that may run at a time, its environment variables.
-        report: called whenever the progress has changed.
+        progress: updated in place.
+        slots: the environment variables of each training that runs at the same time.
+        report: called with the progress at least once a second.
         message: called with a line of information.
 
     Raises:
@@ -129,22 +129,22 @@ def train_cells(
             while waiting and free:
                 slot = free.pop(0)
                 running.append(_Running(waiting.pop(0), folder_of, slot, slots[slot]))
-            wait([each.connection for each in running], timeout=1)
-            for each in list(running):
-                ended = each.receive(progress, message)
+            wait([training.connection for training in running], timeout=1)
+            for training in list(running):
+                ended = training.receive(progress, message)
                 if ended:
-                    running.remove(each)
-                    free.append(each.slot)
-                if each.was_stopped:
+                    running.remove(training)
+                    free.append(training.slot)
+                if training.was_stopped:
                     raise KeyboardInterrupt
             report(progress)
     finally:
-        for each in running:
-            each.stop()
+        for training in running:
+            training.stop()
 
 
 class _Running:
-    """A training's process."""
+    """The process of one training."""
 
     def __init__(
         self,
@@ -154,19 +154,19 @@ class _Running:
         environment: Mapping[str, str],
     ) -> None:
         self.cell, self.slot, self.was_stopped = cell, slot, False
-        # Threads and locks of this process must not be copied, as fork would.
+        # Not fork, which would copy this process's locks in whatever state they are.
         context = multiprocessing.get_context("spawn")
-        self.connection, theirs = context.Pipe(duplex=False)
+        self.connection, child_connection = context.Pipe(duplex=False)
         self.process = context.Process(
-            target=train_cell, args=(cell.config, folder_of(cell), theirs), daemon=False
+            target=train_cell, args=(cell.config, folder_of(cell), child_connection), daemon=False
         )
         with _environment(environment):
             self.process.start()
-        theirs.close()
+        child_connection.close()
         self._outcome: tuple[str, str] | None = None
 
     def receive(self, progress: GridProgress, message: Callable[[str], None]) -> bool:
-        """Take what the process has sent; returns whether it has ended."""
+        """Handle the messages that the process has sent; return whether it has ended."""
         name = self.cell.name
         progress.running.setdefault(name, 0.0)
         try:
@@ -184,7 +184,7 @@ class _Running:
         self.process.join()
         self.connection.close()
         progress.running.pop(name, None)
-        kind, value = self._outcome or ("failed", _death(self.process.exitcode or 0))
+        kind, value = self._outcome or ("failed", _exit_reason(self.process.exitcode or 0))
         if kind == "finished":
             progress.finished += 1
         elif kind == "stopped":
@@ -200,7 +200,7 @@ class _Running:
         self.process.join()
 
 
-def _death(code: int) -> str:
+def _exit_reason(code: int) -> str:
     if code >= 0:
         return f"its process ended with status {code}"
     reason = ", perhaps because memory ran out" if code == -signal.SIGKILL else ""
@@ -209,12 +209,12 @@ def _death(code: int) -> str:
 
 @contextmanager
 def _environment(values: Mapping[str, str]) -> Iterator[None]:
-    former = {name: os.environ.get(name) for name in values}
+    previous = {name: os.environ.get(name) for name in values}
     os.environ.update(values)
     try:
         yield
     finally:
-        for name, value in former.items():
+        for name, value in previous.items():
             if value is None:
                 del os.environ[name]
             else:
@@ -222,10 +222,10 @@ def _environment(values: Mapping[str, str]) -> Iterator[None]:
 
 
 def slots_for(devices: int | None, threads: int) -> list[dict[str, Any]]:
-    """The environments of the trainings that run at a time: one for each GPU, or share of cores.
+    """The environment variables of each parallel training: its GPU, or its number of threads.
 
     Args:
-        devices: number of trainings at a time; None is the number of GPUs, or of cores / threads.
+        devices: number of parallel trainings; None uses the number of GPUs, or cores / threads.
         threads: threads of each training, without GPUs.
     """
     import torch
@@ -236,6 +236,8 @@ def slots_for(devices: int | None, threads: int) -> list[dict[str, Any]]:
     count = devices or gpus or max(1, usable_cores() // threads)
     if gpus:
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-        names = visible.split(",") if visible else [str(number) for number in range(gpus)]
-        return [{"CUDA_VISIBLE_DEVICES": names[number % len(names)]} for number in range(count)]
+        gpu_names = visible.split(",") if visible else [str(index) for index in range(gpus)]
+        return [
+            {"CUDA_VISIBLE_DEVICES": gpu_names[index % len(gpu_names)]} for index in range(count)
+        ]
     return [{"OMP_NUM_THREADS": str(threads)} for _ in range(count)]
