@@ -25,7 +25,7 @@ app = typer.Typer(
 
 GalleryArgument = Annotated[
     str,
-    typer.Argument(help="A gallery file, or milvus://host:port/name; default: people.gallery."),
+    typer.Argument(help="A gallery file, or milvus://host:port/name."),
 ]
 
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 def identify(
-    images: Annotated[list[Path], typer.Argument(help="Photos.")],
+    images: Annotated[list[Path], typer.Argument(help="One or more photos.")],
     gallery: GalleryOption = GALLERY,
     model: ModelOption = "baseline",
     yunet: DetectorOption = None,

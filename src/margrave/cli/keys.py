@@ -45,7 +45,7 @@ def new(
 
 @app.command("list", cls=QuickCommand)
 def list_keys(file: FileArgument = Path("keys.json")) -> None:
-    """List the keys, one per line: id, creation date, scopes, label."""
+    """List the keys, one per line: id, creation time, scopes, label."""
     from margrave.serving import KeyFile
 
     for key in KeyFile(file).keys().values():

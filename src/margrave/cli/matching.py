@@ -19,7 +19,7 @@ ModelOption = Annotated[
     typer.Option(
         "--model",
         "-m",
-        help="A model file, a run's folder or an .onnx file; default: dlib's model (pip extra "
+        help="A model file, a run's folder, an .onnx file, or baseline: dlib's model (pip extra "
         "baseline).",
     ),
 ]
@@ -48,7 +48,7 @@ FloorOption = Annotated[
     typer.Option(
         min=0,
         max=100,
-        help="Refuse faces of lower quality than this percentage of the model's reference faces.",
+        help="Refuse faces whose quality percentile among the model's reference faces is lower.",
     ),
 ]
 DeviceOption = Annotated[str | None, typer.Option(help="cpu, cuda, …; default: CUDA if available.")]

@@ -21,13 +21,15 @@ def study(
     studies: Annotated[
         list[str] | None,
         typer.Argument(
-            help="Studies (`margrave study --list`) or YAML files, merged; default: losses."
+            help="Studies (`margrave study --list`) or YAML files, merged in order; default: the "
+            "study losses."
         ),
     ] = None,
     data: Annotated[
         str | None,
         typer.Option(
-            help="Images, which are split by identity into training, validation and test images."
+            help="Images to train and test on; they are split by identity into training, "
+            "validation and test."
         ),
     ] = None,
     losses: Annotated[

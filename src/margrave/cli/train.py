@@ -11,7 +11,8 @@ def train(
     recipes: Annotated[
         list[str] | None,
         typer.Argument(
-            help="Recipes (`margrave recipes`) or YAML files, merged in order; default: small."
+            help="Recipes (`margrave recipes`) or YAML files, merged in order; default: the "
+            "recipe small."
         ),
     ] = None,
     data: Annotated[
