@@ -275,7 +275,7 @@ def test_losses_and_recipes_are_listed(tmp_path: Path) -> None:
             "unknown loss 'adafase'; did you mean 'adaface'",
         ),
         (["train", "--resume", "nowhere"], "nowhere is not a run's folder"),
-        (["train", "small", "--resume", "x"], "besides it, give only --set"),
+        (["train", "small", "--resume", "x"], "you can add only --set"),
         (
             ["evaluate", "pairs", "nothing.safetensors", "--images", "."],
             "nothing.safetensors: no such file or folder",

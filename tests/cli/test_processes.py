@@ -60,8 +60,8 @@ def test_arguments_survive_being_given_again(
 
 
 def test_each_process_has_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert processes.own_device("cuda") == "cuda"
+    assert processes.local_device("cuda") == "cuda"
     monkeypatch.setenv("WORLD_SIZE", "4")
     monkeypatch.setenv("LOCAL_RANK", "2")
-    assert processes.own_device("cuda") == "cuda:2"
-    assert processes.own_device("cpu") == "cpu"
+    assert processes.local_device("cuda") == "cuda:2"
+    assert processes.local_device("cpu") == "cpu"

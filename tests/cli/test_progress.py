@@ -13,7 +13,7 @@ import pytest
 from rich.console import Console
 
 from margrave.cli import progress
-from margrave.cli.progress import counted, grid_bar, training_bar
+from margrave.cli.progress import show_grid_progress, show_progress, show_training_progress
 from margrave.studies import GridProgress
 from margrave.synthetic import SyntheticFaces
 from margrave.training import StepReport
@@ -40,7 +40,7 @@ def lines_of(seconds: float, count: int, clock: Clock, done: int = 0) -> list[st
     """What is printed of work that takes so long."""
     console = Console(file=io.StringIO(), force_terminal=False)
     started = clock.now
-    with counted(console, "embedding") as report:
+    with show_progress(console, "embedding") as report:
         for number in range(done, count):
             clock.now = started + seconds * (number - done) / (count - done)
             report(number, count)
@@ -80,7 +80,7 @@ def test_resumed_work_is_timed_by_what_is_done_now(clock: Clock) -> None:
 
 def test_training_prints_a_line_an_epoch_and_a_minute(clock: Clock) -> None:
     console = Console(file=io.StringIO(), force_terminal=False)
-    with training_bar(console) as report:
+    with show_training_progress(console) as report:
         for step in range(1, 21):
             report(
                 StepReport(
@@ -166,7 +166,7 @@ def test_commands_print_plain_lines_into_a_pipe(tmp_path: Path, subtests: pytest
 def test_the_grid_s_lines_have_the_time_that_is_left(clock: Clock) -> None:
     console = Console(file=io.StringIO(), force_terminal=False)
     progress = GridProgress(total=10, finished=2, done_before=2)
-    with grid_bar(console, "training") as report:
+    with show_grid_progress(console, "training") as report:
         for finished in range(2, 11):
             progress.finished = finished
             report(progress)

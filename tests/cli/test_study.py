@@ -12,7 +12,7 @@ from study_examples import STUDY
 from typer.testing import CliRunner
 
 from margrave.cli import app
-from margrave.cli.study import _seconds
+from margrave.cli.study import _parse_duration
 from margrave.evaluation import SeedComparison, compare_seeds
 from margrave.studies import Claim, StudyConfig, judge_claim, read_study, verdict
 from margrave.synthetic import SyntheticFaces
@@ -42,11 +42,11 @@ def test_mistakes_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert "write 90s, 10m or 2h" in error("mine.yaml", "--budget", "10")
     assert "longer than 0" in error("mine.yaml", "--budget", "0s")
     resumed = error("mine.yaml", "--resume", "x")
-    assert "give only --seeds, --devices, --no-train and --set" in resumed
+    assert "add only --seeds, --devices, --no-train, --trust-code and --set" in resumed
     assert "is not a study's folder" in error("--resume", "x")
     SyntheticFaces(num_identities=10, images_per_identity=2, image_size=32).write("few")
     assert "too few images for 20 balanced pairs" in error("--data", "few")
-    assert _seconds("1.5h") == 5400
+    assert _parse_duration("1.5h") == 5400
 
 
 def test_a_study_of_ones_own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

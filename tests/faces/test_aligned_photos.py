@@ -99,7 +99,7 @@ def test_an_interrupted_call_goes_on(photos: Path, tmp_path: Path) -> None:
 
 def test_other_settings_or_a_damaged_list_are_refused(photos: Path, tmp_path: Path) -> None:
     align_photos(photos, tmp_path / "crops", AlignmentSettings())
-    with pytest.raises(ValueError, match="contains crops with other settings"):
+    with pytest.raises(ValueError, match="contains crops made with other settings"):
         align_photos(photos, tmp_path / "crops", AlignmentSettings(size=96))
     (tmp_path / "crops" / "aligned.jsonl").write_text("nonsense\n")
     with pytest.raises(ValueError, match=r"aligned.jsonl, line 1 is damaged"):

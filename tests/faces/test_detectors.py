@@ -64,14 +64,16 @@ def test_landmarks_agree_within_a_few_hundredths_of_the_width(detections: dict) 
 
 
 def test_unknown_weights_are_not_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(mtcnn.WEIGHTS, "pnet", "0" * 64)
-    with pytest.raises(ValueError, match=r"unknown pickles are not loaded: install mtcnn==1\.0\.0"):
+    monkeypatch.setitem(mtcnn.WEIGHT_DIGESTS, "pnet", "0" * 64)
+    with pytest.raises(
+        ValueError, match=r"unknown pickles are not loaded: pip install mtcnn==1\.0\.0"
+    ):
         mtcnn.load_weights("pnet")
 
 
 def test_missing_weights_are_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mtcnn, "find_spec", lambda name: None)
-    with pytest.raises(ValueError, match=r"install margrave\[align\]"):
+    with pytest.raises(ValueError, match=r"pip install .margrave\[align\]"):
         MTCNN()
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from margrave.pictures import contact_sheet, draw_curves
-from margrave.pictures.curves import _smoothed
+from margrave.pictures.curves import _running_mean
 
 
 def test_contact_sheet_places_images_in_rows(tmp_path: Path) -> None:
@@ -42,7 +42,7 @@ def test_a_roc_alone_is_drawn(tmp_path: Path) -> None:
 
 def test_smoothing_keeps_the_ends_and_the_slope() -> None:
     values = np.arange(30.0)
-    np.testing.assert_allclose(_smoothed(values), values)
+    np.testing.assert_allclose(_running_mean(values), values)
 
 
 def test_curves_without_anything(tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """The command line: one file per command. Commands import heavy modules only when they run.
 
-Most of these files do not postpone the evaluation of annotations, because Typer reads annotations
-twice and would compile postponed ones each time.
+Most of these files do without ``from __future__ import annotations``: Typer reads annotations twice
+and would have to compile postponed ones each time.
 """
 
 import logging
@@ -104,13 +104,14 @@ def main() -> None:
 
 
 def _exit_with(error: Exception) -> NoReturn:
+    """Report an expected error and end the process with exit status 1."""
     from rich.text import Text
 
     from margrave.cli.console import Console
 
-    if _launcher_reports(error):
-        # Torch's threads may still wait for another process; tearing them down would abort this
-        # one, and hide the error.
+    if _report_to_launcher(error):
+        # Skip the usual cleanup: torch's threads may still wait for another process, and stopping
+        # them would abort this process and hide the error.
         logging.shutdown()
         sys.stdout.flush()
         sys.stderr.flush()
@@ -119,10 +120,10 @@ def _exit_with(error: Exception) -> NoReturn:
     sys.exit(1)
 
 
-def _launcher_reports(error: Exception) -> bool:
-    """Whether Margrave's launcher reports the error, so that its processes must not."""
-    # Only commands that run in several processes import this package; importing torch here would
-    # delay all others.
+def _report_to_launcher(error: Exception) -> bool:
+    """Record the error for the launcher; True if Margrave's launcher will print it."""
+    # Commands that run in several processes have imported this package. Other commands would be
+    # delayed by importing it here, because it imports torch.
     if "margrave.distributed" not in sys.modules:
         return False
     from margrave.distributed import current_launch, record_failure

@@ -1,4 +1,4 @@
-"""``margrave compare``: which of two models is better, and whether that is significant."""
+"""``margrave compare``: test which of two models is better on the same pairs."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -14,76 +14,80 @@ def compare(
     first: Annotated[
         Path,
         typer.Argument(
-            help="The first model's features, results of margrave evaluate pairs, or run folder."
+            help="The first model's features, its results of margrave evaluate pairs, or its run "
+            "folder."
         ),
     ],
-    second: Annotated[Path, typer.Argument(help="The second model's features or results.")],
+    second: Annotated[Path, typer.Argument(help="The same of the second model.")],
     pairs: Annotated[
         Path | None,
         typer.Argument(
-            help="For features: LFW's pairs.txt, a CSV, lines 'path path 1', or a .bin set."
+            help="The pairs, for features only: LFW's pairs.txt, a CSV, lines 'path path 1', or a "
+            ".bin set."
         ),
     ] = None,
     far: Annotated[
         str, typer.Option(help="Compare TAR at these FARs, separated by commas.")
     ] = "1e-2,1e-3",
-    resamples: Annotated[int, typer.Option(min=2, help="Bootstrap replicates.")] = 1000,
+    resamples: Annotated[int, typer.Option(min=2, help="Number of bootstrap replicates.")] = 1000,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Write the results to this file.")
     ] = None,
 ) -> None:
     """Compare two models on the same pairs: differences with intervals and p-values."""
     from margrave.cli.console import Console
-    from margrave.cli.options import numbers, write_output
+    from margrave.cli.options import parse_numbers, write_output
     from margrave.protocols import compare_results
 
     console = Console(highlight=False)
-    targets = numbers("--far", far)
-    one, other = _pair_results(console, first, pairs), _pair_results(console, second, pairs)
-    shared = [name for name in one if name in other]
-    if not shared and len(one) == len(other) == 1:
-        results = [(*one.values(), *other.values())]
+    targets = parse_numbers("--far", far)
+    first_results = _pair_results(console, first, pairs)
+    second_results = _pair_results(console, second, pairs)
+    common = [name for name in first_results if name in second_results]
+    if not common and len(first_results) == len(second_results) == 1:
+        # One set of pairs each: compare them even if their names differ.
+        matched = [(*first_results.values(), *second_results.values())]
     else:
-        results = [(one[name], other[name]) for name in shared]
-    if not results:
+        matched = [(first_results[name], second_results[name]) for name in common]
+    if not matched:
         raise ValueError(
-            f"{first} and {second} have no set of pairs in common: {', '.join(one)} and "
-            f"{', '.join(other)}"
+            f"{first} and {second} have no set of pairs in common ({', '.join(first_results)} and "
+            f"{', '.join(second_results)}); evaluate both models on the same pairs"
         )
-    compared = [compare_results(a, b, targets, resamples) for a, b in results]
-    for (a, b), result in zip(results, compared, strict=True):
+    comparisons = [compare_results(a, b, targets, resamples) for a, b in matched]
+    for (a, b), comparison in zip(matched, comparisons, strict=True):
         if a.scores == b.scores:
             console.print(
-                f"{result.name}: both models give every pair the same score; there is nothing to "
-                "compare"
+                f"{comparison.name}: both models give every pair the same score; there is nothing "
+                "to compare"
             )
         else:
-            _show(console, result, str(first), str(second))
-    write_output(console, output, compared)
+            _print_comparison(console, comparison, str(first), str(second))
+    write_output(console, output, comparisons)
 
 
-def _show(console: "Console", result: "Result", first: str, second: str) -> None:
-    """Print the table of one comparison and how to read it."""
+def _print_comparison(console: "Console", result: "Result", first: str, second: str) -> None:
+    """Print the table of one comparison and explain how to read it."""
     from margrave.cli.tables import comparison_table
 
     console.print(comparison_table(result, first, second))
     console.print(
-        "Differences: second minus first model, in percentage points (AUC as a share). p value: "
-        "how often equally good models differ by at least as much. More pairs: the number needed "
-        "to make a difference of this size significant at 5 %. These are "
+        "Difference: second minus first model, in percentage points (AUC: from 0 to 1). p value: "
+        "how often equally good models differ at least this much. More pairs: how many additional "
+        "pairs would make a difference of this size significant at 5 %. The table has "
         f"{len(result.figures)} tests: decide by the metric that you chose beforehand.",
         soft_wrap=True,
     )
     if any(figure.too_few for figure in result.figures):
         console.print(
-            "* too few impostor pairs: they allow fewer than ten false accepts at this FAR, or "
-            "none if there is no p value",
+            "* too few impostor pairs: they allow fewer than ten false accepts at this FAR, and "
+            "none at all if the p value is missing",
             soft_wrap=True,
         )
 
 
 def _pair_results(console: "Console", path: Path, pairs: Path | None) -> "dict[str, Result]":
-    """Results with scores, by the name of their set of pairs."""
+    """A model's results with scores, by the name of their set of pairs."""
     from margrave.cli.options import open_features
     from margrave.evaluation import is_results, read_results
     from margrave.inference import is_feature_store
@@ -100,7 +104,8 @@ def _pair_results(console: "Console", path: Path, pairs: Path | None) -> "dict[s
     if is_results(path):
         if pairs is not None:
             raise ValueError(f"{path} contains results, which need no PAIRS; leave out PAIRS")
-        results = {each.name: each for each in read_results(path) if each.scores is not None}
+        with_scores = (result for result in read_results(path) if result.scores is not None)
+        results = {result.name: result for result in with_scores}
         if not results:
             raise ValueError(
                 f"{path} contains no scores of pairs; evaluate the pairs again with this version "

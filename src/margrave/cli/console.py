@@ -1,4 +1,4 @@
-"""A console that displays control characters in names of files instead of executing them."""
+"""A console that escapes control characters, such as those in file names."""
 
 from __future__ import annotations
 
@@ -9,11 +9,14 @@ import rich.console
 from rich.segment import Segment
 
 CONTROLS = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) if code != 10}
-"""Control characters, which could move the cursor or change colors; line breaks are kept."""
+"""Replacements of control characters, which could move the cursor or change colors.
+
+Line breaks are not replaced.
+"""
 CONTROLS |= {code: f"\\u{code:04x}" for code in (*range(0x202A, 0x202F), *range(0x2066, 0x206A))}
-"""Characters that change the direction of text."""
+"""Replacements of characters that change the direction of text."""
 CONTROLS |= {code: f"\\x{code - 0xDC00:02x}" for code in range(0xDC80, 0xDD00)}
-"""Bytes of file names that are not valid UTF-8 and cannot be printed."""
+"""Replacements of bytes of file names that are not valid UTF-8 and cannot be printed."""
 
 
 class Console(rich.console.Console):

@@ -37,7 +37,7 @@ def demo(
         indices = (images.labels == identity).nonzero()[0][:10]
         rows.append([fit_image(images.read(int(index)), 112) for index in indices])
     contact_sheet(rows, output / "faces.png")
-    message = f"created faces: see {output / 'faces.png'}, one identity per row"
+    message = f"created synthetic faces; {output / 'faces.png'} shows one identity per row"
     console.print(message, markup=False)
 
     untrained = run.evaluate_untrained()

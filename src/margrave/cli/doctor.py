@@ -34,7 +34,7 @@ def doctor(
         ),
     ] = None,
     images: Annotated[
-        int, typer.Option(min=40, help="Examine at most this many images, of random identities.")
+        int, typer.Option(min=40, help="Examine at most this many images, from random identities.")
     ] = 20_000,
     workers: Annotated[int, typer.Option(min=1, help="Number of threads that read images.")] = 4,
     as_json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False,
@@ -43,39 +43,45 @@ def doctor(
         typer.Option("--trust-code", help="Import and run custom code that a model or run names."),
     ] = False,
     key: Annotated[
-        str | None, typer.Option(help="As for import: the key of the weights in a checkpoint.")
+        str | None, typer.Option(help="As in margrave import: the key of a checkpoint's weights.")
     ] = None,
     layout: Annotated[
-        str | None, typer.Option(help="As for import: the layout of a checkpoint's weights.")
+        str | None,
+        typer.Option(help="As in margrave import: the layout of a checkpoint's weights."),
     ] = None,
     backbone: Annotated[
         str | None,
-        typer.Option(help="As for import: the network, for weights of an unknown layout."),
+        typer.Option(help="As in margrave import: the network, for weights of an unknown layout."),
     ] = None,
     color_order: Annotated[
-        str | None, typer.Option(help="As for import: rgb or bgr, if the file does not state it.")
+        str | None,
+        typer.Option(help="As in margrave import: rgb or bgr, if the file does not state it."),
     ] = None,
     mean: Annotated[
-        str | None, typer.Option(help="As for import: mean for pixels in [0, 1].")
+        str | None, typer.Option(help="As in margrave import: mean for pixels in [0, 1].")
     ] = None,
     std: Annotated[
-        str | None, typer.Option(help="As for import: standard deviation for pixels in [0, 1].")
+        str | None,
+        typer.Option(help="As in margrave import: standard deviation for pixels in [0, 1]."),
     ] = None,
     image_size: Annotated[
-        int | None, typer.Option(help="As for import: image side length, if the model takes any.")
+        int | None,
+        typer.Option(help="As in margrave import: image side length, if the model accepts any."),
     ] = None,
     output: Annotated[
         str | None,
-        typer.Option(help="As for import: the output of an ONNX model that has several."),
+        typer.Option(
+            help="As in margrave import: the embedding, if an ONNX model has several outputs."
+        ),
     ] = None,
 ) -> None:
-    """List faults, worst first, each with a remedy; exit status 1 if one is serious.
+    """List faults, worst first, each with a remedy; exit status 1 if any is serious.
 
-    A file's content decides whether it is a model, a checkpoint or a verification set.
+    Models, checkpoints and verification sets are recognized by their content, not by their names.
     """
     from margrave.cli.console import Console
-    from margrave.cli.import_model import checked_color_order, numbers_or_none, specification
-    from margrave.cli.progress import counted
+    from margrave.cli.import_model import check_color_order, parse_backbone, parse_pixel_statistic
+    from margrave.cli.progress import show_progress
     from margrave.data import open_source, read_pairs_bin
     from margrave.doctor import (
         available_detector,
@@ -88,16 +94,16 @@ def doctor(
 
     console = Console(highlight=False, stderr=as_json)
     path = Path(patient)
-    with counted(console, "examining") as progress:
-        kind = _kind(path)
+    with show_progress(console, "examining") as progress:
+        kind = _detect_kind(path)
         if kind == "model":
             options = ImportOptions(
                 key=key,
                 layout=layout,
-                backbone=specification(backbone, image_size) if backbone else None,
-                mean=numbers_or_none("--mean", mean),
-                std=numbers_or_none("--std", std),
-                color_order=checked_color_order(color_order),
+                backbone=parse_backbone(backbone, image_size) if backbone else None,
+                mean=parse_pixel_statistic("--mean", mean),
+                std=parse_pixel_statistic("--std", std),
+                color_order=check_color_order(color_order),
                 image_size=image_size,
                 output=output,
             )
@@ -106,7 +112,7 @@ def doctor(
         else:
             face_detector = available_detector(detector)
             if kind == "run":
-                # Ten times as many training images are searched for leaked evaluation images.
+                # examine_run searches ten times this many training images for leaks: --images.
                 findings = examine_run(
                     path, images // 10, workers, trust_code, progress, face_detector
                 )
@@ -120,19 +126,21 @@ def doctor(
     if as_json:
         print(json.dumps([finding.to_json() for finding in findings], indent=1))
     else:
-        _show(console, findings)
+        _print_findings(console, findings)
         summary = f"{len(serious)} serious" if serious else "nothing serious found"
-        unchecked = [each.fault.split("_")[0] for each in findings if each.severity == "unchecked"]
+        unchecked = [
+            finding.fault.split("_")[0] for finding in findings if finding.severity == "unchecked"
+        ]
         console.print(summary + (f"; not checked: {', '.join(unchecked)}" if unchecked else ""))
     if serious:
         raise typer.Exit(1)
 
 
-MODEL_ENDINGS = (".safetensors", ".pth", ".pt", ".ckpt", ".onnx", ".tar")
+MODEL_EXTENSIONS = (".safetensors", ".pth", ".pt", ".ckpt", ".onnx", ".tar")
 
 
-def _kind(path: Path) -> str:
-    """Decide by content what a path is: ``run``, ``model``, ``pairs`` or ``images``.
+def _detect_kind(path: Path) -> str:
+    """Detect by content what a path is: ``run``, ``model``, ``pairs`` or ``images``.
 
     Raises:
         ValueError: the file is none of these.
@@ -146,15 +154,15 @@ def _kind(path: Path) -> str:
         return "model"
     if not path.is_file():
         return "images"
-    kind, ending = file_kind(path), path.suffix.lower()
+    kind, extension = file_kind(path), path.suffix.lower()
     if kind in ("safetensors", "checkpoint", "onnx"):
         return "model"
-    if kind == "records" or ending == ".rec":
+    if kind == "records" or extension == ".rec":
         return "images"
-    # The content of a damaged file tells nothing, so its name decides.
-    if ending in MODEL_ENDINGS:
+    # A damaged file cannot be recognized by its content, so use its name.
+    if extension in MODEL_EXTENSIONS:
         return "model"
-    if kind == "pickle" or ending == ".bin":
+    if kind == "pickle" or extension == ".bin":
         return "pairs"
     raise ValueError(
         f"{path} is not a model, a checkpoint, a verification set or a record file; give one of "
@@ -162,7 +170,7 @@ def _kind(path: Path) -> str:
     )
 
 
-def _show(console: Console, findings: list[Finding]) -> None:
+def _print_findings(console: Console, findings: list[Finding]) -> None:
     from rich.markup import escape
 
     colors = {"serious": "bold red", "warning": "yellow", "unchecked": "cyan", "note": "dim"}

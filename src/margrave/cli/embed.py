@@ -17,10 +17,12 @@ def embed(
             "unlabeled images."
         ),
     ],
-    features: Annotated[Path, typer.Argument(help="The folder to write; resumed if interrupted.")],
+    features: Annotated[
+        Path, typer.Argument(help="The folder to write; run again to resume if interrupted.")
+    ],
     unlabeled: Annotated[
         bool,
-        typer.Option(help="Treat all images below IMAGES as unlabeled, whatever their folder."),
+        typer.Option(help="Treat all images in IMAGES and its subfolders as unlabeled."),
     ] = False,
     landmarks: Annotated[
         Path | None,
@@ -33,13 +35,16 @@ def embed(
     yunet: Annotated[
         Path | None,
         typer.Option(
-            help="With --align: a YuNet file as detector; default: MTCNN (pip extra align)."
+            help="With --align: detect faces with this YuNet file; default: MTCNN (pip extra "
+            "align)."
         ),
     ] = None,
     flips: Annotated[bool, typer.Option(help="Also embed flipped images, for flip fusion.")] = True,
     fit: Annotated[
         str | None,
-        typer.Option(help="Make images square: crop, stretch or pad; default: as in training."),
+        typer.Option(
+            help="How to make images square: crop, stretch or pad; default: as in training."
+        ),
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Images per batch.")] = 64,
     device: Annotated[
@@ -56,14 +61,14 @@ def embed(
         bool, typer.Option(help="Import and run custom network code that the model names.")
     ] = False,
 ) -> None:
-    """Embed images once, for all protocols; write a folder of features with checksums."""
+    """Embed images once for all protocols; write the features and their checksums to a folder."""
     from dataclasses import replace
 
     import numpy as np
 
     from margrave.cli.console import Console
     from margrave.cli.options import check_fit, warn_about_photos
-    from margrave.cli.progress import counted
+    from margrave.cli.progress import show_progress
     from margrave.data import open_source
     from margrave.faces import AlignedImages, open_landmarked
     from margrave.inference import embed_to_store, load_embedder
@@ -90,9 +95,9 @@ def embed(
             alignment = alignment if card.alignment == "arcface" else card.alignment
             faces = AlignedImages(faces, finder, card.image_size, alignment)
         else:
-            remedy = "--align, or once and for all with margrave align"
+            remedy = "--align, or beforehand with margrave align"
             warn_about_photos(console, faces, card.image_size, remedy)
-    with counted(console, "embedding") as progress:
+    with show_progress(console, "embedding") as progress:
         store = embed_to_store(
             embedder,
             faces,

@@ -33,7 +33,8 @@ def enroll(
         bool,
         typer.Option(
             "--allow-similar",
-            help="Accept images that differ, and a face already enrolled under another name.",
+            help="Accept photos that seem to show different people, and a face that is already "
+            "enrolled under another name.",
         ),
     ] = False,
     largest: Annotated[
@@ -46,7 +47,7 @@ def enroll(
         bool,
         typer.Option(
             "--keep-images",
-            help="If this creates the gallery: keep crops, which re-embed needs.",
+            help="When creating the gallery: keep crops, which margrave gallery re-embed needs.",
         ),
     ] = False,
     quality_floor: FloorOption = 0.5,
@@ -78,16 +79,16 @@ def enroll(
     )
     for face in enrolled.faces:
         console.print(f"{face.image}: {quality_text(face)}", markup=False, soft_wrap=True)
-    other = enrolled.most_alike
-    similar = ""
-    if other is not None:
-        similar = f"; most similar person: {other.name}, cosine {other.similarity:.3f}"
+    most_similar = enrolled.most_alike
+    note = ""
+    if most_similar is not None:
+        note = f"; most similar person: {most_similar.name}, cosine {most_similar.similarity:.3f}"
     assert matcher.gallery is not None
-    people = len(matcher.gallery)
+    num_people = len(matcher.gallery)
     console.print(
         f"{enrolled.person.name} is enrolled in {gallery} with "
-        f"{quantity(enrolled.person.images, 'image')}{similar} "
-        f"({quantity(people, 'person')} in all)",
+        f"{quantity(enrolled.person.images, 'image')}{note} "
+        f"({quantity(num_people, 'person')} in the gallery)",
         markup=False,
         soft_wrap=True,
     )

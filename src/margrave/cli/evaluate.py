@@ -1,6 +1,6 @@
 """``margrave evaluate PROTOCOL``: evaluate features, or a model on images, by any protocol.
 
-The commands are generated from the registry of protocols, so this file knows no protocol by name.
+The commands are generated from the registry of protocols, so this file names no protocol.
 """
 
 import inspect
@@ -29,20 +29,22 @@ SOURCE = Annotated[
 COMMON: dict[str, tuple[Any, Any]] = {
     "images": (
         Annotated[
-            str | None, typer.Option(help="Images for the model to embed: a folder, records, ….")
+            str | None, typer.Option(help="Images for the model to embed: a folder, records, …")
         ],
         None,
     ),
     "keep": (
         Annotated[
-            Path | None, typer.Option(help="Keep the model's features in this folder for reuse.")
+            Path | None, typer.Option(help="Save the model's features in this folder for reuse.")
         ],
         None,
     ),
     "fit": (
         Annotated[
             str | None,
-            typer.Option(help="Make images square: crop, stretch or pad; default: as in training."),
+            typer.Option(
+                help="How to make images square: crop, stretch or pad; default: as in training."
+            ),
         ],
         None,
     ),
@@ -59,7 +61,10 @@ COMMON: dict[str, tuple[Any, Any]] = {
     ),
     "resamples": (
         Annotated[
-            int, typer.Option(min=0, help="Bootstrap replicates for intervals; 0: no intervals.")
+            int,
+            typer.Option(
+                min=0, help="Number of bootstrap replicates for intervals; 0: no intervals."
+            ),
         ],
         1000,
     ),
@@ -67,7 +72,7 @@ COMMON: dict[str, tuple[Any, Any]] = {
         Annotated[
             str | None,
             typer.Option(
-                help="cpu, cuda, …; default: a GPU for the model if there is one, the CPU for "
+                help="cpu, cuda, …; default: CUDA, if available, for the model, and the CPU for "
                 "comparisons."
             ),
         ],
@@ -91,7 +96,7 @@ DISTRIBUTED: dict[str, tuple[Any, Any]] = {
     "state": (
         Annotated[
             Path | None,
-            typer.Option(help="Save the state in this file; run again to resume."),
+            typer.Option(help="Save the progress in this file; run the command again to resume."),
         ],
         None,
     ),
@@ -99,7 +104,7 @@ DISTRIBUTED: dict[str, tuple[Any, Any]] = {
 
 
 class ProtocolGroup(QuickGroup):
-    """Has a command for each registered protocol and each import path ``module:Class``."""
+    """A group with a command for each registered protocol and each import path ``module:Class``."""
 
     def list_commands(self, ctx: Any) -> list[str]:
         """The names of the registered protocols."""
@@ -123,30 +128,34 @@ app = typer.Typer(
 
 
 def protocol_command(name: str, protocol: type["Protocol"]) -> Any:
-    """Create a command whose arguments and options are a protocol's settings."""
+    """Create a command whose arguments and options are a protocol's settings and common options."""
     fields: Mapping[str, FieldInfo] = protocol.model_fields
     positional = [field for field in fields if field in protocol.positional]
-    others = [field for field in fields if field not in positional]
+    optional = [field for field in fields if field not in positional]
     common = COMMON | (DISTRIBUTED if protocol.distributed else {})
     parameters: dict[str, tuple[Any, Any]] = {
         "context": (typer.Context, inspect.Parameter.empty),
         "source": (SOURCE, inspect.Parameter.empty),
         **{field: _parameter(field, fields[field], positional=True) for field in positional},
-        **{field: _parameter(field, fields[field], positional=False) for field in others},
+        **{field: _parameter(field, fields[field], positional=False) for field in optional},
         **common,
     }
 
-    def run(context: typer.Context, source: Path, **given: Any) -> None:
-        settings = {field: _value(field, given.pop(field), fields[field]) for field in fields}
-        run_protocol(context, name, source, settings, **given)
+    def run(context: typer.Context, source: Path, **values: Any) -> None:
+        settings = {
+            field: _parse_value(field, values.pop(field), fields[field]) for field in fields
+        }
+        run_protocol(context, name, source, settings, **values)
 
     kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
     signature = [
-        inspect.Parameter(each, kind, annotation=annotation, default=default)
-        for each, (annotation, default) in parameters.items()
+        inspect.Parameter(parameter, kind, annotation=annotation, default=default)
+        for parameter, (annotation, default) in parameters.items()
     ]
     run.__signature__ = inspect.Signature(signature)  # pyright: ignore[reportFunctionMemberAccess]
-    run.__annotations__ = {each: annotation for each, (annotation, _) in parameters.items()}
+    run.__annotations__ = {
+        parameter: annotation for parameter, (annotation, _) in parameters.items()
+    }
     run.__doc__ = inspect.getdoc(protocol)
     single = typer.Typer(add_completion=False)
     single.command(name, cls=QuickCommand)(run)
@@ -172,13 +181,13 @@ def _is_list(field: "FieldInfo") -> bool:
     return "tuple" in str(field.annotation)
 
 
-def _value(name: str, given: Any, field: "FieldInfo") -> Any:
+def _parse_value(name: str, value: Any, field: "FieldInfo") -> Any:
     """Convert a command-line value to a setting's value."""
-    if not _is_list(field) or given is None:
-        return given
-    from margrave.cli.options import numbers
+    if not _is_list(field) or value is None:
+        return value
+    from margrave.cli.options import parse_numbers
 
-    return numbers(f"--{name}", given)
+    return parse_numbers(f"--{name}", value)
 
 
 def run_protocol(
@@ -194,11 +203,11 @@ def run_protocol(
     state: Path | None = None,
     **embedding: Any,
 ) -> None:
-    """Evaluate, and show and write the results."""
+    """Run the evaluation, print the results and, with --output, write them."""
     from margrave.cli.console import Console
     from margrave.cli.options import show_results, write_output
-    from margrave.cli.processes import own_device, relaunch
-    from margrave.cli.progress import counted
+    from margrave.cli.processes import local_device, relaunch
+    from margrave.cli.progress import show_progress
     from margrave.distributed import gather_objects, joined_world
     from margrave.inference import is_feature_store
     from margrave.protocols import PROTOCOLS, EvaluationOptions, evaluate
@@ -212,10 +221,10 @@ def run_protocol(
     with joined_world() as world:
         console = Console(highlight=False, quiet=world.rank > 0)
         features = open_source_features(console, protocol, source, device, world, **embedding)
-        with counted(console, "comparing") as progress:
+        with show_progress(console, "comparing") as progress:
             options = EvaluationOptions(
                 resamples=resamples,
-                device=own_device(device or "cpu"),
+                device=local_device(device or "cpu"),
                 world=world,
                 progress=progress,
                 state=state,
@@ -224,7 +233,7 @@ def run_protocol(
         show_results(console, results)
         if world.rank == 0:
             write_output(console, output, results)
-        # The state is no longer needed once the first rank has written the results.
+        # Wait until the first rank has written the results; then the state is no longer needed.
         gather_objects(None, world)
         if state is not None:
             state_of_rank(state, world).unlink(missing_ok=True)
@@ -245,19 +254,19 @@ def open_source_features(
 ) -> "Features":
     """Open stored features, or embed a model's images."""
     from margrave.cli.options import check_fit, open_features, warn_about_photos
-    from margrave.cli.progress import counted
+    from margrave.cli.progress import show_progress
     from margrave.inference import embed_features, embed_to_store, is_feature_store, load_embedder
 
     if is_feature_store(source):
         if images is not None:
             raise ValueError(f"{source} already contains features; leave out --images")
-        # Of several processes, only the first verifies checksums.
+        # If there are several processes, only the first verifies checksums.
         return open_features(console, source, verify=world.rank == 0)
     embedder = load_embedder(source, fit=check_fit(fit), device=device, trust_code=trust_code)
     faces = protocol.open_images(images, embedder.card.image_size)
     warn_about_photos(console, faces, embedder.card.image_size)
     arguments: dict[str, Any] = {"model": str(source), "source": Path(images or "").name}
-    with counted(console, "embedding") as progress:
+    with show_progress(console, "embedding") as progress:
         arguments |= {"maximum_unreadable": maximum_unreadable, "progress": progress}
         if keep is not None:
             return embed_to_store(embedder, faces, keep, **arguments)

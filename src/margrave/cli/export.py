@@ -20,8 +20,8 @@ def export(
     faces: Annotated[
         str | None,
         typer.Option(
-            help="Compare both models on these aligned faces: a folder, records, …; default: "
-            "synthetic faces."
+            help="Compare the exported model with the original on these aligned faces: a folder, "
+            "records, …; default: synthetic faces."
         ),
     ] = None,
     number: Annotated[int, typer.Option(min=2, help="Number of faces to compare.")] = 64,
@@ -31,15 +31,18 @@ def export(
     pairs: Annotated[
         Path | None,
         typer.Option(
-            help="Measure int8 on these pairs: LFW's pairs.txt, a CSV, a .bin set, or a folder "
-            "with a subfolder per identity for random pairs."
+            help="Measure int8 on these pairs: LFW's pairs.txt, a CSV, a .bin set, or, for random "
+            "pairs, a folder with a subfolder per identity."
         ),
     ] = None,
     images: Annotated[
-        str | None, typer.Option(help="The images of a list of pairs: a folder, records, ….")
+        str | None, typer.Option(help="The images that --pairs lists: a folder, records, …")
     ] = None,
     drawn: Annotated[
-        int, typer.Option(min=20, help="Number of random pairs from a folder, a multiple of 20.")
+        int,
+        typer.Option(
+            min=20, help="Number of random pairs to draw from a folder, a multiple of 20."
+        ),
     ] = 1000,
     allowed_loss: Annotated[
         float, typer.Option(min=0, help="Maximum loss of TAR by int8, in percentage points.")
@@ -51,8 +54,9 @@ def export(
     """Write a model as ONNX, with preprocessing and thresholds in the file.
 
     The exported model is compared with the original on faces and random pixels. No file is written
-    if it differs by more than rounding. With --int8, the loss of TAR is measured on your pairs, and
-    no file is written if it exceeds --allowed-loss; thresholds are chosen again on the pairs.
+    if their embeddings differ by more than rounding. With --int8, the loss of TAR is measured on
+    your pairs, and no file is written if it exceeds --allowed-loss. New thresholds are then chosen
+    on the pairs.
     """
     from margrave.cli.console import Console
     from margrave.data import open_source
@@ -90,7 +94,7 @@ def export(
 
 
 def open_int8_pairs(pairs: Path, images: str | None, number: int) -> "tuple[Pairs, str | None]":
-    """The protocol and the source of its images.
+    """The protocol that measures int8, and the source of its images.
 
     Args:
         pairs: a list of pairs, a .bin set, or a folder for random pairs.
@@ -98,7 +102,7 @@ def open_int8_pairs(pairs: Path, images: str | None, number: int) -> "tuple[Pair
         number: number of random pairs.
 
     Raises:
-        ValueError: images are given for a folder, which has its own.
+        ValueError: images are given although the pairs are a folder of images.
     """
     from margrave.protocols import Pairs
 
@@ -124,9 +128,9 @@ def parity_table(results: "Sequence[Parity]") -> "Table":
             f"{result.norm_error:.1e}",
             "-",
         )
-        for each in result.decisions:
-            differing = f"{each.differing:,} of {each.pairs:,} differ"
-            table.add_row(f"  threshold for FAR {each.point.far:g}", "", "", "", differing)
+        for decision in result.decisions:
+            differing = f"{decision.differing:,} of {decision.pairs:,} differ"
+            table.add_row(f"  threshold for FAR {decision.point.far:g}", "", "", "", differing)
     return table
 
 
@@ -149,10 +153,10 @@ def quantized_notes(quantized: "Quantized") -> "Iterator[str]":
     )
     if quantized.points:
         fars = ", ".join(f"{point.far:g}" for point in quantized.points)
-        yield f"int8 shifts scores, so thresholds were chosen again on these pairs, for FAR {fars}"
+        yield f"int8 shifts scores, so new thresholds were chosen on these pairs, for FAR {fars}"
     if quantized.dropped:
         fars = ", ".join(f"{far:g}" for far in quantized.dropped)
         yield (
-            f"the pairs are too few for thresholds for FAR {fars}, which were removed; choose them "
-            "with margrave threshold"
+            f"the pairs are too few to choose thresholds for FAR {fars}, so these were removed; "
+            "choose them on more images with margrave threshold"
         )

@@ -13,16 +13,16 @@ def forget(
 ) -> None:
     """Remove a person from a gallery and report whether every byte was erased.
 
-    Exit status 3 if bytes are left for now.
+    Exit status 3 if some bytes are not erased yet.
     """
     from margrave.cli.console import Console
     from margrave.cli.matching import gallery_key
     from margrave.gallery import open_gallery
 
     with open_gallery(gallery, key=gallery_key()) as opened:
-        done = opened.forget(name)
-    state = "erased" if done.erased else "no longer searchable"
+        outcome = opened.forget(name)
+    state = "erased" if outcome.erased else "no longer searchable"
     Console(highlight=False).print(
-        f"{done.name}: {state}; {done.explanation}", markup=False, soft_wrap=True
+        f"{outcome.name}: {state}; {outcome.explanation}", markup=False, soft_wrap=True
     )
-    raise typer.Exit(0 if done.erased else 3)
+    raise typer.Exit(0 if outcome.erased else 3)

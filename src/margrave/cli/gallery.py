@@ -25,7 +25,7 @@ app = typer.Typer(
 
 GalleryArgument = Annotated[
     str,
-    typer.Argument(help="A gallery file, or milvus://host:port/name; default: people.gallery."),
+    typer.Argument(help="A gallery file, or milvus://host:port/name."),
 ]
 
 
@@ -77,16 +77,16 @@ def export(
 ) -> None:
     """Export all people to a folder of plain files with checksums."""
     from margrave.cli.console import Console
-    from margrave.cli.progress import counted
+    from margrave.cli.progress import show_progress
     from margrave.gallery import export_gallery, open_gallery
 
     console = Console(highlight=False)
     with (
         open_gallery(gallery, key=gallery_key()) as opened,
-        counted(console, "exporting") as progress,
+        show_progress(console, "exporting") as progress,
     ):
         count = export_gallery(opened, folder, progress)
-    console.print(f"{folder} holds {quantity(count, 'person')}", markup=False)
+    console.print(f"exported {quantity(count, 'person')} to {folder}", markup=False)
 
 
 @app.command("import", cls=QuickCommand)
@@ -119,22 +119,22 @@ def import_people(
 @app.command("re-embed", cls=QuickCommand)
 def re_embed(
     gallery: GalleryArgument,
-    target: Annotated[str, typer.Argument(help="The new gallery, for the new model.")],
+    target: Annotated[str, typer.Argument(help="The gallery to create for the new model.")],
     model: ModelOption = "baseline",
     device: DeviceOption = None,
     trust_code: TrustOption = False,
 ) -> None:
-    """Embed a gallery's kept crops with another model, into a new gallery.
+    """Embed a gallery's kept crops with another model into a new gallery.
 
-    People without kept crops are listed; they must be enrolled again.
+    People without kept crops are listed and must be enrolled again; exit status 3 if there are any.
     """
     from margrave.cli.console import Console
-    from margrave.cli.progress import counted
+    from margrave.cli.progress import show_progress
     from margrave.matching import re_embed as run
 
     console = Console(highlight=False)
-    with counted(console, "embedding") as progress:
-        done, missing = run(
+    with show_progress(console, "embedding") as progress:
+        num_people, missing = run(
             gallery,
             target,
             model,
@@ -143,7 +143,7 @@ def re_embed(
             trust_code=trust_code,
             progress=progress,
         )
-    console.print(f"{target} holds {quantity(done, 'person')}", markup=False)
+    console.print(f"{target} contains {quantity(num_people, 'person')}", markup=False)
     for name in missing:
         console.print(f"{name} has no kept crops; enroll the person again", markup=False)
     raise typer.Exit(3 if missing else 0)
@@ -153,23 +153,23 @@ def re_embed(
 def verify_erasure(
     gallery: GalleryArgument,
     name: Annotated[
-        list[str] | None, typer.Option(help="Search the files for this name; repeatable.")
+        list[str] | None, typer.Option(help="Also search the files for this name; repeatable.")
     ] = None,
 ) -> None:
-    """Search a gallery for data left of forgotten people; exit status 3 if there is any."""
+    """Search a gallery for remaining data of forgotten people; exit status 3 if any may remain."""
     from margrave.gallery import open_gallery
 
     with open_gallery(gallery, key=gallery_key()) as opened:
-        check = opened.verify_erasure([each.encode() for each in name or ()])
+        check = opened.verify_erasure([text.encode() for text in name or ()])
     for finding in check.findings:
         typer.echo(finding)
-    typer.echo("nothing is left" if check.complete else "something is left, or may be")
+    typer.echo("no data remains" if check.complete else "data remains or may remain")
     raise typer.Exit(0 if check.complete else 3)
 
 
 @app.command("new-key", cls=QuickCommand)
 def new_key() -> None:
-    """Print a random key for an encrypted gallery; keep it apart from the gallery."""
+    """Print a random key for an encrypted gallery; store it separately from the gallery."""
     from margrave.gallery import new_key as random_key
 
     typer.echo(random_key())

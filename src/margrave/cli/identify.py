@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 def identify(
-    images: Annotated[list[Path], typer.Argument(help="Photos.")],
+    images: Annotated[list[Path], typer.Argument(help="One or more photos.")],
     gallery: GalleryOption = GALLERY,
     model: ModelOption = "baseline",
     yunet: DetectorOption = None,
@@ -34,14 +34,14 @@ def identify(
     face: Annotated[
         str,
         typer.Option(
-            help="Which of several faces: auto (the largest if clearly larger, else none), "
-            "largest, all."
+            help="Which face to use if a photo shows several: auto (the largest; refuse the photo "
+            "if another is nearly as large), largest, or all."
         ),
     ] = "auto",
     top: Annotated[int, typer.Option(min=1, help="Number of candidates to show per face.")] = 3,
     fpir: Annotated[
         float | None,
-        typer.Option(help="Choose the threshold by this false positive identification rate."),
+        typer.Option(help="Choose the threshold for this false positive identification rate."),
     ] = None,
     far: FarOption = None,
     quality_floor: FloorOption = 0.5,
@@ -72,10 +72,10 @@ def identify(
         trust_code=trust_code,
     )
     if fpir is None:
-        # Fails early if the model has no threshold.
+        # Fail early if the model has no threshold.
         matcher.point()
     any_identified = False
-    table = Table("image", "face at", "person", "cosine", "other candidates")
+    table = Table("image", "face center", "person", "cosine", "other candidates")
     for column in (0, 2, 4):
         table.columns[column].overflow = "fold"
     results = []
@@ -84,30 +84,34 @@ def identify(
         try:
             identifications = matcher.identify(image, top_k=top, fpir=fpir, which=face)  # pyright: ignore[reportArgumentType]
         except Refused as error:
-            # The other photos' answers are not lost.
+            # Continue, so that the results for the other photos are not lost.
             refused.append(str(error))
             continue
         for number, result in enumerate(identifications, 1):
             any_identified |= result.person is not None
             results.append(result)
-            candidates = [f"{each.name} {each.similarity:.3f}" for each in result.candidates]
+            candidates = [
+                f"{candidate.name} {candidate.similarity:.3f}" for candidate in result.candidates
+            ]
             if as_json:
                 record = {
                     "image": str(image),
                     "face": number,
                     "person": result.person,
-                    "candidates": [[each.name, each.similarity] for each in result.candidates],
+                    "candidates": [
+                        [candidate.name, candidate.similarity] for candidate in result.candidates
+                    ],
                     "threshold": result.threshold,
                     "far": result.far,
                     "fpir": result.fpir,
                     "quality": result.face.quality,
-                    "box": _box(result.face.detection),
+                    "box": _rounded_box(result.face.detection),
                 }
                 typer.echo(json.dumps(record, ensure_ascii=False))
             best = result.candidates[0] if result.candidates else None
             table.add_row(
                 Text("/".join(image.parts[-2:])),
-                _place(result.face.detection) or str(number),
+                _center_text(result.face.detection) or str(number),
                 Text(result.person or "unknown"),
                 "-" if best is None else f"{best.similarity:.3f}",
                 Text(", ".join(candidates[1:] if result.person else candidates)),
@@ -118,7 +122,7 @@ def identify(
         console.print(
             f"threshold {last.threshold:.4f} (FAR {last.far:g} per comparison): with "
             f"{quantity(last.people, 'person')} in the gallery, about {100 * last.fpir:.2g} % of "
-            "strangers are identified as someone",
+            "people who are not enrolled are identified as someone",
             markup=False,
             soft_wrap=True,
         )
@@ -127,13 +131,13 @@ def identify(
     raise typer.Exit(0 if any_identified else 3)
 
 
-def _box(detection: "Detection | None") -> list[int] | None:
+def _rounded_box(detection: "Detection | None") -> list[int] | None:
     """Left, top, right and bottom of a face in pixels; None for an aligned crop."""
     return None if detection is None else [round(float(edge)) for edge in detection.box]
 
 
-def _place(detection: "Detection | None") -> str:
-    """Where a face is in the photo: its center, in pixels from the left and from the top."""
+def _center_text(detection: "Detection | None") -> str:
+    """The face's center as ``x, y`` in pixels; empty for an aligned crop."""
     if detection is None:
         return ""
     left, top, right, bottom = detection.box

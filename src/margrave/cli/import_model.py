@@ -24,8 +24,7 @@ def import_model(
     color_order: Annotated[
         str | None,
         typer.Option(
-            help="rgb or bgr, if the network was trained on another order than is usual for its "
-            "project."
+            help="rgb or bgr, if the network was not trained on its project's usual color order."
         ),
     ] = None,
     mean: Annotated[
@@ -40,7 +39,7 @@ def import_model(
     ] = None,
     image_size: Annotated[
         int | None,
-        typer.Option(help="Image side length, if an ONNX model or --backbone takes any."),
+        typer.Option(help="Image side length, if an ONNX model or --backbone accepts any."),
     ] = None,
     key: Annotated[
         str | None,
@@ -56,8 +55,8 @@ def import_model(
     backbone: Annotated[
         str | None,
         typer.Option(
-            help="The network, for weights of an unknown layout: my_module:Net, a name, or "
-            "'{kind: vit, width: 256}'."
+            help="The network, for weights of an unknown layout: my_module:Net, a backbone's name, "
+            "or '{kind: vit, width: 256}'."
         ),
     ] = None,
     output: Annotated[
@@ -68,9 +67,9 @@ def import_model(
 
     Supported: InsightFace, AdaFace, CVLface, CurricularFace, face.evoLVe, FaceX-Zoo and MagFace.
 
-    The layout is detected, networks trained on BGR are changed to take RGB, nothing in the file is
-    executed, and every tensor that does not fit is reported. An ONNX model is copied, and the
-    preparation of its images is written next to it. For weights of an unknown layout, give your own
+    The layout is detected, and networks trained on BGR are changed to take RGB. No code in the file
+    is executed, and every tensor that does not fit is reported. An ONNX model is copied, and its
+    preprocessing is written to a file next to it. For weights of an unknown layout, give your own
     importer with --layout, or the network with --backbone.
     """
     from margrave.cli.console import Console
@@ -78,19 +77,19 @@ def import_model(
     from margrave.models import ImportOptions
 
     onnx = is_onnx(checkpoint)
-    ending = ".onnx" if onnx else ".safetensors"
-    if model.suffix != ending:
-        raise ValueError(f"{model}: the name of the model file must end in {ending}")
+    extension = ".onnx" if onnx else ".safetensors"
+    if model.suffix != extension:
+        raise ValueError(f"{model}: the name of the model file must end in {extension}")
     if model.exists():
         raise ValueError(f"{model} exists already: remove it, or choose another name")
     console = Console(highlight=False)
     options = ImportOptions(
         key=key,
         layout=layout,
-        backbone=specification(backbone, image_size) if backbone else None,
-        mean=numbers_or_none("--mean", mean),
-        std=numbers_or_none("--std", std),
-        color_order=checked_color_order(color_order),
+        backbone=parse_backbone(backbone, image_size) if backbone else None,
+        mean=parse_pixel_statistic("--mean", mean),
+        std=parse_pixel_statistic("--std", std),
+        color_order=check_color_order(color_order),
         image_size=image_size,
         output=output,
     )
@@ -121,7 +120,7 @@ def _import_onnx(console: Console, source: Path, target: Path, options: ImportOp
     )
     if network.one_at_a_time:
         console.print(
-            "  images are computed one at a time, because the graph has a fixed batch size; export "
+            "  images are computed one at a time, because the model has a fixed batch size; export "
             "it with a dynamic batch size for higher speed",
             markup=False,
         )
@@ -146,13 +145,13 @@ def _import_checkpoint(
         if options.backbone or options.layout:
             raise
         raise ValueError(
-            f"{source}: {error} (a run's model.safetensors needs no import; for weights of "
-            "another network, give --backbone my_module:Net)"
+            f"{source}: {error} (a run's model.safetensors needs no import; for weights of another "
+            "network, add --backbone my_module:Net)"
         ) from error
     load_strictly(network, imported.state, str(source), imported.names)
     card = card_for(imported, options.image_size, f"{imported.layout}, imported from {source.name}")
     if options.backbone or options.layout:
-        # Test the network, which Margrave does not know.
+        # Margrave does not know this network, so check that it embeds images.
         pixels = torch.zeros(2, 3, card.image_size, card.image_size).byte()
         Embedder(network, card).embed_pixels(pixels)
     save_model(target, network.state_dict(), card)
@@ -167,34 +166,41 @@ def _import_checkpoint(
     )
 
 
-def checked_color_order(given: str | None) -> ColorOrder | None:
-    """Check that a color order is ``rgb``, ``bgr`` or None."""
-    if given not in (None, "rgb", "bgr"):
-        raise ValueError(f"--color-order {given!r}; choices: rgb, bgr")
-    return given
+def check_color_order(order: str | None) -> ColorOrder | None:
+    """Return --color-order after checking that it is ``rgb``, ``bgr`` or None."""
+    if order not in (None, "rgb", "bgr"):
+        raise ValueError(f"--color-order {order!r}; choices: rgb, bgr")
+    return order
 
 
-def numbers_or_none(option: str, given: str | None) -> float | tuple[float, float, float] | None:
+def parse_pixel_statistic(
+    option: str, text: str | None
+) -> float | tuple[float, float, float] | None:
     """Parse one number, or three separated by commas; None if the option is not given."""
-    if given is None:
+    if text is None:
         return None
     try:
-        values = [float(part) for part in given.split(",")]
+        values = [float(part) for part in text.split(",")]
     except ValueError:
         values = []
     if len(values) not in (1, 3):
-        raise ValueError(f"{option} {given!r}; give one number, or three separated by commas")
+        raise ValueError(f"{option} {text!r}; give one number, or three separated by commas")
     return values[0] if len(values) == 1 else (values[0], values[1], values[2])
 
 
-def specification(given: str, image_size: int | None) -> dict[str, Any]:
-    """Parse --backbone: a name, or a YAML mapping with settings."""
+def parse_backbone(text: str, image_size: int | None) -> dict[str, Any]:
+    """Parse --backbone: a name, or a YAML mapping with settings.
+
+    Args:
+        text: the option's value.
+        image_size: set as the network's image size, if given and if the network has this setting.
+    """
     from margrave import backbones
     from margrave.files import read_yaml
     from margrave.registry import settings_schema
 
-    spec = read_yaml(given, "--backbone") if given.lstrip().startswith("{") else {"kind": given}
+    spec = read_yaml(text, "--backbone") if text.lstrip().startswith("{") else {"kind": text}
     if not isinstance(spec, dict) or not isinstance(kind := spec.get("kind"), str):
-        raise ValueError(f"--backbone {given!r}; give a name, or '{{kind: NAME, setting: value}}'")
-    takes_size = "image_size" in settings_schema(backbones.BACKBONES.get(kind)).model_fields
-    return {"image_size": image_size, **spec} if image_size and takes_size else spec
+        raise ValueError(f"--backbone {text!r}; give a name, or '{{kind: NAME, setting: value}}'")
+    has_size = "image_size" in settings_schema(backbones.BACKBONES.get(kind)).model_fields
+    return {"image_size": image_size, **spec} if image_size and has_size else spec

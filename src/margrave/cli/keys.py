@@ -34,9 +34,9 @@ def new(
 
     scope_list = [scope.strip() for scope in scopes.split(",") if scope.strip()]
     key, token = KeyFile(file).new(label, scope_list)
-    # Not on stdout, which scripts take the token from.
+    # Print this to stderr, because scripts read the token from stdout.
     typer.echo(
-        f"key {key.id} is stored in {file}; its token is shown only here. Clients send the header "
+        f"key {key.id} is stored in {file}; its token is shown only once. Clients send the header "
         "Authorization: Bearer TOKEN",
         err=True,
     )
@@ -45,7 +45,7 @@ def new(
 
 @app.command("list", cls=QuickCommand)
 def list_keys(file: FileArgument = Path("keys.json")) -> None:
-    """List the keys, without their secrets."""
+    """List the keys, one per line: id, creation time, scopes, label."""
     from margrave.serving import KeyFile
 
     for key in KeyFile(file).keys().values():
@@ -57,7 +57,7 @@ def rotate(
     key: Annotated[str, typer.Argument(help="The key's id.")],
     file: FileArgument = Path("keys.json"),
 ) -> None:
-    """Replace a key by a new one with the same label and scopes, and print the new token."""
+    """Replace a key with a new one that has the same label and scopes, and print its token."""
     from margrave.serving import KeyFile
 
     typer.echo(KeyFile(file).rotate(key)[1])

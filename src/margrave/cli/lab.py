@@ -1,4 +1,4 @@
-"""``margrave lab``: the margins of losses, to play with."""
+"""``margrave lab``: write an interactive page about the margins of losses."""
 
 from pathlib import Path
 from typing import Annotated
@@ -10,17 +10,18 @@ def lab(
     losses: Annotated[
         list[str] | None,
         typer.Argument(
-            help="Losses to begin with (`margrave losses`), or my_module:MyLoss; default: four."
+            help="Losses to show first (`margrave losses`), or my_module:MyLoss; default: four "
+            "common ones."
         ),
     ] = None,
     output: Annotated[Path, typer.Option("--output", "-o", help="The HTML file to write.")] = Path(
         "lab.html"
     ),
 ) -> None:
-    """Write a page that shows what losses do: margins, boundaries and gradients, with sliders."""
+    """Write a page with sliders that shows losses' margins, decision boundaries and gradients."""
     from margrave.cli.console import Console
     from margrave.cli.options import check_page, show_page
-    from margrave.cli.progress import counted
+    from margrave.cli.progress import show_progress
     from margrave.losses import LOSSES
     from margrave.report import lab_page, lab_tables, write_page
 
@@ -28,7 +29,7 @@ def lab(
     check_page(output)
     chosen = {name.rpartition(":")[2]: {"kind": name} for name in losses or []}
     shown = chosen | {name: {"kind": name} for name in LOSSES if name not in chosen}
-    with counted(console, "computing curves") as progress:
+    with show_progress(console, "computing curves") as progress:
         tables = lab_tables(shown, progress)
     write_page(lab_page(chosen or None, tables), output)
     show_page(console, output)

@@ -23,14 +23,12 @@ def losses(context: typer.Context) -> None:
         for setting, value in loss.settings().items():
             table.add_row(setting, str(value))
         console.print(table)
-        message = (
+        explanation = (
             "scale: the inverse temperature s of the softmax. straight_through: the margin has no "
-        )
-        message += (
             "gradient, as in InsightFace's code; the value of the loss is the same. "
             "ignore_negatives_above: leave out negatives whose cosine exceeds this."
         )
-        console.print(message)
+        console.print(explanation)
         return
     table = Table("loss", "what it does", "running statistics")
     for kind in LOSSES:

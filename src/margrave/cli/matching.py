@@ -1,4 +1,4 @@
-"""Options and texts shared by verify, enroll, identify, forget and gallery."""
+"""Options and texts shared by verify, enroll, identify, forget, gallery and serve."""
 
 import os
 from pathlib import Path
@@ -12,13 +12,15 @@ if TYPE_CHECKING:
 KEY_VARIABLE = "MARGRAVE_GALLERY_KEY"
 """The environment variable with the key of an encrypted gallery."""
 GALLERY = "people.gallery"
+"""The default gallery file."""
 
 ModelOption = Annotated[
     str,
     typer.Option(
         "--model",
         "-m",
-        help="A model file, a run's folder or an .onnx file; default: dlib's (pip extra baseline).",
+        help="A model file, a run's folder, an .onnx file, or baseline: dlib's model (pip extra "
+        "baseline).",
     ),
 ]
 GalleryOption = Annotated[
@@ -39,14 +41,14 @@ UncheckedOption = Annotated[
 ]
 FarOption = Annotated[
     float | None,
-    typer.Option(help="Use the model's threshold for this FAR; default: the smallest FAR."),
+    typer.Option(help="Use the model's threshold for this FAR; default: its smallest FAR."),
 ]
 FloorOption = Annotated[
     float,
     typer.Option(
         min=0,
         max=100,
-        help="Refuse faces whose quality is among the worst N percent of the model's reference.",
+        help="Refuse faces whose quality percentile among the model's reference faces is lower.",
     ),
 ]
 DeviceOption = Annotated[str | None, typer.Option(help="cpu, cuda, …; default: CUDA if available.")]
@@ -65,7 +67,7 @@ def open_matcher(
     unchecked: bool,
     **options: Any,
 ) -> "Matcher":
-    """Open the matcher that the options describe."""
+    """Load the matcher for a command's options."""
     from margrave.matching import Matcher
 
     if unchecked and not aligned:
@@ -87,7 +89,7 @@ def gallery_key() -> str | None:
 
 
 def verification_record(result: "Verification") -> dict[str, Any]:
-    """A verification as JSON values."""
+    """A verification as values for JSON."""
     from dataclasses import asdict
 
     return {
@@ -102,7 +104,7 @@ def verification_record(result: "Verification") -> dict[str, Any]:
 
 
 def verification_text(matcher: "Matcher", result: "Verification") -> str:
-    """A verification as text of a few lines."""
+    """A verification as a few lines of text: decision, evidence, and quality of both faces."""
     point = result.point
     interval = point.threshold_interval
     bounds = "" if interval is None else f" (95 %: {interval[0]:.4f} to {interval[1]:.4f})"
@@ -159,5 +161,5 @@ def likelihood_text(log_likelihood_ratio: float) -> str:
 def quality_text(face: "Face") -> str:
     """A face's quality as text."""
     if face.quality is None:
-        return "quality unknown (the model has no reference of norms)"
-    return f"quality higher than {face.quality:.0f} % of the reference's faces"
+        return "quality unknown (the model has no reference norms)"
+    return f"quality higher than that of {face.quality:.0f} % of the reference faces"

@@ -1,4 +1,4 @@
-"""Helpers of several commands: parsing options, opening features, showing and writing results."""
+"""Helpers shared by several commands: parse options, open features, print and write results."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ if TYPE_CHECKING:
 FITS = ("crop", "stretch", "pad")
 
 
-def numbers(option: str, given: str) -> list[float]:
+def parse_numbers(option: str, text: str) -> list[float]:
     """Parse numbers separated by commas.
 
-    >>> numbers("--far", "1e-4, 0.01")
+    >>> parse_numbers("--far", "1e-4, 0.01")
     [0.0001, 0.01]
     """
     try:
-        return [float(part) for part in given.split(",")]
+        return [float(part) for part in text.split(",")]
     except ValueError:
-        raise ValueError(f"{option} {given!r}; give numbers separated by commas") from None
+        raise ValueError(f"{option} {text!r}; give numbers separated by commas") from None
 
 
 def check_fit(fit: str | None) -> Any:
-    """Check a way of making images square; None means the model's own.
+    """Return --fit after checking it; None means the fit that the model was trained with.
 
     >>> check_fit("pad")
     'pad'
@@ -41,7 +41,14 @@ def check_fit(fit: str | None) -> Any:
 def warn_about_photos(
     console: Console, images: ReadableImages, size: int, remedy: str = "margrave align"
 ) -> None:
-    """Warn if a model that needs aligned crops is given whole photos."""
+    """Warn if the images look like whole photos, because models need aligned crops.
+
+    Args:
+        console: the console to print to.
+        images: the model's images.
+        size: side of the model's crops in pixels.
+        remedy: the option or command that aligns the photos.
+    """
     from margrave.inference import look_like_photos
 
     if look_like_photos(images, size):
@@ -53,21 +60,21 @@ def warn_about_photos(
 
 
 def open_features(console: Console, features: Path, verify: bool = True) -> FeatureStore:
-    """Open a store of features and verify its checksums."""
-    from margrave.cli.progress import counted
+    """Open stored features and, by default, verify their checksums."""
+    from margrave.cli.progress import show_progress
     from margrave.inference import FeatureStore
 
-    with counted(console, "checking features") as progress:
+    with show_progress(console, "checking features") as progress:
         return FeatureStore(features, verify=verify, progress=progress)
 
 
 def show_results(console: Console, results: Sequence[Result]) -> None:
-    """Print results as tables, and the images that were left out."""
-    from margrave.cli.tables import notes, results_tables
+    """Print results as tables, then their notes and the images that were left out."""
+    from margrave.cli.tables import result_notes, results_tables
 
     for table in results_tables(results):
         console.print(table)
-    for note in notes(results):
+    for note in result_notes(results):
         console.print(note, markup=False, soft_wrap=True)
     for result in results:
         for reason in result.unreadable.values():
@@ -75,7 +82,7 @@ def show_results(console: Console, results: Sequence[Result]) -> None:
 
 
 def write_output(console: Console, output: Path | None, results: Sequence[Result]) -> None:
-    """Write results to a file, if one is given."""
+    """Write results to a file, unless it is None."""
     from margrave.evaluation import write_results
 
     if output is not None:
@@ -84,14 +91,14 @@ def write_output(console: Console, output: Path | None, results: Sequence[Result
 
 
 def check_page(output: Path) -> None:
-    """Refuse a path that no page can be written to, before anything is computed for it."""
+    """Check, before anything is computed, that --output can name an HTML file."""
     if output.suffix.lower() not in (".html", ".htm"):
         raise ValueError(f"--output {output} must end in .html")
     if output.is_dir():
-        raise ValueError(f"--output {output} is a folder")
+        raise ValueError(f"--output {output} is a folder; give the name of a file")
 
 
 def show_page(console: Console, output: Path) -> None:
-    """Say where a page was written, and how large it is."""
+    """Print a page's path and size."""
     size = output.stat().st_size / 1e6
     console.print(f"{output} ({size:.1f} MB); open it in a browser", markup=False, soft_wrap=True)

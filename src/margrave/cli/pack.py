@@ -13,7 +13,10 @@ def pack(
         Path, typer.Argument(help="A folder with one subfolder per identity, records, or shards.")
     ],
     output: Annotated[
-        Path, typer.Argument(help="A folder for records or shards, or with --pairs a .bin file.")
+        Path,
+        typer.Argument(
+            help="The folder to write records or shards to, or, with --pairs, the .bin file."
+        ),
     ],
     pairs: Annotated[
         Path | None,
@@ -26,7 +29,9 @@ def pack(
     ] = False,
     images_per_shard: Annotated[int, typer.Option(min=1, help="Images per shard.")] = 16384,
     size: Annotated[int, typer.Option(min=16, help="Image side length in pixels.")] = 112,
-    fit: Annotated[str, typer.Option(help="Make images square: crop, stretch or pad.")] = "crop",
+    fit: Annotated[
+        str, typer.Option(help="How to make images square: crop, stretch or pad.")
+    ] = "crop",
     quality: Annotated[
         int, typer.Option(min=1, max=100, help="Quality of newly encoded JPEG files.")
     ] = 95,
@@ -38,10 +43,10 @@ def pack(
     """Write InsightFace's records (train.rec), WebDataset shards, or a verification set (.bin).
 
     JPEG and PNG files of the right size are packed unchanged; other images are resized and encoded.
-    If packing of shards was interrupted, run the command again to resume it.
+    If packing shards is interrupted, run the command again to resume.
     """
     from margrave.cli.console import Console
-    from margrave.cli.progress import counted
+    from margrave.cli.progress import show_progress
     from margrave.data import open_source, pack_pairs, pack_records, pack_shards
     from margrave.protocols import open_pairs
 
@@ -49,7 +54,7 @@ def pack(
     if fit not in ("crop", "stretch", "pad"):
         raise ValueError(f"--fit {fit!r}; choices: crop, stretch, pad")
     settings = {"fit": fit, "quality": quality, "workers": workers}
-    with counted(console, "packing") as progress:
+    with show_progress(console, "packing") as progress:
         if pairs is not None:
             if output.suffix != ".bin":
                 raise ValueError(f"{output}: the name of a verification set must end in .bin")
@@ -58,8 +63,8 @@ def pack(
             message = f"{output} holds {quantity(len(pair_list), 'pair')}"
             if pair_list.folds != (folds := min(10, len(pair_list))):
                 message += (
-                    f"; a .bin does not store folds: {pairs} has {pair_list.folds}, the .bin will "
-                    f"be evaluated with {folds}"
+                    f"; a .bin does not store folds: {pairs} has {pair_list.folds}, but the .bin "
+                    f"will be evaluated with {folds}"
                 )
         else:
             source = open_source(images, labeled=True)

@@ -1,4 +1,4 @@
-"""``margrave plan``: predict the memory and time of a training."""
+"""``margrave plan``: predict the memory and time of a training run."""
 
 from typing import Annotated, Any
 
@@ -14,7 +14,7 @@ def plan(
         typer.Argument(help="Recipes or YAML files, as for `margrave train`."),
     ] = None,
     images: Annotated[
-        int, typer.Option(min=0, help="Number of training images, for the time of an epoch.")
+        int, typer.Option(min=0, help="Number of training images, to predict the time of an epoch.")
     ] = 0,
     ranks: Annotated[int, typer.Option(min=1, help="Number of processes (GPUs).")] = 1,
     loss: Annotated[str | None, typer.Option(help="A loss (`margrave losses`).")] = None,
@@ -46,7 +46,7 @@ def plan(
         bool, typer.Option("--head-only", help="Plan only the head, without the backbone.")
     ] = False,
 ) -> None:
-    """Predict the memory of each device and the time of a step of a training run."""
+    """Predict the memory per device and the time per step of a training run."""
     from dataclasses import replace
 
     import torch
@@ -63,32 +63,31 @@ def plan(
     overrides: dict[str, Any] = parse_overrides(settings or [])
     if loss is not None:
         overrides = merge({"loss": {"kind": loss}}, overrides)
-    # Synthetic images in place of the real ones, which need not exist yet.
+    # Use synthetic images, because the training images need not exist yet.
     config = read_config(
         recipes or [], merge(overrides, {"data": {"train": {"kind": "synthetic"}}})
     )
-    given = (teraflops, bf16_teraflops, memory_bandwidth)
-    # Nothing needs measuring if all speeds are given.
     console = Console(highlight=False)
-    if all(given):
-        here = "cuda" if torch.cuda.is_available() else "cpu"
-        machine = Machine(flops=1, memory_bandwidth=1, device=here)
+    if all((teraflops, bf16_teraflops, memory_bandwidth)):
+        # Nothing needs to be measured: all speeds are replaced below.
+        local_device = "cuda" if torch.cuda.is_available() else "cpu"
+        machine = Machine(flops=1, memory_bandwidth=1, device=local_device)
     else:
         console.print("measuring this machine, because not all speeds are given")
         machine = measure_machine()
         if device not in (None, machine.device):
             raise ValueError(
-                f"--device {device}, but this machine has none to measure; give --teraflops, "
-                "--bf16-teraflops and --memory-bandwidth"
+                f"--device {device}, but the speeds were measured on {machine.device}; give "
+                "--teraflops, --bf16-teraflops and --memory-bandwidth"
             )
-    overridden = {
+    given_speeds = {
         "flops": None if teraflops is None else 1e12 * teraflops,
         "bf16_flops": None if bf16_teraflops is None else 1e12 * bf16_teraflops,
         "memory_bandwidth": None if memory_bandwidth is None else 1e9 * memory_bandwidth,
         "network_bandwidth": 1e9 * network_bandwidth,
         "device": device,
     }
-    machine = replace(machine, **{name: value for name, value in overridden.items() if value})
+    machine = replace(machine, **{name: value for name, value in given_speeds.items() if value})
     backbone = None if head_only else config.backbone
     planned = plan_training(
         config.training,
@@ -117,7 +116,7 @@ def plan(
         table.add_row(name, f"{1000 * value:,.1f}")
     table.add_section()
     table.add_row("[bold]total[/bold]", f"[bold]{1000 * planned.step_seconds:,.1f}[/bold]")
-    table.add_row("of it at least (arithmetic)", f"{1000 * planned.floor:,.1f}")
+    table.add_row("lower bound (arithmetic only)", f"{1000 * planned.floor:,.1f}")
     console.print(table)
     message = (
         f"each device: {machine.device}, {machine.flops / 1e12:.3g} TFLOP/s, memory "

@@ -1,4 +1,4 @@
-"""Runs a command in several processes on this machine."""
+"""Run a command in several processes on this machine."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def relaunch(context: typer.Context, devices: int) -> bool:
         devices: number of processes.
 
     Returns:
-        whether the processes ran, so that this process has nothing left to do.
+        True if the processes ran, so that this process must not run the command itself.
 
     Raises:
         RankError: a process failed.
@@ -27,12 +27,12 @@ def relaunch(context: typer.Context, devices: int) -> bool:
         return False
     if devices == 1:
         return False
-    launch(devices, [sys.executable, "-m", "margrave", *same_command(context)])
+    launch(devices, [sys.executable, "-m", "margrave", *rebuild_command(context)])
     return True
 
 
-def same_command(context: typer.Context) -> list[str]:
-    """Rebuild the command line after ``margrave`` for this command with its arguments."""
+def rebuild_command(context: typer.Context) -> list[str]:
+    """The words after ``margrave`` that run the same command with the same arguments."""
     words: list[str] = []
     current = context
     while current.parent is not None:
@@ -41,22 +41,22 @@ def same_command(context: typer.Context) -> list[str]:
     arguments: list[str] = []
     for parameter in context.command.params:
         value = context.params.get(str(parameter.name))
-        values = value if isinstance(value, list | tuple) else [value]
-        for each in values:
+        items = value if isinstance(value, list | tuple) else [value]
+        for item in items:
             if parameter.param_type_name == "argument":
-                arguments += [] if each is None else [str(each)]
-            elif isinstance(each, bool):
-                words += parameter.opts[:1] if each else parameter.secondary_opts[:1]
-            elif each is not None:
-                words += [parameter.opts[0], str(each)]
+                arguments += [] if item is None else [str(item)]
+            elif isinstance(item, bool):
+                words += parameter.opts[:1] if item else parameter.secondary_opts[:1]
+            elif item is not None:
+                words += [parameter.opts[0], str(item)]
     return [*words, "--", *arguments]
 
 
-def own_device(device: str) -> str:
-    """This process's device: of several processes with ``cuda``, each has its own GPU.
+def local_device(device: str) -> str:
+    """The device of this process; if there are several, each gets its own GPU for ``cuda``.
 
-    >>> own_device("cpu")
+    >>> local_device("cpu")
     'cpu'
     """
-    launched = current_launch()
-    return f"cuda:{launched.local_rank}" if device == "cuda" and launched.size > 1 else device
+    process = current_launch()
+    return f"cuda:{process.local_rank}" if device == "cuda" and process.size > 1 else device

@@ -22,17 +22,16 @@ if TYPE_CHECKING:
     from margrave.training import StepReport
 
 FIRST_LINE_SECONDS = 2.0
-"""Time after which the first line is printed, if there is no terminal."""
+"""Seconds until the first line is printed, if there is no terminal."""
 MIN_PAUSE, MAX_PAUSE = 10.0, 60.0
-"""Bounds in seconds of the time between two lines; within them, each tenth of the work is a
-line."""
+"""Minimum and maximum seconds between two lines; in between, each tenth of the work adds a line."""
 
 
 @contextmanager
-def counted(console: Console, description: str) -> Iterator[Callable[[int, int], None]]:
-    """Show progress, which is reported by calls with (done, total).
+def show_progress(console: Console, description: str) -> Iterator[Callable[[int, int], None]]:
+    """Show the progress of a task; yields a function to call with (done, total).
 
-    In a terminal it is a bar. Elsewhere, for tasks longer than two seconds, it is lines such as
+    In a terminal, this shows a bar. Elsewhere, tasks longer than two seconds print lines such as
     ``embedding: 640 of 13,233 (5 %), 213/s, 0:59 left``.
     """
     if not console.is_interactive:
@@ -56,7 +55,8 @@ class _Lines:
         self._printed_at = time.monotonic() - MIN_PAUSE + FIRST_LINE_SECONDS
         self._printed_share: float | None = None
         self._share = 0.0
-        # Count and time of the first report: work done before a resumption does not count as speed.
+        # Count and time of the first report. A resumed task starts with work that was done earlier,
+        # which must not count towards the speed.
         self._first: tuple[int, float] | None = None
 
     def __call__(self, done: int, total: int) -> None:
@@ -65,24 +65,24 @@ class _Lines:
             self._first = done, now
             self._printed_share = None
         self._share = share
-        if not self._is_due(now, share):
+        if not self._should_print(now, share):
             return
         self._printed_at, self._printed_share = now, share
         line = f"{self._description}: {done:,} of {total:,} ({100 * share:.0f} %)"
-        steps, seconds = done - self._first[0], now - self._first[1]
-        if steps and seconds:
-            rate = steps / seconds
+        count, seconds = done - self._first[0], now - self._first[1]
+        if count and seconds:
+            rate = count / seconds
             line += f", {rate:.2f}/s" if rate < 10 else f", {rate:,.0f}/s"
             line += f", {clock((total - done) / rate)} left" if done < total else ""
         self._console.print(line, markup=False, soft_wrap=True)
 
-    def _is_due(self, now: float, share: float) -> bool:
+    def _should_print(self, now: float, share: float) -> bool:
         pause = now - self._printed_at
         if self._printed_share is None:
             return pause >= MIN_PAUSE
-        tenth = share >= min(1.0, self._printed_share + 0.1)
+        another_tenth = share >= min(1.0, self._printed_share + 0.1)
         return self._printed_share < 1 and (
-            share >= 1 or pause >= MAX_PAUSE or (tenth and pause >= MIN_PAUSE)
+            share >= 1 or pause >= MAX_PAUSE or (another_tenth and pause >= MIN_PAUSE)
         )
 
 
@@ -92,16 +92,19 @@ def clock(seconds: float) -> str:
     >>> clock(59), clock(3723)
     ('0:59', '1:02:03')
     """
-    minutes, rest = divmod(round(seconds), 60)
+    minutes, whole_seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+    if hours:
+        return f"{hours}:{minutes:02}:{whole_seconds:02}"
+    return f"{minutes}:{whole_seconds:02}"
 
 
 @contextmanager
-def training_bar(console: Console) -> Iterator[Callable[[StepReport], None]]:
-    """Show progress of training: epoch, loss, images per second and the time left.
+def show_training_progress(console: Console) -> Iterator[Callable[[StepReport], None]]:
+    """Show the progress of training: epoch, loss, images per second and remaining time.
 
-    In a terminal it is a bar. Elsewhere it is one line per epoch, and per minute in long epochs.
+    In a terminal, this shows a bar. Elsewhere, it prints a line at the end of each epoch, and every
+    minute within long epochs.
     """
     if not console.is_interactive:
         yield _TrainingLines(console)
@@ -122,7 +125,7 @@ def training_bar(console: Console) -> Iterator[Callable[[StepReport], None]]:
                 "completed": step.step,
                 "total": step.steps,
                 "epoch": f"{step.epoch}/{step.epochs}",
-                "state": _state(step),
+                "state": _loss_text(step),
                 "speed": step.images_per_second,
             }
             if progress.tasks:
@@ -133,8 +136,8 @@ def training_bar(console: Console) -> Iterator[Callable[[StepReport], None]]:
         yield report
 
 
-def _state(step: StepReport) -> str:
-    """Loss and mean cosine between images and their own class centers."""
+def _loss_text(step: StepReport) -> str:
+    """The loss, and the mean cosine between embeddings and their class centers if it is known."""
     cosine = "" if step.target_cosine is None else f", cosine {step.target_cosine:.2f}"
     return f"loss {step.loss:.3f}{cosine}"
 
@@ -144,7 +147,7 @@ class _TrainingLines:
 
     def __init__(self, console: Console) -> None:
         self._console = console
-        # Step and time of the last line, or of the first report.
+        # Step and time of the last printed line; before any, those of the first report.
         self._last: tuple[int, float] | None = None
 
     def __call__(self, step: StepReport) -> None:
@@ -156,9 +159,9 @@ class _TrainingLines:
         line = f"epoch {step.epoch}/{step.epochs}: "
         if not ends_epoch:
             line += f"step {step.epoch_step:,} of {step.epoch_steps:,}, "
-        line += f"{_state(step)}, {step.images_per_second:.0f} images/s"
+        line += f"{_loss_text(step)}, {step.images_per_second:.0f} images/s"
         steps, seconds = step.step - self._last[0], now - self._last[1]
-        # By the speed since the last line, since other work on the machine comes and goes.
+        # Use the speed since the last line, because other work may slow the machine for a while.
         if steps and step.step < step.steps and seconds >= FIRST_LINE_SECONDS:
             line += f", {clock((step.steps - step.step) * seconds / steps)} left"
         self._last = step.step, now
@@ -166,28 +169,30 @@ class _TrainingLines:
 
 
 @contextmanager
-def grid_bar(console: Console, what: str) -> Iterator[Callable[[GridProgress], None]]:
-    """Show the progress of a grid of trainings (losses × seeds), and the time left.
+def show_grid_progress(
+    console: Console, description: str
+) -> Iterator[Callable[[GridProgress], None]]:
+    """Show the progress and remaining time of a grid of training runs (losses × seeds).
 
-    In a terminal it is a bar. Elsewhere it is a line whenever a training has ended, at most one in
+    In a terminal, this shows a bar. Elsewhere, it prints a line when a run ends, at most one every
     ten seconds.
     """
-    started, first = time.monotonic(), None
+    started_at, done_at_start = time.monotonic(), None
     if not console.is_interactive:
-        printed_at, printed = 0.0, -1
+        printed_at, printed_ended = 0.0, -1
 
         def print_line(progress: GridProgress) -> None:
-            nonlocal first, printed_at, printed
+            nonlocal done_at_start, printed_at, printed_ended
             now = time.monotonic()
-            first = progress.done if first is None else first
+            done_at_start = progress.done if done_at_start is None else done_at_start
             ended = progress.finished + len(progress.failed)
-            if ended == printed or (now - printed_at < MIN_PAUSE and ended < progress.total):
+            if ended == printed_ended or (now - printed_at < MIN_PAUSE and ended < progress.total):
                 return
-            printed_at, printed = now, ended
-            line = f"{what}: {progress.finished} of {progress.total} finished"
+            printed_at, printed_ended = now, ended
+            line = f"{description}: {progress.finished} of {progress.total} finished"
             line += f", {len(progress.failed)} failed" if progress.failed else ""
-            left = _seconds_left(progress, first, now - started)
-            line += f", {clock(left)} left" if left else ""
+            seconds = _remaining_seconds(progress, done_at_start, now - started_at)
+            line += f", {clock(seconds)} left" if seconds else ""
             console.print(line, markup=False, soft_wrap=True)
 
         yield print_line
@@ -200,25 +205,27 @@ def grid_bar(console: Console, what: str) -> Iterator[Callable[[GridProgress], N
         TextColumn("{task.fields[left]}"),
     )
     with Progress(*columns, console=console) as bar:
-        task = bar.add_task(what, state="", left="")
+        task = bar.add_task(description, state="", left="")
 
         def report(progress: GridProgress) -> None:
-            nonlocal first
-            first = progress.done if first is None else first
-            left = _seconds_left(progress, first, time.monotonic() - started)
+            nonlocal done_at_start
+            done_at_start = progress.done if done_at_start is None else done_at_start
+            seconds = _remaining_seconds(progress, done_at_start, time.monotonic() - started_at)
             state = f"{progress.finished}/{progress.total}, {len(progress.running)} running"
             bar.update(
                 task,
                 completed=progress.done,
                 total=progress.total,
                 state=state + (f", {len(progress.failed)} failed" if progress.failed else ""),
-                left=f"left {clock(left)}" if left else "",
+                left=f"left {clock(seconds)}" if seconds else "",
             )
 
         yield report
 
 
-def _seconds_left(progress: GridProgress, first: float, seconds: float) -> float | None:
-    """The time that the rest of a grid takes at the speed so far; None if that is unknown."""
-    done = progress.done - first
-    return (progress.total - progress.done) * seconds / done if done > 0 and seconds > 1 else None
+def _remaining_seconds(
+    progress: GridProgress, done_at_start: float, elapsed: float
+) -> float | None:
+    """Seconds until a grid is finished, at its speed so far; None if that is not known yet."""
+    done = progress.done - done_at_start
+    return (progress.total - progress.done) * elapsed / done if done > 0 and elapsed > 1 else None

@@ -1,8 +1,8 @@
-"""Commands that start without importing pydantic, and with simpler types in their help.
+"""Commands that start without importing pydantic, and whose help is simpler than Typer's.
 
-Typer imports pydantic to convert all arguments and options that are not bools, including its own
-``--help``, which is None where it is not given. For quick commands such as listing the losses, that
-import takes as long as everything else.
+Typer imports pydantic to convert every argument and option that is not a bool. That includes its
+own ``--help``, which is None if it is not given. In quick commands such as ``margrave losses``, the
+import takes as long as everything else together.
 """
 
 from __future__ import annotations
@@ -44,7 +44,11 @@ _METAVARS = {
 
 
 def _simplify(parameters: list[Any]) -> list[Any]:
-    """Show arguments by name, options by type, and flags that are off without an off switch."""
+    """Simplify the help: arguments by name, options by type, no ``--no-x`` for flags that are off.
+
+    Args:
+        parameters: the arguments and options of a command; they are changed in place.
+    """
     for parameter in parameters:
         kind = parameter.bare_type()
         if parameter.param_type_name == "argument":
@@ -61,7 +65,7 @@ class QuickCommand(TyperCommand):
 
     def __init__(self, *arguments: Any, **settings: Any) -> None:
         super().__init__(*arguments, **settings)
-        # Line breaks of the docstring are not line breaks of the help.
+        # Join the docstring's lines, so that the help wraps at the terminal's width.
         paragraphs = (self.help or "").split("\n\n")
         self.help = "\n\n".join(" ".join(part.split()) for part in paragraphs)
 

@@ -4,7 +4,7 @@ import typer
 
 
 def recipes(context: typer.Context) -> None:
-    """List the recipes, or print the recipe NAME, to change and pass to `margrave train`."""
+    """List the recipes, or print the recipe NAME to edit it and pass it to `margrave train`."""
     from rich.table import Table
 
     from margrave.cli.console import Console
@@ -13,7 +13,7 @@ def recipes(context: typer.Context) -> None:
 
     name = optional_name(context)
     if name is not None:
-        # Not with Rich, which would wrap lines and so break the YAML.
+        # Do not print with Rich, which would wrap lines and break the YAML.
         typer.echo(recipe_text(name), nl=False)
         return
     console = Console(highlight=False)

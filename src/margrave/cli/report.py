@@ -9,7 +9,7 @@ import typer
 def report(
     inputs: Annotated[
         list[Path],
-        typer.Argument(help="Runs' folders, studies' folders, or JSON files of results."),
+        typer.Argument(help="Folders of runs or studies, or JSON files of results."),
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="The HTML file to write.")] = Path(
         "report.html"
@@ -20,37 +20,37 @@ def report(
     faces: Annotated[
         bool,
         typer.Option(
-            "--faces/--no-faces", help="Show thumbnails of the hardest pairs, or no face at all."
+            "--faces/--no-faces", help="Show thumbnails of the hardest pairs, or no faces at all."
         ),
     ] = True,
     lab: Annotated[
-        bool, typer.Option("--lab/--no-lab", help="Add the margin lab of the losses.")
+        bool, typer.Option("--lab/--no-lab", help="Add the interactive margin lab of the losses.")
     ] = True,
     trust_code: Annotated[
         bool, typer.Option("--trust-code", help="Import and run custom code that a run names.")
     ] = False,
 ) -> None:
-    """Write a report of runs, studies or results: one HTML file that asks no other machine."""
+    """Write a report of runs, studies or results as one self-contained HTML file."""
     from margrave.cli.console import Console
     from margrave.cli.options import check_page, show_page
-    from margrave.cli.progress import counted
+    from margrave.cli.progress import show_progress
     from margrave.report import build_report, open_input, write_page
 
     console = Console(highlight=False)
     check_page(output)
     opened = [open_input(path) for path in inputs]
 
-    def note(text: str) -> None:
+    def print_note(text: str) -> None:
         console.print(text, markup=False, soft_wrap=True)
 
-    with counted(console, "writing the report") as progress:
+    with show_progress(console, "writing the report") as progress:
         page = build_report(
             opened,
             title=title,
             faces=faces,
             lab=lab,
             trust_code=trust_code,
-            note=note,
+            note=print_note,
             progress=progress,
         )
         write_page(page, output)

@@ -1,4 +1,4 @@
-"""Shows a run's messages and progress in the terminal."""
+"""Show a run's messages and progress in the terminal."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager
 from rich.markup import escape
 
 from margrave.cli.console import Console
-from margrave.cli.progress import counted, training_bar
+from margrave.cli.progress import show_progress, show_training_progress
 from margrave.progress import Progress
 from margrave.runs import RunEvents
 from margrave.training import StepReport
@@ -29,9 +29,9 @@ class ConsoleEvents(RunEvents):
         self.console.print(text, markup=False, soft_wrap=True)
 
     def counting(self, activity: str) -> AbstractContextManager[Progress]:
-        """Show progress of an activity."""
-        return counted(self.console, escape(activity))
+        """Show the progress of an activity."""
+        return show_progress(self.console, escape(activity))
 
     def training(self) -> AbstractContextManager[Callable[[StepReport], None]]:
-        """Show progress of training."""
-        return training_bar(self.console)
+        """Show the progress of training."""
+        return show_training_progress(self.console)

@@ -22,21 +22,21 @@ from margrave.cli.matching import (
 def serve(
     model: ModelOption = "baseline",
     gallery: GalleryOption = GALLERY,
-    keys: Annotated[Path, typer.Option(help="File of API keys, see margrave keys.")] = Path(
+    keys: Annotated[Path, typer.Option(help="File of API keys (margrave keys).")] = Path(
         "keys.json"
     ),
     audit: Annotated[Path, typer.Option(help="Append the audit trail to this file.")] = Path(
         "audit.jsonl"
     ),
-    host: Annotated[str, typer.Option(help="Listen at this address.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="Listen at this port.")] = 8443,
+    host: Annotated[str, typer.Option(help="Listen on this address.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Listen on this port.")] = 8443,
     tls_certificate: Annotated[
         Path | None, typer.Option(help="TLS certificate, a PEM file.")
     ] = None,
     tls_key: Annotated[Path | None, typer.Option(help="TLS private key, a PEM file.")] = None,
     insecure: Annotated[
         bool,
-        typer.Option("--insecure", help="Allow other addresses than loopback without TLS."),
+        typer.Option("--insecure", help="Allow addresses other than loopback without TLS."),
     ] = False,
     workers: Annotated[int, typer.Option(min=1, help="Number of processes that detect faces.")] = 1,
     rate: Annotated[str, typer.Option(help="Maximum request rate per key.")] = "600/minute",
@@ -47,7 +47,11 @@ def serve(
     aligned: AlignedOption = False,
     unchecked: UncheckedOption = False,
     keep_images: Annotated[
-        bool, typer.Option("--keep-images", help="If this creates the gallery: keep crops.")
+        bool,
+        typer.Option(
+            "--keep-images",
+            help="When creating the gallery: keep crops, which margrave gallery re-embed needs.",
+        ),
     ] = False,
     far: FarOption = None,
     quality_floor: FloorOption = 0.5,
@@ -72,7 +76,7 @@ def serve(
         rate=rate,
         most_waiting=most_waiting,
     )
-    # Before the gallery is opened, so that a refused start does not create one.
+    # Check this before the gallery is opened, so that a refused start does not create one.
     check_listening(settings)
     has_keys = bool(KeyFile(keys).keys())
     matcher = open_matcher(
@@ -90,7 +94,9 @@ def serve(
     )
     console = Console(stderr=True, highlight=False)
     if not has_keys:
-        console.print(f"{keys} has no keys yet: margrave keys new {keys}", markup=False)
+        console.print(
+            f"{keys} has no keys yet; create one with: margrave keys new {keys}", markup=False
+        )
     scheme = "https" if tls_certificate else "http"
     console.print(f"{scheme}://{host}:{port}/ serves {matcher.model.path}", markup=False)
     run(

@@ -1,4 +1,4 @@
-"""``margrave study``: which loss is better on your data, with significance."""
+"""``margrave study``: test which loss is best on your data."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -14,39 +14,44 @@ if TYPE_CHECKING:
     from margrave.studies import GridProgress, StudyOutcome
 
 MIN_PAIRS, MAX_PAIRS = 20, 6000
-"""Bounds of the number of pairs that are drawn from the user's images."""
+"""Minimum and maximum number of pairs that are drawn from the user's images."""
 
 
 def study(
     studies: Annotated[
         list[str] | None,
         typer.Argument(
-            help="Studies (`margrave study --list`) or YAML files, merged; default: losses."
+            help="Studies (`margrave study --list`) or YAML files, merged in order; default: the "
+            "study losses."
         ),
     ] = None,
     data: Annotated[
         str | None,
         typer.Option(
-            help="Images to train and test on; identities are split, so that none is in two parts."
+            help="Images to train and test on; they are split by identity into training, "
+            "validation and test."
         ),
     ] = None,
     losses: Annotated[
         str | None,
-        typer.Option(help="Compare these losses instead, separated by commas."),
+        typer.Option(
+            help="Compare these losses, separated by commas, instead of the study's losses."
+        ),
     ] = None,
     seeds: Annotated[
-        int | None, typer.Option(min=1, help="Trainings of each loss; p values need at least two.")
+        int | None,
+        typer.Option(min=1, help="Number of runs per loss; p values need at least two."),
     ] = None,
     budget: Annotated[
         str | None,
         typer.Option(
-            help="Time for each training on this machine, such as 90s, 10m or 2h; all losses get "
-            "as many steps."
+            help="Time for each run on this machine, such as 90s, 10m or 2h; all losses train for "
+            "the same number of steps."
         ),
     ] = None,
     devices: Annotated[
         int | None,
-        typer.Option(min=1, help="Trainings at a time; default: one per GPU, or per core."),
+        typer.Option(min=1, help="Number of runs at a time; default: one per GPU, or per core."),
     ] = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="The study's folder.")
@@ -57,14 +62,13 @@ def study(
             "--set", help="Change any setting, such as run.training.epochs=5; repeatable."
         ),
     ] = None,
-    resume: Annotated[
-        Path | None, typer.Option(help="Go on with the study in this folder.")
-    ] = None,
+    resume: Annotated[Path | None, typer.Option(help="Resume the study in this folder.")] = None,
     train: Annotated[
         bool,
         typer.Option(
             "--train/--no-train",
-            help="Train what is not finished, or only compare what is, even while others train.",
+            help="Train the unfinished runs, or only compare the finished ones, even while others "
+            "are training.",
         ),
     ] = True,
     trust_code: Annotated[
@@ -77,15 +81,15 @@ def study(
         bool, typer.Option("--list", help="List the studies that come with Margrave.")
     ] = False,
 ) -> None:
-    """Compare losses: train each with several seeds at one budget, and test the differences.
+    """Compare losses: train each with several seeds at the same budget, and test the differences.
 
-    You can stop a study at any time; the same command goes on with it.
+    You can stop a study at any time; the same command resumes it.
     """
     from margrave.cli.console import Console
 
     console = Console(highlight=False)
     if list_studies:
-        _list(console)
+        _print_studies(console)
         return
     from margrave.config import merge, parse_overrides
     from margrave.studies import StudyFolder, read_study, run_study
@@ -96,60 +100,65 @@ def study(
     if resume is not None:
         if any((studies, data, losses, budget, output)):
             raise ValueError(
-                "--resume uses the study's own settings; besides it, give only --seeds, --devices, "
-                "--no-train and --set"
+                "--resume uses the study's own settings; you can add only --seeds, --devices, "
+                "--no-train, --trust-code and --set"
             )
         folder = resume
         config = StudyFolder(folder).read_config(overrides, trust_code)
     else:
         names = studies or ["losses"]
         folder = output or Path("studies") / Path(names[-1]).stem
-        chosen = None if losses is None else [name.strip() for name in losses.split(",")]
-        config = read_study([*names, _images(data, names)], overrides, chosen)
+        loss_names = None if losses is None else [name.strip() for name in losses.split(",")]
+        config = read_study([*names, _data_settings(data, names)], overrides, loss_names)
     try:
         outcome = run_study(
             config,
             folder,
-            budget=None if budget is None else _seconds(budget),
+            budget=None if budget is None else _parse_duration(budget),
             devices=devices,
-            events=_events(console),
+            events=_console_events(console),
             train=train,
         )
     except KeyboardInterrupt:
         console.print(f"stopped; resume with: margrave study --resume {folder}", markup=False)
         raise typer.Exit(130) from None
-    _show(console, outcome)
+    _print_outcome(console, outcome)
     console.print(f"results.json and figures.csv are in {folder}", markup=False, soft_wrap=True)
     if outcome.results:
-        console.print(f"see it as a page: margrave report {folder}", markup=False, soft_wrap=True)
+        console.print(f"write a report: margrave report {folder}", markup=False, soft_wrap=True)
     if outcome.failed:
         lines = "\n".join(f"  {name}: {reason}" for name, reason in outcome.failed.items())
         raise ValueError(
             f"{quantity(len(outcome.failed), 'training')} failed:\n{lines}\n"
-            f"the others are kept; try again with: margrave study --resume {folder}"
+            f"the finished ones are kept; try again with: margrave study --resume {folder}"
         )
 
 
-def _list(console: "Console") -> None:
+def _print_studies(console: "Console") -> None:
     from rich.table import Table
 
     from margrave.recipes import study_names, study_text
 
-    table = Table("study", "what it asks")
+    table = Table("study", "question")
     for name in study_names():
         table.add_row(name, study_text(name).splitlines()[0].removeprefix("#").strip())
     console.print(table)
     console.print("Run one: margrave study NAME")
 
 
-def _images(data: str | None, names: list[str]) -> dict[str, Any]:
-    """The settings by which a study trains and tests on disjoint identities of the user's."""
+def _data_settings(data: str | None, names: list[str]) -> dict[str, Any]:
+    """The settings that split the user's images by identity; empty without --data.
+
+    Args:
+        data: the option --data.
+        names: the studies' names or files.
+    """
     from margrave.data import detect_source, max_balanced_pairs, open_source
 
     if data is None:
         if names == ["losses"]:
             raise ValueError(
-                "no images: give --data FOLDER, or one of the studies of `margrave study --list`"
+                "no images: give --data FOLDER, or a study that has images (margrave study --list)"
             )
         return {}
     images = detect_source(data if "://" in data else Path(data).resolve())
@@ -161,15 +170,15 @@ def _images(data: str | None, names: list[str]) -> dict[str, Any]:
         pairs = min(MAX_PAIRS, max_balanced_pairs(open_source(part, labeled=True).labels))
         if pairs < MIN_PAIRS:
             raise ValueError(
-                f"{data}: the people for {name} have too few images for {MIN_PAIRS} balanced "
-                "pairs; add people with several images each"
+                f"{data}: the identities for {name} have too few images for {MIN_PAIRS} balanced "
+                "pairs; add identities with several images each"
             )
         sets[name] = {"images": part, "pairs": pairs}
     return {"run": {"data": {"train": train}, "evaluation": {"sets": sets}}}
 
 
-def _seconds(text: str) -> float:
-    """The seconds of a duration such as 90s, 10m or 2h."""
+def _parse_duration(text: str) -> float:
+    """Convert a duration such as 90s, 10m or 2h to seconds."""
     units = {"s": 1, "m": 60, "h": 3600}
     number, unit = text[:-1], text[-1:]
     try:
@@ -181,8 +190,8 @@ def _seconds(text: str) -> float:
     return seconds
 
 
-def _events(console: "Console") -> Any:
-    from margrave.cli.progress import grid_bar
+def _console_events(console: "Console") -> Any:
+    from margrave.cli.progress import show_grid_progress
     from margrave.studies import StudyEvents
 
     class ConsoleEvents(StudyEvents):
@@ -190,12 +199,12 @@ def _events(console: "Console") -> Any:
             console.print(text, markup=False, soft_wrap=True)
 
         def training(self, what: str) -> "AbstractContextManager[Callable[[GridProgress], None]]":
-            return grid_bar(console, what)
+            return show_grid_progress(console, what)
 
     return ConsoleEvents()
 
 
-def _show(console: "Console", outcome: "StudyOutcome") -> None:
+def _print_outcome(console: "Console", outcome: "StudyOutcome") -> None:
     from margrave.cli.tables import study_table
 
     config = outcome.config
@@ -207,4 +216,4 @@ def _show(console: "Console", outcome: "StudyOutcome") -> None:
         for note in result.notes:
             console.print(note, markup=False, soft_wrap=True)
     if not outcome.comparisons and not outcome.failed:
-        console.print("no seed of every loss is finished yet")
+        console.print("nothing to compare yet: no seed is finished for all losses")

@@ -1,4 +1,4 @@
-"""Shows results of any protocol as tables in the terminal."""
+"""Tables of results for the terminal, for any protocol."""
 
 from __future__ import annotations
 
@@ -22,16 +22,19 @@ if TYPE_CHECKING:
 
 
 def results_tables(results: Sequence[Result]) -> Iterator[Table]:
-    """A table per result; results with the same metrics share a table, with a column each."""
+    """Yield tables of results, then tables of the parts of their data.
+
+    Results with the same metrics share a table, with a column each.
+    """
     groups: dict[tuple[str, ...], list[Result]] = {}
     for result in results:
         labels = tuple(figure.label for figure in _overall(result))
         groups.setdefault(labels, []).append(result)
     for group in groups.values():
-        yield _single(group[0]) if len(group) == 1 else _side_by_side(group)
+        yield _single_table(group[0]) if len(group) == 1 else _shared_table(group)
     for result in results:
         if any(figure.stratum for figure in result.figures):
-            yield _strata(result)
+            yield _strata_table(result)
 
 
 def _title(result: Result) -> str:
@@ -39,7 +42,8 @@ def _title(result: Result) -> str:
     return escape(": ".join(part for part in (result.name, ", ".join(counts)) if part))
 
 
-def _single(result: Result) -> Table:
+def _single_table(result: Result) -> Table:
+    """A table of one result, with a row per metric."""
     table = Table("", title=_title(result), title_justify="left")
     table.add_column("value", justify="right")
     table.add_column("95 % interval", justify="right")
@@ -55,10 +59,11 @@ def _single(result: Result) -> Table:
 
 
 def _overall(result: Result) -> list[Figure]:
+    """The figures of all the data, without those of its parts."""
     return [figure for figure in result.figures if not figure.stratum]
 
 
-def _strata(result: Result) -> Table:
+def _strata_table(result: Result) -> Table:
     """A table with a row per part of the data and a column per metric."""
     metrics, rows = rows_by_part(result)
     table = Table("", "pairs", title=escape(f"{result.name}, parts of the data").lstrip(", "))
@@ -69,7 +74,8 @@ def _strata(result: Result) -> Table:
     return table
 
 
-def _side_by_side(results: Sequence[Result]) -> Table:
+def _shared_table(results: Sequence[Result]) -> Table:
+    """A table of several results, with a row per metric and a column per result."""
     table = Table("")
     for result in results:
         table.add_column(escape(result.name), justify="right")
@@ -84,8 +90,8 @@ def _side_by_side(results: Sequence[Result]) -> Table:
     return table
 
 
-def notes(results: Sequence[Result]) -> list[str]:
-    """Notes below the tables: the rules, and the meaning of an asterisk."""
+def result_notes(results: Sequence[Result]) -> list[str]:
+    """Notes below the tables: the protocols' rules, and the meaning of an asterisk."""
     lines = list(dict.fromkeys(result.rules for result in results if result.rules))
     if any(figure.too_few for result in results for figure in result.figures):
         lines.append(TOO_FEW)
@@ -93,17 +99,23 @@ def notes(results: Sequence[Result]) -> list[str]:
 
 
 def _plain_value(figure: Figure, value: float | None) -> str:
-    """A value of the figure's kind, without a unit."""
+    """A value of the figure's metric, without a unit."""
     return percent(value) if figure.percent or value is None else f"{value:.4f}"
 
 
-def _signed(figure: Figure, value: float) -> str:
-    """A difference of the figure's kind, without a unit."""
+def _signed_value(figure: Figure, value: float) -> str:
+    """A difference of the figure's metric, with its sign but without a unit."""
     return f"{100 * value:+.2f}" if figure.percent else f"{value:+.4f}"
 
 
 def comparison_table(result: Result, first: str, second: str) -> Table:
-    """A table of the differences between two models on the same pairs."""
+    """A table of the differences between two models on the same pairs.
+
+    Args:
+        result: the comparison, whose figures are differences.
+        first: the first model's name.
+        second: the second model's name.
+    """
     table = Table(
         "",
         "first",
@@ -123,8 +135,8 @@ def comparison_table(result: Result, first: str, second: str) -> Table:
         table.add_row(
             metric,
             *(_plain_value(figure, figure.details.get(name)) for name in ("first", "second")),
-            _signed(figure, figure.value or 0.0),
-            " to ".join(_signed(figure, end) for end in ends),
+            _signed_value(figure, figure.value or 0.0),
+            " to ".join(_signed_value(figure, end) for end in ends),
             p_value_text(figure.details.get("p_value")),
             "-" if more is None else f"{more:,.0f}",
         )
@@ -132,20 +144,20 @@ def comparison_table(result: Result, first: str, second: str) -> Table:
 
 
 def study_table(title: str, comparison: SeedComparison, metric: str) -> Table:
-    """The losses of one condition of a study, from the best."""
-    share = metric == "AUC"
+    """A table of the losses in one condition of a study, best first."""
+    is_auc = metric == "AUC"
 
     def text(value: float | None, sign: str = "") -> str:
         if value is None:
             return "-"
-        return f"{value:{sign}.4f}" if share else f"{100 * value:{sign}.2f}"
+        return f"{value:{sign}.4f}" if is_auc else f"{100 * value:{sign}.2f}"
 
     best = next(iter(comparison.means))
-    seeds = len(comparison.means[best].seeds)
-    noun = "seed" if seeds == 1 else "seeds"
-    table = Table(title=escape(f"{title}: {seeds} {noun}"), title_justify="left")
+    num_seeds = len(comparison.means[best].seeds)
+    noun = "seed" if num_seeds == 1 else "seeds"
+    table = Table(title=escape(f"{title}: {num_seeds} {noun}"), title_justify="left")
     table.add_column("loss", overflow="fold")
-    unit = "" if share else " %"
+    unit = "" if is_auc else " %"
     for column in (f"{metric}{unit}", "95 % interval", "std over seeds", f"less than {best}"):
         table.add_column(column, justify="right")
     table.add_column("p, corrected", justify="right")
@@ -153,8 +165,13 @@ def study_table(title: str, comparison: SeedComparison, metric: str) -> Table:
         ends = "-" if mean.interval is None else " to ".join(text(end) for end in mean.interval)
         row = [escape(loss), text(mean.value), ends, text(mean.seed_std)]
         pair = best, loss
-        against = [each for each in comparison.differences if (each.second, each.first) == pair]
-        row += [text(each.mean.value) for each in against] or [""]
-        row += [p_value_text(each.adjusted) for each in against] or [""]
+        # One difference, or none in the row of the best loss itself.
+        from_best = [
+            difference
+            for difference in comparison.differences
+            if (difference.second, difference.first) == pair
+        ]
+        row += [text(difference.mean.value) for difference in from_best] or [""]
+        row += [p_value_text(difference.adjusted) for difference in from_best] or [""]
         table.add_row(*row)
     return table

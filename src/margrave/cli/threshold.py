@@ -11,8 +11,8 @@ def threshold(
     source: Annotated[
         Path,
         typer.Argument(
-            help="The model's features (margrave embed) of labeled images, or results of margrave "
-            "evaluate all-to-all or pairs."
+            help="The model's features (margrave embed) of labeled images, or its results of "
+            "margrave evaluate all-to-all or pairs."
         ),
     ],
     far: Annotated[
@@ -23,10 +23,11 @@ def threshold(
         ),
     ] = None,
     distractors: Annotated[
-        Path | None, typer.Option(help="Features of distractors, which allow smaller FARs.")
+        Path | None,
+        typer.Option(help="Features of distractors: more impostor pairs allow smaller FARs."),
     ] = None,
     resamples: Annotated[
-        int, typer.Option(min=2, help="Bootstrap replicates for the intervals.")
+        int, typer.Option(min=2, help="Number of bootstrap replicates for the intervals.")
     ] = 1000,
     save: Annotated[bool, typer.Option(help="Save the thresholds in the model.")] = True,
 ) -> None:
@@ -34,8 +35,8 @@ def threshold(
     from rich.table import Table
 
     from margrave.cli.console import Console
-    from margrave.cli.options import numbers, open_features
-    from margrave.cli.progress import counted
+    from margrave.cli.options import open_features, parse_numbers
+    from margrave.cli.progress import show_progress
     from margrave.evaluation import is_results, read_results
     from margrave.evaluation.figure_text import interval_text, percent
     from margrave.protocols import (
@@ -48,22 +49,24 @@ def threshold(
     )
 
     console = Console(highlight=False)
-    targets = None if far is None else numbers("--far", far)
+    targets = None if far is None else parse_numbers("--far", far)
     reference = None
     if is_results(source):
         if distractors is not None:
             raise ValueError(f"{source} contains results; leave out --distractors")
         results = read_results(source)
-        result = next((each for each in results if each.protocol == "all-to-all"), results[0])
+        result = next((item for item in results if item.protocol == "all-to-all"), results[0])
         check_features_match_model(model, result.origin, f"the results in {source}")
         points = points_of_result(result, targets)
     else:
         features = open_features(console, source)
         check_features_match_model(model, features.origin, f"the features in {source}")
-        others = None if distractors is None else open_features(console, distractors)
-        with counted(console, "comparing") as progress:
+        distractor_features = None if distractors is None else open_features(console, distractors)
+        with show_progress(console, "comparing") as progress:
             options = EvaluationOptions(resamples=resamples, progress=progress)
-            points = choose_operating_points(features, targets or [1e-4], others, options)
+            points = choose_operating_points(
+                features, targets or [1e-4], distractor_features, options
+            )
         reference = measure_reference(features)
     table = Table("FAR", "cosine threshold", "95 % interval", "TAR %", "95 % interval")
     for point in points:
@@ -78,15 +81,15 @@ def threshold(
     console.print(table)
     impostors = f"{points[0].impostors:,} impostor pairs"
     if distractors is not None:
-        impostors += f", including those with the distractors in {distractors}"
+        impostors += f", including pairs with the distractors in {distractors}"
     console.print(f"from {points[0].measured_on}; {impostors}", markup=False, soft_wrap=True)
     if reference is not None and reference.calibration is not None:
         calibration = reference.calibration
         console.print(
             f"evidence: ln(likelihood ratio) = {calibration.slope:.2f} x cosine "
             f"{calibration.offset:+.2f}, fitted on {calibration.people} identities; Cllr on the "
-            f"others is {calibration.cllr:.3f} bits (minimum {calibration.cllr_min:.3f}; 1 means "
-            "no information)",
+            f"other identities is {calibration.cllr:.3f} bits (minimum {calibration.cllr_min:.3f}; "
+            "1 means no information)",
             markup=False,
             soft_wrap=True,
         )

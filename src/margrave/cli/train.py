@@ -1,4 +1,4 @@
-"""``margrave train``: train a model by a recipe on your data."""
+"""``margrave train``: train a model on your data with a recipe."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,7 +11,8 @@ def train(
     recipes: Annotated[
         list[str] | None,
         typer.Argument(
-            help="Recipes (`margrave recipes`) or YAML files, merged in order; default: small."
+            help="Recipes (`margrave recipes`) or YAML files, merged in order; default: the "
+            "recipe small."
         ),
     ] = None,
     data: Annotated[
@@ -65,24 +66,25 @@ def train(
     if resume is not None:
         if any((recipes, loss, output)):
             raise ValueError(
-                "--resume uses the run's own configuration; besides it, give only --set, and "
-                "--data if the images have moved"
+                "--resume uses the run's own configuration; you can add only --set, --devices, "
+                "--trust-code, and --data if the images have moved"
             )
         config, folder = RunFolder(resume).read_config(overrides, trust_code), resume
     else:
         if loss is not None:
-            others = {key: value for key, value in overrides.items() if key != "loss"}
-            recipe = read_config(recipes or ["small"], others).loss
-            # A recipe's own loss keeps all of its settings.
-            chosen = {"kind": loss} if loss == recipe["kind"] else spec_at_scale(loss, recipe)
-            if "scale" in chosen and "scale" not in overrides.get("loss", {}):
+            without_loss = {key: value for key, value in overrides.items() if key != "loss"}
+            recipe_loss = read_config(recipes or ["small"], without_loss).loss
+            # If the recipe uses this loss already, its settings are kept.
+            is_recipe_loss = loss == recipe_loss["kind"]
+            loss_spec = {"kind": loss} if is_recipe_loss else spec_at_scale(loss, recipe_loss)
+            if "scale" in loss_spec and "scale" not in overrides.get("loss", {}):
                 console.print(
-                    f"loss {loss} with the recipe's scale {chosen['scale']:g}; its other settings "
-                    "are its paper's: change them by --set loss.NAME=VALUE",
+                    f"loss {loss} with the recipe's scale {loss_spec['scale']:g}; its other "
+                    "settings are those of its paper: change them with --set loss.NAME=VALUE",
                     markup=False,
                     soft_wrap=True,
                 )
-            overrides = merge({"loss": chosen}, overrides)
+            overrides = merge({"loss": loss_spec}, overrides)
         config = read_config(recipes or ["small"], overrides)
         folder = output or Path("runs") / Path((recipes or ["small"])[-1]).stem
         if latest_checkpoint(folder):
@@ -115,8 +117,8 @@ def train(
             console.print(f"stopped; {hint}", markup=False)
         raise typer.Exit(130) from None
     show_results(console, results)
-    written = "model, results and curves" if results else "model and curves"
-    console.print(f"{written} are in {folder}", markup=False, soft_wrap=True)
+    outputs = "model, results and curves" if results else "model and curves"
+    console.print(f"{outputs} are in {folder}", markup=False, soft_wrap=True)
     if not results:
         console.print(
             "evaluate it on identities that are not in the training set: "

@@ -27,8 +27,8 @@ def verify(
     face: Annotated[
         str,
         typer.Option(
-            help="Which of several faces: auto (the largest, if clearly larger), largest, or all "
-            "(the most similar pair)."
+            help="Which face to use if a photo shows several: auto (the largest; refuse the photo "
+            "if another is nearly as large), largest, or all (the most similar pair)."
         ),
     ] = "auto",
     far: FarOption = None,
@@ -39,7 +39,7 @@ def verify(
 ) -> None:
     """Decide whether two photos show the same person; exit status 3 if they do not.
 
-    The decision uses a threshold that margrave threshold has saved in the model.
+    The decision uses a threshold in the model, which margrave threshold can choose and save.
     """
     import json
 
@@ -62,7 +62,7 @@ def verify(
         device=device,
         trust_code=trust_code,
     )
-    # Fails early if the model has no threshold.
+    # Fail early if the model has no threshold.
     matcher.point()
     result = matcher.verify(first, second, which=face)  # pyright: ignore[reportArgumentType]
     if as_json:
@@ -70,5 +70,5 @@ def verify(
     else:
         text = verification_text(matcher, result)
         Console(highlight=False).print(text, markup=False, soft_wrap=True)
-    # Exit status 1 means an error, 2 an invalid command line.
+    # Exit status 3, because 1 means an error and 2 an invalid command line.
     raise typer.Exit(0 if result.same else 3)

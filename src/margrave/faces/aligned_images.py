@@ -19,7 +19,7 @@ class AlignedImages(ReadableImages):
         photos: images of any size.
         finder: detects and aligns faces.
         size: S, the side of the crops in pixels.
-        alignment: name of the finder, which is recorded with features.
+        alignment: name of the detector; recorded with the features.
     """
 
     def __init__(
@@ -37,7 +37,7 @@ class AlignedImages(ReadableImages):
 
     @property
     def content_digest(self) -> str | None:
-        """The photos' digest if names do not identify them; otherwise None."""
+        """SHA-256 of the photos if their names do not identify them; otherwise None."""
         return self.photos.content_digest
 
     @property
@@ -57,7 +57,7 @@ class AlignedImages(ReadableImages):
         return self.photos.path(index)
 
     def prefetch(self, indices: Sequence[int]) -> None:
-        """Fetch these photos together where that is faster."""
+        """Fetch these photos together if that is faster than one by one."""
         self.photos.prefetch(indices)
 
     def read(self, index: int) -> np.ndarray:

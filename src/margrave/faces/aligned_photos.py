@@ -1,4 +1,4 @@
-"""Align all photos in a folder: writes crops and a list of the faces; parallel and resumable."""
+"""Align the faces of all photos in a folder; runs in parallel and can be resumed."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ from margrave.progress import Progress
 
 LIST_FILE = "aligned.jsonl"
 CHUNK_SIZE = 4
+"""Photos sent to a worker process at a time."""
 JPEG_QUALITY = 95
 
 
@@ -38,7 +39,7 @@ class AlignmentSettings:
         model: path of YuNet's ONNX file.
         every_face: crop all faces of a photo instead of only the largest.
         size: side of the crops in pixels.
-        minimum_face: minimum width of a face in pixels; narrower faces are rejected.
+        minimum_face: minimum width of a face in pixels; narrower faces are not cropped.
 
     Raises:
         ValueError: the detector is unknown, or YuNet's file is not given.
@@ -74,9 +75,9 @@ class AlignedPhoto:
         photo: path of the photo relative to the photo folder.
         crops: paths of the crops relative to the crop folder, largest face first.
         boxes: left, top, right and bottom of each cropped face, in pixels of the upright photo.
-        landmarks: five (x, y) landmarks of each cropped face, likewise.
+        landmarks: five (x, y) landmarks of each cropped face, in the same pixels.
         scores: detector score of each cropped face.
-        rejected: the reason if there are no crops, otherwise empty.
+        rejected: why there are no crops; empty if there are any.
     """
 
     photo: str
@@ -95,13 +96,13 @@ def align_photos(
     workers: int = 1,
     progress: Progress = lambda done, total: None,
 ) -> list[AlignedPhoto]:
-    """Crop the faces of every photo below a folder; the crops keep the photos' subfolders.
+    """Crop the faces of all photos in a folder; the crops keep the photos' subfolders.
 
-    Photos listed in ``aligned.jsonl`` in the crop folder are skipped, so a call after an
-    interruption resumes where it stopped.
+    The results are listed in ``aligned.jsonl`` in the crop folder. Photos that it already lists are
+    skipped, so repeating an interrupted call resumes it.
 
     Args:
-        photos: the photo folder, including subfolders.
+        photos: the photo folder; its subfolders are included.
         crops: the folder for the crops and the list.
         settings: settings of the detector and the crops.
         workers: number of processes.
@@ -111,7 +112,7 @@ def align_photos(
         The result of each photo, in natural order of the paths.
 
     Raises:
-        ValueError: there are no photos, or the crop folder contains crops with other settings.
+        ValueError: there are no photos, or the crop folder contains crops made with other settings.
     """
     photos, crops = Path(photos), Path(crops)
     if not photos.is_dir():
@@ -124,22 +125,22 @@ def align_photos(
     if not paths:
         raise ValueError(f"{photos} and its subfolders contain no photos; check the folder")
     settings.build()  # an invalid detector fails here, not in a worker
-    done = _read_list(crops, settings)
+    results = _read_list(crops, settings)
     names = _crop_names(paths)
-    remaining = [(path, names[path]) for path in paths if path not in done]
+    remaining = [(path, names[path]) for path in paths if path not in results]
     crops.mkdir(parents=True, exist_ok=True)
-    count = len(paths) - len(remaining)
-    progress(count, len(paths))
+    num_done = len(paths) - len(remaining)
+    progress(num_done, len(paths))
     with open(crops / LIST_FILE, "a", encoding="utf-8") as file:
         if file.tell() == 0:
             file.write(json.dumps({"settings": asdict(settings)}) + "\n")
         for result in _align_all(photos, crops, settings, remaining, workers):
             file.write(json.dumps(asdict(result)) + "\n")
             file.flush()
-            done[result.photo] = result
-            count += 1
-            progress(count, len(paths))
-    return [done[path] for path in paths]
+            results[result.photo] = result
+            num_done += 1
+            progress(num_done, len(paths))
+    return [results[path] for path in paths]
 
 
 def _align_all(
@@ -149,19 +150,28 @@ def _align_all(
     tasks: list[tuple[str, str]],
     workers: int,
 ) -> Iterator[AlignedPhoto]:
+    """Yield the result of each task; few tasks run in this process.
+
+    Args:
+        photos: the photo folder.
+        crops: the folder for the crops.
+        settings: settings of the detector and the crops.
+        tasks: (path of the photo, path of its crops without extension), relative to the folders.
+        workers: number of processes.
+    """
     if workers == 1 or len(tasks) < 2 * CHUNK_SIZE:
-        _Worker.start(photos, crops, settings)
-        yield from map(_Worker.work, tasks)
+        _Worker.initialize(photos, crops, settings)
+        yield from map(_Worker.align, tasks)
         return
     pool = ProcessPoolExecutor(
-        workers, get_context("spawn"), _Worker.start, (photos, crops, settings, 1)
+        workers, get_context("spawn"), _Worker.initialize, (photos, crops, settings, 1)
     )
     with pool:
-        yield from pool.map(_Worker.work, tasks, chunksize=CHUNK_SIZE)
+        yield from pool.map(_Worker.align, tasks, chunksize=CHUNK_SIZE)
 
 
 class _Worker:
-    """The state of a worker process."""
+    """The state of a worker process, in class attributes."""
 
     photos: Path
     crops: Path
@@ -169,7 +179,7 @@ class _Worker:
     detector: Detector
 
     @classmethod
-    def start(
+    def initialize(
         cls, photos: Path, crops: Path, settings: AlignmentSettings, threads: int | None = None
     ) -> None:
         if threads is not None:
@@ -179,7 +189,7 @@ class _Worker:
         cls.detector = settings.build()
 
     @classmethod
-    def work(cls, task: tuple[str, str]) -> AlignedPhoto:
+    def align(cls, task: tuple[str, str]) -> AlignedPhoto:
         path, name = task
         return align_photo(cls.photos, path, cls.crops, name, cls.detector, cls.settings)
 
@@ -191,9 +201,9 @@ def align_photo(
 
     Args:
         photos: the photo folder.
-        path: path of the photo in it.
+        path: path of the photo, relative to the photo folder.
         crops: the folder for the crops.
-        name: path of the crops in it, without extension.
+        name: path of the crops without extension, relative to their folder.
         detector: finds the faces and their landmarks.
         settings: settings of the crops.
     """
@@ -214,19 +224,19 @@ def align_photo(
         )
         return AlignedPhoto(photo=path, rejected=reason)
     chosen = wide_enough if settings.every_face else wide_enough[:1]
-    written = []
-    for number, face in enumerate(chosen):
-        suffix = f"-{number + 1}" if len(chosen) > 1 else ""
+    crop_names = []
+    for number, face in enumerate(chosen, start=1):
+        suffix = f"-{number}" if len(chosen) > 1 else ""
         crop = align_face(image, face.landmarks, settings.size)
-        written.append(_write(crop, crops, f"{name}{suffix}.jpg"))
-    return _aligned(path, written, chosen)
+        crop_names.append(_write_crop(crop, crops, f"{name}{suffix}.jpg"))
+    return _build_result(path, crop_names, chosen)
 
 
-def _aligned(path: str, written: Iterable[str], faces: Iterable[Detection]) -> AlignedPhoto:
+def _build_result(path: str, crop_names: Iterable[str], faces: Iterable[Detection]) -> AlignedPhoto:
     faces = list(faces)
     return AlignedPhoto(
         photo=path,
-        crops=tuple(written),
+        crops=tuple(crop_names),
         boxes=tuple(tuple(face.box.round(2).tolist()) for face in faces),
         landmarks=tuple(
             tuple(tuple(point) for point in face.landmarks.round(2).tolist()) for face in faces
@@ -235,10 +245,10 @@ def _aligned(path: str, written: Iterable[str], faces: Iterable[Detection]) -> A
     )
 
 
-def _write(crop: np.ndarray, folder: Path, name: str) -> str:
+def _write_crop(crop: np.ndarray, folder: Path, name: str) -> str:
     bgr = cv2.cvtColor(crop, cv2.COLOR_RGB2BGR)
     content = cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])[1].tobytes()
-    # Check that the crop is readable before it is listed.
+    # Do not list a crop that cannot be read.
     decode_image(content, name)
     with atomic_write(folder / name) as temporary:
         temporary.write_bytes(content)
@@ -246,14 +256,17 @@ def _write(crop: np.ndarray, folder: Path, name: str) -> str:
 
 
 def _crop_names(paths: list[str]) -> dict[str, str]:
-    """Photo path -> crop path without extension; keeps the photo's extension if names collide."""
+    """Map each photo's path to the path of its crops without extension.
+
+    Photos that differ only by extension keep it: ``a.png`` becomes ``a.png.jpg``.
+    """
     stems = {path: os.path.splitext(path)[0] for path in paths}
     counts = Counter(stems.values())
     return {path: stem if counts[stem] == 1 else path for path, stem in stems.items()}
 
 
 def _read_list(crops: Path, settings: AlignmentSettings) -> dict[str, AlignedPhoto]:
-    """Read the results of an earlier call; removes an incomplete last line."""
+    """Read the results of an earlier call by photo; remove an incomplete last line."""
     path = crops / LIST_FILE
     if not path.is_file():
         return {}
@@ -263,21 +276,24 @@ def _read_list(crops: Path, settings: AlignmentSettings) -> dict[str, AlignedPho
         with open(path, "r+", encoding="utf-8") as file:
             file.truncate(len(complete.encode()))
     lines = complete.splitlines()
-    done: dict[str, AlignedPhoto] = {}
+    results: dict[str, AlignedPhoto] = {}
     earlier_settings = settings
     for number, line in enumerate(lines, 1):
         try:
-            entry: Mapping[str, Any] = read_json(line, "it")
+            entry: Mapping[str, Any] = read_json(line, "the line")
             if number == 1:
                 earlier_settings = AlignmentSettings(**entry["settings"])
                 continue
             result = AlignedPhoto(**entry)
         except (ValueError, TypeError, KeyError) as error:
-            raise ValueError(f"{path}, line {number} is damaged ({error}); remove it") from None
-        done[result.photo] = result
+            raise ValueError(
+                f"{path}, line {number} is damaged ({error}); delete the file to align all photos "
+                "again"
+            ) from None
+        results[result.photo] = result
     if earlier_settings != settings:
         raise ValueError(
-            f"{crops} contains crops with other settings ({lines[0][:200]}); choose another "
-            "folder, or the same settings"
+            f"{crops} contains crops made with other settings ({lines[0][:200]}); choose another "
+            "crop folder, or use these settings"
         )
-    return done
+    return results

@@ -9,22 +9,22 @@ TEMPLATE = np.array(
     [[38.2946, 51.6963], [73.5318, 51.5014], [56.0252, 71.7366], [41.5493, 92.3655],
      [70.7299, 92.2041]]
 )  # fmt: skip
-"""(5, 2) ArcFace's landmark positions in a crop of 112 × 112 pixels."""
+"""(5, 2) x and y of the landmarks in ArcFace's crops of 112 × 112 pixels."""
 TEMPLATE_SIZE = 112
 
 
 def similarity(source: np.ndarray, target: np.ndarray) -> np.ndarray:
     """(2, 3) the similarity transform (rotation, scale, shift) that best maps source to target.
 
-    Solves the least-squares problem a·z + b = w in the complex plane. This equals Umeyama's
-    solution unless the latter is a reflection.
+    Takes the source points as complex numbers z and the target points as w, and fits a·z + b to w
+    by least squares. Unlike an unconstrained fit, this cannot return a reflection.
 
     Args:
         source: (n, 2) points, at least two of them distinct.
-        target: (n, 2) target of each point.
+        target: (n, 2) points; row i is the target of source point i.
 
     Raises:
-        ValueError: all points coincide, or a point is not finite.
+        ValueError: all source points coincide, or one is not finite.
 
     >>> similarity(np.array([[0.0, 0], [1, 0]]), np.array([[2.0, 2], [2, 4]])).round(6).tolist()
     [[0.0, -2.0, 2.0], [2.0, 0.0, 2.0]]

@@ -14,8 +14,8 @@ class Detection:
 
     Attributes:
         box: (4,) left, top, right, bottom in pixels.
-        landmarks: (5, 2) x and y in pixels of the left eye, the right eye, the tip of the nose, the
-            left and the right corner of the mouth; left and right are those of the image.
+        landmarks: (5, 2) x and y in pixels of the left eye, right eye, nose tip, left mouth corner
+            and right mouth corner. Left and right are as seen in the image.
         score: the detector's confidence in (0, 1].
     """
 
@@ -48,7 +48,7 @@ class FoundFace:
 
     Attributes:
         crop: (S, S, 3) uint8 RGB, aligned.
-        detection: the face's position in the photo.
+        detection: the face's box, landmarks and score in the photo.
     """
 
     crop: np.ndarray

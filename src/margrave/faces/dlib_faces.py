@@ -14,26 +14,26 @@ from margrave.files import first_line
 from margrave.models.dlib_file import LANDMARKS, import_dlib, verified_file
 
 PADDING = 0.25
-"""Padding of dlib's aligned crop (face chip) with which its recognition network was trained."""
+"""Padding of dlib's aligned crops (face chips) in the training of its recognition network."""
 SMALL_PHOTO = 512
-"""A photo without a found face is searched again, enlarged, if no side exceeds this (pixels)."""
+"""Maximum side in pixels of photos that are enlarged and searched again if no face is detected."""
 MIN_SIDE = 4
-"""Photos with fewer pixels along a side are not searched."""
+"""Photos with a shorter side (in pixels) are not searched."""
 ORDER = (2, 3, 1, 0, 4)
-"""Indices of dlib's points from the left to the right of the image, the nose last."""
+"""Indices that sort dlib's eye corners from left to right in the image, followed by the nose."""
 
 
 class DlibFinder:
     """Finds and aligns faces for dlib's recognition network.
 
     The HOG detector finds upright faces of at least 80 pixels. If it finds none in a small photo,
-    the photo is searched again with a border and enlarged, which finds faces of 40 pixels and faces
-    that fill the image.
+    the finder adds a border, doubles the size and detects again. This finds faces of at least 40
+    pixels and faces that fill the image.
 
-    A detection's ``landmarks`` are dlib's five points, unlike those of other detectors: the outer
-    and the inner corner of the left eye in the image, the inner and the outer corner of the right
-    eye, and the bottom of the nose. They do not fit ArcFace's template. ``score`` is
-    1 / (1 + exp(−s)) for the detector's score s.
+    A detection's ``landmarks`` are dlib's five points and do not fit ArcFace's template: outer and
+    inner corner of the left eye, inner and outer corner of the right eye, and bottom of the nose.
+    Left and right are as seen in the image. ``score`` is 1 / (1 + exp(−s)) for the detector's
+    score s.
 
     Args:
         minimum_score: faces with a lower detector score s are dropped.
@@ -41,8 +41,8 @@ class DlibFinder:
             pixels.
 
     Raises:
-        ValueError: the extra ``baseline`` is not installed, or its model file is not the expected
-            one.
+        ValueError: the extra ``baseline`` is not installed, or the content of dlib's landmark model
+            has changed.
 
     Source: King, Max-margin object detection (2015); Kazemi and Sullivan, One millisecond face
     alignment with an ensemble of regression trees (2014); dlib's ``get_face_chip``.
@@ -91,7 +91,11 @@ class DlibFinder:
     def _search(
         self, photo: np.ndarray, scale: float, margin: int
     ) -> list[tuple[np.ndarray, float]]:
-        """Search the photo with a border, resized; returns (4,) boxes in the photo, and scores."""
+        """Add a border of `margin` pixels, scale the photo, and detect.
+
+        Returns:
+            (4,) box in pixels of the photo, and detector score, of each face.
+        """
         image = photo
         if margin:
             image = cv2.copyMakeBorder(image, margin, margin, margin, margin, cv2.BORDER_REPLICATE)

@@ -13,14 +13,14 @@ from margrave.faces.mtcnn import MTCNN
 from margrave.faces.yunet import YuNet
 
 SMALL_PHOTO = 512
-"""A photo without a found face is searched again, enlarged, if no side exceeds this (pixels)."""
+"""Maximum side in pixels of photos that are enlarged and searched again if no face is detected."""
 
 
 class TemplateFinder:
     """Finds faces and aligns them to ArcFace's template by five landmarks.
 
-    If the detector finds no face in a small photo, the photo is searched again with a border and
-    enlarged, because detectors miss faces that fill the image.
+    If the detector finds no face in a small photo, the finder adds a border, enlarges the photo and
+    detects again, because detectors miss faces that fill the image.
 
     Args:
         detector: finds the faces and their landmarks.
@@ -42,7 +42,7 @@ class TemplateFinder:
         faces = []
         for detection in sorted(detections, key=lambda face: -face.area):
             extent = np.ptp(detection.landmarks, axis=0)
-            # Landmarks that coincide determine no alignment.
+            # Skip faces whose landmarks nearly coincide: they do not determine an alignment.
             if np.isfinite(detection.landmarks).all() and extent.max() > 1:
                 faces.append(FoundFace(align_face(photo, detection.landmarks, size), detection))
         return faces
@@ -65,7 +65,8 @@ def build_detector(name: str | Path | None = None) -> Detector:
         name: ``mtcnn`` (the default) or the path of YuNet's ONNX file.
 
     Raises:
-        ValueError: MTCNN's weights are not installed (extra ``align``), or the file is not YuNet.
+        ValueError: MTCNN's weights are not installed (extra ``align``), or the file does not exist
+            or is not a YuNet model.
     """
     if name is None or str(name) == "mtcnn":
         return MTCNN()

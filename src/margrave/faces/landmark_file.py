@@ -12,8 +12,8 @@ import numpy as np
 
 from margrave.files.text import DECIMAL, Consistency, is_relative_path, malformed, read_lines
 
-_LANDMARK_NUMBERS = 11
-_LANDMARK_LINE = re.compile(rf"\s*+\S++(?:\s++{DECIMAL}){{{_LANDMARK_NUMBERS}}}\s*+")
+_VALUES_PER_LINE = 11
+_LANDMARK_LINE = re.compile(rf"\s*+\S++(?:\s++{DECIMAL}){{{_VALUES_PER_LINE}}}\s*+")
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,7 +22,7 @@ class Landmarks:
 
     Attributes:
         names: path of each image.
-        points: (N, 5, 2) float64, x and y of the eyes, nose and mouth corners in pixels.
+        points: (N, 5, 2) float64, x and y in pixels, in the order of `Detection.landmarks`.
         scores: (N,) float64, detector confidence.
     """
 
@@ -34,29 +34,29 @@ class Landmarks:
 def read_landmarks(path: str | Path) -> Landmarks:
     """Read a landmark file such as ``ijbc_name_5pts_score.txt``.
 
-    Each line is an image path, x and y of five points, and the detector score.
+    Each line gives an image's path, x and y of five points, and the detector score.
 
     Raises:
-        ValueError: there are no lines, a line is malformed, or two lines give different values for
-            an image. The message gives the lines.
+        ValueError: the file lists no images, a line is malformed, or two lines give different
+            values for the same image. The message names the lines.
     """
     names: list[str] = []
     rows: list[bytes] = []
     consistency = Consistency(path, "image", "set of points and score")
-    for number, line in read_lines(path):
+    for line_number, line in read_lines(path):
         name, *fields = line.split()
         is_valid = _LANDMARK_LINE.fullmatch(line) and is_relative_path(name)
         values = array("d", map(float, fields) if is_valid else ())
         if not is_valid or not all(map(math.isfinite, values)):
             raise malformed(
-                path, number, line, "an image's relative path and x1 y1 x2 y2 … x5 y5 score"
+                path, line_number, line, "an image's relative path and x1 y1 x2 y2 … x5 y5 score"
             )
         row = values.tobytes()
-        consistency.add(name, row, number, line)
+        consistency.add(name, row, line_number, line)
         names.append(name)
         rows.append(row)
     if not names:
-        raise ValueError(f"{path} lists no images; give the file *_name_5pts_score.txt")
-    numbers = np.frombuffer(b"".join(rows)).reshape(-1, _LANDMARK_NUMBERS)
-    points = numbers[:, :-1].reshape(-1, 5, 2).copy()
-    return Landmarks(tuple(names), points, numbers[:, -1].copy())
+        raise ValueError(f"{path} lists no images; give the test set's *_name_5pts_score.txt")
+    table = np.frombuffer(b"".join(rows)).reshape(-1, _VALUES_PER_LINE)
+    points = table[:, :-1].reshape(-1, 5, 2).copy()
+    return Landmarks(tuple(names), points, table[:, -1].copy())

@@ -1,4 +1,4 @@
-"""Photos with known landmarks, which are aligned when read."""
+"""Photos that are aligned by known landmarks when they are read."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from margrave.files import read_bytes
 
 
 class LandmarkedImages(ReadableImages):
-    """Photos with known landmarks, which are aligned when read (for IJB's loose crops).
+    """Photos that are aligned by known landmarks when they are read, such as IJB's loose crops.
 
     Args:
         folder: the photo folder.
-        landmarks: the photos' landmarks, see ``read_landmarks``.
+        landmarks: the photos' paths and landmarks, see `read_landmarks`.
         size: side of the aligned crops in pixels.
     """
 
@@ -53,5 +53,11 @@ class LandmarkedImages(ReadableImages):
 
 
 def open_landmarked(folder: str | Path, landmarks: str | Path, size: int) -> ReadableImages:
-    """Open a folder of photos with IJB's ``name_5pts_score.txt``."""
+    """Open a folder of photos with their landmark file.
+
+    Args:
+        folder: the photo folder.
+        landmarks: a file in IJB's format, such as ``ijbc_name_5pts_score.txt``.
+        size: side of the aligned crops in pixels.
+    """
     return LandmarkedImages(folder, read_landmarks(landmarks), size)

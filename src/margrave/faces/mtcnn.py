@@ -1,4 +1,4 @@
-"""MTCNN in torch, with the weights of the ``mtcnn`` package (extra ``align``)."""
+"""MTCNN in PyTorch, with the weights of the ``mtcnn`` package (extra ``align``)."""
 
 from __future__ import annotations
 
@@ -15,34 +15,41 @@ from torch.nn import functional
 
 from margrave.faces.contract import Detection
 
-WEIGHTS = {
+WEIGHT_DIGESTS = {
     "pnet": "ea6b0c3e685ebee3165326ad6484acc95f2ef78f1c94fbf40a55704fa989f7b5",
     "rnet": "cb00e6460f3c98b0bfafaba3c0a0ded4bdf6e62cee7174d969e8670d7e757fee",
     "onet": "94f6ea2f4cf985275ee958cdd762d17b6009348a4fb9d8c6be39ba73ffd22ca3",
 }
-"""SHA-256 of the files of mtcnn 1.0.0; they are pickles, so only these contents are loaded."""
+"""SHA-256 of the weight files of mtcnn 1.0.0. They are pickles, so no other files are loaded."""
 CELL, STRIDE = 12, 2
-"""Size and stride of the first network's window in pixels."""
+"""Side and stride of the first network's sliding window, in pixels."""
 PYRAMID_STEP = 0.709
 """Scale of each level of the image pyramid relative to the previous one."""
 MAX_CANDIDATES = 2000
+"""Maximum number of the first network's boxes that the second network refines."""
 
 
 def load_weights(name: str) -> list[Tensor]:
     """Load a network's weights in layer order; convolutions are (out, in, height, width).
+
+    Args:
+        name: the network, a key of `WEIGHT_DIGESTS`.
 
     Raises:
         ValueError: the mtcnn package is not installed, or its file is not that of version 1.0.0.
     """
     package = find_spec("mtcnn")
     if package is None or package.origin is None:
-        raise ValueError("MTCNN's weights are in the mtcnn package: install margrave[align]")
+        raise ValueError(
+            "MTCNN's weights come with the mtcnn package, which is not installed: "
+            "pip install 'margrave[align]'"
+        )
     path = Path(package.origin).parent / "assets" / "weights" / f"{name}.lz4"
     content = path.read_bytes() if path.is_file() else b""
-    if hashlib.sha256(content).hexdigest() != WEIGHTS[name]:
+    if hashlib.sha256(content).hexdigest() != WEIGHT_DIGESTS[name]:
         raise ValueError(
-            f"{path} is not the file of mtcnn 1.0.0; unknown pickles are not loaded: "
-            "install mtcnn==1.0.0"
+            f"{path} is missing or not the file of mtcnn 1.0.0; unknown pickles are not loaded: "
+            "pip install mtcnn==1.0.0"
         )
     import joblib
     import lz4.frame
@@ -60,23 +67,23 @@ class _Network(nn.Module):
     """Convolutions, an optional linear layer, and two or three outputs.
 
     Args:
-        name: key of the network in `WEIGHTS`.
-        pools: size of the pooling after each convolution; 0 means none.
-        hidden: whether there is a linear layer before the outputs.
+        name: key of the network in `WEIGHT_DIGESTS`.
+        pools: window size of the max pooling after each convolution; 0 means no pooling.
+        hidden: add a linear layer before the outputs.
     """
 
     def __init__(self, name: str, pools: tuple[int, ...], hidden: bool) -> None:
         super().__init__()
         arrays = load_weights(name)
         self.pools = pools
-        # A layer of the trunk has a weight, a bias and PReLU slopes; an output no slopes.
+        # A trunk layer has a weight, a bias and PReLU slopes; an output has a weight and a bias.
         end = 3 * (len(pools) + hidden)
-        self.trunk = [arrays[at : at + 3] for at in range(0, end, 3)]
-        self.outputs = [arrays[at : at + 2] for at in range(end, len(arrays), 2)]
+        self.trunk = [arrays[start : start + 3] for start in range(0, end, 3)]
+        self.outputs = [arrays[start : start + 2] for start in range(end, len(arrays), 2)]
         self.hidden = hidden
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """Each output as (B, n) or, without a hidden layer, (B, n, rows, columns)."""
+        """The outputs, each (B, n) or, without a hidden layer, (B, n, rows, columns)."""
         values = images
         for pool, (weight, bias, slope) in zip(self.pools, self.trunk, strict=False):
             values = functional.prelu(functional.conv2d(values, weight, bias), slope)
@@ -95,8 +102,8 @@ class MTCNN:
     """MTCNN: a cascade of three small networks for proposals, refinement and landmarks.
 
     Args:
-        minimum_face: minimum size of a face in pixels.
-        thresholds: minimum confidence after each network.
+        minimum_face: side of the smallest detected faces in pixels.
+        thresholds: minimum confidence of the boxes after each network.
         longest_side: larger images are shrunk for detection until their longer side has this many
             pixels.
 
@@ -140,7 +147,7 @@ class MTCNN:
 
     def _propose_boxes(self, image: np.ndarray) -> np.ndarray:
         """(n, 5) square boxes with scores, from all levels of the image pyramid."""
-        # Rows of 9 numbers: box (4), score and shifts of the edges (4).
+        # Columns: box (4), score (1) and shifts of the box's edges (4).
         scale, levels = CELL / self.minimum_face, [np.zeros((0, 9))]
         while min(image.shape[:2]) * scale >= CELL:
             size = int(np.ceil(image.shape[1] * scale)), int(np.ceil(image.shape[0] * scale))
@@ -162,11 +169,11 @@ class MTCNN:
     def _refine_boxes(self, image: np.ndarray, boxes: np.ndarray) -> np.ndarray:
         if not len(boxes):
             return boxes
-        shifts, scores = self.refine(_to_tensor(_crops(image, boxes, 24)))
+        shifts, scores = self.refine(_to_tensor(_crop_boxes(image, boxes, 24)))
         confidence = scores.softmax(dim=1)[:, 1].double().numpy()
-        kept = confidence > self.thresholds[1]
-        boxes = np.concatenate([boxes[kept, :4], confidence[kept, None]], axis=1)
-        shifts = shifts.double().numpy()[kept]
+        is_face = confidence > self.thresholds[1]
+        boxes = np.concatenate([boxes[is_face, :4], confidence[is_face, None]], axis=1)
+        shifts = shifts.double().numpy()[is_face]
         best = _non_maximum_suppression(boxes, 0.7)
         return _to_squares(_apply_shifts(boxes[best], shifts[best]))
 
@@ -175,27 +182,27 @@ class MTCNN:
     ) -> list[tuple[np.ndarray, np.ndarray, float]]:
         if not len(boxes):
             return []
-        shifts, points, scores = self.finish(_to_tensor(_crops(image, boxes, 48)))
+        shifts, points, scores = self.finish(_to_tensor(_crop_boxes(image, boxes, 48)))
         confidence = scores.softmax(dim=1)[:, 1].double().numpy()
-        kept = confidence > self.thresholds[2]
-        boxes = np.concatenate([boxes[kept, :4], confidence[kept, None]], axis=1)
-        # Five x, then five y, as fractions of the box.
-        fractions = points.double().numpy()[kept].reshape(-1, 2, 5).transpose(0, 2, 1)
+        is_face = confidence > self.thresholds[2]
+        boxes = np.concatenate([boxes[is_face, :4], confidence[is_face, None]], axis=1)
+        # The network returns five x, then five y, as fractions of the box.
+        fractions = points.double().numpy()[is_face].reshape(-1, 2, 5).transpose(0, 2, 1)
         extent = (boxes[:, 2:4] - boxes[:, :2])[:, None]
         landmarks = boxes[:, None, :2] + fractions * extent
-        boxes = _apply_shifts(boxes, shifts.double().numpy()[kept])
+        boxes = _apply_shifts(boxes, shifts.double().numpy()[is_face])
         best = _non_maximum_suppression(boxes, 0.7, relative_to_smaller=True)
-        return [(boxes[n, :4], landmarks[n], float(boxes[n, 4])) for n in best]
+        return [(boxes[index, :4], landmarks[index], float(boxes[index, 4])) for index in best]
 
 
 def _to_tensor(images: list[np.ndarray]) -> Tensor:
-    """Stack images to (B, 3, height, width) in [−1, 1]."""
+    """Stack B uint8 images to (B, 3, height, width) in [−1, 1]."""
     pixels = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float()
     return (pixels - 127.5) / 128
 
 
-def _crops(image: np.ndarray, boxes: np.ndarray, size: int) -> list[np.ndarray]:
-    """Crop each box and resize it to a square; black outside the image."""
+def _crop_boxes(image: np.ndarray, boxes: np.ndarray, size: int) -> list[np.ndarray]:
+    """Crop each box, black outside the image, and resize it to (size, size, 3)."""
     crops = []
     height, width = image.shape[:2]
     for left, top, right, bottom in np.round(boxes[:, :4]).astype(int):
@@ -214,7 +221,7 @@ def _crops(image: np.ndarray, boxes: np.ndarray, size: int) -> list[np.ndarray]:
 
 
 def _apply_shifts(boxes: np.ndarray, shifts: np.ndarray) -> np.ndarray:
-    """Shift the edges of (n, 5) boxes with scores by (n, 4) fractions of the box size."""
+    """Shift the edges of (n, 5) boxes with scores by (n, 4) fractions of the box's extent."""
     extent = np.tile(boxes[:, 2:4] - boxes[:, :2], 2)
     return np.concatenate([boxes[:, :4] + shifts * extent, boxes[:, 4:5]], axis=1)
 
@@ -232,20 +239,21 @@ def _non_maximum_suppression(
     """Indices of the boxes to keep, best first.
 
     Args:
-        boxes: (n, 5 or more) left, top, right, bottom, score.
-        overlap: maximum overlap with a better box.
+        boxes: (n, 5 or more) left, top, right, bottom, score; further columns are ignored.
+        overlap: maximum overlap with a better box that is kept, from 0 to 1.
         relative_to_smaller: divide the intersection by the smaller area instead of the union.
     """
     order = np.argsort(-boxes[:, 4], kind="stable")
     areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
-    kept = []
+    selected = []
     while len(order):
-        best, rest = order[0], order[1:]
-        kept.append(best)
-        low = np.maximum(boxes[best, :2], boxes[rest, :2])
-        high = np.minimum(boxes[best, 2:4], boxes[rest, 2:4])
-        shared = (high - low).clip(min=0).prod(axis=1)
-        smaller = np.minimum(areas[best], areas[rest])
-        reference = smaller if relative_to_smaller else areas[best] + areas[rest] - shared
-        order = rest[shared <= overlap * reference]
-    return np.array(kept, dtype=int)
+        best, others = order[0], order[1:]
+        selected.append(best)
+        low = np.maximum(boxes[best, :2], boxes[others, :2])
+        high = np.minimum(boxes[best, 2:4], boxes[others, 2:4])
+        intersection = (high - low).clip(min=0).prod(axis=1)
+        smaller = np.minimum(areas[best], areas[others])
+        union = areas[best] + areas[others] - intersection
+        reference = smaller if relative_to_smaller else union
+        order = others[intersection <= overlap * reference]
+    return np.array(selected, dtype=int)

@@ -9,11 +9,11 @@ from margrave.faces.alignment import TEMPLATE, similarity
 from margrave.faces.contract import Detection, Detector
 
 BORDER, ENLARGEMENT = 28, 2
-"""Border in pixels and enlargement for detection: detectors miss small and image-filling faces."""
+"""Border (pixels) and scale factor for detection: detectors miss small and image-filling faces."""
 
 
 def face_of_crop(crop: np.ndarray, detector: Detector) -> Detection | None:
-    """Detect the largest face in a crop; None if no face is detected.
+    """Detect the largest face in a crop; None without a face or if its landmarks coincide.
 
     Args:
         crop: (S, S, 3) uint8 RGB; the face may fill it.
@@ -40,14 +40,15 @@ def placements(landmarks: np.ndarray) -> np.ndarray:
 
 
 def displacements(landmarks: np.ndarray, placement: np.ndarray | None = None) -> np.ndarray:
-    """(F,) mean distance in pixels between the template, fitted to each face, and its target.
+    """(F,) alignment error of each face in pixels.
 
-    The fitted template is used instead of the landmarks, because expression and pose move the
-    landmarks of well-aligned faces.
+    Fits the template to the face's landmarks by a similarity transform and returns the mean
+    distance of the fitted points from the target points. The landmarks are not compared directly,
+    because expression and pose move them even if the face is well aligned.
 
     Args:
         landmarks: (F, 5, 2) landmarks of F faces.
-        placement: (2, 3) transform from the template to its target; by default none, so the target
+        placement: (2, 3) transform from the template to the target points; by default, the target
             is the template itself.
 
     >>> displacements(TEMPLATE[None] + 3.0).round(3).tolist()
@@ -59,5 +60,5 @@ def displacements(landmarks: np.ndarray, placement: np.ndarray | None = None) ->
 
 
 def _transform_template(matrices: np.ndarray) -> np.ndarray:
-    """(F, 5, 2) the template's points, transformed."""
+    """(F, 5, 2) the template's points after each of (F, 2, 3) transforms."""
     return TEMPLATE @ matrices[:, :, :2].transpose(0, 2, 1) + matrices[:, None, :, 2]

@@ -1,4 +1,4 @@
-"""The YuNet detector through OpenCV, with a model file supplied by the user."""
+"""The YuNet detector, run by OpenCV with a model file supplied by the user."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy as np
 from margrave.faces.contract import Detection
 
 FACE_WIDTHS = (144, 160, 176, 192, 208, 224)
-"""Widths of a face in pixels at which its landmarks are detected again."""
+"""Widths in pixels to which a face is resized to detect its landmarks again."""
 CROP_SCALE = 3.0
 """Side of the crop for the second detection, relative to the face's width."""
 
@@ -33,14 +33,14 @@ def _silent_opencv() -> Iterator[None]:
 class YuNet:
     """YuNet, a small and fast face detector; Margrave does not include its model file.
 
-    Its landmarks of small and large faces are coarse: they move by several percent of the face's
+    The landmarks of small and large faces are imprecise: they move by several percent of the face's
     width if the image is resized. Therefore each face is cropped with its surroundings and detected
-    again at six sizes, and the landmarks of these detections are averaged.
+    again at six sizes, and the landmarks are averaged over these detections.
 
     Args:
         model: path of ``face_detection_yunet_….onnx`` from OpenCV's model zoo.
         minimum_score: faces with a lower score are dropped.
-        overlap: boxes with a higher intersection over union are merged.
+        overlap: of two boxes with a higher intersection over union, only the better one is kept.
         longest_side: larger images are shrunk for detection until their longer side has this many
             pixels.
 
@@ -91,7 +91,8 @@ class YuNet:
         landmarks = []
         for width in FACE_WIDTHS:
             scale = width / face.width
-            # To average areas when shrinking, warp to a multiple of the size, then resize.
+            # warpAffine does not average pixels when it shrinks: warp to a multiple of the size,
+            # then shrink by averaging.
             multiple = min(max(1, int(np.ceil(1 / scale))), 4)
             size = round(side * scale)
             corner = center - side / 2

@@ -1,4 +1,4 @@
-"""Many images on one page."""
+"""Contact sheets: rows of images in one PNG file."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ GAP = 4
 
 
 def contact_sheet(rows: Sequence[Sequence[np.ndarray]], path: Path) -> None:
-    """Write rows of equally large RGB images as one PNG on white.
+    """Write rows of RGB images to one PNG file with a white background.
 
     Args:
-        rows: (S, S, 3) uint8 images; a row may be shorter than the others.
+        rows: (height, width, 3) uint8 images, all of one shape; rows may differ in length.
         path: the PNG file to write.
 
     Raises:
         ValueError: there are no images, or their shapes differ.
     """
-    sizes = {image.shape for row in rows for image in row}
-    if len(sizes) != 1:
-        raise ValueError(f"a contact sheet needs images of one size, got {sorted(sizes)}")
-    height, width, _ = sizes.pop()
+    shapes = {image.shape for row in rows for image in row}
+    if len(shapes) != 1:
+        raise ValueError(f"a contact sheet needs images of one size, got shapes {sorted(shapes)}")
+    height, width, _ = shapes.pop()
     columns = max(len(row) for row in rows)
     shape = (len(rows) * (height + GAP) + GAP, columns * (width + GAP) + GAP, 3)
     sheet = np.full(shape, 255, np.uint8)

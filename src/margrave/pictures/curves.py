@@ -1,4 +1,4 @@
-"""A run's curves in one figure."""
+"""Plot a run's metrics and ROC curves in one figure."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import numpy as np
 MIN_POINTS_TO_SMOOTH = 20
 
 
-def _smoothed(values: np.ndarray, half_window: int = 7) -> np.ndarray:
-    """The running mean over a centered window, which shrinks near both ends."""
+def _running_mean(values: np.ndarray, half_window: int = 7) -> np.ndarray:
+    """The mean over a centered window of 2 · half_window + 1 values, shorter near both ends."""
     total = np.cumsum(np.insert(values, 0, 0.0))
     position = np.arange(len(values))
     half = np.minimum(np.minimum(position, len(values) - 1 - position), half_window)
@@ -25,14 +25,14 @@ def draw_curves(
     path: Path,
     rocs: Mapping[str, tuple[Sequence[float], Sequence[float]]] | None = None,
 ) -> None:
-    """Draw loss, feature norm, learning rate, target cosine, accuracy, and the ROC curves.
+    """Draw loss, feature norm, learning rate, target cosine, accuracy, and ROC curves.
 
-    Panels without data are left out.
+    Panels without data are omitted; accuracy is drawn if at least two epochs were evaluated.
 
     Args:
         lines: the lines of a run's metrics file.
         path: the image file to write; its extension selects the format.
-        rocs: the false and true accept rates of each ROC curve, by name.
+        rocs: curve's name -> (false accept rates, true accept rates).
 
     Raises:
         ValueError: there is nothing to draw.
@@ -44,16 +44,16 @@ def draw_curves(
     panels: list[Callable[[Any], None]] = []
     if training:
         panels += [
-            lambda panel: _over_time(panel, training, "loss", "loss"),
-            lambda panel: _over_time(panel, training, "feature_norm", "mean feature norm"),
-            lambda panel: _over_time(panel, training, "learning_rate", "learning rate"),
+            lambda panel: _draw_metric(panel, training, "loss", "loss"),
+            lambda panel: _draw_metric(panel, training, "feature_norm", "mean feature norm"),
+            lambda panel: _draw_metric(panel, training, "learning_rate", "learning rate"),
         ]
     if any("target_cosine" in line for line in training):
-        panels.append(lambda panel: _over_time(panel, training, "target_cosine", "target cosine"))
+        panels.append(lambda panel: _draw_metric(panel, training, "target_cosine", "target cosine"))
     if len({line["epoch"] for line in evaluations}) > 1:
-        panels.append(lambda panel: _accuracies(panel, evaluations))
+        panels.append(lambda panel: _draw_accuracies(panel, evaluations))
     if rocs:
-        panels.append(lambda panel: _roc(panel, rocs))
+        panels.append(lambda panel: _draw_rocs(panel, rocs))
     if not panels:
         raise ValueError("the run has neither training metrics nor evaluations to draw")
     columns = 2 if len(panels) < 5 else 3
@@ -69,22 +69,23 @@ def draw_curves(
     figure.savefig(path, dpi=110)
 
 
-def _over_time(panel: Any, lines: Sequence[Mapping[str, Any]], key: str, title: str) -> None:
-    finite = [line for line in lines if isinstance(line.get(key), int | float)]
-    epoch = np.array([line["epoch"] for line in finite])
-    values = np.array([line[key] for line in finite])
+def _draw_metric(panel: Any, lines: Sequence[Mapping[str, Any]], key: str, title: str) -> None:
+    """Draw a metric over epochs; many values are also smoothed."""
+    with_metric = [line for line in lines if isinstance(line.get(key), int | float)]
+    epoch = np.array([line["epoch"] for line in with_metric])
+    values = np.array([line[key] for line in with_metric])
     if len(values) < MIN_POINTS_TO_SMOOTH or key == "learning_rate":
         marker = "o" if len(values) < MIN_POINTS_TO_SMOOTH else None
         panel.plot(epoch, values, color="tab:blue", marker=marker)
     else:
-        panel.plot(epoch, values, color="0.8", linewidth=0.8, label="each step logged")
-        panel.plot(epoch, _smoothed(values), color="tab:blue", label="running mean")
+        panel.plot(epoch, values, color="0.8", linewidth=0.8, label="logged steps")
+        panel.plot(epoch, _running_mean(values), color="tab:blue", label="running mean")
         panel.legend()
     panel.set(title=title, xlabel="epoch")
     panel.ticklabel_format(useOffset=False)
 
 
-def _accuracies(panel: Any, lines: Sequence[Mapping[str, Any]]) -> None:
+def _draw_accuracies(panel: Any, lines: Sequence[Mapping[str, Any]]) -> None:
     for name in dict.fromkeys(line["set"] for line in lines):
         evaluations = [line for line in lines if line["set"] == name]
         epoch = [line["epoch"] for line in evaluations]
@@ -94,8 +95,8 @@ def _accuracies(panel: Any, lines: Sequence[Mapping[str, Any]]) -> None:
     panel.legend()
 
 
-def _roc(panel: Any, rocs: Mapping[str, tuple[Sequence[float], Sequence[float]]]) -> None:
-    """Draw ROC curves on a logarithmic FAR axis down to the smallest FAR the pairs resolve."""
+def _draw_rocs(panel: Any, rocs: Mapping[str, tuple[Sequence[float], Sequence[float]]]) -> None:
+    """Draw ROC curves on a logarithmic FAR axis that starts at their smallest nonzero FAR."""
     min_far = 0.1
     for name, (false_accept, true_accept) in rocs.items():
         far, tar = np.asarray(false_accept), np.asarray(true_accept)
