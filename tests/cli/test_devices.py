@@ -73,7 +73,7 @@ def test_a_killed_process_ends_the_job_and_another_number_goes_on(tmp_path: Path
     assert len(ranks) == 2, job.communicate()
     os.kill(ranks[1], signal.SIGKILL)
     killed = time.monotonic()
-    output, error = job.communicate(timeout=60)
+    output, error = job.communicate(timeout=300)
     assert time.monotonic() - killed < 60
     assert job.returncode == 1
     assert "process 2 of 2 was killed (SIGKILL)" in error, (output, error)
@@ -94,7 +94,7 @@ def test_a_killed_process_ends_the_job_and_another_number_goes_on(tmp_path: Path
 
 def test_a_mistake_is_told_once(tmp_path: Path) -> None:
     job = margrave("--data", str(tmp_path / "nowhere"), "--output", str(tmp_path), "--devices", "2")
-    _, error = job.communicate(timeout=120)
+    _, error = job.communicate(timeout=300)
     assert job.returncode == 1
     assert error.count("nowhere: no such file or folder") == 1, error
     assert "Traceback" not in error

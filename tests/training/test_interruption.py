@@ -86,7 +86,7 @@ def test_a_signal_finishes_the_step_and_keeps_it(tmp_path: Path, number: int) ->
     run = tmp_path / "run"
     wait_for_steps(run, process)
     process.send_signal(number)
-    output, error = process.communicate(timeout=60)
+    output, error = process.communicate(timeout=300)
     assert process.returncode == 130, error
     assert f"resume with: margrave train --resume {run}" in " ".join(output.split())
     checkpoint = latest_checkpoint(run)
@@ -104,7 +104,7 @@ def test_a_second_process_is_refused_and_a_dead_one_is_not_in_the_way(tmp_path: 
     while latest_checkpoint(run) is None:
         time.sleep(0.05)
     second = start(tmp_path, "--resume", str(run))
-    _, error = second.communicate(timeout=60)
+    _, error = second.communicate(timeout=300)
     assert second.returncode == 1
     assert f"is in use by process {process.pid} on" in " ".join(error.split())
     assert process.poll() is None

@@ -85,7 +85,7 @@ def train(folder: Path, network: str, *settings: str, devices: int = 2, code: in
         cwd=folder,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
     assert done.returncode == code and "Traceback" not in done.stderr, done.stdout + done.stderr
