@@ -127,9 +127,9 @@ def test_a_gallery_of_another_model_is_refused() -> None:
     store = MemoryGallery(card_of_gallery(make_model()))
     other = make_model()
     other.__dict__["digest"] = "e" * 64
-    with pytest.raises(ValueError, match=r"vectors of another model.*weights differ"):
+    with pytest.raises(ValueError, match=r"vectors of another model.*with different weights"):
         Matcher(other, store)
-    with pytest.raises(ValueError, match="preparation differ"):
+    with pytest.raises(ValueError, match="different preparation"):
         Matcher(make_model(mean=0.4), store)
 
 
