@@ -315,9 +315,9 @@ class MilvusGallery(Gallery):
         findings = []
         if self.card.keep_images:
             referenced = {
-                batch
+                batch_key
                 for row in self._server.rows(self._collection, ("crops",))
-                for batch, _ in batches_of(row)
+                for batch_key, _ in batches_of(row)
             }
             orphans = self._crops.remove_orphans(referenced)
             findings.append(

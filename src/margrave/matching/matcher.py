@@ -416,7 +416,10 @@ class Matcher:
     def _check_one_person(
         self, name: str, faces: Sequence[Face], enrolled: np.ndarray | None
     ) -> None:
-        """Refuse faces that differ from the enrolled vector; from the first face if it is None."""
+        """Refuse faces that show a different person than the enrolled vector.
+
+        If `enrolled` is None, compare the faces with the first one instead.
+        """
         threshold = self.point().threshold
         units = [self.unit(face) for face in faces]
         anchor = units[0] if enrolled is None else enrolled / np.linalg.norm(enrolled)
