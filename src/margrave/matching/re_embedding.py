@@ -51,8 +51,8 @@ def re_embed(
     with open_gallery(str(gallery), key=key) as source:
         if not source.card.keep_images:
             raise ValueError(
-                f"{gallery} keeps no crops to embed again; enroll all people again in a new gallery, "
-                "created with --keep-images, or keep_images=True in Python"
+                f"{gallery} keeps no crops to embed again; enroll all people again in a new "
+                "gallery, created with --keep-images, or keep_images=True in Python"
             )
         # A card that states no alignment means ArcFace's template.
         crop_alignment = source.card.preparation.get("alignment", "arcface")
