@@ -330,5 +330,5 @@ def a_gallery_is_one_models(harness: Harness) -> None:
     with open_gallery(address) as gallery:
         assert [dict(point) for point in gallery.card.thresholds] == points
     other = GalleryCard(weights="cd34", dimension=DIMENSION, preparation=settings.preparation)
-    with pytest.raises(ValueError, match=r"another model.*weights differ"):
+    with pytest.raises(ValueError, match=r"another model.*with different weights"):
         open_gallery(address, card=other)

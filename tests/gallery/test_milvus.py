@@ -90,7 +90,7 @@ def test_what_it_cannot_do() -> None:
             method()
         assert "secret" not in str(caught.value)
     half = GalleryCard(weights="ab12", dimension=8, half=True)
-    with pytest.raises(ValueError, match="store float32; leave out half"):
+    with pytest.raises(ValueError, match="store float32; use a card with half=False"):
         create_gallery("milvus://host/x", half)
 
 
@@ -211,7 +211,7 @@ def test_an_interrupted_addition_leaves_nobody_and_no_crops(
     assert gallery.crops("Ann") == [b"first"] and gallery.stats().crops == 1
     # They may just be in the middle of being written by another program.
     findings = gallery.verify_erasure().findings
-    assert findings[0] == "every kept crop belongs to an enrolled person"
+    assert findings[0] == "every crop that is older than an hour belongs to an enrolled person"
     monkeypatch.setattr(milvus_crops, "ORPHAN_SECONDS", -10)
     erasure = gallery.verify_erasure([b"Ann", b"Bob"])
     assert erasure.findings[:3] == (
@@ -240,7 +240,7 @@ def test_forgetting_says_what_it_did(
 
     def limited(method: str, *arguments: object, **options: object) -> object:
         if method == "flush":
-            raise ValueError("Milvus refuses flush: request is rejected: rate limit exceeded")
+            raise ValueError("Milvus refused flush: request is rejected: rate limit exceeded")
         return call(method, *arguments, **options)
 
     monkeypatch.setattr(gallery._server, "call", limited)
@@ -270,7 +270,7 @@ def test_crops_that_are_damaged_or_too_many(
     ):
         gallery.crops("Ann")
     monkeypatch.setattr(milvus_crops, "MAX_CROPS_BYTES", 1000)
-    with pytest.raises(ValueError, match="at most 1000 are allowed"):
+    with pytest.raises(ValueError, match="the maximum is 1000"):
         gallery.add("Bob", _rows(2), crops=[b"x" * 1001])
     monkeypatch.setattr(milvus_crops, "MAX_LIST_LENGTH", 50)
     with pytest.raises(ValueError, match="are too many for a Milvus gallery"):

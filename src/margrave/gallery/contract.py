@@ -1,4 +1,4 @@
-"""The interface of every gallery: named people, each with one vector, for one model."""
+"""The interface of all galleries: named people, each with one vector of the same model."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ MAX_NAME_BYTES = 512
 MAX_DIMENSION = 16384
 """Maximum number of components of a vector."""
 MAX_NAMES_COMPARED = 100_000
-"""Maximum number of names among which a similar name is looked for."""
+"""Maximum number of enrolled names that are searched for one similar to an unknown name."""
 
 Fusion = Literal["norm-weighted", "mean"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class GalleryCard:
-    """The model whose vectors a gallery holds, so that vectors of two models never mix.
+    """The model and format of a gallery's vectors, so that vectors of two models never mix.
 
     Attributes:
         weights: digest of the model's weights.
@@ -37,10 +37,11 @@ class GalleryCard:
         preparation: how images are prepared: image size, mean, std, flips, …
         dimension: D, the number of components of a vector.
         fusion: how several images of a person become one vector: ``norm-weighted`` sums the raw
-            embeddings, so that good images count more; ``mean`` sums unit embeddings.
-        keep_images: whether aligned crops are kept, for ``margrave gallery re-embed``.
-        half: whether vectors are stored as float16.
-        thresholds: the operating points from the model's card, one mapping each.
+            embeddings, so that good images, which have larger norms, count more; ``mean`` sums unit
+            embeddings.
+        keep_images: True keeps aligned crops, which ``margrave gallery re-embed`` needs.
+        half: True stores vectors as float16, False as float32.
+        thresholds: the operating points from the model's card, each as a mapping.
         format_version: version of the card's format.
 
     Raises:
@@ -80,6 +81,10 @@ class GalleryCard:
     def from_json(cls, text: str, place: str) -> GalleryCard:
         """Read a card written by `to_json`.
 
+        Args:
+            text: the card as JSON.
+            place: the gallery's name in messages.
+
         Raises:
             ValueError: the text is not a card, has another version or has unknown fields; the
                 message names the gallery.
@@ -108,17 +113,20 @@ class GalleryCard:
         """Check that vectors of `other` can be compared with vectors of this gallery.
 
         Raises:
-            ValueError: the model or the preparation of images differs; the message says how.
+            ValueError: the weights, the dimension or the preparation of images differ; the message
+                says which.
         """
-        own, others = json.loads(self.to_json()), json.loads(other.to_json())
+        fields, other_fields = json.loads(self.to_json()), json.loads(other.to_json())
         differing = [
-            name for name in ("weights", "dimension", "preparation") if own[name] != others[name]
+            name
+            for name in ("weights", "dimension", "preparation")
+            if fields[name] != other_fields[name]
         ]
         if differing:
             raise ValueError(
-                f"{place} holds vectors of another model ({self.model or self.weights[:12]}): "
-                f"{', '.join(differing)} differ; use that model, or move the gallery to the new "
-                "model: margrave gallery re-embed"
+                f"{place} holds vectors of another model ({self.model or self.weights[:12]}), with "
+                f"different {', '.join(differing)}; use that model, or convert the gallery to the "
+                "new model: margrave gallery re-embed"
             )
 
 
@@ -128,7 +136,7 @@ class Person:
 
     Attributes:
         name: any text of at most 512 bytes, see `checked_name`.
-        images: number of images in the vector.
+        images: number of images whose embeddings the vector sums.
         enrolled: time of the last enrollment, UTC in ISO 8601.
     """
 
@@ -139,12 +147,12 @@ class Person:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class PersonRecord:
-    """Everything that a gallery stores of a person.
+    """Everything that a gallery stores about a person.
 
     Attributes:
-        person: name, number of images and date.
+        person: name, number of images and time of enrollment.
         vector: (D,) the sum of the images' embeddings, see `GalleryCard.fusion`.
-        crops: the kept crops, as encoded images.
+        crops: the kept crops, as encoded images; empty if none are kept.
     """
 
     person: Person
@@ -171,10 +179,10 @@ class ForgetResult:
 
     Attributes:
         name: the person's name.
-        images: number of the person's crops that were kept.
-        erased: True if a search of the gallery's files shows that no byte of vector, name or crops
-            is left. False if the person can no longer be found but bytes are left for now.
-        explanation: what was done, in a sentence.
+        images: number of the person's crops that the gallery had kept.
+        erased: True if no byte of vector, name or crops is left, as a search of the gallery's files
+            verified. False if the person can no longer be found, but bytes are left for now.
+        explanation: one sentence that says what was removed and what is left.
     """
 
     name: str
@@ -185,15 +193,15 @@ class ForgetResult:
 
 @dataclass(frozen=True, kw_only=True)
 class GalleryStats:
-    """Sizes of a gallery.
+    """The size of a gallery.
 
     Attributes:
         people: number of people.
         images: number of enrolled images of all people.
         crops: number of images kept as crops.
-        bytes: size on disk; None if unknown.
+        bytes: size on disk in bytes; None if unknown.
         store: the kind of store, with its address if it is a server.
-        encrypted: whether names, vectors and crops are encrypted at rest.
+        encrypted: True if names, vectors and crops are encrypted at rest.
     """
 
     people: int
@@ -209,8 +217,9 @@ class ErasureCheck:
     """The result of searching a gallery for remains of forgotten people.
 
     Attributes:
-        complete: whether nothing was left.
-        findings: what was checked and found, one sentence each.
+        complete: True if nothing is left; False if something is left, or the store cannot be
+            searched completely.
+        findings: the result of each check, as text.
     """
 
     complete: bool
@@ -218,11 +227,11 @@ class ErasureCheck:
 
 
 class BadName(ValueError):
-    """The person's name is not valid."""
+    """A person's name is not valid."""
 
 
 class Unavailable(ValueError):
-    """The gallery cannot be used at the moment: its server is gone, or another process writes."""
+    """The gallery cannot be used now: its server fails, or another process has locked its file."""
 
 
 class NoGallery(ValueError):
@@ -233,12 +242,12 @@ class Gallery(ABC):
     """Named people and their vectors.
 
     Each kind of gallery implements the abstract methods, and has a `Store` in ``GALLERIES`` that
-    creates and opens it. A method that is interrupted at any moment must leave the gallery
-    consistent. When a method returns, its changes are on disk.
+    creates and opens it. The gallery must stay consistent if a method is interrupted at any moment.
+    When a method returns, its changes are on disk.
 
     Attributes:
         card: the card of the model whose vectors the gallery holds.
-        place: what messages call the gallery: its address, if it has one.
+        place: the gallery's name in messages: its address, if it has one.
     """
 
     card: GalleryCard
@@ -250,7 +259,7 @@ class Gallery(ABC):
 
     @abstractmethod
     def get(self, name: str) -> Person | None:
-        """Return the person of exactly this name, or None."""
+        """Return the person with exactly this name, or None."""
 
     @abstractmethod
     def add(
@@ -265,13 +274,13 @@ class Gallery(ABC):
 
         Args:
             name: the person's name, see `checked_name`.
-            embeddings: (n, D) raw embeddings of n ≥ 1 images; they are fused by the card's rule.
-            crops: one encoded image per embedding to keep, or none.
-            replace: replace what is enrolled under this name instead of adding to it.
+            embeddings: (n, D) raw embeddings of n ≥ 1 images, see `GalleryCard.fusion`.
+            crops: encoded images to keep, one per embedding; or none.
+            replace: True replaces the person's enrolled images, False adds to them.
 
         Raises:
-            ValueError: the name or a shape is invalid, embeddings have no direction, or there are
-                crops but the gallery does not keep images.
+            ValueError: the name or a shape is invalid, an embedding or the sum is zero, infinite or
+                NaN, or there are crops but the gallery does not keep images.
         """
 
     @abstractmethod
@@ -282,16 +291,19 @@ class Gallery(ABC):
             queries: (Q, D) embeddings; their norms do not matter.
             top_k: number of people per query; fewer are returned if fewer are enrolled.
 
+        Returns:
+            one list of candidates per query.
+
         Raises:
-            ValueError: the queries have another dimension or no direction.
+            ValueError: the queries have another dimension, or one is zero, infinite or NaN.
         """
 
     @abstractmethod
     def forget(self, name: str) -> ForgetResult:
-        """Remove a person; overwrite every byte if the store can.
+        """Remove a person; overwrite every stored byte if the store can.
 
         Raises:
-            ValueError: nobody of this name is enrolled; the message suggests a similar name.
+            ValueError: nobody is enrolled under this name; the message suggests a similar name.
         """
 
     @abstractmethod
@@ -303,7 +315,7 @@ class Gallery(ABC):
         """Return a person's vector: (D,) float64, the sum of the images' embeddings.
 
         Raises:
-            ValueError: nobody of this name is enrolled.
+            ValueError: nobody is enrolled under this name.
         """
 
     @abstractmethod
@@ -324,17 +336,21 @@ class Gallery(ABC):
 
     @abstractmethod
     def restore(self, people: Iterable[PersonRecord]) -> int:
-        """Store people with their vectors unchanged, in batches; replace those of the same name.
+        """Store people with their vectors unchanged, in batches; replace people of the same names.
 
         Args:
-            people: people from a gallery of the same model, or embedded again by this model.
+            people: records from a gallery of the same model, or re-embedded with this model.
 
         Returns:
             The number of people stored.
         """
 
     def set_thresholds(self, thresholds: Sequence[Mapping[str, Any]]) -> None:
-        """Replace the operating points in the card."""
+        """Replace the operating points in the card.
+
+        Raises:
+            ValueError: this kind of gallery cannot change them.
+        """
         raise ValueError(f"{self.place}: the thresholds of this kind of gallery cannot be changed")
 
     @abstractmethod
@@ -374,9 +390,11 @@ def checked_name(name: str) -> str:
             f"name = {name!r:.60} contains an unpaired surrogate; give valid Unicode text"
         ) from None
     if size > MAX_NAME_BYTES:
-        raise BadName(f"a name of {size} bytes; at most {MAX_NAME_BYTES} are allowed")
-    if bad := [character for character in name if unicodedata.category(character) == "Cc"]:
-        raise BadName(f"name = {name!r:.60} contains a control character {bad[0]!r}; remove it")
+        raise BadName(f"name has {size} bytes in UTF-8; shorten it to at most {MAX_NAME_BYTES}")
+    if controls := [character for character in name if unicodedata.category(character) == "Cc"]:
+        raise BadName(
+            f"name = {name!r:.60} contains a control character {controls[0]!r}; remove it"
+        )
     return name
 
 
@@ -384,7 +402,7 @@ def fuse_embeddings(embeddings: np.ndarray, card: GalleryCard) -> np.ndarray:
     """Sum a person's (n, D) embeddings into one (D,) float64 vector, by the card's fusion rule.
 
     Raises:
-        ValueError: the shape is wrong, or an embedding or the sum has no direction.
+        ValueError: the shape is wrong, or an embedding or the sum is zero, infinite or NaN.
 
     >>> card = GalleryCard(weights="ab12", dimension=2, fusion="mean")
     >>> fuse_embeddings(np.array([[3.0, 0.0], [0.0, 4.0]]), card).tolist()
@@ -402,7 +420,7 @@ def fuse_embeddings(embeddings: np.ndarray, card: GalleryCard) -> np.ndarray:
 
 
 def nonzero_norms(rows: np.ndarray, name: str) -> np.ndarray:
-    """Return the (n, 1) norms of rows, which must all be finite and not zero.
+    """Return the (n, 1) norms of rows, after checking that all are finite and not zero.
 
     Args:
         rows: (n, D) vectors.
@@ -418,7 +436,9 @@ def nonzero_norms(rows: np.ndarray, name: str) -> np.ndarray:
 
 
 def checked_person(record: PersonRecord, card: GalleryCard) -> PersonRecord:
-    """Check a person to be stored and normalize the name.
+    """Check a record before it is stored, and normalize the name.
+
+    The crops are left out if the gallery does not keep images.
 
     Raises:
         ValueError: the name, the vector or the number of images is invalid.
@@ -426,14 +446,14 @@ def checked_person(record: PersonRecord, card: GalleryCard) -> PersonRecord:
     vector = np.asarray(record.vector, np.float64)
     if vector.shape != (card.dimension,):
         raise ValueError(
-            f"{record.person.name!r} has a vector of shape {vector.shape}, must be "
+            f"the vector of {record.person.name!r} has shape {vector.shape}, must be "
             f"({card.dimension},)"
         )
     nonzero_norms(vector[None], f"the vector of {record.person.name!r}")
     if type(record.person.images) is not int or not 0 < record.person.images < 2**31:
         raise ValueError(
-            f"{record.person.name!r} has images = {record.person.images!r:.30}, must be a positive "
-            "integer"
+            f"{record.person.name!r} has images = {record.person.images!r:.30}, must be an integer "
+            "from 1 to 2147483647"
         )
     person = replace(record.person, name=checked_name(record.person.name))
     crops = tuple(record.crops) if card.keep_images else ()
@@ -458,16 +478,18 @@ def checked_crops(crops: Sequence[bytes], images: int, card: GalleryCard) -> lis
     Raises:
         ValueError: the gallery does not keep images, or the number of crops is wrong.
     """
-    kept = list(crops)
-    if kept and not card.keep_images:
+    checked = list(crops)
+    if checked and not card.keep_images:
         raise ValueError("this gallery keeps no images; leave the crops out")
-    if kept and len(kept) != images:
-        raise ValueError(f"{len(kept)} crops for {images} embeddings; give one crop per embedding")
-    return kept
+    if checked and len(checked) != images:
+        raise ValueError(
+            f"{len(checked)} crops for {images} embeddings; give one crop per embedding"
+        )
+    return checked
 
 
 def not_enrolled_error(name: str, gallery: Gallery) -> ValueError:
-    """The error for a name that is not enrolled, with a similar name if there is one."""
+    """The error for a name that is not enrolled; it suggests a similar name if there is one."""
     people = zip(gallery.people(), range(MAX_NAMES_COMPARED), strict=False)
     similar = difflib.get_close_matches(name, [person.name for person, _ in people], n=1)
     hint = f"; did you mean {similar[0]!r}?" if similar else ""
@@ -475,7 +497,11 @@ def not_enrolled_error(name: str, gallery: Gallery) -> ValueError:
 
 
 def add_sums(enrolled: np.ndarray, new: np.ndarray) -> np.ndarray:
-    """(D,) the sum of a person's enrolled images and new images.
+    """Add the embeddings of new images to those of a person's enrolled images.
+
+    Args:
+        enrolled: (D,) the sum of the enrolled images' embeddings.
+        new: (D,) the sum of the new images' embeddings.
 
     Raises:
         ValueError: the two sums cancel each other out.

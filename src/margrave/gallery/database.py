@@ -14,8 +14,9 @@ from margrave.gallery.contract import Unavailable
 APPLICATION_ID = 0x4D475256
 """SQLite's application id, which marks the file as a Margrave gallery."""
 VERSION = 1
+"""Version of the file's format."""
 BUSY_SECONDS = 10.0
-"""How long a call waits for another process that is writing."""
+"""How long a call waits while another process is writing, in seconds."""
 
 # "changed" is the generation in which a row was last changed, see `Database.current_generation`.
 _SCHEMA = """
@@ -40,9 +41,9 @@ class Row(NamedTuple):
     """A person's row in the database.
 
     Attributes:
-        id: the person's number.
-        slot: the slot of the vector in the vector file.
-        record: the person's data, encrypted if the gallery is.
+        id: the row's primary key.
+        slot: index of the vector's slot in the vector file.
+        record: the person's data; encrypted if the gallery is encrypted.
         checksum: CRC-32 of the slot's bytes.
     """
 
@@ -72,9 +73,12 @@ class Database:
                 header = file.read(100)
         except OSError as error:
             raise ValueError(f"{path} cannot be read ({error.strerror})") from error
-        has_id = header[68:72] == APPLICATION_ID.to_bytes(4, "big")
-        if not header.startswith(b"SQLite format 3\0") or not has_id:
-            raise ValueError(f"{path} is not a gallery, or is damaged")
+        has_application_id = header[68:72] == APPLICATION_ID.to_bytes(4, "big")
+        if not header.startswith(b"SQLite format 3\0") or not has_application_id:
+            raise ValueError(
+                f"{path} is not a gallery, or is damaged; check the path, or restore the file "
+                "from a copy"
+            )
         self.connection = sqlite3.connect(
             path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False
         )
@@ -87,13 +91,13 @@ class Database:
             raise
 
     def _configure(self) -> None:
-        with self.errors_explained():
+        with self.explain_errors():
             for pragma in (
                 "trusted_schema = OFF",
                 "journal_mode = WAL",
                 "synchronous = FULL",
                 "secure_delete = ON",
-                # Otherwise VACUUM would leave a copy of everything in the temporary folder.
+                # VACUUM copies everything; a temporary file on disk would leave that copy behind.
                 "temp_store = MEMORY",
             ):
                 self.connection.execute(f"PRAGMA {pragma}")
@@ -106,7 +110,7 @@ class Database:
 
     @staticmethod
     def create(path: Path, meta: dict[str, bytes]) -> None:
-        """Create a new file, which appears once it is complete."""
+        """Create a new file with this metadata; the file appears once it is complete."""
         with atomic_write(path) as temporary:
             database = sqlite3.connect(temporary, isolation_level=None)
             database.executescript(
@@ -117,41 +121,44 @@ class Database:
             database.executemany("INSERT INTO meta VALUES (?, ?)", rows)
             database.close()
 
-    def meta(self, name: str) -> bytes:
+    def read_meta(self, name: str) -> bytes:
         """Read a value of the gallery's metadata.
 
         Raises:
             ValueError: the value is missing.
         """
-        with self.errors_explained():
+        with self.explain_errors():
             row = self.connection.execute(
                 "SELECT value FROM meta WHERE name = ?", (name,)
             ).fetchone()
         if row is None or not isinstance(row[0], bytes):
-            raise self.damage(f"it has no {name}")
+            raise self.damage_error(f"its metadata has no {name}")
         return row[0]
 
     def set_meta(self, name: str, value: bytes) -> None:
-        """Replace a value of the metadata; call it within `writing`."""
+        """Replace a value of the metadata; call it within `write_transaction`."""
         self.connection.execute("UPDATE meta SET value = ? WHERE name = ?", (value, name))
 
     def current_generation(self) -> int:
-        """A number that grows with every change: processes read only rows changed since."""
+        """The number of the last change.
+
+        A process rereads only the rows that changed after the generation that it read last.
+        """
         row = self.connection.execute("SELECT value FROM meta WHERE name = 'generation'").fetchone()
         if row is None or not isinstance(row[0], int):
-            raise self.damage("it has no generation")
+            raise self.damage_error("its metadata has no generation")
         return row[0]
 
     @contextmanager
-    def writing(self) -> Iterator[None]:
-        """A write transaction, which only one process can have; it is on disk when it ends."""
+    def write_transaction(self) -> Iterator[None]:
+        """Run a write transaction, one process at a time; its changes are on disk when it ends."""
         self.connection.execute("BEGIN IMMEDIATE")
         try:
-            before = self.connection.total_changes
+            changes_before = self.connection.total_changes
             self._new_generation = self.current_generation() + 1
             self._released.clear()
             yield
-            if self.connection.total_changes != before:
+            if self.connection.total_changes != changes_before:
                 self.connection.execute(
                     "UPDATE meta SET value = ? WHERE name = 'generation'", (self._new_generation,)
                 )
@@ -169,12 +176,12 @@ class Database:
         """Number of kept crops."""
         return self.connection.execute("SELECT count(*) FROM crops").fetchone()[0]
 
-    def by_key(self, key: bytes) -> Row | None:
+    def row_by_key(self, key: bytes) -> Row | None:
         """The row of the person with this key, or None."""
         row = self.connection.execute(f"{_ROW} WHERE key = ?", (key,)).fetchone()
         return row and Row(*row)
 
-    def by_slot(self, slot: int) -> Row | None:
+    def row_by_slot(self, slot: int) -> Row | None:
         """The row of the person whose vector is in this slot, or None."""
         row = self.connection.execute(f"{_ROW} WHERE slot = ?", (slot,)).fetchone()
         return row and Row(*row)
@@ -184,7 +191,7 @@ class Database:
         return [Row(*row) for row in self.connection.execute(_ROW)]
 
     def occupied_since(self, generation: int) -> list[tuple[int, int]]:
-        """(slot, checksum) of all people that changed after a generation."""
+        """(slot, checksum) of each person whose row changed after a generation."""
         return self.connection.execute(
             "SELECT slot, checksum FROM people WHERE changed > ?", (generation,)
         ).fetchall()
@@ -194,8 +201,8 @@ class Database:
         query = "SELECT slot FROM free WHERE changed > ?"
         return [slot for (slot,) in self.connection.execute(query, (generation,))]
 
-    def slots(self) -> int:
-        """Number of slots up to the last one that was ever used."""
+    def count_slots(self) -> int:
+        """Number of slots, up to and including the last one that was ever used."""
         query = (
             "SELECT max(coalesce((SELECT max(slot) FROM people), -1), "
             "coalesce((SELECT max(slot) FROM free), -1)) + 1"
@@ -203,15 +210,18 @@ class Database:
         return self.connection.execute(query).fetchone()[0]
 
     def acquire_slot(self) -> int:
-        """A free slot that the current transaction did not release; call it within `writing`."""
+        """Take the lowest free slot; call it within `write_transaction`.
+
+        If there is none, or this transaction released it, take a new slot.
+        """
         row = self.connection.execute("SELECT min(slot) FROM free").fetchone()
         if row[0] is None or row[0] in self._released:
-            return self.slots()
+            return self.count_slots()
         self.connection.execute("DELETE FROM free WHERE slot = ?", (row[0],))
         return row[0]
 
-    def release(self, slot: int) -> None:
-        """Mark a slot as free; call it within `writing`."""
+    def release_slot(self, slot: int) -> None:
+        """Mark a slot as free; call it within `write_transaction`."""
         self._released.add(slot)
         self.connection.execute(
             "INSERT OR REPLACE INTO free (slot, changed) VALUES (?, ?)",
@@ -219,11 +229,11 @@ class Database:
         )
 
     def next_id(self) -> int:
-        """The number for a new person; call it within `writing`."""
+        """The id for a new person; call it within `write_transaction`."""
         return self.connection.execute("SELECT coalesce(max(id), 0) + 1 FROM people").fetchone()[0]
 
     def put(self, row: Row, key: bytes, crops: Sequence[bytes]) -> None:
-        """Insert or replace a person, and add crops; call it within `writing`."""
+        """Insert or replace a person, and add crops; call it within `write_transaction`."""
         self.connection.execute(
             "INSERT OR REPLACE INTO people (id, slot, key, record, checksum, changed) "
             "VALUES (?, ?, ?, ?, ?, ?)",
@@ -235,15 +245,15 @@ class Database:
         )
 
     def delete(self, row: Row) -> None:
-        """Remove a person with all crops, and release the slot; call it within `writing`."""
+        """Remove a person with all crops, and free the slot; call it within `write_transaction`."""
         self.connection.execute("DELETE FROM crops WHERE person = ?", (row.id,))
         self.connection.execute("DELETE FROM people WHERE id = ?", (row.id,))
-        self.release(row.slot)
+        self.release_slot(row.slot)
 
-    def crops(self, person: int) -> list[bytes]:
-        """A person's kept crops in their stored form."""
+    def crops(self, person_id: int) -> list[bytes]:
+        """A person's kept crops as stored: encrypted if the gallery is encrypted."""
         query = "SELECT content FROM crops WHERE person = ? ORDER BY id"
-        return [content for (content,) in self.connection.execute(query, (person,))]
+        return [content for (content,) in self.connection.execute(query, (person_id,))]
 
     def empty_log(self) -> None:
         """Move everything from the write-ahead log into the file, and truncate the log."""
@@ -254,19 +264,19 @@ class Database:
         self.connection.execute("VACUUM")
 
     def is_intact(self) -> bool:
-        """Run SQLite's own check of every page."""
+        """Whether SQLite's own check finds no damage on any page."""
         return self.connection.execute("PRAGMA quick_check").fetchall() == [("ok",)]
 
-    def damage(self, problem: str) -> ValueError:
-        """The error to raise if the files are damaged."""
+    def damage_error(self, problem: str) -> ValueError:
+        """The error for damaged files, which names the problem and the remedy."""
         return ValueError(
             f"{self.path} is damaged: {problem}; restore it from a copy or an export "
             "(margrave gallery export)"
         )
 
     @contextmanager
-    def errors_explained(self) -> Iterator[None]:
-        """Replace SQLite's errors by errors that say what to do."""
+    def explain_errors(self) -> Iterator[None]:
+        """Replace SQLite's errors with errors that say what to do."""
         try:
             yield
         except sqlite3.OperationalError as error:
@@ -275,12 +285,14 @@ class Database:
                     f"{self.path} has been locked by another process for more than "
                     f"{BUSY_SECONDS:.0f} s; try again when that process has finished"
                 ) from error
-            raise ValueError(f"{self.path}: {error}; is the disk full or read-only?") from error
+            raise ValueError(
+                f"{self.path}: {error}; check that the disk is neither full nor read-only"
+            ) from error
         except sqlite3.DatabaseError as error:
-            raise self.damage(str(error)) from error
+            raise self.damage_error(str(error)) from error
         except (TypeError, OverflowError) as error:
-            # A column has another type than was written.
-            raise self.damage(str(error)) from error
+            # A damaged column holds a value of the wrong type.
+            raise self.damage_error(str(error)) from error
 
     def close(self) -> None:
         """Close the file."""

@@ -43,12 +43,12 @@ from margrave.search import DISTRACTOR, Comparison, Nearest, sweep
 BATCH_SIZE = 1000
 """Number of people that `restore` stores per transaction."""
 DECIMALS = 6
-"""Decimals of similarities, which are computed in float32."""
+"""Similarities are rounded to this many decimals, because they are computed in float32."""
 EXTRA_RESULTS = 8
 """Number of results requested beyond top_k, so that equal similarities can be sorted by name."""
 MAX_TRIES = 8
-"""How often a search is repeated because another process changed the gallery during it. After that,
-the search locks out writers."""
+"""Maximum number of attempts to search without a lock. If another process changes the gallery
+during every attempt, the search is repeated while writers are locked out."""
 
 
 class EmbeddedGallery(Gallery):
@@ -56,7 +56,7 @@ class EmbeddedGallery(Gallery):
 
     The database decides which vectors are valid: a vector without a row is ignored and overwritten
     with zeros. A vector is first written into a free slot and then referenced by a row; it is never
-    overwritten in place. So an interrupted call either takes full effect or none. Several processes
+    overwritten in place. So an interrupted call takes either full effect or none. Several processes
     and threads may use the same gallery. `EmbeddedStore` creates and opens these galleries.
 
     Args:
@@ -72,9 +72,9 @@ class EmbeddedGallery(Gallery):
         self._lock = threading.RLock()
         self._database = Database(self.path)
         try:
-            self._identity = self._database.meta("identity")
-            self._cipher = open_cipher(self.place, key, self._database.meta("salt"))
-            card = self._opened(self._database.meta("card"), b"card")
+            self._identity = self._database.read_meta("identity")
+            self._cipher = open_cipher(self.place, key, self._database.read_meta("salt"))
+            card = self._decrypt(self._database.read_meta("card"), b"card")
             self.card = GalleryCard.from_json(card.decode(errors="replace"), self.place)
             self._vectors = VectorFile(
                 vectors_path(self.path), self._identity, slot_bytes(self.card, self._cipher)
@@ -83,21 +83,22 @@ class EmbeddedGallery(Gallery):
             self._database.close()
             raise
         self._dtype = np.dtype(np.float16 if self.card.half else np.float32)
-        # Empty slots and the vectors of all slots, as of a generation, see `Database`.
+        # A generation (see `Database.current_generation`), and at that generation: which slots are
+        # empty, and the vectors of all slots.
         self._generation = -1
         self._empty_slots = np.empty(0, bool)
         self._mapped = np.empty((0, self.card.dimension), self._dtype)
-        with self._using():
+        with self._locked():
             self._zero_unused_slots(empty_log=False)
 
     def __len__(self) -> int:
-        with self._using():
+        with self._locked():
             return self._database.count()
 
     def get(self, name: str) -> Person | None:
-        """Return the person of exactly this name, or None."""
-        with self._using():
-            row = self._database.by_key(self._key(checked_name(name)))
+        """Return the person with exactly this name, or None."""
+        with self._locked():
+            row = self._database.row_by_key(self._lookup_key(checked_name(name)))
             return None if row is None else self._person(row)
 
     def add(
@@ -110,47 +111,47 @@ class EmbeddedGallery(Gallery):
     ) -> Person:
         """Enroll a person, or add images to an enrolled person."""
         name, total = checked_name(name), fuse_embeddings(embeddings, self.card)
-        kept = checked_crops(crops, len(embeddings), self.card)
+        new_crops = checked_crops(crops, len(embeddings), self.card)
         images = len(embeddings)
-        with self._using():
-            with self._database.writing():
-                before = self._database.by_key(self._key(name))
-                person_id = self._database.next_id() if before is None else before.id
-                if before is not None and not replace:
-                    total = add_sums(self._total(before), total)
-                    images += self._person(before).images
-                    self._database.release(before.slot)
-                elif before is not None:
-                    self._database.delete(before)
+        with self._locked():
+            with self._database.write_transaction():
+                previous = self._database.row_by_key(self._lookup_key(name))
+                person_id = self._database.next_id() if previous is None else previous.id
+                if previous is not None and not replace:
+                    total = add_sums(self._total(previous), total)
+                    images += self._person(previous).images
+                    self._database.release_slot(previous.slot)
+                elif previous is not None:
+                    self._database.delete(previous)
                 person = Person(name=name, images=images, enrolled=now())
-                self._put(person_id, person, total, kept)
-            if before is not None:
+                self._put(person_id, person, total, new_crops)
+            if previous is not None:
                 self._zero_unused_slots()
         return person
 
     def search(self, queries: np.ndarray, top_k: int = 10) -> list[list[Candidate]]:
         """Find the people most similar to each query, by exact search, most similar first."""
-        rows = checked_queries(queries, self.card)
-        with self._using():
+        units = checked_queries(queries, self.card)
+        with self._locked():
             for _ in range(MAX_TRIES):
-                results = self._try_search(rows, top_k)
+                results = self._try_search(units, top_k)
                 if results is not None:
                     return results
-            with self._database.writing():
-                results = self._try_search(rows, top_k)
+            with self._database.write_transaction():
+                results = self._try_search(units, top_k)
         assert results is not None
         return results
 
     def forget(self, name: str) -> ForgetResult:
         """Remove a person, and search the files to verify that every byte is gone."""
         name = checked_name(name)
-        with self._using():
+        with self._locked():
             row = self._require_row(name)
             crops = self._database.crops(row.id)
-            traces = [row.record, self._key(name), b"\t" + name.encode() + b"\n"]
+            traces = [row.record, self._lookup_key(name), b"\t" + name.encode() + b"\n"]
             traces += traces_of(self._vectors.read(row.slot))
             traces += [trace for crop in crops for trace in traces_of(crop)]
-            with self._database.writing():
+            with self._database.write_transaction():
                 self._database.delete(row)
             self._zero_unused_slots()
             file_with_traces = first_file_with(self._files(), traces)
@@ -171,39 +172,40 @@ class EmbeddedGallery(Gallery):
 
     def people(self) -> Iterator[Person]:
         """Iterate over all people, sorted by name."""
-        with self._using():
+        with self._locked():
             people = [self._person(row) for row in self._database.rows()]
         yield from sorted(people, key=lambda person: person.name)
 
     def vector(self, name: str) -> np.ndarray:
         """Return a person's vector: (D,) float64, the sum of the images' embeddings."""
-        with self._using():
+        with self._locked():
             return self._total(self._require_row(name))
 
     def crops(self, name: str) -> list[bytes]:
         """Return a person's kept crops as encoded images."""
-        with self._using():
+        with self._locked():
             stored = self._database.crops(self._require_row(name).id)
-            contents = [self._opened(content, b"crop") for content in stored]
+            contents = [self._decrypt(content, b"crop") for content in stored]
         if any(with_checksum(content[4:]) != content for content in contents):
-            raise self._database.damage(f"a crop of {name!r} has changed")
+            raise self._database.damage_error(f"a crop of {name!r} has changed")
         return [content[4:] for content in contents]
 
     def restore(self, people: Iterable[PersonRecord]) -> int:
         """Store people with their vectors unchanged, a thousand per transaction."""
         remaining, count = iter(people), 0
         while batch := list(itertools.islice(remaining, BATCH_SIZE)):
-            checked = [checked_person(each, self.card) for each in batch]
-            with self._using():
+            records = [checked_person(record, self.card) for record in batch]
+            with self._locked():
                 replaced = False
-                with self._database.writing():
-                    for each in checked:
-                        before = self._database.by_key(self._key(each.person.name))
-                        if before is not None:
-                            self._database.delete(before)
+                with self._database.write_transaction():
+                    for record in records:
+                        key = self._lookup_key(record.person.name)
+                        previous = self._database.row_by_key(key)
+                        if previous is not None:
+                            self._database.delete(previous)
                             replaced = True
                         person_id = self._database.next_id()
-                        self._put(person_id, each.person, each.vector, each.crops, sync=False)
+                        self._put(person_id, record.person, record.vector, record.crops, sync=False)
                     self._vectors.sync()
                 if replaced:
                     self._zero_unused_slots()
@@ -212,12 +214,13 @@ class EmbeddedGallery(Gallery):
 
     def stats(self) -> GalleryStats:
         """Count people, images and bytes."""
-        with self._using():
+        with self._locked():
             people = list(self.people())
             return GalleryStats(
                 people=len(people),
                 images=sum(person.images for person in people),
                 crops=self._database.count_crops(),
+                # Space on disk, in blocks of 512 bytes; holes in sparse files take none.
                 bytes=sum(path.stat().st_blocks * 512 for path in self._files()),
                 store="file",
                 encrypted=self._cipher is not None,
@@ -225,21 +228,21 @@ class EmbeddedGallery(Gallery):
 
     def verify_erasure(self, traces: Sequence[bytes] = ()) -> ErasureCheck:
         """Search the files for remains of forgotten people, and for damage."""
-        with self._using():
+        with self._locked():
             self._database.empty_log()
             rows = self._database.rows()
             used = {row.slot for row in rows}
             unused = [slot for slot in range(self._vectors.slots) if slot not in used]
-            dirty = sum(any(self._vectors.read(slot)) for slot in unused)
+            dirty_slots = sum(any(self._vectors.read(slot)) for slot in unused)
             log = self.path.with_name(self.path.name + "-wal")
-            pending = log.exists() and log.stat().st_size > 0
-            pages = dirty_free_pages(self.path)
+            log_in_use = log.exists() and log.stat().st_size > 0
+            dirty_pages = dirty_free_pages(self.path)
             damaged = [row for row in rows if self._checksum(row.slot) != row.checksum]
             file_with_traces = first_file_with(self._files(), [trace for trace in traces if trace])
             findings = [
-                f"unused vector slots: {len(unused)}, not overwritten with zeros: {dirty}",
-                f"the write-ahead log is {'in use by another process' if pending else 'empty'}",
-                f"free database pages that are not overwritten with zeros: {pages}",
+                f"unused vector slots: {len(unused)}, not overwritten with zeros: {dirty_slots}",
+                f"the write-ahead log is {'in use by another process' if log_in_use else 'empty'}",
+                f"free database pages that are not overwritten with zeros: {dirty_pages}",
                 f"the database is {'intact' if self._database.is_intact() else 'damaged'}",
                 f"vectors with a wrong checksum: {len(damaged)}",
             ]
@@ -249,14 +252,14 @@ class EmbeddedGallery(Gallery):
                 if file_with_traces is None
                 else f"the given bytes are in {file_with_traces}"
             )
-        complete = not (dirty or pending or pages or file_with_traces)
+        complete = not (dirty_slots or log_in_use or dirty_pages or file_with_traces)
         return ErasureCheck(complete=complete, findings=tuple(findings))
 
     def set_thresholds(self, thresholds: Sequence[Mapping[str, Any]]) -> None:
         """Replace the operating points in the card."""
         card = replace(self.card, thresholds=tuple(thresholds))
-        with self._using(), self._database.writing():
-            self._database.set_meta("card", self._sealed(card.to_json().encode(), b"card"))
+        with self._locked(), self._database.write_transaction():
+            self._database.set_meta("card", self._encrypt(card.to_json().encode(), b"card"))
         self.card = card
 
     def close(self) -> None:
@@ -267,18 +270,19 @@ class EmbeddedGallery(Gallery):
             self._database.close()
 
     @contextmanager
-    def _using(self) -> Iterator[None]:
-        with self._lock, self._database.errors_explained():
+    def _locked(self) -> Iterator[None]:
+        """Lock the gallery against other threads, and explain SQLite's errors."""
+        with self._lock, self._database.explain_errors():
             yield
 
     def _require_row(self, name: str) -> Row:
-        row = self._database.by_key(self._key(checked_name(name)))
+        row = self._database.row_by_key(self._lookup_key(checked_name(name)))
         if row is None:
             raise not_enrolled_error(name, self)
         return row
 
-    def _key(self, name: str) -> bytes:
-        """The key by which a name is looked up: a hash, or a pseudonym if encrypted."""
+    def _lookup_key(self, name: str) -> bytes:
+        """The database key for a name: a hash, or a pseudonym if the gallery is encrypted."""
         if self._cipher is not None:
             return self._cipher.pseudonym(name.encode())
         return hashlib.blake2b(name.encode(), key=self._identity, digest_size=32).digest()
@@ -288,18 +292,19 @@ class EmbeddedGallery(Gallery):
 
     def _parse(self, row: Row) -> tuple[Person, float]:
         """The person of a row, and the norm of the person's sum of embeddings."""
-        text = self._opened(row.record, b"person %d" % row.id)
+        text = self._decrypt(row.record, b"person %d" % row.id)
         try:
             images, length, enrolled, name = text.decode().split("\t", 3)
             person = Person(name=name.removesuffix("\n"), images=int(images), enrolled=enrolled)
             return person, float(length)
         except (ValueError, AttributeError):
-            raise self._database.damage(f"person {row.id} cannot be read") from None
+            raise self._database.damage_error(f"person {row.id} cannot be read") from None
 
     def _total(self, row: Row) -> np.ndarray:
+        """(D,) float64: the sum of a person's embeddings, after verifying the checksum."""
         person, length = self._parse(row)
         if self._checksum(row.slot) != row.checksum:
-            raise self._database.damage(f"the vector of {person.name!r} has changed")
+            raise self._database.damage_error(f"the vector of {person.name!r} has changed")
         return self._vector(row.slot).astype(np.float64) * length
 
     def _checksum(self, slot: int) -> int:
@@ -308,7 +313,7 @@ class EmbeddedGallery(Gallery):
     def _vector(self, slot: int) -> np.ndarray:
         content = self._vectors.read(slot)
         if self._cipher is not None:
-            content = self._opened(content, b"vector %d" % slot)
+            content = self._decrypt(content, b"vector %d" % slot)
         return np.frombuffer(content, self._dtype)
 
     def _put(
@@ -325,8 +330,8 @@ class EmbeddedGallery(Gallery):
         ``sync=False``, the caller must sync the vector file.
 
         Args:
-            person_id: the person's id, new or of the row to replace.
-            person: name, number of images and date.
+            person_id: a new id, or the id of the row to replace.
+            person: name, number of images and time of enrollment.
             total: (D,) the sum of the images' embeddings.
             crops: crops to add.
             sync: wait until the vector is on disk.
@@ -335,30 +340,31 @@ class EmbeddedGallery(Gallery):
         slot = self._database.acquire_slot()
         content = (total / length).astype(self._dtype).tobytes()
         if self._cipher is not None:
-            content = self._sealed(content, b"vector %d" % slot)
+            content = self._encrypt(content, b"vector %d" % slot)
         self._vectors.write(slot, content)
         if sync:
             self._vectors.sync()
-        # Names contain no tabs or line breaks, so `forget` can search for a whole name by the tab
-        # and the line break around it.
+        # Names contain no tabs or line breaks. So `forget` can search the files for a tab, the name
+        # and a line break, without matching longer names.
         text = f"{person.images}\t{length!r}\t{person.enrolled}\t{person.name}\n"
-        record = self._sealed(text.encode(), b"person %d" % person_id)
+        record = self._encrypt(text.encode(), b"person %d" % person_id)
         self._database.put(
             Row(person_id, slot, record, zlib.crc32(content)),
-            self._key(person.name),
-            [self._sealed(with_checksum(crop), b"crop") for crop in crops],
+            self._lookup_key(person.name),
+            [self._encrypt(with_checksum(crop), b"crop") for crop in crops],
         )
 
     def _zero_unused_slots(self, empty_log: bool = True) -> None:
-        """Overwrite freed slots with zeros, and slots that a killed call wrote without a row."""
-        with self._database.writing():
-            end = self._database.slots()
-            beyond = range(end, min(end + BATCH_SIZE, self._vectors.slots))
-            free = [*self._database.freed_since(-1), *beyond]
-            dirty = [slot for slot in free if any(self._vectors.read(slot))]
-            for slot in dirty:
+        """Overwrite free slots with zeros, and slots that a killed call wrote without a row."""
+        with self._database.write_transaction():
+            end = self._database.count_slots()
+            # A killed call wrote at most one batch of slots that the database does not know.
+            unknown = range(end, min(end + BATCH_SIZE, self._vectors.slots))
+            unused = [*self._database.freed_since(-1), *unknown]
+            dirty_slots = [slot for slot in unused if any(self._vectors.read(slot))]
+            for slot in dirty_slots:
                 self._vectors.zero(slot)
-            if dirty:
+            if dirty_slots:
                 self._vectors.sync()
         if empty_log:
             self._database.empty_log()
@@ -369,55 +375,55 @@ class EmbeddedGallery(Gallery):
         if generation != self._generation:
             self._read_changes(generation)
         count = len(self._empty_slots)
-        present = count - int(np.count_nonzero(self._empty_slots))
-        if not present or top_k < 1:
+        people = count - int(np.count_nonzero(self._empty_slots))
+        if not people or top_k < 1:
             return [[] for _ in queries]
         comparison = Comparison(
             queries,
             np.full(len(queries), DISTRACTOR),
             self._mapped[:count],
             second_is_unit=True,
-            absent=self._empty_slots if present < count else None,
+            absent=self._empty_slots if people < count else None,
         )
-        limit = min(top_k + EXTRA_RESULTS, present)
+        limit = min(top_k + EXTRA_RESULTS, people)
         while True:
             nearest = Nearest(len(queries), limit)
             sweep(comparison, {"nearest": nearest})
             scores = nearest.scores.round(DECIMALS)
-            # To sort equal similarities by name, the results must include everyone who is as
-            # similar as the last person of the top_k.
-            tied = limit < present and bool((scores[:, top_k - 1] == scores[:, -1]).any())
+            # Equal similarities are sorted by name, so the results must include everyone whose
+            # similarity equals that of the last person of the top_k.
+            tied = limit < people and bool((scores[:, top_k - 1] == scores[:, -1]).any())
             if not tied:
                 break
-            limit = min(4 * limit, present)
+            limit = min(4 * limit, people)
         answers = []
         for slots, similarities in zip(nearest.columns.tolist(), scores.tolist(), strict=True):
-            lowest = similarities[min(top_k, limit) - 1]
+            cutoff = similarities[min(top_k, limit) - 1]
             candidates = [
                 self._candidate(slot, score)
                 for slot, score in zip(slots, similarities, strict=True)
-                if score >= lowest
+                if score >= cutoff
             ]
-            candidates.sort(key=lambda each: (-each.similarity, each.name))
+            candidates.sort(key=lambda candidate: (-candidate.similarity, candidate.name))
             answers.append(candidates[:top_k])
         return answers if self._database.current_generation() == generation else None
 
     def _candidate(self, slot: int, score: float) -> Candidate:
         similarity = min(max(score, -1.0), 1.0)
-        row = self._database.by_slot(slot)
+        row = self._database.row_by_slot(slot)
         if row is None:
             # The slot was freed during the search, which will be repeated.
             return Candidate(name="", similarity=similarity)
         person = self._person(row)
         if self._checksum(slot) != row.checksum:
-            raise self._database.damage(f"the vector of {person.name!r} has changed")
+            raise self._database.damage_error(f"the vector of {person.name!r} has changed")
         return Candidate(name=person.name, similarity=similarity)
 
     def _read_changes(self, generation: int) -> None:
         """Update `_empty_slots` and `_mapped` with the changes since `_generation`."""
         freed = self._database.freed_since(self._generation)
         occupied = [slot for slot, _ in self._database.occupied_since(self._generation)]
-        count = max(len(self._empty_slots), self._database.slots())
+        count = max(len(self._empty_slots), self._database.count_slots())
         empty = np.ones(count, bool)
         empty[: len(self._empty_slots)] = self._empty_slots
         empty[freed] = True
@@ -430,28 +436,30 @@ class EmbeddedGallery(Gallery):
                 vectors[slot] = self._vector(slot)
             self._mapped = vectors
         elif len(self._mapped) < count:
-            self._mapped = self._vectors.mapped(self._dtype, self.card.dimension)
+            self._mapped = self._vectors.map_vectors(self._dtype, self.card.dimension)
         self._empty_slots, self._generation = empty, generation
 
-    def _sealed(self, content: bytes, context: bytes) -> bytes:
+    def _encrypt(self, content: bytes, context: bytes) -> bytes:
+        """Encrypt content for one place, or return it unchanged if the gallery has no key."""
         if self._cipher is None:
             return content
         return self._cipher.seal(content, self._identity + context)
 
-    def _opened(self, content: bytes, context: bytes) -> bytes:
+    def _decrypt(self, content: bytes, context: bytes) -> bytes:
+        """Undo `_encrypt`, with the same context."""
         if self._cipher is None:
             return content
         try:
             return self._cipher.open(content, self._identity + context)
         except ValueError as error:
             raise ValueError(
-                f"{self.place} cannot be decrypted ({error}); give the key that it was created "
-                "with in MARGRAVE_GALLERY_KEY (in Python: key=), or restore it from a copy"
+                f"{self.place} cannot be decrypted ({error}); set MARGRAVE_GALLERY_KEY (in Python: "
+                "key=) to the key with which it was created, or restore it from a copy"
             ) from None
 
     def _files(self) -> list[Path]:
-        beside = [self.path.with_name(self.path.name + suffix) for suffix in ("-wal", "-shm")]
-        return [path for path in (self.path, vectors_path(self.path), *beside) if path.exists()]
+        logs = [self.path.with_name(self.path.name + suffix) for suffix in ("-wal", "-shm")]
+        return [path for path in (self.path, vectors_path(self.path), *logs) if path.exists()]
 
 
 class EmbeddedStore:
@@ -465,9 +473,9 @@ class EmbeddedStore:
         identity, salt = os.urandom(16), os.urandom(SALT_BYTES) if key else b""
         cipher = open_cipher(str(path), key, salt)
         text = card.to_json().encode()
-        sealed = text if cipher is None else cipher.seal(text, identity + b"card")
+        stored_card = text if cipher is None else cipher.seal(text, identity + b"card")
         VectorFile.create(vectors_path(path), identity, slot_bytes(card, cipher))
-        Database.create(path, {"identity": identity, "salt": salt, "card": sealed})
+        Database.create(path, {"identity": identity, "salt": salt, "card": stored_card})
         return EmbeddedGallery(path, key)
 
     def open(self, address: str, key: str | None) -> Gallery:
@@ -482,7 +490,8 @@ def open_cipher(place: str, key: str | None, salt: bytes) -> Cipher | None:
     """The cipher of a gallery, or None if the gallery is not encrypted.
 
     Raises:
-        ValueError: the gallery is encrypted and there is no key, or the other way round.
+        ValueError: the gallery is encrypted and no key is given, or it is not encrypted and a key
+            is given.
     """
     if salt and key is None:
         raise ValueError(
@@ -498,12 +507,12 @@ def open_cipher(place: str, key: str | None, salt: bytes) -> Cipher | None:
 
 
 def with_checksum(content: bytes) -> bytes:
-    """The content, preceded by the 4 bytes of its CRC-32."""
+    """The content, preceded by its CRC-32 in 4 bytes."""
     return zlib.crc32(content).to_bytes(4, "big") + content
 
 
 def slot_bytes(card: GalleryCard, cipher: Cipher | None) -> int:
-    """Bytes of a slot: a stored vector, with what encryption adds."""
+    """Bytes per slot: those of a stored vector, and those that encryption adds."""
     return card.dimension * (2 if card.half else 4) + (
         0 if cipher is None else NONCE_BYTES + TAG_BYTES
     )

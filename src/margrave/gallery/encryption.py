@@ -17,12 +17,12 @@ _SCRYPT_COST = 2**15
 
 
 class Cipher:
-    """AES-256-GCM with the user's key (extra ``gallery``).
+    """AES-256-GCM with the user's key; needs the extra ``gallery``.
 
     Args:
         key: 32 random bytes in base64 (``margrave gallery new-key``), or a passphrase of at least
             12 characters, which is stretched by scrypt.
-        salt: the gallery's salt.
+        salt: random bytes that the gallery stores.
 
     Raises:
         ValueError: the key is too short, or the cryptography package is not installed.
@@ -41,16 +41,19 @@ class Cipher:
         self._name_key = hmac.digest(secret, b"margrave names", hashlib.sha256)
 
     def seal(self, content: bytes, context: bytes) -> bytes:
-        """Encrypt content and authenticate it together with a context, its associated data.
+        """Encrypt content, and authenticate it together with a context (the associated data).
 
-        The context says where the content is stored. `open` needs the same one, so nobody can move
-        the encrypted content to another place.
+        The context says where the content is stored. `open` needs the same context, so it detects
+        encrypted content that was moved to another place.
+
+        Returns:
+            nonce, ciphertext and tag.
         """
         nonce = os.urandom(NONCE_BYTES)
         return nonce + self._aead.encrypt(nonce, content, context)
 
     def open(self, sealed: bytes, context: bytes) -> bytes:
-        """Decrypt.
+        """Decrypt content that `seal` encrypted with the same context.
 
         Raises:
             ValueError: the key or the context differs, or the content was changed.
@@ -63,7 +66,7 @@ class Cipher:
             raise ValueError("wrong key or damaged content") from None
 
     def pseudonym(self, name: bytes) -> bytes:
-        """A keyed hash of a name: names are looked up by it, and it does not reveal them."""
+        """A keyed hash of a name, by which the name can be looked up without being revealed."""
         return hmac.digest(self._name_key, name, hashlib.sha256)
 
 
@@ -77,7 +80,7 @@ def new_key() -> str:
 
 
 def _secret(key: str, salt: bytes) -> bytes:
-    """The gallery's secret: an HMAC of a random key, or a passphrase stretched by scrypt."""
+    """The gallery's secret of 32 bytes: the key's HMAC, or the passphrase stretched by scrypt."""
     try:
         secret = base64.b64decode(key, validate=True)
     except (binascii.Error, ValueError):

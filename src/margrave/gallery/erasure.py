@@ -18,7 +18,7 @@ def traces_of(content: bytes) -> list[bytes]:
     """
     if len(content) < 8 * TRACE_BYTES:
         return [content] if any(content) else []
-    # Not from the beginning or the end, which are equal in many images of the same format.
+    # No excerpts from the beginning or the end, which many images of one format have in common.
     offsets = [len(content) * quarter // 4 for quarter in (1, 2, 3)]
     excerpts = {content[offset : offset + TRACE_BYTES] for offset in offsets}
     # Excerpts of zeros occur everywhere and identify nothing.
@@ -43,8 +43,9 @@ def dirty_free_pages(path: Path) -> int:
     """Count the pages on a SQLite file's freelist that contain anything but zeros.
 
     The freelist is a chain of trunk pages, which list leaf pages. A trunk begins with the page
-    number of the next trunk, the count of its leaves, and their page numbers. The rest of it may
-    hold page numbers of former leaves, so it counts as dirty only if it holds anything else.
+    number of the next trunk, the count of its leaves, and their page numbers. The remainder of a
+    trunk may hold page numbers of former leaves. So a trunk counts only if its remainder holds a
+    number that is larger than the file's page count.
     Source: SQLite's documentation, Database File Format, section 1.5.
     """
     with open(path, "rb") as file:
@@ -57,13 +58,16 @@ def dirty_free_pages(path: Path) -> int:
             visited.add(trunk)
             file.seek((trunk - 1) * page_size)
             page = file.read(page_size)
-            leaves = min(int.from_bytes(page[4:8], "big"), page_size // 4 - 2)
-            rest = page[8 + 4 * leaves :]
-            numbers = (int.from_bytes(rest[at : at + 4], "big") for at in range(0, len(rest), 4))
+            leaf_count = min(int.from_bytes(page[4:8], "big"), page_size // 4 - 2)
+            remainder = page[8 + 4 * leaf_count :]
+            numbers = (
+                int.from_bytes(remainder[offset : offset + 4], "big")
+                for offset in range(0, len(remainder), 4)
+            )
             dirty += any(number > page_count for number in numbers)
-            for leaf in range(leaves):
-                number = int.from_bytes(page[8 + 4 * leaf : 12 + 4 * leaf], "big")
-                file.seek(max(0, number - 1) * page_size)
+            for leaf in range(leaf_count):
+                page_number = int.from_bytes(page[8 + 4 * leaf : 12 + 4 * leaf], "big")
+                file.seek(max(0, page_number - 1) * page_size)
                 dirty += any(file.read(page_size))
             trunk = int.from_bytes(page[:4], "big")
     return dirty

@@ -19,9 +19,9 @@ from margrave.progress import Progress
 
 CARD, PEOPLE, VECTORS, CROPS = "gallery.json", "people.jsonl", "vectors.npy", "crops.bin"
 MAX_LINE_BYTES = 2**20
-"""Maximum length of a person's line; 100 000 crops' sizes are shorter."""
+"""Maximum length of a person's line in bytes; enough for the sizes of 100 000 crops."""
 MAX_CROP_BYTES = 2**26
-"""Maximum size of one crop."""
+"""Maximum size of one crop in bytes."""
 
 
 def export_gallery(gallery: Gallery, folder: str | Path, progress: Progress | None = None) -> int:
@@ -34,7 +34,7 @@ def export_gallery(gallery: Gallery, folder: str | Path, progress: Progress | No
     Args:
         gallery: the gallery to export.
         folder: the folder to create; it must not exist.
-        progress: called with (people done, people).
+        progress: called with (people done, total).
 
     Returns:
         The number of people.
@@ -54,7 +54,7 @@ def export_gallery(gallery: Gallery, folder: str | Path, progress: Progress | No
             unfinished / VECTORS, "w+", np.float32, (len(people), gallery.card.dimension)
         )
         with (
-            open(unfinished / PEOPLE, "w", encoding="utf-8") as lines,
+            open(unfinished / PEOPLE, "w", encoding="utf-8") as people_file,
             open(unfinished / CROPS, "wb") as crop_file,
         ):
             for row, person in enumerate(people):
@@ -62,7 +62,7 @@ def export_gallery(gallery: Gallery, folder: str | Path, progress: Progress | No
                 crops = gallery.crops(person.name)
                 crop_file.writelines(crops)
                 record = {**asdict(person), "crops": [len(crop) for crop in crops]}
-                lines.write(json.dumps(record, ensure_ascii=False) + "\n")
+                people_file.write(json.dumps(record, ensure_ascii=False) + "\n")
                 if progress is not None:
                     progress(row + 1, len(people))
         vectors.flush()
@@ -87,7 +87,8 @@ def exported_people(folder: str | Path) -> Iterator[PersonRecord]:
     """Read all people of an exported gallery, after verifying its checksums.
 
     Raises:
-        ValueError: a file is damaged; the message names it, and a person's line.
+        ValueError: a file is missing or damaged; the message names the file, and the line if a
+            person's record is damaged.
     """
     folder = Path(folder)
     card = exported_card(folder)
@@ -99,13 +100,18 @@ def exported_people(folder: str | Path) -> Iterator[PersonRecord]:
     try:
         vectors = np.load(folder / VECTORS, mmap_mode="r", allow_pickle=False)
     except (ValueError, OSError, EOFError) as error:
-        raise ValueError(f"{folder / VECTORS} is damaged ({error})") from error
+        raise ValueError(
+            f"{folder / VECTORS} is damaged ({error}); export the gallery again"
+        ) from error
     if vectors.ndim != 2 or vectors.shape[1] != card.dimension or vectors.dtype != np.float32:
-        raise ValueError(f"{folder / VECTORS} is damaged: it holds {vectors.dtype} {vectors.shape}")
-    with open(folder / PEOPLE, "rb") as lines, open(folder / CROPS, "rb") as crop_file:
+        raise ValueError(
+            f"{folder / VECTORS} is damaged: it holds {vectors.dtype} {vectors.shape}, expected "
+            f"float32 (N, {card.dimension}); export the gallery again"
+        )
+    with open(folder / PEOPLE, "rb") as people_file, open(folder / CROPS, "rb") as crop_file:
         for row in range(len(vectors)):
             place = f"{folder / PEOPLE}, line {row + 1}"
-            record = read_json(lines.readline(MAX_LINE_BYTES).decode(errors="replace"), place)
+            record = read_json(people_file.readline(MAX_LINE_BYTES).decode(errors="replace"), place)
             try:
                 sizes = record.pop("crops")
                 person = Person(**record)

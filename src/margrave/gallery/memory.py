@@ -1,4 +1,4 @@
-"""A gallery in memory: the reference implementation with which tests compare other stores."""
+"""A gallery in memory: the reference implementation, to which tests compare the other stores."""
 
 from __future__ import annotations
 
@@ -31,6 +31,8 @@ from margrave.gallery.contract import (
 
 @dataclass
 class _Entry:
+    """A person, the (D,) sum of the person's embeddings, and the kept crops."""
+
     person: Person
     total: np.ndarray
     crops: list[bytes] = field(default_factory=list)
@@ -59,7 +61,7 @@ class MemoryGallery(Gallery):
         return len(self._people)
 
     def get(self, name: str) -> Person | None:
-        """Return the person of exactly this name, or None."""
+        """Return the person with exactly this name, or None."""
         entry = self._people.get(checked_name(name))
         return None if entry is None else entry.person
 
@@ -73,24 +75,24 @@ class MemoryGallery(Gallery):
     ) -> Person:
         """Enroll a person, or add images to an enrolled person."""
         name, total = checked_name(name), fuse_embeddings(embeddings, self.card)
-        kept = checked_crops(crops, len(embeddings), self.card)
-        before = None if replace else self._people.get(name)
-        if before is not None:
-            total, kept = add_sums(before.total, total), [*before.crops, *kept]
-        images = len(embeddings) + (0 if before is None else before.person.images)
+        all_crops = checked_crops(crops, len(embeddings), self.card)
+        previous = None if replace else self._people.get(name)
+        if previous is not None:
+            total, all_crops = add_sums(previous.total, total), [*previous.crops, *all_crops]
+        images = len(embeddings) + (0 if previous is None else previous.person.images)
         person = Person(name=name, images=images, enrolled=now())
-        self._people[name] = _Entry(person, total, kept)
+        self._people[name] = _Entry(person, total, all_crops)
         return person
 
     def search(self, queries: np.ndarray, top_k: int = 10) -> list[list[Candidate]]:
         """Find the people most similar to each query, most similar first."""
-        rows = checked_queries(queries, self.card)
+        query_units = checked_queries(queries, self.card)
         if not self._people:
-            return [[] for _ in rows]
+            return [[] for _ in query_units]
         names = sorted(self._people)
         totals = np.array([self._people[name].total for name in names])
         units = totals / np.linalg.norm(totals, axis=1, keepdims=True)
-        scores = rows.astype(np.float64) @ units.T
+        scores = query_units.astype(np.float64) @ units.T
         order = np.argsort(-scores, axis=1, kind="stable")[:, :top_k]
         return [
             [Candidate(name=names[index], similarity=round(float(row[index]), 6)) for index in best]
@@ -130,10 +132,10 @@ class MemoryGallery(Gallery):
     def restore(self, people: Iterable[PersonRecord]) -> int:
         """Store people with their vectors unchanged."""
         count = 0
-        for each in people:
-            record = checked_person(each, self.card)
-            entry = _Entry(record.person, record.vector, list(record.crops))
-            self._people[record.person.name] = entry
+        for record in people:
+            checked = checked_person(record, self.card)
+            entry = _Entry(checked.person, checked.vector, list(checked.crops))
+            self._people[checked.person.name] = entry
             count += 1
         return count
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace as replaced
+from dataclasses import replace as replace_fields
 from typing import Any
 
 import numpy as np
@@ -35,10 +35,10 @@ from margrave.gallery.milvus_rows import (
     METRIC,
     PERSON_FIELDS,
     THRESHOLDS,
-    card_of,
     create_people,
     key_of,
     person_of,
+    read_card,
     row_of,
     total_of,
 )
@@ -47,11 +47,11 @@ from margrave.gallery.milvus_server import TIMEOUT, VECTORS, MilvusAddress, Milv
 MAX_RESULTS = 16384
 """Maximum number of results per query that Milvus returns."""
 MAX_RESULTS_PER_CALL = 200_000
-"""Maximum number of results per call: queries times results per query."""
+"""Maximum number of results per call, summed over its queries."""
 EXTRA_RESULTS = 16
 """Number of results requested beyond top_k, so that equal similarities can be sorted by name."""
 DECIMALS = 6
-"""Decimals of similarities, which Milvus computes in float32."""
+"""Similarities are rounded to this many decimals, because Milvus computes them in float32."""
 MAX_BATCH_SIZE = 1000
 """Maximum number of people that `restore` stores per call."""
 MAX_BATCH_COMPONENTS = 2**20
@@ -78,7 +78,7 @@ class MilvusStore:
         place = MilvusAddress.parse(address)
         _refuse_key(place, key)
         if card.half:
-            raise ValueError(f"{place}: Milvus galleries store float32; leave out half")
+            raise ValueError(f"{place}: Milvus galleries store float32; use a card with half=False")
         server = MilvusServer(place, self.timeout)
         try:
             if server.call("has_collection", place.collection):
@@ -107,8 +107,8 @@ class MilvusStore:
         try:
             if not server.call("has_collection", place.collection):
                 raise NoGallery(f"{place}: no such gallery; create one with margrave enroll")
-            card = card_of(server)
-            # After a restart, the server has not loaded the collection from disk.
+            card = read_card(server)
+            # A restarted server may not have loaded the collection from disk yet.
             server.prepare(place.collection, METRIC)
             if card.keep_images:
                 MilvusCrops(server).prepare()
@@ -143,7 +143,7 @@ class MilvusGallery(Gallery):
         return self._server.count(self._collection)
 
     def get(self, name: str) -> Person | None:
-        """Return the person of exactly this name, or None."""
+        """Return the person with exactly this name, or None."""
         row = self._row(checked_name(name), PERSON_FIELDS)
         return None if row is None else person_of(row)
 
@@ -157,19 +157,19 @@ class MilvusGallery(Gallery):
     ) -> Person:
         """Enroll a person, or add images to an enrolled person."""
         name, total = checked_name(name), fuse_embeddings(embeddings, self.card)
-        kept = checked_crops(crops, len(embeddings), self.card)
+        new_crops = checked_crops(crops, len(embeddings), self.card)
         # Read the row even when replacing: its crops must be removed afterwards.
-        before = self._row(name)
+        previous = self._row(name)
         images, crop_batches, replaced_batches = len(embeddings), [], []
-        if before is not None:
+        if previous is not None:
             if replace:
-                replaced_batches = batches_of(before)
+                replaced_batches = batches_of(previous)
             else:
-                total = add_sums(total_of(before), total)
-                images += before["images"]
-                crop_batches = batches_of(before)
-        if kept:
-            crop_batches = [*crop_batches, self._crops.write(kept)]
+                total = add_sums(total_of(previous), total)
+                images += previous["images"]
+                crop_batches = batches_of(previous)
+        if new_crops:
+            crop_batches = [*crop_batches, self._crops.write(new_crops)]
         person = Person(name=name, images=images, enrolled=now())
         row = row_of(person, total, crop_batches, self.place)
         # This one call makes the person and the new crops visible.
@@ -178,10 +178,13 @@ class MilvusGallery(Gallery):
         return person
 
     def search(self, queries: np.ndarray, top_k: int = 10) -> list[list[Candidate]]:
-        """Find the people most similar to each query, most similar first; at most 16 384 each."""
-        rows = checked_queries(queries, self.card)
-        if not len(rows) or top_k < 1:
-            return [[] for _ in rows]
+        """Find the people most similar to each query, most similar first.
+
+        Milvus returns at most 16 384 people per query.
+        """
+        units = checked_queries(queries, self.card)
+        if not len(units) or top_k < 1:
+            return [[] for _ in units]
         if top_k > MAX_RESULTS:
             raise ValueError(
                 f"{self.place}: top_k = {top_k}, must be at most {MAX_RESULTS} on a Milvus server"
@@ -189,28 +192,28 @@ class MilvusGallery(Gallery):
         limit = min(top_k + EXTRA_RESULTS, MAX_RESULTS)
         batch_size = max(1, MAX_RESULTS_PER_CALL // limit)
         results: list[list[Candidate]] = []
-        for start in range(0, len(rows), batch_size):
-            batch = rows[start : start + batch_size]
-            for row, hits in zip(batch, self._nearest(batch, limit), strict=True):
-                row_limit = limit
-                # To sort equal similarities by name, the hits must include everyone who is as
-                # similar as the last person of the top_k.
+        for start in range(0, len(units), batch_size):
+            batch = units[start : start + batch_size]
+            for query, hits in zip(batch, self._nearest(batch, limit), strict=True):
+                query_limit = limit
+                # Equal similarities are sorted by name, so the hits must include everyone whose
+                # similarity equals that of the last person of the top_k.
                 while (
-                    row_limit < MAX_RESULTS
-                    and len(hits) == row_limit
+                    query_limit < MAX_RESULTS
+                    and len(hits) == query_limit
                     and _may_cut_ties(hits, top_k)
                 ):
-                    row_limit = min(4 * row_limit, MAX_RESULTS)
-                    hits = self._nearest(row[None], row_limit)[0]
+                    query_limit = min(4 * query_limit, MAX_RESULTS)
+                    hits = self._nearest(query[None], query_limit)[0]
                 results.append(hits[:top_k])
         return results
 
-    def _nearest(self, rows: np.ndarray, limit: int) -> list[list[Candidate]]:
+    def _nearest(self, units: np.ndarray, limit: int) -> list[list[Candidate]]:
         """The people nearest to each of (Q, D) unit vectors; equal similarities sorted by name."""
         response = self._server.call(
             "search",
             self._collection,
-            data=rows.tolist(),
+            data=units.tolist(),
             anns_field=VECTORS,
             limit=limit,
             output_fields=["name"],
@@ -232,7 +235,7 @@ class MilvusGallery(Gallery):
         ]
 
     def forget(self, name: str) -> ForgetResult:
-        """Remove a person; bytes are left until the server drops its old segments."""
+        """Remove a person; bytes are left on disk until the server drops its old segments."""
         name = checked_name(name)
         row = self._row(name, (*PERSON_FIELDS, "crops"))
         if row is None:
@@ -247,8 +250,8 @@ class MilvusGallery(Gallery):
         except ValueError as error:
             raise ValueError(
                 f"{name!r} was removed from {self.place} and cannot be found any more, but the "
-                f"server did not finish removing the crops and compacting: {error}. Once it "
-                "answers again, finish with margrave gallery verify-erasure"
+                f"server did not finish removing the crops and compacting: {error}. Once the "
+                "server answers again, finish with margrave gallery verify-erasure"
             ) from error
         return ForgetResult(
             name=row["name"],
@@ -256,7 +259,7 @@ class MilvusGallery(Gallery):
             erased=False,
             explanation=(
                 "the person cannot be found any more, but bytes are left in the server's old "
-                "segments and logs until it drops them, on its own schedule and without a report; "
+                "segments and logs until the server drops them, at a time that it does not report; "
                 "compaction " + _compaction_status(compacting)
             ),
         )
@@ -275,20 +278,20 @@ class MilvusGallery(Gallery):
         return self._crops.read(batches_of(self._require_row(name, ("crops",))), self.place)
 
     def restore(self, people: Iterable[PersonRecord]) -> int:
-        """Store people with their vectors unchanged, up to a thousand per call."""
+        """Store people with their vectors unchanged, up to a thousand per call to the server."""
         batch_size = max(1, min(MAX_BATCH_SIZE, MAX_BATCH_COMPONENTS // self.card.dimension))
         remaining, count = iter(people), 0
         while batch := list(itertools.islice(remaining, batch_size)):
-            checked = [checked_person(each, self.card) for each in batch]
+            checked = [checked_person(record, self.card) for record in batch]
             # A key may occur only once per call.
-            people_by_key = {key_of(each.person.name): each for each in checked}
-            before = self._rows(list(people_by_key), ("crops",))
+            records = {key_of(record.person.name): record for record in checked}
+            previous_rows = self._rows(list(records), ("crops",))
             rows = []
-            for each in people_by_key.values():
-                kept = [self._crops.write(each.crops)] if each.crops else []
-                rows.append(row_of(each.person, each.vector, kept, self.place))
+            for record in records.values():
+                crop_batches = [self._crops.write(record.crops)] if record.crops else []
+                rows.append(row_of(record.person, record.vector, crop_batches, self.place))
             self._server.call("upsert", self._collection, rows)
-            for row in before:
+            for row in previous_rows:
                 self._crops.remove(batches_of(row))
             count += len(batch)
         return count
@@ -305,19 +308,22 @@ class MilvusGallery(Gallery):
         )
 
     def verify_erasure(self, traces: Sequence[bytes] = ()) -> ErasureCheck:
-        """Remove crops without a person, and report what cannot be checked."""
+        """Remove crops that belong to nobody, and report what cannot be checked.
+
+        Each trace that is a valid name is looked up among the enrolled names.
+        """
         findings = []
         if self.card.keep_images:
             referenced = {
-                batch
+                batch_key
                 for row in self._server.rows(self._collection, ("crops",))
-                for batch, _ in batches_of(row)
+                for batch_key, _ in batches_of(row)
             }
             orphans = self._crops.remove_orphans(referenced)
             findings.append(
                 f"{orphans} sets of crops without a person were removed"
                 if orphans
-                else "every kept crop belongs to an enrolled person"
+                else "every crop that is older than an hour belongs to an enrolled person"
             )
         for trace in traces:
             name = _as_name(trace)
@@ -337,7 +343,7 @@ class MilvusGallery(Gallery):
         """Replace the operating points in the card."""
         text = json.dumps([dict(point) for point in thresholds])
         self._server.call("alter_collection_properties", self._collection, {THRESHOLDS: text})
-        self.card = replaced(self.card, thresholds=tuple(json.loads(text)))
+        self.card = replace_fields(self.card, thresholds=tuple(json.loads(text)))
 
     def close(self) -> None:
         """Close the connection; the server keeps running."""
@@ -382,7 +388,7 @@ def _may_cut_ties(hits: Sequence[Candidate], top_k: int) -> bool:
 
 
 def _as_name(trace: bytes) -> str | None:
-    """The name that a trace spells, or None if it is not a valid name."""
+    """The trace decoded as a name, or None if it is not a valid name."""
     try:
         return checked_name(trace.decode())
     except ValueError:

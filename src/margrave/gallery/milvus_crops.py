@@ -17,27 +17,30 @@ MARK = "margrave.crops"
 """Description of a collection that holds a gallery's crops."""
 SUFFIX = "_crops"
 CHUNK_BYTES = 48_000
-"""Bytes of crops per row: Milvus accepts 65 535 characters, and base64 needs 4 for 3 bytes."""
+"""Maximum number of a crop's bytes per row: Milvus accepts 65 535 characters, and base64 needs 4
+characters for 3 bytes."""
 ROWS_PER_CALL = 64
 """Maximum number of rows per call (4 MB)."""
 MAX_CROPS_BYTES = 256 * 2**20
-"""Maximum total size of the crops that one call adds."""
+"""Maximum total size, in bytes, of the crops that one call adds."""
 MAX_LIST_LENGTH = 65_000
-"""Maximum length of a person's list of crops, in characters."""
+"""Maximum length of the text that lists a person's crops, in characters."""
 ORPHAN_SECONDS = 3600
-"""Crops without a person count as orphans after this time; younger ones may be in use soon."""
+"""Crops without a person count as orphans at this age, in seconds. A program may be about to write
+the person of younger crops."""
 
 Batch = tuple[str, list[int]]
 """The crops that one call added: (the batch's key, the crops' sizes in bytes)."""
 BATCH_KEY_LENGTH, UUID_LENGTH = 44, 32
-"""A batch's key is a UUID and the time of writing; a row's key appends the row's number."""
+"""A batch's key is a UUID followed by the time of writing. A row's key is its batch's key followed
+by the row's number. All are hexadecimal digits."""
 
 
 class MilvusCrops:
     """The crops of a gallery, in a second collection beside the gallery's own.
 
-    Crops are written before the row that refers to them, and removed after it. An interruption in
-    between leaves crops without a person, which `remove_orphans` removes.
+    Crops are written before the person's row that refers to them, and removed after that row. An
+    interruption in between leaves crops without a person, which `remove_orphans` removes.
 
     Args:
         server: the connection.
@@ -51,21 +54,21 @@ class MilvusCrops:
         """Create the collection, or use the one that an interrupted call left.
 
         Raises:
-            ValueError: a collection of this name exists that does not hold crops of a gallery.
+            ValueError: a collection of this name exists, but does not hold a gallery's crops.
         """
         if self._server.call("has_collection", self.collection):
             described = self._server.call("describe_collection", self.collection)
             if described.get("description") != MARK:
                 raise ValueError(
                     f"{self._server.address}: the collection for its crops, {self.collection!r}, "
-                    "exists already and holds something else; choose another name"
+                    "exists already and holds something else; choose another name for the gallery"
                 )
-        kinds, field = self._server.pymilvus.DataType, self._server.pymilvus.FieldSchema
+        types, field = self._server.pymilvus.DataType, self._server.pymilvus.FieldSchema
         fields = [
-            field("key", kinds.VARCHAR, is_primary=True, max_length=64),
+            field("key", types.VARCHAR, is_primary=True, max_length=64),
             # Milvus requires a vector field.
-            field(VECTORS, kinds.FLOAT_VECTOR, dim=2),
-            field("content", kinds.VARCHAR, max_length=65535),
+            field(VECTORS, types.FLOAT_VECTOR, dim=2),
+            field("content", types.VARCHAR, max_length=65535),
         ]
         self._server.create(fields, "L2", MARK, self.collection)
 
@@ -85,11 +88,11 @@ class MilvusCrops:
                 f"{self._server.address}: the crops of one call have {len(content)} bytes; the "
                 f"maximum is {MAX_CROPS_BYTES}; enroll fewer images at a time"
             )
-        # `remove_orphans` judges a batch's age by the time in its key.
-        batch = f"{uuid.uuid4().hex}{int(time.time()):012x}"
+        # `remove_orphans` reads a batch's age from the time in its key.
+        batch_key = f"{uuid.uuid4().hex}{int(time.time()):012x}"
         rows = [
             {
-                "key": f"{batch}{number:08x}",
+                "key": f"{batch_key}{number:08x}",
                 VECTORS: [0.0, 0.0],
                 "content": base64.b64encode(content[start : start + CHUNK_BYTES]).decode(),
             }
@@ -97,7 +100,7 @@ class MilvusCrops:
         ]
         for start in range(0, len(rows), ROWS_PER_CALL):
             self._server.call("upsert", self.collection, rows[start : start + ROWS_PER_CALL])
-        return batch, [len(crop) for crop in crops]
+        return batch_key, [len(crop) for crop in crops]
 
     def read(self, batches: Sequence[Batch], place: str) -> list[bytes]:
         """Read the crops of batches, in order.
@@ -106,8 +109,8 @@ class MilvusCrops:
             ValueError: crops are missing or damaged; the message names the gallery.
         """
         crops = []
-        for batch, sizes in batches:
-            content = b"".join(self._chunks(batch, sum(sizes), place))
+        for batch_key, sizes in batches:
+            content = b"".join(self._chunks(batch_key, sum(sizes), place))
             if len(content) != sum(sizes):
                 raise ValueError(f"{place}: stored crops are damaged; enroll the person again")
             start = 0
@@ -116,8 +119,9 @@ class MilvusCrops:
                 start += size
         return crops
 
-    def _chunks(self, batch: str, size: int, place: str) -> list[bytes]:
-        keys = _keys(batch, size)
+    def _chunks(self, batch_key: str, size: int, place: str) -> list[bytes]:
+        """The content of a batch's rows, in order; `size` is the total size of its crops."""
+        keys = _keys(batch_key, size)
         content: dict[str, str] = {}
         for start in range(0, len(keys), ROWS_PER_CALL):
             rows = self._server.call(
@@ -136,17 +140,17 @@ class MilvusCrops:
             ) from None
 
     def remove(self, batches: Sequence[Batch]) -> None:
-        """Delete batches to which no person refers any more."""
-        for batch, sizes in batches:
-            keys = _keys(batch, sum(sizes))
+        """Delete batches that no person refers to any more."""
+        for batch_key, sizes in batches:
+            keys = _keys(batch_key, sum(sizes))
             for start in range(0, len(keys), 1000):
                 self._server.call("delete", self.collection, ids=keys[start : start + 1000])
 
     def remove_orphans(self, referenced: Collection[str]) -> int:
-        """Delete batches older than an hour that no person refers to; return their number.
+        """Delete batches that are older than an hour and belong to nobody; return how many.
 
         Args:
-            referenced: the keys of the batches to which people refer.
+            referenced: the keys of the batches that belong to people.
         """
         keys = [row["key"] for row in self._server.rows(self.collection, ("key",))]
         cutoff = time.time() - ORPHAN_SECONDS
@@ -163,12 +167,12 @@ class MilvusCrops:
 
 
 def batches_of(row: Mapping[str, Any]) -> list[Batch]:
-    """The batches of crops of a person's row."""
-    batches = as_list(row["crops"], "a person's list of crops")
-    return [(str(batch), [int(size) for size in sizes]) for batch, sizes in batches]
+    """The batches of crops that a person's row lists."""
+    batches = parse_list(row["crops"], "a person's list of crops")
+    return [(str(batch_key), [int(size) for size in sizes]) for batch_key, sizes in batches]
 
 
-def as_text(batches: Sequence[Batch], place: str) -> str:
+def batches_as_text(batches: Sequence[Batch], place: str) -> str:
     """The batches of a person's crops as text, the form in which the row stores them.
 
     Raises:
@@ -178,23 +182,28 @@ def as_text(batches: Sequence[Batch], place: str) -> str:
     if len(text) > MAX_LIST_LENGTH:
         raise ValueError(
             f"{place}: {sum(len(sizes) for _, sizes in batches)} crops of one person are too many "
-            "for a Milvus gallery; enroll the person again with fewer images (replace)"
+            "for a Milvus gallery; enroll the person again with fewer images: --replace, or "
+            "replace=True in Python"
         )
     return text
 
 
-def as_list(text: Any, what: str) -> list[Any]:
+def parse_list(text: Any, name: str) -> list[Any]:
     """Parse a JSON list.
+
+    Args:
+        text: the text to parse.
+        name: the list's name in messages.
 
     Raises:
         ValueError: the text is not a JSON list.
     """
-    value = read_json(str(text), what)
+    value = read_json(str(text), name)
     if not isinstance(value, list):
-        raise ValueError(f"{what} is damaged (not a list)")
+        raise ValueError(f"{name} is damaged (not a list)")
     return value
 
 
-def _keys(batch: str, size: int) -> list[str]:
+def _keys(batch_key: str, size: int) -> list[str]:
     """The keys of a batch's rows, given the total size of its crops."""
-    return [f"{batch}{number:08x}" for number in range(max(1, -(-size // CHUNK_BYTES)))]
+    return [f"{batch_key}{number:08x}" for number in range(max(1, -(-size // CHUNK_BYTES)))]

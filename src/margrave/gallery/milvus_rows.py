@@ -10,18 +10,18 @@ from typing import Any
 import numpy as np
 
 from margrave.gallery.contract import GalleryCard, Person
-from margrave.gallery.milvus_crops import Batch, as_list, as_text
+from margrave.gallery.milvus_crops import Batch, batches_as_text, parse_list
 from margrave.gallery.milvus_server import VECTORS, MilvusServer
 
 MARK = "margrave.gallery"
-"""A gallery's collection is described by this mark, a space and the gallery's card."""
+"""A gallery's collection is described by this mark, a space, and the gallery's card as JSON."""
 THRESHOLDS = "margrave.thresholds"
-"""Property of the collection that holds operating points, which replace the card's."""
+"""Property of the collection that holds the operating points set later; they replace the card's."""
 METRIC = "IP"
 """Inner product, which is the cosine for unit vectors."""
 PERSON_FIELDS = ("name", "images", "enrolled")
 ALL_FIELDS = (*PERSON_FIELDS, VECTORS, "length", "crops")
-"""All fields of a row but its key. ``length`` is the norm of the sum of embeddings."""
+"""All fields of a row except its key. ``length`` is the norm of the sum of embeddings."""
 
 
 def create_people(server: MilvusServer, card: GalleryCard) -> None:
@@ -32,23 +32,23 @@ def create_people(server: MilvusServer, card: GalleryCard) -> None:
         card: the gallery's card.
 
     Raises:
-        ValueError: the server does not answer, or refuses.
+        ValueError: the server does not answer, or refuses a call.
     """
-    kinds, field = server.pymilvus.DataType, server.pymilvus.FieldSchema
+    types, field = server.pymilvus.DataType, server.pymilvus.FieldSchema
     fields = [
-        field("key", kinds.VARCHAR, is_primary=True, max_length=64),
+        field("key", types.VARCHAR, is_primary=True, max_length=64),
         # Names have at most 512 bytes; some versions of Milvus count bytes, others characters.
-        field("name", kinds.VARCHAR, max_length=2048),
-        field(VECTORS, kinds.FLOAT_VECTOR, dim=card.dimension),
-        field("length", kinds.DOUBLE),
-        field("images", kinds.INT64),
-        field("enrolled", kinds.VARCHAR, max_length=64),
-        field("crops", kinds.VARCHAR, max_length=65535),
+        field("name", types.VARCHAR, max_length=2048),
+        field(VECTORS, types.FLOAT_VECTOR, dim=card.dimension),
+        field("length", types.DOUBLE),
+        field("images", types.INT64),
+        field("enrolled", types.VARCHAR, max_length=64),
+        field("crops", types.VARCHAR, max_length=65535),
     ]
     server.create(fields, METRIC, f"{MARK} {card.to_json()}", server.address.collection)
 
 
-def card_of(server: MilvusServer) -> GalleryCard:
+def read_card(server: MilvusServer) -> GalleryCard:
     """Read the gallery's card, with the thresholds that were set later.
 
     Raises:
@@ -62,7 +62,7 @@ def card_of(server: MilvusServer) -> GalleryCard:
     card = GalleryCard.from_json(text, place)
     thresholds = dict(described.get("properties") or {}).get(THRESHOLDS)
     if thresholds is not None:
-        card = replace(card, thresholds=tuple(as_list(thresholds, f"{place}: its thresholds")))
+        card = replace(card, thresholds=tuple(parse_list(thresholds, f"{place}: its thresholds")))
     dimension = next(
         (
             field.get("params", {}).get("dim")
@@ -74,7 +74,7 @@ def card_of(server: MilvusServer) -> GalleryCard:
     if dimension is None or int(dimension) != card.dimension:
         raise ValueError(
             f"{place} is damaged: its vectors have dimension {dimension}, but its card says "
-            f"{card.dimension}"
+            f"{card.dimension}; restore it from an export (margrave gallery export)"
         )
     return card
 
@@ -110,7 +110,7 @@ def row_of(
         "length": length,
         "images": person.images,
         "enrolled": person.enrolled,
-        "crops": as_text(batches, place),
+        "crops": batches_as_text(batches, place),
     }
 
 
@@ -120,5 +120,5 @@ def person_of(row: Mapping[str, Any]) -> Person:
 
 
 def total_of(row: Mapping[str, Any]) -> np.ndarray:
-    """(D,) float64, the sum of a person's embeddings; its precision is that of float32."""
+    """(D,) the sum of a person's embeddings, as float64 with the precision of float32."""
     return np.asarray(row[VECTORS], np.float64) * float(row["length"])

@@ -17,16 +17,18 @@ from margrave.gallery.contract import Unavailable
 TOKEN_VARIABLE = "MARGRAVE_MILVUS_TOKEN"
 """Environment variable for the server's token: ``user:password`` or an API key."""
 PORT = 19530
+"""Default port of a Milvus server."""
 TIMEOUT = 10.0
 """Default maximum duration of a call, in seconds."""
 MAX_COLLECTION_LENGTH = 200
-"""Maximum length of a gallery's name; Milvus allows 255, and the crops' collection has a suffix."""
+"""Maximum length of a gallery's collection name. Milvus allows 255 characters, and the name of the
+collection of crops adds a suffix."""
 VECTORS = "vector"
-"""Name of the indexed field."""
+"""Name of the vector field, which is indexed."""
 MAX_PAGE_ROWS = 16_000
 """Maximum number of rows per response; Milvus's own limit is 16 384."""
 MEAN_PAGE_ROWS = 8_000
-"""Maximum number of rows per response on average; single responses may have more."""
+"""Maximum mean number of rows per response; a single response may have more."""
 UNREACHABLE_SIGNS = (
     "unavailable",
     "timeout",
@@ -37,7 +39,7 @@ UNREACHABLE_SIGNS = (
     # A server other than Milvus does not implement the call.
     "unimplemented",
 )
-"""Words in the errors of a server that cannot be reached."""
+"""Words in error messages that mean that the server cannot be reached."""
 _COLLECTION = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
@@ -120,7 +122,7 @@ class MilvusServer:
         logging.getLogger("pymilvus").setLevel(logging.CRITICAL + 1)
         self.pymilvus: Any = pymilvus
         token = os.environ.get(TOKEN_VARIABLE, "")
-        with self._errors_explained("connect"):
+        with self._explain_errors("connect"):
             self._client: Any = pymilvus.MilvusClient(
                 uri=f"http://{address.server}", token=token, timeout=timeout
             )
@@ -129,9 +131,9 @@ class MilvusServer:
         """Call a method of ``pymilvus.MilvusClient`` and return its result.
 
         Raises:
-            ValueError: the server does not answer in time, or refuses.
+            ValueError: the server does not answer in time, or refuses the call.
         """
-        with self._errors_explained(method):
+        with self._explain_errors(method):
             return getattr(self._client, method)(*arguments, timeout=self.timeout, **options)
 
     def create(self, fields: Sequence[Any], metric: str, mark: str, collection: str) -> None:
@@ -139,7 +141,7 @@ class MilvusServer:
 
         Args:
             fields: the fields, as pymilvus objects.
-            metric: the index's metric.
+            metric: the index's metric, such as ``IP``.
             mark: the collection's description.
             collection: the collection's name; an existing one with the same fields is kept.
 
@@ -151,17 +153,20 @@ class MilvusServer:
             collection,
             schema=self.pymilvus.CollectionSchema(fields, description=mark),
             consistency_level="Strong",
-            # With one shard, all rows of a call are one message.
+            # With one shard, Milvus writes all rows of a call as one message.
             num_shards=1,
         )
         self.prepare(collection, metric)
 
     def prepare(self, collection: str, metric: str) -> None:
-        """Index and load a collection, if an interrupted call or a restart has left that undone.
+        """Index a collection if it has no index, and load it for searching.
+
+        An interrupted call may leave a collection without an index; a restart of the server may
+        unload it.
 
         Args:
             collection: the collection's name.
-            metric: the index's metric.
+            metric: the index's metric, such as ``IP``.
 
         Raises:
             ValueError: see `call`.
@@ -191,8 +196,8 @@ class MilvusServer:
         """Iterate over all rows of a collection, in any order.
 
         Milvus returns at most 16 384 rows per query, and its iterator does not work with every
-        server. So each query asks for the keys with a certain prefix; keys are evenly distributed
-        hexadecimal numbers.
+        server. So each query asks for the keys with one prefix. Keys are evenly distributed
+        hexadecimal numbers; if a prefix still has too many rows, it is extended by a digit.
 
         Raises:
             ValueError: see `call`.
@@ -220,8 +225,8 @@ class MilvusServer:
         """Flush a collection and start a compaction, which drops deleted rows from its files.
 
         Returns:
-            Whether the compaction was started; the server's rate limit may allow only one in ten
-            seconds.
+            True if the compaction was started; False if the server's rate limit postponed it. The
+            limit may allow only one compaction in ten seconds.
 
         Raises:
             ValueError: see `call`.
@@ -248,7 +253,7 @@ class MilvusServer:
         self._client.close()
 
     @contextmanager
-    def _errors_explained(self, method: str) -> Iterator[None]:
+    def _explain_errors(self, method: str) -> Iterator[None]:
         try:
             yield
         except Exception as error:  # gRPC's and pymilvus's exceptions have no common base class
@@ -259,7 +264,7 @@ class MilvusServer:
         text = f"{reason} {type(error).__name__}".lower()
         if any(sign in text for sign in ("auth", "permission", "privilege")):
             return (
-                f"{self.address}: the server refuses {method} ({reason[:160]}); set the "
+                f"{self.address}: the server refused {method} ({reason[:160]}); set the "
                 f"environment variable {TOKEN_VARIABLE} to user:password, or to an API key with "
                 "this permission"
             )
@@ -269,11 +274,11 @@ class MilvusServer:
                 f"{self.timeout:g} s ({reason[:160]}); check the host, the port and that the "
                 f"server is running, and {TOKEN_VARIABLE} if it requires a token"
             )
-        return f"{self.address}: Milvus refuses {method}: {reason[:300]}"
+        return f"{self.address}: Milvus refused {method}: {reason[:300]}"
 
 
 def _reason(error: Exception) -> str:
-    """An error's message in one line; gRPC and pymilvus store it in different attributes."""
+    """An error's message in one line; gRPC and pymilvus keep it in different attributes."""
     details = getattr(error, "details", None)
     if callable(details):
         code = getattr(error, "code", lambda: "")()

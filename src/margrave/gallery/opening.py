@@ -29,7 +29,8 @@ GALLERIES = {
     "milvus": "margrave.gallery.milvus:MilvusStore",
     "memory": "margrave.gallery.memory:MemoryStore",
 }
-"""Address scheme -> import path of a `Store`. A plain path has the scheme ``file``. Extensible."""
+"""Address scheme -> import path of a `Store`. A plain path has the scheme ``file``. Add an
+entry to support another kind of store."""
 
 
 def create_gallery(address: str, card: GalleryCard, *, key: str | None = None) -> Gallery:
@@ -58,8 +59,8 @@ def open_gallery(
 
     Args:
         address: see `create_gallery`.
-        card: the card of the model to use with the gallery, which must be the same as the
-            gallery's; None does not check the model.
+        card: the card of the model that will be used with the gallery; it must match the gallery's
+            card. None skips the check.
         key: the key of an encrypted gallery.
 
     Raises:

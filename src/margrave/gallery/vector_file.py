@@ -10,9 +10,10 @@ import numpy as np
 
 HEADER_BYTES = 4096
 _MAGIC = b"margrave vectors\n"
-_FIELDS = struct.Struct("<17s16sII")
-"""The header: magic, the gallery's identity, format version, bytes per slot."""
+_HEADER_FIELDS = struct.Struct("<17s16sII")
+"""The header's fields: magic, the gallery's identity, format version, bytes per slot."""
 VERSION = 1
+"""Version of the file's format."""
 MIN_GROWTH = 1 << 20
 """Minimum number of bytes by which the file grows."""
 
@@ -27,7 +28,7 @@ class VectorFile:
 
     Args:
         path: the file.
-        identity: 16 bytes that the gallery's database also holds.
+        identity: 16 random bytes that identify the gallery; its database holds the same.
         slot_bytes: bytes per slot.
 
     Raises:
@@ -43,9 +44,9 @@ class VectorFile:
                 f"{path} cannot be opened ({error.strerror}); a gallery consists of two files: put "
                 "this file back beside the other one"
             ) from error
-        fields = os.pread(self._file, _FIELDS.size, 0)
-        expected = _FIELDS.pack(_MAGIC, identity, VERSION, slot_bytes)
-        if fields != expected:
+        header = os.pread(self._file, _HEADER_FIELDS.size, 0)
+        expected = _HEADER_FIELDS.pack(_MAGIC, identity, VERSION, slot_bytes)
+        if header != expected:
             os.close(self._file)
             raise ValueError(
                 f"{path} belongs to another gallery or is damaged; put back the file that was "
@@ -58,7 +59,7 @@ class VectorFile:
         from margrave.files import atomic_write
 
         with atomic_write(path) as temporary:
-            header = _FIELDS.pack(_MAGIC, identity, VERSION, slot_bytes)
+            header = _HEADER_FIELDS.pack(_MAGIC, identity, VERSION, slot_bytes)
             temporary.write_bytes(header.ljust(HEADER_BYTES, b"\0"))
 
     @property
@@ -70,12 +71,12 @@ class VectorFile:
         """Write a slot; call `sync` to wait until it is on disk."""
         assert len(content) == self.slot_bytes
         if slot >= self.slots:
-            more = max(MIN_GROWTH // self.slot_bytes, self.slots // 8, 1)
-            os.ftruncate(self._file, HEADER_BYTES + (slot + more) * self.slot_bytes)
+            extra_slots = max(MIN_GROWTH // self.slot_bytes, self.slots // 8, 1)
+            os.ftruncate(self._file, HEADER_BYTES + (slot + extra_slots) * self.slot_bytes)
         os.pwrite(self._file, content, HEADER_BYTES + slot * self.slot_bytes)
 
     def read(self, slot: int) -> bytes:
-        """Read a slot; beyond the end of the file it is zeros."""
+        """Read a slot; a slot beyond the end of the file is all zeros."""
         content = os.pread(self._file, self.slot_bytes, HEADER_BYTES + slot * self.slot_bytes)
         return content.ljust(self.slot_bytes, b"\0")
 
@@ -88,7 +89,7 @@ class VectorFile:
         """Wait until everything written is on disk."""
         os.fdatasync(self._file) if hasattr(os, "fdatasync") else os.fsync(self._file)
 
-    def mapped(self, dtype: np.dtype, dimension: int) -> np.ndarray:
+    def map_vectors(self, dtype: np.dtype, dimension: int) -> np.ndarray:
         """Map the file's vectors, (slots, D), into memory."""
         # torch needs writable memory; copy-on-write protects the file.
         return np.memmap(self.path, dtype, "c", HEADER_BYTES, (self.slots, dimension))

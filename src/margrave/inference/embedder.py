@@ -28,8 +28,8 @@ class Embedder:
         card: the model card with image size, mean and std.
         fit: how an image that is not square is made square: "crop", "pad" or "stretch".
         batch_size: number of images per forward pass.
-        precision: the dtype of the backbone's arithmetic; bfloat16 is faster on hardware that
-            supports it.
+        precision: the dtype of the backbone's arithmetic; bfloat16 is faster than float32 on
+            hardware that supports it.
     """
 
     backbone: nn.Module
@@ -47,7 +47,7 @@ class Embedder:
         )
 
     def prepare(self, image: np.ndarray, name: str = "the image") -> Tensor:
-        """Fit a (height, width, 3) RGB uint8 image to (3, S, S) uint8.
+        """Make an image square and resize it: (height, width, 3) RGB uint8 to (3, S, S) uint8.
 
         Raises:
             ValueError: the image has another shape or dtype.
@@ -64,7 +64,7 @@ class Embedder:
     def embed(
         self, images: Any, *, flips: bool = True, progress: Progress | None = None
     ) -> np.ndarray:
-        """Compute (N, D) float32 unit embeddings of aligned faces; warns about whole photos.
+        """Compute (N, D) float32 unit embeddings of aligned faces; warn if images look like photos.
 
         Args:
             images: a path, an (H, W, 3) uint8 RGB array, a list of these, an (N, H, W, 3) array,
@@ -79,7 +79,7 @@ class Embedder:
         if self.card.alignment == "arcface" and look_like_photos(opened, self.card.image_size):
             warnings.warn(
                 "these look like photos, not aligned face crops, so their embeddings are poor; "
-                "align them (margrave align), or use margrave.Matcher, which does",
+                "align them (margrave align), or use margrave.Matcher, which aligns them",
                 stacklevel=2,
             )
         plain, flipped = self.embed_images(opened, flips=flips, progress=progress)
@@ -96,7 +96,7 @@ class Embedder:
 
     @torch.inference_mode()
     def _embed(self, pixels: Tensor, flips: bool = False) -> Tensor:
-        """(1, B, D) embeddings, or (2, B, D) with flips; the device may still be computing them."""
+        """Compute (1, B, D) embeddings, or (2, B, D) with flips, without waiting for the device."""
         parameter = next(self.backbone.parameters())
         device, dtype = parameter.device, parameter.dtype
         was_training = self.backbone.training
@@ -106,8 +106,9 @@ class Embedder:
             # An ONNX model may expect BGR; its mean and std are then in BGR order too.
             pixels = pixels.flip(1) if self.card.color_order == "bgr" else pixels
             images = normalize(pixels, self.card.mean, self.card.std)
-            lower = self.precision in (torch.bfloat16, torch.float16)
-            with torch.autocast(device.type, self.precision if lower else None, enabled=lower):
+            use_autocast = self.precision in (torch.bfloat16, torch.float16)
+            autocast_dtype = self.precision if use_autocast else None
+            with torch.autocast(device.type, autocast_dtype, enabled=use_autocast):
                 layout = memory_format(self.backbone)
                 views = [images, images.flip(3)] if flips else [images]
                 views = [view.to(dtype, memory_format=layout) for view in views]
@@ -116,9 +117,9 @@ class Embedder:
             self.backbone.train(was_training)
 
     def _forward(self, images: Tensor) -> Tensor:
-        """Run the backbone and check that it returns one row per image.
+        """Run the backbone, and check that it returns one row per image.
 
-        Without the check, a single row for many images would be broadcast silently.
+        Without the check, a single row for many images would be copied to all of them silently.
         """
         output = self.backbone(images)
         if not isinstance(output, Tensor) or output.dim() != 2 or len(output) != len(images):
@@ -144,18 +145,18 @@ class Embedder:
             indices: the images to embed; by default all.
             flips: embed flipped images too, for flip fusion.
             progress: called with (images done, total).
-            unreadable: receives index -> reason for each image that cannot be read, whose row
-                stays zero. If None, such an image raises an error.
+            unreadable: a dict that receives index -> reason for each image that cannot be read;
+                the image's row stays zero. If None, such an image raises an error.
 
         Returns:
-            (N, D) float32 embeddings of the images, and of the flipped images; the second array
-            is empty without flips.
+            (N, D) float32 raw embeddings of the images, and of the flipped images; the second
+            array is empty without flips.
 
         Raises:
             ValueError: there are no images, or an image cannot be read and `unreadable` is None.
         """
         selected = np.arange(len(images)) if indices is None else np.asarray(indices)
-        faults = {} if unreadable is None else unreadable
+        reasons = {} if unreadable is None else unreadable
         size = self.card.image_size
         finished: list[Tensor] = []
         pending: tuple[Tensor, Tensor, Tensor] | None = None
@@ -174,11 +175,11 @@ class Embedder:
                 except ValueError as error:
                     if unreadable is None:
                         raise
-                    faults[index] = str(error)
-            readable = torch.tensor([index not in faults for index in batch.tolist()])[:, None]
-            # Collect the previous batch only now: the device computed it while this one was read.
+                    reasons[index] = str(error)
+            readable = torch.tensor([index not in reasons for index in batch.tolist()])[:, None]
+            # Collect the previous batch now: the device computed it while this batch was read.
             collect()
-            # The pixels are kept, because the device may still be copying them.
+            # Keep a reference to the pixels, because the device may still be copying them.
             pending = self._embed(pixels, flips), readable, pixels
             if progress is not None:
                 progress(start + len(batch), len(selected))
@@ -196,15 +197,17 @@ class Embedder:
 
 
 def look_like_photos(images: ReadableImages, size: int) -> bool:
-    """Whether a sample of the images seems to be whole photos instead of aligned crops.
+    """Whether the images seem to be whole photos instead of aligned crops, judging by a sample.
 
-    Aligned crops all have the same size, and are rarely much larger than the model's images.
+    Aligned crops all have the same size, and are rarely much larger than the model's images. So
+    images count as photos if most of the sample are larger than 1.5 times the model's image size
+    and their sizes differ, or if most are larger than 5 times that size.
 
     Args:
         images: the images.
         size: the model's image size in pixels.
     """
-    # Images fetched in pieces, such as remote shards, are read from the first piece only.
+    # Images that are fetched in pieces, such as remote shards, are sampled from the first piece.
     step = max(1, len(images) // 8) if getattr(images, "pieces", None) is None else 1
     shapes = []
     for index in range(0, len(images), step)[:8]:
@@ -218,7 +221,7 @@ def look_like_photos(images: ReadableImages, size: int) -> bool:
 
 
 def _as_images(images: Any) -> ReadableImages:
-    """Turn whatever the user passed into a `ReadableImages` object."""
+    """Open images in any form that `Embedder.embed` accepts."""
     single = isinstance(images, np.ndarray) and images.ndim == 3
     return open_source(images[None] if single else images)
 
@@ -231,13 +234,13 @@ def load_embedder(
     trust_code: bool = False,
     runtime: str | None = None,
 ) -> Embedder:
-    """Load the embedder in a model file, a run's folder or an ONNX file.
+    """Load an embedder from a model file, a run's folder or an ONNX file.
 
     Args:
         path: the file or folder, see ``margrave.models.open_model``.
-        fit: how images of another shape are made square; by default as in training.
+        fit: how an image that is not square is made square; by default as in training.
         device: the device to run on; by default a CUDA device if there is one.
-        trust_code: allow custom network code; its module is imported and run.
+        trust_code: import and run the custom network code that the model names.
         runtime: the runtime of an ONNX model, ``onnxruntime`` (default) or ``openvino``.
 
     Raises:

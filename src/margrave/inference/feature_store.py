@@ -8,8 +8,8 @@
     names.npy        (N,) bytes, each image's path
     blocks.jsonl     one line per block of rows: its checksum and its unreadable images
 
-The arrays are plain NumPy files that have their full size from the start. A block is valid once its
-line is written, so an interrupted run continues at the next block.
+The arrays are plain NumPy files that have their full size from the start. A block of rows is valid
+once its line is written, so an interrupted run continues at the first block without a line.
 """
 
 from __future__ import annotations
@@ -48,11 +48,11 @@ from margrave.models import read_card
 from margrave.progress import Progress
 
 BLOCK = 512
-"""Images per block; an interrupted run loses at most one block."""
+"""Images per block; an interruption loses the embeddings of at most one block."""
 
 
 class FeatureStore(Features):
-    """Features that ``embed_to_store`` wrote; the arrays are memory-mapped.
+    """Features in a folder that ``embed_to_store`` wrote; the arrays are memory-mapped.
 
     Args:
         folder: the store's folder.
@@ -79,12 +79,13 @@ class FeatureStore(Features):
         done = blocks[-1]["stop"] if blocks else 0
         if done > count:
             raise ValueError(
-                f"{folder}: blocks.jsonl lists {done} images, but {HEADER} {count}; {REMEDY}"
+                f"{folder}: blocks.jsonl lists {done} images, but {HEADER} says {count}; {REMEDY}"
             )
         if done < count:
             raise ValueError(
-                f"{folder} holds features of {done} of {count} images, because margrave embed was "
-                "interrupted; run the same command again to continue"
+                f"{folder} holds features of {done} of {count} images, because embedding was "
+                "interrupted; to continue, run the same margrave embed command again, or "
+                "embed_to_store in Python"
             )
         card = read_card(json.dumps(description["card"]), self.folder / HEADER)
         embeddings = open_array(self.folder, "embeddings", (count, width), np.float32)
@@ -110,7 +111,9 @@ class FeatureStore(Features):
             self._verify(blocks, progress)
 
     def _verify(self, blocks: Sequence[dict[str, Any]], progress: Progress | None) -> None:
-        arrays = [each for each in (self.embeddings, self.flipped, self.norms) if each is not None]
+        arrays = [
+            array for array in (self.embeddings, self.flipped, self.norms) if array is not None
+        ]
         if digest_of(self._names, self.labels) != self.description["images"]["digest"]:
             raise ValueError(
                 f"{self.folder}: the checksum of names.npy and labels.npy differs; {REMEDY}"
@@ -144,18 +147,18 @@ def embed_to_store(
     progress: Progress | None = None,
     after_block: Callable[[int], None] | None = None,
 ) -> FeatureStore:
-    """Embed images into a feature store, continuing an interrupted run with the same arguments.
+    """Embed images into a feature store; the same call again continues an interrupted run.
 
     Args:
         embedder: the model.
-        images: the images to embed; their ``labels``, if any, are stored too.
+        images: the images to embed; their labels, if known, are stored too.
         folder: the store's folder; created if missing.
         model: the model's name in the store's header.
         source: the images' name in the store's header.
         flips: embed flipped images too.
         maximum_unreadable: how many images may be unreadable; their rows stay zero.
         progress: called with (images done, total).
-        after_block: called with the number of rows done after each block is on disk.
+        after_block: called when a block is on disk, with the number of images done.
 
     Raises:
         ValueError: there are no images, the folder holds other features or files, or too many
@@ -165,7 +168,7 @@ def embed_to_store(
     description, names, labels = describe(embedder, images, model, source, flips)
     description = {"format_version": FORMAT_VERSION, **description}
     count = len(images)
-    done, unreadable = _resume_or_start(folder, description, names, labels)
+    done, num_unreadable = _resume_or_start(folder, description, names, labels)
     arrays = {}
     # The first block creates the array files; until it is done, they may be incomplete.
     if done:
@@ -183,27 +186,27 @@ def embed_to_store(
             if progress is not None:
                 progress(start + images_done, count)
 
-        faults: dict[int, str] = {}
+        reasons: dict[int, str] = {}
         plain, flipped = embedder.embed_images(
-            images, np.arange(start, stop), flips, report, faults
+            images, np.arange(start, stop), flips, report, reasons
         )
-        unreadable += len(faults)
+        num_unreadable += len(reasons)
         note = "; the embeddings so far are kept"
-        check_unreadable(list(faults.values()), unreadable, maximum_unreadable, note)
+        check_unreadable(list(reasons.values()), num_unreadable, maximum_unreadable, note)
         check_finite(plain, images, start)
         if not arrays:
             arrays = _make_arrays(folder, description, plain.shape[1])
-        parts = [plain, flipped] if flips else [plain]
-        parts.append(np.linalg.norm(plain, axis=1).astype(np.float32))
-        for array, values in zip(arrays.values(), parts, strict=True):
+        block_values = [plain, flipped] if flips else [plain]
+        block_values.append(np.linalg.norm(plain, axis=1).astype(np.float32))
+        for array, values in zip(arrays.values(), block_values, strict=True):
             array[start:stop] = values
         for name in arrays:
             flush(folder / f"{name}.npy")
         line = {
             "start": start,
             "stop": stop,
-            "digest": digest_of(*parts),
-            "unreadable": {str(row): reason for row, reason in faults.items()},
+            "digest": digest_of(*block_values),
+            "unreadable": {str(row): reason for row, reason in reasons.items()},
         }
         with open(folder / "blocks.jsonl", "a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
@@ -211,17 +214,17 @@ def embed_to_store(
             os.fsync(file.fileno())
         if after_block is not None:
             after_block(stop)
-    # Blocks of an earlier run may have been damaged since.
+    # Verify the blocks of an earlier run, because they may have been damaged since.
     return FeatureStore(folder, verify=done > 0)
 
 
 def _resume_or_start(
     folder: Path, description: dict[str, Any], names: np.ndarray, labels: np.ndarray
 ) -> tuple[int, int]:
-    """Open or create the store; return the numbers of rows done and of unreadable images."""
+    """Open or create the store; return its numbers of embedded and of unreadable images."""
     if (folder / HEADER).exists():
         header = read_header(folder)
-        # The names of the model and of the images' source may differ between the runs.
+        # The names of the model and of the images' source may change between runs.
         header["images"]["source"] = description["images"]["source"]
         header["images"].setdefault("content_digest", None)
         header["card"] = card_of_features(read_card(json.dumps(header["card"]), folder / HEADER))
@@ -265,7 +268,8 @@ def _make_arrays(folder: Path, description: dict[str, Any], width: int) -> dict[
     for name, shape in shapes.items():
         path = folder / f"{name}.npy"
         arrays[name] = np.lib.format.open_memmap(path, "w+", np.float32, shape)
-        # Reserve the disk space: writing a mapped hole on a full disk kills the process silently.
+        # Reserve the disk space: writing to a hole in a mapped file kills the process if the disk
+        # is full.
         if hasattr(os, "posix_fallocate"):
             with open(path, "r+b") as file:
                 os.posix_fallocate(file.fileno(), 0, path.stat().st_size)

@@ -1,4 +1,4 @@
-"""Features: the embeddings of images that protocols read, in memory or mapped from a store."""
+"""Features: embeddings of images, in memory or mapped from a store, as protocols read them."""
 
 from __future__ import annotations
 
@@ -22,17 +22,23 @@ from margrave.quantity import quantity
 
 ROWS_PER_READ = 2048
 NAMES_SHOWN = 5
+"""Maximum number of missing images that an error message names."""
 
 
 class FusedRows:
-    """(N, D) sums of each image's and its flipped image's raw embedding, computed when read."""
+    """(N, D) sums of the raw embeddings of each image and its flipped copy, computed when read.
+
+    Args:
+        embeddings: (N, D) raw embeddings.
+        flipped: (N, D) raw embeddings of the flipped images; None leaves them out of the sums.
+    """
 
     def __init__(self, embeddings: np.ndarray, flipped: np.ndarray | None) -> None:
         self._arrays = [array for array in (embeddings, flipped) if array is not None]
         self.shape: tuple[int, ...] = embeddings.shape
 
     def __getitem__(self, part: slice, /) -> np.ndarray:
-        """A copy of some rows."""
+        """A copy of a slice of the rows."""
         start, stop, _ = part.indices(self.shape[0])
         total = read_rows(self._arrays[0], start, stop)
         for array in self._arrays[1:]:
@@ -41,29 +47,34 @@ class FusedRows:
 
 
 class ChosenRows:
-    """A selection of rows, in any order, that is read lazily."""
+    """Selected rows, in any order, that are read only when needed.
+
+    Args:
+        rows: (N, D) the rows to select from.
+        chosen: (M,) row indices.
+    """
 
     def __init__(self, rows: FusedRows | np.ndarray, chosen: np.ndarray) -> None:
-        self._rows, self._chosen = rows, np.asarray(chosen)
-        self.shape: tuple[int, ...] = (len(self._chosen), rows.shape[1])
+        self._rows, self._indices = rows, np.asarray(chosen)
+        self.shape: tuple[int, ...] = (len(self._indices), rows.shape[1])
 
     def __getitem__(self, part: slice, /) -> np.ndarray:
-        """Some of the selected rows."""
-        chosen = self._chosen[part]
-        if len(chosen) and (np.diff(chosen) == 1).all():
-            return self._rows[int(chosen[0]) : int(chosen[-1]) + 1]
-        rows = np.empty((len(chosen), self.shape[1]), np.float32)
-        # Read in ascending order, and rows that lie close together in one go.
-        order = np.argsort(chosen, kind="stable")
+        """A slice of the selected rows."""
+        indices = self._indices[part]
+        if len(indices) and (np.diff(indices) == 1).all():
+            return self._rows[int(indices[0]) : int(indices[-1]) + 1]
+        rows = np.empty((len(indices), self.shape[1]), np.float32)
+        # Read rows in ascending order, and rows that lie close together in one read.
+        order = np.argsort(indices, kind="stable")
         for start in range(0, len(order), ROWS_PER_READ):
-            places = order[start : start + ROWS_PER_READ]
-            low, high = int(chosen[places[0]]), int(chosen[places[-1]])
+            positions = order[start : start + ROWS_PER_READ]
+            low, high = int(indices[positions[0]]), int(indices[positions[-1]])
             if high - low < 8 * ROWS_PER_READ:
-                rows[places] = self._rows[low : high + 1][chosen[places] - low]
+                rows[positions] = self._rows[low : high + 1][indices[positions] - low]
             else:
-                for place in places.tolist():
-                    row = int(chosen[place])
-                    rows[place] = self._rows[row : row + 1][0]
+                for position in positions.tolist():
+                    row = int(indices[position])
+                    rows[position] = self._rows[row : row + 1][0]
         return rows
 
 
@@ -81,11 +92,12 @@ class Features:
         unreadable: row -> reason, for images that could not be read; their rows are zero.
         quality: (N,) ground-truth image quality, or None if unknown.
         display_name: how messages refer to the features.
-        content: checksums of the arrays, one per block of a store.
+        content: checksums of the embeddings: one per block of a store, or a single one for
+            features in memory.
         digest: a digest of description and content, which identifies the features.
 
     Attributes:
-        identities: the identities' names; labels index them.
+        identities: the identities' names, indexed by label.
     """
 
     def __init__(
@@ -117,7 +129,7 @@ class Features:
 
     @property
     def preparation(self) -> dict[str, Any]:
-        """The weights and preprocessing, which must be equal for features to be comparable."""
+        """The weights' digest and the preprocessing; both are equal for comparable features."""
         card = {
             name: getattr(self.card, name) for name in ("image_size", "mean", "std", "color_order")
         }
@@ -125,7 +137,7 @@ class Features:
 
     @property
     def origin(self) -> Origin:
-        """Model and data, as a result records them."""
+        """The model and the images, in the form that a result records."""
         preparation = self.preparation
         images = self.description["images"]
         return Origin(
@@ -143,11 +155,11 @@ class Features:
         Raises:
             ValueError: weights or preprocessing differ, or the images are the same.
         """
-        own, others = self.preparation, other.preparation
+        first, second = self.preparation, other.preparation
         differing = [
-            name if name == "weights" else f"{name} ({own[name]} and {others[name]})"
-            for name in own
-            if own[name] != others[name]
+            name if name == "weights" else f"{name} ({first[name]} and {second[name]})"
+            for name in first
+            if first[name] != second[name]
         ]
         if differing:
             raise ValueError(
@@ -162,7 +174,7 @@ class Features:
             )
 
     def has_images(self, images: ImageSource) -> bool:
-        """Whether these features are of exactly these images, compared by path and label."""
+        """Whether the features belong to exactly these images, compared by path and label."""
         names, labels = names_and_labels(images)
         return digest_of(names, labels) == self.description["images"]["digest"]
 
@@ -198,28 +210,34 @@ class Features:
             ValueError: an image was not embedded, or could not be read.
         """
         row_of = {name: row for row, name in enumerate(self._names.tolist())}
-        encoded = [os.fsencode(name) for name in names]
-        missing = [name for name, key in zip(names, encoded, strict=True) if key not in row_of]
+        encoded_names = [os.fsencode(name) for name in names]
+        missing = [
+            name
+            for name, encoded in zip(names, encoded_names, strict=True)
+            if encoded not in row_of
+        ]
         if missing:
             raise ValueError(
                 f"{source} lists {quantity(len(missing), 'image')} that "
                 f"{self.display_name} does not contain: "
-                f"{listed(missing, NAMES_SHOWN)}; names there look like {self.name(0)!r}"
+                f"{listed(missing, NAMES_SHOWN)}; give names of the form {self.name(0)!r}"
             )
-        return self.check_readable(np.array([row_of[key] for key in encoded], np.int64))
+        return self.check_readable(
+            np.array([row_of[encoded] for encoded in encoded_names], np.int64)
+        )
 
     def check_readable(self, rows: np.ndarray) -> np.ndarray:
-        """Return the row indices unchanged.
+        """Return the row indices unchanged, after checking that their images could be read.
 
         Raises:
-            ValueError: the image of one of the rows could not be read when it was embedded.
+            ValueError: the image of a row could not be read when the images were embedded.
         """
         if self.unreadable:
             bad = rows[np.isin(rows, list(self.unreadable))]
             if len(bad):
                 raise ValueError(
-                    f"{len(bad)} of the required images could not be read: "
-                    f"{self.unreadable[int(bad[0])]}"
+                    f"{len(bad)} of the required images could not be read when they were embedded; "
+                    f"fix them and embed again. The first error: {self.unreadable[int(bad[0])]}"
                 )
         return rows
 
@@ -227,7 +245,7 @@ class Features:
 def describe(
     embedder: Embedder, images: ReadableImages, model: str, source: str, flips: bool
 ) -> tuple[dict[str, Any], np.ndarray, np.ndarray]:
-    """The description of the images' features, the (N,) names and the (N,) labels."""
+    """Return the description of the images' features, (N,) names and (N,) labels."""
     count = len(images)
     if not count:
         raise ValueError("there are no images to embed; check the folder or the list")
@@ -309,12 +327,12 @@ def embed_features(
 
 
 def check_unreadable(reasons: Sequence[str], count: int, maximum: int, note: str = "") -> None:
-    """Raise an error that lists some reasons if more than `maximum` images are unreadable."""
+    """Raise an error that lists the first reasons if more than `maximum` images are unreadable."""
     if count > maximum:
         shown = "\n  ".join(reasons[:10])
         raise ValueError(
             f"{count} images cannot be read, more than maximum_unreadable = {maximum}; fix the "
-            f"images, or raise the limit (--maximum-unreadable){note}:\n  {shown}"
+            f"images, or raise the limit with --maximum-unreadable{note}:\n  {shown}"
         )
 
 
@@ -329,20 +347,20 @@ def check_finite(embeddings: np.ndarray, images: ReadableImages, start: int = 0)
 
 
 def digest_of_description(description: Mapping[str, Any], content: Any) -> str:
-    """SHA-256 of features' description, without the model's name, and of their checksums."""
+    """SHA-256 of a description of features, without the model's name, and of their checksums."""
     return hashlib.sha256(json.dumps([{**description, "model": ""}, content]).encode()).hexdigest()
 
 
 def digest_of(*arrays: np.ndarray) -> str:
     """SHA-256 of the arrays' bytes."""
-    total = hashlib.sha256()
+    digest = hashlib.sha256()
     for array in arrays:
-        total.update(np.ascontiguousarray(array).data)
-    return total.hexdigest()
+        digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()
 
 
 def fingerprint(embedder: Embedder) -> str:
-    """The weights' digest: of the file for ONNX models, of the tensors otherwise."""
+    """A digest of the weights: of the file for ONNX models, of the tensors otherwise."""
     content = getattr(embedder.backbone, "content_digest", None)
     return weights_digest(embedder.backbone.state_dict()) if content is None else str(content)
 

@@ -18,12 +18,12 @@ from margrave.files import atomic_write, open_regular, read_bytes, read_json
 FORMAT_VERSION = 1
 HEADER = "features.json"
 MAX_COUNT = 2**48
-"""The numbers of rows and columns that a file declares must be below this."""
+"""Upper bound for the numbers of rows and columns that a file declares."""
 REMEDY = "delete the folder and embed again, or copy it again"
 
 
 def flush(path: Path) -> None:
-    """Force everything written to a file, also through a mapping, onto the disk."""
+    """Write pending changes of a file to disk, including those made through a memory map."""
     with open(path, "r+b") as file:
         os.fsync(file.fileno())
 
@@ -41,7 +41,7 @@ def checksum(description: Mapping[str, Any]) -> str:
 
 
 def read_header(folder: Path) -> dict[str, Any]:
-    """Read and validate features.json; the checksum is left out of the result."""
+    """Read and validate features.json; return its content without the checksum."""
     path = folder / HEADER
     if not path.is_file():
         raise ValueError(f"{folder} has no {HEADER}; create a feature store with margrave embed")
@@ -50,7 +50,7 @@ def read_header(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise ValueError(f"{path} cannot be read ({error}); {REMEDY}") from error
     if not isinstance(header, dict) or any(
-        not _is_a(header.get(key), kind) for key, kind in _HEADER_FIELDS.items()
+        not _has_type(header.get(key), kind) for key, kind in _HEADER_FIELDS.items()
     ):
         fields = ", ".join(_HEADER_FIELDS)
         raise ValueError(f"{path} is damaged: one of {fields} is missing or invalid; {REMEDY}")
@@ -59,14 +59,14 @@ def read_header(folder: Path) -> dict[str, Any]:
             f"{path} has format_version {header['format_version']}, but this version of Margrave "
             f"reads {FORMAT_VERSION}; {REMEDY}"
         )
-    written = header.pop("checksum", None)
-    if written is None:
+    stored_checksum = header.pop("checksum", None)
+    if stored_checksum is None:
         warnings.warn(
             f"{path} has no checksum because Margrave 0.1 wrote it, so its model and preprocessing "
             "entries are not verified; embed again to add a checksum",
             stacklevel=3,
         )
-    elif written != checksum(header):
+    elif stored_checksum != checksum(header):
         raise ValueError(f"{path} is damaged: its checksum differs; {REMEDY}")
     images, identities = header["images"], header["identities"]
     if not all(isinstance(images.get(key), str) for key in ("digest", "source")):
@@ -87,7 +87,7 @@ _HEADER_FIELDS: dict[str, type] = {
 }  # fmt: skip
 
 
-def _is_a(value: Any, kind: type) -> bool:
+def _has_type(value: Any, kind: type) -> bool:
     """Whether a JSON value has a type; a bool is not an int."""
     return isinstance(value, kind) and not (kind is int and isinstance(value, bool))
 
@@ -98,6 +98,9 @@ def read_blocks(folder: Path, *, repair: bool = False) -> list[dict[str, Any]]:
     Args:
         folder: the store's folder.
         repair: remove an incomplete last line, so that more lines can be appended.
+
+    Raises:
+        ValueError: the file cannot be read, or a complete line is damaged.
     """
     path = folder / "blocks.jsonl"
     try:
@@ -125,7 +128,7 @@ def read_blocks(folder: Path, *, repair: bool = False) -> list[dict[str, Any]]:
 def _is_block(block: Any, start: int) -> bool:
     """Whether a JSON value describes a block of rows that begins at `start`."""
     if not isinstance(block, dict) or not all(
-        _is_a(block.get(key), kind)
+        _has_type(block.get(key), kind)
         for key, kind in (("start", int), ("stop", int), ("digest", str), ("unreadable", dict))
     ):
         return False
@@ -144,7 +147,18 @@ def open_array(
     dtype: type[np.generic] | None,
     mode: Literal["r", "r+"] = "r",
 ) -> np.ndarray:
-    """Map an array file, checking that it has this shape and dtype (None: byte strings)."""
+    """Map an array file into memory, after checking its header and size.
+
+    Args:
+        folder: the store's folder.
+        name: the array's name; the file is ``NAME.npy``.
+        shape: the expected shape.
+        dtype: the expected dtype; None expects byte strings of any length.
+        mode: ``r`` to read, ``r+`` to write too.
+
+    Raises:
+        ValueError: the file cannot be read, or its shape, dtype or size is wrong.
+    """
     path = folder / f"{name}.npy"
     try:
         with open(path, "rb", opener=open_regular) as file:

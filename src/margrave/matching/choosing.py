@@ -24,30 +24,38 @@ Which = Literal["auto", "largest", "all"]
 MIN_FACE_WIDTH = 24
 """Minimum width of a face's box, in pixels."""
 AMBIGUOUS_AREA_RATIO = 0.5
-"""If a second face has at least this share of the largest face's area, the choice is ambiguous."""
+"""The choice is ambiguous if another face has at least this share of the largest face's area."""
 MAX_DISPLACEMENT = 12.0
-"""Maximum mean distance of an aligned crop's face from ArcFace's template, in pixels at 112 x 112.
-Of LFW's aligned crops, 2 % exceed 10 pixels with either detector; unaligned photos have at
-least 17."""
+"""Maximum displacement of an aligned crop's face from ArcFace's template, in pixels at 112 x 112
+(see `margrave.faces.displacements`). With MTCNN and with YuNet, 2 % of LFW's aligned crops exceed
+10 pixels, while unaligned photos have at least 17."""
 TEMPLATE_SIZE = 112
 """Side length of the crops for which ArcFace's template is defined, in pixels."""
 
 
 def read_image(image: Any, name: str = "") -> tuple[np.ndarray, str]:
-    """Read an image from a path, an image file's bytes or an array; return its pixels and name.
+    """Read an image; return its pixels, (height, width, 3) uint8 RGB, and its name.
+
+    Args:
+        image: a path, an image file's bytes, or the pixels.
+        name: the image's name in messages; by default its path, or "the image".
 
     Raises:
-        Refused: it cannot be read, or is not an image.
+        Refused: the image cannot be read, or is not an image.
     """
     if isinstance(image, str | Path):
         name = name or str(image)
         try:
             image = read_bytes(Path(image))
         except OSError as error:
-            raise Refused(f"{name} cannot be read ({error.strerror})", "unreadable") from None
+            raise Refused(
+                f"{name} cannot be read ({error.strerror}); check the path", "unreadable"
+            ) from None
         # Raised for a path with a null byte or a lone surrogate.
         except ValueError as error:
-            raise Refused(f"{name!r} is not a path ({error})", "unreadable") from None
+            raise Refused(
+                f"{name!r} is not a valid path ({error}); give an image file's path", "unreadable"
+            ) from None
     name = name or "the image"
     if isinstance(image, bytes | bytearray | memoryview):
         try:
@@ -67,6 +75,8 @@ def read_image(image: Any, name: str = "") -> tuple[np.ndarray, str]:
 def choose(faces: Sequence[FoundFace], which: Which, name: str) -> list[FoundFace]:
     """Choose the intended faces of an image.
 
+    Faces narrower than `MIN_FACE_WIDTH` are ignored.
+
     Args:
         faces: all detected faces of the image, largest first.
         which: ``auto`` takes the largest face, but refuses the image if another one is nearly as
@@ -81,15 +91,15 @@ def choose(faces: Sequence[FoundFace], which: Which, name: str) -> list[FoundFac
         raise ValueError(f"which = {which!r}; choices: auto, largest, all")
     if not faces:
         raise Refused(
-            f"no face was detected in {name}; give a sharper or larger photo, or use --aligned "
-            "(aligned=True) if it is an aligned crop",
+            f"no face was detected in {name}; give a sharper or larger photo. If it is an aligned "
+            "crop, use --aligned, or aligned=True in Python",
             "no_face",
         )
     usable = [face for face in faces if face.detection.width >= MIN_FACE_WIDTH]
     if not usable:
         raise Refused(
-            f"the largest face in {name} is {faces[0].detection.width:.0f} pixels wide, at least "
-            f"{MIN_FACE_WIDTH} are required; give a larger photo",
+            f"the largest face in {name} is {faces[0].detection.width:.0f} pixels wide, but at "
+            f"least {MIN_FACE_WIDTH} are required; give a larger photo",
             "no_face",
         )
     if which == "all":
@@ -99,7 +109,9 @@ def choose(faces: Sequence[FoundFace], which: Which, name: str) -> list[FoundFac
     if which == "auto" and len(similar) > 1:
         raise Refused(
             f"{name} shows {len(similar)} faces of similar size; crop it to the intended person, "
-            "or choose the largest face (enroll: --largest; else --face largest or --face all)",
+            "or take the largest face with --largest (margrave enroll) or --face largest (verify, "
+            "identify; --face all takes every face); in Python, largest=True or which='largest'; "
+            "in the API, face=largest",
             "several_faces",
         )
     return usable[:1]
@@ -110,7 +122,7 @@ def check_aligned(crop: np.ndarray, detector: Detector, name: str) -> None:
 
     Args:
         crop: (height, width, 3) uint8 RGB.
-        detector: the face detector, which finds the landmarks.
+        detector: detects the face and its landmarks.
         name: the image's name in messages.
 
     Raises:
@@ -118,7 +130,9 @@ def check_aligned(crop: np.ndarray, detector: Detector, name: str) -> None:
     """
     fitted = fit_image(crop, TEMPLATE_SIZE)
     face = face_of_crop(fitted, detector)
-    remedy = "leave out --aligned (aligned=True), so that the face is detected and aligned"
+    remedy = (
+        "leave out --aligned, or aligned=True in Python, so that the face is detected and aligned"
+    )
     if face is None:
         raise Refused(
             f"no face was detected in {name}, which should be an aligned crop; {remedy}",
@@ -127,8 +141,8 @@ def check_aligned(crop: np.ndarray, detector: Detector, name: str) -> None:
     displacement = float(displacements(face.landmarks[None])[0])
     if displacement > MAX_DISPLACEMENT:
         raise Refused(
-            f"{name} is not an aligned crop: its face is {displacement:.0f} pixels (of "
-            f"{TEMPLATE_SIZE}) away from ArcFace's template; {remedy}",
+            f"{name} is not an aligned crop: at {TEMPLATE_SIZE} x {TEMPLATE_SIZE} pixels, its face "
+            f"is {displacement:.0f} pixels away from ArcFace's template; {remedy}",
             "not_aligned",
         )
     # Detectors mistake some upside-down faces for upright ones, but with a lower score.

@@ -21,10 +21,10 @@ class Face:
         detection: the face's position in the photo; None if the image was an aligned crop.
         embedding: (D,) float32, the raw embedding; the flipped crop's is added if the model's
             thresholds were measured with flipped images.
-        norm: norm of the embedding without the flipped crop's.
+        norm: norm of the embedding of the crop alone, without the flipped crop's.
         quality: percentage of the reference faces (``ModelCard.reference``) whose embeddings have a
-            smaller norm; None if the model has no reference, or all its embeddings have the same
-            norm.
+            smaller norm than this face's; None if the model has no reference norms, or all its
+            embeddings have the same norm.
     """
 
     image: str
@@ -40,9 +40,9 @@ class Verification:
     """Whether two faces show the same person.
 
     Attributes:
-        same: whether the similarity is above the threshold.
+        same: True if the similarity is above the threshold.
         similarity: the cosine, in [-1, 1].
-        point: the operating point used: threshold, its FAR, intervals.
+        point: the operating point used: the threshold, its FAR, and their intervals.
         log_likelihood_ratio: natural logarithm of p(similarity | same person) /
             p(similarity | different people); None if the model has no calibration.
         probability: the probability of the same person, given equal prior probabilities; None if
@@ -61,19 +61,20 @@ class Verification:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Identification:
-    """The identified person of a face.
+    """The result of searching a gallery for a face.
 
     Attributes:
         face: the face.
         person: the name of the most similar person, or None if the similarity is not above the
             threshold.
-        candidates: the most similar people, most similar first, also those below the threshold.
+        candidates: the most similar people, most similar first, including those below the
+            threshold.
         threshold: the cosine above which a person is accepted.
         far: false accept rate of one comparison at this threshold.
-        people: N, the number of people compared.
-        fpir: false positive identification rate, the share of strangers identified as someone, if
-            the N comparisons are independent: 1 − (1 − FAR)^N. It is lower if one stranger's false
-            accepts tend to coincide.
+        people: N, the number of people in the gallery.
+        fpir: expected false positive identification rate: the share of strangers that are
+            identified as someone. It is 1 − (1 − FAR)^N, which assumes that the N comparisons are
+            independent; the true rate is lower if one stranger's false accepts tend to coincide.
     """
 
     face: Face
@@ -101,7 +102,7 @@ class Enrollment:
 
 
 class Refused(ValueError):
-    """An image or a name was refused: no face, several faces, low quality, not upright, and so on.
+    """An image or an enrollment was refused; the message says why and what to do.
 
     Attributes:
         reason: a fixed code that programs can test: ``no_face``, ``several_faces``,

@@ -24,8 +24,8 @@ class Cropper:
 
     Attributes:
         finder: detects and cuts out faces; None treats every image as an aligned crop.
-        checker: if there is no finder, checks with this detector that images are aligned crops;
-            None does not check.
+        checker: detector that checks whether images are aligned crops, if there is no finder; None
+            skips the check.
         size: S, the side length of the crops in pixels.
         fit: how an aligned crop that is not square is made square.
     """
@@ -58,19 +58,19 @@ def cropper_for(
         card: the model's card.
         detector: ``mtcnn`` (the default), a YuNet file, or a detector object; ignored if the model
             uses dlib's alignment, which includes a detector.
-        aligned: whether images are aligned crops.
-        check_alignment: if `aligned` and the model uses ArcFace's alignment, refuse crops without
-            an upright face aligned to ArcFace's template.
+        aligned: True treats images as aligned crops, in which no faces are detected.
+        check_alignment: if `aligned` is True and the model uses ArcFace's alignment, refuse crops
+            that do not show an upright face aligned to ArcFace's template.
 
     Raises:
         ValueError: the detector is not installed, or its file cannot be read.
     """
-    has_own_alignment = card.alignment != "arcface"
-    if has_own_alignment and not aligned:
+    uses_dlib = card.alignment != "arcface"
+    if uses_dlib and not aligned:
         from margrave.faces.dlib_faces import DlibFinder
 
         return Cropper(DlibFinder(), None, card.image_size, card.fit)
-    if aligned and (has_own_alignment or not check_alignment):
+    if aligned and (uses_dlib or not check_alignment):
         return Cropper(None, None, card.image_size, card.fit)
     built: Detector
     if detector is None or isinstance(detector, str | Path):

@@ -10,13 +10,13 @@ from margrave.models import ModelCard
 def threshold_for_fpir(card: ModelCard, fpir: float, people: int) -> tuple[float, float]:
     """The threshold for a false positive identification rate in a gallery, and the threshold's FAR.
 
-    A stranger is compared with N people. If the comparisons are independent, FPIR is
-    1 − (1 − FAR)^N, so each needs FAR = 1 − (1 − FPIR)^(1/N); FPIR is lower if one stranger's false
-    accepts tend to coincide.
+    A stranger is compared with N people. If the comparisons are independent, the FPIR is
+    1 − (1 − FAR)^N, so each comparison may have at most FAR = 1 − (1 − FPIR)^(1/N). The FPIR is
+    lower if one stranger's false accepts tend to coincide.
 
     Args:
         card: the model's card, with its reference.
-        fpir: the allowed false positive identification rate, in (0, 1).
+        fpir: the allowed false positive identification rate (FPIR), in (0, 1).
         people: N, the number of people in the gallery.
 
     Raises:
@@ -35,8 +35,9 @@ def threshold_for_fpir(card: ModelCard, fpir: float, people: int) -> tuple[float
         smallest = card.reference.far_thresholds[-1][0]
         raise ValueError(
             f"FPIR {fpir:g} with {people} people needs FAR {max_far:.2g} in each comparison, but "
-            f"{card.reference.measured_on} supports only {smallest:.2g}. Measure on more people "
-            f"(margrave threshold), or allow FPIR {-math.expm1(people * math.log1p(-smallest)):.2g}"
+            f"{card.reference.measured_on} supports only {smallest:.2g} or more. Measure on more "
+            "people (margrave threshold), or allow FPIR "
+            f"{-math.expm1(people * math.log1p(-smallest)):.2g}"
         )
     far, threshold = usable[0]
     return threshold, far

@@ -15,10 +15,10 @@ from margrave.models import Model, ModelCard
 def uses_flips(card: ModelCard) -> bool:
     """Whether the model's thresholds were measured with flip fusion.
 
-    Without thresholds, the card's reference decides; without both, flips are used.
+    Without thresholds, the card's reference scores decide. Without either, flips are used.
 
     Raises:
-        ValueError: some thresholds were, others were not.
+        ValueError: some thresholds were measured with flip fusion and others without.
     """
     points = card.operating_points
     if not points:
@@ -32,24 +32,24 @@ def uses_flips(card: ModelCard) -> bool:
 
 
 def card_of_gallery(model: Model, keep_images: bool = False) -> GalleryCard:
-    """The card of a gallery for a model's vectors."""
+    """The card of a new gallery for a model's vectors; its values are JSON values."""
     card = model.card
-    names = ("image_size", "mean", "std", "color_order", "fit", "alignment")
-    preparation = {name: getattr(card, name) for name in names} | {"flips": uses_flips(card)}
+    fields = ("image_size", "mean", "std", "color_order", "fit", "alignment")
+    preparation = {name: getattr(card, name) for name in fields} | {"flips": uses_flips(card)}
     return GalleryCard(
         weights=model.digest,
         model=card.source or model.path.name,
         preparation=json.loads(json.dumps(preparation)),
         dimension=dimension_of(model),
         keep_images=keep_images,
-        thresholds=tuple(json.loads(json.dumps(asdict(each))) for each in card.operating_points),
+        thresholds=tuple(json.loads(json.dumps(asdict(point))) for point in card.operating_points),
     )
 
 
 def dimension_of(model: Model) -> int:
-    """D, the number of features per embedding, from one forward pass."""
+    """D, the number of components of an embedding, from one forward pass."""
     blank = np.zeros((model.card.image_size, model.card.image_size, 3), np.uint8)
-    plain, _ = Embedder(model.backbone, model.card, model.card.fit).embed_images(
+    embeddings, _ = Embedder(model.backbone, model.card, model.card.fit).embed_images(
         [blank], flips=False
     )
-    return plain.shape[1]
+    return embeddings.shape[1]

@@ -1,4 +1,4 @@
-"""Photos in, decisions out."""
+"""Verifies, enrolls and identifies the faces in photos."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from margrave.quantity import quantity
 BASELINE = "baseline"
 """The default model (extra ``baseline``)."""
 QUALITY_FLOOR = 0.5
-"""Default minimum of ``Face.quality``: the percentage of reference faces with a smaller norm."""
+"""Default minimum of ``Face.quality``, in percent."""
 
 
 class Matcher:
@@ -42,10 +42,11 @@ class Matcher:
         model: the open model, see ``margrave.models.open_model``.
         gallery: a gallery of this model's vectors, or None.
         finder: detects and cuts out faces; None treats every image as an aligned crop.
-        checker: if there is no finder, checks with this detector that images are aligned crops;
-            None does not check.
-        far: the operating point for decisions, by its FAR; None takes the one of the smallest FAR.
-        quality_floor: faces with a lower ``Face.quality`` are refused, in percent.
+        checker: detector that checks whether images are aligned crops, if there is no finder; None
+            skips the check.
+        far: FAR of the operating point for decisions; None takes the smallest FAR that the model
+            has a threshold for.
+        quality_floor: minimum ``Face.quality`` in percent; faces below it are refused.
 
     Raises:
         ValueError: the gallery belongs to another model, or the model has no threshold for `far`.
@@ -92,13 +93,14 @@ class Matcher:
             model: a model file, a run's folder, an ONNX file, or ``baseline``.
             gallery: a path or an address, see ``margrave.gallery.open_gallery``.
             detector: ``mtcnn`` (the default), a YuNet file, or a detector object.
-            aligned: whether images are aligned crops, in which no faces are detected.
-            check_alignment: refuse crops without an upright face aligned to ArcFace's template.
-            far: the operating point for decisions, by its FAR; None takes the one of the smallest
-                FAR.
-            quality_floor: faces with a lower ``Face.quality`` are refused, in percent.
+            aligned: True treats images as aligned crops, in which no faces are detected.
+            check_alignment: with `aligned`, refuse crops that do not show an upright face aligned
+                to ArcFace's template.
+            far: FAR of the operating point for decisions; None takes the smallest FAR that the
+                model has a threshold for.
+            quality_floor: minimum ``Face.quality`` in percent; faces below it are refused.
             create: create the gallery if it does not exist.
-            keep_images: whether a newly created gallery keeps crops.
+            keep_images: True makes a newly created gallery keep crops.
             key: the key of an encrypted gallery.
             device: the network's device; None uses a CUDA device if there is one.
             trust_code: import the custom network code that the model names.
@@ -129,7 +131,7 @@ class Matcher:
 
     @property
     def flips(self) -> bool:
-        """Whether embeddings use flip fusion, as for the model's thresholds."""
+        """Whether embeddings use flip fusion, as they did when the thresholds were measured."""
         return uses_flips(self.model.card)
 
     def find(self, image: Any, *, which: Which = "auto", name: str = "") -> list[FoundFace]:
@@ -171,7 +173,11 @@ class Matcher:
         for face, name, row, unflipped in zip(found, names, total, plain, strict=True):
             norm = float(np.linalg.norm(unflipped))
             if not np.isfinite(row).all() or not np.linalg.norm(row) > 0:
-                raise Refused(f"{name}: the model's embedding is zero, infinite or NaN", "no_face")
+                raise Refused(
+                    f"{name}: the model's embedding is zero, infinite or NaN; give another photo, "
+                    "or check the model with margrave doctor",
+                    "no_face",
+                )
             faces.append(
                 Face(
                     image=name,
@@ -205,8 +211,8 @@ class Matcher:
         for face in faces:
             if face.quality is not None and face.quality < self.quality_floor:
                 raise Refused(
-                    f"{face.image}: the quality of the face is too low (among the worst "
-                    f"{face.quality:.1f} % of the reference's faces, the floor is "
+                    f"{face.image}: the quality of the face is too low (higher than "
+                    f"{face.quality:.1f} % of the reference's faces, but the floor is "
                     f"{self.quality_floor:g} %); give a sharper, larger or more frontal photo",
                     "low_quality",
                 )
@@ -219,15 +225,20 @@ class Matcher:
         Args:
             first: the first image, see `find`.
             second: the second image, see `find`.
-            far: the operating point, by its FAR; None takes the matcher's.
-            which: which face of each image; ``all`` takes the most similar pair of faces.
+            far: FAR of the operating point; None takes the matcher's.
+            which: which face of each image, see `find`; ``all`` compares all faces of both images
+                and takes the most similar pair.
 
         Raises:
             Refused: an image was refused.
             ValueError: the model has no threshold, or none for this FAR.
         """
-        ones, others = (self.faces(image, which=which) for image in (first, second))
-        results = [self.decide(one, other, far=far) for one in ones for other in others]
+        first_faces, second_faces = (self.faces(image, which=which) for image in (first, second))
+        results = [
+            self.decide(first_face, second_face, far=far)
+            for first_face in first_faces
+            for second_face in second_faces
+        ]
         return max(results, key=lambda result: result.similarity)
 
     def decide(self, first: Face, second: Face, *, far: float | None = None) -> Verification:
@@ -249,7 +260,7 @@ class Matcher:
         """The operating point used for decisions.
 
         Args:
-            far: the operating point's FAR; None takes the matcher's.
+            far: FAR of the operating point; None takes the matcher's.
 
         Raises:
             ValueError: the model has none, or none for this FAR.
@@ -270,10 +281,10 @@ class Matcher:
 
         Args:
             name: the person's name, any text of at most 512 bytes.
-            images: the images, see `find`; each must show one face, or one that is the largest by
-                far.
-            add: add the images to those of an enrolled person.
-            replace: replace an enrolled person.
+            images: the images, see `find`; each must show one face, or one that is clearly the
+                largest.
+            add: if the person is enrolled already, add the images.
+            replace: if the person is enrolled already, replace the enrolled images.
             allow_similar: skip the checks that all images show the same person and that the face is
                 not enrolled under another name.
             largest: take each image's largest face, even if others are of similar size.
@@ -298,26 +309,26 @@ class Matcher:
         """Enroll a person with faces. See `enroll`."""
         gallery = self._gallery()
         if not faces:
-            raise ValueError(f"{name!r} needs at least one image")
+            raise ValueError(f"no image is given for {name!r}; give at least one")
         enrolled = gallery.get(name)
         if enrolled is not None and not (add or replace):
             raise Refused(
                 f"{enrolled.name!r} is enrolled already, with "
-                f"{quantity(enrolled.images, 'image')}; add to them (--add, add=True) or "
-                "replace them (--replace, replace=True)",
+                f"{quantity(enrolled.images, 'image')}; to add images, use --add, or add=True in "
+                "Python or the API; to replace them, use --replace, or replace=True",
                 "already_enrolled",
             )
         embeddings = np.array([face.embedding for face in faces])
-        others = [
+        other_people = [
             candidate
             for candidate in gallery.search(embeddings.mean(0, keepdims=True), 2)[0]
             if enrolled is None or candidate.name != enrolled.name
         ]
-        most_alike = others[0] if others else None
+        most_alike = other_people[0] if other_people else None
         if not allow_similar and self.model.card.operating_points:
             vector = gallery.vector(name) if enrolled is not None and not replace else None
             self._check_one_person(name, faces, vector)
-            self._check_new(most_alike)
+            self._check_not_enrolled(most_alike)
         crops = [png(face.crop) for face in faces] if gallery.card.keep_images else []
         person = gallery.add(name, embeddings, crops=crops, replace=replace)
         return Enrollment(person=person, faces=tuple(faces), most_alike=most_alike)
@@ -325,14 +336,14 @@ class Matcher:
     def identify(
         self, image: Any, *, top_k: int = 5, fpir: float | None = None, which: Which = "auto"
     ) -> list[Identification]:
-        """Identify the faces of an image in the gallery; return one result per face.
+        """Search the gallery for the faces of an image; return one result per face.
 
         Args:
             image: the image, see `find`.
             top_k: number of candidates per face.
             fpir: the allowed false positive identification rate: the share of strangers that may be
-                identified as anyone in the gallery. None uses the model's threshold for one
-                comparison, whose FPIR grows with the gallery.
+                identified as someone in the gallery. None uses the matcher's threshold for one
+                comparison; its FPIR grows with the number of people in the gallery.
             which: which faces to identify, see `find`.
 
         Raises:
@@ -344,7 +355,7 @@ class Matcher:
     def identify_faces(
         self, faces: Sequence[Face], *, top_k: int = 5, fpir: float | None = None
     ) -> list[Identification]:
-        """Identify faces in the gallery. See `identify`."""
+        """Search the gallery for faces; return one result per face. See `identify`."""
         gallery = self._gallery()
         people = len(gallery)
         if fpir is None:
@@ -371,10 +382,10 @@ class Matcher:
         ]
 
     def forget(self, name: str) -> ForgetResult:
-        """Remove a person from the gallery; every byte is overwritten if the store can do so.
+        """Remove a person from the gallery; overwrite every stored byte if the store can.
 
         Raises:
-            ValueError: nobody of this name is enrolled.
+            ValueError: no gallery is open, or nobody is enrolled under this name.
         """
         return self._gallery().forget(name)
 
@@ -386,7 +397,7 @@ class Matcher:
 
     def _gallery(self) -> Gallery:
         if self.gallery is None:
-            raise ValueError("no gallery is open; give one: --gallery (gallery=)")
+            raise ValueError("no gallery is open; give one with --gallery, or gallery= in Python")
         return self.gallery
 
     def _log_likelihood_ratio(self, similarity: float) -> float | None:
@@ -405,26 +416,31 @@ class Matcher:
     def _check_one_person(
         self, name: str, faces: Sequence[Face], enrolled: np.ndarray | None
     ) -> None:
-        """Compare all faces with the enrolled vector, or with the first face if it is None."""
+        """Refuse faces that show a different person than the enrolled vector.
+
+        If `enrolled` is None, compare the faces with the first one instead.
+        """
         threshold = self.point().threshold
         units = [self.unit(face) for face in faces]
         anchor = units[0] if enrolled is None else enrolled / np.linalg.norm(enrolled)
-        source = faces[0].image if enrolled is None else f"the images enrolled as {name!r}"
+        anchor_name = faces[0].image if enrolled is None else f"the images enrolled as {name!r}"
         for face, unit in zip(faces, units, strict=True):
             if (similarity := float(unit @ anchor)) <= threshold:
                 raise Refused(
-                    f"{face.image} shows a different person than {source} (cosine "
-                    f"{similarity:.3f}, threshold {threshold:.3f}); leave it out, or use "
-                    "--allow-similar (allow_similar=True)",
+                    f"{face.image} shows a different person than {anchor_name} (cosine "
+                    f"{similarity:.3f}, threshold {threshold:.3f}); leave the image out. "
+                    "If it does show the same person, use --allow-similar, or allow_similar=True "
+                    "in Python or the API",
                     "several_people",
                 )
 
-    def _check_new(self, most_alike: Candidate | None) -> None:
+    def _check_not_enrolled(self, most_alike: Candidate | None) -> None:
+        """Refuse a face that matches another enrolled person."""
         if most_alike is not None and most_alike.similarity > self.point().threshold:
             raise Refused(
                 f"this face is enrolled already, as {most_alike.name!r} (cosine "
-                f"{most_alike.similarity:.3f}); add the images to that person, or use "
-                "--allow-similar (allow_similar=True) if they are two people",
+                f"{most_alike.similarity:.3f}); add the images to that person. If they "
+                "are two people, use --allow-similar, or allow_similar=True in Python or the API",
                 "already_enrolled",
             )
 

@@ -31,52 +31,52 @@ def re_embed(
         gallery: the source gallery, which is not changed.
         target: the new gallery, which must not exist.
         model: the model for the new gallery.
-        key: the key of both galleries, if they are encrypted.
+        key: the key of both galleries; None if they are not encrypted.
         device: the network's device; None uses a CUDA device if there is one.
         trust_code: import the custom network code that the model names.
-        progress: called with (people done, people).
+        progress: called with (people done, total).
 
     Returns:
-        the number of people in the new gallery, and the names of people without crops, who are left
-        out.
+        the number of people in the new gallery, and the names of the people who are left out
+        because they have no crops.
 
     Raises:
-        ValueError: the gallery keeps no crops, its crops have another alignment than the model's,
-            or the target exists.
+        ValueError: the gallery keeps no crops, its crops are aligned differently than the model
+            needs, or the target exists.
     """
     opened = open_model(model, device=device, trust_code=trust_code)
     embedder = Embedder(opened.backbone, opened.card, opened.card.fit)
     flips = uses_flips(opened.card)
-    done, missing = 0, []
+    converted, left_out = 0, []
     with open_gallery(str(gallery), key=key) as source:
         if not source.card.keep_images:
             raise ValueError(
-                f"{gallery} keeps no crops to embed again; enroll all people again (margrave "
-                "enroll --keep-images keeps crops)"
+                f"{gallery} keeps no crops to embed again; enroll all people again in a new "
+                "gallery, created with --keep-images, or keep_images=True in Python"
             )
         # A card that states no alignment means ArcFace's template.
-        kept_alignment = source.card.preparation.get("alignment", "arcface")
-        if kept_alignment != opened.card.alignment:
+        crop_alignment = source.card.preparation.get("alignment", "arcface")
+        if crop_alignment != opened.card.alignment:
             raise ValueError(
-                f"{gallery} keeps crops aligned for {kept_alignment!r}, but {model} needs "
-                f"{opened.card.alignment!r}; enroll all people again from their photos"
+                f"{gallery} keeps crops with {crop_alignment!r} alignment, but {model} needs "
+                f"{opened.card.alignment!r} alignment; enroll all people again from their photos"
             )
         people = list(source.people())
         card = card_of_gallery(opened, keep_images=True)
         card = replace(card, fusion=source.card.fusion, half=source.card.half)
         with create_gallery(str(target), card, key=key) as new_gallery:
-            for number, person in enumerate(people, 1):
+            for people_done, person in enumerate(people, 1):
                 crops = source.crops(person.name)
                 if crops:
                     images = [decode_image(crop, f"a crop of {person.name}") for crop in crops]
                     plain, flipped = embedder.embed_images(images, flips=flips)
                     embeddings = np.asarray(plain + flipped if flips else plain)
                     total = fuse_embeddings(embeddings, new_gallery.card)
-                    kept = replace(person, images=len(crops))
-                    new_gallery.restore([PersonRecord(person=kept, vector=total, crops=crops)])
-                    done += 1
+                    updated = replace(person, images=len(crops))
+                    new_gallery.restore([PersonRecord(person=updated, vector=total, crops=crops)])
+                    converted += 1
                 else:
-                    missing.append(person.name)
+                    left_out.append(person.name)
                 if progress is not None:
-                    progress(number, len(people))
-    return done, missing
+                    progress(people_done, len(people))
+    return converted, left_out
