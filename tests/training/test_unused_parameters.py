@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from margrave.training import read_metrics
 from margrave.training.unused_parameters import (
     check_gradients,
-    ddp_errors_explained,
+    explain_ddp_errors,
     unused_parameters,
 )
 
@@ -152,9 +152,11 @@ def test_messages_name_some_parameters() -> None:
         "\nParameter indices which did not receive grad for rank 1: 3 5\n In addition, …"
     )
     with (
-        pytest.raises(ValueError, match=r"without a gradient: spare\.0\.bias, spare\.1\.bias; sev"),
-        ddp_errors_explained(network),
+        pytest.raises(
+            ValueError, match=r"without a gradient: spare\.0\.bias, spare\.1\.bias; with"
+        ),
+        explain_ddp_errors(network),
     ):
         raise RuntimeError(message)
-    with pytest.raises(RuntimeError, match="something else"), ddp_errors_explained(network):
+    with pytest.raises(RuntimeError, match="something else"), explain_ddp_errors(network):
         raise RuntimeError("something else")
