@@ -109,7 +109,7 @@ def test_an_unused_layer_is_noticed_and_trains_as_in_one_process(tmp_path: Path)
 def test_a_layer_that_some_steps_leave_out_is_named_with_the_remedy(tmp_path: Path) -> None:
     settings = "training.find_unused_parameters=false"
     output = train(tmp_path, "LayerDrop", settings, code=1)
-    assert "without a gradient: spare.weight, spare.bias; several processes" in output
+    assert "without a gradient: spare.weight, spare.bias; with several processes" in output
     assert "training.find_unused_parameters=true" in output
 
 
@@ -145,7 +145,7 @@ def test_a_trial_leaves_no_trace() -> None:
 def test_messages_name_some_parameters() -> None:
     network = Net()
     network(torch.randn(2, 3, 4, 4)).sum().backward()
-    with pytest.raises(ValueError, match=r"spare\.0\.weight, .* spare\.2\.weight and 3 more; sev"):
+    with pytest.raises(ValueError, match=r"spare\.0\.weight, .* spare\.2\.weight and 3 more; with"):
         check_gradients(network, network.parameters())
     message = (
         "Expected to have finished reduction in the prior iteration before starting a new one. …"

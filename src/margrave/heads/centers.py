@@ -34,10 +34,10 @@ def initial_centers(rows: range, embedding_size: int) -> Tensor:
         generator = torch.Generator().manual_seed(seed + block)
         shape = SEED_BLOCK, embedding_size
         block_centers = torch.randn(shape, generator=generator, device="cpu").mul_(0.01)
-        first = block * SEED_BLOCK
-        start, stop = max(first, rows.start), min(first + SEED_BLOCK, rows.stop)
+        block_start = block * SEED_BLOCK
+        start, stop = max(block_start, rows.start), min(block_start + SEED_BLOCK, rows.stop)
         centers[start - rows.start : stop - rows.start] = block_centers[
-            start - first : stop - first
+            start - block_start : stop - block_start
         ]
     return centers
 
@@ -61,8 +61,8 @@ def gradient_of_all_cosines(gradient: Tensor, nearest: Tensor | None, count: int
     """
     if nearest is None:
         return gradient
-    center = torch.arange(count, device=nearest.device, dtype=nearest.dtype)
-    return torch.where(center == nearest[..., None], gradient[..., None], 0).flatten(1)
+    centers = torch.arange(count, device=nearest.device, dtype=nearest.dtype)
+    return torch.where(centers == nearest[..., None], gradient[..., None], 0).flatten(1)
 
 
 def center_rows(classes: Tensor, count: int) -> Tensor:
