@@ -224,10 +224,10 @@ def test_two_ranks_are_one_run(tmp_path: Path, subtests: pytest.Subtests) -> Non
 
 def test_what_ranks_cannot_share_is_refused() -> None:
     with pytest.raises(ValueError, match="'dense' cannot be split over 2 processes"):
-        setup._head_for({"kind": "dense"}, 2)
+        setup._choose_head({"kind": "dense"}, 2)
     few = TrainingSettings(batch_size=6, accumulate=2)
     with pytest.raises(ValueError, match="set it to 8 or more"):
-        setup._check_batches(few, 2, images=100)
+        setup._check_batch_size(few, 2, images=100)
 
 
 def test_one_rank_needs_no_process_group(tmp_path: Path) -> None:

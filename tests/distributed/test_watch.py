@@ -211,29 +211,29 @@ def test_who_is_blamed() -> None:
     fresh, old = 99.0, 80.0
     waits, reads = status("a.py:1 in wait"), status("b.py:2 in read", waiting=False)
     healthy = watch_of_three(rank0=(waits, fresh), rank1=(waits, fresh), rank2=(reads, fresh))
-    assert healthy._blamed(100.0) is None
+    assert healthy._find_failure(100.0) is None
     silent = watch_of_three(rank0=(waits, fresh), rank1=(waits, old))
     assert "process 2 of 3 (rank 1, pid 40 on node) has not answered for 20 s" in str(
-        silent._blamed(100.0)
+        silent._find_failure(100.0)
     )
     ended = watch_of_three(rank0=(waits, fresh), rank1=(status("", done=True), old))
-    assert ended._blamed(100.0) is None
+    assert ended._find_failure(100.0) is None
     # The store does not answer: nothing is known of the others.
-    assert "which hosts the store" in str(silent._blamed(115.0))
+    assert "which hosts the store" in str(silent._find_failure(115.0))
     # Somebody reads while the others wait.
     healthy._waiting_since = 40.0
-    blamed = str(healthy._blamed(100.0))
+    blamed = str(healthy._find_failure(100.0))
     assert "waited 60 s for others: process 3 of 3" in blamed and "process 2" not in blamed
     assert "the limit is training.rank_stall_seconds = 50" in blamed
     # All wait, one of them a step behind; or for each other.
     behind = status("c.py:3 in wait", step=6)
     late = watch_of_three(rank0=(waits, fresh), rank1=(behind, fresh), rank2=(waits, fresh))
     late._waiting_since = 40.0
-    assert "for others: process 2 of 3" in str(late._blamed(100.0))
+    assert "for others: process 2 of 3" in str(late._find_failure(100.0))
     all_wait = watch_of_three(rank0=(waits, fresh), rank1=(waits, fresh))
     all_wait._waiting_since = 40.0
     assert "all processes have waited for each other for 60 s: process 1" in str(
-        all_wait._blamed(100.0)
+        all_wait._find_failure(100.0)
     )
 
 

@@ -180,7 +180,9 @@ def test_accumulated_gradient_is_the_whole_batchs(
         monkeypatch.setattr(one.optimizer, "zero_grad", lambda: None)
         one.sampler.start_at(0, 0)
         batches = PrefetchedBatches(one.loader, one.fabric.device)
-        loop_module._train_step(one, batches, [7], tmp_path, due=False, stop=StopSignals())
+        loop_module._train_step(
+            one, batches, [7], tmp_path, checkpoint_due=False, stop=StopSignals()
+        )
         gradients.append([p.grad.clone() for p in one.network.parameters() if p.grad is not None])
     for full, parts in zip(*gradients, strict=True):
         torch.testing.assert_close(full, parts, rtol=1e-4, atol=1e-6)

@@ -93,7 +93,7 @@ def test_a_damaged_file_of_identifiers_begins_another_run(tmp_path: Path, conten
 
 def test_a_logger_that_fails_is_left_out(tmp_path: Path) -> None:
     log = MetricsLog(tmp_path, ("test_loggers:start_failing", RECORDER))
-    with pytest.warns(UserWarning, match="start_failing failed and is left out .* server is gone"):
+    with pytest.warns(UserWarning, match="start_failing failed and is off .* server is gone"):
         for step in range(1, 5):
             log.write("training", step, {"epoch": 1.0, "loss": 1.0})
     log.close()

@@ -100,18 +100,18 @@ def test_auto_is_the_default_and_survives_yaml() -> None:
 
 def test_a_loss_scale_falls_at_once_and_rises_slowly() -> None:
     scale = LossScale(scale=8.0, growth_steps=3)
-    scale.overflowed()
+    scale.record_overflow()
     for _ in range(2):
-        scale.succeeded()
+        scale.record_success()
     assert (scale.scale, scale.skipped_steps) == (4.0, 1)
-    scale.succeeded()
+    scale.record_success()
     assert scale.scale == 8.0
     again = LossScale()
     again.load(scale.state())
     assert again.state() == scale.state()
     assert not scale.exhausted
     for _ in range(4):
-        scale.overflowed()
+        scale.record_overflow()
     assert scale.exhausted
 
 

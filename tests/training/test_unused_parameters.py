@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from margrave.training import read_metrics
 from margrave.training.unused_parameters import (
     check_gradients,
-    ddp_errors_explained,
+    explain_ddp_errors,
     unused_parameters,
 )
 
@@ -109,7 +109,7 @@ def test_an_unused_layer_is_noticed_and_trains_as_in_one_process(tmp_path: Path)
 def test_a_layer_that_some_steps_leave_out_is_named_with_the_remedy(tmp_path: Path) -> None:
     settings = "training.find_unused_parameters=false"
     output = train(tmp_path, "LayerDrop", settings, code=1)
-    assert "without a gradient: spare.weight, spare.bias; several processes" in output
+    assert "without a gradient: spare.weight, spare.bias; with several processes" in output
     assert "training.find_unused_parameters=true" in output
 
 
@@ -145,16 +145,18 @@ def test_a_trial_leaves_no_trace() -> None:
 def test_messages_name_some_parameters() -> None:
     network = Net()
     network(torch.randn(2, 3, 4, 4)).sum().backward()
-    with pytest.raises(ValueError, match=r"spare\.0\.weight, .* spare\.2\.weight and 3 more; sev"):
+    with pytest.raises(ValueError, match=r"spare\.0\.weight, .* spare\.2\.weight and 3 more; with"):
         check_gradients(network, network.parameters())
     message = (
         "Expected to have finished reduction in the prior iteration before starting a new one. …"
         "\nParameter indices which did not receive grad for rank 1: 3 5\n In addition, …"
     )
     with (
-        pytest.raises(ValueError, match=r"without a gradient: spare\.0\.bias, spare\.1\.bias; sev"),
-        ddp_errors_explained(network),
+        pytest.raises(
+            ValueError, match=r"without a gradient: spare\.0\.bias, spare\.1\.bias; with"
+        ),
+        explain_ddp_errors(network),
     ):
         raise RuntimeError(message)
-    with pytest.raises(RuntimeError, match="something else"), ddp_errors_explained(network):
+    with pytest.raises(RuntimeError, match="something else"), explain_ddp_errors(network):
         raise RuntimeError("something else")

@@ -1,4 +1,4 @@
-"""Small wrappers of collectives, which do nothing in a world of one process."""
+"""Small wrappers of collectives; in a world of one process, they communicate nothing."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def log_sum_exp_of_ranks(values: Tensor, world: World) -> Tensor:
 
 
 def sizes_of_ranks(size: int, world: World, device: torch.device) -> tuple[int, ...]:
-    """Gather every rank's `size`, by rank.
+    """Gather every rank's `size`, in rank order.
 
     >>> sizes_of_ranks(3, World(), torch.device("cpu"))
     (3,)
@@ -66,7 +66,7 @@ def sizes_of_ranks(size: int, world: World, device: torch.device) -> tuple[int, 
 
 
 def gather_rows(values: Tensor, sizes: Sequence[int], world: World) -> Tensor:
-    """Concatenate every rank's rows, of which rank i has `sizes[i]`. Without gradient.
+    """Concatenate the rows of all ranks, where rank i has `sizes[i]` rows. Without gradient.
 
     >>> gather_rows(torch.tensor([[1], [2]]), [2], World()).tolist()
     [[1], [2]]
@@ -81,7 +81,7 @@ def gather_rows(values: Tensor, sizes: Sequence[int], world: World) -> Tensor:
 
 
 def gather_objects(value: Any, world: World) -> list[Any]:
-    """Gather every rank's `value`, by rank; it can be anything that can be pickled.
+    """Gather every rank's `value`, in rank order; values can be any objects that can be pickled.
 
     >>> gather_objects("here", World())
     ['here']
@@ -94,7 +94,7 @@ def gather_objects(value: Any, world: World) -> list[Any]:
 
 
 def average_(tensors: Iterable[Tensor], world: World) -> None:
-    """Replace each tensor by its mean over ranks, in place; shapes must be equal on every rank.
+    """Replace each tensor with its mean over ranks, in place; ranks must have equal shapes.
 
     >>> values = torch.tensor([1.0, 2.0])
     >>> average_([values], World())

@@ -1,4 +1,4 @@
-"""Starts several training processes on this machine, and tells a process its rank."""
+"""Starts several processes on this machine, and reads the rank that a launcher gave a process."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from margrave.hardware import core_share
 
 LAUNCHED_BY_MARGRAVE = "MARGRAVE_LAUNCHED"
 SHUTDOWN_SECONDS = 20
-"""Time for the other processes to end by themselves after one has failed; then they are killed."""
+"""Time for the other processes to end after one has failed; after that, they are killed."""
 ORPHAN_SECONDS = 7
-"""Time for a process to end by itself after its launcher has ended."""
+"""Time for a process to end after its parent process has ended; after that, it exits at once."""
 
 
 class RankError(RuntimeError):
@@ -30,7 +30,7 @@ class LostContactError(RankError):
 
 @dataclass(frozen=True)
 class Launch:
-    """The rank and the number of processes that the launcher (ours, or torchrun) has set.
+    """The rank and the number of processes, as set by the launcher (Margrave's or torchrun).
 
     Attributes:
         rank: this process's rank over all machines.
@@ -54,7 +54,7 @@ class Launch:
 
 
 def current_launch() -> Launch:
-    """Read the launch from the environment; without a launcher there is one process."""
+    """Read the launch from the environment variables; without a launcher, there is one process."""
     size = int(os.environ.get("WORLD_SIZE", 1))
     return Launch(
         rank=int(os.environ.get("RANK", 0)),
@@ -107,7 +107,7 @@ def launch(processes: int, command: Sequence[str]) -> None:
 
 
 def _root_cause(error: object, processes: int) -> str:
-    """Describe the failure that caused the others."""
+    """The error message of the failure that caused the others."""
     failures: dict[int, object] = getattr(error, "failures", {})
 
     def rank_and_code(rank: int) -> tuple[str, int]:
@@ -115,14 +115,14 @@ def _root_cause(error: object, processes: int) -> str:
 
     stopped_by_launcher = -signal.SIGTERM
     recorded = {
-        # The format of `record_failure`: the error's class and its text.
+        # `record_failure` stores the error's class and its text, separated by a colon.
         rank: str(message["message"]).partition(": ")
         for rank in sorted(failures)
         if isinstance(message := getattr(failures[rank], "message", ""), dict)
     }
     times = {rank: float(getattr(failures[rank], "timestamp", 0)) for rank in failures}
     # A process killed from outside is the most likely cause: the others then lost contact with it.
-    # Kills after `latest` are the launcher's own, of processes that did not end by themselves.
+    # Kills after `latest` are the launcher's, which kills processes that do not end in time.
     latest = min(times.values(), default=0.0) + SHUTDOWN_SECONDS / 2
     for rank in sorted(failures):
         name, code = rank_and_code(rank)
@@ -144,7 +144,7 @@ def _root_cause(error: object, processes: int) -> str:
 
 
 def record_failure(error: BaseException) -> bool:
-    """Record an error for the launcher to report; return `has_launcher()`."""
+    """Record an error for the launcher to report; return whether Margrave's launcher reports it."""
     from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 
     if "TORCHELASTIC_ERROR_FILE" in os.environ:
@@ -158,19 +158,19 @@ def has_launcher() -> bool:
 
 
 def end_with_launcher() -> None:
-    """Make this process end soon after its launcher ends in any way; every rank calls it."""
+    """Make this process end soon after its launcher ends for any reason; every rank calls it."""
     if has_launcher():
         end_with_parent()
 
 
 def end_with_parent() -> None:
-    """Make this process end soon after its parent process ends in any way."""
+    """Make this process end soon after its parent process ends for any reason."""
     parent = os.getppid()
 
     def watch() -> None:
         while os.getppid() == parent:
             time.sleep(1)
-        # SIGTERM first, as clusters do, so that a step can finish and be saved.
+        # SIGTERM first, as cluster schedulers do, so that a step can finish and be saved.
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(ORPHAN_SECONDS)
         os._exit(1)
@@ -179,11 +179,11 @@ def end_with_parent() -> None:
 
 
 def as_rank_error(error: RuntimeError) -> RankError | None:
-    """A communication error as a `RankError`; None for any other error."""
+    """Convert a communication error to a `RankError`; return None for any other error."""
     text = str(error)
-    signs = ("gloo", "pair.cc", "Connection", "NCCL", "ProcessGroup", "Timed out", "Broken pipe")
+    markers = ("gloo", "pair.cc", "Connection", "NCCL", "ProcessGroup", "Timed out", "Broken pipe")
     launched = current_launch()
-    if launched.size == 1 or not any(sign in text for sign in signs):
+    if launched.size == 1 or not any(marker in text for marker in markers):
         return None
     first_line = text.partition("\n")[0]
     return LostContactError(f"{launched.name} lost contact with another process: {first_line}")

@@ -6,23 +6,23 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 
 MIN_GROUP_PARAMETERS = 2**18
-"""A block with at least this many parameters is gathered on its own, just before it is used."""
+"""Blocks with at least this many parameters are gathered separately, just before their use."""
 
 
 def shard_parameters(network: nn.Module, mesh: DeviceMesh) -> nn.Module:
     """Shard every parameter over the mesh's data-parallel dimension, in place.
 
-    The blocks of ``Sequential`` and ``ModuleList`` children are gathered one at a time, in the
-    forward and the backward pass.
+    The forward and the backward pass gather the large blocks of ``Sequential`` and ``ModuleList``
+    children one at a time.
     """
     from torch.distributed.fsdp import fully_shard
 
-    ranks = mesh["data_parallel"]
+    data_parallel = mesh["data_parallel"]
     for sequence in network.children():
         for block in sequence if isinstance(sequence, nn.Sequential | nn.ModuleList) else ():
             if sum(parameter.numel() for parameter in block.parameters()) >= MIN_GROUP_PARAMETERS:
-                fully_shard(block, mesh=ranks)
-    fully_shard(network, mesh=ranks)
+                fully_shard(block, mesh=data_parallel)
+    fully_shard(network, mesh=data_parallel)
     return network
 
 

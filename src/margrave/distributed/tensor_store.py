@@ -1,7 +1,7 @@
-"""Stores named tensors in a folder; ranks that read may differ in number from ranks that wrote.
+"""Stores named tensors in a folder; any number of ranks can read what another number wrote.
 
-torch.distributed.checkpoint does the work, but `margrave.distributed.checkpoint_index` reads its
-index, a pickle, without executing anything in it.
+torch.distributed.checkpoint does the work. Its index is a pickle, which
+`margrave.distributed.checkpoint_index` reads without executing anything in it.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def save_tensors(
         world: the ranks.
 
     Raises:
-        OSError: the disk is full or not writable.
+        OSError: the folder cannot be written, for example because the disk is full.
 
     >>> from tempfile import TemporaryDirectory
     >>> with TemporaryDirectory() as folder:
@@ -61,7 +61,7 @@ def save_tensors(
     [0, 1, 2]
     """
     try:
-        with _quietly():
+        with _suppress_warning():
             store.save(
                 _with_full_shapes(tensors, rows, world),
                 storage_writer=store.FileSystemWriter(folder),
@@ -70,19 +70,19 @@ def save_tensors(
     except CheckpointException as error:
         free = shutil.disk_usage(folder.parent).free
         raise OSError(
-            f"{folder} cannot be written ({free / 1e6:.0f} MB free there; {_reasons(error)}); "
-            "earlier checkpoints are unchanged"
+            f"{folder} cannot be written ({free / 1e6:.0f} MB free there; "
+            f"{_describe_errors(error)}); earlier checkpoints are unchanged"
         ) from error
 
 
 def load_tensors(
     folder: Path, tensors: Mapping[str, Tensor], rows: Mapping[str, int], world: World
 ) -> None:
-    """Fill tensors with the values stored in a folder, written by any number of ranks.
+    """Fill tensors with the values stored in a folder that any number of ranks wrote.
 
     Args:
         folder: a folder written by `save_tensors`.
-        tensors: filled in place; the folder must hold each of them in the same full shape.
+        tensors: tensors to fill in place; the folder must hold each with the same full shape.
         rows: as for `save_tensors`.
         world: the ranks.
 
@@ -90,18 +90,18 @@ def load_tensors(
         ValueError: the folder is damaged or lacks a tensor.
     """
     try:
-        with _quietly():
+        with _suppress_warning():
             store.load(
                 _with_full_shapes(tensors, rows, world),
                 storage_reader=_Reader(folder),
                 no_dist=world.size == 1,
             )
     except CheckpointException as error:
-        raise ValueError(f"{folder}: damaged or incomplete ({_reasons(error)})") from error
+        raise ValueError(f"{folder}: damaged or incomplete ({_describe_errors(error)})") from error
 
 
-def _reasons(error: CheckpointException) -> str:
-    """Each rank's error without its traceback, whatever its type."""
+def _describe_errors(error: CheckpointException) -> str:
+    """The types and messages of the ranks' errors, without tracebacks or repetitions."""
     causes = (cause for cause, _ in error.failures.values())
     return "; ".join({f"{type(cause).__name__}: {cause}" for cause in causes})
 
@@ -123,7 +123,7 @@ def stored_tensors(folder: Path) -> dict[str, tuple[torch.Size, torch.dtype]]:
 def _with_full_shapes(
     tensors: Mapping[str, Tensor], rows: Mapping[str, int], world: World
 ) -> dict[str, Any]:
-    """The same tensors; sharded ones become DTensors of their full shape over all ranks."""
+    """The tensors, with sharded ones as DTensors that have their full shape over all ranks."""
     full: dict[str, Any] = {name: tensor.detach() for name, tensor in tensors.items()}
     if world.size == 1:
         return full
@@ -139,8 +139,8 @@ def _with_full_shapes(
 
 
 @contextmanager
-def _quietly() -> Iterator[None]:
-    """Suppress torch's warning that there is only one process."""
+def _suppress_warning() -> Iterator[None]:
+    """Suppress torch's warning that torch.distributed is not in use."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")
         yield

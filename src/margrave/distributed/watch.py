@@ -3,7 +3,7 @@
 A thread of every rank writes a status line into the process group's store every few seconds. The
 line changes as long as the process runs, even if its main thread hangs. If a rank's line stops
 changing, its process was stopped or its machine is gone. If a rank's main thread hangs, its line
-tells where, while the other ranks' lines tell that they are waiting in a collective.
+says where, while the lines of the other ranks say that they are waiting in a collective.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ from margrave.distributed.launch import (
 from margrave.distributed.world import World, current_world
 
 SILENT_SECONDS = 60.0
-"""Default time after which a rank that does not answer is reported."""
+"""Default time after which a rank whose status line does not change counts as failed."""
 MAX_INTERVAL = 5.0
 """Maximum number of seconds between two status lines of a rank."""
 COLLECTIVE_TIMEOUT = timedelta(days=30)
-"""Timeout of collectives outside training, where ranks may finish their shares days apart."""
+"""Timeout of collectives outside training, where ranks may finish their work days apart."""
 WAITING_PATHS = (
     "margrave/distributed/",
     "margrave/training/transfer.py",
@@ -46,7 +46,7 @@ WAITING_PATHS = (
     "torch/cuda/streams.py",
     "torch/distributed/",
 )
-"""Paths of code in which a rank waits for other ranks or for its own device."""
+"""Code paths in which a rank waits for other ranks or for its own device."""
 
 _watches = count()
 
@@ -62,7 +62,7 @@ class RankStatus:
         step: current training step; 0 before the first step.
         place: code location of the main thread.
         waiting: whether the main thread is waiting for other ranks or for its device.
-        done: whether the rank has closed its watch, so that its silence is no failure.
+        done: whether the rank has closed its watch; its silence is then no failure.
     """
 
     pid: int
@@ -84,11 +84,11 @@ class RankWatch:
 
     Args:
         world: the ranks.
-        silent_seconds: time after which a rank that does not answer counts as failed.
-        stalled_seconds: time after which a rank that answers but keeps the others waiting counts as
-            hanging; None means never.
-        setting: the settings' name in messages, such as ``training.rank_{}_seconds``, in which
-            ``{}`` stands for ``silence`` or ``stall``.
+        silent_seconds: time after which a rank whose status line does not change counts as failed.
+        stalled_seconds: time after which a rank that keeps the others waiting counts as hanging,
+            although its status line changes; None means never.
+        setting: template for the names of both settings in messages, in which ``{}`` stands for
+            ``silence`` or ``stall``, such as ``training.rank_{}_seconds``.
 
     Attributes:
         step: the current training step, set by the training loop.
@@ -105,9 +105,9 @@ class RankWatch:
         self._world, self._setting = world, setting
         self._silence_limit, self._stall_limit = silent_seconds, stalled_seconds
         self._interval = min(MAX_INTERVAL, silent_seconds / 6)
-        self._own = RankStatus(os.getpid(), socket.gethostname())
-        # Each rank's line and the time of its last change. Two threads read it, so it is replaced
-        # rather than modified.
+        self._status = RankStatus(os.getpid(), socket.gethostname())
+        # Each rank's status and the time of its last change. Two threads read this mapping, so it
+        # is replaced rather than modified.
         self._statuses: dict[int, tuple[RankStatus, float]] = {}
         self._waiting_since: float | None = None
         self._waiting_step = 0
@@ -118,14 +118,14 @@ class RankWatch:
             return self
         self._main_thread = threading.get_ident()
         self._awake_since = self._last_contact = self._last_check = time.monotonic()
-        self._store, self._store_host = _own_connection(self._silence_limit)
-        # Every rank opens the same number of watches, so the numbers agree.
+        self._store, self._store_host = _open_connection(self._silence_limit)
+        # Every rank opens the same watches in the same order, so their prefixes are equal.
         self._prefix = f"margrave/watch {next(_watches)}/{os.environ.get('TORCHELASTIC_RUN_ID')}/"
         self._prefix += f"{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}/"
-        self._write()
+        self._write_status()
         self._threads = [
             threading.Thread(target=self._repeat, args=(task,), daemon=True)
-            for task in (self._exchange, self._watch)
+            for task in (self._exchange_status, self._check_ranks)
         ]
         for thread in self._threads:
             thread.start()
@@ -142,41 +142,41 @@ class RankWatch:
         self._closed.set()
         for thread in self._threads:
             thread.join(self._interval)
-        blamed = None
+        failure = None
         if isinstance(error, RuntimeError) and as_rank_error(error) is not None:
             # Probably another rank detected the failure first and ended, which closed its
-            # connections. Half of the limits is then enough to name the failed rank.
-            blamed = self._blamed(time.monotonic(), share=0.5)
-        # If the store is gone, a thread still waits for its answer, as this write would.
+            # connections. Half of each limit is then enough to name the failed rank.
+            failure = self._find_failure(time.monotonic(), fraction=0.5)
+        # If the store is gone, a thread is still waiting for it, and this write would wait too.
         if not any(thread.is_alive() for thread in self._threads):
             with suppress(RuntimeError):
-                self._write(done=True)
-        if blamed is not None:
-            raise RankError(blamed) from error
+                self._write_status(done=True)
+        if failure is not None:
+            raise RankError(failure) from error
 
     def _repeat(self, task: Callable[[], None]) -> None:
         while not self._closed.wait(self._interval):
             task()
 
-    def _write(self, done: bool = False) -> None:
+    def _write_status(self, done: bool = False) -> None:
         frame = sys._current_frames().get(self._main_thread)
-        own = self._own
-        self._own = RankStatus(
-            pid=own.pid,
-            host=own.host,
-            beat=own.beat + 1,
+        previous = self._status
+        self._status = RankStatus(
+            pid=previous.pid,
+            host=previous.host,
+            beat=previous.beat + 1,
             step=self.step,
-            place=_place(frame),
+            place=_code_location(frame),
             waiting=_is_waiting(frame),
             done=done,
         )
-        self._store.set(f"{self._prefix}{self._world.rank}", json.dumps(asdict(self._own)))
+        self._store.set(f"{self._prefix}{self._world.rank}", json.dumps(asdict(self._status)))
 
-    def _exchange(self) -> None:
-        """Write this rank's line and read the others'. It may block if the store is gone."""
-        # Failures are retried; `_watch` notices a long failure by the time of the last contact.
+    def _exchange_status(self) -> None:
+        """Write this rank's status line and read all ranks'; may block if the store is gone."""
+        # Failures are retried. `_check_ranks` detects a lasting failure by `_last_contact`.
         with suppress(RuntimeError):
-            self._write()
+            self._write_status()
             names = {rank: f"{self._prefix}{rank}" for rank in range(self._world.size)}
             known = [
                 rank for rank in names if rank in self._statuses or self._store.check([names[rank]])
@@ -191,7 +191,7 @@ class RankWatch:
             self._statuses = statuses
             self._last_contact = now
 
-    def _watch(self) -> None:
+    def _check_ranks(self) -> None:
         now = time.monotonic()
         # After a long gap, the whole job was suspended (Ctrl-Z, a sleeping machine): start counting
         # again.
@@ -202,15 +202,17 @@ class RankWatch:
             self._waiting_since = None
         elif self._waiting_since is None or self._waiting_step != self.step:
             self._waiting_since, self._waiting_step = now, self.step
-        blamed = self._blamed(now)
-        if blamed is not None and not self._closed.is_set():
-            _end(blamed)
+        failure = self._find_failure(now)
+        if failure is not None and not self._closed.is_set():
+            _exit_with_error(failure)
 
-    def _blamed(self, now: float, share: float = 1.0) -> str | None:
-        """The error message for a failed or hanging rank; None until `share` of a limit is over."""
+    def _find_failure(self, now: float, fraction: float = 1.0) -> str | None:
+        """Describe a rank that has failed or hung for `fraction` of its limit; None without one."""
         statuses = self._statuses
         lost_for = now - max(self._last_contact, self._awake_since)
-        if lost_for > self._silence_limit * share and not (0 in statuses and statuses[0][0].done):
+        if lost_for > self._silence_limit * fraction and not (
+            0 in statuses and statuses[0][0].done
+        ):
             return (
                 f"{self._store_owner()}, which hosts the store that connects the processes, has "
                 f"not answered for {lost_for:.0f} s; {self._hint('silence', self._silence_limit)}"
@@ -220,43 +222,46 @@ class RankWatch:
             if (
                 rank != self._world.rank
                 and not status.done
-                and silent_for > self._silence_limit * share
+                and silent_for > self._silence_limit * fraction
             ):
                 return (
-                    f"{self._name(rank)} has not answered for {silent_for:.0f} s, last seen in "
-                    f"step {status.step}, {status.place}: it was stopped, or its machine is gone; "
-                    f"the other processes were ended; "
+                    f"{self._rank_name(rank)} has not answered for {silent_for:.0f} s, last seen "
+                    f"in step {status.step}, {status.place}: it was stopped, or its machine is "
+                    f"gone; the other processes were ended; "
                     f"{self._hint('silence', self._silence_limit)}"
                 )
         since, limit = self._waiting_since, self._stall_limit
-        if since is None or limit is None or now - since <= limit * share:
+        if since is None or limit is None or now - since <= limit * fraction:
             return None
-        return f"{self._stall(now - since)}; {self._hint('stall', limit)}"
+        return f"{self._describe_stall(now - since)}; {self._hint('stall', limit)}"
 
-    def _stall(self, seconds: float) -> str:
-        """Name the ranks that the others wait for: not waiting themselves, or some steps behind."""
-        running = {rank: each for rank, (each, _) in self._statuses.items() if not each.done}
-        furthest = max((each.step for each in running.values()), default=0)
-        hanging = [rank for rank, each in running.items() if not each.waiting]
-        hanging = hanging or [rank for rank, each in running.items() if each.step < furthest]
+    def _describe_stall(self, seconds: float) -> str:
+        """Name the ranks that the others wait for: ranks not waiting or, if none, ranks behind."""
+        statuses = {rank: status for rank, (status, _) in self._statuses.items()}
+        running = {rank: status for rank, status in statuses.items() if not status.done}
+        last_step = max((status.step for status in running.values()), default=0)
+        hanging = [rank for rank, status in running.items() if not status.waiting]
+        hanging = hanging or [rank for rank, status in running.items() if status.step < last_step]
         places = "; ".join(
-            f"{self._name(rank)} is in step {running[rank].step}, {running[rank].place}"
+            f"{self._rank_name(rank)} is in step {running[rank].step}, {running[rank].place}"
             for rank in sorted(hanging or running)
         )
         if hanging:
             return f"processes have waited {seconds:.0f} s for others: {places}"
         return f"all processes have waited for each other for {seconds:.0f} s: {places}"
 
-    def _name(self, rank: int) -> str:
+    def _rank_name(self, rank: int) -> str:
         status, _ = self._statuses[rank]
         name = Launch(rank, self._world.size).name
         return f"{name} (rank {rank}, pid {status.pid} on {status.host})"
 
     def _store_owner(self) -> str:
-        # torchrun and our launcher host the store themselves; else the first rank does.
+        # torchrun and Margrave's launcher host the store; without them, the first rank does.
         if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
             return f"the launcher on {self._store_host}"
-        return self._name(0) if 0 in self._statuses else f"the first process, on {self._store_host}"
+        if 0 in self._statuses:
+            return self._rank_name(0)
+        return f"the first process, on {self._store_host}"
 
     def _hint(self, kind: str, seconds: float) -> str:
         if self._setting is None:
@@ -285,8 +290,12 @@ def joined_world() -> Iterator[World]:
         dist.destroy_process_group()
 
 
-def _own_connection(seconds: float) -> tuple[dist.Store, str]:
-    """A connection to the process group's store that other threads do not block, and its host."""
+def _open_connection(seconds: float) -> tuple[dist.Store, str]:
+    """Open a new connection to the process group's store, which other threads cannot block.
+
+    Returns:
+        the connection and the store's host.
+    """
     from torch.distributed.distributed_c10d import _get_default_store
 
     store = _get_default_store()
@@ -294,14 +303,14 @@ def _own_connection(seconds: float) -> tuple[dist.Store, str]:
         store = store.underlying_store
     if not isinstance(store, dist.TCPStore):
         return store, "this machine"
-    own = dist.TCPStore(
+    connection = dist.TCPStore(
         store.host,
         store.port,
         is_master=False,
         timeout=timedelta(seconds=max(1.0, seconds)),
         wait_for_workers=False,
     )
-    return own, store.host
+    return connection, store.host
 
 
 def _is_waiting(frame: FrameType | None) -> bool:
@@ -310,7 +319,7 @@ def _is_waiting(frame: FrameType | None) -> bool:
     )
 
 
-def _place(frame: FrameType | None) -> str:
+def _code_location(frame: FrameType | None) -> str:
     """A thread's code location, such as ``training/loop.py:120 in _fit``."""
     if frame is None:
         return "ended"
@@ -318,7 +327,7 @@ def _place(frame: FrameType | None) -> str:
     return f"{'/'.join(path.parts[-2:])}:{frame.f_lineno} in {frame.f_code.co_name}"
 
 
-def _end(message: str) -> None:
+def _exit_with_error(message: str) -> None:
     """End this process with an error, although its main thread cannot be interrupted."""
     has_launcher = False
     try:
@@ -327,6 +336,6 @@ def _end(message: str) -> None:
         if not has_launcher:
             os.write(2, f"\nerror: {message}\n".encode())
         if sys.stdout is not None and sys.stdout.isatty():
-            # Show the cursor again, which a progress bar has hidden.
+            # Show the cursor again, in case a progress bar has hidden it.
             os.write(1, b"\x1b[?25h")
         os._exit(1)

@@ -1,4 +1,4 @@
-"""The rank of this process and the number of ranks. A single process needs no process group."""
+"""The rank of this process and the number of ranks; one process needs no process group."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class World:
     Attributes:
         rank: this process's rank over all machines, 0 ≤ rank < size.
         size: number of processes.
-        group: their process group; None is the default group.
+        group: the process group; None is the default group.
 
     >>> World().size
     1
@@ -26,7 +26,7 @@ class World:
 
 
 def current_world() -> World:
-    """The world of the default process group, or of one process if none was started."""
+    """The world of the default process group, or a world of one process without such a group."""
     if dist.is_available() and dist.is_initialized():
         return World(dist.get_rank(), dist.get_world_size())
     return World()

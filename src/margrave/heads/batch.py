@@ -1,4 +1,4 @@
-"""A batch as a head's methods get it."""
+"""The validated batch that a head's methods receive."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from margrave.statistics import Observation
 class Batch:
     """A validated batch inside a head, in the head's dtype.
 
-    B is the number of samples of this rank, A that of all ranks that share the classes; D is the
-    number of features.
+    B is the number of this rank's samples. A is the number of samples of all ranks that the classes
+    are sharded over; A = B in a head that is not sharded. D is the number of features.
 
     Attributes:
         unit: (B, D) normalized embeddings x̂.
@@ -23,10 +23,10 @@ class Batch:
         labels: (B,) class of each sample.
         target: (B,) cosθ_y, or W_yᵀx + b_y for a loss of inner products; without gradient.
         context: the loss's context for the B samples.
-        gathered: the samples of all ranks, without gradient.
+        gathered: the A samples, without gradient.
         gathered_context: the loss's context for the A samples, without gradient.
         sizes: number of samples of each rank.
-        own: the slice of the A samples that this rank contributed.
+        rank_rows: this rank's slice of the A samples.
     """
 
     unit: Tensor
@@ -37,4 +37,4 @@ class Batch:
     gathered: Observation
     gathered_context: Context
     sizes: tuple[int, ...]
-    own: slice
+    rank_rows: slice

@@ -1,9 +1,11 @@
-"""Class centers: how they begin, and several per class, of which a sample sees only the nearest.
+"""Class centers: their initialization, and classes with several centers.
 
-The centers of class c are rows c·K to c·K + K − 1 of `Head.centers`. Shapes: A samples, n classes,
-K centers per class.
+With M centers per class, a sample's cosine to a class is its cosine to the nearest center of the
+class. The centers of class c are rows c·M to c·M + M − 1 of `Head.centers`.
 
-Source (several per class): Sub-center ArcFace, ECCV 2020, equation 3.
+Shapes: A samples, n classes, M centers per class.
+
+Source (several centers per class): Sub-center ArcFace, ECCV 2020, equation 3.
 """
 
 from __future__ import annotations
@@ -14,9 +16,9 @@ from torch import Tensor
 from margrave.heads.embeddings import unit_and_norm
 
 SEED_BLOCK = 1024
-"""Number of consecutive centers that are initialized from one seed."""
+"""Number of consecutive centers that share one random seed for initialization."""
 NEGATIVES_BLOCK = 8192
-"""Number of classes whose cosines `log_sum_exp_of_negatives` holds at a time."""
+"""Number of classes that `log_sum_exp_of_negatives` processes at a time."""
 
 
 def initial_centers(rows: range, embedding_size: int) -> Tensor:
@@ -32,19 +34,19 @@ def initial_centers(rows: range, embedding_size: int) -> Tensor:
         generator = torch.Generator().manual_seed(seed + block)
         shape = SEED_BLOCK, embedding_size
         block_centers = torch.randn(shape, generator=generator, device="cpu").mul_(0.01)
-        first = block * SEED_BLOCK
-        start, stop = max(first, rows.start), min(first + SEED_BLOCK, rows.stop)
+        block_start = block * SEED_BLOCK
+        start, stop = max(block_start, rows.start), min(block_start + SEED_BLOCK, rows.stop)
         centers[start - rows.start : stop - rows.start] = block_centers[
-            start - first : stop - first
+            start - block_start : stop - block_start
         ]
     return centers
 
 
 def nearest_centers(cosines: Tensor, count: int) -> tuple[Tensor, Tensor | None]:
-    """(A, n) each class's largest cosine, and which center has it, from (A, n·K) cosines.
+    """Each class's largest cosine (A, n) and the index (A, n) of its center, from (A, n·M) cosines.
 
-    The gradient of the largest reaches that center alone, also between equal ones. With one center
-    per class nothing is chosen: these are the cosines, and None.
+    `count` is M. The gradient reaches only the nearest center, even if several are equally near.
+    With M = 1, returns the cosines unchanged, and None instead of the indices.
     """
     if count == 1:
         return cosines, None
@@ -52,16 +54,19 @@ def nearest_centers(cosines: Tensor, count: int) -> tuple[Tensor, Tensor | None]
     return largest.values, largest.indices
 
 
-def spread(gradient: Tensor, nearest: Tensor | None, count: int) -> Tensor:
-    """(A, n·K) the gradient with respect to all cosines, from that of the largest (A, n)."""
+def gradient_of_all_cosines(gradient: Tensor, nearest: Tensor | None, count: int) -> Tensor:
+    """(A, n·M) gradient of all cosines, from the gradient (A, n) of each class's largest cosine.
+
+    `nearest` and `count` are the result and the argument of `nearest_centers`.
+    """
     if nearest is None:
         return gradient
-    number = torch.arange(count, device=nearest.device, dtype=nearest.dtype)
-    return torch.where(number == nearest[..., None], gradient[..., None], 0).flatten(1)
+    centers = torch.arange(count, device=nearest.device, dtype=nearest.dtype)
+    return torch.where(centers == nearest[..., None], gradient[..., None], 0).flatten(1)
 
 
 def center_rows(classes: Tensor, count: int) -> Tensor:
-    """(n·K,) the rows of the classes' centers, in their order.
+    """(n·M,) rows of the classes' centers, in the order of `classes`; `count` is M.
 
     >>> center_rows(torch.tensor([0, 4]), 3)
     tensor([ 0,  1,  2, 12, 13, 14])
@@ -72,14 +77,14 @@ def center_rows(classes: Tensor, count: int) -> Tensor:
 def log_sum_exp_of_negatives(
     unit: Tensor, centers: Tensor, classes: Tensor, positions: Tensor, count: int, scale: Tensor
 ) -> Tensor:
-    """(A,) log Σ_{j≠y} e^{s·cosθ_j} over some classes.
+    """(A,) log Σ_{j≠y} e^{s·cosθ_j} over the given classes.
 
     Args:
         unit: (A, D) x̂.
-        centers: (C·K, D) all centers of this rank.
+        centers: (C·M, D) centers of this rank's C classes.
         classes: (n,) the classes to sum over.
-        positions: (A,) the targets' positions among these, −1 if a target is not one of them.
-        count: K, the number of centers per class.
+        positions: (A,) each target's position in `classes`, −1 if it is not there.
+        count: M, the number of centers per class.
         scale: () s.
     """
     state = unit.new_full((len(unit),), -torch.inf)

@@ -13,7 +13,7 @@ from margrave.heads.centers import center_rows, nearest_centers
 from margrave.heads.contract import HEADS, Head
 from margrave.heads.cosine_cache import CosineCache
 from margrave.heads.cost import HeadCost, Workload
-from margrave.heads.cross_entropy import ReducedNegatives, SharedByRanks
+from margrave.heads.cross_entropy import ReducedNegatives, ReplicatedParameter
 from margrave.heads.dense import dense_cross_entropy
 from margrave.heads.fused_block import FusedBlock, can_compile, fused_block
 from margrave.heads.products import Products, choose_products, product_dtype
@@ -27,7 +27,7 @@ MEGABYTE = 2**20
 BLOCK_VALUES = {"cpu": 2**19, "cuda": 2**25}
 """Cosines per block: as many as fit into a CPU core's cache, or enough to keep a GPU busy."""
 FUSED_BLOCK_VALUES = {"cpu": 2**22, "cuda": 2**27}
-"""Cosines per compiled block; larger, because fewer passes make the call overhead matter more."""
+"""Cosines per compiled block; larger, because with fewer passes the call overhead weighs more."""
 MIN_BLOCK, MAX_BLOCK = 256, {"cpu": 2**14, "cuda": 2**17}
 MIN_COMPILED_COSINES = 2**23
 
@@ -35,12 +35,12 @@ MIN_COMPILED_COSINES = 2**23
 def block_size_for(samples: int, device: str, fused: bool) -> int:
     """Number of classes per block; accelerators other than CUDA use CUDA's sizes."""
     kind = "cpu" if device == "cpu" else "cuda"
-    values = (FUSED_BLOCK_VALUES if fused else BLOCK_VALUES)[kind] // samples
-    return min(max(values, MIN_BLOCK), MAX_BLOCK[kind])
+    classes = (FUSED_BLOCK_VALUES if fused else BLOCK_VALUES)[kind] // samples
+    return min(max(classes, MIN_BLOCK), MAX_BLOCK[kind])
 
 
-def worth_compiling(samples: int, classes: int, device: str) -> bool:
-    """Whether the problem is large enough for compilation to pay off, and a compiler exists."""
+def is_worth_compiling(samples: int, classes: int, device: str) -> bool:
+    """Whether a compiler exists and the batch is large enough for compilation to pay off."""
     return samples * classes >= MIN_COMPILED_COSINES and can_compile(device)
 
 
@@ -48,30 +48,30 @@ def worth_compiling(samples: int, classes: int, device: str) -> bool:
 class ChunkedHead(Head):
     """The dense head's loss and gradient, computed in cache-sized blocks of classes.
 
-    loss = log(1 + e^{lse − s·T}), lse = log Σ_{j≠y} e^{s·N_j} over all blocks, or the sum of a
-    sigmoid per class; for s, T and N see `margrave.losses.Loss`.
+    The loss is log(1 + e^{lse − s·T}) with lse = log Σ_{j≠y} e^{s·N_j} over all blocks, or a sum of
+    one sigmoid loss per class. `margrave.losses.Loss` defines s, T and N.
 
     Args:
         loss: the loss, as in `Head`.
         num_classes: C, the number of classes.
         embedding_size: D, the number of features.
-        num_samples: number of training images.
+        num_samples: number of training images, as in `Head`.
         centers_per_class: number of centers of each class, as in `Head`.
         memory_budget: megabytes of cosines to cache for the backward pass, which recomputes the
-            others by a fourth matrix product. Caching all takes B · C · 4 bytes (half with bfloat16
-            products). The head keeps the buffer between steps.
-        block_size: number of classes per block; by default chosen by batch size and device.
-        compiled: fuse the elementwise operations of a block with `torch.compile`, which needs a C++
-            compiler and up to a minute in the first step; by default if batch × classes is at least
-            8 million and a compiler is available.
+            others with a fourth matrix product. Caching all cosines takes B · C · 4 bytes (half
+            with bfloat16 products). The head keeps the buffer between steps.
+        block_size: number of classes per block. None chooses it by batch size and device.
+        compiled: whether to fuse the elementwise operations of a block with `torch.compile`, which
+            takes up to a minute in the first step and needs a C++ compiler (on CPUs) or Triton (on
+            GPUs). None does so if there is a compiler and batch × classes is at least 8 million.
         products: precision of a float32 head's three matrix products: ``float32``; ``tf32``, on
             GPUs; ``bfloat16``; or ``auto``, bfloat16 where it is native (CPUs with AMX or
             AVX512-BF16, GPUs since Ampere) and batch × classes is at least a million. The weight,
             its gradient and momentum, log-sum-exp, statistics and target cosines stay float32.
-        sample_rate: train on the batch's classes and on random others, up to this fraction of all
-            classes (Partial FC), in (0, 1]. The weight's gradient is then sparse: use
-            `margrave.heads.RowwiseSGD`. None uses all classes and a dense gradient.
-        sample_seed: seeds the sampling; runs with the same seed sample the same classes.
+        sample_rate: fraction of the classes to use in each training step, in (0, 1]: the batch's
+            classes and randomly sampled others (Partial FC). The weight's gradient is then sparse:
+            use `margrave.heads.RowwiseSGD`. None uses all classes and a dense gradient.
+        sample_seed: seed of the class sampling; runs with the same seed sample the same classes.
 
     Raises:
         ValueError: see `Head`; or a setting is out of range.
@@ -114,7 +114,7 @@ class ChunkedHead(Head):
         if block_size is not None and block_size < 1:
             raise ValueError(f"block_size = {block_size} must be at least 1")
         if sample_rate is not None and not 0 < sample_rate <= 1:
-            raise ValueError(f"sample_rate = {sample_rate} must be in (0, 1], or None for all")
+            raise ValueError(f"sample_rate = {sample_rate} must be in (0, 1], or None")
         self.memory_budget = memory_budget
         self.cosine_cache = CosineCache(int(memory_budget * MEGABYTE))
         self.block_size = block_size
@@ -143,8 +143,8 @@ class ChunkedHead(Head):
             weight_decay: at least 0.
 
         Raises:
-            ValueError: classes are sampled (their gradient is small anyway), or an argument is
-                out of range.
+            ValueError: `sample_rate` is set (its sparse gradient is small anyway), or an argument
+                is out of range.
 
         >>> head = ChunkedHead("arcface", num_classes=100, embedding_size=4)
         >>> head.update_in_backward()
@@ -161,7 +161,8 @@ class ChunkedHead(Head):
             )
         if not 0 <= momentum < 1 or not weight_decay >= 0:
             raise ValueError(
-                f"momentum = {momentum} must be in [0, 1) and weight_decay = {weight_decay} >= 0"
+                f"momentum = {momentum} must be in [0, 1), and "
+                f"weight_decay = {weight_decay} at least 0"
             )
         self.weight.requires_grad_(False)
         self.register_buffer("weight_momentum", torch.zeros_like(self.weight) if momentum else None)
@@ -179,7 +180,7 @@ class ChunkedHead(Head):
         )
 
     def cross_entropy(self, batch: Batch) -> Tensor:
-        if self._is_small(batch):
+        if self._fits_one_block(batch):
             return dense_cross_entropy(self, batch)
         gathered = batch.gathered
         sampled_classes, positions = self.local_classes(gathered.labels)
@@ -190,7 +191,7 @@ class ChunkedHead(Head):
         target_cosine = gathered.target_cosine
         if target_cosine.dtype.itemsize < 4:
             target_cosine = target_cosine.float()
-        fused = self._fused_for(batch)
+        fused = self._get_fused_block(batch)
         count = self.centers_per_class
         block_size = self.block_size or block_size_for(
             len(target_cosine) * count, target_cosine.device.type, fused is not None
@@ -203,7 +204,7 @@ class ChunkedHead(Head):
             positions=positions,
             target_cosine=target_cosine,
             context=batch.gathered_context,
-            own=batch.own,
+            rank_rows=batch.rank_rows,
             sizes=batch.sizes,
             centers_per_class=count,
             target_centers=self._target_centers(gathered, positions),
@@ -218,7 +219,7 @@ class ChunkedHead(Head):
         )
         sigmoid_bias = self.sigmoid_bias
         if sigmoid_bias is not None and self.world.size > 1:
-            sigmoid_bias = SharedByRanks.apply(sigmoid_bias, self.world)
+            sigmoid_bias = ReplicatedParameter.apply(sigmoid_bias, self.world)
         reduced, cosine = ReducedNegatives.apply(
             own_features, batch.norm, self.weight, self.bias, sigmoid_bias, step
         )
@@ -226,13 +227,13 @@ class ChunkedHead(Head):
         return reducer.sample_losses(reduced, target, sigmoid_bias)
 
     def _target_centers(self, gathered: Observation, positions: Tensor) -> Tensor:
-        """(A,) see `Step`; `positions` (A,) are the targets' among the step's classes."""
+        """(A,) `Step.target_centers`, from the targets' positions (A,) among the step's classes."""
         positions = positions.clamp_min(0)
         if self.centers_per_class == 1 or not self.classes:
             return positions
         with torch.no_grad():
-            position, _ = self.local_positions(gathered.labels)
-            cosines = self.cosines_of_target(gathered.unit_embeddings, position)
+            class_rows, _ = self.local_positions(gathered.labels)
+            cosines = self.cosines_of_target(gathered.unit_embeddings, class_rows)
             _, nearest = nearest_centers(cosines, self.centers_per_class)
         assert nearest is not None
         return positions * self.centers_per_class + nearest[:, 0]
@@ -251,7 +252,7 @@ class ChunkedHead(Head):
         product_bytes = product_dtype(products, self.weight).itemsize
         fused = self.compiled
         if fused is None:
-            fused = worth_compiling(samples, centers // count, workload.device)
+            fused = is_worth_compiling(samples, centers // count, workload.device)
         block = count * (self.block_size or block_size_for(samples * count, workload.device, fused))
         block_centers = value_bytes * min(block, centers) * features
         local_centers = value_bytes * local * features
@@ -262,7 +263,7 @@ class ChunkedHead(Head):
             gradient = (3 + (workload.moments > 0)) * local_centers
         else:
             gradient = local_centers
-        # A compiled block stores only its products; others also negatives and their gradient.
+        # An uncompiled block stores negatives and their gradient in addition to its products.
         block_value_bytes = product_bytes if fused else 3 * value_bytes
         cosines = product_bytes * samples * local
         budget = self.memory_budget * MEGABYTE
@@ -285,8 +286,8 @@ class ChunkedHead(Head):
             sparse=sampled,
         )
 
-    def _is_small(self, batch: Batch) -> bool:
-        """Whether a loss of inner products needs only one block, which would save no memory."""
+    def _fits_one_block(self, batch: Batch) -> bool:
+        """Whether one block would hold all inner products, with default settings on one rank."""
         is_default = (
             self.sample_rate is None and self.block_size is None and not self._update_settings
         )
@@ -296,17 +297,17 @@ class ChunkedHead(Head):
             and values <= BLOCK_VALUES["cpu"] and self.products_for(len(batch.labels)) == "float32"
         )  # fmt: skip
 
-    def _fused_for(self, batch: Batch) -> FusedBlock | None:
-        """The compiled block operations, or None if not enabled or not possible for the loss."""
+    def _get_fused_block(self, batch: Batch) -> FusedBlock | None:
+        """The compiled block operations; None if disabled, or if the loss cannot be compiled."""
         samples, enabled = len(batch.gathered.labels), self.compiled
         device = batch.unit.device.type
         if enabled is None:
-            enabled = worth_compiling(samples, len(self.classes), device)
+            enabled = is_worth_compiling(samples, len(self.classes), device)
         if not enabled:
             return None
         try:
             hash(self.loss)
-        except TypeError:  # for example a list field; `fused_block` caches by loss
+        except TypeError:  # for example due to a list field; `fused_block` caches by loss
             return None
         context = batch.gathered_context.select_samples(slice(1))
         zero = batch.gathered.target_cosine.new_zeros(1)
@@ -331,10 +332,10 @@ class ChunkedHead(Head):
         return rows, torch.where(is_owned, torch.searchsorted(rows, position), -1)
 
     def _count_draw(self) -> int:
-        """Count a class sampling and return its number, from 0.
+        """Count one more class sampling and return its index, from 0.
 
-        The buffer `draws` holds the same count for checkpoints. It is read only if other code may
-        have written it, because reading makes the host wait.
+        The buffer `draws` stores the count in checkpoints. It is read only if other code may have
+        written to it, because reading makes the host wait for the device.
         """
         draws = self.draws
         # Tensors created in inference mode have no version counter.

@@ -53,35 +53,35 @@ class Head(nn.Module):
         num_classes: C, the number of classes.
         embedding_size: D, the number of features.
         num_samples: number of training images; needed only by KappaFace's memory buffer.
-        centers_per_class: K, the number of centers of each class. A sample's cosine to a class is
-            that to its nearest center, so that mislabeled images gather at a center of their own
-            (Sub-center ArcFace, which takes 3).
+        centers_per_class: M, the number of centers of each class. A sample's cosine to a class is
+            its cosine to the nearest center of the class, so mislabeled images can gather at a
+            separate center (Sub-center ArcFace, where M = 3).
 
     Raises:
-        ValueError: a size is not positive, the loss is unknown, a loss of inner products is given
-            several centers per class, or a batch does not fit the head.
+        ValueError: a size is not positive, the loss is unknown, or a loss of inner products gets
+            several centers per class; in `forward`, the batch does not fit the head.
     """
 
     learning_rate: float = 0.0
-    """Learning rate of the head's own center update, see `update_in_backward`."""
+    """Learning rate of the center update in the backward pass, see `update_in_backward`."""
 
     products: Products = "float32"
     """Precision of the matrix products of a float32 head; configurable in some heads."""
 
     sharded: ClassVar[bool] = False
-    """Whether each rank owns a part of the classes instead of all of them."""
+    """True if each rank owns a shard of the classes, False if every rank has all of them."""
 
     weight: nn.Parameter
-    """(C, D) the class centers, or (C, K, D) with several per class."""
+    """(C, D) the class centers, or (C, M, D) with M > 1 centers per class."""
 
     bias: Tensor | None
     """(C,) added to inner products; None for a loss of cosines."""
 
     sigmoid_bias: Tensor | None
-    """(1,) b of a loss with a sigmoid per class, see `SigmoidTerms`; None for a softmax."""
+    """(1,) the learned bias b of a loss with sigmoids, see `SigmoidTerms`; None for a softmax."""
 
     target_cosines: Tensor
-    """(B,) cosθ_y of the latest batch, or W_yᵀx + b_y, without gradient; not part of the state."""
+    """(B,) cosθ_y of the latest batch, or W_yᵀx + b_y, without gradient; not in the state dict."""
 
     def __init__(
         self,
@@ -102,8 +102,8 @@ class Head(nn.Module):
             loss = create_loss({"kind": loss} if isinstance(loss, str) else loss)
         if centers_per_class < 1 or (centers_per_class > 1 and not loss.normalized):
             raise ValueError(
-                f"centers_per_class = {centers_per_class} must be at least 1, and 1 for a loss of "
-                "inner products"
+                f"centers_per_class = {centers_per_class} must be at least 1, and exactly 1 for "
+                "a loss of inner products"
             )
         self.loss = loss
         self.num_classes = num_classes
@@ -115,9 +115,9 @@ class Head(nn.Module):
         self._call = Call()
         self.target_cosines = torch.empty(0)
         rows = range(centers_per_class * self.classes.start, centers_per_class * self.classes.stop)
-        own = (centers_per_class,) if centers_per_class > 1 else ()
+        center_shape = (centers_per_class,) if centers_per_class > 1 else ()
         centers = initial_centers(rows, embedding_size)
-        self.weight = nn.Parameter(centers.view(len(self.classes), *own, embedding_size))
+        self.weight = nn.Parameter(centers.view(len(self.classes), *center_shape, embedding_size))
         self.bias = None if loss.normalized else nn.Parameter(torch.zeros(len(self.classes)))
         self.sigmoid_terms = loss.sigmoid_terms(num_classes)
         self.sigmoid_bias = None
@@ -150,13 +150,13 @@ class Head(nn.Module):
             embeddings: (B, D), unnormalized, of any floating-point dtype.
             labels: (B,) integers in [0, C).
             sample_indices: (B,) indices of the images; used only by KappaFace's memory buffer.
-            momentum_embeddings: (B, D); used only by KappaFace's momentum encoder.
-            new_step: False for all but the first micro-batch of an optimizer step, so that
-                statistics that count steps are updated once per step.
-            reduction: ``mean`` for a scalar, ``none`` for (B,).
+            momentum_embeddings: (B, D) output of a momentum encoder; used only by KappaFace.
+            new_step: True for the first micro-batch of an optimizer step, False for the others, so
+                that statistics that count steps are updated once per step.
+            reduction: ``mean`` returns a scalar, ``none`` the (B,) losses of the samples.
         """
         # Inside a compiled module, the head itself runs uncompiled.
-        run = _uncompiled() if torch.compiler.is_compiling() else Head._compute_loss
+        run = _uncompiled_compute_loss() if torch.compiler.is_compiling() else Head._compute_loss
         return run(
             self, embeddings, labels, sample_indices, momentum_embeddings, new_step, reduction
         )
@@ -181,35 +181,35 @@ class Head(nn.Module):
                 return loss
             if self.world.size == 1:
                 return loss.mean()
-            # Averaged over ranks, as DDP does, this is the mean over the samples of all ranks.
+            # Averaging this over ranks, as DDP does, gives the mean over the samples of all ranks.
             return loss.sum() * (self.world.size / sum(batch.sizes))
 
     def terms(self, batch: Batch) -> dict[str, Tensor]:
         """The terms of the loss, (B,) each: name -> values. The loss is their sum."""
         cross_entropy = self.cross_entropy(batch)
 
-        def of_all_ranks() -> Tensor:
+        def gather_cross_entropy() -> Tensor:
             if self.sharded:
                 return gather_rows(cross_entropy.detach(), batch.sizes, self.world)
-            # In evaluation nothing is gathered: ranks may call their replicas at different times.
+            # Evaluation gathers nothing: ranks may call their replicas at different times.
             world = self._batch_world if self.training else World()
             sizes = sizes_of_ranks(len(cross_entropy), world, cross_entropy.device)
             return gather_rows(cross_entropy.detach(), sizes, world)
 
-        modified = self.loss.modify_cross_entropy(cross_entropy, of_all_ranks)
+        modified = self.loss.modify_cross_entropy(cross_entropy, gather_cross_entropy)
         terms = {"cross entropy": modified}
         penalty = self.loss.penalty(batch.context)
         return terms if penalty is None else terms | {"penalty": penalty}
 
     def cross_entropy(self, batch: Batch) -> Tensor:
-        """(B,) −log softmax of the modified cosines, or the loss's sum of a sigmoid per class.
+        """(B,) −log softmax of the modified cosines, or the sum of one sigmoid loss per class.
 
         Implemented by subclasses.
         """
         raise NotImplementedError
 
     def reducer(self) -> Reducer:
-        """What adds up the negatives in the loss of a step."""
+        """The reducer that sums up the negatives in a step."""
         if self.sigmoid_terms is None or self.sigmoid_bias is None:
             return LogSumExp(self.loss)
         bias = self.sigmoid_bias.detach().clone()
@@ -238,7 +238,7 @@ class Head(nn.Module):
         labels = labels.long()
         unit, norm = unit_and_norm(embeddings.to(self.weight.dtype))
         sizes = sizes_of_ranks(len(labels), self.world, labels.device)
-        own = own_rows(sizes, self.world)
+        rank_rows = own_rows(sizes, self.world)
 
         def gather(values: Tensor | None) -> Tensor | None:
             return None if values is None else gather_rows(values, sizes, self.world)
@@ -262,24 +262,24 @@ class Head(nn.Module):
             gathered = replace(gathered, target_cosine=all_reduce_sum(target, self.world))
             if first_call is None:
                 self._call.statistic_values = self._update_and_read_statistics(gathered, new_step)
-        self.target_cosines = gathered.target_cosine[own]
+        self.target_cosines = gathered.target_cosine[rank_rows]
         context = Context(feature_norm=gathered.feature_norm, **self._call.statistic_values)
         return Batch(
             unit=unit,
             norm=norm,
             labels=labels,
-            target=gathered.target_cosine[own],
-            context=context.select_samples(own) | {"feature_norm": norm},
+            target=gathered.target_cosine[rank_rows],
+            context=context.select_samples(rank_rows) | {"feature_norm": norm},
             gathered=gathered,
             gathered_context=context,
             sizes=sizes,
-            own=own,
+            rank_rows=rank_rows,
         )
 
     def _update_and_read_statistics(
         self, gathered: Observation, new_step: bool
     ) -> dict[str, Tensor]:
-        """Update the statistics if in training; return what they supply to the loss, by name."""
+        """Update the statistics in training mode; return the values they supply to the loss."""
         supplied: dict[str, Tensor] = {}
         for statistic in self._statistics():
             if self.training and (new_step or not statistic.per_step):
@@ -320,7 +320,7 @@ class Head(nn.Module):
     def cost(self, workload: Workload) -> HeadCost:
         """Memory and work of a training step; works on the meta device too.
 
-        The default is for a head that stores all cosines at once.
+        This implementation is for a head that stores all cosines at once.
         """
         weight, (classes, features) = self.weight.nbytes, self.centers.shape
         value_bytes = self.weight.itemsize
@@ -342,7 +342,7 @@ class Head(nn.Module):
         return {"class statistics": rows} if rows else {}
 
     def local_target_products(self, unit: Tensor, norm: Tensor, labels: Tensor) -> Tensor:
-        """(A,) cosθ_y, or W_yᵀx + b_y, of targets that this rank owns; 0 for the others."""
+        """(A,) cosθ_y, or W_yᵀx + b_y; 0 for samples whose class another rank owns."""
         if not self.classes:
             return torch.zeros_like(norm)
         position, is_owned = self.local_positions(labels)
@@ -355,22 +355,24 @@ class Head(nn.Module):
         return torch.where(is_owned, products, 0)
 
     def cosines_of_target(self, unit: Tensor, position: Tensor) -> Tensor:
-        """(A, K) the cosines to the centers of one class per sample, given its local position."""
+        """(A, M) each sample's cosines to the centers of the class in row `position` (A,)."""
         # Unlike indexing, `functional.embedding` sums gradients in a fixed, reproducible order.
         centers = functional.embedding(center_rows(position, self.centers_per_class), self.centers)
         units = unit_and_norm(centers)[0].unflatten(0, (-1, self.centers_per_class))
         return (unit[:, None] * units).sum(dim=2)
 
     def local_classes(self, labels: Tensor) -> tuple[Tensor | None, Tensor]:
-        """(K,) the rows of the step's classes, None for all; (A,) the targets' positions in them.
+        """The classes that this rank uses in the step, and the targets' positions among them.
 
-        A position is −1 if the class is not among them.
+        Returns:
+            (K,) the rows of the classes, or None for all of the rank's classes; and (A,) the
+            position of each target among them, −1 if it is not there.
         """
         position, is_owned = self.local_positions(labels)
         return None, torch.where(is_owned, position, -1)
 
     def _log_sum_exp_of_negatives(self, unit: Tensor, labels: Tensor, scale: Tensor) -> Tensor:
-        """See `Observation`."""
+        """Compute `Observation.log_sum_exp_of_negatives`."""
         rows, positions = self.local_classes(labels)
         if rows is None:
             rows = torch.arange(len(self.classes), device=unit.device)
@@ -379,13 +381,13 @@ class Head(nn.Module):
         return log_sum_exp_of_ranks(state, self.world)
 
     def local_positions(self, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Each label's row in this rank's weight (0 if not owned), and whether the rank owns it."""
+        """(A,) each label's row in this rank's weight, or 0; and (A,) whether this rank owns it."""
         is_owned = (labels >= self.classes.start) & (labels < self.classes.stop)
         return torch.where(is_owned, labels - self.classes.start, 0), is_owned
 
     @property
     def centers(self) -> Tensor:
-        """(C·K, D) this rank's class centers; those of a class are neighbors."""
+        """(C·M, D) this rank's class centers; the M centers of a class are adjacent rows."""
         return self.weight.flatten(0, -2)
 
     @property
@@ -412,7 +414,7 @@ class Head(nn.Module):
         return values
 
     def class_values(self) -> dict[str, Tensor]:
-        """The statistics with a number per class, for logging: name -> values of own classes."""
+        """The statistics with one number per class, for logging: name -> this rank's values."""
         return {
             name: getattr(statistic, name)
             for statistic in self._statistics()
@@ -435,8 +437,8 @@ class Head(nn.Module):
         return f"{text}, centers_per_class={self.centers_per_class}" if several else text
 
 
-def _uncompiled() -> Any:
-    # Not a decorator: that would import the compiler, which takes a second, with this module.
+def _uncompiled_compute_loss() -> Any:
+    # A decorator would import the compiler together with this module, which takes a second.
     return torch.compiler.disable(Head._compute_loss)
 
 

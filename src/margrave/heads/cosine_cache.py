@@ -10,7 +10,7 @@ from margrave.hardware import keep_freed_memory
 
 
 class CosineCache:
-    """A buffer that is reused over steps, since touching fresh memory costs as much as a pass.
+    """A buffer reused between steps, because touching new memory costs as much as a pass over it.
 
     Args:
         budget: maximum size in bytes.
@@ -22,7 +22,7 @@ class CosineCache:
         self._spare: Tensor | None = None
 
     def acquire(self, count: int, like: Tensor) -> Tensor:
-        """A buffer of at least `count` values like `like`, or of as many as the budget allows."""
+        """A buffer of at least `count` values, or the whole budget; dtype and device of `like`."""
         count = min(count, self.budget // like.itemsize)
         spare, self._spare = self._spare, None
         matches = spare is not None and spare.dtype == like.dtype and spare.device == like.device
@@ -31,7 +31,7 @@ class CosineCache:
         return like.new_empty(count)
 
     def release(self, buffer: Tensor | None) -> None:
-        """Return the buffer for the next step."""
+        """Keep the buffer for the next step."""
         self._spare = buffer
 
     def __deepcopy__(self, memo: object) -> CosineCache:

@@ -10,7 +10,7 @@ class Workload:
     """A training step to be planned.
 
     Attributes:
-        samples: number of samples in a micro-batch of all ranks that share the classes.
+        samples: samples per micro-batch, summed over the ranks that the classes are sharded over.
         device: ``cpu`` or ``cuda``.
         native_bfloat16: whether bfloat16 products are faster than float32 on the device.
         moments: number of weight-sized tensors in the optimizer's state.
@@ -34,7 +34,7 @@ class HeadCost:
         product_bytes: bytes per value in the matrix products, 4 or 2.
         recomputed: fraction of the cosines that the backward pass recomputes, from 0 to 1.
         passes: how often each cosine is read or written outside the matrix products.
-        sparse: whether only scattered rows of the weight are used.
+        sparse: whether the step uses only scattered rows of the weight (class sampling).
     """
 
     memory: dict[str, float]

@@ -1,12 +1,12 @@
-"""Negatives reduced over blocks of classes, without ever storing a (batch, classes) matrix.
+"""Reduce negatives over blocks of classes, without ever storing a (batch, classes) matrix.
 
-The forward pass computes the cosines x̂W_cᵀ/‖w‖ of each block of class centers W_c, has the loss
-turn them into negatives N, and adds these to the reduced value R (`margrave.heads.reducers`),
-log Σ_j e^{s·N_j} for a softmax. The backward pass reads each block from a bounded cache or
-recomputes it, and adds its part of the gradients of features and centers: with
-p_ij = ∂R_i/∂(s·N_ij) · dN_ij/dcosθ_ij, for a softmax e^{s·N_ij − R_i} · dN_ij/dcosθ_ij, and
-f_i = s · ∂L/∂R_i,
+The forward pass computes the cosines x̂W_cᵀ/‖w‖ of each block of class centers W_c. The loss turns
+them into negatives N, which are added to the reduced value R (`margrave.heads.reducers`); for a
+softmax, R = log Σ_j e^{s·N_j}. The backward pass reads each block from a bounded cache or
+recomputes it, and adds the block's part of the gradients of features and centers:
 
+    p_ij = ∂R_i/∂(s·N_ij) · dN_ij/dcosθ_ij,    for a softmax e^{s·N_ij − R_i} · dN_ij/dcosθ_ij,
+    f_i = s · ∂L/∂R_i,
     dx̂_i = f_i·Σ_j p_ij ŵ_j,    d_j = (1/‖w_j‖)·Σ_i p_ij f_i x̂_i,    dw_j = d_j − (d_j·ŵ_j)ŵ_j.
 
 The factors f scale the (A, D) features and their gradient instead of the larger (A, K) block.
@@ -15,9 +15,9 @@ The three matrix products (the cosines and the two gradients) may use lower prec
 (`margrave.heads.products`): only their inputs are rounded, while sums, exponentials and the target
 cosine stay float32.
 
-Shapes: A samples of all ranks, B of this one, D features, K local classes (of one block, where a
-function handles a block); centers and products have several rows or columns per class if it has
-several centers, of which only the nearest gives the cosine and gets the gradient.
+Shapes: A samples of all ranks, B samples of this rank, D features, K local classes (of one block,
+where a function handles a block). With M centers per class, centers have K·M rows and products K·M
+columns; only the nearest center of a class gives the cosine and gets the gradient.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from margrave.distributed import World, all_reduce_sum, gather_rows
-from margrave.heads.centers import nearest_centers, spread
+from margrave.heads.centers import gradient_of_all_cosines, nearest_centers
 from margrave.heads.embeddings import inverse_length
 from margrave.heads.fused_block import compiled, project_
 from margrave.heads.products import multiply_wide, tf32
@@ -38,15 +38,15 @@ from margrave.heads.step import Step
 
 
 class ReducedNegatives(torch.autograd.Function):
-    """(B,) the reduced negatives R and (B,) cosθ_y, with their gradients.
+    """(B,) reduced negatives R and (B,) target cosines cosθ_y, both differentiable.
 
     Args of `apply`:
         features: (B, D) x̂ of this rank, or x for a loss of inner products.
         feature_norm: (B,) ‖x‖, on which the loss's negatives may depend.
-        weight: (C, D) or (C, K, D) centers of this rank's C classes.
+        weight: (C, D) or (C, M, D) centers of this rank's C classes.
         bias: (C,) for a loss of inner products, or None.
         sigmoid_bias: (1,) for a loss with a sigmoid per class, or None.
-        step: everything without a gradient, including the features and norms of all ranks.
+        step: all inputs without a gradient, including the features and norms of all ranks.
     """
 
     @staticmethod
@@ -64,7 +64,7 @@ class ReducedNegatives(torch.autograd.Function):
         buffer = None
         if step.needs_backward and any(ctx.needs_input_grad):
             buffer = step.cosine_cache.acquire(
-                len(step.target_cosine) * step.count(weight), step.product_features
+                len(step.target_cosine) * step.num_centers(weight), step.product_features
             )
         with tf32(step.products == "tf32"):
             state, cache = _forward_blocks(weight, bias, step, buffer)
@@ -73,10 +73,10 @@ class ReducedNegatives(torch.autograd.Function):
                 # Uncompiled blocks cannot overflow, since they subtract each row's maximum.
                 step = replace(step, fused=None)
                 state, cache = _forward_blocks(weight, bias, step, buffer)
-        state = step.reducer.of_ranks(state, step.world)
+        state = step.reducer.combine_ranks(state, step.world)
         ctx.save_for_backward(weight, bias, state)
         ctx.step, ctx.cache, ctx.buffer = step, cache, buffer
-        return step.reducer.value(state)[step.own], step.target_cosine[step.own].clone()
+        return step.reducer.value(state)[step.rank_rows], step.target_cosine[step.rank_rows].clone()
 
     @staticmethod
     @once_differentiable
@@ -88,16 +88,16 @@ class ReducedNegatives(torch.autograd.Function):
         upstream = gather_rows(torch.stack(gradients, dim=1), step.sizes, step.world)
         backward = _Backward(step, weight, bias, state, upstream, ctx.needs_input_grad)
         with tf32(step.products == "tf32"):
-            for number, block in step.blocks(weight):
-                backward.add_block(number, block, ctx.cache.get(number))
+            for index, block in step.blocks(weight):
+                backward.add_block(index, block, ctx.cache.get(index))
         # A second backward pass over this graph finds no cache and recomputes the cosines.
         if ctx.buffer is not None:
             step.cosine_cache.release(ctx.buffer)
         ctx.cache, ctx.buffer = {}, None
         grad_sigmoid_bias = None
         if ctx.needs_input_grad[4]:
-            by_sample = gradients[0] * step.reducer.bias_slope(state)[step.own]
-            grad_sigmoid_bias = by_sample.sum()[None]
+            grad_by_sample = gradients[0] * step.reducer.bias_slope(state)[step.rank_rows]
+            grad_sigmoid_bias = grad_by_sample.sum()[None]
         grad_features, grad_norm, grad_weight, grad_bias = backward.gradients(ctx.weight_shape)
         return grad_features, grad_norm, grad_weight, grad_bias, grad_sigmoid_bias, None
 
@@ -105,24 +105,24 @@ class ReducedNegatives(torch.autograd.Function):
 def _forward_blocks(
     weight: Tensor, bias: Tensor | None, step: Step, buffer: Tensor | None
 ) -> tuple[Tensor, dict[int, Tensor]]:
-    """Run the forward pass of this rank.
+    """Reduce the negatives of this rank's classes.
 
     Returns:
-        the reducer's state (A, …) for this rank's classes; and number -> products of each block
-        that fits into the buffer, the first ones.
+        the reducer's state (A, …), and the cached products or cosines (see `Step.caches_products`)
+        by block index. The first blocks are cached, as many as fit into the buffer.
     """
     cache: dict[int, Tensor] = {}
     state, used = step.reducer.start(step.target_cosine), 0
-    for number, block in step.blocks(weight):
-        rows = step.local(weight, step.centers_of(block))
+    for index, block in step.blocks(weight):
+        rows = step.select_local(weight, step.center_slice(block))
         centers, inverse_or_bias = step.prepare(rows, bias, block)
         count, view = len(state) * len(centers), None
         if buffer is not None and used + count <= len(buffer):
             view = buffer[used : used + count].view(len(state), len(centers))
-            cache[number] = view
+            cache[index] = view
             used += count
         products = torch.mm(step.product_features, centers.T, out=view)
-        if step.fused is not None and step.is_fused(number):
+        if step.fused is not None and step.is_fused(index):
             state = step.fused.forward(
                 products,
                 inverse_or_bias,
@@ -133,7 +133,7 @@ def _forward_blocks(
                 step.reducer.bias,
             )
         else:
-            cosines = step.cosines(products, inverse_or_bias, in_place=not step.keeps_raw)
+            cosines = step.cosines(products, inverse_or_bias, in_place=not step.caches_products)
             cosines, _ = nearest_centers(cosines, step.centers_per_class)
             negatives = step.loss.modify_negatives(cosines, step.target_cosine, step.context)
             state = step.reducer.add(state, negatives, *step.clamped_target_column(block))
@@ -145,11 +145,11 @@ class _Backward:
 
     Args:
         step: the step, as in the forward pass.
-        weight: (C·K, D) the K centers of each of this rank's C classes.
+        weight: (C·M, D) the M centers of each of this rank's C classes.
         bias: (C,) for a loss of inner products, or None.
-        state: (A, …) the reducer's, over the classes of all ranks.
-        upstream: (A, 2) the loss's gradients with respect to R and to cosθ_y.
-        needs_grad: whether each input of `ReducedNegatives` needs a gradient, in their order.
+        state: (A, …) the reducer's state over the classes of all ranks.
+        upstream: (A, 2) the loss's gradients with respect to R and cosθ_y.
+        needs_grad: for each input of `ReducedNegatives`, in order, whether it needs a gradient.
     """
 
     def __init__(
@@ -171,43 +171,46 @@ class _Backward:
         self.scaled_features = scaled.to(step.product_features.dtype)
         self.grad_features = torch.zeros_like(step.features, dtype=state.dtype)
         self.grad_norm = torch.zeros_like(grad_reduced) if needs_grad[1] else None
-        count = step.count(weight)
+        num_centers = step.num_centers(weight)
         stores_gradient = needs_grad[2] and step.update is None
-        self.grad_weight = weight.new_empty(count, weight.shape[1]) if stores_gradient else None
+        self.grad_weight = (
+            weight.new_empty(num_centers, weight.shape[1]) if stores_gradient else None
+        )
         self.grad_bias = None if bias is None else torch.zeros_like(bias)
-        self._add_target_gradients()
+        self._compute_target_gradients()
 
-    def _add_target_gradients(self) -> None:
+    def _compute_target_gradients(self) -> None:
         """Compute the gradients that reach features and centers through the target cosines.
 
-        They are kept apart from the sums over blocks: `gradients` adds them at the end.
+        They are stored apart from the sums over blocks. `gradients` adds them at the end; if
+        the step updates its centers block by block, `add_block` adds those of the centers.
         """
-        step, is_here = self.step, self.step.positions >= 0
-        gradient = torch.where(is_here, self.grad_target, 0)[:, None]
-        self.grad_features_of_targets = torch.zeros_like(self.grad_features)
+        step, is_local = self.step, self.step.positions >= 0
+        gradient = torch.where(is_local, self.grad_target, 0)[:, None]
+        self.target_grad_features = torch.zeros_like(self.grad_features)
         if not len(self.weight):
-            self.grad_centers_of_targets = torch.zeros_like(self.grad_features)
+            self.target_grad_centers = torch.zeros_like(self.grad_features)
             return
-        centers = step.local(self.weight, step.target_centers).to(self.grad_features.dtype)
+        centers = step.select_local(self.weight, step.target_centers).to(self.grad_features.dtype)
         features = (step.features * self.share).to(centers.dtype)
         if self.bias is None:
             inverse = inverse_length(centers)[:, None]
             centers = centers * inverse
             orthogonal = features - centers * (step.target_cosine[:, None] * self.share)
-            self.grad_centers_of_targets = gradient * inverse * orthogonal
+            self.target_grad_centers = gradient * inverse * orthogonal
         else:
-            self.grad_centers_of_targets = gradient * features
-        self.grad_features_of_targets = gradient * centers
+            self.target_grad_centers = gradient * features
+        self.target_grad_features = gradient * centers
 
-    def add_block(self, number: int, block: slice, cached: Tensor | None) -> None:
-        """Add the gradients of one block."""
+    def add_block(self, index: int, block: slice, cached: Tensor | None) -> None:
+        """Add one block's gradients, or apply those of its centers if the step updates them."""
         step = self.step
-        rows = step.centers_of(block)
-        weight = step.local(self.weight, rows)
+        rows = step.center_slice(block)
+        weight = step.select_local(self.weight, rows)
         centers, inverse_or_bias = step.prepare(weight, self.bias, block)
         products = torch.mm(step.product_features, centers.T) if cached is None else cached
         gradient = self._grad_products(
-            products, inverse_or_bias, number, block, is_fresh=cached is None
+            products, inverse_or_bias, index, block, is_fresh=cached is None
         )
         if gradient.dtype == self.grad_features.dtype:
             self.grad_features.addmm_(gradient, centers)
@@ -225,25 +228,25 @@ class _Backward:
             project = project_ if step.fused is None else compiled(project_)
             project(grad_rows, weight, inverse_or_bias)
         if step.update is not None:
-            _, is_here = step.clamped_target_column(block)
-            column = torch.where(is_here[:, 0], step.target_centers - rows.start, 0)
-            _add_rows(grad_rows, column, torch.where(is_here, self.grad_centers_of_targets, 0))
+            _, has_target = step.clamped_target_column(block)
+            column = torch.where(has_target[:, 0], step.target_centers - rows.start, 0)
+            _add_rows(grad_rows, column, torch.where(has_target, self.target_grad_centers, 0))
             step.update(rows, grad_rows)
 
     def _grad_products(
-        self, products: Tensor, inverse_or_bias: Tensor, number: int, block: slice, is_fresh: bool
+        self, products: Tensor, inverse_or_bias: Tensor, index: int, block: slice, is_fresh: bool
     ) -> Tensor:
         """(A, K) p · dcosθ/dproduct in the products' dtype; may overwrite the products.
 
         Args:
             products: (A, K), freshly computed or as cached by the forward pass.
             inverse_or_bias: (K,), see `Step.prepare`.
-            number: the block's number.
+            index: the block's index.
             block: the block's slice of the local classes.
             is_fresh: whether the products are freshly computed. Cached ones may already be cosines.
         """
         step = self.step
-        if step.fused is not None and step.is_fused(number):
+        if step.fused is not None and step.is_fused(index):
             step.fused.backward(
                 products,
                 inverse_or_bias,
@@ -254,10 +257,12 @@ class _Backward:
                 step.reducer.bias,
             )
             return products
-        is_raw = is_fresh or step.keeps_raw
-        cosines = step.cosines(products, inverse_or_bias) if is_raw else products
+        is_product = is_fresh or step.caches_products
+        cosines = step.cosines(products, inverse_or_bias) if is_product else products
         cosines, nearest = nearest_centers(cosines, step.centers_per_class)
-        gradient = spread(self._grad_cosines(cosines, block), nearest, step.centers_per_class)
+        gradient = gradient_of_all_cosines(
+            self._grad_cosines(cosines, block), nearest, step.centers_per_class
+        )
         if self.bias is None:
             gradient = gradient.mul_(inverse_or_bias)
         return gradient.to(step.product_features.dtype)
@@ -286,19 +291,17 @@ class _Backward:
     def _slope(self, negatives: Tensor, block: slice) -> Tensor:
         """(A, K) ∂R/∂(s·N); 0 for the target."""
         values = self.step.reducer.slope(self.state, negatives)
-        column, is_here = self.step.clamped_target_column(block)
-        return values.scatter_(1, column, torch.where(is_here, 0, values.gather(1, column)))
+        column, has_target = self.step.clamped_target_column(block)
+        return values.scatter_(1, column, torch.where(has_target, 0, values.gather(1, column)))
 
     def gradients(self, weight_shape: torch.Size) -> tuple[Tensor | None, ...]:
         """The gradients of the features, the feature norms, the weight and the bias."""
         step = self.step
-        grad_features = (
-            self.grad_features * self.sample_factor[:, None] + self.grad_features_of_targets
-        )
-        grad_features = all_reduce_sum(grad_features, step.world)[step.own]
+        grad_features = self.grad_features * self.sample_factor[:, None] + self.target_grad_features
+        grad_features = all_reduce_sum(grad_features, step.world)[step.rank_rows]
         grad_norm = self.grad_norm
         if grad_norm is not None:
-            grad_norm = all_reduce_sum(grad_norm, step.world)[step.own]
+            grad_norm = all_reduce_sum(grad_norm, step.world)[step.rank_rows]
         if self.grad_bias is not None and len(self.grad_bias):
             grad_target = torch.where(step.positions >= 0, self.grad_target * self.share, 0)
             bias_rows = (
@@ -310,7 +313,7 @@ class _Backward:
         grad_weight = self.grad_weight
         if grad_weight is not None:
             if len(grad_weight):
-                _add_rows(grad_weight, step.target_centers, self.grad_centers_of_targets)
+                _add_rows(grad_weight, step.target_centers, self.target_grad_centers)
             grad_weight = grad_weight.view(-1, *weight_shape[1:])
             if step.sampled_rows is not None:
                 count = step.centers_per_class
@@ -325,17 +328,18 @@ class _Backward:
 
 
 def gradient_share(world: World) -> float:
-    """The factor for the gradient of a rank's shard of the classes, 1/ranks.
+    """1/ranks, the factor for the gradient of a rank's shard of the classes.
 
-    Data-parallel training averages the backbone's gradients over ranks, so each rank's loss is the
-    sum over its samples times ranks/samples of all ranks. A shard's gradient is not averaged, but
-    the sum over the samples of all ranks, so it must undo the factor `ranks`.
+    DDP averages the backbone's gradients over ranks. A rank's loss is therefore the sum over its
+    samples, times the number of ranks, divided by the number of samples of all ranks. The gradient
+    of a shard already covers the samples of all ranks and is not averaged, so it must be divided by
+    the number of ranks.
     """
     return 1 / world.size
 
 
-class SharedByRanks(torch.autograd.Function):
-    """A parameter of which every rank has a copy: its gradient is that of all ranks' samples."""
+class ReplicatedParameter(torch.autograd.Function):
+    """A parameter that every rank has a copy of; its gradient covers the samples of all ranks."""
 
     @staticmethod
     def forward(ctx: Any, parameter: Tensor, world: World) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -348,9 +352,9 @@ class SharedByRanks(torch.autograd.Function):
         return all_reduce_sum(gradient, ctx.world) * gradient_share(ctx.world), None
 
 
-def _add_rows(target: Tensor, position: Tensor, rows: Tensor) -> None:
+def _add_rows(destination: Tensor, positions: Tensor, rows: Tensor) -> None:
     """Add rows at positions that may repeat, in a fixed order, for bit-exact reproducibility."""
-    if target.is_cpu:
-        target.index_add_(0, position, rows.to(target))
+    if destination.is_cpu:
+        destination.index_add_(0, positions, rows.to(destination))
     else:
-        target.index_put_((position,), rows.to(target), accumulate=True)
+        destination.index_put_((positions,), rows.to(destination), accumulate=True)

@@ -37,20 +37,20 @@ class Analysis:
 
 
 def dense_cross_entropy(head: Head, batch: Batch) -> Tensor:
-    """(B,) the losses from all (B, C) cosines at once, see `Head.cross_entropy`."""
+    """(B,) `Head.cross_entropy`, computed from all (B, C) cosines at once."""
     products = _products(head, batch)
-    # Computed again, because batch.target has no gradient.
+    # Recomputed, because batch.target has no gradient.
     target_cosine = head.local_target_products(batch.unit, batch.norm, batch.labels)
     modified_target = head.loss.modify_target(target_cosine, batch.context)
     negatives = head.loss.modify_negatives(products, batch.target, batch.context)
     terms, bias = head.sigmoid_terms, head.sigmoid_bias
     if terms is not None and bias is not None:
         logits = (head.loss.scale * negatives + bias).scatter(1, batch.labels[:, None], -torch.inf)
-        own = functional.softplus(
+        target_loss = functional.softplus(
             -(head.loss.scale * modified_target + bias), threshold=SOFTPLUS_THRESHOLD
         )
-        others = functional.softplus(logits, threshold=SOFTPLUS_THRESHOLD).sum(dim=1)
-        return terms.target_weight * own + terms.negatives_weight * others
+        negatives_loss = functional.softplus(logits, threshold=SOFTPLUS_THRESHOLD).sum(dim=1)
+        return terms.target_weight * target_loss + terms.negatives_weight * negatives_loss
     modified = negatives.scatter(1, batch.labels[:, None], modified_target[:, None])
     return functional.cross_entropy(head.loss.scale * modified, batch.labels, reduction="none")
 
@@ -67,8 +67,8 @@ def _products(head: Head, batch: Batch) -> Tensor:
 class DenseHead(Head):
     """A head that stores the (batch, classes) cosines; the reference for the faster heads.
 
-    loss = −log( e^{s·T} / (e^{s·T} + Σ_{j≠y} e^{s·N_j}) ), or the sum of a sigmoid per class,
-    averaged over the batch; for s, T and N see `margrave.losses.Loss`.
+    The loss is −log( e^{s·T} / (e^{s·T} + Σ_{j≠y} e^{s·N_j}) ), or a sum of one sigmoid loss per
+    class, averaged over the batch. `margrave.losses.Loss` defines s, T and N.
 
     >>> head = DenseHead("adaface", num_classes=10, embedding_size=4)
     >>> loss = head(torch.randn(8, 4), torch.arange(8))
@@ -82,7 +82,7 @@ class DenseHead(Head):
 
     @torch.no_grad()
     def analyze(self, embeddings: Tensor, labels: Tensor) -> Analysis:
-        """Compute a batch's cosines, margins and hard negatives; updates nothing.
+        """Compute a batch's cosines, margins and hard negatives; the statistics stay unchanged.
 
         >>> head = DenseHead("sv_softmax", num_classes=10, embedding_size=4)
         >>> analysis = head.analyze(torch.randn(8, 4), torch.arange(8))

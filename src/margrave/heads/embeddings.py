@@ -8,18 +8,18 @@ import torch
 from torch import Tensor
 
 MIN_NORM = 1e-12
-"""Shorter vectors have no direction: they are treated as zero and get no gradient."""
+"""Vectors up to this length count as zero: they have no direction and get no gradient."""
 
 
 def unit_and_norm(vectors: Tensor) -> tuple[Tensor, Tensor]:
-    """Normalize rows: x̂ and ‖x‖, without overflow or infinite gradients.
+    """Split rows into unit vectors x̂ and norms ‖x‖, without overflow or infinite gradients.
 
     Args:
         vectors: (N, D), any floating-point dtype.
 
     Returns:
-        (N, D) unit rows (zero for zero rows) and (N,) norms. The norms are clamped to the dtype's
-        maximum to the power of ¾, so that products with class centers stay finite.
+        (N, D) unit rows (zero for zero rows) and (N,) norms. The norms are at most max^¾, where max
+        is the dtype's maximum, so that products with class centers stay finite.
 
     >>> unit, norm = unit_and_norm(torch.tensor([[3e30, 4e30], [0.0, 0.0]]))
     >>> unit
@@ -29,7 +29,7 @@ def unit_and_norm(vectors: Tensor) -> tuple[Tensor, Tensor]:
     # Dividing a row by its largest entry keeps squares finite. The divisor is detached, but cancels
     # out of x̂ and ‖x‖, so the gradients are unchanged.
     largest = vectors.detach().abs().amax(dim=1, keepdim=True)
-    has_direction = ~(largest <= MIN_NORM)  # NaN stays NaN, so that it is noticed
+    has_direction = ~(largest <= MIN_NORM)  # True for NaN, so that NaN propagates and is noticed
     largest = torch.where(has_direction, largest, 1)
     scaled = torch.where(has_direction, vectors / largest, 0)
     length = torch.linalg.vector_norm(scaled, dim=1, keepdim=True)
@@ -54,7 +54,7 @@ def inverse_length(rows: Tensor) -> Tensor:
 
 
 def overflow_safe_inverse_length(rows: Tensor) -> Tensor:
-    """`inverse_length`; divides each row by its largest entry first so that no square overflows."""
+    """`inverse_length` that first divides each row by its largest entry, so no square overflows."""
     rows = rows.float() if rows.dtype.itemsize < 4 else rows
     largest = rows.abs().amax(dim=1, keepdim=True)
     largest = torch.where(largest == 0, 1, largest)
@@ -80,8 +80,8 @@ def check_batch(embeddings: Tensor, labels: Tensor, num_classes: int, embedding_
         )
     if not len(labels):
         raise ValueError("the batch is empty: skip it, or lower the batch size")
-    numbers = labels.long()  # torch cannot compare some unsigned types
-    outside = (numbers < 0) | (numbers >= num_classes)
+    classes = labels.long()  # torch cannot compare some unsigned types
+    outside = (classes < 0) | (classes >= num_classes)
     if not labels.is_cpu and _can_assert_async(labels.device.type):
         # Reading the values would make the host wait for the device at every step.
         torch._assert_async(~outside.any(), f"a label is outside [0, {num_classes})")

@@ -1,6 +1,6 @@
-"""The elementwise operations on a block of classes, compiled.
+"""Compiled elementwise operations on a block of classes.
 
-Shapes: A samples of all ranks, K classes of the block, D features.
+Shapes: A samples of all ranks, K classes in the block, D features.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from margrave.heads.centers import nearest_centers, spread
+from margrave.heads.centers import gradient_of_all_cosines, nearest_centers
 from margrave.heads.embeddings import overflow_safe_inverse_length
 from margrave.heads.reducers import MAX_FUSED_SCALE, sigmoid_sums
 from margrave.losses import Context, Loss
@@ -24,24 +24,24 @@ from margrave.losses import Context, Loss
 REDUCTION_COLUMNS = 1024
 """Columns that one GPU thread block can reduce in registers."""
 MAX_STATIC_SHAPES = 12
-"""Number of block shapes that get a kernel of their own; the others share one."""
+"""Number of block shapes with a specialized kernel; all others share one kernel."""
 
 
 class FusedBlock:
-    """One loss's elementwise operations on a block, compiled to read it only once or twice.
+    """A loss's elementwise operations on a block, compiled to read the block only once or twice.
 
     `forward` and `backward` start from the raw products x̂W_cᵀ instead of cosines, so that a block
     needs no separate pass for scaling by 1/‖w‖ (or adding the bias).
 
     Args:
         loss: a loss whose `negatives_and_slope` does not return None.
-        subtract_max: subtract each row's maximum before the exponential, which prevents overflow
-            and is free on a GPU. On a CPU it is faster to subtract the running log-sum-exp; the
-            caller then checks for overflow.
-        centers_per_class: number of products per class; the largest cosine is the class's.
+        subtract_max: whether to subtract each row's maximum before the exponential, which prevents
+            overflow and is free on a GPU. On a CPU it is faster to subtract the running log-sum-exp
+            instead; the caller must then check for overflow.
+        centers_per_class: number of products per class; the class's cosine is the largest of them.
 
     Attributes:
-        subtract_running: subtract the log-sum-exp of the blocks before.
+        subtract_running: whether to subtract the log-sum-exp of the previous blocks.
     """
 
     def __init__(self, loss: Loss, subtract_max: bool, centers_per_class: int = 1) -> None:
@@ -74,11 +74,13 @@ class FusedBlock:
         Args:
             products: (A, K) x̂W_cᵀ, in any precision.
             inverse_or_bias: (K,) 1/‖w‖, or the bias for a loss of inner products.
-            target_column: (A, 1) the target's column in the block; any other number if not in it.
+            target_column: (A, 1) the target's column in the block; outside [0, K) if the block
+                lacks the target.
             target_cosine: (A,) cosθ_y.
             context: the loss's context for the A samples.
-            state: (A, …) of the previous blocks, see `margrave.heads.reducers`.
-            sigmoid_bias: (1,) the learned bias of a sigmoid per class.
+            state: (A, …) the reducer's state after the previous blocks, see
+                `margrave.heads.reducers`.
+            sigmoid_bias: (1,) the learned bias of a loss with a sigmoid per class, or None.
 
         Returns:
             (A, …) the state including this block.
@@ -95,7 +97,7 @@ class FusedBlock:
         """Overwrite the products with ∂R/∂(s·N) · dN/dcosθ · dcosθ/dproduct; 0 for the target.
 
         Args:
-            state: (A, …) of all classes but the target.
+            state: (A, …) the reducer's final state, over all classes but the target.
             *: see `_forward`.
         """
         cosines, nearest = self._cosines(products, inverse_or_bias, state.dtype)
@@ -106,13 +108,13 @@ class FusedBlock:
         if slope is not None:
             gradient = gradient * slope
         gradient = torch.where(_columns(gradient) == target_column, 0, gradient)
-        gradient = spread(gradient, nearest, self.centers_per_class)
+        gradient = gradient_of_all_cosines(gradient, nearest, self.centers_per_class)
         products.copy_(gradient * inverse_or_bias if self.loss.normalized else gradient)
 
     def _add(
         self, state: Tensor, negatives: Tensor, is_target: Tensor, sigmoid_bias: Tensor | None
     ) -> Tensor:
-        """The log-sum-exp of the previous blocks and this one."""
+        """(A,) the log-sum-exp over the previous blocks and this one."""
         del sigmoid_bias
         if self.subtract_max:
             logits = torch.where(is_target, -torch.inf, self.loss.scale * negatives)
@@ -125,14 +127,14 @@ class FusedBlock:
         del sigmoid_bias
         shifted = torch.add(-state[:, None], negatives, alpha=self.loss.scale)
         if not self.loss.normalized or self.loss.scale > MAX_FUSED_SCALE:
-            # s·N can exceed its log-sum-exp only by rounding of huge products.
+            # Only rounding of huge products can make s·N exceed its log-sum-exp.
             shifted = shifted.clamp_max(0)
         return torch.exp(shifted)
 
     def _cosines(
         self, products: Tensor, inverse_or_bias: Tensor, dtype: torch.dtype
     ) -> tuple[Tensor, Tensor | None]:
-        """(A, K) the classes' cosines; with several centers per class, also which are nearest."""
+        """(A, K) the classes' cosines; with several centers per class, also the nearest ones."""
         products = products.to(dtype)
         if not self.loss.normalized:
             return products + inverse_or_bias, None
@@ -140,7 +142,7 @@ class FusedBlock:
 
 
 class FusedSigmoidBlock(FusedBlock):
-    """The operations of a loss with a sigmoid per class; nothing in them can overflow."""
+    """The operations of a loss with a sigmoid per class; they cannot overflow."""
 
     def __init__(self, loss: Loss, centers_per_class: int = 1) -> None:
         super().__init__(loss, subtract_max=False, centers_per_class=centers_per_class)
@@ -189,22 +191,23 @@ def project_(rows: Tensor, centers: Tensor, inverse_norm: Tensor) -> None:
 class Compiled:
     """A function compiled for each of the first few block shapes, then once for all other shapes.
 
-    A kernel for any shape finds the column of a value by integer divisions, which on a GPU take
-    several times as long as everything else. Training usually has only two shapes, a full block and
-    the last one. `MAX_STATIC_SHAPES` keeps batches of varying sizes from compiling again and again.
+    A kernel for any shape computes the column of each value by integer divisions, which take a GPU
+    several times longer than the rest of the kernel. Training usually has only two shapes: full
+    blocks and the last block. With batches of varying sizes, `MAX_STATIC_SHAPES` limits the number
+    of compilations.
 
     Args:
         function: the function; the shape of its first argument selects the kernel.
-        name: how the warning names a function that cannot be compiled.
+        name: the name in the warning if the function cannot be compiled.
 
     Attributes:
-        works: False once the function could not be compiled; it then runs uncompiled.
+        works: False once compilation has failed; the function then runs uncompiled.
     """
 
     def __init__(self, function: Callable[..., Any], name: str) -> None:
         import torch._dynamo  # slow to import and often not needed
 
-        # All losses share this module's code, which dynamo would compile at most eight times.
+        # All losses share this module's code, which dynamo by default compiles at most eight times.
         limit = torch._dynamo.config.recompile_limit
         torch._dynamo.config.recompile_limit = max(limit, 256)
         self.works = True
@@ -225,24 +228,24 @@ class Compiled:
             raise
         # Compilers can raise nearly any error.
         except Exception as error:
-            # If the arguments are at fault, this raises too: the function is not to blame.
+            # If the arguments are wrong, this raises too, and compilation is not the cause.
             result = self._function(*arguments)
-            # The first line of a compiler's error may only name its failing part.
+            # The first line of a compiler's error may name only the component that failed.
             reason = " ".join(str(error).split("\n", 2)[:2]).strip()
             warnings.warn(
-                f"{self._name} cannot be compiled here ({reason}) and runs uncompiled, somewhat "
-                "slower; set the head's compiled to false to silence this warning",
+                f"{self._name} cannot be compiled here ({reason}), so it runs uncompiled and "
+                "somewhat slower; set the head's compiled setting to false to silence this warning",
                 stacklevel=2,
             )
             self.works = False
             return result
 
     def _kernel(self, device: str, any_shape: bool) -> Callable[..., Any]:
-        """The compiled function, which itself compiles for each new shape unless `any_shape`."""
+        """The compiled function: one kernel for all shapes if `any_shape`, else one per shape."""
         if (device, any_shape) not in self._kernels:
             # The key of the compiler's on-disk cache lacks the vector width (torch 2.13), but
-            # contains the options. Without this one, the code cached by another machine, or under
-            # another ATEN_CPU_CAPABILITY, could be loaded and would write past its arrays.
+            # contains the options. Without this option, torch could load code that was cached by
+            # another machine or for another ATEN_CPU_CAPABILITY, and that writes past its arrays.
             options: Any = {"cpp.simdlen": _vector_bits()} if device == "cpu" else None
             self._kernels[device, any_shape] = torch.compile(
                 self._function, fullgraph=True, dynamic=any_shape, options=options
@@ -270,7 +273,7 @@ def _columns(values: Tensor) -> Tensor:
 
 @cache
 def can_compile(device: str) -> bool:
-    """Whether `torch.compile` has a compiler here: for C++ on a CPU, Triton on CUDA."""
+    """Whether `torch.compile` finds a compiler: for C++ on a CPU, Triton on CUDA."""
     if device == "cpu":
         return any(shutil.which(name) for name in (os.environ.get("CXX", "g++"), "g++", "clang++"))
     return device == "cuda" and importlib.util.find_spec("triton") is not None
@@ -280,7 +283,7 @@ def can_compile(device: str) -> bool:
 def fused_block(loss: Loss, device: str, sigmoid: bool, centers_per_class: int) -> FusedBlock:
     """The compiled block operations, shared by all heads with equal losses.
 
-    Only the 32 most recently used are kept; the kernels of the others are freed.
+    Only the 32 most recently used operations are kept; the kernels of the others are freed.
     """
     if sigmoid:
         return FusedSigmoidBlock(loss, centers_per_class)

@@ -15,7 +15,7 @@ Products = Literal["auto", "float32", "tf32", "bfloat16"]
 """Precision of a float32 head's matrix products; everything else stays float32."""
 
 MIN_BFLOAT16_COSINES = 2**20
-"""Minimum batch × classes for ``auto`` to use bfloat16; below, products are not a bottleneck."""
+"""Minimum batch × classes for ``auto`` to use bfloat16; smaller products are no bottleneck."""
 
 
 def choose_products(
@@ -30,8 +30,8 @@ def choose_products(
         native_bfloat16: whether bfloat16 is native; by default determined for this machine.
 
     Returns:
-        The precision. For a weight of another dtype it is always ``float32``, which stands for
-        products in the weight's own dtype.
+        The precision. For a weight that is not float32 it is always ``float32``, which then stands
+        for products in the weight's dtype.
 
     Raises:
         ValueError: a lower precision is requested but the weight is float64.
@@ -80,7 +80,7 @@ def tf32(enabled: bool) -> Iterator[None]:
 
 
 def multiply_wide(left: Tensor, right: Tensor, out: Tensor | None = None) -> Tensor:
-    """left @ right, with a float32 result for factors of lower precision.
+    """Compute left @ right, with a float32 result for factors of lower precision.
 
     Args:
         left: (N, M).

@@ -21,7 +21,7 @@ class Call:
 
     Attributes:
         statistic_values: the values that the statistics supplied, by name.
-        draw: the number of the class sampling that it used, or None without sampling.
+        draw: index of the class sampling that the call used, or None without sampling.
     """
 
     statistic_values: Mapping[str, Tensor] = field(default_factory=dict)
@@ -29,7 +29,7 @@ class Call:
 
 
 class CallMemory:
-    """The calls whose labels still exist, by the memory address of the labels.
+    """A head's training calls by the memory address of their labels, until the labels are freed.
 
     Checkpointing passes the same labels again, as the same tensor or as a view of its memory.
     """
@@ -49,7 +49,7 @@ class CallMemory:
         """The first call if this one repeats it in a backward pass, otherwise None.
 
         Raises:
-            ValueError: the call is repeated with other labels.
+            ValueError: the call is repeated with a new labels tensor.
         """
         is_backward = torch._C._current_graph_task_id() != -1
         if not is_backward:

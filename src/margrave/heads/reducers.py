@@ -1,9 +1,9 @@
-"""How a head reduces each sample's negatives N to one number R, block by block of classes.
+"""Reduce each sample's negatives N to one number R, one block of classes at a time.
 
-A reducer's state grows by each block of classes and is then combined over ranks. From it follow R,
-its derivatives ∂R/∂(s·N_j), and with the target T the sample's loss.
+A reducer's state accumulates the blocks of classes and is then combined over ranks. The final state
+determines R and its derivatives ∂R/∂(s·N_j). R and the target T determine the sample's loss.
 
-Shapes: A samples, K classes of a block.
+Shapes: A samples of all ranks, B samples of this rank, K classes in a block.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from margrave.distributed import World, all_reduce_sum, log_sum_exp_of_ranks
 from margrave.losses import Loss, SigmoidTerms
 
 MAX_FUSED_SCALE = 2.0**12
-"""Up to this loss scale s, rounding cannot make e^{s·N − lse}, which is at most 1, overflow."""
+"""For loss scales s up to this, rounding errors in s·N − lse ≤ 0 cannot make its exp overflow."""
 # Above this, log(1 + e^x) is replaced by x; e^−50 is negligible next to 50 even in float64.
 SOFTPLUS_THRESHOLD = 50.0
 
@@ -28,26 +28,26 @@ class Reducer(ABC):
     """Reduces s·N_j over the classes j ≠ y."""
 
     bias: Tensor | None = None
-    """(1,) the head's learned bias, without gradient; None if R has none."""
+    """(1,) the head's learned bias b, without gradient; None if R does not depend on one."""
 
     @abstractmethod
     def start(self, like: Tensor) -> Tensor:
-        """The state (A, …) before any class; `like` (A,) gives length, dtype and device."""
+        """The initial state (A, …), with the length, dtype and device of `like` (A,)."""
 
     @abstractmethod
-    def add(self, state: Tensor, negatives: Tensor, column: Tensor, is_here: Tensor) -> Tensor:
-        """The state with a block's classes.
+    def add(self, state: Tensor, negatives: Tensor, column: Tensor, has_target: Tensor) -> Tensor:
+        """The state after adding a block of classes.
 
         Args:
-            state: (A, …) of the blocks before.
+            state: (A, …) the state after the previous blocks.
             negatives: (A, K) N_j.
             column: (A, 1) the target's column in the block, or 0 if the block lacks the target.
-            is_here: (A, 1) whether the block has the target, which is left out.
+            has_target: (A, 1) whether the block has the target, which is left out of R.
         """
 
     @abstractmethod
-    def of_ranks(self, state: Tensor, world: World) -> Tensor:
-        """The state over the classes of all ranks."""
+    def combine_ranks(self, state: Tensor, world: World) -> Tensor:
+        """Combine the states of all ranks into the state over all classes."""
 
     @abstractmethod
     def value(self, state: Tensor) -> Tensor:
@@ -55,15 +55,15 @@ class Reducer(ABC):
 
     @abstractmethod
     def slope(self, state: Tensor, negatives: Tensor) -> Tensor:
-        """(A, K) ∂R/∂(s·N_j), a new tensor; what it contains for targets does not count."""
+        """(A, K) ∂R/∂(s·N_j), a new tensor; its values at the targets are ignored."""
 
     def bias_slope(self, state: Tensor) -> Tensor:
-        """(A,) ∂R/∂b for the head's learned bias b; 0 if R has none."""
+        """(A,) ∂R/∂b for the head's learned bias b; 0 if R does not depend on it."""
         return torch.zeros_like(self.value(state))
 
     @abstractmethod
     def sample_losses(self, value: Tensor, target: Tensor, bias: Tensor | None) -> Tensor:
-        """(B,) the samples' losses from R (B,) and T (B,); `bias` is the head's learned one."""
+        """(B,) the samples' losses from R (B,), T (B,) and the learned bias (1,), with gradient."""
 
 
 @dataclass(frozen=True)
@@ -75,11 +75,11 @@ class LogSumExp(Reducer):
     def start(self, like: Tensor) -> Tensor:
         return torch.full_like(like, float("-inf"))
 
-    def add(self, state: Tensor, negatives: Tensor, column: Tensor, is_here: Tensor) -> Tensor:
+    def add(self, state: Tensor, negatives: Tensor, column: Tensor, has_target: Tensor) -> Tensor:
         scale = self.loss.scale
         overwritten = negatives.gather(1, column)
         # The negatives may be the cached cosines themselves, so they are restored afterwards.
-        negatives.scatter_(1, column, torch.where(is_here, float("-inf"), overwritten))
+        negatives.scatter_(1, column, torch.where(has_target, float("-inf"), overwritten))
         # If the target is the only class, the maximum is −∞; any finite shift works.
         lowest = torch.finfo(negatives.dtype).min / (2 * max(1.0, scale))
         shift = negatives.amax(dim=1, keepdim=True).clamp_min_(lowest).mul_(-scale)
@@ -91,7 +91,7 @@ class LogSumExp(Reducer):
         negatives.scatter_(1, column, overwritten)
         return torch.logaddexp(state, shifted.exp_().sum(dim=1).log_().sub_(shift[:, 0]))
 
-    def of_ranks(self, state: Tensor, world: World) -> Tensor:
+    def combine_ranks(self, state: Tensor, world: World) -> Tensor:
         return log_sum_exp_of_ranks(state, world)
 
     def value(self, state: Tensor) -> Tensor:
@@ -101,7 +101,7 @@ class LogSumExp(Reducer):
         scale = self.loss.scale
         shifted = torch.add(-state[:, None], negatives, alpha=scale)
         if not self.loss.normalized or scale > MAX_FUSED_SCALE:
-            # s·N can exceed its log-sum-exp only by rounding of huge products.
+            # Only rounding of huge products can make s·N exceed its log-sum-exp.
             shifted.clamp_max_(0)
         return shifted.exp_()
 
@@ -114,8 +114,8 @@ class LogSumExp(Reducer):
 class SigmoidSum(Reducer):
     """R = Σ_{j≠y} log(1 + e^{s·N_j + b}) and L = w·log(1 + e^{−(s·T + b)}) + w′·R.
 
-    The state is (A, 2): R, and ∂R/∂b = Σ_{j≠y} sigmoid(s·N_j + b), so that the bias needs no pass
-    of its own.
+    The state is (A, 2): R and ∂R/∂b = Σ_{j≠y} sigmoid(s·N_j + b), so that the gradient of b needs
+    no separate pass over the blocks.
     """
 
     terms: SigmoidTerms
@@ -125,12 +125,12 @@ class SigmoidSum(Reducer):
     def start(self, like: Tensor) -> Tensor:
         return like.new_zeros(len(like), 2)
 
-    def add(self, state: Tensor, negatives: Tensor, column: Tensor, is_here: Tensor) -> Tensor:
+    def add(self, state: Tensor, negatives: Tensor, column: Tensor, has_target: Tensor) -> Tensor:
         logits = torch.add(self.bias, negatives, alpha=self.scale)
-        logits.scatter_(1, column, logits.gather(1, column).masked_fill(is_here, float("-inf")))
+        logits.scatter_(1, column, logits.gather(1, column).masked_fill(has_target, float("-inf")))
         return state + sigmoid_sums(logits)
 
-    def of_ranks(self, state: Tensor, world: World) -> Tensor:
+    def combine_ranks(self, state: Tensor, world: World) -> Tensor:
         return all_reduce_sum(state, world)
 
     def value(self, state: Tensor) -> Tensor:
@@ -145,8 +145,10 @@ class SigmoidSum(Reducer):
 
     def sample_losses(self, value: Tensor, target: Tensor, bias: Tensor | None) -> Tensor:
         assert bias is not None
-        own = functional.softplus(-(self.scale * target + bias), threshold=SOFTPLUS_THRESHOLD)
-        return self.terms.target_weight * own + self.terms.negatives_weight * value
+        target_loss = functional.softplus(
+            -(self.scale * target + bias), threshold=SOFTPLUS_THRESHOLD
+        )
+        return self.terms.target_weight * target_loss + self.terms.negatives_weight * value
 
 
 def sigmoid_sums(logits: Tensor) -> Tensor:

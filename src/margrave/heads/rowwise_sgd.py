@@ -21,7 +21,7 @@ def sgd_(
     momentum: float,
     weight_decay: float,
 ) -> None:
-    """v ← momentum·v + (g + decay·w), w ← w − rate·v, in place; overwrites the gradients.
+    """v ← momentum·v + (g + weight_decay·w), w ← w − lr·v, in place; overwrites the gradients.
 
     Without momentum, pass no buffers. Allocates no parameter-sized tensors.
     """
@@ -37,12 +37,12 @@ def sgd_(
 class RowwiseSGD(torch.optim.Optimizer):
     """SGD with momentum and weight decay that updates only the rows in a sparse gradient.
 
-    A row in the gradient follows `torch.optim.SGD`: v ← momentum·v + (g + decay·w), w ← w − rate·v.
-    Other rows keep weight and momentum unchanged, whereas `torch.optim.SGD` would decay both. With
-    classes sampled at rate r, decay and momentum therefore act on a row only in a fraction r of the
-    steps. A dense gradient updates all rows.
+    Rows in the gradient are updated as by `torch.optim.SGD`: v ← momentum·v + (g + weight_decay·w),
+    w ← w − lr·v. Other rows keep their weights and momentum, whereas `torch.optim.SGD` would decay
+    both. If a fraction r of the classes is sampled, weight decay and momentum therefore act on a
+    row in only a fraction r of the steps.
 
-    A dense gradient is overwritten, so that no second tensor of its size is needed.
+    A dense gradient updates all rows. The step overwrites it, to avoid a second tensor of its size.
 
     Args:
         parameters: as in `torch.optim.SGD`.
@@ -99,13 +99,13 @@ class RowwiseSGD(torch.optim.Optimizer):
 
 
 def require_rowwise_optimizer(weight: nn.Parameter) -> None:
-    """Make optimizers that cannot apply a weight's sparse gradient raise an error with a hint."""
+    """Make optimizers that cannot apply the weight's sparse gradient fail with a helpful error."""
     weight._is_sampled = True  # type: ignore[attr-defined]
-    _watch_optimizers()
+    _register_optimizer_check()
 
 
 @cache
-def _watch_optimizers() -> None:
+def _register_optimizer_check() -> None:
     register_optimizer_step_pre_hook(_check_optimizer)
 
 

@@ -15,15 +15,15 @@ def sample_classes(
     """Sample `count` classes without replacement, including all classes of the batch.
 
     Args:
-        positions: (A,) local classes of the samples; may repeat.
-        is_owned: (A,) bool, whether this rank owns the sample's class; others are ignored.
+        positions: (A,) local class of each sample; may repeat.
+        is_owned: (A,) whether this rank owns each sample's class; other samples are ignored.
         num_classes: number of local classes to sample from.
-        count: number of classes to sample; at least one per sample, but at most `num_classes`.
+        count: number of classes to sample; raised to A and then limited to `num_classes`.
         seed: integers; the same seed gives the same classes on any device.
 
     Returns:
-        (K,) int64, ascending. K does not depend on the labels, so the host need not wait for the
-        device to learn it.
+        (K,) int64 local classes, ascending. K does not depend on the labels, so the host knows it
+        without waiting for the device.
 
     >>> labels = torch.tensor([7, 2, 7])
     >>> sample_classes(labels, labels > 0, 10, 10, (0,)).tolist()

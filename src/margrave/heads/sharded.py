@@ -10,19 +10,20 @@ from margrave.heads.contract import HEADS
 class ShardedHead(ChunkedHead):
     """A chunked head in which each rank owns a contiguous block of classes.
 
-    Every rank passes its own batch, of any size, and gets the loss of its samples. Embeddings are
-    gathered. Each rank computes the cosines of the targets it owns (all-reduced) and the
-    log-sum-exp of its own negatives (reduced). Statistics use the batch of all ranks; per-class
-    statistics are stored by the class's owner. With one rank it equals the chunked head.
+    Every rank passes its own batch, of any size, and gets the loss of its samples. The head gathers
+    the embeddings of all ranks. Each rank computes the target cosines and the log-sum-exp of the
+    classes that it owns; the ranks then combine both. Statistics use the samples of all ranks; the
+    rank that owns a class stores its statistics. With one rank, the head equals the chunked head.
 
-    Do not wrap the head in DDP. With ``reduction="mean"`` a rank's loss is ranks/samples times the
-    sum over its samples, so that averaging the backbone's gradients over ranks (DDP) gives those of
-    the mean over all samples. The head corrects its own gradient for this factor
+    Do not wrap the head in DDP. With ``reduction="mean"``, a rank's loss is the sum over its own
+    samples times ranks / samples, where `samples` counts those of all ranks. When DDP averages the
+    backbone's gradients over ranks, the result is the gradient of the mean loss over all samples.
+    The head corrects the gradient of its centers for this factor
     (`margrave.heads.cross_entropy.gradient_share`). With ``reduction="none"``, apply the factor
     yourself.
 
     Args:
-        *: see `ChunkedHead`; `num_classes` counts the classes of all ranks.
+        *: see `ChunkedHead`; `num_classes` is the number of classes over all ranks.
 
     Source: ArcFace, arXiv 1801.07698, section 3.3, and Partial FC, generalized to any loss.
 

@@ -1,8 +1,8 @@
 """The inputs of one step over the local classes, and its division into blocks of classes.
 
-Shapes: A samples of all ranks, D features, K local classes (of one block, where a method is given a
-block or its products). Local classes are those that this rank owns; with class sampling, only the
-sampled ones. With several centers per class, "centers" are K times as many.
+Shapes: A samples of all ranks, D features, K local classes (of one block, where a method takes a
+block or its products). The local classes are those that this rank owns; with class sampling, only
+the sampled ones. With M centers per class, K classes have K·M centers and products.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from margrave.heads.reducers import Reducer
 from margrave.losses import Context, Loss
 
 UNCOMPILED_FIRST_BLOCK = 512
+"""Maximum number of classes in the first block if it is the only uncompiled one."""
 RowUpdate = Callable[[slice, Tensor], None]
 """Called with a block of classes and the (K, D) gradient of their centers."""
 
@@ -33,22 +34,23 @@ class Step:
 
     Attributes:
         loss: the loss that modifies the cosines.
-        reducer: what adds up the negatives.
+        reducer: sums up the negatives.
         features: (A, D) x̂, or x for a loss of inner products.
         positions: (A,) the target's position among the local classes, −1 if it is not local.
         target_cosine: (A,) cosθ_y, or W_yᵀx + b_y for a loss of inner products.
         context: the loss's context for the A samples.
-        own: the slice of the A samples that this rank contributed.
+        rank_rows: this rank's slice of the A samples.
         sizes: number of samples of each rank.
-        centers_per_class: number of rows of the weight that each class has.
-        target_centers: (A,) the row of the target's nearest center among those of the local
-            classes; of any other if the target is not local.
+        centers_per_class: M, the number of centers of each class.
+        target_centers: (A,) position of the target's nearest center among the centers of the local
+            classes; any other position if the target is not local.
         sampled_rows: rows of the sampled classes' centers in the weight, ascending; the weight's
             gradient is then sparse. None without sampling.
         block_size: number of classes per block.
         cosine_cache: the buffer for cosines that the backward pass does not recompute.
-        world: the ranks that share the classes.
-        update: called with each block of the weight's gradient, which is then not stored; or None.
+        world: the ranks that the classes are sharded over.
+        update: applies each block of the weight's gradient, which is then not stored; None stores
+            the gradient.
         fused: the compiled operations on a block, or None.
         products: the precision of the three products, resolved by `choose_products`.
         needs_backward: whether a backward pass may follow.
@@ -60,7 +62,7 @@ class Step:
     positions: Tensor
     target_cosine: Tensor
     context: Context
-    own: slice
+    rank_rows: slice
     sizes: tuple[int, ...]
     centers_per_class: int
     target_centers: Tensor
@@ -79,54 +81,55 @@ class Step:
         return self.features.to(product_dtype(self.products, self.features))
 
     @property
-    def keeps_raw(self) -> bool:
+    def caches_products(self) -> bool:
         """Whether cached blocks are the raw products x̂W_cᵀ instead of cosines."""
         return self.fused is not None or self.product_features.dtype != self.target_cosine.dtype
 
-    def count(self, weight: Tensor) -> int:
+    def num_centers(self, weight: Tensor) -> int:
         """Number of centers used in the step."""
         return len(weight) if self.sampled_rows is None else len(self.sampled_rows)
 
-    def centers_of(self, block: slice) -> slice:
-        """The centers of a block of classes."""
+    def center_slice(self, block: slice) -> slice:
+        """The slice of local centers that belong to a block of classes."""
         return slice(self.centers_per_class * block.start, self.centers_per_class * block.stop)
 
     def blocks(self, weight: Tensor) -> Iterator[tuple[int, slice]]:
-        """Yield the number and the slice of each block of local classes."""
-        count = self.count(weight) // self.centers_per_class
-        starts = [0, *range(self.first_block_size, count, self.block_size)]
+        """Yield the index and the slice of each block of local classes."""
+        num_classes = self.num_centers(weight) // self.centers_per_class
+        starts = [0, *range(self.first_block_size, num_classes, self.block_size)]
         if self.fused is not None and self.fused.subtract_max:
             # Split the last block: first a multiple of REDUCTION_COLUMNS, then the remainder.
-            remainder = starts[-1] + (count - starts[-1]) // REDUCTION_COLUMNS * REDUCTION_COLUMNS
-            starts += [remainder] if starts[-1] < remainder < count else []
-        for number, (start, end) in enumerate(zip(starts, [*starts[1:], count], strict=True)):
+            multiple = (num_classes - starts[-1]) // REDUCTION_COLUMNS * REDUCTION_COLUMNS
+            remainder = starts[-1] + multiple
+            starts += [remainder] if starts[-1] < remainder < num_classes else []
+        for index, (start, end) in enumerate(zip(starts, [*starts[1:], num_classes], strict=True)):
             if start < end:
-                yield number, slice(start, end)
+                yield index, slice(start, end)
 
     @property
     def first_block_size(self) -> int:
-        """Number of classes in the first block; small if it is the only one not compiled."""
+        """Number of classes in the first block; small if it is the only uncompiled one."""
         is_exception = self.fused is not None and self.fused.subtract_running
         return min(self.block_size, UNCOMPILED_FIRST_BLOCK) if is_exception else self.block_size
 
-    def is_fused(self, number: int) -> bool:
+    def is_fused(self, index: int) -> bool:
         """Whether a block is compiled.
 
-        For a softmax on a CPU the first block is not, because a compiled one subtracts the
-        log-sum-exp so far.
+        For a softmax on a CPU, the first block is not: a compiled block subtracts the log-sum-exp
+        of the previous blocks, and the first block has none.
         """
-        return self.fused is not None and (number > 0 or not self.fused.subtract_running)
+        return self.fused is not None and (index > 0 or not self.fused.subtract_running)
 
-    def local(self, values: Tensor, positions: slice | Tensor) -> Tensor:
+    def select_local(self, values: Tensor, positions: slice | Tensor) -> Tensor:
         """Rows of the weight, or entries of the bias, by position among the local centers."""
         rows = positions if self.sampled_rows is None else self.sampled_rows[positions]
         return values[rows]
 
     def prepare(self, centers: Tensor, bias: Tensor | None, block: slice) -> tuple[Tensor, Tensor]:
-        """(K, D) a block's centers in the products' dtype, and (K,) 1/‖w‖, or the bias if given."""
+        """(K, D) a block's centers in the products' dtype; (K,) its bias, or 1/‖w‖ without bias."""
         dtype = self.product_features.dtype
         if bias is not None:
-            return centers.to(dtype), self.local(bias, block).to(self.target_cosine.dtype)
+            return centers.to(dtype), self.select_local(bias, block).to(self.target_cosine.dtype)
         if self.fused is not None and not centers.is_cpu:
             rounded, inverse_norm = compiled(cast_and_invert_norm)(centers, dtype)
         else:
@@ -149,7 +152,7 @@ class Step:
         return (self.positions - block.start)[:, None]
 
     def clamped_target_column(self, block: slice) -> tuple[Tensor, Tensor]:
-        """(A, 1) `target_column`, or 0 if the block lacks the target; and whether it has it."""
+        """(A, 1) `target_column`, or 0 if the block lacks the target; (A, 1) whether it has it."""
         column = self.target_column(block)
-        is_here = (column >= 0) & (column < block.stop - block.start)
-        return torch.where(is_here, column, 0), is_here
+        has_target = (column >= 0) & (column < block.stop - block.start)
+        return torch.where(has_target, column, 0), has_target

@@ -1,4 +1,4 @@
-"""What a loss adapts, measured once per epoch on the last batch: margins and hard negatives."""
+"""Measure, on the last batch of each epoch, how the loss adapts margins and hard negatives."""
 
 from __future__ import annotations
 
@@ -19,21 +19,23 @@ from margrave.heads.embeddings import unit_and_norm
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 MAX_SAMPLES = 256
-"""Number of samples whose norm and margin are kept."""
+"""Maximum number of samples whose norm, target cosine and margin are recorded."""
 MAX_NEGATIVES = 4096
-"""Number of classes whose negatives are measured, so that the cost does not grow with classes."""
+"""Maximum number of classes whose negatives are measured, to bound the cost."""
 MAX_CLASSES = 512
-"""Number of classes whose statistics are kept."""
+"""Maximum number of classes whose statistics are recorded."""
 EXTREME_CLASSES = 4
-"""Number of classes with the largest, and with the smallest margin weight, that reports show."""
+"""Number of classes that reports show at each end: largest and smallest margin weights."""
 IMAGES_OF_CLASS = 4
+"""Number of images that reports show of each of these classes."""
 
 
 @torch.no_grad()
 def measure_adaptation(head: Head, embeddings: Tensor, labels: Tensor) -> dict[str, Tensor]:
-    """What the head's loss does to a batch; every rank must call it, before the weights change.
+    """Measure what the head's loss does to a batch.
 
-    Nothing here waits for the device. The statistics are read, not updated.
+    Every rank must call it, before the weights change. It does not make the host wait for the
+    device, and it reads the head's statistics without updating them.
 
     Args:
         head: the head, after its training call with the same batch.
@@ -41,46 +43,48 @@ def measure_adaptation(head: Head, embeddings: Tensor, labels: Tensor) -> dict[s
         labels: (B,) class indices.
 
     Returns:
-        margin: (B,) what the loss takes off the target cosine, cosθ_y − T.
+        margin: (B,) cosθ_y − T, where T is the modified target cosine.
         feature_norm: (B,) ‖x‖.
         target_cosine: (B,) cosθ_y.
-        hard_share: () the share of hard negatives among this rank's first 4096 classes.
-        hard_change: () mean of N_j − cosθ_j over the hard negatives; 0 without any.
+        hard_share: () fraction of hard negatives among the negatives of this rank's first 4096
+            classes.
+        hard_change: () mean of N_j − cosθ_j over the hard negatives; 0 if there are none.
     """
-    training = head.training
+    was_training = head.training
     head.eval()
     try:
         batch = head.prepare(embeddings, labels)
     finally:
-        head.train(training)
+        head.train(was_training)
     loss, context = head.loss, batch.context
-    count = head.centers_per_class
-    weight = head.centers[: MAX_NEGATIVES * count]
+    centers_per_class = head.centers_per_class
+    weight = head.centers[: MAX_NEGATIVES * centers_per_class]
     if head.bias is None:
-        cosines, _ = nearest_centers(batch.unit @ unit_and_norm(weight)[0].T, count)
+        products = batch.unit @ unit_and_norm(weight)[0].T
+        cosines, _ = nearest_centers(products, centers_per_class)
     else:
         cosines = batch.unit @ weight.T * batch.norm[:, None] + head.bias[:MAX_NEGATIVES]
-    numbers = torch.arange(cosines.shape[1], device=cosines.device) + head.classes.start
-    negative = batch.labels[:, None] != numbers
-    hard = loss.hard_negatives(cosines, batch.target, context) & negative
+    classes = torch.arange(cosines.shape[1], device=cosines.device) + head.classes.start
+    is_negative = batch.labels[:, None] != classes
+    hard = loss.hard_negatives(cosines, batch.target, context) & is_negative
     change = (loss.negatives(cosines, batch.target, context) - cosines) * hard
-    count = hard.sum()
+    num_hard = hard.sum()
     return {
         "margin": batch.target - loss.modify_target(batch.target, context),
         "feature_norm": batch.norm,
         "target_cosine": batch.target,
-        "hard_share": count / negative.sum().clamp_min(1),
-        "hard_change": change.sum() / count.clamp_min(1),
+        "hard_share": num_hard / is_negative.sum().clamp_min(1),
+        "hard_change": change.sum() / num_hard.clamp_min(1),
     }
 
 
 def adaptation_record(
     measured: Mapping[str, Tensor], head: Head, class_sizes: np.ndarray
 ) -> dict[str, Any]:
-    """One epoch's line of the metrics file, from `measure_adaptation`'s tensors.
+    """One epoch's line of the metrics file.
 
     Args:
-        measured: the tensors.
+        measured: the result of `measure_adaptation`.
         head: the head, after `Head.end_epoch`.
         class_sizes: (C,) number of training images of each class.
     """
@@ -91,25 +95,25 @@ def adaptation_record(
     for name in names:
         finite = values[name][np.isfinite(values[name])]
         if len(finite):
-            record[name] = _short(np.quantile(finite, QUANTILES))
+            record[name] = _round(np.quantile(finite, QUANTILES))
     for name in ("hard_share", "hard_change"):
         record[name] = float(f"{values[name]:.5g}")
-    record["samples"] = {name: _short(values[name][:MAX_SAMPLES]) for name in names}
-    classes = head.class_values()
-    if classes:
+    record["samples"] = {name: _round(values[name][:MAX_SAMPLES]) for name in names}
+    class_values = head.class_values()
+    if class_values:
         count = len(head.classes)
         rows = np.linspace(0, count - 1, min(count, MAX_CLASSES)).astype(int)
-        numbers = rows + head.classes.start
+        classes = rows + head.classes.start
         record["classes"] = {
-            "class": numbers.tolist(),
-            "images": class_sizes[numbers].tolist(),
-            **{name: _short(v.cpu().double().numpy()[rows]) for name, v in classes.items()},
+            "class": classes.tolist(),
+            "images": class_sizes[classes].tolist(),
+            **{name: _round(v.cpu().double().numpy()[rows]) for name, v in class_values.items()},
         }
     return record
 
 
-def _short(values: np.ndarray) -> list[float | None]:
-    """Numbers with five digits; None for those that are not finite, which JSON does not have."""
+def _round(values: np.ndarray) -> list[float | None]:
+    """Round to five significant digits; None replaces NaN and infinity, which JSON lacks."""
     return [float(f"{value:.5g}") if np.isfinite(value) else None for value in values.tolist()]
 
 
@@ -120,7 +124,7 @@ Columns = dict[str, Annotated[list[Number], Field(max_length=4096)]]
 
 
 class AdaptationRecord(BaseModel):
-    """One epoch's line of the metrics file, as it is read back; see `adaptation_record`."""
+    """One epoch's line of the metrics file, checked on reading; see `adaptation_record`."""
 
     epoch: FiniteFloat
     margin: Quantiles | None = None
@@ -138,12 +142,12 @@ class AdaptationRecord(BaseModel):
             if len({len(column) for column in columns.values()}) > 1:
                 raise ValueError("columns of unequal length")
         if self.classes and not {"class", "images"} <= self.classes.keys():
-            raise ValueError("classes without their numbers and sizes")
+            raise ValueError("classes need the columns class and images")
         return self
 
 
 def read_adaptation(line: Mapping[str, Any]) -> AdaptationRecord | None:
-    """A line of kind ``adaptation``, or None if it is damaged."""
+    """Validate a line of kind ``adaptation``; return None if it is damaged."""
     try:
         return AdaptationRecord.model_validate(dict(line))
     except ValidationError:
@@ -151,9 +155,9 @@ def read_adaptation(line: Mapping[str, Any]) -> AdaptationRecord | None:
 
 
 def extreme_classes(record: AdaptationRecord) -> tuple[list[int], list[int]]:
-    """Rows of a record's classes: those with the largest and those with the smallest margin weight.
+    """Rows of the classes with the largest margin weights, and rows of those with the smallest.
 
-    Both are empty if the loss gives every class the same weight, or none.
+    Both lists are empty if the classes have equal margin weights or none.
     """
     weights = np.array(record.classes.get("margin_weight", []), float)
     order = [int(row) for row in np.argsort(weights) if np.isfinite(weights[row])]
@@ -163,16 +167,16 @@ def extreme_classes(record: AdaptationRecord) -> tuple[list[int], list[int]]:
 
 
 def images_of_class(record: AdaptationRecord, row: int, images: FaceImages) -> list[int]:
-    """The first training images of the class in a record's row."""
-    own = np.flatnonzero(images.labels == record.classes["class"][row])
-    return own[:IMAGES_OF_CLASS].tolist()
+    """Indices of the first training images of the class in one row of the record."""
+    indices = np.flatnonzero(images.labels == record.classes["class"][row])
+    return indices[:IMAGES_OF_CLASS].tolist()
 
 
 def digest_of_examples(record: AdaptationRecord, images: FaceImages) -> str:
-    """A digest of the names of the images that show the extreme classes.
+    """A digest of the names of the extreme classes' example images; empty if there are none.
 
-    A report shows these images only if the digest is that of the training, so that a run's
-    configuration cannot bring other pictures into it.
+    A report shows these images only if their digest equals the one recorded during training, so
+    that an edited configuration cannot bring other images into the report.
     """
     rows = [row for rows in extreme_classes(record) for row in rows]
     names = [images.path(i) for row in rows for i in images_of_class(record, row, images)]

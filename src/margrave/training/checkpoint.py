@@ -64,17 +64,17 @@ REQUIRED_FIELDS: dict[str, Callable[[Any], bool]] = {
     "log_length": _is_count,
     "loss_scale": _is_loss_scale,
 }
-"""The check that each field of ``state.json`` must pass; fields that may be missing accept None.
+"""The check that each field of ``state.json`` must pass; checks of optional fields accept None.
 Later versions may add fields."""
 
 
 def latest_checkpoint(folder: Path) -> Path | None:
     """The newest complete checkpoint of a run, or None."""
-    return max(_checkpoints(folder), key=_number, default=None)
+    return max(_list_checkpoints(folder), key=_checkpoint_number, default=None)
 
 
-def _checkpoints(folder: Path) -> list[Path]:
-    """Folders named by `save_checkpoint`; other names, such as manual copies, are the user's."""
+def _list_checkpoints(folder: Path) -> list[Path]:
+    """Folders that `save_checkpoint` named; others, such as manual copies, belong to the user."""
     return [
         path
         for path in folder.glob(f"{PREFIX}*")
@@ -82,7 +82,7 @@ def _checkpoints(folder: Path) -> list[Path]:
     ]
 
 
-def _number(path: Path) -> int:
+def _checkpoint_number(path: Path) -> int:
     return int(path.name.removeprefix(PREFIX))
 
 
@@ -97,13 +97,13 @@ def save_checkpoint(
 
     Args:
         folder: the run's folder.
-        state: JSON values besides the tensors; the first rank's are written.
+        state: JSON values to store beside the tensors; the first rank's values are written.
         tensors: this rank's tensors, by name.
         rows: see `margrave.distributed.tensor_store.save_tensors`.
         world: the ranks; every rank must call this function.
     """
     previous = latest_checkpoint(folder)
-    name = f"{PREFIX}{_number(previous) + 1 if previous else 1}"
+    name = f"{PREFIX}{_checkpoint_number(previous) + 1 if previous else 1}"
     # A shared file system may briefly show the ranks different contents, so the first rank decides.
     name = gather_objects(name, world)[0]
     unfinished = folder / f".{name}"
@@ -120,7 +120,7 @@ def save_checkpoint(
         with atomic_write(unfinished / STATE_FILE) as temporary:
             temporary.write_text(json.dumps({"format_version": FORMAT_VERSION, **state}))
         os.rename(unfinished, folder / name)
-        for path in set(_checkpoints(folder)) - {folder / name}:
+        for path in set(_list_checkpoints(folder)) - {folder / name}:
             # Renamed first, so that a half-deleted folder is never mistaken for a checkpoint.
             discarded = folder / f".{path.name}"
             os.rename(path, discarded)
@@ -144,17 +144,17 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
             f"{path}: checkpoint format {version!r:.30}, but this version of Margrave reads format "
             f"{FORMAT_VERSION}; resume with the version of Margrave that wrote it"
         )
-    faults = [name for name, fits in REQUIRED_FIELDS.items() if not fits(state.get(name))]
-    if faults:
+    invalid = [name for name, is_valid in REQUIRED_FIELDS.items() if not is_valid(state.get(name))]
+    if invalid:
         raise ValueError(
-            f"{path}: damaged or not a Margrave checkpoint (invalid: {', '.join(faults)})"
+            f"{path}: damaged or not a Margrave checkpoint (invalid: {', '.join(invalid)})"
         )
     return state
 
 
 def remove_checkpoints(folder: Path) -> None:
     """Delete an earlier run's checkpoints, so that the new run cannot be resumed from them."""
-    for path in _checkpoints(folder):
+    for path in _list_checkpoints(folder):
         shutil.rmtree(path)
 
 

@@ -1,4 +1,4 @@
-"""Finds where a loss or gradient became infinite or NaN, and suggests a remedy."""
+"""Finds where the loss or its gradient became infinite or NaN, and suggests a remedy."""
 
 from __future__ import annotations
 
@@ -24,7 +24,9 @@ class NonFiniteLossError(ValueError):
 def diagnose_loss(
     training: TrainingState, embeddings: Tensor, labels: Tensor, indices: Tensor, folder: Path
 ) -> NonFiniteLossError:
-    """Find the first value that is not finite (embeddings, then loss terms), and its samples.
+    """Build the error for a loss that is not finite, naming the cause and the affected samples.
+
+    It checks the embeddings first, then the terms of the loss.
 
     Args:
         training: the training state in which the loss was computed.
@@ -39,7 +41,8 @@ def diagnose_loss(
         cause = f"{int(bad.sum())} of {len(bad)} embeddings from the backbone are not finite"
         remedy = (
             "its weights or activations have overflowed: lower training.optimizer.learning_rate, "
-            "lengthen schedule.warmup_epochs, set training.clip_norm (5), or use precision float32"
+            "raise training.schedule.warmup_epochs, set training.clip_norm to 5, or set "
+            "training.precision to float32"
         )
     elif training.settings.optimizer.centers_in_backward:
         # The backward pass has already updated the class centers, so recomputed terms would differ.
@@ -48,7 +51,7 @@ def diagnose_loss(
     else:
         training.head.eval()
         terms = training.head.terms(training.head.prepare(embeddings, labels.to(embeddings.device)))
-        cause = "the loss is not finite over the batch, though it is for each sample"
+        cause = "the loss is finite for each sample but not over the batch"
         for name, term in terms.items():
             bad = ~torch.isfinite(term)
             if bad.any():
@@ -56,19 +59,19 @@ def diagnose_loss(
                 break
         remedy = (
             "the class centers have overflowed: lower training.optimizer.learning_rate or set "
-            "training.clip_norm (5); if the loss is your own, check it at cosines of ±1"
+            "training.clip_norm to 5; if the loss is your own, check it at cosines of ±1"
         )
     bad_indices = indices[bad.cpu()].tolist()
     names = listed(map(training.images.images.name, bad_indices), MAX_LISTED)
     message = f"{cause}\n  samples: {names or 'none in particular'}", remedy
-    # If a rank has a bad sample, all ranks report that rank's finding.
+    # If any rank has bad samples, all ranks report the message of the first such rank.
     messages = gather_objects((not bad_indices, *message), training.world)
-    _, cause, remedy = min(messages, key=lambda finding: finding[0])
+    _, cause, remedy = min(messages, key=lambda message: message[0])
     return _error(training, cause, remedy, folder)
 
 
 def diagnose_gradient(training: TrainingState, folder: Path) -> NonFiniteLossError:
-    """List the parameters whose gradient is not finite although the loss is."""
+    """Build the error for a gradient that is not finite although the loss is finite."""
     modules = {"backbone": training.network, "head": training.head}
     bad = [
         f"{part}.{name}"
@@ -80,13 +83,15 @@ def diagnose_gradient(training: TrainingState, folder: Path) -> NonFiniteLossErr
     names_by_rank = gather_objects(bad, training.world)
     bad = list(dict.fromkeys(name for names in names_by_rank for name in names))
     cause = f"the loss is finite but its gradient is not\n  in: {listed(bad, MAX_LISTED)}"
-    remedy = "lower training.optimizer.learning_rate or set training.clip_norm (5)"
+    remedy = "lower training.optimizer.learning_rate or set training.clip_norm to 5"
     return _error(training, cause, remedy, folder)
 
 
 def _error(training: TrainingState, cause: str, remedy: str, folder: Path) -> NonFiniteLossError:
     checkpoint = latest_checkpoint(folder)
-    last = f"the last good checkpoint is {checkpoint}" if checkpoint else "no checkpoint yet"
+    last = (
+        f"the last good checkpoint is {checkpoint}" if checkpoint else "there is no checkpoint yet"
+    )
     step = training.position.step
     return NonFiniteLossError(
         f"training stopped at step {step}: {cause}\n  remedy: {remedy}\n  {last}"

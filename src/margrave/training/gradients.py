@@ -11,7 +11,7 @@ from margrave.distributed import World, all_reduce_sum, full_tensor
 
 
 def coalesced_gradient(parameter: nn.Parameter) -> Tensor | None:
-    """A dense gradient, or the stored rows of a sparse one, which is coalesced in place.
+    """A parameter's dense gradient, or the stored rows of its sparse one, coalesced in place.
 
     >>> weight = nn.Parameter(torch.ones(3))
     >>> coalesced_gradient(weight) is None
@@ -37,14 +37,15 @@ def clip_gradients(
 ) -> Tensor:
     """Return the norm () of all gradients together; scale them down if it exceeds `limit`.
 
-    The host does not wait for the device, so gradients that are not finite stay as they are.
+    The host does not wait for the device. Infinite or NaN gradients are therefore not detected; the
+    returned norm is then not finite.
 
     Args:
         parameters: parameters with the same gradient on every rank, or sharded by FSDP.
-        limit: the maximum norm; None only measures it.
+        limit: the maximum norm; None only measures the norm.
         copied: parameters with the same gradient on every rank, never sharded by FSDP.
-        sharded: parameters of which each rank holds different rows.
-        world: the ranks.
+        sharded: parameters whose rows are sharded over ranks.
+        world: the ranks that hold the shards; None for one rank.
         scale: the factor by which the loss was multiplied; gradients and norm are divided by it.
 
     >>> weight = nn.Parameter(torch.zeros(2))

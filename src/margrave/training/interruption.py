@@ -23,8 +23,8 @@ except ImportError:  # Windows
 
 LOCK_FILE = ".lock"
 GRACE_SECONDS = 15
-"""Time that a rank has to finish its step after its launcher asked it to stop. It then exits by
-itself, shortly before the launcher would kill it."""
+"""Time for a rank to finish its step after the launcher asks it to stop. The rank then exits,
+shortly before the launcher would kill it."""
 
 _locked_paths: set[Path] = set()
 
@@ -33,8 +33,8 @@ _locked_paths: set[Path] = set()
 def locked(folder: Path) -> Iterator[None]:
     """Make this process the only one that writes into a run's folder.
 
-    The lock ends with the process at the latest. The same process may lock a folder again while it
-    holds the lock. Systems without file locks (Windows) are not protected.
+    The lock ends with the block, or with the process. A process that holds the lock may lock the
+    folder again. Without file locks (on Windows), the folder is not protected.
 
     Raises:
         ValueError: another process holds the lock; the message names the process and its machine.
@@ -51,7 +51,7 @@ def locked(folder: Path) -> Iterator[None]:
             yield
         finally:
             _locked_paths.discard(path)
-            # The file stays: another process may have opened it already.
+            # The file is not deleted, because another process may have opened it already.
             file.truncate(0)
 
 
@@ -96,8 +96,9 @@ class StopSignals:
 
     def __enter__(self) -> StopSignals:
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._previous_handlers[number] = signal.signal(number, self._on_signal)
+            for signal_number in (signal.SIGINT, signal.SIGTERM):
+                previous = signal.signal(signal_number, self._on_signal)
+                self._previous_handlers[signal_number] = previous
         return self
 
     def __exit__(
@@ -108,16 +109,16 @@ class StopSignals:
     ) -> None:
         if self._timer is not None:
             self._timer.cancel()
-        for number, handler in self._previous_handlers.items():
-            signal.signal(number, handler)
+        for signal_number, handler in self._previous_handlers.items():
+            signal.signal(signal_number, handler)
 
-    def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        if self.requested and number == signal.SIGINT:
+    def _on_signal(self, signal_number: int, frame: FrameType | None) -> None:
+        if self.requested and signal_number == signal.SIGINT:
             raise KeyboardInterrupt
         self.requested = True
         if has_launcher():
-            # If another rank has died, the step never ends.
-            self._timer = threading.Timer(GRACE_SECONDS, os._exit, (128 + number,))
+            # If another rank has died, the step would never end.
+            self._timer = threading.Timer(GRACE_SECONDS, os._exit, (128 + signal_number,))
             self._timer.daemon = True
             self._timer.start()
         elif sys.stderr.isatty():

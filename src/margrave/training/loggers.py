@@ -1,7 +1,8 @@
-"""Loggers that show a run elsewhere, beside its metrics file: one function per logger.
+"""Loggers that send a run's metrics to other tools; one function creates each logger.
 
-A logger is any `lightning_fabric.loggers.Logger`. Its function gets the run's folder, the last step
-that is kept when a run is resumed, and the logger's run identifier of the earlier process, or None.
+A logger is any `lightning_fabric.loggers.Logger`. Its function takes the run's folder, the last
+step to keep from before a resumption (0 for a new run), and the tool's identifier of the run, or
+None if the run is new to the tool.
 """
 
 from __future__ import annotations
@@ -22,14 +23,14 @@ if TYPE_CHECKING:
 StartLogger = Callable[[Path, int, str | None], "Logger"]
 IDENTIFIERS = "loggers.json"
 MAX_IDENTIFIERS = 10**5
-"""Size in bytes beyond which the file of identifiers is not believed."""
+"""Maximum size in bytes of the file of identifiers; a larger file is ignored."""
 
 LOGGERS: Registry[StartLogger] = Registry("logger")
 
 
 @LOGGERS.register("tensorboard")
 def start_tensorboard(folder: Path, step: int, identifier: str | None) -> Logger:
-    """TensorBoard events in the run's folder; later events than the step are hidden."""
+    """Log TensorBoard events into the run's folder; events after `step` are hidden."""
     from lightning_fabric.loggers import TensorBoardLogger
 
     del identifier
@@ -38,9 +39,9 @@ def start_tensorboard(folder: Path, step: int, identifier: str | None) -> Logger
 
 @LOGGERS.register("wandb")
 def start_wandb(folder: Path, step: int, identifier: str | None) -> Logger:
-    """Weights & Biases, in the project WANDB_PROJECT or ``margrave``.
+    """Log to Weights & Biases, into the project WANDB_PROJECT (default ``margrave``).
 
-    A resumed run is the same one there; steps that were logged already are not logged again.
+    A resumed run continues the same run there; steps that it already has are not logged again.
     """
     from pytorch_lightning.loggers import WandbLogger
 
@@ -56,13 +57,16 @@ def start_wandb(folder: Path, step: int, identifier: str | None) -> Logger:
 
 @LOGGERS.register("mlflow")
 def start_mlflow(folder: Path, step: int, identifier: str | None) -> Logger:
-    """MLflow, at MLFLOW_TRACKING_URI, in the experiment MLFLOW_EXPERIMENT_NAME or ``margrave``."""
+    """Log to MLflow at MLFLOW_TRACKING_URI, into the experiment MLFLOW_EXPERIMENT_NAME.
+
+    The default experiment is ``margrave``.
+    """
     from pytorch_lightning.loggers import MLFlowLogger
 
     del step
     address = os.environ.get("MLFLOW_TRACKING_URI")
     if not address:
-        raise ValueError("set MLFLOW_TRACKING_URI to the address of its server or database")
+        raise ValueError("set MLFLOW_TRACKING_URI to the address of the MLflow server or database")
     return MLFlowLogger(
         tracking_uri=address,
         experiment_name=os.environ.get("MLFLOW_EXPERIMENT_NAME", "margrave"),
@@ -72,12 +76,12 @@ def start_mlflow(folder: Path, step: int, identifier: str | None) -> Logger:
 
 
 class Loggers:
-    """The loggers of a run. One that fails while training runs is left out from then on.
+    """The loggers of a run. A logger that fails during training is not used any more.
 
     Args:
         names: registered names, or import paths of functions like those above.
         folder: the run's folder.
-        step: the last step that is kept.
+        step: the last step to keep from before a resumption; 0 for a new run.
 
     Raises:
         ValueError: a logger is unknown, not installed, or cannot start.
@@ -86,43 +90,45 @@ class Loggers:
     def __init__(self, names: Iterable[str], folder: Path, step: int) -> None:
         self._loggers: dict[str, Logger] = {}
         path = folder / IDENTIFIERS
-        known = _read_identifiers(path)
+        identifiers = _read_identifiers(path)
         for name in names:
             start = LOGGERS.get(name)
             try:
-                logger = start(folder, step, known.get(name))
-                # A logger's run begins with its first use.
+                logger = start(folder, step, identifiers.get(name))
+                # A logger starts its run when it is first used.
                 logger.log_metrics({}, step)
             except ImportError as error:
                 raise ValueError(
                     f"training.loggers: {name} is not installed ({error}); install "
-                    f"margrave[{'track' if name == 'tensorboard' else name}], or leave it out"
+                    f"margrave[{'track' if name == 'tensorboard' else name}], or remove it from "
+                    "training.loggers"
                 ) from error
             except Exception as error:
                 raise ValueError(f"training.loggers: {name} cannot start: {error}") from error
             self._loggers[name] = logger
             identifier = getattr(logger, "version", None)
             if isinstance(identifier, str):
-                known[name] = identifier
+                identifiers[name] = identifier
         if self._loggers:
             with atomic_write(path) as temporary:
-                temporary.write_text(json.dumps(known))
+                temporary.write_text(json.dumps(identifiers))
 
     def log(self, values: Mapping[str, float], step: int) -> None:
         """Log a step's values."""
-        self._each(lambda logger: logger.log_metrics(dict(values), step))
+        self._call_each(lambda logger: logger.log_metrics(dict(values), step))
 
     def close(self) -> None:
         """Finish the loggers' runs."""
-        self._each(lambda logger: logger.finalize("success"))
+        self._call_each(lambda logger: logger.finalize("success"))
 
-    def _each(self, action: Callable[[Any], None]) -> None:
+    def _call_each(self, action: Callable[[Any], None]) -> None:
         for name, logger in list(self._loggers.items()):
             try:
                 action(logger)
             except Exception as error:
                 warnings.warn(
-                    f"the logger {name} failed and is left out from here on: {error}", stacklevel=3
+                    f"the logger {name} failed and is off for the rest of the run: {error}",
+                    stacklevel=3,
                 )
                 del self._loggers[name]
 

@@ -1,4 +1,4 @@
-"""The training loop. It does not know which loss or which head it runs."""
+"""The training loop, independent of the loss and the head."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from margrave.training.schedule import learning_rate_factor
 from margrave.training.state import Position, TrainingState
 from margrave.training.synchronization import SharedStatus, new_unreadable, synchronize
 from margrave.training.transfer import PrefetchedBatches
-from margrave.training.unused_parameters import check_gradients, ddp_errors_explained
+from margrave.training.unused_parameters import check_gradients, explain_ddp_errors
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +45,7 @@ class StepReport:
         epoch_steps: the number of steps in an epoch.
         loss: mean over the step's images.
         target_cosine: mean cosθ_y; None for a loss of inner products.
-        images_per_second: over all ranks.
+        images_per_second: training speed over all ranks.
     """
 
     step: int
@@ -74,9 +74,9 @@ def fit(
         training: the training state, see `set_up`.
         folder: the run's folder, for checkpoints and metrics.
         resume: continue from the folder's latest checkpoint.
-        resumed: called with the checkpoint's position when resuming from it.
-        after_epoch: called after each epoch, before its checkpoint is written; True, on every rank,
-            ends the training.
+        resumed: called with the restored position if training resumes from a checkpoint.
+        after_epoch: called after each epoch, before its checkpoint is written. Training ends if it
+            returns True, which it must do on every rank.
         report: called after each step.
 
     Ctrl-C and SIGTERM finish the step and write a checkpoint; a second Ctrl-C stops at once.
@@ -114,9 +114,9 @@ def _fit(
     after_epoch: Callable[[TrainingState, MetricsLog], bool | None],
     report: Callable[[StepReport], None],
 ) -> None:
-    settings, first = training.settings, training.world.rank == 0
+    settings, is_first_rank = training.settings, training.world.rank == 0
     log_length = 0
-    if first:
+    if is_first_rank:
         remove_unfinished(folder)
     if resume:
         checkpoint = latest_checkpoint(folder)
@@ -124,9 +124,9 @@ def _fit(
             raise ValueError(f"{folder}: no checkpoint to resume from; start without --resume")
         log_length = training.load(checkpoint)
         resumed(training.position)
-    elif first:
+    elif is_first_rank:
         remove_checkpoints(folder)
-    log_folder = folder if first else None
+    log_folder = folder if is_first_rank else None
     log = MetricsLog(log_folder, settings.loggers, log_length, training.position.step)
     training.head.train()
     training.network.train()
@@ -140,9 +140,9 @@ def _fit(
             while batches.peek() is not None:
                 watch.step = training.position.step + 1
                 _record_unreadable(training, batches.peek(), status, log)
-                due = time.monotonic() - last_save >= settings.checkpoint_seconds
+                checkpoint_due = time.monotonic() - last_save >= settings.checkpoint_seconds
                 sizes = status.sizes
-                requests = {"due": due, "stop": stop}
+                requests = {"checkpoint_due": checkpoint_due, "stop": stop}
                 # A batch is skipped if a rank has fewer than two images, which batch norm needs.
                 if min(sizes) > 1:
                     values, status = _train_step(training, batches, sizes, folder, **requests)
@@ -162,9 +162,9 @@ def _fit(
             training.head.end_epoch()
             training.position = Position(epoch + 1, 0, training.position.step)
             _record_adaptation(training, log)
-            enough = after_epoch(training, log)
+            should_end = after_epoch(training, log)
             training.save(folder, log.length)
-            if enough:
+            if should_end:
                 break
     except NonFiniteLossError as error:
         log.write("stopped", training.position.step, {"reason": str(error)})
@@ -173,11 +173,11 @@ def _fit(
         log.close()
 
 
-def _seed(training: TrainingState) -> None:
+def _seed_step(training: TrainingState) -> None:
     """Seed torch for a step, so that dropout depends only on the seed, the step and the rank."""
-    words = [training.settings.seed, training.position.step, training.world.rank]
-    mixed = np.random.SeedSequence(words).generate_state(1, np.uint64)[0]
-    torch.manual_seed(int(mixed >> np.uint64(1)))
+    entropy = [training.settings.seed, training.position.step, training.world.rank]
+    seed = np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0]
+    torch.manual_seed(int(seed >> np.uint64(1)))
 
 
 def _train_step(
@@ -186,50 +186,56 @@ def _train_step(
     sizes: Sequence[int],
     folder: Path,
     *,
-    due: bool,
+    checkpoint_due: bool,
     stop: StopSignals,
 ) -> tuple[dict[str, float], SharedStatus]:
-    """One optimizer step over the batch of all ranks; each rank splits its part into micro-batches.
+    """Run one optimizer step over the batch of all ranks, each of which uses micro-batches.
 
-    The gradient is that of the mean loss over all images, for any split into ranks and
-    micro-batches. The host waits for the device once: before the update, so that values that are
-    not finite never reach the weights, and after the next batch's copy has started.
+    The gradient is that of the mean loss over all images, however they are split into ranks and
+    micro-batches. The host waits for the device once: after the copy of the next batch has started,
+    and before the update, so that infinite or NaN values never reach the weights.
     """
     settings, head, world = training.settings, training.head, training.world
-    _seed(training)
+    _seed_step(training)
     learning_rate = _set_learning_rate(training)
     batch = batches.next()
     assert batch is not None
-    total, scale = sum(sizes), 1.0 if training.loss_scale is None else training.loss_scale.scale
+    num_images = sum(sizes)
+    scale = 1.0 if training.loss_scale is None else training.loss_scale.scale
     # Every micro-batch has at least two images, which batch norm needs.
-    count = min(settings.accumulate, min(sizes) // 2)
+    num_micro_batches = min(settings.accumulate, min(sizes) // 2)
     micro_batches = zip(
-        *(tensor.tensor_split(count) for tensor in (batch.images, batch.labels, batch.indices)),
+        *(
+            tensor.tensor_split(num_micro_batches)
+            for tensor in (batch.images, batch.labels, batch.indices)
+        ),
         strict=True,
     )
     all_embeddings, losses, cosines = [], [], []
-    for number, (pixels, labels, indices) in enumerate(micro_batches):
+    for index, (pixels, labels, indices) in enumerate(micro_batches):
         images = normalize(pixels).to(training.precision.dtype)
         if not settings.channels_last:
             images = images.contiguous()
         # Only the last micro-batch's backward pass averages the backbone's gradient over ranks.
-        with training.fabric.no_backward_sync(training.backbone, enabled=number + 1 < count):
+        is_last = index + 1 == num_micro_batches
+        with training.fabric.no_backward_sync(training.backbone, enabled=not is_last):
             with (
                 training.precision.autocast(images.device.type),
-                ddp_errors_explained(training.network),
+                explain_ddp_errors(training.network),
             ):
                 embeddings = training.backbone(images)
-                momentum = None if training.encoder is None else training.encoder(images)
+                encoder = training.encoder
+                momentum_embeddings = None if encoder is None else encoder(images)
             loss = head(
                 embeddings,
                 labels,
                 sample_indices=indices,
-                momentum_embeddings=momentum,
-                new_step=number == 0,
+                momentum_embeddings=momentum_embeddings,
+                new_step=index == 0,
                 reduction="none",
             )
-            # DDP and FSDP average the gradient over ranks; multiplying by their number makes a sum.
-            training.fabric.backward(loss.sum() * (scale * world.size / total))
+            # DDP and FSDP average over ranks; the factor `world.size` turns the mean into a sum.
+            training.fabric.backward(loss.sum() * (scale * world.size / num_images))
         all_embeddings.append(embeddings.detach())
         losses.append(loss.detach())
         cosines.append(head.target_cosines)
@@ -237,7 +243,7 @@ def _train_step(
     parameters = list(training.network.parameters())
     expects_all_gradients = settings.strategy == "ddp" and settings.find_unused_parameters is False
     if world.size > 1 and expects_all_gradients:
-        # Before the next collective, in which ranks would wait for the missing gradients.
+        # Checked before the next collective, which would wait for the missing gradients.
         check_gradients(training.network, parameters)
     average_(training.running_stats(), world)
     head_parameters = [p for p in head.parameters() if p.requires_grad]
@@ -258,7 +264,7 @@ def _train_step(
     status = synchronize(
         training,
         batches.peek(),
-        due=due,
+        checkpoint_due=checkpoint_due,
         stop=stop,
         sums=sums,
         values=[gradient_norm, *scalars.values()],
@@ -266,15 +272,15 @@ def _train_step(
     loss_sum, norm_sum, cosine_sum = status.sums
     if not math.isfinite(loss_sum):
         raise diagnose_loss(training, embeddings, batch.labels, batch.indices, folder)
-    _update(training, math.isfinite(status.values[0]), folder)
+    _update_weights(training, math.isfinite(status.values[0]), folder)
     values = {
-        "loss": loss_sum / total,
+        "loss": loss_sum / num_images,
         "learning_rate": learning_rate,
         "gradient_norm": status.values[0],
-        "feature_norm": norm_sum / total,
+        "feature_norm": norm_sum / num_images,
     }
     if head.loss.normalized:
-        values["target_cosine"] = cosine_sum / total
+        values["target_cosine"] = cosine_sum / num_images
     if training.loss_scale is not None:
         values["loss_scale"] = training.loss_scale.scale
         values["skipped_steps"] = training.loss_scale.skipped_steps
@@ -295,19 +301,19 @@ def _set_learning_rate(training: TrainingState) -> float:
     return learning_rate
 
 
-def _update(training: TrainingState, finite: bool, folder: Path) -> None:
-    """Update the weights if the gradient is finite; else lower the loss scale, if there is one."""
+def _update_weights(training: TrainingState, is_finite: bool, folder: Path) -> None:
+    """Update the weights if the gradient is finite; else lower the loss scale or raise an error."""
     scale = training.loss_scale
-    if finite:
+    if is_finite:
         training.optimizer.step()
         for moving_average in (training.average, training.encoder):
             if moving_average is not None:
                 moving_average.update(training.network)
         if scale is not None:
-            scale.succeeded()
+            scale.record_success()
     else:
         if scale is not None:
-            scale.overflowed()
+            scale.record_overflow()
         if scale is None or scale.exhausted:
             raise diagnose_gradient(training, folder)
     training.optimizer.zero_grad()
@@ -324,7 +330,7 @@ def _ends_epoch(training: TrainingState) -> bool:
 
 
 def _record_adaptation(training: TrainingState, log: MetricsLog) -> None:
-    """Log what the loss adapted in the epoch's last step, unless that step was skipped."""
+    """Log how the loss adapted in the epoch's last step, unless that step was skipped."""
     measured, training.adaptation = training.adaptation, {}
     if measured and training.world.rank == 0:
         head, position = training.head, training.position
@@ -342,8 +348,9 @@ def _record_unreadable(
     """Before a step, share newly found unreadable images with all ranks and log them."""
     if not status.any_unreadable:
         return
-    own = [] if batch is None else new_unreadable(training, batch)
-    images = [image for images in gather_objects(own, training.world) for image in images]
+    rank_images = [] if batch is None else new_unreadable(training, batch)
+    gathered = gather_objects(rank_images, training.world)
+    images = [image for images in gathered for image in images]
     for image in images:
         training.unreadable[image.name] = image.reason
         entry = {"name": image.name, "reason": image.reason}
@@ -362,13 +369,13 @@ def _record_step(
     training: TrainingState,
     log: MetricsLog,
     values: dict[str, float],
-    images: int,
+    num_images: int,
     started: float,
     report: Callable[[StepReport], None],
 ) -> None:
     settings, position = training.settings, training.position
     step = position.step + 1
-    images_per_second = images / max(time.monotonic() - started, 1e-9)
+    images_per_second = num_images / max(time.monotonic() - started, 1e-9)
     remaining = (settings.epochs - position.epoch) * training.steps_per_epoch - position.batch
     if _is_logged(training):
         log.write(

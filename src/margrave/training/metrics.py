@@ -1,4 +1,4 @@
-"""Writes and reads a run's training curve: JSON lines, and what its loggers get."""
+"""Writes a run's metrics to a file of JSON lines and to its loggers, and reads the file."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from margrave.files import read_json
 from margrave.training.loggers import Loggers
 
 MAX_VALUE = 1e300
-"""Larger numbers are no figures of a training; an integer may have thousands of digits."""
+"""Larger numbers are rejected as damaged, because a JSON integer can have thousands of digits."""
 REQUIRED_FIELDS = {
     "training": ("step", "epoch", "loss"),
     "evaluation": ("step", "epoch", "set", "accuracy"),
@@ -27,10 +27,10 @@ class MetricsLog:
     """Appends lines to ``metrics.jsonl``, after removing lines newer than the checkpoint.
 
     Args:
-        folder: the run's folder; None writes nothing, for all ranks but the first.
-        loggers: names of loggers that get every number too, see `Loggers`.
+        folder: the run's folder on the first rank. None, on other ranks, writes nothing.
+        loggers: names of loggers that also get every number, see `Loggers`.
         length: file size in bytes at the checkpoint; the rest of the file is removed.
-        step: the last step at the checkpoint.
+        step: number of steps done at the checkpoint.
 
     Raises:
         ValueError: a logger cannot start, or a kept line is damaged.
@@ -63,8 +63,8 @@ class MetricsLog:
         line = {"kind": kind, "step": step}
         for name, value in values.items():
             value = value.item() if isinstance(value, np.generic) else value
-            finite = not isinstance(value, float) or math.isfinite(value)
-            line[name] = value if finite else None
+            is_valid = not isinstance(value, float) or math.isfinite(value)
+            line[name] = value if is_valid else None
         self._file.write(json.dumps(line, allow_nan=False).encode() + b"\n")
         self._file.flush()
         if self._loggers is not None:
@@ -76,7 +76,7 @@ class MetricsLog:
             self._loggers.log(numbers, step)
 
     def close(self) -> None:
-        """Flush and close the files."""
+        """Close the file and the loggers."""
         if self._file is not None:
             self._file.close()
         if self._loggers is not None:
@@ -87,18 +87,18 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     """Read the lines of a metrics file, except a last line that a crash cut off.
 
     Raises:
-        ValueError: a line is damaged; the message gives its number.
+        ValueError: a line is damaged; the message gives the line number.
     """
     lines = path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]
     values = [read_json(line, f"{path}:{number}") for number, line in enumerate(lines, start=1)]
     for number, value in enumerate(values, start=1):
-        problem = _line_problem(value)
+        problem = _find_problem(value)
         if problem:
             raise ValueError(f"{path}:{number} is damaged: {problem}; remove the line")
     return values
 
 
-def _line_problem(line: Any) -> str | None:
+def _find_problem(line: Any) -> str | None:
     """What is wrong with a line of the metrics file, or None."""
     if not isinstance(line, dict) or not isinstance(line.get("kind"), str):
         return "it has no kind"

@@ -14,10 +14,10 @@ from margrave.training.settings import OptimizerSettings
 def build_optimizer(
     settings: OptimizerSettings, modules: Iterable[nn.Module]
 ) -> torch.optim.Optimizer:
-    """SGD or AdamW over all trainable parameters; biases and norms do not decay.
+    """Build SGD or AdamW over all trainable parameters, without decay of biases and norm layers.
 
-    SGD is `RowwiseSGD`: the same rule as torch's, without temporary copies of millions of class
-    centers. If the head samples classes, it updates only the sampled rows.
+    SGD is `RowwiseSGD`, which has the update rule of torch's SGD but makes no temporary copies of
+    millions of class centers. If the head samples classes, it updates only the sampled rows.
 
     Raises:
         ValueError: AdamW is requested for a head that samples its classes.
@@ -42,8 +42,8 @@ def build_optimizer(
         }
         for decays, kind in sorted(kinds, key=lambda pair: not pair[0])
     ]
-    samples = any(getattr(module, "sample_rate", None) is not None for module in modules)
-    if samples and settings.kind != "sgd":
+    samples_classes = any(getattr(module, "sample_rate", None) is not None for module in modules)
+    if samples_classes and settings.kind != "sgd":
         raise ValueError(
             f"head.sample_rate gives the class centers a sparse gradient, which {settings.kind} "
             "cannot apply; set training.optimizer.kind to sgd, or sample_rate to null"

@@ -1,8 +1,8 @@
-"""Predicts the memory and time that a training needs, before you rent a cluster for it.
+"""Predicts the memory and time of a training run, before you rent a cluster for it.
 
-Memory is counted tensor by tensor, as the heads allocate it. Time is the arithmetic (of the
-backbone and of the head's matrix products) at the machine's measured speed, plus the time to move
-data through its memory and its network.
+Memory is counted tensor by tensor, as the heads allocate it. The time is that of the arithmetic
+(the backbone and the head's matrix products) at the machine's measured speed, plus the time to move
+data through memory and network.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ OPTIMIZER_PASSES = {"sgd": 11, "adamw": 20}
 
 @dataclass(frozen=True, kw_only=True)
 class Machine:
-    """How fast a machine is.
+    """The speed of a machine.
 
     Attributes:
         flops: floating-point operations per second in float32 matrix products.
@@ -59,14 +59,14 @@ class Machine:
         return (self.bf16_flops or 0) >= WORTHWHILE_SPEEDUP * self.flops
 
     def low_precision_flops(self, precision: str) -> float | None:
-        """Speed in 16 bits if `precision` is bfloat16 or float16, or ``auto`` selects it."""
+        """Operations per second in 16 bits; None if `precision` does not use 16 bits here."""
         automatic = precision == "auto" and self.has_native_bfloat16
         low = precision in ("bfloat16", "float16") or automatic
         return (self.bf16_flops or self.flops) if low else None
 
 
 def measure_machine(batch: int = 256, features: int = 512) -> Machine:
-    """Measure products and copies for a second or two, on the GPU if there is one, else the CPU."""
+    """Measure products and memory for a second or two, on the GPU if there is one, else the CPU."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     flops = []
     for dtype in (torch.float32, torch.bfloat16):
@@ -98,11 +98,11 @@ def _seconds(run: Any, device: str) -> float:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What one rank will need.
+    """The memory and time that one rank needs.
 
     Attributes:
         memory: bytes by purpose, at the peak of a step.
-        seconds: seconds of one optimizer step, by purpose.
+        seconds: duration of one optimizer step in seconds, by purpose.
         floor: seconds of a step's arithmetic alone: the backbone's, and the head's three matrix
             products (cosines, and the gradients of embeddings and class centers).
     """
@@ -145,7 +145,7 @@ def plan_training(
         machine: the machine to plan for.
         backbone: the backbone's specification; None plans the head alone.
         image_size: image side length in pixels.
-        embedding_size: features per embedding if there is no backbone; else the backbone decides.
+        embedding_size: features per embedding; ignored if there is a backbone, which decides.
         num_samples: number of training images; KappaFace's memory buffer keeps a vector for each.
         ranks: number of processes.
 
@@ -153,8 +153,8 @@ def plan_training(
         ValueError: `num_classes` or `ranks` is below 1, or a head setting is out of range.
 
     >>> machine = Machine(flops=1e11, memory_bandwidth=1e10)
-    >>> one = {"head": {"kind": "chunked"}, "loss": Loss(), "num_classes": 10**6}
-    >>> plan = plan_training(TrainingSettings(), **one, machine=machine)
+    >>> problem = {"head": {"kind": "chunked"}, "loss": Loss(), "num_classes": 10**6}
+    >>> plan = plan_training(TrainingSettings(), **problem, machine=machine)
     >>> round(plan.memory["class centers"] / 1e9, 2), plan.step_seconds > plan.floor
     (2.05, True)
     """
@@ -177,10 +177,10 @@ def plan_training(
         samples=settings.batch_size // settings.accumulate,
         device=machine.device,
         native_bfloat16=machine.has_native_bfloat16,
-        moments=_moments(settings),
+        moments=_count_moments(settings),
         in_backward=settings.optimizer.centers_in_backward,
     )
-    # A head for one rank's classes and images, on the meta device, where it needs no memory.
+    # The head of one rank, with its classes and images, on the meta device, which uses no memory.
     with torch.device("meta"), torch.random.fork_rng(devices=[]):
         planned_head = HEADS.get(head["kind"])(
             loss,
@@ -196,7 +196,7 @@ def plan_training(
     return Plan(memory=memory, seconds=seconds, floor=floor + head_seconds["three products"])
 
 
-def _moments(settings: TrainingSettings) -> int:
+def _count_moments(settings: TrainingSettings) -> int:
     """The number of moments that the optimizer keeps per parameter."""
     return {"sgd": int(settings.optimizer.momentum > 0), "adamw": 2}[settings.optimizer.kind]
 
@@ -255,7 +255,7 @@ def _plan_backbone(
     parameter_storages = {tensor.untyped_storage()._cdata for tensor in network.parameters()}
 
     def save(tensor: Tensor) -> Tensor:
-        # By storage, because several operations may save the same activation.
+        # Keyed by storage, because several operations may save the same activation.
         storage = tensor.untyped_storage()._cdata
         if storage not in parameter_storages:
             saved[storage] = tensor
@@ -268,10 +268,10 @@ def _plan_backbone(
     forward = counter.get_total_flops() / len(images)
     parameters = sum(tensor.nbytes for tensor in network.parameters())
     images_per_rank = math.ceil(settings.batch_size / ranks)
-    width = 0.5 if low_precision else 1.0
-    copies = 2 + _moments(settings) + (settings.weight_average is not None) + (ranks > 1)
+    factor = 0.5 if low_precision else 1.0
+    copies = 2 + _count_moments(settings) + (settings.weight_average is not None) + (ranks > 1)
     memory = {
         "backbone": copies * parameters,
-        "activations": width * activations * math.ceil(images_per_rank / settings.accumulate),
+        "activations": factor * activations * math.ceil(images_per_rank / settings.accumulate),
     }
     return embeddings.shape[1], memory, 3 * forward * images_per_rank, 2 * parameters

@@ -1,4 +1,4 @@
-"""The network's precision, chosen for the machine it runs on, and float16's loss scaling.
+"""The network's precision, chosen for the machine, and the loss scaling of float16.
 
 Losses, statistics and heads always compute in float32 (or float64).
 """
@@ -22,11 +22,11 @@ from margrave.hardware import AMPERE, has_native_bfloat16, is_faster
 Precision = Literal["float32", "bfloat16", "float16", "float64"]
 LOW_PRECISIONS = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 VOLTA = (7, 0)
-"""The first CUDA capability whose matrix units compute in float16."""
+"""The first CUDA compute capability with float16 tensor cores."""
 MAX_TRIAL_SECONDS = 0.3
 """A network whose step takes longer than this on two images is not measured further."""
 MIN_MEASURED_SECONDS = 0.05
-"""The batch is chosen so that a measured step takes at least about this long."""
+"""The measured batch is large enough that a step takes at least about this long."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class PrecisionChoice:
         return torch.float64 if self.precision == "float64" else torch.float32
 
     def autocast(self, device_type: str) -> AbstractContextManager[Any]:
-        """The autocast context for the forward pass; without effect for float32 and float64."""
+        """The autocast context for the forward pass; it has no effect for float32 and float64."""
         if self.precision not in LOW_PRECISIONS:
             return nullcontext()
         return torch.autocast(device_type, LOW_PRECISIONS[self.precision])
@@ -60,7 +60,7 @@ def choose_precision(
     batch_size: int,
     device: torch.device,
 ) -> PrecisionChoice:
-    """The configured precision, or with ``auto`` the fastest one that trains equally well.
+    """Return the configured precision, or with ``auto`` the fastest that trains equally well.
 
     On CUDA, the GPU's generation decides: bfloat16 from Ampere on, float16 with a scaled loss on
     Volta and Turing, else float32. On a CPU with native bfloat16, steps of the network are timed
@@ -69,7 +69,7 @@ def choose_precision(
 
     Args:
         configured: the precision in the settings.
-        network: the network on the host, in its memory layout for training; it is not changed.
+        network: the network on the host, in its memory layout for training; stays unchanged.
         image_size: image side length in pixels.
         batch_size: images per micro-batch.
         device: the device that the network will train on.
@@ -93,7 +93,7 @@ def choose_precision(
         return PrecisionChoice("float32", "this CPU has no native bfloat16")
     try:
         faster = _step_is_faster_in_bfloat16(network, image_size, batch_size)
-    # A custom network can raise anything; whether it runs in float32 is not known yet either.
+    # A custom network can raise any error, and need not run in float32 either.
     except Exception as error:
         reason = str(error).strip().partition("\n")[0]
         return PrecisionChoice("float32", f"this network does not run in bfloat16: {reason}")
@@ -147,7 +147,7 @@ def _random_state_restored() -> Iterator[None]:
 
 
 class LossScale:
-    """The loss's factor that keeps float16 gradients from underflowing.
+    """A factor on the loss that keeps float16 gradients from underflowing.
 
     After an overflow, the step is skipped and the scale is halved. After `growth_steps` steps
     without an overflow, the scale is doubled.
@@ -161,7 +161,7 @@ class LossScale:
     wait for the device once more per step.
 
     >>> scale = LossScale(scale=4.0)
-    >>> scale.overflowed()
+    >>> scale.record_overflow()
     >>> scale.scale, scale.skipped_steps
     (2.0, 1)
     """
@@ -174,16 +174,16 @@ class LossScale:
 
     @property
     def exhausted(self) -> bool:
-        """Whether gradients overflow even unscaled, so that a smaller scale cannot help."""
+        """Whether gradients overflowed even at scale 1, so that a smaller scale cannot help."""
         return self.scale < 1
 
-    def overflowed(self) -> None:
-        """Record an overflow, whose step is skipped."""
+    def record_overflow(self) -> None:
+        """Record a step that overflowed and was skipped."""
         self.scale /= 2
         self.good_steps = 0
         self.skipped_steps += 1
 
-    def succeeded(self) -> None:
+    def record_success(self) -> None:
         """Record a step without overflow."""
         self.good_steps += 1
         if self.good_steps == self.growth_steps:

@@ -11,11 +11,11 @@ from margrave.training.loggers import LOGGERS
 
 
 class OptimizerSettings(Settings):
-    """SGD or AdamW; weight decay never applies to normalization weights and biases."""
+    """SGD or AdamW; weight decay never applies to biases and the parameters of norm layers."""
 
     kind: Literal["sgd", "adamw"] = "sgd"
     learning_rate: float = Field(default=0.1, gt=0)
-    """The rate that the schedule multiplies."""
+    """The base rate, which the schedule multiplies by its factor."""
     momentum: float = Field(default=0.9, ge=0, lt=1)
     """SGD momentum; AdamW's β₁."""
     beta2: float = Field(default=0.999, ge=0, lt=1)
@@ -58,7 +58,7 @@ class TrainingSettings(Settings):
     batch_size: int = Field(default=128, ge=2)
     """Images per optimizer step, over all micro-batches of all processes."""
     accumulate: int = Field(default=1, ge=1)
-    """Micro-batches that each process splits its part of a batch into, to save memory."""
+    """Number of micro-batches that each process splits its part of a batch into, to save memory."""
     optimizer: OptimizerSettings = OptimizerSettings()
     schedule: ScheduleSettings = ScheduleSettings()
     clip_norm: float | None = Field(default=None, gt=0)
@@ -92,24 +92,24 @@ class TrainingSettings(Settings):
     """Momentum of KappaFace's momentum encoder; ignored unless the loss uses that encoder."""
     workers: Annotated[int, Field(ge=0, le=256)] | Literal["auto"] = "auto"
     """Processes that load images, per training process. ``auto`` is 0 if images are cached or
-    training runs on the CPU, which needs the cores; else up to 8, by the cores per GPU."""
+    training runs on the CPU, which needs the cores; else the cores per GPU minus 1, at most 8."""
     threads: Annotated[int, Field(ge=1, le=1024)] | Literal["auto"] = "auto"
     """CPU threads for computation. ``auto`` is this process's share of the available cores."""
     seed: int = Field(default=0, ge=0)
     accelerator: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     maximum_unreadable: int = Field(default=100, ge=0)
-    """Number of unreadable images to report and skip; one more stops the training."""
+    """Maximum number of unreadable images to report and skip; one more stops the training."""
     log_steps: int = Field(default=10, ge=1)
     """Steps between two lines of the metrics file."""
     checkpoint_seconds: float = Field(default=300.0, ge=0)
     """Seconds between two checkpoints; every epoch also ends with one."""
     loggers: tuple[str, ...] = ()
-    """Also log to ``tensorboard`` (extra `track`), ``wandb`` or ``mlflow`` (extras of their names),
-    or to a logger of your own, by import path."""
+    """Also log to ``tensorboard`` (extra `track`), ``wandb`` or ``mlflow`` (extras of the same
+    name), or to your own logger, given by its import path."""
 
     @field_validator("threads", mode="before")
     @classmethod
-    def _read_former(cls, value: Any) -> Any:
+    def _accept_null(cls, value: Any) -> Any:
         # Margrave 0.1 wrote null for auto.
         return "auto" if value is None else value
 
@@ -135,6 +135,6 @@ class TrainingSettings(Settings):
         if self.optimizer.centers_in_backward and self.accumulate > 1:
             raise ValueError(
                 f"accumulate = {self.accumulate} needs the class centers' gradient over the whole "
-                "batch, but optimizer.centers_in_backward never keeps it; change one of them"
+                "batch, but optimizer.centers_in_backward never stores it; change one of them"
             )
         return self

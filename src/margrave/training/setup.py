@@ -43,7 +43,7 @@ from margrave.training.state import TrainingState
 from margrave.training.unused_parameters import unused_parameters
 
 MAX_AUTO_WORKERS = 8
-"""The upper limit of ``training.workers=auto``; more do not speed up one GPU."""
+"""The upper limit of ``training.workers=auto``; more workers do not speed up one GPU."""
 
 
 def set_up(
@@ -62,29 +62,29 @@ def set_up(
         settings: the training settings.
         images: the training set.
         num_classes: number of identities in the training set.
-        backbone: the backbone's specification, with embedding_size.
+        backbone: the backbone's specification, including embedding_size.
         loss: the loss to minimize.
         head: the head's specification: ``{"kind": name, **settings}``.
         initial_state: initial weights of the backbone, for fine-tuning.
-        precision: the precision that the run began with, when resuming; None chooses it.
+        precision: when resuming, the precision that the run began with; None chooses one.
 
     Raises:
         ValueError: a component rejects its settings.
     """
     launch = current_launch()
-    _check_batches(settings, launch.size, len(images))
+    _check_batch_size(settings, launch.size, len(images))
     _set_threads(settings, launch)
     fabric = _launch_fabric(settings, launch)
-    # Choices that depend on the machine are the first rank's on every rank, here and below.
+    # Here and below, every rank uses the first rank's choice if it depends on the machine.
     workers = gather_objects(
-        _workers_for(settings, images, fabric.device, launch), current_world()
+        _count_workers(settings, images, fabric.device, launch), current_world()
     )[0]
     settings = settings.model_copy(update={"workers": workers})
-    head = _head_for(head, launch.size)
+    head = _choose_head(head, launch.size)
     torch.manual_seed(settings.seed)
     try:
         network = backbones.create(backbone)
-    # Sizes beyond 64 bits, or more memory than there is.
+    # For example for sizes beyond 64 bits, or if memory runs out.
     except (RuntimeError, OverflowError, MemoryError) as error:
         reason = str(error).partition("\n")[0]
         raise ValueError(f"backbone {dict(backbone)} cannot be built ({reason})") from error
@@ -111,21 +111,22 @@ def set_up(
         settings.precision, network, images.size, micro_batch // launch.size, fabric.device
     )
     if choice.precision == "float16" and settings.optimizer.centers_in_backward:
-        reason = "float16 must be able to skip steps, optimizer.centers_in_backward cannot"
+        reason = "float16 must be able to skip steps, which optimizer.centers_in_backward prevents"
         choice = PrecisionChoice("float32", reason)
     choice = gather_objects(choice, current_world())[0]
-    automatic = built_head.products == "auto"
+    automatic_products = built_head.products == "auto"
     products = built_head.products_for(micro_batch)
     built_head.products = gather_objects(products, current_world())[0]
     unused = []
     if isinstance(fabric.strategy, _LateDDPStrategy):
         if settings.find_unused_parameters == "auto":
-            unused = gather_objects(_unused(network, images.size), current_world())[0]
+            unused = _find_unused_parameters(network, images.size)
+            unused = gather_objects(unused, current_world())[0]
         find_unused = bool(unused) or settings.find_unused_parameters is True
         settings = settings.model_copy(update={"find_unused_parameters": find_unused})
         fabric.strategy.find_unused_parameters = find_unused
-    double = torch.float64 if choice.precision == "float64" else None
-    network = network.to(double)
+    dtype = torch.float64 if choice.precision == "float64" else None
+    network = network.to(dtype)
     full_network = copy.deepcopy(network).requires_grad_(False) if sharded else None
     with warnings.catch_warnings():
         # The oldest supported torch does not know the replacement of broadcast_buffers.
@@ -133,9 +134,9 @@ def set_up(
         wrapped = fabric.setup_module(network)
     for module in (built_head, average, encoder):
         if module is not None:
-            module.to(fabric.device, double)
+            module.to(fabric.device, dtype)
     optimizer = build_optimizer(settings.optimizer, (network, built_head))
-    sampler = _sampler_for(images.images, settings, workers, launch)
+    sampler = _build_sampler(images.images, settings, workers, launch)
     return TrainingState(
         settings=settings,
         fabric=fabric,
@@ -150,20 +151,20 @@ def set_up(
         sampler=sampler,
         loader=training_loader(images, sampler, workers, pin_memory=fabric.device.type == "cuda"),
         precision=choice,
-        automatic_products=automatic,
+        automatic_products=automatic_products,
         unused_parameters=unused,
     )
 
 
 def _set_threads(settings: TrainingSettings, launch: Launch) -> None:
-    """Limit torch's threads: by default it counts all cores, even in a container limited to two."""
+    """Limit torch's threads, because torch counts all cores, even in a container limited to two."""
     if settings.threads != "auto":
         torch.set_num_threads(settings.threads)
     elif "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(core_share(launch.local_size))
 
 
-def _workers_for(
+def _count_workers(
     settings: TrainingSettings, images: TrainingImages, device: torch.device, launch: Launch
 ) -> int:
     if settings.workers != "auto":
@@ -173,7 +174,7 @@ def _workers_for(
     return min(core_share(launch.local_size) - 1, MAX_AUTO_WORKERS)
 
 
-def _sampler_for(
+def _build_sampler(
     images: FaceImages, settings: TrainingSettings, workers: int, launch: Launch
 ) -> EpochSampler:
     """A sampler of single images, or for shards one that keeps neighboring images together."""
@@ -197,7 +198,7 @@ def _launch_fabric(settings: TrainingSettings, launch: Launch) -> Fabric:
             accelerator=settings.accelerator,
             devices=launch.local_size,
             num_nodes=launch.size // launch.local_size,
-            strategy=_strategy(settings, launch.size),
+            strategy=_build_strategy(settings, launch.size),
         )
     except (RuntimeError, ValueError) as error:
         raise ValueError(
@@ -225,10 +226,10 @@ def _build_head(
     return built_head
 
 
-def _strategy(settings: TrainingSettings, processes: int) -> Any:
+def _build_strategy(settings: TrainingSettings, processes: int) -> Any:
     if processes == 1:
         return "auto"
-    # RankWatch's limit ends first, because its error names the process.
+    # The limit of RankWatch is shorter, because its error names the process.
     timeout = timedelta(seconds=settings.rank_stall_seconds + 60)
     if settings.strategy == "fsdp":
         return ModelParallelStrategy(
@@ -251,30 +252,31 @@ class _LateDDPStrategy(DDPStrategy):
         return super().setup_module(module)
 
 
-def _unused(network: nn.Module, image_size: int) -> list[str]:
-    """Trainable parameters that a step leaves without a gradient; Margrave's networks have none."""
+def _find_unused_parameters(network: nn.Module, image_size: int) -> list[str]:
+    """Names of trainable parameters that get no gradient; Margrave's own networks have none."""
     if type(network).__module__.startswith("margrave."):
         return []
     return unused_parameters(network, image_size)
 
 
-def _check_batches(settings: TrainingSettings, processes: int, images: int) -> None:
-    """Check the batch size before anything slow is done."""
+def _check_batch_size(settings: TrainingSettings, processes: int, images: int) -> None:
+    """Check the batch size, before any slow work starts."""
     if images < settings.batch_size:
         raise ValueError(
             f"{images} images do not fill one step of training.batch_size = "
             f"{settings.batch_size}; lower it, or add images"
         )
-    parts = processes * settings.accumulate
-    if settings.batch_size < 2 * parts:
+    micro_batches = processes * settings.accumulate
+    if settings.batch_size < 2 * micro_batches:
         raise ValueError(
             f"training.batch_size = {settings.batch_size} split over {processes} processes and "
             f"accumulate = {settings.accumulate} leaves micro-batches of fewer than two images, "
-            f"which batch norm cannot use; set it to {2 * parts} or more, or start fewer processes"
+            f"which batch norm cannot use; set it to {2 * micro_batches} or more, or start fewer "
+            "processes"
         )
 
 
-def _head_for(head: Mapping[str, Any], processes: int) -> dict[str, Any]:
+def _choose_head(head: Mapping[str, Any], processes: int) -> dict[str, Any]:
     """The configured head; with several processes, ``chunked`` becomes ``sharded``."""
     if processes == 1 or HEADS.get(head["kind"]).sharded:
         return dict(head)

@@ -28,7 +28,13 @@ from margrave.training.settings import TrainingSettings
 
 @dataclass(frozen=True)
 class Position:
-    """The next batch to train on, by epoch and batch, and the number of steps done."""
+    """How far a training run has come.
+
+    Attributes:
+        epoch: the current epoch, from 0.
+        batch: the next batch within the epoch, from 0.
+        step: number of steps done, over all epochs.
+    """
 
     epoch: int = 0
     batch: int = 0
@@ -50,7 +56,7 @@ class TrainingState:
         average: the averaged weights, or None.
         encoder: KappaFace's momentum encoder, or None.
         images: the training set.
-        sampler: decides which images each batch has.
+        sampler: decides which images each batch contains.
         loader: loads the sampler's batches.
         position: the next batch, and the number of steps done.
         unreadable: the reason for each unreadable image, by name.
@@ -59,7 +65,7 @@ class TrainingState:
         automatic_products: whether the precision of the head's products was chosen automatically.
         unused_parameters: names of the network's parameters that get no gradient.
         notes: messages that resuming should report.
-        adaptation: what the loss adapted in the epoch's last step, until it is logged.
+        adaptation: the result of `measure_adaptation` until it is logged; empty otherwise.
     """
 
     settings: TrainingSettings
@@ -117,7 +123,7 @@ class TrainingState:
         return self.sampler.batches_per_epoch
 
     def epochs_after(self, steps: int = 0) -> float:
-        """Epochs done, with fractions, after this many more steps.
+        """Number of epochs done, as a fraction, after `steps` more steps.
 
         It does not depend on ``position.step``, because epochs before a resumption may have had a
         different number of steps.
@@ -178,7 +184,7 @@ class TrainingState:
             )
         stored = stored_tensors(checkpoint)
         tensors = self.tensors()
-        self._check_fits(stored, tensors, state["optimizer"])
+        self._check_compatible(stored, tensors, state["optimizer"])
         for name, parameter in self._optimized_parameters().items():
             prefix = f"optimizer.{name}."
             for key in [key for key in stored if key.startswith(prefix)]:
@@ -205,7 +211,7 @@ class TrainingState:
         return state["log_length"]
 
     def _restore_sampler(self, state: Mapping[str, Any]) -> None:
-        """Continue within the epoch if its batches are unchanged, else restart the epoch."""
+        """Continue within the epoch if its batches are unchanged; otherwise restart the epoch."""
         current = self._batch_settings()
         saved = state.get("batches") or current
         if saved == current:
@@ -220,15 +226,15 @@ class TrainingState:
                 if current[name] != saved.get(name)
             )
             self.notes.append(
-                f"{changed}: the batches of epoch {epoch + 1} have changed, so it starts again, "
-                f"and the {batch} steps already done in it count twice"
+                f"{changed}: the batches of epoch {epoch + 1} have changed, so it starts again "
+                f"after {batch} steps, which stay in the step count"
             )
 
     def _batch_settings(self) -> dict[str, int]:
         """The settings that an epoch's batches depend on."""
         return {"batch_size": self.settings.batch_size, "seed": self.settings.seed}
 
-    def _check_fits(
+    def _check_compatible(
         self,
         stored: Mapping[str, tuple[torch.Size, torch.dtype]],
         tensors: Mapping[str, Tensor],
@@ -241,19 +247,19 @@ class TrainingState:
         entries = {
             name: value for name, value in stored.items() if not name.startswith("optimizer.")
         }
-        faults = [f"it lacks {name}" for name in expected if name not in entries]
-        faults += [f"it has an unexpected {name}" for name in entries if name not in expected]
-        faults += [
-            f"{name} is {_described(entries[name])}, not {_described(value)}"
+        problems = [f"it lacks {name}" for name in expected if name not in entries]
+        problems += [f"it has an unexpected {name}" for name in entries if name not in expected]
+        problems += [
+            f"{name} is {_describe(entries[name])}, not {_describe(value)}"
             for name, value in expected.items()
             if name in entries and entries[name] != value
         ]
         if optimizer != self.settings.optimizer.kind:
-            faults.append(f"its optimizer is {optimizer}, not {self.settings.optimizer.kind}")
-        if faults:
-            more = f" and {len(faults) - 3} more" if len(faults) > 3 else ""
+            problems.append(f"its optimizer is {optimizer}, not {self.settings.optimizer.kind}")
+        if problems:
+            more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
             raise ValueError(
-                f"the checkpoint does not fit this configuration: {'; '.join(faults[:3])}{more}; "
+                f"the checkpoint does not fit this configuration: {'; '.join(problems[:3])}{more}; "
                 "resume with the configuration stored in the run, or start a new run in another "
                 "folder"
             )
@@ -294,7 +300,7 @@ class TrainingState:
         }
 
     def running_stats(self) -> Iterator[Tensor]:
-        """The network's running statistics, which ranks update from different images."""
+        """The running statistics of the network, which each rank updates with its own images."""
         return (buffer for buffer in self.network.buffers() if buffer.is_floating_point())
 
     def _image_digest(self) -> dict[str, Any]:
@@ -326,6 +332,6 @@ def checkpoint_precision(state: Mapping[str, Any]) -> PrecisionChoice:
     return PrecisionChoice(state["precision"], "as in the interrupted run")
 
 
-def _described(entry: tuple[torch.Size, torch.dtype]) -> str:
+def _describe(entry: tuple[torch.Size, torch.dtype]) -> str:
     shape, dtype = entry
     return f"{tuple(shape)} {str(dtype).removeprefix('torch.')}"

@@ -1,4 +1,4 @@
-"""The one exchange between ranks per step: a small tensor, copied to the host without blocking."""
+"""The exchange of status between ranks, once per step: a small tensor, copied without blocking."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from margrave.training.transfer import Readback
 
 @dataclass(frozen=True)
 class SharedStatus:
-    """What every rank knows after a step.
+    """The status that all ranks know after a step.
 
     Attributes:
         sizes: the number of images of each rank in the next step.
@@ -38,26 +38,35 @@ class SharedStatus:
 
 @dataclass(frozen=True)
 class Synchronization:
-    """A `SharedStatus` that is being copied to the host, which waits for nothing else in a step."""
+    """A `SharedStatus` that is being copied to the host.
+
+    Waiting for it is the only time in a step that the host waits for the device.
+
+    Attributes:
+        readback: the copy: a row of values per rank, then the values that all ranks share.
+        num_ranks: number of ranks.
+        num_sums: number of values to sum over ranks.
+    """
 
     readback: Readback
-    ranks: int
-    sums: int
+    num_ranks: int
+    num_sums: int
 
     def wait(self) -> SharedStatus:
-        numbers = self.readback.wait()
-        width = self.sums + 4
-        rows = [numbers[rank * width : (rank + 1) * width] for rank in range(self.ranks)]
-        sizes, unreadable, due, stop = zip(*(row[self.sums :] for row in rows), strict=True)
+        """Wait until the copy has finished, and return the status."""
+        values = self.readback.wait()
+        width = self.num_sums + 4
+        rows = [values[rank * width : (rank + 1) * width] for rank in range(self.num_ranks)]
+        sizes, unreadable, due, stop = zip(*(row[self.num_sums :] for row in rows), strict=True)
         return SharedStatus(
             sizes=tuple(int(size) for size in sizes),
             any_unreadable=any(unreadable),
             checkpoint_due=any(due),
             stop=any(stop),
             sums=tuple(
-                sum(column) for column in zip(*(row[: self.sums] for row in rows), strict=True)
+                sum(column) for column in zip(*(row[: self.num_sums] for row in rows), strict=True)
             ),
-            values=tuple(numbers[self.ranks * width :]),
+            values=tuple(values[self.num_ranks * width :]),
         )
 
 
@@ -65,28 +74,28 @@ def synchronize(
     training: TrainingState,
     next_batch: Batch | None,
     *,
-    due: bool = False,
+    checkpoint_due: bool = False,
     stop: StopSignals,
     sums: Sequence[Tensor] = (),
     values: Sequence[Tensor] = (),
 ) -> Synchronization:
-    """Start to share the results of a step, and facts about the next step, with all ranks.
+    """Start to share this rank's results of a step and its status for the next with all ranks.
 
     Args:
         training: the training state.
-        next_batch: this rank's batch of the next step.
-        due: whether a checkpoint is due on this rank.
+        next_batch: this rank's batch of the next step, or None at the end of the epoch.
+        checkpoint_due: whether a checkpoint is due on this rank.
         stop: this rank's stop signals.
-        sums: () each; they are summed over ranks.
-        values: () each; they must be equal on every rank.
+        sums: scalar tensors to sum over ranks.
+        values: scalar tensors that are equal on every rank.
     """
     world, zero = training.world, training.head.weight.new_zeros(())
     unreadable = [] if next_batch is None else new_unreadable(training, next_batch)
     size = 0 if next_batch is None else len(next_batch.labels)
-    facts = size, len(unreadable), int(due), int(stop.requested)
+    status = size, len(unreadable), int(checkpoint_due), int(stop.requested)
     # Created on the device: copying numbers to it would make the host wait.
-    own = [*sums, *(zero.new_full((), number) for number in facts)]
-    row = torch.stack([value.detach().to(zero) for value in own])
+    rank_values = [*sums, *(zero.new_full((), value) for value in status)]
+    row = torch.stack([value.detach().to(zero) for value in rank_values])
     rows = gather_rows(row[None], [1] * world.size, world).flatten()
     shared = [value.detach().to(zero)[None] for value in values]
     return Synchronization(Readback(torch.cat([rows, *shared])), world.size, len(sums))

@@ -1,4 +1,4 @@
-"""Transfers between the host and the device, without either waiting for the other."""
+"""Transfers between the host and the device in which neither waits for the other."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class PlacedBatch:
     """A batch on its device.
 
     Attributes:
-        host: the same batch as the loader returned it, on the host.
+        host: the batch as the loader returned it, in host memory.
         images: (B, 3, size, size) uint8, as in `Batch`.
         labels: (B,) classes, as in `Batch`.
         indices: (B,) image indices, as in `Batch`.

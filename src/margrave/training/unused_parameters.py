@@ -1,4 +1,4 @@
-"""Finds parameters without a gradient, for which DDP would wait."""
+"""Finds parameters without a gradient, which DDP would wait for."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MAX_LISTED = 5
 def unused_parameters(network: nn.Module, image_size: int) -> list[str]:
     """Names of trainable parameters that one forward and backward pass leaves without a gradient.
 
-    The pass runs on a copy of the network, with two random images; random states do not change.
+    The pass runs on a copy of the network with two random images. Torch's random state is restored.
 
     >>> class Net(nn.Module):
     ...     def __init__(self):
@@ -51,19 +51,22 @@ def check_gradients(network: nn.Module, parameters: Iterable[nn.Parameter]) -> N
 
     Args:
         network: the network, for the parameters' names.
-        parameters: its parameters as a list; walking the network takes longer than this check.
+        parameters: the network's parameters; collecting them takes longer than this check, so the
+            caller passes them.
 
     Raises:
         ValueError: parameters have no gradient; the message names them and the remedy.
     """
-    if any(each.grad is None and each.requires_grad for each in parameters):
+    if any(p.grad is None and p.requires_grad for p in parameters):
         trainable = _trainable(network)
-        raise _unused_error([name for name, each in trainable.items() if each.grad is None])
+        raise _unused_error(
+            [name for name, parameter in trainable.items() if parameter.grad is None]
+        )
 
 
 @contextmanager
-def ddp_errors_explained(network: nn.Module) -> Iterator[None]:
-    """Replace DDP's error about the previous step's missing gradients by a helpful one.
+def explain_ddp_errors(network: nn.Module) -> Iterator[None]:
+    """Replace DDP's error about the previous step's missing gradients with a helpful one.
 
     Raises:
         ValueError: parameters had no gradient; the message names them and the remedy.
@@ -80,14 +83,14 @@ def ddp_errors_explained(network: nn.Module) -> Iterator[None]:
 
 
 def _trainable(network: nn.Module) -> dict[str, nn.Parameter]:
-    return {name: each for name, each in network.named_parameters() if each.requires_grad}
+    return {name: p for name, p in network.named_parameters() if p.requires_grad}
 
 
 def _unused_error(names: Sequence[str]) -> ValueError:
     examples = f": {listed(names, MAX_LISTED)}" if names else ""
     return ValueError(
-        f"a training step left parameters of the network without a gradient{examples}; several "
-        "processes average every gradient and would wait for these. Set "
-        "training.find_unused_parameters=true, so that each step looks for them, or remove or "
-        "freeze them (requires_grad_(False))"
+        f"a training step left parameters of the network without a gradient{examples}; with "
+        "several processes, DDP would wait for these gradients. Set "
+        "training.find_unused_parameters=true, so that each step looks for such parameters, or "
+        "remove or freeze them (requires_grad_(False))"
     )
