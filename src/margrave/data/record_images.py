@@ -110,15 +110,15 @@ class RecordImages(FaceImages):
         """Keys, offsets and labels of all images, from the identity records if there are any."""
 
         def offsets_of(requested: np.ndarray) -> np.ndarray:
-            position = np.searchsorted(keys, requested).clip(max=len(keys) - 1)
-            absent = keys[position] != requested
+            positions = np.searchsorted(keys, requested).clip(max=len(keys) - 1)
+            absent = keys[positions] != requested
             if absent.any():
                 missing = requested[absent][0]
                 raise ValueError(
                     f"{self.file}: an identity refers to record {missing}, which is not in the "
                     "index; download or copy the files again"
                 )
-            return offsets[position]
+            return offsets[positions]
 
         record_0 = self.records.headers(offsets[:1])
         first, end = record_0.labels[0]
@@ -135,11 +135,11 @@ class RecordImages(FaceImages):
             )
         identity_keys = np.arange(int(first), int(end))
         bounds = self.records.headers(offsets_of(identity_keys)).labels
-        wrong = ~np.isfinite(bounds).all(axis=1) | (bounds != np.floor(bounds)).any(axis=1)
-        sizes = np.where(wrong, 0, bounds[:, 1] - bounds[:, 0])
-        wrong |= (sizes < 0) | (np.where(wrong, 0, bounds[:, 0]) < 0)
-        if wrong.any():
-            identity_key = identity_keys[wrong][0]
+        invalid = ~np.isfinite(bounds).all(axis=1) | (bounds != np.floor(bounds)).any(axis=1)
+        sizes = np.where(invalid, 0, bounds[:, 1] - bounds[:, 0])
+        invalid |= (sizes < 0) | (np.where(invalid, 0, bounds[:, 0]) < 0)
+        if invalid.any():
+            identity_key = identity_keys[invalid][0]
             raise ValueError(
                 f"{self.file}: identity record {identity_key} contains no valid range of images; "
                 "download or copy the file again"
@@ -149,9 +149,9 @@ class RecordImages(FaceImages):
                 f"{self.file}: the identity records list {sizes.sum():.0f} images, more than the "
                 f"{len(keys)} records; download or copy the file again"
             )
-        present = sizes > 0
-        first_keys = bounds[present, 0].astype(np.int64)
-        counts = sizes[present].astype(np.int64)
+        nonempty = sizes > 0
+        first_keys = bounds[nonempty, 0].astype(np.int64)
+        counts = sizes[nonempty].astype(np.int64)
         first_images = np.cumsum(counts) - counts
         image_keys = np.repeat(first_keys - first_images, counts) + np.arange(counts.sum())
         image_offsets = offsets_of(image_keys)
@@ -181,7 +181,10 @@ class RecordImages(FaceImages):
             raise ValueError(f"{name}: {error}") from None
         expected = self._file_labels[index]
         if np.ravel(label)[0] != expected:
-            raise ValueError(f"{name} has identity {np.ravel(label)[0]:g}, expected {expected:g}")
+            raise ValueError(
+                f"{name} has label {np.ravel(label)[0]:g}, expected {expected:g}; "
+                "download or copy the file again"
+            )
         return image
 
     def read(self, index: int) -> np.ndarray:
@@ -221,10 +224,10 @@ def _checked_labels(
 ) -> np.ndarray:
     """The labels as float32; raises an error for the first one that is not a valid class."""
     values = np.asarray(labels, np.float32)
-    wrong = ~np.isfinite(values) | (values < 0) | (values != np.floor(values))
-    wrong |= values > MAX_LABEL
-    if wrong.any():
-        first = int(wrong.nonzero()[0][0])
+    invalid = ~np.isfinite(values) | (values < 0) | (values != np.floor(values))
+    invalid |= values > MAX_LABEL
+    if invalid.any():
+        first = int(invalid.nonzero()[0][0])
         raise ValueError(
             f"{path}, record {keys[first]}: {values[first]:g} is not a label; labels are "
             f"integers from 0 to {MAX_LABEL}"

@@ -300,7 +300,7 @@ def _parse_index(content: bytes, where: str) -> ShardIndex:
         place = ".".join(map(str, first["loc"]))
         raise ValueError(
             f"{where} is not an index written by margrave pack ({place}: "
-            f"{first['msg']}); pack again, or remove it so that the shards are scanned"
+            f"{first['msg']}); pack again, or remove the index so that the shards are scanned"
         ) from None
 
 

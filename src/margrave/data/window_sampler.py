@@ -65,8 +65,8 @@ class WindowSampler(EpochSampler):
     def state(self, batch: int) -> dict[str, Any]:
         """State that determines the rest of the epoch: a digest of the pieces, and past segments.
 
-        A segment [ranks, workers, end] tells how the batches up to `end` (exclusive), since the
-        previous segment, were distributed.
+        A segment [ranks, workers, end] describes how the batches from the previous segment's end to
+        ``end`` (exclusive) were distributed.
         """
         segments = [list(segment) for segment in self._earlier_segments()]
         if batch > (segments[-1][2] if segments else 0):
@@ -111,7 +111,7 @@ class WindowSampler(EpochSampler):
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         epoch, segments = self.epoch, self._earlier_segments()
         order, start = self._epoch_order(epoch), 0
-        # Remove the images of earlier batches, which were distributed as past segments tell.
+        # Remove the images of earlier batches, which were distributed as past segments describe.
         for segment, (world_size, workers, end) in enumerate(segments):
             done = np.zeros(len(order), bool)
             streams = self._distribute(len(order), start, world_size, workers, (epoch, segment))
@@ -152,7 +152,7 @@ class WindowSampler(EpochSampler):
 
         Args:
             length: number of remaining images.
-            start: the first remaining batch.
+            start: index of the first remaining batch.
             world_size: number of ranks.
             workers: workers per rank.
             seeds: seeds of the shuffles, (epoch, segment).
