@@ -16,8 +16,8 @@ def balanced_pairs(
 
     No pair is drawn twice. Genuine pairs are spread over identities as evenly as their images
     allow; impostor pairs are uniform over all pairs of images of different identities. Folds share
-    no identities if each fold's identities allow enough pairs; otherwise they may, and
-    ``identity_disjoint`` is False.
+    no identities if the identities of each fold allow enough pairs. Otherwise folds may share
+    identities, and ``identity_disjoint`` is False.
 
     Args:
         labels: (N,) integers, the identity of each image.

@@ -141,7 +141,9 @@ class EpochSampler(Sampler[list[tuple[int, int]]]):
 
 
 class ImageGenerators:
-    """Provides a random generator for each (epoch, index): one Philox generator, its counter set.
+    """Provides a random generator for each (epoch, index).
+
+    All are the same Philox generator with its counter set from (epoch, index).
 
     Args:
         seed: seeds all generators.

@@ -72,7 +72,7 @@ def locate_faces(
 ) -> tuple[np.ndarray, int]:
     """Detect the largest face of each image.
 
-    The search stops early if nearly all faces are displaced, or if few images have a face.
+    The search stops early if nearly all faces are displaced, or if few faces are detected.
 
     Args:
         images: the images.
@@ -142,8 +142,8 @@ def check_alignment(
         yield _rotated_finding(contrasts, quarter_turns, figures)
         return
     reason, remedy = "no landmark detector is given or installed", INSTALL
-    synthetic = isinstance(images, SyntheticFaces)
-    if synthetic:
+    is_synthetic = isinstance(images, SyntheticFaces)
+    if is_synthetic:
         reason, remedy = "the faces are synthetic and use a different template", "none needed"
     elif detector is not None:
         sample_size = min(SAMPLE_SIZE, len(usable))
@@ -170,7 +170,7 @@ def check_alignment(
         )
         return
     unchecked = _unchecked_finding(reason, remedy, figures)
-    yield replace(unchecked, severity="note") if synthetic else unchecked
+    yield replace(unchecked, severity="note") if is_synthetic else unchecked
 
 
 def _unchecked_finding(reason: str, remedy: str, figures: dict | None = None) -> Finding:

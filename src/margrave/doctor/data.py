@@ -46,8 +46,8 @@ def examine_images(
 
     Args:
         images: the data set.
-        max_images: maximum number of images to examine. They are all images of randomly chosen
-            identities.
+        max_images: maximum number of images to examine. From a larger set, identities are drawn at
+            random, with all their images.
         workers: number of threads.
         progress: called with (images done, total images).
         seed: seed of the random choice.

@@ -33,8 +33,8 @@ def check_label_noise(
         checkpoint: the run's latest checkpoint. With one center per class, nothing is reported.
         embedder: the run's model.
         images: the run's training images.
-        max_images: maximum number of images to embed. They are all images of randomly chosen
-            identities.
+        max_images: maximum number of images to embed. From a larger set, identities are drawn at
+            random, with all their images.
 
     Source: Sub-center ArcFace, ECCV 2020, section 3.4, including the threshold of 75°.
     """

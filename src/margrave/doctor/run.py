@@ -85,7 +85,14 @@ def examine_run(
 def check_curve(
     lines: list[dict[str, Any]], config: RunConfig, images: int, classes: int
 ) -> Iterator[Finding]:
-    """Check whether the loss is finite and falls, and whether training is finished."""
+    """Check whether the loss is finite and falls, and whether training is finished.
+
+    Args:
+        lines: the run's metrics, in the order in which they were logged.
+        config: the run's configuration.
+        images: number of training images.
+        classes: number of training identities.
+    """
     if lines and lines[-1]["kind"] == "stopped":
         yield Finding(
             fault="non_finite_loss",

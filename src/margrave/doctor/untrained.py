@@ -38,11 +38,11 @@ class TrainingEvidence:
 
     Attributes:
         matrices: number of weight matrices that are large enough to test.
-        structured: number of these that are not independent random numbers.
+        structured: number of these matrices that are not independent random numbers.
         norms: number of normalization layers with scale and shift.
-        untouched: number of these with scale 1 and shift 0.
+        untouched: number of these layers with their initial scale 1 and shift 0.
         statistics: number of batch norms with running statistics.
-        unused: number of these with mean 0 and variance 1.
+        unused: number of these batch norms with their initial mean 0 and variance 1.
     """
 
     matrices: int
