@@ -214,7 +214,7 @@ def test_lists_of_two_paths_and_a_label(
 
 def test_spaces_in_paths_want_another_separator(folder: ImageFolder, tmp_path: Path) -> None:
     (tmp_path / "pairs.txt").write_text(f"{A} {B} 1\n{A} my {C} 0\n")
-    with pytest.raises(ValueError, match=r"pairs.txt:2: .*separate by commas or tabs"):
+    with pytest.raises(ValueError, match=r"pairs.txt:2: .*separate fields by commas or tabs"):
         read_csv_pairs(tmp_path / "pairs.txt", folder.root)
 
 

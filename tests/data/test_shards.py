@@ -87,7 +87,7 @@ def test_the_same_bytes_again_and_after_an_interruption(packed: Path, tmp_path: 
     with pytest.raises(Stop):
         pack_shards(FACES, tmp_path, 32, images_per_shard=30, progress=stop)
     assert (tmp_path / "shard-000001.tar").is_file() and not (tmp_path / "shards.json").exists()
-    with pytest.raises(ValueError, match="packed incompletely; run the same margrave pack"):
+    with pytest.raises(ValueError, match="only partly packed; run the same margrave pack"):
         ShardImages(tmp_path)
     with pytest.raises(ValueError, match="unfinished shards of another packing"):
         pack_shards(FACES, tmp_path, 32, images_per_shard=31)

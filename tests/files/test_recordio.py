@@ -228,7 +228,7 @@ def test_an_image_of_another_identity_is_told_when_read(tmp_path: Path) -> None:
     content[7300 + 12 : 7300 + 16] = struct.pack("<f", 5.0)
     (folder / "train.rec").write_bytes(content)
     images = RecordImages(folder)
-    with pytest.raises(ValueError, match="record 3 at byte 7300 has identity 5, expected 0"):
+    with pytest.raises(ValueError, match="record 3 at byte 7300 has label 5, expected 0"):
         images.read(2)
 
 

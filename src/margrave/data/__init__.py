@@ -1,6 +1,7 @@
 """Face images and their labels: reading, splitting, pairing and batching.
 
-Each image source is one file in this folder and registers itself with ``SOURCES``.
+Each kind of image source is defined in a module of this package, which registers it with
+``SOURCES``.
 """
 
 import importlib
@@ -76,5 +77,6 @@ __all__ = [
     "write_record_images",
 ]
 
+# Import all modules, so that every source is registered.
 for _module in pkgutil.iter_modules(__path__):
     importlib.import_module(f"{__name__}.{_module.name}")

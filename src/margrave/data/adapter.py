@@ -32,10 +32,10 @@ class AdaptedImages(ReadableImages):
     """Adapts an object with ``__len__``, ``name`` and ``read`` to `ReadableImages`.
 
     Args:
-        images: the object; its other members of `ReadableImages`, if any, are used.
+        images: the object. Any other members of `ReadableImages` that it has are used too.
 
     Raises:
-        ValueError: a required method is missing, or the number of labels is wrong.
+        ValueError: a required method is missing, or there is not one label per image.
     """
 
     def __init__(self, images: Any) -> None:
@@ -43,7 +43,7 @@ class AdaptedImages(ReadableImages):
         if missing:
             raise ValueError(
                 f"{type(images).__name__} cannot be read as images: it lacks {', '.join(missing)}; "
-                "implement them, or derive it from margrave.data.FaceImages"
+                "implement them, or derive the class from margrave.data.FaceImages"
             )
         self._images = images
         labels, class_names = (getattr(images, name, None) for name in ("labels", "class_names"))
@@ -76,7 +76,7 @@ class AdaptedImages(ReadableImages):
 
     @property
     def pieces(self) -> np.ndarray | None:
-        """(P + 1,) first image of each piece, then N; or None; see `ReadableImages`."""
+        """(P + 1,) index of the first image of each piece, then N; None if there are no pieces."""
         return getattr(self._images, "pieces", None)
 
     def name(self, index: int) -> str:

@@ -21,7 +21,7 @@ class ArrayImages(ReadableImages):
         labels: one label of any hashable type per image, numbered in order of first appearance.
 
     Raises:
-        ValueError: an image has another shape or dtype, or the number of labels is wrong.
+        ValueError: an image is not (height, width, 3) uint8, or there is not one label per image.
 
     >>> faces = ArrayImages(np.zeros((2, 112, 112, 3), np.uint8), labels=["Ann", "Bo"])
     >>> faces.labels.tolist(), faces.class_names
@@ -38,9 +38,9 @@ class ArrayImages(ReadableImages):
                 f"images has shape {images.shape}; give (N, height, width, 3), or a list of "
                 "(height, width, 3) arrays"
             )
-        # All images of one array have the same shape and dtype.
+        # All images in one array have the same shape and dtype, so checking the first is enough.
         for index, image in enumerate(images[:1] if isinstance(images, np.ndarray) else images):
-            _check(image, index)
+            _check_image(image, index)
         self._images = images
         if labels is not None:
             self.labels, self.class_names = number_labels(labels, len(images))
@@ -50,7 +50,7 @@ class ArrayImages(ReadableImages):
 
     @cached_property
     def content_digest(self) -> str:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """SHA-256 of shapes and pixels, since names such as ``image 0`` do not identify them."""
+        """SHA-256 of shapes and pixels, since names such as ``image 0`` identify no images."""
         digest = hashlib.sha256()
         for image in self._images:
             digest.update(np.array(image.shape, "<i8").tobytes())
@@ -66,7 +66,7 @@ class ArrayImages(ReadableImages):
         return self._images[index]
 
 
-def _check(image: np.ndarray, index: int) -> None:
+def _check_image(image: np.ndarray, index: int) -> None:
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
         raise ValueError(
             f"image {index} has dtype {image.dtype} and shape {image.shape}; give RGB pixels from "

@@ -1,4 +1,4 @@
-"""Augmentation: AdaFace's crop, resolution and photometric changes; flip, gray, small motions."""
+"""Augmentation: AdaFace's crop, low resolution and photometric changes; flip, gray and motion."""
 
 from __future__ import annotations
 
@@ -25,13 +25,14 @@ Step = Callable[[np.ndarray, np.random.Generator], np.ndarray]
 
 @dataclass(frozen=True, kw_only=True)
 class Augmentation:
-    """Random changes of an image, applied in the order of the fields.
+    """Random changes to an image, applied in the order of the fields.
 
     A probability of 0 disables a change. All random numbers come from the generator that is passed
     with each image.
 
     Attributes:
-        motion: probability of a random rotation, scaling and shift; borders are replicated.
+        motion: probability of a random rotation, scaling and shift; the border pixels
+            are replicated outward.
         motion_rotation: maximum rotation in either direction, in degrees.
         motion_scale: minimum and maximum scale.
         motion_shift: maximum shift in either direction along each axis, as a fraction of the
@@ -40,14 +41,16 @@ class Augmentation:
         crop: probability of blackening everything outside a random rectangle.
         crop_area: minimum and maximum fraction of the area that is kept.
         crop_ratio: minimum and maximum width / height of the rectangle; drawn log-uniformly.
-        low_resolution: probability of resampling to a small square and back, each way with one of
-            OpenCV's five interpolations.
+        low_resolution: probability of shrinking to a small square and enlarging again, each with a
+            randomly chosen interpolation of OpenCV's five.
         low_resolution_side: minimum and maximum side of the small square, as a fraction of
             the image's height.
         photometric: probability of changing brightness, contrast and saturation in random order.
-        brightness: r; the brightness factor is uniform in [max(0, 1 − r), 1 + r].
-        contrast: likewise for the contrast factor, which scales about the image's mean gray.
-        saturation: likewise for the saturation factor, which scales about each pixel's gray.
+        brightness: range r of the brightness factor, which is uniform in [max(0, 1 − r), 1 + r].
+        contrast: the same for the contrast factor, which scales differences from the image's mean
+            gray value.
+        saturation: the same for the saturation factor, which scales differences from each pixel's
+            gray value.
         gray: probability of converting to grayscale.
 
     Source: AdaFace (CVPR 2022), supplementary material and official code, for crop, low_resolution
@@ -97,7 +100,11 @@ class Augmentation:
 
     @classmethod
     def adaface(cls, **changes: Any) -> Augmentation:
-        """AdaFace's probabilities: flip 0.5; crop, low_resolution and photometric 0.2 each."""
+        """AdaFace's probabilities: flip 0.5; crop, low_resolution and photometric 0.2 each.
+
+        Args:
+            changes: fields to set to other values.
+        """
         return cls(**{"crop": 0.2, "low_resolution": 0.2, "photometric": 0.2, **changes})
 
     def __call__(self, image: np.ndarray, generator: np.random.Generator) -> np.ndarray:
@@ -134,16 +141,16 @@ class Augmentation:
         return cv2.flip(image, 1)
 
     def _crop(self, image: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-        top, left, height, width = self._rectangle(image.shape[0], image.shape[1], generator)
+        top, left, height, width = self._random_rectangle(image.shape[0], image.shape[1], generator)
         inside = slice(top, top + height), slice(left, left + width)
         blackened = np.zeros_like(image)
         blackened[inside] = image[inside]
         return blackened
 
-    def _rectangle(
+    def _random_rectangle(
         self, image_height: int, image_width: int, generator: np.random.Generator
     ) -> tuple[int, int, int, int]:
-        """Top, left, height, width of a random rectangle that fits into the image."""
+        """Top, left, height and width of a random rectangle inside the image."""
         low, high = (math.log(ratio) for ratio in self.crop_ratio)
         for _ in range(_CROP_ATTEMPTS):
             area = image_height * image_width * generator.uniform(*self.crop_area)
@@ -153,7 +160,7 @@ class Augmentation:
                 top = int(generator.integers(image_height - height + 1))
                 left = int(generator.integers(image_width - width + 1))
                 return top, left, height, width
-        # No attempt fitted: use the largest centered rectangle of an allowed ratio.
+        # No attempt fitted: use the largest centered rectangle with an allowed ratio.
         ratio = min(max(image_width / image_height, self.crop_ratio[0]), self.crop_ratio[1])
         width = min(image_width, round(image_height * ratio))
         height = min(image_height, round(image_width / ratio))
@@ -168,12 +175,12 @@ class Augmentation:
 
     def _change_photometry(self, image: np.ndarray, generator: np.random.Generator) -> np.ndarray:
         ranges = (self.brightness, self.contrast, self.saturation)
-        for which in generator.permutation(3):
-            spread = ranges[which]
+        for change in generator.permutation(3):
+            spread = ranges[change]
             factor = generator.uniform(max(0.0, 1 - spread), 1 + spread)
-            if which == 0:
+            if change == 0:
                 image = _blend(image, 0.0, factor)
-            elif which == 1:
+            elif change == 1:
                 mean_gray = cv2.mean(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY))[0]
                 image = _blend(image, math.floor(mean_gray + 0.5), factor)
             else:

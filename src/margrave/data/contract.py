@@ -1,4 +1,4 @@
-"""The registry of image sources, and the rules by which each recognizes its paths."""
+"""The registry of image sources, and the rules that recognize each source's paths."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ class Sources(Registry[Callable[..., ReadableImages]]):
             name: the ``kind`` of the source.
             detect: returns the source's settings for a path or URL, or None if this source cannot
                 read it. The rule may inspect files, but must not read images.
-            priority: if several rules match, the highest priority wins, then the first name in
-                alphabetical order.
+            priority: if several rules match, the one with the highest priority wins; ties go to the
+                first name in alphabetical order.
         """
         if detect is not None:
             self._rules.append((-priority, name, detect))

@@ -1,4 +1,4 @@
-"""Pair lists by path: CSV tables with a header, and lines of two paths and 1 or 0."""
+"""Pair lists that give image paths: CSV tables with a header, or lines of two paths and 1 or 0."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 
 from margrave.data.image_folder import ImageFiles
 from margrave.data.lfw_pairs import read_lfw_pairs
-from margrave.data.pair_lists import PairList, look_up, separate
+from margrave.data.pair_lists import PairList, look_up, split_whitespace
 from margrave.files.text import (
     Consistency,
     malformed,
@@ -24,10 +24,10 @@ _TRUTH = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no"
 
 
 def lists_paths(path: str | Path) -> bool:
-    """Whether a pair list names files (see `read_csv_pairs`) instead of LFW identities.
+    """Whether a pair list gives image paths (see `read_csv_pairs`) instead of LFW identities.
 
     True for a .csv file and for a list whose first line is two paths and 1 or 0. The line
-    ``name 1 0`` is LFW's: its second field is a number, not a path.
+    ``name 1 0`` is in LFW's format: its second field is a number, not a path.
 
     Raises:
         ValueError: the file cannot be read.
@@ -58,24 +58,24 @@ def read_csv_pairs(
 
     Raises:
         ValueError: no pairs, a missing column, a malformed line, a pair with contradictory labels,
-            missing images, images outside ``root``, or folds that differ in size by more than one
-            pair. The message gives the lines or images.
+            missing images, images outside ``root``, or folds of uneven size (see `PairList`). The
+            message gives the lines or images.
     """
     root = Path(root)
 
-    def refuse_outside(number: int, line: str, name: str) -> None:
+    def refuse_outside(line_number: int, line: str, name: str) -> None:
         if not allow_outside and not _is_below(name, root):
             raise malformed(
                 Path(path),
-                number,
+                line_number,
                 line,
-                f"an image below {root}; write paths relative to it, or allow others "
-                "(allow_outside, --allow-outside) if you trust the list",
+                f"an image below {root}; write paths relative to it, or allow paths "
+                "outside it (allow_outside, --allow-outside) if you trust the list",
             )
 
     names, pairs = _read_csv(
         Path(path),
-        # os.path.isfile also returns False for names that are too long for a file.
+        # os.path.isfile returns False for overlong names; Path.is_file may raise an error.
         lambda name: os.path.isfile(root / name),
         lambda name: str(root / name),
         refuse_outside,
@@ -91,12 +91,12 @@ def _is_below(name: str, root: Path) -> bool:
 
 
 def read_named_pairs(path: str | Path, names: Sequence[str]) -> PairList:
-    """Read a list of pairs of images that are given only by name.
+    """Read a pair list for images that are known only by their paths.
 
     Args:
         path: the list: a .csv table, lines of "path path 1", or otherwise LFW's format.
-        names: the paths of the images that the pairs index. A list in LFW's format refers to an
-            image by its last folder and file, ``Name/Name_0001``.
+        names: path of each image; the returned pairs are indices into this sequence. In LFW's
+            format, a list refers to an image by its folder and file stem, ``Name/Name_0001``.
 
     Raises:
         ValueError: see ``read_csv_pairs`` and ``read_lfw_pairs``.
@@ -105,13 +105,13 @@ def read_named_pairs(path: str | Path, names: Sequence[str]) -> PairList:
     if not lists_paths(path):
         return read_lfw_pairs(path, _ImagesByPath(names))
     index_of = {name: index for index, name in enumerate(names)}
-    listed, pairs = _read_csv(path, index_of.__contains__, str)
-    indices = np.array([index_of[name] for name in listed], np.int64)
+    listed_names, pairs = _read_csv(path, index_of.__contains__, str)
+    indices = np.array([index_of[name] for name in listed_names], np.int64)
     return PairList(indices[pairs.first], indices[pairs.second], pairs.same, pairs.folds)
 
 
 class _ImagesByPath:
-    """`NamedImages` for ``read_lfw_pairs`` from paths alone; each folder is an identity."""
+    """`NamedImages` for ``read_lfw_pairs``, from paths alone; an image's folder is its identity."""
 
     def __init__(self, names: Sequence[str]) -> None:
         self._names = names
@@ -123,23 +123,29 @@ class _ImagesByPath:
         return self._names[index]
 
 
-def _pair_rows(path: Path) -> Iterator[tuple[int, str, list[str]]]:
-    """Line number, line and [path_a, path_b, same, fold] of a table or a list without a header."""
-    number, line = next(read_lines(path), (1, ""))
-    if not _is_pair_of_paths(_split_line(path, number, line)):
+def _read_rows(path: Path) -> Iterator[tuple[int, str, list[str]]]:
+    """Yield the line number, the line and [path_a, path_b, same, fold or ""] of each pair."""
+    line_number, line = next(read_lines(path), (1, ""))
+    if not _is_pair_of_paths(_split_line(path, line_number, line)):
         yield from read_table(path, ("path_a", "path_b", "same"), ("fold",))
         return
-    for number, line in read_lines(path):
-        fields = _split_line(path, number, line)
+    for line_number, line in read_lines(path):
+        fields = _split_line(path, line_number, line)
         if len(fields) != 3:
-            expected = "two paths and 1 or 0; if a path contains spaces, separate by commas or tabs"
-            raise malformed(path, number, line, expected)
-        yield number, line, [*fields, ""]
+            expected = (
+                "two paths and 1 or 0; if a path contains spaces, separate fields by commas or tabs"
+            )
+            raise malformed(path, line_number, line, expected)
+        yield line_number, line, [*fields, ""]
 
 
-def _split_line(path: str | Path, number: int, line: str) -> list[str]:
+def _split_line(path: str | Path, line_number: int, line: str) -> list[str]:
     """Split a line at tabs if it has any, otherwise at commas, otherwise at spaces."""
-    return split_fields(path, number, line) if "," in line and "\t" not in line else separate(line)
+    return (
+        split_fields(path, line_number, line)
+        if "," in line and "\t" not in line
+        else split_whitespace(line)
+    )
 
 
 def _is_pair_of_paths(fields: Sequence[str]) -> bool:
@@ -151,38 +157,39 @@ def _read_csv(
     path: Path,
     exists: Callable[[str], bool],
     format_name: Callable[[str], str],
-    check_name: Callable[[int, str, str], None] = lambda number, line, name: None,
+    check_name: Callable[[int, str, str], None] = lambda line_number, line, name: None,
 ) -> tuple[list[str], PairList]:
     """Read a pair list; returns the names of its images, and the pairs as indices into them.
 
     Args:
         path: the list.
-        exists: whether there is an image with a name.
+        exists: returns whether there is an image with this name.
         format_name: formats the name of a missing image for messages.
-        check_name: called with (line number, line, name); raises an error if the name is forbidden.
+        check_name: called with (line number, line, name); raises an error if the name is not
+            allowed.
     """
     pairs: list[list[str]] = []
     same: list[bool] = []
     fold_of: list[int] = []
     has_folds = False
     consistency = Consistency(path, "the pair", "label")
-    for number, line, fields in _pair_rows(path):
+    for line_number, line, fields in _read_rows(path):
         first_name, second_name, same_text, fold = fields
         if not pairs:
             has_folds = bool(fold)
         is_valid = same_text.lower() in _TRUTH and first_name and second_name
         if not is_valid or (fold and whole_number(fold) is None):
             expected = "two paths, 'same' (1 or 0)" + (", 'fold' (a whole number)" * has_folds)
-            raise malformed(path, number, line, expected)
+            raise malformed(path, line_number, line, expected)
         if bool(fold) != has_folds:
-            raise malformed(path, number, line, "a fold either on every line or on no line")
+            raise malformed(path, line_number, line, "a fold either on every line or on no line")
         genuine = _TRUTH[same_text.lower()]
         for name in (first_name, second_name):
-            check_name(number, line, name)
+            check_name(line_number, line, name)
         key = tuple(sorted(PurePath(name).as_posix() for name in (first_name, second_name)))
         if key[0] == key[1] and not genuine:
-            raise malformed(path, number, line, "an image to have the same identity as itself")
-        consistency.add(key, genuine, number, line)
+            raise malformed(path, line_number, line, "an image to have the same identity as itself")
+        consistency.add(key, genuine, line_number, line)
         pairs.append([first_name, second_name])
         same.append(genuine)
         fold_of.append(int(fold or 0))
@@ -199,10 +206,10 @@ def _read_csv(
 def _count_folds(path: Path, fold_of: Sequence[int]) -> int:
     """The number of folds; raises an error unless the fold sizes are those of an even split."""
     sizes = np.unique(fold_of, return_counts=True)[1]
-    even = [len(part) for part in np.array_split(fold_of, len(sizes))]
-    if sizes.tolist() != even:
+    even_sizes = [len(fold) for fold in np.array_split(fold_of, len(sizes))]
+    if sizes.tolist() != even_sizes:
         raise ValueError(
-            f"{path}: the folds have {sizes.tolist()} pairs but must have {even}; "
+            f"{path}: the folds have {sizes.tolist()} pairs but must have {even_sizes}; "
             "move pairs between folds, or remove the column 'fold'"
         )
     return len(sizes)

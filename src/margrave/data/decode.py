@@ -1,4 +1,4 @@
-"""Decode image files to RGB pixels; rejects files that OpenCV would decode only partially."""
+"""Decode image files to RGB pixels; reject files that OpenCV would decode only partially."""
 
 from __future__ import annotations
 
@@ -14,21 +14,24 @@ Fit = Literal["crop", "stretch", "pad"]
 
 MAXIMUM_PIXELS = 64_000_000
 
-# Each segment of a JPEG begins with a marker: 0xFF and a code. Within a scan's data, 0xFF is only
-# followed by 0x00 (a data byte) or 0xD0-0xD7 (a restart), so this pattern finds the next segment.
+# Each segment of a JPEG begins with a marker: 0xFF and a code. Within a scan's data, 0xFF is
+# followed only by 0x00 (a data byte) or 0xD0-0xD7 (a restart). This pattern therefore finds the
+# next segment.
 _JPEG_MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]", re.DOTALL)
 _JPEG_START = b"\xff\xd8\xff"
 _JPEG_SCAN = b"\xff\xda"
 _JPEG_END_CODE = 0xD9
 _JPEG_END = bytes((0xFF, _JPEG_END_CODE))
-# Codes of segments without a length, of those usual before the frame header, of frame headers.
+# Marker codes: segments without a length, usual segments before the frame header, frame headers.
 _JPEG_WITHOUT_LENGTH = (0x01, 0xD8)
 _JPEG_BEFORE_FRAME = frozenset((*range(0xE0, 0xF0), 0xDB, 0xC4, 0xDD, 0xFE))
 _JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _USUAL_SCANS, _MAX_SCANNED_PIXELS = 20, 1_000_000_000
+"""Number of scans that is always allowed; maximum of scans times pixels if there are more."""
 _PNG_DEFLATED = (b"zTXt", b"iTXt", b"iCCP")
 _MAX_DEFLATE_RATIO, _MAX_CHUNK_BYTES, _MAX_TEXT_BYTES = 1032, 8_000_000, 256_000_000
-"""Deflate's maximum compression ratio; limits for one decompressed chunk (libpng's), for all."""
+"""Deflate's maximum compression ratio; maximum size of one decompressed chunk, as in libpng, and of
+all such chunks together."""
 _NETPBM = re.compile(rb"P[2356](?:\s|#[^\n]*\n)+(\d{1,9})(?:\s|#[^\n]*\n)+(\d{1,9})\s")
 
 
@@ -43,13 +46,13 @@ class _Unsafe(Exception):
 def decode_image(data: bytes, name: str, maximum_pixels: int = MAXIMUM_PIXELS) -> np.ndarray:
     """The image as (height, width, 3) uint8 RGB, rotated upright by its EXIF orientation.
 
-    Reads JPEG, PNG, WebP, BMP and PGM/PPM. Grayscale becomes three equal channels, 16 bits become
-    8, and an alpha channel is dropped.
+    Reads JPEG, PNG, WebP, BMP and PGM/PPM. Grayscale becomes three equal channels, 16-bit channels
+    become 8-bit, and an alpha channel is dropped.
 
     Args:
         data: the file's bytes.
         name: the file's name, for messages.
-        maximum_pixels: reject an image that declares more pixels.
+        maximum_pixels: reject the image if its header declares more pixels.
 
     Raises:
         ValueError: the format is unknown, or the file is truncated, broken or too large.
@@ -60,14 +63,14 @@ def decode_image(data: bytes, name: str, maximum_pixels: int = MAXIMUM_PIXELS) -
     """
     if not data:
         raise ValueError(f"{name} is empty; download or copy it again, or remove it")
-    measure = next((measure for start, measure in _FORMATS if data.startswith(start)), None)
-    if measure is None:
+    read_size = next((read_size for start, read_size in _FORMATS if data.startswith(start)), None)
+    if read_size is None:
         raise ValueError(
             f"{name} is not an image of a supported format (it begins with {data[:8]!r}); "
             "convert it to JPEG, PNG, WebP, BMP or PPM, or remove it"
         )
     try:
-        height, width = measure(data)
+        height, width = read_size(data)
     except (_Truncated, struct.error):
         raise ValueError(
             f"{name} is truncated after {len(data)} bytes; download or copy it again, or remove it"
@@ -84,9 +87,9 @@ def decode_image(data: bytes, name: str, maximum_pixels: int = MAXIMUM_PIXELS) -
     try:
         image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
     except cv2.error as error:
-        raise ValueError(_broken(name, error.err)) from None
+        raise ValueError(_broken_message(name, error.err)) from None
     if image is None:
-        raise ValueError(_broken(name, "the decoder failed"))
+        raise ValueError(_broken_message(name, "the decoder failed"))
     return image
 
 
@@ -114,11 +117,11 @@ def fit_image(image: np.ndarray, size: int, how: Fit = "crop") -> np.ndarray:
     if how != "pad":
         raise ValueError(f"fit = {how!r}; choices: crop, pad, stretch")
     scale = size / max(height, width)
-    inner = _resize(image, max(1, round(height * scale)), max(1, round(width * scale)))
-    top, left = (size - inner.shape[0]) // 2, (size - inner.shape[1]) // 2
-    framed = np.zeros((size, size, 3), image.dtype)
-    framed[top : top + inner.shape[0], left : left + inner.shape[1]] = inner
-    return framed
+    resized = _resize(image, max(1, round(height * scale)), max(1, round(width * scale)))
+    top, left = (size - resized.shape[0]) // 2, (size - resized.shape[1]) // 2
+    padded = np.zeros((size, size, 3), image.dtype)
+    padded[top : top + resized.shape[0], left : left + resized.shape[1]] = resized
+    return padded
 
 
 def _resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
@@ -127,14 +130,14 @@ def _resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
     return cv2.resize(image, (width, height), interpolation=interpolation)
 
 
-def _broken(name: str, reason: str) -> str:
-    return f"{name} cannot be decoded ({reason}); the file is broken; replace or remove it"
+def _broken_message(name: str, reason: str) -> str:
+    return f"{name} cannot be decoded ({reason}): the file is broken; replace or remove it"
 
 
 def _jpeg_size(data: bytes) -> tuple[int, int]:
     height, width, position = 0, 0, 2
     if data.endswith(_JPEG_END) and len(data) > 12:
-        # Fast path: most files end with the image and declare the length of their first segments.
+        # Fast path: most files end with the end marker, and segments before the frame have lengths.
         while data[position] == 0xFF and data[position + 1] in _JPEG_BEFORE_FRAME:
             position += 2 + (data[position + 2] << 8 | data[position + 3])
             if position + 9 > len(data):
@@ -149,7 +152,7 @@ def _jpeg_size(data: bytes) -> tuple[int, int]:
             return height, width
         if code in _JPEG_WITHOUT_LENGTH:
             continue
-        # Decoders use the first of several frames.
+        # If there are several frames, decoders use the first.
         if code in _JPEG_FRAMES and not height:
             height, width = struct.unpack_from(">HH", data, position + 3)
         position += int.from_bytes(data[position : position + 2], "big")
@@ -158,7 +161,7 @@ def _jpeg_size(data: bytes) -> tuple[int, int]:
 
 def _check_scans(data: bytes, pixels: int, name: str) -> None:
     """Reject a progressive JPEG with a huge number of scans, since each takes time to decode."""
-    # The marker never occurs within a scan's data; embedded thumbnails add a few scans.
+    # The scan marker never occurs within a scan's data; embedded thumbnails add a few scans.
     scans = data.count(_JPEG_SCAN)
     if scans > _USUAL_SCANS and scans * pixels > _MAX_SCANNED_PIXELS:
         raise ValueError(
@@ -187,13 +190,13 @@ def _webp_size(data: bytes) -> tuple[int, int]:
     (declared,) = struct.unpack_from("<I", data, 4)
     if len(data) < declared + 8:
         raise _Truncated
-    coding = data[12:16]
-    if coding == b"VP8X":
+    chunk_type = data[12:16]
+    if chunk_type == b"VP8X":
         return (
             int.from_bytes(data[27:30], "little") + 1,
             int.from_bytes(data[24:27], "little") + 1,
         )
-    if coding == b"VP8L":
+    if chunk_type == b"VP8L":
         (packed,) = struct.unpack_from("<I", data, 21)
         return (packed >> 14 & 0x3FFF) + 1, (packed & 0x3FFF) + 1
     width, height = struct.unpack_from("<HH", data, 26)
@@ -201,13 +204,13 @@ def _webp_size(data: bytes) -> tuple[int, int]:
 
 
 def _bmp_size(data: bytes) -> tuple[int, int]:
-    # The offset of the pixels, then a header, which has 12 bytes in the old OS/2 format. A negative
-    # height means that the top row comes first.
-    offset, header = struct.unpack_from("<II", data, 10)
-    width, height = struct.unpack_from("<HH" if header == 12 else "<ii", data, 18)
-    bits = struct.unpack_from("<H", data, 24 if header == 12 else 28)[0]
-    compressed = header != 12 and struct.unpack_from("<I", data, 30)[0] in (1, 2)
-    if not compressed and len(data) < offset + (width * bits + 31) // 32 * 4 * abs(height):
+    # Byte 10 begins the pixels' offset, byte 14 the header's size (12 in the old OS/2 format). A
+    # negative height means that the top row comes first.
+    offset, header_size = struct.unpack_from("<II", data, 10)
+    width, height = struct.unpack_from("<HH" if header_size == 12 else "<ii", data, 18)
+    pixel_bits = struct.unpack_from("<H", data, 24 if header_size == 12 else 28)[0]
+    compressed = header_size != 12 and struct.unpack_from("<I", data, 30)[0] in (1, 2)
+    if not compressed and len(data) < offset + (width * pixel_bits + 31) // 32 * 4 * abs(height):
         raise _Truncated
     return abs(height), abs(width)
 
@@ -226,3 +229,4 @@ _FORMATS: tuple[tuple[bytes, Callable[[bytes], tuple[int, int]]], ...] = (
     (b"BM", _bmp_size),
     *((b"P%d" % kind, _netpbm_size) for kind in (2, 3, 5, 6)),
 )
+"""First bytes of each format, and the function that reads (height, width) from its header."""

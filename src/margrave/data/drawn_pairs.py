@@ -1,4 +1,4 @@
-"""Pairs drawn from labels."""
+"""Draw genuine and impostor pairs of images from their labels."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ from margrave.data.pair_lists import PairList
 def balanced_pairs(
     labels: np.ndarray, number_of_pairs: int, seed: int = 0, folds: int = 10
 ) -> PairList:
-    """Draw balanced pairs, as in LFW: each fold has as many genuine as impostor pairs.
+    """Draw balanced pairs, as in LFW: each fold is half genuine and half impostor pairs.
 
     No pair is drawn twice. Genuine pairs are spread over identities as evenly as their images
     allow; impostor pairs are uniform over all pairs of images of different identities. Folds share
-    no identities if each can still have enough pairs; otherwise ``identity_disjoint`` is False.
+    no identities if the identities of each fold allow enough pairs. Otherwise folds may share
+    identities, and ``identity_disjoint`` is False.
 
     Args:
         labels: (N,) integers, the identity of each image.
@@ -35,33 +36,33 @@ def balanced_pairs(
         nearest = max(1, round(number_of_pairs / (2 * folds))) * 2 * folds
         raise ValueError(
             f"number_of_pairs = {number_of_pairs} does not split into {folds} folds with "
-            f"as many genuine as impostor pairs; give a multiple of {2 * folds}, "
+            f"equal numbers of genuine and impostor pairs; give a multiple of {2 * folds}, "
             f"for example {nearest}"
         )
     generator = np.random.default_rng(seed)
-    images_of = _images_by_identity(np.asarray(labels), generator)
-    genuine, impostor = _count_possible_pairs(images_of)
-    possible = max_balanced_pairs(labels, folds)
-    if possible < number_of_pairs:
+    identity_images = _images_by_identity(np.asarray(labels), generator)
+    genuine, impostor = _count_possible_pairs(identity_images)
+    maximum = max_balanced_pairs(labels, folds)
+    if maximum < number_of_pairs:
         raise ValueError(
-            f"number_of_pairs = {number_of_pairs}, but {len(images_of)} identities with "
-            f"{sum(map(len, images_of))} images allow {genuine} genuine and {impostor} impostor "
-            f"pairs, so at most {possible} balanced pairs in {folds} folds; "
-            + ("ask for fewer or add images" if possible else "add images of the same identities")
+            f"number_of_pairs = {number_of_pairs}, but {len(identity_images)} identities with "
+            f"{sum(map(len, identity_images))} images allow {genuine} genuine and {impostor} "
+            f"impostor pairs, so at most {maximum} balanced pairs in {folds} folds; "
+            + ("lower it or add images" if maximum else "add images of the same identities")
         )
     half = number_of_pairs // 2
-    groups = [images_of[fold::folds] for fold in range(folds)]
+    groups = [identity_images[fold::folds] for fold in range(folds)]
     identity_disjoint = all(min(_count_possible_pairs(group)) >= half // folds for group in groups)
     if not identity_disjoint:
-        groups = [images_of]
+        groups = [identity_images]
     pairs_per_group = half // len(groups)
-    halves = [
+    pairs_by_kind = [
         np.concatenate([draw(group, pairs_per_group, generator) for group in groups]).reshape(
             folds, -1, 2
         )
         for draw in (_draw_genuine, _draw_impostor)
     ]
-    first, second = np.concatenate(halves, axis=1).reshape(-1, 2).T
+    first, second = np.concatenate(pairs_by_kind, axis=1).reshape(-1, 2).T
     same = np.tile(np.repeat([True, False], half // folds), folds)
     return PairList(first.copy(), second.copy(), same, folds, identity_disjoint)
 
@@ -72,62 +73,60 @@ def max_balanced_pairs(labels: np.ndarray, folds: int = 10) -> int:
     >>> max_balanced_pairs(np.repeat(np.arange(40), 5)), max_balanced_pairs(np.arange(40))
     (800, 0)
     """
-    images_of = _images_by_identity(np.asarray(labels), np.random.default_rng(0))
-    return min(_count_possible_pairs(images_of)) // folds * 2 * folds
+    identity_images = _images_by_identity(np.asarray(labels), np.random.default_rng(0))
+    return min(_count_possible_pairs(identity_images)) // folds * 2 * folds
 
 
 def _images_by_identity(labels: np.ndarray, generator: np.random.Generator) -> list[np.ndarray]:
     """Each identity's image indices, sorted by decreasing count, ties in random order."""
     counts = np.unique(labels, return_counts=True)[1]
     groups = np.split(np.argsort(labels, kind="stable"), np.cumsum(counts)[:-1])
-    shuffled = [groups[which] for which in generator.permutation(len(groups))]
+    shuffled = [groups[identity] for identity in generator.permutation(len(groups))]
     return sorted(shuffled, key=len, reverse=True)
 
 
-def _count_possible_pairs(images_of: Sequence[np.ndarray]) -> tuple[int, int]:
+def _count_possible_pairs(identity_images: Sequence[np.ndarray]) -> tuple[int, int]:
     """Number of genuine and of impostor pairs among these identities."""
-    sizes = np.array([len(images) for images in images_of], dtype=np.int64)
+    sizes = np.array([len(images) for images in identity_images], dtype=np.int64)
     genuine = int((sizes * (sizes - 1) // 2).sum())
     return genuine, int(sizes.sum()) * (int(sizes.sum()) - 1) // 2 - genuine
 
 
 def _draw_genuine(
-    images_of: Sequence[np.ndarray], count: int, generator: np.random.Generator
+    identity_images: Sequence[np.ndarray], count: int, generator: np.random.Generator
 ) -> np.ndarray:
-    """(count, 2) distinct genuine pairs, as evenly over identities as possible, in random order."""
-    sizes = np.array([len(images) for images in images_of])
+    """Draw (count, 2) distinct genuine pairs in random order, spread evenly over identities."""
+    sizes = np.array([len(images) for images in identity_images])
     possible = sizes * (sizes - 1) // 2
     quota = np.zeros_like(possible)
     while missing := count - quota.sum():
-        open_identities = np.flatnonzero(quota < possible)
-        share = missing // len(open_identities)
+        unfilled = np.flatnonzero(quota < possible)
+        share = missing // len(unfilled)
         if share:
-            quota[open_identities] = np.minimum(
-                possible[open_identities], quota[open_identities] + share
-            )
+            quota[unfilled] = np.minimum(possible[unfilled], quota[unfilled] + share)
         else:
-            quota[generator.choice(open_identities, missing, replace=False)] += 1
+            quota[generator.choice(unfilled, missing, replace=False)] += 1
     drawn = []
-    for images, wanted, limit in zip(images_of, quota, possible, strict=True):
-        if wanted:
+    for images, num_drawn, num_possible in zip(identity_images, quota, possible, strict=True):
+        if num_drawn:
             # Pairs i < j are numbered p = j(j-1)/2 + i; recover j, then i.
-            numbers = generator.choice(limit, wanted, replace=False)
-            later = ((1 + np.sqrt(1 + 8.0 * numbers)) / 2).astype(np.int64)
-            earlier = numbers - later * (later - 1) // 2
+            pair_numbers = generator.choice(num_possible, num_drawn, replace=False)
+            later = ((1 + np.sqrt(1 + 8.0 * pair_numbers)) / 2).astype(np.int64)
+            earlier = pair_numbers - later * (later - 1) // 2
             drawn.append(np.stack([images[earlier], images[later]], axis=1))
     return generator.permutation(np.concatenate(drawn))
 
 
 def _draw_impostor(
-    images_of: Sequence[np.ndarray], count: int, generator: np.random.Generator
+    identity_images: Sequence[np.ndarray], count: int, generator: np.random.Generator
 ) -> np.ndarray:
-    """(count, 2) distinct impostor pairs, uniform over all impostor pairs."""
-    images = np.concatenate(images_of)
-    sizes = np.array([len(group) for group in images_of])
-    # Each image is paired with every image before its own group; number the pairs in this order.
+    """Draw (count, 2) distinct impostor pairs, uniformly from all impostor pairs."""
+    images = np.concatenate(identity_images)
+    sizes = np.array([len(group) for group in identity_images])
+    # Each image is paired with every image of earlier identities; number the pairs in this order.
     partner_counts = np.repeat(np.cumsum(sizes) - sizes, sizes)
     ends = np.cumsum(partner_counts)
-    numbers = generator.choice(int(ends[-1]), count, replace=False)
-    later = np.searchsorted(ends, numbers, side="right")
-    earlier = numbers - (ends[later] - partner_counts[later])
+    pair_numbers = generator.choice(int(ends[-1]), count, replace=False)
+    later = np.searchsorted(ends, pair_numbers, side="right")
+    earlier = pair_numbers - (ends[later] - partner_counts[later])
     return np.stack([images[earlier], images[later]], axis=1)

@@ -18,9 +18,9 @@ class IdentityPart(ImageSubset):
 
     Args:
         images: the source's specification, ``{"kind": name, **settings}``.
-        part: ``train``, ``validation`` or ``test``; no identity is in two of them.
-        shares: the parts' fractions of the identities, which sum to 1.
-        seed: seeds the assignment of identities to parts; the same for all parts of a split.
+        part: ``train``, ``validation`` or ``test``; no identity belongs to two parts.
+        shares: fractions of the identities for training, validation and test; they sum to 1.
+        seed: seeds the assignment of identities to parts; use the same seed for all three parts.
 
     Raises:
         ValueError: the shares do not sum to 1, or leave a part empty.

@@ -23,13 +23,13 @@ OTHER_EXTENSIONS = (".tif", ".tiff", ".gif", ".heic", ".heif", ".avif", ".jp2", 
 """Unsupported image formats, which are only counted."""
 
 
-def _single_file(path: str) -> Mapping[str, Any] | None:
+def _detect_file(path: str) -> Mapping[str, Any] | None:
     folder, name = os.path.split(path)
     is_file = _is_image(name) and os.path.isfile(path)
     return {"root": folder or ".", "paths": [name]} if is_file else None
 
 
-@SOURCES.register("files", detect=_single_file)
+@SOURCES.register("files", detect=_detect_file)
 class ImageFiles(ReadableImages):
     """Image files below a folder.
 
@@ -37,11 +37,11 @@ class ImageFiles(ReadableImages):
         root: the folder.
         paths: each image's path, relative to ``root``; by default every image in the folder and
             its subfolders, in natural order.
-        maximum_pixels: images with more pixels are rejected, see ``decode_image``.
+        maximum_pixels: images with more pixels are rejected (see ``decode_image``).
         labels: one label of any hashable type per image, numbered in order of first appearance.
 
     Raises:
-        ValueError: the folder has no images, or the number of labels is wrong.
+        ValueError: the folder has no images, or there is not one label per image.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class ImageFiles(ReadableImages):
         labels: Sequence[Hashable] | np.ndarray | None = None,
     ) -> None:
         if isinstance(paths, str):
-            raise ValueError(f"paths = {paths!r} is one path; give a list of them")
+            raise ValueError(f"paths = {paths!r} is one path; give a list of paths")
         if paths is None and not (paths := image_paths(root)):
             raise ValueError(
                 f"{root} and its subfolders contain no images; check the folder (links to folders "
@@ -75,7 +75,7 @@ class ImageFiles(ReadableImages):
         return os.fsdecode(bytes(self._paths[index]))
 
     def name(self, index: int) -> str:
-        """The image's path including ``root``, as it is opened and as messages show it."""
+        """The image's path including ``root``, for opening the file and for messages."""
         return os.path.join(self._prefix, self.path(index))
 
     def read(self, index: int) -> np.ndarray:
@@ -85,7 +85,7 @@ class ImageFiles(ReadableImages):
             ValueError: the file cannot be read or decoded; the message gives file and reason.
         """
         name = self.name(index)
-        return decode_image(_content(name), name, self.maximum_pixels)
+        return decode_image(_read_file(name), name, self.maximum_pixels)
 
     def read_bytes(self, index: int) -> bytes:
         """The image's encoded file.
@@ -93,19 +93,19 @@ class ImageFiles(ReadableImages):
         Raises:
             ValueError: the file cannot be read; the message names it.
         """
-        return _content(self.name(index))
+        return _read_file(self.name(index))
 
 
-def _content(path: str) -> bytes:
-    """A file's bytes, read with fewer system calls than by `open`."""
+def _read_file(path: str) -> bytes:
+    """Read a file's bytes with fewer system calls than `open` needs."""
     try:
-        file = open_regular(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+        descriptor = open_regular(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
         try:
-            size = os.fstat(file).st_size
-            content = os.read(file, size)
+            size = os.fstat(descriptor).st_size
+            content = os.read(descriptor, size)
         finally:
-            os.close(file)
-        # Network file systems may return less than requested; then read again until the end.
+            os.close(descriptor)
+        # A network file system may return fewer bytes than requested; if so, read the file again.
         return content if len(content) == size else read_bytes(path)
     except OSError as error:
         raise ValueError(
@@ -116,17 +116,17 @@ def _content(path: str) -> bytes:
 def image_paths(
     root: str | Path, below: str | Path | None = None, others: list[str] | None = None
 ) -> list[str]:
-    """Paths of images in a folder and its subfolders, in natural order, without hidden ones.
+    """List the images in a folder and its subfolders in natural order, skipping hidden ones.
 
     Args:
         root: the folder that the paths are relative to.
         below: the folder to search, by default `root`.
-        others: names of images in unsupported formats are appended to this list.
+        others: a list to which the names of images in unsupported formats are appended.
     """
     paths: list[str] = []
-    for where, folders, files in os.walk(root if below is None else below):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        relative = os.path.relpath(where, root)
+    for folder, subfolders, files in os.walk(root if below is None else below):
+        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
+        relative = os.path.relpath(folder, root)
         paths += [
             os.path.normpath(os.path.join(relative, name)) for name in files if _is_image(name)
         ]
@@ -150,12 +150,12 @@ class ImageFolder(ImageFiles, FaceImages):
     Args:
         root: the folder that contains the identity folders.
         minimum_images: skip identities with fewer images.
-        maximum_pixels: images with more pixels are rejected, see ``decode_image``.
+        maximum_pixels: images with more pixels are rejected (see ``decode_image``).
 
     Attributes:
         labels: (N,) int64, class of each image.
         class_names: name of each identity's folder.
-        left_out: identities below ``minimum_images`` -> number of images.
+        left_out: identities skipped because of ``minimum_images`` -> number of images.
         loose_images: number of images directly in ``root``, which belong to no identity.
         other_formats: images in unsupported formats, extension -> count.
 
@@ -189,7 +189,7 @@ class ImageFolder(ImageFiles, FaceImages):
                 left_out[folder.name] = len(paths)
         self.left_out = left_out
         self.other_formats = Counter(os.path.splitext(name)[1].lower() for name in others)
-        self._check(root, len(identities), minimum_images)
+        self._check_identities(root, len(identities), minimum_images)
         self.class_names = tuple(identities)
         self.labels: np.ndarray = np.repeat(
             np.arange(len(identities), dtype=np.int64),
@@ -199,29 +199,29 @@ class ImageFolder(ImageFiles, FaceImages):
             root, [path for paths in identities.values() for path in paths], maximum_pixels
         )
 
-    def _check(self, root: Path, identities: int, minimum_images: int) -> None:
+    def _check_identities(self, root: Path, num_identities: int, minimum_images: int) -> None:
         left_out_images = sum(self.left_out.values())
-        if identities == 0 and left_out_images == 0 and self.loose_images:
+        if num_identities == 0 and left_out_images == 0 and self.loose_images:
             raise ValueError(
                 f"{root} contains {quantity(self.loose_images, 'image')} but no folders of images; "
                 "move each identity's images into its own folder"
             )
-        if identities == 0 and left_out_images == 0:
-            others = sum(self.other_formats.values())
+        if num_identities == 0 and left_out_images == 0:
+            unsupported = sum(self.other_formats.values())
             remedy = (
-                f"convert the {quantity(others, 'image')} in other formats to JPEG or PNG"
-                if others
+                f"convert the {quantity(unsupported, 'image')} in other formats to JPEG or PNG"
+                if unsupported
                 else "give the folder that contains the identity folders"
             )
             raise ValueError(
                 f"{root} and its subfolders contain no images ({', '.join(EXTENSIONS)}); {remedy}"
             )
-        if identities < 2:
+        if num_identities < 2:
             raise ValueError(
-                f"{root} contains {quantity(identities, 'identity')} with at least "
+                f"{root} contains {quantity(num_identities, 'identity')} with at least "
                 f"{quantity(max(1, minimum_images), 'image')} ({len(self.left_out)} have fewer), "
-                "but training needs two; add identities, lower minimum_images, or give the parent "
-                "or a subfolder"
+                "but training needs two; add identities, lower minimum_images, or give the "
+                "parent folder or a subfolder"
             )
 
 
@@ -239,6 +239,6 @@ def natural_sort(names: Iterable[str]) -> list[str]:
 
 
 def _natural_order(name: str | Path) -> tuple[list[tuple[int, str]], str]:
-    # Numbers compare by value; the pairs keep text from being compared with a number.
+    # Numbers compare by value; pairs avoid comparing text with a number.
     parts = re.split(r"([0-9]+)", str(name))
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in parts], str(name)

@@ -10,14 +10,14 @@ import numpy as np
 def number_labels(
     labels: Sequence[Hashable] | np.ndarray, count: int
 ) -> tuple[np.ndarray, tuple[str, ...]]:
-    """Number labels in order of first appearance; returns (N,) int64 and the class names.
+    """Number labels in order of first appearance; returns (N,) int64 classes and their names.
 
     Args:
         labels: one label per image: strings, numbers, or any hashable type.
         count: number of images.
 
     Raises:
-        ValueError: the number of labels is wrong, or a label is None.
+        ValueError: there is not one label per image, or a label is None.
 
     >>> number_labels(["Bo", "Ann", "Bo"], 3)
     (array([0, 1, 0]), ('Bo', 'Ann'))
@@ -27,8 +27,9 @@ def number_labels(
         raise ValueError(f"{len(values)} labels for {count} images; give one label per image")
     if None in values:
         raise ValueError(
-            f"labels[{values.index(None)}] is None; leave that image out, or give no labels at all"
+            f"labels[{values.index(None)}] is None; give a label, leave that image out, "
+            "or give no labels at all"
         )
-    numbers: dict[Hashable, int] = {}
-    numbered = [numbers.setdefault(value, len(numbers)) for value in values]
-    return np.array(numbered, np.int64), tuple(str(value) for value in numbers)
+    class_of: dict[Hashable, int] = {}
+    classes = [class_of.setdefault(value, len(class_of)) for value in values]
+    return np.array(classes, np.int64), tuple(str(value) for value in class_of)

@@ -1,4 +1,4 @@
-"""Pair lists by identity and image number, in the format of LFW's ``pairs.txt``."""
+"""Pair lists in the format of LFW's ``pairs.txt``, which gives identities and image numbers."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Protocol
 
 import numpy as np
 
-from margrave.data.pair_lists import PairList, look_up, separate
+from margrave.data.pair_lists import PairList, look_up, split_whitespace
 from margrave.files.text import malformed, read_lines, whole_number
 
 
@@ -33,11 +33,12 @@ class NamedImages(Protocol):
 def read_lfw_pairs(path: str | Path, image_folder: NamedImages) -> PairList:
     """Read a list in the format of LFW's ``pairs.txt``.
 
-    The header is ``folds n`` (``10 300``) or, for one fold, ``n``. Each fold is n genuine lines
-    ``name number number`` and then n impostor lines ``name number name number``. Image number 1 of
-    identity ``Name`` is the file ``Name_0001`` with any extension. Without a header (RFW) the lines
-    are split in order into ten folds whose sizes differ by at most one pair (fewer folds if there
-    are fewer pairs).
+    The header is ``folds n`` (``10 300``) or, for one fold, ``n``. Each fold consists of
+    n genuine lines ``name number number``, then n impostor lines ``name number name number``. Image
+    number 1 of identity ``Name`` is the file ``Name_0001`` with any extension.
+
+    Without a header, as in RFW, the lines are split in order into ten folds, or into one fold per
+    pair if there are fewer than ten. Fold sizes then differ by at most one pair.
 
     Args:
         path: the list.
@@ -48,19 +49,19 @@ def read_lfw_pairs(path: str | Path, image_folder: NamedImages) -> PairList:
     """
     path = Path(path)
     lines = list(read_lines(path))
-    header = separate(lines[0][1].strip()) if lines else []
+    header = split_whitespace(lines[0][1].strip()) if lines else []
     if len(header) in (3, 4):
-        same = [len(separate(line)) == 3 for _, line in lines]
+        same = [len(split_whitespace(line)) == 3 for _, line in lines]
         folds = min(10, len(lines))
     elif len(header) in (1, 2) and all(whole_number(part) for part in header):
-        folds, each = (1, int(header[0])) if len(header) == 1 else map(int, header)
+        folds, pairs_per_kind = (1, int(header[0])) if len(header) == 1 else map(int, header)
         del lines[0]
-        if len(lines) != folds * 2 * each:
+        if len(lines) != folds * 2 * pairs_per_kind:
             raise ValueError(
-                f"{path}: {len(lines)} pairs after the header, which declares {folds} x 2 x {each}"
-                "; complete the file or correct its header"
+                f"{path}: {len(lines)} pairs after the header, which declares "
+                f"{folds} x 2 x {pairs_per_kind}; complete the file or correct its header"
             )
-        same = ([True] * each + [False] * each) * folds
+        same = ([True] * pairs_per_kind + [False] * pairs_per_kind) * folds
     else:
         raise malformed(
             path,
@@ -68,7 +69,7 @@ def read_lfw_pairs(path: str | Path, image_folder: NamedImages) -> PairList:
             "a header such as '10 300': folds, and genuine (= impostor) pairs per fold",
         )
     pairs = [
-        _lfw_line(f"{path}:{number}", line, genuine)
+        _parse_line(f"{path}:{number}", line, genuine)
         for (number, line), genuine in zip(lines, same, strict=True)
     ]
     index_of = {
@@ -80,9 +81,9 @@ def read_lfw_pairs(path: str | Path, image_folder: NamedImages) -> PairList:
     return PairList(first, second, np.array(same), folds, _are_disjoint(labels, folds))
 
 
-def _lfw_line(place: str, line: str, genuine: bool) -> list[tuple[str, str]]:
-    """The (identity, file stem) of both images."""
-    parts = separate(line)
+def _parse_line(place: str, line: str, genuine: bool) -> list[tuple[str, str]]:
+    """Parse a pair's line into the (identity, file stem) of both images."""
+    parts = split_whitespace(line)
     if len(parts) == 3:
         parts.insert(2, parts[0])
     elif len(parts) == 4 and genuine:
@@ -97,7 +98,7 @@ def _lfw_line(place: str, line: str, genuine: bool) -> list[tuple[str, str]]:
 
 
 def _are_disjoint(labels: np.ndarray, folds: int) -> bool:
-    """Whether no two folds share an identity; `labels` (2, P) are those of each pair's images."""
+    """Whether no two folds share an identity; `labels` is (2, P), two labels per pair."""
     earlier: set[int] = set()
     for fold in np.array_split(labels, folds, axis=1):
         in_fold = set(fold.ravel().tolist())

@@ -1,7 +1,7 @@
 """Training batches: the order of images, and how workers read and augment them.
 
-Each augmented image depends only on (seed, epoch, index), so a training resumed at any batch with
-any number of workers reads exactly the same images as an uninterrupted one.
+Each augmented image depends only on (seed, epoch, index), so a run resumed at any batch, with
+any number of workers, reads exactly the same images as an uninterrupted run.
 """
 
 from __future__ import annotations
@@ -62,8 +62,8 @@ class EpochSampler(Sampler[list[tuple[int, int]]]):
     """Yields batches of (epoch, index); each epoch's order depends only on (seed, epoch).
 
     All ranks draw the same order and split each step's images as evenly as possible. Iteration
-    yields the rest of the epoch after the position set by ``start_at``. The position is the full
-    state and does not depend on the number of ranks.
+    yields the batches of one epoch from the position set by ``start_at``. The position (epoch,
+    batch) is the entire state and does not depend on the number of ranks.
 
     Args:
         length: number of images.
@@ -75,7 +75,7 @@ class EpochSampler(Sampler[list[tuple[int, int]]]):
         world_size: number of ranks.
 
     Raises:
-        ValueError: too few images for one step, or `rank` is not below `world_size`.
+        ValueError: too few images for one step, batch_size < 1, or rank not in 0..world_size − 1.
 
     >>> sampler = EpochSampler(10, batch_size=4, seed=0)
     >>> sampler.start_at(epoch=3, batch=1)
@@ -113,12 +113,13 @@ class EpochSampler(Sampler[list[tuple[int, int]]]):
         if epoch < 0 or not 0 <= batch <= self.batches_per_epoch:
             raise ValueError(
                 f"cannot start at epoch {epoch}, batch {batch}: an epoch has "
-                f"{self.batches_per_epoch} batches; does the checkpoint belong to this data set?"
+                f"{self.batches_per_epoch} batches; check that the checkpoint belongs to this "
+                "data set"
             )
         self.epoch, self.batch = epoch, batch
 
     def state(self, batch: int) -> dict[str, Any]:
-        """What a checkpoint before this batch stores besides the position; by default nothing."""
+        """What a checkpoint before this batch stores besides the position; empty by default."""
         del batch
         return {}
 
@@ -131,16 +132,18 @@ class EpochSampler(Sampler[list[tuple[int, int]]]):
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         epoch = self.epoch
-        # The final 1 separates this stream from other streams with the same seed.
+        # The final 1 separates this random stream from others with the same seed.
         order = np.random.default_rng([self._seed, epoch, 0, 1]).permutation(self._length)
         for batch in range(self.batch, self.batches_per_epoch):
-            step = order[batch * self._batch_size : (batch + 1) * self._batch_size]
-            mine = np.array_split(step, self._world_size)[self._rank]
-            yield [(epoch, index) for index in mine.tolist()]
+            step_indices = order[batch * self._batch_size : (batch + 1) * self._batch_size]
+            rank_indices = np.array_split(step_indices, self._world_size)[self._rank]
+            yield [(epoch, index) for index in rank_indices.tolist()]
 
 
 class ImageGenerators:
-    """A random generator for each (epoch, index), by setting the counter of one Philox generator.
+    """Provides a random generator for each (epoch, index).
+
+    All are the same Philox generator with its counter set from (epoch, index).
 
     Args:
         seed: seeds all generators.
@@ -159,7 +162,7 @@ class ImageGenerators:
 
     def for_image(self, epoch: int, index: int) -> np.random.Generator:
         """The image's generator; valid until the next call."""
-        # Setting the counter is faster: a new generator takes a fifth of the time of a decoding.
+        # Creating a generator instead would take a fifth of the time of decoding an image.
         self._state["state"]["counter"][:] = 0, 0, index, epoch
         self._bit_generator.state = self._state
         return self._generator
@@ -174,8 +177,8 @@ class TrainingImages(Dataset[Batch]):
         augmentation: random changes of images, or None.
         seed: seeds the augmentation.
         fit: how to fit images of other sizes, see ``fit_image``.
-        cached: read every image now and keep it in memory shared by all workers
-            (3 · size² bytes each).
+        cached: read all images now and keep them in memory that all workers share
+            (3 · size² bytes per image).
         progress: called with (images read, total images) while caching.
     """
 
@@ -227,7 +230,7 @@ class TrainingImages(Dataset[Batch]):
         """One batch, without the images that cannot be read; called by DataLoader."""
         if self._cache is None:
             self.images.prefetch([index for _, index in positions])
-        # Otherwise the system would zero the megabytes of each batch again.
+        # Otherwise the operating system would zero the memory of every batch again.
         keep_freed_memory()
         images = torch.empty((len(positions), self.size, self.size, 3), dtype=torch.uint8)
         pixels, indices, unreadable = images.numpy(), [], []
@@ -248,7 +251,7 @@ class TrainingImages(Dataset[Batch]):
         )
 
     def _read(self, index: int) -> np.ndarray | Unreadable:
-        """The (size, size, 3) image before augmentation."""
+        """The (size, size, 3) image before augmentation, or why it cannot be read."""
         if index in self._unreadable:
             return self._unreadable[index]
         if self._cache is not None:
@@ -264,22 +267,22 @@ def normalize(
     mean: float | Sequence[float] = 0.5,
     std: float | Sequence[float] = 0.5,
 ) -> torch.Tensor:
-    """(images / 255 − mean) / std, from (B, 3, H, W) uint8 to float32 on the same device.
+    """Compute (images / 255 − mean) / std as float32, on the device of the images.
 
     Args:
-        images: pixels in 0..255.
-        mean: mean of pixels in 0..1, one number or one per channel.
-        std: standard deviation, likewise; mean and std of 0.5 map to [−1, 1].
+        images: (B, C, H, W) uint8.
+        mean: mean of pixels in [0, 1]; one number, or one per channel.
+        std: standard deviation, in the same form; a mean and std of 0.5 map pixels to [−1, 1].
 
     >>> normalize(torch.tensor([0, 255], dtype=torch.uint8).reshape(1, 1, 1, 2)).flatten().tolist()
     [-1.0, 1.0]
     """
     if not images.is_cpu or not len(images):
-        table = _table_on(images.device, _numbers(mean), _numbers(std))
+        table = _lookup_table_on(images.device, _as_tuple(mean), _as_tuple(std))
         channels = torch.arange(images.shape[1], device=images.device)[:, None, None]
         return table.expand(256, images.shape[1])[images.long(), channels]
-    table = _table(mean, std)
-    # A lookup table takes one pass, torch's conversion and arithmetic four.
+    table = _lookup_table(mean, std)
+    # A lookup table takes one pass over the pixels; torch's conversion and arithmetic take four.
     keep_freed_memory()
     pixels = images.permute(0, 2, 3, 1).contiguous().numpy()
     shape = (-1, 3) if table.shape[1] == 3 else (-1, images.shape[3] * images.shape[1])
@@ -288,30 +291,30 @@ def normalize(
     return torch.from_numpy(normalized.reshape(pixels.shape)).permute(0, 3, 1, 2)
 
 
-def _table(mean: float | Sequence[float], std: float | Sequence[float]) -> torch.Tensor:
-    """(256, 1) or (256, channels), the normalized value of each pixel value."""
+def _lookup_table(mean: float | Sequence[float], std: float | Sequence[float]) -> torch.Tensor:
+    """(256, 1) or (256, channels) table of the normalized value of each pixel value."""
     offset, scale = (torch.as_tensor(value, dtype=torch.float32) for value in (mean, std))
     return (torch.arange(256)[:, None] / 255 - offset) / scale
 
 
-def _numbers(value: float | Sequence[float]) -> tuple[float, ...]:
+def _as_tuple(value: float | Sequence[float]) -> tuple[float, ...]:
     return tuple(value) if isinstance(value, Sequence) else (value,)
 
 
 @lru_cache(maxsize=16)
-def _table_on(
+def _lookup_table_on(
     device: torch.device, mean: tuple[float, ...], std: tuple[float, ...]
 ) -> torch.Tensor:
-    """The lookup table on a device, computed on the CPU so that all devices use equal values."""
-    # Tensors created in inference mode could not be used in training.
+    """The lookup table on a device, computed on the CPU so that all devices use the same values."""
+    # The table is cached, and training cannot use tensors created in inference mode.
     with torch.inference_mode(False):
-        return _table(mean, std).to(device)
+        return _lookup_table(mean, std).to(device)
 
 
 def training_loader(
     images: TrainingImages, sampler: EpochSampler, workers: int = 0, pin_memory: bool = False
 ) -> DataLoader:
-    """A DataLoader of ``Batch``; iterate over it once per epoch, after ``sampler.start_at``.
+    """Create a DataLoader of ``Batch``; call ``sampler.start_at`` before iterating over an epoch.
 
     Args:
         images: the training set.
@@ -327,17 +330,19 @@ def training_loader(
         worker_init_fn=_prepare_worker,
         persistent_workers=workers > 0,
         pin_memory=pin_memory,
-        # Its own generator; otherwise every epoch would advance torch's global one.
+        # Without its own generator, every epoch would advance torch's global one.
         generator=torch.Generator(),
     )
 
 
 def _unchanged(batch: Batch) -> Batch:
+    """Collate nothing: `TrainingImages` already returns batches."""
     return batch
 
 
 def _prepare_worker(worker: int) -> None:
-    # Ctrl-C is sent to the entire process group, but only the training process handles it.
+    # Ctrl-C is sent to the entire process group, but only the training process should
+    # handle it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     cv2.setNumThreads(0)
     torch.set_num_threads(1)

@@ -20,14 +20,15 @@ from margrave.images import ReadableImages
 from margrave.progress import Progress
 
 AHEAD = 64
-"""Number of images to prepare ahead."""
+"""Number of images to prepare before they are written."""
 QUALITY = 95
+"""Default JPEG quality."""
 
 
 def packed_bytes(
     images: ReadableImages, index: int, size: int, fit: Fit = "crop", quality: int = QUALITY
 ) -> bytes:
-    """The image's own file if it is a JPEG or PNG of this size, otherwise a new JPEG.
+    """The image's encoded file if it is a JPEG or PNG of size × size pixels, otherwise a new JPEG.
 
     Raises:
         ValueError: the image cannot be read.
@@ -43,7 +44,7 @@ def packed_bytes(
     return cv2.imencode(".jpg", fitted, [cv2.IMWRITE_JPEG_QUALITY, quality])[1].tobytes()
 
 
-def in_order(
+def prepare_in_order(
     prepare: Callable[[int], bytes], indices: Iterable[int], workers: int
 ) -> Iterator[tuple[int, bytes | ValueError]]:
     """Prepare images in several threads; yields (index, result or error) in order."""
@@ -94,17 +95,17 @@ def pack_records(
     order = np.argsort(images.labels, kind="stable").tolist()
     prepare = partial(packed_bytes, images, size=size, fit=fit, quality=quality)
 
-    def readable() -> Iterator[tuple[int, bytes]]:
-        classes: dict[int, int] = {}
-        for done, (index, content) in enumerate(in_order(prepare, order, workers), 1):
+    def readable_images() -> Iterator[tuple[int, bytes]]:
+        new_labels: dict[int, int] = {}
+        for done, (index, content) in enumerate(prepare_in_order(prepare, order, workers), 1):
             progress(done, len(order))
             if isinstance(content, ValueError):
                 unreadable[images.name(index)] = str(content)
                 continue
             label = int(images.labels[index])
-            yield classes.setdefault(label, len(classes)), content
+            yield new_labels.setdefault(label, len(new_labels)), content
 
-    write_record_images(folder, readable(), size)
+    write_record_images(folder, readable_images(), size)
     return unreadable
 
 
@@ -137,7 +138,7 @@ def pack_pairs(
     prepare = partial(packed_bytes, open_source(images), size=size, fit=fit, quality=quality)
     indices = np.stack([pairs.first, pairs.second], axis=1).ravel().tolist()
     contents = []
-    for done, (_, content) in enumerate(in_order(prepare, indices, workers), 1):
+    for done, (_, content) in enumerate(prepare_in_order(prepare, indices, workers), 1):
         progress(done, len(indices))
         if isinstance(content, ValueError):
             raise content

@@ -23,7 +23,7 @@ class PairList:
     Attributes:
         first: (P,) int64, index of each pair's first image.
         second: (P,) int64, index of each pair's second image.
-        same: (P,) bool, whether both images show the same identity.
+        same: (P,) bool, True if both images show the same identity.
         folds: number of cross-validation folds.
         identity_disjoint: True if the folds are known to share no identities.
     """
@@ -49,8 +49,8 @@ class PairList:
         return len(self.same)
 
 
-def separate(line: str) -> list[str]:
-    """Split a line at tabs if it has any, otherwise at spaces."""
+def split_whitespace(line: str) -> list[str]:
+    """Split a line at tabs if it contains any, otherwise at spaces."""
     parts = line.split("\t") if "\t" in line else line.split()
     return [part.strip() for part in parts]
 
@@ -61,7 +61,7 @@ def look_up(
     index_of: Callable[..., int | None],
     format_key: Callable[..., str],
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Look up the images that a pair list names.
+    """Look up the indices of the images that a pair list names.
 
     Args:
         path: the list, for messages.
@@ -87,7 +87,7 @@ def look_up(
     if missing:
         raise ValueError(
             f"{path} names {quantity(len(missing), 'missing image')}: "
-            f"{listed(missing, _NAMES_SHOWN)}; check the folder or the features given"
+            f"{listed(missing, _NAMES_SHOWN)}; check the image folder or the features file"
         )
     first, second = np.array(indices_of_pairs, dtype=np.int64).T
     return first.copy(), second.copy()

@@ -1,7 +1,7 @@
 """Verification sets in InsightFace's ``.bin`` format, such as ``lfw.bin``.
 
-The file is a pickle of (images, same): 2P encoded images, where 2k and 2k + 1 are pair k, and P
-booleans. The pickle is parsed without being executed.
+The file is a pickle of (images, same): a list of 2P encoded images and a list of P booleans. Images
+2k and 2k + 1 form pair k. The pickle is parsed without being executed.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class PackedImages(ReadableImages):
     Args:
         encoded: the bytes of each JPEG or PNG file.
         source: the file or image set, for messages.
-        maximum_pixels: images with more pixels are rejected, see ``decode_image``.
+        maximum_pixels: images with more pixels are rejected (see ``decode_image``).
     """
 
     def __init__(
@@ -83,7 +83,7 @@ def read_pairs_bin(path: str | Path, folds: int = 10) -> tuple[PairList, PackedI
     Args:
         path: the ``.bin`` file.
         folds: number of cross-validation folds; the published sets use 10. Fold sizes differ by at
-            most one pair. With fewer pairs than folds, each pair is a fold.
+            most one pair. With fewer pairs than folds, each pair is its own fold.
 
     Raises:
         ValueError: the file is damaged or contains anything but images and booleans.
@@ -97,24 +97,28 @@ def read_pairs_bin(path: str | Path, folds: int = 10) -> tuple[PairList, PackedI
         raise ValueError(f"{path} cannot be read ({error.strerror})") from None
     content = read_inert(data, str(path))
     if not isinstance(content, tuple | list) or len(content) != 2:
-        raise ValueError(f"{path} is not a pair of (images, same)")
-    # A damaged file can list one image many times and so exhaust memory by copies.
+        raise ValueError(
+            f"{path} is not a pair of (images, same); give a .bin file in InsightFace's format"
+        )
+    # A damaged file can list one image many times, and the copies could exhaust memory.
     budget = Budget(len(data), str(path))
     images = [
-        _image(item, path, number, budget)
-        for number, item in enumerate(_sequence(content[0], path))
+        _as_bytes(item, path, index, budget)
+        for index, item in enumerate(_as_sequence(content[0], path))
     ]
-    same = np.array([_is_same(item, path, n) for n, item in enumerate(_sequence(content[1], path))])
+    same = np.array(
+        [_as_bool(item, path, index) for index, item in enumerate(_as_sequence(content[1], path))]
+    )
     if len(images) != 2 * len(same) or not len(same):
         raise ValueError(
             f"{path} contains {quantity(len(images), 'image')} for {quantity(len(same), 'pair')}; "
-            "each pair needs two"
+            "each pair needs two images"
         )
     first = np.arange(0, len(images), 2)
     return PairList(first, first + 1, same, min(folds, len(same))), PackedImages(images, str(path))
 
 
-def _sequence(value: Any, path: Path) -> Sequence[Any]:
+def _as_sequence(value: Any, path: Path) -> Sequence[Any]:
     if isinstance(value, np.ndarray) and value.ndim == 1:
         return value.tolist()
     if not isinstance(value, list | tuple):
@@ -122,22 +126,22 @@ def _sequence(value: Any, path: Path) -> Sequence[Any]:
     return value
 
 
-def _image(value: Any, path: Path, number: int, budget: Budget) -> bytes:
+def _as_bytes(value: Any, path: Path, index: int, budget: Budget) -> bytes:
     if isinstance(value, np.ndarray) and value.dtype.itemsize == 1:
         budget.charge(value.nbytes)
         return value.tobytes()
     if not isinstance(value, bytes | bytearray):
-        raise ValueError(f"{path}: image {number} is a {type(value).__name__}, not bytes")
+        raise ValueError(f"{path}: image {index} is a {type(value).__name__}, not bytes")
     budget.charge(len(value))
     return bytes(value)
 
 
-def _is_same(value: Any, path: Path, number: int) -> bool:
+def _as_bool(value: Any, path: Path, index: int) -> bool:
     if isinstance(value, bool | np.bool_) or (
         isinstance(value, int | np.integer) and value in (0, 1)
     ):
         return bool(value)
-    raise ValueError(f"{path}: pair {number} is {describe_value(value)}; it must be true or false")
+    raise ValueError(f"{path}: pair {index} is {describe_value(value)}; it must be true or false")
 
 
 def write_pairs_bin(path: str | Path, images: Sequence[bytes], same: Sequence[bool]) -> None:
@@ -145,8 +149,8 @@ def write_pairs_bin(path: str | Path, images: Sequence[bytes], same: Sequence[bo
 
     Args:
         path: the ``.bin`` file.
-        images: encoded images; 2k and 2k + 1 are pair k.
-        same: whether each pair shows one identity.
+        images: encoded images; images 2k and 2k + 1 form pair k.
+        same: for each pair, whether both images show the same identity.
 
     Raises:
         ValueError: there are no pairs, or the number of images is not twice the number of pairs.

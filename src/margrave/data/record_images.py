@@ -25,7 +25,8 @@ from margrave.quantity import quantity
 
 RECORDS, INDEX, PROPERTY = "train.rec", "train.idx", "property"
 MAX_LABEL = 2**24
-"""The file stores labels as float32, which represents larger integers inexactly."""
+"""Maximum label and record key: the file stores both as float32, which represents larger integers
+inexactly."""
 
 
 def _detect(path: str) -> Mapping[str, Any] | None:
@@ -40,21 +41,21 @@ def _detect(path: str) -> Mapping[str, Any] | None:
 class RecordImages(FaceImages):
     """The images of an InsightFace directory, memory-mapped and read one at a time.
 
-    Record 0 gives the range of the identity records, and each identity record the range of its
-    images, so labels and counts are known without reading images. If record 0 is missing or
-    contains an image, every record's header is read. A missing index is rebuilt from the keys
-    stored in the records.
+    Record 0 gives the key range of the identity records. Each identity record gives the key range
+    of its images. Labels and counts are therefore known without reading images. If record 0 is
+    missing or contains an image, the headers of all records are read instead. A missing index is
+    rebuilt from the keys stored in the records.
 
     Args:
         root: the directory, or its ``.rec`` file.
         minimum_images: skip identities with fewer images.
-        maximum_pixels: images with more pixels are rejected, see ``decode_image``.
+        maximum_pixels: images with more pixels are rejected (see ``decode_image``).
 
     Attributes:
-        labels: (N,) int64, classes in the order of the labels in the file.
+        labels: (N,) int64, class of each image; classes are in the order of the labels in the file.
         class_names: each class's label in the file.
-        left_out: identities below ``minimum_images`` -> number of images.
-        rebuilt: whether the index file was missing and has been rebuilt.
+        left_out: identities skipped because of ``minimum_images`` -> number of images.
+        rebuilt: True if the index file was missing and was rebuilt in memory.
         num_classes: number of identities according to ``property``, or None.
         image_size: height and width according to ``property``, or None.
 
@@ -68,7 +69,7 @@ class RecordImages(FaceImages):
         minimum_images: int = 1,
         maximum_pixels: int = MAXIMUM_PIXELS,
     ) -> None:
-        self.file = _records_of(Path(root))
+        self.file = _records_path(Path(root))
         self.maximum_pixels = maximum_pixels
         self.records = RecordFile(self.file)
         index = self.file.with_suffix(".idx")
@@ -78,8 +79,10 @@ class RecordImages(FaceImages):
         else:
             keys, offsets = read_index(index)
         if not len(keys):
-            raise ValueError(f"{index} lists no records; remove the file to rebuild it")
-        keys, offsets, file_labels = self._images(keys, offsets)
+            raise ValueError(
+                f"{index} lists no records; remove it, and it is rebuilt from the records"
+            )
+        keys, offsets, file_labels = self._locate_images(keys, offsets)
         unique_labels, labels, counts = np.unique(
             file_labels, return_inverse=True, return_counts=True
         )
@@ -97,24 +100,25 @@ class RecordImages(FaceImages):
         renumbered = np.cumsum(~is_small) - 1
         self.labels = renumbered[labels[keep]].astype(np.int64)
         self._keys, self._offsets = keys[keep], offsets[keep]
-        declared = _property(self.file.with_name(PROPERTY))
+        declared = _read_property(self.file.with_name(PROPERTY))
         self.num_classes = declared[0] if declared else None
         self.image_size = declared[1:] if declared else None
 
-    def _images(
+    def _locate_images(
         self, keys: np.ndarray, offsets: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Keys, offsets and labels of all images, from the identity records if there are any."""
 
-        def offsets_of(wanted: np.ndarray) -> np.ndarray:
-            position = np.searchsorted(keys, wanted).clip(max=len(keys) - 1)
-            absent = keys[position] != wanted
+        def offsets_of(requested: np.ndarray) -> np.ndarray:
+            positions = np.searchsorted(keys, requested).clip(max=len(keys) - 1)
+            absent = keys[positions] != requested
             if absent.any():
-                missing = wanted[absent][0]
+                missing = requested[absent][0]
                 raise ValueError(
-                    f"{self.file}: an identity refers to record {missing}, which the index lacks"
+                    f"{self.file}: an identity refers to record {missing}, which is not in the "
+                    "index; download or copy the files again"
                 )
-            return offsets[position]
+            return offsets[positions]
 
         record_0 = self.records.headers(offsets[:1])
         first, end = record_0.labels[0]
@@ -131,26 +135,27 @@ class RecordImages(FaceImages):
             )
         identity_keys = np.arange(int(first), int(end))
         bounds = self.records.headers(offsets_of(identity_keys)).labels
-        wrong = ~np.isfinite(bounds).all(axis=1) | (bounds != np.floor(bounds)).any(axis=1)
-        sizes = np.where(wrong, 0, bounds[:, 1] - bounds[:, 0])
-        wrong |= (sizes < 0) | (np.where(wrong, 0, bounds[:, 0]) < 0)
-        if wrong.any():
-            number = identity_keys[wrong][0]
+        invalid = ~np.isfinite(bounds).all(axis=1) | (bounds != np.floor(bounds)).any(axis=1)
+        sizes = np.where(invalid, 0, bounds[:, 1] - bounds[:, 0])
+        invalid |= (sizes < 0) | (np.where(invalid, 0, bounds[:, 0]) < 0)
+        if invalid.any():
+            identity_key = identity_keys[invalid][0]
             raise ValueError(
-                f"{self.file}: identity record {number} contains no valid range of images"
+                f"{self.file}: identity record {identity_key} contains no valid range of images; "
+                "download or copy the file again"
             )
         if sizes.sum() > len(keys):
             raise ValueError(
                 f"{self.file}: the identity records list {sizes.sum():.0f} images, more than the "
-                f"{len(keys)} records"
+                f"{len(keys)} records; download or copy the file again"
             )
-        present = sizes > 0
-        first_keys = bounds[present, 0].astype(np.int64)
-        counts = sizes[present].astype(np.int64)
+        nonempty = sizes > 0
+        first_keys = bounds[nonempty, 0].astype(np.int64)
+        counts = sizes[nonempty].astype(np.int64)
         first_images = np.cumsum(counts) - counts
         image_keys = np.repeat(first_keys - first_images, counts) + np.arange(counts.sum())
         image_offsets = offsets_of(image_keys)
-        # All images of a range should have the label of its first; `read_bytes` checks each.
+        # All images of a range should have the label of its first image; `read_bytes` checks this.
         labels = _checked_labels(
             self.file, first_keys, self.records.headers(image_offsets[first_images]).labels[:, 0]
         )
@@ -167,7 +172,7 @@ class RecordImages(FaceImages):
         """The image's encoded file.
 
         Raises:
-            ValueError: the record is damaged, or its identity differs from that of its range.
+            ValueError: the record is damaged, or its label differs from its identity's label.
         """
         name = self.name(index)
         try:
@@ -176,7 +181,10 @@ class RecordImages(FaceImages):
             raise ValueError(f"{name}: {error}") from None
         expected = self._file_labels[index]
         if np.ravel(label)[0] != expected:
-            raise ValueError(f"{name} has identity {np.ravel(label)[0]:g}, expected {expected:g}")
+            raise ValueError(
+                f"{name} has label {np.ravel(label)[0]:g}, expected {expected:g}; "
+                "download or copy the file again"
+            )
         return image
 
     def read(self, index: int) -> np.ndarray:
@@ -189,10 +197,10 @@ class RecordImages(FaceImages):
 
 
 def _rebuild_index(records: RecordFile) -> tuple[np.ndarray, np.ndarray]:
-    """Build the index from the keys stored in the records; returns keys, ascending, and offsets.
+    """Build the index from the keys stored in the records; returns ascending keys and offsets.
 
-    Writers may append record 0 after the images, so the position in the file is not the key. If all
-    records have the same key, the writer set no keys, and the order in the file is used instead.
+    Writers may append record 0 after the images, so a record's position in the file is not its key.
+    If all records have the same key, the writer set no keys, and the positions are used instead.
     """
     offsets = np.fromiter(records.offsets(), np.int64)
     stored_keys = records.headers(offsets).keys
@@ -200,13 +208,13 @@ def _rebuild_index(records: RecordFile) -> tuple[np.ndarray, np.ndarray]:
         return np.arange(len(stored_keys)), offsets
     order = np.argsort(stored_keys, kind="stable")
     stored_keys, offsets = stored_keys[order], offsets[order]
-    twice = np.flatnonzero(stored_keys[1:] == stored_keys[:-1])
-    wrong = stored_keys[twice[0]] if len(twice) else stored_keys[-1]
-    if len(twice) or wrong >= 2**63:
-        reason = "occurs twice" if len(twice) else "is not a valid record number"
+    repeats = np.flatnonzero(stored_keys[1:] == stored_keys[:-1])
+    invalid_key = stored_keys[repeats[0]] if len(repeats) else stored_keys[-1]
+    if len(repeats) or invalid_key >= 2**63:
+        reason = "occurs twice" if len(repeats) else "is not a valid record number"
         raise ValueError(
             f"{records.path}: the index {records.path.with_suffix('.idx').name} is missing and "
-            f"cannot be rebuilt, since key {wrong} {reason}; download or copy the index"
+            f"cannot be rebuilt, since key {invalid_key} {reason}; download or copy the index"
         )
     return stored_keys.astype(np.int64), offsets
 
@@ -216,10 +224,10 @@ def _checked_labels(
 ) -> np.ndarray:
     """The labels as float32; raises an error for the first one that is not a valid class."""
     values = np.asarray(labels, np.float32)
-    wrong = ~np.isfinite(values) | (values < 0) | (values != np.floor(values))
-    wrong |= values > MAX_LABEL
-    if wrong.any():
-        first = int(wrong.nonzero()[0][0])
+    invalid = ~np.isfinite(values) | (values < 0) | (values != np.floor(values))
+    invalid |= values > MAX_LABEL
+    if invalid.any():
+        first = int(invalid.nonzero()[0][0])
         raise ValueError(
             f"{path}, record {keys[first]}: {values[first]:g} is not a label; labels are "
             f"integers from 0 to {MAX_LABEL}"
@@ -227,7 +235,7 @@ def _checked_labels(
     return values
 
 
-def _records_of(root: Path) -> Path:
+def _records_path(root: Path) -> Path:
     if root.is_file():
         return root
     if not root.is_dir():
@@ -242,7 +250,7 @@ def _records_of(root: Path) -> Path:
     return others[0]
 
 
-def _property(path: Path) -> tuple[int, int, int] | None:
+def _read_property(path: Path) -> tuple[int, int, int] | None:
     """Read ``property``, a file of ``classes,height,width``."""
     if not path.is_file():
         return None
@@ -265,8 +273,8 @@ def write_record_images(
         folder: created if necessary; existing files are replaced.
         images: (label, encoded image), grouped by label, with labels ascending from 0.
         image_size: side in pixels, for ``property``.
-        arrays: called with a record's key; if true, its label is written as an array of two
-            numbers, as some tools do.
+        arrays: called with a record's key; if it returns True, the record's label is written as
+            an array of two numbers, as some tools do.
 
     Raises:
         ValueError: the labels are not in order.
@@ -300,7 +308,7 @@ def write_record_images(
     header = join_record(0, np.array([key + 1, key + 1 + len(ranges)], np.float32))
     with open(unfinished[RECORDS], "r+b") as file:
         # The content of record 0 is known only now. It replaces the placeholder, which has the same
-        # length and follows 8 bytes of RecordIO.
+        # length and begins after RecordIO's 8-byte header.
         file.seek(8)
         file.write(header)
     write_index(unfinished[INDEX], range(len(offsets)), offsets)

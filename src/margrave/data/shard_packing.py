@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from margrave.data.decode import Fit
-from margrave.data.packing import QUALITY, in_order, packed_bytes
+from margrave.data.packing import QUALITY, packed_bytes, prepare_in_order
 from margrave.data.shards import INDEX, PLAN, SAMPLE, SAMPLES, ShardEntry, ShardIndex
 from margrave.data.sources import ImageSource, open_source
 from margrave.files import atomic_write, read_json
@@ -48,7 +48,7 @@ def pack_shards(
         fit: how to fit images of other sizes.
         quality: JPEG quality of re-encoded images.
         workers: number of threads.
-        seed: seeds the shuffle of the images; None keeps the given order, which training then
+        seed: seeds the shuffle of the images; None keeps their order, and training then
             shuffles only within windows.
         images_per_shard: number of images per shard, at least 1.
         progress: called with (images done, total images).
@@ -64,7 +64,7 @@ def pack_shards(
     images = open_source(images, labeled=True)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    _check_plan(folder, images, [size, fit, quality, seed, images_per_shard])
+    _prepare_plan(folder, images, [size, fit, quality, seed, images_per_shard])
     order = np.arange(len(images))
     if seed is not None:
         order = np.random.default_rng([seed, 0]).permutation(order)
@@ -74,15 +74,15 @@ def pack_shards(
         indices = order[start : start + images_per_shard].tolist()
         result_path = folder / f".shard-{number:06d}.json"
         if not result_path.is_file():
-            contents = in_order(prepare, indices, workers)
+            contents = prepare_in_order(prepare, indices, workers)
             path = folder / f"shard-{number:06d}.tar"
-            contents = _report_each(contents, progress, start, len(order))
+            contents = _with_progress(contents, progress, start, len(order))
             result = _write_shard(path, images, contents, start)
             with atomic_write(result_path) as unfinished:
                 unfinished.write_text(json.dumps(result), encoding="utf-8")
         progress(start + len(indices), len(order))
         result_paths.append(result_path)
-    return _finish(folder, result_paths, list(images.class_names))
+    return _write_index(folder, result_paths, list(images.class_names))
 
 
 def _write_shard(
@@ -94,7 +94,7 @@ def _write_shard(
         path: the tar file.
         images: the images, for their names and labels.
         contents: (index, encoded image or error) of each image.
-        start: the first sample's key, a number.
+        start: number of the first sample, which becomes its key.
 
     Returns:
         "entry": the shard's entry in the index; "rows": offset, size, label and CRC-32 of each
@@ -112,7 +112,7 @@ def _write_shard(
             rows.append((tar.offset + tarfile.BLOCKSIZE, len(content), label, zlib.crc32(content)))
             extension = "png" if content[:2] == b"\x89P" else "jpg"
             for name, data in ((f"{key}.{extension}", content), (f"{key}.cls", b"%d" % label)):
-                # No owner and no time, so that the same images produce the same bytes.
+                # Without owner and time, the same images produce the same bytes.
                 member = tarfile.TarInfo(name)
                 member.size = len(data)
                 tar.addfile(member, io.BytesIO(data))
@@ -124,7 +124,7 @@ def _write_shard(
     return {"entry": entry, "rows": rows, "unreadable": unreadable}
 
 
-def _report_each(
+def _with_progress(
     contents: Iterable[tuple[int, bytes | ValueError]], progress: Progress, start: int, total: int
 ) -> Iterator[tuple[int, bytes | ValueError]]:
     for done, content in enumerate(contents, start + 1):
@@ -132,16 +132,16 @@ def _report_each(
         progress(done, total)
 
 
-def _check_plan(folder: Path, images: FaceImages, settings: list[object]) -> None:
-    """Check that the folder has no shards but unfinished ones of this packing; writes the plan."""
+def _prepare_plan(folder: Path, images: FaceImages, settings: list[object]) -> None:
+    """Write this packing's plan; raise an error if the folder has shards of another packing."""
     for identity in images.class_names:
         if not identity.isprintable():
             raise ValueError(f"identity {identity!r} contains unprintable characters; rename it")
-    names = hashlib.sha256()
+    digest = hashlib.sha256()
     for index in range(len(images)):
-        names.update(os.fsencode(images.name(index)) + b"\0")
-    names.update(np.asarray(images.labels, "<i8").tobytes())
-    plan = json.dumps({"settings": settings, "images": names.hexdigest()}).encode()
+        digest.update(os.fsencode(images.name(index)) + b"\0")
+    digest.update(np.asarray(images.labels, "<i8").tobytes())
+    plan = json.dumps({"settings": settings, "images": digest.hexdigest()}).encode()
     path = folder / PLAN
     if path.is_file():
         if path.read_bytes() != plan:
@@ -156,7 +156,7 @@ def _check_plan(folder: Path, images: FaceImages, settings: list[object]) -> Non
             unfinished.write_bytes(plan)
 
 
-def _finish(folder: Path, result_paths: list[Path], identities: list[str]) -> dict[str, str]:
+def _write_index(folder: Path, result_paths: list[Path], identities: list[str]) -> dict[str, str]:
     """Write the index once all shards are complete; returns the unreadable images."""
     unreadable: dict[str, str] = {}
     entries, rows = [], []

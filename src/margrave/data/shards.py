@@ -1,8 +1,8 @@
 """WebDataset shards: tar files of images and labels, on disk or at a URL that fsspec supports.
 
 The index consists of ``shards.json`` (identities; the shards' sizes and SHA-256) and
-``samples.bin`` (each image's offset, size, label and CRC-32). It gives all labels at once and
-allows reading any single image.
+``samples.bin`` (each image's offset, size, label and CRC-32). With it, all labels are known
+without reading the shards, and any single image can be read.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ INDEX, SAMPLES = "shards.json", "samples.bin"
 PLAN = ".packing.json"
 """File with the settings of an unfinished packing."""
 SAMPLE = np.dtype([("offset", "<u8"), ("size", "<u4"), ("label", "<u4"), ("crc32", "<u4")])
+"""The row of an image in ``samples.bin``."""
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "jpe", "jfif", "png", "webp", "bmp", "ppm", "pgm")
 MAX_LABEL_BYTES = 2**16
 
@@ -54,27 +55,28 @@ def _detect(path: str) -> Mapping[str, Any] | None:
 class ShardImages(FaceImages):
     """The images of a folder or URL of shards.
 
-    Without ``shards.json`` the folder's tar files are scanned. Files whose names agree up to the
+    Without ``shards.json`` the folder's tar files are scanned. Files with the same name up to the
     first dot form a sample: an image and its label (``.cls``, or ``label`` in ``.json``).
 
-    A *piece* is a run of consecutive images of a shard; from a URL, whole pieces are fetched.
-    Training splits the pieces among its processes and shuffles within windows of several pieces
-    (see `WindowSampler`), so each process fetches each of its pieces once. For shards packed in
-    random order, as by `margrave pack`, this is as good as a full shuffle.
+    A *piece* is a run of consecutive images of a shard. From a URL, images are fetched in whole
+    pieces. Training splits the pieces among its processes and shuffles within windows of several
+    pieces (see `WindowSampler`), so each process fetches each of its pieces only once. If the
+    shards were packed in random order, as by `margrave pack`, this is as good as a full shuffle.
 
     Args:
         root: a folder, or a URL that fsspec supports: ``https://…``, ``s3://…``, ``gs://…``.
         minimum_images: skip identities with fewer images.
-        maximum_pixels: images with more pixels are rejected, see ``decode_image``.
-        piece_images: number of images to fetch together.
+        maximum_pixels: images with more pixels are rejected (see ``decode_image``).
+        piece_images: number of images per piece.
         window_pieces: number of pieces to shuffle together. For a URL, each worker caches twice as
-            many (about 60 MB with the defaults).
+            many pieces (about 60 MB with the defaults).
 
     Attributes:
-        labels: (N,) int64, classes in the order of the labels in the shards.
+        labels: (N,) int64, class of each image; classes are in the order of the labels in the
+            shards.
         class_names: identity of each class, indexed by label.
-        left_out: identities below ``minimum_images`` -> number of images.
-        scanned: whether the shards have no index, and therefore no checksums.
+        left_out: identities skipped because of ``minimum_images`` -> number of images.
+        scanned: True if there is no index, so the shards were scanned and have no checksums.
         window: number of images to shuffle together.
 
     Raises:
@@ -128,8 +130,10 @@ class ShardImages(FaceImages):
         renumbered = np.cumsum(~is_small) - 1
         self.labels = renumbered[labels].astype(np.int64)
         self._rows, self._shard_of_image = rows, shard_of_image
-        self._pieces = _pieces(np.bincount(shard_of_image, minlength=len(counts)), piece_images)
-        # Small shards have smaller pieces, so a window covers more of them.
+        self._pieces = _piece_bounds(
+            np.bincount(shard_of_image, minlength=len(counts)), piece_images
+        )
+        # Small shards have smaller pieces, so a window may contain more than `window_pieces`.
         self._max_cached_pieces = 2 * max(
             window_pieces, -(-self.window * len(self._pieces) // len(labels))
         )
@@ -148,7 +152,7 @@ class ShardImages(FaceImages):
         return f"{self.root}/{shard}, {row['size']} bytes at byte {row['offset']}"
 
     def prefetch(self, indices: Sequence[int]) -> None:
-        """Fetch all pieces of these images that are not cached, concurrently.
+        """Fetch the pieces of these images concurrently, except those already cached.
 
         If a fetch fails, `read_bytes` tries again and reports the error for each image.
         """
@@ -186,9 +190,9 @@ class ShardImages(FaceImages):
         else:
             shard = os.path.join(self.root, self.shards[self._shard_of_image[index]])
             try:
-                # Keep a reference while reading: if another thread evicts the file, it is closed.
+                # Keep a reference while reading: an evicted file without references is closed.
                 file = self._open(shard)
-                content = os.pread(file.number, size, offset)
+                content = os.pread(file.descriptor, size, offset)
             except OSError as error:
                 raise ValueError(
                     f"{shard} cannot be read ({error.strerror}); check the path and its permissions"
@@ -209,7 +213,7 @@ class ShardImages(FaceImages):
         return decode_image(self.read_bytes(index), self.name(index), self.maximum_pixels)
 
     def _clear_caches(self) -> None:
-        """Create empty caches, also in each process that receives a copy."""
+        """Create empty caches; each process that receives a copy has its own."""
         self._cached_pieces: OrderedDict[int, bytes] = OrderedDict()
         # Shards stay open, since each is read many times.
         self._open = lru_cache(maxsize=128)(_OpenFile)
@@ -248,20 +252,22 @@ class ShardImages(FaceImages):
                 f"{where} has {len(content)} bytes for {sum(counts)} images; download it again"
             )
         rows = np.frombuffer(content, SAMPLE)
-        lengths = np.repeat(np.array([shard.bytes for shard in index.shards], np.uint64), counts)
-        invalid = (rows["offset"] > lengths) | (rows["size"] > lengths - rows["offset"])
+        shard_bytes = np.repeat(
+            np.array([shard.bytes for shard in index.shards], np.uint64), counts
+        )
+        invalid = (rows["offset"] > shard_bytes) | (rows["size"] > shard_bytes - rows["offset"])
         invalid |= rows["label"] >= len(index.identities)
         # Images must be in file order; otherwise a piece would not be one byte range.
-        starts_shard = np.zeros(len(rows), bool)
+        begins_shard = np.zeros(len(rows), bool)
         sizes = np.array(counts, np.int64)
-        starts_shard[np.cumsum(sizes) - sizes] = True
+        begins_shard[np.cumsum(sizes) - sizes] = True
         overlaps = rows["offset"][1:] < rows["offset"][:-1] + rows["size"][:-1]
-        invalid[1:] |= overlaps & ~starts_shard[1:]
+        invalid[1:] |= overlaps & ~begins_shard[1:]
         if invalid.any():
-            number = int(invalid.nonzero()[0][0])
+            image = int(invalid.nonzero()[0][0])
             raise ValueError(
-                f"{where}: image {number} lies outside its shard, overlaps another or has no "
-                "identity"
+                f"{where}: image {image} lies outside its shard, overlaps another image or "
+                "has no identity; download the index again"
             )
         return index.identities, [shard.name for shard in index.shards], counts, rows
 
@@ -294,11 +300,11 @@ def _parse_index(content: bytes, where: str) -> ShardIndex:
         place = ".".join(map(str, first["loc"]))
         raise ValueError(
             f"{where} is not an index written by margrave pack ({place}: "
-            f"{first['msg']}); pack again, or remove it so that the shards are scanned"
+            f"{first['msg']}); pack again, or remove the index so that the shards are scanned"
         ) from None
 
 
-def _pieces(counts: np.ndarray, piece_images: int) -> np.ndarray:
+def _piece_bounds(counts: np.ndarray, piece_images: int) -> np.ndarray:
     """(P + 1,) index of the first image of each piece, then N; no piece spans two shards."""
     parts = [
         np.arange(start, start + count, piece_images)
@@ -311,25 +317,25 @@ class _OpenFile:
     """A file descriptor that is closed once nothing references it."""
 
     def __init__(self, path: str) -> None:
-        self.number = open_regular(path, os.O_RDONLY)
+        self.descriptor = open_regular(path, os.O_RDONLY)
 
     def __del__(self) -> None:
-        if hasattr(self, "number"):
-            os.close(self.number)
+        if hasattr(self, "descriptor"):
+            os.close(self.descriptor)
 
 
 def scan_shards(folder: Path) -> tuple[list[str], list[str], list[int], np.ndarray]:
     """Scan tar files without an index.
 
     Returns:
-        identities (none), shard names, images per shard, and one row per image.
+        identities (empty), shard names, images per shard, and one row per image.
 
     Raises:
         ValueError: no tar files, a damaged tar file, or an image without a label.
     """
     if (folder / PLAN).is_file():
         raise ValueError(
-            f"{folder} is packed incompletely; run the same margrave pack command again"
+            f"{folder} is only partly packed; run the same margrave pack command again"
         )
     paths = sorted(folder.glob("*.tar")) if folder.is_dir() else []
     if not paths:
@@ -339,15 +345,15 @@ def scan_shards(folder: Path) -> tuple[list[str], list[str], list[int], np.ndarr
     rows: list[tuple[int, int, int, int]] = []
     names, counts = [], []
     for path in paths:
-        before = len(rows)
-        rows += _scan(path)
-        if len(rows) > before:
+        first_row = len(rows)
+        rows += _scan_shard(path)
+        if len(rows) > first_row:
             names.append(path.name)
-            counts.append(len(rows) - before)
+            counts.append(len(rows) - first_row)
     return [], names, counts, np.array(rows, SAMPLE)
 
 
-def _scan(path: Path) -> list[tuple[int, int, int, int]]:
+def _scan_shard(path: Path) -> list[tuple[int, int, int, int]]:
     """The rows of a tar file's samples: offset, size, label and 0 instead of a CRC-32."""
     rows = []
     try:
@@ -356,17 +362,17 @@ def _scan(path: Path) -> list[tuple[int, int, int, int]]:
         raise ValueError(
             f"{path} cannot be read ({error.strerror}); check the path and its permissions"
         ) from None
-    length = os.fstat(file.number).st_size
+    length = os.fstat(file.descriptor).st_size
 
     def read(start: int, count: int) -> bytes:
-        return os.pread(file.number, min(count, max(0, length - start)), start)
+        return os.pread(file.descriptor, min(count, max(0, length - start)), start)
 
     key, image, label = "", None, None
     for member in tar_members(read, length, str(path)):
         sample_key, _, extension = member.name.rpartition("/")[2].partition(".")
         sample_key = f"{member.name.rpartition('/')[0]}/{sample_key}"
         if sample_key != key:
-            rows += _row(path, key, image, label)
+            rows += _sample_rows(path, key, image, label)
             key, image, label = sample_key, None, None
         if extension.lower() in IMAGE_EXTENSIONS and image is None:
             image = member
@@ -377,12 +383,14 @@ def _scan(path: Path) -> list[tuple[int, int, int, int]]:
                     f"{MAX_LABEL_BYTES} are allowed"
                 )
             content = read(member.offset, member.size)
-            label = _label(content, extension, f"{path}, {member.name}")
-    return [*rows, *_row(path, key, image, label)]
+            label = _parse_label(content, extension, f"{path}, {member.name}")
+    return [*rows, *_sample_rows(path, key, image, label)]
 
 
-def _row(path: Path, key: str, image: Any, label: int | None) -> list[tuple[int, int, int, int]]:
-    """A list of the sample's row; empty if the sample has no image."""
+def _sample_rows(
+    path: Path, key: str, image: Any, label: int | None
+) -> list[tuple[int, int, int, int]]:
+    """The sample's row in a list, which is empty if the sample has no image."""
     if image is None:
         return []
     if label is None:
@@ -392,14 +400,15 @@ def _row(path: Path, key: str, image: Any, label: int | None) -> list[tuple[int,
     return [(image.offset, image.size, label, 0)]
 
 
-def _label(content: bytes, extension: str, where: str) -> int | None:
+def _parse_label(content: bytes, extension: str, where: str) -> int | None:
+    """The label in a ``.cls`` or ``.json`` file; None if the JSON gives none."""
     label: Any = content.strip()
     if extension == "json":
         try:
-            content_json = json.loads(content)
+            fields = json.loads(content)
         except (ValueError, RecursionError):
             raise ValueError(f"{where} is not JSON") from None
-        label = content_json.get("label") if isinstance(content_json, dict) else None
+        label = fields.get("label") if isinstance(fields, dict) else None
         if label is None:
             return None
         label = str(label).encode()

@@ -68,8 +68,8 @@ def open_source(
     if labeled and images.labels is None:
         name = source if isinstance(source, str | Path) else type(images).__name__
         raise ValueError(
-            f"{name}: these images have no labels; give a folder with one folder per identity, "
-            "records or shards"
+            f"{name}: these images have no labels; give records, shards, or a "
+            "folder with one subfolder per identity"
         )
     return images
 
@@ -114,4 +114,4 @@ def _open_list(items: Sequence[Any], labels: Labels | None) -> ReadableImages:
     if all(isinstance(item, np.ndarray) for item in items):
         return ArrayImages(items, labels)
     kinds = sorted({type(item).__name__ for item in items})
-    raise ValueError(f"the list contains {', '.join(kinds)}; give only paths or only arrays")
+    raise ValueError(f"the list contains {', '.join(kinds)}; give either paths or arrays")

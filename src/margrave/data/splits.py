@@ -17,13 +17,13 @@ def split_identities(
 
     Args:
         labels: (N,) integers, identity of each image.
-        parts: fractions of the identities, as floats that sum to 1; or numbers of identities, as
-            integers (the remaining identities are unused).
+        parts: size of each part: fractions of the identities, as floats that sum to 1; or numbers
+            of identities, as integers (the remaining identities are unused).
         seed: seeds the assignment of identities to parts.
 
     Raises:
-        ValueError: the fractions do not sum to 1, the numbers exceed the identities, or a part is
-            empty.
+        ValueError: the fractions do not sum to 1, the parts need more identities than there
+            are, or a part is empty.
 
     >>> [part.tolist() for part in split_identities(np.array([0, 0, 1, 2]), (0.67, 0.33))]
     [[0, 1, 3], [2]]
@@ -43,7 +43,7 @@ def split_identities(
         bounds = np.rint(np.cumsum(parts) * total).astype(int)
     if min(np.diff(bounds, prepend=0)) < 1:
         raise ValueError(
-            f"parts = {list(parts)} leave a part of the {total} identities empty; enlarge it"
+            f"parts = {list(parts)} leave a part empty (of {total} identities); enlarge that part"
         )
     part_of_identity = np.full(total, len(bounds))
     shuffled = np.random.default_rng(seed).permutation(total)
@@ -55,7 +55,7 @@ class ImageSubset(FaceImages):
     """A subset of images, with identities renumbered from 0.
 
     Attributes:
-        labels: (M,) int64, classes in their original order.
+        labels: (M,) int64, class of each image; classes keep their original order.
         class_names: the identities in the subset, indexed by label.
         indices: (M,) int64, index of each image in the full set.
     """
@@ -64,9 +64,9 @@ class ImageSubset(FaceImages):
         source = open_source(images, labeled=True)
         self._images = source
         self.indices = np.asarray(indices, dtype=np.int64)
-        kept, labels = np.unique(source.labels[self.indices], return_inverse=True)
+        classes, labels = np.unique(source.labels[self.indices], return_inverse=True)
         self.labels = labels.astype(np.int64)
-        self.class_names = tuple(source.class_names[int(label)] for label in kept)
+        self.class_names = tuple(source.class_names[int(label)] for label in classes)
 
     def __len__(self) -> int:
         return len(self.indices)

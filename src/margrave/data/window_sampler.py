@@ -15,10 +15,10 @@ class WindowSampler(EpochSampler):
     """Yields batches of (epoch, index) so that each process fetches each of its pieces only once.
 
     In each epoch the pieces are shuffled and split evenly among the workers of all ranks; each
-    worker shuffles its part within windows of consecutive pieces. With the same ranks and workers
-    the order depends only on (seed, epoch), so the number of batches determines the position. If
-    the number of ranks or workers changes, the rest of the epoch is distributed again; `state`
-    records how earlier batches were distributed, from which the remaining images follow.
+    worker shuffles its part within windows of consecutive pieces. For a fixed number of ranks and
+    workers, the order depends only on (seed, epoch), so the number of batches determines the
+    position. If the number of ranks or workers changes, the rest of the epoch is distributed again.
+    `state` records how earlier batches were distributed, which determines the remaining images.
 
     Args:
         pieces: (P + 1,) index of the first image of each piece, then the number of images.
@@ -58,14 +58,15 @@ class WindowSampler(EpochSampler):
             self._segments = []
         elif self._segments and self._segments[-1][2] > batch:
             raise ValueError(
-                f"segments end at batch {self._segments[-1][2]}, after the position, {batch}; "
-                "the checkpoint is damaged"
+                f"segments end at batch {self._segments[-1][2]}, after the position, batch "
+                f"{batch}; the checkpoint is damaged"
             )
 
     def state(self, batch: int) -> dict[str, Any]:
         """State that determines the rest of the epoch: a digest of the pieces, and past segments.
 
-        A segment [ranks, workers, end] says how the batches before `end` were distributed.
+        A segment [ranks, workers, end] describes how the batches from the previous segment's end to
+        ``end`` (exclusive) were distributed.
         """
         segments = [list(segment) for segment in self._earlier_segments()]
         if batch > (segments[-1][2] if segments else 0):
@@ -84,19 +85,17 @@ class WindowSampler(EpochSampler):
                 "of the epoch is unknown; restore the original data.train"
             )
         # Version 0.1 called the segments legs.
-        segments, last = state.get("segments", state.get("legs")), 0
+        segments, last_end = state.get("segments", state.get("legs")), 0
         if not isinstance(segments, list):
             raise ValueError(f"segments = {segments!r} is not a list; the checkpoint is damaged")
         for segment in segments:
-            is_valid = (
-                isinstance(segment, list) and [type(number) for number in segment] == [int] * 3
-            )
+            is_valid = isinstance(segment, list) and [type(value) for value in segment] == [int] * 3
             if not is_valid or not (
-                0 < segment[0] < 2**20 and 0 < segment[1] < 2**10 and last < segment[2]
+                0 < segment[0] < 2**20 and 0 < segment[1] < 2**10 and last_end < segment[2]
             ):
                 raise ValueError(f"segment {segment!r} is invalid; the checkpoint is damaged")
-            last = segment[2]
-        self._segments = [(world, workers, end) for world, workers, end in segments]
+            last_end = segment[2]
+        self._segments = [(world_size, workers, end) for world_size, workers, end in segments]
 
     @property
     def _digest(self) -> str:
@@ -112,31 +111,31 @@ class WindowSampler(EpochSampler):
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         epoch, segments = self.epoch, self._earlier_segments()
         order, start = self._epoch_order(epoch), 0
-        # Remove the images of earlier batches, which past segments distributed in their own way.
-        for number, (world_size, workers, end) in enumerate(segments):
+        # Remove the images of earlier batches, which were distributed as past segments describe.
+        for segment, (world_size, workers, end) in enumerate(segments):
             done = np.zeros(len(order), bool)
-            streams = self._distribute(len(order), start, world_size, workers, (epoch, number))
+            streams = self._distribute(len(order), start, world_size, workers, (epoch, segment))
             for (_, worker, per_batch), positions in streams.items():
                 done[positions[: len(range(worker, end - start, workers)) * per_batch]] = True
             order, start = order[~done], end
         streams = self._distribute(
             len(order), start, self._world_size, self._workers, (epoch, len(segments))
         )
-        own = {
+        streams_of_rank = {
             worker: (per_batch, order[positions])
             for (rank, worker, per_batch), positions in streams.items()
             if rank == self._rank
         }
-        full = self._length // self._batch_size
-        for batch in range(self.batch, full):
-            round_, worker = divmod(batch - start, self._workers)
-            per_batch, images = own[worker]
-            indices = images[round_ * per_batch : (round_ + 1) * per_batch]
+        full_batches = self._length // self._batch_size
+        for batch in range(self.batch, full_batches):
+            turn, worker = divmod(batch - start, self._workers)
+            per_batch, images = streams_of_rank[worker]
+            indices = images[turn * per_batch : (turn + 1) * per_batch]
             yield [(epoch, index) for index in indices.tolist()]
-        if not self._drop_last and max(self.batch, full) < self.batches_per_epoch:
-            rest = order[len(order) - self._length % self._batch_size :]
-            mine = np.array_split(rest, self._world_size)[self._rank]
-            yield [(epoch, index) for index in mine.tolist()]
+        if not self._drop_last and max(self.batch, full_batches) < self.batches_per_epoch:
+            last_batch = order[len(order) - self._length % self._batch_size :]
+            rank_indices = np.array_split(last_batch, self._world_size)[self._rank]
+            yield [(epoch, index) for index in rank_indices.tolist()]
 
     def _epoch_order(self, epoch: int) -> np.ndarray:
         """All image indices, with the pieces in the epoch's order."""
@@ -153,7 +152,7 @@ class WindowSampler(EpochSampler):
 
         Args:
             length: number of remaining images.
-            start: the first remaining batch.
+            start: index of the first remaining batch.
             world_size: number of ranks.
             workers: workers per rank.
             seeds: seeds of the shuffles, (epoch, segment).

@@ -24,19 +24,20 @@ from margrave.progress import Progress
 from margrave.synthetic import SyntheticFaces
 
 SAMPLE_SIZE, STEP = 384, 48
-"""Number of images in which faces are detected, and number of images between checks for an early
-end."""
+"""Number of images in which faces are detected, and number of images after which to check each time
+whether to stop early."""
 MIN_FACES = 8
 """Minimum number of detected faces for a verdict."""
 MIN_FACE_SIZE = 40
 """Minimum size of faces that MTCNN detects, in pixels."""
 MAX_DISPLACEMENT = 4.0
 """Distance from the template, in pixels of a 112 × 112 crop, beyond which a face counts as
-displaced. Where MTCNN aligns and YuNet measures, or the other way round, 4 to 5 % exceed it
-(medians 1.8 to 2.5)."""
+displaced. If MTCNN aligns the faces and YuNet measures them, or vice versa, 4 to 5 % of the faces
+exceed it (median displacement 1.8 to 2.5 pixels)."""
 LOOSE_SHARE, UNALIGNED_SHARE, EARLY_END_SHARE = 0.09, 0.5, 0.8
-"""Shares of displaced faces: for a warning, for an error, and to end the search early. If 5 % are
-displaced, a sample of 384 shows 9 % or more with a probability of 0.001."""
+"""Shares of displaced faces: above them, faces count as loosely aligned or unaligned, or the search
+stops early. If 5 % of all faces are displaced, a sample of 384 shows 9 % or more with a probability
+of 0.001."""
 MIN_EYE_CONTRAST = 0.4
 """Below this eye contrast (see ``Measurements.eyes``), faces are not aligned. Aligned faces have
 0.5 to 3, loose crops up to 1."""
@@ -71,7 +72,7 @@ def locate_faces(
 ) -> tuple[np.ndarray, int]:
     """Detect the largest face of each image.
 
-    The search ends early if nearly all faces are displaced, or if hardly any face is detected.
+    The search stops early if nearly all faces are displaced, or if few faces are detected.
 
     Args:
         images: the images.
@@ -85,7 +86,7 @@ def locate_faces(
     """
     landmarks: list[np.ndarray] = []
     searched = 0
-    # Not in the set's order, so that an early end judges all parts of the set.
+    # In random order, so that a search that stops early still samples all parts of the set.
     for index in np.random.default_rng(0).permutation(indices).tolist():
         face = face_of_crop(fit_image(images.read(index), SIDE), detector)
         if face is not None:
@@ -93,10 +94,10 @@ def locate_faces(
         searched += 1
         progress(searched, len(indices))
         if searched % STEP == 0 and len(indices) > searched:
-            displaced = 1.0
+            displaced_share = 1.0
             if landmarks:
-                displaced = np.mean(displacements(np.array(landmarks)) > MAX_DISPLACEMENT)
-            if displaced > EARLY_END_SHARE or len(landmarks) < searched / 4:
+                displaced_share = np.mean(displacements(np.array(landmarks)) > MAX_DISPLACEMENT)
+            if displaced_share > EARLY_END_SHARE or len(landmarks) < searched / 4:
                 progress(searched, searched)
                 break
     return np.array(landmarks).reshape(-1, 5, 2), searched
@@ -108,7 +109,7 @@ def check_alignment(
     detector: Detector | None = None,
     progress: Progress = lambda done, total: None,
 ) -> Iterator[Finding]:
-    """Check whether faces are aligned to ArcFace's template, or report why this is not checked.
+    """Check whether faces are aligned to ArcFace's template, or report why this cannot be checked.
 
     Args:
         measured: measurements of all images.
@@ -119,7 +120,7 @@ def check_alignment(
     """
     usable = measured.indices[measured.std >= BLANK_STD]
     if not len(usable):
-        yield _unchecked(
+        yield _unchecked_finding(
             "all images are blank or unreadable", "give images that are readable and not blank"
         )
         return
@@ -132,18 +133,18 @@ def check_alignment(
         "turned_by_90_180_270": [round(float(value), 3) for value in contrasts[1:]],
     }
     quarter_turns = int(contrasts.argmax())
-    enough = len(eyes) >= MIN_CONTRASTS
+    has_enough_images = len(eyes) >= MIN_CONTRASTS
     if (
-        enough
+        has_enough_images
         and quarter_turns
         and contrasts[quarter_turns] > max(MIN_EYE_CONTRAST, 2 * contrasts[0])
     ):
         yield _rotated_finding(contrasts, quarter_turns, figures)
         return
     reason, remedy = "no landmark detector is given or installed", INSTALL
-    synthetic = isinstance(images, SyntheticFaces)
-    if synthetic:
-        reason, remedy = "the faces are synthetic and have a template of their own", "none needed"
+    is_synthetic = isinstance(images, SyntheticFaces)
+    if is_synthetic:
+        reason, remedy = "the faces are synthetic and use a different template", "none needed"
     elif detector is not None:
         sample_size = min(SAMPLE_SIZE, len(usable))
         sample = np.unique(np.linspace(0, len(usable) - 1, sample_size).astype(int))
@@ -153,9 +154,9 @@ def check_alignment(
             return
         reason = f"the detector finds a face in only {len(landmarks)} of {searched} images"
         remedy = "look at the images; align the original photos (margrave align)"
-    shapes = _non_square_message(measured)
-    if shapes or (enough and contrasts[0] + contrast_error < MIN_EYE_CONTRAST):
-        signs = shapes or (
+    non_square = _non_square_message(measured)
+    if non_square or (has_enough_images and contrasts[0] + contrast_error < MIN_EYE_CONTRAST):
+        message = non_square or (
             "eyes are not at the positions of ArcFace's five-point template: the images are hardly "
             "darker there than around these positions (contrast "
             f"{contrasts[0]:.2f}; aligned faces have 0.5 to 3)"
@@ -163,16 +164,16 @@ def check_alignment(
         yield Finding(
             fault="unaligned_faces",
             severity="serious",
-            message=signs,
+            message=message,
             remedy=ALIGN,
             figures=figures,
         )
         return
-    unchecked = _unchecked(reason, remedy, figures)
-    yield replace(unchecked, severity="note") if synthetic else unchecked
+    unchecked = _unchecked_finding(reason, remedy, figures)
+    yield replace(unchecked, severity="note") if is_synthetic else unchecked
 
 
-def _unchecked(reason: str, remedy: str, figures: dict | None = None) -> Finding:
+def _unchecked_finding(reason: str, remedy: str, figures: dict | None = None) -> Finding:
     return Finding(
         fault="alignment_not_checked",
         severity="unchecked",
@@ -188,31 +189,31 @@ def _rotated_finding(contrasts: np.ndarray, quarter_turns: int, figures: dict) -
         fault="turned_images",
         severity="serious",
         message=f"images are rotated: eyes are at their usual positions after a rotation by "
-        f"{90 * quarter_turns} degrees counterclockwise (contrast {contrasts[quarter_turns]:.2f}, "
-        f"without it {contrasts[0]:.2f})",
-        remedy="rotate them, or align again from the photos: margrave align respects the EXIF "
+        f"{90 * quarter_turns} degrees counterclockwise (contrast {contrasts[quarter_turns]:.2f} "
+        f"instead of {contrasts[0]:.2f})",
+        remedy="rotate them, or align the original photos again: margrave align respects the EXIF "
         "orientation, which some tools ignore",
         figures=figures,
     )
 
 
 def _non_square_message(measured: Measurements) -> str:
-    """A message if most images are not square, as ArcFace's crops are; else an empty text."""
+    """A message if most images are not square, unlike ArcFace's crops; otherwise an empty text."""
     sizes, counts = np.unique(measured.sizes, axis=0, return_counts=True)
-    square = (measured.sizes[:, 0] == measured.sizes[:, 1]).mean()
-    if square > 0.5:
+    square_share = (measured.sizes[:, 0] == measured.sizes[:, 1]).mean()
+    if square_share > 0.5:
         return ""
     height, width = sizes[counts.argmax()]
     shapes = (
         f"all images are {width} x {height}"
         if len(sizes) == 1
-        else f"{100 * (1 - square):.0f} % of the images are not square ({len(sizes)} shapes)"
+        else f"{100 * (1 - square_share):.0f} % of the images are not square ({len(sizes)} shapes)"
     )
     return f"{shapes}, but crops aligned to ArcFace's template are square"
 
 
 def _landmark_finding(landmarks: np.ndarray, searched: int, figures: dict) -> Finding:
-    """The verdict from the detected landmarks."""
+    """The finding that follows from the detected landmarks."""
     offsets = displacements(landmarks)
     displaced = float((offsets > MAX_DISPLACEMENT).mean())
     median_placement = np.median(placements(landmarks), axis=0)
@@ -230,27 +231,27 @@ def _landmark_finding(landmarks: np.ndarray, searched: int, figures: dict) -> Fi
         f"eyes are at about ({left[0]}, {left[1]}) and ({right[0]}, {right[1]}) of 112 x 112, "
         "in the template at (38, 52) and (74, 52)"
     )
-    measure = (
+    displacement = (
         f"{100 * displaced:.0f} % of {len(landmarks)} faces are more than "
-        f"{MAX_DISPLACEMENT:.0f} pixels, in crops of 112 x 112, from ArcFace's five-point template "
-        f"(median {np.median(offsets):.1f})"
+        f"{MAX_DISPLACEMENT:.0f} pixels away from ArcFace's five-point template, in crops of "
+        f"112 x 112 (median {np.median(offsets):.1f} pixels)"
     )
     if displaced > UNALIGNED_SHARE and consistent > UNALIGNED_SHARE:
         return Finding(
             fault="other_template",
             severity="warning",
             message="faces are aligned consistently, but to a template other than ArcFace's: "
-            f"{eye_positions}; {measure}",
-            remedy="models trained on ArcFace's crops, as nearly all pretrained models are, need "
-            f"faces aligned to its template ({ALIGN}); for training from scratch, any consistent "
-            "alignment will do",
+            f"{eye_positions}; {displacement}",
+            remedy="nearly all pretrained models were trained on ArcFace's crops and need faces "
+            f"aligned to its template ({ALIGN}); for training from scratch, any consistent "
+            "alignment is fine",
             figures=figures,
         )
     if displaced > UNALIGNED_SHARE:
         return Finding(
             fault="unaligned_faces",
             severity="serious",
-            message=f"{measure}; {eye_positions}",
+            message=f"{displacement}; {eye_positions}",
             remedy=ALIGN,
             share=displaced,
             figures=figures,
@@ -259,8 +260,9 @@ def _landmark_finding(landmarks: np.ndarray, searched: int, figures: dict) -> Fi
         return Finding(
             fault="loosely_aligned_faces",
             severity="warning",
-            message=f"{measure}; 5 % are usual for faces aligned to the template",
-            remedy="they were aligned in another way, or with errors; for slightly better results, "
+            message=f"{displacement}; about 5 % is usual for faces aligned to the template",
+            remedy="they were aligned by another method, or with errors; for slightly better "
+            "results, "
             f"{ALIGN}",
             share=displaced,
             figures=figures,
@@ -269,7 +271,7 @@ def _landmark_finding(landmarks: np.ndarray, searched: int, figures: dict) -> Fi
         fault="aligned_faces",
         severity="note",
         message=f"faces are aligned to ArcFace's template: {len(landmarks)} faces with a median "
-        f"distance of {np.median(offsets):.1f} pixels, in crops of 112 x 112",
+        f"distance of {np.median(offsets):.1f} pixels from it, in crops of 112 x 112",
         remedy="none needed",
         share=0.0,
         figures=figures,

@@ -1,4 +1,4 @@
-"""Examines a data set."""
+"""Examines a data set or a verification set."""
 
 from __future__ import annotations
 
@@ -46,11 +46,12 @@ def examine_images(
 
     Args:
         images: the data set.
-        max_images: maximum number of images to examine: all images of randomly chosen identities.
+        max_images: maximum number of images to examine. From a larger set, identities are drawn at
+            random, with all their images.
         workers: number of threads.
         progress: called with (images done, total images).
         seed: seed of the random choice.
-        min_side: images with a smaller side count as too small, in pixels.
+        min_side: side length in pixels below which an image counts as too small.
         detector: detects landmarks, to check the alignment; see ``available_detector``.
     """
     images = open_source(images, labeled=True)
@@ -123,8 +124,8 @@ def check_labels(images: FaceImages) -> Iterator[Finding]:
     sizes = np.bincount(labels, minlength=len(images.class_names))
     names = [*images.class_names, *images.left_out]
     if isinstance(images, RecordImages) or (isinstance(images, ShardImages) and images.scanned):
-        # Only in these sets is an identity's name its label in the file.
-        yield from _check_numbers(np.sort(np.array([int(name) for name in names])))
+        # In these sets only, identity names are the labels in the file.
+        yield from _check_label_gaps(np.sort(np.array([int(name) for name in names])))
     if isinstance(images, RecordImages) and images.num_classes not in (None, len(names)):
         yield Finding(
             fault="wrong_class_count",
@@ -134,15 +135,16 @@ def check_labels(images: FaceImages) -> Iterator[Finding]:
             remedy="download the set again, or correct the first number of the property file",
             figures={"property": images.num_classes, "records": len(names)},
         )
-    single = float((sizes < 2).mean())
-    if single > 0.2:
+    single_share = float((sizes < 2).mean())
+    if single_share > 0.2:
         yield Finding(
             fault="single_images",
-            severity="serious" if single > 0.8 else "warning",
-            message=f"{100 * single:.0f} % of the {len(sizes)} identities have a single image",
+            severity="serious" if single_share > 0.8 else "warning",
+            message=f"{100 * single_share:.0f} % of the {len(sizes)} identities have a single "
+            "image",
             remedy="leave them out (minimum_images=2): a single image shows no variation within an "
-            "identity, and KappaFace cannot estimate its concentration",
-            share=single,
+            "identity, and KappaFace cannot estimate a concentration from it",
+            share=single_share,
             figures=histogram(sizes),
         )
     largest, median = int(sizes.max()), float(np.median(sizes))
@@ -151,7 +153,7 @@ def check_labels(images: FaceImages) -> Iterator[Finding]:
             fault="dominant_identity",
             severity="warning",
             message=f"the largest identity, {images.class_names[int(sizes.argmax())]}, has "
-            f"{largest} images, the median {median:.0f}",
+            f"{largest} images; the median is {median:.0f}",
             remedy="look at its images: it may be a folder of unknown people",
             share=largest / len(labels),
             figures=histogram(sizes),
@@ -160,26 +162,27 @@ def check_labels(images: FaceImages) -> Iterator[Finding]:
         fault="class_sizes",
         severity="note",
         message=f"{len(labels)} images of {len(sizes)} identities: {sizes.min()} to {largest} "
-        f"each, median {median:.0f}; the largest tenth of the identities has "
-        f"{100 * np.sort(sizes)[-max(1, len(sizes) // 10) :].sum() / len(labels):.0f} % of them",
+        f"per identity, median {median:.0f}; the largest tenth of the identities has "
+        f"{100 * np.sort(sizes)[-max(1, len(sizes) // 10) :].sum() / len(labels):.0f} % of the "
+        "images",
         remedy="none needed",
         share=0.0,
         figures=histogram(sizes),
     )
 
 
-def _check_numbers(numbers: np.ndarray) -> Iterator[Finding]:
-    missing = int(numbers[-1]) + 1 - len(numbers)
+def _check_label_gaps(file_labels: np.ndarray) -> Iterator[Finding]:
+    missing = int(file_labels[-1]) + 1 - len(file_labels)
     if not missing:
         return
-    shifted = missing == numbers[0]
-    before = np.concatenate([[-1], numbers[:-1]])
-    after_gaps = np.flatnonzero(numbers - before > 1)[:MAX_EXAMPLES]
-    gap_starts = ", ".join(str(before[index] + 1) for index in after_gaps)
-    message = f"labels begin at {numbers[0]} instead of 0"
+    shifted = missing == file_labels[0]
+    previous = np.concatenate([[-1], file_labels[:-1]])
+    after_gaps = np.flatnonzero(file_labels - previous > 1)[:MAX_EXAMPLES]
+    gap_starts = ", ".join(str(previous[index] + 1) for index in after_gaps)
+    message = f"labels begin at {file_labels[0]} instead of 0"
     if not shifted:
         message = (
-            f"{missing} labels between 0 and {numbers[-1]} have no images; gaps begin at "
+            f"{missing} labels between 0 and {file_labels[-1]} have no images; gaps begin at "
             f"{gap_starts}"
         )
     yield Finding(
@@ -187,14 +190,14 @@ def _check_numbers(numbers: np.ndarray) -> Iterator[Finding]:
         severity="warning",
         message=message,
         remedy="pack the set again (margrave pack numbers identities from 0); Margrave renumbers "
-        "labels when reading, but other programs count classes wrongly or index out of range",
-        share=missing / (int(numbers[-1]) + 1),
-        figures={"missing": missing, "first": int(numbers[0]), "last": int(numbers[-1])},
+        "labels when reading, but other programs may count classes wrongly or index out of range",
+        share=missing / (int(file_labels[-1]) + 1),
+        figures={"missing": missing, "first": int(file_labels[0]), "last": int(file_labels[-1])},
     )
 
 
 def histogram(sizes: np.ndarray) -> dict[str, int]:
-    """Range of the number of images -> number of identities, in doubling steps.
+    """Histogram of class sizes: range of sizes -> number of identities; the ranges double.
 
     >>> histogram(np.array([1, 1, 3, 9]))
     {'1': 2, '2-3': 1, '8-15': 1}
@@ -224,7 +227,7 @@ def _check_shards(images: ShardImages) -> Iterator[Finding]:
 
 
 def check_pairs(pairs: PairList, measured: Measurements) -> Iterator[Finding]:
-    """Check for wrong labels, and for pairs that measure nothing."""
+    """Check for one-sided or contradictory labels, and for pairs of an image with itself."""
     same = np.asarray(pairs.same, bool)
     share = float(same.mean())
     if not 0.05 < share < 0.95:
@@ -238,30 +241,31 @@ def check_pairs(pairs: PairList, measured: Measurements) -> Iterator[Finding]:
         )
     row_of = {int(index): row for row, index in enumerate(measured.indices)}
     duplicates = {tuple(pair) for pair in near_duplicates(measured).tolist()}
-    contradicted, identical = [], 0
-    for number, (one, other) in enumerate(zip(pairs.first, pairs.second, strict=True)):
-        rows = sorted((row_of.get(int(one), -1), row_of.get(int(other), -2)))
+    contradicted, num_identical = [], 0
+    for pair, (first, second) in enumerate(zip(pairs.first, pairs.second, strict=True)):
+        rows = sorted((row_of.get(int(first), -1), row_of.get(int(second), -2)))
         if rows[0] == rows[1] or tuple(rows) in duplicates:
-            identical += 1
-            if not same[number]:
-                contradicted.append(number)
+            num_identical += 1
+            if not same[pair]:
+                contradicted.append(pair)
     if contradicted:
         yield Finding(
             fault="contradicted_pairs",
             severity="serious",
             message=f"{len(contradicted)} pairs of the same image are labeled as different "
             "people: the labels are reversed or belong to other pairs",
-            remedy="create the set again, and check that images 2k and 2k + 1 belong to label k",
+            remedy="create the set again, and check that images 2k and 2k + 1 form the pair with "
+            "label k",
             share=len(contradicted) / len(same),
-            examples=tuple(f"pair {number}" for number in contradicted[:MAX_EXAMPLES]),
+            examples=tuple(f"pair {pair}" for pair in contradicted[:MAX_EXAMPLES]),
             figures={"contradicted": len(contradicted), "pairs": len(same)},
         )
-    if identical > 0.05 * len(same):
+    if num_identical > 0.05 * len(same):
         yield Finding(
             fault="identical_pairs",
             severity="warning",
-            message=f"{identical} of {len(same)} pairs compare an image with itself",
+            message=f"{num_identical} of {len(same)} pairs compare an image with itself",
             remedy="choose pairs of two different images: identical images are always matched",
-            share=identical / len(same),
-            figures={"identical": identical, "pairs": len(same)},
+            share=num_identical / len(same),
+            figures={"identical": num_identical, "pairs": len(same)},
         )

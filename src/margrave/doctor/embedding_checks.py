@@ -1,4 +1,4 @@
-"""Checks a model's embeddings: collapse, wrong preparation of images, norm and image quality."""
+"""Checks a model's embeddings: collapse, wrong preparation of images, norm and quality."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from margrave.inference import Embedder
 from margrave.progress import Progress
 
 QUALITIES = (1.0, 0.5, 0.25, 0.125)
-"""Scale factors by which images are reduced, before they are enlarged to their former size."""
+"""Scale factors that lower image quality: images are shrunk by them, then enlarged again."""
 NORMALIZATIONS = {
     "[-1, 1] (mean 0.5, std 0.5)": (0.5, 0.5),
     "[0, 1] (mean 0, std 1)": (0.0, 1.0),
@@ -25,7 +25,7 @@ NORMALIZATIONS = {
 }
 """Name -> mean and std of pixels in [0, 1]."""
 MIN_AREA_GAIN = 0.03
-"""A gain of the area under the ROC curve above which another preparation is better."""
+"""Gain in the area under the ROC curve above which another preparation counts as better."""
 PIXELS = 16
 """Side length of the reduced images whose pixels are compared with a model's embeddings."""
 
@@ -101,20 +101,20 @@ def check_preparation(
         )
         return
     card = embedder.card
-    own = np.mean(card.mean), np.mean(card.std)
+    card_statistics = np.mean(card.mean), np.mean(card.std)
     preparations = {"as it is": (embedder, images), "bgr": (embedder, _SwappedColors(images))} | {
         name: (replace(embedder, card=replace(card, mean=mean, std=std)), images)
         for name, (mean, std) in NORMALIZATIONS.items()
-        if not np.allclose((mean, std), own, atol=1e-3)
+        if not np.allclose((mean, std), card_statistics, atol=1e-3)
     }
     scores: dict[str, np.ndarray] = {}
-    for number, (name, (changed_embedder, faces)) in enumerate(preparations.items()):
+    for done, (name, (changed_embedder, faces)) in enumerate(preparations.items(), 1):
         # Unreadable images have zero embeddings, the same in every preparation.
         embeddings, _ = changed_embedder.embed_images(
             faces, pairs.indices, flips=False, unreadable={}
         )
         scores[name] = pairs.cosines(np.nan_to_num(embeddings))
-        progress(number + 1, len(preparations))
+        progress(done, len(preparations))
     same = pairs.same
     areas = {name: _area(values, same) for name, values in scores.items()}
     figures = {name: round(area, 4) for name, area in areas.items()}
@@ -132,10 +132,10 @@ def check_preparation(
             fault="wrong_color_order" if wrong_colors else "wrong_normalization",
             severity="serious",
             message="the model separates these faces better with "
-            f"{'BGR images' if wrong_colors else f'pixels in {best}'}: {comparison}",
+            f"{'BGR images' if wrong_colors else f'another normalization, {best}'}: {comparison}",
             remedy="import it again with --color-order bgr"
             if wrong_colors
-            else "write the right mean and std into its card: import or save it again",
+            else "correct the mean and std in its card: import or save it again",
             figures=figures,
         )
     elif areas["as it is"] < 0.6:
@@ -145,8 +145,8 @@ def check_preparation(
             message="the model does not separate genuine from impostor pairs (area under the ROC "
             f"curve {areas['as it is']:.3f})",
             remedy="check the data with margrave doctor, and check that its labels belong to its "
-            "images (they may be shifted by one); otherwise the model was not trained for such "
-            "faces",
+            "images (they may be shifted by one); if both are right, the model was not trained for "
+            "such faces",
             figures=figures,
         )
 
@@ -154,7 +154,7 @@ def check_preparation(
 def better_than_pixels(embedder: Embedder, images: FaceImages, max_pairs: int = 400) -> bool:
     """Whether the model separates faces better than a comparison of their pixels.
 
-    Networks with random weights hardly do.
+    Networks with random weights rarely do.
     """
     pairs = _sample_pairs(images, max_pairs)
     if pairs is None:
@@ -178,7 +178,7 @@ class _SampledPairs:
     Attributes:
         indices: (M,) indices of the images in the pairs, ascending.
         first, second: (N,) positions of each pair's images in `indices`.
-        same: (N,) bool, whether a pair is genuine.
+        same: (N,) bool, True for genuine pairs.
     """
 
     indices: np.ndarray
@@ -193,12 +193,12 @@ class _SampledPairs:
 
 
 def _sample_pairs(images: FaceImages, max_pairs: int) -> _SampledPairs | None:
-    """Balanced pairs, as many as wanted and possible; None if there are none."""
+    """Draw balanced pairs, at most `max_pairs`; None if the labels allow none."""
     labels = np.asarray(images.labels)
-    number = min(max_pairs // 20 * 20, max_balanced_pairs(labels))
-    if not number:
+    num_pairs = min(max_pairs // 20 * 20, max_balanced_pairs(labels))
+    if not num_pairs:
         return None
-    pairs = balanced_pairs(labels, number, seed=0)
+    pairs = balanced_pairs(labels, num_pairs, seed=0)
     indices, position = np.unique(np.stack([pairs.first, pairs.second]), return_inverse=True)
     first, second = position.reshape(2, -1)
     return _SampledPairs(indices, first, second, np.asarray(pairs.same, bool))
@@ -232,22 +232,25 @@ def check_quality(
     Args:
         embedder: the model.
         images: any faces.
-        loss_reads_norm: whether the training loss uses the norm (AdaFace, MagFace).
+        loss_reads_norm: whether the training loss uses the norm, as AdaFace and MagFace do.
         max_images: maximum number of images to use.
     """
     indices = np.linspace(0, len(images) - 1, min(max_images, len(images))).astype(int)
-    sharp = []
+    originals = []
     for index in indices.tolist():
         # Unreadable images are reported by another check.
         with contextlib.suppress(ValueError):
-            sharp.append(images.read(index))
-    if not sharp:
+            originals.append(images.read(index))
+    if not originals:
         return
     norms = np.stack(
-        [_norms(embedder, [_degraded(image, scale) for image in sharp]) for scale in QUALITIES],
+        [
+            _embedding_norms(embedder, [_degrade(image, scale) for image in originals])
+            for scale in QUALITIES
+        ],
         axis=1,
     )
-    # Spearman's ρ between norm and quality, within each image.
+    # Spearman's ρ between norm and quality within each image, averaged over images.
     ranks = norms.argsort(axis=1).argsort(axis=1)
     quality = np.arange(len(QUALITIES))[::-1]
     spread = quality.var()
@@ -259,7 +262,8 @@ def check_quality(
     figures = {
         "rank_correlation": round(rho, 3),
         "norms": {
-            f"1/{round(1 / s)}": round(float(m), 4) for s, m in zip(QUALITIES, means, strict=True)
+            f"1/{round(1 / scale)}": round(float(mean), 4)
+            for scale, mean in zip(QUALITIES, means, strict=True)
         },
     }
     if rho < -0.3:
@@ -288,13 +292,13 @@ def check_quality(
         )
 
 
-def _norms(embedder: Embedder, images: list[np.ndarray]) -> np.ndarray:
+def _embedding_norms(embedder: Embedder, images: list[np.ndarray]) -> np.ndarray:
     embeddings, _ = embedder.embed_images(images, flips=False)
     return np.linalg.norm(embeddings, axis=1)
 
 
-def _degraded(image: np.ndarray, scale: float) -> np.ndarray:
-    """The image reduced by a scale factor and enlarged again."""
+def _degrade(image: np.ndarray, scale: float) -> np.ndarray:
+    """Shrink an image by a scale factor and enlarge it again."""
     height, width = image.shape[:2]
     if scale == 1:
         return image

@@ -18,9 +18,10 @@ class Finding:
         fault: identifier of the fault, for programs.
         severity: ``serious`` ruins a model, ``warning`` costs accuracy or time, ``unchecked``
             could not be checked, ``note`` is information.
-        message: what was found, with the measured values.
+        message: what is wrong, or the information, with the measured values.
         remedy: what to do about it.
-        share: the affected share, in [0, 1]; it orders findings of the same severity.
+        share: affected share of the images, pairs or tensors, in [0, 1]; findings of the same
+            severity are sorted by it.
         examples: examples of affected images, pairs or tensors.
         figures: the measured values, for programs.
     """

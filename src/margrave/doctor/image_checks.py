@@ -1,4 +1,4 @@
-"""Checks of a data set by measurements of its images."""
+"""Checks a data set by measurements of its images."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ MIN_SIDE = 48
 GRAY_SHARE = 0.95
 """Share of gray images above which the data set counts as gray."""
 MAX_DIFFERENT_BITS, MAX_DIFFERENCE = 8, 3.0
-"""Limits for near duplicates: different bits of the hashes, and mean difference of gray values."""
+"""Maximum number of different hash bits and mean difference of gray values of near duplicates."""
 NEIGHBORS = 8
-"""Number of following images with which each image is compared after sorting by hash."""
+"""Number of next images, after sorting by hash, with which each image is compared."""
 
 Name = Callable[[int], str]
-"""Returns an image's name by its index."""
+"""Returns the name of the image with this index."""
 
 
 def check_reading(measured: Measurements, name: Name) -> Iterator[Finding]:
@@ -52,7 +52,7 @@ def check_reading(measured: Measurements, name: Name) -> Iterator[Finding]:
             message=f"{blank.sum()} of {total} images are blank or nearly so",
             remedy="remove them: nothing can be learned from them",
             share=float(blank.mean()),
-            examples=_examples(measured, blank, name),
+            examples=_example_names(measured, blank, name),
             figures={"blank": int(blank.sum()), "images": total},
         )
 
@@ -78,14 +78,14 @@ def check_color(measured: Measurements, name: Name) -> Iterator[Finding]:
             remedy="exchange the channels in the program that wrote the images (OpenCV reads and "
             "writes BGR: cv2.cvtColor(image, cv2.COLOR_BGR2RGB)), and write them again",
             share=share,
-            examples=_examples(measured, wrong, name),
+            examples=_example_names(measured, wrong, name),
             figures=figures,
         )
 
 
 def _colors_unchecked(measured: Measurements, colored: int) -> Finding:
     gray = float((measured.color <= MIN_COLOR).mean()) if len(measured) else 0.0
-    reason = f"only {colored} images have colors, and {MIN_COLORED_IMAGES} are needed"
+    reason = f"only {colored} images have colors, but at least {MIN_COLORED_IMAGES} are needed"
     if gray > GRAY_SHARE:
         reason = f"{100 * gray:.0f} % of the images are gray"
     return Finding(
@@ -111,7 +111,7 @@ def check_sizes(measured: Measurements, name: Name, min_side: int = MIN_SIDE) ->
             f"wide or high (median {np.median(measured.sizes.min(axis=1)):.0f})",
             remedy="align from the original photos (margrave align) instead of enlarging crops",
             share=float(small.mean()),
-            examples=_examples(measured, small, name),
+            examples=_example_names(measured, small, name),
             figures={"share": round(float(small.mean()), 4)},
         )
 
@@ -120,7 +120,8 @@ def near_duplicates(measured: Measurements) -> np.ndarray:
     """Find near duplicates: (M, 2) positions of pairs of images, the lower position first.
 
     The 128-bit hashes of near duplicates usually have at least one of four 32-bit quarters in
-    common. For each quarter, images are sorted by it, and each is compared with those that follow.
+    common. For each quarter, images are sorted by that quarter, and each is compared with the
+    next ones.
     """
     usable = np.flatnonzero(measured.std >= BLANK_STD)
     hashes = measured.hashes[usable]
@@ -131,18 +132,18 @@ def near_duplicates(measured: Measurements) -> np.ndarray:
     for quarter in range(4):
         order = np.lexsort((hashes[:, 1], hashes[:, 0], quarters[:, quarter]))
         for step in range(1, min(NEIGHBORS + 1, len(order))):
-            one, other = order[:-step], order[step:]
-            equal = quarters[one, quarter] == quarters[other, quarter]
-            one, other = one[equal], other[equal]
-            bits = np.bitwise_count(hashes[one] ^ hashes[other]).sum(axis=1)
-            close = bits <= MAX_DIFFERENT_BITS
-            candidates.append(np.sort(np.stack([one[close], other[close]], axis=1), axis=1))
+            first, second = order[:-step], order[step:]
+            equal = quarters[first, quarter] == quarters[second, quarter]
+            first, second = first[equal], second[equal]
+            different_bits = np.bitwise_count(hashes[first] ^ hashes[second]).sum(axis=1)
+            close = different_bits <= MAX_DIFFERENT_BITS
+            candidates.append(np.sort(np.stack([first[close], second[close]], axis=1), axis=1))
     pairs = np.unique(np.concatenate(candidates), axis=0)
-    first, second = (
+    first_thumbnails, second_thumbnails = (
         measured.thumbnails[usable[pairs[:, side]]].astype(np.int16) for side in (0, 1)
     )
-    same = np.abs(first - second).mean(axis=(1, 2)) <= MAX_DIFFERENCE
-    return usable[pairs[same]]
+    is_duplicate = np.abs(first_thumbnails - second_thumbnails).mean(axis=(1, 2)) <= MAX_DIFFERENCE
+    return usable[pairs[is_duplicate]]
 
 
 def check_duplicates(
@@ -152,10 +153,10 @@ def check_duplicates(
     pairs = near_duplicates(measured)
     if not len(pairs):
         return
-    own_labels = labels[measured.indices]
-    across = own_labels[pairs[:, 0]] != own_labels[pairs[:, 1]]
+    measured_labels = labels[measured.indices]
+    across = measured_labels[pairs[:, 0]] != measured_labels[pairs[:, 1]]
     if across.any():
-        yield _across_identities(measured, name, own_labels, class_names, pairs[across])
+        yield _across_identities(measured, name, measured_labels, class_names, pairs[across])
     within = np.unique(pairs[~across][:, 1])
     share = len(within) / len(measured)
     if share > 0.02:
@@ -164,11 +165,11 @@ def check_duplicates(
             severity="serious" if share > 0.3 else "warning",
             message=f"{len(within)} of {len(measured)} images repeat another image of the same "
             "identity",
-            remedy="keep only one of them: repetitions distort class sizes and concentrations",
+            remedy="keep only one copy of each: repetitions distort class sizes and concentrations",
             share=share,
             examples=tuple(
-                f"{name(int(measured.indices[one]))} = {name(int(measured.indices[other]))}"
-                for one, other in pairs[~across][:MAX_EXAMPLES]
+                f"{name(int(measured.indices[first]))} = {name(int(measured.indices[second]))}"
+                for first, second in pairs[~across][:MAX_EXAMPLES]
             ),
             figures={"repeated": len(within), "images": len(measured)},
         )
@@ -177,7 +178,7 @@ def check_duplicates(
 def _across_identities(
     measured: Measurements,
     name: Name,
-    own_labels: np.ndarray,
+    measured_labels: np.ndarray,
     class_names: Callable[[int], str],
     pairs: np.ndarray,
 ) -> Finding:
@@ -186,25 +187,28 @@ def _across_identities(
     Args:
         measured: measurements of N images.
         name: an image's name by its index.
-        own_labels: (N,) labels of the measured images.
+        measured_labels: (N,) labels of the measured images.
         class_names: an identity's name by its label.
         pairs: (M, 2) positions of near duplicates with different labels.
     """
-    involved = np.unique(pairs)
-    sizes = np.bincount(own_labels)
-    identities, counts = np.unique(np.sort(own_labels[pairs], axis=1), axis=0, return_counts=True)
+    affected = np.unique(pairs)
+    sizes = np.bincount(measured_labels)
+    identities, counts = np.unique(
+        np.sort(measured_labels[pairs], axis=1), axis=0, return_counts=True
+    )
     smaller = np.minimum(sizes[identities[:, 0]], sizes[identities[:, 1]])
-    # Two or more common images, and at least half of the smaller identity.
+    # At least two common images, which are at least half of the smaller identity's images.
     same_person = counts >= np.maximum(2, 0.5 * smaller)
-    share = len(involved) / len(measured)
-    message = f"{len(involved)} of {len(measured)} images also occur in another identity"
+    share = len(affected) / len(measured)
+    message = f"{len(affected)} of {len(measured)} images also occur in another identity"
     if same_person.any():
-        named = [
-            f"{class_names(int(one))} = {class_names(int(other))}"
-            for one, other in identities[same_person][:MAX_EXAMPLES]
+        same_names = [
+            f"{class_names(int(first))} = {class_names(int(second))}"
+            for first, second in identities[same_person][:MAX_EXAMPLES]
         ]
         message += (
-            f"; {same_person.sum()} pairs of identities are the same person: {', '.join(named)}"
+            f"; {same_person.sum()} pairs of identities are the same person: "
+            f"{', '.join(same_names)}"
         )
     return Finding(
         fault="duplicate_identities" if same_person.any() else "images_under_two_identities",
@@ -214,12 +218,12 @@ def _across_identities(
         "equal images apart",
         share=share,
         examples=tuple(
-            f"{name(int(measured.indices[one]))} = {name(int(measured.indices[other]))}"
-            for one, other in pairs[:MAX_EXAMPLES]
+            f"{name(int(measured.indices[first]))} = {name(int(measured.indices[second]))}"
+            for first, second in pairs[:MAX_EXAMPLES]
         ),
-        figures={"images": len(involved), "identity_pairs": int(same_person.sum())},
+        figures={"images": len(affected), "identity_pairs": int(same_person.sum())},
     )
 
 
-def _examples(measured: Measurements, which: np.ndarray, name: Name) -> tuple[str, ...]:
-    return tuple(name(int(index)) for index in measured.indices[which][:MAX_EXAMPLES])
+def _example_names(measured: Measurements, affected: np.ndarray, name: Name) -> tuple[str, ...]:
+    return tuple(name(int(index)) for index in measured.indices[affected][:MAX_EXAMPLES])

@@ -1,4 +1,4 @@
-"""Finds mislabeled training images by the centers of a head with several per class."""
+"""Finds mislabeled training images with a head that has several centers per class."""
 
 from __future__ import annotations
 
@@ -18,25 +18,25 @@ from margrave.doctor.image_checks import MAX_EXAMPLES
 from margrave.inference import Embedder
 
 MAX_ANGLE = 75
-"""Angle in degrees to the dominant center beyond which an image is another person's."""
+"""Angle in degrees to the dominant center beyond which an image counts as another person's."""
 MAX_CENTERS = 64
-"""Number of centers per class beyond which a checkpoint is not believed."""
+"""Maximum plausible number of centers per class; a checkpoint with more is not evaluated."""
 CENTERS = "head.weight"
 
 
 def check_label_noise(
     checkpoint: Path, embedder: Embedder, images: FaceImages, max_images: int
 ) -> Iterator[Finding]:
-    """Name the images that a run's head gathered at other centers than their class's.
+    """Name the training images that lie at a non-dominant center of their class.
 
     Args:
-        checkpoint: the run's latest checkpoint, with one or several centers per class. With one
-            there is nothing to find.
+        checkpoint: the run's latest checkpoint. With one center per class, nothing is reported.
         embedder: the run's model.
         images: the run's training images.
-        max_images: maximum number of images to embed, of whole identities.
+        max_images: maximum number of images to embed. From a larger set, identities are drawn at
+            random, with all their images.
 
-    Source: Sub-center ArcFace, ECCV 2020, section 3.4, whose threshold of 75° this is.
+    Source: Sub-center ArcFace, ECCV 2020, section 3.4, including the threshold of 75°.
     """
     shape, dtype = stored_tensors(checkpoint).get(CENTERS, (torch.Size(), torch.float32))
     if len(shape) != 3:
@@ -52,8 +52,8 @@ def check_label_noise(
         yield Finding(
             fault="label_noise_not_checked",
             severity="unchecked",
-            message=f"the checkpoint's class centers have the shape {tuple(shape)}; these images "
-            f"and this model need ({expected[0]}, centers per class, {expected[1]})",
+            message=f"the checkpoint's class centers have the shape {tuple(shape)}, but these "
+            f"images and this model need ({expected[0]}, centers per class, {expected[1]})",
             remedy="restore the images that the run was trained on",
             share=0.0,
         )
@@ -67,29 +67,30 @@ def check_label_noise(
     yield Finding(
         fault="label_noise",
         severity="warning",
-        message=f"{len(suspects)} of {len(indices)} training images gathered at one of their "
-        f"class's {shape[1]} centers that is not the dominant one, and lie more than {MAX_ANGLE}° "
-        "from that: probably other people",
+        message=f"{len(suspects)} of {len(indices)} training images lie at a non-dominant one "
+        f"of their class's {shape[1]} centers, more than {MAX_ANGLE}° from the dominant one: they "
+        "probably show other people",
         remedy="look at them; train again without them, with one center per class",
         share=len(suspects) / len(indices),
         examples=tuple(
-            f"{images.name(int(i))} (labeled {images.class_names[int(labels[i])]})"
-            for i in suspects[:MAX_EXAMPLES]
+            f"{images.name(int(index))} (labeled {images.class_names[int(labels[index])]})"
+            for index in suspects[:MAX_EXAMPLES]
         ),
-        figures={"images": [images.name(int(i)) for i in suspects]},
+        figures={"images": [images.name(int(index)) for index in suspects]},
     )
 
 
 def mislabeled(embeddings: np.ndarray, labels: np.ndarray, centers: np.ndarray) -> np.ndarray:
-    """(N,) bool, which images are probably not of their class.
+    """(N,) bool, True for images that probably do not belong to their class.
 
-    An image's center is the nearest of its class's; a class's dominant center is that of most of
-    its images. Images of another center that are more than 75° from the dominant one are named.
+    Each image is assigned to the nearest center of its class. The dominant center of a class is the
+    one with the most images. Images that are assigned to another center and are more than 75° from
+    the dominant one are probably mislabeled.
 
     Args:
-        embeddings: (N, D).
+        embeddings: (N, D) embeddings of the images.
         labels: (N,) class indices.
-        centers: (C, K, D).
+        centers: (C, K, D), K centers for each of C classes.
 
     >>> centers = np.array([[[1.0, 0], [0, 1.0]]])
     >>> mislabeled(np.array([[1, 0.1], [1, 0.2], [0.1, 1]]), np.array([0, 0, 0]), centers)

@@ -16,6 +16,7 @@ from margrave.progress import Progress
 SIDE = 112
 """Images are fitted to this side length in pixels before they are measured."""
 THUMBNAIL = 24
+"""Side length of thumbnails in pixels."""
 CELLS = 28
 """Side length of the reduced image in which eye contrasts are measured."""
 
@@ -31,13 +32,13 @@ class Measurements:
         color: (N,) mean difference between channels; 0 for gray images.
         redness: (N,) mean of red minus blue in the middle of the image, where skin is.
         eyes: (N, 4) eye contrast: how much darker the eyes' positions in ArcFace's template are
-            than the areas between and below them, in standard deviations of the face's gray values;
-            for the image rotated by 0, 90, 180 and 270 degrees. The mean of aligned faces is above
-            1.
-        hashes: (N, 2) uint64, one bit for each of 8 × 8 cells: whether its right neighbor (first
-            column) and its lower neighbor (second column) is brighter.
+            than the areas between and below them, in standard deviations of the face's gray values.
+            The columns are for the image rotated counterclockwise by 0, 90, 180 and 270 degrees.
+            The mean of aligned faces is above 1.
+        hashes: (N, 2) uint64, one bit per cell of an 8 × 8 grid: 1 if its right neighbor (first
+            hash) or its lower neighbor (second hash) is brighter.
         thumbnails: (N, 24, 24) uint8 gray values.
-        unreadable: the reason for each unreadable image, by index.
+        unreadable: index of each unreadable image -> reason.
     """
 
     indices: np.ndarray
@@ -69,9 +70,9 @@ def measure_images(
         progress: called with (images done, total images).
     """
 
-    def measure(index: int) -> tuple[Any, ...] | str:
+    def try_measure(index: int) -> tuple[Any, ...] | str:
         try:
-            return _measure(images.read(index))
+            return _measure_image(images.read(index))
         except ValueError as error:
             return str(error)
 
@@ -79,7 +80,7 @@ def measure_images(
     readable: list[int] = []
     unreadable: dict[int, str] = {}
     with ThreadPoolExecutor(workers) as pool:
-        results = zip(indices, pool.map(measure, indices), strict=True)
+        results = zip(indices, pool.map(try_measure, indices), strict=True)
         for done, (index, result) in enumerate(results, 1):
             if isinstance(result, str):
                 unreadable[int(index)] = result
@@ -88,7 +89,8 @@ def measure_images(
                 rows.append(result)
             progress(done, len(indices))
     if not rows:
-        rows.append(_measure(np.zeros((SIDE, SIDE, 3), np.uint8)))
+        # A dummy image gives the shapes and types of the empty columns.
+        rows.append(_measure_image(np.zeros((SIDE, SIDE, 3), np.uint8)))
         columns = [np.stack(column)[:0] for column in zip(*rows, strict=True)]
     else:
         columns = [np.stack(column) for column in zip(*rows, strict=True)]
@@ -107,11 +109,13 @@ def _eye_contrasts(cells: np.ndarray) -> np.ndarray:
     return contrasts
 
 
-def _measure(image: np.ndarray) -> tuple[Any, ...]:
-    """Size, std, color, redness, eye contrasts, hashes and thumbnail."""
+def _measure_image(image: np.ndarray) -> tuple[Any, ...]:
+    """Measure an image: size, std, color, redness, eye contrasts, hashes and thumbnail."""
     face = fit_image(image, SIDE)
     gray = cv2.cvtColor(face, cv2.COLOR_RGB2GRAY)
-    middle = face[SIDE // 3 : 5 * SIDE // 6, SIDE // 4 : 3 * SIDE // 4].reshape(-1, 3).mean(axis=0)
+    mean_color = (
+        face[SIDE // 3 : 5 * SIDE // 6, SIDE // 4 : 3 * SIDE // 4].reshape(-1, 3).mean(axis=0)
+    )
     small = cv2.resize(face, (28, 28), interpolation=cv2.INTER_AREA).astype(np.int16)
     across = cv2.resize(gray, (9, 8), interpolation=cv2.INTER_AREA)
     down = cv2.resize(gray, (8, 9), interpolation=cv2.INTER_AREA)
@@ -120,7 +124,7 @@ def _measure(image: np.ndarray) -> tuple[Any, ...]:
         np.array(image.shape[:2], np.int64),
         np.float32(gray.std()),
         np.float32(np.abs(np.diff(small, axis=2)).mean()),
-        np.float32(middle[0] - middle[2]),
+        np.float32(mean_color[0] - mean_color[2]),
         _eye_contrasts(
             cv2.resize(gray, (CELLS, CELLS), interpolation=cv2.INTER_AREA).astype(np.float32)
         ),

@@ -35,11 +35,13 @@ def examine_model(
         max_pairs: maximum number of pairs of faces to compare.
         trust_code: import and run custom network code.
         progress: called with (preparations done, total preparations).
-        options: what the file does not show by itself.
+        options: what the file itself does not state, such as its preparation of images.
     """
     opened = open_for_examination(path, options or ImportOptions(), trust_code)
     findings = opened.findings
-    if opened.embedder is not None and not any(each.severity == "serious" for each in findings):
+    if opened.embedder is not None and not any(
+        finding.severity == "serious" for finding in findings
+    ):
         faces = images
         if faces is None:
             faces = SyntheticFaces(num_identities=20, images_per_identity=2)
@@ -47,15 +49,15 @@ def examine_model(
         if images is not None:
             preparation = check_preparation(opened.embedder, images, max_pairs, progress)
             findings += map(_as_hint, preparation) if opened.assumed else preparation
-            # Embeddings that beat pixels show training, even if the weights alone do not.
-            unchecked = [each for each in findings if each.fault == "training_not_checked"]
+            # Embeddings that beat pixels prove training, even if the weights alone do not.
+            unchecked = [finding for finding in findings if finding.fault == "training_not_checked"]
             if unchecked and better_than_pixels(opened.embedder, images, max_pairs):
-                findings = [each for each in findings if each not in unchecked]
+                findings = [finding for finding in findings if finding not in unchecked]
     return ranked(findings)
 
 
 def _as_hint(finding: Finding) -> Finding:
-    """Turn a finding about the preparation into a hint, because the preparation was assumed."""
+    """Turn a finding about an assumed preparation of images into a hint."""
     if finding.fault not in ("wrong_color_order", "wrong_normalization"):
         return finding
     return replace(

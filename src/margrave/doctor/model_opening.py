@@ -1,4 +1,4 @@
-"""Opens any kind of model file for examination, and collects faults found on the way."""
+"""Opens any kind of model file for examination, and collects findings on the way."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class OpenedModel:
     Attributes:
         findings: the findings so far.
         embedder: the model, or None if it could not be opened.
-        assumed: whether the preparation of images is assumed, because the file does not state it.
+        assumed: True if the preparation of images was assumed, because the file does not state it.
     """
 
     findings: list[Finding]
@@ -44,7 +44,7 @@ class OpenedModel:
     assumed: bool = False
 
 
-def _embedder_of(model: Model) -> Embedder:
+def _create_embedder(model: Model) -> Embedder:
     return Embedder(model.backbone, model.card, model.card.fit)
 
 
@@ -57,21 +57,21 @@ def open_for_examination(path: str | Path, options: ImportOptions, trust_code: b
         model = open_model(path, trust_code=trust_code)
     except ValueError as error:
         return _open_checkpoint(path, error, options)
-    return _open_own(model)
+    return _open_margrave_model(model)
 
 
-def _open_own(model: Model) -> OpenedModel:
-    """Examine the weights of a Margrave model file and open it."""
-    findings = [*check_weights(model.state), _description(model.card)]
+def _open_margrave_model(model: Model) -> OpenedModel:
+    """Check the weights of a Margrave model and create its embedder."""
+    findings = [*check_weights(model.state), _describe_card(model.card)]
     if any(finding.severity == "serious" for finding in findings):
         return OpenedModel(findings=findings)
     try:
-        return OpenedModel(findings=findings, embedder=_embedder_of(model))
+        return OpenedModel(findings=findings, embedder=_create_embedder(model))
     except ValueError as error:
-        return OpenedModel(findings=[*findings, _misfit(error)])
+        return OpenedModel(findings=[*findings, _misfit_finding(error)])
 
 
-def _description(card: ModelCard) -> Finding:
+def _describe_card(card: ModelCard) -> Finding:
     order = card.color_order.upper()
     return Finding(
         fault="model",
@@ -93,18 +93,18 @@ def _open_onnx(path: Path, options: ImportOptions) -> OpenedModel:
         output = options.output or (adjacent and adjacent.backbone.get("output"))
         network = OnnxBackbone(path, output=output)
     except ValueError as error:
-        return OpenedModel(findings=[*findings, _unusable(error)])
-    given = (options.mean, options.std, options.color_order)
-    if given == (None, None, None):
+        return OpenedModel(findings=[*findings, _unusable_finding(error)])
+    stated_preparation = (options.mean, options.std, options.color_order)
+    if stated_preparation == (None, None, None):
         try:
             model = open_model(path)
         except ValueError as error:
             if adjacent is not None or CARD_KEY in network.metadata:
-                return OpenedModel(findings=[*findings, _unusable(error)])
+                return OpenedModel(findings=[*findings, _unusable_finding(error)])
         else:
-            findings.append(_description(model.card))
-            return OpenedModel(findings=findings, embedder=_embedder_of(model))
-    assumed = None in given and not network.takes_bytes
+            findings.append(_describe_card(model.card))
+            return OpenedModel(findings=findings, embedder=_create_embedder(model))
+    assumed = None in stated_preparation and not network.takes_bytes
     mean, std = (0.0, 1.0) if network.takes_bytes else (0.5, 0.5)
     try:
         check_pixel_statistics(mean=options.mean, std=options.std)
@@ -117,20 +117,20 @@ def _open_onnx(path: Path, options: ImportOptions) -> OpenedModel:
         )
         network.check_rows(card)
     except ValueError as error:
-        return OpenedModel(findings=[*findings, _unusable(error)])
+        return OpenedModel(findings=[*findings, _unusable_finding(error)])
     if assumed:
         findings.append(
             Finding(
                 fault="preparation_not_checked",
                 severity="unchecked",
                 message="the preparation of images was not checked, because the file does not "
-                "state it; unless given, RGB, mean 0.5 and std 0.5 are assumed",
+                "state it; by default, RGB, mean 0.5 and std 0.5 are assumed",
                 remedy=f"create a card: {import_command(path)}",
                 share=0.0,
             )
         )
     else:
-        findings.append(_description(card))
+        findings.append(_describe_card(card))
     return OpenedModel(
         findings=findings, embedder=Embedder(network.eval(), card, card.fit), assumed=assumed
     )
@@ -142,7 +142,7 @@ def _open_checkpoint(path: Path, model_error: ValueError, options: ImportOptions
     Args:
         path: the checkpoint.
         model_error: the error from opening it as a Margrave model.
-        options: what the file does not show by itself.
+        options: what the file itself does not state.
     """
     try:
         state = read_checkpoint(path, options.key)
@@ -166,21 +166,21 @@ def _open_checkpoint(path: Path, model_error: ValueError, options: ImportOptions
                 severity="serious",
                 message=str(error),
                 remedy="margrave import lists the supported projects; for your own network, give "
-                "--backbone my_module:MyNetwork, here and for margrave import",
+                "--backbone my_module:MyNetwork to margrave doctor and margrave import",
             )
         )
         return OpenedModel(findings=findings)
     try:
         load_strictly(network, imported.state, str(path), imported.names)
     except ValueError as error:
-        return OpenedModel(findings=[*findings, _misfit(error)])
+        return OpenedModel(findings=[*findings, _misfit_finding(error)])
     kind, notes = imported.backbone["kind"], "; ".join(imported.notes)
     findings.append(
         Finding(
             fault="foreign_checkpoint",
             severity="note",
-            message=f"a checkpoint of layout {imported.layout} ({kind}), for "
-            f"(pixel - {imported.mean}) / {imported.std}; {notes}",
+            message=f"a checkpoint of layout {imported.layout} ({kind}), for pixels "
+            f"normalized as (pixel - {imported.mean}) / {imported.std}; {notes}",
             remedy=f"convert it to a model file: margrave import {path} MODEL.safetensors",
             share=0.0,
         )
@@ -189,7 +189,7 @@ def _open_checkpoint(path: Path, model_error: ValueError, options: ImportOptions
     return OpenedModel(findings=findings, embedder=Embedder(network.eval(), card))
 
 
-def _unusable(error: ValueError) -> Finding:
+def _unusable_finding(error: ValueError) -> Finding:
     return Finding(
         fault="unusable_onnx_model",
         severity="serious",
@@ -199,7 +199,7 @@ def _unusable(error: ValueError) -> Finding:
     )
 
 
-def _misfit(error: ValueError) -> Finding:
+def _misfit_finding(error: ValueError) -> Finding:
     return Finding(
         fault="misfitting_weights",
         severity="serious",

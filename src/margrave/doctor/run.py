@@ -24,7 +24,7 @@ from margrave.progress import Progress
 from margrave.runs import RunFolder
 
 MIN_STEPS = 5
-"""Minimum number of logged steps for a verdict on the curve."""
+"""Minimum number of logged steps for a verdict on the training curve."""
 MIN_LOSS_DROP = 0.03
 """Relative drop of the loss below which it counts as not falling."""
 MAX_STEP_SIZE, MIN_STEP_SIZE = 50.0, 1e-4
@@ -46,8 +46,8 @@ def examine_run(
 
     Args:
         folder: the run's folder.
-        max_images: maximum number of images to examine, of the training set and of each evaluation
-            set.
+        max_images: maximum number of images to examine, in the training set and in each evaluation
+            set. Evaluation images are searched for among ten times as many training images.
         workers: number of threads.
         trust_code: import and run the custom code that the run's files name.
         progress: called with (images done, total images).
@@ -85,7 +85,14 @@ def examine_run(
 def check_curve(
     lines: list[dict[str, Any]], config: RunConfig, images: int, classes: int
 ) -> Iterator[Finding]:
-    """Check whether the loss is finite and falls, and whether training is finished."""
+    """Check whether the loss is finite and falls, and whether training is finished.
+
+    Args:
+        lines: the run's metrics, in the order in which they were logged.
+        config: the run's configuration.
+        images: number of training images.
+        classes: number of training identities.
+    """
     if lines and lines[-1]["kind"] == "stopped":
         yield Finding(
             fault="non_finite_loss",
@@ -104,7 +111,7 @@ def check_curve(
             remedy="train it: margrave train --resume FOLDER",
         )
         return
-    # In float16, gradients that overflow are normal: the step is skipped and the scale lowered.
+    # In float16 (with a loss scale), overflowing gradients are normal: their steps are skipped.
     broken = [
         line
         for line in steps
@@ -115,7 +122,7 @@ def check_curve(
         yield Finding(
             fault="non_finite_loss",
             severity="serious",
-            message=f"the loss or its gradient is infinite or NaN from step {broken[0]['step']} on",
+            message=f"the loss or its gradient is infinite or NaN at step {broken[0]['step']}",
             remedy="lower training.optimizer.learning_rate or set training.clip_norm (5)",
         )
         return
@@ -135,7 +142,7 @@ def check_curve(
         yield Finding(
             fault="unfinished",
             severity="note",
-            message=f"stopped after {epoch:.2f} of {epochs} epochs",
+            message=f"training stopped after {epoch:.2f} of {epochs} epochs",
             remedy="continue with margrave train --resume FOLDER",
             share=0.0,
         )
@@ -145,65 +152,72 @@ def _check_convergence(
     steps: list[dict[str, Any]], config: RunConfig, classes: int
 ) -> Iterator[Finding]:
     names = ("loss", "feature_norm", "learning_rate", "gradient_norm")
-    columns = np.array([[_number(line.get(name)) for name in names] for line in steps])
+    columns = np.array([[_float_or_nan(line.get(name)) for name in names] for line in steps])
     complete = columns[np.isfinite(columns).all(1)]
     if len(complete) < MIN_STEPS:
         return
-    losses, norms, rates, gradients = complete.T
-    limit = config.training.clip_norm
-    quarters = [float(np.median(part)) for part in np.array_split(losses, 4)]
-    first, last = float(losses[0]), float(np.median(losses[-max(3, len(losses) // 10) :]))
-    step_sizes = rates * (np.minimum(gradients, limit) if limit else gradients)
+    losses, feature_norms, learning_rates, gradient_norms = complete.T
+    clip_norm = config.training.clip_norm
+    quarter_medians = [float(np.median(part)) for part in np.array_split(losses, 4)]
+    first_loss, last_loss = float(losses[0]), float(np.median(losses[-max(3, len(losses) // 10) :]))
+    step_sizes = learning_rates * (
+        np.minimum(gradient_norms, clip_norm) if clip_norm else gradient_norms
+    )
     median_step, max_step = float(np.median(step_sizes)), float(step_sizes.max())
-    norm_ratio = float(norms.max() / max(norms.min(), 1e-12))
+    norm_ratio = float(feature_norms.max() / max(feature_norms.min(), 1e-12))
     figures = {
-        "first_loss": round(first, 4),
-        "last_loss": round(last, 4),
+        "first_loss": round(first_loss, 4),
+        "last_loss": round(last_loss, 4),
         "highest_loss": round(float(losses.max()), 4),
         "median_step": float(f"{median_step:.3g}"),
         "highest_step": float(f"{max_step:.3g}"),
         "feature_norm_swing": float(f"{norm_ratio:.3g}"),
     }
-    curve = f"the loss went from {first:.2f} to {last:.2f} (maximum {losses.max():.2f})"
+    loss_summary = (
+        f"the loss went from {first_loss:.2f} to {last_loss:.2f} (maximum {losses.max():.2f})"
+    )
     steps_too_small = config.training.optimizer.kind == "sgd" and median_step < MIN_STEP_SIZE
-    is_flat = quarters[3] > (1 - MIN_LOSS_DROP) * quarters[1]
+    is_flat = quarter_medians[3] > (1 - MIN_LOSS_DROP) * quarter_medians[1]
     # log(classes) is the loss of a model with equal cosines for all classes, without a margin.
-    at_chance = last > math.log(classes) and (is_flat or norm_ratio > MAX_FEATURE_NORM_RATIO)
+    at_chance = last_loss > math.log(classes) and (is_flat or norm_ratio > MAX_FEATURE_NORM_RATIO)
     verdict = "no better than guessing" if at_chance else "hardly lower than at the start"
-    if steps_too_small and last > 0.5 * first:
+    if steps_too_small and last_loss > 0.5 * first_loss:
         yield Finding(
             fault="learning_rate_too_low",
             severity="serious",
-            message=f"{curve}: steps are too small to change the weights (learning rate times "
-            f"gradient norm {median_step:.2g})",
-            remedy=f"raise training.optimizer.learning_rate ({rates.max():g}) until the loss falls "
-            "within an epoch; 0.1 is usual for SGD",
+            message=f"{loss_summary}: steps are too small to change the weights (learning rate "
+            f"times gradient norm {median_step:.2g})",
+            remedy=f"raise training.optimizer.learning_rate ({learning_rates.max():g}) until the "
+            "loss falls within an epoch; 0.1 is usual for SGD",
             figures=figures,
         )
-    elif not at_chance and (last < math.log(classes) or first - last > MIN_LOSS_DROP * first):
+    elif not at_chance and (
+        last_loss < math.log(classes) or first_loss - last_loss > MIN_LOSS_DROP * first_loss
+    ):
         return
     elif max_step > MAX_STEP_SIZE or norm_ratio > MAX_FEATURE_NORM_RATIO:
         yield Finding(
             fault="learning_rate_too_high",
             severity="serious",
-            message=f"{curve}, {verdict}, while steps were large (learning rate times gradient "
-            f"norm up to {max_step:.2g}, mean feature norms within a factor of {norm_ratio:.2g})",
-            remedy=f"lower training.optimizer.learning_rate ({rates.max():g}) tenfold, lengthen "
-            "schedule.warmup_epochs, or set training.clip_norm (5)",
+            message=f"{loss_summary}, {verdict}, while steps were large (learning rate times "
+            f"gradient norm up to {max_step:.2g}) and mean feature norms varied by a factor of "
+            f"{norm_ratio:.2g}",
+            remedy=f"lower training.optimizer.learning_rate ({learning_rates.max():g}) tenfold, "
+            "lengthen schedule.warmup_epochs, or set training.clip_norm (5)",
             figures=figures,
         )
     else:
         yield Finding(
             fault="stuck_loss",
             severity="serious",
-            message=f"{curve}, {verdict}",
+            message=f"{loss_summary}, {verdict}",
             remedy="check labels and images (margrave doctor DATA), lower the margin or start "
             "without one, and try another learning rate",
             figures=figures,
         )
 
 
-def _number(value: object) -> float:
+def _float_or_nan(value: object) -> float:
     return float(value) if isinstance(value, int | float) else math.nan
 
 
@@ -215,26 +229,28 @@ def check_scale(config: RunConfig, classes: int) -> Iterator[Finding]:
     """
     loss, scale = create_loss(config.loss), config.loss.get("scale")
     # The bound holds for a softmax of cosines with this scale.
-    applies = loss.normalized and not loss.contains_scale and loss.sigmoid_terms(classes) is None
-    if not isinstance(scale, int | float) or classes < 2 or not applies:
+    bound_applies = (
+        loss.normalized and not loss.contains_scale and loss.sigmoid_terms(classes) is None
+    )
+    if not isinstance(scale, int | float) or classes < 2 or not bound_applies:
         return
-    floor = math.log1p((classes - 1) * math.exp(-scale * classes / (classes - 1)))
-    if floor > 0.1:
+    lowest_loss = math.log1p((classes - 1) * math.exp(-scale * classes / (classes - 1)))
+    if lowest_loss > 0.1:
         min_scale = math.log((classes - 1) / 0.01) * (classes - 1) / classes
         yield Finding(
             fault="scale_too_low",
             severity="serious",
             message=f"with scale {scale:g} and {classes} identities even a perfect model has a "
-            f"loss of {floor:.2f}, so its gradient never vanishes",
+            f"loss of {lowest_loss:.2f}, so its gradient never vanishes",
             remedy=f"set loss.scale to {max(8, math.ceil(min_scale))} or more; 64 is usual",
-            figures={"scale": scale, "classes": classes, "lowest_loss": round(floor, 4)},
+            figures={"scale": scale, "classes": classes, "lowest_loss": round(lowest_loss, 4)},
         )
 
 
 def check_leaks(
     config: RunConfig, images: FaceImages, max_images: int, workers: int = 4
 ) -> Iterator[Finding]:
-    """Check for training images that are also in evaluation sets."""
+    """Check for evaluation images that are also in the training set."""
     sets: dict[str, ReadableImages] = {}
     for name, entry in config.evaluation.sets.items():
         if entry.is_bin:
@@ -249,20 +265,20 @@ def check_leaks(
         yield Finding(
             fault="leaks_looked_for_in_part",
             severity="note",
-            message=f"evaluation images were searched in only {len(trained)} of {len(images)} "
+            message=f"evaluation images were compared with only {len(trained)} of {len(images)} "
             "training images",
-            remedy="search more of them with a larger --images",
+            remedy="compare more of them with a larger --images",
             share=0.0,
         )
-    for name, other in sets.items():
-        labels = other.labels
+    for name, evaluation_images in sets.items():
+        labels = evaluation_images.labels
         chosen = (
-            list(range(min(max_images, len(other))))
+            list(range(min(max_images, len(evaluation_images))))
             if labels is None
             else sample_identities(np.asarray(labels), max_images)
         )
-        evaluated = measure_images(other, chosen, workers)
-        pairs = near_duplicates(_concatenated(trained, evaluated))
+        evaluated = measure_images(evaluation_images, chosen, workers)
+        pairs = near_duplicates(_concatenate(trained, evaluated))
         pairs = pairs[(pairs[:, 0] < len(trained)) & (pairs[:, 1] >= len(trained))]
         leaked = np.unique(pairs[:, 1])
         if len(leaked):
@@ -276,15 +292,17 @@ def check_leaks(
                 "it, or split the data by identity",
                 share=share,
                 examples=tuple(
-                    f"{images.name(int(trained.indices[one]))} = "
-                    f"{other.name(int(evaluated.indices[two - len(trained)]))}"
-                    for one, two in pairs[:MAX_EXAMPLES]
+                    f"{images.name(int(trained.indices[training_row]))} = "
+                    f"{evaluation_images.name(int(evaluated.indices[row - len(trained)]))}"
+                    for training_row, row in pairs[:MAX_EXAMPLES]
                 ),
                 figures={"images": len(leaked), "looked_at": len(evaluated)},
             )
 
 
-def _concatenated(one: Measurements, other: Measurements) -> Measurements:
+def _concatenate(first: Measurements, second: Measurements) -> Measurements:
     columns = ("indices", "sizes", "std", "color", "redness", "eyes", "hashes", "thumbnails")
-    joined = {name: np.concatenate([getattr(one, name), getattr(other, name)]) for name in columns}
+    joined = {
+        name: np.concatenate([getattr(first, name), getattr(second, name)]) for name in columns
+    }
     return Measurements(**joined, unreadable={})

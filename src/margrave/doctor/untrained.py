@@ -1,8 +1,10 @@
 """Checks whether weights were trained, or are still random.
 
-The largest eigenvalue of a matrix of independent random numbers is known in advance, for any
-distribution. Training exceeds it within a few steps, because gradients are sums of few outer
-products. The scales and shifts of normalization layers are initialized to exactly 1 and 0.
+For a matrix X of independent random numbers, the largest eigenvalue of X·Xᵀ is known in advance,
+whatever their distribution. Training raises it above this value within a few steps, because each
+gradient is a sum of few outer products.
+
+The scales and shifts of normalization layers are initialized to exactly 1 and 0.
 """
 
 from __future__ import annotations
@@ -19,10 +21,11 @@ MIN_MATRIX_SIDE = 8
 """Smaller matrices are not tested, because they show little."""
 MAX_ROWS = 8192
 MAX_COLUMNS = 65536
+"""Maximum size of a tested matrix; larger ones are cropped to it."""
 MIN_TRAINED_SCORE = 5.0
-"""Score above which a matrix is not random, in standard deviations, see `eigenvalue_score`."""
+"""Score above which a matrix is not random; see `eigenvalue_score`."""
 MAX_STRUCTURED_SHARE = 0.1
-"""Share of matrices of an untrained network that may not be random, such as constant tables."""
+"""Maximum share of non-random matrices, such as constant tables, in an untrained network."""
 MIN_MATRICES, MIN_NORMS = 3, 2
 """Minimum numbers of matrices and of normalization layers for a verdict."""
 INITIAL_TOLERANCE = 1e-5
@@ -35,11 +38,11 @@ class TrainingEvidence:
 
     Attributes:
         matrices: number of weight matrices that are large enough to test.
-        structured: number of these that are not independent random numbers.
+        structured: number of these matrices that are not independent random numbers.
         norms: number of normalization layers with scale and shift.
-        untouched: number of these with scale 1 and shift 0.
+        untouched: number of these layers with their initial scale 1 and shift 0.
         statistics: number of batch norms with running statistics.
-        unused: number of these with mean 0 and variance 1.
+        unused: number of these batch norms with their initial mean 0 and variance 1.
     """
 
     matrices: int
@@ -95,6 +98,7 @@ def training_evidence(state: Mapping[str, Tensor]) -> TrainingEvidence:
 
 
 def _is_norm(state: Mapping[str, Tensor], key: str) -> bool:
+    """Whether a tensor is the scale of a normalization layer, with a shift of the same shape."""
     weight, bias = state[key], state.get(f"{key.removesuffix('.weight')}.bias")
     return (
         key.endswith(".weight")
@@ -108,9 +112,10 @@ def _is_norm(state: Mapping[str, Tensor], key: str) -> bool:
 def eigenvalue_score(weight: Tensor) -> float | None:
     """How far a matrix's largest eigenvalue exceeds that of random numbers, in standard deviations.
 
-    It is about -2 for independent random numbers, and at most 3 for all matrices of all registered
-    backbones before training. Rows are normalized first, so that their scales (such as those of
-    folded batch norms) do not matter. None is returned for small, constant or damaged matrices.
+    It is about -2 for independent random numbers, and at most 3 for every matrix of every
+    registered backbone before training. Rows are normalized first, so that their scales (such as
+    those of folded batch norms) do not matter. The score is None for small, constant or non-finite
+    matrices.
 
     Source: Johnstone, On the distribution of the largest eigenvalue in principal components
     analysis (2001), for mean and scale.
@@ -145,8 +150,9 @@ def check_training(state: Mapping[str, Tensor]) -> Iterator[Finding]:
         yield Finding(
             fault="training_not_checked",
             severity="unchecked",
-            message="whether the network was trained was not checked, because too few weights "
-            f"show it ({evidence.matrices} matrices, {evidence.norms} normalization layers)",
+            message="whether the network was trained cannot be checked, because it has too few "
+            f"suitable weights ({evidence.matrices} matrices, {evidence.norms} normalization "
+            "layers)",
             remedy="test it on labeled faces: margrave doctor MODEL --data FACES",
             share=0.0,
         )
@@ -170,7 +176,7 @@ def check_training(state: Mapping[str, Tensor]) -> Iterator[Finding]:
     yield Finding(
         fault="untrained_weights",
         severity="serious",
-        message=f"the network was not trained, or hardly: {'; '.join(observations)}",
+        message=f"the network is untrained or hardly trained: {'; '.join(observations)}",
         remedy="export the trained model, not a newly created one; check that the checkpoint was "
         "loaded into it (strict=True) before it was saved",
         figures={

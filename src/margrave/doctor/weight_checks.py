@@ -12,53 +12,53 @@ from margrave.doctor.untrained import check_training
 
 
 def check_weights(state: Mapping[str, torch.Tensor]) -> Iterator[Finding]:
-    """Check for values that are not finite, impossible statistics, and untrained weights."""
-    finite = True
-    for fault, wrong, message, remedy in _WEIGHT_FAULTS:
-        keys = [key for key, value in state.items() if wrong(key, value)]
+    """Check for non-finite values, negative variances, all-zero weights and untrained weights."""
+    all_finite = True
+    for fault, is_faulty, message_end, remedy in _WEIGHT_FAULTS:
+        keys = [key for key, value in state.items() if is_faulty(key, value)]
         if keys:
-            finite &= fault != "non_finite_weights"
+            all_finite &= fault != "non_finite_weights"
             yield Finding(
                 fault=fault,
                 severity="serious",
-                message=f"{len(keys)} of {len(state)} tensors {message}",
+                message=f"{len(keys)} of {len(state)} tensors {message_end}",
                 remedy=remedy,
                 share=len(keys) / len(state),
                 examples=tuple(keys[:MAX_EXAMPLES]),
             )
-    if finite:
+    if all_finite:
         yield from check_training(state)
 
 
-def _non_finite(key: str, value: torch.Tensor) -> bool:
+def _is_non_finite(key: str, value: torch.Tensor) -> bool:
     return value.is_floating_point() and not bool(torch.isfinite(value).all())
 
 
-def _negative_variance(key: str, value: torch.Tensor) -> bool:
+def _has_negative_variance(key: str, value: torch.Tensor) -> bool:
     return key.endswith("running_var") and value.numel() > 0 and bool((value < 0).any())
 
 
-def _empty(key: str, value: torch.Tensor) -> bool:
+def _is_all_zeros(key: str, value: torch.Tensor) -> bool:
     return value.ndim >= 2 and value.is_floating_point() and not bool(value.any())
 
 
-# Fault, test of a tensor's name and values, end of the message "2 of 9 tensors …", remedy.
+# Fault, predicate of a tensor's key and values, end of the message "2 of 9 tensors …", remedy.
 _WEIGHT_FAULTS: tuple[tuple[str, Callable[[str, torch.Tensor], bool], str, str], ...] = (
     (
         "non_finite_weights",
-        _non_finite,
+        _is_non_finite,
         "contain infinite values or NaN",
         "use an earlier checkpoint: training had diverged before this one was saved",
     ),
     (
         "negative_variances",
-        _negative_variance,
+        _has_negative_variance,
         "are negative variances of batch norms",
         "the file is damaged, or its weights were averaged wrongly: export it again",
     ),
     (
         "empty_weights",
-        _empty,
+        _is_all_zeros,
         "are all zeros",
         "these weights were never set: export the trained model, not a newly created one",
     ),
