@@ -26,10 +26,12 @@ class Photos(SyntheticFaces):
 
 def test_faces_are_cut_out_and_all_else_stays() -> None:
     photos = Photos(num_identities=3, images_per_identity=2, image_size=40)
+    photos.window = 4
     faces = AlignedImages(photos, Corner(), 16, "corner")
     assert len(faces) == 6 and faces.read(0).shape == (16, 16, 3)
     np.testing.assert_array_equal(faces.labels, photos.labels)
     assert [faces.path(index) for index in range(6)] == [photos.path(index) for index in range(6)]
+    assert faces.window == 4
     assert faces.class_names == photos.class_names and faces.quality is not None
     with pytest.raises(ValueError, match=rf"{photos.name(1)}: no face found"):
         faces.read(1)

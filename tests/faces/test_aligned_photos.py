@@ -73,6 +73,16 @@ def test_every_face_of_a_photo(photos: Path, tmp_path: Path) -> None:
     assert both.boxes[0] == (30, 20, 90, 80) and both.boxes[1] == (200, 100, 230, 130)
 
 
+def test_a_face_without_usable_landmarks_is_skipped(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for landmarks in (np.zeros((5, 2)), np.full((5, 2), np.nan)):
+        face = Detection(np.array([0.0, 0, 50, 50]), landmarks, 0.9)
+        monkeypatch.setattr(Squares, "detect", lambda self, image, face=face: [face])
+        results = align_photos(photos, tmp_path / str(landmarks[0, 0]), AlignmentSettings())
+        assert all("no face found" in result.rejected for result in results[:2])
+
+
 def test_an_interrupted_call_goes_on(photos: Path, tmp_path: Path) -> None:
     full = align_photos(photos, tmp_path / "whole", AlignmentSettings())
 

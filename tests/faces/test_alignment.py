@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from margrave.faces import TEMPLATE, align_face, similarity
+from margrave.faces import TEMPLATE, align_face, fit_similarity_transform
 
 
 @given(
@@ -19,7 +19,7 @@ def test_a_similarity_is_found_again(
 ) -> None:
     turn = scale * np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
     moved = TEMPLATE @ turn.T + np.array(shift)
-    matrix = similarity(TEMPLATE, moved)
+    matrix = fit_similarity_transform(TEMPLATE, moved)
     np.testing.assert_allclose(matrix, np.column_stack([turn, shift]), rtol=1e-7, atol=1e-6)
 
 
@@ -27,7 +27,7 @@ def test_as_opencv_estimates_it() -> None:
     generator = np.random.default_rng(0)
     for _ in range(20):
         points = TEMPLATE * generator.uniform(0.5, 3) + generator.normal(0, 2, (5, 2))
-        ours = similarity(points, TEMPLATE)
+        ours = fit_similarity_transform(points, TEMPLATE)
         # Least squares over the similarities of its own sort, for which it needs many tries.
         residual = np.linalg.norm(points @ ours[:, :2].T + ours[:, 2] - TEMPLATE)
         theirs = cv2.estimateAffinePartial2D(points, TEMPLATE, method=cv2.LMEDS)[0]
@@ -51,4 +51,4 @@ def test_landmarks_land_on_the_template() -> None:
 @pytest.mark.parametrize("points", [np.zeros((5, 2)), np.full((5, 2), np.nan)])
 def test_points_without_a_direction_are_refused(points: np.ndarray) -> None:
     with pytest.raises(ValueError, match="so no alignment exists"):
-        similarity(points, TEMPLATE)
+        fit_similarity_transform(points, TEMPLATE)

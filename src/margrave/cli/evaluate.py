@@ -187,7 +187,7 @@ def _parse_value(name: str, value: Any, field: "FieldInfo") -> Any:
         return value
     from margrave.cli.options import parse_numbers
 
-    return parse_numbers(f"--{name}", value)
+    return parse_numbers(f"--{name.replace('_', '-')}", value)
 
 
 def run_protocol(

@@ -32,7 +32,7 @@ def all_reduce_max(values: Tensor, world: World) -> Tensor:
 
 def _all_reduce(values: Tensor, world: World, operation: dist.ReduceOp.RedOpType) -> Tensor:
     if world.size == 1:
-        return values
+        return values.detach()
     result = values.detach().clone()
     dist.all_reduce(result, operation, group=world.group)
     return result
@@ -45,7 +45,7 @@ def log_sum_exp_of_ranks(values: Tensor, world: World) -> Tensor:
     tensor([-inf])
     """
     if world.size == 1:
-        return values
+        return values.detach()
     largest = all_reduce_max(values, world)
     shift = torch.where(largest.isfinite(), largest, 0)
     return all_reduce_sum((values - shift).exp(), world).log() + shift

@@ -98,8 +98,9 @@ def check_curve(
             fault="non_finite_loss",
             severity="serious",
             message=str(lines[-1].get("reason", "training stopped")).partition("\n  remedy")[0],
-            remedy="lower training.optimizer.learning_rate, lengthen schedule.warmup_epochs, set "
-            "training.clip_norm (5), or use precision float32",
+            remedy="lower training.optimizer.learning_rate, lengthen "
+            "training.schedule.warmup_epochs, set training.clip_norm to 5, or use precision "
+            "float32",
         )
         return
     steps = [line for line in lines if line["kind"] == "training"]

@@ -2,7 +2,7 @@
 
 from margrave.faces.aligned_images import AlignedImages
 from margrave.faces.aligned_photos import AlignedPhoto, AlignmentSettings, align_photos
-from margrave.faces.alignment import TEMPLATE, align_face, similarity
+from margrave.faces.alignment import TEMPLATE, align_face, fit_similarity_transform
 from margrave.faces.contract import Detection, Detector, FaceFinder, FoundFace
 from margrave.faces.finding import TemplateFinder, build_detector
 from margrave.faces.landmark_file import Landmarks, read_landmarks
@@ -29,8 +29,8 @@ __all__ = [
     "build_detector",
     "displacements",
     "face_of_crop",
+    "fit_similarity_transform",
     "open_landmarked",
     "placements",
     "read_landmarks",
-    "similarity",
 ]

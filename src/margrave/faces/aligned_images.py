@@ -28,7 +28,7 @@ class AlignedImages(ReadableImages):
         self.photos, self.finder, self.size, self.alignment = photos, finder, size, alignment
         self.labels, self.class_names = photos.labels, photos.class_names
         self.left_out, self.loose_images = photos.left_out, photos.loose_images
-        self.other_formats = photos.other_formats
+        self.other_formats, self.window = photos.other_formats, photos.window
 
     @property
     def quality(self) -> np.ndarray | None:

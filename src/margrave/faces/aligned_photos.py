@@ -211,7 +211,8 @@ def align_photo(
         image = ImageFiles(photos, [path]).read(0)
     except ValueError as error:
         return AlignedPhoto(photo=path, rejected=str(error))
-    faces = sorted(detector.detect(image), key=lambda face: -face.area)
+    faces = [face for face in detector.detect(image) if face.can_be_aligned]
+    faces.sort(key=lambda face: -face.area)
     if not faces:
         return AlignedPhoto(
             photo=path, rejected="no face found; a larger or sharper photo may help"

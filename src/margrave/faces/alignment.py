@@ -13,7 +13,7 @@ TEMPLATE = np.array(
 TEMPLATE_SIZE = 112
 
 
-def similarity(source: np.ndarray, target: np.ndarray) -> np.ndarray:
+def fit_similarity_transform(source: np.ndarray, target: np.ndarray) -> np.ndarray:
     """(2, 3) the similarity transform (rotation, scale, shift) that best maps source to target.
 
     Takes the source points as complex numbers z and the target points as w, and fits a·z + b to w
@@ -26,7 +26,8 @@ def similarity(source: np.ndarray, target: np.ndarray) -> np.ndarray:
     Raises:
         ValueError: all source points coincide, or one is not finite.
 
-    >>> similarity(np.array([[0.0, 0], [1, 0]]), np.array([[2.0, 2], [2, 4]])).round(6).tolist()
+    >>> source, target = np.array([[0.0, 0], [1, 0]]), np.array([[2.0, 2], [2, 4]])
+    >>> fit_similarity_transform(source, target).round(6).tolist()
     [[0.0, -2.0, 2.0], [2.0, 0.0, 2.0]]
     """
     z, w = (points[:, 0] + 1j * points[:, 1] for points in (source, target))
@@ -53,5 +54,5 @@ def align_face(image: np.ndarray, landmarks: np.ndarray, size: int = TEMPLATE_SI
     >>> align_face(face, TEMPLATE + 40).shape
     (112, 112, 3)
     """
-    matrix = similarity(landmarks, TEMPLATE * (size / TEMPLATE_SIZE))
+    matrix = fit_similarity_transform(landmarks, TEMPLATE * (size / TEMPLATE_SIZE))
     return cv2.warpAffine(image, matrix, (size, size), flags=cv2.INTER_LINEAR)

@@ -33,6 +33,12 @@ class Detection:
         """Area of the box in square pixels."""
         return self.width * float(self.box[3] - self.box[1])
 
+    @property
+    def can_be_aligned(self) -> bool:
+        """False if a landmark is not finite or if all nearly coincide: no alignment fits them."""
+        extent = np.ptp(self.landmarks, axis=0).max()
+        return bool(np.isfinite(self.landmarks).all() and extent > 1)
+
 
 class Detector(Protocol):
     """A face detector."""

@@ -41,9 +41,7 @@ class TemplateFinder:
             detections = self._detect_with_border(photo)
         faces = []
         for detection in sorted(detections, key=lambda face: -face.area):
-            extent = np.ptp(detection.landmarks, axis=0)
-            # Skip faces whose landmarks nearly coincide: they do not determine an alignment.
-            if np.isfinite(detection.landmarks).all() and extent.max() > 1:
+            if detection.can_be_aligned:
                 faces.append(FoundFace(align_face(photo, detection.landmarks, size), detection))
         return faces
 

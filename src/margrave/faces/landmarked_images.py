@@ -46,8 +46,9 @@ class LandmarkedImages(ReadableImages):
             content = read_bytes(name)
         except OSError as error:
             raise ValueError(f"{name} cannot be read ({error.strerror}); check the path") from None
+        photo = decode_image(content, name)
         try:
-            return align_face(decode_image(content, name), self.landmarks.points[index], self.size)
+            return align_face(photo, self.landmarks.points[index], self.size)
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from None
 

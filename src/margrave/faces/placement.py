@@ -5,7 +5,7 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
-from margrave.faces.alignment import TEMPLATE, similarity
+from margrave.faces.alignment import TEMPLATE, fit_similarity_transform
 from margrave.faces.contract import Detection, Detector
 
 BORDER, ENLARGEMENT = 28, 2
@@ -36,7 +36,9 @@ def face_of_crop(crop: np.ndarray, detector: Detector) -> Detection | None:
 
 def placements(landmarks: np.ndarray) -> np.ndarray:
     """(F, 2, 3) transforms (rotation, scale, shift) from the template to (F, 5, 2) landmarks."""
-    return np.array([similarity(TEMPLATE, face) for face in landmarks]).reshape(-1, 2, 3)
+    return np.array([fit_similarity_transform(TEMPLATE, face) for face in landmarks]).reshape(
+        -1, 2, 3
+    )
 
 
 def displacements(landmarks: np.ndarray, placement: np.ndarray | None = None) -> np.ndarray:

@@ -69,6 +69,8 @@ class RowwiseSGD(torch.optim.Optimizer):
         for name, value in (("lr", lr), ("momentum", momentum), ("weight_decay", weight_decay)):
             if not value >= 0:
                 raise ValueError(f"{name} = {value} must be at least 0")
+        if momentum >= 1:
+            raise ValueError(f"momentum = {momentum} must be below 1")
         settings = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay}
         super().__init__(parameters, settings)
 
