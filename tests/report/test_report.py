@@ -350,7 +350,7 @@ def test_a_studys_odd_settings_cost_a_section_at_most(tmp_path: Path, settings: 
 def test_a_studys_folder_with_other_results_is_refused(tmp_path: Path) -> None:
     folder = tiny_study(tmp_path / "study")
     write_results(folder / "results.json", [pair_result_of("pairs", seed=0)])
-    with pytest.raises(ValueError, match="results of another protocol than study"):
+    with pytest.raises(ValueError, match="results that are not of this study"):
         open_input(folder)
 
 

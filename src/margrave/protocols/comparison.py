@@ -38,9 +38,9 @@ def compare_results(
     if not _same_pairs(first_scores, second_scores):
         counts = len(first_scores.same), len(second_scores.same)
         raise ValueError(
-            f"the results are of different pairs: {first.name!r} has {counts[0]} and "
-            f"{second.name!r} has {counts[1]}"
-            + (", from other images" if counts[0] == counts[1] else "")
+            f"the results are of different pairs: {counts[0]} in the first ({first.name!r}) and "
+            f"{counts[1]} in the second ({second.name!r})"
+            + (", which are of different images" if counts[0] == counts[1] else "")
             + "; evaluate both models on the same list of pairs, or draw pairs with the same seed"
         )
     identities = first_scores.identities

@@ -162,7 +162,7 @@ def _summary(inputs: Sequence[ReportInput], results: Sequence[Result]) -> Sectio
 
 
 def _main_figures(result: Result) -> Iterator[str]:
-    """A sentence with the first three reliable figures over all data; nothing without any."""
+    """A sentence with the first three reliable figures over all data, if there are any."""
     parts = []
     for figure in result.figures:
         if figure.stratum or figure.value is None or figure.too_few:
@@ -335,7 +335,7 @@ def _create_losses(report_input: ReportInput, trust_code: bool) -> dict[str, Any
 
 
 def _settings_section(report_input: ReportInput) -> Section:
-    """The parsed settings. The file's text is not shown: the file may link to a private one."""
+    """The parsed settings. The file's text is not shown: it may be a link to a private file."""
     if report_input.run is not None:
         settings: Any = report_input.run.read_yaml()
     elif report_input.study is not None:

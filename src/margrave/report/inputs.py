@@ -55,7 +55,7 @@ def open_input(path: Path) -> ReportInput:
             )
         if any(result.protocol != "study" for result in results):
             raise ValueError(
-                f"{study.results} holds results of another protocol than study; remove it"
+                f"{study.results} holds results that are not of this study; remove the file"
             )
         return ReportInput(name, results, cells=_cell_metrics(study, results), study=study)
     if run.is_run():

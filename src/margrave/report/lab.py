@@ -144,7 +144,7 @@ def _slider_axes(loss: Loss) -> list[Axis]:
 
 
 def _candidate_axes(loss: Loss) -> list[Axis]:
-    """An axis for each hyperparameter that accepts the loss's own value and a second one."""
+    """An axis for each hyperparameter with at least two valid values."""
     hints = get_type_hints(type(loss))
     axes = []
     for field in fields(loss):
