@@ -40,7 +40,9 @@ def test_pairs_of_other_images_are_refused() -> None:
     others = replace(older.scores, identities=older.scores.identities[::-1])
     with pytest.raises(ValueError, match="of different images"):
         compare_results(result(0), replace(older, scores=others), resamples=20)
-    with pytest.raises(ValueError, match="120 in the first .* and 130 in the second .*; evaluate both"):
+    with pytest.raises(
+        ValueError, match=r"120 in the first .* and 130 in the second .*; evaluate both"
+    ):
         compare_results(result(0), result(1, impostors=70), resamples=20)
 
 
