@@ -209,9 +209,9 @@ def test_runs_of_0_1_are_reported(tmp_path: Path) -> None:
     ("name", "message"),
     [
         ("nothing.json", "does not exist"),
-        ("folder", "is neither a run, a study nor results"),
+        ("folder", "is not a run, a study or a result file"),
         ("empty.json", "holds no results"),
-        ("many.json", "51 results, and a report shows at most 50"),
+        ("many.json", "51 results, but a report shows at most 50"),
         ("damaged.json", "damaged.json"),
         ("newer.json", "use the version that wrote it"),
     ],
@@ -246,7 +246,7 @@ def test_norms_that_say_nothing_are_not_drawn() -> None:
     from margrave.report.sections.pair_scores import discard_section
 
     section = discard_section(replace(result, scores=flat))
-    assert "all have one length" in section.blocks[0].text  # pyright: ignore
+    assert "all have the same norm" in section.blocks[0].text  # pyright: ignore
     assert np.all([block for block in section.blocks])
 
 
@@ -350,7 +350,7 @@ def test_a_studys_odd_settings_cost_a_section_at_most(tmp_path: Path, settings: 
 def test_a_studys_folder_with_other_results_is_refused(tmp_path: Path) -> None:
     folder = tiny_study(tmp_path / "study")
     write_results(folder / "results.json", [pair_result_of("pairs", seed=0)])
-    with pytest.raises(ValueError, match="other results than the study's"):
+    with pytest.raises(ValueError, match="results that are not of this study"):
         open_input(folder)
 
 
@@ -377,9 +377,9 @@ def test_a_run_cannot_bring_other_pictures_or_files_into_its_report(tmp_path: Pa
     (section,) = [each for each in page.sections if each.title == "Classes with extreme margins"]
     assert not any(isinstance(block, Faces) for block in section.blocks)
     report_with({"kind": "shards", "root": "http://127.0.0.1:9/x"})
-    assert any("asks no other machine" in note for note in notes)
+    assert any("makes no network requests" in note for note in notes)
     report_with({"kind": "synthetic", "num_identities": 10**9})
-    assert any("too many to open" in note for note in notes)
+    assert any("opens at most 200,000 identities" in note for note in notes)
 
     secret = tmp_path / "secret"
     secret.write_text("root:x:0:0:root\nother:x:1\n")

@@ -1,4 +1,4 @@
-"""Evaluation protocols: one file each; every module in this folder is imported and registered."""
+"""Evaluation protocols, one file each; importing this package registers all of them."""
 
 import importlib
 import pkgutil

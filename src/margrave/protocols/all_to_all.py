@@ -14,9 +14,9 @@ from margrave.search import FileKeeper, state_of_rank
 
 
 def measurable_targets(pairs: int) -> tuple[float, ...]:
-    """The four smallest FARs, powers of ten down to 1e-9, that allow at least one false accept.
+    """The four smallest FARs at which `pairs` pairs allow at least one false accept.
 
-    If there are none, 0.1.
+    Candidates are the powers of ten from 0.1 to 1e-9. Without any, the result is 0.1 alone.
     """
     powers = [10.0**-power for power in range(1, 10)]
     return tuple(far for far in powers if far * pairs >= 1)[-4:] or (0.1,)
@@ -95,10 +95,10 @@ def create_keeper(
     Args:
         options: options that do not depend on the protocol.
         settings: the protocol's name and settings; a saved state is only resumed if they are equal.
-        features: the compared features, which must be equal too.
+        features: the compared features; their digests must be equal too.
     """
     if options.state is None:
         return None
     digests = [item.digest for item in features if item is not None]
-    what = json.dumps([settings, options.world.size, digests])
-    return FileKeeper(state_of_rank(options.state, options.world), what)
+    evaluation_key = json.dumps([settings, options.world.size, digests])
+    return FileKeeper(state_of_rank(options.state, options.world), evaluation_key)

@@ -8,7 +8,7 @@ import numpy as np
 
 from margrave.evaluation import Figure, PairScores, Result, compare_pairs
 
-NAMES = {"area_under_roc": "AUC", "equal_error_rate": "EER", "true_accept_rate": "TAR"}
+_METRIC_NAMES = {"area_under_roc": "AUC", "equal_error_rate": "EER", "true_accept_rate": "TAR"}
 
 
 def compare_results(
@@ -29,7 +29,7 @@ def compare_results(
 
     Returns:
         For each metric, the second model's value minus the first's; ``details`` has ``p_value``,
-        ``more_pairs`` and both models' values.
+        ``more_pairs`` (see ``Difference``) and both models' values.
 
     Raises:
         ValueError: a result has no scores, or the pairs differ.
@@ -38,9 +38,9 @@ def compare_results(
     if not _same_pairs(first_scores, second_scores):
         counts = len(first_scores.same), len(second_scores.same)
         raise ValueError(
-            f"the results are of different pairs: {counts[0]} of {first.name!r} and "
-            f"{counts[1]} of {second.name!r}"
-            + (", of other images" if counts[0] == counts[1] else "")
+            f"the results are of different pairs: {counts[0]} in the first ({first.name!r}) and "
+            f"{counts[1]} in the second ({second.name!r})"
+            + (", which are of different images" if counts[0] == counts[1] else "")
             + "; evaluate both models on the same list of pairs, or draw pairs with the same seed"
         )
     identities = first_scores.identities
@@ -58,7 +58,7 @@ def compare_results(
     )
     figures = [
         Figure(
-            metric=f"difference in {NAMES.get(difference.metric, difference.metric)}",
+            metric=f"difference in {_METRIC_NAMES.get(difference.metric, difference.metric)}",
             value=difference.difference,
             at={} if difference.far_target is None else {"FAR": difference.far_target},
             interval=difference.interval,
@@ -89,14 +89,14 @@ def compare_results(
     )
 
 
-def _same_pairs(one: PairScores, other: PairScores) -> bool:
-    """Whether two results are of the same pairs, as far as they contain the information."""
-    if (one.same, one.folds) != (other.same, other.folds):
+def _same_pairs(first: PairScores, second: PairScores) -> bool:
+    """Whether two results are of the same pairs, by all that both of them record."""
+    if (first.same, first.folds) != (second.same, second.folds):
         return False
     # Results of earlier versions lack the digest.
-    if one.images_digest and other.images_digest:
-        return one.images_digest == other.images_digest
-    return None in (one.identities, other.identities) or one.identities == other.identities
+    if first.images_digest and second.images_digest:
+        return first.images_digest == second.images_digest
+    return None in (first.identities, second.identities) or first.identities == second.identities
 
 
 def _scores(result: Result) -> PairScores:

@@ -26,7 +26,7 @@ class EvaluationOptions:
         device: the device that computes the scores.
         world: the processes that share the work, for protocols that are ``distributed``.
         progress: called with (comparisons done, total).
-        state: the file for the state of an interrupted evaluation, to resume from.
+        state: the file to save the evaluation's state to and to resume it from; None for no file.
     """
 
     resamples: int = 1000
@@ -64,7 +64,7 @@ class Protocol(Settings):
 
     @property
     def name(self) -> str:
-        """The registered name, or the import path."""
+        """The registered name; without one, the import path."""
         for name in PROTOCOLS:
             if PROTOCOLS.get(name) is type(self):
                 return name

@@ -18,7 +18,7 @@ from margrave.protocols.pairs import pair_result
 
 _PAIRS_SUFFIX = "_pairs.txt"
 _PACKED_SUFFIX = ".bin"
-"""InsightFace's files of pairs, which contain the images."""
+"""InsightFace's pair files, which also contain the images."""
 
 
 @PROTOCOLS.register("groups")

@@ -64,7 +64,7 @@ class IdentificationTable:
 
     Attributes:
         names: the images' paths.
-        identities: (N,) int64, numbered in order of appearance; −1 for unnamed distractors.
+        identities: (N,) int64, numbered in order of appearance; −1 for distractors without one.
         identity_names: the name of each identity in the table.
         roles: (N,) str: ``gallery``, ``probe`` or ``distractor``.
     """
@@ -83,8 +83,8 @@ def read_identification_table(path: str | Path) -> IdentificationTable:
 
     Raises:
         ValueError: a column is missing, a line is malformed, an image is on two lines, an identity
-            occurs as distractor and otherwise, or gallery or probes are missing; the message names
-            the file and lines.
+            is both a distractor and in the gallery or probes, or gallery or probes are missing; the
+            message names the file and lines.
     """
     line_of: dict[str, int] = {}
     index_of: dict[str, int] = {}

@@ -20,7 +20,7 @@ from margrave.protocols.ijb_files import (
     read_template_pairs,
     read_template_subjects,
 )
-from margrave.protocols.pooled_templates import open_set, pool, verification
+from margrave.protocols.pooled_templates import identify_open_set, pool, verify_templates
 
 
 @PROTOCOLS.register("ijb")
@@ -62,17 +62,17 @@ class Ijb(Protocol):
             files.images,
             norm=self.norm,
             flip=self.flip,
-            detector_scores=self._scores(files, members.names) if self.detector else None,
+            detector_scores=self._detector_scores(files, members.names) if self.detector else None,
         )
         results = []
         if files.pairs is not None:
             pairs = read_template_pairs(files.pairs)
-            results.append(verification(pooled, pairs, None, options.resamples))
+            results.append(verify_templates(pooled, pairs, None, options.resamples))
         if files.gallery_1 is not None and files.gallery_2 is not None and files.probe is not None:
             galleries = [read_template_subjects(files.gallery_1)]
             galleries.append(read_template_subjects(files.gallery_2))
             probe = read_template_subjects(files.probe)
-            results.append(open_set(pooled, galleries, probe, options))
+            results.append(identify_open_set(pooled, galleries, probe, options))
         if not results:
             raise ValueError(
                 f"{self.files} contains neither pairs of templates nor the 1:N lists; give the "
@@ -80,7 +80,7 @@ class Ijb(Protocol):
             )
         return results
 
-    def _scores(self, files: IjbFiles, names: Sequence[str]) -> np.ndarray:
+    def _detector_scores(self, files: IjbFiles, names: Sequence[str]) -> np.ndarray:
         """(N,) the detector's scores of the named images."""
         if files.landmarks is None:
             raise ValueError(
@@ -90,5 +90,7 @@ class Ijb(Protocol):
         landmarks = read_landmarks(files.landmarks)
         score_of = dict(zip(landmarks.names, landmarks.scores.tolist(), strict=True))
         if missing := [name for name in names if name not in score_of]:
-            raise ValueError(f"{files.landmarks} has no line for {missing[0]}")
+            raise ValueError(
+                f"{files.landmarks} has no line for {missing[0]}; add it, or leave out --detector"
+            )
         return np.array([score_of[name] for name in names])

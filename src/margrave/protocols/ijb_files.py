@@ -41,12 +41,14 @@ _PAIR_LINES = re.compile(
     rb"(?:(?:[ \t]*+[0-9]{1,%d}+[ \t]++[0-9]{1,%d}+[ \t]++[01])?+[ \t]*+\r?+\n)*+"
     % (MAX_DIGITS, MAX_DIGITS)
 )
-"""Lines ``template template label`` and blank lines; it matches up to the first malformed line."""
+"""Lines ``template template label`` and blank lines; the match ends at the first malformed line."""
 
 
 @dataclass(frozen=True, eq=False)
 class TemplateImages:
-    """N lines, each an image with its template and medium; an image may be on several lines.
+    """The N lines of an image list: an image, its template and its medium on each.
+
+    An image may be on several lines.
 
     Attributes:
         names: the images' paths.
@@ -128,15 +130,18 @@ def read_template_images(path: str | Path) -> TemplateImages:
     names: list[str] = []
     templates, media = array("q"), array("q")
     agreement = Consistency(path, "image and template", "medium")
-    for number, line in read_lines(path):
+    for line_number, line in read_lines(path):
         fields = line.split()
         numbers = [whole_number(field) for field in fields[1:]]
         if len(fields) != 3 or None in numbers or not is_relative_path(fields[0]):
             raise malformed(
-                path, number, line, "'1.jpg 1 69544', an image's relative path, template and medium"
+                path,
+                line_number,
+                line,
+                "'1.jpg 1 69544', an image's relative path, template and medium",
             )
         template, medium = (value for value in numbers if value is not None)
-        agreement.add((fields[0], template), medium, number, line)
+        agreement.add((fields[0], template), medium, line_number, line)
         names.append(fields[0])
         templates.append(template)
         media.append(medium)
@@ -158,15 +163,15 @@ def read_template_pairs(path: str | Path) -> TemplatePairs:
     lines_before = 0
     try:
         with open(path, "rb", opener=open_regular) as file:
-            rest = b""
+            remainder = b""
             while block := file.read(_BLOCK_BYTES):
-                if not lines_before and not rest:
+                if not lines_before and not remainder:
                     block = block.removeprefix(b"\xef\xbb\xbf")
-                block, newline, rest = (rest + block).rpartition(b"\n")
+                block, newline, remainder = (remainder + block).rpartition(b"\n")
                 parts.append(_parse_pairs(path, block + newline, lines_before))
                 lines_before += block.count(b"\n") + len(newline)
-            if rest:
-                parts.append(_parse_pairs(path, rest + b"\n", lines_before))
+            if remainder:
+                parts.append(_parse_pairs(path, remainder + b"\n", lines_before))
     except OSError as error:
         raise unreadable(path, error) from None
     first, second, same = (np.concatenate([part[:, side] for part in parts]) for side in range(3))
@@ -176,14 +181,18 @@ def read_template_pairs(path: str | Path) -> TemplatePairs:
 
 
 def _parse_pairs(path: str | Path, block: bytes, lines_before: int) -> np.ndarray:
-    """Parse a block of whole lines into (P, 3) int64."""
+    """Parse a block of whole lines into (P, 3) int64: two templates and the label."""
     match = _PAIR_LINES.match(block)
-    end = match.end() if match else 0
-    if end < len(block):
-        line = block[end : block.index(b"\n", end)].rstrip(b"\r").decode("utf-8", "replace")
-        number = lines_before + block.count(b"\n", 0, end) + 1
+    valid_end = match.end() if match else 0
+    if valid_end < len(block):
+        line = (
+            block[valid_end : block.index(b"\n", valid_end)]
+            .rstrip(b"\r")
+            .decode("utf-8", "replace")
+        )
+        line_number = lines_before + block.count(b"\n", 0, valid_end) + 1
         expected = "'1 2 0': two templates, and 1 for the same subject or 0 for different ones"
-        raise malformed(path, number, line, expected)
+        raise malformed(path, line_number, line, expected)
     if not block.strip():
         return np.empty((0, 3), np.int64)
     return np.fromstring(block, dtype=np.int64, sep=" ").reshape(-1, 3)
@@ -201,11 +210,11 @@ def read_template_subjects(path: str | Path) -> TemplateSubjects:
     """
     subject_of: dict[int, int] = {}
     agreement = Consistency(path, "template", "subject")
-    for number, line, fields in read_table(path, ("template_id", "subject_id")):
+    for line_number, line, fields in read_table(path, ("template_id", "subject_id")):
         template, subject = map(whole_number, fields)
         if template is None or subject is None:
-            raise malformed(path, number, line, "whole numbers as TEMPLATE_ID and SUBJECT_ID")
-        agreement.add(template, subject, number, line)
+            raise malformed(path, line_number, line, "whole numbers as TEMPLATE_ID and SUBJECT_ID")
+        agreement.add(template, subject, line_number, line)
         subject_of[template] = subject
     if not subject_of:
         raise ValueError(f"{path} holds no templates below its header line; check the file")

@@ -17,7 +17,7 @@ from margrave.protocols.contract import PROTOCOLS, EvaluationOptions, Protocol
 
 FAR_TARGETS = (1e-4, 1e-5, 1e-6)
 NOISE = 1e-3
-"""A noisy probe is replaced by its identity's center plus up to this offset in each dimension."""
+"""A noisy probe becomes its identity's center plus a random offset up to this per dimension."""
 
 
 @PROTOCOLS.register("megaface")
@@ -58,27 +58,30 @@ class MegaFace(Protocol):
             noisy_names = read_noise_list(self.probe_noise)
             lists.append(sorted(noisy_names))
             is_noisy = np.array(
-                [PurePath(n).name in noisy_names or n in noisy_names for n in features.names]
+                [
+                    PurePath(name).name in noisy_names or name in noisy_names
+                    for name in features.names
+                ]
             )
             _check_noise(self.probe_noise, noisy_names, is_noisy, features)
             rows = _move_to_centers(rows, labels, is_noisy, np.random.default_rng(options.seed))
-        chosen = np.zeros(len(distractors), bool)
-        chosen[distractors.readable_rows] = True
+        is_used = np.zeros(len(distractors), bool)
+        is_used[distractors.readable_rows] = True
         if self.distractor_list is not None:
             names = read_megaface_list(self.distractor_list)
             listed_rows = distractors.rows_of(names, self.distractor_list)
-            chosen &= np.isin(np.arange(len(distractors)), listed_rows)
+            is_used &= np.isin(np.arange(len(distractors)), listed_rows)
             lists.append(sorted(names))
         if self.distractor_noise is not None:
             noisy_names = read_noise_list(self.distractor_noise)
             lists.append(sorted(noisy_names))
             is_noisy = np.array([name in noisy_names for name in distractors.names])
             _check_noise(self.distractor_noise, noisy_names, is_noisy, distractors)
-            chosen &= ~is_noisy
+            is_used &= ~is_noisy
         result = evaluate_all_to_all(
             rows.astype(np.float32),
             labels,
-            ChosenRows(distractors.rows, np.flatnonzero(chosen)),
+            ChosenRows(distractors.rows, np.flatnonzero(is_used)),
             rules="MegaFace challenge 1",
             own_impostors=False,
             far_targets=FAR_TARGETS,
@@ -93,7 +96,7 @@ class MegaFace(Protocol):
 def _check_noise(
     path: str | Path, noisy_names: frozenset[str], is_noisy: np.ndarray, features: Features
 ) -> None:
-    """Check that a noise list names any of the images; otherwise it belongs to other images."""
+    """Check that a noise list names at least one of the images; if not, it is of other images."""
     if noisy_names and not is_noisy.any():
         raise ValueError(
             f"{path} names none of the images of {features.display_name}: the list has "
@@ -136,7 +139,7 @@ def read_megaface_list(path: str | Path) -> tuple[str, ...]:
     except json.JSONDecodeError as error:
         line = text.split("\n")[error.lineno - 1].rstrip("\r")
         raise malformed(path, error.lineno, line, f"JSON ({error.msg})") from None
-    # Raised for brackets that are nested too deep and for numbers with too many digits.
+    # Brackets may be nested too deep, or numbers have too many digits.
     except (RecursionError, ValueError) as error:
         raise ValueError(f"{path} cannot be read as JSON ({error}); check the file") from None
     entries = content.get("path") if isinstance(content, dict) else None
@@ -164,19 +167,19 @@ def read_noise_list(path: str | Path) -> frozenset[str]:
         ValueError: a line is not a relative path; the message names file and line.
     """
     names = set()
-    for number, line in read_lines(path):
+    for line_number, line in read_lines(path):
         if line.startswith("#"):
             continue
         fields = line.strip().split("\t")
         name = fields[1 if len(fields) > 1 else 0].strip()
         if not is_relative_path(name):
-            raise malformed(path, number, line, "an image's name, such as Adam_Brody_259.png")
+            raise malformed(path, line_number, line, "an image's name, such as Adam_Brody_259.png")
         names.add(name)
     return frozenset(names)
 
 
 def facescrub_identity(name: str) -> str:
-    """The identity of a FaceScrub image: its folder's name, or its own up to the last underscore.
+    """A FaceScrub image's identity: its folder's name, or its file name up to the last underscore.
 
     Raises:
         ValueError: the name has neither a folder nor an underscore.

@@ -93,7 +93,7 @@ def open_pairs(
     seed: int = 0,
     allow_outside: bool = False,
 ) -> tuple[ReadableImages, PairList]:
-    """Open pairs and exactly the images that they use.
+    """Open pairs, and only the images that they use.
 
     Args:
         source: the images' path or a data source's specification; empty for a .bin set.
@@ -113,19 +113,19 @@ def open_pairs(
         if not isinstance(root, str):
             raise ValueError(f"{pairs} names files, so the images must be a folder")
         listed, files = read_csv_pairs(pairs, root, allow_outside=allow_outside)
-        return _labeled(files, root), listed
+        return _with_labels(files, root), listed
     images = open_source(source, labeled=True)
     if pairs is not None:
         listed = read_lfw_pairs(pairs, images)
     else:
         listed = _draw_pairs(np.asarray(images.labels), number, seed)
-    used, index = np.unique(np.stack([listed.first, listed.second]), return_inverse=True)
-    first, second = index.reshape(2, -1)
+    used, inverse = np.unique(np.stack([listed.first, listed.second]), return_inverse=True)
+    first, second = inverse.reshape(2, -1)
     return ImageSubset(images, used), replace(listed, first=first, second=second)
 
 
-def _labeled(files: ImageFiles, root: str) -> ReadableImages:
-    """The same images with labels if they lie in one folder per identity, else unchanged."""
+def _with_labels(files: ImageFiles, root: str) -> ReadableImages:
+    """The images with labels if they lie in one folder per identity; otherwise unchanged."""
     try:
         images = open_source(root, labeled=True)
     except ValueError:
@@ -183,11 +183,11 @@ def pair_result(
     """
     readable = ~np.isin(np.stack([pairs.first, pairs.second]), list(features.unreadable)).any(0)
     first, second, same = pairs.first[readable], pairs.second[readable], pairs.same[readable]
-    # Fewer pairs than folds may remain when those with unreadable images are left out.
+    # Without the pairs of unreadable images, there may be fewer pairs than folds.
     folds = min(pairs.folds, max(2, len(same)))
-    used, index = np.unique(np.stack([first, second]), return_inverse=True)
+    used, inverse = np.unique(np.stack([first, second]), return_inverse=True)
     rows = ChosenRows(features.rows, used)[0 : len(used)]
-    sides = rows[index.reshape(2, -1)[0]], rows[index.reshape(2, -1)[1]]
+    sides = rows[inverse.reshape(2, -1)[0]], rows[inverse.reshape(2, -1)[1]]
     result = evaluate_pairs(
         *sides, same, folds, _identities(features, first, second, same), resamples=resamples
     )
@@ -196,15 +196,15 @@ def pair_result(
         worse = np.minimum(features.quality[first], features.quality[second])
         results = evaluate_strata(*sides, same, worse, QUALITY_EDGES, folds=folds)
         strata = [figure for stratum in results for figure in stratum.figures()]
-    code = "no flipped images" if features.flipped is None else "flip fusion"
-    result = replace(result, rules=f"{result.rules}; {code}").result(name, strata)
+    fusion = "no flipped images" if features.flipped is None else "flip fusion"
+    result = replace(result, rules=f"{result.rules}; {fusion}").result(name, strata)
     unreadable = {features.name(row): reason for row, reason in features.unreadable.items()}
     embeddings = ChosenRows(features.embeddings, used)[0 : len(used)].astype(np.float64)
     norms = np.linalg.norm(embeddings, axis=1)
     if result.scores is not None:
         digest = digest_of_pairs(features.name, first, second)
-        lower = norms[index.reshape(2, -1)].min(axis=0).tolist()
-        scores = replace(result.scores, images_digest=digest, lower_norms=tuple(lower))
+        lower_norms = norms[inverse.reshape(2, -1)].min(axis=0).tolist()
+        scores = replace(result.scores, images_digest=digest, lower_norms=tuple(lower_norms))
         result = replace(result, scores=scores)
     if features.quality is not None:
         by_quality = _norm_by_quality(norms, features.quality[used])
@@ -216,7 +216,7 @@ def digest_of_pairs(name_of: Callable[[int], str], first: np.ndarray, second: np
     """A digest of the names of all pairs' images.
 
     Args:
-        name_of: the name of the image with an index.
+        name_of: returns the name of the image with a given index.
         first: (P,) index of each pair's first image.
         second: (P,) index of each pair's second image.
     """
@@ -225,8 +225,8 @@ def digest_of_pairs(name_of: Callable[[int], str], first: np.ndarray, second: np
 
 
 def _norm_by_quality(norms: np.ndarray, quality: np.ndarray) -> dict[str, tuple[float, ...]]:
-    """Quartiles of the feature norm in up to ten groups of images by true quality."""
-    # Many images may have the same quality, so that there are fewer groups.
+    """Quartiles of the feature norm in up to ten groups of images, by rising true quality."""
+    # There are fewer groups if many images have the same quality.
     edges = np.unique(np.quantile(quality, np.linspace(0, 1, 11)[1:-1]))
     group = np.searchsorted(edges, quality, side="right")
     groups = [np.flatnonzero(group == number) for number in np.unique(group)]
@@ -242,9 +242,9 @@ def _norm_by_quality(norms: np.ndarray, quality: np.ndarray) -> dict[str, tuple[
 def _identities(
     features: Features, first: np.ndarray, second: np.ndarray, same: np.ndarray
 ) -> np.ndarray | None:
-    """(P, 2) labels of both sides, or None if they are unknown or contradict the pairs."""
+    """(P, 2) labels of the pairs' images, or None if they are unknown or contradict `same`."""
     identities = np.stack([features.labels[first], features.labels[second]], axis=1)
-    # Labels may contradict the pairs because folders need not be identities; RFW's are groups.
+    # Labels come from folders, which need not be identities: RFW's folders are groups.
     consistent = ((identities[:, 0] == identities[:, 1]) == same).all()
     return identities if (identities >= 0).all() and consistent else None
 

@@ -1,4 +1,4 @@
-"""Shared by template protocols: pooling, 1:1 verification and open-set 1:N identification."""
+"""What template protocols share: pooling, 1:1 verification and open-set 1:N identification."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class TemplatePairs:
     Attributes:
         first: (P,) int64 template of one side.
         second: (P,) int64 template of the other side.
-        same: (P,) bool, whether both show the same subject.
+        same: (P,) bool, True if both templates show the same subject.
     """
 
     first: np.ndarray
@@ -59,7 +59,7 @@ class PooledTemplates:
     Attributes:
         numbers: (T,) the templates' numbers, ascending.
         embeddings: (T, D) unit embeddings.
-        code: how images were weighted, such as N1D0F2; see ``Pooling``.
+        code: how images were weighted and fused, such as N1D0F2; see ``Pooling``.
     """
 
     numbers: np.ndarray
@@ -80,7 +80,7 @@ class PooledTemplates:
         return rows
 
     def select(self, side: TemplateSubjects) -> tuple[np.ndarray, np.ndarray]:
-        """The embeddings and subjects of a gallery's or the probes' templates."""
+        """The embeddings and the subjects of one side's templates: a gallery, or the probes."""
         return self.embeddings[self.rows_of(side.templates)], side.subjects
 
 
@@ -105,7 +105,7 @@ def pool(
         source: the path of the list of images, for messages.
         norm: keep the embeddings' norms (N1).
         flip: fuse flipped images (F2); None for F2 if the features contain them.
-        detector_scores: (N,) scores to multiply by (D1), or None.
+        detector_scores: (N,) detector scores to weight images by (D1); None for no weights.
 
     Raises:
         ValueError: an image has no features, or pooling fails (see ``pool_templates``).
@@ -127,7 +127,7 @@ def pool(
     return PooledTemplates(numbers, embeddings, pooling.code)
 
 
-def verification(
+def verify_templates(
     pooled: PooledTemplates, pairs: TemplatePairs, subjects: np.ndarray | None, resamples: int
 ) -> Result:
     """Evaluate pairs of templates (1:1).
@@ -151,13 +151,13 @@ def verification(
     ).result("1:1")
 
 
-def open_set(
+def identify_open_set(
     pooled: PooledTemplates,
     galleries: Sequence[TemplateSubjects],
     probe: TemplateSubjects,
     options: EvaluationOptions,
 ) -> Result:
-    """Open-set identification of the probes in each gallery (1:N), averaged over galleries."""
+    """Evaluate open-set identification of the probes (1:N), averaged over the galleries."""
     mean = mean_of_galleries(
         [
             evaluate_open_set(*pooled.select(probe), *pooled.select(gallery), **options.search)
@@ -187,14 +187,17 @@ def check_template_pairs(path: str | Path, pairs: TemplatePairs, lines_above: in
         low, high = codes[: len(low)], codes[len(low) :]
     keys = 2 * (low * (int(high.max()) + 1) + high) + pairs.same
     ordered = np.sort(keys)
-    # Both keys of a contradictory pair differ only in the last bit, so they are adjacent.
+    # A contradictory pair has two keys that differ only in the last bit, so they are adjacent.
     contradictory = np.flatnonzero(ordered[1:] ^ ordered[:-1] == 1)
     if len(contradictory):
         key = ordered[contradictory[0]]
-        first, second = sorted(int(np.argmax(keys == either)) for either in (key, key ^ 1))
+        first, second = sorted(int(np.argmax(keys == twin)) for twin in (key, key ^ 1))
         lines = islice(read_lines(path), lines_above + first, None)
-        earlier = next(lines)[0]
-        number, line = next(islice(lines, second - first - 1, None))
+        earlier_number = next(lines)[0]
+        line_number, line = next(islice(lines, second - first - 1, None))
         raise malformed(
-            path, number, line, f"the pair to have the label of line {earlier}; correct one of them"
+            path,
+            line_number,
+            line,
+            f"the pair to have the label of line {earlier_number}; correct one of them",
         )

@@ -14,18 +14,21 @@ from margrave.quantity import quantity
 MAX_IMAGES = 6000
 """Largest number of images to compare; they make 18 million pairs."""
 MIN_CALIBRATION_IDENTITIES = 10
-"""Identities with several images required for a calibration: half to fit it, half to test it."""
+"""A calibration needs this many identities with several images: half to fit, half to test it."""
 BINS = 100
 FAR_STEPS = (1.0, 0.5, 0.2)
-"""FARs per power of ten."""
+"""The FARs in each power of ten, as multiples of it."""
 MIN_FALSE_ACCEPTS = 3
-"""Rule of three: if 3/p impostor pairs have no false accept, the FAR's 95 % upper limit is p."""
+"""Smallest number of false accepts that a listed FAR must allow, by the rule of three.
+
+If none of 3/p impostor pairs is accepted, the 95 % upper limit of the FAR is p.
+"""
 MIN_NORM_VARIATION = 1e-3
-"""If the norms' relative std is smaller, the model itself normalizes its embeddings."""
+"""If the std of the norms relative to their mean is smaller, the model normalizes them itself."""
 
 
 def measure_reference(features: Features, seed: int = 0) -> ScoreReference:
-    """Measure the scores of all pairs of labeled faces, a calibration, and the faces' norms.
+    """Measure the scores of all pairs of labeled faces, their calibration, and the faces' norms.
 
     The calibration is fitted on a random half of the identities and tested on the other half. With
     fewer than 10 identities that have several images there is no calibration.
@@ -70,13 +73,15 @@ def measure_reference(features: Features, seed: int = 0) -> ScoreReference:
 def _sample_identities(
     rows: np.ndarray, labels: np.ndarray, generator: np.random.Generator
 ) -> np.ndarray:
-    """The rows of randomly sampled identities: at least two, else up to MAX_IMAGES images."""
+    """The rows of random identities: as many as fit into ``MAX_IMAGES`` images, at least two."""
     if len(rows) <= MAX_IMAGES:
         return rows
     identities, counts = np.unique(labels, return_counts=True)
     order = generator.permutation(len(identities))
-    number = max(2, int(np.searchsorted(np.cumsum(counts[order]), MAX_IMAGES, side="right")))
-    return rows[np.isin(labels, identities[order[:number]])]
+    num_identities = max(
+        2, int(np.searchsorted(np.cumsum(counts[order]), MAX_IMAGES, side="right"))
+    )
+    return rows[np.isin(labels, identities[order[:num_identities]])]
 
 
 def pair_scores(units: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -97,7 +102,7 @@ def pair_scores(units: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.n
 
 
 def score_histogram(scores: np.ndarray) -> tuple[float, ...]:
-    """The share of scores in each of 100 equal bins over [−1, 1]; empty if there are none."""
+    """The share of scores in each of 100 equal bins over [−1, 1]; empty if there are no scores."""
     if not len(scores):
         return ()
     counts, _ = np.histogram(np.clip(scores, -1, 1), BINS, (-1, 1))
@@ -105,9 +110,9 @@ def score_histogram(scores: np.ndarray) -> tuple[float, ...]:
 
 
 def far_thresholds(impostors: np.ndarray) -> tuple[tuple[float, float], ...]:
-    """(FAR, cosine threshold) for FARs of 0.1, 0.05, 0.02, 0.01, …, accepting scores above it.
+    """(FAR, cosine threshold) for FARs of 0.1, 0.05, 0.02, …; scores above it are accepted.
 
-    The smallest FAR is the one that still allows three false accepts.
+    The list ends with the smallest FAR that allows at least three false accepts.
 
     >>> far_thresholds(np.arange(100) / 128)
     ((0.1, 0.6953125), (0.05, 0.734375))
@@ -128,15 +133,15 @@ def far_thresholds(impostors: np.ndarray) -> tuple[tuple[float, float], ...]:
 def _calibration(
     units: np.ndarray, labels: np.ndarray, generator: np.random.Generator
 ) -> Calibration | None:
-    """Fit a calibration on half of the identities with several images and test it on the others."""
+    """Fit a calibration on half of the identities with several images, test it on the rest."""
     identities, counts = np.unique(labels, return_counts=True)
     shuffled = generator.permutation(identities[counts > 1])
     if len(shuffled) < MIN_CALIBRATION_IDENTITIES:
         return None
     half = len(shuffled) // 2
     halves = []
-    for members in (shuffled[:half], shuffled[half:]):
-        rows = np.isin(labels, members)
+    for identities_of_half in (shuffled[:half], shuffled[half:]):
+        rows = np.isin(labels, identities_of_half)
         halves.append(pair_scores(units[rows], labels[rows]))
     (genuine, impostors), (test_genuine, test_impostors) = halves
     try:

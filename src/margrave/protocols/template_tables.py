@@ -26,12 +26,12 @@ _BOOLEANS = {"1": True, "true": True, "yes": True, "0": False, "false": False, "
 
 @dataclass(frozen=True, eq=False)
 class TemplateTable:
-    """N lines, each an image with its template, medium and subject.
+    """The N lines of a table: an image with its template, medium and subject on each.
 
     Attributes:
         names: the images' paths.
         templates: (N,) int64 template of each image.
-        template_names: each template's name in the table -> its number.
+        template_names: each template's number, by its name in the table.
         media: (N,) int64 medium of each image.
         subjects: (N,) int64 subject of each image, numbered in order of appearance.
         subject_names: each subject's name in the table.
@@ -98,18 +98,18 @@ def read_template_table(path: str | Path) -> TemplateTable:
         roles.append(role)
     if not names:
         raise ValueError(f"{path} holds no images below its header line; add some")
-    template_names = _numbering(templates)
+    template_names = _number_names(templates)
     # Images without a medium get unused numbers.
-    medium_numbers = _numbering([medium for medium in media if medium])
+    medium_numbers = _number_names([medium for medium in media if medium])
     unused = 1 + max(medium_numbers.values(), default=-1)
-    numbered = [
+    media_numbers = [
         medium_numbers[medium] if medium else unused + row for row, medium in enumerate(media)
     ]
     return TemplateTable(
         tuple(names),
         np.array([template_names[template] for template in templates]),
         template_names,
-        np.array(numbered, dtype=np.int64),
+        np.array(media_numbers, dtype=np.int64),
         np.array(subjects),
         tuple(subject_numbers),
         np.array(scores),
@@ -118,13 +118,13 @@ def read_template_table(path: str | Path) -> TemplateTable:
 
 
 def _normalized(text: str) -> str:
-    """A name; numbers lose their leading zeros, so 007 and 7 are the same template."""
+    """The name; a number loses its leading zeros, so 007 and 7 are the same template."""
     number = whole_number(text)
     return text if number is None else str(number)
 
 
-def _numbering(names: Sequence[str]) -> dict[str, int]:
-    """Number the names: by their own value if all are integers, else in order of appearance."""
+def _number_names(names: Sequence[str]) -> dict[str, int]:
+    """A number for each name: its own value if all are integers, else in order of appearance."""
     numbers = {name: whole_number(name) for name in names}
     if all(number is not None for number in numbers.values()):
         return {name: number for name, number in numbers.items() if number is not None}
@@ -140,8 +140,8 @@ def read_template_pair_table(
 
     Args:
         path: the table's path.
-        template_names: the templates' numbers by name, from ``read_template_table``; if None,
-            templates are integers.
+        template_names: each template's number by its name, from ``read_template_table``; if None,
+            the table must hold the numbers themselves.
 
     Raises:
         ValueError: a column is missing, a line is malformed, a template is not in

@@ -21,9 +21,9 @@ from margrave.protocols.contract import PROTOCOLS, EvaluationOptions, Protocol
 from margrave.protocols.pooled_templates import (
     PooledTemplates,
     TemplateSubjects,
-    open_set,
+    identify_open_set,
     pool,
-    verification,
+    verify_templates,
 )
 from margrave.protocols.template_tables import (
     TemplateTable,
@@ -58,7 +58,7 @@ class Templates(Protocol):
     """Fuse flipped images (F2) or not (F1); by default F2 if the features contain them."""
 
     def evaluate(self, features: Features, options: EvaluationOptions) -> Sequence[Result]:
-        """One result for 1:1 and one for 1:N, if the tables provide the data for them."""
+        """One result for 1:1 and one for 1:N, if the tables hold them; else one for all pairs."""
         table = read_template_table(self.table)
         if self.detector and np.isnan(table.scores).any():
             unscored = table.names[int(np.isnan(table.scores).argmax())]
@@ -95,16 +95,17 @@ class Templates(Protocol):
         if self.pairs is not None:
             results.append(self._verify(pooled, table, subjects, options.resamples))
         elif not has_search:
-            results.append(_all_pairs(pooled, subjects, options))
+            results.append(_compare_all_pairs(pooled, subjects, options))
         if has_search and self.surveillance:
-            results.append(_surveillance(pooled, galleries[0], probe, options))
+            results.append(_search_surveillance(pooled, galleries[0], probe, options))
         elif has_search:
-            results.append(open_set(pooled, galleries, probe, options))
+            results.append(identify_open_set(pooled, galleries, probe, options))
         return results
 
     def _verify(
         self, pooled: PooledTemplates, table: TemplateTable, subjects: np.ndarray, resamples: int
     ) -> Result:
+        """Evaluate the table of pairs, whose labels must agree with the templates' subjects."""
         assert self.pairs is not None
         pairs = read_template_pair_table(self.pairs, table.template_names)
         sides = (pairs.first, pairs.second)
@@ -112,15 +113,18 @@ class Templates(Protocol):
         contradictory = np.flatnonzero((pair_subjects[:, 0] == pair_subjects[:, 1]) != pairs.same)
         if len(contradictory):
             names = {number: name for name, number in table.template_names.items()}
-            one, other = (names[int(side[contradictory[0]])] for side in sides)
+            first, second = (names[int(side[contradictory[0]])] for side in sides)
             raise ValueError(
-                f"{self.pairs}: same = {int(pairs.same[contradictory[0]])} for the templates {one} "
-                f"and {other} contradicts their subjects in {self.table}"
+                f"{self.pairs}: same = {int(pairs.same[contradictory[0]])} for the templates "
+                f"{first} and {second} contradicts their subjects in {self.table}; correct one of "
+                "the two files"
             )
-        return verification(pooled, pairs, pair_subjects, resamples)
+        return verify_templates(pooled, pairs, pair_subjects, resamples)
 
 
-def _all_pairs(pooled: PooledTemplates, subjects: np.ndarray, options: EvaluationOptions) -> Result:
+def _compare_all_pairs(
+    pooled: PooledTemplates, subjects: np.ndarray, options: EvaluationOptions
+) -> Result:
     count = len(pooled.embeddings)
     return evaluate_all_to_all(
         pooled.embeddings,
@@ -131,7 +135,7 @@ def _all_pairs(pooled: PooledTemplates, subjects: np.ndarray, options: Evaluatio
     ).result("all pairs")
 
 
-def _surveillance(
+def _search_surveillance(
     pooled: PooledTemplates,
     gallery: TemplateSubjects,
     probe: TemplateSubjects,

@@ -1,4 +1,4 @@
-"""Thresholds: selected on identities that were not trained on, and stored in the model's card."""
+"""Thresholds: chosen on identities that were not trained on, and stored in the model's card."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def choose_operating_points(
     distractors: Features | None = None,
     options: EvaluationOptions | None = None,
 ) -> tuple[OperatingPoint, ...]:
-    """Choose, over all pairs of labeled faces, the lowest threshold that does not exceed each FAR.
+    """Choose for each target the lowest threshold whose FAR over all labeled pairs is no larger.
 
     Args:
         features: labeled features of people like those in the application.
@@ -49,8 +49,8 @@ def points_of_result(
         far_targets: the FARs to extract; by default all with enough impostor pairs.
 
     Raises:
-        ValueError: the result has no thresholds, none for one of the FARs, or too few impostor
-            pairs for it.
+        ValueError: the result has no thresholds at all, or for one of the FARs no threshold or too
+            few impostor pairs.
     """
     figure_of_far = {
         float(figure.at["FAR"]): figure
@@ -80,9 +80,9 @@ def points_of_result(
     points = []
     for far in far_targets:
         if far not in figure_of_far:
-            known = ", ".join(f"{known_far:g}" for known_far in sorted(figure_of_far))
+            available = ", ".join(f"{other_far:g}" for other_far in sorted(figure_of_far))
             raise ValueError(
-                f"the result has no threshold for FAR {far:g}; available FARs: {known}"
+                f"the result has no threshold for FAR {far:g}; available FARs: {available}"
             )
         figure = figure_of_far[far]
         if figure.too_few:
@@ -123,8 +123,8 @@ def save_operating_points(
     """
     opened = open_model(model)
     fars = {point.far for point in points}
-    kept = [point for point in opened.card.operating_points if point.far not in fars]
-    card = replace(opened.card, operating_points=(*kept, *points))
+    remaining = [point for point in opened.card.operating_points if point.far not in fars]
+    card = replace(opened.card, operating_points=(*remaining, *points))
     return save_card(opened.path, card if reference is None else replace(card, reference=reference))
 
 
@@ -170,9 +170,9 @@ def operating_point(embedder: Embedder, far: float | None = None) -> OperatingPo
         )
     chosen = min(points) if far is None else far
     if chosen not in points:
-        known = ", ".join(f"{known_far:g}" for known_far in sorted(points))
+        available = ", ".join(f"{other_far:g}" for other_far in sorted(points))
         raise ValueError(
-            f"this model has no threshold for FAR {chosen:g}; available FARs: {known}; "
+            f"this model has no threshold for FAR {chosen:g}; available FARs: {available}; "
             "add others with margrave threshold"
         )
     return points[chosen]

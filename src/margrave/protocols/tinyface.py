@@ -22,6 +22,7 @@ _LISTS = {
     _PROBES: ("probe_img_ID_pairs.mat", "probe_set", "probe_ids"),
 }
 _LEVELS = 2
+"""How many levels below the given folder the files may lie."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,12 +47,12 @@ class TinyFaceFiles:
 def read_tinyface(folder: str | Path) -> TinyFaceFiles:
     """Find the images of TinyFace's test set and their identities.
 
-    One folder, at most two levels below the given one, must contain the subfolders
+    The given folder, or one at most two levels below it, must contain the subfolders
     ``Gallery_Match``, ``Gallery_Distractor`` and ``Probe``, as ``Testing_Set`` and third-party
     aligned copies do. An image's identity is the number before the first underscore of its file
-    name. If ``gallery_match_img_ID_pairs.mat`` or ``probe_img_ID_pairs.mat`` is found, also at most
-    two levels below, only the images that it lists are used for its role, and its identities must
-    agree with the file names.
+    name. The same folders may hold the lists ``gallery_match_img_ID_pairs.mat`` and
+    ``probe_img_ID_pairs.mat``. If a list exists, only its images are used for its role, and its
+    identities must agree with the file names.
 
     Returns:
         Paths relative to the given folder, in natural order.
@@ -108,7 +109,7 @@ def _identity(folder: Path, path: str) -> int:
 def _listed_paths(
     role_folder: Path, paths: Sequence[str], identity_of: dict[str, int]
 ) -> list[str]:
-    """The paths of the listed files, all of which must exist."""
+    """The paths of the listed files; each listed file must exist."""
     selected = [path for path in paths if PurePosixPath(path).name in identity_of]
     existing = {PurePosixPath(path).name for path in selected}
     if missing := [name for name in identity_of if name not in existing]:
@@ -136,7 +137,7 @@ def _check_identities(
 def _read_list(
     folder: Path, folders: Sequence[Path], file_name: str, set_key: str, identities_key: str
 ) -> dict[str, int] | None:
-    """The identity of each listed file, or None if there is no list."""
+    """Read the identity of each listed file; None if there is no list."""
     files = [path / file_name for path in folders if (path / file_name).is_file()]
     path = unique_path(files, file_name, folder)
     if path is None:
@@ -150,14 +151,14 @@ def _read_list(
         )
     identity_of: dict[str, int] = {}
     for row, (name, identity) in enumerate(zip(names, identities, strict=True), start=1):
-        number = _as_integer(identity)
-        if not isinstance(name, str) or not name or number is None:
+        label = _as_integer(identity)
+        if not isinstance(name, str) or not name or label is None:
             raise ValueError(
                 f"{path}: row {row} is {name!r}, {identity!r}; expected a file name and an integer"
             )
-        if identity_of.setdefault(name, number) != number:
+        if identity_of.setdefault(name, label) != label:
             raise ValueError(
-                f"{path}: row {row} gives {name} identity {number}, but an earlier row "
+                f"{path}: row {row} gives {name} identity {label}, but an earlier row "
                 f"{identity_of[name]}; correct one of them"
             )
     return identity_of

@@ -54,7 +54,7 @@ class YouTube(Protocol):
         if missing := [video for video in videos if video not in frames_of]:
             raise ValueError(
                 f"{features.display_name} has no frames of {len(missing)} videos that "
-                f"{self.splits} lists, such as {missing[0]}; names there look like "
+                f"{self.splits} lists, such as {missing[0]}; its images have names such as "
                 f"{features.name(0)!r}"
             )
         # One template per video, and one medium per template: a plain mean of the frames.
@@ -111,8 +111,8 @@ def read_youtube_pairs(path: str | Path) -> VideoPairs:
 
     The first line is the header; the columns ``first name`` and ``second name`` hold the videos.
     The first column is the fold's number. The last column is the label, 1 for genuine and 0 for
-    impostor pairs; if corrected labels were added as another column, that is the last one. A line
-    looks like ``1, 1, Sadie_Frost/1, Sadie_Frost/5, 1``.
+    impostor pairs, so corrected labels are appended as the last column. A line looks
+    like ``1, 1, Sadie_Frost/1, Sadie_Frost/5, 1``.
 
     Raises:
         ValueError: a column is missing, a line is malformed, a pair has both labels, a fold's lines
@@ -120,22 +120,24 @@ def read_youtube_pairs(path: str | Path) -> VideoPairs:
             the message names the file and lines.
     """
     lines = read_lines(path)
-    number, header = next(lines, (1, ""))
-    columns = [_normalized(name) for name in split_fields(path, number, header)]
+    line_number, header = next(lines, (1, ""))
+    columns = [_normalize_column(name) for name in split_fields(path, line_number, header)]
     if not {"first name", "second name"} <= set(columns[1:-1]):
-        raise malformed(path, number, header, f"a header line {_HEADER!r}; begin the file with it")
+        raise malformed(
+            path, line_number, header, f"a header line {_HEADER!r}; begin the file with it"
+        )
     sides = [columns.index(name) for name in ("first name", "second name")]
     first, second, same, splits = [], [], [], []
     agreement = Consistency(path, "the pair", "label")
-    for number, line in lines:
-        fields = split_fields(path, number, line)
+    for line_number, line in lines:
+        fields = split_fields(path, line_number, line)
         split = whole_number(fields[0])
         if len(fields) != len(columns) or split is None or fields[-1] not in ("0", "1"):
-            raise malformed(path, number, line, f"fields as in the header line {header!r}")
+            raise malformed(path, line_number, line, f"fields as in the header line {header!r}")
         videos = [fields[side] for side in sides]
         if not all(map(is_relative_path, videos)):
-            raise malformed(path, number, line, "two videos as 'Name/number'")
-        agreement.add(tuple(sorted(videos)), fields[-1], number, line)
+            raise malformed(path, line_number, line, "two videos as 'Name/number'")
+        agreement.add(tuple(sorted(videos)), fields[-1], line_number, line)
         first.append(videos[0])
         second.append(videos[1])
         same.append(fields[-1] == "1")
@@ -145,23 +147,23 @@ def read_youtube_pairs(path: str | Path) -> VideoPairs:
     return VideoPairs(tuple(first), tuple(second), np.array(same), _number_folds(path, splits))
 
 
-def _normalized(column: str) -> str:
-    """A column's name independent of spelling: 'Is_Same:' becomes 'is same'."""
+def _normalize_column(column: str) -> str:
+    """A column's name in a uniform spelling: 'Is_Same:' becomes 'is same'."""
     return re.sub(r"[_\s]+", " ", column.lower()).strip(" :")
 
 
 def _number_folds(path: str | Path, splits: list[int]) -> np.ndarray:
-    """(P,) int64 fold of each pair; folds must be contiguous and their sizes even."""
-    runs = [(split, len(list(run))) for split, run in groupby(splits)]
-    sizes = [size for _, size in runs]
-    if len({split for split, _ in runs}) < len(runs):
+    """(P,) int64 fold of each pair; a fold's lines must be contiguous, and sizes nearly equal."""
+    folds = [(split, len(list(lines))) for split, lines in groupby(splits)]
+    sizes = [size for _, size in folds]
+    if len({split for split, _ in folds}) < len(folds):
         raise ValueError(
             f"{path}: a fold's lines are not contiguous; sort the lines by their first column"
         )
-    even = [len(part) for part in np.array_split(splits, len(runs))]
-    if sizes != even:
+    expected_sizes = [len(part) for part in np.array_split(splits, len(folds))]
+    if sizes != expected_sizes:
         raise ValueError(
             f"{path}: its folds have {listed(map(str, sizes), 5)} pairs; the protocol "
-            f"requires {listed(map(str, even), 5)}; add the missing lines"
+            f"requires {listed(map(str, expected_sizes), 5)}; add the missing lines"
         )
-    return np.repeat(np.arange(len(runs), dtype=np.int64), sizes)
+    return np.repeat(np.arange(len(folds), dtype=np.int64), sizes)

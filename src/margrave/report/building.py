@@ -1,4 +1,4 @@
-"""From a run, a study or results to a page."""
+"""Build a report page from runs, studies and result files."""
 
 from __future__ import annotations
 
@@ -41,9 +41,9 @@ from margrave.training import read_adaptation
 Note = Callable[[str], None]
 MAX_LAB_LOSSES = 10
 MAX_SETTINGS = 100_000
-"""Characters of the settings that are shown."""
+"""Longest text of settings that a page shows, in characters."""
 MAX_SYNTHETIC = 200_000
-"""Largest number of synthetic identities, and of images of each, that are opened."""
+"""Largest number of synthetic identities, and of images per identity, that a report opens."""
 
 
 def build_report(
@@ -56,18 +56,18 @@ def build_report(
     note: Note = lambda text: None,
     progress: Progress | None = None,
 ) -> Page:
-    """Build the page of one or more inputs.
+    """Build the report page of one or more inputs.
 
     Args:
         inputs: what to report, see `margrave.report.inputs.open_input`.
         title: the page's title; by default the inputs' names.
-        faces: show thumbnails of faces, for runs whose images are still there.
+        faces: show face thumbnails, for runs whose images can still be read.
         lab: add the margin lab with the losses of runs and studies.
         trust_code: import and run custom code that a run or study names.
-        note: called with each message about what was left out.
-        progress: called with (losses drawn, total) while the margin lab is computed.
+        note: called with a message for each part that is left out.
+        progress: called with (losses done, total) while the margin lab is computed.
     """
-    results = list(_named_apart(inputs))
+    results = list(_distinctly_named(inputs))
     sections = [_summary(inputs, results)]
     sections += _study_sections(inputs)
     if results:
@@ -75,43 +75,51 @@ def build_report(
         sections += _result_sections(results)
     runs = _metrics_of_runs(inputs)
     sections += [training_section(runs), adaptation_section(runs)]
-    for each in inputs:
-        if each.run is not None and faces:
-            sections += _face_sections(each, trust_code, note)
+    for report_input in inputs:
+        if report_input.run is not None and faces:
+            sections += _face_sections(report_input, trust_code, note)
     if lab:
         sections.append(_lab_section(inputs, trust_code, note, progress))
-    sections += [_settings_section(each) for each in inputs]
-    names = ", ".join(each.name for each in inputs)
+    sections += [_settings_section(report_input) for report_input in inputs]
+    names = ", ".join(report_input.name for report_input in inputs)
     title = clean_text(title or f"Report of {names}")
-    return Page(title, _subtitle(inputs), _unique(sections))
+    return Page(title, _subtitle(inputs), _numbered_sections(sections))
 
 
-def _named_apart(inputs: Sequence[ReportInput]) -> Iterator[Result]:
-    """All results but studies', with their input's name where several inputs have one name."""
-    results = [(each, r) for each in inputs for r in each.results if r.protocol != "study"]
-    for each, result in results:
-        sources = {other.name for other, r in results if r.name == result.name}
-        clash = len(sources) > 1
-        yield replace(result, name=f"{each.name}, {result.name}") if clash else result
+def _distinctly_named(inputs: Sequence[ReportInput]) -> Iterator[Result]:
+    """All results except those of studies.
+
+    If results of differently named inputs share a name, each gets its input's name as a prefix.
+    """
+    results = [
+        (report_input.name, result)
+        for report_input in inputs
+        for result in report_input.results
+        if result.protocol != "study"
+    ]
+    for input_name, result in results:
+        input_names = {name for name, other in results if other.name == result.name}
+        clash = len(input_names) > 1
+        yield replace(result, name=f"{input_name}, {result.name}") if clash else result
 
 
 def _metrics_of_runs(inputs: Sequence[ReportInput]) -> dict[str, Any]:
-    """The metrics of all runs by name; runs of one name are numbered."""
+    """Each run's metrics by the run's name; further runs of the same name get a number."""
     runs: dict[str, Any] = {}
-    for each in inputs:
-        if each.run is not None:
-            numbered = (f"{each.name} ({number})" for number in itertools.count(2))
-            names = itertools.chain([each.name], numbered)
-            runs[next(name for name in names if name not in runs)] = each.metrics
+    for report_input in inputs:
+        if report_input.run is not None:
+            numbered = (f"{report_input.name} ({number})" for number in itertools.count(2))
+            names = itertools.chain([report_input.name], numbered)
+            runs[next(name for name in names if name not in runs)] = report_input.metrics
     return runs
 
 
 def _subtitle(inputs: Sequence[ReportInput]) -> str:
     kinds = {
-        "study": sum(each.study is not None for each in inputs),
-        "run": sum(each.run is not None for each in inputs),
+        "study": sum(report_input.study is not None for report_input in inputs),
+        "run": sum(report_input.run is not None for report_input in inputs),
     }
-    kinds["file of results"] = len(inputs) - sum(kinds.values())
+    kinds["result file"] = len(inputs) - sum(kinds.values())
     parts = [
         f"{count} × {kind}" if count > 1 else f"a {kind}" for kind, count in kinds.items() if count
     ]
@@ -119,37 +127,42 @@ def _subtitle(inputs: Sequence[ReportInput]) -> str:
 
 
 def _summary(inputs: Sequence[ReportInput], results: Sequence[Result]) -> Section:
-    """What the reader came for, in words."""
+    """The first section: studies' questions and verdicts, and the main figures, in words."""
     blocks: list[Block] = []
-    for each in inputs:
-        for result in _study_results(each):
+    for report_input in inputs:
+        for result in _study_results(report_input):
             if question := result.settings.get("question"):
                 text = Text(clean_text(str(question), 2000))
                 blocks += [] if text in blocks else [text]
             blocks += [Text(f"{result.name}: {text}", "verdict") for text in result.notes[:1]]
-        if each.run is not None and not each.results:
+        if report_input.run is not None and not report_input.results:
             text = (
-                f"{each.name} was not evaluated while it was trained. Give the file that margrave "
-                "evaluate writes with --output beside it."
+                f"{report_input.name} has no evaluation results. Evaluate its model with margrave "
+                "evaluate --output results.json, and pass that file to margrave report as well."
             )
             blocks.append(Text(text, "verdict"))
-    blocks += [Text(text, "verdict") for result in results for text in _sentence(result)]
-    if len(results) > 1 and len(_comparable(results)) > 1:
+    blocks += [Text(text, "verdict") for result in results for text in _main_figures(result)]
+    if len(results) > 1 and len(_comparable_groups(results)) > 1:
         blocks.append(
             Text(
-                "These results were measured on different pairs or by different protocols; they "
-                "stand beside each other, and their numbers cannot be compared.",
+                "These results were measured on different pairs or by different protocols. They "
+                "are shown side by side, but their numbers cannot be compared.",
                 "note",
             )
         )
     elif len(results) > 1:
         blocks.append(
-            Text("Whether these differ by more than chance: margrave compare FIRST SECOND.", "note")
+            Text(
+                "To test whether two of these differ by more than chance, run: margrave compare "
+                "FIRST SECOND",
+                "note",
+            )
         )
     return Section("In short", blocks)
 
 
-def _sentence(result: Result) -> Iterator[str]:
+def _main_figures(result: Result) -> Iterator[str]:
+    """A sentence with the first three reliable figures over all data, if there are any."""
     parts = []
     for figure in result.figures:
         if figure.stratum or figure.value is None or figure.too_few:
@@ -164,10 +177,10 @@ def _sentence(result: Result) -> Iterator[str]:
         yield f"{result.name or result.protocol}: {'; '.join(parts)}."
 
 
-def _comparable(results: Sequence[Result]) -> list[list[Result]]:
-    """Results grouped by what they were measured on."""
+def _comparable_groups(results: Sequence[Result]) -> list[list[Result]]:
+    """The results in groups; those of one group were measured on the same images or pairs."""
     groups: dict[object, list[Result]] = {}
-    for number, result in enumerate(results):
+    for index, result in enumerate(results):
         scores = result.scores
         if scores is not None and scores.images_digest:
             key: object = scores.images_digest
@@ -176,41 +189,47 @@ def _comparable(results: Sequence[Result]) -> list[list[Result]]:
         elif result.origin.images_digest:
             key = result.protocol, result.origin.images_digest
         else:
-            key = number
+            key = index
         groups.setdefault(key, []).append(result)
     return list(groups.values())
 
 
-def _study_results(each: ReportInput) -> list[Result]:
-    return [result for result in each.results if result.protocol == "study"]
+def _study_results(report_input: ReportInput) -> list[Result]:
+    return [result for result in report_input.results if result.protocol == "study"]
 
 
 def _study_sections(inputs: Sequence[ReportInput]) -> Iterator[Section]:
-    for each in inputs:
-        for result in _study_results(each):
+    for report_input in inputs:
+        for result in _study_results(report_input):
             yield study_section(result)
-            runs = each.cells.get(result.name, {})
-            for section in (training_section(runs), adaptation_section(_adaptive(runs))):
+            runs = report_input.cells.get(result.name, {})
+            for section in (training_section(runs), adaptation_section(_adaptive_runs(runs))):
                 yield replace(section, title=f"{section.title}: {result.name}, first seed")
 
 
-def _adaptive(runs: Mapping[str, Any]) -> dict[str, Any]:
-    """The runs whose loss adapts something: statistics, hard negatives, or a margin by norm."""
-    return {name: lines for name, lines in runs.items() if any(_adapts(line) for line in lines)}
+def _adaptive_runs(runs: Mapping[str, Any]) -> dict[str, Any]:
+    """The runs whose loss keeps running statistics or re-weights hard negatives."""
+    return {
+        name: lines
+        for name, lines in runs.items()
+        if any(_shows_adaptation(line) for line in lines)
+    }
 
 
-def _adapts(line: Mapping[str, Any]) -> bool:
+def _shows_adaptation(line: Mapping[str, Any]) -> bool:
+    """Whether a metrics line holds a running statistic (a dot in its key) or hard negatives."""
     if line["kind"] == "training":
         return any("." in key for key in line)
     return line["kind"] == "adaptation" and (line.get("hard_share") or 0) > 0
 
 
 def _result_sections(results: Sequence[Result]) -> Iterator[Section]:
-    groups = _comparable(results)
+    groups = _comparable_groups(results)
     for result in results:
-        yield _named(figures_section(result), result, results)
+        yield _with_result_name(figures_section(result), result, results)
     for group in groups:
-        yield _named(curves_section(group), group[0], [each[0] for each in groups])
+        firsts = [results_of_group[0] for results_of_group in groups]
+        yield _with_result_name(curves_section(group), group[0], firsts)
     yield rates_section(results)
     yield groups_section(results)
     for result in results:
@@ -222,24 +241,24 @@ def _result_sections(results: Sequence[Result]) -> Iterator[Section]:
             discard_section(result),
             calibration_section(result),
         ):
-            yield _named(section, result, results)
+            yield _with_result_name(section, result, results)
 
 
-def _named(section: Section, result: Result, results: Sequence[Result]) -> Section:
-    """The section with the result's name, where there are several."""
+def _with_result_name(section: Section, result: Result, results: Sequence[Result]) -> Section:
+    """The section, with the result's name in its title if there are several results."""
     if len(results) < 2:
         return section
     return replace(section, title=f"{section.title}: {result.name or result.protocol}")
 
 
-def _face_sections(each: ReportInput, trust_code: bool, note: Note) -> Iterator[Section]:
-    assert each.run is not None
+def _face_sections(report_input: ReportInput, trust_code: bool, note: Note) -> Iterator[Section]:
+    assert report_input.run is not None
     try:
-        config = each.run.read_config(trust_code=trust_code)
+        config = report_input.run.read_config(trust_code=trust_code)
     except ValueError as error:
         note(f"no thumbnails: {error}")
         return
-    for result in each.results:
+    for result in report_input.results:
         entry = config.evaluation.sets.get(result.name)
         if entry is None or (entry.images and _is_unsafe(entry.images, note)):
             continue
@@ -249,8 +268,10 @@ def _face_sections(each: ReportInput, trust_code: bool, note: Note) -> Iterator[
             note(f"no thumbnails of {result.name}: {error}")
             text = clean_text(f"Not shown: the images are gone or changed ({error}).", 2000)
             section = Section("Hardest pairs", [Text(text, "note")])
-        yield _named(section, result, each.results)
-    records = [read_adaptation(line) for line in each.metrics if line["kind"] == "adaptation"]
+        yield _with_result_name(section, result, report_input.results)
+    records = [
+        read_adaptation(line) for line in report_input.metrics if line["kind"] == "adaptation"
+    ]
     record = records[-1] if records else None
     if record is None or not record.classes or _is_unsafe(config.data.train, note):
         return
@@ -261,14 +282,17 @@ def _face_sections(each: ReportInput, trust_code: bool, note: Note) -> Iterator[
 
 
 def _is_unsafe(source: Mapping[str, Any], note: Note) -> bool:
-    """Whether opening a source that a file names would ask other machines, or take too much."""
+    """Whether opening a source from a run's config needs the network or is too large to build."""
     remote = [text for text in texts_in(source) if "://" in text]
     if remote:
-        note(f"no thumbnails from {clean_text(remote[0])}: a report asks no other machine")
+        note(f"no thumbnails from {clean_text(remote[0])}: a report makes no network requests")
         return True
     sizes = [source.get(name, 1) for name in ("num_identities", "images_per_identity")]
     if not all(isinstance(size, int) and size <= MAX_SYNTHETIC for size in sizes):
-        note("no thumbnails of synthetic faces: too many to open for a report")
+        note(
+            "no thumbnails of synthetic faces: a report opens at most "
+            f"{MAX_SYNTHETIC:,} identities and as many images per identity"
+        )
         return True
     return False
 
@@ -278,11 +302,11 @@ def _lab_section(
 ) -> Section:
     title = "Margin lab"
     losses: dict[str, Any] = {}
-    for each in inputs:
+    for report_input in inputs:
         try:
-            losses |= _losses_of(each, trust_code)
+            losses |= _create_losses(report_input, trust_code)
         except ValueError as error:
-            note(f"no margin lab for {each.name}: {error}")
+            note(f"no margin lab for {report_input.name}: {error}")
     if not losses:
         return Section(title)
     try:
@@ -294,28 +318,28 @@ def _lab_section(
     return Section(title, [Lab({**tables, "chosen": chosen}, lab_charts())])
 
 
-def _losses_of(each: ReportInput, trust_code: bool) -> dict[str, Any]:
-    """The losses of a run or a study by name, created while code from files is refused."""
+def _create_losses(report_input: ReportInput, trust_code: bool) -> dict[str, Any]:
+    """Create the losses of a run or a study; custom code in them needs `trust_code`."""
     specs: dict[str, Any] = {}
-    if each.run is not None:
-        block = each.run.read_yaml().get("loss")
-        if not isinstance(block, Mapping):
-            raise ValueError(f"{each.run.config}: loss is no block of settings")
-        specs[clean_text(str(block.get("kind", "loss")))] = block
-    for result in _study_results(each):
+    if report_input.run is not None:
+        spec = report_input.run.read_yaml().get("loss")
+        if not isinstance(spec, Mapping):
+            raise ValueError(f"{report_input.run.config}: loss must be a block of settings")
+        specs[clean_text(str(spec.get("kind", "loss")))] = spec
+    for result in _study_results(report_input):
         if result.name == result.settings.get("condition", result.name):
             specs |= study_losses(result)
-    source = each.run.config if each.run is not None else each.name
+    source = report_input.run.config if report_input.run is not None else report_input.name
     with names_from_file(source, trust_code):
         return {name: create_loss(spec) for name, spec in specs.items()}
 
 
-def _settings_section(each: ReportInput) -> Section:
-    """The settings as they are read, not as they are written: the file may be a link to others."""
-    if each.run is not None:
-        settings: Any = each.run.read_yaml()
-    elif each.study is not None:
-        path = each.study.settings
+def _settings_section(report_input: ReportInput) -> Section:
+    """The parsed settings. The file's text is not shown: it may be a link to a private file."""
+    if report_input.run is not None:
+        settings: Any = report_input.run.read_yaml()
+    elif report_input.study is not None:
+        path = report_input.study.settings
         settings = read_yaml(read_bytes(path).decode("utf-8", "replace"), str(path))
     else:
         return Section("Settings")
@@ -323,24 +347,30 @@ def _settings_section(each: ReportInput) -> Section:
         return Section("Settings")
     text = yaml.safe_dump(dict(settings), sort_keys=False, allow_unicode=True)
     text = clean_text(text, MAX_SETTINGS)
-    return Section(f"Settings: {each.name}", [TextBlock(f"All settings of {each.name}", text)])
+    block = TextBlock(f"All settings of {report_input.name}", text)
+    return Section(f"Settings: {report_input.name}", [block])
 
 
-def _unique(sections: Sequence[Section]) -> list[Section]:
-    """Sections with unlike titles, because titles are addresses within the page."""
+def _numbered_sections(sections: Sequence[Section]) -> list[Section]:
+    """The sections with blocks; equal titles are numbered, because each title is a link target."""
     counts: dict[str, int] = {}
     unique = []
     for section in sections:
         if section.blocks:
-            name = anchor(section.title)
-            number = counts[name] = counts.get(name, 0) + 1
+            fragment = anchor(section.title)
+            number = counts[fragment] = counts.get(fragment, 0) + 1
             title = section.title if number == 1 else f"{section.title} ({number})"
             unique.append(replace(section, title=title))
     return unique
 
 
 def lab_page(losses: Mapping[str, Any] | None, tables: Mapping[str, Any]) -> Page:
-    """The margin lab as a page of its own."""
+    """Build a page that holds only the margin lab.
+
+    Args:
+        losses: its first four names are shown at first; by default four well-known losses.
+        tables: the tables of all losses, see `margrave.report.lab.lab_tables`.
+    """
     chosen = {} if losses is None else {"chosen": list(losses)[:4]}
     lab = Lab({**tables, **chosen}, lab_charts())
     subtitle = "What each loss does to a sample, as its own code computes it"

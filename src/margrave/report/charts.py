@@ -1,7 +1,8 @@
 """The charts of a report, as Vega-Lite specifications.
 
-Text and axes have the page's color (``currentColor``), so one chart serves light, dark and paper.
-The colors of series are of middle lightness: at least 3 : 1 against either background.
+Text and axes take the page's text color (``currentColor``), so a chart works in light mode, in dark
+mode and in print. Series colors have a contrast of at least 3 : 1 with the light and the dark
+background.
 """
 
 from __future__ import annotations
@@ -40,12 +41,12 @@ DASHES = (
 )
 HEIGHT = 260
 MAX_VALUE = 1e12
-"""Rows with larger numbers are left out of charts."""
+"""Charts leave out rows with a number above this in magnitude."""
 FONT = "system-ui, sans-serif"
 
 
-def finish(chart: Any, description: str, height: int | None = HEIGHT) -> dict[str, Any]:
-    """The specification of a chart that is as wide as its place in the page."""
+def styled_spec(chart: Any, description: str, height: int | None = HEIGHT) -> dict[str, Any]:
+    """The Vega-Lite specification of a chart in the page's style, as wide as its container."""
     properties: dict[str, Any] = {"width": "container", "description": description}
     if height is not None:
         properties["height"] = height
@@ -59,7 +60,7 @@ def finish(chart: Any, description: str, height: int | None = HEIGHT) -> dict[st
             autosize={"type": "fit-x", "contains": "padding"},
         )
         .configure_view(stroke=None)
-        # The chart has a description; its single marks have no names of their own.
+        # Screen readers read the chart's description, not each mark.
         .configure_mark(aria=False)
         .configure_axis(
             labelColor=color,
@@ -96,14 +97,14 @@ def finish(chart: Any, description: str, height: int | None = HEIGHT) -> dict[st
 
 
 def series_color(names: Sequence[str], *, legend: bool = True) -> Any:
-    """Series by color, in the order given."""
-    scale = alt.Scale(domain=list(names), range=list(_cycle(COLORS, len(names))))
+    """The color encoding of series; `names` get ``COLORS`` in this order."""
+    scale = alt.Scale(domain=list(names), range=list(_repeat_to(COLORS, len(names))))
     return alt.Color("series:N", scale=scale, legend=alt.Legend() if legend else None)
 
 
 def series_dash(names: Sequence[str]) -> Any:
-    """Series by dashes too, so that they differ without colors."""
-    scale = alt.Scale(domain=list(names), range=list(_cycle(DASHES, len(names))))
+    """The dash encoding of series, which distinguishes them without color."""
+    scale = alt.Scale(domain=list(names), range=list(_repeat_to(DASHES, len(names))))
     return alt.StrokeDash("series:N", scale=scale, legend=alt.Legend())
 
 
@@ -122,10 +123,10 @@ def lines(
     points: bool = False,
     vertical: Mapping[str, float] | None = None,
 ) -> dict[str, Any]:
-    """Lines by series, with bands where rows have ``low`` and ``high``.
+    """One line per series, with a band if rows have ``low`` and ``high``.
 
     Args:
-        rows: mappings with ``series``, ``x``, ``y``, and perhaps ``low`` and ``high``.
+        rows: mappings with ``series``, ``x``, ``y``, and optionally ``low`` and ``high``.
         x: title of the horizontal axis.
         y: title of the vertical axis.
         description: the chart in words, for screen readers.
@@ -135,8 +136,8 @@ def lines(
         y_domain: limits of the vertical axis.
         y_format: d3 format of the vertical axis's labels.
         x_format: d3 format of the horizontal axis's labels.
-        points: mark each row by a point too.
-        vertical: labeled vertical lines at these values.
+        points: also draw each row as a point.
+        vertical: vertical lines: their x values by label.
     """
     names = list(dict.fromkeys(str(row["series"]) for row in rows))
     several = len(names) > 1
@@ -177,18 +178,18 @@ def lines(
         marks = base.mark_point(filled=True, size=45, opacity=1)
         layers.append(marks.encode(**encoding, tooltip=tooltip))
     if vertical:
-        layers += _vertical(vertical, _scale(x_scale, x_domain))
-    return finish(alt.layer(*layers), description)
+        layers += _vertical_lines(vertical, _scale(x_scale, x_domain))
+    return styled_spec(alt.layer(*layers), description)
 
 
-def _vertical(lines_at: Mapping[str, float], scale: Any) -> list[Any]:
+def _vertical_lines(positions: Mapping[str, float], scale: Any) -> list[Any]:
     data = alt.Data(
         values=[
-            {"label": label, "at": value, "row": 2 + 14 * (number % 4)}
-            for number, (label, value) in enumerate(lines_at.items())
+            {"label": label, "at": value, "row": 2 + 14 * (index % 4)}
+            for index, (label, value) in enumerate(positions.items())
         ]
     )
-    # Without a title of its own, the axis keeps that of the other layers.
+    # With an empty title here, the axis keeps the title of the other layers.
     axis = alt.X("at:Q", title="", scale=scale)
     rule = alt.Chart(data).mark_rule(strokeDash=[4, 3], color="currentColor", opacity=0.7)
     text = alt.Chart(data).mark_text(
@@ -203,7 +204,15 @@ def _vertical(lines_at: Mapping[str, float], scale: Any) -> list[Any]:
 def histogram(
     rows: Rows, x: str, *, description: str, vertical: Mapping[str, float]
 ) -> dict[str, Any]:
-    """Densities by series over bins with ``start`` and ``end``, and labeled vertical lines."""
+    """One histogram per series, and vertical lines.
+
+    Args:
+        rows: one mapping per bin: ``series``, ``start``, ``end``, and ``share``, the fraction of
+            the series' pairs in the bin.
+        x: title of the horizontal axis.
+        description: the chart in words, for screen readers.
+        vertical: vertical lines: their x values by label.
+    """
     names = list(dict.fromkeys(str(row["series"]) for row in rows))
     data = alt.Data(values=_finite_rows(rows))
     scale = alt.Scale(zero=False, nice=True)
@@ -224,7 +233,7 @@ def histogram(
             ],
         )
     )
-    return finish(alt.layer(bars, *_vertical(vertical, scale)), description)
+    return styled_spec(alt.layer(bars, *_vertical_lines(vertical, scale)), description)
 
 
 def ranges(
@@ -235,50 +244,50 @@ def ranges(
     x_format: str | None = None,
     points: Rows = (),
 ) -> dict[str, Any]:
-    """One line per name: a value with its interval, and perhaps single points around it.
+    """One row per name: a value with its interval, and optionally ticks at further values.
 
     Args:
         rows: mappings with ``name``, ``x``, ``low`` and ``high``; shown in this order.
         x: title of the horizontal axis.
-        description: the chart in words.
+        description: the chart in words, for screen readers.
         x_format: d3 format of the horizontal axis's labels.
-        points: mappings with ``name`` and ``x``: the single seeds.
+        points: mappings with ``name`` and ``x``, drawn as ticks, such as a value per seed.
     """
     names = list(dict.fromkeys(str(row["name"]) for row in rows))
     data = alt.Data(values=_finite_rows(rows))
     axis = alt.Axis(format=x_format) if x_format else alt.Axis()
     scale = alt.Scale(zero=False)
     y = alt.Y("name:N", sort=names, title=None, axis=alt.Axis(labelLimit=170, grid=False))
-    shown = alt.Tooltip("x:Q", title=x, format=x_format or ".4~g")
+    tooltip = alt.Tooltip("x:Q", title=x, format=x_format or ".4~g")
     layers = [
         alt.Chart(data)
         .mark_rule(strokeWidth=2.5, color=COLORS[0])
         .encode(x=alt.X("low:Q", title=x, scale=scale, axis=axis), x2="high:Q", y=y),
         alt.Chart(data)
         .mark_point(filled=True, size=90, color=COLORS[0], opacity=1)
-        .encode(x=alt.X("x:Q"), y=y, tooltip=["name:N", shown]),
+        .encode(x=alt.X("x:Q"), y=y, tooltip=["name:N", tooltip]),
     ]
     if points:
-        single = alt.Chart(alt.Data(values=_finite_rows(points)))
+        ticks = alt.Chart(alt.Data(values=_finite_rows(points)))
         layers.append(
-            single.mark_tick(thickness=1.5, size=12, color="currentColor", opacity=0.6).encode(
-                x=alt.X("x:Q"), y=y, tooltip=[shown]
+            ticks.mark_tick(thickness=1.5, size=12, color="currentColor", opacity=0.6).encode(
+                x=alt.X("x:Q"), y=y, tooltip=[tooltip]
             )
         )
-    return finish(alt.layer(*layers), description, height=max(80, 30 * len(names)))
+    return styled_spec(alt.layer(*layers), description, height=max(80, 30 * len(names)))
 
 
 def scatter(
     rows: Rows, x: str, y: str, *, description: str, shade: str | None = None
 ) -> dict[str, Any]:
-    """Points, all alike or shaded.
+    """A scatter plot whose points may be colored by a third value.
 
     Args:
         rows: mappings with ``x``, ``y`` and, if `shade` is given, ``shade``.
         x: title of the horizontal axis.
         y: title of the vertical axis.
-        description: the chart in words.
-        shade: title of the shades' legend.
+        description: the chart in words, for screen readers.
+        shade: title of the color legend; None draws all points in one color.
     """
     data = alt.Data(values=_finite_rows(rows))
     encoding: dict[str, Any] = {
@@ -290,7 +299,7 @@ def scatter(
         ],
     }
     if shade is not None:
-        # From orange to blue, both visible on either background.
+        # Orange and blue are both visible on the light and on the dark background.
         scale = alt.Scale(range=[COLORS[1], COLORS[0]], interpolate="lab")
         legend = alt.Legend(title=shade, gradientLength=160)
         encoding["color"] = alt.Color("shade:Q", scale=scale, legend=legend)
@@ -298,7 +307,7 @@ def scatter(
     else:
         encoding["color"] = alt.value(COLORS[0])
     points = alt.Chart(data).mark_point(filled=True, size=40, opacity=0.75)
-    return finish(points.encode(**encoding), description)
+    return styled_spec(points.encode(**encoding), description)
 
 
 def _scale(kind: Scale, domain: tuple[float, float] | None) -> Any:
@@ -311,7 +320,7 @@ def _scale(kind: Scale, domain: tuple[float, float] | None) -> Any:
 
 
 def _finite_rows(rows: Rows) -> list[dict[str, Any]]:
-    """Rows with five significant digits, without those that no axis could show."""
+    """Rows rounded to five significant digits, without rows whose numbers cannot be drawn."""
     shown = []
     for row in rows:
         numbers = [value for value in row.values() if isinstance(value, int | float)]
@@ -321,5 +330,5 @@ def _finite_rows(rows: Rows) -> list[dict[str, Any]]:
     return shown
 
 
-def _cycle(values: Sequence[Any], count: int) -> list[Any]:
-    return [values[number % len(values)] for number in range(count)]
+def _repeat_to(values: Sequence[Any], count: int) -> list[Any]:
+    return [values[index % len(values)] for index in range(count)]

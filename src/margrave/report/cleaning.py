@@ -1,4 +1,4 @@
-"""Texts from files, made fit for a page."""
+"""Clean text from files, so that a page can show it."""
 
 from __future__ import annotations
 
@@ -10,25 +10,27 @@ from typing import Any
 from margrave.evaluation import Figure, Result
 
 MAX_NAME = 200
+"""Longest name on a page, in characters."""
 MAX_NOTE = 2000
-# Control characters, marks that turn the direction of text, and halves of surrogate pairs.
-UNFIT = re.compile(
+"""Longest note on a page, in characters."""
+# Control characters, characters that change the text direction, and lone surrogates.
+UNSHOWABLE = re.compile(
     "[\\x00-\\x08\\x0b-\\x1f\\x7f-\\x9f\\u202a-\\u202e\\u2066-\\u2069\\ud800-\\udfff]"
 )
 
 
 def clean_text(text: str, limit: int = MAX_NAME) -> str:
-    """Text without characters that a page cannot show, shortened.
+    """The text, cut to `limit` characters, with U+FFFD for characters that a page cannot show.
 
     >>> clean_text("a\\x00b"), clean_text("abcdef", limit=4)
     ('a\ufffdb', 'abc…')
     """
     text = text if len(text) <= limit else text[: limit - 1] + "…"
-    return UNFIT.sub("\ufffd", text)
+    return UNSHOWABLE.sub("\ufffd", text)
 
 
 def clean_result(result: Result) -> Result:
-    """A result with fit texts in all that a page shows of it."""
+    """A copy of a result with clean texts, except those in its settings."""
     return replace(
         result,
         protocol=clean_text(result.protocol),

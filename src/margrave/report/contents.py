@@ -1,4 +1,4 @@
-"""What a page of results is made of, before it becomes HTML."""
+"""The parts of a report page, before they become HTML."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ class Text:
     """A paragraph.
 
     Attributes:
-        text: plain text; it is escaped.
-        kind: ``verdict`` for what the reader came for, ``note`` for conditions and caveats.
+        text: plain text; the page escapes it.
+        kind: ``verdict`` for a main result, ``note`` for a condition or caveat, else ``plain``.
     """
 
     text: str
@@ -24,7 +24,7 @@ class Text:
 
 @dataclass(frozen=True)
 class TextBlock:
-    """Preformatted text behind a summary that opens it."""
+    """Preformatted text, hidden until the reader clicks its summary."""
 
     summary: str
     text: str
@@ -37,7 +37,7 @@ class Table:
     Attributes:
         caption: what it shows.
         columns: the columns' headings.
-        rows: the cells as text, as many in each row as there are columns.
+        rows: the cells' text, one cell per column in each row.
     """
 
     caption: str
@@ -52,8 +52,7 @@ class Chart:
     Attributes:
         caption: what it shows and how to read it.
         spec: the Vega-Lite specification, with its data.
-        table: the numbers in it, for readers without eyes and for copying; None if they are in
-            another table.
+        table: the chart's numbers, for screen readers and for copying; None for no table.
     """
 
     caption: str
@@ -63,7 +62,12 @@ class Chart:
 
 @dataclass(frozen=True)
 class Face:
-    """A thumbnail: an RGB image with a line below it."""
+    """A thumbnail.
+
+    Attributes:
+        image: (H, W, 3) RGB, uint8.
+        label: the alternative text for screen readers.
+    """
 
     image: np.ndarray
     label: str
@@ -75,7 +79,7 @@ class Faces:
 
     Attributes:
         caption: what they show.
-        groups: each group's faces and its label.
+        groups: the faces of each group, and the line below them.
     """
 
     caption: str
@@ -100,7 +104,7 @@ Block = Text | TextBlock | Table | Chart | Faces | Lab
 
 @dataclass(frozen=True)
 class Section:
-    """A titled part of the page; without blocks it is left out."""
+    """A titled part of the page; the page leaves out a section without blocks."""
 
     title: str
     blocks: Sequence[Block] = field(default_factory=tuple)
@@ -108,7 +112,7 @@ class Section:
 
 @dataclass(frozen=True)
 class Page:
-    """A page: title, what it is about, and sections."""
+    """A page; the subtitle names the kinds of its inputs."""
 
     title: str
     subtitle: str

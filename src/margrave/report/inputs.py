@@ -1,4 +1,4 @@
-"""What a report is made of: a run's folder, a study's folder, or files of results."""
+"""The inputs of a report: run folders, study folders and result files."""
 
 from __future__ import annotations
 
@@ -23,9 +23,10 @@ class ReportInput:
 
     Attributes:
         name: the folder's or file's name.
-        results: its results; empty for a run that has not finished.
-        metrics: the run's metrics; empty for other inputs.
-        cells: for each of a study's results, the metrics of each loss's first seed.
+        results: its results; empty for a run without evaluation results.
+        metrics: the lines of the run's metrics file; empty for other inputs.
+        cells: for a study, the metrics lines of each loss's first seed, by the result's name and
+            then by the loss's name; empty for other inputs.
         run: the run's folder; None for other inputs.
         study: the study's folder; None for other inputs.
     """
@@ -39,51 +40,53 @@ class ReportInput:
 
 
 def open_input(path: Path) -> ReportInput:
-    """Open a run's folder, a study's folder, or a file of results.
+    """Open a run folder, a study folder or a result file.
 
     Raises:
         ValueError: the path is none of these, is damaged, or holds too many results.
     """
     run, study, name = RunFolder(path), StudyFolder(path), clean_text(path.name)
     if study.is_study():
-        results = _checked(study.read_results(), study.results)
+        results = _clean_results(study.read_results(), study.results)
         if not results:
             raise ValueError(
-                f"{path} has no results yet; compare what is finished by: margrave study --resume "
-                f"{path} --no-train"
+                f"{path} has no results yet; to compare the cells that are finished, run: margrave "
+                f"study --resume {path} --no-train"
             )
         if any(result.protocol != "study" for result in results):
-            raise ValueError(f"{study.results} holds other results than the study's; remove it")
+            raise ValueError(
+                f"{study.results} holds results that are not of this study; remove the file"
+            )
         return ReportInput(name, results, cells=_cell_metrics(study, results), study=study)
     if run.is_run():
-        results = _checked(run.read_results(), run.results)
+        results = _clean_results(run.read_results(), run.results)
         return ReportInput(name, results, run.read_metrics(), run=run)
     if path.is_file() and path.suffix.lower() == ".json":
-        results = _checked(read_results(path), path)
+        results = _clean_results(read_results(path), path)
         if not results:
             raise ValueError(f"{path} holds no results")
         return ReportInput(clean_text(path.stem), results)
     if is_feature_store(path):
         raise ValueError(
-            f"{path} holds features; evaluate them first, such as: margrave evaluate pairs {path} "
-            "PAIRS --output results.json"
+            f"{path} holds features; evaluate them first, for example: margrave evaluate pairs "
+            f"{path} PAIRS --output results.json"
         )
-    what = "is neither a run, a study nor results" if path.exists() else "does not exist"
-    raise ValueError(
-        f"{path} {what}; give a run's folder, a study's folder, or a JSON file of results"
-    )
+    problem = "is not a run, a study or a result file" if path.exists() else "does not exist"
+    raise ValueError(f"{path} {problem}; give a run folder, a study folder or a JSON result file")
 
 
-def _checked(results: Sequence[Result], path: Path) -> tuple[Result, ...]:
+def _clean_results(results: Sequence[Result], path: Path) -> tuple[Result, ...]:
+    """Clean the results of a file; raise ValueError if there are more than ``MAX_RESULTS``."""
     if len(results) > MAX_RESULTS:
         raise ValueError(
-            f"{path} holds {len(results)} results, and a report shows at most {MAX_RESULTS}"
+            f"{path} holds {len(results)} results, but a report shows at most {MAX_RESULTS}; split "
+            "the file"
         )
     return tuple(clean_result(result) for result in results)
 
 
 def study_losses(result: Result) -> dict[str, Mapping[str, Any]]:
-    """The losses of a study's result by name, without entries that are no losses."""
+    """The loss settings in a study's result, by the loss's name; malformed ones are left out."""
     losses = result.settings.get("losses")
     if not isinstance(losses, Mapping):
         return {}
@@ -93,18 +96,18 @@ def study_losses(result: Result) -> dict[str, Mapping[str, Any]]:
 def _cell_metrics(
     study: StudyFolder, results: Sequence[Result]
 ) -> dict[str, dict[str, list[dict[str, Any]]]]:
-    """For each result, the metrics of each loss's first seed; missing ones are left out."""
+    """For each result, the metrics lines of each loss's first seed, if its cell has any."""
     metrics: dict[str, dict[str, list[dict[str, Any]]]] = {}
     for result in results:
         seeds, condition = result.settings.get("seeds"), result.settings.get("condition")
         seed = seeds[0] if isinstance(seeds, list | tuple) and seeds else 0
         if not isinstance(seed, int) or not 0 <= seed < MAX_SEED:
             continue
-        own = metrics.setdefault(result.name, {})
+        by_loss = metrics.setdefault(result.name, {})
         for loss, settings in study_losses(result).items():
-            # A tuned loss was trained under the name of what tuning chose.
+            # A tuned loss was trained under the name of the variant that tuning chose.
             name = str(settings.get("name", loss))
             cell = study.cell_folder(str(condition or result.name), name, seed)
             if cell is not None and (lines := cell.read_metrics()):
-                own[name] = lines
+                by_loss[name] = lines
     return metrics

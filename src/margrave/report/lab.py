@@ -1,8 +1,8 @@
-"""The margin lab: every loss's curves, tabulated by the loss's own code.
+"""The margin lab's tables: each loss's curves, computed by the loss's own code.
 
-A page interpolates linearly between the tabulated points; its sliders move in the tabulated steps.
-Points are chosen so that interpolation errs by less than ``TOLERANCE``, except within the grid's
-step of a jump.
+The page interpolates linearly between tabulated points, and its sliders move in tabulated steps.
+The points are chosen so that the interpolation error is below ``TOLERANCE`` (a cosine), except
+within one grid step of a jump.
 """
 
 from __future__ import annotations
@@ -34,7 +34,9 @@ from margrave.report.loss_curves import (
 
 TOLERANCE = 1e-3
 MAX_PARAMETERS = 2
+"""Largest number of hyperparameters per loss that get a slider."""
 FACTORS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0)
+"""A slider's steps, as multiples of the hyperparameter's value."""
 NO_SLIDER = ("scale", "straight_through", "ignore_negatives_above", "epsilon")
 MIN_EFFECT = 1e-3
 """A hyperparameter that changes no curve by more than this gets no slider."""
@@ -43,51 +45,55 @@ MIN_EFFECT = 1e-3
 def lab_tables(
     losses: Mapping[str, Mapping[str, Any] | Loss] | None = None, progress: Progress | None = None
 ) -> dict[str, Any]:
-    """Tabulate losses for the lab's page.
+    """Tabulate losses for the lab's page; losses that it cannot draw are left out.
 
     Args:
-        losses: the losses by name; by default all registered ones that work on cosines.
+        losses: losses or their settings, by name; by default all registered losses.
         progress: called with (losses done, total).
 
     Returns:
-        What the page's script reads, as plain values.
+        The tables that the page's script reads, as values that JSON can hold.
 
     Raises:
-        ValueError: there are no losses to show, because none works on cosines alone.
+        ValueError: none of the losses can be drawn, or a curve has values that are not finite.
     """
     if losses is None:
         losses = {name: {"kind": name} for name in LOSSES}
     created = {
         name: loss if isinstance(loss, Loss) else create(loss) for name, loss in losses.items()
     }
-    shown = {name: loss for name, loss in created.items() if loss.normalized and _known(loss)}
+    shown = {name: loss for name, loss in created.items() if loss.normalized and _is_drawable(loss)}
     if not shown:
         raise ValueError(
-            f"none of {', '.join(losses)} can be drawn: the lab shows losses of cosines whose "
-            f"context holds nothing but {', '.join(axis.name for axis in CONTEXTS)}"
+            f"none of {', '.join(losses)} can be drawn: the lab shows losses that work on cosines "
+            f"and read at most these context values: {', '.join(axis.name for axis in CONTEXTS)}"
         )
     tables = {}
     for done, (name, loss) in enumerate(shown.items(), start=1):
         try:
             with np.errstate(all="ignore"):
-                tables[name] = _table(loss)
+                tables[name] = _loss_table(loss)
         except ValueError as error:
             raise ValueError(f"{name} cannot be drawn: {error}") from error
         if progress is not None:
             progress(done, len(shown))
-    used = {axis for table in tables.values() for part in _parts(table) for axis in part["axes"]}
+    used = {
+        axis for table in tables.values() for part in _curve_tables(table) for axis in part["axes"]
+    }
     return {
         "steps": STEPS,
-        "contexts": [_described(axis) for axis in (*CONTEXTS, TARGET_ANGLE) if axis.name in used],
+        "contexts": [
+            _axis_settings(axis) for axis in (*CONTEXTS, TARGET_ANGLE) if axis.name in used
+        ],
         "losses": tables,
     }
 
 
-def _parts(table: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+def _curve_tables(table: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     return [table[name] for name in ("target", "negatives", "boundary", "gradient")]
 
 
-def _described(axis: Axis) -> dict[str, Any]:
+def _axis_settings(axis: Axis) -> dict[str, Any]:
     return {
         "name": axis.name,
         "label": axis.label,
@@ -96,8 +102,8 @@ def _described(axis: Axis) -> dict[str, Any]:
     }
 
 
-def _known(loss: Loss) -> bool:
-    """Whether the lab's context has everything that a loss reads."""
+def _is_drawable(loss: Loss) -> bool:
+    """Whether the lab's context has every value that the loss reads."""
     try:
         target_cosines(loss, np.array([0.5]), {})
         negative_cosines(loss, np.array([0.5]), 60.0, {})
@@ -106,36 +112,39 @@ def _known(loss: Loss) -> bool:
     return True
 
 
-def _parameters(loss: Loss) -> list[Axis]:
+def _slider_axes(loss: Loss) -> list[Axis]:
     """The hyperparameters that change the curves most, the margin first."""
     coarse = np.cos(np.linspace(0, math.pi, 91))
 
-    def curves(changed: Loss) -> np.ndarray:
+    def sample_curves(variant: Loss) -> np.ndarray:
         parts = []
         for context in contexts:
-            parts += [target_cosines(changed, coarse, context), gradient_scales(changed, context)]
+            parts += [target_cosines(variant, coarse, context), gradient_scales(variant, context)]
             parts += [
-                negative_cosines(changed, coarse, degrees, context) for degrees in (30, 60, 90)
+                negative_cosines(variant, coarse, degrees, context) for degrees in (30, 60, 90)
             ]
         return np.concatenate(parts)
 
     contexts: list[dict[str, Any]] = [{}]
     contexts += [{axis.name: axis.values[end]} for axis in CONTEXTS for end in (0, -1)]
-    own = curves(loss)
+    reference = sample_curves(loss)
     effects: dict[str, tuple[float, Axis]] = {}
-    for axis in _candidates(loss):
+    for axis in _candidate_axes(loss):
         differences = []
         for value in axis.values:
-            changed = _changed(loss, {axis.name: value})
-            differences.append(0.0 if changed is None else abs(curves(changed) - own).max())
+            variant = _variant(loss, {axis.name: value})
+            differences.append(
+                0.0 if variant is None else abs(sample_curves(variant) - reference).max()
+            )
         if max(differences) > MIN_EFFECT:
-            rank = math.inf if axis.name == "margin" else max(differences)
-            effects[axis.name] = rank, axis
-    ordered = sorted(effects.values(), key=lambda each: -each[0])
+            effect = math.inf if axis.name == "margin" else max(differences)
+            effects[axis.name] = effect, axis
+    ordered = sorted(effects.values(), key=lambda item: -item[0])
     return [axis for _, axis in ordered[:MAX_PARAMETERS]]
 
 
-def _candidates(loss: Loss) -> list[Axis]:
+def _candidate_axes(loss: Loss) -> list[Axis]:
+    """An axis for each hyperparameter with at least two valid values."""
     hints = get_type_hints(type(loss))
     axes = []
     for field in fields(loss):
@@ -152,15 +161,15 @@ def _candidates(loss: Loss) -> list[Axis]:
         elif isinstance(value, float):
             values = [round(value * factor, 6) for factor in FACTORS]
             values = values if value else [0.0, 0.1, 0.2, 0.3, 0.4, 0.5]
-        valid = [each for each in values if _changed(loss, {field.name: each}) is not None]
+        valid = [step for step in values if _variant(loss, {field.name: step}) is not None]
         if value in valid and len(valid) > 1:
             label = field.name.replace("_", " ")
             axes.append(Axis(field.name, label, tuple(valid), valid.index(value)))
     return axes
 
 
-def _changed(loss: Loss, values: Mapping[str, Any]) -> Loss | None:
-    """The loss with other hyperparameters, or None if it refuses them."""
+def _variant(loss: Loss, values: Mapping[str, Any]) -> Loss | None:
+    """A copy of the loss with these hyperparameters, or None if it rejects them."""
     settings = {field.name: getattr(loss, field.name) for field in fields(loss)}
     try:
         return type(loss)(**{**settings, **values})
@@ -168,71 +177,71 @@ def _changed(loss: Loss, values: Mapping[str, Any]) -> Loss | None:
         return None
 
 
-def _table(loss: Loss) -> dict[str, Any]:
-    parameters = _parameters(loss)
+def _loss_table(loss: Loss) -> dict[str, Any]:
+    parameters = _slider_axes(loss)
     cosines = grid_cosines()
-    document = (type(loss).__doc__ or "").strip().splitlines()
+    doc_lines = (type(loss).__doc__ or "").strip().splitlines()
 
     def target(values: Mapping[str, Any]) -> np.ndarray:
-        changed, context = _split(loss, parameters, values)
-        return target_cosines(changed, cosines, context)
+        variant, context = _split_values(loss, parameters, values)
+        return target_cosines(variant, cosines, context)
 
     def negatives(values: Mapping[str, Any]) -> np.ndarray:
-        changed, context = _split(loss, parameters, values)
+        variant, context = _split_values(loss, parameters, values)
         degrees = context.pop("target_angle", TARGET_DEGREES[TARGET_ANGLE.default])
-        return negative_cosines(changed, cosines, degrees, context)
+        return negative_cosines(variant, cosines, degrees, context)
 
     def boundary(values: Mapping[str, Any]) -> np.ndarray:
-        changed, context = _split(loss, parameters, values)
-        return boundary_degrees(changed, context)
+        variant, context = _split_values(loss, parameters, values)
+        return boundary_degrees(variant, context)
 
     def gradient(values: Mapping[str, Any]) -> np.ndarray:
-        changed, context = _split(loss, parameters, values)
-        return gradient_scales(changed, context)
+        variant, context = _split_values(loss, parameters, values)
+        return gradient_scales(variant, context)
 
-    target_axes = _dependent(target, [*parameters, *CONTEXTS])
-    negative_axes = _dependent(negatives, [*parameters, *CONTEXTS, TARGET_ANGLE])
-    both = [
+    target_axes = _effective_axes(target, [*parameters, *CONTEXTS])
+    negative_axes = _effective_axes(negatives, [*parameters, *CONTEXTS, TARGET_ANGLE])
+    row_axes = [
         axis for axis in (*parameters, *CONTEXTS) if axis in target_axes or axis in negative_axes
     ]
     return {
-        "title": document[0] if document else "",
-        "parameters": [_described(axis) for axis in parameters],
-        "target": _curves(target, target_axes),
-        "negatives": _curves(negatives, negative_axes),
-        "boundary": _rows(boundary, both),
-        "gradient": _rows(gradient, both) | {"degrees": list(GRADIENT_DEGREES)},
+        "title": doc_lines[0] if doc_lines else "",
+        "parameters": [_axis_settings(axis) for axis in parameters],
+        "target": _curve_table(target, target_axes),
+        "negatives": _curve_table(negatives, negative_axes),
+        "boundary": _row_table(boundary, row_axes),
+        "gradient": _row_table(gradient, row_axes) | {"degrees": list(GRADIENT_DEGREES)},
     }
 
 
-def _split(
+def _split_values(
     loss: Loss, parameters: Sequence[Axis], values: Mapping[str, Any]
 ) -> tuple[Loss, dict[str, Any]]:
-    """The loss with the chosen hyperparameters, and the chosen context."""
+    """The loss with the hyperparameters among `values`, and the other values: the context."""
     names = {axis.name for axis in parameters}
-    changed = _changed(loss, {name: value for name, value in values.items() if name in names})
+    variant = _variant(loss, {name: value for name, value in values.items() if name in names})
     context = {name: value for name, value in values.items() if name not in names}
-    # Two values that are allowed alone may contradict each other.
-    return (loss if changed is None else changed), context
+    # Hyperparameters that are valid alone may be invalid together; then the loss is unchanged.
+    return (loss if variant is None else variant), context
 
 
-def _dependent(
+def _effective_axes(
     curve: Callable[[Mapping[str, Any]], np.ndarray], axes: Sequence[Axis]
 ) -> list[Axis]:
-    """The axes that change a curve, whichever the other axes' values are."""
-    ends = [{axis.values[0], axis.values[axis.default], axis.values[-1]} for axis in axes]
-    dependent = []
-    for number, axis in enumerate(axes):
-        others = [each for each in range(len(axes)) if each != number]
+    """The axes that change a curve at the defaults, or with one other axis at either end."""
+    probes = [{axis.values[0], axis.values[axis.default], axis.values[-1]} for axis in axes]
+    effective = []
+    for index, axis in enumerate(axes):
+        others = [other for other in range(len(axes)) if other != index]
         settings: list[dict[str, Any]] = [{}]
-        settings += [{axes[other].name: value} for other in others for value in ends[other]]
+        settings += [{axes[other].name: value} for other in others for value in probes[other]]
         if any(
             abs(curve({**setting, axis.name: value}) - curve(setting)).max() > 1e-9
             for setting in settings
             for value in axis.values
         ):
-            dependent.append(axis)
-    return dependent
+            effective.append(axis)
+    return effective
 
 
 def _combinations(axes: Sequence[Axis]) -> list[dict[str, Any]]:
@@ -243,39 +252,43 @@ def _combinations(axes: Sequence[Axis]) -> list[dict[str, Any]]:
     ]
 
 
-def _curves(
+def _curve_table(
     curve: Callable[[Mapping[str, Any]], np.ndarray], axes: Sequence[Axis]
 ) -> dict[str, Any]:
-    """Curves over the grid of angles for all combinations, as few points each as suffice."""
-    values = [curve(combination) for combination in _combinations(axes)]
-    nodes = [sparse_nodes(each, TOLERANCE / 3) for each in values]
-    numbers = np.concatenate([each[own] for each, own in zip(values, nodes, strict=True)])
+    """One curve per combination of the axes' values, with no more points than it needs."""
+    curves = [curve(combination) for combination in _combinations(axes)]
+    nodes = [sparse_nodes(values, TOLERANCE / 3) for values in curves]
+    node_values = np.concatenate(
+        [values[indices] for values, indices in zip(curves, nodes, strict=True)]
+    )
     return {
         "axes": [axis.name for axis in axes],
-        "lengths": [len(each) for each in nodes],
+        "lengths": [len(indices) for indices in nodes],
         "nodes": _encode(np.concatenate(nodes), "<u2"),
-        **_scaled(numbers),
+        **_quantized(node_values),
     }
 
 
-def _rows(row: Callable[[Mapping[str, Any]], np.ndarray], axes: Sequence[Axis]) -> dict[str, Any]:
-    """Equally long rows for all combinations."""
+def _row_table(
+    row: Callable[[Mapping[str, Any]], np.ndarray], axes: Sequence[Axis]
+) -> dict[str, Any]:
+    """One row per combination of the axes' values; all rows have the same length."""
     values = np.stack([row(combination) for combination in _combinations(axes)])
     names = [axis.name for axis in axes]
-    return {"axes": names, "length": values.shape[1], **_scaled(values.ravel())}
+    return {"axes": names, "length": values.shape[1], **_quantized(values.ravel())}
 
 
 def sparse_nodes(values: np.ndarray, tolerance: float) -> np.ndarray:
-    """Indices between which linear interpolation errs by at most `tolerance`.
+    """Indices such that interpolating linearly between them errs by at most `tolerance`.
 
     >>> sparse_nodes(np.array([0.0, 1.0, 2.0, 2.0, 2.0]), 0.1)
     array([0, 2, 4])
     """
     index = np.arange(len(values))
     chosen = {0, len(values) - 1}
-    waiting = [(0, len(values) - 1)]
-    while waiting:
-        low, high = waiting.pop()
+    pending = [(0, len(values) - 1)]
+    while pending:
+        low, high = pending.pop()
         if high - low < 2:
             continue
         inside = index[low + 1 : high]
@@ -285,27 +298,27 @@ def sparse_nodes(values: np.ndarray, tolerance: float) -> np.ndarray:
         if error[worst] > tolerance:
             middle = low + 1 + worst
             chosen.add(middle)
-            waiting += [(low, middle), (middle, high)]
+            pending += [(low, middle), (middle, high)]
     return np.array(sorted(chosen))
 
 
-def _scaled(values: np.ndarray) -> dict[str, Any]:
-    """Numbers as 16-bit integers with a common factor."""
+def _quantized(values: np.ndarray) -> dict[str, Any]:
+    """Values as 16-bit integers in base64, and the factor that turns them back."""
     if not np.isfinite(values).all():
         raise ValueError("its curves are not finite")
     factor = max(float(abs(values).max()), 1e-6) / 32_000
     return {"factor": factor, "numbers": _encode(np.round(values / factor), "<i2")}
 
 
-def _encode(values: np.ndarray, kind: str) -> str:
-    return base64.b64encode(values.astype(kind).tobytes()).decode()
+def _encode(values: np.ndarray, dtype: str) -> str:
+    return base64.b64encode(values.astype(dtype).tobytes()).decode()
 
 
 def read_curve(part: Mapping[str, Any], number: int) -> np.ndarray:
-    """A tabulated curve at all angles of the grid, as the page interpolates it."""
+    """Curve `number` of a table at all grid angles, interpolated as the page does it."""
     lengths = cast("list[int]", part["lengths"])
     start = sum(lengths[:number])
-    own = slice(start, start + lengths[number])
-    nodes = np.frombuffer(base64.b64decode(part["nodes"]), "<u2")[own]
-    values = np.frombuffer(base64.b64decode(part["numbers"]), "<i2")[own] * part["factor"]
+    points = slice(start, start + lengths[number])
+    nodes = np.frombuffer(base64.b64decode(part["nodes"]), "<u2")[points]
+    values = np.frombuffer(base64.b64decode(part["numbers"]), "<i2")[points] * part["factor"]
     return np.interp(np.arange(STEPS + 1), nodes, values)

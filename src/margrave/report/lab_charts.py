@@ -6,27 +6,28 @@ from typing import Any
 
 import altair as alt
 
-from margrave.report.charts import COLORS, DASHES, finish
+from margrave.report.charts import COLORS, DASHES, styled_spec
 
 SLOTS = 4
+"""Number of losses that the lab shows at once."""
 
 
 def lab_charts() -> dict[str, Any]:
-    """The specifications by name, each with an empty data set ``rows``, and the slots' colors."""
+    """The Vega-Lite specs by name, which read the data set ``rows``, and the slots' colors."""
     specs = {
         "target": _lines("θ_y in degrees", "T", (0, 180)),
         "negatives": _lines("θ_j in degrees", "N", (0, 180)),
         "boundary": _lines("θ_y in degrees", "θ_j in degrees", (0, 120)),
-        "gradient": _lines("θ_y in degrees", "gradient's scale", (0, 120)),
+        "gradient": _lines("θ_y in degrees", "gradient scale", (0, 120)),
         "map": _map(),
     }
     return {"specs": specs, "colors": list(COLORS[:SLOTS])}
 
 
 def _lines(x: str, y: str, domain: tuple[int, int]) -> dict[str, Any]:
-    numbers = list(range(1, SLOTS + 1))
-    color = alt.Scale(domain=numbers, range=list(COLORS[:SLOTS]))
-    dash = alt.Scale(domain=numbers, range=list(DASHES[:SLOTS]))
+    slots = list(range(1, SLOTS + 1))
+    color = alt.Scale(domain=slots, range=list(COLORS[:SLOTS]))
+    dash = alt.Scale(domain=slots, range=list(DASHES[:SLOTS]))
     chart = (
         alt.Chart(alt.NamedData(name="rows"))
         .mark_line(strokeWidth=2.4, clip=True)
@@ -43,12 +44,12 @@ def _lines(x: str, y: str, domain: tuple[int, int]) -> dict[str, Any]:
             ],
         )
     )
-    return finish(chart, f"{y} against {x} for the chosen losses")
+    return styled_spec(chart, f"{y} against {x} for the chosen losses")
 
 
 def _map() -> dict[str, Any]:
     scale = alt.Scale(scheme="viridis")
-    legend = alt.Legend(title="gradient's scale", gradientLength=160)
+    legend = alt.Legend(title="gradient scale", gradientLength=160)
     degrees = alt.Axis(values=list(range(0, 121, 20)), labelAngle=0)
     order = alt.EncodingSortField("order", order="descending")
     chart = (
@@ -58,14 +59,15 @@ def _map() -> dict[str, Any]:
             x=alt.X("angle:O", title="θ_y in degrees", axis=degrees),
             y=alt.Y("step:N", title=None, sort=order),
             color=alt.Color("value:Q", scale=scale, legend=legend),
-            # Rectangles without strokes leave fine gaps.
+            # Without strokes, thin gaps show between the rectangles.
             stroke=alt.Stroke("value:Q", scale=scale, legend=legend),
             tooltip=[
                 alt.Tooltip("what:N", title="adapts to"),
                 alt.Tooltip("step:N", title="value"),
                 alt.Tooltip("angle:O", title="θ_y in degrees"),
-                alt.Tooltip("value:Q", title="gradient's scale", format=".3f"),
+                alt.Tooltip("value:Q", title="gradient scale", format=".3f"),
             ],
         )
     )
-    return finish(chart, "The gradient's scale over angle and what the first loss adapts to", 180)
+    description = "Gradient scale of the first loss, by angle and by the value that it adapts to"
+    return styled_spec(chart, description, 180)

@@ -1,4 +1,4 @@
-"""What a loss does to targets and negatives, in a context that sliders choose."""
+"""A loss's curves over target and negative angles, in a context that the lab's sliders set."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ STEPS = 1440
 TARGET_DEGREES = tuple(range(10, 100, 10))
 NUM_CLASSES = 1000
 HARDEST_DEGREES = 70
-"""For the gradient's scale: the angle of the nearest negative; all others are at 90 degrees."""
+"""For the gradient scale: the angle of the nearest negative; all others are at 90 degrees."""
 GRADIENT_DEGREES = tuple(range(0, 122, 2))
 
 
 @dataclass(frozen=True)
 class Axis:
-    """Something that a slider changes.
+    """A value that a slider sets.
 
     Attributes:
         name: the hyperparameter's or the context value's name.
         label: the slider's label.
-        values: its steps.
-        default: index of the initial step.
+        values: the slider's steps.
+        default: index of the initial step in `values`.
     """
 
     name: str
@@ -48,20 +48,21 @@ CONTEXTS = (
     Axis(
         "mean_target_cosine", "t, mean target cosine", (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7), 3
     ),
-    Axis("margin_noise", "drawn margin, in std from the mean", (-2.0, -1.0, 0.0, 1.0, 2.0), 2),
+    Axis("margin_noise", "sampled margin, in std from the mean", (-2.0, -1.0, 0.0, 1.0, 2.0), 2),
     Axis("iteration", "training steps so far", (0, 1000, 3000, 10_000, 30_000, 100_000), 5),
 )
 TARGET_ANGLE = Axis("target_angle", "target's angle θ_y, for the negatives", TARGET_DEGREES, 4)
 NORM_MEAN, NORM_STD = 20.0, 5.0
 
 
-def _context(values: Mapping[str, Any], samples: int) -> Context:
+def _context(values: Mapping[str, Any], num_samples: int) -> Context:
+    """The losses' context with these values, and the defaults of ``CONTEXTS`` for the others."""
     import torch
 
-    chosen = {axis.name: axis.values[axis.default] for axis in CONTEXTS} | dict(values)
+    settings = {axis.name: axis.values[axis.default] for axis in CONTEXTS} | dict(values)
     per_sample = ("feature_norm", "margin_weight", "margin_noise")
     tensors = {
-        name: torch.full((samples,) if name in per_sample else (), float(chosen[name]),
+        name: torch.full((num_samples,) if name in per_sample else (), float(settings[name]),
                          dtype=torch.float64)
         for name in (axis.name for axis in CONTEXTS)
     }  # fmt: skip
@@ -73,7 +74,7 @@ def _context(values: Mapping[str, Any], samples: int) -> Context:
 
 
 def target_cosines(loss: Loss, cosine: np.ndarray, values: Mapping[str, Any]) -> np.ndarray:
-    """T at target cosines."""
+    """The modified target cosine T at each target cosine."""
     import torch
 
     context = _context(values, len(cosine))
@@ -83,7 +84,7 @@ def target_cosines(loss: Loss, cosine: np.ndarray, values: Mapping[str, Any]) ->
 def negative_cosines(
     loss: Loss, cosines: np.ndarray, target_degrees: float, values: Mapping[str, Any]
 ) -> np.ndarray:
-    """N at cosines of negatives, for one target."""
+    """The modified cosine N at each negative cosine, for a target at `target_degrees`."""
     import torch
 
     target = torch.tensor([math.cos(math.radians(target_degrees))], dtype=torch.float64)
@@ -92,14 +93,14 @@ def negative_cosines(
 
 
 def grid_cosines() -> np.ndarray:
-    """The cosines of the grid of angles."""
+    """The cosines of the grid's ``STEPS + 1`` angles."""
     return np.cos(np.linspace(0, math.pi, STEPS + 1))
 
 
 def boundary_degrees(loss: Loss, values: Mapping[str, Any]) -> np.ndarray:
-    """For each of the gradient's angles θ_y, the θ_j in degrees below which class j would win.
+    """The two-class decision boundary: for each θ_y in ``GRADIENT_DEGREES``, a θ_j in degrees.
 
-    It is the largest angle with N_j ≥ T: with two classes, the decision boundary.
+    It is the largest θ_j with N_j ≥ T: below it, class j wins. It is 0 if there is none.
     """
     import torch
 
@@ -114,7 +115,7 @@ def boundary_degrees(loss: Loss, values: Mapping[str, Any]) -> np.ndarray:
 
 
 def gradient_scales(loss: Loss, values: Mapping[str, Any]) -> np.ndarray:
-    """|∂L/∂cosθ_y| / s at each of the gradient's angles; a learned bias has its initial value."""
+    """|∂L/∂cosθ_y| / s at each θ_y in ``GRADIENT_DEGREES``, with a learned bias at its start."""
     import torch
     from torch.nn.functional import logsigmoid
 
@@ -124,22 +125,23 @@ def gradient_scales(loss: Loss, values: Mapping[str, Any]) -> np.ndarray:
     hardest = math.cos(math.radians(HARDEST_DEGREES))
     cosines = torch.tensor([[hardest, 0.0]], dtype=torch.float64).expand(len(target), -1)
     negatives = loss.modify_negatives(cosines, target.detach(), context)
-    others = torch.tensor([0.0, math.log(NUM_CLASSES - 2)], dtype=torch.float64)
-    own = loss.scale * loss.modify_target(target, context)
+    # The second column stands for all classes at 90 degrees: adding log(n) counts it n times.
+    log_counts = torch.tensor([0.0, math.log(NUM_CLASSES - 2)], dtype=torch.float64)
+    target_logit = loss.scale * loss.modify_target(target, context)
     terms = loss.sigmoid_terms(NUM_CLASSES)
     if terms is None:
-        logits = torch.cat([own[:, None], loss.scale * negatives + others], dim=1)
-        cross_entropy = torch.logsumexp(logits, dim=1) - own
-    else:  # Its negatives do not depend on the target.
-        cross_entropy = -terms.target_weight * logsigmoid(own + terms.initial_bias)
-    asked: list[bool] = []
+        logits = torch.cat([target_logit[:, None], loss.scale * negatives + log_counts], dim=1)
+        cross_entropy = torch.logsumexp(logits, dim=1) - target_logit
+    else:  # The terms of the negatives do not depend on the target.
+        cross_entropy = -terms.target_weight * logsigmoid(target_logit + terms.initial_bias)
+    batch_reads: list[bool] = []
 
-    def of_batch() -> torch.Tensor:
-        asked.append(True)
+    def batch_cross_entropy() -> torch.Tensor:
+        batch_reads.append(True)
         return cross_entropy.detach()
 
-    changed = loss.modify_cross_entropy(cross_entropy, of_batch)
-    # What depends on the rest of the batch cannot be drawn: these angles are no batch.
-    total = (cross_entropy if asked else changed).sum()
+    modified = loss.modify_cross_entropy(cross_entropy, batch_cross_entropy)
+    # These angles are not a batch, so a change that depends on the batch is not drawn.
+    total = (cross_entropy if batch_reads else modified).sum()
     (gradient,) = torch.autograd.grad(total, target)
     return abs(gradient.numpy()) / loss.scale

@@ -1,4 +1,4 @@
-"""A page of results as one HTML file that makes no request."""
+"""Render a report page as one HTML file that makes no network requests."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from margrave.report.contents import Chart, Lab, Page
 from margrave.version import __version__
 
 JPEG_QUALITY = 80
-MISSING = "reports need Jinja2, Altair and vl-convert: install margrave[report]"
+MISSING_EXTRA = "reports need Jinja2, Altair and vl-convert: install margrave[report]"
 
 
 def write_page(page: Page, path: Path) -> None:
@@ -31,7 +31,7 @@ def write_page(page: Page, path: Path) -> None:
     try:
         from jinja2 import Environment, PackageLoader, StrictUndefined
     except ImportError as error:
-        raise ValueError(MISSING) from error
+        raise ValueError(MISSING_EXTRA) from error
     environment = Environment(
         loader=PackageLoader("margrave.report"),
         autoescape=True,
@@ -49,23 +49,23 @@ def write_page(page: Page, path: Path) -> None:
     text = environment.get_template("page.html").render(
         page=page,
         sections=[section for section in page.sections if section.blocks],
-        style=_asset("page.css"),
-        script=_asset("page.js") if has_charts else "",
-        lab_script=_asset("lab.js") if any(isinstance(block, Lab) for block in blocks) else "",
+        style=_read_asset("page.css"),
+        script=_read_asset("page.js") if has_charts else "",
+        lab_script=_read_asset("lab.js") if any(isinstance(block, Lab) for block in blocks) else "",
         vega=vega_script() if has_charts else "",
         version=__version__,
-        number=_numbers().__next__,
+        number=_chart_numbers().__next__,
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path) as temporary:
         temporary.write_text(text, encoding="utf-8", errors="replace")
 
 
-def _asset(name: str) -> str:
+def _read_asset(name: str) -> str:
     return resources.files("margrave.report").joinpath("templates", name).read_text("utf-8")
 
 
-def _numbers() -> Iterator[int]:
+def _chart_numbers() -> Iterator[int]:
     number = 0
     while True:
         number += 1
@@ -83,7 +83,7 @@ def vega_script() -> str:
         import altair
         import vl_convert
     except ImportError as error:
-        raise ValueError(MISSING) from error
+        raise ValueError(MISSING_EXTRA) from error
     version = ".".join(altair.SCHEMA_VERSION.removeprefix("v").split(".")[:2])
     script = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;", vl_version=version)
     # An end tag within a string would end the script element.
@@ -91,7 +91,7 @@ def vega_script() -> str:
 
 
 def script_json(value: Any) -> str:
-    """JSON that may stand in a script element: it contains no ``<``.
+    """JSON that is safe in a script element, because it contains no ``<``.
 
     >>> script_json({"a": "</script>"})
     '{"a":"\\\\u003c/script>"}'
@@ -108,7 +108,7 @@ def data_url(image: np.ndarray) -> str:
 
 
 def anchor(title: str) -> str:
-    """A title as a fragment of an address.
+    """The HTML id of a section with this title, for links within the page.
 
     >>> anchor("Scores: genuine and impostor")
     'section-scores-genuine-and-impostor'
@@ -117,7 +117,7 @@ def anchor(title: str) -> str:
 
 
 def is_numeric(cell: str) -> bool:
-    """Whether a cell holds numbers, which are aligned on the right.
+    """Whether a table cell holds a number, a range or a dash; the page aligns these right.
 
     >>> is_numeric("98.2 % *"), is_numeric("1 to 2"), is_numeric("arcface"), is_numeric("< 0.001")
     (True, True, False, True)

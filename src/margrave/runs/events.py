@@ -16,10 +16,10 @@ class RunEvents:
         """Report a line of information."""
 
     def counting(self, activity: str) -> AbstractContextManager[Progress]:
-        """Report an activity's progress to the callback entered: it takes (done, total)."""
+        """Report an activity's progress: the context yields a callback that takes (done, total)."""
         del activity
         return nullcontext(lambda done, total: None)
 
     def training(self) -> AbstractContextManager[Callable[[StepReport], None]]:
-        """Report training progress to the callback entered: it takes each step's report."""
+        """Report training progress: the context yields a callback that takes each step's report."""
         return nullcontext(lambda step: None)

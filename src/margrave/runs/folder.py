@@ -50,7 +50,7 @@ class RunFolder:
 
     @property
     def best_model(self) -> Path:
-        """The file of the best model so far."""
+        """The file of the best model so far, while training with `evaluation.best_by`."""
         return self.path / "best.safetensors"
 
     @property
@@ -60,7 +60,7 @@ class RunFolder:
 
     @property
     def curves(self) -> Path:
-        """The image of the curves."""
+        """The image with the training curves and the ROC."""
         return self.path / "curves.png"
 
     @property
@@ -94,7 +94,7 @@ class RunFolder:
     def read_yaml(self) -> dict[str, Any]:
         """The configuration as written, with former setting names replaced by current ones.
 
-        Components and code that it names are not imported.
+        Nothing that the configuration names is imported.
 
         Raises:
             ValueError: the file is not YAML, or not a mapping.
@@ -102,7 +102,8 @@ class RunFolder:
         values = read_yaml(self.config.read_text(encoding="utf-8"), str(self.config)) or {}
         if not isinstance(values, dict):
             raise ValueError(
-                f"{self.config} holds a {type(values).__name__}, expected settings by name"
+                f"{self.config} holds a {type(values).__name__}, but must map setting names to "
+                "values"
             )
         try:
             return current_config(values)

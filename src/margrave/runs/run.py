@@ -75,7 +75,7 @@ class Run:
         """Open the training images and build everything that training needs.
 
         Args:
-            resume: use the latest checkpoint's precision where the setting is "auto".
+            resume: use the latest checkpoint's precision if the setting is "auto".
         """
         config, data = self.config, self.config.data
         initial = None
@@ -113,6 +113,7 @@ class Run:
         return training
 
     def _checkpoint_precision(self) -> PrecisionChoice | None:
+        """The latest checkpoint's precision, or None if it is unknown or the setting names one."""
         checkpoint = self.folder.checkpoint
         if self.config.training.precision != "auto" or checkpoint is None:
             return None
@@ -120,7 +121,7 @@ class Run:
         return checkpoint_precision(state) if "precision" in state else None
 
     def _report_choices(self, training: TrainingState) -> None:
-        """Report the precision and why it was chosen, threads, workers, and unused parameters."""
+        """Report the precisions, the number of threads and workers, and unused parameters."""
         choice, head = training.precision, training.head
         lines = [f"network in {choice.precision} ({choice.reason})"]
         lines.append(f"head's matrix products in {head.products}")
@@ -160,11 +161,9 @@ class Run:
                 f"{quantity(len(left_out), 'identity')} left out because of too few images: {names}"
             )
         if loose := images.loose_images:
-            self.events.message(
-                f"{quantity(loose, 'image')} left out for lying in no identity's folder"
-            )
+            self.events.message(f"{quantity(loose, 'image')} left out: not in an identity's folder")
         if others := images.other_formats:
-            counts = ", ".join(f"{number} {suffix}" for suffix, number in sorted(others.items()))
+            counts = ", ".join(f"{count} {suffix}" for suffix, count in sorted(others.items()))
             self.events.message(
                 f"images left out because of their format: {counts}; convert them to JPEG or PNG"
             )
@@ -173,7 +172,7 @@ class Run:
         """Train to the last epoch, evaluate, and write model, results and curves.
 
         Args:
-            training: what ``open_training`` returned.
+            training: the state that ``open_training`` returned.
             resume: continue from the latest checkpoint.
 
         Returns:
@@ -188,20 +187,20 @@ class Run:
     def _train(self, training: TrainingState, resume: bool) -> tuple[Result, ...]:
         if not resume and self.is_first_rank:
             self.folder.write_config(self.config)
-        every, epochs = self.config.evaluation.every_epochs, training.settings.epochs
+        eval_interval, epochs = self.config.evaluation.every_epochs, training.settings.epochs
         keeps_best = self.config.evaluation.best_by is not None
-        chosen = training.precision, training.head.products
+        initial_precisions = training.precision, training.head.products
         results: tuple[Result, ...] = ()
 
         def after_epoch(training: TrainingState, log: MetricsLog) -> bool:
             nonlocal results
             epoch = training.position.epoch
             last = epoch == epochs
-            if not last and (not every or epoch % every):
+            if not last and (not eval_interval or epoch % eval_interval):
                 return False
-            # Confidence intervals take a second or two, so only the model that is kept has them.
-            is_kept = last and not keeps_best
-            epoch_results = self.evaluate(training, resamples=1000 if is_kept else 0)
+            # Confidence intervals take a second or two, so only the final model gets them.
+            is_final = last and not keeps_best
+            epoch_results = self.evaluate(training, resamples=1000 if is_final else 0)
             for result in epoch_results:
                 accuracy = result.figure("accuracy").value
                 values = {
@@ -214,13 +213,13 @@ class Run:
                 log.write("evaluation", training.position.step, values)
                 if not last and accuracy is not None:
                     self.events.message(f"epoch {epoch}: {result.name} {100 * accuracy:.2f} %")
-            if is_kept:
+            if is_final:
                 results = epoch_results
             return keeps_best and self._keep_best(training)
 
-        def resumed(position: Position) -> None:
+        def after_resume(position: Position) -> None:
             # `fit` calls this after it has checked that the checkpoint fits this configuration.
-            changes = self._changes(self.folder.read_yaml())
+            changes = self._setting_changes(self.folder.read_yaml())
             if position.epoch >= epochs and changes:
                 raise ValueError(
                     f"{self.folder.path} has already finished all {position.epoch} epochs, so the "
@@ -229,7 +228,7 @@ class Run:
                 )
             if self.is_first_rank:
                 self.folder.write_config(self.config)
-            if (training.precision, training.head.products) != chosen:
+            if (training.precision, training.head.products) != initial_precisions:
                 self._report_choices(training)
             finished = position.epoch == epochs
             self.events.message(
@@ -247,7 +246,7 @@ class Run:
                 training,
                 self.folder.path,
                 resume=resume,
-                resumed=resumed,
+                resumed=after_resume,
                 after_epoch=after_epoch,
                 report=report,
             )
@@ -269,9 +268,9 @@ class Run:
         """Write the model if its evaluation is the best so far.
 
         Returns:
-            whether the training should end, because the last `patience` evaluations were no better.
+            True if the training should stop: the last `patience` evaluations were not better.
         """
-        settings, model, enough = self.config.evaluation, training.gather_model(), False
+        settings, model, should_stop = self.config.evaluation, training.gather_model(), False
         if self.is_first_rank:
             accuracies = [
                 line["accuracy"] or 0.0
@@ -279,31 +278,34 @@ class Run:
                 if line["kind"] == "evaluation" and line["set"] == settings.best_by
             ]
             best = max(accuracies)
-            waited = len(accuracies) - 1 - accuracies.index(best)
-            if waited == 0:
+            evaluations_since_best = len(accuracies) - 1 - accuracies.index(best)
+            if evaluations_since_best == 0:
                 save_model(self.folder.best_model, model.state_dict(), self.card())
-            enough = settings.patience is not None and waited >= settings.patience
-            if enough:
+            should_stop = (
+                settings.patience is not None and evaluations_since_best >= settings.patience
+            )
+            if should_stop:
                 self.events.message(
-                    f"the training ends after epoch {training.position.epoch}: no evaluation in "
-                    f"{waited} was better on {settings.best_by} than {100 * best:.2f} %"
+                    f"training stops after epoch {training.position.epoch}: "
+                    f"{quantity(evaluations_since_best, 'evaluation')} in a row did not exceed the "
+                    f"best accuracy on {settings.best_by}, {100 * best:.2f} %"
                 )
         # Every rank must stop after the same epoch.
-        return gather_objects(enough, training.world)[0]
+        return gather_objects(should_stop, training.world)[0]
 
     def _promote_best(self, model: torch.nn.Module) -> tuple[Result, ...]:
-        """Make the best model the run's model, load it, and evaluate it."""
+        """Make the best model the run's model, and evaluate it with confidence intervals."""
         if self.folder.best_model.is_file():
             os.replace(self.folder.best_model, self.folder.model)
         weights, card = load_model(self.folder.model)
         model.load_state_dict(weights)
         return self.evaluate_embedder(Embedder(model, card, card.fit), resamples=1000)
 
-    def _changes(self, former: Mapping[str, Any]) -> list[str]:
-        """The training settings that differ from the former configuration's, one text each.
+    def _setting_changes(self, former: Mapping[str, Any]) -> list[str]:
+        """The settings that differ from the former configuration, each with both values as text.
 
-        Paths of images may differ, and settings that the former configuration lacks are ignored.
-        It is compared as written: components that it names are not imported.
+        Paths of images are not compared, nor settings that the former configuration lacks.
+        Nothing that the former configuration names is imported.
         """
         changes = []
         current = read_yaml(to_yaml(self.config), "this run")
@@ -311,11 +313,11 @@ class Run:
             block = former.get(part)
             if part == "training" and isinstance(block, Mapping):
                 block = TrainingSettings.model_validate(dict(block)).model_dump(mode="json")
-            before, after = flat_settings(block, part), flat_settings(current[part], part)
+            old, new = flat_settings(block, part), flat_settings(current[part], part)
             changes += [
-                f"{name} is {after.get(name, 'removed')!s}, was {value!s}"
-                for name, value in before.items()
-                if after.get(name) != value
+                f"{name} is {new.get(name, 'removed')!s}, was {value!s}"
+                for name, value in old.items()
+                if new.get(name) != value
             ]
         return changes
 

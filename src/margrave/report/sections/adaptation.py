@@ -1,4 +1,4 @@
-"""What losses adapted while they trained: margins, hard negatives, class statistics."""
+"""Sections on what losses adapted in training: margins, hard negatives, class statistics."""
 
 from __future__ import annotations
 
@@ -13,45 +13,50 @@ from margrave.report.sections.training import Lines, curve_rows
 from margrave.training import read_adaptation
 
 MIN_CORRELATION = 0.6
-"""Smallest rank correlation of norm and quality that is called one."""
+"""The caption reports a trend above this rank correlation of norm and quality, in magnitude."""
 MAX_STATISTICS = 20
-"""Number of running statistics that are drawn."""
+"""Largest number of running statistics that are drawn."""
 MIN_SHARE = 1e-5
 """Below this share of hard negatives, a loss is taken to have none."""
 
 
 def adaptation_section(runs: Mapping[str, Lines], details: bool = True) -> Section:
-    """The adaptation of runs, by name, from the lines that each epoch left in the metrics.
+    """What the loss of each run adapted, from the line that each epoch adds to the metrics.
 
     Args:
-        runs: each run's metrics.
-        details: show single samples and classes of the last epoch, for runs whose margin follows
-            the feature norm or the class.
+        runs: each run's metrics lines, by the run's name.
+        details: also draw single samples and classes of the last epoch, for runs whose margin
+            depends on the feature norm or on the class.
     """
     records = {name: adaptation_records(lines) for name, lines in runs.items()}
     records = {name: lines for name, lines in records.items() if lines}
     title = "What the loss adapted"
     if not records:
-        text = "These runs were trained by a version that did not record what the loss adapts."
-        trained = any(line["kind"] == "training" for lines in runs.values() for line in lines)
-        return Section(title, [Text(text, "note")] if trained else [])
-    blocks: list[Block] = [_margins(records)]
-    blocks += _hard_negatives(records)
-    blocks += _scalars({name: runs[name] for name in records})
+        text = (
+            "These runs hold no record of what the loss adapts: they were trained by an old "
+            "version of Margrave, or have not finished an epoch."
+        )
+        has_training = any(line["kind"] == "training" for lines in runs.values() for line in lines)
+        return Section(title, [Text(text, "note")] if has_training else [])
+    blocks: list[Block] = [_margin_chart(records)]
+    blocks += _hard_negative_charts(records)
+    blocks += _statistic_charts({name: runs[name] for name in records})
     if details:
         for name, lines in records.items():
-            blocks += _samples(name, lines[-1], len(records) > 1)
-            blocks += _classes(name, lines[-1], len(records) > 1)
+            blocks += _sample_charts(name, lines[-1], len(records) > 1)
+            blocks += _class_charts(name, lines[-1], len(records) > 1)
     return Section(title, blocks)
 
 
 def adaptation_records(lines: Lines) -> list[dict[str, Any]]:
     """The lines of kind ``adaptation``, without damaged ones."""
-    read = [read_adaptation(line) for line in lines if line["kind"] == "adaptation"]
-    return [{**each.model_dump(), "kind": "adaptation"} for each in read if each is not None]
+    records = [read_adaptation(line) for line in lines if line["kind"] == "adaptation"]
+    return [
+        {**record.model_dump(), "kind": "adaptation"} for record in records if record is not None
+    ]
 
 
-def _margins(records: Mapping[str, Lines]) -> Chart:
+def _margin_chart(records: Mapping[str, Lines]) -> Chart:
     rows = [
         {"series": name, "x": line["epoch"], "y": line["margin"][2],
          "low": line["margin"][0], "high": line["margin"][4]}
@@ -61,14 +66,14 @@ def _margins(records: Mapping[str, Lines]) -> Chart:
         rows, "epoch", "margin", points=True, description="Margin on the target cosine by epoch"
     )
     caption = (
-        "The margin, cosθ_y − T: what the loss takes off the target's cosine. Median of each "
-        "epoch's last batch, band from 5 to 95 %. A wide band is a loss that treats samples "
-        "differently."
+        "The margin cosθ_y − T, which the loss subtracts from the target cosine. Line: median of "
+        "each epoch's last batch; band: 5th to 95th percentile. A wide band means that the loss "
+        "treats samples differently."
     )
     return Chart(caption, chart)
 
 
-def _hard_negatives(records: Mapping[str, Lines]) -> list[Block]:
+def _hard_negative_charts(records: Mapping[str, Lines]) -> list[Block]:
     blocks: list[Block] = []
     adaptive = {
         name: lines
@@ -77,10 +82,10 @@ def _hard_negatives(records: Mapping[str, Lines]) -> list[Block]:
     }
     for key, title, caption in (
         ("hard_share", "share of hard negatives",
-         "How many of all negatives the loss re-weights as hard (support vectors)."),
-        ("hard_change", "change of their cosine",
-         "Mean of N_j − cosθ_j over hard negatives: above 0 they are pushed away harder, below 0 "
-         "they are spared, as CurricularFace does early."),
+         "Share of all negatives that the loss re-weights as hard (support vectors)."),
+        ("hard_change", "change of hard negatives' cosine",
+         "Mean of N_j − cosθ_j over hard negatives: above 0 the loss pushes them away more "
+         "strongly, below 0 less, as CurricularFace does early in training."),
     ):  # fmt: skip
         rows = [
             row for name, lines in adaptive.items()
@@ -92,7 +97,7 @@ def _hard_negatives(records: Mapping[str, Lines]) -> list[Block]:
     return blocks
 
 
-def _scalars(runs: Mapping[str, Lines]) -> list[Block]:
+def _statistic_charts(runs: Mapping[str, Lines]) -> list[Block]:
     """Running statistics, such as CurricularFace's t: keys with a dot in the training lines."""
     keys = dict.fromkeys(
         key
@@ -115,7 +120,7 @@ def _scalars(runs: Mapping[str, Lines]) -> list[Block]:
     return blocks
 
 
-def _samples(name: str, line: Mapping[str, Any], several: bool) -> list[Block]:
+def _sample_charts(name: str, line: Mapping[str, Any], several_runs: bool) -> list[Block]:
     samples = line.get("samples") or {}
     rows = [
         {"x": norm, "y": margin, "shade": cosine}
@@ -136,16 +141,16 @@ def _samples(name: str, line: Mapping[str, Any], several: bool) -> list[Block]:
         shade="target cosine",
         description=f"Margin against feature norm of single samples, {name}",
     )
-    prefix = f"{name}: " if several else ""
+    prefix = f"{name}: " if several_runs else ""
     caption = (
-        f"{prefix}The margin that each sample of the last batch got, against its feature norm. A "
-        "slope at one color is a margin that follows the norm; the colors' order is the angle's "
-        "own effect."
+        f"{prefix}The margin of each sample in the last batch against its feature norm; the color "
+        "is the target cosine. A slope within one color is the effect of the norm; a difference "
+        "between colors at one norm is the effect of the angle."
     )
     return [Chart(caption, chart)]
 
 
-def _classes(name: str, line: Mapping[str, Any], several: bool) -> list[Block]:
+def _class_charts(name: str, line: Mapping[str, Any], several_runs: bool) -> list[Block]:
     classes = line.get("classes") or {}
     if not {"concentration", "margin_weight", "images"} <= classes.keys():
         return []
@@ -163,7 +168,7 @@ def _classes(name: str, line: Mapping[str, Any], several: bool) -> list[Block]:
         shade="images",
         description=f"Margin weight against concentration of classes, {name}",
     )
-    prefix = f"{name}: " if several else ""
+    prefix = f"{name}: " if several_runs else ""
     caption = (
         f"{prefix}Each class's margin weight against the concentration of its features; the color "
         "is its number of training images. Scattered and small classes get the larger margin."
@@ -172,7 +177,7 @@ def _classes(name: str, line: Mapping[str, Any], several: bool) -> list[Block]:
 
 
 def norm_quality_section(curve: Mapping[str, Any] | None) -> Section:
-    """The feature norm against the images' true quality, where that is known."""
+    """The feature norm against the images' true quality, if the result has that curve."""
     title = "Feature norm and true quality"
     columns = ("quality", "median", "lower quartile", "upper quartile")
     if not curve or not set(columns) <= curve.keys():
@@ -184,21 +189,21 @@ def norm_quality_section(curve: Mapping[str, Any] | None) -> Section:
     chart = charts.lines(
         rows, "true quality", "feature norm", points=True, description="Feature norm by quality"
     )
-    order = rank_correlation([row["y"] for row in rows])
-    meaning = "The norm does not clearly follow quality here."
-    if order > MIN_CORRELATION:
-        meaning = "The norm rises with quality, as AdaFace assumes."
-    elif order < -MIN_CORRELATION:
-        meaning = "The norm falls with quality, against AdaFace's assumption."
+    correlation = rank_correlation([row["y"] for row in rows])
+    trend = "The norm does not clearly follow quality here."
+    if correlation > MIN_CORRELATION:
+        trend = "The norm rises with quality, as AdaFace assumes."
+    elif correlation < -MIN_CORRELATION:
+        trend = "The norm falls with quality, contrary to AdaFace's assumption."
     caption = (
-        "Median and quartiles of the feature norm in groups of images by their true quality. "
-        f"{meaning}"
+        "Median and quartiles of the feature norm, for images grouped by their true quality. "
+        f"{trend}"
     )
     return Section(title, [Chart(caption, chart)])
 
 
 def rank_correlation(values: Sequence[float]) -> float:
-    """Spearman's correlation of values with their position, in [-1, 1]; 0 for fewer than three.
+    """Spearman's correlation of values and their positions, in [-1, 1]; 0 for fewer than three.
 
     >>> rank_correlation([1.0, 5.0, 7.0]), rank_correlation([1.0])
     (1.0, 0.0)

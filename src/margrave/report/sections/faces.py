@@ -16,12 +16,14 @@ from margrave.training import (
     images_of_class,
 )
 
-SIDE = 96
-HARDEST = 8
+THUMBNAIL_SIDE = 96
+"""Longer side of a thumbnail, in pixels."""
+NUM_HARDEST = 8
+"""Largest number of pairs that each list shows."""
 
 
 def hardest_section(result: Result, images: ReadableImages, pairs: PairList) -> Section:
-    """The false accepts with the highest and the false rejects with the lowest scores.
+    """The impostor pairs with the highest and the genuine pairs with the lowest scores.
 
     Args:
         result: the evaluation of these pairs.
@@ -32,8 +34,8 @@ def hardest_section(result: Result, images: ReadableImages, pairs: PairList) -> 
     scores = result.scores
     if scores is None:
         return Section(title)
-    known = digest_of_pairs(images.name, pairs.first, pairs.second) == scores.images_digest
-    if not known or len(scores.same) != len(pairs.same):
+    same_images = digest_of_pairs(images.name, pairs.first, pairs.second) == scores.images_digest
+    if not same_images or len(scores.same) != len(pairs.same):
         text = (
             "Not shown: the images are not those that the result was measured on, or some of "
             "them could not be read."
@@ -41,26 +43,30 @@ def hardest_section(result: Result, images: ReadableImages, pairs: PairList) -> 
         return Section(title, [Text(text, "note")])
     same = np.array(scores.same, bool)
     cosine = 1 - np.array(scores.distances) / 2
-    accuracy = [each for each in result.figures if (each.metric, each.stratum) == ("accuracy", "")]
-    threshold = accuracy[0].threshold if accuracy else None
+    accuracies = [
+        figure for figure in result.figures if (figure.metric, figure.stratum) == ("accuracy", "")
+    ]
+    threshold = accuracies[0].threshold if accuracies else None
     blocks: list[Block] = []
-    for what, rows, wrong in (
-        ("Different people with the highest scores", np.argsort(-cosine), ~same),
-        ("One person with the lowest scores", np.argsort(cosine), same),
+    for caption, rows, is_listed in (
+        ("Impostor pairs with the highest scores", np.argsort(-cosine), ~same),
+        ("Genuine pairs with the lowest scores", np.argsort(cosine), same),
     ):
         groups = []
-        for row in [int(row) for row in rows if wrong[row]][:HARDEST]:
+        for row in [int(row) for row in rows if is_listed[row]][:NUM_HARDEST]:
             accepted = threshold is not None and cosine[row] > threshold
             decision = "" if threshold is None else ", accepted" if accepted else ", rejected"
             sides = (("first", pairs.first), ("second", pairs.second))
-            faces = [_face(images, int(side[row]), f"{label} image") for label, side in sides]
+            faces = [
+                _read_thumbnail(images, int(side[row]), f"{label} image") for label, side in sides
+            ]
             if None not in faces:
                 shown = [face for face in faces if face is not None]
                 groups.append((shown, f"{cosine[row]:.3f}{decision}"))
         if groups:
-            blocks.append(Faces(f"{what}, with the cosine and the decision.", groups))
+            blocks.append(Faces(f"{caption}, with the cosine and the decision.", groups))
     if not blocks:
-        blocks.append(Text("Not shown: the images cannot be read any more.", "note"))
+        blocks.append(Text("Not shown: the images can no longer be read.", "note"))
     return Section(title, blocks)
 
 
@@ -74,27 +80,27 @@ def classes_section(record: AdaptationRecord, images: FaceImages) -> Section:
         text = "Not shown: the images are not those that the run was trained on."
         return Section(title, [Text(text, "note")])
     blocks: list[Block] = []
-    for what, rows in (("largest", largest), ("smallest", smallest)):
+    for extreme, rows in (("largest", largest), ("smallest", smallest)):
         groups = []
         for row in rows:
-            own = images_of_class(record, row, images)
-            read = [_face(images, index, "an image of the class") for index in own]
+            indices = images_of_class(record, row, images)
+            read = [_read_thumbnail(images, index, "an image of the class") for index in indices]
             faces = [face for face in read if face is not None]
-            weight, number = record.classes["margin_weight"][row], record.classes["images"][row]
+            weight, count = record.classes["margin_weight"][row], record.classes["images"][row]
             if faces:
-                groups.append((faces, f"ψ {weight:.3f}, {number:.0f} images"))
+                groups.append((faces, f"ψ {weight:.3f}, {count:.0f} images"))
         if groups:
-            blocks.append(Faces(f"The {what} margin weights.", groups))
+            blocks.append(Faces(f"Classes with the {extreme} margin weights ψ.", groups))
     return Section(title, blocks)
 
 
-def _face(images: ReadableImages, index: int, label: str) -> Face | None:
-    """A thumbnail, or None if the image cannot be read."""
+def _read_thumbnail(images: ReadableImages, index: int, label: str) -> Face | None:
+    """Read an image as a thumbnail; None if it cannot be read."""
     try:
         image = images.read(index)
     except (OSError, ValueError):
         return None
     height, width = image.shape[:2]
-    scale = SIDE / max(height, width)
+    scale = THUMBNAIL_SIDE / max(height, width)
     size = max(1, round(width * scale)), max(1, round(height * scale))
     return Face(cv2.resize(image, size, interpolation=cv2.INTER_AREA), label)

@@ -12,54 +12,55 @@ FAR = 0.01
 
 
 def groups_section(results: Sequence[Result], far: float = FAR) -> Section:
-    """Each group's FMR and FNMR with intervals, and then the indices of inequality.
+    """Each group's FMR and FNMR with intervals, followed by indices of inequality.
 
     Args:
         results: the results of the protocol ``groups``: one per group, and a summary.
-        far: the FMR over all groups' impostor pairs that determines the threshold.
+        far: the FMR over the impostor pairs of all groups that sets the threshold.
     """
     title = "Groups"
-    scores = {each.name: each.scores for each in results if each.scores is not None}
-    if not any(each.protocol == "groups" for each in results) or len(scores) < 2:
+    scores = {result.name: result.scores for result in results if result.scores is not None}
+    if not any(result.protocol == "groups" for result in results) or len(scores) < 2:
         return Section(title)
     threshold, rows = group_errors(scores, far)
-    index = inequality(rows)
+    inequalities = inequality(rows)
     table = Table(
-        f"Errors at one threshold for all groups, cosine {threshold:.4f} (FMR {far:g} over all)",
+        f"Errors at one threshold, cosine {threshold:.4f} (FMR {far:g} over all groups)",
         ["group", "genuine pairs", "impostor pairs", "FMR", "95 % interval", "FNMR",
          "95 % interval"],
         [
-            [each.group, f"{each.genuine:,}", f"{each.impostors:,}", _percent(each.fmr),
-             _range(each.fmr_interval), _percent(each.fnmr), _range(each.fnmr_interval)]
-            for each in rows
+            [row.group, f"{row.genuine:,}", f"{row.impostors:,}", _percent(row.fmr),
+             _range(row.fmr_interval), _percent(row.fnmr), _range(row.fnmr_interval)]
+            for row in rows
         ],
     )  # fmt: skip
-    indices = Table(
-        "How unequal the rows are; an index alone says nothing",
+    inequality_table = Table(
+        "How unequal the groups are; read these indices only together with the groups' errors",
         ["index", "value", "meaning"],
         [
-            ["FDR", f"{index.fdr:.4f}", "1 − mean of the largest differences; 1 if equal"],
-            ["GARBE", f"{index.garbe:.4f}", "Gini coefficients of FMR and FNMR; 0 if equal"],
-            ["FMR, max / geometric mean", _ratio(index.fmr_ratio), "1 if equal"],
-            ["FNMR, max / geometric mean", _ratio(index.fnmr_ratio), "1 if equal"],
+            ["FDR", f"{inequalities.fdr:.4f}", "1 − mean of the largest differences; 1 if equal"],
+            ["GARBE", f"{inequalities.garbe:.4f}", "mean Gini coefficient; 0 if equal"],
+            ["FMR, max / geometric mean", _ratio(inequalities.fmr_ratio), "1 if equal"],
+            ["FNMR, max / geometric mean", _ratio(inequalities.fnmr_ratio), "1 if equal"],
         ],
     )
-    parts = []
+    rate_charts = []
     for rate in ("fmr", "fnmr"):
         name = "false match rate" if rate == "fmr" else "false non-match rate"
         values = [
-            {"name": each.group, "x": getattr(each, rate),
-             "low": getattr(each, f"{rate}_interval")[0],
-             "high": getattr(each, f"{rate}_interval")[1]}
-            for each in rows
+            {"name": row.group, "x": getattr(row, rate),
+             "low": getattr(row, f"{rate}_interval")[0],
+             "high": getattr(row, f"{rate}_interval")[1]}
+            for row in rows
         ]  # fmt: skip
         chart = charts.ranges(values, name, x_format=".2~%", description=f"{name} by group")
-        parts.append(Chart(f"{name.capitalize()} by group, with 95 % intervals.", chart))
+        rate_charts.append(Chart(f"{name.capitalize()} by group, with 95 % intervals.", chart))
     note = (
-        "Pairs of different groups are not in these lists, so the FMR between groups, which is "
-        "usually lower, is not measured. Intervals take pairs as independent (ISO/IEC 19795-10)."
+        "These lists hold no pairs of people from different groups, so the FMR between groups, "
+        "which is usually lower, is not measured. The intervals treat pairs as independent "
+        "(ISO/IEC 19795-10)."
     )
-    return Section(title, [*parts, table, indices, Text(note, "note")])
+    return Section(title, [*rate_charts, table, inequality_table, Text(note, "note")])
 
 
 def _percent(value: float) -> str:

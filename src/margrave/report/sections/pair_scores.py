@@ -1,4 +1,4 @@
-"""What pair scores show: distributions, DET and ROC curves, calibration, error versus discard."""
+"""Sections on pair scores: distributions, DET and ROC, calibration, error versus discard."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ MIN_PAIRS = 20
 """Smallest number of genuine and of impostor pairs that curves and calibrations are drawn for."""
 MAX_BOOTSTRAP_PAIRS = 20_000
 MAX_BANDS = 10
-"""Number of curves in one chart that still get bands."""
+"""Largest number of curves in a chart that get bands."""
 MAX_FOLDS = 10
-"""Folds do not change rates over all pairs, but the bootstrap's memory."""
+"""Limit on the bootstrap's folds: they need memory and do not change rates over all pairs."""
 
 
 def cosines(scores: PairScores) -> tuple[np.ndarray, np.ndarray]:
@@ -41,88 +41,88 @@ def cosines(scores: PairScores) -> tuple[np.ndarray, np.ndarray]:
 
 
 def score_section(result: Result) -> Section:
-    """The distribution of genuine and impostor scores, with the operating points."""
+    """The histograms of genuine and impostor scores, with the operating points' thresholds."""
     if result.scores is None:
         return Section("Scores")
     genuine, impostors = cosines(result.scores)
-    both = np.concatenate([genuine, impostors])
-    edges = np.linspace(both.min(), both.max() + 1e-9, BINS + 1)
+    all_scores = np.concatenate([genuine, impostors])
+    edges = np.linspace(all_scores.min(), all_scores.max() + 1e-9, BINS + 1)
     rows = []
     for series, values in (("impostor pairs", impostors), ("genuine pairs", genuine)):
-        counts = np.histogram(values, edges)[0] / max(len(values), 1)
+        shares = np.histogram(values, edges)[0] / max(len(values), 1)
         rows += [
             {"series": series, "start": float(low), "end": float(high), "share": float(share)}
-            for low, high, share in zip(edges[:-1], edges[1:], counts, strict=True)
+            for low, high, share in zip(edges[:-1], edges[1:], shares, strict=True)
             if share
         ]
     vertical = {
-        each.label: each.threshold
-        for each in result.figures
-        if each.threshold is not None and not each.stratum and not each.too_few
+        figure.label: figure.threshold
+        for figure in result.figures
+        if figure.threshold is not None and not figure.stratum and not figure.too_few
     }
     caption = (
-        f"Cosines of {len(genuine):,} genuine and {len(impostors):,} impostor pairs; dashed lines "
-        "are the thresholds of the operating points. What lies right of a line is accepted."
+        f"Cosines of {len(genuine):,} genuine and {len(impostors):,} impostor pairs. Dashed lines "
+        "are the thresholds of the operating points; pairs to the right of a line are accepted."
     )
     chart = charts.histogram(
         rows,
         "cosine",
         vertical={name: value for name, value in vertical.items() if abs(value) <= 1},
         description=(
-            f"Histogram: the median cosine of genuine pairs is {_median(genuine)}, that of "
-            f"impostor pairs {_median(impostors)}."
+            f"Histogram: the median cosine is {_median_text(genuine)} for genuine pairs and "
+            f"{_median_text(impostors)} for impostor pairs."
         ),
     )
     return Section("Scores", [Chart(caption, chart)])
 
 
-def _median(values: np.ndarray) -> str:
+def _median_text(values: np.ndarray) -> str:
     return f"{np.median(values):.3f}" if len(values) else "unknown"
 
 
 def curves_section(results: Sequence[Result]) -> Section:
-    """DET and ROC curves of results on the same pairs, with bands over identities."""
+    """DET and ROC curves of results on the same pairs, with bootstrap intervals as bands."""
     usable = {
-        _name(result, results): result.scores
+        _series_name(result, results): result.scores
         for result in results
-        if result.scores is not None and _enough(result.scores)
+        if result.scores is not None and _has_enough_pairs(result.scores)
     }
     if not usable:
         return Section("Error trade-off")
-    bands = len(usable) <= MAX_BANDS
+    has_bands = len(usable) <= MAX_BANDS
     impostors = min(len(cosines(scores)[1]) for scores in usable.values())
-    smallest = 3 / impostors
-    det = [row for name, scores in usable.items() for row in _det_rows(name, scores, bands)]
+    smallest_fmr = 3 / impostors
+    det = [row for name, scores in usable.items() for row in _det_rows(name, scores, has_bands)]
     roc = [
         {"series": row["series"], "x": row["x"], "y": 1 - row["y"],
          **({"low": 1 - row["high"], "high": 1 - row["low"]} if "low" in row else {})}
         for row in det
     ]  # fmt: skip
-    limits = (min(1 / impostors, 0.1), 1.0)
+    x_domain = (min(1 / impostors, 0.1), 1.0)
     floor = min(0.5 / len(cosines(scores)[0]) for scores in usable.values())
-    # A logarithmic axis has no zero; no errors are drawn at half an error.
+    # A logarithmic axis has no zero, so a rate of zero is drawn as half an error.
     for row in det:
         for key in ("y", "low", "high"):
             if key in row:
                 row[key] = max(row[key], floor)
-    marks = {"3 / impostor pairs": smallest} if smallest < 0.5 else {}
+    marks = {"3 / impostor pairs": smallest_fmr} if smallest_fmr < 0.5 else {}
     note = (
-        f"The smallest false match rate (FMR, the field's FAR) that {impostors:,} impostor pairs "
-        f"support is {smallest:.2g}: without any error among so many, the rate is below it with "
-        "95 % confidence. Left of the dashed line a curve says little."
+        f"The smallest false match rate (FMR, FAR in most papers) that {impostors:,} impostor "
+        f"pairs support is {smallest_fmr:.2g}: if none of them is accepted, the true rate is below "
+        "this with 95 % confidence. To the left of the dashed line, the curves are not reliable."
     )
     blocks: list[Block] = [
         Chart(
             "DET curve: false non-match rate (FNMR, 1 − TAR) against false match rate, both "
-            "logarithmic; lower is better. Bands: 95 % intervals over identities, or over pairs "
-            "where identities are unknown.",
+            "on logarithmic axes; lower is better. Bands: 95 % intervals from resampling "
+            "identities, or pairs if the identities are unknown.",
             charts.lines(
                 det,
                 "false match rate",
                 "false non-match rate",
                 x_scale="log",
                 y_scale="log",
-                x_domain=limits,
+                x_domain=x_domain,
                 y_domain=(floor, 1.0),
                 x_format="~g",
                 y_format="~g",
@@ -132,13 +132,13 @@ def curves_section(results: Sequence[Result]) -> Section:
             _rates_table(usable),
         ),
         Chart(
-            "ROC curve: the same, as true match rate (TAR).",
+            "ROC curve: the same rates, with the true match rate (TAR, 1 − FNMR).",
             charts.lines(
                 roc,
                 "false match rate",
                 "true match rate",
                 x_scale="log",
-                x_domain=limits,
+                x_domain=x_domain,
                 y_domain=(0.0, 1.0),
                 x_format="~g",
                 y_format="~%",
@@ -150,20 +150,20 @@ def curves_section(results: Sequence[Result]) -> Section:
     return Section("Error trade-off", blocks)
 
 
-def _name(result: Result, results: Sequence[Result]) -> str:
-    names = [each.name for each in results]
+def _series_name(result: Result, results: Sequence[Result]) -> str:
+    names = [other.name for other in results]
     if names.count(result.name) == 1:
         return result.name or result.protocol
     return result.origin.model or f"{result.name} {results.index(result) + 1}"
 
 
-def _enough(scores: PairScores) -> bool:
+def _has_enough_pairs(scores: PairScores) -> bool:
     same = np.array(scores.same, bool)
     return min(int(same.sum()), int((~same).sum())) >= MIN_PAIRS
 
 
-def _det_rows(name: str, scores: PairScores, bands: bool) -> list[dict[str, Any]]:
-    """FNMR at FMRs from the smallest that the pairs resolve to 1, with intervals."""
+def _det_rows(name: str, scores: PairScores, has_bands: bool) -> list[dict[str, Any]]:
+    """FNMR at FMRs from one impostor pair to 0.9, with intervals if `has_bands`."""
     genuine, impostors = cosines(scores)
     same = np.concatenate([np.ones(len(genuine), bool), np.zeros(len(impostors), bool)])
     roc = roc_curve(np.concatenate([genuine, impostors]), same)
@@ -173,7 +173,7 @@ def _det_rows(name: str, scores: PairScores, bands: bool) -> list[dict[str, Any]
          "y": float(1 - roc.tar[np.searchsorted(roc.far, far, "right") - 1])}
         for far in targets
     ]  # fmt: skip
-    if bands and len(scores.same) <= MAX_BOOTSTRAP_PAIRS:
+    if has_bands and len(scores.same) <= MAX_BOOTSTRAP_PAIRS:
         intervals = bootstrap_pairs(
             np.array(scores.distances),
             np.array(scores.same),
@@ -202,23 +202,26 @@ def _rates_table(usable: Mapping[str, PairScores]) -> Table:
         ]
         rows.append([name, *cells])
     columns = ["FNMR at FMR", *(f"{far:g}" for far in targets)]
-    return Table("False non-match rate; – where the pairs are too few", columns, rows)
+    return Table("False non-match rate; a dash means too few impostor pairs", columns, rows)
 
 
 def calibration_section(result: Result, seed: int = 0) -> Section:
-    """What the scores are worth as log-likelihood ratios, on identities disjoint from the fit."""
+    """The cost of scores calibrated to log-likelihood ratios, on identities unseen by the fit."""
     scores, title = result.scores, "Calibration"
-    if scores is None or scores.identities is None or not _enough(scores):
+    if scores is None or scores.identities is None or not _has_enough_pairs(scores):
         return Section(title)
     labels = np.array(scores.identities)
-    people = np.unique(labels)
-    fitted = np.isin(labels, np.random.default_rng(seed).permutation(people)[: len(people) // 2])
+    identities = np.random.default_rng(seed).permutation(np.unique(labels))
+    in_fit = np.isin(labels, identities[: len(identities) // 2])
     same, cosine = np.array(scores.same, bool), 1 - np.array(scores.distances) / 2
-    halves = fitted.all(axis=1), ~fitted.any(axis=1)
+    halves = in_fit.all(axis=1), ~in_fit.any(axis=1)
     if min(int((same & half).sum()) for half in halves) < MIN_PAIRS or (
         min(int((~same & half).sum()) for half in halves) < MIN_PAIRS
     ):
-        text = "There are too few pairs to fit a calibration on half of the identities and test it."
+        text = (
+            "There are too few pairs to fit a calibration on half of the identities and test it on "
+            "the other half."
+        )
         return Section(title, [Text(text, "note")])
     fit, test = halves
     try:
@@ -230,9 +233,13 @@ def calibration_section(result: Result, seed: int = 0) -> Section:
     cost = cllr(slope * genuine + offset, slope * impostors + offset)
     minimum = cllr_min(genuine, impostors)
     rows = [
-        ["Cllr", f"{cost:.4f}", "cost of the calibrated ratios in bits; 0 perfect, 1 worthless"],
-        ["Cllr_min", f"{minimum:.4f}", "the best that any increasing function of the scores has"],
-        ["lost by calibration", f"{cost - minimum:.4f}", "Cllr − Cllr_min"],
+        [
+            "Cllr",
+            f"{cost:.4f}",
+            "cost of the calibrated ratios; 0 is perfect, 1 means no information",
+        ],
+        ["Cllr_min", f"{minimum:.4f}", "the lowest cost of any increasing function of the scores"],
+        ["calibration loss", f"{cost - minimum:.4f}", "Cllr − Cllr_min"],
     ]
     text = (
         f"log-likelihood ratio = {slope:.2f} · cosine {'−' if offset < 0 else '+'} "
@@ -245,7 +252,7 @@ def calibration_section(result: Result, seed: int = 0) -> Section:
 
 
 def discard_section(result: Result) -> Section:
-    """How fast errors fall when images of small feature norm are rejected."""
+    """How FNMR falls as the genuine pairs with the smallest feature norm are discarded."""
     scores, title = result.scores, "Error versus discard"
     if scores is None or scores.lower_norms is None:
         return Section(title)
@@ -255,7 +262,7 @@ def discard_section(result: Result) -> Section:
     except ValueError as error:
         return Section(title, [Text(f"Not drawn: {error}.", "note")])
     if norms.std() <= 1e-3 * norms.mean():
-        text = "The model's embeddings all have one length, so their norm says nothing of quality."
+        text = "The model's embeddings all have the same norm, so it does not measure quality."
         return Section(title, [Text(text, "note")])
     rows = [
         {"series": series, "x": discarded, "y": rate}
@@ -267,14 +274,15 @@ def discard_section(result: Result) -> Section:
         for discarded, rate in zip(curve.discarded, rates, strict=True)
     ]
     caption = (
-        "False non-match rate of the genuine pairs that are left after those with the smallest "
-        "feature norm are discarded, at the threshold that rejects about 5 % without discarding. "
-        f"Mean over 0 to 20 %: {100 * curve.area:.2f} %; ideal {100 * curve.ideal_area:.2f} %, "
-        f"random {100 * curve.random_area:.2f} %. Below the random line the norm measures quality."
+        "False non-match rate of the remaining genuine pairs after those with the smallest feature "
+        "norm are discarded. The threshold rejects about 5 % of all genuine pairs. Mean rate while "
+        f"0 to 20 % are discarded: {100 * curve.area:.2f} %; ideal {100 * curve.ideal_area:.2f} %, "
+        f"random {100 * curve.random_area:.2f} %. A curve below the random line shows that the "
+        "norm measures quality."
     )
     chart = charts.lines(
         rows,
-        "discarded",
+        "share of pairs discarded",
         "false non-match rate",
         x_format="%",
         y_format=".1%",

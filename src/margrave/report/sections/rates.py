@@ -1,4 +1,4 @@
-"""Curves from figures alone: CMC, open-set and template rates, results by part of the data."""
+"""Sections on figures: all of them, rates over operating points, parts of the data."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from margrave.report.figures import figures_table, strata_table
 from margrave.report.sections.training import is_number
 
 MIN_POINTS = 3
+"""Smallest number of operating points that a curve is drawn for."""
 
 
 def figures_section(result: Result) -> Section:
@@ -24,23 +25,24 @@ def figures_section(result: Result) -> Section:
 
 
 def rates_section(results: Sequence[Result]) -> Section:
-    """A curve for each metric that results have at several operating points.
+    """A curve for each metric that results report at several operating points.
 
-    Identification rates over ranks make the CMC, identification over FPIRs the open-set curve.
+    Identification rates over ranks are the CMC curve; over FPIRs, the open-set curve.
     """
     blocks: list[Block] = []
     curves: dict[tuple[str, str], list[dict[str, Any]]] = {}
     percent: dict[tuple[str, str], bool] = {}
     for result in results:
-        # Pairs with scores have whole curves of their own.
+        # `curves_section` draws results with pair scores.
         for figure in () if result.scores is not None else result.figures:
-            numbers = {k: float(v) for k, v in figure.at.items() if is_number(v)}
-            if figure.stratum or figure.value is None or len(numbers) != 1:
+            point = {name: float(value) for name, value in figure.at.items() if is_number(value)}
+            if figure.stratum or figure.value is None or len(point) != 1:
                 continue
-            ((key, at),) = numbers.items()
-            others = ", ".join(str(v) for v in figure.at.values() if isinstance(v, str))
-            series = ", ".join(part for part in (result.name, others) if part) or result.protocol
-            row: dict[str, Any] = {"series": series, "x": at, "y": figure.value}
+            ((key, x),) = point.items()
+            conditions = [value for value in figure.at.values() if isinstance(value, str)]
+            parts = [part for part in (result.name, ", ".join(conditions)) if part]
+            series = ", ".join(parts) or result.protocol
+            row: dict[str, Any] = {"series": series, "x": x, "y": figure.value}
             if figure.interval is not None:
                 row |= {"low": figure.interval[0], "high": figure.interval[1]}
             curves.setdefault((figure.metric, key), []).append(row)
@@ -59,29 +61,31 @@ def rates_section(results: Sequence[Result]) -> Section:
             points=True,
             description=f"{metric} against {key}",
         )
-        blocks.append(Chart(f"{metric} against {key}, with 95 % intervals where known.", chart))
+        blocks.append(Chart(f"{metric} against {key}, with 95 % intervals if known.", chart))
     return Section("Rates", blocks)
 
 
 def strata_section(result: Result) -> Section:
-    """The figures by part of the data: quality, pose, group."""
+    """The figures by part of the data, such as quality, pose or group."""
     table = strata_table(result)
     if table is None:
         return Section("Parts of the data")
-    shown = [figure for figure in result.figures if figure.stratum and figure.metric == "accuracy"]
+    accuracies = [
+        figure for figure in result.figures if figure.stratum and figure.metric == "accuracy"
+    ]
     blocks: list[Block] = [table]
-    if len(shown) > 1:
-        blocks.insert(0, _parts_chart(shown))
+    if len(accuracies) > 1:
+        blocks.insert(0, _parts_chart(accuracies))
     return Section("Parts of the data", blocks)
 
 
 def _parts_chart(figures: Sequence[Figure]) -> Chart:
     rows = [
-        {"name": each.stratum, "x": each.value,
-         "low": (each.interval or (each.value, each.value))[0],
-         "high": (each.interval or (each.value, each.value))[1]}
-        for each in figures if each.value is not None
+        {"name": figure.stratum, "x": figure.value,
+         "low": (figure.interval or (figure.value, figure.value))[0],
+         "high": (figure.interval or (figure.value, figure.value))[1]}
+        for figure in figures if figure.value is not None
     ]  # fmt: skip
-    text = ", ".join(f"{each.stratum} {value_text(each)}" for each in figures)
+    text = ", ".join(f"{figure.stratum} {value_text(figure)}" for figure in figures)
     chart = charts.ranges(rows, "accuracy", x_format=".1%", description=f"Accuracy by part: {text}")
-    return Chart("Accuracy by part of the data, at the thresholds of all data.", chart)
+    return Chart("Accuracy by part of the data, at the thresholds set on all data.", chart)

@@ -1,4 +1,4 @@
-"""A study's conditions: losses with intervals over seeds and identities, and their differences."""
+"""A study's sections, one per condition: losses with intervals, and their differences."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from margrave.report.contents import Block, Chart, Section, Table, Text
 
 
 def study_section(result: Result) -> Section:
-    """One condition: verdict, claims, the losses from the best, and every difference."""
+    """One condition: verdict, claims, losses from best to worst, and all pairwise differences."""
     metric = str(result.settings.get("metric", "accuracy"))
     losses = {
-        str(each.at["loss"]): each
-        for each in result.figures
-        if each.metric == metric and "loss" in each.at and not each.stratum
+        str(figure.at["loss"]): figure
+        for figure in result.figures
+        if figure.metric == metric and "loss" in figure.at and not figure.stratum
     }
     verdict, *claims = result.notes or ("",)
     blocks: list[Block] = [Text(verdict, "verdict")] if verdict else []
@@ -22,9 +22,9 @@ def study_section(result: Result) -> Section:
     seeds = result.curves.get(f"{metric} by seed", {})
     chart = charts.ranges(
         [
-            {"name": loss, "x": each.value, "low": (each.interval or [each.value] * 2)[0],
-             "high": (each.interval or [each.value] * 2)[1]}
-            for loss, each in losses.items() if each.value is not None
+            {"name": loss, "x": figure.value, "low": (figure.interval or [figure.value] * 2)[0],
+             "high": (figure.interval or [figure.value] * 2)[1]}
+            for loss, figure in losses.items() if figure.value is not None
         ],
         metric,
         x_format=".1%" if metric != "AUC" else None,
@@ -32,13 +32,14 @@ def study_section(result: Result) -> Section:
             {"name": loss, "x": value} for loss, values in seeds.items() for value in values
         ],
         description=f"{metric} of each loss: " + ", ".join(
-            f"{loss} {value_text(each)}" for loss, each in losses.items()
+            f"{loss} {value_text(figure)}" for loss, figure in losses.items()
         ),
     )  # fmt: skip
     caption = (
         f"Mean {metric} over {result.counts.get('seeds', 0)} seeds with its 95 % interval over "
-        "seeds and identities; ticks are the single seeds. Losses share seeds and identities, so "
-        "overlapping intervals do not mean that a difference is chance: see the table below."
+        "seeds and identities; ticks are single seeds. Losses share seeds and identities, so "
+        "even losses with overlapping intervals may differ significantly: see the table of "
+        "differences below."
     )
     blocks += [Chart(caption, chart), _losses_table(result, losses, metric)]
     blocks += [_differences_table(result, metric)]
@@ -48,54 +49,61 @@ def study_section(result: Result) -> Section:
 
 
 def _losses_table(result: Result, losses: dict[str, Figure], metric: str) -> Table:
-    others = list(
+    other_metrics = list(
         dict.fromkeys(
-            (each.metric, tuple(item for item in each.at.items() if item[0] != "loss"))
-            for each in result.figures
-            if "loss" in each.at and each.metric != metric and not each.stratum
+            (figure.metric, tuple(item for item in figure.at.items() if item[0] != "loss"))
+            for figure in result.figures
+            if "loss" in figure.at and figure.metric != metric and not figure.stratum
         )
     )
     columns = ["loss", metric, "95 % interval", "std over seeds"]
-    columns += [Figure(metric=name, value=None, at=dict(at)).label for name, at in others]
+    columns += [Figure(metric=name, value=None, at=dict(at)).label for name, at in other_metrics]
     rows = []
     for loss, figure in losses.items():
         std = figure.details.get("std over seeds")
         row = [loss, value_text(figure), figure_interval_text(figure)]
         row.append("-" if std is None else value_text(figure, std))
-        for name, at in others:
+        for name, at in other_metrics:
             point = {**dict(at), "loss": loss}
-            known = [each for each in result.figures if (each.metric, each.at) == (name, point)]
-            row.append(value_text(known[0]) if known else "-")
+            matches = [
+                other for other in result.figures if (other.metric, other.at) == (name, point)
+            ]
+            row.append(value_text(matches[0]) if matches else "-")
         rows.append(row)
-    return Table("Losses, from the best; means over seeds", columns, rows)
+    return Table("Losses from best to worst; means over seeds", columns, rows)
 
 
 def _differences_table(result: Result, metric: str) -> Table:
     rows = []
-    for each in result.figures:
-        if each.metric != f"difference in {metric}" or not {"first", "second"} <= each.at.keys():
+    for figure in result.figures:
+        if (
+            figure.metric != f"difference in {metric}"
+            or not {"first", "second"} <= figure.at.keys()
+        ):
             continue
-        details = each.details
+        details = figure.details
         adjusted, smallest = details.get("adjusted_p_value"), details.get("smallest_detectable")
         rows.append(
             [
-                f"{each.at['second']} − {each.at['first']}",
-                value_text(each),
-                figure_interval_text(each),
+                f"{figure.at['second']} − {figure.at['first']}",
+                value_text(figure),
+                figure_interval_text(figure),
                 p_value_text(adjusted),
-                "-" if smallest is None else value_text(each, smallest),
+                "-" if smallest is None else value_text(figure, smallest),
             ]
         )
-    columns = ["difference", metric, "95 % interval", "p, corrected", "smallest detectable"]
-    return Table("Differences of all losses; p values corrected by Holm", columns, rows)
+    columns = ["difference", metric, "95 % interval", "corrected p", "smallest detectable"]
+    return Table(
+        "Differences between all pairs of losses; p-values with Holm's correction", columns, rows
+    )
 
 
 def _parts_table(result: Result) -> Table | None:
-    """Accuracy in parts of the data, a row per loss."""
+    """Accuracy in parts of the data, one row per loss; None if there are no parts."""
     parts: dict[str, dict[str, Figure]] = {}
-    for each in result.figures:
-        if each.stratum and "loss" in each.at:
-            parts.setdefault(str(each.at["loss"]), {})[each.stratum] = each
+    for figure in result.figures:
+        if figure.stratum and "loss" in figure.at:
+            parts.setdefault(str(figure.at["loss"]), {})[figure.stratum] = figure
     if not parts:
         return None
     strata = list(dict.fromkeys(name for part in parts.values() for name in part))
@@ -103,5 +111,5 @@ def _parts_table(result: Result) -> Table | None:
         [loss, *(value_text(part[name]) if name in part else "-" for name in strata)]
         for loss, part in parts.items()
     ]
-    caption = "Accuracy in parts of the data, means over seeds, without tests"
+    caption = "Accuracy in parts of the data: means over seeds, not tested for significance"
     return Table(caption, ["loss", *strata], rows)

@@ -1,4 +1,4 @@
-"""How runs trained: loss, target cosine, feature norm, accuracy."""
+"""The section on training: loss, target cosine, feature norm and accuracy over epochs."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ CURVES = (
     ("target_cosine", "target cosine", "Mean cosine between an image and its class center."),
     ("feature_norm", "feature norm", "Mean norm of the unnormalized embeddings."),
     ("adaptive_scale.scale", "adapted scale", "AdaCos's scale; it falls as classes are learned."),
-    ("sigmoid_bias", "learned bias", "The bias b of every class's sigmoid."),
+    ("sigmoid_bias", "learned bias", "The bias b that the sigmoids of all classes share."),
 )
 MAX_SETS = 20
-"""Number of evaluation sets that are drawn."""
+"""Largest number of evaluation sets per run that are drawn."""
 MAX_POINTS = 200
-"""Points per curve at most; more would not be seen."""
+"""Curves are thinned to about this many points; more would not be visible."""
 
 
 def training_section(runs: Mapping[str, Lines]) -> Section:
-    """The training curves of runs, by name, and why one stopped."""
+    """The training curves of runs, and the reason of each run that stopped."""
     blocks: list[Block] = []
     for key, title, caption in CURVES:
         rows = []
@@ -38,9 +38,9 @@ def training_section(runs: Mapping[str, Lines]) -> Section:
         for line in lines:
             if line["kind"] == "evaluation":
                 by_set.setdefault(str(line["set"]), []).append(line)
-        for pairs, own in list(by_set.items())[:MAX_SETS]:
-            series = pairs if len(runs) == 1 else f"{name}, {pairs}"
-            rows += curve_rows(series, own, "evaluation", "accuracy")
+        for set_name, set_lines in list(by_set.items())[:MAX_SETS]:
+            series = set_name if len(runs) == 1 else f"{name}, {set_name}"
+            rows += curve_rows(series, set_lines, "evaluation", "accuracy")
     if len({row["x"] for row in rows}) > 1:
         chart = charts.lines(
             rows, "epoch", "accuracy", y_format=".1%", points=True, description="Accuracy by epoch"
@@ -54,14 +54,14 @@ def training_section(runs: Mapping[str, Lines]) -> Section:
 
 
 def curve_rows(name: str, lines: Lines, kind: str, key: str) -> list[dict[str, Any]]:
-    """A run's values of one key over epochs, thinned out."""
-    own = [line for line in lines if line["kind"] == kind]
-    own = [line for line in own if is_number(line.get(key)) and is_number(line["epoch"])]
-    every = -(-len(own) // MAX_POINTS) or 1
-    kept = own[::every] + ([own[-1]] if own and (len(own) - 1) % every else [])
-    return [{"series": name, "x": float(line["epoch"]), "y": float(line[key])} for line in kept]
+    """Chart rows of a metric over epochs, from the lines of one kind, thinned to ``MAX_POINTS``."""
+    valid = [line for line in lines if line["kind"] == kind]
+    valid = [line for line in valid if is_number(line.get(key)) and is_number(line["epoch"])]
+    stride = -(-len(valid) // MAX_POINTS) or 1
+    thinned = valid[::stride] + ([valid[-1]] if valid and (len(valid) - 1) % stride else [])
+    return [{"series": name, "x": float(line["epoch"]), "y": float(line[key])} for line in thinned]
 
 
 def is_number(value: Any) -> bool:
-    """Whether a value from a file can be drawn; an integer there may have thousands of digits."""
+    """Whether a value from a file can be drawn: an integer may have thousands of digits."""
     return isinstance(value, int | float) and abs(value) <= charts.MAX_VALUE

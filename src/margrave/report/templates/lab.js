@@ -1,4 +1,4 @@
-// The margin lab: reads tables that Margrave's losses have filled, and draws what the controls choose.
+// The margin lab: draws the tabulated curves of the losses that the controls select.
 (() => {
   const tables = JSON.parse(document.getElementById("lab-tables").textContent);
   const charts = JSON.parse(document.getElementById("lab-charts").textContent);
@@ -18,21 +18,21 @@
     return decoded.get(text);
   }
 
-  // The axis of a slot's table, and the index that its slider or select has chosen.
-  function axisOf(slot, name) {
+  // An axis of a slot's table, and the index that its control has selected.
+  function selectionOf(slot, name) {
     return slot.parameters[name] || contexts[name];
   }
 
-  // Combinations are stored with the last axis running fastest.
-  function combination(slot, part, overrides = {}) {
+  // The index of the slot's combination of axis values in a table; the last axis varies fastest.
+  function combinationIndex(slot, part, overrides = {}) {
     return part.axes.reduce((number, name) => {
-      const { axis, index } = axisOf(slot, name);
+      const { axis, index } = selectionOf(slot, name);
       return number * axis.values.length + (name in overrides ? overrides[name] : index);
     }, 0);
   }
 
   function curve(slot, part) {
-    const number = combination(slot, part);
+    const number = combinationIndex(slot, part);
     let start = 0;
     for (let before = 0; before < number; before += 1) start += part.lengths[before];
     const nodes = decode(part.nodes, "unsigned"), values = decode(part.numbers, "signed");
@@ -42,7 +42,7 @@
   }
 
   function row(slot, part, overrides) {
-    const start = combination(slot, part, overrides) * part.length;
+    const start = combinationIndex(slot, part, overrides) * part.length;
     return decode(part.numbers, "signed").slice(start, start + part.length).map((value) => value * part.factor);
   }
 
@@ -51,18 +51,18 @@
     return slot.name + (chosen.length ? " (" + chosen.join(", ") + ")" : "");
   }
 
-  const used = () => slots.filter((slot) => slot.name);
+  const activeSlots = () => slots.filter((slot) => slot.name);
   const tagged = (slot, rows) => rows.map((each) => ({ ...each, slot: slot.number + 1, loss: labelOf(slot) }));
 
-  // What a slot's loss adapts to: its vertical axis in the map.
-  function adapted(slot) {
+  // The map's vertical axis for a slot: what its loss adapts to, otherwise a numeric hyperparameter.
+  function mapAxis(slot) {
     const { axes } = tables.losses[slot.name].gradient;
-    return axes.find((name) => contexts[name]) || axes.find((name) => typeof axisOf(slot, name).axis.values[0] === "number");
+    return axes.find((name) => contexts[name]) || axes.find((name) => typeof selectionOf(slot, name).axis.values[0] === "number");
   }
 
   function data() {
     const all = { target: [], negatives: [], boundary: [], gradient: [], map: [] };
-    for (const slot of used()) {
+    for (const slot of activeSlots()) {
       const table = tables.losses[slot.name], degrees = table.gradient.degrees;
       const overAngles = (part) => row(slot, part).map((value, at) => ({ angle: degrees[at], value }));
       all.target.push(...tagged(slot, curve(slot, table.target)));
@@ -70,22 +70,22 @@
       all.boundary.push(...tagged(slot, overAngles(table.boundary)));
       all.gradient.push(...tagged(slot, overAngles(table.gradient)));
     }
-    const [first] = used();
+    const [first] = activeSlots();
     if (first) {
-      const part = tables.losses[first.name].gradient, name = adapted(first);
-      const steps = name ? axisOf(first, name).axis.values : [""];
-      document.getElementById("lab-map-axis").textContent = name ? axisOf(first, name).axis.label : "only setting";
+      const part = tables.losses[first.name].gradient, name = mapAxis(first);
+      const steps = name ? selectionOf(first, name).axis.values : [""];
+      document.getElementById("lab-map-axis").textContent = name ? selectionOf(first, name).axis.label : "only setting";
       steps.forEach((step, index) => {
         const overrides = name ? { [name]: index } : {};
         row(first, part, overrides).forEach((value, at) => {
-          all.map.push({ angle: part.degrees[at], value, step: String(step), order: index, what: name ? axisOf(first, name).axis.label : "" });
+          all.map.push({ angle: part.degrees[at], value, step: String(step), order: index, what: name ? selectionOf(first, name).axis.label : "" });
         });
       });
     }
     return all;
   }
 
-  function slider(axis, index, changed, id) {
+  function slider(axis, index, onChange, id) {
     const label = document.createElement("label");
     const output = document.createElement("output");
     label.append(axis.label, output);
@@ -98,7 +98,7 @@
       input.addEventListener("input", () => {
         show(Number(input.value));
         input.setAttribute("aria-valuetext", String(axis.values[input.value]));
-        changed(Number(input.value));
+        onChange(Number(input.value));
       });
       output.htmlFor = id;
       label.append(input);
@@ -107,7 +107,7 @@
       const select = document.createElement("select");
       select.id = id;
       axis.values.forEach((value, at) => select.append(new Option(String(value), at, at === index, at === index)));
-      select.addEventListener("change", () => changed(Number(select.value)));
+      select.addEventListener("change", () => onChange(Number(select.value)));
       label.append(select);
     }
     return label;
@@ -116,22 +116,22 @@
   function choose(slot, name) {
     slot.name = name;
     slot.parameters = {};
-    const place = slot.element.querySelector('[data-role="parameters"]');
-    place.replaceChildren();
+    const container = slot.element.querySelector('[data-role="parameters"]');
+    container.replaceChildren();
     slot.element.querySelector('[data-role="loss"]').value = name;
     if (!name) return;
     for (const axis of tables.losses[name].parameters) {
       slot.parameters[axis.name] = { axis, index: axis.default };
-      place.append(slider(axis, axis.default, (index) => {
+      container.append(slider(axis, axis.default, (index) => {
         slot.parameters[axis.name].index = index;
         update();
       }, "lab-" + slot.number + "-" + axis.name));
     }
   }
 
-  // Only what a chosen loss depends on can be moved.
+  // Disables the sliders that affect no chosen loss.
   function showContexts() {
-    const parts = used().flatMap((slot) => ["target", "negatives", "boundary", "gradient"].flatMap((part) => tables.losses[slot.name][part].axes));
+    const parts = activeSlots().flatMap((slot) => ["target", "negatives", "boundary", "gradient"].flatMap((part) => tables.losses[slot.name][part].axes));
     for (const label of document.querySelectorAll("#lab-contexts label")) {
       const input = label.querySelector("input");
       input.disabled = !parts.includes(input.id.slice("lab-context-".length));
@@ -149,8 +149,8 @@
   }
 
   const names = Object.keys(tables.losses);
-  const first = ["arcface", "cosface", "adaface", "curricularface"].filter((name) => names.includes(name));
-  const shown = [...new Set([...(tables.chosen || first), ...names])].slice(0, Math.min(4, tables.chosen ? tables.chosen.length : 4));
+  const defaults = ["arcface", "cosface", "adaface", "curricularface"].filter((name) => names.includes(name));
+  const shown = [...new Set([...(tables.chosen || defaults), ...names])].slice(0, Math.min(4, tables.chosen ? tables.chosen.length : 4));
   slots.forEach((slot, number) => {
     slot.element.querySelector(".swatch").style.borderTopColor = charts.colors[number];
     slot.element.querySelector(".swatch").style.borderTopStyle = number ? "dashed" : "solid";
@@ -173,7 +173,7 @@
   showContexts();
   Promise.all(drawn).then(() => {
     document.getElementById("lab").dataset.ready = "true";
-    // For tests and the curious: the rows behind the charts.
+    // The charts' rows, for tests and for the browser's console.
     window.margraveLab = { data };
   });
 })();
