@@ -19,7 +19,7 @@ Sources: Owen, "The pigeonhole bootstrap" (2007); Owen and Eckles (2012); Aronow
 (2015).
 
 A resampled pair stays in its fold, so copies of a pair never occur on both sides of the
-cross-validation. Every replicate selects its own thresholds. It contains fewer distinct pairs,
+cross-validation. Every replicate selects its own thresholds and contains fewer distinct pairs,
 which slightly lowers its accuracy, so intervals are centered on the metric of the original pairs.
 Weights are rescaled so that the total weights of genuine and impostor pairs do not change. A fold
 gets a larger weight if its identities are drawn often.
@@ -169,7 +169,7 @@ def _degrees_of_freedom(
         statistics: computes the metrics.
         same: (P,) bool, whether each pair is genuine.
         labels: (P, 2) identity indices of both sides; None counts every pair as an identity.
-        variances: (metrics,) each metric's variance over the bootstrap replicates.
+        variances: (metrics,) each metric's corrected bootstrap variance.
     """
     if labels is None:
         labels = np.arange(len(same)).repeat(2).reshape(-1, 2)
@@ -338,7 +338,8 @@ class PairStatistics:
 
     def _metrics(self, weights: np.ndarray) -> np.ndarray:
         counts = self._histogram(weights)
-        # Rescale all folds together: rescaling each would hide the variance between identities.
+        # Rescale all folds together: rescaling them one by one would hide the variance between
+        # identities.
         counts *= self._class_sizes / counts.sum((1, 3), keepdims=True)
         accuracy = cross_validate(counts).fold_accuracy
         fold_weight = counts.sum((-1, -2))

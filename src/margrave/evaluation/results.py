@@ -103,7 +103,7 @@ class Origin:
         model: the model's name.
         weights: digest of the model's weights.
         preparation: the images' preprocessing, from the model's card.
-        features: digest of the embeddings.
+        features: digest of the extracted features.
         images: the name of the image set.
         images_digest: digest of the images' names and labels.
     """
@@ -242,7 +242,7 @@ def _scores_problem(scores: PairScores) -> str | None:
         return "a norm is negative or not finite"
     identities = scores.identities or ()
     if any((a == b) != same for (a, b), same in zip(identities, scores.same, strict=False)):
-        return "the identities contradict same"
+        return "the identities contradict the values of same"
     return None
 
 
