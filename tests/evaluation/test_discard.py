@@ -32,9 +32,9 @@ def test_the_best_quality_reaches_the_ideal_and_the_worst_does_not_help() -> Non
 @pytest.mark.parametrize(
     ("genuine", "quality", "message"),
     [
-        (np.zeros(100), np.zeros(99), "each pair needs one"),
+        (np.zeros(100), np.zeros(99), "both must be one-dimensional"),
         (np.zeros(100), np.full(100, np.nan), "not finite"),
-        (np.zeros(10), np.zeros(10), "10 genuine pairs are too few"),
+        (np.zeros(10), np.zeros(10), "at least one of the 10 genuine pairs"),
     ],
 )
 def test_what_gives_no_curve_is_refused(

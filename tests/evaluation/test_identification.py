@@ -58,7 +58,7 @@ def test_golden_closed_gallery_and_the_legacy_rule() -> None:
     legacy = merged_gallery_rates(*sides, golden["fpir"].tolist())
     assert [rate.tpir for rate in legacy] == golden["tpir"].tolist()
     np.testing.assert_allclose([rate.threshold for rate in legacy], golden["threshold"], atol=1e-9)
-    with pytest.raises(ValueError, match="probe 0 is not in the gallery"):
+    with pytest.raises(ValueError, match="probe 0 has no mate in the gallery"):
         merged_gallery_rates(sides[0], sides[1] + 1000, *sides[2:])
 
 

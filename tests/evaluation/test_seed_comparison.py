@@ -8,7 +8,7 @@ from scipy import stats
 
 from margrave.evaluation import compare_seeds
 from margrave.evaluation.pair_bootstrap import Replicates
-from margrave.evaluation.seed_comparison import _mean
+from margrave.evaluation.seed_comparison import _mean_over_seeds
 
 PEOPLE, SEEDS = 60, 5
 
@@ -71,7 +71,7 @@ def test_the_variance_is_that_of_two_way_clustering() -> None:
     values = of_seeds + 2 * generator.standard_normal(400) + both
     draws = generator.multinomial(400, np.full(400, 1 / 400), size=2000) / 400
     seeds = [Replicates((draws @ row)[:, None], None, row.mean(keepdims=True)) for row in values]
-    mean = _mean(seeds, 400)
+    mean = _mean_over_seeds(seeds, 400)
     by_seed = values.mean(1).var(ddof=1) / SEEDS
     by_identity = values.mean(0).var(ddof=1) / 400
     by_both = values.var(ddof=1, axis=1).mean() / 400 - by_identity

@@ -22,8 +22,8 @@ class AcceptRate:
         far: the FAR at the threshold.
         tar: the TAR at the threshold.
         threshold: pairs that score strictly above it are accepted.
-        too_few_impostors: fewer than one false accept was allowed, so the single highest impostor
-            score determines the threshold and the TAR is unreliable.
+        too_few_impostors: True if the target allows no false accept. The single highest impostor
+            score is then the threshold, and the TAR is unreliable.
         interval: the TAR's confidence interval; None without a bootstrap.
         threshold_interval: the threshold's confidence interval; None without a bootstrap.
     """
@@ -56,7 +56,11 @@ class AcceptRate:
 
 
 def false_accepts_allowed(far_target: float, impostors: int) -> int:
-    """The largest number of false accepts whose share of all impostor pairs is at most the target.
+    """The largest number of false accepts that keeps the FAR at or below a target.
+
+    Args:
+        far_target: the FAR target, in (0, 1).
+        impostors: number of all impostor pairs.
 
     Raises:
         ValueError: the target is not in (0, 1).
@@ -66,7 +70,7 @@ def false_accepts_allowed(far_target: float, impostors: int) -> int:
     """
     checked_targets([far_target], "FAR")
     allowed = int(far_target * impostors)
-    # The product may be rounded down to just below an integer.
+    # Rounding may leave the product just below an integer.
     return allowed + 1 if (allowed + 1) / impostors <= far_target else allowed
 
 
@@ -84,16 +88,17 @@ def accept_rates(
 
     Args:
         genuine: (G,) scores of genuine pairs.
-        tail: (T,) the largest impostor scores, descending.
+        tail: (T,) the largest impostor scores, descending; T must exceed the number of false
+            accepts that any target allows.
         impostors: number of all impostor pairs.
         far_targets: FAR targets, each in (0, 1).
-        identities: the pairs' identities, for intervals over identities; None resamples pairs.
+        identities: the pairs' identities, which the bootstrap resamples; None resamples pairs.
         resamples: number of bootstrap replicates; 0 for no intervals.
         seed: seed of the bootstrap.
 
     Raises:
-        ValueError: genuine or impostor pairs are missing, the tail is too short for a target or
-            not descending, or a target is not in (0, 1).
+        ValueError: there are no genuine or no impostor pairs; the tail is not descending, too
+            short for a target or longer than ``impostors``; or a target is not in (0, 1).
 
     >>> rate = accept_rates(np.array([0.9, 0.3]), np.array([0.8, 0.1]), 2, [0.5])[0]
     >>> rate.tar, rate.threshold, rate.far
@@ -112,7 +117,7 @@ def accept_rates(
     if max(allowed, default=0) >= len(tail):
         raise ValueError(
             f"FAR {max(far_targets)} allows {max(allowed)} false accepts, but only the {len(tail)} "
-            "largest impostor scores were stored; store more of them"
+            "largest impostor scores were passed; pass a longer tail"
         )
     thresholds = [float(tail[false_accepts]) for false_accepts in allowed]
     rates = [

@@ -55,10 +55,12 @@ class AllToAllResult:
         genuine: number of genuine pairs.
         impostors: number of impostor pairs, including those with distractors.
         verification: TAR at each FAR target, over all pairs.
-        ranks: share of ordered genuine pairs (probe, mate) whose mate is among the k most similar
-            faces of a gallery of the mate and all distractors; empty without distractors.
-        identification: the same at rank 1 and above a threshold. The FAR is the share of probes
-            whose most similar distractor exceeds the threshold. Empty without distractors.
+        ranks: for each rank k, the share of probes whose mate is among the k most similar faces.
+            Each face of each genuine pair is a probe once; its gallery consists of its mate and all
+            distractors. Empty without distractors.
+        identification: for each FAR target, the share of probes whose mate ranks first and scores
+            above the threshold. The FAR is the share of labeled faces whose most similar distractor
+            scores above the threshold. Empty without distractors.
     """
 
     rules: str
@@ -109,7 +111,7 @@ def evaluate_all_to_all(
     progress: Progress | None = None,
     keeper: Keeper | None = None,
 ) -> AllToAllResult:
-    """Exact TAR at very low FARs over all pairs, in memory that does not grow with their number.
+    """Exact TAR at very low FARs over all pairs, without storing all scores.
 
     Impostor pairs are all pairs of different identities within ``embeddings`` (unless
     ``own_impostors`` is False) and all pairs of an embedding and a distractor. Distractors are not
@@ -119,12 +121,13 @@ def evaluate_all_to_all(
         embeddings: (N, D) embeddings of any norm, in memory or memory-mapped.
         labels: (N,) labels of any hashable type.
         distractors: (M, D) embeddings of other identities.
-        rules: the text that the result states as its rules.
-        own_impostors: count impostor pairs within ``embeddings``; MegaFace counts only those with
-            distractors.
+        rules: the protocol's rules as text, for the result.
+        own_impostors: True counts the impostor pairs within ``embeddings`` and those with
+            distractors; False counts only those with distractors, as MegaFace does.
         far_targets: FAR targets of the verification.
         ranks: ranks of the identification against distractors.
-        identification_far_targets: FAR targets of the identification, as shares of probes.
+        identification_far_targets: FAR targets of the identification, as shares of the labeled
+            faces.
         resamples: number of bootstrap replicates over identities; 0 for none.
         seed: seed of the bootstrap.
         device: the device that computes the scores.
@@ -134,8 +137,8 @@ def evaluate_all_to_all(
         keeper: saves the state, so that an interrupted evaluation can be resumed.
 
     Raises:
-        ValueError: genuine or impostor pairs are missing, a FAR target requires too many scores,
-            or an embedding is zero or not finite.
+        ValueError: genuine or impostor pairs are missing, a FAR target requires storing too many
+            scores, or an embedding is zero or not finite.
 
     Source: Deng et al., "Masked Face Recognition Challenge" (2021); Kemelmacher-Shlizerman et al.,
     "The MegaFace Benchmark" (2016); DeepGlint, "Trillion Pairs" (2018; now offline).
@@ -154,30 +157,37 @@ def evaluate_all_to_all(
             f"labels must not be negative, got {labels.min()}; pass faces of unknown identity as "
             "distractors"
         )
-    own_pairs = Comparison(embeddings, labels)
-    cross_pairs = None if distractors is None else Comparison(embeddings, labels, distractors)
+    labeled_pairs = Comparison(embeddings, labels)
+    distractor_pairs = None if distractors is None else Comparison(embeddings, labels, distractors)
     identity, sizes = np.unique(labels, return_inverse=True, return_counts=True)[1:]
     genuine_count = int((sizes * (sizes - 1) // 2).sum())
-    cross_count = cross_pairs.pairs if cross_pairs else 0
-    impostors = cross_count + (own_pairs.pairs - genuine_count if own_impostors else 0)
-    keep = _tail_to_keep(genuine_count, int(sizes.max()), impostors, far_targets)
+    distractor_pair_count = distractor_pairs.pairs if distractor_pairs else 0
+    impostors = distractor_pair_count + (
+        labeled_pairs.pairs - genuine_count if own_impostors else 0
+    )
+    keep = _tail_size(genuine_count, int(sizes.max()), impostors, far_targets)
     genuine, tail = Genuine(), Tail(keep)
     collectors: dict[str, Collector] = {"genuine": genuine}
     if own_impostors:
         collectors["tail"] = tail
     settings: dict[str, Any] = {"device": device, "memory": memory, "world": world}
-    sweeps = _Sweeps(keeper, progress, total=own_pairs.pairs + cross_count)
-    sweep(own_pairs, collectors, **sweeps.options("own", 0), **settings)
+    sweeps = _Sweeps(keeper, progress, total=labeled_pairs.pairs + distractor_pair_count)
+    sweep(labeled_pairs, collectors, **sweeps.options("own", 0), **settings)
     scores, first, second = genuine.sorted()
     tails = [(*tail.sorted(), False)] if own_impostors else []
     rank_results: tuple[RankRate, ...] = ()
     identification: tuple[AcceptRate, ...] = ()
-    if cross_pairs is not None:
-        cross_tail, nearest = Tail(keep), Nearest(len(labels), max(ranks))
-        collectors = {"tail": cross_tail, "nearest": nearest}
-        sweep(cross_pairs, collectors, **sweeps.options("distractors", own_pairs.pairs), **settings)
-        tails.append((*cross_tail.sorted(), True))
-        rank_results, identification = _identify(
+    if distractor_pairs is not None:
+        distractor_tail, nearest = Tail(keep), Nearest(len(labels), max(ranks))
+        collectors = {"tail": distractor_tail, "nearest": nearest}
+        sweep(
+            distractor_pairs,
+            collectors,
+            **sweeps.options("distractors", labeled_pairs.pairs),
+            **settings,
+        )
+        tails.append((*distractor_tail.sorted(), True))
+        rank_results, identification = _identification_rates(
             scores,
             first,
             second,
@@ -188,13 +198,15 @@ def evaluate_all_to_all(
             resamples,
             seed,
         )
-    merged, tail_identities = _merge(tails, keep, identity)
+    merged, tail_identities = _merge_tails(tails, keep, identity)
     verification = accept_rates(
         scores,
         merged,
         impostors,
         far_targets,
-        identities=TailIdentities(identity[first], tail_identities, sizes, cross_count / impostors),
+        identities=TailIdentities(
+            identity[first], tail_identities, sizes, distractor_pair_count / impostors
+        ),
         resamples=resamples,
         seed=seed,
     )
@@ -213,9 +225,11 @@ def evaluate_all_to_all(
 
 @dataclass(frozen=True)
 class _Sweeps:
-    """Reports the progress and saves the states of an evaluation's sweeps.
+    """Reports the overall progress of an evaluation's sweeps and saves their states.
 
     Attributes:
+        keeper: saves the states; None to save nothing.
+        progress: called with (comparisons done, total) of all sweeps.
         total: number of comparisons in all sweeps.
     """
 
@@ -223,49 +237,53 @@ class _Sweeps:
     progress: Progress | None
     total: int
 
-    def options(self, name: str, before: int) -> dict[str, Any]:
-        """Arguments for the sweep called `name`, given the comparisons done `before` it."""
+    def options(self, name: str, pairs_before: int) -> dict[str, Any]:
+        """Arguments for ``sweep``.
+
+        Args:
+            name: the sweep's name, under which its state is saved.
+            pairs_before: number of comparisons in earlier sweeps.
+        """
         options: dict[str, Any] = {}
         progress, keeper = self.progress, self.keeper
         if progress is not None:
-            options["progress"] = lambda done, _: progress(before + done, self.total)
+            options["progress"] = lambda done, _: progress(pairs_before + done, self.total)
         if keeper is not None:
             options["state"] = keeper.load(name)
             options["keep_state"] = lambda snapshot: keeper.save(name, snapshot)
         return options
 
 
-def _tail_to_keep(
-    genuine: int, max_images_per_identity: int, impostors: int, far_targets: Sequence[float]
+def _tail_size(
+    genuine_count: int, max_images_per_identity: int, impostors: int, far_targets: Sequence[float]
 ) -> int:
     """The number of impostor scores to store.
 
     Raises:
         ValueError: genuine or impostor pairs are missing, or too many scores would be stored.
     """
-    if not genuine or not impostors:
+    if not genuine_count or not impostors:
         raise ValueError(
-            f"got {genuine} genuine and {impostors} impostor pairs, both are required; provide "
-            "several identities (or distractors) and several images of some identities"
+            f"got {genuine_count} genuine and {impostors} impostor pairs, both are required; "
+            "provide several identities (or distractors) and several images of some identities"
         )
-    if genuine > MAX_GENUINE_SCORES:
+    if genuine_count > MAX_GENUINE_SCORES:
         raise ValueError(
-            f"{genuine:,} genuine pairs are more than can be stored ({MAX_GENUINE_SCORES:,}); use "
-            f"fewer images of each identity, of which there are up to "
-            f"{max_images_per_identity:,}"
+            f"{genuine_count:,} genuine pairs exceed the limit of {MAX_GENUINE_SCORES:,}; use "
+            f"fewer images per identity (the largest identity has {max_images_per_identity:,})"
         )
     allowed = max(false_accepts_allowed(far, impostors) for far in far_targets)
     keep = min(tail_length(allowed), impostors)
     if keep > MAX_IMPOSTOR_SCORES:
         raise ValueError(
-            f"FAR {max(far_targets)} allows {allowed:,} false accepts of {impostors:,} impostor "
-            f"pairs, more than can be stored; use FAR targets of at most "
+            f"FAR {max(far_targets)} allows {allowed:,} false accepts among {impostors:,} "
+            f"impostor pairs, too many scores to store; use FAR targets of at most "
             f"{MAX_IMPOSTOR_SCORES / 2 / impostors:.1g}"
         )
     return keep
 
 
-def _merge(
+def _merge_tails(
     tails: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray, bool]],
     keep: int,
     identity: np.ndarray,
@@ -273,14 +291,14 @@ def _merge(
     """(T,) the largest scores of all tails, and (T, 2) the identities of their pairs.
 
     Args:
-        tails: for each sweep its scores, rows, columns, and whether columns are distractors.
+        tails: for each sweep its scores, rows, columns, and True if the columns are distractors.
         keep: the number of scores to keep.
         identity: (N,) the identity of each embedding.
     """
     scores = np.concatenate([tail[0] for tail in tails])
     identities = np.concatenate(
         [
-            # Distractors get indices above those of all identities, see TailIdentities.
+            # Distractors get indices above those of all identities; see TailIdentities.
             np.stack(
                 [
                     identity[rows],
@@ -295,7 +313,7 @@ def _merge(
     return scores[order], identities[order]
 
 
-def _identify(
+def _identification_rates(
     scores: np.ndarray,
     first: np.ndarray,
     second: np.ndarray,
@@ -306,7 +324,9 @@ def _identify(
     resamples: int,
     seed: int,
 ) -> tuple[tuple[RankRate, ...], tuple[AcceptRate, ...]]:
-    """Rates at each rank, and at rank 1 above a threshold; either face of a pair is the probe once.
+    """Identification rates at each rank, and at rank 1 above a threshold.
+
+    Each face of a genuine pair is the probe once, and the other face is its mate.
 
     Args:
         scores: (G,) genuine scores.
@@ -315,7 +335,7 @@ def _identify(
         nearest: the distractors nearest to each embedding.
         identity: (N,) the identity of each embedding.
         ranks: the ranks to report.
-        far_targets: FAR targets, as shares of probes.
+        far_targets: FAR targets, as shares of the embeddings.
         resamples: number of bootstrap replicates; 0 for none.
         seed: seed of the bootstrap.
     """

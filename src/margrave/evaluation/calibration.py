@@ -69,8 +69,8 @@ def cllr(genuine: np.ndarray, impostors: np.ndarray) -> float:
         ½ [mean over genuine log₂(1 + 1/LR) + mean over impostors log₂(1 + LR)]
 
     Args:
-        genuine: (G,) natural log-likelihood ratios of genuine pairs.
-        impostors: (I,) natural log-likelihood ratios of impostor pairs.
+        genuine: (G,) natural log-likelihood ratios ln LR of genuine pairs.
+        impostors: (I,) natural log-likelihood ratios ln LR of impostor pairs.
 
     Source: Brümmer and du Preez (2006), equation 25.
 
@@ -82,7 +82,7 @@ def cllr(genuine: np.ndarray, impostors: np.ndarray) -> float:
 
 
 def cllr_min(genuine: np.ndarray, impostors: np.ndarray) -> float:
-    """The minimum of `cllr` over all increasing functions of the scores, by isotonic regression.
+    """The `cllr` after the best monotonic calibration of the scores, found by isotonic regression.
 
     Args:
         genuine: (G,) scores of genuine pairs.
@@ -96,13 +96,15 @@ def cllr_min(genuine: np.ndarray, impostors: np.ndarray) -> float:
     scores = np.concatenate([genuine, impostors])
     same = np.concatenate([np.ones(len(genuine)), np.zeros(len(impostors))])
     weights = np.where(same > 0, 0.5 / len(genuine), 0.5 / len(impostors))
-    rank = np.unique(scores, return_inverse=True)[1]
-    total = np.bincount(rank, weights)
-    posterior = isotonic_regression(np.bincount(rank, weights * same) / total, weights=total).x
-    posterior = np.clip(posterior[rank], 0, 1)
+    score_index = np.unique(scores, return_inverse=True)[1]
+    weight_at_score = np.bincount(score_index, weights)
+    posterior = isotonic_regression(
+        np.bincount(score_index, weights * same) / weight_at_score, weights=weight_at_score
+    ).x
+    posterior = np.clip(posterior[score_index], 0, 1)
     with np.errstate(divide="ignore"):
         bits = -np.log2(np.where(same > 0, posterior, 1 - posterior))
-    # Without errors the sum is −0.
+    # Perfectly separated scores sum to −0; return 0.
     return abs(float((weights * bits).sum()))
 
 

@@ -16,14 +16,15 @@ from margrave.search.score_blocks import Rows
 
 @dataclass(frozen=True)
 class DetectionRate:
-    """Detection and identification rates at one false alarm rate (IJB-S, PFE's DIR_FAR).
+    """Detection and identification rates (DIR) at one false accept rate.
 
     Attributes:
         far_target: the target share of non-mated probes that are falsely accepted.
         far: the realized share, at ``threshold``.
         threshold: the lowest accepted score.
-        rates: for each rank, the share of mated probes found within it, at an accepted score.
-        too_few_probes: fewer than one false accept was allowed.
+        rates: for each rank k, the share of mated probes whose mate is among the k most similar
+            faces and scores at least ``threshold``.
+        too_few_probes: True if the target allows fewer than one false accept.
     """
 
     far_target: float
@@ -61,11 +62,11 @@ def detection_rates(
     device: str = "cpu",
     progress: Progress | None = None,
 ) -> tuple[DetectionRate, ...]:
-    """DIR at FAR by the rule of PFE's code, as used for published IJB-S results.
+    """DIR at FAR, computed as in PFE's code, which published IJB-S results use.
 
-    The threshold is the round(FAR · N)-th largest of the N non-mated probes' best scores, or just
-    above the largest if that number is 0; scores equal to it are accepted. Rates are shares of the
-    mated probes.
+    Each of the N non-mated probes has a best score; the threshold is the round(FAR · N)-th largest
+    of these. If round(FAR · N) is 0, the threshold is just above the largest. Scores equal to the
+    threshold are accepted. Rates are shares of the mated probes.
 
     Args:
         probes: (P, D) embeddings.
@@ -96,9 +97,9 @@ def detection_rates(
     non_mated_scores = np.sort(matches.others[~mated, 0])[::-1]
     results = []
     for far in far_targets:
-        count = int(np.round(len(non_mated_scores) * far))
+        allowed = int(np.round(len(non_mated_scores) * far))
         threshold = (
-            float(non_mated_scores[count - 1]) if count else float(non_mated_scores[0]) + 1e-8
+            float(non_mated_scores[allowed - 1]) if allowed else float(non_mated_scores[0]) + 1e-8
         )
         accepted = matches.mate[mated] >= threshold
         hits = np.stack([matches.within_rank(rank)[mated] & accepted for rank in ranks], axis=1)

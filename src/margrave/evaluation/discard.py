@@ -1,4 +1,4 @@
-"""Error versus discard: what rejecting the images of lowest quality does to false non-matches."""
+"""Error-versus-discard curves: how the FNMR changes as low-quality images are discarded."""
 
 from __future__ import annotations
 
@@ -8,20 +8,23 @@ import numpy as np
 
 STARTING_FNMR = 0.05
 MAX_DISCARDED = 0.2
+"""The fraction of discarded pairs at which the curve ends."""
 
 
 @dataclass(frozen=True)
 class DiscardCurve:
-    """The false non-match rate after discarding the genuine pairs of lowest quality.
+    """The false non-match rate (FNMR) after discarding the genuine pairs of lowest quality.
 
     Attributes:
         threshold: the similarity above which pairs are accepted, the same for the whole curve.
         discarded: (K,) fractions of discarded pairs, from 0.
         fnmr: (K,) share of the remaining genuine pairs that are rejected.
-        ideal: (K,) the same if every rejected pair were discarded first, max(0, (F − r)/(1 − r)).
+        ideal: (K,) the FNMR if the rejected pairs were discarded first:
+            max(0, (F − r) / (1 − r)) for a starting FNMR of F and a discarded fraction r.
         area: mean of `fnmr` over [0, 0.2].
         ideal_area: mean of `ideal` over [0, 0.2].
-        random_area: mean over [0, 0.2] if pairs were discarded at random: the starting rate.
+        random_area: the expected mean over [0, 0.2] if pairs were discarded at random, which is the
+            starting FNMR.
     """
 
     threshold: float
@@ -47,8 +50,8 @@ def discard_curve(
         starting_fnmr: the false non-match rate without discarding, in (0, 1).
 
     Raises:
-        ValueError: the arrays differ in length, a value is not finite, or there are fewer pairs
-            than 1 / `starting_fnmr`.
+        ValueError: the arrays differ in length, a value is not finite, `starting_fnmr` is not in
+            (0, 1), or there are fewer than 1 / `starting_fnmr` pairs.
 
     Source: Schlett et al., "Considerations on the evaluation of biometric quality assessment
     algorithms", arXiv 2303.13294; Grother and Tabassi (2007).
@@ -61,26 +64,29 @@ def discard_curve(
     genuine, quality = np.asarray(genuine, np.float64), np.asarray(quality, np.float64)
     if genuine.shape != quality.shape or genuine.ndim != 1:
         raise ValueError(
-            f"got {genuine.shape} similarities and {quality.shape} qualities; each pair needs one"
+            f"genuine has shape {genuine.shape} and quality {quality.shape}; both must be "
+            "one-dimensional and of equal length"
         )
     if not (np.isfinite(genuine).all() and np.isfinite(quality).all()):
         raise ValueError("a similarity or a quality is not finite")
     if not 0 < starting_fnmr < 1 or len(genuine) * starting_fnmr < 1:
         raise ValueError(
-            f"{len(genuine)} genuine pairs are too few for a starting FNMR of {starting_fnmr:g}"
+            f"starting_fnmr must be in (0, 1) and reject at least one of the {len(genuine)} "
+            f"genuine pairs, got {starting_fnmr:g}"
         )
     # Scores at or below the threshold are rejected.
     threshold = float(np.sort(genuine)[int(len(genuine) * starting_fnmr) - 1])
     rejected = genuine <= threshold
     order = np.argsort(quality, kind="stable")
-    count, total = len(genuine), int(rejected.sum())
-    number = np.arange(int(count * MAX_DISCARDED) + 1)
-    left = count - number
-    removed = np.concatenate([[0], np.cumsum(rejected[order])])[number]
-    fnmr, ideal = (total - removed) / left, np.maximum(0, total - number) / left
+    pairs, all_rejected = len(genuine), int(rejected.sum())
+    discarded = np.arange(int(pairs * MAX_DISCARDED) + 1)
+    remaining = pairs - discarded
+    rejected_discarded = np.concatenate([[0], np.cumsum(rejected[order])])[discarded]
+    fnmr = (all_rejected - rejected_discarded) / remaining
+    ideal = np.maximum(0, all_rejected - discarded) / remaining
     return DiscardCurve(
         threshold=threshold,
-        discarded=tuple((number / count).tolist()),
+        discarded=tuple((discarded / pairs).tolist()),
         fnmr=tuple(fnmr.tolist()),
         ideal=tuple(ideal.tolist()),
         area=float(fnmr.mean()),

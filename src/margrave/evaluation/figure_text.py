@@ -23,7 +23,7 @@ def interval_text(interval: Interval | None) -> str:
 
 
 def p_value_text(value: float | None) -> str:
-    """A p-value with three decimals, or a dash for None.
+    """A p value with three decimals, or a dash for None.
 
     >>> p_value_text(0.00002)
     '< 0.001'
@@ -34,7 +34,7 @@ def p_value_text(value: float | None) -> str:
 
 
 def value_text(figure: Figure, value: float | None = None) -> str:
-    """A metric's value, or another value of the same metric, with its unit.
+    """A figure's value as text, or ``value`` in its place, as a percentage if the metric is a rate.
 
     >>> value_text(Figure(metric="accuracy", value=0.9312))
     '93.12 %'
@@ -54,18 +54,21 @@ def figure_interval_text(figure: Figure) -> str:
 
 
 def rows_by_part(result: Result) -> tuple[list[str], list[list[str]]]:
-    """The metrics of the parts of the data, and a row per part: its name, its pairs, its values."""
-    parts: dict[str, dict[str, Figure]] = {}
+    """The names of the metrics by stratum, and a table row for each stratum.
+
+    A row contains the stratum's name, its number of pairs, and its value of each metric.
+    """
+    strata: dict[str, dict[str, Figure]] = {}
     for figure in result.figures:
         if figure.stratum:
             metric = figure.label.removesuffix(f", {figure.stratum}")
-            parts.setdefault(figure.stratum, {})[metric] = figure
-    metrics = list(dict.fromkeys(metric for part in parts.values() for metric in part))
+            strata.setdefault(figure.stratum, {})[metric] = figure
+    metrics = list(dict.fromkeys(metric for stratum in strata.values() for metric in stratum))
     rows = []
-    for part, figures in parts.items():
+    for stratum, figures in strata.items():
         count = next(iter(figures.values())).details.get("pairs")
         cells = [marked_value(figures[name]) if name in figures else "-" for name in metrics]
-        rows.append([part, "-" if count is None else f"{count:,.0f}", *cells])
+        rows.append([stratum, "-" if count is None else f"{count:,.0f}", *cells])
     return metrics, rows
 
 

@@ -14,7 +14,7 @@ from margrave.evaluation.results import PairScores
 from margrave.evaluation.roc import roc_curve
 
 WEIGHT = 0.5
-"""α, the weight of false matches against false non-matches in FDR and GARBE."""
+"""α, the weight of false matches in FDR and GARBE; false non-matches have the weight 1 − α."""
 
 
 @dataclass(frozen=True)
@@ -42,13 +42,15 @@ class GroupErrors:
 
 @dataclass(frozen=True)
 class Inequality:
-    """Indices of how unequal groups' errors are; read them only beside the groups' rows.
+    """Indices of how unequal groups' errors are; read them only together with each group's errors.
 
     Attributes:
-        fdr: fairness discrepancy rate, 1 − [α·max |ΔFMR| + (1 − α)·max |ΔFNMR|]; 1 if equal.
-        garbe: α·Gini(FMR) + (1 − α)·Gini(FNMR); 0 if equal.
-        fmr_ratio: largest FMR over the geometric mean of all; None if an FMR is 0.
-        fnmr_ratio: largest FNMR over the geometric mean of all; None if an FNMR is 0.
+        fdr: fairness discrepancy rate, 1 − [α·max |ΔFMR| + (1 − α)·max |ΔFNMR|]; 1 if all groups
+            are equal.
+        garbe: α·Gini(FMR) + (1 − α)·Gini(FNMR); 0 if all groups are equal.
+        fmr_ratio: the largest FMR divided by the geometric mean of all FMRs; None if an FMR is 0.
+        fnmr_ratio: the largest FNMR divided by the geometric mean of all FNMRs; None if an FNMR is
+            0.
     """
 
     fdr: float
@@ -60,56 +62,59 @@ class Inequality:
 def group_errors(
     scores: Mapping[str, PairScores], far: float
 ) -> tuple[float, tuple[GroupErrors, ...]]:
-    """Errors per group at the threshold that gives a FAR over the pairs of all groups.
+    """Each group's errors at one threshold, chosen for a FAR over the pairs of all groups.
 
     Args:
-        scores: each group's pairs.
-        far: the false accept rate of all groups' impostor pairs together, in (0, 1).
+        scores: group name -> the scores of its pairs.
+        far: the FAR target over the impostor pairs of all groups, in (0, 1).
 
     Returns:
         The threshold, as a cosine, and the groups in the order given.
 
     Raises:
-        ValueError: there are fewer than two groups, or one lacks genuine or impostor pairs.
+        ValueError: there are fewer than two groups, or a group lacks genuine or impostor pairs.
     """
     if len(scores) < 2:
         raise ValueError(f"got {len(scores)} groups; comparing groups needs at least two")
-    cosines = {name: 1 - np.array(each.distances) / 2 for name, each in scores.items()}
-    same = {name: np.array(each.same, bool) for name, each in scores.items()}
-    for name, each in same.items():
-        if each.all() or not each.any():
-            raise ValueError(f"the group {name!r} lacks genuine or impostor pairs")
-    together = np.concatenate(list(cosines.values())), np.concatenate(list(same.values()))
-    (rate,) = rates_at_far(roc_curve(*together), int((~together[1]).sum()), [far])
+    cosines = {name: 1 - np.array(pairs.distances) / 2 for name, pairs in scores.items()}
+    same = {name: np.array(pairs.same, bool) for name, pairs in scores.items()}
+    for name, genuine in same.items():
+        if genuine.all() or not genuine.any():
+            raise ValueError(
+                f"the group {name!r} lacks genuine or impostor pairs; both are required"
+            )
+    all_cosines = np.concatenate(list(cosines.values()))
+    all_same = np.concatenate(list(same.values()))
+    (rate,) = rates_at_far(roc_curve(all_cosines, all_same), int((~all_same).sum()), [far])
     rows = []
     for name in scores:
         accepted, genuine = cosines[name] > rate.threshold, same[name]
         false_matches, impostors = int((accepted & ~genuine).sum()), int((~genuine).sum())
-        misses, pairs = int((~accepted & genuine).sum()), int(genuine.sum())
+        false_non_matches, genuine_pairs = int((~accepted & genuine).sum()), int(genuine.sum())
         rows.append(
             GroupErrors(
                 group=name,
-                genuine=pairs,
+                genuine=genuine_pairs,
                 impostors=impostors,
                 fmr=false_matches / impostors,
-                fnmr=misses / pairs,
-                fmr_interval=_exact(false_matches, impostors),
-                fnmr_interval=_exact(misses, pairs),
+                fnmr=false_non_matches / genuine_pairs,
+                fmr_interval=_clopper_pearson(false_matches, impostors),
+                fnmr_interval=_clopper_pearson(false_non_matches, genuine_pairs),
             )
         )
     return rate.threshold, tuple(rows)
 
 
-def _exact(errors: int, pairs: int) -> Interval:
-    """Clopper and Pearson's interval of a rate."""
+def _clopper_pearson(errors: int, pairs: int) -> Interval:
+    """Clopper and Pearson's 95 % interval of an error rate."""
     return rate_interval(errors / pairs, pairs, continuity=1)
 
 
 def inequality(groups: Sequence[GroupErrors]) -> Inequality:
-    """How unequal the errors of at least two groups are.
+    """Indices of how unequal the errors of at least two groups are.
 
     Sources: FDR, de Freitas Pereira and Marcel, arXiv 2011.02395; GARBE, Howard et al. (2022); the
-    ratio to the geometric mean, NIST IR 8429 (2022). ISO/IEC 19795-10:2024 gives the terms.
+    ratio to the geometric mean, NIST IR 8429 (2022). ISO/IEC 19795-10:2024 defines the terms.
 
     >>> rows = [GroupErrors(name, 9, 9, fmr, 0.1, (0, 1), (0, 1))
     ...         for name, fmr in (("a", 0.01), ("b", 0.04))]
@@ -117,9 +122,9 @@ def inequality(groups: Sequence[GroupErrors]) -> Inequality:
     >>> round(index.fdr, 3), round(index.garbe, 3), round(index.fmr_ratio, 3)
     (0.985, 0.3, 2.0)
     """
-    fmr, fnmr = [each.fmr for each in groups], [each.fnmr for each in groups]
+    fmr, fnmr = [group.fmr for group in groups], [group.fnmr for group in groups]
 
-    def spread(rates: Sequence[float]) -> float:
+    def max_difference(rates: Sequence[float]) -> float:
         return max(abs(a - b) for a, b in combinations(rates, 2))
 
     def gini(rates: Sequence[float]) -> float:
@@ -127,12 +132,12 @@ def inequality(groups: Sequence[GroupErrors]) -> Inequality:
         total = sum(abs(a - b) for a in rates for b in rates)
         return 0.0 if mean == 0 else count / (count - 1) * total / (2 * count**2 * mean)
 
-    def ratio(rates: Sequence[float]) -> float | None:
+    def ratio_to_mean(rates: Sequence[float]) -> float | None:
         return max(rates) / float(np.exp(np.mean(np.log(rates)))) if min(rates) > 0 else None
 
     return Inequality(
-        fdr=1 - (WEIGHT * spread(fmr) + (1 - WEIGHT) * spread(fnmr)),
+        fdr=1 - (WEIGHT * max_difference(fmr) + (1 - WEIGHT) * max_difference(fnmr)),
         garbe=WEIGHT * gini(fmr) + (1 - WEIGHT) * gini(fnmr),
-        fmr_ratio=ratio(fmr),
-        fnmr_ratio=ratio(fnmr),
+        fmr_ratio=ratio_to_mean(fmr),
+        fnmr_ratio=ratio_to_mean(fnmr),
     )

@@ -1,7 +1,7 @@
 """Closed-set identification: is a mate among the k most similar gallery faces?
 
-Ties are resolved in the probe's favor: a probe is found at rank k if its best mate scores at least
-as high as the k-th most similar face of another identity.
+Ties count as hits: a probe is a hit at rank k if its best mate's score is at least the k-th highest
+score of the other identities.
 """
 
 from __future__ import annotations
@@ -54,11 +54,11 @@ class IdentificationResult:
 
     Attributes:
         rules: the protocol's rules.
-        probes: number of mated probes, which have a mate in the gallery.
-        probes_without_mate: number of non-mated probes, which are left out.
+        probes: number of mated probes: those with a mate in the gallery.
+        probes_without_mate: number of non-mated probes, which the rates leave out.
         gallery: number of gallery faces, including distractors.
         distractors: number of gallery faces of unknown identity.
-        ranks: the cumulative match characteristic at some ranks.
+        ranks: the cumulative match characteristic at the requested ranks.
     """
 
     rules: str
@@ -97,7 +97,7 @@ class SearchScores:
     others: np.ndarray
 
     def within_rank(self, rank: int) -> np.ndarray:
-        """(P,) whether the best mate is among the ``rank`` most similar faces."""
+        """(P,) True where the best mate is among the ``rank`` most similar faces."""
         return np.isfinite(self.mate) & (self.mate >= self.others[:, rank - 1])
 
 
@@ -110,7 +110,7 @@ def search(
     device: str,
     progress: Progress | None,
 ) -> SearchScores:
-    """Compare all probes with the gallery; keep the best mate and the ``top_k`` best others."""
+    """Each probe's score with its best mate, and its ``top_k`` best with other identities."""
     comparison = Comparison(probes, probe_labels, gallery, gallery_labels)
     genuine, nearest = Genuine(), Nearest(probes.shape[0], top_k)
     sweep(comparison, {"genuine": genuine, "nearest": nearest}, device=device, progress=progress)
@@ -132,9 +132,10 @@ def evaluate_identification(
     device: str = "cpu",
     progress: Progress | None = None,
 ) -> IdentificationResult:
-    """Closed-set identification.
+    """Closed-set identification rates: the share of probes with a mate within each rank.
 
-    A probe may have several mates, and the gallery may contain distractors.
+    Probes without a mate are left out. A probe may have several mates, and the gallery may contain
+    distractors.
 
     Args:
         probes: (P, D) embeddings.
@@ -181,7 +182,15 @@ def evaluate_identification(
 def rank_rates(
     hits: np.ndarray, ranks: Sequence[int], identities: np.ndarray, resamples: int, seed: int
 ) -> tuple[RankRate, ...]:
-    """The mean of (N, ranks) hits at each rank, with intervals over (N,) identities."""
+    """The hit rate at each rank, with its interval.
+
+    Args:
+        hits: (N, ranks) bool, True where a row's probe is a hit at the rank.
+        ranks: the ranks of the columns.
+        identities: (N,) the identity of each row's probe.
+        resamples: number of bootstrap replicates over identities; 0 for none.
+        seed: seed of the bootstrap.
+    """
     intervals: Sequence[Interval | None] = [None] * len(ranks)
     if resamples:
         intervals = bootstrap_shares(hits, identities, resamples, seed)

@@ -30,7 +30,7 @@ def as_rows(rows: Any) -> Any:
 
 
 def checked_targets(targets: Sequence[float], rate: str) -> tuple[float, ...]:
-    """Check that all targets of an error rate are strictly between 0 and 1.
+    """Check that all targets of an error rate are strictly between 0 and 1; return them as floats.
 
     >>> checked_targets([0.1, 2], "FAR")
     Traceback (most recent call last):
@@ -38,33 +38,33 @@ def checked_targets(targets: Sequence[float], rate: str) -> tuple[float, ...]:
     ValueError: each FAR target must be between 0 and 1, got 2
     """
     for target in targets:
-        # Also refuses NaN, for which the comparison is false.
+        # NaN is rejected too, because all its comparisons are false.
         if not 0 < target < 1:
             raise ValueError(f"each {rate} target must be between 0 and 1, got {target!r}")
     return tuple(float(target) for target in targets)
 
 
 def as_labels(*labels: Any) -> list[np.ndarray]:
-    """Convert labels of any hashable type to integers, with one numbering for all sequences.
+    """Convert labels of any hashable type to integers, consistently across all sequences.
 
-    If all labels are integers they stay unchanged, and negative ones mark distractors. Otherwise
-    labels are numbered in order of first appearance, and None marks distractors.
+    If all labels are integers, they stay unchanged. Otherwise labels are numbered from 0 in order
+    of first appearance. None and negative integers mark distractors.
 
-    >>> [each.tolist() for each in as_labels(["Ann", "Bo"], ["Bo", None])]
+    >>> [labels.tolist() for labels in as_labels(["Ann", "Bo"], ["Bo", None])]
     [[0, 1], [1, -1]]
     """
     arrays = [as_array(sequence) for sequence in labels]
     if all(np.issubdtype(array.dtype, np.integer) for array in arrays):
         return arrays
-    numbers: dict[Hashable, int] = {}
+    indices: dict[Hashable, int] = {}
 
-    def number(label: Any) -> int:
+    def index_of(label: Any) -> int:
         if label is None or (isinstance(label, int) and label < 0):
             return DISTRACTOR
-        return numbers.setdefault(label, len(numbers))
+        return indices.setdefault(label, len(indices))
 
-    def numbered(array: np.ndarray) -> np.ndarray:
-        flat = [number(label) for label in array.ravel().tolist()]
+    def convert(array: np.ndarray) -> np.ndarray:
+        flat = [index_of(label) for label in array.ravel().tolist()]
         return np.array(flat, np.int64).reshape(array.shape)
 
-    return [numbered(array) for array in arrays]
+    return [convert(array) for array in arrays]

@@ -25,8 +25,8 @@ class OpenSetRate:
         target: the FPIR target.
         fpir: share of non-mated probes whose best score is above the threshold.
         tpir: share of mated probes whose mate ranks first and scores above the threshold.
-        threshold: scores strictly above it count.
-        too_few_probes: fewer than one false positive was allowed.
+        threshold: scores strictly above it are accepted.
+        too_few_probes: True if the target allows fewer than one false positive.
         interval: the TPIR's 95 % confidence interval over identities; None without a bootstrap.
     """
 
@@ -52,7 +52,7 @@ class OpenSetRate:
 
 @dataclass(frozen=True)
 class OpenSetResult:
-    """The result of an open-set identification against one gallery, or the mean of several.
+    """The result of an open-set identification against one gallery, or the mean over several.
 
     Attributes:
         rules: the protocol's rules.
@@ -105,8 +105,9 @@ def evaluate_open_set(
 ) -> OpenSetResult:
     """Open-set identification against one gallery.
 
-    The threshold for an FPIR target is the max(⌊target · N⌋, 1)-th largest of the N non-mated
-    probes' best scores; a mated probe counts if its mate ranks first and scores above it.
+    Each of the N non-mated probes has a best score. The threshold for an FPIR target is the
+    max(⌊target · N⌋, 1)-th largest of these. A mated probe is a hit if its mate ranks first and
+    scores above the threshold.
 
     Args:
         probes: (P, D) embeddings.
@@ -183,14 +184,15 @@ def mean_of_galleries(results: Sequence[OpenSetResult]) -> OpenSetResult:
     """The mean over galleries, as reported for IJB's two galleries.
 
     Counts are summed. The intervals' ends are averaged: the same probes search all galleries, so
-    the galleries' errors are strongly correlated, and their mean is hardly more certain than each.
+    the errors are strongly correlated, and the mean is hardly more certain than a single gallery's
+    rate.
     """
 
     def mean_interval(intervals: Sequence[Interval | None]) -> Interval | None:
-        known = [interval for interval in intervals if interval is not None]
-        if len(known) < len(results):
+        available = [interval for interval in intervals if interval is not None]
+        if len(available) < len(results):
             return None
-        return tuple(np.mean(known, axis=0).tolist())  # pyright: ignore[reportReturnType]
+        return tuple(np.mean(available, axis=0).tolist())  # pyright: ignore[reportReturnType]
 
     def mean(values: Sequence[float]) -> float:
         return float(np.mean(values))
@@ -230,7 +232,7 @@ def merged_gallery_rates(
     gallery_labels: np.ndarray,
     fpir_targets: Sequence[float] = (0.01, 0.1),
 ) -> tuple[OpenSetRate, ...]:
-    """LEGACY: what AdaFace's and InsightFace's ijb_1n code prints as TPIR at FPIR.
+    """LEGACY: the values that AdaFace's and InsightFace's ijb_1n code prints as TPIR at FPIR.
 
     This is not the open-set protocol: every probe has a mate, the threshold is the ⌈target · P⌉-th
     largest score between different identities, and the mate need not rank first. Use it only for
@@ -250,25 +252,25 @@ def merged_gallery_rates(
     probes, gallery = as_rows(probes), as_rows(gallery)
     probe_labels, gallery_labels = as_labels(probe_labels, gallery_labels)
     comparison = Comparison(probes, probe_labels, gallery, gallery_labels)
-    counts = [int(np.ceil(len(probe_labels) * target)) for target in targets]
-    genuine, tail = Genuine(), Tail(max(counts))
+    threshold_ranks = [int(np.ceil(len(probe_labels) * target)) for target in targets]
+    genuine, tail = Genuine(), Tail(max(threshold_ranks))
     sweep(comparison, {"genuine": genuine, "tail": tail})
     scores, rows, _ = genuine.sorted()
     mate_scores = np.full(len(probe_labels), -np.inf)
     np.maximum.at(mate_scores, rows, scores)
     if np.isinf(mate_scores).any():
         raise ValueError(
-            f"probe {np.flatnonzero(np.isinf(mate_scores))[0]} is not in the gallery; the legacy "
-            "rule requires a mate for every probe"
+            f"probe {np.flatnonzero(np.isinf(mate_scores))[0]} has no mate in the gallery; the "
+            "legacy rule requires a mate for every probe"
         )
     impostor_scores = tail.sorted()[0]
     return tuple(
         OpenSetRate(
             target=target,
             fpir=target,
-            tpir=float((mate_scores > impostor_scores[count - 1]).mean()),
-            threshold=float(impostor_scores[count - 1]),
+            tpir=float((mate_scores > impostor_scores[threshold_rank - 1]).mean()),
+            threshold=float(impostor_scores[threshold_rank - 1]),
             too_few_probes=False,
         )
-        for target, count in zip(targets, counts, strict=True)
+        for target, threshold_rank in zip(targets, threshold_ranks, strict=True)
     )

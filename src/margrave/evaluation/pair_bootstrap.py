@@ -4,24 +4,25 @@
 because the protocol fixes their sizes. Pairs that share an identity are not independent, so these
 intervals are somewhat too narrow.
 
-**If identities are known, identities are resampled.** If an identity is drawn m times, its genuine
-pairs get the weight m, and a pair of two identities gets the product of both numbers (the two-way
-or pigeonhole bootstrap). The products preserve the dependence of pairs that share an identity, but
-count the noise of a single impostor pair three times: if m has mean and variance 1, the variance of
-m_i · m_j is 3. This excess is removed by shrinking the replicates towards their mean until their
-variance is
+**If identities are known, identities are resampled.** Identity i gets the weight m_i, the number of
+times it is drawn. A genuine pair of identity i gets the weight m_i, and an impostor pair of
+identities i and j gets m_i · m_j (the two-way or pigeonhole bootstrap). The products preserve the
+dependence of pairs that share an identity, but count the noise of a single impostor pair three
+times: each m has mean and variance 1, so m_i · m_j has variance 3. This excess is removed by
+shrinking the replicates toward their mean until their variance is
 
     v = max(v_identities − 2 · v_impostors, v_identities / 3)
 
-where v_identities is the variance when identities are resampled, and v_impostors when impostor
-pairs alone are resampled. For a mean over pairs v is the dyadic cluster-robust variance. Sources:
-Owen, "The pigeonhole bootstrap" (2007); Owen and Eckles (2012); Aronow, Samii and Assenova (2015).
+where v_identities is the variance when identities are resampled, and v_impostors the variance when
+only impostor pairs are resampled. For a mean over pairs, v is the dyadic cluster-robust variance.
+Sources: Owen, "The pigeonhole bootstrap" (2007); Owen and Eckles (2012); Aronow, Samii and Assenova
+(2015).
 
 A resampled pair stays in its fold, so copies of a pair never occur on both sides of the
-cross-validation. Every replicate selects its own thresholds, from fewer distinct pairs, which
-slightly lowers its accuracy; intervals are therefore centered on the metric of the original pairs.
-Weights are rescaled so that the total weights of genuine and impostor pairs do not change; a fold
-whose identities are drawn often gets a larger weight.
+cross-validation. Every replicate selects its own thresholds and contains fewer distinct pairs,
+which slightly lowers its accuracy, so intervals are centered on the metric of the original pairs.
+Weights are rescaled so that the total weights of genuine and impostor pairs do not change. A fold
+gets a larger weight if its identities are drawn often.
 """
 
 from __future__ import annotations
@@ -56,7 +57,7 @@ from margrave.evaluation.roc import (
 Resampled = Literal["identities", "pairs"]
 
 RELIABLE_AUC_DEGREES = 30
-"""With this many degrees of freedom, the variance of an AUC is used without correction."""
+"""At this many degrees of freedom or more, the variance of an AUC is used without correction."""
 _VALUES_PER_CHUNK = 1 << 20
 
 
@@ -107,7 +108,7 @@ def bootstrap_pairs(
 
     Raises:
         ValueError: a distance is not finite, genuine or impostor pairs are missing, the identities
-            contradict ``same`` or have another shape, or ``resamples`` is below 2.
+            contradict ``same`` or do not have shape (P, 2), or ``resamples`` is below 2.
     """
     if resamples < 2:
         raise ValueError(f"resamples must be at least 2, or 0 for no intervals, got {resamples}")
@@ -116,29 +117,31 @@ def bootstrap_pairs(
     bootstrapped = replicates(statistics, same, folds, identities, resamples, seed)
     labels = None if identities is None else check_identities(identities, same)
     identity_count = effective_identity_count(same, labels)
-    variances = bootstrapped.without_excess().var(0) * identity_count / max(identity_count - 1, 1)
+    variances = (
+        bootstrapped.corrected_samples().var(0) * identity_count / max(identity_count - 1, 1)
+    )
     degrees = _degrees_of_freedom(statistics, same, labels, variances)
     genuine, impostors = int(same.sum()), int((~same).sum())
     # The AUC compares every genuine pair with every impostor pair.
     observations = [len(same), genuine * impostors, len(same)] + [genuine] * len(far_targets)
     point = bootstrapped.point.clip(0, 1).tolist()
-    sizes = [
+    sample_sizes = [
         effective_sample_size(value, variance, identity_count, observed, metric_degrees, level)
         for value, variance, observed, metric_degrees in zip(
             point, variances.tolist(), observations, degrees, strict=True
         )
     ]
     # With few identities, errors barely change the AUC and its variance comes out too small: move
-    # its effective sample size towards that of the EER.
+    # its effective sample size toward that of the EER.
     correction = max(0.0, 1 - degrees[1] / RELIABLE_AUC_DEGREES)
-    sizes[1] *= min(1.0, sizes[2] / sizes[1]) ** correction
-    accuracy, auc, eer, *rates = [
+    sample_sizes[1] *= min(1.0, sample_sizes[2] / sample_sizes[1]) ** correction
+    accuracy, auc, eer, *tars = [
         # The EER is interpolated between error counts, so it gets the larger continuity correction.
         rate_interval(value, size, level, continuity=1.0 if metric == 2 else 0.5)
-        for metric, (value, size) in enumerate(zip(point, sizes, strict=True))
+        for metric, (value, size) in enumerate(zip(point, sample_sizes, strict=True))
     ]
-    kind: Resampled = "pairs" if identities is None else "identities"
-    return PairIntervals(kind, resamples, level, accuracy, auc, eer, tuple(rates))
+    resampled: Resampled = "pairs" if identities is None else "identities"
+    return PairIntervals(resampled, resamples, level, accuracy, auc, eer, tuple(tars))
 
 
 def effective_identity_count(same: np.ndarray, labels: np.ndarray | None) -> float:
@@ -166,14 +169,14 @@ def _degrees_of_freedom(
         statistics: computes the metrics.
         same: (P,) bool, whether each pair is genuine.
         labels: (P, 2) identity indices of both sides; None counts every pair as an identity.
-        variances: (metrics,) the bootstrap's.
+        variances: (metrics,) each metric's corrected bootstrap variance.
     """
     if labels is None:
         labels = np.arange(len(same)).repeat(2).reshape(-1, 2)
     count = int(labels.max()) + 1
 
     def sum_by_identity(values: np.ndarray, pairs: np.ndarray) -> np.ndarray:
-        """Add the selected pairs' values to both identities, once for a genuine pair."""
+        """Sum the selected pairs' values by identity; impostor pairs count for both identities."""
         sums = np.bincount(labels[pairs, 0], values, count)
         impostors = pairs & (labels[:, 0] != labels[:, 1])
         return sums + np.bincount(labels[impostors, 1], values[impostors[pairs]], count)
@@ -214,10 +217,10 @@ class Replicates:
     two models can be subtracted.
 
     Attributes:
-        samples: (R, metrics) of the replicates.
-        impostors: (R, metrics) of replicates in which only impostor pairs are resampled; None if
-            pairs are resampled.
-        point: (metrics,) of the original pairs.
+        samples: (R, metrics) the metrics of each replicate.
+        impostors: (R, metrics) the metrics of replicates that resample only impostor pairs, for
+            estimating the excess variance; None if ``samples`` resamples pairs.
+        point: (metrics,) the metrics of the original pairs.
     """
 
     samples: np.ndarray
@@ -232,25 +235,25 @@ class Replicates:
 
     def metric(self, column: int) -> Replicates:
         """One metric's replicates; the metrics axis is kept, with length 1."""
-        one = slice(column, column + 1)
-        impostors = None if self.impostors is None else self.impostors[:, one]
-        return Replicates(self.samples[:, one], impostors, self.point[one])
+        columns = slice(column, column + 1)
+        impostors = None if self.impostors is None else self.impostors[:, columns]
+        return Replicates(self.samples[:, columns], impostors, self.point[columns])
 
     @staticmethod
     def mean(models: Sequence[Replicates]) -> Replicates:
         """The mean of several models' replicates of the same pairs."""
-        impostors = [each.impostors for each in models if each.impostors is not None]
+        impostors = [model.impostors for model in models if model.impostors is not None]
         return Replicates(
-            np.mean([each.samples for each in models], axis=0),
+            np.mean([model.samples for model in models], axis=0),
             np.mean(impostors, axis=0) if impostors else None,
-            np.mean([each.point for each in models], axis=0),
+            np.mean([model.point for model in models], axis=0),
         )
 
-    def without_excess(self) -> np.ndarray:
+    def corrected_samples(self) -> np.ndarray:
         """(R, metrics) the samples without the two-way bootstrap's excess variance."""
         if self.impostors is None:
             return self.samples
-        return _without_excess(self.samples, self.impostors)
+        return _remove_excess_variance(self.samples, self.impostors)
 
 
 def replicates(
@@ -268,20 +271,22 @@ def replicates(
     """
     generator = np.random.default_rng(seed)
     strata = fold_of_pair(len(same), folds) * 2 + same
-    # Not the replicates' mean: thresholds selected on resampled pairs are slightly worse.
+    # The replicates' mean would be biased: thresholds selected on resampled pairs are worse.
     point = statistics.replicate(iter([np.ones((1, len(same)))]))[0]
     if identities is None:
-        weights = _resample_within(strata, resamples, generator)
+        weights = _resample_within_strata(strata, resamples, generator)
         return Replicates(statistics.replicate(weights), None, point)
     labels = check_identities(identities, same)
     samples = statistics.replicate(_resample_identities(labels, same, resamples, generator))
     # Genuine pairs keep their weight: only impostor pairs' weights have excess variance.
-    impostors = statistics.replicate(_resample_within(strata, resamples, generator, fixed=same))
+    impostors = statistics.replicate(
+        _resample_within_strata(strata, resamples, generator, fixed=same)
+    )
     return Replicates(samples, impostors, point)
 
 
 def check_identities(identities: np.ndarray, same: np.ndarray) -> np.ndarray:
-    """Validate the identities of pairs and number them from 0: (P, 2).
+    """Validate the identities of pairs; return their (P, 2) indices, numbered from 0.
 
     Raises:
         ValueError: the shape is not (P, 2), or the identities contradict ``same``.
@@ -333,7 +338,8 @@ class PairStatistics:
 
     def _metrics(self, weights: np.ndarray) -> np.ndarray:
         counts = self._histogram(weights)
-        # Rescale all folds together: per fold would hide the variance between identities.
+        # Rescale all folds together: rescaling them one by one would hide the variance between
+        # identities.
         counts *= self._class_sizes / counts.sum((1, 3), keepdims=True)
         accuracy = cross_validate(counts).fold_accuracy
         fold_weight = counts.sum((-1, -2))
@@ -374,10 +380,12 @@ class PairStatistics:
         """
         shares = np.empty(len(self._same))
         for in_class, sign in ((self._same, 1), (~self._same, -1)):
-            others = np.sort(sign * self.scores[~self._same if sign == 1 else self._same])
-            own = sign * self.scores[in_class]
-            twice_below = np.searchsorted(others, own) + np.searchsorted(others, own, side="right")
-            shares[in_class] = twice_below / (2 * len(others))
+            opposite_scores = np.sort(sign * self.scores[~self._same if sign == 1 else self._same])
+            class_scores = sign * self.scores[in_class]
+            twice_below = np.searchsorted(opposite_scores, class_scores) + np.searchsorted(
+                opposite_scores, class_scores, side="right"
+            )
+            shares[in_class] = twice_below / (2 * len(opposite_scores))
         return shares
 
     def _histogram(self, weights: np.ndarray) -> np.ndarray:
@@ -387,24 +395,24 @@ class PairStatistics:
         return counts.reshape(len(weights), *self._shape)
 
 
-def _chunks(resamples: int, width: int) -> Iterator[int]:
+def _chunk_sizes(resamples: int, width: int) -> Iterator[int]:
     """Chunk sizes that sum to ``resamples`` and limit memory."""
     chunk = max(1, _VALUES_PER_CHUNK // width)
     for start in range(0, resamples, chunk):
         yield min(chunk, resamples - start)
 
 
-def _resample_within(
+def _resample_within_strata(
     strata: np.ndarray,
     resamples: int,
     generator: np.random.Generator,
     fixed: np.ndarray | None = None,
 ) -> Iterator[np.ndarray]:
-    """(rows, P) how often each pair is drawn from its stratum; 1 where ``fixed``."""
+    """(r, P) weights in chunks: how often each pair is drawn in its stratum; 1 where ``fixed``."""
     members = [np.flatnonzero(strata == stratum) for stratum in np.unique(strata)]
     if fixed is not None:
         members = [pairs for pairs in members if not fixed[pairs[0]]]
-    for rows in _chunks(resamples, len(strata)):
+    for rows in _chunk_sizes(resamples, len(strata)):
         weights = np.ones((rows, len(strata)))
         for pairs in members:
             draws = generator.integers(len(pairs), size=(rows, len(pairs)))
@@ -415,9 +423,9 @@ def _resample_within(
 def _resample_identities(
     labels: np.ndarray, same: np.ndarray, resamples: int, generator: np.random.Generator
 ) -> Iterator[np.ndarray]:
-    """(rows, P) weights of pairs, from how often their identities are drawn."""
+    """(r, P) weights in chunks, from how often the identities of each pair are drawn."""
     count = int(labels.max()) + 1
-    for rows in _chunks(resamples, len(same)):
+    for rows in _chunk_sizes(resamples, len(same)):
         draws = _multiplicities(generator.integers(count, size=(rows, count)), count)
         first, second = draws[:, labels[:, 0]], draws[:, labels[:, 1]]
         weights = np.where(same, first, first * second)
@@ -427,14 +435,14 @@ def _resample_identities(
 
 
 def _multiplicities(draws: np.ndarray, count: int) -> np.ndarray:
-    """(rows, count) how often each of 0..count−1 occurs in each row."""
+    """(rows, count) how often each of 0 to count − 1 occurs in each row of ``draws``."""
     rows = len(draws)
     index = draws + np.arange(rows)[:, None] * count
     return np.bincount(index.ravel(), minlength=rows * count).reshape(rows, count)
 
 
-def _without_excess(samples: np.ndarray, impostors: np.ndarray) -> np.ndarray:
-    """Shrink replicates of the two-way bootstrap towards their mean (see the module's text)."""
+def _remove_excess_variance(samples: np.ndarray, impostors: np.ndarray) -> np.ndarray:
+    """Shrink replicates of the two-way bootstrap toward their mean; see the module's docstring."""
     mean, variance = samples.mean(0), samples.var(0)
     corrected = np.maximum(variance - 2 * impostors.var(0), variance / 3)
     shrink = np.sqrt(corrected / np.where(variance > 0, variance, 1))

@@ -33,12 +33,12 @@ class Difference:
         difference: second − first.
         interval: the difference's confidence interval.
         p_value: two-sided p value of the hypothesis that both models are equally good; None if no
-            false accept was allowed, because a single impostor pair then sets each threshold.
-        more_pairs: how many more such pairs would make a difference of this size significant at
-            5 %, with a power of 0.8; 0 if it already is; None if the difference is 0 or there is no
-            p value.
-        too_few_impostors: fewer than ten false accepts were allowed, so single impostor pairs
-            determine the thresholds of a true accept rate.
+            false accept is allowed, because a single impostor pair then sets each threshold.
+        more_pairs: how many more pairs of the same kind are needed to find a difference of this
+            size significant at 5 % with a power of 0.8; 0 if it already is significant; None if the
+            difference is 0 or there is no p value.
+        too_few_impostors: True if the FAR target allows fewer than ten false accepts, so that
+            single impostor pairs determine the thresholds; False for metrics without a target.
     """
 
     metric: str
@@ -65,12 +65,13 @@ def compare_pairs(
 ) -> tuple[Difference, ...]:
     """Compare two models on the same pairs with a paired bootstrap.
 
-    Both models are evaluated on the same replicates, so the difficulty of the pairs cancels. The p
-    value and the interval assume a normal distribution of the difference, with the replicates' std.
+    Both models are evaluated on the same replicates, so the difficulty of the pairs cancels out.
+    The p value and the interval assume that the difference is normally distributed with the std of
+    its replicates.
     If the models decide differently on only d pairs (or on pairs of only d identities), p is at
-    least 2^(1 − d), the sign test's minimum, and the interval is widened accordingly. If they make
-    the same decisions for all n identities, the interval's half-width is the upper confidence limit
-    of a rate with zero events among n.
+    least 2^(1 − d), the sign test's minimum, and the interval is widened accordingly. If the models
+    make the same decisions for all n identities, the interval's half-width is the upper confidence
+    limit of a rate with zero events among n.
 
     Args:
         first_distances: (P,) squared distances of the first model.
@@ -98,16 +99,16 @@ def compare_pairs(
     """
     if resamples < 2:
         raise ValueError(f"resamples must be at least 2, got {resamples}")
-    samples, accepted = [], []
+    bootstrapped, accepted = [], []
     for distances in (first_distances, second_distances):
         checked, same = check_pairs(distances, same)
         statistics = PairStatistics(checked, same, folds, far_targets)
-        samples.append(replicates(statistics, same, folds, identities, resamples, seed))
+        bootstrapped.append(replicates(statistics, same, folds, identities, resamples, seed))
         accepted.append(statistics.accepted())
-    first, second = samples
+    first, second = bootstrapped
     identity_count = effective_identity_count(same, identities)
     impostors = int((~same).sum())
-    stds = (second - first).without_excess().std(0) * small_sample_factor(identity_count)
+    stds = (second - first).corrected_samples().std(0) * small_sample_factor(identity_count)
     names = ["accuracy", "area_under_roc", "equal_error_rate"]
     metrics = [(name, None) for name in names] + [("true_accept_rate", far) for far in far_targets]
     normal_quantile = NormalDist().inv_cdf((1 + level) / 2)
@@ -119,13 +120,14 @@ def compare_pairs(
         discordant = None  # The AUC has no decisions.
         if key in accepted[0]:
             differ = accepted[0][key] != accepted[1][key]
-            parts = {"true_accept_rate": [same], "equal_error_rate": [same, ~same]}
+            classes = {"true_accept_rate": [same], "equal_error_rate": [same, ~same]}
             counts = [
-                _independent_count(differ & part, identities) for part in parts.get(name, [differ])
+                _independent_count(differ & part, identities)
+                for part in classes.get(name, [differ])
             ]
-            # The EER depends on both classes, but the decisions may differ in one class only.
+            # For the EER, use the class with fewer discordant pairs, ignoring a class with none.
             discordant = min((count for count in counts if count), default=0)
-        p_value, std = _p_value(difference, float(stds[index]), discordant)
+        p_value, std = _p_value_and_std(difference, float(stds[index]), discordant)
         untestable = far is not None and far * impostors < 1
         half_width = normal_quantile * std or 1 - ((1 - level) / 2) ** (1 / identity_count)
         differences.append(
@@ -150,7 +152,7 @@ def _independent_count(pairs: np.ndarray, identities: np.ndarray | None) -> int:
     return count if identities is None else min(count, len(np.unique(identities[pairs])))
 
 
-def _p_value(difference: float, std: float, discordant: int | None) -> tuple[float, float]:
+def _p_value_and_std(difference: float, std: float, discordant: int | None) -> tuple[float, float]:
     """The p value, limited by the sign test's minimum, and the std widened to match.
 
     Args:
@@ -165,13 +167,13 @@ def _p_value(difference: float, std: float, discordant: int | None) -> tuple[flo
     minimum = 0.0 if discordant is None else min(1.0, 2.0 ** (1 - discordant))
     if p_value >= minimum:
         return p_value, std
-    # With one discordant pair the minimum is 1 and its quantile 0; the std is the difference.
+    # One discordant pair gives a minimum of 1, whose quantile is 0; the limit avoids dividing by 0.
     quantile = max(1.0, -NormalDist().inv_cdf(minimum / 2))
     return minimum, max(std, abs(difference) / quantile)
 
 
 def _more_pairs(difference: float, std: float, p_value: float, pairs: int) -> int | None:
-    """See ``Difference.more_pairs``; the std falls with the square root of the number of pairs."""
+    """See ``Difference.more_pairs``; assumes that the std is proportional to 1 / √pairs."""
     if difference == 0:
         return None
     if p_value <= _SIGNIFICANCE_LEVEL:

@@ -26,7 +26,7 @@ from margrave.evaluation.roc import (
 )
 
 MIN_PAIRS_FOR_INTERVALS = 20
-"""Smallest number of genuine and of impostor pairs for a bootstrap."""
+"""A bootstrap needs at least this many genuine pairs and at least this many impostor pairs."""
 MAX_STORED_SCORES = 100_000
 """Largest number of pairs whose scores a result stores."""
 FAR_TARGETS = (1e-1, 1e-2, 1e-3, 1e-4)
@@ -226,19 +226,19 @@ def evaluate_pairs(
     """Evaluate pairs by LFW's protocol.
 
     Rows are L2-normalized. A pair is accepted if its squared distance is strictly below the
-    threshold. Folds are contiguous; each is evaluated at the first of the thresholds 0, 0.01, …,
-    3.99 that has the most correct decisions on the other folds.
+    threshold. Folds are contiguous. Each fold is evaluated at the threshold among 0, 0.01, …, 3.99
+    that makes the most correct decisions on the other folds; the smallest threshold wins ties.
 
     Args:
-        embeddings_a: (P, D) one side of each pair, flips already fused.
-        embeddings_b: (P, D) the other side.
+        embeddings_a: (P, D) embeddings of one side of each pair, with flips already fused.
+        embeddings_b: (P, D) embeddings of the other side.
         same: (P,) bool, whether each pair is genuine.
         folds: number of folds, at least 2.
-        identities: (P, 2) labels of both sides, of any hashable type; if given, the bootstrap
-            resamples identities.
+        identities: (P, 2) labels of both sides, of any hashable type, for a bootstrap over
+            identities; None resamples pairs.
         seed: seed of the bootstrap.
-        resamples: number of bootstrap replicates; 0 for none. With fewer than 20 genuine or 20
-            impostor pairs, no intervals are computed.
+        resamples: number of bootstrap replicates; 0 for none. No intervals are computed if there
+            are fewer than 20 genuine or fewer than 20 impostor pairs.
         far_targets: FAR targets of ``accept_rates``.
 
     Raises:
@@ -250,8 +250,8 @@ def evaluate_pairs(
 
     >>> rows = np.random.default_rng(0).standard_normal((40, 8))
     >>> same = np.arange(20) % 2 == 0
-    >>> other = np.where(same[:, None], rows[:20], rows[20:])
-    >>> evaluate_pairs(rows[:20], other, same, resamples=0).accuracy
+    >>> second = np.where(same[:, None], rows[:20], rows[20:])
+    >>> evaluate_pairs(rows[:20], second, same, resamples=0).accuracy
     1.0
     """
     distances, same = pair_distances(embeddings_a, embeddings_b, same, folds)
@@ -294,13 +294,14 @@ def evaluate_pairs(
         area_under_roc=float(area_under(roc)),
         equal_error_rate=float(equal_error_rate(roc)),
         intervals=intervals,
-        scores=_scores(distances, same, folds, identities),
+        scores=_scores_to_store(distances, same, folds, identities),
     )
 
 
-def _scores(
+def _scores_to_store(
     distances: np.ndarray, same: np.ndarray, folds: int, identities: np.ndarray | None
 ) -> PairScores | None:
+    """The scores for ``PairResult.scores``; None if there are too many pairs."""
     if len(same) > MAX_STORED_SCORES:
         return None
     labels = None if identities is None else tuple(map(tuple, np.asarray(identities).tolist()))

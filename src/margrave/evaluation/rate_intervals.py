@@ -1,15 +1,15 @@
-"""Confidence intervals of rates that keep their coverage near 0 and 1 and with few identities.
+"""Confidence intervals for rates, with reliable coverage near 0 and 1 and for few identities.
 
-A percentile interval is useless if no identity had an error: no replicate has one either, so the
-interval is "100 to 100 %". A rate's interval is therefore a binomial one, with the effective sample
-size
+A percentile interval is useless if no identity has an error: no replicate has one either, so the
+interval is "100 to 100 %". Rates therefore get a binomial interval with the effective sample size
 
     n = rate (1 − rate) / variance · (z / t)²
 
-The variance is the bootstrap's; z is the normal quantile, and t is Student's with the degrees of
-freedom of the identities that contribute to the variance. n is at most the number of observations,
-and t never reduces it below the number of identities; at rates of 0 and 1, n is the number of
-identities. The binomial interval is Jeffreys', modified to equal Clopper and Pearson's at 0 and 1.
+The variance is the bootstrap's, z is the normal quantile, and t is Student's quantile; its degrees
+of freedom depend on the identities that contribute to the variance. n is at most the number of
+observations, and the factor (z / t)² never reduces n below the number of identities. At rates of 0
+and 1, n is the number of identities. The binomial interval is Jeffreys', modified to equal Clopper
+and Pearson's at rates of 0 and 1.
 
 Sources: Korn and Graubard, "Confidence intervals for proportions with small expected number of
 positive counts estimated from survey data" (1998), for n; Brown, Cai and DasGupta, "Interval
@@ -30,7 +30,7 @@ def effective_identities(shares: np.ndarray) -> float:
     """The effective number of identities: n = (Σ shares)² / Σ shares².
 
     Args:
-        shares: each identity's share of the observations, in any unit.
+        shares: (I,) each identity's share of the observations, in any unit.
 
     >>> effective_identities(np.ones(30)), round(effective_identities(np.array([9, 1, 1, 1])), 2)
     (30.0, 1.71)
@@ -42,9 +42,9 @@ def effective_identities(shares: np.ndarray) -> float:
 def degrees_of_freedom(contributions: np.ndarray) -> float:
     """Degrees of freedom of a metric's variance, from the identities' contributions d.
 
-    Satterthwaite's 2 / (Σ d⁴ / (Σ d²)² − 1 / n), about n for normal contributions, but at most the
-    effective number of identities with errors (or with hits, whichever is smaller). The result is
-    between 1 and n − 1.
+    This is Satterthwaite's formula, 2 / (Σ d⁴ / (Σ d²)² − 1 / n), which gives about n for normally
+    distributed contributions. The result is limited to the effective number of identities with
+    errors (or with hits, whichever is smaller), and to the range from 1 to n − 1.
 
     Args:
         contributions: (n,) how much each identity shifts the metric from its mean.
@@ -71,9 +71,9 @@ def degrees_of_freedom(contributions: np.ndarray) -> float:
 def tar_degrees_of_freedom(
     contributions: np.ndarray, accepted: np.ndarray, variance: float
 ) -> float:
-    """Degrees of freedom of a TAR's variance, part of which is due to the threshold.
+    """Degrees of freedom of a TAR's variance, to which genuine pairs and the threshold contribute.
 
-    The genuine identities' part and the threshold's part are combined by Satterthwaite's formula:
+    Satterthwaite's formula combines the two parts of the variance:
     variance² / Σ (part² / its degrees of freedom).
 
     Args:
@@ -82,16 +82,19 @@ def tar_degrees_of_freedom(
         variance: the TAR's variance.
     """
     genuine_variance = min(variance, float(np.square(contributions).sum()))
-    genuine = degrees_of_freedom(contributions)
+    genuine_degrees = degrees_of_freedom(contributions)
     if not variance > genuine_variance:
-        return genuine
-    threshold = threshold_degrees_of_freedom(accepted, len(contributions))
-    parts = genuine_variance**2 / genuine + (variance - genuine_variance) ** 2 / threshold
-    return variance**2 / parts
+        return genuine_degrees
+    threshold_degrees = threshold_degrees_of_freedom(accepted, len(contributions))
+    denominator = (
+        genuine_variance**2 / genuine_degrees
+        + (variance - genuine_variance) ** 2 / threshold_degrees
+    )
+    return variance**2 / denominator
 
 
 def threshold_degrees_of_freedom(accepted: np.ndarray, identities: float) -> float:
-    """Degrees of freedom of a threshold, which depends on the impostor pairs that it accepts.
+    """Degrees of freedom of a threshold, from the impostor pairs at and above it.
 
     Args:
         accepted: the identities of the impostor pairs at and above the threshold.
@@ -127,14 +130,14 @@ def effective_sample_size(
     degrees: float,
     level: float = 0.95,
 ) -> float:
-    """The number of independent trials with the same uncertainty as a rate; see the module's text.
+    """The number of independent trials with the same uncertainty as a rate (see the module).
 
     Args:
         rate: the rate, in [0, 1].
         variance: the rate's variance over identities.
-        identities: the effective number of identities, see ``effective_identities``; an upper limit
-            of the degrees of freedom.
-        observations: the number of pairs or probes that the rate is over.
+        identities: the effective number of identities, see ``effective_identities``; also the
+            upper limit of ``degrees``.
+        observations: the number of pairs or probes in the rate's denominator.
         degrees: the degrees of freedom of the variance.
         level: target coverage.
 
@@ -159,8 +162,8 @@ def rate_interval(
         rate: the rate, in [0, 1].
         sample_size: the effective sample size, see ``effective_sample_size``.
         level: target coverage.
-        continuity: how many trials either end is shifted outwards: 0.5 gives Jeffreys' interval,
-            1 Clopper and Pearson's. At rates of 0 and 1 it is always the latter.
+        continuity: how many trials each end is shifted outwards: 0.5 for Jeffreys' interval, 1 for
+            Clopper and Pearson's. Rates of 0 and 1 always get Clopper and Pearson's.
 
     >>> [round(end, 3) for end in rate_interval(1.0, 5)]
     [0.478, 1.0]

@@ -1,4 +1,4 @@
-"""Results: the format that every evaluation returns, writes to files and reads back.
+"""The results format: what every evaluation returns, and how files store it.
 
 A file holds one or more results. All protocols share this format, so commands, comparisons and
 reports need not know which protocol produced a result.
@@ -23,7 +23,7 @@ from margrave.version import __version__
 FORMAT = "margrave results"
 FORMAT_VERSION = 1
 MAX_FILE_BYTES = 2**26
-"""Largest results file that is read; the largest that are written hold 100,000 pair scores."""
+"""Largest size of a results file to read. A result stores at most 100,000 pair scores."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,10 +40,10 @@ class Figure:
         threshold: the cosine above which pairs are accepted.
         threshold_interval: the threshold's 95 % confidence interval.
         realized: the FAR or FPIR at the threshold.
-        too_few: too few false accepts were allowed for a reliable value: fewer than one, or fewer
-            than ten if the value is a difference of two models.
-        percent: whether the value is a rate that tables show as a percentage.
-        details: further numbers, such as the p value of a difference.
+        too_few: True if too few false accepts were allowed for a reliable value: fewer than one, or
+            fewer than ten if the value is a difference between two models.
+        percent: True if the value is a rate, which tables show as a percentage.
+        details: additional values by name, such as the p value of a difference.
     """
 
     metric: str
@@ -79,7 +79,7 @@ class PairScores:
 
     Attributes:
         distances: (P,) squared distances between unit embeddings, in [0, 4].
-        same: (P,) whether both images show the same identity.
+        same: (P,) True where both images show the same identity.
         folds: number of contiguous folds.
         identities: (P, 2) labels of both sides; None if unknown.
         images_digest: digest of the names of all pairs' images; empty if unknown.
@@ -103,8 +103,8 @@ class Origin:
         model: the model's name.
         weights: digest of the model's weights.
         preparation: the images' preprocessing, from the model's card.
-        features: digest of the features.
-        images: the images' name.
+        features: digest of the extracted features.
+        images: the name of the image set.
         images_digest: digest of the images' names and labels.
     """
 
@@ -126,13 +126,13 @@ class Result:
         rules: the protocol's rules as text.
         figures: the metrics' values.
         counts: the number of identities, images, pairs, comparisons, …
-        curves: the curves by name, each a mapping from column name to equally many numbers.
+        curves: curve name -> column name -> values; all columns of a curve are equally long.
         scores: the scores of all pairs, for comparing models; None if the protocol has no pairs.
         settings: the settings of the protocol and the bootstrap.
         origin: the model and data.
         unreadable: image -> reason, for images that could not be read and were left out.
         notes: what the figures mean, as sentences; a study's verdict first.
-        version: the version of Margrave.
+        version: the version of Margrave that produced the result.
     """
 
     protocol: str
@@ -149,7 +149,7 @@ class Result:
     version: str = __version__
 
     def figure(self, metric: str, stratum: str = "", **at: float | str) -> Figure:
-        """Find the value of a metric, at an operating point if the metric has several.
+        """Find the first figure of a metric, optionally at a certain operating point.
 
         Args:
             metric: the metric's name.
@@ -157,7 +157,7 @@ class Result:
             at: the operating point, such as ``FAR=1e-4``.
 
         Raises:
-            ValueError: there is no such value; the message suggests the most similar one.
+            ValueError: there is no such figure; the message suggests the most similar one.
 
         >>> result = Result(protocol="pairs", figures=(Figure(metric="accuracy", value=0.99),))
         >>> result.figure("accuracy").value
@@ -173,7 +173,7 @@ class Result:
 
 
 def write_results(path: str | Path, results: Sequence[Result]) -> None:
-    """Write results to a file, atomically: an existing file is replaced once all is written.
+    """Write results to a file atomically: an existing file is replaced only by a complete one.
 
     Raises:
         ValueError: a value is not finite.
@@ -219,40 +219,40 @@ def read_results(path: str | Path) -> tuple[Result, ...]:
         fault = error.errors()[0]
         key = ".".join(str(part) for part in ("results", *fault["loc"]))
         raise ValueError(f"{path} is damaged: {key}: {fault['msg']}") from None
-    for number, result in enumerate(results):
+    for index, result in enumerate(results):
         problem = None if result.scores is None else _scores_problem(result.scores)
         if problem:
-            raise ValueError(f"{path} is damaged: results.{number}.scores: {problem}")
+            raise ValueError(f"{path} is damaged: results.{index}.scores: {problem}")
     return results
 
 
 def _scores_problem(scores: PairScores) -> str | None:
-    """What is wrong with stored scores of pairs, or None."""
+    """Describe what is wrong with stored pair scores; None if they are valid."""
     pairs = len(scores.same)
     for name in ("distances", "identities", "lower_norms"):
         values = getattr(scores, name)
         if values is not None and len(values) != pairs:
             return f"{len(values)} {name} for {pairs} pairs"
     if not 1 <= scores.folds <= pairs:
-        return f"{scores.folds} folds of {pairs} pairs"
-    # Rounding may carry a squared distance of unit vectors a little beyond its range.
+        return f"{scores.folds} folds for {pairs} pairs"
+    # Rounding may put a squared distance of unit vectors slightly outside [0, 4].
     if not all(-1e-6 <= distance <= 4 + 1e-6 for distance in scores.distances):
         return "a squared distance is not in [0, 4]"
     if not all(0 <= norm < math.inf for norm in scores.lower_norms or ()):
         return "a norm is negative or not finite"
     identities = scores.identities or ()
     if any((a == b) != same for (a, b), same in zip(identities, scores.same, strict=False)):
-        return "the identities contradict which pairs are the same person"
+        return "the identities contradict the values of same"
     return None
 
 
 def is_results(path: str | Path) -> bool:
-    """Whether a path is a results file rather than a feature store, by its suffix .json."""
+    """True if a path is a file with the suffix .json: a results file, not a feature store."""
     return Path(path).is_file() and Path(path).suffix.lower() == ".json"
 
 
 def _compact(record: Figure | Result) -> dict[str, Any]:
-    """A record's fields that differ from their defaults, to keep files short."""
+    """A record's version and the fields that differ from their defaults, to keep files short."""
     values: dict[str, Any] = {}
     for item in fields(record):
         value = getattr(record, item.name)

@@ -19,7 +19,7 @@ def read_0_1(content: Any, source: str) -> list[Record]:
         ValueError: the content is not that of a results file.
     """
     try:
-        results = _read(content)
+        results = _convert(content)
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise ValueError(f"{source} is damaged: {type(error).__name__} {error}") from None
     if not results:
@@ -29,25 +29,25 @@ def read_0_1(content: Any, source: str) -> list[Record]:
     return results
 
 
-def _read(content: Any) -> list[Record]:
-    """Recognize the command that wrote the content by its keys."""
+def _convert(content: Any) -> list[Record]:
+    """Detect from the keys which command wrote the content, and convert it."""
     if isinstance(content, list):
-        return [_differences(content)] if content else []
+        return [_comparison_result(content)] if content else []
     if not isinstance(content, Mapping):
         return []
     pairs = {name: result for name, result in content.items() if _is_pairs(result)}
     if len(pairs) == len(content):
-        # A set of pairs may have any name, also one of the keys below.
-        return [_pairs(name, result) for name, result in pairs.items()]
+        # A pair set may have any name, even one of the keys below, so this test comes first.
+        return [_pair_result(name, result) for name, result in pairs.items()]
     if "groups" in content:
-        return _groups(content)
+        return _group_results(content)
     if "probes" in content:
-        return [_identification(content)]
+        return [_identification_result(content)]
     if "impostors" in content:
-        return [_all_to_all(content)]
+        return [_all_to_all_result(content)]
     if "search" in content:
-        return _templates(content)
-    return [_pairs(name, result) for name, result in pairs.items()]
+        return _template_results(content)
+    return [_pair_result(name, result) for name, result in pairs.items()]
 
 
 def _is_pairs(result: Any) -> bool:
@@ -55,22 +55,29 @@ def _is_pairs(result: Any) -> bool:
 
 
 def _result(
-    protocol: str, name: str, content: Mapping[str, Any], counts: str, **more: Any
+    protocol: str, name: str, content: Mapping[str, Any], counts: str, **fields: Any
 ) -> Record:
-    """A record of the current format; ``counts`` names the keys to copy, separated by spaces."""
-    numbers = {count: content[count] for count in counts.split()}
+    """A record of the current format.
+
+    Args:
+        protocol: the protocol's registered name.
+        name: the result's name.
+        content: the result in the format of version 0.1.
+        counts: the keys of ``content`` to copy to the counts, separated by spaces.
+        fields: the record's other fields.
+    """
     return {
         "protocol": protocol,
         "name": name,
         # Version 0.1 stored the rules under this key.
         "rules": content["protocol"],
-        "counts": numbers,
+        "counts": {key: content[key] for key in counts.split()},
         "version": "0.1.0",
-        **more,
+        **fields,
     }
 
 
-def _accept(rate: Mapping[str, Any], metric: str = "TAR", **at: Any) -> Record:
+def _accept_figure(rate: Mapping[str, Any], metric: str = "TAR", **at: Any) -> Record:
     return {
         "metric": metric,
         "value": rate["tar"],
@@ -83,7 +90,7 @@ def _accept(rate: Mapping[str, Any], metric: str = "TAR", **at: Any) -> Record:
     }
 
 
-def _rank(rate: Mapping[str, Any], **at: Any) -> Record:
+def _rank_figure(rate: Mapping[str, Any], **at: Any) -> Record:
     return {
         "metric": "identification rate",
         "value": rate["rate"],
@@ -92,7 +99,7 @@ def _rank(rate: Mapping[str, Any], **at: Any) -> Record:
     }
 
 
-def _pairs(name: str, content: Mapping[str, Any]) -> Record:
+def _pair_result(name: str, content: Mapping[str, Any]) -> Record:
     intervals = content.get("intervals") or {}
     figures: list[Record] = [
         {
@@ -102,7 +109,7 @@ def _pairs(name: str, content: Mapping[str, Any]) -> Record:
             "threshold": content["best_cosine"],
         },
         {"metric": "std of the folds' accuracies", "value": content["accuracy_deviation"]},
-        *map(_accept, content["accept_rates"]),
+        *map(_accept_figure, content["accept_rates"]),
         {
             "metric": "EER",
             "value": content["equal_error_rate"],
@@ -148,27 +155,27 @@ def _pairs(name: str, content: Mapping[str, Any]) -> Record:
     )
 
 
-def _groups(content: Mapping[str, Any]) -> list[Record]:
+def _group_results(content: Mapping[str, Any]) -> list[Record]:
     ratio = content["skewed_error_ratio"]
     figures = [
         {"metric": "mean accuracy", "value": content["mean"]},
         {"metric": "std of the groups' accuracies", "value": content["deviation"]},
         {"metric": "skewed error ratio", "value": ratio, "percent": False},
     ]
-    groups = [_pairs(name, group) for name, group in content["groups"].items()]
+    groups = [_pair_result(name, group) for name, group in content["groups"].items()]
     return [*groups, _result("groups", "all groups", content, "", figures=figures)]
 
 
-def _verification(content: Mapping[str, Any]) -> Record:
+def _verification_result(content: Mapping[str, Any]) -> Record:
     figures = [
-        *map(_accept, content["accept_rates"]),
-        *(_accept(rate, rule="nearest FAR, as published") for rate in content["nearest"]),
+        *map(_accept_figure, content["accept_rates"]),
+        *(_accept_figure(rate, rule="nearest FAR, as published") for rate in content["nearest"]),
         {"metric": "AUC", "value": content["area_under_roc"], "percent": False},
     ]
     return _result("templates", "1:1", content, "templates pairs genuine", figures=figures)
 
 
-def _search(content: Mapping[str, Any]) -> Record:
+def _open_set_result(content: Mapping[str, Any]) -> Record:
     rates = [
         {
             "metric": "TPIR",
@@ -181,20 +188,20 @@ def _search(content: Mapping[str, Any]) -> Record:
         }
         for rate in content["rates"]
     ]
-    figures = [*map(_rank, content["ranks"]), *rates]
+    figures = [*map(_rank_figure, content["ranks"]), *rates]
     return _result("open_set", "1:N", content, "mated non_mated gallery", figures=figures)
 
 
-def _templates(content: Mapping[str, Any]) -> list[Record]:
+def _template_results(content: Mapping[str, Any]) -> list[Record]:
     results = []
     if content.get("verification"):
-        results.append(_verification(content["verification"]))
+        results.append(_verification_result(content["verification"]))
     if content.get("all_pairs"):
-        results.append(_all_to_all(content["all_pairs"]))
+        results.append(_all_to_all_result(content["all_pairs"]))
     if content.get("search"):
-        results.append(_search(content["search"]))
+        results.append(_open_set_result(content["search"]))
     if content.get("closed"):
-        closed = _identification(content["closed"])
+        closed = _identification_result(content["closed"])
         for rate in content.get("surveillance", ()):
             closed["figures"] += [
                 {
@@ -212,23 +219,26 @@ def _templates(content: Mapping[str, Any]) -> list[Record]:
     return results
 
 
-def _identification(content: Mapping[str, Any]) -> Record:
+def _identification_result(content: Mapping[str, Any]) -> Record:
     counts = "probes probes_without_mate gallery distractors"
-    figures = list(map(_rank, content["ranks"]))
+    figures = list(map(_rank_figure, content["ranks"]))
     return _result("identification", "", content, counts, figures=figures)
 
 
-def _all_to_all(content: Mapping[str, Any]) -> Record:
+def _all_to_all_result(content: Mapping[str, Any]) -> Record:
     figures = [
-        *map(_accept, content["verification"]),
-        *(_rank(rank, gallery="distractors") for rank in content["ranks"]),
-        *(_accept(rate, "identification rate", rank=1) for rate in content["identification"]),
+        *map(_accept_figure, content["verification"]),
+        *(_rank_figure(rank, gallery="distractors") for rank in content["ranks"]),
+        *(
+            _accept_figure(rate, "identification rate", rank=1)
+            for rate in content["identification"]
+        ),
     ]
     counts = "images identities distractors genuine impostors"
     return _result("all-to-all", "", content, counts, figures=figures)
 
 
-def _differences(content: list[Any]) -> Record:
+def _comparison_result(content: list[Any]) -> Record:
     names = {"area_under_roc": "AUC", "equal_error_rate": "EER", "true_accept_rate": "TAR"}
     figures = [
         {

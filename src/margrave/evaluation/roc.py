@@ -1,9 +1,9 @@
 """ROC curves and cross-validated accuracy of genuine and impostor pairs.
 
-All functions accept leading dimensions for differently weighted copies of the pairs, so a bootstrap
-is a single call; a plain evaluation has no leading dimensions. A pair is accepted if its distance
-is strictly below the threshold (its score strictly above it), so pairs of equal distance are
-accepted together.
+Weights, counts and curves may have leading batch dimensions, one entry for each weighting of the
+pairs, so that a bootstrap is a single call. A plain evaluation has no leading dimensions. A pair is
+accepted if its distance is strictly below the threshold (or its score strictly above), so pairs of
+equal distance are accepted together.
 """
 
 from __future__ import annotations
@@ -18,7 +18,9 @@ THRESHOLDS = np.arange(0, 4, 0.01)
 
 
 def fold_of_pair(number_of_pairs: int, folds: int) -> np.ndarray:
-    """(P,) the fold index of each pair; folds are contiguous, the first P mod folds one longer.
+    """(P,) the fold index of each pair.
+
+    Folds are contiguous, and the first P mod ``folds`` of them contain one more pair.
 
     >>> fold_of_pair(5, 2)
     array([0, 0, 0, 1, 1])
@@ -29,7 +31,7 @@ def fold_of_pair(number_of_pairs: int, folds: int) -> np.ndarray:
 
 
 def accept_bins(distances: np.ndarray) -> np.ndarray:
-    """(P,) the index of the first of the 400 thresholds that accepts each distance; 400 if none."""
+    """(P,) index of the lowest of the 400 thresholds that accept each distance; 400 if none do."""
     return np.searchsorted(THRESHOLDS, distances, side="right")
 
 
@@ -38,10 +40,10 @@ class CrossValidation:
     """Accuracy of each fold at the threshold that is best on the other folds.
 
     Attributes:
-        fold_accuracy: (..., folds).
+        fold_accuracy: (..., folds) in [0, 1].
         fold_threshold: (..., folds) indices into ``THRESHOLDS``.
-        accepted: (..., folds, 2, 400) the fold's false and true accept rate at each threshold; 0
-            if the fold has no impostor or no genuine pairs.
+        accepted: (..., folds, 2, 400) the fold's FAR, then its TAR, at each threshold; 0 if the
+            fold has no impostor or no genuine pairs, respectively.
     """
 
     fold_accuracy: np.ndarray
@@ -52,11 +54,12 @@ class CrossValidation:
 def cross_validate(counts: np.ndarray) -> CrossValidation:
     """Cross-validate histograms of pairs.
 
-    Each fold's threshold is the first of those with the most correct decisions on the other folds.
+    Each fold's threshold is the one with the most correct decisions on the other folds; the lowest
+    threshold wins ties.
 
     Args:
-        counts: (..., folds, 2, 401) total weight of the impostor, then genuine pairs, by
-            ``accept_bins``.
+        counts: (..., folds, 2, 401) total weight of the impostor pairs, then of the genuine pairs,
+            in each bin of ``accept_bins``.
     """
     total = counts.sum(-1, keepdims=True)
     accepted = np.cumsum(counts[..., :-1], axis=-1)
@@ -75,7 +78,8 @@ class Roc:
     Attributes:
         far: (..., G + 1) share of impostor pairs accepted, ascending from 0 to 1.
         tar: (..., G + 1) share of genuine pairs accepted.
-        scores: (G + 1,) thresholds: each point accepts scores strictly above; the last is −inf.
+        scores: (G + 1,) the thresholds: each point of the curve accepts scores strictly above its
+            threshold; the last threshold is −inf.
     """
 
     far: np.ndarray
@@ -84,7 +88,12 @@ class Roc:
 
 
 def rank_pairs(scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(P,) order of descending scores, and (G,) the last index of each run of equal scores."""
+    """Sort scores in descending order.
+
+    Returns:
+        (P,) the indices that sort the scores, and (G,) the last position of each run of equal
+        sorted scores.
+    """
     order = np.argsort(-scores, kind="stable")
     return order, np.flatnonzero(np.diff(scores[order], append=-np.inf))
 
@@ -95,7 +104,7 @@ def roc_curve(scores: np.ndarray, same: np.ndarray, weights: np.ndarray | None =
     Args:
         scores: (P,) similarities; higher means more similar.
         same: (P,) bool, whether each pair is genuine.
-        weights: (..., P) weight of each pair; None for 1.
+        weights: (..., P) weight of each pair; None gives every pair a weight of 1.
 
     Raises:
         ValueError: the lengths differ, a score is not finite, or genuine or impostor pairs are
@@ -142,14 +151,18 @@ def nearest_points(
     """(T,) the indices on the ROC whose FAR is nearest to each target; the larger FAR wins ties.
 
     This is the rule of the published IJB results, so the FAR may exceed the target. As in their
-    code, only corners of the curve are considered, and of points with equal FAR the one with the
-    highest TAR.
+    code, only corners of the curve are considered; among points with equal FAR, the one with the
+    highest TAR is chosen.
     """
     # Use pair counts: with rates, rounding would create corners on straight parts of the curve.
-    false, true = np.rint(roc.far * impostors)[1:], np.rint(roc.tar * genuine)[1:]
-    corner = (np.diff(false, 2) != 0) | (np.diff(true, 2) != 0)
-    later = 1 + np.flatnonzero(np.concatenate([[True], corner, [True]])) if len(false) > 1 else [1]
-    points = np.concatenate([[0], later])[::-1].astype(np.int64)
+    false_accepts, true_accepts = np.rint(roc.far * impostors)[1:], np.rint(roc.tar * genuine)[1:]
+    corner = (np.diff(false_accepts, 2) != 0) | (np.diff(true_accepts, 2) != 0)
+    corner_points = (
+        1 + np.flatnonzero(np.concatenate([[True], corner, [True]]))
+        if len(false_accepts) > 1
+        else [1]
+    )
+    points = np.concatenate([[0], corner_points])[::-1].astype(np.int64)
     return np.array([points[np.abs(roc.far[points] - far).argmin()] for far in far_targets], int)
 
 
@@ -169,7 +182,7 @@ def equal_error_rate(roc: Roc) -> np.ndarray:
 
 
 def check_pairs(scores: np.ndarray, same: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Validate pairs and return (P,) float64 scores and (P,) bool.
+    """Validate pairs; return (P,) float64 scores and (P,) bool ``same``.
 
     Raises:
         ValueError: the lengths differ, a score is not finite, or genuine or impostor pairs are

@@ -8,10 +8,11 @@ variance of a mean over seeds is therefore that of two-way clustering,
     V = V_seeds + V_identities − V_both
 
 V_seeds is the sample variance over seeds divided by their number S. V_identities is the variance of
-the mean over seeds when identities are resampled. V_both is the part that both contain; it follows
-from the bootstrap variances of single seeds, whose mean is V_identities + (S − 1)·V_both. Two
-trainings are compared seed by seed, because a seed determines the initialization and the order of
-the images. Tests use Student's t, with Satterthwaite's degrees of freedom of the sum.
+the mean over seeds when identities are resampled. V_both is the part that V_seeds and V_identities
+share; it follows from the bootstrap variances of single seeds, whose mean is
+V_identities + (S − 1)·V_both. Two trainings are compared seed by seed, because a seed determines
+the initialization and the order of the images. Tests use Student's t with Satterthwaite's degrees
+of freedom for V.
 
 Sources: Cameron, Gelbach and Miller, "Robust inference with multiway clustering" (2011), for V;
 Satterthwaite (1946) for the degrees of freedom; Holm, "A simple sequentially rejective multiple
@@ -79,13 +80,14 @@ class SeedDifference:
     Attributes:
         first: the first training's name.
         second: the second training's name.
-        mean: second − first; for the EER first − second, so that above 0 the second is better.
-        p_value: two-sided, of the hypothesis that both are equally good; None with one seed.
+        mean: second − first (for the EER, first − second), so a positive value means that the
+            second is better.
+        p_value: two-sided p value of the hypothesis that both are equally good; None with one seed.
         adjusted: the p value after Holm's correction for all compared pairs of trainings; None with
             one seed.
-        smallest_detectable: the true difference that such a comparison finds significant with a
-            power of 0.8, at Holm's strictest level, that of the smallest of all p values; None with
-            one seed.
+        smallest_detectable: the smallest true difference that this comparison finds significant
+            with a power of 0.8, at Holm's strictest level (5 % / number of compared pairs of
+            trainings); None with one seed.
     """
 
     first: str
@@ -97,7 +99,7 @@ class SeedDifference:
 
     @property
     def better(self) -> str | None:
-        """The significantly better training's name, after the correction; None if neither is."""
+        """The significantly better training's name, after Holm's correction; None if neither is."""
         if self.adjusted is None or self.adjusted >= SIGNIFICANCE_LEVEL:
             return None
         return self.second if self.mean.value > 0 else self.first
@@ -108,8 +110,9 @@ class SeedComparison:
     """Trainings compared over seeds and identities.
 
     Attributes:
-        means: each training's mean by name, in order from the best.
-        differences: every two trainings' difference, the better one second.
+        means: training's name -> its mean over seeds, best training first.
+        differences: the difference between every two trainings; the one with the better mean is
+            second.
     """
 
     means: dict[str, SeedMean]
@@ -119,15 +122,15 @@ class SeedComparison:
     def winner(self) -> str | None:
         """The training that is significantly better than every other; None if there is none."""
         for name in self.means:
-            own = [each for each in self.differences if name in (each.first, each.second)]
-            if own and all(each.better == name for each in own):
+            comparisons = [pair for pair in self.differences if name in (pair.first, pair.second)]
+            if comparisons and all(pair.better == name for pair in comparisons):
                 return name
         return None
 
     def not_worse_than(self, name: str) -> list[str]:
-        """The trainings that are not significantly worse than this one, in order."""
-        worse = {each.first for each in self.differences if each.better == each.second == name}
-        return [other for other in self.means if other != name and other not in worse]
+        """The other trainings that are not significantly worse than this one, best first."""
+        worse = {pair.first for pair in self.differences if pair.better == pair.second == name}
+        return [training for training in self.means if training not in {name, *worse}]
 
 
 def compare_seeds(
@@ -143,19 +146,19 @@ def compare_seeds(
     """Compare trainings that were repeated with the same seeds, on the same pairs.
 
     Args:
-        distances: for each training's name, (S, P) squared distances in [0, 4]: a row for each
-            seed, in the same order of seeds.
+        distances: training's name -> (S, P) squared distances in [0, 4], one row per seed; the
+            order of the seeds is the same for all trainings.
         same: (P,) bool, whether each pair is genuine.
         folds: number of contiguous folds of the pairs.
         identities: (P, 2) labels of both sides; None resamples pairs.
         metric: the metric to compare.
-        far_target: for ``true_accept_rate``, the FAR.
+        far_target: the FAR target for ``true_accept_rate``; other metrics ignore it.
         resamples: number of bootstrap replicates, at least 2.
         seed: seed of the bootstrap.
 
     Raises:
-        ValueError: there are no trainings, their numbers of seeds or pairs differ, or the pairs or
-            identities are invalid, see ``bootstrap_pairs``.
+        ValueError: there are no trainings, their numbers of seeds or pairs differ, ``metric`` is
+            unknown, or the pairs or identities are invalid (see ``bootstrap_pairs``).
 
     >>> same, noise = np.arange(400) % 2 == 0, np.random.default_rng(0).standard_normal((4, 400))
     >>> good, bad = (np.where(same, 1.0, 2.0) + noise * std for std in (0.3, 0.9))
@@ -167,25 +170,31 @@ def compare_seeds(
         raise ValueError(f"metric = {metric!r}; choices: {', '.join(METRICS)}")
     if len(shapes := {np.shape(values) for values in distances.values()}) != 1:
         raise ValueError(
-            "trainings are compared over the same seeds and pairs, but their scores have the "
-            f"shapes {sorted(shapes)}"
+            "all trainings must have the same numbers of seeds and pairs, but their distances have "
+            f"the shapes {sorted(shapes)}"
             if shapes
             else "there is no training to compare"
         )
-    samples = {
+    replicates_of = {
         name: _seed_replicates(rows, same, folds, identities, metric, far_target, resamples, seed)
         for name, rows in distances.items()
     }
     sign = -1 if metric == "equal_error_rate" else 1
-    count = effective_identity_count(np.asarray(same, bool), identities)
-    means = {name: _mean(rows, count) for name, rows in samples.items()}
+    identity_count = effective_identity_count(np.asarray(same, bool), identities)
+    means = {name: _mean_over_seeds(rows, identity_count) for name, rows in replicates_of.items()}
     order = sorted(means, key=lambda name: sign * means[name].value, reverse=True)
     differences = []
     for second, first in combinations(order, 2):
         minuend, subtrahend = (second, first) if sign == 1 else (first, second)
-        by_seed = [a - b for a, b in zip(samples[minuend], samples[subtrahend], strict=True)]
-        differences.append(_difference(first, second, _mean(by_seed, count)))
-    return SeedComparison({name: means[name] for name in order}, _holm(differences))
+        by_seed = [
+            a - b for a, b in zip(replicates_of[minuend], replicates_of[subtrahend], strict=True)
+        ]
+        differences.append(
+            _test_difference(first, second, _mean_over_seeds(by_seed, identity_count))
+        )
+    return SeedComparison(
+        {name: means[name] for name in order}, _apply_holm_correction(differences)
+    )
 
 
 def _seed_replicates(
@@ -208,15 +217,20 @@ def _seed_replicates(
     return results
 
 
-def _mean(seeds: Sequence[Replicates], identities: float) -> SeedMean:
-    """The mean over seeds and its uncertainty, see the module's text."""
-    values = np.array([float(each.point[0]) for each in seeds])
+def _mean_over_seeds(seeds: Sequence[Replicates], identities: float) -> SeedMean:
+    """The mean over seeds and its uncertainty; see the module's docstring.
+
+    Args:
+        seeds: the replicates of one metric for each seed.
+        identities: the effective number of identities.
+    """
+    values = np.array([float(seed.point[0]) for seed in seeds])
     count, mean = len(values), float(values.mean())
     if count < 2:
         return SeedMean(mean, tuple(values.tolist()), None, 0.0, None)
     correction = identities / max(1.0, identities - 1)
-    v_identities = Replicates.mean(seeds).without_excess().var() * correction
-    v_single = np.mean([each.without_excess().var() * correction for each in seeds])
+    v_identities = Replicates.mean(seeds).corrected_samples().var() * correction
+    v_single = np.mean([seed.corrected_samples().var() * correction for seed in seeds])
     v_seeds = values.var(ddof=1) / count
     v_both = max(0.0, (v_single - v_identities) / (count - 1))
     variance = max(v_seeds + v_identities - v_both, v_seeds, v_identities)
@@ -230,7 +244,8 @@ def _mean(seeds: Sequence[Replicates], identities: float) -> SeedMean:
     return SeedMean(mean, tuple(values.tolist()), std_error, degrees, interval)
 
 
-def _difference(first: str, second: str, mean: SeedMean) -> SeedDifference:
+def _test_difference(first: str, second: str, mean: SeedMean) -> SeedDifference:
+    """Test whether a mean difference is 0; the p value is not yet corrected."""
     p_value = None
     if mean.std_error is not None:
         if mean.std_error > 0:
@@ -240,22 +255,22 @@ def _difference(first: str, second: str, mean: SeedMean) -> SeedDifference:
     return SeedDifference(first, second, mean, p_value, p_value, None)
 
 
-def _holm(differences: Sequence[SeedDifference]) -> tuple[SeedDifference, ...]:
+def _apply_holm_correction(differences: Sequence[SeedDifference]) -> tuple[SeedDifference, ...]:
     """Add Holm's adjusted p values and the smallest detectable differences."""
-    count, largest = len(differences), 0.0
+    count, max_adjusted = len(differences), 0.0
     adjusted = list(differences)
     order = sorted(range(count), key=lambda index: differences[index].p_value or 0.0)
     for rank, index in enumerate(order):
-        each = differences[index]
-        if each.p_value is None or each.mean.std_error is None:
+        difference = differences[index]
+        if difference.p_value is None or difference.mean.std_error is None:
             continue
-        largest = max(largest, min(1.0, (count - rank) * each.p_value))
+        max_adjusted = max(max_adjusted, min(1.0, (count - rank) * difference.p_value))
         quantiles = special.stdtrit(
-            each.mean.degrees, [1 - SIGNIFICANCE_LEVEL / 2 / count, POWER]
+            difference.mean.degrees, [1 - SIGNIFICANCE_LEVEL / 2 / count, POWER]
         ).sum()
         adjusted[index] = replace(
-            each,
-            adjusted=largest,
-            smallest_detectable=float(quantiles * each.mean.std_error),
+            difference,
+            adjusted=max_adjusted,
+            smallest_detectable=float(quantiles * difference.mean.std_error),
         )
     return tuple(adjusted)

@@ -22,8 +22,8 @@ class Stratum:
     """Pairs whose quality lies in [low, high), evaluated at the thresholds of all pairs.
 
     Attributes:
-        low: lower edge of the quality; None for the first stratum.
-        high: upper edge of the quality; None for the last stratum.
+        low: lower limit of the quality, inclusive; None for the first stratum.
+        high: upper limit of the quality, exclusive; None for the last stratum.
         pairs: number of pairs.
         genuine: number of genuine pairs.
         accuracy: share of correct decisions at each pair's fold threshold; None without pairs.
@@ -75,7 +75,7 @@ def evaluate_strata(
         embeddings_a: (P, D) one side of each pair, as for ``evaluate_pairs``.
         embeddings_b: (P, D) the other side.
         same: (P,) bool, whether each pair is genuine.
-        quality_of_pair: (P,) finite numbers, such as the lower feature norm of both images.
+        quality_of_pair: (P,) finite qualities, such as the lower of both images' feature norms.
         edges: strictly ascending; k edges make k + 1 strata, the outer ones unbounded.
         folds: number of folds, at least 2.
         far_targets: FAR targets over all pairs.
@@ -88,10 +88,11 @@ def evaluate_strata(
     quality, bounds = np.asarray(quality_of_pair, np.float64), np.asarray(edges, np.float64)
     if quality.shape != same.shape or not np.isfinite(quality).all():
         raise ValueError(
-            f"quality_of_pair must be {len(same)} finite numbers, got shape {quality.shape}"
+            f"quality_of_pair must contain {len(same)} finite values, one per pair, got shape "
+            f"{quality.shape}"
         )
     if bounds.ndim != 1 or not np.isfinite(bounds).all() or (np.diff(bounds) <= 0).any():
-        raise ValueError(f"edges must be finite and strictly ascend, got {list(edges)}")
+        raise ValueError(f"edges must be finite and strictly ascending, got {list(edges)}")
     validation = cross_validate_distances(distances, same, folds)
     correct = (
         distances < THRESHOLDS[validation.fold_threshold][fold_of_pair(len(same), folds)]
@@ -101,16 +102,16 @@ def evaluate_strata(
     limits = [None, *bounds.tolist(), None]
     stratum_of = np.searchsorted(bounds, quality, side="right")
     strata = []
-    for number in range(len(bounds) + 1):
-        inside = stratum_of == number
-        genuine, impostor = scores[inside & same], scores[inside & ~same]
+    for index in range(len(bounds) + 1):
+        in_stratum = stratum_of == index
+        genuine, impostor = scores[in_stratum & same], scores[in_stratum & ~same]
         strata.append(
             Stratum(
-                low=limits[number],
-                high=limits[number + 1],
-                pairs=int(inside.sum()),
+                low=limits[index],
+                high=limits[index + 1],
+                pairs=int(in_stratum.sum()),
                 genuine=len(genuine),
-                accuracy=_share(correct[inside]),
+                accuracy=_share(correct[in_stratum]),
                 far_targets=tuple(rate.far_target for rate in rates),
                 tar=tuple(_share(genuine > rate.threshold) for rate in rates),
                 far=tuple(_share(impostor > rate.threshold) for rate in rates),
@@ -120,5 +121,5 @@ def evaluate_strata(
 
 
 def _share(decisions: np.ndarray) -> float | None:
-    """The share of true decisions, or None if there are none at all."""
+    """The share of True among the decisions; None if there are no decisions."""
     return float(decisions.mean()) if len(decisions) else None

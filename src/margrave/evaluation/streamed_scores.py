@@ -1,9 +1,9 @@
 """Exact TAR at FAR for more scores than fit into memory.
 
-Floating-point numbers sort like the integers that their bits encode, once negative numbers' bits
-are adjusted. The threshold is therefore determined sixteen bits at a time: each pass over the
-scores counts those that share the leading bits known so far. float32 takes two passes, float64
-four.
+After an adjustment for negative numbers, floating-point numbers sort like the integers that their
+bits encode. The threshold is therefore determined one digit of sixteen bits at a time: each pass
+over the scores considers those that start with the bits known so far, and counts them by their next
+digit. float32 takes two passes, float64 four.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from margrave.evaluation.accept_rates import AcceptRate, false_accepts_allowed
 from margrave.files import read_rows
 
 SCORES_PER_READ = 1 << 21
-_DIGITS = 1 << 16
+_DIGIT_VALUES = 1 << 16
 
 
 def streamed_accept_rates(
@@ -47,19 +47,21 @@ def streamed_accept_rates(
             f"scores has shape {scores.shape} and same {same.shape}; both must be one-dimensional "
             "and of equal length"
         )
-    levels = scores.dtype.itemsize // 2
-    searches: list[_Search] = []
+    passes = scores.dtype.itemsize // 2
+    searches: list[_ThresholdSearch] = []
     impostors = genuine = 0
-    for level in range(levels):
-        prefixes = [0] if level == 0 else sorted({search.prefix for search in searches})
-        counts = _count(scores, same, level, levels, prefixes)
-        if level == 0:
+    for pass_index in range(passes):
+        prefixes = [0] if pass_index == 0 else sorted({search.prefix for search in searches})
+        counts = _count_digits(scores, same, pass_index, passes, prefixes)
+        if pass_index == 0:
             impostors, genuine = (int(count) for count in counts[0].sum(1))
             if not impostors or not genuine:
                 raise ValueError(
                     f"got {genuine} genuine and {impostors} impostor pairs; TAR at FAR needs both"
                 )
-            searches = [_Search(false_accepts_allowed(far, impostors)) for far in far_targets]
+            searches = [
+                _ThresholdSearch(false_accepts_allowed(far, impostors)) for far in far_targets
+            ]
         for search in searches:
             search.descend(counts[prefixes.index(search.prefix)])
     return tuple(
@@ -67,19 +69,22 @@ def streamed_accept_rates(
             far_target=float(far),
             far=search.above[0] / impostors,
             tar=search.above[1] / genuine,
-            threshold=_float_of(search.prefix, scores.dtype),
+            threshold=_float_from_bits(search.prefix, scores.dtype),
             too_few_impostors=false_accepts_allowed(far, impostors) < 1,
         )
         for far, search in zip(far_targets, searches, strict=True)
     )
 
 
-class _Search:
-    """Find the (``allowed`` + 1)-th largest impostor score: scores above it are accepted.
+class _ThresholdSearch:
+    """Finds a threshold, the (``allowed`` + 1)-th largest impostor score, digit by digit.
+
+    Args:
+        allowed: number of allowed false accepts.
 
     Attributes:
-        prefix: the leading bits of the score known so far.
-        above: how many impostor and genuine scores are known to lie above.
+        prefix: the leading bits of the threshold known so far.
+        above: the numbers of impostor and of genuine scores known to exceed the threshold.
     """
 
     def __init__(self, allowed: int) -> None:
@@ -91,57 +96,61 @@ class _Search:
         """Choose the next 16-bit digit, given (2, 65536) counts of impostor and genuine scores."""
         from_top = np.cumsum(counts[0, ::-1])
         digits_above = int(np.searchsorted(from_top, self._remaining, side="right"))
-        digit = _DIGITS - 1 - digits_above
+        digit = _DIGIT_VALUES - 1 - digits_above
         above = counts[:, digit + 1 :].sum(1)
         self.above = [self.above[0] + int(above[0]), self.above[1] + int(above[1])]
         self._remaining -= int(above[0])
         self.prefix = self.prefix << 16 | digit
 
 
-def _count(
-    scores: np.ndarray, same: np.ndarray, level: int, levels: int, prefixes: Sequence[int]
+def _count_digits(
+    scores: np.ndarray, same: np.ndarray, pass_index: int, passes: int, prefixes: Sequence[int]
 ) -> np.ndarray:
-    """(prefixes, 2, 65536) the number of scores by prefix, class and next sixteen bits.
+    """(prefixes, 2, 65536) the number of scores by prefix, class and next digit.
+
+    The classes are impostor and genuine, in this order.
 
     Args:
         scores: (P,) scores.
         same: (P,) bool, whether each pair is genuine.
-        level: the current pass, from 0.
-        levels: the number of passes.
-        prefixes: the leading bits of the scores to count.
+        pass_index: the index of the current pass, from 0.
+        passes: the number of passes.
+        prefixes: the known leading bits; scores that start with other bits are not counted.
     """
-    counts = np.zeros((len(prefixes), 2, _DIGITS), np.int64)
+    counts = np.zeros((len(prefixes), 2, _DIGIT_VALUES), np.int64)
     for start in range(0, len(scores), SCORES_PER_READ):
         part = slice(start, start + SCORES_PER_READ)
         block = read_rows(scores, start, start + SCORES_PER_READ)
-        if level == 0 and not np.isfinite(block).all():
+        if pass_index == 0 and not np.isfinite(block).all():
             bad = start + int(np.flatnonzero(~np.isfinite(block))[0])
             raise ValueError(f"score {bad} is not finite; check for NaN or zero embeddings")
         keys = _ordered_bits(block)
-        digits = (keys >> (16 * (levels - 1 - level))).astype(np.int64) & (_DIGITS - 1)
+        digits = (keys >> (16 * (passes - 1 - pass_index))).astype(np.int64) & (_DIGIT_VALUES - 1)
         # The second half of the bins counts genuine pairs.
-        digits += same[part] * _DIGITS
-        if level == 0:
-            counts[0] += np.bincount(digits, minlength=2 * _DIGITS).reshape(2, _DIGITS)
+        digits += same[part] * _DIGIT_VALUES
+        if pass_index == 0:
+            counts[0] += np.bincount(digits, minlength=2 * _DIGIT_VALUES).reshape(2, _DIGIT_VALUES)
             continue
-        leading = keys >> (16 * (levels - level))
-        for number, prefix in enumerate(prefixes):
-            inside = digits[leading == prefix]
-            counts[number] += np.bincount(inside, minlength=2 * _DIGITS).reshape(2, _DIGITS)
+        leading = keys >> (16 * (passes - pass_index))
+        for index, prefix in enumerate(prefixes):
+            matching = digits[leading == prefix]
+            counts[index] += np.bincount(matching, minlength=2 * _DIGIT_VALUES).reshape(
+                2, _DIGIT_VALUES
+            )
     return counts
 
 
 def _ordered_bits(values: np.ndarray) -> np.ndarray:
     """Unsigned integers that sort like the floats."""
     unsigned = np.uint32 if values.dtype == np.float32 else np.uint64
-    # Adding zero turns −0 into +0, because both must compare equal.
+    # Adding zero turns −0 into +0, so that both have the same bits.
     bits = (values + values.dtype.type(0)).view(unsigned)
     sign = unsigned(1) << unsigned(8 * values.dtype.itemsize - 1)
     return np.where(bits & sign, ~bits, bits | sign)
 
 
-def _float_of(key: int, dtype: np.dtype) -> float:
-    """The inverse of ``_ordered_bits`` for one value."""
+def _float_from_bits(key: int, dtype: np.dtype) -> float:
+    """The floating-point number whose ``_ordered_bits`` are ``key``."""
     size = 8 * dtype.itemsize
     sign = 1 << (size - 1)
     bits = key & ~sign if key & sign else ~key & ((1 << size) - 1)

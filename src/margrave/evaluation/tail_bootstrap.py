@@ -1,10 +1,11 @@
-"""Bootstrap intervals from the tail, the largest impostor scores.
+"""Bootstrap intervals computed from all genuine scores and the tail, the largest impostor scores.
 
 The scheme is that of :mod:`margrave.evaluation.pair_bootstrap`: identities are drawn with
-replacement. A genuine pair's weight is the number of times its identity was drawn, an impostor
-pair's is the product of both identities' numbers, and the excess variance of these products is
-removed. A replicate's threshold is the score at which the cumulative weight of the tail's pairs
-reaches the allowed false accepts. Of the other impostor pairs only the total weight is needed.
+replacement. A genuine pair's weight is the number of times its identity was drawn. An impostor
+pair's weight is the product of these numbers for both identities, and the excess variance of the
+products is removed. A replicate's threshold is the score at which the cumulative weight of the
+tail's pairs reaches the allowed false accepts. For the other impostor pairs, only the total weight
+is needed.
 """
 
 from __future__ import annotations
@@ -28,15 +29,16 @@ from margrave.evaluation.rate_intervals import (
 )
 
 MAX_OPERATIONS = 200_000_000
-"""Largest number of scores to process in all replicates together; it limits the replicates."""
+"""Largest number of scores to process in all replicates together; limits the replicates."""
 MIN_RESAMPLES = 200
+"""``MAX_OPERATIONS`` does not reduce the number of replicates below this."""
 TAIL_MARGIN = 1.5
-"""Ratio of the tail's length to the allowed false accepts, so that a replicate in which the tail's
-pairs have low weights still contains its threshold."""
+"""Ratio of the tail's length to the allowed false accepts. It exceeds 1 so that the tail contains
+the threshold even of a replicate that gives its pairs low weights."""
 
 
 def tail_length(max_allowed: int) -> int:
-    """The number of impostor scores to keep for intervals, given the allowed false accepts.
+    """The number of impostor scores that intervals need if ``max_allowed`` may be accepted.
 
     >>> tail_length(20)
     94
@@ -100,11 +102,14 @@ def bootstrap_tail(
         genuine: (G,) scores of genuine pairs.
         tail: (T,) the largest impostor scores, descending.
         impostors: number of all impostor pairs.
-        allowed: the number of allowed false accepts of each target.
+        allowed: the number of false accepts that each target allows.
         identities: the pairs' identities; None resamples pairs.
-        resamples: number of replicates; reduced to as few as 200 if there are very many pairs.
+        resamples: number of replicates; reduced, but not below 200, if there are very many pairs.
         seed: seed of the bootstrap.
         level: target coverage.
+
+    Returns:
+        For each of ``allowed``, the interval of the TAR and that of the threshold.
     """
     _check_resamples(resamples)
     generator = np.random.default_rng(seed)
@@ -131,13 +136,16 @@ def bootstrap_tail(
             descending, tail, identities, order, budget, resamples, generator
         )
     genuine_labels = identities.genuine if identities else np.arange(len(genuine))
-    # The effective number of identities in impostor pairs, and the smaller of it and that in
-    # genuine pairs.
-    impostor_count = effective_identities(identities.images) if identities else float(impostors)
-    identity_count = min(effective_identities(np.bincount(genuine_labels)), impostor_count)
-    tar_variance = samples[:, 0].var(0) * (identity_count / max(identity_count - 1, 1))
+    # Effective numbers of identities: in impostor pairs, and in the class that has fewer.
+    impostor_identities = (
+        effective_identities(identities.images) if identities else float(impostors)
+    )
+    min_identities = min(effective_identities(np.bincount(genuine_labels)), impostor_identities)
+    tar_variance = samples[:, 0].var(0) * (min_identities / max(min_identities - 1, 1))
     # Thresholds depend on impostor pairs only, TARs on genuine pairs too.
-    threshold_std = samples[:, 1].std(0) * math.sqrt(impostor_count / max(impostor_count - 2, 1))
+    threshold_std = samples[:, 1].std(0) * math.sqrt(
+        impostor_identities / max(impostor_identities - 2, 1)
+    )
     intervals = []
     for column, max_false_accepts in enumerate(allowed):
         rate, threshold = (float(value) for value in point[:, column])
@@ -148,9 +156,9 @@ def bootstrap_tail(
             contributions[np.unique(genuine_labels)], accepted, float(tar_variance[column])
         )
         sample_size = effective_sample_size(
-            rate, float(tar_variance[column]), identity_count, len(genuine), degrees, level
+            rate, float(tar_variance[column]), min_identities, len(genuine), degrees, level
         )
-        threshold_degrees = threshold_degrees_of_freedom(accepted, impostor_count)
+        threshold_degrees = threshold_degrees_of_freedom(accepted, impostor_identities)
         half_width = student_quantile(threshold_degrees, level) * float(threshold_std[column])
         intervals.append(
             (
@@ -179,13 +187,14 @@ def _resample_identities(
         order: (G,) the original index of each of the ``descending`` scores.
         budget: (targets,) allowed false accepts.
         resamples: number of replicates R.
-        generator: the random numbers.
+        generator: the source of random numbers.
     """
     count = len(identities.images)
     genuine_labels = identities.genuine[order]
-    known = identities.tail < count
-    distractors, distractor_index = np.unique(identities.tail[~known], return_inverse=True)
-    # The excess variance is measured by resampling pairs of identities, each with all its images.
+    labeled = identities.tail < count
+    distractors, distractor_index = np.unique(identities.tail[~labeled], return_inverse=True)
+    # Resampling pairs of identities, each with the scores of all its images, measures the excess
+    # variance.
     low, high = np.sort(identities.tail, axis=1)[:, [0, -1]].T
     identity_pair = np.unique(low * (high.max(initial=0) + 1) + high, return_inverse=True)[1]
     images = identities.images / identities.images.sum()
@@ -194,18 +203,19 @@ def _resample_identities(
     pair_samples: list[np.ndarray] = []
     for _ in range(resamples):
         draws = np.bincount(generator.integers(count, size=count), minlength=count)
-        sides = np.empty(identities.tail.shape)
-        sides[known] = draws[identities.tail[known]]
-        sides[~known] = generator.poisson(1, len(distractors))[distractor_index]
-        side_weight = float(draws @ images)
-        # The total weight of all impostor pairs. Distractors are so many that theirs is constant.
+        side_weights = np.empty(identities.tail.shape)
+        side_weights[labeled] = draws[identities.tail[labeled]]
+        side_weights[~labeled] = generator.poisson(1, len(distractors))[distractor_index]
+        mean_weight = float(draws @ images)
+        # The total weight of all impostor pairs, relative to the original. There are so many
+        # distractors that their total weight is taken as constant.
         sides_per_score = identities.tail.shape[1]
-        share = identities.distractor_share
+        distractor_share = identities.distractor_share
         total = (
-            share * side_weight ** (sides_per_score - 1)
-            + (1 - share) * side_weight**sides_per_score
+            distractor_share * mean_weight ** (sides_per_score - 1)
+            + (1 - distractor_share) * mean_weight**sides_per_score
         )
-        weights = sides.prod(1) / max(total, 1e-9)
+        weights = side_weights.prod(1) / max(total, 1e-9)
         genuine_weights = draws[genuine_labels]
         # With few identities, a replicate may contain no genuine pair: use all of them instead.
         genuine_weights = genuine_weights if genuine_weights.any() else ones

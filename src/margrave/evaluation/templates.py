@@ -32,9 +32,9 @@ class Pooling:
     """How images are weighted within their template.
 
     Attributes:
-        norm: keep the embedding's norm, which grows with the image's quality (N1).
-        detector: multiply by the detector's score (D1).
-        flip: add the flipped image's embedding first (F2).
+        norm: True keeps the embedding's norm, which grows with the image's quality (N1).
+        detector: True multiplies by the face detector's score (D1).
+        flip: True adds the flipped image's embedding before weighting (F2).
 
     >>> Pooling().code
     'N1D0F2'
@@ -82,7 +82,8 @@ def pool_templates(
 
     Raises:
         ValueError: lengths differ, a detector score is not finite, a row is out of range, a
-            template's sum is zero, or detector scores or flipped embeddings are missing.
+            template's sum is zero or not finite, or detector scores or flipped embeddings are
+            missing.
 
     Source: Maze et al., "IARPA Janus Benchmark – C" (2018); InsightFace, eval_ijbc.py.
 
@@ -94,37 +95,38 @@ def pool_templates(
     embeddings, flipped = as_rows(embeddings), as_rows(flipped)
     templates, media = as_array(templates), as_array(media)
     rows = np.arange(len(templates)) if rows is None else np.asarray(rows)
-    scores = _weights(pooling, detector_scores, len(templates))
-    if not len(templates) == len(media) == len(rows) == len(scores):
+    member_weights = _member_weights(pooling, detector_scores, len(templates))
+    if not len(templates) == len(media) == len(rows) == len(member_weights):
         raise ValueError(
             f"got {len(templates)} templates, {len(media)} media, {len(rows)} rows and "
-            f"{len(scores)} scores; pass one of each per member"
+            f"{len(member_weights)} scores; pass one of each per member"
         )
     count = embeddings.shape[0]
     if len(rows) and not 0 <= rows.min() <= rows.max() < count:
         raise ValueError(
             f"rows must be between 0 and {count - 1}, got {rows.min()} to {rows.max()}"
         )
-    added = flipped if pooling.flip else None
+    flips = flipped if pooling.flip else None
     if pooling.flip and (flipped is None or flipped.shape != embeddings.shape):
         raise ValueError(
             f"{pooling.code} requires the flipped images' embeddings, of shape "
             f"{embeddings.shape}; embed them too, or pool without them (flip=False)"
         )
-    numbers, template = np.unique(templates, return_inverse=True)
-    media_numbers, medium = np.unique(media, return_inverse=True)
-    medium = np.unique(template * len(media_numbers) + medium, return_inverse=True)[1]
-    weights = scores / np.bincount(medium)[medium]
+    template_ids, template_index = np.unique(templates, return_inverse=True)
+    media_ids, medium_index = np.unique(media, return_inverse=True)
+    # A medium in two templates counts as two media.
+    medium_of = np.unique(template_index * len(media_ids) + medium_index, return_inverse=True)[1]
+    weights = member_weights / np.bincount(medium_of)[medium_of]
     order = np.argsort(rows, kind="stable")
-    sums = torch.zeros(len(numbers), embeddings.shape[1], dtype=torch.float64)
+    sums = torch.zeros(len(template_ids), embeddings.shape[1], dtype=torch.float64)
     ends = np.searchsorted(rows[order], np.arange(0, count + ROWS_PER_READ, ROWS_PER_READ))
     for start, low, high in zip(range(0, count, ROWS_PER_READ), ends, ends[1:], strict=False):
         if low == high:
             continue
         members = order[low:high]
-        members = members[np.argsort(template[members], kind="stable")]
-        block_templates, offsets = np.unique(template[members], return_index=True)
-        block = _read(embeddings, added, start)
+        members = members[np.argsort(template_index[members], kind="stable")]
+        block_templates, offsets = np.unique(template_index[members], return_index=True)
+        block = _read_block(embeddings, flips, start)
         weight = torch.from_numpy(weights[members])
         block_rows = torch.from_numpy(rows[members] - start)
         if not pooling.norm:
@@ -143,31 +145,37 @@ def pool_templates(
     bad = (~(torch.isfinite(lengths) & (lengths > 0)))[:, 0].nonzero()[:, 0]
     if len(bad):
         raise ValueError(
-            f"{len(bad)} templates have no direction, the first is {numbers[int(bad[0])]}; check "
-            "their images' embeddings and scores for zeros, infinity and NaN"
+            f"the embeddings of {len(bad)} templates sum to zero or are not finite, the first is "
+            f"{template_ids[int(bad[0])]}; check their images' embeddings and scores for zeros, "
+            "infinity and NaN"
         )
-    return numbers, (sums / lengths).numpy()
+    return template_ids, (sums / lengths).numpy()
 
 
-def _read(embeddings: Rows, added: Rows | None, start: int) -> torch.Tensor:
-    """A block of rows, with the flipped images' embeddings added."""
+def _read_block(embeddings: Rows, flips: Rows | None, start: int) -> torch.Tensor:
+    """Up to ``ROWS_PER_READ`` rows from ``start`` on, with the flipped images' embeddings added."""
     stop = min(start + ROWS_PER_READ, embeddings.shape[0])
-    block = _tensor(embeddings, start, stop)
+    block = _read_tensor(embeddings, start, stop)
     # Not in place: the block may be a view of the caller's array.
-    return block if added is None else block + _tensor(added, start, stop)
+    return block if flips is None else block + _read_tensor(flips, start, stop)
 
 
-def _tensor(rows: Rows, start: int, stop: int) -> torch.Tensor:
+def _read_tensor(rows: Rows, start: int, stop: int) -> torch.Tensor:
     part = rows[start:stop] if not isinstance(rows, np.ndarray) else read_rows(rows, start, stop)
     values = torch.from_numpy(part)
     return values if values.dtype == torch.float64 else values.float()
 
 
-def _weights(pooling: Pooling, detector_scores: np.ndarray | None, members: int) -> np.ndarray:
+def _member_weights(
+    pooling: Pooling, detector_scores: np.ndarray | None, members: int
+) -> np.ndarray:
+    """(members,) the detector scores if the pooling uses them, otherwise ones."""
     if not pooling.detector:
         return np.ones(members)
     if detector_scores is None:
-        raise ValueError(f"{pooling.code} requires detector_scores; pass them")
+        raise ValueError(
+            f"{pooling.code} requires detector_scores; pass them, or pool with detector=False"
+        )
     scores = np.asarray(detector_scores, np.float64)
     if not np.isfinite(scores).all():
         bad = int(np.flatnonzero(~np.isfinite(scores))[0])
@@ -259,16 +267,17 @@ def evaluate_templates(
     resamples: int = 1000,
     seed: int = 0,
 ) -> TemplateResult:
-    """TAR over pairs of templates, at the FAR nearest to each target and at a FAR not exceeding it.
+    """TAR over pairs of templates at each FAR target, by two rules.
 
-    Published results use the nearest FAR.
+    Published results use the FAR nearest to the target; the other rule uses the largest FAR that
+    does not exceed it.
 
     Args:
         scores: (P,) scores from ``template_scores``.
         same: (P,) bool, whether each pair is genuine.
         code: the pooling's code, see ``Pooling.code``.
-        templates: number of templates, which the result states.
-        subjects: (P, 2) integers, the identity of each side, for intervals over identities; use
+        templates: number of templates, for the result.
+        subjects: (P, 2) integers, the identity of each side, for a bootstrap over identities; use
             ``subjects_of_pairs`` if a protocol does not provide them. None resamples pairs.
         far_targets: FAR targets, each in (0, 1).
         resamples: number of bootstrap replicates; 0 for none.
@@ -290,7 +299,7 @@ def evaluate_templates(
         identities = TailIdentities(
             genuine=labels[same][:, 0],
             tail=labels[tail],
-            # Occurrences in impostor pairs stand in for numbers of images.
+            # Occurrences in impostor pairs replace the numbers of images.
             images=np.bincount(labels[impostors].ravel(), minlength=labels.max() + 1),
         )
     not_exceeding = accept_rates(

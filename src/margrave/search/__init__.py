@@ -1,4 +1,4 @@
-"""Exact search: compute every score between two sets and keep the ones that matter."""
+"""Exact search: compute every score between two sets of embeddings and keep a selection."""
 
 from margrave.search.collectors import Genuine, Nearest, Tail
 from margrave.search.file_keeper import FileKeeper, state_of_rank

@@ -12,7 +12,7 @@ from margrave.search.score_blocks import Block
 
 
 class Tail:
-    """Keeps the exact largest impostor scores and their pairs.
+    """Keeps exactly the largest impostor scores, with their pairs.
 
     Args:
         keep: the number of scores to keep.
@@ -48,16 +48,17 @@ class Tail:
             self._prune()
 
     def _prune(self) -> None:
+        """Drop all but the ``keep`` largest scores and raise the floor to the smallest of them."""
         scores, rows, columns = (np.concatenate(part) for part in zip(*self._parts, strict=True))
         if len(scores) > self.keep:
-            kept = np.argpartition(scores, len(scores) - self.keep)[-self.keep :]
-            scores, rows, columns = scores[kept], rows[kept], columns[kept]
+            largest = np.argpartition(scores, len(scores) - self.keep)[-self.keep :]
+            scores, rows, columns = scores[largest], rows[largest], columns[largest]
         if len(scores) == self.keep:
             self._floor = float(scores.min())
         self._parts, self._count = [(scores, rows, columns)], len(scores)
 
     def sorted(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """The kept scores in descending order, and their rows and columns; (T,) each, T ≤ keep."""
+        """(T,) the kept scores, descending, and their (T,) rows and (T,) columns; T ≤ ``keep``."""
         if not self._parts:
             return np.empty(0, np.float32), np.empty(0, np.int64), np.empty(0, np.int64)
         self._prune()
@@ -85,15 +86,15 @@ class Tail:
 
 
 class Nearest:
-    """Keeps each face's exact top k faces of the second set, leaving out its mates.
+    """Keeps, for each face of the first set, its exact top k non-mates in the second set.
 
     Args:
         faces: N, the size of the first set.
-        top_k: the number of faces to keep; unused entries are (−inf, −1).
+        top_k: the number of non-mates to keep per face.
 
     Attributes:
-        scores: (N, top_k) in descending order.
-        columns: (N, top_k) the indices of these faces in the second set.
+        scores: (N, top_k) in descending order; −inf where a face has fewer non-mates.
+        columns: (N, top_k) the non-mates' indices in the second set; −1 where there is none.
     """
 
     def __init__(self, faces: int, top_k: int) -> None:
@@ -104,7 +105,7 @@ class Nearest:
         """Merge the block's scores into the rows whose top k they enter."""
         rows = slice(block.row, block.row + len(block.scores))
         floor = self.scores[rows, -1]
-        # For a single query, most blocks hold no score that enters its top k.
+        # For a single query, most blocks contain no score above its current top k.
         if len(floor) == 1 and float(block.run_maximum.max()) <= floor[0]:
             return
         values, columns = self._candidates(block, floor)
@@ -117,25 +118,26 @@ class Nearest:
             )
 
     def _candidates(self, block: Block, floor: np.ndarray) -> tuple[Tensor, Tensor]:
-        """(R, m) scores that may enter each row's top k, padded with −inf, and (R, m) columns."""
+        """(R, m) scores that may enter each row's top k, padded with −inf; (R, m) their columns."""
         top_k = self.scores.shape[1]
-        # Convert before testing: a large number may become infinite in the block's dtype.
-        on_host = torch.from_numpy(floor).to(block.scores.dtype)
-        lowest = on_host.to(block.scores.device, non_blocking=True)
-        candidates = None if torch.isinf(on_host).any() else block.above(lowest[:, None])
+        # Convert before testing for infinity: the block's dtype may have a smaller range.
+        host_floor = torch.from_numpy(floor).to(block.scores.dtype)
+        device_floor = host_floor.to(block.scores.device, non_blocking=True)
+        candidates = None if torch.isinf(host_floor).any() else block.above(device_floor[:, None])
         if candidates is None:
             values, columns = block.scores.topk(min(top_k, block.scores.shape[1]))
             return values, columns
         above, rows, columns = candidates
-        counts = torch.bincount(rows, minlength=len(lowest))
+        counts = torch.bincount(rows, minlength=len(device_floor))
         # The candidates are ordered by row, so each row's values are adjacent.
         position = torch.arange(len(rows), device=rows.device) - (counts.cumsum(0) - counts)[rows]
-        values = lowest.new_full((len(lowest), int(counts.max())), -torch.inf)
+        values = device_floor.new_full((len(device_floor), int(counts.max())), -torch.inf)
         value_columns = torch.full(values.shape, -1, device=rows.device)
         values[rows, position], value_columns[rows, position] = above, columns
         return values, value_columns
 
     def _merge_rows(self, rows: np.ndarray, scores: np.ndarray, columns: np.ndarray) -> None:
+        """Merge (R, m) scores and columns into the top k of (R,) rows."""
         all_scores = np.concatenate([self.scores[rows], scores], axis=1)
         all_columns = np.concatenate([self.columns[rows], columns], axis=1)
         order = np.argsort(-all_scores, axis=1, kind="stable")[:, : self.scores.shape[1]]
@@ -151,7 +153,7 @@ class Nearest:
         self.scores[:], self.columns[:] = state["scores"], state["columns"]
 
     def merge(self, states: Sequence[dict[str, np.ndarray]]) -> None:
-        """Keep each row's nearest faces of several states."""
+        """Keep each row's top k across several states."""
         self.restore(states[0])
         for state in states[1:]:
             self._merge_rows(np.arange(len(self.scores)), state["scores"], state["columns"])

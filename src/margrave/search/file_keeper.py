@@ -16,7 +16,7 @@ from margrave.search.score_blocks import State
 
 SECONDS_BETWEEN_SAVES = 2.0
 MAX_SAVING_SHARE = 0.05
-"""Largest share of the time to spend on saving: slow saves happen less often."""
+"""Largest share of the run time to spend on saving: the slower the saves, the fewer are made."""
 # The exceptions that NumPy raises for files that are not archives of arrays.
 _UNREADABLE = (
     OSError,
@@ -44,8 +44,8 @@ class FileKeeper:
 
     Args:
         path: the state file; if it exists, the state is loaded from it.
-        what: a description of the evaluation as JSON, which must equal the file's.
-        seconds: the minimum time between two saves; 0 saves every time.
+        what: the evaluation's description as JSON; an existing file must have the same one.
+        seconds: the minimum time in seconds between two saves; 0 saves every time.
 
     Raises:
         ValueError: the file is damaged or belongs to another evaluation.
@@ -70,15 +70,15 @@ class FileKeeper:
             ) from error
         if stored != self.what:
             raise ValueError(
-                f"{self.path} is the state of another evaluation, or of one with another number of "
-                "processes (--devices); delete it, or choose another file"
+                f"{self.path} is the state of another evaluation, or of a run with a different "
+                "number of processes (--devices); delete it, or choose another file"
             )
-        # `save` names an array state/part, or state/part/key if the part is a dict.
+        # `save` names an array "state/part", or "state/part/key" if the part is a dict.
         for key, array in arrays.items():
-            name, part, *rest = key.split("/")
+            name, part, *subkeys = key.split("/")
             state = self._states.setdefault(name, {})
-            if rest:
-                state.setdefault(part, {})[rest[0]] = array
+            if subkeys:
+                state.setdefault(part, {})[subkeys[0]] = array
             else:
                 state[part] = array
 

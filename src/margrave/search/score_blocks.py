@@ -1,8 +1,9 @@
 """The sweep: computes every score between two sets of faces, block by block.
 
-As many rows of the first set as fit into memory are held, and the second set is streamed past them.
-Each block of cosines is shown once to every collector and then overwritten. Collectors are exact:
-they consider every score, and skip a run of 64 columns if its maximum cannot matter.
+The sweep holds as many rows of the first set as fit into memory and streams the second set past
+them. It shows each block of cosines once to every collector and then overwrites the block.
+Collectors are exact: they skip a run of 64 columns only if its maximum shows that they need none of
+its scores.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from margrave.progress import Progress
 ROWS_PER_BLOCK = 2048
 COLUMNS_PER_BLOCK = 4096
 MEMORY = 512 * 2**20
-"""Bytes of the first set held in memory at a time."""
+"""Default number of bytes of the first set to hold in memory at a time."""
 
 RUN = 64
 """Columns per run; a block stores each run's maximum."""
@@ -38,7 +39,7 @@ DISTRACTOR = -1
 
 
 class Rows(Protocol):
-    """(N, D) embeddings read by slices: an array, a memory-mapped one, or one computed lazily."""
+    """(N, D) embeddings read by slices: an array in memory, memory-mapped or computed lazily."""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -46,7 +47,7 @@ class Rows(Protocol):
         ...
 
     def __getitem__(self, part: slice, /) -> np.ndarray:
-        """Some of the rows."""
+        """The rows of a slice."""
         ...
 
 
@@ -59,12 +60,12 @@ class Comparison:
         first_labels: (N,) integers; ``DISTRACTOR`` where the identity is unknown.
         second: (M, D) embeddings of any norm; None compares each pair of ``first`` once.
         second_labels: (M,) integers; None if all are distractors.
-        second_is_unit: ``second`` has rows of unit length, or zeros where ``absent``; they are
-            used without a copy.
-        absent: (M,) bool, rows of ``second`` to ignore; None to use all.
+        second_is_unit: True if the rows of ``second`` have unit length (zero where ``absent``), so
+            that they are used without normalized copies.
+        absent: (M,) bool, True for rows of ``second`` to ignore; None to use all.
 
     Raises:
-        ValueError: the embeddings' widths differ, or there is not one label per embedding.
+        ValueError: the embeddings' dimensions differ, or there is not one label per embedding.
     """
 
     first: Rows
@@ -85,12 +86,12 @@ class Comparison:
             if len(rows.shape) != 2 or rows.shape[1] != self.first.shape[1]:
                 raise ValueError(
                     f"the {name} embeddings have shape {rows.shape}, the first "
-                    f"{self.first.shape}; give (N, D) and (M, D) arrays from one model"
+                    f"{self.first.shape}; pass (N, D) and (M, D) arrays from the same model"
                 )
             if np.shape(labels) != (rows.shape[0],):
                 raise ValueError(
                     f"the {name} labels have shape {np.shape(labels)}, the embeddings "
-                    f"{rows.shape}; give one label per embedding"
+                    f"{rows.shape}; pass one label per embedding"
                 )
 
     def labels_of_second(self) -> np.ndarray:
@@ -146,15 +147,15 @@ class Block:
             return None
         values = self.scores.view(*self.run_maximum.shape, RUN)[rows, runs]
         bound = floor[rows] if isinstance(floor, Tensor) else floor
-        run, offset = (values > bound).nonzero(as_tuple=True)
-        return values[run, offset], rows[run], runs[run] * RUN + offset
+        selected, offset = (values > bound).nonzero(as_tuple=True)
+        return values[selected, offset], rows[selected], runs[selected] * RUN + offset
 
 
 class Collector(Protocol):
-    """Keeps some of all scores; its state is plain arrays, so that a sweep can be resumed."""
+    """Keeps a selection of all scores; its state is plain arrays, so that sweeps can be resumed."""
 
     def take(self, block: Block) -> None:
-        """Keep what is needed of a block."""
+        """Keep the scores of a block that the collector needs."""
         ...
 
     def state(self) -> dict[str, np.ndarray]:
@@ -191,13 +192,14 @@ def sweep(
         comparison: which faces are compared.
         collectors: the collectors, by name.
         device: the device that computes the scores, in float32 if it does not support float64.
-        memory: bytes of the first set to hold at a time; the second set is read once for each part
-            of the first that is held.
+        memory: bytes of the first set to hold at a time; the second set is read once for each held
+            part of the first.
         world: the ranks that share the blocks; all end with the same collectors.
         progress: called with (comparisons done, total).
         state: a saved state to resume from; see ``keep_state``.
-        keep_state: called after each block of columns with a function that returns the current
-            state; calling it copies what all collectors keep.
+        keep_state: called after each tile (the held rows against one block of columns) with a
+            function that returns the current state; calling that function copies what all
+            collectors keep.
 
     Raises:
         ValueError: an embedding is zero or not finite, or the device is not available.
@@ -219,11 +221,11 @@ def sweep(
         return {"done": done, **states}
 
     pairs_done, loaded = 0, _LoadedRows(comparison, device)
-    for number, tile in enumerate(_tiles(comparison, memory)):
-        if number >= done:
-            if number % world.size == world.rank:
+    for index, tile in enumerate(_tiles(comparison, memory)):
+        if index >= done:
+            if index % world.size == world.rank:
                 _score_tile(comparison, collectors, tile, loaded)
-            done = number + 1
+            done = index + 1
             if keep_state is not None:
                 keep_state(snapshot)
         pairs_done += tile.pairs
@@ -237,7 +239,7 @@ def sweep(
 
 @dataclass(frozen=True)
 class _Tile:
-    """Some rows against some columns, scored as one or more `Block`s of ``ROWS_PER_BLOCK`` rows.
+    """Some rows against some columns, scored in `Block`s of at most ``ROWS_PER_BLOCK`` rows.
 
     Attributes:
         rows: indices in the first set.
@@ -276,7 +278,7 @@ def _tiles(comparison: Comparison, memory: int) -> Iterator[_Tile]:
 
 
 class _LoadedRows:
-    """The current rows of the first set, read and normalized once for all their columns."""
+    """Holds a tile's rows of the first set, which are read and normalized once for all columns."""
 
     def __init__(self, comparison: Comparison, device: str) -> None:
         self._first, self._device = comparison.first, device
@@ -300,8 +302,8 @@ class _LoadedRows:
 
     def columns(self, part: range) -> Tensor:
         """(K, D) unit rows of the second set."""
-        inside = self._part.start <= part.start and part.stop <= self._part.stop
-        if self._second is self._first and inside:
+        is_held = self._part.start <= part.start and part.stop <= self._part.stop
+        if self._second is self._first and is_held:
             return self._rows[part.start - self._part.start : part.stop - self._part.start]
         if self._second_is_unit:
             return torch.from_numpy(self._second[part.start : part.stop]).to(self._rows)
@@ -311,6 +313,7 @@ class _LoadedRows:
 def _score_tile(
     comparison: Comparison, collectors: dict[str, Collector], tile: _Tile, loaded: _LoadedRows
 ) -> None:
+    """Compute a tile's cosines and show them to the collectors, block by block."""
     within_first = comparison.second is None
     all_rows, columns = loaded.rows(tile.rows), loaded.columns(tile.columns)
     # If all columns are distractors, there are no mates.
@@ -369,7 +372,7 @@ def _product(rows: Tensor, columns: Tensor, out: Tensor) -> Tensor:
 
 
 def _pop_scores(scores: Tensor, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
-    """(G,) the scores at these rows and columns, which are replaced by −inf."""
+    """Return the (G,) scores at these rows and columns, and replace them by −inf in ``scores``."""
     if not len(rows):
         return np.empty(0, scores.new_empty(0).cpu().numpy().dtype)
     # Stacked, so that both index arrays reach the device in one copy.
@@ -382,12 +385,12 @@ def _pop_scores(scores: Tensor, rows: np.ndarray, columns: np.ndarray) -> np.nda
 def _mates(
     row_labels: np.ndarray, label_order: np.ndarray, sorted_labels: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(G,) rows and (G,) columns of all pairs with the same identity.
+    """(G,) rows and (G,) columns of all mates in a block.
 
     Args:
-        row_labels: (R,) the labels of a block's rows.
-        label_order: (M,) the indices that sort its columns by label.
-        sorted_labels: (M,) the columns' labels in this order.
+        row_labels: (R,) the labels of the block's rows.
+        label_order: (K,) the indices that sort its columns by label.
+        sorted_labels: (K,) the columns' labels in this order.
     """
     if not len(sorted_labels):
         return np.empty(0, np.int64), np.empty(0, np.int64)
@@ -400,7 +403,7 @@ def _mates(
 
 
 def has_float64(device: str | torch.device) -> bool:
-    """Whether a device supports float64; Apple's MPS does not.
+    """True if a device supports float64; Apple's MPS does not.
 
     >>> has_float64("cpu")
     True
@@ -413,7 +416,7 @@ def has_float64(device: str | torch.device) -> bool:
 
 
 def unit_block(rows: Rows, start: int, stop: int) -> Tensor:
-    """Rows start to stop, normalized: in float64 if they are float64, otherwise in float32.
+    """(stop − start, D) unit rows: float64 if the rows are float64, otherwise float32.
 
     Raises:
         ValueError: a row is zero or not finite.
