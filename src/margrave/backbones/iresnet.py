@@ -81,7 +81,7 @@ def convolution(inputs: int, outputs: int, kernel: int, stride: int = 1) -> nn.C
 
 
 def rectifier(channels: int, activation: Activation) -> nn.Module:
-    """PReLU, or LeakyReLU with slope 0.25: its backward pass is ten times faster on CPUs."""
+    """PReLU, or LeakyReLU of slope 0.25, which is ten times faster to differentiate on CPUs."""
     return nn.PReLU(channels) if activation == "prelu" else nn.LeakyReLU(0.25, inplace=True)
 
 

@@ -160,7 +160,7 @@ with the model
 
 
 def _compare_images(
-    images: str,
+    description: str,
     original: Embedder,
     exported: Embedder,
     pixels: torch.Tensor,
@@ -185,7 +185,7 @@ def _compare_images(
             scores = fused_scores
         decisions.append(_compare_decisions(point, *scores))
     return Parity(
-        images=images,
+        images=description,
         count=len(pixels),
         cosine=float((unit_before * unit_after).sum(1).min()),
         norm_error=float((np.abs(norms_after - norms_before) / norms_before).max()),

@@ -114,7 +114,7 @@ def load_onnx(
 def _check_uint8_statistics(
     backbone: OnnxNetwork, mean: PixelStatistic | None, std: PixelStatistic | None
 ) -> None:
-    """Refuse mean != 0 and std != 1 for a model that takes uint8 pixels."""
+    """Refuse a mean other than 0 or a std other than 1 for a model that takes uint8 pixels."""
     has_statistics = not (
         np.all(np.equal(0 if mean is None else mean, 0))
         and np.all(np.equal(1 if std is None else std, 1))

@@ -47,21 +47,21 @@ def direct_tensors(mapping: Mapping[Any, Any]) -> dict[str, Tensor]:
 
 
 def _iterate_states(
-    content: dict[Any, Any], place: str = "", depth: int = 0, visited: set[int] | None = None
+    content: dict[Any, Any], state_path: str = "", depth: int = 0, visited: set[int] | None = None
 ) -> Iterator[tuple[str, dict[str, Tensor]]]:
     """Yield (dotted path, tensors) of each state dict in a file, a repeated object only once."""
     visited = {id(content)} if visited is None else visited
     tensors = direct_tensors(content)
     # A mapping whose tensors are all scalars holds values such as a temperature, not a network.
     if any(value.dim() for value in tensors.values()):
-        yield place, tensors
+        yield state_path, tensors
     if depth == MAX_DEPTH:
         return
     for key, value in dict.items(content):
         if isinstance(key, str) and isinstance(value, dict) and id(value) not in visited:
             visited.add(id(value))
             yield from _iterate_states(
-                value, f"{place}.{key}" if place else key, depth + 1, visited
+                value, f"{state_path}.{key}" if state_path else key, depth + 1, visited
             )
 
 
@@ -76,8 +76,8 @@ def choose_weights(
         if "n_averaged" in counters:
             notes.append("used moving averages (torch's AveragedModel), not the plain weights")
     states = {
-        place: {name: value for name, value in state.items() if not _is_counter(name)}
-        for place, state in states.items()
+        state_path: {name: value for name, value in state.items() if not _is_counter(name)}
+        for state_path, state in states.items()
     }
     if key is not None:
         return _weights_under_key(states, path, key), notes
@@ -90,20 +90,28 @@ def choose_weights(
             else ""
         )
         raise ValueError(f"{path}: contains no tensors; its keys: {keys}{hint}")
-    for place, state in list(states.items()):
+    for state_path, state in list(states.items()):
         states |= {
-            f"{place}.{prefix}".lstrip("."): part
+            f"{state_path}.{prefix}".lstrip("."): part
             for prefix, part in _averages_by_prefix(state).items()
         }
-    networks = {place: state for place, state in states.items() if not NOT_A_NETWORK.search(place)}
+    networks = {
+        state_path: state
+        for state_path, state in states.items()
+        if not NOT_A_NETWORK.search(state_path)
+    }
     networks = networks or states
-    averaged = {place: state for place, state in networks.items() if AVERAGED.search(place)}
-    plain = {place: state for place, state in networks.items() if place not in averaged}
+    averaged = {
+        state_path: state for state_path, state in networks.items() if AVERAGED.search(state_path)
+    }
+    plain = {
+        state_path: state for state_path, state in networks.items() if state_path not in averaged
+    }
     if not averaged:
-        return dict(plain[_choose_network(plain, path)]), notes
-    place = _choose_network(averaged, path)
-    average = strip_prefixes(averaged[place])
-    notes.append(f"used moving averages (EMA) from {place}; choose other weights with --key")
+        return dict(plain[_select_network_path(plain, path)]), notes
+    state_path = _select_network_path(averaged, path)
+    average = strip_prefixes(averaged[state_path])
+    notes.append(f"used moving averages (EMA) from {state_path}; choose other weights with --key")
     for weights in plain.values():
         without_averages = strip_prefixes(
             {
@@ -117,7 +125,7 @@ def choose_weights(
             missing = [name for name in without_averages if name not in average]
             notes.append(f"not averaged, so taken from the plain weights: {listed(missing)}")
             return {**without_averages, **average}, notes
-    return dict(averaged[place]), notes
+    return dict(averaged[state_path]), notes
 
 
 def _is_counter(name: str) -> bool:
@@ -140,28 +148,32 @@ def _weights_under_key(
     if key in states:
         return dict(states[key])
     for state in states.values():
-        inner = {
+        matching = {
             name.removeprefix(f"{key}."): value
             for name, value in state.items()
             if name.startswith(f"{key}.")
         }
-        if inner:
-            return inner
+        if matching:
+            return matching
     raise ValueError(f"{path}: no weights under {key!r}; {_list_choices(states)}")
 
 
-def _choose_network(states: Mapping[str, dict[str, Tensor]], path: Path) -> str:
+def _select_network_path(states: Mapping[str, dict[str, Tensor]], path: Path) -> str:
     """The dotted path of the network; an error if several different states qualify.
 
     States under `USUAL_KEYS` are preferred to all others.
     """
     if len(states) == 1:
         return next(iter(states))
-    usual = [place for place in states if place.rpartition(".")[2] in USUAL_KEYS]
+    usual_paths = [
+        state_path for state_path in states if state_path.rpartition(".")[2] in USUAL_KEYS
+    ]
     largest = max(len(state) for state in states.values())
-    # A state with far fewer tensors than the largest is not a network. It may be a lookup table.
-    networks = [place for place in usual or states if 4 * len(states[place]) >= largest]
-    first, *others = networks
+    # A state with far fewer tensors than the largest is not the network, but e.g. a lookup table.
+    candidates = [
+        state_path for state_path in usual_paths or states if 4 * len(states[state_path]) >= largest
+    ]
+    first, *others = candidates
     if not all(_are_equal(states[first], states[other]) for other in others):
         raise ValueError(
             f"{path}: contains several networks; choose one with --key (key=): "
@@ -180,5 +192,7 @@ def _are_equal(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> boo
 
 
 def _list_choices(states: Mapping[str, dict[str, Tensor]]) -> str:
-    choices = [f"{place or '(top)'} ({len(state)} tensors)" for place, state in states.items()]
+    choices = [
+        f"{state_path or '(top)'} ({len(state)} tensors)" for state_path, state in states.items()
+    ]
     return f"choices: {listed(choices)}"

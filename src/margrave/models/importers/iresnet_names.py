@@ -149,8 +149,8 @@ def _infer_specification(
     )
     stem = shape_of(state, "conv1.weight", 4, names)[0]
     embedding_size, inputs = shape_of(state, "fc.weight", 2, names)
-    place = f"{names.get('fc', 'fc')}.weight of {inputs} inputs from {channels[-1]} channels"
-    side = square_side(inputs // channels[-1] if inputs % channels[-1] == 0 else 0, place)
+    layer = f"{names.get('fc', 'fc')}.weight of {inputs} inputs from {channels[-1]} channels"
+    side = square_side(inputs // channels[-1] if inputs % channels[-1] == 0 else 0, layer)
     sizes = {"embedding_size": embedding_size, "image_size": 16 * side}
     # The last batch norm has a scale and a shift in face.evoLVe, but neither in CurricularFace and
     # AdaFace. InsightFace's networks have no options here and keep the default.

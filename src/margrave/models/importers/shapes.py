@@ -38,12 +38,12 @@ def shape_of(state: State, key: str, dimensions: int, names: Mapping[str, str]) 
         ValueError: the tensor is missing or has a different number of dimensions.
     """
     module_name, dot, leaf = key.rpartition(".")
-    place = f"{names.get(module_name, module_name)}{dot}{leaf}"
+    project_key = f"{names.get(module_name, module_name)}{dot}{leaf}"
     if key not in state:
-        raise ValueError(f"{place} is missing; its shape determines the network's settings")
+        raise ValueError(f"{project_key} is missing; its shape determines the network's settings")
     if state[key].dim() != dimensions:
         raise ValueError(
-            f"{place} has shape {tuple(state[key].shape)}, expected {dimensions} dimensions"
+            f"{project_key} has shape {tuple(state[key].shape)}, expected {dimensions} dimensions"
         )
     return tuple(state[key].shape)
 
