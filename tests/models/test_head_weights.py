@@ -40,8 +40,8 @@ def test_square_centers_are_turned_by_name():
 @pytest.mark.parametrize(
     ("state", "message"),
     (
-        ({"t": torch.zeros(1)}, "no class centers: .* among t"),
-        ({}, "among no tensors"),
+        ({"t": torch.zeros(1)}, "no class centers: .* found t"),
+        ({}, "found no tensors"),
         ({"weight": torch.zeros(3, 5)}, r"weight has shape \(3, 5\)"),
         ({"kernel": torch.zeros(10, 4)}, r"kernel has shape \(10, 4\)"),
     ),
@@ -70,8 +70,11 @@ def test_shards_merge_in_the_order_of_their_ranks(classes, ranks, data):
         ({}, r"ranks \[0\] are missing"),
         ({"gpu_0": 2, "gpu_1000000000000": 2}, r"ranks \[1\] are missing"),
         ({"gpu_0": 2, "node_0": 2}, "gpu_0 and node_0 are both rank 0"),
-        ({"first": 2}, "first: no rank in the name"),
-        ({"gpu_0": 2, "gpu_1": 3}, "gpu_0 holds 2 classes, expected 3 of 5 on 2 ranks"),
+        ({"first": 2}, "first: no rank in the file name"),
+        (
+            {"gpu_0": 2, "gpu_1": 3},
+            "gpu_0 holds 2 classes, expected 3: the head has 5 classes on 2 ranks",
+        ),
     ),
 )
 def test_shards_that_do_not_fit_are_refused(sizes, message):

@@ -147,8 +147,8 @@ def test_garbage_is_refused(tmp_path, suffix, seed):
 @pytest.mark.parametrize(
     ("content", "message"),
     (
-        ({"epoch": 3, "accuracy": 0.9}, "contains no tensors; found epoch, accuracy"),
-        ({}, "contains no tensors; found nothing"),
+        ({"epoch": 3, "accuracy": 0.9}, "contains no tensors; its keys: epoch, accuracy"),
+        ({}, "contains no tensors; its keys: none"),
         ({"state_dict": {}}, "contains no tensors"),
         ([WEIGHT], "contains a list, not a state dict"),
     ),
@@ -165,7 +165,7 @@ def test_a_missing_file_is_named(tmp_path):
 
 
 def test_two_networks_under_one_name_are_refused():
-    with pytest.raises(ValueError, match=r"'model.fc.weight' and 'fc.weight' both mean"):
+    with pytest.raises(ValueError, match=r"'model.fc.weight' and 'fc.weight' both become"):
         strip_prefixes({"model.fc.weight": WEIGHT, "fc.weight": WEIGHT})
 
 
@@ -262,7 +262,7 @@ def test_moving_averages_are_preferred_and_noted(tmp_path, content):
     assert any("used moving averages (EMA)" in note for note in state.notes)
     partial = "model_ema" in content
     assert partial == any(
-        "taken from the plain weights, as not averaged: fc.bias" in n for n in state.notes
+        "not averaged, so taken from the plain weights: fc.bias" in n for n in state.notes
     )
 
 
@@ -338,7 +338,7 @@ def test_paths_of_every_python_are_ignored(tmp_path, module):
     head = [pickle.dumps(each, 2) for each in (0x1950A86A20F9469CFC6C, 1001, {"little_endian": 1})]
     content = b"\x80\x02}U\x04pathc" + module.encode() + b"\nPosixPath\nU\x01a\x85Rs."
     path.write_bytes(b"".join(head) + content + pickle.dumps([], 2))
-    with pytest.raises(ValueError, match="contains no tensors; found path"):
+    with pytest.raises(ValueError, match="contains no tensors; its keys: path"):
         read_checkpoint(path)
 
 

@@ -34,12 +34,12 @@ def create(spec: Mapping[str, Any]) -> nn.Module:
     """Build the backbone that ``{"kind": name, **settings}`` describes, with initial weights.
 
     The backbone maps (B, 3, height, width) RGB images in [-1, 1] to (B, embedding_size)
-    unnormalized features. Under ``with torch.device("meta")`` it is built without allocating
-    weights, for :func:`margrave.models.load_strictly` to load.
+    unnormalized features. Under ``with torch.device("meta")``, no memory is allocated for the
+    weights; :func:`margrave.models.load_strictly` can then load them.
 
     Raises:
-        ValueError: an unknown kind or setting, an invalid value, or an import path to something
-            that is not an ``nn.Module`` class.
+        ValueError: the kind or a setting is unknown, a value is invalid, or the kind is an import
+            path to something that is not an ``nn.Module`` class.
 
     >>> backbone = create({"kind": "mbf", "embedding_size": 128, "image_size": 64})
     >>> backbone.embedding_size
@@ -48,18 +48,20 @@ def create(spec: Mapping[str, Any]) -> nn.Module:
     kind = spec.get("kind")
     if isinstance(kind, str) and ":" in kind:
         component = BACKBONES.get(kind)
-        # Checked before it is called, because the specification may come from a file.
+        # Check before calling it, because the specification may come from a file.
         if not (isinstance(component, type) and issubclass(component, nn.Module)):
-            raise ValueError(f"backbone {kind!r} is not a torch.nn.Module class; name one that is")
+            raise ValueError(
+                f"backbone {kind!r} is not a torch.nn.Module class; give the path of one"
+            )
     return BACKBONES.create(spec)
 
 
 def create_for(state: Mapping[str, Tensor], spec: Mapping[str, Any], source: str) -> nn.Module:
     """Build the backbone that a file describes, unless it needs more values than the file holds.
 
-    A few characters can describe a network of any size. Therefore the backbone is first built on
-    the meta device; this stops once there are more parameters than values in the file. Custom
-    network code, which the user trusts, is not checked.
+    A specification of a few characters can describe a network of any size. Therefore the backbone
+    is first built on the meta device, which raises an error once there are more parameters than
+    values in the file. Custom network code is not checked, because the user has chosen to trust it.
 
     Args:
         state: the file's weights.
@@ -68,26 +70,26 @@ def create_for(state: Mapping[str, Tensor], spec: Mapping[str, Any], source: str
 
     Raises:
         ValueError: see `create`; or the network has more parameters than the file has values, or
-            invalid sizes.
+            its sizes are invalid.
     """
     try:
         if ":" not in str(spec.get("kind")):
             count = sum(value.numel() for value in state.values())
-            with torch.device("meta"), _max_parameters(count, source):
+            with torch.device("meta"), _limit_parameters(count, source):
                 create(spec)
         return create(spec)
-    # A size does not fit in 64 bits, or there is not enough memory.
+    # For example, a size does not fit in 64 bits, or there is not enough memory.
     except (RuntimeError, OverflowError, MemoryError) as error:
         reason = str(error).partition("\n")[0]
         raise ValueError(f"{source}: its network cannot be built ({reason})") from error
 
 
 @contextmanager
-def _max_parameters(count: int, source: str) -> Iterator[None]:
+def _limit_parameters(count: int, source: str) -> Iterator[None]:
     """Context in which building a network with more than `count` parameters raises an error."""
     thread, remaining = threading.get_ident(), count
 
-    # The hook sees the modules of all threads.
+    # The hook also sees modules that other threads build.
     def charge(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
         nonlocal remaining
         if parameter is None or threading.get_ident() != thread:

@@ -36,7 +36,7 @@ def check_images(images: Tensor, image_size: int) -> None:
     """Check that a batch is floating-point with shape (B, 3, image_size, image_size).
 
     Raises:
-        ValueError: the shape or dtype is wrong; the message gives it and the expected one.
+        ValueError: the shape or dtype is wrong; the message gives the actual and the expected one.
 
     >>> check_images(torch.zeros(1, 3, 64, 64), image_size=112)
     Traceback (most recent call last):
@@ -55,7 +55,7 @@ def check_images(images: Tensor, image_size: int) -> None:
 
 
 def check_at_least(minimum: int, **settings: int | Sequence[int]) -> None:
-    """Check that settings are not below a minimum.
+    """Check that settings, and all values of settings that are sequences, are at least `minimum`.
 
     >>> check_at_least(1, embedding_size=0)
     Traceback (most recent call last):
@@ -68,7 +68,9 @@ def check_at_least(minimum: int, **settings: int | Sequence[int]) -> None:
 
 
 def check_choices(choices: Mapping[str, Any], **settings: object) -> None:
-    """Check that each setting is among its choices, a ``Literal`` type under the setting's name.
+    """Check that each setting has one of its allowed values.
+
+    `choices` maps the setting's name to a ``Literal`` type of these values.
 
     >>> from typing import Literal
     >>> check_choices({"block": Literal["basic", "bottleneck"]}, block="basc")
@@ -107,8 +109,8 @@ def halved_size(size: int, times: int) -> int:
 def in_weight_precision(inputs: Tensor, *layers: nn.Module) -> Tensor:
     """Run the last layers in the precision of their weights, even under autocast.
 
-    These layers determine the feature norm, which half precision would distort; some margins use
-    it as image quality.
+    These layers determine the feature norm, which half precision would distort. Some margins use
+    the norm as a measure of image quality.
     """
     device = inputs.device.type
     has_autocast = torch.amp.is_autocast_available(device)
@@ -120,7 +122,7 @@ def in_weight_precision(inputs: Tensor, *layers: nn.Module) -> Tensor:
 
 
 def initialize_fan_out(module: nn.Module) -> None:
-    """Initialize convolutions and linear layers by He's normal distribution in fan-out mode.
+    """Initialize convolutions and linear layers from He's normal distribution in fan-out mode.
 
     The variance is 2 / fan-out (He et al. 2015, arXiv:1502.01852); biases are 0.
     """

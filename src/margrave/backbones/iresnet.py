@@ -1,8 +1,9 @@
 """Improved residual networks (IResNet), in the variants of InsightFace, AdaFace and CurricularFace.
 
-All have a pre-activation residual branch with the stride on its last convolution, and a linear
-layer over the whole last feature map (Deng et al. 2019, arXiv:1801.07698; squeeze and excitation:
-Hu et al. 2018, arXiv:1709.01507). They differ in the options of :class:`IResNet`.
+In all of them, residual branches start with a batch norm and have the stride on their last
+convolution, and a linear layer covers the whole last feature map (Deng et al. 2019,
+arXiv:1801.07698; squeeze and excitation: Hu et al. 2018, arXiv:1709.01507). They differ in the
+options of :class:`IResNet`.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ CHOICES = {
 
 
 class ChannelGate(nn.Module):
-    """Squeeze and excitation: scales each channel by a gate computed from all channel means."""
+    """Squeeze and excitation: scales each channel by a gate in [0, 1] from all channel means."""
 
     def __init__(self, channels: int, reduction: int = 16) -> None:
         super().__init__()
@@ -57,37 +58,37 @@ class ChannelGate(nn.Module):
 class ResidualBlock(nn.Module):
     """shortcut(x) + branch(x); the branch applies its modules in order.
 
-    The shortcut is the identity if it is None; its key is ``downsample``, as in InsightFace.
+    A shortcut of None is the identity. Its key name is ``downsample``, as in InsightFace.
     """
 
     def __init__(self, branch: dict[str, nn.Module], shortcut: nn.Module | None) -> None:
         super().__init__()
-        self._branch = tuple(branch)
+        self._branch_names = tuple(branch)
         for name, module in branch.items():
             self.add_module(name, module)
         self.downsample = shortcut
 
     def forward(self, inputs: Tensor) -> Tensor:
         outputs = inputs
-        for name in self._branch:
+        for name in self._branch_names:
             outputs = getattr(self, name)(outputs)
         return outputs + (inputs if self.downsample is None else self.downsample(inputs))
 
 
 def convolution(inputs: int, outputs: int, kernel: int, stride: int = 1) -> nn.Conv2d:
-    """A convolution without bias that keeps the size at stride 1."""
+    """A convolution without bias; with an odd kernel and stride 1, it keeps the map's size."""
     return nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2, bias=False)
 
 
 def rectifier(channels: int, activation: Activation) -> nn.Module:
-    """PReLU, or LeakyReLU with slope 0.25, whose gradient is ten times faster on CPUs."""
+    """PReLU, or LeakyReLU of slope 0.25, which is ten times faster to differentiate on CPUs."""
     return nn.PReLU(channels) if activation == "prelu" else nn.LeakyReLU(0.25, inplace=True)
 
 
 def basic_branch(
     inputs: int, outputs: int, stride: int, middle_norm: bool, activation: Activation
 ) -> dict[str, nn.Module]:
-    """A branch of two 3x3 convolutions."""
+    """A branch of two 3x3 convolutions; `stride` is for the second."""
     middle = {"bn2": nn.BatchNorm2d(outputs)} if middle_norm else {}
     return {
         "bn1": nn.BatchNorm2d(inputs),
@@ -119,26 +120,27 @@ def bottleneck_branch(inputs: int, outputs: int, stride: int) -> dict[str, nn.Mo
 class IResNet(nn.Module):
     """An improved residual network of any depth and width, with InsightFace's key names.
 
-    Four stages, each of which halves the resolution, then batch norm, dropout, a linear layer over
-    the whole feature map, and batch norm of the features.
+    After the first convolution, each of four stages halves the resolution. Then follow batch norm,
+    dropout, a linear layer over the whole feature map, and batch norm of the features.
 
     Args:
         block_counts: number of blocks in each stage.
         channels: number of channels of each stage; a multiple of 4 for bottleneck blocks.
-        stem_channels: channels of the first convolution; by default those of the first stage.
-        stem_stride: 1, or 2 to halve the resolution, which is four times as fast.
+        stem_channels: channels of the first convolution; None takes those of the first stage.
+        stem_stride: stride of the first convolution: 1, or 2 to halve the resolution everywhere,
+            which is four times as fast.
         block: ``basic`` or ``bottleneck``.
         activation: ``prelu``, or ``leaky_relu``, which is faster on CPUs (basic blocks only).
-        middle_norm: put a batch norm between the first convolution and the PReLU of each basic
-            block (CurricularFace does not).
-        channel_gates: use squeeze and excitation ("SE") at the end of each branch.
+        middle_norm: put a batch norm between the first convolution and the activation of each basic
+            block; False for CurricularFace.
+        channel_gates: put squeeze and excitation ("SE") at the end of each branch.
         shortcut: ``projection`` puts a 1x1 convolution and a batch norm on the shortcut of every
-            block with stride 2 (InsightFace); ``subsample`` takes every second pixel instead if the
-            number of channels stays the same (AdaFace, CurricularFace).
-        feature_affine: parameters of the last batch norm: ``none`` (AdaFace, CurricularFace),
-            ``shift`` (InsightFace), or ``full`` (face.evoLVe).
-        initialization: ``normal`` draws convolutions from N(0, 0.1²) (InsightFace), ``fan_out``
-            from He's distribution (AdaFace, CurricularFace).
+            block with stride 2 (InsightFace); ``subsample`` takes every second pixel instead in
+            blocks that keep the number of channels (AdaFace, CurricularFace).
+        feature_affine: trained parameters of the last batch norm: ``none`` (AdaFace,
+            CurricularFace), ``shift`` (InsightFace), or ``full``, scale and shift (face.evoLVe).
+        initialization: ``normal`` draws the convolutions' weights from N(0, 0.1²) (InsightFace),
+            ``fan_out`` from He's distribution (AdaFace, CurricularFace).
         dropout: dropout probability before the linear layer, in [0, 1).
         embedding_size: D, the number of features, at least 1.
         image_size: height and width in pixels, at least 16.
@@ -196,17 +198,17 @@ class IResNet(nn.Module):
             raise ValueError(f"activation = {activation!r} requires basic blocks")
         self.image_size = image_size
         self.embedding_size = embedding_size
-        self._options = (block, middle_norm, channel_gates, shortcut)
+        self._block_options = (block, middle_norm, channel_gates, shortcut)
         self._activation: Activation = activation
 
         self.conv1 = convolution(3, stem_channels, 3, stem_stride)
         self.bn1 = nn.BatchNorm2d(stem_channels)
         self.prelu = rectifier(stem_channels, activation)
         widths = (stem_channels, *channels)
-        self.layer1 = self._stage(widths[0], widths[1], block_counts[0])
-        self.layer2 = self._stage(widths[1], widths[2], block_counts[1])
-        self.layer3 = self._stage(widths[2], widths[3], block_counts[2])
-        self.layer4 = self._stage(widths[3], widths[4], block_counts[3])
+        self.layer1 = self._build_stage(widths[0], widths[1], block_counts[0])
+        self.layer2 = self._build_stage(widths[1], widths[2], block_counts[1])
+        self.layer3 = self._build_stage(widths[2], widths[3], block_counts[2])
+        self.layer4 = self._build_stage(widths[3], widths[4], block_counts[3])
         self.bn2 = nn.BatchNorm2d(channels[-1])
         self.dropout = nn.Dropout(dropout)
         side = halved_size(image_size, times=5 if stem_stride == 2 else 4)
@@ -217,23 +219,25 @@ class IResNet(nn.Module):
             self.features.weight.requires_grad_(False)
         self._initialize(initialization)
 
-    def _stage(self, inputs: int, outputs: int, count: int) -> nn.Sequential:
-        blocks = [self._block(inputs, outputs, stride=2)]
-        blocks += [self._block(outputs, outputs, stride=1) for _ in range(count - 1)]
+    def _build_stage(self, in_channels: int, out_channels: int, block_count: int) -> nn.Sequential:
+        blocks = [self._build_block(in_channels, out_channels, stride=2)]
+        blocks += [
+            self._build_block(out_channels, out_channels, stride=1) for _ in range(block_count - 1)
+        ]
         return nn.Sequential(*blocks)
 
-    def _block(self, inputs: int, outputs: int, stride: int) -> ResidualBlock:
-        kind, middle_norm, channel_gates, shortcut = self._options
-        if kind == "bottleneck":
-            branch = bottleneck_branch(inputs, outputs, stride)
+    def _build_block(self, in_channels: int, out_channels: int, stride: int) -> ResidualBlock:
+        block, middle_norm, channel_gates, shortcut = self._block_options
+        if block == "bottleneck":
+            branch = bottleneck_branch(in_channels, out_channels, stride)
         else:
-            branch = basic_branch(inputs, outputs, stride, middle_norm, self._activation)
+            branch = basic_branch(in_channels, out_channels, stride, middle_norm, self._activation)
         if channel_gates:
-            branch["gate"] = ChannelGate(outputs)
+            branch["gate"] = ChannelGate(out_channels)
         downsample: nn.Module | None = None
-        if inputs != outputs or (stride != 1 and shortcut == "projection"):
+        if in_channels != out_channels or (stride != 1 and shortcut == "projection"):
             downsample = nn.Sequential(
-                convolution(inputs, outputs, 1, stride), nn.BatchNorm2d(outputs)
+                convolution(in_channels, out_channels, 1, stride), nn.BatchNorm2d(out_channels)
             )
         elif stride != 1:
             downsample = nn.MaxPool2d(kernel_size=1, stride=stride)
@@ -291,7 +295,7 @@ def _register(
         )
 
     build.__name__ = name
-    build.__doc__ = f"{name}: {block} blocks {block_counts} of {channels} channels."
+    build.__doc__ = f"{name}: stages of {block_counts} {block} blocks with {channels} channels."
     return BACKBONES.register(name)(build)
 
 
@@ -303,6 +307,7 @@ BLOCK_COUNTS: dict[int, PerStage] = {
     152: (3, 8, 36, 3),
     200: (6, 26, 60, 6),
 }
+"""Depth in the network's name (100 for IR-101) -> number of blocks in each stage."""
 BOTTLENECK_COUNTS: dict[int, PerStage] = {152: (3, 8, 36, 3), 200: (3, 24, 36, 3)}
 BOTTLENECK_CHANNELS = (256, 512, 1024, 2048)
 
@@ -316,7 +321,7 @@ for _depth in (18, 34, 50, 100, 200):
         default_dropout=0.0,
     )
 
-# The papers call the network with 100 layers IR-101.
+# AdaFace and CurricularFace call the network with 100 layers IR-101.
 for _gates, _prefix in ((False, "ir"), (True, "ir_se")):
     for _depth, _layers in ((18, 18), (34, 34), (50, 50), (101, 100)):
         _register(f"{_prefix}_{_depth}", block_counts=BLOCK_COUNTS[_layers], channel_gates=_gates)

@@ -1,22 +1,23 @@
-"""Choose a memory layout that is safe and fast for a network's convolutions."""
+"""Chooses a memory layout that is safe and fast for a network's convolutions."""
 
 from __future__ import annotations
 
 import torch
 from torch import nn
 
-# oneDNN, which torch uses for convolutions on CPUs, corrupts memory in the backward pass of some
-# float32 convolutions in channels-last layout on CPUs with AVX2 but without AVX-512 (torch 2.13.0
-# and 2.14.1): 1 x 1 kernels, any stride above 1 that divides the input's size, no padding, one
-# group, 1 to 7 input channels. This also happens if only the images are channels-last. To be safe,
+# torch uses oneDNN for convolutions on CPUs. On CPUs with AVX2 but without AVX-512, oneDNN corrupts
+# memory in the backward pass of some channels-last float32 convolutions (torch 2.13.0 and 2.14.1):
+# those with 1 x 1 kernels, a stride above 1 that divides the input's size, no padding, one group
+# and 1 to 7 input channels. This also happens if only the images are channels-last. To be safe,
 # the check ignores groups, padding and dtype, and covers all kernels with a side of 1.
 MIN_SAFE_CHANNELS = 8
+"""Minimum number of input channels at which strided convolutions avoid the bug above."""
 
 
 def channels_last_is_safe(network: nn.Module) -> bool:
-    """Whether the network has no convolution that triggers the oneDNN bug described above.
+    """Whether channels-last avoids the oneDNN bug described at `MIN_SAFE_CHANNELS`.
 
-    Custom layers, whose stride is unknown, are treated as strided.
+    Custom layers are treated as strided, because their stride is unknown.
 
     >>> channels_last_is_safe(nn.Conv2d(4, 8, kernel_size=1, stride=2))
     False
@@ -35,11 +36,11 @@ def channels_last_is_safe(network: nn.Module) -> bool:
 
 
 def memory_format(network: nn.Module, channels_last: bool = True) -> torch.memory_format:
-    """The memory layout for a network's weights and its input images.
+    """Choose the memory layout of a network's weights and input images.
 
     Args:
         network: the network.
-        channels_last: prefer channels-last where it is safe.
+        channels_last: True chooses channels-last if it is safe.
     """
     use_channels_last = channels_last and channels_last_is_safe(network)
     return torch.channels_last if use_channels_last else torch.contiguous_format

@@ -17,7 +17,7 @@ from margrave.backbones.contract import (
 
 
 class Stack(nn.Module):
-    """Sequential modules under the name ``layers``, as in InsightFace's files."""
+    """Modules in sequence, with state-dict keys under ``layers`` as in InsightFace's files."""
 
     def __init__(self, *modules: nn.Module) -> None:
         super().__init__()
@@ -30,7 +30,7 @@ class Stack(nn.Module):
 def linear_block(
     inputs: int, outputs: int, kernel: int = 1, stride: int = 1, padding: int = 0, groups: int = 1
 ) -> Stack:
-    """Convolution and batch norm."""
+    """Convolution and batch norm, without activation."""
     convolution = nn.Conv2d(inputs, outputs, kernel, stride, padding, groups=groups, bias=False)
     return Stack(convolution, nn.BatchNorm2d(outputs))
 
@@ -45,7 +45,7 @@ def active_block(
 
 
 class InvertedBottleneck(Stack):
-    """1x1 expansion, 3x3 depthwise convolution, 1x1 projection; with a shortcut at stride 1."""
+    """1x1 expansion, 3x3 depthwise convolution and 1x1 projection; at stride 1, a shortcut."""
 
     def __init__(self, inputs: int, outputs: int, hidden: int, stride: int) -> None:
         super().__init__(
@@ -71,10 +71,11 @@ class MobileFaceNet(nn.Module):
     """A MobileFaceNet of any width and depth, with InsightFace's key names.
 
     Args:
-        block_counts: number of stride-1 blocks at 1/2, 1/4, 1/8 and 1/16 of the image size; a first
-            count of 1 means a single 3x3 convolution in 64 groups, which is depthwise at width 1.
-        width_multiplier: multiplies the 64, 64, 128 and 128 channels of the feature maps at these
-            four sizes; the bottlenecks' hidden channels stay 128, 256 and 512.
+        block_counts: number of stride-1 blocks at 1/2, 1/4, 1/8 and 1/16 of the image size. A first
+            count of 1 means a single 3x3 convolution in 64 groups instead of a block; with
+            ``width_multiplier`` 1, it is depthwise.
+        width_multiplier: factor for the 64, 64, 128 and 128 channels of the feature maps at these
+            four sizes. It does not change the blocks' 128, 256 and 512 hidden channels.
         embedding_size: D, the number of features, at least 1.
         image_size: height and width in pixels, at least 16.
 
@@ -150,7 +151,9 @@ def _register(
         )
 
     build.__name__ = name
-    build.__doc__ = f"MobileFaceNet with blocks {block_counts} and width x{width_multiplier}."
+    build.__doc__ = (
+        f"MobileFaceNet with {block_counts} blocks and width multiplier {width_multiplier}."
+    )
     return BACKBONES.register(name)(build)
 
 

@@ -13,15 +13,15 @@ from margrave.distributed import full_tensor
 class MomentumEncoder(nn.Module):
     """An exponential moving average of a network's parameters and floating-point buffers.
 
-    average ← momentum·average + (1 − momentum)·network after every optimizer step. The average runs
-    in evaluation mode and without gradient. It is used for KappaFace's momentum encoder and for
-    weight averaging.
+    Call `update` after every optimizer step: average ← momentum·average + (1 − momentum)·network.
+    The average runs in evaluation mode and without gradient. It is used for KappaFace's momentum
+    encoder and for weight averaging.
 
     Args:
         network: the network to average.
         momentum: weight of the old average, in [0, 1).
-        warm_up: in update k limit the momentum to (1 + k)/(10 + k), so that a slow average forgets
-            the random initialization.
+        warm_up: limit the momentum in update k = 1, 2, … to (1 + k)/(10 + k), so that an average
+            with high momentum forgets the random initialization sooner.
 
     Source: KappaFace, arXiv 2201.07394, section 3.3 (momentum 0.9). The authors' code averages only
     the parameters, so its batch norms keep their initial statistics.
@@ -42,13 +42,13 @@ class MomentumEncoder(nn.Module):
             raise ValueError(f"momentum = {momentum} must be in [0, 1)")
         self.momentum = momentum
         self.warm_up = warm_up
-        # On the network's device; otherwise each update would copy the counter there.
+        # Keep the counter on the network's device; otherwise each update would copy it there.
         device = next((parameter.device for parameter in network.parameters()), None)
         self.register_buffer("updates", torch.zeros((), dtype=torch.int64, device=device))
         self.average = copy.deepcopy(network).eval().requires_grad_(False)
 
     def train(self, mode: bool = True) -> MomentumEncoder:
-        """Keep evaluation mode."""
+        """Stay in evaluation mode, whatever `mode` is."""
         del mode
         return super().train(False)
 
@@ -65,8 +65,8 @@ class MomentumEncoder(nn.Module):
         if self.warm_up:
             momentum = torch.minimum(momentum, (1 + self.updates) / (10 + self.updates))
         for name, average in self.average.state_dict().items():
-            now = full_tensor(current[name])
+            value = full_tensor(current[name])
             if average.is_floating_point():
-                average.lerp_(now.to(average), (1 - momentum).to(average))
+                average.lerp_(value.to(average), (1 - momentum).to(average))
             else:
-                average.copy_(now)
+                average.copy_(value)

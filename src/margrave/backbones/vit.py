@@ -19,7 +19,7 @@ from margrave.backbones.contract import (
 
 
 class PatchEmbedding(nn.Module):
-    """Projects each square patch of the image to a token; a remainder at the edge is ignored."""
+    """Projects each square patch of an image to a token; ignores a remainder at the edge."""
 
     def __init__(self, patch_size: int, width: int) -> None:
         super().__init__()
@@ -59,7 +59,7 @@ class MLP(nn.Module):
 
 
 class TransformerBlock(nn.Module):
-    """Pre-norm attention and MLP; training randomly drops branches per sample (drop path)."""
+    """Pre-norm attention and MLP; in training, drop path randomly drops branches per sample."""
 
     def __init__(self, width: int, heads: int, mlp_ratio: float, drop_path: float) -> None:
         super().__init__()
@@ -76,13 +76,17 @@ class TransformerBlock(nn.Module):
     def _apply_drop_path(self, branch: Tensor) -> Tensor:
         if not self.training or self.drop_path == 0:
             return branch
-        keep = 1 - self.drop_path
-        return branch * branch.new_empty(len(branch), 1, 1).bernoulli_(keep) / keep
+        keep_probability = 1 - self.drop_path
+        return (
+            branch
+            * branch.new_empty(len(branch), 1, 1).bernoulli_(keep_probability)
+            / keep_probability
+        )
 
 
 @BACKBONES.register("vit")
 class VisionTransformer(nn.Module):
-    """A vision transformer that embeds all tokens; its state dict has InsightFace's keys.
+    """A vision transformer that maps all tokens to features, with InsightFace's key names.
 
     Args:
         width: channels per token, a multiple of ``attention_heads``.
@@ -91,10 +95,10 @@ class VisionTransformer(nn.Module):
         patch_size: side of a patch in pixels; if ``image_size`` is not a multiple of it, the
             remainder is ignored.
         mlp_ratio: hidden width of a block's MLP divided by ``width``.
-        masked_share: fraction in [0, 1) of the tokens that training randomly omits from the blocks
-            and then replaces with a learned token.
-        drop_path: probability in [0, 1) of dropping the last block's branches in training; it
-            increases linearly from 0 in the first block.
+        masked_share: fraction in [0, 1) of the tokens that skip the blocks in training, chosen at
+            random. A learned token replaces each of them after the blocks.
+        drop_path: probability in [0, 1) of dropping a branch of the last block in training. The
+            probability increases linearly over the blocks, from 0 in the first.
         gradient_checkpointing: recompute each block in the backward pass to save memory.
         embedding_size: D, the number of features, at least 1.
         image_size: height and width in pixels, at least ``patch_size``.
@@ -147,7 +151,7 @@ class VisionTransformer(nn.Module):
         tokens = (image_size // patch_size) ** 2
         self.patch_embed = PatchEmbedding(patch_size, width)
         self.pos_embed = nn.Parameter(torch.empty(1, tokens, width))
-        # Frozen if unused, since DDP would wait for its gradient.
+        # Frozen if unused, because DDP would wait for its gradient.
         self.mask_token = nn.Parameter(torch.empty(1, 1, width), requires_grad=masked_share > 0)
         self.blocks = nn.ModuleList(
             TransformerBlock(
@@ -191,14 +195,14 @@ class VisionTransformer(nn.Module):
         return self.norm(tokens)
 
     def _encode_masked(self, tokens: Tensor) -> Tensor:
-        """Encode a random subset of each sample's tokens; the mask token replaces the others."""
+        """Encode a random subset of each sample's tokens; replace the others by the mask token."""
         batch, count, width = tokens.shape
-        num_kept = max(1, int(count * (1 - self.masked_share)))
-        order = torch.rand(batch, count, device=tokens.device).argsort(dim=1)
-        kept = order[:, :num_kept, None].expand(-1, -1, width)
-        encoded = self._encode(tokens.gather(1, kept))
-        masked = self.mask_token.to(encoded.dtype).expand(batch, count, width)
-        return masked.scatter(1, kept, encoded)
+        kept_count = max(1, int(count * (1 - self.masked_share)))
+        shuffled = torch.rand(batch, count, device=tokens.device).argsort(dim=1)
+        kept_indices = shuffled[:, :kept_count, None].expand(-1, -1, width)
+        encoded = self._encode(tokens.gather(1, kept_indices))
+        all_tokens = self.mask_token.to(encoded.dtype).expand(batch, count, width)
+        return all_tokens.scatter(1, kept_indices, encoded)
 
 
 def _register(name: str, width: int, depth: int) -> Callable[..., nn.Module]:

@@ -1,4 +1,4 @@
-"""Exports a model to ONNX with its card, compares it with the original, and can quantize it."""
+"""Exports a model to ONNX with its card, checks the export, and quantizes it if requested."""
 
 from margrave.export.exporting import Exported, export_model
 from margrave.export.graph import write_graph

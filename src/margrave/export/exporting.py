@@ -19,14 +19,14 @@ from margrave.protocols import Pairs
 
 @dataclass(frozen=True, kw_only=True)
 class Exported:
-    """The exported file, and how it compares with the original.
+    """The exported file, and how its embeddings compare with the original's.
 
     Attributes:
         path: the ONNX file.
         card: the card in the file.
         parity: two comparisons of the float32 graph with the original: on faces, then on random
             pixels.
-        quantized: the measured cost of int8; None for a float32 file.
+        quantized: the quantization to int8 and its measured cost; None for a float32 file.
     """
 
     path: Path
@@ -48,24 +48,26 @@ def export_model(
     resamples: int = 1000,
     trust_code: bool = False,
 ) -> Exported:
-    """Write a model as ONNX, with its card and thresholds, if both give the same embeddings.
+    """Export a model to ONNX, with its card and thresholds, and check its embeddings.
+
+    The file is written only if the exported model gives the same embeddings as the original.
 
     Args:
         source: a Margrave model file or a run's folder.
         target: the .onnx file to write.
-        faces: aligned faces on which both models are compared; None uses synthetic faces.
-        number: number of faces to compare.
+        faces: aligned faces to compare both models on; None uses synthetic faces.
+        number: number of faces to compare, at least 2.
         int8: quantize weights and activations to 8 bits.
-        pairs: pairs on which int8 is calibrated and measured, as for ``margrave evaluate pairs``.
+        pairs: pairs for calibrating and measuring int8, as for ``margrave evaluate pairs``.
         images: source of the pairs' images; None for a .bin set.
-        allowed_loss: maximum loss of TAR by int8, in percentage points, at any FAR that the pairs
-            support.
-        resamples: bootstrap replicates for the intervals.
+        allowed_loss: maximum TAR that int8 may lose, in percentage points, at any FAR that the
+            pairs support (see ``Quantized.loss``).
+        resamples: number of bootstrap replicates for the intervals.
         trust_code: import and run the custom network code that the model names.
 
     Raises:
         ValueError: the target is not valid, the model is an ONNX model already, an extra is not
-            installed, the exported model differs from the original, or int8 costs more than
+            installed, the exported model differs from the original, or int8 loses more TAR than
             allowed.
     """
     source, target = Path(source), Path(target)
@@ -79,7 +81,7 @@ def export_model(
     if not model.state:
         raise ValueError(f"{model.path} is an ONNX model already; there is nothing to export")
     original = Embedder(model.backbone, model.card, model.card.fit)
-    card = _onnx_card(model)
+    card = _create_onnx_card(model)
     quantized = None
     with tempfile.TemporaryDirectory() as folder, atomic_write(target) as temporary:
         graph = Path(folder, "float32.onnx")
@@ -99,22 +101,23 @@ def export_model(
             card = replace(card, operating_points=quantized.points, reference=None)
             write_metadata(graph, card)
         temporary.write_bytes(graph.read_bytes())
-        # The file must load before it gets its final name.
+        # Check that the file loads before it gets its final name.
         load_embedder(temporary, device="cpu")
     return Exported(path=target, card=card, parity=parity, quantized=quantized)
 
 
-def _onnx_card(model: Model) -> ModelCard:
-    name = model.card.source or str(model.path)
+def _create_onnx_card(model: Model) -> ModelCard:
+    origin = model.card.source or str(model.path)
     kind = model.card.backbone["kind"]
-    return replace(model.card, backbone={"kind": "onnx"}, source=f"{kind} exported from {name}")
+    return replace(model.card, backbone={"kind": "onnx"}, source=f"{kind} exported from {origin}")
 
 
 def check_target(target: Path) -> None:
     """Check that a new ONNX file can be written at `target`.
 
     Raises:
-        ValueError: `target` is a folder, does not end in .onnx, or exists, or its card file exists.
+        ValueError: `target` is a folder or does not end in .onnx; or `target` or its card file
+            exists already.
 
     >>> check_target(Path("model.pt"))
     Traceback (most recent call last):

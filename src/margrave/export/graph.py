@@ -17,7 +17,7 @@ from margrave.models import CARD_KEY, ModelCard
 
 INPUT, OUTPUT = "images", "embeddings"
 MAX_FILE_BYTES = 2**31 - 1
-"""The maximum size of a protobuf message, and so of a model in one file."""
+"""Maximum size of a protobuf message in bytes, and therefore of an ONNX model in one file."""
 
 
 def write_graph(backbone: nn.Module, card: ModelCard, path: str | Path) -> None:
@@ -26,7 +26,7 @@ def write_graph(backbone: nn.Module, card: ModelCard, path: str | Path) -> None:
     Args:
         backbone: the network, in evaluation mode on the CPU.
         card: the card to write into the file's metadata.
-        path: the file to write; it includes the weights.
+        path: the file to write, with the weights in it.
 
     Raises:
         ValueError: onnxscript is not installed, or the network cannot be exported or is too large
@@ -42,12 +42,12 @@ def write_graph(backbone: nn.Module, card: ModelCard, path: str | Path) -> None:
     size = sum(value.numel() * value.element_size() for value in backbone.state_dict().values())
     if size > MAX_FILE_BYTES:
         raise ValueError(
-            f"the model's weights take {size / 1e9:.1f} GB; one ONNX file holds at most 2.1 GB"
+            f"the model's weights take {size / 1e9:.1f} GB; an ONNX file holds at most 2.1 GB"
         )
-    # Two images, because from one the exporter would infer a fixed batch size of one.
+    # Two images, because from a single image the exporter would infer a fixed batch size of 1.
     example = torch.zeros(2, 3, card.image_size, card.image_size)
     try:
-        with _quiet(), torch.no_grad():
+        with _suppress_warnings(), torch.no_grad():
             program: Any = torch.onnx.export(
                 backbone,
                 (example,),
@@ -80,7 +80,7 @@ def _remove_metadata(model: Any) -> None:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def _suppress_warnings() -> Iterator[None]:
     """Suppress the exporter's warnings, which concern its own code and unused packages."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level

@@ -16,11 +16,13 @@ from margrave.models import OperatingPoint
 from margrave.synthetic import SyntheticFaces
 
 MIN_COSINE = 0.99999
+"""Minimum cosine between the two models' embeddings of an image."""
 MAX_NORM_ERROR = 1e-5
+"""Maximum relative difference between the norms of these embeddings."""
 ROUNDING_MARGIN = 1e-5
-"""Within this distance of a threshold, decisions may differ because of rounding."""
+"""If both scores are within this distance of the threshold, rounding may change the decision."""
 FIRST_BATCHES = (1, 3)
-"""Sizes of the first batches, which test that the graph takes other sizes than `BATCH_SIZE`."""
+"""Sizes of the first batches. They test that the graph is not limited to `BATCH_SIZE`."""
 BATCH_SIZE = 32
 RANDOM_IMAGES = 16
 SYNTHETIC_IDENTITIES, SYNTHETIC_PER_IDENTITY = 16, 4
@@ -28,15 +30,15 @@ SYNTHETIC_IDENTITIES, SYNTHETIC_PER_IDENTITY = 16, 4
 
 @dataclass(frozen=True, kw_only=True)
 class DecisionParity:
-    """Decisions of both models on all pairs of the faces, at one threshold.
+    """Decisions of both models on all pairs of faces, at one threshold.
 
     Attributes:
         point: the operating point.
         pairs: number of pairs.
         accepted: number of pairs that the original accepts.
         differing: number of pairs on which the two models decide differently.
-        beyond_rounding: number of differing pairs with a score further than 1e-5 from the
-            threshold.
+        beyond_rounding: number of differing pairs for which the score of either model is further
+            than 1e-5 from the threshold.
     """
 
     point: OperatingPoint
@@ -48,15 +50,15 @@ class DecisionParity:
 
 @dataclass(frozen=True, kw_only=True)
 class Parity:
-    """How an exported model's embeddings differ from the original's.
+    """How far an exported model's embeddings differ from the original's.
 
     Attributes:
-        images: name of the images in messages, such as ``faces``.
+        images: description of the images for messages, such as ``faces``.
         count: number of images.
-        cosine: smallest cosine between the two embeddings of an image.
+        cosine: smallest cosine between the two models' embeddings of an image.
         norm_error: largest |‖e‖ − ‖o‖| / ‖o‖ of the exported model's embedding e and the original's
             embedding o.
-        score_error: largest difference between the two models' cosines of a pair.
+        score_error: largest absolute difference between the two models' cosines of an image pair.
         decisions: decisions at each threshold in the card; empty for random pixels.
     """
 
@@ -84,13 +86,13 @@ def compare_embedders(
         number: number of faces to use, at least 2, spread evenly over `faces`.
 
     Raises:
-        ValueError: an image cannot be read, or there are fewer than 2.
+        ValueError: an image cannot be read, or there are fewer than 2 faces.
     """
-    name = "faces"
+    description = "faces"
     if faces is None:
-        # The sizes that synthetic faces can have.
+        # Synthetic faces can have 32 to 512 pixels per side.
         size = min(max(original.card.image_size, 32), 512)
-        name, faces = "synthetic faces", _synthetic(number, size)
+        description, faces = "synthetic faces", _create_synthetic_faces(number, size)
     if len(faces) < 2 or number < 2:
         raise ValueError(
             f"comparing two models needs at least 2 faces, got {min(len(faces), number)}"
@@ -103,13 +105,13 @@ def compare_embedders(
         0, 256, (RANDOM_IMAGES, *pixels.shape[1:]), generator=torch.Generator().manual_seed(0)
     ).to(torch.uint8)
     return (
-        _compare(name, original, exported, pixels, original.card.operating_points),
-        _compare("random pixels", original, exported, noise, ()),
+        _compare_images(description, original, exported, pixels, original.card.operating_points),
+        _compare_images("random pixels", original, exported, noise, ()),
     )
 
 
-def _synthetic(number: int, image_size: int) -> SyntheticFaces:
-    identities = max(SYNTHETIC_IDENTITIES, -(-number // SYNTHETIC_PER_IDENTITY))
+def _create_synthetic_faces(min_count: int, image_size: int) -> SyntheticFaces:
+    identities = max(SYNTHETIC_IDENTITIES, -(-min_count // SYNTHETIC_PER_IDENTITY))
     return SyntheticFaces(
         num_identities=identities,
         images_per_identity=SYNTHETIC_PER_IDENTITY,
@@ -137,18 +139,19 @@ def check_parity(results: Sequence[Parity], model: str) -> None:
 with the model
     """
     for result in results:
-        # Written so that NaN fails too.
+        # Comparisons with NaN are False, so NaN fails too.
         exact = result.cosine >= MIN_COSINE and result.norm_error <= MAX_NORM_ERROR
-        differing = [each for each in result.decisions if each.beyond_rounding]
+        differing = [decision for decision in result.decisions if decision.beyond_rounding]
         if exact and not differing:
             continue
         measured = (
             f"cosine {result.cosine:.9f} (at least {MIN_COSINE}), "
             f"norm error {result.norm_error:.1e} (at most {MAX_NORM_ERROR:g})"
         )
-        for each in differing:
+        for decision in differing:
             measured += (
-                f", {each.differing} of {each.pairs:,} decisions differ at FAR {each.point.far:g}"
+                f", {decision.differing} of {decision.pairs:,} decisions differ at FAR "
+                f"{decision.point.far:g}"
             )
         raise ValueError(
             f"{model}: the exported model differs from the original: on {result.count} "
@@ -156,8 +159,8 @@ with the model
         )
 
 
-def _compare(
-    images: str,
+def _compare_images(
+    description: str,
     original: Embedder,
     exported: Embedder,
     pixels: torch.Tensor,
@@ -165,28 +168,28 @@ def _compare(
 ) -> Parity:
     before, after = _embed(original, pixels), _embed(exported, pixels)
     unit_before, unit_after = unit_rows(before), unit_rows(after)
-    # In float32 the squares of an untrained deep network's embeddings overflow.
+    # In float32, squares of the large embeddings of an untrained deep network overflow.
     norms_before, norms_after = (np.linalg.norm(rows.astype(np.float64), axis=1)
                                  for rows in (before, after))  # fmt: skip
     decisions = []
-    fused: tuple[np.ndarray, np.ndarray] | None = None
+    fused_scores: tuple[np.ndarray, np.ndarray] | None = None
     for point in points:
-        scores = _scores(unit_before), _scores(unit_after)
+        scores = _pair_cosines(unit_before), _pair_cosines(unit_after)
         if point.flips:
-            if fused is None:
+            if fused_scores is None:
                 flipped = pixels.flip(3)
-                fused = (
-                    _scores(fuse_flips(before, _embed(original, flipped))),
-                    _scores(fuse_flips(after, _embed(exported, flipped))),
+                fused_scores = (
+                    _pair_cosines(fuse_flips(before, _embed(original, flipped))),
+                    _pair_cosines(fuse_flips(after, _embed(exported, flipped))),
                 )
-            scores = fused
+            scores = fused_scores
         decisions.append(_compare_decisions(point, *scores))
     return Parity(
-        images=images,
+        images=description,
         count=len(pixels),
         cosine=float((unit_before * unit_after).sum(1).min()),
         norm_error=float((np.abs(norms_after - norms_before) / norms_before).max()),
-        score_error=float(np.abs(_scores(unit_before) - _scores(unit_after)).max()),
+        score_error=float(np.abs(_pair_cosines(unit_before) - _pair_cosines(unit_after)).max()),
         decisions=tuple(decisions),
     )
 
@@ -196,7 +199,7 @@ def _compare_decisions(
 ) -> DecisionParity:
     accepted = before > point.threshold
     differing = accepted != (after > point.threshold)
-    near = (
+    both_near_threshold = (
         np.maximum(*(np.abs(scores - point.threshold) for scores in (before, after)))
         <= ROUNDING_MARGIN
     )
@@ -205,17 +208,17 @@ def _compare_decisions(
         pairs=len(before),
         accepted=int(accepted.sum()),
         differing=int(differing.sum()),
-        beyond_rounding=int((differing & ~near).sum()),
+        beyond_rounding=int((differing & ~both_near_threshold).sum()),
     )
 
 
-def _scores(units: np.ndarray) -> np.ndarray:
-    """(P,) cosines of all pairs of rows."""
+def _pair_cosines(units: np.ndarray) -> np.ndarray:
+    """Compute the (P,) cosines of all P pairs of distinct rows of (N, D) unit vectors."""
     return (units @ units.T)[np.triu_indices(len(units), 1)]
 
 
 def _embed(embedder: Embedder, pixels: torch.Tensor) -> np.ndarray:
-    """(N, D) float64 embeddings, computed in batches of 1, 3 and then `BATCH_SIZE`."""
+    """Compute (N, D) float64 embeddings, in batches of 1, 3 and then `BATCH_SIZE` images."""
     sizes = [*FIRST_BATCHES] + [BATCH_SIZE] * (len(pixels) // BATCH_SIZE + 1)
     ends = np.minimum(np.cumsum([0, *sizes]), len(pixels))
     parts = [

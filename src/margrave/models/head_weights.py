@@ -1,4 +1,4 @@
-"""Reads class centers from other projects' heads, complete or sharded, as (classes, features)."""
+"""Reads (classes, features) class centers from other projects' heads, complete or sharded."""
 
 from __future__ import annotations
 
@@ -10,22 +10,23 @@ from torch import Tensor
 
 from margrave.models.contract import State
 
-# The heads' names of the class centers. AdaFace, CurricularFace, ElasticFace and TFace use kernel
-# and PyTorch Metric Learning uses W, both (features, classes). The others use weight, in either
+# Names of the class centers in heads. AdaFace, CurricularFace, ElasticFace and TFace use kernel and
+# PyTorch Metric Learning uses W, both (features, classes). Other projects use weight, in either
 # orientation.
 FEATURES_FIRST = ("kernel", "W")
 EITHER_ORIENTATION = ("weight",)
 MAX_LISTED = 8
+"""Maximum number of names or ranks that a message lists."""
 
 
 def head_weight(state: State, embedding_size: int) -> Tensor:
     """Find the (C, D) class centers among a head's tensors; D is ``embedding_size``.
 
-    ``kernel`` and ``W`` are (D, C) and get transposed. ``weight`` is transposed only if its second
-    dimension is not D; a square one counts as (C, D), as InsightFace writes it.
+    ``kernel`` and ``W`` are (D, C) and are transposed. ``weight`` is transposed only if its second
+    dimension is not D, so a square ``weight`` is read as (C, D), InsightFace's orientation.
 
     Raises:
-        ValueError: there is no such tensor, or neither of its dimensions is ``embedding_size``.
+        ValueError: there is no such matrix, or its shape does not fit ``embedding_size``.
 
     >>> head_weight({"head.kernel": torch.zeros(4, 10)}, embedding_size=4).shape
     torch.Size([10, 4])
@@ -33,15 +34,15 @@ def head_weight(state: State, embedding_size: int) -> Tensor:
     for leaf in (*FEATURES_FIRST, *EITHER_ORIENTATION):
         for key, tensor in state.items():
             if key.rpartition(".")[2] == leaf and tensor.dim() == 2:
-                return _classes_first(key, tensor, embedding_size)
+                return _as_classes_first(key, tensor, embedding_size)
     names = ", ".join((*FEATURES_FIRST, *EITHER_ORIENTATION))
     raise ValueError(
-        f"no class centers: looked for a matrix named {names} "
-        f"among {', '.join(list(state)[:MAX_LISTED]) or 'no tensors'}"
+        f"no class centers: expected a matrix named {names}; "
+        f"found {', '.join(list(state)[:MAX_LISTED]) or 'no tensors'}"
     )
 
 
-def _classes_first(key: str, tensor: Tensor, embedding_size: int) -> Tensor:
+def _as_classes_first(key: str, tensor: Tensor, embedding_size: int) -> Tensor:
     features_first = key.rpartition(".")[2] in FEATURES_FIRST
     if not features_first and tensor.shape[1] == embedding_size:
         return tensor.clone()
@@ -57,16 +58,16 @@ def merge_head_shards(shards: Mapping[str, State], embedding_size: int) -> Tenso
     """Concatenate the (C, D) class centers of a head that was saved in one file per rank.
 
     The rank is the last number in a file's name (``checkpoint_gpu_10.pt``,
-    ``rank_3_softmax_weight.pt``). Of C classes on W ranks, rank r must own C // W classes, and one
-    more if r < C % W.
+    ``rank_3_softmax_weight.pt``). With C classes on W ranks, rank r must hold C // W classes, plus
+    one if r < C % W.
 
     Args:
         shards: file name -> the head's tensors in that file.
         embedding_size: D, the number of features.
 
     Raises:
-        ValueError: a name has no rank, a rank is missing or given twice, or a shard has a wrong
-            size.
+        ValueError: a file name contains no rank, a rank is missing or occurs twice, or a shard has
+            a wrong size.
 
     >>> first, second = torch.zeros(2, 4), torch.ones(1, 4)
     >>> merge_head_shards({"gpu_1": {"weight": second}, "gpu_0": {"weight": first}}, 4)[:, 0]
@@ -74,7 +75,7 @@ def merge_head_shards(shards: Mapping[str, State], embedding_size: int) -> Tenso
     """
     by_rank: dict[int, tuple[str, State]] = {}
     for name, state in shards.items():
-        rank = _rank(name)
+        rank = _parse_rank(name)
         if rank in by_rank:
             raise ValueError(f"{by_rank[rank][0]} and {name} are both rank {rank}; keep one")
         by_rank[rank] = (name, state)
@@ -86,23 +87,25 @@ def merge_head_shards(shards: Mapping[str, State], embedding_size: int) -> Tenso
         )
     ordered = [by_rank[rank] for rank in sorted(by_rank)]
     parts = [head_weight(state, embedding_size) for _, state in ordered]
-    _check_sizes([name for name, _ in ordered], [len(part) for part in parts])
+    _check_shard_sizes([name for name, _ in ordered], [len(part) for part in parts])
     return torch.cat(parts)
 
 
-def _rank(name: str) -> int:
+def _parse_rank(name: str) -> int:
     numbers = re.findall(r"\d+", name.replace("\\", "/").rpartition("/")[2])
     if not numbers:
-        raise ValueError(f"{name}: no rank in the name, expected one like checkpoint_gpu_0.pt")
+        raise ValueError(
+            f"{name}: no rank in the file name; expected a name like checkpoint_gpu_0.pt"
+        )
     return int(numbers[-1])
 
 
-def _check_sizes(names: Sequence[str], sizes: Sequence[int]) -> None:
+def _check_shard_sizes(names: Sequence[str], sizes: Sequence[int]) -> None:
     quotient, remainder = divmod(sum(sizes), len(sizes))
     for rank, (name, size) in enumerate(zip(names, sizes, strict=True)):
         expected = quotient + (rank < remainder)
         if size != expected:
             raise ValueError(
-                f"{name} holds {size} classes, expected {expected} "
-                f"of {sum(sizes)} on {len(sizes)} ranks"
+                f"{name} holds {size} classes, expected {expected}: the head has {sum(sizes)} "
+                f"classes on {len(sizes)} ranks"
             )

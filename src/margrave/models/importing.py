@@ -17,14 +17,14 @@ from margrave.models.pixel_statistics import ColorOrder, PixelStatistic
 
 @dataclass(frozen=True, kw_only=True)
 class ImportOptions:
-    """What the user states about a file because the file itself does not show it.
+    """Properties of a weight file that the user states because the file does not contain them.
 
     Attributes:
         key: the weights' key in a checkpoint that holds several networks.
-        layout: whose tensor names the weights have, such as ``adaface_ir``; None detects it. See
+        layout: the naming scheme of the tensors, such as ``adaface_ir``; None detects it. See
             :mod:`margrave.models.importers`.
         backbone: the network's specification, for weights of an unknown layout.
-        mean, std: statistics of the training pixels, scaled to [0, 1].
+        mean, std: normalization of pixels in [0, 1], (pixel - mean) / std, as in training.
         color_order: the order of the color channels used in training, ``rgb`` or ``bgr``.
         image_size: image side length in pixels, if an ONNX model or `backbone` takes any size.
         output: the name of the output that is the embedding, if an ONNX model has several.
@@ -47,12 +47,12 @@ def network_for(
 
     Args:
         state: the tensors from :func:`margrave.models.read_checkpoint`.
-        options: what the file does not show.
+        options: what the user states about the file.
         source: the file's name in messages.
 
     Returns:
-        the network, and the converted weights, whose ``state`` and ``names`` are arguments of
-        :func:`margrave.models.load_strictly`.
+        the network, and the converted weights. Pass their ``state`` and ``names`` to
+        :func:`margrave.models.load_strictly` to load them.
 
     Raises:
         ValueError: the layout is unknown, the network cannot be inferred from the weights, or
@@ -73,7 +73,7 @@ def network_for(
 
 
 def card_for(imported: Imported, image_size: int | None = None, source: str = "") -> ModelCard:
-    """The card of imported weights.
+    """Create the card of imported weights.
 
     Args:
         imported: the converted weights from `network_for`.

@@ -29,19 +29,19 @@ class Ignored:
 
 
 class IgnoredMapping:
-    """Placeholder for classes that are dicts, such as settings; creates a plain mapping."""
+    """Placeholder for subclasses of dict, such as settings; creates an empty OrderedDict."""
 
     def __new__(cls, *_arguments: Any, **_settings: Any) -> OrderedDict[Any, Any]:
         return OrderedDict()
 
 
-# Classes of settings, scores and callbacks that trainers save next to the weights. They are never
-# created: each is replaced by Ignored.
+# Classes that occur in the settings, scores and callbacks that trainers save next to the weights.
+# They are never instantiated: Ignored replaces them.
 HARMLESS = tuple(
     f"{module}.{name}"
     for modules, names in {
         ("argparse",): ("Namespace",),
-        # The module depends on Python's version.
+        # The module's name depends on the Python version.
         ("pathlib", "pathlib._local"): (
             "Path",
             "PosixPath",
@@ -61,18 +61,18 @@ HARMLESS = tuple(
     for module in modules
     for name in names
 )
-# These are replaced by IgnoredMapping.
+# IgnoredMapping replaces these.
 HARMLESS_MAPPINGS = ("copyreg._reconstructor", "copy_reg._reconstructor", "collections.defaultdict")
 MAX_NAMES = 256
-"""Maximum number of unknown classes that a file may name."""
+"""Maximum number of unknown classes in a file."""
 
 
-def _is_inert(name: str) -> bool:
-    """Whether a name may be replaced by a placeholder, so that nothing is imported or called.
+def _may_be_replaced(name: str) -> bool:
+    """Whether a placeholder, which imports and calls nothing, may replace this class or function.
 
     Names of the standard library are refused, because malicious files use them to run code.
-    Functions of torch and NumPy are refused too: some create tensors, which would silently be
-    missing.
+    Functions of torch and NumPy are refused too, because some create tensors, and replacing such a
+    function would silently lose its tensor.
     """
     module, _, attribute = name.rpartition(".")
     root = module.partition(".")[0]
@@ -85,7 +85,7 @@ def read_content(path: Path) -> Any:
     """Read a file of ``torch.save`` or safetensors into tensors, mappings and `Ignored`.
 
     Raises:
-        ValueError: the file is damaged, would need too much memory, or would have to run code.
+        ValueError: the file is damaged, or reading it would need too much memory or run code.
     """
     return _read_safetensors(path) if is_safetensors(path) else _read_pickle(path)
 
@@ -93,7 +93,7 @@ def read_content(path: Path) -> Any:
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
-    # Sizes that torch cannot allocate raise other errors than safetensors' own.
+    # If torch cannot allocate a tensor, its error is not a SafetensorError.
     except (SafetensorError, OSError, ValueError, RuntimeError, TypeError) as error:
         raise ValueError(
             f"{path}: damaged or not a safetensors file ({first_sentence(error)})"
@@ -103,27 +103,30 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 def _read_pickle(path: Path) -> Any:
     budget = Budget(path.stat().st_size, str(path))
     check_torch_file(path)
-    content = _load(path)
+    content = _load_inert(path)
     check_tensors(content, budget)
     return content
 
 
-def _load(path: Path) -> Any:
+def _load_inert(path: Path) -> Any:
     placeholders: dict[str, Any] = dict.fromkeys(HARMLESS, Ignored)
     placeholders |= dict.fromkeys(HARMLESS_MAPPINGS, IgnoredMapping)
     unknown: dict[str, Any] = {}
-    # A file that sets an object's entries needs a mapping as its placeholder; one that sets its
-    # attributes needs Ignored. The class's name does not show which, so a mapping is tried first.
+    # A file may set items of an unknown object, which needs a mapping as its placeholder, or
+    # attributes, which needs Ignored. The class's name does not show which, so a mapping is tried
+    # first.
     placeholder: Any = IgnoredMapping
     while True:
-        allowed: list[Any] = [(each, name) for name, each in (placeholders | unknown).items()]
+        allowed: list[Any] = [
+            (substitute, name) for name, substitute in (placeholders | unknown).items()
+        ]
         try:
             with torch.serialization.safe_globals(allowed):
                 return torch.load(path, map_location="cpu", weights_only=True)
-        # A damaged pickle can fail with nearly anything, from EOFError to struct.error.
+        # A damaged pickle can raise nearly any exception, from EOFError to struct.error.
         except Exception as error:
             match = re.search(r"GLOBAL (\S+)", str(error))
-            name = match[1].rstrip(".") if match and _is_unpickling(error) else None
+            name = match[1].rstrip(".") if match and _is_unpickling_error(error) else None
             if name is None and unknown and placeholder is IgnoredMapping:
                 placeholder = Ignored
                 unknown = dict.fromkeys(unknown, placeholder)
@@ -132,34 +135,34 @@ def _load(path: Path) -> Any:
                 raise ValueError(
                     f"{path}: damaged or not a PyTorch file ({first_sentence(error)})"
                 ) from error
-            if name in unknown or not _is_inert(name) or len(unknown) >= MAX_NAMES:
+            if name in unknown or not _may_be_replaced(name) or len(unknown) >= MAX_NAMES:
                 raise ValueError(
                     f"{path}: refused, because reading it would run {name!r}; nothing was "
                     "executed. In the environment that wrote it, save only the state dict with "
                     "torch.save(model.state_dict(), …), and read that file"
                 ) from error
-            names = (name, *_other_names(path))
-            unknown |= {each: placeholder for each in names if _is_inert(each)}
+            names = (name, *_list_unknown_names(path))
+            unknown |= {name: placeholder for name in names if _may_be_replaced(name)}
 
 
-def _is_unpickling(error: Exception) -> bool:
+def _is_unpickling_error(error: Exception) -> bool:
     return isinstance(error, pickle.UnpicklingError)
 
 
-def _other_names(path: Path) -> list[str]:
-    """The other unknown names in a file, so that it need not be read again for each of them."""
+def _list_unknown_names(path: Path) -> list[str]:
+    """List the unknown names in a file at once; reading it reports only one name at a time."""
     try:
         return torch.serialization.get_unsafe_globals_in_checkpoint(path)[:MAX_NAMES]
-    # This fails for files older than PyTorch 1.6, and with nearly any error for damaged ones.
+    # This fails for files from before PyTorch 1.6. For damaged files it raises nearly any error.
     except Exception:
         return []
 
 
 def check_tensors(content: Any, budget: Budget) -> None:
-    """Refuse tensors that would expand a few stored numbers beyond the memory budget.
+    """Charge the memory of all tensors in a file's content to the budget, which may refuse it.
 
-    A storage counts once, however many tensors share it. A tensor that repeats numbers of its
-    storage (stride 0) counts in full, because a copy needs all of its memory.
+    Tensors that share a storage count once. A tensor that is larger than its storage, because it
+    repeats numbers (stride 0), counts at its full size: a copy needs that much memory.
     """
     pending, visited, storages = [content], set(), set()
     while pending:
@@ -167,8 +170,8 @@ def check_tensors(content: Any, budget: Budget) -> None:
         if isinstance(value, Tensor):
             size = value.numel() * value.itemsize
             # Sparse tensors have no storage; the storage of meta tensors has no address.
-            plain = value.layout == torch.strided and not value.is_meta
-            storage = value.untyped_storage() if plain else None
+            has_storage = value.layout == torch.strided and not value.is_meta
+            storage = value.untyped_storage() if has_storage else None
             if storage is None or size > storage.nbytes():
                 budget.charge(size)
             elif storage.data_ptr() not in storages:
@@ -176,5 +179,5 @@ def check_tensors(content: Any, budget: Budget) -> None:
                 budget.charge(storage.nbytes())
         elif isinstance(value, dict | list | tuple) and id(value) not in visited:
             visited.add(id(value))
-            # Not value.values(), because a file can set that attribute.
+            # Not value.values(): a file can replace that attribute.
             pending += dict.values(value) if isinstance(value, dict) else value

@@ -21,27 +21,28 @@ from margrave.models.pixel_statistics import ColorOrder, PixelStatistic
 from margrave.registry import suggest
 
 FORMAT_VERSION = 2
-"""Version 2 added `alignment` and `reference`."""
+"""Version of the card's format. Version 2 added `alignment` and `reference`."""
 CARD_KEY = "margrave"
 """The card's key in a file's metadata."""
 MAX_IMAGE_SIZE = 4096
 """Maximum image side length, in pixels."""
 MAX_STATISTIC = 1e9
-"""Mean and std must be below this limit, which is far beyond any pixel value."""
+"""Absolute values of mean and std must be below this limit, far beyond any pixel value."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelCard:
-    """How to build a model, prepare its images and decide with it.
+    """How to build a model, prepare its images and decide on its scores.
 
     Attributes:
         backbone: the network's specification ``{"kind": name, **settings}``, plain JSON.
         image_size: height and width of the aligned faces, in pixels.
-        mean, std: statistics for pixels scaled to [0, 1], one number or one per channel; the
-            network's input is (pixel - mean) / std, in [-1, 1] by default.
+        mean, std: one number or one per channel. The network's input is (pixel - mean) / std for
+            pixels in [0, 1], so it is in [-1, 1] by default.
         fit: how an image that is not square is made square: ``crop``, ``stretch`` or ``pad``.
-        color_order: ``rgb`` for our own networks, because importers fold other orders into the
-            first convolution; an ONNX model (``{"kind": "onnx"}``) may have ``bgr``.
+        color_order: color order of the network's input. Only an ONNX model (``{"kind": "onnx"}``)
+            may have ``bgr``. All others have ``rgb``, because importers adapt the first convolution
+            of BGR networks to RGB.
         source: where the weights come from, for the user.
         operating_points: thresholds chosen for this model, see ``OperatingPoint``.
         reference: scores and norms measured together with the thresholds, or None.
@@ -112,15 +113,17 @@ class ModelCard:
             )
 
     def _check_statistic(self, name: str) -> None:
-        given = getattr(self, name)
-        values = tuple(given) if isinstance(given, list | tuple) else (given,)
+        statistic = getattr(self, name)
+        values = tuple(statistic) if isinstance(statistic, list | tuple) else (statistic,)
         # Not math.isfinite, which fails for integers too large for a float.
         if len(values) not in (1, 3) or not all(
             isinstance(value, int | float) and abs(value) < MAX_STATISTIC for value in values
         ):
-            raise ValueError(f"{name} = {given!r:.60}, must be a finite number or three of them")
+            raise ValueError(
+                f"{name} = {statistic!r:.60}, must be a finite number or three of them"
+            )
         if name == "std" and min(values) <= 0:
-            raise ValueError(f"std = {given}, must be above 0")
+            raise ValueError(f"std = {statistic}, must be above 0")
         # Lists from JSON become tuples, so that cards compare equal.
         object.__setattr__(self, name, values if len(values) == 3 else values[0])
 
@@ -139,7 +142,7 @@ class ModelCard:
 
 
 def save_model(path: str | os.PathLike[str], state: Mapping[str, Tensor], card: ModelCard) -> None:
-    """Write weights and card to one file; an existing file is replaced once it is complete.
+    """Write weights and card to one file. A complete new file replaces an existing one.
 
     Raises:
         ValueError: the backbone's specification is not plain JSON.
@@ -150,7 +153,7 @@ def save_model(path: str | os.PathLike[str], state: Mapping[str, Tensor], card: 
         for key, value in state.items()
     }
     with atomic_write(path) as temporary:
-        # Not save_file, whose files are readable only by their owner.
+        # Not save_file, which makes the file readable only by its owner.
         temporary.write_bytes(save(tensors, metadata={CARD_KEY: text}))
 
 
@@ -158,8 +161,8 @@ def load_model(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], ModelCa
     """Read weights and card from a file written by :func:`save_model`.
 
     Raises:
-        ValueError: the file does not exist, is damaged, was not written by Margrave, or has another
-            format version.
+        ValueError: the file does not exist, is damaged, was not written by Margrave, or has an
+            unsupported format version.
     """
     path = Path(path)
     if not path.is_file():
@@ -168,11 +171,11 @@ def load_model(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], ModelCa
         with safe_open(path, framework="pt", device="cpu") as file:
             metadata = file.metadata() or {}
             state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    # Sizes that torch cannot allocate raise other errors than safetensors' own.
+    # If torch cannot allocate a tensor, its error is not a SafetensorError.
     except (SafetensorError, OSError, ValueError, RuntimeError, TypeError) as error:
         raise ValueError(
             f"{path}: damaged or not a model file ({first_line(error)}); give a run's folder or "
-            "its model.safetensors; import other projects' checkpoints first"
+            "its model.safetensors, or import another project's checkpoint: margrave import"
         ) from error
     if CARD_KEY not in metadata:
         raise ValueError(
@@ -185,8 +188,8 @@ def read_card(text: str, path: str | os.PathLike[str]) -> ModelCard:
     """Read a card written by ``ModelCard.to_json``.
 
     Raises:
-        ValueError: the text is not a card, or a field is unknown or invalid; the message names the
-            file.
+        ValueError: the text is not a card, or a field is unknown or invalid; the message starts
+            with `path`.
     """
     try:
         fields = read_json(text, "the card")
@@ -198,7 +201,7 @@ def read_card(text: str, path: str | os.PathLike[str]) -> ModelCard:
         fields = current_card(fields)
     except ValueError as error:
         raise ValueError(f"{path}: its card is damaged ({error})") from error
-    # A newer format may have new fields; the error about its version below is more helpful.
+    # A card of a newer format may have new fields. ModelCard below reports its version instead.
     version = fields.get("format_version")
     known = ModelCard.__dataclass_fields__
     unknown = [key for key in fields if key not in known]

@@ -1,4 +1,4 @@
-"""Cards of ONNX models, in the file's metadata or in a file next to it."""
+"""Reads and writes the cards of ONNX models, in the model's metadata or in a file next to it."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ PLACEHOLDERS = {
     "color_order": "--color-order rgb|bgr",
     "image_size": "--image-size PIXELS",
 }
-"""Field of the card -> option of ``margrave import``, for messages that ask for it."""
+"""Card field -> the option of ``margrave import`` that sets it, for messages."""
 
 RUNTIMES: dict[str, type[OnnxNetwork]] = {
     network.runtime: network for network in (OnnxBackbone, OpenVinoBackbone)
 }
-"""The runtimes of ONNX models, by name."""
+"""Runtime name -> the class that runs ONNX models with it."""
 
 
 def runtime_class(name: str | None) -> type[OnnxNetwork]:
-    """The runtime of this name; None means onnxruntime.
+    """The class of the runtime of this name; None means onnxruntime.
 
     Raises:
         ValueError: the name is unknown; the message lists the choices.
@@ -63,7 +63,7 @@ def adjacent_card(path: str | Path) -> ModelCard | None:
 
 
 def import_command(path: str | Path) -> str:
-    """The command that gives an ONNX model a card, with placeholders for the pixel statistics.
+    """The command that creates a card for an ONNX model, and a note on its values, for messages.
 
     >>> import_command("net.onnx")[:57]
     'margrave import net.onnx COPY.onnx --mean MEAN --std STD '
@@ -80,11 +80,11 @@ def load_onnx(
 ) -> tuple[OnnxNetwork, ModelCard]:
     """Load an ONNX model and its card, which is next to the file or in its metadata.
 
-    The model is tested, see ``OnnxNetwork.check_rows``.
+    ``OnnxNetwork.check_rows`` tests the model.
 
     Args:
         path: the .onnx file.
-        device: the runtime's device; None takes its fastest.
+        device: the runtime's device; None takes the runtime's default.
         runtime: a name in `RUNTIMES`; None means onnxruntime.
 
     Raises:
@@ -98,23 +98,23 @@ def load_onnx(
         card = read_card(backbone.metadata[CARD_KEY], path)
     if card is None:
         raise ValueError(
-            f"{path} has no card that says how its images are prepared, which cannot be guessed; "
+            f"{path} has no card, and how to prepare its images cannot be guessed; "
             f"create one: {import_command(path)}"
         )
     if backbone.image_size not in (None, card.image_size):
         raise ValueError(
             f"{path} needs images of {backbone.image_size} pixels, but its card says "
-            f"{card.image_size}"
+            f"{card.image_size}; correct image_size in the card"
         )
-    _check_bytes(backbone, card.mean, card.std)
+    _check_uint8_statistics(backbone, card.mean, card.std)
     backbone.check_rows(card)
     return backbone, card
 
 
-def _check_bytes(
+def _check_uint8_statistics(
     backbone: OnnxNetwork, mean: PixelStatistic | None, std: PixelStatistic | None
 ) -> None:
-    """Refuse statistics for a model that takes uint8 pixels."""
+    """Refuse a mean other than 0 or a std other than 1 for a model that takes uint8 pixels."""
     has_statistics = not (
         np.all(np.equal(0 if mean is None else mean, 0))
         and np.all(np.equal(1 if std is None else std, 1))
@@ -141,10 +141,10 @@ def import_onnx(
     Args:
         source: the ONNX model.
         target: the copy; its card is written to ``target.card.json``.
-        mean: mean for pixels in [0, 1], one number or one per channel in the model's own order;
-            None takes the one of the card in the model's metadata.
+        mean: mean for pixels in [0, 1], one number or one per channel in the model's color order;
+            None takes it from the card in the model's metadata.
         std: standard deviation, like `mean`.
-        color_order: ``rgb`` or ``bgr``, or None like `mean`.
+        color_order: ``rgb`` or ``bgr``; None takes it from the card in the model's metadata.
         image_size: image side length in pixels, if the model takes any size.
         output: the name of the output that is the embedding, if the model has several.
 
@@ -152,39 +152,39 @@ def import_onnx(
         the network, already tested (see ``OnnxBackbone.check_rows``), and its card.
 
     Raises:
-        ValueError: a value is invalid, or is neither given nor in the model's card; or the model
-            does not compute one embedding per image.
+        ValueError: a value is invalid; a value is missing here and in the model's card; or the
+            model does not compute one embedding per image.
     """
     backbone = OnnxBackbone(source, output=output)
     check_pixel_statistics(mean=mean, std=std)
-    _check_bytes(backbone, mean, std)
+    _check_uint8_statistics(backbone, mean, std)
     if backbone.takes_bytes:
         mean, std = 0.0, 1.0
     stated = {"mean": mean, "std": std, "color_order": color_order}
     if image_size and backbone.image_size not in (None, image_size):
         raise ValueError(
-            f"image_size = {image_size}, but {source} takes only images of {backbone.image_size}; "
-            "leave out image_size"
+            f"image_size = {image_size}, but {source} takes only images of {backbone.image_size} "
+            "pixels; leave out image_size"
         )
-    known: dict[str, Any] = {}
+    fields: dict[str, Any] = {}
     if CARD_KEY in backbone.metadata:
-        known = asdict(read_card(backbone.metadata[CARD_KEY], source))
-    known |= {name: value for name, value in stated.items() if value is not None}
-    known.setdefault("image_size", image_size or backbone.image_size)
-    missing = [name for name in stated if name not in known]
-    if missing or known["image_size"] is None:
-        missing += ["image_size"] * (known["image_size"] is None)
+        fields = asdict(read_card(backbone.metadata[CARD_KEY], source))
+    fields |= {name: value for name, value in stated.items() if value is not None}
+    fields.setdefault("image_size", image_size or backbone.image_size)
+    missing = [name for name in stated if name not in fields]
+    if missing or fields["image_size"] is None:
+        missing += ["image_size"] * (fields["image_size"] is None)
         raise ValueError(
-            f"{source} does not state its {', '.join(missing)}; give them: "
+            f"{source} does not contain its {', '.join(missing)}; state them: "
             f"{' '.join(PLACEHOLDERS[name] for name in missing)}"
         )
-    output = output or known.get("backbone", {}).get("output")
-    known["backbone"] = {"kind": "onnx", **({"output": output} if output else {})}
-    known["source"] = known.get("source") or f"imported from {Path(source).name}"
-    card = ModelCard(**known)
+    output = output or fields.get("backbone", {}).get("output")
+    fields["backbone"] = {"kind": "onnx", **({"output": output} if output else {})}
+    fields["source"] = fields.get("source") or f"imported from {Path(source).name}"
+    card = ModelCard(**fields)
     backbone.check_rows(card)
     if backbone.external_weights and Path(source).parent.resolve() != Path(target).parent.resolve():
-        names = ", ".join(each.name for each in backbone.external_weights[:3])
+        names = ", ".join(file.name for file in backbone.external_weights[:3])
         raise ValueError(
             f"{source} needs its external files ({names}), which are not copied; export it as one "
             "file (external_data=False), or choose a target in the same folder"

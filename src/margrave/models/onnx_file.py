@@ -15,7 +15,7 @@ class OnnxBackbone(OnnxNetwork):
     """A network in an ONNX file, run by onnxruntime on ``cpu`` or ``cuda``.
 
     See ``OnnxNetwork`` for arguments, attributes and errors. The default device is CUDA if
-    onnxruntime supports it.
+    the installed onnxruntime supports it.
     """
 
     runtime = "onnxruntime"
@@ -36,20 +36,26 @@ class OnnxBackbone(OnnxNetwork):
             ) from error
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
-        # Log only fatal errors: others are raised, and warnings concern the model's exporter.
+        # Log only fatal errors: others become exceptions, and warnings are for the model's author.
         options.log_severity_level = 4
         available = onnxruntime.get_available_providers()
-        provider_of = {
+        providers_by_device = {
             "cpu": "CPUExecutionProvider",
             "cuda": "CUDAExecutionProvider",
         }
         if device is None:
-            providers = [name for name in reversed(provider_of.values()) if name in available]
-        elif provider_of.get(device.split(":")[0]) in available:
-            providers = [provider_of[device.split(":")[0]]]
+            providers = [
+                name for name in reversed(providers_by_device.values()) if name in available
+            ]
+        elif providers_by_device.get(device.split(":")[0]) in available:
+            providers = [providers_by_device[device.split(":")[0]]]
         else:
-            known = ", ".join(each for each, name in provider_of.items() if name in available)
-            raise ValueError(f"{self.path} cannot be run on device = {device!r}; choices: {known}")
+            choices = ", ".join(
+                kind for kind, provider in providers_by_device.items() if provider in available
+            )
+            raise ValueError(
+                f"{self.path} cannot be run on device = {device!r}; choices: {choices}"
+            )
         try:
             self._session = onnxruntime.InferenceSession(
                 str(self.path), options, providers=providers
@@ -70,4 +76,4 @@ class OnnxBackbone(OnnxNetwork):
 
 
 def _ports(declared: Sequence[Any]) -> list[Port]:
-    return [Port(each.name, list(each.shape), each.type) for each in declared]
+    return [Port(value.name, list(value.shape), value.type) for value in declared]

@@ -1,4 +1,4 @@
-"""The common part of all ONNX runtimes: checks, batching and error messages."""
+"""What all ONNX runtimes share: checks, batching and error messages."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from margrave.models.model_file import CARD_KEY, ModelCard, read_card
 from margrave.registry import suggest
 
 REPEATED_IMAGES = (0, 0, 0)
-"""Indices of the test images that `check_rows` computes again: the first one, three times, because
-dropout of a few features may agree by chance once."""
+"""Indices of the test images that `check_rows` computes again to detect randomness: the first image
+three times, because dropout of few features may by chance not change a single repetition."""
 
 
 @dataclass(frozen=True)
@@ -28,8 +28,8 @@ class Port:
 
     Attributes:
         name: the name in the file.
-        shape: a number for each fixed dimension, anything else for a dynamic one; empty if the
-            number of dimensions is unknown.
+        shape: the length of each dimension, or anything that is no positive integer if the
+            dimension is dynamic; empty if the number of dimensions is unknown.
         kind: the runtime's name of the element type, such as ``tensor(float)``.
     """
 
@@ -49,25 +49,25 @@ class OnnxNetwork(nn.Module):
     Args:
         path: the .onnx file, with one input (B, 3, S, S) or (B, S, S, 3) and an output (B, D).
         threads: CPU threads; None takes as many as torch uses.
-        device: the runtime's device, such as ``cpu``; None takes the runtime's fastest.
+        device: the runtime's device, such as ``cpu``; None takes the runtime's default.
         output: the name of the output that is the embedding, if the model has several.
 
     Attributes:
         runtime: the runtime's name.
-        kinds: the supported element types of the input: the runtime's name, such as
-            ``tensor(float)`` -> the NumPy type.
+        kinds: the supported element types of the input: the runtime's name of the type, such as
+            ``tensor(float)``, -> the NumPy type.
         content_digest: SHA-256 of the file, of its external files, and of the output's name if the
             model has several outputs.
         external_weights: external files that hold the model's weights.
         image_size: S, or None if the model takes any size.
         metadata: the file's metadata, by key.
-        takes_bytes: whether the input is uint8, which the model normalizes itself.
-        one_at_a_time: whether images are computed one by one, because a batch would give different
-            embeddings.
+        takes_bytes: True if the input is uint8; the model then normalizes the pixels itself.
+        one_at_a_time: True if images are computed one by one, because larger batches fail or give
+            different embeddings; `check_rows` sets it.
 
     Raises:
-        ValueError: the file does not exist, is damaged, or has other inputs or outputs; or the
-            runtime is not installed.
+        ValueError: the file does not exist, is damaged, or has unsupported inputs or outputs; or
+            the runtime is not installed or has no such device.
     """
 
     runtime: ClassVar[str]
@@ -93,9 +93,9 @@ class OnnxNetwork(nn.Module):
         self.content_digest = _digest(self.path, self.external_weights)
         if len(outputs) > 1:
             # Different outputs of the same file are different embeddings.
-            named = f"{self.content_digest} {self._output}"
-            self.content_digest = hashlib.sha256(named.encode()).hexdigest()
-        # Callers look up the device and dtype of the images at a module's first parameter.
+            digest_and_output = f"{self.content_digest} {self._output}"
+            self.content_digest = hashlib.sha256(digest_and_output.encode()).hexdigest()
+        # Callers give images the device and dtype of a module's first parameter.
         self.placed = nn.Parameter(torch.empty(0), requires_grad=False)
 
     @abstractmethod
@@ -103,28 +103,28 @@ class OnnxNetwork(nn.Module):
         """Open the file, and return its inputs and outputs.
 
         Raises:
-            ValueError: the runtime is not installed, the file is damaged, or there is no such
-                device.
+            ValueError: the runtime is not installed or has no such device, or the file is
+                damaged.
         """
 
     @abstractmethod
     def _compute(self, pixels: np.ndarray) -> np.ndarray:
-        """Compute the output `self._output` for the input `self._input`, of the declared type.
+        """Compute the output `self._output` for `pixels`, the input `self._input`.
 
         Raises:
             ValueError: the runtime fails; the message gives its reason.
         """
 
     def _read_input(self, inputs: Sequence[Port]) -> None:
-        shapes = [list(each.shape) for each in inputs]
-        expected = "expected one (B, 3, S, S) or (B, S, S, 3)"
+        shapes = [list(port.shape) for port in inputs]
+        expected = "expected one input of shape (B, 3, S, S) or (B, S, S, 3)"
         if len(inputs) != 1 or len(shapes[0]) != 4:
             raise ValueError(f"{self.path} takes {shapes}; {expected}")
-        batch, *rest = shapes[0]
-        self._channels_last = rest[0] not in (3, "3") and rest[2] in (3, "3")
-        sides = rest[:2] if self._channels_last else rest[1:]
+        batch, *dimensions = shapes[0]
+        self._channels_last = dimensions[0] not in (3, "3") and dimensions[2] in (3, "3")
+        sides = dimensions[:2] if self._channels_last else dimensions[1:]
         sizes = {side for side in sides if isinstance(side, int) and side > 0}
-        if not (self._channels_last or rest[0] in (3, "3")) or len(sizes) > 1:
+        if not (self._channels_last or dimensions[0] in (3, "3")) or len(sizes) > 1:
             raise ValueError(f"{self.path} takes {shapes}; {expected}")
         if inputs[0].kind not in self.kinds:
             raise ValueError(
@@ -138,9 +138,9 @@ class OnnxNetwork(nn.Module):
         self.image_size = sizes.pop() if sizes else None
 
     def _choose_output(self, name: str | None, declared: Sequence[Port]) -> str:
-        outputs = {each.name: list(each.shape) for each in declared}
-        listed = ", ".join(f"{each} {shape}" for each, shape in outputs.items())
-        name = name or self._output_of_card()
+        outputs = {port.name: list(port.shape) for port in declared}
+        listed = ", ".join(f"{output} {shape}" for output, shape in outputs.items())
+        name = name or self._output_name_in_card()
         if name is None and len(outputs) > 1:
             raise ValueError(
                 f"{self.path} has {len(outputs)} outputs: {listed}; choose the embedding when "
@@ -154,7 +154,7 @@ class OnnxNetwork(nn.Module):
             raise ValueError(f"{self.path} has the output {name} {outputs[name]}; expected (B, D)")
         return name
 
-    def _output_of_card(self) -> str | None:
+    def _output_name_in_card(self) -> str | None:
         if CARD_KEY not in self.metadata:
             return None
         return read_card(self.metadata[CARD_KEY], self.path).backbone.get("output")
@@ -163,20 +163,21 @@ class OnnxNetwork(nn.Module):
         """Compute (B, D) embeddings of (B, 3, S, S) normalized images.
 
         Raises:
-            ValueError: the runtime cannot run the model, or the number of rows is wrong.
+            ValueError: the runtime cannot run the model, or the model does not return one row per
+                image.
         """
         pixels = images.float().contiguous().cpu().numpy()
         step = 1 if self.one_at_a_time else self._batch or max(1, len(pixels))
         parts = [self._run(pixels[start : start + step]) for start in range(0, len(pixels), step)]
         if not parts:
-            # Only an output shows D, so a blank image is computed and its row left out.
+            # Only an output shows D, so compute a blank image and drop its row.
             parts = [self._run(np.zeros((1, *pixels.shape[1:]), np.float32))[:0]]
         return torch.from_numpy(np.concatenate(parts)).to(images.device)
 
     def _run(self, pixels: np.ndarray) -> np.ndarray:
-        """Compute one embedding per image, for at most as many images as the model's batch size."""
+        """Compute one embedding per image, for one batch of at most the model's batch size."""
         rows = self._padded_rows(pixels)
-        # For a single image, the first row is taken, however many there are.
+        # For a single image, only the first row counts, even if the model returns several.
         takes_first = self.one_at_a_time and rows.ndim == 2 and len(rows) > 0
         expected = len(rows) if takes_first else self._batch or len(pixels)
         if rows.ndim != 2 or len(rows) != expected:
@@ -188,9 +189,9 @@ class OnnxNetwork(nn.Module):
 
     def _padded_rows(self, pixels: np.ndarray) -> np.ndarray:
         """The model's output for a batch, padded to the fixed batch size if there is one."""
-        missing = (self._batch or len(pixels)) - len(pixels)
-        if missing:
-            pixels = np.concatenate([pixels, np.repeat(pixels[-1:], missing, axis=0)])
+        padding = (self._batch or len(pixels)) - len(pixels)
+        if padding:
+            pixels = np.concatenate([pixels, np.repeat(pixels[-1:], padding, axis=0)])
         if self._channels_last:
             pixels = np.ascontiguousarray(pixels.transpose(0, 2, 3, 1))
         if self.takes_bytes:
@@ -200,21 +201,21 @@ class OnnxNetwork(nn.Module):
             return np.asarray(self._compute(pixels), np.float32)
         except ValueError as error:
             raise ValueError(
-                f"{self.path}: {self.runtime} cannot run it on {pixels.shape}: {error}"
+                f"{self.path}: {self.runtime} cannot run it on shape {pixels.shape}: {error}"
             ) from error
 
     def check_rows(self, card: ModelCard) -> None:
         """Compute two different images, each alone and both together, and compare the rows.
 
-        If the rows differ, the graph mixes images (it may assume a batch size that its input does
-        not declare), and images will be computed one at a time.
+        If the rows differ, the graph mixes images; for example, it may assume a batch size that its
+        input does not declare. `forward` then computes images one at a time.
 
         Raises:
             ValueError: the model does not return one row for one image, or returns a different row
                 each time.
         """
         generator = np.random.default_rng(0)
-        # Coarse patterns, because fine noise is averaged away and its embeddings hardly differ.
+        # Coarse patterns, because networks average fine noise away and give it similar embeddings.
         coarse = generator.uniform(0, 1, (2, 3, 4, 4)).astype(np.float32)
         indices = np.arange(card.image_size) * 4 // card.image_size
         images = coarse[:, :, indices][:, :, :, indices]
@@ -224,13 +225,14 @@ class OnnxNetwork(nn.Module):
         )
         images = np.ascontiguousarray((images - mean) / std)
         self.one_at_a_time = True
-        first, second, *again = (
-            self._checked_row(images[index : index + 1]) for index in (0, 1, *REPEATED_IMAGES)
+        first, second, *repeated = (
+            self._compute_checked_row(images[index : index + 1])
+            for index in (0, 1, *REPEATED_IMAGES)
         )
         separate = np.stack([first, second])
-        # Rounding depends on the batch size, noticeably so in quantized models.
-        allowed = 1e-3 * np.linalg.norm(separate) + 0.05 * np.linalg.norm(first - second)
-        if max(np.linalg.norm(first - row) for row in again) > allowed:
+        # Rounding depends on the batch size, especially in quantized models.
+        tolerance = 1e-3 * np.linalg.norm(separate) + 0.05 * np.linalg.norm(first - second)
+        if max(np.linalg.norm(first - row) for row in repeated) > tolerance:
             raise ValueError(
                 f"{self.path} returns a different embedding each time for the same image: the "
                 "graph contains dropout or noise; export it in evaluation mode"
@@ -243,10 +245,10 @@ class OnnxNetwork(nn.Module):
         except ValueError:
             self.one_at_a_time = True
             return
-        agree = joint.shape == separate.shape and np.linalg.norm(joint - separate) <= allowed
-        self.one_at_a_time = not agree
+        rows_agree = joint.shape == separate.shape and np.linalg.norm(joint - separate) <= tolerance
+        self.one_at_a_time = not rows_agree
 
-    def _checked_row(self, image: np.ndarray) -> np.ndarray:
+    def _compute_checked_row(self, image: np.ndarray) -> np.ndarray:
         rows = self._padded_rows(image)
         if rows.ndim != 2 or len(rows) not in (1, self._batch):
             raise ValueError(
@@ -258,16 +260,16 @@ class OnnxNetwork(nn.Module):
 
 
 def _digest(path: Path, external: Sequence[Path]) -> str:
-    """SHA-256 of a model; with external files, also of each file's name and size."""
-    total = hashlib.sha256()
+    """SHA-256 of a model's files; if some are external, of every file's name and size too."""
+    sha256 = hashlib.sha256()
     try:
-        for each in (path, *external):
+        for part in (path, *external):
             if external:
-                name = each.relative_to(path.parent).as_posix() if each != path else ""
-                total.update(f"{name}\0{each.stat().st_size}\0".encode())
-            with open(each, "rb", opener=open_regular) as file:
+                name = part.relative_to(path.parent).as_posix() if part != path else ""
+                sha256.update(f"{name}\0{part.stat().st_size}\0".encode())
+            with open(part, "rb", opener=open_regular) as file:
                 while block := file.read(2**20):
-                    total.update(block)
+                    sha256.update(block)
     except OSError as error:
         raise ValueError(f"{path}: its weights cannot be read: {error}") from error
-    return total.hexdigest()
+    return sha256.hexdigest()

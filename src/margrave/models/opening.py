@@ -35,7 +35,7 @@ class Model:
     """An open model file, created by `open_model`.
 
     Attributes:
-        path: the model file, also if a folder was given.
+        path: the model file, even if `open_model` was given its folder.
         card: how to build the network and prepare its images.
         state: the weights on the CPU; empty for an ONNX model and for the baseline (dlib's model).
     """
@@ -49,7 +49,7 @@ class Model:
 
     @cached_property
     def backbone(self) -> nn.Module:
-        """The network, in evaluation mode on its device: (B, 3, S, S) images to (B, D) embeddings.
+        """The network in evaluation mode; it maps (B, 3, S, S) images to (B, D) embeddings.
 
         It is built on first access, so that reading the card and digest of a model with custom
         network code does not run that code.
@@ -85,20 +85,21 @@ def open_model(
     trust_code: bool = False,
     runtime: str | None = None,
 ) -> Model:
-    """Open a model file, a run's folder or an ONNX model; its content decides which kind it is.
+    """Open a model file, a run's folder or an ONNX model; the kind is detected from the content.
 
     Args:
         path: a Margrave .safetensors file, a folder with a ``model.safetensors``, an .onnx file
             with a card in its metadata or next to it, or ``baseline`` for dlib's model (extra
             ``baseline``), unless a file or folder has this name.
-        device: the network's device; None takes a CUDA device if there is one.
+        device: the network's device; None takes a CUDA device if there is one, except for OpenVINO
+            and the baseline, which take the CPU.
         trust_code: import and run the custom network code that a card may name.
         runtime: the runtime for an ONNX model, ``onnxruntime`` (the default) or ``openvino``.
 
     Raises:
         ValueError: the file does not exist, is damaged, is another project's checkpoint (import it
-            first) or an ONNX model without a card; the runtime is unknown, not installed, or given
-            for a model that is not in ONNX; or the extra ``baseline`` is missing.
+            first) or is an ONNX model without a card; the runtime is unknown or not installed, or
+            the model is not an ONNX model; or the extra ``baseline`` is missing.
 
     >>> open_model("run")
     Traceback (most recent call last):

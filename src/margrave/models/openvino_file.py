@@ -1,4 +1,4 @@
-"""Runs ONNX models with OpenVINO, the fastest runtime on CPUs, which takes 180 MB to install."""
+"""Runs ONNX models with OpenVINO, the fastest runtime on CPUs (180 MB when installed)."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from margrave.models.onnx_network import OnnxNetwork, Port
 class OpenVinoBackbone(OnnxNetwork):
     """A network in an ONNX file, run by OpenVINO in float32, on the CPU by default.
 
-    See ``OnnxNetwork`` for arguments, attributes and errors. Devices are ``cpu`` and those with an
-    OpenVINO driver on this machine, such as ``gpu`` for Intel's.
+    See ``OnnxNetwork`` for arguments, attributes and errors. Devices are ``cpu`` and any other that
+    OpenVINO has a driver for on this machine, such as ``gpu`` for Intel GPUs.
     """
 
     runtime = "openvino"
@@ -36,15 +36,17 @@ class OpenVinoBackbone(OnnxNetwork):
             ) from error
         name = (device or "cpu").upper()
         if name not in core.available_devices:
-            known = ", ".join(each.lower() for each in core.available_devices)
-            raise ValueError(f"{self.path} cannot be run on device = {device!r}; choices: {known}")
-        # By default, OpenVINO would use bfloat16 on CPUs that have it.
+            choices = ", ".join(available.lower() for available in core.available_devices)
+            raise ValueError(
+                f"{self.path} cannot be run on device = {device!r}; choices: {choices}"
+            )
+        # By default, OpenVINO would compute in bfloat16 on CPUs that support it.
         options: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "f32"}
         if name == "CPU":
             options["INFERENCE_NUM_THREADS"] = threads
         try:
             model = core.read_model(str(self.path))
-            # Before compiling, which may change the dimensions.
+            # Read the shapes first, because compiling may change them.
             ports = _ports(model.inputs), _ports(model.outputs)
             self._request = core.compile_model(model, name, options).create_infer_request()
         except RuntimeError as error:
@@ -64,7 +66,7 @@ class OpenVinoBackbone(OnnxNetwork):
 
 @cache
 def _core() -> Any:
-    """OpenVINO's runtime: one per process, which is never closed.
+    """The process's only OpenVINO runtime, which is never closed.
 
     On CPUs with AMX, each runtime gives its thread a stack for signal handlers. If two runtimes are
     closed in the order in which they were opened, that stack is freed while it is still in use, and
@@ -76,17 +78,17 @@ def _core() -> Any:
 
 
 def _ports(declared: Sequence[Any]) -> list[Port]:
-    """Inputs or outputs; a shape is empty if its number of dimensions is dynamic."""
+    """Convert inputs or outputs; a shape is empty if its number of dimensions is dynamic."""
     return [
         Port(
-            each.get_any_name(),
+            value.get_any_name(),
             [
                 length.get_length() if length.is_static else str(length)
-                for length in (each.partial_shape if each.partial_shape.rank.is_static else ())
+                for length in (value.partial_shape if value.partial_shape.rank.is_static else ())
             ],
-            each.get_element_type().to_string(),
+            value.get_element_type().to_string(),
         )
-        for each in declared
+        for value in declared
     ]
 
 

@@ -1,4 +1,4 @@
-"""A model's scores as stored in its card: thresholds, a calibration and reference scores."""
+"""What a card stores about a model's scores: thresholds, a calibration and reference scores."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ class OperatingPoint:
         threshold_interval: 95 % confidence interval of the threshold, or None.
         true_accept_rate: the true accept rate measured at the threshold, or None.
         true_accept_interval: 95 % confidence interval of the true accept rate, or None.
-        impostors: number of impostor pairs from which the threshold was estimated.
+        impostors: number of impostor pairs used to estimate the threshold.
         measured_on: description of the images, for the user.
-        flips: whether embeddings were measured with flip fusion, which adds the flipped image's
-            embedding.
+        flips: True if embeddings were computed with flip fusion, which adds the embedding of the
+            flipped image.
 
     Raises:
-        ValueError: a rate or a cosine is out of range.
+        ValueError: a field has an invalid value.
     """
 
     far: float
@@ -68,11 +68,11 @@ class Calibration:
     Attributes:
         slope: slope of the log-likelihood ratio, above 0.
         offset: offset of the log-likelihood ratio (natural logarithm).
-        cllr: cost of the log-likelihood ratios in bits, on identities held out from the fit; 1
-            means no information.
-        cllr_min: the lowest cost of any monotonic calibration on these identities.
-        people: number of identities used for the fit; the cost was measured on as many others, or
-            one fewer.
+        cllr: cost of the log-likelihood ratios (Cllr) in bits, on identities held out from the fit;
+            1 means no information.
+        cllr_min: the lowest cost that a monotonic calibration can reach on the held-out identities.
+        people: number of identities in the fit. The same number of other identities, or one fewer,
+            was held out.
 
     Raises:
         ValueError: a value is not finite, the slope is not above 0, or `people` is not a count.
@@ -87,10 +87,11 @@ class Calibration:
     people: int
 
     def __post_init__(self) -> None:
-        numbers = (self.slope, self.offset, self.cllr, self.cllr_min, self.people)
-        if not all(_is_finite(value) for value in numbers) or self.slope <= 0:
+        values = (self.slope, self.offset, self.cllr, self.cllr_min, self.people)
+        if not all(_is_finite(value) for value in values) or self.slope <= 0:
             raise ValueError(
-                f"calibration: {numbers!r:.120}, must be finite numbers with the slope above 0"
+                f"calibration: (slope, offset, cllr, cllr_min, people) = {values!r:.120}, must be "
+                "finite numbers with slope above 0"
             )
         if not _is_count(self.people):
             raise ValueError(
@@ -98,7 +99,7 @@ class Calibration:
             )
 
     def log_likelihood_ratio(self, cosine: float) -> float:
-        """ln(p(cosine | same person) / p(cosine | different people)).
+        """The log-likelihood ratio ln(p(cosine | same) / p(cosine | different)).
 
         >>> Calibration(slope=2, offset=-1, cllr=0, cllr_min=0, people=9).log_likelihood_ratio(0.5)
         0.0
@@ -108,18 +109,18 @@ class Calibration:
 
 @dataclass(frozen=True, kw_only=True)
 class ScoreReference:
-    """Scores and norms measured on faces like those that the model will be used for.
+    """Scores and norms measured on faces like those in the model's application.
 
     Attributes:
         measured_on: description of the images, for the user.
-        flips: whether embeddings were measured with flip fusion.
+        flips: True if embeddings were computed with flip fusion.
         calibration: the calibration, or None if there were too few identities for it.
-        genuine, impostors: histograms of genuine and impostor cosines: the share of pairs in each
-            of equally wide bins over [-1, 1].
-        far_thresholds: pairs (false accept rate, threshold), from the largest rate to the smallest
-            that the impostor pairs support.
-        norm_percentiles: the 0th, 1st, … 100th percentile of the raw embeddings' norms; empty if
-            all embeddings have the same norm.
+        genuine, impostors: histograms of genuine and impostor cosines, as the fraction of pairs in
+            each bin; the bins divide [-1, 1] equally.
+        far_thresholds: pairs (false accept rate, threshold) in decreasing order of the rate, down
+            to the smallest rate that the impostor pairs support.
+        norm_percentiles: the 0th, 1st, … 100th percentile of the norms of unnormalized embeddings;
+            empty if all norms are equal.
 
     Raises:
         ValueError: a field has an invalid value.
@@ -143,7 +144,7 @@ class ScoreReference:
         for name in ("genuine", "impostors", "norm_percentiles"):
             values = getattr(self, name)
             if not isinstance(values, list | tuple) or not all(map(_is_finite, values)):
-                raise ValueError(f"reference: {name} = {values!r:.60}, must be numbers")
+                raise ValueError(f"reference: {name} = {values!r:.60}, must be finite numbers")
             object.__setattr__(self, name, tuple(values))
         if len(self.norm_percentiles) not in (0, 101):
             raise ValueError(
@@ -168,8 +169,8 @@ def _is_pair(value: object) -> TypeGuard[Sequence[float]]:
     return isinstance(value, list | tuple) and len(value) == 2 and all(map(_is_finite, value))
 
 
-def _check_description(what: str, measured_on: object, flips: object) -> None:
+def _check_description(record: str, measured_on: object, flips: object) -> None:
     if not isinstance(measured_on, str):
-        raise ValueError(f"{what}: measured_on = {measured_on!r:.60}, must be text")
+        raise ValueError(f"{record}: measured_on = {measured_on!r:.60}, must be text")
     if not isinstance(flips, bool):
-        raise ValueError(f"{what}: flips = {flips!r:.60}, must be true or false")
+        raise ValueError(f"{record}: flips = {flips!r:.60}, must be true or false")

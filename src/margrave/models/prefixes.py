@@ -14,23 +14,24 @@ PREFIXES = ("module.", "model.", "backbone.", "_orig_mod.")
 def strip_prefixes(
     state: Mapping[str, Tensor], prefixes: tuple[str, ...] = PREFIXES
 ) -> dict[str, Tensor]:
-    """Remove all wrapper prefixes from a state's keys.
+    """Remove all wrapper prefixes from a state's keys, also several in a row.
 
     Raises:
-        ValueError: two keys become equal.
+        ValueError: two keys are equal without their prefixes.
 
     >>> import torch
     >>> list(strip_prefixes({"module.backbone.conv1.weight": torch.zeros(1)}))
     ['conv1.weight']
     """
-    origin: dict[str, str] = {}
+    full_keys: dict[str, str] = {}
     for key in state:
         bare = key
-        while prefix := next((each for each in prefixes if bare.startswith(each)), ""):
+        while prefix := next((prefix for prefix in prefixes if bare.startswith(prefix)), ""):
             bare = bare.removeprefix(prefix)
-        if bare in origin:
+        if bare in full_keys:
             raise ValueError(
-                f"{origin[bare]!r} and {key!r} both mean {bare!r}; keep one of the two networks"
+                f"{full_keys[bare]!r} and {key!r} both become {bare!r}; keep only one of the "
+                "two networks"
             )
-        origin[bare] = key
-    return {bare: state[key] for bare, key in origin.items()}
+        full_keys[bare] = key
+    return {bare: state[key] for bare, key in full_keys.items()}

@@ -1,4 +1,4 @@
-"""Reads the tensors of other projects' files."""
+"""Reads the tensors in other projects' files."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ def read_checkpoint(path: str | os.PathLike[str], key: str | None = None) -> Che
 
     Weights may be under any key, at most two levels deep. The prefixes ``module.``, ``model.``,
     ``backbone.`` and ``_orig_mod.`` are removed from their names. Moving averages (EMA) are
-    preferred to the weights themselves. A head saved under ``state_dict_softmax_fc`` gets the
-    prefix ``head.``, and a file that is a single tensor becomes ``weight``. Everything that is not
-    a tensor is left out, and so are profilers' counters.
+    preferred to the plain weights. A head saved under ``state_dict_softmax_fc`` gets the prefix
+    ``head.``, and a file that is a single tensor becomes ``weight``. Profilers' counters and
+    everything that is not a tensor are left out.
 
     Args:
         path: the file.
-        key: the key of the weights in the file, such as ``generator.ema``, or the prefix of their
-            names. It is required if the file holds several networks.
+        key: the key of the weights in the file, such as ``generator.ema``, or the prefix of the
+            tensors' names. It is required if the file holds several networks.
 
     Raises:
         ValueError: the file does not exist, is damaged, or has no tensors or several networks; or
-            loading it would run code, which the message names and which was not run.
+            loading it would run code. That code is not run, and the message names it.
     """
     path = Path(path)
     if not path.is_file():

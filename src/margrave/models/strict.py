@@ -1,4 +1,4 @@
-"""Loads weights into a module, all of them or none."""
+"""Loads weights into a module: all of them, or none if they do not fit."""
 
 from __future__ import annotations
 
@@ -18,19 +18,20 @@ def load_strictly(
 ) -> None:
     """Fill a module's parameters and buffers from a state, which must fit it exactly.
 
-    A module on the meta device takes over the tensors, converted to its own dtypes; any other
-    module copies them. Batch norms' ``num_batches_tracked`` may be missing, as in old files.
+    Values are converted to the module's dtypes. A module on the meta device may share the tensors'
+    memory; any other module copies the values. Batch norms' ``num_batches_tracked`` may be missing,
+    as in old files.
 
     Args:
         module: the module to fill.
         state: tensors by the module's key names.
         source: the state's origin, for error messages.
-        names: the module's name of each submodule -> the file's
+        names: each submodule's name in the module -> its name in the file
             (:attr:`margrave.models.Imported.names`), for error messages.
 
     Raises:
-        ValueError: the state does not fit; the message lists all missing keys, unexpected keys and
-            wrong shapes. The module is not changed.
+        ValueError: the state does not fit; the message lists all missing keys, unexpected keys,
+            wrong shapes and unusable tensors. The module is not changed.
 
     >>> import torch
     >>> load_strictly(nn.Linear(2, 1), {"weight": torch.ones(1, 3)}, "example.pth")
@@ -43,18 +44,18 @@ def load_strictly(
     expected = module.state_dict()
     on_meta = any(tensor.is_meta for tensor in expected.values())
     missing = [
-        _in_file(key, names)
+        _displayed_key(key, names)
         for key in expected
         if key not in state and not key.endswith("num_batches_tracked")
     ]
-    unexpected = [_in_file(key, names) for key in state if key not in expected]
+    unexpected = [_displayed_key(key, names) for key in state if key not in expected]
     misshapen = [
-        f"{_in_file(key, names)} is {tuple(state[key].shape)}, expected {tuple(tensor.shape)}"
+        f"{_displayed_key(key, names)} is {tuple(state[key].shape)}, expected {tuple(tensor.shape)}"
         for key, tensor in expected.items()
         if key in state and state[key].shape != tensor.shape
     ]
     unusable = [
-        _in_file(key, names)
+        _displayed_key(key, names)
         for key in expected
         if key in state and _is_unusable(state[key], on_meta)
     ]
@@ -70,23 +71,23 @@ def load_strictly(
     ]
     if faults:
         raise ValueError("\n".join([f"{source} does not fit {type(module).__name__}", *faults]))
-    filled = {
+    complete_state = {
         key: state[key].detach().to(tensor.dtype)
         if key in state
         else torch.zeros_like(tensor, device="cpu")
         for key, tensor in expected.items()
     }
-    module.load_state_dict(filled, assign=on_meta)
+    module.load_state_dict(complete_state, assign=on_meta)
 
 
 def _is_unusable(tensor: Tensor, on_meta: bool) -> bool:
-    """Whether a tensor cannot be copied into an ordinary dense tensor of real numbers."""
+    """Whether a tensor is sparse, quantized or complex, or lacks data that the module needs."""
     special = tensor.layout != torch.strided or tensor.is_quantized or tensor.is_complex()
     return special or (tensor.is_meta and not on_meta)
 
 
-def _in_file(key: str, names: Mapping[str, str] | None) -> str:
-    """A key as messages show it: by its name in the file, if that differs."""
+def _displayed_key(key: str, names: Mapping[str, str] | None) -> str:
+    """The key for messages: its name in the file, then the module's if the names differ."""
     module_name, dot, leaf = key.rpartition(".")
     name_in_file = (names or {}).get(module_name)
     return key if name_in_file is None else f"{name_in_file}{dot}{leaf} (here {key})"

@@ -11,7 +11,7 @@ from margrave.models.importers.contract import LAYOUTS, Importer, Names
 
 @LAYOUTS.register("adaface_ir")
 class AdaFaceIr(Importer):
-    """AdaFace's names; CVLface's are the same under ``net.``."""
+    """Networks with AdaFace's names; CVLface prefixes the same names with ``net.``."""
 
     patterns = (r"body\.\d+\.res_layer\.2\.running_mean",)
     color_order = "bgr"

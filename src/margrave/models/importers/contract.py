@@ -1,4 +1,4 @@
-"""The interface of importers, which know the tensor names and pixel statistics of a project."""
+"""The interface of importers. An importer knows a project's tensor names and pixel statistics."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from margrave.models.prefixes import strip_prefixes
 from margrave.registry import Registry
 
 Names = Mapping[str, str]
-"""Margrave's name of each submodule -> the project's name."""
+"""Each submodule's name in Margrave -> its name in the project."""
 
 HEAD_PREFIXES = ("head.", "classifier.", "partial_fc.")
 # CVLface's prefix for its networks.
@@ -24,17 +24,19 @@ WRAPPER = "net."
 class Importer:
     """A layout: one project's tensor names and pixel statistics for one family of networks.
 
-    Subclasses in this folder are registered by name; one from elsewhere is given as
+    Subclasses in this folder are registered by name. Select one from elsewhere with
     ``--layout my_module:MyImporter``. If keys match both an importer and its subclass, the subclass
     is used.
 
     Attributes:
-        patterns: regular expressions; each must match the beginning of some key.
+        patterns: regular expressions; a file matches if every pattern matches the beginning of some
+            key.
         color_order: color order of the pixels used in training.
-        mean, std: statistics of these pixels in [0, 1], in this color order.
-        source: where color order and statistics are documented.
-        shared_with: projects whose files have the same keys and cannot be distinguished.
-        first_convolution: Margrave's key of the weight that is applied to the pixels.
+        mean, std: normalization of these pixels in [0, 1], in this color order.
+        source: where the project documents color order, mean and std.
+        shared_with: other projects whose files cannot be distinguished because the keys are the
+            same.
+        first_convolution: Margrave's key of the first convolution's weight.
     """
 
     patterns: ClassVar[tuple[str, ...]] = ()
@@ -58,7 +60,7 @@ class Importer:
         return {key: bare[key] for key in bare if key not in head}, head
 
     def names(self, network: State) -> dict[str, str]:
-        """Margrave's name of each submodule -> the project's; empty if they are the same."""
+        """Each submodule's name in Margrave -> its name in the project; empty if they are equal."""
         return {}
 
     def backbone(self, network: State, names: Names) -> dict[str, Any]:
@@ -69,7 +71,7 @@ class Importer:
             names: the result of `names`, for error messages.
 
         Raises:
-            ValueError: a tensor that a setting is read from is missing or has a wrong shape.
+            ValueError: a tensor that determines a setting is missing or has a wrong shape.
         """
         raise NotImplementedError
 
@@ -85,12 +87,12 @@ def create_importer(name: str) -> Importer:
     """Create the importer of a registered layout or an import path (``my_module:MyImporter``).
 
     Raises:
-        ValueError: the layout or class does not exist.
+        ValueError: the layout or class does not exist, or the class is not an `Importer`.
 
     >>> create_importer("adaface_ir").color_order
     'bgr'
     """
-    kind = LAYOUTS.get(name)
-    if not (isinstance(kind, type) and issubclass(kind, Importer)):
+    importer_class = LAYOUTS.get(name)
+    if not (isinstance(importer_class, type) and issubclass(importer_class, Importer)):
         raise ValueError(f"{name!r} must be a subclass of margrave.models.importers.Importer")
-    return kind()
+    return importer_class()

@@ -1,4 +1,4 @@
-"""Detects the layout of other projects' weights and converts them to Margrave's."""
+"""Detects the layout of other projects' weights and converts them to Margrave's layout."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from margrave.models.prefixes import strip_prefixes
 def detect_layout(state: State) -> str:
     """Detect the layout of a state's keys.
 
-    AdaFace's names mean BGR weights (``adaface_ir``); the same names under CVLface's prefix
-    ``net.`` mean RGB weights (``cvlface_ir``). CurricularFace's names are also face.evoLVe's.
+    AdaFace's names mean BGR weights (``adaface_ir``); the same names with CVLface's prefix
+    ``net.`` mean RGB weights (``cvlface_ir``). face.evoLVe uses CurricularFace's names.
 
     Raises:
         ValueError: no layout matches, or several do; the message lists them.
@@ -33,14 +33,18 @@ def detect_layout(state: State) -> str:
     >>> detect_layout({"body.0.res_layer.2.running_mean": torch.zeros(64)})
     'adaface_ir'
     """
-    checkpoint = _bare(state)
+    checkpoint = _strip_wrappers(state)
     matching = {
         name: LAYOUTS.get(name) for name in LAYOUTS if create_importer(name).matches(checkpoint)
     }
     layouts = [
         name
-        for name, kind in matching.items()
-        if not any(issubclass(other, kind) for other in matching.values() if other is not kind)
+        for name, importer_class in matching.items()
+        if not any(
+            issubclass(other_class, importer_class)
+            for other_class in matching.values()
+            if other_class is not importer_class
+        )
     ]
     if len(layouts) == 1:
         return layouts[0]
@@ -55,8 +59,8 @@ def detect_layout(state: State) -> str:
     )
 
 
-def _bare(state: State) -> Checkpoint:
-    """The state without wrapper prefixes, as a `Checkpoint`."""
+def _strip_wrappers(state: State) -> Checkpoint:
+    """Remove wrapper prefixes from a state's keys; returns a `Checkpoint`."""
     if isinstance(state, Checkpoint):
         return Checkpoint(strip_prefixes(state), state.raw_keys, state.other_keys, state.notes)
     return Checkpoint(strip_prefixes(state), state)
@@ -72,9 +76,9 @@ def convert(
     """Convert another project's weights to Margrave's names and RGB, and infer the backbone.
 
     Depth, widths, squeeze and excitation, and sizes are read from keys and shapes. For BGR
-    weights, the input channels of the first convolution are reversed. Pass the result to
-    ``backbones.create`` and :func:`margrave.models.load_strictly`, which reports every missing key,
-    unexpected key and wrong shape.
+    weights, the input channels of the first convolution are reversed. Pass the result's
+    ``backbone`` to ``backbones.create`` and its ``state`` to :func:`margrave.models.load_strictly`,
+    which reports every missing key, unexpected key and wrong shape.
 
     Args:
         state: the tensors from :func:`margrave.models.read_checkpoint`.
@@ -87,12 +91,12 @@ def convert(
 
     Raises:
         ValueError: the layout or color order is unknown, mean or std is for pixels in [0, 255],
-            or a tensor that a setting is read from is missing or has a wrong shape.
+            or a tensor that determines a setting is missing or has a wrong shape.
     """
     if color_order not in (None, "rgb", "bgr"):
         raise ValueError(f"color_order = {color_order!r}, must be 'rgb' or 'bgr'")
     check_pixel_statistics(mean=mean, std=std)
-    checkpoint = _bare(state)
+    checkpoint = _strip_wrappers(state)
     layout = layout or detect_layout(checkpoint)
     importer = create_importer(layout)
     network, head = importer.split(checkpoint)
@@ -105,7 +109,7 @@ def convert(
         _reverse_colors(network, importer.first_convolution)
         notes.append("the weights expected BGR; the first convolution was changed to take RGB")
     if None in (color_order, mean, std):
-        notes.append(_assumed_pixels(importer, color_order, mean, std))
+        notes.append(_note_assumed_statistics(importer, color_order, mean, std))
     notes += importer.assumptions(backbone)
     centers = None
     if any(tensor.dim() == 2 for tensor in head.values()) and "embedding_size" in backbone:
@@ -135,8 +139,8 @@ def adopt(
 ) -> Imported:
     """Prepare weights of an unknown layout for a network that the user has specified.
 
-    The keys must be the network's own, apart from wrapper prefixes. A head that is not part of the
-    network is left out. Pass the result to ``load_strictly``.
+    The keys must be the network's keys, apart from wrapper prefixes. A head that is not part of the
+    network is left out. Pass the result's ``state`` to ``load_strictly``.
 
     Args:
         state: the tensors from :func:`margrave.models.read_checkpoint`.
@@ -147,11 +151,11 @@ def adopt(
         std: standard deviation, like `mean`.
 
     Raises:
-        ValueError: two keys become equal, mean or std is for pixels in [0, 255], or the weights
-            expect BGR and their first convolution is ambiguous.
+        ValueError: two keys are equal without wrapper prefixes, mean or std is for pixels in
+            [0, 255], or the weights expect BGR and their first convolution is ambiguous.
     """
     check_pixel_statistics(mean=mean, std=std)
-    checkpoint = _bare(state)
+    checkpoint = _strip_wrappers(state)
     expected = network.state_dict()
     full_keys = dict(zip(strip_prefixes(expected), expected, strict=True))
     weights = {full_keys.get(key, key): tensor for key, tensor in checkpoint.items()}
@@ -160,20 +164,22 @@ def adopt(
     notes = [*checkpoint.notes, *([f"head left out: {', '.join(left_out)}"] if left_out else [])]
     order = color_order or "rgb"
     if order == "bgr":
-        first = [key for key, each in weights.items() if each.dim() == 4 and each.shape[1] == 3]
+        first = [
+            key for key, tensor in weights.items() if tensor.dim() == 4 and tensor.shape[1] == 3
+        ]
         if len(first) != 1:
             raise ValueError(
                 f"{len(first)} convolutions have three input channels ({', '.join(first[:3])}), so "
-                "the one to convert from BGR to RGB is unknown; reverse the first one's input "
-                "channels in the checkpoint"
+                "the one to convert from BGR to RGB is unknown; reverse the first convolution's "
+                "input channels in the checkpoint and state --color-order rgb (color_order=)"
             )
         _reverse_colors(weights, first[0])
         notes.append(f"the weights expected BGR; {first[0]} was changed to take RGB")
     assumed = {"RGB": color_order, "mean 0.5": mean, "std 0.5": std}
     if unstated := [name for name, value in assumed.items() if value is None]:
         notes.append(
-            f"{', '.join(unstated)} assumed, as the file does not show it; state it with "
-            "--color-order, --mean, --std"
+            f"{', '.join(unstated)} assumed, because the file does not contain this; override "
+            "with --color-order, --mean, --std"
         )
     return Imported(
         layout="own",
@@ -185,38 +191,38 @@ def adopt(
     )
 
 
-def _assumed_pixels(
+def _note_assumed_statistics(
     importer: Importer,
     color_order: str | None,
     mean: PixelStatistic | None,
     std: PixelStatistic | None,
 ) -> str:
-    """A note on pixel statistics that were assumed, and the options that override them."""
+    """A note that names the assumed pixel statistics and the options that override them."""
     assumed = {
         importer.color_order.upper(): ("--color-order", color_order),
-        f"mean {_short(importer.mean)}": ("--mean", mean),
-        f"std {_short(importer.std)}": ("--std", std),
+        f"mean {_format_statistic(importer.mean)}": ("--mean", mean),
+        f"std {_format_statistic(importer.std)}": ("--std", std),
     }
-    unstated = {name: option for name, (option, given) in assumed.items() if given is None}
+    unstated = {name: option for name, (option, value) in assumed.items() if value is None}
     names = list(unstated)
     listed = " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
     source = f" ({importer.source})" if importer.source else ""
-    others = (
+    shared_names = (
         f"; files of {importer.shared_with} may have the same names" if importer.shared_with else ""
     )
     return (
         f"{listed} {'are' if len(names) > 1 else 'is'} assumed from the tensor names{source}"
-        f"{others}; override with {', '.join(unstated.values())}"
+        f"{shared_names}; override with {', '.join(unstated.values())}"
     )
 
 
-def _short(value: PixelStatistic) -> str:
+def _format_statistic(value: PixelStatistic) -> str:
     numbers = value if isinstance(value, tuple) else (value,)
     return ", ".join(f"{number:.4g}" for number in numbers)
 
 
 def _reverse_colors(network: dict[str, Tensor], key: str) -> None:
     weight = network.get(key)
-    # load_strictly will report a weight of another shape.
+    # load_strictly reports a missing weight and a wrong shape later.
     if weight is not None and weight.dim() == 4 and weight.shape[1] == 3:
         network[key] = weight.flip(1)

@@ -8,7 +8,7 @@ from margrave.models.importers.contract import LAYOUTS
 
 @LAYOUTS.register("cvlface_ir")
 class CvlFaceIr(AdaFaceIr):
-    """AdaFace's names under ``net.``."""
+    """Networks with AdaFace's names, prefixed with ``net.``."""
 
     patterns = (r"net\.body\.\d+\.res_layer\.2\.running_mean",)
     color_order = "rgb"

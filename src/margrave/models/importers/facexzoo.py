@@ -16,10 +16,10 @@ class _FaceXZoo(Importer):
     shared_with = ""
 
     def matches(self, checkpoint: Checkpoint) -> bool:
-        """Check the keys, and that the file has a ``batch_id`` or both a backbone and a head."""
+        """Match the keys, and require a ``batch_id`` or both a backbone and a head in the file."""
         roots = {key.removeprefix("module.").partition(".")[0] for key in checkpoint.raw_keys}
-        has_evidence = "batch_id" in checkpoint.other_keys or {"backbone", "head"} <= roots
-        return has_evidence and super().matches(checkpoint)
+        is_facexzoo = "batch_id" in checkpoint.other_keys or {"backbone", "head"} <= roots
+        return is_facexzoo and super().matches(checkpoint)
 
 
 @LAYOUTS.register("facexzoo_ir")

@@ -14,7 +14,7 @@ SOURCE = "deepinsight/insightface arcface_torch/dataset.py: RGB, mean 0.5, std 0
 
 @LAYOUTS.register("insightface_iresnet")
 class InsightFaceIResNet(Importer):
-    """IResNet; also AdaFace's and CurricularFace's networks as Margrave saves them."""
+    """IResNet; also AdaFace's and CurricularFace's networks under Margrave's names."""
 
     patterns = (r"(net\.)?layer[1-4]\.\d+\.prelu\.weight",)
     source = SOURCE
@@ -49,5 +49,5 @@ class InsightFaceViT(Importer):
 
     def assumptions(self, backbone: Mapping[str, Any]) -> tuple[str, ...]:
         if backbone["kind"] == "vit":
-            return ("8 attention heads are assumed: no shape shows their number",)
+            return ("8 attention heads are assumed, because no tensor shape shows their number",)
         return ()

@@ -8,16 +8,16 @@ from typing import Any
 from margrave.models.contract import State
 from margrave.models.importers.shapes import count_indices, shape_of, square_side
 
-# The modules of a block's residual branch, in order, under Margrave's names; AdaFace and
-# CurricularFace number them instead.
+# Margrave's names of the modules in a block's residual branch, in order. In AdaFace and
+# CurricularFace, the names are numbers.
 BASIC = ("bn1", "conv1", "bn2", "prelu", "conv2", "bn3")
 BOTTLENECK = (*BASIC, "prelu2", "conv3", "bn4")
 WITHOUT_MIDDLE_NORM = ("bn1", "conv1", "prelu", "conv2", "bn3")
 
 USUAL_CHANNELS = (64, 128, 256, 512)
 BOTTLENECK_CHANNELS = (256, 512, 1024, 2048)
-# The depth in the network's name for each published sequence of block counts, by family. AdaFace
-# and CurricularFace use 101 for the network that InsightFace calls 100.
+# Block counts per stage of each published network -> the depth in its name. AdaFace and
+# CurricularFace use 101 for the network that InsightFace calls 100.
 INSIGHTFACE_DEPTHS = {
     (2, 2, 2, 2): 18,
     (3, 4, 6, 3): 34,
@@ -31,23 +31,23 @@ CURRICULARFACE_DEPTHS = {(3, 4, 14, 3): 50, (3, 13, 30, 3): 101, (3, 8, 36, 3): 
 
 
 def adaface_names(state: State) -> dict[str, str]:
-    """Margrave's name of each submodule -> AdaFace's."""
+    """Each submodule's name in Margrave -> its name in AdaFace."""
     branch = BOTTLENECK if any(".res_layer.7." in key for key in state) else BASIC
     return _body_names(state, branch, gate="se_block")
 
 
 def curricularface_names(state: State) -> dict[str, str]:
-    """Margrave's name of each submodule -> CurricularFace's, which is also face.evoLVe's."""
+    """Each submodule's name in Margrave -> its name in CurricularFace and face.evoLVe."""
     return _body_names(state, WITHOUT_MIDDLE_NORM, gate="5")
 
 
 def _body_names(state: State, branch: tuple[str, ...], gate: str) -> dict[str, str]:
-    """Margrave's name of each submodule -> the project's.
+    """Each submodule's name in Margrave -> its name in the project.
 
     Args:
         state: the tensors under the project's names.
-        branch: Margrave's names of a branch's modules.
-        gate: the project's name of the squeeze and excitation in a branch.
+        branch: Margrave's names of the modules in a residual branch, in order.
+        gate: the project's name of a branch's squeeze-and-excitation module.
     """
     names = {
         "conv1": "input_layer.0",
@@ -72,7 +72,10 @@ def _body_names(state: State, branch: tuple[str, ...], gate: str) -> dict[str, s
 
 
 def _stages(state: State) -> list[tuple[int, int]]:
-    """The (start, end) block indices of each stage; a stage starts where the width changes."""
+    """The block indices (start, end) of each stage, end exclusive.
+
+    A stage starts at block 0 and at each block whose shortcut has a convolution.
+    """
     end = count_indices(state, "body.")
     starts = {0} | {
         index for index in range(end) if f"body.{index}.shortcut_layer.0.weight" in state
@@ -80,7 +83,7 @@ def _stages(state: State) -> list[tuple[int, int]]:
     if len(starts) != 4:
         raise ValueError(
             f"found {len(starts)} stages, starting at blocks {sorted(starts)} of {end}, "
-            "expected 4; every stage but the first must start with a shortcut_layer.0.weight"
+            "expected 4; the first block of each later stage must have a shortcut_layer.0.weight"
         )
     return list(zip(sorted(starts), [*sorted(starts)[1:], end], strict=True))
 
@@ -88,13 +91,12 @@ def _stages(state: State) -> list[tuple[int, int]]:
 def insightface_settings(state: State, names: Mapping[str, str]) -> dict[str, Any]:
     """The backbone specification of weights under InsightFace's names.
 
-    Margrave uses these names for AdaFace's and CurricularFace's networks too. Their structure
-    differs from InsightFace's: the first block's shortcut has no weights, or the block has three
-    convolutions.
+    Margrave uses these names for AdaFace's and CurricularFace's networks too, and detects them by
+    their first block: its shortcut has no weights, or it has three convolutions.
     """
     has_projection = any(key.startswith("layer1.0.downsample.") for key in state)
     if has_projection and "layer1.0.conv3.weight" not in state:
-        return _settings(state, names, "iresnet", INSIGHTFACE_DEPTHS, {})
+        return _infer_specification(state, names, "iresnet", INSIGHTFACE_DEPTHS, {})
     has_middle_norm = "layer1.0.bn2.weight" in state
     return (adaface_settings if has_middle_norm else curricularface_settings)(state, names)
 
@@ -110,7 +112,7 @@ def adaface_settings(state: State, names: Mapping[str, str]) -> dict[str, Any]:
         "shortcut": "subsample",
         "feature_affine": "none",
     }
-    return _settings(state, names, "ir_se_" if gates else "ir_", depths, options)
+    return _infer_specification(state, names, "ir_se_" if gates else "ir_", depths, options)
 
 
 def curricularface_settings(state: State, names: Mapping[str, str]) -> dict[str, Any]:
@@ -123,14 +125,14 @@ def curricularface_settings(state: State, names: Mapping[str, str]) -> dict[str,
         "feature_affine": "none",
     }
     prefix = "curricular_ir_se_" if gates else "curricular_ir_"
-    return _settings(state, names, prefix, CURRICULARFACE_DEPTHS, options)
+    return _infer_specification(state, names, prefix, CURRICULARFACE_DEPTHS, options)
 
 
 def _has_gates(state: State) -> bool:
     return any(".gate." in key for key in state)
 
 
-def _settings(
+def _infer_specification(
     state: State,
     names: Mapping[str, str],
     prefix: str,
@@ -138,22 +140,23 @@ def _settings(
     options: dict[str, Any],
 ) -> dict[str, Any]:
     bottleneck = options.get("block") == "bottleneck"
-    last = "conv3" if bottleneck else "conv2"
+    last_convolution = "conv3" if bottleneck else "conv2"
     stages = range(1, 5)
     counts = tuple(count_indices(state, f"layer{stage}.") for stage in stages)
     channels = tuple(
-        shape_of(state, f"layer{stage}.0.{last}.weight", 4, names)[0] for stage in stages
+        shape_of(state, f"layer{stage}.0.{last_convolution}.weight", 4, names)[0]
+        for stage in stages
     )
     stem = shape_of(state, "conv1.weight", 4, names)[0]
     embedding_size, inputs = shape_of(state, "fc.weight", 2, names)
-    place = f"{names.get('fc', 'fc')}.weight of {inputs} inputs from {channels[-1]} channels"
-    side = square_side(inputs // channels[-1] if inputs % channels[-1] == 0 else 0, place)
+    layer = f"{names.get('fc', 'fc')}.weight of {inputs} inputs from {channels[-1]} channels"
+    side = square_side(inputs // channels[-1] if inputs % channels[-1] == 0 else 0, layer)
     sizes = {"embedding_size": embedding_size, "image_size": 16 * side}
-    # face.evoLVe's last batch norm has scale and shift, CurricularFace's and AdaFace's has neither.
-    # InsightFace's networks, which have no options here, keep their default.
-    full = {"feature_affine": "full"} if options and "features.weight" in state else {}
+    # The last batch norm has a scale and a shift in face.evoLVe, but neither in CurricularFace and
+    # AdaFace. InsightFace's networks have no options here and keep the default.
+    affine = {"feature_affine": "full"} if options and "features.weight" in state else {}
     usual = BOTTLENECK_CHANNELS if bottleneck else USUAL_CHANNELS
     if counts in depths and channels == usual and stem == 64:
-        return {"kind": f"{prefix}{depths[counts]}", **sizes, **full}
+        return {"kind": f"{prefix}{depths[counts]}", **sizes, **affine}
     shape = {"block_counts": list(counts), "channels": list(channels), "stem_channels": stem}
-    return {"kind": "iresnet", **shape, **options, **full, **sizes}
+    return {"kind": "iresnet", **shape, **options, **affine, **sizes}

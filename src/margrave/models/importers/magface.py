@@ -10,7 +10,7 @@ from margrave.models.contract import Checkpoint
 from margrave.models.importers.contract import LAYOUTS
 from margrave.models.importers.insightface import InsightFaceIResNet
 
-# The network's prefix; the head's weight has no prefix.
+# The prefix of the network's tensors; the head's weight has no prefix.
 NETWORK = re.compile(r"features\.(?:module\.)?(?=(?:conv1|layer\d|bn\d|prelu|fc|features)\.)")
 
 

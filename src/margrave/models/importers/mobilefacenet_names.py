@@ -8,7 +8,7 @@ from typing import Any
 from margrave.models.contract import State
 from margrave.models.importers.shapes import count_indices, shape_of
 
-# CurricularFace's name -> Margrave's name, the reverse of what `curricularface_names` returns.
+# CurricularFace's name -> Margrave's name; `curricularface_names` returns the reverse.
 CONVOLUTIONS = {"conv1": "layers.0", "conv2_dw": "layers.1", "conv_6_sep": "conv_sep"}
 BOTTLENECKS = {"conv_23": "layers.2", "conv_34": "layers.4", "conv_45": "layers.6"}
 STAGES = {"conv_3": "layers.3", "conv_4": "layers.5", "conv_5": "layers.7"}
@@ -21,7 +21,7 @@ PUBLISHED: dict[tuple[tuple[int, ...], int], str] = {
 
 
 def curricularface_names(state: State) -> dict[str, str]:
-    """Margrave's name of each submodule -> CurricularFace's.
+    """Each submodule's name in Margrave -> its name in CurricularFace.
 
     In FaceX-Zoo's and TreB1eN's networks, the last layers have no prefix ``output_layer.``.
     """
@@ -55,14 +55,14 @@ def _bottleneck_names(ours: str, theirs: str) -> dict[str, str]:
 
 
 def settings(state: State, names: Mapping[str, str]) -> dict[str, Any]:
-    """Read the backbone specification from a state under Margrave's names.
+    """Infer the backbone specification from a state under Margrave's names.
 
-    `names` maps these to the project's names, for error messages.
+    `names` maps Margrave's names to the project's, for error messages.
     """
     stem = shape_of(state, "layers.0.layers.0.weight", 4, names)[0]
     if stem % 64:
         raise ValueError(f"the first convolution has {stem} channels, expected a multiple of 64")
-    # The second layer is a convolution, or a stage of blocks in larger networks.
+    # The second layer is a single convolution or, in larger networks, a stage of blocks.
     is_stage = any(key.startswith("layers.1.layers.0.layers.") for key in state)
     counts = (
         count_indices(state, "layers.1.layers.") if is_stage else 1,

@@ -1,4 +1,4 @@
-"""Helpers of importers: renaming, and settings read from keys and shapes."""
+"""Helpers for importers: rename tensors, and read settings from keys and shapes."""
 
 from __future__ import annotations
 
@@ -11,39 +11,39 @@ from margrave.models.contract import State
 
 
 def rename(state: State, names: Mapping[str, str]) -> dict[str, Tensor]:
-    """Rename a state's submodules to Margrave's names; `names` maps these to the current names.
+    """Rename a state's submodules to Margrave's names; `names` maps these to the state's.
 
     >>> import torch
     >>> list(rename({"input_layer.0.weight": torch.zeros(1)}, {"conv1": "input_layer.0"}))
     ['conv1.weight']
     """
-    ours = {theirs: name for name, theirs in names.items()}
+    margrave_names = {theirs: ours for ours, theirs in names.items()}
     renamed = {}
     for key, tensor in state.items():
         module_name, dot, leaf = key.rpartition(".")
-        renamed[f"{ours.get(module_name, module_name)}{dot}{leaf}"] = tensor
+        renamed[f"{margrave_names.get(module_name, module_name)}{dot}{leaf}"] = tensor
     return renamed
 
 
 def shape_of(state: State, key: str, dimensions: int, names: Mapping[str, str]) -> tuple[int, ...]:
-    """The shape of a tensor, from which a setting of the network is read.
+    """The shape of a tensor that determines a setting of the network.
 
     Args:
         state: the tensors under Margrave's names.
         key: the tensor's key.
-        dimensions: the number of dimensions that it must have.
-        names: Margrave's name of each submodule -> the project's, for error messages.
+        dimensions: the required number of dimensions.
+        names: each submodule's name in Margrave -> its name in the project, for error messages.
 
     Raises:
-        ValueError: the key is missing or has another number of dimensions.
+        ValueError: the tensor is missing or has a different number of dimensions.
     """
     module_name, dot, leaf = key.rpartition(".")
-    place = f"{names.get(module_name, module_name)}{dot}{leaf}"
+    project_key = f"{names.get(module_name, module_name)}{dot}{leaf}"
     if key not in state:
-        raise ValueError(f"{place} is missing; its shape determines the network's settings")
+        raise ValueError(f"{project_key} is missing; its shape determines the network's settings")
     if state[key].dim() != dimensions:
         raise ValueError(
-            f"{place} has shape {tuple(state[key].shape)}, expected {dimensions} dimensions"
+            f"{project_key} has shape {tuple(state[key].shape)}, expected {dimensions} dimensions"
         )
     return tuple(state[key].shape)
 
@@ -55,11 +55,11 @@ def count_indices(keys: Iterable[str], prefix: str) -> int:
     3
     """
     indices = [key.removeprefix(prefix).split(".")[0] for key in keys if key.startswith(prefix)]
-    return max((int(number) + 1 for number in indices if number.isdecimal()), default=0)
+    return max((int(index) + 1 for index in indices if index.isdecimal()), default=0)
 
 
 def square_side(count: int, place: str) -> int:
-    """The side length of a square map of ``count`` positions.
+    """The side length of a square map with ``count`` positions; ``place`` is for the message.
 
     Raises:
         ValueError: the count is not a square number.

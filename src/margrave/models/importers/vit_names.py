@@ -13,13 +13,13 @@ PUBLISHED = {(256, 12): "vit_t", (512, 12): "vit_s", (512, 24): "vit_b", (768, 2
 
 
 def settings(state: State, names: Mapping[str, str]) -> dict[str, Any]:
-    """The backbone specification; 8 attention heads are assumed, because no shape shows them."""
+    """Infer the backbone specification; 8 attention heads are assumed, as no shape shows them."""
     _, tokens, width = shape_of(state, "pos_embed", 3, names)
     patch_size = shape_of(state, "patch_embed.proj.weight", 4, names)[-1]
     hidden = shape_of(state, "blocks.0.mlp.fc1.weight", 2, names)[0]
     depth = count_indices(state, "blocks.")
     side = square_side(tokens, "pos_embed")
-    # An image of 112 pixels has 12 patches of 9 pixels, which cover only 108.
+    # Patches need not cover the image: 12 patches of 9 pixels cover only 108 of 112 pixels.
     image_size = 112 if 112 // patch_size == side else side * patch_size
     embedding_size = shape_of(state, "feature.2.weight", 2, names)[0]
     sizes = {"embedding_size": embedding_size, "image_size": image_size}
