@@ -207,7 +207,7 @@ def test_every_extreme_of_an_identity_can_be_rendered():
     rng = np.random.default_rng(0)
     faces = SyntheticFaces(num_identities=1, images_per_identity=1)
     person = synthetic.appearance_of(0, 0)
-    capture = faces._picture(0, 0)[0]
+    capture = faces._image_factors(0, 0)[0]
     for _ in range(60):
         corner = rng.integers(0, 2, synthetic.IDENTITY_FACTORS) * 0.999
         factors = from_uniforms(FaceIdentity, corner)

@@ -1,4 +1,4 @@
-"""Reading untrusted files without executing code and without unbounded memory or time."""
+"""Read untrusted files without executing code and in bounded memory and time."""
 
 from margrave.files.atomic import atomic_write
 from margrave.files.budget import Budget

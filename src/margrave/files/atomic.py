@@ -11,10 +11,10 @@ from pathlib import Path
 
 @contextmanager
 def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Context that yields a temporary path to write; on exit, the file atomically replaces `path`.
+    """Yield a temporary path to write to; on exit, that file atomically replaces `path`.
 
     The temporary file is in the same folder (created if necessary) and is flushed to disk before it
-    is renamed. If the block raises, the temporary file is deleted and the old one stays unchanged.
+    is renamed. If the block raises, the temporary file is deleted and `path` stays unchanged.
 
     >>> from tempfile import TemporaryDirectory
     >>> with TemporaryDirectory() as folder:

@@ -9,12 +9,13 @@ ALLOWANCE = 512 * 2**20
 class Budget:
     """The bytes that parsing one file may allocate, shared by all parsers of the file.
 
-    A few bytes can request large allocations (nested copies, lengths, repetitions). Each allocation
-    is charged before it is made, so memory and time stay linear in the file's size.
+    A few bytes of a file can request large allocations (nested copies, declared lengths,
+    repetitions). Parsers charge each allocation before making it, so memory and time stay linear
+    in the file's size.
 
     Args:
         size: file size in bytes.
-        name: the file, for messages.
+        name: the file's name, for messages.
         allowance: bytes allowed in addition to the size.
 
     >>> budget = Budget(size=10, name="small.bin", allowance=90)
@@ -22,7 +23,7 @@ class Budget:
     >>> budget.charge(1)
     Traceback (most recent call last):
         ...
-    ValueError: small.bin has 10 bytes but would take more than 100 in memory; it is rejected
+    ValueError: small.bin has 10 bytes but would take more than 100 bytes of memory; it is rejected
     """
 
     def __init__(self, size: int, name: str, allowance: int = ALLOWANCE) -> None:
@@ -31,7 +32,7 @@ class Budget:
         self._size, self._limit = size, size + allowance
 
     def charge(self, count: int) -> None:
-        """Charge `count` bytes.
+        """Deduct `count` bytes, which the caller is about to allocate.
 
         Raises:
             ValueError: the limit is exceeded; the message names the file.
@@ -39,6 +40,6 @@ class Budget:
         self.remaining -= count
         if self.remaining < 0:
             raise ValueError(
-                f"{self.name} has {self._size} bytes but would take more than {self._limit} in "
-                "memory; it is rejected"
+                f"{self.name} has {self._size} bytes but would take more than {self._limit} bytes "
+                "of memory; it is rejected"
             )

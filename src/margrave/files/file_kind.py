@@ -11,14 +11,14 @@ from margrave.files.regular import open_regular
 FileKind = Literal["safetensors", "checkpoint", "onnx", "pickle", "records", "unknown"]
 
 ZIP = b"PK\x03\x04"
-# torch.save before PyTorch 1.6 begins with the pickled number 0x1950A86A20F9469CFC6C.
+# Files that PyTorch < 1.6 saved begin with the pickled number 0x1950A86A20F9469CFC6C.
 LEGACY_TORCH = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 PICKLE = b"\x80"
 RECORDS = (0xCED7230A).to_bytes(4, "little")
 MAX_HEADER_BYTES = 100_000_000
 """Maximum size of a safetensors header, from the format specification."""
 
-# Protobuf's wire types, and those of an ONNX model's fields by number.
+# Protobuf's wire types, and the fields of an ONNX model: field number -> wire type.
 # Source: https://github.com/onnx/onnx/blob/main/onnx/onnx.proto, ModelProto.
 VARINT, BYTES = 0, 2
 MODEL_FIELDS = {
@@ -27,14 +27,15 @@ MODEL_FIELDS = {
 }  # fmt: skip
 GRAPH = 7
 MAX_FIELDS = 100_000
-"""Maximum number of fields of an ONNX model to inspect; more would take too long."""
+"""Maximum number of top-level fields to inspect, since inspecting more would take too long."""
 
 
 def file_kind(path: str | os.PathLike[str]) -> FileKind:
     """Detect a file's format by its content.
 
-    ``checkpoint`` is a file of ``torch.save``, ``pickle`` any other pickle (verification sets), and
-    ``records`` MXNet's RecordIO. Folders and empty or missing files are ``unknown``.
+    ``checkpoint`` means a file that ``torch.save`` wrote; ``pickle`` any other pickle, such as a
+    verification set; ``records`` MXNet's RecordIO. Folders and empty or missing files are
+    ``unknown``.
     """
     try:
         with open(path, "rb", opener=open_regular) as file:
@@ -54,21 +55,22 @@ def file_kind(path: str | os.PathLike[str]) -> FileKind:
 
 
 def is_onnx(path: str | os.PathLike[str]) -> bool:
-    """Whether a file is an ONNX model, by its content or, if that is damaged, by its name."""
+    """Whether a file is an ONNX model, by its content or, if that is unknown, by its suffix."""
     kind = file_kind(path)
     return kind == "onnx" or (kind == "unknown" and Path(path).suffix.lower() == ".onnx")
 
 
 def is_safetensors(path: str | os.PathLike[str]) -> bool:
-    """Whether a file is safetensors, by its content or, if that is damaged, by its name."""
+    """Whether a file is safetensors, by its content or, if its header is invalid, by its suffix."""
     kind = file_kind(path)
-    named = Path(path).suffix.lower() == ".safetensors"
-    return kind == "safetensors" or (kind in ("unknown", "pickle") and named)
+    has_suffix = Path(path).suffix.lower() == ".safetensors"
+    # If the header's length begins with the byte 0x80, an invalid header looks like a pickle.
+    return kind == "safetensors" or (kind in ("unknown", "pickle") and has_suffix)
 
 
 def _is_safetensors(start: bytes, size: int) -> bool:
-    length = int.from_bytes(start[:8], "little")
-    return start[8:9] == b"{" and 2 <= length <= min(MAX_HEADER_BYTES, size - 8)
+    header_bytes = int.from_bytes(start[:8], "little")
+    return start[8:9] == b"{" and 2 <= header_bytes <= min(MAX_HEADER_BYTES, size - 8)
 
 
 def _is_onnx(file: BinaryIO, size: int) -> bool:
@@ -79,20 +81,20 @@ def _is_onnx(file: BinaryIO, size: int) -> bool:
             break
         file.seek(position)
         head = file.read(20)
-        tag, used = _varint(head, 0)
-        number, wire_type = tag >> 3, tag & 7
-        if used < 0 or MODEL_FIELDS.get(number) != wire_type:
+        tag, head_length = _read_varint(head, 0)
+        field, wire_type = tag >> 3, tag & 7
+        if head_length < 0 or MODEL_FIELDS.get(field) != wire_type:
             return False
-        value, used = _varint(head, used)
-        if used < 0:
+        value, head_length = _read_varint(head, head_length)
+        if head_length < 0:
             return False
-        position += used + (value if wire_type == BYTES else 0)
-        has_graph |= number == GRAPH
+        position += head_length + (value if wire_type == BYTES else 0)
+        has_graph |= field == GRAPH
     return has_graph and position == size
 
 
-def _varint(data: bytes, position: int) -> tuple[int, int]:
-    """A variable-length number and the position after it; the position is -1 if it is truncated."""
+def _read_varint(data: bytes, position: int) -> tuple[int, int]:
+    """A variable-length integer and the position after it, or (0, -1) if it is truncated."""
     value = 0
     for shift in range(0, 70, 7):
         if position >= len(data):

@@ -1,4 +1,4 @@
-"""Search folders, since unpacked data may lie a few levels below the given folder."""
+"""Search folders; unpacked data may lie a few levels below the folder that the user names."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from pathlib import Path
 
 
 def folders_within(folder: Path, levels: int, skip: frozenset[str] = frozenset()) -> Iterator[Path]:
-    """A folder and its subfolders down to a depth, without hidden ones.
+    """Yield a folder and its subfolders down to a maximum depth, except hidden ones.
 
     Args:
         folder: the folder to start from.
         levels: maximum depth; 0 yields only the folder itself.
-        skip: names of folders to skip.
+        skip: names of subfolders to skip, including everything below them.
 
     Raises:
         ValueError: a folder does not exist or cannot be listed.
@@ -26,7 +26,7 @@ def folders_within(folder: Path, levels: int, skip: frozenset[str] = frozenset()
 
 
 def list_names(folder: Path, folders: bool = False) -> list[str]:
-    """Sorted names of a folder's files or, if ``folders``, of its subfolders, without hidden ones.
+    """Sorted names of a folder's non-hidden files or, if ``folders``, of its non-hidden subfolders.
 
     Raises:
         ValueError: the folder does not exist or cannot be listed.
@@ -46,11 +46,11 @@ def list_names(folder: Path, folders: bool = False) -> list[str]:
 
 
 def unique_path(paths: list[Path], what: str, folder: Path) -> Path | None:
-    """The only path of a list, or None if it is empty.
+    """The only path in a list, or None if the list is empty.
 
     Args:
         paths: the paths that a search found.
-        what: what was searched for, for messages.
+        what: a description of what was searched for, for messages.
         folder: the folder that was searched, for messages.
 
     Raises:
@@ -59,6 +59,6 @@ def unique_path(paths: list[Path], what: str, folder: Path) -> Path | None:
     if len(paths) > 1:
         raise ValueError(
             f"{folder} contains {what} more than once: {', '.join(map(str, paths))}; "
-            "give the folder that contains one of them"
+            "give the folder that contains only one of them"
         )
     return paths[0] if paths else None

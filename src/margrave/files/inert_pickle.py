@@ -2,9 +2,9 @@
 
 A pickle is a program. This interpreter implements only its harmless instructions: it imports and
 calls nothing that the file names, creates no instances of named classes, and uses memory in
-proportion to the file's size. It reads two kinds of files: sets of images and pairs, as bytes,
-text, numbers, lists and NumPy arrays; and files of objects, as `PickledObject`s, which hold a
-class's name and its constructor's arguments.
+proportion to the file's size. It reads two kinds of files. Sets of images and pairs become bytes,
+text, numbers, lists and NumPy arrays. In files of objects, each object becomes a `PickledObject`,
+which holds the name of a class and the arguments of its constructor.
 """
 
 from __future__ import annotations
@@ -55,36 +55,40 @@ class _Mark:
     """Marks the start of a list or tuple on the stack."""
 
 
-class _Type:
+class _DtypeBuilder:
     """A NumPy dtype under construction."""
 
     def __init__(self, name: str) -> None:
-        self.name, self.order = name, "|"
+        self.name, self.byte_order = name, "|"
 
     def build(self, state: Any) -> None:
         if not isinstance(state, tuple) or len(state) < 2 or state[1] not in ("<", ">", "|", "="):
             raise ValueError(f"invalid state of a NumPy dtype: {describe_value(state)}")
-        self.order = state[1]
+        self.byte_order = state[1]
 
     @property
-    def dtype(self) -> np.dtype:
-        return np.dtype(self.order.replace("|", "") + self.name)
+    def value(self) -> np.dtype:
+        return np.dtype(self.byte_order.replace("|", "") + self.name)
 
 
-class _Array:
+class _ArrayBuilder:
     """A NumPy array under construction."""
 
     value: np.ndarray | list[Any] | None = None
 
     def build(self, state: Any) -> None:
-        if not isinstance(state, tuple) or len(state) != 5 or not isinstance(state[2], _Type):
+        if (
+            not isinstance(state, tuple)
+            or len(state) != 5
+            or not isinstance(state[2], _DtypeBuilder)
+        ):
             raise ValueError("a NumPy array is stored in an unknown form")
-        _, shape, kind, fortran, content = state
-        self.value = _array(content, kind, shape, "F" if fortran else "C")
+        _, shape, dtype, is_fortran, content = state
+        self.value = _make_array(content, dtype, shape, "F" if is_fortran else "C")
 
 
 def describe_value(value: Any) -> str:
-    """Format a value for a message; containers are given only by type, since they may be recursive.
+    """Format a value for a message; a container, which may be recursive, only as its type.
 
     >>> describe_value(12), describe_value([1])
     ('12', 'a list')
@@ -99,7 +103,9 @@ def describe_value(value: Any) -> str:
     return f"a {type(value).__name__}"
 
 
-def _array(content: Any, kind: _Type, shape: Any, order: str) -> np.ndarray | list[Any]:
+def _make_array(
+    content: Any, dtype: _DtypeBuilder, shape: Any, order: str
+) -> np.ndarray | list[Any]:
     sizes = shape if isinstance(shape, tuple) else (shape,)
     if not all(type(size) is int and size >= 0 for size in sizes):
         raise ValueError(f"a NumPy array has the invalid shape {describe_value(shape)}")
@@ -109,55 +115,55 @@ def _array(content: Any, kind: _Type, shape: Any, order: str) -> np.ndarray | li
     for size in sizes:
         # Clip the product, since a damaged file can contain huge sizes.
         count = min(count * min(size, available + 1), available + 1)
-    if kind.name == "O8":
+    if dtype.name == "O8":
         if not isinstance(content, list) or len(content) != count:
-            raise ValueError(f"a NumPy array of {count} objects contains another number of objects")
+            raise ValueError(f"a NumPy array of {count} objects has the wrong number of objects")
         return content
-    if not isinstance(content, bytes | bytearray) or len(content) != count * kind.dtype.itemsize:
-        raise ValueError(f"a NumPy array of {count} x {kind.name} has the wrong number of bytes")
-    flat = np.frombuffer(content, kind.dtype)
+    if not isinstance(content, bytes | bytearray) or len(content) != count * dtype.value.itemsize:
+        raise ValueError(f"a NumPy array of {count} x {dtype.name} has the wrong number of bytes")
+    flat = np.frombuffer(content, dtype.value)
     return flat.reshape(sizes, order=order)  # type: ignore[call-overload]
 
 
-def _encode(text: Any, codec: Any = "latin1") -> bytes:
+def _encode_latin1(text: Any, codec: Any = "latin1") -> bytes:
     if not isinstance(text, str) or codec not in ("latin1", "latin-1"):
         raise ValueError(f"text has the unsupported encoding {describe_value(codec)}")
     return text.encode("latin1")
 
 
-def _bytes(*arguments: Any) -> bytes:
+def _make_bytes(*arguments: Any) -> bytes:
     if arguments and not isinstance(arguments[0], bytes | bytearray | str):
-        raise ValueError(f"bytes cannot be made of {type(arguments[0]).__name__}")
+        raise ValueError(f"bytes cannot be created from a {type(arguments[0]).__name__}")
     is_text = arguments and isinstance(arguments[0], str)
-    return _encode(*arguments) if is_text else bytes(*arguments[:1])
+    return _encode_latin1(*arguments) if is_text else bytes(*arguments[:1])
 
 
-def _scalar(kind: Any, content: Any) -> Any:
-    if not isinstance(kind, _Type):
+def _make_scalar(dtype: Any, content: Any) -> Any:
+    if not isinstance(dtype, _DtypeBuilder):
         raise ValueError("a NumPy scalar has no dtype")
     content = content.encode("latin1") if isinstance(content, str) else content
-    return np.asarray(_array(content, kind, (), "C"))[()]
+    return np.asarray(_make_array(content, dtype, (), "C"))[()]
 
 
-def _type(name: Any, *_: Any) -> _Type:
+def _make_dtype(name: Any, *_: Any) -> _DtypeBuilder:
     if not isinstance(name, str | bytes):
         raise ValueError(f"a NumPy array has the unsupported dtype {describe_value(name)}")
     text = name.decode("latin1") if isinstance(name, bytes) else name
     text = text.lstrip("<>|=")
-    is_bytes = text[:1] == "S" and text[1:].isdecimal() and len(text) < 9
-    if not is_bytes and text not in ARRAY_TYPES:
+    is_byte_string = text[:1] == "S" and text[1:].isdecimal() and len(text) < 9
+    if not is_byte_string and text not in ARRAY_TYPES:
         raise ValueError(f"a NumPy array has the unsupported dtype {text[:30]!r}")
-    return _Type(text)
+    return _DtypeBuilder(text)
 
 
-def _from_buffer(content: Any, kind: Any, shape: Any, order: Any) -> np.ndarray | list[Any]:
-    if not isinstance(kind, _Type) or order not in ("C", "F"):
+def _array_from_buffer(content: Any, dtype: Any, shape: Any, order: Any) -> np.ndarray | list[Any]:
+    if not isinstance(dtype, _DtypeBuilder) or order not in ("C", "F"):
         raise ValueError("a NumPy array is stored in an unknown form")
-    return _array(content, kind, shape, order)
+    return _make_array(content, dtype, shape, order)
 
 
-def _empty_array(*_: Any) -> _Array:
-    return _Array()
+def _empty_array(*_: Any) -> _ArrayBuilder:
+    return _ArrayBuilder()
 
 
 class _Class:
@@ -166,21 +172,21 @@ class _Class:
 
 @dataclass(frozen=True)
 class _AllowedName:
-    """A class or function in a file of objects; it is never imported or called."""
+    """An allowed class or function in a file of objects; it is never imported or called."""
 
     name: Name
 
 
 STAND_INS: dict[Name, Any] = {
-    ("_codecs", "encode"): _encode,
-    ("numpy", "dtype"): _type,
+    ("_codecs", "encode"): _encode_latin1,
+    ("numpy", "dtype"): _make_dtype,
     ("numpy", "ndarray"): _Class(),
     **{(module, "_reconstruct"): _empty_array for module in MULTIARRAY},
-    **{(module, "scalar"): _scalar for module in MULTIARRAY},
-    **{(module, "_frombuffer"): _from_buffer for module in NUMERIC},
-    **{(module, name): _bytes for module in BUILTINS for name in ("bytes", "bytearray")},
+    **{(module, "scalar"): _make_scalar for module in MULTIARRAY},
+    **{(module, "_frombuffer"): _array_from_buffer for module in NUMERIC},
+    **{(module, name): _make_bytes for module in BUILTINS for name in ("bytes", "bytearray")},
 }
-"""The names allowed in a set of images and pairs, and what is called in their place."""
+"""Name allowed in a set of images and pairs -> what the interpreter uses in its place."""
 
 CONSTANTS: dict[str, Callable[[], Any]] = {
     "NONE": lambda: None,
@@ -192,17 +198,17 @@ CONSTANTS: dict[str, Callable[[], Any]] = {
     "MARK": _Mark,
 }
 """Instruction -> function that creates the value it pushes."""
-# Instructions that push their argument.
 LITERALS = {
     "INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "STRING", "BINSTRING",
     "SHORT_BINSTRING", "BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8", "UNICODE",
     "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8", "FLOAT", "BINFLOAT",
 }  # fmt: skip
+"""Instructions that push their argument."""
 PYTHON_2_STRINGS = {"STRING", "BINSTRING", "SHORT_BINSTRING"}
-"""Instructions for Python 2 byte strings, which pickletools decodes to text."""
+"""Instructions that push a Python 2 byte string, which pickletools decodes to text."""
 INSTRUCTIONS = {code.code.encode("latin1"): code for code in pickletools.opcodes}
 TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
-"""Instruction -> number of items that it takes from the stack."""
+"""Instruction -> number of items from the stack that it puts into a tuple."""
 
 
 def read_inert(
@@ -215,10 +221,10 @@ def read_inert(
 
     Args:
         data: the pickle, of any protocol version.
-        name: the file, for messages.
+        name: the file's name, for messages.
         allowed_names: the classes and functions that a file of objects may name; None for a set of
             images and pairs.
-        kind: the expected content, for messages.
+        kind: a description of the expected content, for messages.
 
     Raises:
         ValueError: the pickle is damaged, or names or calls anything that is not allowed.
@@ -231,7 +237,9 @@ def read_inert(
     try:
         return _Machine(budget, allowed_names).run(data)
     except RecursionError as error:
-        raise ValueError(f"{name} is rejected because it contains itself") from error
+        raise ValueError(
+            f"{name} is rejected because it contains an object that contains itself"
+        ) from error
     # Damaged bytes can raise nearly any error in pickletools and in the stack operations.
     except Exception as error:
         if budget.remaining < 0:
@@ -248,7 +256,7 @@ def instructions(file: BinaryIO) -> Iterator[tuple[str, Any, int]]:
         if instruction is None:
             raise ValueError(f"byte {position} is not an instruction")
         if instruction.name == "STRING":
-            # Python 2 byte strings; pickletools would decode them as ASCII.
+            # A Python 2 byte string; pickletools would accept only ASCII.
             quoted = file.readline().rstrip(b"\r\n")
             yield "STRING", codecs.escape_decode(quoted[1:-1])[0], position
             continue
@@ -257,7 +265,7 @@ def instructions(file: BinaryIO) -> Iterator[tuple[str, Any, int]]:
 
 
 class _Machine:
-    """The pickle stack machine: its stack and its memo."""
+    """A stack machine that interprets pickle instructions; the memo holds values for reuse."""
 
     def __init__(self, budget: Budget, allowed_names: frozenset[Name] | None) -> None:
         self.stack: list[Any] = []
@@ -317,18 +325,18 @@ class _Machine:
             arguments, function = stack.pop(), stack.pop()
             stack.append(self._call(function, arguments, position))
         elif name == "BUILD":
-            state, owner = stack.pop(), stack[-1]
-            if isinstance(owner, PickledObject) and owner.state is None:
-                owner.state = state
-            elif isinstance(owner, _Array | _Type):
-                owner.build(state)
+            state, target = stack.pop(), stack[-1]
+            if isinstance(target, PickledObject) and target.state is None:
+                target.state = state
+            elif isinstance(target, _ArrayBuilder | _DtypeBuilder):
+                target.build(state)
             else:
-                raise ValueError(f"byte {position} sets the state of a {type(owner).__name__}")
+                raise ValueError(f"byte {position} sets the state of a {type(target).__name__}")
         else:
             raise ValueError(f"byte {position} is the instruction {name}, which is not allowed")
 
     def _collect_items(self, name: str) -> None:
-        """Take the items after the last mark and build or extend a container."""
+        """Pop the items after the last mark, and create or extend a container with them."""
         stack = self.stack
         mark = self._last_mark()
         items = stack[mark + 1 :]
@@ -346,21 +354,21 @@ class _Machine:
             self._set_items(items)
 
     def _set_items(self, items: list[Any]) -> None:
-        owner = self.stack[-1]
-        if not isinstance(owner, dict):
-            raise ValueError(f"a {type(owner).__name__} is used as a dict")
+        container = self.stack[-1]
+        if not isinstance(container, dict):
+            raise ValueError(f"a {type(container).__name__} is used as a dict")
         for key, value in zip(items[::2], items[1::2], strict=True):
             # Keys of other types could be crafted to collide, which would take quadratic time.
             if not isinstance(key, str | PickledObject):
                 raise ValueError(f"a value of type {type(key).__name__} is used as a dict key")
-            owner[key] = value
+            container[key] = value
 
     def _look_up(self, module: Any, attribute: Any, position: int) -> Any:
         # Hashing or formatting deeply nested tuples could take exponential time.
         if not isinstance(module, str) or not isinstance(attribute, str):
             raise ValueError(f"byte {position}: the name {describe_value(module)} is not text")
         if self.allowed_names is None:
-            return _stand_in(module, attribute, position)
+            return _look_up_stand_in(module, attribute, position)
         if (module, attribute) not in self.allowed_names:
             raise ValueError(
                 f"byte {position} names {_short_name(module, attribute)}, which does not "
@@ -370,14 +378,14 @@ class _Machine:
 
     def _call(self, function: Any, arguments: Any, position: int) -> Any:
         if not isinstance(arguments, tuple):
-            raise ValueError(f"byte {position} calls an object that is not callable")
+            raise ValueError(f"byte {position} calls a function without a tuple of arguments")
         if isinstance(function, _AllowedName):
             return PickledObject(function.name, arguments)
         if not callable(function):
             raise ValueError(f"byte {position} calls an object that is not callable")
         # Some functions copy their arguments.
         sized = (str, bytes, bytearray)
-        self.budget.charge(sum(len(one) for one in arguments if isinstance(one, sized)))
+        self.budget.charge(sum(len(item) for item in arguments if isinstance(item, sized)))
         return function(*arguments)
 
     def _last_mark(self) -> int:
@@ -392,7 +400,7 @@ class _Machine:
         return self.stack[-1]
 
 
-def _stand_in(module: str, attribute: str, position: int) -> Any:
+def _look_up_stand_in(module: str, attribute: str, position: int) -> Any:
     try:
         return STAND_INS[module, attribute]
     except KeyError:
@@ -403,21 +411,21 @@ def _stand_in(module: str, attribute: str, position: int) -> Any:
 
 
 def _resolve_arrays(value: Any, budget: Budget) -> Any:
-    """Replace `_Array` objects by their arrays, down to the entries of lists in the value."""
+    """Replace each `_ArrayBuilder` by its array, in the value and in up to two levels of lists."""
 
-    def unwrapped(item: Any) -> Any:
-        return item.value if isinstance(item, _Array) else item
+    def unwrap(item: Any) -> Any:
+        return item.value if isinstance(item, _ArrayBuilder) else item
 
-    def resolved(part: Any) -> Any:
+    def unwrap_items(part: Any) -> Any:
         if not isinstance(part, list | tuple):
-            return unwrapped(part)
-        # The file can refer to one list any number of times.
+            return unwrap(part)
+        # The file can refer to the same list many times, and each time it is copied.
         budget.charge(ENTRY_BYTES * len(part))
-        return type(part)([unwrapped(item) for item in part])
+        return type(part)([unwrap(item) for item in part])
 
-    value = unwrapped(value)
+    value = unwrap(value)
     return (
-        type(value)([resolved(part) for part in value])
+        type(value)([unwrap_items(part) for part in value])
         if isinstance(value, list | tuple)
         else value
     )

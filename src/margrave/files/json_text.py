@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 MAX_DEPTH = 100
-"""Maximum nesting of lists and mappings, far above that of Margrave's own files."""
+"""Maximum nesting of lists and mappings; Margrave's own files need only a few levels."""
 
 
 def read_json(content: str | bytes, name: str) -> Any:
@@ -14,16 +14,17 @@ def read_json(content: str | bytes, name: str) -> Any:
 
     Args:
         content: the file's content.
-        name: the file, for messages.
+        name: the file's name, for messages.
 
     Raises:
-        ValueError: invalid JSON or encoding, a number with thousands of digits, or deep nesting.
+        ValueError: the JSON or its encoding is invalid, a number has thousands of digits, or lists
+            and mappings are nested too deeply.
 
     >>> read_json('{"count": 3}', "features.json")
     {'count': 3}
     """
     try:
-        value = json.loads(content, parse_constant=_refuse_constant)
+        value = json.loads(content, parse_constant=_reject_constant)
     except RecursionError:
         raise ValueError(f"{name} is nested more than {MAX_DEPTH} levels deep") from None
     except ValueError as error:
@@ -37,13 +38,13 @@ def read_json(content: str | bytes, name: str) -> Any:
     return value
 
 
-def _refuse_constant(name: str) -> Any:
-    """NaN, Infinity and -Infinity, which Python's parser takes although they are not JSON."""
+def _reject_constant(name: str) -> Any:
+    """Reject NaN, Infinity and -Infinity, which Python's parser accepts but JSON does not have."""
     raise ValueError(f"{name} is not a JSON number")
 
 
 def _children(value: Any) -> list[Any]:
-    """The lists and mappings directly inside a value; none if it is neither."""
+    """The lists and mappings directly inside a list or mapping; empty for any other value."""
     parts = value.values() if isinstance(value, dict) else value
-    nested = isinstance(value, dict | list)
-    return [part for part in parts if isinstance(part, dict | list)] if nested else []
+    is_container = isinstance(value, dict | list)
+    return [part for part in parts if isinstance(part, dict | list)] if is_container else []

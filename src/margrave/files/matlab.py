@@ -1,6 +1,6 @@
-"""Read arrays of numbers, text, and cells of these from MATLAB files of version 5.
+"""Read numeric arrays, text arrays, and cell arrays of these from MATLAB version 5 files.
 
-SciPy's reader supports more, but a damaged file can crash the process.
+SciPy's reader supports more types, but a damaged file can crash its process.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ Value = str | int | float | None
 
 _HEADER_BYTES = 128
 _VERSION = 0x0100
-# Types of elements: an array, and a compressed element.
+# Element types: an array, and a compressed element.
 _MATRIX, _COMPRESSED = 14, 15
-# Classes of arrays, and a flag.
+# Array classes, and the flag of complex numbers.
 _CELLS, _TEXT, _NUMBERS = 1, 4, range(6, 16)
 _COMPLEX = 0x800
 _MAX_BYTES = 2**27
@@ -28,6 +28,7 @@ _MAX_BYTES = 2**27
 _MAX_ENTRIES = 2_000_000
 """Maximum number of entries of an array; Python needs about 60 bytes for each."""
 
+# Element type -> format of a number for `struct`, and element type -> encoding of a text.
 _NUMBER_TYPES = dict(zip((1, 2, 3, 4, 5, 6, 7, 9, 12, 13), "bBhHiIfdqQ", strict=True))
 _TEXT_ENCODINGS = {1: "utf-8", 2: "utf-8", 4: "utf-16", 16: "utf-8", 17: "utf-16", 18: "utf-32"}
 
@@ -39,8 +40,8 @@ class _Broken(Exception):
 def read_matlab_lists(path: Path, names: Collection[str]) -> dict[str, list[Value]]:
     """Read variables by name, each as a list of its entries in column-major order.
 
-    An entry of a cell array is the text or number in the cell, or None for an empty cell; an entry
-    of a text array is one of its rows.
+    The entry of a cell is its text or number, or None if the cell is empty. The entries of a text
+    array are its rows.
 
     Raises:
         ValueError: the file is damaged or not of version 5 (written by ``save -v7``), or a variable
@@ -62,89 +63,93 @@ def read_matlab_lists(path: Path, names: Collection[str]) -> dict[str, list[Valu
 
 
 def _variables(content: bytes, names: Collection[str]) -> Iterator[tuple[str, list[Value]]]:
-    """Yield the name and the entries of each of the named variables."""
-    order = {b"IM": "<", b"MI": ">"}.get(content[126:_HEADER_BYTES])
-    if order is None or struct.unpack_from(f"{order}H", content, 124) != (_VERSION,):
+    """Yield the name and the entries of each variable in `names`."""
+    byte_order = {b"IM": "<", b"MI": ">"}.get(content[126:_HEADER_BYTES])
+    if byte_order is None or struct.unpack_from(f"{byte_order}H", content, 124) != (_VERSION,):
         raise _Broken("it does not have version 5, which MATLAB's save -v7 writes")
     remaining = _MAX_BYTES
-    for kind, data in _elements(content[_HEADER_BYTES:], order):
-        if kind == _COMPRESSED:
+    for element_type, data in _elements(content[_HEADER_BYTES:], byte_order):
+        if element_type == _COMPRESSED:
             unpacked = zlib.decompressobj().decompress(data, _MAX_BYTES)
             remaining -= len(unpacked)
             if remaining < 0:
                 raise _Broken(f"its variables decompress to more than {_MAX_BYTES} bytes")
-            kind, data = next(_elements(unpacked, order), (0, b""))
-        if kind != _MATRIX:
-            raise _Broken(f"an element has type {kind} instead of a variable")
+            element_type, data = next(_elements(unpacked, byte_order), (0, b""))
+        if element_type != _MATRIX:
+            raise _Broken(f"an element has type {element_type} instead of a variable")
         # An array begins with three elements: flags, shape and name.
-        name_parts = [part for _, part in islice(_elements(data, order), 3)][-1:]
+        name_parts = [part for _, part in islice(_elements(data, byte_order), 3)][-1:]
         name = b"".join(name_parts).decode("ascii", "replace")
         if name in names:
-            yield name, _entries(data, order)
+            yield name, _entries(data, byte_order)
 
 
-def _elements(content: bytes, order: str) -> Iterator[tuple[int, bytes]]:
+def _elements(content: bytes, byte_order: str) -> Iterator[tuple[int, bytes]]:
     """Yield the type and the bytes of each element."""
     position = 0
     while position < len(content):
-        kind, size = struct.unpack_from(f"{order}II", content, position)
+        element_type, size = struct.unpack_from(f"{byte_order}II", content, position)
         begin = position + 8
-        if kind >> 16:
+        if element_type >> 16:
             # A small element: type and size share one word, and up to 4 bytes of data follow.
-            kind, size, begin = kind & 0xFFFF, kind >> 16, position + 4
+            element_type, size, begin = element_type & 0xFFFF, element_type >> 16, position + 4
             position += 8
         else:
             # All but compressed elements are padded to a multiple of 8 bytes.
-            position = begin + size + (0 if kind == _COMPRESSED else -size % 8)
+            position = begin + size + (0 if element_type == _COMPRESSED else -size % 8)
         if begin + size > len(content):
             raise _Broken("it is truncated")
-        yield kind, content[begin : begin + size]
+        yield element_type, content[begin : begin + size]
 
 
-def _entries(content: bytes, order: str, nested: bool = False) -> list[Value]:
+def _entries(content: bytes, byte_order: str, nested: bool = False) -> list[Value]:
     """The entries of an array in column-major order."""
-    elements = _elements(content, order)
+    elements = _elements(content, byte_order)
     (_, flags), (_, shape), _ = (next(elements, (0, b"")) for _ in range(3))
-    (flag_bits,) = struct.unpack_from(f"{order}I", flags)
-    rows, columns = struct.unpack(f"{order}ii", shape)
+    (flag_bits,) = struct.unpack_from(f"{byte_order}I", flags)
+    rows, columns = struct.unpack(f"{byte_order}ii", shape)
     if rows < 0 or columns < 0 or max(rows, 1) * max(columns, 1) > _MAX_ENTRIES:
         raise _Broken(f"an array has the invalid shape {rows} x {columns}")
-    kind = flag_bits & 0xFF
-    if kind == _TEXT:
-        return [*_rows_of_text(*next(elements, (2, b"")), rows, order)]
+    array_class = flag_bits & 0xFF
+    if array_class == _TEXT:
+        return [*_text_rows(*next(elements, (2, b"")), rows, byte_order)]
     entries: list[Value]
-    if kind == _CELLS and not nested:
-        entries = [_cell_value(*element, order) for element in islice(elements, _MAX_ENTRIES)]
-    elif kind in _NUMBERS and not flag_bits & _COMPLEX:
-        storage, data = next(elements, (2, b""))
-        if storage not in _NUMBER_TYPES:
-            raise _Broken(f"its numbers have the unsupported type {storage}")
+    if array_class == _CELLS and not nested:
+        entries = [_cell_value(*element, byte_order) for element in islice(elements, _MAX_ENTRIES)]
+    elif array_class in _NUMBERS and not flag_bits & _COMPLEX:
+        element_type, data = next(elements, (2, b""))
+        if element_type not in _NUMBER_TYPES:
+            raise _Broken(f"its numbers have the unsupported type {element_type}")
         if len(data) > rows * columns * 8:
             raise _Broken(f"an array of {rows} x {columns} has {len(data)} bytes")
-        entries = [number for (number,) in struct.iter_unpack(order + _NUMBER_TYPES[storage], data)]
+        number_format = byte_order + _NUMBER_TYPES[element_type]
+        entries = [number for (number,) in struct.iter_unpack(number_format, data)]
     else:
-        raise _Broken(f"an array has class {kind}; supported are numbers, text and cells of these")
+        raise _Broken(
+            f"an array has the unsupported class {array_class}; only real numbers, text and cells "
+            "of these can be read"
+        )
     if len(entries) != rows * columns:
         raise _Broken(f"an array of {rows} x {columns} has {len(entries)} entries")
     return entries
 
 
-def _cell_value(kind: int, content: bytes, order: str) -> Value:
-    """The text or number in a cell, or None."""
-    if kind != _MATRIX:
-        raise _Broken(f"an element has type {kind} instead of a cell")
-    entries = _entries(content, order, nested=True) if content else []
+def _cell_value(element_type: int, content: bytes, byte_order: str) -> Value:
+    """The text or number in a cell, or None if the cell is empty."""
+    if element_type != _MATRIX:
+        raise _Broken(f"an element has type {element_type} instead of a cell")
+    entries = _entries(content, byte_order, nested=True) if content else []
     if len(entries) > 1:
         raise _Broken("a cell contains more than one text or number")
     return entries[0] if entries else None
 
 
-def _rows_of_text(storage: int, data: bytes, rows: int, order: str) -> Iterator[str]:
-    if storage not in _TEXT_ENCODINGS:
-        raise _Broken(f"its text has the unsupported type {storage}")
-    encoding = _TEXT_ENCODINGS[storage]
+def _text_rows(element_type: int, data: bytes, rows: int, byte_order: str) -> Iterator[str]:
+    if element_type not in _TEXT_ENCODINGS:
+        raise _Broken(f"its text has the unsupported type {element_type}")
+    encoding = _TEXT_ENCODINGS[element_type]
     if encoding != "utf-8":
-        encoding += "-le" if order == "<" else "-be"
+        encoding += "-le" if byte_order == "<" else "-be"
     text = data.decode(encoding)
     if text and (rows < 1 or len(text) % rows):
         raise _Broken(f"a text array of {rows} rows has {len(text)} characters")

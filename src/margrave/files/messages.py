@@ -6,14 +6,14 @@ from collections.abc import Iterable
 
 
 def listed(names: Iterable[str], max_names: int = 8) -> str:
-    """Join names with commas; after `max_names`, give only the number of the rest.
+    """Join names with commas; after the first `max_names`, give only the number of the others.
 
     >>> listed("abc", max_names=2)
     'a, b and 1 more'
     """
     names = list(names)
-    rest = f" and {len(names) - max_names} more" if len(names) > max_names else ""
-    return ", ".join(names[:max_names]) + rest
+    suffix = f" and {len(names) - max_names} more" if len(names) > max_names else ""
+    return ", ".join(names[:max_names]) + suffix
 
 
 def first_line(error: Exception) -> str:

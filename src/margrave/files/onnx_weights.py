@@ -9,9 +9,9 @@ import numpy as np
 
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
 MAX_DEPTH = 64
-"""Maximum nesting of messages; graphs with loops and conditions need a few levels."""
+"""Maximum nesting of protobuf messages; graphs with loops and conditions need a few levels."""
 
-# The fields of ONNX's messages that lead to tensors: message -> field number -> its message.
+# The fields that can contain tensors: message type -> field number -> message type in the field.
 # Source: https://github.com/onnx/onnx/blob/main/onnx/onnx.proto
 FIELDS: dict[str, dict[int, str]] = {
     "model": {7: "graph", 20: "training", 25: "function"},
@@ -26,13 +26,13 @@ FIELDS: dict[str, dict[int, str]] = {
     "tensor": {13: "entry"},
 }  # fmt: skip
 METADATA = 14
-"""Field of ModelProto: entries with a key and a value."""
+"""Field of ModelProto for the metadata: entries with a key and a value."""
 # Fields of TensorProto.
 DIMS, DATA_TYPE, FLOAT_DATA, NAME, RAW_DATA, EXTERNAL_DATA = 1, 2, 4, 8, 9, 13
 WEIGHT_TYPES = {
     1: np.dtype("<f4"), 3: np.dtype("i1"), 10: np.dtype("<f2"), 11: np.dtype("<f8"),
 }  # fmt: skip
-"""Supported data types of weights, by ONNX's number: float32, int8, float16, float64."""
+"""ONNX's number of a data type -> NumPy dtype, for the data types that are read."""
 
 
 def external_weights(path: Path) -> list[Path]:
@@ -43,14 +43,15 @@ def external_weights(path: Path) -> list[Path]:
     """
     data = memoryview(path.read_bytes())
     try:
-        locations = sorted({str(bytes(each), "utf-8") for each in _locations(data, "model", 0)})
+        locations = sorted({str(bytes(name), "utf-8") for name in _locations(data, "model", 0)})
     except (IndexError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is damaged or not an ONNX model ({error})") from error
     for location in locations:
         parts = PurePosixPath(location.replace("\\", "/"))
         if parts.is_absolute() or ".." in parts.parts or ":" in location or "\0" in location:
             raise ValueError(
-                f"{path} has weights in {location!r}, outside its folder; export the model again"
+                f"{path} has weights in {location!r}, outside its folder; export the model again "
+                "with all files in one folder"
             )
     return [path.parent / location for location in locations]
 
@@ -61,19 +62,19 @@ def onnx_metadata(path: Path) -> dict[str, str]:
     Raises:
         ValueError: the model is damaged.
     """
-    texts = {}
+    metadata = {}
     try:
-        for number, value in _bytes_fields(memoryview(path.read_bytes())):
-            if number == METADATA:
+        for field, value in _bytes_fields(memoryview(path.read_bytes())):
+            if field == METADATA:
                 entry = {key: str(bytes(text), "utf-8") for key, text in _bytes_fields(value)}
-                texts[entry.get(1, "")] = entry.get(2, "")
+                metadata[entry.get(1, "")] = entry.get(2, "")
     except (IndexError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is damaged or not an ONNX model ({error})") from error
-    return texts
+    return metadata
 
 
 def onnx_tensors(path: Path) -> Iterator[tuple[str, np.ndarray]]:
-    """Yield names and values of a model's weights, without unsupported types and sparse tensors.
+    """Yield the name and the values of each weight; skip unsupported data types and sparse tensors.
 
     Raises:
         ValueError: the model or one of its external files is damaged.
@@ -81,53 +82,53 @@ def onnx_tensors(path: Path) -> Iterator[tuple[str, np.ndarray]]:
     external_weights(path)
     data = memoryview(path.read_bytes())
     try:
-        for message in _tensors(data, "model", 0):
-            tensor = _values(message, path)
+        for encoded in _tensors(data, "model", 0):
+            tensor = _decode_tensor(encoded, path)
             if tensor is not None:
                 yield tensor
     except (IndexError, OSError, ValueError) as error:
         raise ValueError(f"{path} is damaged or not an ONNX model ({error})") from error
 
 
-def _tensors(data: memoryview, message: str, depth: int) -> Iterator[memoryview]:
-    """Yield the dense tensors in a message of this kind, encoded."""
+def _tensors(data: memoryview, message_type: str, depth: int) -> Iterator[memoryview]:
+    """Yield the dense tensors, still encoded, in a message of this type."""
     if depth > MAX_DEPTH:
         raise IndexError(f"messages are nested more than {MAX_DEPTH} levels deep")
-    for number, value in _bytes_fields(data):
-        inner = FIELDS[message].get(number)
-        if inner == "tensor" and message != "sparse":
+    for field, value in _bytes_fields(data):
+        inner_type = FIELDS[message_type].get(field)
+        if inner_type == "tensor" and message_type != "sparse":
             yield value
-        elif inner not in (None, "sparse", "tensor", "entry"):
-            yield from _tensors(value, inner, depth + 1)
+        elif inner_type not in (None, "sparse", "tensor", "entry"):
+            yield from _tensors(value, inner_type, depth + 1)
 
 
-def _values(message: memoryview, path: Path) -> tuple[str, np.ndarray] | None:
-    """A tensor's name and values; None if the type is unsupported or the size is wrong."""
-    dims, kind, name, external = [], 0, "", {}
+def _decode_tensor(encoded: memoryview, path: Path) -> tuple[str, np.ndarray] | None:
+    """A tensor's name and values; None if its data type is unsupported or its size is wrong."""
+    dims, data_type, name, external = [], 0, "", {}
     content: memoryview | bytes = b""
-    for number, value in _all_fields(message):
-        if number == DIMS and isinstance(value, int):
+    for field, value in _all_fields(encoded):
+        if field == DIMS and isinstance(value, int):
             dims.append(value)
-        elif number == DIMS and not isinstance(value, int):
+        elif field == DIMS and not isinstance(value, int):
             position = 0
             while position < len(value):
-                size, position = _varint(value, position)
+                size, position = _read_varint(value, position)
                 dims.append(size)
-        elif number == DATA_TYPE and isinstance(value, int):
-            kind = value
-        elif number == NAME and not isinstance(value, int):
+        elif field == DATA_TYPE and isinstance(value, int):
+            data_type = value
+        elif field == NAME and not isinstance(value, int):
             name = str(bytes(value), "utf-8", "replace")
-        elif number in (RAW_DATA, FLOAT_DATA) and not isinstance(value, int):
+        elif field in (RAW_DATA, FLOAT_DATA) and not isinstance(value, int):
             content = value
-        elif number == EXTERNAL_DATA and not isinstance(value, int):
+        elif field == EXTERNAL_DATA and not isinstance(value, int):
             entry = {key: str(bytes(text), "utf-8") for key, text in _bytes_fields(value)}
             external[entry.get(1, "")] = entry.get(2, "")
-    if kind not in WEIGHT_TYPES:
+    if data_type not in WEIGHT_TYPES:
         return None
     count = 1
     for size in dims:
         count *= size
-    length = count * WEIGHT_TYPES[kind].itemsize
+    length = count * WEIGHT_TYPES[data_type].itemsize
     if "location" in external:
         with open(path.parent / external["location"], "rb") as file:
             available = file.seek(0, 2)
@@ -138,55 +139,55 @@ def _values(message: memoryview, path: Path) -> tuple[str, np.ndarray] | None:
             content = file.read(length)
     if len(content) != length:
         return None
-    return name, np.frombuffer(content, WEIGHT_TYPES[kind]).reshape(dims)
+    return name, np.frombuffer(content, WEIGHT_TYPES[data_type]).reshape(dims)
 
 
-def _locations(data: memoryview, message: str, depth: int) -> Iterator[memoryview]:
-    """Yield the names of the external files in a message of this kind, encoded."""
+def _locations(data: memoryview, message_type: str, depth: int) -> Iterator[memoryview]:
+    """Yield the names, still encoded, of the external files in a message of this type."""
     if depth > MAX_DEPTH:
         raise IndexError(f"messages are nested more than {MAX_DEPTH} levels deep")
-    for number, value in _bytes_fields(data):
-        inner = FIELDS[message].get(number)
-        if inner == "entry":
+    for field, value in _bytes_fields(data):
+        inner_type = FIELDS[message_type].get(field)
+        if inner_type == "entry":
             entry = dict(_bytes_fields(value))
             if entry.get(1) == b"location" and 2 in entry:
                 yield entry[2]
-        elif inner is not None:
-            yield from _locations(value, inner, depth + 1)
+        elif inner_type is not None:
+            yield from _locations(value, inner_type, depth + 1)
 
 
 def _bytes_fields(data: memoryview) -> Iterator[tuple[int, memoryview]]:
-    """Yield the number and content of each bytes field of a protobuf message."""
-    for number, value in _all_fields(data):
+    """Yield the field number and the content of each bytes field of a protobuf message."""
+    for field, value in _all_fields(data):
         if not isinstance(value, int):
-            yield number, value
+            yield field, value
 
 
 def _all_fields(data: memoryview) -> Iterator[tuple[int, memoryview | int]]:
-    """Yield the number and value of each bytes or varint field of a protobuf message."""
+    """Yield the field number and the value of each bytes or varint field of a protobuf message."""
     position = 0
     while position < len(data):
-        tag, position = _varint(data, position)
-        # Other readers ignore the bits above 32, so they would see a different field number.
+        tag, position = _read_varint(data, position)
+        # Other readers use only the lowest 32 bits, so they would see a different field number.
         if tag >> 32:
             raise IndexError("a field's number is too large")
-        kind = tag & 7
-        if kind == VARINT:
-            value, position = _varint(data, position)
+        wire_type = tag & 7
+        if wire_type == VARINT:
+            value, position = _read_varint(data, position)
             yield tag >> 3, value
-        elif kind == BYTES:
-            size, position = _varint(data, position)
+        elif wire_type == BYTES:
+            size, position = _read_varint(data, position)
             if position + size > len(data):
                 raise IndexError("it is truncated")
             yield tag >> 3, data[position : position + size]
             position += size
-        elif kind in (FIXED64, FIXED32):
-            position += 8 if kind == FIXED64 else 4
+        elif wire_type in (FIXED64, FIXED32):
+            position += 8 if wire_type == FIXED64 else 4
         else:
-            raise IndexError(f"a field has the unknown type {kind}")
+            raise IndexError(f"a field has the unknown wire type {wire_type}")
 
 
-def _varint(data: memoryview, position: int) -> tuple[int, int]:
+def _read_varint(data: memoryview, position: int) -> tuple[int, int]:
     value = 0
     for shift in range(0, 70, 7):
         byte = data[position]
@@ -194,4 +195,4 @@ def _varint(data: memoryview, position: int) -> tuple[int, int]:
         value |= (byte & 127) << shift
         if byte < 128:
             return value, position
-    raise IndexError("a number does not end")
+    raise IndexError("a variable-length integer has more than 10 bytes")

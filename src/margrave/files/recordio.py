@@ -1,11 +1,11 @@
 """MXNet's RecordIO format: files of records, and their index.
 
-A record is two little-endian 32-bit words, ``magic`` and ``kind << 29 | length``, then the payload
-and zeros to a multiple of four bytes. Its kind is 0 (whole). But if the payload contains the magic
-at a multiple of four, the writer splits it there into parts of kind 1 (first), 2 (middle) and 3
-(last), and omits the magic between them.
+A record consists of two little-endian 32-bit words, ``magic`` and ``kind << 29 | length``, then the
+payload, then zeros up to a multiple of four bytes. Kind 0 is a whole record. If the payload itself
+contains the magic at a multiple of four bytes, the writer splits the payload there into parts of
+kind 1 (first), 2 (middle) and 3 (last), and omits the magic between them.
 
-An image's record has a payload of a header, labels and the encoded image, see `split_record`.
+An image record's payload is a header, labels and the encoded image; see `split_record`.
 """
 
 from __future__ import annotations
@@ -31,17 +31,18 @@ _LENGTH_BITS = 29
 MAX_RECORD_BYTES = 2**_LENGTH_BITS - 1
 WHOLE, FIRST, MIDDLE, LAST = range(4)
 _HEADER_WORDS = 10
-"""Words of a record up to the second of several labels: magic, length, and those of `HEADER` (flag,
-label, key: 2, second key: 2), then two labels."""
+"""Number of 32-bit words from a record's start to its second label: magic, length, the six of
+`HEADER` (flag, label, key: 2, second key: 2), and two labels."""
 
 
 class RecordHeaders(NamedTuple):
     """The headers of N records.
 
     Attributes:
-        labels: (N, 2) float32, the first two labels; NaN if there is no second.
+        labels: (N, 2) float32, the first two labels; NaN if there is no second one.
         keys: (N,) uint64, the key stored in each record.
-        image_bytes: (N,) int64, size of each image; 0 if a record has none.
+        image_bytes: (N,) int64, size of each image; 0 if a record has none. For a split record, it
+            is only a positive lower bound.
     """
 
     labels: np.ndarray
@@ -95,7 +96,8 @@ class RecordFile:
         """The payload of the record at an offset.
 
         Raises:
-            ValueError: there is no record, or it is damaged; the message gives file and offset.
+            ValueError: no record begins at the offset, or it is damaged; the message gives the file
+                and the offset.
         """
         parts = []
         kind, start, length = self._part_at(offset)
@@ -113,16 +115,16 @@ class RecordFile:
         """Read the headers of the records at these offsets, without the images.
 
         Raises:
-            ValueError: a record is damaged; the message gives file and offset.
+            ValueError: a record is damaged; the message gives the file and the offset.
         """
         words = np.frombuffer(self.bytes, "<u4", self.size // 4)
         # A shorter file has no records that the vectorized path can read.
         words = words if len(words) >= _HEADER_WORDS else np.zeros(_HEADER_WORDS, "<u4")
         first_word = offsets // 4
         # Headers near the end of the file are read one by one below.
-        inside = (offsets >= 0) & (offsets % 4 == 0)
-        inside &= (first_word + _HEADER_WORDS) * 4 <= self.size
-        first_word = np.where(inside, first_word, 0)
+        is_inside = (offsets >= 0) & (offsets % 4 == 0)
+        is_inside &= (first_word + _HEADER_WORDS) * 4 <= self.size
+        first_word = np.where(is_inside, first_word, 0)
         headers = words[first_word[:, None] + np.arange(_HEADER_WORDS)]
         floats = headers.view("<f4")
         kind, length = (
@@ -131,7 +133,7 @@ class RecordFile:
         )
         flags = headers[:, 2].astype(np.int64)
         image_bytes = length - HEADER.size - 4 * flags
-        is_valid = inside & (headers[:, 0] == MAGIC) & (kind <= FIRST) & (image_bytes >= 0)
+        is_valid = is_inside & (headers[:, 0] == MAGIC) & (kind <= FIRST) & (image_bytes >= 0)
         is_valid &= offsets + _WORDS.size + length <= self.size
         labels = np.full((len(offsets), 2), np.nan, np.float32)
         labels[:, 0] = np.where(flags == 0, floats[:, 3], floats[:, 8])
@@ -139,10 +141,10 @@ class RecordFile:
         keys = headers[:, 4] | headers[:, 5].astype(np.uint64) << np.uint64(32)
         # A split record has an image, even if its first part ends with the header.
         image_bytes += (kind == FIRST).astype(np.int64)
-        # A damaged index can list one long record any number of times.
+        # A damaged index can list one long record many times, and each time it is read.
         budget = Budget(self.size, str(self.path))
-        for number in np.flatnonzero(~is_valid):
-            offset = int(offsets[number])
+        for row in np.flatnonzero(~is_valid):
+            offset = int(offsets[row])
             try:
                 payload = self.read(offset)
                 budget.charge(len(payload))
@@ -152,9 +154,9 @@ class RecordFile:
                     raise
                 raise self._damaged(offset, str(error)) from None
             label = np.ravel(label)
-            labels[number] = label[0], label[1] if len(label) > 1 else np.nan
-            keys[number] = HEADER.unpack_from(payload)[2]
-            image_bytes[number] = len(image)
+            labels[row] = label[0], label[1] if len(label) > 1 else np.nan
+            keys[row] = HEADER.unpack_from(payload)[2]
+            image_bytes[row] = len(image)
         return RecordHeaders(labels, keys, image_bytes)
 
     def offsets(self) -> Iterator[int]:
@@ -165,22 +167,22 @@ class RecordFile:
         """
         position = 0
         while position < self.size:
-            begin = position
+            record_offset = position
             while True:
                 kind, start, length = self._part_at(position)
                 position = start + -(-length // 4) * 4
                 if kind in (WHOLE, LAST):
                     break
-            yield begin
+            yield record_offset
 
     def _part_at(self, offset: int) -> tuple[int, int, int]:
-        """The kind of the record or part at an offset, and its payload's start and length."""
+        """The kind of the record or part at an offset, and the start and length of its payload."""
         start = offset + _WORDS.size
         if not 0 <= offset <= self.size - _WORDS.size:
             raise self._damaged(offset, f"the file has only {self.size} bytes")
         magic, word = _WORDS.unpack_from(self.bytes, offset)
         if magic != MAGIC:
-            raise self._damaged(offset, f"no record begins there (0x{magic:08x})")
+            raise self._damaged(offset, f"no record begins there (0x{magic:08x} is not the magic)")
         length = word & MAX_RECORD_BYTES
         if start + length > self.size:
             raise self._damaged(offset, f"its {length} bytes extend past the end of the file")
@@ -194,10 +196,10 @@ class RecordFile:
 
 
 class RecordWriter:
-    """Writes records in sequence; the bytes are identical to MXNet's.
+    """Writes records in sequence; the file is identical to one that MXNet writes.
 
     Args:
-        path: the file; an existing one is replaced.
+        path: the file to write; an existing file is replaced.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -217,12 +219,12 @@ class RecordWriter:
             raise ValueError(
                 f"a record has {len(payload)} bytes; the maximum is {MAX_RECORD_BYTES}"
             )
-        begin, start = self._offset, 0
+        record_offset, start = self._offset, 0
         for position in _magic_positions(payload):
             self._write_part(FIRST if start == 0 else MIDDLE, payload[start:position])
             start = position + 4
         self._write_part(LAST if start else WHOLE, payload[start:])
-        return begin
+        return record_offset
 
     def _write_part(self, kind: int, payload: bytes) -> None:
         padding = b"\0" * (-len(payload) % 4)
@@ -248,7 +250,7 @@ class RecordWriter:
 
 
 def _magic_positions(payload: bytes) -> Iterator[int]:
-    """Multiples of four at which the payload contains the magic."""
+    """Yield each multiple of four at which the payload contains the magic."""
     position = payload.find(_MAGIC_BYTES)
     while position >= 0:
         if position % 4 == 0:
@@ -264,7 +266,7 @@ def read_index(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
     """Read an ``.idx`` file of ``key<tab>offset`` lines; returns keys, ascending, and offsets.
 
     Raises:
-        ValueError: a line is malformed or a key occurs twice; the message names it.
+        ValueError: a line is malformed or a key occurs twice; the message names either.
     """
     try:
         content = read_bytes(path)
@@ -273,19 +275,19 @@ def read_index(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
     match = _INDEX.match(content)
     assert match is not None
     if match.end() != len(content):
-        number = content.count(b"\n", 0, match.end()) + 1
+        line_number = content.count(b"\n", 0, match.end()) + 1
         line = content[content.rfind(b"\n", 0, match.end()) + 1 :].split(b"\n", 1)[0]
         raise ValueError(
-            f"{path}, line {number}: {line[:60]!r} is not a key and an offset separated by a tab; "
-            "remove the file to rebuild it from the records"
+            f"{path}, line {line_number}: {line[:60]!r} is not a key and an offset separated by a "
+            "tab; remove the file to rebuild it from the records"
         )
-    # Numbers and whitespace only, so NumPy can parse the content without Python objects.
+    # The content is only numbers and whitespace, so NumPy parses it without Python objects.
     pairs = np.fromstring(content, np.int64, sep=" ").reshape(-1, 2)
     pairs = pairs[np.argsort(pairs[:, 0], kind="stable")]
-    twice = np.flatnonzero(pairs[1:, 0] == pairs[:-1, 0])
-    if len(twice):
+    duplicates = np.flatnonzero(pairs[1:, 0] == pairs[:-1, 0])
+    if len(duplicates):
         raise ValueError(
-            f"{path}: key {pairs[twice[0], 0]} occurs twice; "
+            f"{path}: key {pairs[duplicates[0], 0]} occurs twice; "
             "remove the file to rebuild it from the records"
         )
     return pairs[:, 0], pairs[:, 1]
@@ -304,7 +306,7 @@ HEADER = struct.Struct("<IfQQ")
 def split_record(payload: bytes) -> tuple[np.ndarray, bytes]:
     """Split an image record's payload into its label, () or (n,) float32, and its encoded image.
 
-    If the header's flag is n > 0, n float32 labels follow the header and replace its own label.
+    If the header's flag is n > 0, n float32 labels follow the header and replace the label in it.
 
     Raises:
         ValueError: the payload is shorter than its header declares.
@@ -325,7 +327,7 @@ def split_record(payload: bytes) -> tuple[np.ndarray, bytes]:
 
 
 def join_record(key: int, label: float | np.ndarray, image: bytes = b"") -> bytes:
-    """Build an image record's payload; the label is a number or an array of numbers."""
+    """Build an image record's payload; the label is a number or an (n,) array of numbers."""
     if np.ndim(label) == 0:
         return HEADER.pack(0, float(label), key, 0) + image
     values = np.ascontiguousarray(label, "<f4")

@@ -16,11 +16,11 @@ def open_regular(path: str | os.PathLike[str], flags: int) -> int:
     Raises:
         OSError: the path cannot be opened or is not a regular file.
     """
-    file = os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
-    if not stat.S_ISREG(os.fstat(file).st_mode):
-        os.close(file)
+    descriptor = os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
         raise OSError(errno.EINVAL, "not a regular file", str(path))
-    return file
+    return descriptor
 
 
 def read_bytes(path: str | Path) -> bytes:

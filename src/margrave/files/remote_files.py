@@ -1,4 +1,4 @@
-"""Read local and remote files through fsspec, fully or in ranges, with retries."""
+"""Read local files, and remote files through fsspec, completely or in byte ranges, with retries."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ PROTOCOLS = (
     "abfs", "abfss", "adl", "az", "file", "ftp", "gcs", "gs", "hdfs", "hf", "http", "https",
     "local", "memory", "oci", "oss", "s3", "s3a", "sftp", "ssh", "webhdfs",
 )  # fmt: skip
-"""Allowed protocols; fsspec's others interpret files or start programs."""
+"""Allowed protocols; the other protocols of fsspec interpret files or start programs."""
 
 
-def _filesystem(address: str) -> tuple[Any, str]:
+def _open_filesystem(address: str) -> tuple[Any, str]:
     """The fsspec file system of a URL, and the path in it."""
     protocol = address.partition("://")[0]
     # The address may come from an untrusted file. "::" would chain several file systems.
@@ -26,7 +26,7 @@ def _filesystem(address: str) -> tuple[Any, str]:
             f"{address} has an unsupported protocol; supported are {', '.join(PROTOCOLS)}"
         )
     try:
-        # Opened in every process, because fsspec's connections do not survive a fork.
+        # Each process opens the file system itself: fsspec's connections do not survive a fork.
         return fsspec.url_to_fs(address)
     except (ImportError, ValueError) as error:
         raise ValueError(f"{address} cannot be opened: {error}") from None
@@ -44,7 +44,7 @@ def read_file(address: str) -> bytes:
             return read_bytes(address)
         except OSError as error:
             raise ValueError(f"{address} cannot be read ({error.strerror})") from None
-    filesystem, path = _filesystem(address)
+    filesystem, path = _open_filesystem(address)
     for attempt in range(ATTEMPTS):
         try:
             return filesystem.cat_file(path)
@@ -52,8 +52,8 @@ def read_file(address: str) -> bytes:
             raise ValueError(
                 f"{address} does not exist; give the URL of a folder written by margrave pack"
             ) from None
-        except Exception as error:  # file system libraries raise any error
-            _wait(attempt, address, error)
+        except Exception as error:  # the libraries of the protocols raise arbitrary errors
+            _wait_or_raise(attempt, address, error)
     raise AssertionError
 
 
@@ -62,15 +62,15 @@ def read_ranges(addresses: list[str], starts: list[int], ends: list[int]) -> lis
 
     Args:
         addresses: the URL of each range, all on one server.
-        starts: first byte of each range.
-        ends: one past the last byte of each range.
+        starts: offset of the first byte of each range.
+        ends: offset after the last byte of each range.
 
     Raises:
         ValueError: a response has the wrong length.
         ConnectionError: the server does not respond.
     """
-    filesystem, _ = _filesystem(addresses[0])
-    paths = [_filesystem(address)[1] for address in addresses]
+    filesystem, _ = _open_filesystem(addresses[0])
+    paths = [_open_filesystem(address)[1] for address in addresses]
     contents: list[Any] = [None] * len(paths)
     for attempt in range(ATTEMPTS):
         missing = [n for n, content in enumerate(contents) if not isinstance(content, bytes)]
@@ -94,11 +94,11 @@ def read_ranges(addresses: list[str], starts: list[int], ends: list[int]) -> lis
                 )
         if failed is None:
             return contents
-        _wait(attempt, addresses[failed], contents[failed])
+        _wait_or_raise(attempt, addresses[failed], contents[failed])
     raise AssertionError
 
 
-def _wait(attempt: int, address: str, error: Exception) -> None:
+def _wait_or_raise(attempt: int, address: str, error: Exception) -> None:
     """Wait before the next attempt; after the last one, raise a ConnectionError."""
     if attempt == ATTEMPTS - 1:
         raise ConnectionError(

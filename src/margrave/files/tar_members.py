@@ -1,7 +1,7 @@
 """List the files in an untrusted tar archive, with their byte ranges.
 
-Python's tarfile trusts the archive's lengths: a damaged archive can make it allocate any memory,
-recurse or seek backwards. Here a member is only a name and a byte range inside the file.
+Python's tarfile trusts the lengths in an archive, so a damaged archive can make it exhaust memory,
+recurse or seek backwards. This module reads only the members' names and byte ranges.
 """
 
 from __future__ import annotations
@@ -12,19 +12,19 @@ from dataclasses import dataclass
 BLOCK = 512
 MAX_NAME_BYTES = 2**16
 _CHECKSUM = slice(148, 156)
-# Types of members: regular files, GNU long names, pax headers.
+# Member types: regular files, GNU long names, pax headers.
 _REGULAR = (b"0", b"\0", b"7")
 _LONG_NAME, _PAX = b"L", b"x"
 _SKIPPED = (b"1", b"2", b"3", b"4", b"5", b"6", b"g", b"K")
-"""Types of links, devices, folders, and metadata of the archive or of links."""
+"""Skipped member types: links, devices, folders, and metadata of the archive or of links."""
 
 Read = Callable[[int, int], bytes]
-"""Reads (offset, count) bytes of the archive; fewer at its end."""
+"""(offset, count) -> `count` bytes of the archive from `offset`; fewer at its end."""
 
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """A regular file in an archive: name, offset of its content and size, in bytes."""
+    """A regular file in an archive: its name, and its content's offset and size in bytes."""
 
     name: str
     offset: int
@@ -32,7 +32,7 @@ class Member:
 
 
 def tar_members(read: Read, length: int, archive: str) -> Iterator[Member]:
-    """The regular files of a ustar, GNU or pax archive, in order.
+    """Yield the regular files of a ustar, GNU or pax archive, in order.
 
     Args:
         read: reads bytes of the archive.
@@ -40,11 +40,11 @@ def tar_members(read: Read, length: int, archive: str) -> Iterator[Member]:
         archive: the archive's name, for messages.
 
     Raises:
-        ValueError: the file is not a tar archive, or is damaged, truncated or sparse; the message
-            gives the byte.
+        ValueError: the file is not a tar archive, is damaged or truncated, or contains sparse
+            files; the message gives the byte offset.
     """
     position = 0
-    # Path and size from a long name or a pax header, for the next regular file.
+    # Path and size that a long name or a pax header gives the next regular file.
     overrides: dict[str, bytes] = {}
     while True:
         header = read(position, BLOCK)
@@ -55,12 +55,12 @@ def tar_members(read: Read, length: int, archive: str) -> Iterator[Member]:
             return
         checksum = header[_CHECKSUM]
         # The sum is over the header with spaces in place of the checksum.
-        if _number(checksum, where) != sum(header) - sum(checksum) + 8 * ord(" "):
+        if _parse_number(checksum, where) != sum(header) - sum(checksum) + 8 * ord(" "):
             raise ValueError(f"{where} is not a valid tar header; download the archive again")
         kind, start = header[156:157], position + BLOCK
-        size = _number(header[124:136], where)
+        size = _parse_number(header[124:136], where)
         if kind in _REGULAR and "size" in overrides:
-            size = _decimal(overrides["size"], where)
+            size = _parse_decimal(overrides["size"], where)
         if size > length - start:
             raise ValueError(
                 f"{where}: a member has {size} bytes in an archive of {length}; the archive is "
@@ -69,15 +69,19 @@ def tar_members(read: Read, length: int, archive: str) -> Iterator[Member]:
         if kind in (_LONG_NAME, _PAX):
             if size > MAX_NAME_BYTES:
                 raise ValueError(
-                    f"{where}: a name has {size} bytes; the archive is damaged: download it again"
+                    f"{where}: a name or pax header has {size} bytes; the archive is damaged: "
+                    "download it again"
                 )
             content = read(start, size)
-            overrides |= _pax(content, where) if kind == _PAX else {"path": content.rstrip(b"\0")}
+            overrides |= (
+                _parse_pax(content, where) if kind == _PAX else {"path": content.rstrip(b"\0")}
+            )
         elif kind in _REGULAR:
-            name = overrides.get("path") or _name(header)
+            name = overrides.get("path") or _member_name(header)
             yield Member(name.decode("utf-8", "replace"), start, size)
             overrides = {}
         elif kind in _SKIPPED:
+            # Metadata can lie between a file and its overrides; other members use up the overrides.
             overrides = overrides if kind in (b"g", b"K") else {}
         else:
             raise ValueError(
@@ -87,14 +91,14 @@ def tar_members(read: Read, length: int, archive: str) -> Iterator[Member]:
         position = start + -(-size // BLOCK) * BLOCK
 
 
-def _name(header: bytes) -> bytes:
+def _member_name(header: bytes) -> bytes:
     name = header[:100].split(b"\0")[0]
     prefix = header[345:500].split(b"\0")[0] if header[257:263] == b"ustar\0" else b""
     return prefix + b"/" + name if prefix else name
 
 
-def _number(field: bytes, where: str) -> int:
-    """Parse a header's number: octal digits, or base 256 for large numbers."""
+def _parse_number(field: bytes, where: str) -> int:
+    """Parse a number in a header: octal digits or, for large numbers, 0x80 and big-endian bytes."""
     if field[0] == 0x80:
         return int.from_bytes(field[1:], "big")
     digits = field.split(b"\0")[0].strip()
@@ -103,21 +107,21 @@ def _number(field: bytes, where: str) -> int:
     return int(digits or b"0", 8)
 
 
-def _decimal(digits: bytes, where: str) -> int:
+def _parse_decimal(digits: bytes, where: str) -> int:
     if not digits.isdigit() or len(digits) > 18:
         raise ValueError(f"{where}: {digits[:20]!r} is not a valid size; the archive is damaged")
     return int(digits)
 
 
-def _pax(content: bytes, where: str) -> dict[str, bytes]:
-    """Parse pax records, ``length key=value\\n``; returns only path and size."""
+def _parse_pax(content: bytes, where: str) -> dict[str, bytes]:
+    """Parse pax records, ``length key=value\\n``; return only ``path`` and ``size``."""
     fields: dict[str, bytes] = {}
     while content:
         digits, _, _ = content.partition(b" ")
-        length = _decimal(digits, where)
+        length = _parse_decimal(digits, where)
         key, equals, value = content[len(digits) + 1 : length - 1].partition(b"=")
         if not equals or content[length - 1 : length] != b"\n":
-            raise ValueError(f"{where}: broken pax records; the archive is damaged")
+            raise ValueError(f"{where}: a pax record is malformed; the archive is damaged")
         if key in (b"path", b"size"):
             fields[key.decode()] = value
         elif key.startswith(b"GNU.sparse"):

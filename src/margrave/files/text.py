@@ -1,4 +1,4 @@
-"""Read text lines and CSV tables; errors give the file and the line."""
+"""Read text lines and CSV tables; error messages name the file and the line."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ DECIMAL = r"[+-]?(?:[0-9]++(?:\.[0-9]*+)?+|\.[0-9]++)(?:[eE][+-]?[0-9]++)?+"
 _CHARACTERS_SHOWN = 120
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _DECIMAL = re.compile(DECIMAL)
-# Absolute paths (also of Windows), '..', and characters that no file of a test set contains.
+# Absolute POSIX and Windows paths, '..', and characters that no path in a test set contains.
 _REFUSED_PATH = re.compile(r"\A/|\A[A-Za-z]:|(?:\A|/)\.\.(?:/|\Z)|[\x00-\x1f\x7f\\\ud800-\udfff]")
 
 
@@ -57,7 +57,7 @@ def read_text(path: str | Path) -> str:
 
 
 def _decode(path: str | Path, number: int, content: bytes) -> str:
-    """Decode UTF-8 content that starts at a line number; an error names the line."""
+    """Decode UTF-8 content whose first line has this number; an error names the faulty line."""
     try:
         return content.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -107,7 +107,7 @@ def finite_number(text: str) -> float | None:
 
 
 def is_relative_path(text: str) -> bool:
-    """Whether text is a relative path with '/' that stays in its folder.
+    """Whether text is a relative path, separated by '/', that stays inside its folder.
 
     >>> [is_relative_path(text) for text in ("a/1.jpg", "/a/1.jpg", "../1.jpg", "a\\\\1.jpg", "")]
     [True, False, False, False, False]
@@ -120,20 +120,20 @@ class Consistency:
 
     Args:
         path: the file.
-        thing: what a key is, for messages, such as "the pair".
-        property: what a value is, for messages, such as "label".
+        thing: what the keys stand for, such as "the pair", for messages.
+        property: what the values stand for, such as "label", for messages.
     """
 
     def __init__(self, path: str | Path, thing: str, property: str) -> None:
         self._path, self._thing, self._property = path, thing, property
-        # Key -> its value, and the number of the line that gave it first.
+        # Key -> its first value, and the number of the line that gave it.
         self._first: dict[Hashable, tuple[Hashable, int]] = {}
 
     def add(self, key: Hashable, value: Hashable, number: int, line: str) -> None:
         """Add the value that a line gives for a key.
 
         Raises:
-            ValueError: an earlier line gives another value; the message names both lines.
+            ValueError: an earlier line gives a different value; the message names both lines.
         """
         first_value, first_number = self._first.setdefault(key, (value, number))
         if first_value != value:
@@ -170,12 +170,12 @@ def read_table(
     The header may name the columns in any order and case; other columns are ignored.
 
     Returns:
-        For each row its line number, its line, and its fields of the required and then the optional
-        columns. Fields of missing optional columns are empty.
+        For each row: the line number, the line, and the fields, first of the required and then of
+        the optional columns. The field of a missing optional column is empty.
 
     Raises:
-        ValueError: a required column is missing (the nearest one is suggested), a column occurs
-            twice, or a row has too few or too many fields.
+        ValueError: a required column is missing (the message suggests a similar name), a column
+            occurs twice, or a row has too few or too many fields.
     """
     lines = read_lines(path)
     number, header = next(lines, (1, ""))
@@ -203,7 +203,7 @@ def _find_columns(
     required: Sequence[str],
     optional: Sequence[str],
 ) -> list[int]:
-    """The positions of the required, then the optional columns; past the last one if missing."""
+    """The positions of the required, then the optional columns; `len(columns)` for missing ones."""
     if missing := [name for name in required if name not in columns]:
         raise malformed(
             path,

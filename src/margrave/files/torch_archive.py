@@ -1,4 +1,4 @@
-"""Check files of ``torch.save`` before torch reads them."""
+"""Check files that ``torch.save`` wrote before torch reads them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from margrave.files.messages import first_sentence
 from margrave.files.torch_pickle import check_legacy_torch_file, check_torch_pickle
 
 ARCHIVE = b"PK\3\4"
-# The records at the end of a ZIP archive that say where its directory is.
+# The records at the end of a ZIP archive that locate its directory.
 # Source: https://pkware.cachefly.net/webdocs/casestudies/APPNOTE.TXT, 4.3.14 to 4.3.16
 END = struct.Struct("<4s4H2IH")
 LOCATOR = struct.Struct("<4sIQI")
@@ -21,15 +21,15 @@ ZIP64_END = struct.Struct("<4sQ2H2I4Q")
 
 
 def check_torch_file(path: Path) -> None:
-    """Reject a file of ``torch.save`` that would take too much memory, or that contains code.
+    """Reject a PyTorch file that would take too much memory, is damaged, or is a program.
 
     Raises:
-        ValueError: the file would take too much memory, is damaged, or is a program.
+        ValueError: the file is rejected; the message gives the reason.
     """
     budget = Budget(path.stat().st_size, str(path))
     try:
         with open(path, "rb") as file:
-            # torch too tells archives from files of PyTorch < 1.6 by these bytes.
+            # Like torch, recognize ZIP archives by these bytes; PyTorch < 1.6 wrote other files.
             if file.read(len(ARCHIVE)) != ARCHIVE:
                 file.seek(0)
                 check_legacy_torch_file(file, budget)
@@ -58,7 +58,7 @@ def check_torch_file(path: Path) -> None:
         )
     # The parts can exceed the file's size only if they are compressed or overlap.
     budget.charge(sum(sizes))
-    # What unpickling allocates has a budget of its own.
+    # Unpickling has a separate budget of the same size.
     budget = Budget(path.stat().st_size, str(path))
     try:
         with zipfile.ZipFile(path) as archive:
@@ -77,15 +77,15 @@ def check_torch_file(path: Path) -> None:
 def _check_directory(file: BinaryIO, size: int) -> None:
     """Reject an archive in which Python and torch could find different directories.
 
-    Python expects the directory right before the archive's end record, torch where that record
-    points. They also search for the end record in different ways.
+    Python expects the directory right before the archive's end record; torch expects it where that
+    record points. They also search for the end record in different ways.
     """
     file.seek(max(0, size - END.size - LOCATOR.size - ZIP64_END.size))
     tail = file.read()
-    *_, count, length, start, comment = END.unpack(tail[-END.size :])
+    *_, count, length, start, comment_length = END.unpack(tail[-END.size :])
     end = size - END.size
-    if not tail[-END.size :].startswith(b"PK\5\6") or comment:
-        raise ValueError("the archive does not end with its directory")
+    if not tail[-END.size :].startswith(b"PK\5\6") or comment_length:
+        raise ValueError("the archive does not end with its end record")
     locator = tail[-END.size - LOCATOR.size : -END.size]
     if locator.startswith(b"PK\6\7"):
         end -= LOCATOR.size + ZIP64_END.size

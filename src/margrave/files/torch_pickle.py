@@ -1,8 +1,8 @@
 """Estimate the cost of PyTorch's weights-only unpickler before it runs.
 
-The weights-only unpickler executes no code of the file, but a few bytes can make it run forever or
-exhaust memory: nested tuples as a dict key (exponential hashing), colliding numbers as dict keys,
-``bytearray(n)``, or millions of empty dicts. This module simulates each instruction without
+The weights-only unpickler executes no code from the file, but a few bytes can make it run forever
+or exhaust memory: nested tuples as a dict key (exponential hashing), colliding numbers as dict
+keys, ``bytearray(n)``, or millions of empty dicts. This module simulates each instruction without
 creating objects and charges its cost to a budget.
 """
 
@@ -18,7 +18,7 @@ MAX_UNUSUAL_KEYS = 1000
 """Maximum number of dict keys that could be crafted to collide; real files have a few."""
 MAX_INT_KEY = 2**31
 LEGACY_PICKLES = 5
-"""Pickles at the start of a file of PyTorch < 1.6: magic, version, system, content, storages."""
+"""Number of pickles that begin a PyTorch < 1.6 file: magic, version, system, content, storages."""
 LITERALS = {
     "NONE", "NEWTRUE", "NEWFALSE", "BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT",
     "BINUNICODE", "SHORT_BINSTRING",
@@ -38,7 +38,7 @@ class _Object:
 
     Attributes:
         kind: ``list``, ``tuple``, ``dict``, ``set`` or ``object``.
-        count: number of entries; for a tuple including those of nested tuples.
+        count: number of entries; for a tuple, itself plus its entries at every nesting level.
         unusual: number of entries that could be crafted to collide as dict keys.
         items: the entries of a tuple.
     """
@@ -65,26 +65,28 @@ def _is_unusual(key: Any) -> bool:
 
 
 def check_legacy_torch_file(file: BinaryIO, budget: Budget) -> None:
-    """Check the pickles at the start of a file of PyTorch < 1.6.
+    """Check the pickles at the start of a file that PyTorch < 1.6 saved.
 
-    The last pickle lists the storages that follow; torch would leave any others uninitialized.
+    The last pickle lists the storages whose values follow it. torch would leave the tensors of any
+    other storage uninitialized.
 
     Args:
         file: open for reading.
         budget: the memory budget of the file.
 
     Raises:
-        ValueError: see `check_torch_pickle`; or the file lacks the values of a tensor.
+        ValueError: a pickle is damaged or exceeds the budget, or the values of a tensor are
+            missing.
     """
     storages: set[Any] = set()
-    for number in range(LEGACY_PICKLES):
+    for index in range(LEGACY_PICKLES):
         if not file.read(1):
             return
         file.seek(-1, io.SEEK_CUR)
         start = file.tell()
         if not check_torch_pickle(file, budget, storages):
             return
-        if number == LEGACY_PICKLES - 1:
+        if index == LEGACY_PICKLES - 1:
             length = file.tell() - start
             file.seek(start)
             available = read_inert(file.read(length), budget.name, kind="list of storages")
@@ -98,7 +100,7 @@ def check_torch_pickle(file: BinaryIO, budget: Budget, storages: set[Any] | None
     Args:
         file: open for reading.
         budget: the memory budget of the file.
-        storages: the keys of storages that tensors use are added to this set.
+        storages: a set to which the keys of the storages that tensors use are added.
 
     Returns:
         Whether the pickle was checked to its end; False if torch will reject it anyway.
@@ -116,7 +118,7 @@ def check_torch_pickle(file: BinaryIO, budget: Budget, storages: set[Any] | None
 
 
 class _Simulator:
-    """The pickle stack machine, with sizes instead of objects."""
+    """The stack machine of pickle, with sizes instead of objects."""
 
     def __init__(self, budget: Budget, storages: set[Any] | None) -> None:
         self.stack: list[Any] = []
@@ -189,11 +191,11 @@ class _Simulator:
         return items
 
     def _extend(self, items: list[Any], keys: list[Any]) -> None:
-        owner = self.stack[-1]
-        if not isinstance(owner, _Object) or owner.kind == "tuple":
+        container = self.stack[-1]
+        if not isinstance(container, _Object) or container.kind == "tuple":
             raise ValueError("entries are added to an object that is not a container")
-        owner.count += len(items)
-        owner.unusual += sum(_is_unusual(key) for key in keys)
+        container.count += len(items)
+        container.unusual += sum(_is_unusual(key) for key in keys)
 
     def _add_unusual_keys(self, count: int) -> None:
         self.unusual_keys += count
@@ -213,11 +215,11 @@ class _Simulator:
             self.budget.charge(sum(item for item in arguments.items if isinstance(item, int)))
         if function == "_codecs.encode" and arguments.items[1:] != ("latin1",):
             raise ValueError(f"byte {position} encodes text with a codec other than latin1")
-        is_tensor = function[:6] == "torch." and function.endswith(("Tensor", "Storage"))
-        if is_tensor and arguments.items:
+        creates_tensor = function[:6] == "torch." and function.endswith(("Tensor", "Storage"))
+        if creates_tensor and arguments.items:
             raise ValueError(f"byte {position} creates a tensor whose values the file lacks")
         if function in ("builtins.set", "collections.Counter", "collections.OrderedDict"):
-            # The pairs in a list of (key, value) count as unusual too, whatever their keys.
+            # In a list of (key, value) pairs, every pair counts as unusual, whatever its key.
             self._add_unusual_keys(sum(getattr(item, "unusual", 0) for item in arguments.items))
 
     def _size(self, value: Any) -> int:

@@ -1,4 +1,4 @@
-"""Parse YAML settings to plain values, with limits on size and alias expansion."""
+"""Parse YAML settings into plain values, with limits on size and alias expansion."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import yaml
 MAX_NODES = 100_000
 """Maximum number of values, keys and lists in a file after expanding aliases."""
 MAX_CHARACTERS = 2**20
-"""Maximum length; settings have thousands of characters, and parsing a million takes a minute."""
+"""Maximum file length; settings need thousands of characters, and a million take a minute."""
 MAX_NUMBER_LENGTH = 100
-"""Maximum characters of a number, since parsing base-60 numbers takes quadratic time."""
+"""Maximum number of characters in a number; parsing base-60 numbers takes quadratic time."""
 
 
 class _Loader(yaml.SafeLoader):
@@ -24,17 +24,20 @@ class _Loader(yaml.SafeLoader):
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         self._nodes += 1
         if self._nodes > MAX_NODES:
-            raise ValueError(_too_many(self._name))
+            raise ValueError(_too_many_message(self._name))
         return super().compose_node(parent, index)
 
     def construct_scalar(self, node: Any) -> Any:
         is_number = node.tag in ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
         if is_number and len(node.value) > MAX_NUMBER_LENGTH:
-            raise ValueError(f"{self._name}: a number has {len(node.value)} characters")
+            raise ValueError(
+                f"{self._name}: a number has {len(node.value)} characters, more than "
+                f"{MAX_NUMBER_LENGTH}"
+            )
         return super().construct_scalar(node)
 
 
-def _too_many(name: str) -> str:
+def _too_many_message(name: str) -> str:
     return (
         f"{name} contains more than {MAX_NODES} values after expanding its aliases; "
         "reduce the aliases"
@@ -46,7 +49,7 @@ def read_yaml(text: str, name: str) -> Any:
 
     Args:
         text: the file's content.
-        name: the file, for messages.
+        name: the file's name, for messages.
 
     Raises:
         ValueError: the text is invalid, nested too deeply, recursive, or contains more than 100 000
@@ -63,33 +66,33 @@ def read_yaml(text: str, name: str) -> Any:
         if node is None:
             return None
         if _expanded_count(node, {}, name) > MAX_NODES:
-            raise ValueError(_too_many(name))
+            raise ValueError(_too_many_message(name))
         return loader.construct_document(node)
     except RecursionError:
         raise ValueError(f"{name} is nested too deeply") from None
-    # Invalid numbers and dates raise other errors than invalid YAML.
+    # Invalid numbers and dates raise errors other than YAMLError.
     except (yaml.YAMLError, OverflowError, LookupError, TypeError, AttributeError) as error:
         raise ValueError(f"{name} is not YAML: {error}") from None
     except ValueError as error:
-        # The limits' own messages begin with the file.
+        # The messages about the limits already name the file.
         if name in str(error):
             raise
         raise ValueError(f"{name} is not YAML: {error}") from None
 
 
-def _expanded_count(node: yaml.Node, known: dict[int, int | None], name: str) -> int:
+def _expanded_count(node: yaml.Node, counts: dict[int, int | None], name: str) -> int:
     """Number of nodes in a node after expanding aliases."""
-    if id(node) in known:
-        count = known[id(node)]
+    if id(node) in counts:
+        count = counts[id(node)]
         if count is None:
             raise ValueError(f"{name} is recursive: an alias refers to a node that contains it")
         return count
-    known[id(node)] = None
+    counts[id(node)] = None
     children: list[yaml.Node] = []
     if isinstance(node, yaml.SequenceNode):
         children = node.value
     elif isinstance(node, yaml.MappingNode):
         children = [part for pair in node.value for part in pair]
-    count = 1 + sum(_expanded_count(child, known, name) for child in children)
-    known[id(node)] = count
+    count = 1 + sum(_expanded_count(child, counts, name) for child in children)
+    counts[id(node)] = count
     return count

@@ -1,4 +1,4 @@
-"""The service: verify, enroll, identify and forget over HTTP, with a page (extra ``serve``)."""
+"""The HTTP service: verify, enroll, identify and forget; with a web page (extra ``serve``)."""
 
 from margrave.serving.app import make_app
 from margrave.serving.audit import AuditTrail, verify_trail

@@ -1,4 +1,4 @@
-"""The bodies of the service's responses, as OpenAPI describes them."""
+"""The bodies of the service's responses; their descriptions appear in the OpenAPI schema."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class Problem(BaseModel):
     """An error."""
 
     error: str
-    """What is wrong and what to do, for people."""
+    """What is wrong and what to do, for humans."""
     reason: str
     """The kind of error in one word, for programs."""
 
@@ -24,15 +24,17 @@ class FaceAnswer(BaseModel):
     """A face in an image."""
 
     box: list[float] | None = Field(description="left, top, right, bottom in pixels of the image")
-    quality: float | None = Field(description="percent of the reference faces with lower quality")
-    crop: str | None = Field(description="a data URL of the aligned crop, if requested")
+    quality: float | None = Field(
+        description="percentage of the reference faces that have lower quality"
+    )
+    crop: str | None = Field(description="the aligned crop as a data URL, if requested")
 
 
 class VerificationAnswer(BaseModel):
     """Whether two images show the same person."""
 
     same: bool
-    similarity: float = Field(description="cosine, -1 to 1")
+    similarity: float = Field(description="cosine similarity, -1 to 1")
     threshold: float
     far: float = Field(description="false accept rate at the threshold")
     threshold_interval: tuple[float, float] | None = Field(
@@ -41,7 +43,7 @@ class VerificationAnswer(BaseModel):
     measured_on: str
     log_likelihood_ratio: float | None = Field(description="natural logarithm")
     probability: float | None = Field(
-        description="of the same person, given equal prior probabilities"
+        description="probability of the same person, given equal prior probabilities"
     )
     faces: list[FaceAnswer]
 
@@ -54,7 +56,7 @@ class CandidateAnswer(BaseModel):
 
 
 class IdentificationAnswer(BaseModel):
-    """Who a face is."""
+    """The enrolled person that a face belongs to, if any."""
 
     person: str | None = Field(description="null if no enrolled person reaches the threshold")
     candidates: list[CandidateAnswer]
@@ -62,8 +64,8 @@ class IdentificationAnswer(BaseModel):
     far: float
     people: int = Field(description="number of enrolled people that the face was compared with")
     fpir: float = Field(
-        description="share of people not enrolled who are identified as someone, if comparisons "
-        "are independent"
+        description="false positive identification rate: share of non-enrolled people who are "
+        "identified as someone, if comparisons are independent"
     )
     face: FaceAnswer
 
@@ -77,7 +79,7 @@ class PersonAnswer(BaseModel):
 
 
 class PeopleAnswer(BaseModel):
-    """Some of the enrolled people, in the order of their names; and how many there are."""
+    """Some of the enrolled people, in the order of their names, and the number of all."""
 
     people: list[PersonAnswer]
     total: int
@@ -95,7 +97,9 @@ class ForgottenAnswer(BaseModel):
     """The result of removing a person."""
 
     name: str
-    erased: bool = Field(description="whether no byte is left, which is verified")
+    erased: bool = Field(
+        description="true if the service verified that no byte of the person is left"
+    )
     explanation: str
 
 
@@ -114,9 +118,10 @@ class ModelAnswer(BaseModel):
     source: str
     operating_points: list[OperatingPointAnswer]
     genuine: list[float] = Field(
-        description="histogram of genuine cosines: shares in equal bins over -1 to 1"
+        description="histogram of genuine cosine similarities: the share of pairs in each of the "
+        "equal-width bins from -1 to 1"
     )
-    impostors: list[float] = Field(description="the same histogram of impostor cosines")
+    impostors: list[float] = Field(description="the same histogram for impostor pairs")
     cllr: float | None = Field(description="log-likelihood-ratio cost of the calibration")
     keeps_images: bool | None = Field(
         description="whether the gallery stores face crops; null without a gallery"
@@ -130,7 +135,7 @@ class State(BaseModel):
 
 
 def face_answer(face: Face, crop: bool = False) -> FaceAnswer:
-    """Convert a face; `crop`: include its aligned crop."""
+    """Convert a face; if `crop`, include its aligned crop."""
     content = base64.b64encode(png(face.crop)).decode() if crop else None
     return FaceAnswer(
         box=None if face.detection is None else face.detection.box.round(1).tolist(),
@@ -140,7 +145,7 @@ def face_answer(face: Face, crop: bool = False) -> FaceAnswer:
 
 
 def verification_answer(answer: Verification, crops: bool) -> VerificationAnswer:
-    """Convert a verification; `crops`: include the faces' crops."""
+    """Convert a verification; if `crops`, include the faces' crops."""
     point = answer.point
     return VerificationAnswer(
         same=answer.same,
@@ -166,10 +171,10 @@ def person_answer(person: Person) -> PersonAnswer:
 
 
 def identification_answer(answer: Identification, crops: bool) -> IdentificationAnswer:
-    """Convert an identification; `crops`: include the face's crop."""
+    """Convert an identification; if `crops`, include the face's crop."""
     return IdentificationAnswer(
         person=answer.person,
-        candidates=[candidate_answer(each) for each in answer.candidates],
+        candidates=[candidate_answer(candidate) for candidate in answer.candidates],
         threshold=answer.threshold,
         far=answer.far,
         people=answer.people,

@@ -55,7 +55,7 @@ PAGE_HEADERS = {
 }
 MAX_LISTED_PEOPLE = 1000
 T = TypeVar("T")
-Which = Literal["auto", "largest", "all"]
+FaceChoice = Literal["auto", "largest", "all"]
 # A name in a path may contain slashes.
 PERSON_PATH = "/v1/people/{name:path}"
 SCOPE_OF_ROUTE = {
@@ -70,9 +70,9 @@ PUBLIC = ("/", "/page.css", "/page.js", "/health", "/ready", "/openapi.json")
 
 
 def scope_of(method: str, path: str) -> str | None:
-    """The scope of the API key that a request needs.
+    """The scope that a request's API key needs.
 
-    None: it needs no key. Empty: any key will do.
+    The result is None if the request needs no key, and empty if any key will do.
 
     >>> scope_of("DELETE", "/v1/people/Ann")
     'forget'
@@ -100,13 +100,13 @@ def make_app(
         matcher: the model, and the gallery if there is one.
         settings: the service's settings.
         detector: YuNet's file; by default MTCNN, or the model's own detector.
-        aligned: whether images are aligned crops already.
-        check_alignment: whether to refuse crops that are not aligned.
-        workers: an object with the methods of `FaceWorkers`, which is the default.
+        aligned: whether images are already aligned crops.
+        check_alignment: if `aligned`, whether to reject crops without an aligned face.
+        workers: an object with the methods of `FaceWorkers`; by default a new `FaceWorkers`.
         write_log: called with each line of the log; by default writes to standard error.
 
     Raises:
-        ValueError: the file of keys or the audit trail is damaged, or the model has no thresholds.
+        ValueError: the key file or the audit trail is damaged, or the model has no thresholds.
     """
     matcher.point()  # raises the error for a model without thresholds
     # Images stay in memory; Starlette would put large ones into temporary files.
@@ -177,12 +177,12 @@ class Service:
             await run_in_threadpool(self._workers.close)
             self.audit.close()
 
-    async def faces(self, uploads: Sequence[UploadFile], which: Which) -> list[list[Face]]:
-        """The faces of each image; images are processed in parallel, faces embedded in batches."""
+    async def faces(self, uploads: Sequence[UploadFile], which: FaceChoice) -> list[list[Face]]:
+        """Detect the faces in all images in parallel, and embed them in batches."""
         contents = [await upload.read() for upload in uploads]
-        # File names may be private, so messages number the images instead.
+        # File names may be private, so error messages number the images instead.
         names = [f"image {number}" for number in range(1, len(contents) + 1)]
-        found = await asyncio.gather(
+        detected = await asyncio.gather(
             *(
                 self._workers.find(content, which, name)
                 for content, name in zip(contents, names, strict=True)
@@ -190,7 +190,7 @@ class Service:
         )
         futures = [
             [asyncio.wrap_future(self.batcher.submit(face, name)) for face in faces]
-            for faces, name in zip(found, names, strict=True)
+            for faces, name in zip(detected, names, strict=True)
         ]
         embedded = await asyncio.gather(*(asyncio.gather(*faces) for faces in futures))
         for faces in embedded:
@@ -198,9 +198,10 @@ class Service:
         return embedded
 
     async def change(self, work: Callable[[], T]) -> T:
-        """Run a change of the gallery, one at a time, so that no two requests enroll one name.
+        """Run a change of the gallery in a thread.
 
-        If a request's time ends (408) while its change waits, the change is not made.
+        Changes run one at a time, so that two requests cannot enroll the same name. If a request
+        times out (408) while its change is waiting, the change is not made.
         """
         is_canceled = threading.Event()
 
@@ -239,7 +240,7 @@ def _add_routes(app: FastAPI, service: Service) -> None:
         image: UploadFile,
         top: Annotated[int, Form(ge=1, le=100)] = 5,
         fpir: Annotated[float | None, Form(gt=0, lt=1)] = None,
-        face: Annotated[Which, Form()] = "auto",
+        face: Annotated[FaceChoice, Form()] = "auto",
         crops: Annotated[bool, Form()] = False,
     ) -> list[IdentificationAnswer]:
         """Identify the people in an image: one answer for each face."""
@@ -264,7 +265,7 @@ def _add_routes(app: FastAPI, service: Service) -> None:
         faces = [face for (face,) in await service.faces(images, "auto")]
         key = request.scope["state"]["key"]
 
-        def work() -> EnrollmentAnswer:
+        def enroll_faces() -> EnrollmentAnswer:
             details = {"images": len(faces), "add": add, "replace": replace}
             with service.audit.changing(("enroll", "enrolled"), name, key, **details) as outcome:
                 result = matcher.enroll_faces(
@@ -278,7 +279,7 @@ def _add_routes(app: FastAPI, service: Service) -> None:
                 faces=[face_answer(face) for face in result.faces],
             )
 
-        return await service.change(work)
+        return await service.change(enroll_faces)
 
     @app.get("/v1/people", responses=gallery_errors)
     async def people(
@@ -288,14 +289,15 @@ def _add_routes(app: FastAPI, service: Service) -> None:
         """List enrolled people in the order of their names, starting after the name ``after``."""
         gallery = _require_gallery(matcher)
 
-        def work() -> PeopleAnswer:
+        def list_people() -> PeopleAnswer:
             everybody = list(gallery.people())
-            later = [person for person in everybody if person.name > after]
+            following = [person for person in everybody if person.name > after]
             return PeopleAnswer(
-                people=[person_answer(person) for person in later[:limit]], total=len(everybody)
+                people=[person_answer(person) for person in following[:limit]],
+                total=len(everybody),
             )
 
-        return await run_in_threadpool(work)
+        return await run_in_threadpool(list_people)
 
     @app.get(PERSON_PATH, responses=gallery_errors)
     async def person(name: str) -> PersonAnswer:
@@ -309,7 +311,7 @@ def _add_routes(app: FastAPI, service: Service) -> None:
         gallery = _require_gallery(matcher)
         key = request.scope["state"]["key"]
 
-        def work() -> ForgottenAnswer:
+        def forget_person() -> ForgottenAnswer:
             _get_person(gallery, name)
             with service.audit.changing(("forget", "forgotten"), name, key) as outcome:
                 result = gallery.forget(name)
@@ -318,7 +320,7 @@ def _add_routes(app: FastAPI, service: Service) -> None:
                 name=result.name, erased=result.erased, explanation=result.explanation
             )
 
-        return await service.change(work)
+        return await service.change(forget_person)
 
     @app.get("/v1/model", responses=described(401, 403, 408, 429, 500, 503))
     async def model() -> ModelAnswer:
@@ -335,7 +337,7 @@ def _add_routes(app: FastAPI, service: Service) -> None:
                     true_accept_rate=point.true_accept_rate,
                     measured_on=point.measured_on,
                 )
-                for point in sorted(card.operating_points, key=lambda each: each.far)
+                for point in sorted(card.operating_points, key=lambda point: point.far)
             ],
             genuine=[] if reference is None else list(reference.genuine),
             impostors=[] if reference is None else list(reference.impostors),
@@ -345,12 +347,12 @@ def _add_routes(app: FastAPI, service: Service) -> None:
 
     @app.get("/health")
     async def health() -> State:
-        """Whether the process is alive."""
+        """Report that the process is alive."""
         return State(status="ok")
 
     @app.get("/ready", responses=described(503))
     async def ready() -> State:
-        """Whether the service can handle requests."""
+        """Report whether the service can handle requests."""
         if not service.is_ready:
             raise HTTPException(503, "starting or shutting down", {"retry-after": "1"})
         return State(status="ok")
@@ -361,16 +363,16 @@ def _add_routes(app: FastAPI, service: Service) -> None:
         responses=described(401, 403, 408, 429, 500, 503),
     )
     async def metrics() -> PlainTextResponse:
-        """Metrics in the format of Prometheus."""
+        """Return the metrics in Prometheus's text format."""
         return PlainTextResponse(generate_latest(service.metrics.registry))
 
     for path, file in PAGE_FILES.items():
         app.add_api_route(
-            f"/{path}", _page_file(file), include_in_schema=False, methods=["GET", "HEAD"]
+            f"/{path}", _page_handler(file), include_in_schema=False, methods=["GET", "HEAD"]
         )
 
 
-def _page_file(file: str) -> Callable[[], FileResponse]:
+def _page_handler(file: str) -> Callable[[], FileResponse]:
     def respond() -> FileResponse:
         return FileResponse(PAGE / file, headers=PAGE_HEADERS)
 
@@ -378,14 +380,14 @@ def _page_file(file: str) -> Callable[[], FileResponse]:
 
 
 def _get_person(gallery: Gallery, name: str) -> Person:
-    """An enrolled person; 404 if there is none, also for a name that cannot be enrolled."""
+    """The person enrolled under a name; raises 404 if there is none or the name is invalid."""
     try:
-        found = gallery.get(checked_name(name))
+        enrolled = gallery.get(checked_name(name))
     except BadName:
-        found = None
-    if found is None:
-        raise HTTPException(404, "nobody is enrolled by that name")
-    return found
+        enrolled = None
+    if enrolled is None:
+        raise HTTPException(404, "nobody is enrolled under that name")
+    return enrolled
 
 
 def _require_gallery(matcher: Matcher) -> Gallery:

@@ -1,4 +1,4 @@
-"""The audit trail: which key enrolled or removed whom, and when; an append-only hash chain."""
+"""The audit trail, an append-only hash chain: which API key enrolled or removed whom, and when."""
 
 from __future__ import annotations
 
@@ -27,32 +27,32 @@ class TrailUnavailable(Exception):
 
 
 class AuditTrail:
-    """JSON lines, each with the SHA-256 of the line before it.
+    """A file of JSON lines, each with the SHA-256 of the line before it.
 
-    A person's name is replaced by a pseudonym, its keyed hash. The key is in a file beside the
-    trail: with it, one can look up what was done to a given name; without it, the trail names
-    nobody.
+    A pseudonym, the keyed hash of the name, replaces each person's name. The pseudonym key is in a
+    file beside the trail. With it, one can find the lines about a name; without it, the trail
+    identifies nobody.
 
     Args:
         path: the trail's file, which is created if it does not exist.
 
     Raises:
-        ValueError: the trail or its key is damaged.
+        ValueError: the trail or its pseudonym key is damaged.
     """
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self._lock = threading.Lock()
-        self._key = _read_key(self.path.with_name(self.path.name + ".key"))
+        self._pseudonym_key = _read_pseudonym_key(self.path.with_name(self.path.name + ".key"))
         self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
         with self._locked():
             self._drop_partial_line()
             verify_trail(self.path)
 
     def pseudonym(self, name: str) -> str:
-        """What the trail calls a person; the same for all Unicode encodings of the name."""
+        """The pseudonym of a name; Unicode-equivalent spellings have the same pseudonym."""
         name = unicodedata.normalize("NFC", name)
-        return hmac.new(self._key, name.encode(), hashlib.sha256).hexdigest()
+        return hmac.new(self._pseudonym_key, name.encode(), hashlib.sha256).hexdigest()
 
     def record(self, action: str, name: str, key: str, **details: Any) -> None:
         """Append a line; it is on the disk when this returns.
@@ -61,7 +61,7 @@ class AuditTrail:
             action: such as ``enroll`` or ``enrolled``.
             name: the person's name.
             key: id of the API key.
-            details: further fields of the line, without faces and names.
+            details: further fields of the line; must not contain faces or names.
 
         Raises:
             TrailUnavailable: the line cannot be written; the trail is unchanged.
@@ -87,7 +87,7 @@ class AuditTrail:
     def changing(
         self, actions: tuple[str, str], name: str, key: str, **details: Any
     ) -> Iterator[dict[str, Any]]:
-        """Record a change before it is made, and again when the block has made it.
+        """Record a change before the block makes it, and again afterwards if the block succeeds.
 
         Args:
             actions: the actions of the first and the second line, such as ``enroll`` and
@@ -113,18 +113,18 @@ class AuditTrail:
             ) from error
 
     def _append(self, line: bytes, end: int) -> None:
-        """Append a whole line at `end`, the trail's size, or nothing."""
+        """Append a whole line, or nothing if that fails; `end` is the trail's size."""
         try:
-            left = memoryview(line)
-            while left:
-                left = left[os.write(self._file, left) :]
+            unwritten = memoryview(line)
+            while unwritten:
+                unwritten = unwritten[os.write(self._file, unwritten) :]
             os.fsync(self._file)
         except OSError:
             os.ftruncate(self._file, end)
             raise
 
     def _drop_partial_line(self) -> int:
-        """Remove a last line without a line end, whose writing failed; return the trail's size."""
+        """Remove an incomplete last line, left by a failed write; return the trail's size."""
         size = os.fstat(self._file).st_size
         tail = os.pread(self._file, MAX_LINE_BYTES, max(0, size - MAX_LINE_BYTES))
         end = size - len(tail) + tail.rfind(b"\n") + 1
@@ -162,14 +162,14 @@ def verify_trail(path: str | Path) -> int:
             if not is_chained or not line.endswith(b"\n"):
                 raise ValueError(
                     f"{path}, line {count} does not follow the line before it: the trail was "
-                    "changed; keep the file and start another (--audit)"
+                    "changed; keep the file as evidence and start a new one with --audit"
                 )
             previous = line
     return count
 
 
-def _read_key(path: Path) -> bytes:
-    """The key of the pseudonyms; a new one is created if there is none."""
+def _read_pseudonym_key(path: Path) -> bytes:
+    """Read the pseudonym key; create one if the file does not exist."""
     with suppress(FileExistsError):
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         try:

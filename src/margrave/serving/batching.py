@@ -1,4 +1,4 @@
-"""Computes embeddings in batches of as many faces as a latency budget allows."""
+"""Compute embeddings in batches, each of as many faces as a latency budget allows."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ OLD_ESTIMATE_WEIGHT = 0.8
 
 
 class Batcher:
-    """A thread that embeds submitted faces, each time those that arrived during the last batch.
+    """A thread that embeds submitted faces in batches.
 
-    A batch is limited to the faces that fit into `seconds`, estimated from earlier batches. It
-    never waits for more faces to arrive.
+    A batch contains the faces that arrived during the previous batch, up to the number that should
+    take `seconds`, estimated from earlier batches. The thread never waits to fill a batch.
 
     Args:
         embed: ``Matcher.embed``.
-        seconds: latency budget of a batch.
+        seconds: latency budget of a batch in seconds.
         most: maximum number of faces in a batch.
-        observe: called with the size of each batch.
+        observe: called with the number of faces in each batch.
 
     Attributes:
-        seconds_per_face: moving average over batches.
+        seconds_per_face: moving average of the time per face, over batches.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class Batcher:
         self._thread.start()
 
     def submit(self, face: FoundFace, name: str) -> Future[Face]:
-        """Queue a face for embedding; `name` is what error messages call its image."""
+        """Queue a face for embedding; `name` identifies its image in error messages."""
         future: Future[Face] = Future()
         self._queue.put((face, name, future))
         return future
@@ -67,21 +67,21 @@ class Batcher:
             if first is None:
                 return
             batch = [first]
-            ended = False
-            while len(batch) < self.largest and not ended:
+            is_closing = False
+            while len(batch) < self.largest and not is_closing:
                 try:
                     entry = self._queue.get_nowait()
                 except queue.Empty:
                     break
                 if entry is None:
-                    ended = True
+                    is_closing = True
                 else:
                     batch.append(entry)
-            # Faces of requests that were canceled meanwhile are left out.
+            # Drop the faces of requests that were canceled while they waited.
             batch = [entry for entry in batch if entry[2].set_running_or_notify_cancel()]
             if batch:
                 self._embed_batch(batch)
-            if ended:
+            if is_closing:
                 return
 
     def _embed_batch(self, batch: list[tuple[FoundFace, str, Future[Face]]]) -> None:
@@ -91,7 +91,7 @@ class Batcher:
             faces = self._embed([face for face, _, _ in batch], [name for _, name, _ in batch])
         except Exception as error:
             if len(batch) > 1:
-                # Embedded one by one, so that only the faulty face fails.
+                # Embed the faces one by one, so that only the faulty one fails.
                 for entry in batch:
                     self._embed_batch([entry])
             else:

@@ -1,4 +1,4 @@
-"""Limits the number of connections, and the time in which each must send a request's head."""
+"""Limit the number of connections, and the time that a client may take to send a request's head."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 HEAD_SECONDS = 10.0
 MOST_CONNECTIONS = 512
-"""Less than 1024, the usual limit of open files per process."""
+"""Maximum number of connections, below 1024, the usual limit of open files per process."""
 
 
 class BoundedProtocol(H11Protocol):
-    """uvicorn's HTTP/1.1 protocol with a limit of connections and of the time for a head.
+    """uvicorn's HTTP/1.1 protocol with limits on the connections and on the time for a head.
 
-    uvicorn itself would wait forever for the rest of a request's head (request line and headers).
+    A head is a request's first line and headers; uvicorn itself would wait forever for its end.
     """
 
     _head_timer: asyncio.TimerHandle | None = None
@@ -26,29 +26,29 @@ class BoundedProtocol(H11Protocol):
         if len(self.connections) > MOST_CONNECTIONS:
             transport.abort()
         else:
-            self._wait_for_head()
+            self._start_head_timer()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Clean up after a connection."""
-        self._stop_waiting()
+        self._cancel_head_timer()
         super().connection_lost(exc)
 
     def on_response_complete(self) -> None:
-        """Wait for the next request."""
+        """Wait for the head of the next request."""
         super().on_response_complete()
         if not self.transport.is_closing():
-            self._wait_for_head()
+            self._start_head_timer()
 
-    def _wait_for_head(self) -> None:
-        self._stop_waiting()
-        self._head_timer = self.loop.call_later(HEAD_SECONDS, self._end_if_idle)
+    def _start_head_timer(self) -> None:
+        self._cancel_head_timer()
+        self._head_timer = self.loop.call_later(HEAD_SECONDS, self._abort_without_head)
 
-    def _stop_waiting(self) -> None:
+    def _cancel_head_timer(self) -> None:
         if self._head_timer is not None:
             self._head_timer.cancel()
             self._head_timer = None
 
-    def _end_if_idle(self) -> None:
+    def _abort_without_head(self) -> None:
         # Once its head has arrived, `Gate` limits the time of a request.
         if self.cycle is None or self.cycle.response_complete:
             self.transport.abort()

@@ -23,11 +23,11 @@ from margrave.serving.settings import ServiceSettings
 MAX_OPEN_FILES = 64
 TRIES = 3
 CHECK_SECONDS = 1.0
-"""Time between two checks of whether the pool still works."""
+"""Seconds between two checks whether the pool still works."""
 START_SECONDS = 30.0
-"""Maximum time for a worker process to start."""
+"""Maximum number of seconds for a worker process to start."""
 CROPPERS: list[Cropper] = []
-"""In a worker process: its one cropper, once `start` has loaded it. Empty in the parent process."""
+"""The one cropper of a worker process, after `start` has loaded it; empty in the parent process."""
 
 
 @dataclass(frozen=True)
@@ -41,15 +41,15 @@ class Refusal:
 class FaceWorkers:
     """A pool of worker processes; a pool that breaks is replaced by a new one.
 
-    The library pebble itself replaces a process that dies while working. If an idle process dies,
-    or one that holds the pool's locks, pebble gives up the whole pool or waits forever.
+    The library pebble itself replaces a process that dies while it runs a task. But if a process
+    dies while it is idle or holds a lock of the pool, pebble stops the whole pool or waits forever.
 
     Args:
         card: the model's card.
         detector: YuNet's file; None for the default detector.
-        aligned: whether images are aligned crops already.
+        aligned: whether images are already aligned crops.
         settings: the service's settings.
-        check_alignment: whether to refuse crops that are not aligned.
+        check_alignment: if `aligned`, whether to reject crops without an aligned face.
     """
 
     def __init__(
@@ -73,34 +73,34 @@ class FaceWorkers:
         Args:
             content: the image file's bytes.
             which: which faces to return: ``auto``, ``largest`` or ``all``.
-            name: what error messages call the image.
+            name: identifies the image in error messages.
 
         Raises:
             Refused: the image cannot be used, or takes too much time or memory.
-            HTTPException: 503, no process can be started.
+            HTTPException: 503 if no process can be started.
         """
         for _ in range(TRIES):
             pool = self._pool
             try:
-                result = await self._run(pool, (content, which, name))
+                result = await self._run_in_pool(pool, (content, which, name))
             except FutureTimeout:
                 raise Refused(
-                    f"{name} takes longer than {self._face_seconds:g} s; give a smaller image",
+                    f"{name} took longer than {self._face_seconds:g} s; send a smaller image",
                     "unreadable",
                 ) from None
             except (ProcessExpired, MemoryError):
                 raise Refused(
-                    f"{name} could not be decoded within the limits of the service; give a smaller "
-                    "or a simpler image",
+                    f"{name} could not be processed within the service's limits; send a smaller or "
+                    "simpler image",
                     "unreadable",
                 ) from None
             except (BrokenProcessPool, _PoolBrokenError):
-                await asyncio.to_thread(self._replace, pool)
+                await asyncio.to_thread(self._replace_pool, pool)
                 continue
             if isinstance(result, Refusal):
                 raise Refused(result.message, result.reason)
             return result
-        message = "the processes that find faces cannot be started; try again later"
+        message = "the processes that detect faces cannot be started; try again later"
         raise HTTPException(503, message, {"retry-after": "5"})
 
     def warm(self) -> None:
@@ -113,15 +113,15 @@ class FaceWorkers:
             self._pool.schedule(ready, timeout=120).result()
         except (BrokenProcessPool, FutureTimeout):
             raise ValueError(
-                "the processes that find faces cannot be started; the reason is above"
+                "the processes that detect faces cannot be started; the log above has the reason"
             ) from None
 
     def close(self) -> None:
         """End the processes."""
         with self._lock:
-            _end(self._pool)
+            _stop_pool(self._pool)
 
-    async def _run(self, pool: ProcessPool, arguments: Any) -> list[FoundFace] | Refusal:
+    async def _run_in_pool(self, pool: ProcessPool, arguments: Any) -> list[FoundFace] | Refusal:
         """Run `find` in a worker process.
 
         A broken pool may never finish a task, so the wait is interrupted to check the pool.
@@ -135,9 +135,9 @@ class FaceWorkers:
         try:
             while not task.done():
                 await asyncio.wait([task], timeout=CHECK_SECONDS)
-                # In a working pool, some task ends or is killed as too slow within this time.
-                idle = time.monotonic() - max(scheduled, self._last_result)
-                is_stuck = idle > self._face_seconds + START_SECONDS
+                # A working pool finishes some task, or kills it as too slow, within this time.
+                idle_seconds = time.monotonic() - max(scheduled, self._last_result)
+                is_stuck = idle_seconds > self._face_seconds + START_SECONDS
                 if not task.done() and (is_stuck or pool is not self._pool or not pool.active):
                     raise _PoolBrokenError
         finally:
@@ -154,19 +154,19 @@ class FaceWorkers:
             context=get_context("spawn"),
         )
 
-    def _replace(self, broken: ProcessPool) -> None:
+    def _replace_pool(self, broken: ProcessPool) -> None:
         with self._lock:
             if self._pool is broken:
                 self._pool = self._new_pool()
-                # In a thread, because ending a broken pool may hang.
-                threading.Thread(target=_end, args=(broken,), daemon=True).start()
+                # In a thread, because stopping a broken pool may hang.
+                threading.Thread(target=_stop_pool, args=(broken,), daemon=True).start()
 
 
 class _PoolBrokenError(Exception):
-    """The pool cannot run the task; a new pool can."""
+    """The pool is broken; a new pool can run the task."""
 
 
-def _end(pool: ProcessPool) -> None:
+def _stop_pool(pool: ProcessPool) -> None:
     pool.stop()
     pool.join()
 
@@ -196,7 +196,7 @@ def ready() -> bool:
 
 
 def find(content: bytes, which: str, name: str) -> list[FoundFace] | Refusal:
-    """`FaceWorkers.find`, as it runs in a worker process."""
+    """The part of `FaceWorkers.find` that runs in a worker process."""
     try:
         return CROPPERS[0].find(content, which=which, name=name)  # pyright: ignore[reportArgumentType]
     except Refused as error:

@@ -1,4 +1,4 @@
-"""Checks every request before its body is read: API key, scope, size, rate and load."""
+"""Check every request before its body is read: API key, scope, size, rate and load."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ RETRY_SECONDS = 1
 MAX_LOGGED_FRAMES = 5
 """Number of stack frames in the log of an unexpected error."""
 HEADERS = [(b"cache-control", b"no-store"), (b"x-content-type-options", b"nosniff")]
-"""Headers of every response: clients must not cache it, nor guess another content type."""
+"""Headers of every response: clients must neither cache it nor guess another content type."""
 Rejection = tuple[int, str, str, int | None]
-"""(status, reason, message, seconds after which to retry or None)."""
+"""(HTTP status, reason, message, seconds to wait before a retry or None)."""
 
 
 class Metrics:
@@ -47,9 +47,12 @@ class Metrics:
             "margrave_requests", "Answered requests", ["route", "status"], registry=self.registry
         )
         self.seconds = Histogram(
-            "margrave_request_seconds", "Time to answer", ["route"], registry=self.registry
+            "margrave_request_seconds",
+            "Response time in seconds",
+            ["route"],
+            registry=self.registry,
         )
-        self.busy = Gauge("margrave_busy", "Requests in work", registry=self.registry)
+        self.busy = Gauge("margrave_busy", "Requests running or waiting", registry=self.registry)
         self.batches = Histogram(
             "margrave_batch_faces",
             "Faces in a batch",
@@ -61,16 +64,17 @@ class Metrics:
 class Gate:
     """ASGI middleware that rejects requests before their body is read, and logs every response.
 
-    It rejects with 401, 403, 413, 429 or 503. A request that it accepts has ``request_seconds``,
-    including its body; then it gets 408. An unexpected error gets 500 and is logged without names.
+    It rejects with 401, 403, 413, 429 or 503. An accepted request gets 408 if it takes longer than
+    ``request_seconds``, including receiving its body. An unexpected error gets 500 and is logged
+    without names.
 
     Args:
         app: the wrapped application.
         keys: the valid API keys.
-        settings: the service's settings, among them the limits.
+        settings: the service's settings, including the limits.
         metrics: updated for every request.
-        scope_of: (method, path) -> the scope of the API key that a request needs: None if it needs
-            no key, empty if any key will do.
+        scope_of: (method, path) -> the scope that a request's API key needs: None if the request
+            needs no key, empty if any key will do.
         write: called with each line of the log; by default writes to standard error.
     """
 
@@ -84,11 +88,11 @@ class Gate:
         write: Callable[[str], object] = sys.stderr.write,
     ) -> None:
         self.app, self._keys, self._metrics, self._scope_of = app, keys, metrics, scope_of
-        self._most, self._write = settings.most_waiting, write
+        self._most_waiting, self._write = settings.most_waiting, write
         self._most_body = settings.most_body
         self._rate = limits.parse(settings.rate)
         self._limiter = limits.strategies.MovingWindowRateLimiter(limits.storage.MemoryStorage())
-        self._busy, self._seconds = 0, settings.request_seconds
+        self._busy, self._request_seconds = 0, settings.request_seconds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle a request."""
@@ -130,13 +134,13 @@ class Gate:
             self._log(scope, request_id, status, time.perf_counter() - started)
 
     async def _run_limited(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Run a request within the limits of load and time, or reject it."""
-        if self._busy >= self._most:
+        """Run a request with a time limit, or reject it if too many are running."""
+        if self._busy >= self._most_waiting:
             await self._reject(
                 send,
                 503,
                 "overloaded",
-                f"{self._most} requests are running; try again in {RETRY_SECONDS} s",
+                f"{self._most_waiting} requests are running; try again in {RETRY_SECONDS} s",
                 RETRY_SECONDS,
             )
             return
@@ -149,52 +153,64 @@ class Gate:
 
         self._busy += 1
         self._metrics.busy.set(self._busy)
-        deadline = asyncio.timeout(self._seconds)
+        deadline = asyncio.timeout(self._request_seconds)
         try:
             async with deadline:
                 await self.app(scope, receive, tracking_send)
         except TimeoutError:
             if is_started or not deadline.expired():
                 raise
-            message = f"the request took longer than {self._seconds:g} s; send less at a time"
+            message = (
+                f"the request took longer than {self._request_seconds:g} s; "
+                "send fewer or smaller images"
+            )
             await self._reject(send, 408, "too_slow", message, None)
         finally:
             self._busy -= 1
             self._metrics.busy.set(self._busy)
 
     def _check_size(self, scope: Scope) -> Rejection | None:
-        # A chunked body has no declared length: FastAPI counts its bytes while reading.
+        # A chunked body has no declared length; FastAPI counts its bytes while reading.
         length = dict(scope["headers"]).get(b"content-length", b"0")
         if not length.isdigit() or int(length[:20]) > self._most_body:
-            return 413, "too_large", f"a request has at most {self._most_body} bytes", None
+            message = (
+                f"a request may have at most {self._most_body} bytes; send fewer or smaller images"
+            )
+            return 413, "too_large", message, None
         return None
 
     def _check_key(self, scope: Scope, needed_scope: str | None) -> Rejection | None:
-        """Check the API key, its scope and its rate."""
+        """Check the API key, its scope and its request rate."""
         if needed_scope is None:
             return None
         try:
-            key = self._keys.allowed(_token(scope))
+            key = self._keys.allowed(_bearer_token(scope))
         except (OSError, ValueError) as error:
             scope["state"]["logged_error"] = described_error(error)
             message = "the service cannot read its file of API keys; its operator must repair it"
             return 503, "no_keys", message, RETRY_SECONDS
         if key is None:
-            return 401, "no_key", "give a valid API key: Authorization: Bearer mgv_…", None
+            return 401, "no_key", "send a valid API key: Authorization: Bearer mgv_…", None
         scope["state"]["key"] = key.id
         if needed_scope and needed_scope not in key.scopes:
-            return 403, "no_scope", f"this key lacks the scope {needed_scope!r}", None
+            return (
+                403,
+                "no_scope",
+                f"this key lacks the scope {needed_scope!r}; use a key that has it",
+                None,
+            )
         if not self._limiter.hit(self._rate, key.id):
             reset, _ = self._limiter.get_window_stats(self._rate, key.id)
             wait = max(1, int(reset - time.time()) + 1)
-            return 429, "too_many", f"more than {self._rate}; try again in {wait} s", wait
+            message = f"this key exceeded its rate of {self._rate}; try again in {wait} s"
+            return 429, "too_many", message, wait
         return None
 
     async def _reject(
         self, send: Send, status: int, reason: str, message: str, wait: int | None
     ) -> None:
         body = json.dumps({"error": message, "reason": reason}).encode()
-        # The connection is closed, because the request's body has not been read.
+        # Close the connection, because the request's body has not been read.
         headers = [
             (b"content-type", b"application/json"),
             (b"content-length", b"%d" % len(body)),
@@ -208,7 +224,7 @@ class Gate:
         await send({"type": "http.response.body", "body": body})
 
     def _log(self, scope: Scope, request_id: str, status: int, seconds: float) -> None:
-        # The route's pattern instead of the path, which may contain a person's name.
+        # Log the route's pattern, because the path itself may contain a person's name.
         route: Any = scope.get("route")
         path = getattr(route, "path", "-")
         self._metrics.requests.labels(path, status).inc()
@@ -228,20 +244,20 @@ class Gate:
 
 def internal_error(request_id: str) -> str:
     """The message to the client after an unexpected error."""
-    return f"the service failed; its log has more at request {request_id}"
+    return f"the service failed; see request {request_id} in its log"
 
 
 def described_error(error: Exception) -> dict[str, Any]:
-    """An error for the log: its type and stack, not its message, which may contain names."""
+    """An error's type and stack for the log, without its message, which may contain names."""
     frames = traceback.extract_tb(error.__traceback__)[-MAX_LOGGED_FRAMES:]
-    places = [f"{Path(each.filename).name}:{each.lineno} {each.name}" for each in frames]
+    places = [f"{Path(frame.filename).name}:{frame.lineno} {frame.name}" for frame in frames]
     return {"error": type(error).__name__, "at": places}
 
 
-def _token(scope: Scope) -> str:
+def _bearer_token(scope: Scope) -> str:
     """The bearer token of a request, or an empty string."""
     for name, value in scope["headers"]:
         if name == b"authorization":
-            kind, _, token = value.decode("latin-1").partition(" ")
-            return token.strip() if kind.lower() == "bearer" else ""
+            scheme, _, token = value.decode("latin-1").partition(" ")
+            return token.strip() if scheme.lower() == "bearer" else ""
     return ""

@@ -32,14 +32,14 @@ _TOKEN_PREFIX = "mgv"
 
 @dataclass(frozen=True, kw_only=True)
 class Key:
-    """A key as the file stores it. A client's token is ``mgv_<id>_<secret>``.
+    """An API key as stored in the file. Its token, which clients send, is ``mgv_<id>_<secret>``.
 
     Attributes:
-        id: what logs call the key.
-        label: a description for people.
-        scopes: what the key allows, see ``SCOPES``.
-        digest: SHA-256 of the secret; with 256 random bits it needs no slower hash.
-        created: UTC in ISO 8601.
+        id: identifies the key in logs.
+        label: a description for humans.
+        scopes: what the key allows; see ``SCOPES``.
+        digest: SHA-256 of the secret; a secret of 256 random bits needs no slower hash.
+        created: time of creation, UTC in ISO 8601.
     """
 
     id: str
@@ -61,12 +61,12 @@ class KeyFile:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        self._version: tuple[int, int, int] | None = None
+        self._file_version: tuple[int, int, int] | None = None
         self._keys: dict[str, Key] = {}
         self.keys()
 
     def keys(self) -> dict[str, Key]:
-        """The keys that the file contains now, by id.
+        """The keys that the file contains now: id -> key.
 
         Raises:
             ValueError: the file is damaged.
@@ -75,17 +75,17 @@ class KeyFile:
         try:
             stat = self.path.stat()
         except FileNotFoundError:
-            self._keys, self._version = {}, None
+            self._keys, self._file_version = {}, None
             return self._keys
         version = stat.st_mtime_ns, stat.st_ino, stat.st_size
-        if self._version != version:
-            self._keys, self._version = _read(self.path), version
+        if self._file_version != version:
+            self._keys, self._file_version = _read_keys(self.path), version
         return self._keys
 
     def allowed(self, token: str) -> Key | None:
-        """The key of a valid token, or None; compares in constant time."""
-        prefix, _, rest = token.partition("_")
-        key_id, _, secret = rest.partition("_")
+        """The key that a token belongs to, or None if it is invalid; compares in constant time."""
+        prefix, _, id_and_secret = token.partition("_")
+        key_id, _, secret = id_and_secret.partition("_")
         key = self.keys().get(key_id)
         digest = hashlib.sha256(secret.encode(errors="replace")).hexdigest()
         expected = key.digest if key else "0" * 64
@@ -96,11 +96,11 @@ class KeyFile:
         """Create a key.
 
         Args:
-            label: a description for people.
+            label: a description for humans.
             scopes: names from ``SCOPES``.
 
         Returns:
-            The key and its token, which is stored nowhere.
+            The key and its token; the token is not stored.
 
         Raises:
             ValueError: there are no scopes, or a scope is unknown.
@@ -109,8 +109,8 @@ class KeyFile:
             raise ValueError(f"unknown scope {unknown[0]!r}; {suggest(unknown[0], SCOPES)}")
         if not scopes:
             raise ValueError(f"a key without scopes can do nothing; {suggest('', SCOPES)}")
-        key, token = _create(label, scopes)
-        with self._changing() as keys:
+        key, token = _create_key(label, scopes)
+        with self._locked_keys() as keys:
             keys[key.id] = key
         return key, token
 
@@ -120,33 +120,33 @@ class KeyFile:
         Raises:
             ValueError: no key has this id.
         """
-        with self._changing() as keys:
-            return self._pop(keys, key_id)
+        with self._locked_keys() as keys:
+            return self._pop_key(keys, key_id)
 
     def rotate(self, key_id: str) -> tuple[Key, str]:
         """Replace a key by a new one with the same label and scopes, in one step.
 
         Returns:
-            The new key and its token, as `new` does.
+            The new key and its token, like `new`.
 
         Raises:
             ValueError: no key has this id.
         """
-        with self._changing() as keys:
-            old = self._pop(keys, key_id)
-            key, token = _create(old.label, old.scopes)
+        with self._locked_keys() as keys:
+            old = self._pop_key(keys, key_id)
+            key, token = _create_key(old.label, old.scopes)
             keys[key.id] = key
         return key, token
 
-    def _pop(self, keys: dict[str, Key], key_id: str) -> Key:
+    def _pop_key(self, keys: dict[str, Key], key_id: str) -> Key:
         if key_id not in keys:
             raise ValueError(f"{self.path} has no key {key_id!r}; {suggest(key_id, keys)}")
         return keys.pop(key_id)
 
     @contextmanager
-    def _changing(self) -> Iterator[dict[str, Key]]:
-        """Yield the keys by id, and write them after the block; other processes' changes wait."""
-        # Not a lock on the file itself: it is replaced, so others would lock another file.
+    def _locked_keys(self) -> Iterator[dict[str, Key]]:
+        """Lock the file, yield its keys by id, and write them back after the block."""
+        # Lock a separate file: each change replaces the key file, and a lock on it would be lost.
         lock_path = self.path.with_name(f".{self.path.name}.lock")
         lock_path.parent.mkdir(parents=True, exist_ok=True)
         lock = os.open(lock_path, os.O_RDWR | os.O_CREAT, 0o600)
@@ -154,11 +154,11 @@ class KeyFile:
             fcntl.flock(lock, fcntl.LOCK_EX)
             keys = dict(self.keys())
             yield keys
-            self._write(keys)
+            self._write_keys(keys)
         finally:
             os.close(lock)
 
-    def _write(self, keys: dict[str, Key]) -> None:
+    def _write_keys(self, keys: dict[str, Key]) -> None:
         content = {
             "format_version": FORMAT_VERSION,
             "keys": [asdict(key) for key in keys.values()],
@@ -167,10 +167,10 @@ class KeyFile:
             temporary.touch(0o600)
             os.chmod(temporary, 0o600)
             temporary.write_text(json.dumps(content, indent=1) + "\n")
-        self._version = None
+        self._file_version = None
 
 
-def _create(label: str, scopes: Sequence[str]) -> tuple[Key, str]:
+def _create_key(label: str, scopes: Sequence[str]) -> tuple[Key, str]:
     """A new key and its token."""
     secret = secrets.token_urlsafe(32)
     key = Key(
@@ -183,18 +183,19 @@ def _create(label: str, scopes: Sequence[str]) -> tuple[Key, str]:
     return key, f"{_TOKEN_PREFIX}_{key.id}_{secret}"
 
 
-def _read(path: Path) -> dict[str, Key]:
+def _read_keys(path: Path) -> dict[str, Key]:
     content: Any = read_json(read_bytes(path), str(path))
     if not isinstance(content, dict) or content.get("format_version") != FORMAT_VERSION:
         raise ValueError(
-            f"{path} holds no keys of this version of Margrave; create new ones: margrave keys new"
+            f"{path} is not a key file of this version of Margrave; move it away and create new "
+            "keys: margrave keys new"
         )
     try:
-        keys = [Key(**{**each, "scopes": tuple(each["scopes"])}) for each in content["keys"]]
+        keys = [Key(**{**entry, "scopes": tuple(entry["scopes"])}) for entry in content["keys"]]
     except (TypeError, KeyError, AttributeError) as error:
         raise ValueError(
-            f"{path} is damaged ({error}); create new keys: margrave keys new"
+            f"{path} is damaged ({error}); move it away and create new keys: margrave keys new"
         ) from None
     if not all(isinstance(value, str) for key in keys for value in (key.id, key.digest)):
-        raise ValueError(f"{path} is damaged; create new keys: margrave keys new")
+        raise ValueError(f"{path} is damaged; move it away and create new keys: margrave keys new")
     return {key.id: key for key in keys}

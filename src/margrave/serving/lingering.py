@@ -1,4 +1,4 @@
-"""Reads a request to its end after an early error, so that the client receives the response."""
+"""Read a request to its end after an early error, so that the client receives the response."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ MOST_LINGERING = 256
 class Lingering:
     """ASGI middleware that discards the rest of a request's body after an early error response.
 
-    A connection that is closed with unread data is reset, and the client's system then drops the
-    response. So the last part of the response, after which the server closes the connection, is
-    held back until the body has ended.
+    If the server closes a connection that has unread data, the connection is reset, and the
+    client's operating system drops the response. The server closes the connection after the last
+    part of the response, so this part is held back until the body has ended.
 
     Args:
         app: the wrapped application.
         most_bytes: maximum number of bytes to discard; then the connection is closed anyway.
-        seconds: maximum time to discard; likewise.
-        most: maximum number of connections that linger at a time; others are closed at once.
+        seconds: maximum number of seconds to discard; then the connection is closed anyway.
+        most: maximum number of connections to hold open at a time; others are closed at once.
     """
 
     def __init__(
@@ -41,7 +41,7 @@ class Lingering:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        # A client that expects 100-continue sends no body before it is asked to.
+        # A client that expects 100-continue sends no body until the server asks for it.
         is_sending = b"100-continue" not in dict(scope["headers"]).get(b"expect", b"").lower()
         is_error = is_held = False
 
@@ -64,17 +64,17 @@ class Lingering:
         if is_held:
             self._lingering += 1
             try:
-                await self._discard(receive)
+                await self._discard_body(receive)
             finally:
                 self._lingering -= 1
             await send({"type": "http.response.body", "body": b""})
 
-    async def _discard(self, receive: Receive) -> None:
-        left = self._most_bytes
+    async def _discard_body(self, receive: Receive) -> None:
+        remaining_bytes = self._most_bytes
         with suppress(TimeoutError):
             async with asyncio.timeout(self._seconds):
-                while left > 0:
+                while remaining_bytes > 0:
                     message = await receive()
-                    left -= len(message.get("body", b""))
+                    remaining_bytes -= len(message.get("body", b""))
                     if message["type"] != "http.request" or not message.get("more_body", False):
                         return

@@ -1,4 +1,4 @@
-"""Errors of the API as JSON: ``error``, a sentence for people, and ``reason``, for programs."""
+"""Errors of the API as JSON: ``error``, a sentence for humans, and ``reason``, for programs."""
 
 from __future__ import annotations
 
@@ -20,28 +20,28 @@ REASONS = {400: "malformed", 404: "not_found", 405: "not_allowed", 413: "too_lar
 MESSAGES_OF_FRAMEWORK = {
     "Content Too Large": "the request is too large; send fewer or smaller images",
     "Not Found": "there is nothing at this address; see /openapi.json",
-    "Method Not Allowed": "this address has other methods; see Allow",
+    "Method Not Allowed": "this address does not support this method; see the Allow header",
 }
-"""The framework's message -> the service's."""
+"""The framework's message -> the service's message."""
 
 
 def add_problems(app: FastAPI, place: str) -> None:
-    """Set exception handlers that return every error in one form.
+    """Register exception handlers that return every error as a `Problem`.
 
     Args:
         app: the application.
-        place: where the gallery is stored; an error that names it is hidden from clients. May be
-            empty.
+        place: where the gallery is stored, or empty; clients do not see error messages that
+            contain it.
     """
 
     @app.exception_handler(Refused)
-    async def refused(request: Request, error: Refused) -> JSONResponse:
+    async def handle_refused(request: Request, error: Refused) -> JSONResponse:
         del request
         status = 409 if error.reason == "already_enrolled" else 422
         return problem(status, str(error), error.reason)
 
     @app.exception_handler(RequestValidationError)
-    async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
+    async def handle_invalid(request: Request, error: RequestValidationError) -> JSONResponse:
         del request
         faults = [
             f"{'.'.join(str(part) for part in fault['loc'][1:])}: {fault['msg']}"
@@ -50,32 +50,32 @@ def add_problems(app: FastAPI, place: str) -> None:
         return problem(422, "; ".join(faults), "invalid")
 
     @app.exception_handler(HTTPException)
-    async def http(request: Request, error: HTTPException) -> JSONResponse:
+    async def handle_http(request: Request, error: HTTPException) -> JSONResponse:
         reason = REASONS.get(error.status_code, "refused")
         headers = error.headers
         if error.status_code == 405:
-            headers = {"allow": ", ".join(_methods(app, request))}
+            headers = {"allow": ", ".join(_allowed_methods(app, request))}
         message = MESSAGES_OF_FRAMEWORK.get(str(error.detail), str(error.detail))
         return problem(error.status_code, message, reason, headers)
 
     @app.exception_handler(Unavailable)
-    async def unavailable(request: Request, error: ValueError) -> JSONResponse:
+    async def handle_unavailable(request: Request, error: ValueError) -> JSONResponse:
         message = "the gallery cannot be used now; try again later"
-        return _failed(request, error, message, "later")
+        return _failure_response(request, error, message, "later")
 
     @app.exception_handler(TrailUnavailable)
-    async def no_audit(request: Request, error: TrailUnavailable) -> JSONResponse:
-        return _failed(request, error, str(error), "no_audit")
+    async def handle_no_audit(request: Request, error: TrailUnavailable) -> JSONResponse:
+        return _failure_response(request, error, str(error), "no_audit")
 
     @app.exception_handler(ValueError)
-    async def value(request: Request, error: ValueError) -> JSONResponse:
+    async def handle_value(request: Request, error: ValueError) -> JSONResponse:
         if place and place in str(error):
-            # A full disk or a damaged file: only the log says more.
-            return await unavailable(request, error)
+            # For example a full disk or a damaged file; only the log has details.
+            return await handle_unavailable(request, error)
         return problem(422, str(error), "invalid")
 
     @app.exception_handler(Exception)
-    async def unexpected(request: Request, error: Exception) -> JSONResponse:
+    async def handle_unexpected(request: Request, error: Exception) -> JSONResponse:
         # Starlette raises the error again after this response, so `Gate` logs it.
         del error
         return problem(500, internal_error(request.scope["state"]["request_id"]), "internal")
@@ -84,18 +84,20 @@ def add_problems(app: FastAPI, place: str) -> None:
 def problem(
     status: int, message: str, reason: str, headers: Mapping[str, str] | None = None
 ) -> JSONResponse:
-    """The response for an error."""
+    """The JSON response for an error."""
     return JSONResponse({"error": message, "reason": reason}, status, headers=headers)
 
 
-def _failed(request: Request, error: Exception, message: str, reason: str) -> JSONResponse:
-    """The response for a temporary failure of the service, which is also logged."""
+def _failure_response(
+    request: Request, error: Exception, message: str, reason: str
+) -> JSONResponse:
+    """The response for a temporary failure of the service; also logs the error."""
     request.scope["state"]["logged_error"] = described_error(error)
     return problem(503, message, reason, {"retry-after": "5"})
 
 
-def _methods(app: FastAPI, request: Request) -> list[str]:
-    """The methods that a path allows; the router itself would name only its first route's."""
+def _allowed_methods(app: FastAPI, request: Request) -> list[str]:
+    """The methods of all routes of a path; the router itself would name only those of the first."""
     methods: set[str] = set()
     for route in app.routes:
         match, _ = route.matches(request.scope)

@@ -1,4 +1,4 @@
-"""Runs the service: with TLS, or on loopback only."""
+"""Run the service; addresses other than loopback need TLS."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from margrave.serving.settings import ServiceSettings
 
 
 def check_listening(settings: ServiceSettings) -> None:
-    """Check that faces and names would not cross a network in plain text.
+    """Check that the service will not send faces and names over a network in plain text.
 
     Raises:
-        ValueError: another address than loopback without TLS, only one of TLS's two files, or a
-            file that does not exist.
+        ValueError: the address is not loopback and TLS is off, only one of the two TLS files is
+            given, or one does not exist.
     """
     files = {"certificate": settings.tls_certificate, "key": settings.tls_key}
-    given = {name: path for name, path in files.items() if path is not None}
-    if len(given) == 1:
-        missing = "key" if "certificate" in given else "certificate"
-        raise ValueError(f"TLS needs both files; give --tls-{missing} too")
-    for name, path in given.items():
+    tls_files = {name: path for name, path in files.items() if path is not None}
+    if len(tls_files) == 1:
+        missing = "key" if "certificate" in tls_files else "certificate"
+        raise ValueError(f"TLS needs a certificate and a key; give --tls-{missing} too")
+    for name, path in tls_files.items():
         if not path.is_file():
-            raise ValueError(f"--tls-{name} {path}: no such file")
-    if not given and not settings.insecure and not is_loopback(settings.host):
+            raise ValueError(f"--tls-{name} {path}: no such file; check the path")
+    if not tls_files and not settings.insecure and not is_loopback(settings.host):
         raise ValueError(
             f"--host {settings.host} would send faces and names in plain text over the network; "
             "give --tls-certificate and --tls-key, or --insecure behind a TLS proxy"
@@ -57,14 +57,14 @@ def serve(
     aligned: bool = False,
     check_alignment: bool = True,
 ) -> None:
-    """Serve until SIGTERM or SIGINT; running requests are finished first.
+    """Serve until SIGTERM or SIGINT, then finish the running requests.
 
     Args:
         matcher: the model, and the gallery if there is one.
         settings: the service's settings.
         detector: YuNet's file; by default MTCNN, or the model's own detector.
-        aligned: whether images are aligned crops already.
-        check_alignment: whether to refuse crops that are not aligned.
+        aligned: whether images are already aligned crops.
+        check_alignment: if `aligned`, whether to reject crops without an aligned face.
 
     Raises:
         ValueError: see `check_listening` and `make_app`.
@@ -88,7 +88,7 @@ def server_options(settings: ServiceSettings) -> dict[str, Any]:
         "log_level": "warning",
         "server_header": False,
         "http": BoundedProtocol,
-        # Nothing here speaks WebSocket.
+        # No route uses WebSocket.
         "ws": "none",
         "timeout_graceful_shutdown": settings.shutdown_seconds,
         "timeout_keep_alive": 5,

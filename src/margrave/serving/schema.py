@@ -1,4 +1,4 @@
-"""Adds API keys, scopes and errors to the OpenAPI schema that FastAPI derives from the routes."""
+"""Add API keys, scopes and errors to the OpenAPI schema that FastAPI derives from the routes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def describe_access(app: FastAPI, scope_of: Callable[[str, str], str | None]) ->
     Args:
         app: the application with all its routes.
         scope_of: (method, path) -> the scope of the API key that a request needs: None if it needs
-            no key, empty if any key will do. The same function that `Gate` enforces.
+            no key, empty if any key will do. `Gate` must use the same function.
     """
     plain_openapi = app.openapi
 
@@ -54,13 +54,13 @@ def described(*statuses: int) -> dict[int | str, dict[str, Any]]:
         400: "The request is malformed.",
         401: "No valid API key.",
         403: "The key lacks the scope.",
-        404: "Nobody is enrolled by that name, or the service has no gallery.",
+        404: "Nobody is enrolled under that name, or the service has no gallery.",
         408: "The request took too long.",
         409: "The name is taken, or the face is enrolled already.",
         413: "The request is too large.",
         422: "An image cannot be used, or a parameter is invalid; `reason` says which.",
         429: "Too many requests; see Retry-After.",
-        500: "The service failed; its log has more at `X-Request-Id`.",
+        500: "The service failed; see the request with this `X-Request-Id` in its log.",
         503: "Overloaded, or the gallery or audit trail is unavailable; see Retry-After.",
     }
     return {status: {"model": Problem, "description": descriptions[status]} for status in statuses}

@@ -23,23 +23,23 @@ class ServiceSettings(Settings):
     """Settings of the service; sizes in bytes, times in seconds."""
 
     host: str = "127.0.0.1"
-    """Address to listen on; another than loopback needs TLS, or `insecure`."""
+    """Address to listen on; any address but loopback needs TLS or `insecure`."""
     port: Annotated[int, Field(ge=0, le=65535)] = 8443
     """Port to listen on; 0 chooses a free one."""
     keys: Path = Path("keys.json")
-    """File of API keys, see `margrave keys`."""
+    """File of API keys; see `margrave keys`."""
     audit: Path = Path("audit.jsonl")
-    """File of the audit trail; the key of its pseudonyms is in a file beside it."""
+    """File of the audit trail; the key for its pseudonyms is in a file beside it."""
     tls_certificate: Path | None = None
     """TLS certificate, a PEM file."""
     tls_key: Path | None = None
     """TLS private key, a PEM file."""
     insecure: bool = False
-    """Listen on other addresses than loopback without TLS, for example behind a TLS proxy."""
+    """Allow any address without TLS, for example behind a TLS proxy."""
     workers: Annotated[int, Field(ge=1)] = 1
     """Number of worker processes, which decode images and detect faces."""
     most_body: Annotated[int, Field(ge=1000)] = 24_000_000
-    """Maximum size of a request; a phone's photo has up to 12 MB."""
+    """Maximum size of a request in bytes; a phone's photo has up to 12 MB."""
     most_images: Annotated[int, Field(ge=1)] = 8
     """Maximum number of images in a request."""
     most_waiting: Annotated[int, Field(ge=1)] = 32
@@ -47,14 +47,14 @@ class ServiceSettings(Settings):
     rate: Annotated[str, AfterValidator(_checked_rate)] = "600/minute"
     """Maximum request rate per key, in the notation of the limits library; others get 429."""
     face_seconds: Annotated[float, Field(gt=0)] = 15.0
-    """Maximum time to decode an image and detect its faces; then the worker process is killed."""
+    """Maximum seconds to decode an image and detect its faces; then the worker is killed."""
     worker_memory: Annotated[int, Field(ge=500_000_000)] = 3_000_000_000
-    """Address space that a worker process may use in addition to what it has after starting."""
+    """Address space in bytes that a worker process may use in addition to that after starting."""
     request_seconds: Annotated[float, Field(gt=0)] = 60.0
-    """Maximum time of a request, including receiving its body; then it gets 408."""
+    """Maximum time of a request in seconds, including receiving its body; slower ones get 408."""
     batch_seconds: Annotated[float, Field(gt=0)] = 0.1
-    """Latency budget of a batch of embeddings."""
+    """Latency budget of a batch of embeddings in seconds."""
     most_batch: Annotated[int, Field(ge=1)] = 64
     """Maximum number of faces in a batch."""
     shutdown_seconds: Annotated[int, Field(ge=1)] = 30
-    """Maximum time to finish running requests after SIGTERM."""
+    """Maximum time in seconds to finish running requests after SIGTERM."""

@@ -1,4 +1,4 @@
-"""Synthetic faces with ground truth, painted by a parametric model; independent of data."""
+"""Synthetic faces with ground truth, painted by a parametric model that uses no real images."""
 
 from margrave.synthetic.faces import SyntheticFaces
 

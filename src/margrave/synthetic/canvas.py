@@ -1,4 +1,4 @@
-"""The canvas for painting a frontal synthetic face, in the face units of `factors`."""
+"""The canvas for painting a frontal synthetic face; lengths are in face units, see `factors`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Color = tuple[float, float, float]
 HALF_EXTENT = 1.45
 """Half the side of the canvas in face units."""
 OVERSAMPLING = 1.8
-"""Side of the canvas in pixels, relative to the image's."""
+"""Side of the canvas in pixels, divided by the side of the image."""
 SUBPIXEL_BITS = 4
 """Fractional bits of OpenCV's drawing coordinates."""
 
@@ -34,7 +34,10 @@ def dim(color: Color, factor: float) -> Color:
 
 @lru_cache(maxsize=64)
 def spline_weights(num_controls: int, steps: int, closed: bool) -> np.ndarray:
-    """(points, num_controls) Catmull-Rom weights; their product with control points is a curve."""
+    """(points, num_controls) Catmull-Rom weights: weights @ controls is a curve.
+
+    The curve has `steps` points per segment between two control points.
+    """
     segments = num_controls if closed else num_controls - 1
     position = np.arange(segments * steps + (0 if closed else 1)) / steps
     segment = np.minimum(position.astype(int), segments - 1)
@@ -56,7 +59,7 @@ def spline_weights(num_controls: int, steps: int, closed: bool) -> np.ndarray:
 
 
 def curve(controls: Sequence[tuple[float, float]], steps: int = 5, closed: bool = False):
-    """(points, 2) points on a smooth curve through the control points."""
+    """(points, 2) smooth curve through the control points, with `steps` points per segment."""
     return spline_weights(len(controls), steps, closed) @ np.array(controls)
 
 
@@ -66,28 +69,30 @@ def shifted(points: np.ndarray, x: float, y: float) -> np.ndarray:
 
 
 def mirrored(points: np.ndarray) -> np.ndarray:
-    """(2, points, 2) a left and a right copy of points given for the right half."""
+    """(2, points, 2) left and right copies of (points, 2) points of the right half."""
     return points * MIRROR
 
 
 def ribbon(line: np.ndarray, width: float | np.ndarray) -> np.ndarray:
-    """(..., 2 · points, 2) outline of a line (..., points, 2) with a given width."""
-    along = np.empty_like(line)
-    along[..., 1:-1, :] = line[..., 2:, :] - line[..., :-2, :]
-    along[..., 0, :] = line[..., 1, :] - line[..., 0, :]
-    along[..., -1, :] = line[..., -1, :] - line[..., -2, :]
-    x, y = along[..., 0], along[..., 1]
-    reach = 0.5 * width / np.sqrt(x * x + y * y)
-    across = np.stack([-y * reach, x * reach], axis=-1)
-    return np.concatenate([line + across, (line - across)[..., ::-1, :]], axis=-2)
+    """(..., 2 · points, 2) outline of a (..., points, 2) line drawn with this width."""
+    tangent = np.empty_like(line)
+    tangent[..., 1:-1, :] = line[..., 2:, :] - line[..., :-2, :]
+    tangent[..., 0, :] = line[..., 1, :] - line[..., 0, :]
+    tangent[..., -1, :] = line[..., -1, :] - line[..., -2, :]
+    x, y = tangent[..., 0], tangent[..., 1]
+    scale = 0.5 * width / np.sqrt(x * x + y * y)
+    normal = np.stack([-y * scale, x * scale], axis=-1)
+    return np.concatenate([line + normal, (line - normal)[..., ::-1, :]], axis=-2)
 
 
 MIRROR = np.array([[[-1.0, 1.0]], [[1.0, 1.0]]])
+"""Factors of (x, y) for the left and the right copy of a point."""
 CIRCLE = np.stack([f(np.arange(14) * (2 * np.pi / 14)) for f in (np.cos, np.sin)], axis=1)
+"""(14, 2) points on the unit circle."""
 
 
 class FaceCanvas:
-    """Premultiplied RGBA paint, and a soft shadow layer of lower resolution that darkens it.
+    """Premultiplied RGBA paint, and a lower-resolution layer of soft shadow that darkens it.
 
     Points are (points, 2) in face units, or (shapes, points, 2) for several shapes of one color.
 
@@ -103,37 +108,40 @@ class FaceCanvas:
         self.shadow = np.full((self.shadow_size, self.shadow_size), 255, np.uint8)
 
     def fill(self, points: np.ndarray, color: Color) -> None:
-        shapes = fixed_point(points, self.size)
+        shapes = to_fixed_point(points, self.size)
         cv2.fillPoly(self.paint, shapes, (*color, 255), cv2.LINE_AA, SUBPIXEL_BITS)
 
-    def strands(self, lines: np.ndarray, color: Color) -> None:
-        """Draw lines of one pixel, smoothed only by the oversampling."""
-        shapes = fixed_point(lines, self.size)
+    def draw_strands(self, lines: np.ndarray, color: Color) -> None:
+        """Draw lines one pixel wide without antialiasing; the oversampling smooths them."""
+        shapes = to_fixed_point(lines, self.size)
         cv2.polylines(self.paint, shapes, False, (*color, 255), 1, cv2.LINE_8, SUBPIXEL_BITS)
 
-    def discs(self, centers: np.ndarray, radius: float | np.ndarray, color: Color) -> None:
+    def fill_discs(self, centers: np.ndarray, radius: float | np.ndarray, color: Color) -> None:
         self.fill(centers[:, None] + CIRCLE * np.reshape(radius, (-1, 1, 1)), color)
 
     def shade(self, points: np.ndarray, depth: float) -> None:
-        """Fill shapes with shadow that absorbs the fraction `depth` of the light."""
-        shapes = fixed_point(points, self.shadow_size)
+        """Fill shapes with a shadow that absorbs the fraction `depth` of the light."""
+        shapes = to_fixed_point(points, self.shadow_size)
         cv2.fillPoly(self.shadow, shapes, 255 * (1 - depth), cv2.LINE_AA, SUBPIXEL_BITS)
 
-    def crease(self, lines: np.ndarray, depth: float) -> None:
+    def draw_creases(self, lines: np.ndarray, depth: float) -> None:
         """Draw shadow lines about 0.025 face units wide."""
-        shapes, width = fixed_point(lines, self.shadow_size), max(1, round(self.shadow_size / 110))
+        shapes, width = (
+            to_fixed_point(lines, self.shadow_size),
+            max(1, round(self.shadow_size / 110)),
+        )
         cv2.polylines(
             self.shadow, shapes, False, 255 * (1 - depth), width, cv2.LINE_AA, SUBPIXEL_BITS
         )
 
     def soften_shadow(self) -> None:
-        """Blur the shadow drawn so far; a later `shade` with depth 0 erases it."""
+        """Blur all shadows drawn so far. To erase them in a shape, `shade` it with depth 0."""
         width = 2 * (self.shadow_size // 75) + 1
         self.shadow = cv2.blur(self.shadow, (width, width))
 
 
-def fixed_point(points: np.ndarray, size: int) -> list[np.ndarray]:
-    """Convert points in face units to OpenCV's fixed-point pixels of a (size, size) canvas."""
+def to_fixed_point(points: np.ndarray, size: int) -> list[np.ndarray]:
+    """Convert points from face units to OpenCV's fixed-point pixels on a (size, size) canvas."""
     scale = (1 << SUBPIXEL_BITS) * size / (2 * HALF_EXTENT)
     shapes = (points * scale + (HALF_EXTENT * scale - (1 << SUBPIXEL_BITS) / 2)).astype(np.int32)
     return list(shapes) if shapes.ndim == 3 else [shapes]

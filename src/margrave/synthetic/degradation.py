@@ -11,12 +11,12 @@ import numpy as np
 
 DEGRADATIONS = ("blur", "resolution", "noise", "occlusion", "compression")
 MAX_QUALITY_LOSS = np.array([0.85, 0.92, 0.6, 0.8, 0.5])
-"""Fraction of the quality that each degradation takes at severity 1."""
-# Maps a random byte to a standard normal number, many times faster than sampling one.
+"""Fraction of the quality that each degradation removes at severity 1."""
+# Maps a random byte to a standard normal number, which is much faster than sampling one.
 NORMAL_QUANTILES = np.array([NormalDist().inv_cdf((k + 0.5) / 256) for k in range(256)], np.float32)
 DEGRADATION_FACTORS = 1 + 2 * len(DEGRADATIONS) + 4
-"""Uniform numbers of an image: one decides whether it is degraded, five decide how, five give the
-severities, and four are the ``choices`` of `degrade`."""
+"""Number of uniform random numbers per image: one decides whether it is degraded, five choose the
+degradations, five give the severities, and four are the ``choices`` of `degrade`."""
 
 
 class Degradation(NamedTuple):
@@ -38,20 +38,22 @@ class Degradation(NamedTuple):
 
 
 def severities(uniforms: np.ndarray, degraded: float, strength: float) -> np.ndarray:
-    """(N, 5) severity in [0, 1] of each degradation, from (N, DEGRADATION_FACTORS) uniforms.
+    """(N, 5) severity in [0, 1] of each degradation, from (N, DEGRADATION_FACTORS) uniform numbers.
 
-    An image is degraded with probability `degraded`: by one degradation chosen at random, and by
-    each other one with probability 0.25. A severity is uniform in [0.1, 1], times `strength`.
+    With probability `degraded`, an image is degraded: by the degradation with the smallest of the
+    five numbers that choose, and by every other one whose number is below 0.25. A severity is
+    `strength` times a uniform number in [0.1, 1].
     """
-    kinds = len(DEGRADATIONS)
-    chances = uniforms[:, 1 : 1 + kinds]
-    first = chances == chances.min(axis=1, keepdims=True)
-    present = (uniforms[:, :1] < degraded) & (first | (chances < 0.25))
-    return np.where(present, strength * (0.1 + 0.9 * uniforms[:, 1 + kinds : 1 + 2 * kinds]), 0.0)
+    count = len(DEGRADATIONS)
+    chances = uniforms[:, 1 : 1 + count]
+    is_smallest = chances == chances.min(axis=1, keepdims=True)
+    is_applied = (uniforms[:, :1] < degraded) & (is_smallest | (chances < 0.25))
+    severity = strength * (0.1 + 0.9 * uniforms[:, 1 + count : 1 + 2 * count])
+    return np.where(is_applied, severity, 0.0)
 
 
 def quality_of(severity: np.ndarray) -> np.ndarray:
-    """Quality (...) from severities (..., 5): Π (1 − loss · severity^1.5); 1 without degradation.
+    """Quality (...) from severities (..., 5): Π (1 − MAX_QUALITY_LOSS · severity^1.5).
 
     >>> float(quality_of(np.zeros(5)))
     1.0
@@ -74,13 +76,13 @@ def amounts(severity: np.ndarray, image_size: int) -> Degradation:
 def degrade(
     image: np.ndarray, amount: Degradation, choices: np.ndarray, rng: np.random.Generator
 ) -> np.ndarray:
-    """Degrade a (S, S, 3) uint8 image in the order of a camera's processing.
+    """Degrade an image; the order of the degradations is that of a camera's processing.
 
     Args:
         image: (S, S, 3) uint8, RGB.
-        amount: the degradations.
-        choices: four uniform numbers: motion or focus blur, the motion's angle, the occluder and
-            its side.
+        amount: the degradations in physical units.
+        choices: (4,) uniform numbers that choose between motion and focus blur, the motion's angle,
+            the occluder, and the side from which it comes.
         rng: generates the noise and the occluder's texture.
     """
     if amount.occlusion > 0:
@@ -92,8 +94,8 @@ def degrade(
         small = (amount.resolution, amount.resolution)
         image = cv2.resize(image, small, interpolation=cv2.INTER_AREA)
     if amount.noise > 0:
-        draws = np.frombuffer(rng.bytes(image.size), np.uint8).reshape(image.shape)
-        grain = cv2.LUT(draws, amount.noise * NORMAL_QUANTILES)
+        random_bytes = np.frombuffer(rng.bytes(image.size), np.uint8).reshape(image.shape)
+        grain = cv2.LUT(random_bytes, amount.noise * NORMAL_QUANTILES)
         image = np.clip(image + grain, 0, 255).astype(np.uint8)
     if amount.resolution < size:
         image = cv2.resize(image, (size, size), interpolation=cv2.INTER_LINEAR)
@@ -105,16 +107,16 @@ def degrade(
     return image
 
 
-def _blur(image: np.ndarray, sigma: float, motion: bool, angle: float) -> np.ndarray:
-    if not motion:
+def _blur(image: np.ndarray, sigma: float, is_motion: bool, angle: float) -> np.ndarray:
+    if not is_motion:
         return cv2.GaussianBlur(image, (0, 0), sigma)
     # A uniform streak of length L has a standard deviation of L / √12.
-    reach = math.sqrt(12) * sigma / 2
-    half = math.ceil(reach)
-    # The line's coordinates have four fractional bits.
-    kernel = np.zeros((2 * half + 1, 2 * half + 1), np.uint8)
-    step = (round(16 * reach * math.cos(angle)), round(16 * reach * math.sin(angle)))
-    ends = [(16 * half + sign * step[0], 16 * half + sign * step[1]) for sign in (-1, 1)]
+    half_length = math.sqrt(12) * sigma / 2
+    radius = math.ceil(half_length)
+    # OpenCV's coordinates of the line have four fractional bits.
+    kernel = np.zeros((2 * radius + 1, 2 * radius + 1), np.uint8)
+    step = (round(16 * half_length * math.cos(angle)), round(16 * half_length * math.sin(angle)))
+    ends = [(16 * radius + sign * step[0], 16 * radius + sign * step[1]) for sign in (-1, 1)]
     cv2.line(kernel, ends[0], ends[1], 255, 1, cv2.LINE_AA, 4)
     return cv2.filter2D(
         image, -1, kernel / np.float32(kernel.sum()), borderType=cv2.BORDER_REPLICATE
@@ -129,8 +131,8 @@ def occlude(
     Args:
         image: (S, S, 3) uint8, RGB.
         fraction: fraction of the face's bounding box to cover.
-        kind: a uniform number that chooses the occluder.
-        side: a uniform number that chooses the side and the position of a hand.
+        kind: a uniform number in [0, 1) that chooses the occluder.
+        side: a uniform number in [0, 1) that chooses the side and the height of a hand.
         rng: generates the color, the texture and the position of a block.
     """
     size = image.shape[0]
@@ -140,7 +142,7 @@ def occlude(
     cover = np.zeros((size, size), np.uint8)
     texture_contrast = 0.15
     if kind < 0.4:  # mask or scarf, from below
-        # The face's bounding box ends a little above the image's edge.
+        # The face's bounding box ends a little above the image's lower edge.
         texture_contrast = 0.08 if kind < 0.2 else 0.7
         edge = size * (0.97 - 0.9 * fraction)
         across = np.linspace(0, 1, 12)
@@ -171,6 +173,6 @@ def occlude(
     for shape in shapes:
         cv2.fillPoly(cover, [np.round(16 * shape).astype(np.int32)], 255, cv2.LINE_AA, 4)
     pattern = cv2.resize(texture, (size, size), interpolation=cv2.INTER_CUBIC) - 0.5
-    cloth = color * (1 + texture_contrast * pattern)
+    occluder = color * (1 + texture_contrast * pattern)
     alpha = (cover / np.float32(255))[..., None]
-    return np.clip(image + alpha * (cloth - image), 0, 255).astype(np.uint8)
+    return np.clip(image + alpha * (occluder - image), 0, 255).astype(np.uint8)

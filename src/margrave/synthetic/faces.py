@@ -36,35 +36,35 @@ from margrave.synthetic.factors import (
 from margrave.synthetic.relief import relief
 from margrave.synthetic.renderer import Appearance, render_face
 
-# A generator's seed ends with the number of its use, so that no two uses share random numbers. No
-# use has number 0, because NumPy ignores trailing zeros in a seed.
-IDENTITY_STREAM, PICTURE_STREAM, PIXEL_STREAM, LABEL_STREAM, SIZE_STREAM = 1, 2, 3, 4, 5
+# A generator's seed ends with its stream's number, so that no two streams share random numbers. No
+# stream has number 0, because NumPy ignores trailing zeros in a seed.
+IDENTITY_STREAM, IMAGE_STREAM, PIXEL_STREAM, LABEL_STREAM, SIZE_STREAM = 1, 2, 3, 4, 5
 NUISANCE_STREAM, FAMILY_STREAM, LIKENESS_STREAM = 6, 7, 8
-PICTURE_FACTORS = CAPTURE_FACTORS + DEGRADATION_FACTORS
+IMAGE_FACTORS = CAPTURE_FACTORS + DEGRADATION_FACTORS
 UNRECOGNIZABLE = (1.0, 1.0, 1.0, 0.0, 0.8)
-"""Severities of blur, resolution, noise, occlusion, compression that leave nothing of a face."""
+"""Severities of blur, resolution, noise, occlusion and compression that hide the identity."""
 
 
 class Family(NamedTuple):
-    """Identities that look alike.
+    """How identities form families of look-alikes.
 
     Attributes:
         size: number of identities in each family.
-        likeness: the probability that an identity shares a factor with its family.
+        likeness: probability that an identity shares a given factor with its family.
     """
 
     size: int = 1
     likeness: float = 0.0
 
 
-ALONE = Family()
+NO_FAMILY = Family()
 
 
 class FaceTruth(NamedTuple):
     """The ground truth of one image.
 
     Attributes:
-        identity: index of the identity, counted from 0 over all data sets of a seed.
+        identity: index of the identity: ``first_identity`` plus the true label.
         pose: head pose in degrees.
         light: direction, hardness, exposure and temperature of the light.
         expression: strength of each expression.
@@ -74,7 +74,7 @@ class FaceTruth(NamedTuple):
         noise: standard deviation of the noise in gray levels; 0 means none.
         occlusion: fraction of the face's bounding box that is covered; 0 means none.
         compression: JPEG quality; 100 means no compression.
-        quality: image quality in [0, 1], 1 without the five degradations, see ``quality_of``.
+        quality: image quality in [0, 1]; 1 without the five degradations above.
     """
 
     identity: int
@@ -111,13 +111,13 @@ def long_tailed_sizes(total: int, count: int, exponent: float) -> np.ndarray:
     >>> long_tailed_sizes(40, 5, 1.0)
     array([18,  9,  6,  4,  3])
     """
-    shape = np.arange(1, count + 1, dtype=np.float64) ** -exponent
-    low, high = 0.0, float(total) / shape[-1]
+    weights = np.arange(1, count + 1, dtype=np.float64) ** -exponent
+    low, high = 0.0, float(total) / weights[-1]
     for _ in range(100):
         middle = (low + high) / 2
-        too_many = np.maximum(2, np.floor(middle * shape)).sum() > total
+        too_many = np.maximum(2, np.floor(middle * weights)).sum() > total
         low, high = (low, middle) if too_many else (middle, high)
-    sizes = np.maximum(2, np.floor(low * shape)).astype(np.int64)
+    sizes = np.maximum(2, np.floor(low * weights)).astype(np.int64)
     sizes[: total - int(sizes.sum())] += 1
     return sizes
 
@@ -126,16 +126,16 @@ class SyntheticFaces(FaceImages):
     """Images of fictitious identities, rendered deterministically when read.
 
     Identity k looks the same in every data set with the same ``seed``, ``family_size`` and
-    ``likeness``. So does its n-th image if ``nuisance``, ``uneven_nuisance``, ``degraded``,
-    ``degradation``, ``unrecognizable`` and ``image_size`` are the same too. Images are identical
+    ``likeness``. Its n-th image is the same too if ``nuisance``, ``uneven_nuisance``, ``degraded``,
+    ``degradation``, ``unrecognizable`` and ``image_size`` are also the same. Images are identical
     byte for byte with the same versions of NumPy and OpenCV. Use disjoint ranges of identities for
     training and test sets.
 
     Args:
         num_identities: number of identities, at least 1.
         images_per_identity: average number of images, at least 1 (2 if long-tailed).
-        class_sizes: ``balanced``, or ``long_tailed``: max(2, c · rank^−tail_exponent), shuffled
-            over the identities, with c such that the average is kept.
+        class_sizes: ``balanced``, or ``long_tailed``: sizes max(2, c · rank^−tail_exponent) in
+            random order, with c chosen to keep the average ``images_per_identity``.
         tail_exponent: exponent of the long tail, at least 0; a larger one concentrates the images
             on fewer identities.
         image_size: height and width in pixels, 32 to 512.
@@ -145,15 +145,15 @@ class SyntheticFaces(FaceImages):
         degraded: fraction of the images with blur, low resolution, noise, occlusion or
             compression.
         degradation: strength of these degradations, 0 to 1.
-        label_noise: fraction of wrong labels (rounded to a number of images).
+        label_noise: fraction of images with a wrong label (rounded to a number of images).
         unrecognizable: fraction of images that are degraded beyond recognition.
         uneven_nuisance: how much less some identities vary than others, 0 to 1: identity k's
-            nuisance is nuisance · (1 − uneven_nuisance · u_k), u_k uniform in [0, 1].
+            nuisance is nuisance · (1 − uneven_nuisance · u_k), where u_k is uniform in [0, 1].
         family_size: number of identities in a family of look-alikes; 1 means no families.
-        likeness: probability that an identity shares a factor with its family, 0 to 1.
+        likeness: probability that an identity shares a given factor with its family, 0 to 1.
 
     Attributes:
-        labels: (N,) int64, with label noise; 0 is ``first_identity``.
+        labels: (N,) int64, with label noise; label 0 is ``first_identity``.
         true_labels: (N,) int64, without label noise.
         class_names: name of each identity, indexed by label.
 
@@ -187,26 +187,26 @@ class SyntheticFaces(FaceImages):
         long_tailed = class_sizes == "long_tailed"
         if class_sizes not in ("balanced", "long_tailed"):
             raise ValueError(f"class_sizes = {class_sizes!r} must be 'balanced' or 'long_tailed'")
-        _check("num_identities", num_identities, 1, 2**32)
-        _check("images_per_identity", images_per_identity, 2 if long_tailed else 1, 2**32)
-        _check("tail_exponent", tail_exponent, 0, 10)
-        _check("image_size", image_size, 32, 512)
-        _check("seed", seed, 0, 2**32 - 1)
-        _check("first_identity", first_identity, 0, 2**32 - num_identities)
+        _check_range("num_identities", num_identities, 1, 2**32)
+        _check_range("images_per_identity", images_per_identity, 2 if long_tailed else 1, 2**32)
+        _check_range("tail_exponent", tail_exponent, 0, 10)
+        _check_range("image_size", image_size, 32, 512)
+        _check_range("seed", seed, 0, 2**32 - 1)
+        _check_range("first_identity", first_identity, 0, 2**32 - num_identities)
         for setting, value in {
             "nuisance": nuisance, "degraded": degraded,
             "degradation": degradation, "label_noise": label_noise,
             "unrecognizable": unrecognizable, "uneven_nuisance": uneven_nuisance,
             "likeness": likeness,
         }.items():  # fmt: skip
-            _check(setting, value, 0, 1)
+            _check_range(setting, value, 0, 1)
         if label_noise and num_identities == 1:
             raise ValueError(
                 f"label_noise = {label_noise} needs a second identity; "
                 "set num_identities to 2 or more, or label_noise to 0"
             )
         self.image_size, self.seed, self.first_identity = image_size, seed, first_identity
-        _check("family_size", family_size, 1, 2**32)
+        _check_range("family_size", family_size, 1, 2**32)
         self.nuisance, self.degraded, self.degradation = nuisance, degraded, degradation
         self.unrecognizable, self.uneven_nuisance = unrecognizable, uneven_nuisance
         self._family = Family(family_size, likeness)
@@ -222,19 +222,19 @@ class SyntheticFaces(FaceImages):
     def _add_label_noise(self, label_noise: float, num_identities: int) -> np.ndarray:
         labels = self.true_labels.copy()
         rng = np.random.default_rng([self.seed, self.first_identity, LABEL_STREAM])
-        wrong = rng.permutation(len(labels))[: round(label_noise * len(labels))]
-        if len(wrong):
-            shift = rng.integers(1, num_identities, len(wrong))
-            labels[wrong] = (labels[wrong] + shift) % num_identities
+        indices = rng.permutation(len(labels))[: round(label_noise * len(labels))]
+        if len(indices):
+            shift = rng.integers(1, num_identities, len(indices))
+            labels[indices] = (labels[indices] + shift) % num_identities
         return labels
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def name(self, index: int) -> str:
-        """Identity and number of the image, such as ``person_000001/0003``, for messages."""
-        identity, picture = self._locate(index)
-        return f"person_{identity:06d}/{picture:04d}"
+        """Identity and index of the image, such as ``person_000001/0003``, for messages."""
+        identity, image_index = self._locate(index)
+        return f"person_{identity:06d}/{image_index:04d}"
 
     def read(self, index: int) -> np.ndarray:
         """The image as (image_size, image_size, 3) uint8, RGB.
@@ -242,22 +242,22 @@ class SyntheticFaces(FaceImages):
         Raises:
             IndexError: the index is out of range.
         """
-        identity, picture = self._locate(index)
-        capture, severity, choices = self._picture(identity, picture)
-        rng = np.random.default_rng([self.seed, identity, picture, PIXEL_STREAM])
+        identity, image_index = self._locate(index)
+        capture, severity, choices = self._image_factors(identity, image_index)
+        rng = np.random.default_rng([self.seed, identity, image_index, PIXEL_STREAM])
         appearance = appearance_of(self.seed, identity, self._family)
         nuisance = self._nuisance_of(identity)
         image = render_face(appearance, capture, self.image_size, nuisance, rng)
         return degrade(image, amounts(severity, self.image_size), choices, rng)
 
     def truth(self, index: int) -> FaceTruth:
-        """The ground truth of an image; does not render it.
+        """The ground truth of an image, computed without rendering the image.
 
         Raises:
             IndexError: the index is out of range.
         """
-        identity, picture = self._locate(index)
-        capture, severity, _ = self._picture(identity, picture)
+        identity, image_index = self._locate(index)
+        capture, severity, _ = self._image_factors(identity, image_index)
         degradation = amounts(severity, self.image_size)
         return FaceTruth(
             identity=identity,
@@ -283,15 +283,15 @@ class SyntheticFaces(FaceImages):
         quality = np.empty(len(self))
         for label, start in enumerate(self._starts[:-1]):
             stop = self._starts[label + 1]
-            rows = self._uniforms(self.first_identity + label, 0, stop - start)
-            degradation_uniforms = rows[:, CAPTURE_FACTORS:]
+            uniforms = self._uniforms(self.first_identity + label, 0, stop - start)
+            degradation_uniforms = uniforms[:, CAPTURE_FACTORS:]
             quality[start:stop] = quality_of(self._severities(degradation_uniforms))
         return quality
 
     def _severities(self, uniforms: np.ndarray) -> np.ndarray:
         """(N, 5) severities of images, from their (N, DEGRADATION_FACTORS) uniforms."""
         severity = severities(uniforms, self.degraded, self.degradation)
-        # Low values of the first number mark degraded images, high values unrecognizable ones.
+        # In the first column, low values mark degraded images, high values unrecognizable ones.
         is_unrecognizable = uniforms[:, :1] >= 1 - self.unrecognizable
         return np.where(is_unrecognizable, UNRECOGNIZABLE, severity)
 
@@ -299,8 +299,8 @@ class SyntheticFaces(FaceImages):
         """An identity's nuisance, reduced by `uneven_nuisance`."""
         if not self.uneven_nuisance:
             return self.nuisance
-        share = np.random.default_rng([self.seed, identity, NUISANCE_STREAM]).random()
-        return self.nuisance * (1 - self.uneven_nuisance * share)
+        reduction = np.random.default_rng([self.seed, identity, NUISANCE_STREAM]).random()
+        return self.nuisance * (1 - self.uneven_nuisance * reduction)
 
     def write(
         self,
@@ -311,10 +311,10 @@ class SyntheticFaces(FaceImages):
     ) -> Path:
         """Write the images to one folder per label, and the ground truth to ``truth.csv``.
 
-        The folder appears only once everything is written.
+        The folder appears only after everything is written.
 
         Args:
-            folder: the folder to create; it must not exist or be empty.
+            folder: the folder to create; it may exist if it is empty.
             file_format: ``png`` is lossless; ``jpg`` (quality 95) is smaller.
             progress: called with (images written, total images) after each image.
 
@@ -326,7 +326,7 @@ class SyntheticFaces(FaceImages):
             raise ValueError(f"file_format = {file_format!r} must be 'png' or 'jpg'")
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise ValueError(
-                f"{folder} is not an empty folder; give a new folder, or empty it first"
+                f"{folder} exists and is not an empty folder; give a new path, or empty it first"
             )
         folder.parent.mkdir(parents=True, exist_ok=True)
         partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
@@ -366,25 +366,27 @@ class SyntheticFaces(FaceImages):
         label = int(self.true_labels[index])
         return self.first_identity + label, int(index - self._starts[label])
 
-    def _uniforms(self, identity: int, picture: int, count: int) -> np.ndarray:
-        """(count, PICTURE_FACTORS) uniform numbers, one row per image of an identity."""
-        bits = np.random.PCG64([self.seed, identity, PICTURE_STREAM])
-        # The generator makes one step per number, so it can jump to any row.
-        bits.advance(picture * PICTURE_FACTORS)
-        return np.random.Generator(bits).random((count, PICTURE_FACTORS))
+    def _uniforms(self, identity: int, image_index: int, count: int) -> np.ndarray:
+        """(count, IMAGE_FACTORS) uniform numbers in [0, 1), one row per image from an index on."""
+        bits = np.random.PCG64([self.seed, identity, IMAGE_STREAM])
+        # The generator takes one step per number, so it can jump to any row.
+        bits.advance(image_index * IMAGE_FACTORS)
+        return np.random.Generator(bits).random((count, IMAGE_FACTORS))
 
-    def _picture(self, identity: int, picture: int) -> tuple[FaceCapture, np.ndarray, np.ndarray]:
+    def _image_factors(
+        self, identity: int, image_index: int
+    ) -> tuple[FaceCapture, np.ndarray, np.ndarray]:
         """An image's factors, its (5,) severities, and four uniform numbers for `degrade`."""
-        row = self._uniforms(identity, picture, 1)
+        uniforms = self._uniforms(identity, image_index, 1)
         nuisance = self._nuisance_of(identity)
-        capture = from_uniforms(FaceCapture, row[0, :CAPTURE_FACTORS], nuisance)
-        degradation_uniforms = row[:, CAPTURE_FACTORS:]
+        capture = from_uniforms(FaceCapture, uniforms[0, :CAPTURE_FACTORS], nuisance)
+        degradation_uniforms = uniforms[:, CAPTURE_FACTORS:]
         return capture, self._severities(degradation_uniforms)[0], degradation_uniforms[0, -4:]
 
 
 @lru_cache(maxsize=1024)
-def appearance_of(seed: int, identity: int, family: Family = ALONE) -> Appearance:
-    """An identity's appearance; cached, because an identity's images are often read in sequence."""
+def appearance_of(seed: int, identity: int, family: Family = NO_FAMILY) -> Appearance:
+    """An identity's appearance, cached because its images are often read in sequence."""
     generator = np.random.default_rng([seed, identity, IDENTITY_STREAM])
     uniforms = generator.random(IDENTITY_FACTORS)
     if family.size > 1:
@@ -402,6 +404,6 @@ def appearance_of(seed: int, identity: int, family: Family = ALONE) -> Appearanc
     )
 
 
-def _check(setting: str, value: float, minimum: float, maximum: float) -> None:
+def _check_range(setting: str, value: float, minimum: float, maximum: float) -> None:
     if not (math.isfinite(value) and minimum <= value <= maximum):
         raise ValueError(f"{setting} = {value!r} must be between {minimum} and {maximum}")

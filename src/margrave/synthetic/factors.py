@@ -2,8 +2,8 @@
 
 Lengths are in face units, half the height of a face. The origin is between the eyes and the mouth;
 x points to the right, y down, and the chin is near y = 1. Each factor is computed from one uniform
-number, so a row of uniform numbers determines an identity or an image. The factors of an image move
-towards their neutral values as the nuisance approaches 0.
+random number in [0, 1], so a row of such numbers determines an identity or an image. The factors of
+an image approach their neutral values as the nuisance approaches 0.
 """
 
 from __future__ import annotations
@@ -18,25 +18,25 @@ Factors = TypeVar("Factors")
 
 
 def uniform(low: float, high: float, *, power: float = 1.0, neutral: float | None = None) -> Any:
-    """A factor in [low, high]: uniform, or with a power above 1 concentrated at `low`.
+    """Declare a factor in [low, high], computed as low + (high − low) · u^power from a uniform u.
 
     Args:
         low: minimum.
         high: maximum.
-        power: exponent of the uniform number in [0, 1]; below 1 concentrates the factor at `high`.
-        neutral: the neutral value; by default the center.
+        power: 1 is a uniform distribution; above 1, values concentrate at `low`, below 1 at `high`.
+        neutral: the neutral value; by default the center of [low, high].
     """
     neutral = (low + high) / 2 if neutral is None else neutral
     return field(metadata={"parameters": (low, high - low, power, False, neutral, 1.0)})
 
 
 def triangular(center: float, reach: float) -> Any:
-    """A factor in [center − reach, center + reach], triangularly distributed; neutral at center."""
+    """Declare a triangularly distributed factor in center ± reach; the center is neutral."""
     return field(metadata={"parameters": (center, reach, 1.0, True, center, 1.0)})
 
 
 def choice() -> Any:
-    """A uniform number in [0, 1] that chooses between alternatives; it has no neutral value."""
+    """Declare a uniform number in [0, 1] that chooses an alternative; it has no neutral value."""
     return field(metadata={"parameters": (0.0, 1.0, 1.0, False, 0.0, 0.0)})
 
 
@@ -53,7 +53,7 @@ def factor_table(kind: type) -> tuple[list[str], np.ndarray]:
 
 
 def from_uniforms(kind: type[Factors], uniforms: np.ndarray, strength: float = 1.0) -> Factors:
-    """Compute factors from a row of uniform numbers; strength < 1 moves them towards neutral.
+    """Compute factors from a row of uniform numbers; `strength` 0 gives their neutral values.
 
     >>> from_uniforms(FaceCapture, np.full(CAPTURE_FACTORS, 0.9), strength=0.0).yaw
     0.0
@@ -68,9 +68,9 @@ def from_uniforms(kind: type[Factors], uniforms: np.ndarray, strength: float = 1
 
 @dataclass(frozen=True, kw_only=True)
 class FaceIdentity:
-    """The factors of an identity: about seventy continuous values, mostly shapes.
+    """The factors of an identity: about seventy continuous values, mostly of shape.
 
-    Widths, and lengths across the face, are measured from the middle: they are half the extent.
+    Widths and other horizontal lengths are half the extent, measured from the middle.
     """
 
     cheek_width: float = uniform(0.61, 0.78)
@@ -163,7 +163,7 @@ class FaceIdentity:
 
 @dataclass(frozen=True, kw_only=True)
 class FaceCapture:
-    """The factors of an image: view, light, expression, and what an identity may change."""
+    """The factors of an image: view, light, expression, glasses, hair style, beard and makeup."""
 
     yaw: float = triangular(0.0, 42.0)  # in degrees, like pitch, roll and the light's direction
     pitch: float = triangular(0.0, 24.0)
@@ -201,7 +201,7 @@ class FaceCapture:
     makeup: float = uniform(0.0, 1.0, power=2.0, neutral=0.0)
 
     def glasses_kind(self, identity: FaceIdentity, nuisance: float) -> str:
-        """``none``, ``clear`` or ``dark``; `clear` is likely for habitual wearers, else rare."""
+        """``none``, ``clear`` or ``dark``; clear ones are rare except for habitual wearers."""
         clear_probability = 0.7 if identity.glasses_habit < 0.2 else 0.1
         if self.glasses < 0.04 * nuisance:
             return "dark"

@@ -10,6 +10,7 @@ import numpy as np
 from margrave.synthetic.canvas import Color, FaceCanvas, curve, dim, mirrored, mix, ribbon, shifted
 from margrave.synthetic.factors import FaceCapture, FaceIdentity
 
+# RGB colors, from dark to light.
 SKIN_TONES = ((66, 41, 30), (112, 72, 50), (160, 112, 83), (201, 153, 122), (231, 193, 168))
 IRIS_COLORS = ((58, 36, 24), (84, 56, 30), (104, 92, 52), (92, 112, 84), (96, 126, 152))
 SIDES = np.array((-1.0, 1.0))[:, None]
@@ -78,7 +79,7 @@ def paint_ears(canvas: FaceCanvas, identity: FaceIdentity, skin: Color) -> None:
         ]
     )
     canvas.fill(mirrored(ear), dim(skin, 0.9))
-    canvas.crease(mirrored(ear[4:-3] * (0.97, 1.0)), 0.3)
+    canvas.draw_creases(mirrored(ear[4:-3] * (0.97, 1.0)), 0.3)
 
 
 def paint_skin_marks(
@@ -89,16 +90,16 @@ def paint_skin_marks(
     freckles = freckles[: int(identity.freckles * len(freckles))]
     if len(freckles):
         positions = (freckles[:, :2] - (0.5, 0.0)) * (1.1, 0.36) - (0.0, 0.02)
-        canvas.discs(positions, 0.006 + 0.007 * freckles[:, 2], mix(skin, dim(skin, 0.6), 0.5))
+        canvas.fill_discs(positions, 0.006 + 0.007 * freckles[:, 2], mix(skin, dim(skin, 0.6), 0.5))
     if len(moles):
         positions = (moles[:, :2] - (0.5, 0.35)) * (0.95, 1.05)
         positions[:, 0] *= 1 - 0.6 * np.maximum(0.0, positions[:, 1])
         brown = mix(dim(skin, 0.4), (60, 35, 28), 0.4)
-        canvas.discs(positions, 0.008 + 0.010 * moles[:, 2] ** 2, brown)
+        canvas.fill_discs(positions, 0.008 + 0.010 * moles[:, 2] ** 2, brown)
 
 
 def paint_wrinkles(canvas: FaceCanvas, identity: FaceIdentity, capture: FaceCapture) -> None:
-    """Paint nose-to-mouth folds, forehead lines and crow's feet, by age, smile and raised brows."""
+    """Paint nose-to-mouth folds, forehead lines and crow's feet; age and expression deepen them."""
     smile = max(0.0, capture.smile)
     fold = curve(
         [
@@ -107,19 +108,21 @@ def paint_wrinkles(canvas: FaceCanvas, identity: FaceIdentity, capture: FaceCapt
             (identity.mouth_width + 0.08, identity.mouth_y - 0.02 - 0.04 * smile),
         ]
     )
-    canvas.crease(mirrored(fold), min(0.6, 0.08 + 0.22 * identity.age + 0.26 * smile))
+    canvas.draw_creases(mirrored(fold), min(0.6, 0.08 + 0.22 * identity.age + 0.26 * smile))
     if identity.age > 0.35:
         start = np.array((identity.eye_spacing + identity.eye_width * 1.2, identity.eye_y))
         crows_feet = np.stack(
             [np.stack([start, shifted(start, 0.09, lift)]) for lift in (-0.04, 0.0, 0.04)]
         )
         both_sides = np.concatenate([crows_feet, crows_feet * (-1.0, 1.0)])
-        canvas.crease(both_sides, 0.25 * identity.age)
+        canvas.draw_creases(both_sides, 0.25 * identity.age)
     lines = 0.28 * identity.age + 0.25 * max(0.0, capture.brow_raise)
     if lines > 0.08:
         y = identity.eye_y - identity.brow_height - 0.13
         line = curve([(-0.28, y), (0.0, y + 0.02), (0.28, y)])
-        canvas.crease(np.stack([shifted(line, 0.0, -0.085 * row) for row in range(3)]), 0.7 * lines)
+        canvas.draw_creases(
+            np.stack([shifted(line, 0.0, -0.085 * row) for row in range(3)]), 0.7 * lines
+        )
 
 
 def eye_curves(identity: FaceIdentity, capture: FaceCapture) -> tuple[np.ndarray, np.ndarray]:
@@ -139,7 +142,7 @@ def eye_curves(identity: FaceIdentity, capture: FaceCapture) -> tuple[np.ndarray
 
 
 def between(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """(shapes, points, 2) closed shapes between each line of one set and that of another."""
+    """(lines, 2 · points, 2) closed shapes, each between a line of `first` and one of `second`."""
     return np.concatenate([first, second[:, ::-1]], axis=1)
 
 
@@ -157,23 +160,23 @@ def paint_eyes(
     pupils = shifted(centers, 0.035 * capture.gaze_x, 0.02 * capture.gaze_y)
     glint = 0.026 if capture.light_azimuth > 0 else -0.026
     canvas.fill(between(upper, lower), mix((226, 220, 214), skin, 0.28))
-    canvas.discs(pupils, identity.iris_size, iris)
-    canvas.discs(pupils, 0.42 * identity.iris_size, (14, 10, 10))
-    canvas.discs(shifted(pupils, glint, -0.024), 0.015, (240, 240, 240))
+    canvas.fill_discs(pupils, identity.iris_size, iris)
+    canvas.fill_discs(pupils, 0.42 * identity.iris_size, (14, 10, 10))
+    canvas.fill_discs(shifted(pupils, glint, -0.024), 0.015, (240, 240, 240))
     crease = shifted(upper, 0.0, -identity.lid_crease - 0.03 * capture.eye_closure)
     crease[..., 1] -= 0.02 * np.cos(1.4 * ACROSS)
-    # Skin below and above the eye covers what the irises exceed.
+    # Skin below and above the eye covers the parts of the iris outside the eye.
     cover = [
         between(lower, shifted(lower, 0.0, 0.08)),
         between(upper, shifted(crease, 0.0, -0.05)),
     ]
     canvas.fill(np.concatenate(cover), skin)
     canvas.fill(between(upper, crease), lid)
-    canvas.crease(lower, 0.35)
+    canvas.draw_creases(lower, 0.35)
     taper = identity.lashes * (1 + capture.makeup) * (0.85 + 0.4 * ACROSS)
     canvas.fill(ribbon(upper, taper), lash)
-    canvas.crease(crease[:, 1:], 0.36)
-    canvas.crease(shifted(lower[:, 2:], 0.0, 0.045), 0.10 + 0.25 * identity.bags)
+    canvas.draw_creases(crease[:, 1:], 0.36)
+    canvas.draw_creases(shifted(lower[:, 2:], 0.0, 0.045), 0.10 + 0.25 * identity.bags)
     canvas.shade(between(upper, shifted(upper, 0.0, 0.022)), 0.35)
 
 
@@ -197,34 +200,35 @@ def paint_brows(
     canvas.fill(between(upper, lower), color)
     lean = np.stack([SIDES * 0.03, SIDES * 0.0], 2)
     hairs = np.stack([lower[:, :-1] - lean, shifted(upper[:, :-1], 0.0, -0.012) + lean], 2)
-    canvas.strands(hairs.reshape(-1, 2, 2), dim(color, 0.82))
+    canvas.draw_strands(hairs.reshape(-1, 2, 2), dim(color, 0.82))
     canvas.shade(between(lower, shifted(lower, 0.0, 0.05)), 0.10)
 
 
 def paint_nose(canvas: FaceCanvas, identity: FaceIdentity, capture: FaceCapture) -> None:
     """Paint the nostrils, the wings, the shadow below and lines along both sides of the ridge."""
     base = identity.nose_base
-    wide = identity.nose_width * (1 + 0.08 * max(0.0, capture.smile))
+    half_width = identity.nose_width * (1 + 0.08 * max(0.0, capture.smile))
     tip = base + 0.025 * identity.nose_tip + 0.02
     below = curve(
-        [(-0.8 * wide, base), (0.0, tip), (0.8 * wide, base), (0.0, base + 0.075)], closed=True
+        [(-0.8 * half_width, base), (0.0, tip), (0.8 * half_width, base), (0.0, base + 0.075)],
+        closed=True,
     )
     canvas.shade(below, 0.16)
-    hole = NOSTRIL * np.array((0.24 * wide, 0.022)) * identity.nostril_size
-    canvas.shade(mirrored(shifted(hole, 0.46 * wide, base - 0.005)), 0.72)
+    hole = NOSTRIL * np.array((0.24 * half_width, 0.022)) * identity.nostril_size
+    canvas.shade(mirrored(shifted(hole, 0.46 * half_width, base - 0.005)), 0.72)
     wing = [
-        (0.86 * wide, base - 0.13),
-        (1.06 * wide, base - 0.05),
-        (0.98 * wide, base + 0.01),
-        (0.70 * wide, base + 0.012),
+        (0.86 * half_width, base - 0.13),
+        (1.06 * half_width, base - 0.05),
+        (0.98 * half_width, base + 0.01),
+        (0.70 * half_width, base + 0.012),
     ]
-    canvas.crease(mirrored(curve(wing)), 0.32)
+    canvas.draw_creases(mirrored(curve(wing)), 0.32)
     beside_ridge = [
         (0.10, identity.eye_y - 0.08),
         (0.085, 0.5 * (identity.eye_y + base)),
-        (0.45 * wide, base - 0.12),
+        (0.45 * half_width, base - 0.12),
     ]
-    canvas.crease(
+    canvas.draw_creases(
         shifted(mirrored(curve(beside_ridge)), identity.nose_bend, 0.0),
         0.09 * identity.nose_bridge,
     )
@@ -235,18 +239,18 @@ def paint_mouth(
 ) -> None:
     """Paint lips around a dark opening with teeth; a smile raises and widens the corners."""
     y, middle = identity.mouth_y, identity.asymmetry
-    wide = identity.mouth_width * (1 + 0.20 * capture.smile)
+    half_width = identity.mouth_width * (1 + 0.20 * capture.smile)
     corner = y - 0.6 * identity.mouth_curve - 0.045 * capture.smile
     gap = 0.17 * capture.mouth_open + 0.035 * max(0.0, capture.smile - 0.35)
     lip = mix(dim(skin, 0.86), (168, 72, 72), 0.30 * identity.lip_redness + 0.35 * capture.makeup)
-    left, right = (middle - wide, corner), (middle + wide, corner)
-    roof, floor, bow = y - 0.25 * gap, y + 0.75 * gap, 0.28 * wide
+    left, right = (middle - half_width, corner), (middle + half_width, corner)
+    roof, floor, bow = y - 0.25 * gap, y + 0.75 * gap, 0.28 * half_width
     high, low = roof - identity.upper_lip, floor + identity.lower_lip
     peaks = [(middle - bow, high), (middle, high + identity.lip_bow), (middle + bow, high)]
     upper_edge = curve([left, *peaks, right])
     upper_seam = curve([left, (middle, roof), right], steps=10)
     lower_seam = curve([left, (middle, floor), right], steps=10)
-    swell = [(middle - 0.5 * wide, low - 0.012), (middle + 0.5 * wide, low - 0.012)]
+    swell = [(middle - 0.5 * half_width, low - 0.012), (middle + 0.5 * half_width, low - 0.012)]
     lower_edge = curve([left, *swell, right], steps=6)
     canvas.fill(np.concatenate([lower_seam, lower_edge[::-1]]), lip)
     canvas.fill(np.concatenate([upper_edge, upper_seam[::-1]]), dim(lip, 0.84))
@@ -258,8 +262,8 @@ def paint_mouth(
         canvas.fill(np.concatenate([bite, teeth[::-1]]), mix((214, 204, 190), skin, 0.15))
     canvas.fill(ribbon(upper_seam, 0.014), dim(lip, 0.45))
     shine = shifted(lower_seam[7:-7], 0.0, 0.45 * identity.lower_lip)
-    canvas.strands(shine, mix(lip, (255, 235, 230), 0.2))
+    canvas.draw_strands(shine, mix(lip, (255, 235, 230), 0.2))
     hollow = shifted(lower_edge[5:-5], 0.0, 0.012)
     canvas.shade(np.concatenate([hollow, shifted(hollow, 0.0, 0.045)[::-1]]), 0.2)
-    dimple = np.array([(wide, corner - 0.012), (1.06 * wide, corner + 0.02)])
-    canvas.crease(shifted(mirrored(dimple), middle, 0.0), 0.3)
+    dimple = np.array([(half_width, corner - 0.012), (1.06 * half_width, corner + 0.02)])
+    canvas.draw_creases(shifted(mirrored(dimple), middle, 0.0), 0.3)

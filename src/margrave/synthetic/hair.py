@@ -1,8 +1,8 @@
 """Paint the hair, beard and moustache of a synthetic face.
 
-Hair is a band between two curves, the silhouette and the hairline, both from the hair's end
-on the left over the head to its end on the right. Volume, length, parting, fringe, curl and
-baldness shape the curves; strands lie inside the band.
+Hair is a band between two curves, the silhouette and the hairline. Both run from the hair's left
+end over the head to its right end. Volume, length, parting, fringe, curl and baldness shape the
+curves. Strands lie inside the band.
 """
 
 from __future__ import annotations
@@ -15,7 +15,9 @@ from margrave.synthetic.canvas import Color, FaceCanvas, curve, dim, mirrored, m
 from margrave.synthetic.factors import FaceCapture, FaceIdentity
 from margrave.synthetic.features import ramp_color
 
+# RGB colors, from light to dark.
 HAIR_TONES = ((206, 172, 120), (150, 108, 66), (88, 58, 36), (48, 34, 26), (24, 20, 19))
+# Positions along a strand, and positions of strands across the back hair and the moustache.
 STRAND_STEPS = np.linspace(0.0, 1.0, 6)
 BACK_STRANDS = np.linspace(0.04, 0.96, 18)[:, None]
 MOUSTACHE_STRANDS = np.linspace(0.0, 1.0, 9)[:, None]
@@ -45,7 +47,7 @@ def hair_color(identity: FaceIdentity) -> Color:
 
 
 def hair_band(identity: FaceIdentity, capture: FaceCapture) -> HairBand:
-    """An identity's band of hair as it is in one image."""
+    """The band of an identity's hair in one image."""
     short = identity.masculinity > 0.5
     end = (-0.10 + 0.32 * identity.hair_length) if short else (0.15 + 1.35 * identity.hair_length)
     bald = short and identity.baldness > 0.86
@@ -97,7 +99,7 @@ def paint_back_hair(canvas: FaceCanvas, band: HairBand, hair: Color, shading: Co
         left, right = band.outer[0], band.outer[-1]
         tips = left * (1 - BACK_STRANDS) + right * BACK_STRANDS
         strands = np.stack([shifted(tips * (0.8, 0.5), 0.0, -0.2), shifted(tips, 0.0, -0.02)], 1)
-        canvas.strands(strands, shading)
+        canvas.draw_strands(strands, shading)
 
 
 def paint_front_hair(
@@ -105,8 +107,8 @@ def paint_front_hair(
 ) -> None:
     """Paint the band and its strands.
 
-    `draws` (n, 3) are each strand's uniform random numbers in [0, 1): its position along the band,
-    its depth in it (0 at the silhouette, 1 at the hairline), and its variation.
+    `draws` (n, 3) are three uniform random numbers in [0, 1] per strand: its position along the
+    band, its depth in the band (0 at the silhouette, 1 at the hairline), and its variation.
     """
     region = np.concatenate([band.outer, band.inner[::-1]])
     rim = band.inner[6:-6]
@@ -130,14 +132,14 @@ def paint_front_hair(
     depth = np.clip(depth + ripple, 0.0, 1.0)[..., None]
     index = np.clip(along + 0.3 * ripple, 0.0, 1.0) * (len(band.outer) - 1)
     below = np.minimum(index.astype(int), len(band.outer) - 2)
-    share = (index - below)[..., None]
-    outer = band.outer[below] * (1 - share) + band.outer[below + 1] * share
-    inner = band.inner[below] * (1 - share) + band.inner[below + 1] * share
+    fraction = (index - below)[..., None]
+    outer = band.outer[below] * (1 - fraction) + band.outer[below + 1] * fraction
+    inner = band.inner[below] * (1 - fraction) + band.inner[below + 1] * fraction
     strands = outer * (1 - depth) + inner * depth
     third = len(strands) // 3
-    canvas.strands(strands[:third], dim(hair, 0.72))
-    canvas.strands(strands[third : 2 * third], mix(hair, (255, 240, 215), 0.13))
-    canvas.strands(strands[2 * third :], dim(hair, 0.85))
+    canvas.draw_strands(strands[:third], dim(hair, 0.72))
+    canvas.draw_strands(strands[third : 2 * third], mix(hair, (255, 240, 215), 0.13))
+    canvas.draw_strands(strands[2 * third :], dim(hair, 0.85))
 
 
 def paint_beard(
@@ -151,7 +153,7 @@ def paint_beard(
 ) -> None:
     """Paint a full beard, goatee, moustache or nothing, depending on the identity.
 
-    It covers the lips, so callers paint those afterwards.
+    A beard covers the lips, so callers must paint the mouth afterwards.
 
     Args:
         canvas: the canvas.
@@ -160,15 +162,15 @@ def paint_beard(
         skin: color of the skin.
         hair: color of the hair.
         face: (points, 2) outline of the face.
-        draws: (n, 3) uniform random numbers in [0, 1) for positions and lengths of strands.
+        draws: (n, 3) uniform random numbers in [0, 1] for positions and lengths of strands.
     """
     if identity.masculinity <= 0.5:
         return
     cover = min(0.95, 0.72 * capture.beard_growth)
     color = mix(skin, dim(hair, 0.7), cover)
-    mouth, wide, base = identity.mouth_y, identity.mouth_width, identity.nose_base
+    mouth, half_width, base = identity.mouth_y, identity.mouth_width, identity.nose_base
     if identity.beard > 0.58:
-        reach = identity.cheek_width if identity.beard > 0.72 else wide + 0.12
+        reach = identity.cheek_width if identity.beard > 0.72 else half_width + 0.12
         start = 0.12 if identity.beard > 0.72 else mouth - 0.04
         rim = face[(face[:, 1] > start) & (np.abs(face[:, 0]) <= reach + 0.01)]
         right, left = rim[rim[:, 0] >= 0], rim[rim[:, 0] < 0]
@@ -176,32 +178,32 @@ def paint_beard(
         inner = curve(
             [
                 (-0.80 * reach, start + 0.10),
-                (-wide - 0.07, mouth - 0.03),
-                (-0.55 * wide, drop),
+                (-half_width - 0.07, mouth - 0.03),
+                (-0.55 * half_width, drop),
                 (0.0, drop + 0.02),
-                (0.55 * wide, drop),
-                (wide + 0.07, mouth - 0.03),
+                (0.55 * half_width, drop),
+                (half_width + 0.07, mouth - 0.03),
                 (0.80 * reach, start + 0.10),
             ]
         )
         canvas.fill(np.concatenate([inner, right, left]), color)
-        where = inner[(draws[:, 0] * (len(inner) - 1)).astype(int)]
-        roots = where * (1.0, 0.94) + (0.0, 0.04)
+        anchors = inner[(draws[:, 0] * (len(inner) - 1)).astype(int)]
+        roots = anchors * (1.0, 0.94) + (0.0, 0.04)
         tips = roots + np.stack([0.10 * (draws[:, 1] - 0.5), 0.03 + 0.16 * draws[:, 2]], 1)
         strands = np.stack([roots, tips], 1)
-        canvas.strands(strands[::2], dim(color, 0.7))
-        canvas.strands(strands[1::2], mix(color, skin, 0.3))
+        canvas.draw_strands(strands[::2], dim(color, 0.7))
+        canvas.draw_strands(strands[1::2], mix(color, skin, 0.3))
     if identity.moustache > 0.6 or identity.beard > 0.72:
-        thick = 0.5 + 0.5 * identity.moustache
+        thickness = 0.5 + 0.5 * identity.moustache
         shape = [
             (0.0, base + 0.05),
-            (0.6 * wide, base + 0.06 + 0.03 * (1 - thick)),
-            (wide + 0.07, mouth + 0.03 * thick),
-            (0.8 * wide, mouth - 0.005),
+            (0.6 * half_width, base + 0.06 + 0.03 * (1 - thickness)),
+            (half_width + 0.07, mouth + 0.03 * thickness),
+            (0.8 * half_width, mouth - 0.005),
             (0.0, mouth - 0.5 * identity.upper_lip),
         ]
         canvas.fill(mirrored(curve(shape, closed=True)), color)
-        upper = (0.03, base + 0.06) + MOUSTACHE_STRANDS * (wide, 0.04)
+        upper = (0.03, base + 0.06) + MOUSTACHE_STRANDS * (half_width, 0.04)
         lower = shifted(upper, 0.04, 0.7 * (mouth - base) - 0.06)
         hairs = np.stack([upper, lower], 1)
-        canvas.strands(np.concatenate([hairs, hairs * (-1.0, 1.0)]), dim(color, 0.8))
+        canvas.draw_strands(np.concatenate([hairs, hairs * (-1.0, 1.0)]), dim(color, 0.8))

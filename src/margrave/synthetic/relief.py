@@ -1,4 +1,4 @@
-"""The relief of a synthetic face, for its lighting and its projection under head rotation.
+"""The relief of a synthetic face, used to light it and to project it under head rotation.
 
 A face is a shallow paraboloid with axis-aligned Gaussian bumps (nose, sockets, cheekbones, lips,
 chin), so the sum of all bumps over a grid is one matrix product.
@@ -16,13 +16,16 @@ from margrave.synthetic.canvas import HALF_EXTENT
 from margrave.synthetic.factors import FaceCapture, FaceIdentity
 
 GRID = 48
+"""Number of cells along each side of the relief."""
 AXIS = (((np.arange(GRID) + 0.5) / GRID * 2 - 1) * HALF_EXTENT).astype(np.float32)
+"""(GRID,) coordinates of the cells' centers in face units."""
+# The same for the coarse grid over the image on which `view_maps` solves the projection.
 VIEW_CELLS, VIEW_HALF_EXTENT = 40, 1.18
 VIEW_AXIS = ((np.arange(VIEW_CELLS) + 0.5) / VIEW_CELLS * 2 - 1) * VIEW_HALF_EXTENT
 
 
 class Bump(NamedTuple):
-    """A Gaussian bump: its center (x, y) and its standard deviations."""
+    """A Gaussian bump: its center (x, y) and its standard deviations, in face units."""
 
     x: float
     y: float
@@ -36,7 +39,7 @@ def both_sides(x: float, y: float, std_x: float, std_y: float) -> list[Bump]:
 
 
 def sum_of_bumps(bumps: list[Bump], weights: np.ndarray) -> np.ndarray:
-    """(channels, GRID, GRID) Σ weight · bump over the grid; weights are (bumps, channels)."""
+    """(channels, GRID, GRID) sum of weight · bump at each cell; weights are (bumps, channels)."""
     table = np.array(bumps, dtype=np.float32)
     offset = (AXIS - table[:, :2, None]) / table[:, 2:, None]
     profile = np.exp(-0.5 * (offset * offset))
@@ -79,7 +82,7 @@ def relief(identity: FaceIdentity) -> np.ndarray:
 def lighting(
     identity: FaceIdentity, capture: FaceCapture, height: np.ndarray, blotches: np.ndarray
 ) -> np.ndarray:
-    """(GRID, GRID, 3) float32 by which the paint is multiplied, for light and skin tints.
+    """(GRID, GRID, 3) float32 factors of the paint's RGB, from the light and the skin's tints.
 
     Args:
         identity: the identity's factors.
@@ -136,14 +139,15 @@ def lighting(
 def view_maps(
     capture: FaceCapture, height: np.ndarray, image_size: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Two (image_size, image_size) float32: each pixel's x and y on the canvas, in 0..1.
+    """Two (image_size, image_size) float32 maps: each pixel's x and y on the canvas, in 0..1.
 
-    A point (x, y) of height z appears at x cos(yaw) + z sin(yaw), y cos(pitch) + z sin(pitch), then
-    rolled, zoomed and shifted. Since z depends on the unknown point, the equation is solved by a
-    few iterations on a coarse grid. The relief is smoothed, because steep slopes would fold over.
+    A point (x, y) of height z appears at x cos(yaw) + z sin(yaw), y cos(pitch) + z sin(pitch), and
+    is then rolled, zoomed and shifted. For a pixel, the point and its z are unknown, so a few
+    fixed-point iterations on a coarse grid solve the equation. The relief is smoothed first,
+    because steep slopes would fold over.
     """
     height = cv2.blur(cv2.blur(height, (3, 3)), (3, 3))
-    roll, yaw, pitch = (math.radians(a) for a in (capture.roll, capture.yaw, capture.pitch))
+    roll, yaw, pitch = (math.radians(angle) for angle in (capture.roll, capture.yaw, capture.pitch))
     cosine, sine = math.cos(roll) / capture.zoom, math.sin(roll) / capture.zoom
     cells = GRID / (2 * HALF_EXTENT)
     across, down = VIEW_AXIS - capture.shift_x, (VIEW_AXIS + 0.02 - capture.shift_y)[:, None]

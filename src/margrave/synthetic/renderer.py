@@ -33,14 +33,14 @@ from margrave.synthetic.surroundings import background, clothes_color, paint_gla
 
 
 class Appearance(NamedTuple):
-    """The appearance of an identity: its factors and its random details.
+    """The appearance of an identity: its factors and random details.
 
     Attributes:
         factors: shapes and colors.
         marks: (n, 3) uniform numbers for positions and sizes of moles and freckles.
         blotches: (m, m) standard normal numbers for uneven pigmentation.
         strands: (k, 3) uniform numbers for positions of hair strands.
-        height: the face's relief, see `margrave.synthetic.relief.relief`.
+        height: (GRID, GRID) the face's relief; see `margrave.synthetic.relief.relief`.
     """
 
     factors: FaceIdentity
@@ -84,7 +84,7 @@ def render_face(
 
 
 def sample(raster: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Sample a square raster of the canvas at coordinates in 0..1, one per image pixel."""
+    """Sample a square raster of the canvas at each image pixel's coordinates, in 0..1."""
     size = raster.shape[0]
     x, y = x * size - np.float32(0.5), y * size - np.float32(0.5)
     return cv2.remap(raster, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
@@ -122,7 +122,7 @@ def paint_face(
 
 
 def develop(scene: np.ndarray, capture: FaceCapture) -> np.ndarray:
-    """Apply contrast about mid-gray and saturation, then compress highlights."""
+    """Apply saturation, and contrast around mid-gray; then compress highlights."""
     mixing = np.full((3, 4), capture.contrast * (1 - capture.saturation) / 3, np.float32)
     mixing[:, :3] += capture.contrast * capture.saturation * np.eye(3, dtype=np.float32)
     mixing[:, 3] = 112 * (1 - capture.contrast)

@@ -12,7 +12,7 @@ from margrave.synthetic.factors import FaceCapture, FaceIdentity
 def paint_glasses(
     canvas: FaceCanvas, identity: FaceIdentity, kind: str, capture: FaceCapture
 ) -> None:
-    """Paint glasses of a kind (`none`, `clear` or `dark`); dark lenses hide the eyes."""
+    """Paint glasses of the kind ``none``, ``clear`` or ``dark``; dark lenses hide the eyes."""
     if kind == "none":
         return
     frame = (215 * capture.frame_lightness + 18, 190 * capture.frame_lightness + 16, 40.0)
@@ -29,7 +29,7 @@ def paint_glasses(
     shape[:, 0] *= half / capture.frame_width
     y, center = identity.eye_y + 0.03, identity.eye_spacing + 0.01
     lens = mirrored(shifted(shape, center, y))
-    canvas.crease(shifted(lens[:, :13], 0.0, 0.03), 0.18)
+    canvas.draw_creases(shifted(lens[:, :13], 0.0, 0.03), 0.18)
     if kind == "dark":
         canvas.fill(lens, dim(frame, 0.35))
         canvas.shade(lens, 0.0)
@@ -46,7 +46,7 @@ def paint_glasses(
 
 
 def clothes_color(draws: np.ndarray, strength: float) -> Color:
-    """The color of the clothes from three uniform numbers; gray for strength 0."""
+    """The color of the clothes, from (3,) uniform numbers; dark gray for strength 0."""
     muted = 0.4 * draws.mean() + 0.6 * draws
     red, green, blue = 90 + strength * (200 * muted - 70)
     return (float(red), float(green), float(blue))
@@ -60,7 +60,7 @@ def background(rng: np.random.Generator, image_size: int, strength: float) -> np
         image_size: height and width in pixels.
         strength: variation in [0, 1]; 0 gives the same flat gray for every image.
     """
-    kind = int(rng.integers(4))  # in the docstring's order
+    kind = int(rng.integers(4))  # blurred room, blocks, stripes, wall
     cells = int(rng.integers(2, 9))
     base, wave, draws = rng.random(3), rng.random(3), rng.random((cells, cells, 3))
     patches = base + (0.9, 0.7, 0.25, 0.15)[kind] * (draws - 0.5)
