@@ -114,7 +114,7 @@ def test_updating_inside_the_backward_pass_excludes_sampling() -> None:
 def test_settings_out_of_range_are_named() -> None:
     with pytest.raises(ValueError, match="lr = -1 must be at least 0"):
         RowwiseSGD([torch.nn.Parameter(torch.ones(1))], lr=-1)
-    with pytest.raises(ValueError, match="momentum = 1.0 must be below 1"):
+    with pytest.raises(ValueError, match=r"momentum = 1\.0 must be below 1"):
         RowwiseSGD([torch.nn.Parameter(torch.ones(1))], lr=0.1, momentum=1.0)
 
 
