@@ -126,3 +126,8 @@ def test_resumed_from_any_moment_gives_the_same_digits(monkeypatch: pytest.Monke
 def test_bad_input_is_refused(labels: list[int], far: float, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         evaluate_all_to_all(_angle(0, 10, 90), np.array(labels), far_targets=[far])
+
+
+def test_no_faces_are_refused() -> None:
+    with pytest.raises(ValueError, match="0 genuine and 0 impostor pairs"):
+        evaluate_all_to_all(np.empty((0, 8)), np.array([], int))

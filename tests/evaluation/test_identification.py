@@ -118,3 +118,5 @@ def test_probes_that_have_no_mate_are_counted_or_refused() -> None:
         evaluate_open_set(PROBES[0][:3], PROBES[1][:3], *GALLERY)
     with pytest.raises(ValueError, match="ranks"):
         evaluate_identification(*PROBES, *GALLERY, ranks=[0])
+    as_array = evaluate_identification(*PROBES, *GALLERY, ranks=np.array([1]), resamples=0)
+    assert as_array.result().figures == actual.result().figures

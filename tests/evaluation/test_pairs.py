@@ -140,6 +140,14 @@ def test_without_edges_there_is_one_stratum() -> None:
     assert stratum.figures()[0].label == "accuracy, quality any"
 
 
+def test_an_unknown_quality_is_named() -> None:
+    first, second, same = _pairs()
+    quality = np.ones(200)
+    quality[7] = np.nan
+    with pytest.raises(ValueError, match="pair 7 has nan"):
+        evaluate_strata(first, second, same, quality, [0.5])
+
+
 @pytest.mark.parametrize("edges", [[0.5, 0.5], [1.0, 0.0], [np.nan]])
 def test_edges_must_ascend(edges: list[float]) -> None:
     first, second, same = _pairs()

@@ -93,6 +93,9 @@ def test_places_where_nothing_can_be_written(model: Path, exported: Path, tmp_pa
             export_model(model, tmp_path / name)
     with pytest.raises(ValueError, match=r"model\.onnx is an ONNX model already"):
         export_model(exported, tmp_path / "model.onnx")
+    pytest.importorskip("dlib")
+    with pytest.raises(ValueError, match="is not a torch network"):
+        export_model("baseline", tmp_path / "model.onnx")
     with pytest.raises(ValueError, match="no such file"):
         export_model(tmp_path / "nothing", tmp_path / "model.onnx")
     with pytest.raises(ValueError, match=r"--int8 shifts scores.*give --pairs"):

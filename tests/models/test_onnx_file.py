@@ -76,6 +76,15 @@ def test_preprocessing_is_never_guessed(tmp_path: Path) -> None:
     assert load_embedder(tmp_path / "ours.onnx").card == card and card.image_size == 6
 
 
+def test_a_stated_image_size_replaces_the_cards(tmp_path: Path) -> None:
+    card = ModelCard(backbone={"kind": "onnx"}, image_size=6, mean=0.0, std=1.0)
+    source = _model(tmp_path / "means.onnx", size="height", card=card)
+    nothing = {"mean": None, "std": None, "color_order": None}
+    _, imported = import_onnx(source, tmp_path / "ours.onnx", **nothing, image_size=8)
+    assert imported.image_size == 8
+    assert import_onnx(source, tmp_path / "same.onnx", **nothing)[1].image_size == 6
+
+
 def test_a_model_that_says_it_itself_is_taken_at_its_word(tmp_path: Path) -> None:
     card = ModelCard(backbone={"kind": "onnx"}, image_size=4, mean=0.0, std=1.0)
     embedder = load_embedder(_model(tmp_path / "means.onnx", card=card))

@@ -73,7 +73,7 @@ def test_lists_restrict(tmp_path: Path, touch: Callable[..., None]) -> None:
         (["2_3.jpg"], [[2.5]], r"row 1 is '2_3\.jpg', 2\.5; expected"),
         (["2_3.jpg"], [[np.nan]], r"row 1 is '2_3\.jpg', nan; expected"),
         (["2_3.jpg"], [[1e300]], r"row 1 is '2_3\.jpg', 1e\+300; expected"),
-        (["2_3.jpg"], [[2j]], r"cannot be read as a MATLAB file \(an array has class 6"),
+        (["2_3.jpg"], [[2j]], r"as a MATLAB file \(an array has the unsupported class 6"),
         (["2_3.jpg"], [[]], r"probe_set has 1 entries and probe_ids 0"),
         ([3.0], [[2]], r"row 1 is 3\.0, 2; expected"),
     ],

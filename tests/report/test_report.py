@@ -113,6 +113,15 @@ def test_results_of_one_name_are_named_by_their_files(tmp_path: Path) -> None:
     assert titles(page).count("Error trade-off") == 1
 
 
+def test_results_of_files_of_one_name_are_numbered(tmp_path: Path) -> None:
+    paths = [tmp_path / folder / "lfw.json" for folder in ("arcface", "adaface")]
+    for path in paths:
+        path.parent.mkdir()
+        write_results(path, [pair_result_of("others", seed=0)])
+    page = build_report([open_input(path) for path in paths], lab=False)
+    assert {"Figures: lfw, others", "Figures: lfw (2), others"} <= set(titles(page))
+
+
 def test_runs_share_their_curves(tmp_path: Path) -> None:
     one = trained_run(tmp_path / "a" / "run", "arcface")
     other = trained_run(tmp_path / "b" / "run", "arcface")

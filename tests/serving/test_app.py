@@ -53,6 +53,13 @@ def test_people_come_and_go(client: TestClient, service: Service, name: str) -> 
     assert name not in "".join(service.log) + service.audit.read_text()
 
 
+def test_the_largest_of_several_faces_is_enrolled_if_asked(client: TestClient) -> None:
+    both = np.concatenate([person(1), person(2)], axis=1)
+    photo = cv2.imencode(".png", cv2.cvtColor(both, cv2.COLOR_RGB2BGR))[1].tobytes()
+    assert enroll(client, "Ann", photo).json()["reason"] == "several_faces"
+    assert enroll(client, "Ann", photo, face="largest").status_code == 201
+
+
 def test_people_are_listed_in_parts(client: TestClient) -> None:
     for number in range(5):
         assert enroll(client, f"p{number}", png(number)).status_code == 201

@@ -133,6 +133,8 @@ def test_large_requests_are_refused(tmp_path: Path) -> None:
         chunked = client.post("/v1/verify", content=iter(parts + [bytes(5000)] * 5), headers=form)
         assert (chunked.status_code, chunked.json()["reason"]) == (413, "too_large")
         assert enroll(client, "Ann", *[png(1, number) for number in range(4)]).status_code == 400
+        odd = client.post("/v1/verify", content=b"", headers={"content-length": "-5"})
+        assert (odd.status_code, odd.json()["reason"]) == (400, "malformed")
 
 
 def test_metrics_and_logs_name_routes_and_nobody(client: TestClient, service: Service) -> None:

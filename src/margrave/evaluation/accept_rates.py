@@ -114,7 +114,7 @@ def accept_rates(
     if len(tail) > impostors:
         raise ValueError(f"the tail has {len(tail)} scores, more than impostors = {impostors}")
     allowed = [false_accepts_allowed(far, impostors) for far in far_targets]
-    if max(allowed, default=0) >= len(tail):
+    if allowed and max(allowed) >= len(tail):
         raise ValueError(
             f"FAR {max(far_targets)} allows {max(allowed)} false accepts, but only the {len(tail)} "
             "largest impostor scores were passed; pass a longer tail"

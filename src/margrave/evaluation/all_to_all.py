@@ -165,7 +165,7 @@ def evaluate_all_to_all(
     impostors = distractor_pair_count + (
         labeled_pairs.pairs - genuine_count if own_impostors else 0
     )
-    keep = _tail_size(genuine_count, int(sizes.max()), impostors, far_targets)
+    keep = _tail_size(genuine_count, int(sizes.max(initial=0)), impostors, far_targets)
     genuine, tail = Genuine(), Tail(keep)
     collectors: dict[str, Collector] = {"genuine": genuine}
     if own_impostors:

@@ -202,6 +202,6 @@ def rank_rates(
 
 def checked_ranks(ranks: Sequence[int]) -> tuple[int, ...]:
     """Validate ranks and sort them."""
-    if not ranks or any(rank < 1 or rank != int(rank) for rank in ranks):
+    if not len(ranks) or any(rank < 1 or rank != int(rank) for rank in ranks):
         raise ValueError(f"ranks must be integers of at least 1, got {list(ranks)}")
     return tuple(sorted(int(rank) for rank in ranks))

@@ -9,7 +9,12 @@ from statistics import NormalDist
 
 import numpy as np
 
-from margrave.evaluation.pair_bootstrap import PairStatistics, effective_identity_count, replicates
+from margrave.evaluation.pair_bootstrap import (
+    PairStatistics,
+    check_identities,
+    effective_identity_count,
+    replicates,
+)
 from margrave.evaluation.rate_intervals import Interval
 from margrave.evaluation.roc import check_pairs
 from margrave.evaluation.tail_bootstrap import small_sample_factor
@@ -106,7 +111,8 @@ def compare_pairs(
         bootstrapped.append(replicates(statistics, same, folds, identities, resamples, seed))
         accepted.append(statistics.accepted())
     first, second = bootstrapped
-    identity_count = effective_identity_count(same, identities)
+    labels = None if identities is None else check_identities(identities, same)
+    identity_count = effective_identity_count(same, labels)
     impostors = int((~same).sum())
     stds = (second - first).corrected_samples().std(0) * small_sample_factor(identity_count)
     names = ["accuracy", "area_under_roc", "equal_error_rate"]
@@ -122,7 +128,7 @@ def compare_pairs(
             differ = accepted[0][key] != accepted[1][key]
             classes = {"true_accept_rate": [same], "equal_error_rate": [same, ~same]}
             counts = [
-                _independent_count(differ & part, identities)
+                _independent_count(differ & part, labels)
                 for part in classes.get(name, [differ])
             ]
             # For the EER, use the class with fewer discordant pairs, ignoring a class with none.
@@ -146,10 +152,10 @@ def compare_pairs(
     return tuple(differences)
 
 
-def _independent_count(pairs: np.ndarray, identities: np.ndarray | None) -> int:
+def _independent_count(pairs: np.ndarray, labels: np.ndarray | None) -> int:
     """The number of selected pairs, or of their identities if that is smaller."""
     count = int(pairs.sum())
-    return count if identities is None else min(count, len(np.unique(identities[pairs])))
+    return count if labels is None else min(count, len(np.unique(labels[pairs])))
 
 
 def _p_value_and_std(difference: float, std: float, discordant: int | None) -> tuple[float, float]:

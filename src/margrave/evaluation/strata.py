@@ -86,10 +86,15 @@ def evaluate_strata(
     """
     distances, same = pair_distances(embeddings_a, embeddings_b, same, folds)
     quality, bounds = np.asarray(quality_of_pair, np.float64), np.asarray(edges, np.float64)
-    if quality.shape != same.shape or not np.isfinite(quality).all():
+    if quality.shape != same.shape:
         raise ValueError(
-            f"quality_of_pair must contain {len(same)} finite values, one per pair, got shape "
+            f"quality_of_pair must contain {len(same)} values, one per pair, got shape "
             f"{quality.shape}"
+        )
+    if len(bad := np.flatnonzero(~np.isfinite(quality))):
+        raise ValueError(
+            f"quality_of_pair must be finite, but pair {bad[0]} has {quality[bad[0]]}; leave out "
+            "pairs of unknown quality"
         )
     if bounds.ndim != 1 or not np.isfinite(bounds).all() or (np.diff(bounds) <= 0).any():
         raise ValueError(f"edges must be finite and strictly ascending, got {list(edges)}")

@@ -79,7 +79,9 @@ def export_model(
         )
     model = open_model(source, device="cpu", trust_code=trust_code)
     if not model.state:
-        raise ValueError(f"{model.path} is an ONNX model already; there is nothing to export")
+        if model.card.backbone.get("kind") == "onnx":
+            raise ValueError(f"{model.path} is an ONNX model already; there is nothing to export")
+        raise ValueError(f"{model.path} is not a torch network, so it cannot be exported")
     original = Embedder(model.backbone, model.card, model.card.fit)
     card = _create_onnx_card(model)
     quantized = None

@@ -170,7 +170,7 @@ def import_onnx(
     if CARD_KEY in backbone.metadata:
         fields = asdict(read_card(backbone.metadata[CARD_KEY], source))
     fields |= {name: value for name, value in stated.items() if value is not None}
-    fields.setdefault("image_size", image_size or backbone.image_size)
+    fields["image_size"] = image_size or fields.get("image_size") or backbone.image_size
     missing = [name for name in stated if name not in fields]
     if missing or fields["image_size"] is None:
         missing += ["image_size"] * (fields["image_size"] is None)

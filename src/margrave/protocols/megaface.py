@@ -64,7 +64,9 @@ class MegaFace(Protocol):
                 ]
             )
             _check_noise(self.probe_noise, noisy_names, is_noisy, features)
-            rows = _move_to_centers(rows, labels, is_noisy, np.random.default_rng(options.seed))
+            rows = _move_to_centers(
+                rows, labels, is_noisy, np.random.default_rng(options.seed), features.names
+            )
         is_used = np.zeros(len(distractors), bool)
         is_used[distractors.readable_rows] = True
         if self.distractor_list is not None:
@@ -106,7 +108,11 @@ def _check_noise(
 
 
 def _move_to_centers(
-    rows: np.ndarray, labels: np.ndarray, is_noisy: np.ndarray, generator: np.random.Generator
+    rows: np.ndarray,
+    labels: np.ndarray,
+    is_noisy: np.ndarray,
+    generator: np.random.Generator,
+    names: Sequence[str],
 ) -> np.ndarray:
     """Replace noisy unit rows by points near the center of their identity's clean rows."""
     rows = rows.copy()
@@ -114,8 +120,8 @@ def _move_to_centers(
         clean = rows[(labels == label) & ~is_noisy]
         if not len(clean):
             raise ValueError(
-                f"all images of identity {label} are noisy, so it has no center; check the list of "
-                "noisy probes"
+                f"all images of the identity of {names[np.flatnonzero(labels == label)[0]]} are "
+                "noisy, so it has no center; check the list of noisy probes"
             )
         indices = np.flatnonzero((labels == label) & is_noisy)
         moved = clean.mean(0) + generator.uniform(-NOISE, NOISE, (len(indices), rows.shape[1]))

@@ -89,29 +89,33 @@ def build_report(
 def _distinctly_named(inputs: Sequence[ReportInput]) -> Iterator[Result]:
     """All results except those of studies.
 
-    If results of differently named inputs share a name, each gets its input's name as a prefix.
+    If results of several inputs share a name, each gets its input's name as a prefix.
     """
     results = [
-        (report_input.name, result)
-        for report_input in inputs
+        (index, input_name, result)
+        for index, (input_name, report_input) in enumerate(_distinct_names(inputs))
         for result in report_input.results
         if result.protocol != "study"
     ]
-    for input_name, result in results:
-        input_names = {name for name, other in results if other.name == result.name}
-        clash = len(input_names) > 1
+    for _, input_name, result in results:
+        clash = len({index for index, _, other in results if other.name == result.name}) > 1
         yield replace(result, name=f"{input_name}, {result.name}") if clash else result
+
+
+def _distinct_names(inputs: Sequence[ReportInput]) -> list[tuple[str, ReportInput]]:
+    """Each input with its name; further inputs of the same name get a number."""
+    named: dict[str, ReportInput] = {}
+    for report_input in inputs:
+        numbered = (f"{report_input.name} ({number})" for number in itertools.count(2))
+        names = itertools.chain([report_input.name], numbered)
+        named[next(name for name in names if name not in named)] = report_input
+    return list(named.items())
 
 
 def _metrics_of_runs(inputs: Sequence[ReportInput]) -> dict[str, Any]:
     """Each run's metrics by the run's name; further runs of the same name get a number."""
-    runs: dict[str, Any] = {}
-    for report_input in inputs:
-        if report_input.run is not None:
-            numbered = (f"{report_input.name} ({number})" for number in itertools.count(2))
-            names = itertools.chain([report_input.name], numbered)
-            runs[next(name for name in names if name not in runs)] = report_input.metrics
-    return runs
+    runs = [report_input for report_input in inputs if report_input.run is not None]
+    return {name: report_input.metrics for name, report_input in _distinct_names(runs)}
 
 
 def _subtitle(inputs: Sequence[ReportInput]) -> str:

@@ -256,13 +256,14 @@ def _add_routes(app: FastAPI, service: Service) -> None:
         request: Request,
         name: Annotated[str, Form(min_length=1, max_length=512)],
         images: Annotated[list[UploadFile], File(min_length=1, max_length=most_images)],
+        face: Annotated[Literal["auto", "largest"], Form()] = "auto",
         add: Annotated[bool, Form()] = False,
         replace: Annotated[bool, Form()] = False,
         allow_similar: Annotated[bool, Form()] = False,
     ) -> EnrollmentAnswer:
         """Enroll a person with one or more images."""
         _require_gallery(matcher)
-        faces = [face for (face,) in await service.faces(images, "auto")]
+        faces = [found for (found,) in await service.faces(images, face)]
         key = request.scope["state"]["key"]
 
         def enroll_faces() -> EnrollmentAnswer:

@@ -172,7 +172,9 @@ class Gate:
     def _check_size(self, scope: Scope) -> Rejection | None:
         # A chunked body has no declared length; FastAPI counts its bytes while reading.
         length = dict(scope["headers"]).get(b"content-length", b"0")
-        if not length.isdigit() or int(length[:20]) > self._most_body:
+        if not length.isdigit():
+            return 400, "malformed", "the header Content-Length must be a whole number", None
+        if int(length[:20]) > self._most_body:
             message = (
                 f"a request may have at most {self._most_body} bytes; send fewer or smaller images"
             )

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from scipy import stats
 
 from margrave.report import charts
 from margrave.report.contents import Block, Chart, Section, Text
@@ -203,12 +204,14 @@ def norm_quality_section(curve: Mapping[str, Any] | None) -> Section:
 
 
 def rank_correlation(values: Sequence[float]) -> float:
-    """Spearman's correlation of values and their positions, in [-1, 1]; 0 for fewer than three.
+    """Spearman's correlation of values and their positions, in [-1, 1]; 0 if it is undefined.
 
-    >>> rank_correlation([1.0, 5.0, 7.0]), rank_correlation([1.0])
+    >>> rank_correlation([1.0, 5.0, 7.0]), rank_correlation([2.0, 2.0, 2.0])
     (1.0, 0.0)
     """
     if len(values) < 3:
         return 0.0
-    ranks = np.argsort(np.argsort(values))
+    ranks = stats.rankdata(values)
+    if np.ptp(ranks) == 0:
+        return 0.0
     return float(np.corrcoef(ranks, np.arange(len(values)))[0, 1])
