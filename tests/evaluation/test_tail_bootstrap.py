@@ -175,8 +175,8 @@ def test_a_better_model_is_told_from_a_worse() -> None:
     back = compare_pairs(second, first, same, 5, people)[1]
     assert back.difference == pytest.approx(-area.difference)
     assert back.p_value == pytest.approx(area.p_value)
-    # Labels of identities may be of any kind.
-    named = [[f"person {a}", f"person {b}"] for a, b in people.tolist()]
+    # Labels of identities may be of any kind; these sort like the numbers.
+    named = [[f"{a:09}", f"{b:09}"] for a, b in people.tolist()]
     assert compare_pairs(second, first, same, 5, named)[1].p_value == back.p_value
     nothing = compare_pairs(first, first, same, 5, people, resamples=20)[0]
     assert nothing.p_value == 1 and nothing.more_pairs is None
