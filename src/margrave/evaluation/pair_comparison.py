@@ -128,8 +128,7 @@ def compare_pairs(
             differ = accepted[0][key] != accepted[1][key]
             classes = {"true_accept_rate": [same], "equal_error_rate": [same, ~same]}
             counts = [
-                _independent_count(differ & part, labels)
-                for part in classes.get(name, [differ])
+                _independent_count(differ & part, labels) for part in classes.get(name, [differ])
             ]
             # For the EER, use the class with fewer discordant pairs, ignoring a class with none.
             discordant = min((count for count in counts if count), default=0)

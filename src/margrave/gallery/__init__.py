@@ -1,5 +1,9 @@
 """Galleries: enroll people with their face vectors, search them, and forget them."""
 
+from margrave.gallery.checks import (
+    checked_name,
+    fuse_embeddings,
+)
 from margrave.gallery.contract import (
     BadName,
     Candidate,
@@ -12,8 +16,6 @@ from margrave.gallery.contract import (
     Person,
     PersonRecord,
     Unavailable,
-    checked_name,
-    fuse_embeddings,
 )
 from margrave.gallery.encryption import new_key
 from margrave.gallery.exchange import export_gallery, exported_card, exported_people

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import difflib
 import json
-import unicodedata
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Literal
 
@@ -17,8 +16,6 @@ from margrave.files import read_json
 from margrave.registry import suggest
 
 FORMAT_VERSION = 1
-MAX_NAME_BYTES = 512
-"""Maximum length of a person's name in UTF-8 bytes."""
 MAX_DIMENSION = 16384
 """Maximum number of components of a vector."""
 MAX_NAMES_COMPARED = 100_000
@@ -367,151 +364,12 @@ class Gallery(ABC):
         self.close()
 
 
-def checked_name(name: str) -> str:
-    """Check and normalize a person's name: any Unicode text that is not blank.
-
-    Names are compared exactly, after Unicode normalization (NFC), so that the two encodings of é
-    are equal.
-
-    Raises:
-        BadName: the name is blank, longer than 512 bytes, or contains unpaired surrogates or
-            control characters.
-
-    >>> checked_name("Ann")
-    'Ann'
-    """
-    if not isinstance(name, str) or not name.strip():
-        raise BadName(f"name = {name!r:.30}; give a name that is not blank")
-    name = unicodedata.normalize("NFC", name)
-    try:
-        size = len(name.encode())
-    except UnicodeEncodeError:
-        raise BadName(
-            f"name = {name!r:.60} contains an unpaired surrogate; give valid Unicode text"
-        ) from None
-    if size > MAX_NAME_BYTES:
-        raise BadName(f"name has {size} bytes in UTF-8; shorten it to at most {MAX_NAME_BYTES}")
-    if controls := [character for character in name if unicodedata.category(character) == "Cc"]:
-        raise BadName(
-            f"name = {name!r:.60} contains a control character {controls[0]!r}; remove it"
-        )
-    return name
-
-
-def fuse_embeddings(embeddings: np.ndarray, card: GalleryCard) -> np.ndarray:
-    """Sum a person's (n, D) embeddings into one (D,) float64 vector, by the card's fusion rule.
-
-    Raises:
-        ValueError: the shape is wrong, or an embedding or the sum is zero, infinite or NaN.
-
-    >>> card = GalleryCard(weights="ab12", dimension=2, fusion="mean")
-    >>> fuse_embeddings(np.array([[3.0, 0.0], [0.0, 4.0]]), card).tolist()
-    [1.0, 1.0]
-    """
-    rows = np.asarray(embeddings, np.float64)
-    if rows.ndim != 2 or rows.shape[1] != card.dimension or not len(rows):
-        raise ValueError(
-            f"embeddings have shape {rows.shape}, must be (n, {card.dimension}) with n at least 1"
-        )
-    norms = nonzero_norms(rows, "embeddings")
-    total = rows.sum(0) if card.fusion == "norm-weighted" else (rows / norms).sum(0)
-    nonzero_norms(total[None], "the sum of the embeddings")
-    return total
-
-
-def nonzero_norms(rows: np.ndarray, name: str) -> np.ndarray:
-    """Return the (n, 1) norms of rows, after checking that all are finite and not zero.
-
-    Args:
-        rows: (n, D) vectors.
-        name: the rows' name in messages.
-
-    Raises:
-        ValueError: a row is zero, infinite or NaN.
-    """
-    norms = np.linalg.norm(rows, axis=1, keepdims=True)
-    if not (np.isfinite(norms) & (norms > 1e-30)).all():
-        raise ValueError(f"{name} must not be zero, infinite or NaN")
-    return norms
-
-
-def checked_person(record: PersonRecord, card: GalleryCard) -> PersonRecord:
-    """Check a record before it is stored, and normalize the name.
-
-    The crops are left out if the gallery does not keep images.
-
-    Raises:
-        ValueError: the name, the vector or the number of images is invalid.
-    """
-    vector = np.asarray(record.vector, np.float64)
-    if vector.shape != (card.dimension,):
-        raise ValueError(
-            f"the vector of {record.person.name!r} has shape {vector.shape}, must be "
-            f"({card.dimension},)"
-        )
-    nonzero_norms(vector[None], f"the vector of {record.person.name!r}")
-    if type(record.person.images) is not int or not 0 < record.person.images < 2**31:
-        raise ValueError(
-            f"{record.person.name!r} has images = {record.person.images!r:.30}, must be an integer "
-            "from 1 to 2147483647"
-        )
-    person = replace(record.person, name=checked_name(record.person.name))
-    crops = tuple(record.crops) if card.keep_images else ()
-    return PersonRecord(person=person, vector=vector, crops=crops)
-
-
-def checked_queries(queries: np.ndarray, card: GalleryCard) -> np.ndarray:
-    """Check (Q, D) queries and return them as float32 unit vectors.
-
-    Raises:
-        ValueError: the shape is wrong, or a query is zero, infinite or NaN.
-    """
-    rows = np.asarray(queries, np.float64)
-    if rows.ndim != 2 or rows.shape[1] != card.dimension:
-        raise ValueError(f"queries have shape {rows.shape}, must be (Q, {card.dimension})")
-    return (rows / nonzero_norms(rows, "queries")).astype(np.float32)
-
-
-def checked_crops(crops: Sequence[bytes], images: int, card: GalleryCard) -> list[bytes]:
-    """Check the crops to keep: one per image, or none.
-
-    Raises:
-        ValueError: the gallery does not keep images, or the number of crops is wrong.
-    """
-    checked = list(crops)
-    if checked and not card.keep_images:
-        raise ValueError("this gallery keeps no images; leave the crops out")
-    if checked and len(checked) != images:
-        raise ValueError(
-            f"{len(checked)} crops for {images} embeddings; give one crop per embedding"
-        )
-    return checked
-
-
 def not_enrolled_error(name: str, gallery: Gallery) -> ValueError:
     """The error for a name that is not enrolled; it suggests a similar name if there is one."""
     people = zip(gallery.people(), range(MAX_NAMES_COMPARED), strict=False)
     similar = difflib.get_close_matches(name, [person.name for person, _ in people], n=1)
     hint = f"; did you mean {similar[0]!r}?" if similar else ""
     return ValueError(f"nobody is enrolled as {name!r} in {gallery.place}{hint}")
-
-
-def add_sums(enrolled: np.ndarray, new: np.ndarray) -> np.ndarray:
-    """Add the embeddings of new images to those of a person's enrolled images.
-
-    Args:
-        enrolled: (D,) the sum of the enrolled images' embeddings.
-        new: (D,) the sum of the new images' embeddings.
-
-    Raises:
-        ValueError: the two sums cancel each other out.
-    """
-    total = enrolled + new
-    if not np.linalg.norm(total) > 1e-6 * np.linalg.norm(new):
-        raise ValueError(
-            "the new images cancel out the enrolled images; check that they show the same person"
-        )
-    return total
 
 
 def now() -> str:

@@ -15,6 +15,14 @@ from typing import Any
 
 import numpy as np
 
+from margrave.gallery.checks import (
+    add_sums,
+    checked_crops,
+    checked_name,
+    checked_person,
+    checked_queries,
+    fuse_embeddings,
+)
 from margrave.gallery.contract import (
     Candidate,
     ErasureCheck,
@@ -25,12 +33,6 @@ from margrave.gallery.contract import (
     NoGallery,
     Person,
     PersonRecord,
-    add_sums,
-    checked_crops,
-    checked_name,
-    checked_person,
-    checked_queries,
-    fuse_embeddings,
     not_enrolled_error,
     now,
 )
