@@ -158,7 +158,7 @@ def faces_once(seed: int, resamples: int) -> Found:
         faces,
         people,
         strangers,
-        own_impostors=False,
+        impostors_within=False,
         ranks=(1, 5),
         identification_far_targets=(0.05,),
         **settings,

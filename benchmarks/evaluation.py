@@ -147,7 +147,7 @@ def megaface(distractors: np.ndarray) -> Ways:
             probes,
             labels,
             distractors,
-            own_impostors=False,
+            impostors_within=False,
             far_targets=(1e-6,),
             ranks=(1, 10),
             resamples=0,

@@ -213,7 +213,7 @@ def main() -> None:
             "keys": folder / "keys.json",
             "audit": folder / "audit.jsonl",
             "rate": "1000000/minute",
-            "most_waiting": given.at_a_time,
+            "max_concurrent_requests": given.at_a_time,
             "batch_seconds": 1.0,
         }
         # Others who use the machine make every figure worse.

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from margrave.faces import Detection, FoundFace
+from margrave.faces import AlignedFace, Detection
 from margrave.gallery import MemoryGallery
 from margrave.matching import Matcher
 from margrave.matching.gallery_card import card_of_gallery
@@ -42,13 +42,13 @@ class Coarse(nn.Module):
 class Halves:
     """Takes the left part of a photo for a face, and the right part too where it is not black."""
 
-    def find(self, photo: np.ndarray, size: int) -> list[FoundFace]:
+    def find(self, photo: np.ndarray, size: int) -> list[AlignedFace]:
         found = []
         for left in range(0, photo.shape[1] - SIZE + 1, SIZE):
             part = photo[:SIZE, left : left + SIZE]
             if part.any():
                 box = np.array([0.0, 0.0, 2 * SIZE, 2 * SIZE]) * (1 if left == 0 else 0.8)
-                found.append(FoundFace(part.copy(), Detection(box, np.zeros((5, 2)), 1.0)))
+                found.append(AlignedFace(part.copy(), Detection(box, np.zeros((5, 2)), 1.0)))
         return found
 
 

@@ -15,7 +15,7 @@ import httpx2 as httpx
 from fake_matching import matcher, person
 from fastapi.testclient import TestClient
 
-from margrave.faces import FoundFace
+from margrave.faces import AlignedFace
 from margrave.matching import Matcher
 from margrave.serving import SCOPES, KeyFile, ServiceSettings, make_app
 
@@ -26,7 +26,7 @@ class InThisProcess:
     def __init__(self, found_by: Matcher, seconds: float = 0.0) -> None:
         self.matcher, self.seconds = found_by, seconds
 
-    async def find(self, content: bytes, which: Any, name: str) -> list[FoundFace]:
+    async def find(self, content: bytes, which: Any, name: str) -> list[AlignedFace]:
         if self.seconds:
             await asyncio.sleep(self.seconds)
         return self.matcher.find(content, which=which, name=name)

@@ -12,10 +12,10 @@ from margrave.data import (
     ImageFolder,
     PairList,
     balanced_pairs,
-    lists_paths,
+    is_path_list,
     read_csv_pairs,
     read_lfw_pairs,
-    read_named_pairs,
+    read_pairs_by_path,
 )
 
 
@@ -203,12 +203,12 @@ def test_lists_of_two_paths_and_a_label(
     path = tmp_path / f"pairs.{suffix}"
     lines = [separator.join(fields) for fields in ((A, B, "1"), (A, C, "0"), (C, B, "0"))]
     path.write_text("\n".join(lines) + "\n")
-    assert lists_paths(path)
+    assert is_path_list(path)
     pairs, files = read_csv_pairs(path, folder.root)
     assert pairs.same.tolist() == [True, False, False] and pairs.folds == 3
     assert [str(files.path(n)) for n in pairs.first] == [A, A, C]
     names = [A, B, C]
-    named = read_named_pairs(path, names)
+    named = read_pairs_by_path(path, names)
     assert [names[n] for n in named.second] == [B, C, B]
 
 
@@ -221,7 +221,7 @@ def test_spaces_in_paths_want_another_separator(folder: ImageFolder, tmp_path: P
 @pytest.mark.parametrize("line", ["Al_Gore\t1\t3", "Al_Gore 1 0", "10\t300", "10", "a 1 b 2"])
 def test_lfws_lists_are_not_taken_for_paths(line: str, tmp_path: Path) -> None:
     (tmp_path / "pairs.txt").write_text(line + "\n")
-    assert not lists_paths(tmp_path / "pairs.txt")
+    assert not is_path_list(tmp_path / "pairs.txt")
 
 
 @pytest.mark.parametrize(
@@ -238,7 +238,7 @@ def test_a_pair_labeled_both_ways_is_refused(
     with pytest.raises(ValueError, match=r"pairs\.csv:4: .*label that line 2 gives"):
         _csv(folder, tmp_path, text)
     with pytest.raises(ValueError, match=r"pairs\.csv:4: .*label that line 2 gives"):
-        read_named_pairs(tmp_path / "pairs.csv", [A, B, C])
+        read_pairs_by_path(tmp_path / "pairs.csv", [A, B, C])
 
 
 def test_an_image_is_no_impostor_of_itself(folder: ImageFolder, tmp_path: Path) -> None:
@@ -274,4 +274,4 @@ def test_names_and_numbers_beyond_measure_are_refused_in_words(tmp_path: Path) -
     for line in ("1" * 5000, f"Ann {'1' * 5000} 2"):
         text.write_text(line + "\n")
         with pytest.raises(ValueError, match=r"pairs\.txt:1"):
-            read_named_pairs(text, ["Ann/Ann_0001.jpg"])
+            read_pairs_by_path(text, ["Ann/Ann_0001.jpg"])

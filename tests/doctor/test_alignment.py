@@ -11,7 +11,7 @@ from test_zoo import Planted, serious
 
 from margrave.doctor import examine_images
 from margrave.doctor.alignment import SAMPLE_SIZE, available_detector
-from margrave.faces import TEMPLATE, Detection, displacements, placements
+from margrave.faces import TEMPLATE, Detection, alignment_errors, template_transforms
 from margrave.faces.placement import BORDER, ENLARGEMENT
 
 
@@ -99,8 +99,8 @@ def test_blank_images_are_not_searched() -> None:
 
 def test_displacement_is_of_placements() -> None:
     smile = TEMPLATE + np.array([[0, 0], [0, 0], [0, 0], [-3, -1], [3, -1]])
-    assert displacements(smile[None])[0] < 2
-    assert np.allclose(placements(TEMPLATE[None])[0], [[1, 0, 0], [0, 1, 0]])
+    assert alignment_errors(smile[None])[0] < 2
+    assert np.allclose(template_transforms(TEMPLATE[None])[0], [[1, 0, 0], [0, 1, 0]])
 
 
 def test_a_file_that_is_no_detector(tmp_path) -> None:

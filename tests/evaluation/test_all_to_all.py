@@ -44,7 +44,7 @@ def test_megaface_by_hand() -> None:
         faces,
         labels,
         distractors,
-        own_impostors=False,
+        impostors_within=False,
         far_targets=[0.13, 0.26],
         ranks=[1, 2],
         identification_far_targets=[0.3],

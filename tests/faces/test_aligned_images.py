@@ -5,18 +5,18 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from margrave.faces import AlignedImages, Detection, FoundFace
+from margrave.faces import AlignedFace, AlignedImages, Detection
 from margrave.synthetic import SyntheticFaces
 
 
 class Corner:
     """Takes the bright corner of a photo for a face."""
 
-    def find(self, photo: np.ndarray, size: int) -> list[FoundFace]:
+    def find(self, photo: np.ndarray, size: int) -> list[AlignedFace]:
         if photo.max() < 128:
             return []
         detection = Detection(np.array([0.0, 0.0, size, size]), np.zeros((5, 2)), 1.0)
-        return [FoundFace(photo[:size, :size], detection)]
+        return [AlignedFace(photo[:size, :size], detection)]
 
 
 class Photos(SyntheticFaces):

@@ -12,9 +12,9 @@ from margrave.gallery import (
     MemoryGallery,
     create_gallery,
     export_gallery,
-    exported_card,
-    exported_people,
     open_gallery,
+    read_exported_card,
+    read_exported_people,
 )
 
 CARD = GalleryCard(weights="ab12", dimension=4, keep_images=True, fusion="mean")
@@ -30,10 +30,10 @@ def exported(tmp_path: Path) -> Path:
 
 
 def test_everybody_comes_back_whole(exported: Path, tmp_path: Path) -> None:
-    assert exported_card(exported) == CARD
+    assert read_exported_card(exported) == CARD
     with create_gallery(str(tmp_path / "new.gallery"), CARD) as gallery:
-        assert gallery.restore(exported_people(exported)) == 3
-        assert gallery.restore(exported_people(exported)) == 3
+        assert gallery.restore(read_exported_people(exported)) == 3
+        assert gallery.restore(read_exported_people(exported)) == 3
     with open_gallery(str(tmp_path / "new.gallery")) as gallery:
         assert [(each.name, each.images) for each in gallery.people()] == [
             ("Ann", 2),
@@ -51,10 +51,10 @@ def test_a_damaged_export_is_refused(exported: Path, name: str) -> None:
     content[len(content) // 2] ^= 1
     (exported / name).write_bytes(content)
     with pytest.raises(ValueError, match=rf"{name} is missing or damaged"):
-        list(exported_people(exported))
+        list(read_exported_people(exported))
     (exported / name).unlink()
     with pytest.raises(ValueError, match=rf"{name} is missing or damaged"):
-        list(exported_people(exported))
+        list(read_exported_people(exported))
 
 
 def test_exports_are_neither_overwritten_nor_taken_from_elsewhere(
@@ -63,7 +63,7 @@ def test_exports_are_neither_overwritten_nor_taken_from_elsewhere(
     with pytest.raises(ValueError, match="exists; choose another folder"):
         export_gallery(MemoryGallery(CARD), exported)
     with pytest.raises(ValueError, match="is not an exported gallery"):
-        exported_card(tmp_path)
+        read_exported_card(tmp_path)
     (exported / "gallery.json").write_text("[]")
     with pytest.raises(ValueError, match="is damaged"):
-        exported_card(exported)
+        read_exported_card(exported)

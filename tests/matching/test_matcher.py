@@ -81,8 +81,8 @@ def test_people_are_enrolled_identified_and_forgotten() -> None:
     made = matcher(gallery=True)
     assert made.identify(person(1))[0].person is None
     first = made.enroll("Ann", [person(1), person(1, 1)])
-    assert first.person.images == 2 and first.most_alike is None
-    assert made.enroll("Bo", [person(2)]).most_alike.name == "Ann"  # pyright: ignore[reportOptionalMemberAccess]
+    assert first.person.images == 2 and first.most_similar is None
+    assert made.enroll("Bo", [person(2)]).most_similar.name == "Ann"  # pyright: ignore[reportOptionalMemberAccess]
     (answer,) = made.identify(person(1, 2))
     assert answer.person == "Ann" and answer.people == 2
     assert answer.fpir == pytest.approx(1 - 0.999**2)

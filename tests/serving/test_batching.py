@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from margrave.faces import Detection, FoundFace
+from margrave.faces import AlignedFace, Detection
 from margrave.serving.batching import Batcher
 
 
-def face(value: int) -> FoundFace:
+def face(value: int) -> AlignedFace:
     crop = np.full((2, 2, 3), value, np.uint8)
-    return FoundFace(crop, Detection(np.zeros(4), np.zeros((5, 2)), 1.0))
+    return AlignedFace(crop, Detection(np.zeros(4), np.zeros((5, 2)), 1.0))
 
 
 class Slow:
@@ -26,7 +26,7 @@ class Slow:
         self.sizes: list[int] = []
         self.gate = threading.Event()
 
-    def __call__(self, faces: Sequence[FoundFace], names: Sequence[str]) -> list[Any]:
+    def __call__(self, faces: Sequence[AlignedFace], names: Sequence[str]) -> list[Any]:
         self.gate.wait()
         self.sizes.append(len(faces))
         values = [int(each.crop[0, 0, 0]) for each in faces]

@@ -70,7 +70,7 @@ def test_each_key_has_its_rate(tmp_path: Path) -> None:
 def test_too_many_at_a_time_are_refused_at_once(tmp_path: Path) -> None:
     import httpx2 as httpx
 
-    service = Service(tmp_path, most_waiting=2)
+    service = Service(tmp_path, max_concurrent_requests=2)
     service.workers.seconds = 0.3
 
     async def load() -> list[httpx.Response]:
@@ -124,7 +124,7 @@ def test_a_change_that_waited_too_long_is_not_made(tmp_path: Path) -> None:
 
 
 def test_large_requests_are_refused(tmp_path: Path) -> None:
-    service = Service(tmp_path, most_body=20_000, most_images=3)
+    service = Service(tmp_path, max_request_bytes=20_000, max_images_per_request=3)
     with TestClient(service.app, headers=service.header()) as client:
         answer = verify(client, png(1), bytes(30_000))
         assert (answer.status_code, answer.json()["reason"]) == (413, "too_large")

@@ -70,7 +70,7 @@ def embed(
     from margrave.cli.options import check_fit, warn_about_photos
     from margrave.cli.progress import show_progress
     from margrave.data import open_source
-    from margrave.faces import AlignedImages, open_landmarked
+    from margrave.faces import AlignedImages, open_landmarked_images
     from margrave.inference import embed_to_store, load_embedder
     from margrave.matching import cropper_for
 
@@ -85,7 +85,7 @@ def embed(
     if landmarks is not None:
         if align:
             raise ValueError("--landmarks already aligns the photos; leave out --align")
-        faces = open_landmarked(images, landmarks, card.image_size)
+        faces = open_landmarked_images(images, landmarks, card.image_size)
     else:
         faces = open_source(images, labeled=False if unlabeled else None)
         if align:

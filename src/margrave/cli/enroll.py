@@ -79,7 +79,7 @@ def enroll(
     )
     for face in enrolled.faces:
         console.print(f"{face.image}: {quality_text(face)}", markup=False, soft_wrap=True)
-    most_similar = enrolled.most_alike
+    most_similar = enrolled.most_similar
     note = ""
     if most_similar is not None:
         note = f"; most similar person: {most_similar.name}, cosine {most_similar.similarity:.3f}"

@@ -99,18 +99,18 @@ def import_people(
     from margrave.gallery import (
         NoGallery,
         create_gallery,
-        exported_card,
-        exported_people,
         open_gallery,
+        read_exported_card,
+        read_exported_people,
     )
 
-    card = exported_card(folder)
+    card = read_exported_card(folder)
     try:
         opened = open_gallery(gallery, card=card, key=gallery_key())
     except NoGallery:
         opened = create_gallery(gallery, card, key=gallery_key())
     with opened:
-        count = opened.restore(exported_people(folder))
+        count = opened.restore(read_exported_people(folder))
     Console(highlight=False).print(
         f"imported {quantity(count, 'person')} into {gallery}", markup=False
     )

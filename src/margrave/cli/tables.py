@@ -14,7 +14,7 @@ from margrave.evaluation.figure_text import (
     marked_value,
     p_value_text,
     percent,
-    rows_by_part,
+    rows_by_stratum,
 )
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def _overall(result: Result) -> list[Figure]:
 
 def _strata_table(result: Result) -> Table:
     """A table with a row per part of the data and a column per metric."""
-    metrics, rows = rows_by_part(result)
+    metrics, rows = rows_by_stratum(result)
     table = Table("", "pairs", title=escape(f"{result.name}, parts of the data").lstrip(", "))
     for metric in metrics:
         table.add_column(escape(metric), justify="right")

@@ -10,7 +10,7 @@ import pkgutil
 from margrave.data.arrays import ArrayImages
 from margrave.data.augment import Augmentation
 from margrave.data.contract import SOURCES
-from margrave.data.csv_pairs import lists_paths, read_csv_pairs, read_named_pairs
+from margrave.data.csv_pairs import is_path_list, read_csv_pairs, read_pairs_by_path
 from margrave.data.decode import Fit, decode_image, fit_image
 from margrave.data.drawn_pairs import balanced_pairs, max_balanced_pairs
 from margrave.data.image_folder import ImageFiles, ImageFolder, image_paths
@@ -60,7 +60,7 @@ __all__ = [
     "detect_source",
     "fit_image",
     "image_paths",
-    "lists_paths",
+    "is_path_list",
     "max_balanced_pairs",
     "normalize",
     "open_source",
@@ -69,8 +69,8 @@ __all__ = [
     "pack_shards",
     "read_csv_pairs",
     "read_lfw_pairs",
-    "read_named_pairs",
     "read_pairs_bin",
+    "read_pairs_by_path",
     "split_identities",
     "training_loader",
     "write_pairs_bin",

@@ -23,7 +23,7 @@ from margrave.files.text import (
 _TRUTH = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
 
 
-def lists_paths(path: str | Path) -> bool:
+def is_path_list(path: str | Path) -> bool:
     """Whether a pair list gives image paths (see `read_csv_pairs`) instead of LFW identities.
 
     True for a .csv file and for a list whose first line is two paths and 1 or 0. The line
@@ -90,7 +90,7 @@ def _is_below(name: str, root: Path) -> bool:
     return (root / name).is_relative_to(root)
 
 
-def read_named_pairs(path: str | Path, names: Sequence[str]) -> PairList:
+def read_pairs_by_path(path: str | Path, names: Sequence[str]) -> PairList:
     """Read a pair list for images that are known only by their paths.
 
     Args:
@@ -102,7 +102,7 @@ def read_named_pairs(path: str | Path, names: Sequence[str]) -> PairList:
         ValueError: see ``read_csv_pairs`` and ``read_lfw_pairs``.
     """
     path = Path(path)
-    if not lists_paths(path):
+    if not is_path_list(path):
         return read_lfw_pairs(path, _ImagesByPath(names))
     index_of = {name: index for index, name in enumerate(names)}
     listed_names, pairs = _read_csv(path, index_of.__contains__, str)

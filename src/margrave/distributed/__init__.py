@@ -1,14 +1,14 @@
 """Processes, ranks and collectives: the only package that uses torch.distributed."""
 
 from margrave.distributed.collectives import (
+    all_reduce_log_sum_exp,
     all_reduce_max,
     all_reduce_sum,
     average_,
     gather_objects,
     gather_rows,
-    log_sum_exp_of_ranks,
-    own_rows,
-    sizes_of_ranks,
+    gather_sizes,
+    rows_of_rank,
 )
 from margrave.distributed.launch import (
     Launch,
@@ -31,6 +31,7 @@ __all__ = [
     "RankError",
     "RankWatch",
     "World",
+    "all_reduce_log_sum_exp",
     "all_reduce_max",
     "all_reduce_sum",
     "as_rank_error",
@@ -42,13 +43,12 @@ __all__ = [
     "full_tensor",
     "gather_objects",
     "gather_rows",
+    "gather_sizes",
     "has_launcher",
     "joined_world",
     "launch",
-    "log_sum_exp_of_ranks",
-    "own_rows",
     "owned_classes",
     "record_failure",
+    "rows_of_rank",
     "shard_parameters",
-    "sizes_of_ranks",
 ]

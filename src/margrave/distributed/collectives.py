@@ -38,10 +38,10 @@ def _all_reduce(values: Tensor, world: World, operation: dist.ReduceOp.RedOpType
     return result
 
 
-def log_sum_exp_of_ranks(values: Tensor, world: World) -> Tensor:
+def all_reduce_log_sum_exp(values: Tensor, world: World) -> Tensor:
     """log Σ e^value over ranks, elementwise. Without gradient.
 
-    >>> log_sum_exp_of_ranks(torch.tensor([-float("inf")]), World())
+    >>> all_reduce_log_sum_exp(torch.tensor([-float("inf")]), World())
     tensor([-inf])
     """
     if world.size == 1:
@@ -51,10 +51,10 @@ def log_sum_exp_of_ranks(values: Tensor, world: World) -> Tensor:
     return all_reduce_sum((values - shift).exp(), world).log() + shift
 
 
-def sizes_of_ranks(size: int, world: World, device: torch.device) -> tuple[int, ...]:
+def gather_sizes(size: int, world: World, device: torch.device) -> tuple[int, ...]:
     """Gather every rank's `size`, in rank order.
 
-    >>> sizes_of_ranks(3, World(), torch.device("cpu"))
+    >>> gather_sizes(3, World(), torch.device("cpu"))
     (3,)
     """
     if world.size == 1:
@@ -111,10 +111,10 @@ def average_(tensors: Iterable[Tensor], world: World) -> None:
         tensor.copy_(mean.view_as(tensor))
 
 
-def own_rows(sizes: Sequence[int], world: World) -> slice:
+def rows_of_rank(sizes: Sequence[int], world: World) -> slice:
     """The slice of this rank's rows within the concatenation of all ranks' rows.
 
-    >>> own_rows([2, 5], World(rank=1, size=2))
+    >>> rows_of_rank([2, 5], World(rank=1, size=2))
     slice(2, 7, None)
     """
     start = sum(sizes[: world.rank])

@@ -16,9 +16,9 @@ from margrave.faces import (
     MTCNN,
     Detector,
     YuNet,
-    displacements,
-    face_of_crop,
-    placements,
+    alignment_errors,
+    detect_face_in_crop,
+    template_transforms,
 )
 from margrave.progress import Progress
 from margrave.synthetic import SyntheticFaces
@@ -88,7 +88,7 @@ def locate_faces(
     searched = 0
     # In random order, so that a search that stops early still samples all parts of the set.
     for index in np.random.default_rng(0).permutation(indices).tolist():
-        face = face_of_crop(fit_image(images.read(index), SIDE), detector)
+        face = detect_face_in_crop(fit_image(images.read(index), SIDE), detector)
         if face is not None:
             landmarks.append(face.landmarks)
         searched += 1
@@ -96,7 +96,7 @@ def locate_faces(
         if searched % STEP == 0 and len(indices) > searched:
             displaced_share = 1.0
             if landmarks:
-                displaced_share = np.mean(displacements(np.array(landmarks)) > MAX_DISPLACEMENT)
+                displaced_share = np.mean(alignment_errors(np.array(landmarks)) > MAX_DISPLACEMENT)
             if displaced_share > EARLY_END_SHARE or len(landmarks) < searched / 4:
                 progress(searched, searched)
                 break
@@ -214,10 +214,10 @@ def _non_square_message(measured: Measurements) -> str:
 
 def _landmark_finding(landmarks: np.ndarray, searched: int, figures: dict) -> Finding:
     """The finding that follows from the detected landmarks."""
-    offsets = displacements(landmarks)
+    offsets = alignment_errors(landmarks)
     displaced = float((offsets > MAX_DISPLACEMENT).mean())
-    median_placement = np.median(placements(landmarks), axis=0)
-    consistent = float((displacements(landmarks, median_placement) <= MAX_DISPLACEMENT).mean())
+    median_placement = np.median(template_transforms(landmarks), axis=0)
+    consistent = float((alignment_errors(landmarks, median_placement) <= MAX_DISPLACEMENT).mean())
     left, right = np.median(landmarks[:, :2], axis=0).round().astype(int).tolist()
     figures = figures | {
         "faces": len(landmarks),

@@ -99,7 +99,7 @@ def evaluate_all_to_all(
     distractors: Rows | None = None,
     *,
     rules: str = "every pair of faces, FAR at most the target",
-    own_impostors: bool = True,
+    impostors_within: bool = True,
     far_targets: Sequence[float] = (1e-3, 1e-4, 1e-5, 1e-6),
     ranks: Sequence[int] = (1, 10),
     identification_far_targets: Sequence[float] = (1e-3,),
@@ -114,15 +114,15 @@ def evaluate_all_to_all(
     """Exact TAR at very low FARs over all pairs, without storing all scores.
 
     Impostor pairs are all pairs of different identities within ``embeddings`` (unless
-    ``own_impostors`` is False) and all pairs of an embedding and a distractor. Distractors are not
-    compared with each other, because their identities are unknown.
+    ``impostors_within`` is False) and all pairs of an embedding and a distractor. Distractors are
+    not compared with each other, because their identities are unknown.
 
     Args:
         embeddings: (N, D) embeddings of any norm, in memory or memory-mapped.
         labels: (N,) labels of any hashable type.
         distractors: (M, D) embeddings of other identities.
         rules: the protocol's rules as text, for the result.
-        own_impostors: True counts the impostor pairs within ``embeddings`` and those with
+        impostors_within: True counts the impostor pairs within ``embeddings`` and those with
             distractors; False counts only those with distractors, as MegaFace does.
         far_targets: FAR targets of the verification.
         ranks: ranks of the identification against distractors.
@@ -163,18 +163,18 @@ def evaluate_all_to_all(
     genuine_count = int((sizes * (sizes - 1) // 2).sum())
     distractor_pair_count = distractor_pairs.pairs if distractor_pairs else 0
     impostors = distractor_pair_count + (
-        labeled_pairs.pairs - genuine_count if own_impostors else 0
+        labeled_pairs.pairs - genuine_count if impostors_within else 0
     )
     keep = _tail_size(genuine_count, int(sizes.max(initial=0)), impostors, far_targets)
     genuine, tail = Genuine(), Tail(keep)
     collectors: dict[str, Collector] = {"genuine": genuine}
-    if own_impostors:
+    if impostors_within:
         collectors["tail"] = tail
     settings: dict[str, Any] = {"device": device, "memory": memory, "world": world}
     sweeps = _Sweeps(keeper, progress, total=labeled_pairs.pairs + distractor_pair_count)
     sweep(labeled_pairs, collectors, **sweeps.options("own", 0), **settings)
     scores, first, second = genuine.sorted()
-    tails = [(*tail.sorted(), False)] if own_impostors else []
+    tails = [(*tail.sorted(), False)] if impostors_within else []
     rank_results: tuple[RankRate, ...] = ()
     identification: tuple[AcceptRate, ...] = ()
     if distractor_pairs is not None:

@@ -53,7 +53,7 @@ def figure_interval_text(figure: Figure) -> str:
     return f"{low:.4f} to {high:.4f}"
 
 
-def rows_by_part(result: Result) -> tuple[list[str], list[list[str]]]:
+def rows_by_stratum(result: Result) -> tuple[list[str], list[list[str]]]:
     """The names of the metrics by stratum, and a table row for each stratum.
 
     A row contains the stratum's name, its number of pairs, and its value of each metric.

@@ -49,7 +49,7 @@ class Detector(Protocol):
 
 
 @dataclass(frozen=True, eq=False)
-class FoundFace:
+class AlignedFace:
     """An aligned crop of a face in a photo.
 
     Attributes:
@@ -64,7 +64,7 @@ class FoundFace:
 class FaceFinder(Protocol):
     """Finds and aligns the faces in a photo."""
 
-    def find(self, photo: np.ndarray, size: int) -> list[FoundFace]:
+    def find(self, photo: np.ndarray, size: int) -> list[AlignedFace]:
         """Find and align the faces in a photo, largest first.
 
         Args:

@@ -9,7 +9,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from margrave.faces.contract import Detection, FoundFace
+from margrave.faces.contract import AlignedFace, Detection
 from margrave.files import first_line
 from margrave.models.dlib_file import LANDMARKS, import_dlib, verified_file
 
@@ -70,7 +70,7 @@ class DlibFinder:
         self.__dict__.update(state)
         self._load()
 
-    def find(self, photo: np.ndarray, size: int = 150) -> list[FoundFace]:
+    def find(self, photo: np.ndarray, size: int = 150) -> list[AlignedFace]:
         """Find and align the faces in a photo, largest first.
 
         Args:
@@ -116,11 +116,11 @@ class DlibFinder:
             for box, score in zip(rectangles, scores, strict=True)
         ]
 
-    def _crop(self, photo: np.ndarray, box: np.ndarray, score: float, size: int) -> FoundFace:
+    def _crop(self, photo: np.ndarray, box: np.ndarray, score: float, size: int) -> AlignedFace:
         left, top, right, bottom = (round(float(edge)) for edge in box)
         rectangle = self._dlib.rectangle(left, top, right - 1, bottom - 1)
         shape = self._predictor(photo, rectangle)
         points = np.array([[point.x, point.y] for point in shape.parts()], np.float64)
         chip = self._dlib.get_face_chip(photo, shape, size=size, padding=PADDING)
         confidence = 1 / (1 + math.exp(-score))
-        return FoundFace(chip, Detection(box, points[list(ORDER)], confidence))
+        return AlignedFace(chip, Detection(box, points[list(ORDER)], confidence))

@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 
 from margrave.faces.alignment import align_face
-from margrave.faces.contract import Detection, Detector, FoundFace
+from margrave.faces.contract import AlignedFace, Detection, Detector
 from margrave.faces.mtcnn import MTCNN
 from margrave.faces.yunet import YuNet
 
@@ -29,7 +29,7 @@ class TemplateFinder:
     def __init__(self, detector: Detector) -> None:
         self.detector = detector
 
-    def find(self, photo: np.ndarray, size: int) -> list[FoundFace]:
+    def find(self, photo: np.ndarray, size: int) -> list[AlignedFace]:
         """Find and align the faces in a photo, largest first.
 
         Args:
@@ -42,7 +42,7 @@ class TemplateFinder:
         faces = []
         for detection in sorted(detections, key=lambda face: -face.area):
             if detection.can_be_aligned:
-                faces.append(FoundFace(align_face(photo, detection.landmarks, size), detection))
+                faces.append(AlignedFace(align_face(photo, detection.landmarks, size), detection))
         return faces
 
     def _detect_with_border(self, photo: np.ndarray) -> list[Detection]:

@@ -53,7 +53,7 @@ class LandmarkedImages(ReadableImages):
             raise ValueError(f"{name}: {error}") from None
 
 
-def open_landmarked(folder: str | Path, landmarks: str | Path, size: int) -> ReadableImages:
+def open_landmarked_images(folder: str | Path, landmarks: str | Path, size: int) -> ReadableImages:
     """Open a folder of photos with their landmark file.
 
     Args:

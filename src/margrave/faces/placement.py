@@ -12,7 +12,7 @@ BORDER, ENLARGEMENT = 28, 2
 """Border (pixels) and scale factor for detection: detectors miss small and image-filling faces."""
 
 
-def face_of_crop(crop: np.ndarray, detector: Detector) -> Detection | None:
+def detect_face_in_crop(crop: np.ndarray, detector: Detector) -> Detection | None:
     """Detect the largest face in a crop; None without a face or if its landmarks coincide.
 
     Args:
@@ -34,14 +34,14 @@ def face_of_crop(crop: np.ndarray, detector: Detector) -> Detection | None:
     return Detection(box, landmarks, face.score)
 
 
-def placements(landmarks: np.ndarray) -> np.ndarray:
+def template_transforms(landmarks: np.ndarray) -> np.ndarray:
     """(F, 2, 3) transforms (rotation, scale, shift) from the template to (F, 5, 2) landmarks."""
     return np.array([fit_similarity_transform(TEMPLATE, face) for face in landmarks]).reshape(
         -1, 2, 3
     )
 
 
-def displacements(landmarks: np.ndarray, placement: np.ndarray | None = None) -> np.ndarray:
+def alignment_errors(landmarks: np.ndarray, placement: np.ndarray | None = None) -> np.ndarray:
     """(F,) alignment error of each face in pixels.
 
     Fits the template to the face's landmarks by a similarity transform and returns the mean
@@ -53,10 +53,10 @@ def displacements(landmarks: np.ndarray, placement: np.ndarray | None = None) ->
         placement: (2, 3) transform from the template to the target points; by default, the target
             is the template itself.
 
-    >>> displacements(TEMPLATE[None] + 3.0).round(3).tolist()
+    >>> alignment_errors(TEMPLATE[None] + 3.0).round(3).tolist()
     [4.243]
     """
-    fitted = _transform_template(placements(landmarks))
+    fitted = _transform_template(template_transforms(landmarks))
     target = TEMPLATE if placement is None else _transform_template(placement[None])[0]
     return np.linalg.norm(fitted - target, axis=2).mean(axis=1)
 

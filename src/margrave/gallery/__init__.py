@@ -18,7 +18,7 @@ from margrave.gallery.contract import (
     Unavailable,
 )
 from margrave.gallery.encryption import new_key
-from margrave.gallery.exchange import export_gallery, exported_card, exported_people
+from margrave.gallery.exchange import export_gallery, read_exported_card, read_exported_people
 from margrave.gallery.memory import MemoryGallery
 from margrave.gallery.opening import GALLERIES, create_gallery, open_gallery
 
@@ -39,9 +39,9 @@ __all__ = [
     "checked_name",
     "create_gallery",
     "export_gallery",
-    "exported_card",
-    "exported_people",
     "fuse_embeddings",
     "new_key",
     "open_gallery",
+    "read_exported_card",
+    "read_exported_people",
 ]

@@ -74,7 +74,7 @@ def export_gallery(gallery: Gallery, folder: str | Path, progress: Progress | No
     return len(people)
 
 
-def exported_card(folder: str | Path) -> GalleryCard:
+def read_exported_card(folder: str | Path) -> GalleryCard:
     """Read the card of an exported gallery.
 
     Raises:
@@ -83,7 +83,7 @@ def exported_card(folder: str | Path) -> GalleryCard:
     return GalleryCard.from_json(json.dumps(_read_card_file(Path(folder))["card"]), str(folder))
 
 
-def exported_people(folder: str | Path) -> Iterator[PersonRecord]:
+def read_exported_people(folder: str | Path) -> Iterator[PersonRecord]:
     """Read all people of an exported gallery, after verifying its checksums.
 
     Raises:
@@ -91,7 +91,7 @@ def exported_people(folder: str | Path) -> Iterator[PersonRecord]:
             person's record is damaged.
     """
     folder = Path(folder)
-    card = exported_card(folder)
+    card = read_exported_card(folder)
     checksums = _read_card_file(folder)["sha256"]
     for name in (PEOPLE, VECTORS, CROPS):
         path = folder / name

@@ -13,13 +13,13 @@ from torch.nn import functional
 
 from margrave.distributed import (
     World,
+    all_reduce_log_sum_exp,
     all_reduce_sum,
     current_world,
     gather_rows,
-    log_sum_exp_of_ranks,
-    own_rows,
+    gather_sizes,
     owned_classes,
-    sizes_of_ranks,
+    rows_of_rank,
 )
 from margrave.heads.batch import Batch
 from margrave.heads.centers import (
@@ -193,7 +193,7 @@ class Head(nn.Module):
                 return gather_rows(cross_entropy.detach(), batch.sizes, self.world)
             # Evaluation gathers nothing: ranks may call their replicas at different times.
             world = self._batch_world if self.training else World()
-            sizes = sizes_of_ranks(len(cross_entropy), world, cross_entropy.device)
+            sizes = gather_sizes(len(cross_entropy), world, cross_entropy.device)
             return gather_rows(cross_entropy.detach(), sizes, world)
 
         modified = self.loss.modify_cross_entropy(cross_entropy, gather_cross_entropy)
@@ -237,8 +237,8 @@ class Head(nn.Module):
             self._calls.remember(labels, self._call)
         labels = labels.long()
         unit, norm = unit_and_norm(embeddings.to(self.weight.dtype))
-        sizes = sizes_of_ranks(len(labels), self.world, labels.device)
-        rank_rows = own_rows(sizes, self.world)
+        sizes = gather_sizes(len(labels), self.world, labels.device)
+        rank_rows = rows_of_rank(sizes, self.world)
 
         def gather(values: Tensor | None) -> Tensor | None:
             return None if values is None else gather_rows(values, sizes, self.world)
@@ -378,7 +378,7 @@ class Head(nn.Module):
             rows = torch.arange(len(self.classes), device=unit.device)
         centers, count = self.centers.detach(), self.centers_per_class
         state = log_sum_exp_of_negatives(unit, centers, rows, positions, count, scale)
-        return log_sum_exp_of_ranks(state, self.world)
+        return all_reduce_log_sum_exp(state, self.world)
 
     def local_positions(self, labels: Tensor) -> tuple[Tensor, Tensor]:
         """(A,) each label's row in this rank's weight, or 0; and (A,) whether this rank owns it."""

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from margrave.distributed import World, all_reduce_sum, log_sum_exp_of_ranks
+from margrave.distributed import World, all_reduce_log_sum_exp, all_reduce_sum
 from margrave.losses import Loss, SigmoidTerms
 
 MAX_FUSED_SCALE = 2.0**12
@@ -92,7 +92,7 @@ class LogSumExp(Reducer):
         return torch.logaddexp(state, shifted.exp_().sum(dim=1).log_().sub_(shift[:, 0]))
 
     def combine_ranks(self, state: Tensor, world: World) -> Tensor:
-        return log_sum_exp_of_ranks(state, world)
+        return all_reduce_log_sum_exp(state, world)
 
     def value(self, state: Tensor) -> Tensor:
         return state

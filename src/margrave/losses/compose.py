@@ -80,8 +80,10 @@ class Composed(Loss):
     def sigmoid_terms(self, num_classes: int) -> SigmoidTerms | None:
         return self.target_loss.sigmoid_terms(num_classes)
 
-    def modify_cross_entropy(self, cross_entropy: Tensor, of_batch: Callable[[], Tensor]) -> Tensor:
-        return self.target_loss.modify_cross_entropy(cross_entropy, of_batch)
+    def modify_cross_entropy(
+        self, cross_entropy: Tensor, batch_cross_entropy: Callable[[], Tensor]
+    ) -> Tensor:
+        return self.target_loss.modify_cross_entropy(cross_entropy, batch_cross_entropy)
 
     def penalty(self, context: Context) -> Tensor | None:
         return self.target_loss.penalty(context)

@@ -211,12 +211,14 @@ class Loss:
         del num_classes
         return None
 
-    def modify_cross_entropy(self, cross_entropy: Tensor, of_batch: Callable[[], Tensor]) -> Tensor:
+    def modify_cross_entropy(
+        self, cross_entropy: Tensor, batch_cross_entropy: Callable[[], Tensor]
+    ) -> Tensor:
         """(B,) the samples' losses from their cross entropies (B,); by default unchanged.
 
-        `of_batch` returns the cross entropies of the samples of all ranks, without gradient.
+        `batch_cross_entropy` returns the cross entropies of all ranks' samples, without gradient.
         """
-        del of_batch
+        del batch_cross_entropy
         return cross_entropy
 
     def penalty(self, context: Context) -> Tensor | None:

@@ -49,10 +49,12 @@ class Focal(Loss):
         del context
         return base_margin(cosine, self.margin, self.base)
 
-    def modify_cross_entropy(self, cross_entropy: Tensor, of_batch: Callable[[], Tensor]) -> Tensor:
+    def modify_cross_entropy(
+        self, cross_entropy: Tensor, batch_cross_entropy: Callable[[], Tensor]
+    ) -> Tensor:
         import torch
 
-        del of_batch
+        del batch_cross_entropy
         # A power below 1 has no finite gradient at 0.
         wrong = (-(-cross_entropy).expm1()).clamp_min(torch.finfo(cross_entropy.dtype).tiny)
         return wrong**self.gamma * cross_entropy

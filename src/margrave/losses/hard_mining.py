@@ -51,8 +51,10 @@ class HardMining(Loss):
         del context
         return base_margin(cosine, self.margin, self.base)
 
-    def modify_cross_entropy(self, cross_entropy: Tensor, of_batch: Callable[[], Tensor]) -> Tensor:
-        values = of_batch()
+    def modify_cross_entropy(
+        self, cross_entropy: Tensor, batch_cross_entropy: Callable[[], Tensor]
+    ) -> Tensor:
+        values = batch_cross_entropy()
         kept = math.ceil(self.keep * len(values))
         smallest = values.topk(kept).values[-1]
         return (cross_entropy * (len(values) / kept)).where(cross_entropy >= smallest, 0)

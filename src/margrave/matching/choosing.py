@@ -10,11 +10,11 @@ import numpy as np
 
 from margrave.data import decode_image, fit_image
 from margrave.faces import (
+    AlignedFace,
     Detection,
     Detector,
-    FoundFace,
-    displacements,
-    face_of_crop,
+    alignment_errors,
+    detect_face_in_crop,
 )
 from margrave.files import read_bytes
 from margrave.matching.contract import Refused
@@ -27,8 +27,8 @@ AMBIGUOUS_AREA_RATIO = 0.5
 """The choice is ambiguous if another face has at least this share of the largest face's area."""
 MAX_DISPLACEMENT = 12.0
 """Maximum displacement of an aligned crop's face from ArcFace's template, in pixels at 112 x 112
-(see `margrave.faces.displacements`). With MTCNN and with YuNet, 2 % of LFW's aligned crops exceed
-10 pixels, while unaligned photos have at least 17."""
+(see `margrave.faces.alignment_errors`). With MTCNN and with YuNet, 2 % of LFW's aligned crops
+exceed 10 pixels, while unaligned photos have at least 17."""
 TEMPLATE_SIZE = 112
 """Side length of the crops for which ArcFace's template is defined, in pixels."""
 
@@ -72,7 +72,7 @@ def read_image(image: Any, name: str = "") -> tuple[np.ndarray, str]:
     return pixels, name
 
 
-def choose(faces: Sequence[FoundFace], which: Which, name: str) -> list[FoundFace]:
+def choose(faces: Sequence[AlignedFace], which: Which, name: str) -> list[AlignedFace]:
     """Choose the intended faces of an image.
 
     Faces narrower than `MIN_FACE_WIDTH` are ignored.
@@ -129,7 +129,7 @@ def check_aligned(crop: np.ndarray, detector: Detector, name: str) -> None:
         Refused: no face was detected, or it is not aligned or not upright.
     """
     fitted = fit_image(crop, TEMPLATE_SIZE)
-    face = face_of_crop(fitted, detector)
+    face = detect_face_in_crop(fitted, detector)
     remedy = (
         "leave out --aligned, or aligned=True in Python, so that the face is detected and aligned"
     )
@@ -138,7 +138,7 @@ def check_aligned(crop: np.ndarray, detector: Detector, name: str) -> None:
             f"no face was detected in {name}, which should be an aligned crop; {remedy}",
             "not_aligned",
         )
-    displacement = float(displacements(face.landmarks[None])[0])
+    displacement = float(alignment_errors(face.landmarks[None])[0])
     if displacement > MAX_DISPLACEMENT:
         raise Refused(
             f"{name} is not an aligned crop: at {TEMPLATE_SIZE} x {TEMPLATE_SIZE} pixels, its face "
@@ -146,16 +146,16 @@ def check_aligned(crop: np.ndarray, detector: Detector, name: str) -> None:
             "not_aligned",
         )
     # Detectors mistake some upside-down faces for upright ones, but with a lower score.
-    turned = face_of_crop(np.ascontiguousarray(fitted[::-1, ::-1]), detector)
+    turned = detect_face_in_crop(np.ascontiguousarray(fitted[::-1, ::-1]), detector)
     if turned is not None and turned.score > face.score:
         raise Refused(f"{name} is upside down; {remedy}", "not_aligned")
 
 
-def crop_as_face(crop: np.ndarray, size: int, fit: Any) -> FoundFace:
+def crop_as_face(crop: np.ndarray, size: int, fit: Any) -> AlignedFace:
     """Use an aligned crop as a face without detecting anything.
 
     The detection's box is the whole crop, and its landmarks are zeros.
     """
     fitted = fit_image(crop, size, fit)
     box = np.array([0.0, 0.0, size, size])
-    return FoundFace(fitted, Detection(box, np.zeros((5, 2)), 1.0))
+    return AlignedFace(fitted, Detection(box, np.zeros((5, 2)), 1.0))

@@ -93,12 +93,12 @@ class Enrollment:
     Attributes:
         person: the person's entry in the gallery.
         faces: the faces enrolled in this call.
-        most_alike: the most similar other person, or None if the gallery has no other.
+        most_similar: the most similar other person, or None if the gallery has no other.
     """
 
     person: Person
     faces: tuple[Face, ...]
-    most_alike: Candidate | None
+    most_similar: Candidate | None
 
 
 class Refused(ValueError):

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from margrave.data import Fit
-from margrave.faces import Detector, FaceFinder, FoundFace, TemplateFinder, build_detector
+from margrave.faces import AlignedFace, Detector, FaceFinder, TemplateFinder, build_detector
 from margrave.matching.choosing import (
     Which,
     check_aligned,
@@ -35,7 +35,7 @@ class Cropper:
     size: int
     fit: Fit
 
-    def find(self, image: Any, *, which: Which = "auto", name: str = "") -> list[FoundFace]:
+    def find(self, image: Any, *, which: Which = "auto", name: str = "") -> list[AlignedFace]:
         """Find the intended faces of an image. See ``Matcher.find``."""
         pixels, name = read_image(image, name)
         if self.finder is not None:

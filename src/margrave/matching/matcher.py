@@ -10,7 +10,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from margrave.faces import Detector, FaceFinder, FoundFace
+from margrave.faces import AlignedFace, Detector, FaceFinder
 from margrave.gallery import (
     Candidate,
     ForgetResult,
@@ -134,7 +134,7 @@ class Matcher:
         """Whether embeddings use flip fusion, as they did when the thresholds were measured."""
         return uses_flips(self.model.card)
 
-    def find(self, image: Any, *, which: Which = "auto", name: str = "") -> list[FoundFace]:
+    def find(self, image: Any, *, which: Which = "auto", name: str = "") -> list[AlignedFace]:
         """Detect and cut out the intended faces of an image, without embedding them.
 
         Args:
@@ -155,7 +155,7 @@ class Matcher:
         card = self.model.card
         return Cropper(self.finder, self.checker, card.image_size, card.fit)
 
-    def embed(self, found: Sequence[FoundFace], names: Sequence[str]) -> list[Face]:
+    def embed(self, found: Sequence[AlignedFace], names: Sequence[str]) -> list[Face]:
         """Embed faces, in batches.
 
         Args:
@@ -324,14 +324,14 @@ class Matcher:
             for candidate in gallery.search(embeddings.mean(0, keepdims=True), 2)[0]
             if enrolled is None or candidate.name != enrolled.name
         ]
-        most_alike = other_people[0] if other_people else None
+        most_similar = other_people[0] if other_people else None
         if not allow_similar and self.model.card.operating_points:
             vector = gallery.vector(name) if enrolled is not None and not replace else None
             self._check_one_person(name, faces, vector)
-            self._check_not_enrolled(most_alike)
+            self._check_not_enrolled(most_similar)
         crops = [png(face.crop) for face in faces] if gallery.card.keep_images else []
         person = gallery.add(name, embeddings, crops=crops, replace=replace)
-        return Enrollment(person=person, faces=tuple(faces), most_alike=most_alike)
+        return Enrollment(person=person, faces=tuple(faces), most_similar=most_similar)
 
     def identify(
         self, image: Any, *, top_k: int = 5, fpir: float | None = None, which: Which = "auto"
@@ -434,12 +434,12 @@ class Matcher:
                     "several_people",
                 )
 
-    def _check_not_enrolled(self, most_alike: Candidate | None) -> None:
+    def _check_not_enrolled(self, most_similar: Candidate | None) -> None:
         """Refuse a face that matches another enrolled person."""
-        if most_alike is not None and most_alike.similarity > self.point().threshold:
+        if most_similar is not None and most_similar.similarity > self.point().threshold:
             raise Refused(
-                f"this face is enrolled already, as {most_alike.name!r} (cosine "
-                f"{most_alike.similarity:.3f}); add the images to that person. If they "
+                f"this face is enrolled already, as {most_similar.name!r} (cosine "
+                f"{most_similar.similarity:.3f}); add the images to that person. If they "
                 "are two people, use --allow-similar, or allow_similar=True in Python or the API",
                 "already_enrolled",
             )

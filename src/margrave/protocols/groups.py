@@ -8,7 +8,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from margrave.data import read_named_pairs
+from margrave.data import read_pairs_by_path
 from margrave.data.image_folder import natural_sort
 from margrave.evaluation import Figure, Result
 from margrave.files.folders import folders_within, list_names
@@ -44,7 +44,7 @@ class Groups(Protocol):
                 "pairs; embed each .bin file and run margrave evaluate pairs on it"
             )
         groups = [
-            pair_result(features, read_named_pairs(path, features.names), options.resamples, name)
+            pair_result(features, read_pairs_by_path(path, features.names), options.resamples, name)
             for name, path in lists.items()
         ]
         accuracies = np.array([group.figure("accuracy").value for group in groups])

@@ -10,7 +10,7 @@ import numpy as np
 
 from margrave.data import ReadableImages, open_source
 from margrave.evaluation import Result
-from margrave.faces import open_landmarked, read_landmarks
+from margrave.faces import open_landmarked_images, read_landmarks
 from margrave.inference import Features
 from margrave.protocols.contract import PROTOCOLS, EvaluationOptions, Protocol, required_source
 from margrave.protocols.ijb_files import (
@@ -48,7 +48,7 @@ class Ijb(Protocol):
         landmarks = find_ijb_files(self.files).landmarks
         if landmarks is None:
             return open_source(required_source(source))
-        return open_landmarked(required_source(source), landmarks, image_size)
+        return open_landmarked_images(required_source(source), landmarks, image_size)
 
     def evaluate(self, features: Features, options: EvaluationOptions) -> Sequence[Result]:
         """One result for 1:1 and one for 1:N, if the folder contains the files for them."""

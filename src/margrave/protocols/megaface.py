@@ -85,7 +85,7 @@ class MegaFace(Protocol):
             labels,
             ChosenRows(distractors.rows, np.flatnonzero(is_used)),
             rules="MegaFace challenge 1",
-            own_impostors=False,
+            impostors_within=False,
             far_targets=FAR_TARGETS,
             ranks=(1, 10),
             world=options.world,

@@ -18,12 +18,12 @@ from margrave.data import (
     PairList,
     ReadableImages,
     balanced_pairs,
-    lists_paths,
+    is_path_list,
     open_source,
     read_csv_pairs,
     read_lfw_pairs,
-    read_named_pairs,
     read_pairs_bin,
+    read_pairs_by_path,
 )
 from margrave.evaluation import (
     Figure,
@@ -108,7 +108,7 @@ def open_pairs(
     if pairs is not None and pairs.suffix.lower() == ".bin":
         listed, packed_images = read_pairs_bin(pairs)
         return packed_images, listed
-    if pairs is not None and lists_paths(pairs):
+    if pairs is not None and is_path_list(pairs):
         root = source if isinstance(source, str) else source.get("root")
         if not isinstance(root, str):
             raise ValueError(f"{pairs} names files, so the images must be a folder")
@@ -153,7 +153,7 @@ def _find_pairs(features: Features, pairs: Path | None, number: int, seed: int) 
             )
         return _draw_pairs(features.labels, number, seed)
     if pairs.suffix.lower() != ".bin":
-        return read_named_pairs(pairs, features.names)
+        return read_pairs_by_path(pairs, features.names)
     listed, images = read_pairs_bin(pairs)
     embedded = features.description["images"]
     if embedded.get("content_digest") != images.content_digest:

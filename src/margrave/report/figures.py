@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from margrave.evaluation import Result
-from margrave.evaluation.figure_text import figure_interval_text, marked_value, rows_by_part
+from margrave.evaluation.figure_text import figure_interval_text, marked_value, rows_by_stratum
 from margrave.report.contents import Table
 
 
@@ -27,7 +27,7 @@ def figures_table(result: Result) -> Table:
 
 def strata_table(result: Result) -> Table | None:
     """A table of the figures of each part of the data; None if the result has no parts."""
-    metrics, rows = rows_by_part(result)
+    metrics, rows = rows_by_stratum(result)
     caption = "Parts of the data, at the thresholds set on all data"
     return Table(caption, ["part", "pairs", *metrics], rows) if rows else None
 

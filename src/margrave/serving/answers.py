@@ -89,7 +89,7 @@ class EnrollmentAnswer(BaseModel):
     """The result of an enrollment."""
 
     person: PersonAnswer
-    most_alike: CandidateAnswer | None = Field(description="the most similar other person")
+    most_similar: CandidateAnswer | None = Field(description="the most similar other person")
     faces: list[FaceAnswer]
 
 

@@ -35,10 +35,10 @@ from margrave.serving.answers import (
 )
 from margrave.serving.audit import AuditTrail
 from margrave.serving.batching import Batcher
+from margrave.serving.drain import DrainAfterError
 from margrave.serving.face_workers import FaceWorkers
 from margrave.serving.gate import Gate, Metrics
 from margrave.serving.keys import KeyFile
-from margrave.serving.lingering import Lingering
 from margrave.serving.problems import add_problems
 from margrave.serving.schema import describe_access, described
 from margrave.serving.settings import ServiceSettings
@@ -110,7 +110,7 @@ def make_app(
     """
     matcher.point()  # raises the error for a model without thresholds
     # Images stay in memory; Starlette would put large ones into temporary files.
-    MultiPartParser.spool_max_size = settings.most_body
+    MultiPartParser.spool_max_size = settings.max_request_bytes
     if workers is None:
         card = matcher.model.card
         workers = FaceWorkers(card, detector, aligned, settings, check_alignment)
@@ -124,15 +124,19 @@ def make_app(
         redoc_url=None,
         # A redirect would contain the Host header, which the client chooses.
         redirect_slashes=False,
-        max_body_size=settings.most_body,
-        form_limits={"max_files": settings.most_images, "max_fields": 20, "max_part_size": 4096},
+        max_body_size=settings.max_request_bytes,
+        form_limits={
+            "max_files": settings.max_images_per_request,
+            "max_fields": 20,
+            "max_part_size": 4096,
+        },
     )
     add_problems(app, "" if matcher.gallery is None else matcher.gallery.place)
     _add_routes(app, service)
     describe_access(app, scope_of)
     options = {} if write_log is None else {"write": write_log}
     gate = Gate(app, service.keys, settings, service.metrics, scope_of, **options)
-    return Lingering(gate, 2 * settings.most_body)
+    return DrainAfterError(gate, 2 * settings.max_request_bytes)
 
 
 class Service:
@@ -165,7 +169,7 @@ class Service:
         self.batcher = Batcher(
             self.matcher.embed,
             self.settings.batch_seconds,
-            self.settings.most_batch,
+            self.settings.max_batch_size,
             self.metrics.batches.observe,
         )
         self.is_ready = True
@@ -219,7 +223,7 @@ class Service:
 
 
 def _add_routes(app: FastAPI, service: Service) -> None:
-    matcher, most_images = service.matcher, service.settings.most_images
+    matcher, max_images_per_request = service.matcher, service.settings.max_images_per_request
     image_errors = described(400, 401, 403, 408, 413, 422, 429, 500, 503)
     gallery_errors = described(401, 403, 404, 408, 422, 429, 500, 503)
 
@@ -255,7 +259,7 @@ def _add_routes(app: FastAPI, service: Service) -> None:
     async def enroll(
         request: Request,
         name: Annotated[str, Form(min_length=1, max_length=512)],
-        images: Annotated[list[UploadFile], File(min_length=1, max_length=most_images)],
+        images: Annotated[list[UploadFile], File(min_length=1, max_length=max_images_per_request)],
         face: Annotated[Literal["auto", "largest"], Form()] = "auto",
         add: Annotated[bool, Form()] = False,
         replace: Annotated[bool, Form()] = False,
@@ -273,10 +277,10 @@ def _add_routes(app: FastAPI, service: Service) -> None:
                     name, faces, add=add, replace=replace, allow_similar=allow_similar
                 )
                 outcome["images"] = result.person.images
-            most_alike = result.most_alike
+            most_similar = result.most_similar
             return EnrollmentAnswer(
                 person=person_answer(result.person),
-                most_alike=None if most_alike is None else candidate_answer(most_alike),
+                most_similar=None if most_similar is None else candidate_answer(most_similar),
                 faces=[face_answer(face) for face in result.faces],
             )
 

@@ -8,10 +8,10 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 
-from margrave.faces import FoundFace
+from margrave.faces import AlignedFace
 from margrave.matching import Face
 
-Embed = Callable[[Sequence[FoundFace], Sequence[str]], list[Face]]
+Embed = Callable[[Sequence[AlignedFace], Sequence[str]], list[Face]]
 OLD_ESTIMATE_WEIGHT = 0.8
 """Weight of the previous estimate in the moving average of the seconds per face."""
 
@@ -40,12 +40,12 @@ class Batcher:
         observe: Callable[[int], object] = lambda size: None,
     ) -> None:
         self._embed, self._seconds, self._most, self._observe = embed, seconds, most, observe
-        self._queue: queue.Queue[tuple[FoundFace, str, Future[Face]] | None] = queue.Queue()
+        self._queue: queue.Queue[tuple[AlignedFace, str, Future[Face]] | None] = queue.Queue()
         self.seconds_per_face = seconds
         self._thread = threading.Thread(target=self._run, name="embedding", daemon=True)
         self._thread.start()
 
-    def submit(self, face: FoundFace, name: str) -> Future[Face]:
+    def submit(self, face: AlignedFace, name: str) -> Future[Face]:
         """Queue a face for embedding; `name` identifies its image in error messages."""
         future: Future[Face] = Future()
         self._queue.put((face, name, future))
@@ -84,7 +84,7 @@ class Batcher:
             if is_closing:
                 return
 
-    def _embed_batch(self, batch: list[tuple[FoundFace, str, Future[Face]]]) -> None:
+    def _embed_batch(self, batch: list[tuple[AlignedFace, str, Future[Face]]]) -> None:
         self._observe(len(batch))
         started = time.perf_counter()
         try:

@@ -15,7 +15,7 @@ from typing import Any
 from pebble import ProcessExpired, ProcessPool
 from starlette.exceptions import HTTPException
 
-from margrave.faces import FoundFace
+from margrave.faces import AlignedFace
 from margrave.matching import Cropper, Refused, cropper_for
 from margrave.models import ModelCard
 from margrave.serving.settings import ServiceSettings
@@ -67,7 +67,7 @@ class FaceWorkers:
         self._last_result = 0.0
         self._pool = self._new_pool()
 
-    async def find(self, content: bytes, which: str, name: str) -> list[FoundFace]:
+    async def find(self, content: bytes, which: str, name: str) -> list[AlignedFace]:
         """Detect the faces in an image.
 
         Args:
@@ -121,7 +121,7 @@ class FaceWorkers:
         with self._lock:
             _stop_pool(self._pool)
 
-    async def _run_in_pool(self, pool: ProcessPool, arguments: Any) -> list[FoundFace] | Refusal:
+    async def _run_in_pool(self, pool: ProcessPool, arguments: Any) -> list[AlignedFace] | Refusal:
         """Run `find` in a worker process.
 
         A broken pool may never finish a task, so the wait is interrupted to check the pool.
@@ -195,7 +195,7 @@ def ready() -> bool:
     return bool(CROPPERS)
 
 
-def find(content: bytes, which: str, name: str) -> list[FoundFace] | Refusal:
+def find(content: bytes, which: str, name: str) -> list[AlignedFace] | Refusal:
     """The part of `FaceWorkers.find` that runs in a worker process."""
     try:
         return CROPPERS[0].find(content, which=which, name=name)  # pyright: ignore[reportArgumentType]

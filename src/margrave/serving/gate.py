@@ -88,8 +88,8 @@ class Gate:
         write: Callable[[str], object] = sys.stderr.write,
     ) -> None:
         self.app, self._keys, self._metrics, self._scope_of = app, keys, metrics, scope_of
-        self._most_waiting, self._write = settings.most_waiting, write
-        self._most_body = settings.most_body
+        self._max_concurrent_requests, self._write = settings.max_concurrent_requests, write
+        self._max_request_bytes = settings.max_request_bytes
         self._rate = limits.parse(settings.rate)
         self._limiter = limits.strategies.MovingWindowRateLimiter(limits.storage.MemoryStorage())
         self._busy, self._request_seconds = 0, settings.request_seconds
@@ -135,12 +135,13 @@ class Gate:
 
     async def _run_limited(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Run a request with a time limit, or reject it if too many are running."""
-        if self._busy >= self._most_waiting:
+        if self._busy >= self._max_concurrent_requests:
             await self._reject(
                 send,
                 503,
                 "overloaded",
-                f"{self._most_waiting} requests are running; try again in {RETRY_SECONDS} s",
+                f"{self._max_concurrent_requests} requests are running; "
+                f"try again in {RETRY_SECONDS} s",
                 RETRY_SECONDS,
             )
             return
@@ -174,9 +175,10 @@ class Gate:
         length = dict(scope["headers"]).get(b"content-length", b"0")
         if not length.isdigit():
             return 400, "malformed", "the header Content-Length must be a whole number", None
-        if int(length[:20]) > self._most_body:
+        if int(length[:20]) > self._max_request_bytes:
             message = (
-                f"a request may have at most {self._most_body} bytes; send fewer or smaller images"
+                f"a request may have at most {self._max_request_bytes} bytes; "
+                "send fewer or smaller images"
             )
             return 413, "too_large", message, None
         return None

@@ -38,11 +38,11 @@ class ServiceSettings(Settings):
     """Allow any address without TLS, for example behind a TLS proxy."""
     workers: Annotated[int, Field(ge=1)] = 1
     """Number of worker processes, which decode images and detect faces."""
-    most_body: Annotated[int, Field(ge=1000)] = 24_000_000
+    max_request_bytes: Annotated[int, Field(ge=1000)] = 24_000_000
     """Maximum size of a request in bytes; a phone's photo has up to 12 MB."""
-    most_images: Annotated[int, Field(ge=1)] = 8
+    max_images_per_request: Annotated[int, Field(ge=1)] = 8
     """Maximum number of images in a request."""
-    most_waiting: Annotated[int, Field(ge=1)] = 32
+    max_concurrent_requests: Annotated[int, Field(ge=1)] = 32
     """Maximum number of concurrent requests, running or waiting; others get 503 at once."""
     rate: Annotated[str, AfterValidator(_checked_rate)] = "600/minute"
     """Maximum request rate per key, in the notation of the limits library; others get 429."""
@@ -54,7 +54,7 @@ class ServiceSettings(Settings):
     """Maximum time of a request in seconds, including receiving its body; slower ones get 408."""
     batch_seconds: Annotated[float, Field(gt=0)] = 0.1
     """Latency budget of a batch of embeddings in seconds."""
-    most_batch: Annotated[int, Field(ge=1)] = 64
+    max_batch_size: Annotated[int, Field(ge=1)] = 64
     """Maximum number of faces in a batch."""
     shutdown_seconds: Annotated[int, Field(ge=1)] = 30
     """Maximum time in seconds to finish running requests after SIGTERM."""

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from margrave.distributed import gather_rows, sizes_of_ranks
+from margrave.distributed import gather_rows, gather_sizes
 from margrave.statistics.contract import STATISTICS, Observation, Statistic, StatisticSpec
 
 
@@ -44,7 +44,7 @@ class AdaptiveScale(Statistic):
         sums = observation.log_sum_exp_of_negatives(self.scale)
         world = self.spec.batch_world
         own = torch.stack([sums, observation.target_cosine.to(sums)], dim=1)
-        rows = gather_rows(own, sizes_of_ranks(len(own), world, own.device), world)
+        rows = gather_rows(own, gather_sizes(len(own), world, own.device), world)
         log_mean = torch.logsumexp(rows[:, 0], dim=0) - math.log(len(rows))
         median = rows[:, 1].clamp(-1, 1).acos().median()
         scale = log_mean / median.clamp(max=math.pi / 4).cos()

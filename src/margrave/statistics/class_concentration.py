@@ -123,13 +123,13 @@ class ClassConcentration(Statistic):
         # filtering them out would give a shape that depends on values, so the host would wait.
         rows = torch.arange(len(inside), device=inside.device)
         last_own = ((rows + 1) * inside).argmax()
-        own_rows = torch.where(inside, rows, last_own)
-        index, inside, features = index[own_rows], inside[own_rows], features[own_rows]
+        rows_of_rank = torch.where(inside, rows, last_own)
+        index, inside, features = index[rows_of_rank], inside[rows_of_rank], features[rows_of_rank]
         old = self.memory[index]
         blended = functional.normalize(torch.lerp(old, features, self.memory_update_weight))
         valid = inside & torch.isfinite(features).all(dim=1)
         self.memory.index_copy_(0, index, torch.where(valid[:, None], blended, old))
-        labels = torch.where(inside, observation.labels[own_rows], self.memory_label[index])
+        labels = torch.where(inside, observation.labels[rows_of_rank], self.memory_label[index])
         self.memory_label.index_copy_(0, index, labels)
 
     def sharded_buffers(self) -> dict[str, int]:

@@ -11,7 +11,7 @@ LINGER_SECONDS = 10.0
 MOST_LINGERING = 256
 
 
-class Lingering:
+class DrainAfterError:
     """ASGI middleware that discards the rest of a request's body after an early error response.
 
     If the server closes a connection that has unread data, the connection is reset, and the

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from margrave.serving.lingering import Lingering
+from margrave.serving.drain import DrainAfterError
 
 
 async def refuse(scope: Any, receive: Any, send: Any) -> None:
@@ -34,7 +34,7 @@ class Client:
             ends = not message.get("more_body", False)
             self.answers.append((self.left, message["body"], ends))
 
-    def run(self, app: Lingering, **headers: str) -> list[tuple[int, bytes, bool]]:
+    def run(self, app: DrainAfterError, **headers: str) -> list[tuple[int, bytes, bool]]:
         given = [(name.encode(), value.encode()) for name, value in headers.items()]
         scope = {"type": "http", "headers": given}
         asyncio.run(app(scope, self.receive, self.send))  # pyright: ignore[reportArgumentType]
@@ -42,23 +42,23 @@ class Client:
 
 
 def test_the_answer_ends_when_the_body_has() -> None:
-    assert Client(50).run(Lingering(refuse, 10**6)) == [(50, b"no", False), (0, b"", True)]
+    assert Client(50).run(DrainAfterError(refuse, 10**6)) == [(50, b"no", False), (0, b"", True)]
 
 
 def test_the_answer_ends_when_the_bounds_are_reached() -> None:
-    assert Client(50).run(Lingering(refuse, 10_000)) == [(50, b"no", False), (40, b"", True)]
+    assert Client(50).run(DrainAfterError(refuse, 10_000)) == [(50, b"no", False), (40, b"", True)]
     started = time.monotonic()
-    answers = Client(50, 0.02, 1).run(Lingering(refuse, 10**6, seconds=0.1))
+    answers = Client(50, 0.02, 1).run(DrainAfterError(refuse, 10**6, seconds=0.1))
     assert time.monotonic() - started < 0.5 and answers[-1][0] > 40 and answers[-1][2]
 
 
 @pytest.mark.parametrize("headers", [{"expect": "100-continue"}])
 def test_a_client_that_waits_to_be_asked_is_not_waited_for(headers: dict[str, str]) -> None:
-    assert Client(50).run(Lingering(refuse, 10**6), **headers) == [(50, b"no", True)]
+    assert Client(50).run(DrainAfterError(refuse, 10**6), **headers) == [(50, b"no", True)]
 
 
 def test_so_many_are_read_on_at_a_time() -> None:
-    app = Lingering(refuse, 10**6, most=0)
+    app = DrainAfterError(refuse, 10**6, most=0)
     assert Client(50).run(app) == [(50, b"no", True)]
 
 
@@ -68,4 +68,4 @@ def test_a_body_that_was_read_is_not_waited_for() -> None:
             pass
         await refuse(scope, receive, send)
 
-    assert Client(5).run(Lingering(read_all, 10**6)) == [(0, b"no", True)]
+    assert Client(5).run(DrainAfterError(read_all, 10**6)) == [(0, b"no", True)]
