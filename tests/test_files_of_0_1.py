@@ -165,7 +165,7 @@ def test_aligned_photos_are_not_aligned_again(here: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
     before = (here / "aligned" / "aligned.jsonl").read_bytes()
-    assert "2 faces of 2 photos" in margrave("align", "photos", "aligned", "--size", 32)
+    assert "2 faces from 2 photos" in margrave("align", "photos", "aligned", "--size", 32)
     assert (here / "aligned" / "aligned.jsonl").read_bytes() == before
 
 

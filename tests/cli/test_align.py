@@ -27,7 +27,7 @@ def test_photos_become_a_folder_to_train_on(tmp_path: Path) -> None:
     command = ["align", str(tmp_path / "photos"), str(tmp_path / "crops"), "--yunet", str(MODEL)]
     result = CliRunner().invoke(app, command)
     assert result.exit_code == 0, result.output
-    assert "5 faces of 5 photos" in result.output and "rejected: c/torn.jpg" in result.output
+    assert "5 faces from 5 photos" in result.output and "rejected: c/torn.jpg" in result.output
     assert len(ImageFolder(tmp_path / "crops")) == 5
     assert "c/torn.jpg" in (tmp_path / "crops" / "rejected.csv").read_text()
     assert (tmp_path / "crops_contact_sheet.png").is_file()

@@ -40,7 +40,8 @@ def test_mistakes_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     Path("mine.yaml").write_text(yaml.safe_dump(STUDY))
     assert "no images: give --data FOLDER" in error()
     assert "write 90s, 10m or 2h" in error("mine.yaml", "--budget", "10")
-    assert "longer than 0" in error("mine.yaml", "--budget", "0s")
+    assert "finite time above 0" in error("mine.yaml", "--budget", "0s")
+    assert "finite time above 0" in error("mine.yaml", "--budget", "infs")
     resumed = error("mine.yaml", "--resume", "x")
     assert "add only --seeds, --devices, --no-train, --trust-code and --set" in resumed
     assert "is not a study's folder" in error("--resume", "x")
@@ -57,7 +58,7 @@ def test_a_study_of_ones_own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     Path("mine.yaml").write_text(yaml.safe_dump({**STUDY, "run": run, "question": "Which?"}))
     words = ["--data", "faces", "--losses", "arcface", "--seeds", "1", "--budget", "3s"]
     text = " ".join(output("mine.yaml", *words, "-o", "out").split())
-    assert "s at most" in text and "Which?" in text
+    assert "an epoch of the slowest loss takes" in text and "Which?" in text
     assert "arcface alone was trained" in text
     assert (tmp_path / "out" / "figures.csv").is_file()
 

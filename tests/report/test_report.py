@@ -144,7 +144,8 @@ def test_groups_come_with_their_rows(tmp_path: Path) -> None:
     results = [pair_result_of(name, seed) for seed, name in enumerate(("A", "B", "C"))]
     summary = Result(protocol="groups", name="all groups", figures=(), counts={"groups": 3})
     write_results(tmp_path / "g.json", [*results, summary])
-    page = build_report([open_input(tmp_path / "g.json")])
+    write_results(tmp_path / "other.json", [pair_result_of("lfw", seed=9)])
+    page = build_report([open_input(tmp_path / name) for name in ("other.json", "g.json")])
     section = next(section for section in page.sections if section.title == "Groups")
     tables = [block for block in section.blocks if hasattr(block, "rows")]
     assert [row[0] for row in tables[0].rows] == ["A", "B", "C"]

@@ -71,13 +71,15 @@ def doctor(
     output: Annotated[
         str | None,
         typer.Option(
-            help="As in margrave import: the embedding, if an ONNX model has several outputs."
+            help="As in margrave import: the embedding's name, if an ONNX model has several "
+            "outputs."
         ),
     ] = None,
 ) -> None:
     """List faults, worst first, each with a remedy; exit status 1 if any is serious.
 
-    Models, checkpoints and verification sets are recognized by their content, not by their names.
+    Models, checkpoints and verification sets are recognized by their content; only damaged files
+    are recognized by their names.
     """
     from margrave.cli.console import Console
     from margrave.cli.import_model import check_color_order, parse_backbone, parse_pixel_statistic
@@ -112,13 +114,13 @@ def doctor(
         else:
             face_detector = available_detector(detector)
             if kind == "run":
-                # examine_run searches ten times this many training images for leaks: --images.
+                # examine_run searches ten times as many images for leaks: at most --images.
                 findings = examine_run(
                     path, images // 10, workers, trust_code, progress, face_detector
                 )
             elif kind == "pairs":
-                pairs, packed = read_pairs_bin(path)
-                findings = examine_pairs(packed, pairs, workers, progress, face_detector)
+                pairs, packed_images = read_pairs_bin(path)
+                findings = examine_pairs(packed_images, pairs, workers, progress, face_detector)
             else:
                 faces = open_source(patient, labeled=True)
                 findings = examine_images(faces, images, workers, progress, detector=face_detector)
@@ -129,7 +131,9 @@ def doctor(
         _print_findings(console, findings)
         summary = f"{len(serious)} serious" if serious else "nothing serious found"
         unchecked = [
-            finding.fault.split("_")[0] for finding in findings if finding.severity == "unchecked"
+            finding.fault.removesuffix("_not_checked").replace("_", " ")
+            for finding in findings
+            if finding.severity == "unchecked"
         ]
         console.print(summary + (f"; not checked: {', '.join(unchecked)}" if unchecked else ""))
     if serious:

@@ -13,8 +13,8 @@ def embed(
     images: Annotated[
         str,
         typer.Argument(
-            help="A folder with a subfolder per identity, records, shards, a .bin, or a folder of "
-            "unlabeled images."
+            help="One of: a folder with a subfolder per identity; records; shards; a .bin file; a "
+            "folder of unlabeled images."
         ),
     ],
     features: Annotated[
@@ -81,7 +81,7 @@ def embed(
     embedder = replace(embedder, batch_size=batch_size)
     card = embedder.card
     if yunet is not None and not align:
-        raise ValueError("--yunet needs --align; give both or neither")
+        raise ValueError("--yunet needs --align; add --align")
     if landmarks is not None:
         if align:
             raise ValueError("--landmarks already aligns the photos; leave out --align")
@@ -89,11 +89,17 @@ def embed(
     else:
         faces = open_source(images, labeled=False if unlabeled else None)
         if align:
-            finder = cropper_for(card, yunet).finder
-            assert finder is not None
-            alignment = "mtcnn" if yunet is None else "yunet"
-            alignment = alignment if card.alignment == "arcface" else card.alignment
-            faces = AlignedImages(faces, finder, card.image_size, alignment)
+            detector = "mtcnn" if yunet is None else "yunet"
+            if card.alignment != "arcface":
+                if yunet is not None:
+                    raise ValueError(
+                        f"{model} needs the detector of its own alignment ({card.alignment}); "
+                        "leave out --yunet"
+                    )
+                detector = card.alignment
+            face_finder = cropper_for(card, yunet).finder
+            assert face_finder is not None  # only croppers of aligned images have none
+            faces = AlignedImages(faces, face_finder, card.image_size, detector)
         else:
             remedy = "--align, or beforehand with margrave align"
             warn_about_photos(console, faces, card.image_size, remedy)

@@ -211,7 +211,7 @@ def run_protocol(
     from margrave.distributed import gather_objects, joined_world
     from margrave.inference import is_feature_store
     from margrave.protocols import PROTOCOLS, EvaluationOptions, evaluate
-    from margrave.search import state_of_rank
+    from margrave.search import rank_state_path
 
     protocol = PROTOCOLS.create({"kind": name, **settings})
     if devices > 1 and not is_feature_store(source):
@@ -236,7 +236,7 @@ def run_protocol(
         # Wait until the first rank has written the results; then the state is no longer needed.
         gather_objects(None, world)
         if state is not None:
-            state_of_rank(state, world).unlink(missing_ok=True)
+            rank_state_path(state, world).unlink(missing_ok=True)
 
 
 def open_source_features(

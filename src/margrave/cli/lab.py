@@ -20,13 +20,13 @@ def lab(
 ) -> None:
     """Write a page with sliders that shows losses' margins, decision boundaries and gradients."""
     from margrave.cli.console import Console
-    from margrave.cli.options import check_page, show_page
+    from margrave.cli.options import check_page_path, show_page
     from margrave.cli.progress import show_progress
     from margrave.losses import LOSSES
     from margrave.report import lab_page, lab_tables, write_page
 
     console = Console(highlight=False)
-    check_page(output)
+    check_page_path(output)
     chosen = {name.rpartition(":")[2]: {"kind": name} for name in losses or []}
     shown = chosen | {name: {"kind": name} for name in LOSSES if name not in chosen}
     with show_progress(console, "computing curves") as progress:

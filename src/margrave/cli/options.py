@@ -90,7 +90,7 @@ def write_output(console: Console, output: Path | None, results: Sequence[Result
         console.print(f"results are in {output}", markup=False, soft_wrap=True)
 
 
-def check_page(output: Path) -> None:
+def check_page_path(output: Path) -> None:
     """Check, before anything is computed, that --output can name an HTML file."""
     if output.suffix.lower() not in (".html", ".htm"):
         raise ValueError(f"--output {output} must end in .html")

@@ -24,7 +24,11 @@ def report(
         ),
     ] = True,
     lab: Annotated[
-        bool, typer.Option("--lab/--no-lab", help="Add the interactive margin lab of the losses.")
+        bool,
+        typer.Option(
+            "--lab/--no-lab",
+            help="Add an interactive section that plots the losses' margins and gradients.",
+        ),
     ] = True,
     trust_code: Annotated[
         bool, typer.Option("--trust-code", help="Import and run custom code that a run names.")
@@ -32,12 +36,12 @@ def report(
 ) -> None:
     """Write a report of runs, studies or results as one self-contained HTML file."""
     from margrave.cli.console import Console
-    from margrave.cli.options import check_page, show_page
+    from margrave.cli.options import check_page_path, show_page
     from margrave.cli.progress import show_progress
     from margrave.report import build_report, open_input, write_page
 
     console = Console(highlight=False)
-    check_page(output)
+    check_page_path(output)
     opened = [open_input(path) for path in inputs]
 
     def print_note(text: str) -> None:

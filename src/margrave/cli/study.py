@@ -14,15 +14,15 @@ if TYPE_CHECKING:
     from margrave.studies import GridProgress, StudyOutcome
 
 MIN_PAIRS, MAX_PAIRS = 20, 6000
-"""Minimum and maximum number of pairs that are drawn from the user's images."""
+"""Minimum and maximum number of pairs drawn for validation, and for the test."""
 
 
 def study(
     studies: Annotated[
         list[str] | None,
         typer.Argument(
-            help="Studies (`margrave study --list`) or YAML files, merged in order; default: the "
-            "study losses."
+            help="Studies (`margrave study --list`) or YAML files, merged in order; default: "
+            "the study named losses."
         ),
     ] = None,
     data: Annotated[
@@ -45,8 +45,8 @@ def study(
     budget: Annotated[
         str | None,
         typer.Option(
-            help="Time for each run on this machine, such as 90s, 10m or 2h; all losses train for "
-            "the same number of steps."
+            help="Maximum time of one run on this machine, such as 90s, 10m or 2h. All losses "
+            "train for as many epochs as the slowest one can in that time."
         ),
     ] = None,
     devices: Annotated[
@@ -123,13 +123,13 @@ def study(
         console.print(f"stopped; resume with: margrave study --resume {folder}", markup=False)
         raise typer.Exit(130) from None
     _print_outcome(console, outcome)
-    console.print(f"results.json and figures.csv are in {folder}", markup=False, soft_wrap=True)
     if outcome.results:
+        console.print(f"results.json and figures.csv are in {folder}", markup=False, soft_wrap=True)
         console.print(f"write a report: margrave report {folder}", markup=False, soft_wrap=True)
     if outcome.failed:
         lines = "\n".join(f"  {name}: {reason}" for name, reason in outcome.failed.items())
         raise ValueError(
-            f"{quantity(len(outcome.failed), 'training')} failed:\n{lines}\n"
+            f"{quantity(len(outcome.failed), 'run')} failed:\n{lines}\n"
             f"the finished ones are kept; try again with: margrave study --resume {folder}"
         )
 
@@ -186,7 +186,7 @@ def _parse_duration(text: str) -> float:
     except (ValueError, KeyError):
         raise ValueError(f"--budget {text} is not a duration; write 90s, 10m or 2h") from None
     if not 0 < seconds < float("inf"):
-        raise ValueError(f"--budget {text} must be longer than 0")
+        raise ValueError(f"--budget {text} must be a finite time above 0")
     return seconds
 
 

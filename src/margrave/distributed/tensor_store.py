@@ -1,4 +1,4 @@
-"""Stores named tensors in a folder; any number of ranks can read what another number wrote.
+"""Stores named tensors in a folder, which a different number of ranks can read.
 
 torch.distributed.checkpoint does the work. Its index is a pickle, which
 `margrave.distributed.checkpoint_index` reads without executing anything in it.
@@ -45,8 +45,9 @@ def save_tensors(
         folder: the folder, on a file system that all ranks see.
         tensors: this rank's tensors, by name. Tensors that are not sharded must be equal on every
             rank and are written once.
-        rows: total number of rows over all ranks, for each tensor whose first dimension is sharded
-            over ranks as in `owned_classes`.
+        rows: the total number of rows over all ranks of each sharded tensor. Each rank has a
+            contiguous part of the rows, see `owned_classes`. Tensors without an entry are not
+            sharded.
         world: the ranks.
 
     Raises:

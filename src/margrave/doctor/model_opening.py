@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +24,7 @@ from margrave.models import (
     open_model,
     read_checkpoint,
 )
-from margrave.models.onnx_card import adjacent_card, import_command
+from margrave.models.onnx_card import adjacent_card, check_uint8_statistics, import_command
 from margrave.models.onnx_file import OnnxBackbone
 from margrave.models.pixel_statistics import check_pixel_statistics
 
@@ -84,7 +84,7 @@ def _describe_card(card: ModelCard) -> Finding:
 
 
 def _open_onnx(path: Path, options: ImportOptions) -> OpenedModel:
-    """Open an ONNX model, with the preparation from its card, from options, or an assumed one."""
+    """Open an ONNX model; its preparation is given by options, else by its card, else assumed."""
     findings: list[Finding] = []
     try:
         state = {name: torch.from_numpy(np.array(values)) for name, values in onnx_tensors(path)}
@@ -94,27 +94,29 @@ def _open_onnx(path: Path, options: ImportOptions) -> OpenedModel:
         network = OnnxBackbone(path, output=output)
     except ValueError as error:
         return OpenedModel(findings=[*findings, _unusable_finding(error)])
-    stated_preparation = (options.mean, options.std, options.color_order)
-    if stated_preparation == (None, None, None):
-        try:
-            model = open_model(path)
-        except ValueError as error:
-            if adjacent is not None or CARD_KEY in network.metadata:
-                return OpenedModel(findings=[*findings, _unusable_finding(error)])
-        else:
-            findings.append(_describe_card(model.card))
+    given = {"mean": options.mean, "std": options.std, "color_order": options.color_order}
+    given = {name: value for name, value in given.items() if value is not None}
+    card = None
+    try:
+        model = open_model(path)
+    except ValueError as error:
+        if adjacent is not None or CARD_KEY in network.metadata:
+            return OpenedModel(findings=[*findings, _unusable_finding(error)])
+    else:
+        card = model.card
+        if not given:
+            findings.append(_describe_card(card))
             return OpenedModel(findings=findings, embedder=_create_embedder(model))
-    assumed = None in stated_preparation and not network.takes_bytes
-    mean, std = (0.0, 1.0) if network.takes_bytes else (0.5, 0.5)
+    needed = {"color_order"} if network.takes_bytes else {"mean", "std", "color_order"}
+    assumed = card is None and bool(needed - given.keys())
+    if card is None:
+        mean, std = (0.0, 1.0) if network.takes_bytes else (0.5, 0.5)
+        size = network.image_size or options.image_size or 112
+        card = ModelCard(backbone={"kind": "onnx"}, image_size=size, mean=mean, std=std)
     try:
         check_pixel_statistics(mean=options.mean, std=options.std)
-        card = ModelCard(
-            backbone={"kind": "onnx"},
-            image_size=network.image_size or options.image_size or 112,
-            mean=mean if options.mean is None else options.mean,
-            std=std if options.std is None else options.std,
-            color_order=options.color_order or "rgb",
-        )
+        check_uint8_statistics(network, options.mean, options.std)
+        card = replace(card, **given)
         network.check_rows(card)
     except ValueError as error:
         return OpenedModel(findings=[*findings, _unusable_finding(error)])
@@ -123,8 +125,8 @@ def _open_onnx(path: Path, options: ImportOptions) -> OpenedModel:
             Finding(
                 fault="preparation_not_checked",
                 severity="unchecked",
-                message="the preparation of images was not checked, because the file does not "
-                "state it; by default, RGB, mean 0.5 and std 0.5 are assumed",
+                message="the file does not state how images must be prepared; "
+                f"{card.color_order.upper()}, mean {card.mean} and std {card.std} are assumed",
                 remedy=f"create a card: {import_command(path)}",
                 share=0.0,
             )
@@ -147,13 +149,13 @@ def _open_checkpoint(path: Path, model_error: ValueError, options: ImportOptions
     try:
         state = read_checkpoint(path, options.key)
     except ValueError as error:
-        is_model_file = is_safetensors(path)
         unreadable = Finding(
             fault="unreadable_checkpoint",
             severity="serious",
-            message=str(model_error if is_model_file else error),
-            remedy="follow the message; otherwise download the file again, or save it again: "
-            "torch.save(model.state_dict(), PATH)",
+            # Margrave's own model files are safetensors.
+            message=str(model_error if is_safetensors(path) else error),
+            remedy="do what the message says; if it names no remedy, download the file again or "
+            "save it again: torch.save(model.state_dict(), PATH)",
         )
         return OpenedModel(findings=[unreadable])
     findings = list(check_weights(state))
@@ -164,9 +166,11 @@ def _open_checkpoint(path: Path, model_error: ValueError, options: ImportOptions
             Finding(
                 fault="unknown_layout",
                 severity="serious",
-                message=str(error),
-                remedy="margrave import lists the supported projects; for your own network, give "
-                "--backbone my_module:MyNetwork to margrave doctor and margrave import",
+                message=f"{error} (as Margrave's own model file: {model_error})"
+                if is_safetensors(path)
+                else str(error),
+                remedy="margrave import --help names the supported projects; for your own network, "
+                "give --backbone my_module:MyNetwork to margrave doctor and margrave import",
             )
         )
         return OpenedModel(findings=findings)
@@ -174,13 +178,14 @@ def _open_checkpoint(path: Path, model_error: ValueError, options: ImportOptions
         load_strictly(network, imported.state, str(path), imported.names)
     except ValueError as error:
         return OpenedModel(findings=[*findings, _misfit_finding(error)])
-    kind, notes = imported.backbone["kind"], "; ".join(imported.notes)
+    kind = imported.backbone["kind"]
+    notes = "".join(f"; {note}" for note in imported.notes)
     findings.append(
         Finding(
             fault="foreign_checkpoint",
             severity="note",
             message=f"a checkpoint of layout {imported.layout} ({kind}), for pixels "
-            f"normalized as (pixel - {imported.mean}) / {imported.std}; {notes}",
+            f"normalized as (pixel - {imported.mean}) / {imported.std}{notes}",
             remedy=f"convert it to a model file: margrave import {path} MODEL.safetensors",
             share=0.0,
         )
@@ -194,7 +199,7 @@ def _unusable_finding(error: ValueError) -> Finding:
         fault="unusable_onnx_model",
         severity="serious",
         message=str(error),
-        remedy="follow the message; margrave import MODEL.onnx COPY.onnx creates a card that "
+        remedy="do what the message says; margrave import MODEL.onnx COPY.onnx creates a card that "
         "states the preparation of images",
     )
 

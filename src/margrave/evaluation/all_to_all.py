@@ -32,7 +32,7 @@ MAX_GENUINE_SCORES = 1 << 26
 
 
 class Keeper(Protocol):
-    """Saves an evaluation's state so that it can be resumed; see ``margrave.search.FileKeeper``."""
+    """Saves an evaluation's state so that it can be resumed; see ``margrave.search.StateFile``."""
 
     def load(self, name: str) -> State | None:
         """The state saved under a name, or None."""

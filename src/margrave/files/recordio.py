@@ -30,9 +30,9 @@ _WORDS = struct.Struct("<II")
 _LENGTH_BITS = 29
 MAX_RECORD_BYTES = 2**_LENGTH_BITS - 1
 WHOLE, FIRST, MIDDLE, LAST = range(4)
-_HEADER_WORDS = 10
-"""Number of 32-bit words from a record's start to its second label: magic, length, the six of
-`HEADER` (flag, label, key: 2, second key: 2), and two labels."""
+_WORDS_TO_LABELS = 10
+"""Number of 32-bit words from a record's start to the end of its second label: magic, length, the
+six words of `HEADER` (flag, label, key, second key; keys have two words), and two labels."""
 
 
 class RecordHeaders(NamedTuple):
@@ -41,8 +41,8 @@ class RecordHeaders(NamedTuple):
     Attributes:
         labels: (N, 2) float32, the first two labels; NaN if there is no second one.
         keys: (N,) uint64, the key stored in each record.
-        image_bytes: (N,) int64, size of each image; 0 if a record has none. For a split record, it
-            is only a positive lower bound.
+        image_bytes: (N,) int64, size of each image; 0 if a record has none. For most split records,
+            it is only a positive lower bound.
     """
 
     labels: np.ndarray
@@ -118,14 +118,14 @@ class RecordFile:
             ValueError: a record is damaged; the message gives the file and the offset.
         """
         words = np.frombuffer(self.bytes, "<u4", self.size // 4)
-        # A shorter file has no records that the vectorized path can read.
-        words = words if len(words) >= _HEADER_WORDS else np.zeros(_HEADER_WORDS, "<u4")
+        # In a file shorter than this, all records are read one by one; the zeros are not used.
+        words = words if len(words) >= _WORDS_TO_LABELS else np.zeros(_WORDS_TO_LABELS, "<u4")
         first_word = offsets // 4
         # Headers near the end of the file are read one by one below.
         is_inside = (offsets >= 0) & (offsets % 4 == 0)
-        is_inside &= (first_word + _HEADER_WORDS) * 4 <= self.size
+        is_inside &= (first_word + _WORDS_TO_LABELS) * 4 <= self.size
         first_word = np.where(is_inside, first_word, 0)
-        headers = words[first_word[:, None] + np.arange(_HEADER_WORDS)]
+        headers = words[first_word[:, None] + np.arange(_WORDS_TO_LABELS)]
         floats = headers.view("<f4")
         kind, length = (
             headers[:, 1] >> _LENGTH_BITS,
@@ -133,17 +133,17 @@ class RecordFile:
         )
         flags = headers[:, 2].astype(np.int64)
         image_bytes = length - HEADER.size - 4 * flags
-        is_valid = is_inside & (headers[:, 0] == MAGIC) & (kind <= FIRST) & (image_bytes >= 0)
-        is_valid &= offsets + _WORDS.size + length <= self.size
+        is_read = is_inside & (headers[:, 0] == MAGIC) & (kind <= FIRST) & (image_bytes >= 0)
+        is_read &= offsets + _WORDS.size + length <= self.size
         labels = np.full((len(offsets), 2), np.nan, np.float32)
         labels[:, 0] = np.where(flags == 0, floats[:, 3], floats[:, 8])
         labels[:, 1] = np.where(flags > 1, floats[:, 9], np.nan)
         keys = headers[:, 4] | headers[:, 5].astype(np.uint64) << np.uint64(32)
-        # A split record has an image, even if its first part ends with the header.
+        # Only the first part's length is known. Add 1, because 0 would mean that it has no image.
         image_bytes += (kind == FIRST).astype(np.int64)
-        # A damaged index can list one long record many times, and each time it is read.
+        # A damaged index can list a long record many times: limit the total bytes that are read.
         budget = Budget(self.size, str(self.path))
-        for row in np.flatnonzero(~is_valid):
+        for row in np.flatnonzero(~is_read):
             offset = int(offsets[row])
             try:
                 payload = self.read(offset)
@@ -266,7 +266,7 @@ def read_index(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
     """Read an ``.idx`` file of ``key<tab>offset`` lines; returns keys, ascending, and offsets.
 
     Raises:
-        ValueError: a line is malformed or a key occurs twice; the message names either.
+        ValueError: a line is malformed, or a key occurs twice; the message names it.
     """
     try:
         content = read_bytes(path)

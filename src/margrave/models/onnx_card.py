@@ -106,12 +106,12 @@ def load_onnx(
             f"{path} needs images of {backbone.image_size} pixels, but its card says "
             f"{card.image_size}; correct image_size in the card"
         )
-    _check_uint8_statistics(backbone, card.mean, card.std)
+    check_uint8_statistics(backbone, card.mean, card.std)
     backbone.check_rows(card)
     return backbone, card
 
 
-def _check_uint8_statistics(
+def check_uint8_statistics(
     backbone: OnnxNetwork, mean: PixelStatistic | None, std: PixelStatistic | None
 ) -> None:
     """Refuse a mean other than 0 or a std other than 1 for a model that takes uint8 pixels."""
@@ -157,7 +157,7 @@ def import_onnx(
     """
     backbone = OnnxBackbone(source, output=output)
     check_pixel_statistics(mean=mean, std=std)
-    _check_uint8_statistics(backbone, mean, std)
+    check_uint8_statistics(backbone, mean, std)
     if backbone.takes_bytes:
         mean, std = 0.0, 1.0
     stated = {"mean": mean, "std": std, "color_order": color_order}

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 from margrave.evaluation import AllToAllResult, Result, evaluate_all_to_all
 from margrave.inference import ChosenRows, Features, FeatureStore
 from margrave.protocols.contract import PROTOCOLS, EvaluationOptions, Protocol
-from margrave.search import FileKeeper, state_of_rank
+from margrave.search import StateFile, rank_state_path
 
 
 def measurable_targets(pairs: int) -> tuple[float, ...]:
@@ -89,7 +89,7 @@ def compare_all(
 
 def create_keeper(
     options: EvaluationOptions, settings: list[Any], *features: Features | None
-) -> FileKeeper | None:
+) -> StateFile | None:
     """Create the keeper that saves this evaluation's state, or None without ``options.state``.
 
     Args:
@@ -101,4 +101,4 @@ def create_keeper(
         return None
     digests = [item.digest for item in features if item is not None]
     evaluation_key = json.dumps([settings, options.world.size, digests])
-    return FileKeeper(state_of_rank(options.state, options.world), evaluation_key)
+    return StateFile(rank_state_path(options.state, options.world), evaluation_key)

@@ -235,7 +235,12 @@ def _result_sections(results: Sequence[Result]) -> Iterator[Section]:
         firsts = [results_of_group[0] for results_of_group in groups]
         yield _with_result_name(curves_section(group), group[0], firsts)
     yield rates_section(results)
-    yield groups_section(results)
+    summaries = [result for result in results if result.protocol == "groups"]
+    for index, summary in enumerate(results):
+        if summary.protocol == "groups":
+            # A summary follows the results of its groups.
+            first = max(0, index - summary.counts.get("groups", 0))
+            yield _with_result_name(groups_section(results[first:index]), summary, summaries)
     for result in results:
         curve = result.curves.get("norm by quality")
         for section in (

@@ -1,7 +1,6 @@
 """Exact search: compute every score between two sets of embeddings and keep a selection."""
 
 from margrave.search.collectors import Genuine, Nearest, Tail
-from margrave.search.file_keeper import FileKeeper, state_of_rank
 from margrave.search.score_blocks import (
     DISTRACTOR,
     Block,
@@ -13,20 +12,21 @@ from margrave.search.score_blocks import (
     sweep,
     unit_block,
 )
+from margrave.search.state_file import StateFile, rank_state_path
 
 __all__ = [
     "DISTRACTOR",
     "Block",
     "Collector",
     "Comparison",
-    "FileKeeper",
     "Genuine",
     "Nearest",
     "Rows",
     "State",
+    "StateFile",
     "Tail",
     "has_float64",
-    "state_of_rank",
+    "rank_state_path",
     "sweep",
     "unit_block",
 ]

@@ -68,8 +68,8 @@ def prepare(
                 )
             prepared["epochs"] = epochs
             message(
-                f"{quantity(epochs, 'epoch')} in {budget:.0f} s: one takes the slowest loss "
-                f"{seconds:.1f} s"
+                f"{quantity(epochs, 'epoch')} in {budget:.0f} s: an epoch of the slowest loss takes"
+                f" {seconds:.1f} s"
             )
     return config.model_copy(update={"prepared": prepared})
 

@@ -11,16 +11,16 @@ from margrave.report.contents import Chart, Section, Table, Text
 FAR = 0.01
 
 
-def groups_section(results: Sequence[Result], far: float = FAR) -> Section:
+def groups_section(groups: Sequence[Result], far: float = FAR) -> Section:
     """Each group's FMR and FNMR with intervals, followed by indices of inequality.
 
     Args:
-        results: the results of the protocol ``groups``: one per group, and a summary.
-        far: the FMR over the impostor pairs of all groups that sets the threshold.
+        groups: one result with scores per group, from one evaluation of the protocol ``groups``.
+        far: the target FAR, which sets the threshold over the impostor pairs of all groups.
     """
     title = "Groups"
-    scores = {result.name: result.scores for result in results if result.scores is not None}
-    if not any(result.protocol == "groups" for result in results) or len(scores) < 2:
+    scores = {group.name: group.scores for group in groups if group.scores is not None}
+    if len(scores) < 2:
         return Section(title)
     threshold, rows = group_errors(scores, far)
     inequalities = inequality(rows)
@@ -38,8 +38,16 @@ def groups_section(results: Sequence[Result], far: float = FAR) -> Section:
         "How unequal the groups are; read these indices only together with the groups' errors",
         ["index", "value", "meaning"],
         [
-            ["FDR", f"{inequalities.fdr:.4f}", "1 − mean of the largest differences; 1 if equal"],
-            ["GARBE", f"{inequalities.garbe:.4f}", "mean Gini coefficient; 0 if equal"],
+            [
+                "FDR",
+                f"{inequalities.fdr:.4f}",
+                "1 − mean of the largest FMR and the largest FNMR difference; 1 if equal",
+            ],
+            [
+                "GARBE",
+                f"{inequalities.garbe:.4f}",
+                "mean of the Gini coefficients of FMR and FNMR; 0 if equal",
+            ],
             ["FMR, max / geometric mean", _ratio(inequalities.fmr_ratio), "1 if equal"],
             ["FNMR, max / geometric mean", _ratio(inequalities.fnmr_ratio), "1 if equal"],
         ],
@@ -56,8 +64,8 @@ def groups_section(results: Sequence[Result], far: float = FAR) -> Section:
         chart = charts.ranges(values, name, x_format=".2~%", description=f"{name} by group")
         rate_charts.append(Chart(f"{name.capitalize()} by group, with 95 % intervals.", chart))
     note = (
-        "These lists hold no pairs of people from different groups, so the FMR between groups, "
-        "which is usually lower, is not measured. The intervals treat pairs as independent "
+        "Every pair compares people of the same group, so the FMR between groups, which is usually "
+        "lower, is not measured. The intervals treat pairs as independent "
         "(ISO/IEC 19795-10)."
     )
     return Section(title, [*rate_charts, table, inequality_table, Text(note, "note")])

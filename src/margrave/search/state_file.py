@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,21 +26,23 @@ _UNREADABLE = (
     EOFError,
     TypeError,
     AttributeError,
+    RuntimeError,  # encrypted; NotImplementedError for an unknown compression is one too
     zipfile.BadZipFile,
+    zlib.error,
 )
 
 
-def state_of_rank(path: str | Path, world: World) -> Path:
+def rank_state_path(path: str | Path, world: World) -> Path:
     """The path of a rank's state file; each rank has its own.
 
-    >>> state_of_rank("here.state", World(rank=1, size=2)).name
+    >>> rank_state_path("here.state", World(rank=1, size=2)).name
     'here.state.1'
     """
     path = Path(path)
     return path.with_name(f"{path.name}.{world.rank}") if world.size > 1 else path
 
 
-class FileKeeper:
+class StateFile:
     """Saves an evaluation's state to a file from time to time, so that it can be resumed.
 
     Args:

@@ -11,21 +11,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from margrave.search import FileKeeper
+from margrave.search import StateFile
 
 SCRIPT = """
 import sys
 import numpy as np
 from margrave.evaluation import evaluate_all_to_all
 from margrave.search import score_blocks
-from margrave.search import FileKeeper
+from margrave.search import StateFile
 
 score_blocks.ROWS_PER_BLOCK = score_blocks.COLUMNS_PER_BLOCK = 16
 generator = np.random.default_rng(0)
 people = np.arange(200) // 4
 faces = generator.standard_normal((50, 8))[people] + generator.standard_normal((200, 8))
 strangers = generator.standard_normal((100, 8))
-keeper = FileKeeper(sys.argv[1], "this", seconds=0.0)
+keeper = StateFile(sys.argv[1], "this", seconds=0.0)
 told = keeper.save
 count = 0
 
@@ -70,20 +70,35 @@ def test_killed_and_resumed(tmp_path: Path) -> None:
 
 def test_a_state_of_something_else_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "state.npz"
-    keeper = FileKeeper(path, "one", seconds=0.0)
+    keeper = StateFile(path, "one", seconds=0.0)
     keeper.save("own", lambda: {"done": 3, "tail": {"scores": np.arange(3.0)}})
-    result = FileKeeper(path, "one").load("own")
+    result = StateFile(path, "one").load("own")
     assert result is not None and int(result["done"]) == 3
     np.testing.assert_array_equal(result["tail"]["scores"], np.arange(3.0))
     with pytest.raises(ValueError, match="is the state of another evaluation"):
-        FileKeeper(path, "other")
+        StateFile(path, "other")
     path.write_bytes(path.read_bytes()[:50])
     with pytest.raises(ValueError, match="not a saved evaluation state"):
-        FileKeeper(path, "one")
-    assert FileKeeper(tmp_path / "none.npz", "one").load("own") is None
+        StateFile(path, "one")
+    assert StateFile(tmp_path / "none.npz", "one").load("own") is None
+
+
+def test_a_file_with_any_damaged_bit_is_refused_or_read(tmp_path: Path) -> None:
+    path = tmp_path / "state.npz"
+    StateFile(path, "one", seconds=0.0).save("own", lambda: {"done": np.arange(3)})
+    content = path.read_bytes()
+    generator = np.random.default_rng(0)
+    for position in generator.integers(0, 8 * len(content), 400).tolist():
+        damaged = bytearray(content)
+        damaged[position // 8] ^= 1 << position % 8
+        path.write_bytes(damaged)
+        try:
+            StateFile(path, "one")
+        except ValueError as error:
+            assert str(path) in str(error)
 
 
 def test_states_are_written_now_and_then_only(tmp_path: Path) -> None:
-    keeper = FileKeeper(tmp_path / "state.npz", "one", seconds=1000.0)
+    keeper = StateFile(tmp_path / "state.npz", "one", seconds=1000.0)
     keeper.save("own", lambda: {"done": 3})
     assert not (tmp_path / "state.npz").exists()
