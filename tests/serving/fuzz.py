@@ -112,7 +112,7 @@ async def run(count: int, folder: Path) -> tuple[collections.Counter[int], list[
         audit=folder / "audit.jsonl",
         rate="100000000/minute",
         workers=2,
-        max_concurrent_requests=64,
+        max_concurrent=64,
     )
     _, token = KeyFile(settings.keys).new("fuzz", tuple(SCOPES))
     app = make_app(made, settings, aligned=True, check_alignment=False, write_log=lambda line: None)

@@ -70,7 +70,7 @@ def test_each_key_has_its_rate(tmp_path: Path) -> None:
 def test_too_many_at_a_time_are_refused_at_once(tmp_path: Path) -> None:
     import httpx2 as httpx
 
-    service = Service(tmp_path, max_concurrent_requests=2)
+    service = Service(tmp_path, max_concurrent=2)
     service.workers.seconds = 0.3
 
     async def load() -> list[httpx.Response]:

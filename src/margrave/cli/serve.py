@@ -40,7 +40,7 @@ def serve(
     ] = False,
     workers: Annotated[int, typer.Option(min=1, help="Number of processes that detect faces.")] = 1,
     rate: Annotated[str, typer.Option(help="Maximum request rate per key.")] = "600/minute",
-    max_concurrent_requests: Annotated[
+    max_concurrent: Annotated[
         int, typer.Option(min=1, help="Maximum number of concurrent requests; refuse others.")
     ] = 32,
     yunet: DetectorOption = None,
@@ -74,7 +74,7 @@ def serve(
         insecure=insecure,
         workers=workers,
         rate=rate,
-        max_concurrent_requests=max_concurrent_requests,
+        max_concurrent=max_concurrent,
     )
     # Check this before the gallery is opened, so that a refused start does not create one.
     check_listening(settings)

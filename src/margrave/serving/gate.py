@@ -88,7 +88,7 @@ class Gate:
         write: Callable[[str], object] = sys.stderr.write,
     ) -> None:
         self.app, self._keys, self._metrics, self._scope_of = app, keys, metrics, scope_of
-        self._max_concurrent_requests, self._write = settings.max_concurrent_requests, write
+        self._max_concurrent, self._write = settings.max_concurrent, write
         self._max_request_bytes = settings.max_request_bytes
         self._rate = limits.parse(settings.rate)
         self._limiter = limits.strategies.MovingWindowRateLimiter(limits.storage.MemoryStorage())
@@ -135,13 +135,12 @@ class Gate:
 
     async def _run_limited(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Run a request with a time limit, or reject it if too many are running."""
-        if self._busy >= self._max_concurrent_requests:
+        if self._busy >= self._max_concurrent:
             await self._reject(
                 send,
                 503,
                 "overloaded",
-                f"{self._max_concurrent_requests} requests are running; "
-                f"try again in {RETRY_SECONDS} s",
+                f"{self._max_concurrent} requests are running; try again in {RETRY_SECONDS} s",
                 RETRY_SECONDS,
             )
             return

@@ -42,7 +42,7 @@ class ServiceSettings(Settings):
     """Maximum size of a request in bytes; a phone's photo has up to 12 MB."""
     max_images_per_request: Annotated[int, Field(ge=1)] = 8
     """Maximum number of images in a request."""
-    max_concurrent_requests: Annotated[int, Field(ge=1)] = 32
+    max_concurrent: Annotated[int, Field(ge=1)] = 32
     """Maximum number of concurrent requests, running or waiting; others get 503 at once."""
     rate: Annotated[str, AfterValidator(_checked_rate)] = "600/minute"
     """Maximum request rate per key, in the notation of the limits library; others get 429."""
