@@ -149,10 +149,12 @@ def effective_identity_count(same: np.ndarray, labels: np.ndarray | None) -> flo
 
     Args:
         same: (P,) bool, whether each pair is genuine.
-        labels: (P, 2) identity indices of both sides; None counts every pair as an identity.
+        labels: (P, 2) the identities of both sides, of any type; None counts every pair as an
+            identity.
     """
     if labels is None:
         return float(min(same.sum(), (~same).sum()))
+    labels = np.asarray(labels)
     sides = (labels[same, 0], labels[~same].ravel())
     return min(effective_identities(np.unique(side, return_counts=True)[1]) for side in sides)
 

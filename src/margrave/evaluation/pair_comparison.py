@@ -9,12 +9,7 @@ from statistics import NormalDist
 
 import numpy as np
 
-from margrave.evaluation.pair_bootstrap import (
-    PairStatistics,
-    check_identities,
-    effective_identity_count,
-    replicates,
-)
+from margrave.evaluation.pair_bootstrap import PairStatistics, effective_identity_count, replicates
 from margrave.evaluation.rate_intervals import Interval
 from margrave.evaluation.roc import check_pairs
 from margrave.evaluation.tail_bootstrap import small_sample_factor
@@ -111,8 +106,7 @@ def compare_pairs(
         bootstrapped.append(replicates(statistics, same, folds, identities, resamples, seed))
         accepted.append(statistics.accepted())
     first, second = bootstrapped
-    labels = None if identities is None else check_identities(identities, same)
-    identity_count = effective_identity_count(same, labels)
+    identity_count = effective_identity_count(same, identities)
     impostors = int((~same).sum())
     stds = (second - first).corrected_samples().std(0) * small_sample_factor(identity_count)
     names = ["accuracy", "area_under_roc", "equal_error_rate"]
@@ -128,7 +122,8 @@ def compare_pairs(
             differ = accepted[0][key] != accepted[1][key]
             classes = {"true_accept_rate": [same], "equal_error_rate": [same, ~same]}
             counts = [
-                _independent_count(differ & part, labels) for part in classes.get(name, [differ])
+                _independent_count(differ & part, identities)
+                for part in classes.get(name, [differ])
             ]
             # For the EER, use the class with fewer discordant pairs, ignoring a class with none.
             discordant = min((count for count in counts if count), default=0)
@@ -151,10 +146,12 @@ def compare_pairs(
     return tuple(differences)
 
 
-def _independent_count(pairs: np.ndarray, labels: np.ndarray | None) -> int:
+def _independent_count(pairs: np.ndarray, identities: np.ndarray | None) -> int:
     """The number of selected pairs, or of their identities if that is smaller."""
     count = int(pairs.sum())
-    return count if labels is None else min(count, len(np.unique(labels[pairs])))
+    if identities is None:
+        return count
+    return min(count, len(np.unique(np.asarray(identities)[pairs])))
 
 
 def _p_value_and_std(difference: float, std: float, discordant: int | None) -> tuple[float, float]:

@@ -32,7 +32,6 @@ from scipy import special
 from margrave.evaluation.pair_bootstrap import (
     PairStatistics,
     Replicates,
-    check_identities,
     effective_identity_count,
     replicates,
 )
@@ -181,9 +180,7 @@ def compare_seeds(
         for name, rows in distances.items()
     }
     sign = -1 if metric == "equal_error_rate" else 1
-    same = np.asarray(same, bool)
-    labels = None if identities is None else check_identities(identities, same)
-    identity_count = effective_identity_count(same, labels)
+    identity_count = effective_identity_count(np.asarray(same, bool), identities)
     means = {name: _mean_over_seeds(rows, identity_count) for name, rows in replicates_of.items()}
     order = sorted(means, key=lambda name: sign * means[name].value, reverse=True)
     differences = []

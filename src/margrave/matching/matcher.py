@@ -155,22 +155,24 @@ class Matcher:
         card = self.model.card
         return Cropper(self.finder, self.checker, card.image_size, card.fit)
 
-    def embed(self, found: Sequence[AlignedFace], names: Sequence[str]) -> list[Face]:
+    def embed(self, aligned_faces: Sequence[AlignedFace], names: Sequence[str]) -> list[Face]:
         """Embed faces, in batches.
 
         Args:
-            found: the faces.
+            aligned_faces: the faces.
             names: the name of each face's image.
 
         Raises:
             Refused: an embedding is zero, infinite or NaN.
         """
-        if not found:
+        if not aligned_faces:
             return []
-        plain, flipped = self.embedder.embed_images([face.crop for face in found], flips=self.flips)
+        plain, flipped = self.embedder.embed_images(
+            [face.crop for face in aligned_faces], flips=self.flips
+        )
         total = plain + flipped if self.flips else plain
         faces = []
-        for face, name, row, unflipped in zip(found, names, total, plain, strict=True):
+        for face, name, row, unflipped in zip(aligned_faces, names, total, plain, strict=True):
             norm = float(np.linalg.norm(unflipped))
             if not np.isfinite(row).all() or not np.linalg.norm(row) > 0:
                 raise Refused(
@@ -196,9 +198,9 @@ class Matcher:
         Raises:
             Refused: see `find`; or a face is below the quality floor.
         """
-        found = self.find(image, which=which, name=name)
+        aligned_faces = self.find(image, which=which, name=name)
         name = name or (str(image) if isinstance(image, str | Path) else "the image")
-        faces = self.embed(found, [name] * len(found))
+        faces = self.embed(aligned_faces, [name] * len(aligned_faces))
         self.check_quality(faces)
         return faces
 

@@ -267,7 +267,7 @@ def _add_routes(app: FastAPI, service: Service) -> None:
     ) -> EnrollmentAnswer:
         """Enroll a person with one or more images."""
         _require_gallery(matcher)
-        faces = [found for (found,) in await service.faces(images, face)]
+        faces = [aligned_face for (aligned_face,) in await service.faces(images, face)]
         key = request.scope["state"]["key"]
 
         def enroll_faces() -> EnrollmentAnswer:
