@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
@@ -9,8 +10,10 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -158,6 +161,79 @@ def test_what_others_write_is_seen(path: Path) -> None:
         assert [each.name for each in one.search(rows(1))[0]] == ["Bo"]
         one.add("Ann", rows(3))
         assert other.search(rows(3))[0][0].name == "Ann"
+
+
+def interrupted(target: object, method: str, monkeypatch: pytest.MonkeyPatch, change: Any) -> None:
+    """Call `change` once, when the first call of this method returns."""
+    original, pending = getattr(target, method), [change]
+
+    def run(*given: Any) -> Any:
+        result = original(*given)
+        while pending:
+            pending.pop()()
+        return result
+
+    monkeypatch.setattr(target, method, run)
+
+
+def test_forget_removes_nobody_who_was_enrolled_meanwhile(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with create_gallery(str(path), CARD) as one, open_gallery(str(path)) as other:
+        assert isinstance(one, EmbeddedGallery)
+        one.add("Ann", rows(1), crops=[crop(1)])
+
+        def replace_ann_by_bo() -> None:
+            with contextlib.suppress(ValueError):  # Ann may be forgotten already
+                other.forget("Ann")
+            other.add("Bo", rows(2), crops=[crop(2)])
+
+        thread = threading.Thread(target=replace_ann_by_bo)
+
+        def start() -> None:
+            thread.start()
+            time.sleep(0.5)
+
+        interrupted(one._database, "crops", monkeypatch, start)
+        assert one.forget("Ann").erased
+        thread.join()
+        assert [person.name for person in other.people()] == ["Bo"]
+        assert other.crops("Bo") == [crop(2)]
+
+
+@pytest.mark.parametrize("key", [None, KEY], ids=["plain", "encrypted"])
+def test_a_vector_that_moves_while_it_is_read_is_not_damaged(
+    path: Path, key: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with create_gallery(str(path), CARD, key=key) as one, open_gallery(str(path), key=key) as other:
+        assert isinstance(one, EmbeddedGallery)
+        one.add("Ann", rows(1))
+        interrupted(
+            one._vectors, "read", monkeypatch, lambda: other.add("Ann", rows(2), replace=True)
+        )
+        np.testing.assert_allclose(one.vector("Ann"), other.vector("Ann"))
+        interrupted(
+            one._database,
+            "row_by_slot",
+            monkeypatch,
+            lambda: other.add("Ann", rows(3), replace=True),
+        )
+        [[candidate]] = one.search(rows(3))
+        assert candidate.name == "Ann" and candidate.similarity == pytest.approx(1)
+
+
+def test_crops_are_those_of_the_named_person(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with create_gallery(str(path), CARD) as one, open_gallery(str(path)) as other:
+        assert isinstance(one, EmbeddedGallery)
+        one.add("Ann", rows(1), crops=[crop(1)])
+
+        def replace_ann_by_bo() -> None:
+            other.forget("Ann")
+            other.add("Bo", rows(2), crops=[crop(2)])
+
+        interrupted(one._database, "row_by_key", monkeypatch, replace_ann_by_bo)
+        with pytest.raises(ValueError, match="nobody is enrolled as 'Ann'"):
+            one.crops("Ann")
 
 
 def test_two_processes_write_in_turns(path: Path) -> None:

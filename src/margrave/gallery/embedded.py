@@ -7,11 +7,11 @@ import itertools
 import os
 import threading
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -42,6 +42,8 @@ from margrave.gallery.erasure import dirty_free_pages, first_file_with, traces_o
 from margrave.gallery.vector_file import VectorFile
 from margrave.search import DISTRACTOR, Comparison, Nearest, sweep
 
+T = TypeVar("T")
+
 BATCH_SIZE = 1000
 """Number of people that `restore` stores per transaction."""
 DECIMALS = 6
@@ -49,8 +51,8 @@ DECIMALS = 6
 EXTRA_RESULTS = 8
 """Number of results requested beyond top_k, so that equal similarities can be sorted by name."""
 MAX_TRIES = 8
-"""Maximum number of attempts to search without a lock. If another process changes the gallery
-during every attempt, the search is repeated while writers are locked out."""
+"""Maximum number of attempts to read without a lock. If another process changes the gallery
+during every attempt, the read is repeated while writers are locked out."""
 
 
 class EmbeddedGallery(Gallery):
@@ -135,25 +137,20 @@ class EmbeddedGallery(Gallery):
         """Find the people most similar to each query, by exact search, most similar first."""
         units = checked_queries(queries, self.card)
         with self._locked():
-            for _ in range(MAX_TRIES):
-                results = self._try_search(units, top_k)
-                if results is not None:
-                    return results
-            with self._database.write_transaction():
-                results = self._try_search(units, top_k)
-        assert results is not None
-        return results
+            return self._read_consistently(lambda: self._search(units, top_k))
 
     def forget(self, name: str) -> ForgetResult:
         """Remove a person, and search the files to verify that every byte is gone."""
         name = checked_name(name)
         with self._locked():
-            row = self._require_row(name)
-            crops = self._database.crops(row.id)
-            traces = [row.record, self._lookup_key(name), b"\t" + name.encode() + b"\n"]
-            traces += traces_of(self._vectors.read(row.slot))
-            traces += [trace for crop in crops for trace in traces_of(crop)]
+            # In the transaction: otherwise another process could remove the person meanwhile, and
+            # the row's id and slot could already belong to somebody else.
             with self._database.write_transaction():
+                row = self._require_row(name)
+                crops = self._database.crops(row.id)
+                traces = [row.record, self._lookup_key(name), b"\t" + name.encode() + b"\n"]
+                traces += traces_of(self._vectors.read(row.slot))
+                traces += [trace for crop in crops for trace in traces_of(crop)]
                 self._database.delete(row)
             self._zero_unused_slots()
             file_with_traces = first_file_with(self._files(), traces)
@@ -181,12 +178,14 @@ class EmbeddedGallery(Gallery):
     def vector(self, name: str) -> np.ndarray:
         """Return a person's vector: (D,) float64, the sum of the images' embeddings."""
         with self._locked():
-            return self._total(self._require_row(name))
+            return self._read_consistently(lambda: self._total(self._require_row(name)))
 
     def crops(self, name: str) -> list[bytes]:
         """Return a person's kept crops as encoded images."""
         with self._locked():
-            stored = self._database.crops(self._require_row(name).id)
+            stored = self._read_consistently(
+                lambda: self._database.crops(self._require_row(name).id)
+            )
             contents = [self._decrypt(content, b"crop") for content in stored]
         if any(with_checksum(content[4:]) != content for content in contents):
             raise self._database.damage_error(f"a crop of {name!r} has changed")
@@ -276,6 +275,22 @@ class EmbeddedGallery(Gallery):
         """Lock the gallery against other threads, and explain SQLite's errors."""
         with self._lock, self._database.explain_errors():
             yield
+
+    def _read_consistently(self, read: Callable[[], T]) -> T:
+        """Return the result of a read during which no other process changed the gallery."""
+        for _ in range(MAX_TRIES):
+            generation = self._database.current_generation()
+            try:
+                result = read()
+            except ValueError:
+                # What looks like damage may be a change: rows and vectors are not read at once.
+                if self._database.current_generation() == generation:
+                    raise
+                continue
+            if self._database.current_generation() == generation:
+                return result
+        with self._database.write_transaction():
+            return read()
 
     def _require_row(self, name: str) -> Row:
         row = self._database.row_by_key(self._lookup_key(checked_name(name)))
@@ -371,8 +386,8 @@ class EmbeddedGallery(Gallery):
         if empty_log:
             self._database.empty_log()
 
-    def _try_search(self, queries: np.ndarray, top_k: int) -> list[list[Candidate]] | None:
-        """Search; return None if another process changed the gallery during the search."""
+    def _search(self, queries: np.ndarray, top_k: int) -> list[list[Candidate]]:
+        """Search; valid only if no other process changed the gallery during the search."""
         generation = self._database.current_generation()
         if generation != self._generation:
             self._read_changes(generation)
@@ -408,18 +423,16 @@ class EmbeddedGallery(Gallery):
             ]
             candidates.sort(key=lambda candidate: (-candidate.similarity, candidate.name))
             answers.append(candidates[:top_k])
-        return answers if self._database.current_generation() == generation else None
+        return answers
 
     def _candidate(self, slot: int, score: float) -> Candidate:
-        similarity = min(max(score, -1.0), 1.0)
         row = self._database.row_by_slot(slot)
         if row is None:
-            # The slot was freed during the search, which will be repeated.
-            return Candidate(name="", similarity=similarity)
+            raise self._database.damage_error(f"no person has the vector in slot {slot}")
         person = self._person(row)
         if self._checksum(slot) != row.checksum:
             raise self._database.damage_error(f"the vector of {person.name!r} has changed")
-        return Candidate(name=person.name, similarity=similarity)
+        return Candidate(name=person.name, similarity=min(max(score, -1.0), 1.0))
 
     def _read_changes(self, generation: int) -> None:
         """Update `_empty_slots` and `_mapped` with the changes since `_generation`."""
