@@ -12,6 +12,8 @@ import torch
 
 WORTHWHILE_SPEEDUP = 1.2
 """Minimum speedup of bfloat16 over float32 for bfloat16 to count as native."""
+CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
+"""The container's quota and its period in microseconds; the quota may be ``max``."""
 AMPERE = (8, 0)
 """The first CUDA compute capability with bfloat16 tensor cores."""
 
@@ -92,24 +94,34 @@ def usable_cores() -> int:
     >>> usable_cores() >= 1
     True
     """
-    if hasattr(os, "sched_getaffinity"):
-        cores = len(os.sched_getaffinity(0))
-    else:
-        cores = os.cpu_count() or 1
-    try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        return max(min(cores, int(quota) // int(period)), 1)
-    except (OSError, ValueError):  # no such file, or no quota
-        return cores
+    return _within_quota(_bound_cores(), 1)
 
 
 def core_share(processes: int) -> int:
     """Number of cores for each of several processes on this machine.
 
-    A process already bound to its own cores keeps all of them.
+    A process already bound to its own cores keeps all of them; a container's quota is shared.
     """
-    cores = usable_cores()
-    return cores if cores <= (os.cpu_count() or 1) // processes else max(cores // processes, 1)
+    cores = _bound_cores()
+    if cores > (os.cpu_count() or 1) // processes:
+        cores = max(cores // processes, 1)
+    return _within_quota(cores, processes)
+
+
+def _bound_cores() -> int:
+    """Number of cores that this process is bound to; all cores if it is not bound."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _within_quota(cores: int, processes: int) -> int:
+    """Limit a process's cores to its share of the container's quota; at least 1."""
+    try:
+        quota, period = CPU_QUOTA.read_text().split()
+        return max(min(cores, int(quota) // int(period) // processes), 1)
+    except (OSError, ValueError):  # no such file, or no quota
+        return cores
 
 
 @cache

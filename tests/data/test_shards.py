@@ -24,6 +24,7 @@ import pytest
 import webdataset
 
 from margrave.data import (
+    ArrayImages,
     EpochSampler,
     ImageFolder,
     ShardImages,
@@ -74,6 +75,19 @@ def test_what_is_packed_is_read_back(packed: Path) -> None:
     assert "shard-000003.tar, " in images.name(99)
     assert pickle.loads(pickle.dumps(images)).read_bytes(99) == images.read_bytes(99)
     assert list(damaged_shards(packed)) == []
+
+
+def test_packing_does_not_resume_with_other_pixels(tmp_path: Path) -> None:
+    def stop(done: int, total: int) -> None:
+        if done == 3:
+            raise KeyboardInterrupt
+
+    pixels = np.zeros((4, 32, 32, 3), np.uint8)
+    with pytest.raises(KeyboardInterrupt):
+        pack_shards(ArrayImages(pixels, "abab"), tmp_path, 32, images_per_shard=2, progress=stop)
+    with pytest.raises(ValueError, match="unfinished shards of another packing"):
+        pack_shards(ArrayImages(pixels + 1, "abab"), tmp_path, 32, images_per_shard=2)
+    assert not pack_shards(ArrayImages(pixels, "abab"), tmp_path, 32, images_per_shard=2)
 
 
 def test_the_same_bytes_again_and_after_an_interruption(packed: Path, tmp_path: Path) -> None:

@@ -47,6 +47,8 @@ def test_mistakes_are_named(parts: tuple, message: str) -> None:
 class _Images:
     labels = np.array([2, 0, 1, 2, 1])
     class_names = ("anna", "ben", "carl")
+    content_digest = "ab12"
+    alignment = "arcface"
 
     def __len__(self) -> int:
         return 5
@@ -64,3 +66,4 @@ def test_a_subset_numbers_identities_anew() -> None:
     assert (len(subset), subset.labels.tolist()) == (3, [1, 0, 1])
     assert subset.class_names == ("ben", "carl")
     assert subset.name(1) == "image 2" and subset.read(2)[0, 0, 0] == 3
+    assert subset.content_digest == "ab12" and subset.alignment == "arcface"

@@ -59,6 +59,8 @@ def test_the_model_behind_the_usual_door() -> None:
             model.backbone(torch.zeros(1, 3, 112, 112))
     with pytest.raises(ValueError, match="baseline cannot use device = 'cuda'"):
         open_model("baseline", device="cuda")
+    with pytest.raises(ValueError, match="not an ONNX model, so openvino cannot run it"):
+        open_model("baseline", runtime="openvino")
     for name in ("baseline", model.path):
         with pytest.raises(ValueError, match="its card is part of Margrave"):
             save_card(name, model.card)

@@ -10,7 +10,7 @@ from margrave.data.labels import number_labels
 from margrave.images import ReadableImages
 
 _REQUIRED = ("__len__", "name", "read")
-_OPTIONAL_ATTRIBUTES = ("left_out", "loose_images", "other_formats", "window")
+_OPTIONAL_ATTRIBUTES = ("left_out", "loose_images", "other_formats", "window", "alignment")
 _OPTIONAL_METHODS = ("path", "read_bytes", "prefetch")
 
 

@@ -141,6 +141,8 @@ def _prepare_plan(folder: Path, images: FaceImages, settings: list[object]) -> N
     for index in range(len(images)):
         digest.update(os.fsencode(images.name(index)) + b"\0")
     digest.update(np.asarray(images.labels, "<i8").tobytes())
+    if images.content_digest is not None:
+        digest.update(images.content_digest.encode())
     plan = json.dumps({"settings": settings, "images": digest.hexdigest()}).encode()
     path = folder / PLAN
     if path.is_file():

@@ -67,6 +67,7 @@ class ImageSubset(FaceImages):
         classes, labels = np.unique(source.labels[self.indices], return_inverse=True)
         self.labels = labels.astype(np.int64)
         self.class_names = tuple(source.class_names[int(label)] for label in classes)
+        self.alignment = source.alignment
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -86,6 +87,11 @@ class ImageSubset(FaceImages):
     def read_bytes(self, index: int) -> bytes | None:
         """The image's encoded file, or None if there is none."""
         return self._images.read_bytes(int(self.indices[index]))
+
+    @property
+    def content_digest(self) -> str | None:
+        """The full set's digest, which identifies the images together with their names."""
+        return self._images.content_digest
 
     @property
     def quality(self) -> np.ndarray | None:

@@ -49,11 +49,11 @@ def check_reading(measured: Measurements, name: Name) -> Iterator[Finding]:
         yield Finding(
             fault="blank_images",
             severity="serious" if blank.mean() >= 0.01 else "warning",
-            message=f"{blank.sum()} of {total} images are blank or nearly so",
+            message=f"{blank.sum()} of {len(measured)} readable images are blank or nearly so",
             remedy="remove them: nothing can be learned from them",
             share=float(blank.mean()),
             examples=_example_names(measured, blank, name),
-            figures={"blank": int(blank.sum()), "images": total},
+            figures={"blank": int(blank.sum()), "images": len(measured)},
         )
 
 

@@ -107,6 +107,9 @@ def open_model(
     ValueError: run: no such file or folder
     """
     if is_baseline(path):
+        if runtime is not None:
+            runtime_class(runtime)
+            raise ValueError(f"the baseline is not an ONNX model, so {runtime} cannot run it")
         network, card = load_baseline(device)
         return Model(path=network.path, card=card, state={}, _network=network)
     path = model_path(path)

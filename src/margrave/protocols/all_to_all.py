@@ -7,19 +7,31 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
+
 from margrave.evaluation import AllToAllResult, Result, evaluate_all_to_all
 from margrave.inference import ChosenRows, Features, FeatureStore
 from margrave.protocols.contract import PROTOCOLS, EvaluationOptions, Protocol
 from margrave.search import StateFile, rank_state_path
 
 
-def measurable_targets(pairs: int) -> tuple[float, ...]:
-    """The four smallest FARs at which `pairs` pairs allow at least one false accept.
+def measurable_targets(labels: np.ndarray, distractors: int = 0) -> tuple[float, ...]:
+    """The four smallest FARs at which the impostor pairs allow at least one false accept.
 
     Candidates are the powers of ten from 0.1 to 1e-9. Without any, the result is 0.1 alone.
+
+    Args:
+        labels: (N,) identity of each embedding.
+        distractors: number of other embeddings, to compare with each of these.
+
+    >>> measurable_targets(np.array([0] * 20 + [1]))  # 20 of the 210 pairs are impostor pairs
+    (0.1,)
     """
+    sizes = np.unique(labels, return_counts=True)[1].tolist()
+    same = sum(size * (size - 1) // 2 for size in sizes)
+    impostors = len(labels) * (len(labels) - 1) // 2 - same + len(labels) * distractors
     powers = [10.0**-power for power in range(1, 10)]
-    return tuple(far for far in powers if far * pairs >= 1)[-4:] or (0.1,)
+    return tuple(far for far in powers if far * impostors >= 1)[-4:] or (0.1,)
 
 
 @PROTOCOLS.register("all-to-all")
@@ -32,7 +44,7 @@ class AllToAll(Protocol):
     distractors: Path | None = None
     """A feature store of other identities, to compare with every labeled face."""
     far: tuple[float, ...] | None = None
-    """FAR targets; by default the four smallest powers of ten for which there are enough pairs."""
+    """FAR targets; default: the four smallest powers of ten with enough impostor pairs."""
 
     def evaluate(self, features: Features, options: EvaluationOptions) -> Sequence[Result]:
         """Evaluate the features and return one result."""
@@ -73,9 +85,7 @@ def compare_all(
         distractor_rows = ChosenRows(distractors.rows, distractors.readable_rows)
     if far_targets is None:
         distractor_count = 0 if distractor_rows is None else distractor_rows.shape[0]
-        far_targets = measurable_targets(
-            len(labeled) * (len(labeled) - 1) // 2 + len(labeled) * distractor_count
-        )
+        far_targets = measurable_targets(features.labels[labeled], distractor_count)
     return evaluate_all_to_all(
         ChosenRows(features.rows, labeled),
         features.labels[labeled],

@@ -125,12 +125,11 @@ class Templates(Protocol):
 def _compare_all_pairs(
     pooled: PooledTemplates, subjects: np.ndarray, options: EvaluationOptions
 ) -> Result:
-    count = len(pooled.embeddings)
     return evaluate_all_to_all(
         pooled.embeddings,
         subjects,
         rules=f"templates, all pairs, {pooled.code}",
-        far_targets=measurable_targets(count * (count - 1) // 2),
+        far_targets=measurable_targets(subjects),
         **options.search,
     ).result("all pairs")
 
