@@ -111,9 +111,9 @@ def quantize_graph(
         )
         raise ValueError(
             f"int8 costs {losses[worst_far]:.2f} percentage points of TAR at FAR {worst_far:g} on "
-            f"{pairs_name or 'the pairs'} ({100 * tar_before:.2f} to {100 * tar_after:.2f} %), more "
-            f"than --allowed-loss {allowed_loss:g}; nothing was written; export without --int8, or "
-            "raise --allowed-loss"
+            f"{pairs_name or 'the pairs'} ({100 * tar_before:.2f} to {100 * tar_after:.2f} %), "
+            f"more than --allowed-loss {allowed_loss:g}; nothing was written; export without "
+            "--int8, or raise --allowed-loss"
         )
     card_fars = [point.far for point in original.card.operating_points]
     supported_fars = [far for far in card_fars if far in fars]
