@@ -10,9 +10,9 @@ from torch import Tensor
 
 from margrave.models.contract import State
 
-# Names of the class centers in other projects' heads. AdaFace, CurricularFace, ElasticFace and TFace
-# use kernel and PyTorch Metric Learning uses W, both (features, classes). Other projects use weight,
-# in either orientation.
+# Names of the class centers in other projects' heads. AdaFace, CurricularFace, ElasticFace and
+# TFace use kernel and PyTorch Metric Learning uses W, both (features, classes). Other projects use
+# weight, in either orientation.
 FEATURES_FIRST = ("kernel", "W")
 EITHER_ORIENTATION = ("weight",)
 MAX_LISTED = 8

@@ -168,18 +168,18 @@ def adopt(
     notes = [*checkpoint.notes, *([f"head left out: {', '.join(left_out)}"] if left_out else [])]
     order = color_order or "rgb"
     if order == "bgr":
-        rgb_convolutions = [
+        color_convolutions = [
             key for key, tensor in weights.items() if tensor.dim() == 4 and tensor.shape[1] == 3
         ]
-        if len(rgb_convolutions) != 1:
+        if len(color_convolutions) != 1:
             raise ValueError(
-                f"{len(rgb_convolutions)} convolutions have three input channels "
-                f"({', '.join(rgb_convolutions[:3])}), so the one to convert from BGR to "
-                "RGB is unknown; reverse the first convolution's input channels in the checkpoint and "
-                "state --color-order rgb (color_order=)"
+                f"{len(color_convolutions)} convolutions have three input channels "
+                f"({', '.join(color_convolutions[:3])}), so the one to convert from BGR to "
+                "RGB is unknown; reverse the first convolution's input channels in the checkpoint "
+                "and state --color-order rgb (color_order=)"
             )
-        _reverse_colors(weights, rgb_convolutions[0])
-        notes.append(f"the weights expected BGR; {rgb_convolutions[0]} was changed to take RGB")
+        _reverse_colors(weights, color_convolutions[0])
+        notes.append(f"the weights expected BGR; {color_convolutions[0]} was changed to take RGB")
     assumed = {"RGB": color_order, "mean 0.5": mean, "std 0.5": std}
     if unstated := [name for name, value in assumed.items() if value is None]:
         notes.append(

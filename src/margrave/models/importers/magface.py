@@ -26,7 +26,7 @@ class MagFaceIResNet(InsightFaceIResNet):
     shared_with = ""
 
     def split(self, checkpoint: Checkpoint) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Split a checkpoint: the network has MagFace's prefix, and all other tensors are the head."""
+        """Split a checkpoint: the network has MagFace's prefix; all other tensors are the head."""
         bare = {key: NETWORK.sub("", key, count=1) for key in checkpoint}
         if all(key == name for key, name in bare.items()):
             return super().split(checkpoint)
