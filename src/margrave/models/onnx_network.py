@@ -18,8 +18,8 @@ from margrave.models.model_file import CARD_KEY, ModelCard, read_card
 from margrave.registry import suggest
 
 REPEATED_IMAGES = (0, 0, 0)
-"""Indices of the test images that `check_rows` computes again to detect randomness. It is
-the first image three times, because a low dropout rate may by chance leave one result unchanged."""
+"""Indices of the test images that `check_rows` computes again to detect randomness: the first image
+three times, because at a low dropout rate one repetition may by chance be unchanged."""
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-# CVLface's "net." is not in this list, because only this prefix distinguishes CVLface's RGB networks
-# from AdaFace's BGR networks.
+# CVLface's "net." is not in this list, because only this prefix distinguishes CVLface's RGB
+# networks from AdaFace's BGR networks.
 PREFIXES = ("module.", "model.", "backbone.", "_orig_mod.")
 
 
