@@ -26,7 +26,7 @@ def folders_within(folder: Path, levels: int, skip: frozenset[str] = frozenset()
 
 
 def list_names(folder: Path, folders: bool = False) -> list[str]:
-    """Sorted names of a folder's non-hidden files or, if `folders` is True, of its subfolders.
+    """Sorted names of a folder's non-hidden files, or of its subfolders if `folders` is True.
 
     Raises:
         ValueError: the folder does not exist or cannot be listed.

@@ -32,7 +32,7 @@ MAX_RECORD_BYTES = 2**_LENGTH_BITS - 1
 WHOLE, FIRST, MIDDLE, LAST = range(4)
 _WORDS_TO_LABELS = 10
 """Number of 32-bit words from a record's start to the end of its second label: magic, kind and
-length, the six words of `HEADER` (flag, label, key, second key; keys have two words), two labels."""
+length, the six words of `HEADER` (flag, label, two for each of its two keys), and two labels."""
 
 
 class RecordHeaders(NamedTuple):

@@ -9,7 +9,7 @@ import numpy as np
 
 
 def read_rows(rows: np.ndarray, start: int, stop: int) -> np.ndarray:
-    """The rows from `start` up to, but without, `stop`.
+    """The rows from `start` (inclusive) to `stop` (exclusive).
 
     Rows of a memory-mapped array are read from its file. Accessing the mapping instead would cause
     a page fault on each page, and all pages would count as this process's memory.

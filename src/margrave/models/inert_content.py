@@ -35,8 +35,8 @@ class IgnoredMapping:
         return OrderedDict()
 
 
-# Classes that occur in the settings, scores and callbacks that trainers save next to the weights.
-# They are never instantiated: Ignored replaces them.
+# Classes and functions that occur in the settings, scores and callbacks that trainers save next to
+# the weights. They are never imported or called: Ignored replaces them.
 HARMLESS = tuple(
     f"{module}.{name}"
     for modules, names in {

@@ -108,6 +108,7 @@ def choose_weights(
         for state_path, state in states.items()
         if not NOT_A_NETWORK.search(state_path)
     }
+    # A file may contain only a head.
     networks = networks or states
     averaged = {
         state_path: state for state_path, state in networks.items() if AVERAGED.search(state_path)
