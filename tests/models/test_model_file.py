@@ -80,7 +80,7 @@ def test_any_card_comes_back(tmp_path_factory, mean, std, image_size, source):
         ({"backbone": {}}, "with a 'kind'"),
         ({"backbone": "mbf"}, "with a 'kind'"),
         ({"image_size": 0}, "image_size = 0"),
-        ({"image_size": 112}, "image_size = 112, but the backbone's is 64"),
+        ({"image_size": 112}, "image_size = 112, but the backbone's image_size is 64"),
         ({"mean": -(10**400)}, "mean = -1000"),
         ({"std": 0.0}, "std = 0.0"),
         ({"std": "wide"}, "std = 'wide'"),

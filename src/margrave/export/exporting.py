@@ -19,14 +19,14 @@ from margrave.protocols import Pairs
 
 @dataclass(frozen=True, kw_only=True)
 class Exported:
-    """The exported file, and how its embeddings compare with the original's.
+    """The exported file, and how its embeddings compare with the original model's.
 
     Attributes:
         path: the ONNX file.
-        card: the card in the file.
-        parity: two comparisons of the float32 graph with the original: on faces, then on random
-            pixels.
-        quantized: the quantization to int8 and its measured cost; None for a float32 file.
+        card: the model card in the file's metadata.
+        parity: two comparisons of the float32 graph with the original model: on faces, then on
+            random pixels.
+        quantized: results and accuracy loss of the int8 model; None for a float32 file.
     """
 
     path: Path
@@ -58,17 +58,18 @@ def export_model(
         faces: aligned faces to compare both models on; None uses synthetic faces.
         number: number of faces to compare, at least 2.
         int8: quantize weights and activations to 8 bits.
-        pairs: pairs for calibrating and measuring int8, as for ``margrave evaluate pairs``.
-        images: source of the pairs' images; None for a .bin set.
+        pairs: verification pairs on which int8 is calibrated and its loss is measured, as for
+            ``margrave evaluate pairs``. Required with `int8`, unused without it.
+        images: where the pairs' images are; None for a .bin file, which contains them.
         allowed_loss: maximum TAR that int8 may lose, in percentage points, at any FAR that the
             pairs support (see ``Quantized.loss``).
         resamples: number of bootstrap replicates for the intervals.
         trust_code: import and run the custom network code that the model names.
 
     Raises:
-        ValueError: the target is not valid, the model is an ONNX model already, an extra is not
-            installed, the exported model differs from the original, or int8 loses more TAR than
-            allowed.
+        ValueError: the target is not valid; the model is an ONNX model already or not a PyTorch
+            network; the extra ``export`` is not installed; `int8` is set without `pairs`; the
+            exported model differs from the original; or int8 loses more TAR than allowed.
     """
     source, target = Path(source), Path(target)
     check_target(target)
@@ -100,6 +101,7 @@ def export_model(
                 allowed_loss=allowed_loss,
                 resamples=resamples,
             )
+            # The original's thresholds and reference scores are not valid for int8 scores.
             card = replace(card, operating_points=quantized.points, reference=None)
             write_metadata(graph, card)
         temporary.write_bytes(graph.read_bytes())
@@ -109,6 +111,7 @@ def export_model(
 
 
 def _create_onnx_card(model: Model) -> ModelCard:
+    """Copy a model's card for its export: the backbone becomes ONNX, the source says so."""
     origin = model.card.source or str(model.path)
     kind = model.card.backbone["kind"]
     return replace(model.card, backbone={"kind": "onnx"}, source=f"{kind} exported from {origin}")
@@ -118,8 +121,8 @@ def check_target(target: Path) -> None:
     """Check that a new ONNX file can be written at `target`.
 
     Raises:
-        ValueError: `target` is a folder or does not end in .onnx; or `target` or its card file
-            exists already.
+        ValueError: `target` is a folder or does not end in .onnx; or `target` or the card
+            file next to it exists already.
 
     >>> check_target(Path("model.pt"))
     Traceback (most recent call last):
@@ -129,8 +132,10 @@ def check_target(target: Path) -> None:
     if target.is_dir():
         raise ValueError(f"{target} is a folder; name a file in it: {target / 'model.onnx'}")
     if target.suffix != ".onnx":
-        valid = target.with_suffix(".onnx")
-        raise ValueError(f"{target}: the name of an exported model must end in .onnx; use {valid}")
+        suggestion = target.with_suffix(".onnx")
+        raise ValueError(
+            f"{target}: the name of an exported model must end in .onnx; use {suggestion}"
+        )
     for path in (target, card_path(target)):
         if path.exists():
             raise ValueError(f"{path} exists already: remove it, or choose another name")

@@ -21,12 +21,14 @@ MAX_FILE_BYTES = 2**31 - 1
 
 
 def write_graph(backbone: nn.Module, card: ModelCard, path: str | Path) -> None:
-    """Write a network as ONNX: (B, 3, S, S) normalized images to (B, D) embeddings, for any B.
+    """Write a network as an ONNX graph that accepts any batch size B.
+
+    The graph maps (B, 3, S, S) normalized images to (B, D) embeddings.
 
     Args:
         backbone: the network, in evaluation mode on the CPU.
         card: the card to write into the file's metadata.
-        path: the file to write, with the weights in it.
+        path: the ONNX file to write; it also contains the weights.
 
     Raises:
         ValueError: onnxscript is not installed, or the network cannot be exported or is too large
@@ -39,7 +41,8 @@ def write_graph(backbone: nn.Module, card: ModelCard, path: str | Path) -> None:
             "exporting needs onnx and onnxscript, which are not installed: "
             "pip install 'margrave[export]'"
         ) from error
-    size = sum(value.numel() * value.element_size() for value in backbone.state_dict().values())
+    weights = backbone.state_dict().values()
+    size = sum(tensor.numel() * tensor.element_size() for tensor in weights)
     if size > MAX_FILE_BYTES:
         raise ValueError(
             f"the model's weights take {size / 1e9:.1f} GB; an ONNX file holds at most 2.1 GB"
@@ -60,8 +63,8 @@ def write_graph(backbone: nn.Module, card: ModelCard, path: str | Path) -> None:
             )
     except Exception as error:  # the exporter's exceptions have no common base class
         raise ValueError(
-            f"{type(backbone).__name__} cannot be exported to ONNX ({first_line(error)}); its "
-            "control flow must not depend on the images or on the batch size"
+            f"{type(backbone).__name__} cannot be exported to ONNX ({first_line(error)}); the "
+            "network's control flow must not depend on the images or on the batch size"
         ) from error
     _remove_metadata(program.model)
     program.model.metadata_props[CARD_KEY] = card.to_json()
@@ -69,7 +72,7 @@ def write_graph(backbone: nn.Module, card: ModelCard, path: str | Path) -> None:
 
 
 def _remove_metadata(model: Any) -> None:
-    """Remove the exporter's metadata, which holds stack traces with paths of this machine."""
+    """Remove the exporter's metadata: its stack traces contain file paths of this machine."""
     for node in model.graph.all_nodes():
         node.metadata_props.clear()
         for value in node.outputs:
@@ -81,7 +84,7 @@ def _remove_metadata(model: Any) -> None:
 
 @contextmanager
 def _suppress_warnings() -> Iterator[None]:
-    """Suppress the exporter's warnings, which concern its own code and unused packages."""
+    """Suppress the exporter's warnings: they concern its internals, not the exported network."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)

@@ -16,29 +16,30 @@ from margrave.models import OperatingPoint
 from margrave.synthetic import SyntheticFaces
 
 MIN_COSINE = 0.99999
-"""Minimum cosine between the two models' embeddings of an image."""
+"""Minimum cosine between the two models' embeddings of the same image."""
 MAX_NORM_ERROR = 1e-5
-"""Maximum relative difference between the norms of these embeddings."""
+"""Maximum relative difference between the norms of the two embeddings."""
 ROUNDING_MARGIN = 1e-5
-"""If both scores are within this distance of the threshold, rounding may change the decision."""
+"""If both models score a pair this close to the threshold, rounding may change the decision."""
 FIRST_BATCHES = (1, 3)
-"""Sizes of the first batches. They test that the graph is not limited to `BATCH_SIZE`."""
+"""Sizes of the first batches, to test that the graph also accepts other sizes than `BATCH_SIZE`."""
 BATCH_SIZE = 32
 RANDOM_IMAGES = 16
-SYNTHETIC_IDENTITIES, SYNTHETIC_PER_IDENTITY = 16, 4
+MIN_SYNTHETIC_IDENTITIES, IMAGES_PER_IDENTITY = 16, 4
+"""Size of the synthetic set, which gets more identities if more faces are requested."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DecisionParity:
-    """Decisions of both models on all pairs of faces, at one threshold.
+    """How the decisions of both models on all pairs of faces differ at one threshold.
 
     Attributes:
-        point: the operating point.
-        pairs: number of pairs.
+        point: the operating point whose threshold is used.
+        pairs: number of face pairs.
         accepted: number of pairs that the original accepts.
         differing: number of pairs on which the two models decide differently.
-        beyond_rounding: number of differing pairs for which the score of either model is further
-            than 1e-5 from the threshold.
+        beyond_rounding: number of these differing pairs for which at least one model's score is
+            more than 1e-5 from the threshold.
     """
 
     point: OperatingPoint
@@ -55,11 +56,11 @@ class Parity:
     Attributes:
         images: description of the images for messages, such as ``faces``.
         count: number of images.
-        cosine: smallest cosine between the two models' embeddings of an image.
-        norm_error: largest |‖e‖ − ‖o‖| / ‖o‖ of the exported model's embedding e and the original's
-            embedding o.
-        score_error: largest absolute difference between the two models' cosines of an image pair.
-        decisions: decisions at each threshold in the card; empty for random pixels.
+        cosine: smallest cosine between the two models' embeddings of the same image.
+        norm_error: largest |‖e‖ − ‖o‖| / ‖o‖, where e and o are the exported and the original
+            model's embeddings of the same image.
+        score_error: largest absolute difference between the two models' cosines of the same pair.
+        decisions: one comparison per operating point in the card; empty for random pixels.
     """
 
     images: str
@@ -80,10 +81,13 @@ def compare_embedders(
     """Compare both models on faces and on random pixels, in batches of 1, 3 and 32.
 
     Args:
-        original: the original model; its card holds the thresholds.
+        original: the original model, whose card contains the thresholds.
         exported: the exported model.
         faces: aligned faces; None uses Margrave's synthetic faces.
         number: number of faces to use, at least 2, spread evenly over `faces`.
+
+    Returns:
+        two comparisons: on the faces, then on random pixels.
 
     Raises:
         ValueError: an image cannot be read, or there are fewer than 2 faces.
@@ -111,10 +115,10 @@ def compare_embedders(
 
 
 def _create_synthetic_faces(min_count: int, image_size: int) -> SyntheticFaces:
-    identities = max(SYNTHETIC_IDENTITIES, -(-min_count // SYNTHETIC_PER_IDENTITY))
+    identities = max(MIN_SYNTHETIC_IDENTITIES, -(-min_count // IMAGES_PER_IDENTITY))
     return SyntheticFaces(
         num_identities=identities,
-        images_per_identity=SYNTHETIC_PER_IDENTITY,
+        images_per_identity=IMAGES_PER_IDENTITY,
         image_size=image_size,
     )
 
@@ -128,7 +132,7 @@ def check_parity(results: Sequence[Parity], model: str) -> None:
 
     Raises:
         ValueError: a cosine is below 0.99999, a norm's relative error is above 1e-5, or a decision
-            differs by more than rounding; the message gives the measured values.
+            differs beyond rounding; the message gives the measured values.
 
     >>> result = Parity(images="faces", count=2, cosine=0.9, norm_error=0, score_error=0)
     >>> check_parity([result], "m")
@@ -166,46 +170,55 @@ def _compare_images(
     pixels: torch.Tensor,
     points: Sequence[OperatingPoint],
 ) -> Parity:
-    before, after = _embed(original, pixels), _embed(exported, pixels)
-    unit_before, unit_after = unit_rows(before), unit_rows(after)
-    # In float32, squares of the large embeddings of an untrained deep network overflow.
-    norms_before, norms_after = (np.linalg.norm(rows.astype(np.float64), axis=1)
-                                 for rows in (before, after))  # fmt: skip
+    """Compare both models on (N, 3, S, S) uint8 images, and their decisions at each point."""
+    original_embeddings, exported_embeddings = _embed(original, pixels), _embed(exported, pixels)
+    original_units, exported_units = unit_rows(original_embeddings), unit_rows(exported_embeddings)
+    # Float64, because an untrained deep network's embeddings can be so large that their squares
+    # overflow in float32.
+    original_norms, exported_norms = (
+        np.linalg.norm(embeddings.astype(np.float64), axis=1)
+        for embeddings in (original_embeddings, exported_embeddings)
+    )
     decisions = []
     fused_scores: tuple[np.ndarray, np.ndarray] | None = None
     for point in points:
-        scores = _pair_cosines(unit_before), _pair_cosines(unit_after)
+        scores = _pair_cosines(original_units), _pair_cosines(exported_units)
         if point.flips:
             if fused_scores is None:
                 flipped = pixels.flip(3)
                 fused_scores = (
-                    _pair_cosines(fuse_flips(before, _embed(original, flipped))),
-                    _pair_cosines(fuse_flips(after, _embed(exported, flipped))),
+                    _pair_cosines(fuse_flips(original_embeddings, _embed(original, flipped))),
+                    _pair_cosines(fuse_flips(exported_embeddings, _embed(exported, flipped))),
                 )
             scores = fused_scores
         decisions.append(_compare_decisions(point, *scores))
     return Parity(
         images=description,
         count=len(pixels),
-        cosine=float((unit_before * unit_after).sum(1).min()),
-        norm_error=float((np.abs(norms_after - norms_before) / norms_before).max()),
-        score_error=float(np.abs(_pair_cosines(unit_before) - _pair_cosines(unit_after)).max()),
+        cosine=float((original_units * exported_units).sum(1).min()),
+        norm_error=float((np.abs(exported_norms - original_norms) / original_norms).max()),
+        score_error=float(
+            np.abs(_pair_cosines(original_units) - _pair_cosines(exported_units)).max()
+        ),
         decisions=tuple(decisions),
     )
 
 
 def _compare_decisions(
-    point: OperatingPoint, before: np.ndarray, after: np.ndarray
+    point: OperatingPoint, original_scores: np.ndarray, exported_scores: np.ndarray
 ) -> DecisionParity:
-    accepted = before > point.threshold
-    differing = accepted != (after > point.threshold)
+    """Compare the decisions on (P,) scores of the original and the exported model."""
+    accepted = original_scores > point.threshold
+    differing = accepted != (exported_scores > point.threshold)
     both_near_threshold = (
-        np.maximum(*(np.abs(scores - point.threshold) for scores in (before, after)))
+        np.maximum(
+            *(np.abs(scores - point.threshold) for scores in (original_scores, exported_scores))
+        )
         <= ROUNDING_MARGIN
     )
     return DecisionParity(
         point=point,
-        pairs=len(before),
+        pairs=len(original_scores),
         accepted=int(accepted.sum()),
         differing=int(differing.sum()),
         beyond_rounding=int((differing & ~both_near_threshold).sum()),
@@ -213,17 +226,17 @@ def _compare_decisions(
 
 
 def _pair_cosines(units: np.ndarray) -> np.ndarray:
-    """Compute the (P,) cosines of all P pairs of distinct rows of (N, D) unit vectors."""
+    """Compute the (P,) cosines of all P = N (N - 1) / 2 pairs among (N, D) unit vectors."""
     return (units @ units.T)[np.triu_indices(len(units), 1)]
 
 
 def _embed(embedder: Embedder, pixels: torch.Tensor) -> np.ndarray:
     """Compute (N, D) float64 embeddings, in batches of 1, 3 and then `BATCH_SIZE` images."""
     sizes = [*FIRST_BATCHES] + [BATCH_SIZE] * (len(pixels) // BATCH_SIZE + 1)
-    ends = np.minimum(np.cumsum([0, *sizes]), len(pixels))
-    parts = [
+    bounds = np.minimum(np.cumsum([0, *sizes]), len(pixels))
+    embeddings = [
         embedder.embed_pixels(pixels[start:end])
-        for start, end in itertools.pairwise(ends.tolist())
+        for start, end in itertools.pairwise(bounds.tolist())
         if start < end
     ]
-    return torch.cat(parts).double().numpy()
+    return torch.cat(embeddings).double().numpy()

@@ -41,10 +41,10 @@ class Quantized:
         result: the quantized model's result.
         differences: the quantized model's metrics minus the original's, with intervals.
         loss: largest loss of TAR at any FAR that the pairs support, in percentage points. The pairs
-            support a FAR if it allows at least one false accept among them.
-        points: the quantized model's operating points, chosen on the pairs, for the FARs in the
-            original's card that the pairs support.
-        dropped: FARs in the original's card that the pairs do not support.
+            support a FAR if it allows at least one false accept among their impostor pairs.
+        points: the quantized model's operating points, chosen on the pairs, for those FARs of the
+            original card that the pairs support.
+        dropped: FARs of the original card that the pairs do not support.
         calibrated_on: number of calibration images.
     """
 
@@ -66,21 +66,23 @@ def quantize_graph(
     allowed_loss: float = 0.5,
     resamples: int = 1000,
 ) -> Quantized:
-    """Quantize an exported graph statically, in place, and measure the loss of accuracy.
+    """Quantize an exported graph to int8 in place (static quantization), and measure the TAR loss.
 
-    Weights get one scale per channel. The activations' ranges are measured on up to 256 images of
-    the pairs; the pairs' labels are not used for this.
+    Weights get one scale per channel. Up to 256 images of the pairs calibrate the ranges of the
+    activations, without the pairs' labels.
 
     Args:
         path: the float32 ONNX file, replaced by the quantized one.
         original: the model from which the file was exported.
-        pairs: pairs for calibrating the quantized model and measuring both.
-        images: source of the pairs' images; None for a .bin set.
+        pairs: verification pairs on which the quantized model is calibrated and both models are
+            evaluated.
+        images: where the pairs' images are; None for a .bin file, which contains them.
         allowed_loss: maximum loss of TAR, in percentage points (see ``Quantized.loss``).
         resamples: number of bootstrap replicates for the intervals.
 
     Raises:
-        ValueError: the pairs are too few for any FAR, or the loss exceeds `allowed_loss`.
+        ValueError: there are too few pairs for any FAR, the graph cannot be quantized, or the loss
+            exceeds `allowed_loss`.
 
     Source: Jacob et al., Quantization and training of neural networks for efficient
     integer-arithmetic-only inference (2018), arXiv:1712.05877.
@@ -91,42 +93,44 @@ def quantize_graph(
     )
     _quantize(path, _calibration_batches(original, faces, calibration_indices))
     options = EvaluationOptions(resamples=resamples)
-    name = pairs.pairs.name if pairs.pairs else Path(images or "").name
+    pairs_name = pairs.pairs.name if pairs.pairs else Path(images or "").name
 
     def measure(embedder: Embedder, model: str) -> Result:
-        features = embed_features(embedder, faces, model=model, source=name)
+        features = embed_features(embedder, faces, model=model, source=pairs_name)
         return evaluate(pairs, features, options)[0]
 
-    before = measure(original, "original")
-    after = measure(load_embedder(path, fit=original.fit, device="cpu"), "int8")
-    fars = _supported_fars(before)
-    losses = {far: _tar_loss(before, after, far) for far in fars}
+    original_result = measure(original, "original")
+    int8_result = measure(load_embedder(path, fit=original.fit, device="cpu"), "int8")
+    fars = _supported_fars(original_result)
+    losses = {far: _tar_loss(original_result, int8_result, far) for far in fars}
     worst_far = max(losses, key=lambda far: losses[far])
     if losses[worst_far] > allowed_loss:
         tar_before, tar_after = (
-            result.figure("TAR", FAR=worst_far).value or 0.0 for result in (before, after)
+            result.figure("TAR", FAR=worst_far).value or 0.0
+            for result in (original_result, int8_result)
         )
         raise ValueError(
             f"int8 costs {losses[worst_far]:.2f} percentage points of TAR at FAR {worst_far:g} on "
-            f"{name or 'the pairs'} ({100 * tar_before:.2f} to {100 * tar_after:.2f} %), more than "
-            f"--allowed-loss {allowed_loss:g}; nothing was written; export without --int8, or "
-            "raise --allowed-loss"
+            f"{pairs_name or 'the pairs'} ({100 * tar_before:.2f} to {100 * tar_after:.2f} %), "
+            f"more than --allowed-loss {allowed_loss:g}; nothing was written; export without "
+            "--int8, or raise --allowed-loss"
         )
     card_fars = [point.far for point in original.card.operating_points]
     supported_fars = [far for far in card_fars if far in fars]
     return Quantized(
-        original=before,
-        result=after,
-        differences=compare_results(before, after, fars, max(resamples, 2)),
+        original=original_result,
+        result=int8_result,
+        # `compare_results` needs at least 2 replicates.
+        differences=compare_results(original_result, int8_result, fars, max(resamples, 2)),
         loss=losses[worst_far],
-        points=points_of_result(after, supported_fars) if supported_fars else (),
+        points=points_of_result(int8_result, supported_fars) if supported_fars else (),
         dropped=tuple(far for far in card_fars if far not in supported_fars),
         calibrated_on=len(calibration_indices),
     )
 
 
 def _supported_fars(result: Result) -> list[float]:
-    """The FARs that allow at least one false accept among the pairs."""
+    """The FARs that allow at least one false accept among the impostor pairs."""
     figures: Sequence[Figure] = result.figures
     fars = [
         float(figure.at["FAR"])
@@ -166,7 +170,7 @@ def _calibration_batches(
 
 
 def _quantize(path: Path, batches: Iterator[dict[str, np.ndarray]]) -> None:
-    """Quantize a graph in place; the batches calibrate the activations' ranges."""
+    """Quantize a graph in place; `batches` calibrate the ranges of the activations."""
     try:
         from onnxruntime import quantization
         from onnxruntime.quantization.shape_inference import quant_pre_process
@@ -180,6 +184,7 @@ def _quantize(path: Path, batches: Iterator[dict[str, np.ndarray]]) -> None:
         def get_next(self) -> Any:
             return next(batches, None)
 
+    # onnxruntime's quantization logs its advice with the root logger.
     root = logging.getLogger()
     level = root.level
     root.setLevel(logging.ERROR)

@@ -1,4 +1,4 @@
-"""Detect a file's format from its first bytes instead of its name."""
+"""Detect a file's format from its content instead of its name."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ ZIP = b"PK\x03\x04"
 # Files that PyTorch < 1.6 saved begin with the pickled number 0x1950A86A20F9469CFC6C.
 LEGACY_TORCH = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 PICKLE = b"\x80"
+# MXNet's magic number.
 RECORDS = (0xCED7230A).to_bytes(4, "little")
 MAX_HEADER_BYTES = 100_000_000
 """Maximum size of a safetensors header, from the format specification."""
@@ -26,6 +27,7 @@ MODEL_FIELDS = {
     14: BYTES, 20: BYTES, 25: BYTES, 26: BYTES,
 }  # fmt: skip
 GRAPH = 7
+"""Number of the field that contains the graph."""
 MAX_FIELDS = 100_000
 """Maximum number of top-level fields to inspect, since inspecting more would take too long."""
 
@@ -55,7 +57,7 @@ def file_kind(path: str | os.PathLike[str]) -> FileKind:
 
 
 def is_onnx(path: str | os.PathLike[str]) -> bool:
-    """Whether a file is an ONNX model, by its content or, if that is unknown, by its suffix."""
+    """Whether a file is an ONNX model, by its content or, if that is not recognized, its suffix."""
     kind = file_kind(path)
     return kind == "onnx" or (kind == "unknown" and Path(path).suffix.lower() == ".onnx")
 
@@ -64,7 +66,8 @@ def is_safetensors(path: str | os.PathLike[str]) -> bool:
     """Whether a file is safetensors, by its content or, if its header is invalid, by its suffix."""
     kind = file_kind(path)
     has_suffix = Path(path).suffix.lower() == ".safetensors"
-    # If the header's length begins with the byte 0x80, an invalid header looks like a pickle.
+    # A safetensors file begins with the header's length. If the first byte of the length is 0x80
+    # and the header is invalid, the file looks like a pickle.
     return kind == "safetensors" or (kind in ("unknown", "pickle") and has_suffix)
 
 

@@ -1,4 +1,4 @@
-"""Search folders; unpacked data may lie a few levels below the folder that the user names."""
+"""Search folders; downloaded data may be a few levels below the folder that the user names."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def folders_within(folder: Path, levels: int, skip: frozenset[str] = frozenset()
 
 
 def list_names(folder: Path, folders: bool = False) -> list[str]:
-    """Sorted names of a folder's non-hidden files or, if ``folders``, of its non-hidden subfolders.
+    """Sorted names of a folder's non-hidden files, or of its subfolders if `folders` is True.
 
     Raises:
         ValueError: the folder does not exist or cannot be listed.
@@ -45,12 +45,12 @@ def list_names(folder: Path, folders: bool = False) -> list[str]:
         ) from None
 
 
-def unique_path(paths: list[Path], what: str, folder: Path) -> Path | None:
-    """The only path in a list, or None if the list is empty.
+def unique_path(paths: list[Path], description: str, folder: Path) -> Path | None:
+    """The single path in a list, or None if the list is empty.
 
     Args:
         paths: the paths that a search found.
-        what: a description of what was searched for, for messages.
+        description: what was searched for, for messages.
         folder: the folder that was searched, for messages.
 
     Raises:
@@ -58,7 +58,7 @@ def unique_path(paths: list[Path], what: str, folder: Path) -> Path | None:
     """
     if len(paths) > 1:
         raise ValueError(
-            f"{folder} contains {what} more than once: {', '.join(map(str, paths))}; "
+            f"{folder} contains {description} more than once: {', '.join(map(str, paths))}; "
             "give the folder that contains only one of them"
         )
     return paths[0] if paths else None

@@ -2,9 +2,10 @@
 
 A pickle is a program. This interpreter implements only its harmless instructions: it imports and
 calls nothing that the file names, creates no instances of named classes, and uses memory in
-proportion to the file's size. It reads two kinds of files. Sets of images and pairs become bytes,
-text, numbers, lists and NumPy arrays. In files of objects, each object becomes a `PickledObject`,
-which holds the name of a class and the arguments of its constructor.
+proportion to the file's size. It reads two kinds of files. A set of images and pairs (such as
+InsightFace's .bin files) becomes bytes, text, numbers, lists and NumPy arrays. In a file of
+objects, each object becomes a `PickledObject`, which stores the name of a class and the arguments
+of its constructor.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ MULTIARRAY = ("numpy.core.multiarray", "numpy._core.multiarray")
 NUMERIC = ("numpy.core.numeric", "numpy._core.numeric")
 BUILTINS = ("builtins", "__builtin__")
 ARRAY_TYPES = {"b1", "u1", "i1", "i2", "u2", "i4", "u4", "i8", "u8", "f4", "f8", "O8"}
+"""Supported NumPy dtypes, besides byte strings; O8 is an array of Python objects."""
 MAX_DIMENSIONS = 8
 ENTRY_BYTES = 8
 """Bytes charged per list entry."""
@@ -88,7 +90,7 @@ class _ArrayBuilder:
 
 
 def describe_value(value: Any) -> str:
-    """Format a value for a message; a container, which may be recursive, only as its type.
+    """Format a value for a message; a container, which may contain itself, only as its type.
 
     >>> describe_value(12), describe_value([1])
     ('12', 'a list')
@@ -106,6 +108,7 @@ def describe_value(value: Any) -> str:
 def _make_array(
     content: Any, dtype: _DtypeBuilder, shape: Any, order: str
 ) -> np.ndarray | list[Any]:
+    """Create an array from its bytes; for objects (O8), return the flat list of them."""
     sizes = shape if isinstance(shape, tuple) else (shape,)
     if not all(type(size) is int and size >= 0 for size in sizes):
         raise ValueError(f"a NumPy array has the invalid shape {describe_value(shape)}")
@@ -113,7 +116,7 @@ def _make_array(
         raise ValueError(f"a NumPy array has {len(sizes)} dimensions, more than {MAX_DIMENSIONS}")
     count, available = 1, len(content) if hasattr(content, "__len__") else 0
     for size in sizes:
-        # Clip the product, since a damaged file can contain huge sizes.
+        # Limit the product, because a damaged file can contain huge sizes.
         count = min(count * min(size, available + 1), available + 1)
     if dtype.name == "O8":
         if not isinstance(content, list) or len(content) != count:
@@ -167,7 +170,7 @@ def _empty_array(*_: Any) -> _ArrayBuilder:
 
 
 class _Class:
-    """A class that may only be passed as an argument, not called."""
+    """A class that a pickle may pass as an argument but not call."""
 
 
 @dataclass(frozen=True)
@@ -186,7 +189,7 @@ STAND_INS: dict[Name, Any] = {
     **{(module, "_frombuffer"): _array_from_buffer for module in NUMERIC},
     **{(module, name): _make_bytes for module in BUILTINS for name in ("bytes", "bytearray")},
 }
-"""Name allowed in a set of images and pairs -> what the interpreter uses in its place."""
+"""Name allowed in a set of images and pairs -> the object that the interpreter uses instead."""
 
 CONSTANTS: dict[str, Callable[[], Any]] = {
     "NONE": lambda: None,
@@ -206,9 +209,10 @@ LITERALS = {
 """Instructions that push their argument."""
 PYTHON_2_STRINGS = {"STRING", "BINSTRING", "SHORT_BINSTRING"}
 """Instructions that push a Python 2 byte string, which pickletools decodes to text."""
+# Byte in the file -> instruction.
 INSTRUCTIONS = {code.code.encode("latin1"): code for code in pickletools.opcodes}
 TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
-"""Instruction -> number of items from the stack that it puts into a tuple."""
+"""Instruction -> number of stack items that it combines into a tuple."""
 
 
 def read_inert(
@@ -225,6 +229,9 @@ def read_inert(
         allowed_names: the classes and functions that a file of objects may name; None for a set of
             images and pairs.
         kind: a description of the expected content, for messages.
+
+    Returns:
+        the pickled value; instances of classes are NumPy arrays or `PickledObject`s.
 
     Raises:
         ValueError: the pickle is damaged, or names or calls anything that is not allowed.
@@ -256,7 +263,7 @@ def instructions(file: BinaryIO) -> Iterator[tuple[str, Any, int]]:
         if instruction is None:
             raise ValueError(f"byte {position} is not an instruction")
         if instruction.name == "STRING":
-            # A Python 2 byte string; pickletools would accept only ASCII.
+            # pickletools would accept only ASCII here, but Python 2 wrote any bytes.
             quoted = file.readline().rstrip(b"\r\n")
             yield "STRING", codecs.escape_decode(quoted[1:-1])[0], position
             continue
@@ -265,7 +272,10 @@ def instructions(file: BinaryIO) -> Iterator[tuple[str, Any, int]]:
 
 
 class _Machine:
-    """A stack machine that interprets pickle instructions; the memo holds values for reuse."""
+    """A stack machine that interprets pickle instructions.
+
+    The memo stores values that later instructions use again.
+    """
 
     def __init__(self, budget: Budget, allowed_names: frozenset[Name] | None) -> None:
         self.stack: list[Any] = []
@@ -276,7 +286,7 @@ class _Machine:
         for name, argument, position in instructions(io.BytesIO(data)):
             self.budget.charge(INSTRUCTION_BYTES)
             if isinstance(argument, str):
-                # A single non-Latin character makes every character take up to four bytes.
+                # One non-Latin character makes every character of a text take up to four bytes.
                 self.budget.charge(sys.getsizeof(argument) - len(argument))
             if name == "STOP":
                 (value,) = self.stack
@@ -358,13 +368,13 @@ class _Machine:
         if not isinstance(container, dict):
             raise ValueError(f"a {type(container).__name__} is used as a dict")
         for key, value in zip(items[::2], items[1::2], strict=True):
-            # Keys of other types could be crafted to collide, which would take quadratic time.
+            # Keys of other types could be crafted to have equal hashes, which takes quadratic time.
             if not isinstance(key, str | PickledObject):
                 raise ValueError(f"a value of type {type(key).__name__} is used as a dict key")
             container[key] = value
 
     def _look_up(self, module: Any, attribute: Any, position: int) -> Any:
-        # Hashing or formatting deeply nested tuples could take exponential time.
+        # Check the types first: hashing or formatting nested tuples could take exponential time.
         if not isinstance(module, str) or not isinstance(attribute, str):
             raise ValueError(f"byte {position}: the name {describe_value(module)} is not text")
         if self.allowed_names is None:
@@ -411,7 +421,7 @@ def _look_up_stand_in(module: str, attribute: str, position: int) -> Any:
 
 
 def _resolve_arrays(value: Any, budget: Budget) -> Any:
-    """Replace each `_ArrayBuilder` by its array, in the value and in up to two levels of lists."""
+    """Replace each `_ArrayBuilder` with its array, in a value and in up to two levels of lists."""
 
     def unwrap(item: Any) -> Any:
         return item.value if isinstance(item, _ArrayBuilder) else item

@@ -15,6 +15,7 @@ from margrave.files.regular import read_bytes
 from margrave.files.text import unreadable
 
 Value = str | int | float | None
+"""An entry of an array; None is an empty cell."""
 
 _HEADER_BYTES = 128
 _VERSION = 0x0100
@@ -28,12 +29,13 @@ _MAX_BYTES = 2**27
 _MAX_ENTRIES = 2_000_000
 """Maximum number of entries of an array; Python needs about 60 bytes for each."""
 
-# Element type -> format of a number for `struct`, and element type -> encoding of a text.
+# Element type of numbers -> their format for `struct`.
 _NUMBER_TYPES = dict(zip((1, 2, 3, 4, 5, 6, 7, 9, 12, 13), "bBhHiIfdqQ", strict=True))
+# Element type of text -> its encoding.
 _TEXT_ENCODINGS = {1: "utf-8", 2: "utf-8", 4: "utf-16", 16: "utf-8", 17: "utf-16", 18: "utf-32"}
 
 
-class _Broken(Exception):
+class _MatlabError(Exception):
     """The file is damaged, or contains an unsupported data type."""
 
 
@@ -53,7 +55,7 @@ def read_matlab_lists(path: Path, names: Collection[str]) -> dict[str, list[Valu
         raise unreadable(path, error) from None
     try:
         lists = dict(_variables(content, names))
-    except (_Broken, struct.error, zlib.error, ValueError) as error:
+    except (_MatlabError, struct.error, zlib.error, ValueError) as error:
         raise ValueError(
             f"{path} cannot be read as a MATLAB file ({error}); download it again"
         ) from None
@@ -64,19 +66,20 @@ def read_matlab_lists(path: Path, names: Collection[str]) -> dict[str, list[Valu
 
 def _variables(content: bytes, names: Collection[str]) -> Iterator[tuple[str, list[Value]]]:
     """Yield the name and the entries of each variable in `names`."""
+    # The header ends with the version and two characters that give the byte order.
     byte_order = {b"IM": "<", b"MI": ">"}.get(content[126:_HEADER_BYTES])
     if byte_order is None or struct.unpack_from(f"{byte_order}H", content, 124) != (_VERSION,):
-        raise _Broken("it does not have version 5, which MATLAB's save -v7 writes")
+        raise _MatlabError("it does not have version 5, which MATLAB's save -v7 writes")
     remaining = _MAX_BYTES
     for element_type, data in _elements(content[_HEADER_BYTES:], byte_order):
         if element_type == _COMPRESSED:
             unpacked = zlib.decompressobj().decompress(data, _MAX_BYTES)
             remaining -= len(unpacked)
             if remaining < 0:
-                raise _Broken(f"its variables decompress to more than {_MAX_BYTES} bytes")
+                raise _MatlabError(f"its variables decompress to more than {_MAX_BYTES} bytes")
             element_type, data = next(_elements(unpacked, byte_order), (0, b""))
         if element_type != _MATRIX:
-            raise _Broken(f"an element has type {element_type} instead of a variable")
+            raise _MatlabError(f"an element has type {element_type} instead of a variable")
         # An array begins with three elements: flags, shape and name.
         name_parts = [part for _, part in islice(_elements(data, byte_order), 3)][-1:]
         name = b"".join(name_parts).decode("ascii", "replace")
@@ -85,7 +88,7 @@ def _variables(content: bytes, names: Collection[str]) -> Iterator[tuple[str, li
 
 
 def _elements(content: bytes, byte_order: str) -> Iterator[tuple[int, bytes]]:
-    """Yield the type and the bytes of each element."""
+    """Yield the type and the data of each element."""
     position = 0
     while position < len(content):
         element_type, size = struct.unpack_from(f"{byte_order}II", content, position)
@@ -98,18 +101,21 @@ def _elements(content: bytes, byte_order: str) -> Iterator[tuple[int, bytes]]:
             # All but compressed elements are padded to a multiple of 8 bytes.
             position = begin + size + (0 if element_type == _COMPRESSED else -size % 8)
         if begin + size > len(content):
-            raise _Broken("it is truncated")
+            raise _MatlabError("it is truncated")
         yield element_type, content[begin : begin + size]
 
 
 def _entries(content: bytes, byte_order: str, nested: bool = False) -> list[Value]:
-    """The entries of an array in column-major order."""
+    """The entries of an array in column-major order.
+
+    `nested` means that the array is in a cell, so it may not contain cells itself.
+    """
     elements = _elements(content, byte_order)
     (_, flags), (_, shape), _ = (next(elements, (0, b"")) for _ in range(3))
     (flag_bits,) = struct.unpack_from(f"{byte_order}I", flags)
     rows, columns = struct.unpack(f"{byte_order}ii", shape)
     if rows < 0 or columns < 0 or max(rows, 1) * max(columns, 1) > _MAX_ENTRIES:
-        raise _Broken(f"an array has the invalid shape {rows} x {columns}")
+        raise _MatlabError(f"an array has the invalid shape {rows} x {columns}")
     array_class = flag_bits & 0xFF
     if array_class == _TEXT:
         return [*_text_rows(*next(elements, (2, b"")), rows, byte_order)]
@@ -119,39 +125,40 @@ def _entries(content: bytes, byte_order: str, nested: bool = False) -> list[Valu
     elif array_class in _NUMBERS and not flag_bits & _COMPLEX:
         element_type, data = next(elements, (2, b""))
         if element_type not in _NUMBER_TYPES:
-            raise _Broken(f"its numbers have the unsupported type {element_type}")
+            raise _MatlabError(f"an array's numbers have the unsupported type {element_type}")
         if len(data) > rows * columns * 8:
-            raise _Broken(f"an array of {rows} x {columns} has {len(data)} bytes")
+            raise _MatlabError(f"an array of {rows} x {columns} has {len(data)} bytes")
         number_format = byte_order + _NUMBER_TYPES[element_type]
         entries = [number for (number,) in struct.iter_unpack(number_format, data)]
     else:
-        raise _Broken(
+        raise _MatlabError(
             f"an array has the unsupported class {array_class}; only real numbers, text and cells "
             "of these can be read"
         )
     if len(entries) != rows * columns:
-        raise _Broken(f"an array of {rows} x {columns} has {len(entries)} entries")
+        raise _MatlabError(f"an array of {rows} x {columns} has {len(entries)} entries")
     return entries
 
 
 def _cell_value(element_type: int, content: bytes, byte_order: str) -> Value:
     """The text or number in a cell, or None if the cell is empty."""
     if element_type != _MATRIX:
-        raise _Broken(f"an element has type {element_type} instead of a cell")
+        raise _MatlabError(f"an element has type {element_type} instead of a cell")
     entries = _entries(content, byte_order, nested=True) if content else []
     if len(entries) > 1:
-        raise _Broken("a cell contains more than one text or number")
+        raise _MatlabError("a cell contains more than one text or number")
     return entries[0] if entries else None
 
 
 def _text_rows(element_type: int, data: bytes, rows: int, byte_order: str) -> Iterator[str]:
+    """Yield the rows of a text array."""
     if element_type not in _TEXT_ENCODINGS:
-        raise _Broken(f"its text has the unsupported type {element_type}")
+        raise _MatlabError(f"an array's text has the unsupported type {element_type}")
     encoding = _TEXT_ENCODINGS[element_type]
     if encoding != "utf-8":
         encoding += "-le" if byte_order == "<" else "-be"
     text = data.decode(encoding)
     if text and (rows < 1 or len(text) % rows):
-        raise _Broken(f"a text array of {rows} rows has {len(text)} characters")
+        raise _MatlabError(f"a text array of {rows} rows has {len(text)} characters")
     # Characters are stored in column-major order.
     yield from (text[row::rows] for row in range(rows if text else 0))

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 
 def listed(names: Iterable[str], max_names: int = 8) -> str:
-    """Join names with commas; after the first `max_names`, give only the number of the others.
+    """Join up to `max_names` names with commas, and add how many more there are.
 
     >>> listed("abc", max_names=2)
     'a, b and 1 more'

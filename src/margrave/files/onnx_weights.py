@@ -9,7 +9,7 @@ import numpy as np
 
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
 MAX_DEPTH = 64
-"""Maximum nesting of protobuf messages; graphs with loops and conditions need a few levels."""
+"""Maximum nesting depth of protobuf messages; graphs with loops need only a few levels."""
 
 # The fields that can contain tensors: message type -> field number -> message type in the field.
 # Source: https://github.com/onnx/onnx/blob/main/onnx/onnx.proto
@@ -26,17 +26,17 @@ FIELDS: dict[str, dict[int, str]] = {
     "tensor": {13: "entry"},
 }  # fmt: skip
 METADATA = 14
-"""Field of ModelProto for the metadata: entries with a key and a value."""
+"""Field of ModelProto for the metadata: entries of a key (field 1) and a value (field 2)."""
 # Fields of TensorProto.
 DIMS, DATA_TYPE, FLOAT_DATA, NAME, RAW_DATA, EXTERNAL_DATA = 1, 2, 4, 8, 9, 13
 WEIGHT_TYPES = {
     1: np.dtype("<f4"), 3: np.dtype("i1"), 10: np.dtype("<f2"), 11: np.dtype("<f8"),
 }  # fmt: skip
-"""ONNX's number of a data type -> NumPy dtype, for the data types that are read."""
+"""ONNX's data type number -> NumPy dtype, for the supported data types."""
 
 
 def external_weights(path: Path) -> list[Path]:
-    """The external files that contain a model's weights, sorted; most models have none.
+    """The paths of the external files with a model's weights, sorted; most models have none.
 
     Raises:
         ValueError: the model is damaged, or names a file outside its folder.
@@ -74,11 +74,15 @@ def onnx_metadata(path: Path) -> dict[str, str]:
 
 
 def onnx_tensors(path: Path) -> Iterator[tuple[str, np.ndarray]]:
-    """Yield the name and the values of each weight; skip unsupported data types and sparse tensors.
+    """Yield the name and the values of each weight.
+
+    Skips sparse tensors, unsupported data types, and tensors whose size in bytes does not match
+    their shape.
 
     Raises:
         ValueError: the model or one of its external files is damaged.
     """
+    # This raises an error if the model names files outside its folder.
     external_weights(path)
     data = memoryview(path.read_bytes())
     try:
@@ -168,7 +172,7 @@ def _all_fields(data: memoryview) -> Iterator[tuple[int, memoryview | int]]:
     position = 0
     while position < len(data):
         tag, position = _read_varint(data, position)
-        # Other readers use only the lowest 32 bits, so they would see a different field number.
+        # Other parsers use only the lowest 32 bits, so they would read a different field number.
         if tag >> 32:
             raise IndexError("a field's number is too large")
         wire_type = tag & 7

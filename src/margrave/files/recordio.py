@@ -26,13 +26,13 @@ from margrave.files.regular import read_bytes
 
 MAGIC = 0xCED7230A
 _MAGIC_BYTES = struct.pack("<I", MAGIC)
-_WORDS = struct.Struct("<II")
+_PART_HEADER = struct.Struct("<II")
 _LENGTH_BITS = 29
 MAX_RECORD_BYTES = 2**_LENGTH_BITS - 1
 WHOLE, FIRST, MIDDLE, LAST = range(4)
 _WORDS_TO_LABELS = 10
-"""Number of 32-bit words from a record's start to the end of its second label: magic, length, the
-six words of `HEADER` (flag, label, key, second key; keys have two words), and two labels."""
+"""Number of 32-bit words from a record's start to the end of its second label: magic, kind and
+length, the six words of `HEADER` (flag, label, two for each of its two keys), and two labels."""
 
 
 class RecordHeaders(NamedTuple):
@@ -93,7 +93,7 @@ class RecordFile:
         return {**self.__dict__, "_bytes": None}
 
     def read(self, offset: int) -> bytes:
-        """The payload of the record at an offset.
+        """Read the payload of the record at an offset.
 
         Raises:
             ValueError: no record begins at the offset, or it is damaged; the message gives the file
@@ -118,13 +118,14 @@ class RecordFile:
             ValueError: a record is damaged; the message gives the file and the offset.
         """
         words = np.frombuffer(self.bytes, "<u4", self.size // 4)
-        # In a file shorter than this, all records are read one by one; the zeros are not used.
+        # In a file with fewer words, all records are read one by one below; the zeros are not used.
         words = words if len(words) >= _WORDS_TO_LABELS else np.zeros(_WORDS_TO_LABELS, "<u4")
         first_word = offsets // 4
         # Headers near the end of the file are read one by one below.
         is_inside = (offsets >= 0) & (offsets % 4 == 0)
         is_inside &= (first_word + _WORDS_TO_LABELS) * 4 <= self.size
         first_word = np.where(is_inside, first_word, 0)
+        # Columns: 0 magic, 1 kind and length, 2 flag, 3 label, 4-5 key, 6-7 second key, 8-9 labels.
         headers = words[first_word[:, None] + np.arange(_WORDS_TO_LABELS)]
         floats = headers.view("<f4")
         kind, length = (
@@ -133,23 +134,25 @@ class RecordFile:
         )
         flags = headers[:, 2].astype(np.int64)
         image_bytes = length - HEADER.size - 4 * flags
-        is_read = is_inside & (headers[:, 0] == MAGIC) & (kind <= FIRST) & (image_bytes >= 0)
-        is_read &= offsets + _WORDS.size + length <= self.size
+        is_parsed = is_inside & (headers[:, 0] == MAGIC) & (kind <= FIRST) & (image_bytes >= 0)
+        is_parsed &= offsets + _PART_HEADER.size + length <= self.size
         labels = np.full((len(offsets), 2), np.nan, np.float32)
         labels[:, 0] = np.where(flags == 0, floats[:, 3], floats[:, 8])
         labels[:, 1] = np.where(flags > 1, floats[:, 9], np.nan)
         keys = headers[:, 4] | headers[:, 5].astype(np.uint64) << np.uint64(32)
-        # Only the first part's length is known. Add 1, because 0 would mean that it has no image.
+        # Of a split record, only the first part's length is known. Add 1, because a size of 0 would
+        # mean that the record has no image.
         image_bytes += (kind == FIRST).astype(np.int64)
-        # A damaged index can list a long record many times: limit the total bytes that are read.
+        # A damaged index can list a long record many times, so limit the total bytes that are read.
         budget = Budget(self.size, str(self.path))
-        for row in np.flatnonzero(~is_read):
+        for row in np.flatnonzero(~is_parsed):
             offset = int(offsets[row])
             try:
                 payload = self.read(offset)
                 budget.charge(len(payload))
                 label, image = split_record(payload)
             except ValueError as error:
+                # Errors of `read` and `budget` name the file already.
                 if str(self.path) in str(error):
                     raise
                 raise self._damaged(offset, str(error)) from None
@@ -177,10 +180,10 @@ class RecordFile:
 
     def _part_at(self, offset: int) -> tuple[int, int, int]:
         """The kind of the record or part at an offset, and the start and length of its payload."""
-        start = offset + _WORDS.size
-        if not 0 <= offset <= self.size - _WORDS.size:
+        start = offset + _PART_HEADER.size
+        if not 0 <= offset <= self.size - _PART_HEADER.size:
             raise self._damaged(offset, f"the file has only {self.size} bytes")
-        magic, word = _WORDS.unpack_from(self.bytes, offset)
+        magic, word = _PART_HEADER.unpack_from(self.bytes, offset)
         if magic != MAGIC:
             raise self._damaged(offset, f"no record begins there (0x{magic:08x} is not the magic)")
         length = word & MAX_RECORD_BYTES
@@ -228,7 +231,7 @@ class RecordWriter:
 
     def _write_part(self, kind: int, payload: bytes) -> None:
         padding = b"\0" * (-len(payload) % 4)
-        header = _WORDS.pack(MAGIC, kind << _LENGTH_BITS | len(payload))
+        header = _PART_HEADER.pack(MAGIC, kind << _LENGTH_BITS | len(payload))
         self._offset += self._file.write(header + payload + padding)
 
     def close(self) -> None:
@@ -259,21 +262,23 @@ def _magic_positions(payload: bytes) -> Iterator[int]:
         position = payload.find(_MAGIC_BYTES, position + 1)
 
 
+# The possessive *+ prevents backtracking at a malformed line.
 _INDEX = re.compile(rb"(?:\d{1,18}\t\d{1,18}\r?\n)*+(?:\d{1,18}\t\d{1,18})?")
 
 
 def read_index(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
-    """Read an ``.idx`` file of ``key<tab>offset`` lines; returns keys, ascending, and offsets.
+    """Read an ``.idx`` file of ``key<tab>offset`` lines; return the sorted keys and their offsets.
 
     Raises:
-        ValueError: a line is malformed, or a key occurs twice; the message names it.
+        ValueError: the file cannot be read, a line is malformed, or a key occurs twice; the message
+            names the line or key.
     """
     try:
         content = read_bytes(path)
     except OSError as error:
         raise ValueError(f"{path} cannot be read ({error.strerror})") from None
     match = _INDEX.match(content)
-    assert match is not None
+    assert match is not None  # the pattern also matches the empty string
     if match.end() != len(content):
         line_number = content.count(b"\n", 0, match.end()) + 1
         line = content[content.rfind(b"\n", 0, match.end()) + 1 :].split(b"\n", 1)[0]
@@ -281,7 +286,7 @@ def read_index(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
             f"{path}, line {line_number}: {line[:60]!r} is not a key and an offset separated by a "
             "tab; remove the file to rebuild it from the records"
         )
-    # The content is only numbers and whitespace, so NumPy parses it without Python objects.
+    # The content is only numbers and whitespace, so NumPy can parse it, without Python objects.
     pairs = np.fromstring(content, np.int64, sep=" ").reshape(-1, 2)
     pairs = pairs[np.argsort(pairs[:, 0], kind="stable")]
     duplicates = np.flatnonzero(pairs[1:, 0] == pairs[:-1, 0])

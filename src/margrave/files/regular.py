@@ -1,4 +1,4 @@
-"""Open only regular files: reading a pipe may block forever and a device may never end."""
+"""Open only regular files: reading a pipe may block forever, and a device may never end."""
 
 from __future__ import annotations
 

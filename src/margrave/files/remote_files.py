@@ -1,4 +1,4 @@
-"""Read local files, and remote files through fsspec, completely or in byte ranges, with retries."""
+"""Read local files and, through fsspec and with retries, remote files or byte ranges of them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ PROTOCOLS = (
 
 
 def _open_filesystem(address: str) -> tuple[Any, str]:
-    """The fsspec file system of a URL, and the path in it."""
+    """The fsspec file system of a URL, and the file's path in that file system."""
     protocol = address.partition("://")[0]
     # The address may come from an untrusted file. "::" would chain several file systems.
     if protocol not in PROTOCOLS or "::" in address:
@@ -36,7 +36,8 @@ def read_file(address: str) -> bytes:
     """Read a local file or URL completely.
 
     Raises:
-        ValueError: the file does not exist, or no installed library supports the protocol.
+        ValueError: the file does not exist, or the protocol is not allowed or needs a missing
+            library.
         ConnectionError: the server does not respond.
     """
     if "://" not in address:
@@ -52,9 +53,9 @@ def read_file(address: str) -> bytes:
             raise ValueError(
                 f"{address} does not exist; give the URL of a folder written by margrave pack"
             ) from None
-        except Exception as error:  # the libraries of the protocols raise arbitrary errors
+        except Exception as error:  # each protocol's library raises its own errors
             _wait_or_raise(attempt, address, error)
-    raise AssertionError
+    raise AssertionError  # not reached: the last attempt returns or raises
 
 
 def read_ranges(addresses: list[str], starts: list[int], ends: list[int]) -> list[bytes]:
@@ -95,7 +96,7 @@ def read_ranges(addresses: list[str], starts: list[int], ends: list[int]) -> lis
         if failed is None:
             return contents
         _wait_or_raise(attempt, addresses[failed], contents[failed])
-    raise AssertionError
+    raise AssertionError  # not reached: the last attempt returns or raises
 
 
 def _wait_or_raise(attempt: int, address: str, error: Exception) -> None:

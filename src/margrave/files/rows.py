@@ -9,10 +9,10 @@ import numpy as np
 
 
 def read_rows(rows: np.ndarray, start: int, stop: int) -> np.ndarray:
-    """The rows from `start` to before `stop`; a memory-mapped array's are read from its file.
+    """The rows from `start` (inclusive) to `stop` (exclusive).
 
-    Accessing the mapping instead would cause a fault on each page, and all pages would count as
-    this process's memory.
+    Rows of a memory-mapped array are read from its file. Accessing the mapping instead would cause
+    a page fault on each page, and all pages would count as this process's memory.
 
     >>> read_rows(np.arange(6).reshape(3, 2), 1, 3).tolist()
     [[2, 3], [4, 5]]
@@ -22,8 +22,9 @@ def read_rows(rows: np.ndarray, start: int, stop: int) -> np.ndarray:
         part = np.asarray(rows[start:stop])
         # torch.from_numpy needs writable memory.
         return part if part.flags.writeable else part.copy()
+    # A np.memmap, which has the attributes `filename` and `offset`. A slice has the `offset` of the
+    # array that was sliced, so use the slice's address instead.
     mapped: Any = rows
-    # A slice of a mapped array has its parent's `offset`, so use the slice's address instead.
     offset_in_mapping = rows.ctypes.data - np.frombuffer(mapping, np.uint8).ctypes.data
     mapping_start = mapped.offset // mmap.ALLOCATIONGRANULARITY * mmap.ALLOCATIONGRANULARITY
     shape = (max(0, min(stop, len(rows)) - start), *rows.shape[1:])

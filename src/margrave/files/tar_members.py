@@ -10,13 +10,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 BLOCK = 512
+"""Bytes of a header; a member's content is padded to a multiple of this."""
 MAX_NAME_BYTES = 2**16
 _CHECKSUM = slice(148, 156)
-# Member types: regular files, GNU long names, pax headers.
+# Member types (byte 156 of a header): regular files, GNU long names, pax headers.
 _REGULAR = (b"0", b"\0", b"7")
 _LONG_NAME, _PAX = b"L", b"x"
 _SKIPPED = (b"1", b"2", b"3", b"4", b"5", b"6", b"g", b"K")
-"""Skipped member types: links, devices, folders, and metadata of the archive or of links."""
+"""Skipped member types: links, devices, folders, pipes, and metadata of the archive or of links."""
 
 Read = Callable[[int, int], bytes]
 """(offset, count) -> `count` bytes of the archive from `offset`; fewer at its end."""
@@ -44,7 +45,7 @@ def tar_members(read: Read, length: int, archive: str) -> Iterator[Member]:
             files; the message gives the byte offset.
     """
     position = 0
-    # Path and size that a long name or a pax header gives the next regular file.
+    # Path and size of the next regular file, given by a long name or a pax header before it.
     overrides: dict[str, bytes] = {}
     while True:
         header = read(position, BLOCK)
@@ -54,19 +55,19 @@ def tar_members(read: Read, length: int, archive: str) -> Iterator[Member]:
         if not any(header):
             return
         checksum = header[_CHECKSUM]
-        # The sum is over the header with spaces in place of the checksum.
+        # The checksum is the sum of the header's bytes, with spaces in place of the checksum.
         if _parse_number(checksum, where) != sum(header) - sum(checksum) + 8 * ord(" "):
             raise ValueError(f"{where} is not a valid tar header; download the archive again")
-        kind, start = header[156:157], position + BLOCK
+        member_type, start = header[156:157], position + BLOCK
         size = _parse_number(header[124:136], where)
-        if kind in _REGULAR and "size" in overrides:
+        if member_type in _REGULAR and "size" in overrides:
             size = _parse_decimal(overrides["size"], where)
         if size > length - start:
             raise ValueError(
                 f"{where}: a member has {size} bytes in an archive of {length}; the archive is "
                 "truncated or damaged: download it again"
             )
-        if kind in (_LONG_NAME, _PAX):
+        if member_type in (_LONG_NAME, _PAX):
             if size > MAX_NAME_BYTES:
                 raise ValueError(
                     f"{where}: a name or pax header has {size} bytes; the archive is damaged: "
@@ -74,18 +75,20 @@ def tar_members(read: Read, length: int, archive: str) -> Iterator[Member]:
                 )
             content = read(start, size)
             overrides |= (
-                _parse_pax(content, where) if kind == _PAX else {"path": content.rstrip(b"\0")}
+                _parse_pax(content, where)
+                if member_type == _PAX
+                else {"path": content.rstrip(b"\0")}
             )
-        elif kind in _REGULAR:
+        elif member_type in _REGULAR:
             name = overrides.get("path") or _member_name(header)
             yield Member(name.decode("utf-8", "replace"), start, size)
             overrides = {}
-        elif kind in _SKIPPED:
-            # Metadata can lie between a file and its overrides; other members use up the overrides.
-            overrides = overrides if kind in (b"g", b"K") else {}
+        elif member_type in _SKIPPED:
+            # Metadata can be between the overrides and their file; other members use up overrides.
+            overrides = overrides if member_type in (b"g", b"K") else {}
         else:
             raise ValueError(
-                f"{where}: members of type {kind!r} are not supported; pack the shard again "
+                f"{where}: members of type {member_type!r} are not supported; pack the shard again "
                 "without sparse files"
             )
         position = start + -(-size // BLOCK) * BLOCK

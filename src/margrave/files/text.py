@@ -33,12 +33,12 @@ def read_lines(path: str | Path) -> Iterator[tuple[int, str]]:
     """
     try:
         with open(path, "rb", opener=open_regular) as file:
-            for number, content in enumerate(file, start=1):
-                if number == 1:
+            for line_number, content in enumerate(file, start=1):
+                if line_number == 1:
                     content = content.removeprefix(_BYTE_ORDER_MARK)
-                line = _decode(path, number, content).rstrip("\r\n")
+                line = _decode(path, line_number, content).rstrip("\r\n")
                 if line.strip():
-                    yield number, line
+                    yield line_number, line
     except OSError as error:
         raise unreadable(path, error) from None
 
@@ -56,15 +56,15 @@ def read_text(path: str | Path) -> str:
     return _decode(path, 1, content)
 
 
-def _decode(path: str | Path, number: int, content: bytes) -> str:
-    """Decode UTF-8 content whose first line has this number; an error names the faulty line."""
+def _decode(path: str | Path, line_number: int, content: bytes) -> str:
+    """Decode UTF-8 content that begins at line `line_number`; an error names the faulty line."""
     try:
         return content.decode("utf-8")
     except UnicodeDecodeError as error:
-        number += content.count(b"\n", 0, error.start)
+        line_number += content.count(b"\n", 0, error.start)
         begin = content.rfind(b"\n", 0, error.start) + 1
         line = content[begin:].split(b"\n", 1)[0].decode("utf-8", "replace")
-        raise malformed(path, number, line, "text encoded as UTF-8") from None
+        raise malformed(path, line_number, line, "text encoded as UTF-8") from None
 
 
 def unreadable(path: str | Path, error: OSError) -> ValueError:
@@ -74,7 +74,7 @@ def unreadable(path: str | Path, error: OSError) -> ValueError:
     )
 
 
-def malformed(path: str | Path, number: int, line: str, expected: str) -> ValueError:
+def malformed(path: str | Path, line_number: int, line: str, expected: str) -> ValueError:
     """The error for a malformed line; long lines are truncated.
 
     >>> print(malformed("pairs.txt", 7, "1 2", "two templates and a label"))
@@ -82,7 +82,7 @@ def malformed(path: str | Path, number: int, line: str, expected: str) -> ValueE
     """
     text = line[:_CHARACTERS_SHOWN]
     return ValueError(
-        f"{path}:{number}: {text!r}{'…' if len(line) > len(text) else ''}; expected {expected}"
+        f"{path}:{line_number}: {text!r}{'…' if len(line) > len(text) else ''}; expected {expected}"
     )
 
 
@@ -107,7 +107,7 @@ def finite_number(text: str) -> float | None:
 
 
 def is_relative_path(text: str) -> bool:
-    """Whether text is a relative path, separated by '/', that stays inside its folder.
+    """Whether text is a relative path with '/' as separator that does not leave its folder.
 
     >>> [is_relative_path(text) for text in ("a/1.jpg", "/a/1.jpg", "../1.jpg", "a\\\\1.jpg", "")]
     [True, False, False, False, False]
@@ -120,34 +120,34 @@ class Consistency:
 
     Args:
         path: the file.
-        thing: what the keys stand for, such as "the pair", for messages.
-        property: what the values stand for, such as "label", for messages.
+        thing: what a key identifies, such as "the pair", for messages.
+        property: what a value is, such as "label", for messages.
     """
 
     def __init__(self, path: str | Path, thing: str, property: str) -> None:
         self._path, self._thing, self._property = path, thing, property
-        # Key -> its first value, and the number of the line that gave it.
+        # Key -> its first value, and the number of the line with that value.
         self._first: dict[Hashable, tuple[Hashable, int]] = {}
 
-    def add(self, key: Hashable, value: Hashable, number: int, line: str) -> None:
+    def add(self, key: Hashable, value: Hashable, line_number: int, line: str) -> None:
         """Add the value that a line gives for a key.
 
         Raises:
             ValueError: an earlier line gives a different value; the message names both lines.
         """
-        first_value, first_number = self._first.setdefault(key, (value, number))
+        first_value, first_line_number = self._first.setdefault(key, (value, line_number))
         if first_value != value:
             name = " and ".join(map(str, key)) if isinstance(key, tuple) else key
             raise malformed(
                 self._path,
-                number,
+                line_number,
                 line,
-                f"{self._thing} {name} to have the {self._property} that line {first_number} "
+                f"{self._thing} {name} to have the {self._property} that line {first_line_number} "
                 "gives; correct one of the two lines",
             )
 
 
-def split_fields(path: str | Path, number: int, line: str) -> list[str]:
+def split_fields(path: str | Path, line_number: int, line: str) -> list[str]:
     """Split a line at commas and strip the fields; quoted fields may contain commas.
 
     Raises:
@@ -158,7 +158,7 @@ def split_fields(path: str | Path, number: int, line: str) -> list[str]:
         try:
             fields = next(csv.reader([line], strict=True, skipinitialspace=True), [])
         except csv.Error as error:
-            raise malformed(path, number, line, f"comma-separated fields ({error})") from None
+            raise malformed(path, line_number, line, f"comma-separated fields ({error})") from None
     return [field.strip() for field in fields]
 
 
@@ -178,26 +178,29 @@ def read_table(
             occurs twice, or a row has too few or too many fields.
     """
     lines = read_lines(path)
-    number, header = next(lines, (1, ""))
-    columns = [name.lower() for name in split_fields(path, number, header)]
+    line_number, header = next(lines, (1, ""))
+    columns = [name.lower() for name in split_fields(path, line_number, header)]
     if len(columns) > MAX_COLUMNS:
         raise ValueError(f"{path} has {len(columns)} columns; at most {MAX_COLUMNS} are supported")
-    positions = _find_columns(path, number, header, columns, required, optional)
+    positions = _find_columns(path, line_number, header, columns, required, optional)
     min_fields = 1 + max(positions[: len(required)])
-    for number, line in lines:
-        fields = split_fields(path, number, line)
+    for line_number, line in lines:
+        fields = split_fields(path, line_number, line)
         if not min_fields <= len(fields) <= len(columns):
             raise malformed(
-                path, number, line, f"{len(columns)} comma-separated fields, as in the header line"
+                path,
+                line_number,
+                line,
+                f"{len(columns)} comma-separated fields, as in the header line",
             )
         # The position of a missing column is one past the last column.
         fields += [""] * (len(columns) + 1 - len(fields))
-        yield number, line, [fields[position] for position in positions]
+        yield line_number, line, [fields[position] for position in positions]
 
 
 def _find_columns(
     path: str | Path,
-    number: int,
+    line_number: int,
     header: str,
     columns: Sequence[str],
     required: Sequence[str],
@@ -207,20 +210,20 @@ def _find_columns(
     if missing := [name for name in required if name not in columns]:
         raise malformed(
             path,
-            number,
+            line_number,
             header,
             f"{_describe_missing(missing, columns)}; begin the file with {','.join(required)}",
         )
     for name in (*required, *optional):
         if columns.count(name) > 1:
-            raise malformed(path, number, header, f"one column {name!r}; rename the others")
+            raise malformed(path, line_number, header, f"one column {name!r}; rename the others")
     return [
         columns.index(name) if name in columns else len(columns) for name in (*required, *optional)
     ]
 
 
 def _describe_missing(missing: Iterable[str], columns: Sequence[str]) -> str:
-    """The missing columns, each with the most similar existing one."""
+    """The missing columns, each with the most similar column of the table."""
     described = []
     for name in missing:
         nearest = difflib.get_close_matches(name, columns, n=1)

@@ -1,4 +1,4 @@
-"""Check files that ``torch.save`` wrote before torch reads them."""
+"""Check files written by ``torch.save``, before torch reads them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from margrave.files.budget import Budget
 from margrave.files.messages import first_sentence
 from margrave.files.torch_pickle import check_legacy_torch_file, check_torch_pickle
 
-ARCHIVE = b"PK\3\4"
+ZIP_MAGIC = b"PK\3\4"
 # The records at the end of a ZIP archive that locate its directory.
 # Source: https://pkware.cachefly.net/webdocs/casestudies/APPNOTE.TXT, 4.3.14 to 4.3.16
 END = struct.Struct("<4s4H2IH")
@@ -21,7 +21,7 @@ ZIP64_END = struct.Struct("<4sQ2H2I4Q")
 
 
 def check_torch_file(path: Path) -> None:
-    """Reject a PyTorch file that would take too much memory, is damaged, or is a program.
+    """Reject a PyTorch file that is damaged, is a program, or would take too much memory.
 
     Raises:
         ValueError: the file is rejected; the message gives the reason.
@@ -29,15 +29,16 @@ def check_torch_file(path: Path) -> None:
     budget = Budget(path.stat().st_size, str(path))
     try:
         with open(path, "rb") as file:
-            # Like torch, recognize ZIP archives by these bytes; PyTorch < 1.6 wrote other files.
-            if file.read(len(ARCHIVE)) != ARCHIVE:
+            # torch, too, recognizes a ZIP archive by these bytes. PyTorch < 1.6 wrote no archives.
+            if file.read(len(ZIP_MAGIC)) != ZIP_MAGIC:
                 file.seek(0)
                 check_legacy_torch_file(file, budget)
                 return
             _check_directory(file, path.stat().st_size)
         with zipfile.ZipFile(path) as archive:
-            sizes = [part.file_size for part in archive.infolist()]
-            parts = {name.partition("/")[2] for name in archive.namelist()}
+            sizes = [member.file_size for member in archive.infolist()]
+            # torch.save puts all members into one folder, whose name varies.
+            names = {name.partition("/")[2] for name in archive.namelist()}
     # A damaged directory can raise nearly any error.
     except Exception as error:
         if budget.remaining < 0:
@@ -45,27 +46,27 @@ def check_torch_file(path: Path) -> None:
         raise ValueError(
             f"{path} is damaged or not a PyTorch file ({first_sentence(error)})"
         ) from error
-    if "constants.pkl" in parts:
+    if "constants.pkl" in names:
         raise ValueError(
             f"{path} is a TorchScript archive (torch.jit.save), a program that is not run here; "
             "save only its weights: "
             f"torch.save(torch.jit.load({str(path)!r}).state_dict(), 'weights.pth')"
         )
-    if any(name.startswith("models/") and name.endswith(".json") for name in parts):
+    if any(name.startswith("models/") and name.endswith(".json") for name in names):
         raise ValueError(
             f"{path} is a torch.export program, which is not run here; save only its weights: "
             f"torch.save(torch.export.load({str(path)!r}).state_dict, 'weights.pth')"
         )
-    # The parts can exceed the file's size only if they are compressed or overlap.
+    # The members can exceed the file's size only if they are compressed or overlap.
     budget.charge(sum(sizes))
     # Unpickling has a separate budget of the same size.
     budget = Budget(path.stat().st_size, str(path))
     try:
         with zipfile.ZipFile(path) as archive:
-            for part in archive.infolist():
+            for member in archive.infolist():
                 # torch ignores the case of this name.
-                if part.filename.lower().endswith("data.pkl"):
-                    check_torch_pickle(io.BytesIO(archive.read(part)), budget)
+                if member.filename.lower().endswith("data.pkl"):
+                    check_torch_pickle(io.BytesIO(archive.read(member)), budget)
     except Exception as error:
         if budget.remaining < 0:
             raise
@@ -75,10 +76,11 @@ def check_torch_file(path: Path) -> None:
 
 
 def _check_directory(file: BinaryIO, size: int) -> None:
-    """Reject an archive in which Python and torch could find different directories.
+    """Reject an archive in which Python and torch could find different lists of members.
 
-    Python expects the directory right before the archive's end record; torch expects it where that
-    record points. They also search for the end record in different ways.
+    The list is called the archive's directory. Python expects it right before the archive's end
+    record; torch expects it where that record points. They also search for the end record in
+    different ways.
     """
     file.seek(max(0, size - END.size - LOCATOR.size - ZIP64_END.size))
     tail = file.read()

@@ -17,6 +17,7 @@ from margrave.files.inert_pickle import ENTRY_BYTES, INSTRUCTION_BYTES, instruct
 MAX_UNUSUAL_KEYS = 1000
 """Maximum number of dict keys that could be crafted to collide; real files have a few."""
 MAX_INT_KEY = 2**31
+"""Integer keys of this absolute value or more count as unusual."""
 LEGACY_PICKLES = 5
 """Number of pickles that begin a PyTorch < 1.6 file: magic, version, system, content, storages."""
 LITERALS = {
@@ -38,7 +39,7 @@ class _Object:
 
     Attributes:
         kind: ``list``, ``tuple``, ``dict``, ``set`` or ``object``.
-        count: number of entries; for a tuple, itself plus its entries at every nesting level.
+        count: number of entries; for a tuple, 1 plus its entries at every nesting level.
         unusual: number of entries that could be crafted to collide as dict keys.
         items: the entries of a tuple.
     """
@@ -58,7 +59,7 @@ def _count(value: Any) -> int:
 
 
 def _is_unusual(key: Any) -> bool:
-    """Whether many different keys of this kind can have the same hash."""
+    """Whether many different keys like this one could be crafted to have the same hash."""
     if isinstance(key, int):
         return not -MAX_INT_KEY < key < MAX_INT_KEY
     return not isinstance(key, str | bytes | float | None)
@@ -118,7 +119,7 @@ def check_torch_pickle(file: BinaryIO, budget: Budget, storages: set[Any] | None
 
 
 class _Simulator:
-    """The stack machine of pickle, with sizes instead of objects."""
+    """Pickle's stack machine, which tracks the sizes of objects instead of creating them."""
 
     def __init__(self, budget: Budget, storages: set[Any] | None) -> None:
         self.stack: list[Any] = []
@@ -153,7 +154,7 @@ class _Simulator:
             items = self._since_mark() if name == "TUPLE" else stack[-count:]
             del stack[len(stack) - count :]
             value = _Object("tuple", tuple(items))
-            # Hashing or printing nested tuples visits each entry, even of a tuple used repeatedly.
+            # Hashing or printing visits each nested entry, again for each use of the same tuple.
             self.budget.charge(ENTRY_BYTES * value.count)
             stack.append(value)
         elif name in ("APPEND", "APPENDS"):
@@ -185,12 +186,14 @@ class _Simulator:
             stack[-1] = _Object("object")
 
     def _since_mark(self) -> list[Any]:
+        """Pop and return the items after the last mark."""
         mark = self.marks.pop()
         items = self.stack[mark:]
         del self.stack[mark:]
         return items
 
     def _extend(self, items: list[Any], keys: list[Any]) -> None:
+        """Count `items` as added to the top container, and the unusual ones among `keys`."""
         container = self.stack[-1]
         if not isinstance(container, _Object) or container.kind == "tuple":
             raise ValueError("entries are added to an object that is not a container")
@@ -223,7 +226,7 @@ class _Simulator:
             self._add_unusual_keys(sum(getattr(item, "unusual", 0) for item in arguments.items))
 
     def _size(self, value: Any) -> int:
-        """Number of entries or characters visited when a value is used."""
+        """Number of entries or characters that are visited when a value is hashed or copied."""
         if isinstance(value, str | bytes):
             return len(value)
         return value.count if isinstance(value, _Object) else 1

@@ -7,9 +7,9 @@ from typing import Any
 import yaml
 
 MAX_NODES = 100_000
-"""Maximum number of values, keys and lists in a file after expanding aliases."""
+"""Maximum number of keys, values, lists and mappings in a file after expanding aliases."""
 MAX_CHARACTERS = 2**20
-"""Maximum file length; settings need thousands of characters, and a million take a minute."""
+"""Maximum file length; settings need only thousands, and parsing a million takes a minute."""
 MAX_NUMBER_LENGTH = 100
 """Maximum number of characters in a number; parsing base-60 numbers takes quadratic time."""
 
@@ -81,7 +81,10 @@ def read_yaml(text: str, name: str) -> Any:
 
 
 def _expanded_count(node: yaml.Node, counts: dict[int, int | None], name: str) -> int:
-    """Number of nodes in a node after expanding aliases."""
+    """Number of nodes in a node, including itself, after expanding aliases.
+
+    `counts` stores results by the node's id; None marks a node that is being counted.
+    """
     if id(node) in counts:
         count = counts[id(node)]
         if count is None:

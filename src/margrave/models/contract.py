@@ -11,6 +11,7 @@ from torch import Tensor
 from margrave.models.pixel_statistics import PixelStatistic
 
 State = Mapping[str, Tensor]
+"""A state dict: tensors by name."""
 
 
 class Checkpoint(dict[str, Tensor]):
@@ -42,14 +43,15 @@ class Imported:
     """Another project's weights, converted to Margrave's names and RGB.
 
     Attributes:
-        layout: the naming scheme of the file's tensors, such as ``adaface_ir``; ``own`` if the file
-            uses the network's names.
+        layout: the naming scheme of the file's tensors, such as ``adaface_ir``; ``own`` if the user
+            specified the network and the file uses its names.
         backbone: the network's specification ``{"kind": name, **settings}``, plain JSON.
-        state: the network's tensors by Margrave's names; unknown tensors keep the file's names, so
-            that :func:`margrave.models.load_strictly` reports them.
+        state: the network's tensors under Margrave's names; unknown tensors keep the file's names,
+            so that :func:`margrave.models.load_strictly` reports them.
         notes: what was changed, left out or assumed, as messages for the user.
-        head_weight: (C, D) class centers, or None if the file does not hold them.
-        names: each submodule's name in Margrave -> its name in the file; empty if they are equal.
+        head_weight: (C, D) class centers, or None if the file does not contain them.
+        names: each submodule's name in Margrave -> its name in the file; empty if the file uses
+            Margrave's names.
         mean, std: normalization of pixels in [0, 1], (pixel - mean) / std, in RGB order.
     """
 

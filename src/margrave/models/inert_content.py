@@ -29,14 +29,14 @@ class Ignored:
 
 
 class IgnoredMapping:
-    """Placeholder for subclasses of dict, such as settings; creates an empty OrderedDict."""
+    """Placeholder for subclasses of dict, such as settings; calling it returns an OrderedDict."""
 
     def __new__(cls, *_arguments: Any, **_settings: Any) -> OrderedDict[Any, Any]:
         return OrderedDict()
 
 
-# Classes that occur in the settings, scores and callbacks that trainers save next to the weights.
-# They are never instantiated: Ignored replaces them.
+# Classes and functions that occur in the settings, scores and callbacks that trainers save next to
+# the weights. They are never imported or called: Ignored replaces them.
 HARMLESS = tuple(
     f"{module}.{name}"
     for modules, names in {
@@ -64,15 +64,15 @@ HARMLESS = tuple(
 # IgnoredMapping replaces these.
 HARMLESS_MAPPINGS = ("copyreg._reconstructor", "copy_reg._reconstructor", "collections.defaultdict")
 MAX_NAMES = 256
-"""Maximum number of unknown classes in a file."""
+"""Maximum number of unknown classes and functions in a file."""
 
 
 def _may_be_replaced(name: str) -> bool:
     """Whether a placeholder, which imports and calls nothing, may replace this class or function.
 
-    Names of the standard library are refused, because malicious files use them to run code.
-    Functions of torch and NumPy are refused too, because some create tensors, and replacing such a
-    function would silently lose its tensor.
+    Names in the standard library may not be replaced, because malicious files use them to run code.
+    Functions of torch and NumPy may not be replaced either: some create tensors, and with a
+    placeholder such a tensor would silently be lost.
     """
     module, _, attribute = name.rpartition(".")
     root = module.partition(".")[0]
@@ -82,7 +82,9 @@ def _may_be_replaced(name: str) -> bool:
 
 
 def read_content(path: Path) -> Any:
-    """Read a file of ``torch.save`` or safetensors into tensors, mappings and `Ignored`.
+    """Read a file of ``torch.save`` or safetensors; return the object that was saved.
+
+    Mappings, lists and tensors are kept. `Ignored` replaces all other objects of custom classes.
 
     Raises:
         ValueError: the file is damaged, or reading it would need too much memory or run code.
@@ -112,9 +114,8 @@ def _load_inert(path: Path) -> Any:
     placeholders: dict[str, Any] = dict.fromkeys(HARMLESS, Ignored)
     placeholders |= dict.fromkeys(HARMLESS_MAPPINGS, IgnoredMapping)
     unknown: dict[str, Any] = {}
-    # A file may set items of an unknown object, which needs a mapping as its placeholder, or
-    # attributes, which needs Ignored. The class's name does not show which, so a mapping is tried
-    # first.
+    # If the file sets items of an object, the placeholder must be a mapping; if it sets attributes,
+    # the placeholder must be Ignored. The class's name does not show which, so try a mapping first.
     placeholder: Any = IgnoredMapping
     while True:
         allowed: list[Any] = [
@@ -150,19 +151,22 @@ def _is_unpickling_error(error: Exception) -> bool:
 
 
 def _list_unknown_names(path: Path) -> list[str]:
-    """List the unknown names in a file at once; reading it reports only one name at a time."""
+    """List all unknown names in a file; torch.load reports only the first of them."""
     try:
         return torch.serialization.get_unsafe_globals_in_checkpoint(path)[:MAX_NAMES]
-    # This fails for files from before PyTorch 1.6. For damaged files it raises nearly any error.
+    # It fails for files that PyTorch < 1.6 saved, and damaged files can raise nearly any error.
     except Exception:
         return []
 
 
 def check_tensors(content: Any, budget: Budget) -> None:
-    """Charge the memory of all tensors in a file's content to the budget, which may refuse it.
+    """Charge the memory of all tensors in a file's content to the budget.
 
     Tensors that share a storage count once. A tensor that is larger than its storage, because it
     repeats numbers (stride 0), counts at its full size: a copy needs that much memory.
+
+    Raises:
+        ValueError: the tensors exceed the budget.
     """
     pending, visited, storages = [content], set(), set()
     while pending:

@@ -32,7 +32,7 @@ MAX_STATISTIC = 1e9
 
 @dataclass(frozen=True, kw_only=True)
 class ModelCard:
-    """How to build a model, prepare its images and decide on its scores.
+    """How to build a model, prepare its images and interpret its scores.
 
     Attributes:
         backbone: the network's specification ``{"kind": name, **settings}``, plain JSON.
@@ -46,9 +46,9 @@ class ModelCard:
         source: where the weights come from, for the user.
         operating_points: thresholds chosen for this model, see ``OperatingPoint``.
         reference: scores and norms measured together with the thresholds, or None.
-        alignment: how faces are aligned: ``arcface`` (five points to ArcFace's template) or
-            ``dlib`` (dlib's own alignment).
-        format_version: version of the card's format; version 1 is converted to 2.
+        alignment: how faces are aligned: ``arcface`` (five landmarks to ArcFace's template) or
+            ``dlib`` (as dlib aligns them).
+        format_version: version of the card's format; cards of version 1 are converted to 2.
 
     Raises:
         ValueError: a field has an invalid value.
@@ -80,7 +80,7 @@ class ModelCard:
         if self.backbone.get("image_size", self.image_size) != self.image_size:
             raise ValueError(
                 f"image_size = {self.image_size}, "
-                f"but the backbone's is {self.backbone['image_size']}"
+                f"but the backbone's image_size is {self.backbone['image_size']}"
             )
         for name in ("mean", "std"):
             self._check_statistic(name)
@@ -109,7 +109,7 @@ class ModelCard:
         if self.format_version != FORMAT_VERSION:
             raise ValueError(
                 f"format_version = {self.format_version!r}, but this version of Margrave reads 1 "
-                f"and {FORMAT_VERSION}; use the version of Margrave that wrote it"
+                f"and {FORMAT_VERSION}; use the version of Margrave that wrote the card"
             )
 
     def _check_statistic(self, name: str) -> None:
@@ -142,7 +142,7 @@ class ModelCard:
 
 
 def save_model(path: str | os.PathLike[str], state: Mapping[str, Tensor], card: ModelCard) -> None:
-    """Write weights and card to one file. A complete new file replaces an existing one.
+    """Write weights and card to one file, which atomically replaces an existing one.
 
     Raises:
         ValueError: the backbone's specification is not plain JSON.
@@ -201,7 +201,8 @@ def read_card(text: str, path: str | os.PathLike[str]) -> ModelCard:
         fields = current_card(fields)
     except ValueError as error:
         raise ValueError(f"{path}: its card is damaged ({error})") from error
-    # A card of a newer format may have new fields. ModelCard below reports its version instead.
+    # A card of a newer format may have new fields. They are dropped here, so that the error below
+    # is about the version.
     version = fields.get("format_version")
     known = ModelCard.__dataclass_fields__
     unknown = [key for key in fields if key not in known]

@@ -1,4 +1,8 @@
-"""Reads and writes the cards of ONNX models, in the model's metadata or in a file next to it."""
+"""Reads and writes the cards of ONNX models.
+
+The card is in a file next to the model or, if there is no such file, in the model's metadata. Only
+the file can be written here.
+"""
 
 from __future__ import annotations
 
@@ -17,13 +21,13 @@ from margrave.models.openvino_file import OpenVinoBackbone
 from margrave.models.pixel_statistics import PixelStatistic, check_pixel_statistics
 from margrave.registry import suggest
 
-PLACEHOLDERS = {
+IMPORT_OPTIONS = {
     "mean": "--mean MEAN",
     "std": "--std STD",
     "color_order": "--color-order rgb|bgr",
     "image_size": "--image-size PIXELS",
 }
-"""Card field -> the option of ``margrave import`` that sets it, for messages."""
+"""Card field -> the option of ``margrave import`` that sets it, with a placeholder as value."""
 
 RUNTIMES: dict[str, type[OnnxNetwork]] = {
     network.runtime: network for network in (OnnxBackbone, OpenVinoBackbone)
@@ -68,7 +72,7 @@ def import_command(path: str | Path) -> str:
     >>> import_command("net.onnx")[:57]
     'margrave import net.onnx COPY.onnx --mean MEAN --std STD '
     """
-    stated = " ".join(PLACEHOLDERS[name] for name in ("mean", "std", "color_order"))
+    stated = " ".join(IMPORT_OPTIONS[name] for name in ("mean", "std", "color_order"))
     return (
         f"margrave import {path} COPY.onnx {stated}, with the values that its authors state, for "
         "pixels in [0, 1]"
@@ -80,7 +84,7 @@ def load_onnx(
 ) -> tuple[OnnxNetwork, ModelCard]:
     """Load an ONNX model and its card, which is next to the file or in its metadata.
 
-    ``OnnxNetwork.check_rows`` tests the model.
+    The model is tested on two images (``OnnxNetwork.check_rows``).
 
     Args:
         path: the .onnx file.
@@ -115,11 +119,10 @@ def check_uint8_statistics(
     backbone: OnnxNetwork, mean: PixelStatistic | None, std: PixelStatistic | None
 ) -> None:
     """Refuse a mean other than 0 or a std other than 1 for a model that takes uint8 pixels."""
-    has_statistics = not (
-        np.all(np.equal(0 if mean is None else mean, 0))
-        and np.all(np.equal(1 if std is None else std, 1))
+    is_identity = np.all(np.equal(0 if mean is None else mean, 0)) and np.all(
+        np.equal(1 if std is None else std, 1)
     )
-    if backbone.takes_bytes and has_statistics:
+    if backbone.takes_bytes and not is_identity:
         raise ValueError(
             f"{backbone.path} takes uint8 pixels and normalizes them itself, but mean = {mean} and "
             f"std = {std} are given; leave out both"
@@ -140,7 +143,7 @@ def import_onnx(
 
     Args:
         source: the ONNX model.
-        target: the copy; its card is written to ``target.card.json``.
+        target: the copy to write; its card is written to ``<target>.card.json``.
         mean: mean for pixels in [0, 1], one number or one per channel in the model's color order;
             None takes it from the card in the model's metadata.
         std: standard deviation, like `mean`.
@@ -152,8 +155,9 @@ def import_onnx(
         the network, already tested (see ``OnnxBackbone.check_rows``), and its card.
 
     Raises:
-        ValueError: a value is invalid; a value is missing here and in the model's card; or the
-            model does not compute one embedding per image.
+        ValueError: a value is invalid, or missing both here and in the model's card; the model does
+            not compute one embedding per image; or its external weight files are not in the
+            target's folder.
     """
     backbone = OnnxBackbone(source, output=output)
     check_pixel_statistics(mean=mean, std=std)
@@ -176,7 +180,7 @@ def import_onnx(
         missing += ["image_size"] * (fields["image_size"] is None)
         raise ValueError(
             f"{source} does not contain its {', '.join(missing)}; state them: "
-            f"{' '.join(PLACEHOLDERS[name] for name in missing)}"
+            f"{' '.join(IMPORT_OPTIONS[name] for name in missing)}"
         )
     output = output or fields.get("backbone", {}).get("output")
     fields["backbone"] = {"kind": "onnx", **({"output": output} if output else {})}

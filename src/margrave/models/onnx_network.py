@@ -1,4 +1,4 @@
-"""What all ONNX runtimes share: checks, batching and error messages."""
+"""The base class of all ONNX runtimes, with their checks, batching and error messages."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from margrave.registry import suggest
 
 REPEATED_IMAGES = (0, 0, 0)
 """Indices of the test images that `check_rows` computes again to detect randomness: the first image
-three times, because dropout of few features may by chance not change a single repetition."""
+three times, because at a low dropout rate one repetition may by chance be unchanged."""
 
 
 @dataclass(frozen=True)
@@ -28,8 +28,8 @@ class Port:
 
     Attributes:
         name: the name in the file.
-        shape: the length of each dimension, or anything that is no positive integer if the
-            dimension is dynamic; empty if the number of dimensions is unknown.
+        shape: the length of each dimension. A dynamic dimension has any value that is not a
+            positive integer. Empty if the number of dimensions is unknown.
         kind: the runtime's name of the element type, such as ``tensor(float)``.
     """
 
@@ -54,11 +54,11 @@ class OnnxNetwork(nn.Module):
 
     Attributes:
         runtime: the runtime's name.
-        kinds: the supported element types of the input: the runtime's name of the type, such as
-            ``tensor(float)``, -> the NumPy type.
+        kinds: the supported element types of the input, as the runtime's name (such as
+            ``tensor(float)``) -> NumPy type.
         content_digest: SHA-256 of the file, of its external files, and of the output's name if the
             model has several outputs.
-        external_weights: external files that hold the model's weights.
+        external_weights: external files that contain the model's weights.
         image_size: S, or None if the model takes any size.
         metadata: the file's metadata, by key.
         takes_bytes: True if the input is uint8; the model then normalizes the pixels itself.
@@ -95,7 +95,8 @@ class OnnxNetwork(nn.Module):
             # Different outputs of the same file are different embeddings.
             digest_and_output = f"{self.content_digest} {self._output}"
             self.content_digest = hashlib.sha256(digest_and_output.encode()).hexdigest()
-        # Callers give images the device and dtype of a module's first parameter.
+        # Callers move images to the device and dtype of a module's first parameter, so the module
+        # needs one.
         self.placed = nn.Parameter(torch.empty(0), requires_grad=False)
 
     @abstractmethod
@@ -121,6 +122,7 @@ class OnnxNetwork(nn.Module):
         if len(inputs) != 1 or len(shapes[0]) != 4:
             raise ValueError(f"{self.path} takes {shapes}; {expected}")
         batch, *dimensions = shapes[0]
+        # Some models declare the number of channels as the text "3".
         self._channels_last = dimensions[0] not in (3, "3") and dimensions[2] in (3, "3")
         sides = dimensions[:2] if self._channels_last else dimensions[1:]
         sizes = {side for side in sides if isinstance(side, int) and side > 0}
@@ -170,16 +172,17 @@ class OnnxNetwork(nn.Module):
         step = 1 if self.one_at_a_time else self._batch or max(1, len(pixels))
         parts = [self._run(pixels[start : start + step]) for start in range(0, len(pixels), step)]
         if not parts:
-            # Only an output shows D, so compute a blank image and drop its row.
+            # D is known only from an output, so compute a blank image and drop its embedding.
             parts = [self._run(np.zeros((1, *pixels.shape[1:]), np.float32))[:0]]
         return torch.from_numpy(np.concatenate(parts)).to(images.device)
 
     def _run(self, pixels: np.ndarray) -> np.ndarray:
         """Compute one embedding per image, for one batch of at most the model's batch size."""
         rows = self._padded_rows(pixels)
-        # For a single image, only the first row counts, even if the model returns several.
-        takes_first = self.one_at_a_time and rows.ndim == 2 and len(rows) > 0
-        expected = len(rows) if takes_first else self._batch or len(pixels)
+        # If images are computed one at a time, the first row is the embedding, even if the model
+        # returns several rows.
+        uses_first_row = self.one_at_a_time and rows.ndim == 2 and len(rows) > 0
+        expected = len(rows) if uses_first_row else self._batch or len(pixels)
         if rows.ndim != 2 or len(rows) != expected:
             raise ValueError(
                 f"{self.path} returns shape {rows.shape} for {expected} images, expected "
@@ -188,7 +191,7 @@ class OnnxNetwork(nn.Module):
         return rows[: len(pixels)]
 
     def _padded_rows(self, pixels: np.ndarray) -> np.ndarray:
-        """The model's output for a batch, padded to the fixed batch size if there is one."""
+        """Compute the model's output for a batch, padded if the model's batch size is fixed."""
         padding = (self._batch or len(pixels)) - len(pixels)
         if padding:
             pixels = np.concatenate([pixels, np.repeat(pixels[-1:], padding, axis=0)])
@@ -205,17 +208,18 @@ class OnnxNetwork(nn.Module):
             ) from error
 
     def check_rows(self, card: ModelCard) -> None:
-        """Compute two different images, each alone and both together, and compare the rows.
+        """Embed two test images, each alone and both together, and compare the embeddings.
 
-        If the rows differ, the graph mixes images; for example, it may assume a batch size that its
+        If they differ, the graph mixes images; for example, it may assume a batch size that its
         input does not declare. `forward` then computes images one at a time.
 
         Raises:
-            ValueError: the model does not return one row for one image, or returns a different row
-                each time.
+            ValueError: the model does not return one finite row for one image, or returns a
+                different row each time.
         """
         generator = np.random.default_rng(0)
-        # Coarse patterns, because networks average fine noise away and give it similar embeddings.
+        # Coarse patterns, because networks average fine noise away, so the embeddings of two noise
+        # images would be too similar.
         coarse = generator.uniform(0, 1, (2, 3, 4, 4)).astype(np.float32)
         indices = np.arange(card.image_size) * 4 // card.image_size
         images = coarse[:, :, indices][:, :, :, indices]
@@ -230,7 +234,7 @@ class OnnxNetwork(nn.Module):
             for index in (0, 1, *REPEATED_IMAGES)
         )
         separate = np.stack([first, second])
-        # Rounding depends on the batch size, especially in quantized models.
+        # Allow for rounding, which depends on the batch size, especially in quantized models.
         tolerance = 1e-3 * np.linalg.norm(separate) + 0.05 * np.linalg.norm(first - second)
         if max(np.linalg.norm(first - row) for row in repeated) > tolerance:
             raise ValueError(
@@ -249,6 +253,7 @@ class OnnxNetwork(nn.Module):
         self.one_at_a_time = not rows_agree
 
     def _compute_checked_row(self, image: np.ndarray) -> np.ndarray:
+        """Compute the (D,) embedding of one (1, 3, S, S) image, and check its shape and values."""
         rows = self._padded_rows(image)
         if rows.ndim != 2 or len(rows) not in (1, self._batch):
             raise ValueError(
@@ -260,14 +265,14 @@ class OnnxNetwork(nn.Module):
 
 
 def _digest(path: Path, external: Sequence[Path]) -> str:
-    """SHA-256 of a model's files; if some are external, of every file's name and size too."""
+    """SHA-256 of a model's files; with external files, also of each file's name and size."""
     sha256 = hashlib.sha256()
     try:
-        for part in (path, *external):
+        for file_path in (path, *external):
             if external:
-                name = part.relative_to(path.parent).as_posix() if part != path else ""
-                sha256.update(f"{name}\0{part.stat().st_size}\0".encode())
-            with open(part, "rb", opener=open_regular) as file:
+                name = file_path.relative_to(path.parent).as_posix() if file_path != path else ""
+                sha256.update(f"{name}\0{file_path.stat().st_size}\0".encode())
+            with open(file_path, "rb", opener=open_regular) as file:
                 while block := file.read(2**20):
                     sha256.update(block)
     except OSError as error:

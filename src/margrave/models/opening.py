@@ -36,8 +36,8 @@ class Model:
 
     Attributes:
         path: the model file, even if `open_model` was given its folder.
-        card: how to build the network and prepare its images.
-        state: the weights on the CPU; empty for an ONNX model and for the baseline (dlib's model).
+        card: how to build the network, prepare its images and interpret its scores.
+        state: the weights on the CPU; empty for ONNX models and for the baseline (dlib's model).
     """
 
     path: Path
@@ -98,8 +98,8 @@ def open_model(
 
     Raises:
         ValueError: the file does not exist, is damaged, is another project's checkpoint (import it
-            first) or is an ONNX model without a card; the runtime is unknown or not installed, or
-            the model is not an ONNX model; or the extra ``baseline`` is missing.
+            first) or is an ONNX model without a card; the runtime is unknown, not installed, or
+            given for a model that is not ONNX; or the extra ``baseline`` is missing.
 
     >>> open_model("run")
     Traceback (most recent call last):
@@ -134,7 +134,7 @@ def save_card(path: str | Path, card: ModelCard) -> Path:
         card: the new card.
 
     Returns:
-        the file that holds the card.
+        the file that now contains the card.
 
     Raises:
         ValueError: the file is not a model, or is the baseline, whose card cannot be changed.

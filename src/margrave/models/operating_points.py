@@ -38,6 +38,7 @@ class OperatingPoint:
     def __post_init__(self) -> None:
         if not (_is_finite(self.far) and 0 < self.far < 1):
             raise ValueError(f"operating point: far = {self.far!r}, must be between 0 and 1")
+        # Rounding can put a cosine slightly beyond ±1.
         if not (_is_finite(self.threshold) and -1.001 <= self.threshold <= 1.001):
             raise ValueError(f"operating point: threshold = {self.threshold!r}, must be a cosine")
         for name in ("threshold_interval", "true_accept_interval"):
@@ -158,6 +159,8 @@ class ScoreReference:
 
 
 def _is_finite(value: object) -> bool:
+    # Not math.isfinite, which fails for integers too large for a float. The limit is far beyond any
+    # score or norm.
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e30
 
 

@@ -6,15 +6,15 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-# CVLface's "net." is kept: only this prefix distinguishes CVLface's RGB networks from AdaFace's BGR
-# networks.
+# CVLface's "net." is not in this list, because only this prefix distinguishes CVLface's RGB
+# networks from AdaFace's BGR networks.
 PREFIXES = ("module.", "model.", "backbone.", "_orig_mod.")
 
 
 def strip_prefixes(
     state: Mapping[str, Tensor], prefixes: tuple[str, ...] = PREFIXES
 ) -> dict[str, Tensor]:
-    """Remove all wrapper prefixes from a state's keys, also several in a row.
+    """Remove all wrapper prefixes from a state dict's keys, even if a key has several.
 
     Raises:
         ValueError: two keys are equal without their prefixes.

@@ -18,16 +18,16 @@ def read_checkpoint(path: str | os.PathLike[str], key: str | None = None) -> Che
 
     The format is detected from the file's content, not from its name.
 
-    Weights may be under any key, at most two levels deep. The prefixes ``module.``, ``model.``,
-    ``backbone.`` and ``_orig_mod.`` are removed from their names. Moving averages (EMA) are
-    preferred to the plain weights. A head saved under ``state_dict_softmax_fc`` gets the prefix
-    ``head.``, and a file that is a single tensor becomes ``weight``. Profilers' counters and
-    everything that is not a tensor are left out.
+    The weights may be under any key, at most two levels deep. The prefixes ``module.``, ``model.``,
+    ``backbone.`` and ``_orig_mod.`` are removed from the tensors' names. Moving averages (EMA) are
+    preferred to the plain weights. The tensors of a head saved under ``state_dict_softmax_fc`` get
+    the prefix ``head.``. If the file contains a single tensor without a name, it is named
+    ``weight``. Counters of profilers and everything that is not a tensor are left out.
 
     Args:
         path: the file.
         key: the key of the weights in the file, such as ``generator.ema``, or the prefix of the
-            tensors' names. It is required if the file holds several networks.
+            tensors' names. It is required if the file contains several networks.
 
     Raises:
         ValueError: the file does not exist, is damaged, or has no tensors or several networks; or

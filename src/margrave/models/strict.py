@@ -16,7 +16,7 @@ def load_strictly(
     source: str,
     names: Mapping[str, str] | None = None,
 ) -> None:
-    """Fill a module's parameters and buffers from a state, which must fit it exactly.
+    """Fill a module's parameters and buffers from a state dict, which must fit exactly.
 
     Values are converted to the module's dtypes. A module on the meta device may share the tensors'
     memory; any other module copies the values. Batch norms' ``num_batches_tracked`` may be missing,
@@ -82,12 +82,14 @@ def load_strictly(
 
 def _is_unusable(tensor: Tensor, on_meta: bool) -> bool:
     """Whether a tensor is sparse, quantized or complex, or lacks data that the module needs."""
-    special = tensor.layout != torch.strided or tensor.is_quantized or tensor.is_complex()
-    return special or (tensor.is_meta and not on_meta)
+    has_unsupported_type = (
+        tensor.layout != torch.strided or tensor.is_quantized or tensor.is_complex()
+    )
+    return has_unsupported_type or (tensor.is_meta and not on_meta)
 
 
 def _displayed_key(key: str, names: Mapping[str, str] | None) -> str:
-    """The key for messages: its name in the file, then the module's if the names differ."""
+    """The key for messages: its name in the file, then its name in the module if they differ."""
     module_name, dot, leaf = key.rpartition(".")
     name_in_file = (names or {}).get(module_name)
     return key if name_in_file is None else f"{name_in_file}{dot}{leaf} (here {key})"

@@ -26,7 +26,7 @@ USUAL_KEYS = (
 )
 # A key with one of these words holds a moving average of the weights.
 AVERAGED = re.compile(r"(^|[._])(ema|swa|averaged)([._]|$)", re.IGNORECASE)
-# A key that contains one of these words holds something else, such as an optimizer or a head.
+# A key with one of these words holds something other than a network, such as an optimizer.
 NOT_A_NETWORK = re.compile(
     r"optim|sched|scaler|head|softmax_fc|criterion|(^|[._])loss", re.IGNORECASE
 )
@@ -37,7 +37,7 @@ MAX_DEPTH = 2
 
 
 def direct_tensors(mapping: Mapping[Any, Any]) -> dict[str, Tensor]:
-    """The tensors in a file's mapping by name, without those in nested mappings."""
+    """The tensors directly in a mapping, by name; nested mappings are not searched."""
     # Not mapping.items(): a file can replace that attribute.
     return {
         key: value.detach()
@@ -49,7 +49,7 @@ def direct_tensors(mapping: Mapping[Any, Any]) -> dict[str, Tensor]:
 def _iterate_states(
     content: dict[Any, Any], state_path: str = "", depth: int = 0, visited: set[int] | None = None
 ) -> Iterator[tuple[str, dict[str, Tensor]]]:
-    """Yield (dotted path, tensors) of each state dict in a file, a repeated object only once."""
+    """Yield (dotted path, tensors) of each state dict in a file; each object is visited once."""
     visited = {id(content)} if visited is None else visited
     tensors = direct_tensors(content)
     # A mapping whose tensors are all scalars holds values such as a temperature, not a network.
@@ -68,7 +68,14 @@ def _iterate_states(
 def choose_weights(
     content: dict[Any, Any], path: Path, key: str | None
 ) -> tuple[dict[str, Tensor], list[str]]:
-    """Choose the weights in a file's content; also return notes on what was chosen or left out."""
+    """Choose the weights in a file's content.
+
+    Returns:
+        the tensors by name, and notes for the user on what was chosen or left out.
+
+    Raises:
+        ValueError: there are no tensors, none under `key`, or several networks.
+    """
     states = dict(_iterate_states(content))
     notes = []
     if counters := [name for state in states.values() for name in state if _is_counter(name)]:
@@ -90,16 +97,18 @@ def choose_weights(
             else ""
         )
         raise ValueError(f"{path}: contains no tensors; its keys: {keys}{hint}")
+    # Moving averages can also be in the state dict of the plain weights, under a prefix.
     for state_path, state in list(states.items()):
         states |= {
-            f"{state_path}.{prefix}".lstrip("."): part
-            for prefix, part in _averages_by_prefix(state).items()
+            f"{state_path}.{prefix}".lstrip("."): tensors
+            for prefix, tensors in _averages_by_prefix(state).items()
         }
     networks = {
         state_path: state
         for state_path, state in states.items()
         if not NOT_A_NETWORK.search(state_path)
     }
+    # A file may contain only a head.
     networks = networks or states
     averaged = {
         state_path: state for state_path, state in networks.items() if AVERAGED.search(state_path)
@@ -133,13 +142,13 @@ def _is_counter(name: str) -> bool:
 
 
 def _averages_by_prefix(state: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
-    """Moving averages in the same state dict as the plain weights: prefix -> tensors."""
-    parts: dict[str, dict[str, Tensor]] = {}
+    """Moving averages saved in the same state dict as the plain weights: prefix -> tensors."""
+    averages: dict[str, dict[str, Tensor]] = {}
     for name, value in state.items():
         prefix, _, name_in_average = name.partition(".")
         if name_in_average and AVERAGED.search(prefix):
-            parts.setdefault(prefix, {})[name_in_average] = value
-    return parts
+            averages.setdefault(prefix, {})[name_in_average] = value
+    return averages
 
 
 def _weights_under_key(
@@ -159,9 +168,9 @@ def _weights_under_key(
 
 
 def _select_network_path(states: Mapping[str, dict[str, Tensor]], path: Path) -> str:
-    """The dotted path of the network; an error if several different states qualify.
+    """The dotted path of the network's state dict; an error if several different ones qualify.
 
-    States under `USUAL_KEYS` are preferred to all others.
+    State dicts under `USUAL_KEYS` are preferred to all others.
     """
     if len(states) == 1:
         return next(iter(states))
@@ -169,7 +178,8 @@ def _select_network_path(states: Mapping[str, dict[str, Tensor]], path: Path) ->
         state_path for state_path in states if state_path.rpartition(".")[2] in USUAL_KEYS
     ]
     largest = max(len(state) for state in states.values())
-    # A state with far fewer tensors than the largest is not the network, but e.g. a lookup table.
+    # A state dict with less than a quarter of the largest one's tensors is not the network, but for
+    # example a lookup table.
     candidates = [
         state_path for state_path in usual_paths or states if 4 * len(states[state_path]) >= largest
     ]
@@ -183,7 +193,7 @@ def _select_network_path(states: Mapping[str, dict[str, Tensor]], path: Path) ->
 
 
 def _are_equal(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> bool:
-    """Whether two states hold the same network; some trainers save a network twice."""
+    """Whether two state dicts have equal tensors; some trainers save the same network twice."""
     first, second = strip_prefixes(first), strip_prefixes(second)
     return first.keys() == second.keys() and all(
         first[name].dtype == second[name].dtype and torch.equal(first[name], second[name])

@@ -1,4 +1,8 @@
-"""Importers of other projects' weights: one file per project, all imported here."""
+"""Importers of other projects' weights.
+
+Each project has a module here. Importing this package imports all of them, which registers their
+layouts.
+"""
 
 import importlib
 import pkgutil

@@ -17,14 +17,14 @@ Names = Mapping[str, str]
 """Each submodule's name in Margrave -> its name in the project."""
 
 HEAD_PREFIXES = ("head.", "classifier.", "partial_fc.")
-# CVLface's prefix for its networks.
+# CVLface's prefix for a network's tensors.
 WRAPPER = "net."
 
 
 class Importer:
-    """A layout: one project's tensor names and pixel statistics for one family of networks.
+    """Importer of one layout: a project's tensor names and pixel statistics for a network family.
 
-    Subclasses in this folder are registered by name. Select one from elsewhere with
+    Margrave's subclasses are registered by name; select your own with
     ``--layout my_module:MyImporter``. If keys match both an importer and its subclass, the subclass
     is used.
 
@@ -34,8 +34,7 @@ class Importer:
         color_order: color order of the pixels used in training.
         mean, std: normalization of these pixels in [0, 1], in this color order.
         source: where the project documents color order, mean and std.
-        shared_with: other projects whose files cannot be distinguished because the keys are the
-            same.
+        shared_with: other projects whose files match too, because they have the same keys.
         first_convolution: Margrave's key of the first convolution's weight.
     """
 
@@ -54,13 +53,22 @@ class Importer:
         )
 
     def split(self, checkpoint: Checkpoint) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Separate the network's tensors from the head's, both under the project's names."""
+        """Split a checkpoint into (network's tensors, head's tensors).
+
+        Both keep the project's names, but without CVLface's prefix ``net.``.
+        """
         bare = strip_prefixes(checkpoint, (WRAPPER,))
         head = {key: bare[key] for key in bare if key.startswith(HEAD_PREFIXES)}
         return {key: bare[key] for key in bare if key not in head}, head
 
     def names(self, network: State) -> dict[str, str]:
-        """Each submodule's name in Margrave -> its name in the project; empty if they are equal."""
+        """Each submodule's name in Margrave -> its name in the project.
+
+        Empty if the project uses Margrave's names.
+
+        Args:
+            network: the network's tensors under the project's names.
+        """
         return {}
 
     def backbone(self, network: State, names: Names) -> dict[str, Any]:
@@ -76,7 +84,7 @@ class Importer:
         raise NotImplementedError
 
     def assumptions(self, backbone: Mapping[str, Any]) -> tuple[str, ...]:
-        """Assumptions about the network that no shape confirms, as messages for the user."""
+        """Assumptions about the network that no tensor shape confirms, as messages for the user."""
         return ()
 
 

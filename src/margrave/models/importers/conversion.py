@@ -21,10 +21,11 @@ from margrave.models.prefixes import strip_prefixes
 
 
 def detect_layout(state: State) -> str:
-    """Detect the layout of a state's keys.
+    """Detect the layout of a state dict from its keys.
 
     AdaFace's names mean BGR weights (``adaface_ir``); the same names with CVLface's prefix
-    ``net.`` mean RGB weights (``cvlface_ir``). face.evoLVe uses CurricularFace's names.
+    ``net.`` mean RGB weights (``cvlface_ir``). face.evoLVe uses CurricularFace's names, so its
+    networks get CurricularFace's layouts.
 
     Raises:
         ValueError: no layout matches, or several do; the message lists them.
@@ -37,6 +38,7 @@ def detect_layout(state: State) -> str:
     matching = {
         name: LAYOUTS.get(name) for name in LAYOUTS if create_importer(name).matches(checkpoint)
     }
+    # If both an importer and its subclass match, keep only the subclass.
     layouts = [
         name
         for name, importer_class in matching.items()
@@ -60,7 +62,7 @@ def detect_layout(state: State) -> str:
 
 
 def _strip_wrappers(state: State) -> Checkpoint:
-    """Remove wrapper prefixes from a state's keys; returns a `Checkpoint`."""
+    """Remove wrapper prefixes from a state dict's keys, and return it as a `Checkpoint`."""
     if isinstance(state, Checkpoint):
         return Checkpoint(strip_prefixes(state), state.raw_keys, state.other_keys, state.notes)
     return Checkpoint(strip_prefixes(state), state)
@@ -75,10 +77,11 @@ def convert(
 ) -> Imported:
     """Convert another project's weights to Margrave's names and RGB, and infer the backbone.
 
-    Depth, widths, squeeze and excitation, and sizes are read from keys and shapes. For BGR
-    weights, the input channels of the first convolution are reversed. Pass the result's
-    ``backbone`` to ``backbones.create`` and its ``state`` to :func:`margrave.models.load_strictly`,
-    which reports every missing key, unexpected key and wrong shape.
+    The backbone's settings, such as depth and widths, are inferred from the tensors' keys and
+    shapes. For BGR weights, the input channels of the first convolution are reversed. Pass the
+    result's ``backbone`` to ``backbones.create`` and its ``state`` to
+    :func:`margrave.models.load_strictly`, which reports every missing key, unexpected key and wrong
+    shape.
 
     Args:
         state: the tensors from :func:`margrave.models.read_checkpoint`.
@@ -152,11 +155,12 @@ def adopt(
 
     Raises:
         ValueError: two keys are equal without wrapper prefixes, mean or std is for pixels in
-            [0, 255], or the weights expect BGR and their first convolution is ambiguous.
+            [0, 255], or the weights expect BGR and it is unclear which convolution is the first.
     """
     check_pixel_statistics(mean=mean, std=std)
     checkpoint = _strip_wrappers(state)
     expected = network.state_dict()
+    # Key without wrapper prefixes -> the network's key.
     full_keys = dict(zip(strip_prefixes(expected), expected, strict=True))
     weights = {full_keys.get(key, key): tensor for key, tensor in checkpoint.items()}
     left_out = [key for key in weights if key not in expected and key.startswith(HEAD_PREFIXES)]
@@ -164,21 +168,22 @@ def adopt(
     notes = [*checkpoint.notes, *([f"head left out: {', '.join(left_out)}"] if left_out else [])]
     order = color_order or "rgb"
     if order == "bgr":
-        first = [
+        color_convolutions = [
             key for key, tensor in weights.items() if tensor.dim() == 4 and tensor.shape[1] == 3
         ]
-        if len(first) != 1:
+        if len(color_convolutions) != 1:
             raise ValueError(
-                f"{len(first)} convolutions have three input channels ({', '.join(first[:3])}), so "
-                "the one to convert from BGR to RGB is unknown; reverse the first convolution's "
-                "input channels in the checkpoint and state --color-order rgb (color_order=)"
+                f"{len(color_convolutions)} convolutions have three input channels "
+                f"({', '.join(color_convolutions[:3])}), so the one to convert from BGR to "
+                "RGB is unknown; reverse the first convolution's input channels in the checkpoint "
+                "and state --color-order rgb (color_order=)"
             )
-        _reverse_colors(weights, first[0])
-        notes.append(f"the weights expected BGR; {first[0]} was changed to take RGB")
+        _reverse_colors(weights, color_convolutions[0])
+        notes.append(f"the weights expected BGR; {color_convolutions[0]} was changed to take RGB")
     assumed = {"RGB": color_order, "mean 0.5": mean, "std 0.5": std}
     if unstated := [name for name, value in assumed.items() if value is None]:
         notes.append(
-            f"{', '.join(unstated)} assumed, because the file does not contain this; override "
+            f"{', '.join(unstated)} assumed, because the file does not state them; override "
             "with --color-order, --mean, --std"
         )
     return Imported(
@@ -197,7 +202,7 @@ def _note_assumed_statistics(
     mean: PixelStatistic | None,
     std: PixelStatistic | None,
 ) -> str:
-    """A note that names the assumed pixel statistics and the options that override them."""
+    """The note for the user on assumed pixel statistics and the options that override them."""
     assumed = {
         importer.color_order.upper(): ("--color-order", color_order),
         f"mean {_format_statistic(importer.mean)}": ("--mean", mean),
@@ -222,6 +227,7 @@ def _format_statistic(value: PixelStatistic) -> str:
 
 
 def _reverse_colors(network: dict[str, Tensor], key: str) -> None:
+    """Reverse the input channels of the convolution weight under this key, in place."""
     weight = network.get(key)
     # load_strictly reports a missing weight and a wrong shape later.
     if weight is not None and weight.dim() == 4 and weight.shape[1] == 3:

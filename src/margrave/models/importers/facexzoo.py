@@ -16,7 +16,11 @@ class _FaceXZoo(Importer):
     shared_with = ""
 
     def matches(self, checkpoint: Checkpoint) -> bool:
-        """Match the keys, and require a ``batch_id`` or both a backbone and a head in the file."""
+        """Whether the keys match and the file comes from FaceX-Zoo.
+
+        FaceX-Zoo's files contain a ``batch_id``, or tensors of both a ``backbone`` and a ``head``.
+        CurricularFace's do not.
+        """
         roots = {key.removeprefix("module.").partition(".")[0] for key in checkpoint.raw_keys}
         is_facexzoo = "batch_id" in checkpoint.other_keys or {"backbone", "head"} <= roots
         return is_facexzoo and super().matches(checkpoint)

@@ -14,7 +14,7 @@ SOURCE = "deepinsight/insightface arcface_torch/dataset.py: RGB, mean 0.5, std 0
 
 @LAYOUTS.register("insightface_iresnet")
 class InsightFaceIResNet(Importer):
-    """IResNet; also AdaFace's and CurricularFace's networks under Margrave's names."""
+    """IResNet; also AdaFace's and CurricularFace's networks if they use Margrave's names."""
 
     patterns = (r"(net\.)?layer[1-4]\.\d+\.prelu\.weight",)
     source = SOURCE

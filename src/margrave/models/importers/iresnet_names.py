@@ -8,12 +8,13 @@ from typing import Any
 from margrave.models.contract import State
 from margrave.models.importers.shapes import count_indices, shape_of, square_side
 
-# Margrave's names of the modules in a block's residual branch, in order. In AdaFace and
-# CurricularFace, the names are numbers.
+# Margrave's names of the modules in a block's residual branch, in order. AdaFace and CurricularFace
+# number these modules instead.
 BASIC = ("bn1", "conv1", "bn2", "prelu", "conv2", "bn3")
 BOTTLENECK = (*BASIC, "prelu2", "conv3", "bn4")
 WITHOUT_MIDDLE_NORM = ("bn1", "conv1", "prelu", "conv2", "bn3")
 
+# Output channels per stage of the published networks.
 USUAL_CHANNELS = (64, 128, 256, 512)
 BOTTLENECK_CHANNELS = (256, 512, 1024, 2048)
 # Block counts per stage of each published network -> the depth in its name. AdaFace and
@@ -47,7 +48,7 @@ def _body_names(state: State, branch: tuple[str, ...], gate: str) -> dict[str, s
     Args:
         state: the tensors under the project's names.
         branch: Margrave's names of the modules in a residual branch, in order.
-        gate: the project's name of a branch's squeeze-and-excitation module.
+        gate: the project's name of the squeeze-and-excitation module in a branch.
     """
     names = {
         "conv1": "input_layer.0",
@@ -91,8 +92,8 @@ def _stages(state: State) -> list[tuple[int, int]]:
 def insightface_settings(state: State, names: Mapping[str, str]) -> dict[str, Any]:
     """The backbone specification of weights under InsightFace's names.
 
-    Margrave uses these names for AdaFace's and CurricularFace's networks too, and detects them by
-    their first block: its shortcut has no weights, or it has three convolutions.
+    Margrave uses the same names for AdaFace's and CurricularFace's networks. These differ from
+    InsightFace's in the first block: its shortcut has no weights, or it has three convolutions.
     """
     has_projection = any(key.startswith("layer1.0.downsample.") for key in state)
     if has_projection and "layer1.0.conv3.weight" not in state:
@@ -102,7 +103,7 @@ def insightface_settings(state: State, names: Mapping[str, str]) -> dict[str, An
 
 
 def adaface_settings(state: State, names: Mapping[str, str]) -> dict[str, Any]:
-    """The backbone specification of renamed AdaFace weights."""
+    """The backbone specification of AdaFace's weights under Margrave's names."""
     gates = _has_gates(state)
     bottleneck = "layer1.0.conv3.weight" in state
     depths = ADAFACE_BOTTLENECK_DEPTHS if bottleneck else ADAFACE_DEPTHS
@@ -116,7 +117,7 @@ def adaface_settings(state: State, names: Mapping[str, str]) -> dict[str, Any]:
 
 
 def curricularface_settings(state: State, names: Mapping[str, str]) -> dict[str, Any]:
-    """The backbone specification of renamed CurricularFace or face.evoLVe weights."""
+    """The specification of CurricularFace's or face.evoLVe's weights under Margrave's names."""
     gates = _has_gates(state)
     options = {
         "middle_norm": False,
@@ -139,6 +140,15 @@ def _infer_specification(
     depths: Mapping[tuple[int, ...], int],
     options: dict[str, Any],
 ) -> dict[str, Any]:
+    """Infer a backbone specification: a published network by name, any other by its settings.
+
+    Args:
+        state: the tensors under Margrave's names.
+        names: each submodule's name in Margrave -> its name in the project, for error messages.
+        prefix: the beginning of the published networks' names; the depth follows.
+        depths: block counts per stage of each published network -> its depth.
+        options: settings that all networks of this family share.
+    """
     bottleneck = options.get("block") == "bottleneck"
     last_convolution = "conv3" if bottleneck else "conv2"
     stages = range(1, 5)
@@ -149,8 +159,9 @@ def _infer_specification(
     )
     stem = shape_of(state, "conv1.weight", 4, names)[0]
     embedding_size, inputs = shape_of(state, "fc.weight", 2, names)
-    layer = f"{names.get('fc', 'fc')}.weight of {inputs} inputs from {channels[-1]} channels"
-    side = square_side(inputs // channels[-1] if inputs % channels[-1] == 0 else 0, layer)
+    place = f"{names.get('fc', 'fc')}.weight of {inputs} inputs from {channels[-1]} channels"
+    side = square_side(inputs // channels[-1] if inputs % channels[-1] == 0 else 0, place)
+    # Each of the four stages halves the side length.
     sizes = {"embedding_size": embedding_size, "image_size": 16 * side}
     # The last batch norm has a scale and a shift in face.evoLVe, but neither in CurricularFace and
     # AdaFace. InsightFace's networks have no options here and keep the default.

@@ -1,4 +1,4 @@
-"""MagFace: InsightFace's IResNet under its own prefix, trained on BGR in [0, 1]."""
+"""MagFace: InsightFace's IResNet with a key prefix, trained on BGR pixels in [0, 1]."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ NETWORK = re.compile(r"features\.(?:module\.)?(?=(?:conv1|layer\d|bn\d|prelu|fc|
 
 @LAYOUTS.register("magface_iresnet")
 class MagFaceIResNet(InsightFaceIResNet):
-    """IResNet with the head in the same state dict."""
+    """IResNet; the head is in the same state dict."""
 
     patterns = (r"features\.(module\.)?layer[1-4]\.\d+\.prelu\.weight",)
     color_order = "bgr"
@@ -26,7 +26,7 @@ class MagFaceIResNet(InsightFaceIResNet):
     shared_with = ""
 
     def split(self, checkpoint: Checkpoint) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Take the tensors with MagFace's prefix as the network and all others as the head."""
+        """Split a checkpoint: the network has MagFace's prefix; all other tensors are the head."""
         bare = {key: NETWORK.sub("", key, count=1) for key in checkpoint}
         if all(key == name for key, name in bare.items()):
             return super().split(checkpoint)

@@ -8,7 +8,7 @@ from typing import Any
 from margrave.models.contract import State
 from margrave.models.importers.shapes import count_indices, shape_of
 
-# CurricularFace's name -> Margrave's name; `curricularface_names` returns the reverse.
+# CurricularFace's name -> Margrave's name; `curricularface_names` returns the reverse mapping.
 CONVOLUTIONS = {"conv1": "layers.0", "conv2_dw": "layers.1", "conv_6_sep": "conv_sep"}
 BOTTLENECKS = {"conv_23": "layers.2", "conv_34": "layers.4", "conv_45": "layers.6"}
 STAGES = {"conv_3": "layers.3", "conv_4": "layers.5", "conv_5": "layers.7"}
@@ -23,7 +23,7 @@ PUBLISHED: dict[tuple[tuple[int, ...], int], str] = {
 def curricularface_names(state: State) -> dict[str, str]:
     """Each submodule's name in Margrave -> its name in CurricularFace.
 
-    In FaceX-Zoo's and TreB1eN's networks, the last layers have no prefix ``output_layer.``.
+    FaceX-Zoo and TreB1eN omit the prefix ``output_layer.`` of the last layers.
     """
     prefix = "" if "linear.weight" in state else "output_layer."
     names = {
@@ -57,7 +57,7 @@ def _bottleneck_names(ours: str, theirs: str) -> dict[str, str]:
 def settings(state: State, names: Mapping[str, str]) -> dict[str, Any]:
     """Infer the backbone specification from a state under Margrave's names.
 
-    `names` maps Margrave's names to the project's, for error messages.
+    `names` maps each submodule's name in Margrave to its name in the project, for error messages.
     """
     stem = shape_of(state, "layers.0.layers.0.weight", 4, names)[0]
     if stem % 64:
@@ -68,6 +68,7 @@ def settings(state: State, names: Mapping[str, str]) -> dict[str, Any]:
         count_indices(state, "layers.1.layers.") if is_stage else 1,
         *(count_indices(state, f"layers.{stage}.layers.") for stage in (3, 5, 7)),
     )
+    # The last depthwise convolution covers the whole map, whose sides are 1/16 of the image's.
     sizes = {
         "embedding_size": shape_of(state, "features.layers.2.weight", 2, names)[0],
         "image_size": 16 * shape_of(state, "features.layers.0.layers.0.weight", 4, names)[-1],

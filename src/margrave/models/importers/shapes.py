@@ -11,7 +11,9 @@ from margrave.models.contract import State
 
 
 def rename(state: State, names: Mapping[str, str]) -> dict[str, Tensor]:
-    """Rename a state's submodules to Margrave's names; `names` maps these to the state's.
+    """Rename the submodules in a state dict's keys to Margrave's names.
+
+    `names` maps each submodule's name in Margrave to its name in `state`.
 
     >>> import torch
     >>> list(rename({"input_layer.0.weight": torch.zeros(1)}, {"conv1": "input_layer.0"}))
@@ -26,7 +28,7 @@ def rename(state: State, names: Mapping[str, str]) -> dict[str, Tensor]:
 
 
 def shape_of(state: State, key: str, dimensions: int, names: Mapping[str, str]) -> tuple[int, ...]:
-    """The shape of a tensor that determines a setting of the network.
+    """The shape of a tensor from which a setting of the network is inferred.
 
     Args:
         state: the tensors under Margrave's names.
@@ -49,7 +51,7 @@ def shape_of(state: State, key: str, dimensions: int, names: Mapping[str, str]) 
 
 
 def count_indices(keys: Iterable[str], prefix: str) -> int:
-    """One more than the largest index that follows a prefix in the keys; 0 if there is none.
+    """The length of a module list: one more than the largest index after the prefix, at least 0.
 
     >>> count_indices(["layer1.0.bn1.weight", "layer1.2.bn1.weight"], "layer1.")
     3
@@ -59,7 +61,9 @@ def count_indices(keys: Iterable[str], prefix: str) -> int:
 
 
 def square_side(count: int, place: str) -> int:
-    """The side length of a square map with ``count`` positions; ``place`` is for the message.
+    """The side length of a square feature map with ``count`` positions.
+
+    ``place`` names the tensor in the error message.
 
     Raises:
         ValueError: the count is not a square number.
