@@ -98,7 +98,8 @@ def accept_rates(
 
     Raises:
         ValueError: there are no genuine or no impostor pairs; the tail is not descending, too
-            short for a target or longer than ``impostors``; or a target is not in (0, 1).
+            short for a target or longer than ``impostors``; a target is not in (0, 1); or
+            ``resamples`` is 1.
 
     >>> rate = accept_rates(np.array([0.9, 0.3]), np.array([0.8, 0.1]), 2, [0.5])[0]
     >>> rate.tar, rate.threshold, rate.far

@@ -181,6 +181,7 @@ def evaluate_all_to_all(
         collectors["tail"] = tail
     settings: dict[str, Any] = {"device": device, "memory": memory, "world": world}
     sweeps = _Sweeps(keeper, progress, total=labeled_pairs.pairs + distractor_pair_count)
+    # State files name the sweep within ``embeddings`` "own".
     sweep(labeled_pairs, collectors, **sweeps.options("own", 0), **settings)
     genuine_scores, first_faces, second_faces = genuine.sorted()
     tails = [(*tail.sorted(), False)] if impostors_within else []

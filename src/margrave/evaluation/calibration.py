@@ -14,8 +14,7 @@ def fit_calibration(genuine: np.ndarray, impostors: np.ndarray) -> tuple[float, 
 
         minimize  mean over genuine ln(1 + e^−(a·s + b)) + mean over impostors ln(1 + e^(a·s + b))
 
-    Genuine and impostor scores have equal total weight, which corresponds to a
-    prior of one half for genuine pairs.
+    Genuine and impostor scores have equal total weight, which corresponds to a prior of one half.
 
     Args:
         genuine: (G,) scores of genuine pairs.

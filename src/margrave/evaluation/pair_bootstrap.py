@@ -4,12 +4,12 @@
 because the protocol fixes the number of pairs in each. Pairs that share an identity are not
 independent, so these intervals are somewhat too narrow.
 
-**If identities are known, identities are resampled.** An identity i that is drawn m_i times
-gets the weight m_i. A genuine pair of identity i gets the weight m_i, and an impostor pair of
-identities i and j gets m_i · m_j (the two-way or pigeonhole bootstrap). The products preserve the
-dependence of pairs that share an identity, but count the noise of a single impostor pair three
-times: each m has mean and variance 1, so m_i · m_j has variance 3. This excess is removed by
-shrinking the replicates toward their mean until their variance is
+**If identities are known, identities are resampled.** If identity i is drawn m_i times, a genuine
+pair of this identity gets the weight m_i. An impostor pair of identities i and j gets the weight
+m_i · m_j (the two-way or pigeonhole bootstrap). The products preserve the dependence of pairs that
+share an identity, but count the noise of a single impostor pair three times: each m has mean and
+variance 1, so m_i · m_j has variance 3. This excess is removed by shrinking the replicates toward
+their mean until their variance is
 
     v = max(v_identities − 2 · v_impostors, v_identities / 3)
 
@@ -210,7 +210,7 @@ def _degrees_of_freedom(
         contributions = sum_by_identity((hits - hits.mean()) / len(hits), same)[genuine_labels]
         false_accepts = accepted[far] & ~same
         if not false_accepts.any():
-            # The threshold is then the highest impostor score, so the pairs with it determine it.
+            # The threshold is then the highest impostor score; use the pairs with this score.
             false_accepts = ~same & (statistics.scores == statistics.scores[~same].max())
         degrees.append(
             tar_degrees_of_freedom(contributions, labels[false_accepts], float(variance))

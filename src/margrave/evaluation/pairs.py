@@ -319,10 +319,8 @@ def pair_distances(
     embeddings_a: np.ndarray, embeddings_b: np.ndarray, same: np.ndarray, folds: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Validate ``evaluate_pairs``' arguments; return (P,) squared distances and (P,) bool same."""
-    unit_a, unit_b = (
-        unit_rows(embeddings_a, "embeddings_a"),
-        unit_rows(embeddings_b, "embeddings_b"),
-    )
+    unit_a = unit_rows(embeddings_a, "embeddings_a")
+    unit_b = unit_rows(embeddings_b, "embeddings_b")
     if unit_a.shape != unit_b.shape:
         raise ValueError(
             "embeddings_a and embeddings_b must have the same shape, got "

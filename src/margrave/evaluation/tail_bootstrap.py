@@ -116,6 +116,9 @@ def bootstrap_tail(
 
     Returns:
         For each of ``allowed``, the interval of the TAR and that of the threshold.
+
+    Raises:
+        ValueError: ``resamples`` is below 2.
     """
     _check_resamples(resamples)
     generator = np.random.default_rng(seed)
@@ -144,7 +147,7 @@ def bootstrap_tail(
             sorted_genuine, tail, identities, order, budget, resamples, generator
         )
     genuine_labels = identities.genuine if identities else np.arange(len(genuine))
-    # The effective number of identities in impostor pairs, and the smaller one of both classes.
+    # Effective numbers of identities: in impostor pairs, and the smaller number of both classes.
     impostor_identities = (
         effective_identities(identities.images) if identities else float(impostors)
     )

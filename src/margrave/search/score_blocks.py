@@ -354,7 +354,7 @@ def _score_tile(
         if within_first and stop > tile.columns.start:
             row_indices = torch.arange(start, stop, device=scores.device)[:, None]
             column_indices = torch.arange(len(columns), device=scores.device) + tile.columns.start
-            # Each pair occurs twice, and each face is its own mate: use only mates in later columns.
+            # Each pair occurs twice, and each face with itself: use only mates in later columns.
             is_later = mate_rows + start < mate_columns + tile.columns.start
             mate_rows, mate_columns = mate_rows[is_later], mate_columns[is_later]
             genuine = _pop_scores(scores, mate_rows, mate_columns)

@@ -18,7 +18,7 @@ from margrave.search.score_blocks import State
 SECONDS_BETWEEN_SAVES = 2.0
 MAX_SAVING_SHARE = 0.05
 """Largest share of the run time to spend on saving. The longer a save takes, the later the next."""
-# The exceptions that NumPy raises for files that are not undamaged archives of arrays.
+# The exceptions that NumPy raises for damaged archives and for files that are not archives.
 _UNREADABLE = (
     OSError,
     ValueError,
