@@ -60,7 +60,7 @@ def false_accepts_allowed(far_target: float, impostors: int) -> int:
 
     Args:
         far_target: the FAR target, in (0, 1).
-        impostors: number of all impostor pairs.
+        impostors: total number of impostor pairs.
 
     Raises:
         ValueError: the target is not in (0, 1).
@@ -70,7 +70,7 @@ def false_accepts_allowed(far_target: float, impostors: int) -> int:
     """
     checked_targets([far_target], "FAR")
     allowed = int(far_target * impostors)
-    # Rounding may leave the product just below an integer.
+    # Floating-point rounding may leave the product just below an integer, and int() then drops one.
     return allowed + 1 if (allowed + 1) / impostors <= far_target else allowed
 
 
@@ -84,21 +84,22 @@ def accept_rates(
     resamples: int = 0,
     seed: int = 0,
 ) -> tuple[AcceptRate, ...]:
-    """TAR at the lowest threshold whose FAR does not exceed each target.
+    """For each FAR target, the TAR at the lowest threshold whose FAR does not exceed the target.
 
     Args:
         genuine: (G,) scores of genuine pairs.
         tail: (T,) the largest impostor scores, descending; T must exceed the number of false
             accepts that any target allows.
-        impostors: number of all impostor pairs.
+        impostors: total number of impostor pairs, including those outside the tail.
         far_targets: FAR targets, each in (0, 1).
-        identities: the pairs' identities, which the bootstrap resamples; None resamples pairs.
+        identities: the pairs' identities, to be resampled by the bootstrap; None resamples pairs.
         resamples: number of bootstrap replicates; 0 for no intervals.
         seed: seed of the bootstrap.
 
     Raises:
         ValueError: there are no genuine or no impostor pairs; the tail is not descending, too
-            short for a target or longer than ``impostors``; or a target is not in (0, 1).
+            short for a target or longer than ``impostors``; a target is not in (0, 1); or
+            ``resamples`` is 1.
 
     >>> rate = accept_rates(np.array([0.9, 0.3]), np.array([0.8, 0.1]), 2, [0.5])[0]
     >>> rate.tar, rate.threshold, rate.far

@@ -26,20 +26,24 @@ from margrave.search.score_blocks import (
 )
 
 MAX_IMPOSTOR_SCORES = 1 << 25
-"""Largest number of impostor scores to store, at 20 bytes each."""
+"""Largest number of impostor scores to store; each takes 20 bytes (a float32 score and two int64
+indices)."""
 MAX_GENUINE_SCORES = 1 << 26
 """Largest number of genuine scores to store, at 20 bytes each."""
 
 
 class Keeper(Protocol):
-    """Saves an evaluation's state so that it can be resumed; see ``margrave.search.StateFile``."""
+    """Saves the state of an evaluation, so that an interrupted evaluation can be resumed.
+
+    ``margrave.search.StateFile`` is an implementation.
+    """
 
     def load(self, name: str) -> State | None:
         """The state saved under a name, or None."""
         ...
 
     def save(self, name: str, snapshot: Callable[[], State]) -> None:
-        """Save `snapshot()` under a name, unless the last save was too recent."""
+        """Save `snapshot()` under a name, unless it is too soon after the last save."""
         ...
 
 
@@ -50,7 +54,7 @@ class AllToAllResult:
     Attributes:
         rules: the protocol's rules.
         images: number of labeled faces.
-        identities: number of their identities.
+        identities: number of identities of the labeled faces.
         distractors: number of faces of unknown identity.
         genuine: number of genuine pairs.
         impostors: number of impostor pairs, including those with distractors.
@@ -59,8 +63,8 @@ class AllToAllResult:
             Each face of each genuine pair is a probe once; its gallery consists of its mate and all
             distractors. Empty without distractors.
         identification: for each FAR target, the share of probes whose mate ranks first and scores
-            above the threshold. The FAR is the share of labeled faces whose most similar distractor
-            scores above the threshold. Empty without distractors.
+            above the threshold. Here, the FAR is the share of labeled faces whose most similar
+            distractor scores above the threshold. Empty without distractors.
     """
 
     rules: str
@@ -120,7 +124,7 @@ def evaluate_all_to_all(
     Args:
         embeddings: (N, D) embeddings of any norm, in memory or memory-mapped.
         labels: (N,) labels of any hashable type.
-        distractors: (M, D) embeddings of other identities.
+        distractors: (M, D) embeddings of faces of other, unknown identities.
         rules: the protocol's rules as text, for the result.
         impostors_within: True counts the impostor pairs within ``embeddings`` and those with
             distractors; False counts only those with distractors, as MegaFace does.
@@ -131,10 +135,11 @@ def evaluate_all_to_all(
         resamples: number of bootstrap replicates over identities; 0 for none.
         seed: seed of the bootstrap.
         device: the device that computes the scores.
-        memory: bytes of embeddings to hold in memory at a time.
+        memory: number of bytes of embeddings to hold in memory at a time.
         world: the processes that share the work; None for one process.
         progress: called with (comparisons done, total).
-        keeper: saves the state, so that an interrupted evaluation can be resumed.
+        keeper: saves the state, so that an interrupted evaluation can be resumed; None to save
+            nothing.
 
     Raises:
         ValueError: genuine or impostor pairs are missing, a FAR target requires storing too many
@@ -159,26 +164,31 @@ def evaluate_all_to_all(
         )
     labeled_pairs = Comparison(embeddings, labels)
     distractor_pairs = None if distractors is None else Comparison(embeddings, labels, distractors)
-    identity, sizes = np.unique(labels, return_inverse=True, return_counts=True)[1:]
-    genuine_count = int((sizes * (sizes - 1) // 2).sum())
+    identity_of_face, images_per_identity = np.unique(
+        labels, return_inverse=True, return_counts=True
+    )[1:]
+    genuine_count = int((images_per_identity * (images_per_identity - 1) // 2).sum())
     distractor_pair_count = distractor_pairs.pairs if distractor_pairs else 0
     impostors = distractor_pair_count + (
         labeled_pairs.pairs - genuine_count if impostors_within else 0
     )
-    keep = _tail_size(genuine_count, int(sizes.max(initial=0)), impostors, far_targets)
-    genuine, tail = Genuine(), Tail(keep)
+    tail_size = _tail_size(
+        genuine_count, int(images_per_identity.max(initial=0)), impostors, far_targets
+    )
+    genuine, tail = Genuine(), Tail(tail_size)
     collectors: dict[str, Collector] = {"genuine": genuine}
     if impostors_within:
         collectors["tail"] = tail
     settings: dict[str, Any] = {"device": device, "memory": memory, "world": world}
     sweeps = _Sweeps(keeper, progress, total=labeled_pairs.pairs + distractor_pair_count)
+    # State files name the sweep within ``embeddings`` "own".
     sweep(labeled_pairs, collectors, **sweeps.options("own", 0), **settings)
-    scores, first, second = genuine.sorted()
+    genuine_scores, first_faces, second_faces = genuine.sorted()
     tails = [(*tail.sorted(), False)] if impostors_within else []
     rank_results: tuple[RankRate, ...] = ()
     identification: tuple[AcceptRate, ...] = ()
     if distractor_pairs is not None:
-        distractor_tail, nearest = Tail(keep), Nearest(len(labels), max(ranks))
+        distractor_tail, nearest = Tail(tail_size), Nearest(len(labels), max(ranks))
         collectors = {"tail": distractor_tail, "nearest": nearest}
         sweep(
             distractor_pairs,
@@ -188,24 +198,27 @@ def evaluate_all_to_all(
         )
         tails.append((*distractor_tail.sorted(), True))
         rank_results, identification = _identification_rates(
-            scores,
-            first,
-            second,
+            genuine_scores,
+            first_faces,
+            second_faces,
             nearest,
-            identity,
+            identity_of_face,
             ranks,
             identification_far_targets,
             resamples,
             seed,
         )
-    merged, tail_identities = _merge_tails(tails, keep, identity)
+    merged_tail, tail_identities = _merge_tails(tails, tail_size, identity_of_face)
     verification = accept_rates(
-        scores,
-        merged,
+        genuine_scores,
+        merged_tail,
         impostors,
         far_targets,
         identities=TailIdentities(
-            identity[first], tail_identities, sizes, distractor_pair_count / impostors
+            identity_of_face[first_faces],
+            tail_identities,
+            images_per_identity,
+            distractor_pair_count / impostors,
         ),
         resamples=resamples,
         seed=seed,
@@ -213,7 +226,7 @@ def evaluate_all_to_all(
     return AllToAllResult(
         rules=rules,
         images=len(labels),
-        identities=len(sizes),
+        identities=len(images_per_identity),
         distractors=0 if distractors is None else distractors.shape[0],
         genuine=genuine_count,
         impostors=impostors,
@@ -238,10 +251,10 @@ class _Sweeps:
     total: int
 
     def options(self, name: str, pairs_before: int) -> dict[str, Any]:
-        """Arguments for ``sweep``.
+        """The arguments ``progress``, ``state`` and ``keep_state`` of one ``sweep``, where needed.
 
         Args:
-            name: the sweep's name, under which its state is saved.
+            name: the name under which the sweep's state is saved.
             pairs_before: number of comparisons in earlier sweeps.
         """
         options: dict[str, Any] = {}
@@ -257,7 +270,7 @@ class _Sweeps:
 def _tail_size(
     genuine_count: int, max_images_per_identity: int, impostors: int, far_targets: Sequence[float]
 ) -> int:
-    """The number of impostor scores to store.
+    """The number of impostor scores to store for the largest FAR target.
 
     Raises:
         ValueError: genuine or impostor pairs are missing, or too many scores would be stored.
@@ -273,27 +286,28 @@ def _tail_size(
             f"fewer images per identity (the largest identity has {max_images_per_identity:,})"
         )
     allowed = max(false_accepts_allowed(far, impostors) for far in far_targets)
-    keep = min(tail_length(allowed), impostors)
-    if keep > MAX_IMPOSTOR_SCORES:
+    tail_size = min(tail_length(allowed), impostors)
+    if tail_size > MAX_IMPOSTOR_SCORES:
+        # The tail may be up to twice as long as the number of allowed false accepts.
         raise ValueError(
             f"FAR {max(far_targets)} allows {allowed:,} false accepts among {impostors:,} "
             f"impostor pairs, too many scores to store; use FAR targets of at most "
             f"{MAX_IMPOSTOR_SCORES / 2 / impostors:.1g}"
         )
-    return keep
+    return tail_size
 
 
 def _merge_tails(
     tails: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray, bool]],
-    keep: int,
-    identity: np.ndarray,
+    tail_size: int,
+    identity_of_face: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray]:
     """(T,) the largest scores of all tails, and (T, 2) the identities of their pairs.
 
     Args:
-        tails: for each sweep its scores, rows, columns, and True if the columns are distractors.
-        keep: the number of scores to keep.
-        identity: (N,) the identity of each embedding.
+        tails: for each sweep: scores, rows, columns, and True if the columns are distractors.
+        tail_size: T, the number of scores to keep.
+        identity_of_face: (N,) the identity index of each embedding.
     """
     scores = np.concatenate([tail[0] for tail in tails])
     identities = np.concatenate(
@@ -301,54 +315,63 @@ def _merge_tails(
             # Distractors get indices above those of all identities; see TailIdentities.
             np.stack(
                 [
-                    identity[rows],
-                    columns + len(identity) if with_distractors else identity[columns],
+                    identity_of_face[rows],
+                    columns + len(identity_of_face)
+                    if with_distractors
+                    else identity_of_face[columns],
                 ],
                 axis=1,
             )
             for _, rows, columns, with_distractors in tails
         ]
     )
-    order = np.argsort(-scores, kind="stable")[:keep]
+    order = np.argsort(-scores, kind="stable")[:tail_size]
     return scores[order], identities[order]
 
 
 def _identification_rates(
-    scores: np.ndarray,
-    first: np.ndarray,
-    second: np.ndarray,
+    genuine_scores: np.ndarray,
+    first_faces: np.ndarray,
+    second_faces: np.ndarray,
     nearest: Nearest,
-    identity: np.ndarray,
+    identity_of_face: np.ndarray,
     ranks: Sequence[int],
     far_targets: Sequence[float],
     resamples: int,
     seed: int,
 ) -> tuple[tuple[RankRate, ...], tuple[AcceptRate, ...]]:
-    """Identification rates at each rank, and at rank 1 above a threshold.
+    """Identification rates at each rank, and at rank 1 above the threshold of each FAR target.
 
-    Each face of a genuine pair is the probe once, and the other face is its mate.
+    Each face of a genuine pair is the probe once, with the other face as its mate.
 
     Args:
-        scores: (G,) genuine scores.
-        first: (G,) the first embedding's row of each genuine pair.
-        second: (G,) the second embedding's row.
+        genuine_scores: (G,) scores of the genuine pairs.
+        first_faces: (G,) row index of each genuine pair's first embedding.
+        second_faces: (G,) row index of each genuine pair's second embedding.
         nearest: the distractors nearest to each embedding.
-        identity: (N,) the identity of each embedding.
+        identity_of_face: (N,) the identity index of each embedding.
         ranks: the ranks to report.
         far_targets: FAR targets, as shares of the embeddings.
         resamples: number of bootstrap replicates; 0 for none.
         seed: seed of the bootstrap.
     """
-    mate_scores, probe = np.tile(scores, 2), np.concatenate([first, second])
-    hits = np.stack([mate_scores >= nearest.scores[probe, rank - 1] for rank in ranks], axis=1)
+    mate_scores, probes = np.tile(genuine_scores, 2), np.concatenate([first_faces, second_faces])
+    hits = np.stack([mate_scores >= nearest.scores[probes, rank - 1] for rank in ranks], axis=1)
+    # The impostor scores are those of each face with its most similar distractor. A mate that does
+    # not rank first gets −inf, so that no threshold accepts it.
     order = np.argsort(-nearest.scores[:, 0], kind="stable")
     identification = accept_rates(
-        np.where(mate_scores >= nearest.scores[probe, 0], mate_scores, -np.inf),
+        np.where(mate_scores >= nearest.scores[probes, 0], mate_scores, -np.inf),
         nearest.scores[order, 0],
-        len(identity),
+        len(identity_of_face),
         far_targets,
-        identities=TailIdentities(identity[probe], identity[order][:, None], np.bincount(identity)),
+        identities=TailIdentities(
+            identity_of_face[probes],
+            identity_of_face[order][:, None],
+            np.bincount(identity_of_face),
+        ),
         resamples=resamples,
         seed=seed,
     )
-    return rank_rates(hits, ranks, identity[probe], resamples, seed), identification
+    rates = rank_rates(hits, ranks, identity_of_face[probes], resamples, seed)
+    return rates, identification

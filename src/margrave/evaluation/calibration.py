@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 SLOPE_PENALTY = 1e-6
-"""Weight of the squared slope (for scores scaled by their std) in the loss. It keeps the slope
-finite if genuine and impostor scores do not overlap."""
+"""Weight of the squared slope in the loss, for scores scaled by their std. The penalty keeps the
+slope finite if genuine and impostor scores do not overlap."""
 
 
 def fit_calibration(genuine: np.ndarray, impostors: np.ndarray) -> tuple[float, float]:
@@ -14,7 +14,7 @@ def fit_calibration(genuine: np.ndarray, impostors: np.ndarray) -> tuple[float, 
 
         minimize  mean over genuine ln(1 + e^−(a·s + b)) + mean over impostors ln(1 + e^(a·s + b))
 
-    Genuine and impostor scores have equal total weight, so the prior is one half.
+    Genuine and impostor scores have equal total weight, which corresponds to a prior of one half.
 
     Args:
         genuine: (G,) scores of genuine pairs.
@@ -94,17 +94,17 @@ def cllr_min(genuine: np.ndarray, impostors: np.ndarray) -> float:
     from scipy.optimize import isotonic_regression
 
     scores = np.concatenate([genuine, impostors])
-    same = np.concatenate([np.ones(len(genuine)), np.zeros(len(impostors))])
-    weights = np.where(same > 0, 0.5 / len(genuine), 0.5 / len(impostors))
+    is_genuine = np.concatenate([np.ones(len(genuine)), np.zeros(len(impostors))])
+    weights = np.where(is_genuine > 0, 0.5 / len(genuine), 0.5 / len(impostors))
     score_index = np.unique(scores, return_inverse=True)[1]
     weight_at_score = np.bincount(score_index, weights)
     posterior = isotonic_regression(
-        np.bincount(score_index, weights * same) / weight_at_score, weights=weight_at_score
+        np.bincount(score_index, weights * is_genuine) / weight_at_score, weights=weight_at_score
     ).x
     posterior = np.clip(posterior[score_index], 0, 1)
     with np.errstate(divide="ignore"):
-        bits = -np.log2(np.where(same > 0, posterior, 1 - posterior))
-    # Perfectly separated scores sum to −0; return 0.
+        bits = -np.log2(np.where(is_genuine > 0, posterior, 1 - posterior))
+    # If the scores are perfectly separated, the sum is −0, which abs turns into 0.
     return abs(float((weights * bits).sum()))
 
 

@@ -64,9 +64,9 @@ def detection_rates(
 ) -> tuple[DetectionRate, ...]:
     """DIR at FAR, computed as in PFE's code, which published IJB-S results use.
 
-    Each of the N non-mated probes has a best score; the threshold is the round(FAR · N)-th largest
-    of these. If round(FAR · N) is 0, the threshold is just above the largest. Scores equal to the
-    threshold are accepted. Rates are shares of the mated probes.
+    The best scores of the N non-mated probes are sorted; the threshold is the round(FAR · N)-th
+    largest of them. If round(FAR · N) is 0, the threshold is just above the largest. Scores equal
+    to the threshold are accepted. Rates are shares of the mated probes.
 
     Args:
         probes: (P, D) embeddings.
@@ -89,19 +89,20 @@ def detection_rates(
     probes, gallery = as_rows(probes), as_rows(gallery)
     probe_labels, gallery_labels = as_labels(probe_labels, gallery_labels)
     matches = search(probes, probe_labels, gallery, gallery_labels, max(ranks), device, progress)
-    mated = np.isfinite(matches.mate)
+    mated = np.isfinite(matches.best_mate)
     if mated.all() or not mated.any():
         raise ValueError(
             f"got {mated.sum()} mated and {(~mated).sum()} non-mated probes; DIR at FAR needs both"
         )
-    non_mated_scores = np.sort(matches.others[~mated, 0])[::-1]
+    non_mated_scores = np.sort(matches.non_mates[~mated, 0])[::-1]
     results = []
     for far in far_targets:
         allowed = int(np.round(len(non_mated_scores) * far))
+        # 1e-8 is the epsilon of PFE's code.
         threshold = (
             float(non_mated_scores[allowed - 1]) if allowed else float(non_mated_scores[0]) + 1e-8
         )
-        accepted = matches.mate[mated] >= threshold
+        accepted = matches.best_mate[mated] >= threshold
         hits = np.stack([matches.within_rank(rank)[mated] & accepted for rank in ranks], axis=1)
         results.append(
             DetectionRate(

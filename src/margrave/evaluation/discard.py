@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 STARTING_FNMR = 0.05
+"""Default FNMR at the threshold before any pair is discarded."""
 MAX_DISCARDED = 0.2
 """The fraction of discarded pairs at which the curve ends."""
 
@@ -21,10 +22,10 @@ class DiscardCurve:
         fnmr: (K,) share of the remaining genuine pairs that are rejected.
         ideal: (K,) the FNMR if the rejected pairs were discarded first:
             max(0, (F − r) / (1 − r)) for a starting FNMR of F and a discarded fraction r.
-        area: mean of `fnmr` over [0, 0.2].
-        ideal_area: mean of `ideal` over [0, 0.2].
-        random_area: the expected mean over [0, 0.2] if pairs were discarded at random, which is the
-            starting FNMR.
+        area: mean of `fnmr` over the discarded fractions from 0 to 0.2.
+        ideal_area: mean of `ideal` over the same fractions.
+        random_area: the expected mean if pairs were discarded at random, which is the starting
+            FNMR.
     """
 
     threshold: float
@@ -42,7 +43,7 @@ def discard_curve(
     """The error-versus-discard curve of genuine pairs.
 
     The threshold is fixed so that about `starting_fnmr` of all genuine pairs are rejected. Pairs of
-    equal quality are discarded in the order given.
+    equal quality are discarded in the order of the arrays.
 
     Args:
         genuine: (G,) similarities of genuine pairs; higher means more similar.
@@ -78,15 +79,15 @@ def discard_curve(
     threshold = float(np.sort(genuine)[int(len(genuine) * starting_fnmr) - 1])
     rejected = genuine <= threshold
     order = np.argsort(quality, kind="stable")
-    pairs, all_rejected = len(genuine), int(rejected.sum())
-    discarded = np.arange(int(pairs * MAX_DISCARDED) + 1)
-    remaining = pairs - discarded
-    rejected_discarded = np.concatenate([[0], np.cumsum(rejected[order])])[discarded]
-    fnmr = (all_rejected - rejected_discarded) / remaining
-    ideal = np.maximum(0, all_rejected - discarded) / remaining
+    pair_count, rejected_count = len(genuine), int(rejected.sum())
+    discarded_counts = np.arange(int(pair_count * MAX_DISCARDED) + 1)
+    remaining_counts = pair_count - discarded_counts
+    discarded_errors = np.concatenate([[0], np.cumsum(rejected[order])])[discarded_counts]
+    fnmr = (rejected_count - discarded_errors) / remaining_counts
+    ideal = np.maximum(0, rejected_count - discarded_counts) / remaining_counts
     return DiscardCurve(
         threshold=threshold,
-        discarded=tuple((discarded / pairs).tolist()),
+        discarded=tuple((discarded_counts / pair_count).tolist()),
         fnmr=tuple(fnmr.tolist()),
         ideal=tuple(ideal.tolist()),
         area=float(fnmr.mean()),

@@ -1,4 +1,4 @@
-"""Figures as text, for tables in the terminal and in reports."""
+"""Formats metrics (``Figure``) as text, for tables in the terminal and in reports."""
 
 from __future__ import annotations
 
@@ -34,7 +34,11 @@ def p_value_text(value: float | None) -> str:
 
 
 def value_text(figure: Figure, value: float | None = None) -> str:
-    """A figure's value as text, or ``value`` in its place, as a percentage if the metric is a rate.
+    """Format a metric's value: a rate as a percentage, any other metric with four decimals.
+
+    Args:
+        figure: the metric.
+        value: a value of the same metric to format instead of ``figure.value``.
 
     >>> value_text(Figure(metric="accuracy", value=0.9312))
     '93.12 %'
@@ -46,7 +50,7 @@ def value_text(figure: Figure, value: float | None = None) -> str:
 
 
 def figure_interval_text(figure: Figure) -> str:
-    """A metric's interval, or a dash if it has none."""
+    """A metric's interval, in percent if the metric is a rate; a dash if it has no interval."""
     if figure.interval is None or figure.percent:
         return interval_text(figure.interval)
     low, high = figure.interval
@@ -54,7 +58,7 @@ def figure_interval_text(figure: Figure) -> str:
 
 
 def rows_by_stratum(result: Result) -> tuple[list[str], list[list[str]]]:
-    """The names of the metrics by stratum, and a table row for each stratum.
+    """The table of metrics by stratum: the metrics' names, and a row of cells for each stratum.
 
     A row contains the stratum's name, its number of pairs, and its value of each metric.
     """
@@ -73,5 +77,5 @@ def rows_by_stratum(result: Result) -> tuple[list[str], list[list[str]]]:
 
 
 def marked_value(figure: Figure) -> str:
-    """A metric's value, with an asterisk if it rests on too few pairs (see ``TOO_FEW``)."""
+    """A metric's value, with an asterisk if it is unreliable; ``TOO_FEW`` explains the asterisk."""
     return value_text(figure) + " *" * (figure.too_few and figure.value is not None)

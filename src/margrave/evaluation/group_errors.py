@@ -13,7 +13,7 @@ from margrave.evaluation.rate_intervals import Interval, rate_interval
 from margrave.evaluation.results import PairScores
 from margrave.evaluation.roc import roc_curve
 
-WEIGHT = 0.5
+FALSE_MATCH_WEIGHT = 0.5
 """α, the weight of false matches in FDR and GARBE; false non-matches have the weight 1 − α."""
 
 
@@ -69,40 +69,41 @@ def group_errors(
         far: the FAR target over the impostor pairs of all groups, in (0, 1).
 
     Returns:
-        The threshold, as a cosine, and the groups in the order given.
+        The threshold, as a cosine, and each group's errors, in the order of ``scores``.
 
     Raises:
-        ValueError: there are fewer than two groups, or a group lacks genuine or impostor pairs.
+        ValueError: there are fewer than two groups, a group lacks genuine or impostor pairs, or
+            the FAR target is not in (0, 1).
     """
     if len(scores) < 2:
         raise ValueError(f"got {len(scores)} groups; comparing groups needs at least two")
     cosines = {name: 1 - np.array(pairs.distances) / 2 for name, pairs in scores.items()}
     same = {name: np.array(pairs.same, bool) for name, pairs in scores.items()}
-    for name, genuine in same.items():
-        if genuine.all() or not genuine.any():
+    for name, is_genuine in same.items():
+        if is_genuine.all() or not is_genuine.any():
             raise ValueError(
                 f"the group {name!r} lacks genuine or impostor pairs; both are required"
             )
     all_cosines = np.concatenate(list(cosines.values()))
     all_same = np.concatenate(list(same.values()))
-    (rate,) = rates_at_far(roc_curve(all_cosines, all_same), int((~all_same).sum()), [far])
-    rows = []
+    (global_rate,) = rates_at_far(roc_curve(all_cosines, all_same), int((~all_same).sum()), [far])
+    groups = []
     for name in scores:
-        accepted, genuine = cosines[name] > rate.threshold, same[name]
-        false_matches, impostors = int((accepted & ~genuine).sum()), int((~genuine).sum())
-        false_non_matches, genuine_pairs = int((~accepted & genuine).sum()), int(genuine.sum())
-        rows.append(
+        accepted, is_genuine = cosines[name] > global_rate.threshold, same[name]
+        false_matches, impostors = int((accepted & ~is_genuine).sum()), int((~is_genuine).sum())
+        false_non_matches, genuine = int((~accepted & is_genuine).sum()), int(is_genuine.sum())
+        groups.append(
             GroupErrors(
                 group=name,
-                genuine=genuine_pairs,
+                genuine=genuine,
                 impostors=impostors,
                 fmr=false_matches / impostors,
-                fnmr=false_non_matches / genuine_pairs,
+                fnmr=false_non_matches / genuine,
                 fmr_interval=_clopper_pearson(false_matches, impostors),
-                fnmr_interval=_clopper_pearson(false_non_matches, genuine_pairs),
+                fnmr_interval=_clopper_pearson(false_non_matches, genuine),
             )
         )
-    return rate.threshold, tuple(rows)
+    return global_rate.threshold, tuple(groups)
 
 
 def _clopper_pearson(errors: int, pairs: int) -> Interval:
@@ -111,7 +112,7 @@ def _clopper_pearson(errors: int, pairs: int) -> Interval:
 
 
 def inequality(groups: Sequence[GroupErrors]) -> Inequality:
-    """Indices of how unequal the errors of at least two groups are.
+    """Indices of how unequal the errors of at least two groups are; see ``Inequality``.
 
     Sources: FDR, de Freitas Pereira and Marcel, arXiv 2011.02395; GARBE, Howard et al. (2022); the
     ratio to the geometric mean, NIST IR 8429 (2022). ISO/IEC 19795-10:2024 defines the terms.
@@ -129,15 +130,17 @@ def inequality(groups: Sequence[GroupErrors]) -> Inequality:
 
     def gini(rates: Sequence[float]) -> float:
         count, mean = len(rates), float(np.mean(rates))
-        total = sum(abs(a - b) for a in rates for b in rates)
-        return 0.0 if mean == 0 else count / (count - 1) * total / (2 * count**2 * mean)
+        differences = sum(abs(a - b) for a in rates for b in rates)
+        # The factor n / (n − 1) lets few groups reach 1 too.
+        return 0.0 if mean == 0 else count / (count - 1) * differences / (2 * count**2 * mean)
 
-    def ratio_to_mean(rates: Sequence[float]) -> float | None:
+    def ratio_to_geometric_mean(rates: Sequence[float]) -> float | None:
         return max(rates) / float(np.exp(np.mean(np.log(rates)))) if min(rates) > 0 else None
 
+    alpha = FALSE_MATCH_WEIGHT
     return Inequality(
-        fdr=1 - (WEIGHT * max_difference(fmr) + (1 - WEIGHT) * max_difference(fnmr)),
-        garbe=WEIGHT * gini(fmr) + (1 - WEIGHT) * gini(fnmr),
-        fmr_ratio=ratio_to_mean(fmr),
-        fnmr_ratio=ratio_to_mean(fnmr),
+        fdr=1 - (alpha * max_difference(fmr) + (1 - alpha) * max_difference(fnmr)),
+        garbe=alpha * gini(fmr) + (1 - alpha) * gini(fnmr),
+        fmr_ratio=ratio_to_geometric_mean(fmr),
+        fnmr_ratio=ratio_to_geometric_mean(fnmr),
     )

@@ -27,7 +27,7 @@ class RankRate:
     Attributes:
         rank: k.
         rate: the share, in [0, 1].
-        interval: its 95 % confidence interval over identities; None without a bootstrap.
+        interval: the 95 % confidence interval over identities; None without a bootstrap.
     """
 
     rank: int
@@ -54,11 +54,11 @@ class IdentificationResult:
 
     Attributes:
         rules: the protocol's rules.
-        probes: number of mated probes: those with a mate in the gallery.
-        probes_without_mate: number of non-mated probes, which the rates leave out.
+        probes: number of mated probes, which have a mate in the gallery.
+        probes_without_mate: number of non-mated probes, which the rates exclude.
         gallery: number of gallery faces, including distractors.
         distractors: number of gallery faces of unknown identity.
-        ranks: the cumulative match characteristic at the requested ranks.
+        ranks: the identification rate at each requested rank (cumulative match characteristic).
     """
 
     rules: str
@@ -86,19 +86,19 @@ class IdentificationResult:
 
 @dataclass(frozen=True, eq=False)
 class SearchScores:
-    """The best scores of each probe.
+    """Each probe's scores with its best mate and with its most similar non-mates.
 
     Attributes:
-        mate: (P,) score of the probe's best mate; −inf if it has none.
-        others: (P, k) the highest scores of other identities, descending.
+        best_mate: (P,) score of each probe with its best mate; −inf if the probe has no mate.
+        non_mates: (P, k) the k highest scores of each probe with other identities, descending.
     """
 
-    mate: np.ndarray
-    others: np.ndarray
+    best_mate: np.ndarray
+    non_mates: np.ndarray
 
     def within_rank(self, rank: int) -> np.ndarray:
         """(P,) True where the best mate is among the ``rank`` most similar faces."""
-        return np.isfinite(self.mate) & (self.mate >= self.others[:, rank - 1])
+        return np.isfinite(self.best_mate) & (self.best_mate >= self.non_mates[:, rank - 1])
 
 
 def search(
@@ -110,14 +110,14 @@ def search(
     device: str,
     progress: Progress | None,
 ) -> SearchScores:
-    """Each probe's score with its best mate, and its ``top_k`` best with other identities."""
+    """Search the gallery for each probe's best mate and ``top_k`` most similar non-mates."""
     comparison = Comparison(probes, probe_labels, gallery, gallery_labels)
     genuine, nearest = Genuine(), Nearest(probes.shape[0], top_k)
     sweep(comparison, {"genuine": genuine, "nearest": nearest}, device=device, progress=progress)
-    scores, rows, _ = genuine.sorted()
-    mate = np.full(probes.shape[0], -np.inf)
-    np.maximum.at(mate, rows, scores)
-    return SearchScores(mate, nearest.scores)
+    mate_scores, probe_indices, _ = genuine.sorted()
+    best_mate = np.full(probes.shape[0], -np.inf)
+    np.maximum.at(best_mate, probe_indices, mate_scores)
+    return SearchScores(best_mate, nearest.scores)
 
 
 def evaluate_identification(
@@ -134,7 +134,7 @@ def evaluate_identification(
 ) -> IdentificationResult:
     """Closed-set identification rates: the share of probes with a mate within each rank.
 
-    Probes without a mate are left out. A probe may have several mates, and the gallery may contain
+    Probes without a mate are excluded. A probe may have several mates, and the gallery may contain
     distractors.
 
     Args:
@@ -162,7 +162,7 @@ def evaluate_identification(
     probes, gallery = as_rows(probes), as_rows(gallery)
     probe_labels, gallery_labels = as_labels(probe_labels, gallery_labels)
     matches = search(probes, probe_labels, gallery, gallery_labels, max(ranks), device, progress)
-    mated = np.isfinite(matches.mate)
+    mated = np.isfinite(matches.best_mate)
     if not mated.any():
         raise ValueError(
             "no probe has a mate in the gallery; check that probe_labels and gallery_labels use "
@@ -182,12 +182,12 @@ def evaluate_identification(
 def rank_rates(
     hits: np.ndarray, ranks: Sequence[int], identities: np.ndarray, resamples: int, seed: int
 ) -> tuple[RankRate, ...]:
-    """The hit rate at each rank, with its interval.
+    """The identification rate at each rank, with its interval.
 
     Args:
-        hits: (N, ranks) bool, True where a row's probe is a hit at the rank.
-        ranks: the ranks of the columns.
-        identities: (N,) the identity of each row's probe.
+        hits: (P, ranks) bool, True where a probe is a hit at a rank.
+        ranks: the ranks of the columns of ``hits``.
+        identities: (P,) the identity of each probe.
         resamples: number of bootstrap replicates over identities; 0 for none.
         seed: seed of the bootstrap.
     """
@@ -201,7 +201,7 @@ def rank_rates(
 
 
 def checked_ranks(ranks: Sequence[int]) -> tuple[int, ...]:
-    """Validate ranks and sort them."""
+    """Check that ranks are integers of at least 1; return them sorted."""
     if not len(ranks) or any(rank < 1 or rank != int(rank) for rank in ranks):
         raise ValueError(f"ranks must be integers of at least 1, got {list(ranks)}")
     return tuple(sorted(int(rank) for rank in ranks))

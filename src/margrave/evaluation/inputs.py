@@ -19,18 +19,26 @@ def as_array(values: Any) -> np.ndarray:
     """
     if hasattr(values, "detach"):
         values = values.detach().cpu()
+        # NumPy has no bfloat16.
         values = values.float() if str(values.dtype) == "torch.bfloat16" else values
         return values.numpy()
     return np.asarray(values)
 
 
 def as_rows(rows: Any) -> Any:
-    """Convert tensors and lists of embeddings to arrays; return anything else unchanged."""
+    """Convert a tensor or list of embeddings to an array; return anything else unchanged.
+
+    Memory-mapped and lazily computed rows thus stay out of memory.
+    """
     return as_array(rows) if hasattr(rows, "detach") or isinstance(rows, list | tuple) else rows
 
 
-def checked_targets(targets: Sequence[float], rate: str) -> tuple[float, ...]:
+def checked_targets(targets: Sequence[float], rate_name: str) -> tuple[float, ...]:
     """Check that all targets of an error rate are strictly between 0 and 1; return them as floats.
+
+    Args:
+        targets: the targets.
+        rate_name: the error rate's name, for the message.
 
     >>> checked_targets([0.1, 2], "FAR")
     Traceback (most recent call last):
@@ -40,7 +48,7 @@ def checked_targets(targets: Sequence[float], rate: str) -> tuple[float, ...]:
     for target in targets:
         # NaN is rejected too, because all its comparisons are false.
         if not 0 < target < 1:
-            raise ValueError(f"each {rate} target must be between 0 and 1, got {target!r}")
+            raise ValueError(f"each {rate_name} target must be between 0 and 1, got {target!r}")
     return tuple(float(target) for target in targets)
 
 
@@ -49,6 +57,9 @@ def as_labels(*labels: Any) -> list[np.ndarray]:
 
     If all labels are integers, they stay unchanged. Otherwise labels are numbered from 0 in order
     of first appearance. None and negative integers mark distractors.
+
+    Returns:
+        One integer array for each sequence, of the same shape.
 
     >>> [labels.tolist() for labels in as_labels(["Ann", "Bo"], ["Bo", None])]
     [[0, 1], [1, -1]]

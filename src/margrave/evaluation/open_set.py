@@ -58,10 +58,10 @@ class OpenSetResult:
         rules: the protocol's rules.
         mated: number of mated probes.
         non_mated: number of non-mated probes.
-        gallery: number of enrolled templates.
+        gallery: number of enrolled templates; of a mean, the sum over galleries.
         ranks: closed-set rates of the mated probes.
         rates: TPIR at each FPIR target.
-        galleries: each gallery's result, if this is their mean; otherwise empty.
+        galleries: the result of each gallery, if this result is their mean; otherwise empty.
     """
 
     rules: str
@@ -105,8 +105,8 @@ def evaluate_open_set(
 ) -> OpenSetResult:
     """Open-set identification against one gallery.
 
-    Each of the N non-mated probes has a best score. The threshold for an FPIR target is the
-    max(⌊target · N⌋, 1)-th largest of these. A mated probe is a hit if its mate ranks first and
+    The best scores of the N non-mated probes are sorted. The threshold for an FPIR target is the
+    max(⌊target · N⌋, 1)-th largest of them. A mated probe is a hit if its mate ranks first and
     scores above the threshold.
 
     Args:
@@ -130,21 +130,22 @@ def evaluate_open_set(
     probes, gallery = as_rows(probes), as_rows(gallery)
     probe_labels, gallery_labels = as_labels(probe_labels, gallery_labels)
     matches = search(probes, probe_labels, gallery, gallery_labels, max(ranks), device, progress)
-    mated = np.isfinite(matches.mate)
+    mated = np.isfinite(matches.best_mate)
     if mated.all() or not mated.any():
         raise ValueError(
             f"{mated.sum()} probes have a mate in the gallery and {(~mated).sum()} have none; "
             "open-set identification needs both kinds"
         )
-    mate_is_first = matches.mate > matches.others[:, 0]
-    rank_1_mate_scores = np.where(mate_is_first, matches.mate, -np.inf)[mated]
-    order = np.argsort(-matches.others[~mated, 0], kind="stable")
-    non_mated_scores = matches.others[~mated, 0][order]
+    mate_is_first = matches.best_mate > matches.non_mates[:, 0]
+    rank_1_mate_scores = np.where(mate_is_first, matches.best_mate, -np.inf)[mated]
+    order = np.argsort(-matches.non_mates[~mated, 0], kind="stable")
+    non_mated_scores = matches.non_mates[~mated, 0][order]
     count = len(non_mated_scores)
     indices = [_threshold_index(target, count) for target in targets]
     intervals: Sequence[Interval | None] = [None] * len(indices)
     if resamples:
         labels = np.unique(probe_labels, return_inverse=True)[1]
+        # Each score of the tail belongs to a single identity, that of its non-mated probe.
         identities = TailIdentities(
             genuine=labels[mated],
             tail=labels[~mated][order][:, None],
@@ -176,16 +177,16 @@ def evaluate_open_set(
 
 
 def _threshold_index(target: float, count: int) -> int:
-    """The index of the threshold among ``count`` descending non-mated scores."""
+    """The index of the threshold for an FPIR target in ``count`` descending non-mated scores."""
     return max(int(count * target) - 1, 0)
 
 
 def mean_of_galleries(results: Sequence[OpenSetResult]) -> OpenSetResult:
     """The mean over galleries, as reported for IJB's two galleries.
 
-    Counts are summed. The intervals' ends are averaged: the same probes search all galleries, so
-    the errors are strongly correlated, and the mean is hardly more certain than a single gallery's
-    rate.
+    Counts are summed. The ends of the intervals are averaged: the same probes search all galleries,
+    so the galleries' errors are strongly correlated, and the mean is hardly more certain than the
+    rate of a single gallery.
     """
 
     def mean_interval(intervals: Sequence[Interval | None]) -> Interval | None:
@@ -234,9 +235,9 @@ def merged_gallery_rates(
 ) -> tuple[OpenSetRate, ...]:
     """LEGACY: the values that AdaFace's and InsightFace's ijb_1n code prints as TPIR at FPIR.
 
-    This is not the open-set protocol: every probe has a mate, the threshold is the ⌈target · P⌉-th
-    largest score between different identities, and the mate need not rank first. Use it only for
-    comparison with published tables; see ``evaluate_open_set``.
+    This is not the open-set protocol: every one of the P probes has a mate, the threshold is the
+    ⌈target · P⌉-th largest score between different identities, and the mate need not rank first.
+    Use these values only for comparison with published tables, otherwise ``evaluate_open_set``.
 
     Args:
         probes: (P, D) embeddings.
@@ -244,6 +245,9 @@ def merged_gallery_rates(
         gallery: (G, D) embeddings.
         gallery_labels: (G,) labels.
         fpir_targets: FPIR targets, each in (0, 1).
+
+    Returns:
+        The rates at each target; their ``fpir`` is the target itself, as the FPIR is not measured.
 
     Raises:
         ValueError: a probe has no mate, or a target is not in (0, 1).
@@ -255,9 +259,9 @@ def merged_gallery_rates(
     threshold_ranks = [int(np.ceil(len(probe_labels) * target)) for target in targets]
     genuine, tail = Genuine(), Tail(max(threshold_ranks))
     sweep(comparison, {"genuine": genuine, "tail": tail})
-    scores, rows, _ = genuine.sorted()
+    genuine_scores, probe_indices, _ = genuine.sorted()
     mate_scores = np.full(len(probe_labels), -np.inf)
-    np.maximum.at(mate_scores, rows, scores)
+    np.maximum.at(mate_scores, probe_indices, genuine_scores)
     if np.isinf(mate_scores).any():
         raise ValueError(
             f"probe {np.flatnonzero(np.isinf(mate_scores))[0]} has no mate in the gallery; the "

@@ -1,15 +1,15 @@
 """Bootstrap intervals of pair metrics.
 
 **If identities are unknown, pairs are resampled** within each fold and class (genuine or impostor),
-because the protocol fixes their sizes. Pairs that share an identity are not independent, so these
-intervals are somewhat too narrow.
+because the protocol fixes the number of pairs in each. Pairs that share an identity are not
+independent, so these intervals are somewhat too narrow.
 
-**If identities are known, identities are resampled.** Identity i gets the weight m_i, the number of
-times it is drawn. A genuine pair of identity i gets the weight m_i, and an impostor pair of
-identities i and j gets m_i · m_j (the two-way or pigeonhole bootstrap). The products preserve the
-dependence of pairs that share an identity, but count the noise of a single impostor pair three
-times: each m has mean and variance 1, so m_i · m_j has variance 3. This excess is removed by
-shrinking the replicates toward their mean until their variance is
+**If identities are known, identities are resampled.** If identity i is drawn m_i times, a genuine
+pair of this identity gets the weight m_i. An impostor pair of identities i and j gets the weight
+m_i · m_j (the two-way or pigeonhole bootstrap). The products preserve the dependence of pairs that
+share an identity, but count the noise of a single impostor pair three times: each m has mean and
+variance 1, so m_i · m_j has variance 3. This excess is removed by shrinking the replicates toward
+their mean until their variance is
 
     v = max(v_identities − 2 · v_impostors, v_identities / 3)
 
@@ -20,9 +20,9 @@ Sources: Owen, "The pigeonhole bootstrap" (2007); Owen and Eckles (2012); Aronow
 
 A resampled pair stays in its fold, so copies of a pair never occur on both sides of the
 cross-validation. Every replicate selects its own thresholds and contains fewer distinct pairs,
-which slightly lowers its accuracy, so intervals are centered on the metric of the original pairs.
-Weights are rescaled so that the total weights of genuine and impostor pairs do not change. A fold
-gets a larger weight if its identities are drawn often.
+which slightly lowers its accuracy. Intervals are therefore centered on the metric of the original
+pairs. Weights are rescaled so that the total weights of genuine and impostor pairs do not change. A
+fold gets a larger weight if its identities are drawn often.
 """
 
 from __future__ import annotations
@@ -57,8 +57,9 @@ from margrave.evaluation.roc import (
 Resampled = Literal["identities", "pairs"]
 
 RELIABLE_AUC_DEGREES = 30
-"""At this many degrees of freedom or more, the variance of an AUC is used without correction."""
-_VALUES_PER_CHUNK = 1 << 20
+"""The variance of an AUC with at least this many degrees of freedom is used without correction."""
+# Number of pair weights to hold in memory at a time.
+_WEIGHTS_PER_CHUNK = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ class PairIntervals:
     """Bootstrap intervals (low, high) of a pair evaluation.
 
     Attributes:
-        resampled: what was resampled, identities or pairs.
+        resampled: whether identities or pairs were resampled.
         resamples: number of replicates.
         level: target coverage.
         accuracy: interval of the mean accuracy over folds.
@@ -117,12 +118,14 @@ def bootstrap_pairs(
     bootstrapped = replicates(statistics, same, folds, identities, resamples, seed)
     labels = None if identities is None else check_identities(identities, same)
     identity_count = effective_identity_count(same, labels)
+    # The bootstrap's variance is too small by the factor (n − 1) / n for n identities.
     variances = (
         bootstrapped.corrected_samples().var(0) * identity_count / max(identity_count - 1, 1)
     )
     degrees = _degrees_of_freedom(statistics, same, labels, variances)
     genuine, impostors = int(same.sum()), int((~same).sum())
-    # The AUC compares every genuine pair with every impostor pair.
+    # The order of the metrics is accuracy, AUC, EER, TARs. The AUC compares every genuine pair with
+    # every impostor pair.
     observations = [len(same), genuine * impostors, len(same)] + [genuine] * len(far_targets)
     point = bootstrapped.point.clip(0, 1).tolist()
     sample_sizes = [
@@ -131,8 +134,8 @@ def bootstrap_pairs(
             point, variances.tolist(), observations, degrees, strict=True
         )
     ]
-    # With few identities, errors barely change the AUC and its variance comes out too small: move
-    # its effective sample size toward that of the EER.
+    # With few identities, the bootstrap underestimates the variance of the AUC, because errors
+    # barely change the AUC. Move its effective sample size toward that of the EER.
     correction = max(0.0, 1 - degrees[1] / RELIABLE_AUC_DEGREES)
     sample_sizes[1] *= min(1.0, sample_sizes[2] / sample_sizes[1]) ** correction
     accuracy, auc, eer, *tars = [
@@ -149,14 +152,17 @@ def effective_identity_count(same: np.ndarray, labels: np.ndarray | None) -> flo
 
     Args:
         same: (P,) bool, whether each pair is genuine.
-        labels: (P, 2) the identities of both sides, of any type; None counts every pair as an
-            identity.
+        labels: (P, 2) the identities of both sides, of any type; None treats every pair as
+            a separate identity.
     """
     if labels is None:
         return float(min(same.sum(), (~same).sum()))
     labels = np.asarray(labels)
-    sides = (labels[same, 0], labels[~same].ravel())
-    return min(effective_identities(np.unique(side, return_counts=True)[1]) for side in sides)
+    labels_by_class = (labels[same, 0], labels[~same].ravel())
+    return min(
+        effective_identities(np.unique(class_labels, return_counts=True)[1])
+        for class_labels in labels_by_class
+    )
 
 
 def _degrees_of_freedom(
@@ -170,21 +176,22 @@ def _degrees_of_freedom(
     Args:
         statistics: computes the metrics.
         same: (P,) bool, whether each pair is genuine.
-        labels: (P, 2) identity indices of both sides; None counts every pair as an identity.
+        labels: (P, 2) identity indices of both sides; None treats every pair as a separate
+            identity.
         variances: (metrics,) each metric's corrected bootstrap variance.
     """
     if labels is None:
         labels = np.arange(len(same)).repeat(2).reshape(-1, 2)
-    count = int(labels.max()) + 1
+    identity_count = int(labels.max()) + 1
 
-    def sum_by_identity(values: np.ndarray, pairs: np.ndarray) -> np.ndarray:
+    def sum_by_identity(values: np.ndarray, selected: np.ndarray) -> np.ndarray:
         """Sum the selected pairs' values by identity; impostor pairs count for both identities."""
-        sums = np.bincount(labels[pairs, 0], values, count)
-        impostors = pairs & (labels[:, 0] != labels[:, 1])
-        return sums + np.bincount(labels[impostors, 1], values[impostors[pairs]], count)
+        sums = np.bincount(labels[selected, 0], values, identity_count)
+        impostors = selected & (labels[:, 0] != labels[:, 1])
+        return sums + np.bincount(labels[impostors, 1], values[impostors[selected]], identity_count)
 
     all_pairs = np.ones(len(same), bool)
-    all_labels = np.unique(labels)
+    distinct_labels = np.unique(labels)
     accepted = statistics.accepted()
     degrees = []
     for values in (
@@ -192,18 +199,18 @@ def _degrees_of_freedom(
         statistics.placements(),
         accepted["equal_error_rate"] == same,
     ):
-        means = [values[~same].mean(), values[same].mean()]
-        centered = (values - np.where(same, means[1], means[0])) / np.where(
-            same, same.sum(), (~same).sum()
-        )
-        degrees.append(degrees_of_freedom(sum_by_identity(centered, all_pairs)[all_labels]))
+        # A pair contributes its deviation from the mean of its class, divided by the class's size.
+        class_means = np.where(same, values[same].mean(), values[~same].mean())
+        class_sizes = np.where(same, same.sum(), (~same).sum())
+        centered = (values - class_means) / class_sizes
+        degrees.append(degrees_of_freedom(sum_by_identity(centered, all_pairs)[distinct_labels]))
     genuine_labels = np.unique(labels[same])
     for far, variance in zip(statistics.far_targets, variances[3:], strict=True):
         hits = accepted[far][same].astype(float)
         contributions = sum_by_identity((hits - hits.mean()) / len(hits), same)[genuine_labels]
         false_accepts = accepted[far] & ~same
         if not false_accepts.any():
-            # The threshold is the highest impostor score.
+            # The threshold is then the highest impostor score; use the pairs with this score.
             false_accepts = ~same & (statistics.scores == statistics.scores[~same].max())
         degrees.append(
             tar_degrees_of_freedom(contributions, labels[false_accepts], float(variance))
@@ -221,7 +228,7 @@ class Replicates:
     Attributes:
         samples: (R, metrics) the metrics of each replicate.
         impostors: (R, metrics) the metrics of replicates that resample only impostor pairs, for
-            estimating the excess variance; None if ``samples`` resamples pairs.
+            estimating the excess variance; None if pairs instead of identities are resampled.
         point: (metrics,) the metrics of the original pairs.
     """
 
@@ -236,14 +243,14 @@ class Replicates:
         return Replicates(self.samples - other.samples, impostors, self.point - other.point)
 
     def metric(self, column: int) -> Replicates:
-        """One metric's replicates; the metrics axis is kept, with length 1."""
+        """The replicates of one metric; the metrics axis remains, with length 1."""
         columns = slice(column, column + 1)
         impostors = None if self.impostors is None else self.impostors[:, columns]
         return Replicates(self.samples[:, columns], impostors, self.point[columns])
 
     @staticmethod
     def mean(models: Sequence[Replicates]) -> Replicates:
-        """The mean of several models' replicates of the same pairs."""
+        """The mean over models of their replicates, which must have the same pair weights."""
         impostors = [model.impostors for model in models if model.impostors is not None]
         return Replicates(
             np.mean([model.samples for model in models], axis=0),
@@ -266,21 +273,26 @@ def replicates(
     resamples: int,
     seed: int,
 ) -> Replicates:
-    """Compute the metrics of bootstrap replicates.
+    """Resample the pairs or their identities, and compute the metrics of each replicate.
 
     Args:
-        statistics: computes the metrics; the other arguments are those of ``bootstrap_pairs``.
+        statistics: computes the metrics.
+        same: (P,) bool, whether each pair is genuine.
+        folds: number of contiguous folds of the pairs.
+        identities: (P, 2) labels of both sides of each pair; None resamples pairs.
+        resamples: number of replicates R.
+        seed: seed of the bootstrap.
     """
     generator = np.random.default_rng(seed)
     strata = fold_of_pair(len(same), folds) * 2 + same
-    # The replicates' mean would be biased: thresholds selected on resampled pairs are worse.
+    # Not the mean of the replicates, which is biased: resampled pairs select worse thresholds.
     point = statistics.replicate(iter([np.ones((1, len(same)))]))[0]
     if identities is None:
         weights = _resample_within_strata(strata, resamples, generator)
         return Replicates(statistics.replicate(weights), None, point)
     labels = check_identities(identities, same)
     samples = statistics.replicate(_resample_identities(labels, same, resamples, generator))
-    # Genuine pairs keep their weight: only impostor pairs' weights have excess variance.
+    # Genuine pairs keep a weight of 1, because only impostor pairs' weights have excess variance.
     impostors = statistics.replicate(
         _resample_within_strata(strata, resamples, generator, fixed=same)
     )
@@ -307,9 +319,9 @@ def check_identities(identities: np.ndarray, same: np.ndarray) -> np.ndarray:
 
 
 class PairStatistics:
-    """Computes the metrics of weighted copies of the pairs.
+    """Computes the metrics of the pairs for any pair weights, such as those of a replicate.
 
-    The metrics are accuracy, AUC, EER, and TAR at each FAR target.
+    The metrics are accuracy, AUC, EER, and TAR at each FAR target, in this order.
 
     Args:
         distances: (P,) squared distances in [0, 4].
@@ -335,12 +347,13 @@ class PairStatistics:
         self._class_sizes = np.bincount(same.astype(np.int64), minlength=2).reshape(2, 1)
 
     def replicate(self, weights: Iterator[np.ndarray]) -> np.ndarray:
-        """(R, 3 + targets) metrics, given chunks of (r, P) weights."""
+        """(R, 3 + targets) the metrics of R replicates, from chunks of (r, P) pair weights."""
         return np.concatenate([self._metrics(chunk) for chunk in weights])
 
     def _metrics(self, weights: np.ndarray) -> np.ndarray:
+        """(r, 3 + targets) the metrics for (r, P) pair weights."""
         counts = self._histogram(weights)
-        # Rescale all folds together: rescaling them one by one would hide the variance between
+        # Rescale all folds by the same factor: separate factors would hide the variance between
         # identities.
         counts *= self._class_sizes / counts.sum((1, 3), keepdims=True)
         accuracy = cross_validate(counts).fold_accuracy
@@ -357,7 +370,7 @@ class PairStatistics:
         )
 
     def accepted(self) -> dict[str | float, np.ndarray]:
-        """Which pairs each metric's threshold accepts, without resampling.
+        """Which of the original pairs each metric's threshold accepts.
 
         Returns:
             Key -> (P,) bool. The keys are "accuracy", "equal_error_rate" and each FAR target.
@@ -376,14 +389,16 @@ class PairStatistics:
         return decisions
 
     def placements(self) -> np.ndarray:
-        """(P,) the share of the other class's pairs against which each pair is ranked correctly.
+        """(P,) the share of the opposite class's pairs that each pair is ranked correctly against.
 
-        Ties count half; the mean over either class is the AUC.
+        Ties count half. The mean over the pairs of either class is the AUC.
         """
         shares = np.empty(len(self._same))
         for in_class, sign in ((self._same, 1), (~self._same, -1)):
-            opposite_scores = np.sort(sign * self.scores[~self._same if sign == 1 else self._same])
+            # Genuine pairs should score above the opposite class, impostor pairs below it.
+            opposite_scores = np.sort(sign * self.scores[~in_class])
             class_scores = sign * self.scores[in_class]
+            # Lower scores are counted twice, and equal scores once.
             twice_below = np.searchsorted(opposite_scores, class_scores) + np.searchsorted(
                 opposite_scores, class_scores, side="right"
             )
@@ -391,15 +406,16 @@ class PairStatistics:
         return shares
 
     def _histogram(self, weights: np.ndarray) -> np.ndarray:
+        """(r, folds, 2, 401) total weight in each fold, class and bin of ``accept_bins``."""
         bins = int(np.prod(self._shape))
         index = self._bin + np.arange(len(weights))[:, None] * bins
         counts = np.bincount(index.ravel(), weights.ravel(), len(weights) * bins)
         return counts.reshape(len(weights), *self._shape)
 
 
-def _chunk_sizes(resamples: int, width: int) -> Iterator[int]:
-    """Chunk sizes that sum to ``resamples`` and limit memory."""
-    chunk = max(1, _VALUES_PER_CHUNK // width)
+def _chunk_sizes(resamples: int, pairs: int) -> Iterator[int]:
+    """Divide ``resamples`` replicates of the pairs into chunks whose weights fit into memory."""
+    chunk = max(1, _WEIGHTS_PER_CHUNK // pairs)
     for start in range(0, resamples, chunk):
         yield min(chunk, resamples - start)
 
@@ -410,14 +426,15 @@ def _resample_within_strata(
     generator: np.random.Generator,
     fixed: np.ndarray | None = None,
 ) -> Iterator[np.ndarray]:
-    """(r, P) weights in chunks: how often each pair is drawn in its stratum; 1 where ``fixed``."""
-    members = [np.flatnonzero(strata == stratum) for stratum in np.unique(strata)]
+    """Yield (r, P) weights: how often each pair is drawn in its stratum; 1 where ``fixed``."""
+    pairs_by_stratum = [np.flatnonzero(strata == stratum) for stratum in np.unique(strata)]
     if fixed is not None:
-        members = [pairs for pairs in members if not fixed[pairs[0]]]
-    for rows in _chunk_sizes(resamples, len(strata)):
-        weights = np.ones((rows, len(strata)))
-        for pairs in members:
-            draws = generator.integers(len(pairs), size=(rows, len(pairs)))
+        # Either all pairs of a stratum are fixed or none.
+        pairs_by_stratum = [pairs for pairs in pairs_by_stratum if not fixed[pairs[0]]]
+    for chunk in _chunk_sizes(resamples, len(strata)):
+        weights = np.ones((chunk, len(strata)))
+        for pairs in pairs_by_stratum:
+            draws = generator.integers(len(pairs), size=(chunk, len(pairs)))
             weights[:, pairs] = _multiplicities(draws, len(pairs))
         yield weights
 
@@ -425,19 +442,20 @@ def _resample_within_strata(
 def _resample_identities(
     labels: np.ndarray, same: np.ndarray, resamples: int, generator: np.random.Generator
 ) -> Iterator[np.ndarray]:
-    """(r, P) weights in chunks, from how often the identities of each pair are drawn."""
+    """Yield (r, P) weights, computed from how often the identities of each pair are drawn."""
     count = int(labels.max()) + 1
-    for rows in _chunk_sizes(resamples, len(same)):
-        draws = _multiplicities(generator.integers(count, size=(rows, count)), count)
-        first, second = draws[:, labels[:, 0]], draws[:, labels[:, 1]]
+    for chunk in _chunk_sizes(resamples, len(same)):
+        multiplicities = _multiplicities(generator.integers(count, size=(chunk, count)), count)
+        first, second = multiplicities[:, labels[:, 0]], multiplicities[:, labels[:, 1]]
         weights = np.where(same, first, first * second)
-        # With few identities, a replicate may lack one class entirely: use all pairs instead.
+        # With few identities, a replicate may contain no genuine or no impostor pair. Such a
+        # replicate uses every pair once.
         lacks_class = ~(weights @ same > 0) | ~(weights @ ~same > 0)
         yield np.where(lacks_class[:, None], 1.0, weights)
 
 
 def _multiplicities(draws: np.ndarray, count: int) -> np.ndarray:
-    """(rows, count) how often each of 0 to count − 1 occurs in each row of ``draws``."""
+    """(rows, count) how often each index from 0 to count − 1 occurs in each row of ``draws``."""
     rows = len(draws)
     index = draws + np.arange(rows)[:, None] * count
     return np.bincount(index.ravel(), minlength=rows * count).reshape(rows, count)

@@ -17,7 +17,9 @@ from margrave.evaluation.tail_bootstrap import small_sample_factor
 # Quantiles of the normal distribution: 97.5 % for a two-sided level of 5 %, and 80 % power.
 _SIGNIFICANCE_QUANTILE, _POWER_QUANTILE = 1.959964, 0.841621
 _SIGNIFICANCE_LEVEL = 0.05
+# With fewer allowed false accepts, ``Difference.too_few_impostors`` is True.
 _MIN_FALSE_ACCEPTS = 10
+# Smaller differences are treated as 0.
 _ROUNDING_ERROR = 1e-12
 
 
@@ -33,7 +35,7 @@ class Difference:
         difference: second − first.
         interval: the difference's confidence interval.
         p_value: two-sided p value of the hypothesis that both models are equally good; None if no
-            false accept is allowed, because a single impostor pair then sets each threshold.
+            false accept is allowed, because a single impostor pair then determines each threshold.
         more_pairs: how many more pairs of the same kind are needed to find a difference of this
             size significant at 5 % with a power of 0.8; 0 if it already is significant; None if the
             difference is 0 or there is no p value.
@@ -68,10 +70,12 @@ def compare_pairs(
     Both models are evaluated on the same replicates, so the difficulty of the pairs cancels out.
     The p value and the interval assume that the difference is normally distributed with the std of
     its replicates.
+
     If the models decide differently on only d pairs (or on pairs of only d identities), p is at
-    least 2^(1 − d), the sign test's minimum, and the interval is widened accordingly. If the models
-    make the same decisions for all n identities, the interval's half-width is the upper confidence
-    limit of a rate with zero events among n.
+    least 2^(1 − d), the sign test's minimum, and the interval is widened accordingly. If the
+    models make the same decisions on all pairs, the std is 0. The interval's half-width is then the
+    upper confidence limit of a rate with zero events in n trials, where n is the effective number
+    of identities.
 
     Args:
         first_distances: (P,) squared distances of the first model.
@@ -88,7 +92,7 @@ def compare_pairs(
         The differences in accuracy, AUC, EER, and TAR at each FAR target.
 
     Raises:
-        ValueError: the pairs or identities are invalid, see ``bootstrap_pairs``.
+        ValueError: the pairs, the identities or ``resamples`` are invalid, see ``bootstrap_pairs``.
 
     >>> same = np.arange(400) % 2 == 0
     >>> noise = np.random.default_rng(0).standard_normal((2, 400))
@@ -117,15 +121,16 @@ def compare_pairs(
         difference = float(second.point[index] - first.point[index])
         difference = 0.0 if abs(difference) < _ROUNDING_ERROR else difference
         key = name if far is None else far
-        discordant = None  # The AUC has no decisions.
+        discordant = None  # The AUC has no threshold, hence no decisions.
         if key in accepted[0]:
             differ = accepted[0][key] != accepted[1][key]
+            # The TAR depends on the decisions about genuine pairs. The EER depends on both classes:
+            # use the class with fewer discordant pairs, but ignore a class with none.
             classes = {"true_accept_rate": [same], "equal_error_rate": [same, ~same]}
             counts = [
-                _independent_count(differ & part, identities)
-                for part in classes.get(name, [differ])
+                _independent_count(differ & in_class, identities)
+                for in_class in classes.get(name, [differ])
             ]
-            # For the EER, use the class with fewer discordant pairs, ignoring a class with none.
             discordant = min((count for count in counts if count), default=0)
         p_value, std = _p_value_and_std(difference, float(stds[index]), discordant)
         untestable = far is not None and far * impostors < 1
@@ -155,7 +160,7 @@ def _independent_count(pairs: np.ndarray, identities: np.ndarray | None) -> int:
 
 
 def _p_value_and_std(difference: float, std: float, discordant: int | None) -> tuple[float, float]:
-    """The p value, limited by the sign test's minimum, and the std widened to match.
+    """The p value, raised to the sign test's minimum if it is lower, and the std raised to match.
 
     Args:
         difference: the difference between the models.
@@ -169,7 +174,8 @@ def _p_value_and_std(difference: float, std: float, discordant: int | None) -> t
     minimum = 0.0 if discordant is None else min(1.0, 2.0 ** (1 - discordant))
     if p_value >= minimum:
         return p_value, std
-    # One discordant pair gives a minimum of 1, whose quantile is 0; the limit avoids dividing by 0.
+    # One discordant pair gives a minimum of 1, whose quantile is 0. A quantile of at least 1 avoids
+    # a division by 0.
     quantile = max(1.0, -NormalDist().inv_cdf(minimum / 2))
     return minimum, max(std, abs(difference) / quantile)
 

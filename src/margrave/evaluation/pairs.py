@@ -123,12 +123,12 @@ class PairResult:
         )
 
 
-def unit_rows(embeddings: np.ndarray, what: str = "embeddings") -> np.ndarray:
-    """Normalize (N, D) rows to unit length, in float64.
+def unit_rows(embeddings: np.ndarray, name: str = "embeddings") -> np.ndarray:
+    """Normalize (N, D) embeddings to unit length, in float64.
 
     Args:
-        embeddings: (N, D) rows.
-        what: the rows' name, for messages.
+        embeddings: (N, D), one embedding per row.
+        name: the name of ``embeddings`` in error messages.
 
     Raises:
         ValueError: the array is not two-dimensional, or a row is zero or not finite.
@@ -136,14 +136,14 @@ def unit_rows(embeddings: np.ndarray, what: str = "embeddings") -> np.ndarray:
     embeddings = np.asarray(as_array(embeddings), dtype=np.float64)
     if embeddings.ndim != 2:
         raise ValueError(
-            f"{what} must have shape (N, D), one row per image, got {embeddings.shape}"
+            f"{name} must have shape (N, D), one row per image, got {embeddings.shape}"
         )
     lengths = np.linalg.norm(embeddings, axis=1, keepdims=True)
     bad = np.flatnonzero(~(np.isfinite(lengths) & (lengths > 0)))
     if len(bad):
         shown = ", ".join(map(str, bad[:5])) + (", ..." if len(bad) > 5 else "")
         raise ValueError(
-            f"{len(bad)} rows of {what} are zero, infinite or NaN, so they have no direction: "
+            f"{len(bad)} rows of {name} are zero, infinite or NaN, so they have no direction: "
             f"{shown}; check the model and these images"
         )
     return embeddings / lengths
@@ -177,7 +177,7 @@ def fuse_flips(embeddings: np.ndarray, flipped: np.ndarray) -> np.ndarray:
 def tar_at_far(
     scores: np.ndarray, same: np.ndarray, far_targets: Sequence[float] = FAR_TARGETS
 ) -> tuple[AcceptRate, ...]:
-    """TAR at the lowest threshold whose FAR does not exceed each target.
+    """For each FAR target, the TAR at the lowest threshold whose FAR does not exceed the target.
 
     Args:
         scores: (P,) similarities; higher means more similar.
@@ -197,7 +197,7 @@ def tar_at_far(
 
 
 def rates_at_far(roc: Roc, impostors: int, far_targets: Sequence[float]) -> tuple[AcceptRate, ...]:
-    """``tar_at_far`` for a given ROC curve and number of impostor pairs."""
+    """Like ``tar_at_far``, but computed from a ROC curve and the number of impostor pairs."""
     rates = []
     for target in checked_targets(far_targets, "FAR"):
         point = int(loosest_point(roc, target))
@@ -225,12 +225,13 @@ def evaluate_pairs(
 ) -> PairResult:
     """Evaluate pairs by LFW's protocol.
 
-    Rows are L2-normalized. A pair is accepted if its squared distance is strictly below the
-    threshold. Folds are contiguous. Each fold is evaluated at the threshold among 0, 0.01, …, 3.99
+    Embeddings are L2-normalized. A pair is accepted if its squared distance is strictly below the
+    threshold. Folds are contiguous. The threshold of each fold is the one among 0, 0.01, …, 3.99
     that makes the most correct decisions on the other folds; the smallest threshold wins ties.
 
     Args:
-        embeddings_a: (P, D) embeddings of one side of each pair, with flips already fused.
+        embeddings_a: (P, D) embeddings of one side of each pair; for flip fusion, apply
+            ``fuse_flips`` first.
         embeddings_b: (P, D) embeddings of the other side.
         same: (P,) bool, whether each pair is genuine.
         folds: number of folds, at least 2.
@@ -239,7 +240,7 @@ def evaluate_pairs(
         seed: seed of the bootstrap.
         resamples: number of bootstrap replicates; 0 for none. No intervals are computed if there
             are fewer than 20 genuine or fewer than 20 impostor pairs.
-        far_targets: FAR targets of ``accept_rates``.
+        far_targets: FAR targets of ``PairResult.accept_rates``.
 
     Raises:
         ValueError: the shapes differ, a row is zero or not finite, genuine or impostor pairs are
@@ -272,10 +273,11 @@ def evaluate_pairs(
         )
     elif identities is not None:
         check_identities(identities, same)
-    # A fold without genuine (or impostor) pairs has no true (or false) accept rate.
+    # A fold without genuine pairs has no TAR, and one without impostor pairs no FAR: exclude such a
+    # fold from the mean.
     fold_and_class = fold_of_pair(len(same), folds) * 2 + same
-    present = np.bincount(fold_and_class, minlength=folds * 2).reshape(folds, 2, 1) > 0
-    roc_fpr, roc_tpr = np.mean(validation.accepted, axis=0, where=present)
+    has_pairs = np.bincount(fold_and_class, minlength=folds * 2).reshape(folds, 2, 1) > 0
+    roc_fpr, roc_tpr = np.mean(validation.far_and_tar, axis=0, where=has_pairs)
     return PairResult(
         rules=f"LFW {folds}-fold, squared distance, 400 thresholds, first best",
         pairs=len(same),
@@ -317,13 +319,14 @@ def pair_distances(
     embeddings_a: np.ndarray, embeddings_b: np.ndarray, same: np.ndarray, folds: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Validate ``evaluate_pairs``' arguments; return (P,) squared distances and (P,) bool same."""
-    sides = unit_rows(embeddings_a, "embeddings_a"), unit_rows(embeddings_b, "embeddings_b")
-    if sides[0].shape != sides[1].shape:
+    unit_a = unit_rows(embeddings_a, "embeddings_a")
+    unit_b = unit_rows(embeddings_b, "embeddings_b")
+    if unit_a.shape != unit_b.shape:
         raise ValueError(
             "embeddings_a and embeddings_b must have the same shape, got "
-            f"{sides[0].shape} and {sides[1].shape}"
+            f"{unit_a.shape} and {unit_b.shape}"
         )
-    distances, same = check_pairs(np.square(sides[0] - sides[1]).sum(1), as_array(same))
+    distances, same = check_pairs(np.square(unit_a - unit_b).sum(1), as_array(same))
     if not 2 <= folds <= len(same):
         raise ValueError(
             f"folds must be at least 2 and at most the number of pairs, got {folds} folds and "

@@ -1,15 +1,16 @@
 """Confidence intervals for rates, with reliable coverage near 0 and 1 and for few identities.
 
-A percentile interval is useless if no identity has an error: no replicate has one either, so the
-interval is "100 to 100 %". Rates therefore get a binomial interval with the effective sample size
+A bootstrap's percentile interval is useless if no identity has an error: then no replicate has an
+error either, and the interval is "100 to 100 %". Rates therefore get a binomial interval with the
+effective sample size
 
     n = rate (1 − rate) / variance · (z / t)²
 
-The variance is the bootstrap's, z is the normal quantile, and t is Student's quantile; its degrees
-of freedom depend on the identities that contribute to the variance. n is at most the number of
-observations, and the factor (z / t)² never reduces n below the number of identities. At rates of 0
-and 1, n is the number of identities. The binomial interval is Jeffreys', modified to equal Clopper
-and Pearson's at rates of 0 and 1.
+The variance is the bootstrap's, z is the quantile of the normal distribution, and t is that of
+Student's t distribution, whose degrees of freedom depend on the identities that contribute to the
+variance. n is at most the number of observations, and the factor (z / t)² never reduces n below the
+number of identities. At rates of 0 and 1, n is the number of identities. The binomial interval is
+Jeffreys', modified to equal Clopper and Pearson's at rates of 0 and 1.
 
 Sources: Korn and Graubard, "Confidence intervals for proportions with small expected number of
 positive counts estimated from survey data" (1998), for n; Brown, Cai and DasGupta, "Interval
@@ -30,7 +31,7 @@ def effective_identities(shares: np.ndarray) -> float:
     """The effective number of identities: n = (Σ shares)² / Σ shares².
 
     Args:
-        shares: (I,) each identity's share of the observations, in any unit.
+        shares: (I,) the observations of each identity, as a share or in any other unit.
 
     >>> effective_identities(np.ones(30)), round(effective_identities(np.array([9, 1, 1, 1])), 2)
     (30.0, 1.71)
@@ -40,14 +41,14 @@ def effective_identities(shares: np.ndarray) -> float:
 
 
 def degrees_of_freedom(contributions: np.ndarray) -> float:
-    """Degrees of freedom of a metric's variance, from the identities' contributions d.
+    """Degrees of freedom of a metric's variance, from the contributions d of n identities.
 
     This is Satterthwaite's formula, 2 / (Σ d⁴ / (Σ d²)² − 1 / n), which gives about n for normally
-    distributed contributions. The result is limited to the effective number of identities with
-    errors (or with hits, whichever is smaller), and to the range from 1 to n − 1.
+    distributed contributions. The result is at most the effective number of identities with errors,
+    at most that of identities with hits, and in the range from 1 to n − 1.
 
     Args:
-        contributions: (n,) how much each identity shifts the metric from its mean.
+        contributions: (n,) how much each identity shifts the metric from its mean over identities.
 
     >>> degrees_of_freedom(np.array([1.0, -1.0, 1.0, -1.0])), degrees_of_freedom(np.zeros(4))
     (2.0, 3.0)
@@ -56,36 +57,39 @@ def degrees_of_freedom(contributions: np.ndarray) -> float:
     """
     contributions = np.asarray(contributions, np.float64)
     squares = np.square(contributions)
-    upper = max(1.0, len(squares) - 1.0)
+    degrees = max(1.0, len(squares) - 1.0)
     if not squares.sum():
-        return upper
+        return degrees
     excess = float(np.square(squares).sum() / squares.sum() ** 2) - 1 / len(squares)
     if excess > 0:
-        upper = min(upper, 2 / excess)
-    for shortfall in (contributions.max() - contributions, contributions - contributions.min()):
-        if shortfall.any():
-            upper = min(upper, effective_identities(shortfall))
-    return max(1.0, upper)
+        degrees = min(degrees, 2 / excess)
+    # The distance to the best identity measures an identity's errors, that to the worst its hits.
+    for distances in (contributions.max() - contributions, contributions - contributions.min()):
+        if distances.any():
+            degrees = min(degrees, effective_identities(distances))
+    return max(1.0, degrees)
 
 
 def tar_degrees_of_freedom(
-    contributions: np.ndarray, accepted: np.ndarray, variance: float
+    contributions: np.ndarray, accepted_labels: np.ndarray, variance: float
 ) -> float:
     """Degrees of freedom of a TAR's variance, to which genuine pairs and the threshold contribute.
 
-    Satterthwaite's formula combines the two parts of the variance:
-    variance² / Σ (part² / its degrees of freedom).
+    Satterthwaite's formula combines these two parts of the variance:
+    variance² / Σ (part² / the part's degrees of freedom).
 
     Args:
-        contributions: (n,) how much each genuine identity shifts the TAR at a fixed threshold.
-        accepted: the identities of the impostor pairs at and above the threshold.
+        contributions: (n,) how much each identity's genuine pairs shift the TAR at a fixed
+            threshold.
+        accepted_labels: the identities of the impostor pairs at and above the threshold, in an
+            array of any shape.
         variance: the TAR's variance.
     """
     genuine_variance = min(variance, float(np.square(contributions).sum()))
     genuine_degrees = degrees_of_freedom(contributions)
     if not variance > genuine_variance:
         return genuine_degrees
-    threshold_degrees = threshold_degrees_of_freedom(accepted, len(contributions))
+    threshold_degrees = threshold_degrees_of_freedom(accepted_labels, len(contributions))
     denominator = (
         genuine_variance**2 / genuine_degrees
         + (variance - genuine_variance) ** 2 / threshold_degrees
@@ -93,14 +97,15 @@ def tar_degrees_of_freedom(
     return variance**2 / denominator
 
 
-def threshold_degrees_of_freedom(accepted: np.ndarray, identities: float) -> float:
-    """Degrees of freedom of a threshold, from the impostor pairs at and above it.
+def threshold_degrees_of_freedom(accepted_labels: np.ndarray, identities: float) -> float:
+    """Degrees of freedom of a threshold's variance, from the impostor pairs at and above it.
 
     Args:
-        accepted: the identities of the impostor pairs at and above the threshold.
+        accepted_labels: the identities of the impostor pairs at and above the threshold, in an
+            array of any shape.
         identities: the number of all identities.
     """
-    accepted_identities = effective_identities(np.unique(accepted, return_counts=True)[1])
+    accepted_identities = effective_identities(np.unique(accepted_labels, return_counts=True)[1])
     return max(1.0, min(accepted_identities - 1, identities - 1))
 
 
@@ -114,7 +119,7 @@ def student_quantile(degrees: float, level: float = 0.95) -> float:
 
 
 def student_factor(degrees: float, level: float = 0.95) -> float:
-    """The ratio of Student's two-sided quantile to the normal distribution's.
+    """The ratio of Student's two-sided quantile to that of the normal distribution.
 
     >>> round(student_factor(10), 3)
     1.137
@@ -130,13 +135,15 @@ def effective_sample_size(
     degrees: float,
     level: float = 0.95,
 ) -> float:
-    """The number of independent trials with the same uncertainty as a rate (see the module).
+    """The number n of independent trials that have the same uncertainty as a rate.
+
+    The module's docstring explains the formula.
 
     Args:
         rate: the rate, in [0, 1].
         variance: the rate's variance over identities.
-        identities: the effective number of identities, see ``effective_identities``; also the
-            upper limit of ``degrees``.
+        identities: the effective number of identities, see ``effective_identities``; it also limits
+            ``degrees``.
         observations: the number of pairs or probes in the rate's denominator.
         degrees: the degrees of freedom of the variance.
         level: target coverage.
@@ -149,7 +156,7 @@ def effective_sample_size(
         return min(identities, observations)
     sample_size = trial_variance / max(variance, trial_variance / observations)
     degrees = max(1.0, min(degrees, identities))
-    # A large variance may reduce n below the number of identities, but Student's t may not.
+    # A large variance may reduce n below the number of identities, but Student's factor may not.
     return max(sample_size / student_factor(degrees, level) ** 2, min(sample_size, identities))
 
 
@@ -162,8 +169,8 @@ def rate_interval(
         rate: the rate, in [0, 1].
         sample_size: the effective sample size, see ``effective_sample_size``.
         level: target coverage.
-        continuity: how many trials each end is shifted outwards: 0.5 for Jeffreys' interval, 1 for
-            Clopper and Pearson's. Rates of 0 and 1 always get Clopper and Pearson's.
+        continuity: by how many trials each end is shifted outwards: 0.5 for Jeffreys' interval, 1
+            for Clopper and Pearson's. Rates of 0 and 1 always get Clopper and Pearson's.
 
     >>> [round(end, 3) for end in rate_interval(1.0, 5)]
     [0.478, 1.0]
@@ -174,7 +181,7 @@ def rate_interval(
     tail = (1 - level) / 2
 
     def shift_for(count: float) -> float:
-        # Falls linearly from 1 without hits (or misses) to ``continuity`` with one or more.
+        # Falls linearly from 1 at no hits (or misses) to ``continuity`` at one hit (or miss).
         return 1 - (1 - continuity) * min(1.0, count)
 
     low, high = 0.0, 1.0

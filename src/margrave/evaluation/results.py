@@ -1,6 +1,6 @@
 """The results format: what every evaluation returns, and how files store it.
 
-A file holds one or more results. All protocols share this format, so commands, comparisons and
+A file contains one or more results. All protocols share this format, so commands, comparisons and
 reports need not know which protocol produced a result.
 """
 
@@ -23,7 +23,8 @@ from margrave.version import __version__
 FORMAT = "margrave results"
 FORMAT_VERSION = 1
 MAX_FILE_BYTES = 2**26
-"""Largest size of a results file to read. A result stores at most 100,000 pair scores."""
+"""Largest size of a results file to read. Results files are smaller, because a result stores at
+most 100,000 pair scores."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,14 +35,14 @@ class Figure:
         metric: the metric's name: accuracy, TAR, EER, AUC, identification rate, TPIR, DIR, …
         value: the metric's value, in [0, 1] if ``percent``; None if there is nothing to measure.
         at: the operating point, such as ``{"FAR": 1e-4}``.
-        stratum: the part of the data, such as ``quality 0.5 to 0.75``; empty for all data.
+        stratum: the subset of the data, such as ``quality 0.5 to 0.75``; empty for all data.
         interval: the value's 95 % confidence interval, over identities if they are known; None
             without a bootstrap.
         threshold: the cosine above which pairs are accepted.
         threshold_interval: the threshold's 95 % confidence interval.
         realized: the FAR or FPIR at the threshold.
-        too_few: True if too few false accepts were allowed for a reliable value: fewer than one, or
-            fewer than ten if the value is a difference between two models.
+        too_few: True if the operating point allows too few false accepts for a reliable value:
+            fewer than one, or fewer than ten if the value is a difference between two models.
         percent: True if the value is a rate, which tables show as a percentage.
         details: additional values by name, such as the p value of a difference.
     """
@@ -83,8 +84,8 @@ class PairScores:
         folds: number of contiguous folds.
         identities: (P, 2) labels of both sides; None if unknown.
         images_digest: digest of the names of all pairs' images; empty if unknown.
-        lower_norms: (P,) the smaller feature norm of both images, as a measure of quality; None if
-            unknown.
+        lower_norms: (P,) the smaller of the two images' feature norms, as a measure of quality;
+            None if unknown.
     """
 
     distances: tuple[float, ...]
@@ -153,7 +154,7 @@ class Result:
 
         Args:
             metric: the metric's name.
-            stratum: the part of the data; all data by default.
+            stratum: the subset of the data; all data by default.
             at: the operating point, such as ``FAR=1e-4``.
 
         Raises:
@@ -164,8 +165,8 @@ class Result:
         0.99
         """
         for figure in self.figures:
-            matches = (figure.metric, figure.stratum) == (metric, stratum)
-            if matches and all(figure.at.get(name) == at[name] for name in at):
+            is_match = (figure.metric, figure.stratum) == (metric, stratum)
+            if is_match and all(figure.at.get(name) == at[name] for name in at):
                 return figure
         label = Figure(metric=metric, value=None, at=at, stratum=stratum).label
         labels = [figure.label for figure in self.figures]
@@ -195,7 +196,8 @@ def read_results(path: str | Path) -> tuple[Result, ...]:
     """Read the results in a file, including files written by version 0.1.
 
     Raises:
-        ValueError: the file cannot be read, holds no results, has a newer format, or is damaged.
+        ValueError: the file cannot be read, contains no results, has a different format version, or
+            is damaged.
     """
     from pydantic import TypeAdapter, ValidationError
 
@@ -216,9 +218,9 @@ def read_results(path: str | Path) -> tuple[Result, ...]:
     try:
         results = TypeAdapter(tuple[Result, ...]).validate_python(content.get("results"))
     except ValidationError as error:
-        fault = error.errors()[0]
-        key = ".".join(str(part) for part in ("results", *fault["loc"]))
-        raise ValueError(f"{path} is damaged: {key}: {fault['msg']}") from None
+        first_error = error.errors()[0]
+        key = ".".join(str(part) for part in ("results", *first_error["loc"]))
+        raise ValueError(f"{path} is damaged: {key}: {first_error['msg']}") from None
     for index, result in enumerate(results):
         problem = None if result.scores is None else _scores_problem(result.scores)
         if problem:
@@ -247,18 +249,18 @@ def _scores_problem(scores: PairScores) -> str | None:
 
 
 def is_results(path: str | Path) -> bool:
-    """True if a path is a file with the suffix .json: a results file, not a feature store."""
+    """True if a path is a results file (a file with the suffix .json), not a feature store."""
     return Path(path).is_file() and Path(path).suffix.lower() == ".json"
 
 
 def _compact(record: Figure | Result) -> dict[str, Any]:
-    """A record's version and the fields that differ from their defaults, to keep files short."""
+    """A record's fields as a dict, without fields that have their default, except ``version``."""
     values: dict[str, Any] = {}
-    for item in fields(record):
-        value = getattr(record, item.name)
-        default = item.default_factory() if callable(item.default_factory) else item.default
-        if value != default or item.name == "version":
-            values[item.name] = asdict(value) if isinstance(value, Origin | PairScores) else value
+    for field_ in fields(record):
+        value = getattr(record, field_.name)
+        default = field_.default_factory() if callable(field_.default_factory) else field_.default
+        if value != default or field_.name == "version":
+            values[field_.name] = asdict(value) if isinstance(value, Origin | PairScores) else value
     return values
 
 

@@ -51,20 +51,21 @@ def _convert(content: Any) -> list[Record]:
 
 
 def _is_pairs(result: Any) -> bool:
+    """True if a value is the result of a set of pairs."""
     return isinstance(result, Mapping) and "fold_accuracy" in result
 
 
 def _result(
     protocol: str, name: str, content: Mapping[str, Any], counts: str, **fields: Any
 ) -> Record:
-    """A record of the current format.
+    """A result as a dict of the current format.
 
     Args:
         protocol: the protocol's registered name.
         name: the result's name.
         content: the result in the format of version 0.1.
-        counts: the keys of ``content`` to copy to the counts, separated by spaces.
-        fields: the record's other fields.
+        counts: the keys of ``content`` to copy to the result's counts, separated by spaces.
+        fields: the result's other fields.
     """
     return {
         "protocol": protocol,
@@ -78,6 +79,7 @@ def _result(
 
 
 def _accept_figure(rate: Mapping[str, Any], metric: str = "TAR", **at: Any) -> Record:
+    """The figure of a TAR at a FAR; ``at`` adds conditions to the operating point."""
     return {
         "metric": metric,
         "value": rate["tar"],
@@ -91,6 +93,7 @@ def _accept_figure(rate: Mapping[str, Any], metric: str = "TAR", **at: Any) -> R
 
 
 def _rank_figure(rate: Mapping[str, Any], **at: Any) -> Record:
+    """The figure of an identification rate; ``at`` adds conditions to the operating point."""
     return {
         "metric": "identification rate",
         "value": rate["rate"],
@@ -193,6 +196,7 @@ def _open_set_result(content: Mapping[str, Any]) -> Record:
 
 
 def _template_results(content: Mapping[str, Any]) -> list[Record]:
+    """Convert the results of the evaluations of templates: 1:1, all pairs, open set, closed set."""
     results = []
     if content.get("verification"):
         results.append(_verification_result(content["verification"]))
@@ -202,18 +206,18 @@ def _template_results(content: Mapping[str, Any]) -> list[Record]:
         results.append(_open_set_result(content["search"]))
     if content.get("closed"):
         closed = _identification_result(content["closed"])
-        for rate in content.get("surveillance", ()):
+        for detection in content.get("surveillance", ()):
             closed["figures"] += [
                 {
                     "metric": "DIR",
                     "value": rank["rate"],
-                    "at": {"FAR": rate["far_target"], "rank": rank["rank"]},
+                    "at": {"FAR": detection["far_target"], "rank": rank["rank"]},
                     "interval": rank.get("interval"),
-                    "threshold": rate["threshold"],
-                    "realized": rate["far"],
-                    "too_few": rate.get("too_few_probes", False),
+                    "threshold": detection["threshold"],
+                    "realized": detection["far"],
+                    "too_few": detection.get("too_few_probes", False),
                 }
-                for rank in rate["rates"]
+                for rank in detection["rates"]
             ]
         results.append(closed)
     return results

@@ -1,9 +1,9 @@
 """ROC curves and cross-validated accuracy of genuine and impostor pairs.
 
-Weights, counts and curves may have leading batch dimensions, one entry for each weighting of the
-pairs, so that a bootstrap is a single call. A plain evaluation has no leading dimensions. A pair is
-accepted if its distance is strictly below the threshold (or its score strictly above), so pairs of
-equal distance are accepted together.
+Weights, counts and curves may have leading batch dimensions, so that one call evaluates many
+bootstrap replicates, each with its own pair weights. An evaluation without a bootstrap has no
+leading dimensions. A pair is accepted if its distance is strictly below the threshold (or its
+score strictly above), so pairs of equal distance are accepted together.
 """
 
 from __future__ import annotations
@@ -42,13 +42,13 @@ class CrossValidation:
     Attributes:
         fold_accuracy: (..., folds) in [0, 1].
         fold_threshold: (..., folds) indices into ``THRESHOLDS``.
-        accepted: (..., folds, 2, 400) the fold's FAR, then its TAR, at each threshold; 0 if the
-            fold has no impostor or no genuine pairs, respectively.
+        far_and_tar: (..., folds, 2, 400) each fold's FAR, then its TAR, at each threshold. The FAR
+            is 0 if the fold has no impostor pairs, the TAR if it has no genuine pairs.
     """
 
     fold_accuracy: np.ndarray
     fold_threshold: np.ndarray
-    accepted: np.ndarray
+    far_and_tar: np.ndarray
 
 
 def cross_validate(counts: np.ndarray) -> CrossValidation:
@@ -67,6 +67,7 @@ def cross_validate(counts: np.ndarray) -> CrossValidation:
     correct_on_others = correct.sum(-2, keepdims=True) - correct
     best = correct_on_others.argmax(-1)
     hits = np.take_along_axis(correct, best[..., None], -1)[..., 0]
+    # 1e-300 avoids a division by zero in folds without pairs.
     fold_weight = np.maximum(total.sum((-1, -2)), 1e-300)
     return CrossValidation(hits / fold_weight, best, accepted / np.maximum(total, 1e-300))
 
@@ -124,19 +125,20 @@ def roc_curve(scores: np.ndarray, same: np.ndarray, weights: np.ndarray | None =
 def weighted_roc(
     scores: np.ndarray, same: np.ndarray, order: np.ndarray, ends: np.ndarray, weights: np.ndarray
 ) -> Roc:
-    """``roc_curve`` of validated pairs, given the output of ``rank_pairs``."""
+    """Like ``roc_curve``, for validated pairs and the output of ``rank_pairs``."""
     ranked = np.take(weights, order, axis=-1)
     rates = []
     for in_class in (~same[order], same[order]):
-        total = np.cumsum(ranked * in_class, axis=-1, dtype=np.float64)
-        accepted = total[..., ends] / total[..., -1:]
+        cumulative = np.cumsum(ranked * in_class, axis=-1, dtype=np.float64)
+        accepted = cumulative[..., ends] / cumulative[..., -1:]
         rates.append(np.concatenate([np.zeros_like(accepted[..., :1]), accepted], axis=-1))
-    max_rejected = np.append(scores[order][np.append(0, ends[:-1] + 1)], -np.inf)
-    return Roc(rates[0], rates[1], max_rejected)
+    # Each threshold is the highest score that its point rejects.
+    thresholds = np.append(scores[order][np.append(0, ends[:-1] + 1)], -np.inf)
+    return Roc(rates[0], rates[1], thresholds)
 
 
 def loosest_point(roc: Roc, far: float) -> np.ndarray:
-    """(...,) the index on the ROC of the lowest threshold whose FAR is at most ``far``."""
+    """(...,) the index of the ROC point with the lowest threshold whose FAR is at most ``far``."""
     return (roc.far <= far).sum(-1) - 1
 
 
@@ -148,13 +150,15 @@ def true_accept_rate(roc: Roc, far: float) -> np.ndarray:
 def nearest_points(
     roc: Roc, far_targets: Sequence[float], impostors: int, genuine: int
 ) -> np.ndarray:
-    """(T,) the indices on the ROC whose FAR is nearest to each target; the larger FAR wins ties.
+    """(T,) the index of the ROC point whose FAR is nearest to each target.
 
-    This is the rule of the published IJB results, so the FAR may exceed the target. As in their
-    code, only corners of the curve are considered; among points with equal FAR, the one with the
-    highest TAR is chosen.
+    If two FARs are equally near, the larger one wins; among points with equal FAR, the one with the
+    highest TAR. This is the rule of the published IJB results; the FAR may exceed the target. Only
+    corners of the curve are considered, as in scikit-learn's ``roc_curve``, which the published
+    results use.
     """
-    # Use pair counts: with rates, rounding would create corners on straight parts of the curve.
+    # Compute corners from pair counts: with rates, rounding errors would create corners on straight
+    # parts of the curve.
     false_accepts, true_accepts = np.rint(roc.far * impostors)[1:], np.rint(roc.tar * genuine)[1:]
     corner = (np.diff(false_accepts, 2) != 0) | (np.diff(true_accepts, 2) != 0)
     corner_points = (
@@ -167,16 +171,17 @@ def nearest_points(
 
 
 def area_under(roc: Roc) -> np.ndarray:
-    """(...,) probability that a genuine pair scores above an impostor pair, ties counting half."""
+    """(...,) probability that a genuine pair scores above an impostor pair; ties count half."""
     return (np.diff(roc.far) * (roc.tar[..., 1:] + roc.tar[..., :-1])).sum(-1) / 2
 
 
 def equal_error_rate(roc: Roc) -> np.ndarray:
     """(...,) the rate at which FAR = 1 − TAR, interpolated linearly between points of the ROC."""
     gap = roc.far - (1 - roc.tar)
-    after = (gap < 0).sum(-1)[..., None]
-    gap_after, gap_before = (np.take_along_axis(gap, after - step, -1) for step in (0, 1))
-    far_after, far_before = (np.take_along_axis(roc.far, after - step, -1) for step in (0, 1))
+    # The first point with FAR ≥ 1 − TAR. The EER lies between this point and the one before it.
+    crossing = (gap < 0).sum(-1)[..., None]
+    gap_after, gap_before = (np.take_along_axis(gap, crossing - step, -1) for step in (0, 1))
+    far_after, far_before = (np.take_along_axis(roc.far, crossing - step, -1) for step in (0, 1))
     fraction = -gap_before / (gap_after - gap_before)
     return (far_before + fraction * (far_after - far_before))[..., 0]
 

@@ -1,18 +1,18 @@
-"""Comparison of trainings that were repeated with several seeds, on the same pairs.
+"""Comparison of trainings that were repeated with several seeds, on the same test pairs.
 
-A training here is one configuration, such as a loss, together with its runs, one for each seed. Two
-things make the difference between two trainings uncertain: the seeds, and the identities that the
-models are tested on. The two are crossed: every seed's model is tested on every identity. The
-variance of a mean over seeds is therefore that of two-way clustering,
+Here, a training is one configuration, such as a loss, together with its runs, one for each seed.
+The difference between two trainings is uncertain for two reasons: the choice of seeds, and the
+choice of test identities. Seeds and identities are crossed: the model of every seed is tested on
+every identity. The variance of a mean over seeds is therefore that of two-way clustering,
 
     V = V_seeds + V_identities − V_both
 
 V_seeds is the sample variance over seeds divided by their number S. V_identities is the variance of
 the mean over seeds when identities are resampled. V_both is the part that V_seeds and V_identities
 share; it follows from the bootstrap variances of single seeds, whose mean is
-V_identities + (S − 1)·V_both. Two trainings are compared seed by seed, because a seed determines
-the initialization and the order of the images. Tests use Student's t with Satterthwaite's degrees
-of freedom for V.
+V_identities + (S − 1)·V_both. V is at least V_seeds and at least V_identities. Two trainings are
+compared seed by seed, because a seed determines the initialization and the order of the images.
+Tests use Student's t with Satterthwaite's degrees of freedom for V.
 
 Sources: Cameron, Gelbach and Miller, "Robust inference with multiway clustering" (2011), for V;
 Satterthwaite (1946) for the degrees of freedom; Holm, "A simple sequentially rejective multiple
@@ -75,13 +75,13 @@ class SeedMean:
 
 @dataclass(frozen=True)
 class SeedDifference:
-    """How much better the second of two trainings is, in one metric.
+    """How much better the second of two trainings is than the first, in one metric.
 
     Attributes:
         first: the first training's name.
         second: the second training's name.
-        mean: second − first (for the EER, first − second), so a positive value means that the
-            second is better.
+        mean: the difference second − first (for the EER, first − second); a positive value means
+            that the second is better.
         p_value: two-sided p value of the hypothesis that both are equally good; None with one seed.
         adjusted: the p value after Holm's correction for all compared pairs of trainings; None with
             one seed.
@@ -120,7 +120,7 @@ class SeedComparison:
 
     @property
     def winner(self) -> str | None:
-        """The training that is significantly better than every other; None if there is none."""
+        """The training that is significantly better than all others; None if there is none."""
         for name in self.means:
             comparisons = [pair for pair in self.differences if name in (pair.first, pair.second)]
             if comparisons and all(pair.better == name for pair in comparisons):
@@ -128,7 +128,7 @@ class SeedComparison:
         return None
 
     def not_worse_than(self, name: str) -> list[str]:
-        """The other trainings that are not significantly worse than this one, best first."""
+        """The other trainings that are not significantly worse than ``name``, best first."""
         worse = {pair.first for pair in self.differences if pair.better == pair.second == name}
         return [training for training in self.means if training not in {name, *worse}]
 
@@ -176,14 +176,20 @@ def compare_seeds(
             else "there is no training to compare"
         )
     replicates_of = {
-        name: _seed_replicates(rows, same, folds, identities, metric, far_target, resamples, seed)
-        for name, rows in distances.items()
+        name: _seed_replicates(
+            seed_distances, same, folds, identities, metric, far_target, resamples, seed
+        )
+        for name, seed_distances in distances.items()
     }
     sign = -1 if metric == "equal_error_rate" else 1
     identity_count = effective_identity_count(np.asarray(same, bool), identities)
-    means = {name: _mean_over_seeds(rows, identity_count) for name, rows in replicates_of.items()}
+    means = {
+        name: _mean_over_seeds(seed_replicates, identity_count)
+        for name, seed_replicates in replicates_of.items()
+    }
     order = sorted(means, key=lambda name: sign * means[name].value, reverse=True)
     differences = []
+    # The order is best first, so the better training of each pair comes first; it becomes `second`.
     for second, first in combinations(order, 2):
         minuend, subtrahend = (second, first) if sign == 1 else (first, second)
         by_seed = [
@@ -207,37 +213,41 @@ def _seed_replicates(
     resamples: int,
     seed: int,
 ) -> list[Replicates]:
-    """One metric's replicates for each training seed, all with the same pair weights."""
-    column, results = METRICS.index(metric), []
+    """One metric's replicates for each row of ``distances``, all with the same pair weights."""
+    column, seed_replicates = METRICS.index(metric), []
     for row in distances:
-        checked, genuine = check_pairs(row, same)
-        statistics = PairStatistics(checked, genuine, folds, [far_target])
-        all_metrics = replicates(statistics, genuine, folds, identities, resamples, seed)
-        results.append(all_metrics.metric(column))
-    return results
+        checked, is_genuine = check_pairs(row, same)
+        statistics = PairStatistics(checked, is_genuine, folds, [far_target])
+        all_metrics = replicates(statistics, is_genuine, folds, identities, resamples, seed)
+        seed_replicates.append(all_metrics.metric(column))
+    return seed_replicates
 
 
-def _mean_over_seeds(seeds: Sequence[Replicates], identities: float) -> SeedMean:
+def _mean_over_seeds(seed_replicates: Sequence[Replicates], identity_count: float) -> SeedMean:
     """The mean over seeds and its uncertainty; see the module's docstring.
 
     Args:
-        seeds: the replicates of one metric for each seed.
-        identities: the effective number of identities.
+        seed_replicates: the replicates of one metric for each seed.
+        identity_count: the effective number of identities.
     """
-    values = np.array([float(seed.point[0]) for seed in seeds])
+    values = np.array([float(single.point[0]) for single in seed_replicates])
     count, mean = len(values), float(values.mean())
     if count < 2:
         return SeedMean(mean, tuple(values.tolist()), None, 0.0, None)
-    correction = identities / max(1.0, identities - 1)
-    v_identities = Replicates.mean(seeds).corrected_samples().var() * correction
-    v_single = np.mean([seed.corrected_samples().var() * correction for seed in seeds])
+    # The bootstrap's variance is too small by the factor (n − 1) / n for n identities.
+    correction = identity_count / max(1.0, identity_count - 1)
+    v_identities = Replicates.mean(seed_replicates).corrected_samples().var() * correction
+    v_single = np.mean(
+        [single.corrected_samples().var() * correction for single in seed_replicates]
+    )
     v_seeds = values.var(ddof=1) / count
     v_both = max(0.0, (v_single - v_identities) / (count - 1))
     variance = max(v_seeds + v_identities - v_both, v_seeds, v_identities)
     if variance <= 0:
         return SeedMean(mean, tuple(values.tolist()), 0.0, count - 1.0, (mean, mean))
-    parts = v_seeds**2 / (count - 1) + (variance - v_seeds) ** 2 / max(1.0, identities - 1)
-    degrees = float(max(1.0, variance**2 / parts))
+    denominator = v_seeds**2 / (count - 1)
+    denominator += (variance - v_seeds) ** 2 / max(1.0, identity_count - 1)
+    degrees = float(max(1.0, variance**2 / denominator))
     std_error = float(np.sqrt(variance))
     half_width = std_error * special.stdtrit(degrees, 0.975)
     interval = float(mean - half_width), float(mean + half_width)
@@ -264,6 +274,7 @@ def _apply_holm_correction(differences: Sequence[SeedDifference]) -> tuple[SeedD
         difference = differences[index]
         if difference.p_value is None or difference.mean.std_error is None:
             continue
+        # Adjusted p values must not decrease as p values increase.
         max_adjusted = max(max_adjusted, min(1.0, (count - rank) * difference.p_value))
         quantiles = special.stdtrit(
             difference.mean.degrees, [1 - SIGNIFICANCE_LEVEL / 2 / count, POWER]

@@ -21,7 +21,7 @@ def similarity(first: Any, second: Any) -> Any:
         A float for two vectors, (N,) or (M,) for a vector and a matrix, (N, M) for two matrices.
 
     Raises:
-        ValueError: the dimensions differ, or a row is zero, infinite or NaN.
+        ValueError: the dimensions D differ, or an embedding is zero, infinite or NaN.
 
     >>> similarity([1.0, 0.0], [1.0, 1.0])
     0.7071067811865475
@@ -38,4 +38,6 @@ def similarity(first: Any, second: Any) -> Any:
     cosines = (unit_rows(rows, "first") @ unit_rows(columns, "second").T).clip(-1.0, 1.0)
     if first.ndim == second.ndim == 1:
         return float(cosines[0, 0])
-    return cosines[0] if first.ndim == 1 else cosines[:, 0] if second.ndim == 1 else cosines
+    if first.ndim == 1:
+        return cosines[0]
+    return cosines[:, 0] if second.ndim == 1 else cosines

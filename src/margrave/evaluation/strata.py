@@ -72,17 +72,18 @@ def evaluate_strata(
     """Accuracy and TAR by quality; all strata use the thresholds determined on all pairs.
 
     Args:
-        embeddings_a: (P, D) one side of each pair, as for ``evaluate_pairs``.
-        embeddings_b: (P, D) the other side.
+        embeddings_a: (P, D) embeddings of one side of each pair, as for ``evaluate_pairs``.
+        embeddings_b: (P, D) embeddings of the other side.
         same: (P,) bool, whether each pair is genuine.
-        quality_of_pair: (P,) finite qualities, such as the lower of both images' feature norms.
-        edges: strictly ascending; k edges make k + 1 strata, the outer ones unbounded.
+        quality_of_pair: (P,) finite qualities, such as the lower of the two images' feature norms.
+        edges: (k,) quality limits, strictly ascending, for k + 1 strata; the first stratum has no
+            lower limit and the last no upper limit.
         folds: number of folds, at least 2.
         far_targets: FAR targets over all pairs.
 
     Raises:
         ValueError: the pairs are invalid (see ``evaluate_pairs``), the edges do not ascend, or
-            there is not one finite quality per pair.
+            ``quality_of_pair`` does not contain one finite quality per pair.
     """
     distances, same = pair_distances(embeddings_a, embeddings_b, same, folds)
     quality, bounds = np.asarray(quality_of_pair, np.float64), np.asarray(edges, np.float64)

@@ -1,9 +1,9 @@
 """Exact TAR at FAR for more scores than fit into memory.
 
 After an adjustment for negative numbers, floating-point numbers sort like the integers that their
-bits encode. The threshold is therefore determined one digit of sixteen bits at a time: each pass
-over the scores considers those that start with the bits known so far, and counts them by their next
-digit. float32 takes two passes, float64 four.
+bits encode. The threshold is therefore determined sixteen bits (one digit) at a time. Each pass
+reads all scores, selects those whose leading bits equal the bits of the threshold found so far, and
+counts the selected scores by their next digit. float32 takes two passes, float64 four.
 """
 
 from __future__ import annotations
@@ -22,16 +22,18 @@ _DIGIT_VALUES = 1 << 16
 def streamed_accept_rates(
     scores: np.ndarray, same: np.ndarray, far_targets: Sequence[float]
 ) -> tuple[AcceptRate, ...]:
-    """TAR at the lowest threshold whose FAR does not exceed each target; see ``accept_rates``.
+    """For each FAR target, the TAR at the lowest threshold whose FAR does not exceed the target.
+
+    The result is that of ``accept_rates``, without intervals.
 
     Args:
-        scores: (P,) float32 or float64, usually memory-mapped.
+        scores: (P,) float32 or float64 similarities, usually memory-mapped.
         same: (P,) bool, whether each pair is genuine, usually memory-mapped.
         far_targets: FAR targets, each in (0, 1).
 
     Raises:
-        ValueError: the dtypes are wrong, the lengths differ, a score is not finite, or genuine or
-            impostor pairs are missing.
+        ValueError: the dtypes are wrong, the lengths differ, a score is not finite, genuine or
+            impostor pairs are missing, or a target is not in (0, 1).
 
     >>> scores, same = np.array([0.9, 0.8, 0.3, 0.1]), np.array([True, False, True, False])
     >>> streamed_accept_rates(scores, same, [0.5])[0].tar
@@ -51,6 +53,7 @@ def streamed_accept_rates(
     searches: list[_ThresholdSearch] = []
     impostors = genuine = 0
     for pass_index in range(passes):
+        # In the first pass, no bits are known yet, and every score matches the empty prefix 0.
         prefixes = [0] if pass_index == 0 else sorted({search.prefix for search in searches})
         counts = _count_digits(scores, same, pass_index, passes, prefixes)
         if pass_index == 0:
@@ -83,8 +86,8 @@ class _ThresholdSearch:
         allowed: number of allowed false accepts.
 
     Attributes:
-        prefix: the leading bits of the threshold known so far.
-        above: the numbers of impostor and of genuine scores known to exceed the threshold.
+        prefix: the leading bits of the threshold that are known so far.
+        above: the number of impostor scores, then of genuine scores, known to exceed the threshold.
     """
 
     def __init__(self, allowed: int) -> None:
@@ -93,7 +96,12 @@ class _ThresholdSearch:
         self._remaining = allowed
 
     def descend(self, counts: np.ndarray) -> None:
-        """Choose the next 16-bit digit, given (2, 65536) counts of impostor and genuine scores."""
+        """Append the next digit to ``prefix``.
+
+        Args:
+            counts: (2, 65536) number of impostor, then of genuine scores that start with
+                ``prefix``, by their next digit.
+        """
         from_top = np.cumsum(counts[0, ::-1])
         digits_above = int(np.searchsorted(from_top, self._remaining, side="right"))
         digit = _DIGIT_VALUES - 1 - digits_above
@@ -108,26 +116,26 @@ def _count_digits(
 ) -> np.ndarray:
     """(prefixes, 2, 65536) the number of scores by prefix, class and next digit.
 
-    The classes are impostor and genuine, in this order.
+    The class is 0 for impostor and 1 for genuine scores.
 
     Args:
         scores: (P,) scores.
         same: (P,) bool, whether each pair is genuine.
         pass_index: the index of the current pass, from 0.
         passes: the number of passes.
-        prefixes: the known leading bits; scores that start with other bits are not counted.
+        prefixes: sets of leading bits; scores that start with none of them are not counted.
     """
     counts = np.zeros((len(prefixes), 2, _DIGIT_VALUES), np.int64)
     for start in range(0, len(scores), SCORES_PER_READ):
-        part = slice(start, start + SCORES_PER_READ)
-        block = read_rows(scores, start, start + SCORES_PER_READ)
+        stop = start + SCORES_PER_READ
+        block = read_rows(scores, start, stop)
         if pass_index == 0 and not np.isfinite(block).all():
             bad = start + int(np.flatnonzero(~np.isfinite(block))[0])
             raise ValueError(f"score {bad} is not finite; check for NaN or zero embeddings")
         keys = _ordered_bits(block)
         digits = (keys >> (16 * (passes - 1 - pass_index))).astype(np.int64) & (_DIGIT_VALUES - 1)
         # The second half of the bins counts genuine pairs.
-        digits += same[part] * _DIGIT_VALUES
+        digits += same[start:stop] * _DIGIT_VALUES
         if pass_index == 0:
             counts[0] += np.bincount(digits, minlength=2 * _DIGIT_VALUES).reshape(2, _DIGIT_VALUES)
             continue
@@ -141,17 +149,18 @@ def _count_digits(
 
 
 def _ordered_bits(values: np.ndarray) -> np.ndarray:
-    """Unsigned integers that sort like the floats."""
+    """The bits of floating-point numbers as unsigned integers that sort like the numbers."""
     unsigned = np.uint32 if values.dtype == np.float32 else np.uint64
     # Adding zero turns −0 into +0, so that both have the same bits.
     bits = (values + values.dtype.type(0)).view(unsigned)
-    sign = unsigned(1) << unsigned(8 * values.dtype.itemsize - 1)
-    return np.where(bits & sign, ~bits, bits | sign)
+    sign_bit = unsigned(1) << unsigned(8 * values.dtype.itemsize - 1)
+    # Inverted, negative numbers sort by descending magnitude, below all positive numbers.
+    return np.where(bits & sign_bit, ~bits, bits | sign_bit)
 
 
 def _float_from_bits(key: int, dtype: np.dtype) -> float:
     """The floating-point number whose ``_ordered_bits`` are ``key``."""
     size = 8 * dtype.itemsize
-    sign = 1 << (size - 1)
-    bits = key & ~sign if key & sign else ~key & ((1 << size) - 1)
+    sign_bit = 1 << (size - 1)
+    bits = key & ~sign_bit if key & sign_bit else ~key & ((1 << size) - 1)
     return float(np.array(bits, np.uint32 if size == 32 else np.uint64).view(dtype))

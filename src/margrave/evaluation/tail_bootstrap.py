@@ -2,10 +2,10 @@
 
 The scheme is that of :mod:`margrave.evaluation.pair_bootstrap`: identities are drawn with
 replacement. A genuine pair's weight is the number of times its identity was drawn. An impostor
-pair's weight is the product of these numbers for both identities, and the excess variance of the
+pair's weight is the product of these numbers for its two identities, and the excess variance of the
 products is removed. A replicate's threshold is the score at which the cumulative weight of the
-tail's pairs reaches the allowed false accepts. For the other impostor pairs, only the total weight
-is needed.
+tail's pairs reaches the allowed false accepts. Impostor pairs outside the tail matter only through
+their total weight.
 """
 
 from __future__ import annotations
@@ -29,32 +29,37 @@ from margrave.evaluation.rate_intervals import (
 )
 
 MAX_OPERATIONS = 200_000_000
-"""Largest number of scores to process in all replicates together; limits the replicates."""
+"""Largest number of scores to process in all replicates together. If there are very many scores,
+fewer replicates are computed."""
 MIN_RESAMPLES = 200
-"""``MAX_OPERATIONS`` does not reduce the number of replicates below this."""
+"""``MAX_OPERATIONS`` does not reduce the number of replicates below this number."""
 TAIL_MARGIN = 1.5
-"""Ratio of the tail's length to the allowed false accepts. It exceeds 1 so that the tail contains
-the threshold even of a replicate that gives its pairs low weights."""
+"""Ratio of the tail's length to the allowed false accepts. A ratio above 1 ensures that the tail
+contains the threshold of a replicate even if the tail's pairs get low weights."""
+EXTRA_TAIL_SCORES = 64
+"""Number of scores to add to this length. With few allowed false accepts, the total weight of the
+tail's pairs varies most."""
 
 
 def tail_length(max_allowed: int) -> int:
-    """The number of impostor scores that intervals need if ``max_allowed`` may be accepted.
+    """The length of tail that the bootstrap needs for up to ``max_allowed`` false accepts.
 
     >>> tail_length(20)
     94
     """
-    return int(TAIL_MARGIN * max_allowed) + 64
+    return int(TAIL_MARGIN * max_allowed) + EXTRA_TAIL_SCORES
 
 
 @dataclass(frozen=True, eq=False)
 class TailIdentities:
-    """The identities of the pairs, as indices 0..I−1; higher indices are distractors.
+    """The identities of the pairs, as indices from 0 to I − 1; higher indices are distractors.
 
     Attributes:
         genuine: (G,) the identity of each genuine pair.
         tail: (T, 2) both identities of each impostor pair in the tail; (T, 1) if each score belongs
             to a single identity, as in identification.
-        images: (I,) how often each identity occurs in impostor pairs, in any unit.
+        images: (I,) how often each identity occurs in impostor pairs, in any unit, such as its
+            number of images.
         distractor_share: share of all impostor pairs that contain a distractor.
     """
 
@@ -65,10 +70,11 @@ class TailIdentities:
 
 
 def small_sample_factor(identities: float, level: float = 0.95) -> float:
-    """Small-sample correction for the number of identities: the factor by which to widen intervals.
+    """Small-sample correction: the factor by which intervals of few identities must be widened.
 
-    With n identities, the bootstrap's variance is too small by (n − 1) / n, and intervals need
-    quantiles of Student's t with n − 1 degrees of freedom instead of the normal distribution's.
+    With n identities, the bootstrap's variance is too small by the factor (n − 1) / n. In addition,
+    intervals need quantiles of Student's t with n − 1 degrees of freedom instead of those of the
+    normal distribution.
 
     Args:
         identities: n, see :func:`~margrave.evaluation.rate_intervals.effective_identities`.
@@ -101,7 +107,7 @@ def bootstrap_tail(
     Args:
         genuine: (G,) scores of genuine pairs.
         tail: (T,) the largest impostor scores, descending.
-        impostors: number of all impostor pairs.
+        impostors: total number of impostor pairs, including those outside the tail.
         allowed: the number of false accepts that each target allows.
         identities: the pairs' identities; None resamples pairs.
         resamples: number of replicates; reduced, but not below 200, if there are very many pairs.
@@ -110,19 +116,24 @@ def bootstrap_tail(
 
     Returns:
         For each of ``allowed``, the interval of the TAR and that of the threshold.
+
+    Raises:
+        ValueError: ``resamples`` is below 2.
     """
     _check_resamples(resamples)
     generator = np.random.default_rng(seed)
     order = np.argsort(-genuine, kind="stable")
-    descending = genuine[order]
+    sorted_genuine = genuine[order]
     resamples = min(resamples, max(MIN_RESAMPLES, MAX_OPERATIONS // (len(genuine) + len(tail) + 1)))
     budget = np.asarray(allowed, np.float64)
-    point = _tar_and_threshold(descending, tail, np.ones(len(genuine)), np.ones(len(tail)), budget)
+    point = _tar_and_threshold(
+        sorted_genuine, tail, np.ones(len(genuine)), np.ones(len(tail)), budget
+    )
     if identities is None:
         samples = np.stack(
             [
                 _tar_and_threshold(
-                    descending,
+                    sorted_genuine,
                     tail,
                     generator.poisson(1, len(genuine)),
                     generator.poisson(1, len(tail)),
@@ -133,36 +144,40 @@ def bootstrap_tail(
         )
     else:
         samples = _resample_identities(
-            descending, tail, identities, order, budget, resamples, generator
+            sorted_genuine, tail, identities, order, budget, resamples, generator
         )
     genuine_labels = identities.genuine if identities else np.arange(len(genuine))
-    # Effective numbers of identities: in impostor pairs, and in the class that has fewer.
+    # Effective numbers of identities: in impostor pairs, and the smaller number of both classes.
     impostor_identities = (
         effective_identities(identities.images) if identities else float(impostors)
     )
     min_identities = min(effective_identities(np.bincount(genuine_labels)), impostor_identities)
     tar_variance = samples[:, 0].var(0) * (min_identities / max(min_identities - 1, 1))
-    # Thresholds depend on impostor pairs only, TARs on genuine pairs too.
+    # Thresholds depend on impostor pairs only. Their variance is increased by n / (n − 2), about
+    # (n / (n − 1))², because both identities of an impostor pair are drawn.
     threshold_std = samples[:, 1].std(0) * math.sqrt(
         impostor_identities / max(impostor_identities - 2, 1)
     )
     intervals = []
-    for column, max_false_accepts in enumerate(allowed):
-        rate, threshold = (float(value) for value in point[:, column])
-        contributions = np.bincount(genuine_labels, (genuine > threshold) - rate) / len(genuine)
+    for target_index, max_false_accepts in enumerate(allowed):
+        tar, threshold = (float(value) for value in point[:, target_index])
+        contributions = np.bincount(genuine_labels, (genuine > threshold) - tar) / len(genuine)
         false_accepts = max(1, max_false_accepts)
-        accepted = identities.tail[:false_accepts] if identities else np.arange(false_accepts)
+        accepted_labels = (
+            identities.tail[:false_accepts] if identities else np.arange(false_accepts)
+        )
+        variance = float(tar_variance[target_index])
         degrees = tar_degrees_of_freedom(
-            contributions[np.unique(genuine_labels)], accepted, float(tar_variance[column])
+            contributions[np.unique(genuine_labels)], accepted_labels, variance
         )
         sample_size = effective_sample_size(
-            rate, float(tar_variance[column]), min_identities, len(genuine), degrees, level
+            tar, variance, min_identities, len(genuine), degrees, level
         )
-        threshold_degrees = threshold_degrees_of_freedom(accepted, impostor_identities)
-        half_width = student_quantile(threshold_degrees, level) * float(threshold_std[column])
+        threshold_degrees = threshold_degrees_of_freedom(accepted_labels, impostor_identities)
+        half_width = student_quantile(threshold_degrees, level) * float(threshold_std[target_index])
         intervals.append(
             (
-                rate_interval(rate, sample_size, level),
+                rate_interval(tar, sample_size, level),
                 (threshold - half_width, threshold + half_width),
             )
         )
@@ -170,7 +185,7 @@ def bootstrap_tail(
 
 
 def _resample_identities(
-    descending: np.ndarray,
+    sorted_genuine: np.ndarray,
     tail: np.ndarray,
     identities: TailIdentities,
     order: np.ndarray,
@@ -181,11 +196,11 @@ def _resample_identities(
     """(R, 2, targets) TAR and threshold of replicates over identities, without excess variance.
 
     Args:
-        descending: (G,) genuine scores, descending.
+        sorted_genuine: (G,) genuine scores, descending.
         tail: (T,) the largest impostor scores, descending.
         identities: the pairs' identities, genuine pairs in their original order.
-        order: (G,) the original index of each of the ``descending`` scores.
-        budget: (targets,) allowed false accepts.
+        order: (G,) the original index of each of the ``sorted_genuine`` scores.
+        budget: (targets,) the total weight of false accepts that each target allows.
         resamples: number of replicates R.
         generator: the source of random numbers.
     """
@@ -193,12 +208,12 @@ def _resample_identities(
     genuine_labels = identities.genuine[order]
     labeled = identities.tail < count
     distractors, distractor_index = np.unique(identities.tail[~labeled], return_inverse=True)
-    # Resampling pairs of identities, each with the scores of all its images, measures the excess
-    # variance.
+    # To measure the excess variance, pairs of identities are resampled. All scores of the same two
+    # identities get the same weight.
     low, high = np.sort(identities.tail, axis=1)[:, [0, -1]].T
     identity_pair = np.unique(low * (high.max(initial=0) + 1) + high, return_inverse=True)[1]
     images = identities.images / identities.images.sum()
-    ones = np.ones(len(descending))
+    ones = np.ones(len(sorted_genuine))
     identity_samples: list[np.ndarray] = []
     pair_samples: list[np.ndarray] = []
     for _ in range(resamples):
@@ -207,8 +222,8 @@ def _resample_identities(
         side_weights[labeled] = draws[identities.tail[labeled]]
         side_weights[~labeled] = generator.poisson(1, len(distractors))[distractor_index]
         mean_weight = float(draws @ images)
-        # The total weight of all impostor pairs, relative to the original. There are so many
-        # distractors that their total weight is taken as constant.
+        # The total weight of all impostor pairs, relative to their number. The total weight of the
+        # distractors is treated as constant, because there are so many.
         sides_per_score = identities.tail.shape[1]
         distractor_share = identities.distractor_share
         total = (
@@ -217,14 +232,16 @@ def _resample_identities(
         )
         weights = side_weights.prod(1) / max(total, 1e-9)
         genuine_weights = draws[genuine_labels]
-        # With few identities, a replicate may contain no genuine pair: use all of them instead.
+        # With few identities, a replicate may contain no genuine pair. It then uses each pair once.
         genuine_weights = genuine_weights if genuine_weights.any() else ones
         identity_samples.append(
-            _tar_and_threshold(descending, tail, genuine_weights, weights, budget)
+            _tar_and_threshold(sorted_genuine, tail, genuine_weights, weights, budget)
         )
         if sides_per_score == 2:
             pair_weights = generator.poisson(1, identity_pair.max(initial=0) + 1)[identity_pair]
-            pair_samples.append(_tar_and_threshold(descending, tail, ones, pair_weights, budget))
+            pair_samples.append(
+                _tar_and_threshold(sorted_genuine, tail, ones, pair_weights, budget)
+            )
     samples = np.stack(identity_samples)
     if not pair_samples:
         return samples
@@ -234,7 +251,7 @@ def _resample_identities(
 
 
 def _tar_and_threshold(
-    descending: np.ndarray,
+    sorted_genuine: np.ndarray,
     tail: np.ndarray,
     genuine_weights: np.ndarray,
     tail_weights: np.ndarray,
@@ -243,17 +260,17 @@ def _tar_and_threshold(
     """(2, targets) the TAR and the threshold at a budget of weighted false accepts.
 
     Args:
-        descending: (G,) genuine scores, descending.
+        sorted_genuine: (G,) genuine scores, descending.
         tail: (T,) the largest impostor scores, descending.
         genuine_weights: (G,) weights of the genuine pairs.
         tail_weights: (T,) weights of the tail's pairs.
         budget: (targets,) the total weight of false accepts that each target allows.
     """
     false_accepts = np.cumsum(tail_weights, dtype=np.float64)
-    # Half a pair of slack, so that rounding does not push integer weights past the budget.
+    # The slack of half a pair keeps rounding errors from pushing integer weights past the budget.
     first_over = np.searchsorted(false_accepts, budget + 0.5, side="right").clip(max=len(tail) - 1)
     thresholds = tail[first_over]
-    accepted = np.searchsorted(-descending, -thresholds, side="left")
+    accepted = np.searchsorted(-sorted_genuine, -thresholds, side="left")
     weight = np.concatenate([[0.0], np.cumsum(genuine_weights, dtype=np.float64)])
     return np.stack([weight[accepted] / weight[-1], thresholds])
 
@@ -265,11 +282,11 @@ def bootstrap_shares(
     seed: int = 0,
     level: float = 0.95,
 ) -> list[Interval]:
-    """Intervals of K rates by drawing identities with replacement (see ``rate_interval``).
+    """Intervals of K rates, from a bootstrap over identities; see ``rate_interval``.
 
     Args:
-        hits: (N, K) bool or numbers; each rate is a column's mean.
-        identities: (N,) integers, the identity of each row.
+        hits: (N, K) bool or numbers; each rate is the mean of a column.
+        identities: (N,) integers, the identity of each row of ``hits``.
         resamples: number of replicates.
         seed: seed of the bootstrap.
         level: target coverage.

@@ -1,8 +1,8 @@
 """Templates: sets of images of one identity, pooled into one embedding (IJB-B, IJB-C, YTF).
 
-Every result states how images were weighted, as a code: N1 keeps the embeddings' norms (N0
-normalizes them), D1 multiplies by the face detector's score (D0 does not), F2 adds the flipped
-image's embedding (F1 does not).
+Every result states how images were weighted, as a code such as N1D0F2. N1 keeps the norms of the
+embeddings, N0 normalizes the embeddings. D1 multiplies them by the face detector's score, D0 does
+not. F2 adds the flipped image's embedding, F1 does not.
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ from margrave.search.score_blocks import Rows
 
 IJB_FAR_TARGETS = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
 ROWS_PER_READ = 4096
+# Number of template pairs to score at a time.
+_PAIRS_PER_CHUNK = 1 << 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +35,7 @@ class Pooling:
 
     Attributes:
         norm: True keeps the embedding's norm, which grows with the image's quality (N1).
-        detector: True multiplies by the face detector's score (D1).
+        detector: True multiplies the embedding by the face detector's score (D1).
         flip: True adds the flipped image's embedding before weighting (F2).
 
     >>> Pooling().code
@@ -60,21 +62,21 @@ def pool_templates(
     rows: np.ndarray | None = None,
     pooling: Pooling | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Pool each template's images into one unit embedding: the sum of its media's means.
+    """Pool the images of each template into one unit embedding.
 
         t = unit(Σ_media mean_frames(weight · (f + f_flipped)))
 
+    A medium is a still image or a video; its frames are averaged first, so that long videos do not
+    dominate. A member is one image in one template; an image may be a member of several templates.
     The embeddings are read once, in order; only the templates are held in memory.
-
-    A member is one image in one template; an image may be a member of several templates.
 
     Args:
         embeddings: (N, D) raw embeddings.
         templates: (M,) number or name of each member's template.
-        media: (M,) number or name of each member's medium; the frames of a video share one.
+        media: (M,) number or name of each member's medium; all frames of a video have the same.
         flipped: (N, D) raw embeddings of the flipped images, required for F2.
-        detector_scores: (M,) scores of the face detector, required for D1.
-        rows: (M,) the row in ``embeddings`` of each member; by default 0 to M − 1.
+        detector_scores: (M,) the face detector's score of each member, required for D1.
+        rows: (M,) index of each member's row in ``embeddings``; by default 0 to M − 1.
         pooling: the weighting; by default N1D0F2, or N1D0F1 without ``flipped``.
 
     Returns:
@@ -115,12 +117,14 @@ def pool_templates(
     template_ids, template_index = np.unique(templates, return_inverse=True)
     media_ids, medium_index = np.unique(media, return_inverse=True)
     # A medium in two templates counts as two media.
-    medium_of = np.unique(template_index * len(media_ids) + medium_index, return_inverse=True)[1]
-    weights = member_weights / np.bincount(medium_of)[medium_of]
+    medium_key = template_index * len(media_ids) + medium_index
+    medium_of_member = np.unique(medium_key, return_inverse=True)[1]
+    weights = member_weights / np.bincount(medium_of_member)[medium_of_member]
     order = np.argsort(rows, kind="stable")
     sums = torch.zeros(len(template_ids), embeddings.shape[1], dtype=torch.float64)
-    ends = np.searchsorted(rows[order], np.arange(0, count + ROWS_PER_READ, ROWS_PER_READ))
-    for start, low, high in zip(range(0, count, ROWS_PER_READ), ends, ends[1:], strict=False):
+    # Where the members of each block of rows begin and end in `order`.
+    limits = np.searchsorted(rows[order], np.arange(0, count + ROWS_PER_READ, ROWS_PER_READ))
+    for start, low, high in zip(range(0, count, ROWS_PER_READ), limits, limits[1:], strict=False):
         if low == high:
             continue
         members = order[low:high]
@@ -132,15 +136,15 @@ def pool_templates(
         if not pooling.norm:
             lengths = torch.linalg.vector_norm(block, dim=1)
             weight /= torch.where(lengths > 0, lengths, 1)[block_rows]
-        # Images within a block are summed in the embeddings' dtype, blocks in float64.
-        part = embedding_bag(
+        # Images are summed in the embeddings' dtype within a block, and in float64 across blocks.
+        block_sums = embedding_bag(
             block_rows,
             block,
             torch.from_numpy(offsets),
             mode="sum",
             per_sample_weights=weight.to(block),
         )
-        sums.index_add_(0, torch.from_numpy(block_templates), part.double())
+        sums.index_add_(0, torch.from_numpy(block_templates), block_sums.double())
     lengths = sums.norm(dim=1, keepdim=True)
     bad = (~(torch.isfinite(lengths) & (lengths > 0)))[:, 0].nonzero()[:, 0]
     if len(bad):
@@ -153,7 +157,7 @@ def pool_templates(
 
 
 def _read_block(embeddings: Rows, flips: Rows | None, start: int) -> torch.Tensor:
-    """Up to ``ROWS_PER_READ`` rows from ``start`` on, with the flipped images' embeddings added."""
+    """The ``ROWS_PER_READ`` rows from ``start``, with the flipped images' embeddings added."""
     stop = min(start + ROWS_PER_READ, embeddings.shape[0])
     block = _read_tensor(embeddings, start, stop)
     # Not in place: the block may be a view of the caller's array.
@@ -161,8 +165,9 @@ def _read_block(embeddings: Rows, flips: Rows | None, start: int) -> torch.Tenso
 
 
 def _read_tensor(rows: Rows, start: int, stop: int) -> torch.Tensor:
-    part = rows[start:stop] if not isinstance(rows, np.ndarray) else read_rows(rows, start, stop)
-    values = torch.from_numpy(part)
+    """The rows from ``start`` to before ``stop``: float64 stays, other dtypes become float32."""
+    block = rows[start:stop] if not isinstance(rows, np.ndarray) else read_rows(rows, start, stop)
+    values = torch.from_numpy(block)
     return values if values.dtype == torch.float64 else values.float()
 
 
@@ -231,28 +236,30 @@ def template_scores(
     """(P,) cosines of pairs of templates.
 
     Args:
-        numbers: (T,) the templates' numbers or names, ascending.
-        pooled: (T, D) their unit embeddings, from ``pool_templates``.
+        numbers: (T,) the templates' numbers or names, ascending, from ``pool_templates``.
+        pooled: (T, D) the templates' unit embeddings, from ``pool_templates``.
         first: (P,) number or name of each pair's first template.
         second: (P,) number or name of each pair's second template.
 
     Raises:
         ValueError: a pair's template is not among ``numbers``.
     """
-    rows = []
+    rows_of_sides = []
     for side in (np.asarray(first), np.asarray(second)):
         if not len(numbers):
             raise ValueError("there are no templates")
-        row = np.searchsorted(numbers, side).clip(max=len(numbers) - 1)
-        if len(missing := np.flatnonzero(numbers[row] != side)):
+        rows = np.searchsorted(numbers, side).clip(max=len(numbers) - 1)
+        if len(missing := np.flatnonzero(numbers[rows] != side)):
             raise ValueError(
                 f"pair {missing[0]} names template {side[missing[0]]}, which has no images"
             )
-        rows.append(row)
-    scores = np.empty(len(rows[0]))
-    for start in range(0, len(scores), 1 << 16):
-        part = slice(start, start + (1 << 16))
-        scores[part] = np.einsum("ij,ij->i", pooled[rows[0][part]], pooled[rows[1][part]])
+        rows_of_sides.append(rows)
+    first_rows, second_rows = rows_of_sides
+    scores = np.empty(len(first_rows))
+    for start in range(0, len(scores), _PAIRS_PER_CHUNK):
+        chunk = slice(start, start + _PAIRS_PER_CHUNK)
+        first_units, second_units = pooled[first_rows[chunk]], pooled[second_rows[chunk]]
+        scores[chunk] = np.einsum("ij,ij->i", first_units, second_units)
     return scores
 
 
@@ -267,10 +274,10 @@ def evaluate_templates(
     resamples: int = 1000,
     seed: int = 0,
 ) -> TemplateResult:
-    """TAR over pairs of templates at each FAR target, by two rules.
+    """TAR over pairs of templates at each FAR target, by two rules for the operating point.
 
-    Published results use the FAR nearest to the target; the other rule uses the largest FAR that
-    does not exceed it.
+    Published results use the FAR nearest to the target. The other rule uses the largest FAR that
+    does not exceed the target.
 
     Args:
         scores: (P,) scores from ``template_scores``.
@@ -299,7 +306,7 @@ def evaluate_templates(
         identities = TailIdentities(
             genuine=labels[same][:, 0],
             tail=labels[tail],
-            # Occurrences in impostor pairs replace the numbers of images.
+            # How often each identity occurs in impostor pairs.
             images=np.bincount(labels[impostors].ravel(), minlength=labels.max() + 1),
         )
     not_exceeding = accept_rates(
@@ -334,11 +341,14 @@ def evaluate_templates(
 
 
 def subjects_of_pairs(first: np.ndarray, second: np.ndarray, same: np.ndarray) -> np.ndarray:
-    """(P, 2) identity indices: templates connected by genuine pairs belong to one identity.
+    """(P, 2) the identity index of each template of each pair, derived from the genuine pairs.
+
+    Templates that genuine pairs connect, directly or through other templates, have the same
+    identity.
 
     Args:
-        first: (P,) template of one side.
-        second: (P,) template of the other side.
+        first: (P,) number or name of each pair's first template.
+        second: (P,) number or name of each pair's second template.
         same: (P,) bool, whether each pair is genuine.
 
     Raises:
@@ -354,7 +364,8 @@ def subjects_of_pairs(first: np.ndarray, second: np.ndarray, same: np.ndarray) -
     label = np.arange(len(numbers))
     genuine = index[:, np.asarray(same, bool)]
     while True:
-        # Connected components: take the smallest label among neighbors, then follow that label.
+        # Connected components: give each template the smallest label among its neighbors, then the
+        # label of the template with that index. Repeat until no label changes.
         lowest = np.minimum(label[genuine[0]], label[genuine[1]])
         merged = label.copy()
         for side in genuine:

@@ -1,4 +1,4 @@
-"""Exact search: compute every score between two sets of embeddings and keep a selection."""
+"""Exact search: compute every score between two sets of embeddings and keep the scores needed."""
 
 from margrave.search.collectors import Genuine, Nearest, Tail
 from margrave.search.score_blocks import (

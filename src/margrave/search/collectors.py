@@ -1,4 +1,4 @@
-"""Collectors: keep the largest impostor scores, each row's nearest columns, or genuine scores."""
+"""Collectors: keep the largest impostor scores, each face's nearest faces, or genuine scores."""
 
 from __future__ import annotations
 
@@ -20,12 +20,13 @@ class Tail:
 
     def __init__(self, keep: int) -> None:
         self.keep = max(1, keep)
+        # Scores at or below the floor are not among the largest.
         self._floor = -np.inf
         self._parts: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
         self._count = 0
 
     def take(self, block: Block) -> None:
-        """Keep the block's scores that exceed the keep-th largest so far."""
+        """Keep the block's scores that may be among the ``keep`` largest."""
         candidates = block.above(self._floor)
         if candidates is None:
             values, indices = block.scores.flatten(), None
@@ -35,20 +36,21 @@ class Tail:
             values, indices = values[above], above if indices is None else indices[above]
             width = block.scores.shape[1]
             candidates = values, indices // width, indices % width
-        values, rows, columns = (part.cpu().numpy() for part in candidates)
-        if len(values):
-            self._add(values, rows + block.row, columns + block.column)
+        scores, rows, columns = (tensor.cpu().numpy() for tensor in candidates)
+        if len(scores):
+            self._add(scores, rows + block.row, columns + block.column)
 
     def _add(self, scores: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> None:
         self._parts.append((scores, rows, columns))
         self._count += len(scores)
+        # Prune as soon as a floor can be set, then rarely, because pruning is slow.
         if self._count >= self.keep and (
             self._floor == -np.inf or self._count > 1.5 * self.keep + 4096
         ):
             self._prune()
 
     def _prune(self) -> None:
-        """Drop all but the ``keep`` largest scores and raise the floor to the smallest of them."""
+        """Drop all but the ``keep`` largest scores; if there are ``keep``, raise the floor."""
         scores, rows, columns = (np.concatenate(part) for part in zip(*self._parts, strict=True))
         if len(scores) > self.keep:
             largest = np.argpartition(scores, len(scores) - self.keep)[-self.keep :]
@@ -77,7 +79,7 @@ class Tail:
         self._add(state["scores"], state["rows"], state["columns"])
 
     def merge(self, states: Sequence[dict[str, np.ndarray]]) -> None:
-        """Keep the largest scores of several states."""
+        """Keep the ``keep`` largest scores of several states."""
         self._floor, self._parts, self._count = -np.inf, [], 0
         for state in states:
             self._parts.append((state["scores"], state["rows"], state["columns"]))
@@ -86,15 +88,15 @@ class Tail:
 
 
 class Nearest:
-    """Keeps, for each face of the first set, its exact top k non-mates in the second set.
+    """Keeps the exact top k non-mates in the second set for each face of the first set.
 
     Args:
-        faces: N, the size of the first set.
-        top_k: the number of non-mates to keep per face.
+        faces: N, the number of faces in the first set.
+        top_k: k, the number of non-mates to keep per face.
 
     Attributes:
-        scores: (N, top_k) in descending order; −inf where a face has fewer non-mates.
-        columns: (N, top_k) the non-mates' indices in the second set; −1 where there is none.
+        scores: (N, top_k) in descending order; −inf where a face has fewer than k non-mates.
+        columns: (N, top_k) the non-mates' indices in the second set; −1 where a face has fewer.
     """
 
     def __init__(self, faces: int, top_k: int) -> None:
@@ -102,7 +104,7 @@ class Nearest:
         self.columns = np.full((faces, top_k), -1, np.int64)
 
     def take(self, block: Block) -> None:
-        """Merge the block's scores into the rows whose top k they enter."""
+        """Merge the block's scores into the top k of its rows."""
         rows = slice(block.row, block.row + len(block.scores))
         floor = self.scores[rows, -1]
         # For a single query, most blocks contain no score above its current top k.
@@ -120,7 +122,7 @@ class Nearest:
     def _candidates(self, block: Block, floor: np.ndarray) -> tuple[Tensor, Tensor]:
         """(R, m) scores that may enter each row's top k, padded with −inf; (R, m) their columns."""
         top_k = self.scores.shape[1]
-        # Convert before testing for infinity: the block's dtype may have a smaller range.
+        # Convert before testing for infinity, because the block's dtype may have a smaller range.
         host_floor = torch.from_numpy(floor).to(block.scores.dtype)
         device_floor = host_floor.to(block.scores.device, non_blocking=True)
         candidates = None if torch.isinf(host_floor).any() else block.above(device_floor[:, None])
@@ -160,7 +162,7 @@ class Nearest:
 
 
 class Genuine:
-    """Keeps all genuine scores, at 20 bytes each."""
+    """Keeps all genuine scores; each takes 20 bytes (a float32 score and two int64 indices)."""
 
     def __init__(self) -> None:
         self._parts: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []

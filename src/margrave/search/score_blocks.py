@@ -1,9 +1,9 @@
 """The sweep: computes every score between two sets of faces, block by block.
 
-The sweep holds as many rows of the first set as fit into memory and streams the second set past
-them. It shows each block of cosines once to every collector and then overwrites the block.
-Collectors are exact: they skip a run of 64 columns only if its maximum shows that they need none of
-its scores.
+The sweep holds as many rows of the first set as fit into memory and compares them with the second
+set, which it reads block by block. It shows each block of cosines once to every collector and then
+overwrites the block. Collectors are exact: they skip a run of 64 columns only if the run's maximum
+shows that they need none of its scores.
 """
 
 from __future__ import annotations
@@ -27,19 +27,20 @@ MEMORY = 512 * 2**20
 """Default number of bytes of the first set to hold in memory at a time."""
 
 RUN = 64
-"""Columns per run; a block stores each run's maximum."""
+"""Columns per run. A block stores the maximum of each run, so that collectors can skip runs."""
 
 MAX_UNIT_COLUMNS = 16384
-"""Maximum columns per block if the second set's vectors have unit length. They are not copied, so a
-block only needs memory for its scores. With one query, torch searches a block of this size in a
-single thread; larger ones would make torch's and NumPy's threads wait for each other."""
+"""Maximum columns per block if the second set's embeddings have unit length. Such embeddings are
+not copied, so a block only needs memory for its scores. With one query, torch searches a block of
+this size in a single thread; with larger blocks, torch's and NumPy's threads would wait for each
+other."""
 
 DISTRACTOR = -1
-"""The label of faces of unknown identity, which have no mates."""
+"""The label of distractors: faces of unknown identity, which have no mates."""
 
 
 class Rows(Protocol):
-    """(N, D) embeddings read by slices: an array in memory, memory-mapped or computed lazily."""
+    """(N, D) embeddings that are read by slices: in memory, memory-mapped or computed lazily."""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -58,10 +59,10 @@ class Comparison:
     Attributes:
         first: (N, D) embeddings of any norm.
         first_labels: (N,) integers; ``DISTRACTOR`` where the identity is unknown.
-        second: (M, D) embeddings of any norm; None compares each pair of ``first`` once.
+        second: (M, D) embeddings of any norm; None compares every pair within ``first`` once.
         second_labels: (M,) integers; None if all are distractors.
-        second_is_unit: True if the rows of ``second`` have unit length (zero where ``absent``), so
-            that they are used without normalized copies.
+        second_is_unit: True if the rows of ``second`` already have unit length (or are zero and
+            ``absent``); they are then used without being copied or normalized.
         absent: (M,) bool, True for rows of ``second`` to ignore; None to use all.
 
     Raises:
@@ -95,7 +96,7 @@ class Comparison:
                 )
 
     def labels_of_second(self) -> np.ndarray:
-        """(M,) the second set's labels, or the first's if it is compared with itself."""
+        """(M,) the second set's labels, or the first set's if that is compared with itself."""
         if self.second is None:
             return np.asarray(self.first_labels)
         if self.second_labels is None:
@@ -104,7 +105,7 @@ class Comparison:
 
     @property
     def pairs(self) -> int:
-        """The number of comparisons."""
+        """The number of pairs to compare."""
         count = self.first.shape[0]
         return count * (count - 1) // 2 if self.second is None else count * self.second.shape[0]
 
@@ -114,14 +115,13 @@ class Block:
     """Cosines between some rows of the first set and some rows ("columns") of the second.
 
     Attributes:
-        scores: (R, K) cosines of R rows and K columns, K a multiple of ``RUN``; −inf where a pair
-            is not an impostor pair: mates, a face with itself, the second occurrence of a pair,
-            absent columns, padding.
-        run_maximum: (R, K / RUN) the maximum of each run of columns, so that collectors can skip
-            most runs.
+        scores: (R, K) cosines of R rows and K columns, K a multiple of ``RUN``. All but impostor
+            pairs are −inf: mates, a face with itself, the second occurrence of a pair, absent
+            columns, padding.
+        run_maximum: (R, K / RUN) the maximum of each run of columns.
         row, column: the indices of the block's first row and column.
-        genuine: (G,) the cosines of mates.
-        genuine_rows, genuine_columns: (G,) the mates' indices in the two sets.
+        genuine: (G,) the cosines of the block's genuine pairs.
+        genuine_rows, genuine_columns: (G,) the genuine pairs' indices in the first and second set.
     """
 
     scores: Tensor
@@ -140,7 +140,7 @@ class Block:
 
         Returns:
             (n,) scores, their rows in the block and their columns in the block; or None if so many
-            runs have scores above the floor that it is faster to examine the whole block.
+            runs have scores above the floor that examining the entire block is faster.
         """
         rows, runs = (self.run_maximum > floor).nonzero(as_tuple=True)
         if 4 * len(rows) > self.run_maximum.numel():
@@ -152,10 +152,10 @@ class Block:
 
 
 class Collector(Protocol):
-    """Keeps a selection of all scores; its state is plain arrays, so that sweeps can be resumed."""
+    """Keeps some of the scores; its state consists of arrays, which can be saved and restored."""
 
     def take(self, block: Block) -> None:
-        """Keep the scores of a block that the collector needs."""
+        """Keep those of a block's scores that the collector needs."""
         ...
 
     def state(self) -> dict[str, np.ndarray]:
@@ -167,12 +167,12 @@ class Collector(Protocol):
         ...
 
     def merge(self, states: Sequence[dict[str, np.ndarray]]) -> None:
-        """Combine the states of sweeps over different blocks."""
+        """Replace what is kept by the combined states of several sweeps over different blocks."""
         ...
 
 
 State = dict[str, Any]
-"""A sweep's state: ``done`` -> number of tiles done, and each collector's name -> its state."""
+"""A sweep's state: ``done`` -> number of finished tiles, and collector's name -> its state."""
 
 
 def sweep(
@@ -186,19 +186,20 @@ def sweep(
     state: State | None = None,
     keep_state: Callable[[Callable[[], State]], None] | None = None,
 ) -> None:
-    """Show every pair's cosine to the collectors once.
+    """Compute the cosine of every pair once, and show it to the collectors.
 
     Args:
         comparison: which faces are compared.
         collectors: the collectors, by name.
         device: the device that computes the scores, in float32 if it does not support float64.
-        memory: bytes of the first set to hold at a time; the second set is read once for each held
-            part of the first.
-        world: the ranks that share the blocks; all end with the same collectors.
+        memory: number of bytes of the first set to hold at a time. The second set is read again for
+            every portion of the first set that is held.
+        world: the ranks that share the tiles; at the end, the collectors of all ranks have kept the
+            same scores.
         progress: called with (comparisons done, total).
         state: a saved state to resume from; see ``keep_state``.
         keep_state: called after each tile (the held rows against one block of columns) with a
-            function that returns the current state; calling that function copies what all
+            function that returns the current state. Each call of that function copies all that the
             collectors keep.
 
     Raises:
@@ -220,11 +221,11 @@ def sweep(
         states = {name: collector.state() for name, collector in collectors.items()}
         return {"done": done, **states}
 
-    pairs_done, loaded = 0, _LoadedRows(comparison, device)
+    pairs_done, unit_rows = 0, _UnitRows(comparison, device)
     for index, tile in enumerate(_tiles(comparison, memory)):
         if index >= done:
             if index % world.size == world.rank:
-                _score_tile(comparison, collectors, tile, loaded)
+                _score_tile(comparison, collectors, tile, unit_rows)
             done = index + 1
             if keep_state is not None:
                 keep_state(snapshot)
@@ -239,7 +240,7 @@ def sweep(
 
 @dataclass(frozen=True)
 class _Tile:
-    """Some rows against some columns, scored in `Block`s of at most ``ROWS_PER_BLOCK`` rows.
+    """A range of rows against a range of columns, in ``Block``s of at most ``ROWS_PER_BLOCK`` rows.
 
     Attributes:
         rows: indices in the first set.
@@ -253,6 +254,12 @@ class _Tile:
 
 
 def _tiles(comparison: Comparison, memory: int) -> Iterator[_Tile]:
+    """Divide a comparison into tiles.
+
+    Args:
+        comparison: which faces are compared.
+        memory: number of bytes of the first set, as float32, to hold at a time.
+    """
     first, second = comparison.first, comparison.second
     count = first.shape[0]
     held_rows = max(
@@ -261,61 +268,67 @@ def _tiles(comparison: Comparison, memory: int) -> Iterator[_Tile]:
     for start in range(0, count, held_rows):
         rows = range(start, min(start + held_rows, count))
         num_columns = count if second is None else second.shape[0]
+        # Within one set, earlier columns were compared with these rows in earlier tiles.
         first_column = start if second is None else 0
-        step = COLUMNS_PER_BLOCK
+        width = COLUMNS_PER_BLOCK
         if comparison.second_is_unit:
+            # With few rows, more columns give a block of the same size.
             block_scores = ROWS_PER_BLOCK * COLUMNS_PER_BLOCK
-            step = max(step, min(MAX_UNIT_COLUMNS, block_scores // min(len(rows), ROWS_PER_BLOCK)))
-        for column in range(first_column, num_columns, step):
-            columns = range(column, min(column + step, num_columns))
+            wide = block_scores // min(len(rows), ROWS_PER_BLOCK)
+            width = max(width, min(MAX_UNIT_COLUMNS, wide))
+        for column in range(first_column, num_columns, width):
+            columns = range(column, min(column + width, num_columns))
             if second is not None:
                 pairs = len(rows) * len(columns)
             else:
-                # Column j pairs with the rows start to min(j, rows.stop) − 1.
+                # Column j is compared with the rows from start to min(j, rows.stop) − 1.
                 pairs = int(np.minimum(np.arange(columns.start, columns.stop), rows.stop).sum())
                 pairs -= start * len(columns)
             yield _Tile(rows, columns, pairs)
 
 
-class _LoadedRows:
-    """Holds a tile's rows of the first set, which are read and normalized once for all columns."""
+class _UnitRows:
+    """Reads and normalizes rows; holds those of the first set until other ones are needed."""
 
     def __init__(self, comparison: Comparison, device: str) -> None:
         self._first, self._device = comparison.first, device
         self._second = comparison.first if comparison.second is None else comparison.second
         self._second_is_unit = comparison.second_is_unit
-        self._part, self._rows = range(0), torch.empty(0)
+        # The indices of the held rows, and the rows.
+        self._held, self._rows = range(0), torch.empty(0)
         self._has_float64 = has_float64(device)
 
-    def rows(self, part: range) -> Tensor:
-        """(R, D) unit rows of the first set."""
-        if part != self._part:
+    def rows(self, indices: range) -> Tensor:
+        """(R, D) unit rows of the first set; they are held until other rows are needed."""
+        if indices != self._held:
+            # Free the held rows before reading the new ones.
             self._rows = torch.empty(0)
             blocks = [
-                unit_block(self._first, start, min(start + ROWS_PER_BLOCK, part.stop))
-                for start in range(part.start, part.stop, ROWS_PER_BLOCK)
+                unit_block(self._first, start, min(start + ROWS_PER_BLOCK, indices.stop))
+                for start in range(indices.start, indices.stop, ROWS_PER_BLOCK)
             ]
             rows = torch.cat(blocks)
             dtype = rows.dtype if self._has_float64 else torch.float32
-            self._part, self._rows = part, rows.to(self._device, dtype)
+            self._held, self._rows = indices, rows.to(self._device, dtype)
         return self._rows
 
-    def columns(self, part: range) -> Tensor:
-        """(K, D) unit rows of the second set."""
-        is_held = self._part.start <= part.start and part.stop <= self._part.stop
+    def columns(self, indices: range) -> Tensor:
+        """(K, D) unit rows of the second set, on the device and in the dtype of the held rows."""
+        start, stop = indices.start, indices.stop
+        is_held = self._held.start <= start and stop <= self._held.stop
         if self._second is self._first and is_held:
-            return self._rows[part.start - self._part.start : part.stop - self._part.start]
+            return self._rows[start - self._held.start : stop - self._held.start]
         if self._second_is_unit:
-            return torch.from_numpy(self._second[part.start : part.stop]).to(self._rows)
-        return unit_block(self._second, part.start, part.stop).to(self._rows)
+            return torch.from_numpy(self._second[start:stop]).to(self._rows)
+        return unit_block(self._second, start, stop).to(self._rows)
 
 
 def _score_tile(
-    comparison: Comparison, collectors: dict[str, Collector], tile: _Tile, loaded: _LoadedRows
+    comparison: Comparison, collectors: dict[str, Collector], tile: _Tile, unit_rows: _UnitRows
 ) -> None:
     """Compute a tile's cosines and show them to the collectors, block by block."""
     within_first = comparison.second is None
-    all_rows, columns = loaded.rows(tile.rows), loaded.columns(tile.columns)
+    all_rows, columns = unit_rows.rows(tile.rows), unit_rows.columns(tile.columns)
     # If all columns are distractors, there are no mates.
     column_labels = np.empty(0, np.int64)
     if within_first or comparison.second_labels is not None:
@@ -333,16 +346,17 @@ def _score_tile(
     absent = None if comparison.absent is None else comparison.absent[tile.columns.start :][:width]
     for start in range(tile.rows.start, row_stop, ROWS_PER_BLOCK):
         stop = min(start + ROWS_PER_BLOCK, row_stop)
-        part = all_rows[start - tile.rows.start : stop - tile.rows.start]
-        scores = _product(part, columns, buffer[: stop - start])
+        rows = all_rows[start - tile.rows.start : stop - tile.rows.start]
+        scores = _product(rows, columns, buffer[: stop - start])
         mate_rows, mate_columns = _mates(
             comparison.first_labels[start:stop], label_order, sorted_labels
         )
         if within_first and stop > tile.columns.start:
             row_indices = torch.arange(start, stop, device=scores.device)[:, None]
             column_indices = torch.arange(len(columns), device=scores.device) + tile.columns.start
-            upper = mate_rows + start < mate_columns + tile.columns.start
-            mate_rows, mate_columns = mate_rows[upper], mate_columns[upper]
+            # Each pair occurs twice, and each face with itself: use only mates in later columns.
+            is_later = mate_rows + start < mate_columns + tile.columns.start
+            mate_rows, mate_columns = mate_rows[is_later], mate_columns[is_later]
             genuine = _pop_scores(scores, mate_rows, mate_columns)
             scores.masked_fill_(column_indices <= row_indices, -torch.inf)
         else:
@@ -375,7 +389,7 @@ def _pop_scores(scores: Tensor, rows: np.ndarray, columns: np.ndarray) -> np.nda
     """Return the (G,) scores at these rows and columns, and replace them by −inf in ``scores``."""
     if not len(rows):
         return np.empty(0, scores.new_empty(0).cpu().numpy().dtype)
-    # Stacked, so that both index arrays reach the device in one copy.
+    # Stack the indices so that they reach the device in one transfer.
     indices = torch.from_numpy(np.stack([rows, columns])).to(scores.device, non_blocking=True)
     genuine = scores[indices[0], indices[1]]
     scores[indices[0], indices[1]] = -torch.inf
@@ -385,12 +399,12 @@ def _pop_scores(scores: Tensor, rows: np.ndarray, columns: np.ndarray) -> np.nda
 def _mates(
     row_labels: np.ndarray, label_order: np.ndarray, sorted_labels: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(G,) rows and (G,) columns of all mates in a block.
+    """(G,) rows and (G,) columns, relative to the block, of all genuine pairs in a block.
 
     Args:
         row_labels: (R,) the labels of the block's rows.
-        label_order: (K,) the indices that sort its columns by label.
-        sorted_labels: (K,) the columns' labels in this order.
+        label_order: (K,) the indices that sort the block's columns by label.
+        sorted_labels: (K,) the labels of the columns in this order.
     """
     if not len(sorted_labels):
         return np.empty(0, np.int64), np.empty(0, np.int64)
@@ -416,20 +430,20 @@ def has_float64(device: str | torch.device) -> bool:
 
 
 def unit_block(rows: Rows, start: int, stop: int) -> Tensor:
-    """(stop − start, D) unit rows: float64 if the rows are float64, otherwise float32.
+    """Read and normalize (stop − start, D) rows: float64 stays, other dtypes become float32.
 
     Raises:
         ValueError: a row is zero or not finite.
     """
-    part = rows[start:stop] if not isinstance(rows, np.ndarray) else read_rows(rows, start, stop)
-    values = torch.from_numpy(part)
+    block = rows[start:stop] if not isinstance(rows, np.ndarray) else read_rows(rows, start, stop)
+    values = torch.from_numpy(block)
     values = values if values.dtype == torch.float64 else values.float()
     lengths = torch.linalg.vector_norm(values, dim=1, keepdim=True)
     bad = (~(torch.isfinite(lengths) & (lengths > 0)))[:, 0].nonzero()[:, 0]
     if len(bad):
-        shown = ", ".join(str(start + int(row)) for row in bad[:5])
+        indices = ", ".join(str(start + int(row)) for row in bad[:5])
         raise ValueError(
-            f"embeddings {shown}{', ...' if len(bad) > 5 else ''} are zero, infinite or NaN, so "
+            f"embeddings {indices}{', ...' if len(bad) > 5 else ''} are zero, infinite or NaN, so "
             "they have no direction; check the model and these images"
         )
     return values / lengths

@@ -17,8 +17,8 @@ from margrave.search.score_blocks import State
 
 SECONDS_BETWEEN_SAVES = 2.0
 MAX_SAVING_SHARE = 0.05
-"""Largest share of the run time to spend on saving: the slower the saves, the fewer are made."""
-# The exceptions that NumPy raises for files that are not archives of arrays.
+"""Largest share of the run time to spend on saving. The longer a save takes, the later the next."""
+# The exceptions that NumPy raises for damaged archives and for files that are not archives.
 _UNREADABLE = (
     OSError,
     ValueError,
@@ -26,14 +26,14 @@ _UNREADABLE = (
     EOFError,
     TypeError,
     AttributeError,
-    RuntimeError,  # encrypted; NotImplementedError for an unknown compression is one too
+    RuntimeError,  # for encrypted archives; includes NotImplementedError, for unknown compression
     zipfile.BadZipFile,
     zlib.error,
 )
 
 
 def rank_state_path(path: str | Path, world: World) -> Path:
-    """The path of a rank's state file; each rank has its own.
+    """The path of a rank's state file; each rank has a separate file.
 
     >>> rank_state_path("here.state", World(rank=1, size=2)).name
     'here.state.1'
@@ -47,15 +47,18 @@ class StateFile:
 
     Args:
         path: the state file; if it exists, the state is loaded from it.
-        what: the evaluation's description as JSON; an existing file must have the same one.
-        seconds: the minimum time in seconds between two saves; 0 saves every time.
+        evaluation_key: text that identifies the evaluation, such as its settings as JSON; it must
+            equal the key stored in an existing file.
+        seconds: the minimum time in seconds between two saves; 0 saves at every call of ``save``.
 
     Raises:
         ValueError: the file is damaged or belongs to another evaluation.
     """
 
-    def __init__(self, path: str | Path, what: str, seconds: float = SECONDS_BETWEEN_SAVES) -> None:
-        self.path, self.what, self.seconds = Path(path), what, seconds
+    def __init__(
+        self, path: str | Path, evaluation_key: str, seconds: float = SECONDS_BETWEEN_SAVES
+    ) -> None:
+        self.path, self.evaluation_key, self.seconds = Path(path), evaluation_key, seconds
         self._states: dict[str, State] = {}
         self._next_save = time.monotonic() + seconds
         if self.path.exists():
@@ -65,23 +68,24 @@ class StateFile:
         try:
             with np.load(self.path, allow_pickle=False) as content:
                 arrays = {name: content[name] for name in content.files}
-            stored = str(arrays.pop("what"))
+            stored_key = str(arrays.pop("what"))
         except _UNREADABLE as error:
             raise ValueError(
                 f"{self.path} is not a saved evaluation state, or is damaged; delete it to start "
                 "over, or choose another file"
             ) from error
-        if stored != self.what:
+        if stored_key != self.evaluation_key:
             raise ValueError(
                 f"{self.path} is the state of another evaluation, or of a run with a different "
                 "number of processes (--devices); delete it, or choose another file"
             )
-        # `save` names an array "state/part", or "state/part/key" if the part is a dict.
-        for key, array in arrays.items():
-            name, part, *subkeys = key.split("/")
-            state = self._states.setdefault(name, {})
-            if subkeys:
-                state.setdefault(part, {})[subkeys[0]] = array
+        # `save` names an array "state/part", or "state/part/key" if the part is a dict, such as a
+        # collector's state.
+        for array_name, array in arrays.items():
+            state_name, part, *keys = array_name.split("/")
+            state = self._states.setdefault(state_name, {})
+            if keys:
+                state.setdefault(part, {})[keys[0]] = array
             else:
                 state[part] = array
 
@@ -90,12 +94,12 @@ class StateFile:
         return self._states.get(name)
 
     def save(self, name: str, snapshot: Callable[[], State]) -> None:
-        """Save `snapshot()` under a name, unless the last save was too recent."""
+        """Save `snapshot()` under a name, unless it is too soon after the last save."""
         started = time.monotonic()
         if started < self._next_save:
             return
         self._states[name] = snapshot()
-        arrays: dict[str, Any] = {"what": np.array(self.what)}
+        arrays: dict[str, Any] = {"what": np.array(self.evaluation_key)}
         for state_name, state in self._states.items():
             for part, value in state.items():
                 if isinstance(value, dict):
