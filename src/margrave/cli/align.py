@@ -11,7 +11,10 @@ from margrave.quantity import quantity
 def align(
     photos: Annotated[Path, typer.Argument(help="A folder of photos; subfolders are included.")],
     crops: Annotated[
-        Path, typer.Argument(help="The folder to write the crops to; it gets the same subfolders.")
+        Path,
+        typer.Argument(
+            help="The folder to write the crops to, with the same subfolders as PHOTOS."
+        ),
     ],
     yunet: Annotated[
         Path | None,

@@ -64,7 +64,7 @@ class _Lines:
     def __call__(self, done: int, total: int) -> None:
         now, share = time.monotonic(), done / total if total else 1.0
         if self._first is None or share < self._share:
-            # A new task has begun.
+            # This is the first report, or a new task has begun.
             self._first = done, now
             self._printed_share = None
         self._share = share
@@ -80,6 +80,7 @@ class _Lines:
         self._console.print(line, markup=False, soft_wrap=True)
 
     def _should_print(self, now: float, share: float) -> bool:
+        """Whether to print a line now, when this share of the task is done."""
         pause = now - self._printed_at
         if self._printed_share is None:
             return pause >= MIN_PAUSE
@@ -90,7 +91,7 @@ class _Lines:
 
 
 def clock(seconds: float) -> str:
-    """A duration as ``m:ss`` or ``h:mm:ss``.
+    """Format a duration as ``m:ss`` or ``h:mm:ss``.
 
     >>> clock(59), clock(3723)
     ('0:59', '1:02:03')

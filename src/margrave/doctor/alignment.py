@@ -211,7 +211,7 @@ def _rotated_finding(contrasts: np.ndarray, quarter_turns: int, figures: dict) -
 
 
 def _non_square_message(measured: Measurements) -> str:
-    """Return a message if most images are not square as ArcFace's crops are; otherwise ``""``."""
+    """Return a message if most images are not square (ArcFace's crops are), otherwise ``""``."""
     sizes, counts = np.unique(measured.sizes, axis=0, return_counts=True)
     square_share = (measured.sizes[:, 0] == measured.sizes[:, 1]).mean()
     if square_share > 0.5:

@@ -16,7 +16,7 @@ from margrave.inference import Embedder
 from margrave.progress import Progress
 
 QUALITIES = (1.0, 0.5, 0.25, 0.125)
-"""Scale factors for lower image quality: images are shrunk by the factor, then enlarged again."""
+"""Scale factors that lower image quality: images are shrunk by a factor, then enlarged again."""
 NORMALIZATIONS = {
     "[-1, 1] (mean 0.5, std 0.5)": (0.5, 0.5),
     "[0, 1] (mean 0, std 1)": (0.0, 1.0),
@@ -116,7 +116,8 @@ def check_preparation(
     }
     scores: dict[str, np.ndarray] = {}
     for done, (name, (changed_embedder, faces)) in enumerate(preparations.items(), 1):
-        # Unreadable images have zero embeddings. They are the same images in every preparation.
+        # Unreadable images get zero embeddings. The same images are unreadable with every
+        # preparation, so the scores remain comparable.
         embeddings, _ = changed_embedder.embed_images(
             faces, pairs.indices, flips=False, unreadable={}
         )
@@ -232,8 +233,8 @@ def _is_significant(
     """Whether the scores `better` have the larger AUC in at least 97 % of bootstrap replicates.
 
     Args:
-        better: (N,) scores of the pairs whose AUC is larger.
-        worse: (N,) scores of the same pairs whose AUC is smaller.
+        better: (N,) scores of pairs, to be tested.
+        worse: (N,) scores of the same pairs, to compare with.
         same: (N,) bool, True for genuine pairs.
         resamples: number of bootstrap replicates.
     """

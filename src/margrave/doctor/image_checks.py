@@ -157,7 +157,7 @@ def near_duplicates(measured: Measurements) -> np.ndarray:
 
 
 def check_duplicates(
-    measured: Measurements, name: Name, labels: np.ndarray, class_names: Callable[[int], str]
+    measured: Measurements, name: Name, labels: np.ndarray, class_name: Callable[[int], str]
 ) -> Iterator[Finding]:
     """Check for near duplicates in different identities, and within an identity.
 
@@ -165,7 +165,7 @@ def check_duplicates(
         measured: measurements of images.
         name: an image's name by its index.
         labels: labels of all images of the set.
-        class_names: an identity's name by its label.
+        class_name: an identity's name by its label.
     """
     pairs = near_duplicates(measured)
     if not len(pairs):
@@ -174,7 +174,7 @@ def check_duplicates(
     crosses_identities = measured_labels[pairs[:, 0]] != measured_labels[pairs[:, 1]]
     if crosses_identities.any():
         yield _across_identities(
-            measured, name, measured_labels, class_names, pairs[crosses_identities]
+            measured, name, measured_labels, class_name, pairs[crosses_identities]
         )
     pairs_within = pairs[~crosses_identities]
     repeated = np.unique(pairs_within[:, 1])
@@ -199,7 +199,7 @@ def _across_identities(
     measured: Measurements,
     name: Name,
     measured_labels: np.ndarray,
-    class_names: Callable[[int], str],
+    class_name: Callable[[int], str],
     pairs: np.ndarray,
 ) -> Finding:
     """The finding for near duplicates in different identities.
@@ -208,7 +208,7 @@ def _across_identities(
         measured: measurements of N images.
         name: an image's name by its index.
         measured_labels: (N,) labels of the measured images.
-        class_names: an identity's name by its label.
+        class_name: an identity's name by its label.
         pairs: (M, 2) positions of near duplicates with different labels.
     """
     affected = np.unique(pairs)
@@ -224,7 +224,7 @@ def _across_identities(
     message = f"{len(affected)} of {len(measured)} images also occur in another identity"
     if same_person.any():
         same_names = [
-            f"{class_names(int(first))} = {class_names(int(second))}"
+            f"{class_name(int(first))} = {class_name(int(second))}"
             for first, second in identity_pairs[same_person][:MAX_EXAMPLES]
         ]
         message += (
