@@ -173,7 +173,7 @@ def test_import_an_onnx_model_says_if_images_go_alone(
     onnx.save(model, tmp_path / "raw.onnx")
     options = ["--mean", "0.5", "--std", "0.5", "--color-order", "rgb"]
     output = margrave("import", "raw.onnx", "model.onnx", *options, cwd=tmp_path)
-    assert ("images are computed one at a time" in " ".join(output.split())) == alone
+    assert ("images are embedded one at a time" in " ".join(output.split())) == alone
 
 
 def test_import_a_checkpoint(tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """The command line: one file per command. Commands import heavy modules only when they run.
 
-Most of these files do without ``from __future__ import annotations``: Typer reads annotations twice
-and would have to compile postponed ones each time.
+Most of these files omit ``from __future__ import annotations``. With it, annotations would be
+strings, and Typer, which reads them twice, would have to compile them each time.
 """
 
 import logging
@@ -89,7 +89,11 @@ app.command(cls=QuickCommand, **NAME_ONLY)(recipes)
 
 
 def main() -> None:
-    """Run a command; expected errors end with a message and exit status 1, without a traceback."""
+    """Run a command.
+
+    Expected errors (invalid input, file errors, a failed rank) are printed as one message without a
+    traceback; the exit status is then 1.
+    """
     try:
         app()
     except (ValueError, OSError) as error:
@@ -104,14 +108,14 @@ def main() -> None:
 
 
 def _exit_with(error: Exception) -> NoReturn:
-    """Report an expected error and end the process with exit status 1."""
+    """Print an expected error and end the process with exit status 1."""
     from rich.text import Text
 
     from margrave.cli.console import Console
 
     if _report_to_launcher(error):
-        # Skip the usual cleanup: torch's threads may still wait for another process, and stopping
-        # them would abort this process and hide the error.
+        # Skip Python's cleanup at exit. It would stop torch's threads, which may still wait for
+        # another process. Stopping them would abort this process and hide the error.
         logging.shutdown()
         sys.stdout.flush()
         sys.stderr.flush()
@@ -121,9 +125,9 @@ def _exit_with(error: Exception) -> NoReturn:
 
 
 def _report_to_launcher(error: Exception) -> bool:
-    """Record the error for the launcher; True if Margrave's launcher will print it."""
-    # Commands that run in several processes have imported this package. Other commands would be
-    # delayed by importing it here, because it imports torch.
+    """Record the error for the launcher; return True if Margrave's launcher will print it."""
+    # Commands that run in several processes have already imported margrave.distributed. Do not
+    # import it for the others: it imports torch, which takes seconds.
     if "margrave.distributed" not in sys.modules:
         return False
     from margrave.distributed import current_launch, record_failure

@@ -11,7 +11,10 @@ from margrave.quantity import quantity
 def align(
     photos: Annotated[Path, typer.Argument(help="A folder of photos; subfolders are included.")],
     crops: Annotated[
-        Path, typer.Argument(help="The folder to write the crops to, in the same subfolders.")
+        Path,
+        typer.Argument(
+            help="The folder to write the crops to, with the same subfolders as PHOTOS."
+        ),
     ],
     yunet: Annotated[
         Path | None,
@@ -28,8 +31,8 @@ def align(
 ) -> None:
     """Detect faces and align them to ArcFace's five-point template.
 
-    Photos without a usable face are listed with the reason. If the command was interrupted, run it
-    again to resume.
+    Photos without a usable face are listed in rejected.csv with the reason. If the command was
+    interrupted, run it again to resume.
     """
     import csv
 
@@ -73,15 +76,17 @@ def align(
             f"and {len(rejected) - 10} more, listed in {crops / 'rejected.csv'}", markup=False
         )
     if crop_paths:
-        # One row per subfolder, which is one person if the photos are sorted by person.
+        # The contact sheet shows up to 12 crops of each of the first 10 subfolders, one subfolder
+        # per row. A row shows one person if the photos are sorted by person.
         by_folder: dict[Path, list[Path]] = {}
         for crop in map(Path, crop_paths):
             by_folder.setdefault(crop.parent, []).append(crop)
         row_paths = [folder_crops[:12] for folder_crops in list(by_folder.values())[:10]]
-        images = ImageFiles(crops, [str(crop) for row in row_paths for crop in row])
+        images = ImageFiles(crops, [str(crop) for paths in row_paths for crop in paths])
         faces = iter([images.read(index) for index in range(len(images))])
-        rows = [[next(faces) for _ in row] for row in row_paths]
-        # Write the sheet next to the crop folder: inside, training would take it for a crop.
+        rows = [[next(faces) for _ in paths] for paths in row_paths]
+        # Write the sheet next to the crop folder. If it were inside, training would read it as a
+        # crop.
         sheet = crops.resolve().with_name(f"{crops.resolve().name}_contact_sheet.png")
         contact_sheet(rows, sheet)
         console.print(f"check the crops in {sheet}", markup=False, soft_wrap=True)

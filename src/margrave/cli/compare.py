@@ -18,12 +18,12 @@ def compare(
             "folder."
         ),
     ],
-    second: Annotated[Path, typer.Argument(help="The same of the second model.")],
+    second: Annotated[Path, typer.Argument(help="The same for the second model.")],
     pairs: Annotated[
         Path | None,
         typer.Argument(
-            help="The pairs, for features only: LFW's pairs.txt, a CSV, lines 'path path 1', or a "
-            ".bin set."
+            help="The pairs, required for features: LFW's pairs.txt, a CSV, lines 'path path 1', "
+            "or a .bin set."
         ),
     ] = None,
     far: Annotated[
@@ -45,7 +45,7 @@ def compare(
     second_results = _pair_results(console, second, pairs)
     common = [name for name in first_results if name in second_results]
     if not common and len(first_results) == len(second_results) == 1:
-        # One set of pairs each: compare them even if their names differ.
+        # Each model has results on one set of pairs. Compare them even if the sets' names differ.
         matched = [(*first_results.values(), *second_results.values())]
     else:
         matched = [(first_results[name], second_results[name]) for name in common]
@@ -72,9 +72,9 @@ def _print_comparison(console: "Console", result: "Result", first: str, second: 
 
     console.print(comparison_table(result, first, second))
     console.print(
-        "Difference: second minus first model, in percentage points (AUC: from 0 to 1). p value: "
-        "how often equally good models differ at least this much. More pairs: how many additional "
-        "pairs would make a difference of this size significant at 5 %. The table has "
+        "Difference: second model minus first, in percentage points (AUC: from 0 to 1). p value: "
+        "how often equally good models differ by at least this much. More pairs: how many more "
+        "pairs would make a difference of this size significant at 5 %. The table contains "
         f"{len(result.figures)} tests: decide by the metric that you chose beforehand.",
         soft_wrap=True,
     )
@@ -87,7 +87,19 @@ def _print_comparison(console: "Console", result: "Result", first: str, second: 
 
 
 def _pair_results(console: "Console", path: Path, pairs: Path | None) -> "dict[str, Result]":
-    """A model's results with scores, by the name of their set of pairs."""
+    """A model's results on pairs, with the pairs' scores.
+
+    Args:
+        console: shows the progress of reading features.
+        path: features, results, or a run's folder.
+        pairs: the pairs on which features are evaluated; None for results and runs.
+
+    Returns:
+        name of each set of pairs -> result.
+
+    Raises:
+        ValueError: the path contains none of these, or `pairs` is missing or superfluous.
+    """
     from margrave.cli.options import open_features
     from margrave.evaluation import is_results, read_results
     from margrave.inference import is_feature_store
@@ -103,7 +115,9 @@ def _pair_results(console: "Console", path: Path, pairs: Path | None) -> "dict[s
             )
     if is_results(path):
         if pairs is not None:
-            raise ValueError(f"{path} contains results, which need no PAIRS; leave out PAIRS")
+            raise ValueError(
+                f"{path} contains results, for which the pairs are already scored; leave out PAIRS"
+            )
         with_scores = (result for result in read_results(path) if result.scores is not None)
         results = {result.name: result for result in with_scores}
         if not results:

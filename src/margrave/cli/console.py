@@ -9,21 +9,24 @@ import rich.console
 from rich.segment import Segment
 
 CONTROLS = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) if code != 10}
-"""Replacements of control characters, which could move the cursor or change colors.
+"""Code point of each replaced character -> the text printed in its place.
 
-Line breaks are not replaced.
+The first are control characters, which could move the cursor or change colors. Line breaks (code
+point 10) are not replaced.
 """
 CONTROLS |= {code: f"\\u{code:04x}" for code in (*range(0x202A, 0x202F), *range(0x2066, 0x206A))}
-"""Replacements of characters that change the direction of text."""
+"""Next, characters that change the direction of text."""
 CONTROLS |= {code: f"\\x{code - 0xDC00:02x}" for code in range(0xDC80, 0xDD00)}
-"""Replacements of bytes of file names that are not valid UTF-8 and cannot be printed."""
+"""Last, bytes of file names that are not valid UTF-8. Python represents them by surrogate code
+points, which cannot be printed."""
 
 
 class Console(rich.console.Console):
     """Rich's console, with control characters printed as escape sequences."""
 
     def render(self, *args: Any, **kwargs: Any) -> Iterable[Segment]:
-        """Render segments as Rich does, with control characters in the text escaped."""
+        """Yield the segments that Rich renders, with control characters in their text escaped."""
         for segment in super().render(*args, **kwargs):
             text, style, control = segment
+            # Segments with `control` are Rich's own commands to the terminal.
             yield segment if control else Segment(text.translate(CONTROLS), style)

@@ -32,6 +32,7 @@ def demo(
     run = Run(config, output, ConsoleEvents(console))
     training = run.open_training()
     images = training.images.images
+    # The contact sheet shows up to 10 images of each of the first 8 identities.
     rows = []
     for identity in range(min(8, len(images.class_names))):
         indices = (images.labels == identity).nonzero()[0][:10]
@@ -40,14 +41,14 @@ def demo(
     message = f"created synthetic faces; {output / 'faces.png'} shows one identity per row"
     console.print(message, markup=False)
 
-    untrained = run.evaluate_untrained()
+    untrained_results = run.evaluate_untrained()
     results = run.train(training)
     show_results(console, results)
-    for before, result in zip(untrained, results, strict=True):
+    for untrained_result, result in zip(untrained_results, results, strict=True):
         accuracy = result.figure("accuracy")
         console.print(
             f"[bold]{result.name}, held-out identities:[/bold] "
-            f"{percent(before.figure('accuracy').value)} % untrained -> "
+            f"{percent(untrained_result.figure('accuracy').value)} % untrained -> "
             f"[bold green]{percent(accuracy.value)} %[/bold green] "
             f"(95 % interval {interval_text(accuracy.interval)})",
             soft_wrap=True,

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def doctor(
-    patient: Annotated[
+    source: Annotated[
         str,
         typer.Argument(
             help="A data set (folder, records, shards, .bin), a model, a checkpoint, or a run."
@@ -79,7 +79,7 @@ def doctor(
     """List faults, worst first, each with a remedy; exit status 1 if any is serious.
 
     Models, checkpoints and verification sets are recognized by their content; only damaged files
-    are recognized by their names.
+    are recognized by their extensions.
     """
     from margrave.cli.console import Console
     from margrave.cli.import_model import check_color_order, parse_backbone, parse_pixel_statistic
@@ -95,7 +95,7 @@ def doctor(
     from margrave.models import ImportOptions
 
     console = Console(highlight=False, stderr=as_json)
-    path = Path(patient)
+    path = Path(source)
     with show_progress(console, "examining") as progress:
         kind = _detect_kind(path)
         if kind == "model":
@@ -110,11 +110,13 @@ def doctor(
                 output=output,
             )
             faces = open_source(data, labeled=True) if data else None
+            # At most 400 pairs of faces are compared, or fewer with a small --images.
             findings = examine_model(path, faces, min(images, 400), trust_code, progress, options)
         else:
             face_detector = available_detector(detector)
             if kind == "run":
-                # examine_run searches ten times as many images for leaks: at most --images.
+                # examine_run compares evaluation images with ten times as many training images as
+                # this number. Dividing by ten limits them to --images.
                 findings = examine_run(
                     path, images // 10, workers, trust_code, progress, face_detector
                 )
@@ -122,7 +124,7 @@ def doctor(
                 pairs, packed_images = read_pairs_bin(path)
                 findings = examine_pairs(packed_images, pairs, workers, progress, face_detector)
             else:
-                faces = open_source(patient, labeled=True)
+                faces = open_source(source, labeled=True)
                 findings = examine_images(faces, images, workers, progress, detector=face_detector)
     serious = [finding for finding in findings if finding.severity == "serious"]
     if as_json:
@@ -141,10 +143,13 @@ def doctor(
 
 
 MODEL_EXTENSIONS = (".safetensors", ".pth", ".pt", ".ckpt", ".onnx", ".tar")
+"""Extensions by which damaged model files and checkpoints are recognized."""
 
 
 def _detect_kind(path: Path) -> str:
-    """Detect by content what a path is: ``run``, ``model``, ``pairs`` or ``images``.
+    """Detect what a path contains: ``run``, ``model``, ``pairs`` or ``images``.
+
+    Files are recognized by their content if possible, otherwise by their extension.
 
     Raises:
         ValueError: the file is none of these.
@@ -163,7 +168,7 @@ def _detect_kind(path: Path) -> str:
         return "model"
     if kind == "records" or extension == ".rec":
         return "images"
-    # A damaged file cannot be recognized by its content, so use its name.
+    # A damaged file cannot be recognized by its content, so use its extension.
     if extension in MODEL_EXTENSIONS:
         return "model"
     if kind == "pickle" or extension == ".bin":
@@ -175,6 +180,7 @@ def _detect_kind(path: Path) -> str:
 
 
 def _print_findings(console: Console, findings: list[Finding]) -> None:
+    """Print each finding with its severity, examples and remedy."""
     from rich.markup import escape
 
     colors = {"serious": "bold red", "warning": "yellow", "unchecked": "cyan", "note": "dim"}

@@ -18,7 +18,7 @@ def embed(
         ),
     ],
     features: Annotated[
-        Path, typer.Argument(help="The folder to write; run again to resume if interrupted.")
+        Path, typer.Argument(help="The folder to write; if interrupted, run again to resume.")
     ],
     unlabeled: Annotated[
         bool,
@@ -26,7 +26,7 @@ def embed(
     ] = False,
     landmarks: Annotated[
         Path | None,
-        typer.Option(help="Align photos by the landmarks in IJB's name_5pts_score.txt."),
+        typer.Option(help="Align photos by the landmarks in this file: IJB's name_5pts_score.txt."),
     ] = None,
     align: Annotated[
         bool,
@@ -93,12 +93,12 @@ def embed(
             if card.alignment != "arcface":
                 if yunet is not None:
                     raise ValueError(
-                        f"{model} needs the detector of its own alignment ({card.alignment}); "
-                        "leave out --yunet"
+                        f"{model} needs faces detected and aligned by {card.alignment}; leave out "
+                        "--yunet"
                     )
                 detector = card.alignment
             face_finder = cropper_for(card, yunet).finder
-            assert face_finder is not None  # only croppers of aligned images have none
+            assert face_finder is not None  # a cropper without a finder is for aligned images
             faces = AlignedImages(faces, face_finder, card.image_size, detector)
         else:
             remedy = "--align, or beforehand with margrave align"
@@ -117,10 +117,10 @@ def embed(
     for reason in store.unreadable.values():
         console.print(f"left out: {reason}", markup=False)
     identities = len(np.unique(store.labels[store.labels >= 0]))
-    labels = f" of {quantity(identities, 'identity')}" if identities else " without labels"
+    label_text = f" of {quantity(identities, 'identity')}" if identities else " without labels"
     console.print(
-        f"{quantity(len(store), 'image')}{labels}, {store.embeddings.shape[1]} features each, in "
-        f"{features}\n"
+        f"{quantity(len(store), 'image')}{label_text}, {store.embeddings.shape[1]} features each, "
+        f"in {features}\n"
         f"prepared as {card.image_size} x {card.image_size} {card.color_order.upper()}, "
         f"(pixel - {card.mean}) / {card.std}, fit {embedder.fit}",
         markup=False,

@@ -40,7 +40,8 @@ def enroll(
     largest: Annotated[
         bool,
         typer.Option(
-            "--largest", help="Take each photo's largest face, even if others are similar in size."
+            "--largest",
+            help="Use each photo's largest face, even if other faces are similar in size.",
         ),
     ] = False,
     keep_images: Annotated[
@@ -80,14 +81,16 @@ def enroll(
     for face in enrolled.faces:
         console.print(f"{face.image}: {quality_text(face)}", markup=False, soft_wrap=True)
     most_similar = enrolled.most_similar
-    note = ""
+    similar_text = ""
     if most_similar is not None:
-        note = f"; most similar person: {most_similar.name}, cosine {most_similar.similarity:.3f}"
+        similar_text = (
+            f"; most similar person: {most_similar.name}, cosine {most_similar.similarity:.3f}"
+        )
     assert matcher.gallery is not None
     num_people = len(matcher.gallery)
     console.print(
         f"{enrolled.person.name} is enrolled in {gallery} with "
-        f"{quantity(enrolled.person.images, 'image')}{note} "
+        f"{quantity(enrolled.person.images, 'image')}{similar_text} "
         f"({quantity(num_people, 'person')} in the gallery)",
         markup=False,
         soft_wrap=True,

@@ -1,6 +1,6 @@
 """``margrave evaluate PROTOCOL``: evaluate features, or a model on images, by any protocol.
 
-The commands are generated from the registry of protocols, so this file names no protocol.
+Each protocol has a command, which is generated from the registry of protocols.
 """
 
 import inspect
@@ -85,6 +85,7 @@ COMMON: dict[str, tuple[Any, Any]] = {
         None,
     ),
 }
+"""Options of every protocol: name -> annotation and default."""
 DISTRIBUTED: dict[str, tuple[Any, Any]] = {
     "devices": (
         Annotated[
@@ -101,19 +102,23 @@ DISTRIBUTED: dict[str, tuple[Any, Any]] = {
         None,
     ),
 }
+"""Options of the protocols that can run in several processes: name -> annotation and default."""
 
 
 class ProtocolGroup(QuickGroup):
-    """A group with a command for each registered protocol and each import path ``module:Class``."""
+    """The group of protocol commands.
+
+    A command's name is a registered protocol or the import path ``module:Class`` of a protocol.
+    """
 
     def list_commands(self, ctx: Any) -> list[str]:
-        """The names of the registered protocols."""
+        """Return the names of the registered protocols."""
         from margrave.protocols import PROTOCOLS
 
         return list(PROTOCOLS)
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        """The command for a protocol."""
+        """Return the command for a protocol."""
         from margrave.protocols import PROTOCOLS
 
         return protocol_command(cmd_name, PROTOCOLS.get(cmd_name))
@@ -128,16 +133,19 @@ app = typer.Typer(
 
 
 def protocol_command(name: str, protocol: type["Protocol"]) -> Any:
-    """Create a command whose arguments and options are a protocol's settings and common options."""
+    """Create a protocol's command.
+
+    The protocol's settings and the common options become the command's arguments and options.
+    """
     fields: Mapping[str, FieldInfo] = protocol.model_fields
     positional = [field for field in fields if field in protocol.positional]
-    optional = [field for field in fields if field not in positional]
+    option_fields = [field for field in fields if field not in positional]
     common = COMMON | (DISTRIBUTED if protocol.distributed else {})
     parameters: dict[str, tuple[Any, Any]] = {
         "context": (typer.Context, inspect.Parameter.empty),
         "source": (SOURCE, inspect.Parameter.empty),
         **{field: _parameter(field, fields[field], positional=True) for field in positional},
-        **{field: _parameter(field, fields[field], positional=False) for field in optional},
+        **{field: _parameter(field, fields[field], positional=False) for field in option_fields},
         **common,
     }
 
@@ -147,9 +155,9 @@ def protocol_command(name: str, protocol: type["Protocol"]) -> Any:
         }
         run_protocol(context, name, source, settings, **values)
 
-    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    parameter_kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
     signature = [
-        inspect.Parameter(parameter, kind, annotation=annotation, default=default)
+        inspect.Parameter(parameter, parameter_kind, annotation=annotation, default=default)
         for parameter, (annotation, default) in parameters.items()
     ]
     run.__signature__ = inspect.Signature(signature)  # pyright: ignore[reportFunctionMemberAccess]
@@ -157,27 +165,29 @@ def protocol_command(name: str, protocol: type["Protocol"]) -> Any:
         parameter: annotation for parameter, (annotation, _) in parameters.items()
     }
     run.__doc__ = inspect.getdoc(protocol)
-    single = typer.Typer(add_completion=False)
-    single.command(name, cls=QuickCommand)(run)
-    return typer.main.get_command(single)
+    command_app = typer.Typer(add_completion=False)
+    command_app.command(name, cls=QuickCommand)(run)
+    return typer.main.get_command(command_app)
 
 
 def _parameter(name: str, field: "FieldInfo", positional: bool) -> tuple[Any, Any]:
-    """The annotation and default of a setting, for the command line."""
-    kind, default = field.annotation, inspect.Parameter.empty
+    """Return the annotation and the default of a setting's argument or option."""
+    annotation, default = field.annotation, inspect.Parameter.empty
     if not field.is_required():
         default = field.default
     if _is_list(field):
+        # On the command line, a list is a text of numbers separated by commas.
         text = ",".join(f"{number:g}" for number in field.default or ())
-        kind, default = str | None, text or None
+        annotation, default = str | None, text or None
     if positional:
-        return Annotated[kind, typer.Argument(help=field.description)], default
+        return Annotated[annotation, typer.Argument(help=field.description)], default
     # A flag that is off by default needs no option to turn it off.
     names = [f"--{name.replace('_', '-')}"] if default is False else []
-    return Annotated[kind, typer.Option(*names, help=field.description)], default
+    return Annotated[annotation, typer.Option(*names, help=field.description)], default
 
 
 def _is_list(field: "FieldInfo") -> bool:
+    """Whether a setting is a list of numbers."""
     return "tuple" in str(field.annotation)
 
 
@@ -203,7 +213,16 @@ def run_protocol(
     state: Path | None = None,
     **embedding: Any,
 ) -> None:
-    """Run the evaluation, print the results and, with --output, write them."""
+    """Run the evaluation, print the results and, with --output, write them.
+
+    Args:
+        context: the command's context.
+        name: the protocol's name or import path.
+        source: the argument SOURCE.
+        settings: the protocol's settings.
+        resamples, device, output, devices, state: the common options of these names.
+        embedding: the other common options, which `open_source_features` takes.
+    """
     from margrave.cli.console import Console
     from margrave.cli.options import show_results, write_output
     from margrave.cli.processes import local_device, relaunch
@@ -233,7 +252,8 @@ def run_protocol(
         show_results(console, results)
         if world.rank == 0:
             write_output(console, output, results)
-        # Wait until the first rank has written the results; then the state is no longer needed.
+        # Wait until the first rank has written the results. Then the state files are no longer
+        # needed.
         gather_objects(None, world)
         if state is not None:
             rank_state_path(state, world).unlink(missing_ok=True)
@@ -252,7 +272,16 @@ def open_source_features(
     maximum_unreadable: int,
     trust_code: bool,
 ) -> "Features":
-    """Open stored features, or embed a model's images."""
+    """Return stored features, or embed images with a model.
+
+    Args:
+        console: shows progress and warnings.
+        protocol: opens the images that it needs.
+        source: stored features or a model.
+        device: the model's device; None uses CUDA if available.
+        world: this process's rank.
+        images, keep, fit, maximum_unreadable, trust_code: the options of these names.
+    """
     from margrave.cli.options import check_fit, open_features, warn_about_photos
     from margrave.cli.progress import show_progress
     from margrave.inference import embed_features, embed_to_store, is_feature_store, load_embedder

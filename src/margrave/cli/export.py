@@ -41,11 +41,11 @@ def export(
     drawn: Annotated[
         int,
         typer.Option(
-            min=20, help="Number of random pairs to draw from a folder, a multiple of 20."
+            min=20, help="Number of random pairs to draw from a folder: a multiple of 20."
         ),
     ] = 1000,
     allowed_loss: Annotated[
-        float, typer.Option(min=0, help="Maximum loss of TAR by int8, in percentage points.")
+        float, typer.Option(min=0, help="Maximum loss of TAR due to int8, in percentage points.")
     ] = 0.5,
     trust_code: Annotated[
         bool, typer.Option("--trust-code", help="Import and run custom code that the model names.")
@@ -55,8 +55,8 @@ def export(
 
     The exported model is compared with the original on faces and random pixels. No file is written
     if their embeddings differ by more than rounding. With --int8, the loss of TAR is measured on
-    your pairs, and no file is written if it exceeds --allowed-loss. New thresholds are then chosen
-    on the pairs.
+    your pairs. No file is written if the loss exceeds --allowed-loss; otherwise new thresholds are
+    chosen on the pairs.
     """
     from margrave.cli.console import Console
     from margrave.data import open_source
@@ -94,15 +94,15 @@ def export(
 
 
 def open_int8_pairs(pairs: Path, images: str | None, number: int) -> "tuple[Pairs, str | None]":
-    """The protocol that measures int8, and the source of its images.
+    """Return the protocol of pairs on which int8 is measured, and the source of its images.
 
     Args:
         pairs: a list of pairs, a .bin set, or a folder for random pairs.
-        images: the images of a list of pairs.
-        number: number of random pairs.
+        images: the images that a list of pairs names; None for a .bin set or a folder.
+        number: number of random pairs to draw from a folder.
 
     Raises:
-        ValueError: images are given although the pairs are a folder of images.
+        ValueError: `images` is given although `pairs` is a folder of images.
     """
     from margrave.protocols import Pairs
 
@@ -116,7 +116,7 @@ def open_int8_pairs(pairs: Path, images: str | None, number: int) -> "tuple[Pair
 
 
 def parity_table(results: "Sequence[Parity]") -> "Table":
-    """A table with a row per kind of images and per threshold."""
+    """A table of differences: a row per set of compared images, then a row per threshold."""
     from rich.table import Table
 
     table = Table("exported and original", "images", "cosine", "norm error", "decisions")
@@ -135,18 +135,18 @@ def parity_table(results: "Sequence[Parity]") -> "Table":
 
 
 def quantized_tables(quantized: "Quantized") -> "Iterator[Table]":
-    """Tables of both models' metrics with intervals, and of their differences."""
+    """Yield a table of both models' metrics with intervals, and a table of their differences."""
     from dataclasses import replace
 
     from margrave.cli.tables import comparison_table, results_tables
 
-    results = (quantized.original, "float32"), (quantized.result, "int8")
-    yield from results_tables([replace(result, name=name) for result, name in results])
+    named_results = (quantized.original, "float32"), (quantized.result, "int8")
+    yield from results_tables([replace(result, name=name) for result, name in named_results])
     yield comparison_table(quantized.differences, "float32", "int8")
 
 
 def quantized_notes(quantized: "Quantized") -> "Iterator[str]":
-    """Notes on the cost of int8 and on its thresholds."""
+    """Yield notes on the accuracy that int8 costs, and on its thresholds."""
     yield (
         f"int8 costs at most {max(quantized.loss, 0.0):.2f} percentage points of TAR; calibrated "
         f"on {quantized.calibrated_on} of the pairs' images"
@@ -157,6 +157,6 @@ def quantized_notes(quantized: "Quantized") -> "Iterator[str]":
     if quantized.dropped:
         fars = ", ".join(f"{far:g}" for far in quantized.dropped)
         yield (
-            f"the pairs are too few to choose thresholds for FAR {fars}, so these were removed; "
-            "choose them on more images with margrave threshold"
+            f"the pairs are too few to choose thresholds for FAR {fars}, so the int8 model has "
+            "none for them; choose them on more images with margrave threshold"
         )

@@ -13,7 +13,7 @@ def forget(
 ) -> None:
     """Remove a person from a gallery and report whether every byte was erased.
 
-    Exit status 3 if some bytes are not erased yet.
+    The exit status is 3 if some bytes are not erased yet.
     """
     from margrave.cli.console import Console
     from margrave.cli.matching import gallery_key
@@ -21,8 +21,8 @@ def forget(
 
     with open_gallery(gallery, key=gallery_key()) as opened:
         outcome = opened.forget(name)
-    state = "erased" if outcome.erased else "no longer searchable"
+    outcome_text = "erased" if outcome.erased else "no longer searchable"
     Console(highlight=False).print(
-        f"{outcome.name}: {state}; {outcome.explanation}", markup=False, soft_wrap=True
+        f"{outcome.name}: {outcome_text}; {outcome.explanation}", markup=False, soft_wrap=True
     )
     raise typer.Exit(0 if outcome.erased else 3)

@@ -41,7 +41,7 @@ def stats(gallery: GalleryArgument = GALLERY) -> None:
     with open_gallery(gallery, key=gallery_key()) as opened:
         counts, card = opened.stats(), opened.card
     table = Table(show_header=False)
-    rows = {
+    properties = {
         "people": f"{counts.people:,}",
         "images": f"{counts.images:,} ({counts.crops:,} kept as crops)",
         "model": f"{card.model} ({card.weights[:12]})",
@@ -54,14 +54,14 @@ def stats(gallery: GalleryArgument = GALLERY) -> None:
         "size": "unknown" if counts.bytes is None else f"{counts.bytes / 1e6:,.1f} MB",
         "encrypted": "yes" if counts.encrypted else "no",
     }
-    for name, value in rows.items():
+    for name, value in properties.items():
         table.add_row(name, Text(value))
     Console(highlight=False).print(table)
 
 
 @app.command("list", cls=QuickCommand)
 def list_people(gallery: GalleryArgument = GALLERY) -> None:
-    """List all people in a gallery, one per line: images, date, name."""
+    """List all people in a gallery, one per line: number of images, date of enrollment, name."""
     from margrave.gallery import open_gallery
 
     with open_gallery(gallery, key=gallery_key()) as opened:
@@ -124,7 +124,7 @@ def re_embed(
     device: DeviceOption = None,
     trust_code: TrustOption = False,
 ) -> None:
-    """Embed a gallery's kept crops with another model into a new gallery.
+    """Create a new gallery for another model from the crops that a gallery keeps.
 
     People without kept crops are listed and must be enrolled again; exit status 3 if there are any.
     """

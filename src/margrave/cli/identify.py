@@ -72,7 +72,7 @@ def identify(
         trust_code=trust_code,
     )
     if fpir is None:
-        # Fail early if the model has no threshold.
+        # Fail before any photo is read if the model has no threshold.
         matcher.point()
     any_identified = False
     table = Table("image", "face center", "person", "cosine", "other candidates")
@@ -84,13 +84,13 @@ def identify(
         try:
             identifications = matcher.identify(image, top_k=top, fpir=fpir, which=face)  # pyright: ignore[reportArgumentType]
         except Refused as error:
-            # Continue, so that the results for the other photos are not lost.
+            # Continue with the other photos, and report the refused ones at the end.
             refused.append(str(error))
             continue
         for number, result in enumerate(identifications, 1):
             any_identified |= result.person is not None
             results.append(result)
-            candidates = [
+            candidate_texts = [
                 f"{candidate.name} {candidate.similarity:.3f}" for candidate in result.candidates
             ]
             if as_json:
@@ -114,10 +114,11 @@ def identify(
                 _center_text(result.face.detection) or str(number),
                 Text(result.person or "unknown"),
                 "-" if best is None else f"{best.similarity:.3f}",
-                Text(", ".join(candidates[1:] if result.person else candidates)),
+                Text(", ".join(candidate_texts[1:] if result.person else candidate_texts)),
             )
     if not as_json and results:
         console.print(table)
+        # The threshold, FAR and FPIR are the same for all results.
         last = results[-1]
         console.print(
             f"threshold {last.threshold:.4f} (FAR {last.far:g} per comparison): with "

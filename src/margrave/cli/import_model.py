@@ -100,6 +100,7 @@ def import_model(
 
 
 def _import_onnx(console: Console, source: Path, target: Path, options: ImportOptions) -> None:
+    """Copy an ONNX model, write its card, and print the preprocessing."""
     from margrave.models import import_onnx
 
     if options.key or options.backbone or options.layout:
@@ -120,7 +121,7 @@ def _import_onnx(console: Console, source: Path, target: Path, options: ImportOp
     )
     if network.one_at_a_time:
         console.print(
-            "  images are computed one at a time, because the model has a fixed batch size; export "
+            "  images are embedded one at a time, because the model has a fixed batch size; export "
             "it with a dynamic batch size for higher speed",
             markup=False,
         )
@@ -129,6 +130,7 @@ def _import_onnx(console: Console, source: Path, target: Path, options: ImportOp
 def _import_checkpoint(
     console: Console, source: Path, target: Path, options: ImportOptions
 ) -> None:
+    """Convert another project's checkpoint to a model file, and print what was converted."""
     import torch
 
     from margrave.inference import Embedder
@@ -151,7 +153,7 @@ def _import_checkpoint(
     load_strictly(network, imported.state, str(source), imported.names)
     card = card_for(imported, options.image_size, f"{imported.layout}, imported from {source.name}")
     if options.backbone or options.layout:
-        # Margrave does not know this network, so check that it embeds images.
+        # The user chose the network or the importer, so check that the network embeds images.
         pixels = torch.zeros(2, 3, card.image_size, card.image_size).byte()
         Embedder(network, card).embed_pixels(pixels)
     save_model(target, network.state_dict(), card)
@@ -167,7 +169,7 @@ def _import_checkpoint(
 
 
 def check_color_order(order: str | None) -> ColorOrder | None:
-    """Return --color-order after checking that it is ``rgb``, ``bgr`` or None."""
+    """Return the value of --color-order after checking that it is ``rgb``, ``bgr`` or None."""
     if order not in (None, "rgb", "bgr"):
         raise ValueError(f"--color-order {order!r}; choices: rgb, bgr")
     return order
@@ -176,11 +178,11 @@ def check_color_order(order: str | None) -> ColorOrder | None:
 def parse_pixel_statistic(
     option: str, text: str | None
 ) -> float | tuple[float, float, float] | None:
-    """Parse one number, or three separated by commas; None if the option is not given."""
+    """Parse --mean or --std: one number, or three separated by commas; None remains None."""
     if text is None:
         return None
     try:
-        values = [float(part) for part in text.split(",")]
+        values = [float(number) for number in text.split(",")]
     except ValueError:
         values = []
     if len(values) not in (1, 3):
@@ -193,7 +195,8 @@ def parse_backbone(text: str, image_size: int | None) -> dict[str, Any]:
 
     Args:
         text: the option's value.
-        image_size: set as the network's image size, if given and if the network has this setting.
+        image_size: the image size to set if the network has this setting and `text` does not set
+            it; None keeps the network's default.
     """
     from margrave import backbones
     from margrave.files import read_yaml

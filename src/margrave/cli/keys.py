@@ -11,7 +11,7 @@ app = typer.Typer(
     cls=QuickGroup,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    help="Manage the API keys of a service; a running service notices changes.",
+    help="Manage the API keys of a service; a running service uses changes without a restart.",
 )
 
 FileArgument = Annotated[Path, typer.Argument(help="The key file.")]
@@ -57,7 +57,7 @@ def rotate(
     key: Annotated[str, typer.Argument(help="The key's id.")],
     file: FileArgument = Path("keys.json"),
 ) -> None:
-    """Replace a key with a new one that has the same label and scopes, and print its token."""
+    """Replace a key with a new one that has the same label and scopes; print the new token."""
     from margrave.serving import KeyFile
 
     typer.echo(KeyFile(file).rotate(key)[1])

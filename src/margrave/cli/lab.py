@@ -10,7 +10,7 @@ def lab(
     losses: Annotated[
         list[str] | None,
         typer.Argument(
-            help="Losses to show first (`margrave losses`), or my_module:MyLoss; default: four "
+            help="Losses to show at first (`margrave losses`), or my_module:MyLoss; default: four "
             "common ones."
         ),
     ] = None,
@@ -28,8 +28,9 @@ def lab(
     console = Console(highlight=False)
     check_page_path(output)
     chosen = {name.rpartition(":")[2]: {"kind": name} for name in losses or []}
-    shown = chosen | {name: {"kind": name} for name in LOSSES if name not in chosen}
+    # The page contains all losses, and shows the chosen ones at first.
+    all_losses = chosen | {name: {"kind": name} for name in LOSSES if name not in chosen}
     with show_progress(console, "computing curves") as progress:
-        tables = lab_tables(shown, progress)
+        tables = lab_tables(all_losses, progress)
     write_page(lab_page(chosen or None, tables), output)
     show_page(console, output)

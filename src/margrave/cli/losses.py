@@ -17,6 +17,7 @@ def losses(context: typer.Context) -> None:
     console = Console(highlight=False)
     if name is not None:
         loss = LOSSES.get(name)() if name in LOSSES else create({"kind": name})
+        # Print the docstring without its examples and without markup.
         text = (inspect.getdoc(type(loss)) or "").split("\n>>> ")[0].rstrip()
         typer.echo(text.replace("`", "").replace("margrave.losses.angles.", ""))
         table = Table("setting", "default", title=f"{name}: --set loss.SETTING=VALUE")
@@ -24,8 +25,8 @@ def losses(context: typer.Context) -> None:
             table.add_row(setting, str(value))
         console.print(table)
         explanation = (
-            "scale: the inverse temperature s of the softmax. straight_through: the margin has no "
-            "gradient, as in InsightFace's code; the value of the loss is the same. "
+            "scale: the inverse temperature s of the softmax. straight_through: the gradient "
+            "ignores the margin, as in InsightFace's code; the value of the loss is the same. "
             "ignore_negatives_above: leave out negatives whose cosine exceeds this."
         )
         console.print(explanation)

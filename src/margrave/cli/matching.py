@@ -48,7 +48,8 @@ FloorOption = Annotated[
     typer.Option(
         min=0,
         max=100,
-        help="Refuse faces whose quality percentile among the model's reference faces is lower.",
+        help="Refuse faces whose quality percentile among the model's reference faces is below "
+        "this.",
     ),
 ]
 DeviceOption = Annotated[str | None, typer.Option(help="cpu, cuda, …; default: CUDA if available.")]
@@ -67,7 +68,12 @@ def open_matcher(
     unchecked: bool,
     **options: Any,
 ) -> "Matcher":
-    """Load the matcher for a command's options."""
+    """Create a matcher from a command's options.
+
+    Args:
+        model, gallery, yunet, aligned, unchecked: the options of these names.
+        options: further arguments of `Matcher.load`.
+    """
     from margrave.matching import Matcher
 
     if unchecked and not aligned:
@@ -84,12 +90,12 @@ def open_matcher(
 
 
 def gallery_key() -> str | None:
-    """The key of an encrypted gallery, from the environment."""
+    """The key of an encrypted gallery, from the environment; None if it is not set."""
     return os.environ.get(KEY_VARIABLE) or None
 
 
 def verification_record(result: "Verification") -> dict[str, Any]:
-    """A verification as values for JSON."""
+    """Convert a verification to a record for JSON."""
     from dataclasses import asdict
 
     return {
@@ -104,7 +110,7 @@ def verification_record(result: "Verification") -> dict[str, Any]:
 
 
 def verification_text(matcher: "Matcher", result: "Verification") -> str:
-    """A verification as a few lines of text: decision, evidence, and quality of both faces."""
+    """Describe a verification in lines of text: decision, evidence, and quality of both faces."""
     point = result.point
     interval = point.threshold_interval
     bounds = "" if interval is None else f" (95 %: {interval[0]:.4f} to {interval[1]:.4f})"
@@ -139,7 +145,7 @@ def probability_text(probability: float) -> str:
 
 
 def likelihood_text(log_likelihood_ratio: float) -> str:
-    """A log-likelihood ratio in words.
+    """Describe a natural log-likelihood ratio in words.
 
     >>> likelihood_text(0.0)
     'equally likely for the same person and for different people'
@@ -148,18 +154,19 @@ def likelihood_text(log_likelihood_ratio: float) -> str:
     """
     import math
 
+    # The limit of 50 avoids an overflow.
     ratio = math.exp(min(abs(log_likelihood_ratio), 50.0))
     if ratio < 1.05:
         return "equally likely for the same person and for different people"
     text = f"{ratio:.3g}" if ratio < 1000 else f"{ratio:.1e}"
-    likelier, other = "the same person", "different people"
+    likelier, less_likely = "the same person", "different people"
     if log_likelihood_ratio < 0:
-        likelier, other = other, likelier
-    return f"{text} times more likely for {likelier} than for {other}"
+        likelier, less_likely = less_likely, likelier
+    return f"{text} times more likely for {likelier} than for {less_likely}"
 
 
 def quality_text(face: "Face") -> str:
-    """A face's quality as text."""
+    """Describe a face's quality, as a percentile of the model's reference faces."""
     if face.quality is None:
         return "quality unknown (the model has no reference norms)"
     return f"quality higher than that of {face.quality:.0f} % of the reference faces"

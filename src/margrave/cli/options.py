@@ -22,13 +22,13 @@ def parse_numbers(option: str, text: str) -> list[float]:
     [0.0001, 0.01]
     """
     try:
-        return [float(part) for part in text.split(",")]
+        return [float(number) for number in text.split(",")]
     except ValueError:
         raise ValueError(f"{option} {text!r}; give numbers separated by commas") from None
 
 
 def check_fit(fit: str | None) -> Any:
-    """Return --fit after checking it; None means the fit that the model was trained with.
+    """Return the value of --fit after checking it; None means the fit used in training.
 
     >>> check_fit("pad")
     'pad'
@@ -45,9 +45,9 @@ def warn_about_photos(
 
     Args:
         console: the console to print to.
-        images: the model's images.
-        size: side of the model's crops in pixels.
-        remedy: the option or command that aligns the photos.
+        images: the images to embed.
+        size: side length of the crops that the model needs, in pixels.
+        remedy: the option or command that aligns photos.
     """
     from margrave.inference import look_like_photos
 
@@ -60,7 +60,7 @@ def warn_about_photos(
 
 
 def open_features(console: Console, features: Path, verify: bool = True) -> FeatureStore:
-    """Open stored features and, by default, verify their checksums."""
+    """Open stored features; with `verify`, check their checksums first."""
     from margrave.cli.progress import show_progress
     from margrave.inference import FeatureStore
 
@@ -69,7 +69,7 @@ def open_features(console: Console, features: Path, verify: bool = True) -> Feat
 
 
 def show_results(console: Console, results: Sequence[Result]) -> None:
-    """Print results as tables, then their notes and the images that were left out."""
+    """Print tables of results, then notes on them, then the images that were left out."""
     from margrave.cli.tables import result_notes, results_tables
 
     for table in results_tables(results):
@@ -82,7 +82,7 @@ def show_results(console: Console, results: Sequence[Result]) -> None:
 
 
 def write_output(console: Console, output: Path | None, results: Sequence[Result]) -> None:
-    """Write results to a file, unless it is None."""
+    """Write results to the file of --output; do nothing if the option is not given."""
     from margrave.evaluation import write_results
 
     if output is not None:
@@ -99,6 +99,6 @@ def check_page_path(output: Path) -> None:
 
 
 def show_page(console: Console, output: Path) -> None:
-    """Print a page's path and size."""
+    """Print the path and size of an HTML page that was written."""
     size = output.stat().st_size / 1e6
     console.print(f"{output} ({size:.1f} MB); open it in a browser", markup=False, soft_wrap=True)

@@ -37,7 +37,7 @@ def pack(
     ] = 95,
     workers: Annotated[int, typer.Option(min=1, help="Number of threads.")] = 4,
     allow_outside: Annotated[
-        bool, typer.Option(help="Allow --pairs to name files outside the folder of images.")
+        bool, typer.Option(help="Allow --pairs to list files outside the folder IMAGES.")
     ] = False,
 ) -> None:
     """Write InsightFace's records (train.rec), WebDataset shards, or a verification set (.bin).
@@ -60,7 +60,8 @@ def pack(
                 raise ValueError(f"{output}: the name of a verification set must end in .bin")
             faces, pair_list = open_pairs(str(images), pairs, allow_outside=allow_outside)
             pack_pairs(faces, pair_list, output, size, progress=progress, **settings)
-            message = f"{output} holds {quantity(len(pair_list), 'pair')}"
+            message = f"{output} contains {quantity(len(pair_list), 'pair')}"
+            # A .bin set is always evaluated with ten folds, or fewer if it has fewer pairs.
             if pair_list.folds != (folds := min(10, len(pair_list))):
                 message += (
                     f"; a .bin does not store folds: {pairs} has {pair_list.folds}, but the .bin "
@@ -77,7 +78,7 @@ def pack(
             for reason in unreadable.values():
                 console.print(f"left out: {reason}", markup=False)
             message = (
-                f"{output} holds {quantity(len(source) - len(unreadable), 'image')}; train with "
+                f"{output} contains {quantity(len(source) - len(unreadable), 'image')}; train with "
                 f"--data {output}"
             )
     console.print(message, markup=False, soft_wrap=True)

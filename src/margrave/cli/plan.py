@@ -34,7 +34,7 @@ def plan(
     ] = None,
     memory_bandwidth: Annotated[
         float | None,
-        typer.Option(min=1e-6, help="Memory bandwidth in GB/s; default: measured here."),
+        typer.Option(min=1e-6, help="A rank's memory bandwidth in GB/s; default: measured here."),
     ] = None,
     network_bandwidth: Annotated[
         float, typer.Option(min=1e-6, help="Network bandwidth between ranks in GB/s.")
@@ -69,7 +69,7 @@ def plan(
     )
     console = Console(highlight=False)
     if all((teraflops, bf16_teraflops, memory_bandwidth)):
-        # Nothing needs to be measured: all speeds are replaced below.
+        # Nothing needs to be measured. The speeds of 1 are placeholders, which are replaced below.
         local_device = "cuda" if torch.cuda.is_available() else "cpu"
         machine = Machine(flops=1, memory_bandwidth=1, device=local_device)
     else:
@@ -101,23 +101,23 @@ def plan(
         num_samples=images,
         ranks=ranks,
     )
-    table = Table(
+    memory_table = Table(
         "memory of each device",
         "GB",
         title=f"{quantity(classes, 'identity')} on {quantity(ranks, 'device')}",
     )
-    for name, value in planned.memory.items():
-        table.add_row(name, f"{value / 1e9:.2f}")
-    table.add_section()
-    table.add_row("[bold]total[/bold]", f"[bold]{planned.bytes / 1e9:.2f}[/bold]")
-    console.print(table)
-    table = Table("time of a step", "ms")
-    for name, value in planned.seconds.items():
-        table.add_row(name, f"{1000 * value:,.1f}")
-    table.add_section()
-    table.add_row("[bold]total[/bold]", f"[bold]{1000 * planned.step_seconds:,.1f}[/bold]")
-    table.add_row("lower bound (arithmetic only)", f"{1000 * planned.floor:,.1f}")
-    console.print(table)
+    for purpose, num_bytes in planned.memory.items():
+        memory_table.add_row(purpose, f"{num_bytes / 1e9:.2f}")
+    memory_table.add_section()
+    memory_table.add_row("[bold]total[/bold]", f"[bold]{planned.bytes / 1e9:.2f}[/bold]")
+    console.print(memory_table)
+    time_table = Table("time of a step", "ms")
+    for phase, seconds in planned.seconds.items():
+        time_table.add_row(phase, f"{1000 * seconds:,.1f}")
+    time_table.add_section()
+    time_table.add_row("[bold]total[/bold]", f"[bold]{1000 * planned.step_seconds:,.1f}[/bold]")
+    time_table.add_row("lower bound (arithmetic only)", f"{1000 * planned.floor:,.1f}")
+    console.print(time_table)
     message = (
         f"each device: {machine.device}, {machine.flops / 1e12:.3g} TFLOP/s, memory "
         f"{machine.memory_bandwidth / 1e9:.3g} GB/s; network {network_bandwidth:g} GB/s; "
@@ -125,9 +125,9 @@ def plan(
     )
     console.print(message, markup=False)
     if images:
-        seconds = planned.step_seconds * (images // config.training.batch_size)
+        epoch_seconds = planned.step_seconds * (images // config.training.batch_size)
         epochs = config.training.epochs
         console.print(
-            f"an epoch of {images:,} images: {clock(seconds)}; all {epochs} epochs: "
-            f"{clock(epochs * seconds)}"
+            f"an epoch of {images:,} images: {clock(epoch_seconds)}; all {epochs} epochs: "
+            f"{clock(epochs * epoch_seconds)}"
         )

@@ -10,17 +10,19 @@ from margrave.distributed import current_launch, end_with_launcher, launch
 
 
 def relaunch(context: typer.Context, devices: int) -> bool:
-    """Run this command in several processes and wait for them, unless this is one of them.
+    """Run this command in several new processes and wait until they end.
+
+    If this process is already one of several, or if one process is enough, nothing is run.
 
     Args:
         context: the command's context.
         devices: number of processes.
 
     Returns:
-        True if the processes ran, so that this process must not run the command itself.
+        True if new processes ran the command; False if this process must run it.
 
     Raises:
-        RankError: a process failed.
+        RankError: one of the new processes failed.
     """
     if current_launch().size > 1:
         end_with_launcher()
@@ -32,7 +34,7 @@ def relaunch(context: typer.Context, devices: int) -> bool:
 
 
 def rebuild_command(context: typer.Context) -> list[str]:
-    """The words after ``margrave`` that run the same command with the same arguments."""
+    """Rebuild a command line from its context: the words that follow ``margrave``."""
     words: list[str] = []
     current = context
     while current.parent is not None:
@@ -40,20 +42,19 @@ def rebuild_command(context: typer.Context) -> list[str]:
         current = current.parent
     arguments: list[str] = []
     for parameter in context.command.params:
-        value = context.params.get(str(parameter.name))
-        items = value if isinstance(value, list | tuple) else [value]
-        for item in items:
+        values = context.params.get(str(parameter.name))
+        for value in values if isinstance(values, list | tuple) else [values]:
             if parameter.param_type_name == "argument":
-                arguments += [] if item is None else [str(item)]
-            elif isinstance(item, bool):
-                words += parameter.opts[:1] if item else parameter.secondary_opts[:1]
-            elif item is not None:
-                words += [parameter.opts[0], str(item)]
+                arguments += [] if value is None else [str(value)]
+            elif isinstance(value, bool):
+                words += parameter.opts[:1] if value else parameter.secondary_opts[:1]
+            elif value is not None:
+                words += [parameter.opts[0], str(value)]
     return [*words, "--", *arguments]
 
 
 def local_device(device: str) -> str:
-    """The device of this process; if there are several, each gets its own GPU for ``cuda``.
+    """Return this process's device: with ``cuda`` and several processes, each has its own GPU.
 
     >>> local_device("cpu")
     'cpu'

@@ -24,12 +24,13 @@ if TYPE_CHECKING:
 FIRST_LINE_SECONDS = 2.0
 """Seconds until the first line is printed, if there is no terminal."""
 MIN_PAUSE, MAX_PAUSE = 10.0, 60.0
-"""Minimum and maximum seconds between two lines; in between, each tenth of the work adds a line."""
+"""Minimum and maximum number of seconds between two lines; the last line need not wait. After the
+minimum, a line is printed if another tenth of the work is done."""
 
 
 @contextmanager
 def show_progress(console: Console, description: str) -> Iterator[Callable[[int, int], None]]:
-    """Show the progress of a task; yields a function to call with (done, total).
+    """Show the progress of a task; yield a function to call with (done, total).
 
     In a terminal, this shows a bar. Elsewhere, tasks longer than two seconds print lines such as
     ``embedding: 640 of 13,233 (5 %), 213/s, 0:59 left``.
@@ -48,20 +49,22 @@ def show_progress(console: Console, description: str) -> Iterator[Callable[[int,
 
 
 class _Lines:
-    """Progress as plain lines."""
+    """Prints the progress of a task as plain lines, when called with (done, total)."""
 
     def __init__(self, console: Console, description: str) -> None:
         self._console, self._description = console, description
+        # Chosen so that MIN_PAUSE ends FIRST_LINE_SECONDS from now.
         self._printed_at = time.monotonic() - MIN_PAUSE + FIRST_LINE_SECONDS
         self._printed_share: float | None = None
         self._share = 0.0
-        # Count and time of the first report. A resumed task starts with work that was done earlier,
-        # which must not count towards the speed.
+        # Count and time of the first report. A resumed task starts with a count above 0; this
+        # earlier work must not count towards the speed.
         self._first: tuple[int, float] | None = None
 
     def __call__(self, done: int, total: int) -> None:
         now, share = time.monotonic(), done / total if total else 1.0
         if self._first is None or share < self._share:
+            # This is the first report, or a new task has begun.
             self._first = done, now
             self._printed_share = None
         self._share = share
@@ -69,14 +72,15 @@ class _Lines:
             return
         self._printed_at, self._printed_share = now, share
         line = f"{self._description}: {done:,} of {total:,} ({100 * share:.0f} %)"
-        count, seconds = done - self._first[0], now - self._first[1]
-        if count and seconds:
-            rate = count / seconds
+        newly_done, seconds = done - self._first[0], now - self._first[1]
+        if newly_done and seconds:
+            rate = newly_done / seconds
             line += f", {rate:.2f}/s" if rate < 10 else f", {rate:,.0f}/s"
             line += f", {clock((total - done) / rate)} left" if done < total else ""
         self._console.print(line, markup=False, soft_wrap=True)
 
     def _should_print(self, now: float, share: float) -> bool:
+        """Whether to print a line now, when this share of the task is done."""
         pause = now - self._printed_at
         if self._printed_share is None:
             return pause >= MIN_PAUSE
@@ -87,7 +91,7 @@ class _Lines:
 
 
 def clock(seconds: float) -> str:
-    """A duration as ``m:ss`` or ``h:mm:ss``.
+    """Format a duration as ``m:ss`` or ``h:mm:ss``.
 
     >>> clock(59), clock(3723)
     ('0:59', '1:02:03')
@@ -103,8 +107,10 @@ def clock(seconds: float) -> str:
 def show_training_progress(console: Console) -> Iterator[Callable[[StepReport], None]]:
     """Show the progress of training: epoch, loss, images per second and remaining time.
 
-    In a terminal, this shows a bar. Elsewhere, it prints a line at the end of each epoch, and every
-    minute within long epochs.
+    Yields a function to call with a report after each step.
+
+    In a terminal, this shows a bar. Elsewhere, it prints a line at the end of each epoch and, in
+    long epochs, every minute.
     """
     if not console.is_interactive:
         yield _TrainingLines(console)
@@ -137,17 +143,17 @@ def show_training_progress(console: Console) -> Iterator[Callable[[StepReport], 
 
 
 def _loss_text(step: StepReport) -> str:
-    """The loss, and the mean cosine between embeddings and their class centers if it is known."""
+    """Describe the loss and, if the report contains it, the mean cosine to the class center."""
     cosine = "" if step.target_cosine is None else f", cosine {step.target_cosine:.2f}"
     return f"loss {step.loss:.3f}{cosine}"
 
 
 class _TrainingLines:
-    """Progress of training as plain lines."""
+    """Prints the progress of training as plain lines, when called with a step's report."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
-        # Step and time of the last printed line; before any, those of the first report.
+        # Step and time of the last printed line, or of the first report if no line is printed yet.
         self._last: tuple[int, float] | None = None
 
     def __call__(self, step: StepReport) -> None:
@@ -161,7 +167,8 @@ class _TrainingLines:
             line += f"step {step.epoch_step:,} of {step.epoch_steps:,}, "
         line += f"{_loss_text(step)}, {step.images_per_second:.0f} images/s"
         steps, seconds = step.step - self._last[0], now - self._last[1]
-        # Use the speed since the last line, because other work may slow the machine for a while.
+        # Use the speed since the last line, not since the start: other programs may have slowed
+        # the machine for a while.
         if steps and step.step < step.steps and seconds >= FIRST_LINE_SECONDS:
             line += f", {clock((step.steps - step.step) * seconds / steps)} left"
         self._last = step.step, now
@@ -174,21 +181,23 @@ def show_grid_progress(
 ) -> Iterator[Callable[[GridProgress], None]]:
     """Show the progress and remaining time of a grid of training runs (losses × seeds).
 
-    In a terminal, this shows a bar. Elsewhere, it prints a line when a run ends, at most one every
-    ten seconds.
+    Yields a function to call with the grid's progress. In a terminal, this shows a bar. Elsewhere,
+    it prints a line when a run ends, at most one every ten seconds.
     """
     started_at, done_at_start = time.monotonic(), None
     if not console.is_interactive:
-        printed_at, printed_ended = 0.0, -1
+        printed_at, printed_num_ended = 0.0, -1
 
         def print_line(progress: GridProgress) -> None:
-            nonlocal done_at_start, printed_at, printed_ended
+            nonlocal done_at_start, printed_at, printed_num_ended
             now = time.monotonic()
             done_at_start = progress.done if done_at_start is None else done_at_start
-            ended = progress.finished + len(progress.failed)
-            if ended == printed_ended or (now - printed_at < MIN_PAUSE and ended < progress.total):
+            num_ended = progress.finished + len(progress.failed)
+            if num_ended == printed_num_ended:
                 return
-            printed_at, printed_ended = now, ended
+            if now - printed_at < MIN_PAUSE and num_ended < progress.total:
+                return
+            printed_at, printed_num_ended = now, num_ended
             line = f"{description}: {progress.finished} of {progress.total} finished"
             line += f", {len(progress.failed)} failed" if progress.failed else ""
             seconds = _remaining_seconds(progress, done_at_start, now - started_at)
@@ -226,6 +235,16 @@ def show_grid_progress(
 def _remaining_seconds(
     progress: GridProgress, done_at_start: float, elapsed: float
 ) -> float | None:
-    """Seconds until a grid is finished, at its speed so far; None if that is not known yet."""
-    done = progress.done - done_at_start
-    return (progress.total - progress.done) * elapsed / done if done > 0 and elapsed > 1 else None
+    """Estimate the seconds until a grid is finished from its speed so far.
+
+    None if less than a second has passed or nothing was done in the elapsed seconds.
+
+    Args:
+        progress: the grid's progress.
+        done_at_start: ``progress.done`` when the measured time began.
+        elapsed: seconds since then.
+    """
+    newly_done = progress.done - done_at_start
+    if newly_done <= 0 or elapsed <= 1:
+        return None
+    return (progress.total - progress.done) * elapsed / newly_done

@@ -1,8 +1,8 @@
 """Commands that start without importing pydantic, and whose help is simpler than Typer's.
 
-Typer imports pydantic to convert every argument and option that is not a bool. That includes its
-own ``--help``, which is None if it is not given. In quick commands such as ``margrave losses``, the
-import takes as long as everything else together.
+Typer imports pydantic to convert the value of every argument and option, unless it is a bool. It
+does so even for its own ``--help``, whose value is None if the option is not given. In quick
+commands such as ``margrave losses``, this import takes as long as everything else together.
 """
 
 from __future__ import annotations
@@ -16,18 +16,21 @@ NAME_ONLY: dict[str, Any] = {
     "options_metavar": "[NAME]",
     "context_settings": {"allow_extra_args": True},
 }
-"""Settings of a command that calls `optional_name`."""
+"""Settings of a command whose only argument is an optional NAME, see `optional_name`.
+
+Typer does not know this argument, so it does not convert it.
+"""
 
 
 def optional_name(context: typer.Context) -> str | None:
-    """The command's only argument, if it has one."""
+    """Return the argument NAME of a command with the settings `NAME_ONLY`; None if not given."""
     if len(context.args) > 1:
         context.fail(f"Got unexpected extra arguments ({' '.join(context.args[1:])})")
     return context.args[0] if context.args else None
 
 
 def _default_false(option: Any) -> Any:
-    """Make an option's default False instead of None, which pydantic would have to convert."""
+    """Make an option's default False instead of None, because pydantic would convert None."""
     if option is not None:
         option.default = False
     return option
@@ -41,21 +44,25 @@ _METAVARS = {
     "str": "TEXT",
     "list[str]": "TEXT",
 }
+"""Type of an option -> placeholder of its value in the help."""
 
 
 def _simplify(parameters: list[Any]) -> list[Any]:
-    """Simplify the help: arguments by name, options by type, no ``--no-x`` for flags that are off.
+    """Simplify the help of a command's arguments and options, and return them.
+
+    The help shows an argument's name and an option's type. A flag that is off by default has no
+    ``--no-…`` form.
 
     Args:
-        parameters: the arguments and options of a command; they are changed in place.
+        parameters: the arguments and options; they are changed in place.
     """
     for parameter in parameters:
-        kind = parameter.bare_type()
+        type_name = parameter.bare_type()
         if parameter.param_type_name == "argument":
             parameter.metavar = parameter.metavar or str(parameter.name).upper()
         elif parameter.metavar is None:
-            parameter.metavar = _METAVARS.get(kind)
-        if kind == "bool" and parameter.default is False:
+            parameter.metavar = _METAVARS.get(type_name)
+        if type_name == "bool" and parameter.default is False:
             parameter.secondary_opts, parameter.show_default = [], False
     return parameters
 
@@ -67,7 +74,7 @@ class QuickCommand(TyperCommand):
         super().__init__(*arguments, **settings)
         # Join the docstring's lines, so that the help wraps at the terminal's width.
         paragraphs = (self.help or "").split("\n\n")
-        self.help = "\n\n".join(" ".join(part.split()) for part in paragraphs)
+        self.help = "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
 
     def get_help_option(self, ctx: Any) -> Any:
         return _default_false(super().get_help_option(ctx))

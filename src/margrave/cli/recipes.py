@@ -13,12 +13,13 @@ def recipes(context: typer.Context) -> None:
 
     name = optional_name(context)
     if name is not None:
-        # Do not print with Rich, which would wrap lines and break the YAML.
+        # Rich would wrap lines and so break the YAML.
         typer.echo(recipe_text(name), nl=False)
         return
     console = Console(highlight=False)
     table = Table("recipe", "what it is", "duration")
     for recipe in recipe_names():
+        # A recipe begins with comments: its summary and its duration.
         lines = [line.removeprefix("#").strip() for line in recipe_text(recipe).splitlines()]
         durations = [
             line.partition(":")[2].strip() for line in lines if line.startswith("duration:")

@@ -1,4 +1,4 @@
-"""``margrave report``: results as a page."""
+"""``margrave report``: write results as an HTML page."""
 
 from pathlib import Path
 from typing import Annotated

@@ -15,7 +15,7 @@ from margrave.training import StepReport
 
 
 class ConsoleEvents(RunEvents):
-    """Prints messages as lines and progress as bars.
+    """Prints a run's messages and shows its progress in a console.
 
     Args:
         console: the console to print to.
@@ -25,13 +25,13 @@ class ConsoleEvents(RunEvents):
         self.console = console
 
     def message(self, text: str) -> None:
-        """Print a line."""
+        """Print a message."""
         self.console.print(text, markup=False, soft_wrap=True)
 
     def counting(self, activity: str) -> AbstractContextManager[Progress]:
-        """Show the progress of an activity."""
+        """Show an activity's progress; the context yields a function that takes (done, total)."""
         return show_progress(self.console, escape(activity))
 
     def training(self) -> AbstractContextManager[Callable[[StepReport], None]]:
-        """Show the progress of training."""
+        """Show training progress; the context yields a function that takes each step's report."""
         return show_training_progress(self.console)

@@ -39,7 +39,9 @@ def serve(
         typer.Option("--insecure", help="Allow addresses other than loopback without TLS."),
     ] = False,
     workers: Annotated[int, typer.Option(min=1, help="Number of processes that detect faces.")] = 1,
-    rate: Annotated[str, typer.Option(help="Maximum request rate per key.")] = "600/minute",
+    rate: Annotated[
+        str, typer.Option(help="Maximum rate of requests per key, such as 10/second.")
+    ] = "600/minute",
     max_concurrent: Annotated[
         int, typer.Option(min=1, help="Maximum number of concurrent requests; refuse others.")
     ] = 32,
@@ -58,7 +60,7 @@ def serve(
     device: DeviceOption = None,
     trust_code: TrustOption = False,
 ) -> None:
-    """Serve the API and its web page until interrupted; running requests are finished first."""
+    """Serve the API and its web page. If interrupted, finish the running requests, then stop."""
     from margrave.cli.console import Console
     from margrave.cli.matching import open_matcher
     from margrave.serving import KeyFile, ServiceSettings, check_listening
@@ -76,7 +78,7 @@ def serve(
         rate=rate,
         max_concurrent=max_concurrent,
     )
-    # Check this before the gallery is opened, so that a refused start does not create one.
+    # Check the address and TLS before the gallery is opened, because that may create a gallery.
     check_listening(settings)
     has_keys = bool(KeyFile(keys).keys())
     matcher = open_matcher(

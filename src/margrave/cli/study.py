@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from margrave.studies import GridProgress, StudyOutcome
 
 MIN_PAIRS, MAX_PAIRS = 20, 6000
-"""Minimum and maximum number of pairs drawn for validation, and for the test."""
+"""Minimum and maximum number of pairs that are drawn for validation, and likewise for the test."""
 
 
 def study(
@@ -67,8 +67,8 @@ def study(
         bool,
         typer.Option(
             "--train/--no-train",
-            help="Train the unfinished runs, or only compare the finished ones, even while others "
-            "are training.",
+            help="Train the unfinished runs, or only compare the finished runs, which is possible "
+            "while others are training.",
         ),
     ] = True,
     trust_code: Annotated[
@@ -130,7 +130,7 @@ def study(
         lines = "\n".join(f"  {name}: {reason}" for name, reason in outcome.failed.items())
         raise ValueError(
             f"{quantity(len(outcome.failed), 'run')} failed:\n{lines}\n"
-            f"the finished ones are kept; try again with: margrave study --resume {folder}"
+            f"the finished runs are kept; try again with: margrave study --resume {folder}"
         )
 
 
@@ -147,11 +147,14 @@ def _print_studies(console: "Console") -> None:
 
 
 def _data_settings(data: str | None, names: list[str]) -> dict[str, Any]:
-    """The settings that split the user's images by identity; empty without --data.
+    """Return the settings that split the user's images by identity; none without --data.
 
     Args:
-        data: the option --data.
+        data: the value of --data.
         names: the studies' names or files.
+
+    Raises:
+        ValueError: there are no images, or too few per identity.
     """
     from margrave.data import detect_source, max_balanced_pairs, open_source
 
@@ -166,14 +169,14 @@ def _data_settings(data: str | None, names: list[str]) -> dict[str, Any]:
         {"kind": "part", "images": images, "part": name} for name in ("train", "validation", "test")
     )
     sets = {}
-    for name, part in (("validation", validation), ("test", test)):
-        pairs = min(MAX_PAIRS, max_balanced_pairs(open_source(part, labeled=True).labels))
-        if pairs < MIN_PAIRS:
+    for name, source in (("validation", validation), ("test", test)):
+        num_pairs = min(MAX_PAIRS, max_balanced_pairs(open_source(source, labeled=True).labels))
+        if num_pairs < MIN_PAIRS:
             raise ValueError(
                 f"{data}: the identities for {name} have too few images for {MIN_PAIRS} balanced "
                 "pairs; add identities with several images each"
             )
-        sets[name] = {"images": part, "pairs": pairs}
+        sets[name] = {"images": source, "pairs": num_pairs}
     return {"run": {"data": {"train": train}, "evaluation": {"sets": sets}}}
 
 
@@ -191,6 +194,7 @@ def _parse_duration(text: str) -> float:
 
 
 def _console_events(console: "Console") -> Any:
+    """Create the events that show a study's messages and progress in a console."""
     from margrave.cli.progress import show_grid_progress
     from margrave.studies import StudyEvents
 
@@ -205,6 +209,7 @@ def _console_events(console: "Console") -> Any:
 
 
 def _print_outcome(console: "Console", outcome: "StudyOutcome") -> None:
+    """Print the study's question, and a table and notes for each comparison."""
     from margrave.cli.tables import study_table
 
     config = outcome.config

@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 
 
 def results_tables(results: Sequence[Result]) -> Iterator[Table]:
-    """Yield tables of results, then tables of the parts of their data.
+    """Yield tables of results, then tables of their strata (parts of their data, such as races).
 
-    Results with the same metrics share a table, with a column each.
+    Results with the same metrics share a table, in which each has a column.
     """
     groups: dict[tuple[str, ...], list[Result]] = {}
     for result in results:
@@ -38,8 +38,9 @@ def results_tables(results: Sequence[Result]) -> Iterator[Table]:
 
 
 def _title(result: Result) -> str:
+    """The result's name and counts, such as ``LFW: 6,000 pairs``."""
     counts = [f"{count:,} {name.replace('_', '-')}" for name, count in result.counts.items()]
-    return escape(": ".join(part for part in (result.name, ", ".join(counts)) if part))
+    return escape(": ".join(text for text in (result.name, ", ".join(counts)) if text))
 
 
 def _single_table(result: Result) -> Table:
@@ -59,18 +60,18 @@ def _single_table(result: Result) -> Table:
 
 
 def _overall(result: Result) -> list[Figure]:
-    """The figures of all the data, without those of its parts."""
+    """The figures that are measured on all the data, not on a stratum."""
     return [figure for figure in result.figures if not figure.stratum]
 
 
 def _strata_table(result: Result) -> Table:
-    """A table with a row per part of the data and a column per metric."""
+    """A table with a row per stratum of the data and a column per metric."""
     metrics, rows = rows_by_stratum(result)
     table = Table("", "pairs", title=escape(f"{result.name}, parts of the data").lstrip(", "))
     for metric in metrics:
         table.add_column(escape(metric), justify="right")
-    for part, *cells in rows:
-        table.add_row(escape(part), *cells)
+    for stratum, *cells in rows:
+        table.add_row(escape(stratum), *cells)
     return table
 
 
@@ -91,20 +92,20 @@ def _shared_table(results: Sequence[Result]) -> Table:
 
 
 def result_notes(results: Sequence[Result]) -> list[str]:
-    """Notes below the tables: the protocols' rules, and the meaning of an asterisk."""
-    lines = list(dict.fromkeys(result.rules for result in results if result.rules))
+    """Return notes on the tables: the protocols' rules, and the meaning of an asterisk."""
+    notes = list(dict.fromkeys(result.rules for result in results if result.rules))
     if any(figure.too_few for result in results for figure in result.figures):
-        lines.append(TOO_FEW)
-    return lines
+        notes.append(TOO_FEW)
+    return notes
 
 
 def _plain_value(figure: Figure, value: float | None) -> str:
-    """A value of the figure's metric, without a unit."""
+    """Format a value of the figure's metric, without a unit."""
     return percent(value) if figure.percent or value is None else f"{value:.4f}"
 
 
 def _signed_value(figure: Figure, value: float) -> str:
-    """A difference of the figure's metric, with its sign but without a unit."""
+    """Format a difference in the figure's metric, with its sign but without a unit."""
     return f"{100 * value:+.2f}" if figure.percent else f"{value:+.4f}"
 
 
@@ -131,20 +132,26 @@ def comparison_table(result: Result, first: str, second: str) -> Table:
     for figure in result.figures:
         metric = figure.label.removeprefix("difference in ") + " *" * figure.too_few
         ends = figure.interval or (0.0, 0.0)
-        more = figure.details.get("more_pairs")
+        more_pairs = figure.details.get("more_pairs")
         table.add_row(
             metric,
             *(_plain_value(figure, figure.details.get(name)) for name in ("first", "second")),
             _signed_value(figure, figure.value or 0.0),
             " to ".join(_signed_value(figure, end) for end in ends),
             p_value_text(figure.details.get("p_value")),
-            "-" if more is None else f"{more:,.0f}",
+            "-" if more_pairs is None else f"{more_pairs:,.0f}",
         )
     return table
 
 
 def study_table(title: str, comparison: SeedComparison, metric: str) -> Table:
-    """A table of the losses in one condition of a study, best first."""
+    """A table of a study's losses in one condition, best first.
+
+    Args:
+        title: the condition's name.
+        comparison: the means of the losses over the seeds, and their differences.
+        metric: the metric's name.
+    """
     is_auc = metric == "AUC"
 
     def text(value: float | None, sign: str = "") -> str:
@@ -165,7 +172,7 @@ def study_table(title: str, comparison: SeedComparison, metric: str) -> Table:
         ends = "-" if mean.interval is None else " to ".join(text(end) for end in mean.interval)
         row = [escape(loss), text(mean.value), ends, text(mean.seed_std)]
         pair = best, loss
-        # One difference, or none in the row of the best loss itself.
+        # There is one difference, or none in the row of the best loss itself.
         from_best = [
             difference
             for difference in comparison.differences

@@ -11,7 +11,7 @@ def threshold(
     source: Annotated[
         Path,
         typer.Argument(
-            help="The model's features (margrave embed) of labeled images, or its results of "
+            help="The model's features of labeled images (margrave embed), or its results of "
             "margrave evaluate all-to-all or pairs."
         ),
     ],
@@ -24,7 +24,9 @@ def threshold(
     ] = None,
     distractors: Annotated[
         Path | None,
-        typer.Option(help="Features of distractors: more impostor pairs allow smaller FARs."),
+        typer.Option(
+            help="Features of distractors, which add impostor pairs and so allow smaller FARs."
+        ),
     ] = None,
     resamples: Annotated[
         int, typer.Option(min=2, help="Number of bootstrap replicates for the intervals.")
@@ -55,7 +57,7 @@ def threshold(
         if distractors is not None:
             raise ValueError(f"{source} contains results; leave out --distractors")
         results = read_results(source)
-        result = next((item for item in results if item.protocol == "all-to-all"), results[0])
+        result = next((result for result in results if result.protocol == "all-to-all"), results[0])
         check_features_match_model(model, result.origin, f"the results in {source}")
         points = points_of_result(result, targets)
     else:

@@ -74,12 +74,12 @@ def train(
         if loss is not None:
             without_loss = {key: value for key, value in overrides.items() if key != "loss"}
             recipe_loss = read_config(recipes or ["small"], without_loss).loss
-            # If the recipe uses this loss already, its settings are kept.
+            # If the recipe uses this loss already, keep the recipe's settings of the loss.
             is_recipe_loss = loss == recipe_loss["kind"]
             loss_spec = {"kind": loss} if is_recipe_loss else spec_at_scale(loss, recipe_loss)
             if "scale" in loss_spec and "scale" not in overrides.get("loss", {}):
                 console.print(
-                    f"loss {loss} with the recipe's scale {loss_spec['scale']:g}; its other "
+                    f"loss {loss} with the recipe's scale {loss_spec['scale']:g}; the loss's other "
                     "settings are those of its paper: change them with --set loss.NAME=VALUE",
                     markup=False,
                     soft_wrap=True,

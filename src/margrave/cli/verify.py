@@ -62,7 +62,7 @@ def verify(
         device=device,
         trust_code=trust_code,
     )
-    # Fail early if the model has no threshold.
+    # Fail before any photo is read if the model has no threshold.
     matcher.point()
     result = matcher.verify(first, second, which=face)  # pyright: ignore[reportArgumentType]
     if as_json:

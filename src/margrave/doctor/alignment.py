@@ -24,20 +24,20 @@ from margrave.progress import Progress
 from margrave.synthetic import SyntheticFaces
 
 SAMPLE_SIZE, STEP = 384, 48
-"""Number of images in which faces are detected, and number of images after which to check each time
-whether to stop early."""
+"""Maximum number of images in which faces are detected. After every STEP images, the search checks
+whether it can stop early."""
 MIN_FACES = 8
 """Minimum number of detected faces for a verdict."""
 MIN_FACE_SIZE = 40
-"""Minimum size of faces that MTCNN detects, in pixels."""
+"""Side length in pixels of the smallest faces that MTCNN detects."""
 MAX_DISPLACEMENT = 4.0
 """Distance from the template, in pixels of a 112 × 112 crop, beyond which a face counts as
 displaced. If MTCNN aligns the faces and YuNet measures them, or vice versa, 4 to 5 % of the faces
-exceed it (median displacement 1.8 to 2.5 pixels)."""
+are displaced (median distance 1.8 to 2.5 pixels)."""
 LOOSE_SHARE, UNALIGNED_SHARE, EARLY_END_SHARE = 0.09, 0.5, 0.8
-"""Shares of displaced faces: above them, faces count as loosely aligned or unaligned, or the search
-stops early. If 5 % of all faces are displaced, a sample of 384 shows 9 % or more with a probability
-of 0.001."""
+"""Shares of displaced faces above which the faces count as loosely aligned, count as unaligned, and
+the search stops early. If 5 % of all faces are displaced, the probability that 9 % or more of a
+random sample of 384 are displaced is 0.001."""
 MIN_EYE_CONTRAST = 0.4
 """Below this eye contrast (see ``Measurements.eyes``), faces are not aligned. Aligned faces have
 0.5 to 3, loose crops up to 1."""
@@ -51,7 +51,10 @@ ALIGN = "align the photos: margrave align PHOTOS CROPS"
 
 
 def available_detector(model: str | Path | None = None) -> Detector | None:
-    """YuNet from a file if one is given, else MTCNN if its weights are installed, else None.
+    """Return YuNet if its file is given, otherwise MTCNN if it is installed, otherwise None.
+
+    Args:
+        model: a YuNet file, or None.
 
     Raises:
         ValueError: the file is not a YuNet model.
@@ -72,21 +75,22 @@ def locate_faces(
 ) -> tuple[np.ndarray, int]:
     """Detect the largest face of each image.
 
-    The search stops early if nearly all faces are displaced, or if few faces are detected.
+    The search stops early if nearly all detected faces are displaced, or if a face is detected in
+    less than a quarter of the images.
 
     Args:
         images: the images.
         indices: indices of the images to search.
-        detector: detects the landmarks.
+        detector: detects faces and their landmarks.
         progress: called with (images searched, total images).
 
     Returns:
-        (F, 5, 2) landmarks, in pixels of the image fitted to 112 × 112; and the number of images
-        searched.
+        (F, 5, 2) landmarks of the F detected faces, in pixels of the image fitted to 112 × 112; and
+        the number of images searched.
     """
     landmarks: list[np.ndarray] = []
     searched = 0
-    # In random order, so that a search that stops early still samples all parts of the set.
+    # Search in random order. Then a search that stops early still samples all parts of the set.
     for index in np.random.default_rng(0).permutation(indices).tolist():
         face = detect_face_in_crop(fit_image(images.read(index), SIDE), detector)
         if face is not None:
@@ -98,6 +102,7 @@ def locate_faces(
             if landmarks:
                 displaced_share = np.mean(alignment_errors(np.array(landmarks)) > MAX_DISPLACEMENT)
             if displaced_share > EARLY_END_SHARE or len(landmarks) < searched / 4:
+                # Report the search as complete.
                 progress(searched, searched)
                 break
     return np.array(landmarks).reshape(-1, 5, 2), searched
@@ -112,10 +117,10 @@ def check_alignment(
     """Check whether faces are aligned to ArcFace's template, or report why this cannot be checked.
 
     Args:
-        measured: measurements of all images.
-        images: the images.
-        detector: detects landmarks in a sample of the images; without one, only rough
-            indicators are checked.
+        measured: measurements of the images to examine.
+        images: the set that contains them.
+        detector: detects landmarks in a sample of the images; without one, only the image shapes
+            and the eye contrasts are checked.
         progress: called with (images searched, total images).
     """
     usable = measured.indices[measured.std >= BLANK_STD]
@@ -124,16 +129,16 @@ def check_alignment(
             "all images are blank or unreadable", "give images that are readable and not blank"
         )
         return
-    eyes = measured.eyes[measured.std >= BLANK_STD]
-    contrasts = np.median(eyes, axis=0)
+    eye_contrasts = measured.eyes[measured.std >= BLANK_STD]
+    contrasts = np.median(eye_contrasts, axis=0)
     # The standard error of a median is about 1.25 times that of a mean.
-    contrast_error = 1.25 * eyes[:, 0].std() / len(eyes) ** 0.5
+    contrast_error = 1.25 * eye_contrasts[:, 0].std() / len(eye_contrasts) ** 0.5
     figures = {
         "eye_contrast": round(float(contrasts[0]), 3),
-        "turned_by_90_180_270": [round(float(value), 3) for value in contrasts[1:]],
+        "turned_by_90_180_270": [round(float(contrast), 3) for contrast in contrasts[1:]],
     }
     quarter_turns = int(contrasts.argmax())
-    has_enough_images = len(eyes) >= MIN_CONTRASTS
+    has_enough_images = len(eye_contrasts) >= MIN_CONTRASTS
     if (
         has_enough_images
         and quarter_turns
@@ -174,6 +179,7 @@ def check_alignment(
 
 
 def _unchecked_finding(reason: str, remedy: str, figures: dict | None = None) -> Finding:
+    """The finding that alignment was not checked, with the reason and the remedy."""
     return Finding(
         fault="alignment_not_checked",
         severity="unchecked",
@@ -185,6 +191,13 @@ def _unchecked_finding(reason: str, remedy: str, figures: dict | None = None) ->
 
 
 def _rotated_finding(contrasts: np.ndarray, quarter_turns: int, figures: dict) -> Finding:
+    """The finding that images are rotated.
+
+    Args:
+        contrasts: (4,) median eye contrasts, see ``Measurements.eyes``.
+        quarter_turns: number of counterclockwise quarter turns that make the faces upright.
+        figures: the measured values.
+    """
     return Finding(
         fault="turned_images",
         severity="serious",
@@ -198,7 +211,7 @@ def _rotated_finding(contrasts: np.ndarray, quarter_turns: int, figures: dict) -
 
 
 def _non_square_message(measured: Measurements) -> str:
-    """A message if most images are not square, unlike ArcFace's crops; otherwise an empty text."""
+    """Return a message if most images are not square (ArcFace's crops are), otherwise ``""``."""
     sizes, counts = np.unique(measured.sizes, axis=0, return_counts=True)
     square_share = (measured.sizes[:, 0] == measured.sizes[:, 1]).mean()
     if square_share > 0.5:
@@ -213,65 +226,72 @@ def _non_square_message(measured: Measurements) -> str:
 
 
 def _landmark_finding(landmarks: np.ndarray, searched: int, figures: dict) -> Finding:
-    """The finding that follows from the detected landmarks."""
-    offsets = alignment_errors(landmarks)
-    displaced = float((offsets > MAX_DISPLACEMENT).mean())
+    """The finding on alignment that follows from the detected landmarks.
+
+    Args:
+        landmarks: (F, 5, 2) landmarks of the detected faces.
+        searched: number of images searched.
+        figures: the values measured so far.
+    """
+    distances = alignment_errors(landmarks)
+    displaced_share = float((distances > MAX_DISPLACEMENT).mean())
+    # Faces that are aligned to another template are all near one placement, their median.
     median_placement = np.median(template_transforms(landmarks), axis=0)
-    consistent = float((alignment_errors(landmarks, median_placement) <= MAX_DISPLACEMENT).mean())
-    left, right = np.median(landmarks[:, :2], axis=0).round().astype(int).tolist()
+    distances_to_median = alignment_errors(landmarks, median_placement)
+    consistent_share = float((distances_to_median <= MAX_DISPLACEMENT).mean())
+    left_eye, right_eye = np.median(landmarks[:, :2], axis=0).round().astype(int).tolist()
     figures = figures | {
         "faces": len(landmarks),
         "images_searched": searched,
-        "displaced": round(displaced, 4),
-        "median_displacement": round(float(np.median(offsets)), 2),
-        "placed_alike": round(consistent, 4),
-        "eyes": [left, right],
+        "displaced": round(displaced_share, 4),
+        "median_displacement": round(float(np.median(distances)), 2),
+        "placed_alike": round(consistent_share, 4),
+        "eyes": [left_eye, right_eye],
     }
     eye_positions = (
-        f"eyes are at about ({left[0]}, {left[1]}) and ({right[0]}, {right[1]}) of 112 x 112, "
-        "in the template at (38, 52) and (74, 52)"
+        f"eyes are at about ({left_eye[0]}, {left_eye[1]}) and ({right_eye[0]}, {right_eye[1]}) of "
+        "112 x 112, in the template at (38, 52) and (74, 52)"
     )
-    displacement = (
-        f"{100 * displaced:.0f} % of {len(landmarks)} faces are more than "
+    summary = (
+        f"{100 * displaced_share:.0f} % of {len(landmarks)} faces are more than "
         f"{MAX_DISPLACEMENT:.0f} pixels away from ArcFace's five-point template, in crops of "
-        f"112 x 112 (median {np.median(offsets):.1f} pixels)"
+        f"112 x 112 (median {np.median(distances):.1f} pixels)"
     )
-    if displaced > UNALIGNED_SHARE and consistent > UNALIGNED_SHARE:
+    if displaced_share > UNALIGNED_SHARE and consistent_share > UNALIGNED_SHARE:
         return Finding(
             fault="other_template",
             severity="warning",
             message="faces are aligned consistently, but to a template other than ArcFace's: "
-            f"{eye_positions}; {displacement}",
+            f"{eye_positions}; {summary}",
             remedy="nearly all pretrained models were trained on ArcFace's crops and need faces "
             f"aligned to its template ({ALIGN}); for training from scratch, any consistent "
             "alignment is fine",
             figures=figures,
         )
-    if displaced > UNALIGNED_SHARE:
+    if displaced_share > UNALIGNED_SHARE:
         return Finding(
             fault="unaligned_faces",
             severity="serious",
-            message=f"{displacement}; {eye_positions}",
+            message=f"{summary}; {eye_positions}",
             remedy=ALIGN,
-            share=displaced,
+            share=displaced_share,
             figures=figures,
         )
-    if displaced > LOOSE_SHARE:
+    if displaced_share > LOOSE_SHARE:
         return Finding(
             fault="loosely_aligned_faces",
             severity="warning",
-            message=f"{displacement}; about 5 % is usual for faces aligned to the template",
+            message=f"{summary}; about 5 % is usual for faces aligned to the template",
             remedy="they were aligned by another method, or with errors; for slightly better "
-            "results, "
-            f"{ALIGN}",
-            share=displaced,
+            f"results, {ALIGN}",
+            share=displaced_share,
             figures=figures,
         )
     return Finding(
         fault="aligned_faces",
         severity="note",
         message=f"faces are aligned to ArcFace's template: {len(landmarks)} faces with a median "
-        f"distance of {np.median(offsets):.1f} pixels from it, in crops of 112 x 112",
+        f"distance of {np.median(distances):.1f} pixels from it, in crops of 112 x 112",
         remedy="none needed",
         share=0.0,
         figures=figures,

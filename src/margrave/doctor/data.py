@@ -45,14 +45,15 @@ def examine_images(
     """Find the faults of a labeled data set, worst first.
 
     Args:
-        images: the data set.
-        max_images: maximum number of images to examine. From a larger set, identities are drawn at
-            random, with all their images.
+        images: the data set, or its path.
+        max_images: maximum number of images to examine. In a larger set, randomly chosen identities
+            are examined, with all their images.
         workers: number of threads.
         progress: called with (images done, total images).
-        seed: seed of the random choice.
+        seed: seed of the random choice of identities.
         min_side: side length in pixels below which an image counts as too small.
-        detector: detects landmarks, to check the alignment; see ``available_detector``.
+        detector: detects landmarks, to check the alignment (see ``available_detector``); None
+            makes only a rough check.
     """
     images = open_source(images, labeled=True)
     labels = np.asarray(images.labels)
@@ -63,7 +64,7 @@ def examine_images(
         *_check_images(measured, images, min_side, detector, progress),
     ]
     findings += check_duplicates(
-        measured, images.name, labels, lambda n: str(images.class_names[n])
+        measured, images.name, labels, lambda label: str(images.class_names[label])
     )
     if isinstance(images, ShardImages) and Path(images.root, "shards.json").is_file():
         findings += _check_shards(images)
@@ -84,7 +85,8 @@ def examine_pairs(
         pairs: the pairs of images.
         workers: number of threads.
         progress: called with (images done, total images).
-        detector: detects landmarks, to check the alignment; see ``available_detector``.
+        detector: detects landmarks, to check the alignment (see ``available_detector``); None
+            makes only a rough check.
     """
     indices = np.unique(np.concatenate([pairs.first, pairs.second]))
     measured = measure_images(images, indices.tolist(), workers, progress)
@@ -96,13 +98,19 @@ def examine_pairs(
 
 
 def sample_identities(labels: np.ndarray, max_images: int, seed: int = 0) -> list[int]:
-    """Indices of all images of randomly chosen identities, at most `max_images`."""
+    """Choose identities at random and return the indices of their images, at most `max_images`.
+
+    Args:
+        labels: (N,) labels of all images.
+        max_images: maximum number of indices. A set that is not larger is chosen completely.
+        seed: seed of the random choice.
+    """
     if len(labels) <= max_images:
         return list(range(len(labels)))
     order = np.random.default_rng(seed).permutation(labels.max() + 1)
     sizes = np.bincount(labels)[order]
-    count = max(1, int(np.searchsorted(np.cumsum(sizes), max_images, side="right")))
-    return np.flatnonzero(np.isin(labels, order[:count]))[:max_images].tolist()
+    num_chosen = max(1, int(np.searchsorted(np.cumsum(sizes), max_images, side="right")))
+    return np.flatnonzero(np.isin(labels, order[:num_chosen]))[:max_images].tolist()
 
 
 def _check_images(
@@ -112,6 +120,7 @@ def _check_images(
     detector: Detector | None,
     progress: Progress,
 ) -> Iterator[Finding]:
+    """Make the checks that need no labels: readability, color order, alignment and size."""
     yield from check_reading(measured, images.name)
     yield from check_color(measured, images.name)
     yield from check_alignment(measured, images, detector, progress)
@@ -119,12 +128,12 @@ def _check_images(
 
 
 def check_labels(images: FaceImages) -> Iterator[Finding]:
-    """Check for gaps in the labels, a wrong property file, and unusual class sizes."""
+    """Check for gaps in the labels, a wrong number of identities, and unusual class sizes."""
     labels = np.asarray(images.labels)
     sizes = np.bincount(labels, minlength=len(images.class_names))
     names = [*images.class_names, *images.left_out]
     if isinstance(images, RecordImages) or (isinstance(images, ShardImages) and images.scanned):
-        # In these sets only, identity names are the labels in the file.
+        # In these two kinds of sets, the identity names are the integer labels in the files.
         yield from _check_label_gaps(np.sort(np.array([int(name) for name in names])))
     if isinstance(images, RecordImages) and images.num_classes not in (None, len(names)):
         yield Finding(
@@ -172,9 +181,15 @@ def check_labels(images: FaceImages) -> Iterator[Finding]:
 
 
 def _check_label_gaps(file_labels: np.ndarray) -> Iterator[Finding]:
+    """Check for unused labels.
+
+    Args:
+        file_labels: (C,) the labels that occur in the set's files, ascending.
+    """
     missing = int(file_labels[-1]) + 1 - len(file_labels)
     if not missing:
         return
+    # True if all missing labels are below the first one.
     shifted = missing == file_labels[0]
     previous = np.concatenate([[-1], file_labels[:-1]])
     after_gaps = np.flatnonzero(file_labels - previous > 1)[:MAX_EXAMPLES]
@@ -197,22 +212,25 @@ def _check_label_gaps(file_labels: np.ndarray) -> Iterator[Finding]:
 
 
 def histogram(sizes: np.ndarray) -> dict[str, int]:
-    """Histogram of class sizes: range of sizes -> number of identities; the ranges double.
+    """Count identities by size: range of image counts -> number of identities.
+
+    Each range is twice as wide as the previous one. Empty ranges are omitted.
 
     >>> histogram(np.array([1, 1, 3, 9]))
     {'1': 2, '2-3': 1, '8-15': 1}
     """
-    identities: dict[str, int] = {}
+    identity_counts: dict[str, int] = {}
     low = 1
     while low <= sizes.max(initial=0):
         count = int(((sizes >= low) & (sizes < 2 * low)).sum())
         if count:
-            identities[str(low) if low == 1 else f"{low}-{2 * low - 1}"] = count
+            identity_counts[str(low) if low == 1 else f"{low}-{2 * low - 1}"] = count
         low *= 2
-    return identities
+    return identity_counts
 
 
 def _check_shards(images: ShardImages) -> Iterator[Finding]:
+    """Check the shards against the checksums in ``shards.json``."""
     damaged = list(damaged_shards(images.root))
     if damaged:
         yield Finding(
@@ -229,22 +247,24 @@ def _check_shards(images: ShardImages) -> Iterator[Finding]:
 def check_pairs(pairs: PairList, measured: Measurements) -> Iterator[Finding]:
     """Check for one-sided or contradictory labels, and for pairs of an image with itself."""
     same = np.asarray(pairs.same, bool)
-    share = float(same.mean())
-    if not 0.05 < share < 0.95:
+    genuine_share = float(same.mean())
+    if not 0.05 < genuine_share < 0.95:
         yield Finding(
             fault="one_sided_pairs",
             severity="serious",
-            message=f"{100 * share:.0f} % of the {len(same)} pairs are genuine",
+            message=f"{100 * genuine_share:.0f} % of the {len(same)} pairs are genuine",
             remedy="accuracy is meaningful only with genuine and impostor pairs; margrave pack "
             "--pairs creates a new set",
-            figures={"share_same": round(share, 4), "pairs": len(same)},
+            figures={"share_same": round(genuine_share, 4), "pairs": len(same)},
         )
-    row_of = {int(index): row for row, index in enumerate(measured.indices)}
+    position_of = {int(index): position for position, index in enumerate(measured.indices)}
     duplicates = {tuple(pair) for pair in near_duplicates(measured).tolist()}
     contradicted, num_identical = [], 0
     for pair, (first, second) in enumerate(zip(pairs.first, pairs.second, strict=True)):
-        rows = sorted((row_of.get(int(first), -1), row_of.get(int(second), -2)))
-        if rows[0] == rows[1] or tuple(rows) in duplicates:
+        # Unreadable images have no position. The values -1 and -2 differ, so that two unreadable
+        # images never count as identical.
+        positions = sorted((position_of.get(int(first), -1), position_of.get(int(second), -2)))
+        if positions[0] == positions[1] or tuple(positions) in duplicates:
             num_identical += 1
             if not same[pair]:
                 contradicted.append(pair)
@@ -252,10 +272,10 @@ def check_pairs(pairs: PairList, measured: Measurements) -> Iterator[Finding]:
         yield Finding(
             fault="contradicted_pairs",
             severity="serious",
-            message=f"{len(contradicted)} pairs of the same image are labeled as different "
-            "people: the labels are reversed or belong to other pairs",
-            remedy="create the set again, and check that images 2k and 2k + 1 form the pair with "
-            "label k",
+            message=f"{len(contradicted)} pairs compare an image with itself but are labeled as "
+            "different people: the labels are reversed or belong to other pairs",
+            remedy="create the set again, and check that images 2k and 2k + 1 form pair k, which "
+            "has label k",
             share=len(contradicted) / len(same),
             examples=tuple(f"pair {pair}" for pair in contradicted[:MAX_EXAMPLES]),
             figures={"contradicted": len(contradicted), "pairs": len(same)},

@@ -1,4 +1,4 @@
-"""Checks a model's embeddings: collapse, wrong preparation of images, norm and quality."""
+"""Checks a model's embeddings: collapse, image preparation, relation of norm to image quality."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ from margrave.inference import Embedder
 from margrave.progress import Progress
 
 QUALITIES = (1.0, 0.5, 0.25, 0.125)
-"""Scale factors that lower image quality: images are shrunk by them, then enlarged again."""
+"""Scale factors that lower image quality: images are shrunk by a factor, then enlarged again."""
 NORMALIZATIONS = {
     "[-1, 1] (mean 0.5, std 0.5)": (0.5, 0.5),
     "[0, 1] (mean 0, std 1)": (0.0, 1.0),
     "ImageNet's (mean 0.449, std 0.226)": (0.449, 0.226),
     "0 to 255 (mean 0, std 1/255)": (0.0, 1 / 255),
 }
-"""Name -> mean and std of pixels in [0, 1]."""
+"""Normalizations to try: name -> mean and std of pixels in [0, 1]."""
 MIN_AREA_GAIN = 0.03
-"""Gain in the area under the ROC curve above which another preparation counts as better."""
+"""Gain in the area under the ROC curve (AUC) above which another preparation counts as better."""
 PIXELS = 16
-"""Side length of the reduced images whose pixels are compared with a model's embeddings."""
+"""Side length of the small images from whose pixels `better_than_pixels` computes scores."""
 
 
 def check_collapse(
     embedder: Embedder, images: ReadableImages, max_images: int = 32
 ) -> Iterator[Finding]:
-    """Check for embeddings that do not distinguish faces."""
+    """Check for embeddings that are the same for all faces, infinite or NaN."""
     indices = np.linspace(0, len(images) - 1, min(max_images, len(images))).astype(int)
     embeddings = _embed_readable(embedder, images, indices)
     if not len(embeddings):
@@ -60,7 +60,7 @@ def check_collapse(
 
 
 def _embed_readable(embedder: Embedder, images: ReadableImages, indices: np.ndarray) -> np.ndarray:
-    """Embed the images that can be read."""
+    """(R, D) embeddings of the R images that can be read, in the order of `indices`."""
     unreadable: dict[int, str] = {}
     embeddings, _ = embedder.embed_images(images, indices, flips=False, unreadable=unreadable)
     return embeddings[~np.isin(indices, list(unreadable))]
@@ -88,7 +88,14 @@ def check_preparation(
     max_pairs: int = 400,
     progress: Progress = lambda done, total: None,
 ) -> Iterator[Finding]:
-    """Check whether another color order or normalization separates the faces better."""
+    """Check whether the model separates faces better with another color order or normalization.
+
+    Args:
+        embedder: the model, with the preparation of images that its card states.
+        images: labeled faces.
+        max_pairs: maximum number of pairs of faces to compare.
+        progress: called with (preparations done, total preparations).
+    """
     pairs = _sample_pairs(images, max_pairs)
     if pairs is None:
         yield Finding(
@@ -109,14 +116,15 @@ def check_preparation(
     }
     scores: dict[str, np.ndarray] = {}
     for done, (name, (changed_embedder, faces)) in enumerate(preparations.items(), 1):
-        # Unreadable images have zero embeddings, the same in every preparation.
+        # Unreadable images get zero embeddings. The same images are unreadable with every
+        # preparation, so the scores remain comparable.
         embeddings, _ = changed_embedder.embed_images(
             faces, pairs.indices, flips=False, unreadable={}
         )
         scores[name] = pairs.cosines(np.nan_to_num(embeddings))
         progress(done, len(preparations))
     same = pairs.same
-    areas = {name: _area(values, same) for name, values in scores.items()}
+    areas = {name: _area(cosines, same) for name, cosines in scores.items()}
     figures = {name: round(area, 4) for name, area in areas.items()}
     best = max(areas, key=lambda name: areas[name])
     gain = areas[best] - areas["as it is"]
@@ -152,9 +160,9 @@ def check_preparation(
 
 
 def better_than_pixels(embedder: Embedder, images: FaceImages, max_pairs: int = 400) -> bool:
-    """Whether the model separates faces better than a comparison of their pixels.
+    """Whether the cosines of embeddings separate faces better than the cosines of pixels.
 
-    Networks with random weights rarely do.
+    The embeddings of a network with random weights rarely do. False if there are too few pairs.
     """
     pairs = _sample_pairs(images, max_pairs)
     if pairs is None:
@@ -177,7 +185,7 @@ class _SampledPairs:
 
     Attributes:
         indices: (M,) indices of the images in the pairs, ascending.
-        first, second: (N,) positions of each pair's images in `indices`.
+        first, second: (N,) positions in `indices` of each pair's two images.
         same: (N,) bool, True for genuine pairs.
     """
 
@@ -186,36 +194,50 @@ class _SampledPairs:
     second: np.ndarray
     same: np.ndarray
 
-    def cosines(self, rows: np.ndarray) -> np.ndarray:
-        """(N,) cosines of the pairs, from (M, D) rows."""
-        unit = _unit(rows)
+    def cosines(self, vectors: np.ndarray) -> np.ndarray:
+        """(N,) cosine of each pair.
+
+        Args:
+            vectors: (M, D) a vector for each image in `indices`.
+        """
+        unit = _unit(vectors)
         return (unit[self.first] * unit[self.second]).sum(axis=1)
 
 
 def _sample_pairs(images: FaceImages, max_pairs: int) -> _SampledPairs | None:
-    """Draw balanced pairs, at most `max_pairs`; None if the labels allow none."""
+    """Draw balanced pairs, at most `max_pairs`; None if the labels do not allow 20 pairs."""
     labels = np.asarray(images.labels)
+    # The number of pairs must be a multiple of 20.
     num_pairs = min(max_pairs // 20 * 20, max_balanced_pairs(labels))
     if not num_pairs:
         return None
     pairs = balanced_pairs(labels, num_pairs, seed=0)
-    indices, position = np.unique(np.stack([pairs.first, pairs.second]), return_inverse=True)
-    first, second = position.reshape(2, -1)
+    indices, positions = np.unique(np.stack([pairs.first, pairs.second]), return_inverse=True)
+    first, second = positions.reshape(2, -1)
     return _SampledPairs(indices, first, second, np.asarray(pairs.same, bool))
 
 
-def _unit(rows: np.ndarray) -> np.ndarray:
-    return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
+def _unit(vectors: np.ndarray) -> np.ndarray:
+    """(N, D) vectors scaled to unit length; zero vectors stay zero."""
+    return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
 
 
 def _area(scores: np.ndarray, same: np.ndarray) -> float:
+    """The area under the ROC curve."""
     return float(area_under(roc_curve(scores, same)))
 
 
 def _is_significant(
     better: np.ndarray, worse: np.ndarray, same: np.ndarray, resamples: int = 200
 ) -> bool:
-    """Whether the scores `better` have the larger AUC in at least 97 % of bootstrap resamples."""
+    """Whether the scores `better` have the larger AUC in at least 97 % of bootstrap replicates.
+
+    Args:
+        better: (N,) scores of pairs, to be tested.
+        worse: (N,) scores of the same pairs, to compare with.
+        same: (N,) bool, True for genuine pairs.
+        resamples: number of bootstrap replicates.
+    """
     generator = np.random.default_rng(0)
     wins = 0
     for _ in range(resamples):
@@ -238,11 +260,12 @@ def check_quality(
     indices = np.linspace(0, len(images) - 1, min(max_images, len(images))).astype(int)
     originals = []
     for index in indices.tolist():
-        # Unreadable images are reported by another check.
+        # Skip unreadable images, which another check reports.
         with contextlib.suppress(ValueError):
             originals.append(images.read(index))
     if not originals:
         return
+    # (images, qualities), from the best quality to the worst
     norms = np.stack(
         [
             _embedding_norms(embedder, [_degrade(image, scale) for image in originals])
@@ -250,11 +273,12 @@ def check_quality(
         ],
         axis=1,
     )
-    # Spearman's ρ between norm and quality within each image, averaged over images.
+    # Spearman's ρ between norm and quality within each image, averaged over images. Both kinds of
+    # ranks are 0 to 3, so their variances are equal.
     ranks = norms.argsort(axis=1).argsort(axis=1)
     quality = np.arange(len(QUALITIES))[::-1]
-    spread = quality.var()
-    rho = float(((ranks - ranks.mean()) * (quality - quality.mean())).mean(axis=1).mean() / spread)
+    covariances = ((ranks - ranks.mean()) * (quality - quality.mean())).mean(axis=1)
+    rho = float(covariances.mean() / quality.var())
     means = norms.mean(axis=0)
     norms_by_resolution = ", ".join(
         f"{mean:.3g} at 1/{round(1 / scale)}" for mean, scale in zip(means, QUALITIES, strict=True)
@@ -293,6 +317,7 @@ def check_quality(
 
 
 def _embedding_norms(embedder: Embedder, images: list[np.ndarray]) -> np.ndarray:
+    """(N,) norms of the images' embeddings."""
     embeddings, _ = embedder.embed_images(images, flips=False)
     return np.linalg.norm(embeddings, axis=1)
 

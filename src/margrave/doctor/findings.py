@@ -12,12 +12,12 @@ _ORDER = {"serious": 0, "warning": 1, "unchecked": 2, "note": 3}
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """A fault, or useful information.
+    """A fault of the examined data or model, or useful information about it.
 
     Attributes:
-        fault: identifier of the fault, for programs.
-        severity: ``serious`` ruins a model, ``warning`` costs accuracy or time, ``unchecked``
-            could not be checked, ``note`` is information.
+        fault: identifier of the kind of finding, for programs.
+        severity: ``serious``: the fault ruins a model. ``warning``: it costs accuracy or time.
+            ``unchecked``: a check was not possible. ``note``: the finding is information.
         message: what is wrong, or the information, with the measured values.
         remedy: what to do about it.
         share: affected share of the images, pairs or tensors, in [0, 1]; findings of the same
@@ -35,7 +35,7 @@ class Finding:
     figures: Mapping[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
-        """The finding as JSON values."""
+        """Convert the finding to values for JSON."""
         return asdict(self)
 
 

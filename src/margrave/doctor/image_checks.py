@@ -1,4 +1,4 @@
-"""Checks a data set by measurements of its images."""
+"""Checks a data set by the measurements of its images."""
 
 from __future__ import annotations
 
@@ -10,24 +10,27 @@ from margrave.doctor.findings import Finding
 from margrave.doctor.measurements import Measurements
 
 MAX_EXAMPLES = 5
+"""Maximum number of examples in a finding."""
 BLANK_STD = 4.0
 """Standard deviation of the gray values below which an image counts as blank."""
 MIN_COLOR = 6.0
 """Mean difference between channels above which an image counts as colored."""
 REVERSED_REDNESS = -4.0
-"""Red minus blue below which the channels of a colored image count as reversed."""
+"""Mean of red minus blue below which the channels of a colored image count as reversed."""
 MIN_COLORED_IMAGES = 20
+"""Minimum number of colored images for a verdict on the color order."""
 MIN_SIDE = 48
 """Side length in pixels below which an image counts as too small."""
 GRAY_SHARE = 0.95
 """Share of gray images above which the data set counts as gray."""
 MAX_DIFFERENT_BITS, MAX_DIFFERENCE = 8, 3.0
-"""Maximum number of different hash bits and mean difference of gray values of near duplicates."""
+"""Near duplicates differ in at most 8 of 128 hash bits, and the mean absolute difference of their
+thumbnails' gray values is at most 3."""
 NEIGHBORS = 8
-"""Number of next images, after sorting by hash, with which each image is compared."""
+"""After sorting by hash, each image is compared with this many of the images that follow it."""
 
 Name = Callable[[int], str]
-"""Returns the name of the image with this index."""
+"""A function from an image's index to its name."""
 
 
 def check_reading(measured: Measurements, name: Name) -> Iterator[Finding]:
@@ -58,13 +61,16 @@ def check_reading(measured: Measurements, name: Name) -> Iterator[Finding]:
 
 
 def check_color(measured: Measurements, name: Name) -> Iterator[Finding]:
-    """Check whether red and blue are exchanged: skin of every tone is more red than blue."""
+    """Check whether the red and blue channels are exchanged.
+
+    Skin of every tone is more red than blue.
+    """
     colored = (measured.color > MIN_COLOR) & (measured.std >= BLANK_STD)
     if colored.sum() < MIN_COLORED_IMAGES:
         yield _colors_unchecked(measured, int(colored.sum()))
         return
-    wrong = colored & (measured.redness < REVERSED_REDNESS)
-    share = float(wrong.sum() / colored.sum())
+    reversed_colors = colored & (measured.redness < REVERSED_REDNESS)
+    share = float(reversed_colors.sum() / colored.sum())
     figures = {
         "share": round(share, 4),
         "median_redness": round(float(np.median(measured.redness[colored])), 2),
@@ -78,23 +84,24 @@ def check_color(measured: Measurements, name: Name) -> Iterator[Finding]:
             remedy="exchange the channels in the program that wrote the images (OpenCV reads and "
             "writes BGR: cv2.cvtColor(image, cv2.COLOR_BGR2RGB)), and write them again",
             share=share,
-            examples=_example_names(measured, wrong, name),
+            examples=_example_names(measured, reversed_colors, name),
             figures=figures,
         )
 
 
-def _colors_unchecked(measured: Measurements, colored: int) -> Finding:
-    gray = float((measured.color <= MIN_COLOR).mean()) if len(measured) else 0.0
-    reason = f"only {colored} images have colors, but at least {MIN_COLORED_IMAGES} are needed"
-    if gray > GRAY_SHARE:
-        reason = f"{100 * gray:.0f} % of the images are gray"
+def _colors_unchecked(measured: Measurements, num_colored: int) -> Finding:
+    """The finding that the color order was not checked, with the reason."""
+    gray_share = float((measured.color <= MIN_COLOR).mean()) if len(measured) else 0.0
+    reason = f"only {num_colored} images have colors, but at least {MIN_COLORED_IMAGES} are needed"
+    if gray_share > GRAY_SHARE:
+        reason = f"{100 * gray_share:.0f} % of the images are gray"
     return Finding(
-        fault="gray_images" if gray > GRAY_SHARE else "colors_not_checked",
-        severity="note" if gray > GRAY_SHARE else "unchecked",
+        fault="gray_images" if gray_share > GRAY_SHARE else "colors_not_checked",
+        severity="note" if gray_share > GRAY_SHARE else "unchecked",
         message=f"the color order was not checked, because {reason}",
         remedy="none needed",
         share=0.0,
-        figures={"gray": round(gray, 4), "colored": colored},
+        figures={"gray": round(gray_share, 4), "colored": num_colored},
     )
 
 
@@ -117,11 +124,14 @@ def check_sizes(measured: Measurements, name: Name, min_side: int = MIN_SIDE) ->
 
 
 def near_duplicates(measured: Measurements) -> np.ndarray:
-    """Find near duplicates: (M, 2) positions of pairs of images, the lower position first.
+    """Find near duplicates among the measured images.
 
-    The 128-bit hashes of near duplicates usually have at least one of four 32-bit quarters in
-    common. For each quarter, images are sorted by that quarter, and each is compared with the
-    next ones.
+    The 128-bit hash of an image consists of four 32-bit quarters. The hashes of near duplicates
+    usually have at least one quarter in common. Therefore images are sorted by each quarter in
+    turn, and each image is compared with the images that follow it.
+
+    Returns:
+        (M, 2) positions in `measured` of each pair of near duplicates, the lower position first.
     """
     usable = np.flatnonzero(measured.std >= BLANK_STD)
     hashes = measured.hashes[usable]
@@ -131,8 +141,8 @@ def near_duplicates(measured: Measurements) -> np.ndarray:
     candidates = []
     for quarter in range(4):
         order = np.lexsort((hashes[:, 1], hashes[:, 0], quarters[:, quarter]))
-        for step in range(1, min(NEIGHBORS + 1, len(order))):
-            first, second = order[:-step], order[step:]
+        for distance in range(1, min(NEIGHBORS + 1, len(order))):
+            first, second = order[:-distance], order[distance:]
             equal = quarters[first, quarter] == quarters[second, quarter]
             first, second = first[equal], second[equal]
             different_bits = np.bitwise_count(hashes[first] ^ hashes[second]).sum(axis=1)
@@ -140,38 +150,48 @@ def near_duplicates(measured: Measurements) -> np.ndarray:
             candidates.append(np.sort(np.stack([first[close], second[close]], axis=1), axis=1))
     pairs = np.unique(np.concatenate(candidates), axis=0)
     first_thumbnails, second_thumbnails = (
-        measured.thumbnails[usable[pairs[:, side]]].astype(np.int16) for side in (0, 1)
+        measured.thumbnails[usable[pairs[:, column]]].astype(np.int16) for column in (0, 1)
     )
     is_duplicate = np.abs(first_thumbnails - second_thumbnails).mean(axis=(1, 2)) <= MAX_DIFFERENCE
     return usable[pairs[is_duplicate]]
 
 
 def check_duplicates(
-    measured: Measurements, name: Name, labels: np.ndarray, class_names: Callable[[int], str]
+    measured: Measurements, name: Name, labels: np.ndarray, class_name: Callable[[int], str]
 ) -> Iterator[Finding]:
-    """Check for images that occur in two identities, or repeatedly in one identity."""
+    """Check for near duplicates in different identities, and within an identity.
+
+    Args:
+        measured: measurements of images.
+        name: an image's name by its index.
+        labels: labels of all images of the set.
+        class_name: an identity's name by its label.
+    """
     pairs = near_duplicates(measured)
     if not len(pairs):
         return
     measured_labels = labels[measured.indices]
-    across = measured_labels[pairs[:, 0]] != measured_labels[pairs[:, 1]]
-    if across.any():
-        yield _across_identities(measured, name, measured_labels, class_names, pairs[across])
-    within = np.unique(pairs[~across][:, 1])
-    share = len(within) / len(measured)
+    crosses_identities = measured_labels[pairs[:, 0]] != measured_labels[pairs[:, 1]]
+    if crosses_identities.any():
+        yield _across_identities(
+            measured, name, measured_labels, class_name, pairs[crosses_identities]
+        )
+    pairs_within = pairs[~crosses_identities]
+    repeated = np.unique(pairs_within[:, 1])
+    share = len(repeated) / len(measured)
     if share > 0.02:
         yield Finding(
             fault="repeated_images",
             severity="serious" if share > 0.3 else "warning",
-            message=f"{len(within)} of {len(measured)} images repeat another image of the same "
+            message=f"{len(repeated)} of {len(measured)} images repeat another image of the same "
             "identity",
             remedy="keep only one copy of each: repetitions distort class sizes and concentrations",
             share=share,
             examples=tuple(
                 f"{name(int(measured.indices[first]))} = {name(int(measured.indices[second]))}"
-                for first, second in pairs[~across][:MAX_EXAMPLES]
+                for first, second in pairs_within[:MAX_EXAMPLES]
             ),
-            figures={"repeated": len(within), "images": len(measured)},
+            figures={"repeated": len(repeated), "images": len(measured)},
         )
 
 
@@ -179,7 +199,7 @@ def _across_identities(
     measured: Measurements,
     name: Name,
     measured_labels: np.ndarray,
-    class_names: Callable[[int], str],
+    class_name: Callable[[int], str],
     pairs: np.ndarray,
 ) -> Finding:
     """The finding for near duplicates in different identities.
@@ -188,23 +208,24 @@ def _across_identities(
         measured: measurements of N images.
         name: an image's name by its index.
         measured_labels: (N,) labels of the measured images.
-        class_names: an identity's name by its label.
+        class_name: an identity's name by its label.
         pairs: (M, 2) positions of near duplicates with different labels.
     """
     affected = np.unique(pairs)
     sizes = np.bincount(measured_labels)
-    identities, counts = np.unique(
+    identity_pairs, counts = np.unique(
         np.sort(measured_labels[pairs], axis=1), axis=0, return_counts=True
     )
-    smaller = np.minimum(sizes[identities[:, 0]], sizes[identities[:, 1]])
-    # At least two common images, which are at least half of the smaller identity's images.
-    same_person = counts >= np.maximum(2, 0.5 * smaller)
+    smaller_sizes = np.minimum(sizes[identity_pairs[:, 0]], sizes[identity_pairs[:, 1]])
+    # Two identities are the same person if they have at least two images in common, and these are
+    # at least half of the smaller identity's images.
+    same_person = counts >= np.maximum(2, 0.5 * smaller_sizes)
     share = len(affected) / len(measured)
     message = f"{len(affected)} of {len(measured)} images also occur in another identity"
     if same_person.any():
         same_names = [
-            f"{class_names(int(first))} = {class_names(int(second))}"
-            for first, second in identities[same_person][:MAX_EXAMPLES]
+            f"{class_name(int(first))} = {class_name(int(second))}"
+            for first, second in identity_pairs[same_person][:MAX_EXAMPLES]
         ]
         message += (
             f"; {same_person.sum()} pairs of identities are the same person: "
@@ -214,8 +235,8 @@ def _across_identities(
         fault="duplicate_identities" if same_person.any() else "images_under_two_identities",
         severity="serious" if same_person.any() or share > 0.01 else "warning",
         message=message,
-        remedy="merge the identities, or remove the images from the wrong one: training would push "
-        "equal images apart",
+        remedy="merge the identities, or remove the images from the wrong identity: training would "
+        "push equal images apart",
         share=share,
         examples=tuple(
             f"{name(int(measured.indices[first]))} = {name(int(measured.indices[second]))}"
@@ -226,4 +247,5 @@ def _across_identities(
 
 
 def _example_names(measured: Measurements, affected: np.ndarray, name: Name) -> tuple[str, ...]:
+    """Names of the first few images for which the (N,) bool array `affected` is True."""
     return tuple(name(int(index)) for index in measured.indices[affected][:MAX_EXAMPLES])

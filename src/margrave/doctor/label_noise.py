@@ -1,4 +1,4 @@
-"""Finds mislabeled training images with a head that has several centers per class."""
+"""Finds mislabeled training images of a run whose head has several centers per class."""
 
 from __future__ import annotations
 
@@ -18,23 +18,24 @@ from margrave.doctor.image_checks import MAX_EXAMPLES
 from margrave.inference import Embedder
 
 MAX_ANGLE = 75
-"""Angle in degrees to the dominant center beyond which an image counts as another person's."""
+"""Angle in degrees to the dominant center above which an image probably shows another person."""
 MAX_CENTERS = 64
 """Maximum plausible number of centers per class; a checkpoint with more is not evaluated."""
 CENTERS = "head.weight"
+"""Name of the tensor of class centers in a checkpoint."""
 
 
 def check_label_noise(
     checkpoint: Path, embedder: Embedder, images: FaceImages, max_images: int
 ) -> Iterator[Finding]:
-    """Name the training images that lie at a non-dominant center of their class.
+    """Find the training images that are probably mislabeled (see `mislabeled`).
 
     Args:
-        checkpoint: the run's latest checkpoint. With one center per class, nothing is reported.
+        checkpoint: the run's latest checkpoint. With one center per class, nothing is checked.
         embedder: the run's model.
         images: the run's training images.
-        max_images: maximum number of images to embed. From a larger set, identities are drawn at
-            random, with all their images.
+        max_images: maximum number of images to embed. In a larger set, randomly chosen identities
+            are examined, with all their images.
 
     Source: Sub-center ArcFace, ECCV 2020, section 3.4, including the threshold of 75°.
     """
@@ -45,31 +46,31 @@ def check_label_noise(
     indices = np.array(sample_identities(labels, max_images))
     unreadable: dict[int, str] = {}
     embeddings, _ = embedder.embed_images(images, indices, flips=False, unreadable=unreadable)
-    read = ~np.isin(indices, list(unreadable))
-    indices, embeddings = indices[read], embeddings[read]
-    expected = len(images.class_names), embeddings.shape[1]
-    if (shape[0], shape[2]) != expected or shape[1] > MAX_CENTERS:
+    readable = ~np.isin(indices, list(unreadable))
+    indices, embeddings = indices[readable], embeddings[readable]
+    num_classes, embedding_size = len(images.class_names), embeddings.shape[1]
+    if (shape[0], shape[2]) != (num_classes, embedding_size) or shape[1] > MAX_CENTERS:
         yield Finding(
             fault="label_noise_not_checked",
             severity="unchecked",
             message=f"the checkpoint's class centers have the shape {tuple(shape)}, but these "
-            f"images and this model need ({expected[0]}, centers per class, {expected[1]})",
+            f"images and this model need ({num_classes}, centers per class, {embedding_size})",
             remedy="restore the images that the run was trained on",
             share=0.0,
         )
         return
     tensors = {CENTERS: torch.empty(shape, dtype=dtype)}
     load_tensors(checkpoint, tensors, {}, World())
-    wrong = mislabeled(embeddings, labels[indices], tensors[CENTERS].float().numpy())
-    if not wrong.any():
+    is_mislabeled = mislabeled(embeddings, labels[indices], tensors[CENTERS].float().numpy())
+    if not is_mislabeled.any():
         return
-    suspects = indices[wrong]
+    suspects = indices[is_mislabeled]
     yield Finding(
         fault="label_noise",
         severity="warning",
-        message=f"{len(suspects)} of {len(indices)} training images lie at a non-dominant one "
-        f"of their class's {shape[1]} centers, more than {MAX_ANGLE}° from the dominant one: they "
-        "probably show other people",
+        message=f"{len(suspects)} of {len(indices)} training images are nearest to a non-dominant "
+        f"one of their class's {shape[1]} centers, and more than {MAX_ANGLE}° from the dominant "
+        "center: they probably show other people",
         remedy="look at them; train again without them, with one center per class",
         share=len(suspects) / len(indices),
         examples=tuple(
@@ -84,8 +85,8 @@ def mislabeled(embeddings: np.ndarray, labels: np.ndarray, centers: np.ndarray) 
     """(N,) bool, True for images that probably do not belong to their class.
 
     Each image is assigned to the nearest center of its class. The dominant center of a class is the
-    one with the most images. Images that are assigned to another center and are more than 75° from
-    the dominant one are probably mislabeled.
+    center with the most images. An image is probably mislabeled if it is assigned to another center
+    and is more than 75° from the dominant center.
 
     Args:
         embeddings: (N, D) embeddings of the images.
@@ -101,9 +102,10 @@ def mislabeled(embeddings: np.ndarray, labels: np.ndarray, centers: np.ndarray) 
     counts = np.zeros(centers.shape[:2], int)
     np.add.at(counts, (labels, nearest), 1)
     dominant = counts.argmax(axis=1)[labels]
-    to_dominant = np.take_along_axis(cosines, dominant[:, None], axis=1)[:, 0]
-    return (nearest != dominant) & (to_dominant < math.cos(math.radians(MAX_ANGLE)))
+    dominant_cosines = np.take_along_axis(cosines, dominant[:, None], axis=1)[:, 0]
+    return (nearest != dominant) & (dominant_cosines < math.cos(math.radians(MAX_ANGLE)))
 
 
-def _unit(rows: np.ndarray) -> np.ndarray:
-    return rows / np.linalg.norm(rows, axis=-1, keepdims=True).clip(1e-12)
+def _unit(vectors: np.ndarray) -> np.ndarray:
+    """The vectors along the last axis, scaled to unit length."""
+    return vectors / np.linalg.norm(vectors, axis=-1, keepdims=True).clip(1e-12)

@@ -1,4 +1,4 @@
-"""Measures each image of a data set once, for all checks."""
+"""Measures each image once; all checks of data sets use these measurements."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SIDE = 112
 THUMBNAIL = 24
 """Side length of thumbnails in pixels."""
 CELLS = 28
-"""Side length of the reduced image in which eye contrasts are measured."""
+"""Side length of the small image in which eye contrasts are measured."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,15 +30,15 @@ class Measurements:
         sizes: (N, 2) height and width in pixels.
         std: (N,) standard deviation of the gray values; near 0 for blank images.
         color: (N,) mean difference between channels; 0 for gray images.
-        redness: (N,) mean of red minus blue in the middle of the image, where skin is.
+        redness: (N,) mean of red minus blue in the middle of the image, which shows skin.
         eyes: (N, 4) eye contrast: how much darker the eyes' positions in ArcFace's template are
             than the areas between and below them, in standard deviations of the face's gray values.
             The columns are for the image rotated counterclockwise by 0, 90, 180 and 270 degrees.
-            The mean of aligned faces is above 1.
-        hashes: (N, 2) uint64, one bit per cell of an 8 × 8 grid: 1 if its right neighbor (first
-            hash) or its lower neighbor (second hash) is brighter.
+            The mean over aligned faces is above 1.
+        hashes: (N, 2) uint64, each with one bit per cell of an 8 × 8 grid. A bit is 1 if the cell's
+            right neighbor (first hash) or lower neighbor (second hash) is brighter than the cell.
         thumbnails: (N, 24, 24) uint8 gray values.
-        unreadable: index of each unreadable image -> reason.
+        unreadable: index of each unreadable image -> reason; these are not among the N images.
     """
 
     indices: np.ndarray
@@ -76,7 +76,7 @@ def measure_images(
         except ValueError as error:
             return str(error)
 
-    rows: list[tuple[Any, ...]] = []
+    measurements: list[tuple[Any, ...]] = []
     readable: list[int] = []
     unreadable: dict[int, str] = {}
     with ThreadPoolExecutor(workers) as pool:
@@ -86,33 +86,38 @@ def measure_images(
                 unreadable[int(index)] = result
             else:
                 readable.append(int(index))
-                rows.append(result)
+                measurements.append(result)
             progress(done, len(indices))
-    if not rows:
-        # A dummy image gives the shapes and types of the empty columns.
-        rows.append(_measure_image(np.zeros((SIDE, SIDE, 3), np.uint8)))
-        columns = [np.stack(column)[:0] for column in zip(*rows, strict=True)]
+    if not measurements:
+        # Measure a dummy image to get the shapes and types of the empty arrays.
+        measurements.append(_measure_image(np.zeros((SIDE, SIDE, 3), np.uint8)))
+        columns = [np.stack(column)[:0] for column in zip(*measurements, strict=True)]
     else:
-        columns = [np.stack(column) for column in zip(*rows, strict=True)]
+        columns = [np.stack(column) for column in zip(*measurements, strict=True)]
     return Measurements(np.array(readable, np.int64), *columns, unreadable=unreadable)
 
 
 def _eye_contrasts(cells: np.ndarray) -> np.ndarray:
-    """(4,) eye contrasts of a (28, 28) gray image, see ``Measurements.eyes``."""
+    """(4,) eye contrasts of a (28, 28) gray image, see ``Measurements.eyes``.
+
+    A cell is 4 × 4 pixels of the 112 × 112 crop. In ArcFace's template the eyes are at (38, 52) and
+    (74, 52), which is in row 13 and columns 9 and 18 of the cells.
+    """
     contrasts = np.empty(4, np.float32)
-    for turns in range(4):
-        face = np.rot90(cells, turns)
+    for quarter_turns in range(4):
+        face = np.rot90(cells, quarter_turns)
         eyes = (face[12:14, 8:11].mean() + face[12:14, 17:20].mean()) / 2
         below = (face[16, 8:11].mean() + face[16, 17:20].mean()) / 2
         between = face[12:14, 13:15].mean()
-        contrasts[turns] = (between + below - 2 * eyes) / (face[8:25, 5:23].std() + 1e-3)
+        contrasts[quarter_turns] = (between + below - 2 * eyes) / (face[8:25, 5:23].std() + 1e-3)
     return contrasts
 
 
 def _measure_image(image: np.ndarray) -> tuple[Any, ...]:
-    """Measure an image: size, std, color, redness, eye contrasts, hashes and thumbnail."""
+    """Measure an image: a value for each per-image attribute of `Measurements` except `indices`."""
     face = fit_image(image, SIDE)
     gray = cv2.cvtColor(face, cv2.COLOR_RGB2GRAY)
+    # The region below the forehead and between the sides of the face shows skin.
     mean_color = (
         face[SIDE // 3 : 5 * SIDE // 6, SIDE // 4 : 3 * SIDE // 4].reshape(-1, 3).mean(axis=0)
     )

@@ -29,13 +29,14 @@ def examine_model(
     """Find the faults of a model file or another project's checkpoint, worst first.
 
     Args:
-        path: a Margrave model file, a checkpoint of a known project, or an ONNX model; the file's
-            content decides which kind it is.
-        images: labeled faces, to try color orders and normalizations.
+        path: a Margrave model file, a run's folder, a checkpoint of a supported project, or an ONNX
+            model. The file's kind is detected from its content.
+        images: labeled faces, with which other color orders and normalizations are tried; None
+            skips this.
         max_pairs: maximum number of pairs of faces to compare.
         trust_code: import and run custom network code.
         progress: called with (preparations done, total preparations).
-        options: what the file itself does not state, such as its preparation of images.
+        options: what the file does not state, such as the preparation of images.
     """
     opened = open_for_examination(path, options or ImportOptions(), trust_code)
     findings = opened.findings
@@ -49,7 +50,8 @@ def examine_model(
         if images is not None:
             preparation = check_preparation(opened.embedder, images, max_pairs, progress)
             findings += map(_as_hint, preparation) if opened.assumed else preparation
-            # Embeddings that beat pixels prove training, even if the weights alone do not.
+            # If too few weights can be tested, embeddings can still show that the network was
+            # trained: they then separate faces better than pixels do.
             unchecked = [finding for finding in findings if finding.fault == "training_not_checked"]
             if unchecked and better_than_pixels(opened.embedder, images, max_pairs):
                 findings = [finding for finding in findings if finding not in unchecked]
@@ -57,7 +59,7 @@ def examine_model(
 
 
 def _as_hint(finding: Finding) -> Finding:
-    """Turn a finding about an assumed preparation of images into a hint."""
+    """Turn a finding of wrong preparation into a hint, if the preparation was only assumed."""
     if finding.fault not in ("wrong_color_order", "wrong_normalization"):
         return finding
     return replace(

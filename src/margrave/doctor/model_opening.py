@@ -1,4 +1,4 @@
-"""Opens any kind of model file for examination, and collects findings on the way."""
+"""Opens any kind of model file for examination, and collects the findings made while opening it."""
 
 from __future__ import annotations
 
@@ -31,12 +31,13 @@ from margrave.models.pixel_statistics import check_pixel_statistics
 
 @dataclass(frozen=True, kw_only=True)
 class OpenedModel:
-    """A model opened for examination, as far as possible.
+    """The result of opening a model for examination.
 
     Attributes:
-        findings: the findings so far.
-        embedder: the model, or None if it could not be opened.
-        assumed: True if the preparation of images was assumed, because the file does not state it.
+        findings: the findings made while opening it.
+        embedder: the model, or None if it cannot be used.
+        assumed: True if the preparation of images was assumed, because neither the file nor the
+            user states it.
     """
 
     findings: list[Finding]
@@ -49,7 +50,13 @@ def _create_embedder(model: Model) -> Embedder:
 
 
 def open_for_examination(path: str | Path, options: ImportOptions, trust_code: bool) -> OpenedModel:
-    """Open a model file, a run's folder, an ONNX model or another project's checkpoint."""
+    """Open a model file, a run's folder, an ONNX model or another project's checkpoint.
+
+    Args:
+        path: the file or folder.
+        options: what an ONNX model or a checkpoint does not state, such as the preparation.
+        trust_code: import and run custom network code.
+    """
     path = model_path(path)
     if is_onnx(path):
         return _open_onnx(path, options)
@@ -72,6 +79,7 @@ def _open_margrave_model(model: Model) -> OpenedModel:
 
 
 def _describe_card(card: ModelCard) -> Finding:
+    """A note on the model: its backbone, preparation of images and source."""
     order = card.color_order.upper()
     return Finding(
         fault="model",
@@ -84,31 +92,36 @@ def _describe_card(card: ModelCard) -> Finding:
 
 
 def _open_onnx(path: Path, options: ImportOptions) -> OpenedModel:
-    """Open an ONNX model; its preparation is given by options, else by its card, else assumed."""
+    """Open an ONNX model.
+
+    The preparation of images is taken from the options, otherwise from the model's card. What
+    neither states is assumed.
+    """
     findings: list[Finding] = []
     try:
         state = {name: torch.from_numpy(np.array(values)) for name, values in onnx_tensors(path)}
         findings += check_weights(state)
-        adjacent = adjacent_card(path)
-        output = options.output or (adjacent and adjacent.backbone.get("output"))
+        card_beside_file = adjacent_card(path)
+        output = options.output or (card_beside_file and card_beside_file.backbone.get("output"))
         network = OnnxBackbone(path, output=output)
     except ValueError as error:
         return OpenedModel(findings=[*findings, _unusable_finding(error)])
-    given = {"mean": options.mean, "std": options.std, "color_order": options.color_order}
-    given = {name: value for name, value in given.items() if value is not None}
+    statistics = {"mean": options.mean, "std": options.std, "color_order": options.color_order}
+    stated = {name: value for name, value in statistics.items() if value is not None}
     card = None
     try:
         model = open_model(path)
     except ValueError as error:
-        if adjacent is not None or CARD_KEY in network.metadata:
+        # A model without a card cannot be opened by open_model, but is examined below.
+        if card_beside_file is not None or CARD_KEY in network.metadata:
             return OpenedModel(findings=[*findings, _unusable_finding(error)])
     else:
         card = model.card
-        if not given:
+        if not stated:
             findings.append(_describe_card(card))
             return OpenedModel(findings=findings, embedder=_create_embedder(model))
     needed = {"color_order"} if network.takes_bytes else {"mean", "std", "color_order"}
-    assumed = card is None and bool(needed - given.keys())
+    assumed = card is None and bool(needed - stated.keys())
     if card is None:
         mean, std = (0.0, 1.0) if network.takes_bytes else (0.5, 0.5)
         size = network.image_size or options.image_size or 112
@@ -116,7 +129,7 @@ def _open_onnx(path: Path, options: ImportOptions) -> OpenedModel:
     try:
         check_pixel_statistics(mean=options.mean, std=options.std)
         check_uint8_statistics(network, options.mean, options.std)
-        card = replace(card, **given)
+        card = replace(card, **stated)
         network.check_rows(card)
     except ValueError as error:
         return OpenedModel(findings=[*findings, _unusable_finding(error)])
@@ -143,8 +156,8 @@ def _open_checkpoint(path: Path, model_error: ValueError, options: ImportOptions
 
     Args:
         path: the checkpoint.
-        model_error: the error from opening it as a Margrave model.
-        options: what the file itself does not state.
+        model_error: the error that was raised when the file was opened as a Margrave model.
+        options: what the file does not state.
     """
     try:
         state = read_checkpoint(path, options.key)
@@ -152,7 +165,8 @@ def _open_checkpoint(path: Path, model_error: ValueError, options: ImportOptions
         unreadable = Finding(
             fault="unreadable_checkpoint",
             severity="serious",
-            # Margrave's own model files are safetensors.
+            # A safetensors file may be a Margrave model, so report why it could not be opened as
+            # one.
             message=str(model_error if is_safetensors(path) else error),
             remedy="do what the message says; if it names no remedy, download the file again or "
             "save it again: torch.save(model.state_dict(), PATH)",
@@ -166,7 +180,7 @@ def _open_checkpoint(path: Path, model_error: ValueError, options: ImportOptions
             Finding(
                 fault="unknown_layout",
                 severity="serious",
-                message=f"{error} (as Margrave's own model file: {model_error})"
+                message=f"{error} (when opened as a Margrave model file: {model_error})"
                 if is_safetensors(path)
                 else str(error),
                 remedy="margrave import --help names the supported projects; for your own network, "
@@ -195,6 +209,7 @@ def _open_checkpoint(path: Path, model_error: ValueError, options: ImportOptions
 
 
 def _unusable_finding(error: ValueError) -> Finding:
+    """The finding that an ONNX model cannot be used."""
     return Finding(
         fault="unusable_onnx_model",
         severity="serious",
@@ -205,6 +220,7 @@ def _unusable_finding(error: ValueError) -> Finding:
 
 
 def _misfit_finding(error: ValueError) -> Finding:
+    """The finding that the weights do not fit the network."""
     return Finding(
         fault="misfitting_weights",
         severity="serious",

@@ -28,10 +28,10 @@ MIN_STEPS = 5
 MIN_LOSS_DROP = 0.03
 """Relative drop of the loss below which it counts as not falling."""
 MAX_STEP_SIZE, MIN_STEP_SIZE = 50.0, 1e-4
-"""Learning rate times gradient norm above which training is unstable, and below which the weights
-hardly change."""
+"""Step sizes (learning rate times gradient norm): training is unstable if the largest one is above
+the first number, and the weights hardly change if the median is below the second."""
 MAX_FEATURE_NORM_RATIO = 20.0
-"""Ratio of the highest to the lowest mean feature norm above which training is unstable."""
+"""Ratio of the largest to the smallest mean feature norm above which training is unstable."""
 
 
 def examine_run(
@@ -46,12 +46,13 @@ def examine_run(
 
     Args:
         folder: the run's folder.
-        max_images: maximum number of images to examine, in the training set and in each evaluation
-            set. Evaluation images are searched for among ten times as many training images.
+        max_images: maximum number of images to examine in the training set and in each evaluation
+            set. Evaluation images are compared with up to ten times as many training images.
         workers: number of threads.
         trust_code: import and run the custom code that the run's files name.
         progress: called with (images done, total images).
-        detector: detects landmarks, to check the alignment; see ``available_detector``.
+        detector: detects landmarks, to check the alignment (see ``available_detector``); None
+            makes only a rough check.
 
     Raises:
         ValueError: the folder is not a run's folder.
@@ -59,9 +60,9 @@ def examine_run(
     run = RunFolder(Path(folder))
     config = run.read_config(trust_code=trust_code)
     images = open_source(config.data.train, labeled=True)
-    lines = run.read_metrics()
+    metrics = run.read_metrics()
     min_side = min(MIN_SIDE, config.data.image_size)
-    findings = list(check_curve(lines, config, len(images), len(images.class_names)))
+    findings = list(check_curve(metrics, config, len(images), len(images.class_names)))
     findings += check_scale(config, len(images.class_names))
     findings += [
         finding
@@ -83,27 +84,27 @@ def examine_run(
 
 
 def check_curve(
-    lines: list[dict[str, Any]], config: RunConfig, images: int, classes: int
+    metrics: list[dict[str, Any]], config: RunConfig, images: int, classes: int
 ) -> Iterator[Finding]:
     """Check whether the loss is finite and falls, and whether training is finished.
 
     Args:
-        lines: the run's metrics, in the order in which they were logged.
+        metrics: the logged lines of the run's metrics file, in their order.
         config: the run's configuration.
         images: number of training images.
         classes: number of training identities.
     """
-    if lines and lines[-1]["kind"] == "stopped":
+    if metrics and metrics[-1]["kind"] == "stopped":
         yield Finding(
             fault="non_finite_loss",
             severity="serious",
-            message=str(lines[-1].get("reason", "training stopped")).partition("\n  remedy")[0],
+            message=str(metrics[-1].get("reason", "training stopped")).partition("\n  remedy")[0],
             remedy="lower training.optimizer.learning_rate, lengthen "
             "training.schedule.warmup_epochs, set training.clip_norm to 5, or use precision "
             "float32",
         )
         return
-    steps = [line for line in lines if line["kind"] == "training"]
+    steps = [line for line in metrics if line["kind"] == "training"]
     if not steps:
         yield Finding(
             fault="no_curve",
@@ -112,18 +113,19 @@ def check_curve(
             remedy="train it: margrave train --resume FOLDER",
         )
         return
-    # In float16 (with a loss scale), overflowing gradients are normal: their steps are skipped.
-    broken = [
+    # The metrics file contains None in place of infinity and NaN. In float16 (with a loss scale),
+    # infinite gradients are normal, because their steps are skipped.
+    non_finite = [
         line
         for line in steps
         if line["loss"] is None
         or ("loss_scale" not in line and line.get("gradient_norm", 0.0) is None)
     ]
-    if broken:
+    if non_finite:
         yield Finding(
             fault="non_finite_loss",
             severity="serious",
-            message=f"the loss or its gradient is infinite or NaN at step {broken[0]['step']}",
+            message=f"the loss or its gradient is infinite or NaN at step {non_finite[0]['step']}",
             remedy="lower training.optimizer.learning_rate or set training.clip_norm (5)",
         )
         return
@@ -152,14 +154,15 @@ def check_curve(
 def _check_convergence(
     steps: list[dict[str, Any]], config: RunConfig, classes: int
 ) -> Iterator[Finding]:
+    """Check whether the loss falls; if not, find the most likely cause."""
     names = ("loss", "feature_norm", "learning_rate", "gradient_norm")
-    columns = np.array([[_float_or_nan(line.get(name)) for name in names] for line in steps])
-    complete = columns[np.isfinite(columns).all(1)]
-    if len(complete) < MIN_STEPS:
+    values = np.array([[_float_or_nan(line.get(name)) for name in names] for line in steps])
+    finite = values[np.isfinite(values).all(1)]
+    if len(finite) < MIN_STEPS:
         return
-    losses, feature_norms, learning_rates, gradient_norms = complete.T
+    losses, feature_norms, learning_rates, gradient_norms = finite.T
     clip_norm = config.training.clip_norm
-    quarter_medians = [float(np.median(part)) for part in np.array_split(losses, 4)]
+    quarter_medians = [float(np.median(quarter)) for quarter in np.array_split(losses, 4)]
     first_loss, last_loss = float(losses[0]), float(np.median(losses[-max(3, len(losses) // 10) :]))
     step_sizes = learning_rates * (
         np.minimum(gradient_norms, clip_norm) if clip_norm else gradient_norms
@@ -179,7 +182,7 @@ def _check_convergence(
     )
     steps_too_small = config.training.optimizer.kind == "sgd" and median_step < MIN_STEP_SIZE
     is_flat = quarter_medians[3] > (1 - MIN_LOSS_DROP) * quarter_medians[1]
-    # log(classes) is the loss of a model with equal cosines for all classes, without a margin.
+    # Without a margin, log(classes) is the loss of a model whose cosines to all classes are equal.
     at_chance = last_loss > math.log(classes) and (is_flat or norm_ratio > MAX_FEATURE_NORM_RATIO)
     verdict = "no better than guessing" if at_chance else "hardly lower than at the start"
     if steps_too_small and last_loss > 0.5 * first_loss:
@@ -219,6 +222,7 @@ def _check_convergence(
 
 
 def _float_or_nan(value: object) -> float:
+    """The value as a float; NaN if it is not a number."""
     return float(value) if isinstance(value, int | float) else math.nan
 
 
@@ -229,7 +233,7 @@ def check_scale(config: RunConfig, classes: int) -> Iterator[Finding]:
     log(1 + (C − 1)·e^{−s·C/(C − 1)}) (lower bound from NormFace, arXiv 1704.06369).
     """
     loss, scale = create_loss(config.loss), config.loss.get("scale")
-    # The bound holds for a softmax of cosines with this scale.
+    # The bound holds only for a softmax over cosines that are multiplied by this scale.
     bound_applies = (
         loss.normalized and not loss.contains_scale and loss.sigmoid_terms(classes) is None
     )
@@ -251,57 +255,70 @@ def check_scale(config: RunConfig, classes: int) -> Iterator[Finding]:
 def check_leaks(
     config: RunConfig, images: FaceImages, max_images: int, workers: int = 4
 ) -> Iterator[Finding]:
-    """Check for evaluation images that are also in the training set."""
-    sets: dict[str, ReadableImages] = {}
-    for name, entry in config.evaluation.sets.items():
-        if entry.is_bin:
-            sets[name] = open_source(str(entry.pairs_file))
-        elif entry.images:
-            sets[name] = open_source(entry.images)
-    if not sets:
+    """Check for evaluation images that are also in the training set.
+
+    Args:
+        config: the run's configuration, which names the evaluation sets.
+        images: the training images.
+        max_images: maximum number of images of each evaluation set. They are compared with up to
+            ten times as many training images.
+        workers: number of threads.
+    """
+    evaluation_sets: dict[str, ReadableImages] = {}
+    for name, settings in config.evaluation.sets.items():
+        if settings.is_bin:
+            evaluation_sets[name] = open_source(str(settings.pairs_file))
+        elif settings.images:
+            evaluation_sets[name] = open_source(settings.images)
+    if not evaluation_sets:
         return
-    chosen = sample_identities(np.asarray(images.labels), 10 * max_images)
-    trained = measure_images(images, chosen, workers)
-    if len(trained) + len(trained.unreadable) < len(images):
+    training_indices = sample_identities(np.asarray(images.labels), 10 * max_images)
+    training_measured = measure_images(images, training_indices, workers)
+    if len(training_measured) + len(training_measured.unreadable) < len(images):
         yield Finding(
             fault="leaks_looked_for_in_part",
             severity="note",
-            message=f"evaluation images were compared with only {len(trained)} of {len(images)} "
-            "training images",
-            remedy="compare more of them with a larger --images",
+            message=f"evaluation images were compared with only {len(training_measured)} of "
+            f"{len(images)} training images",
+            remedy="compare them with more training images: set a larger --images",
             share=0.0,
         )
-    for name, evaluation_images in sets.items():
+    for name, evaluation_images in evaluation_sets.items():
         labels = evaluation_images.labels
-        chosen = (
+        evaluation_indices = (
             list(range(min(max_images, len(evaluation_images))))
             if labels is None
             else sample_identities(np.asarray(labels), max_images)
         )
-        evaluated = measure_images(evaluation_images, chosen, workers)
-        pairs = near_duplicates(_concatenate(trained, evaluated))
-        pairs = pairs[(pairs[:, 0] < len(trained)) & (pairs[:, 1] >= len(trained))]
+        evaluation_measured = measure_images(evaluation_images, evaluation_indices, workers)
+        pairs = near_duplicates(_concatenate(training_measured, evaluation_measured))
+        # Keep the pairs of a training image and an evaluation image.
+        num_training = len(training_measured)
+        pairs = pairs[(pairs[:, 0] < num_training) & (pairs[:, 1] >= num_training)]
         leaked = np.unique(pairs[:, 1])
         if len(leaked):
-            share = len(leaked) / len(evaluated)
+            share = len(leaked) / len(evaluation_measured)
             yield Finding(
                 fault="evaluation_leak",
                 severity="serious" if share > 0.01 else "warning",
-                message=f"{len(leaked)} of {len(evaluated)} images of the evaluation set {name!r} "
-                "are also training images",
+                message=f"{len(leaked)} of {len(evaluation_measured)} images of the evaluation set "
+                f"{name!r} are also training images",
                 remedy="evaluate on identities that are not in the training set: remove them from "
                 "it, or split the data by identity",
                 share=share,
                 examples=tuple(
-                    f"{images.name(int(trained.indices[training_row]))} = "
-                    f"{evaluation_images.name(int(evaluated.indices[row - len(trained)]))}"
-                    for training_row, row in pairs[:MAX_EXAMPLES]
+                    f"{images.name(int(training_measured.indices[first]))} = "
+                    + evaluation_images.name(
+                        int(evaluation_measured.indices[second - num_training])
+                    )
+                    for first, second in pairs[:MAX_EXAMPLES]
                 ),
-                figures={"images": len(leaked), "looked_at": len(evaluated)},
+                figures={"images": len(leaked), "looked_at": len(evaluation_measured)},
             )
 
 
 def _concatenate(first: Measurements, second: Measurements) -> Measurements:
+    """Join the measurements of two sets; the unreadable images are left out."""
     columns = ("indices", "sizes", "std", "color", "redness", "eyes", "hashes", "thumbnails")
     joined = {
         name: np.concatenate([getattr(first, name), getattr(second, name)]) for name in columns

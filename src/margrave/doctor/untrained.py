@@ -1,10 +1,11 @@
 """Checks whether weights were trained, or are still random.
 
-For a matrix X of independent random numbers, the largest eigenvalue of X·Xᵀ is known in advance,
-whatever their distribution. Training raises it above this value within a few steps, because each
+For a matrix X of independent random numbers of any distribution, the expected largest eigenvalue of
+X·Xᵀ is known. Training raises the eigenvalue above this value within a few steps, because each
 gradient is a sum of few outer products.
 
-The scales and shifts of normalization layers are initialized to exactly 1 and 0.
+The scales and shifts of normalization layers are exactly 1 and 0 before training; training changes
+them.
 """
 
 from __future__ import annotations
@@ -18,12 +19,12 @@ from torch import Tensor
 from margrave.doctor.findings import Finding
 
 MIN_MATRIX_SIDE = 8
-"""Smaller matrices are not tested, because they show little."""
+"""Matrices with fewer rows or columns are not tested, because they show little."""
 MAX_ROWS = 8192
 MAX_COLUMNS = 65536
-"""Maximum size of a tested matrix; larger ones are cropped to it."""
+"""Maximum numbers of rows and columns of a tested matrix; larger matrices are cropped."""
 MIN_TRAINED_SCORE = 5.0
-"""Score above which a matrix is not random; see `eigenvalue_score`."""
+"""Score above which a matrix counts as not random; see `eigenvalue_score`."""
 MAX_STRUCTURED_SHARE = 0.1
 """Maximum share of non-random matrices, such as constant tables, in an untrained network."""
 MIN_MATRICES, MIN_NORMS = 3, 2
@@ -38,11 +39,11 @@ class TrainingEvidence:
 
     Attributes:
         matrices: number of weight matrices that are large enough to test.
-        structured: number of these matrices that are not independent random numbers.
+        structured: number of tested matrices that do not look like independent random numbers.
         norms: number of normalization layers with scale and shift.
-        untouched: number of these layers with their initial scale 1 and shift 0.
+        untouched: number of normalization layers that still have their initial scale 1 and shift 0.
         statistics: number of batch norms with running statistics.
-        unused: number of these batch norms with their initial mean 0 and variance 1.
+        unused: number of batch norms that still have their initial mean 0 and variance 1.
     """
 
     matrices: int
@@ -71,8 +72,8 @@ class TrainingEvidence:
 
 
 def training_evidence(state: Mapping[str, Tensor]) -> TrainingEvidence:
-    """Collect the signs of training in a network's tensors."""
-    scores = [score for value in state.values() if (score := eigenvalue_score(value)) is not None]
+    """Count the signs of training in a network's state dict."""
+    scores = [score for tensor in state.values() if (score := eigenvalue_score(tensor)) is not None]
     norms = [key.removesuffix(".weight") for key in state if _is_norm(state, key)]
     untouched = [
         name
@@ -80,25 +81,25 @@ def training_evidence(state: Mapping[str, Tensor]) -> TrainingEvidence:
         if bool(((state[f"{name}.weight"] - 1).abs() <= INITIAL_TOLERANCE).all())
         and bool((state[f"{name}.bias"].abs() <= INITIAL_TOLERANCE).all())
     ]
-    statistics = [key.removesuffix("running_var") for key in state if key.endswith("running_var")]
+    batch_norms = [key.removesuffix("running_var") for key in state if key.endswith("running_var")]
     unused = [
-        name
-        for name in statistics
-        if bool((state[f"{name}running_var"] == 1).all())
-        and not bool(state.get(f"{name}running_mean", torch.zeros(1)).any())
+        prefix
+        for prefix in batch_norms
+        if bool((state[f"{prefix}running_var"] == 1).all())
+        and not bool(state.get(f"{prefix}running_mean", torch.zeros(1)).any())
     ]
     return TrainingEvidence(
         matrices=len(scores),
         structured=sum(score > MIN_TRAINED_SCORE for score in scores),
         norms=len(norms),
         untouched=len(untouched),
-        statistics=len(statistics),
+        statistics=len(batch_norms),
         unused=len(unused),
     )
 
 
 def _is_norm(state: Mapping[str, Tensor], key: str) -> bool:
-    """Whether a tensor is the scale of a normalization layer, with a shift of the same shape."""
+    """Whether a tensor is the scale of a normalization layer that also has a shift."""
     weight, bias = state[key], state.get(f"{key.removesuffix('.weight')}.bias")
     return (
         key.endswith(".weight")
@@ -110,12 +111,18 @@ def _is_norm(state: Mapping[str, Tensor], key: str) -> bool:
 
 
 def eigenvalue_score(weight: Tensor) -> float | None:
-    """How far a matrix's largest eigenvalue exceeds that of random numbers, in standard deviations.
+    """How far the largest eigenvalue of a matrix X·Xᵀ exceeds the value for random numbers.
 
-    It is about -2 for independent random numbers, and at most 3 for every matrix of every
-    registered backbone before training. Rows are normalized first, so that their scales (such as
-    those of folded batch norms) do not matter. The score is None for small, constant or non-finite
-    matrices.
+    The unit is the scale of the distribution of this eigenvalue for random numbers. The score is
+    about -2 for independent random numbers, and at most 3 for every matrix of every registered
+    backbone before training. Rows are normalized first, so that their scales (such as those of
+    folded batch norms) do not matter.
+
+    Args:
+        weight: a weight of any shape, which is reshaped to a matrix with a row per output.
+
+    Returns:
+        The score; None if the matrix is small or constant, or contains infinity or NaN.
 
     Source: Johnstone, On the distribution of the largest eigenvalue in principal components
     analysis (2001), for mean and scale.

@@ -42,13 +42,14 @@ def _is_all_zeros(key: str, value: torch.Tensor) -> bool:
     return value.ndim >= 2 and value.is_floating_point() and not bool(value.any())
 
 
-# Fault, predicate of a tensor's key and values, end of the message "2 of 9 tensors …", remedy.
+# For each fault: its identifier, a predicate of a tensor's key and values, the end of the message
+# "2 of 9 tensors …", and the remedy.
 _WEIGHT_FAULTS: tuple[tuple[str, Callable[[str, torch.Tensor], bool], str, str], ...] = (
     (
         "non_finite_weights",
         _is_non_finite,
         "contain infinite values or NaN",
-        "use an earlier checkpoint: training had diverged before this one was saved",
+        "use an earlier checkpoint: training had diverged before this checkpoint was saved",
     ),
     (
         "negative_variances",
