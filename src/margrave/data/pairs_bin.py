@@ -1,7 +1,8 @@
 """Verification sets in InsightFace's ``.bin`` format, such as ``lfw.bin``.
 
 The file is a pickle of (images, same): a list of 2P encoded images and a list of P booleans. Images
-2k and 2k + 1 form pair k. The pickle is parsed without being executed.
+2k and 2k + 1 form pair k; its boolean is True if they show the same identity. The pickle is parsed
+without being executed.
 """
 
 from __future__ import annotations

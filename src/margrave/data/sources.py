@@ -25,8 +25,7 @@ def detect_source(path: str | Path) -> dict[str, Any]:
     """Detect which source reads a path or URL; returns its specification.
 
     The specification ``{"kind": name, **settings}`` can be passed to `open_source` or written into
-    a recipe.
-    A path that no source recognizes is treated as a folder of identities.
+    a recipe. A path that no source recognizes is treated as a folder of identities.
 
     >>> detect_source("faces")
     {'kind': 'folder', 'root': 'faces'}

@@ -45,7 +45,7 @@ def split_identities(
         raise ValueError(
             f"parts = {list(parts)} leave a part empty (of {total} identities); enlarge that part"
         )
-    # Unused identities get the number len(bounds), which is no part.
+    # Unused identities get the part number len(bounds), which is not returned.
     part_of_identity = np.full(total, len(bounds))
     shuffled = np.random.default_rng(seed).permutation(total)
     part_of_identity[shuffled] = np.searchsorted(bounds, np.arange(total), side="right")
