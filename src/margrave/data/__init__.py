@@ -1,6 +1,6 @@
 """Face images and their labels: reading, splitting, pairing and batching.
 
-Each kind of image source is defined in a module of this package, which registers it with
+Each kind of image source has its own module in this package, and that module registers it with
 ``SOURCES``.
 """
 
@@ -77,6 +77,6 @@ __all__ = [
     "write_record_images",
 ]
 
-# Import all modules, so that every source is registered.
+# Import every module, because importing a source's module registers the source.
 for _module in pkgutil.iter_modules(__path__):
     importlib.import_module(f"{__name__}.{_module.name}")

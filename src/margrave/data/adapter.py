@@ -71,12 +71,12 @@ class AdaptedImages(ReadableImages):
 
     @property
     def content_digest(self) -> str | None:
-        """SHA-256 of the content; None if the object has none."""
+        """SHA-256 of all pixels or files; None if the object does not provide it."""
         return getattr(self._images, "content_digest", None)
 
     @property
     def pieces(self) -> np.ndarray | None:
-        """(P + 1,) index of the first image of each piece, then N; None if there are no pieces."""
+        """(P + 1,) index of the first image of each piece, then N; see `ReadableImages.pieces`."""
         return getattr(self._images, "pieces", None)
 
     def name(self, index: int) -> str:

@@ -18,7 +18,8 @@ class ArrayImages(ReadableImages):
     Args:
         images: (N, height, width, 3) uint8, RGB; or a sequence of (height, width, 3) arrays of any
             sizes. Not copied.
-        labels: one label of any hashable type per image, numbered in order of first appearance.
+        labels: one label per image, of any hashable type. Classes are numbered in order of first
+            appearance.
 
     Raises:
         ValueError: an image is not (height, width, 3) uint8, or there is not one label per image.
@@ -50,7 +51,7 @@ class ArrayImages(ReadableImages):
 
     @cached_property
     def content_digest(self) -> str:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """SHA-256 of shapes and pixels, since names such as ``image 0`` identify no images."""
+        """SHA-256 of shapes and pixels; names such as ``image 0`` do not identify the images."""
         digest = hashlib.sha256()
         for image in self._images:
             digest.update(np.array(image.shape, "<i8").tobytes())

@@ -1,4 +1,7 @@
-"""Augmentation: AdaFace's crop, low resolution and photometric changes; flip, gray and motion."""
+"""Random changes of training images.
+
+AdaFace's crop, low resolution and photometric changes; also motion, flip and grayscale.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,7 @@ _INTERPOLATIONS = (
 )
 _CROP_ATTEMPTS = 10
 
-Step = Callable[[np.ndarray, np.random.Generator], np.ndarray]
+Change = Callable[[np.ndarray, np.random.Generator], np.ndarray]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,26 +34,27 @@ class Augmentation:
     with each image.
 
     Attributes:
-        motion: probability of a random rotation, scaling and shift; the border pixels
-            are replicated outward.
+        motion: probability of a combined random rotation, scaling and shift; border pixels fill
+            the areas that become empty.
         motion_rotation: maximum rotation in either direction, in degrees.
         motion_scale: minimum and maximum scale.
         motion_shift: maximum shift in either direction along each axis, as a fraction of the
             image's width or height.
         flip: probability of a horizontal flip.
         crop: probability of blackening everything outside a random rectangle.
-        crop_area: minimum and maximum fraction of the area that is kept.
-        crop_ratio: minimum and maximum width / height of the rectangle; drawn log-uniformly.
-        low_resolution: probability of shrinking to a small square and enlarging again, each with a
-            randomly chosen interpolation of OpenCV's five.
+        crop_area: minimum and maximum area of the rectangle, as a fraction of the image's area.
+        crop_ratio: minimum and maximum width / height of the rectangle; the ratio is drawn
+            log-uniformly.
+        low_resolution: probability of shrinking the image to a small square and enlarging it again.
+            Each of the two steps uses one of five OpenCV interpolations, chosen at random.
         low_resolution_side: minimum and maximum side of the small square, as a fraction of
             the image's height.
         photometric: probability of changing brightness, contrast and saturation in random order.
         brightness: range r of the brightness factor, which is uniform in [max(0, 1 − r), 1 + r].
-        contrast: the same for the contrast factor, which scales differences from the image's mean
-            gray value.
-        saturation: the same for the saturation factor, which scales differences from each pixel's
-            gray value.
+        contrast: range r of the contrast factor, drawn likewise; the factor scales the difference
+            of each pixel from the image's mean gray value.
+        saturation: range r of the saturation factor, drawn likewise; the factor scales the
+            difference of each pixel from its own gray value.
         gray: probability of converting to grayscale.
 
     Source: AdaFace (CVPR 2022), supplementary material and official code, for crop, low_resolution
@@ -109,15 +113,15 @@ class Augmentation:
 
     def __call__(self, image: np.ndarray, generator: np.random.Generator) -> np.ndarray:
         """Return the augmented (height, width, 3) uint8 RGB image; the input is not modified."""
-        for probability, step in self._steps:
+        for probability, change in self._enabled_changes:
             if generator.random() < probability:
-                image = step(image, generator)
+                image = change(image, generator)
         return image
 
     @cached_property
-    def _steps(self) -> list[tuple[float, Step]]:
-        """(probability, step) of the enabled steps."""
-        steps = (
+    def _enabled_changes(self) -> list[tuple[float, Change]]:
+        """(probability, change) of the enabled changes, in the order of the fields."""
+        changes = (
             (self.motion, self._move),
             (self.flip, self._flip),
             (self.crop, self._crop),
@@ -125,14 +129,14 @@ class Augmentation:
             (self.photometric, self._change_photometry),
             (self.gray, self._remove_color),
         )
-        return [(probability, step) for probability, step in steps if probability > 0]
+        return [(probability, change) for probability, change in changes if probability > 0]
 
     def _move(self, image: np.ndarray, generator: np.random.Generator) -> np.ndarray:
         height, width = image.shape[:2]
         angle = generator.uniform(-self.motion_rotation, self.motion_rotation)
         scale = generator.uniform(*self.motion_scale)
         shift = generator.uniform(-self.motion_shift, self.motion_shift, 2) * (width, height)
-        # Pixel centers have integer coordinates, so the image center is (side - 1) / 2.
+        # Pixel centers have integer coordinates, so the image's center is at (side - 1) / 2.
         matrix = cv2.getRotationMatrix2D(((width - 1) / 2, (height - 1) / 2), angle, scale)
         matrix[:, 2] += shift
         return cv2.warpAffine(image, matrix, (width, height), borderMode=cv2.BORDER_REPLICATE)
@@ -160,7 +164,7 @@ class Augmentation:
                 top = int(generator.integers(image_height - height + 1))
                 left = int(generator.integers(image_width - width + 1))
                 return top, left, height, width
-        # No attempt fitted: use the largest centered rectangle with an allowed ratio.
+        # All rectangles were too large: use the largest centered one with an allowed ratio.
         ratio = min(max(image_width / image_height, self.crop_ratio[0]), self.crop_ratio[1])
         width = min(image_width, round(image_height * ratio))
         height = min(image_height, round(image_width / ratio))
@@ -169,19 +173,20 @@ class Augmentation:
     def _lower_resolution(self, image: np.ndarray, generator: np.random.Generator) -> np.ndarray:
         height, width = image.shape[:2]
         side = max(1, int(generator.uniform(*self.low_resolution_side) * height))
-        down, up = (_INTERPOLATIONS[choice] for choice in generator.integers(5, size=2))
+        down, up = (_INTERPOLATIONS[index] for index in generator.integers(5, size=2))
         small = cv2.resize(image, (side, side), interpolation=down)
         return cv2.resize(small, (width, height), interpolation=up)
 
     def _change_photometry(self, image: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-        ranges = (self.brightness, self.contrast, self.saturation)
-        for change in generator.permutation(3):
-            spread = ranges[change]
-            factor = generator.uniform(max(0.0, 1 - spread), 1 + spread)
-            if change == 0:
+        properties = ("brightness", "contrast", "saturation")
+        for index in generator.permutation(3):
+            factor_range = getattr(self, properties[index])
+            factor = generator.uniform(max(0.0, 1 - factor_range), 1 + factor_range)
+            if properties[index] == "brightness":
                 image = _blend(image, 0.0, factor)
-            elif change == 1:
+            elif properties[index] == "contrast":
                 mean_gray = cv2.mean(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY))[0]
+                # Round half up, as Pillow's contrast enhancement does.
                 image = _blend(image, math.floor(mean_gray + 0.5), factor)
             else:
                 gray = self._remove_color(image, generator)
@@ -192,7 +197,7 @@ class Augmentation:
         return cv2.cvtColor(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
 
 
-def _blend(image: np.ndarray, level: float, factor: float) -> np.ndarray:
-    """factor · image + (1 − factor) · level, clipped to 0..255."""
-    table = np.clip(np.arange(256) * factor + (1 - factor) * level, 0, 255).astype(np.uint8)
+def _blend(image: np.ndarray, gray_value: float, factor: float) -> np.ndarray:
+    """factor · image + (1 − factor) · gray_value, clipped to 0..255."""
+    table = np.clip(np.arange(256) * factor + (1 - factor) * gray_value, 0, 255).astype(np.uint8)
     return cv2.LUT(image, table)

@@ -1,4 +1,4 @@
-"""The registry of image sources, and the rules that recognize each source's paths."""
+"""The registry of image sources, and the rules that detect which source can read a path."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Detect = Callable[[str], Mapping[str, Any] | None]
 
 
 class Sources(Registry[Callable[..., ReadableImages]]):
-    """Image sources by name, each with an optional rule that recognizes its paths.
+    """The registry of image sources: maps each name to a source and, optionally, a detection rule.
 
     >>> sources = Sources("data set")
     >>> @sources.register("files", detect=lambda path: {"root": path})
@@ -33,8 +33,9 @@ class Sources(Registry[Callable[..., ReadableImages]]):
 
         Args:
             name: the ``kind`` of the source.
-            detect: returns the source's settings for a path or URL, or None if this source cannot
-                read it. The rule may inspect files, but must not read images.
+            detect: the detection rule: a function that takes a path or URL and returns the source's
+                settings for it, or None if this source cannot read it. The function may inspect
+                files, but must not read images.
             priority: if several rules match, the one with the highest priority wins; ties go to the
                 first name in alphabetical order.
         """

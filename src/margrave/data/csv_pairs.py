@@ -1,4 +1,7 @@
-"""Pair lists that give image paths: CSV tables with a header, or lines of two paths and 1 or 0."""
+"""Read pair lists that give image paths.
+
+A list is either a CSV table with a header line, or has lines of two paths followed by 1 or 0.
+"""
 
 from __future__ import annotations
 
@@ -26,8 +29,8 @@ _TRUTH = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no"
 def is_path_list(path: str | Path) -> bool:
     """Whether a pair list gives image paths (see `read_csv_pairs`) instead of LFW identities.
 
-    True for a .csv file and for a list whose first line is two paths and 1 or 0. The line
-    ``name 1 0`` is in LFW's format: its second field is a number, not a path.
+    True for a .csv file, and for a list whose first line is two paths followed by 1 or 0. A line
+    such as ``name 1 0`` is in LFW's format, because its second field is a number, not a path.
 
     Raises:
         ValueError: the file cannot be read.
@@ -95,8 +98,8 @@ def read_pairs_by_path(path: str | Path, names: Sequence[str]) -> PairList:
 
     Args:
         path: the list: a .csv table, lines of "path path 1", or otherwise LFW's format.
-        names: path of each image; the returned pairs are indices into this sequence. In LFW's
-            format, a list refers to an image by its folder and file stem, ``Name/Name_0001``.
+        names: path of each image; the returned pairs are indices into this sequence. A list in
+            LFW's format refers to an image by its folder and file stem, ``Name/Name_0001``.
 
     Raises:
         ValueError: see ``read_csv_pairs`` and ``read_lfw_pairs``.
@@ -111,7 +114,7 @@ def read_pairs_by_path(path: str | Path, names: Sequence[str]) -> PairList:
 
 
 class _ImagesByPath:
-    """`NamedImages` for ``read_lfw_pairs``, from paths alone; an image's folder is its identity."""
+    """`NamedImages` made from paths alone; the name of an image's folder is its identity."""
 
     def __init__(self, names: Sequence[str]) -> None:
         self._names = names
@@ -124,7 +127,7 @@ class _ImagesByPath:
 
 
 def _read_rows(path: Path) -> Iterator[tuple[int, str, list[str]]]:
-    """Yield the line number, the line and [path_a, path_b, same, fold or ""] of each pair."""
+    """Yield (line number, line, [path_a, path_b, same, fold]) of each pair; fold may be empty."""
     line_number, line = next(read_lines(path), (1, ""))
     if not _is_pair_of_paths(_split_line(path, line_number, line)):
         yield from read_table(path, ("path_a", "path_b", "same"), ("fold",))
@@ -149,7 +152,7 @@ def _split_line(path: str | Path, line_number: int, line: str) -> list[str]:
 
 
 def _is_pair_of_paths(fields: Sequence[str]) -> bool:
-    """Whether the fields are two paths and 1 or 0, as in a list without a header."""
+    """Whether the fields are two paths followed by 1 or 0, as in a list without a header."""
     return len(fields) == 3 and fields[2] in ("0", "1") and not fields[1].isdecimal()
 
 
@@ -159,11 +162,11 @@ def _read_csv(
     format_name: Callable[[str], str],
     check_name: Callable[[int, str, str], None] = lambda line_number, line, name: None,
 ) -> tuple[list[str], PairList]:
-    """Read a pair list; returns the names of its images, and the pairs as indices into them.
+    """Read a pair list; returns the names of its images, and pairs of indices into these names.
 
     Args:
         path: the list.
-        exists: returns whether there is an image with this name.
+        exists: called with an image's name; returns whether the image exists.
         format_name: formats the name of a missing image for messages.
         check_name: called with (line number, line, name); raises an error if the name is not
             allowed.
@@ -204,7 +207,7 @@ def _read_csv(
 
 
 def _count_folds(path: Path, fold_of: Sequence[int]) -> int:
-    """The number of folds; raises an error unless the fold sizes are those of an even split."""
+    """The number of folds; raises an error unless the pairs are split evenly among them."""
     sizes = np.unique(fold_of, return_counts=True)[1]
     even_sizes = [len(fold) for fold in np.array_split(fold_of, len(sizes))]
     if sizes.tolist() != even_sizes:

@@ -15,23 +15,31 @@ Fit = Literal["crop", "stretch", "pad"]
 MAXIMUM_PIXELS = 64_000_000
 
 # Each segment of a JPEG begins with a marker: 0xFF and a code. Within a scan's data, 0xFF is
-# followed only by 0x00 (a data byte) or 0xD0-0xD7 (a restart). This pattern therefore finds the
-# next segment.
+# followed only by 0x00 (a data byte) or 0xD0-0xD7 (a restart). This pattern excludes both and
+# therefore finds the next segment.
 _JPEG_MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]", re.DOTALL)
 _JPEG_START = b"\xff\xd8\xff"
 _JPEG_SCAN = b"\xff\xda"
 _JPEG_END_CODE = 0xD9
 _JPEG_END = bytes((0xFF, _JPEG_END_CODE))
-# Marker codes: segments without a length, usual segments before the frame header, frame headers.
 _JPEG_WITHOUT_LENGTH = (0x01, 0xD8)
+"""Codes of the markers that have neither a length nor content."""
 _JPEG_BEFORE_FRAME = frozenset((*range(0xE0, 0xF0), 0xDB, 0xC4, 0xDD, 0xFE))
+"""Codes of the segments that usually precede the frame header: metadata, tables and comments."""
 _JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
-_USUAL_SCANS, _MAX_SCANNED_PIXELS = 20, 1_000_000_000
-"""Number of scans that is always allowed; maximum of scans times pixels if there are more."""
+"""Codes of the frame headers, which give the image's size."""
+_USUAL_SCANS = 20
+"""A JPEG may always have this many scans."""
+_MAX_SCANNED_PIXELS = 1_000_000_000
+"""Maximum of scans times pixels for a JPEG with more scans than usual."""
 _PNG_DEFLATED = (b"zTXt", b"iTXt", b"iCCP")
-_MAX_DEFLATE_RATIO, _MAX_CHUNK_BYTES, _MAX_TEXT_BYTES = 1032, 8_000_000, 256_000_000
-"""Deflate's maximum compression ratio; maximum size of one decompressed chunk, as in libpng, and of
-all such chunks together."""
+"""PNG chunks with compressed metadata: texts and color profiles."""
+_MAX_DEFLATE_RATIO = 1032
+"""Maximum compression ratio of the Deflate algorithm."""
+_MAX_CHUNK_BYTES = 8_000_000
+"""Maximum size of one decompressed metadata chunk, as in libpng."""
+_MAX_METADATA_BYTES = 256_000_000
+"""Maximum size of all decompressed metadata chunks of a file."""
 _NETPBM = re.compile(rb"P[2356](?:\s|#[^\n]*\n)+(\d{1,9})(?:\s|#[^\n]*\n)+(\d{1,9})\s")
 
 
@@ -135,9 +143,11 @@ def _broken_message(name: str, reason: str) -> str:
 
 
 def _jpeg_size(data: bytes) -> tuple[int, int]:
+    """Read (height, width), after checking that the end marker is present."""
     height, width, position = 0, 0, 2
     if data.endswith(_JPEG_END) and len(data) > 12:
-        # Fast path: most files end with the end marker, and segments before the frame have lengths.
+        # Fast path, for most files: the end marker ends the file, and only the usual segments
+        # precede the frame header. Skip these segments by their lengths.
         while data[position] == 0xFF and data[position + 1] in _JPEG_BEFORE_FRAME:
             position += 2 + (data[position + 2] << 8 | data[position + 3])
             if position + 9 > len(data):
@@ -161,7 +171,8 @@ def _jpeg_size(data: bytes) -> tuple[int, int]:
 
 def _check_scans(data: bytes, pixels: int, name: str) -> None:
     """Reject a progressive JPEG with a huge number of scans, since each takes time to decode."""
-    # The scan marker never occurs within a scan's data; embedded thumbnails add a few scans.
+    # The scan marker never occurs within a scan's data, so counting markers counts scans. An
+    # embedded thumbnail adds a few.
     scans = data.count(_JPEG_SCAN)
     if scans > _USUAL_SCANS and scans * pixels > _MAX_SCANNED_PIXELS:
         raise ValueError(
@@ -171,24 +182,25 @@ def _check_scans(data: bytes, pixels: int, name: str) -> None:
 
 
 def _png_size(data: bytes) -> tuple[int, int]:
+    """Read (height, width), after checking the end chunk and the size of the metadata."""
     width, height = struct.unpack_from(">II", data, 16)
-    position, text_bytes = 8, 0
+    position, metadata_bytes = 8, 0
     while (chunk := data[position + 4 : position + 8]) != b"IEND":
         if len(chunk) < 4:
             raise _Truncated
         length = int.from_bytes(data[position : position + 4], "big")
         if chunk in _PNG_DEFLATED:
             # The decoder decompresses all of these chunks and keeps them in memory.
-            text_bytes += min(length * _MAX_DEFLATE_RATIO, _MAX_CHUNK_BYTES)
-            if text_bytes > _MAX_TEXT_BYTES:
+            metadata_bytes += min(length * _MAX_DEFLATE_RATIO, _MAX_CHUNK_BYTES)
+            if metadata_bytes > _MAX_METADATA_BYTES:
                 raise _Unsafe("contains compressed text that could take too much memory")
         position += 12 + length
     return height, width
 
 
 def _webp_size(data: bytes) -> tuple[int, int]:
-    (declared,) = struct.unpack_from("<I", data, 4)
-    if len(data) < declared + 8:
+    (declared_bytes,) = struct.unpack_from("<I", data, 4)
+    if len(data) < declared_bytes + 8:
         raise _Truncated
     chunk_type = data[12:16]
     if chunk_type == b"VP8X":
@@ -197,20 +209,23 @@ def _webp_size(data: bytes) -> tuple[int, int]:
             int.from_bytes(data[24:27], "little") + 1,
         )
     if chunk_type == b"VP8L":
-        (packed,) = struct.unpack_from("<I", data, 21)
-        return (packed >> 14 & 0x3FFF) + 1, (packed & 0x3FFF) + 1
+        # One word holds width - 1 in its low 14 bits and height - 1 in the next 14.
+        (size_bits,) = struct.unpack_from("<I", data, 21)
+        return (size_bits >> 14 & 0x3FFF) + 1, (size_bits & 0x3FFF) + 1
     width, height = struct.unpack_from("<HH", data, 26)
     return height & 0x3FFF, width & 0x3FFF
 
 
 def _bmp_size(data: bytes) -> tuple[int, int]:
-    # Byte 10 begins the pixels' offset, byte 14 the header's size (12 in the old OS/2 format). A
-    # negative height means that the top row comes first.
+    # The pixels' offset is at byte 10 and the header's size at byte 14. A header of 12 bytes is the
+    # old OS/2 format. A negative height means that the top row comes first.
     offset, header_size = struct.unpack_from("<II", data, 10)
     width, height = struct.unpack_from("<HH" if header_size == 12 else "<ii", data, 18)
     pixel_bits = struct.unpack_from("<H", data, 24 if header_size == 12 else 28)[0]
-    compressed = header_size != 12 and struct.unpack_from("<I", data, 30)[0] in (1, 2)
-    if not compressed and len(data) < offset + (width * pixel_bits + 31) // 32 * 4 * abs(height):
+    # Compressions 1 and 2 are run-length encodings, whose size is unknown before decoding.
+    is_run_length_encoded = header_size != 12 and struct.unpack_from("<I", data, 30)[0] in (1, 2)
+    row_bytes = (width * pixel_bits + 31) // 32 * 4
+    if not is_run_length_encoded and len(data) < offset + row_bytes * abs(height):
         raise _Truncated
     return abs(height), abs(width)
 

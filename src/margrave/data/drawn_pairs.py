@@ -48,9 +48,14 @@ def balanced_pairs(
             f"number_of_pairs = {number_of_pairs}, but {len(identity_images)} identities with "
             f"{sum(map(len, identity_images))} images allow {genuine} genuine and {impostor} "
             f"impostor pairs, so at most {maximum} balanced pairs in {folds} folds; "
-            + ("lower it or add images" if maximum else "add images of the same identities")
+            + (
+                "lower number_of_pairs or add images"
+                if maximum
+                else "add images of the same identities"
+            )
         )
     half = number_of_pairs // 2
+    # Identities are sorted by their number of images, so every `folds`-th one gives similar folds.
     groups = [identity_images[fold::folds] for fold in range(folds)]
     identity_disjoint = all(min(_count_possible_pairs(group)) >= half // folds for group in groups)
     if not identity_disjoint:
@@ -99,13 +104,15 @@ def _draw_genuine(
     sizes = np.array([len(images) for images in identity_images])
     possible = sizes * (sizes - 1) // 2
     quota = np.zeros_like(possible)
-    while missing := count - quota.sum():
+    # Raise the quotas of all identities equally, each up to its number of possible pairs. Once
+    # fewer pairs remain than identities, draw the identities that get one more pair.
+    while remaining := count - quota.sum():
         unfilled = np.flatnonzero(quota < possible)
-        share = missing // len(unfilled)
+        share = remaining // len(unfilled)
         if share:
             quota[unfilled] = np.minimum(possible[unfilled], quota[unfilled] + share)
         else:
-            quota[generator.choice(unfilled, missing, replace=False)] += 1
+            quota[generator.choice(unfilled, remaining, replace=False)] += 1
     drawn = []
     for images, num_drawn, num_possible in zip(identity_images, quota, possible, strict=True):
         if num_drawn:
@@ -123,7 +130,8 @@ def _draw_impostor(
     """Draw (count, 2) distinct impostor pairs, uniformly from all impostor pairs."""
     images = np.concatenate(identity_images)
     sizes = np.array([len(group) for group in identity_images])
-    # Each image is paired with every image of earlier identities; number the pairs in this order.
+    # Pair each image with every image of the preceding identities, and number the pairs in this
+    # order.
     partner_counts = np.repeat(np.cumsum(sizes) - sizes, sizes)
     ends = np.cumsum(partner_counts)
     pair_numbers = generator.choice(int(ends[-1]), count, replace=False)

@@ -23,7 +23,7 @@ class IdentityPart(ImageSubset):
         seed: seeds the assignment of identities to parts; use the same seed for all three parts.
 
     Raises:
-        ValueError: the shares do not sum to 1, or leave a part empty.
+        ValueError: the shares do not sum to 1, or a part would have no identities.
 
     >>> faces = {"kind": "synthetic", "num_identities": 10, "images_per_identity": 2}
     >>> len(IdentityPart(images=faces, part="test")), len(IdentityPart(images=faces, part="train"))

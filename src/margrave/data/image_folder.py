@@ -20,7 +20,7 @@ from margrave.quantity import quantity
 
 EXTENSIONS = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".ppm", ".pgm")
 OTHER_EXTENSIONS = (".tif", ".tiff", ".gif", ".heic", ".heif", ".avif", ".jp2", ".jxl")
-"""Unsupported image formats, which are only counted."""
+"""Extensions of unsupported image formats; these files are counted, but not read."""
 
 
 def _detect_file(path: str) -> Mapping[str, Any] | None:
@@ -38,7 +38,8 @@ class ImageFiles(ReadableImages):
         paths: each image's path, relative to ``root``; by default every image in the folder and
             its subfolders, in natural order.
         maximum_pixels: images with more pixels are rejected (see ``decode_image``).
-        labels: one label of any hashable type per image, numbered in order of first appearance.
+        labels: one label per image, of any hashable type. Classes are numbered in order of first
+            appearance.
 
     Raises:
         ValueError: the folder has no images, or there is not one label per image.
@@ -116,11 +117,13 @@ def _read_file(path: str) -> bytes:
 def image_paths(
     root: str | Path, below: str | Path | None = None, others: list[str] | None = None
 ) -> list[str]:
-    """List the images in a folder and its subfolders in natural order, skipping hidden ones.
+    """List the paths of all images in a folder and its subfolders, in natural order.
+
+    Hidden files and folders are skipped.
 
     Args:
-        root: the folder that the paths are relative to.
-        below: the folder to search, by default `root`.
+        root: the folder to which the returned paths are relative.
+        below: the folder to search; by default `root`.
         others: a list to which the names of images in unsupported formats are appended.
     """
     paths: list[str] = []
@@ -139,7 +142,8 @@ def image_paths(
     return natural_sort(paths)
 
 
-# The fallback for paths that no other source recognizes; its errors explain what is wrong.
+# This source is the fallback for paths that no other source recognizes. Its error messages explain
+# what is wrong with the path.
 @SOURCES.register("folder", detect=lambda path: {"root": path}, priority=-1)
 class ImageFolder(ImageFiles, FaceImages):
     """Labeled images: each folder directly below ``root`` is one identity.
@@ -155,7 +159,8 @@ class ImageFolder(ImageFiles, FaceImages):
     Attributes:
         labels: (N,) int64, class of each image.
         class_names: name of each identity's folder.
-        left_out: identities skipped because of ``minimum_images`` -> number of images.
+        left_out: skipped identities, which have no images or fewer than ``minimum_images``;
+            identity -> number of images.
         loose_images: number of images directly in ``root``, which belong to no identity.
         other_formats: images in unsupported formats, extension -> count.
 
@@ -239,6 +244,7 @@ def natural_sort(names: Iterable[str]) -> list[str]:
 
 
 def _natural_order(name: str | Path) -> tuple[list[tuple[int, str]], str]:
-    # Numbers compare by value; pairs avoid comparing text with a number.
+    # A run of digits becomes (its value, "") and other text becomes (-1, text), so numbers compare
+    # by value and are never compared with text.
     parts = re.split(r"([0-9]+)", str(name))
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in parts], str(name)

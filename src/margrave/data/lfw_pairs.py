@@ -1,4 +1,4 @@
-"""Pair lists in the format of LFW's ``pairs.txt``, which gives identities and image numbers."""
+"""Read pair lists like LFW's ``pairs.txt``, which gives identities and image numbers."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def read_lfw_pairs(path: str | Path, image_folder: NamedImages) -> PairList:
 
     Args:
         path: the list.
-        image_folder: the images that the pairs index.
+        image_folder: the labeled images; the returned pairs are indices into them.
 
     Raises:
         ValueError: a malformed line or missing images; the message gives the line or the names.
@@ -82,7 +82,7 @@ def read_lfw_pairs(path: str | Path, image_folder: NamedImages) -> PairList:
 
 
 def _parse_line(place: str, line: str, genuine: bool) -> list[tuple[str, str]]:
-    """Parse a pair's line into the (identity, file stem) of both images."""
+    """Parse the line of a pair; returns (identity, file stem) of each of the two images."""
     parts = split_whitespace(line)
     if len(parts) == 3:
         parts.insert(2, parts[0])
@@ -92,7 +92,7 @@ def _parse_line(place: str, line: str, genuine: bool) -> list[tuple[str, str]]:
         expected = "name number number" if genuine else "name number name number"
         raise ValueError(f"{place}: {line!r}; expected {expected!r}")
     if (parts[0] == parts[2]) != genuine:
-        expected = "one identity" if genuine else "two identities"
+        expected = "one identity" if genuine else "two different identities"
         raise ValueError(f"{place}: {line!r}; expected {expected}")
     return [(name, f"{name}_{int(number):04d}") for name, number in (parts[:2], parts[2:])]
 

@@ -1,4 +1,4 @@
-"""Training batches: the order of images, and how workers read and augment them.
+"""Training batches: choose the order of the images, read them in workers and augment them.
 
 Each augmented image depends only on (seed, epoch, index), so a run resumed at any batch, with
 any number of workers, reads exactly the same images as an uninterrupted run.
@@ -119,12 +119,12 @@ class EpochSampler(Sampler[list[tuple[int, int]]]):
         self.epoch, self.batch = epoch, batch
 
     def state(self, batch: int) -> dict[str, Any]:
-        """What a checkpoint before this batch stores besides the position; empty by default."""
+        """State for a checkpoint before this batch, besides the position; empty in this class."""
         del batch
         return {}
 
     def resume(self, state: dict[str, Any]) -> None:
-        """Restore a `state`; call `start_at` afterwards."""
+        """Restore what `state` returned; call `start_at` afterwards."""
         del state
 
     def __len__(self) -> int:
@@ -132,7 +132,7 @@ class EpochSampler(Sampler[list[tuple[int, int]]]):
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         epoch = self.epoch
-        # The final 1 separates this random stream from others with the same seed.
+        # The final 1 makes this random stream differ from others with the same seed.
         order = np.random.default_rng([self._seed, epoch, 0, 1]).permutation(self._length)
         for batch in range(self.batch, self.batches_per_epoch):
             step_indices = order[batch * self._batch_size : (batch + 1) * self._batch_size]
@@ -143,7 +143,7 @@ class EpochSampler(Sampler[list[tuple[int, int]]]):
 class ImageGenerators:
     """Provides a random generator for each (epoch, index).
 
-    All are the same Philox generator with its counter set from (epoch, index).
+    A single Philox generator serves all images: its counter is set from (epoch, index).
 
     Args:
         seed: seeds all generators.
@@ -156,13 +156,14 @@ class ImageGenerators:
     """
 
     def __init__(self, seed: int) -> None:
+        # The 4 makes this random stream differ from others with the same seed.
         self._bit_generator = np.random.Philox(seed=np.random.SeedSequence([seed, 4]))
         self._state: Any = self._bit_generator.state
         self._generator = np.random.Generator(self._bit_generator)
 
     def for_image(self, epoch: int, index: int) -> np.random.Generator:
         """The image's generator; valid until the next call."""
-        # Creating a generator instead would take a fifth of the time of decoding an image.
+        # Creating a new generator would take a fifth of the time that decoding an image takes.
         self._state["state"]["counter"][:] = 0, 0, index, epoch
         self._bit_generator.state = self._state
         return self._generator
@@ -177,7 +178,7 @@ class TrainingImages(Dataset[Batch]):
         augmentation: random changes of images, or None.
         seed: seeds the augmentation.
         fit: how to fit images of other sizes, see ``fit_image``.
-        cached: read all images now and keep them in memory that all workers share
+        cached: read all images now and keep them in shared memory, which all workers use
             (3 · size² bytes per image).
         progress: called with (images read, total images) while caching.
     """
@@ -230,7 +231,7 @@ class TrainingImages(Dataset[Batch]):
         """One batch, without the images that cannot be read; called by DataLoader."""
         if self._cache is None:
             self.images.prefetch([index for _, index in positions])
-        # Otherwise the operating system would zero the memory of every batch again.
+        # Reuse freed memory: the operating system would zero new memory for every batch.
         keep_freed_memory()
         images = torch.empty((len(positions), self.size, self.size, 3), dtype=torch.uint8)
         pixels, indices, unreadable = images.numpy(), [], []
@@ -271,8 +272,8 @@ def normalize(
 
     Args:
         images: (B, C, H, W) uint8.
-        mean: mean of pixels in [0, 1]; one number, or one per channel.
-        std: standard deviation, in the same form; a mean and std of 0.5 map pixels to [−1, 1].
+        mean: mean of the pixels after division by 255; one number, or one per channel.
+        std: standard deviation, likewise. A mean and std of 0.5 map the pixels to [−1, 1].
 
     >>> normalize(torch.tensor([0, 255], dtype=torch.uint8).reshape(1, 1, 1, 2)).flatten().tolist()
     [-1.0, 1.0]
@@ -285,14 +286,15 @@ def normalize(
     # A lookup table takes one pass over the pixels; torch's conversion and arithmetic take four.
     keep_freed_memory()
     pixels = images.permute(0, 2, 3, 1).contiguous().numpy()
+    # A table with one column per channel needs the channels as the last axis.
     shape = (-1, 3) if table.shape[1] == 3 else (-1, images.shape[3] * images.shape[1])
-    rows = pixels.reshape(len(pixels) * images.shape[2], *shape)
-    normalized = cv2.LUT(rows, table.numpy()[None])
+    pixel_rows = pixels.reshape(len(pixels) * images.shape[2], *shape)
+    normalized = cv2.LUT(pixel_rows, table.numpy()[None])
     return torch.from_numpy(normalized.reshape(pixels.shape)).permute(0, 3, 1, 2)
 
 
 def _lookup_table(mean: float | Sequence[float], std: float | Sequence[float]) -> torch.Tensor:
-    """(256, 1) or (256, channels) table of the normalized value of each pixel value."""
+    """(256, 1) or (256, channels) table that maps each pixel value to its normalized value."""
     offset, scale = (torch.as_tensor(value, dtype=torch.float32) for value in (mean, std))
     return (torch.arange(256)[:, None] / 255 - offset) / scale
 
@@ -319,8 +321,8 @@ def training_loader(
     Args:
         images: the training set.
         sampler: the order of images.
-        workers: reader processes; 0 reads in the training process.
-        pin_memory: return page-locked tensors, for an accelerator.
+        workers: number of reader processes; with 0, the training process reads the images.
+        pin_memory: return tensors in page-locked memory, from which copies to a GPU are faster.
     """
     return DataLoader(
         images,
@@ -330,19 +332,18 @@ def training_loader(
         worker_init_fn=_prepare_worker,
         persistent_workers=workers > 0,
         pin_memory=pin_memory,
-        # Without its own generator, every epoch would advance torch's global one.
+        # Without a generator, the DataLoader would advance torch's global generator every epoch.
         generator=torch.Generator(),
     )
 
 
 def _unchanged(batch: Batch) -> Batch:
-    """Collate nothing: `TrainingImages` already returns batches."""
+    """Collate function that does nothing, because `TrainingImages` returns complete batches."""
     return batch
 
 
 def _prepare_worker(worker: int) -> None:
-    # Ctrl-C is sent to the entire process group, but only the training process should
-    # handle it.
+    # Ctrl-C reaches every process of the group, but only the training process should handle it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     cv2.setNumThreads(0)
     torch.set_num_threads(1)

@@ -19,8 +19,8 @@ from margrave.data.sources import ImageSource, open_source
 from margrave.images import ReadableImages
 from margrave.progress import Progress
 
-AHEAD = 64
-"""Number of images to prepare before they are written."""
+MAX_PENDING = 64
+"""Maximum number of images that are prepared but not yet written."""
 QUALITY = 95
 """Default JPEG quality."""
 
@@ -28,7 +28,7 @@ QUALITY = 95
 def packed_bytes(
     images: ReadableImages, index: int, size: int, fit: Fit = "crop", quality: int = QUALITY
 ) -> bytes:
-    """The image's encoded file if it is a JPEG or PNG of size × size pixels, otherwise a new JPEG.
+    """The image's file unchanged if it is a JPEG or PNG of size × size pixels; else a new JPEG.
 
     Raises:
         ValueError: the image cannot be read.
@@ -47,7 +47,7 @@ def packed_bytes(
 def prepare_in_order(
     prepare: Callable[[int], bytes], indices: Iterable[int], workers: int
 ) -> Iterator[tuple[int, bytes | ValueError]]:
-    """Prepare images in several threads; yields (index, result or error) in order."""
+    """Prepare images in several threads; yields (index, result or error) in the given order."""
     with ThreadPoolExecutor(workers) as pool:
         pending: deque[tuple[int, Future[bytes]]] = deque()
 
@@ -60,7 +60,7 @@ def prepare_in_order(
 
         for index in indices:
             pending.append((index, pool.submit(prepare, index)))
-            if len(pending) >= AHEAD:
+            if len(pending) >= MAX_PENDING:
                 yield next_result()
         while pending:
             yield next_result()
@@ -80,7 +80,7 @@ def pack_records(
 
     Args:
         images: labeled images; identities without a readable image are skipped.
-        folder: created if necessary; the files appear once they are complete.
+        folder: the folder to write, created if necessary; its files appear once they are complete.
         size: side in pixels; JPEG and PNG files of this size are packed unchanged.
         fit: how to fit images of other sizes.
         quality: JPEG quality of re-encoded images.
@@ -123,8 +123,8 @@ def pack_pairs(
     """Write a verification set in InsightFace's ``.bin`` format.
 
     Args:
-        images: the images that the pairs index.
-        pairs: the pairs.
+        images: the images.
+        pairs: pairs of indices into the images.
         path: the ``.bin`` file.
         size: side in pixels; JPEG and PNG files of this size are packed unchanged.
         fit: how to fit images of other sizes.

@@ -65,12 +65,12 @@ def look_up(
 
     Args:
         path: the list, for messages.
-        pairs: the keys (paths, or identity and file stem) of each pair's two images.
-        index_of: maps a key to an image index, or None.
+        pairs: the keys of each pair's two images; a key is a path, or (identity, file stem).
+        index_of: maps a key to the image's index, or to None if there is no such image.
         format_key: formats a key for messages.
 
     Returns:
-        (P,) indices of the first images and (P,) of the second.
+        (P,) indices of the pairs' first images, and (P,) indices of their second images.
 
     Raises:
         ValueError: images are missing; the message names them.

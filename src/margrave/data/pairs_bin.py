@@ -1,7 +1,8 @@
 """Verification sets in InsightFace's ``.bin`` format, such as ``lfw.bin``.
 
 The file is a pickle of (images, same): a list of 2P encoded images and a list of P booleans. Images
-2k and 2k + 1 form pair k. The pickle is parsed without being executed.
+2k and 2k + 1 form pair k; its boolean is True if they show the same identity. The pickle is parsed
+without being executed.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ class PackedImages(ReadableImages):
 
     @cached_property
     def content_digest(self) -> str:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """SHA-256 of the encoded images, since names (file and index) do not identify them."""
+        """SHA-256 of the encoded images; a file name and an index do not identify an image."""
         digest = hashlib.sha256()
         for image in self.encoded:
             digest.update(len(image).to_bytes(8, "little") + image)
@@ -83,7 +84,7 @@ def read_pairs_bin(path: str | Path, folds: int = 10) -> tuple[PairList, PackedI
     Args:
         path: the ``.bin`` file.
         folds: number of cross-validation folds; the published sets use 10. Fold sizes differ by at
-            most one pair. With fewer pairs than folds, each pair is its own fold.
+            most one pair. If there are fewer pairs than folds, each pair is a fold.
 
     Raises:
         ValueError: the file is damaged or contains anything but images and booleans.
@@ -100,7 +101,7 @@ def read_pairs_bin(path: str | Path, folds: int = 10) -> tuple[PairList, PackedI
         raise ValueError(
             f"{path} is not a pair of (images, same); give a .bin file in InsightFace's format"
         )
-    # A damaged file can list one image many times, and the copies could exhaust memory.
+    # A damaged file can refer to one image many times, and the copies could exhaust memory.
     budget = Budget(len(data), str(path))
     images = [
         _as_bytes(item, path, index, budget)
@@ -164,5 +165,5 @@ def write_pairs_bin(path: str | Path, images: Sequence[bytes], same: Sequence[bo
         )
     content = [bytes(image) for image in images], [bool(value) for value in same]
     with atomic_write(path) as unfinished:
-        # The highest pickle protocol that Python before 3.8 can read.
+        # Protocol 4 is the highest that Python before 3.8 can read.
         unfinished.write_bytes(pickle.dumps(content, protocol=4))

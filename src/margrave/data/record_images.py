@@ -25,8 +25,8 @@ from margrave.quantity import quantity
 
 RECORDS, INDEX, PROPERTY = "train.rec", "train.idx", "property"
 MAX_LABEL = 2**24
-"""Maximum label and record key: the file stores both as float32, which represents larger integers
-inexactly."""
+"""Maximum label and record key. The file stores both as float32, which cannot represent all larger
+integers."""
 
 
 def _detect(path: str) -> Mapping[str, Any] | None:
@@ -52,8 +52,9 @@ class RecordImages(FaceImages):
         maximum_pixels: images with more pixels are rejected (see ``decode_image``).
 
     Attributes:
-        labels: (N,) int64, class of each image; classes are in the order of the labels in the file.
-        class_names: each class's label in the file.
+        labels: (N,) int64, class of each image; classes are in ascending order of the labels in the
+            file.
+        class_names: each class's label in the file, as text.
         left_out: identities skipped because of ``minimum_images`` -> number of images.
         rebuilt: True if the index file was missing and was rebuilt in memory.
         num_classes: number of identities according to ``property``, or None.
@@ -72,15 +73,15 @@ class RecordImages(FaceImages):
         self.file = _records_path(Path(root))
         self.maximum_pixels = maximum_pixels
         self.records = RecordFile(self.file)
-        index = self.file.with_suffix(".idx")
-        self.rebuilt = not index.is_file()
+        index_path = self.file.with_suffix(".idx")
+        self.rebuilt = not index_path.is_file()
         if self.rebuilt:
             keys, offsets = _rebuild_index(self.records)
         else:
-            keys, offsets = read_index(index)
+            keys, offsets = read_index(index_path)
         if not len(keys):
             raise ValueError(
-                f"{index} lists no records; remove it, and it is rebuilt from the records"
+                f"{index_path} lists no records; remove it, and it is rebuilt from the records"
             )
         keys, offsets, file_labels = self._locate_images(keys, offsets)
         unique_labels, labels, counts = np.unique(
@@ -107,7 +108,7 @@ class RecordImages(FaceImages):
     def _locate_images(
         self, keys: np.ndarray, offsets: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Keys, offsets and labels of all images, from the identity records if there are any."""
+        """Keys, offsets and labels of all images, read from the identity records if possible."""
 
         def offsets_of(requested: np.ndarray) -> np.ndarray:
             positions = np.searchsorted(keys, requested).clip(max=len(keys) - 1)
@@ -123,11 +124,12 @@ class RecordImages(FaceImages):
         record_0 = self.records.headers(offsets[:1])
         first, end = record_0.labels[0]
         if keys[0] != 0 or np.isnan(end) or record_0.image_bytes[0]:
+            # Record 0 is missing or is an image, so it gives no key range: read all headers.
             headers = self.records.headers(offsets)
-            # Identity records are not images, even if record 0 does not list them.
-            images = (headers.image_bytes > 0) | np.isnan(headers.labels[:, 1])
-            keys, offsets = keys[images], offsets[images]
-            return keys, offsets, _checked_labels(self.file, keys, headers.labels[images, 0])
+            # Leave out identity records, which have two labels (a key range) and no image.
+            is_image = (headers.image_bytes > 0) | np.isnan(headers.labels[:, 1])
+            keys, offsets = keys[is_image], offsets[is_image]
+            return keys, offsets, _checked_labels(self.file, keys, headers.labels[is_image, 0])
         if not (np.isfinite([first, end]).all() and 0 < first <= end <= first + len(keys)):
             raise ValueError(
                 f"{self.file}: record 0 gives {first:g} to {end:g} as the range of the identity "
@@ -152,10 +154,12 @@ class RecordImages(FaceImages):
         nonempty = sizes > 0
         first_keys = bounds[nonempty, 0].astype(np.int64)
         counts = sizes[nonempty].astype(np.int64)
+        # Each identity's images have consecutive keys, from its first key on.
         first_images = np.cumsum(counts) - counts
         image_keys = np.repeat(first_keys - first_images, counts) + np.arange(counts.sum())
         image_offsets = offsets_of(image_keys)
-        # All images of a range should have the label of its first image; `read_bytes` checks this.
+        # Assume that all images of an identity have the label of its first image; `read_bytes`
+        # checks this.
         labels = _checked_labels(
             self.file, first_keys, self.records.headers(image_offsets[first_images]).labels[:, 0]
         )
@@ -200,7 +204,7 @@ def _rebuild_index(records: RecordFile) -> tuple[np.ndarray, np.ndarray]:
     """Build the index from the keys stored in the records; returns ascending keys and offsets.
 
     Writers may append record 0 after the images, so a record's position in the file is not its key.
-    If all records have the same key, the writer set no keys, and the positions are used instead.
+    If all records have the same key, the writer did not set keys; the positions are used instead.
     """
     offsets = np.fromiter(records.offsets(), np.int64)
     stored_keys = records.headers(offsets).keys
@@ -209,12 +213,12 @@ def _rebuild_index(records: RecordFile) -> tuple[np.ndarray, np.ndarray]:
     order = np.argsort(stored_keys, kind="stable")
     stored_keys, offsets = stored_keys[order], offsets[order]
     repeats = np.flatnonzero(stored_keys[1:] == stored_keys[:-1])
-    invalid_key = stored_keys[repeats[0]] if len(repeats) else stored_keys[-1]
-    if len(repeats) or invalid_key >= 2**63:
+    suspect_key = stored_keys[repeats[0]] if len(repeats) else stored_keys[-1]
+    if len(repeats) or suspect_key >= 2**63:
         reason = "occurs twice" if len(repeats) else "is not a valid record number"
         raise ValueError(
             f"{records.path}: the index {records.path.with_suffix('.idx').name} is missing and "
-            f"cannot be rebuilt, since key {invalid_key} {reason}; download or copy the index"
+            f"cannot be rebuilt, since key {suspect_key} {reason}; download or copy the index"
         )
     return stored_keys.astype(np.int64), offsets
 
@@ -222,7 +226,7 @@ def _rebuild_index(records: RecordFile) -> tuple[np.ndarray, np.ndarray]:
 def _checked_labels(
     path: Path, keys: np.ndarray, labels: Iterable[float] | np.ndarray
 ) -> np.ndarray:
-    """The labels as float32; raises an error for the first one that is not a valid class."""
+    """The labels as float32; raises an error that names the first invalid label."""
     values = np.asarray(labels, np.float32)
     invalid = ~np.isfinite(values) | (values < 0) | (values != np.floor(values))
     invalid |= values > MAX_LABEL
@@ -251,7 +255,7 @@ def _records_path(root: Path) -> Path:
 
 
 def _read_property(path: Path) -> tuple[int, int, int] | None:
-    """Read ``property``, a file of ``classes,height,width``."""
+    """Read (classes, height, width) from the ``property`` file; None if there is no such file."""
     if not path.is_file():
         return None
     parts = path.read_bytes()[:100].strip().split(b",")
@@ -270,48 +274,50 @@ def write_record_images(
     """Write an InsightFace directory; its files appear only once they are complete.
 
     Args:
-        folder: created if necessary; existing files are replaced.
-        images: (label, encoded image), grouped by label, with labels ascending from 0.
+        folder: the folder to write, created if necessary; existing files are replaced.
+        images: (label, encoded image) of each image, in order of labels; the labels are 0, 1, 2, …
+            without gaps.
         image_size: side in pixels, for ``property``.
         arrays: called with a record's key; if it returns True, the record's label is written as
             an array of two numbers, as some tools do.
 
     Raises:
-        ValueError: the labels are not in order.
+        ValueError: the labels are not in order, or there are too many images for the format.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     unfinished = {name: folder / f".{name}.unfinished" for name in (RECORDS, INDEX, PROPERTY)}
     placeholder = join_record(0, np.zeros(2, np.float32))
     offsets: list[int] = []
-    ranges: list[list[int]] = []
+    key_ranges: list[list[int]] = []
     with RecordWriter(unfinished[RECORDS]) as writer:
         offsets.append(writer.write(placeholder))
         key = 0
         for key, (label, image) in enumerate(images, 1):
-            if label == len(ranges):
-                ranges.append([key, key])
-            elif label != len(ranges) - 1:
+            if label == len(key_ranges):
+                key_ranges.append([key, key])
+            elif label != len(key_ranges) - 1:
                 raise ValueError(
-                    f"image {key} has label {label} after label {len(ranges) - 1}; sort by label"
+                    f"image {key} has label {label} after label {len(key_ranges) - 1}; "
+                    "sort by label"
                 )
-            ranges[-1][1] = key + 1
+            key_ranges[-1][1] = key + 1
             if key >= MAX_LABEL:
                 raise ValueError(
-                    f"more than {MAX_LABEL} images: the format stores their keys as float32; "
-                    "pack them as shards"
+                    f"{MAX_LABEL} images or more: the format stores their keys as float32 and "
+                    "cannot represent larger keys; pack the images as shards"
                 )
-            value = np.array([label, 0], np.float32) if arrays(key) else float(label)
-            offsets.append(writer.write(join_record(key, value, image)))
-        for identity_key, bounds in enumerate(ranges, key + 1):
+            stored_label = np.array([label, 0], np.float32) if arrays(key) else float(label)
+            offsets.append(writer.write(join_record(key, stored_label, image)))
+        for identity_key, bounds in enumerate(key_ranges, key + 1):
             offsets.append(writer.write(join_record(identity_key, np.array(bounds, np.float32))))
-    header = join_record(0, np.array([key + 1, key + 1 + len(ranges)], np.float32))
+    header = join_record(0, np.array([key + 1, key + 1 + len(key_ranges)], np.float32))
     with open(unfinished[RECORDS], "r+b") as file:
         # The content of record 0 is known only now. It replaces the placeholder, which has the same
         # length and begins after RecordIO's 8-byte header.
         file.seek(8)
         file.write(header)
     write_index(unfinished[INDEX], range(len(offsets)), offsets)
-    unfinished[PROPERTY].write_text(f"{len(ranges)},{image_size},{image_size}\n")
+    unfinished[PROPERTY].write_text(f"{len(key_ranges)},{image_size},{image_size}\n")
     for name, path in unfinished.items():
         os.replace(path, folder / name)

@@ -37,19 +37,19 @@ def pack_shards(
     images_per_shard: int = IMAGES_PER_SHARD,
     progress: Progress = lambda done, total: None,
 ) -> dict[str, str]:
-    """Write shards and their index; after an interruption, resume after the last complete shard.
+    """Write images as shards with an index; the same images and settings produce the same bytes.
 
-    The same images and settings produce the same bytes.
+    To resume an interrupted packing, repeat the call: complete shards are not written again.
 
     Args:
         images: labeled images.
-        folder: created if necessary; the index is written last.
+        folder: the folder to write, created if necessary; the index is written last.
         size: side in pixels; JPEG and PNG files of this size are packed unchanged.
         fit: how to fit images of other sizes.
         quality: JPEG quality of re-encoded images.
         workers: number of threads.
-        seed: seeds the shuffle of the images; None keeps their order, and training then
-            shuffles only within windows.
+        seed: seeds the shuffle of the images. None keeps their order; training then shuffles them
+            only within windows.
         images_per_shard: number of images per shard, at least 1.
         progress: called with (images done, total images).
 
@@ -57,7 +57,8 @@ def pack_shards(
         Unreadable images: name -> reason.
 
     Raises:
-        ValueError: the folder contains other shards, complete or unfinished.
+        ValueError: the folder contains other shards, complete or unfinished; an identity's name is
+            unprintable; or none of the images can be read.
     """
     if images_per_shard < 1:
         raise ValueError(f"images_per_shard = {images_per_shard} must be at least 1")
@@ -94,11 +95,11 @@ def _write_shard(
         path: the tar file.
         images: the images, for their names and labels.
         contents: (index, encoded image or error) of each image.
-        start: number of the first sample, which becomes its key.
+        start: key of the first sample; the following samples have consecutive keys.
 
     Returns:
-        "entry": the shard's entry in the index; "rows": offset, size, label and CRC-32 of each
-        sample; "unreadable": name -> reason.
+        A dict: "entry" is the shard's entry in the index, "rows" lists each sample's offset, size,
+        label and CRC-32, and "unreadable" maps the name of an unreadable image to the reason.
     """
     unfinished = path.with_name(f".{path.name}.unfinished")
     rows: list[tuple[int, int, int, int]] = []
@@ -109,10 +110,12 @@ def _write_shard(
                 unreadable[images.name(index)] = str(content)
                 continue
             key, label = f"{start + len(rows):09d}", int(images.labels[index])
-            rows.append((tar.offset + tarfile.BLOCKSIZE, len(content), label, zlib.crc32(content)))
+            # The image follows its tar header, which is one block.
+            offset = tar.offset + tarfile.BLOCKSIZE
+            rows.append((offset, len(content), label, zlib.crc32(content)))
             extension = "png" if content[:2] == b"\x89P" else "jpg"
             for name, data in ((f"{key}.{extension}", content), (f"{key}.cls", b"%d" % label)):
-                # Without owner and time, the same images produce the same bytes.
+                # Do not set owner and time, so that the same images produce the same bytes.
                 member = tarfile.TarInfo(name)
                 member.size = len(data)
                 tar.addfile(member, io.BytesIO(data))
@@ -133,7 +136,11 @@ def _with_progress(
 
 
 def _prepare_plan(folder: Path, images: FaceImages, settings: list[object]) -> None:
-    """Write this packing's plan; raise an error if the folder has shards of another packing."""
+    """Write the plan: the settings and a digest of the images, which identify this packing.
+
+    Raises:
+        ValueError: the folder contains shards of another packing, or an identity is unprintable.
+    """
     for identity in images.class_names:
         if not identity.isprintable():
             raise ValueError(f"identity {identity!r} contains unprintable characters; rename it")
@@ -159,7 +166,7 @@ def _prepare_plan(folder: Path, images: FaceImages, settings: list[object]) -> N
 
 
 def _write_index(folder: Path, result_paths: list[Path], identities: list[str]) -> dict[str, str]:
-    """Write the index once all shards are complete; returns the unreadable images."""
+    """Write the index once all shards are complete; returns unreadable images: name -> reason."""
     unreadable: dict[str, str] = {}
     entries, rows = [], []
     for path in result_paths:
@@ -168,7 +175,7 @@ def _write_index(folder: Path, result_paths: list[Path], identities: list[str]) 
         if result["rows"]:
             entries.append(ShardEntry(**result["entry"]))
             rows.append(np.array([tuple(row) for row in result["rows"]], SAMPLE))
-        else:
+        else:  # none of the shard's images could be read
             (folder / result["entry"]["name"]).unlink(missing_ok=True)
     if not rows:
         raise ValueError(f"none of the images could be read: {next(iter(unreadable.values()))}")
@@ -191,7 +198,7 @@ def _write_index(folder: Path, result_paths: list[Path], identities: list[str]) 
 def damaged_shards(
     folder: str | Path, progress: Progress = lambda done, total: None
 ) -> Iterator[str]:
-    """Compare shards on disk with their index; yields a message for each damaged shard."""
+    """Compare the shards on disk with the index; yields a message about each damaged shard."""
     folder = Path(folder)
     index = ShardIndex.model_validate_json((folder / INDEX).read_bytes())
     for number, entry in enumerate(index.shards, 1):

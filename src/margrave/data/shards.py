@@ -1,7 +1,7 @@
 """WebDataset shards: tar files of images and labels, on disk or at a URL that fsspec supports.
 
-The index consists of ``shards.json`` (identities; the shards' sizes and SHA-256) and
-``samples.bin`` (each image's offset, size, label and CRC-32). With it, all labels are known
+The index consists of ``shards.json`` (names of the identities; sizes and SHA-256 of the shards) and
+``samples.bin`` (each image's offset, size, label and CRC-32). With the index, all labels are known
 without reading the shards, and any single image can be read.
 """
 
@@ -30,11 +30,12 @@ from margrave.quantity import quantity
 
 INDEX, SAMPLES = "shards.json", "samples.bin"
 PLAN = ".packing.json"
-"""File with the settings of an unfinished packing."""
+"""File that identifies an unfinished packing by its settings and a digest of its images."""
 SAMPLE = np.dtype([("offset", "<u8"), ("size", "<u4"), ("label", "<u4"), ("crc32", "<u4")])
-"""The row of an image in ``samples.bin``."""
+"""Layout of ``samples.bin``, which has one row per image."""
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "jpe", "jfif", "png", "webp", "bmp", "ppm", "pgm")
 MAX_LABEL_BYTES = 2**16
+"""Maximum size of the file that gives a sample's label."""
 
 
 class StrictModel(BaseModel):
@@ -55,13 +56,14 @@ def _detect(path: str) -> Mapping[str, Any] | None:
 class ShardImages(FaceImages):
     """The images of a folder or URL of shards.
 
-    Without ``shards.json`` the folder's tar files are scanned. Files with the same name up to the
-    first dot form a sample: an image and its label (``.cls``, or ``label`` in ``.json``).
+    A folder without ``shards.json`` is scanned: in each of its tar files, the files with the same
+    name up to the first dot form a sample, which consists of an image and its label (``.cls``, or
+    ``label`` in ``.json``).
 
     A *piece* is a run of consecutive images of a shard. From a URL, images are fetched in whole
     pieces. Training splits the pieces among its processes and shuffles within windows of several
     pieces (see `WindowSampler`), so each process fetches each of its pieces only once. If the
-    shards were packed in random order, as by `margrave pack`, this is as good as a full shuffle.
+    images were packed in random order, as `margrave pack` does, this is as good as a full shuffle.
 
     Args:
         root: a folder, or a URL that fsspec supports: ``https://…``, ``s3://…``, ``gs://…``.
@@ -72,8 +74,8 @@ class ShardImages(FaceImages):
             many pieces (about 60 MB with the defaults).
 
     Attributes:
-        labels: (N,) int64, class of each image; classes are in the order of the labels in the
-            shards.
+        labels: (N,) int64, class of each image; classes are in ascending order of the labels in
+            the shards.
         class_names: identity of each class, indexed by label.
         left_out: identities skipped because of ``minimum_images`` -> number of images.
         scanned: True if there is no index, so the shards were scanned and have no checksums.
@@ -102,21 +104,25 @@ class ShardImages(FaceImages):
         self._remote = "://" in self.root
         self._clear_caches()
         if self._remote or Path(self.root, INDEX).is_file():
-            identities, self.shards, counts, rows = self._read_index()
+            identities, self.shards, images_per_shard, rows = self._read_index()
             self.scanned = False
         else:
-            identities, self.shards, counts, rows = scan_shards(Path(self.root))
+            identities, self.shards, images_per_shard, rows = scan_shards(Path(self.root))
             self.scanned = True
-        shard_of_image = np.repeat(np.arange(len(counts), dtype=np.uint32), counts)
-        unique_labels, labels, sizes = np.unique(
+        shard_of_image = np.repeat(
+            np.arange(len(images_per_shard), dtype=np.uint32), images_per_shard
+        )
+        unique_labels, labels, images_per_identity = np.unique(
             rows["label"], return_inverse=True, return_counts=True
         )
-        is_small = sizes < minimum_images
+        is_small = images_per_identity < minimum_images
         identity_names = [
             identities[label] if label < len(identities) else str(label)
             for label in unique_labels.tolist()
         ]
-        self.left_out = {identity_names[n]: int(sizes[n]) for n in is_small.nonzero()[0]}
+        self.left_out = {
+            identity_names[n]: int(images_per_identity[n]) for n in is_small.nonzero()[0]
+        }
         self.class_names = [identity_names[n] for n in (~is_small).nonzero()[0]]
         if len(self.class_names) < 2:
             raise ValueError(
@@ -131,9 +137,10 @@ class ShardImages(FaceImages):
         self.labels = renumbered[labels].astype(np.int64)
         self._rows, self._shard_of_image = rows, shard_of_image
         self._pieces = _piece_bounds(
-            np.bincount(shard_of_image, minlength=len(counts)), piece_images
+            np.bincount(shard_of_image, minlength=len(images_per_shard)), piece_images
         )
-        # Small shards have smaller pieces, so a window may contain more than `window_pieces`.
+        # Small shards have pieces of fewer images, so a window may contain more than
+        # `window_pieces` pieces.
         self._max_cached_pieces = 2 * max(
             window_pieces, -(-self.window * len(self._pieces) // len(labels))
         )
@@ -147,14 +154,14 @@ class ShardImages(FaceImages):
         return self._pieces
 
     def name(self, index: int) -> str:
-        """The shard and the position in it, for messages."""
+        """The shard and the image's position in it, for messages."""
         shard, row = self.shards[self._shard_of_image[index]], self._rows[index]
         return f"{self.root}/{shard}, {row['size']} bytes at byte {row['offset']}"
 
     def prefetch(self, indices: Sequence[int]) -> None:
         """Fetch the pieces of these images concurrently, except those already cached.
 
-        If a fetch fails, `read_bytes` tries again and reports the error for each image.
+        If a piece cannot be read, `read_bytes` later fetches each image and reports its error.
         """
         if not self._remote:
             return
@@ -174,10 +181,10 @@ class ShardImages(FaceImages):
         """The image's encoded file.
 
         Raises:
-            ValueError: the image cannot be read, or differs from the packed one.
+            ValueError: the image cannot be read, or differs from the image that was packed.
             ConnectionError: the server does not respond.
         """
-        offset, size, _, expected = self._rows[index].item()
+        offset, size, _, expected_crc32 = self._rows[index].item()
         if self._remote:
             piece = int(np.searchsorted(self._pieces, index, side="right")) - 1
             piece_bytes = self._cached_pieces.get(piece)
@@ -197,7 +204,7 @@ class ShardImages(FaceImages):
                 raise ValueError(
                     f"{shard} cannot be read ({error.strerror}); check the path and its permissions"
                 ) from None
-        if len(content) < size or (not self.scanned and zlib.crc32(content) != expected):
+        if len(content) < size or (not self.scanned and zlib.crc32(content) != expected_crc32):
             raise ValueError(
                 f"{self.name(index)}: the shard is damaged, since its content differs from the "
                 "packed image; download it again"
@@ -213,9 +220,9 @@ class ShardImages(FaceImages):
         return decode_image(self.read_bytes(index), self.name(index), self.maximum_pixels)
 
     def _clear_caches(self) -> None:
-        """Create empty caches; each process that receives a copy has its own."""
+        """Create empty caches, which are not pickled: each process has its own."""
         self._cached_pieces: OrderedDict[int, bytes] = OrderedDict()
-        # Shards stay open, since each is read many times.
+        # Shards stay open, because each of them is read many times.
         self._open = lru_cache(maxsize=128)(_OpenFile)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -240,16 +247,16 @@ class ShardImages(FaceImages):
 
     def _read_index(self) -> tuple[list[str], list[str], list[int], np.ndarray]:
         """Read the index: identities, shard names, images per shard, and one row per image."""
-        where = f"{self.root}/{INDEX}"
-        index = _parse_index(read_file(where), where)
-        where = f"{self.root}/{SAMPLES}"
-        content = read_file(where)
+        address = f"{self.root}/{INDEX}"
+        index = _parse_index(read_file(address), address)
+        address = f"{self.root}/{SAMPLES}"
+        content = read_file(address)
         counts = [shard.samples for shard in index.shards]
         if hashlib.sha256(content).hexdigest() != index.samples_sha256:
-            raise ValueError(f"{where} does not match {INDEX}; download both again")
+            raise ValueError(f"{address} does not match {INDEX}; download both again")
         if len(content) != sum(counts) * SAMPLE.itemsize:
             raise ValueError(
-                f"{where} has {len(content)} bytes for {sum(counts)} images; download it again"
+                f"{address} has {len(content)} bytes for {sum(counts)} images; download it again"
             )
         rows = np.frombuffer(content, SAMPLE)
         shard_bytes = np.repeat(
@@ -257,23 +264,23 @@ class ShardImages(FaceImages):
         )
         invalid = (rows["offset"] > shard_bytes) | (rows["size"] > shard_bytes - rows["offset"])
         invalid |= rows["label"] >= len(index.identities)
-        # Images must be in file order; otherwise a piece would not be one byte range.
+        # A piece is fetched as one byte range, so the images of a shard must be in file order.
         begins_shard = np.zeros(len(rows), bool)
-        sizes = np.array(counts, np.int64)
-        begins_shard[np.cumsum(sizes) - sizes] = True
+        images_per_shard = np.array(counts, np.int64)
+        begins_shard[np.cumsum(images_per_shard) - images_per_shard] = True
         overlaps = rows["offset"][1:] < rows["offset"][:-1] + rows["size"][:-1]
         invalid[1:] |= overlaps & ~begins_shard[1:]
         if invalid.any():
             image = int(invalid.nonzero()[0][0])
             raise ValueError(
-                f"{where}: image {image} lies outside its shard, overlaps another image or "
+                f"{address}: image {image} lies outside its shard, overlaps another image or "
                 "has no identity; download the index again"
             )
         return index.identities, [shard.name for shard in index.shards], counts, rows
 
 
 class ShardEntry(StrictModel):
-    """An entry of ``shards.json``."""
+    """One shard's entry in ``shards.json``."""
 
     name: str = Field(pattern=r"^[^/\\]+\.tar$")
     samples: int = Field(gt=0)
@@ -291,26 +298,27 @@ class ShardIndex(StrictModel):
     shards: list[ShardEntry]
 
 
-def _parse_index(content: bytes, where: str) -> ShardIndex:
+def _parse_index(content: bytes, address: str) -> ShardIndex:
     """Parse and validate ``shards.json``."""
     try:
         return ShardIndex.model_validate_json(content)
     except ValidationError as error:
         first = error.errors()[0]
-        place = ".".join(map(str, first["loc"]))
+        field = ".".join(map(str, first["loc"]))
         raise ValueError(
-            f"{where} is not an index written by margrave pack ({place}: "
+            f"{address} is not an index written by margrave pack ({field}: "
             f"{first['msg']}); pack again, or remove the index so that the shards are scanned"
         ) from None
 
 
-def _piece_bounds(counts: np.ndarray, piece_images: int) -> np.ndarray:
+def _piece_bounds(images_per_shard: np.ndarray, piece_images: int) -> np.ndarray:
     """(P + 1,) index of the first image of each piece, then N; no piece spans two shards."""
-    parts = [
-        np.arange(start, start + count, piece_images)
-        for start, count in zip(np.cumsum(counts) - counts, counts, strict=True)
+    first_images = np.cumsum(images_per_shard) - images_per_shard
+    starts = [
+        np.arange(first, first + count, piece_images)
+        for first, count in zip(first_images, images_per_shard, strict=True)
     ]
-    return np.concatenate([*parts, [counts.sum()]]).astype(np.int64)
+    return np.concatenate([*starts, [images_per_shard.sum()]]).astype(np.int64)
 
 
 class _OpenFile:
@@ -328,7 +336,8 @@ def scan_shards(folder: Path) -> tuple[list[str], list[str], list[int], np.ndarr
     """Scan tar files without an index.
 
     Returns:
-        identities (empty), shard names, images per shard, and one row per image.
+        Names of the identities (an empty list, because tar files give none), shard names, images
+        per shard, and one row per image.
 
     Raises:
         ValueError: no tar files, a damaged tar file, or an image without a label.
@@ -354,7 +363,7 @@ def scan_shards(folder: Path) -> tuple[list[str], list[str], list[int], np.ndarr
 
 
 def _scan_shard(path: Path) -> list[tuple[int, int, int, int]]:
-    """The rows of a tar file's samples: offset, size, label and 0 instead of a CRC-32."""
+    """One row per sample of a tar file: offset, size, label, and 0 instead of a CRC-32."""
     rows = []
     try:
         file = _OpenFile(str(path))
@@ -390,7 +399,7 @@ def _scan_shard(path: Path) -> list[tuple[int, int, int, int]]:
 def _sample_rows(
     path: Path, key: str, image: Any, label: int | None
 ) -> list[tuple[int, int, int, int]]:
-    """The sample's row in a list, which is empty if the sample has no image."""
+    """A list with the sample's row; an empty list if the sample has no image."""
     if image is None:
         return []
     if label is None:
@@ -401,7 +410,7 @@ def _sample_rows(
 
 
 def _parse_label(content: bytes, extension: str, where: str) -> int | None:
-    """The label in a ``.cls`` or ``.json`` file; None if the JSON gives none."""
+    """The label in a ``.cls`` or ``.json`` file; None if a JSON file has no label."""
     label: Any = content.strip()
     if extension == "json":
         try:
@@ -414,6 +423,6 @@ def _parse_label(content: bytes, extension: str, where: str) -> int | None:
         label = str(label).encode()
     if not label.isdigit() or len(label) > 9:
         raise ValueError(
-            f"{where}: {label[:20]!r} is not a label; labels are non-negative integers"
+            f"{where}: {label[:20]!r} is not a label; labels are integers of 1 to 9 digits"
         )
     return int(label)

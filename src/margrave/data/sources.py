@@ -22,9 +22,10 @@ Labels: TypeAlias = Sequence[Hashable] | np.ndarray
 
 
 def detect_source(path: str | Path) -> dict[str, Any]:
-    """Detect the source of a path or URL; returns a specification for `open_source` and recipes.
+    """Detect which source reads a path or URL; returns its specification.
 
-    A path that no source recognizes is treated as a folder of identities.
+    The specification ``{"kind": name, **settings}`` can be passed to `open_source` or written into
+    a recipe. A path that no source recognizes is treated as a folder of identities.
 
     >>> detect_source("faces")
     {'kind': 'folder', 'root': 'faces'}
@@ -56,7 +57,7 @@ def open_source(
             ``__len__``, ``name`` and ``read``.
         labeled: True requires labels and False ignores a folder's identities. By default images are
             labeled if the source provides labels.
-        labels: one label of any hashable type per image of an array or list.
+        labels: for an array or a list: one label per image, of any hashable type.
 
     Raises:
         ValueError: no images, no readable images, or no labels although they are required.
@@ -95,6 +96,7 @@ def _open_path(path: str | Path, labeled: bool | None) -> ReadableImages:
         return open_source(spec)
     if labeled is False:
         return ImageFiles(path)
+    # A folder without identity folders is opened as unlabeled images if labels are optional.
     try:
         return open_source(spec)
     except ValueError as error:
@@ -113,5 +115,5 @@ def _open_list(items: Sequence[Any], labels: Labels | None) -> ReadableImages:
         return ImageFiles(".", [os.fspath(item) for item in items], labels=labels)
     if all(isinstance(item, np.ndarray) for item in items):
         return ArrayImages(items, labels)
-    kinds = sorted({type(item).__name__ for item in items})
-    raise ValueError(f"the list contains {', '.join(kinds)}; give either paths or arrays")
+    types = sorted({type(item).__name__ for item in items})
+    raise ValueError(f"the list contains {', '.join(types)}; give either paths or arrays")

@@ -17,8 +17,8 @@ def split_identities(
 
     Args:
         labels: (N,) integers, identity of each image.
-        parts: size of each part: fractions of the identities, as floats that sum to 1; or numbers
-            of identities, as integers (the remaining identities are unused).
+        parts: the size of each part, either as fractions of the identities (floats that sum to 1)
+            or as numbers of identities (integers; the remaining identities are unused).
         seed: seeds the assignment of identities to parts.
 
     Raises:
@@ -45,6 +45,7 @@ def split_identities(
         raise ValueError(
             f"parts = {list(parts)} leave a part empty (of {total} identities); enlarge that part"
         )
+    # Unused identities get the part number len(bounds), which is not returned.
     part_of_identity = np.full(total, len(bounds))
     shuffled = np.random.default_rng(seed).permutation(total)
     part_of_identity[shuffled] = np.searchsorted(bounds, np.arange(total), side="right")

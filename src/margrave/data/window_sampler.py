@@ -14,18 +14,19 @@ from margrave.data.loading import EpochSampler
 class WindowSampler(EpochSampler):
     """Yields batches of (epoch, index) so that each process fetches each of its pieces only once.
 
-    In each epoch the pieces are shuffled and split evenly among the workers of all ranks; each
-    worker shuffles its part within windows of consecutive pieces. For a fixed number of ranks and
-    workers, the order depends only on (seed, epoch), so the number of batches determines the
-    position. If the number of ranks or workers changes, the rest of the epoch is distributed again.
-    `state` records how earlier batches were distributed, which determines the remaining images.
+    In each epoch the pieces are shuffled and split evenly among the workers of all ranks. Each
+    worker shuffles the images within windows of several of its pieces. With the same numbers of
+    ranks and workers, the order depends only on (seed, epoch), so (epoch, batch) is the position.
+    If these numbers change in the middle of an epoch, the remaining images are distributed again.
+    `state` records how the earlier batches were distributed, which determines the remaining images.
 
     Args:
-        pieces: (P + 1,) index of the first image of each piece, then the number of images.
+        pieces: (P + 1,) index of the first image of each of P pieces, then the number of images.
         window: number of images to shuffle together.
         batch_size: images per step, over all ranks.
         seed: seeds the order of every epoch.
-        drop_last: drop the images at the end of an epoch that do not fill a step.
+        drop_last: drop the images at the end of an epoch that do not fill a step; see
+            `EpochSampler`.
         rank: rank of this process.
         world_size: number of ranks.
         workers: reader processes per rank; they read the batches in turn, as in DataLoader.
@@ -63,10 +64,11 @@ class WindowSampler(EpochSampler):
             )
 
     def state(self, batch: int) -> dict[str, Any]:
-        """State that determines the rest of the epoch: a digest of the pieces, and past segments.
+        """State that determines the rest of the epoch: a digest of the pieces, and the segments.
 
-        A segment [ranks, workers, end] describes how the batches from the previous segment's end to
-        ``end`` (exclusive) were distributed.
+        A segment is a run of batches that were distributed among the same numbers of ranks and
+        workers. It is stored as [ranks, workers, end] and begins where the previous segment ends;
+        batch ``end`` is not part of it.
         """
         segments = [list(segment) for segment in self._earlier_segments()]
         if batch > (segments[-1][2] if segments else 0):
@@ -74,7 +76,7 @@ class WindowSampler(EpochSampler):
         return {"pieces": self._digest, "segments": segments}
 
     def resume(self, state: dict[str, Any]) -> None:
-        """Restore a `state`; call `start_at` afterwards.
+        """Restore what `state` returned; call `start_at` afterwards.
 
         Raises:
             ValueError: the state is damaged or belongs to other pieces or windows.
@@ -84,7 +86,7 @@ class WindowSampler(EpochSampler):
                 "the checkpoint was written with other shards, pieces or windows, so the rest "
                 "of the epoch is unknown; restore the original data.train"
             )
-        # Version 0.1 called the segments legs.
+        # Checkpoints of version 0.1 store the segments under the key "legs".
         segments, last_end = state.get("segments", state.get("legs")), 0
         if not isinstance(segments, list):
             raise ValueError(f"segments = {segments!r} is not a list; the checkpoint is damaged")
@@ -103,7 +105,7 @@ class WindowSampler(EpochSampler):
         return hashlib.sha256(content).hexdigest()
 
     def _earlier_segments(self) -> list[tuple[int, int, int]]:
-        """Past segments, without the last one if the current ranks and workers continue it."""
+        """Past segments; without the last one if the current ranks and workers continue it."""
         current = (self._world_size, self._workers)
         continues = self._segments and self._segments[-1][:2] == current
         return self._segments[:-1] if continues else self._segments
@@ -111,13 +113,15 @@ class WindowSampler(EpochSampler):
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         epoch, segments = self.epoch, self._earlier_segments()
         order, start = self._epoch_order(epoch), 0
-        # Remove the images of earlier batches, which were distributed as past segments describe.
+        # Remove the images of earlier batches: repeat the distribution of each earlier segment, and
+        # mark the images that its workers read.
         for segment, (world_size, workers, end) in enumerate(segments):
-            done = np.zeros(len(order), bool)
+            is_done = np.zeros(len(order), bool)
             streams = self._distribute(len(order), start, world_size, workers, (epoch, segment))
             for (_, worker, per_batch), positions in streams.items():
-                done[positions[: len(range(worker, end - start, workers)) * per_batch]] = True
-            order, start = order[~done], end
+                batches_read = len(range(worker, end - start, workers))
+                is_done[positions[: batches_read * per_batch]] = True
+            order, start = order[~is_done], end
         streams = self._distribute(
             len(order), start, self._world_size, self._workers, (epoch, len(segments))
         )
@@ -128,9 +132,10 @@ class WindowSampler(EpochSampler):
         }
         full_batches = self._length // self._batch_size
         for batch in range(self.batch, full_batches):
+            # The workers take turns, so this batch is the worker's batch number `turn`.
             turn, worker = divmod(batch - start, self._workers)
-            per_batch, images = streams_of_rank[worker]
-            indices = images[turn * per_batch : (turn + 1) * per_batch]
+            per_batch, worker_indices = streams_of_rank[worker]
+            indices = worker_indices[turn * per_batch : (turn + 1) * per_batch]
             yield [(epoch, index) for index in indices.tolist()]
         if not self._drop_last and max(self.batch, full_batches) < self.batches_per_epoch:
             last_batch = order[len(order) - self._length % self._batch_size :]
@@ -148,7 +153,7 @@ class WindowSampler(EpochSampler):
     def _distribute(
         self, length: int, start: int, world_size: int, workers: int, seeds: tuple[int, int]
     ) -> dict[tuple[int, int, int], np.ndarray]:
-        """Distribute the rest of an epoch among all workers.
+        """Distribute the remaining images of an epoch among the workers of all ranks.
 
         Args:
             length: number of remaining images.
@@ -158,20 +163,23 @@ class WindowSampler(EpochSampler):
             seeds: seeds of the shuffles, (epoch, segment).
 
         Returns:
-            (rank, worker, images per batch) -> positions in the remaining images.
+            (rank, worker, images per batch) -> positions of the worker's images among the
+            remaining images, in reading order.
         """
+        # The 3 makes this random stream differ from others with the same seed.
         generator = np.random.default_rng([self._seed, *seeds, 3])
         steps = self._length // self._batch_size - start
-        sizes = [len(part) for part in np.array_split(np.arange(self._batch_size), world_size)]
+        rank_batches = np.array_split(np.arange(self._batch_size), world_size)
         streams, begin = {}, 0
-        for rank, per_batch in enumerate(sizes):
+        for rank, per_batch in enumerate(map(len, rank_batches)):
             for worker in range(workers):
                 end = begin + len(range(worker, steps, workers)) * per_batch
-                parts = [
+                windows = [
                     generator.permutation(np.arange(first, min(first + self._window, end)))
                     for first in range(begin, end, self._window)
                 ]
-                streams[rank, worker, per_batch] = np.concatenate([np.arange(0), *parts])
+                # The empty array is for workers without batches.
+                streams[rank, worker, per_batch] = np.concatenate([np.arange(0), *windows])
                 begin = end
         assert begin <= length
         return streams

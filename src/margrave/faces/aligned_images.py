@@ -1,4 +1,4 @@
-"""Photos whose faces are detected and aligned when they are read."""
+"""Align the largest face of each photo when the photo is read."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from margrave.images import ReadableImages
 
 
 class AlignedImages(ReadableImages):
-    """The largest face of each photo, detected and aligned when the photo is read.
+    """Aligned crops: the largest face of each photo, detected and aligned when it is read.
 
     Labels, names and order are those of the photos.
 
@@ -19,7 +19,7 @@ class AlignedImages(ReadableImages):
         photos: images of any size.
         finder: detects and aligns faces.
         size: S, the side of the crops in pixels.
-        alignment: name of the detector; recorded with the features.
+        alignment: name of the detector, which features record.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class AlignedImages(ReadableImages):
         return self.photos.path(index)
 
     def prefetch(self, indices: Sequence[int]) -> None:
-        """Fetch these photos together if that is faster than one by one."""
+        """Fetch these photos together if the source benefits from it."""
         self.photos.prefetch(indices)
 
     def read(self, index: int) -> np.ndarray:

@@ -25,8 +25,9 @@ from margrave.files import atomic_write, read_json
 from margrave.progress import Progress
 
 LIST_FILE = "aligned.jsonl"
+"""The file in the crop folder that lists the settings and the result of each photo."""
 CHUNK_SIZE = 4
-"""Photos sent to a worker process at a time."""
+"""Number of photos that are sent to a worker process at a time."""
 JPEG_QUALITY = 95
 
 
@@ -35,8 +36,8 @@ class AlignmentSettings:
     """Settings of face detection and cropping.
 
     Attributes:
-        detector: ``mtcnn`` (extra ``align``) or ``yunet``.
-        model: path of YuNet's ONNX file.
+        detector: ``mtcnn``, which needs the extra ``align``, or ``yunet``.
+        model: path of YuNet's ONNX file; None for MTCNN.
         every_face: crop all faces of a photo instead of only the largest.
         size: side of the crops in pixels.
         minimum_face: minimum width of a face in pixels; narrower faces are not cropped.
@@ -62,6 +63,7 @@ class AlignmentSettings:
     def build(self) -> Detector:
         """Create the detector."""
         if self.detector == "mtcnn":
+            # 20 pixels is the smallest face that MTCNN detects by default.
             return MTCNN(minimum_face=max(self.minimum_face, 20))
         assert self.model is not None
         return YuNet(self.model)
@@ -96,10 +98,10 @@ def align_photos(
     workers: int = 1,
     progress: Progress = lambda done, total: None,
 ) -> list[AlignedPhoto]:
-    """Crop the faces of all photos in a folder; the crops keep the photos' subfolders.
+    """Crop the faces of all photos in a folder; crops go into the same subfolders as their photos.
 
-    The results are listed in ``aligned.jsonl`` in the crop folder. Photos that it already lists are
-    skipped, so repeating an interrupted call resumes it.
+    The file ``aligned.jsonl`` in the crop folder lists the results. Photos that it already lists
+    are skipped, so repeating an interrupted call resumes it.
 
     Args:
         photos: the photo folder; its subfolders are included.
@@ -112,7 +114,8 @@ def align_photos(
         The result of each photo, in natural order of the paths.
 
     Raises:
-        ValueError: there are no photos, or the crop folder contains crops made with other settings.
+        ValueError: there are no photos, the crop folder contains crops made with other settings, or
+            ``aligned.jsonl`` is damaged.
     """
     photos, crops = Path(photos), Path(crops)
     if not photos.is_dir():
@@ -124,7 +127,7 @@ def align_photos(
     paths = image_paths(photos)
     if not paths:
         raise ValueError(f"{photos} and its subfolders contain no photos; check the folder")
-    settings.build()  # an invalid detector fails here, not in a worker
+    settings.build()  # if the detector cannot be created, fail here instead of in a worker
     results = _read_list(crops, settings)
     names = _crop_names(paths)
     remaining = [(path, names[path]) for path in paths if path not in results]
@@ -150,13 +153,14 @@ def _align_all(
     tasks: list[tuple[str, str]],
     workers: int,
 ) -> Iterator[AlignedPhoto]:
-    """Yield the result of each task; few tasks run in this process.
+    """Align each photo in worker processes, or in this process if there are few; yields results.
 
     Args:
         photos: the photo folder.
         crops: the folder for the crops.
         settings: settings of the detector and the crops.
-        tasks: (path of the photo, path of its crops without extension), relative to the folders.
+        tasks: (path of the photo, path of its crops without extension), each relative to its
+            folder.
         workers: number of processes.
     """
     if workers == 1 or len(tasks) < 2 * CHUNK_SIZE:
@@ -171,7 +175,7 @@ def _align_all(
 
 
 class _Worker:
-    """The state of a worker process, in class attributes."""
+    """Aligns photos in a worker process; class attributes keep the detector between photos."""
 
     photos: Path
     crops: Path
@@ -197,13 +201,13 @@ class _Worker:
 def align_photo(
     photos: Path, path: str, crops: Path, name: str, detector: Detector, settings: AlignmentSettings
 ) -> AlignedPhoto:
-    """Crop the faces of one photo.
+    """Crop the faces of one photo, write the crops, and return the result.
 
     Args:
         photos: the photo folder.
         path: path of the photo, relative to the photo folder.
-        crops: the folder for the crops.
-        name: path of the crops without extension, relative to their folder.
+        crops: the crop folder.
+        name: path of the crops without number and extension, relative to the crop folder.
         detector: finds the faces and their landmarks.
         settings: settings of the crops.
     """
@@ -247,9 +251,10 @@ def _build_result(path: str, crop_names: Iterable[str], faces: Iterable[Detectio
 
 
 def _write_crop(crop: np.ndarray, folder: Path, name: str) -> str:
+    """Write a crop as JPEG and return its name."""
     bgr = cv2.cvtColor(crop, cv2.COLOR_RGB2BGR)
     content = cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])[1].tobytes()
-    # Do not list a crop that cannot be read.
+    # Check that the crop can be read, before it is written and listed.
     decode_image(content, name)
     with atomic_write(folder / name) as temporary:
         temporary.write_bytes(content)
@@ -259,7 +264,7 @@ def _write_crop(crop: np.ndarray, folder: Path, name: str) -> str:
 def _crop_names(paths: list[str]) -> dict[str, str]:
     """Map each photo's path to the path of its crops without extension.
 
-    Photos that differ only by extension keep it: ``a.png`` becomes ``a.png.jpg``.
+    If photos differ only by their extensions, the crops keep them: ``a.png`` becomes ``a.png.jpg``.
     """
     stems = {path: os.path.splitext(path)[0] for path in paths}
     counts = Counter(stems.values())
@@ -267,7 +272,7 @@ def _crop_names(paths: list[str]) -> dict[str, str]:
 
 
 def _read_list(crops: Path, settings: AlignmentSettings) -> dict[str, AlignedPhoto]:
-    """Read the results of an earlier call by photo; remove an incomplete last line."""
+    """Read an earlier call's results, photo -> result; removes an incomplete last line."""
     path = crops / LIST_FILE
     if not path.is_file():
         return {}
@@ -281,11 +286,11 @@ def _read_list(crops: Path, settings: AlignmentSettings) -> dict[str, AlignedPho
     earlier_settings = settings
     for number, line in enumerate(lines, 1):
         try:
-            entry: Mapping[str, Any] = read_json(line, "the line")
+            content: Mapping[str, Any] = read_json(line, "the line")
             if number == 1:
-                earlier_settings = AlignmentSettings(**entry["settings"])
+                earlier_settings = AlignmentSettings(**content["settings"])
                 continue
-            result = AlignedPhoto(**entry)
+            result = AlignedPhoto(**content)
         except (ValueError, TypeError, KeyError) as error:
             raise ValueError(
                 f"{path}, line {number} is damaged ({error}); delete the file to align all photos "

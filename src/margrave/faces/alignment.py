@@ -1,4 +1,4 @@
-"""Align a face to ArcFace's template by five landmarks."""
+"""Align a face to ArcFace's template, using its five landmarks."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ TEMPLATE = np.array(
     [[38.2946, 51.6963], [73.5318, 51.5014], [56.0252, 71.7366], [41.5493, 92.3655],
      [70.7299, 92.2041]]
 )  # fmt: skip
-"""(5, 2) x and y of the landmarks in ArcFace's crops of 112 × 112 pixels."""
+"""(5, 2) x and y of the landmarks in an aligned crop of 112 × 112 pixels, see `Detection`."""
 TEMPLATE_SIZE = 112
 
 
 def fit_similarity_transform(source: np.ndarray, target: np.ndarray) -> np.ndarray:
-    """(2, 3) the similarity transform (rotation, scale, shift) that best maps source to target.
+    """The (2, 3) similarity transform (rotation, scale, shift) that best maps source to target.
 
-    Takes the source points as complex numbers z and the target points as w, and fits a·z + b to w
-    by least squares. Unlike an unconstrained fit, this cannot return a reflection.
+    Interprets the source points as complex numbers z and the target points as w, and fits a·z + b
+    to w by least squares. Unlike an unconstrained fit, this cannot return a reflection.
 
     Args:
         source: (n, 2) points, at least two of them distinct.

@@ -35,7 +35,7 @@ class Detection:
 
     @property
     def can_be_aligned(self) -> bool:
-        """False if a landmark is not finite or if all nearly coincide: no alignment fits them."""
+        """Whether an alignment exists: all landmarks are finite and span more than a pixel."""
         extent = np.ptp(self.landmarks, axis=0).max()
         return bool(np.isfinite(self.landmarks).all() and extent > 1)
 

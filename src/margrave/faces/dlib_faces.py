@@ -1,4 +1,4 @@
-"""Find and align faces with dlib's detector and landmarks (extra ``baseline``)."""
+"""Find and align faces with dlib's detector and landmarks; needs the extra ``baseline``."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ from margrave.files import first_line
 from margrave.models.dlib_file import LANDMARKS, import_dlib, verified_file
 
 PADDING = 0.25
-"""Padding of dlib's aligned crops (face chips) in the training of its recognition network."""
+"""Padding of aligned crops (face chips), with which dlib's recognition network was trained."""
 SMALL_PHOTO = 512
 """Maximum side in pixels of photos that are enlarged and searched again if no face is detected."""
 MIN_SIDE = 4
 """Photos with a shorter side (in pixels) are not searched."""
 ORDER = (2, 3, 1, 0, 4)
-"""Indices that sort dlib's eye corners from left to right in the image, followed by the nose."""
+"""Indices that reorder dlib's points: the eye corners from left to right, then the nose."""
 
 
 class DlibFinder:
     """Finds and aligns faces for dlib's recognition network.
 
     The HOG detector finds upright faces of at least 80 pixels. If it finds none in a small photo,
-    the finder adds a border, doubles the size and detects again. This finds faces of at least 40
-    pixels and faces that fill the image.
+    the finder adds a border, doubles the size and detects again. This second search finds faces of
+    at least 40 pixels and faces that fill the image.
 
-    A detection's ``landmarks`` are dlib's five points and do not fit ArcFace's template: outer and
-    inner corner of the left eye, inner and outer corner of the right eye, and bottom of the nose.
-    Left and right are as seen in the image. ``score`` is 1 / (1 + exp(−s)) for the detector's
-    score s.
+    The ``landmarks`` of a `Detection` are dlib's five points: outer and inner corner of the left
+    eye, inner and outer corner of the right eye, and bottom of the nose. Left and right are as seen
+    in the image. These points do not fit ArcFace's template. The ``score`` is 1 / (1 + exp(−s)) for
+    the detector's score s.
 
     Args:
         minimum_score: faces with a lower detector score s are dropped.
@@ -41,8 +41,8 @@ class DlibFinder:
             pixels.
 
     Raises:
-        ValueError: the extra ``baseline`` is not installed, or the content of dlib's landmark model
-            has changed.
+        ValueError: the extra ``baseline`` is not installed, or the file of dlib's landmark model is
+            not the expected one.
 
     Source: King, Max-margin object detection (2015); Kazemi and Sullivan, One millisecond face
     alignment with an ensemble of regression trees (2014); dlib's ``get_face_chip``.
@@ -60,7 +60,7 @@ class DlibFinder:
         except RuntimeError as error:
             raise ValueError(f"{path} cannot be read by dlib ({first_line(error)})") from error
         self._detector = self._dlib.get_frontal_face_detector()
-        # The detector is not thread-safe, since it keeps its image pyramid between calls.
+        # The detector is not thread-safe, because it keeps its image pyramid between calls.
         self._lock = threading.Lock()
 
     def __getstate__(self) -> dict[str, object]:
@@ -91,10 +91,10 @@ class DlibFinder:
     def _search(
         self, photo: np.ndarray, scale: float, margin: int
     ) -> list[tuple[np.ndarray, float]]:
-        """Add a border of `margin` pixels, scale the photo, and detect.
+        """Add a border of `margin` pixels to the photo, scale it, and detect faces.
 
         Returns:
-            (4,) box in pixels of the photo, and detector score, of each face.
+            For each face, its (4,) box in pixels of the photo and the detector's score.
         """
         image = photo
         if margin:
@@ -107,6 +107,7 @@ class DlibFinder:
         with self._lock:
             rectangles, scores, _ = self._detector.run(image, 0, self.minimum_score)
         to_photo = np.array([width / size[0], height / size[1]] * 2)
+        # dlib's right and bottom are the last pixels inside the box; add 1 to get the edges.
         return [
             (
                 np.array([box.left(), box.top(), box.right() + 1, box.bottom() + 1]) * to_photo

@@ -17,7 +17,7 @@ SMALL_PHOTO = 512
 
 
 class TemplateFinder:
-    """Finds faces and aligns them to ArcFace's template by five landmarks.
+    """Finds faces in a photo and aligns them to ArcFace's template.
 
     If the detector finds no face in a small photo, the finder adds a border, enlarges the photo and
     detects again, because detectors miss faces that fill the image.

@@ -1,4 +1,4 @@
-"""Photos that are aligned by known landmarks when they are read."""
+"""Align photos when they are read, using the landmarks of a landmark file."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from margrave.files import read_bytes
 
 
 class LandmarkedImages(ReadableImages):
-    """Photos that are aligned by known landmarks when they are read, such as IJB's loose crops.
+    """Aligned crops of photos with known landmarks, such as IJB's loosely cropped images.
 
     Args:
         folder: the photo folder.
@@ -54,7 +54,7 @@ class LandmarkedImages(ReadableImages):
 
 
 def open_landmarked_images(folder: str | Path, landmarks: str | Path, size: int) -> ReadableImages:
-    """Open a folder of photos with their landmark file.
+    """Open the aligned crops of the photos that a landmark file lists.
 
     Args:
         folder: the photo folder.

@@ -1,4 +1,4 @@
-"""MTCNN in PyTorch, with the weights of the ``mtcnn`` package (extra ``align``)."""
+"""MTCNN in PyTorch; its weights come from the ``mtcnn`` package (extra ``align``)."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ WEIGHT_DIGESTS = {
 }
 """SHA-256 of the weight files of mtcnn 1.0.0. They are pickles, so no other files are loaded."""
 CELL, STRIDE = 12, 2
-"""Side and stride of the first network's sliding window, in pixels."""
+"""Side and stride of the first network's sliding window, in pixels of a pyramid level."""
 PYRAMID_STEP = 0.709
 """Scale of each level of the image pyramid relative to the previous one."""
 MAX_CANDIDATES = 2000
-"""Maximum number of the first network's boxes that the second network refines."""
+"""Maximum number of boxes that the first network passes to the second."""
 
 
 def load_weights(name: str) -> list[Tensor]:
-    """Load a network's weights in layer order; convolutions are (out, in, height, width).
+    """Load a network's weights in layer order; those of convolutions are (out, in, height, width).
 
     Args:
         name: the network, a key of `WEIGHT_DIGESTS`.
@@ -64,12 +64,12 @@ def load_weights(name: str) -> list[Tensor]:
 
 
 class _Network(nn.Module):
-    """Convolutions, an optional linear layer, and two or three outputs.
+    """One of the three networks: convolutions, an optional linear layer, two or three outputs.
 
     Args:
         name: key of the network in `WEIGHT_DIGESTS`.
         pools: window size of the max pooling after each convolution; 0 means no pooling.
-        hidden: add a linear layer before the outputs.
+        hidden: whether a hidden linear layer precedes the outputs.
     """
 
     def __init__(self, name: str, pools: tuple[int, ...], hidden: bool) -> None:
@@ -83,7 +83,7 @@ class _Network(nn.Module):
         self.hidden = hidden
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """The outputs, each (B, n) or, without a hidden layer, (B, n, rows, columns)."""
+        """The outputs: each is (B, n), or (B, n, rows, columns) if there is no hidden layer."""
         values = images
         for pool, (weight, bias, slope) in zip(self.pools, self.trunk, strict=False):
             values = functional.prelu(functional.conv2d(values, weight, bias), slope)
@@ -146,9 +146,10 @@ class MTCNN:
         ]
 
     def _propose_boxes(self, image: np.ndarray) -> np.ndarray:
-        """(n, 5) square boxes with scores, from all levels of the image pyramid."""
-        # Columns: box (4), score (1) and shifts of the box's edges (4).
-        scale, levels = CELL / self.minimum_face, [np.zeros((0, 9))]
+        """Run the first network on the image pyramid; returns (n, 5) square boxes with scores."""
+        scale = CELL / self.minimum_face
+        # The columns of each level's boxes: box (4), score (1) and shifts of the box's edges (4).
+        boxes_of_levels = [np.zeros((0, 9))]
         while min(image.shape[:2]) * scale >= CELL:
             size = int(np.ceil(image.shape[1] * scale)), int(np.ceil(image.shape[0] * scale))
             level = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
@@ -160,13 +161,14 @@ class MTCNN:
             score = confidence[rows, columns].double().numpy()[:, None]
             shift = shifts[0, :, rows, columns].T.double().numpy()
             level_boxes = np.concatenate([boxes, score, shift], axis=1)
-            levels.append(level_boxes[_non_maximum_suppression(level_boxes, 0.5)])
+            boxes_of_levels.append(level_boxes[_non_maximum_suppression(level_boxes, 0.5)])
             scale *= PYRAMID_STEP
-        candidates = np.concatenate(levels)
+        candidates = np.concatenate(boxes_of_levels)
         candidates = candidates[_non_maximum_suppression(candidates, 0.7)][:MAX_CANDIDATES]
         return _to_squares(_apply_shifts(candidates[:, :5], candidates[:, 5:]))
 
     def _refine_boxes(self, image: np.ndarray, boxes: np.ndarray) -> np.ndarray:
+        """Run the second network; returns (m, 5) square boxes of likely faces, with scores."""
         if not len(boxes):
             return boxes
         shifts, scores = self.refine(_to_tensor(_crop_boxes(image, boxes, 24)))
@@ -180,6 +182,7 @@ class MTCNN:
     def _locate_landmarks(
         self, image: np.ndarray, boxes: np.ndarray
     ) -> list[tuple[np.ndarray, np.ndarray, float]]:
+        """Run the third network; returns the (4,) box, (5, 2) landmarks and score of each face."""
         if not len(boxes):
             return []
         shifts, points, scores = self.finish(_to_tensor(_crop_boxes(image, boxes, 48)))
@@ -196,24 +199,24 @@ class MTCNN:
 
 
 def _to_tensor(images: list[np.ndarray]) -> Tensor:
-    """Stack B uint8 images to (B, 3, height, width) in [−1, 1]."""
+    """Stack B uint8 images to a (B, 3, height, width) tensor in [−1, 1]."""
     pixels = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float()
     return (pixels - 127.5) / 128
 
 
 def _crop_boxes(image: np.ndarray, boxes: np.ndarray, size: int) -> list[np.ndarray]:
-    """Crop each box, black outside the image, and resize it to (size, size, 3)."""
+    """Crop each box and resize it to (size, size, 3); pixels outside the image are black."""
     crops = []
     height, width = image.shape[:2]
     for left, top, right, bottom in np.round(boxes[:, :4]).astype(int):
-        side_x, side_y = max(right - left, 1), max(bottom - top, 1)
+        box_width, box_height = max(right - left, 1), max(bottom - top, 1)
         x0, y0, x1, y1 = (
             max(left, 0),
             max(top, 0),
-            min(left + side_x, width),
-            min(top + side_y, height),
+            min(left + box_width, width),
+            min(top + box_height, height),
         )
-        crop = np.zeros((side_y, side_x, 3), np.uint8)
+        crop = np.zeros((box_height, box_width, 3), np.uint8)
         if x1 > x0 and y1 > y0:
             crop[y0 - top : y1 - top, x0 - left : x1 - left] = image[y0:y1, x0:x1]
         crops.append(cv2.resize(crop, (size, size), interpolation=cv2.INTER_AREA))
@@ -221,13 +224,13 @@ def _crop_boxes(image: np.ndarray, boxes: np.ndarray, size: int) -> list[np.ndar
 
 
 def _apply_shifts(boxes: np.ndarray, shifts: np.ndarray) -> np.ndarray:
-    """Shift the edges of (n, 5) boxes with scores by (n, 4) fractions of the box's extent."""
+    """Shift the edges of (n, 5) boxes with scores by (n, 4) fractions of their width and height."""
     extent = np.tile(boxes[:, 2:4] - boxes[:, :2], 2)
     return np.concatenate([boxes[:, :4] + shifts * extent, boxes[:, 4:5]], axis=1)
 
 
 def _to_squares(boxes: np.ndarray) -> np.ndarray:
-    """Expand each box around its center to a square of its longer side."""
+    """Expand each box around its center to a square whose side is the box's longer side."""
     center = (boxes[:, :2] + boxes[:, 2:4]) / 2
     half = (boxes[:, 2:4] - boxes[:, :2]).max(axis=1, keepdims=True, initial=0) / 2
     return np.concatenate([center - half, center + half, boxes[:, 4:5]], axis=1)
@@ -240,8 +243,9 @@ def _non_maximum_suppression(
 
     Args:
         boxes: (n, 5 or more) left, top, right, bottom, score; further columns are ignored.
-        overlap: maximum overlap with a better box that is kept, from 0 to 1.
-        relative_to_smaller: divide the intersection by the smaller area instead of the union.
+        overlap: maximum overlap with a better box, from 0 to 1; boxes with a larger overlap are
+            dropped. The overlap is the area of the intersection divided by that of the union.
+        relative_to_smaller: divide the intersection by the smaller box's area instead.
     """
     order = np.argsort(-boxes[:, 4], kind="stable")
     areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])

@@ -9,11 +9,12 @@ from margrave.faces.alignment import TEMPLATE, fit_similarity_transform
 from margrave.faces.contract import Detection, Detector
 
 BORDER, ENLARGEMENT = 28, 2
-"""Border (pixels) and scale factor for detection: detectors miss small and image-filling faces."""
+"""Before detection, crops get a border of 28 pixels and are enlarged 2 times: detectors miss small
+faces and faces that fill the image."""
 
 
 def detect_face_in_crop(crop: np.ndarray, detector: Detector) -> Detection | None:
-    """Detect the largest face in a crop; None without a face or if its landmarks coincide.
+    """Detect the largest face in a crop; None if there is no face or its landmarks coincide.
 
     Args:
         crop: (S, S, 3) uint8 RGB; the face may fill it.
@@ -51,7 +52,7 @@ def alignment_errors(landmarks: np.ndarray, placement: np.ndarray | None = None)
     Args:
         landmarks: (F, 5, 2) landmarks of F faces.
         placement: (2, 3) transform from the template to the target points; by default, the target
-            is the template itself.
+            points are the template.
 
     >>> alignment_errors(TEMPLATE[None] + 3.0).round(3).tolist()
     [4.243]
@@ -62,5 +63,5 @@ def alignment_errors(landmarks: np.ndarray, placement: np.ndarray | None = None)
 
 
 def _transform_template(matrices: np.ndarray) -> np.ndarray:
-    """(F, 5, 2) the template's points after each of (F, 2, 3) transforms."""
+    """Transform the template by each of (F, 2, 3) matrices; returns (F, 5, 2) points."""
     return TEMPLATE @ matrices[:, :, :2].transpose(0, 2, 1) + matrices[:, None, :, 2]

@@ -13,14 +13,14 @@ import numpy as np
 from margrave.faces.contract import Detection
 
 FACE_WIDTHS = (144, 160, 176, 192, 208, 224)
-"""Widths in pixels to which a face is resized to detect its landmarks again."""
+"""Widths in pixels to which a face is resized when its landmarks are detected again."""
 CROP_SCALE = 3.0
 """Side of the crop for the second detection, relative to the face's width."""
 
 
 @contextmanager
 def _silent_opencv() -> Iterator[None]:
-    """Silence OpenCV's log, which warns about its own defaults; errors are raised anyway."""
+    """Silence OpenCV's log, which warns about its own defaults; errors still raise exceptions."""
     logging = cv2.utils.logging
     level = logging.getLogLevel()
     logging.setLogLevel(logging.LOG_LEVEL_SILENT)
@@ -91,8 +91,8 @@ class YuNet:
         landmarks = []
         for width in FACE_WIDTHS:
             scale = width / face.width
-            # warpAffine does not average pixels when it shrinks: warp to a multiple of the size,
-            # then shrink by averaging.
+            # warpAffine does not average pixels when it shrinks an image. Therefore warp to a
+            # multiple of the size, and shrink the result by averaging.
             multiple = min(max(1, int(np.ceil(1 / scale))), 4)
             size = round(side * scale)
             corner = center - side / 2
@@ -101,7 +101,7 @@ class YuNet:
             if multiple > 1:
                 crop = cv2.resize(crop, (size, size), interpolation=cv2.INTER_AREA)
             for candidate in self._search(crop):
-                # Skip other faces nearby.
+                # Take the face in the center of the crop, and skip other faces nearby.
                 if np.abs((candidate.box[:2] + candidate.box[2:] - size) / 2).max() < width / 4:
                     landmarks.append(candidate.landmarks / scale + corner)
                     break

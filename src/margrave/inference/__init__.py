@@ -1,4 +1,4 @@
-"""Inference: a model with its preprocessing, and image features in memory or in a store."""
+"""Inference: models with their preprocessing, and the features of images, in memory or on disk."""
 
 from margrave.inference.embedder import Embedder, load_embedder, look_like_photos
 from margrave.inference.feature_store import FeatureStore, embed_to_store, is_feature_store

@@ -1,4 +1,4 @@
-"""A backbone with its preprocessing: images in, embeddings out."""
+"""Embed images with a backbone and its preprocessing."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Embedder:
         card: the model card with image size, mean and std.
         fit: how an image that is not square is made square: "crop", "pad" or "stretch".
         batch_size: number of images per forward pass.
-        precision: the dtype of the backbone's arithmetic; bfloat16 is faster than float32 on
+        precision: the dtype in which the backbone computes; bfloat16 is faster than float32 on
             hardware that supports it.
     """
 
@@ -67,10 +67,11 @@ class Embedder:
         """Compute (N, D) float32 unit embeddings of aligned faces; warn if images look like photos.
 
         Args:
-            images: a path, an (H, W, 3) uint8 RGB array, a list of these, an (N, H, W, 3) array,
-                or a `ReadableImages` object. A single image gives one row.
-            flips: fuse each embedding with that of the flipped image.
-            progress: called with (images done, total).
+            images: an (H, W, 3) uint8 RGB array, a list of such arrays or of paths, an
+                (N, H, W, 3) array, or any other source that `open_source` accepts. A single image
+                gives one row.
+            flips: fuse the embedding of each image with that of its flipped copy.
+            progress: called with (images done, total images).
 
         Raises:
             ValueError: an image cannot be read, or an array is not an RGB uint8 image.
@@ -87,7 +88,7 @@ class Embedder:
         return units.astype(np.float32)
 
     def embed_pixels(self, pixels: Tensor) -> Tensor:
-        """Compute (B, D) float32 unnormalized embeddings of (B, 3, S, S) uint8 images.
+        """Compute (B, D) float32 unnormalized embeddings of (B, 3, S, S) uint8 RGB images.
 
         Raises:
             ValueError: the backbone's output is not one row per image.
@@ -96,7 +97,11 @@ class Embedder:
 
     @torch.inference_mode()
     def _embed(self, pixels: Tensor, flips: bool = False) -> Tensor:
-        """Compute (1, B, D) embeddings, or (2, B, D) with flips, without waiting for the device."""
+        """Start computing embeddings, without waiting for the device.
+
+        Returns:
+            (1, B, D) embeddings, or (2, B, D) if `flips` adds those of the flipped images.
+        """
         parameter = next(self.backbone.parameters())
         device, dtype = parameter.device, parameter.dtype
         was_training = self.backbone.training
@@ -117,9 +122,9 @@ class Embedder:
             self.backbone.train(was_training)
 
     def _forward(self, images: Tensor) -> Tensor:
-        """Run the backbone, and check that it returns one row per image.
+        """Run the backbone, and check that it returns one embedding per image.
 
-        Without the check, a single row for many images would be copied to all of them silently.
+        Without the check, a single row for many images would silently be copied to all of them.
         """
         output = self.backbone(images)
         if not isinstance(output, Tensor) or output.dim() != 2 or len(output) != len(images):
@@ -142,15 +147,15 @@ class Embedder:
 
         Args:
             images: a `ReadableImages` object, or a list of arrays.
-            indices: the images to embed; by default all.
+            indices: indices of the N images to embed; by default all images.
             flips: embed flipped images too, for flip fusion.
-            progress: called with (images done, total).
-            unreadable: a dict that receives index -> reason for each image that cannot be read;
-                the image's row stays zero. If None, such an image raises an error.
+            progress: called with (images done, total images).
+            unreadable: a dict to which index -> reason is added for each image that cannot be
+                read; the rows of these images are zero. If None, such an image raises an error.
 
         Returns:
-            (N, D) float32 raw embeddings of the images, and of the flipped images; the second
-            array is empty without flips.
+            (N, D) float32 raw embeddings of the images, and (N, D) of the flipped images. Without
+            flips, the second array is empty.
 
         Raises:
             ValueError: there are no images, or an image cannot be read and `unreadable` is None.
@@ -161,7 +166,7 @@ class Embedder:
         finished: list[Tensor] = []
         pending: tuple[Tensor, Tensor, Tensor] | None = None
 
-        def collect() -> None:
+        def collect_pending() -> None:
             if pending is not None:
                 embeddings, readable, _ = pending
                 finished.append(embeddings.cpu() * readable)
@@ -177,13 +182,13 @@ class Embedder:
                         raise
                     reasons[index] = str(error)
             readable = torch.tensor([index not in reasons for index in batch.tolist()])[:, None]
-            # Collect the previous batch now: the device computed it while this batch was read.
-            collect()
+            # The device computed the previous batch while this batch was read, so collect it now.
+            collect_pending()
             # Keep a reference to the pixels, because the device may still be copying them.
             pending = self._embed(pixels, flips), readable, pixels
             if progress is not None:
                 progress(start + len(batch), len(selected))
-        collect()
+        collect_pending()
         if not finished:
             raise ValueError("there are no images to embed; check the folder or the list")
         embeddings = torch.cat(finished, dim=1).numpy()
@@ -197,17 +202,19 @@ class Embedder:
 
 
 def look_like_photos(images: ReadableImages, size: int) -> bool:
-    """Whether the images seem to be whole photos instead of aligned crops, judging by a sample.
+    """Whether the images seem to be photos instead of aligned crops; checks up to eight images.
 
-    Aligned crops all have the same size, and are rarely much larger than the model's images. So
-    images count as photos if most of the sample are larger than 1.5 times the model's image size
-    and their sizes differ, or if most are larger than 5 times that size.
+    Aligned crops all have the same size and are rarely much larger than the model's images. The
+    images are therefore taken for photos in two cases: most of the checked images are larger than
+    1.5 times the model's image size and their sizes differ, or most are larger than 5 times the
+    model's image size.
 
     Args:
         images: the images.
         size: the model's image size in pixels.
     """
-    # Images that are fetched in pieces, such as remote shards, are sampled from the first piece.
+    # Check images from the whole set. If images are fetched in pieces, as from remote shards, check
+    # the first images instead, which are in one piece.
     step = max(1, len(images) // 8) if getattr(images, "pieces", None) is None else 1
     shapes = []
     for index in range(0, len(images), step)[:8]:
@@ -215,15 +222,15 @@ def look_like_photos(images: ReadableImages, size: int) -> bool:
             shapes.append(images.read(index).shape[:2])
         except ValueError:
             continue
-    large = sum(max(shape) > 1.5 * size for shape in shapes) > len(shapes) / 2
-    huge = sum(max(shape) > 5 * size for shape in shapes) > len(shapes) / 2
-    return huge or (large and len(set(shapes)) > 1)
+    most_are_large = sum(max(shape) > 1.5 * size for shape in shapes) > len(shapes) / 2
+    most_are_huge = sum(max(shape) > 5 * size for shape in shapes) > len(shapes) / 2
+    return most_are_huge or (most_are_large and len(set(shapes)) > 1)
 
 
 def _as_images(images: Any) -> ReadableImages:
     """Open images in any form that `Embedder.embed` accepts."""
-    single = isinstance(images, np.ndarray) and images.ndim == 3
-    return open_source(images[None] if single else images)
+    is_single_image = isinstance(images, np.ndarray) and images.ndim == 3
+    return open_source(images[None] if is_single_image else images)
 
 
 def load_embedder(
@@ -238,7 +245,8 @@ def load_embedder(
 
     Args:
         path: the file or folder, see ``margrave.models.open_model``.
-        fit: how an image that is not square is made square; by default as in training.
+        fit: how an image that is not square is made square: "crop", "pad" or "stretch"; by
+            default as in training.
         device: the device to run on; by default a CUDA device if there is one.
         trust_code: import and run the custom network code that the model names.
         runtime: the runtime of an ONNX model, ``onnxruntime`` (default) or ``openvino``.

@@ -1,15 +1,16 @@
 """The feature store: a folder of embeddings, computed once and read by every protocol.
 
-    features.json    header: model, preprocessing, images, N, D (``width``), checksum
+    features.json    header: model, preprocessing, images, N (``count``), D (``width``), checksum
     embeddings.npy   (N, D) float32, raw embeddings
     flipped.npy      (N, D) float32, raw embeddings of the flipped images (optional)
     norms.npy        (N,) float32, norms of the raw embeddings
     labels.npy       (N,) int64, identity indices; −1 if unknown
     names.npy        (N,) bytes, each image's path
-    blocks.jsonl     one line per block of rows: its checksum and its unreadable images
+    blocks.jsonl     one line per block of rows: the block's checksum and unreadable images
 
 The arrays are plain NumPy files that have their full size from the start. A block of rows is valid
-once its line is written, so an interrupted run continues at the first block without a line.
+once its line in ``blocks.jsonl`` is written, so an interrupted run resumes at the first block
+without a line.
 """
 
 from __future__ import annotations
@@ -56,8 +57,8 @@ class FeatureStore(Features):
 
     Args:
         folder: the store's folder.
-        verify: compare every block with its checksum, which reads all files once.
-        progress: called with (blocks checked, total).
+        verify: compare every block with its checksum; this reads all files once.
+        progress: called with (blocks verified, total blocks).
 
     Attributes:
         folder: the store's folder.
@@ -79,11 +80,12 @@ class FeatureStore(Features):
         done = blocks[-1]["stop"] if blocks else 0
         if done > count:
             raise ValueError(
-                f"{folder}: blocks.jsonl lists {done} images, but {HEADER} says {count}; {REMEDY}"
+                f"{folder}: blocks.jsonl lists {done} images, but {HEADER} declares {count}; "
+                f"{REMEDY}"
             )
         if done < count:
             raise ValueError(
-                f"{folder} holds features of {done} of {count} images, because embedding was "
+                f"{folder} contains features of {done} of {count} images, because embedding was "
                 "interrupted; to continue, run the same margrave embed command again, or "
                 "embed_to_store in Python"
             )
@@ -147,21 +149,21 @@ def embed_to_store(
     progress: Progress | None = None,
     after_block: Callable[[int], None] | None = None,
 ) -> FeatureStore:
-    """Embed images into a feature store; the same call again continues an interrupted run.
+    """Embed images into a feature store; repeating an interrupted call resumes it.
 
     Args:
         embedder: the model.
         images: the images to embed; their labels, if known, are stored too.
-        folder: the store's folder; created if missing.
+        folder: the store's folder, created if necessary.
         model: the model's name in the store's header.
         source: the images' name in the store's header.
         flips: embed flipped images too.
-        maximum_unreadable: how many images may be unreadable; their rows stay zero.
-        progress: called with (images done, total).
-        after_block: called when a block is on disk, with the number of images done.
+        maximum_unreadable: maximum number of unreadable images; their rows are zero.
+        progress: called with (images done, total images).
+        after_block: called with the number of images done, each time a block is on disk.
 
     Raises:
-        ValueError: there are no images, the folder holds other features or files, or too many
+        ValueError: there are no images, the folder contains other features or files, or too many
             images are unreadable.
     """
     folder, images = Path(folder), open_source(images)
@@ -191,7 +193,7 @@ def embed_to_store(
             images, np.arange(start, stop), flips, report, reasons
         )
         num_unreadable += len(reasons)
-        note = "; the embeddings so far are kept"
+        note = "; the embeddings of earlier blocks are kept"
         check_unreadable(list(reasons.values()), num_unreadable, maximum_unreadable, note)
         check_finite(plain, images, start)
         if not arrays:
@@ -214,14 +216,14 @@ def embed_to_store(
             os.fsync(file.fileno())
         if after_block is not None:
             after_block(stop)
-    # Verify the blocks of an earlier run, because they may have been damaged since.
+    # Verify the store only if an earlier run wrote blocks, which may have been damaged since then.
     return FeatureStore(folder, verify=done > 0)
 
 
 def _resume_or_start(
     folder: Path, description: dict[str, Any], names: np.ndarray, labels: np.ndarray
 ) -> tuple[int, int]:
-    """Open or create the store; return its numbers of embedded and of unreadable images."""
+    """Open or create the store; returns (embedded images, unreadable images among them)."""
     if (folder / HEADER).exists():
         header = read_header(folder)
         # The names of the model and of the images' source may change between runs.
@@ -237,8 +239,8 @@ def _resume_or_start(
         ]
         if differing:
             raise ValueError(
-                f"{folder} holds features that differ in {', '.join(differing)}; choose another "
-                "folder, or delete this one"
+                f"{folder} contains other features, which differ in {', '.join(differing)}; choose "
+                "another folder, or delete this one"
             )
         blocks = read_blocks(folder, repair=True)
         return (
@@ -246,7 +248,7 @@ def _resume_or_start(
             sum(len(block["unreadable"]) for block in blocks),
         )
     if folder.exists() and any(folder.iterdir()):
-        raise ValueError(f"{folder} holds other files but no {HEADER}; choose an empty folder")
+        raise ValueError(f"{folder} contains other files but no {HEADER}; choose an empty folder")
     folder.mkdir(parents=True, exist_ok=True)
     for name, array in (("names", names), ("labels", labels)):
         with atomic_write(folder / f"{name}.npy") as temporary, open(temporary, "wb") as file:
@@ -258,7 +260,7 @@ def _resume_or_start(
 
 
 def _make_arrays(folder: Path, description: dict[str, Any], width: int) -> dict[str, np.ndarray]:
-    """Create the array files at their full size."""
+    """Create the array files at their full size; returns name -> memory-mapped array."""
     write_header(folder, {**description, "width": width})
     count = description["count"]
     shapes = {"embeddings": (count, width), "flipped": (count, width), "norms": (count,)}
@@ -268,8 +270,8 @@ def _make_arrays(folder: Path, description: dict[str, Any], width: int) -> dict[
     for name, shape in shapes.items():
         path = folder / f"{name}.npy"
         arrays[name] = np.lib.format.open_memmap(path, "w+", np.float32, shape)
-        # Reserve the disk space: writing to a hole in a mapped file kills the process if the disk
-        # is full.
+        # Reserve the disk space now: if the disk is full, writing to an unreserved part of a mapped
+        # file would kill the process.
         if hasattr(os, "posix_fallocate"):
             with open(path, "r+b") as file:
                 os.posix_fallocate(file.fileno(), 0, path.stat().st_size)

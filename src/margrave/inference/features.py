@@ -1,4 +1,4 @@
-"""Features: embeddings of images, in memory or mapped from a store, as protocols read them."""
+"""Features: the embeddings of images with names and labels, in memory or mapped from a store."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from margrave.progress import Progress
 from margrave.quantity import quantity
 
 ROWS_PER_READ = 2048
+"""Maximum number of selected rows that are read together."""
 NAMES_SHOWN = 5
 """Maximum number of missing images that an error message names."""
 
@@ -37,34 +38,35 @@ class FusedRows:
         self._arrays = [array for array in (embeddings, flipped) if array is not None]
         self.shape: tuple[int, ...] = embeddings.shape
 
-    def __getitem__(self, part: slice, /) -> np.ndarray:
-        """A copy of a slice of the rows."""
-        start, stop, _ = part.indices(self.shape[0])
-        total = read_rows(self._arrays[0], start, stop)
+    def __getitem__(self, row_slice: slice, /) -> np.ndarray:
+        """A copy of a slice of the sums; the step of the slice is ignored."""
+        start, stop, _ = row_slice.indices(self.shape[0])
+        fused = read_rows(self._arrays[0], start, stop)
         for array in self._arrays[1:]:
-            total = total + read_rows(array, start, stop)
-        return total
+            fused = fused + read_rows(array, start, stop)
+        return fused
 
 
 class ChosenRows:
-    """Selected rows, in any order, that are read only when needed.
+    """Selected rows of a larger array, in any order; rows are read only when they are needed.
 
     Args:
         rows: (N, D) the rows to select from.
-        chosen: (M,) row indices.
+        chosen: (M,) indices of the selected rows.
     """
 
     def __init__(self, rows: FusedRows | np.ndarray, chosen: np.ndarray) -> None:
         self._rows, self._indices = rows, np.asarray(chosen)
         self.shape: tuple[int, ...] = (len(self._indices), rows.shape[1])
 
-    def __getitem__(self, part: slice, /) -> np.ndarray:
+    def __getitem__(self, selection_slice: slice, /) -> np.ndarray:
         """A slice of the selected rows."""
-        indices = self._indices[part]
+        indices = self._indices[selection_slice]
         if len(indices) and (np.diff(indices) == 1).all():
             return self._rows[int(indices[0]) : int(indices[-1]) + 1]
         rows = np.empty((len(indices), self.shape[1]), np.float32)
-        # Read rows in ascending order, and rows that lie close together in one read.
+        # Read in ascending order. If the rows of a chunk lie close together, read the whole range
+        # at once; otherwise read each row.
         order = np.argsort(indices, kind="stable")
         for start in range(0, len(order), ROWS_PER_READ):
             positions = order[start : start + ROWS_PER_READ]
@@ -84,17 +86,18 @@ class Features:
     Args:
         embeddings: (N, D) float32 raw embeddings.
         names: (N,) bytes, each image's path.
-        description: how the features were made; its keys are ``model``, ``weights`` (a digest),
-            ``card``, ``fit``, ``flips``, ``count``, ``images`` and ``identities``.
+        description: the model, preprocessing and images of the features, with the keys ``model``,
+            ``weights`` (a digest), ``card``, ``fit``, ``flips``, ``count``, ``images`` and
+            ``identities``.
         card: the model's card.
         flipped: (N, D) float32 raw embeddings of the flipped images, or None.
         labels: (N,) int64 identity indices; −1 if unknown.
         unreadable: row -> reason, for images that could not be read; their rows are zero.
         quality: (N,) ground-truth image quality, or None if unknown.
-        display_name: how messages refer to the features.
-        content: checksums of the embeddings: one per block of a store, or a single one for
+        display_name: the name of these features in messages.
+        content: checksums of the embeddings: one per block of a store, or a single checksum for
             features in memory.
-        digest: a digest of description and content, which identifies the features.
+        digest: a digest of `description` and `content`, which identifies the features.
 
     Attributes:
         identities: the identities' names, indexed by label.
@@ -129,7 +132,7 @@ class Features:
 
     @property
     def preparation(self) -> dict[str, Any]:
-        """The weights' digest and the preprocessing; both are equal for comparable features."""
+        """The weights' digest and the preprocessing, which are the same for comparable features."""
         card = {
             name: getattr(self.card, name) for name in ("image_size", "mean", "std", "color_order")
         }
@@ -137,7 +140,7 @@ class Features:
 
     @property
     def origin(self) -> Origin:
-        """The model and the images, in the form that a result records."""
+        """The model and the images of the features, as evaluation results record them."""
         preparation = self.preparation
         images = self.description["images"]
         return Origin(
@@ -150,7 +153,7 @@ class Features:
         )
 
     def check_comparable(self, other: Features) -> None:
-        """Check that other features were made in the same way, but from other images.
+        """Check that other features come from the same model and preprocessing, but other images.
 
         Raises:
             ValueError: weights or preprocessing differ, or the images are the same.
@@ -169,12 +172,12 @@ class Features:
             )
         if self.content == other.content:
             raise ValueError(
-                f"{self.display_name} and {other.display_name} hold features of the same images; "
+                f"{self.display_name} and {other.display_name} are features of the same images; "
                 "use images of other identities as distractors"
             )
 
     def has_images(self, images: ImageSource) -> bool:
-        """Whether the features belong to exactly these images, compared by path and label."""
+        """Whether these are the features' images: compares the paths and labels, in order."""
         names, labels = names_and_labels(images)
         return digest_of(names, labels) == self.description["images"]["digest"]
 
@@ -200,7 +203,7 @@ class Features:
         return [os.fsdecode(name) for name in self._names.tolist()]
 
     def rows_of(self, names: Sequence[str], source: str | Path = "the list") -> np.ndarray:
-        """(M,) the row index of each named image.
+        """(M,) row index of each named image.
 
         Args:
             names: the images' paths.
@@ -233,11 +236,12 @@ class Features:
             ValueError: the image of a row could not be read when the images were embedded.
         """
         if self.unreadable:
-            bad = rows[np.isin(rows, list(self.unreadable))]
-            if len(bad):
+            unreadable_rows = rows[np.isin(rows, list(self.unreadable))]
+            if len(unreadable_rows):
+                first_reason = self.unreadable[int(unreadable_rows[0])]
                 raise ValueError(
-                    f"{len(bad)} of the required images could not be read when they were embedded; "
-                    f"fix them and embed again. The first error: {self.unreadable[int(bad[0])]}"
+                    f"{len(unreadable_rows)} of the required images could not be read when they "
+                    f"were embedded; fix them and embed again. The first error: {first_reason}"
                 )
         return rows
 
@@ -245,7 +249,18 @@ class Features:
 def describe(
     embedder: Embedder, images: ReadableImages, model: str, source: str, flips: bool
 ) -> tuple[dict[str, Any], np.ndarray, np.ndarray]:
-    """Return the description of the images' features, (N,) names and (N,) labels."""
+    """Return the description of the features (see `Features`), and the images' names and labels.
+
+    Args:
+        embedder: the model.
+        images: the N images to describe.
+        model: the model's name in the description.
+        source: the images' name in the description.
+        flips: whether flipped images are embedded too.
+
+    Returns:
+        The description, (N,) names as bytes, and (N,) int64 labels, −1 where unknown.
+    """
     count = len(images)
     if not count:
         raise ValueError("there are no images to embed; check the folder or the list")
@@ -270,7 +285,7 @@ def describe(
 
 
 def names_and_labels(images: ImageSource) -> tuple[np.ndarray, np.ndarray]:
-    """(N,) bytes, each image's path, and (N,) int64 labels, −1 where unknown."""
+    """(N,) paths of the images as bytes, and (N,) int64 labels, −1 where unknown."""
     images = open_source(images)
     count = len(images)
     names = np.array([os.fsencode(images.path(index)) for index in range(count)], dtype=np.bytes_)
@@ -288,7 +303,7 @@ def embed_features(
     maximum_unreadable: int = 0,
     progress: Progress | None = None,
 ) -> Features:
-    """Embed images in memory.
+    """Embed images and return their features, which stay in memory.
 
     Args:
         embedder: the model.
@@ -296,8 +311,8 @@ def embed_features(
         model: the model's name in the description.
         source: the images' name in the description.
         flips: embed flipped images too.
-        maximum_unreadable: how many images may be unreadable; their rows stay zero.
-        progress: called with (images done, total).
+        maximum_unreadable: maximum number of unreadable images; their rows are zero.
+        progress: called with (images done, total images).
 
     Raises:
         ValueError: there are no images, or too many cannot be read.
@@ -327,7 +342,14 @@ def embed_features(
 
 
 def check_unreadable(reasons: Sequence[str], count: int, maximum: int, note: str = "") -> None:
-    """Raise an error that lists the first reasons if more than `maximum` images are unreadable."""
+    """Raise an error that lists the first reasons if more than `maximum` images are unreadable.
+
+    Args:
+        reasons: why images are unreadable, to be listed.
+        count: number of unreadable images; may exceed the number of reasons.
+        maximum: maximum number of unreadable images.
+        note: text to add to the message.
+    """
     if count > maximum:
         shown = "\n  ".join(reasons[:10])
         raise ValueError(
@@ -337,17 +359,23 @@ def check_unreadable(reasons: Sequence[str], count: int, maximum: int, note: str
 
 
 def check_finite(embeddings: np.ndarray, images: ReadableImages, start: int = 0) -> None:
-    """Raise an error that names the first image whose embedding is infinite or NaN."""
-    bad = np.flatnonzero(~np.isfinite(embeddings).all(1))
-    if len(bad):
+    """Raise an error that names the first image whose embedding is infinite or NaN.
+
+    Args:
+        embeddings: (n, D) embeddings of consecutive images.
+        images: the images, for their names.
+        start: index of the first of these images.
+    """
+    invalid_rows = np.flatnonzero(~np.isfinite(embeddings).all(1))
+    if len(invalid_rows):
         raise ValueError(
-            f"the embedding of {images.name(start + int(bad[0]))} is infinite or NaN; "
+            f"the embedding of {images.name(start + int(invalid_rows[0]))} is infinite or NaN; "
             "check the model with margrave doctor"
         )
 
 
 def digest_of_description(description: Mapping[str, Any], content: Any) -> str:
-    """SHA-256 of a description of features, without the model's name, and of their checksums."""
+    """SHA-256 of the features' checksums and description, without the model's name."""
     return hashlib.sha256(json.dumps([{**description, "model": ""}, content]).encode()).hexdigest()
 
 
@@ -360,11 +388,11 @@ def digest_of(*arrays: np.ndarray) -> str:
 
 
 def fingerprint(embedder: Embedder) -> str:
-    """A digest of the weights: of the file for ONNX models, of the tensors otherwise."""
+    """A digest of the model's weights: of the file for ONNX models, otherwise of the tensors."""
     content = getattr(embedder.backbone, "content_digest", None)
     return weights_digest(embedder.backbone.state_dict()) if content is None else str(content)
 
 
 def card_of_features(card: ModelCard) -> dict[str, Any]:
-    """A model's card as features record it: without operating points and reference scores."""
+    """A model's card without operating points and reference scores, as features record it."""
     return json.loads(replace(card, operating_points=(), reference=None).to_json())

@@ -1,4 +1,4 @@
-"""A feature store's files: header, block lines and mapped arrays, validated when read."""
+"""Read and validate the files of a feature store: header, block lines and mapped arrays."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from margrave.files import atomic_write, open_regular, read_bytes, read_json
 FORMAT_VERSION = 1
 HEADER = "features.json"
 MAX_COUNT = 2**48
-"""Upper bound for the numbers of rows and columns that a file declares."""
+"""Numbers of rows and columns that a file declares must be lower than this."""
 REMEDY = "delete the folder and embed again, or copy it again"
 
 
 def flush(path: Path) -> None:
-    """Write pending changes of a file to disk, including those made through a memory map."""
+    """Force pending changes of a file to disk, including changes made through a memory map."""
     with open(path, "r+b") as file:
         os.fsync(file.fileno())
 
@@ -50,7 +50,7 @@ def read_header(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise ValueError(f"{path} cannot be read ({error}); {REMEDY}") from error
     if not isinstance(header, dict) or any(
-        not _has_type(header.get(key), kind) for key, kind in _HEADER_FIELDS.items()
+        not _has_type(header.get(key), expected) for key, expected in _HEADER_FIELDS.items()
     ):
         fields = ", ".join(_HEADER_FIELDS)
         raise ValueError(f"{path} is damaged: one of {fields} is missing or invalid; {REMEDY}")
@@ -63,7 +63,7 @@ def read_header(folder: Path) -> dict[str, Any]:
     if stored_checksum is None:
         warnings.warn(
             f"{path} has no checksum because Margrave 0.1 wrote it, so its model and preprocessing "
-            "entries are not verified; embed again to add a checksum",
+            "are not verified; embed again to add a checksum",
             stacklevel=3,
         )
     elif stored_checksum != checksum(header):
@@ -87,9 +87,9 @@ _HEADER_FIELDS: dict[str, type] = {
 }  # fmt: skip
 
 
-def _has_type(value: Any, kind: type) -> bool:
-    """Whether a JSON value has a type; a bool is not an int."""
-    return isinstance(value, kind) and not (kind is int and isinstance(value, bool))
+def _has_type(value: Any, expected: type) -> bool:
+    """Whether a JSON value has the expected type; unlike in Python, a bool is not an int."""
+    return isinstance(value, expected) and not (expected is int and isinstance(value, bool))
 
 
 def read_blocks(folder: Path, *, repair: bool = False) -> list[dict[str, Any]]:
@@ -115,10 +115,10 @@ def read_blocks(folder: Path, *, repair: bool = False) -> list[dict[str, Any]]:
     for number, line in enumerate(complete.splitlines(), start=1):
         try:
             block = read_json(line, "the line")
-            valid = _is_block(block, stop)
+            is_valid = _is_block(block, stop)
         except ValueError:
-            block, valid = {}, False
-        if not valid:
+            block, is_valid = {}, False
+        if not is_valid:
             raise ValueError(f"{path}:{number} is damaged: {line[:80]!r}; {REMEDY}")
         blocks.append(block)
         stop = block["stop"]
@@ -128,8 +128,8 @@ def read_blocks(folder: Path, *, repair: bool = False) -> list[dict[str, Any]]:
 def _is_block(block: Any, start: int) -> bool:
     """Whether a JSON value describes a block of rows that begins at `start`."""
     if not isinstance(block, dict) or not all(
-        _has_type(block.get(key), kind)
-        for key, kind in (("start", int), ("stop", int), ("digest", str), ("unreadable", dict))
+        _has_type(block.get(key), expected)
+        for key, expected in (("start", int), ("stop", int), ("digest", str), ("unreadable", dict))
     ):
         return False
     stop = block["stop"]
@@ -182,13 +182,13 @@ def open_array(
         order = " in Fortran order" * fortran_order
         expected_type = "byte strings" if dtype is None else np.dtype(dtype).name
         raise ValueError(
-            f"{path} holds {str(actual_dtype)[:60]} {str(actual_shape)[:60]}{order}, expected "
+            f"{path} contains {str(actual_dtype)[:60]} {str(actual_shape)[:60]}{order}, expected "
             f"{expected_type} {shape}; {REMEDY}"
         )
-    # Mapping beyond a file's end would crash the process, or extend a file opened for writing.
-    expected = offset + math.prod(shape) * actual_dtype.itemsize
-    if size != expected:
-        raise ValueError(f"{path} has {size} bytes, expected {expected}; {REMEDY}")
+    # Mapping beyond the end of a file would crash the process, or extend a file opened for writing.
+    expected_size = offset + math.prod(shape) * actual_dtype.itemsize
+    if size != expected_size:
+        raise ValueError(f"{path} has {size} bytes, expected {expected_size}; {REMEDY}")
     try:
         return np.memmap(path, actual_dtype, mode, offset, shape)
     except (OSError, ValueError) as error:

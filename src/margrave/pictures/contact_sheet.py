@@ -16,7 +16,8 @@ def contact_sheet(rows: Sequence[Sequence[np.ndarray]], path: Path) -> None:
     """Write rows of RGB images to one PNG file with a white background.
 
     Args:
-        rows: (height, width, 3) uint8 images, all of one shape; rows may differ in length.
+        rows: the images of each row, (height, width, 3) uint8 and all of one shape; rows may have
+            different numbers of images.
         path: the PNG file to write.
 
     Raises:

@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 
 MIN_POINTS_TO_SMOOTH = 20
+"""A metric with fewer values is drawn with markers instead of a running mean."""
 
 
 def _running_mean(values: np.ndarray, half_window: int = 7) -> np.ndarray:
-    """The mean over a centered window of 2 · half_window + 1 values, shorter near both ends."""
+    """Mean of 2 · half_window + 1 values around each value; of fewer values near both ends."""
     total = np.cumsum(np.insert(values, 0, 0.0))
     position = np.arange(len(values))
     half = np.minimum(np.minimum(position, len(values) - 1 - position), half_window)
@@ -25,17 +26,17 @@ def draw_curves(
     path: Path,
     rocs: Mapping[str, tuple[Sequence[float], Sequence[float]]] | None = None,
 ) -> None:
-    """Draw loss, feature norm, learning rate, target cosine, accuracy, and ROC curves.
+    """Draw loss, feature norm, learning rate, target cosine, accuracy and ROC into an image file.
 
     Panels without data are omitted; accuracy is drawn if at least two epochs were evaluated.
 
     Args:
-        lines: the lines of a run's metrics file.
+        lines: the parsed lines of a run's metrics file.
         path: the image file to write; its extension selects the format.
-        rocs: curve's name -> (false accept rates, true accept rates).
+        rocs: the ROC curves: name -> (false accept rates, true accept rates).
 
     Raises:
-        ValueError: there is nothing to draw.
+        ValueError: no panel has data.
     """
     from matplotlib.figure import Figure
 
@@ -70,38 +71,40 @@ def draw_curves(
 
 
 def _draw_metric(panel: Any, lines: Sequence[Mapping[str, Any]], key: str, title: str) -> None:
-    """Draw a metric over epochs; many values are also smoothed."""
-    with_metric = [line for line in lines if isinstance(line.get(key), int | float)]
-    epoch = np.array([line["epoch"] for line in with_metric])
-    values = np.array([line[key] for line in with_metric])
+    """Draw a metric over epochs; if it has many values, also draw their running mean."""
+    lines_with_metric = [line for line in lines if isinstance(line.get(key), int | float)]
+    epochs = np.array([line["epoch"] for line in lines_with_metric])
+    values = np.array([line[key] for line in lines_with_metric])
     if len(values) < MIN_POINTS_TO_SMOOTH or key == "learning_rate":
         marker = "o" if len(values) < MIN_POINTS_TO_SMOOTH else None
-        panel.plot(epoch, values, color="tab:blue", marker=marker)
+        panel.plot(epochs, values, color="tab:blue", marker=marker)
     else:
-        panel.plot(epoch, values, color="0.8", linewidth=0.8, label="logged steps")
-        panel.plot(epoch, _running_mean(values), color="tab:blue", label="running mean")
+        panel.plot(epochs, values, color="0.8", linewidth=0.8, label="logged steps")
+        panel.plot(epochs, _running_mean(values), color="tab:blue", label="running mean")
         panel.legend()
     panel.set(title=title, xlabel="epoch")
     panel.ticklabel_format(useOffset=False)
 
 
 def _draw_accuracies(panel: Any, lines: Sequence[Mapping[str, Any]]) -> None:
+    """Draw the accuracy on each evaluation set over epochs."""
     for name in dict.fromkeys(line["set"] for line in lines):
         evaluations = [line for line in lines if line["set"] == name]
-        epoch = [line["epoch"] for line in evaluations]
-        accuracy = [100 * line["accuracy"] for line in evaluations]
-        panel.plot(epoch, accuracy, marker="o", label=name)
+        epochs = [line["epoch"] for line in evaluations]
+        accuracies = [100 * line["accuracy"] for line in evaluations]
+        panel.plot(epochs, accuracies, marker="o", label=name)
     panel.set(title="accuracy %", xlabel="epoch")
     panel.legend()
 
 
 def _draw_rocs(panel: Any, rocs: Mapping[str, tuple[Sequence[float], Sequence[float]]]) -> None:
-    """Draw ROC curves on a logarithmic FAR axis that starts at their smallest nonzero FAR."""
+    """Draw ROC curves; the logarithmic FAR axis starts at the smallest nonzero FAR, at most 0.1."""
     min_far = 0.1
     for name, (false_accept, true_accept) in rocs.items():
         far, tar = np.asarray(false_accept), np.asarray(true_accept)
         panel.plot(far[far > 0], tar[far > 0], label=name)
         min_far = min(min_far, *far[far > 0], 0.1)
+    # A matcher that guesses has TAR = FAR.
     chance = np.geomspace(min_far, 1, 50)
     panel.plot(chance, chance, color="0.8", linestyle="--", linewidth=0.8)
     panel.set(title="ROC", xlabel="FAR", ylabel="TAR", xscale="log", xlim=(min_far, 1))
