@@ -214,7 +214,7 @@ class MilvusGallery(Gallery):
         return results
 
     def _nearest(self, units: np.ndarray, limit: int) -> list[list[Candidate]]:
-        """The `limit` people nearest to each (Q, D) unit vector, sorted by similarity, then name."""
+        """The `limit` people nearest to each of (Q, D) units, sorted by similarity, then name."""
         response = self._server.call(
             "search",
             self._collection,
