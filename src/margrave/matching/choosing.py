@@ -24,7 +24,7 @@ Which = Literal["auto", "largest", "all"]
 MIN_FACE_WIDTH = 24
 """Minimum width of a face's box, in pixels."""
 AMBIGUOUS_AREA_RATIO = 0.5
-"""The largest face is ambiguous if another face has at least this share of its area."""
+"""An image is ambiguous if another face has at least this share of the largest face's area."""
 MAX_DISPLACEMENT = 12.0
 """Maximum displacement of an aligned crop's face from ArcFace's template, in pixels at 112 x 112
 (see `margrave.faces.alignment_errors`). With MTCNN and with YuNet, 2 % of LFW's aligned crops
@@ -108,8 +108,8 @@ def choose(faces: Sequence[AlignedFace], which: Which, name: str) -> list[Aligne
     if which == "auto" and len(similar_sized) > 1:
         raise Refused(
             f"{name} shows {len(similar_sized)} faces of similar size; crop it to the intended "
-            "person, or take the largest face with --largest (margrave enroll) or --face largest (verify, "
-            "identify; --face all takes every face); in Python, largest=True or which='largest'; "
+            "person, or take the largest face with --largest (margrave enroll) or --face largest "
+            "(verify, identify; --face all takes every face); in Python, largest=True or which='largest'; "
             "in the API, face=largest",
             "several_faces",
         )
