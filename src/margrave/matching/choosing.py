@@ -109,8 +109,8 @@ def choose(faces: Sequence[AlignedFace], which: Which, name: str) -> list[Aligne
         raise Refused(
             f"{name} shows {len(similar_sized)} faces of similar size; crop it to the intended "
             "person, or take the largest face with --largest (margrave enroll) or --face largest "
-            "(verify, identify; --face all takes every face); in Python, largest=True or which='largest'; "
-            "in the API, face=largest",
+            "(verify, identify; --face all takes every face); in Python, largest=True or "
+            "which='largest'; in the API, face=largest",
             "several_faces",
         )
     return usable[:1]

@@ -27,7 +27,7 @@ TRIES = 3
 CHECK_SECONDS = 1.0
 """Time between two checks that the pool still works, in seconds."""
 START_SECONDS = 30.0
-"""Maximum time in which a worker process should start, in seconds; see `FaceWorkers._run_in_pool`."""
+"""Time that a worker process may take to start, in seconds; after it, the pool counts as broken."""
 CROPPERS: list[Cropper] = []
 """In a worker process, a list of one cropper, which `start` loads; empty in the parent process."""
 

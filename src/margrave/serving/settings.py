@@ -51,7 +51,7 @@ class ServiceSettings(Settings):
     worker_memory: Annotated[int, Field(ge=500_000_000)] = 3_000_000_000
     """Additional address space in bytes that a worker process may use after it has started."""
     request_seconds: Annotated[float, Field(gt=0)] = 60.0
-    """Maximum time of a request in seconds, including receiving its body; slower requests get 408."""
+    """Maximum time of a request in seconds, including its body; slower requests get 408."""
     batch_seconds: Annotated[float, Field(gt=0)] = 0.1
     """Latency budget of a batch of embeddings in seconds."""
     max_batch_size: Annotated[int, Field(ge=1)] = 64
