@@ -1,4 +1,4 @@
-"""Cuts the intended faces out of an image, as aligned crops that a model expects."""
+"""Cuts the intended faces out of an image, as the aligned crops that a model expects."""
 
 from __future__ import annotations
 
