@@ -1,4 +1,4 @@
-"""Galleries: enroll people with their face vectors, search them, and forget them."""
+"""Galleries: enroll, search and forget people, each represented by one face vector."""
 
 from margrave.gallery.checks import (
     checked_name,

@@ -1,4 +1,4 @@
-"""Checks of what is stored in a gallery or searched for, and the fusion of embeddings."""
+"""Checks names, embeddings and crops before a gallery uses them; fuses embeddings."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ MAX_NAME_BYTES = 512
 
 
 def checked_name(name: str) -> str:
-    """Check and normalize a person's name: any Unicode text that is not blank.
+    """Check a person's name, and return it in Unicode's normal form C.
 
-    Names are compared exactly, after Unicode normalization (NFC), so that the two encodings of é
-    are equal.
+    A name is any Unicode text that is not blank. Names are compared exactly after normalization,
+    so that the two encodings of é are equal.
 
     Raises:
         BadName: the name is blank, longer than 512 bytes, or contains unpaired surrogates or
@@ -55,37 +55,39 @@ def fuse_embeddings(embeddings: np.ndarray, card: GalleryCard) -> np.ndarray:
     >>> fuse_embeddings(np.array([[3.0, 0.0], [0.0, 4.0]]), card).tolist()
     [1.0, 1.0]
     """
-    rows = np.asarray(embeddings, np.float64)
-    if rows.ndim != 2 or rows.shape[1] != card.dimension or not len(rows):
+    vectors = np.asarray(embeddings, np.float64)
+    if vectors.ndim != 2 or vectors.shape[1] != card.dimension or not len(vectors):
         raise ValueError(
-            f"embeddings have shape {rows.shape}, must be (n, {card.dimension}) with n at least 1"
+            f"embeddings have shape {vectors.shape}, must be (n, {card.dimension}) with n at least "
+            "1"
         )
-    norms = nonzero_norms(rows, "embeddings")
-    total = rows.sum(0) if card.fusion == "norm-weighted" else (rows / norms).sum(0)
+    norms = nonzero_norms(vectors, "embeddings")
+    total = vectors.sum(0) if card.fusion == "norm-weighted" else (vectors / norms).sum(0)
     nonzero_norms(total[None], "the sum of the embeddings")
     return total
 
 
-def nonzero_norms(rows: np.ndarray, name: str) -> np.ndarray:
-    """Return the (n, 1) norms of rows, after checking that all are finite and not zero.
+def nonzero_norms(vectors: np.ndarray, name: str) -> np.ndarray:
+    """Return the (n, 1) norms of vectors, after checking that all are finite and not zero.
 
     Args:
-        rows: (n, D) vectors.
-        name: the rows' name in messages.
+        vectors: (n, D) vectors.
+        name: what the vectors are, for messages.
 
     Raises:
-        ValueError: a row is zero, infinite or NaN.
+        ValueError: a vector is zero, infinite or NaN.
     """
-    norms = np.linalg.norm(rows, axis=1, keepdims=True)
+    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
+    # A norm below 1e-30 counts as zero.
     if not (np.isfinite(norms) & (norms > 1e-30)).all():
         raise ValueError(f"{name} must not be zero, infinite or NaN")
     return norms
 
 
 def checked_person(record: PersonRecord, card: GalleryCard) -> PersonRecord:
-    """Check a record before it is stored, and normalize the name.
+    """Check a record before it is stored, and return it with the name normalized.
 
-    The crops are left out if the gallery does not keep images.
+    The returned record has no crops if the gallery does not keep images.
 
     Raises:
         ValueError: the name, the vector or the number of images is invalid.
@@ -113,14 +115,14 @@ def checked_queries(queries: np.ndarray, card: GalleryCard) -> np.ndarray:
     Raises:
         ValueError: the shape is wrong, or a query is zero, infinite or NaN.
     """
-    rows = np.asarray(queries, np.float64)
-    if rows.ndim != 2 or rows.shape[1] != card.dimension:
-        raise ValueError(f"queries have shape {rows.shape}, must be (Q, {card.dimension})")
-    return (rows / nonzero_norms(rows, "queries")).astype(np.float32)
+    vectors = np.asarray(queries, np.float64)
+    if vectors.ndim != 2 or vectors.shape[1] != card.dimension:
+        raise ValueError(f"queries have shape {vectors.shape}, must be (Q, {card.dimension})")
+    return (vectors / nonzero_norms(vectors, "queries")).astype(np.float32)
 
 
 def checked_crops(crops: Sequence[bytes], images: int, card: GalleryCard) -> list[bytes]:
-    """Check the crops to keep: one per image, or none.
+    """Check the crops to keep, one per image or none at all, and return them as a list.
 
     Raises:
         ValueError: the gallery does not keep images, or the number of crops is wrong.
@@ -136,7 +138,7 @@ def checked_crops(crops: Sequence[bytes], images: int, card: GalleryCard) -> lis
 
 
 def add_sums(enrolled: np.ndarray, new: np.ndarray) -> np.ndarray:
-    """Add the embeddings of new images to those of a person's enrolled images.
+    """Return the sum of the embeddings of a person's enrolled images and new images.
 
     Args:
         enrolled: (D,) the sum of the enrolled images' embeddings.
@@ -146,6 +148,7 @@ def add_sums(enrolled: np.ndarray, new: np.ndarray) -> np.ndarray:
         ValueError: the two sums cancel each other out.
     """
     total = enrolled + new
+    # A sum this small consists of rounding errors.
     if not np.linalg.norm(total) > 1e-6 * np.linalg.norm(new):
         raise ValueError(
             "the new images cancel out the enrolled images; check that they show the same person"

@@ -1,4 +1,4 @@
-"""The interface of all galleries: named people, each with one vector of the same model."""
+"""The interface of all galleries, which hold named people with one vector per person."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ FORMAT_VERSION = 1
 MAX_DIMENSION = 16384
 """Maximum number of components of a vector."""
 MAX_NAMES_COMPARED = 100_000
-"""Maximum number of enrolled names that are searched for one similar to an unknown name."""
+"""Maximum number of enrolled names that are compared with an unknown name to suggest one."""
 
 Fusion = Literal["norm-weighted", "mean"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class GalleryCard:
-    """The model and format of a gallery's vectors, so that vectors of two models never mix.
+    """The model and format of a gallery's vectors; prevents mixing the vectors of two models.
 
     Attributes:
         weights: digest of the model's weights.
@@ -38,7 +38,7 @@ class GalleryCard:
             embeddings.
         keep_images: True keeps aligned crops, which ``margrave gallery re-embed`` needs.
         half: True stores vectors as float16, False as float32.
-        thresholds: the operating points from the model's card, each as a mapping.
+        thresholds: the operating points from the model's card, each as a JSON mapping.
         format_version: version of the card's format.
 
     Raises:
@@ -63,9 +63,12 @@ class GalleryCard:
             raise ValueError(f"dimension = {self.dimension!r:.30}, must be 1 to {MAX_DIMENSION}")
         if self.fusion not in ("norm-weighted", "mean"):
             raise ValueError(f"fusion = {self.fusion!r:.30}; choices: mean, norm-weighted")
-        for name, kind in (("weights", str), ("model", str), ("keep_images", bool), ("half", bool)):
-            if not isinstance(getattr(self, name), kind):
-                raise ValueError(f"{name} = {getattr(self, name)!r:.60}, must be {kind.__name__}")
+        field_types = {"weights": str, "model": str, "keep_images": bool, "half": bool}
+        for name, field_type in field_types.items():
+            if not isinstance(getattr(self, name), field_type):
+                raise ValueError(
+                    f"{name} = {getattr(self, name)!r:.60}, must be {field_type.__name__}"
+                )
         object.__setattr__(self, "thresholds", tuple(self.thresholds))
         if not isinstance(self.preparation, Mapping):
             raise ValueError(f"preparation = {self.preparation!r:.60}, must be a mapping")
@@ -107,11 +110,15 @@ class GalleryCard:
             raise ValueError(f"{place}: its card is invalid: {error}") from error
 
     def check_same_model(self, other: GalleryCard, place: str) -> None:
-        """Check that vectors of `other` can be compared with vectors of this gallery.
+        """Check that the vectors of this gallery can be compared with those of another card.
+
+        Args:
+            other: the other card.
+            place: this gallery's name in messages.
 
         Raises:
             ValueError: the weights, the dimension or the preparation of images differ; the message
-                says which.
+                names the differing fields.
         """
         fields, other_fields = json.loads(self.to_json()), json.loads(other.to_json())
         differing = [
@@ -133,7 +140,7 @@ class Person:
 
     Attributes:
         name: any text of at most 512 bytes, see `checked_name`.
-        images: number of images whose embeddings the vector sums.
+        images: number of images whose embeddings are summed in the person's vector.
         enrolled: time of the last enrollment, UTC in ISO 8601.
     """
 
@@ -159,11 +166,11 @@ class PersonRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class Candidate:
-    """A person that a search returned.
+    """A person returned by a search.
 
     Attributes:
         name: the person's name.
-        similarity: the cosine between query and person, in [-1, 1].
+        similarity: the cosine between the query and the person's vector, in [-1, 1].
     """
 
     name: str
@@ -177,8 +184,9 @@ class ForgetResult:
     Attributes:
         name: the person's name.
         images: number of the person's crops that the gallery had kept.
-        erased: True if no byte of vector, name or crops is left, as a search of the gallery's files
-            verified. False if the person can no longer be found, but bytes are left for now.
+        erased: True if a search of the gallery's files found no bytes of the vector, the name or
+            the crops (a gallery in memory has no files). False if the person can no longer be
+            found, but some bytes may still be on disk.
         explanation: one sentence that says what was removed and what is left.
     """
 
@@ -195,7 +203,7 @@ class GalleryStats:
     Attributes:
         people: number of people.
         images: number of enrolled images of all people.
-        crops: number of images kept as crops.
+        crops: number of kept crops.
         bytes: size on disk in bytes; None if unknown.
         store: the kind of store, with its address if it is a server.
         encrypted: True if names, vectors and crops are encrypted at rest.
@@ -232,7 +240,7 @@ class Unavailable(ValueError):
 
 
 class NoGallery(ValueError):
-    """There is no gallery at the address; one may be created there."""
+    """There is no gallery at the address; a new one can be created there."""
 
 
 class Gallery(ABC):
@@ -275,9 +283,12 @@ class Gallery(ABC):
             crops: encoded images to keep, one per embedding; or none.
             replace: True replaces the person's enrolled images, False adds to them.
 
+        Returns:
+            The person as now enrolled.
+
         Raises:
-            ValueError: the name or a shape is invalid, an embedding or the sum is zero, infinite or
-                NaN, or there are crops but the gallery does not keep images.
+            ValueError: the name, a shape or the number of crops is invalid; an embedding or the sum
+                is zero, infinite or NaN; or crops are given to a gallery that keeps no images.
         """
 
     @abstractmethod
@@ -289,10 +300,10 @@ class Gallery(ABC):
             top_k: number of people per query; fewer are returned if fewer are enrolled.
 
         Returns:
-            one list of candidates per query.
+            One list of candidates per query.
 
         Raises:
-            ValueError: the queries have another dimension, or one is zero, infinite or NaN.
+            ValueError: the queries do not have dimension D, or one is zero, infinite or NaN.
         """
 
     @abstractmethod
@@ -365,7 +376,7 @@ class Gallery(ABC):
 
 
 def not_enrolled_error(name: str, gallery: Gallery) -> ValueError:
-    """The error for a name that is not enrolled; it suggests a similar name if there is one."""
+    """The error for a name that is not enrolled; suggests a similar name if there is one."""
     people = zip(gallery.people(), range(MAX_NAMES_COMPARED), strict=False)
     similar = difflib.get_close_matches(name, [person.name for person, _ in people], n=1)
     hint = f"; did you mean {similar[0]!r}?" if similar else ""

@@ -18,7 +18,7 @@ VERSION = 1
 BUSY_SECONDS = 10.0
 """How long a call waits while another process is writing, in seconds."""
 
-# "changed" is the generation in which a row was last changed, see `Database.current_generation`.
+# The column "changed" is the generation of a row's last change, see `Database.current_generation`.
 _SCHEMA = """
 CREATE TABLE meta (name TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
 CREATE TABLE people (
@@ -38,12 +38,13 @@ CREATE INDEX free_changed ON free (changed);
 
 
 class Row(NamedTuple):
-    """A person's row in the database.
+    """A person's row in the table ``people``.
 
     Attributes:
         id: the row's primary key.
         slot: index of the vector's slot in the vector file.
-        record: the person's data; encrypted if the gallery is encrypted.
+        record: the name, the number of images, the time of enrollment and the vector's norm, as
+            text; encrypted if the gallery is encrypted.
         checksum: CRC-32 of the slot's bytes.
     """
 
@@ -53,11 +54,11 @@ class Row(NamedTuple):
     checksum: int
 
 
-_ROW = "SELECT id, slot, record, checksum FROM people"
+_SELECT_ROW = "SELECT id, slot, record, checksum FROM people"
 
 
 class Database:
-    """The gallery's tables; deleted content is overwritten (``secure_delete``).
+    """The gallery's tables. SQLite overwrites deleted content with zeros (``secure_delete``).
 
     Args:
         path: the SQLite file.
@@ -82,6 +83,7 @@ class Database:
         self.connection = sqlite3.connect(
             path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False
         )
+        # The generation and the released slots of the current write transaction.
         self._new_generation = 0
         self._released: set[int] = set()
         try:
@@ -97,7 +99,7 @@ class Database:
                 "journal_mode = WAL",
                 "synchronous = FULL",
                 "secure_delete = ON",
-                # VACUUM copies everything; a temporary file on disk would leave that copy behind.
+                # VACUUM makes a temporary copy of the database, which must not remain on disk.
                 "temp_store = MEMORY",
             ):
                 self.connection.execute(f"PRAGMA {pragma}")
@@ -110,7 +112,7 @@ class Database:
 
     @staticmethod
     def create(path: Path, meta: dict[str, bytes]) -> None:
-        """Create a new file with this metadata; the file appears once it is complete."""
+        """Create a new file with the given metadata; the file appears once it is complete."""
         with atomic_write(path) as temporary:
             database = sqlite3.connect(temporary, isolation_level=None)
             database.executescript(
@@ -140,9 +142,9 @@ class Database:
         self.connection.execute("UPDATE meta SET value = ? WHERE name = ?", (value, name))
 
     def current_generation(self) -> int:
-        """The number of the last change.
+        """The generation: the number of write transactions that have changed the gallery.
 
-        A process rereads only the rows that changed after the generation that it read last.
+        A process remembers the generation that it has read, and later reads only newer changes.
         """
         row = self.connection.execute("SELECT value FROM meta WHERE name = 'generation'").fetchone()
         if row is None or not isinstance(row[0], int):
@@ -178,17 +180,17 @@ class Database:
 
     def row_by_key(self, key: bytes) -> Row | None:
         """The row of the person with this key, or None."""
-        row = self.connection.execute(f"{_ROW} WHERE key = ?", (key,)).fetchone()
+        row = self.connection.execute(f"{_SELECT_ROW} WHERE key = ?", (key,)).fetchone()
         return row and Row(*row)
 
     def row_by_slot(self, slot: int) -> Row | None:
         """The row of the person whose vector is in this slot, or None."""
-        row = self.connection.execute(f"{_ROW} WHERE slot = ?", (slot,)).fetchone()
+        row = self.connection.execute(f"{_SELECT_ROW} WHERE slot = ?", (slot,)).fetchone()
         return row and Row(*row)
 
     def rows(self) -> list[Row]:
         """The rows of all people."""
-        return [Row(*row) for row in self.connection.execute(_ROW)]
+        return [Row(*row) for row in self.connection.execute(_SELECT_ROW)]
 
     def occupied_since(self, generation: int) -> list[tuple[int, int]]:
         """(slot, checksum) of each person whose row changed after a generation."""
@@ -210,9 +212,9 @@ class Database:
         return self.connection.execute(query).fetchone()[0]
 
     def acquire_slot(self) -> int:
-        """Take the lowest free slot; call it within `write_transaction`.
+        """Take the lowest free slot, or else a new slot; call it within `write_transaction`.
 
-        If there is none, or this transaction released it, take a new slot.
+        A slot that this transaction released is not reused: after a rollback it is needed again.
         """
         row = self.connection.execute("SELECT min(slot) FROM free").fetchone()
         if row[0] is None or row[0] in self._released:
@@ -229,11 +231,11 @@ class Database:
         )
 
     def next_id(self) -> int:
-        """The id for a new person; call it within `write_transaction`."""
+        """An unused id for a new person; call it within `write_transaction`."""
         return self.connection.execute("SELECT coalesce(max(id), 0) + 1 FROM people").fetchone()[0]
 
     def put(self, row: Row, key: bytes, crops: Sequence[bytes]) -> None:
-        """Insert or replace a person, and add crops; call it within `write_transaction`."""
+        """Insert or replace a person's row, and add crops; call it within `write_transaction`."""
         self.connection.execute(
             "INSERT OR REPLACE INTO people (id, slot, key, record, checksum, changed) "
             "VALUES (?, ?, ?, ?, ?, ?)",
@@ -256,19 +258,19 @@ class Database:
         return [content for (content,) in self.connection.execute(query, (person_id,))]
 
     def empty_log(self) -> None:
-        """Move everything from the write-ahead log into the file, and truncate the log."""
+        """Move all changes from the write-ahead log into the database file; truncate the log."""
         self.connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
     def rewrite(self) -> None:
-        """Rewrite the file, so that no page keeps bytes of its earlier content."""
+        """Rewrite the whole file, so that no page contains remains of deleted content."""
         self.connection.execute("VACUUM")
 
     def is_intact(self) -> bool:
-        """Whether SQLite's own check finds no damage on any page."""
+        """Whether SQLite's own check of all pages reports no damage."""
         return self.connection.execute("PRAGMA quick_check").fetchall() == [("ok",)]
 
     def damage_error(self, problem: str) -> ValueError:
-        """The error for damaged files, which names the problem and the remedy."""
+        """An error which says that the file is damaged, and names the problem and the remedy."""
         return ValueError(
             f"{self.path} is damaged: {problem}; restore it from a copy or an export "
             "(margrave gallery export)"
@@ -276,7 +278,7 @@ class Database:
 
     @contextmanager
     def explain_errors(self) -> Iterator[None]:
-        """Replace SQLite's errors with errors that say what to do."""
+        """Replace SQLite's errors in the block with errors that say what to do."""
         try:
             yield
         except sqlite3.OperationalError as error:
@@ -291,7 +293,7 @@ class Database:
         except sqlite3.DatabaseError as error:
             raise self.damage_error(str(error)) from error
         except (TypeError, OverflowError) as error:
-            # A damaged column holds a value of the wrong type.
+            # A damaged column may contain a value of the wrong type.
             raise self.damage_error(str(error)) from error
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""A gallery in two files: people in SQLite, and their vectors, memory-mapped for exact search."""
+"""A gallery in two files: people in SQLite, and vectors in a file that is mapped for search."""
 
 from __future__ import annotations
 
@@ -58,10 +58,11 @@ during every attempt, the read is repeated while writers are locked out."""
 class EmbeddedGallery(Gallery):
     """People in a SQLite file, and their vectors in a memory-mapped file beside it.
 
-    The database decides which vectors are valid: a vector without a row is ignored and overwritten
-    with zeros. A vector is first written into a free slot and then referenced by a row; it is never
-    overwritten in place. So an interrupted call takes either full effect or none. Several processes
-    and threads may use the same gallery. `EmbeddedStore` creates and opens these galleries.
+    The database decides which vectors are valid: a vector to which no database row refers is
+    ignored and overwritten with zeros. A vector is first written into a free slot and then
+    referenced by a row; it is never overwritten in place. So an interrupted call takes either full
+    effect or none. Several processes and threads may use the same gallery. `EmbeddedStore` creates
+    and opens these galleries.
 
     Args:
         path: the SQLite file.
@@ -87,8 +88,9 @@ class EmbeddedGallery(Gallery):
             self._database.close()
             raise
         self._dtype = np.dtype(np.float16 if self.card.half else np.float32)
-        # A generation (see `Database.current_generation`), and at that generation: which slots are
-        # empty, and the vectors of all slots.
+        # What `search` has read so far: the database's generation (see
+        # `Database.current_generation`), a mask of the slots that were empty then, and the vectors
+        # of all slots.
         self._generation = -1
         self._empty_slots = np.empty(0, bool)
         self._mapped = np.empty((0, self.card.dimension), self._dtype)
@@ -148,6 +150,7 @@ class EmbeddedGallery(Gallery):
             with self._database.write_transaction():
                 row = self._require_row(name)
                 crops = self._database.crops(row.id)
+                # `_put` writes each name between a tab and a line break.
                 traces = [row.record, self._lookup_key(name), b"\t" + name.encode() + b"\n"]
                 traces += traces_of(self._vectors.read(row.slot))
                 traces += [trace for crop in crops for trace in traces_of(crop)]
@@ -155,7 +158,8 @@ class EmbeddedGallery(Gallery):
             self._zero_unused_slots()
             file_with_traces = first_file_with(self._files(), traces)
             if file_with_traces is not None:
-                # Pages that SQLite has rearranged may keep old bytes; a new file has none.
+                # Pages that SQLite has rearranged may keep old bytes; rewriting the file removes
+                # them.
                 self._database.rewrite()
                 self._database.empty_log()
                 file_with_traces = first_file_with(self._files(), traces)
@@ -181,12 +185,13 @@ class EmbeddedGallery(Gallery):
             return self._read_consistently(lambda: self._total(self._require_row(name)))
 
     def crops(self, name: str) -> list[bytes]:
-        """Return a person's kept crops as encoded images."""
+        """Return a person's kept crops as encoded images, after verifying their checksums."""
         with self._locked():
             stored = self._read_consistently(
                 lambda: self._database.crops(self._require_row(name).id)
             )
             contents = [self._decrypt(content, b"crop") for content in stored]
+        # The first 4 bytes are the checksum, see `with_checksum`.
         if any(with_checksum(content[4:]) != content for content in contents):
             raise self._database.damage_error(f"a crop of {name!r} has changed")
         return [content[4:] for content in contents]
@@ -221,7 +226,7 @@ class EmbeddedGallery(Gallery):
                 people=len(people),
                 images=sum(person.images for person in people),
                 crops=self._database.count_crops(),
-                # Space on disk, in blocks of 512 bytes; holes in sparse files take none.
+                # st_blocks counts blocks of 512 bytes; holes in sparse files take up no blocks.
                 bytes=sum(path.stat().st_blocks * 512 for path in self._files()),
                 store="file",
                 encrypted=self._cipher is not None,
@@ -238,14 +243,14 @@ class EmbeddedGallery(Gallery):
             log = self.path.with_name(self.path.name + "-wal")
             log_in_use = log.exists() and log.stat().st_size > 0
             dirty_pages = dirty_free_pages(self.path)
-            damaged = [row for row in rows if self._checksum(row.slot) != row.checksum]
+            damaged_count = sum(self._checksum(row.slot) != row.checksum for row in rows)
             file_with_traces = first_file_with(self._files(), [trace for trace in traces if trace])
             findings = [
                 f"unused vector slots: {len(unused)}, not overwritten with zeros: {dirty_slots}",
                 f"the write-ahead log is {'in use by another process' if log_in_use else 'empty'}",
                 f"free database pages that are not overwritten with zeros: {dirty_pages}",
                 f"the database is {'intact' if self._database.is_intact() else 'damaged'}",
-                f"vectors with a wrong checksum: {len(damaged)}",
+                f"vectors with a wrong checksum: {damaged_count}",
             ]
         if traces:
             findings.append(
@@ -272,7 +277,7 @@ class EmbeddedGallery(Gallery):
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
-        """Lock the gallery against other threads, and explain SQLite's errors."""
+        """Lock the gallery against other threads; raise SQLite's errors as errors with a remedy."""
         with self._lock, self._database.explain_errors():
             yield
 
@@ -299,35 +304,36 @@ class EmbeddedGallery(Gallery):
         return row
 
     def _lookup_key(self, name: str) -> bytes:
-        """The database key for a name: a hash, or a pseudonym if the gallery is encrypted."""
+        """The hash by which the database looks up a name; keyed if the gallery is encrypted."""
         if self._cipher is not None:
             return self._cipher.pseudonym(name.encode())
         return hashlib.blake2b(name.encode(), key=self._identity, digest_size=32).digest()
 
     def _person(self, row: Row) -> Person:
-        return self._parse(row)[0]
+        return self._parse_record(row)[0]
 
-    def _parse(self, row: Row) -> tuple[Person, float]:
-        """The person of a row, and the norm of the person's sum of embeddings."""
+    def _parse_record(self, row: Row) -> tuple[Person, float]:
+        """Parse a row's record into (the person, the norm of the summed embeddings)."""
         text = self._decrypt(row.record, b"person %d" % row.id)
         try:
-            images, length, enrolled, name = text.decode().split("\t", 3)
+            images, norm, enrolled, name = text.decode().split("\t", 3)
             person = Person(name=name.removesuffix("\n"), images=int(images), enrolled=enrolled)
-            return person, float(length)
+            return person, float(norm)
         except (ValueError, AttributeError):
             raise self._database.damage_error(f"person {row.id} cannot be read") from None
 
     def _total(self, row: Row) -> np.ndarray:
-        """(D,) float64: the sum of a person's embeddings, after verifying the checksum."""
-        person, length = self._parse(row)
+        """(D,) float64: the sum of a person's embeddings, after verifying the vector's checksum."""
+        person, norm = self._parse_record(row)
         if self._checksum(row.slot) != row.checksum:
             raise self._database.damage_error(f"the vector of {person.name!r} has changed")
-        return self._vector(row.slot).astype(np.float64) * length
+        return self._vector(row.slot).astype(np.float64) * norm
 
     def _checksum(self, slot: int) -> int:
         return zlib.crc32(self._vectors.read(slot))
 
     def _vector(self, slot: int) -> np.ndarray:
+        """(D,) the unit vector in a slot, decrypted."""
         content = self._vectors.read(slot)
         if self._cipher is not None:
             content = self._decrypt(content, b"vector %d" % slot)
@@ -353,17 +359,17 @@ class EmbeddedGallery(Gallery):
             crops: crops to add.
             sync: wait until the vector is on disk.
         """
-        length = float(np.linalg.norm(total))
+        norm = float(np.linalg.norm(total))
         slot = self._database.acquire_slot()
-        content = (total / length).astype(self._dtype).tobytes()
+        content = (total / norm).astype(self._dtype).tobytes()
         if self._cipher is not None:
             content = self._encrypt(content, b"vector %d" % slot)
         self._vectors.write(slot, content)
         if sync:
             self._vectors.sync()
-        # Names contain no tabs or line breaks. So `forget` can search the files for a tab, the name
-        # and a line break, without matching longer names.
-        text = f"{person.images}\t{length!r}\t{person.enrolled}\t{person.name}\n"
+        # Names contain no tabs or line breaks. So `forget` can search the files for a name between
+        # a tab and a line break, which does not match longer names.
+        text = f"{person.images}\t{norm!r}\t{person.enrolled}\t{person.name}\n"
         record = self._encrypt(text.encode(), b"person %d" % person_id)
         self._database.put(
             Row(person_id, slot, record, zlib.crc32(content)),
@@ -372,11 +378,12 @@ class EmbeddedGallery(Gallery):
         )
 
     def _zero_unused_slots(self, empty_log: bool = True) -> None:
-        """Overwrite free slots with zeros, and slots that a killed call wrote without a row."""
+        """Overwrite with zeros all slots to which no row refers, as after an interrupted call."""
         with self._database.write_transaction():
-            end = self._database.count_slots()
-            # A killed call wrote at most one batch of slots that the database does not know.
-            unknown = range(end, min(end + BATCH_SIZE, self._vectors.slots))
+            count = self._database.count_slots()
+            # An interrupted call may have written at most one batch of slots that the database does
+            # not know.
+            unknown = range(count, min(count + BATCH_SIZE, self._vectors.slots))
             unused = [*self._database.freed_since(-1), *unknown]
             dirty_slots = [slot for slot in unused if any(self._vectors.read(slot))]
             for slot in dirty_slots:
@@ -391,28 +398,30 @@ class EmbeddedGallery(Gallery):
         generation = self._database.current_generation()
         if generation != self._generation:
             self._read_changes(generation)
-        count = len(self._empty_slots)
-        people = count - int(np.count_nonzero(self._empty_slots))
-        if not people or top_k < 1:
+        slot_count = len(self._empty_slots)
+        people_count = slot_count - int(np.count_nonzero(self._empty_slots))
+        if not people_count or top_k < 1:
             return [[] for _ in queries]
         comparison = Comparison(
             queries,
             np.full(len(queries), DISTRACTOR),
-            self._mapped[:count],
+            self._mapped[:slot_count],
             second_is_unit=True,
-            absent=self._empty_slots if people < count else None,
+            absent=self._empty_slots if people_count < slot_count else None,
         )
-        limit = min(top_k + EXTRA_RESULTS, people)
+        limit = min(top_k + EXTRA_RESULTS, people_count)
         while True:
             nearest = Nearest(len(queries), limit)
             sweep(comparison, {"nearest": nearest})
             scores = nearest.scores.round(DECIMALS)
-            # Equal similarities are sorted by name, so the results must include everyone whose
-            # similarity equals that of the last person of the top_k.
-            tied = limit < people and bool((scores[:, top_k - 1] == scores[:, -1]).any())
-            if not tied:
+            # Equal similarities are sorted by name. So the results must include everyone who is as
+            # similar as the person at rank top_k. If the last result still is, there may be more.
+            may_cut_ties = limit < people_count and bool(
+                (scores[:, top_k - 1] == scores[:, -1]).any()
+            )
+            if not may_cut_ties:
                 break
-            limit = min(4 * limit, people)
+            limit = min(4 * limit, people_count)
         answers = []
         for slots, similarities in zip(nearest.columns.tolist(), scores.tolist(), strict=True):
             cutoff = similarities[min(top_k, limit) - 1]
@@ -455,13 +464,16 @@ class EmbeddedGallery(Gallery):
         self._empty_slots, self._generation = empty, generation
 
     def _encrypt(self, content: bytes, context: bytes) -> bytes:
-        """Encrypt content for one place, or return it unchanged if the gallery has no key."""
+        """Encrypt content, or return it unchanged if the gallery is not encrypted.
+
+        The context says where the content is stored, see `Cipher.seal`.
+        """
         if self._cipher is None:
             return content
         return self._cipher.seal(content, self._identity + context)
 
     def _decrypt(self, content: bytes, context: bytes) -> bytes:
-        """Undo `_encrypt`, with the same context."""
+        """Decrypt what `_encrypt` returned for the same context."""
         if self._cipher is None:
             return content
         try:
@@ -481,7 +493,7 @@ class EmbeddedStore:
     """Creates and opens galleries in files."""
 
     def create(self, address: str, card: GalleryCard, key: str | None) -> Gallery:
-        """Create a new, empty gallery, which appears once it is complete."""
+        """Create a new, empty gallery; its SQLite file appears once everything is complete."""
         path = Path(address.removeprefix("file://"))
         if path.exists():
             raise ValueError(f"{path} exists already; choose another name, or remove it")
@@ -505,8 +517,7 @@ def open_cipher(place: str, key: str | None, salt: bytes) -> Cipher | None:
     """The cipher of a gallery, or None if the gallery is not encrypted.
 
     Raises:
-        ValueError: the gallery is encrypted and no key is given, or it is not encrypted and a key
-            is given.
+        ValueError: a key is missing, or is given for a gallery that is not encrypted.
     """
     if salt and key is None:
         raise ValueError(
@@ -527,12 +538,12 @@ def with_checksum(content: bytes) -> bytes:
 
 
 def slot_bytes(card: GalleryCard, cipher: Cipher | None) -> int:
-    """Bytes per slot: those of a stored vector, and those that encryption adds."""
+    """Number of bytes per slot: the stored vector, plus what encryption adds."""
     return card.dimension * (2 if card.half else 4) + (
         0 if cipher is None else NONCE_BYTES + TAG_BYTES
     )
 
 
 def vectors_path(path: Path) -> Path:
-    """The path of the vector file, beside the gallery's database."""
+    """The path of the vector file, which lies beside the SQLite file."""
     return path.with_name(path.name + "-vectors")

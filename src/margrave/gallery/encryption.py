@@ -11,9 +11,10 @@ import os
 KEY_BYTES = 32
 SALT_BYTES = 16
 NONCE_BYTES, TAG_BYTES = 12, 16
-"""Bytes that encryption adds before and after the content."""
+"""Number of bytes that encryption adds before and after the content."""
 MIN_PASSPHRASE_LENGTH = 12
 _SCRYPT_COST = 2**15
+"""scrypt's cost parameter n; with r = 8, scrypt takes 32 MiB of memory."""
 
 
 class Cipher:
@@ -47,7 +48,7 @@ class Cipher:
         encrypted content that was moved to another place.
 
         Returns:
-            nonce, ciphertext and tag.
+            The nonce, the ciphertext and the tag, concatenated.
         """
         nonce = os.urandom(NONCE_BYTES)
         return nonce + self._aead.encrypt(nonce, content, context)
@@ -80,13 +81,13 @@ def new_key() -> str:
 
 
 def _secret(key: str, salt: bytes) -> bytes:
-    """The gallery's secret of 32 bytes: the key's HMAC, or the passphrase stretched by scrypt."""
+    """The gallery's 32-byte secret: a salted HMAC of a random key, or scrypt of a passphrase."""
     try:
-        secret = base64.b64decode(key, validate=True)
+        random_key = base64.b64decode(key, validate=True)
     except (binascii.Error, ValueError):
-        secret = b""
-    if len(secret) == KEY_BYTES:
-        return hmac.digest(salt, secret, hashlib.sha256)
+        random_key = b""
+    if len(random_key) == KEY_BYTES:
+        return hmac.digest(salt, random_key, hashlib.sha256)
     if len(key) < MIN_PASSPHRASE_LENGTH:
         raise ValueError(
             f"a gallery key of {len(key)} characters is too short; use margrave gallery new-key, "

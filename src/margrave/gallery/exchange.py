@@ -1,4 +1,4 @@
-"""Writes and reads exports: a gallery as plain files, for backups and moves to another store."""
+"""Exports a gallery as plain files, for backups or for another store, and reads such exports."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from margrave.progress import Progress
 
 CARD, PEOPLE, VECTORS, CROPS = "gallery.json", "people.jsonl", "vectors.npy", "crops.bin"
 MAX_LINE_BYTES = 2**20
-"""Maximum length of a person's line in bytes; enough for the sizes of 100 000 crops."""
+"""Maximum length of a line of ``people.jsonl`` in bytes; enough for a person with 100 000 crops."""
 MAX_CROP_BYTES = 2**26
 """Maximum size of one crop in bytes."""
 
@@ -27,9 +27,9 @@ MAX_CROP_BYTES = 2**26
 def export_gallery(gallery: Gallery, folder: str | Path, progress: Progress | None = None) -> int:
     """Write all people into a new folder, which appears once it is complete.
 
-    The folder holds ``gallery.json`` (the card and checksums), ``people.jsonl`` (a line per person,
-    with the sizes of the crops), ``vectors.npy`` ((N, D) float32, each person's sum of embeddings)
-    and ``crops.bin`` (all crops, one after the other). It is not encrypted.
+    The folder contains ``gallery.json`` (the card and the other files' checksums), ``people.jsonl``
+    (one line per person, with the sizes of the crops), ``vectors.npy`` ((N, D) float32, one sum of
+    embeddings per person) and ``crops.bin`` (all crops, concatenated). No file is encrypted.
 
     Args:
         gallery: the gallery to export.
@@ -37,7 +37,7 @@ def export_gallery(gallery: Gallery, folder: str | Path, progress: Progress | No
         progress: called with (people done, total).
 
     Returns:
-        The number of people.
+        The number of exported people.
 
     Raises:
         ValueError: the folder exists.
@@ -84,7 +84,7 @@ def read_exported_card(folder: str | Path) -> GalleryCard:
 
 
 def read_exported_people(folder: str | Path) -> Iterator[PersonRecord]:
-    """Read all people of an exported gallery, after verifying its checksums.
+    """Iterate over the people of an exported gallery, after verifying its checksums.
 
     Raises:
         ValueError: a file is missing or damaged; the message names the file, and the line if a

@@ -1,4 +1,4 @@
-"""A gallery in memory: the reference implementation, to which tests compare the other stores."""
+"""A gallery in memory: the reference implementation, with which tests compare the others."""
 
 from __future__ import annotations
 
@@ -95,10 +95,15 @@ class MemoryGallery(Gallery):
         totals = np.array([self._people[name].total for name in names])
         units = totals / np.linalg.norm(totals, axis=1, keepdims=True)
         scores = query_units.astype(np.float64) @ units.T
-        order = np.argsort(-scores, axis=1, kind="stable")[:, :top_k]
+        # A stable sort leaves people with equal similarities sorted by name.
+        nearest = np.argsort(-scores, axis=1, kind="stable")[:, :top_k]
+        # Other galleries compute in float32 and round to 6 decimals, so do the same here.
         return [
-            [Candidate(name=names[index], similarity=round(float(row[index]), 6)) for index in best]
-            for row, best in zip(scores, order, strict=True)
+            [
+                Candidate(name=names[index], similarity=round(float(query_scores[index]), 6))
+                for index in indices
+            ]
+            for query_scores, indices in zip(scores, nearest, strict=True)
         ]
 
     def forget(self, name: str) -> ForgetResult:

@@ -74,18 +74,20 @@ class MilvusStore:
         """Create a new, empty gallery.
 
         Raises:
-            ValueError: the collection exists, the server does not answer, or a key or float16 is
-                requested.
+            ValueError: the collection exists, the server does not answer, a key is given, or the
+                card requests float16.
         """
-        place = MilvusAddress.parse(address)
-        _refuse_key(place, key)
+        parsed = MilvusAddress.parse(address)
+        _refuse_key(parsed, key)
         if card.half:
-            raise ValueError(f"{place}: Milvus galleries store float32; use a card with half=False")
-        server = MilvusServer(place, self.timeout)
+            raise ValueError(
+                f"{parsed}: Milvus galleries store float32; use a card with half=False"
+            )
+        server = MilvusServer(parsed, self.timeout)
         try:
-            if server.call("has_collection", place.collection):
+            if server.call("has_collection", parsed.collection):
                 raise ValueError(
-                    f"{place}: this collection exists already; open it, or choose another name"
+                    f"{parsed}: this collection exists already; open it, or choose another name"
                 )
             if card.keep_images:
                 MilvusCrops(server).create()
@@ -103,15 +105,15 @@ class MilvusStore:
             ValueError: the collection is not a gallery or has another version, the server does not
                 answer, or a key is given.
         """
-        place = MilvusAddress.parse(address)
-        _refuse_key(place, key)
-        server = MilvusServer(place, self.timeout)
+        parsed = MilvusAddress.parse(address)
+        _refuse_key(parsed, key)
+        server = MilvusServer(parsed, self.timeout)
         try:
-            if not server.call("has_collection", place.collection):
-                raise NoGallery(f"{place}: no such gallery; create one with margrave enroll")
+            if not server.call("has_collection", parsed.collection):
+                raise NoGallery(f"{parsed}: no such gallery; create one with margrave enroll")
             card = read_card(server)
             # A restarted server may not have loaded the collection from disk yet.
-            server.prepare(place.collection, METRIC)
+            server.prepare(parsed.collection, METRIC)
             if card.keep_images:
                 MilvusCrops(server).prepare()
             return MilvusGallery(server, card)
@@ -160,7 +162,7 @@ class MilvusGallery(Gallery):
         """Enroll a person, or add images to an enrolled person."""
         name, total = checked_name(name), fuse_embeddings(embeddings, self.card)
         new_crops = checked_crops(crops, len(embeddings), self.card)
-        # Read the row even when replacing: its crops must be removed afterwards.
+        # Even if `replace` is True, the row is needed: its crops are removed afterwards.
         previous = self._row(name)
         images, crop_batches, replaced_batches = len(embeddings), [], []
         if previous is not None:
@@ -174,7 +176,7 @@ class MilvusGallery(Gallery):
             crop_batches = [*crop_batches, self._crops.write(new_crops)]
         person = Person(name=name, images=images, enrolled=now())
         row = row_of(person, total, crop_batches, self.place)
-        # This one call makes the person and the new crops visible.
+        # This call stores the person and makes the new crops visible, in one atomic step.
         self._server.call("upsert", self._collection, [row])
         self._crops.remove(replaced_batches)
         return person
@@ -182,7 +184,8 @@ class MilvusGallery(Gallery):
     def search(self, queries: np.ndarray, top_k: int = 10) -> list[list[Candidate]]:
         """Find the people most similar to each query, most similar first.
 
-        Milvus returns at most 16 384 people per query.
+        Raises:
+            ValueError: top_k is larger than 16 384, the maximum of Milvus, or a query is invalid.
         """
         units = checked_queries(queries, self.card)
         if not len(units) or top_k < 1:
@@ -198,8 +201,8 @@ class MilvusGallery(Gallery):
             batch = units[start : start + batch_size]
             for query, hits in zip(batch, self._nearest(batch, limit), strict=True):
                 query_limit = limit
-                # Equal similarities are sorted by name, so the hits must include everyone whose
-                # similarity equals that of the last person of the top_k.
+                # Equal similarities are sorted by name. So the hits must include everyone who is as
+                # similar as the person at rank top_k.
                 while (
                     query_limit < MAX_RESULTS
                     and len(hits) == query_limit
@@ -211,7 +214,7 @@ class MilvusGallery(Gallery):
         return results
 
     def _nearest(self, units: np.ndarray, limit: int) -> list[list[Candidate]]:
-        """The people nearest to each of (Q, D) unit vectors; equal similarities sorted by name."""
+        """The `limit` people nearest to each of (Q, D) units, sorted by similarity, then name."""
         response = self._server.call(
             "search",
             self._collection,
@@ -237,7 +240,7 @@ class MilvusGallery(Gallery):
         ]
 
     def forget(self, name: str) -> ForgetResult:
-        """Remove a person; bytes are left on disk until the server drops its old segments."""
+        """Remove a person; bytes remain on disk until the server drops its old segments."""
         name = checked_name(name)
         row = self._row(name, (*PERSON_FIELDS, "crops"))
         if row is None:
@@ -312,7 +315,7 @@ class MilvusGallery(Gallery):
     def verify_erasure(self, traces: Sequence[bytes] = ()) -> ErasureCheck:
         """Remove crops that belong to nobody, and report what cannot be checked.
 
-        Each trace that is a valid name is looked up among the enrolled names.
+        Traces that are valid names are looked up among the enrolled people; others are ignored.
         """
         findings = []
         if self.card.keep_images:
@@ -372,10 +375,10 @@ class MilvusGallery(Gallery):
         return row
 
 
-def _refuse_key(place: MilvusAddress, key: str | None) -> None:
+def _refuse_key(address: MilvusAddress, key: str | None) -> None:
     if key is not None:
         raise ValueError(
-            f"{place}: a Milvus server compares the vectors itself, so they cannot be encrypted; "
+            f"{address}: a Milvus server compares the vectors itself, so they cannot be encrypted; "
             "leave out the key and encrypt the server's disk, or use a gallery in a file"
         )
 
@@ -385,12 +388,12 @@ def _compaction_status(started: bool) -> str:
 
 
 def _may_cut_ties(hits: Sequence[Candidate], top_k: int) -> bool:
-    """Whether people beyond the hits may be as similar as the last person of the top_k."""
+    """Whether people who are not among the hits may be as similar as the person at rank top_k."""
     return len(hits) > top_k and hits[-1].similarity == hits[top_k - 1].similarity
 
 
 def _as_name(trace: bytes) -> str | None:
-    """The trace decoded as a name, or None if it is not a valid name."""
+    """The trace decoded as a person's name, or None if it is not a valid name."""
     try:
         return checked_name(trace.decode())
     except ValueError:

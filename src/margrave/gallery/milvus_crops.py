@@ -14,26 +14,29 @@ from margrave.files import read_json
 from margrave.gallery.milvus_server import VECTORS, MilvusServer
 
 MARK = "margrave.crops"
-"""Description of a collection that holds a gallery's crops."""
+"""Description of a Milvus collection of crops, by which it is recognized."""
 SUFFIX = "_crops"
+"""The name of the collection of crops is the gallery's collection name with this suffix."""
 CHUNK_BYTES = 48_000
-"""Maximum number of a crop's bytes per row: Milvus accepts 65 535 characters, and base64 needs 4
-characters for 3 bytes."""
+"""Maximum number of bytes of crops per row. Milvus accepts 65 535 characters per row, and base64
+needs 4 characters for 3 bytes."""
 ROWS_PER_CALL = 64
-"""Maximum number of rows per call (4 MB)."""
+"""Maximum number of rows that one call reads or writes (4 MB)."""
+KEYS_PER_DELETION = 1000
+"""Maximum number of rows that one call deletes."""
 MAX_CROPS_BYTES = 256 * 2**20
 """Maximum total size, in bytes, of the crops that one call adds."""
 MAX_LIST_LENGTH = 65_000
 """Maximum length of the text that lists a person's crops, in characters."""
 ORPHAN_SECONDS = 3600
-"""Crops without a person count as orphans at this age, in seconds. A program may be about to write
-the person of younger crops."""
+"""Minimum age of orphans in seconds. Younger crops without a person are kept, because another
+program may be about to write the person's row."""
 
 Batch = tuple[str, list[int]]
 """The crops that one call added: (the batch's key, the crops' sizes in bytes)."""
 BATCH_KEY_LENGTH, UUID_LENGTH = 44, 32
-"""A batch's key is a UUID followed by the time of writing. A row's key is its batch's key followed
-by the row's number. All are hexadecimal digits."""
+"""Numbers of characters. A batch's key is a UUID followed by the time of writing. A row's key is
+the batch's key followed by the row's number. All are hexadecimal digits."""
 
 
 class MilvusCrops:
@@ -77,7 +80,10 @@ class MilvusCrops:
         self._server.prepare(self.collection, "L2")
 
     def write(self, crops: Sequence[bytes]) -> Batch:
-        """Store crops that no person refers to yet.
+        """Store crops as a new batch, to which no person refers yet.
+
+        Returns:
+            The batch, to be listed in the person's row.
 
         Raises:
             ValueError: the crops are too large, or the server does not answer.
@@ -120,9 +126,15 @@ class MilvusCrops:
         return crops
 
     def _chunks(self, batch_key: str, size: int, place: str) -> list[bytes]:
-        """The content of a batch's rows, in order; `size` is the total size of its crops."""
+        """The decoded content of a batch's rows, in order.
+
+        Args:
+            batch_key: the batch's key.
+            size: total size of the batch's crops, in bytes.
+            place: the gallery's name in messages.
+        """
         keys = _keys(batch_key, size)
-        content: dict[str, str] = {}
+        text_of_row: dict[str, str] = {}
         for start in range(0, len(keys), ROWS_PER_CALL):
             rows = self._server.call(
                 "query",
@@ -131,9 +143,9 @@ class MilvusCrops:
                 output_fields=["content"],
                 consistency_level="Strong",
             )
-            content.update((row["key"], row["content"]) for row in rows)
+            text_of_row.update((row["key"], row["content"]) for row in rows)
         try:
-            return [base64.b64decode(content[key], validate=True) for key in keys]
+            return [base64.b64decode(text_of_row[key], validate=True) for key in keys]
         except (KeyError, binascii.Error):
             raise ValueError(
                 f"{place}: stored crops are missing or damaged; enroll the person again"
@@ -143,11 +155,10 @@ class MilvusCrops:
         """Delete batches that no person refers to any more."""
         for batch_key, sizes in batches:
             keys = _keys(batch_key, sum(sizes))
-            for start in range(0, len(keys), 1000):
-                self._server.call("delete", self.collection, ids=keys[start : start + 1000])
+            self._delete(keys)
 
     def remove_orphans(self, referenced: Collection[str]) -> int:
-        """Delete batches that are older than an hour and belong to nobody; return how many.
+        """Delete batches that are older than an hour and belong to nobody; return their number.
 
         Args:
             referenced: the keys of the batches that belong to people.
@@ -160,10 +171,15 @@ class MilvusCrops:
             if key[:BATCH_KEY_LENGTH] not in referenced
             and int(key[UUID_LENGTH:BATCH_KEY_LENGTH], 16) < cutoff
         ]
-        for start in range(0, len(orphans), 1000):
-            self._server.call("delete", self.collection, ids=orphans[start : start + 1000])
+        self._delete(orphans)
         self._server.compact(self.collection)
         return len({key[:BATCH_KEY_LENGTH] for key in orphans})
+
+    def _delete(self, keys: Sequence[str]) -> None:
+        for start in range(0, len(keys), KEYS_PER_DELETION):
+            self._server.call(
+                "delete", self.collection, ids=keys[start : start + KEYS_PER_DELETION]
+            )
 
 
 def batches_of(row: Mapping[str, Any]) -> list[Batch]:
@@ -173,7 +189,7 @@ def batches_of(row: Mapping[str, Any]) -> list[Batch]:
 
 
 def batches_as_text(batches: Sequence[Batch], place: str) -> str:
-    """The batches of a person's crops as text, the form in which the row stores them.
+    """The batches of a person's crops as JSON text, which the person's row stores.
 
     Raises:
         ValueError: there are too many crops.
@@ -198,12 +214,12 @@ def parse_list(text: Any, name: str) -> list[Any]:
     Raises:
         ValueError: the text is not a JSON list.
     """
-    value = read_json(str(text), name)
-    if not isinstance(value, list):
+    parsed = read_json(str(text), name)
+    if not isinstance(parsed, list):
         raise ValueError(f"{name} is damaged (not a list)")
-    return value
+    return parsed
 
 
 def _keys(batch_key: str, size: int) -> list[str]:
-    """The keys of a batch's rows, given the total size of its crops."""
+    """The keys of a batch's rows; `size` is the total size of the batch's crops in bytes."""
     return [f"{batch_key}{number:08x}" for number in range(max(1, -(-size // CHUNK_BYTES)))]

@@ -14,18 +14,19 @@ from margrave.gallery.milvus_crops import Batch, batches_as_text, parse_list
 from margrave.gallery.milvus_server import VECTORS, MilvusServer
 
 MARK = "margrave.gallery"
-"""A gallery's collection is described by this mark, a space, and the gallery's card as JSON."""
+"""First word of the description of a gallery's collection; the card as JSON follows."""
 THRESHOLDS = "margrave.thresholds"
-"""Property of the collection that holds the operating points set later; they replace the card's."""
+"""Name of the collection's property with the operating points that ``set_thresholds`` stored; they
+replace those in the card."""
 METRIC = "IP"
 """Inner product, which is the cosine for unit vectors."""
 PERSON_FIELDS = ("name", "images", "enrolled")
 ALL_FIELDS = (*PERSON_FIELDS, VECTORS, "length", "crops")
-"""All fields of a row except its key. ``length`` is the norm of the sum of embeddings."""
+"""All fields of a row except the key. ``length`` is the norm of the sum of embeddings."""
 
 
 def create_people(server: MilvusServer, card: GalleryCard) -> None:
-    """Create the collection of people with the card in its description; the gallery then exists.
+    """Create the collection of people, with the card in the collection's description.
 
     Args:
         server: the connection.
@@ -37,7 +38,8 @@ def create_people(server: MilvusServer, card: GalleryCard) -> None:
     types, field = server.pymilvus.DataType, server.pymilvus.FieldSchema
     fields = [
         field("key", types.VARCHAR, is_primary=True, max_length=64),
-        # Names have at most 512 bytes; some versions of Milvus count bytes, others characters.
+        # A name has at most 512 bytes. The limit here is larger, because some versions of Milvus
+        # count bytes and others count characters.
         field("name", types.VARCHAR, max_length=2048),
         field(VECTORS, types.FLOAT_VECTOR, dim=card.dimension),
         field("length", types.DOUBLE),
@@ -49,7 +51,7 @@ def create_people(server: MilvusServer, card: GalleryCard) -> None:
 
 
 def read_card(server: MilvusServer) -> GalleryCard:
-    """Read the gallery's card, with the thresholds that were set later.
+    """Read the gallery's card, with the thresholds that ``set_thresholds`` stored last.
 
     Raises:
         ValueError: the collection is not a gallery, is damaged, or has another version.
@@ -91,12 +93,12 @@ def key_of(name: str) -> str:
 def row_of(
     person: Person, total: np.ndarray, batches: Sequence[Batch], place: str
 ) -> dict[str, Any]:
-    """A person as a row.
+    """A person's row, as Milvus stores it.
 
     Args:
         person: the person.
         total: (D,) the sum of the images' embeddings.
-        batches: the batches of kept crops.
+        batches: the batches of the person's kept crops.
         place: the gallery's name in messages.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Calls a Milvus server, with a time limit and with errors that say what to do."""
+"""Calls a Milvus server with a time limit; its errors say what to do."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from margrave.files import first_line
 from margrave.gallery.contract import Unavailable
 
 TOKEN_VARIABLE = "MARGRAVE_MILVUS_TOKEN"
-"""Environment variable for the server's token: ``user:password`` or an API key."""
+"""Environment variable with the server's token: ``user:password`` or an API key."""
 PORT = 19530
 """Default port of a Milvus server."""
 TIMEOUT = 10.0
 """Default maximum duration of a call, in seconds."""
 MAX_COLLECTION_LENGTH = 200
-"""Maximum length of a gallery's collection name. Milvus allows 255 characters, and the name of the
-collection of crops adds a suffix."""
+"""Maximum length of the name of a gallery's collection. Milvus allows 255 characters, but the
+collection of crops has the same name with a suffix."""
 VECTORS = "vector"
 """Name of the vector field, which is indexed."""
 MAX_PAGE_ROWS = 16_000
 """Maximum number of rows per response; Milvus's own limit is 16 384."""
 MEAN_PAGE_ROWS = 8_000
-"""Maximum mean number of rows per response; a single response may have more."""
+"""`MilvusServer.rows` uses enough queries that a response has at most this many rows on average."""
 UNREACHABLE_SIGNS = (
     "unavailable",
     "timeout",
@@ -39,7 +39,7 @@ UNREACHABLE_SIGNS = (
     # A server other than Milvus does not implement the call.
     "unimplemented",
 )
-"""Words in error messages that mean that the server cannot be reached."""
+"""An error message with one of these words means that the server cannot be reached."""
 _COLLECTION = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
@@ -100,7 +100,7 @@ class MilvusAddress:
 
 
 class MilvusServer:
-    """A connection to a server; its calls have a time limit and raise only ValueError.
+    """A connection to a Milvus server; calls have a time limit and raise only `Unavailable`.
 
     Args:
         address: the address of a gallery on the server.
@@ -137,13 +137,13 @@ class MilvusServer:
             return getattr(self._client, method)(*arguments, timeout=self.timeout, **options)
 
     def create(self, fields: Sequence[Any], metric: str, mark: str, collection: str) -> None:
-        """Create a collection with an exhaustive index of its vectors, ready to be searched.
+        """Create a collection with an exhaustive (FLAT) index of its vectors, and load it.
 
         Args:
             fields: the fields, as pymilvus objects.
             metric: the index's metric, such as ``IP``.
             mark: the collection's description.
-            collection: the collection's name; an existing one with the same fields is kept.
+            collection: the collection's name; an existing collection with the same fields is kept.
 
         Raises:
             ValueError: see `call`.
@@ -196,8 +196,9 @@ class MilvusServer:
         """Iterate over all rows of a collection, in any order.
 
         Milvus returns at most 16 384 rows per query, and its iterator does not work with every
-        server. So each query asks for the keys with one prefix. Keys are evenly distributed
-        hexadecimal numbers; if a prefix still has too many rows, it is extended by a digit.
+        server. So each query asks for the rows whose keys begin with one prefix. Keys are evenly
+        distributed hexadecimal numbers. If a prefix matches too many rows, 16 longer prefixes
+        replace it.
 
         Raises:
             ValueError: see `call`.
@@ -225,8 +226,8 @@ class MilvusServer:
         """Flush a collection and start a compaction, which drops deleted rows from its files.
 
         Returns:
-            True if the compaction was started; False if the server's rate limit postponed it. The
-            limit may allow only one compaction in ten seconds.
+            True if the compaction was started; False if the server's rate limit, which may allow
+            only one compaction in ten seconds, refused it.
 
         Raises:
             ValueError: see `call`.
@@ -254,6 +255,7 @@ class MilvusServer:
 
     @contextmanager
     def _explain_errors(self, method: str) -> Iterator[None]:
+        """Replace every error in the block with `Unavailable`, which says what to do."""
         try:
             yield
         except Exception as error:  # gRPC's and pymilvus's exceptions have no common base class
@@ -278,7 +280,7 @@ class MilvusServer:
 
 
 def _reason(error: Exception) -> str:
-    """An error's message in one line; gRPC and pymilvus keep it in different attributes."""
+    """An error's message in one line; gRPC and pymilvus store it in different attributes."""
     details = getattr(error, "details", None)
     if callable(details):
         code = getattr(error, "code", lambda: "")()

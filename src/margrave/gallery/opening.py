@@ -29,8 +29,8 @@ GALLERIES = {
     "milvus": "margrave.gallery.milvus:MilvusStore",
     "memory": "margrave.gallery.memory:MemoryStore",
 }
-"""Address scheme -> import path of a `Store`. A plain path has the scheme ``file``. Add an
-entry to support another kind of store."""
+"""Address scheme -> import path of a `Store`. A plain path has the scheme ``file``. Add an item to
+support another kind of store."""
 
 
 def create_gallery(address: str, card: GalleryCard, *, key: str | None = None) -> Gallery:
@@ -39,7 +39,7 @@ def create_gallery(address: str, card: GalleryCard, *, key: str | None = None) -
     Args:
         address: a path, ``milvus://host:port/name``, or ``memory://``.
         card: the card of the model whose vectors the gallery will hold.
-        key: key that encrypts names, vectors and crops at rest, if the store supports it.
+        key: encrypts names, vectors and crops at rest, if the store supports encryption.
 
     Raises:
         ValueError: there is a gallery already, the scheme is unknown, or the server does not

@@ -1,4 +1,4 @@
-"""A file of vectors in slots of equal size, which is memory-mapped for searching."""
+"""A file of vectors in slots of equal size, memory-mapped for searching."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ MIN_GROWTH = 1 << 20
 
 
 class VectorFile:
-    """Slots of equal size; an empty slot is filled with zeros.
+    """A file of slots of equal size, one vector per slot; an empty slot is filled with zeros.
 
     The file never shrinks, because another process may have it mapped.
 
-    Writing is not atomic. A slot is written before the database refers to it, and zeroed after the
-    reference is gone, so every referenced slot is complete.
+    Writing is not atomic. The gallery writes a slot before its database refers to the slot, and
+    zeroes a slot after the reference is gone. So every referenced slot is complete.
 
     Args:
         path: the file.
-        identity: 16 random bytes that identify the gallery; its database holds the same.
+        identity: 16 random bytes that identify the gallery, as stored in its database.
         slot_bytes: bytes per slot.
 
     Raises:
@@ -71,6 +71,7 @@ class VectorFile:
         """Write a slot; call `sync` to wait until it is on disk."""
         assert len(content) == self.slot_bytes
         if slot >= self.slots:
+            # Grow by at least an eighth, so that large files are rarely resized.
             extra_slots = max(MIN_GROWTH // self.slot_bytes, self.slots // 8, 1)
             os.ftruncate(self._file, HEADER_BYTES + (slot + extra_slots) * self.slot_bytes)
         os.pwrite(self._file, content, HEADER_BYTES + slot * self.slot_bytes)
@@ -90,8 +91,8 @@ class VectorFile:
         os.fdatasync(self._file) if hasattr(os, "fdatasync") else os.fsync(self._file)
 
     def map_vectors(self, dtype: np.dtype, dimension: int) -> np.ndarray:
-        """Map the file's vectors, (slots, D), into memory."""
-        # torch needs writable memory; copy-on-write protects the file.
+        """Map the file's vectors into memory; return them as (slots, D)."""
+        # torch requires writable memory. In mode "c" (copy-on-write), writes do not reach the file.
         return np.memmap(self.path, dtype, "c", HEADER_BYTES, (self.slots, dimension))
 
     def close(self) -> None:

@@ -24,7 +24,7 @@ Which = Literal["auto", "largest", "all"]
 MIN_FACE_WIDTH = 24
 """Minimum width of a face's box, in pixels."""
 AMBIGUOUS_AREA_RATIO = 0.5
-"""The choice is ambiguous if another face has at least this share of the largest face's area."""
+"""An image is ambiguous if another face has at least this share of the largest face's area."""
 MAX_DISPLACEMENT = 12.0
 """Maximum displacement of an aligned crop's face from ArcFace's template, in pixels at 112 x 112
 (see `margrave.faces.alignment_errors`). With MTCNN and with YuNet, 2 % of LFW's aligned crops
@@ -51,8 +51,7 @@ def read_image(image: Any, name: str = "") -> tuple[np.ndarray, str]:
             raise Refused(
                 f"{name} cannot be read ({error.strerror}); check the path", "unreadable"
             ) from None
-        # Raised for a path with a null byte or a lone surrogate.
-        except ValueError as error:
+        except ValueError as error:  # a null byte or an unpaired surrogate in the path
             raise Refused(
                 f"{name!r} is not a valid path ({error}); give an image file's path", "unreadable"
             ) from None
@@ -79,8 +78,8 @@ def choose(faces: Sequence[AlignedFace], which: Which, name: str) -> list[Aligne
 
     Args:
         faces: all detected faces of the image, largest first.
-        which: ``auto`` takes the largest face, but refuses the image if another one is nearly as
-            large; ``largest`` always takes the largest; ``all`` takes every face that is large
+        which: ``auto`` takes the largest face, but refuses the image if another face is of similar
+            size; ``largest`` always takes the largest; ``all`` takes every face that is large
             enough.
         name: the image's name in messages.
 
@@ -105,13 +104,13 @@ def choose(faces: Sequence[AlignedFace], which: Which, name: str) -> list[Aligne
     if which == "all":
         return usable
     min_area = AMBIGUOUS_AREA_RATIO * usable[0].detection.area
-    similar = [face for face in usable if face.detection.area >= min_area]
-    if which == "auto" and len(similar) > 1:
+    similar_sized = [face for face in usable if face.detection.area >= min_area]
+    if which == "auto" and len(similar_sized) > 1:
         raise Refused(
-            f"{name} shows {len(similar)} faces of similar size; crop it to the intended person, "
-            "or take the largest face with --largest (margrave enroll) or --face largest (verify, "
-            "identify; --face all takes every face); in Python, largest=True or which='largest'; "
-            "in the API, face=largest",
+            f"{name} shows {len(similar_sized)} faces of similar size; crop it to the intended "
+            "person, or take the largest face with --largest (margrave enroll) or --face largest "
+            "(verify, identify; --face all takes every face); in Python, largest=True or "
+            "which='largest'; in the API, face=largest",
             "several_faces",
         )
     return usable[:1]
@@ -145,16 +144,17 @@ def check_aligned(crop: np.ndarray, detector: Detector, name: str) -> None:
             f"is {displacement:.0f} pixels away from ArcFace's template; {remedy}",
             "not_aligned",
         )
-    # Detectors mistake some upside-down faces for upright ones, but with a lower score.
-    turned = detect_face_in_crop(np.ascontiguousarray(fitted[::-1, ::-1]), detector)
-    if turned is not None and turned.score > face.score:
+    # Detectors mistake some upside-down faces for upright ones, but with a lower score. So detect
+    # the face again in the crop turned by 180 degrees, and compare the scores.
+    turned_face = detect_face_in_crop(np.ascontiguousarray(fitted[::-1, ::-1]), detector)
+    if turned_face is not None and turned_face.score > face.score:
         raise Refused(f"{name} is upside down; {remedy}", "not_aligned")
 
 
 def crop_as_face(crop: np.ndarray, size: int, fit: Any) -> AlignedFace:
-    """Use an aligned crop as a face without detecting anything.
+    """Convert an aligned crop to an `AlignedFace` without running a detector.
 
-    The detection's box is the whole crop, and its landmarks are zeros.
+    The detection is a placeholder: its box is the whole crop, and its landmarks are zeros.
     """
     fitted = fit_image(crop, size, fit)
     box = np.array([0.0, 0.0, size, size])

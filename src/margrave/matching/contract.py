@@ -1,4 +1,4 @@
-"""The results of matching."""
+"""The results of verifying, identifying and enrolling faces."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ class Face:
         image: the image's name.
         crop: (S, S, 3) uint8 RGB, the model's input.
         detection: the face's position in the photo; None if the image was an aligned crop.
-        embedding: (D,) float32, the raw embedding; the flipped crop's is added if the model's
-            thresholds were measured with flipped images.
-        norm: norm of the embedding of the crop alone, without the flipped crop's.
+        embedding: (D,) float32, the raw embedding; with flip fusion, the sum of the embeddings of
+            the crop and of the flipped crop, see ``Matcher.flips``.
+        norm: norm of the crop's embedding, without the flipped crop's.
         quality: percentage of the reference faces (``ModelCard.reference``) whose embeddings have a
             smaller norm than this face's; None if the model has no reference norms, or all its
             embeddings have the same norm.
@@ -42,12 +42,12 @@ class Verification:
     Attributes:
         same: True if the similarity is above the threshold.
         similarity: the cosine, in [-1, 1].
-        point: the operating point used: the threshold, its FAR, and their intervals.
+        point: the operating point that decided: the threshold, its FAR, and confidence intervals.
         log_likelihood_ratio: natural logarithm of p(similarity | same person) /
             p(similarity | different people); None if the model has no calibration.
         probability: the probability of the same person, given equal prior probabilities; None if
             the model has no calibration.
-        first, second: the faces.
+        first, second: the two faces.
     """
 
     same: bool
@@ -72,7 +72,7 @@ class Identification:
         threshold: the cosine above which a person is accepted.
         far: false accept rate of one comparison at this threshold.
         people: N, the number of people in the gallery.
-        fpir: expected false positive identification rate: the share of strangers that are
+        fpir: expected false positive identification rate (FPIR): the share of strangers who are
             identified as someone. It is 1 − (1 − FAR)^N, which assumes that the N comparisons are
             independent; the true rate is lower if one stranger's false accepts tend to coincide.
     """
@@ -91,9 +91,10 @@ class Enrollment:
     """The result of an enrollment.
 
     Attributes:
-        person: the person's entry in the gallery.
-        faces: the faces enrolled in this call.
-        most_similar: the most similar other person, or None if the gallery has no other.
+        person: the person as now enrolled.
+        faces: the faces that this call enrolled.
+        most_similar: the other enrolled person who is most similar to the faces, or None if nobody
+            else is enrolled.
     """
 
     person: Person

@@ -1,4 +1,4 @@
-"""Cuts the intended faces out of an image, in the form that a model expects."""
+"""Cuts the intended faces out of an image, as the aligned crops that a model expects."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from margrave.models import ModelCard
 
 @dataclass(frozen=True, eq=False)
 class Cropper:
-    """Cuts faces out of images; the detector is the only network it runs.
+    """Cuts faces out of images; needs a detector, but not the model's network.
 
     Attributes:
-        finder: detects and cuts out faces; None treats every image as an aligned crop.
-        checker: detector that checks whether images are aligned crops, if there is no finder; None
-            skips the check.
+        finder: detects faces and cuts them out; None treats every image as an aligned crop.
+        checker: if `finder` is None, the detector that checks whether images are aligned crops;
+            None skips the check.
         size: S, the side length of the crops in pixels.
         fit: how an aligned crop that is not square is made square.
     """
@@ -56,8 +56,8 @@ def cropper_for(
 
     Args:
         card: the model's card.
-        detector: ``mtcnn`` (the default), a YuNet file, or a detector object; ignored if the model
-            uses dlib's alignment, which includes a detector.
+        detector: ``mtcnn`` (the default), the path of a YuNet file, or a detector object; ignored
+            if the model uses dlib's alignment, which includes a detector.
         aligned: True treats images as aligned crops, in which no faces are detected.
         check_alignment: if `aligned` is True and the model uses ArcFace's alignment, refuse crops
             that do not show an upright face aligned to ArcFace's template.
@@ -72,11 +72,8 @@ def cropper_for(
         return Cropper(DlibFinder(), None, card.image_size, card.fit)
     if aligned and (uses_dlib or not check_alignment):
         return Cropper(None, None, card.image_size, card.fit)
-    built: Detector
     if detector is None or isinstance(detector, str | Path):
-        built = build_detector(detector)
-    else:
-        built = detector
+        detector = build_detector(detector)
     if aligned:
-        return Cropper(None, built, card.image_size, card.fit)
-    return Cropper(TemplateFinder(built), None, card.image_size, card.fit)
+        return Cropper(None, detector, card.image_size, card.fit)
+    return Cropper(TemplateFinder(detector), None, card.image_size, card.fit)

@@ -8,19 +8,19 @@ from margrave.models import ModelCard
 
 
 def threshold_for_fpir(card: ModelCard, fpir: float, people: int) -> tuple[float, float]:
-    """The threshold for a false positive identification rate in a gallery, and the threshold's FAR.
+    """Choose the threshold for an allowed FPIR in a gallery; return (threshold, its FAR).
 
     A stranger is compared with N people. If the comparisons are independent, the FPIR is
     1 − (1 − FAR)^N, so each comparison may have at most FAR = 1 − (1 − FPIR)^(1/N). The FPIR is
     lower if one stranger's false accepts tend to coincide.
 
     Args:
-        card: the model's card, with its reference.
+        card: the model's card, with reference scores.
         fpir: the allowed false positive identification rate (FPIR), in (0, 1).
         people: N, the number of people in the gallery.
 
     Raises:
-        ValueError: there is no reference, or it has too few impostor pairs for the FAR.
+        ValueError: the card has no reference scores, or too few impostor pairs for this FAR.
     """
     if not 0 < fpir < 1:
         raise ValueError(f"fpir = {fpir:g}, must be between 0 and 1")
@@ -35,10 +35,11 @@ def threshold_for_fpir(card: ModelCard, fpir: float, people: int) -> tuple[float
         smallest = card.reference.far_thresholds[-1][0]
         raise ValueError(
             f"FPIR {fpir:g} with {people} people needs FAR {max_far:.2g} in each comparison, but "
-            f"{card.reference.measured_on} supports only {smallest:.2g} or more. Measure on more "
+            f"{card.reference.measured_on} supports only {smallest:.2g} or larger. Measure on more "
             "people (margrave threshold), or allow FPIR "
             f"{-math.expm1(people * math.log1p(-smallest)):.2g}"
         )
+    # The pairs are in decreasing order of FAR, so the first usable pair accepts the most faces.
     far, threshold = usable[0]
     return threshold, far
 
@@ -49,4 +50,5 @@ def probability(log_likelihood_ratio: float) -> float:
     >>> probability(0.0)
     0.5
     """
+    # Clip, because exp overflows above 709.
     return 1 / (1 + math.exp(-min(max(log_likelihood_ratio, -700.0), 700.0)))

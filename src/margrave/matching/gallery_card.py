@@ -1,4 +1,4 @@
-"""Creates the card of a gallery from a model."""
+"""Creates the card of a new gallery from the card of a model."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from margrave.models import Model, ModelCard
 def uses_flips(card: ModelCard) -> bool:
     """Whether the model's thresholds were measured with flip fusion.
 
-    Without thresholds, the card's reference scores decide. Without either, flips are used.
+    If the model has no thresholds, its reference scores decide. If it has neither, the result is
+    True.
 
     Raises:
         ValueError: some thresholds were measured with flip fusion and others without.
@@ -32,7 +33,7 @@ def uses_flips(card: ModelCard) -> bool:
 
 
 def card_of_gallery(model: Model, keep_images: bool = False) -> GalleryCard:
-    """The card of a new gallery for a model's vectors; its values are JSON values."""
+    """Create the card of a new gallery for a model's embeddings, from JSON values only."""
     card = model.card
     fields = ("image_size", "mean", "std", "color_order", "fit", "alignment")
     preparation = {name: getattr(card, name) for name in fields} | {"flips": uses_flips(card)}
@@ -47,7 +48,7 @@ def card_of_gallery(model: Model, keep_images: bool = False) -> GalleryCard:
 
 
 def dimension_of(model: Model) -> int:
-    """D, the number of components of an embedding, from one forward pass."""
+    """D, the number of components of an embedding, determined by one forward pass."""
     blank = np.zeros((model.card.image_size, model.card.image_size, 3), np.uint8)
     embeddings, _ = Embedder(model.backbone, model.card, model.card.fit).embed_images(
         [blank], flips=False

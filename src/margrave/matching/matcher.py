@@ -36,14 +36,14 @@ QUALITY_FLOOR = 0.5
 
 
 class Matcher:
-    """A model, a detector and optionally a gallery. Create one with `load`.
+    """Matches faces with a model, a detector and optionally a gallery; `load` opens them.
 
     Args:
         model: the open model, see ``margrave.models.open_model``.
         gallery: a gallery of this model's vectors, or None.
-        finder: detects and cuts out faces; None treats every image as an aligned crop.
-        checker: detector that checks whether images are aligned crops, if there is no finder; None
-            skips the check.
+        finder: detects faces and cuts them out; None treats every image as an aligned crop.
+        checker: if `finder` is None, the detector that checks whether images are aligned crops;
+            None skips the check.
         far: FAR of the operating point for decisions; None takes the smallest FAR that the model
             has a threshold for.
         quality_floor: minimum ``Face.quality`` in percent; faces below it are refused.
@@ -68,7 +68,7 @@ class Matcher:
         if gallery is not None:
             gallery.card.check_same_model(card_of_gallery(model), gallery.place)
         if far is not None:
-            operating_point(self.embedder, far)
+            operating_point(self.embedder, far)  # raises the error for a missing threshold
 
     @classmethod
     def load(
@@ -87,12 +87,12 @@ class Matcher:
         device: str | None = None,
         trust_code: bool = False,
     ) -> Matcher:
-        """Open a model, and optionally a gallery.
+        """Create a matcher: open a model, and optionally a gallery.
 
         Args:
             model: a model file, a run's folder, an ONNX file, or ``baseline``.
             gallery: a path or an address, see ``margrave.gallery.open_gallery``.
-            detector: ``mtcnn`` (the default), a YuNet file, or a detector object.
+            detector: ``mtcnn`` (the default), the path of a YuNet file, or a detector object.
             aligned: True treats images as aligned crops, in which no faces are detected.
             check_alignment: with `aligned`, refuse crops that do not show an upright face aligned
                 to ArcFace's template.
@@ -106,14 +106,15 @@ class Matcher:
             trust_code: import the custom network code that the model names.
 
         Raises:
-            ValueError: something cannot be opened; the message names it.
+            ValueError: the model, the detector or the gallery cannot be opened, or the model has no
+                threshold for `far`.
         """
-        opened = open_model(model, device=device, trust_code=trust_code)
+        opened_model = open_model(model, device=device, trust_code=trust_code)
         cropper = cropper_for(
-            opened.card, detector, aligned=aligned, check_alignment=check_alignment
+            opened_model.card, detector, aligned=aligned, check_alignment=check_alignment
         )
         if isinstance(gallery, str | Path):
-            card = card_of_gallery(opened, keep_images)
+            card = card_of_gallery(opened_model, keep_images)
             try:
                 gallery = open_gallery(str(gallery), card=card, key=key)
             except NoGallery:
@@ -121,7 +122,7 @@ class Matcher:
                     raise
                 gallery = create_gallery(str(gallery), card, key=key)
         return cls(
-            opened,
+            opened_model,
             gallery,
             finder=cropper.finder,
             checker=cropper.checker,
@@ -131,7 +132,7 @@ class Matcher:
 
     @property
     def flips(self) -> bool:
-        """Whether embeddings use flip fusion, as they did when the thresholds were measured."""
+        """Whether to use flip fusion: True if the thresholds were measured with it."""
         return uses_flips(self.model.card)
 
     def find(self, image: Any, *, which: Which = "auto", name: str = "") -> list[AlignedFace]:
@@ -139,10 +140,10 @@ class Matcher:
 
         Args:
             image: a path, an image file's bytes, or (height, width, 3) uint8 RGB.
-            which: ``auto`` takes the largest face, but refuses the image if another one is nearly
-                as large; ``largest`` always takes the largest; ``all`` takes every face that is
+            which: ``auto`` takes the largest face, but refuses the image if another face is of
+                similar size; ``largest`` always takes the largest; ``all`` takes every face that is
                 large enough.
-            name: the image's name in messages; its path by default.
+            name: the image's name in messages; by default its path, or "the image".
 
         Raises:
             Refused: the image cannot be read, shows no face or several faces, or is not aligned.
@@ -151,16 +152,16 @@ class Matcher:
 
     @property
     def cropper(self) -> Cropper:
-        """The part that finds and cuts out faces; it does not use the model's network."""
+        """The object that finds faces and cuts them out; it does not need the model's network."""
         card = self.model.card
         return Cropper(self.finder, self.checker, card.image_size, card.fit)
 
     def embed(self, aligned_faces: Sequence[AlignedFace], names: Sequence[str]) -> list[Face]:
-        """Embed faces, in batches.
+        """Embed faces in batches; return one `Face` per aligned face.
 
         Args:
-            aligned_faces: the faces.
-            names: the name of each face's image.
+            aligned_faces: the faces, as returned by `find`.
+            names: for each face, the name of its image.
 
         Raises:
             Refused: an embedding is zero, infinite or NaN.
@@ -170,11 +171,13 @@ class Matcher:
         plain, flipped = self.embedder.embed_images(
             [face.crop for face in aligned_faces], flips=self.flips
         )
-        total = plain + flipped if self.flips else plain
+        fused = plain + flipped if self.flips else plain
         faces = []
-        for face, name, row, unflipped in zip(aligned_faces, names, total, plain, strict=True):
-            norm = float(np.linalg.norm(unflipped))
-            if not np.isfinite(row).all() or not np.linalg.norm(row) > 0:
+        for face, name, embedding, plain_embedding in zip(
+            aligned_faces, names, fused, plain, strict=True
+        ):
+            norm = float(np.linalg.norm(plain_embedding))
+            if not np.isfinite(embedding).all() or not np.linalg.norm(embedding) > 0:
                 raise Refused(
                     f"{name}: the model's embedding is zero, infinite or NaN; give another photo, "
                     "or check the model with margrave doctor",
@@ -185,7 +188,7 @@ class Matcher:
                     image=name,
                     crop=face.crop,
                     detection=None if self.finder is None else face.detection,
-                    embedding=row,
+                    embedding=embedding,
                     norm=norm,
                     quality=self._quality(norm),
                 )
@@ -213,9 +216,10 @@ class Matcher:
         for face in faces:
             if face.quality is not None and face.quality < self.quality_floor:
                 raise Refused(
-                    f"{face.image}: the quality of the face is too low (higher than "
-                    f"{face.quality:.1f} % of the reference's faces, but the floor is "
-                    f"{self.quality_floor:g} %); give a sharper, larger or more frontal photo",
+                    f"{face.image}: the quality of the face is too low: it exceeds the quality of "
+                    f"{face.quality:.1f} % of the reference faces, but at least "
+                    f"{self.quality_floor:g} % is required; give a sharper, larger or more frontal "
+                    "photo",
                     "low_quality",
                 )
 
@@ -228,12 +232,12 @@ class Matcher:
             first: the first image, see `find`.
             second: the second image, see `find`.
             far: FAR of the operating point; None takes the matcher's.
-            which: which face of each image, see `find`; ``all`` compares all faces of both images
-                and takes the most similar pair.
+            which: the faces to compare, see `find`; ``all`` compares all faces of both images and
+                takes the most similar pair.
 
         Raises:
             Refused: an image was refused.
-            ValueError: the model has no threshold, or none for this FAR.
+            ValueError: the model has no thresholds, or none for this FAR.
         """
         first_faces, second_faces = (self.faces(image, which=which) for image in (first, second))
         results = [
@@ -265,7 +269,7 @@ class Matcher:
             far: FAR of the operating point; None takes the matcher's.
 
         Raises:
-            ValueError: the model has none, or none for this FAR.
+            ValueError: the model has no operating points, or none for this FAR.
         """
         return operating_point(self.embedder, self.far if far is None else far)
 
@@ -283,17 +287,18 @@ class Matcher:
 
         Args:
             name: the person's name, any text of at most 512 bytes.
-            images: the images, see `find`; each must show one face, or one that is clearly the
-                largest.
-            add: if the person is enrolled already, add the images.
-            replace: if the person is enrolled already, replace the enrolled images.
+            images: the images, see `find`; each must show one face, or one face that is clearly
+                the largest.
+            add: add the images if the person is enrolled already.
+            replace: replace the enrolled images if the person is enrolled already.
             allow_similar: skip the checks that all images show the same person and that the face is
                 not enrolled under another name.
             largest: take each image's largest face, even if others are of similar size.
 
         Raises:
-            Refused: an image was refused, the name is taken, the face is enrolled already, or the
-                images show several people.
+            Refused: an image was refused, the name is taken, the face is enrolled under another
+                name, or the images show several people.
+            ValueError: no gallery is open, or no images are given.
         """
         which: Which = "largest" if largest else "auto"
         faces = [face for image in images for face in self.faces(image, which=which)]
@@ -311,7 +316,7 @@ class Matcher:
         """Enroll a person with faces. See `enroll`."""
         gallery = self._gallery()
         if not faces:
-            raise ValueError(f"no image is given for {name!r}; give at least one")
+            raise ValueError(f"no images are given for {name!r}; give at least one")
         enrolled = gallery.get(name)
         if enrolled is not None and not (add or replace):
             raise Refused(
@@ -343,9 +348,9 @@ class Matcher:
         Args:
             image: the image, see `find`.
             top_k: number of candidates per face.
-            fpir: the allowed false positive identification rate: the share of strangers that may be
-                identified as someone in the gallery. None uses the matcher's threshold for one
-                comparison; its FPIR grows with the number of people in the gallery.
+            fpir: the allowed false positive identification rate: the share of strangers who may be
+                identified as someone in the gallery. None uses the threshold of `point`, for which
+                the rate grows with the number of people in the gallery.
             which: which faces to identify, see `find`.
 
         Raises:
@@ -394,8 +399,8 @@ class Matcher:
     @staticmethod
     def unit(face: Face) -> np.ndarray:
         """(D,) float64: the face's embedding, scaled to unit length."""
-        row = face.embedding.astype(np.float64)
-        return row / np.linalg.norm(row)
+        embedding = face.embedding.astype(np.float64)
+        return embedding / np.linalg.norm(embedding)
 
     def _gallery(self) -> Gallery:
         if self.gallery is None:
@@ -409,6 +414,7 @@ class Matcher:
         return reference.calibration.log_likelihood_ratio(similarity)
 
     def _quality(self, norm: float) -> float | None:
+        """The percentile of a norm among the norms of the reference faces, see ``Face.quality``."""
         reference = self.model.card.reference
         if reference is None or not reference.norm_percentiles:
             return None
@@ -416,16 +422,19 @@ class Matcher:
         return float(np.interp(norm, percentiles, np.arange(101.0)))
 
     def _check_one_person(
-        self, name: str, faces: Sequence[Face], enrolled: np.ndarray | None
+        self, name: str, faces: Sequence[Face], enrolled_vector: np.ndarray | None
     ) -> None:
-        """Refuse faces that show a different person than the enrolled vector.
+        """Refuse faces that do not match the person's enrolled vector.
 
-        If `enrolled` is None, compare the faces with the first one instead.
+        If there is no enrolled vector, refuse faces that do not match the first face.
         """
         threshold = self.point().threshold
         units = [self.unit(face) for face in faces]
-        anchor = units[0] if enrolled is None else enrolled / np.linalg.norm(enrolled)
-        anchor_name = faces[0].image if enrolled is None else f"the images enrolled as {name!r}"
+        if enrolled_vector is None:
+            anchor, anchor_name = units[0], faces[0].image
+        else:
+            anchor = enrolled_vector / np.linalg.norm(enrolled_vector)
+            anchor_name = f"the images enrolled as {name!r}"
         for face, unit in zip(faces, units, strict=True):
             if (similarity := float(unit @ anchor)) <= threshold:
                 raise Refused(
@@ -437,7 +446,7 @@ class Matcher:
                 )
 
     def _check_not_enrolled(self, most_similar: Candidate | None) -> None:
-        """Refuse a face that matches another enrolled person."""
+        """Refuse the enrollment if another enrolled person matches."""
         if most_similar is not None and most_similar.similarity > self.point().threshold:
             raise Refused(
                 f"this face is enrolled already, as {most_similar.name!r} (cosine "

@@ -1,4 +1,4 @@
-"""Converts a gallery to another model, by embedding its kept crops again."""
+"""Converts a gallery to another model: embeds the gallery's kept crops again."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def re_embed(
     trust_code: bool = False,
     progress: Progress | None = None,
 ) -> tuple[int, list[str]]:
-    """Embed the kept crops of a gallery with another model, into a new gallery.
+    """Create a new gallery by embedding a gallery's kept crops with another model.
 
     Args:
         gallery: the source gallery, which is not changed.
@@ -37,16 +37,16 @@ def re_embed(
         progress: called with (people done, total).
 
     Returns:
-        the number of people in the new gallery, and the names of the people who are left out
-        because they have no crops.
+        The number of people in the new gallery, and the names of the people who were left out
+        because the source gallery has no crops of them.
 
     Raises:
-        ValueError: the gallery keeps no crops, its crops are aligned differently than the model
-            needs, or the target exists.
+        ValueError: the gallery keeps no crops, the model needs crops with another alignment, or
+            the target exists.
     """
-    opened = open_model(model, device=device, trust_code=trust_code)
-    embedder = Embedder(opened.backbone, opened.card, opened.card.fit)
-    flips = uses_flips(opened.card)
+    new_model = open_model(model, device=device, trust_code=trust_code)
+    embedder = Embedder(new_model.backbone, new_model.card, new_model.card.fit)
+    flips = uses_flips(new_model.card)
     converted, left_out = 0, []
     with open_gallery(str(gallery), key=key) as source:
         if not source.card.keep_images:
@@ -54,15 +54,15 @@ def re_embed(
                 f"{gallery} keeps no crops to embed again; enroll all people again in a new "
                 "gallery, created with --keep-images, or keep_images=True in Python"
             )
-        # A card that states no alignment means ArcFace's template.
+        # Crops are aligned to ArcFace's template if the card states no alignment.
         crop_alignment = source.card.preparation.get("alignment", "arcface")
-        if crop_alignment != opened.card.alignment:
+        if crop_alignment != new_model.card.alignment:
             raise ValueError(
                 f"{gallery} keeps crops with {crop_alignment!r} alignment, but {model} needs "
-                f"{opened.card.alignment!r} alignment; enroll all people again from their photos"
+                f"{new_model.card.alignment!r} alignment; enroll all people again from their photos"
             )
         people = list(source.people())
-        card = card_of_gallery(opened, keep_images=True)
+        card = card_of_gallery(new_model, keep_images=True)
         card = replace(card, fusion=source.card.fusion, half=source.card.half)
         with create_gallery(str(target), card, key=key) as new_gallery:
             for people_done, person in enumerate(people, 1):

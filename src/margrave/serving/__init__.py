@@ -1,4 +1,4 @@
-"""The HTTP service: verify, enroll, identify and forget; with a web page (extra ``serve``)."""
+"""The HTTP service, with a web page: verify, enroll, identify and forget (extra ``serve``)."""
 
 from margrave.serving.app import make_app
 from margrave.serving.audit import AuditTrail, verify_trail

@@ -17,7 +17,7 @@ class Problem(BaseModel):
     error: str
     """What is wrong and what to do, for humans."""
     reason: str
-    """The kind of error in one word, for programs."""
+    """A code for the kind of error, for programs."""
 
 
 class FaceAnswer(BaseModel):
@@ -58,7 +58,7 @@ class CandidateAnswer(BaseModel):
 class IdentificationAnswer(BaseModel):
     """The enrolled person that a face belongs to, if any."""
 
-    person: str | None = Field(description="null if no enrolled person reaches the threshold")
+    person: str | None = Field(description="null if no enrolled person is above the threshold")
     candidates: list[CandidateAnswer]
     threshold: float
     far: float
@@ -79,7 +79,7 @@ class PersonAnswer(BaseModel):
 
 
 class PeopleAnswer(BaseModel):
-    """Some of the enrolled people, in the order of their names, and the number of all."""
+    """A page of the enrolled people, sorted by name, and the total number of enrolled people."""
 
     people: list[PersonAnswer]
     total: int
@@ -98,7 +98,7 @@ class ForgottenAnswer(BaseModel):
 
     name: str
     erased: bool = Field(
-        description="true if the service verified that no byte of the person is left"
+        description="true if the service verified that all of the person's data was erased"
     )
     explanation: str
 
@@ -129,14 +129,14 @@ class ModelAnswer(BaseModel):
 
 
 class State(BaseModel):
-    """The state of the service."""
+    """Whether the service is alive or ready."""
 
     status: str
 
 
-def face_answer(face: Face, crop: bool = False) -> FaceAnswer:
-    """Convert a face; if `crop`, include its aligned crop."""
-    content = base64.b64encode(png(face.crop)).decode() if crop else None
+def face_answer(face: Face, include_crop: bool = False) -> FaceAnswer:
+    """Convert a face, with its aligned crop if requested."""
+    content = base64.b64encode(png(face.crop)).decode() if include_crop else None
     return FaceAnswer(
         box=None if face.detection is None else face.detection.box.round(1).tolist(),
         quality=None if face.quality is None else round(face.quality, 1),
@@ -144,19 +144,19 @@ def face_answer(face: Face, crop: bool = False) -> FaceAnswer:
     )
 
 
-def verification_answer(answer: Verification, crops: bool) -> VerificationAnswer:
-    """Convert a verification; if `crops`, include the faces' crops."""
-    point = answer.point
+def verification_answer(result: Verification, include_crops: bool) -> VerificationAnswer:
+    """Convert a verification, with the faces' aligned crops if requested."""
+    point = result.point
     return VerificationAnswer(
-        same=answer.same,
-        similarity=answer.similarity,
+        same=result.same,
+        similarity=result.similarity,
         threshold=point.threshold,
         far=point.far,
         threshold_interval=point.threshold_interval,
         measured_on=point.measured_on,
-        log_likelihood_ratio=answer.log_likelihood_ratio,
-        probability=answer.probability,
-        faces=[face_answer(face, crops) for face in (answer.first, answer.second)],
+        log_likelihood_ratio=result.log_likelihood_ratio,
+        probability=result.probability,
+        faces=[face_answer(face, include_crops) for face in (result.first, result.second)],
     )
 
 
@@ -170,14 +170,14 @@ def person_answer(person: Person) -> PersonAnswer:
     return PersonAnswer(name=person.name, images=person.images, enrolled=person.enrolled)
 
 
-def identification_answer(answer: Identification, crops: bool) -> IdentificationAnswer:
-    """Convert an identification; if `crops`, include the face's crop."""
+def identification_answer(result: Identification, include_crop: bool) -> IdentificationAnswer:
+    """Convert an identification, with the face's aligned crop if requested."""
     return IdentificationAnswer(
-        person=answer.person,
-        candidates=[candidate_answer(candidate) for candidate in answer.candidates],
-        threshold=answer.threshold,
-        far=answer.far,
-        people=answer.people,
-        fpir=answer.fpir,
-        face=face_answer(answer.face, crops),
+        person=result.person,
+        candidates=[candidate_answer(candidate) for candidate in result.candidates],
+        threshold=result.threshold,
+        far=result.far,
+        people=result.people,
+        fpir=result.fpir,
+        face=face_answer(result.face, include_crop),
     )

@@ -1,4 +1,4 @@
-"""The HTTP application: its routes, and the state that they share."""
+"""The HTTP application: its routes, and the objects that they share."""
 
 import asyncio
 import threading
@@ -54,6 +54,7 @@ PAGE_HEADERS = {
     "permissions-policy": "camera=(self)",
 }
 MAX_LISTED_PEOPLE = 1000
+"""Maximum number of people in one response."""
 T = TypeVar("T")
 FaceChoice = Literal["auto", "largest", "all"]
 # A name in a path may contain slashes.
@@ -66,7 +67,9 @@ SCOPE_OF_ROUTE = {
     ("GET", "/v1/model"): "",
     ("GET", "/metrics"): "metrics",
 }
+"""(method, path) -> the scope that an API key needs; an empty scope means that any key will do."""
 PUBLIC = ("/", "/page.css", "/page.js", "/health", "/ready", "/openapi.json")
+"""Paths that need no API key."""
 
 
 def scope_of(method: str, path: str) -> str | None:
@@ -99,7 +102,7 @@ def make_app(
     Args:
         matcher: the model, and the gallery if there is one.
         settings: the service's settings.
-        detector: YuNet's file; by default MTCNN, or the model's own detector.
+        detector: path of a YuNet file; by default MTCNN, or the detector that the model requires.
         aligned: whether images are already aligned crops.
         check_alignment: if `aligned`, whether to reject crops without an aligned face.
         workers: an object with the methods of `FaceWorkers`; by default a new `FaceWorkers`.
@@ -109,7 +112,7 @@ def make_app(
         ValueError: the key file or the audit trail is damaged, or the model has no thresholds.
     """
     matcher.point()  # raises the error for a model without thresholds
-    # Images stay in memory; Starlette would put large ones into temporary files.
+    # Keep images in memory; by default, Starlette writes large images to temporary files.
     MultiPartParser.spool_max_size = settings.max_request_bytes
     if workers is None:
         card = matcher.model.card
@@ -140,7 +143,7 @@ def make_app(
 
 
 class Service:
-    """The state that the routes share.
+    """The objects that the routes share: the matcher, its workers, the keys and the audit trail.
 
     Args:
         matcher: the model, and the gallery if there is one.
@@ -163,7 +166,7 @@ class Service:
 
     @asynccontextmanager
     async def lifespan(self, app: FastAPI) -> AsyncIterator[None]:
-        """Start the workers and the batcher, serve, and close them."""
+        """Start the workers and the batcher; close them when the service stops."""
         del app
         await run_in_threadpool(self._workers.warm)
         self.batcher = Batcher(
@@ -182,9 +185,9 @@ class Service:
             self.audit.close()
 
     async def faces(self, uploads: Sequence[UploadFile], which: FaceChoice) -> list[list[Face]]:
-        """Detect the faces in all images in parallel, and embed them in batches."""
+        """Detect and embed the intended faces of images; return one list of faces per image."""
         contents = [await upload.read() for upload in uploads]
-        # File names may be private, so error messages number the images instead.
+        # File names may be private, so error messages name the images by number.
         names = [f"image {number}" for number in range(1, len(contents) + 1)]
         detected = await asyncio.gather(
             *(
@@ -202,10 +205,10 @@ class Service:
         return embedded
 
     async def change(self, work: Callable[[], T]) -> T:
-        """Run a change of the gallery in a thread.
+        """Run `work`, which changes the gallery, in a thread; return its result.
 
         Changes run one at a time, so that two requests cannot enroll the same name. If a request
-        times out (408) while its change is waiting, the change is not made.
+        times out (408) while its change is waiting for its turn, the change is not made.
         """
         is_canceled = threading.Event()
 
@@ -267,7 +270,7 @@ def _add_routes(app: FastAPI, service: Service) -> None:
     ) -> EnrollmentAnswer:
         """Enroll a person with one or more images."""
         _require_gallery(matcher)
-        faces = [aligned_face for (aligned_face,) in await service.faces(images, face)]
+        faces = [only_face for (only_face,) in await service.faces(images, face)]
         key = request.scope["state"]["key"]
 
         def enroll_faces() -> EnrollmentAnswer:
@@ -291,15 +294,15 @@ def _add_routes(app: FastAPI, service: Service) -> None:
         after: Annotated[str, Query(max_length=512)] = "",
         limit: Annotated[int, Query(ge=1, le=MAX_LISTED_PEOPLE)] = 100,
     ) -> PeopleAnswer:
-        """List enrolled people in the order of their names, starting after the name ``after``."""
+        """List enrolled people sorted by name, beginning after the name ``after``."""
         gallery = _require_gallery(matcher)
 
         def list_people() -> PeopleAnswer:
-            everybody = list(gallery.people())
-            following = [person for person in everybody if person.name > after]
+            all_people = list(gallery.people())
+            following = [person for person in all_people if person.name > after]
             return PeopleAnswer(
                 people=[person_answer(person) for person in following[:limit]],
-                total=len(everybody),
+                total=len(all_people),
             )
 
         return await run_in_threadpool(list_people)
@@ -385,7 +388,7 @@ def _page_handler(file: str) -> Callable[[], FileResponse]:
 
 
 def _get_person(gallery: Gallery, name: str) -> Person:
-    """The person enrolled under a name; raises 404 if there is none or the name is invalid."""
+    """The person enrolled under a name; raises 404 if nobody is, or the name is invalid."""
     try:
         enrolled = gallery.get(checked_name(name))
     except BadName:

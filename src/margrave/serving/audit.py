@@ -1,4 +1,4 @@
-"""The audit trail, an append-only hash chain: which API key enrolled or removed whom, and when."""
+"""The audit trail: a hash chain that records which API key enrolled or removed whom, and when."""
 
 from __future__ import annotations
 
@@ -19,7 +19,9 @@ from typing import Any
 from margrave.files import read_json
 
 MAX_LINE_BYTES = 4096
+"""Maximum length of a line in bytes."""
 KEY_BYTES = 32
+"""Length of the pseudonym key in bytes; its file has twice as many hexadecimal digits."""
 
 
 class TrailUnavailable(Exception):
@@ -29,9 +31,9 @@ class TrailUnavailable(Exception):
 class AuditTrail:
     """A file of JSON lines, each with the SHA-256 of the line before it.
 
-    A pseudonym, the keyed hash of the name, replaces each person's name. The pseudonym key is in a
-    file beside the trail. With it, one can find the lines about a name; without it, the trail
-    identifies nobody.
+    The trail contains no names. Instead of a name, a line contains a pseudonym, which is a keyed
+    hash of the name. The pseudonym key is in a file beside the trail. Whoever has this key can find
+    the lines about a name; without the key, the trail identifies nobody.
 
     Args:
         path: the trail's file, which is created if it does not exist.
@@ -55,13 +57,13 @@ class AuditTrail:
         return hmac.new(self._pseudonym_key, name.encode(), hashlib.sha256).hexdigest()
 
     def record(self, action: str, name: str, key: str, **details: Any) -> None:
-        """Append a line; it is on the disk when this returns.
+        """Append a line to the trail; the line is on disk when this method returns.
 
         Args:
             action: such as ``enroll`` or ``enrolled``.
             name: the person's name.
             key: id of the API key.
-            details: further fields of the line; must not contain faces or names.
+            details: more fields of the line; they must not contain faces or names.
 
         Raises:
             TrailUnavailable: the line cannot be written; the trail is unchanged.
@@ -87,20 +89,21 @@ class AuditTrail:
     def changing(
         self, actions: tuple[str, str], name: str, key: str, **details: Any
     ) -> Iterator[dict[str, Any]]:
-        """Record a change before the block makes it, and again afterwards if the block succeeds.
+        """Record a change before the block makes it, and record its outcome if the block succeeds.
 
         Args:
             actions: the actions of the first and the second line, such as ``enroll`` and
                 ``enrolled``.
             name: the person's name.
             key: id of the API key.
-            details: further fields of the first line.
+            details: more fields of the first line.
 
         Yields:
-            An empty dict, which the block fills with further fields of the second line.
+            An empty dict, which the block may fill with more fields of the second line.
 
         Raises:
-            TrailUnavailable: a line cannot be written; if it is the first, nothing was changed.
+            TrailUnavailable: a line cannot be written. If it is the first line, the block does not
+                run.
         """
         self.record(actions[0], name, key, **details)
         outcome: dict[str, Any] = {}
@@ -113,7 +116,7 @@ class AuditTrail:
             ) from error
 
     def _append(self, line: bytes, end: int) -> None:
-        """Append a whole line, or nothing if that fails; `end` is the trail's size."""
+        """Append a line; if writing fails, truncate the trail to its previous size, `end`."""
         try:
             unwritten = memoryview(line)
             while unwritten:
@@ -124,7 +127,7 @@ class AuditTrail:
             raise
 
     def _drop_partial_line(self) -> int:
-        """Remove an incomplete last line, left by a failed write; return the trail's size."""
+        """Remove an incomplete last line, which a failed write left; return the trail's size."""
         size = os.fstat(self._file).st_size
         tail = os.pread(self._file, MAX_LINE_BYTES, max(0, size - MAX_LINE_BYTES))
         end = size - len(tail) + tail.rfind(b"\n") + 1
@@ -148,10 +151,13 @@ class AuditTrail:
 
 
 def verify_trail(path: str | Path) -> int:
-    """Verify a trail's hash chain; return its number of lines.
+    """Verify a trail's hash chain; return the number of lines.
+
+    The chain does not reveal that the last line was changed, or that final lines were removed.
 
     Raises:
-        ValueError: a line was changed, removed or inserted; the message names the line.
+        ValueError: a line was changed, removed or inserted; the message names the line at which the
+            chain breaks.
     """
     previous, count = b"", 0
     with open(path, "rb") as file:

@@ -1,4 +1,4 @@
-"""Compute embeddings in batches, each of as many faces as a latency budget allows."""
+"""Computes embeddings in batches; a latency budget limits the number of faces per batch."""
 
 from __future__ import annotations
 
@@ -12,15 +12,18 @@ from margrave.faces import AlignedFace
 from margrave.matching import Face
 
 Embed = Callable[[Sequence[AlignedFace], Sequence[str]], list[Face]]
+_QueuedFace = tuple[AlignedFace, str, Future[Face]]
+"""(face, name of its image, future of the result)."""
 OLD_ESTIMATE_WEIGHT = 0.8
-"""Weight of the previous estimate in the moving average of the seconds per face."""
+"""Weight of the previous average in the moving average of the seconds per face."""
 
 
 class Batcher:
     """A thread that embeds submitted faces in batches.
 
-    A batch contains the faces that arrived during the previous batch, up to the number that should
-    take `seconds`, estimated from earlier batches. The thread never waits to fill a batch.
+    A batch contains the faces that arrived while the previous batch was computed. It has at most as
+    many faces as can be embedded in `seconds`, estimated from earlier batches. The thread never
+    waits to fill a batch.
 
     Args:
         embed: ``Matcher.embed``.
@@ -39,14 +42,22 @@ class Batcher:
         most: int,
         observe: Callable[[int], object] = lambda size: None,
     ) -> None:
-        self._embed, self._seconds, self._most, self._observe = embed, seconds, most, observe
-        self._queue: queue.Queue[tuple[AlignedFace, str, Future[Face]] | None] = queue.Queue()
+        self._embed, self._observe = embed, observe
+        self._batch_seconds, self._max_batch_size = seconds, most
+        # None ends the thread.
+        self._queue: queue.Queue[_QueuedFace | None] = queue.Queue()
+        # With this estimate, the first batch has one face.
         self.seconds_per_face = seconds
         self._thread = threading.Thread(target=self._run, name="embedding", daemon=True)
         self._thread.start()
 
     def submit(self, face: AlignedFace, name: str) -> Future[Face]:
-        """Queue a face for embedding; `name` identifies its image in error messages."""
+        """Queue a face for embedding; return the future of the embedded face.
+
+        Args:
+            face: the face.
+            name: identifies the face's image in error messages.
+        """
         future: Future[Face] = Future()
         self._queue.put((face, name, future))
         return future
@@ -59,7 +70,7 @@ class Batcher:
     @property
     def largest(self) -> int:
         """Maximum number of faces in the next batch."""
-        return max(1, min(self._most, int(self._seconds / self.seconds_per_face)))
+        return max(1, min(self._max_batch_size, int(self._batch_seconds / self.seconds_per_face)))
 
     def _run(self) -> None:
         while True:
@@ -70,21 +81,26 @@ class Batcher:
             is_closing = False
             while len(batch) < self.largest and not is_closing:
                 try:
-                    entry = self._queue.get_nowait()
+                    queued = self._queue.get_nowait()
                 except queue.Empty:
                     break
-                if entry is None:
+                if queued is None:
                     is_closing = True
                 else:
-                    batch.append(entry)
+                    batch.append(queued)
             # Drop the faces of requests that were canceled while they waited.
-            batch = [entry for entry in batch if entry[2].set_running_or_notify_cancel()]
+            batch = [
+                (face, name, future)
+                for face, name, future in batch
+                if future.set_running_or_notify_cancel()
+            ]
             if batch:
                 self._embed_batch(batch)
             if is_closing:
                 return
 
-    def _embed_batch(self, batch: list[tuple[AlignedFace, str, Future[Face]]]) -> None:
+    def _embed_batch(self, batch: list[_QueuedFace]) -> None:
+        """Embed a batch, and set the result or the exception of each face's future."""
         self._observe(len(batch))
         started = time.perf_counter()
         try:
@@ -92,10 +108,11 @@ class Batcher:
         except Exception as error:
             if len(batch) > 1:
                 # Embed the faces one by one, so that only the faulty one fails.
-                for entry in batch:
-                    self._embed_batch([entry])
+                for queued in batch:
+                    self._embed_batch([queued])
             else:
-                batch[0][2].set_exception(error)
+                _, _, future = batch[0]
+                future.set_exception(error)
             return
         seconds_per_face = (time.perf_counter() - started) / len(batch)
         self.seconds_per_face = (

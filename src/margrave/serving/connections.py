@@ -1,4 +1,4 @@
-"""Limit the number of connections, and the time that a client may take to send a request's head."""
+"""Limits the number of connections, and the time in which a client must send a request's head."""
 
 from __future__ import annotations
 
@@ -8,14 +8,15 @@ from typing import Any
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 HEAD_SECONDS = 10.0
+"""Maximum time to receive a request's head, in seconds."""
 MOST_CONNECTIONS = 512
-"""Maximum number of connections, below 1024, the usual limit of open files per process."""
+"""Maximum number of connections. It is below the usual limit of 1024 open files per process."""
 
 
 class BoundedProtocol(H11Protocol):
-    """uvicorn's HTTP/1.1 protocol with limits on the connections and on the time for a head.
+    """uvicorn's HTTP/1.1 protocol, with limits on connections and on the time to receive a head.
 
-    A head is a request's first line and headers; uvicorn itself would wait forever for its end.
+    A head is a request's first line and headers. uvicorn itself would wait forever for a head.
     """
 
     _head_timer: asyncio.TimerHandle | None = None
@@ -34,7 +35,7 @@ class BoundedProtocol(H11Protocol):
         super().connection_lost(exc)
 
     def on_response_complete(self) -> None:
-        """Wait for the head of the next request."""
+        """Start to wait for the head of the next request."""
         super().on_response_complete()
         if not self.transport.is_closing():
             self._start_head_timer()
@@ -49,6 +50,6 @@ class BoundedProtocol(H11Protocol):
             self._head_timer = None
 
     def _abort_without_head(self) -> None:
-        # Once its head has arrived, `Gate` limits the time of a request.
+        # If a request is running, its head has arrived, and `Gate` limits its time.
         if self.cycle is None or self.cycle.response_complete:
             self.transport.abort()

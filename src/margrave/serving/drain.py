@@ -1,4 +1,4 @@
-"""Read a request to its end after an early error, so that the client receives the response."""
+"""Reads a request to its end after an early error, so that the client receives the response."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from contextlib import suppress
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 LINGER_SECONDS = 10.0
+"""Default maximum time to read the rest of a request, in seconds."""
 MOST_LINGERING = 256
+"""Default maximum number of connections that are held open at a time."""
 
 
 class DrainAfterError:
@@ -16,13 +18,15 @@ class DrainAfterError:
 
     If the server closes a connection that has unread data, the connection is reset, and the
     client's operating system drops the response. The server closes the connection after the last
-    part of the response, so this part is held back until the body has ended.
+    part of the response. So the last part is sent only after the request's body has been read.
 
     Args:
         app: the wrapped application.
-        most_bytes: maximum number of bytes to discard; then the connection is closed anyway.
-        seconds: maximum number of seconds to discard; then the connection is closed anyway.
-        most: maximum number of connections to hold open at a time; others are closed at once.
+        most_bytes: maximum number of bytes to read and discard; after them, the connection is
+            closed anyway.
+        seconds: maximum time to read, in seconds; after it, the connection is closed anyway.
+        most: maximum number of connections that are held open at a time; further connections are
+            closed without reading.
     """
 
     def __init__(
@@ -33,8 +37,8 @@ class DrainAfterError:
         most: int = MOST_LINGERING,
     ) -> None:
         self.app = app
-        self._most_bytes, self._seconds, self._most = most_bytes, seconds, most
-        self._lingering = 0
+        self._max_bytes, self._max_seconds, self._max_lingering = most_bytes, seconds, most
+        self._lingering_count = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle a request."""
@@ -42,37 +46,39 @@ class DrainAfterError:
             await self.app(scope, receive, send)
             return
         # A client that expects 100-continue sends no body until the server asks for it.
-        is_sending = b"100-continue" not in dict(scope["headers"]).get(b"expect", b"").lower()
-        is_error = is_held = False
+        may_send_more = b"100-continue" not in dict(scope["headers"]).get(b"expect", b"").lower()
+        is_error = is_end_held = False
 
         async def tracking_receive() -> Message:
-            nonlocal is_sending
+            nonlocal may_send_more
             message = await receive()
-            is_sending = message["type"] == "http.request" and message.get("more_body", False)
+            may_send_more = message["type"] == "http.request" and message.get("more_body", False)
             return message
 
         async def holding_send(message: Message) -> None:
-            nonlocal is_error, is_held
+            nonlocal is_error, is_end_held
             if message["type"] == "http.response.start":
                 is_error = message["status"] >= 400
-            elif is_error and is_sending and not message.get("more_body", False):
-                is_held = self._lingering < self._most
-                message = {**message, "more_body": is_held}
+            elif is_error and may_send_more and not message.get("more_body", False):
+                # Declare that more of the response follows, so that the server does not close the
+                # connection yet.
+                is_end_held = self._lingering_count < self._max_lingering
+                message = {**message, "more_body": is_end_held}
             await send(message)
 
         await self.app(scope, tracking_receive, holding_send)
-        if is_held:
-            self._lingering += 1
+        if is_end_held:
+            self._lingering_count += 1
             try:
                 await self._discard_body(receive)
             finally:
-                self._lingering -= 1
+                self._lingering_count -= 1
             await send({"type": "http.response.body", "body": b""})
 
     async def _discard_body(self, receive: Receive) -> None:
-        remaining_bytes = self._most_bytes
+        remaining_bytes = self._max_bytes
         with suppress(TimeoutError):
-            async with asyncio.timeout(self._seconds):
+            async with asyncio.timeout(self._max_seconds):
                 while remaining_bytes > 0:
                     message = await receive()
                     remaining_bytes -= len(message.get("body", b""))

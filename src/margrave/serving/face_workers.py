@@ -21,32 +21,35 @@ from margrave.models import ModelCard
 from margrave.serving.settings import ServiceSettings
 
 MAX_OPEN_FILES = 64
+"""Maximum number of files that a worker process may have open."""
 TRIES = 3
+"""Maximum number of pools in which the detection of an image is tried."""
 CHECK_SECONDS = 1.0
-"""Seconds between two checks whether the pool still works."""
+"""Time between two checks that the pool still works, in seconds."""
 START_SECONDS = 30.0
-"""Maximum number of seconds for a worker process to start."""
+"""Time that a worker process may take to start, in seconds; after it, the pool counts as broken."""
 CROPPERS: list[Cropper] = []
-"""The one cropper of a worker process, after `start` has loaded it; empty in the parent process."""
+"""In a worker process, a list of one cropper, which `start` loads; empty in the parent process."""
 
 
 @dataclass(frozen=True)
 class Refusal:
-    """A `Refused` error, in the form in which a worker process returns it."""
+    """The content of a `Refused` error, which a worker process returns instead of raising it."""
 
     message: str
     reason: str
 
 
 class FaceWorkers:
-    """A pool of worker processes; a pool that breaks is replaced by a new one.
+    """Detects faces in a pool of worker processes, and replaces the pool if it breaks.
 
-    The library pebble itself replaces a process that dies while it runs a task. But if a process
-    dies while it is idle or holds a lock of the pool, pebble stops the whole pool or waits forever.
+    The pool is one of the library pebble, which replaces a process that dies while it runs a task.
+    But if a process dies while it is idle or holds a lock of the pool, pebble stops the whole pool
+    or waits forever.
 
     Args:
         card: the model's card.
-        detector: YuNet's file; None for the default detector.
+        detector: path of a YuNet file; None uses the default detector.
         aligned: whether images are already aligned crops.
         settings: the service's settings.
         check_alignment: if `aligned`, whether to reject crops without an aligned face.
@@ -68,11 +71,11 @@ class FaceWorkers:
         self._pool = self._new_pool()
 
     async def find(self, content: bytes, which: str, name: str) -> list[AlignedFace]:
-        """Detect the faces in an image.
+        """Detect the intended faces in an image, and cut them out.
 
         Args:
             content: the image file's bytes.
-            which: which faces to return: ``auto``, ``largest`` or ``all``.
+            which: which faces to return: ``auto``, ``largest`` or ``all``, see ``Matcher.find``.
             name: identifies the image in error messages.
 
         Raises:
@@ -104,7 +107,7 @@ class FaceWorkers:
         raise HTTPException(503, message, {"retry-after": "5"})
 
     def warm(self) -> None:
-        """Wait until a process is ready.
+        """Wait until one worker process is ready.
 
         Raises:
             ValueError: no process can be started, for example because the detector is unusable.
@@ -117,14 +120,17 @@ class FaceWorkers:
             ) from None
 
     def close(self) -> None:
-        """End the processes."""
+        """End the worker processes."""
         with self._lock:
             _stop_pool(self._pool)
 
     async def _run_in_pool(self, pool: ProcessPool, arguments: Any) -> list[AlignedFace] | Refusal:
-        """Run `find` in a worker process.
+        """Run `find` in a worker process, and return its result.
 
-        A broken pool may never finish a task, so the wait is interrupted to check the pool.
+        A broken pool may never finish a task, so check the pool regularly while waiting.
+
+        Raises:
+            _PoolBrokenError: the pool is broken, or has been replaced.
         """
         try:
             future = pool.schedule(find, args=arguments, timeout=self._face_seconds)
@@ -135,13 +141,13 @@ class FaceWorkers:
         try:
             while not task.done():
                 await asyncio.wait([task], timeout=CHECK_SECONDS)
-                # A working pool finishes some task, or kills it as too slow, within this time.
+                # Within this time, a working pool finishes a task or kills a slow one.
                 idle_seconds = time.monotonic() - max(scheduled, self._last_result)
                 is_stuck = idle_seconds > self._face_seconds + START_SECONDS
                 if not task.done() and (is_stuck or pool is not self._pool or not pool.active):
                     raise _PoolBrokenError
         finally:
-            # Cancels only an unfinished task: the request was canceled, or the pool broke.
+            # This has an effect only if the request was canceled or the pool broke.
             task.cancel()
         self._last_result = time.monotonic()
         return task.result()
@@ -158,7 +164,7 @@ class FaceWorkers:
         with self._lock:
             if self._pool is broken:
                 self._pool = self._new_pool()
-                # In a thread, because stopping a broken pool may hang.
+                # Stopping a broken pool may hang, so do it in another thread.
                 threading.Thread(target=_stop_pool, args=(broken,), daemon=True).start()
 
 
@@ -174,7 +180,15 @@ def _stop_pool(pool: ProcessPool) -> None:
 def start(
     card: ModelCard, detector: str | None, aligned: bool, check_alignment: bool, memory: int
 ) -> None:
-    """Prepare this worker process: load the cropper, then set the limits."""
+    """Prepare this worker process: load the cropper, then limit memory and files.
+
+    Args:
+        card: the model's card.
+        detector: see `FaceWorkers`.
+        aligned: see `FaceWorkers`.
+        check_alignment: see `FaceWorkers`.
+        memory: additional address space that the process may use from now on, in bytes.
+    """
     import cv2
     import torch
 

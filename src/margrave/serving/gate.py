@@ -1,4 +1,4 @@
-"""Check every request before its body is read: API key, scope, size, rate and load."""
+"""Checks every request before its body is read: API key, scope, size, rate and load."""
 
 from __future__ import annotations
 
@@ -22,21 +22,22 @@ from margrave.serving.keys import KeyFile
 from margrave.serving.settings import ServiceSettings
 
 RETRY_SECONDS = 1
+"""Seconds after which a client may retry if the service is overloaded or cannot read its keys."""
 MAX_LOGGED_FRAMES = 5
-"""Number of stack frames in the log of an unexpected error."""
+"""Maximum number of stack frames in the log of an error."""
 HEADERS = [(b"cache-control", b"no-store"), (b"x-content-type-options", b"nosniff")]
 """Headers of every response: clients must neither cache it nor guess another content type."""
 Rejection = tuple[int, str, str, int | None]
-"""(HTTP status, reason, message, seconds to wait before a retry or None)."""
+"""(HTTP status, reason, message, seconds until the client may retry or None)."""
 
 
 class Metrics:
     """Prometheus metrics: counts and times, without names or keys.
 
     Attributes:
-        registry: contains only this service's metrics.
+        registry: contains the metrics below.
         requests: number of requests by route and status.
-        seconds: time to respond by route.
+        seconds: response time by route.
         busy: number of concurrent requests, running or waiting.
         batches: number of faces in each batch of embeddings.
     """
@@ -64,15 +65,15 @@ class Metrics:
 class Gate:
     """ASGI middleware that rejects requests before their body is read, and logs every response.
 
-    It rejects with 401, 403, 413, 429 or 503. An accepted request gets 408 if it takes longer than
-    ``request_seconds``, including receiving its body. An unexpected error gets 500 and is logged
-    without names.
+    Rejected requests get 400, 401, 403, 413, 429 or 503. An accepted request gets 408 if it takes
+    longer than ``request_seconds``, including receiving its body. After an unexpected error, the
+    client gets 500, and the error is logged without names.
 
     Args:
         app: the wrapped application.
         keys: the valid API keys.
         settings: the service's settings, including the limits.
-        metrics: updated for every request.
+        metrics: the metrics, which every request updates.
         scope_of: (method, path) -> the scope that a request's API key needs: None if the request
             needs no key, empty if any key will do.
         write: called with each line of the log; by default writes to standard error.
@@ -190,7 +191,7 @@ class Gate:
             key = self._keys.allowed(_bearer_token(scope))
         except (OSError, ValueError) as error:
             scope["state"]["logged_error"] = described_error(error)
-            message = "the service cannot read its file of API keys; its operator must repair it"
+            message = "the service cannot read its API keys; the operator must repair the key file"
             return 503, "no_keys", message, RETRY_SECONDS
         if key is None:
             return 401, "no_key", "send a valid API key: Authorization: Bearer mgv_…", None
@@ -204,14 +205,15 @@ class Gate:
             )
         if not self._limiter.hit(self._rate, key.id):
             reset, _ = self._limiter.get_window_stats(self._rate, key.id)
-            wait = max(1, int(reset - time.time()) + 1)
-            message = f"this key exceeded its rate of {self._rate}; try again in {wait} s"
-            return 429, "too_many", message, wait
+            retry_seconds = max(1, int(reset - time.time()) + 1)
+            message = f"this key exceeded its rate of {self._rate}; try again in {retry_seconds} s"
+            return 429, "too_many", message, retry_seconds
         return None
 
     async def _reject(
-        self, send: Send, status: int, reason: str, message: str, wait: int | None
+        self, send: Send, status: int, reason: str, message: str, retry_seconds: int | None
     ) -> None:
+        """Send an error response; see `Rejection` for the arguments."""
         body = json.dumps({"error": message, "reason": reason}).encode()
         # Close the connection, because the request's body has not been read.
         headers = [
@@ -219,8 +221,8 @@ class Gate:
             (b"content-length", b"%d" % len(body)),
             (b"connection", b"close"),
         ]
-        if wait is not None:
-            headers.append((b"retry-after", b"%d" % wait))
+        if retry_seconds is not None:
+            headers.append((b"retry-after", b"%d" % retry_seconds))
         if status == 401:
             headers.append((b"www-authenticate", b"Bearer"))
         await send({"type": "http.response.start", "status": status, "headers": headers})
@@ -246,15 +248,15 @@ class Gate:
 
 
 def internal_error(request_id: str) -> str:
-    """The message to the client after an unexpected error."""
+    """The message that a client gets after an unexpected error."""
     return f"the service failed; see request {request_id} in its log"
 
 
 def described_error(error: Exception) -> dict[str, Any]:
     """An error's type and stack for the log, without its message, which may contain names."""
     frames = traceback.extract_tb(error.__traceback__)[-MAX_LOGGED_FRAMES:]
-    places = [f"{Path(frame.filename).name}:{frame.lineno} {frame.name}" for frame in frames]
-    return {"error": type(error).__name__, "at": places}
+    lines = [f"{Path(frame.filename).name}:{frame.lineno} {frame.name}" for frame in frames]
+    return {"error": type(error).__name__, "at": lines}
 
 
 def _bearer_token(scope: Scope) -> str:

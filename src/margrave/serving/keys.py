@@ -1,4 +1,4 @@
-"""API keys with scopes, stored as hashes in a file; every change replaces the file atomically."""
+"""API keys with scopes. A file stores their hashes; every change replaces the file atomically."""
 
 from __future__ import annotations
 
@@ -26,19 +26,20 @@ SCOPES = {
     "list": "see who is enrolled",
     "metrics": "read the metrics",
 }
+"""Scope -> what it allows."""
 FORMAT_VERSION = 1
 _TOKEN_PREFIX = "mgv"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Key:
-    """An API key as stored in the file. Its token, which clients send, is ``mgv_<id>_<secret>``.
+    """An API key as stored in the file. Clients send the key's token, ``mgv_<id>_<secret>``.
 
     Attributes:
         id: identifies the key in logs.
         label: a description for humans.
-        scopes: what the key allows; see ``SCOPES``.
-        digest: SHA-256 of the secret; a secret of 256 random bits needs no slower hash.
+        scopes: what the key allows, as names from ``SCOPES``.
+        digest: SHA-256 of the secret. The secret has 256 random bits, so a fast hash is safe.
         created: time of creation, UTC in ISO 8601.
     """
 
@@ -61,12 +62,13 @@ class KeyFile:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
+        # Time of modification, inode and size of the file that `_keys` was read from.
         self._file_version: tuple[int, int, int] | None = None
         self._keys: dict[str, Key] = {}
         self.keys()
 
     def keys(self) -> dict[str, Key]:
-        """The keys that the file contains now: id -> key.
+        """The keys in the file, which is read again if it has changed: id -> key.
 
         Raises:
             ValueError: the file is damaged.
@@ -83,7 +85,10 @@ class KeyFile:
         return self._keys
 
     def allowed(self, token: str) -> Key | None:
-        """The key that a token belongs to, or None if it is invalid; compares in constant time."""
+        """The key that a token belongs to, or None if the token is invalid.
+
+        Digests are compared in constant time, so that the time reveals nothing about the secret.
+        """
         prefix, _, id_and_secret = token.partition("_")
         key_id, _, secret = id_and_secret.partition("_")
         key = self.keys().get(key_id)
@@ -124,10 +129,10 @@ class KeyFile:
             return self._pop_key(keys, key_id)
 
     def rotate(self, key_id: str) -> tuple[Key, str]:
-        """Replace a key by a new one with the same label and scopes, in one step.
+        """Replace a key by a new key with the same label and scopes, in one atomic step.
 
         Returns:
-            The new key and its token, like `new`.
+            The new key and its token; the token is not stored.
 
         Raises:
             ValueError: no key has this id.
@@ -146,7 +151,8 @@ class KeyFile:
     @contextmanager
     def _locked_keys(self) -> Iterator[dict[str, Key]]:
         """Lock the file, yield its keys by id, and write them back after the block."""
-        # Lock a separate file: each change replaces the key file, and a lock on it would be lost.
+        # Each change replaces the key file, and a lock on that file would be lost. So lock another
+        # file.
         lock_path = self.path.with_name(f".{self.path.name}.lock")
         lock_path.parent.mkdir(parents=True, exist_ok=True)
         lock = os.open(lock_path, os.O_RDWR | os.O_CREAT, 0o600)

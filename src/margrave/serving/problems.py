@@ -1,4 +1,4 @@
-"""Errors of the API as JSON: ``error``, a sentence for humans, and ``reason``, for programs."""
+"""Errors of the API as JSON: ``error`` is a message for humans, ``reason`` a code for programs."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from margrave.serving.audit import TrailUnavailable
 from margrave.serving.gate import described_error, internal_error
 
 REASONS = {400: "malformed", 404: "not_found", 405: "not_allowed", 413: "too_large", 503: "later"}
+"""HTTP status of an `HTTPException` -> ``reason``; other statuses get ``refused``."""
 
 MESSAGES_OF_FRAMEWORK = {
     "Content Too Large": "the request is too large; send fewer or smaller images",
@@ -30,8 +31,8 @@ def add_problems(app: FastAPI, place: str) -> None:
 
     Args:
         app: the application.
-        place: where the gallery is stored, or empty; clients do not see error messages that
-            contain it.
+        place: where the gallery is stored, or empty without a gallery. Error messages that contain
+            the place are not sent to clients.
     """
 
     @app.exception_handler(Refused)
@@ -70,7 +71,7 @@ def add_problems(app: FastAPI, place: str) -> None:
     @app.exception_handler(ValueError)
     async def handle_value(request: Request, error: ValueError) -> JSONResponse:
         if place and place in str(error):
-            # For example a full disk or a damaged file; only the log has details.
+            # The gallery itself failed, for example because the disk is full. Only log the details.
             return await handle_unavailable(request, error)
         return problem(422, str(error), "invalid")
 
@@ -97,7 +98,10 @@ def _failure_response(
 
 
 def _allowed_methods(app: FastAPI, request: Request) -> list[str]:
-    """The methods of all routes of a path; the router itself would name only those of the first."""
+    """The methods of all routes that match a request's path.
+
+    Starlette's router would list only the methods of the first matching route.
+    """
     methods: set[str] = set()
     for route in app.routes:
         match, _ = route.matches(request.scope)

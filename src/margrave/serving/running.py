@@ -1,4 +1,4 @@
-"""Run the service; addresses other than loopback need TLS."""
+"""Runs the service; refuses to listen on a network without TLS."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ def check_listening(settings: ServiceSettings) -> None:
     """Check that the service will not send faces and names over a network in plain text.
 
     Raises:
-        ValueError: the address is not loopback and TLS is off, only one of the two TLS files is
-            given, or one does not exist.
+        ValueError: the address is not loopback and neither TLS nor `insecure` is set, only one of
+            the two TLS files is given, or a TLS file does not exist.
     """
-    files = {"certificate": settings.tls_certificate, "key": settings.tls_key}
-    tls_files = {name: path for name, path in files.items() if path is not None}
+    paths = {"certificate": settings.tls_certificate, "key": settings.tls_key}
+    tls_files = {name: path for name, path in paths.items() if path is not None}
     if len(tls_files) == 1:
         missing = "key" if "certificate" in tls_files else "certificate"
         raise ValueError(f"TLS needs a certificate and a key; give --tls-{missing} too")
@@ -62,7 +62,7 @@ def serve(
     Args:
         matcher: the model, and the gallery if there is one.
         settings: the service's settings.
-        detector: YuNet's file; by default MTCNN, or the model's own detector.
+        detector: path of a YuNet file; by default MTCNN, or the detector that the model requires.
         aligned: whether images are already aligned crops.
         check_alignment: if `aligned`, whether to reject crops without an aligned face.
 
@@ -83,7 +83,7 @@ def server_options(settings: ServiceSettings) -> dict[str, Any]:
         "port": settings.port,
         "ssl_certfile": settings.tls_certificate,
         "ssl_keyfile": settings.tls_key,
-        # `Gate` logs requests instead, without their paths, which contain names.
+        # uvicorn would log paths, which contain names; `Gate` logs requests without them.
         "access_log": False,
         "log_level": "warning",
         "server_header": False,
@@ -92,5 +92,6 @@ def server_options(settings: ServiceSettings) -> dict[str, Any]:
         "ws": "none",
         "timeout_graceful_shutdown": settings.shutdown_seconds,
         "timeout_keep_alive": 5,
+        # Maximum size of a request's first line and headers, in bytes.
         "h11_max_incomplete_event_size": 32768,
     }

@@ -1,4 +1,4 @@
-"""Add API keys, scopes and errors to the OpenAPI schema that FastAPI derives from the routes."""
+"""Adds API keys, scopes and errors to the OpenAPI schema that FastAPI derives from the routes."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ def describe_access(app: FastAPI, scope_of: Callable[[str, str], str | None]) ->
 
     Args:
         app: the application with all its routes.
-        scope_of: (method, path) -> the scope of the API key that a request needs: None if it needs
-            no key, empty if any key will do. `Gate` must use the same function.
+        scope_of: (method, path) -> the scope that a request's API key needs: None if the request
+            needs no key, empty if any key will do. `Gate` must use the same function.
     """
-    plain_openapi = app.openapi
+    default_openapi = app.openapi
 
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is not None:
             return app.openapi_schema
-        schema = plain_openapi()
+        schema = default_openapi()
         schema.setdefault("components", {})["securitySchemes"] = {
             SCHEME: {
                 "type": "http",
@@ -49,7 +49,7 @@ def describe_access(app: FastAPI, scope_of: Callable[[str, str], str | None]) ->
 
 
 def described(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """The errors that a route may return, for OpenAPI: status -> model and description."""
+    """The error responses of a route, for FastAPI's ``responses``: status -> model, description."""
     descriptions = {
         400: "The request is malformed.",
         401: "No valid API key.",
@@ -58,7 +58,7 @@ def described(*statuses: int) -> dict[int | str, dict[str, Any]]:
         408: "The request took too long.",
         409: "The name is taken, or the face is enrolled already.",
         413: "The request is too large.",
-        422: "An image cannot be used, or a parameter is invalid; `reason` says which.",
+        422: "An image cannot be used, or a parameter is invalid; see `reason`.",
         429: "Too many requests; see Retry-After.",
         500: "The service failed; see the request with this `X-Request-Id` in its log.",
         503: "Overloaded, or the gallery or audit trail is unavailable; see Retry-After.",

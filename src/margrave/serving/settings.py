@@ -39,19 +39,19 @@ class ServiceSettings(Settings):
     workers: Annotated[int, Field(ge=1)] = 1
     """Number of worker processes, which decode images and detect faces."""
     max_request_bytes: Annotated[int, Field(ge=1000)] = 24_000_000
-    """Maximum size of a request in bytes; a phone's photo has up to 12 MB."""
+    """Maximum size of a request in bytes; a photo from a phone has up to 12 MB."""
     max_images_per_request: Annotated[int, Field(ge=1)] = 8
     """Maximum number of images in a request."""
     max_concurrent: Annotated[int, Field(ge=1)] = 32
-    """Maximum number of concurrent requests, running or waiting; others get 503 at once."""
+    """Maximum number of concurrent requests, running or waiting; further requests get 503."""
     rate: Annotated[str, AfterValidator(_checked_rate)] = "600/minute"
-    """Maximum request rate per key, in the notation of the limits library; others get 429."""
+    """Maximum request rate per key, such as 600/minute; further requests get 429."""
     face_seconds: Annotated[float, Field(gt=0)] = 15.0
-    """Maximum seconds to decode an image and detect its faces; then the worker is killed."""
+    """Maximum seconds to decode an image and detect its faces; a slower worker is killed."""
     worker_memory: Annotated[int, Field(ge=500_000_000)] = 3_000_000_000
-    """Address space in bytes that a worker process may use in addition to that after starting."""
+    """Additional address space in bytes that a worker process may use after it has started."""
     request_seconds: Annotated[float, Field(gt=0)] = 60.0
-    """Maximum time of a request in seconds, including receiving its body; slower ones get 408."""
+    """Maximum time of a request in seconds, including its body; slower requests get 408."""
     batch_seconds: Annotated[float, Field(gt=0)] = 0.1
     """Latency budget of a batch of embeddings in seconds."""
     max_batch_size: Annotated[int, Field(ge=1)] = 64

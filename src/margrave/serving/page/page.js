@@ -28,20 +28,20 @@ async function callApi(method, path, form) {
   return content;
 }
 
-function showProblem(place, error) {
-  place.replaceChildren(element("p", { class: "problem" }, toSentence(error.message)));
+function showProblem(container, error) {
+  container.replaceChildren(element("p", { class: "problem" }, toSentence(error.message)));
 }
 
 const toSentence = (text) => text.charAt(0).toUpperCase() + text.slice(1) + (/[.!?]$/.test(text) ? "" : ".");
 const formatProbability = (share) => share > 0.999 ? "more than 99.9 %" : share < 0.001 ? "less than 0.1 %" : formatPercent(share);
 const formatPercent = (rate) => `${+(100 * rate).toPrecision(3)} %`;
 
-// Photos: dropped, chosen as a file, or taken by the camera.
+// Photos, which are dropped, chosen as files, or taken by the camera.
 
 const labels = { first: "First photo", second: "Second photo", probe: "Photo", enroll: "Photo of the person" };
 
-function makeDropZone(place) {
-  const slot = place.dataset.photo;
+function makeDropZone(container) {
+  const slot = container.dataset.photo;
   const input = element("input", { type: "file", accept: "image/*", id: `file-${slot}`, tabindex: "-1", "aria-label": labels[slot] });
   const show = (file) => {
     photos[slot] = file;
@@ -51,15 +51,15 @@ function makeDropZone(place) {
     const preview = file
       ? element("img", { src: URL.createObjectURL(file), alt: `${labels[slot]}, chosen` })
       : element("p", {}, "Drop a photo here, or");
-    place.replaceChildren(element("strong", {}, labels[slot]), preview, buttons, input);
+    container.replaceChildren(element("strong", {}, labels[slot]), preview, buttons, input);
     updateButtons();
   };
   input.addEventListener("change", () => input.files[0] && show(input.files[0]));
-  place.addEventListener("dragover", (event) => { event.preventDefault(); place.classList.add("over"); });
-  place.addEventListener("dragleave", () => place.classList.remove("over"));
-  place.addEventListener("drop", (event) => {
+  container.addEventListener("dragover", (event) => { event.preventDefault(); container.classList.add("over"); });
+  container.addEventListener("dragleave", () => container.classList.remove("over"));
+  container.addEventListener("drop", (event) => {
     event.preventDefault();
-    place.classList.remove("over");
+    container.classList.remove("over");
     if (event.dataTransfer.files[0]) show(event.dataTransfer.files[0]);
   });
   show(null);
@@ -101,17 +101,17 @@ async function openCamera(show) {
 function dropKey() {
   sessionStorage.removeItem("key");
   model = null;
-  byId("access-state").textContent = "refused";
+  byId("access-state").textContent = "key refused";
   updateButtons();
 }
 
 async function connect() {
   const state = byId("access-state");
-  if (!key) { state.textContent = "needed"; return; }
+  if (!key) { state.textContent = "key required"; return; }
   try {
     model = await callApi("GET", "v1/model");
     sessionStorage.setItem("key", key);
-    state.textContent = "accepted";
+    state.textContent = "key accepted";
     byId("model").textContent = `Model: ${model.source || "unnamed"}`;
     byId("far").replaceChildren(...model.operating_points.map((point) =>
       element("option", { value: point.far }, `${formatPercent(point.far)} of pairs of strangers`)));
@@ -132,40 +132,40 @@ byId("access").addEventListener("submit", (event) => {
 
 byId("verify-form").addEventListener("submit", async (event) => {
   event.preventDefault();
-  const place = byId("verify-result");
+  const container = byId("verify-result");
   const form = new FormData();
   form.append("first", photos.first);
   form.append("second", photos.second);
   form.append("far", byId("far").value);
   form.append("crops", "true");
   byId("distribution").hidden = true;
-  place.replaceChildren(element("p", {}, "Comparing …"));
+  container.replaceChildren(element("p", {}, "Comparing …"));
   try {
     const answer = await callApi("POST", "v1/verify", form);
-    showVerification(place, answer);
+    showVerification(container, answer);
   } catch (error) {
-    showProblem(place, error);
+    showProblem(container, error);
   }
 });
 
-function showVerification(place, answer) {
+function showVerification(container, answer) {
   const verdict = answer.same ? "Same person" : "Different people";
   const meaning = `Similarity ${answer.similarity.toFixed(3)}, threshold ${answer.threshold.toFixed(3)}: `
     + `${formatPercent(answer.far)} of pairs of strangers are accepted at this threshold`
     + (answer.measured_on ? ` (measured on ${answer.measured_on}).` : ".");
   const evidence = answer.probability === null
     ? "This model has no calibration, so no probability is given."
-    : `If same and different people were equally likely beforehand, the probability of the same person is ${formatProbability(answer.probability)}.`;
-  place.replaceChildren(
+    : `Assuming equal odds before the comparison, the probability that both photos show the same person is ${formatProbability(answer.probability)}.`;
+  container.replaceChildren(
     // page.css puts ✓ or ✗ before the verdict, so that it does not depend on color alone.
     element("p", { class: `verdict ${answer.same ? "good" : "bad"}` }, verdict),
     element("p", {}, meaning), element("p", {}, evidence),
-    element("div", { class: "crops" }, ...answer.faces.map((face, index) => crop(face, index ? "second face" : "first face"))));
+    element("div", { class: "crops" }, ...answer.faces.map((face, index) => cropFigure(face, index ? "second face" : "first face"))));
   drawDistribution(answer);
 }
 
-function crop(face, name) {
-  const quality = face.quality === null ? "" : `; quality above ${Math.round(face.quality)} % of faces`;
+function cropFigure(face, name) {
+  const quality = face.quality === null ? "" : `; better quality than ${Math.round(face.quality)} % of the reference faces`;
   return element("figure", {}, element("img", { src: face.crop, alt: `The ${name}, aligned` }),
     element("figcaption", {}, `${name}${quality}`));
 }
@@ -184,7 +184,7 @@ function drawDistribution(answer) {
   const svg = figure.querySelector("svg");
   const draw = (...parts) => svg.append(svgElement(...parts));
   svg.replaceChildren();
-  // The bars of strangers are striped, so that one can recognize them without color.
+  // The bars of strangers are striped, so that they can be recognized without color.
   const pattern = svgElement("pattern", { id: "stripes", width: 6, height: 6, patternUnits: "userSpaceOnUse", patternTransform: "rotate(45)" });
   pattern.append(svgElement("rect", { class: "ground", width: 6, height: 6 }), svgElement("rect", { class: "stripe", width: 2.5, height: 6 }));
   svg.append(pattern);
@@ -195,11 +195,11 @@ function drawDistribution(answer) {
   const high = Math.min(1, Math.max(cosine(usedBins[usedBins.length - 1] + 1), answer.similarity) + 0.03);
   const toX = (value) => 20 + 560 * (value - low) / (high - low);
   const tallest = Math.max(...model.genuine, ...model.impostors);
-  for (const kind of ["impostors", "genuine"]) {
-    model[kind].forEach((share, bin) => {
+  for (const pairType of ["impostors", "genuine"]) {
+    model[pairType].forEach((share, bin) => {
       if (share <= 0 || cosine(bin + 1) < low || cosine(bin) > high) return;
       const height = 110 * share / tallest;
-      draw("rect", { class: kind, x: toX(cosine(bin)), width: Math.max(1, toX(cosine(bin + 1)) - toX(cosine(bin)) - 0.5), y: 140 - height, height });
+      draw("rect", { class: pairType, x: toX(cosine(bin)), width: Math.max(1, toX(cosine(bin + 1)) - toX(cosine(bin)) - 0.5), y: 140 - height, height });
     });
   }
   draw("line", { class: "axis", x1: 20, x2: 580, y1: 140, y2: 140 });
@@ -209,19 +209,19 @@ function drawDistribution(answer) {
   draw("text", { x: toX(answer.similarity) + (isOnRight ? -5 : 5), y: 20, "text-anchor": isOnRight ? "end" : "start" }, `these two: ${answer.similarity.toFixed(3)}`);
   draw("text", { x: Math.max(100, Math.min(500, toX(answer.threshold))), y: 160, "text-anchor": "middle" }, `threshold ${answer.threshold.toFixed(3)}`);
   byId("distribution-caption").textContent =
-    "Similarities of the pairs that the threshold was chosen on: pairs of strangers (striped red) and pairs of the same person (plain green). The solid line is the pair above.";
+    "The bars show the similarities of the pairs by which the threshold was chosen: pairs of strangers (striped red) and pairs of the same person (plain green). The solid line marks the two photos above.";
 }
 
 // Identify.
 
 byId("identify-form").addEventListener("submit", async (event) => {
   event.preventDefault();
-  const place = byId("identify-result");
+  const container = byId("identify-result");
   const form = new FormData();
   form.append("image", photos.probe);
   form.append("face", byId("faces").value);
   form.append("crops", "true");
-  place.replaceChildren(element("p", {}, "Searching …"));
+  container.replaceChildren(element("p", {}, "Searching …"));
   try {
     const answers = await callApi("POST", "v1/identify", form);
     const rows = answers.map((answer) => element("tr", {},
@@ -229,11 +229,11 @@ byId("identify-form").addEventListener("submit", async (event) => {
       element("td", {}, element("strong", {}, answer.person === null ? "No match" : answer.person)),
       element("td", {}, answer.candidates.length ? element("ul", { class: "candidates" }, ...answer.candidates.map(candidateItem)) : "the gallery is empty")));
     const [first] = answers;
-    place.replaceChildren(
+    container.replaceChildren(
       element("table", {}, element("thead", {}, element("tr", {}, ...["Face", "Person", "Most similar"].map((text) => element("th", { scope: "col" }, text)))), element("tbody", {}, ...rows)),
-      element("p", {}, `With ${first.people} enrolled people, at most ${formatPercent(first.fpir)} of searches for a stranger find a match.`));
+      element("p", {}, `With ${first.people} enrolled people, at most ${formatPercent(first.fpir)} of the searches for a stranger find a match.`));
   } catch (error) {
-    showProblem(place, error);
+    showProblem(container, error);
   }
 });
 
@@ -246,19 +246,19 @@ byId("name").addEventListener("input", updateButtons);
 
 byId("enroll-form").addEventListener("submit", async (event) => {
   event.preventDefault();
-  const place = byId("gallery-result");
+  const container = byId("gallery-result");
   const form = new FormData();
   form.append("name", byId("name").value);
   form.append("images", photos.enroll);
   form.append("add", String(byId("add").checked));
   try {
     const answer = await callApi("POST", "v1/people", form);
-    place.replaceChildren(element("p", {}, `${answer.person.name} is enrolled with ${answer.person.images} ${answer.person.images === 1 ? "image" : "images"}.`));
+    container.replaceChildren(element("p", {}, `${answer.person.name} is enrolled with ${answer.person.images} ${answer.person.images === 1 ? "image" : "images"}.`));
     byId("name").value = "";
     showPhoto.enroll(null);
     await listPeople();
   } catch (error) {
-    showProblem(place, error);
+    showProblem(container, error);
   }
 });
 
@@ -296,13 +296,13 @@ function askToForget(name) {
     } catch (error) {
       showProblem(byId("gallery-result"), error);
     }
-    // The button that had the focus no longer exists.
+    // The button that had the focus no longer exists, so move the focus.
     byId("people-title").focus();
   };
   dialog.showModal();
 }
 
-// Tabs, selected by mouse or arrow keys.
+// Tabs, which are selected by mouse or by arrow keys.
 
 const tabs = [...document.querySelectorAll("[role=tab]")];
 function selectTab(tab) {
@@ -324,6 +324,6 @@ for (const tab of tabs) {
 }
 
 const showPhoto = {};
-for (const place of document.querySelectorAll(".drop")) showPhoto[place.dataset.photo] = makeDropZone(place);
+for (const container of document.querySelectorAll(".drop")) showPhoto[container.dataset.photo] = makeDropZone(container);
 byId("key").value = key;
 connect();
