@@ -60,6 +60,7 @@ __all__ = [
     "spec_at_scale",
 ]
 
+# Import every module of this package, so that each loss registers itself.
 for _module in pkgutil.iter_modules(__path__):
     importlib.import_module(f"{__name__}.{_module.name}")
 
