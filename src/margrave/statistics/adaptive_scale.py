@@ -43,9 +43,9 @@ class AdaptiveScale(Statistic):
     def update(self, observation: Observation) -> None:
         log_sums = observation.log_sum_exp_of_negatives(self.scale)
         world = self.spec.batch_world
-        rank_rows = torch.stack([log_sums, observation.target_cosine.to(log_sums)], dim=1)
-        sizes = gather_sizes(len(rank_rows), world, rank_rows.device)
-        log_sums, target_cosine = gather_rows(rank_rows, sizes, world).unbind(dim=1)
+        rank_values = torch.stack([log_sums, observation.target_cosine.to(log_sums)], dim=1)
+        sizes = gather_sizes(len(rank_values), world, rank_values.device)
+        log_sums, target_cosine = gather_rows(rank_values, sizes, world).unbind(dim=1)
         log_mean = torch.logsumexp(log_sums, dim=0) - math.log(len(log_sums))
         median = target_cosine.clamp(-1, 1).acos().median()
         scale = log_mean / median.clamp(max=math.pi / 4).cos()

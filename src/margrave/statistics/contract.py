@@ -14,8 +14,8 @@ from margrave.registry import Registry
 
 def _no_negatives(scale: Tensor) -> Tensor:
     raise ValueError(
-        f"log_sum_exp_of_negatives (scale {float(scale)}) needs class centers, but this Observation "
-        "was created without them: pass this function, as a head does"
+        f"log_sum_exp_of_negatives was called with scale {float(scale)}, but this Observation was "
+        "created without such a function; pass one, as heads do"
     )
 
 
