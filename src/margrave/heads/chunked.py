@@ -292,6 +292,7 @@ class ChunkedHead(Head):
             "batch": 8 * value_bytes * samples * features,
         }
         if sampled:
+            # The scores of all classes, and temporary tensors to select the largest ones.
             memory["sampling"] = 4 * value_bytes * centers
         return HeadCost(
             memory=memory | self.statistics_memory(),
@@ -317,7 +318,11 @@ class ChunkedHead(Head):
         )  # fmt: skip
 
     def _get_fused_block(self, batch: Batch) -> FusedBlock | None:
-        """The compiled block operations; None if disabled, or if the loss cannot be compiled."""
+        """The compiled operations on a block; None if blocks are to be computed uncompiled.
+
+        This is so if compilation is disabled, not worthwhile or has failed, and for losses without
+        `negatives_and_slope`.
+        """
         samples, enabled = len(batch.gathered.labels), self.compiled
         device = batch.unit.device.type
         if enabled is None:
@@ -329,6 +334,7 @@ class ChunkedHead(Head):
         except TypeError:
             # `fused_block` caches by loss, but for example a list field makes a loss unhashable.
             return None
+        # Try the loss on a single cosine to learn whether it returns a slope.
         context = batch.gathered_context.select_samples(slice(1))
         zero = batch.gathered.target_cosine.new_zeros(1)
         has_slope = self.loss.modify_negatives_and_slope(zero[:, None], zero, context) is not None

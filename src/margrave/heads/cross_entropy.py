@@ -109,8 +109,8 @@ def _forward_blocks(
     """Reduce the negatives of this rank's classes.
 
     Returns:
-        the reducer's state (A, …), and the cached products or cosines (see `Step.caches_products`)
-        by block index. The first blocks are cached, as many as fit into the buffer.
+        The reducer's state (A, …), and a dictionary: block index -> cached products or cosines (see
+        `Step.caches_products`). It contains as many of the first blocks as fit into the buffer.
     """
     cache: dict[int, Tensor] = {}
     state, used = step.reducer.start(step.target_cosine), 0
@@ -187,7 +187,7 @@ class _Backward:
         step updates its centers block by block, `add_block` adds the gradients of the centers.
         """
         step, is_local = self.step, self.step.positions >= 0
-        gradient = torch.where(is_local, self.grad_target, 0)[:, None]
+        grad_target = torch.where(is_local, self.grad_target, 0)[:, None]
         self.target_grad_features = torch.zeros_like(self.grad_features)
         if not len(self.weight):
             self.target_grad_centers = torch.zeros_like(self.grad_features)
@@ -195,13 +195,13 @@ class _Backward:
         centers = step.select_local(self.weight, step.target_centers).to(self.grad_features.dtype)
         features = (step.features * self.share).to(centers.dtype)
         if self.bias is None:
-            inverse = inverse_length(centers)[:, None]
-            centers = centers * inverse
+            inverse_norm = inverse_length(centers)[:, None]
+            centers = centers * inverse_norm
             orthogonal = features - centers * (step.target_cosine[:, None] * self.share)
-            self.target_grad_centers = gradient * inverse * orthogonal
+            self.target_grad_centers = grad_target * inverse_norm * orthogonal
         else:
-            self.target_grad_centers = gradient * features
-        self.target_grad_features = gradient * centers
+            self.target_grad_centers = grad_target * features
+        self.target_grad_features = grad_target * centers
 
     def add_block(self, index: int, block: slice, cached: Tensor | None) -> None:
         """Add one block's gradients; with `Step.update`, apply the gradient of its centers."""

@@ -22,7 +22,7 @@ class Composed(Loss):
     negatives are hard. The default is AdaFace's target with CurricularFace's negatives. In a
     recipe, write each of the two losses as ``{kind: …}``.
 
-    Source: Margrave; it follows from the loss contract.
+    Source: Margrave; the separate methods for T and N_j in `Loss` allow the combination.
 
     Attributes:
         scale: s; by default that of `target_loss`.

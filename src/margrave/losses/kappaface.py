@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 @LOSSES.register("kappaface")
 @dataclass(frozen=True, kw_only=True)
 class KappaFace(Loss):
-    """Scattered and small classes get a larger margin.
+    """Classes with scattered features or few samples get a larger margin.
 
     T = cos(θ_y + m₀·ψ_y), N_j = cosθ_j. ψ_c = γ·w_κ + (1 − γ)·w_s is 1 in the first epoch and
     recomputed after each epoch: w_κ from the class's von Mises–Fisher concentration, w_s from the
