@@ -57,7 +57,7 @@ def create(spec: Mapping[str, Any]) -> nn.Module:
 
 
 def create_for(state: Mapping[str, Tensor], spec: Mapping[str, Any], source: str) -> nn.Module:
-    """Build the backbone that a file describes, unless it has more parameters than the file.
+    """Build the backbone that a file describes, if it has no more parameters than the file.
 
     A specification of a few characters can describe a network of any size. Therefore the backbone
     is first built on the meta device, where building stops with an error once there are more

@@ -62,7 +62,7 @@ class ChannelGate(nn.Module):
 class ResidualBlock(nn.Module):
     """shortcut(x) + branch(x); the branch applies its modules in order.
 
-    If `shortcut` is None, it is the identity. In state dicts, the shortcut is named ``downsample``
+    The shortcut is the identity if `shortcut` is None. In state dicts, it is named ``downsample``
     as in InsightFace.
     """
 
@@ -108,7 +108,7 @@ def basic_branch(
 def bottleneck_branch(inputs: int, outputs: int, stride: int) -> dict[str, nn.Module]:
     """The modules of a branch with 1x1, 3x3 and 1x1 convolutions; the last has the stride.
 
-    In between, there are a quarter of the output channels.
+    The layers in between have a quarter of the output channels.
     """
     hidden = outputs // 4
     return {

@@ -112,6 +112,6 @@ def _machine_epsilon(cosine: Tensor) -> float:
 def _as_tensor(value: float | Tensor, cosine: Tensor) -> Tensor:
     """The value as a tensor like the cosines.
 
-    A number is written on the cosines' device, because the host would have to wait for a copy.
+    A number is written directly on their device, because a copy would make the host wait.
     """
     return cosine.new_full((), value) if isinstance(value, int | float) else value.to(cosine)
