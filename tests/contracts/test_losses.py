@@ -186,7 +186,7 @@ def test_bfloat16_autocast_computes_in_the_heads_precision(kind: str) -> None:
         (torch.tensor([0, CLASSES]), rf"label {CLASSES} at position 1 is outside \[0, {CLASSES}\)"),
         (torch.tensor([-1, 0]), r"label -1 at position 0"),
         (torch.tensor([0.0, 1.0]), r"dtype torch.float32"),
-        (torch.tensor([0]), r"2 embeddings need as many integer labels"),
+        (torch.tensor([0]), r"2 embeddings need integer labels of shape \(2,\)"),
     ],
 )
 def test_labels_that_do_not_fit_are_named(kind: str, labels: torch.Tensor, message: str) -> None:

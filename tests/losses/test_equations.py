@@ -134,7 +134,7 @@ def test_a_loss_of_ones_own_by_import_path() -> None:
         create({"kind": "margrave.losses.cosface:CosFase"})
     with pytest.raises(ValueError, match="cannot import 'nowhere'"):
         create({"kind": "nowhere:Loss"})
-    with pytest.raises(ValueError, match=r"is not a margrave\.losses\.Loss"):
+    with pytest.raises(ValueError, match=r"is not a subclass of margrave\.losses\.Loss"):
         create({"kind": "builtins:float"})
 
 

@@ -57,16 +57,17 @@ def create(spec: Mapping[str, Any]) -> nn.Module:
 
 
 def create_for(state: Mapping[str, Tensor], spec: Mapping[str, Any], source: str) -> nn.Module:
-    """Build the backbone that a file describes, unless it needs more values than the file holds.
+    """Build the backbone that a file describes, if it has no more parameters than the file.
 
     A specification of a few characters can describe a network of any size. Therefore the backbone
-    is first built on the meta device, which raises an error once there are more parameters than
-    values in the file. Custom network code is not checked, because the user has chosen to trust it.
+    is first built on the meta device, where building stops with an error once there are more
+    parameters than values in the file. Custom network code is not checked, because the user has
+    chosen to trust it.
 
     Args:
         state: the file's weights.
         spec: the file's specification, see `create`.
-        source: the file, for messages.
+        source: the file's name, for messages.
 
     Raises:
         ValueError: see `create`; or the network has more parameters than the file has values, or
@@ -78,7 +79,7 @@ def create_for(state: Mapping[str, Tensor], spec: Mapping[str, Any], source: str
             with torch.device("meta"), _limit_parameters(count, source):
                 create(spec)
         return create(spec)
-    # For example, a size does not fit in 64 bits, or there is not enough memory.
+    # For example, a size exceeds 64 bits, or there is not enough memory.
     except (RuntimeError, OverflowError, MemoryError) as error:
         reason = str(error).partition("\n")[0]
         raise ValueError(f"{source}: its network cannot be built ({reason})") from error
@@ -89,9 +90,9 @@ def _limit_parameters(count: int, source: str) -> Iterator[None]:
     """Context in which building a network with more than `count` parameters raises an error."""
     thread, remaining = threading.get_ident(), count
 
-    # The hook also sees modules that other threads build.
-    def charge(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+    def count_parameter(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
         nonlocal remaining
+        # The hook also receives the parameters of modules that other threads build.
         if parameter is None or threading.get_ident() != thread:
             return
         remaining -= parameter.numel()
@@ -101,7 +102,7 @@ def _limit_parameters(count: int, source: str) -> Iterator[None]:
                 f"{count} values in the file (at {type(module).__name__}.{name})"
             )
 
-    handle = register_module_parameter_registration_hook(charge)
+    handle = register_module_parameter_registration_hook(count_parameter)
     try:
         yield
     finally:

@@ -1,4 +1,4 @@
-"""The backbone contract, and helpers shared by backbones."""
+"""The interface of backbones, and helper functions that they share."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def check_images(images: Tensor, image_size: int) -> None:
 
 
 def check_at_least(minimum: int, **settings: int | Sequence[int]) -> None:
-    """Check that settings, and all values of settings that are sequences, are at least `minimum`.
+    """Check that each setting, or each of its values if it is a sequence, is at least `minimum`.
 
     >>> check_at_least(1, embedding_size=0)
     Traceback (most recent call last):
@@ -70,7 +70,7 @@ def check_at_least(minimum: int, **settings: int | Sequence[int]) -> None:
 def check_choices(choices: Mapping[str, Any], **settings: object) -> None:
     """Check that each setting has one of its allowed values.
 
-    `choices` maps the setting's name to a ``Literal`` type of these values.
+    `choices` maps the name of a setting to the ``Literal`` type of its allowed values.
 
     >>> from typing import Literal
     >>> check_choices({"block": Literal["basic", "bottleneck"]}, block="basc")
@@ -107,7 +107,7 @@ def halved_size(size: int, times: int) -> int:
 
 
 def in_weight_precision(inputs: Tensor, *layers: nn.Module) -> Tensor:
-    """Run the last layers in the precision of their weights, even under autocast.
+    """The outputs of a network's last layers, computed in the weights' precision despite autocast.
 
     These layers determine the feature norm, which half precision would distort. Some margins use
     the norm as a measure of image quality.

@@ -1,9 +1,9 @@
 """Improved residual networks (IResNet), in the variants of InsightFace, AdaFace and CurricularFace.
 
-In all of them, residual branches start with a batch norm and have the stride on their last
+In all variants, residual branches start with a batch norm and have the stride on their last
 convolution, and a linear layer covers the whole last feature map (Deng et al. 2019,
-arXiv:1801.07698; squeeze and excitation: Hu et al. 2018, arXiv:1709.01507). They differ in the
-options of :class:`IResNet`.
+arXiv:1801.07698; squeeze and excitation: Hu et al. 2018, arXiv:1709.01507). The variants differ in
+the options of :class:`IResNet`.
 """
 
 from __future__ import annotations
@@ -39,10 +39,14 @@ CHOICES = {
     "feature_affine": FeatureAffine,
     "initialization": Initialization,
 }
+"""Setting of `IResNet` -> its allowed values."""
 
 
 class ChannelGate(nn.Module):
-    """Squeeze and excitation: scales each channel by a gate in [0, 1] from all channel means."""
+    """Squeeze and excitation: scales each channel by a factor in [0, 1].
+
+    The factors are computed from the means of all channels over the feature map.
+    """
 
     def __init__(self, channels: int, reduction: int = 16) -> None:
         super().__init__()
@@ -58,7 +62,8 @@ class ChannelGate(nn.Module):
 class ResidualBlock(nn.Module):
     """shortcut(x) + branch(x); the branch applies its modules in order.
 
-    A shortcut of None is the identity. Its key name is ``downsample``, as in InsightFace.
+    The shortcut is the identity if `shortcut` is None. In state dicts, it is named ``downsample``
+    as in InsightFace.
     """
 
     def __init__(self, branch: dict[str, nn.Module], shortcut: nn.Module | None) -> None:
@@ -88,7 +93,7 @@ def rectifier(channels: int, activation: Activation) -> nn.Module:
 def basic_branch(
     inputs: int, outputs: int, stride: int, middle_norm: bool, activation: Activation
 ) -> dict[str, nn.Module]:
-    """A branch of two 3x3 convolutions; `stride` is for the second."""
+    """The modules of a branch with two 3x3 convolutions; the second has the stride."""
     middle = {"bn2": nn.BatchNorm2d(outputs)} if middle_norm else {}
     return {
         "bn1": nn.BatchNorm2d(inputs),
@@ -101,7 +106,10 @@ def basic_branch(
 
 
 def bottleneck_branch(inputs: int, outputs: int, stride: int) -> dict[str, nn.Module]:
-    """A branch of 1x1, 3x3 and 1x1 convolutions with a quarter of the channels in the middle."""
+    """The modules of a branch with 1x1, 3x3 and 1x1 convolutions; the last has the stride.
+
+    The layers in between have a quarter of the output channels.
+    """
     hidden = outputs // 4
     return {
         "bn1": nn.BatchNorm2d(inputs),
@@ -120,23 +128,24 @@ def bottleneck_branch(inputs: int, outputs: int, stride: int) -> dict[str, nn.Mo
 class IResNet(nn.Module):
     """An improved residual network of any depth and width, with InsightFace's key names.
 
-    After the first convolution, each of four stages halves the resolution. Then follow batch norm,
-    dropout, a linear layer over the whole feature map, and batch norm of the features.
+    After the first convolution, each of four stages halves the resolution. Batch norm, dropout, a
+    linear layer over the whole feature map, and batch norm of the features follow.
 
     Args:
         block_counts: number of blocks in each stage.
         channels: number of channels of each stage; a multiple of 4 for bottleneck blocks.
-        stem_channels: channels of the first convolution; None takes those of the first stage.
+        stem_channels: number of channels of the first convolution; None uses that of the first
+            stage.
         stem_stride: stride of the first convolution: 1, or 2 to halve the resolution everywhere,
-            which is four times as fast.
+            which is about four times as fast.
         block: ``basic`` or ``bottleneck``.
         activation: ``prelu``, or ``leaky_relu``, which is faster on CPUs (basic blocks only).
         middle_norm: put a batch norm between the first convolution and the activation of each basic
             block; False for CurricularFace.
         channel_gates: put squeeze and excitation ("SE") at the end of each branch.
         shortcut: ``projection`` puts a 1x1 convolution and a batch norm on the shortcut of every
-            block with stride 2 (InsightFace); ``subsample`` takes every second pixel instead in
-            blocks that keep the number of channels (AdaFace, CurricularFace).
+            block with stride 2 (InsightFace); ``subsample`` takes every second pixel instead, but
+            only in blocks that keep the number of channels (AdaFace, CurricularFace).
         feature_affine: trained parameters of the last batch norm: ``none`` (AdaFace,
             CurricularFace), ``shift`` (InsightFace), or ``full``, scale and shift (face.evoLVe).
         initialization: ``normal`` draws the convolutions' weights from N(0, 0.1²) (InsightFace),
@@ -309,7 +318,9 @@ BLOCK_COUNTS: dict[int, PerStage] = {
 }
 """Depth in the network's name (100 for IR-101) -> number of blocks in each stage."""
 BOTTLENECK_COUNTS: dict[int, PerStage] = {152: (3, 8, 36, 3), 200: (3, 24, 36, 3)}
+"""The same for the variants with bottleneck blocks."""
 BOTTLENECK_CHANNELS = (256, 512, 1024, 2048)
+"""Number of output channels of each stage with bottleneck blocks."""
 
 for _depth in (18, 34, 50, 100, 200):
     _register(

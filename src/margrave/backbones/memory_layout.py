@@ -1,4 +1,4 @@
-"""Chooses a memory layout that is safe and fast for a network's convolutions."""
+"""Choose a memory layout that is safe and fast for a network's convolutions."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from torch import nn
 # torch uses oneDNN for convolutions on CPUs. On CPUs with AVX2 but without AVX-512, oneDNN corrupts
 # memory in the backward pass of some channels-last float32 convolutions (torch 2.13.0 and 2.14.1):
 # those with 1 x 1 kernels, a stride above 1 that divides the input's size, no padding, one group
-# and 1 to 7 input channels. This also happens if only the images are channels-last. To be safe,
-# the check ignores groups, padding and dtype, and covers all kernels with a side of 1.
+# and 1 to 7 input channels. It is enough that the images are channels-last. To be safe, the check
+# below ignores groups, padding and dtype, and covers all kernels with a side of 1.
 MIN_SAFE_CHANNELS = 8
 """Minimum number of input channels at which strided convolutions avoid the bug above."""
 
@@ -17,7 +17,7 @@ MIN_SAFE_CHANNELS = 8
 def channels_last_is_safe(network: nn.Module) -> bool:
     """Whether channels-last avoids the oneDNN bug described at `MIN_SAFE_CHANNELS`.
 
-    Custom layers are treated as strided, because their stride is unknown.
+    Layers other than 2D convolutions are treated as strided, because their stride is unknown.
 
     >>> channels_last_is_safe(nn.Conv2d(4, 8, kernel_size=1, stride=2))
     False
@@ -40,7 +40,7 @@ def memory_format(network: nn.Module, channels_last: bool = True) -> torch.memor
 
     Args:
         network: the network.
-        channels_last: True chooses channels-last if it is safe.
+        channels_last: whether to choose channels-last if it is safe for this network.
     """
     use_channels_last = channels_last and channels_last_is_safe(network)
     return torch.channels_last if use_channels_last else torch.contiguous_format

@@ -45,7 +45,7 @@ def active_block(
 
 
 class InvertedBottleneck(Stack):
-    """1x1 expansion, 3x3 depthwise convolution and 1x1 projection; at stride 1, a shortcut."""
+    """1x1 expansion, 3x3 depthwise convolution and 1x1 projection, with a shortcut at stride 1."""
 
     def __init__(self, inputs: int, outputs: int, hidden: int, stride: int) -> None:
         super().__init__(
@@ -71,9 +71,9 @@ class MobileFaceNet(nn.Module):
     """A MobileFaceNet of any width and depth, with InsightFace's key names.
 
     Args:
-        block_counts: number of stride-1 blocks at 1/2, 1/4, 1/8 and 1/16 of the image size. A first
-            count of 1 means a single 3x3 convolution in 64 groups instead of a block; with
-            ``width_multiplier`` 1, it is depthwise.
+        block_counts: number of stride-1 blocks at 1/2, 1/4, 1/8 and 1/16 of the image size. If the
+            first number is 1, a single 3x3 convolution in 64 groups replaces the block; with
+            ``width_multiplier`` 1, this convolution is depthwise.
         width_multiplier: factor for the 64, 64, 128 and 128 channels of the feature maps at these
             four sizes. It does not change the blocks' 128, 256 and 512 hidden channels.
         embedding_size: D, the number of features, at least 1.

@@ -1,4 +1,4 @@
-"""An exponential moving average of a network, including batch norm buffers."""
+"""An exponential moving average of a network, including its batch norm statistics."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ class MomentumEncoder(nn.Module):
     """An exponential moving average of a network's parameters and floating-point buffers.
 
     Call `update` after every optimizer step: average ← momentum·average + (1 − momentum)·network.
-    The average runs in evaluation mode and without gradient. It is used for KappaFace's momentum
-    encoder and for weight averaging.
+    The averaged network runs in evaluation mode and without gradient. It is used as KappaFace's
+    momentum encoder and for weight averaging.
 
     Args:
         network: the network to average.
         momentum: weight of the old average, in [0, 1).
-        warm_up: limit the momentum in update k = 1, 2, … to (1 + k)/(10 + k), so that an average
-            with high momentum forgets the random initialization sooner.
+        warm_up: limit the momentum of update k = 1, 2, … to (1 + k)/(10 + k), so that the average
+            forgets the random initialization sooner even if the momentum is high.
 
     Source: KappaFace, arXiv 2201.07394, section 3.3 (momentum 0.9). The authors' code averages only
     the parameters, so its batch norms keep their initial statistics.
@@ -42,7 +42,7 @@ class MomentumEncoder(nn.Module):
             raise ValueError(f"momentum = {momentum} must be in [0, 1)")
         self.momentum = momentum
         self.warm_up = warm_up
-        # Keep the counter on the network's device; otherwise each update would copy it there.
+        # The counter is on the network's device, so that updates need not copy it there.
         device = next((parameter.device for parameter in network.parameters()), None)
         self.register_buffer("updates", torch.zeros((), dtype=torch.int64, device=device))
         self.average = copy.deepcopy(network).eval().requires_grad_(False)

@@ -1,4 +1,4 @@
-"""InsightFace's variant of vision transformers: 9-pixel patches, no class token, ReLU6."""
+"""InsightFace's variant of the vision transformer: 9-pixel patches, no class token, ReLU6."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from margrave.backbones.contract import (
 
 
 class PatchEmbedding(nn.Module):
-    """Projects each square patch of an image to a token; ignores a remainder at the edge."""
+    """Projects each square patch of an image to a token; ignores incomplete patches at the edge."""
 
     def __init__(self, patch_size: int, width: int) -> None:
         super().__init__()
@@ -59,7 +59,7 @@ class MLP(nn.Module):
 
 
 class TransformerBlock(nn.Module):
-    """Pre-norm attention and MLP; in training, drop path randomly drops branches per sample."""
+    """Pre-norm attention and MLP branches; drop path randomly skips them per sample in training."""
 
     def __init__(self, width: int, heads: int, mlp_ratio: float, drop_path: float) -> None:
         super().__init__()
@@ -93,7 +93,7 @@ class VisionTransformer(nn.Module):
         depth: number of transformer blocks.
         attention_heads: number of attention heads.
         patch_size: side of a patch in pixels; if ``image_size`` is not a multiple of it, the
-            remainder is ignored.
+            remaining pixels at the right and bottom edges are ignored.
         mlp_ratio: hidden width of a block's MLP divided by ``width``.
         masked_share: fraction in [0, 1) of the tokens that skip the blocks in training, chosen at
             random. A learned token replaces each of them after the blocks.
@@ -151,7 +151,7 @@ class VisionTransformer(nn.Module):
         tokens = (image_size // patch_size) ** 2
         self.patch_embed = PatchEmbedding(patch_size, width)
         self.pos_embed = nn.Parameter(torch.empty(1, tokens, width))
-        # Frozen if unused, because DDP would wait for its gradient.
+        # An unused token is frozen, because DDP would otherwise wait for its gradient.
         self.mask_token = nn.Parameter(torch.empty(1, 1, width), requires_grad=masked_share > 0)
         self.blocks = nn.ModuleList(
             TransformerBlock(
@@ -187,6 +187,7 @@ class VisionTransformer(nn.Module):
         return in_weight_precision(tokens.flatten(1), self.feature)
 
     def _encode(self, tokens: Tensor) -> Tensor:
+        """Apply the transformer blocks and the last layer norm to (B, tokens, width)."""
         for block in self.blocks:
             if self.gradient_checkpointing and self.training:
                 tokens = checkpoint(block, tokens, use_reentrant=False)
@@ -195,7 +196,7 @@ class VisionTransformer(nn.Module):
         return self.norm(tokens)
 
     def _encode_masked(self, tokens: Tensor) -> Tensor:
-        """Encode a random subset of each sample's tokens; replace the others by the mask token."""
+        """Encode a random subset of each sample's tokens; the mask token replaces the others."""
         batch, count, width = tokens.shape
         kept_count = max(1, int(count * (1 - self.masked_share)))
         shuffled = torch.rand(batch, count, device=tokens.device).argsort(dim=1)

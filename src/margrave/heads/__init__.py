@@ -22,5 +22,6 @@ __all__ = [
     "Workload",
 ]
 
+# Import every module of this package, so that each head registers itself.
 for _module in pkgutil.iter_modules(__path__):
     importlib.import_module(f"{__name__}.{_module.name}")

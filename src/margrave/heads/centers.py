@@ -1,4 +1,4 @@
-"""Class centers: their initialization, and classes with several centers.
+"""Class centers: how they are initialized, and how classes with several centers work.
 
 With M centers per class, a sample's cosine to a class is its cosine to the nearest center of the
 class. The centers of class c are rows c·M to c·M + M − 1 of `Head.centers`.
@@ -42,57 +42,65 @@ def initial_centers(rows: range, embedding_size: int) -> Tensor:
     return centers
 
 
-def nearest_centers(cosines: Tensor, count: int) -> tuple[Tensor, Tensor | None]:
+def nearest_centers(cosines: Tensor, centers_per_class: int) -> tuple[Tensor, Tensor | None]:
     """Each class's largest cosine (A, n) and the index (A, n) of its center, from (A, n·M) cosines.
 
-    `count` is M. The gradient reaches only the nearest center, even if several are equally near.
-    With M = 1, returns the cosines unchanged, and None instead of the indices.
+    The gradient reaches only the nearest center, even if several are equally near. With M = 1,
+    returns the cosines unchanged, and None instead of the indices.
     """
-    if count == 1:
+    if centers_per_class == 1:
         return cosines, None
-    largest = cosines.unflatten(1, (-1, count)).max(dim=2)
+    largest = cosines.unflatten(1, (-1, centers_per_class)).max(dim=2)
     return largest.values, largest.indices
 
 
-def gradient_of_all_cosines(gradient: Tensor, nearest: Tensor | None, count: int) -> Tensor:
+def gradient_of_all_cosines(
+    gradient: Tensor, nearest: Tensor | None, centers_per_class: int
+) -> Tensor:
     """(A, n·M) gradient of all cosines, from the gradient (A, n) of each class's largest cosine.
 
-    `nearest` and `count` are the result and the argument of `nearest_centers`.
+    `nearest` are the indices that `nearest_centers` returned.
     """
     if nearest is None:
         return gradient
-    centers = torch.arange(count, device=nearest.device, dtype=nearest.dtype)
+    centers = torch.arange(centers_per_class, device=nearest.device, dtype=nearest.dtype)
     return torch.where(centers == nearest[..., None], gradient[..., None], 0).flatten(1)
 
 
-def center_rows(classes: Tensor, count: int) -> Tensor:
-    """(n·M,) rows of the classes' centers, in the order of `classes`; `count` is M.
+def center_rows(classes: Tensor, centers_per_class: int) -> Tensor:
+    """(n·M,) rows of the classes' centers, in the order of `classes`.
 
     >>> center_rows(torch.tensor([0, 4]), 3)
     tensor([ 0,  1,  2, 12, 13, 14])
     """
-    return (classes[:, None] * count + torch.arange(count, device=classes.device)).flatten()
+    offsets = torch.arange(centers_per_class, device=classes.device)
+    return (classes[:, None] * centers_per_class + offsets).flatten()
 
 
 def log_sum_exp_of_negatives(
-    unit: Tensor, centers: Tensor, classes: Tensor, positions: Tensor, count: int, scale: Tensor
+    unit: Tensor,
+    centers: Tensor,
+    classes: Tensor,
+    positions: Tensor,
+    centers_per_class: int,
+    scale: Tensor,
 ) -> Tensor:
-    """(A,) log Σ_{j≠y} e^{s·cosθ_j} over the given classes.
+    """(A,) log Σ_{j≠y} e^{s·cosθ_j} over the classes in `classes`.
 
     Args:
         unit: (A, D) x̂.
         centers: (C·M, D) centers of this rank's C classes.
-        classes: (n,) the classes to sum over.
+        classes: (n,) rows of the classes to sum over.
         positions: (A,) each target's position in `classes`, −1 if it is not there.
-        count: M, the number of centers per class.
+        centers_per_class: M.
         scale: () s.
     """
     state = unit.new_full((len(unit),), -torch.inf)
     for start in range(0, len(classes), NEGATIVES_BLOCK):
-        rows = center_rows(classes[start : start + NEGATIVES_BLOCK], count)
-        logits = (
-            scale.to(state) * nearest_centers(unit @ unit_and_norm(centers[rows])[0].T, count)[0]
-        )
+        rows = center_rows(classes[start : start + NEGATIVES_BLOCK], centers_per_class)
+        unit_centers, _ = unit_and_norm(centers[rows])
+        cosines, _ = nearest_centers(unit @ unit_centers.T, centers_per_class)
+        logits = scale.to(state) * cosines
         columns = torch.arange(start, start + logits.shape[1], device=logits.device)
         logits.masked_fill_(columns == positions[:, None], -torch.inf)
         state = torch.logaddexp(state, torch.logsumexp(logits, dim=1))

@@ -27,16 +27,18 @@ MEGABYTE = 2**20
 BLOCK_VALUES = {"cpu": 2**19, "cuda": 2**25}
 """Cosines per block: as many as fit into a CPU core's cache, or enough to keep a GPU busy."""
 FUSED_BLOCK_VALUES = {"cpu": 2**22, "cuda": 2**27}
-"""Cosines per compiled block; larger, because with fewer passes the call overhead weighs more."""
+"""Cosines per compiled block: more, as the overhead of a call weighs more in a faster block."""
 MIN_BLOCK, MAX_BLOCK = 256, {"cpu": 2**14, "cuda": 2**17}
+"""Limits for the number of classes per block."""
 MIN_COMPILED_COSINES = 2**23
+"""Minimum batch × classes at which compilation pays off."""
 
 
 def block_size_for(samples: int, device: str, fused: bool) -> int:
     """Number of classes per block; accelerators other than CUDA use CUDA's sizes."""
-    kind = "cpu" if device == "cpu" else "cuda"
-    classes = (FUSED_BLOCK_VALUES if fused else BLOCK_VALUES)[kind] // samples
-    return min(max(classes, MIN_BLOCK), MAX_BLOCK[kind])
+    device_kind = "cpu" if device == "cpu" else "cuda"
+    classes = (FUSED_BLOCK_VALUES if fused else BLOCK_VALUES)[device_kind] // samples
+    return min(max(classes, MIN_BLOCK), MAX_BLOCK[device_kind])
 
 
 def is_worth_compiling(samples: int, classes: int, device: str) -> bool:
@@ -63,7 +65,7 @@ class ChunkedHead(Head):
         block_size: number of classes per block. None chooses it by batch size and device.
         compiled: whether to fuse the elementwise operations of a block with `torch.compile`, which
             takes up to a minute in the first step and needs a C++ compiler (on CPUs) or Triton (on
-            GPUs). None does so if there is a compiler and batch × classes is at least 8 million.
+            GPUs). None fuses them if there is a compiler and batch × classes is at least 8 million.
         products: precision of a float32 head's three matrix products: ``float32``; ``tf32``, on
             GPUs; ``bfloat16``; or ``auto``, bfloat16 where it is native (CPUs with AMX or
             AVX512-BF16, GPUs since Ampere) and batch × classes is at least a million. The weight,
@@ -85,7 +87,10 @@ class ChunkedHead(Head):
     """
 
     draws: Tensor
+    """() number of class samplings so far; exists only with `sample_rate`."""
+
     weight_momentum: Tensor | None
+    """Momentum of `weight`; exists only after `update_in_backward`, None without momentum."""
 
     def __init__(
         self,
@@ -119,7 +124,7 @@ class ChunkedHead(Head):
         self.cosine_cache = CosineCache(int(memory_budget * MEGABYTE))
         self.block_size = block_size
         self.compiled = compiled
-        choose_products(products, self.weight, 0)
+        choose_products(products, self.weight, 0)  # raises an error for unsupported products
         self.products = products
         self._update_settings: dict[str, float] = {}
         self.sample_rate = sample_rate
@@ -168,13 +173,13 @@ class ChunkedHead(Head):
         self.register_buffer("weight_momentum", torch.zeros_like(self.weight) if momentum else None)
         self._update_settings = {"momentum": momentum, "weight_decay": weight_decay}
 
-    def _update_centers(self, block: slice, gradient: Tensor) -> None:
+    def _update_centers(self, rows: slice, gradient: Tensor) -> None:
         momentum = self.weight_momentum
-        buffers = [] if momentum is None else [momentum.flatten(0, -2)[block]]
+        momentum_buffers = [] if momentum is None else [momentum.flatten(0, -2)[rows]]
         sgd_(
-            [self.centers.detach()[block]],
+            [self.centers.detach()[rows]],
             [gradient],
-            buffers,
+            momentum_buffers,
             lr=self.learning_rate,
             **self._update_settings,
         )
@@ -184,18 +189,21 @@ class ChunkedHead(Head):
             return dense_cross_entropy(self, batch)
         gathered = batch.gathered
         sampled_classes, positions = self.local_classes(gathered.labels)
-        features, own_features = gathered.unit_embeddings, batch.unit
+        features, rank_features = gathered.unit_embeddings, batch.unit
         if self.bias is not None:
             features = gathered.feature_norm[:, None] * features
-            own_features = batch.norm[:, None] * own_features
+            rank_features = batch.norm[:, None] * rank_features
         target_cosine = gathered.target_cosine
         if target_cosine.dtype.itemsize < 4:
             target_cosine = target_cosine.float()
         fused = self._get_fused_block(batch)
-        count = self.centers_per_class
+        centers_per_class = self.centers_per_class
         block_size = self.block_size or block_size_for(
-            len(target_cosine) * count, target_cosine.device.type, fused is not None
+            len(target_cosine) * centers_per_class, target_cosine.device.type, fused is not None
         )
+        sampled_rows = None
+        if sampled_classes is not None:
+            sampled_rows = center_rows(sampled_classes, centers_per_class)
         reducer = self.reducer()
         step = Step(
             loss=self.loss,
@@ -206,9 +214,9 @@ class ChunkedHead(Head):
             context=batch.gathered_context,
             rank_rows=batch.rank_rows,
             sizes=batch.sizes,
-            centers_per_class=count,
+            centers_per_class=centers_per_class,
             target_centers=self._target_centers(gathered, positions),
-            sampled_rows=None if sampled_classes is None else center_rows(sampled_classes, count),
+            sampled_rows=sampled_rows,
             block_size=block_size,
             cosine_cache=self.cosine_cache,
             world=self.world,
@@ -221,7 +229,7 @@ class ChunkedHead(Head):
         if sigmoid_bias is not None and self.world.size > 1:
             sigmoid_bias = ReplicatedParameter.apply(sigmoid_bias, self.world)
         reduced, cosine = ReducedNegatives.apply(
-            own_features, batch.norm, self.weight, self.bias, sigmoid_bias, step
+            rank_features, batch.norm, self.weight, self.bias, sigmoid_bias, step
         )
         target = self.loss.modify_target(cosine, batch.context)
         return reducer.sample_losses(reduced, target, sigmoid_bias)
@@ -244,50 +252,62 @@ class ChunkedHead(Head):
     def cost(self, workload: Workload) -> HeadCost:
         samples, (centers, features) = workload.samples, self.centers.shape
         sampled, value_bytes = self.sample_rate is not None, self.weight.itemsize
-        count = self.centers_per_class
-        local = min(max(round((self.sample_rate or 1) * centers), samples * count), centers)
+        centers_per_class = self.centers_per_class
+        classes = centers // centers_per_class
+        sampled_centers = round((self.sample_rate or 1) * centers)
+        local_centers = min(max(sampled_centers, samples * centers_per_class), centers)
         products = choose_products(
-            self.products, self.weight, samples * centers // count, workload.native_bfloat16
+            self.products, self.weight, samples * classes, workload.native_bfloat16
         )
         product_bytes = product_dtype(products, self.weight).itemsize
         fused = self.compiled
         if fused is None:
-            fused = is_worth_compiling(samples, centers // count, workload.device)
-        block = count * (self.block_size or block_size_for(samples * count, workload.device, fused))
-        block_centers = value_bytes * min(block, centers) * features
-        local_centers = value_bytes * local * features
+            fused = is_worth_compiling(samples, classes, workload.device)
+        block_size = self.block_size or block_size_for(
+            samples * centers_per_class, workload.device, fused
+        )
+        block_centers = centers_per_class * block_size
+        block_center_bytes = value_bytes * min(block_centers, centers) * features
+        local_center_bytes = value_bytes * local_centers * features
         if workload.in_backward:
-            gradient = block_centers
+            gradient_bytes = block_center_bytes
         elif sampled:
-            # RowwiseSGD copies the sampled rows, their momentum and their gradient.
-            gradient = (3 + (workload.moments > 0)) * local_centers
+            # The gradient, and RowwiseSGD's copies of the gradient, the sampled rows and their
+            # momentum.
+            gradient_bytes = (3 + (workload.moments > 0)) * local_center_bytes
         else:
-            gradient = local_centers
+            gradient_bytes = local_center_bytes
         # An uncompiled block stores negatives and their gradient in addition to its products.
         block_value_bytes = product_bytes if fused else 3 * value_bytes
-        cosines = product_bytes * samples * local
-        budget = self.memory_budget * MEGABYTE
+        cosine_bytes = product_bytes * samples * local_centers
+        budget_bytes = self.memory_budget * MEGABYTE
         memory: dict[str, float] = {
             "class centers": self.weight.nbytes,
             "momentum of centers": workload.moments * self.weight.nbytes,
-            "gradient of centers": gradient,
-            "cached cosines": min(budget, cosines),
-            "blocks": block_value_bytes * samples * min(block, local) + block_centers,
+            "gradient of centers": gradient_bytes,
+            "cached cosines": min(budget_bytes, cosine_bytes),
+            "blocks": block_value_bytes * samples * min(block_centers, local_centers)
+            + block_center_bytes,
+            # A rough count of the tensors that are as large as the embeddings.
             "batch": 8 * value_bytes * samples * features,
         }
         if sampled:
+            # The scores of all classes, and temporary tensors to select the largest ones.
             memory["sampling"] = 4 * value_bytes * centers
         return HeadCost(
             memory=memory | self.statistics_memory(),
-            local_classes=local,
+            local_classes=local_centers,
             product_bytes=product_bytes,
-            recomputed=1 - min(1.0, budget / cosines),
+            recomputed=1 - min(1.0, budget_bytes / cosine_bytes),
             passes=5,
             sparse=sampled,
         )
 
     def _fits_one_block(self, batch: Batch) -> bool:
-        """Whether one block would hold all inner products, with default settings on one rank."""
+        """Whether a loss of inner products, with default settings on one rank, fits one block.
+
+        The dense computation is then used instead.
+        """
         is_default = (
             self.sample_rate is None and self.block_size is None and not self._update_settings
         )
@@ -298,7 +318,11 @@ class ChunkedHead(Head):
         )  # fmt: skip
 
     def _get_fused_block(self, batch: Batch) -> FusedBlock | None:
-        """The compiled block operations; None if disabled, or if the loss cannot be compiled."""
+        """The compiled operations on a block; None if blocks are to be computed uncompiled.
+
+        This is so if compilation is disabled, not worthwhile or has failed, and for losses without
+        `negatives_and_slope`.
+        """
         samples, enabled = len(batch.gathered.labels), self.compiled
         device = batch.unit.device.type
         if enabled is None:
@@ -307,8 +331,10 @@ class ChunkedHead(Head):
             return None
         try:
             hash(self.loss)
-        except TypeError:  # for example due to a list field; `fused_block` caches by loss
+        except TypeError:
+            # `fused_block` caches by loss, but for example a list field makes a loss unhashable.
             return None
+        # Try the loss on a single cosine to learn whether it returns a slope.
         context = batch.gathered_context.select_samples(slice(1))
         zero = batch.gathered.target_cosine.new_zeros(1)
         has_slope = self.loss.modify_negatives_and_slope(zero[:, None], zero, context) is not None
@@ -339,8 +365,8 @@ class ChunkedHead(Head):
         """
         draws = self.draws
         # Tensors created in inference mode have no version counter.
-        has_version = not draws.is_inference() and draws is self._counted_draws
-        if not has_version or draws._version != self._draws_version:
+        is_tracked = not draws.is_inference() and draws is self._counted_draws
+        if not is_tracked or draws._version != self._draws_version:
             self._draw_count = int(draws)
         draws += 1
         self._draw_count += 1

@@ -1,4 +1,9 @@
-"""The head contract: class centers and the loss's statistics, behind one call."""
+"""The base class of heads: one module with class centers, a loss and its statistics.
+
+Shapes: B samples of this rank, A samples of all ranks that share the classes (A = B unless the head
+is sharded), D features, C classes, K classes that this rank uses in a step, M centers per class. In
+a sharded head, tensors with a row per class have only the rows of this rank's classes.
+"""
 
 from __future__ import annotations
 
@@ -58,8 +63,9 @@ class Head(nn.Module):
             separate center (Sub-center ArcFace, where M = 3).
 
     Raises:
-        ValueError: a size is not positive, the loss is unknown, or a loss of inner products gets
-            several centers per class; in `forward`, the batch does not fit the head.
+        ValueError: a size is not positive, the loss is unknown, or a loss of inner products
+            (``softmax``) gets several centers per class; in `forward`, the batch does not fit the
+            head.
     """
 
     learning_rate: float = 0.0
@@ -81,7 +87,10 @@ class Head(nn.Module):
     """(1,) the learned bias b of a loss with sigmoids, see `SigmoidTerms`; None for a softmax."""
 
     target_cosines: Tensor
-    """(B,) cosθ_y of the latest batch, or W_yᵀx + b_y, without gradient; not in the state dict."""
+    """(B,) cosθ_y of the latest batch, without gradient; W_yᵀx + b_y for a loss of inner products.
+
+    It is not part of the state dict.
+    """
 
     def __init__(
         self,
@@ -114,6 +123,7 @@ class Head(nn.Module):
         self._calls = CallMemory()
         self._call = Call()
         self.target_cosines = torch.empty(0)
+        # The rows of this rank's centers among the centers of all ranks.
         rows = range(centers_per_class * self.classes.start, centers_per_class * self.classes.stop)
         center_shape = (centers_per_class,) if centers_per_class > 1 else ()
         centers = initial_centers(rows, embedding_size)
@@ -122,8 +132,9 @@ class Head(nn.Module):
         self.sigmoid_terms = loss.sigmoid_terms(num_classes)
         self.sigmoid_bias = None
         if self.sigmoid_terms is not None:
-            initial = torch.tensor([self.sigmoid_terms.initial_bias])
-            self.sigmoid_bias = nn.Parameter(initial)
+            initial_bias = torch.tensor([self.sigmoid_terms.initial_bias])
+            self.sigmoid_bias = nn.Parameter(initial_bias)
+        # A sharded head gathers the batches of all ranks before it updates the statistics.
         self._batch_world = World() if self.sharded else current_world()
         spec = StatisticSpec(
             num_classes=num_classes,
@@ -181,17 +192,18 @@ class Head(nn.Module):
                 return loss
             if self.world.size == 1:
                 return loss.mean()
-            # Averaging this over ranks, as DDP does, gives the mean over the samples of all ranks.
+            # DDP averages gradients over ranks. With this factor, the average is the gradient of
+            # the mean loss over the samples of all ranks.
             return loss.sum() * (self.world.size / sum(batch.sizes))
 
     def terms(self, batch: Batch) -> dict[str, Tensor]:
-        """The terms of the loss, (B,) each: name -> values. The loss is their sum."""
+        """The terms whose sum is the loss: name -> (B,) values."""
         cross_entropy = self.cross_entropy(batch)
 
         def gather_cross_entropy() -> Tensor:
             if self.sharded:
                 return gather_rows(cross_entropy.detach(), batch.sizes, self.world)
-            # Evaluation gathers nothing: ranks may call their replicas at different times.
+            # Evaluation does not gather, because ranks may call their replicas at different times.
             world = self._batch_world if self.training else World()
             sizes = gather_sizes(len(cross_entropy), world, cross_entropy.device)
             return gather_rows(cross_entropy.detach(), sizes, world)
@@ -202,14 +214,14 @@ class Head(nn.Module):
         return terms if penalty is None else terms | {"penalty": penalty}
 
     def cross_entropy(self, batch: Batch) -> Tensor:
-        """(B,) −log softmax of the modified cosines, or the sum of one sigmoid loss per class.
+        """(B,) cross entropy of the modified cosines, or the sum of one sigmoid loss per class.
 
         Implemented by subclasses.
         """
         raise NotImplementedError
 
     def reducer(self) -> Reducer:
-        """The reducer that sums up the negatives in a step."""
+        """A reducer for the negatives of one step, with the current learned bias."""
         if self.sigmoid_terms is None or self.sigmoid_bias is None:
             return LogSumExp(self.loss)
         bias = self.sigmoid_bias.detach().clone()
@@ -228,6 +240,9 @@ class Head(nn.Module):
 
         Args:
             *: see `forward`.
+
+        Returns:
+            The batch that `terms` and `cross_entropy` take.
         """
         check_batch(embeddings, labels, self.num_classes, self.embedding_size)
         # With activation checkpointing, the backward pass repeats the call of the forward pass.
@@ -244,7 +259,7 @@ class Head(nn.Module):
             return None if values is None else gather_rows(values, sizes, self.world)
 
         with torch.no_grad():
-            all_unit, all_labels = (gather_rows(part, sizes, self.world) for part in (unit, labels))
+            all_unit, all_labels = (gather_rows(rows, sizes, self.world) for rows in (unit, labels))
             gathered = Observation(
                 unit_embeddings=all_unit,
                 feature_norm=gather_rows(norm, sizes, self.world),
@@ -286,22 +301,22 @@ class Head(nn.Module):
                 statistic.update(gathered)
             values = statistic.context(gathered)
             for name, value in values.items():
-                kind, samples = type(statistic).__name__, len(gathered.labels)
+                statistic_name, samples = type(statistic).__name__, len(gathered.labels)
                 if name in supplied or name == "feature_norm":
                     raise ValueError(
-                        f"{kind} supplies {name!r}, which the context already contains; "
+                        f"{statistic_name} supplies {name!r}, which the context already contains; "
                         "choose another name"
                     )
                 if value.ndim and len(value) != samples:
                     raise ValueError(
-                        f"{kind} supplies {name!r} of shape {tuple(value.shape)}; for {samples} "
-                        f"samples the shape must be () or ({samples},)"
+                        f"{statistic_name} supplies {name!r} of shape {tuple(value.shape)}; "
+                        f"for {samples} samples the shape must be () or ({samples},)"
                     )
             supplied |= values
         return supplied
 
     def products_for(self, samples: int) -> Products:
-        """The product precision for a batch size on this machine; resolves ``auto``."""
+        """The precision of the matrix products for a number of samples; resolves ``auto``."""
         del samples
         return self.products
 
@@ -318,28 +333,32 @@ class Head(nn.Module):
         )
 
     def cost(self, workload: Workload) -> HeadCost:
-        """Memory and work of a training step; works on the meta device too.
+        """Estimate the memory and work of a training step; the head may be on the meta device.
 
         This implementation is for a head that stores all cosines at once.
         """
-        weight, (classes, features) = self.weight.nbytes, self.centers.shape
+        weight_bytes, (centers, features) = self.weight.nbytes, self.centers.shape
         value_bytes = self.weight.itemsize
         memory: dict[str, float] = {
-            "class centers": weight,
-            "momentum of centers": workload.moments * weight,
-            "gradient of centers": weight,
+            "class centers": weight_bytes,
+            "momentum of centers": workload.moments * weight_bytes,
+            "gradient of centers": weight_bytes,
             # The normalized weight and the gradient with respect to it.
-            "normalized copies": 2 * weight,
+            "normalized copies": 2 * weight_bytes,
             # Cosines, negatives, logits, masks and their gradients.
-            "cosines": 8 * value_bytes * workload.samples * classes,
+            "cosines": 8 * value_bytes * workload.samples * centers,
+            # A rough count of the tensors that are as large as the embeddings.
             "batch": 6 * value_bytes * workload.samples * features,
         }
-        return HeadCost(memory=memory | self.statistics_memory(), local_classes=classes)
+        return HeadCost(memory=memory | self.statistics_memory(), local_classes=centers)
 
     def statistics_memory(self) -> dict[str, float]:
-        """Bytes of statistics with a row per class or image; empty if there are none."""
-        rows = sum(buffer.nbytes for buffer in self.statistics.buffers() if buffer.ndim)
-        return {"class statistics": rows} if rows else {}
+        """The memory of statistics with a row per class or image, for `HeadCost.memory`.
+
+        The dictionary is empty if the loss has no such statistics.
+        """
+        row_bytes = sum(buffer.nbytes for buffer in self.statistics.buffers() if buffer.ndim)
+        return {"class statistics": row_bytes} if row_bytes else {}
 
     def local_target_products(self, unit: Tensor, norm: Tensor, labels: Tensor) -> Tensor:
         """(A,) cosθ_y, or W_yᵀx + b_y; 0 for samples whose class another rank owns."""
@@ -355,18 +374,21 @@ class Head(nn.Module):
         return torch.where(is_owned, products, 0)
 
     def cosines_of_target(self, unit: Tensor, position: Tensor) -> Tensor:
-        """(A, M) each sample's cosines to the centers of the class in row `position` (A,)."""
+        """(A, M) each sample's cosines to the centers of its class.
+
+        `position` (A,) is the row of that class in `weight`.
+        """
         # Unlike indexing, `functional.embedding` sums gradients in a fixed, reproducible order.
         centers = functional.embedding(center_rows(position, self.centers_per_class), self.centers)
-        units = unit_and_norm(centers)[0].unflatten(0, (-1, self.centers_per_class))
-        return (unit[:, None] * units).sum(dim=2)
+        unit_centers = unit_and_norm(centers)[0].unflatten(0, (-1, self.centers_per_class))
+        return (unit[:, None] * unit_centers).sum(dim=2)
 
     def local_classes(self, labels: Tensor) -> tuple[Tensor | None, Tensor]:
         """The classes that this rank uses in the step, and the targets' positions among them.
 
         Returns:
-            (K,) the rows of the classes, or None for all of the rank's classes; and (A,) the
-            position of each target among them, −1 if it is not there.
+            (K,) the rows of these classes in `weight`, or None if all rows are used; and (A,) the
+            position of each target among these classes, −1 if it is not one of them.
         """
         position, is_owned = self.local_positions(labels)
         return None, torch.where(is_owned, position, -1)
@@ -376,12 +398,16 @@ class Head(nn.Module):
         rows, positions = self.local_classes(labels)
         if rows is None:
             rows = torch.arange(len(self.classes), device=unit.device)
-        centers, count = self.centers.detach(), self.centers_per_class
-        state = log_sum_exp_of_negatives(unit, centers, rows, positions, count, scale)
-        return all_reduce_log_sum_exp(state, self.world)
+        local_log_sum_exp = log_sum_exp_of_negatives(
+            unit, self.centers.detach(), rows, positions, self.centers_per_class, scale
+        )
+        return all_reduce_log_sum_exp(local_log_sum_exp, self.world)
 
     def local_positions(self, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """(A,) each label's row in this rank's weight, or 0; and (A,) whether this rank owns it."""
+        """(A,) each label's row in this rank's weight; (A,) whether this rank owns the class.
+
+        The row is 0 if another rank owns the class.
+        """
         is_owned = (labels >= self.classes.start) & (labels < self.classes.stop)
         return torch.where(is_owned, labels - self.classes.start, 0), is_owned
 
@@ -397,12 +423,12 @@ class Head(nn.Module):
 
     def sharded_entries(self) -> dict[str, int]:
         """Sharded entries of the state dict: name -> number of rows over all ranks."""
-        state = self.state_dict()
+        state_dict = self.state_dict()
         statistic_rows = {f"statistics.{statistic}.{name}": rows
                for statistic, module in self.statistics.items() if isinstance(module, Statistic)
                for name, rows in module.sharded_buffers().items()}  # fmt: skip
         by_class = ("weight", "bias", "weight_momentum")
-        return statistic_rows | {name: self.num_classes for name in by_class if name in state}
+        return statistic_rows | {name: self.num_classes for name in by_class if name in state_dict}
 
     def scalars(self) -> dict[str, Tensor]:
         """The scalar statistics and the learned bias by name, for logging."""

@@ -10,7 +10,9 @@ from margrave.hardware import keep_freed_memory
 
 
 class CosineCache:
-    """A buffer reused between steps, because touching new memory costs as much as a pass over it.
+    """A buffer that is reused between steps, because first touching new memory is expensive.
+
+    The first write to newly allocated memory takes twice as long as later ones.
 
     Args:
         budget: maximum size in bytes.
@@ -22,7 +24,10 @@ class CosineCache:
         self._spare: Tensor | None = None
 
     def acquire(self, count: int, like: Tensor) -> Tensor:
-        """A buffer of at least `count` values, or the whole budget; dtype and device of `like`."""
+        """A buffer of at least `count` values, or as many as the budget allows.
+
+        It has the dtype and device of `like`.
+        """
         count = min(count, self.budget // like.itemsize)
         spare, self._spare = self._spare, None
         matches = spare is not None and spare.dtype == like.dtype and spare.device == like.device
@@ -34,6 +39,7 @@ class CosineCache:
         """Keep the buffer for the next step."""
         self._spare = buffer
 
+    # Copies and pickles start without a buffer.
     def __deepcopy__(self, memo: object) -> CosineCache:
         return CosineCache(self.budget)
 

@@ -30,7 +30,8 @@ class HeadCost:
 
     Attributes:
         memory: purpose -> bytes, at the step's peak.
-        local_classes: K, the number of classes used in the step.
+        local_classes: number of class centers that the rank uses in the step (for M centers per
+            class, M times the number of classes).
         product_bytes: bytes per value in the matrix products, 4 or 2.
         recomputed: fraction of the cosines that the backward pass recomputes, from 0 to 1.
         passes: how often each cosine is read or written outside the matrix products.

@@ -3,7 +3,7 @@
 The forward pass computes the cosines x̂W_cᵀ/‖w‖ of each block of class centers W_c. The loss turns
 them into negatives N, which are added to the reduced value R (`margrave.heads.reducers`); for a
 softmax, R = log Σ_j e^{s·N_j}. The backward pass reads each block from a bounded cache or
-recomputes it, and adds the block's part of the gradients of features and centers:
+recomputes it, and adds the block's contribution to the gradients of features and centers:
 
     p_ij = ∂R_i/∂(s·N_ij) · dN_ij/dcosθ_ij,    for a softmax e^{s·N_ij − R_i} · dN_ij/dcosθ_ij,
     f_i = s · ∂L/∂R_i,
@@ -15,9 +15,10 @@ The three matrix products (the cosines and the two gradients) may use lower prec
 (`margrave.heads.products`): only their inputs are rounded, while sums, exponentials and the target
 cosine stay float32.
 
-Shapes: A samples of all ranks, B samples of this rank, D features, K local classes (of one block,
-where a function handles a block). With M centers per class, centers have K·M rows and products K·M
-columns; only the nearest center of a class gives the cosine and gets the gradient.
+Shapes: A samples of all ranks, B samples of this rank, D features, K classes: those of the block
+where a function handles a block, otherwise all local classes. With M centers per class, centers
+have K·M rows and products K·M columns; only the nearest center of a class gives the cosine and gets
+the gradient.
 """
 
 from __future__ import annotations
@@ -108,8 +109,8 @@ def _forward_blocks(
     """Reduce the negatives of this rank's classes.
 
     Returns:
-        the reducer's state (A, …), and the cached products or cosines (see `Step.caches_products`)
-        by block index. The first blocks are cached, as many as fit into the buffer.
+        The reducer's state (A, …), and a dictionary: block index -> cached products or cosines (see
+        `Step.caches_products`). It contains as many of the first blocks as fit into the buffer.
     """
     cache: dict[int, Tensor] = {}
     state, used = step.reducer.start(step.target_cosine), 0
@@ -166,7 +167,7 @@ class _Backward:
         self.share = gradient_share(step.world)
         # Without negatives a log-sum-exp is −∞, and −∞ − (−∞) would be NaN.
         self.state = state.clamp_min(torch.finfo(state.dtype).min)
-        self.sample_factor = grad_reduced * step.loss.scale
+        self.sample_factor = grad_reduced * step.loss.scale  # f in the module's docstring
         scaled = step.features * (self.sample_factor * self.share)[:, None].to(step.features)
         self.scaled_features = scaled.to(step.product_features.dtype)
         self.grad_features = torch.zeros_like(step.features, dtype=state.dtype)
@@ -182,11 +183,11 @@ class _Backward:
     def _compute_target_gradients(self) -> None:
         """Compute the gradients that reach features and centers through the target cosines.
 
-        They are stored apart from the sums over blocks. `gradients` adds them at the end; if
-        the step updates its centers block by block, `add_block` adds those of the centers.
+        They are kept apart from the sums over blocks until `gradients` adds them at the end. If the
+        step updates its centers block by block, `add_block` adds the gradients of the centers.
         """
         step, is_local = self.step, self.step.positions >= 0
-        gradient = torch.where(is_local, self.grad_target, 0)[:, None]
+        grad_target = torch.where(is_local, self.grad_target, 0)[:, None]
         self.target_grad_features = torch.zeros_like(self.grad_features)
         if not len(self.weight):
             self.target_grad_centers = torch.zeros_like(self.grad_features)
@@ -194,16 +195,16 @@ class _Backward:
         centers = step.select_local(self.weight, step.target_centers).to(self.grad_features.dtype)
         features = (step.features * self.share).to(centers.dtype)
         if self.bias is None:
-            inverse = inverse_length(centers)[:, None]
-            centers = centers * inverse
+            inverse_norm = inverse_length(centers)[:, None]
+            centers = centers * inverse_norm
             orthogonal = features - centers * (step.target_cosine[:, None] * self.share)
-            self.target_grad_centers = gradient * inverse * orthogonal
+            self.target_grad_centers = grad_target * inverse_norm * orthogonal
         else:
-            self.target_grad_centers = gradient * features
-        self.target_grad_features = gradient * centers
+            self.target_grad_centers = grad_target * features
+        self.target_grad_features = grad_target * centers
 
     def add_block(self, index: int, block: slice, cached: Tensor | None) -> None:
-        """Add one block's gradients, or apply those of its centers if the step updates them."""
+        """Add one block's gradients; with `Step.update`, apply the gradient of its centers."""
         step = self.step
         rows = step.center_slice(block)
         weight = step.select_local(self.weight, rows)
@@ -236,7 +237,9 @@ class _Backward:
     def _grad_products(
         self, products: Tensor, inverse_or_bias: Tensor, index: int, block: slice, is_fresh: bool
     ) -> Tensor:
-        """(A, K) p · dcosθ/dproduct in the products' dtype; may overwrite the products.
+        """(A, K) p · dcosθ/dproduct in the products' dtype; the module's docstring defines p.
+
+        May overwrite the products.
 
         Args:
             products: (A, K), freshly computed or as cached by the forward pass.
@@ -295,7 +298,7 @@ class _Backward:
         return values.scatter_(1, column, torch.where(has_target, 0, values.gather(1, column)))
 
     def gradients(self, weight_shape: torch.Size) -> tuple[Tensor | None, ...]:
-        """The gradients of the features, the feature norms, the weight and the bias."""
+        """The gradients of this rank's features, their norms, the weight and the bias."""
         step = self.step
         grad_features = self.grad_features * self.sample_factor[:, None] + self.target_grad_features
         grad_features = all_reduce_sum(grad_features, step.world)[step.rank_rows]

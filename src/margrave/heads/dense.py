@@ -17,7 +17,7 @@ from margrave.heads.reducers import SOFTPLUS_THRESHOLD
 
 @dataclass(frozen=True, kw_only=True)
 class Analysis:
-    """The intermediate values of a loss, for analysis.
+    """The intermediate values of a loss on one batch, for analysis.
 
     Attributes:
         loss: (B,) loss of each sample, including the penalty.

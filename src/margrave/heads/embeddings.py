@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 MIN_NORM = 1e-12
-"""Vectors up to this length count as zero: they have no direction and get no gradient."""
+"""Vectors up to about this length count as zero: they have no direction and get no gradient."""
 
 
 def unit_and_norm(vectors: Tensor) -> tuple[Tensor, Tensor]:
@@ -26,8 +26,8 @@ def unit_and_norm(vectors: Tensor) -> tuple[Tensor, Tensor]:
     tensor([[0.6000, 0.8000],
             [0.0000, 0.0000]])
     """
-    # Dividing a row by its largest entry keeps squares finite. The divisor is detached, but cancels
-    # out of x̂ and ‖x‖, so the gradients are unchanged.
+    # Dividing a row by its largest entry keeps the squares finite. The divisor cancels out of x̂ and
+    # ‖x‖, so detaching it does not change their gradients.
     largest = vectors.detach().abs().amax(dim=1, keepdim=True)
     has_direction = ~(largest <= MIN_NORM)  # True for NaN, so that NaN propagates and is noticed
     largest = torch.where(has_direction, largest, 1)
@@ -76,7 +76,7 @@ def check_batch(embeddings: Tensor, labels: Tensor, num_classes: int, embedding_
     if labels.shape != embeddings.shape[:1] or labels.is_floating_point():
         raise ValueError(
             f"labels have shape {tuple(labels.shape)} and dtype {labels.dtype}; "
-            f"{len(embeddings)} embeddings need as many integer labels in one dimension"
+            f"{len(embeddings)} embeddings need integer labels of shape ({len(embeddings)},)"
         )
     if not len(labels):
         raise ValueError("the batch is empty: skip it, or lower the batch size")

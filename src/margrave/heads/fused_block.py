@@ -38,7 +38,7 @@ class FusedBlock:
         subtract_max: whether to subtract each row's maximum before the exponential, which prevents
             overflow and is free on a GPU. On a CPU it is faster to subtract the running log-sum-exp
             instead; the caller must then check for overflow.
-        centers_per_class: number of products per class; the class's cosine is the largest of them.
+        centers_per_class: number of centers per class; the class's cosine is the largest of theirs.
 
     Attributes:
         subtract_running: whether to subtract the log-sum-exp of the previous blocks.
@@ -119,6 +119,7 @@ class FusedBlock:
         if self.subtract_max:
             logits = torch.where(is_target, -torch.inf, self.loss.scale * negatives)
             return torch.logaddexp(state, _log_sum_exp(logits))
+        # log(e^state + Σ e^{s·N}) = state + log(1 + Σ e^{s·N − state})
         terms = torch.exp(torch.add(-state[:, None], negatives, alpha=self.loss.scale))
         return state + torch.where(is_target, 0, terms).sum(dim=1).log1p()
 
@@ -134,7 +135,10 @@ class FusedBlock:
     def _cosines(
         self, products: Tensor, inverse_or_bias: Tensor, dtype: torch.dtype
     ) -> tuple[Tensor, Tensor | None]:
-        """(A, K) the classes' cosines; with several centers per class, also the nearest ones."""
+        """(A, K) each class's cosine; (A, K) index of its nearest center, or None if M = 1.
+
+        For a loss of inner products, products plus bias take the place of the cosines.
+        """
         products = products.to(dtype)
         if not self.loss.normalized:
             return products + inverse_or_bias, None
@@ -142,7 +146,7 @@ class FusedBlock:
 
 
 class FusedSigmoidBlock(FusedBlock):
-    """The operations of a loss with a sigmoid per class; they cannot overflow."""
+    """The operations of a loss with a sigmoid per class, which cannot overflow."""
 
     def __init__(self, loss: Loss, centers_per_class: int = 1) -> None:
         super().__init__(loss, subtract_max=False, centers_per_class=centers_per_class)
@@ -175,26 +179,26 @@ def cast_and_invert_norm(centers: Tensor, dtype: torch.dtype) -> tuple[Tensor, T
     return centers.to(dtype), overflow_safe_inverse_length(centers)
 
 
-def project_(rows: Tensor, centers: Tensor, inverse_norm: Tensor) -> None:
-    """Remove each row's component along its class center, in place: d − (d·ŵ)ŵ.
+def project_(grad_centers: Tensor, centers: Tensor, inverse_norm: Tensor) -> None:
+    """Remove each gradient's component along its class center, in place: d − (d·ŵ)ŵ.
 
     Args:
-        rows: (K, D) d, the gradient of each center before the projection.
+        grad_centers: (K, D) d, the gradient of each center before the projection.
         centers: (K, D) class centers w.
         inverse_norm: (K,) 1/‖w‖.
     """
     unit = centers.to(inverse_norm.dtype) * inverse_norm[:, None]
-    gradient = rows.to(inverse_norm.dtype)
-    rows.copy_(gradient - unit * (gradient * unit).sum(dim=1, keepdim=True))
+    gradient = grad_centers.to(inverse_norm.dtype)
+    grad_centers.copy_(gradient - unit * (gradient * unit).sum(dim=1, keepdim=True))
 
 
 class Compiled:
     """A function compiled for each of the first few block shapes, then once for all other shapes.
 
-    A kernel for any shape computes the column of each value by integer divisions, which take a GPU
-    several times longer than the rest of the kernel. Training usually has only two shapes: full
-    blocks and the last block. With batches of varying sizes, `MAX_STATIC_SHAPES` limits the number
-    of compilations.
+    A kernel that accepts any shape computes the column of each value by integer divisions, which
+    take a GPU several times longer than the rest of the kernel. Training usually has only two
+    shapes: full blocks and the last block. If batch sizes vary, `MAX_STATIC_SHAPES` limits the
+    number of compilations.
 
     Args:
         function: the function; the shape of its first argument selects the kernel.
@@ -243,9 +247,9 @@ class Compiled:
     def _kernel(self, device: str, any_shape: bool) -> Callable[..., Any]:
         """The compiled function: one kernel for all shapes if `any_shape`, else one per shape."""
         if (device, any_shape) not in self._kernels:
-            # The key of the compiler's on-disk cache lacks the vector width (torch 2.13), but
-            # contains the options. Without this option, torch could load code that was cached by
-            # another machine or for another ATEN_CPU_CAPABILITY, and that writes past its arrays.
+            # The key of the compiler's on-disk cache contains the options, but not the CPU's vector
+            # width (torch 2.13). Without this option, torch could load code that was cached for
+            # another width (by another machine or ATEN_CPU_CAPABILITY) and writes past its arrays.
             options: Any = {"cpp.simdlen": _vector_bits()} if device == "cpu" else None
             self._kernels[device, any_shape] = torch.compile(
                 self._function, fullgraph=True, dynamic=any_shape, options=options
@@ -281,10 +285,10 @@ def can_compile(device: str) -> bool:
 
 @lru_cache(maxsize=32)
 def fused_block(loss: Loss, device: str, sigmoid: bool, centers_per_class: int) -> FusedBlock:
-    """The compiled block operations, shared by all heads with equal losses.
+    """The compiled operations on a block, shared by all heads with equal losses.
 
-    Only the 32 most recently used operations are kept; the kernels of the others are freed.
+    The cache keeps the 32 most recently used results and frees the kernels of the others.
     """
     if sigmoid:
         return FusedSigmoidBlock(loss, centers_per_class)
-    return FusedBlock(loss, device != "cpu", centers_per_class)
+    return FusedBlock(loss, subtract_max=device != "cpu", centers_per_class=centers_per_class)

@@ -30,11 +30,11 @@ def choose_products(
         native_bfloat16: whether bfloat16 is native; by default determined for this machine.
 
     Returns:
-        The precision. For a weight that is not float32 it is always ``float32``, which then stands
-        for products in the weight's dtype.
+        The precision. If the weight is not float32, the result is always ``float32``, which then
+        means the weight's dtype.
 
     Raises:
-        ValueError: a lower precision is requested but the weight is float64.
+        ValueError: the precision is unknown, or it is lower than float32 and the weight is float64.
 
     >>> choose_products("auto", torch.zeros(3, 4), cosines=12)
     'float32'
@@ -64,7 +64,7 @@ def product_dtype(products: Products, weight: Tensor) -> torch.dtype:
 
 @contextmanager
 def tf32(enabled: bool) -> Iterator[None]:
-    """Context in which GPUs multiply float32 matrices in TF32; no effect on CPUs."""
+    """Context in which GPUs multiply float32 matrices in TF32 if `enabled`; no effect on CPUs."""
     if not enabled:
         yield
         return
@@ -99,5 +99,5 @@ def multiply_wide(left: Tensor, right: Tensor, out: Tensor | None = None) -> Ten
 
 
 def _supports_float32_output(device_type: str) -> bool:
-    """Whether torch can return a product's float32 accumulator: on CUDA since torch 2.8."""
+    """Whether `torch.mm` can return its float32 accumulator: on CUDA since torch 2.8."""
     return device_type == "cuda" and "dtype" in torch.ops.aten.mm.overloads()

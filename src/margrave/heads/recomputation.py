@@ -29,7 +29,9 @@ class Call:
 
 
 class CallMemory:
-    """A head's training calls by the memory address of their labels, until the labels are freed.
+    """Remembers a head's training calls until their labels are freed.
+
+    The key is the memory address of the labels.
 
     Checkpointing passes the same labels again, as the same tensor or as a view of its memory.
     """
@@ -46,7 +48,7 @@ class CallMemory:
         self._calls[_key(storage, labels)] = storage, call
 
     def find_repeated(self, labels: Tensor) -> Call | None:
-        """The first call if this one repeats it in a backward pass, otherwise None.
+        """The earlier call that a call in a backward pass repeats; None outside backward passes.
 
         Raises:
             ValueError: the call is repeated with a new labels tensor.
@@ -65,6 +67,7 @@ class CallMemory:
             )
         return call
 
+    # Copies and pickles start without calls.
     def __deepcopy__(self, memo: object) -> CallMemory:
         return CallMemory()
 
@@ -73,4 +76,5 @@ class CallMemory:
 
 
 def _key(storage: StorageWeakRef, labels: Tensor) -> tuple[int, ...]:
+    """Identifies the labels' memory: address of the storage, offset and length."""
     return storage.cdata, int(labels.storage_offset()), len(labels)

@@ -19,13 +19,17 @@ from margrave.distributed import World, all_reduce_log_sum_exp, all_reduce_sum
 from margrave.losses import Loss, SigmoidTerms
 
 MAX_FUSED_SCALE = 2.0**12
-"""For loss scales s up to this, rounding errors in s·N − lse ≤ 0 cannot make its exp overflow."""
-# Above this, log(1 + e^x) is replaced by x; e^−50 is negligible next to 50 even in float64.
+"""Largest loss scale s at which the exponent s·N − log-sum-exp needs no clamp to 0.
+
+Exact arithmetic makes the exponent at most 0. At larger scales, its rounding error could be so
+large that the exponential overflows.
+"""
 SOFTPLUS_THRESHOLD = 50.0
+"""Above this x, log(1 + e^x) is computed as x; the error, e^−50, is negligible even in float64."""
 
 
 class Reducer(ABC):
-    """Reduces s·N_j over the classes j ≠ y."""
+    """Reduces s·N_j over the classes j ≠ y to one number R per sample."""
 
     bias: Tensor | None = None
     """(1,) the head's learned bias b, without gradient; None if R does not depend on one."""
@@ -42,7 +46,7 @@ class Reducer(ABC):
             state: (A, …) the state after the previous blocks.
             negatives: (A, K) N_j.
             column: (A, 1) the target's column in the block, or 0 if the block lacks the target.
-            has_target: (A, 1) whether the block has the target, which is left out of R.
+            has_target: (A, 1) whether the block has the target, which R excludes.
         """
 
     @abstractmethod
@@ -51,18 +55,21 @@ class Reducer(ABC):
 
     @abstractmethod
     def value(self, state: Tensor) -> Tensor:
-        """(A,) R."""
+        """(A,) R from the final state."""
 
     @abstractmethod
     def slope(self, state: Tensor, negatives: Tensor) -> Tensor:
-        """(A, K) ∂R/∂(s·N_j), a new tensor; its values at the targets are ignored."""
+        """(A, K) ∂R/∂(s·N_j) from the final state, as a new tensor.
+
+        The caller ignores the values at the targets.
+        """
 
     def bias_slope(self, state: Tensor) -> Tensor:
         """(A,) ∂R/∂b for the head's learned bias b; 0 if R does not depend on it."""
         return torch.zeros_like(self.value(state))
 
     @abstractmethod
-    def sample_losses(self, value: Tensor, target: Tensor, bias: Tensor | None) -> Tensor:
+    def sample_losses(self, reduced: Tensor, target: Tensor, bias: Tensor | None) -> Tensor:
         """(B,) the samples' losses from R (B,), T (B,) and the learned bias (1,), with gradient."""
 
 
@@ -78,9 +85,9 @@ class LogSumExp(Reducer):
     def add(self, state: Tensor, negatives: Tensor, column: Tensor, has_target: Tensor) -> Tensor:
         scale = self.loss.scale
         overwritten = negatives.gather(1, column)
-        # The negatives may be the cached cosines themselves, so they are restored afterwards.
+        # `negatives` may be the cached cosines themselves, so restore the overwritten values below.
         negatives.scatter_(1, column, torch.where(has_target, float("-inf"), overwritten))
-        # If the target is the only class, the maximum is −∞; any finite shift works.
+        # If the target is the block's only class, the maximum is −∞. Any finite shift works then.
         lowest = torch.finfo(negatives.dtype).min / (2 * max(1.0, scale))
         shift = negatives.amax(dim=1, keepdim=True).clamp_min_(lowest).mul_(-scale)
         if self.loss.normalized and scale <= MAX_FUSED_SCALE:
@@ -105,14 +112,16 @@ class LogSumExp(Reducer):
             shifted.clamp_max_(0)
         return shifted.exp_()
 
-    def sample_losses(self, value: Tensor, target: Tensor, bias: Tensor | None) -> Tensor:
+    def sample_losses(self, reduced: Tensor, target: Tensor, bias: Tensor | None) -> Tensor:
         del bias
-        return functional.softplus(value - self.loss.scale * target, threshold=SOFTPLUS_THRESHOLD)
+        return functional.softplus(reduced - self.loss.scale * target, threshold=SOFTPLUS_THRESHOLD)
 
 
 @dataclass(frozen=True)
 class SigmoidSum(Reducer):
     """R = Σ_{j≠y} log(1 + e^{s·N_j + b}) and L = w·log(1 + e^{−(s·T + b)}) + w′·R.
+
+    `SigmoidTerms` contains the weights w and w′.
 
     The state is (A, 2): R and ∂R/∂b = Σ_{j≠y} sigmoid(s·N_j + b), so that the gradient of b needs
     no separate pass over the blocks.
@@ -143,12 +152,12 @@ class SigmoidSum(Reducer):
     def bias_slope(self, state: Tensor) -> Tensor:
         return state[:, 1]
 
-    def sample_losses(self, value: Tensor, target: Tensor, bias: Tensor | None) -> Tensor:
+    def sample_losses(self, reduced: Tensor, target: Tensor, bias: Tensor | None) -> Tensor:
         assert bias is not None
         target_loss = functional.softplus(
             -(self.scale * target + bias), threshold=SOFTPLUS_THRESHOLD
         )
-        return self.terms.target_weight * target_loss + self.terms.negatives_weight * value
+        return self.terms.target_weight * target_loss + self.terms.negatives_weight * reduced
 
 
 def sigmoid_sums(logits: Tensor) -> Tensor:

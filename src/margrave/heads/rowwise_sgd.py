@@ -21,9 +21,10 @@ def sgd_(
     momentum: float,
     weight_decay: float,
 ) -> None:
-    """v ← momentum·v + (g + weight_decay·w), w ← w − lr·v, in place; overwrites the gradients.
+    """One step of SGD in place: v ← momentum·v + (g + weight_decay·w), w ← w − lr·v.
 
-    Without momentum, pass no buffers. Allocates no parameter-sized tensors.
+    Overwrites the gradients, so that no tensor of a parameter's size is allocated. Without
+    momentum, pass no buffers.
     """
     if weight_decay:
         torch._foreach_add_(gradients, parameters, alpha=weight_decay)
@@ -42,7 +43,8 @@ class RowwiseSGD(torch.optim.Optimizer):
     both. If a fraction r of the classes is sampled, weight decay and momentum therefore act on a
     row in only a fraction r of the steps.
 
-    A dense gradient updates all rows. The step overwrites it, to avoid a second tensor of its size.
+    A dense gradient updates all rows. The step overwrites the gradient, to avoid a second tensor of
+    that size.
 
     Args:
         parameters: as in `torch.optim.SGD`.
@@ -108,6 +110,7 @@ def require_rowwise_optimizer(weight: nn.Parameter) -> None:
 
 @cache
 def _register_optimizer_check() -> None:
+    """Make all optimizers run the check before each step; the cache prevents a second hook."""
     register_optimizer_step_pre_hook(_check_optimizer)
 
 
@@ -130,6 +133,7 @@ def _check_optimizer(optimizer: torch.optim.Optimizer, *_: Any) -> None:
 def _update_rows(
     parameter: Tensor, gradient: Tensor, buffer: Tensor | None, settings: Mapping[str, float]
 ) -> None:
+    """Apply a sparse gradient to the rows that it contains; `buffer` is the momentum."""
     rows = gradient.indices()[0]
     updated, momentum_rows = parameter[rows], [] if buffer is None else [buffer[rows]]
     sgd_([updated], [gradient.values().clone()], momentum_rows, **settings)

@@ -31,16 +31,18 @@ def sample_classes(
     >>> len(sample_classes(labels, labels > 0, 1000, 10, (0,)))
     10
     """
-    # One extra entry for samples whose class another rank owns.
+    # The extra last score is for samples whose class another rank owns.
     scores = torch.empty(num_classes + 1)
     torch.rand(num_classes, generator=_generator(seed), out=scores[:-1])
     scores = scores.to(positions.device, non_blocking=True)
-    # The classes of the batch get a score above all random ones.
+    # Random scores are below 1, so a score of 2 always selects the classes of the batch.
     scores.index_fill_(0, torch.where(is_owned, positions, num_classes), 2.0)
     count = min(max(count, len(positions)), num_classes)
     return scores[:-1].topk(count, sorted=False).indices.sort().values
 
 
 def _generator(seed: Sequence[int]) -> torch.Generator:
+    """A CPU generator whose seed depends on all of the integers."""
     mixed = np.random.SeedSequence(seed).generate_state(1, np.uint64)[0]
+    # Without the lowest bit, the seed fits into a signed 64-bit integer.
     return torch.Generator().manual_seed(int(mixed >> np.uint64(1)))

@@ -16,11 +16,11 @@ class ShardedHead(ChunkedHead):
     rank that owns a class stores its statistics. With one rank, the head equals the chunked head.
 
     Do not wrap the head in DDP. With ``reduction="mean"``, a rank's loss is the sum over its own
-    samples times ranks / samples, where `samples` counts those of all ranks. When DDP averages the
-    backbone's gradients over ranks, the result is the gradient of the mean loss over all samples.
-    The head corrects the gradient of its centers for this factor
-    (`margrave.heads.cross_entropy.gradient_share`). With ``reduction="none"``, apply the factor
-    yourself.
+    samples, multiplied by ``ranks / samples``, where `samples` counts the samples of all ranks.
+    When DDP averages the backbone's gradients over ranks, the result is the gradient of the mean
+    loss over all samples. The head corrects the gradient of its centers for this factor
+    (`margrave.heads.cross_entropy.gradient_share`). With ``reduction="none"``, multiply by the
+    factor yourself.
 
     Args:
         *: see `ChunkedHead`; `num_classes` is the number of classes over all ranks.

@@ -1,8 +1,10 @@
-"""The inputs of one step over the local classes, and its division into blocks of classes.
+"""The inputs of one step of a chunked head, and how it splits the local classes into blocks.
 
-Shapes: A samples of all ranks, D features, K local classes (of one block, where a method takes a
-block or its products). The local classes are those that this rank owns; with class sampling, only
-the sampled ones. With M centers per class, K classes have K·M centers and products.
+The local classes are those that this rank owns; with class sampling, only the sampled ones.
+
+Shapes: A samples of all ranks, D features, K classes: those of the block where a method takes a
+block or its products, otherwise all local classes. With M centers per class, K classes have K·M
+centers and products.
 """
 
 from __future__ import annotations
@@ -25,16 +27,16 @@ from margrave.losses import Context, Loss
 UNCOMPILED_FIRST_BLOCK = 512
 """Maximum number of classes in the first block if it is the only uncompiled one."""
 RowUpdate = Callable[[slice, Tensor], None]
-"""Called with a block of classes and the (K, D) gradient of their centers."""
+"""Called with a slice of the local centers and the gradient of these centers."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
-    """The inputs of one step over the local classes; none carries a gradient.
+    """The inputs of one step over the local classes; no tensor carries a gradient.
 
     Attributes:
         loss: the loss that modifies the cosines.
-        reducer: sums up the negatives.
+        reducer: reduces each sample's negatives to one number.
         features: (A, D) x̂, or x for a loss of inner products.
         positions: (A,) the target's position among the local classes, −1 if it is not local.
         target_cosine: (A,) cosθ_y, or W_yᵀx + b_y for a loss of inner products.
@@ -43,16 +45,16 @@ class Step:
         sizes: number of samples of each rank.
         centers_per_class: M, the number of centers of each class.
         target_centers: (A,) position of the target's nearest center among the centers of the local
-            classes; any other position if the target is not local.
+            classes; any valid position if the target is not local.
         sampled_rows: rows of the sampled classes' centers in the weight, ascending; the weight's
             gradient is then sparse. None without sampling.
         block_size: number of classes per block.
         cosine_cache: the buffer for cosines that the backward pass does not recompute.
         world: the ranks that the classes are sharded over.
-        update: applies each block of the weight's gradient, which is then not stored; None stores
-            the gradient.
+        update: applies each block of the weight's gradient at once, so the full gradient is never
+            stored; None stores the gradient.
         fused: the compiled operations on a block, or None.
-        products: the precision of the three products, resolved by `choose_products`.
+        products: the precision of the three matrix products, resolved by `choose_products`.
         needs_backward: whether a backward pass may follow.
     """
 
@@ -98,10 +100,11 @@ class Step:
         num_classes = self.num_centers(weight) // self.centers_per_class
         starts = [0, *range(self.first_block_size, num_classes, self.block_size)]
         if self.fused is not None and self.fused.subtract_max:
-            # Split the last block: first a multiple of REDUCTION_COLUMNS, then the remainder.
+            # A GPU reduces multiples of REDUCTION_COLUMNS faster, so split the remainder off the
+            # last block.
             multiple = (num_classes - starts[-1]) // REDUCTION_COLUMNS * REDUCTION_COLUMNS
-            remainder = starts[-1] + multiple
-            starts += [remainder] if starts[-1] < remainder < num_classes else []
+            remainder_start = starts[-1] + multiple
+            starts += [remainder_start] if starts[-1] < remainder_start < num_classes else []
         for index, (start, end) in enumerate(zip(starts, [*starts[1:], num_classes], strict=True)):
             if start < end:
                 yield index, slice(start, end)
@@ -109,14 +112,15 @@ class Step:
     @property
     def first_block_size(self) -> int:
         """Number of classes in the first block; small if it is the only uncompiled one."""
-        is_exception = self.fused is not None and self.fused.subtract_running
-        return min(self.block_size, UNCOMPILED_FIRST_BLOCK) if is_exception else self.block_size
+        if self.fused is not None and self.fused.subtract_running:
+            return min(self.block_size, UNCOMPILED_FIRST_BLOCK)
+        return self.block_size
 
     def is_fused(self, index: int) -> bool:
-        """Whether a block is compiled.
+        """Whether the block with this index runs the compiled operations.
 
-        For a softmax on a CPU, the first block is not: a compiled block subtracts the log-sum-exp
-        of the previous blocks, and the first block has none.
+        For a softmax on a CPU, the first block runs uncompiled: compiled operations subtract the
+        log-sum-exp of the previous blocks, and the first block has none.
         """
         return self.fused is not None and (index > 0 or not self.fused.subtract_running)
 
@@ -137,7 +141,10 @@ class Step:
         return rounded, inverse_norm.to(self.target_cosine.dtype)
 
     def cosines(self, products: Tensor, inverse_or_bias: Tensor, in_place: bool = True) -> Tensor:
-        """(A, K) cosines, or inner products plus bias, in the dtype of the target cosines."""
+        """(A, K) cosines, or inner products plus bias, in the dtype of the target cosines.
+
+        Overwrites the products if `in_place` is True and they already have that dtype.
+        """
         if products.dtype != self.target_cosine.dtype:
             products = products.to(self.target_cosine.dtype)
         elif not in_place:

@@ -60,6 +60,7 @@ __all__ = [
     "spec_at_scale",
 ]
 
+# Import every module of this package, so that each loss registers itself.
 for _module in pkgutil.iter_modules(__path__):
     importlib.import_module(f"{__name__}.{_module.name}")
 
@@ -74,14 +75,16 @@ def create(spec: Mapping[str, Any]) -> Loss:
     >>> create({"kind": "arcface", "margin": 0.3}).margin
     0.3
     """
-    kind = LOSSES.get(spec["kind"]) if isinstance(spec.get("kind"), str) else Loss
-    if not (isinstance(kind, type) and issubclass(kind, Loss)):
+    loss_class = LOSSES.get(spec["kind"]) if isinstance(spec.get("kind"), str) else Loss
+    if not (isinstance(loss_class, type) and issubclass(loss_class, Loss)):
         raise ValueError(
-            f"{spec['kind']!r} is not a margrave.losses.Loss; derive your class from it"
+            f"{spec['kind']!r} is not a subclass of margrave.losses.Loss; derive your class from "
+            "Loss"
         )
     loss: Loss = LOSSES.create(spec)
-    # A statistic named by the loss's code is as trusted as that code. One named by a hyperparameter
-    # is only as trusted as the file it was read from, so import_path checks it.
+    # A statistic that the loss's code names is as trusted as that code. A statistic that a
+    # hyperparameter names is only as trusted as the file with the hyperparameters, so import_path
+    # checks whether this file may name code.
     for name in loss.needs.keys() & set(texts_in(spec)):
         if ":" in name:
             import_path(name)
@@ -89,11 +92,11 @@ def create(spec: Mapping[str, Any]) -> Loss:
 
 
 def spec_at_scale(kind: str, reference: Mapping[str, Any]) -> dict[str, Any]:
-    """The specification of a loss, at the reference's scale if both scales mean the same.
+    """The specification of the loss `kind`, with the scale of the reference loss if comparable.
 
-    The right scale depends on the number of classes and the length of training, so a loss that is
-    put in place of another one keeps its scale. Softmax and losses that adapt their scale keep
-    their own.
+    The right scale depends on the number of classes and the length of training. A loss that
+    replaces the reference loss therefore takes over its scale. The scales of softmax and of losses
+    that adapt their scale are not comparable with others; such losses keep their default.
 
     >>> spec_at_scale("cosface", {"kind": "arcface", "scale": 16})
     {'kind': 'cosface', 'scale': 16}

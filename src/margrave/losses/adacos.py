@@ -1,4 +1,4 @@
-"""AdaCos: a cosine softmax that needs no scale, because it adapts one."""
+"""AdaCos: softmax over cosines with a scale that adapts during training."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 @LOSSES.register("adacos")
 @dataclass(frozen=True, kw_only=True)
 class AdaCos(Loss):
-    """A scale that follows the batch's angles and similarities; there is no margin.
+    """Softmax over cosines, without a margin; the scale adapts to the cosines of each batch.
 
     T = s̃·cosθ_y, N_j = s̃·cosθ_j, where s̃ starts at √2·log(C − 1) and falls as the classes are
     learned: see `margrave.statistics.AdaptiveScale`.
@@ -24,7 +24,7 @@ class AdaCos(Loss):
     with scale √2·log(C − 1).
 
     Attributes:
-        scale: s, a factor for s̃; the paper has none.
+        scale: s, an additional factor for s̃; the paper has no such factor.
 
     >>> import torch
     >>> AdaCos().target(torch.tensor([0.5]), Context(adaptive_scale=torch.tensor(10.0)))

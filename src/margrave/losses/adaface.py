@@ -66,10 +66,10 @@ class AdaFace(Loss):
 
         norm = context["feature_norm"].detach().clamp(0.001, 100)
         limits = torch.finfo(norm.dtype)
-        # With equal norms and an epsilon below the dtype's range, this would be 0 / 0.
+        # If all norms are equal and epsilon rounds to 0 in this dtype, the quotient would be 0 / 0.
         std = context["feature_norm_std"] + max(self.epsilon, limits.tiny)
         standardized = (norm - context["feature_norm_mean"]) / std
-        # Keep it finite, since a concentration of 0 times infinity is NaN.
+        # Keep the quotient finite, because a concentration of 0 times infinity is NaN.
         standardized = standardized.clamp(-(limits.max**0.5), limits.max**0.5)
         return (self.concentration * standardized).clamp(-1, 1)
 

@@ -38,15 +38,16 @@ def arccosine(cosine: Tensor, epsilon: float | None = None) -> Tensor:
     >>> bool(torch.isfinite(cosine.grad))
     True
     """
-    unit = _machine_epsilon(cosine)
-    limit = 1 - (unit if epsilon is None else max(epsilon, unit / 2))
+    machine_epsilon = _machine_epsilon(cosine)
+    # The largest number below 1 is 1 − machine_epsilon / 2.
+    limit = 1 - (machine_epsilon if epsilon is None else max(epsilon, machine_epsilon / 2))
     return cosine.clamp(-limit, limit).arccos()
 
 
 def above_mask(cosines: Tensor, threshold: Tensor) -> Tensor:
     """A (B, K) mask, 1 where a cosine exceeds its sample's threshold (B,), otherwise 0.
 
-    It has the cosines' dtype, since CPUs multiply by it several times faster than by a bool mask.
+    The mask has the cosines' dtype: CPUs multiply by it several times faster than by a bool mask.
 
     >>> import torch
     >>> above_mask(torch.tensor([[0.5, 0.1]]), torch.tensor([0.3]))
@@ -69,7 +70,7 @@ def rotate(cosine: Tensor, angle: float | Tensor) -> Tensor:
 def add_angle(
     cosine: Tensor, margin: float | Tensor, beyond_pi: BeyondPi, epsilon: float = 1e-4
 ) -> Tensor:
-    """cos(θ + margin), with a rule for θ + margin beyond π.
+    """cos(θ + m) for a margin m, with a rule for θ + m > π.
 
     - ``monotone``: cosθ − m·sin(π − m) beyond π, so the result keeps decreasing with θ (code of
       the authors of ArcFace and CurricularFace).
@@ -79,7 +80,7 @@ def add_angle(
     Args:
         cosine: (B,) cosθ.
         margin: m in radians, a number or (B,).
-        beyond_pi: the rule for θ + margin > π.
+        beyond_pi: the rule for θ + m > π.
         epsilon: ε of ``clip``, for the angle in radians and for the cosine.
 
     >>> import torch
@@ -109,5 +110,8 @@ def _machine_epsilon(cosine: Tensor) -> float:
 
 
 def _as_tensor(value: float | Tensor, cosine: Tensor) -> Tensor:
-    """A tensor with the cosines' dtype, created on their device because a copy would block."""
+    """The value as a tensor like the cosines.
+
+    A number is written directly on their device, because a copy would make the host wait.
+    """
     return cosine.new_full((), value) if isinstance(value, int | float) else value.to(cosine)

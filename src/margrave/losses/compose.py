@@ -17,12 +17,12 @@ if TYPE_CHECKING:
 class Composed(Loss):
     """The target of one loss and the negatives of another.
 
-    `target_loss` computes T and the penalty, and reduces targets and negatives to a loss (softmax
-    or a sigmoid per class). `negatives_loss` computes N_j and decides by its own margin which
-    negatives are hard. The default is AdaFace's target with CurricularFace's negatives. A recipe
-    gives each loss as ``{kind: …}``.
+    `target_loss` computes T and the penalty, and determines how T and N_j are combined to a loss
+    (softmax or a sigmoid per class). `negatives_loss` computes N_j; its own margin decides which
+    negatives are hard. The default is AdaFace's target with CurricularFace's negatives. In a
+    recipe, write each of the two losses as ``{kind: …}``.
 
-    Source: Margrave; it follows from the loss contract.
+    Source: Margrave; the separate methods for T and N_j in `Loss` allow the combination.
 
     Attributes:
         scale: s; by default that of `target_loss`.
@@ -39,12 +39,12 @@ class Composed(Loss):
 
     def __post_init__(self) -> None:
         for field, default in (("target_loss", "adaface"), ("negatives_loss", "curricularface")):
-            part = getattr(self, field) or LOSSES.get(default)()
-            part = LOSSES.create(part) if isinstance(part, Mapping) else part
-            object.__setattr__(self, field, part)
-            self.require(field, isinstance(part, Loss), "a loss or a mapping with its kind")
-            self.require(field, part.normalized, "a loss of cosines, not softmax")
-            self.require(field, not part.contains_scale, "a loss without a scale in its cosines")
+            loss = getattr(self, field) or LOSSES.get(default)()
+            loss = LOSSES.create(loss) if isinstance(loss, Mapping) else loss
+            object.__setattr__(self, field, loss)
+            self.require(field, isinstance(loss, Loss), "a loss or a mapping with its kind")
+            self.require(field, loss.normalized, "a loss of cosines, not softmax")
+            self.require(field, not loss.contains_scale, "a loss that does not adapt its scale")
         if self.ignore_negatives_above is None:
             limit = self.negatives_loss.ignore_negatives_above
             object.__setattr__(self, "ignore_negatives_above", limit)

@@ -1,6 +1,6 @@
-"""The loss contract: a loss's inputs and what it computes.
+"""The base class of losses, and the values that it computes from.
 
-Shapes: B batch, C all classes, K local classes (all, a chunk, a shard or a sample of them).
+Shapes: B samples, C classes, K of these classes (all, a block, a shard or a sample of them).
 """
 
 from __future__ import annotations
@@ -19,10 +19,11 @@ if TYPE_CHECKING:
 
 
 class Context(Mapping[str, "Tensor"]):
-    """A loss's inputs besides the cosines; the head's statistics create it once per step.
+    """A loss's inputs besides the cosines: feature norms and the values of the statistics.
 
-    A frozen mapping from names to tensors of shape () or (B, …). A statistic may supply any name,
-    which a loss reads as ``context[name]``; the names below are also attributes.
+    The head creates a context in each step: a frozen mapping from names to tensors of shape () or
+    (B, …). A statistic may supply any name, which a loss reads as ``context[name]``. The names
+    below are also attributes.
 
     Attributes:
         feature_norm: (B,) ‖x‖ of the unnormalized embeddings, with gradient.
@@ -62,7 +63,7 @@ class Context(Mapping[str, "Tensor"]):
         return Context(**{**self._values, **values})
 
     def __getitem__(self, name: str) -> Tensor:
-        """A value that must exist.
+        """The value with this name, which must exist.
 
         Raises:
             ValueError: no statistic supplied it.
@@ -80,7 +81,7 @@ add its statistic to the loss's needs
             )
         return self._values[name]
 
-    # Mapping's versions of these methods expect a KeyError.
+    # Mapping's own versions of these two methods expect a KeyError for unknown names.
     def __contains__(self, name: object) -> bool:
         return name in self._values
 
@@ -120,6 +121,7 @@ class SigmoidTerms:
 
 
 ATTRIBUTES = frozenset(name for name in Context.__annotations__ if not name.startswith("_"))
+"""The names of values that are also attributes of a `Context`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,25 +129,25 @@ class Loss:
     """A margin loss as a pure function of cosines.
 
     loss = −log( e^{s·T} / (e^{s·T} + Σ_{j≠y} e^{s·N_j}) ) + penalty, where T is `target` and N_j is
-    `negatives`; or the sum of a sigmoid per class, if it has `sigmoid_terms`. `negatives` must be
-    elementwise over classes, so that a head can apply it to any part of the classes. A subclass
-    overrides `target`, `negatives` or both; its fields define its hyperparameters and its
-    configuration schema.
+    `negatives`; a loss with `sigmoid_terms` is a sum of one sigmoid loss per class instead.
+    `negatives` must be elementwise over classes, so that a head can apply it to any subset of the
+    classes. A subclass overrides `target`, `negatives` or both; its fields define its
+    hyperparameters and its configuration schema.
 
     Attributes:
         scale: s, the inverse temperature.
         straight_through: ignore the margin in the gradient, so dT/d cosθ_y = 1, as in InsightFace's
             code. The value is unchanged; the gradient is no longer exact.
-        ignore_negatives_above: leave out the negatives whose cosine exceeds this, in (-1, 1],
-            because among millions of identities they are most often the same person under another
-            label; None keeps all.
+        ignore_negatives_above: leave out negatives whose cosine exceeds this limit in (-1, 1];
+            None keeps all. Among millions of identities, such a negative is most often the same
+            person under another label.
     """
 
     normalized: ClassVar[bool] = True
     """Whether the head passes cosines (True) or inner products W_jᵀx + b_j (False)."""
 
     contains_scale: ClassVar[bool] = False
-    """Whether T and N_j contain a scale themselves, so that another loss's N_j or T do not fit."""
+    """Whether T and N_j already include a scale, so they do not fit another loss's N_j or T."""
 
     scale: float = 64.0
     straight_through: bool = False
@@ -162,7 +164,7 @@ class Loss:
             self.require("ignore_negatives_above", self.normalized, "None: softmax has no cosines")
 
     def require(self, field: str, holds: bool, rule: str) -> None:
-        """Raise a ValueError for a hyperparameter unless its rule holds."""
+        """Raise a ValueError about a hyperparameter unless `holds`; `rule` completes "must be"."""
         if not holds:
             raise ValueError(
                 f"{type(self).__name__}.{field} = {getattr(self, field)!r} must be {rule}"
@@ -174,15 +176,15 @@ class Loss:
         return {}
 
     def target(self, cosine: Tensor, context: Context) -> Tensor:
-        """(B,) T, the modified target cosine; `cosine` (B,) is the true one."""
+        """(B,) T, the modified target cosine; `cosine` (B,) is the unmodified one."""
         del context
         return cosine
 
     def negatives(self, cosines: Tensor, target_cosine: Tensor, context: Context) -> Tensor:
-        """(B, K) N, the modified cosines of the other classes; elementwise over classes.
+        """(B, K) N, the modified cosines of the negative classes; elementwise over classes.
 
-        `target_cosine` (B,) is the true cosθ_y without gradient: it may only decide which negatives
-        are hard.
+        `target_cosine` (B,) is the unmodified cosθ_y without gradient. Use it only to decide which
+        negatives are hard.
         """
         del target_cosine, context
         return cosines
@@ -190,11 +192,11 @@ class Loss:
     def negatives_and_slope(
         self, cosines: Tensor, target_cosine: Tensor, context: Context
     ) -> tuple[Tensor, Tensor | None] | None:
-        """(B, K) N and (B, K) dN/d cosθ_j, or None for a slope of 1; an optional optimization.
+        """(B, K) N and (B, K) dN/d cosθ_j: an optional optimization that avoids autograd.
 
-        Return None to compute the slope by autograd, which is the default if `negatives` is
-        overridden. Otherwise the negatives must not depend on context values with a gradient, and
-        the slope must be a new tensor.
+        The slope is a new tensor, or None if it is 1 everywhere. N must not depend on context
+        values with a gradient. If the method returns None, heads compute the slope by autograd;
+        this is the default for subclasses that override `negatives`.
         """
         del target_cosine, context
         return (cosines, None) if type(self).negatives is Loss.negatives else None
@@ -207,7 +209,10 @@ class Loss:
         return torch.zeros_like(cosines, dtype=torch.bool)
 
     def sigmoid_terms(self, num_classes: int) -> SigmoidTerms | None:
-        """The weights of a sigmoid per class; None, the default, for a softmax over classes."""
+        """The weights and initial bias of a loss with one sigmoid per class.
+
+        By default None, for a softmax over classes.
+        """
         del num_classes
         return None
 
@@ -232,7 +237,7 @@ class Loss:
         return cosine + (target - cosine).detach() if self.straight_through else target
 
     def modify_negatives(self, cosines: Tensor, target_cosine: Tensor, context: Context) -> Tensor:
-        """`negatives`, −∞ for those that ``ignore_negatives_above`` leaves out; heads call this.
+        """`negatives`, with −∞ where `ignore_negatives_above` leaves them out; heads call this.
 
         Source: PartialFC's ``interclass_filtering_threshold`` in deepinsight/insightface, which
         sets such logits to 0 instead.
@@ -242,7 +247,7 @@ class Loss:
     def modify_negatives_and_slope(
         self, cosines: Tensor, target_cosine: Tensor, context: Context
     ) -> tuple[Tensor, Tensor | None] | None:
-        """`negatives_and_slope` of `modify_negatives`; heads call this."""
+        """The counterpart of `negatives_and_slope` for `modify_negatives`; heads call this."""
         analytic = self.negatives_and_slope(cosines, target_cosine, context)
         if analytic is None:
             return None

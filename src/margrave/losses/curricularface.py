@@ -16,15 +16,15 @@ if TYPE_CHECKING:
 @LOSSES.register("curricularface")
 @dataclass(frozen=True, kw_only=True)
 class CurricularFace(Loss):
-    """Hard negatives are weighted by the progress of training.
+    """The weight of hard negatives increases with the progress of training, measured by t.
 
-    T = cos(θ_y + m), monotone beyond π. A negative is hard if cosθ_j > cos(θ_y + m); then
+    T = cos(θ_y + m), made monotone beyond π. A negative is hard if cosθ_j > cos(θ_y + m); then
     N_j = cosθ_j·(t + cosθ_j), otherwise N_j = cosθ_j. t ← (1 − momentum)·mean(cosθ_y) + momentum·t,
     initially 0, updated before use, without gradient.
 
     Source: CurricularFace, CVPR 2020, equations 6 to 11; HuangYG123/CurricularFace
-    ``head/metrics.py``. The paper swaps the two weights of t; as in the authors' code, the new
-    value has the weight 0.01. TFace uses 0.1.
+    ``head/metrics.py``. The paper swaps the two weights in the update of t. By default, the new
+    mean has the weight 0.01 as in the authors' code; TFace uses 0.1.
 
     Attributes:
         margin: m in radians, 0 ≤ m < π.

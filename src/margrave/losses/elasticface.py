@@ -19,18 +19,18 @@ class ElasticFace(Loss):
     """ArcFace's or CosFace's margin, drawn from a normal distribution for each sample.
 
     m_i = margin + margin_std·ε_i with ε_i ~ N(0, 1), in evaluation mode m_i = margin. Angular:
-    T = cos(θ_y + m_i), monotone beyond π; cosine: T = cosθ_y − m_i. N_j = cosθ_j. With
-    ``sort_margins`` (ElasticFace+) the margins drawn for a batch are assigned by difficulty: the
-    largest to the sample with the smallest cosθ_y.
+    T = cos(θ_y + m_i), made monotone beyond π; cosine: T = cosθ_y − m_i. N_j = cosθ_j. With
+    ``sort_margins`` (ElasticFace+), the margins drawn for a batch are assigned by difficulty: the
+    sample with the smallest cosθ_y gets the largest margin.
 
     Source: ElasticFace, arXiv 2109.09416, equations 5 to 8 and section 3.3. The authors' code has
-    a non-commercial license, so it was not used; it assigns sorted margins the other way round.
+    a non-commercial license, so it was not used; that code assigns the sorted margins in reverse.
 
     Attributes:
         base: ``angular`` (ElasticFace-Arc) or ``cosine`` (ElasticFace-Cos).
-        margin: the mean margin; None is the paper's, 0.5 radians or 0.35.
+        margin: the mean margin; None uses the paper's, 0.5 radians (angular) or 0.35 (cosine).
         margin_std: the standard deviation of the margins, at least 0.
-        sort_margins: ElasticFace+.
+        sort_margins: assign the margins by difficulty (ElasticFace+).
 
     >>> import torch
     >>> context = Context(margin_noise=torch.tensor([0.0, 2.0]))
@@ -52,7 +52,7 @@ class ElasticFace(Loss):
 
     @property
     def mean_margin(self) -> float:
-        """The mean margin, the paper's where none is given."""
+        """The mean margin: `margin`, or the paper's value if that is None."""
         if self.margin is not None:
             return self.margin
         return 0.5 if self.base == "angular" else 0.35
@@ -65,5 +65,6 @@ class ElasticFace(Loss):
         margins = self.mean_margin + self.margin_std * context["margin_noise"]
         if self.base == "cosine":
             return cosine - margins
-        # Outside [0, π), cos(θ + m) would rise with θ. The paper's std never leaves this range.
+        # With a margin outside [0, π), cos(θ + m) would increase with θ. The paper's standard
+        # deviation is too small to give such margins.
         return add_angle(cosine, margins.clamp(0, 0.99 * math.pi), "monotone")

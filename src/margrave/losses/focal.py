@@ -1,4 +1,4 @@
-"""Focal loss: samples that are classified well count less."""
+"""Focal loss: well-classified samples get less weight."""
 
 from __future__ import annotations
 
@@ -55,6 +55,6 @@ class Focal(Loss):
         import torch
 
         del batch_cross_entropy
-        # A power below 1 has no finite gradient at 0.
-        wrong = (-(-cross_entropy).expm1()).clamp_min(torch.finfo(cross_entropy.dtype).tiny)
-        return wrong**self.gamma * cross_entropy
+        # 1 − p, kept above 0 because x^γ with γ < 1 has an infinite gradient at 0.
+        error = (-(-cross_entropy).expm1()).clamp_min(torch.finfo(cross_entropy.dtype).tiny)
+        return error**self.gamma * cross_entropy

@@ -1,4 +1,4 @@
-"""Hard example mining: the samples of a batch that are classified best are left out."""
+"""Hard example mining: trains only on the samples of a batch with the largest losses."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 class HardMining(Loss):
     """Trains on the samples of each batch with the largest losses.
 
-    L = cross entropy · B / k for the k = ⌈keep·B⌉ samples with the largest cross entropy of the
-    batch over all ranks, 0 for the others, so that the batch's mean is that of the samples kept.
-    Under gradient accumulation each micro-batch is a batch. T = cosθ_y, cosθ_y − m or cos(θ_y + m),
-    by `base`; N_j = cosθ_j.
+    L = cross entropy · B / k for the k = ⌈keep·B⌉ samples with the largest cross entropy, otherwise
+    L = 0; the mean of L over the batch is thus the mean over these k samples. The batch covers all
+    ranks; with gradient accumulation, each micro-batch is a batch. T = cosθ_y, cosθ_y − m or
+    cos(θ_y + m), by `base`; N_j = cosθ_j.
 
     Source: Online Hard Example Mining, arXiv 1604.03540, with the share of 90 % that Support Vector
     Guided Softmax, arXiv 1812.11317, section 3, uses as a baseline.
@@ -55,6 +55,6 @@ class HardMining(Loss):
         self, cross_entropy: Tensor, batch_cross_entropy: Callable[[], Tensor]
     ) -> Tensor:
         values = batch_cross_entropy()
-        kept = math.ceil(self.keep * len(values))
-        smallest = values.topk(kept).values[-1]
-        return (cross_entropy * (len(values) / kept)).where(cross_entropy >= smallest, 0)
+        kept_count = math.ceil(self.keep * len(values))
+        smallest_kept = values.topk(kept_count).values[-1]
+        return (cross_entropy * (len(values) / kept_count)).where(cross_entropy >= smallest_kept, 0)

@@ -16,11 +16,11 @@ if TYPE_CHECKING:
 @LOSSES.register("kappaface")
 @dataclass(frozen=True, kw_only=True)
 class KappaFace(Loss):
-    """Scattered and small classes get a larger margin.
+    """Classes with scattered features or few samples get a larger margin.
 
-    T = cos(θ_y + m₀·ψ_y), N_j = cosθ_j. ψ_c = γ·w_κ + (1 − γ)·w_s is recomputed once per epoch,
-    w_κ from the class's von Mises–Fisher concentration and w_s from its size
-    (`margrave.statistics.class_concentration`); in the first epoch ψ_c is 1.
+    T = cos(θ_y + m₀·ψ_y), N_j = cosθ_j. ψ_c = γ·w_κ + (1 − γ)·w_s is 1 in the first epoch and
+    recomputed after each epoch: w_κ from the class's von Mises–Fisher concentration, w_s from the
+    number of its samples (`margrave.statistics.class_concentration`).
 
     Source: KappaFace, arXiv 2201.07394, equations 7 to 14; implemented from the paper only.
 

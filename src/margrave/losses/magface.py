@@ -19,7 +19,7 @@ class MagFace(Loss):
     """Features with a large norm get a large margin, and the penalty rewards large norms.
 
     a = ‖x‖ clipped to [l_a, u_a]; m(a) = l_m + (u_m − l_m)·(a − l_a)/(u_a − l_a);
-    T = cos(θ_y + m(a)), monotone beyond π, N_j = cosθ_j; penalty λ_g·(1/a + a/u_a²).
+    T = cos(θ_y + m(a)), made monotone beyond π; N_j = cosθ_j; penalty λ_g·(1/a + a/u_a²).
     Unlike in AdaFace, the margin has a gradient with respect to the norm.
 
     Source: MagFace, CVPR 2021, arXiv 2103.06627, equations 4 and 5; IrvingMeng/MagFace

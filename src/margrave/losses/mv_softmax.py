@@ -30,7 +30,7 @@ class MVSoftmax(Loss):
         base: the base margin f.
         margin: m, in cosine or radians depending on `base`; unused for base ``none``.
         hard_weight: t ≥ 0; with 0, only the base margin remains.
-        weighting: ``adaptive`` or ``fixed``.
+        weighting: how t modifies hard negatives, ``adaptive`` or ``fixed``.
         easy_margin: apply the margin only where cosθ_y > 0.
 
     >>> import torch

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 class Softmax(Loss):
     """Cross-entropy over W_jᵀx + b_j.
 
-    T = W_yᵀx + b_y, N_j = W_jᵀx + b_j: the head passes inner products instead of cosines. They are
-    clipped where sums of s·N_j would overflow, at 10^34 in float32.
+    T = W_yᵀx + b_y, N_j = W_jᵀx + b_j: the head passes inner products instead of cosines. Products
+    above about 10^34 (in float32) are clipped, so that sums of s·N_j do not overflow.
 
     Source: the baseline of all cited papers; `torch.nn.functional.cross_entropy` of a linear layer.
 

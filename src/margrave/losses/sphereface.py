@@ -1,4 +1,4 @@
-"""SphereFace: a multiplicative margin on the target's angle, phased in by annealing."""
+"""SphereFace: a multiplicative margin on the target's angle, increased during training."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 @LOSSES.register("sphereface")
 @dataclass(frozen=True, kw_only=True)
 class SphereFace(Loss):
-    """A multiplicative angular margin, blended with the plain cosine early in training.
+    """A multiplicative angular margin, blended with the plain cosine, mostly early in training.
 
     T = [λ·cosθ_y + ψ(θ_y)] / (1 + λ), ψ(θ) = (−1)^k cos(mθ) − 2k for θ in [kπ/m, (k+1)π/m],
     λ = max(minimum, start·(1 + decay·iteration)^−power); N_j = cosθ_j.
@@ -58,14 +58,15 @@ class SphereFace(Loss):
     def target(self, cosine: Tensor, context: Context) -> Tensor:
         decayed = (1 + self.plain_weight_decay * context["iteration"]) ** -self.plain_weight_power
         plain_weight = (self.plain_weight_start * decayed).clamp_min(self.plain_weight_minimum)
-        section = (self.margin * arccosine(cosine.detach()) / math.pi).floor()
-        section = section.clamp_max(self.margin - 1)
-        sign = 1 - 2 * (section % 2)
-        folded = sign * self._multiplied_angle(cosine) - 2 * section
-        return (plain_weight * cosine + folded) / (1 + plain_weight)
+        # k of the interval [kπ/m, (k+1)π/m] with the angle.
+        interval = (self.margin * arccosine(cosine.detach()) / math.pi).floor()
+        interval = interval.clamp_max(self.margin - 1)
+        sign = 1 - 2 * (interval % 2)
+        psi = sign * self._cosine_of_multiple(cosine) - 2 * interval
+        return (plain_weight * cosine + psi) / (1 + plain_weight)
 
-    def _multiplied_angle(self, cosine: Tensor) -> Tensor:
-        """cos(mθ) by the Chebyshev recurrence, which has finite slopes everywhere."""
+    def _cosine_of_multiple(self, cosine: Tensor) -> Tensor:
+        """cos(mθ) by the Chebyshev recurrence, whose gradient is finite at cosθ = ±1 too."""
         previous, current = cosine.new_ones(cosine.shape), cosine
         for _ in range(self.margin - 1):
             previous, current = current, 2 * cosine * current - previous

@@ -19,7 +19,7 @@ class SphereFace2(Loss):
 
     L = w/s·( λ·log(1 + e^{−(s·T + b)}) + (1 − λ)·Σ_{j≠y} log(1 + e^{s·N_j + b}) ), with
     T = g(cosθ_y) − m, N_j = g(cosθ_j) + m and g(z) = 2·((z + 1)/2)^t − 1, which spreads
-    the similarities. The initial b balances the gradients of target and negatives at cosine 0. With
+    the cosines. The initial b balances the gradients of target and negatives at cosine 0. With
     `straight_through`, dT/d cosθ_y and dN_j/d cosθ_j are 1, as in the authors' code.
 
     Source: SphereFace2, ICLR 2022, equations 5 and 7 (SphereFace2-C); ydwen/opensphere
@@ -27,9 +27,9 @@ class SphereFace2(Loss):
 
     Attributes:
         scale: s, the paper's r.
-        margin: m, subtracted from the target's cosine and added to the others', 0 ≤ m < 1.
-        target_share: λ in (0, 1).
-        sharpness: t of g, at least 1; 1 leaves the cosines as they are.
+        margin: m, subtracted from g(cosθ_y) and added to g(cosθ_j), 0 ≤ m < 1.
+        target_share: λ in (0, 1), the weight of the target relative to the negatives.
+        sharpness: t, the exponent in g, at least 1; with 1, g(z) = z.
         loss_weight: w, above 0; the paper has 1, the authors' code 50.
 
     >>> import torch
@@ -70,6 +70,7 @@ class SphereFace2(Loss):
         return negatives, slope
 
     def _spread(self, cosine: Tensor) -> Tensor:
+        """g(cosine)."""
         return 2 * _half(cosine) ** self.sharpness - 1
 
     def sigmoid_terms(self, num_classes: int) -> SigmoidTerms:
@@ -83,17 +84,18 @@ class SphereFace2(Loss):
     def _balanced_bias(self, num_classes: int) -> float:
         """b with z·sigmoid(−(s·T + b)) = sigmoid(s·N + b) at cosine 0, z = λ/((1 − λ)(C − 1))."""
         ratio = self.target_share / ((1 - self.target_share) * max(num_classes - 1, 1))
-        neutral = 2 * 0.5**self.sharpness - 1
-        target_logit = self.scale * (neutral - self.margin)
-        negative_logit = self.scale * (neutral + self.margin)
+        spread_zero = 2 * 0.5**self.sharpness - 1  # g(0)
+        target_logit = self.scale * (spread_zero - self.margin)
+        negative_logit = self.scale * (spread_zero + self.margin)
         linear = 1 - ratio
         root = math.sqrt(linear**2 + 4 * ratio * math.exp(target_logit - negative_logit))
-        # Two forms of the same root of a quadratic equation: each avoids the other's cancellation.
+        # e^b is the positive root of a quadratic equation. Of its two forms, use the one in which
+        # no digits cancel.
         if linear > 0:
             return math.log(2 * ratio) - negative_logit - math.log(linear + root)
         return math.log((root - linear) / 2) - target_logit
 
 
 def _half(cosine: Tensor) -> Tensor:
-    """(cosine + 1)/2, at least 0 where rounding takes a cosine below −1."""
+    """(cosine + 1)/2, clamped to 0 because rounding can make a cosine less than −1."""
     return ((cosine + 1) / 2).clamp_min(0)

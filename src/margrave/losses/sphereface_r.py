@@ -16,18 +16,18 @@ if TYPE_CHECKING:
 @LOSSES.register("sphereface_r")
 @dataclass(frozen=True, kw_only=True)
 class SphereFaceR(Loss):
-    """A multiplicative angular margin on the target, or its counterpart on the other classes.
+    """A multiplicative angular margin on the target, or its counterpart on the negatives.
 
     Target (v1): T = cos(min(m·θ_y, π)), N_j = cosθ_j. Negatives (v2): T = cosθ_y,
-    N_j = cos(θ_j / m). The paper leaves the margin out of the target's gradient (characteristic
-    gradient detachment): set `straight_through`.
+    N_j = cos(θ_j / m). The paper ignores the margin in the target's gradient (characteristic
+    gradient detachment); set `straight_through` to do the same.
 
     Source: SphereFace Revived, arXiv 2109.05565, section 4, with hard feature normalization
     (s 30, m 1.5).
 
     Attributes:
         margin: m, at least 1.
-        side: ``target`` or ``negatives``.
+        side: the cosines to modify, ``target`` (v1) or ``negatives`` (v2).
 
     >>> import torch
     >>> SphereFaceR(margin=2).target(torch.tensor([0.0, -0.5]), Context())

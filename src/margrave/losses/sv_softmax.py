@@ -22,7 +22,7 @@ class SVSoftmax(Loss):
     cos(θ_y + m)); then N_j = t·cosθ_j + t − 1, otherwise N_j = cosθ_j. T = f(m, θ_y), or cosθ_y for
     samples exempted by the easy margin.
 
-    Source: Support Vector Guided Softmax, arXiv 1812.11317, equations 8 to 11; constants of the
+    Source: Support Vector Guided Softmax, arXiv 1812.11317, equations 8 to 11; defaults of the
     public re-implementation (t = 1.12, m = 0.45, s = 32). Base ``none`` is the original SV-Softmax;
     ``cosine`` (SV-AM-Softmax, the paper's best) and ``angular`` add a margin.
 

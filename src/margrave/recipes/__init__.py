@@ -1,4 +1,7 @@
-"""Recipes: configurations to start from, each a YAML file; its first line says what it is."""
+"""The recipes and studies that come with Margrave: YAML files to start from.
+
+The first line of each file says what the file is for.
+"""
 
 from __future__ import annotations
 
@@ -10,37 +13,38 @@ from margrave.registry import suggest
 
 
 def recipe_names() -> list[str]:
-    """The recipes that come with Margrave."""
+    """The names of the recipes that come with Margrave."""
     return _names(files(__name__))
 
 
 def recipe_text(name: str) -> str:
-    """The YAML of a recipe: one of Margrave's by name, or any file.
+    """The YAML text of a recipe; `name` is one of `recipe_names` or the path of a file.
 
     Raises:
-        ValueError: there is neither such a recipe nor such a file; the message suggests the most
-            similar name.
+        ValueError: there is no such recipe or file (the message suggests the most similar name), or
+            the file cannot be read as text.
     """
     return _text(files(__name__), name, "recipe")
 
 
 def study_names() -> list[str]:
-    """The studies that come with Margrave."""
+    """The names of the studies that come with Margrave."""
     return _names(files(__name__) / "studies")
 
 
 def study_text(name: str) -> str:
-    """The YAML of a study: one of Margrave's by name, or any file.
+    """The YAML text of a study; `name` is one of `study_names` or the path of a file.
 
     Raises:
-        ValueError: there is neither such a study nor such a file; the message suggests the most
-            similar name.
+        ValueError: there is no such study or file (the message suggests the most similar name), or
+            the file cannot be read as text.
     """
     return _text(files(__name__) / "studies", name, "study")
 
 
 def _names(folder: Traversable) -> list[str]:
-    return sorted(entry.name[:-5] for entry in folder.iterdir() if entry.name.endswith(".yaml"))
+    file_names = (entry.name for entry in folder.iterdir())
+    return sorted(name.removesuffix(".yaml") for name in file_names if name.endswith(".yaml"))
 
 
 def _text(folder: Traversable, name: str, noun: str) -> str:

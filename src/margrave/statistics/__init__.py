@@ -1,4 +1,4 @@
-"""Running statistics: the state that losses need between steps, in buffers."""
+"""Running statistics: buffers in which a head keeps what its loss needs from earlier steps."""
 
 import importlib
 import pkgutil
@@ -31,5 +31,6 @@ __all__ = [
     "create_statistics",
 ]
 
+# Import every module of this package, so that each statistic registers itself.
 for _module in pkgutil.iter_modules(__path__):
     importlib.import_module(f"{__name__}.{_module.name}")

@@ -15,15 +15,15 @@ from margrave.statistics.contract import STATISTICS, Observation, Statistic, Sta
 class AdaptiveScale(Statistic):
     """s ← log B / cos(min(π/4, θ_med)) over the batch of all ranks, starting at √2·log(C − 1).
 
-    B = mean_i Σ_{j≠y} e^{s·cosθ_ij} with the s of the step before, and θ_med is the median of the
-    angles θ_y. With class sampling, the sum is over the sampled classes. A step in which B is at
-    most 1 or not finite does not change s.
+    B = mean_i Σ_{j≠y} e^{s·cosθ_ij} with the previous s, and θ_med is the median of the angles θ_y.
+    With class sampling, the sum is over the sampled classes. A step in which B is at most 1 or not
+    finite does not change s.
 
     Args:
         spec: the number of classes, at least 3, and the ranks that share each batch.
 
     Raises:
-        ValueError: with fewer than 3 classes the scale would be 0.
+        ValueError: there are fewer than 3 classes, with which the initial scale would be 0.
 
     Source: AdaCos, CVPR 2019, arXiv 1905.00292, equations 12 and 15 and algorithm 1.
     """
@@ -35,18 +35,19 @@ class AdaptiveScale(Statistic):
         if spec.num_classes < 3:
             raise ValueError(
                 f"num_classes = {spec.num_classes}: the adaptive scale needs at least 3 classes; "
-                "choose loss normface and a scale"
+                "choose the loss normface and set its scale"
             )
         initial = math.sqrt(2) * math.log(spec.num_classes - 1)
         self.register_buffer("scale", torch.tensor(initial))
 
     def update(self, observation: Observation) -> None:
-        sums = observation.log_sum_exp_of_negatives(self.scale)
+        log_sums = observation.log_sum_exp_of_negatives(self.scale)
         world = self.spec.batch_world
-        own = torch.stack([sums, observation.target_cosine.to(sums)], dim=1)
-        rows = gather_rows(own, gather_sizes(len(own), world, own.device), world)
-        log_mean = torch.logsumexp(rows[:, 0], dim=0) - math.log(len(rows))
-        median = rows[:, 1].clamp(-1, 1).acos().median()
+        rank_values = torch.stack([log_sums, observation.target_cosine.to(log_sums)], dim=1)
+        sizes = gather_sizes(len(rank_values), world, rank_values.device)
+        log_sums, target_cosine = gather_rows(rank_values, sizes, world).unbind(dim=1)
+        log_mean = torch.logsumexp(log_sums, dim=0) - math.log(len(log_sums))
+        median = target_cosine.clamp(-1, 1).acos().median()
         scale = log_mean / median.clamp(max=math.pi / 4).cos()
         valid = torch.isfinite(scale) & (scale > 0)
         self.scale.copy_(torch.where(valid, scale.to(self.scale), self.scale))

@@ -1,4 +1,4 @@
-"""KappaFace's ψ: a margin weight per class from its features' concentration and its size."""
+"""KappaFace's ψ: a margin weight per class, from the concentration and number of its features."""
 
 from __future__ import annotations
 
@@ -21,24 +21,28 @@ MAX_MEAN_LENGTH = 1 - 1e-4
 class ClassConcentration(Statistic):
     """ψ_c = γ·w_κ + (1 − γ)·w_s; it is 1 in the first epoch and updated after each epoch.
 
-    With the unit features f that class c had in the epoch, and their number n_c (the samples that
-    were actually drawn, because samplers drop and repeat some):
+    f are the unit features of class c in the epoch. n_c is their number, as counted in the epoch,
+    because samplers drop and repeat images:
     r̄ = ‖Σ f‖ / n_c; κ_c = r̄(D − r̄²)/(1 − r̄²);
     w_κ = 1 − sigmoid( temperature·(κ_c − mean κ)/std κ ), std unbiased;
     w_s = ½[cos(π·n_c/(1.05·max n)) + 1].
 
     A class with a single sample has no concentration: it gets the neutral w_κ = ½ and is excluded
-    from the mean. If all κ are equal, or there are fewer than two, every w_κ is ½. A class without
-    samples keeps its ψ.
+    from mean κ and std κ. If all κ are equal, or there are fewer than two, every w_κ is ½. A class
+    without samples keeps its ψ.
 
     Args:
         spec: sizes and ranks; the memory buffer requires `num_samples`.
         temperature: the sigmoid's temperature in w_κ, above 0.
         concentration_share: γ in [0, 1].
         estimator: where the features come from, see `margrave.losses.kappaface.KappaFace`.
-        memory_update_weight: the memory becomes normalize((1 − weight)·memory + weight·f).
+        memory_update_weight: the weight in memory ← normalize((1 − weight)·memory + weight·f).
 
-    Source: KappaFace, arXiv 2201.07394, equations 7 to 14. Written from the paper alone.
+    Raises:
+        ValueError: the memory buffer has no `num_samples`, or the head is replicated on several
+            ranks; in `update`, the observation lacks what the estimator requires.
+
+    Source: KappaFace, arXiv 2201.07394, equations 7 to 14; implemented from the paper only.
     """
 
     per_step = False
@@ -64,8 +68,8 @@ class ClassConcentration(Statistic):
         self.concentration_share = concentration_share
         self.estimator = estimator
         self.memory_update_weight = memory_update_weight
-        self.own_classes = spec.classes
-        classes, features = len(self.own_classes), spec.embedding_size
+        self._local_classes = spec.classes
+        classes, features = len(self._local_classes), spec.embedding_size
         self.register_buffer("margin_weight", torch.ones(classes))
         self.register_buffer("concentration", torch.zeros(classes))
         required = {"momentum_encoder": "momentum_embeddings", "memory_buffer": "sample_indices"}
@@ -73,7 +77,7 @@ class ClassConcentration(Statistic):
         if estimator == "memory_buffer":
             if not spec.num_samples:
                 raise ValueError(
-                    "estimator 'memory_buffer' keeps a vector per training image: "
+                    "estimator 'memory_buffer' stores a vector per training image: "
                     "give the head num_samples, or choose estimator 'online'"
                 )
             if spec.batch_world.size > 1:
@@ -82,8 +86,8 @@ class ClassConcentration(Statistic):
                     f"{spec.batch_world.size} ranks, because each rank sees only its own images; "
                     "choose head 'sharded' or estimator 'online'"
                 )
-            self.own_samples = owned_classes(spec.num_samples, spec.class_world)
-            samples = len(self.own_samples)
+            self._local_samples = owned_classes(spec.num_samples, spec.class_world)
+            samples = len(self._local_samples)
             self.register_buffer("memory", torch.zeros(samples, features))
             self.register_buffer("memory_label", torch.full((samples,), -1))
         else:
@@ -102,10 +106,10 @@ class ClassConcentration(Statistic):
                     "call of the head: pass the MomentumEncoder's output, or choose 'online'"
                 )
             features = functional.normalize(observation.momentum_embeddings)
-        index, valid = _local_indices(observation.labels, self.own_classes)
+        index, valid = _local_indices(observation.labels, self._local_classes)
         valid &= torch.isfinite(features).all(dim=1)
         features = torch.where(valid[:, None], features, 0)
-        if self.own_classes:
+        if self._local_classes:
             self.feature_sum.index_add_(0, index, features.to(self.feature_sum))
             self.count.index_add_(0, index, valid.long())
 
@@ -115,15 +119,16 @@ class ClassConcentration(Statistic):
                 "estimator 'memory_buffer' requires sample_indices in every training call of the "
                 "head: pass each image's index in the training set, or choose 'online'"
             )
-        if not self.own_samples:
+        if not self._local_samples:
             return
-        index, inside = _local_indices(observation.sample_indices, self.own_samples)
+        index, inside = _local_indices(observation.sample_indices, self._local_samples)
         features = observation.unit_embeddings.to(self.memory)
-        # Other ranks' samples are replaced by this rank's last one, which is written repeatedly:
-        # filtering them out would give a shape that depends on values, so the host would wait.
+        # Filtering out the images of other ranks would give a shape that depends on values, so the
+        # host would wait for the device. Instead, this rank's last image takes their place; the
+        # same row is then written several times.
         rows = torch.arange(len(inside), device=inside.device)
-        last_own = ((rows + 1) * inside).argmax()
-        rows_of_rank = torch.where(inside, rows, last_own)
+        last_inside = ((rows + 1) * inside).argmax()
+        rows_of_rank = torch.where(inside, rows, last_inside)
         index, inside, features = index[rows_of_rank], inside[rows_of_rank], features[rows_of_rank]
         old = self.memory[index]
         blended = functional.normalize(torch.lerp(old, features, self.memory_update_weight))
@@ -140,12 +145,13 @@ class ClassConcentration(Statistic):
         return class_rows | dict.fromkeys(by_image & set(self._buffers), images)
 
     def _sums(self) -> tuple[Tensor, Tensor]:
-        """Σ f (C, D) and n (C,) of this rank's C classes, over the samples of all ranks."""
+        """Σ f (C, D) and n (C,) of this rank's C classes, summed over the samples of all ranks."""
         world = self.spec.batch_world
         if self.estimator != "memory_buffer":
             return all_reduce_sum(self.feature_sum, world), all_reduce_sum(self.count, world)
-        world, own = self.spec.class_world, None
-        # Each rank's memory holds images of classes that other ranks own.
+        world, rank_sums = self.spec.class_world, None
+        # A rank's memory has images of all classes, so the sums of each rank's classes are reduced
+        # over all ranks.
         for rank in range(world.size):
             classes = owned_classes(self.spec.num_classes, World(rank, world.size))
             # Images not seen yet and images of other classes go to one extra row, which is dropped.
@@ -156,9 +162,9 @@ class ClassConcentration(Statistic):
             count = index.new_zeros(len(classes) + 1)
             count.index_add_(0, index, torch.ones_like(index))
             sums = all_reduce_sum(total[:-1], world), all_reduce_sum(count[:-1], world)
-            own = sums if rank == world.rank else own
-        assert own is not None
-        return own
+            rank_sums = sums if rank == world.rank else rank_sums
+        assert rank_sums is not None
+        return rank_sums
 
     @torch.no_grad()
     def end_epoch(self) -> None:
@@ -175,17 +181,17 @@ class ClassConcentration(Statistic):
             self.count.zero_()
 
     def context(self, observation: Observation) -> dict[str, Tensor]:
-        index, inside = _local_indices(observation.labels, self.own_classes)
+        index, inside = _local_indices(observation.labels, self._local_classes)
         weight = torch.zeros_like(observation.target_cosine)
-        if self.own_classes:
+        if self._local_classes:
             weight = torch.where(inside, self.margin_weight[index].to(weight), weight)
         return {"margin_weight": all_reduce_sum(weight, self.spec.class_world)}
 
 
-def _local_indices(indices: Tensor, own: range) -> tuple[Tensor, Tensor]:
-    """Indices relative to the range's start (0 outside it), and which lie inside the range."""
-    inside = (indices >= own.start) & (indices < own.stop)
-    return torch.where(inside, indices - own.start, 0), inside
+def _local_indices(indices: Tensor, local: range) -> tuple[Tensor, Tensor]:
+    """Indices relative to the range's start, 0 outside the range; a mask of those inside."""
+    inside = (indices >= local.start) & (indices < local.stop)
+    return torch.where(inside, indices - local.start, 0), inside
 
 
 def concentration_of(feature_sum: Tensor, count: Tensor) -> Tensor:
@@ -203,28 +209,30 @@ def concentration_of(feature_sum: Tensor, count: Tensor) -> Tensor:
 
 
 def concentration_weight(
-    concentration: Tensor, known: Tensor, temperature: float, world: World = SINGLE_RANK
+    concentration: Tensor, is_defined: Tensor, temperature: float, world: World = SINGLE_RANK
 ) -> Tensor:
-    """w_κ (C,): near 1 for scattered classes; ½ where the concentration is unknown.
+    """w_κ (C,): near 1 for scattered classes; ½ where the concentration is not defined.
 
     Args:
         concentration: κ (C,) of this rank's classes.
-        known: (C,) bool, where κ is known.
+        is_defined: (C,) bool, whether κ is defined, which takes at least two samples.
         temperature: the sigmoid's temperature.
-        world: the ranks that own the other classes.
+        world: the ranks that share the classes.
     """
-    count = all_reduce_sum(known.sum(), world)
-    mean = all_reduce_sum(torch.where(known, concentration, 0).sum(), world) / count.clamp_min(1)
-    squares = torch.where(known, (concentration - mean).square(), 0).sum()
+    count = all_reduce_sum(is_defined.sum(), world)
+    total = all_reduce_sum(torch.where(is_defined, concentration, 0).sum(), world)
+    mean = total / count.clamp_min(1)
+    squares = torch.where(is_defined, (concentration - mean).square(), 0).sum()
     squares = all_reduce_sum(squares, world)
     std = (squares / (count - 1).clamp_min(1)).sqrt()
-    distinct = known & (std > torch.finfo(std.dtype).eps * mean.abs())
-    standardized = torch.where(distinct, (concentration - mean) / std, 0)
+    # If all κ are equal up to rounding, they cannot be standardized.
+    is_varied = is_defined & (std > torch.finfo(std.dtype).eps * mean.abs())
+    standardized = torch.where(is_varied, (concentration - mean) / std, 0)
     return 1 - torch.sigmoid(temperature * standardized)
 
 
 def size_weight(count: Tensor, world: World = SINGLE_RANK) -> Tensor:
-    """w_s (C,): near 1 for small classes, near 0 for the largest class of all ranks.
+    """w_s (C,): near 1 for classes with few samples, near 0 for the largest class of all ranks.
 
     >>> size_weight(torch.tensor([0.0, 10.0])).round(decimals=3)
     tensor([1.0000, 0.0060])

@@ -1,4 +1,4 @@
-"""The contract of running statistics: what they observe, store and supply to losses."""
+"""The base class of running statistics: what they observe, store and supply to losses."""
 
 from __future__ import annotations
 
@@ -13,14 +13,17 @@ from margrave.registry import Registry
 
 
 def _no_negatives(scale: Tensor) -> Tensor:
-    raise ValueError(f"this observation has no class centers for a scale of {float(scale)}")
+    raise ValueError(
+        f"log_sum_exp_of_negatives was called with scale {float(scale)}, but this Observation was "
+        "created without such a function; pass one, as heads do"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Observation:
     """A training step's values that statistics observe, without gradient.
 
-    B counts the samples of all ranks that share the classes; D is the number of features.
+    B is the number of samples of all ranks that share the classes; D is the number of features.
 
     Attributes:
         unit_embeddings: (B, D) x̂.
@@ -29,9 +32,9 @@ class Observation:
         labels: (B,) class indices.
         sample_indices: (B,) indices of the images in the training set, or None.
         momentum_embeddings: (B, D) the momentum encoder's embeddings, or None.
-        log_sum_exp_of_negatives: given a scale s (), computes (B,) log Σ_{j≠y} e^{s·cosθ_j} over
-            the classes of all ranks, by one more product of embeddings and class centers. Every
-            rank that shares the classes must call it.
+        log_sum_exp_of_negatives: a function from a scale s () to (B,) log Σ_{j≠y} e^{s·cosθ_j}
+            over the classes of all ranks. A call costs one more product of embeddings and class
+            centers, and every rank that shares the classes must make it.
     """
 
     unit_embeddings: Tensor
@@ -51,9 +54,9 @@ class StatisticSpec:
         num_classes: C, over all ranks.
         embedding_size: D.
         num_samples: number of training images, for statistics that store something per image.
-        batch_world: the ranks over which statistics of a batch are reduced; a single rank where
-            each already observes the samples of all ranks.
-        class_world: the ranks that share the classes; a single rank where each has all classes.
+        batch_world: the ranks over which statistics of a batch are reduced; a single rank if every
+            rank already observes the samples of all ranks.
+        class_world: the ranks that share the classes; a single rank if every rank has all classes.
     """
 
     num_classes: int
@@ -69,16 +72,16 @@ class StatisticSpec:
 
 
 class Statistic(nn.Module):
-    """Running state in buffers: equal on every rank, or stored by the rank that owns the class.
+    """A running statistic in buffers that are equal on every rank, or sharded by class or image.
 
-    A subclass takes a `StatisticSpec` and its own settings and implements `update`, which is called
-    in training before the loss, and `context`. A loss lists the statistics that it reads in `needs`
-    by registered name or import path, ``my_module:MyStatistic``. Buffers are part of the head's
-    state dict.
+    A subclass takes a `StatisticSpec` and its settings, and implements `update` and `context`. In
+    training, the head calls `update` before it computes the loss. A loss lists the statistics that
+    it reads in `needs`, by registered name or import path, ``my_module:MyStatistic``. The buffers
+    are part of the head's state dict.
     """
 
     per_step: bool = True
-    """True: `update` is called once per optimizer step; False: with every micro-batch."""
+    """Whether `update` is called once per optimizer step (True) or for every micro-batch."""
 
     reads: frozenset[str] = frozenset()
     """The optional fields of `Observation` that this statistic requires."""
@@ -88,14 +91,15 @@ class Statistic(nn.Module):
         self.spec = spec
 
     def update(self, observation: Observation) -> None:
-        """Update the statistic with a training step's values."""
+        """Update the statistic with the values of a training step."""
         raise NotImplementedError
 
     def context(self, observation: Observation) -> dict[str, Tensor]:
         """The fields of `margrave.losses.Context` that this statistic supplies, by name.
 
-        Each has shape () or (B,), has no gradient, and is equal on all ranks that share the
-        classes. Return copies of buffers, which may change in place before the backward pass.
+        Each field has shape () or (B,), has no gradient, and is equal on all ranks that share the
+        classes. Return copies of buffers, because buffers may change in place before the backward
+        pass.
         """
         raise NotImplementedError
 
@@ -130,14 +134,15 @@ def create_statistics(
     """
     statistics: dict[str, Statistic] = {}
     for path, settings in needs.items():
-        kind = STATISTICS.get(path)
-        if not (isinstance(kind, type) and issubclass(kind, Statistic)):
+        statistic_class = STATISTICS.get(path)
+        if not (isinstance(statistic_class, type) and issubclass(statistic_class, Statistic)):
             raise ValueError(
-                f"{path!r} is not a subclass of margrave.statistics.Statistic; derive it from that"
+                f"{path!r} is not a subclass of margrave.statistics.Statistic; derive your class "
+                "from Statistic"
             )
         # State dicts and metrics contain this name, so it must not depend on the module's path.
         name = path.rpartition(":")[2]
         if name in statistics:
             raise ValueError(f"two statistics are named {name!r}; rename the class of one of them")
-        statistics[name] = kind(spec, **settings)
+        statistics[name] = statistic_class(spec, **settings)
     return statistics

@@ -15,9 +15,9 @@ from margrave.statistics.contract import STATISTICS, Observation, Statistic, Sta
 class FeatureNorm(Statistic):
     """Running μ and unbiased σ of ‖x‖ clipped to [0.001, 100], over the batch of all ranks.
 
-    μ ← weight·mean + (1 − weight)·μ, and σ likewise. A batch of a single sample has no standard
-    deviation and is skipped, as is a batch with norms that are not finite (mixed-precision loops
-    skip that step too).
+    μ ← weight·mean + (1 − weight)·μ, and σ likewise. A batch of a single sample is skipped, because
+    it has no standard deviation. A batch with norms that are not finite is skipped too, as the
+    optimizer step usually is in mixed precision.
 
     Args:
         spec: the ranks to synchronize with.
@@ -44,7 +44,7 @@ class FeatureNorm(Statistic):
         self.update_weight = update_weight
         self.start = start
         self.register_buffer("mean", torch.tensor(20.0))
-        # σ is named `deviation` because it is in the checkpoints and metrics of version 0.1.
+        # σ is named `deviation` because checkpoints and metrics of version 0.1 use this name.
         self.register_buffer("deviation", torch.tensor(100.0))
         self.register_buffer("updates", torch.zeros((), dtype=torch.int64))
 

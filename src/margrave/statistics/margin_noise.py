@@ -10,7 +10,7 @@ from torch import Tensor
 from margrave.statistics.contract import STATISTICS, Observation, Statistic, StatisticSpec
 
 GOLDEN = -0x61C8864680B583EB
-"""SplitMix64's increment, 2^64 / φ as int64: it spreads the counts over all values."""
+"""SplitMix64's increment, 2^64 / φ as int64: its multiples are spread over all 64-bit values."""
 
 
 @STATISTICS.register("margin_noise")
@@ -35,7 +35,7 @@ class MarginNoise(Statistic):
     def __init__(self, spec: StatisticSpec, *, sort: bool = False) -> None:
         super().__init__(spec)
         self.sort = sort
-        # Ranks that start with the same torch seed draw the same one, as for the class centers.
+        # Ranks with the same torch seed draw the same number, as they do for the class centers.
         self.register_buffer("seed", torch.randint(2**31, (), device="cpu"))
         self.register_buffer("count", torch.zeros((), dtype=torch.int64))
 
@@ -47,7 +47,7 @@ class MarginNoise(Statistic):
         cosine = observation.target_cosine
         if not self.training:
             return {"margin_noise": torch.zeros_like(cosine)}
-        # Samples of different ranks get different numbers.
+        # Number the samples of all ranks, so that no two get the same noise.
         world = self.spec.batch_world
         position = torch.arange(len(cosine), device=cosine.device) * world.size + world.rank
         noise = _normal(_mixed(_mixed(self.seed + self.count * GOLDEN) + position), cosine)
@@ -62,8 +62,8 @@ class MarginNoise(Statistic):
 def _mixed(value: Tensor) -> Tensor:
     """SplitMix64's finalizer: each bit of the result depends on all bits of the value.
 
-    A torch generator would have to be seeded with the count on the CPU, so each step would wait for
-    the GPU.
+    A torch generator is not used, because seeding it takes the count on the CPU, so each step would
+    wait for the GPU.
     """
     for shift, factor in ((30, -0x40A7B892E31B1A47), (27, -0x6B2FB644ECCEEE15)):
         value = (value ^ _shifted(value, shift)) * factor
@@ -71,12 +71,12 @@ def _mixed(value: Tensor) -> Tensor:
 
 
 def _shifted(value: Tensor, bits: int) -> Tensor:
-    """A logical right shift; the operator >> of int64 would repeat the sign bit."""
+    """A logical right shift; the operator >> of int64 copies the sign bit, so mask the copies."""
     return (value >> bits) & ((1 << (64 - bits)) - 1)
 
 
 def _normal(bits: Tensor, like: Tensor) -> Tensor:
-    """Standard normal numbers in the dtype of `like`, from 24 of the random bits."""
+    """Standard normal numbers in the dtype of `like`, from the upper 24 of 64 random bits."""
     # Computed at least in float32, because half precision cannot hold 24 bits.
     uniform = (_shifted(bits, 40).to(torch.promote_types(like.dtype, torch.float32)) + 0.5) / 2**24
     return (torch.erfinv(2 * uniform - 1) * math.sqrt(2)).to(like.dtype)
