@@ -13,13 +13,14 @@ from margrave.protocols.contract import PROTOCOLS, EvaluationOptions, Protocol
 from margrave.search import StateFile, rank_state_path
 
 
-def measurable_targets(pairs: int) -> tuple[float, ...]:
-    """The four smallest FARs at which `pairs` pairs allow at least one false accept.
+def measurable_targets(num_pairs: int) -> tuple[float, ...]:
+    """The four smallest FARs at which this number of pairs allows at least one false accept.
 
-    Candidates are the powers of ten from 0.1 to 1e-9. Without any, the result is 0.1 alone.
+    Only the powers of ten from 0.1 to 1e-9 are considered. With fewer than 10 pairs, the result is
+    (0.1,).
     """
     powers = [10.0**-power for power in range(1, 10)]
-    return tuple(far for far in powers if far * pairs >= 1)[-4:] or (0.1,)
+    return tuple(far for far in powers if far * num_pairs >= 1)[-4:] or (0.1,)
 
 
 @PROTOCOLS.register("all-to-all")
@@ -30,7 +31,7 @@ class AllToAll(Protocol):
     labeled: ClassVar[bool] = True
 
     distractors: Path | None = None
-    """A feature store of other identities, to compare with every labeled face."""
+    """A feature store of other identities; each distractor is compared with every labeled face."""
     far: tuple[float, ...] | None = None
     """FAR targets; by default the four smallest powers of ten for which there are enough pairs."""
 
@@ -57,7 +58,7 @@ def compare_all(
 
     Raises:
         ValueError: there are no labeled images, the distractors were embedded by another model or
-            preprocessing, or the pairs are insufficient (see ``evaluate_all_to_all``).
+            with other preprocessing, or the pairs are insufficient (see ``evaluate_all_to_all``).
     """
     options = options or EvaluationOptions()
     readable = features.readable_rows
@@ -90,15 +91,18 @@ def compare_all(
 def create_keeper(
     options: EvaluationOptions, settings: list[Any], *features: Features | None
 ) -> StateFile | None:
-    """Create the keeper that saves this evaluation's state, or None without ``options.state``.
+    """Open the state file that makes this evaluation resumable; None without ``options.state``.
+
+    A saved state is only resumed if the settings, the features and the number of processes are
+    equal.
 
     Args:
         options: options that do not depend on the protocol.
-        settings: the protocol's name and settings; a saved state is only resumed if they are equal.
-        features: the compared features; their digests must be equal too.
+        settings: the protocol's name and settings.
+        features: the compared features, identified by their digests.
     """
     if options.state is None:
         return None
-    digests = [item.digest for item in features if item is not None]
+    digests = [compared.digest for compared in features if compared is not None]
     evaluation_key = json.dumps([settings, options.world.size, digests])
     return StateFile(rank_state_path(options.state, options.world), evaluation_key)
