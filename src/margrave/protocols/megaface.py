@@ -189,7 +189,7 @@ def read_noise_list(path: str | Path) -> frozenset[str]:
 
 
 def facescrub_identity(name: str) -> str:
-    """A FaceScrub image's identity: the folder's name, else the file name up to the last underscore.
+    """A FaceScrub image's identity: the folder's name, else the file name before the last ``_``.
 
     Raises:
         ValueError: the name has neither a folder nor an underscore.
