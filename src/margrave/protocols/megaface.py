@@ -17,9 +17,9 @@ from margrave.protocols.contract import PROTOCOLS, EvaluationOptions, Protocol
 
 FAR_TARGETS = (1e-4, 1e-5, 1e-6)
 NOISE = 1e-3
-"""A noisy probe is replaced by its identity's center plus a random offset.
+"""Largest random offset per dimension, as in InsightFace's evaluation.
 
-This is the largest offset in each dimension, as in InsightFace's evaluation.
+A noisy probe is replaced by its identity's center plus such an offset.
 """
 
 

@@ -18,7 +18,7 @@ from margrave.training import StepReport, fit
 WARM_UP_STEPS = 5
 """Steps that precede the measurement of a training's speed."""
 MEASURED_SECONDS = 10.0
-"""How long the speed of a training is measured, unless it ends earlier."""
+"""How long a training's speed is measured; a shorter training is measured to its end."""
 
 
 class _SpeedMeasured(Exception):

@@ -50,7 +50,9 @@ class Trained:
 def compare_cells(
     cells: Sequence[Trained], config: StudyConfig, resamples: int = 300
 ) -> dict[str, SeedComparison]:
-    """Compare each condition's losses over the seeds that every loss has finished.
+    """Compare each condition's losses over the seeds that all of them have finished.
+
+    A loss without a finished cell is left out.
 
     Args:
         cells: the finished cells.
@@ -58,7 +60,7 @@ def compare_cells(
         resamples: number of bootstrap replicates.
 
     Returns:
-        Condition -> comparison, without conditions that have no such seed.
+        Condition -> comparison, for the conditions that have such seeds.
 
     Raises:
         ValueError: cells of one condition were tested on different pairs, or trained for different
@@ -89,7 +91,7 @@ def compare_cells(
 
 
 def _complete_seeds(cells: Sequence[Trained]) -> list[int]:
-    """The seeds that every loss has finished."""
+    """The seeds that every loss among these cells has finished."""
     by_loss: dict[str, set[int]] = {}
     for cell in cells:
         by_loss.setdefault(cell.loss, set()).add(cell.seed)

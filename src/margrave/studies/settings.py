@@ -72,8 +72,8 @@ class StudyConfig(Settings):
     tuning: Tuning | None = None
     claims: list[Claim] = Field(default=[])
     prepared: dict[str, Any] = Field(default={})
-    """Training settings that were measured on the machine where the study began; all cells use
-    them."""
+    """Training settings that were chosen on the machine where the study began, such as the number
+    of threads; all cells use them."""
 
     @field_validator("losses", mode="before")
     @classmethod
