@@ -94,7 +94,9 @@ def test_claims_are_judged_by_the_corrected_test() -> None:
     config: StudyConfig = read_study([STUDY], {})
     better, equal = comparison(0.8), comparison(0.0)
     assert judge_claim(claim(True), better, config).startswith("reproduced: +")
-    assert judge_claim(claim(False), better, config).startswith("contradicted, it is better here")
+    assert judge_claim(claim(False), better, config).startswith(
+        "contradicted, adaface is better: +"
+    )
     assert judge_claim(claim(True), equal, config).startswith("not reproduced: ")
     assert judge_claim(claim(False), equal, config).startswith("as claimed, no difference")
     reverse = claim(True, loss="arcface", over="adaface")

@@ -18,7 +18,8 @@ from margrave.search import StateFile, rank_state_path
 def measurable_targets(labels: np.ndarray, distractors: int = 0) -> tuple[float, ...]:
     """The four smallest FARs at which the impostor pairs allow at least one false accept.
 
-    Candidates are the powers of ten from 0.1 to 1e-9. Without any, the result is 0.1 alone.
+    Only the powers of ten from 0.1 to 1e-9 are considered. With fewer than 10 impostor pairs, the
+    result is (0.1,).
 
     Args:
         labels: (N,) identity of each embedding.
@@ -42,7 +43,7 @@ class AllToAll(Protocol):
     labeled: ClassVar[bool] = True
 
     distractors: Path | None = None
-    """A feature store of other identities, to compare with every labeled face."""
+    """A feature store of other identities; each distractor is compared with every labeled face."""
     far: tuple[float, ...] | None = None
     """FAR targets; default: the four smallest powers of ten with enough impostor pairs."""
 
@@ -69,7 +70,7 @@ def compare_all(
 
     Raises:
         ValueError: there are no labeled images, the distractors were embedded by another model or
-            preprocessing, or the pairs are insufficient (see ``evaluate_all_to_all``).
+            with other preprocessing, or the pairs are insufficient (see ``evaluate_all_to_all``).
     """
     options = options or EvaluationOptions()
     readable = features.readable_rows
@@ -100,15 +101,18 @@ def compare_all(
 def create_keeper(
     options: EvaluationOptions, settings: list[Any], *features: Features | None
 ) -> StateFile | None:
-    """Create the keeper that saves this evaluation's state, or None without ``options.state``.
+    """Open the state file that makes this evaluation resumable; None without ``options.state``.
+
+    A saved state is only resumed if the settings, the features and the number of processes are
+    equal.
 
     Args:
         options: options that do not depend on the protocol.
-        settings: the protocol's name and settings; a saved state is only resumed if they are equal.
-        features: the compared features; their digests must be equal too.
+        settings: the protocol's name and settings.
+        features: the compared features, identified by their digests.
     """
     if options.state is None:
         return None
-    digests = [item.digest for item in features if item is not None]
+    digests = [compared.digest for compared in features if compared is not None]
     evaluation_key = json.dumps([settings, options.world.size, digests])
     return StateFile(rank_state_path(options.state, options.world), evaluation_key)

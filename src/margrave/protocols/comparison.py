@@ -28,8 +28,8 @@ def compare_results(
         seed: seed of the bootstrap.
 
     Returns:
-        For each metric, the second model's value minus the first's; ``details`` has ``p_value``,
-        ``more_pairs`` (see ``Difference``) and both models' values.
+        One figure per metric: the second model's value minus the first's. Its ``details`` have both
+        models' values, ``p_value`` and ``more_pairs`` (see ``Difference``).
 
     Raises:
         ValueError: a result has no scores, or the pairs differ.
@@ -90,10 +90,10 @@ def compare_results(
 
 
 def _same_pairs(first: PairScores, second: PairScores) -> bool:
-    """Whether two results are of the same pairs, by all that both of them record."""
+    """Whether two results are of the same pairs, as far as both results record them."""
     if (first.same, first.folds) != (second.same, second.folds):
         return False
-    # Results of earlier versions lack the digest.
+    # Results of earlier versions have no digest; compare their identities instead.
     if first.images_digest and second.images_digest:
         return first.images_digest == second.images_digest
     return None in (first.identities, second.identities) or first.identities == second.identities

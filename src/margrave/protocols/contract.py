@@ -1,4 +1,4 @@
-"""The contract of protocols: settings, and a method that turns features into results."""
+"""The interface of every protocol: settings, and a method that turns features into results."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ class EvaluationOptions:
     """Options of an evaluation that do not depend on the protocol.
 
     Attributes:
-        resamples: number of bootstrap replicates for the intervals; 0 for none.
+        resamples: number of bootstrap replicates; 0 for no intervals.
         seed: seed of the bootstrap.
         device: the device that computes the scores.
         world: the processes that share the work, for protocols that are ``distributed``.
         progress: called with (comparisons done, total).
-        state: the file to save the evaluation's state to and to resume it from; None for no file.
+        state: the file that the evaluation saves its state to and resumes from; None saves nothing.
     """
 
     resamples: int = 1000
@@ -84,12 +84,12 @@ class Protocol(Settings):
         return open_source(required_source(source), labeled=self.labeled or None)
 
     def evaluate(self, features: Features, options: EvaluationOptions) -> Sequence[Result]:
-        """Evaluate features; a protocol may return several results."""
+        """Evaluate features and return one or several results."""
         raise NotImplementedError
 
 
 def required_source(source: str | None) -> str:
-    """Return the source of the images, unless it is missing.
+    """Return ``source``, which must not be None.
 
     Raises:
         ValueError: ``source`` is None.
@@ -114,7 +114,10 @@ def evaluate(
         protocol: a registered name or an import path ``module:Class``; or a protocol object.
         features: features in memory (``embed_features``) or from a store (``FeatureStore``).
         options: options that do not depend on the protocol.
-        settings: the protocol's settings, if it is given by name.
+        settings: the protocol's settings, if ``protocol`` is a name.
+
+    Returns:
+        The protocol's results; each also records the settings and the features' origin.
 
     Raises:
         ValueError: the protocol or a setting is unknown, a file is malformed, or an image has no

@@ -1,4 +1,4 @@
-"""Verification of several demographic groups, each with its own pairs: RFW."""
+"""Verification within several demographic groups, with a list of pairs for each (RFW)."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ class Groups(Protocol):
     positional: ClassVar[tuple[str, ...]] = ("folder",)
 
     folder: Path
-    """The folder with each group's list of pairs (RFW's txts)."""
+    """The folder with one list of pairs per group (RFW's folder txts)."""
 
     def evaluate(self, features: Features, options: EvaluationOptions) -> Sequence[Result]:
-        """One result per group, and a summary."""
+        """Return one result per group, followed by a summary."""
         lists = read_group_pairs(self.folder)
         if packed := [path for path in lists.values() if path.suffix == _PACKED_SUFFIX]:
             raise ValueError(
@@ -49,6 +49,7 @@ class Groups(Protocol):
         ]
         accuracies = np.array([group.figure("accuracy").value for group in groups])
         errors = 1 - accuracies
+        # Without any error in one group, the ratio would be infinite.
         ratio = float(errors.max() / errors.min()) if errors.min() > 0 else None
         summary = Result(
             protocol="groups",
@@ -65,13 +66,13 @@ class Groups(Protocol):
 
 
 def read_group_pairs(folder: str | Path) -> dict[str, Path]:
-    """Find each group's file of pairs, as in RFW.
+    """Find the file with each group's pairs, as in RFW.
 
     A group such as ``Asian`` has a file ``Asian_pairs.txt`` in the folder or at most two levels
     below, as in ``txts/Asian/Asian_pairs.txt``, or a file ``Asian.bin`` in the folder.
 
     Returns:
-        The file of each group, in natural order of the groups' names.
+        Group name -> path of its file, in natural order of the names.
 
     Raises:
         ValueError: the folder does not exist, a group has two files, or there are fewer than two

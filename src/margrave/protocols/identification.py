@@ -1,4 +1,4 @@
-"""Closed-set identification on TinyFace or on your own table."""
+"""Closed-set identification on TinyFace or on the images of your own table."""
 
 from __future__ import annotations
 
@@ -64,8 +64,9 @@ class IdentificationTable:
 
     Attributes:
         names: the images' paths.
-        identities: (N,) int64, numbered in order of appearance; −1 for distractors without one.
-        identity_names: the name of each identity in the table.
+        identities: (N,) int64 identity of each image, numbered in order of appearance; −1 for a
+            distractor without an identity.
+        identity_names: the identities' names, indexed by identity number.
         roles: (N,) str: ``gallery``, ``probe`` or ``distractor``.
     """
 
@@ -78,8 +79,8 @@ class IdentificationTable:
 def read_identification_table(path: str | Path) -> IdentificationTable:
     """Read a CSV table with the columns path, identity and role.
 
-    ``role`` is gallery, probe or distractor. A distractor's identity may be empty, and must not
-    occur in the gallery or among the probes. Other columns are ignored.
+    ``role`` is gallery, probe or distractor. A distractor's identity may be empty; if it is not,
+    it must not occur in the gallery or among the probes. Other columns are ignored.
 
     Raises:
         ValueError: a column is missing, a line is malformed, an image is on two lines, an identity
@@ -89,7 +90,7 @@ def read_identification_table(path: str | Path) -> IdentificationTable:
     line_of: dict[str, int] = {}
     index_of: dict[str, int] = {}
     identities, roles = [], []
-    agreement = Consistency(path, "identity", "part (distractor or not)")
+    identity_role = Consistency(path, "identity", "role (distractor or not)")
     for line_number, line, (name, identity, role) in read_table(path, ("path", "identity", "role")):
         if not is_relative_path(name) or role not in _ROLES:
             expected = f"a relative path, an identity and one of {', '.join(_ROLES)}"
@@ -101,7 +102,7 @@ def read_identification_table(path: str | Path) -> IdentificationTable:
                 path, line_number, line, f"each image once, but it is also on line {line_of[name]}"
             )
         if identity:
-            agreement.add(identity, role == "distractor", line_number, line)
+            identity_role.add(identity, role == "distractor", line_number, line)
             index_of.setdefault(identity, len(index_of))
         identities.append(index_of[identity] if identity else DISTRACTOR)
         roles.append(role)

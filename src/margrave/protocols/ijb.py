@@ -35,16 +35,16 @@ class Ijb(Protocol):
     positional: ClassVar[tuple[str, ...]] = ("files",)
 
     files: Path
-    """The folder with IJB-B's or IJB-C's lists (meta)."""
+    """The folder IJBB or IJBC, or its subfolder meta with the lists."""
     norm: bool = True
-    """Keep the embeddings' norms (N1) or normalize them (N0)."""
+    """Keep the embeddings' norms (N1), or normalize the embeddings (N0)."""
     detector: bool = False
-    """Multiply by the detector's scores (D1)."""
+    """Weight each image by its detector score (D1)."""
     flip: bool | None = None
     """Fuse flipped images (F2) or not (F1); by default F2 if the features contain them."""
 
     def open_images(self, source: str | None, image_size: int) -> ReadableImages:
-        """Open the images; align them if the official landmarks are there (for loose crops)."""
+        """Open the images; align them by the official landmarks if the folder has these."""
         landmarks = find_ijb_files(self.files).landmarks
         if landmarks is None:
             return open_source(required_source(source))
@@ -53,16 +53,16 @@ class Ijb(Protocol):
     def evaluate(self, features: Features, options: EvaluationOptions) -> Sequence[Result]:
         """One result for 1:1 and one for 1:N, if the folder contains the files for them."""
         files = find_ijb_files(self.files)
-        members = read_template_images(files.images)
+        images = read_template_images(files.images)
         pooled = pool(
             features,
-            members.names,
-            members.templates,
-            members.media,
+            images.names,
+            images.templates,
+            images.media,
             files.images,
             norm=self.norm,
             flip=self.flip,
-            detector_scores=self._detector_scores(files, members.names) if self.detector else None,
+            detector_scores=self._detector_scores(files, images.names) if self.detector else None,
         )
         results = []
         if files.pairs is not None:
@@ -81,7 +81,7 @@ class Ijb(Protocol):
         return results
 
     def _detector_scores(self, files: IjbFiles, names: Sequence[str]) -> np.ndarray:
-        """(N,) the detector's scores of the named images."""
+        """(N,) detector scores of the named images."""
         if files.landmarks is None:
             raise ValueError(
                 f"{self.files} has no file *_name_5pts_score.txt with the detector's scores; add "

@@ -27,6 +27,7 @@ from margrave.protocols.pooled_templates import (
     check_template_pairs,
 )
 
+# Field of `IjbFiles` -> how the file's name may end, in lower case.
 _SUFFIXES = {
     "images": ("_face_tid_mid.txt",),
     "pairs": ("_template_pair_label.txt",),
@@ -41,14 +42,17 @@ _PAIR_LINES = re.compile(
     rb"(?:(?:[ \t]*+[0-9]{1,%d}+[ \t]++[0-9]{1,%d}+[ \t]++[01])?+[ \t]*+\r?+\n)*+"
     % (MAX_DIGITS, MAX_DIGITS)
 )
-"""Lines ``template template label`` and blank lines; the match ends at the first malformed line."""
+"""Lines ``template template label`` and blank lines, up to the first malformed line.
+
+The quantifiers are possessive (``*+``), because backtracking over a large block would be slow.
+"""
 
 
 @dataclass(frozen=True, eq=False)
 class TemplateImages:
-    """The N lines of an image list: an image, its template and its medium on each.
+    """The N lines of an image list; each line has an image, its template and its medium.
 
-    An image may be on several lines.
+    An image that is in several templates is on several lines.
 
     Attributes:
         names: the images' paths.
@@ -66,12 +70,13 @@ class IjbFiles:
     """The paths of the files of IJB-B or IJB-C.
 
     Attributes:
-        images: the images' templates and media, for ``read_template_images``.
-        pairs: the pairs of the 1:1 protocol, for ``read_template_pairs``, or None.
-        landmarks: the landmarks and detector scores, for ``read_landmarks``, or None.
-        gallery_1: the first gallery of the 1:N protocol, for ``read_template_subjects``, or None.
-        gallery_2: the second gallery of the 1:N protocol, or None.
-        probe: the probes of the 1:N protocol, or None.
+        images: the images' templates and media; read by ``read_template_images``.
+        pairs: the pairs of the 1:1 protocol; read by ``read_template_pairs``. None if missing.
+        landmarks: landmarks and detector scores; read by ``read_landmarks``. None if missing.
+        gallery_1: the first gallery of the 1:N protocol; read by ``read_template_subjects``, like
+            the second gallery and the probes. None if missing.
+        gallery_2: the second gallery of the 1:N protocol; None if missing.
+        probe: the probes of the 1:N protocol; None if missing.
     """
 
     images: Path
@@ -85,12 +90,12 @@ class IjbFiles:
 def find_ijb_files(folder: str | Path) -> IjbFiles:
     """Find the files of IJB-B or IJB-C in a folder and in its subfolder ``meta``.
 
-    Files are recognized by the end of their names: ``ijbc_face_tid_mid.txt`` by
-    ``_face_tid_mid.txt``.
+    Files are recognized by the end of their names, such as ``_face_tid_mid.txt`` of
+    ``ijbc_face_tid_mid.txt``.
 
     Raises:
-        ValueError: the folder does not exist, it has no list of images, or it has several files of
-            one kind or files of both sets.
+        ValueError: the folder does not exist, it has no list of images, several files of one kind,
+            or files of both IJB-B and IJB-C.
     """
     folder = Path(folder)
     folders = [folder]
@@ -102,6 +107,7 @@ def find_ijb_files(folder: str | Path) -> IjbFiles:
     for kind, suffixes in _SUFFIXES.items():
         matching = [file for file in files if file.name.lower().endswith(suffixes)]
         path_of[kind] = unique_path(matching, f"*{suffixes[0]}", folder)
+        # The rest of the name is the set, such as ijbc. All endings of a kind are equally long.
         for file in matching:
             file_of_set[file.name.lower()[: -len(suffixes[0])]] = file.name
     if len(file_of_set) > 1:
@@ -129,7 +135,7 @@ def read_template_images(path: str | Path) -> TemplateImages:
     """
     names: list[str] = []
     templates, media = array("q"), array("q")
-    agreement = Consistency(path, "image and template", "medium")
+    medium_of_image = Consistency(path, "image and template", "medium")
     for line_number, line in read_lines(path):
         fields = line.split()
         numbers = [whole_number(field) for field in fields[1:]]
@@ -138,10 +144,10 @@ def read_template_images(path: str | Path) -> TemplateImages:
                 path,
                 line_number,
                 line,
-                "'1.jpg 1 69544', an image's relative path, template and medium",
+                "'1.jpg 1 69544': an image's relative path, its template and its medium",
             )
         template, medium = (value for value in numbers if value is not None)
-        agreement.add((fields[0], template), medium, line_number, line)
+        medium_of_image.add((fields[0], template), medium, line_number, line)
         names.append(fields[0])
         templates.append(template)
         media.append(medium)
@@ -159,29 +165,32 @@ def read_template_pairs(path: str | Path) -> TemplatePairs:
         ValueError: a line is malformed, a pair has both labels, or there are no lines; the message
             names the file and lines.
     """
-    parts = [np.empty((0, 3), np.int64)]
+    parsed_blocks = [np.empty((0, 3), np.int64)]
     lines_before = 0
     try:
         with open(path, "rb", opener=open_regular) as file:
             remainder = b""
             while block := file.read(_BLOCK_BYTES):
                 if not lines_before and not remainder:
+                    # Remove a UTF-8 byte order mark from the beginning of the file.
                     block = block.removeprefix(b"\xef\xbb\xbf")
                 block, newline, remainder = (remainder + block).rpartition(b"\n")
-                parts.append(_parse_pairs(path, block + newline, lines_before))
+                parsed_blocks.append(_parse_pairs(path, block + newline, lines_before))
                 lines_before += block.count(b"\n") + len(newline)
             if remainder:
-                parts.append(_parse_pairs(path, remainder + b"\n", lines_before))
+                parsed_blocks.append(_parse_pairs(path, remainder + b"\n", lines_before))
     except OSError as error:
         raise unreadable(path, error) from None
-    first, second, same = (np.concatenate([part[:, side] for part in parts]) for side in range(3))
-    pairs = TemplatePairs(first, second, same == 1)
+    first, second, label = (
+        np.concatenate([block[:, column] for block in parsed_blocks]) for column in range(3)
+    )
+    pairs = TemplatePairs(first, second, label == 1)
     check_template_pairs(path, pairs)
     return pairs
 
 
 def _parse_pairs(path: str | Path, block: bytes, lines_before: int) -> np.ndarray:
-    """Parse a block of whole lines into (P, 3) int64: two templates and the label."""
+    """Parse complete lines into (P, 3) int64: two templates and the label of each pair."""
     match = _PAIR_LINES.match(block)
     valid_end = match.end() if match else 0
     if valid_end < len(block):
@@ -201,20 +210,20 @@ def _parse_pairs(path: str | Path, block: bytes, lines_before: int) -> np.ndarra
 def read_template_subjects(path: str | Path) -> TemplateSubjects:
     """Read the templates of a gallery or of the probes, as in ``ijbc_1N_probe_mixed.csv``.
 
-    The header line must contain the columns TEMPLATE_ID and SUBJECT_ID, in any case and order. Each
-    following line is an image, so a template has as many lines as images.
+    The header line must contain the columns TEMPLATE_ID and SUBJECT_ID, in upper or lower case and
+    in any order. Each further line describes one image, so a template has one line per image.
 
     Raises:
         ValueError: a column is missing, a line is malformed, a template has two subjects, or there
             are no lines; the message names the file and lines.
     """
     subject_of: dict[int, int] = {}
-    agreement = Consistency(path, "template", "subject")
+    template_subject = Consistency(path, "template", "subject")
     for line_number, line, fields in read_table(path, ("template_id", "subject_id")):
         template, subject = map(whole_number, fields)
         if template is None or subject is None:
             raise malformed(path, line_number, line, "whole numbers as TEMPLATE_ID and SUBJECT_ID")
-        agreement.add(template, subject, line_number, line)
+        template_subject.add(template, subject, line_number, line)
         subject_of[template] = subject
     if not subject_of:
         raise ValueError(f"{path} holds no templates below its header line; check the file")

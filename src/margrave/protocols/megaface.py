@@ -17,7 +17,10 @@ from margrave.protocols.contract import PROTOCOLS, EvaluationOptions, Protocol
 
 FAR_TARGETS = (1e-4, 1e-5, 1e-6)
 NOISE = 1e-3
-"""A noisy probe becomes its identity's center plus a random offset up to this per dimension."""
+"""Largest random offset per dimension, as in InsightFace's evaluation.
+
+A noisy probe is replaced by its identity's center plus such an offset.
+"""
 
 
 @PROTOCOLS.register("megaface")
@@ -52,7 +55,7 @@ class MegaFace(Protocol):
             identities = [facescrub_identity(name) for name in features.names]
             labels = np.unique(identities, return_inverse=True)[1]
         rows = unit_rows(features.rows[0 : len(features)])
-        # An interrupted evaluation can only be resumed with the same lists.
+        # The lists belong to the state's key: only an evaluation with the same lists is resumed.
         lists: list[list[str]] = []
         if self.probe_noise is not None:
             noisy_names = read_noise_list(self.probe_noise)
@@ -98,7 +101,7 @@ class MegaFace(Protocol):
 def _check_noise(
     path: str | Path, noisy_names: frozenset[str], is_noisy: np.ndarray, features: Features
 ) -> None:
-    """Check that a noise list names at least one of the images; if not, it is of other images."""
+    """Check that a noise list names at least one image; otherwise it belongs to other images."""
     if noisy_names and not is_noisy.any():
         raise ValueError(
             f"{path} names none of the images of {features.display_name}: the list has "
@@ -114,7 +117,7 @@ def _move_to_centers(
     generator: np.random.Generator,
     names: Sequence[str],
 ) -> np.ndarray:
-    """Replace noisy unit rows by points near the center of their identity's clean rows."""
+    """Replace noisy unit embeddings by unit vectors near the mean of the identity's clean ones."""
     rows = rows.copy()
     for label in np.unique(labels[is_noisy]):
         clean = rows[(labels == label) & ~is_noisy]
@@ -145,14 +148,14 @@ def read_megaface_list(path: str | Path) -> tuple[str, ...]:
     except json.JSONDecodeError as error:
         line = text.split("\n")[error.lineno - 1].rstrip("\r")
         raise malformed(path, error.lineno, line, f"JSON ({error.msg})") from None
-    # Brackets may be nested too deep, or numbers have too many digits.
+    # Brackets are nested too deep, or a number has too many digits.
     except (RecursionError, ValueError) as error:
         raise ValueError(f"{path} cannot be read as JSON ({error}); check the file") from None
     entries = content.get("path") if isinstance(content, dict) else None
     if not isinstance(entries, list) or not entries:
         raise ValueError(
-            f"{path} holds no list of images with the key 'path'; give a file of MegaFace's "
-            "templatelists"
+            f"{path} holds no list of images with the key 'path'; give a file from "
+            "MegaFace's folder templatelists"
         )
     for index, entry in enumerate(entries):
         if not isinstance(entry, str) or not is_relative_path(entry):
@@ -164,10 +167,11 @@ def read_megaface_list(path: str | Path) -> tuple[str, ...]:
 
 
 def read_noise_list(path: str | Path) -> frozenset[str]:
-    """Read the list of images that show another person, such as ``facescrub_noises.txt``.
+    """Read the names of noisy images from a list such as ``facescrub_noises.txt``.
 
-    Each line holds a file name (FaceScrub) or a path (MegaFace). If a line has a tab, the name
-    follows it. Lines that begin with ``#`` are comments. The list may be empty.
+    Noisy images are mislabeled probes, or distractors that show a probe's identity. Each line holds
+    a file name (FaceScrub) or a path (MegaFace). If a line has a tab, the name follows the tab.
+    Lines that begin with ``#`` are comments. The list may be empty.
 
     Raises:
         ValueError: a line is not a relative path; the message names file and line.
@@ -185,7 +189,7 @@ def read_noise_list(path: str | Path) -> frozenset[str]:
 
 
 def facescrub_identity(name: str) -> str:
-    """A FaceScrub image's identity: its folder's name, or its file name up to the last underscore.
+    """A FaceScrub image's identity: the folder's name, else the file name before the last ``_``.
 
     Raises:
         ValueError: the name has neither a folder nor an underscore.

@@ -36,8 +36,9 @@ from margrave.progress import Progress
 from margrave.protocols.contract import PROTOCOLS, EvaluationOptions, Protocol, required_source
 
 QUALITY_EDGES = (0.25, 0.5, 0.75)
-"""Edges of the strata, by the ground-truth quality of a pair's worse image."""
+"""Edges between the strata of pairs. A pair's quality, in [0, 1], is that of its worse image."""
 MIN_DRAWN_PAIRS = 20
+"""One genuine and one impostor pair for each of LFW's 10 folds."""
 
 
 @PROTOCOLS.register("pairs")
@@ -50,13 +51,13 @@ class Pairs(Protocol):
     positional: ClassVar[tuple[str, ...]] = ("pairs",)
 
     pairs: Path | None = None
-    """LFW's pairs.txt, a CSV, lines of 'path path 1', or a .bin set; by default draw pairs."""
+    """LFW's pairs.txt, a CSV, lines 'path path 1', or a .bin set; by default, pairs are drawn."""
     number: int = 1000
     """The number of balanced pairs to draw, a multiple of 20."""
     pairs_seed: int = 0
     """The seed for drawing pairs."""
     allow_outside: bool = False
-    """Allow the list to name files outside the images' folder."""
+    """Allow the list of pairs to name files outside the images' folder."""
 
     _opened: tuple[ReadableImages, PairList] | None = PrivateAttr(None)
     """The images opened for a model, and the pairs as indices of these images."""
@@ -80,7 +81,7 @@ class Pairs(Protocol):
         return [pair_result(features, pairs, options.resamples, name)]
 
     def _pairs_of(self, features: Features) -> PairList:
-        """The pairs as row indices of the features."""
+        """Return the opened pairs if they match the features; otherwise read or draw the pairs."""
         if self._opened is not None and features.has_images(self._opened[0]):
             return self._opened[1]
         return _find_pairs(features, self.pairs, self.number, self.pairs_seed)
@@ -93,14 +94,17 @@ def open_pairs(
     seed: int = 0,
     allow_outside: bool = False,
 ) -> tuple[ReadableImages, PairList]:
-    """Open pairs, and only the images that they use.
+    """Read or draw pairs, and open only the images that they use.
 
     Args:
         source: the images' path or a data source's specification; empty for a .bin set.
-        pairs: the list or the .bin set; None draws balanced pairs.
-        number: the number of pairs to draw.
+        pairs: the list of pairs or the .bin set; None draws balanced pairs.
+        number: the number of pairs to draw, a multiple of 20.
         seed: the seed for drawing pairs.
         allow_outside: allow the list to name files outside the images' folder.
+
+    Returns:
+        The images, and the pairs as indices of these images.
 
     Raises:
         ValueError: the pairs are malformed, or an image is missing.
@@ -125,7 +129,7 @@ def open_pairs(
 
 
 def _with_labels(files: ImageFiles, root: str) -> ReadableImages:
-    """The images with labels if they lie in one folder per identity; otherwise unchanged."""
+    """Label the images if all lie in one folder per identity; otherwise return them unchanged."""
     try:
         images = open_source(root, labeled=True)
     except ValueError:
@@ -144,7 +148,7 @@ def _draw_pairs(labels: np.ndarray, number: int, seed: int) -> PairList:
 
 
 def _find_pairs(features: Features, pairs: Path | None, number: int, seed: int) -> PairList:
-    """The pairs as row indices of the features."""
+    """Read the pairs, or draw them if there is no list, as row indices of the features."""
     if pairs is None:
         if (features.labels < 0).any():
             raise ValueError(
@@ -168,9 +172,9 @@ def _find_pairs(features: Features, pairs: Path | None, number: int, seed: int) 
 def pair_result(
     features: Features, pairs: PairList, resamples: int = 1000, name: str = ""
 ) -> Result:
-    """Evaluate pairs of features by LFW's protocol, leaving out pairs with unreadable images.
+    """Evaluate pairs of features by LFW's protocol, without pairs that have an unreadable image.
 
-    If the images' ground-truth quality is known, the result also has strata of quality.
+    If the images' ground-truth quality is known, the result also has figures by quality.
 
     Args:
         features: the images' features.
@@ -181,9 +185,10 @@ def pair_result(
     Raises:
         ValueError: there are too few pairs.
     """
-    readable = ~np.isin(np.stack([pairs.first, pairs.second]), list(features.unreadable)).any(0)
-    first, second, same = pairs.first[readable], pairs.second[readable], pairs.same[readable]
-    # Without the pairs of unreadable images, there may be fewer pairs than folds.
+    unreadable_rows = list(features.unreadable)
+    is_kept = ~np.isin(np.stack([pairs.first, pairs.second]), unreadable_rows).any(0)
+    first, second, same = pairs.first[is_kept], pairs.second[is_kept], pairs.same[is_kept]
+    # There may be fewer remaining pairs than folds.
     folds = min(pairs.folds, max(2, len(same)))
     used, inverse = np.unique(np.stack([first, second]), return_inverse=True)
     rows = ChosenRows(features.rows, used)[0 : len(used)]
@@ -191,13 +196,13 @@ def pair_result(
     result = evaluate_pairs(
         *sides, same, folds, _identities(features, first, second, same), resamples=resamples
     )
-    strata: list[Figure] = []
+    quality_figures: list[Figure] = []
     if features.quality is not None:
-        worse = np.minimum(features.quality[first], features.quality[second])
-        results = evaluate_strata(*sides, same, worse, QUALITY_EDGES, folds=folds)
-        strata = [figure for stratum in results for figure in stratum.figures()]
+        pair_quality = np.minimum(features.quality[first], features.quality[second])
+        strata = evaluate_strata(*sides, same, pair_quality, QUALITY_EDGES, folds=folds)
+        quality_figures = [figure for stratum in strata for figure in stratum.figures()]
     fusion = "no flipped images" if features.flipped is None else "flip fusion"
-    result = replace(result, rules=f"{result.rules}; {fusion}").result(name, strata)
+    result = replace(result, rules=f"{result.rules}; {fusion}").result(name, quality_figures)
     unreadable = {features.name(row): reason for row, reason in features.unreadable.items()}
     embeddings = ChosenRows(features.embeddings, used)[0 : len(used)].astype(np.float64)
     norms = np.linalg.norm(embeddings, axis=1)
@@ -213,7 +218,7 @@ def pair_result(
 
 
 def digest_of_pairs(name_of: Callable[[int], str], first: np.ndarray, second: np.ndarray) -> str:
-    """A digest of the names of all pairs' images.
+    """The SHA-256 digest, in hex, of the names of all pairs' images in order.
 
     Args:
         name_of: returns the name of the image with a given index.
@@ -225,7 +230,7 @@ def digest_of_pairs(name_of: Callable[[int], str], first: np.ndarray, second: np
 
 
 def _norm_by_quality(norms: np.ndarray, quality: np.ndarray) -> dict[str, tuple[float, ...]]:
-    """Quartiles of the feature norm in up to ten groups of images, by rising true quality."""
+    """Quartiles of the feature norm in up to ten groups of images, from low to high quality."""
     # There are fewer groups if many images have the same quality.
     edges = np.unique(np.quantile(quality, np.linspace(0, 1, 11)[1:-1]))
     group = np.searchsorted(edges, quality, side="right")
@@ -242,9 +247,9 @@ def _norm_by_quality(norms: np.ndarray, quality: np.ndarray) -> dict[str, tuple[
 def _identities(
     features: Features, first: np.ndarray, second: np.ndarray, same: np.ndarray
 ) -> np.ndarray | None:
-    """(P, 2) labels of the pairs' images, or None if they are unknown or contradict `same`."""
+    """(P, 2) labels of the pairs' images, or None if any are unknown or contradict `same`."""
     identities = np.stack([features.labels[first], features.labels[second]], axis=1)
-    # Labels come from folders, which need not be identities: RFW's folders are groups.
+    # Labels are the images' folders, which may not be identities: in RFW, they are groups.
     consistent = ((identities[:, 0] == identities[:, 1]) == same).all()
     return identities if (identities >= 0).all() and consistent else None
 
@@ -263,7 +268,7 @@ def evaluate_embedder(
 
     Args:
         embedder: the model.
-        images: the images, see ``open_pairs``.
+        images: the images, as ``open_pairs`` returns them.
         pairs: the pairs as indices of the images.
         name: the name of the set of pairs.
         resamples: number of bootstrap replicates; 0 for no intervals.

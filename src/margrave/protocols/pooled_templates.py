@@ -1,4 +1,4 @@
-"""What template protocols share: pooling, 1:1 verification and open-set 1:N identification."""
+"""Functions that template protocols share: pooling, 1:1 verification, open-set identification."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ class TemplatePairs:
     """P pairs of templates.
 
     Attributes:
-        first: (P,) int64 template of one side.
-        second: (P,) int64 template of the other side.
+        first: (P,) int64 number of each pair's first template.
+        second: (P,) int64 number of each pair's second template.
         same: (P,) bool, True if both templates show the same subject.
     """
 
@@ -59,7 +59,7 @@ class PooledTemplates:
     Attributes:
         numbers: (T,) the templates' numbers, ascending.
         embeddings: (T, D) unit embeddings.
-        code: how images were weighted and fused, such as N1D0F2; see ``Pooling``.
+        code: the code for how images were weighted and fused, such as N1D0F2; see ``Pooling``.
     """
 
     numbers: np.ndarray
@@ -79,9 +79,9 @@ class PooledTemplates:
             )
         return rows
 
-    def select(self, side: TemplateSubjects) -> tuple[np.ndarray, np.ndarray]:
-        """The embeddings and the subjects of one side's templates: a gallery, or the probes."""
-        return self.embeddings[self.rows_of(side.templates)], side.subjects
+    def select(self, selected: TemplateSubjects) -> tuple[np.ndarray, np.ndarray]:
+        """The embeddings and the subjects of a gallery's templates or of the probe templates."""
+        return self.embeddings[self.rows_of(selected.templates)], selected.subjects
 
 
 def pool(
@@ -103,9 +103,10 @@ def pool(
         templates: (N,) template of each image.
         media: (N,) medium of each image.
         source: the path of the list of images, for messages.
-        norm: keep the embeddings' norms (N1).
-        flip: fuse flipped images (F2); None for F2 if the features contain them.
-        detector_scores: (N,) detector scores to weight images by (D1); None for no weights.
+        norm: True keeps the embeddings' norms (N1); False normalizes the embeddings (N0).
+        flip: True fuses flipped images (F2), False does not (F1); None for F2 if the features
+            contain flipped images.
+        detector_scores: (N,) detector scores to weight images by (D1); None for no weights (D0).
 
     Raises:
         ValueError: an image has no features, or pooling fails (see ``pool_templates``).
@@ -135,7 +136,7 @@ def verify_templates(
     Args:
         pooled: the templates.
         pairs: the pairs.
-        subjects: (P, 2) subjects of both sides; None derives them from the genuine pairs.
+        subjects: (P, 2) subjects of both templates; None derives them from the genuine pairs.
         resamples: number of bootstrap replicates; 0 for none.
     """
     scores = template_scores(pooled.numbers, pooled.embeddings, pairs.first, pairs.second)
@@ -168,7 +169,7 @@ def identify_open_set(
 
 
 def check_template_pairs(path: str | Path, pairs: TemplatePairs, lines_above: int = 0) -> None:
-    """Check that no pair in a file has both labels.
+    """Check that a file labels no pair of templates both genuine and impostor.
 
     Args:
         path: the file, for messages.
@@ -185,16 +186,17 @@ def check_template_pairs(path: str | Path, pairs: TemplatePairs, lines_above: in
         # Renumber the templates, so that the keys below fit into int64.
         codes = np.unique(np.concatenate([low, high]), return_inverse=True)[1]
         low, high = codes[: len(low)], codes[len(low) :]
+    # A key holds the label in its last bit and the two templates in the other bits.
     keys = 2 * (low * (int(high.max()) + 1) + high) + pairs.same
     ordered = np.sort(keys)
     # A contradictory pair has two keys that differ only in the last bit, so they are adjacent.
     contradictory = np.flatnonzero(ordered[1:] ^ ordered[:-1] == 1)
     if len(contradictory):
         key = ordered[contradictory[0]]
-        first, second = sorted(int(np.argmax(keys == twin)) for twin in (key, key ^ 1))
-        lines = islice(read_lines(path), lines_above + first, None)
+        earlier, later = sorted(int(np.argmax(keys == twin)) for twin in (key, key ^ 1))
+        lines = islice(read_lines(path), lines_above + earlier, None)
         earlier_number = next(lines)[0]
-        line_number, line = next(islice(lines, second - first - 1, None))
+        line_number, line = next(islice(lines, later - earlier - 1, None))
         raise malformed(
             path,
             line_number,

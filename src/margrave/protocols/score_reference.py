@@ -1,4 +1,4 @@
-"""A model's score reference: calibration, score distributions, thresholds, norms."""
+"""Measure a model's score reference: calibration, score distributions, thresholds, norms."""
 
 from __future__ import annotations
 
@@ -12,26 +12,29 @@ from margrave.models import Calibration, ScoreReference
 from margrave.quantity import quantity
 
 MAX_IMAGES = 6000
-"""Largest number of images to compare; they make 18 million pairs."""
+"""Largest number of images to compare: 6,000 images make 18 million pairs."""
 MIN_CALIBRATION_IDENTITIES = 10
 """A calibration needs this many identities with several images: half to fit, half to test it."""
 BINS = 100
 FAR_STEPS = (1.0, 0.5, 0.2)
-"""The FARs in each power of ten, as multiples of it."""
+"""The listed FARs are these multiples of each power of ten: 0.1, 0.05, 0.02, 0.01, …"""
 MIN_FALSE_ACCEPTS = 3
 """Smallest number of false accepts that a listed FAR must allow, by the rule of three.
 
 If none of 3/p impostor pairs is accepted, the 95 % upper limit of the FAR is p.
 """
 MIN_NORM_VARIATION = 1e-3
-"""If the std of the norms relative to their mean is smaller, the model normalizes them itself."""
+"""Norms with a smaller std / mean are equal up to rounding: the model normalizes its embeddings.
+
+The reference then holds no norms.
+"""
 
 
 def measure_reference(features: Features, seed: int = 0) -> ScoreReference:
     """Measure the scores of all pairs of labeled faces, their calibration, and the faces' norms.
 
     The calibration is fitted on a random half of the identities and tested on the other half. With
-    fewer than 10 identities that have several images there is no calibration.
+    fewer than 10 identities that have several images, there is no calibration.
 
     Args:
         features: labeled features of people like those in the application. If there are more than
@@ -73,7 +76,7 @@ def measure_reference(features: Features, seed: int = 0) -> ScoreReference:
 def _sample_identities(
     rows: np.ndarray, labels: np.ndarray, generator: np.random.Generator
 ) -> np.ndarray:
-    """The rows of random identities: as many as fit into ``MAX_IMAGES`` images, at least two."""
+    """Rows of random identities, as many as fit into ``MAX_IMAGES`` images, but at least two."""
     if len(rows) <= MAX_IMAGES:
         return rows
     identities, counts = np.unique(labels, return_counts=True)
@@ -110,7 +113,7 @@ def score_histogram(scores: np.ndarray) -> tuple[float, ...]:
 
 
 def far_thresholds(impostors: np.ndarray) -> tuple[tuple[float, float], ...]:
-    """(FAR, cosine threshold) for FARs of 0.1, 0.05, 0.02, …; scores above it are accepted.
+    """(FAR, cosine threshold) for FARs of 0.1, 0.05, 0.02, …; higher scores are accepted.
 
     The list ends with the smallest FAR that allows at least three false accepts.
 
@@ -122,18 +125,23 @@ def far_thresholds(impostors: np.ndarray) -> tuple[tuple[float, float], ...]:
     if not targets:
         return ()
     # 1e-9 compensates for rounding: a product such as 0.05 · 100 may come out just below 5.
-    allowed = [int(far * len(impostors) + 1e-9) for far in targets]
-    largest = np.sort(np.partition(impostors, -allowed[0] - 1)[-allowed[0] - 1 :])[::-1]
+    false_accepts = [int(far * len(impostors) + 1e-9) for far in targets]
+    most = false_accepts[0] + 1
+    largest = np.sort(np.partition(impostors, -most)[-most:])[::-1]
+    # Above the score with index k lie the k largest scores: k false accepts.
     return tuple(
         (float(f"{far:.3g}"), float(largest[count]))
-        for far, count in zip(targets, allowed, strict=True)
+        for far, count in zip(targets, false_accepts, strict=True)
     )
 
 
 def _calibration(
     units: np.ndarray, labels: np.ndarray, generator: np.random.Generator
 ) -> Calibration | None:
-    """Fit a calibration on half of the identities with several images, test it on the rest."""
+    """Fit a calibration on half of the identities with several images; test it on the others.
+
+    None if there are too few such identities, or if the scores cannot be calibrated.
+    """
     identities, counts = np.unique(labels, return_counts=True)
     shuffled = generator.permutation(identities[counts > 1])
     if len(shuffled) < MIN_CALIBRATION_IDENTITIES:

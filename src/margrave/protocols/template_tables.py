@@ -26,16 +26,16 @@ _BOOLEANS = {"1": True, "true": True, "yes": True, "0": False, "false": False, "
 
 @dataclass(frozen=True, eq=False)
 class TemplateTable:
-    """The N lines of a table: an image with its template, medium and subject on each.
+    """The N lines of a table; each line has an image, its template, its medium and its subject.
 
     Attributes:
         names: the images' paths.
         templates: (N,) int64 template of each image.
-        template_names: each template's number, by its name in the table.
+        template_names: template name in the table -> template number.
         media: (N,) int64 medium of each image.
         subjects: (N,) int64 subject of each image, numbered in order of appearance.
-        subject_names: each subject's name in the table.
-        scores: (N,) float64 detector score of each image; NaN if the table has none.
+        subject_names: the subjects' names, indexed by subject number.
+        scores: (N,) float64 detector score of each image; NaN where the table has none.
         roles: (N,) str: ``gallery_1``, ``gallery_2``, ``probe``, or empty.
     """
 
@@ -52,10 +52,10 @@ class TemplateTable:
 def read_template_table(path: str | Path) -> TemplateTable:
     """Read a CSV table with the columns path, template and subject, one image per line.
 
-    Three more columns are optional and may be empty: ``media`` (a name or number that a video's
-    frames share; an image without one is its own medium), ``score`` (the detector's score) and
-    ``role`` (gallery_1, gallery_2 or probe). Templates and subjects may be numbers or names. An
-    image may be in several templates of one subject. Other columns are ignored.
+    Three more columns are optional and may be empty: ``media`` (the medium's name or number, which
+    a video's frames share; an image without one is its own medium), ``score`` (the detector's
+    score) and ``role`` (gallery_1, gallery_2 or probe). Templates and subjects may be numbers or
+    names. An image may be in several templates of one subject. Other columns are ignored.
 
     Raises:
         ValueError: a column is missing, a line is malformed, a template has two subjects or two
@@ -98,17 +98,18 @@ def read_template_table(path: str | Path) -> TemplateTable:
         roles.append(role)
     if not names:
         raise ValueError(f"{path} holds no images below its header line; add some")
-    template_names = _number_names(templates)
-    # Images without a medium get unused numbers.
-    medium_numbers = _number_names([medium for medium in media if medium])
-    unused = 1 + max(medium_numbers.values(), default=-1)
+    number_of_template = _number_names(templates)
+    number_of_medium = _number_names([medium for medium in media if medium])
+    # Each image without a medium gets a medium number that no other image has.
+    first_unused = 1 + max(number_of_medium.values(), default=-1)
     media_numbers = [
-        medium_numbers[medium] if medium else unused + row for row, medium in enumerate(media)
+        number_of_medium[medium] if medium else first_unused + row
+        for row, medium in enumerate(media)
     ]
     return TemplateTable(
         tuple(names),
-        np.array([template_names[template] for template in templates]),
-        template_names,
+        np.array([number_of_template[template] for template in templates]),
+        number_of_template,
         np.array(media_numbers, dtype=np.int64),
         np.array(subjects),
         tuple(subject_numbers),
@@ -118,13 +119,13 @@ def read_template_table(path: str | Path) -> TemplateTable:
 
 
 def _normalized(text: str) -> str:
-    """The name; a number loses its leading zeros, so 007 and 7 are the same template."""
+    """Remove a number's leading zeros, so that 007 and 7 are equal; other names are unchanged."""
     number = whole_number(text)
     return text if number is None else str(number)
 
 
 def _number_names(names: Sequence[str]) -> dict[str, int]:
-    """A number for each name: its own value if all are integers, else in order of appearance."""
+    """Name -> number: the name itself if all are whole numbers, else its order of appearance."""
     numbers = {name: whole_number(name) for name in names}
     if all(number is not None for number in numbers.values()):
         return {name: number for name, number in numbers.items() if number is not None}
@@ -140,8 +141,8 @@ def read_template_pair_table(
 
     Args:
         path: the table's path.
-        template_names: each template's number by its name, from ``read_template_table``; if None,
-            the table must hold the numbers themselves.
+        template_names: template name -> template number, from ``read_template_table``; if None,
+            the table must contain template numbers.
 
     Raises:
         ValueError: a column is missing, a line is malformed, a template is not in
@@ -159,10 +160,10 @@ def read_template_pair_table(
         template_a, template_b = number_of(fields[0]), number_of(fields[1])
         is_same = _BOOLEANS.get(fields[2].lower())
         if template_a is None or template_b is None or is_same is None:
-            kind = (
-                "whole numbers" if template_names is None else "templates of the table of templates"
+            identifiers = (
+                "whole numbers" if template_names is None else "names from the table of templates"
             )
-            expected = f"{kind} as template_a and template_b, and same as 1 or 0"
+            expected = f"{identifiers} as template_a and template_b, and same as 1 or 0"
             raise malformed(path, line_number, line, expected)
         first.append(template_a)
         second.append(template_b)

@@ -1,4 +1,4 @@
-"""Your own templates: 1:1 verification, open-set 1:N, or surveillance search (IJB-S)."""
+"""Evaluation of your own templates: 1:1, open-set 1:N, or surveillance search (IJB-S)."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ SURVEILLANCE_RANKS = (1, 5, 10)
 class Templates(Protocol):
     """Evaluate your own templates: 1:1 verification, open-set 1:N, or IJB-S's search.
 
-    A table with the roles gallery_1, gallery_2 and probe is evaluated 1:N. A second table of pairs
-    is evaluated 1:1. Without either, all pairs of templates are compared.
+    Templates with the roles gallery_1, gallery_2 and probe are evaluated 1:N. A table of pairs is
+    evaluated 1:1. Without either, all pairs of templates are compared.
     """
 
     positional: ClassVar[tuple[str, ...]] = ("table",)
@@ -49,16 +49,16 @@ class Templates(Protocol):
     pairs: Path | None = None
     """A CSV with the columns template_a, template_b and same."""
     surveillance: bool = False
-    """Search gallery_1 by IJB-S's rules: ranks, and DIR at FAR."""
+    """Search the probes in gallery_1 by IJB-S's rules; report ranks, and DIR at FAR."""
     norm: bool = True
-    """Keep the embeddings' norms (N1) or normalize them (N0)."""
+    """Keep the embeddings' norms (N1), or normalize the embeddings (N0)."""
     detector: bool = False
-    """Multiply by the table's detector scores (D1)."""
+    """Weight each image by the detector score in the table (D1)."""
     flip: bool | None = None
     """Fuse flipped images (F2) or not (F1); by default F2 if the features contain them."""
 
     def evaluate(self, features: Features, options: EvaluationOptions) -> Sequence[Result]:
-        """One result for 1:1 and one for 1:N, if the tables hold them; else one for all pairs."""
+        """One result for 1:1 and one for 1:N, as the tables allow; else one for all pairs."""
         table = read_template_table(self.table)
         if self.detector and np.isnan(table.scores).any():
             unscored = table.names[int(np.isnan(table.scores).argmax())]
@@ -76,17 +76,17 @@ class Templates(Protocol):
             flip=self.flip,
             detector_scores=table.scores if self.detector else None,
         )
-        # All rows of a template have the same subject and role.
-        first_row = np.unique(table.templates, return_index=True)[1]
-        subjects, roles = table.subjects[first_row], table.roles[first_row]
+        # All lines of a template have the same subject and role, so take its first line.
+        first_line = np.unique(table.templates, return_index=True)[1]
+        subjects, roles = table.subjects[first_line], table.roles[first_line]
         sides = {
             role: TemplateSubjects(pooled.numbers[roles == role], subjects[roles == role])
             for role in ("gallery_1", "gallery_2", "probe")
         }
         probe = sides.pop("probe")
         galleries = [side for side in sides.values() if len(side.templates)]
-        has_search = bool(len(probe.templates)) and bool(galleries)
-        if self.surveillance and not (has_search and len(sides["gallery_1"].templates)):
+        can_search = bool(len(probe.templates)) and bool(galleries)
+        if self.surveillance and not (can_search and len(sides["gallery_1"].templates)):
             raise ValueError(
                 f"{self.table} has no template of role gallery_1 or none of role probe; "
                 "--surveillance needs both"
@@ -94,11 +94,11 @@ class Templates(Protocol):
         results = []
         if self.pairs is not None:
             results.append(self._verify(pooled, table, subjects, options.resamples))
-        elif not has_search:
+        elif not can_search:
             results.append(_compare_all_pairs(pooled, subjects, options))
-        if has_search and self.surveillance:
+        if can_search and self.surveillance:
             results.append(_search_surveillance(pooled, galleries[0], probe, options))
-        elif has_search:
+        elif can_search:
             results.append(identify_open_set(pooled, galleries, probe, options))
         return results
 
@@ -140,9 +140,11 @@ def _search_surveillance(
     probe: TemplateSubjects,
     options: EvaluationOptions,
 ) -> Result:
+    """Search a gallery by IJB-S's rules: closed-set ranks, and DIR at FAR."""
     sides = (*pooled.select(probe), *pooled.select(gallery))
     detection = detection_rates(*sides, ranks=SURVEILLANCE_RANKS, **options.search)
-    closed = evaluate_identification(*sides, ranks=SURVEILLANCE_RANKS, **options.search)
-    result = replace(closed, rules=f"{closed.rules}; DIR at FAR; {pooled.code}").result("search")
+    closed_set = evaluate_identification(*sides, ranks=SURVEILLANCE_RANKS, **options.search)
+    rules = f"{closed_set.rules}; DIR at FAR; {pooled.code}"
+    result = replace(closed_set, rules=rules).result("search")
     figures = [figure for rate in detection for figure in rate.figures()]
     return replace(result, figures=(*result.figures, *figures))

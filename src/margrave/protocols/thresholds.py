@@ -1,4 +1,4 @@
-"""Thresholds: chosen on identities that were not trained on, and stored in the model's card."""
+"""Choose a model's thresholds on identities unseen in training; store them in its card."""
 
 from __future__ import annotations
 
@@ -22,13 +22,19 @@ def choose_operating_points(
     distractors: Features | None = None,
     options: EvaluationOptions | None = None,
 ) -> tuple[OperatingPoint, ...]:
-    """Choose for each target the lowest threshold whose FAR over all labeled pairs is no larger.
+    """Choose, for each FAR target, the lowest threshold whose FAR does not exceed the target.
+
+    The FAR is measured over all impostor pairs of the features, and over their pairs with the
+    distractors.
 
     Args:
         features: labeled features of people like those in the application.
         far_targets: FAR targets, each in (0, 1).
         distractors: features of other identities, for more impostor pairs.
         options: options that do not depend on the protocol.
+
+    Returns:
+        One operating point per FAR target.
 
     Raises:
         ValueError: there are too few impostor pairs to allow one false accept at a FAR target.
@@ -45,11 +51,12 @@ def points_of_result(
     """Extract the operating points of a result.
 
     Args:
-        result: a result with TAR at FAR and thresholds, such as that of all-to-all or pairs.
+        result: a result with TAR at FAR and thresholds, such as one of the protocols all-to-all and
+            pairs.
         far_targets: the FARs to extract; by default all with enough impostor pairs.
 
     Raises:
-        ValueError: the result has no thresholds at all, or for one of the FARs no threshold or too
+        ValueError: the result has no thresholds at all, or one of the FARs has no threshold or too
             few impostor pairs.
     """
     figure_of_far = {
@@ -86,6 +93,7 @@ def points_of_result(
             )
         figure = figure_of_far[far]
         if figure.too_few:
+            # Subtracting 1e-6 compensates for rounding in 1 / far.
             raise ValueError(
                 f"FAR {far:g} needs at least {math.ceil(1 / far - 1e-6):,} impostor pairs, but "
                 f"{result.origin.images or 'the result'} has only {impostors:,}; add identities or "
@@ -116,7 +124,7 @@ def save_operating_points(
     Args:
         model: the model file, run folder or .onnx file.
         points: the operating points.
-        reference: the score reference measured with them; None keeps the current one.
+        reference: the score reference to store with them; None keeps the current one.
 
     Returns:
         The file that contains the card.
@@ -134,14 +142,14 @@ def check_features_match_model(model: str | Path, origin: Origin, what: str) -> 
     Args:
         model: the model file, run folder or .onnx file.
         origin: the features' or results' origin.
-        what: the name of the features or results, for messages.
+        what: the features or results, as messages name them.
 
     Raises:
-        ValueError: they were made with other weights or other preprocessing.
+        ValueError: the features or results were made with other weights or other preprocessing.
     """
     opened = open_model(model)
     actual = {"weights": origin.weights, **current_card(origin.preparation)}
-    # Settings that the card lacks are treated as equal.
+    # A preprocessing setting that the card does not have counts as equal.
     expected = {name: _as_json(getattr(opened.card, name, actual[name])) for name in actual}
     expected["weights"] = opened.digest
     if differing := [name for name in actual if _as_json(actual[name]) != expected[name]]:

@@ -16,13 +16,13 @@ from margrave.files.text import whole_number
 from margrave.quantity import quantity
 
 _GALLERY, _DISTRACTORS, _PROBES = _ROLES = ("Gallery_Match", "Gallery_Distractor", "Probe")
-# Role -> file name, and the names of its two MATLAB variables: file names and identities.
+# Role -> the list's file name, the MATLAB variable with image names, and that with identities.
 _LISTS = {
     _GALLERY: ("gallery_match_img_ID_pairs.mat", "gallery_set", "gallery_ids"),
     _PROBES: ("probe_img_ID_pairs.mat", "probe_set", "probe_ids"),
 }
 _LEVELS = 2
-"""How many levels below the given folder the files may lie."""
+"""How many levels below the given folder the images' folders and the lists may lie."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,10 +30,10 @@ class TinyFaceFiles:
     """The images of TinyFace's test set, by role.
 
     Attributes:
-        gallery: G gallery images of the probes' identities.
+        gallery: paths of the G gallery images of the probes' identities.
         gallery_labels: (G,) int64 identity of each gallery image.
-        distractors: gallery images of other identities.
-        probes: Q probe images.
+        distractors: paths of the gallery images of other identities.
+        probes: paths of the Q probe images.
         probe_labels: (Q,) int64 identity of each probe.
     """
 
@@ -50,12 +50,13 @@ def read_tinyface(folder: str | Path) -> TinyFaceFiles:
     The given folder, or one at most two levels below it, must contain the subfolders
     ``Gallery_Match``, ``Gallery_Distractor`` and ``Probe``, as ``Testing_Set`` and third-party
     aligned copies do. An image's identity is the number before the first underscore of its file
-    name. The same folders may hold the lists ``gallery_match_img_ID_pairs.mat`` and
-    ``probe_img_ID_pairs.mat``. If a list exists, only its images are used for its role, and its
-    identities must agree with the file names.
+    name. The given folder, or one at most two levels below it, may also contain the lists
+    ``gallery_match_img_ID_pairs.mat`` (for ``Gallery_Match``) and ``probe_img_ID_pairs.mat`` (for
+    ``Probe``). If a list exists, only the images that it names are used, and its identities must
+    agree with the file names.
 
     Returns:
-        Paths relative to the given folder, in natural order.
+        The images, as paths relative to the given folder in natural order.
 
     Raises:
         ValueError: there are no such subfolders, or several; a subfolder has no images; a file name
@@ -96,7 +97,7 @@ def _images_of(folder: Path, role_folder: Path) -> list[str]:
 
 
 def _identity(folder: Path, path: str) -> int:
-    """The number at the beginning of a file's name."""
+    """The identity of an image: the number at the beginning of its file name."""
     identity = whole_number(PurePosixPath(path).name.split("_")[0])
     if identity is None:
         raise ValueError(
@@ -109,7 +110,7 @@ def _identity(folder: Path, path: str) -> int:
 def _listed_paths(
     role_folder: Path, paths: Sequence[str], identity_of: dict[str, int]
 ) -> list[str]:
-    """The paths of the listed files; each listed file must exist."""
+    """The paths whose file names are in the list; each file in the list must exist."""
     selected = [path for path in paths if PurePosixPath(path).name in identity_of]
     existing = {PurePosixPath(path).name for path in selected}
     if missing := [name for name in identity_of if name not in existing]:
@@ -124,6 +125,7 @@ def _listed_paths(
 def _check_identities(
     role_folder: Path, paths: Sequence[str], labels: Sequence[int], identity_of: dict[str, int]
 ) -> None:
+    """Check that each image's list entry and file name have the same identity."""
     for path, label in zip(paths, labels, strict=True):
         name = PurePosixPath(path).name
         if identity_of[name] != label:
@@ -137,7 +139,7 @@ def _check_identities(
 def _read_list(
     folder: Path, folders: Sequence[Path], file_name: str, set_key: str, identities_key: str
 ) -> dict[str, int] | None:
-    """Read the identity of each listed file; None if there is no list."""
+    """Read a list: file name -> identity. None if there is no list."""
     files = [path / file_name for path in folders if (path / file_name).is_file()]
     path = unique_path(files, file_name, folder)
     if path is None:

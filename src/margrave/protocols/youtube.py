@@ -57,7 +57,7 @@ class YouTube(Protocol):
                 f"{self.splits} lists, such as {missing[0]}; its images have names such as "
                 f"{features.name(0)!r}"
             )
-        # One template per video, and one medium per template: a plain mean of the frames.
+        # Each video is one template with one medium, so pooling takes the mean of its frames.
         template = np.repeat(np.arange(len(videos)), [len(frames_of[video]) for video in videos])
         pooling = Pooling(flip=features.flipped is not None)
         _, pooled = pool_templates(
@@ -75,7 +75,7 @@ class YouTube(Protocol):
         names = [PurePath(video).parts[0] for video in videos]
         identity = np.unique(names, return_inverse=True)[1]
         identities = np.stack([identity[first], identity[second]], axis=1)
-        # Corrected labels may contradict the folders' names.
+        # Identities are the folders' names. Corrected labels may contradict them.
         consistent = ((identities[:, 0] == identities[:, 1]) == pairs.same).all()
         result = evaluate_pairs(
             pooled[first],
@@ -94,10 +94,11 @@ class VideoPairs:
     """P pairs of videos in folds.
 
     Attributes:
-        first: the videos of one side, as paths of their folders.
-        second: the videos of the other side.
-        same: (P,) bool, whether both show the same identity.
-        fold: (P,) int64 fold of each pair, ascending from 0; sizes differ by at most one pair.
+        first: each pair's first video, as the path of its folder.
+        second: each pair's second video.
+        same: (P,) bool, whether both videos show the same identity.
+        fold: (P,) int64 fold of each pair, ascending from 0. Fold sizes differ by at most one pair,
+            and larger folds come first.
     """
 
     first: tuple[str, ...]
@@ -110,14 +111,14 @@ def read_youtube_pairs(path: str | Path) -> VideoPairs:
     """Read the pairs of videos to compare, as in ``splits.txt``.
 
     The first line is the header; the columns ``first name`` and ``second name`` hold the videos.
-    The first column is the fold's number. The last column is the label, 1 for genuine and 0 for
-    impostor pairs, so corrected labels are appended as the last column. A line looks
-    like ``1, 1, Sadie_Frost/1, Sadie_Frost/5, 1``.
+    The first column is the fold's number. The last column is the label: 1 for genuine and 0 for
+    impostor pairs. To correct labels, append a column. A line looks like
+    ``1, 1, Sadie_Frost/1, Sadie_Frost/5, 1``.
 
     Raises:
         ValueError: a column is missing, a line is malformed, a pair has both labels, a fold's lines
-            are not contiguous, folds differ in size by more than one pair, or there are no pairs;
-            the message names the file and lines.
+            are not contiguous, the folds' sizes are not as in ``VideoPairs``, or there are no
+            pairs; the message names the file and, for a malformed line, the line.
     """
     lines = read_lines(path)
     line_number, header = next(lines, (1, ""))
@@ -128,7 +129,7 @@ def read_youtube_pairs(path: str | Path) -> VideoPairs:
         )
     sides = [columns.index(name) for name in ("first name", "second name")]
     first, second, same, splits = [], [], [], []
-    agreement = Consistency(path, "the pair", "label")
+    pair_label = Consistency(path, "the pair", "label")
     for line_number, line in lines:
         fields = split_fields(path, line_number, line)
         split = whole_number(fields[0])
@@ -137,7 +138,7 @@ def read_youtube_pairs(path: str | Path) -> VideoPairs:
         videos = [fields[side] for side in sides]
         if not all(map(is_relative_path, videos)):
             raise malformed(path, line_number, line, "two videos as 'Name/number'")
-        agreement.add(tuple(sorted(videos)), fields[-1], line_number, line)
+        pair_label.add(tuple(sorted(videos)), fields[-1], line_number, line)
         first.append(videos[0])
         second.append(videos[1])
         same.append(fields[-1] == "1")
@@ -148,22 +149,23 @@ def read_youtube_pairs(path: str | Path) -> VideoPairs:
 
 
 def _normalize_column(column: str) -> str:
-    """A column's name in a uniform spelling: 'Is_Same:' becomes 'is same'."""
+    """Spell a column's name uniformly: 'Is_Same:' becomes 'is same'."""
     return re.sub(r"[_\s]+", " ", column.lower()).strip(" :")
 
 
 def _number_folds(path: str | Path, splits: list[int]) -> np.ndarray:
-    """(P,) int64 fold of each pair; a fold's lines must be contiguous, and sizes nearly equal."""
+    """(P,) int64 fold of each pair; check that folds are contiguous and of nearly equal size."""
     folds = [(split, len(list(lines))) for split, lines in groupby(splits)]
     sizes = [size for _, size in folds]
     if len({split for split, _ in folds}) < len(folds):
         raise ValueError(
             f"{path}: a fold's lines are not contiguous; sort the lines by their first column"
         )
-    expected_sizes = [len(part) for part in np.array_split(splits, len(folds))]
+    # `evaluate_pairs` splits the pairs in the same way.
+    expected_sizes = [len(fold) for fold in np.array_split(splits, len(folds))]
     if sizes != expected_sizes:
         raise ValueError(
-            f"{path}: its folds have {listed(map(str, sizes), 5)} pairs; the protocol "
+            f"{path}: the folds have {listed(map(str, sizes), 5)} pairs; the protocol "
             f"requires {listed(map(str, expected_sizes), 5)}; add the missing lines"
         )
     return np.repeat(np.arange(len(folds), dtype=np.int64), sizes)

@@ -1,4 +1,4 @@
-"""Results as a page: one HTML file with verdict, curves, faces and the margin lab."""
+"""Report pages: one HTML file with the verdict, curves, faces and the margin lab."""
 
 from margrave.report.building import build_report, lab_page
 from margrave.report.contents import Page, Section

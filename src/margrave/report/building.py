@@ -39,6 +39,7 @@ from margrave.runs import open_evaluation_set
 from margrave.training import read_adaptation
 
 Note = Callable[[str], None]
+"""Called with a message about what a report leaves out."""
 MAX_LAB_LOSSES = 10
 MAX_SETTINGS = 100_000
 """Longest text of settings that a page shows, in characters."""
@@ -59,7 +60,7 @@ def build_report(
     """Build the report page of one or more inputs.
 
     Args:
-        inputs: what to report, see `margrave.report.inputs.open_input`.
+        inputs: what to report, from `margrave.report.inputs.open_input`.
         title: the page's title; by default the inputs' names.
         faces: show face thumbnails, for runs whose images can still be read.
         lab: add the margin lab with the losses of runs and studies.
@@ -67,7 +68,7 @@ def build_report(
         note: called with a message for each part that is left out.
         progress: called with (losses done, total) while the margin lab is computed.
     """
-    results = list(_distinctly_named(inputs))
+    results = list(_distinguish_results(inputs))
     sections = [_summary(inputs, results)]
     sections += _study_sections(inputs)
     if results:
@@ -86,24 +87,25 @@ def build_report(
     return Page(title, _subtitle(inputs), _numbered_sections(sections))
 
 
-def _distinctly_named(inputs: Sequence[ReportInput]) -> Iterator[Result]:
-    """All results except those of studies.
+def _distinguish_results(inputs: Sequence[ReportInput]) -> Iterator[Result]:
+    """Yield all results except those of studies, with distinct names for different inputs.
 
     If results of several inputs share a name, each gets its input's name as a prefix.
     """
     results = [
         (index, input_name, result)
-        for index, (input_name, report_input) in enumerate(_distinct_names(inputs))
+        for index, (input_name, report_input) in enumerate(_distinguish_inputs(inputs))
         for result in report_input.results
         if result.protocol != "study"
     ]
     for _, input_name, result in results:
-        clash = len({index for index, _, other in results if other.name == result.name}) > 1
-        yield replace(result, name=f"{input_name}, {result.name}") if clash else result
+        inputs_with_name = {index for index, _, other in results if other.name == result.name}
+        is_shared = len(inputs_with_name) > 1
+        yield replace(result, name=f"{input_name}, {result.name}") if is_shared else result
 
 
-def _distinct_names(inputs: Sequence[ReportInput]) -> list[tuple[str, ReportInput]]:
-    """Each input with its name; further inputs of the same name get a number."""
+def _distinguish_inputs(inputs: Sequence[ReportInput]) -> list[tuple[str, ReportInput]]:
+    """(name, input) of each input; further inputs of the same name get a number."""
     named: dict[str, ReportInput] = {}
     for report_input in inputs:
         numbered = (f"{report_input.name} ({number})" for number in itertools.count(2))
@@ -113,9 +115,9 @@ def _distinct_names(inputs: Sequence[ReportInput]) -> list[tuple[str, ReportInpu
 
 
 def _metrics_of_runs(inputs: Sequence[ReportInput]) -> dict[str, Any]:
-    """Each run's metrics by the run's name; further runs of the same name get a number."""
+    """Run name -> metrics lines; further runs of the same name get a number."""
     runs = [report_input for report_input in inputs if report_input.run is not None]
-    return {name: report_input.metrics for name, report_input in _distinct_names(runs)}
+    return {name: report_input.metrics for name, report_input in _distinguish_inputs(runs)}
 
 
 def _subtitle(inputs: Sequence[ReportInput]) -> str:
@@ -131,13 +133,14 @@ def _subtitle(inputs: Sequence[ReportInput]) -> str:
 
 
 def _summary(inputs: Sequence[ReportInput], results: Sequence[Result]) -> Section:
-    """The first section: studies' questions and verdicts, and the main figures, in words."""
+    """The first section, in words: the questions and verdicts of studies, and the main figures."""
     blocks: list[Block] = []
     for report_input in inputs:
         for result in _study_results(report_input):
             if question := result.settings.get("question"):
-                text = Text(clean_text(str(question), 2000))
-                blocks += [] if text in blocks else [text]
+                paragraph = Text(clean_text(str(question), 2000))
+                if paragraph not in blocks:
+                    blocks.append(paragraph)
             blocks += [Text(f"{result.name}: {text}", "verdict") for text in result.notes[:1]]
         if report_input.run is not None and not report_input.results:
             text = (
@@ -157,8 +160,8 @@ def _summary(inputs: Sequence[ReportInput], results: Sequence[Result]) -> Sectio
     elif len(results) > 1:
         blocks.append(
             Text(
-                "To test whether two of these differ by more than chance, run: margrave compare "
-                "FIRST SECOND",
+                "To test whether two of these results differ by more than chance, run: margrave "
+                "compare FIRST SECOND",
                 "note",
             )
         )
@@ -166,7 +169,7 @@ def _summary(inputs: Sequence[ReportInput], results: Sequence[Result]) -> Sectio
 
 
 def _main_figures(result: Result) -> Iterator[str]:
-    """A sentence with the first three reliable figures over all data, if there are any."""
+    """Yield a sentence with the first three reliable figures over all data, if there are any."""
     parts = []
     for figure in result.figures:
         if figure.stratum or figure.value is None or figure.too_few:
@@ -182,7 +185,7 @@ def _main_figures(result: Result) -> Iterator[str]:
 
 
 def _comparable_groups(results: Sequence[Result]) -> list[list[Result]]:
-    """The results in groups; those of one group were measured on the same images or pairs."""
+    """Group the results: those of one group were measured on the same images or pairs."""
     groups: dict[object, list[Result]] = {}
     for index, result in enumerate(results):
         scores = result.scores
@@ -212,7 +215,7 @@ def _study_sections(inputs: Sequence[ReportInput]) -> Iterator[Section]:
 
 
 def _adaptive_runs(runs: Mapping[str, Any]) -> dict[str, Any]:
-    """The runs whose loss keeps running statistics or re-weights hard negatives."""
+    """The runs whose loss has running statistics or re-weights hard negatives."""
     return {
         name: lines
         for name, lines in runs.items()
@@ -232,15 +235,15 @@ def _result_sections(results: Sequence[Result]) -> Iterator[Section]:
     for result in results:
         yield _with_result_name(figures_section(result), result, results)
     for group in groups:
-        firsts = [results_of_group[0] for results_of_group in groups]
-        yield _with_result_name(curves_section(group), group[0], firsts)
+        first_results = [results_of_group[0] for results_of_group in groups]
+        yield _with_result_name(curves_section(group), group[0], first_results)
     yield rates_section(results)
     summaries = [result for result in results if result.protocol == "groups"]
     for index, summary in enumerate(results):
         if summary.protocol == "groups":
             # A summary follows the results of its groups.
-            first = max(0, index - summary.counts.get("groups", 0))
-            yield _with_result_name(groups_section(results[first:index]), summary, summaries)
+            start = max(0, index - summary.counts.get("groups", 0))
+            yield _with_result_name(groups_section(results[start:index]), summary, summaries)
     for result in results:
         curve = result.curves.get("norm by quality")
         for section in (
@@ -261,6 +264,7 @@ def _with_result_name(section: Section, result: Result, results: Sequence[Result
 
 
 def _face_sections(report_input: ReportInput, trust_code: bool, note: Note) -> Iterator[Section]:
+    """Yield a run's sections with thumbnails, as far as its images can still be read."""
     assert report_input.run is not None
     try:
         config = report_input.run.read_config(trust_code=trust_code)
@@ -268,11 +272,11 @@ def _face_sections(report_input: ReportInput, trust_code: bool, note: Note) -> I
         note(f"no thumbnails: {error}")
         return
     for result in report_input.results:
-        entry = config.evaluation.sets.get(result.name)
-        if entry is None or (entry.images and _is_unsafe(entry.images, note)):
+        test_set = config.evaluation.sets.get(result.name)
+        if test_set is None or (test_set.images and _is_unsafe(test_set.images, note)):
             continue
         try:
-            section = hardest_section(result, *open_evaluation_set(entry))
+            section = hardest_section(result, *open_evaluation_set(test_set))
         except (OSError, ValueError) as error:
             note(f"no thumbnails of {result.name}: {error}")
             text = clean_text(f"Not shown: the images are gone or changed ({error}).", 2000)
@@ -291,7 +295,7 @@ def _face_sections(report_input: ReportInput, trust_code: bool, note: Note) -> I
 
 
 def _is_unsafe(source: Mapping[str, Any], note: Note) -> bool:
-    """Whether opening a source from a run's config needs the network or is too large to build."""
+    """Whether a run's data source needs the network or is too large; `note` gets the reason."""
     remote = [text for text in texts_in(source) if "://" in text]
     if remote:
         note(f"no thumbnails from {clean_text(remote[0])}: a report makes no network requests")
@@ -336,6 +340,7 @@ def _create_losses(report_input: ReportInput, trust_code: bool) -> dict[str, Any
             raise ValueError(f"{report_input.run.config}: loss must be a block of settings")
         specs[clean_text(str(spec.get("kind", "loss")))] = spec
     for result in _study_results(report_input):
+        # Leave out results of tuned losses, which are named "CONDITION, tuned".
         if result.name == result.settings.get("condition", result.name):
             specs |= study_losses(result)
     source = report_input.run.config if report_input.run is not None else report_input.name
@@ -344,7 +349,7 @@ def _create_losses(report_input: ReportInput, trust_code: bool) -> dict[str, Any
 
 
 def _settings_section(report_input: ReportInput) -> Section:
-    """The parsed settings. The file's text is not shown: it may be a link to a private file."""
+    """The parsed settings, never the file's text, because it may be a link to a private file."""
     if report_input.run is not None:
         settings: Any = report_input.run.read_yaml()
     elif report_input.study is not None:
@@ -361,7 +366,7 @@ def _settings_section(report_input: ReportInput) -> Section:
 
 
 def _numbered_sections(sections: Sequence[Section]) -> list[Section]:
-    """The sections with blocks; equal titles are numbered, because each title is a link target."""
+    """Leave out empty sections and number equal titles, because each title is a link target."""
     counts: dict[str, int] = {}
     unique = []
     for section in sections:
@@ -377,8 +382,9 @@ def lab_page(losses: Mapping[str, Any] | None, tables: Mapping[str, Any]) -> Pag
     """Build a page that holds only the margin lab.
 
     Args:
-        losses: its first four names are shown at first; by default four well-known losses.
-        tables: the tables of all losses, see `margrave.report.lab.lab_tables`.
+        losses: losses by name; the page first shows the first four. By default, it shows four
+            well-known losses.
+        tables: the tables of all losses, from `margrave.report.lab.lab_tables`.
     """
     chosen = {} if losses is None else {"chosen": list(losses)[:4]}
     lab = Lab({**tables, **chosen}, lab_charts())

@@ -97,7 +97,7 @@ def styled_spec(chart: Any, description: str, height: int | None = HEIGHT) -> di
 
 
 def series_color(names: Sequence[str], *, legend: bool = True) -> Any:
-    """The color encoding of series; `names` get ``COLORS`` in this order."""
+    """The color encoding of series; the series `names` get ``COLORS`` in order."""
     scale = alt.Scale(domain=list(names), range=list(_repeat_to(COLORS, len(names))))
     return alt.Color("series:N", scale=scale, legend=alt.Legend() if legend else None)
 
@@ -137,7 +137,7 @@ def lines(
         y_format: d3 format of the vertical axis's labels.
         x_format: d3 format of the horizontal axis's labels.
         points: also draw each row as a point.
-        vertical: vertical lines: their x values by label.
+        vertical: label -> x value of each vertical line to draw.
     """
     names = list(dict.fromkeys(str(row["series"]) for row in rows))
     several = len(names) > 1
@@ -183,13 +183,14 @@ def lines(
 
 
 def _vertical_lines(positions: Mapping[str, float], scale: Any) -> list[Any]:
+    # The labels are at four heights in turn, so that neighbors do not overlap.
     data = alt.Data(
         values=[
             {"label": label, "at": value, "row": 2 + 14 * (index % 4)}
             for index, (label, value) in enumerate(positions.items())
         ]
     )
-    # With an empty title here, the axis keeps the title of the other layers.
+    # With an empty title in this layer, the axis shows the title of the other layers.
     axis = alt.X("at:Q", title="", scale=scale)
     rule = alt.Chart(data).mark_rule(strokeDash=[4, 3], color="currentColor", opacity=0.7)
     text = alt.Chart(data).mark_text(
@@ -211,7 +212,7 @@ def histogram(
             the series' pairs in the bin.
         x: title of the horizontal axis.
         description: the chart in words, for screen readers.
-        vertical: vertical lines: their x values by label.
+        vertical: label -> x value of each vertical line to draw.
     """
     names = list(dict.fromkeys(str(row["series"]) for row in rows))
     data = alt.Data(values=_finite_rows(rows))
@@ -244,7 +245,7 @@ def ranges(
     x_format: str | None = None,
     points: Rows = (),
 ) -> dict[str, Any]:
-    """One row per name: a value with its interval, and optionally ticks at further values.
+    """One line per name: a point with its interval, and optionally ticks at further values.
 
     Args:
         rows: mappings with ``name``, ``x``, ``low`` and ``high``; shown in this order.
@@ -320,15 +321,16 @@ def _scale(kind: Scale, domain: tuple[float, float] | None) -> Any:
 
 
 def _finite_rows(rows: Rows) -> list[dict[str, Any]]:
-    """Rows rounded to five significant digits, without rows whose numbers cannot be drawn."""
+    """Round numbers to five significant digits; leave out rows that cannot be drawn."""
     shown = []
     for row in rows:
         numbers = [value for value in row.values() if isinstance(value, int | float)]
         if all(abs(value) <= MAX_VALUE for value in numbers):
-            shown.append({name: float(f"{v:.5g}") if isinstance(v, float) else v
-                          for name, v in row.items()})  # fmt: skip
+            shown.append({name: float(f"{value:.5g}") if isinstance(value, float) else value
+                          for name, value in row.items()})  # fmt: skip
     return shown
 
 
 def _repeat_to(values: Sequence[Any], count: int) -> list[Any]:
+    """`count` values; after the last value, the first one follows again."""
     return [values[index % len(values)] for index in range(count)]

@@ -30,7 +30,7 @@ def clean_text(text: str, limit: int = MAX_NAME) -> str:
 
 
 def clean_result(result: Result) -> Result:
-    """A copy of a result with clean texts, except those in its settings."""
+    """A copy of a result with clean texts; the settings are copied unchanged."""
     return replace(
         result,
         protocol=clean_text(result.protocol),

@@ -79,7 +79,7 @@ class Faces:
 
     Attributes:
         caption: what they show.
-        groups: the faces of each group, and the line below them.
+        groups: each group's faces, and the text below them.
     """
 
     caption: str
@@ -91,8 +91,8 @@ class Lab:
     """The margin lab.
 
     Attributes:
-        tables: the losses' curves, see ``margrave.report.lab.lab_tables``.
-        charts: the charts to fill, see ``margrave.report.lab_charts.lab_charts``.
+        tables: the losses' curves, from ``margrave.report.lab.lab_tables``.
+        charts: the empty charts, from ``margrave.report.lab_charts.lab_charts``.
     """
 
     tables: Mapping[str, Any]
@@ -112,7 +112,7 @@ class Section:
 
 @dataclass(frozen=True)
 class Page:
-    """A page; the subtitle names the kinds of its inputs."""
+    """A page with its title, a line below the title, and its sections."""
 
     title: str
     subtitle: str

@@ -1,4 +1,4 @@
-"""Tables of results."""
+"""Tables of a result's figures, strata and counts."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from margrave.report.contents import Table
 
 
 def figures_table(result: Result) -> Table:
-    """A table of the figures over all data: value, interval, threshold, realized FAR."""
+    """A table of the figures over all data: value, interval, threshold, FAR at the threshold."""
     figures = [figure for figure in result.figures if not figure.stratum]
     columns = ["", "value", "95 % interval"]
     has_thresholds = any(figure.threshold is not None for figure in figures)
@@ -26,22 +26,22 @@ def figures_table(result: Result) -> Table:
 
 
 def strata_table(result: Result) -> Table | None:
-    """A table of the figures of each part of the data; None if the result has no parts."""
+    """A table of the figures of each stratum (part of the data); None if there are no strata."""
     metrics, rows = rows_by_stratum(result)
     caption = "Parts of the data, at the thresholds set on all data"
     return Table(caption, ["part", "pairs", *metrics], rows) if rows else None
 
 
 def counts_table(results: Sequence[Result]) -> Table:
-    """A table of counts, unreadable images, model, protocol and version, a column per result."""
+    """A table of counts, unreadable images, model, protocol and version; one column per result."""
     names = list(dict.fromkeys(name for result in results for name in result.counts))
     rows = [
         [name.replace("_", " "), *(_count_text(result.counts.get(name)) for result in results)]
         for name in names
     ]
-    identities = [_count_identities(result) for result in results]
-    if "identities" not in names and any(identities):
-        rows.insert(0, ["identities", *(_count_text(count) for count in identities)])
+    identity_counts = [_count_identities(result) for result in results]
+    if "identities" not in names and any(identity_counts):
+        rows.insert(0, ["identities", *(_count_text(count) for count in identity_counts)])
     rows.append(["unreadable images", *(_count_text(len(result.unreadable)) for result in results)])
     for label, values in (
         ("images", [result.origin.images for result in results]),
@@ -52,10 +52,12 @@ def counts_table(results: Sequence[Result]) -> Table:
     ):
         if any(values):
             rows.append([label, *(value or "-" for value in values)])
-    return Table("Counts, model and protocol", ["", *(r.name or r.protocol for r in results)], rows)
+    columns = ["", *(result.name or result.protocol for result in results)]
+    return Table("Counts, model and protocol", columns, rows)
 
 
 def _count_identities(result: Result) -> int | None:
+    """The number of identities in a result's pairs; None if they are unknown."""
     if result.scores is None or result.scores.identities is None:
         return None
     return len({label for pair in result.scores.identities for label in pair})

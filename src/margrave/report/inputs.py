@@ -14,7 +14,9 @@ from margrave.runs import RunFolder
 from margrave.studies import StudyFolder
 
 MAX_RESULTS = 50
+"""Largest number of results in one file."""
 MAX_SEED = 2**63
+"""Seeds in a file must be smaller; an integer in JSON may have thousands of digits."""
 
 
 @dataclass(frozen=True)
@@ -23,10 +25,10 @@ class ReportInput:
 
     Attributes:
         name: the folder's or file's name.
-        results: its results; empty for a run without evaluation results.
+        results: the input's results; empty for a run without evaluation results.
         metrics: the lines of the run's metrics file; empty for other inputs.
-        cells: for a study, the metrics lines of each loss's first seed, by the result's name and
-            then by the loss's name; empty for other inputs.
+        cells: for a study, result name -> loss name -> metrics lines of the loss's first seed;
+            empty for other inputs.
         run: the run's folder; None for other inputs.
         study: the study's folder; None for other inputs.
     """
@@ -43,7 +45,7 @@ def open_input(path: Path) -> ReportInput:
     """Open a run folder, a study folder or a result file.
 
     Raises:
-        ValueError: the path is none of these, is damaged, or holds too many results.
+        ValueError: the path is none of these, a file is damaged, or there are too many results.
     """
     run, study, name = RunFolder(path), StudyFolder(path), clean_text(path.name)
     if study.is_study():
@@ -86,7 +88,7 @@ def _clean_results(results: Sequence[Result], path: Path) -> tuple[Result, ...]:
 
 
 def study_losses(result: Result) -> dict[str, Mapping[str, Any]]:
-    """The loss settings in a study's result, by the loss's name; malformed ones are left out."""
+    """Loss name -> settings, from a study's result; malformed settings are left out."""
     losses = result.settings.get("losses")
     if not isinstance(losses, Mapping):
         return {}
@@ -96,18 +98,18 @@ def study_losses(result: Result) -> dict[str, Mapping[str, Any]]:
 def _cell_metrics(
     study: StudyFolder, results: Sequence[Result]
 ) -> dict[str, dict[str, list[dict[str, Any]]]]:
-    """For each result, the metrics lines of each loss's first seed, if its cell has any."""
+    """Result name -> loss name -> metrics lines of the loss's first seed, without empty ones."""
     metrics: dict[str, dict[str, list[dict[str, Any]]]] = {}
     for result in results:
         seeds, condition = result.settings.get("seeds"), result.settings.get("condition")
         seed = seeds[0] if isinstance(seeds, list | tuple) and seeds else 0
         if not isinstance(seed, int) or not 0 <= seed < MAX_SEED:
             continue
-        by_loss = metrics.setdefault(result.name, {})
+        lines_of_loss = metrics.setdefault(result.name, {})
         for loss, settings in study_losses(result).items():
             # A tuned loss was trained under the name of the variant that tuning chose.
             name = str(settings.get("name", loss))
             cell = study.cell_folder(str(condition or result.name), name, seed)
             if cell is not None and (lines := cell.read_metrics()):
-                by_loss[name] = lines
+                lines_of_loss[name] = lines
     return metrics

@@ -1,8 +1,8 @@
 """The margin lab's tables: each loss's curves, computed by the loss's own code.
 
 The page interpolates linearly between tabulated points, and its sliders move in tabulated steps.
-The points are chosen so that the interpolation error is below ``TOLERANCE`` (a cosine), except
-within one grid step of a jump.
+The points are chosen so that the interpolated cosine errs by less than ``TOLERANCE``, except within
+one grid step of a jump.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ MAX_PARAMETERS = 2
 FACTORS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0)
 """A slider's steps, as multiples of the hyperparameter's value."""
 NO_SLIDER = ("scale", "straight_through", "ignore_negatives_above", "epsilon")
+"""Hyperparameters that never get a slider."""
 MIN_EFFECT = 1e-3
 """A hyperparameter that changes no curve by more than this gets no slider."""
 
@@ -45,7 +46,7 @@ MIN_EFFECT = 1e-3
 def lab_tables(
     losses: Mapping[str, Mapping[str, Any] | Loss] | None = None, progress: Progress | None = None
 ) -> dict[str, Any]:
-    """Tabulate losses for the lab's page; losses that it cannot draw are left out.
+    """Tabulate losses for the margin lab; losses that the lab cannot draw are left out.
 
     Args:
         losses: losses or their settings, by name; by default all registered losses.
@@ -78,8 +79,9 @@ def lab_tables(
         if progress is not None:
             progress(done, len(shown))
     used = {
-        axis for table in tables.values() for part in _curve_tables(table) for axis in part["axes"]
-    }
+        name for table in tables.values() for curves in _curve_tables(table)
+        for name in curves["axes"]
+    }  # fmt: skip
     return {
         "steps": STEPS,
         "contexts": [
@@ -90,6 +92,7 @@ def lab_tables(
 
 
 def _curve_tables(table: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The tables of a loss's four charts."""
     return [table[name] for name in ("target", "negatives", "boundary", "gradient")]
 
 
@@ -113,18 +116,24 @@ def _is_drawable(loss: Loss) -> bool:
 
 
 def _slider_axes(loss: Loss) -> list[Axis]:
-    """The hyperparameters that change the curves most, the margin first."""
-    coarse = np.cos(np.linspace(0, math.pi, 91))
+    """The axes of the ``MAX_PARAMETERS`` hyperparameters that change the curves most.
+
+    The margin comes first.
+    """
+    coarse_cosines = np.cos(np.linspace(0, math.pi, 91))
 
     def sample_curves(variant: Loss) -> np.ndarray:
-        parts = []
+        curves = []
         for context in contexts:
-            parts += [target_cosines(variant, coarse, context), gradient_scales(variant, context)]
-            parts += [
-                negative_cosines(variant, coarse, degrees, context) for degrees in (30, 60, 90)
+            curves.append(target_cosines(variant, coarse_cosines, context))
+            curves.append(gradient_scales(variant, context))
+            curves += [
+                negative_cosines(variant, coarse_cosines, degrees, context)
+                for degrees in (30, 60, 90)
             ]
-        return np.concatenate(parts)
+        return np.concatenate(curves)
 
+    # The defaults, and the smallest and the largest of each context value.
     contexts: list[dict[str, Any]] = [{}]
     contexts += [{axis.name: axis.values[end]} for axis in CONTEXTS for end in (0, -1)]
     reference = sample_curves(loss)
@@ -178,6 +187,7 @@ def _variant(loss: Loss, values: Mapping[str, Any]) -> Loss | None:
 
 
 def _loss_table(loss: Loss) -> dict[str, Any]:
+    """Tabulate a loss's four charts over the hyperparameters and context values they depend on."""
     parameters = _slider_axes(loss)
     cosines = grid_cosines()
     doc_lines = (type(loss).__doc__ or "").strip().splitlines()
@@ -217,7 +227,7 @@ def _loss_table(loss: Loss) -> dict[str, Any]:
 def _split_values(
     loss: Loss, parameters: Sequence[Axis], values: Mapping[str, Any]
 ) -> tuple[Loss, dict[str, Any]]:
-    """The loss with the hyperparameters among `values`, and the other values: the context."""
+    """Split axis values: apply the hyperparameters to the loss, and return the context values."""
     names = {axis.name for axis in parameters}
     variant = _variant(loss, {name: value for name, value in values.items() if name in names})
     context = {name: value for name, value in values.items() if name not in names}
@@ -228,13 +238,15 @@ def _split_values(
 def _effective_axes(
     curve: Callable[[Mapping[str, Any]], np.ndarray], axes: Sequence[Axis]
 ) -> list[Axis]:
-    """The axes that change a curve at the defaults, or with one other axis at either end."""
-    probes = [{axis.values[0], axis.values[axis.default], axis.values[-1]} for axis in axes]
+    """The axes that change a curve, at the defaults or with one other axis at either end."""
+    tried_values = [{axis.values[0], axis.values[axis.default], axis.values[-1]} for axis in axes]
     effective = []
     for index, axis in enumerate(axes):
-        others = [other for other in range(len(axes)) if other != index]
+        other_indices = [other for other in range(len(axes)) if other != index]
         settings: list[dict[str, Any]] = [{}]
-        settings += [{axes[other].name: value} for other in others for value in probes[other]]
+        settings += [
+            {axes[other].name: value} for other in other_indices for value in tried_values[other]
+        ]
         if any(
             abs(curve({**setting, axis.name: value}) - curve(setting)).max() > 1e-9
             for setting in settings
@@ -255,8 +267,9 @@ def _combinations(axes: Sequence[Axis]) -> list[dict[str, Any]]:
 def _curve_table(
     curve: Callable[[Mapping[str, Any]], np.ndarray], axes: Sequence[Axis]
 ) -> dict[str, Any]:
-    """One curve per combination of the axes' values, with no more points than it needs."""
+    """One curve per combination of the axes' values, at the points that interpolation needs."""
     curves = [curve(combination) for combination in _combinations(axes)]
+    # The rest of the tolerance is for angles between grid points and for rounding to 16 bits.
     nodes = [sparse_nodes(values, TOLERANCE / 3) for values in curves]
     node_values = np.concatenate(
         [values[indices] for values, indices in zip(curves, nodes, strict=True)]
@@ -279,7 +292,7 @@ def _row_table(
 
 
 def sparse_nodes(values: np.ndarray, tolerance: float) -> np.ndarray:
-    """Indices such that interpolating linearly between them errs by at most `tolerance`.
+    """Indices of the values to keep, so that linear interpolation errs by at most `tolerance`.
 
     >>> sparse_nodes(np.array([0.0, 1.0, 2.0, 2.0, 2.0]), 0.1)
     array([0, 2, 4])
@@ -303,9 +316,10 @@ def sparse_nodes(values: np.ndarray, tolerance: float) -> np.ndarray:
 
 
 def _quantized(values: np.ndarray) -> dict[str, Any]:
-    """Values as 16-bit integers in base64, and the factor that turns them back."""
+    """Values as 16-bit integers in base64, and the factor to multiply the integers by."""
     if not np.isfinite(values).all():
         raise ValueError("its curves are not finite")
+    # The integers are at most 32,000, which fits into 16 bits.
     factor = max(float(abs(values).max()), 1e-6) / 32_000
     return {"factor": factor, "numbers": _encode(np.round(values / factor), "<i2")}
 
@@ -314,11 +328,11 @@ def _encode(values: np.ndarray, dtype: str) -> str:
     return base64.b64encode(values.astype(dtype).tobytes()).decode()
 
 
-def read_curve(part: Mapping[str, Any], number: int) -> np.ndarray:
-    """Curve `number` of a table at all grid angles, interpolated as the page does it."""
-    lengths = cast("list[int]", part["lengths"])
-    start = sum(lengths[:number])
-    points = slice(start, start + lengths[number])
-    nodes = np.frombuffer(base64.b64decode(part["nodes"]), "<u2")[points]
-    values = np.frombuffer(base64.b64decode(part["numbers"]), "<i2")[points] * part["factor"]
+def read_curve(table: Mapping[str, Any], index: int) -> np.ndarray:
+    """One of a table's curves at all grid angles, interpolated as on the page."""
+    lengths = cast("list[int]", table["lengths"])
+    start = sum(lengths[:index])
+    points = slice(start, start + lengths[index])
+    nodes = np.frombuffer(base64.b64decode(table["nodes"]), "<u2")[points]
+    values = np.frombuffer(base64.b64decode(table["numbers"]), "<i2")[points] * table["factor"]
     return np.interp(np.arange(STEPS + 1), nodes, values)

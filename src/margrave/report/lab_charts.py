@@ -13,7 +13,10 @@ SLOTS = 4
 
 
 def lab_charts() -> dict[str, Any]:
-    """The Vega-Lite specs by name, which read the data set ``rows``, and the slots' colors."""
+    """The charts' Vega-Lite specs by name, and the colors of the lab's slots.
+
+    A slot is one of the losses shown at once. Each spec reads the data set ``rows``.
+    """
     specs = {
         "target": _lines("θ_y in degrees", "T", (0, 180)),
         "negatives": _lines("θ_j in degrees", "N", (0, 180)),
@@ -62,12 +65,12 @@ def _map() -> dict[str, Any]:
             # Without strokes, thin gaps show between the rectangles.
             stroke=alt.Stroke("value:Q", scale=scale, legend=legend),
             tooltip=[
-                alt.Tooltip("what:N", title="adapts to"),
+                alt.Tooltip("what:N", title="varied"),
                 alt.Tooltip("step:N", title="value"),
                 alt.Tooltip("angle:O", title="θ_y in degrees"),
                 alt.Tooltip("value:Q", title="gradient scale", format=".3f"),
             ],
         )
     )
-    description = "Gradient scale of the first loss, by angle and by the value that it adapts to"
+    description = "Gradient scale of the first loss, by angle and by one other value"
     return styled_spec(chart, description, 180)

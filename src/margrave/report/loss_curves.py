@@ -1,4 +1,4 @@
-"""A loss's curves over target and negative angles, in a context that the lab's sliders set."""
+"""A loss's curves over target and negative angles, for context values that the sliders set."""
 
 from __future__ import annotations
 
@@ -12,17 +12,20 @@ import numpy as np
 from margrave.losses import Context, Loss
 
 STEPS = 1440
-"""Steps of the grid of angles from 0 to 180 degrees."""
+"""Number of steps in the grid of angles from 0 to 180 degrees."""
 TARGET_DEGREES = tuple(range(10, 100, 10))
+"""The steps of the slider of the target's angle."""
 NUM_CLASSES = 1000
+"""For the gradient scale: the number of classes."""
 HARDEST_DEGREES = 70
 """For the gradient scale: the angle of the nearest negative; all others are at 90 degrees."""
 GRADIENT_DEGREES = tuple(range(0, 122, 2))
+"""The target angles at which the decision boundary and the gradient scale are computed."""
 
 
 @dataclass(frozen=True)
 class Axis:
-    """A value that a slider sets.
+    """A hyperparameter or context value that a slider sets.
 
     Attributes:
         name: the hyperparameter's or the context value's name.
@@ -53,10 +56,11 @@ CONTEXTS = (
 )
 TARGET_ANGLE = Axis("target_angle", "target's angle θ_y, for the negatives", TARGET_DEGREES, 4)
 NORM_MEAN, NORM_STD = 20.0, 5.0
+"""The running mean and std of the feature norm in the context."""
 
 
 def _context(values: Mapping[str, Any], num_samples: int) -> Context:
-    """The losses' context with these values, and the defaults of ``CONTEXTS`` for the others."""
+    """The context that losses read: these values, and defaults of ``CONTEXTS`` for the others."""
     import torch
 
     settings = {axis.name: axis.values[axis.default] for axis in CONTEXTS} | dict(values)
@@ -74,7 +78,7 @@ def _context(values: Mapping[str, Any], num_samples: int) -> Context:
 
 
 def target_cosines(loss: Loss, cosine: np.ndarray, values: Mapping[str, Any]) -> np.ndarray:
-    """The modified target cosine T at each target cosine."""
+    """The modified target cosine T at each target cosine, for these context values."""
     import torch
 
     context = _context(values, len(cosine))
@@ -88,8 +92,8 @@ def negative_cosines(
     import torch
 
     target = torch.tensor([math.cos(math.radians(target_degrees))], dtype=torch.float64)
-    rows = torch.from_numpy(cosines)[None]
-    return loss.negatives(rows, target, _context(values, 1)).numpy()[0]
+    one_sample = torch.from_numpy(cosines)[None]
+    return loss.negatives(one_sample, target, _context(values, 1)).numpy()[0]
 
 
 def grid_cosines() -> np.ndarray:
@@ -98,9 +102,10 @@ def grid_cosines() -> np.ndarray:
 
 
 def boundary_degrees(loss: Loss, values: Mapping[str, Any]) -> np.ndarray:
-    """The two-class decision boundary: for each θ_y in ``GRADIENT_DEGREES``, a θ_j in degrees.
+    """The two-class decision boundary: the θ_j in degrees at each θ_y in ``GRADIENT_DEGREES``.
 
-    It is the largest θ_j with N_j ≥ T: below it, class j wins. It is 0 if there is none.
+    The boundary is the largest θ_j with N_j ≥ T, or 0 if no θ_j has N_j ≥ T. At a smaller θ_j, the
+    other class j wins.
     """
     import torch
 
@@ -108,14 +113,14 @@ def boundary_degrees(loss: Loss, values: Mapping[str, Any]) -> np.ndarray:
     context = _context(values, len(target))
     modified = loss.modify_target(target, context).numpy()
     cosines = grid_cosines()[::4]
-    rows = torch.from_numpy(cosines)[None].expand(len(target), -1)
-    wins = loss.negatives(rows, target, context).numpy() >= modified[:, None]
-    last = np.where(wins.any(axis=1), wins.shape[1] - 1 - wins[:, ::-1].argmax(axis=1), 0)
-    return last * 180.0 / (len(cosines) - 1)
+    negatives = torch.from_numpy(cosines)[None].expand(len(target), -1)
+    wins = loss.negatives(negatives, target, context).numpy() >= modified[:, None]
+    last_win = np.where(wins.any(axis=1), wins.shape[1] - 1 - wins[:, ::-1].argmax(axis=1), 0)
+    return last_win * 180.0 / (len(cosines) - 1)
 
 
 def gradient_scales(loss: Loss, values: Mapping[str, Any]) -> np.ndarray:
-    """|∂L/∂cosθ_y| / s at each θ_y in ``GRADIENT_DEGREES``, with a learned bias at its start."""
+    """|∂L/∂cosθ_y| / s at each θ_y in ``GRADIENT_DEGREES``, with a learned bias's initial value."""
     import torch
     from torch.nn.functional import logsigmoid
 
@@ -125,7 +130,7 @@ def gradient_scales(loss: Loss, values: Mapping[str, Any]) -> np.ndarray:
     hardest = math.cos(math.radians(HARDEST_DEGREES))
     cosines = torch.tensor([[hardest, 0.0]], dtype=torch.float64).expand(len(target), -1)
     negatives = loss.modify_negatives(cosines, target.detach(), context)
-    # The second column stands for all classes at 90 degrees: adding log(n) counts it n times.
+    # The second column represents all n classes at 90 degrees: adding log n counts it n times.
     log_counts = torch.tensor([0.0, math.log(NUM_CLASSES - 2)], dtype=torch.float64)
     target_logit = loss.scale * loss.modify_target(target, context)
     terms = loss.sigmoid_terms(NUM_CLASSES)
@@ -141,7 +146,7 @@ def gradient_scales(loss: Loss, values: Mapping[str, Any]) -> np.ndarray:
         return cross_entropy.detach()
 
     modified = loss.modify_cross_entropy(cross_entropy, batch_cross_entropy)
-    # These angles are not a batch, so a change that depends on the batch is not drawn.
+    # These angles are not a training batch. So leave out a change that depends on the batch.
     total = (cross_entropy if batch_reads else modified).sum()
     (gradient,) = torch.autograd.grad(total, target)
     return abs(gradient.numpy()) / loss.scale

@@ -66,6 +66,7 @@ def _read_asset(name: str) -> str:
 
 
 def _chart_numbers() -> Iterator[int]:
+    """Yield 1, 2, 3, …: the numbers in the HTML ids of the page's charts."""
     number = 0
     while True:
         number += 1
@@ -86,7 +87,7 @@ def vega_script() -> str:
         raise ValueError(MISSING_EXTRA) from error
     version = ".".join(altair.SCHEMA_VERSION.removeprefix("v").split(".")[:2])
     script = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;", vl_version=version)
-    # An end tag within a string would end the script element.
+    # A string that contains </script> would end the script element.
     return re.sub(r"</(script)", r"<\\/\1", script, flags=re.IGNORECASE)
 
 
@@ -117,7 +118,7 @@ def anchor(title: str) -> str:
 
 
 def is_numeric(cell: str) -> bool:
-    """Whether a table cell holds a number, a range or a dash; the page aligns these right.
+    """Whether a table cell holds a number, a range or a dash; the page right-aligns such cells.
 
     >>> is_numeric("98.2 % *"), is_numeric("1 to 2"), is_numeric("arcface"), is_numeric("< 0.001")
     (True, True, False, True)

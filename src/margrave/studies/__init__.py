@@ -1,4 +1,4 @@
-"""Studies: which loss is better on given images, with significance over seeds and identities."""
+"""Studies: compare losses on the same images, with significance over seeds and identities."""
 
 from margrave.studies.comparison import compare_cells, judge_claim, verdict
 from margrave.studies.folder import StudyFolder

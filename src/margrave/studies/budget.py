@@ -1,4 +1,4 @@
-"""Choose a study's precision, threads and epochs once, so that all its trainings share them."""
+"""Choose the precision, threads and epochs that all trainings of a study use."""
 
 from __future__ import annotations
 
@@ -16,10 +16,12 @@ from margrave.studies.settings import Cell, StudyConfig, cells_of
 from margrave.training import StepReport, fit
 
 WARM_UP_STEPS = 5
+"""Steps that precede the measurement of a training's speed."""
 MEASURED_SECONDS = 10.0
+"""How long a training's speed is measured; a shorter training is measured to its end."""
 
 
-class _SpeedKnown(Exception):
+class _SpeedMeasured(Exception):
     """Ends a training once its speed has been measured."""
 
 
@@ -28,14 +30,17 @@ def prepare(
 ) -> StudyConfig:
     """Choose the precision, the threads, and the number of epochs that fit into a budget.
 
-    A single run would choose its own. All trainings of a study must share them, also those that
-    are resumed another day, so they are measured once and kept in the study's settings.
+    All trainings of a study must use the same values, even those that are resumed on another day.
+    Therefore the values are chosen once, and stored in the study's settings.
 
     Args:
         config: the study.
         budget: seconds that one training may take; None keeps the epochs of the settings.
-        threads: threads of each training.
+        threads: threads of each training, for settings with ``threads: auto``.
         message: called with a line of information.
+
+    Returns:
+        The study with these values as its ``prepared`` settings.
 
     Raises:
         ValueError: the budget does not suffice for one epoch.
@@ -48,7 +53,7 @@ def prepare(
     if settings.precision == "auto" or budget is not None:
         cells = [first]
         if budget is not None:
-            # Measure every loss: the slowest one limits the number of steps of all.
+            # Measure every loss: all train for as many epochs as the slowest can within the budget.
             cells = list(cells_of(config, seeds=[config.first_seed]))
             cells = [cell for cell in cells if cell.condition == first.condition]
         message(f"measuring {quantity(len(cells), 'training')} on this machine")
@@ -75,7 +80,7 @@ def prepare(
 
 
 def _measure(cell: Cell, prepared: dict[str, Any], timed: bool, folder: Path) -> tuple[str, float]:
-    """Return the precision that a training chooses, and the seconds per epoch (0 unless timed)."""
+    """Return the precision that a training chooses, and its seconds per epoch (0 unless timed)."""
     training = cell.config.training.model_copy(update={**prepared, "log_steps": 10**9})
     config: RunConfig = cell.config.model_copy(update={"training": training})
     run = Run(config, folder)
@@ -94,8 +99,8 @@ def _measure(cell: Cell, prepared: dict[str, Any], timed: bool, folder: Path) ->
         elif start is not None:
             seconds = (now - start[1]) / (step.step - start[0]) * step.epoch_steps
             if now - start[1] >= MEASURED_SECONDS or step.step == step.steps:
-                raise _SpeedKnown
+                raise _SpeedMeasured
 
-    with suppress(_SpeedKnown):
+    with suppress(_SpeedMeasured):
         fit(opened, folder, report=report)
     return precision, seconds

@@ -1,4 +1,4 @@
-"""Compare the losses of a study's finished cells, and word the verdict."""
+"""Compare the losses of a study's finished cells, and state the verdict in words."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ METRICS: Mapping[str, PairMetric] = {
     "EER": "equal_error_rate",
     "TAR": "true_accept_rate",
 }
+"""A study's name for a metric -> the name in ``margrave.evaluation``."""
 RULES = (
     "the same seeds for every loss, paired; uncertainty over seeds and identities; p values "
     "corrected by Holm over all pairs of losses"
@@ -51,7 +52,15 @@ def compare_cells(
 ) -> dict[str, SeedComparison]:
     """Compare each condition's losses over the seeds that all of them have finished.
 
-    Conditions without a complete seed are left out.
+    A loss without a finished cell is left out.
+
+    Args:
+        cells: the finished cells.
+        config: the study.
+        resamples: number of bootstrap replicates.
+
+    Returns:
+        Condition -> comparison, for the conditions that have such seeds.
 
     Raises:
         ValueError: cells of one condition were tested on different pairs, or trained for different
@@ -82,7 +91,7 @@ def compare_cells(
 
 
 def _complete_seeds(cells: Sequence[Trained]) -> list[int]:
-    """The seeds that every loss has finished."""
+    """The seeds that every loss among these cells has finished."""
     by_loss: dict[str, set[int]] = {}
     for cell in cells:
         by_loss.setdefault(cell.loss, set()).add(cell.seed)
@@ -99,22 +108,23 @@ def _scores(cell: Trained) -> PairScores:
 
 
 def _checked_scores(cells: Sequence[Trained]) -> PairScores:
-    """Check that all cells have the same pairs and steps; return the first one's scores."""
+    """Return the first cell's scores; check that all cells have the same pairs and steps."""
     first, scores = cells[0], _scores(cells[0])
     for cell in cells:
-        other = _scores(cell)
-        where = f"{cell.condition}/{cell.loss}/seed-{cell.seed}"
-        if (other.same, other.identities) != (scores.same, scores.identities) or (
-            other.images_digest != scores.images_digest
+        cell_scores = _scores(cell)
+        cell_name = f"{cell.condition}/{cell.loss}/seed-{cell.seed}"
+        if (cell_scores.same, cell_scores.identities) != (scores.same, scores.identities) or (
+            cell_scores.images_digest != scores.images_digest
         ):
             raise ValueError(
-                f"{where} was tested on other pairs than {first.loss}/seed-{first.seed}; remove "
-                "its folder to train it again"
+                f"{cell_name} was tested on other pairs than {first.loss}/seed-{first.seed}; "
+                "remove its folder to train it again"
             )
         if cell.steps != first.steps:
             raise ValueError(
-                f"{where} was trained for {cell.steps} steps, but {first.loss}/seed-{first.seed} "
-                f"for {first.steps}; remove its folder to train it again"
+                f"{cell_name} was trained for {cell.steps} steps, but "
+                f"{first.loss}/seed-{first.seed} for {first.steps}; remove its folder to train it "
+                "again"
             )
     return scores
 
@@ -131,7 +141,8 @@ def results_of(
         comparisons: each condition's comparison.
         cells: the trainings that were compared.
         config: the study.
-        tuned: condition -> loss -> the hyperparameters that tuning chose; None without tuning.
+        tuned: condition -> loss -> the variant that tuning chose: its name and hyperparameters.
+            None if the losses are not tuned.
     """
     at = {"FAR": config.far} if config.metric == "TAR" else {}
     percent = config.metric != "AUC"
@@ -191,14 +202,20 @@ def results_of(
 
 
 def _means_of(
-    metric: str, cells: Sequence[Trained], seeds: Sequence[int], decisive: str
+    metric: str, cells: Sequence[Trained], seeds: Sequence[int], deciding_metric: str
 ) -> list[Figure]:
-    """Means over seeds of a metric other than the decisive one, and of accuracy by stratum."""
+    """Each loss's means over seeds of the figures that have this metric.
+
+    Left out are figures over all data of the deciding metric, because they are reported separately
+    with intervals, and figures by stratum of metrics other than accuracy.
+    """
     figures = []
     for example in cells[0].result.figures:
         if example.metric != metric or example.value is None:
             continue
-        if metric != "accuracy" if example.stratum else metric == decisive:
+        if example.stratum and metric != "accuracy":
+            continue
+        if not example.stratum and metric == deciding_metric:
             continue
         for loss in dict.fromkeys(cell.loss for cell in cells):
             values = [
@@ -241,7 +258,7 @@ def _difference_figure(
 
 
 def verdict(comparison: SeedComparison, config: StudyConfig) -> str:
-    """Sum up a condition's comparison in a sentence; a winner is named only if there is one."""
+    """Sum up a condition's comparison in words; name a winner only if one loss beats all others."""
     best = next(iter(comparison.means))
     seeds = len(comparison.means[best].seeds)
     if len(comparison.means) < 2:
@@ -254,22 +271,26 @@ def verdict(comparison: SeedComparison, config: StudyConfig) -> str:
     smallest = [difference.smallest_detectable for difference in comparison.differences]
     detectable = sorted(value for value in smallest if value is not None)
     unit = "" if config.metric == "AUC" else " points"
-    typical = _number(detectable[len(detectable) // 2], config)
-    settled = (
-        f"A true difference of {typical}{unit} would have been detected in four of five such "
+    median = _difference_text(detectable[len(detectable) // 2], config)
+    # The smallest detectable difference is defined by a power of 0.8.
+    sensitivity = (
+        f"A true difference of {median}{unit} would have been detected in four of five such "
         "studies."
     )
     if seeds < FEW_SEEDS:
-        settled += f" This is uncertain with {seeds} seeds; train five to know it better."
+        sensitivity += f" This number is uncertain with {seeds} seeds; train five for a better one."
     if comparison.winner is not None:
-        return f"{comparison.winner} is better than every other loss. {settled}"
-    others = comparison.not_worse_than(best)
-    if len(others) == len(comparison.means) - 1:
-        return f"No loss is significantly better or worse than {best}, the first. {settled}"
-    worse = [name for name in comparison.means if name != best and name not in others]
+        return f"{comparison.winner} is better than every other loss. {sensitivity}"
+    not_worse = comparison.not_worse_than(best)
+    if len(not_worse) == len(comparison.means) - 1:
+        return (
+            f"No loss is significantly better or worse than {best}, which ranks first. "
+            f"{sensitivity}"
+        )
+    worse = [name for name in comparison.means if name != best and name not in not_worse]
     return (
-        f"There is no single winner: {best} is first, and not significantly better than "
-        f"{', '.join(others)}; it is better than {', '.join(worse)}. {settled}"
+        f"There is no single winner: {best} ranks first, and is not significantly better than "
+        f"{', '.join(not_worse)}; it is better than {', '.join(worse)}. {sensitivity}"
     )
 
 
@@ -282,7 +303,7 @@ def _judged_claims(
     """Yield each claim about a condition, followed by whether the comparison reproduced it."""
     for claim in config.claims:
         if claim.condition == condition:
-            # A tuned loss is compared under the name of what tuning chose for it.
+            # In the comparison, a tuned loss has the name of the variant that tuning chose.
             names = {
                 key: chosen.get(getattr(claim, key), {}).get("name", getattr(claim, key))
                 for key in ("loss", "over")
@@ -303,12 +324,13 @@ def judge_claim(claim: Claim, comparison: SeedComparison, config: StudyConfig) -
         low, high = sorted(sign * end for end in difference.mean.interval)
         unit = "" if config.metric == "AUC" else " points"
         numbers = (
-            f"{_number(value, config, '+')}{unit} ({_number(low, config, '+')} to "
-            f"{_number(high, config, '+')}), p {_p_text(difference.adjusted)}; detectable: "
-            f"{_number(difference.smallest_detectable or 0.0, config)}"
+            f"{_difference_text(value, config, '+')}{unit} "
+            f"({_difference_text(low, config, '+')} to {_difference_text(high, config, '+')}), "
+            f"p {_p_text(difference.adjusted)}; smallest detectable: "
+            f"{_difference_text(difference.smallest_detectable or 0.0, config)}"
         )
         if difference.better == claim.loss:
-            outcome = "reproduced" if claim.helps else "contradicted, it is better here too"
+            outcome = "reproduced" if claim.helps else f"contradicted, {claim.loss} is better"
         elif difference.better == claim.over:
             outcome = f"contradicted, {claim.over} is better"
         else:
@@ -317,8 +339,8 @@ def judge_claim(claim: Claim, comparison: SeedComparison, config: StudyConfig) -
     return f"not decided: {claim.loss} or {claim.over} was not trained"
 
 
-def _number(value: float, config: StudyConfig, sign: str = "") -> str:
-    """Format a difference: in percentage points, or as it is for the AUC."""
+def _difference_text(value: float, config: StudyConfig, sign: str = "") -> str:
+    """Format a difference: unchanged for the AUC, in percentage points for other metrics."""
     return f"{value:{sign}.4f}" if config.metric == "AUC" else f"{100 * value:{sign}.2f}"
 
 
@@ -327,7 +349,7 @@ def _p_text(value: float) -> str:
 
 
 def rows_of(cells: Sequence[Trained]) -> list[dict[str, Any]]:
-    """Every figure of every cell, one row per cell."""
+    """Table rows with every figure of every cell: one row per cell, the same columns in each."""
     rows = []
     for cell in sorted(cells, key=lambda cell: (cell.condition, cell.loss, cell.seed)):
         row: dict[str, Any] = {

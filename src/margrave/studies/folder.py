@@ -21,7 +21,7 @@ class StudyFolder:
     """The files of one study.
 
         study.yaml      all settings, with defaults filled in
-        cells/          one run's folder per condition, loss and seed
+        cells/          one run folder per cell: per condition, loss and seed
         results.json    the comparison: one result per condition
         figures.csv     every figure of every finished cell
 
@@ -51,11 +51,11 @@ class StudyFolder:
         return self.settings.is_file()
 
     def cell(self, cell: Cell) -> RunFolder:
-        """A cell's run."""
+        """The folder of a cell's run."""
         return RunFolder(self.path / "cells" / cell.name)
 
     def cell_folder(self, condition: str, loss: str, seed: int) -> RunFolder | None:
-        """The folder of a cell's run, for names read from a file; None if a name is invalid.
+        """The folder of a cell's run, from names that a file contains; None if a name is invalid.
 
         The names become parts of a path, so they must match `NAME`.
         """
@@ -69,16 +69,16 @@ class StudyFolder:
         trust_code: bool = False,
         typed: object = (),
     ) -> StudyConfig:
-        """Read the study's settings, overridden by those that the user typed.
+        """Read the study's settings; settings that the user typed override them.
 
         Args:
             overrides: settings that the user typed, which replace those in the file.
             trust_code: allow import paths in the file; their modules are imported and run.
-            typed: other settings that the user typed; import paths in them are allowed in the file.
+            typed: other settings that the user typed; import paths that occur in them are trusted.
 
         Raises:
-            ValueError: the folder is not a study's, its settings are invalid, or they name code and
-                ``trust_code`` is False.
+            ValueError: the folder holds no study, the settings are invalid, or they contain an
+                import path that is not trusted.
         """
         if not self.is_study():
             raise ValueError(f"{self.path} is not a study's folder: it has no study.yaml")
@@ -89,9 +89,12 @@ class StudyFolder:
             return read_study([block], overrides or {})
 
     def begin(self, config: StudyConfig) -> StudyConfig:
-        """Write the settings; in a folder of the same study, keep its `prepared` settings.
+        """Create the folder, or open that of the same study, and write the settings.
 
         Losses, conditions, seeds and tuning may be added to an existing study.
+
+        Returns:
+            The settings, with the `prepared` settings of an existing study.
 
         Raises:
             ValueError: the folder holds another study, or other files.
@@ -115,8 +118,7 @@ class StudyFolder:
         """A finished cell's results; None if it has not finished.
 
         Raises:
-            ValueError: the cell's run has other settings than the study gives it, or its results
-                are damaged.
+            ValueError: the run's settings differ from the cell's, or its results are damaged.
         """
         run = self.cell(cell)
         if run.is_run():
@@ -135,11 +137,11 @@ class StudyFolder:
         write_results(self.results, results)
 
     def read_results(self) -> tuple[Result, ...]:
-        """The results in results.json; empty before any seed is complete."""
+        """The results in results.json; empty until every loss has finished a seed."""
         return read_results(self.results) if self.results.is_file() else ()
 
     def write_figures(self, rows: list[dict[str, Any]]) -> None:
-        """Write figures.csv."""
+        """Write figures.csv; all rows have the same keys."""
         with (
             atomic_write(self.figures) as temporary,
             temporary.open("w", newline="", encoding="utf-8") as file,
@@ -150,7 +152,7 @@ class StudyFolder:
 
 
 def _changes(existing: StudyConfig, config: StudyConfig) -> Iterator[str]:
-    """Describe each setting that differs between two studies and may not."""
+    """Describe each setting that differs, although it must be the same in an existing study."""
     before, after = existing.model_dump(mode="json"), config.model_dump(mode="json")
     names = ["run", "metric", "far", "test", "first_seed"]
     names += ["tuning"] if before["tuning"] and after["tuning"] else []
@@ -158,9 +160,9 @@ def _changes(existing: StudyConfig, config: StudyConfig) -> Iterator[str]:
         for key, (old, new) in _different(before[name], after[name]).items():
             yield f"{name}{key} is {new!r}, was {old!r}"
     for name in ("conditions", "losses"):
-        for entry in before[name].keys() & after[name].keys():
-            for key, (old, new) in _different(before[name][entry], after[name][entry]).items():
-                yield f"{name}.{entry}{key} is {new!r}, was {old!r}"
+        for item in before[name].keys() & after[name].keys():
+            for key, (old, new) in _different(before[name][item], after[name][item]).items():
+                yield f"{name}.{item}{key} is {new!r}, was {old!r}"
 
 
 def _different(before: Any, after: Any) -> dict[str, tuple[Any, Any]]:

@@ -19,31 +19,33 @@ from margrave.registry import explain, suggest
 from margrave.settings import Settings
 
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.,=+ -]{0,79}")
-"""Names of losses and conditions, which are also names of folders."""
+"""The form of the names of losses and conditions, which are also folder names."""
 Metric = Literal["accuracy", "AUC", "EER", "TAR"]
 
 
 class Claim(Settings):
-    """A paper's claim about its loss, which one of the study's comparisons tests."""
+    """A paper's claim about its loss, tested by one of the study's comparisons."""
 
     text: str
     """The claim as a sentence."""
     loss: str
+    """The loss that the claim is about."""
     over: str
-    """The loss that it is compared with."""
+    """The loss that ``loss`` is compared with."""
     condition: str
+    """The condition whose comparison tests the claim."""
     helps: bool = True
-    """True: ``loss`` should be better than ``over`` here; False: they should not differ."""
+    """True: the claim is that ``loss`` is better than ``over``; False: that they do not differ."""
 
 
 class Tuning(Settings):
     """A grid over each loss's hyperparameters, compared on held-out identities."""
 
     factors: dict[str, list[float]] = Field(min_length=1)
-    """Hyperparameter -> factors by which the loss's own value is multiplied; losses without that
+    """Hyperparameter -> factors to multiply each loss's value by; losses without this
     hyperparameter ignore it."""
     seeds: int = Field(default=1, ge=1)
-    """Number of seeds for each point of the grid; they differ from the study's own."""
+    """Number of seeds per variant; they differ from the seeds of the comparison."""
     validation: str = "validation"
     """The evaluation set on which the best variant is chosen."""
 
@@ -55,7 +57,7 @@ class StudyConfig(Settings):
     run: dict[str, Any] = Field(default={})
     """The settings of every training, as in a recipe."""
     conditions: dict[str, dict[str, Any]] = Field(default={"data": {}}, min_length=1)
-    """Condition -> the settings that it adds to ``run``, such as other images."""
+    """Condition -> settings that override ``run``, such as other images."""
     losses: dict[str, dict[str, Any]] = Field(min_length=1)
     """The losses by name: ``{kind: …, **hyperparameters}``."""
     seeds: int = Field(default=5, ge=1)
@@ -70,13 +72,13 @@ class StudyConfig(Settings):
     tuning: Tuning | None = None
     claims: list[Claim] = Field(default=[])
     prepared: dict[str, Any] = Field(default={})
-    """Training settings that were measured on the machine where the study began; all cells use
-    them."""
+    """Training settings that were chosen on the machine where the study began, such as the number
+    of threads; all cells use them."""
 
     @field_validator("losses", mode="before")
     @classmethod
-    def _by_name(cls, losses: Any) -> Any:
-        """Losses may be given by their registered names alone."""
+    def _expand_names(cls, losses: Any) -> Any:
+        """Replace losses that are only registered names by settings: ``{kind: name}``."""
         if isinstance(losses, list | tuple):
             losses = {str(name): {"kind": str(name)} for name in losses}
         if isinstance(losses, Mapping):
@@ -116,7 +118,7 @@ class Cell:
     Attributes:
         condition: the condition's name.
         loss: the loss's name in the study.
-        seed: the seed of initialization and order of images.
+        seed: the seed of the initialization and of the order of the images.
         config: the run's configuration.
     """
 
@@ -144,8 +146,12 @@ def read_study(
             overrides the ``recipes`` that it names.
         overrides: settings that override all of them.
         losses: compare only these: names of the study's losses, other registered losses, or import
-            paths. A registered one gets the scale of the study's ArcFace; its margin is multiplied
-            by the study's ArcFace margin over ArcFace's default.
+            paths. A registered loss that the study does not have gets the scale of the study's
+            ArcFace. Its default margin is multiplied by the study's ArcFace margin / ArcFace's
+            default margin.
+
+    Returns:
+        The study, with all hyperparameters of each loss filled in.
 
     Raises:
         ValueError: an unknown key or invalid value, in the study or in one of its runs.
@@ -163,7 +169,7 @@ def read_study(
     merged = merge(merged, overrides)
     for name in ("losses", "conditions"):
         if isinstance(merged.get(name), Mapping):
-            # null removes an entry of an extended study.
+            # null removes a loss or condition of an extended study.
             merged[name] = {key: value for key, value in merged[name].items() if value is not None}
     if losses is not None:
         listed = merged.get("losses")
@@ -175,7 +181,7 @@ def read_study(
         merged["claims"] = [
             claim
             for claim in merged.get("claims", [])
-            # Keep a claim without these keys, so that validation reports it.
+            # A claim without these keys stays, so that the validation below reports it.
             if not isinstance(claim, Mapping)
             or {claim.get("loss"), claim.get("over")} - {None} <= merged["losses"].keys()
         ]
@@ -184,6 +190,7 @@ def read_study(
     except ValidationError as error:
         raise ValueError(explain(error, StudyConfig, "the study")) from None
     complete = {name: LOSSES.validate(loss) for name, loss in config.losses.items()}
+    # Creating a loss checks its hyperparameters.
     for loss in complete.values():
         create_loss(loss)
     config = config.model_copy(update={"losses": complete})
@@ -200,16 +207,16 @@ def read_study(
 
 
 def _like_arcface(kind: str, listed: Mapping[str, Any]) -> dict[str, Any]:
-    """A loss that the study does not list, with scale and margin adapted as its ArcFace's are."""
+    """Settings of a loss that the study lacks, with scale and margin adapted to its ArcFace."""
     reference = listed.get("arcface")
     if not isinstance(reference, Mapping) or "kind" not in reference or kind not in LOSSES:
         return {"kind": kind}
     spec = spec_at_scale(kind, reference)
-    default = getattr(LOSSES.get(kind)(), "margin", None)
+    margin = getattr(LOSSES.get(kind)(), "margin", None)
     arcface_margin = reference.get("margin")
-    # A margin of 1 or more multiplies the angle.
-    if isinstance(default, float) and default < 1 and isinstance(arcface_margin, int | float):
-        spec["margin"] = round(default * arcface_margin / ArcFace().margin, 4)
+    # A default margin of 1 or more multiplies the angle, so ArcFace's ratio does not apply to it.
+    if isinstance(margin, float) and margin < 1 and isinstance(arcface_margin, int | float):
+        spec["margin"] = round(margin * arcface_margin / ArcFace().margin, 4)
     return spec
 
 
@@ -243,12 +250,12 @@ def cells_of(
     losses: Mapping[str, Mapping[str, Any]] | None = None,
     seeds: Sequence[int] | None = None,
 ) -> Iterator[Cell]:
-    """Yield the study's cells, seed by seed, so that the first seeds can be compared early.
+    """Yield the cells seed by seed, so that losses can be compared after the first seeds.
 
     Args:
         config: the study.
-        losses: losses by name; None uses the study's.
-        seeds: seeds; None uses the study's.
+        losses: the losses' settings by name; None uses the study's losses.
+        seeds: the seeds; None uses the study's seeds.
     """
     if seeds is None:
         seeds = range(config.first_seed, config.first_seed + config.seeds)
@@ -257,15 +264,15 @@ def cells_of(
             for name, loss in (config.losses if losses is None else losses).items():
                 training = {**config.prepared, "seed": seed}
                 run = merge(merge(config.run, settings), {"training": training})
-                # Replaced, not merged: the run's recipe may set another loss's hyperparameters.
+                # Replace, not merge: a recipe may set hyperparameters of another loss.
                 run["loss"] = dict(loss)
                 yield Cell(condition, name, seed, read_config([run], {}))
 
 
 def grid_of(config: StudyConfig) -> dict[str, dict[str, dict[str, Any]]]:
-    """The variants that tuning tries: loss -> variant -> hyperparameters.
+    """The variants that tuning tries: loss -> variant's name -> its settings.
 
-    The unchanged loss is one of the variants, under its own name.
+    The unchanged loss is the first variant and keeps its name.
     """
     grids: dict[str, dict[str, dict[str, Any]]] = {}
     assert config.tuning is not None

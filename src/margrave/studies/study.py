@@ -1,4 +1,4 @@
-"""Run a study: train its cells, tune its losses, and compare them."""
+"""Run a study: train its cells, tune its losses, and compare the losses."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from margrave.studies.worker import GridProgress, Report, slots_for, train_cells
 from margrave.training import locked
 
 TUNING_SEEDS = 100_000
-"""The first seed of tuning, far from the study's own seeds."""
+"""The first seed of tuning, far from the seeds of the comparison."""
 
 
 class StudyEvents:
@@ -30,7 +30,11 @@ class StudyEvents:
         """Report a line of information."""
 
     def training(self, what: str) -> AbstractContextManager[Report]:
-        """Report the progress of a grid of trainings."""
+        """Return a context manager whose value is called with the progress of several trainings.
+
+        Args:
+            what: what is trained, such as "tuning".
+        """
         del what
         return nullcontext(lambda progress: None)
 
@@ -41,11 +45,11 @@ class StudyOutcome:
 
     Attributes:
         config: the study.
-        comparisons: each condition's comparison, by name.
-        tuned_comparisons: each condition's comparison of the tuned losses; empty without tuning.
-        results: the comparisons in the common result format: one per condition, and another one per
-            condition if tuned.
-        failed: the name of each failed training -> the reason.
+        comparisons: condition -> comparison of the losses.
+        tuned_comparisons: condition -> comparison of the tuned losses; empty without tuning.
+        results: all comparisons in the common result format: one per condition, and with tuning a
+            second one per condition.
+        failed: name of a failed training -> reason.
     """
 
     config: StudyConfig
@@ -66,8 +70,8 @@ def run_study(
 ) -> StudyOutcome:
     """Train every cell that is not finished, compare the losses, and write the results.
 
-    A study can be stopped at any time and run again: finished cells are kept, and the others
-    resume from their checkpoints.
+    A study can be stopped at any time and run again: finished cells are not trained again, and
+    the others resume from their checkpoints.
 
     Args:
         config: the study.
@@ -81,7 +85,8 @@ def run_study(
             losses are compared once every tuning run has finished.
 
     Raises:
-        ValueError: the folder holds another study or is in use, or cells were not trained alike.
+        ValueError: the folder holds another study or is in use, or cells of one
+            condition differ in their test pairs or numbers of steps.
         KeyboardInterrupt: a signal stopped the trainings, after each had written a checkpoint.
     """
     study, events = StudyFolder(folder), events or StudyEvents()
@@ -136,10 +141,10 @@ class _Grid:
 
     Attributes:
         study: the study's folder.
-        devices: number of trainings at a time; None chooses.
+        devices: number of trainings at a time; None chooses it as in `run_study`.
         events: receives the progress.
-        enabled: False trains nothing.
-        failed: the name of each failed training -> the reason.
+        enabled: False makes `train` do nothing.
+        failed: name of a failed training -> reason.
     """
 
     study: StudyFolder
@@ -155,7 +160,7 @@ class _Grid:
         if not unfinished or not self.enabled:
             return
         done = len(cells) - len(unfinished)
-        progress = GridProgress(len(cells), done, done)
+        progress = GridProgress(len(cells), finished=done, done_before=done)
         threads = unfinished[0].config.training.threads
         slots = slots_for(self.devices, threads if isinstance(threads, int) else 1)
         with self.events.training(what) as report:
@@ -170,18 +175,18 @@ class _Grid:
         self.failed |= progress.failed
 
 
-def _trained(study: StudyFolder, cells: Iterable[Cell], name: str) -> list[Trained]:
-    """The finished cells' results on one evaluation set."""
+def _trained(study: StudyFolder, cells: Iterable[Cell], set_name: str) -> list[Trained]:
+    """The finished cells, with their results on one evaluation set."""
     trained = []
     for cell in cells:
         results = study.finished(cell)
         if results is None:
             continue
         steps = [line["step"] for line in study.cell(cell).read_metrics()]
-        result = next((result for result in results if result.name == name), None)
+        result = next((result for result in results if result.name == set_name), None)
         if result is None:
             raise ValueError(
-                f"{study.cell(cell).results} has no result of the set {name!r}; remove the "
+                f"{study.cell(cell).results} has no result of the set {set_name!r}; remove the "
                 "cell's folder to train it again"
             )
         trained.append(Trained(cell.condition, cell.loss, cell.seed, max(steps, default=0), result))
@@ -204,7 +209,12 @@ def _is_tuned(study: StudyFolder, config: StudyConfig) -> bool:
 def _tune(
     study: StudyFolder, config: StudyConfig, grid: _Grid
 ) -> tuple[dict[str, dict[str, dict[str, Any]]], list[Cell]]:
-    """Tune each loss: return the chosen variants by condition and loss, and the cells to train."""
+    """Tune each loss.
+
+    Returns:
+        Condition -> loss -> name and settings of the best variant, and the cells that train the
+        best variants with the seeds of the comparison.
+    """
     assert config.tuning is not None
     grids, metric = grid_of(config), config.metric
     variants = {name: loss for variants in grids.values() for name, loss in variants.items()}
@@ -216,18 +226,19 @@ def _tune(
     cells: list[Cell] = []
     for condition in config.conditions:
         tuned[condition] = {}
-        for loss, names_of_loss in grids.items():
+        for loss, variants_of_loss in grids.items():
             means = {}
-            for name in names_of_loss:
+            for name in variants_of_loss:
                 values = [
                     cell.result.figure(metric, **at).value or 0.0
                     for cell in trained
                     if (cell.condition, cell.loss) == (condition, name)
                 ]
                 if values:
+                    # A lower EER is better.
                     means[name] = fmean(values) * (-1 if metric == "EER" else 1)
             if means:
-                # Of equally good variants, max returns the first: the unchanged loss.
+                # max returns the first of equally good variants; the unchanged loss comes first.
                 tuned[condition][loss] = {"name": max(means, key=means.__getitem__)}
         for choice in tuned[condition].values():
             choice |= variants[choice["name"]]

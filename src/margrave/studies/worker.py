@@ -20,7 +20,7 @@ from margrave.studies.settings import Cell
 from margrave.training import StepReport, StopRequested, remove_checkpoints
 
 REPORT_SECONDS = 0.5
-"""A training reports its step at most this often."""
+"""Shortest time between two reports of a training's step."""
 
 
 @dataclass
@@ -29,10 +29,10 @@ class GridProgress:
 
     Attributes:
         total: number of trainings.
-        finished: number of finished ones, including those of earlier calls.
-        done_before: how many of these had finished before this call.
-        running: the name of each running training -> the fraction of its steps done.
-        failed: the name of each failed training -> the reason.
+        finished: number of finished trainings, including those of earlier calls.
+        done_before: number of trainings that had finished before this call.
+        running: name of a running training -> fraction of its steps that are done.
+        failed: name of a failed training -> reason.
     """
 
     total: int
@@ -43,7 +43,7 @@ class GridProgress:
 
     @property
     def done(self) -> float:
-        """The number of ended trainings, plus the fractions of the running ones."""
+        """Number of finished and failed trainings, plus the fractions of the running ones."""
         return self.finished + len(self.failed) + sum(self.running.values())
 
 
@@ -58,26 +58,26 @@ class _PipeEvents(RunEvents):
 
     @contextmanager
     def training(self) -> Iterator[Callable[[StepReport], None]]:
-        sent = 0.0
+        last_sent = 0.0
 
         def report(step: StepReport) -> None:
-            nonlocal sent
-            if time.monotonic() - sent >= REPORT_SECONDS:
-                sent = time.monotonic()
+            nonlocal last_sent
+            if time.monotonic() - last_sent >= REPORT_SECONDS:
+                last_sent = time.monotonic()
                 self._connection.send(("step", step.step / step.steps))
 
         yield report
 
 
 def train_cell(config: RunConfig, folder: Path, connection: Connection) -> None:
-    """Train one cell, or resume its training; the entry point of its process."""
+    """Train one cell or resume its training; this is the entry point of the cell's process."""
     end_with_parent()
     try:
         _train(config, folder, connection)
         connection.send(("finished", ""))
     except (StopRequested, KeyboardInterrupt):
         connection.send(("stopped", ""))
-    # An error of any kind, such as one in custom network code, must not end the other trainings.
+    # Any error, even one in custom network code, is reported, and the other trainings go on.
     except Exception as error:
         connection.send(("failed", f"{error}" or type(error).__name__))
     finally:
@@ -85,6 +85,7 @@ def train_cell(config: RunConfig, folder: Path, connection: Connection) -> None:
 
 
 def _train(config: RunConfig, folder: Path, connection: Connection) -> None:
+    """Train one cell; resume from its checkpoint, unless this cannot be loaded."""
     run = Run(config, folder, _PipeEvents(connection))
     checkpoint = RunFolder(folder).checkpoint
     if checkpoint is not None:
@@ -109,13 +110,13 @@ def train_cells(
 ) -> None:
     """Train cells in parallel, one in each slot.
 
-    A cell that fails does not end the others; `progress.failed` has its reason.
+    If a cell fails, the others continue, and `progress.failed` gets the reason.
 
     Args:
         cells: the cells to train, in order.
-        folder_of: a cell's folder.
+        folder_of: returns a cell's folder.
         progress: updated in place.
-        slots: the environment variables of each training that runs at the same time.
+        slots: one mapping per parallel training: the environment variables of its process.
         report: called with the progress at least once a second.
         message: called with a line of information.
 
@@ -154,7 +155,7 @@ class _Running:
         environment: Mapping[str, str],
     ) -> None:
         self.cell, self.slot, self.was_stopped = cell, slot, False
-        # Not fork, which would copy this process's locks in whatever state they are.
+        # With fork, the new process would inherit locks that other threads hold, and could hang.
         context = multiprocessing.get_context("spawn")
         self.connection, child_connection = context.Pipe(duplex=False)
         self.process = context.Process(
@@ -179,6 +180,7 @@ class _Running:
                 else:
                     self._outcome = kind, str(value)
             return False
+        # The process has closed its end of the connection.
         except (EOFError, OSError):
             pass
         self.process.join()
@@ -209,6 +211,7 @@ def _exit_reason(code: int) -> str:
 
 @contextmanager
 def _environment(values: Mapping[str, str]) -> Iterator[None]:
+    """Set environment variables, which a process started in this context inherits."""
     previous = {name: os.environ.get(name) for name in values}
     os.environ.update(values)
     try:
@@ -225,8 +228,9 @@ def slots_for(devices: int | None, threads: int) -> list[dict[str, Any]]:
     """The environment variables of each parallel training: its GPU, or its number of threads.
 
     Args:
-        devices: number of parallel trainings; None uses the number of GPUs, or cores / threads.
-        threads: threads of each training, without GPUs.
+        devices: number of parallel trainings; None uses one per GPU, or cores / threads without
+            GPUs.
+        threads: threads of each training; not used with GPUs.
     """
     import torch
 

@@ -1,1 +1,1 @@
-"""The parts of a report: each reads results, metrics or files, and returns a section."""
+"""The sections of a report: each function reads results, metrics or images, and returns one."""

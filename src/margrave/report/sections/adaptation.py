@@ -1,4 +1,4 @@
-"""Sections on what losses adapted in training: margins, hard negatives, class statistics."""
+"""Sections on what losses adapted in training: margins, hard negatives, running statistics."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from margrave.report.sections.training import Lines, curve_rows
 from margrave.training import read_adaptation
 
 MIN_CORRELATION = 0.6
-"""The caption reports a trend above this rank correlation of norm and quality, in magnitude."""
+"""A rank correlation of norm and quality above this, in magnitude, is reported as a trend."""
 MAX_STATISTICS = 20
 """Largest number of running statistics that are drawn."""
 MIN_SHARE = 1e-5
@@ -22,19 +22,19 @@ MIN_SHARE = 1e-5
 
 
 def adaptation_section(runs: Mapping[str, Lines], details: bool = True) -> Section:
-    """What the loss of each run adapted, from the line that each epoch adds to the metrics.
+    """What the loss of each run adapted in each epoch, from the run's metrics lines.
 
     Args:
-        runs: each run's metrics lines, by the run's name.
-        details: also draw single samples and classes of the last epoch, for runs whose margin
-            depends on the feature norm or on the class.
+        runs: run name -> metrics lines.
+        details: also draw each sample and class of the last epoch, for runs whose margin differs
+            between samples or classes.
     """
     records = {name: adaptation_records(lines) for name, lines in runs.items()}
     records = {name: lines for name, lines in records.items() if lines}
     title = "What the loss adapted"
     if not records:
         text = (
-            "These runs hold no record of what the loss adapts: they were trained by an old "
+            "These runs contain no record of what the loss adapts: they were trained by an old "
             "version of Margrave, or have not finished an epoch."
         )
         has_training = any(line["kind"] == "training" for lines in runs.values() for line in lines)
@@ -58,6 +58,7 @@ def adaptation_records(lines: Lines) -> list[dict[str, Any]]:
 
 
 def _margin_chart(records: Mapping[str, Lines]) -> Chart:
+    # A line's margin is five quantiles: 5, 25, 50, 75 and 95 %.
     rows = [
         {"series": name, "x": line["epoch"], "y": line["margin"][2],
          "low": line["margin"][0], "high": line["margin"][4]}
@@ -99,7 +100,10 @@ def _hard_negative_charts(records: Mapping[str, Lines]) -> list[Block]:
 
 
 def _statistic_charts(runs: Mapping[str, Lines]) -> list[Block]:
-    """Running statistics, such as CurricularFace's t: keys with a dot in the training lines."""
+    """Charts of running statistics, such as CurricularFace's t.
+
+    Their keys in the training lines contain a dot.
+    """
     keys = dict.fromkeys(
         key
         for lines in runs.values()
@@ -172,13 +176,13 @@ def _class_charts(name: str, line: Mapping[str, Any], several_runs: bool) -> lis
     prefix = f"{name}: " if several_runs else ""
     caption = (
         f"{prefix}Each class's margin weight against the concentration of its features; the color "
-        "is its number of training images. Scattered and small classes get the larger margin."
+        "is its number of training images. Scattered and small classes get larger margins."
     )
     return [Chart(caption, chart)]
 
 
 def norm_quality_section(curve: Mapping[str, Any] | None) -> Section:
-    """The feature norm against the images' true quality, if the result has that curve."""
+    """The feature norm against the images' true quality, if the result has this curve."""
     title = "Feature norm and true quality"
     columns = ("quality", "median", "lower quartile", "upper quartile")
     if not curve or not set(columns) <= curve.keys():
@@ -204,7 +208,9 @@ def norm_quality_section(curve: Mapping[str, Any] | None) -> Section:
 
 
 def rank_correlation(values: Sequence[float]) -> float:
-    """Spearman's correlation of values and their positions, in [-1, 1]; 0 if it is undefined.
+    """Spearman's correlation of values and their positions, in [-1, 1].
+
+    It is 0 for fewer than three values, or if all values are equal.
 
     >>> rank_correlation([1.0, 5.0, 7.0]), rank_correlation([2.0, 2.0, 2.0])
     (1.0, 0.0)

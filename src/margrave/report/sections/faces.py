@@ -19,14 +19,14 @@ from margrave.training import (
 THUMBNAIL_SIDE = 96
 """Longer side of a thumbnail, in pixels."""
 NUM_HARDEST = 8
-"""Largest number of pairs that each list shows."""
+"""Largest number of impostor pairs, and of genuine pairs, that are shown."""
 
 
 def hardest_section(result: Result, images: ReadableImages, pairs: PairList) -> Section:
-    """The impostor pairs with the highest and the genuine pairs with the lowest scores.
+    """The impostor pairs with the highest scores and the genuine pairs with the lowest.
 
     Args:
-        result: the evaluation of these pairs.
+        result: the result of evaluating the pairs.
         images: the images that the pairs name.
         pairs: the pairs, in the result's order.
     """
@@ -48,21 +48,21 @@ def hardest_section(result: Result, images: ReadableImages, pairs: PairList) -> 
     ]
     threshold = accuracies[0].threshold if accuracies else None
     blocks: list[Block] = []
-    for caption, rows, is_listed in (
+    for caption, order, is_listed in (
         ("Impostor pairs with the highest scores", np.argsort(-cosine), ~same),
         ("Genuine pairs with the lowest scores", np.argsort(cosine), same),
     ):
         groups = []
-        for row in [int(row) for row in rows if is_listed[row]][:NUM_HARDEST]:
-            accepted = threshold is not None and cosine[row] > threshold
+        for pair in [int(pair) for pair in order if is_listed[pair]][:NUM_HARDEST]:
+            accepted = threshold is not None and cosine[pair] > threshold
             decision = "" if threshold is None else ", accepted" if accepted else ", rejected"
             sides = (("first", pairs.first), ("second", pairs.second))
             faces = [
-                _read_thumbnail(images, int(side[row]), f"{label} image") for label, side in sides
+                _read_thumbnail(images, int(side[pair]), f"{label} image") for label, side in sides
             ]
             if None not in faces:
                 shown = [face for face in faces if face is not None]
-                groups.append((shown, f"{cosine[row]:.3f}{decision}"))
+                groups.append((shown, f"{cosine[pair]:.3f}{decision}"))
         if groups:
             blocks.append(Faces(f"{caption}, with the cosine and the decision.", groups))
     if not blocks:
@@ -84,8 +84,10 @@ def classes_section(record: AdaptationRecord, images: FaceImages) -> Section:
         groups = []
         for row in rows:
             indices = images_of_class(record, row, images)
-            read = [_read_thumbnail(images, index, "an image of the class") for index in indices]
-            faces = [face for face in read if face is not None]
+            thumbnails = [
+                _read_thumbnail(images, index, "an image of the class") for index in indices
+            ]
+            faces = [face for face in thumbnails if face is not None]
             weight, count = record.classes["margin_weight"][row], record.classes["images"][row]
             if faces:
                 groups.append((faces, f"ψ {weight:.3f}, {count:.0f} images"))

@@ -9,14 +9,16 @@ from margrave.report import charts
 from margrave.report.contents import Chart, Section, Table, Text
 
 FAR = 0.01
+"""The default FAR over all groups that sets the threshold."""
 
 
 def groups_section(groups: Sequence[Result], far: float = FAR) -> Section:
-    """Each group's FMR and FNMR with intervals, followed by indices of inequality.
+    """Each group's FMR and FNMR with intervals, followed by indices of inequality between groups.
 
     Args:
-        groups: one result with scores per group, from one evaluation of the protocol ``groups``.
-        far: the target FAR, which sets the threshold over the impostor pairs of all groups.
+        groups: one result per group, with pair scores, from one evaluation of the protocol
+            ``groups``.
+        far: the target FAR over the impostor pairs of all groups; it sets the threshold.
     """
     title = "Groups"
     scores = {group.name: group.scores for group in groups if group.scores is not None}
@@ -41,7 +43,7 @@ def groups_section(groups: Sequence[Result], far: float = FAR) -> Section:
             [
                 "FDR",
                 f"{inequalities.fdr:.4f}",
-                "1 − mean of the largest FMR and the largest FNMR difference; 1 if equal",
+                "1 − mean of the largest difference in FMR and that in FNMR; 1 if equal",
             ],
             [
                 "GARBE",

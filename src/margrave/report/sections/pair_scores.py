@@ -21,16 +21,22 @@ from margrave.report import charts
 from margrave.report.contents import Block, Chart, Section, Table, Text
 
 BINS = 60
+"""Number of bins in the score histograms."""
 RESAMPLES = 200
+"""Number of bootstrap replicates for the bands."""
 POINTS = 25
-"""False match rates per curve at which the bootstrap's bands are computed."""
+"""Number of false match rates at which each curve is computed."""
 MIN_PAIRS = 20
-"""Smallest number of genuine and of impostor pairs that curves and calibrations are drawn for."""
+"""Curves and calibrations need at least this many genuine and this many impostor pairs."""
 MAX_BOOTSTRAP_PAIRS = 20_000
+"""A curve of more pairs has no band."""
 MAX_BANDS = 10
-"""Largest number of curves in a chart that get bands."""
+"""A chart with more curves has no bands."""
 MAX_FOLDS = 10
-"""Limit on the bootstrap's folds: they need memory and do not change rates over all pairs."""
+"""Largest number of folds in the bootstrap.
+
+More folds need more memory, and the rates over all pairs do not depend on the folds.
+"""
 
 
 def cosines(scores: PairScores) -> tuple[np.ndarray, np.ndarray]:
@@ -55,7 +61,7 @@ def score_section(result: Result) -> Section:
             for low, high, share in zip(edges[:-1], edges[1:], shares, strict=True)
             if share
         ]
-    vertical = {
+    thresholds = {
         figure.label: figure.threshold
         for figure in result.figures
         if figure.threshold is not None and not figure.stratum and not figure.too_few
@@ -67,7 +73,7 @@ def score_section(result: Result) -> Section:
     chart = charts.histogram(
         rows,
         "cosine",
-        vertical={name: value for name, value in vertical.items() if abs(value) <= 1},
+        vertical={name: value for name, value in thresholds.items() if abs(value) <= 1},
         description=(
             f"Histogram: the median cosine is {_median_text(genuine)} for genuine pairs and "
             f"{_median_text(impostors)} for impostor pairs."
@@ -82,24 +88,24 @@ def _median_text(values: np.ndarray) -> str:
 
 def curves_section(results: Sequence[Result]) -> Section:
     """DET and ROC curves of results on the same pairs, with bootstrap intervals as bands."""
-    usable = {
+    scores_of = {
         _series_name(result, results): result.scores
         for result in results
         if result.scores is not None and _has_enough_pairs(result.scores)
     }
-    if not usable:
+    if not scores_of:
         return Section("Error trade-off")
-    has_bands = len(usable) <= MAX_BANDS
-    impostors = min(len(cosines(scores)[1]) for scores in usable.values())
+    has_bands = len(scores_of) <= MAX_BANDS
+    impostors = min(len(cosines(scores)[1]) for scores in scores_of.values())
     smallest_fmr = 3 / impostors
-    det = [row for name, scores in usable.items() for row in _det_rows(name, scores, has_bands)]
+    det = [row for name, scores in scores_of.items() for row in _det_rows(name, scores, has_bands)]
     roc = [
         {"series": row["series"], "x": row["x"], "y": 1 - row["y"],
          **({"low": 1 - row["high"], "high": 1 - row["low"]} if "low" in row else {})}
         for row in det
     ]  # fmt: skip
     x_domain = (min(1 / impostors, 0.1), 1.0)
-    floor = min(0.5 / len(cosines(scores)[0]) for scores in usable.values())
+    floor = min(0.5 / len(cosines(scores)[0]) for scores in scores_of.values())
     # A logarithmic axis has no zero, so a rate of zero is drawn as half an error.
     for row in det:
         for key in ("y", "low", "high"):
@@ -127,9 +133,9 @@ def curves_section(results: Sequence[Result]) -> Section:
                 x_format="~g",
                 y_format="~g",
                 vertical=marks,
-                description="Detection error trade-off of " + ", ".join(usable),
+                description="Detection error trade-off of " + ", ".join(scores_of),
             ),
-            _rates_table(usable),
+            _rates_table(scores_of),
         ),
         Chart(
             "ROC curve: the same rates, with the true match rate (TAR, 1 − FNMR).",
@@ -142,7 +148,7 @@ def curves_section(results: Sequence[Result]) -> Section:
                 y_domain=(0.0, 1.0),
                 x_format="~g",
                 y_format="~%",
-                description="Receiver operating characteristic of " + ", ".join(usable),
+                description="Receiver operating characteristic of " + ", ".join(scores_of),
             ),
         ),
         Text(note, "note"),
@@ -151,6 +157,7 @@ def curves_section(results: Sequence[Result]) -> Section:
 
 
 def _series_name(result: Result, results: Sequence[Result]) -> str:
+    """A curve's name: the result's name, or the model's name if results share a name."""
     names = [other.name for other in results]
     if names.count(result.name) == 1:
         return result.name or result.protocol
@@ -163,7 +170,7 @@ def _has_enough_pairs(scores: PairScores) -> bool:
 
 
 def _det_rows(name: str, scores: PairScores, has_bands: bool) -> list[dict[str, Any]]:
-    """FNMR at FMRs from one impostor pair to 0.9, with intervals if `has_bands`."""
+    """FNMR at FMRs from 1 / impostor pairs to 0.9, with intervals if `has_bands`."""
     genuine, impostors = cosines(scores)
     same = np.concatenate([np.ones(len(genuine), bool), np.zeros(len(impostors), bool)])
     roc = roc_curve(np.concatenate([genuine, impostors]), same)
@@ -187,10 +194,11 @@ def _det_rows(name: str, scores: PairScores, has_bands: bool) -> list[dict[str, 
     return rows
 
 
-def _rates_table(usable: Mapping[str, PairScores]) -> Table:
+def _rates_table(scores_of: Mapping[str, PairScores]) -> Table:
+    """The FNMR of each curve at four FMRs."""
     targets = (0.1, 0.01, 0.001, 0.0001)
     rows = []
-    for name, scores in usable.items():
+    for name, scores in scores_of.items():
         genuine, impostors = cosines(scores)
         same = np.concatenate([np.ones(len(genuine), bool), np.zeros(len(impostors), bool)])
         roc = roc_curve(np.concatenate([genuine, impostors]), same)
@@ -214,6 +222,7 @@ def calibration_section(result: Result, seed: int = 0) -> Section:
     identities = np.random.default_rng(seed).permutation(np.unique(labels))
     in_fit = np.isin(labels, identities[: len(identities) // 2])
     same, cosine = np.array(scores.same, bool), 1 - np.array(scores.distances) / 2
+    # Pairs across the halves belong to neither.
     halves = in_fit.all(axis=1), ~in_fit.any(axis=1)
     if min(int((same & half).sum()) for half in halves) < MIN_PAIRS or (
         min(int((~same & half).sum()) for half in halves) < MIN_PAIRS

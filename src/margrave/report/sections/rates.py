@@ -1,4 +1,4 @@
-"""Sections on figures: all of them, rates over operating points, parts of the data."""
+"""Sections on figures: a table of all, rates over operating points, parts of the data."""
 
 from __future__ import annotations
 
@@ -31,42 +31,44 @@ def rates_section(results: Sequence[Result]) -> Section:
     """
     blocks: list[Block] = []
     curves: dict[tuple[str, str], list[dict[str, Any]]] = {}
-    percent: dict[tuple[str, str], bool] = {}
+    is_percent: dict[tuple[str, str], bool] = {}
     for result in results:
         # `curves_section` draws results with pair scores.
-        for figure in () if result.scores is not None else result.figures:
-            point = {name: float(value) for name, value in figure.at.items() if is_number(value)}
-            if figure.stratum or figure.value is None or len(point) != 1:
+        if result.scores is not None:
+            continue
+        for figure in result.figures:
+            numbers = {name: float(value) for name, value in figure.at.items() if is_number(value)}
+            if figure.stratum or figure.value is None or len(numbers) != 1:
                 continue
-            ((key, x),) = point.items()
+            ((axis, x),) = numbers.items()
             conditions = [value for value in figure.at.values() if isinstance(value, str)]
-            parts = [part for part in (result.name, ", ".join(conditions)) if part]
-            series = ", ".join(parts) or result.protocol
+            names = [name for name in (result.name, ", ".join(conditions)) if name]
+            series = ", ".join(names) or result.protocol
             row: dict[str, Any] = {"series": series, "x": x, "y": figure.value}
             if figure.interval is not None:
                 row |= {"low": figure.interval[0], "high": figure.interval[1]}
-            curves.setdefault((figure.metric, key), []).append(row)
-            percent[figure.metric, key] = figure.percent
-    for (metric, key), rows in curves.items():
+            curves.setdefault((figure.metric, axis), []).append(row)
+            is_percent[figure.metric, axis] = figure.percent
+    for (metric, axis), rows in curves.items():
         rows = [row for row in rows if row["x"] > 0]
         if len({row["x"] for row in rows}) < MIN_POINTS:
             continue
         chart = charts.lines(
             rows,
-            key,
+            axis,
             metric,
             x_scale="log",
             x_format="~g",
-            y_format=".1~%" if percent[metric, key] else None,
+            y_format=".1~%" if is_percent[metric, axis] else None,
             points=True,
-            description=f"{metric} against {key}",
+            description=f"{metric} against {axis}",
         )
-        blocks.append(Chart(f"{metric} against {key}, with 95 % intervals if known.", chart))
+        blocks.append(Chart(f"{metric} against {axis}, with 95 % intervals if known.", chart))
     return Section("Rates", blocks)
 
 
 def strata_section(result: Result) -> Section:
-    """The figures by part of the data, such as quality, pose or group."""
+    """The figures by part of the data, such as a range of quality, a pose or a group."""
     table = strata_table(result)
     if table is None:
         return Section("Parts of the data")

@@ -9,7 +9,7 @@ from margrave.report.contents import Block, Chart, Section, Table, Text
 
 
 def study_section(result: Result) -> Section:
-    """One condition: verdict, claims, losses from best to worst, and all pairwise differences."""
+    """One condition: verdict, claims, losses from best to worst, and all differences of losses."""
     metric = str(result.settings.get("metric", "accuracy"))
     losses = {
         str(figure.at["loss"]): figure
@@ -43,8 +43,8 @@ def study_section(result: Result) -> Section:
     )
     blocks += [Chart(caption, chart), _losses_table(result, losses, metric)]
     blocks += [_differences_table(result, metric)]
-    if (parts := _parts_table(result)) is not None:
-        blocks.append(parts)
+    if (parts_table := _parts_table(result)) is not None:
+        blocks.append(parts_table)
     return Section(result.name, blocks)
 
 
@@ -99,17 +99,18 @@ def _differences_table(result: Result, metric: str) -> Table:
 
 
 def _parts_table(result: Result) -> Table | None:
-    """Accuracy in parts of the data, one row per loss; None if there are no parts."""
-    parts: dict[str, dict[str, Figure]] = {}
+    """Accuracy in parts of the data (strata), one row per loss; None if there are no strata."""
+    # Loss -> stratum -> figure.
+    figures: dict[str, dict[str, Figure]] = {}
     for figure in result.figures:
         if figure.stratum and "loss" in figure.at:
-            parts.setdefault(str(figure.at["loss"]), {})[figure.stratum] = figure
-    if not parts:
+            figures.setdefault(str(figure.at["loss"]), {})[figure.stratum] = figure
+    if not figures:
         return None
-    strata = list(dict.fromkeys(name for part in parts.values() for name in part))
+    strata = list(dict.fromkeys(name for by_stratum in figures.values() for name in by_stratum))
     rows = [
-        [loss, *(value_text(part[name]) if name in part else "-" for name in strata)]
-        for loss, part in parts.items()
+        [loss, *(value_text(by_stratum[name]) if name in by_stratum else "-" for name in strata)]
+        for loss, by_stratum in figures.items()
     ]
     caption = "Accuracy in parts of the data: means over seeds, not tested for significance"
     return Table(caption, ["loss", *strata], rows)

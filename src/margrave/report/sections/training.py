@@ -9,6 +9,8 @@ from margrave.report import charts
 from margrave.report.contents import Block, Chart, Section, Text
 
 Lines = Sequence[Mapping[str, Any]]
+"""The lines of a run's metrics file."""
+# Key in the training lines, title of the vertical axis, caption.
 CURVES = (
     ("loss", "loss", "Mean loss of the step's images."),
     ("target_cosine", "target cosine", "Mean cosine between an image and its class center."),
@@ -23,7 +25,7 @@ MAX_POINTS = 200
 
 
 def training_section(runs: Mapping[str, Lines]) -> Section:
-    """The training curves of runs, and the reason of each run that stopped."""
+    """The training curves of runs, and why runs stopped early."""
     blocks: list[Block] = []
     for key, title, caption in CURVES:
         rows = []
@@ -63,5 +65,8 @@ def curve_rows(name: str, lines: Lines, kind: str, key: str) -> list[dict[str, A
 
 
 def is_number(value: Any) -> bool:
-    """Whether a value from a file can be drawn: an integer may have thousands of digits."""
+    """Whether a value from a file is a number that a chart can draw.
+
+    An integer in a file may have thousands of digits.
+    """
     return isinstance(value, int | float) and abs(value) <= charts.MAX_VALUE

@@ -18,7 +18,7 @@
     return decoded.get(text);
   }
 
-  // An axis of a slot's table, and the index that its control has selected.
+  // The axis of this name for a slot's loss, and the index that the axis's control has selected.
   function selectionOf(slot, name) {
     return slot.parameters[name] || contexts[name];
   }
@@ -52,9 +52,9 @@
   }
 
   const activeSlots = () => slots.filter((slot) => slot.name);
-  const tagged = (slot, rows) => rows.map((each) => ({ ...each, slot: slot.number + 1, loss: labelOf(slot) }));
+  const tagged = (slot, rows) => rows.map((row) => ({ ...row, slot: slot.number + 1, loss: labelOf(slot) }));
 
-  // The map's vertical axis for a slot: what its loss adapts to, otherwise a numeric hyperparameter.
+  // The map's vertical axis for a slot: the first context value that affects its loss, else a numeric hyperparameter.
   function mapAxis(slot) {
     const { axes } = tables.losses[slot.name].gradient;
     return axes.find((name) => contexts[name]) || axes.find((name) => typeof selectionOf(slot, name).axis.values[0] === "number");
@@ -74,7 +74,7 @@
     if (first) {
       const part = tables.losses[first.name].gradient, name = mapAxis(first);
       const steps = name ? selectionOf(first, name).axis.values : [""];
-      document.getElementById("lab-map-axis").textContent = name ? selectionOf(first, name).axis.label : "only setting";
+      document.getElementById("lab-map-axis").textContent = name ? selectionOf(first, name).axis.label : "nothing else";
       steps.forEach((step, index) => {
         const overrides = name ? { [name]: index } : {};
         row(first, part, overrides).forEach((value, at) => {
