@@ -31,7 +31,7 @@ DEFAULTS = {
     "loss": {"kind": "adaface"},
     "head": {"kind": "chunked"},
 }
-"""The components of a run that names no others."""
+"""The default components of a run."""
 
 SUPPLIED_BY_THE_RUN = {"loss", "num_classes", "embedding_size", "num_samples"}
 """Head arguments that the run passes in; they are not settings."""
