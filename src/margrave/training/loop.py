@@ -342,7 +342,7 @@ def _ends_epoch(training: TrainingState) -> bool:
 
 
 def _record_adaptation(training: TrainingState, log: MetricsLog) -> None:
-    """Log what `measure_adaptation` found in the epoch's last step, unless that was skipped."""
+    """Log how the loss adapted in the epoch's last step, unless that step was skipped."""
     measured, training.adaptation = training.adaptation, {}
     if measured and training.world.rank == 0:
         head, position = training.head, training.position

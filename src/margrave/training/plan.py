@@ -1,8 +1,8 @@
 """Predicts the memory and time of a training run, before you rent a cluster for it.
 
-Memory is counted tensor by tensor, as backbone and head allocate it. Time is that of the arithmetic
-(the backbone and the head's matrix products) at the machine's measured speed, plus that of moving
-data through memory and network.
+Memory is counted tensor by tensor, as backbone and head allocate it. Time is the sum of arithmetic
+(the backbone and the head's matrix products) at the machine's measured speed, and of data movement
+through memory and network.
 """
 
 from __future__ import annotations

@@ -40,7 +40,7 @@ class SharedStatus:
 class Synchronization:
     """A `SharedStatus` that is being copied to the host.
 
-    In a step, the host waits for the device only here.
+    In a training step, the host waits for the device only in `wait`.
 
     Attributes:
         readback: the copy: one row of numbers per rank, followed by `SharedStatus.values`.
