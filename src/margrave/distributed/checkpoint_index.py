@@ -135,7 +135,9 @@ def _tensor_metadata(value: Any) -> TensorStorageMetadata:
         size=_shape(metadata["size"]),
         chunks=[
             ChunkStorageMetadata(_shape(chunk["offsets"]), _shape(chunk["sizes"]))
-            for chunk in (_object_state(item, "ChunkStorageMetadata") for item in metadata["chunks"])
+            for chunk in (
+                _object_state(item, "ChunkStorageMetadata") for item in metadata["chunks"]
+            )
         ],
     )
 
