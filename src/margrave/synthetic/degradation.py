@@ -41,9 +41,9 @@ class Degradation(NamedTuple):
 def severities(uniforms: np.ndarray, degraded: float, strength: float) -> np.ndarray:
     """(N, 5) severity in [0, 1] of each degradation, from (N, DEGRADATION_FACTORS) uniform numbers.
 
-    With probability `degraded`, an image is degraded. One uniform number per degradation then decides
-    which are applied: the degradation with the smallest number, and all with a number below 0.25.
-    A severity is `strength` times a uniform number in [0.1, 1].
+    With probability `degraded`, an image is degraded. One uniform number per degradation then
+    decides which are applied: the degradation with the smallest number, and all with a number below
+    0.25. A severity is `strength` times a uniform number in [0.1, 1].
     """
     count = len(DEGRADATIONS)
     choosing = uniforms[:, 1 : 1 + count]

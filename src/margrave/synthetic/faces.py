@@ -149,7 +149,7 @@ class SyntheticFaces(FaceImages):
             compression.
         degradation: strength of these degradations, 0 to 1.
         label_noise: fraction of images with a wrong label (rounded to a number of images).
-        unrecognizable: fraction of images that are degraded until the identity is lost.
+        unrecognizable: fraction of images that are degraded beyond recognition.
         uneven_nuisance: how much identities differ in their nuisance, 0 to 1: identity k's
             nuisance is nuisance · (1 − uneven_nuisance · u_k), where u_k is uniform in [0, 1].
         family_size: number of identities in a family of look-alikes; 1 means no families.
@@ -370,7 +370,7 @@ class SyntheticFaces(FaceImages):
         return self.first_identity + label, int(index - self._starts[label])
 
     def _uniforms(self, identity: int, image_index: int, count: int) -> np.ndarray:
-        """(count, IMAGE_FACTORS) uniform numbers in [0, 1): a row per image, from an index on."""
+        """(count, IMAGE_FACTORS) uniform numbers in [0, 1), one row per image from `image_index` on."""
         bits = np.random.PCG64([self.seed, identity, IMAGE_STREAM])
         # The generator takes one step per number, so it can jump to any row.
         bits.advance(image_index * IMAGE_FACTORS)

@@ -151,7 +151,7 @@ def view_maps(
     A point (x, y) of height z appears at x cos(yaw) + z sin(yaw), y cos(pitch) + z sin(pitch), and
     is then rolled, zoomed and shifted. For a pixel, the point and its z are unknown, so a few
     fixed-point iterations on a coarse grid solve the equation. The relief is smoothed first,
-    because steep slopes would cover points beside them.
+    because a steep slope would hide the points behind it.
     """
     height = cv2.blur(cv2.blur(height, (3, 3)), (3, 3))
     roll, yaw, pitch = (math.radians(angle) for angle in (capture.roll, capture.yaw, capture.pitch))
