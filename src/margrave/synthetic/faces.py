@@ -370,7 +370,7 @@ class SyntheticFaces(FaceImages):
         return self.first_identity + label, int(index - self._starts[label])
 
     def _uniforms(self, identity: int, image_index: int, count: int) -> np.ndarray:
-        """(count, IMAGE_FACTORS) uniform numbers in [0, 1), one row per image from `image_index` on."""
+        """(count, IMAGE_FACTORS) uniform numbers in [0, 1); row 0 is for `image_index`."""
         bits = np.random.PCG64([self.seed, identity, IMAGE_STREAM])
         # The generator takes one step per number, so it can jump to any row.
         bits.advance(image_index * IMAGE_FACTORS)
