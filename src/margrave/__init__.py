@@ -6,7 +6,7 @@
     first, second = model.embed(["a.jpg", "b.jpg"])
     margrave.similarity(first, second)
 
-Every name below is imported on first use, so ``import margrave`` is fast.
+The public names are imported on first use, so ``import margrave`` is fast.
 """
 
 from __future__ import annotations
@@ -61,6 +61,8 @@ __all__ = [
     "write_results",
 ]
 
+# Public packages, and the module of every other public name. ``module:attribute`` gives the name
+# within the module where it differs.
 _PACKAGES = ("heads", "losses")
 _MODULES = {
     "load_model": "inference:load_embedder",

@@ -1,4 +1,4 @@
-"""``python -m margrave``."""
+"""Run the command line with ``python -m margrave``."""
 
 from margrave.cli import main
 

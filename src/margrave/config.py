@@ -1,6 +1,7 @@
 """A run's full configuration, composed of its components' settings.
 
-YAML files are merged in order, then ``--set a.b=c``. A block whose ``kind`` changes is replaced.
+YAML files are merged in order; ``--set a.b=c`` overrides all of them. If the ``kind`` of a block
+changes, the new block replaces the old one.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ DEFAULTS = {
     "loss": {"kind": "adaface"},
     "head": {"kind": "chunked"},
 }
-"""The components that a run uses by default."""
+"""The default components of a run."""
 
 SUPPLIED_BY_THE_RUN = {"loss", "num_classes", "embedding_size", "num_samples"}
 """Head arguments that the run passes in; they are not settings."""
@@ -51,12 +52,12 @@ class DataSettings(Settings):
 
 
 class EvaluationSet(Settings):
-    """Verification pairs: drawn from labels, or listed in a file."""
+    """Verification pairs: drawn from labeled images, or listed in a file."""
 
     images: dict[str, Any] = Field(default={})
-    """Where the images come from, as in training; empty for a .bin file, which contains them."""
+    """The source of the images, as in ``data.train``; empty for a .bin file, which has its own."""
     pairs: int = Field(default=1000, ge=20)
-    """Number of balanced pairs to draw, a multiple of 20."""
+    """Number of pairs to draw, half genuine and half impostor; a multiple of 20."""
     pairs_file: str | None = None
     """Read the pairs from this file instead of drawing them: LFW's pairs.txt, a CSV file with
     path_a, path_b and same, a list of "path path 1", or InsightFace's .bin."""
@@ -79,17 +80,19 @@ class EvaluationSettings(Settings):
     every_epochs: int = Field(default=0, ge=0)
     """Epochs between evaluations; 0 evaluates once, at the end."""
     best_by: str | None = None
-    """Keep the model of the evaluation with the highest accuracy on this set instead of the last
-    model. Use a separate set: its accuracy is optimistic, because it chose the model."""
+    """Name of the set that selects the model: the run keeps the model with the highest accuracy on
+    this set instead of the last model. Report the accuracy of other sets, because selection makes
+    the accuracy on this set optimistic."""
     patience: int | None = Field(default=None, ge=1)
     """End the training after this many evaluations without a higher accuracy on `best_by`."""
 
     @model_validator(mode="after")
     def _check(self) -> EvaluationSettings:
         if self.best_by is None and self.patience is not None:
-            raise ValueError("patience needs best_by: the set whose accuracy decides")
+            raise ValueError("patience needs best_by: the set whose accuracy must rise")
         if self.best_by is not None and self.best_by not in self.sets:
-            raise ValueError(f"best_by names no set: {suggest(self.best_by, self.sets)}")
+            choices = suggest(self.best_by, self.sets)
+            raise ValueError(f"best_by = {self.best_by!r} is not one of the sets; {choices}")
         if self.best_by is not None and not self.every_epochs:
             raise ValueError("best_by needs every_epochs: the epochs between evaluations")
         return self
@@ -137,10 +140,10 @@ def parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
             raise ValueError(f"--set {override!r} is not of the form a.b=value")
         *path, last = key.split(".")
         block = nested
-        for part in path:
-            block = block.setdefault(part, {})
+        for key_part in path:
+            block = block.setdefault(key_part, {})
             if not isinstance(block, dict):
-                raise ValueError(f"--set {override!r} contradicts an earlier --set of {part!r}")
+                raise ValueError(f"--set {override!r} contradicts an earlier --set of {key_part!r}")
         block[last] = read_yaml(text, f"--set {override!r}: {text!r}")
     return nested
 
@@ -193,12 +196,13 @@ def resolve(values: Mapping[str, Any]) -> RunConfig:
         raise ValueError("no training images: give --data FOLDER, or set data.train.root")
     augmentation = checked_settings(Augmentation, data.augmentation, "data.augmentation")
     loss = LOSSES.validate(config.loss)
-    # Build augmentation and loss to check value ranges now, not after minutes of reading images.
+    # Building augmentation and loss checks their value ranges now, not after minutes of reading
+    # images.
     Augmentation(**augmentation)
     create_loss(loss)
     sets = {
-        name: entry.model_copy(update={"images": _checked_images(entry, name)})
-        for name, entry in config.evaluation.sets.items()
+        name: evaluation_set.model_copy(update={"images": _checked_images(evaluation_set, name)})
+        for name, evaluation_set in config.evaluation.sets.items()
     }
     return config.model_copy(
         update={
@@ -214,7 +218,7 @@ def resolve(values: Mapping[str, Any]) -> RunConfig:
 
 
 def _checked_backbone(spec: Mapping[str, Any], image_size: int) -> dict[str, Any]:
-    """Validate the backbone's settings; its image size defaults to the data's."""
+    """Validate the backbone's settings; its image size defaults to ``data.image_size``."""
     spec = dict(spec)
     kind = spec.get("kind")
     if isinstance(kind, str) and "image_size" in settings_schema(BACKBONES.get(kind)).model_fields:
@@ -227,32 +231,34 @@ def _checked_backbone(spec: Mapping[str, Any], image_size: int) -> dict[str, Any
     return BACKBONES.validate(spec)
 
 
-def _checked_images(entry: EvaluationSet, name: str) -> dict[str, Any]:
-    if entry.is_bin:
-        if entry.images:
+def _checked_images(evaluation_set: EvaluationSet, name: str) -> dict[str, Any]:
+    """Validate the image source of an evaluation set; a .bin file needs none."""
+    if evaluation_set.is_bin:
+        if evaluation_set.images:
             raise ValueError(
                 f"evaluation.sets.{name}: a .bin file contains its images; remove 'images'"
             )
         return {}
-    if not entry.images:
+    if not evaluation_set.images:
         raise ValueError(f"evaluation.sets.{name}.images is missing; give the source of the images")
     try:
-        return SOURCES.validate(entry.images)
+        return SOURCES.validate(evaluation_set.images)
     except ValueError as error:
         raise ValueError(f"evaluation.sets.{name}.images: {error}") from None
 
 
 def _checked_head(spec: Mapping[str, Any]) -> dict[str, Any]:
     head = HEADS.get(str(spec.get("kind")))
-    known = set(settings_schema(head).model_fields) - SUPPLIED_BY_THE_RUN
-    for key in set(spec) - known - {"kind"}:
-        raise ValueError(f"head {spec['kind']!r} has no setting {key!r}; {suggest(key, known)}")
-    # A head built in Python defaults to float32 products; a run uses its machine's fastest ones.
-    return ({"products": "auto"} if "products" in known else {}) | dict(spec)
+    settings = set(settings_schema(head).model_fields) - SUPPLIED_BY_THE_RUN
+    for key in set(spec) - settings - {"kind"}:
+        raise ValueError(f"head {spec['kind']!r} has no setting {key!r}; {suggest(key, settings)}")
+    # A head built in Python defaults to float32 matrix products. A run defaults to the precision
+    # that is fastest on its machine.
+    return ({"products": "auto"} if "products" in settings else {}) | dict(spec)
 
 
 def flat_settings(values: Any, prefix: str = "") -> dict[str, Any]:
-    """Nested settings as one dict whose keys are full dotted names.
+    """Flatten nested settings into one dict whose keys are full dotted names.
 
     >>> flat_settings({"loss": {"kind": "arcface", "margin": 0.5}, "seeds": 5})
     {'loss.kind': 'arcface', 'loss.margin': 0.5, 'seeds': 5}

@@ -1,10 +1,11 @@
-"""Settings in files of version 0.1: their former names and their current names."""
+"""Reads files that Margrave 0.1 wrote: renames settings that had other names then."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
+# Former name -> current name, for each kind of settings.
 CARD = {"deviation": "std", "colour_order": "color_order"}
 BACKBONE = {"initialisation": "initialization"}
 AUGMENTATION = {"grey": "gray"}
@@ -15,7 +16,7 @@ OPTIMIZER = {
 
 
 def renamed(block: Any, names: Mapping[str, str]) -> Any:
-    """Rename the former keys of a mapping; any other value is returned unchanged.
+    """Rename the former keys of a mapping; a value of another type is returned unchanged.
 
     Raises:
         ValueError: a setting is given under both names.
@@ -48,14 +49,15 @@ def current_config(config: Mapping[str, Any]) -> dict[str, Any]:
     values = dict(config)
     if "backbone" in values:
         values["backbone"] = _current_backbone(values["backbone"])
-    for block, inner, names in (
+    for section, block, names in (
         ("data", "augmentation", AUGMENTATION),
         ("training", "optimizer", OPTIMIZER),
     ):
-        settings = values.get(block)
-        if isinstance(settings, Mapping) and inner in settings:
-            values[block] = {**settings, inner: renamed(settings[inner], names)}
+        settings = values.get(section)
+        if isinstance(settings, Mapping) and block in settings:
+            values[section] = {**settings, block: renamed(settings[block], names)}
     training = values.get("training")
+    # Version 0.1 had the switch `tensorboard`; now TensorBoard is one of the loggers.
     if isinstance(training, Mapping) and isinstance(training.get("tensorboard"), bool):
         settings = {key: value for key, value in training.items() if key != "tensorboard"}
         if training["tensorboard"]:
@@ -65,6 +67,6 @@ def current_config(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _current_backbone(spec: Any) -> Any:
-    """Rename the former keys of a backbone's settings; custom networks keep theirs."""
+    """Rename the former keys of a backbone's settings; those of custom networks stay unchanged."""
     custom = isinstance(spec, Mapping) and ":" in str(spec.get("kind"))
     return spec if custom else renamed(spec, BACKBONE)

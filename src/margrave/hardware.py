@@ -1,4 +1,4 @@
-"""What this machine computes fast, how many cores it has, and how it keeps freed memory."""
+"""What this machine computes fast, how many cores it has, and how it reuses freed memory."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ AMPERE = (8, 0)
 def has_native_bfloat16(device_type: str) -> bool:
     """Whether bfloat16 matrix products are faster than float32 on this device.
 
-    On a GPU the compute capability decides. A CPU is measured once, in a few milliseconds: its
-    feature flags show neither whether the library uses the instructions (``ONEDNN_MAX_CPU_ISA``)
-    nor whether it emulates bfloat16 without them, which is up to 80 times slower than float32.
+    On a GPU, the compute capability decides. A CPU is timed once, in a few milliseconds, because
+    its feature flags are not enough: the math library may ignore its bfloat16 instructions
+    (``ONEDNN_MAX_CPU_ISA``), and emulation without them is up to 80 times slower than float32.
 
     Args:
         device_type: ``cpu``, ``cuda``, …; False for other accelerators.
@@ -33,11 +33,11 @@ def has_native_bfloat16(device_type: str) -> bool:
         return torch.cuda.get_device_capability() >= AMPERE
     if device_type != "cpu":
         return False
-    samples, rows = torch.randn(64, 512), torch.randn(2048, 512)
-    bf16_samples, bf16_rows = samples.bfloat16(), rows.bfloat16()
+    embeddings, centers = torch.randn(64, 512), torch.randn(2048, 512)
+    bf16_embeddings, bf16_centers = embeddings.bfloat16(), centers.bfloat16()
     return is_faster(
-        lambda: torch.mm(bf16_samples, bf16_rows.T),
-        lambda: torch.mm(samples, rows.T),
+        lambda: torch.mm(bf16_embeddings, bf16_centers.T),
+        lambda: torch.mm(embeddings, centers.T),
         rounds=5,
     )
 
@@ -46,21 +46,24 @@ def has_native_bfloat16(device_type: str) -> bool:
 def numpy_multiplies_faster() -> bool:
     """Whether NumPy multiplies a matrix by a vector faster than torch on this CPU.
 
-    NumPy and torch ship different BLAS libraries. Which one uses all cores and the full memory
-    bandwidth for such a thin product depends on the CPU. Measured once, in a few milliseconds.
+    NumPy and torch ship different BLAS libraries. It depends on the CPU which of them uses all
+    cores and the full memory bandwidth for such a thin product. Both are timed once, in a few
+    milliseconds.
     """
     # Larger than the CPU caches, as a gallery is.
     matrix, vector = torch.randn(16384, 512), torch.randn(1, 512)
-    best = []
+    fastest = []
     for run in (lambda: torch.mm(vector, matrix.T), lambda: matrix.numpy() @ vector[0].numpy()):
         times = []
-        # Not alternating: a library's threads spin for a while after a product and slow the other.
+        # The libraries do not alternate: after a product, the threads of one spin for a while and
+        # would slow the other.
         for _ in range(5):
             start = time.perf_counter()
             run()
             times.append(time.perf_counter() - start)
-        best.append(min(times))
-    return best[1] < best[0]
+        fastest.append(min(times))
+    torch_seconds, numpy_seconds = fastest
+    return numpy_seconds < torch_seconds
 
 
 def is_faster(
@@ -68,7 +71,8 @@ def is_faster(
 ) -> bool:
     """Whether `candidate` is at least `WORTHWHILE_SPEEDUP` times faster than `baseline` on the CPU.
 
-    The two alternate and the minimum times are compared, since other processes only add time.
+    Calls of the two alternate. Their minimum times are compared, because other processes can only
+    add time.
 
     Args:
         candidate: called `rounds` times after one warm-up call.
@@ -78,18 +82,20 @@ def is_faster(
     >>> is_faster(lambda: None, lambda: time.sleep(0.001))
     True
     """
-    best = [float("inf"), float("inf")]
-    for round_ in range(rounds + 1):
-        for which, run in enumerate((candidate, baseline)):
+    fastest = [float("inf"), float("inf")]
+    for round_number in range(rounds + 1):
+        for index, run in enumerate((candidate, baseline)):
             start = time.perf_counter()
             run()
-            if round_:
-                best[which] = min(best[which], time.perf_counter() - start)
-    return best[0] * WORTHWHILE_SPEEDUP < best[1]
+            # Round 0 is the warm-up.
+            if round_number:
+                fastest[index] = min(fastest[index], time.perf_counter() - start)
+    candidate_seconds, baseline_seconds = fastest
+    return candidate_seconds * WORTHWHILE_SPEEDUP < baseline_seconds
 
 
 def usable_cores() -> int:
-    """Number of cores this process may use, limited by its affinity and its container's quota.
+    """Number of cores that this process may use, limited by CPU affinity and container quota.
 
     >>> usable_cores() >= 1
     True
@@ -100,7 +106,8 @@ def usable_cores() -> int:
 def core_share(processes: int) -> int:
     """Number of cores for each of several processes on this machine.
 
-    A process already bound to its own cores keeps all of them; a container's quota is shared.
+    A process that is already bound to a share of the cores uses all of its share. A container's
+    quota is divided among the processes.
     """
     cores = _bound_cores()
     if cores > (os.cpu_count() or 1) // processes:
@@ -128,8 +135,9 @@ def _within_quota(cores: int, processes: int) -> int:
 def keep_freed_memory() -> None:
     """Make the C library reuse freed blocks of up to 31 MB instead of returning them to the system.
 
-    By default glibc returns blocks of a megabyte and requests zeroed pages again, which costs more
-    than the arithmetic on them. But its limit rises to the largest block ever freed, up to 32 MB.
-    Freeing one untouched block therefore raises the limit at no cost.
+    By default, glibc returns large freed blocks to the system. The next allocation then gets fresh
+    zeroed pages, which cost more time than the arithmetic on them. glibc raises its limit for this
+    to the size of the largest block freed so far, up to 32 MB. Allocating and freeing a block of
+    31 MB raises the limit; nothing is written to the block, so it costs almost no time.
     """
     torch.empty(31 * 2**20, dtype=torch.uint8)

@@ -1,4 +1,4 @@
-"""The interface of a set of images, for any source of pixels."""
+"""The interface of an image set, whatever its source."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ class ReadableImages(ABC):
     Attributes:
         labels: (N,) int64, the class of each image, 0 ≤ label < len(class_names); None if unknown.
         class_names: identity of each class, indexed by label.
-        left_out: skipped identities -> number of images.
+        left_out: name of each skipped identity -> number of its images.
         loose_images: number of images skipped because they belong to no identity.
         other_formats: images in unsupported formats, file extension -> count.
-        window: number of images to shuffle together if ``pieces`` is not None.
-        alignment: the detector that aligns photos when they are read; empty without alignment.
+        window: number of images to shuffle together; used only if ``pieces`` is not None.
+        alignment: name of the detector that aligns photos on reading; empty if none does.
     """
 
     labels: np.ndarray | None = None
@@ -41,14 +41,15 @@ class ReadableImages(ABC):
 
     @property
     def content_digest(self) -> str | None:
-        """SHA-256 of all pixels or files if names do not identify the images; otherwise None."""
+        """SHA-256 of all pixels or files; None if the names are enough to identify the images."""
         return None
 
     @property
     def pieces(self) -> np.ndarray | None:
-        """(P + 1,) index of the first image of each piece, then N.
+        """(P + 1,) index of the first image of each of P pieces, followed by N.
 
-        A piece is a run of images that are best fetched together. None if all orders are as fast.
+        A piece is a range of consecutive images that are fastest to read together, such as a part
+        of a shard. None if the images are equally fast to read in any order.
         """
         return None
 
@@ -81,7 +82,7 @@ class ReadableImages(ABC):
         return None
 
     def prefetch(self, indices: Sequence[int]) -> None:
-        """Fetch these images together where that is faster; does nothing by default."""
+        """Fetch these images together if that is faster; by default, do nothing."""
         del indices
 
 

@@ -34,15 +34,22 @@ def suggest(name: str, choices: Iterable[str]) -> str:
     "did you mean 'learning_rate'? choices: learning_rate, momentum"
     """
     names = sorted(choices)
-    initials = [choice for choice in names if name == "".join(w[:1] for w in choice.split("_"))]
-    nearest = difflib.get_close_matches(name, names, n=1) or initials
+    # A name such as "lr" may be the initials of a choice.
+    initials = {choice: "".join(word[:1] for word in choice.split("_")) for choice in names}
+    abbreviated = [choice for choice in names if name == initials[choice]]
+    nearest = difflib.get_close_matches(name, names, n=1) or abbreviated
     hint = f"did you mean {nearest[0]!r}? " if nearest else ""
     return f"{hint}choices: {', '.join(names) or 'none'}"
 
 
 @dataclass(frozen=True)
 class _Source:
-    """The file whose names are being looked up, and what the user typed, which is allowed in it."""
+    """The file whose component names are being looked up.
+
+    Attributes:
+        name: the file, for messages.
+        typed: strings that the user typed; those that are import paths are allowed in the file.
+    """
 
     name: str
     typed: frozenset[str]
@@ -53,15 +60,16 @@ _source: ContextVar[_Source | None] = ContextVar("source", default=None)
 
 @contextmanager
 def names_from_file(path: object, trust_code: bool, typed: object = ()) -> Iterator[None]:
-    """Context for looking up names read from a file; import paths are refused, since they run code.
+    """Context for looking up names read from a file; it refuses import paths, which run code.
 
-    Every reader of a file with component names uses this context. Import paths that the user typed,
-    or that are in recipes the user named, are allowed.
+    Every reader of a file with component names uses this context. Import paths are allowed if the
+    user typed them or named a recipe that contains them.
 
     Args:
         path: the file, for messages.
         trust_code: allow import paths from the file; only the user may decide this, per call.
-        typed: what the user typed besides the file; import paths anywhere in it are allowed.
+        typed: the settings and recipes that the user typed, as nested mappings and sequences;
+            all import paths in them are allowed.
 
     >>> with names_from_file("run/config.yaml", trust_code=False):
     ...     import_path("os:system")
@@ -96,8 +104,8 @@ def import_path(path: str) -> Any:
     """Import the object ``package.module:attribute``; the working directory is searched too.
 
     Raises:
-        ValueError: the module or the attribute does not exist, or the path comes from a file (see
-            `names_from_file`).
+        ValueError: the module or the attribute does not exist, the attribute is not a class or
+            function, or the path comes from a file (see `names_from_file`).
 
     >>> import_path("math:sqrt")(9)
     3.0
@@ -140,7 +148,8 @@ def settings_schema(component: Callable[..., Any]) -> type[BaseModel]:
     from pydantic import ConfigDict, create_model
 
     fields: dict[str, Any] = {}
-    # get_type_hints also resolves a dataclass's inherited fields, in the modules that declare them.
+    # A dataclass can inherit fields from another module. Only get_type_hints evaluates their
+    # annotations in that module.
     hints = get_type_hints(component) if hasattr(component, "__dataclass_fields__") else {}
     for parameter in inspect.signature(component, eval_str=not hints).parameters.values():
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
@@ -160,22 +169,23 @@ def _known_keys(schema: type[BaseModel], location: tuple[int | str, ...]) -> lis
     for part in location[:-1]:
         field = schema.model_fields.get(str(part))
         annotation = None if field is None else field.annotation
-        # For a mapping from names to blocks, the next iteration skips the name.
+        # A mapping from names to blocks (evaluation.sets) leads directly to the blocks' schema. The
+        # next part of the location is then a name (lfw), which has no field and is skipped.
         for inner in (annotation, *get_args(annotation)):
             if isinstance(inner, type) and issubclass(inner, BaseModel):
                 schema = inner
     return list(schema.model_fields)
 
 
-def _paths(schema: type[BaseModel], above: str = "") -> Iterator[str]:
+def _paths(schema: type[BaseModel], prefix: str = "") -> Iterator[str]:
     """Yield the path of every setting in a schema, such as ``training.optimizer.kind``."""
     from pydantic import BaseModel
 
     for name, field in schema.model_fields.items():
-        yield above + name
+        yield prefix + name
         inner = field.annotation
         if isinstance(inner, type) and issubclass(inner, BaseModel):
-            yield from _paths(inner, f"{above}{name}.")
+            yield from _paths(inner, f"{prefix}{name}.")
 
 
 PLAIN_WORDS = {
@@ -187,29 +197,30 @@ PLAIN_WORDS = {
     "string": "text",
     "tuple": "a list",
 }
-"""The first word of pydantic's error types -> what is expected."""
+"""The first word of a pydantic error type -> the expected value."""
 
 
 def _in_plain_words(fault: Mapping[str, Any]) -> str:
-    kind = PLAIN_WORDS.get(fault["type"].partition("_")[0])
-    return f"must be {kind}" if kind else fault["msg"].replace("Input should be", "must be")
+    """What a faulty value must be, such as ``must be a number``."""
+    expected = PLAIN_WORDS.get(fault["type"].partition("_")[0])
+    return f"must be {expected}" if expected else fault["msg"].replace("Input should be", "must be")
 
 
 def explain(error: ValidationError, schema: type[BaseModel], place: str) -> str:
-    """Format a pydantic error, one line per fault: location, value and nearest known key.
+    """Format a pydantic error as text, one line per fault: location, value and nearest known key.
 
     Args:
         error: the error.
         schema: the model that was validated.
-        place: where the values come from, for messages.
+        place: what the values configure, for messages.
     """
     lines = []
     for fault in error.errors():
         key = ".".join(str(part) for part in fault["loc"])
         if fault["type"] == "extra_forbidden":
             name, choices = str(fault["loc"][-1]), _known_keys(schema, fault["loc"])
-            elsewhere = [path for path in _paths(schema) if path.endswith(f".{name}")]
-            remedy = f"did you mean {' or '.join(elsewhere)}?" if elsewhere else ""
+            same_name = [path for path in _paths(schema) if path.endswith(f".{name}")]
+            remedy = f"did you mean {' or '.join(same_name)}?" if same_name else ""
             lines.append(f"{place} has no setting {key!r}; {remedy or suggest(name, choices)}")
         elif fault["type"] == "missing":
             lines.append(f"{place} needs a value for {key!r}")
@@ -221,12 +232,12 @@ def explain(error: ValidationError, schema: type[BaseModel], place: str) -> str:
 def checked_settings(
     component: Callable[..., Any], settings: Mapping[str, Any], place: str
 ) -> dict[str, Any]:
-    """Validate a component's settings: fill in defaults and convert values to their types.
+    """Validate a component's settings, fill in defaults and convert values to their types.
 
     Args:
         component: the class or function.
         settings: its keyword arguments.
-        place: where they come from, for messages.
+        place: what they configure, for messages.
 
     Raises:
         ValueError: an unknown or missing setting, or a wrong type.
@@ -247,11 +258,11 @@ def checked_settings(
 
 
 _REGISTRIES: list[Registry[Any]] = []
-"""Every registry, so that an error can say when a name belongs to another one."""
+"""Every registry, so that an error about an unknown name can tell where it is registered."""
 
 
 class Registry(Generic[Component]):
-    """Components of one kind, by name.
+    """The components of one kind, such as losses, by name.
 
     >>> losses = Registry("loss")
     >>> @losses.register("flat")
@@ -293,13 +304,13 @@ class Registry(Generic[Component]):
             return self._components[name]
         if ":" in name:
             return import_path(name)
-        elsewhere = [other.noun for other in _REGISTRIES if name in other._components]
-        hint = f" ({name!r} is a {elsewhere[0]})" if elsewhere else ""
+        nouns = [registry.noun for registry in _REGISTRIES if name in registry._components]
+        hint = f" ({name!r} is a {nouns[0]})" if nouns else ""
         choices = suggest(name, self._components)
         raise ValueError(f"unknown {self.noun} {name!r}{hint}; {choices}")
 
     def validate(self, spec: Mapping[str, Any]) -> dict[str, Any]:
-        """Validate a specification: fill in defaults and convert values to their types.
+        """Validate a component's specification, fill in defaults and convert values to their types.
 
         Raises:
             ValueError: a missing or unknown kind, an unknown or missing setting, or a wrong type.

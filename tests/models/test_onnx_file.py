@@ -12,7 +12,7 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from margrave.inference import load_embedder
-from margrave.models import ModelCard, OnnxBackbone, import_onnx
+from margrave.models import ModelCard, OnnxBackbone, OperatingPoint, import_onnx
 
 SHARED = Path(__file__).parents[3] / "shared" / "models" / "mobilefacenet.onnx"
 
@@ -83,6 +83,21 @@ def test_a_stated_image_size_replaces_the_cards(tmp_path: Path) -> None:
     _, imported = import_onnx(source, tmp_path / "ours.onnx", **nothing, image_size=8)
     assert imported.image_size == 8
     assert import_onnx(source, tmp_path / "same.onnx", **nothing)[1].image_size == 6
+
+
+def test_thresholds_of_other_preprocessing_are_not_kept(tmp_path: Path) -> None:
+    points = (OperatingPoint(far=0.1, threshold=0.3),)
+    card = ModelCard(
+        backbone={"kind": "onnx"}, image_size=6, mean=0.0, std=1.0, operating_points=points
+    )
+    source = _model(tmp_path / "means.onnx", size="height", card=card)
+    stated = {"mean": None, "std": 1.0, "color_order": None}
+    _, imported = import_onnx(source, tmp_path / "same.onnx", **stated)
+    assert imported.operating_points == points
+    stated["color_order"] = "bgr"
+    with pytest.warns(UserWarning, match="measured with other preprocessing"):
+        _, imported = import_onnx(source, tmp_path / "other.onnx", **stated)
+    assert imported.operating_points == ()
 
 
 def test_a_model_that_says_it_itself_is_taken_at_its_word(tmp_path: Path) -> None:

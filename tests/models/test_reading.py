@@ -223,6 +223,12 @@ def test_a_state_dict_is_found_under_whatever_key_holds_it(tmp_path, content):
     assert list(read_checkpoint(tmp_path / "weights.pth")) == ["fc.weight", "fc.bias"]
 
 
+def test_a_small_state_dict_under_a_usual_key_is_not_the_network(tmp_path):
+    network = {**STATE, **{f"conv{number}.weight": WEIGHT for number in range(3)}}
+    torch.save({"model": {"table": WEIGHT}, "net": network}, tmp_path / "weights.pth")
+    assert read_checkpoint(tmp_path / "weights.pth").keys() == network.keys()
+
+
 def test_several_networks_are_listed_and_chosen_by_key(tmp_path):
     other = {"fc.weight": WEIGHT + 1, "fc.bias": torch.ones(2)}
     content = {"student": {"net": STATE}, "teacher": {"net": other}, "pair": {"a.w": WEIGHT}}

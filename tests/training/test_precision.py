@@ -92,7 +92,7 @@ def test_auto_is_the_default_and_survives_yaml() -> None:
     assert TrainingSettings.model_validate({"workers": 3, "threads": 2}).workers == 3
     with pytest.raises(ValueError, match="workers"):
         TrainingSettings.model_validate({"workers": -1})
-    with pytest.raises(ValueError, match="precision float16 skips a step"):
+    with pytest.raises(ValueError, match="precision float16 must skip a step"):
         TrainingSettings.model_validate(
             {"precision": "float16", "optimizer": {"centers_in_backward": True}}
         )

@@ -1,8 +1,8 @@
 """Reads torch.distributed.checkpoint's index of a folder of tensors, without unpickling it.
 
 The index is a pickle. `margrave.files.read_inert` parses it without creating the objects it names.
-This module checks the parsed values and builds torch's index from them. Every entry is therefore a
-tensor inside the folder, which torch reads without executing anything.
+This module checks the parsed values and builds torch's index object from them. Every entry of that
+object is a tensor in a file of the folder, which torch reads without executing anything.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ DTYPES = {
     )
 }  # fmt: skip
 METADATA, FILESYSTEM = (
-    f"torch.distributed.checkpoint.{part}" for part in ("metadata", "filesystem")
+    f"torch.distributed.checkpoint.{module}" for module in ("metadata", "filesystem")
 )
-PATHS = ("PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath")
+PATH_CLASSES = ("PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath")
 NAMES = frozenset(
     {
         *((METADATA, name) for name in (
@@ -47,17 +47,17 @@ NAMES = frozenset(
         ("torch.serialization", "_get_layout"),
         ("torch", "Size"),
         *(("torch", name) for name in DTYPES),
-        *((module, name) for module in ("pathlib", "pathlib._local") for name in PATHS),
+        *((module, name) for module in ("pathlib", "pathlib._local") for name in PATH_CLASSES),
     }
 )  # fmt: skip
 """The (module, name) pairs that the pickle may refer to."""
 KIND = "checkpoint index"
 MAX_SIZE = 2**62
-"""Sizes and offsets of this value or more are rejected as damaged."""
+"""Sizes and offsets from this value on are rejected as damaged."""
 
 
 def read_index(path: Path) -> Metadata:
-    """Read the index of a folder of tensors.
+    """Read the index of a folder of tensors, as the object that torch's reader uses.
 
     Raises:
         ValueError: the file is unreadable or damaged, or has an entry that is not a tensor in this
@@ -71,8 +71,8 @@ def read_index(path: Path) -> Metadata:
     try:
         root = _object_state(content, "Metadata")
         tensors: dict[str, Any] = {
-            _checked_name(name): _tensor(entry)
-            for name, entry in _checked_mapping(root["state_dict_metadata"]).items()
+            _checked_name(name): _tensor_metadata(metadata)
+            for name, metadata in _checked_mapping(root["state_dict_metadata"]).items()
         }
         storage = {
             _tensor_index(index): _storage_info(info, path.parent)
@@ -88,6 +88,7 @@ def read_index(path: Path) -> Metadata:
 
 
 def _object_state(value: Any, name: str) -> Mapping[str, Any]:
+    """The attributes of a pickled object whose class must have this name."""
     if not isinstance(value, PickledObject) or value.name[1] != name:
         raise ValueError(f"expected a {name}")
     return _checked_mapping(value.state)
@@ -111,30 +112,32 @@ def _checked_size(value: Any) -> int:
     return value
 
 
-def _size(value: Any) -> torch.Size:
+def _shape(value: Any) -> torch.Size:
     if not isinstance(value, PickledObject) or value.name != ("torch", "Size"):
         raise ValueError("expected a torch.Size")
     (sizes,) = value.arguments
-    size = torch.Size(_checked_size(dimension) for dimension in sizes)
-    if math.prod(size) >= MAX_SIZE:
-        raise ValueError(f"tensor shape {tuple(size)} is too large")
-    return size
+    shape = torch.Size(_checked_size(size) for size in sizes)
+    if math.prod(shape) >= MAX_SIZE:
+        raise ValueError(f"tensor shape {tuple(shape)} is too large")
+    return shape
 
 
-def _tensor(value: Any) -> TensorStorageMetadata:
-    entry = _object_state(value, "TensorStorageMetadata")
-    properties = entry["properties"]
+def _tensor_metadata(value: Any) -> TensorStorageMetadata:
+    metadata = _object_state(value, "TensorStorageMetadata")
+    properties = metadata["properties"]
     if not isinstance(properties, PickledObject) or not isinstance(properties.state, tuple):
         raise ValueError("expected TensorProperties")
-    dtype = getattr(properties.state[0], "name", ("", ""))
-    if dtype[0] != "torch" or dtype[1] not in DTYPES:
+    module, dtype = getattr(properties.state[0], "name", ("", ""))
+    if module != "torch" or dtype not in DTYPES:
         raise ValueError("unknown tensor dtype")
     return TensorStorageMetadata(
-        properties=TensorProperties(dtype=DTYPES[dtype[1]]),
-        size=_size(entry["size"]),
+        properties=TensorProperties(dtype=DTYPES[dtype]),
+        size=_shape(metadata["size"]),
         chunks=[
-            ChunkStorageMetadata(_size(chunk["offsets"]), _size(chunk["sizes"]))
-            for chunk in (_object_state(value, "ChunkStorageMetadata") for value in entry["chunks"])
+            ChunkStorageMetadata(_shape(chunk["offsets"]), _shape(chunk["sizes"]))
+            for chunk in (
+                _object_state(item, "ChunkStorageMetadata") for item in metadata["chunks"]
+            )
         ],
     )
 
@@ -144,7 +147,7 @@ def _tensor_index(value: Any) -> MetadataIndex:
     offset, position = index.get("offset"), index.get("index")
     return MetadataIndex(
         _checked_name(index["fqn"]),
-        None if offset is None else _size(offset),
+        None if offset is None else _shape(offset),
         None if position is None else _checked_size(position),
     )
 

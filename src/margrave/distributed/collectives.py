@@ -1,4 +1,4 @@
-"""Small wrappers of collectives; in a world of one process, they communicate nothing."""
+"""Thin wrappers of collectives; in a world of one process, they communicate nothing."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from margrave.distributed.world import World
 
 
 def all_reduce_sum(values: Tensor, world: World) -> Tensor:
-    """Sum `values` over ranks, elementwise; the input is not changed. Without gradient.
+    """Sum `values` over ranks, elementwise, without gradient; the input stays unchanged.
 
     >>> all_reduce_sum(torch.tensor(2.0), World())
     tensor(2.)
@@ -22,7 +22,7 @@ def all_reduce_sum(values: Tensor, world: World) -> Tensor:
 
 
 def all_reduce_max(values: Tensor, world: World) -> Tensor:
-    """The maximum of `values` over ranks, elementwise; the input is not changed. Without gradient.
+    """The elementwise maximum of `values` over ranks, without gradient; the input stays unchanged.
 
     >>> all_reduce_max(torch.tensor(2.0), World())
     tensor(2.)
@@ -39,15 +39,16 @@ def _all_reduce(values: Tensor, world: World, operation: dist.ReduceOp.RedOpType
 
 
 def all_reduce_log_sum_exp(values: Tensor, world: World) -> Tensor:
-    """log Σ e^value over ranks, elementwise. Without gradient.
+    """log Σ e^value, where the sum is over ranks; elementwise, without gradient.
 
     >>> all_reduce_log_sum_exp(torch.tensor([-float("inf")]), World())
     tensor([-inf])
     """
     if world.size == 1:
         return values.detach()
-    largest = all_reduce_max(values, world)
-    shift = torch.where(largest.isfinite(), largest, 0)
+    maximum = all_reduce_max(values, world)
+    # An infinite maximum is not subtracted, because ∞ − ∞ is NaN.
+    shift = torch.where(maximum.isfinite(), maximum, 0)
     return all_reduce_sum((values - shift).exp(), world).log() + shift
 
 
@@ -66,7 +67,7 @@ def gather_sizes(size: int, world: World, device: torch.device) -> tuple[int, ..
 
 
 def gather_rows(values: Tensor, sizes: Sequence[int], world: World) -> Tensor:
-    """Concatenate the rows of all ranks, where rank i has `sizes[i]` rows. Without gradient.
+    """Concatenate the rows of all ranks, without gradient; rank i has `sizes[i]` rows.
 
     >>> gather_rows(torch.tensor([[1], [2]]), [2], World()).tolist()
     [[1], [2]]
@@ -75,13 +76,13 @@ def gather_rows(values: Tensor, sizes: Sequence[int], world: World) -> Tensor:
         return values.detach()
     padded = values.new_zeros(max(sizes), *values.shape[1:])
     padded[: len(values)] = values.detach()
-    parts = [torch.empty_like(padded) for _ in sizes]
-    dist.all_gather(parts, padded, group=world.group)
-    return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)])
+    gathered = [torch.empty_like(padded) for _ in sizes]
+    dist.all_gather(gathered, padded, group=world.group)
+    return torch.cat([rows[:size] for rows, size in zip(gathered, sizes, strict=True)])
 
 
 def gather_objects(value: Any, world: World) -> list[Any]:
-    """Gather every rank's `value`, in rank order; values can be any objects that can be pickled.
+    """Gather every rank's `value`, in rank order; a value can be any object that pickle supports.
 
     >>> gather_objects("here", World())
     ['here']

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from margrave.hardware import core_share
 
 LAUNCHED_BY_MARGRAVE = "MARGRAVE_LAUNCHED"
+"""Environment variable of the processes that `launch` starts."""
 SHUTDOWN_SECONDS = 20
 """Time for the other processes to end after one has failed; after that, they are killed."""
 ORPHAN_SECONDS = 7
@@ -122,20 +123,21 @@ def _root_cause(error: object, processes: int) -> str:
     }
     times = {rank: float(getattr(failures[rank], "timestamp", 0)) for rank in failures}
     # A process killed from outside is the most likely cause: the others then lost contact with it.
-    # Kills after `latest` are the launcher's, which kills processes that do not end in time.
-    latest = min(times.values(), default=0.0) + SHUTDOWN_SECONDS / 2
+    # After a failure, the launcher also kills processes that do not end in time. Kills after
+    # `latest_outside_kill` are therefore the launcher's.
+    latest_outside_kill = min(times.values(), default=0.0) + SHUTDOWN_SECONDS / 2
     for rank in sorted(failures):
         name, code = rank_and_code(rank)
-        is_killed = code < 0 and code != stopped_by_launcher and times[rank] <= latest
-        if is_killed and rank not in recorded:
+        is_killed = code < 0 and code != stopped_by_launcher
+        if is_killed and times[rank] <= latest_outside_kill and rank not in recorded:
             message = f"{name} was killed ({signal.Signals(-code).name})"
             if code == -signal.SIGKILL:
                 message += ", perhaps because memory ran out"
             return f"{message}; the others were stopped"
     # Lost contact is a consequence of another process's failure, so other errors come first.
     causes = [
-        (kind == LostContactError.__name__, rank, text)
-        for rank, (kind, _, text) in recorded.items()
+        (error_class == LostContactError.__name__, rank, text)
+        for rank, (error_class, _, text) in recorded.items()
         if rank_and_code(rank)[1] != stopped_by_launcher
     ]
     if causes:
@@ -182,8 +184,8 @@ def as_rank_error(error: RuntimeError) -> RankError | None:
     """Convert a communication error to a `RankError`; return None for any other error."""
     text = str(error)
     markers = ("gloo", "pair.cc", "Connection", "NCCL", "ProcessGroup", "Timed out", "Broken pipe")
-    launched = current_launch()
-    if launched.size == 1 or not any(marker in text for marker in markers):
+    current = current_launch()
+    if current.size == 1 or not any(marker in text for marker in markers):
         return None
     first_line = text.partition("\n")[0]
-    return LostContactError(f"{launched.name} lost contact with another process: {first_line}")
+    return LostContactError(f"{current.name} lost contact with another process: {first_line}")

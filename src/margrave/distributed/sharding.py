@@ -1,4 +1,4 @@
-"""Shards a network's parameters over ranks (FSDP2)."""
+"""Shards a network's parameters over ranks with FSDP2, and gathers them."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ MIN_GROUP_PARAMETERS = 2**18
 
 
 def shard_parameters(network: nn.Module, mesh: DeviceMesh) -> nn.Module:
-    """Shard every parameter over the mesh's data-parallel dimension, in place.
+    """Shard every parameter over the mesh's data-parallel dimension, in place; return the network.
 
-    The forward and the backward pass gather the large blocks of ``Sequential`` and ``ModuleList``
-    children one at a time.
+    In the forward and the backward pass, the large blocks in the network's ``Sequential`` and
+    ``ModuleList`` children are gathered one at a time.
     """
     from torch.distributed.fsdp import fully_shard
 
@@ -27,7 +27,9 @@ def shard_parameters(network: nn.Module, mesh: DeviceMesh) -> nn.Module:
 
 
 def full_tensor(tensor: Tensor) -> Tensor:
-    """Gather a tensor that is sharded over ranks; every rank must call it.
+    """Gather a tensor that FSDP has sharded; return any other tensor unchanged.
+
+    Every rank must call this function.
 
     >>> import torch
     >>> full_tensor(torch.tensor(1.0))

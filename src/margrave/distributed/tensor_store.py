@@ -28,6 +28,8 @@ INDEX = ".metadata"
 
 
 class _Reader(store.FileSystemReader):
+    """torch's reader, except that it never unpickles the index."""
+
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
         del args, kwargs
         index = read_index(Path(self.path) / INDEX)
@@ -39,15 +41,14 @@ class _Reader(store.FileSystemReader):
 def save_tensors(
     folder: Path, tensors: Mapping[str, Tensor], rows: Mapping[str, int], world: World
 ) -> None:
-    """Write tensors into a folder; every rank must call it.
+    """Write tensors into a folder; every rank must call this function.
 
     Args:
         folder: the folder, on a file system that all ranks see.
         tensors: this rank's tensors, by name. Tensors that are not sharded must be equal on every
             rank and are written once.
-        rows: the total number of rows over all ranks of each sharded tensor. Each rank has a
-            contiguous part of the rows, see `owned_classes`. Tensors without an entry are not
-            sharded.
+        rows: name of each sharded tensor -> its number of rows over all ranks. Each rank has a
+            contiguous block of the rows, see `owned_classes`.
         world: the ranks.
 
     Raises:
@@ -83,7 +84,8 @@ def load_tensors(
 
     Args:
         folder: a folder written by `save_tensors`.
-        tensors: tensors to fill in place; the folder must hold each with the same full shape.
+        tensors: this rank's tensors, by name, to fill in place; their full shapes must be those in
+            the folder.
         rows: as for `save_tensors`.
         world: the ranks.
 
@@ -113,18 +115,18 @@ def stored_tensors(folder: Path) -> dict[str, tuple[torch.Size, torch.dtype]]:
     Raises:
         ValueError: the folder is damaged or was not written by `save_tensors`.
     """
-    entries = _Reader(folder).read_metadata().state_dict_metadata
+    stored = _Reader(folder).read_metadata().state_dict_metadata
     return {
-        name: (entry.size, entry.properties.dtype)
-        for name, entry in entries.items()
-        if isinstance(entry, TensorStorageMetadata)
+        name: (metadata.size, metadata.properties.dtype)
+        for name, metadata in stored.items()
+        if isinstance(metadata, TensorStorageMetadata)
     }
 
 
 def _with_full_shapes(
     tensors: Mapping[str, Tensor], rows: Mapping[str, int], world: World
 ) -> dict[str, Any]:
-    """The tensors, with sharded ones as DTensors that have their full shape over all ranks."""
+    """The tensors, where each sharded one is a DTensor with the full shape over all ranks."""
     full: dict[str, Any] = {name: tensor.detach() for name, tensor in tensors.items()}
     if world.size == 1:
         return full
@@ -141,7 +143,7 @@ def _with_full_shapes(
 
 @contextmanager
 def _suppress_warning() -> Iterator[None]:
-    """Suppress torch's warning that torch.distributed is not in use."""
+    """Context that suppresses torch's warning that torch.distributed is not in use."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")
         yield

@@ -46,7 +46,7 @@ WAITING_PATHS = (
     "torch/cuda/streams.py",
     "torch/distributed/",
 )
-"""Code paths in which a rank waits for other ranks or for its own device."""
+"""Source paths of the code in which a rank waits for other ranks or for its own device."""
 
 _watches = count()
 
@@ -77,10 +77,10 @@ class RankStatus:
 class RankWatch:
     """A context manager that ends this process with an error if another rank fails or hangs.
 
-    Every rank opens it, and closes it once it no longer waits for other ranks. On failure the
-    process ends at once, because a main thread inside a collective cannot be interrupted. The error
-    names the failed rank; it is recorded for the launcher, or printed if there is none. A world of
-    one process is not watched.
+    Every rank enters the context, and leaves it once it no longer waits for other ranks. When
+    another rank fails, this process ends at once, because a main thread inside a collective cannot
+    be interrupted. The error names the failed rank. It is recorded for the launcher, or printed if
+    there is no launcher. A world of one process is not watched.
 
     Args:
         world: the ranks.
@@ -173,28 +173,31 @@ class RankWatch:
         self._store.set(f"{self._prefix}{self._world.rank}", json.dumps(asdict(self._status)))
 
     def _exchange_status(self) -> None:
-        """Write this rank's status line and read all ranks'; may block if the store is gone."""
-        # Failures are retried. `_check_ranks` detects a lasting failure by `_last_contact`.
+        """Write this rank's status line and read all lines; may block if the store is gone."""
+        # A failure is ignored, because the next call retries. If failures last, `_last_contact`
+        # grows old, which `_check_ranks` detects.
         with suppress(RuntimeError):
             self._write_status()
-            names = {rank: f"{self._prefix}{rank}" for rank in range(self._world.size)}
-            known = [
-                rank for rank in names if rank in self._statuses or self._store.check([names[rank]])
+            keys = {rank: f"{self._prefix}{rank}" for rank in range(self._world.size)}
+            # Reading the line of a rank that has not written one yet would block.
+            started = [
+                rank for rank in keys if rank in self._statuses or self._store.check([keys[rank]])
             ]
-            values = self._store.multi_get([names[rank] for rank in known])
+            lines = self._store.multi_get([keys[rank] for rank in started])
             now = time.monotonic()
             statuses = dict(self._statuses)
-            for rank, value in zip(known, values, strict=True):
-                status = RankStatus(**json.loads(value))
+            for rank, line in zip(started, lines, strict=True):
+                status = RankStatus(**json.loads(line))
                 if rank not in statuses or status != statuses[rank][0]:
                     statuses[rank] = status, now
             self._statuses = statuses
             self._last_contact = now
 
     def _check_ranks(self) -> None:
+        """End this process with an error if a rank has failed or hangs."""
         now = time.monotonic()
-        # After a long gap, the whole job was suspended (Ctrl-Z, a sleeping machine): start counting
-        # again.
+        # If this check is long overdue, the whole job was suspended (Ctrl-Z, a sleeping machine).
+        # All ranks then get their full time again.
         if now - self._last_check > self._silence_limit / 2:
             self._awake_since, self._waiting_since = now, None
         self._last_check = now
@@ -207,7 +210,7 @@ class RankWatch:
             _exit_with_error(failure)
 
     def _find_failure(self, now: float, fraction: float = 1.0) -> str | None:
-        """Describe a rank that has failed or hung for `fraction` of its limit; None without one."""
+        """Describe a rank that has been silent or hanging for `fraction` of its limit, if any."""
         statuses = self._statuses
         lost_for = now - max(self._last_contact, self._awake_since)
         if lost_for > self._silence_limit * fraction and not (
@@ -236,7 +239,10 @@ class RankWatch:
         return f"{self._describe_stall(now - since)}; {self._hint('stall', limit)}"
 
     def _describe_stall(self, seconds: float) -> str:
-        """Name the ranks that the others wait for: ranks not waiting or, if none, ranks behind."""
+        """Describe the ranks that the others wait for.
+
+        These are the ranks that are not waiting or, if all are waiting, those in an earlier step.
+        """
         statuses = {rank: status for rank, (status, _) in self._statuses.items()}
         running = {rank: status for rank, status in statuses.items() if not status.done}
         last_step = max((status.step for status in running.values()), default=0)
@@ -291,7 +297,7 @@ def joined_world() -> Iterator[World]:
 
 
 def _open_connection(seconds: float) -> tuple[dist.Store, str]:
-    """Open a new connection to the process group's store, which other threads cannot block.
+    """Open a separate connection to the process group's store, which no other thread can block.
 
     Returns:
         the connection and the store's host.
@@ -315,7 +321,7 @@ def _open_connection(seconds: float) -> tuple[dist.Store, str]:
 
 def _is_waiting(frame: FrameType | None) -> bool:
     return frame is not None and any(
-        part in Path(frame.f_code.co_filename).as_posix() for part in WAITING_PATHS
+        path in Path(frame.f_code.co_filename).as_posix() for path in WAITING_PATHS
     )
 
 
@@ -329,11 +335,11 @@ def _code_location(frame: FrameType | None) -> str:
 
 def _exit_with_error(message: str) -> None:
     """End this process with an error, although its main thread cannot be interrupted."""
-    has_launcher = False
+    launcher_reports = False
     try:
-        has_launcher = record_failure(RankError(message))
+        launcher_reports = record_failure(RankError(message))
     finally:
-        if not has_launcher:
+        if not launcher_reports:
             os.write(2, f"\nerror: {message}\n".encode())
         if sys.stdout is not None and sys.stdout.isatty():
             # Show the cursor again, in case a progress bar has hidden it.

@@ -173,10 +173,8 @@ def _compare_images(
     """Compare both models on (N, 3, S, S) uint8 images, and their decisions at each point."""
     original_embeddings, exported_embeddings = _embed(original, pixels), _embed(exported, pixels)
     original_units, exported_units = unit_rows(original_embeddings), unit_rows(exported_embeddings)
-    # Float64, because an untrained deep network's embeddings can be so large that their squares
-    # overflow in float32.
     original_norms, exported_norms = (
-        np.linalg.norm(embeddings.astype(np.float64), axis=1)
+        np.linalg.norm(embeddings, axis=1)
         for embeddings in (original_embeddings, exported_embeddings)
     )
     decisions = []

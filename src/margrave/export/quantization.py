@@ -91,7 +91,8 @@ def quantize_graph(
     calibration_indices = np.unique(
         np.linspace(0, len(faces) - 1, min(CALIBRATION_IMAGES, len(faces))).astype(int)
     )
-    _quantize(path, _calibration_batches(original, faces, calibration_indices))
+    calibration_pixels = _calibration_pixels(original, faces, calibration_indices)
+    _quantize(path, _calibration_batches(original, calibration_pixels))
     options = EvaluationOptions(resamples=resamples)
     pairs_name = pairs.pairs.name if pairs.pairs else Path(images or "").name
 
@@ -125,7 +126,7 @@ def quantize_graph(
         loss=losses[worst_far],
         points=points_of_result(int8_result, supported_fars) if supported_fars else (),
         dropped=tuple(far for far in card_fars if far not in supported_fars),
-        calibrated_on=len(calibration_indices),
+        calibrated_on=len(calibration_pixels),
     )
 
 
@@ -153,16 +154,23 @@ def _tar_loss(before: Result, after: Result, far: float) -> float:
     return 100 * (tar_before - tar_after)
 
 
-def _calibration_batches(
+def _calibration_pixels(
     embedder: Embedder, faces: ReadableImages, indices: np.ndarray
-) -> Iterator[dict[str, np.ndarray]]:
-    """Yield batches of normalized images as inputs of the graph; skip unreadable images."""
+) -> list[torch.Tensor]:
+    """Read and prepare the images with these indices; skip unreadable images."""
     pixels = []
     for index in indices.tolist():
         try:
             pixels.append(embedder.prepare(faces.read(index), faces.name(index)))
         except ValueError:
             continue
+    return pixels
+
+
+def _calibration_batches(
+    embedder: Embedder, pixels: Sequence[torch.Tensor]
+) -> Iterator[dict[str, np.ndarray]]:
+    """Yield batches of normalized images as inputs of the graph."""
     for start in range(0, len(pixels), CALIBRATION_BATCH):
         batch = torch.stack(pixels[start : start + CALIBRATION_BATCH])
         images = normalize(batch, embedder.card.mean, embedder.card.std)

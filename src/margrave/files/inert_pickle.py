@@ -375,8 +375,9 @@ class _Machine:
 
     def _look_up(self, module: Any, attribute: Any, position: int) -> Any:
         # Check the types first: hashing or formatting nested tuples could take exponential time.
-        if not isinstance(module, str) or not isinstance(attribute, str):
-            raise ValueError(f"byte {position}: the name {describe_value(module)} is not text")
+        for name in (module, attribute):
+            if not isinstance(name, str):
+                raise ValueError(f"byte {position}: the name {describe_value(name)} is not text")
         if self.allowed_names is None:
             return _look_up_stand_in(module, attribute, position)
         if (module, attribute) not in self.allowed_names:

@@ -7,7 +7,8 @@ the file can be written here.
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+import warnings
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -143,7 +144,8 @@ def import_onnx(
 
     Args:
         source: the ONNX model.
-        target: the copy to write; its card is written to ``<target>.card.json``.
+        target: the copy to write; its card is written to ``<target>.card.json``. Thresholds in the
+            model's metadata are kept only if nothing else in its card changes.
         mean: mean for pixels in [0, 1], one number or one per channel in the model's color order;
             None takes it from the card in the model's metadata.
         std: standard deviation, like `mean`.
@@ -171,8 +173,10 @@ def import_onnx(
             "pixels; leave out image_size"
         )
     fields: dict[str, Any] = {}
+    own_card = None
     if CARD_KEY in backbone.metadata:
-        fields = asdict(read_card(backbone.metadata[CARD_KEY], source))
+        own_card = read_card(backbone.metadata[CARD_KEY], source)
+        fields = asdict(own_card)
     fields |= {name: value for name, value in stated.items() if value is not None}
     fields["image_size"] = image_size or fields.get("image_size") or backbone.image_size
     missing = [name for name in stated if name not in fields]
@@ -186,6 +190,15 @@ def import_onnx(
     fields["backbone"] = {"kind": "onnx", **({"output": output} if output else {})}
     fields["source"] = fields.get("source") or f"imported from {Path(source).name}"
     card = ModelCard(**fields)
+    if own_card is not None and replace(card, source=own_card.source) != own_card:
+        # They were measured with the preprocessing and output that the model's own card states.
+        if card.operating_points:
+            warnings.warn(
+                f"{source}: its thresholds were measured with other preprocessing and left out; "
+                "choose new ones: margrave threshold",
+                stacklevel=2,
+            )
+        card = replace(card, operating_points=(), reference=None)
     backbone.check_rows(card)
     if backbone.external_weights and Path(source).parent.resolve() != Path(target).parent.resolve():
         names = ", ".join(file.name for file in backbone.external_weights[:3])

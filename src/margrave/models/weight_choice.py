@@ -172,18 +172,14 @@ def _select_network_path(states: Mapping[str, dict[str, Tensor]], path: Path) ->
 
     State dicts under `USUAL_KEYS` are preferred to all others.
     """
-    if len(states) == 1:
-        return next(iter(states))
-    usual_paths = [
-        state_path for state_path in states if state_path.rpartition(".")[2] in USUAL_KEYS
-    ]
     largest = max(len(state) for state in states.values())
     # A state dict with less than a quarter of the largest one's tensors is not the network, but for
     # example a lookup table.
-    candidates = [
-        state_path for state_path in usual_paths or states if 4 * len(states[state_path]) >= largest
+    large_paths = [state_path for state_path, state in states.items() if 4 * len(state) >= largest]
+    usual_paths = [
+        state_path for state_path in large_paths if state_path.rpartition(".")[2] in USUAL_KEYS
     ]
-    first, *others = candidates
+    first, *others = usual_paths or large_paths
     if not all(_are_equal(states[first], states[other]) for other in others):
         raise ValueError(
             f"{path}: contains several networks; choose one with --key (key=): "

@@ -1,4 +1,4 @@
-"""A run's folder, and a run from its configuration to its results."""
+"""Runs: from a configuration to a folder with the trained model and its results."""
 
 from margrave.runs.events import RunEvents
 from margrave.runs.folder import RunFolder

@@ -1,4 +1,4 @@
-"""What a run reports while it works; the caller decides how to show it."""
+"""The events that a run reports while it works; the caller decides how to show them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from margrave.training import StepReport
 
 
 class RunEvents:
-    """Receives what a run reports; this base class ignores everything."""
+    """Receives the events of a run; this base class ignores them all."""
 
     def message(self, text: str) -> None:
         """Report a line of information."""

@@ -20,7 +20,7 @@ class RunFolder:
     """The files of one run.
 
         config.yaml         all settings, with defaults filled in
-        metrics.jsonl       one line per logged step or evaluation
+        metrics.jsonl       one line per logged step, evaluation or other event
         checkpoint-*        training states to resume from
         model.safetensors   the trained model
         best.safetensors    the best model so far, while training with `evaluation.best_by`
@@ -40,7 +40,7 @@ class RunFolder:
 
     @property
     def metrics(self) -> Path:
-        """The file with one line per logged step or evaluation."""
+        """The file with one line per logged step, evaluation or other event."""
         return self.path / "metrics.jsonl"
 
     @property

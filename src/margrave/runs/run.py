@@ -58,7 +58,7 @@ class Run:
     Args:
         config: the resolved configuration.
         folder: the folder to write all files to; created if missing.
-        events: receives what the run reports; by default nothing is shown.
+        events: receives the run's events; by default, they are ignored.
     """
 
     def __init__(self, config: RunConfig, folder: Path, events: RunEvents | None = None) -> None:
@@ -75,7 +75,7 @@ class Run:
         """Open the training images and build everything that training needs.
 
         Args:
-            resume: use the latest checkpoint's precision if the setting is "auto".
+            resume: if ``training.precision`` is "auto", use the latest checkpoint's precision.
         """
         config, data = self.config, self.config.data
         initial = None
@@ -113,7 +113,7 @@ class Run:
         return training
 
     def _checkpoint_precision(self) -> PrecisionChoice | None:
-        """The latest checkpoint's precision, or None if it is unknown or the setting names one."""
+        """The latest checkpoint's precision; None if it has none, or if the settings fix one."""
         checkpoint = self.folder.checkpoint
         if self.config.training.precision != "auto" or checkpoint is None:
             return None
@@ -121,7 +121,7 @@ class Run:
         return checkpoint_precision(state) if "precision" in state else None
 
     def _report_choices(self, training: TrainingState) -> None:
-        """Report the precisions, the number of threads and workers, and unused parameters."""
+        """Report precisions, numbers of threads and workers, and unused parameters."""
         choice, head = training.precision, training.head
         lines = [f"network in {choice.precision} ({choice.reason})"]
         lines.append(f"head's matrix products in {head.products}")
@@ -139,6 +139,7 @@ class Run:
             )
 
     def _check_preprocessing(self, initial: ModelCard) -> None:
+        """Raise a ValueError if this run preprocesses images unlike the initial model."""
         card = self.card()
         for name in ("image_size", "mean", "std"):
             expected, actual = getattr(initial, name), getattr(card, name)
@@ -154,6 +155,7 @@ class Run:
                 )
 
     def _report_left_out(self, images: FaceImages) -> None:
+        """Report the identities and images that the data source skipped."""
         left_out = list(images.left_out)
         if left_out:
             names = ", ".join(left_out[:5]) + (", …" if len(left_out) > 5 else "")
@@ -162,8 +164,8 @@ class Run:
             )
         if loose := images.loose_images:
             self.events.message(f"{quantity(loose, 'image')} left out: not in an identity's folder")
-        if others := images.other_formats:
-            counts = ", ".join(f"{count} {suffix}" for suffix, count in sorted(others.items()))
+        if formats := images.other_formats:
+            counts = ", ".join(f"{count} {suffix}" for suffix, count in sorted(formats.items()))
             self.events.message(
                 f"images left out because of their format: {counts}; convert them to JPEG or PNG"
             )
@@ -195,11 +197,11 @@ class Run:
         def after_epoch(training: TrainingState, log: MetricsLog) -> bool:
             nonlocal results
             epoch = training.position.epoch
-            last = epoch == epochs
-            if not last and (not eval_interval or epoch % eval_interval):
+            is_last = epoch == epochs
+            if not is_last and (not eval_interval or epoch % eval_interval):
                 return False
             # Confidence intervals take a second or two, so only the final model gets them.
-            is_final = last and not keeps_best
+            is_final = is_last and not keeps_best
             epoch_results = self.evaluate(training, resamples=1000 if is_final else 0)
             for result in epoch_results:
                 accuracy = result.figure("accuracy").value
@@ -211,7 +213,7 @@ class Run:
                     "area_under_roc": result.figure("AUC").value,
                 }
                 log.write("evaluation", training.position.step, values)
-                if not last and accuracy is not None:
+                if not is_last and accuracy is not None:
                     self.events.message(f"epoch {epoch}: {result.name} {100 * accuracy:.2f} %")
             if is_final:
                 results = epoch_results
@@ -258,17 +260,17 @@ class Run:
         else:
             if self.is_first_rank:
                 save_model(self.folder.model, model.state_dict(), self.card())
-            # After resuming a finished run, no epoch has been evaluated.
+            # If the resumed run had already finished, `fit` has evaluated nothing.
             results = results or self.evaluate(training)
         if self.is_first_rank:
             self.write_results(results)
         return results
 
     def _keep_best(self, training: TrainingState) -> bool:
-        """Write the model if its evaluation is the best so far.
+        """Write the model to ``best.safetensors`` if its evaluation is the best so far.
 
         Returns:
-            True if the training should stop: the last `patience` evaluations were not better.
+            whether training should stop, because the last `patience` evaluations were not better.
         """
         settings, model, should_stop = self.config.evaluation, training.gather_model(), False
         if self.is_first_rank:
@@ -302,18 +304,18 @@ class Run:
         return self.evaluate_embedder(Embedder(model, card, card.fit), resamples=1000)
 
     def _setting_changes(self, former: Mapping[str, Any]) -> list[str]:
-        """The settings that differ from the former configuration, each with both values as text.
+        """Describe each setting that differs from the former configuration, with both values.
 
-        Paths of images are not compared, nor settings that the former configuration lacks.
-        Nothing that the former configuration names is imported.
+        Only the settings of backbone, loss, head and training are compared, and only if the former
+        configuration has them. Nothing that the former configuration names is imported.
         """
         changes = []
         current = read_yaml(to_yaml(self.config), "this run")
-        for part in ("backbone", "loss", "head", "training"):
-            block = former.get(part)
-            if part == "training" and isinstance(block, Mapping):
+        for section in ("backbone", "loss", "head", "training"):
+            block = former.get(section)
+            if section == "training" and isinstance(block, Mapping):
                 block = TrainingSettings.model_validate(dict(block)).model_dump(mode="json")
-            old, new = flat_settings(block, part), flat_settings(current[part], part)
+            old, new = flat_settings(block, section), flat_settings(current[section], section)
             changes += [
                 f"{name} is {new.get(name, 'removed')!s}, was {value!s}"
                 for name, value in old.items()
@@ -328,7 +330,7 @@ class Run:
             self.events.message(f"  {reason}")
 
     def card(self) -> ModelCard:
-        """The card that is written into the model file."""
+        """The model card that is written into the model file."""
         return ModelCard(
             backbone=json.loads(json.dumps(self.config.backbone)),
             image_size=self.config.data.image_size,
@@ -337,7 +339,12 @@ class Run:
         )
 
     def evaluate(self, training: TrainingState, resamples: int = 1000) -> tuple[Result, ...]:
-        """Evaluate the model in its current state on every evaluation set."""
+        """Evaluate the model in its current state on every evaluation set.
+
+        Args:
+            training: the training state.
+            resamples: number of bootstrap replicates for confidence intervals; 0 for none.
+        """
         card = self.card()
         return self.evaluate_embedder(Embedder(training.gather_model(), card, card.fit), resamples)
 
@@ -347,7 +354,7 @@ class Run:
         return self.evaluate_embedder(Embedder(backbones.create(card.backbone), card, card.fit), 0)
 
     def evaluate_embedder(self, embedder: Embedder, resamples: int) -> tuple[Result, ...]:
-        """Evaluate any embedder on every evaluation set."""
+        """Evaluate any embedder on every evaluation set; `resamples` as for ``evaluate``."""
         results = []
         for name, (images, pairs) in self.sets.items():
             with self.events.counting(f"evaluating {name}") as progress:

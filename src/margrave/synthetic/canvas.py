@@ -1,4 +1,4 @@
-"""The canvas for painting a frontal synthetic face; lengths are in face units, see `factors`."""
+"""The canvas on which a synthetic face is painted in frontal view, in face units; see `factors`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SUBPIXEL_BITS = 4
 
 
 def mix(first: Color, second: Color, weight: float) -> Color:
-    """Blend two colors; `weight` is that of the second."""
+    """Blend two colors; `weight` in [0, 1] is the share of the second."""
     return (
         first[0] + (second[0] - first[0]) * weight,
         first[1] + (second[1] - first[1]) * weight,
@@ -34,14 +34,14 @@ def dim(color: Color, factor: float) -> Color:
 
 @lru_cache(maxsize=64)
 def spline_weights(num_controls: int, steps: int, closed: bool) -> np.ndarray:
-    """(points, num_controls) Catmull-Rom weights: weights @ controls is a curve.
+    """(points, num_controls) Catmull-Rom weights; weights @ control points is a curve.
 
-    The curve has `steps` points per segment between two control points.
+    Between two neighboring control points, the curve has `steps` points.
     """
     segments = num_controls if closed else num_controls - 1
     position = np.arange(segments * steps + (0 if closed else 1)) / steps
     segment = np.minimum(position.astype(int), segments - 1)
-    t = position - segment
+    t = position - segment  # in [0, 1] within the segment
     cubic = np.stack(
         [
             -0.5 * t + t**2 - 0.5 * t**3,
@@ -59,7 +59,7 @@ def spline_weights(num_controls: int, steps: int, closed: bool) -> np.ndarray:
 
 
 def curve(controls: Sequence[tuple[float, float]], steps: int = 5, closed: bool = False):
-    """(points, 2) smooth curve through the control points, with `steps` points per segment."""
+    """(points, 2) smooth curve through control points, with `steps` points between two of them."""
     return spline_weights(len(controls), steps, closed) @ np.array(controls)
 
 
@@ -92,7 +92,7 @@ CIRCLE = np.stack([f(np.arange(14) * (2 * np.pi / 14)) for f in (np.cos, np.sin)
 
 
 class FaceCanvas:
-    """Premultiplied RGBA paint, and a lower-resolution layer of soft shadow that darkens it.
+    """A layer of paint, and a layer of soft shadow at half its resolution that darkens it.
 
     Points are (points, 2) in face units, or (shapes, points, 2) for several shapes of one color.
 
@@ -126,10 +126,8 @@ class FaceCanvas:
 
     def draw_creases(self, lines: np.ndarray, depth: float) -> None:
         """Draw shadow lines about 0.025 face units wide."""
-        shapes, width = (
-            to_fixed_point(lines, self.shadow_size),
-            max(1, round(self.shadow_size / 110)),
-        )
+        shapes = to_fixed_point(lines, self.shadow_size)
+        width = max(1, round(self.shadow_size / 110))
         cv2.polylines(
             self.shadow, shapes, False, 255 * (1 - depth), width, cv2.LINE_AA, SUBPIXEL_BITS
         )
@@ -143,5 +141,6 @@ class FaceCanvas:
 def to_fixed_point(points: np.ndarray, size: int) -> list[np.ndarray]:
     """Convert points from face units to OpenCV's fixed-point pixels on a (size, size) canvas."""
     scale = (1 << SUBPIXEL_BITS) * size / (2 * HALF_EXTENT)
+    # Half a pixel is subtracted, because OpenCV's coordinates start at the first pixel's center.
     shapes = (points * scale + (HALF_EXTENT * scale - (1 << SUBPIXEL_BITS) / 2)).astype(np.int32)
     return list(shapes) if shapes.ndim == 3 else [shapes]

@@ -1,4 +1,4 @@
-"""Degrade a face image by known amounts, which define the ground truth of its quality."""
+"""Degrade a face image by known amounts, from which its ground-truth quality is computed."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ import numpy as np
 DEGRADATIONS = ("blur", "resolution", "noise", "occlusion", "compression")
 MAX_QUALITY_LOSS = np.array([0.85, 0.92, 0.6, 0.8, 0.5])
 """Fraction of the quality that each degradation removes at severity 1."""
-# Maps a random byte to a standard normal number, which is much faster than sampling one.
+# A table from a random byte to a standard normal number; looking one up is much faster than
+# sampling one.
 NORMAL_QUANTILES = np.array([NormalDist().inv_cdf((k + 0.5) / 256) for k in range(256)], np.float32)
 DEGRADATION_FACTORS = 1 + 2 * len(DEGRADATIONS) + 4
-"""Number of uniform random numbers per image: one decides whether it is degraded, five choose the
-degradations, five give the severities, and four are the ``choices`` of `degrade`."""
+"""Number of uniform random numbers per image: one decides whether to degrade the image, five choose
+the degradations, five give the severities, and four are the ``choices`` of `degrade`."""
 
 
 class Degradation(NamedTuple):
@@ -40,20 +41,20 @@ class Degradation(NamedTuple):
 def severities(uniforms: np.ndarray, degraded: float, strength: float) -> np.ndarray:
     """(N, 5) severity in [0, 1] of each degradation, from (N, DEGRADATION_FACTORS) uniform numbers.
 
-    With probability `degraded`, an image is degraded: by the degradation with the smallest of the
-    five numbers that choose, and by every other one whose number is below 0.25. A severity is
-    `strength` times a uniform number in [0.1, 1].
+    With probability `degraded`, an image is degraded. One uniform number per degradation then
+    decides which are applied: the degradation with the smallest number, and all with a number below
+    0.25. A severity is `strength` times a uniform number in [0.1, 1].
     """
     count = len(DEGRADATIONS)
-    chances = uniforms[:, 1 : 1 + count]
-    is_smallest = chances == chances.min(axis=1, keepdims=True)
-    is_applied = (uniforms[:, :1] < degraded) & (is_smallest | (chances < 0.25))
+    choosing = uniforms[:, 1 : 1 + count]
+    is_smallest = choosing == choosing.min(axis=1, keepdims=True)
+    is_applied = (uniforms[:, :1] < degraded) & (is_smallest | (choosing < 0.25))
     severity = strength * (0.1 + 0.9 * uniforms[:, 1 + count : 1 + 2 * count])
     return np.where(is_applied, severity, 0.0)
 
 
 def quality_of(severity: np.ndarray) -> np.ndarray:
-    """Quality (...) from severities (..., 5): Π (1 − MAX_QUALITY_LOSS · severity^1.5).
+    """Quality (...) of images with severities (..., 5): Π (1 − MAX_QUALITY_LOSS · severity^1.5).
 
     >>> float(quality_of(np.zeros(5)))
     1.0
@@ -62,7 +63,7 @@ def quality_of(severity: np.ndarray) -> np.ndarray:
 
 
 def amounts(severity: np.ndarray, image_size: int) -> Degradation:
-    """Convert severities (5,) to physical units."""
+    """Convert an image's severities (5,) to physical units."""
     blur, resolution, noise, occlusion, compression = (float(value) for value in severity)
     return Degradation(
         blur=4.5 * blur * image_size / 112,
@@ -76,13 +77,13 @@ def amounts(severity: np.ndarray, image_size: int) -> Degradation:
 def degrade(
     image: np.ndarray, amount: Degradation, choices: np.ndarray, rng: np.random.Generator
 ) -> np.ndarray:
-    """Degrade an image; the order of the degradations is that of a camera's processing.
+    """Degrade an image in a camera's order: occlusion, blur, sampling, noise, compression.
 
     Args:
         image: (S, S, 3) uint8, RGB.
         amount: the degradations in physical units.
-        choices: (4,) uniform numbers that choose between motion and focus blur, the motion's angle,
-            the occluder, and the side from which it comes.
+        choices: (4,) uniform numbers that choose motion or focus blur, the angle of the motion, the
+            occluder, and the side from which the occluder comes.
         rng: generates the noise and the occluder's texture.
     """
     if amount.occlusion > 0:
@@ -124,14 +125,14 @@ def _blur(image: np.ndarray, sigma: float, is_motion: bool, angle: float) -> np.
 
 
 def occlude(
-    image: np.ndarray, fraction: float, kind: float, side: float, rng: np.random.Generator
+    image: np.ndarray, fraction: float, choice: float, side: float, rng: np.random.Generator
 ) -> np.ndarray:
     """Cover a part of the face with a mask, a scarf, a hand, a cap or a block.
 
     Args:
         image: (S, S, 3) uint8, RGB.
         fraction: fraction of the face's bounding box to cover.
-        kind: a uniform number in [0, 1) that chooses the occluder.
+        choice: a uniform number in [0, 1) that chooses the occluder.
         side: a uniform number in [0, 1) that chooses the side and the height of a hand.
         rng: generates the color, the texture and the position of a block.
     """
@@ -141,27 +142,27 @@ def occlude(
     color = 255 * (0.5 * color.mean() + 0.5 * color)
     cover = np.zeros((size, size), np.uint8)
     texture_contrast = 0.15
-    if kind < 0.4:  # mask or scarf, from below
+    if choice < 0.4:  # mask or scarf, from below
         # The face's bounding box ends a little above the image's lower edge.
-        texture_contrast = 0.08 if kind < 0.2 else 0.7
+        texture_contrast = 0.08 if choice < 0.2 else 0.7
         edge = size * (0.97 - 0.9 * fraction)
         across = np.linspace(0, 1, 12)
         rise = 0.06 * size * np.sin(np.pi * across)
-        rim = np.stack([across * size, edge - rise + 0.1 * size * (kind < 0.2)], 1)
+        rim = np.stack([across * size, edge - rise + 0.1 * size * (choice < 0.2)], 1)
         shapes = [np.concatenate([rim, [(size, size), (0, size)]])]
-    elif kind < 0.65:  # hand, with fingers from one side
+    elif choice < 0.65:  # hand, with fingers from one side
         color = np.array((205, 155, 125), np.float32) * (0.4 + 0.6 * rng.random())
-        texture_contrast, bulge = 0.3, np.linspace(-np.pi / 2, np.pi / 2, 7)
+        texture_contrast, tip_angles = 0.3, np.linspace(-np.pi / 2, np.pi / 2, 7)
         shapes = []
         for finger in range(max(1, round(9 * fraction))):
             y = size * (0.15 + 0.4 * side + 0.125 * finger)
             reach = size * (0.62 + 0.08 * math.sin(1.3 * finger + 1))
             tip = np.stack(
-                [reach + 0.05 * size * np.cos(bulge), y + 0.054 * size * np.sin(bulge)], 1
+                [reach + 0.05 * size * np.cos(tip_angles), y + 0.054 * size * np.sin(tip_angles)], 1
             )
-            bar = np.concatenate([tip, [(0, y + 0.054 * size), (0, y - 0.054 * size)]])
-            shapes.append(bar if side < 0.5 else (size, 0) + bar * (-1, 1))
-    elif kind < 0.8:  # cap or banner, from above
+            outline = np.concatenate([tip, [(0, y + 0.054 * size), (0, y - 0.054 * size)]])
+            shapes.append(outline if side < 0.5 else (size, 0) + outline * (-1, 1))
+    elif choice < 0.8:  # cap or banner, from above
         edge = size * (0.08 + 0.85 * fraction)
         shapes = [
             np.array([(0, 0), (size, 0), (size, edge * 0.9), (size / 2, edge * 1.1), (0, edge)])
@@ -171,6 +172,7 @@ def occlude(
         center = size * (0.25 + 0.5 * rng.random(2))
         shapes = [center + half * np.array([(-1, -1), (1, -1), (1, 1), (-1, 1)])]
     for shape in shapes:
+        # OpenCV's coordinates have four fractional bits here.
         cv2.fillPoly(cover, [np.round(16 * shape).astype(np.int32)], 255, cv2.LINE_AA, 4)
     pattern = cv2.resize(texture, (size, size), interpolation=cv2.INTER_CUBIC) - 0.5
     occluder = color * (1 + texture_contrast * pattern)

@@ -1,4 +1,4 @@
-"""Procedural faces with known identity, nuisance factors and quality, free to distribute."""
+"""Procedural face images with known identity, nuisance factors and quality, free to distribute."""
 
 from __future__ import annotations
 
@@ -36,8 +36,9 @@ from margrave.synthetic.factors import (
 from margrave.synthetic.relief import relief
 from margrave.synthetic.renderer import Appearance, render_face
 
-# A generator's seed ends with its stream's number, so that no two streams share random numbers. No
-# stream has number 0, because NumPy ignores trailing zeros in a seed.
+# Each kind of random numbers has its own stream. A generator's seed ends with its stream's number,
+# so that no two streams share random numbers. No stream has number 0, because NumPy ignores zeros
+# at the end of a seed.
 IDENTITY_STREAM, IMAGE_STREAM, PIXEL_STREAM, LABEL_STREAM, SIZE_STREAM = 1, 2, 3, 4, 5
 NUISANCE_STREAM, FAMILY_STREAM, LIKENESS_STREAM = 6, 7, 8
 IMAGE_FACTORS = CAPTURE_FACTORS + DEGRADATION_FACTORS
@@ -94,7 +95,7 @@ class FaceTruth(NamedTuple):
         row: dict[str, object] = {}
         for key, value in self._asdict().items():
             if isinstance(value, (Pose, Light, Expression)):
-                row |= {f"{key}_{part}": number for part, number in value._asdict().items()}
+                row |= {f"{key}_{name}": number for name, number in value._asdict().items()}
             else:
                 row[key] = value
         return row
@@ -112,12 +113,14 @@ def long_tailed_sizes(total: int, count: int, exponent: float) -> np.ndarray:
     array([18,  9,  6,  4,  3])
     """
     weights = np.arange(1, count + 1, dtype=np.float64) ** -exponent
+    # Bisection finds the largest c for which the sizes do not sum to more than `total`.
     low, high = 0.0, float(total) / weights[-1]
     for _ in range(100):
         middle = (low + high) / 2
         too_many = np.maximum(2, np.floor(middle * weights)).sum() > total
         low, high = (low, middle) if too_many else (middle, high)
     sizes = np.maximum(2, np.floor(low * weights)).astype(np.int64)
+    # The largest classes get the images that rounding down has left over.
     sizes[: total - int(sizes.sum())] += 1
     return sizes
 
@@ -147,7 +150,7 @@ class SyntheticFaces(FaceImages):
         degradation: strength of these degradations, 0 to 1.
         label_noise: fraction of images with a wrong label (rounded to a number of images).
         unrecognizable: fraction of images that are degraded beyond recognition.
-        uneven_nuisance: how much less some identities vary than others, 0 to 1: identity k's
+        uneven_nuisance: how much identities differ in their nuisance, 0 to 1: identity k's
             nuisance is nuisance · (1 − uneven_nuisance · u_k), where u_k is uniform in [0, 1].
         family_size: number of identities in a family of look-alikes; 1 means no families.
         likeness: probability that an identity shares a given factor with its family, 0 to 1.
@@ -367,7 +370,7 @@ class SyntheticFaces(FaceImages):
         return self.first_identity + label, int(index - self._starts[label])
 
     def _uniforms(self, identity: int, image_index: int, count: int) -> np.ndarray:
-        """(count, IMAGE_FACTORS) uniform numbers in [0, 1), one row per image from an index on."""
+        """(count, IMAGE_FACTORS) uniform numbers in [0, 1); row 0 is for `image_index`."""
         bits = np.random.PCG64([self.seed, identity, IMAGE_STREAM])
         # The generator takes one step per number, so it can jump to any row.
         bits.advance(image_index * IMAGE_FACTORS)
@@ -376,7 +379,7 @@ class SyntheticFaces(FaceImages):
     def _image_factors(
         self, identity: int, image_index: int
     ) -> tuple[FaceCapture, np.ndarray, np.ndarray]:
-        """An image's factors, its (5,) severities, and four uniform numbers for `degrade`."""
+        """An image's factors, its (5,) severities, and the (4,) ``choices`` of `degrade`."""
         uniforms = self._uniforms(identity, image_index, 1)
         nuisance = self._nuisance_of(identity)
         capture = from_uniforms(FaceCapture, uniforms[0, :CAPTURE_FACTORS], nuisance)
@@ -386,14 +389,15 @@ class SyntheticFaces(FaceImages):
 
 @lru_cache(maxsize=1024)
 def appearance_of(seed: int, identity: int, family: Family = NO_FAMILY) -> Appearance:
-    """An identity's appearance, cached because its images are often read in sequence."""
+    """An identity's appearance; cached, because an identity's images are often read in sequence."""
     generator = np.random.default_rng([seed, identity, IDENTITY_STREAM])
     uniforms = generator.random(IDENTITY_FACTORS)
     if family.size > 1:
-        first = identity - identity % family.size
-        shared = np.random.default_rng([seed, first, FAMILY_STREAM]).random(IDENTITY_FACTORS)
+        first_of_family = identity - identity % family.size
+        family_rng = np.random.default_rng([seed, first_of_family, FAMILY_STREAM])
+        family_uniforms = family_rng.random(IDENTITY_FACTORS)
         chances = np.random.default_rng([seed, identity, LIKENESS_STREAM]).random(IDENTITY_FACTORS)
-        uniforms = np.where(chances < family.likeness, shared, uniforms)
+        uniforms = np.where(chances < family.likeness, family_uniforms, uniforms)
     factors = from_uniforms(FaceIdentity, uniforms)
     return Appearance(
         factors=factors,

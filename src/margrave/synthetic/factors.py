@@ -3,7 +3,8 @@
 Lengths are in face units, half the height of a face. The origin is between the eyes and the mouth;
 x points to the right, y down, and the chin is near y = 1. Each factor is computed from one uniform
 random number in [0, 1], so a row of such numbers determines an identity or an image. The factors of
-an image approach their neutral values as the nuisance approaches 0.
+an image are moved towards their neutral values as the nuisance decreases; at nuisance 0 they are
+neutral.
 """
 
 from __future__ import annotations
@@ -41,36 +42,39 @@ def choice() -> Any:
 
 
 @lru_cache
-def factor_table(kind: type) -> tuple[list[str], np.ndarray]:
-    """The factors' names, and their (6, factors) parameters.
+def factor_table(factor_class: type) -> tuple[list[str], np.ndarray]:
+    """The names of a class's factors, and their (6, factors) parameters.
 
     The parameters are start, reach, power, is_triangular, neutral value and has_neutral.
     """
-    factors = fields(kind)
+    factors = fields(factor_class)
     return [factor.name for factor in factors], np.array(
         [factor.metadata["parameters"] for factor in factors], dtype=np.float64
     ).T
 
 
-def from_uniforms(kind: type[Factors], uniforms: np.ndarray, strength: float = 1.0) -> Factors:
+def from_uniforms(
+    factor_class: type[Factors], uniforms: np.ndarray, strength: float = 1.0
+) -> Factors:
     """Compute factors from a row of uniform numbers; `strength` 0 gives their neutral values.
 
     >>> from_uniforms(FaceCapture, np.full(CAPTURE_FACTORS, 0.9), strength=0.0).yaw
     0.0
     """
-    names, (start, reach, power, is_triangular, neutral, has_neutral) = factor_table(kind)
+    names, (start, reach, power, is_triangular, neutral, has_neutral) = factor_table(factor_class)
     off_center = 2 * uniforms - 1
+    # The quantile function of the triangular distribution on [−1, 1].
     peaked = np.sign(off_center) * (1 - np.sqrt(1 - np.abs(off_center)))
     value = start + reach * np.where(is_triangular, peaked, uniforms**power)
     value += has_neutral * (1 - strength) * (neutral - value)
-    return kind(**dict(zip(names, value.tolist(), strict=True)))
+    return factor_class(**dict(zip(names, value.tolist(), strict=True)))
 
 
 @dataclass(frozen=True, kw_only=True)
 class FaceIdentity:
     """The factors of an identity: about seventy continuous values, mostly of shape.
 
-    Widths and other horizontal lengths are half the extent, measured from the middle.
+    Widths and other horizontal lengths are half of the full extent, measured from its middle.
     """
 
     cheek_width: float = uniform(0.61, 0.78)
@@ -201,7 +205,7 @@ class FaceCapture:
     makeup: float = uniform(0.0, 1.0, power=2.0, neutral=0.0)
 
     def glasses_kind(self, identity: FaceIdentity, nuisance: float) -> str:
-        """``none``, ``clear`` or ``dark``; clear ones are rare except for habitual wearers."""
+        """``none``, ``clear`` or ``dark``; clear glasses are rare except on habitual wearers."""
         clear_probability = 0.7 if identity.glasses_habit < 0.2 else 0.1
         if self.glasses < 0.04 * nuisance:
             return "dark"

@@ -14,7 +14,7 @@ from margrave.synthetic.factors import FaceCapture, FaceIdentity
 SKIN_TONES = ((66, 41, 30), (112, 72, 50), (160, 112, 83), (201, 153, 122), (231, 193, 168))
 IRIS_COLORS = ((58, 36, 24), (84, 56, 30), (104, 92, 52), (92, 112, 84), (96, 126, 152))
 SIDES = np.array((-1.0, 1.0))[:, None]
-"""(2, 1) sign of x in the left and the right half of the face."""
+"""(2, 1) sign of x in the left and in the right half of the image."""
 ACROSS = np.linspace(-1.0, 1.0, 11)
 """Positions across an eye or a brow, from its inner end (−1) to its outer end (1)."""
 CIRCLE_ANGLES = np.linspace(0, 2 * np.pi, 9)
@@ -63,19 +63,19 @@ def paint_neck(canvas: FaceCanvas, identity: FaceIdentity, skin: Color, clothes:
 
 
 def paint_ears(canvas: FaceCanvas, identity: FaceIdentity, skin: Color) -> None:
-    edge = identity.cheek_width
-    out = edge + 0.02 + identity.ear_spread
+    inner_x = identity.cheek_width
+    outer_x = inner_x + 0.02 + identity.ear_spread
     top, bottom = (
         identity.eye_y - 0.4 * identity.ear_size,
         identity.eye_y + 1.6 * identity.ear_size,
     )
     ear = curve(
         [
-            (edge * 0.94, top),
-            (out + 0.03, top - 0.02),
-            (out + 0.05, 0.6 * top + 0.4 * bottom),
-            (out, 0.2 * top + 0.8 * bottom),
-            (edge * 0.95, bottom),
+            (inner_x * 0.94, top),
+            (outer_x + 0.03, top - 0.02),
+            (outer_x + 0.05, 0.6 * top + 0.4 * bottom),
+            (outer_x, 0.2 * top + 0.8 * bottom),
+            (inner_x * 0.95, bottom),
         ]
     )
     canvas.fill(mirrored(ear), dim(skin, 0.9))
@@ -85,7 +85,10 @@ def paint_ears(canvas: FaceCanvas, identity: FaceIdentity, skin: Color) -> None:
 def paint_skin_marks(
     canvas: FaceCanvas, identity: FaceIdentity, skin: Color, marks: np.ndarray
 ) -> None:
-    """Paint freckles and moles; `marks` (n, 3) are uniform numbers for positions and sizes."""
+    """Paint freckles and moles; `marks` (n, 3) are uniform numbers for positions and sizes.
+
+    The first six rows are for moles, the other rows for freckles.
+    """
     moles, freckles = marks[: int(identity.moles)], marks[6:]
     freckles = freckles[: int(identity.freckles * len(freckles))]
     if len(freckles):
@@ -116,17 +119,17 @@ def paint_wrinkles(canvas: FaceCanvas, identity: FaceIdentity, capture: FaceCapt
         )
         both_sides = np.concatenate([crows_feet, crows_feet * (-1.0, 1.0)])
         canvas.draw_creases(both_sides, 0.25 * identity.age)
-    lines = 0.28 * identity.age + 0.25 * max(0.0, capture.brow_raise)
-    if lines > 0.08:
+    forehead_depth = 0.28 * identity.age + 0.25 * max(0.0, capture.brow_raise)
+    if forehead_depth > 0.08:
         y = identity.eye_y - identity.brow_height - 0.13
         line = curve([(-0.28, y), (0.0, y + 0.02), (0.28, y)])
         canvas.draw_creases(
-            np.stack([shifted(line, 0.0, -0.085 * row) for row in range(3)]), 0.7 * lines
+            np.stack([shifted(line, 0.0, -0.085 * row) for row in range(3)]), 0.7 * forehead_depth
         )
 
 
 def eye_curves(identity: FaceIdentity, capture: FaceCapture) -> tuple[np.ndarray, np.ndarray]:
-    """Upper lids and lower lids, each (2 eyes, points from inner to outer corner, 2)."""
+    """The edges of the upper and of the lower lids, each (2 eyes, points from inner corner, 2)."""
     closed = min(1.0, capture.eye_closure + 0.25 * max(0.0, capture.smile))
     opening = identity.eye_opening * (1 - closed) * (1 + 0.15 * capture.brow_raise)
     bend = ACROSS - 0.35 * identity.eye_apex * (1 - ACROSS**2)
@@ -142,7 +145,7 @@ def eye_curves(identity: FaceIdentity, capture: FaceCapture) -> tuple[np.ndarray
 
 
 def between(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """(lines, 2 · points, 2) closed shapes, each between a line of `first` and one of `second`."""
+    """(lines, 2 · points, 2) outlines of the areas between the lines of `first` and of `second`."""
     return np.concatenate([first, second[:, ::-1]], axis=1)
 
 
@@ -165,7 +168,7 @@ def paint_eyes(
     canvas.fill_discs(shifted(pupils, glint, -0.024), 0.015, (240, 240, 240))
     crease = shifted(upper, 0.0, -identity.lid_crease - 0.03 * capture.eye_closure)
     crease[..., 1] -= 0.02 * np.cos(1.4 * ACROSS)
-    # Skin below and above the eye covers the parts of the iris outside the eye.
+    # The iris is painted as a full disc; skin now covers the parts of it outside the eye.
     cover = [
         between(lower, shifted(lower, 0.0, 0.08)),
         between(upper, shifted(crease, 0.0, -0.05)),
@@ -205,15 +208,15 @@ def paint_brows(
 
 
 def paint_nose(canvas: FaceCanvas, identity: FaceIdentity, capture: FaceCapture) -> None:
-    """Paint the nostrils, the wings, the shadow below and lines along both sides of the ridge."""
+    """Paint the nostrils, the wings, the shadow below the nose, and lines beside its ridge."""
     base = identity.nose_base
     half_width = identity.nose_width * (1 + 0.08 * max(0.0, capture.smile))
     tip = base + 0.025 * identity.nose_tip + 0.02
-    below = curve(
+    shadow = curve(
         [(-0.8 * half_width, base), (0.0, tip), (0.8 * half_width, base), (0.0, base + 0.075)],
         closed=True,
     )
-    canvas.shade(below, 0.16)
+    canvas.shade(shadow, 0.16)
     hole = NOSTRIL * np.array((0.24 * half_width, 0.022)) * identity.nostril_size
     canvas.shade(mirrored(shifted(hole, 0.46 * half_width, base - 0.005)), 0.72)
     wing = [
@@ -237,7 +240,7 @@ def paint_nose(canvas: FaceCanvas, identity: FaceIdentity, capture: FaceCapture)
 def paint_mouth(
     canvas: FaceCanvas, identity: FaceIdentity, capture: FaceCapture, skin: Color
 ) -> None:
-    """Paint lips around a dark opening with teeth; a smile raises and widens the corners."""
+    """Paint lips around a dark opening with teeth; a smile raises and spreads the corners."""
     y, middle = identity.mouth_y, identity.asymmetry
     half_width = identity.mouth_width * (1 + 0.20 * capture.smile)
     corner = y - 0.6 * identity.mouth_curve - 0.045 * capture.smile

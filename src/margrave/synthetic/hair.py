@@ -1,8 +1,8 @@
 """Paint the hair, beard and moustache of a synthetic face.
 
-Hair is a band between two curves, the silhouette and the hairline. Both run from the hair's left
-end over the head to its right end. Volume, length, parting, fringe, curl and baldness shape the
-curves. Strands lie inside the band.
+Hair is a band between two curves, the silhouette and the hairline. Both curves run from the tips of
+the hair on the left over the head to the tips on the right. Volume, length, parting, fringe, curl
+and baldness shape the curves. Strands lie inside the band.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class HairBand(NamedTuple):
     Attributes:
         outer: (points, 2) silhouette.
         inner: (points, 2) hairline, with points that correspond to those of the silhouette.
-        end: y at which the hair ends.
+        end: y of the tips of the hair, where the band ends on both sides.
     """
 
     outer: np.ndarray
@@ -60,18 +60,18 @@ def hair_band(identity: FaceIdentity, capture: FaceCapture) -> HairBand:
     part = 0.45 * identity.hair_part + 0.2 * capture.hair_parting
     peak = 0.0 if bald else identity.widow_peak * (1 - fringe)
     recession = 0.0 if bald else identity.recession * (1 - fringe) * (1.0 if short else 0.5)
-    tuck = cheek * (0.99 if short else 0.99 - 0.10 * identity.hair_length)
-    flow = cheek + sides + (0.0 if short else 0.12 * identity.hair_length)
+    inner_x = cheek * (0.99 if short else 0.99 - 0.10 * identity.hair_length)
+    outer_tip_x = cheek + sides + (0.0 if short else 0.12 * identity.hair_length)
     outer_half = [
-        (flow, end),
+        (outer_tip_x, end),
         (cheek + sides, 0.45 * end - 0.10),
         (temple + sides, -0.50),
         (0.72 * temple + 0.5 * sides, -0.86 * identity.skull_height - 0.5 * volume),
         (0.36 * temple, -0.99 * identity.skull_height - 0.95 * volume),
     ]
     inner_half = [
-        (tuck if short else 0.92 * tuck, end),
-        (tuck, 0.45 * end - 0.10),
+        (inner_x if short else 0.92 * inner_x, end),
+        (inner_x, 0.45 * end - 0.10),
         (0.93 * temple, -0.42),
         (0.66 * temple, 0.5 * (fringe_y - 0.42) - 0.6 * recession),
         (0.34 * temple, fringe_y - recession),
@@ -84,9 +84,10 @@ def hair_band(identity: FaceIdentity, capture: FaceCapture) -> HairBand:
         return curve([(-x, y) for x, y in half] + [crown] + half[::-1], steps=5)
 
     outer, inner = full_curve(outer_half, top), full_curve(inner_half, middle)
-    above = np.clip(-0.3 - inner[:, 1], 0.0, 0.2) * 5
+    # The slant of the hairline starts above y = −0.3 and is full above y = −0.5.
+    slant_weight = np.clip(-0.3 - inner[:, 1], 0.0, 0.2) * 5
     if not bald:
-        inner[:, 1] += slant * above * np.sin(3 * inner[:, 0])
+        inner[:, 1] += slant * slant_weight * np.sin(3 * inner[:, 0])
     wave = 0.04 * identity.hair_curl * np.sin(np.arange(len(outer)) * 1.25 + 9 * identity.hair_part)
     outer *= 1 + wave[:, None] * (0.0 if bald else 1.0)
     return HairBand(outer, inner, end)
@@ -119,10 +120,11 @@ def paint_front_hair(
     canvas.shade(region, 0.0)
     long = identity.masculinity <= 0.5 and identity.hair_length > 0.25
     start, layer = draws[:, 0], draws[:, 1]
+    # At each step of a strand: its position along the band, and its depth in the band.
     if long:
-        place = np.where(start < 0.5, start * 0.9, 1 - (1 - start) * 0.9)
-        toward_part = 0.5 + 0.12 * identity.hair_part
-        along = place[:, None] + (toward_part - place)[:, None] * STRAND_STEPS * 0.9
+        root = np.where(start < 0.5, start * 0.9, 1 - (1 - start) * 0.9)
+        parting = 0.5 + 0.12 * identity.hair_part
+        along = root[:, None] + (parting - root)[:, None] * STRAND_STEPS * 0.9
         depth = layer[:, None] + 0 * STRAND_STEPS
     else:
         sweep = 0.10 * identity.hair_part + 0.03
@@ -153,7 +155,7 @@ def paint_beard(
 ) -> None:
     """Paint a full beard, goatee, moustache or nothing, depending on the identity.
 
-    A beard covers the lips, so callers must paint the mouth afterwards.
+    A beard covers the lips, so the mouth must be painted afterwards.
 
     Args:
         canvas: the canvas.
@@ -166,8 +168,8 @@ def paint_beard(
     """
     if identity.masculinity <= 0.5:
         return
-    cover = min(0.95, 0.72 * capture.beard_growth)
-    color = mix(skin, dim(hair, 0.7), cover)
+    opacity = min(0.95, 0.72 * capture.beard_growth)
+    color = mix(skin, dim(hair, 0.7), opacity)
     mouth, half_width, base = identity.mouth_y, identity.mouth_width, identity.nose_base
     if identity.beard > 0.58:
         reach = identity.cheek_width if identity.beard > 0.72 else half_width + 0.12

@@ -1,4 +1,4 @@
-"""The relief of a synthetic face, used to light it and to project it under head rotation.
+"""The relief of a synthetic face, used to light the face and to project it under head rotation.
 
 A face is a shallow paraboloid with axis-aligned Gaussian bumps (nose, sockets, cheekbones, lips,
 chin), so the sum of all bumps over a grid is one matrix product.
@@ -19,7 +19,8 @@ GRID = 48
 """Number of cells along each side of the relief."""
 AXIS = (((np.arange(GRID) + 0.5) / GRID * 2 - 1) * HALF_EXTENT).astype(np.float32)
 """(GRID,) coordinates of the cells' centers in face units."""
-# The same for the coarse grid over the image on which `view_maps` solves the projection.
+# Cells, half extent and coordinates of the coarse grid over the image on which `view_maps` solves
+# the projection.
 VIEW_CELLS, VIEW_HALF_EXTENT = 40, 1.18
 VIEW_AXIS = ((np.arange(VIEW_CELLS) + 0.5) / VIEW_CELLS * 2 - 1) * VIEW_HALF_EXTENT
 
@@ -39,8 +40,9 @@ def both_sides(x: float, y: float, std_x: float, std_y: float) -> list[Bump]:
 
 
 def sum_of_bumps(bumps: list[Bump], weights: np.ndarray) -> np.ndarray:
-    """(channels, GRID, GRID) sum of weight · bump at each cell; weights are (bumps, channels)."""
+    """(channels, GRID, GRID) sum of weight · bump in each cell; `weights` are (bumps, channels)."""
     table = np.array(bumps, dtype=np.float32)
+    # A bump is the product of a profile in x and one in y.
     offset = (AXIS - table[:, :2, None]) / table[:, 2:, None]
     profile = np.exp(-0.5 * (offset * offset))
     across, down = profile[:, 0], profile[:, 1]
@@ -52,7 +54,8 @@ def relief(identity: FaceIdentity) -> np.ndarray:
     """(GRID, GRID) float32 height of the face towards the camera, in face units."""
     eye, nose, mouth = identity.eye_y, identity.nose_base, identity.mouth_y
     middle = (eye + nose) / 2
-    parts: list[tuple[Bump, float]] = [
+    # Bridge, ridge and tip of the nose, lips, hollow below them, chin, philtrum, forehead.
+    weighted_bumps: list[tuple[Bump, float]] = [
         (Bump(identity.nose_bend / 2, eye + 0.03, 0.055, 0.13), 0.07 * identity.nose_bridge),
         (Bump(identity.nose_bend, middle, 0.06, 0.13), 0.13 * identity.nose_projection),
         (Bump(0.0, nose - 0.05, 0.068 * identity.nose_tip, 0.075), 0.17 * identity.nose_projection),
@@ -62,7 +65,8 @@ def relief(identity: FaceIdentity) -> np.ndarray:
         (Bump(0.0, (nose + mouth) / 2, 0.025, 0.05), -0.015 * identity.philtrum),
         (Bump(0.0, -0.62, 0.36, 0.2), 0.05),
     ]
-    pairs: list[tuple[list[Bump], float]] = [
+    # Wings of the nose, eye sockets, eyeballs, brow ridges, cheekbones, hollows of the cheeks.
+    weighted_pairs: list[tuple[list[Bump], float]] = [
         (both_sides(0.75 * identity.nose_width, nose - 0.03, 0.045, 0.05), 0.055),
         (both_sides(identity.eye_spacing, eye, 0.13, 0.085), -0.075 * identity.socket_depth),
         (both_sides(identity.eye_spacing, eye, 0.07, 0.05), 0.02),
@@ -73,8 +77,8 @@ def relief(identity: FaceIdentity) -> np.ndarray:
         (both_sides(0.42, 0.13, 0.14, 0.10), 0.05 * identity.cheekbones),
         (both_sides(0.46, 0.45, 0.12, 0.14), -0.045 * identity.cheek_hollow),
     ]
-    parts += [(bump, weight) for pair, weight in pairs for bump in pair]
-    bumps, weights = zip(*parts, strict=True)
+    weighted_bumps += [(bump, weight) for pair, weight in weighted_pairs for bump in pair]
+    bumps, weights = zip(*weighted_bumps, strict=True)
     skull = -0.55 * np.minimum(AXIS**2, 0.85) - 0.26 * np.minimum(AXIS**2, 1.1)[:, None]
     return skull + sum_of_bumps(list(bumps), np.array(weights)[:, None])[0]
 
@@ -82,7 +86,7 @@ def relief(identity: FaceIdentity) -> np.ndarray:
 def lighting(
     identity: FaceIdentity, capture: FaceCapture, height: np.ndarray, blotches: np.ndarray
 ) -> np.ndarray:
-    """(GRID, GRID, 3) float32 factors of the paint's RGB, from the light and the skin's tints.
+    """(GRID, GRID, 3) float32 factors for the paint's RGB, from the light and the skin's tints.
 
     Args:
         identity: the identity's factors.
@@ -99,10 +103,13 @@ def lighting(
     tilt = light_x * slope_x + light_y * slope_y
     toward = np.maximum((light_z - tilt) / length, 0.0)
     shine = (1.0 - 0.6 * tilt) / length
+    # shine ** 24; multiplications are faster than a power.
     gloss = np.square(np.square(np.square(shine * shine * shine)))
     hardness = capture.light_hardness
     light = (1.02 - 0.55 * hardness) + 0.80 * hardness * toward + 0.07 * hardness * gloss
 
+    # Tints of the skin: shadow of the nose, cheeks, tip of the nose, bags under the eyes, eye
+    # sockets, stubble on the chin and on the upper lip, and shadow on the neck.
     nose_shadow = Bump(-0.17 * light_x, identity.nose_base + 0.05 - 0.06 * light_y, 0.06, 0.07)
     bumps = [
         nose_shadow,
@@ -144,20 +151,20 @@ def view_maps(
     A point (x, y) of height z appears at x cos(yaw) + z sin(yaw), y cos(pitch) + z sin(pitch), and
     is then rolled, zoomed and shifted. For a pixel, the point and its z are unknown, so a few
     fixed-point iterations on a coarse grid solve the equation. The relief is smoothed first,
-    because steep slopes would fold over.
+    because a steep slope would hide the points behind it.
     """
     height = cv2.blur(cv2.blur(height, (3, 3)), (3, 3))
     roll, yaw, pitch = (math.radians(angle) for angle in (capture.roll, capture.yaw, capture.pitch))
     cosine, sine = math.cos(roll) / capture.zoom, math.sin(roll) / capture.zoom
-    cells = GRID / (2 * HALF_EXTENT)
+    cells_per_unit = GRID / (2 * HALF_EXTENT)
     across, down = VIEW_AXIS - capture.shift_x, (VIEW_AXIS + 0.02 - capture.shift_y)[:, None]
-    flat_x = (cosine * across + sine * down) * (cells / math.cos(yaw)) + (GRID / 2 - 0.5)
-    flat_y = (cosine * down - sine * across) * (cells / math.cos(pitch)) + (GRID / 2 - 0.5)
+    flat_x = (cosine * across + sine * down) * (cells_per_unit / math.cos(yaw)) + (GRID / 2 - 0.5)
+    flat_y = (cosine * down - sine * across) * (cells_per_unit / math.cos(pitch)) + (GRID / 2 - 0.5)
     flat_x, flat_y = flat_x.astype(np.float32), flat_y.astype(np.float32)
     x, y = flat_x, flat_y
     for _ in range(4):
         depth = cv2.remap(height, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
-        x = flat_x - np.float32(cells * math.tan(yaw)) * depth
-        y = flat_y - np.float32(cells * math.tan(pitch)) * depth
+        x = flat_x - np.float32(cells_per_unit * math.tan(yaw)) * depth
+        y = flat_y - np.float32(cells_per_unit * math.tan(pitch)) * depth
     size = (image_size, image_size)
     return cv2.resize((x + 0.5) / GRID, size), cv2.resize((y + 0.5) / GRID, size)

@@ -36,10 +36,10 @@ class Appearance(NamedTuple):
     """The appearance of an identity: its factors and random details.
 
     Attributes:
-        factors: shapes and colors.
+        factors: the identity's factors.
         marks: (n, 3) uniform numbers for positions and sizes of moles and freckles.
         blotches: (m, m) standard normal numbers for uneven pigmentation.
-        strands: (k, 3) uniform numbers for positions of hair strands.
+        strands: (k, 3) uniform numbers for the strands of hair and beard.
         height: (GRID, GRID) the face's relief; see `margrave.synthetic.relief.relief`.
     """
 
@@ -59,8 +59,8 @@ def render_face(
 ) -> np.ndarray:
     """Render an image without degradations, (image_size, image_size, 3) uint8 RGB.
 
-    The face is painted in frontal view and then projected by its relief. Only visible pixels are
-    lit and composited with the background.
+    The face is painted in frontal view and then projected, which uses its relief and the head's
+    pose. Light and background are applied after the projection, to the image's pixels only.
 
     Args:
         appearance: the identity's appearance.
@@ -83,11 +83,11 @@ def render_face(
     return develop(light, capture)
 
 
-def sample(raster: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Sample a square raster of the canvas at each image pixel's coordinates, in 0..1."""
-    size = raster.shape[0]
+def sample(layer: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Sample a square layer of the canvas at each image pixel's coordinates (x, y) in 0..1."""
+    size = layer.shape[0]
     x, y = x * size - np.float32(0.5), y * size - np.float32(0.5)
-    return cv2.remap(raster, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    return cv2.remap(layer, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
 
 
 def paint_face(
@@ -122,7 +122,7 @@ def paint_face(
 
 
 def develop(scene: np.ndarray, capture: FaceCapture) -> np.ndarray:
-    """Apply saturation, and contrast around mid-gray; then compress highlights."""
+    """Apply saturation and contrast (around mid-gray), then compress highlights above 200."""
     mixing = np.full((3, 4), capture.contrast * (1 - capture.saturation) / 3, np.float32)
     mixing[:, :3] += capture.contrast * capture.saturation * np.eye(3, dtype=np.float32)
     mixing[:, 3] = 112 * (1 - capture.contrast)

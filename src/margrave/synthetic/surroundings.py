@@ -1,4 +1,4 @@
-"""Paint the glasses, and generate the color of the clothes and the background."""
+"""Paint glasses, and generate the color of the clothes and the background."""
 
 from __future__ import annotations
 
@@ -25,22 +25,22 @@ def paint_glasses(
         ],
         1,
     )
-    half = min(capture.frame_width, identity.eye_spacing - 0.03)
-    shape[:, 0] *= half / capture.frame_width
+    half_width = min(capture.frame_width, identity.eye_spacing - 0.03)
+    shape[:, 0] *= half_width / capture.frame_width
     y, center = identity.eye_y + 0.03, identity.eye_spacing + 0.01
     lens = mirrored(shifted(shape, center, y))
     canvas.draw_creases(shifted(lens[:, :13], 0.0, 0.03), 0.18)
     if kind == "dark":
         canvas.fill(lens, dim(frame, 0.35))
         canvas.shade(lens, 0.0)
-    streak = np.array([(-0.45 * half, y - 0.02), (-0.45 * half + 0.10, y - 0.08)])
+    streak = np.array([(-0.45 * half_width, y - 0.02), (-0.45 * half_width + 0.10, y - 0.08)])
     glare = np.stack([shifted(streak, -center, 0.0), shifted(streak, center, 0.0)])
     canvas.fill(ribbon(glare, 0.012), (120, 125, 130) if kind == "dark" else (225, 225, 225))
     rims = np.concatenate([lens, lens[:, :1]], axis=1)
     canvas.fill(ribbon(rims, capture.frame_thickness), frame)
-    temple = np.array([(center + half, y - 0.03), (identity.cheek_width, y - 0.06)])
+    temple = np.array([(center + half_width, y - 0.03), (identity.cheek_width, y - 0.06)])
     canvas.fill(mirrored(ribbon(temple, capture.frame_thickness)), frame)
-    inner = center - half
+    inner = center - half_width
     bridge = np.array([(-inner, y - 0.02), (0.0, y - 0.045), (inner, y - 0.02)])
     canvas.fill(ribbon(bridge, capture.frame_thickness), frame)
 
@@ -63,7 +63,8 @@ def background(rng: np.random.Generator, image_size: int, strength: float) -> np
     kind = int(rng.integers(4))  # blurred room, blocks, stripes, wall
     cells = int(rng.integers(2, 9))
     base, wave, draws = rng.random(3), rng.random(3), rng.random((cells, cells, 3))
-    patches = base + (0.9, 0.7, 0.25, 0.15)[kind] * (draws - 0.5)
+    contrast = (0.9, 0.7, 0.25, 0.15)[kind]
+    patches = base + contrast * (draws - 0.5)
     patches = 0.55 * patches.mean(axis=2, keepdims=True) + 0.45 * patches
     patches = np.clip(255 * (0.5 + strength * (patches - 0.5)), 0, 255).astype(np.uint8)
     interpolation = cv2.INTER_NEAREST if kind == 1 else cv2.INTER_CUBIC

@@ -1,4 +1,4 @@
-"""Training: building the parts from settings, the loop, and its checkpoints."""
+"""Training: set-up from settings, the training loop, its checkpoints and its metrics."""
 
 from margrave.training.adaptation import (
     AdaptationRecord,

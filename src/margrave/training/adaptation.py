@@ -21,7 +21,7 @@ QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 MAX_SAMPLES = 256
 """Maximum number of samples whose norm, target cosine and margin are recorded."""
 MAX_NEGATIVES = 4096
-"""Maximum number of classes whose negatives are measured, to bound the cost."""
+"""Maximum number of classes that are measured as negatives, to bound the cost."""
 MAX_CLASSES = 512
 """Maximum number of classes whose statistics are recorded."""
 EXTREME_CLASSES = 4
@@ -34,8 +34,8 @@ IMAGES_OF_CLASS = 4
 def measure_adaptation(head: Head, embeddings: Tensor, labels: Tensor) -> dict[str, Tensor]:
     """Measure what the head's loss does to a batch.
 
-    Every rank must call it, before the weights change. It does not make the host wait for the
-    device, and it reads the head's statistics without updating them.
+    Every rank must call this function, before the weights change. The host does not wait for the
+    device, and the head's statistics stay unchanged.
 
     Args:
         head: the head, after its training call with the same batch.
@@ -48,7 +48,8 @@ def measure_adaptation(head: Head, embeddings: Tensor, labels: Tensor) -> dict[s
         target_cosine: (B,) cosθ_y.
         hard_share: () fraction of hard negatives among the negatives of this rank's first 4096
             classes.
-        hard_change: () mean of N_j − cosθ_j over the hard negatives; 0 if there are none.
+        hard_change: () mean of N_j − cosθ_j over these hard negatives, where N_j is the modified
+            negative cosine; 0 if there are none.
     """
     was_training = head.training
     head.eval()
@@ -81,7 +82,7 @@ def measure_adaptation(head: Head, embeddings: Tensor, labels: Tensor) -> dict[s
 def adaptation_record(
     measured: Mapping[str, Tensor], head: Head, class_sizes: np.ndarray
 ) -> dict[str, Any]:
-    """One epoch's line of the metrics file.
+    """Build one epoch's line of the metrics file, as JSON values.
 
     Args:
         measured: the result of `measure_adaptation`.
@@ -90,7 +91,7 @@ def adaptation_record(
     """
     values = {name: tensor.cpu().double().numpy() for name, tensor in measured.items()}
     record: dict[str, Any] = {"quantiles": QUANTILES}
-    # A loss of inner products has neither cosines nor a margin on them.
+    # A loss on inner products uses no cosines, so it has no target cosine and no margin.
     names = ("feature_norm", "target_cosine", "margin")[: 3 if head.loss.normalized else 1]
     for name in names:
         finite = values[name][np.isfinite(values[name])]
@@ -101,8 +102,8 @@ def adaptation_record(
     record["samples"] = {name: _round(values[name][:MAX_SAMPLES]) for name in names}
     class_values = head.class_values()
     if class_values:
-        count = len(head.classes)
-        rows = np.linspace(0, count - 1, min(count, MAX_CLASSES)).astype(int)
+        num_classes = len(head.classes)
+        rows = np.linspace(0, num_classes - 1, min(num_classes, MAX_CLASSES)).astype(int)
         classes = rows + head.classes.start
         record["classes"] = {
             "class": classes.tolist(),
@@ -117,14 +118,20 @@ def _round(values: np.ndarray) -> list[float | None]:
     return [float(f"{value:.5g}") if np.isfinite(value) else None for value in values.tolist()]
 
 
+# The bounds below reject absurd values in a damaged or edited file.
 Number = Annotated[FiniteFloat, Field(ge=-1e12, le=1e12)] | None
 Quantiles = Annotated[list[Annotated[FiniteFloat, Field(ge=-1e12, le=1e12)]],
                       Field(min_length=5, max_length=5)]  # fmt: skip
 Columns = dict[str, Annotated[list[Number], Field(max_length=4096)]]
+"""Column name -> one value per sample or class."""
 
 
 class AdaptationRecord(BaseModel):
-    """One epoch's line of the metrics file, checked on reading; see `adaptation_record`."""
+    """One epoch's line of the metrics file, checked on reading; see `adaptation_record`.
+
+    Attributes:
+        examples: the `digest_of_examples` at training time.
+    """
 
     epoch: FiniteFloat
     margin: Quantiles | None = None
@@ -147,7 +154,7 @@ class AdaptationRecord(BaseModel):
 
 
 def read_adaptation(line: Mapping[str, Any]) -> AdaptationRecord | None:
-    """Validate a line of kind ``adaptation``; return None if it is damaged."""
+    """Validate a metrics line of kind ``adaptation``; return None if it is damaged."""
     try:
         return AdaptationRecord.model_validate(dict(line))
     except ValidationError:
@@ -155,9 +162,9 @@ def read_adaptation(line: Mapping[str, Any]) -> AdaptationRecord | None:
 
 
 def extreme_classes(record: AdaptationRecord) -> tuple[list[int], list[int]]:
-    """Rows of the classes with the largest margin weights, and rows of those with the smallest.
+    """Rows of `record.classes` with the largest margin weights, and rows with the smallest.
 
-    Both lists are empty if the classes have equal margin weights or none.
+    Both lists are empty if all margin weights are equal, or if the record has none.
     """
     weights = np.array(record.classes.get("margin_weight", []), float)
     order = [int(row) for row in np.argsort(weights) if np.isfinite(weights[row])]
@@ -167,7 +174,7 @@ def extreme_classes(record: AdaptationRecord) -> tuple[list[int], list[int]]:
 
 
 def images_of_class(record: AdaptationRecord, row: int, images: FaceImages) -> list[int]:
-    """Indices of the first training images of the class in one row of the record."""
+    """Indices of the first training images of the class in this row of `record.classes`."""
     indices = np.flatnonzero(images.labels == record.classes["class"][row])
     return indices[:IMAGES_OF_CLASS].tolist()
 
@@ -175,9 +182,10 @@ def images_of_class(record: AdaptationRecord, row: int, images: FaceImages) -> l
 def digest_of_examples(record: AdaptationRecord, images: FaceImages) -> str:
     """A digest of the names of the extreme classes' example images; empty if there are none.
 
-    A report shows these images only if their digest equals the one recorded during training, so
-    that an edited configuration cannot bring other images into the report.
+    A report shows example images only if their digest equals the digest recorded during training.
+    Thus an edited configuration cannot bring other images into the report.
     """
-    rows = [row for rows in extreme_classes(record) for row in rows]
+    largest, smallest = extreme_classes(record)
+    rows = largest + smallest
     names = [images.path(i) for row in rows for i in images_of_class(record, row, images)]
     return hashlib.sha256(json.dumps(names).encode()).hexdigest() if names else ""

@@ -2,8 +2,8 @@
 
 A checkpoint is a folder ``checkpoint-N`` that holds tensors and a ``state.json``. It is written
 under a temporary name and renamed once it is complete and on disk, so every folder named
-``checkpoint-N`` is complete. The previous checkpoint is removed after that. Any number of ranks
-can read a checkpoint.
+``checkpoint-N`` is complete. Only then is the previous checkpoint removed. A checkpoint can be read
+by any number of ranks.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def _is_loss_scale(value: Any) -> bool:
     )
 
 
-REQUIRED_FIELDS: dict[str, Callable[[Any], bool]] = {
+FIELD_CHECKS: dict[str, Callable[[Any], bool]] = {
     "position": _is_position,
     "optimizer": lambda value: isinstance(value, str),
     "images": lambda value: isinstance(value, dict),
@@ -64,8 +64,8 @@ REQUIRED_FIELDS: dict[str, Callable[[Any], bool]] = {
     "log_length": _is_count,
     "loss_scale": _is_loss_scale,
 }
-"""The check that each field of ``state.json`` must pass; checks of optional fields accept None.
-Later versions may add fields."""
+"""Field of ``state.json`` -> the check that its value must pass. A missing field counts as None, a
+value that the checks of optional fields accept. Later versions may add fields."""
 
 
 def latest_checkpoint(folder: Path) -> Path | None:
@@ -74,7 +74,10 @@ def latest_checkpoint(folder: Path) -> Path | None:
 
 
 def _list_checkpoints(folder: Path) -> list[Path]:
-    """Folders that `save_checkpoint` named; others, such as manual copies, belong to the user."""
+    """The folders with a name that `save_checkpoint` gives.
+
+    Folders with other names, such as manual copies, belong to the user.
+    """
     return [
         path
         for path in folder.glob(f"{PREFIX}*")
@@ -104,11 +107,13 @@ def save_checkpoint(
     """
     previous = latest_checkpoint(folder)
     name = f"{PREFIX}{_checkpoint_number(previous) + 1 if previous else 1}"
-    # A shared file system may briefly show the ranks different contents, so the first rank decides.
+    # A shared file system may briefly show different contents to the ranks, so all ranks use the
+    # first rank's name.
     name = gather_objects(name, world)[0]
     unfinished = folder / f".{name}"
     if world.rank == 0:
         shutil.rmtree(unfinished, ignore_errors=True)
+    # Wait until the first rank has removed the folder.
     gather_objects(None, world)
     try:
         save_tensors(unfinished, tensors, rows, world)
@@ -128,7 +133,7 @@ def save_checkpoint(
 
 
 def read_state(checkpoint: Path) -> dict[str, Any]:
-    """Read a checkpoint's ``state.json``; nothing in it is executed.
+    """Read and check the values in a checkpoint's ``state.json``; nothing in it is executed.
 
     Raises:
         ValueError: the file is damaged or has another format version.
@@ -144,7 +149,7 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
             f"{path}: checkpoint format {version!r:.30}, but this version of Margrave reads format "
             f"{FORMAT_VERSION}; resume with the version of Margrave that wrote it"
         )
-    invalid = [name for name, is_valid in REQUIRED_FIELDS.items() if not is_valid(state.get(name))]
+    invalid = [name for name, is_valid in FIELD_CHECKS.items() if not is_valid(state.get(name))]
     if invalid:
         raise ValueError(
             f"{path}: damaged or not a Margrave checkpoint (invalid: {', '.join(invalid)})"

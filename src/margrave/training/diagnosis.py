@@ -14,6 +14,7 @@ from margrave.training.gradients import coalesced_gradient
 from margrave.training.state import TrainingState
 
 MAX_LISTED = 5
+"""Maximum number of images or parameters that a message names."""
 
 
 class NonFiniteLossError(ValueError):
@@ -26,10 +27,10 @@ def diagnose_loss(
 ) -> NonFiniteLossError:
     """Build the error for a loss that is not finite, naming the cause and the affected samples.
 
-    It checks the embeddings first, then the terms of the loss.
+    The embeddings are checked first, then the terms of the loss.
 
     Args:
-        training: the training state in which the loss was computed.
+        training: the training state with which the loss was computed.
         embeddings: (B, D) the backbone's output.
         labels: (B,) classes.
         indices: (B,) image indices in the training set.
@@ -63,10 +64,10 @@ def diagnose_loss(
         )
     bad_indices = indices[bad.cpu()].tolist()
     names = listed(map(training.images.images.name, bad_indices), MAX_LISTED)
-    message = f"{cause}\n  samples: {names or 'none in particular'}", remedy
-    # If any rank has bad samples, all ranks report the message of the first such rank.
-    messages = gather_objects((not bad_indices, *message), training.world)
-    _, cause, remedy = min(messages, key=lambda message: message[0])
+    cause += f"\n  samples: {names or 'none in particular'}"
+    # If any rank has bad samples, all ranks report the diagnosis of the first such rank.
+    diagnoses = gather_objects((not bad_indices, cause, remedy), training.world)
+    _, cause, remedy = min(diagnoses, key=lambda diagnosis: diagnosis[0])
     return _error(training, cause, remedy, folder)
 
 
@@ -74,8 +75,8 @@ def diagnose_gradient(training: TrainingState, folder: Path) -> NonFiniteLossErr
     """Build the error for a gradient that is not finite although the loss is finite."""
     modules = {"backbone": training.network, "head": training.head}
     bad = [
-        f"{part}.{name}"
-        for part, module in modules.items()
+        f"{module_name}.{name}"
+        for module_name, module in modules.items()
         for name, parameter in module.named_parameters()
         if (values := coalesced_gradient(parameter)) is not None
         and not torch.isfinite(full_tensor(values)).all()

@@ -1,4 +1,4 @@
-"""The norm and clipping of all gradients, dense and sparse."""
+"""Measures and clips the joint norm of all gradients, dense and sparse."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from margrave.distributed import World, all_reduce_sum, full_tensor
 
 
 def coalesced_gradient(parameter: nn.Parameter) -> Tensor | None:
-    """A parameter's dense gradient, or the stored rows of its sparse one, coalesced in place.
+    """A parameter's dense gradient, or the stored rows of its sparse gradient; None if it has none.
+
+    A sparse gradient is coalesced in place.
 
     >>> weight = nn.Parameter(torch.ones(3))
     >>> coalesced_gradient(weight) is None
@@ -35,18 +37,18 @@ def clip_gradients(
     world: World | None = None,
     scale: float = 1.0,
 ) -> Tensor:
-    """Return the norm () of all gradients together; scale them down if it exceeds `limit`.
+    """Scale all gradients down if their joint norm exceeds `limit`; return that norm, a () tensor.
 
-    The host does not wait for the device. Infinite or NaN gradients are therefore not detected; the
-    returned norm is then not finite.
+    The host does not wait for the device, so infinite or NaN gradients raise no error; they make
+    the returned norm infinite or NaN.
 
     Args:
         parameters: parameters with the same gradient on every rank, or sharded by FSDP.
         limit: the maximum norm; None only measures the norm.
-        copied: parameters with the same gradient on every rank, never sharded by FSDP.
-        sharded: parameters whose rows are sharded over ranks.
+        copied: parameters with the same gradient on every rank that FSDP never shards.
+        sharded: parameters whose rows are sharded over ranks, such as the class centers.
         world: the ranks that hold the shards; None for one rank.
-        scale: the factor by which the loss was multiplied; gradients and norm are divided by it.
+        scale: the loss scale; gradients and norm are divided by it.
 
     >>> weight = nn.Parameter(torch.zeros(2))
     >>> weight.grad = torch.tensor([3.0, 4.0])
@@ -66,6 +68,7 @@ def clip_gradients(
         return total
     factor = torch.full_like(total, 1 / scale)
     if limit is not None:
+        # 1e-6 as in torch's clip_grad_norm_.
         factor = factor * (limit / (total + 1e-6)).clamp(max=1.0)
     # Separate calls, because FSDP's gradients are DTensors, which cannot be mixed with tensors.
     for values in filter(None, (replicated, copies, shards)):

@@ -33,8 +33,8 @@ _locked_paths: set[Path] = set()
 def locked(folder: Path) -> Iterator[None]:
     """Make this process the only one that writes into a run's folder.
 
-    The lock ends with the block, or with the process. A process that holds the lock may lock the
-    folder again. Without file locks (on Windows), the folder is not protected.
+    The lock ends with the ``with`` block or with the process. A process that holds the lock may
+    lock the folder again. Without file locks (on Windows), the folder is not protected.
 
     Raises:
         ValueError: another process holds the lock; the message names the process and its machine.
@@ -117,7 +117,7 @@ class StopSignals:
             raise KeyboardInterrupt
         self.requested = True
         if has_launcher():
-            # If another rank has died, the step would never end.
+            # If another rank has died, this step never ends, and the timer ends the process.
             self._timer = threading.Timer(GRACE_SECONDS, os._exit, (128 + signal_number,))
             self._timer.daemon = True
             self._timer.start()

@@ -1,8 +1,8 @@
-"""Loggers that send a run's metrics to other tools; one function creates each logger.
+"""Loggers that send a run's metrics to other tools, such as TensorBoard.
 
-A logger is any `lightning_fabric.loggers.Logger`. Its function takes the run's folder, the last
-step to keep from before a resumption (0 for a new run), and the tool's identifier of the run, or
-None if the run is new to the tool.
+A logger is any `lightning_fabric.loggers.Logger`. A registered function creates it from three
+arguments: the run's folder; the step after which training resumes (0 for a new run); and the tool's
+identifier of the run (None if the run is new to the tool).
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 StartLogger = Callable[[Path, int, str | None], "Logger"]
 IDENTIFIERS = "loggers.json"
+"""The file in a run's folder with each tool's identifier of the run."""
 MAX_IDENTIFIERS = 10**5
 """Maximum size in bytes of the file of identifiers; a larger file is ignored."""
 
@@ -30,7 +31,7 @@ LOGGERS: Registry[StartLogger] = Registry("logger")
 
 @LOGGERS.register("tensorboard")
 def start_tensorboard(folder: Path, step: int, identifier: str | None) -> Logger:
-    """Log TensorBoard events into the run's folder; events after `step` are hidden."""
+    """Log TensorBoard events into the run's folder; hide earlier events of steps after `step`."""
     from lightning_fabric.loggers import TensorBoardLogger
 
     del identifier
@@ -41,7 +42,7 @@ def start_tensorboard(folder: Path, step: int, identifier: str | None) -> Logger
 def start_wandb(folder: Path, step: int, identifier: str | None) -> Logger:
     """Log to Weights & Biases, into the project WANDB_PROJECT (default ``margrave``).
 
-    A resumed run continues the same run there; steps that it already has are not logged again.
+    A resumed run continues the same W&B run, which ignores values of steps that it already has.
     """
     from pytorch_lightning.loggers import WandbLogger
 
@@ -76,12 +77,12 @@ def start_mlflow(folder: Path, step: int, identifier: str | None) -> Logger:
 
 
 class Loggers:
-    """The loggers of a run. A logger that fails during training is not used any more.
+    """The loggers of a run. A logger that fails during training is dropped with a warning.
 
     Args:
         names: registered names, or import paths of functions like those above.
         folder: the run's folder.
-        step: the last step to keep from before a resumption; 0 for a new run.
+        step: the step after which training resumes; 0 for a new run.
 
     Raises:
         ValueError: a logger is unknown, not installed, or cannot start.
@@ -95,7 +96,7 @@ class Loggers:
             start = LOGGERS.get(name)
             try:
                 logger = start(folder, step, identifiers.get(name))
-                # A logger starts its run when it is first used.
+                # A logger connects to its tool on first use. This call makes a failure show now.
                 logger.log_metrics({}, step)
             except ImportError as error:
                 raise ValueError(
@@ -134,11 +135,12 @@ class Loggers:
 
 
 def _read_identifiers(path: Path) -> dict[str, str]:
+    """Each tool's identifier of the run, by logger name; empty without an intact file."""
     try:
         if path.stat().st_size > MAX_IDENTIFIERS:
             return {}
         values = read_json(path.read_bytes(), str(path))
     except (OSError, ValueError):
         return {}
-    entries = values.items() if isinstance(values, dict) else ()
-    return {name: value for name, value in entries if isinstance(value, str)}
+    pairs = values.items() if isinstance(values, dict) else ()
+    return {name: identifier for name, identifier in pairs if isinstance(identifier, str)}

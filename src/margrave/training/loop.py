@@ -38,7 +38,7 @@ class StepReport:
 
     Attributes:
         step: steps done so far, over all epochs.
-        steps: the number of steps when training ends.
+        steps: the total number of steps when training ends.
         epoch: the current epoch, from 1.
         epochs: the number of epochs.
         epoch_step: the step within the epoch, from 1.
@@ -75,8 +75,8 @@ def fit(
         folder: the run's folder, for checkpoints and metrics.
         resume: continue from the folder's latest checkpoint.
         resumed: called with the restored position if training resumes from a checkpoint.
-        after_epoch: called after each epoch, before its checkpoint is written. Training ends if it
-            returns True, which it must do on every rank.
+        after_epoch: called after each epoch, before its checkpoint is written. If it returns True,
+            training ends; every rank must return the same.
         report: called after each step.
 
     Ctrl-C and SIGTERM finish the step and write a checkpoint; a second Ctrl-C stops at once.
@@ -142,15 +142,15 @@ def _fit(
                 _record_unreadable(training, batches.peek(), status, log)
                 checkpoint_due = time.monotonic() - last_save >= settings.checkpoint_seconds
                 sizes = status.sizes
-                requests = {"checkpoint_due": checkpoint_due, "stop": stop}
-                # A batch is skipped if a rank has fewer than two images, which batch norm needs.
+                rank_status = {"checkpoint_due": checkpoint_due, "stop": stop}
+                # Batch norm needs two images, so a batch with fewer on any rank is skipped.
                 if min(sizes) > 1:
-                    values, status = _train_step(training, batches, sizes, folder, **requests)
+                    values, status = _train_step(training, batches, sizes, folder, **rank_status)
                     _record_step(training, log, values, sum(sizes), started, report)
                 else:
                     batches.next()
                     batches.fetch()
-                    status = synchronize(training, batches.peek(), **requests).wait()
+                    status = synchronize(training, batches.peek(), **rank_status).wait()
                 position = training.position
                 training.position = Position(epoch, position.batch + 1, position.step + 1)
                 if status.checkpoint_due or status.stop:
@@ -189,11 +189,22 @@ def _train_step(
     checkpoint_due: bool,
     stop: StopSignals,
 ) -> tuple[dict[str, float], SharedStatus]:
-    """Run one optimizer step over the batch of all ranks, each of which uses micro-batches.
+    """Run one optimizer step on all ranks' batches; each rank splits its batch into micro-batches.
 
-    The gradient is that of the mean loss over all images, however they are split into ranks and
+    The gradient is that of the mean loss over all images, however they are split over ranks and
     micro-batches. The host waits for the device once: after the copy of the next batch has started,
     and before the update, so that infinite or NaN values never reach the weights.
+
+    Args:
+        training: the training state.
+        batches: this rank's batches; the next one is used, and the one after it is fetched.
+        sizes: number of images in the batch of each rank.
+        folder: the run's folder, for error messages.
+        checkpoint_due: whether a checkpoint is due on this rank.
+        stop: this rank's stop signals.
+
+    Returns:
+        the step's values for the metrics, and the status of all ranks after the step.
     """
     settings, head, world = training.settings, training.head, training.world
     _seed_step(training)
@@ -243,7 +254,7 @@ def _train_step(
     parameters = list(training.network.parameters())
     expects_all_gradients = settings.strategy == "ddp" and settings.find_unused_parameters is False
     if world.size > 1 and expects_all_gradients:
-        # Checked before the next collective, which would wait for the missing gradients.
+        # Check now, because the next collective would wait for missing gradients.
         check_gradients(training.network, parameters)
     average_(training.running_stats(), world)
     head_parameters = [p for p in head.parameters() if p.requires_grad]
@@ -290,6 +301,7 @@ def _train_step(
 
 
 def _set_learning_rate(training: TrainingState) -> float:
+    """Set the learning rate of the current step, and return it."""
     settings = training.settings
     epoch = training.epochs_after()
     factor = learning_rate_factor(settings.schedule, epoch, settings.epochs)
@@ -345,16 +357,19 @@ def _record_adaptation(training: TrainingState, log: MetricsLog) -> None:
 def _record_unreadable(
     training: TrainingState, batch: Batch | None, status: SharedStatus, log: MetricsLog
 ) -> None:
-    """Before a step, share newly found unreadable images with all ranks and log them."""
+    """Share the batch's new unreadable images with all ranks and log them, before its step.
+
+    Raises:
+        ValueError: there are more unreadable images than the settings allow.
+    """
     if not status.any_unreadable:
         return
-    rank_images = [] if batch is None else new_unreadable(training, batch)
-    gathered = gather_objects(rank_images, training.world)
-    images = [image for images in gathered for image in images]
-    for image in images:
-        training.unreadable[image.name] = image.reason
-        entry = {"name": image.name, "reason": image.reason}
-        log.write("unreadable", training.position.step, entry)
+    rank_unreadable = [] if batch is None else new_unreadable(training, batch)
+    for unreadable_images in gather_objects(rank_unreadable, training.world):
+        for image in unreadable_images:
+            training.unreadable[image.name] = image.reason
+            values = {"name": image.name, "reason": image.reason}
+            log.write("unreadable", training.position.step, values)
     limit = training.settings.maximum_unreadable
     if len(training.unreadable) > limit:
         examples = "\n  ".join(list(training.unreadable.values())[:10])
@@ -373,6 +388,16 @@ def _record_step(
     started: float,
     report: Callable[[StepReport], None],
 ) -> None:
+    """Report a finished step, and log its values if the step is logged.
+
+    Args:
+        training: the training state; its position is that before the step.
+        log: the metrics log.
+        values: the values that `_train_step` returned.
+        num_images: number of images of the step, over all ranks.
+        started: the time at which the step started, in seconds.
+        report: receives the report.
+    """
     settings, position = training.settings, training.position
     step = position.step + 1
     images_per_second = num_images / max(time.monotonic() - started, 1e-9)

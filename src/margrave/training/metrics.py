@@ -1,4 +1,4 @@
-"""Writes a run's metrics to a file of JSON lines and to its loggers, and reads the file."""
+"""Writes a run's metrics to a file of JSON lines and to the loggers, and reads the file."""
 
 from __future__ import annotations
 
@@ -20,20 +20,21 @@ REQUIRED_FIELDS = {
     "evaluation": ("step", "epoch", "set", "accuracy"),
     "adaptation": ("step", "epoch"),
 }
-"""The fields that every line of a kind must have."""
+"""Kind of line -> the fields that every such line must have."""
 
 
 class MetricsLog:
     """Appends lines to ``metrics.jsonl``, after removing lines newer than the checkpoint.
 
     Args:
-        folder: the run's folder on the first rank. None, on other ranks, writes nothing.
+        folder: the run's folder; None on all ranks but the first, which write nothing.
         loggers: names of loggers that also get every number, see `Loggers`.
-        length: file size in bytes at the checkpoint; the rest of the file is removed.
+        length: file size in bytes at the checkpoint, after which the file is cut off; 0 for a new
+            run.
         step: number of steps done at the checkpoint.
 
     Raises:
-        ValueError: a logger cannot start, or a kept line is damaged.
+        ValueError: a logger cannot start, or a line written before the checkpoint is damaged.
     """
 
     def __init__(
@@ -57,7 +58,10 @@ class MetricsLog:
         return 0 if self._file is None else self._file.tell()
 
     def write(self, kind: str, step: int, values: dict[str, Any]) -> None:
-        """Append one line: ``{"kind": …, "step": …, **values}``."""
+        """Append the line ``{"kind": …, "step": …, **values}``; send its numbers to the loggers.
+
+        Infinite and NaN values are written as null, and not sent.
+        """
         if self._file is None:
             return
         line = {"kind": kind, "step": step}
@@ -90,12 +94,12 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
         ValueError: a line is damaged; the message gives the line number.
     """
     lines = path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]
-    values = [read_json(line, f"{path}:{number}") for number, line in enumerate(lines, start=1)]
-    for number, value in enumerate(values, start=1):
-        problem = _find_problem(value)
+    records = [read_json(line, f"{path}:{number}") for number, line in enumerate(lines, start=1)]
+    for number, record in enumerate(records, start=1):
+        problem = _find_problem(record)
         if problem:
             raise ValueError(f"{path}:{number} is damaged: {problem}; remove the line")
-    return values
+    return records
 
 
 def _find_problem(line: Any) -> str | None:

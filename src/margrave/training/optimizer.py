@@ -14,10 +14,11 @@ from margrave.training.settings import OptimizerSettings
 def build_optimizer(
     settings: OptimizerSettings, modules: Iterable[nn.Module]
 ) -> torch.optim.Optimizer:
-    """Build SGD or AdamW over all trainable parameters, without decay of biases and norm layers.
+    """Build SGD or AdamW over all trainable parameters; biases and norm layers get no weight decay.
 
     SGD is `RowwiseSGD`, which has the update rule of torch's SGD but makes no temporary copies of
-    millions of class centers. If the head samples classes, it updates only the sampled rows.
+    millions of class centers. If the head samples classes, `RowwiseSGD` updates only the sampled
+    rows.
 
     Raises:
         ValueError: AdamW is requested for a head that samples its classes.
@@ -33,14 +34,15 @@ def build_optimizer(
         for parameter in module.parameters()
         if parameter.requires_grad
     ]
-    # FSDP's parameters are DTensors; one multi-tensor update cannot mix them with tensors.
-    kinds = {(parameter.ndim > 1, type(parameter.detach())): None for parameter in trainable}
+    # A group's key: whether weight decay applies, and the tensor type. FSDP's parameters are
+    # DTensors; they need separate groups, because one multi-tensor update cannot mix both types.
+    group_keys = {(parameter.ndim > 1, type(parameter.detach())): None for parameter in trainable}
     groups = [
         {
-            "params": [p for p in trainable if (p.ndim > 1, type(p.detach())) == (decays, kind)],
-            "weight_decay": settings.weight_decay if decays else 0.0,
+            "params": [p for p in trainable if (p.ndim > 1, type(p.detach())) == key],
+            "weight_decay": settings.weight_decay if key[0] else 0.0,
         }
-        for decays, kind in sorted(kinds, key=lambda pair: not pair[0])
+        for key in sorted(group_keys, key=lambda key: not key[0])
     ]
     samples_classes = any(getattr(module, "sample_rate", None) is not None for module in modules)
     if samples_classes and settings.kind != "sgd":

@@ -1,8 +1,8 @@
 """Predicts the memory and time of a training run, before you rent a cluster for it.
 
-Memory is counted tensor by tensor, as the heads allocate it. The time is that of the arithmetic
-(the backbone and the head's matrix products) at the machine's measured speed, plus the time to move
-data through memory and network.
+Memory is counted tensor by tensor, as backbone and head allocate it. Time is the sum of arithmetic
+(the backbone and the head's matrix products) at the machine's measured speed, and of data movement
+through memory and network.
 """
 
 from __future__ import annotations
@@ -59,31 +59,31 @@ class Machine:
         return (self.bf16_flops or 0) >= WORTHWHILE_SPEEDUP * self.flops
 
     def low_precision_flops(self, precision: str) -> float | None:
-        """Operations per second in 16 bits; None if `precision` does not use 16 bits here."""
+        """Operations per second in 16 bits; None if `precision` uses 32 bits on this machine."""
         automatic = precision == "auto" and self.has_native_bfloat16
-        low = precision in ("bfloat16", "float16") or automatic
-        return (self.bf16_flops or self.flops) if low else None
+        is_low = precision in ("bfloat16", "float16") or automatic
+        return (self.bf16_flops or self.flops) if is_low else None
 
 
 def measure_machine(batch: int = 256, features: int = 512) -> Machine:
-    """Measure products and memory for a second or two, on the GPU if there is one, else the CPU."""
+    """Measure the speed of the GPU, or of the CPU if there is none, in a second or two."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     flops = []
     for dtype in (torch.float32, torch.bfloat16):
         embeddings = torch.randn(batch, features, device=device, dtype=dtype)
         centers = torch.randn(2**14, features, device=device, dtype=dtype)
         products = torch.empty(batch, 2**14, device=device, dtype=dtype)
-        seconds = _seconds(
+        seconds = _median_seconds(
             lambda e=embeddings, c=centers, p=products: torch.mm(e, c.T, out=p), device
         )
         flops.append(2 * products.numel() * features / seconds)
     large = torch.ones(2**26, device=device)
-    bandwidth = 2 * large.nbytes / _seconds(lambda: large.mul_(1.0), device)
+    bandwidth = 2 * large.nbytes / _median_seconds(lambda: large.mul_(1.0), device)
     return Machine(flops=flops[0], bf16_flops=flops[1], memory_bandwidth=bandwidth, device=device)
 
 
-def _seconds(run: Any, device: str) -> float:
-    """The median time of one call."""
+def _median_seconds(run: Any, device: str) -> float:
+    """The median time of seven calls."""
     seconds = []
     for _ in range(7):
         if device == "cuda":
@@ -135,7 +135,7 @@ def plan_training(
     num_samples: int = 0,
     ranks: int = 1,
 ) -> Plan:
-    """Predict a rank's memory and a step's time.
+    """Predict the memory of one rank and the time of one optimizer step.
 
     Args:
         settings: the training settings: batch size, accumulation, precision, optimizer.
@@ -180,7 +180,7 @@ def plan_training(
         moments=_count_moments(settings),
         in_backward=settings.optimizer.centers_in_backward,
     )
-    # The head of one rank, with its classes and images, on the meta device, which uses no memory.
+    # The first rank's shard of the head, on the meta device, which allocates no memory.
     with torch.device("meta"), torch.random.fork_rng(devices=[]):
         planned_head = HEADS.get(head["kind"])(
             loss,
@@ -209,15 +209,18 @@ def _head_seconds(
     machine: Machine,
     ranks: int,
 ) -> dict[str, float]:
-    cosines = workload.samples * cost.local_classes
+    """Seconds that one rank's head takes in an optimizer step, by purpose."""
+    num_cosines = workload.samples * cost.local_classes
     center_bytes = FLOAT32_BYTES * cost.local_classes * features
     is_low = cost.product_bytes < FLOAT32_BYTES
     flops = (machine.bf16_flops or machine.flops) if is_low else machine.flops
-    product_seconds = 2 * cosines * features / flops
-    step_bytes = cost.passes * cost.product_bytes * cosines + PASSES_OVER_CENTERS * center_bytes
+    product_seconds = 2 * num_cosines * features / flops
+    step_bytes = cost.passes * cost.product_bytes * num_cosines
+    step_bytes += PASSES_OVER_CENTERS * center_bytes
     update_bytes = OPTIMIZER_PASSES[settings.optimizer.kind] * center_bytes
     if cost.sparse:
-        # Gathering and scattering single rows is several times slower than contiguous access.
+        # Gathering and scattering single rows is several times slower than contiguous access. It
+        # is counted as 20 more passes.
         step_bytes += 20 * center_bytes
         update_bytes += 20 * center_bytes
     micro_batches = settings.accumulate
@@ -243,10 +246,15 @@ def _plan_backbone(
     ranks: int,
     low_precision: bool,
 ) -> tuple[int, dict[str, float], float, float]:
-    """Embedding size, memory, operations per step, and bytes exchanged between ranks per step."""
+    """What one rank's backbone needs.
+
+    Returns:
+        the embedding size, the bytes of memory by purpose, the operations per step, and the bytes
+        exchanged with other ranks per step.
+    """
     with torch.device("meta"):
         network = backbones.create(spec).train()
-    # Fake tensors hold no data but select the CPU's operations.
+    # Fake tensors have no data, but run the same operations as tensors on the CPU.
     fake = FakeTensorMode(allow_non_fake_inputs=True)
     with fake:
         network.to_empty(device="cpu")
@@ -265,13 +273,18 @@ def _plan_backbone(
     with fake, torch.autograd.graph.saved_tensors_hooks(save, lambda tensor: tensor), counter:
         embeddings = network(images)
     activations = sum(tensor.nbytes for tensor in saved.values()) / len(images)
-    forward = counter.get_total_flops() / len(images)
+    forward_flops = counter.get_total_flops() / len(images)
     parameters = sum(tensor.nbytes for tensor in network.parameters())
     images_per_rank = math.ceil(settings.batch_size / ranks)
-    factor = 0.5 if low_precision else 1.0
+    images_per_micro_batch = math.ceil(images_per_rank / settings.accumulate)
+    # 16-bit activations take half of the counted float32 bytes.
+    activation_factor = 0.5 if low_precision else 1.0
+    # The weights and their gradient, the optimizer's moments, the averaged weights, DDP's buckets.
     copies = 2 + _count_moments(settings) + (settings.weight_average is not None) + (ranks > 1)
     memory = {
         "backbone": copies * parameters,
-        "activations": factor * activations * math.ceil(images_per_rank / settings.accumulate),
+        "activations": activation_factor * activations * images_per_micro_batch,
     }
-    return embeddings.shape[1], memory, 3 * forward * images_per_rank, 2 * parameters
+    # A backward pass takes twice the operations of a forward pass. A ring all-reduce sends each
+    # byte twice.
+    return embeddings.shape[1], memory, 3 * forward_flops * images_per_rank, 2 * parameters

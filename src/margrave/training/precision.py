@@ -1,4 +1,4 @@
-"""The network's precision, chosen for the machine, and the loss scaling of float16.
+"""Chooses the network's precision for the machine, and scales the loss for float16.
 
 Losses, statistics and heads always compute in float32 (or float64).
 """
@@ -24,9 +24,9 @@ LOW_PRECISIONS = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 VOLTA = (7, 0)
 """The first CUDA compute capability with float16 tensor cores."""
 MAX_TRIAL_SECONDS = 0.3
-"""A network whose step takes longer than this on two images is not measured further."""
+"""If a step on two images takes longer than this, bfloat16 is chosen without timing it."""
 MIN_MEASURED_SECONDS = 0.05
-"""The measured batch is large enough that a step takes at least about this long."""
+"""The approximate minimum time of a timed step, which sets the number of images in it."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ def choose_precision(
         return PrecisionChoice("float32", "this CPU has no native bfloat16")
     try:
         faster = _step_is_faster_in_bfloat16(network, image_size, batch_size)
-    # A custom network can raise any error, and need not run in float32 either.
+    # A custom network can raise any error. If it fails in float32 too, training will report that.
     except Exception as error:
         reason = str(error).strip().partition("\n")[0]
         return PrecisionChoice("float32", f"this network does not run in bfloat16: {reason}")
@@ -114,6 +114,7 @@ def _step_is_faster_in_bfloat16(network: nn.Module, image_size: int, batch_size:
 
     def random_images(count: int) -> torch.Tensor:
         images = torch.randn(count, 3, image_size, image_size)
+        # The images get the memory layout of the network's convolution kernels.
         weights = next((p for p in trial.parameters() if p.ndim == 4), images)
         channels_last = weights.is_contiguous(memory_format=torch.channels_last)
         layout = torch.channels_last if channels_last else torch.contiguous_format
@@ -128,6 +129,7 @@ def _step_is_faster_in_bfloat16(network: nn.Module, image_size: int, batch_size:
         seconds = time.perf_counter() - started
         if seconds > MAX_TRIAL_SECONDS:
             return True
+        # `seconds` is the time for two images.
         images = random_images(
             2 * max(1, min(batch_size // 2, int(MIN_MEASURED_SECONDS / seconds)))
         )
@@ -136,7 +138,7 @@ def _step_is_faster_in_bfloat16(network: nn.Module, image_size: int, batch_size:
 
 @contextmanager
 def _random_state_restored() -> Iterator[None]:
-    """Restore the random states of torch, NumPy and Python afterwards."""
+    """Context that restores the random states of torch, NumPy and Python at its end."""
     states = torch.get_rng_state(), np.random.get_state(), random.getstate()
     try:
         yield
@@ -150,7 +152,7 @@ class LossScale:
     """A factor on the loss that keeps float16 gradients from underflowing.
 
     After an overflow, the step is skipped and the scale is halved. After `growth_steps` steps
-    without an overflow, the scale is doubled.
+    without an overflow, the scale is doubled, up to 2²⁴.
 
     Args:
         scale: the initial scale.
@@ -174,7 +176,7 @@ class LossScale:
 
     @property
     def exhausted(self) -> bool:
-        """Whether gradients overflowed even at scale 1, so that a smaller scale cannot help."""
+        """Whether gradients overflowed even at scale 1, where halving the scale cannot help."""
         return self.scale < 1
 
     def record_overflow(self) -> None:

@@ -13,7 +13,7 @@ def learning_rate_factor(schedule: ScheduleSettings, epoch: float, epochs: float
     Args:
         schedule: the schedule's settings.
         epoch: time since the start, in epochs; fractions are allowed.
-        epochs: total length of the training.
+        epochs: total length of the training, in epochs.
 
     >>> steps = ScheduleSettings(kind="step", milestones=(10, 18), factor=0.1)
     >>> [round(learning_rate_factor(steps, epoch, 24), 3) for epoch in (0, 10, 20)]

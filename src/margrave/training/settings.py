@@ -11,11 +11,11 @@ from margrave.training.loggers import LOGGERS
 
 
 class OptimizerSettings(Settings):
-    """SGD or AdamW; weight decay never applies to biases and the parameters of norm layers."""
+    """SGD or AdamW; weight decay never applies to biases or the parameters of norm layers."""
 
     kind: Literal["sgd", "adamw"] = "sgd"
     learning_rate: float = Field(default=0.1, gt=0)
-    """The base rate, which the schedule multiplies by its factor."""
+    """The base learning rate, which the schedule multiplies by a factor."""
     momentum: float = Field(default=0.9, ge=0, lt=1)
     """SGD momentum; AdamW's β₁."""
     beta2: float = Field(default=0.999, ge=0, lt=1)
@@ -39,15 +39,17 @@ class ScheduleSettings(Settings):
     warmup_epochs: float = Field(default=0.0, ge=0)
     """Length of the linear warmup from 0; limited to half of the training."""
     milestones: tuple[float, ...] = ()
-    """For ``step``: the epochs at which the rate is multiplied by `factor`."""
+    """For ``step``: the epochs at which the learning rate is multiplied by `factor`."""
     factor: float = Field(default=0.1, gt=0, le=1)
     power: float = Field(default=2.0, gt=0)
-    """For ``polynomial``: the rate's factor is (1 − progress)^power."""
+    """For ``polynomial``: the learning rate's factor is (1 − progress)^power."""
 
     @model_validator(mode="after")
     def _check(self) -> ScheduleSettings:
         if self.kind == "step" and not self.milestones:
-            raise ValueError("kind 'step' needs milestones: the epochs at which the rate falls")
+            raise ValueError(
+                "kind 'step' needs milestones: the epochs at which the learning rate falls"
+            )
         return self
 
 
@@ -58,7 +60,7 @@ class TrainingSettings(Settings):
     batch_size: int = Field(default=128, ge=2)
     """Images per optimizer step, over all micro-batches of all processes."""
     accumulate: int = Field(default=1, ge=1)
-    """Number of micro-batches that each process splits its part of a batch into, to save memory."""
+    """Number of micro-batches that each process makes of its share of a batch, to save memory."""
     optimizer: OptimizerSettings = OptimizerSettings()
     schedule: ScheduleSettings = ScheduleSettings()
     clip_norm: float | None = Field(default=None, gt=0)
@@ -79,8 +81,8 @@ class TrainingSettings(Settings):
     time for a step or an evaluation."""
     find_unused_parameters: bool | Literal["auto"] = "auto"
     """Under ddp: whether each step looks for parameters without a gradient instead of waiting for
-    them. ``auto`` tries the network once and looks only if there are any. Use true for a network
-    whose unused parameters change from step to step (layer drop)."""
+    them. ``auto`` tries the network once, and looks in each step only if the trial finds any. Use
+    true for a network whose unused parameters change from step to step (layer drop)."""
     channels_last: bool = True
     """Use the channels-last memory layout, in which most machines convolve faster. It is not used
     for networks with strided 1 x 1 convolutions of fewer than 8 channels, which torch computes
@@ -92,7 +94,7 @@ class TrainingSettings(Settings):
     """Momentum of KappaFace's momentum encoder; ignored unless the loss uses that encoder."""
     workers: Annotated[int, Field(ge=0, le=256)] | Literal["auto"] = "auto"
     """Processes that load images, per training process. ``auto`` is 0 if images are cached or
-    training runs on the CPU, which needs the cores; else the cores per GPU minus 1, at most 8."""
+    training runs on the CPU and needs the cores; else the cores per GPU minus 1, at most 8."""
     threads: Annotated[int, Field(ge=1, le=1024)] | Literal["auto"] = "auto"
     """CPU threads for computation. ``auto`` is this process's share of the available cores."""
     seed: int = Field(default=0, ge=0)
@@ -129,8 +131,9 @@ class TrainingSettings(Settings):
             )
         if self.optimizer.centers_in_backward and self.precision == "float16":
             raise ValueError(
-                "precision float16 skips a step whose gradient overflows, but "
-                "optimizer.centers_in_backward has already applied it by then; change one of them"
+                "precision float16 must skip a step whose gradient overflows, but "
+                "optimizer.centers_in_backward applies the centers' gradient before that; change "
+                "one of them"
             )
         if self.optimizer.centers_in_backward and self.accumulate > 1:
             raise ValueError(

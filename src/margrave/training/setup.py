@@ -1,4 +1,4 @@
-"""Builds every part of a training from settings; Lightning Fabric places and wraps the network."""
+"""Builds the training state from settings; Lightning Fabric places and wraps the network."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def set_up(
     initial_state: Mapping[str, torch.Tensor] | None = None,
     precision: PrecisionChoice | None = None,
 ) -> TrainingState:
-    """Build every part of a training.
+    """Build the training state from settings; every rank must call it.
 
     Args:
         settings: the training settings.
@@ -66,7 +66,7 @@ def set_up(
         loss: the loss to minimize.
         head: the head's specification: ``{"kind": name, **settings}``.
         initial_state: initial weights of the backbone, for fine-tuning.
-        precision: when resuming, the precision that the run began with; None chooses one.
+        precision: when resuming, the precision with which the run began; None chooses one.
 
     Raises:
         ValueError: a component rejects its settings.
@@ -75,7 +75,7 @@ def set_up(
     _check_batch_size(settings, launch.size, len(images))
     _set_threads(settings, launch)
     fabric = _launch_fabric(settings, launch)
-    # Here and below, every rank uses the first rank's choice if it depends on the machine.
+    # Some choices depend on the machine. Here and below, every rank uses the first rank's choice.
     workers = gather_objects(
         _count_workers(settings, images, fabric.device, launch), current_world()
     )[0]
@@ -84,7 +84,7 @@ def set_up(
     torch.manual_seed(settings.seed)
     try:
         network = backbones.create(backbone)
-    # For example for sizes beyond 64 bits, or if memory runs out.
+    # For example, sizes beyond 64 bits, or too little memory.
     except (RuntimeError, OverflowError, MemoryError) as error:
         reason = str(error).partition("\n")[0]
         raise ValueError(f"backbone {dict(backbone)} cannot be built ({reason})") from error
@@ -95,7 +95,7 @@ def set_up(
     )
     sharded = settings.strategy == "fsdp" and launch.size > 1
     layout = memory_format(network, settings.channels_last)
-    # The loop reads the images' memory layout from the settings.
+    # The training loop reads the memory layout of the images from the settings.
     settings = settings.model_copy(update={"channels_last": layout == torch.channels_last})
     # FSDP needs contiguous parameters.
     if not sharded:
@@ -129,7 +129,7 @@ def set_up(
     network = network.to(dtype)
     full_network = copy.deepcopy(network).requires_grad_(False) if sharded else None
     with warnings.catch_warnings():
-        # The oldest supported torch does not know the replacement of broadcast_buffers.
+        # The oldest supported torch has no replacement for broadcast_buffers.
         warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated")
         wrapped = fabric.setup_module(network)
     for module in (built_head, average, encoder):
@@ -157,7 +157,7 @@ def set_up(
 
 
 def _set_threads(settings: TrainingSettings, launch: Launch) -> None:
-    """Limit torch's threads, because torch counts all cores, even in a container limited to two."""
+    """Limit torch's threads; by default, torch ignores a container's limit and uses all cores."""
     if settings.threads != "auto":
         torch.set_num_threads(settings.threads)
     elif "OMP_NUM_THREADS" not in os.environ:
@@ -177,7 +177,7 @@ def _count_workers(
 def _build_sampler(
     images: FaceImages, settings: TrainingSettings, workers: int, launch: Launch
 ) -> EpochSampler:
-    """A sampler of single images, or for shards one that keeps neighboring images together."""
+    """A sampler of single images or, for images in shards, one that keeps neighbors together."""
     common: dict[str, Any] = {
         "batch_size": settings.batch_size,
         "seed": settings.seed,
@@ -253,17 +253,17 @@ class _LateDDPStrategy(DDPStrategy):
 
 
 def _find_unused_parameters(network: nn.Module, image_size: int) -> list[str]:
-    """Names of trainable parameters that get no gradient; Margrave's own networks have none."""
+    """Names of trainable parameters that get no gradient; Margrave's networks have none."""
     if type(network).__module__.startswith("margrave."):
         return []
     return unused_parameters(network, image_size)
 
 
-def _check_batch_size(settings: TrainingSettings, processes: int, images: int) -> None:
+def _check_batch_size(settings: TrainingSettings, processes: int, num_images: int) -> None:
     """Check the batch size, before any slow work starts."""
-    if images < settings.batch_size:
+    if num_images < settings.batch_size:
         raise ValueError(
-            f"{images} images do not fill one step of training.batch_size = "
+            f"{num_images} images do not fill one step of training.batch_size = "
             f"{settings.batch_size}; lower it, or add images"
         )
     micro_batches = processes * settings.accumulate

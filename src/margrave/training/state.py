@@ -1,4 +1,4 @@
-"""The state of a training, and how checkpoints store it."""
+"""The state of a training run, and how checkpoints store it."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ class TrainingState:
         loss_scale: the float16 loss scaler, or None.
         automatic_products: whether the precision of the head's products was chosen automatically.
         unused_parameters: names of the network's parameters that get no gradient.
-        notes: messages that resuming should report.
+        notes: messages to report after resuming.
         adaptation: the result of `measure_adaptation` until it is logged; empty otherwise.
     """
 
@@ -202,7 +202,7 @@ class TrainingState:
         if self.settings.precision == "auto" and "precision" in state:
             self._set_precision(checkpoint_precision(state))
         if self.automatic_products:
-            # Checkpoints without this entry were written when float32 was the only choice.
+            # Checkpoints without this field were written when float32 was the only choice.
             self.head.products = choose_products(
                 state.get("products") or "float32", self.head.weight, 0
             )
@@ -244,15 +244,13 @@ class TrainingState:
         expected = {
             name: (self._full_shape(name, value), value.dtype) for name, value in tensors.items()
         }
-        entries = {
-            name: value for name, value in stored.items() if not name.startswith("optimizer.")
-        }
-        problems = [f"it lacks {name}" for name in expected if name not in entries]
-        problems += [f"it has an unexpected {name}" for name in entries if name not in expected]
+        saved = {name: value for name, value in stored.items() if not name.startswith("optimizer.")}
+        problems = [f"it lacks {name}" for name in expected if name not in saved]
+        problems += [f"it has an unexpected {name}" for name in saved if name not in expected]
         problems += [
-            f"{name} is {_describe(entries[name])}, not {_describe(value)}"
+            f"{name} is {_describe(saved[name])}, not {_describe(value)}"
             for name, value in expected.items()
-            if name in entries and entries[name] != value
+            if name in saved and saved[name] != value
         ]
         if optimizer != self.settings.optimizer.kind:
             problems.append(f"its optimizer is {optimizer}, not {self.settings.optimizer.kind}")
@@ -265,25 +263,25 @@ class TrainingState:
             )
 
     def tensors(self) -> dict[str, Tensor]:
-        """All parameters and buffers, by part and name, as a checkpoint stores them."""
+        """All parameters and buffers by their names in a checkpoint, such as ``head.weight``."""
         return {
-            f"{part}.{name}": value
-            for part, module in self._modules().items()
+            f"{module_name}.{name}": value
+            for module_name, module in self._modules().items()
             for name, value in module.state_dict().items()
         }
 
     def _sharded_rows(self, tensors: Mapping[str, Tensor]) -> dict[str, int]:
-        """The total number of rows over all ranks, for each tensor that is sharded by rows."""
+        """Name of each tensor whose rows are sharded -> its number of rows over all ranks."""
         if self.head.world.size == 1:
             return {}
         rows = {f"head.{name}": count for name, count in self.head.sharded_entries().items()}
-        entries = {name: rows[name] for name in tensors if name in rows}
+        sharded_rows = {name: rows[name] for name in tensors if name in rows}
         for parameter in ("weight", "bias"):
             prefix = f"optimizer.head.{parameter}."
             for name, value in tensors.items():
                 if name.startswith(prefix) and value.ndim:
-                    entries[name] = rows[f"head.{parameter}"]
-        return entries
+                    sharded_rows[name] = rows[f"head.{parameter}"]
+        return sharded_rows
 
     def _full_shape(self, name: str, value: Tensor) -> torch.Size:
         """The shape of a tensor over all ranks."""
@@ -291,16 +289,16 @@ class TrainingState:
         return torch.Size((rows[name], *value.shape[1:])) if name in rows else value.shape
 
     def _optimized_parameters(self) -> dict[str, nn.Parameter]:
-        """The optimizer's parameters, by part and name."""
+        """The optimizer's parameters by name, such as ``head.weight``."""
         return {
-            f"{part}.{name}": parameter
-            for part, module in (("backbone", self.network), ("head", self.head))
+            f"{module_name}.{name}": parameter
+            for module_name, module in (("backbone", self.network), ("head", self.head))
             for name, parameter in module.named_parameters()
             if parameter.requires_grad
         }
 
     def running_stats(self) -> Iterator[Tensor]:
-        """The running statistics of the network, which each rank updates with its own images."""
+        """The network's running statistics, which each rank updates from its own images."""
         return (buffer for buffer in self.network.buffers() if buffer.is_floating_point())
 
     def _image_digest(self) -> dict[str, Any]:
@@ -309,13 +307,13 @@ class TrainingState:
         return {"count": len(labels), "labels": hashlib.sha256(labels.tobytes()).hexdigest()}
 
     def _modules(self) -> dict[str, nn.Module]:
-        parts = {
+        modules = {
             "backbone": self.network,
             "head": self.head,
             "average": self.average,
             "encoder": self.encoder,
         }
-        return {name: module for name, module in parts.items() if module is not None}
+        return {name: module for name, module in modules.items() if module is not None}
 
 
 def checkpoint_precision(state: Mapping[str, Any]) -> PrecisionChoice:
@@ -332,6 +330,6 @@ def checkpoint_precision(state: Mapping[str, Any]) -> PrecisionChoice:
     return PrecisionChoice(state["precision"], "as in the interrupted run")
 
 
-def _describe(entry: tuple[torch.Size, torch.dtype]) -> str:
-    shape, dtype = entry
+def _describe(shape_and_dtype: tuple[torch.Size, torch.dtype]) -> str:
+    shape, dtype = shape_and_dtype
     return f"{tuple(shape)} {str(dtype).removeprefix('torch.')}"

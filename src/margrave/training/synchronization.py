@@ -1,4 +1,4 @@
-"""The exchange of status between ranks, once per step: a small tensor, copied without blocking."""
+"""Exchanges the ranks' status once per step, in a small tensor that is copied without blocking."""
 
 from __future__ import annotations
 
@@ -40,10 +40,10 @@ class SharedStatus:
 class Synchronization:
     """A `SharedStatus` that is being copied to the host.
 
-    Waiting for it is the only time in a step that the host waits for the device.
+    In a training step, the host waits for the device only in `wait`.
 
     Attributes:
-        readback: the copy: a row of values per rank, then the values that all ranks share.
+        readback: the copy: one row of numbers per rank, followed by `SharedStatus.values`.
         num_ranks: number of ranks.
         num_sums: number of values to sum over ranks.
     """
@@ -55,6 +55,7 @@ class Synchronization:
     def wait(self) -> SharedStatus:
         """Wait until the copy has finished, and return the status."""
         values = self.readback.wait()
+        # A rank's row has its sums, followed by the four numbers of its status.
         width = self.num_sums + 4
         rows = [values[rank * width : (rank + 1) * width] for rank in range(self.num_ranks)]
         sizes, unreadable, due, stop = zip(*(row[self.num_sums :] for row in rows), strict=True)
@@ -79,7 +80,7 @@ def synchronize(
     sums: Sequence[Tensor] = (),
     values: Sequence[Tensor] = (),
 ) -> Synchronization:
-    """Start to share this rank's results of a step and its status for the next with all ranks.
+    """Start to share the results of this rank's step, and its status, with all ranks.
 
     Args:
         training: the training state.
@@ -88,12 +89,15 @@ def synchronize(
         stop: this rank's stop signals.
         sums: scalar tensors to sum over ranks.
         values: scalar tensors that are equal on every rank.
+
+    Returns:
+        the exchange in progress; its `Synchronization.wait` returns the shared status.
     """
     world, zero = training.world, training.head.weight.new_zeros(())
     unreadable = [] if next_batch is None else new_unreadable(training, next_batch)
     size = 0 if next_batch is None else len(next_batch.labels)
     status = size, len(unreadable), int(checkpoint_due), int(stop.requested)
-    # Created on the device: copying numbers to it would make the host wait.
+    # The tensors are created on the device, because copying numbers to it would make the host wait.
     rank_values = [*sums, *(zero.new_full((), value) for value in status)]
     row = torch.stack([value.detach().to(zero) for value in rank_values])
     rows = gather_rows(row[None], [1] * world.size, world).flatten()

@@ -1,4 +1,4 @@
-"""Finds parameters without a gradient, which DDP would wait for."""
+"""Finds parameters that get no gradient; DDP would wait for their gradients."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from margrave.files import listed
 NOT_FINISHED = "Expected to have finished reduction in the prior iteration"
 """The beginning of DDP's error message about parameters without a gradient."""
 MAX_LISTED = 5
+"""Maximum number of parameters that a message names."""
 
 
 def unused_parameters(network: nn.Module, image_size: int) -> list[str]:
@@ -47,12 +48,12 @@ def unused_parameters(network: nn.Module, image_size: int) -> list[str]:
 def check_gradients(network: nn.Module, parameters: Iterable[nn.Parameter]) -> None:
     """Check after a backward pass that every trainable parameter has a gradient.
 
-    DDP would wait for the missing ones.
+    DDP would wait for the missing gradients.
 
     Args:
         network: the network, for the parameters' names.
-        parameters: the network's parameters; collecting them takes longer than this check, so the
-            caller passes them.
+        parameters: the network's parameters. The caller has collected them already; collecting
+            them again would take longer than this check.
 
     Raises:
         ValueError: parameters have no gradient; the message names them and the remedy.
@@ -66,7 +67,7 @@ def check_gradients(network: nn.Module, parameters: Iterable[nn.Parameter]) -> N
 
 @contextmanager
 def explain_ddp_errors(network: nn.Module) -> Iterator[None]:
-    """Replace DDP's error about the previous step's missing gradients with a helpful one.
+    """Context that explains DDP's error about gradients missing in the previous step.
 
     Raises:
         ValueError: parameters had no gradient; the message names them and the remedy.
