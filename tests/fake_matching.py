@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from margrave.faces import AlignedFace, Detection
 from margrave.gallery import MemoryGallery
 from margrave.matching import Matcher
-from margrave.matching.gallery_card import card_of_gallery
+from margrave.matching.gallery_card import new_gallery_card
 from margrave.models import Calibration, Model, ModelCard, OperatingPoint, ScoreReference
 
 SIZE = 16
@@ -69,7 +69,7 @@ def make_model(**changes: Any) -> Model:
 
 def matcher(gallery: bool = False, keep_images: bool = False, **options: Any) -> Matcher:
     model = options.pop("model", None) or make_model()
-    store = MemoryGallery(card_of_gallery(model, keep_images)) if gallery else None
+    store = MemoryGallery(new_gallery_card(model, keep_images)) if gallery else None
     return Matcher(model, store, finder=Halves(), **options)
 
 

@@ -18,8 +18,8 @@ from untrained_zoo import as_if_trained
 from margrave import backbones
 from margrave.config import merge, read_config
 from margrave.data import (
+    EncodedImages,
     ImageFolder,
-    PackedImages,
     PairList,
     RecordImages,
     ShardImages,
@@ -216,7 +216,7 @@ def test_pairs(faces: Planted) -> None:
     findings = examine_pairs(faces, PairList(pairs.first, itself, ~pairs.same, pairs.folds))
     assert findings[0].fault == "contradicted_pairs" and findings[0].figures["contradicted"] == 100
     encoded = [cv2.imencode(".png", image[..., ::-1])[1].tobytes() for image in faces.images]
-    assert serious(examine_pairs(PackedImages(encoded, "a.bin"), pairs)) == []
+    assert serious(examine_pairs(EncodedImages(encoded, "a.bin"), pairs)) == []
 
 
 @pytest.fixture(scope="session")

@@ -107,10 +107,14 @@ def test_resumed_from_any_moment_gives_the_same_digits(monkeypatch: pytest.Monke
 
     full = evaluate_all_to_all(faces, labels, distractors, far_targets=[0.01])
     for calls in (1, 5, 10, 12, 14):
-        keeper = Kept(calls)
+        state_store = Kept(calls)
         with pytest.raises(Killed):
-            evaluate_all_to_all(faces, labels, distractors, far_targets=[0.01], keeper=keeper)
-        again = evaluate_all_to_all(faces, labels, distractors, far_targets=[0.01], keeper=keeper)
+            evaluate_all_to_all(
+                faces, labels, distractors, far_targets=[0.01], state_store=state_store
+            )
+        again = evaluate_all_to_all(
+            faces, labels, distractors, far_targets=[0.01], state_store=state_store
+        )
         assert again == full
 
 

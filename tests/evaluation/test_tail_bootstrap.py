@@ -8,7 +8,7 @@ import pytest
 from margrave.evaluation import (
     TailIdentities,
     accept_rates,
-    bootstrap_shares,
+    bootstrap_rates,
     compare_pairs,
     evaluate_all_to_all,
     evaluate_open_set,
@@ -72,7 +72,7 @@ def test_people_with_many_images_widen_intervals() -> None:
         widths.append(np.ptp(rate.interval))
     assert widths[1] > 1.5 * widths[0]
     hits = (genuine > 2)[:, None]
-    one, other = (np.ptp(bootstrap_shares(hits, who)[0]) for who in (np.arange(1000), person))
+    one, other = (np.ptp(bootstrap_rates(hits, who)[0]) for who in (np.arange(1000), person))
     assert other > 3 * one
 
 

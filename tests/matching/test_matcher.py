@@ -13,7 +13,7 @@ from fake_matching import POINTS, SIZE, make_model, matcher, person
 from margrave.gallery import MemoryGallery
 from margrave.matching import Matcher, Refused
 from margrave.matching.decisions import threshold_for_fpir
-from margrave.matching.gallery_card import card_of_gallery
+from margrave.matching.gallery_card import new_gallery_card
 
 
 def test_a_decision_comes_with_its_evidence() -> None:
@@ -124,7 +124,7 @@ def test_crops_are_kept_only_as_asked() -> None:
 
 
 def test_a_gallery_of_another_model_is_refused() -> None:
-    store = MemoryGallery(card_of_gallery(make_model()))
+    store = MemoryGallery(new_gallery_card(make_model()))
     other = make_model()
     other.__dict__["digest"] = "e" * 64
     with pytest.raises(ValueError, match=r"vectors of another model.*with different weights"):

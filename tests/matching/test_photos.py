@@ -14,7 +14,7 @@ import pytest
 from margrave.gallery import create_gallery
 from margrave.matching import Face, Matcher, Refused
 from margrave.matching.choosing import check_aligned
-from margrave.matching.gallery_card import card_of_gallery
+from margrave.matching.gallery_card import new_gallery_card
 from margrave.models import OperatingPoint, import_onnx
 
 SHARED = Path(__file__).parents[3] / "shared"
@@ -69,7 +69,7 @@ def test_one_photo_identifies_and_nothing_is_left_of_whom_is_forgotten(
     }
     stranger = by_person.pop("person_e")
     path = tmp_path / "people.gallery"
-    gallery = create_gallery(str(path), card_of_gallery(matcher.model, keep_images=True))
+    gallery = create_gallery(str(path), new_gallery_card(matcher.model, keep_images=True))
     matcher = Matcher(matcher.model, gallery, finder=matcher.finder)
     for name, (first, *_) in by_person.items():
         matcher.enroll_faces(name, [first])

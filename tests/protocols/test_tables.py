@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from margrave.protocols.groups import read_group_pairs
+from margrave.protocols.groups import find_group_files
 from margrave.protocols.identification import read_identification_table
 from margrave.protocols.template_tables import read_template_pair_table, read_template_table
 
@@ -189,21 +189,21 @@ def test_groups_are_found(
     tmp_path: Path, touch: Callable[..., None], names: tuple[str, ...]
 ) -> None:
     touch(*names)
-    groups = read_group_pairs(tmp_path)
+    groups = find_group_files(tmp_path)
     assert list(groups) == ["Group2", "Group10"]
     assert {path.relative_to(tmp_path).as_posix() for path in groups.values()} <= set(names)
 
 
 def test_missing_groups_are_refused(tmp_path: Path, touch: Callable[..., None]) -> None:
     with pytest.raises(ValueError, match="cannot be listed"):
-        read_group_pairs(tmp_path / "absent")
+        find_group_files(tmp_path / "absent")
     with pytest.raises(ValueError, match="pairs of 0 groups, but at least two are required"):
-        read_group_pairs(tmp_path)
+        find_group_files(tmp_path)
     touch("Asian_pairs.txt")
     with pytest.raises(ValueError, match="pairs of 1 groups, but at least two are required"):
-        read_group_pairs(tmp_path)
+        find_group_files(tmp_path)
     touch("Asian.bin")
     with pytest.raises(
         ValueError, match=r"two files of the group Asian: .*\.bin and .*_pairs\.txt"
     ):
-        read_group_pairs(tmp_path)
+        find_group_files(tmp_path)

@@ -74,14 +74,14 @@ def test_interrupted_and_resumed_is_the_same_to_the_digit(stop: int) -> None:
 
     kept: list[dict] = []
 
-    def keep_state(output) -> None:
+    def save_state(output) -> None:
         kept.append(output())
         if len(kept) > stop:
             raise Stopped
 
     broken = _collectors(150)
     with contextlib.suppress(Stopped):
-        sweep(comparison, broken, memory=8 * 4 * 40, keep_state=keep_state)
+        sweep(comparison, broken, memory=8 * 4 * 40, save_state=save_state)
     resumed = _collectors(150)
     seen: list[tuple[int, int]] = []
     sweep(

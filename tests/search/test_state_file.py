@@ -25,8 +25,8 @@ generator = np.random.default_rng(0)
 people = np.arange(200) // 4
 faces = generator.standard_normal((50, 8))[people] + generator.standard_normal((200, 8))
 strangers = generator.standard_normal((100, 8))
-keeper = StateFile(sys.argv[1], "this", seconds=0.0)
-told = keeper.save
+state_store = StateFile(sys.argv[1], "this", seconds=0.0)
+told = state_store.save
 count = 0
 
 def offer(name, state):
@@ -37,8 +37,8 @@ def offer(name, state):
     if len(sys.argv) > 2 and count == int(sys.argv[2]):
         input()  # wait for the kill
 
-keeper.save = offer
-result = evaluate_all_to_all(faces, people, strangers, far_targets=[0.01], keeper=keeper)
+state_store.save = offer
+result = evaluate_all_to_all(faces, people, strangers, far_targets=[0.01], state_store=state_store)
 print(result)
 """
 
@@ -70,8 +70,8 @@ def test_killed_and_resumed(tmp_path: Path) -> None:
 
 def test_a_state_of_something_else_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "state.npz"
-    keeper = StateFile(path, "one", seconds=0.0)
-    keeper.save("own", lambda: {"done": 3, "tail": {"scores": np.arange(3.0)}})
+    state_store = StateFile(path, "one", seconds=0.0)
+    state_store.save("own", lambda: {"done": 3, "tail": {"scores": np.arange(3.0)}})
     result = StateFile(path, "one").load("own")
     assert result is not None and int(result["done"]) == 3
     np.testing.assert_array_equal(result["tail"]["scores"], np.arange(3.0))
@@ -99,6 +99,6 @@ def test_a_file_with_any_damaged_bit_is_refused_or_read(tmp_path: Path) -> None:
 
 
 def test_states_are_written_now_and_then_only(tmp_path: Path) -> None:
-    keeper = StateFile(tmp_path / "state.npz", "one", seconds=1000.0)
-    keeper.save("own", lambda: {"done": 3})
+    state_store = StateFile(tmp_path / "state.npz", "one", seconds=1000.0)
+    state_store.save("own", lambda: {"done": 3})
     assert not (tmp_path / "state.npz").exists()

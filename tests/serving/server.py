@@ -14,7 +14,7 @@ from fake_service import InThisProcess
 
 from margrave.gallery import create_gallery
 from margrave.matching import Matcher
-from margrave.matching.gallery_card import card_of_gallery
+from margrave.matching.gallery_card import new_gallery_card
 from margrave.serving import ServiceSettings, connections, make_app
 from margrave.serving.running import server_options
 
@@ -24,7 +24,7 @@ def main(folder: Path, port: int, seconds: float) -> None:
     rising = tuple(float(number) for number in range(100))
     shares = {"genuine": (0.0,) * 100 + rising, "impostors": tuple(reversed(rising)) * 2}
     model = make_model(reference=replace(REFERENCE, **shares))
-    gallery = create_gallery(str(folder / "people.gallery"), card_of_gallery(model))
+    gallery = create_gallery(str(folder / "people.gallery"), new_gallery_card(model))
     made = Matcher(model, gallery, finder=matcher().finder)
     settings = ServiceSettings(
         port=port,
@@ -34,7 +34,7 @@ def main(folder: Path, port: int, seconds: float) -> None:
         shutdown_seconds=20,
     )
     app = make_app(made, settings, workers=InThisProcess(made, seconds))
-    connections.HEAD_SECONDS, connections.MOST_CONNECTIONS = 2.0, 60
+    connections.HEAD_SECONDS, connections.MAX_CONNECTIONS = 2.0, 60
     uvicorn.run(app, **server_options(settings))
 
 

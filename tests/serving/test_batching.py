@@ -38,7 +38,7 @@ class Slow:
 
 def test_what_waits_is_embedded_together_within_the_budget() -> None:
     embed = Slow()
-    batcher = Batcher(embed, seconds=0.05, most=64)
+    batcher = Batcher(embed, batch_seconds=0.05, max_batch_size=64)
     batcher.seconds_per_face = 0.01
     futures = [batcher.submit(face(number), f"{number}") for number in range(20, 44)]
     embed.gate.set()
@@ -51,7 +51,7 @@ def test_what_waits_is_embedded_together_within_the_budget() -> None:
 def test_one_bad_face_fails_alone() -> None:
     embed = Slow()
     embed.gate.set()
-    batcher = Batcher(embed, seconds=1.0, most=64)
+    batcher = Batcher(embed, batch_seconds=1.0, max_batch_size=64)
     batcher.seconds_per_face = 0.01
     embed.gate.clear()
     futures = [batcher.submit(face(number), "") for number in (1, 13, 2)]
@@ -64,7 +64,7 @@ def test_one_bad_face_fails_alone() -> None:
 
 def test_closing_finishes_what_waits() -> None:
     embed = Slow()
-    batcher = Batcher(embed, seconds=0.02, most=2)
+    batcher = Batcher(embed, batch_seconds=0.02, max_batch_size=2)
     futures = [batcher.submit(face(number), "") for number in range(5)]
     threading.Timer(0.05, embed.gate.set).start()
     batcher.close()

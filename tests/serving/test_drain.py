@@ -48,7 +48,7 @@ def test_the_answer_ends_when_the_body_has() -> None:
 def test_the_answer_ends_when_the_bounds_are_reached() -> None:
     assert Client(50).run(DrainAfterError(refuse, 10_000)) == [(50, b"no", False), (40, b"", True)]
     started = time.monotonic()
-    answers = Client(50, 0.02, 1).run(DrainAfterError(refuse, 10**6, seconds=0.1))
+    answers = Client(50, 0.02, 1).run(DrainAfterError(refuse, 10**6, max_seconds=0.1))
     assert time.monotonic() - started < 0.5 and answers[-1][0] > 40 and answers[-1][2]
 
 
@@ -58,7 +58,7 @@ def test_a_client_that_waits_to_be_asked_is_not_waited_for(headers: dict[str, st
 
 
 def test_so_many_are_read_on_at_a_time() -> None:
-    app = DrainAfterError(refuse, 10**6, most=0)
+    app = DrainAfterError(refuse, 10**6, max_lingering=0)
     assert Client(50).run(app) == [(50, b"no", True)]
 
 

@@ -19,7 +19,7 @@ from study_examples import STUDY
 
 from margrave.evaluation import read_results
 from margrave.studies import StudyFolder, cells_of, compare_cells, read_study, run_study
-from margrave.studies.comparison import Trained
+from margrave.studies.comparison import FinishedCell
 from margrave.studies.study import _trained
 
 NAN_LOSS = '''
@@ -198,7 +198,7 @@ def test_cells_that_do_not_belong_together_are_refused(finished: Path) -> None:
     assert trained[0].result.scores is not None
     first, *others = trained
 
-    def refused(cell: Trained, message: str) -> None:
+    def refused(cell: FinishedCell, message: str) -> None:
         with pytest.raises(ValueError, match=message):
             compare_cells([*others, cell], config, resamples=5)
 

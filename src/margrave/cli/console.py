@@ -8,15 +8,17 @@ from typing import Any
 import rich.console
 from rich.segment import Segment
 
-CONTROLS = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) if code != 10}
+REPLACEMENTS = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) if code != 10}
 """Code point of each replaced character -> the text printed in its place.
 
 The first are control characters, which could move the cursor or change colors. Line breaks (code
 point 10) are not replaced.
 """
-CONTROLS |= {code: f"\\u{code:04x}" for code in (*range(0x202A, 0x202F), *range(0x2066, 0x206A))}
+REPLACEMENTS |= {
+    code: f"\\u{code:04x}" for code in (*range(0x202A, 0x202F), *range(0x2066, 0x206A))
+}
 """Next, characters that change the direction of text."""
-CONTROLS |= {code: f"\\x{code - 0xDC00:02x}" for code in range(0xDC80, 0xDD00)}
+REPLACEMENTS |= {code: f"\\x{code - 0xDC00:02x}" for code in range(0xDC80, 0xDD00)}
 """Last, bytes of file names that are not valid UTF-8. Python represents them by surrogate code
 points, which cannot be printed."""
 
@@ -29,4 +31,4 @@ class Console(rich.console.Console):
         for segment in super().render(*args, **kwargs):
             text, style, control = segment
             # Segments with `control` are Rich's own commands to the terminal.
-            yield segment if control else Segment(text.translate(CONTROLS), style)
+            yield segment if control else Segment(text.translate(REPLACEMENTS), style)

@@ -221,7 +221,7 @@ def run_protocol(
         source: the argument SOURCE.
         settings: the protocol's settings.
         resamples, device, output, devices, state: the common options of these names.
-        embedding: the other common options, which `open_source_features` takes.
+        embedding: the other common options, which `open_or_embed_features` takes.
     """
     from margrave.cli.console import Console
     from margrave.cli.options import show_results, write_output
@@ -239,7 +239,7 @@ def run_protocol(
         return
     with joined_world() as world:
         console = Console(highlight=False, quiet=world.rank > 0)
-        features = open_source_features(console, protocol, source, device, world, **embedding)
+        features = open_or_embed_features(console, protocol, source, device, world, **embedding)
         with show_progress(console, "comparing") as progress:
             options = EvaluationOptions(
                 resamples=resamples,
@@ -259,7 +259,7 @@ def run_protocol(
             rank_state_path(state, world).unlink(missing_ok=True)
 
 
-def open_source_features(
+def open_or_embed_features(
     console: "Console",
     protocol: "Protocol",
     source: Path,

@@ -122,7 +122,7 @@ def parity_table(results: "Sequence[Parity]") -> "Table":
     table = Table("exported and original", "images", "cosine", "norm error", "decisions")
     for result in results:
         table.add_row(
-            result.images,
+            result.description,
             f"{result.count:,}",
             f"1 - {1 - result.cosine:.1e}",
             f"{result.norm_error:.1e}",

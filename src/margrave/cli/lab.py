@@ -20,7 +20,7 @@ def lab(
 ) -> None:
     """Write a page with sliders that shows losses' margins, decision boundaries and gradients."""
     from margrave.cli.console import Console
-    from margrave.cli.options import check_page_path, show_page
+    from margrave.cli.options import check_page_path, print_page_path
     from margrave.cli.progress import show_progress
     from margrave.losses import LOSSES
     from margrave.report import lab_page, lab_tables, write_page
@@ -33,4 +33,4 @@ def lab(
     with show_progress(console, "computing curves") as progress:
         tables = lab_tables(all_losses, progress)
     write_page(lab_page(chosen or None, tables), output)
-    show_page(console, output)
+    print_page_path(console, output)

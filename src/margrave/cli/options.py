@@ -98,7 +98,7 @@ def check_page_path(output: Path) -> None:
         raise ValueError(f"--output {output} is a folder; give the name of a file")
 
 
-def show_page(console: Console, output: Path) -> None:
+def print_page_path(console: Console, output: Path) -> None:
     """Print the path and size of an HTML page that was written."""
     size = output.stat().st_size / 1e6
     console.print(f"{output} ({size:.1f} MB); open it in a browser", markup=False, soft_wrap=True)

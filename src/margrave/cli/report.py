@@ -36,7 +36,7 @@ def report(
 ) -> None:
     """Write a report of runs, studies or results as one self-contained HTML file."""
     from margrave.cli.console import Console
-    from margrave.cli.options import check_page_path, show_page
+    from margrave.cli.options import check_page_path, print_page_path
     from margrave.cli.progress import show_progress
     from margrave.report import build_report, open_input, write_page
 
@@ -58,4 +58,4 @@ def report(
             progress=progress,
         )
         write_page(page, output)
-    show_page(console, output)
+    print_page_path(console, output)

@@ -25,7 +25,7 @@ from margrave.data.loading import (
 )
 from margrave.data.packing import pack_pairs, pack_records
 from margrave.data.pair_lists import PairList
-from margrave.data.pairs_bin import PackedImages, read_pairs_bin, write_pairs_bin
+from margrave.data.pairs_bin import EncodedImages, read_pairs_bin, write_pairs_bin
 from margrave.data.record_images import RecordImages, write_record_images
 from margrave.data.shard_packing import damaged_shards, pack_shards
 from margrave.data.shards import ShardImages
@@ -39,6 +39,7 @@ __all__ = [
     "ArrayImages",
     "Augmentation",
     "Batch",
+    "EncodedImages",
     "EpochSampler",
     "FaceImages",
     "Fit",
@@ -46,7 +47,6 @@ __all__ = [
     "ImageFolder",
     "ImageSource",
     "ImageSubset",
-    "PackedImages",
     "PairList",
     "ReadableImages",
     "RecordImages",

@@ -15,12 +15,12 @@ from margrave.data.image_folder import ImageFiles
 from margrave.data.lfw_pairs import read_lfw_pairs
 from margrave.data.pair_lists import PairList, look_up, split_whitespace
 from margrave.files.text import (
-    Consistency,
+    ConsistencyCheck,
     malformed,
+    parse_whole_number,
     read_lines,
     read_table,
     split_fields,
-    whole_number,
 )
 
 _TRUTH = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
@@ -175,13 +175,13 @@ def _read_csv(
     same: list[bool] = []
     fold_of: list[int] = []
     has_folds = False
-    consistency = Consistency(path, "the pair", "label")
+    consistency = ConsistencyCheck(path, "the pair", "label")
     for line_number, line, fields in _read_rows(path):
         first_name, second_name, same_text, fold = fields
         if not pairs:
             has_folds = bool(fold)
         is_valid = same_text.lower() in _TRUTH and first_name and second_name
-        if not is_valid or (fold and whole_number(fold) is None):
+        if not is_valid or (fold and parse_whole_number(fold) is None):
             expected = "two paths, 'same' (1 or 0)" + (", 'fold' (a whole number)" * has_folds)
             raise malformed(path, line_number, line, expected)
         if bool(fold) != has_folds:

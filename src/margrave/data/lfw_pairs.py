@@ -9,7 +9,7 @@ from typing import Protocol
 import numpy as np
 
 from margrave.data.pair_lists import PairList, look_up, split_whitespace
-from margrave.files.text import malformed, read_lines, whole_number
+from margrave.files.text import malformed, parse_whole_number, read_lines
 
 
 class NamedImages(Protocol):
@@ -53,7 +53,7 @@ def read_lfw_pairs(path: str | Path, image_folder: NamedImages) -> PairList:
     if len(header) in (3, 4):
         same = [len(split_whitespace(line)) == 3 for _, line in lines]
         folds = min(10, len(lines))
-    elif len(header) in (1, 2) and all(whole_number(part) for part in header):
+    elif len(header) in (1, 2) and all(parse_whole_number(part) for part in header):
         folds, pairs_per_kind = (1, int(header[0])) if len(header) == 1 else map(int, header)
         del lines[0]
         if len(lines) != folds * 2 * pairs_per_kind:
@@ -88,7 +88,7 @@ def _parse_line(place: str, line: str, genuine: bool) -> list[tuple[str, str]]:
         parts.insert(2, parts[0])
     elif len(parts) == 4 and genuine:
         parts = []
-    if len(parts) != 4 or None in (whole_number(parts[1]), whole_number(parts[3])):
+    if len(parts) != 4 or None in (parse_whole_number(parts[1]), parse_whole_number(parts[3])):
         expected = "name number number" if genuine else "name number name number"
         raise ValueError(f"{place}: {line!r}; expected {expected!r}")
     if (parts[0] == parts[2]) != genuine:

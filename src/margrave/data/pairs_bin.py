@@ -26,7 +26,7 @@ from margrave.quantity import quantity
 MAX_FILE_BYTES = 2**31
 
 
-class PackedImages(ReadableImages):
+class EncodedImages(ReadableImages):
     """Encoded images in memory.
 
     Args:
@@ -73,12 +73,12 @@ def _detect(path: str) -> Mapping[str, Any] | None:
 
 
 @SOURCES.register("pairs_bin", detect=_detect)
-def images_of_pairs(root: str | Path) -> PackedImages:
+def images_of_pairs(root: str | Path) -> EncodedImages:
     """The images of a ``.bin`` pair file, without the pairs."""
     return read_pairs_bin(root)[1]
 
 
-def read_pairs_bin(path: str | Path, folds: int = 10) -> tuple[PairList, PackedImages]:
+def read_pairs_bin(path: str | Path, folds: int = 10) -> tuple[PairList, EncodedImages]:
     """Read the pairs and images of a ``.bin`` file; nothing in it is executed.
 
     Args:
@@ -116,7 +116,7 @@ def read_pairs_bin(path: str | Path, folds: int = 10) -> tuple[PairList, PackedI
             "each pair needs two images"
         )
     first = np.arange(0, len(images), 2)
-    return PairList(first, first + 1, same, min(folds, len(same))), PackedImages(images, str(path))
+    return PairList(first, first + 1, same, min(folds, len(same))), EncodedImages(images, str(path))
 
 
 def _as_sequence(value: Any, path: Path) -> Sequence[Any]:

@@ -120,17 +120,17 @@ def _open_onnx(path: Path, options: ImportOptions) -> OpenedModel:
         if not stated:
             findings.append(_describe_card(card))
             return OpenedModel(findings=findings, embedder=_create_embedder(model))
-    needed = {"color_order"} if network.takes_bytes else {"mean", "std", "color_order"}
+    needed = {"color_order"} if network.takes_uint8 else {"mean", "std", "color_order"}
     assumed = card is None and bool(needed - stated.keys())
     if card is None:
-        mean, std = (0.0, 1.0) if network.takes_bytes else (0.5, 0.5)
+        mean, std = (0.0, 1.0) if network.takes_uint8 else (0.5, 0.5)
         size = network.image_size or options.image_size or 112
         card = ModelCard(backbone={"kind": "onnx"}, image_size=size, mean=mean, std=std)
     try:
         check_pixel_statistics(mean=options.mean, std=options.std)
         check_uint8_statistics(network, options.mean, options.std)
         card = replace(card, **stated)
-        network.check_rows(card)
+        network.check_batching(card)
     except ValueError as error:
         return OpenedModel(findings=[*findings, _unusable_finding(error)])
     if assumed:

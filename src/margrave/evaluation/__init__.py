@@ -1,7 +1,7 @@
 """Evaluation of embeddings: functions take arrays and return frozen dataclasses."""
 
 from margrave.evaluation.accept_rates import AcceptRate, accept_rates, false_accepts_allowed
-from margrave.evaluation.all_to_all import AllToAllResult, Keeper, evaluate_all_to_all
+from margrave.evaluation.all_to_all import AllToAllResult, StateStore, evaluate_all_to_all
 from margrave.evaluation.calibration import cllr, cllr_min, fit_calibration
 from margrave.evaluation.detection import DetectionRate, detection_rates
 from margrave.evaluation.discard import DiscardCurve, discard_curve
@@ -61,7 +61,7 @@ from margrave.evaluation.seed_comparison import (
 from margrave.evaluation.similarity import similarity
 from margrave.evaluation.strata import Stratum, evaluate_strata
 from margrave.evaluation.streamed_scores import streamed_accept_rates
-from margrave.evaluation.tail_bootstrap import TailIdentities, bootstrap_shares
+from margrave.evaluation.tail_bootstrap import TailIdentities, bootstrap_rates
 from margrave.evaluation.templates import (
     IJB_FAR_TARGETS,
     Pooling,
@@ -88,7 +88,6 @@ __all__ = [
     "IdentificationResult",
     "Inequality",
     "Interval",
-    "Keeper",
     "OpenSetRate",
     "OpenSetResult",
     "Origin",
@@ -105,13 +104,14 @@ __all__ = [
     "SeedDifference",
     "SeedMean",
     "State",
+    "StateStore",
     "Stratum",
     "TailIdentities",
     "TemplateResult",
     "accept_rates",
     "area_under",
     "bootstrap_pairs",
-    "bootstrap_shares",
+    "bootstrap_rates",
     "cllr",
     "cllr_min",
     "compare_pairs",

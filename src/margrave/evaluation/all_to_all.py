@@ -32,7 +32,7 @@ MAX_GENUINE_SCORES = 1 << 26
 """Largest number of genuine scores to store, at 20 bytes each."""
 
 
-class Keeper(Protocol):
+class StateStore(Protocol):
     """Saves the state of an evaluation, so that an interrupted evaluation can be resumed.
 
     ``margrave.search.StateFile`` is an implementation.
@@ -113,7 +113,7 @@ def evaluate_all_to_all(
     memory: int = MEMORY,
     world: World | None = None,
     progress: Progress | None = None,
-    keeper: Keeper | None = None,
+    state_store: StateStore | None = None,
 ) -> AllToAllResult:
     """Exact TAR at very low FARs over all pairs, without storing all scores.
 
@@ -138,7 +138,7 @@ def evaluate_all_to_all(
         memory: number of bytes of embeddings to hold in memory at a time.
         world: the processes that share the work; None for one process.
         progress: called with (comparisons done, total).
-        keeper: saves the state, so that an interrupted evaluation can be resumed; None to save
+        state_store: saves the state, so that an interrupted evaluation can be resumed; None to save
             nothing.
 
     Raises:
@@ -180,7 +180,7 @@ def evaluate_all_to_all(
     if impostors_within:
         collectors["tail"] = tail
     settings: dict[str, Any] = {"device": device, "memory": memory, "world": world}
-    sweeps = _Sweeps(keeper, progress, total=labeled_pairs.pairs + distractor_pair_count)
+    sweeps = _Sweeps(state_store, progress, total=labeled_pairs.pairs + distractor_pair_count)
     # State files name the sweep within ``embeddings`` "own".
     sweep(labeled_pairs, collectors, **sweeps.options("own", 0), **settings)
     genuine_scores, first_faces, second_faces = genuine.sorted()
@@ -241,29 +241,29 @@ class _Sweeps:
     """Reports the overall progress of an evaluation's sweeps and saves their states.
 
     Attributes:
-        keeper: saves the states; None to save nothing.
+        state_store: saves the states; None to save nothing.
         progress: called with (comparisons done, total) of all sweeps.
         total: number of comparisons in all sweeps.
     """
 
-    keeper: Keeper | None
+    state_store: StateStore | None
     progress: Progress | None
     total: int
 
     def options(self, name: str, pairs_before: int) -> dict[str, Any]:
-        """The arguments ``progress``, ``state`` and ``keep_state`` of one ``sweep``, where needed.
+        """The arguments ``progress``, ``state`` and ``save_state`` of one ``sweep``, where needed.
 
         Args:
             name: the name under which the sweep's state is saved.
             pairs_before: number of comparisons in earlier sweeps.
         """
         options: dict[str, Any] = {}
-        progress, keeper = self.progress, self.keeper
+        progress, state_store = self.progress, self.state_store
         if progress is not None:
             options["progress"] = lambda done, _: progress(pairs_before + done, self.total)
-        if keeper is not None:
-            options["state"] = keeper.load(name)
-            options["keep_state"] = lambda snapshot: keeper.save(name, snapshot)
+        if state_store is not None:
+            options["state"] = state_store.load(name)
+            options["save_state"] = lambda snapshot: state_store.save(name, snapshot)
         return options
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from margrave.evaluation.inputs import as_labels, as_rows
 from margrave.evaluation.rate_intervals import Interval
 from margrave.evaluation.results import Figure, Result
-from margrave.evaluation.tail_bootstrap import bootstrap_shares
+from margrave.evaluation.tail_bootstrap import bootstrap_rates
 from margrave.progress import Progress
 from margrave.search.collectors import Genuine, Nearest
 from margrave.search.score_blocks import Comparison, Rows, sweep
@@ -193,7 +193,7 @@ def rank_rates(
     """
     intervals: Sequence[Interval | None] = [None] * len(ranks)
     if resamples:
-        intervals = bootstrap_shares(hits, identities, resamples, seed)
+        intervals = bootstrap_rates(hits, identities, resamples, seed)
     return tuple(
         RankRate(int(rank), float(rate), interval)
         for rank, rate, interval in zip(ranks, hits.mean(0), intervals, strict=True)

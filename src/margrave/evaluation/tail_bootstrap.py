@@ -275,7 +275,7 @@ def _tar_and_threshold(
     return np.stack([weight[accepted] / weight[-1], thresholds])
 
 
-def bootstrap_shares(
+def bootstrap_rates(
     hits: np.ndarray,
     identities: np.ndarray,
     resamples: int = 1000,
@@ -291,7 +291,7 @@ def bootstrap_shares(
         seed: seed of the bootstrap.
         level: target coverage.
 
-    >>> [(low, high)] = bootstrap_shares(np.ones((4, 1)), np.array([0, 0, 1, 1]))
+    >>> [(low, high)] = bootstrap_rates(np.ones((4, 1)), np.array([0, 0, 1, 1]))
     >>> round(low, 3), high
     (0.158, 1.0)
     """

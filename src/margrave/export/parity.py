@@ -54,7 +54,7 @@ class Parity:
     """How far an exported model's embeddings differ from the original's.
 
     Attributes:
-        images: description of the images for messages, such as ``faces``.
+        description: what the images are, for messages, such as ``faces``.
         count: number of images.
         cosine: smallest cosine between the two models' embeddings of the same image.
         norm_error: largest |‖e‖ − ‖o‖| / ‖o‖, where e and o are the exported and the original
@@ -63,7 +63,7 @@ class Parity:
         decisions: one comparison per operating point in the card; empty for random pixels.
     """
 
-    images: str
+    description: str
     count: int
     cosine: float
     norm_error: float
@@ -134,7 +134,7 @@ def check_parity(results: Sequence[Parity], model: str) -> None:
         ValueError: a cosine is below 0.99999, a norm's relative error is above 1e-5, or a decision
             differs beyond rounding; the message gives the measured values.
 
-    >>> result = Parity(images="faces", count=2, cosine=0.9, norm_error=0, score_error=0)
+    >>> result = Parity(description="faces", count=2, cosine=0.9, norm_error=0, score_error=0)
     >>> check_parity([result], "m")
     Traceback (most recent call last):
         ...
@@ -159,7 +159,8 @@ with the model
             )
         raise ValueError(
             f"{model}: the exported model differs from the original: on {result.count} "
-            f"{result.images}, {measured}; nothing was written; please report this with the model"
+            f"{result.description}, {measured}; nothing was written; please report this with the "
+            "model"
         )
 
 
@@ -191,7 +192,7 @@ def _compare_images(
             scores = fused_scores
         decisions.append(_compare_decisions(point, *scores))
     return Parity(
-        images=description,
+        description=description,
         count=len(pixels),
         cosine=float((original_units * exported_units).sum(1).min()),
         norm_error=float((np.abs(exported_norms - original_norms) / original_norms).max()),

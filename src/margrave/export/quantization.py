@@ -168,7 +168,7 @@ def _calibration_pixels(
 
 
 def _calibration_batches(
-    embedder: Embedder, pixels: Sequence[torch.Tensor]
+    embedder: Embedder, pixels: list[torch.Tensor]
 ) -> Iterator[dict[str, np.ndarray]]:
     """Yield batches of normalized images as inputs of the graph."""
     for start in range(0, len(pixels), CALIBRATION_BATCH):

@@ -11,7 +11,7 @@ import numpy as np
 
 from margrave.faces.contract import AlignedFace, Detection
 from margrave.files import first_line
-from margrave.models.dlib_file import LANDMARKS, import_dlib, verified_file
+from margrave.models.dlib_file import LANDMARKS, import_dlib, verify_weight_file
 
 PADDING = 0.25
 """Padding of aligned crops (face chips), with which dlib's recognition network was trained."""
@@ -54,7 +54,7 @@ class DlibFinder:
 
     def _load(self) -> None:
         self._dlib = import_dlib()
-        path = verified_file(LANDMARKS)
+        path = verify_weight_file(LANDMARKS)
         try:
             self._predictor = self._dlib.shape_predictor(str(path))
         except RuntimeError as error:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from margrave.files.text import DECIMAL, Consistency, is_relative_path, malformed, read_lines
+from margrave.files.text import DECIMAL, ConsistencyCheck, is_relative_path, malformed, read_lines
 
 _VALUES_PER_LINE = 11
 _LANDMARK_LINE = re.compile(rf"\s*+\S++(?:\s++{DECIMAL}){{{_VALUES_PER_LINE}}}\s*+")
@@ -42,7 +42,7 @@ def read_landmarks(path: str | Path) -> Landmarks:
     """
     names: list[str] = []
     rows: list[bytes] = []
-    consistency = Consistency(path, "image", "set of points and score")
+    consistency = ConsistencyCheck(path, "image", "set of points and score")
     for line_number, line in read_lines(path):
         name, *fields = line.split()
         is_valid = _LANDMARK_LINE.fullmatch(line) and is_relative_path(name)

@@ -86,20 +86,20 @@ def malformed(path: str | Path, line_number: int, line: str, expected: str) -> V
     )
 
 
-def whole_number(text: str) -> int | None:
+def parse_whole_number(text: str) -> int | None:
     """Parse a non-negative integer of decimal digits; None for any other text.
 
-    >>> whole_number("0042"), whole_number("-1"), whole_number("4.0")
+    >>> parse_whole_number("0042"), parse_whole_number("-1"), parse_whole_number("4.0")
     (42, None, None)
     """
     is_valid = text.isascii() and text.isdigit() and len(text) <= MAX_DIGITS
     return int(text) if is_valid else None
 
 
-def finite_number(text: str) -> float | None:
+def parse_finite_number(text: str) -> float | None:
     """Parse a finite decimal number; None for any other text.
 
-    >>> finite_number("-1.5e2"), finite_number("nan"), finite_number("1e999")
+    >>> parse_finite_number("-1.5e2"), parse_finite_number("nan"), parse_finite_number("1e999")
     (-150.0, None, None)
     """
     number = float(text) if _DECIMAL.fullmatch(text) else math.nan
@@ -115,7 +115,7 @@ def is_relative_path(text: str) -> bool:
     return bool(text) and not _REFUSED_PATH.search(text)
 
 
-class Consistency:
+class ConsistencyCheck:
     """Checks that no line of a file contradicts an earlier one.
 
     Args:

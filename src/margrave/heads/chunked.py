@@ -188,7 +188,7 @@ class ChunkedHead(Head):
         if self._fits_one_block(batch):
             return dense_cross_entropy(self, batch)
         gathered = batch.gathered
-        sampled_classes, positions = self.local_classes(gathered.labels)
+        sampled_classes, positions = self.local_centers(gathered.labels)
         features, rank_features = gathered.unit_embeddings, batch.unit
         if self.bias is not None:
             features = gathered.feature_norm[:, None] * features
@@ -296,7 +296,7 @@ class ChunkedHead(Head):
             memory["sampling"] = 4 * value_bytes * centers
         return HeadCost(
             memory=memory | self.statistics_memory(),
-            local_classes=local_centers,
+            local_centers=local_centers,
             product_bytes=product_bytes,
             recomputed=1 - min(1.0, budget_bytes / cosine_bytes),
             passes=5,
@@ -344,9 +344,9 @@ class ChunkedHead(Head):
         )
         return fused if fused is not None and fused.works else None
 
-    def local_classes(self, labels: Tensor) -> tuple[Tensor | None, Tensor]:
+    def local_centers(self, labels: Tensor) -> tuple[Tensor | None, Tensor]:
         if self.sample_rate is None or not self.training:
-            return super().local_classes(labels)
+            return super().local_centers(labels)
         position, is_owned = self.local_positions(labels)
         if self._call.draw is None:
             self._call.draw = self._count_draw()

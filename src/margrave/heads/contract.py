@@ -350,7 +350,7 @@ class Head(nn.Module):
             # A rough count of the tensors that are as large as the embeddings.
             "batch": 6 * value_bytes * workload.samples * features,
         }
-        return HeadCost(memory=memory | self.statistics_memory(), local_classes=centers)
+        return HeadCost(memory=memory | self.statistics_memory(), local_centers=centers)
 
     def statistics_memory(self) -> dict[str, float]:
         """The memory of statistics with a row per class or image, for `HeadCost.memory`.
@@ -383,7 +383,7 @@ class Head(nn.Module):
         unit_centers = unit_and_norm(centers)[0].unflatten(0, (-1, self.centers_per_class))
         return (unit[:, None] * unit_centers).sum(dim=2)
 
-    def local_classes(self, labels: Tensor) -> tuple[Tensor | None, Tensor]:
+    def local_centers(self, labels: Tensor) -> tuple[Tensor | None, Tensor]:
         """The classes that this rank uses in the step, and the targets' positions among them.
 
         Returns:
@@ -395,7 +395,7 @@ class Head(nn.Module):
 
     def _log_sum_exp_of_negatives(self, unit: Tensor, labels: Tensor, scale: Tensor) -> Tensor:
         """Compute `Observation.log_sum_exp_of_negatives`."""
-        rows, positions = self.local_classes(labels)
+        rows, positions = self.local_centers(labels)
         if rows is None:
             rows = torch.arange(len(self.classes), device=unit.device)
         local_log_sum_exp = log_sum_exp_of_negatives(

@@ -30,7 +30,7 @@ class HeadCost:
 
     Attributes:
         memory: purpose -> bytes, at the step's peak.
-        local_classes: number of class centers that the rank uses in the step (for M centers per
+        local_centers: number of class centers that the rank uses in the step (for M centers per
             class, M times the number of classes).
         product_bytes: bytes per value in the matrix products, 4 or 2.
         recomputed: fraction of the cosines that the backward pass recomputes, from 0 to 1.
@@ -39,7 +39,7 @@ class HeadCost:
     """
 
     memory: dict[str, float]
-    local_classes: int
+    local_centers: int
     product_bytes: int = 4
     recomputed: float = 0.0
     passes: int = 8

@@ -32,7 +32,7 @@ def uses_flips(card: ModelCard) -> bool:
     return points[0].flips
 
 
-def card_of_gallery(model: Model, keep_images: bool = False) -> GalleryCard:
+def new_gallery_card(model: Model, keep_images: bool = False) -> GalleryCard:
     """Create the card of a new gallery for a model's embeddings, from JSON values only."""
     card = model.card
     fields = ("image_size", "mean", "std", "color_order", "fit", "alignment")

@@ -24,7 +24,7 @@ from margrave.matching.choosing import Which
 from margrave.matching.contract import Enrollment, Face, Identification, Refused, Verification
 from margrave.matching.cropping import Cropper, cropper_for
 from margrave.matching.decisions import probability, threshold_for_fpir
-from margrave.matching.gallery_card import card_of_gallery, uses_flips
+from margrave.matching.gallery_card import new_gallery_card, uses_flips
 from margrave.models import Model, OperatingPoint, open_model
 from margrave.protocols import operating_point
 from margrave.quantity import quantity
@@ -66,7 +66,7 @@ class Matcher:
         self.finder, self.checker, self.quality_floor = finder, checker, quality_floor
         self.embedder = Embedder(model.backbone, model.card, model.card.fit)
         if gallery is not None:
-            gallery.card.check_same_model(card_of_gallery(model), gallery.place)
+            gallery.card.check_same_model(new_gallery_card(model), gallery.place)
         if far is not None:
             operating_point(self.embedder, far)  # raises the error for a missing threshold
 
@@ -114,7 +114,7 @@ class Matcher:
             opened_model.card, detector, aligned=aligned, check_alignment=check_alignment
         )
         if isinstance(gallery, str | Path):
-            card = card_of_gallery(opened_model, keep_images)
+            card = new_gallery_card(opened_model, keep_images)
             try:
                 gallery = open_gallery(str(gallery), card=card, key=key)
             except NoGallery:

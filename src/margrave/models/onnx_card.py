@@ -85,7 +85,7 @@ def load_onnx(
 ) -> tuple[OnnxNetwork, ModelCard]:
     """Load an ONNX model and its card, which is next to the file or in its metadata.
 
-    The model is tested on two images (``OnnxNetwork.check_rows``).
+    The model is tested on two images (``OnnxNetwork.check_batching``).
 
     Args:
         path: the .onnx file.
@@ -112,7 +112,7 @@ def load_onnx(
             f"{card.image_size}; correct image_size in the card"
         )
     check_uint8_statistics(backbone, card.mean, card.std)
-    backbone.check_rows(card)
+    backbone.check_batching(card)
     return backbone, card
 
 
@@ -123,7 +123,7 @@ def check_uint8_statistics(
     is_identity = np.all(np.equal(0 if mean is None else mean, 0)) and np.all(
         np.equal(1 if std is None else std, 1)
     )
-    if backbone.takes_bytes and not is_identity:
+    if backbone.takes_uint8 and not is_identity:
         raise ValueError(
             f"{backbone.path} takes uint8 pixels and normalizes them itself, but mean = {mean} and "
             f"std = {std} are given; leave out both"
@@ -154,7 +154,7 @@ def import_onnx(
         output: the name of the output that is the embedding, if the model has several.
 
     Returns:
-        the network, already tested (see ``OnnxBackbone.check_rows``), and its card.
+        the network, already tested (see ``OnnxBackbone.check_batching``), and its card.
 
     Raises:
         ValueError: a value is invalid, or missing both here and in the model's card; the model does
@@ -164,7 +164,7 @@ def import_onnx(
     backbone = OnnxBackbone(source, output=output)
     check_pixel_statistics(mean=mean, std=std)
     check_uint8_statistics(backbone, mean, std)
-    if backbone.takes_bytes:
+    if backbone.takes_uint8:
         mean, std = 0.0, 1.0
     stated = {"mean": mean, "std": std, "color_order": color_order}
     if image_size and backbone.image_size not in (None, image_size):
@@ -199,7 +199,7 @@ def import_onnx(
                 stacklevel=2,
             )
         card = replace(card, operating_points=(), reference=None)
-    backbone.check_rows(card)
+    backbone.check_batching(card)
     if backbone.external_weights and Path(source).parent.resolve() != Path(target).parent.resolve():
         names = ", ".join(file.name for file in backbone.external_weights[:3])
         raise ValueError(

@@ -18,8 +18,8 @@ from margrave.models.model_file import CARD_KEY, ModelCard, read_card
 from margrave.registry import suggest
 
 REPEATED_IMAGES = (0, 0, 0)
-"""Indices of the test images that `check_rows` computes again to detect randomness: the first image
-three times, because at a low dropout rate one repetition may by chance be unchanged."""
+"""Indices of the test images that `check_batching` computes again to detect randomness: the first
+image three times, because at a low dropout rate one repetition may by chance be unchanged."""
 
 
 @dataclass(frozen=True)
@@ -61,9 +61,9 @@ class OnnxNetwork(nn.Module):
         external_weights: external files that contain the model's weights.
         image_size: S, or None if the model takes any size.
         metadata: the file's metadata, by key.
-        takes_bytes: True if the input is uint8; the model then normalizes the pixels itself.
+        takes_uint8: True if the input is uint8; the model then normalizes the pixels itself.
         one_at_a_time: True if images are computed one by one, because larger batches fail or give
-            different embeddings; `check_rows` sets it.
+            different embeddings; `check_batching` sets it.
 
     Raises:
         ValueError: the file does not exist, is damaged, or has unsupported inputs or outputs; or
@@ -97,7 +97,7 @@ class OnnxNetwork(nn.Module):
             self.content_digest = hashlib.sha256(digest_and_output.encode()).hexdigest()
         # Callers move images to the device and dtype of a module's first parameter, so the module
         # needs one.
-        self.placed = nn.Parameter(torch.empty(0), requires_grad=False)
+        self._device_parameter = nn.Parameter(torch.empty(0), requires_grad=False)
 
     @abstractmethod
     def _open(self, threads: int, device: str | None) -> tuple[Sequence[Port], Sequence[Port]]:
@@ -135,7 +135,7 @@ class OnnxNetwork(nn.Module):
             )
         self._input = inputs[0].name
         self._dtype = self.kinds[inputs[0].kind]
-        self.takes_bytes = self._dtype == np.uint8
+        self.takes_uint8 = self._dtype == np.uint8
         self._batch = batch if isinstance(batch, int) and batch > 0 else None
         self.image_size = sizes.pop() if sizes else None
 
@@ -151,7 +151,7 @@ class OnnxNetwork(nn.Module):
         name = next(iter(outputs)) if name is None else name
         if not isinstance(name, str) or name not in outputs:
             raise ValueError(f"{self.path} has no output {name!r}; {suggest(str(name), outputs)}")
-        # A shape that is not declared is checked later, by `check_rows`.
+        # A shape that is not declared is checked later, by `check_batching`.
         if len(outputs[name]) not in (0, 2):
             raise ValueError(f"{self.path} has the output {name} {outputs[name]}; expected (B, D)")
         return name
@@ -197,7 +197,7 @@ class OnnxNetwork(nn.Module):
             pixels = np.concatenate([pixels, np.repeat(pixels[-1:], padding, axis=0)])
         if self._channels_last:
             pixels = np.ascontiguousarray(pixels.transpose(0, 2, 3, 1))
-        if self.takes_bytes:
+        if self.takes_uint8:
             pixels = (pixels * 255).round().clip(0, 255)
         pixels = pixels.astype(self._dtype, copy=False)
         try:
@@ -207,7 +207,7 @@ class OnnxNetwork(nn.Module):
                 f"{self.path}: {self.runtime} cannot run it on shape {pixels.shape}: {error}"
             ) from error
 
-    def check_rows(self, card: ModelCard) -> None:
+    def check_batching(self, card: ModelCard) -> None:
         """Embed two test images, each alone and both together, and compare the embeddings.
 
         If they differ, the graph mixes images; for example, it may assume a batch size that its

@@ -93,12 +93,14 @@ def compare_all(
         distractor_rows,
         far_targets=far_targets,
         world=options.world,
-        keeper=create_keeper(options, ["all-to-all", list(far_targets)], features, distractors),
+        state_store=open_state_file(
+            options, ["all-to-all", list(far_targets)], features, distractors
+        ),
         **options.search,
     )
 
 
-def create_keeper(
+def open_state_file(
     options: EvaluationOptions, settings: list[Any], *features: Features | None
 ) -> StateFile | None:
     """Open the state file that makes this evaluation resumable; None without ``options.state``.

@@ -37,7 +37,7 @@ class Groups(Protocol):
 
     def evaluate(self, features: Features, options: EvaluationOptions) -> Sequence[Result]:
         """Return one result per group, followed by a summary."""
-        lists = read_group_pairs(self.folder)
+        lists = find_group_files(self.folder)
         if packed := [path for path in lists.values() if path.suffix == _PACKED_SUFFIX]:
             raise ValueError(
                 f"{packed[0]} contains its own images, but the groups protocol needs lists of "
@@ -65,7 +65,7 @@ class Groups(Protocol):
         return [*groups, summary]
 
 
-def read_group_pairs(folder: str | Path) -> dict[str, Path]:
+def find_group_files(folder: str | Path) -> dict[str, Path]:
     """Find the file with each group's pairs, as in RFW.
 
     A group such as ``Asian`` has a file ``Asian_pairs.txt`` in the folder or at most two levels

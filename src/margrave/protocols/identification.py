@@ -10,7 +10,7 @@ from typing import ClassVar
 import numpy as np
 
 from margrave.evaluation import DISTRACTOR, Result, evaluate_identification
-from margrave.files.text import Consistency, is_relative_path, malformed, read_table
+from margrave.files.text import ConsistencyCheck, is_relative_path, malformed, read_table
 from margrave.inference import ChosenRows, Features
 from margrave.protocols.contract import PROTOCOLS, EvaluationOptions, Protocol
 from margrave.protocols.tinyface import read_tinyface
@@ -90,7 +90,7 @@ def read_identification_table(path: str | Path) -> IdentificationTable:
     line_of: dict[str, int] = {}
     index_of: dict[str, int] = {}
     identities, roles = [], []
-    identity_role = Consistency(path, "identity", "role (distractor or not)")
+    identity_role = ConsistencyCheck(path, "identity", "role (distractor or not)")
     for line_number, line, (name, identity, role) in read_table(path, ("path", "identity", "role")):
         if not is_relative_path(name) or role not in _ROLES:
             expected = f"a relative path, an identity and one of {', '.join(_ROLES)}"

@@ -13,13 +13,13 @@ from margrave.files import open_regular
 from margrave.files.folders import list_names, unique_path
 from margrave.files.text import (
     MAX_DIGITS,
-    Consistency,
+    ConsistencyCheck,
     is_relative_path,
     malformed,
+    parse_whole_number,
     read_lines,
     read_table,
     unreadable,
-    whole_number,
 )
 from margrave.protocols.pooled_templates import (
     TemplatePairs,
@@ -135,10 +135,10 @@ def read_template_images(path: str | Path) -> TemplateImages:
     """
     names: list[str] = []
     templates, media = array("q"), array("q")
-    medium_of_image = Consistency(path, "image and template", "medium")
+    medium_of_image = ConsistencyCheck(path, "image and template", "medium")
     for line_number, line in read_lines(path):
         fields = line.split()
-        numbers = [whole_number(field) for field in fields[1:]]
+        numbers = [parse_whole_number(field) for field in fields[1:]]
         if len(fields) != 3 or None in numbers or not is_relative_path(fields[0]):
             raise malformed(
                 path,
@@ -218,9 +218,9 @@ def read_template_subjects(path: str | Path) -> TemplateSubjects:
             are no lines; the message names the file and lines.
     """
     subject_of: dict[int, int] = {}
-    template_subject = Consistency(path, "template", "subject")
+    template_subject = ConsistencyCheck(path, "template", "subject")
     for line_number, line, fields in read_table(path, ("template_id", "subject_id")):
-        template, subject = map(whole_number, fields)
+        template, subject = map(parse_whole_number, fields)
         if template is None or subject is None:
             raise malformed(path, line_number, line, "whole numbers as TEMPLATE_ID and SUBJECT_ID")
         template_subject.add(template, subject, line_number, line)

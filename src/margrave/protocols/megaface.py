@@ -12,7 +12,7 @@ import numpy as np
 from margrave.evaluation import Result, evaluate_all_to_all, unit_rows
 from margrave.files.text import is_relative_path, malformed, read_lines, read_text
 from margrave.inference import ChosenRows, Features, FeatureStore
-from margrave.protocols.all_to_all import create_keeper
+from margrave.protocols.all_to_all import open_state_file
 from margrave.protocols.contract import PROTOCOLS, EvaluationOptions, Protocol
 
 FAR_TARGETS = (1e-4, 1e-5, 1e-6)
@@ -92,7 +92,9 @@ class MegaFace(Protocol):
             far_targets=FAR_TARGETS,
             ranks=(1, 10),
             world=options.world,
-            keeper=create_keeper(options, ["megaface", options.seed, lists], features, distractors),
+            state_store=open_state_file(
+                options, ["megaface", options.seed, lists], features, distractors
+            ),
             **options.search,
         )
         return [result.result()]

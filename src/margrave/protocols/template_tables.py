@@ -11,12 +11,12 @@ from pathlib import Path
 import numpy as np
 
 from margrave.files.text import (
-    Consistency,
-    finite_number,
+    ConsistencyCheck,
     is_relative_path,
     malformed,
+    parse_finite_number,
+    parse_whole_number,
     read_table,
-    whole_number,
 )
 from margrave.protocols.pooled_templates import TemplatePairs, check_template_pairs
 
@@ -31,7 +31,7 @@ class TemplateTable:
     Attributes:
         names: the images' paths.
         templates: (N,) int64 template of each image.
-        template_names: template name in the table -> template number.
+        template_numbers: template name in the table -> template number.
         media: (N,) int64 medium of each image.
         subjects: (N,) int64 subject of each image, numbered in order of appearance.
         subject_names: the subjects' names, indexed by subject number.
@@ -41,7 +41,7 @@ class TemplateTable:
 
     names: tuple[str, ...]
     templates: np.ndarray
-    template_names: Mapping[str, int]
+    template_numbers: Mapping[str, int]
     media: np.ndarray
     subjects: np.ndarray
     subject_names: tuple[str, ...]
@@ -69,13 +69,13 @@ def read_template_table(path: str | Path) -> TemplateTable:
     scores, roles = array("d"), []
     subject_numbers: dict[str, int] = {}
     line_of: dict[tuple[str, str], int] = {}
-    template_subject = Consistency(path, "template", "subject")
-    template_role = Consistency(path, "template", "role")
-    image_subject = Consistency(path, "image", "subject")
+    template_subject = ConsistencyCheck(path, "template", "subject")
+    template_role = ConsistencyCheck(path, "template", "role")
+    image_subject = ConsistencyCheck(path, "image", "subject")
     rows = read_table(path, ("path", "template", "subject"), ("media", "score", "role"))
     for line_number, line, (name, template_text, subject, medium_text, score_text, role) in rows:
         template, medium = _normalized(template_text), _normalized(medium_text)
-        score = finite_number(score_text) if score_text else math.nan
+        score = parse_finite_number(score_text) if score_text else math.nan
         if not is_relative_path(name) or not template or not subject:
             expected = "a relative path, a template and a subject"
             raise malformed(path, line_number, line, expected)
@@ -120,20 +120,20 @@ def read_template_table(path: str | Path) -> TemplateTable:
 
 def _normalized(text: str) -> str:
     """Remove a number's leading zeros, so that 007 and 7 are equal; other names are unchanged."""
-    number = whole_number(text)
+    number = parse_whole_number(text)
     return text if number is None else str(number)
 
 
 def _number_names(names: Sequence[str]) -> dict[str, int]:
     """Name -> number: the name itself if all are whole numbers, else its order of appearance."""
-    numbers = {name: whole_number(name) for name in names}
+    numbers = {name: parse_whole_number(name) for name in names}
     if all(number is not None for number in numbers.values()):
         return {name: number for name, number in numbers.items() if number is not None}
     return {name: index for index, name in enumerate(numbers)}
 
 
 def read_template_pair_table(
-    path: str | Path, template_names: Mapping[str, int] | None = None
+    path: str | Path, template_numbers: Mapping[str, int] | None = None
 ) -> TemplatePairs:
     """Read a CSV table of pairs with the columns template_a, template_b and same.
 
@@ -141,19 +141,21 @@ def read_template_pair_table(
 
     Args:
         path: the table's path.
-        template_names: template name -> template number, from ``read_template_table``; if None,
+        template_numbers: template name -> template number, from ``read_template_table``; if None,
             the table must contain template numbers.
 
     Raises:
         ValueError: a column is missing, a line is malformed, a template is not in
-            ``template_names``, a pair has both labels, or there are no pairs; the message names the
-            file and lines.
+            ``template_numbers``, a pair has both labels, or there are no pairs; the message names
+            the file and lines.
     """
     first, second, same = array("q"), array("q"), array("b")
 
     def number_of(text: str) -> int | None:
         return (
-            whole_number(text) if template_names is None else template_names.get(_normalized(text))
+            parse_whole_number(text)
+            if template_numbers is None
+            else template_numbers.get(_normalized(text))
         )
 
     for line_number, line, fields in read_table(path, ("template_a", "template_b", "same")):
@@ -161,7 +163,7 @@ def read_template_pair_table(
         is_same = _BOOLEANS.get(fields[2].lower())
         if template_a is None or template_b is None or is_same is None:
             identifiers = (
-                "whole numbers" if template_names is None else "names from the table of templates"
+                "whole numbers" if template_numbers is None else "names from the table of templates"
             )
             expected = f"{identifiers} as template_a and template_b, and same as 1 or 0"
             raise malformed(path, line_number, line, expected)

@@ -107,12 +107,12 @@ class Templates(Protocol):
     ) -> Result:
         """Evaluate the table of pairs, whose labels must agree with the templates' subjects."""
         assert self.pairs is not None
-        pairs = read_template_pair_table(self.pairs, table.template_names)
+        pairs = read_template_pair_table(self.pairs, table.template_numbers)
         sides = (pairs.first, pairs.second)
         pair_subjects = np.stack([subjects[pooled.rows_of(side)] for side in sides], 1)
         contradictory = np.flatnonzero((pair_subjects[:, 0] == pair_subjects[:, 1]) != pairs.same)
         if len(contradictory):
-            names = {number: name for name, number in table.template_names.items()}
+            names = {number: name for name, number in table.template_numbers.items()}
             first, second = (names[int(side[contradictory[0]])] for side in sides)
             raise ValueError(
                 f"{self.pairs}: same = {int(pairs.same[contradictory[0]])} for the templates "

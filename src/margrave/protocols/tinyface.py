@@ -12,7 +12,7 @@ from margrave.data.image_folder import image_paths
 from margrave.files import listed
 from margrave.files.folders import folders_within, list_names, unique_path
 from margrave.files.matlab import Value, read_matlab_lists
-from margrave.files.text import whole_number
+from margrave.files.text import parse_whole_number
 from margrave.quantity import quantity
 
 _GALLERY, _DISTRACTORS, _PROBES = _ROLES = ("Gallery_Match", "Gallery_Distractor", "Probe")
@@ -98,7 +98,7 @@ def _images_of(folder: Path, role_folder: Path) -> list[str]:
 
 def _identity(folder: Path, path: str) -> int:
     """The identity of an image: the number at the beginning of its file name."""
-    identity = whole_number(PurePosixPath(path).name.split("_")[0])
+    identity = parse_whole_number(PurePosixPath(path).name.split("_")[0])
     if identity is None:
         raise ValueError(
             f"{folder / path}: the file name does not begin with its identity's number; "
@@ -169,5 +169,5 @@ def _read_list(
 def _as_integer(value: Value) -> int | None:
     """Convert a MATLAB number or text to an integer; None if it is not one."""
     if isinstance(value, float):
-        return whole_number(f"{value:.0f}") if value.is_integer() else None
-    return whole_number(str(value)) if isinstance(value, int | str) else None
+        return parse_whole_number(f"{value:.0f}") if value.is_integer() else None
+    return parse_whole_number(str(value)) if isinstance(value, int | str) else None

@@ -14,12 +14,12 @@ import numpy as np
 from margrave.evaluation import Pooling, Result, evaluate_pairs, pool_templates
 from margrave.files import listed
 from margrave.files.text import (
-    Consistency,
+    ConsistencyCheck,
     is_relative_path,
     malformed,
+    parse_whole_number,
     read_lines,
     split_fields,
-    whole_number,
 )
 from margrave.inference import Features
 from margrave.protocols.contract import PROTOCOLS, EvaluationOptions, Protocol
@@ -129,10 +129,10 @@ def read_youtube_pairs(path: str | Path) -> VideoPairs:
         )
     sides = [columns.index(name) for name in ("first name", "second name")]
     first, second, same, splits = [], [], [], []
-    pair_label = Consistency(path, "the pair", "label")
+    pair_label = ConsistencyCheck(path, "the pair", "label")
     for line_number, line in lines:
         fields = split_fields(path, line_number, line)
-        split = whole_number(fields[0])
+        split = parse_whole_number(fields[0])
         if len(fields) != len(columns) or split is None or fields[-1] not in ("0", "1"):
             raise malformed(path, line_number, line, f"fields as in the header line {header!r}")
         videos = [fields[side] for side in sides]

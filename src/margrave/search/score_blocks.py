@@ -184,7 +184,7 @@ def sweep(
     world: World | None = None,
     progress: Progress | None = None,
     state: State | None = None,
-    keep_state: Callable[[Callable[[], State]], None] | None = None,
+    save_state: Callable[[Callable[[], State]], None] | None = None,
 ) -> None:
     """Compute the cosine of every pair once, and show it to the collectors.
 
@@ -197,8 +197,8 @@ def sweep(
         world: the ranks that share the tiles; at the end, the collectors of all ranks have kept the
             same scores.
         progress: called with (comparisons done, total).
-        state: a saved state to resume from; see ``keep_state``.
-        keep_state: called after each tile (the held rows against one block of columns) with a
+        state: a saved state to resume from; see ``save_state``.
+        save_state: called after each tile (the held rows against one block of columns) with a
             function that returns the current state. Each call of that function copies all that the
             collectors keep.
 
@@ -227,8 +227,8 @@ def sweep(
             if index % world.size == world.rank:
                 _score_tile(comparison, collectors, tile, unit_rows)
             done = index + 1
-            if keep_state is not None:
-                keep_state(snapshot)
+            if save_state is not None:
+                save_state(snapshot)
         pairs_done += tile.pairs
         if progress is not None:
             progress(pairs_done, comparison.pairs)

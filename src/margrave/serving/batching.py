@@ -22,13 +22,13 @@ class Batcher:
     """A thread that embeds submitted faces in batches.
 
     A batch contains the faces that arrived while the previous batch was computed. It has at most as
-    many faces as can be embedded in `seconds`, estimated from earlier batches. The thread never
-    waits to fill a batch.
+    many faces as can be embedded in `batch_seconds`, estimated from earlier batches. The thread
+    never waits to fill a batch.
 
     Args:
         embed: ``Matcher.embed``.
-        seconds: latency budget of a batch in seconds.
-        most: maximum number of faces in a batch.
+        batch_seconds: latency budget of a batch in seconds.
+        max_batch_size: maximum number of faces in a batch.
         observe: called with the number of faces in each batch.
 
     Attributes:
@@ -38,16 +38,16 @@ class Batcher:
     def __init__(
         self,
         embed: Embed,
-        seconds: float,
-        most: int,
+        batch_seconds: float,
+        max_batch_size: int,
         observe: Callable[[int], object] = lambda size: None,
     ) -> None:
         self._embed, self._observe = embed, observe
-        self._batch_seconds, self._max_batch_size = seconds, most
+        self._batch_seconds, self._max_batch_size = batch_seconds, max_batch_size
         # None ends the thread.
         self._queue: queue.Queue[_QueuedFace | None] = queue.Queue()
         # With this estimate, the first batch has one face.
-        self.seconds_per_face = seconds
+        self.seconds_per_face = batch_seconds
         self._thread = threading.Thread(target=self._run, name="embedding", daemon=True)
         self._thread.start()
 
@@ -68,7 +68,7 @@ class Batcher:
         self._thread.join()
 
     @property
-    def largest(self) -> int:
+    def next_batch_size(self) -> int:
         """Maximum number of faces in the next batch."""
         return max(1, min(self._max_batch_size, int(self._batch_seconds / self.seconds_per_face)))
 
@@ -79,7 +79,7 @@ class Batcher:
                 return
             batch = [first]
             is_closing = False
-            while len(batch) < self.largest and not is_closing:
+            while len(batch) < self.next_batch_size and not is_closing:
                 try:
                     queued = self._queue.get_nowait()
                 except queue.Empty:

@@ -9,7 +9,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 HEAD_SECONDS = 10.0
 """Maximum time to receive a request's head, in seconds."""
-MOST_CONNECTIONS = 512
+MAX_CONNECTIONS = 512
 """Maximum number of connections. It is below the usual limit of 1024 open files per process."""
 
 
@@ -24,7 +24,7 @@ class BoundedProtocol(H11Protocol):
     def connection_made(self, transport: Any) -> None:
         """Accept a connection, or close it at once if there are too many."""
         super().connection_made(transport)
-        if len(self.connections) > MOST_CONNECTIONS:
+        if len(self.connections) > MAX_CONNECTIONS:
             transport.abort()
         else:
             self._start_head_timer()

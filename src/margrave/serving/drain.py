@@ -9,7 +9,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 LINGER_SECONDS = 10.0
 """Default maximum time to read the rest of a request, in seconds."""
-MOST_LINGERING = 256
+MAX_LINGERING = 256
 """Default maximum number of connections that are held open at a time."""
 
 
@@ -22,22 +22,23 @@ class DrainAfterError:
 
     Args:
         app: the wrapped application.
-        most_bytes: maximum number of bytes to read and discard; after them, the connection is
+        max_bytes: maximum number of bytes to read and discard; after them, the connection is
             closed anyway.
-        seconds: maximum time to read, in seconds; after it, the connection is closed anyway.
-        most: maximum number of connections that are held open at a time; further connections are
-            closed without reading.
+        max_seconds: maximum time to read, in seconds; after it, the connection is closed anyway.
+        max_lingering: maximum number of connections that are held open at a time; further
+            connections are closed without reading.
     """
 
     def __init__(
         self,
         app: ASGIApp,
-        most_bytes: int,
-        seconds: float = LINGER_SECONDS,
-        most: int = MOST_LINGERING,
+        max_bytes: int,
+        max_seconds: float = LINGER_SECONDS,
+        max_lingering: int = MAX_LINGERING,
     ) -> None:
         self.app = app
-        self._max_bytes, self._max_seconds, self._max_lingering = most_bytes, seconds, most
+        self._max_bytes, self._max_seconds = max_bytes, max_seconds
+        self._max_lingering = max_lingering
         self._lingering_count = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -128,7 +128,7 @@ class Gate:
             else:
                 await self._run_limited(scope, receive, tracking_send)
         except Exception as error:
-            state["logged_error"] = described_error(error)
+            state["logged_error"] = log_fields_of_error(error)
             if not is_started:
                 await self._reject(tracking_send, 500, "internal", internal_error(request_id), None)
         finally:
@@ -188,9 +188,9 @@ class Gate:
         if needed_scope is None:
             return None
         try:
-            key = self._keys.allowed(_bearer_token(scope))
+            key = self._keys.key_of_token(_bearer_token(scope))
         except (OSError, ValueError) as error:
-            scope["state"]["logged_error"] = described_error(error)
+            scope["state"]["logged_error"] = log_fields_of_error(error)
             message = "the service cannot read its API keys; the operator must repair the key file"
             return 503, "no_keys", message, RETRY_SECONDS
         if key is None:
@@ -252,7 +252,7 @@ def internal_error(request_id: str) -> str:
     return f"the service failed; see request {request_id} in its log"
 
 
-def described_error(error: Exception) -> dict[str, Any]:
+def log_fields_of_error(error: Exception) -> dict[str, Any]:
     """An error's type and stack for the log, without its message, which may contain names."""
     frames = traceback.extract_tb(error.__traceback__)[-MAX_LOGGED_FRAMES:]
     lines = [f"{Path(frame.filename).name}:{frame.lineno} {frame.name}" for frame in frames]

@@ -84,7 +84,7 @@ class KeyFile:
             self._keys, self._file_version = _read_keys(self.path), version
         return self._keys
 
-    def allowed(self, token: str) -> Key | None:
+    def key_of_token(self, token: str) -> Key | None:
         """The key that a token belongs to, or None if the token is invalid.
 
         Digests are compared in constant time, so that the time reveals nothing about the secret.

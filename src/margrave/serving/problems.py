@@ -13,7 +13,7 @@ from starlette.routing import Match
 from margrave.gallery import Unavailable
 from margrave.matching import Refused
 from margrave.serving.audit import TrailUnavailable
-from margrave.serving.gate import described_error, internal_error
+from margrave.serving.gate import internal_error, log_fields_of_error
 
 REASONS = {400: "malformed", 404: "not_found", 405: "not_allowed", 413: "too_large", 503: "later"}
 """HTTP status of an `HTTPException` -> ``reason``; other statuses get ``refused``."""
@@ -93,7 +93,7 @@ def _failure_response(
     request: Request, error: Exception, message: str, reason: str
 ) -> JSONResponse:
     """The response for a temporary failure of the service; also logs the error."""
-    request.scope["state"]["logged_error"] = described_error(error)
+    request.scope["state"]["logged_error"] = log_fields_of_error(error)
     return problem(503, message, reason, {"retry-after": "5"})
 
 

@@ -37,7 +37,7 @@ FEW_SEEDS = 4
 
 
 @dataclass(frozen=True)
-class Trained:
+class FinishedCell:
     """A finished cell: its condition, loss, seed, and result on one evaluation set."""
 
     condition: str
@@ -48,7 +48,7 @@ class Trained:
 
 
 def compare_cells(
-    cells: Sequence[Trained], config: StudyConfig, resamples: int = 300
+    cells: Sequence[FinishedCell], config: StudyConfig, resamples: int = 300
 ) -> dict[str, SeedComparison]:
     """Compare each condition's losses over the seeds that all of them have finished.
 
@@ -90,7 +90,7 @@ def compare_cells(
     return comparisons
 
 
-def _complete_seeds(cells: Sequence[Trained]) -> list[int]:
+def _complete_seeds(cells: Sequence[FinishedCell]) -> list[int]:
     """The seeds that every loss among these cells has finished."""
     by_loss: dict[str, set[int]] = {}
     for cell in cells:
@@ -98,7 +98,7 @@ def _complete_seeds(cells: Sequence[Trained]) -> list[int]:
     return sorted(set.intersection(*by_loss.values())) if by_loss else []
 
 
-def _scores(cell: Trained) -> PairScores:
+def _scores(cell: FinishedCell) -> PairScores:
     if cell.result.scores is None:
         raise ValueError(
             f"{cell.condition}/{cell.loss}/seed-{cell.seed} has no pair scores; remove its "
@@ -107,7 +107,7 @@ def _scores(cell: Trained) -> PairScores:
     return cell.result.scores
 
 
-def _checked_scores(cells: Sequence[Trained]) -> PairScores:
+def _checked_scores(cells: Sequence[FinishedCell]) -> PairScores:
     """Return the first cell's scores; check that all cells have the same pairs and steps."""
     first, scores = cells[0], _scores(cells[0])
     for cell in cells:
@@ -131,7 +131,7 @@ def _checked_scores(cells: Sequence[Trained]) -> PairScores:
 
 def results_of(
     comparisons: Mapping[str, SeedComparison],
-    cells: Sequence[Trained],
+    cells: Sequence[FinishedCell],
     config: StudyConfig,
     tuned: Mapping[str, Mapping[str, Mapping[str, Any]]] | None = None,
 ) -> tuple[Result, ...]:
@@ -202,7 +202,7 @@ def results_of(
 
 
 def _means_of(
-    metric: str, cells: Sequence[Trained], seeds: Sequence[int], deciding_metric: str
+    metric: str, cells: Sequence[FinishedCell], seeds: Sequence[int], deciding_metric: str
 ) -> list[Figure]:
     """Each loss's means over seeds of the figures that have this metric.
 
@@ -348,7 +348,7 @@ def _p_text(value: float) -> str:
     return "< 0.001" if value < 0.001 else f"= {value:.3f}"
 
 
-def rows_of(cells: Sequence[Trained]) -> list[dict[str, Any]]:
+def rows_of(cells: Sequence[FinishedCell]) -> list[dict[str, Any]]:
     """Table rows with every figure of every cell: one row per cell, the same columns in each."""
     rows = []
     for cell in sorted(cells, key=lambda cell: (cell.condition, cell.loss, cell.seed)):

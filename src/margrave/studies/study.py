@@ -13,13 +13,13 @@ from margrave.evaluation import Result, SeedComparison
 from margrave.hardware import usable_cores
 from margrave.quantity import quantity
 from margrave.studies.budget import prepare
-from margrave.studies.comparison import Trained, compare_cells, results_of, rows_of
+from margrave.studies.comparison import FinishedCell, compare_cells, results_of, rows_of
 from margrave.studies.folder import StudyFolder
 from margrave.studies.settings import Cell, StudyConfig, cells_of, grid_of
 from margrave.studies.worker import GridProgress, Report, slots_for, train_cells
 from margrave.training import locked
 
-TUNING_SEEDS = 100_000
+FIRST_TUNING_SEED = 100_000
 """The first seed of tuning, far from the seeds of the comparison."""
 
 
@@ -175,7 +175,7 @@ class _Grid:
         self.failed |= progress.failed
 
 
-def _trained(study: StudyFolder, cells: Iterable[Cell], set_name: str) -> list[Trained]:
+def _trained(study: StudyFolder, cells: Iterable[Cell], set_name: str) -> list[FinishedCell]:
     """The finished cells, with their results on one evaluation set."""
     trained = []
     for cell in cells:
@@ -189,7 +189,9 @@ def _trained(study: StudyFolder, cells: Iterable[Cell], set_name: str) -> list[T
                 f"{study.cell(cell).results} has no result of the set {set_name!r}; remove the "
                 "cell's folder to train it again"
             )
-        trained.append(Trained(cell.condition, cell.loss, cell.seed, max(steps, default=0), result))
+        trained.append(
+            FinishedCell(cell.condition, cell.loss, cell.seed, max(steps, default=0), result)
+        )
     return trained
 
 
@@ -197,7 +199,7 @@ def _tuning_cells(config: StudyConfig) -> list[Cell]:
     """The cells that try every variant of every loss."""
     assert config.tuning is not None
     variants = {name: loss for grid in grid_of(config).values() for name, loss in grid.items()}
-    seeds = range(TUNING_SEEDS, TUNING_SEEDS + config.tuning.seeds)
+    seeds = range(FIRST_TUNING_SEED, FIRST_TUNING_SEED + config.tuning.seeds)
     return list(cells_of(config, variants, seeds))
 
 

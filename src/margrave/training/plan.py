@@ -210,8 +210,8 @@ def _head_seconds(
     ranks: int,
 ) -> dict[str, float]:
     """Seconds that one rank's head takes in an optimizer step, by purpose."""
-    num_cosines = workload.samples * cost.local_classes
-    center_bytes = FLOAT32_BYTES * cost.local_classes * features
+    num_cosines = workload.samples * cost.local_centers
+    center_bytes = FLOAT32_BYTES * cost.local_centers * features
     is_low = cost.product_bytes < FLOAT32_BYTES
     flops = (machine.bf16_flops or machine.flops) if is_low else machine.flops
     product_seconds = 2 * num_cosines * features / flops

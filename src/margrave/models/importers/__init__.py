@@ -9,9 +9,17 @@ import pkgutil
 
 from margrave.models.contract import State
 from margrave.models.importers.contract import LAYOUTS, Importer, Names
-from margrave.models.importers.conversion import adopt, convert, detect_layout
+from margrave.models.importers.conversion import convert, detect_layout, import_for_network
 
-__all__ = ["LAYOUTS", "Importer", "Names", "State", "adopt", "convert", "detect_layout"]
+__all__ = [
+    "LAYOUTS",
+    "Importer",
+    "Names",
+    "State",
+    "convert",
+    "detect_layout",
+    "import_for_network",
+]
 
 for _module in pkgutil.iter_modules(__path__):
     importlib.import_module(f"{__name__}.{_module.name}")

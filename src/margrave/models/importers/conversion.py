@@ -132,7 +132,7 @@ def convert(
     )
 
 
-def adopt(
+def import_for_network(
     state: State,
     network: nn.Module,
     backbone: Mapping[str, Any],
