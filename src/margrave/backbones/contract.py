@@ -106,7 +106,7 @@ def halved_size(size: int, times: int) -> int:
     return math.ceil(size / 2**times)
 
 
-def in_weight_precision(inputs: Tensor, *layers: nn.Module) -> Tensor:
+def apply_in_weight_precision(inputs: Tensor, *layers: nn.Module) -> Tensor:
     """The outputs of a network's last layers, computed in the weights' precision despite autocast.
 
     These layers determine the feature norm, which half precision would distort. Some margins use

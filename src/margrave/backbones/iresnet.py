@@ -16,12 +16,12 @@ from torch import Tensor, nn
 
 from margrave.backbones.contract import (
     BACKBONES,
+    apply_in_weight_precision,
     check_at_least,
     check_choices,
     check_images,
     check_probability,
     halved_size,
-    in_weight_precision,
     initialize_fan_out,
 )
 
@@ -265,7 +265,7 @@ class IResNet(nn.Module):
         maps = self.prelu(self.bn1(self.conv1(images)))
         maps = self.layer4(self.layer3(self.layer2(self.layer1(maps))))
         flat = torch.flatten(self.dropout(self.bn2(maps)), 1)
-        return in_weight_precision(flat, self.fc, self.features)
+        return apply_in_weight_precision(flat, self.fc, self.features)
 
 
 def _register(

@@ -8,10 +8,10 @@ from torch import Tensor, nn
 
 from margrave.backbones.contract import (
     BACKBONES,
+    apply_in_weight_precision,
     check_at_least,
     check_images,
     halved_size,
-    in_weight_precision,
     initialize_fan_out,
 )
 
@@ -136,7 +136,7 @@ class MobileFaceNet(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         check_images(images, self.image_size)
-        return in_weight_precision(self.conv_sep(self.layers(images)), self.features)
+        return apply_in_weight_precision(self.conv_sep(self.layers(images)), self.features)
 
 
 def _register(

@@ -11,10 +11,10 @@ from torch.utils.checkpoint import checkpoint
 
 from margrave.backbones.contract import (
     BACKBONES,
+    apply_in_weight_precision,
     check_at_least,
     check_images,
     check_probability,
-    in_weight_precision,
 )
 
 
@@ -86,7 +86,9 @@ class TransformerBlock(nn.Module):
 
 @BACKBONES.register("vit")
 class VisionTransformer(nn.Module):
-    """A vision transformer that maps all tokens to features, with InsightFace's key names.
+    """A vision transformer whose features are a linear function of all tokens, concatenated.
+
+    Its state dict has the same keys as InsightFace's.
 
     Args:
         width: channels per token, a multiple of ``attention_heads``.
@@ -184,7 +186,7 @@ class VisionTransformer(nn.Module):
             tokens = self._encode_masked(tokens)
         else:
             tokens = self._encode(tokens)
-        return in_weight_precision(tokens.flatten(1), self.feature)
+        return apply_in_weight_precision(tokens.flatten(1), self.feature)
 
     def _encode(self, tokens: Tensor) -> Tensor:
         """Apply the transformer blocks and the last layer norm to (B, tokens, width)."""

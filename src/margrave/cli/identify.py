@@ -73,7 +73,7 @@ def identify(
     )
     if fpir is None:
         # Fail before any photo is read if the model has no threshold.
-        matcher.point()
+        matcher.operating_point()
     any_identified = False
     table = Table("image", "face center", "person", "cosine", "other candidates")
     for column in (0, 2, 4):

@@ -39,7 +39,7 @@ def verify(
 ) -> None:
     """Decide whether two photos show the same person; exit status 3 if they do not.
 
-    The decision uses a threshold in the model, which margrave threshold can choose and save.
+    The decision uses a threshold that is saved in the model. To choose one: margrave threshold.
     """
     import json
 
@@ -63,7 +63,7 @@ def verify(
         trust_code=trust_code,
     )
     # Fail before any photo is read if the model has no threshold.
-    matcher.point()
+    matcher.operating_point()
     result = matcher.verify(first, second, which=face)  # pyright: ignore[reportArgumentType]
     if as_json:
         typer.echo(json.dumps(verification_record(result)))

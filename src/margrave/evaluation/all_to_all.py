@@ -60,8 +60,8 @@ class AllToAllResult:
         impostors: number of impostor pairs, including those with distractors.
         verification: TAR at each FAR target, over all pairs.
         ranks: for each rank k, the share of probes whose mate is among the k most similar faces.
-            Each face of each genuine pair is a probe once; its gallery consists of its mate and all
-            distractors. Empty without distractors.
+            Each genuine pair gives two probes: each face, with the other as its mate. The gallery
+            consists of the mate and all distractors. Empty without distractors.
         identification: for each FAR target, the share of probes whose mate ranks first and scores
             above the threshold. Here, the FAR is the share of labeled faces whose most similar
             distractor scores above the threshold. Empty without distractors.
@@ -181,7 +181,7 @@ def evaluate_all_to_all(
         collectors["tail"] = tail
     settings: dict[str, Any] = {"device": device, "memory": memory, "world": world}
     sweeps = _Sweeps(state_store, progress, total=labeled_pairs.pairs + distractor_pair_count)
-    # State files name the sweep within ``embeddings`` "own".
+    # In state files, the comparison of the embeddings with each other is called "own".
     sweep(labeled_pairs, collectors, **sweeps.options("own", 0), **settings)
     genuine_scores, first_faces, second_faces = genuine.sorted()
     tails = [(*tail.sorted(), False)] if impostors_within else []
@@ -340,9 +340,10 @@ def _identification_rates(
     resamples: int,
     seed: int,
 ) -> tuple[tuple[RankRate, ...], tuple[AcceptRate, ...]]:
-    """Identification rates at each rank, and at rank 1 above the threshold of each FAR target.
+    """Identification rates at each rank, and rates of mates that rank first and are accepted.
 
-    Each face of a genuine pair is the probe once, with the other face as its mate.
+    Each genuine pair gives two probes: each face, with the other as its mate. The second result is,
+    for each FAR target, the share of probes whose mate ranks first and scores above the threshold.
 
     Args:
         genuine_scores: (G,) scores of the genuine pairs.

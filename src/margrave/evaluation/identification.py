@@ -38,7 +38,7 @@ class RankRate:
         """Convert to the common result format.
 
         Args:
-            at: conditions of the operating point in addition to the rank.
+            at: further conditions under which the rate was measured, such as the gallery.
         """
         return Figure(
             metric="identification rate",

@@ -8,9 +8,10 @@ effective sample size
 
 The variance is the bootstrap's, z is the quantile of the normal distribution, and t is that of
 Student's t distribution, whose degrees of freedom depend on the identities that contribute to the
-variance. n is at most the number of observations, and the factor (z / t)² never reduces n below the
-number of identities. At rates of 0 and 1, n is the number of identities. The binomial interval is
-Jeffreys', modified to equal Clopper and Pearson's at rates of 0 and 1.
+variance. n is at most the number of observations. The factor (z / t)² reduces a larger n to no less
+than the effective number of identities, and leaves a smaller n unchanged. At rates of 0 and 1, n is
+that number. The binomial interval is Jeffreys', modified to equal Clopper and Pearson's at rates of
+0 and 1.
 
 Sources: Korn and Graubard, "Confidence intervals for proportions with small expected number of
 positive counts estimated from survey data" (1998), for n; Brown, Cai and DasGupta, "Interval
@@ -27,28 +28,32 @@ from scipy import special
 Interval = tuple[float, float]
 
 
-def effective_identities(shares: np.ndarray) -> float:
-    """The effective number of identities: n = (Σ shares)² / Σ shares².
+def effective_identities(weights: np.ndarray) -> float:
+    """The effective number of identities: n = (Σ weights)² / Σ weights².
 
     Args:
-        shares: (I,) the observations of each identity, as a share or in any other unit.
+        weights: (I,) the weight of each identity, such as its number of observations; only their
+            ratios matter.
 
     >>> effective_identities(np.ones(30)), round(effective_identities(np.array([9, 1, 1, 1])), 2)
     (30.0, 1.71)
     """
-    shares = np.asarray(shares, np.float64)
-    return float(shares.sum() ** 2 / np.square(shares).sum())
+    weights = np.asarray(weights, np.float64)
+    return float(weights.sum() ** 2 / np.square(weights).sum())
 
 
 def degrees_of_freedom(contributions: np.ndarray) -> float:
     """Degrees of freedom of a metric's variance, from the contributions d of n identities.
 
     This is Satterthwaite's formula, 2 / (Σ d⁴ / (Σ d²)² − 1 / n), which gives about n for normally
-    distributed contributions. The result is at most the effective number of identities with errors,
-    at most that of identities with hits, and in the range from 1 to n − 1.
+    distributed contributions. The result is in the range from 1 to n − 1. It is at most the
+    effective number of identities, weighted by their errors, and at most that weighted by their
+    hits. An identity's errors are measured by the distance of its contribution to the best one, and
+    its hits by the distance to the worst one.
 
     Args:
-        contributions: (n,) how much each identity shifts the metric from its mean over identities.
+        contributions: (n,) how much the metric changes with each identity's weight; they sum to
+            about 0.
 
     >>> degrees_of_freedom(np.array([1.0, -1.0, 1.0, -1.0])), degrees_of_freedom(np.zeros(4))
     (2.0, 3.0)
@@ -63,10 +68,10 @@ def degrees_of_freedom(contributions: np.ndarray) -> float:
     excess = float(np.square(squares).sum() / squares.sum() ** 2) - 1 / len(squares)
     if excess > 0:
         degrees = min(degrees, 2 / excess)
-    # The distance to the best identity measures an identity's errors, that to the worst its hits.
-    for distances in (contributions.max() - contributions, contributions - contributions.min()):
-        if distances.any():
-            degrees = min(degrees, effective_identities(distances))
+    errors, hits = contributions.max() - contributions, contributions - contributions.min()
+    for weights in (errors, hits):
+        if weights.any():
+            degrees = min(degrees, effective_identities(weights))
     return max(1.0, degrees)
 
 
@@ -156,7 +161,7 @@ def effective_sample_size(
         return min(identities, observations)
     sample_size = trial_variance / max(variance, trial_variance / observations)
     degrees = max(1.0, min(degrees, identities))
-    # A large variance may reduce n below the number of identities, but Student's factor may not.
+    # Student's factor does not reduce n below the number of identities; a large variance does.
     return max(sample_size / student_factor(degrees, level) ** 2, min(sample_size, identities))
 
 
@@ -169,8 +174,9 @@ def rate_interval(
         rate: the rate, in [0, 1].
         sample_size: the effective sample size, see ``effective_sample_size``.
         level: target coverage.
-        continuity: by how many trials each end is shifted outwards: 0.5 for Jeffreys' interval, 1
-            for Clopper and Pearson's. Rates of 0 and 1 always get Clopper and Pearson's.
+        continuity: c, where the lower end is a quantile of Beta(hits + 1 − c, misses + c), and the
+            upper end one of Beta(hits + c, misses + 1 − c): 0.5 for Jeffreys' interval, 1 for
+            Clopper and Pearson's. As hits or misses fall from 1 to 0, c rises to 1.
 
     >>> [round(end, 3) for end in rate_interval(1.0, 5)]
     [0.478, 1.0]
@@ -180,15 +186,15 @@ def rate_interval(
     hits, misses = rate * sample_size, (1 - rate) * sample_size
     tail = (1 - level) / 2
 
-    def shift_for(count: float) -> float:
+    def continuity_at(count: float) -> float:
         # Falls linearly from 1 at no hits (or misses) to ``continuity`` at one hit (or miss).
         return 1 - (1 - continuity) * min(1.0, count)
 
     low, high = 0.0, 1.0
     if hits > 0:
-        shift = shift_for(misses)
-        low = float(special.betaincinv(hits + 1 - shift, misses + shift, tail))
+        c = continuity_at(misses)
+        low = float(special.betaincinv(hits + 1 - c, misses + c, tail))
     if misses > 0:
-        shift = shift_for(hits)
-        high = float(special.betaincinv(hits + shift, misses + 1 - shift, 1 - tail))
+        c = continuity_at(hits)
+        high = float(special.betaincinv(hits + c, misses + 1 - c, 1 - tail))
     return low, high

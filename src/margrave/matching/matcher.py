@@ -249,7 +249,7 @@ class Matcher:
 
     def decide(self, first: Face, second: Face, *, far: float | None = None) -> Verification:
         """Decide whether two faces show the same person. See `verify`."""
-        point = self.point(far)
+        point = self.operating_point(far)
         similarity = float(self.unit(first) @ self.unit(second))
         log_likelihood_ratio = self._log_likelihood_ratio(similarity)
         return Verification(
@@ -262,7 +262,7 @@ class Matcher:
             second=second,
         )
 
-    def point(self, far: float | None = None) -> OperatingPoint:
+    def operating_point(self, far: float | None = None) -> OperatingPoint:
         """The operating point used for decisions.
 
         Args:
@@ -366,7 +366,7 @@ class Matcher:
         gallery = self._gallery()
         people = len(gallery)
         if fpir is None:
-            point = self.point()
+            point = self.operating_point()
             threshold, far = point.threshold, point.far
         else:
             threshold, far = threshold_for_fpir(self.model.card, fpir, people)
@@ -428,7 +428,7 @@ class Matcher:
 
         If there is no enrolled vector, refuse faces that do not match the first face.
         """
-        threshold = self.point().threshold
+        threshold = self.operating_point().threshold
         units = [self.unit(face) for face in faces]
         if enrolled_vector is None:
             anchor, anchor_name = units[0], faces[0].image
@@ -447,7 +447,7 @@ class Matcher:
 
     def _check_not_enrolled(self, most_similar: Candidate | None) -> None:
         """Refuse the enrollment if another enrolled person matches."""
-        if most_similar is not None and most_similar.similarity > self.point().threshold:
+        if most_similar is not None and most_similar.similarity > self.operating_point().threshold:
             raise Refused(
                 f"this face is enrolled already, as {most_similar.name!r} (cosine "
                 f"{most_similar.similarity:.3f}); add the images to that person. If they "

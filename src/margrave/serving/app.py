@@ -111,7 +111,7 @@ def make_app(
     Raises:
         ValueError: the key file or the audit trail is damaged, or the model has no thresholds.
     """
-    matcher.point()  # raises the error for a model without thresholds
+    matcher.operating_point()  # raises the error for a model without thresholds
     # Keep images in memory; by default, Starlette writes large images to temporary files.
     MultiPartParser.spool_max_size = settings.max_request_bytes
     if workers is None:

@@ -71,7 +71,8 @@ class FaceTruth(NamedTuple):
         expression: strength of each expression.
         glasses: ``none``, ``clear`` or ``dark``.
         blur: standard deviation of the blur in pixels; 0 means none.
-        resolution: side in pixels before enlarging; the image size means none.
+        resolution: side in pixels to which the image is reduced before it is enlarged again; the
+            image size means no reduction.
         noise: standard deviation of the noise in gray levels; 0 means none.
         occlusion: fraction of the face's bounding box that is covered; 0 means none.
         compression: JPEG quality; 100 means no compression.
@@ -113,8 +114,9 @@ def long_tailed_sizes(total: int, count: int, exponent: float) -> np.ndarray:
     array([18,  9,  6,  4,  3])
     """
     weights = np.arange(1, count + 1, dtype=np.float64) ** -exponent
-    # Bisection finds the largest c for which the sizes do not sum to more than `total`.
-    low, high = 0.0, float(total) / weights[-1]
+    # Bisection finds the largest c for which the sizes do not sum to more than `total`. The largest
+    # class has c images, so c is at most `total`.
+    low, high = 0.0, float(total + 1)
     for _ in range(100):
         middle = (low + high) / 2
         too_many = np.maximum(2, np.floor(middle * weights)).sum() > total

@@ -74,7 +74,7 @@ def from_uniforms(
 class FaceIdentity:
     """The factors of an identity: about seventy continuous values, mostly of shape.
 
-    Widths and other horizontal lengths are half of the full extent, measured from its middle.
+    Widths and other horizontal lengths are half-widths, from the middle of a feature to its edge.
     """
 
     cheek_width: float = uniform(0.61, 0.78)
@@ -93,7 +93,7 @@ class FaceIdentity:
     eye_apex: float = uniform(-0.4, 0.4)
     eye_roundness: float = uniform(1.5, 3.2)
     lid_crease: float = uniform(0.018, 0.06)
-    lid_color: float = uniform(0.72, 1.0)
+    lid_lightness: float = uniform(0.72, 1.0)
     iris_size: float = uniform(0.062, 0.08)
     iris_hue: float = uniform(0.0, 1.0)
     iris_lightness: float = uniform(0.45, 1.15)
@@ -110,7 +110,7 @@ class FaceIdentity:
 
     nose_base: float = uniform(0.22, 0.38)
     nose_width: float = uniform(0.095, 0.185)
-    nose_tip: float = uniform(0.7, 1.4)
+    nose_tip: float = uniform(0.7, 1.4)  # a strength, like nose_bridge
     nose_bridge: float = uniform(0.4, 1.5)
     nose_projection: float = uniform(0.6, 1.5)
     nose_bend: float = triangular(0.0, 0.035)
@@ -157,7 +157,7 @@ class FaceIdentity:
     beard: float = uniform(0.0, 1.0)
     moustache: float = uniform(0.0, 1.0)
     stubble: float = uniform(0.0, 1.0)
-    glasses_habit: float = uniform(0.0, 1.0)
+    glasses_draw: float = uniform(0.0, 1.0)  # the lowest fifth wear glasses habitually
 
     @property
     def mouth_y(self) -> float:
@@ -200,13 +200,14 @@ class FaceCapture:
     frame_lightness: float = uniform(0.0, 1.0, power=2.5)
 
     hair_ruffle: float = uniform(-1.0, 1.0)
-    hair_parting: float = triangular(0.0, 0.5)
+    hair_part_shift: float = triangular(0.0, 0.5)
     beard_growth: float = uniform(0.4, 1.3)
     makeup: float = uniform(0.0, 1.0, power=2.0, neutral=0.0)
 
     def glasses_kind(self, identity: FaceIdentity, nuisance: float) -> str:
         """``none``, ``clear`` or ``dark``; clear glasses are rare except on habitual wearers."""
-        clear_probability = 0.7 if identity.glasses_habit < 0.2 else 0.1
+        is_habitual_wearer = identity.glasses_draw < 0.2
+        clear_probability = 0.7 if is_habitual_wearer else 0.1
         if self.glasses < 0.04 * nuisance:
             return "dark"
         return "clear" if self.glasses < (0.04 + clear_probability) * nuisance else "none"

@@ -129,11 +129,15 @@ def paint_wrinkles(canvas: FaceCanvas, identity: FaceIdentity, capture: FaceCapt
 
 
 def eye_curves(identity: FaceIdentity, capture: FaceCapture) -> tuple[np.ndarray, np.ndarray]:
-    """The edges of the upper and of the lower lids, each (2 eyes, points from inner corner, 2)."""
+    """The edges of the upper and of the lower lids, each (2, points, 2).
+
+    The axes are the eye, the point from the inner to the outer corner, and x and y.
+    """
     closed = min(1.0, capture.eye_closure + 0.25 * max(0.0, capture.smile))
     opening = identity.eye_opening * (1 - closed) * (1 + 0.15 * capture.brow_raise)
-    bend = ACROSS - 0.35 * identity.eye_apex * (1 - ACROSS**2)
-    upper = -opening * (1 - np.abs(bend) ** identity.eye_roundness)
+    # The position across the eye, warped to be 0 at the lid's highest point.
+    from_apex = ACROSS - 0.35 * identity.eye_apex * (1 - ACROSS**2)
+    upper = -opening * (1 - np.abs(from_apex) ** identity.eye_roundness)
     lower = 0.62 * identity.eye_opening * (1 - 0.3 * closed) * (1 - ACROSS**2) ** 0.8
     x = SIDES * (identity.eye_spacing + identity.eye_width * ACROSS)
     y = (
@@ -145,7 +149,7 @@ def eye_curves(identity: FaceIdentity, capture: FaceCapture) -> tuple[np.ndarray
 
 
 def between(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """(lines, 2 · points, 2) outlines of the areas between the lines of `first` and of `second`."""
+    """Outlines of N areas, (N, 2 · points, 2); area i lies between first[i] and second[i]."""
     return np.concatenate([first, second[:, ::-1]], axis=1)
 
 
@@ -155,7 +159,7 @@ def paint_eyes(
     """Paint the white, iris and highlight, then the lids, which cover parts of them."""
     upper, lower = eye_curves(identity, capture)
     iris = dim(ramp_color(IRIS_COLORS, identity.iris_hue), identity.iris_lightness)
-    lid = dim(skin, identity.lid_color * (1 - 0.25 * capture.makeup))
+    lid = dim(skin, identity.lid_lightness * (1 - 0.25 * capture.makeup))
     lash = mix(dim(skin, 0.3), (22, 16, 14), 0.7)
     centers = np.concatenate(
         [SIDES * identity.eye_spacing, identity.eye_y + 0.5 * SIDES * identity.asymmetry], 1
@@ -247,10 +251,11 @@ def paint_mouth(
     gap = 0.17 * capture.mouth_open + 0.035 * max(0.0, capture.smile - 0.35)
     lip = mix(dim(skin, 0.86), (168, 72, 72), 0.30 * identity.lip_redness + 0.35 * capture.makeup)
     left, right = (middle - half_width, corner), (middle + half_width, corner)
-    roof, floor, bow = y - 0.25 * gap, y + 0.75 * gap, 0.28 * half_width
+    roof, floor, peak_x = y - 0.25 * gap, y + 0.75 * gap, 0.28 * half_width
     high, low = roof - identity.upper_lip, floor + identity.lower_lip
-    peaks = [(middle - bow, high), (middle, high + identity.lip_bow), (middle + bow, high)]
-    upper_edge = curve([left, *peaks, right])
+    notch = (middle, high + identity.lip_bow)
+    cupids_bow = [(middle - peak_x, high), notch, (middle + peak_x, high)]
+    upper_edge = curve([left, *cupids_bow, right])
     upper_seam = curve([left, (middle, roof), right], steps=10)
     lower_seam = curve([left, (middle, floor), right], steps=10)
     swell = [(middle - 0.5 * half_width, low - 0.012), (middle + 0.5 * half_width, low - 0.012)]
@@ -259,10 +264,12 @@ def paint_mouth(
     canvas.fill(np.concatenate([upper_edge, upper_seam[::-1]]), dim(lip, 0.84))
     if gap > 0.012:
         canvas.fill(np.concatenate([upper_seam, lower_seam[::-1]]), (58, 24, 24))
-        bite = upper_seam[2:-2]
-        teeth = bite.copy()
-        teeth[:, 1] += min(0.06, 0.7 * gap) * np.sin(np.linspace(0.15, 3.0, len(bite)))
-        canvas.fill(np.concatenate([bite, teeth[::-1]]), mix((214, 204, 190), skin, 0.15))
+        teeth_top = upper_seam[2:-2]
+        teeth_bottom = teeth_top.copy()
+        height = min(0.06, 0.7 * gap)
+        teeth_bottom[:, 1] += height * np.sin(np.linspace(0.15, 3.0, len(teeth_top)))
+        teeth = np.concatenate([teeth_top, teeth_bottom[::-1]])
+        canvas.fill(teeth, mix((214, 204, 190), skin, 0.15))
     canvas.fill(ribbon(upper_seam, 0.014), dim(lip, 0.45))
     shine = shifted(lower_seam[7:-7], 0.0, 0.45 * identity.lower_lip)
     canvas.draw_strands(shine, mix(lip, (255, 235, 230), 0.2))

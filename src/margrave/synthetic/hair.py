@@ -57,7 +57,7 @@ def hair_band(identity: FaceIdentity, capture: FaceCapture) -> HairBand:
     hairline = -0.985 * identity.skull_height if bald else identity.hairline
     fringe = 0.0 if bald else max(0.0, identity.fringe - 0.5) * 2
     fringe_y = hairline + fringe * 0.85 * (identity.eye_y - identity.brow_height - hairline)
-    part = 0.45 * identity.hair_part + 0.2 * capture.hair_parting
+    part = 0.45 * identity.hair_part + 0.2 * capture.hair_part_shift
     peak = 0.0 if bald else identity.widow_peak * (1 - fringe)
     recession = 0.0 if bald else identity.recession * (1 - fringe) * (1.0 if short else 0.5)
     inner_x = cheek * (0.99 if short else 0.99 - 0.10 * identity.hair_length)
