@@ -73,7 +73,9 @@ def align(
         console.print(f"rejected: {result.photo}: {result.rejected}", markup=False, soft_wrap=True)
     if len(rejected) > 10:
         console.print(
-            f"and {len(rejected) - 10} more, listed in {crops / 'rejected.csv'}", markup=False
+            f"and {len(rejected) - 10} more, listed in {crops / 'rejected.csv'}",
+            markup=False,
+            soft_wrap=True,
         )
     if crop_paths:
         # The contact sheet shows up to 12 crops of each of the first 10 subfolders, one subfolder

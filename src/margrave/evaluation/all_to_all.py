@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -289,10 +290,10 @@ def _tail_size(
     tail_size = min(tail_length(allowed), impostors)
     if tail_size > MAX_IMPOSTOR_SCORES:
         # The tail may be up to twice as long as the number of allowed false accepts.
+        max_far = 10.0 ** math.floor(math.log10(MAX_IMPOSTOR_SCORES / 2 / impostors))
         raise ValueError(
             f"FAR {max(far_targets)} allows {allowed:,} false accepts among {impostors:,} "
-            f"impostor pairs, too many scores to store; use FAR targets of at most "
-            f"{MAX_IMPOSTOR_SCORES / 2 / impostors:.1g}"
+            f"impostor pairs, too many scores to store; use FAR targets of at most {max_far:g}"
         )
     return tail_size
 
