@@ -189,9 +189,7 @@ def test_results_from_the_list_equal_new_ones(photos: Path, tmp_path: Path) -> N
         (b"", "not JSON"),
     ],
 )
-def test_a_damaged_line_is_named(
-    line: bytes, message: str, photos: Path, tmp_path: Path
-) -> None:
+def test_a_damaged_line_is_named(line: bytes, message: str, photos: Path, tmp_path: Path) -> None:
     align_photos(photos, tmp_path / "crops", AlignmentSettings())
     path = tmp_path / "crops" / "aligned.jsonl"
     settings = path.read_bytes().splitlines(keepends=True)[0]
