@@ -21,12 +21,12 @@ from margrave.training import (
     StepReport,
     StopRequested,
     fit,
+    interruption,
     latest_checkpoint,
     locked,
     read_metrics,
     read_state,
 )
-from margrave.training import interruption
 from margrave.training.interruption import StopSignals
 
 sys.path.insert(0, str(Path(__file__).parent))

@@ -197,8 +197,10 @@ class _Worker:
 
     @classmethod
     def align(cls, task: tuple[str, str, str]) -> AlignedPhoto:
-        path, *names = task
-        return align_photo(cls.photos, path, cls.crops, *names, cls.detector, cls.settings)
+        path, single, numbered = task
+        return align_photo(
+            cls.photos, path, cls.crops, single, numbered, cls.detector, cls.settings
+        )
 
 
 def align_photo(
