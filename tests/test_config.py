@@ -72,6 +72,12 @@ def test_later_files_win(tmp_path: Path) -> None:
         (["data.train.kind=folders"], r"unknown data set 'folders'; did you mean 'folder'"),
         (["head.kind=dens"], r"unknown head 'dens'; did you mean 'dense'"),
         (["head.blocks=3"], r"head 'chunked' has no setting 'blocks'"),
+        (["head.block_size=abc"], r"head 'chunked', block_size = 'abc': must be a whole number"),
+        (["head.block_size=-5"], r"head 'chunked': block_size = -5 must be at least 1"),
+        (["head.products=nonsense"], r"head 'chunked', products = 'nonsense': must be 'auto'"),
+        (["head.memory_budget=x"], r"head 'chunked', memory_budget = 'x': must be a number"),
+        (["head.sample_rate=2"], r"head 'chunked': sample_rate = 2.0 must be in"),
+        (["head.num_classes=5"], r"head 'chunked' has no setting 'num_classes'"),
         (["training.epochs=many"], r"training.epochs = 'many': must be a whole number"),
         (["training.epochs=0"], r"training.epochs = 0: .*greater than or equal to 1"),
         (["loss.margin=wide"], r"margin = 'wide'"),
@@ -92,6 +98,11 @@ def test_later_files_win(tmp_path: Path) -> None:
 def test_mistakes_are_named(overrides: list[str], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         read_config(["small"], merge(DATA, parse_overrides(overrides)))
+
+
+def test_settings_of_the_head_get_their_types_and_no_defaults() -> None:
+    config = read_config([], merge(DATA, {"head": {"block_size": "300"}}))
+    assert config.head == {"products": "auto", "kind": "chunked", "block_size": 300}
 
 
 def test_training_images_are_asked_for() -> None:

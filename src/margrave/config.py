@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
@@ -18,7 +19,7 @@ from margrave.data import SOURCES, Augmentation, Fit
 from margrave.files import atomic_write, read_yaml
 from margrave.former_names import current_config
 from margrave.heads import HEADS
-from margrave.losses import LOSSES
+from margrave.losses import LOSSES, Loss
 from margrave.losses import create as create_loss
 from margrave.recipes import recipe_text
 from margrave.registry import checked_settings, explain, settings_schema, suggest
@@ -33,8 +34,8 @@ DEFAULTS = {
 }
 """The default components of a run."""
 
-SUPPLIED_BY_THE_RUN = {"loss", "num_classes", "embedding_size", "num_samples"}
-"""Head arguments that the run passes in; they are not settings."""
+SUPPLIED_BY_THE_RUN = {"loss": None, "num_classes": 2, "embedding_size": 1, "num_samples": 2}
+"""Head arguments that the run passes in, with values for a tiny head; they are not settings."""
 
 
 class DataSettings(Settings):
@@ -151,7 +152,9 @@ def parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
 def read_config(
     recipes: Sequence[str | Mapping[str, Any]], overrides: Mapping[str, Any]
 ) -> RunConfig:
-    """Merge recipes and overrides, check every key and value, and fill in every default.
+    """Merge recipes and overrides, check every key and value, and fill in defaults.
+
+    The head is checked too, but gets only the default of ``products``.
 
     Args:
         recipes: recipe names, files or blocks of settings; later ones override earlier ones.
@@ -199,7 +202,7 @@ def resolve(values: Mapping[str, Any]) -> RunConfig:
     # Building augmentation and loss checks their value ranges now, not after minutes of reading
     # images.
     Augmentation(**augmentation)
-    create_loss(loss)
+    built_loss = create_loss(loss)
     sets = {
         name: evaluation_set.model_copy(update={"images": _checked_images(evaluation_set, name)})
         for name, evaluation_set in config.evaluation.sets.items()
@@ -211,7 +214,7 @@ def resolve(values: Mapping[str, Any]) -> RunConfig:
             ),
             "backbone": _checked_backbone(config.backbone, data.image_size),
             "loss": loss,
-            "head": _checked_head(config.head),
+            "head": _checked_head(config.head, built_loss),
             "evaluation": config.evaluation.model_copy(update={"sets": sets}),
         }
     )
@@ -247,14 +250,36 @@ def _checked_images(evaluation_set: EvaluationSet, name: str) -> dict[str, Any]:
         raise ValueError(f"evaluation.sets.{name}.images: {error}") from None
 
 
-def _checked_head(spec: Mapping[str, Any]) -> dict[str, Any]:
-    head = HEADS.get(str(spec.get("kind")))
-    settings = set(settings_schema(head).model_fields) - SUPPLIED_BY_THE_RUN
+def _checked_head(spec: Mapping[str, Any], loss: Loss) -> dict[str, Any]:
+    """Validate the head's settings and convert them to their types; add no defaults.
+
+    Run folders and studies contain only the settings that were given.
+    """
+    kind = str(spec.get("kind"))
+    head = HEADS.get(kind)
+    place = f"head {kind!r}"
+    fields = set(settings_schema(head).model_fields)
+    settings = fields - SUPPLIED_BY_THE_RUN.keys()
     for key in set(spec) - settings - {"kind"}:
-        raise ValueError(f"head {spec['kind']!r} has no setting {key!r}; {suggest(key, settings)}")
+        raise ValueError(f"{place} has no setting {key!r}; {suggest(key, settings)}")
+    supplied = {
+        name: value
+        for name, value in (SUPPLIED_BY_THE_RUN | {"loss": loss}).items()
+        if name in fields
+    }
+    given = {name: value for name, value in spec.items() if name != "kind"}
+    checked = checked_settings(head, supplied | given, place)
+    if kind in HEADS:
+        # A tiny head checks the settings' ranges. An imported one may need the real arguments.
+        try:
+            with torch.random.fork_rng(devices=[]):
+                head(**checked)
+        except ValueError as error:
+            raise ValueError(f"{place}: {error}") from None
     # A head built in Python defaults to float32 matrix products. A run defaults to the precision
     # that is fastest on its machine.
-    return ({"products": "auto"} if "products" in settings else {}) | dict(spec)
+    automatic = {"products": "auto"} if "products" in settings else {}
+    return automatic | {name: checked.get(name, value) for name, value in spec.items()}
 
 
 def flat_settings(values: Any, prefix: str = "") -> dict[str, Any]:

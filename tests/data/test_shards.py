@@ -27,6 +27,7 @@ from margrave.data import (
     ArrayImages,
     EpochSampler,
     ImageFolder,
+    ImageSubset,
     ShardImages,
     TrainingImages,
     WindowSampler,
@@ -179,6 +180,22 @@ def test_every_kind_of_tar(kind: int, packed: Path, tmp_path: Path) -> None:
     assert ShardImages(tmp_path).read_bytes(3) == image
 
 
+@pytest.mark.parametrize(("extension", "label"), [("CLS", b"%d"), ("Json", b'{"label": %d}')])
+def test_extensions_may_be_capitals(
+    extension: str, label: bytes, packed: Path, tmp_path: Path
+) -> None:
+    with tarfile.open(tmp_path / "one.tar", "w") as tar:
+        for number in range(2):
+            for name, data in (
+                (f"{number}.JPG", ShardImages(packed).read_bytes(0)),
+                (f"{number}.{extension}", label % number),
+            ):
+                info = tarfile.TarInfo(name)
+                info.size = len(data)
+                tar.addfile(info, io.BytesIO(data))
+    assert ShardImages(tmp_path).labels.tolist() == [0, 1]
+
+
 class Ranges(SimpleHTTPRequestHandler):
     """A file server that serves ranges, and fails on request."""
 
@@ -238,6 +255,17 @@ def test_streamed_over_http(packed: Path, server: str) -> None:
     spans = [asked for asked in Ranges.asked if asked[0].endswith(".tar")]
     pieces = len(here.pieces) - 1
     assert len(set(spans)) <= pieces + 1 and len(spans) <= 1 + pieces + (pieces + 2)
+
+
+def test_a_part_of_streamed_shards_is_fetched_in_pieces(server: str) -> None:
+    there = ShardImages(server, piece_images=8, window_pieces=2)
+    part = ImageSubset(there, np.flatnonzero(there.labels % 2))
+    assert part.pieces is not None and part.pieces[-1] == len(part)
+    Ranges.asked.clear()
+    sampler = WindowSampler(part.pieces, part.window, 4, 0, workers=1)
+    batches = list(training_loader(TrainingImages(part, 32), sampler, 0))
+    assert sum(len(batch.indices) for batch in batches) > len(part) - 4
+    assert len(Ranges.asked) < len(there.pieces) + 3 < len(part)
 
 
 def test_a_server_that_fails_is_asked_again(

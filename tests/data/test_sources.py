@@ -253,6 +253,15 @@ def test_a_source_from_outside_gets_the_rest_of_the_contract() -> None:
     assert batch.labels.tolist() == [1, 0] and int(batch.images[0].max()) == 2
 
 
+@pytest.mark.parametrize("label", [2, -1])
+def test_labels_must_be_indices_of_class_names(label: int) -> None:
+    class Wrong(Least):
+        labels = np.array([0, label, 1])
+
+    with pytest.raises(ValueError, match=rf"Wrong: labels\[1\] is {label}, but there are 2 class"):
+        open_source(Wrong())
+
+
 @pytest.mark.usefixtures("importable")
 def test_the_example_opens_an_npz_file(tmp_path: Path) -> None:
     spec = _npz(tmp_path) | {"minimum_images": 2}

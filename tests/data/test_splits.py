@@ -67,3 +67,37 @@ def test_a_subset_numbers_identities_anew() -> None:
     assert subset.class_names == ("ben", "carl")
     assert subset.name(1) == "image 2" and subset.read(2)[0, 0, 0] == 3
     assert subset.content_digest == "ab12" and subset.alignment == "arcface"
+
+
+class _Pieces(_Images):
+    """Images in three pieces; remembers what was fetched together."""
+
+    pieces = np.array([0, 2, 4, 5])
+    window = 4
+
+    def __init__(self) -> None:
+        self.fetched: list[int] = []
+
+    def prefetch(self, indices: list[int]) -> None:
+        self.fetched += indices
+
+
+def test_a_subset_is_fetched_in_pieces() -> None:
+    images = _Pieces()
+    subset = ImageSubset(images, np.array([0, 1, 4]))
+    assert subset.pieces is not None and subset.pieces.tolist() == [0, 2, 3]
+    assert subset.window == 2
+    subset.prefetch([1, 2])
+    assert images.fetched == [1, 4]
+
+
+def test_images_in_another_order_or_of_few_pieces_are_fetched_one_by_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    images = _Pieces()
+    shuffled = ImageSubset(images, np.array([4, 0, 1]))
+    monkeypatch.setattr("margrave.data.splits.MIN_SHARE_FOR_PIECES", 0.5)
+    for subset in (shuffled, ImageSubset(images, np.array([0, 4]))):
+        assert subset.pieces is None
+        subset.prefetch([0, 1])
+    assert not images.fetched

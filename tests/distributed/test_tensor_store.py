@@ -185,6 +185,16 @@ def test_a_part_lies_within_its_folder(stored: Path, change: Any, message: str) 
         stored_tensors(stored)
 
 
+def test_properties_without_a_state_are_refused(
+    stored: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index = pickle.loads((stored / ".metadata").read_bytes())
+    monkeypatch.setattr(index_classes.TensorProperties, "__getstate__", lambda self: ())
+    (stored / ".metadata").write_bytes(pickle.dumps(index, 2))
+    with pytest.raises(ValueError, match="expected TensorProperties"):
+        stored_tensors(stored)
+
+
 def test_a_full_disk_is_one_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*given: Any) -> None:
         raise OSError(28, "No space left on device")

@@ -11,7 +11,14 @@ import numpy as np
 import pytest
 
 from margrave.data import ImageFiles
-from margrave.faces import TEMPLATE, AlignmentSettings, Detection, align_photos
+from margrave.faces import (
+    TEMPLATE,
+    AlignedPhoto,
+    AlignmentSettings,
+    Detection,
+    align_photos,
+)
+from margrave.faces.aligned_photos import _crop_names
 
 SHARED = Path(__file__).parents[3] / "shared"
 PHOTOS, MODELS = SHARED / "data" / "photos", SHARED / "models"
@@ -123,6 +130,75 @@ def test_photos_called_alike_keep_their_endings(photos: Path, tmp_path: Path) ->
     results = align_photos(photos, tmp_path / "crops", AlignmentSettings())
     crops = {one.photo: one.crops for one in results if one.photo.startswith("two")}
     assert crops == {"two.bmp": ("two.bmp.jpg",), "two.png": ("two.png.jpg",)}
+
+
+def test_a_numbered_crop_is_not_overwritten(photos: Path, tmp_path: Path) -> None:
+    cv2.imwrite(str(photos / "two-1.png"), cv2.imread(str(photos / "anna" / "one.png")))
+    settings = AlignmentSettings(every_face=True)
+    results = {one.photo: one.crops for one in align_photos(photos, tmp_path / "crops", settings)}
+    assert results["two-1.png"] == ("two-1.jpg",)
+    assert results["two.png"] == ("two.png-1.jpg", "two.png-2.jpg")
+    assert results["anna/one.png"] == ("anna/one.jpg",)
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (["a.png", "a-1.jpg"], {"a.png": ("a", "a.png"), "a-1.jpg": ("a-1", "a-1")}),
+        (["a.png", "a-b.jpg"], {"a.png": ("a", "a"), "a-b.jpg": ("a-b", "a-b")}),
+        (["a.png", "a.png.bmp"], {"a.png": ("a", "a"), "a.png.bmp": ("a.png", "a.png")}),
+        (
+            ["a.png", "a.jpg", "a.png.bmp"],
+            {
+                "a.png": ("a.png_", "a.png_"),
+                "a.jpg": ("a.jpg", "a.jpg"),
+                "a.png.bmp": ("a.png.bmp", "a.png.bmp"),
+            },
+        ),
+    ],
+)
+def test_no_two_photos_write_one_crop(
+    names: list[str], expected: dict[str, tuple[str, str]]
+) -> None:
+    assert _crop_names(names, {}) == expected
+    # Resuming gives the remaining photos the same names.
+    for name in names:
+        crops = (f"{expected[name][0]}.jpg",)
+        assert _crop_names(names, {name: AlignedPhoto(photo=name, crops=crops)}) == expected
+
+
+def test_crops_of_earlier_calls_are_not_overwritten() -> None:
+    earlier = {"a.png": AlignedPhoto(photo="a.png", crops=("a-1.jpg", "a-2.jpg"))}
+    assert _crop_names(["a.png", "a-1.png"], earlier)["a-1.png"][0] == "a-1.png"
+
+
+def test_results_from_the_list_equal_new_ones(photos: Path, tmp_path: Path) -> None:
+    new = align_photos(photos, tmp_path / "crops", AlignmentSettings(every_face=True))
+    assert align_photos(photos, tmp_path / "crops", AlignmentSettings(every_face=True)) == new
+    assert len({*new}) == 5
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (b'{"photo": ["x"]}', "photo = .'x'.: must be text"),
+        (b'{"photo": "x", "crops": "y"}', "crops = 'y': must be a list"),
+        (b'{"photo": "x", "eyes": 2}', "no setting 'eyes'"),
+        (b'{"photo": "\xff"}', "not JSON"),
+        (b'"photo"', "must be a mapping"),
+        (b"", "not JSON"),
+    ],
+)
+def test_a_damaged_line_is_named(line: bytes, message: str, photos: Path, tmp_path: Path) -> None:
+    align_photos(photos, tmp_path / "crops", AlignmentSettings())
+    path = tmp_path / "crops" / "aligned.jsonl"
+    settings = path.read_bytes().splitlines(keepends=True)[0]
+    path.write_bytes(settings + line + b"\n")
+    with pytest.raises(ValueError, match=rf"aligned\.jsonl, line 2 is damaged .*{message}"):
+        align_photos(photos, tmp_path / "crops", AlignmentSettings())
+    path.write_bytes(settings.replace(b"112", b'"wide"'))
+    with pytest.raises(ValueError, match=r"line 1 is damaged .*size = 'wide': must be a whole"):
+        align_photos(photos, tmp_path / "crops", AlignmentSettings())
 
 
 def test_no_photos(tmp_path: Path) -> None:

@@ -257,3 +257,15 @@ def test_a_long_record_that_many_keys_name_is_not_read_again_and_again(tmp_path:
     (tmp_path / "train.idx").write_text("".join(lines))
     with pytest.raises(ValueError, match=r"train\.rec has \d+ bytes but would take more"):
         RecordImages(tmp_path)
+
+
+def test_no_record_key_may_exceed_what_float32_represents(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Record 0 stores the end of the identity records: 6 images and 2 identities give 9.
+    pairs = [(number // 3, b"") for number in range(6)]
+    monkeypatch.setattr("margrave.data.record_images.MAX_LABEL", 9)
+    write_record_images(tmp_path, pairs, 112)
+    monkeypatch.setattr("margrave.data.record_images.MAX_LABEL", 8)
+    with pytest.raises(ValueError, match="6 images of 2 identities need record keys above 8"):
+        write_record_images(tmp_path, pairs, 112)

@@ -12,10 +12,13 @@ import pytest
 import torch
 
 from margrave import backbones
+from margrave.data import ArrayImages
 from margrave.inference import (
     ChosenRows,
     Embedder,
     FeatureStore,
+    FusedRows,
+    embed_features,
     embed_to_store,
     feature_store,
     store_files,
@@ -228,6 +231,40 @@ def test_chosen_rows_are_read_in_any_order() -> None:
         assert view.shape == (len(chosen), 2)
         np.testing.assert_array_equal(view[0 : len(chosen)], rows[chosen])
         np.testing.assert_array_equal(view[1:3], rows[chosen[1:3]])
+
+
+@pytest.mark.parametrize("step", [slice(None, None, 2), slice(3, 0, -2), slice(3, 1), slice(1, 3)])
+def test_fused_rows_are_sliced_as_arrays_are(step: slice, tmp_path: Path) -> None:
+    plain, flipped = np.arange(8, dtype=np.float32).reshape(2, 4, 1)
+    np.save(tmp_path / "plain.npy", plain)
+    for array in (plain, np.load(tmp_path / "plain.npy", mmap_mode="r")):
+        rows = FusedRows(array, flipped)
+        np.testing.assert_array_equal(rows[step], (plain + flipped)[step])
+        assert torch.from_numpy(rows[step]).shape == rows[step].shape
+
+
+class Slanted(torch.nn.Module):
+    """Gives NaN for images that are brighter on the left."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = torch.nn.Parameter(torch.ones(1))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        left, right = images.mean(dim=(1, 2)).chunk(2, dim=1)
+        return self.scale * (right.mean(1) - left.mean(1)).sqrt()[:, None]
+
+
+def test_a_flipped_embedding_that_is_not_finite_is_refused(tmp_path: Path) -> None:
+    image = np.zeros((32, 32, 3), np.uint8)
+    image[:, 16:] = 200
+    images = ArrayImages(np.stack([image] * 9))
+    embedder = Embedder(Slanted(), ModelCard(backbone=BACKBONE, image_size=32), batch_size=5)
+    with pytest.raises(ValueError, match=r"image 0 \(flipped\) is infinite or NaN"):
+        embed_features(embedder, images)
+    with pytest.raises(ValueError, match=r"image 0 \(flipped\) is infinite or NaN"):
+        embed_to_store(embedder, images, tmp_path / "features")
+    assert np.isfinite(embed_features(embedder, images, flips=False).embeddings).all()
 
 
 def test_the_header_is_readable_by_people(

@@ -40,6 +40,12 @@ def test_a_roc_alone_is_drawn(tmp_path: Path) -> None:
     assert cv2.imread(str(tmp_path / "curves.png")).std() > 5
 
 
+def test_evaluations_of_one_epoch_are_drawn(tmp_path: Path) -> None:
+    lines = [{"kind": "evaluation", "set": "unseen", "epoch": 3, "accuracy": 0.9}]
+    draw_curves(lines, tmp_path / "curves.png")
+    assert cv2.imread(str(tmp_path / "curves.png")).std() > 5
+
+
 def test_smoothing_keeps_the_ends_and_the_slope() -> None:
     values = np.arange(30.0)
     np.testing.assert_allclose(_running_mean(values), values)

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from pathlib import Path
@@ -20,11 +21,13 @@ from margrave.training import (
     StepReport,
     StopRequested,
     fit,
+    interruption,
     latest_checkpoint,
     locked,
     read_metrics,
     read_state,
 )
+from margrave.training.interruption import StopSignals
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -139,6 +142,20 @@ def _is_running(rank: str) -> bool:
         return Path(f"/proc/{rank}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
         return False
+
+
+def test_no_timer_outlives_a_stop_that_was_requested_twice(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(interruption, "has_launcher", lambda: True)
+    before = set(threading.enumerate())
+    with StopSignals() as stop:
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGTERM)
+        (timer,) = set(threading.enumerate()) - before
+        assert stop.requested
+    timer.join(10)
+    assert not timer.is_alive()
 
 
 class Stop(Exception):

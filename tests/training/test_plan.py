@@ -133,6 +133,38 @@ def test_ranks_share_classes_and_talk() -> None:
     assert alone.step_seconds > alone.floor
 
 
+def test_fsdp_shards_the_backbone() -> None:
+    def planned(ranks: int, **changed: Any) -> Any:
+        settings = TrainingSettings(batch_size=256, **changed)
+        return plan(settings=settings, backbone={"kind": "iresnet50"}, ranks=ranks)
+
+    one, copied, sharded = planned(1), planned(8), planned(8, strategy="fsdp")
+    assert planned(1, strategy="fsdp") == one
+    parameters = one.memory["backbone"] / 3
+    assert copied.memory["backbone"] == 4 * parameters
+    # A full copy for evaluations, an eighth of weights, gradient and moment, and gathered blocks.
+    assert 1.375 * parameters < sharded.memory["backbone"] < copied.memory["backbone"]
+    assert planned(64, strategy="fsdp").memory["backbone"] < sharded.memory["backbone"]
+    averaged = planned(8, strategy="fsdp", weight_average=0.9)
+    assert averaged.memory["backbone"] == sharded.memory["backbone"] + parameters
+    accumulated = planned(8, strategy="fsdp", accumulate=2)
+    assert accumulated.memory["backbone"] > sharded.memory["backbone"]
+    exchanged = "exchange of weights and gradients"
+    assert accumulated.seconds[exchanged] > sharded.seconds[exchanged] > 0
+    assert "all-reduce of gradients" not in sharded.seconds
+
+
+def test_a_momentum_encoder_is_another_copy_with_a_forward_pass() -> None:
+    losses = (
+        create({"kind": "kappaface", "estimator": estimator})
+        for estimator in ("online", "momentum_encoder")
+    )
+    online, encoder = (plan(loss=loss, backbone={"kind": "iresnet50"}) for loss in losses)
+    assert encoder.memory["backbone"] == pytest.approx(4 / 3 * online.memory["backbone"])
+    assert encoder.seconds["backbone"] == pytest.approx(4 / 3 * online.seconds["backbone"])
+    assert encoder.floor - online.floor == pytest.approx(online.seconds["backbone"] / 3)
+
+
 def test_a_sample_is_faster_and_smaller() -> None:
     every, few = plan(), plan(head={"kind": "chunked", "sample_rate": 0.1})
     assert few.memory["gradient of centers"] < 0.5 * every.memory["gradient of centers"]

@@ -35,7 +35,8 @@ class AdaptedImages(ReadableImages):
         images: the object. Any other members of `ReadableImages` that it has are used too.
 
     Raises:
-        ValueError: a required method is missing, or there is not one label per image.
+        ValueError: a required method is missing, there is not one label per image, or a label is
+            not an index into ``class_names``.
     """
 
     def __init__(self, images: Any) -> None:
@@ -56,6 +57,14 @@ class AdaptedImages(ReadableImages):
                 raise ValueError(
                     f"{type(images).__name__} has {len(self.labels)} labels for {len(images)} "
                     "images; give one label per image"
+                )
+            invalid = (self.labels < 0) | (self.labels >= len(self.class_names))
+            if invalid.any():
+                first = int(invalid.argmax())
+                raise ValueError(
+                    f"{type(images).__name__}: labels[{first}] is {self.labels[first]}, but there "
+                    f"are {len(self.class_names)} class_names; give labels from 0 to "
+                    f"{len(self.class_names) - 1}, or no class_names"
                 )
         for name in (*_OPTIONAL_ATTRIBUTES, *_OPTIONAL_METHODS):
             if hasattr(images, name):

@@ -91,9 +91,8 @@ def _parse_line(place: str, line: str, genuine: bool) -> list[tuple[str, str]]:
     if len(parts) != 4 or None in (parse_whole_number(parts[1]), parse_whole_number(parts[3])):
         expected = "name number number" if genuine else "name number name number"
         raise ValueError(f"{place}: {line!r}; expected {expected!r}")
-    if (parts[0] == parts[2]) != genuine:
-        expected = "one identity" if genuine else "two different identities"
-        raise ValueError(f"{place}: {line!r}; expected {expected}")
+    if not genuine and parts[0] == parts[2]:
+        raise ValueError(f"{place}: {line!r}; expected two different identities")
     return [(name, f"{name}_{int(number):04d}") for name, number in (parts[:2], parts[2:])]
 
 

@@ -282,7 +282,8 @@ def write_record_images(
             an array of two numbers, as some tools do.
 
     Raises:
-        ValueError: the labels are not in order, or there are too many images for the format.
+        ValueError: the labels are not in order, or there are too many images and identities for
+            the format.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -302,10 +303,12 @@ def write_record_images(
                     "sort by label"
                 )
             key_ranges[-1][1] = key + 1
-            if key >= MAX_LABEL:
+            # The end of the identity records, which record 0 gives, is the largest number.
+            if key + 1 + len(key_ranges) > MAX_LABEL:
                 raise ValueError(
-                    f"{MAX_LABEL} images or more: the format stores their keys as float32 and "
-                    "cannot represent larger keys; pack the images as shards"
+                    f"{key} images of {quantity(len(key_ranges), 'identity')} need record keys "
+                    f"above {MAX_LABEL}: the format stores keys as float32, which cannot represent "
+                    "them; pack the images as shards"
                 )
             stored_label = np.array([label, 0], np.float32) if arrays(key) else float(label)
             offsets.append(writer.write(join_record(key, stored_label, image)))

@@ -380,10 +380,11 @@ def _scan_shard(path: Path) -> list[tuple[int, int, int, int]]:
     for member in tar_members(read, length, str(path)):
         sample_key, _, extension = member.name.rpartition("/")[2].partition(".")
         sample_key = f"{member.name.rpartition('/')[0]}/{sample_key}"
+        extension = extension.lower()
         if sample_key != key:
             rows += _sample_rows(path, key, image, label)
             key, image, label = sample_key, None, None
-        if extension.lower() in IMAGE_EXTENSIONS and image is None:
+        if extension in IMAGE_EXTENSIONS and image is None:
             image = member
         elif extension in ("cls", "json") and label is None:
             if member.size > MAX_LABEL_BYTES:

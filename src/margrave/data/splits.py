@@ -9,6 +9,9 @@ import numpy as np
 from margrave.data.sources import ImageSource, open_source
 from margrave.images import FaceImages
 
+MIN_SHARE_FOR_PIECES = 1 / 16
+"""A smaller share of the full set is read image by image: whole pieces would mostly be unused."""
+
 
 def split_identities(
     labels: np.ndarray, parts: Sequence[float] | Sequence[int], seed: int = 0
@@ -69,6 +72,16 @@ class ImageSubset(FaceImages):
         self.labels = labels.astype(np.int64)
         self.class_names = tuple(source.class_names[int(label)] for label in classes)
         self.alignment = source.alignment
+        self._pieces = self._pieces_of(source)
+        # As many pieces as in a window of the full set, since sources cache that many.
+        self.window = max(1, source.window * len(self.indices) // max(1, len(source)))
+
+    def _pieces_of(self, source: FaceImages) -> np.ndarray | None:
+        is_ascending = (np.diff(self.indices) > 0).all()
+        is_sparse = len(self.indices) < MIN_SHARE_FOR_PIECES * len(source)
+        if source.pieces is None or is_sparse or not is_ascending:
+            return None
+        return np.unique(np.searchsorted(self.indices, source.pieces))
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -88,6 +101,20 @@ class ImageSubset(FaceImages):
     def read_bytes(self, index: int) -> bytes | None:
         """The image's encoded file, or None if there is none."""
         return self._images.read_bytes(int(self.indices[index]))
+
+    def prefetch(self, indices: Sequence[int]) -> None:
+        """Fetch these images together, unless that would fetch mostly images of other parts."""
+        if self._pieces is not None or self._images.pieces is None:
+            self._images.prefetch(self.indices[np.asarray(indices, np.int64)].tolist())
+
+    @property
+    def pieces(self) -> np.ndarray | None:
+        """(P + 1,) index of the first image of each piece, then M; see `ReadableImages.pieces`.
+
+        None if the full set has no pieces, or if the subset contains few of its images or
+        contains them in another order.
+        """
+        return self._pieces
 
     @property
     def content_digest(self) -> str | None:

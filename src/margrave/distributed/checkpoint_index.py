@@ -79,7 +79,7 @@ def read_index(path: Path) -> Metadata:
             for index, info in _checked_mapping(root["storage_data"]).items()
         }
     # In a damaged file, anything may be missing or have the wrong type.
-    except (OSError, KeyError, TypeError, ValueError) as error:
+    except (OSError, LookupError, TypeError, ValueError) as error:
         raise ValueError(f"{path} is damaged or not a {KIND}: {error}") from error
     undescribed = {index.fqn for index in storage} - set(tensors)
     if undescribed:
@@ -125,9 +125,10 @@ def _shape(value: Any) -> torch.Size:
 def _tensor_metadata(value: Any) -> TensorStorageMetadata:
     metadata = _object_state(value, "TensorStorageMetadata")
     properties = metadata["properties"]
-    if not isinstance(properties, PickledObject) or not isinstance(properties.state, tuple):
+    state = properties.state if isinstance(properties, PickledObject) else None
+    if not isinstance(state, tuple) or not state:
         raise ValueError("expected TensorProperties")
-    module, dtype = getattr(properties.state[0], "name", ("", ""))
+    module, dtype = getattr(state[0], "name", ("", ""))
     if module != "torch" or dtype not in DTYPES:
         raise ValueError("unknown tensor dtype")
     return TensorStorageMetadata(

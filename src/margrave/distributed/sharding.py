@@ -18,12 +18,21 @@ def shard_parameters(network: nn.Module, mesh: DeviceMesh) -> nn.Module:
     from torch.distributed.fsdp import fully_shard
 
     data_parallel = mesh["data_parallel"]
-    for sequence in network.children():
-        for block in sequence if isinstance(sequence, nn.Sequential | nn.ModuleList) else ():
-            if sum(parameter.numel() for parameter in block.parameters()) >= MIN_GROUP_PARAMETERS:
-                fully_shard(block, mesh=data_parallel)
+    for block in sharded_blocks(network):
+        fully_shard(block, mesh=data_parallel)
     fully_shard(network, mesh=data_parallel)
     return network
+
+
+def sharded_blocks(network: nn.Module) -> list[nn.Module]:
+    """The blocks that `shard_parameters` gathers one at a time."""
+    return [
+        block
+        for sequence in network.children()
+        if isinstance(sequence, nn.Sequential | nn.ModuleList)
+        for block in sequence
+        if sum(parameter.numel() for parameter in block.parameters()) >= MIN_GROUP_PARAMETERS
+    ]
 
 
 def full_tensor(tensor: Tensor) -> Tensor:

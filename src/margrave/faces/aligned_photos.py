@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from multiprocessing import get_context
@@ -15,6 +16,7 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
+from pydantic import ValidationError
 
 from margrave.data import ImageFiles, decode_image, image_paths
 from margrave.faces.alignment import align_face
@@ -23,6 +25,7 @@ from margrave.faces.mtcnn import MTCNN
 from margrave.faces.yunet import YuNet
 from margrave.files import atomic_write, read_json
 from margrave.progress import Progress
+from margrave.registry import checked_settings, explain, settings_schema
 
 LIST_FILE = "aligned.jsonl"
 """The file in the crop folder that lists the settings and the result of each photo."""
@@ -129,8 +132,8 @@ def align_photos(
         raise ValueError(f"{photos} and its subfolders contain no photos; check the folder")
     settings.build()  # if the detector cannot be created, fail here instead of in a worker
     results = _read_list(crops, settings)
-    names = _crop_names(paths)
-    remaining = [(path, names[path]) for path in paths if path not in results]
+    names = _crop_names(paths, results)
+    remaining = [(path, *names[path]) for path in paths if path not in results]
     crops.mkdir(parents=True, exist_ok=True)
     num_done = len(paths) - len(remaining)
     progress(num_done, len(paths))
@@ -150,7 +153,7 @@ def _align_all(
     photos: Path,
     crops: Path,
     settings: AlignmentSettings,
-    tasks: list[tuple[str, str]],
+    tasks: list[tuple[str, str, str]],
     workers: int,
 ) -> Iterator[AlignedPhoto]:
     """Align each photo in worker processes, or in this process if there are few; yields results.
@@ -159,8 +162,8 @@ def _align_all(
         photos: the photo folder.
         crops: the folder for the crops.
         settings: settings of the detector and the crops.
-        tasks: (path of the photo, path of its crops without extension), each relative to its
-            folder.
+        tasks: each photo's path, relative to the photo folder, and its two names (see
+            `_crop_names`).
         workers: number of processes.
     """
     if workers == 1 or len(tasks) < 2 * CHUNK_SIZE:
@@ -193,13 +196,21 @@ class _Worker:
         cls.detector = settings.build()
 
     @classmethod
-    def align(cls, task: tuple[str, str]) -> AlignedPhoto:
-        path, name = task
-        return align_photo(cls.photos, path, cls.crops, name, cls.detector, cls.settings)
+    def align(cls, task: tuple[str, str, str]) -> AlignedPhoto:
+        path, single, numbered = task
+        return align_photo(
+            cls.photos, path, cls.crops, single, numbered, cls.detector, cls.settings
+        )
 
 
 def align_photo(
-    photos: Path, path: str, crops: Path, name: str, detector: Detector, settings: AlignmentSettings
+    photos: Path,
+    path: str,
+    crops: Path,
+    single_name: str,
+    numbered_name: str,
+    detector: Detector,
+    settings: AlignmentSettings,
 ) -> AlignedPhoto:
     """Crop the faces of one photo, write the crops, and return the result.
 
@@ -207,7 +218,9 @@ def align_photo(
         photos: the photo folder.
         path: path of the photo, relative to the photo folder.
         crops: the crop folder.
-        name: path of the crops without number and extension, relative to the crop folder.
+        single_name: path of the crop if there is one, relative to the crop folder, without
+            extension.
+        numbered_name: the same for several crops, without number and extension.
         detector: finds the faces and their landmarks.
         settings: settings of the crops.
     """
@@ -231,9 +244,9 @@ def align_photo(
     chosen = wide_enough if settings.every_face else wide_enough[:1]
     crop_names = []
     for number, face in enumerate(chosen, start=1):
-        suffix = f"-{number}" if len(chosen) > 1 else ""
+        name = f"{numbered_name}-{number}" if len(chosen) > 1 else single_name
         crop = align_face(image, face.landmarks, settings.size)
-        crop_names.append(_write_crop(crop, crops, f"{name}{suffix}.jpg"))
+        crop_names.append(_write_crop(crop, crops, f"{name}.jpg"))
     return _build_result(path, crop_names, chosen)
 
 
@@ -261,14 +274,58 @@ def _write_crop(crop: np.ndarray, folder: Path, name: str) -> str:
     return name
 
 
-def _crop_names(paths: list[str]) -> dict[str, str]:
-    """Map each photo's path to the path of its crops without extension.
+def _crop_names(
+    paths: list[str], results: Mapping[str, AlignedPhoto]
+) -> dict[str, tuple[str, str]]:
+    """Map each photo to the name of its crop if it has one, and of its crops if it has several.
 
-    If photos differ only by their extensions, the crops keep them: ``a.png`` becomes ``a.png.jpg``.
+    Names are paths without extension; several crops get numbers too: ``a-1.jpg``. No two photos can
+    write the same file. If photos differ only by their extensions, the crops keep them: ``a.png``
+    becomes ``a.png.jpg``.
+
+    Args:
+        paths: the photos.
+        results: the results of earlier calls, whose crops must stay.
     """
-    stems = {path: os.path.splitext(path)[0] for path in paths}
-    counts = Counter(stems.values())
-    return {path: stem if counts[stem] == 1 else path for path, stem in stems.items()}
+    photos = dict.fromkeys([*paths, *results])
+    photo_of_crop = {
+        crop.removesuffix(".jpg"): photo
+        for photo, result in results.items()
+        for crop in result.crops
+    }
+    single, tried = _distinct_names(
+        photos, lambda name, photo: photo_of_crop.get(name, photo) != photo
+    )
+    # Photo a-1.jpg may write a-1.jpg, so a.jpg must not number its crops a-1.jpg, a-2.jpg, ...
+    numbered_like = {match[1] for name in tried if (match := re.fullmatch(r"(.*)-\d+", name, re.S))}
+    numbered, _ = _distinct_names(photos, lambda name, photo: name in numbered_like)
+    return {path: (single[path], numbered[path]) for path in paths}
+
+
+def _distinct_names(
+    photos: Iterable[str], is_taken: Callable[[str, str], bool]
+) -> tuple[dict[str, str], Counter[str]]:
+    """Give each photo the first of ``a``, ``a.png``, ``a.png_``, ... that no other photo tries.
+
+    A name that several photos try is given to none of them. A photo keeps its name when an
+    interrupted call is resumed, because the names depend only on the set of photos.
+
+    Args:
+        photos: paths of the photos.
+        is_taken: called with a name and a photo; whether the photo must not have the name.
+
+    Returns:
+        Each photo's name, and the number of photos that tried each name.
+    """
+    names = {photo: os.path.splitext(photo)[0] for photo in photos}
+    tried = Counter(names.values())
+    while rejected := [
+        photo for photo, name in names.items() if tried[name] > 1 or is_taken(name, photo)
+    ]:
+        for photo in rejected:
+            names[photo] = f"{names[photo]}_" if names[photo].startswith(photo) else photo
+            tried[names[photo]] += 1
+    return names, tried
 
 
 def _read_list(crops: Path, settings: AlignmentSettings) -> dict[str, AlignedPhoto]:
@@ -276,30 +333,39 @@ def _read_list(crops: Path, settings: AlignmentSettings) -> dict[str, AlignedPho
     path = crops / LIST_FILE
     if not path.is_file():
         return {}
-    text = path.read_text(encoding="utf-8")
-    complete = text[: text.rfind("\n") + 1]
-    if complete != text:
-        with open(path, "r+", encoding="utf-8") as file:
-            file.truncate(len(complete.encode()))
-    lines = complete.splitlines()
+    content = path.read_bytes()
+    complete = content[: content.rfind(b"\n") + 1]
+    if complete != content:
+        os.truncate(path, len(complete))
+    lines = complete.split(b"\n")[:-1]
     results: dict[str, AlignedPhoto] = {}
     earlier_settings = settings
+    schema = settings_schema(AlignedPhoto)
     for number, line in enumerate(lines, 1):
         try:
-            content: Mapping[str, Any] = read_json(line, "the line")
+            fields: Mapping[str, Any] = read_json(line, "the line")
             if number == 1:
-                earlier_settings = AlignmentSettings(**content["settings"])
+                earlier_settings = AlignmentSettings(
+                    **checked_settings(AlignmentSettings, fields["settings"], "settings")
+                )
                 continue
-            result = AlignedPhoto(**content)
+            # The schema also turns JSON's lists into tuples.
+            result = AlignedPhoto(**dict(schema(**fields)))
+        except ValidationError as error:
+            raise _damaged_line(path, number, explain(error, schema, "the result")) from None
         except (ValueError, TypeError, KeyError) as error:
-            raise ValueError(
-                f"{path}, line {number} is damaged ({error}); delete the file to align all photos "
-                "again"
-            ) from None
+            raise _damaged_line(path, number, error) from None
         results[result.photo] = result
     if earlier_settings != settings:
         raise ValueError(
-            f"{crops} contains crops made with other settings ({lines[0][:200]}); choose another "
-            "crop folder, or use these settings"
+            f"{crops} contains crops made with other settings "
+            f"({lines[0][:200].decode(errors='replace')}); choose another crop folder, or use "
+            "these settings"
         )
     return results
+
+
+def _damaged_line(path: Path, number: int, reason: object) -> ValueError:
+    return ValueError(
+        f"{path}, line {number} is damaged ({reason}); delete the file to align all photos again"
+    )

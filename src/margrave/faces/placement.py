@@ -14,7 +14,7 @@ faces and faces that fill the image."""
 
 
 def detect_face_in_crop(crop: np.ndarray, detector: Detector) -> Detection | None:
-    """Detect the largest face in a crop; None if there is no face or its landmarks coincide.
+    """Detect the largest face in a crop; None if there is no face or it cannot be aligned.
 
     Args:
         crop: (S, S, 3) uint8 RGB; the face may fill it.
@@ -29,10 +29,8 @@ def detect_face_in_crop(crop: np.ndarray, detector: Detector) -> Detection | Non
         return None
     face = max(faces, key=lambda face: face.area)
     box, landmarks = face.box / ENLARGEMENT - BORDER, face.landmarks / ENLARGEMENT - BORDER
-    spread = np.ptp(landmarks, axis=0)
-    if not np.isfinite(landmarks).all() or spread.max() <= 1:
-        return None
-    return Detection(box, landmarks, face.score)
+    face = Detection(box, landmarks, face.score)
+    return face if face.can_be_aligned else None
 
 
 def template_transforms(landmarks: np.ndarray) -> np.ndarray:

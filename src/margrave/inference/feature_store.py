@@ -195,7 +195,7 @@ def embed_to_store(
         num_unreadable += len(reasons)
         note = "; the embeddings of earlier blocks are kept"
         check_unreadable(list(reasons.values()), num_unreadable, maximum_unreadable, note)
-        check_finite(plain, images, start)
+        check_finite(plain, flipped, images, start)
         if not arrays:
             arrays = _make_arrays(folder, description, plain.shape[1])
         block_values = [plain, flipped] if flips else [plain]

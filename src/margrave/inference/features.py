@@ -39,12 +39,14 @@ class FusedRows:
         self.shape: tuple[int, ...] = embeddings.shape
 
     def __getitem__(self, row_slice: slice, /) -> np.ndarray:
-        """A copy of a slice of the sums; the step of the slice is ignored."""
-        start, stop, _ = row_slice.indices(self.shape[0])
+        """A slice of the sums."""
+        rows = range(self.shape[0])[row_slice]
+        start, stop = (min(rows), max(rows) + 1) if rows else (0, 0)
         fused = read_rows(self._arrays[0], start, stop)
         for array in self._arrays[1:]:
             fused = fused + read_rows(array, start, stop)
-        return fused
+        # torch.from_numpy accepts no negative steps.
+        return np.ascontiguousarray(fused[:: rows.step])
 
 
 class ChosenRows:
@@ -324,7 +326,7 @@ def embed_features(
         images, flips=flips, progress=progress, unreadable=unreadable
     )
     check_unreadable(list(unreadable.values()), len(unreadable), maximum_unreadable)
-    check_finite(plain, images)
+    check_finite(plain, flipped, images)
     content = [digest_of(plain, flipped)]
     return Features(
         plain,
@@ -358,20 +360,24 @@ def check_unreadable(reasons: Sequence[str], count: int, maximum: int, note: str
         )
 
 
-def check_finite(embeddings: np.ndarray, images: ReadableImages, start: int = 0) -> None:
-    """Raise an error that names the first image whose embedding is infinite or NaN.
+def check_finite(
+    embeddings: np.ndarray, flipped: np.ndarray, images: ReadableImages, start: int = 0
+) -> None:
+    """Raise an error that names the first image with an infinite or NaN embedding.
 
     Args:
         embeddings: (n, D) embeddings of consecutive images.
+        flipped: (n, D) embeddings of the flipped images, or an empty array.
         images: the images, for their names.
         start: index of the first of these images.
     """
-    invalid_rows = np.flatnonzero(~np.isfinite(embeddings).all(1))
-    if len(invalid_rows):
-        raise ValueError(
-            f"the embedding of {images.name(start + int(invalid_rows[0]))} is infinite or NaN; "
-            "check the model with margrave doctor"
-        )
+    for array, suffix in ((embeddings, ""), (flipped, " (flipped)")):
+        invalid_rows = np.flatnonzero(~np.isfinite(array).all(1))
+        if len(invalid_rows):
+            raise ValueError(
+                f"the embedding of {images.name(start + int(invalid_rows[0]))}{suffix} is infinite "
+                "or NaN; check the model with margrave doctor"
+            )
 
 
 def digest_of_description(description: Mapping[str, Any], content: Any) -> str:

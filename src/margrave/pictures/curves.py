@@ -28,7 +28,7 @@ def draw_curves(
 ) -> None:
     """Draw loss, feature norm, learning rate, target cosine, accuracy and ROC into an image file.
 
-    Panels without data are omitted; accuracy is drawn if at least two epochs were evaluated.
+    Panels without data are omitted.
 
     Args:
         lines: the parsed lines of a run's metrics file.
@@ -51,7 +51,7 @@ def draw_curves(
         ]
     if any("target_cosine" in line for line in training):
         panels.append(lambda panel: _draw_metric(panel, training, "target_cosine", "target cosine"))
-    if len({line["epoch"] for line in evaluations}) > 1:
+    if evaluations:
         panels.append(lambda panel: _draw_accuracies(panel, evaluations))
     if rocs:
         panels.append(lambda panel: _draw_rocs(panel, rocs))

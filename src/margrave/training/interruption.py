@@ -107,14 +107,16 @@ class StopSignals:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
         for signal_number, handler in self._previous_handlers.items():
             signal.signal(signal_number, handler)
+        if self._timer is not None:
+            self._timer.cancel()
 
     def _on_signal(self, signal_number: int, frame: FrameType | None) -> None:
-        if self.requested and signal_number == signal.SIGINT:
-            raise KeyboardInterrupt
+        if self.requested:
+            if signal_number == signal.SIGINT:
+                raise KeyboardInterrupt
+            return
         self.requested = True
         if has_launcher():
             # If another rank has died, this step never ends, and the timer ends the process.

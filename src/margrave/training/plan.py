@@ -14,12 +14,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from margrave import backbones
 from margrave.distributed import World, owned_classes
+from margrave.distributed.sharding import sharded_blocks
 from margrave.hardware import WORTHWHILE_SPEEDUP
 from margrave.heads import HEADS, HeadCost, Workload
 from margrave.losses import Loss
@@ -138,7 +139,7 @@ def plan_training(
     """Predict the memory of one rank and the time of one optimizer step.
 
     Args:
-        settings: the training settings: batch size, accumulation, precision, optimizer.
+        settings: the training settings: batch size, accumulation, precision, optimizer, strategy.
         head: the head's settings, as in a configuration.
         loss: the loss; its statistics need memory too.
         num_classes: number of identities.
@@ -161,18 +162,9 @@ def plan_training(
     for name, value in (("num_classes", num_classes), ("ranks", ranks)):
         if value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
-    memory: dict[str, float] = {"process": PROCESS_BYTES[machine.device]}
-    seconds: dict[str, float] = {}
-    floor = 0.0
-    if backbone is not None:
-        low_precision_flops = machine.low_precision_flops(settings.precision)
-        embedding_size, backbone_memory, operations, exchanged_bytes = _plan_backbone(
-            settings, backbone, image_size, ranks, low_precision_flops is not None
-        )
-        memory |= backbone_memory
-        floor = seconds["backbone"] = operations / (low_precision_flops or machine.flops)
-        if ranks > 1:
-            seconds["all-reduce of gradients"] = exchanged_bytes / machine.network_bandwidth
+    network = None if backbone is None else _measure_network(backbone, image_size)
+    if network is not None:
+        embedding_size = network.embedding_size
     workload = Workload(
         samples=settings.batch_size // settings.accumulate,
         device=machine.device,
@@ -189,6 +181,26 @@ def plan_training(
             num_samples=max(1, -(-num_samples // ranks)),
             **{name: value for name, value in head.items() if name != "kind"},
         )
+    memory: dict[str, float] = {"process": PROCESS_BYTES[machine.device]}
+    seconds: dict[str, float] = {}
+    floor = 0.0
+    if network is not None:
+        low_precision_flops = machine.low_precision_flops(settings.precision)
+        has_encoder = "momentum_embeddings" in planned_head.reads
+        images_per_rank = math.ceil(settings.batch_size / ranks)
+        # 16-bit activations take half of the counted float32 bytes.
+        activations = network.activations * (0.5 if low_precision_flops else 1.0)
+        memory |= {
+            "backbone": _backbone_bytes(settings, network, ranks, has_encoder),
+            "activations": activations * math.ceil(images_per_rank / settings.accumulate),
+        }
+        # A backward pass takes twice the operations of a forward pass. The momentum encoder has a
+        # forward pass only.
+        operations = (3 + has_encoder) * network.forward_flops * images_per_rank
+        floor = seconds["backbone"] = operations / (low_precision_flops or machine.flops)
+        if ranks > 1:
+            purpose, exchanged_bytes = _exchange(settings, network, has_encoder)
+            seconds[purpose] = exchanged_bytes / machine.network_bandwidth
     cost = planned_head.cost(workload)
     memory |= cost.memory
     head_seconds = _head_seconds(settings, cost, workload, embedding_size, machine, ranks)
@@ -239,19 +251,27 @@ def _head_seconds(
     return seconds
 
 
-def _plan_backbone(
-    settings: TrainingSettings,
-    spec: Mapping[str, Any],
-    image_size: int,
-    ranks: int,
-    low_precision: bool,
-) -> tuple[int, dict[str, float], float, float]:
-    """What one rank's backbone needs.
+@dataclass(frozen=True, kw_only=True)
+class _Network:
+    """What a backbone needs.
 
-    Returns:
-        the embedding size, the bytes of memory by purpose, the operations per step, and the bytes
-        exchanged with other ranks per step.
+    Attributes:
+        embedding_size: features per embedding.
+        parameters: bytes of all parameters.
+        gathered: bytes of the parameters that are in memory at once although FSDP shards them.
+        activations: bytes kept for the backward pass per image.
+        forward_flops: operations of a forward pass per image.
     """
+
+    embedding_size: int
+    parameters: int
+    gathered: int
+    activations: float
+    forward_flops: float
+
+
+def _measure_network(spec: Mapping[str, Any], image_size: int) -> _Network:
+    """Run a backbone on tensors without data, and count what it allocates and computes."""
     with torch.device("meta"):
         network = backbones.create(spec).train()
     # Fake tensors have no data, but run the same operations as tensors on the CPU.
@@ -272,19 +292,50 @@ def _plan_backbone(
     counter = FlopCounterMode(display=False)
     with fake, torch.autograd.graph.saved_tensors_hooks(save, lambda tensor: tensor), counter:
         embeddings = network(images)
-    activations = sum(tensor.nbytes for tensor in saved.values()) / len(images)
-    forward_flops = counter.get_total_flops() / len(images)
-    parameters = sum(tensor.nbytes for tensor in network.parameters())
-    images_per_rank = math.ceil(settings.batch_size / ranks)
-    images_per_micro_batch = math.ceil(images_per_rank / settings.accumulate)
-    # 16-bit activations take half of the counted float32 bytes.
-    activation_factor = 0.5 if low_precision else 1.0
-    # The weights and their gradient, the optimizer's moments, the averaged weights, DDP's buckets.
-    copies = 2 + _count_moments(settings) + (settings.weight_average is not None) + (ranks > 1)
-    memory = {
-        "backbone": copies * parameters,
-        "activations": activation_factor * activations * images_per_micro_batch,
-    }
-    # A backward pass takes twice the operations of a forward pass. A ring all-reduce sends each
-    # byte twice.
-    return embeddings.shape[1], memory, 3 * forward_flops * images_per_rank, 2 * parameters
+    blocks = [_parameter_bytes(block) for block in sharded_blocks(network)]
+    parameters = _parameter_bytes(network)
+    return _Network(
+        embedding_size=embeddings.shape[1],
+        parameters=parameters,
+        # What is outside of the blocks stays gathered; the blocks are gathered one at a time.
+        gathered=parameters - sum(blocks) + max(blocks, default=0),
+        activations=sum(tensor.nbytes for tensor in saved.values()) / len(images),
+        forward_flops=counter.get_total_flops() / len(images),
+    )
+
+
+def _parameter_bytes(module: nn.Module) -> int:
+    return sum(tensor.nbytes for tensor in module.parameters())
+
+
+def _backbone_bytes(
+    settings: TrainingSettings, network: _Network, ranks: int, has_encoder: bool
+) -> float:
+    """Bytes of a rank's weights, gradients and moments, and of the network's full copies."""
+    moments = _count_moments(settings)
+    averages = (settings.weight_average is not None) + has_encoder
+    if settings.strategy == "ddp" or ranks == 1:
+        # The weights and their gradient, the moments, the averages, and DDP's buckets.
+        return (2 + moments + averages + (ranks > 1)) * network.parameters
+    # Shards of weights, gradient and moments. The averages are full copies, and so is the network
+    # into which the shards are gathered for evaluations.
+    shards = (2 + moments) * network.parameters / ranks
+    # Only the last micro-batch's backward pass shards the gradient.
+    gradient = network.parameters if settings.accumulate > 1 else network.gathered
+    return shards + network.gathered + gradient + (1 + averages) * network.parameters
+
+
+def _exchange(
+    settings: TrainingSettings, network: _Network, has_encoder: bool
+) -> tuple[str, float]:
+    """What ranks exchange in a step because of the backbone, and the bytes that a rank sends."""
+    if settings.strategy == "ddp":
+        # A ring all-reduce sends each byte twice.
+        return "all-reduce of gradients", 2 * network.parameters
+    # Each micro-batch gathers the weights forward and backward, the last one's gradient is
+    # scattered, and each average gathers the updated weights.
+    averages = (settings.weight_average is not None) + has_encoder
+    return (
+        "exchange of weights and gradients",
+        (2 * settings.accumulate + 1 + averages) * network.parameters,
+    )
