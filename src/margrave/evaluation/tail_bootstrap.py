@@ -231,11 +231,8 @@ def _resample_identities(
             + (1 - distractor_share) * mean_weight**sides_per_score
         )
         weights = side_weights.prod(1) / max(total, 1e-9)
-        genuine_weights = draws[genuine_labels]
-        # With few identities, a replicate may contain no genuine pair. It then uses each pair once.
-        genuine_weights = genuine_weights if genuine_weights.any() else ones
         identity_samples.append(
-            _tar_and_threshold(sorted_genuine, tail, genuine_weights, weights, budget)
+            _tar_and_threshold(sorted_genuine, tail, draws[genuine_labels], weights, budget)
         )
         if sides_per_score == 2:
             pair_weights = generator.poisson(1, identity_pair.max(initial=0) + 1)[identity_pair]
@@ -270,6 +267,9 @@ def _tar_and_threshold(
     # The slack of half a pair keeps rounding errors from pushing integer weights past the budget.
     first_over = np.searchsorted(false_accepts, budget + 0.5, side="right").clip(max=len(tail) - 1)
     thresholds = tail[first_over]
+    # With few pairs or identities, a replicate may contain no genuine pair. It then uses each once.
+    if not genuine_weights.any():
+        genuine_weights = np.ones(len(genuine_weights))
     accepted = np.searchsorted(-sorted_genuine, -thresholds, side="left")
     weight = np.concatenate([[0.0], np.cumsum(genuine_weights, dtype=np.float64)])
     return np.stack([weight[accepted] / weight[-1], thresholds])
