@@ -52,6 +52,20 @@ def checked_targets(targets: Sequence[float], rate_name: str) -> tuple[float, ..
     return tuple(float(target) for target in targets)
 
 
+def check_resamples(resamples: int) -> None:
+    """Check that there are enough bootstrap replicates for an interval.
+
+    Functions for which 0 means no intervals call this for other numbers only.
+
+    >>> check_resamples(1)
+    Traceback (most recent call last):
+        ...
+    ValueError: resamples must be at least 2, or 0 for no intervals, got 1
+    """
+    if resamples < 2:
+        raise ValueError(f"resamples must be at least 2, or 0 for no intervals, got {resamples}")
+
+
 def as_labels(*labels: Any) -> list[np.ndarray]:
     """Convert labels of any hashable type to integers, consistently across all sequences.
 

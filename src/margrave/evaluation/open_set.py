@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from margrave.evaluation.identification import RankRate, checked_ranks, rank_rates, search
-from margrave.evaluation.inputs import as_labels, as_rows, checked_targets
+from margrave.evaluation.inputs import as_labels, as_rows, check_resamples, checked_targets
 from margrave.evaluation.rate_intervals import Interval
 from margrave.evaluation.results import Figure, Result
 from margrave.evaluation.tail_bootstrap import TailIdentities, bootstrap_tail
@@ -122,11 +122,14 @@ def evaluate_open_set(
         progress: called with (comparisons done, total).
 
     Raises:
-        ValueError: there are no mated or no non-mated probes, or a target is not in (0, 1).
+        ValueError: there are no mated or no non-mated probes, a target is not in (0, 1), a rank is
+            below 1, or ``resamples`` is 1.
 
     Source: Maze et al. (2018), 1:N; InsightFace's ijb_evals.py for the threshold.
     """
     ranks, targets = checked_ranks(ranks), checked_targets(fpir_targets, "FPIR")
+    if resamples:
+        check_resamples(resamples)
     probes, gallery = as_rows(probes), as_rows(gallery)
     probe_labels, gallery_labels = as_labels(probe_labels, gallery_labels)
     matches = search(probes, probe_labels, gallery, gallery_labels, max(ranks), device, progress)

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from margrave.evaluation.inputs import check_resamples
 from margrave.evaluation.rate_intervals import (
     Interval,
     degrees_of_freedom,
@@ -87,11 +88,6 @@ def small_sample_factor(identities: float, level: float = 0.95) -> float:
     return math.sqrt((degrees + 1) / degrees) * student_factor(degrees, level)
 
 
-def _check_resamples(resamples: int) -> None:
-    if resamples < 2:
-        raise ValueError(f"resamples must be at least 2, or 0 for no intervals, got {resamples}")
-
-
 def bootstrap_tail(
     genuine: np.ndarray,
     tail: np.ndarray,
@@ -120,7 +116,7 @@ def bootstrap_tail(
     Raises:
         ValueError: ``resamples`` is below 2.
     """
-    _check_resamples(resamples)
+    check_resamples(resamples)
     generator = np.random.default_rng(seed)
     order = np.argsort(-genuine, kind="stable")
     sorted_genuine = genuine[order]
@@ -295,7 +291,7 @@ def bootstrap_rates(
     >>> round(low, 3), high
     (0.158, 1.0)
     """
-    _check_resamples(resamples)
+    check_resamples(resamples)
     generator = np.random.default_rng(seed)
     labels = np.unique(identities, return_inverse=True)[1]
     count = int(labels.max()) + 1
