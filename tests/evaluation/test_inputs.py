@@ -85,7 +85,10 @@ def test_targets_and_ranks_are_checked_before_anything_is_searched() -> None:
         merged_gallery_rates(rows, np.arange(3), rows, np.arange(3), [float("nan")])
     with pytest.raises(ValueError, match=r"ranks must be integers of at least 1, got \[1.5\]"):
         evaluate_identification(rows, np.arange(3), rows, np.arange(3), ranks=[1.5])  # type: ignore[list-item]
-    for search in (evaluate_identification, evaluate_open_set):
+    for target in (1.5, -0.5):
+        with pytest.raises(ValueError, match=f"FAR target must be between 0 and 1, got {target}"):
+            detection_rates(rows, np.arange(3), rows, np.arange(3), far_targets=[target])
+    for search in (evaluate_identification, evaluate_open_set, detection_rates):
         with pytest.raises(ValueError, match="resamples must be at least 2, or 0 .*, got 1"):
             search(rows, np.arange(3), rows + np.nan, np.arange(3), resamples=1)
     # Labels 0 and 1 of pairs are as good as booleans.
