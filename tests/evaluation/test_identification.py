@@ -97,6 +97,14 @@ def test_a_mate_above_the_threshold_must_rank_first() -> None:
     assert result.rates[0].tpir == 0 and [rank.rate for rank in result.ranks] == [0, 1]
 
 
+def test_a_mate_that_ties_with_a_non_mate_does_not_rank_first() -> None:
+    """As in ijb_evals.py: pos_sims > neg_sims.max(1)."""
+    gallery = np.array([[1.0, 0.0], [1.0, 0.0]]), np.array([0, 1])
+    probes = np.array([[1.0, 0.0], [0.0, 1.0]]), np.array([0, 5])
+    result = evaluate_open_set(*probes, *gallery, fpir_targets=[0.5], ranks=[1], resamples=0)
+    assert result.rates[0].tpir == 0 and result.ranks[0].rate == 1
+
+
 def test_mean_of_two_galleries() -> None:
     one = evaluate_open_set(*PROBES, *GALLERY, fpir_targets=[0.5], ranks=[1], resamples=50)
     other = evaluate_open_set(

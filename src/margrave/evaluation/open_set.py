@@ -107,7 +107,8 @@ def evaluate_open_set(
 
     The best scores of the N non-mated probes are sorted. The threshold for an FPIR target is the
     max(⌊target · N⌋, 1)-th largest of them. A mated probe is a hit if its mate ranks first and
-    scores above the threshold.
+    scores above the threshold. As in the source, a mate that ties with a non-mate does not rank
+    first; the closed-set rates count it as a hit.
 
     Args:
         probes: (P, D) embeddings.
