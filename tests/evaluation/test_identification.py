@@ -62,6 +62,12 @@ def test_golden_closed_gallery_and_the_legacy_rule() -> None:
         merged_gallery_rates(sides[0], sides[1] + 1000, *sides[2:])
 
 
+def test_the_legacy_rule_needs_impostor_pairs() -> None:
+    faces, labels = np.eye(3), np.zeros(3, int)
+    with pytest.raises(ValueError, match=r"FPIR 0\.1 needs 1 score between .*, but there are 0"):
+        merged_gallery_rates(faces, labels, faces, labels)
+
+
 def _angle(*degrees: float) -> np.ndarray:
     radians = np.radians(degrees)
     return np.stack([np.cos(radians), np.sin(radians)], axis=1)

@@ -13,6 +13,7 @@ from margrave.evaluation.rate_intervals import Interval
 from margrave.evaluation.results import Figure, Result
 from margrave.evaluation.tail_bootstrap import TailIdentities, bootstrap_tail
 from margrave.progress import Progress
+from margrave.quantity import quantity
 from margrave.search.collectors import Genuine, Tail
 from margrave.search.score_blocks import Comparison, Rows, sweep
 
@@ -254,7 +255,8 @@ def merged_gallery_rates(
         The rates at each target; their ``fpir`` is the target itself, as the FPIR is not measured.
 
     Raises:
-        ValueError: a probe has no mate, or a target is not in (0, 1).
+        ValueError: a probe has no mate, there are too few impostor pairs for a target, or a target
+            is not in (0, 1).
     """
     targets = checked_targets(fpir_targets, "FPIR")
     probes, gallery = as_rows(probes), as_rows(gallery)
@@ -272,6 +274,12 @@ def merged_gallery_rates(
             "legacy rule requires a mate for every probe"
         )
     impostor_scores = tail.sorted()[0]
+    if max(threshold_ranks) > len(impostor_scores):
+        raise ValueError(
+            f"FPIR {max(targets)} needs {quantity(max(threshold_ranks), 'score')} between different"
+            f" identities, but there are {len(impostor_scores)}; pass lower targets or more gallery"
+            " faces of other identities"
+        )
     return tuple(
         OpenSetRate(
             target=target,
