@@ -27,9 +27,9 @@ from margrave.search.score_blocks import (
 
 MAX_IMPOSTOR_SCORES = 1 << 25
 """Largest number of impostor scores to store; each takes 20 bytes (a float32 score and two int64
-indices)."""
+indices), or 24 if the embeddings are float64."""
 MAX_GENUINE_SCORES = 1 << 26
-"""Largest number of genuine scores to store, at 20 bytes each."""
+"""Largest number of genuine scores to store, at 20 or 24 bytes each."""
 
 
 class StateStore(Protocol):
