@@ -17,7 +17,8 @@ from typer.testing import CliRunner
 from margrave.cli import app
 from margrave.evaluation import Figure, Result, write_results
 from margrave.report import build_report, charts, open_input, write_page
-from margrave.report.contents import Faces, Page
+from margrave.report.contents import Faces, Page, Table
+from margrave.report.sections.study import study_section
 from margrave.synthetic import SyntheticFaces
 
 FILES_OF_0_1 = Path(__file__).parents[1] / "fixtures" / "version_0_1"
@@ -185,6 +186,25 @@ def test_a_study_is_reported(tmp_path: Path) -> None:
     assert any(title.startswith("What the loss adapted: ") for title in titles(page))
     write_page(page, tmp_path / "study.html")
     assert (tmp_path / "study.html").stat().st_size < 8e6
+
+
+@pytest.mark.parametrize("metric", ["accuracy", "EER"])
+def test_positive_differences_favor_the_loss_named_first(metric: str) -> None:
+    figures = (
+        Figure(metric=metric, value=0.1, at={"loss": "good"}),
+        Figure(metric=metric, value=0.3, at={"loss": "bad"}),
+        # The better loss is second, and its value is positive for every metric.
+        Figure(metric=f"difference in {metric}", value=0.2, at={"first": "bad", "second": "good"}),
+    )
+    settings = {"metric": metric}
+    section = study_section(Result(protocol="study", figures=figures, settings=settings))
+    (table,) = [
+        block for block in section.blocks
+        if isinstance(block, Table) and block.caption.startswith("Differences")
+    ]  # fmt: skip
+    assert "the first-named loss is better" in table.caption
+    assert table.columns[:2] == ["improvement", metric]
+    assert table.rows[0][:2] == ["good over bad", "20.00 %"]
 
 
 def test_cells_without_metrics_are_left_out(tmp_path: Path) -> None:

@@ -165,7 +165,7 @@ def study_table(title: str, comparison: SeedComparison, metric: str) -> Table:
     table = Table(title=escape(f"{title}: {num_seeds} {noun}"), title_justify="left")
     table.add_column("loss", overflow="fold")
     unit = "" if is_auc else " %"
-    for column in (f"{metric}{unit}", "95 % interval", "std over seeds", f"less than {best}"):
+    for column in (f"{metric}{unit}", "95 % interval", "std over seeds", f"behind {best}"):
         table.add_column(column, justify="right")
     table.add_column("p, corrected", justify="right")
     for loss, mean in comparison.means.items():
