@@ -15,9 +15,11 @@ from report_examples import pair_result_of, tiny_study, trained_run
 from typer.testing import CliRunner
 
 from margrave.cli import app
-from margrave.evaluation import Figure, Result, write_results
+from margrave.evaluation import Figure, Origin, Result, write_results
 from margrave.report import build_report, charts, open_input, write_page
-from margrave.report.contents import Faces, Page, Table
+from margrave.report.contents import Chart, Faces, Page, Table
+from margrave.report.sections.pair_scores import curves_section
+from margrave.report.sections.rates import rates_section
 from margrave.report.sections.study import study_section
 from margrave.synthetic import SyntheticFaces
 
@@ -103,6 +105,18 @@ def test_other_pairs_are_not_compared(tmp_path: Path) -> None:
     assert "cannot be compared" in text_of(other)
     assert titles(same).count("Error trade-off") == 1
     assert {"Error trade-off: first", "Error trade-off: second"} <= set(titles(other))
+
+
+def test_results_of_one_name_and_model_have_a_curve_each() -> None:
+    """One model with and without flips, in one results.json."""
+    result = replace(pair_result_of("lfw", seed=0), origin=Origin(model="m.onnx"))
+    chart = next(block for block in curves_section([result] * 2).blocks if isinstance(block, Chart))
+    assert chart.table is not None
+    assert [row[0] for row in chart.table.rows] == ["m.onnx", "m.onnx (2)"]
+    figures = [Figure(metric="TAR", value=far, at={"FAR": far}) for far in (0.001, 0.01, 0.1)]
+    rates = replace(result, scores=None, figures=tuple(figures))
+    (chart,) = rates_section([rates] * 2).blocks
+    assert isinstance(chart, Chart) and "m.onnx (2)" in json.dumps(chart.spec)
 
 
 def test_results_of_one_name_are_named_by_their_files(tmp_path: Path) -> None:
