@@ -87,6 +87,20 @@ def test_a_verdict_names_no_winner_that_is_none() -> None:
     assert two.winner == "adaface"
 
 
+def test_a_verdict_names_losses_that_are_missing() -> None:
+    config = read_study([STUDY], {"losses": {"magface": {"kind": "magface"}}})
+    text = verdict(comparison(0.8), config)
+    assert text.startswith("adaface is better than every other compared loss.")
+    assert text.endswith("Not compared, because none of their runs finished: magface.")
+    assert verdict(comparison(0.0), config).startswith("No compared loss is significantly better")
+    variants = {"magface": {"name": "magface, scale 8"}, "arcface": {"name": "arcface, margin 1"}}
+    assert verdict(comparison(0.8), config, variants).endswith(
+        ": arcface, margin 1, magface, scale 8."
+    )
+    everything = {"magface": {"name": "cosface"}}
+    assert "every other loss." in verdict(comparison(0.8), config, everything)
+
+
 @pytest.mark.parametrize("metric", ["accuracy", "EER"])
 def test_every_other_loss_is_behind_the_best(metric: str) -> None:
     compared = comparison(0.8, METRICS[metric])
