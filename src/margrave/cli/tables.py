@@ -154,10 +154,10 @@ def study_table(title: str, comparison: SeedComparison, metric: str) -> Table:
     """
     is_auc = metric == "AUC"
 
-    def text(value: float | None, sign: str = "") -> str:
+    def text(value: float | None) -> str:
         if value is None:
             return "-"
-        return f"{value:{sign}.4f}" if is_auc else f"{100 * value:{sign}.2f}"
+        return f"{value:.4f}" if is_auc else f"{100 * value:.2f}"
 
     best = next(iter(comparison.means))
     num_seeds = len(comparison.means[best].seeds)
