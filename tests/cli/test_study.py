@@ -13,8 +13,10 @@ from typer.testing import CliRunner
 
 from margrave.cli import app
 from margrave.cli.study import _parse_duration
-from margrave.evaluation import SeedComparison, compare_seeds
+from margrave.cli.tables import study_table
+from margrave.evaluation import PairMetric, SeedComparison, compare_seeds
 from margrave.studies import Claim, StudyConfig, judge_claim, read_study, verdict
+from margrave.studies.comparison import METRICS
 from margrave.synthetic import SyntheticFaces
 
 
@@ -63,14 +65,14 @@ def test_a_study_of_ones_own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert (tmp_path / "out" / "figures.csv").is_file()
 
 
-def comparison(gain: float) -> SeedComparison:
+def comparison(gain: float, metric: PairMetric = "accuracy") -> SeedComparison:
     generator = np.random.default_rng(0)
     same = np.arange(600) % 2 == 0
     rows = {
         name: np.clip(2 - 0.3 * (generator.standard_normal((5, 600)) + own * (2 * same - 1)), 0, 4)
         for name, own in (("adaface", 1.5 + gain), ("arcface", 1.5), ("cosface", 1.5))
     }
-    return compare_seeds(rows, same, 10, resamples=50)
+    return compare_seeds(rows, same, 10, metric=metric, resamples=50)
 
 
 def test_a_verdict_names_no_winner_that_is_none() -> None:
@@ -83,6 +85,33 @@ def test_a_verdict_names_no_winner_that_is_none() -> None:
         better.means, tuple(each for each in better.differences if each.first != "cosface")
     )
     assert two.winner == "adaface"
+
+
+def test_a_verdict_names_losses_that_are_missing() -> None:
+    config = read_study([STUDY], {"losses": {"magface": {"kind": "magface"}}})
+    text = verdict(comparison(0.8), config)
+    assert text.startswith("adaface is better than every other compared loss.")
+    assert text.endswith("Not compared, because none of their runs finished: magface.")
+    assert verdict(comparison(0.0), config).startswith("No compared loss is significantly better")
+    variants = {"magface": {"name": "magface, scale 8"}, "arcface": {"name": "arcface, margin 1"}}
+    assert verdict(comparison(0.8), config, variants).endswith(
+        ": arcface, margin 1, magface, scale 8."
+    )
+    everything = {"magface": {"name": "cosface"}}
+    assert "every other loss." in verdict(comparison(0.8), config, everything)
+
+
+@pytest.mark.parametrize("metric", ["accuracy", "EER"])
+def test_every_other_loss_is_behind_the_best(metric: str) -> None:
+    compared = comparison(0.8, METRICS[metric])
+    table = study_table("data", compared, metric)
+    cells = {str(column.header): list(column.cells) for column in table.columns}
+    assert "behind adaface" in cells and cells["loss"][0] == "adaface"
+    behind = [float(str(cell)) for cell in cells["behind adaface"][1:]]
+    values = [float(str(cell)) for cell in cells[f"{metric} %"]]
+    sign = -1 if metric == "EER" else 1
+    for value, distance in zip(values[1:], behind, strict=True):
+        assert distance > 0 and distance == pytest.approx(sign * (values[0] - value), abs=0.02)
 
 
 def claim(helps: bool, **changes: Any) -> Claim:

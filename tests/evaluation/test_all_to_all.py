@@ -132,6 +132,27 @@ def test_bad_input_is_refused(labels: list[int], far: float, message: str) -> No
         evaluate_all_to_all(_angle(0, 10, 90), np.array(labels), far_targets=[far])
 
 
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"ranks": (0, 5)}, r"ranks must be integers of at least 1, got \[0, 5\]"),
+        ({"ranks": ()}, "ranks must be integers of at least 1"),
+        ({"identification_far_targets": (1.5,)}, r"FAR target must be between 0 and 1, got 1\.5"),
+        ({"far_targets": ()}, "far_targets must not be empty"),
+        ({"resamples": 1}, "resamples must be at least 2, or 0 for no intervals, got 1"),
+    ],
+)
+def test_settings_are_checked_before_the_sweeps(settings: dict, message: str) -> None:
+    def progress(done: int, total: int) -> None:
+        pytest.fail("the sweep has begun")
+
+    faces, labels = _faces(people=4)
+    with pytest.raises(ValueError, match=message):
+        evaluate_all_to_all(
+            faces, labels, faces[:3], **{"far_targets": [0.1], **settings}, progress=progress
+        )
+
+
 def test_no_faces_are_refused() -> None:
     with pytest.raises(ValueError, match="0 genuine and 0 impostor pairs"):
         evaluate_all_to_all(np.empty((0, 8)), np.array([], int))

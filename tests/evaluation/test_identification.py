@@ -62,6 +62,12 @@ def test_golden_closed_gallery_and_the_legacy_rule() -> None:
         merged_gallery_rates(sides[0], sides[1] + 1000, *sides[2:])
 
 
+def test_the_legacy_rule_needs_impostor_pairs() -> None:
+    faces, labels = np.eye(3), np.zeros(3, int)
+    with pytest.raises(ValueError, match=r"FPIR 0\.1 needs 1 score between .*, but there are 0"):
+        merged_gallery_rates(faces, labels, faces, labels)
+
+
 def _angle(*degrees: float) -> np.ndarray:
     radians = np.radians(degrees)
     return np.stack([np.cos(radians), np.sin(radians)], axis=1)
@@ -95,6 +101,14 @@ def test_a_mate_above_the_threshold_must_rank_first() -> None:
     result = evaluate_open_set(*probes, *gallery, fpir_targets=[0.5], ranks=[1, 2], resamples=0)
     assert result.rates[0].threshold < np.cos(np.radians(8))
     assert result.rates[0].tpir == 0 and [rank.rate for rank in result.ranks] == [0, 1]
+
+
+def test_a_mate_that_ties_with_a_non_mate_does_not_rank_first() -> None:
+    """As in ijb_evals.py: pos_sims > neg_sims.max(1)."""
+    gallery = np.array([[1.0, 0.0], [1.0, 0.0]]), np.array([0, 1])
+    probes = np.array([[1.0, 0.0], [0.0, 1.0]]), np.array([0, 5])
+    result = evaluate_open_set(*probes, *gallery, fpir_targets=[0.5], ranks=[1], resamples=0)
+    assert result.rates[0].tpir == 0 and result.ranks[0].rate == 1
 
 
 def test_mean_of_two_galleries() -> None:

@@ -77,6 +77,32 @@ def test_negative_numbers_are_distractors_among_labels_of_any_type() -> None:
     assert probes.tolist() == [0, 1] and gallery.tolist() == [0, -1, -1, 2]
 
 
+def test_labels_keep_their_type() -> None:
+    """NumPy would turn -1 among strings into "-1", and tuples into the rows of a matrix."""
+    numbers = [np.int64(1), torch.tensor(1), np.float32(-1), -1]
+    assert as_labels(["Ann", -1, "-1", 1, "1"])[0].tolist() == [0, -1, 1, 2, 3]
+    assert as_labels([(1, 2), (1, 3)], [(1, 3)])[0].tolist() == [0, 1]
+    assert as_labels(numbers)[0].tolist() == [0, 0, -1, -1]
+    assert as_labels(np.array(["Ann", -1, None], object))[0].tolist() == [0, -1, -1]
+    assert as_labels(range(2), [-3])[1].tolist() == [-3]
+    with pytest.raises(ValueError, match=r"label \[1, 2\] is not hashable; pass one string"):
+        as_labels([[1, 2], [1, 3]])
+
+
+def test_pairs_of_labels_of_any_type() -> None:
+    first = np.arange(40)
+    sides = ROWS[first], ROWS[first + 1], LABELS[first] == LABELS[first + 1]
+    pairs = np.stack([LABELS[first], LABELS[first + 1]], 1)
+    result = evaluate_pairs(*sides, identities=pairs, resamples=20)
+    kinds = [lambda label: ("person", label), lambda label: str(label) if label % 2 else label]
+    for kind in kinds:
+        named = [[kind(int(label)) for label in pair] for pair in pairs]
+        assert evaluate_pairs(*sides, identities=named, resamples=20) == result
+    for wrong in (["ab", "cd"] * 20, [0, 1] * 20, [(1, 2, 3)] * 40):
+        with pytest.raises(ValueError, match=r"shape \(40, 2\), two per pair, but pair 0"):
+            evaluate_pairs(*sides, identities=wrong)
+
+
 def test_targets_and_ranks_are_checked_before_anything_is_searched() -> None:
     rows = np.eye(3)
     with pytest.raises(ValueError, match=r"FPIR target must be between 0 and 1, got 1\.5"):
@@ -85,6 +111,12 @@ def test_targets_and_ranks_are_checked_before_anything_is_searched() -> None:
         merged_gallery_rates(rows, np.arange(3), rows, np.arange(3), [float("nan")])
     with pytest.raises(ValueError, match=r"ranks must be integers of at least 1, got \[1.5\]"):
         evaluate_identification(rows, np.arange(3), rows, np.arange(3), ranks=[1.5])  # type: ignore[list-item]
+    for target in (1.5, -0.5):
+        with pytest.raises(ValueError, match=f"FAR target must be between 0 and 1, got {target}"):
+            detection_rates(rows, np.arange(3), rows, np.arange(3), far_targets=[target])
+    for search in (evaluate_identification, evaluate_open_set, detection_rates):
+        with pytest.raises(ValueError, match="resamples must be at least 2, or 0 .*, got 1"):
+            search(rows, np.arange(3), rows + np.nan, np.arange(3), resamples=1)
     # Labels 0 and 1 of pairs are as good as booleans.
     scores = np.array([0.9, 0.8, 0.3, 0.1])
     assert tar_at_far(scores, np.array([1, 0, 1, 0]), [0.5]) == tar_at_far(

@@ -97,6 +97,14 @@ def test_one_person_with_most_pairs_counts_as_few_people() -> None:
     assert widths[1][0] > 2 * widths[0][0] and widths[1][1] < 1.5 * widths[0][1]
 
 
+def test_replicates_without_genuine_pairs_use_each_pair_once() -> None:
+    """With two genuine pairs, one replicate in seven draws neither."""
+    genuine, tail = np.array([0.9, 0.3]), np.linspace(1, 0, 70)
+    for identities in (None, TailIdentities(np.arange(2), np.ones((70, 2), int), np.ones(9))):
+        rate = accept_rates(genuine, tail, 70, [0.05], identities=identities, resamples=200)[0]
+        assert rate.interval is not None and 0 <= rate.interval[0] < rate.interval[1] <= 1
+
+
 def test_a_tail_that_is_too_short_is_refused() -> None:
     with pytest.raises(ValueError, match="allows 50 false accepts, but only the 10 largest"):
         accept_rates(np.ones(3), np.ones(10), 500, [0.1])

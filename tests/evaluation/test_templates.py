@@ -96,6 +96,8 @@ def test_members_may_lie_anywhere_and_twice() -> None:
     ("change", "message"),
     [
         ({"media": np.zeros(3, int)}, "3 media"),
+        # NumPy turns a list of tuples into a matrix.
+        ({"media": [("clip", frame) for frame in range(4)]}, r"shapes \(4,\) and \(4, 2\)"),
         ({"rows": np.array([0, 1, 2, 9])}, "between 0 and 3, got 0 to 9"),
         ({"pooling": Pooling(flip=True)}, "flipped images"),
         ({"pooling": Pooling(flip=False, detector=True)}, "scores"),

@@ -15,9 +15,12 @@ from report_examples import pair_result_of, tiny_study, trained_run
 from typer.testing import CliRunner
 
 from margrave.cli import app
-from margrave.evaluation import Figure, Result, write_results
+from margrave.evaluation import Figure, Origin, Result, write_results
 from margrave.report import build_report, charts, open_input, write_page
-from margrave.report.contents import Faces, Page
+from margrave.report.contents import Chart, Faces, Page, Table
+from margrave.report.sections.pair_scores import curves_section
+from margrave.report.sections.rates import rates_section
+from margrave.report.sections.study import study_section
 from margrave.synthetic import SyntheticFaces
 
 FILES_OF_0_1 = Path(__file__).parents[1] / "fixtures" / "version_0_1"
@@ -104,6 +107,18 @@ def test_other_pairs_are_not_compared(tmp_path: Path) -> None:
     assert {"Error trade-off: first", "Error trade-off: second"} <= set(titles(other))
 
 
+def test_results_of_one_name_and_model_have_a_curve_each() -> None:
+    """One model with and without flips, in one results.json."""
+    result = replace(pair_result_of("lfw", seed=0), origin=Origin(model="m.onnx"))
+    chart = next(block for block in curves_section([result] * 2).blocks if isinstance(block, Chart))
+    assert chart.table is not None
+    assert [row[0] for row in chart.table.rows] == ["m.onnx", "m.onnx (2)"]
+    figures = [Figure(metric="TAR", value=far, at={"FAR": far}) for far in (0.001, 0.01, 0.1)]
+    rates = replace(result, scores=None, figures=tuple(figures))
+    (chart,) = rates_section([rates] * 2).blocks
+    assert isinstance(chart, Chart) and "m.onnx (2)" in json.dumps(chart.spec)
+
+
 def test_results_of_one_name_are_named_by_their_files(tmp_path: Path) -> None:
     for name in ("arcface", "adaface"):
         write_results(tmp_path / f"{name}.json", [pair_result_of("others", seed=0)])
@@ -185,6 +200,25 @@ def test_a_study_is_reported(tmp_path: Path) -> None:
     assert any(title.startswith("What the loss adapted: ") for title in titles(page))
     write_page(page, tmp_path / "study.html")
     assert (tmp_path / "study.html").stat().st_size < 8e6
+
+
+@pytest.mark.parametrize("metric", ["accuracy", "EER"])
+def test_positive_differences_favor_the_loss_named_first(metric: str) -> None:
+    figures = (
+        Figure(metric=metric, value=0.1, at={"loss": "good"}),
+        Figure(metric=metric, value=0.3, at={"loss": "bad"}),
+        # The better loss is second, and its value is positive for every metric.
+        Figure(metric=f"difference in {metric}", value=0.2, at={"first": "bad", "second": "good"}),
+    )
+    settings = {"metric": metric}
+    section = study_section(Result(protocol="study", figures=figures, settings=settings))
+    (table,) = [
+        block for block in section.blocks
+        if isinstance(block, Table) and block.caption.startswith("Differences")
+    ]  # fmt: skip
+    assert "the first-named loss is better" in table.caption
+    assert table.columns[:2] == ["improvement", metric]
+    assert table.rows[0][:2] == ["good over bad", "20.00 %"]
 
 
 def test_cells_without_metrics_are_left_out(tmp_path: Path) -> None:

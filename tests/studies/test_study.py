@@ -160,6 +160,7 @@ def test_a_training_that_fails_leaves_the_others(
     assert list(outcome.failed) == ["data/Diverging/seed-0"]
     assert "is not finite" in outcome.failed["data/Diverging/seed-0"]
     assert list(outcome.comparisons["data"].means) == ["arcface"]
+    assert outcome.results[0].notes[0].endswith("none of their runs finished: Diverging.")
     with pytest.raises(ValueError, match=r"names 'my_losses:Diverging'.*--trust-code"):
         StudyFolder(tmp_path / "study").read_config()
     StudyFolder(tmp_path / "study").read_config(trust_code=True)

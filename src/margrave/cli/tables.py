@@ -154,10 +154,10 @@ def study_table(title: str, comparison: SeedComparison, metric: str) -> Table:
     """
     is_auc = metric == "AUC"
 
-    def text(value: float | None, sign: str = "") -> str:
+    def text(value: float | None) -> str:
         if value is None:
             return "-"
-        return f"{value:{sign}.4f}" if is_auc else f"{100 * value:{sign}.2f}"
+        return f"{value:.4f}" if is_auc else f"{100 * value:.2f}"
 
     best = next(iter(comparison.means))
     num_seeds = len(comparison.means[best].seeds)
@@ -165,7 +165,7 @@ def study_table(title: str, comparison: SeedComparison, metric: str) -> Table:
     table = Table(title=escape(f"{title}: {num_seeds} {noun}"), title_justify="left")
     table.add_column("loss", overflow="fold")
     unit = "" if is_auc else " %"
-    for column in (f"{metric}{unit}", "95 % interval", "std over seeds", f"less than {best}"):
+    for column in (f"{metric}{unit}", "95 % interval", "std over seeds", f"behind {best}"):
         table.add_column(column, justify="right")
     table.add_column("p, corrected", justify="right")
     for loss, mean in comparison.means.items():

@@ -22,7 +22,8 @@ def number_labels(
     >>> number_labels(["Bo", "Ann", "Bo"], 3)
     (array([0, 1, 0]), ('Bo', 'Ann'))
     """
-    values = labels.tolist() if isinstance(labels, np.ndarray) else list(labels)
+    # The elements of a tensor would be hashed by identity, not by value.
+    values = labels.tolist() if hasattr(labels, "tolist") else list(labels)
     if len(values) != count:
         raise ValueError(f"{len(values)} labels for {count} images; give one label per image")
     if None in values:

@@ -11,8 +11,8 @@ import numpy as np
 
 from margrave.distributed import World
 from margrave.evaluation.accept_rates import AcceptRate, accept_rates, false_accepts_allowed
-from margrave.evaluation.identification import RankRate, rank_rates
-from margrave.evaluation.inputs import as_labels, as_rows
+from margrave.evaluation.identification import RankRate, checked_ranks, rank_rates
+from margrave.evaluation.inputs import as_labels, as_rows, check_resamples, checked_targets
 from margrave.evaluation.results import Result
 from margrave.evaluation.tail_bootstrap import TailIdentities, tail_length
 from margrave.progress import Progress
@@ -28,9 +28,9 @@ from margrave.search.score_blocks import (
 
 MAX_IMPOSTOR_SCORES = 1 << 25
 """Largest number of impostor scores to store; each takes 20 bytes (a float32 score and two int64
-indices)."""
+indices), or 24 if the embeddings are float64."""
 MAX_GENUINE_SCORES = 1 << 26
-"""Largest number of genuine scores to store, at 20 bytes each."""
+"""Largest number of genuine scores to store, at 20 or 24 bytes each."""
 
 
 class StateStore(Protocol):
@@ -129,10 +129,10 @@ def evaluate_all_to_all(
         rules: the protocol's rules as text, for the result.
         impostors_within: True counts the impostor pairs within ``embeddings`` and those with
             distractors; False counts only those with distractors, as MegaFace does.
-        far_targets: FAR targets of the verification.
-        ranks: ranks of the identification against distractors.
+        far_targets: FAR targets of the verification, each in (0, 1).
+        ranks: ranks of the identification against distractors, each at least 1.
         identification_far_targets: FAR targets of the identification, as shares of the labeled
-            faces.
+            faces, each in (0, 1).
         resamples: number of bootstrap replicates over identities; 0 for none.
         seed: seed of the bootstrap.
         device: the device that computes the scores.
@@ -143,8 +143,9 @@ def evaluate_all_to_all(
             nothing.
 
     Raises:
-        ValueError: genuine or impostor pairs are missing, a FAR target requires storing too many
-            scores, or an embedding is zero or not finite.
+        ValueError: genuine or impostor pairs are missing, a FAR target is not in (0, 1) or requires
+            storing too many scores, a rank is below 1, ``resamples`` is 1, or an embedding is zero
+            or not finite.
 
     Source: Deng et al., "Masked Face Recognition Challenge" (2021); Kemelmacher-Shlizerman et al.,
     "The MegaFace Benchmark" (2016); DeepGlint, "Trillion Pairs" (2018; now offline).
@@ -156,8 +157,14 @@ def evaluate_all_to_all(
     """
     embeddings, distractors = as_rows(embeddings), as_rows(distractors)
     (labels,) = as_labels(labels)
-    if not len(far_targets) or (distractors is not None and not len(ranks)):
-        raise ValueError("far_targets and ranks must not be empty")
+    if not len(far_targets):
+        raise ValueError("far_targets must not be empty")
+    far_targets = checked_targets(far_targets, "FAR")
+    if distractors is not None:
+        ranks = checked_ranks(ranks)
+        identification_far_targets = checked_targets(identification_far_targets, "FAR")
+    if resamples:
+        check_resamples(resamples)
     if (labels < 0).any():
         raise ValueError(
             f"labels must not be negative, got {labels.min()}; pass faces of unknown identity as "

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from margrave.evaluation.identification import RankRate, checked_ranks, rank_rates, search
-from margrave.evaluation.inputs import as_labels, as_rows
+from margrave.evaluation.inputs import as_labels, as_rows, check_resamples, checked_targets
 from margrave.evaluation.results import Figure
 from margrave.progress import Progress
 from margrave.search.score_blocks import Rows
@@ -81,11 +81,14 @@ def detection_rates(
         progress: called with (comparisons done, total).
 
     Raises:
-        ValueError: there are no mated or no non-mated probes.
+        ValueError: there are no mated or no non-mated probes, a target is not in (0, 1), a rank is
+            below 1, or ``resamples`` is 1.
 
     Source: Shi and Jain, "Probabilistic Face Embeddings" (PFE, 2019), the authors' code.
     """
-    ranks = checked_ranks(ranks)
+    ranks, targets = checked_ranks(ranks), checked_targets(far_targets, "FAR")
+    if resamples:
+        check_resamples(resamples)
     probes, gallery = as_rows(probes), as_rows(gallery)
     probe_labels, gallery_labels = as_labels(probe_labels, gallery_labels)
     matches = search(probes, probe_labels, gallery, gallery_labels, max(ranks), device, progress)
@@ -96,7 +99,7 @@ def detection_rates(
         )
     non_mated_scores = np.sort(matches.non_mates[~mated, 0])[::-1]
     results = []
-    for far in far_targets:
+    for far in targets:
         allowed = int(np.round(len(non_mated_scores) * far))
         # 1e-8 is the epsilon of PFE's code.
         threshold = (
@@ -106,7 +109,7 @@ def detection_rates(
         hits = np.stack([matches.within_rank(rank)[mated] & accepted for rank in ranks], axis=1)
         results.append(
             DetectionRate(
-                far_target=float(far),
+                far_target=far,
                 far=float((non_mated_scores >= threshold).mean()),
                 threshold=threshold,
                 rates=rank_rates(hits, ranks, probe_labels[mated], resamples, seed),

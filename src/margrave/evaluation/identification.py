@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from margrave.evaluation.inputs import as_labels, as_rows
+from margrave.evaluation.inputs import as_labels, as_rows, check_resamples
 from margrave.evaluation.rate_intervals import Interval
 from margrave.evaluation.results import Figure, Result
 from margrave.evaluation.tail_bootstrap import bootstrap_rates
@@ -149,7 +149,8 @@ def evaluate_identification(
         progress: called with (comparisons done, total).
 
     Raises:
-        ValueError: no probe has a mate, a rank is below 1, or an embedding is zero or not finite.
+        ValueError: no probe has a mate, a rank is below 1, ``resamples`` is 1, or an embedding is zero
+            or not finite.
 
     Source: Cheng, Zhu, Gong, "Low-Resolution Face Recognition" (2018).
 
@@ -159,6 +160,8 @@ def evaluate_identification(
     1.0
     """
     ranks = checked_ranks(ranks)
+    if resamples:
+        check_resamples(resamples)
     probes, gallery = as_rows(probes), as_rows(gallery)
     probe_labels, gallery_labels = as_labels(probe_labels, gallery_labels)
     matches = search(probes, probe_labels, gallery, gallery_labels, max(ranks), device, progress)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -52,30 +53,86 @@ def checked_targets(targets: Sequence[float], rate_name: str) -> tuple[float, ..
     return tuple(float(target) for target in targets)
 
 
+def check_resamples(resamples: int) -> None:
+    """Check that there are enough bootstrap replicates for an interval.
+
+    Functions for which 0 means no intervals call this for other numbers only.
+
+    >>> check_resamples(1)
+    Traceback (most recent call last):
+        ...
+    ValueError: resamples must be at least 2, or 0 for no intervals, got 1
+    """
+    if resamples < 2:
+        raise ValueError(f"resamples must be at least 2, or 0 for no intervals, got {resamples}")
+
+
 def as_labels(*labels: Any) -> list[np.ndarray]:
     """Convert labels of any hashable type to integers, consistently across all sequences.
 
     If all labels are integers, they stay unchanged. Otherwise labels are numbered from 0 in order
-    of first appearance. None and negative integers mark distractors.
+    of first appearance. None and negative numbers mark distractors.
 
     Returns:
         One integer array for each sequence, of the same shape.
 
+    Raises:
+        ValueError: a label is not hashable.
+
     >>> [labels.tolist() for labels in as_labels(["Ann", "Bo"], ["Bo", None])]
     [[0, 1], [1, -1]]
     """
-    arrays = [as_array(sequence) for sequence in labels]
+    arrays = [_label_array(sequence) for sequence in labels]
     if all(np.issubdtype(array.dtype, np.integer) for array in arrays):
         return arrays
     indices: dict[Hashable, int] = {}
 
     def index_of(label: Any) -> int:
-        if label is None or (isinstance(label, int) and label < 0):
+        if label is None or (isinstance(label, Real) and label < 0):
             return DISTRACTOR
-        return indices.setdefault(label, len(indices))
+        try:
+            return indices.setdefault(label, len(indices))
+        except TypeError:
+            raise ValueError(
+                f"label {label!r} is not hashable; pass one string, number or tuple per embedding"
+            ) from None
 
     def convert(array: np.ndarray) -> np.ndarray:
         flat = [index_of(label) for label in array.ravel().tolist()]
         return np.array(flat, np.int64).reshape(array.shape)
 
     return [convert(array) for array in arrays]
+
+
+def as_label_pairs(pairs: Any) -> np.ndarray:
+    """Convert (P, 2) labels of any hashable type to integers; see ``as_labels``.
+
+    Raises:
+        ValueError: a label is not hashable, or there are not two labels per pair.
+
+    >>> as_label_pairs([("Ann", 7), ("Ann", "7")]).tolist()
+    [[0, 1], [0, 2]]
+    """
+    if not isinstance(pairs, Sequence):
+        return as_labels(pairs)[0]
+    for index, pair in enumerate(pairs):
+        if isinstance(pair, str) or not hasattr(pair, "__len__") or len(pair) != 2:
+            raise ValueError(
+                f"identities must have shape ({len(pairs)}, 2), two per pair, but pair {index} has "
+                f"{pair!r}"
+            )
+    return as_labels([label for pair in pairs for label in pair])[0].reshape(-1, 2)
+
+
+def _label_array(labels: Any) -> np.ndarray:
+    """Convert (N,) labels to an array that keeps each element of a sequence as it is.
+
+    NumPy alone would turn numbers among strings into strings, and tuples into rows.
+    """
+    if not isinstance(labels, Sequence):
+        return as_array(labels)
+    # NumPy's and torch's scalars become Python's, which are hashed by value.
+    values = [label.item() if getattr(label, "shape", None) == () else label for label in labels]
+    if all(type(value) is int for value in values):
+        return np.asarray(values)
+    return np.fromiter(values, dtype=object, count=len(values))

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from margrave.evaluation.identification import RankRate, checked_ranks, rank_rates, search
-from margrave.evaluation.inputs import as_labels, as_rows, checked_targets
+from margrave.evaluation.inputs import as_labels, as_rows, check_resamples, checked_targets
 from margrave.evaluation.rate_intervals import Interval
 from margrave.evaluation.results import Figure, Result
 from margrave.evaluation.tail_bootstrap import TailIdentities, bootstrap_tail
 from margrave.progress import Progress
+from margrave.quantity import quantity
 from margrave.search.collectors import Genuine, Tail
 from margrave.search.score_blocks import Comparison, Rows, sweep
 
@@ -107,7 +108,8 @@ def evaluate_open_set(
 
     The best scores of the N non-mated probes are sorted. The threshold for an FPIR target is the
     max(⌊target · N⌋, 1)-th largest of them. A mated probe is a hit if its mate ranks first and
-    scores above the threshold.
+    scores above the threshold. As in the source, a mate that ties with a non-mate does not rank
+    first; the closed-set rates count it as a hit.
 
     Args:
         probes: (P, D) embeddings.
@@ -122,11 +124,14 @@ def evaluate_open_set(
         progress: called with (comparisons done, total).
 
     Raises:
-        ValueError: there are no mated or no non-mated probes, or a target is not in (0, 1).
+        ValueError: there are no mated or no non-mated probes, a target is not in (0, 1), a rank is
+            below 1, or ``resamples`` is 1.
 
     Source: Maze et al. (2018), 1:N; InsightFace's ijb_evals.py for the threshold.
     """
     ranks, targets = checked_ranks(ranks), checked_targets(fpir_targets, "FPIR")
+    if resamples:
+        check_resamples(resamples)
     probes, gallery = as_rows(probes), as_rows(gallery)
     probe_labels, gallery_labels = as_labels(probe_labels, gallery_labels)
     matches = search(probes, probe_labels, gallery, gallery_labels, max(ranks), device, progress)
@@ -250,7 +255,8 @@ def merged_gallery_rates(
         The rates at each target; their ``fpir`` is the target itself, as the FPIR is not measured.
 
     Raises:
-        ValueError: a probe has no mate, or a target is not in (0, 1).
+        ValueError: a probe has no mate, there are too few impostor pairs for a target, or a target
+            is not in (0, 1).
     """
     targets = checked_targets(fpir_targets, "FPIR")
     probes, gallery = as_rows(probes), as_rows(gallery)
@@ -268,6 +274,12 @@ def merged_gallery_rates(
             "legacy rule requires a mate for every probe"
         )
     impostor_scores = tail.sorted()[0]
+    if max(threshold_ranks) > len(impostor_scores):
+        raise ValueError(
+            f"FPIR {max(targets)} needs {quantity(max(threshold_ranks), 'score')} between different"
+            f" identities, but there are {len(impostor_scores)}; pass lower targets or more gallery"
+            " faces of other identities"
+        )
     return tuple(
         OpenSetRate(
             target=target,

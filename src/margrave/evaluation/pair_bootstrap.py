@@ -33,6 +33,7 @@ from typing import Literal
 
 import numpy as np
 
+from margrave.evaluation.inputs import check_resamples
 from margrave.evaluation.rate_intervals import (
     Interval,
     degrees_of_freedom,
@@ -111,8 +112,7 @@ def bootstrap_pairs(
         ValueError: a distance is not finite, genuine or impostor pairs are missing, the identities
             contradict ``same`` or do not have shape (P, 2), or ``resamples`` is below 2.
     """
-    if resamples < 2:
-        raise ValueError(f"resamples must be at least 2, or 0 for no intervals, got {resamples}")
+    check_resamples(resamples)
     distances, same = check_pairs(distances, same)
     statistics = PairStatistics(distances, same, folds, far_targets)
     bootstrapped = replicates(statistics, same, folds, identities, resamples, seed)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from margrave.evaluation.accept_rates import AcceptRate, false_accepts_allowed
-from margrave.evaluation.inputs import as_array, as_labels, checked_targets
+from margrave.evaluation.inputs import as_array, as_label_pairs, checked_targets
 from margrave.evaluation.pair_bootstrap import PairIntervals, bootstrap_pairs, check_identities
 from margrave.evaluation.results import Figure, PairScores, Result
 from margrave.evaluation.roc import (
@@ -257,7 +257,7 @@ def evaluate_pairs(
     """
     distances, same = pair_distances(embeddings_a, embeddings_b, same, folds)
     if identities is not None:
-        (identities,) = as_labels(identities)
+        identities = as_label_pairs(identities)
     validation = cross_validate_distances(distances, same, folds)
     thresholds = THRESHOLDS[validation.fold_threshold]
     roc = roc_curve(1 - distances / 2, same)

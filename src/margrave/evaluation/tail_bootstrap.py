@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from margrave.evaluation.inputs import check_resamples
 from margrave.evaluation.rate_intervals import (
     Interval,
     degrees_of_freedom,
@@ -87,11 +88,6 @@ def small_sample_factor(identities: float, level: float = 0.95) -> float:
     return math.sqrt((degrees + 1) / degrees) * student_factor(degrees, level)
 
 
-def _check_resamples(resamples: int) -> None:
-    if resamples < 2:
-        raise ValueError(f"resamples must be at least 2, or 0 for no intervals, got {resamples}")
-
-
 def bootstrap_tail(
     genuine: np.ndarray,
     tail: np.ndarray,
@@ -120,7 +116,7 @@ def bootstrap_tail(
     Raises:
         ValueError: ``resamples`` is below 2.
     """
-    _check_resamples(resamples)
+    check_resamples(resamples)
     generator = np.random.default_rng(seed)
     order = np.argsort(-genuine, kind="stable")
     sorted_genuine = genuine[order]
@@ -231,11 +227,8 @@ def _resample_identities(
             + (1 - distractor_share) * mean_weight**sides_per_score
         )
         weights = side_weights.prod(1) / max(total, 1e-9)
-        genuine_weights = draws[genuine_labels]
-        # With few identities, a replicate may contain no genuine pair. It then uses each pair once.
-        genuine_weights = genuine_weights if genuine_weights.any() else ones
         identity_samples.append(
-            _tar_and_threshold(sorted_genuine, tail, genuine_weights, weights, budget)
+            _tar_and_threshold(sorted_genuine, tail, draws[genuine_labels], weights, budget)
         )
         if sides_per_score == 2:
             pair_weights = generator.poisson(1, identity_pair.max(initial=0) + 1)[identity_pair]
@@ -270,6 +263,9 @@ def _tar_and_threshold(
     # The slack of half a pair keeps rounding errors from pushing integer weights past the budget.
     first_over = np.searchsorted(false_accepts, budget + 0.5, side="right").clip(max=len(tail) - 1)
     thresholds = tail[first_over]
+    # With few pairs or identities, a replicate may contain no genuine pair. It then uses each once.
+    if not genuine_weights.any():
+        genuine_weights = np.ones(len(genuine_weights))
     accepted = np.searchsorted(-sorted_genuine, -thresholds, side="left")
     weight = np.concatenate([[0.0], np.cumsum(genuine_weights, dtype=np.float64)])
     return np.stack([weight[accepted] / weight[-1], thresholds])
@@ -295,7 +291,7 @@ def bootstrap_rates(
     >>> round(low, 3), high
     (0.158, 1.0)
     """
-    _check_resamples(resamples)
+    check_resamples(resamples)
     generator = np.random.default_rng(seed)
     labels = np.unique(identities, return_inverse=True)[1]
     count = int(labels.max()) + 1

@@ -83,9 +83,9 @@ def pool_templates(
         (T,) the templates' numbers or names, ascending, and (T, D) float64 unit embeddings.
 
     Raises:
-        ValueError: lengths differ, a detector score is not finite, a row is out of range, a
-            template's sum is zero or not finite, or detector scores or flipped embeddings are
-            missing.
+        ValueError: lengths differ, ``templates`` or ``media`` is not one-dimensional, a detector
+            score is not finite, a row is out of range, a template's sum is zero or not finite, or
+            detector scores or flipped embeddings are missing.
 
     Source: Maze et al., "IARPA Janus Benchmark – C" (2018); InsightFace, eval_ijbc.py.
 
@@ -97,6 +97,11 @@ def pool_templates(
     embeddings, flipped = as_rows(embeddings), as_rows(flipped)
     templates, media = as_array(templates), as_array(media)
     rows = np.arange(len(templates)) if rows is None else np.asarray(rows)
+    if templates.ndim != 1 or media.ndim != 1:
+        raise ValueError(
+            f"templates and media have shapes {templates.shape} and {media.shape}; pass one number "
+            "or name of each per member"
+        )
     member_weights = _member_weights(pooling, detector_scores, len(templates))
     if not len(templates) == len(media) == len(rows) == len(member_weights):
         raise ValueError(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -22,6 +21,7 @@ from margrave.report.figures import counts_table
 from margrave.report.inputs import ReportInput, study_losses
 from margrave.report.lab import lab_tables
 from margrave.report.lab_charts import lab_charts
+from margrave.report.naming import distinct_names
 from margrave.report.page import anchor
 from margrave.report.sections.adaptation import adaptation_section, norm_quality_section
 from margrave.report.sections.faces import classes_section, hardest_section
@@ -106,12 +106,8 @@ def _distinguish_results(inputs: Sequence[ReportInput]) -> Iterator[Result]:
 
 def _distinguish_inputs(inputs: Sequence[ReportInput]) -> list[tuple[str, ReportInput]]:
     """(name, input) of each input; further inputs of the same name get a number."""
-    named: dict[str, ReportInput] = {}
-    for report_input in inputs:
-        numbered = (f"{report_input.name} ({number})" for number in itertools.count(2))
-        names = itertools.chain([report_input.name], numbered)
-        named[next(name for name in names if name not in named)] = report_input
-    return list(named.items())
+    names = distinct_names([report_input.name for report_input in inputs])
+    return list(zip(names, inputs, strict=True))
 
 
 def _metrics_of_runs(inputs: Sequence[ReportInput]) -> dict[str, Any]:

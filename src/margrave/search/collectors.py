@@ -162,7 +162,10 @@ class Nearest:
 
 
 class Genuine:
-    """Keeps all genuine scores; each takes 20 bytes (a float32 score and two int64 indices)."""
+    """Keeps all genuine scores.
+
+    Each takes 20 bytes (a float32 score and two int64 indices), or 24 if the embeddings are float64.
+    """
 
     def __init__(self) -> None:
         self._parts: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []

@@ -88,15 +88,16 @@ def _measure(cell: Cell, prepared: dict[str, Any], timed: bool, folder: Path) ->
     precision = opened.precision.precision
     if not timed:
         return precision, 0.0
-    start: tuple[int, float] | None = None
+    start = 0, time.monotonic()
     seconds = 0.0
 
     def report(step: StepReport) -> None:
         nonlocal start, seconds
         now = time.monotonic()
-        if step.step <= WARM_UP_STEPS:
+        # The last step is measured in any case.
+        if step.step <= min(WARM_UP_STEPS, step.steps - 1):
             start = step.step, now
-        elif start is not None:
+        else:
             seconds = (now - start[1]) / (step.step - start[0]) * step.epoch_steps
             if now - start[1] >= MEASURED_SECONDS or step.step == step.steps:
                 raise _SpeedMeasured

@@ -52,7 +52,7 @@ def compare_cells(
 ) -> dict[str, SeedComparison]:
     """Compare each condition's losses over the seeds that all of them have finished.
 
-    A loss without a finished cell is left out.
+    A loss without a finished cell is left out; the verdict names it.
 
     Args:
         cells: the finished cells.
@@ -193,7 +193,7 @@ def results_of(
                 },
                 origin=in_condition[0].result.origin,
                 notes=(
-                    verdict(comparison, config),
+                    verdict(comparison, config, chosen),
                     *_judged_claims(condition, comparison, config, chosen),
                 ),
             )
@@ -257,8 +257,34 @@ def _difference_figure(
     )
 
 
-def verdict(comparison: SeedComparison, config: StudyConfig) -> str:
-    """Sum up a condition's comparison in words; name a winner only if one loss beats all others."""
+def verdict(
+    comparison: SeedComparison,
+    config: StudyConfig,
+    chosen: Mapping[str, Mapping[str, Any]] | None = None,
+) -> str:
+    """Sum up a condition's comparison in words; name a winner only if one loss beats all others.
+
+    Args:
+        comparison: the condition's comparison.
+        config: the study. Its losses that are not in the comparison are named as missing.
+        chosen: loss -> the variant that tuning chose, with its name; None if the losses are not
+            tuned.
+    """
+    names = [_compared_name(loss, chosen or {}) for loss in config.losses]
+    missing = [name for name in names if name not in comparison.means]
+    if not missing:
+        return _verdict_on_compared(comparison, config, "loss")
+    text = _verdict_on_compared(comparison, config, "compared loss")
+    return f"{text} Not compared, because none of their runs finished: {', '.join(missing)}."
+
+
+def _compared_name(loss: str, chosen: Mapping[str, Mapping[str, Any]]) -> str:
+    """A loss's name in a comparison: that of the variant that tuning chose, or its own."""
+    return chosen.get(loss, {}).get("name", loss)
+
+
+def _verdict_on_compared(comparison: SeedComparison, config: StudyConfig, noun: str) -> str:
+    """The verdict on the losses in a comparison; ``noun`` stands for any one of them."""
     best = next(iter(comparison.means))
     seeds = len(comparison.means[best].seeds)
     if len(comparison.means) < 2:
@@ -280,11 +306,11 @@ def verdict(comparison: SeedComparison, config: StudyConfig) -> str:
     if seeds < FEW_SEEDS:
         sensitivity += f" This number is uncertain with {seeds} seeds; train five for a better one."
     if comparison.winner is not None:
-        return f"{comparison.winner} is better than every other loss. {sensitivity}"
+        return f"{comparison.winner} is better than every other {noun}. {sensitivity}"
     not_worse = comparison.not_worse_than(best)
     if len(not_worse) == len(comparison.means) - 1:
         return (
-            f"No loss is significantly better or worse than {best}, which ranks first. "
+            f"No {noun} is significantly better or worse than {best}, which ranks first. "
             f"{sensitivity}"
         )
     worse = [name for name in comparison.means if name != best and name not in not_worse]
@@ -304,10 +330,7 @@ def _judged_claims(
     for claim in config.claims:
         if claim.condition == condition:
             # In the comparison, a tuned loss has the name of the variant that tuning chose.
-            names = {
-                key: chosen.get(getattr(claim, key), {}).get("name", getattr(claim, key))
-                for key in ("loss", "over")
-            }
+            names = {key: _compared_name(getattr(claim, key), chosen) for key in ("loss", "over")}
             outcome = judge_claim(claim.model_copy(update=names), comparison, config)
             yield f"Claim: {claim.text}. {outcome[:1].upper()}{outcome[1:]}"
 

@@ -34,9 +34,9 @@ def skin_color(identity: FaceIdentity) -> Color:
     return (min(255, red * (1 + flush)), green * (1 - flush), blue * (1 - 0.6 * flush))
 
 
-def outline(identity: FaceIdentity, inflate: float = 1.0) -> np.ndarray:
+def outline(identity: FaceIdentity) -> np.ndarray:
     """(points, 2) closed outline of the face, clockwise from the top of the skull."""
-    cheek = identity.cheek_width * inflate
+    cheek = identity.cheek_width
     right = [
         (0.62 * cheek, -0.93 * identity.skull_height),
         (identity.temple_width * cheek, -0.48),

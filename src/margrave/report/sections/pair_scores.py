@@ -19,6 +19,7 @@ from margrave.evaluation import (
 )
 from margrave.report import charts
 from margrave.report.contents import Block, Chart, Section, Table, Text
+from margrave.report.naming import result_names
 
 BINS = 60
 """Number of bins in the score histograms."""
@@ -89,8 +90,8 @@ def _median_text(values: np.ndarray) -> str:
 def curves_section(results: Sequence[Result]) -> Section:
     """DET and ROC curves of results on the same pairs, with bootstrap intervals as bands."""
     scores_of = {
-        _series_name(result, results): result.scores
-        for result in results
+        name: result.scores
+        for name, result in zip(result_names(results), results, strict=True)
         if result.scores is not None and _has_enough_pairs(result.scores)
     }
     if not scores_of:
@@ -154,14 +155,6 @@ def curves_section(results: Sequence[Result]) -> Section:
         Text(note, "note"),
     ]
     return Section("Error trade-off", blocks)
-
-
-def _series_name(result: Result, results: Sequence[Result]) -> str:
-    """A curve's name: the result's name, or the model's name if results share a name."""
-    names = [other.name for other in results]
-    if names.count(result.name) == 1:
-        return result.name or result.protocol
-    return result.origin.model or f"{result.name} {results.index(result) + 1}"
 
 
 def _has_enough_pairs(scores: PairScores) -> bool:

@@ -10,6 +10,7 @@ from margrave.evaluation.figure_text import TOO_FEW, value_text
 from margrave.report import charts
 from margrave.report.contents import Block, Chart, Section, Text
 from margrave.report.figures import figures_table, strata_table
+from margrave.report.naming import result_names
 from margrave.report.sections.training import is_number
 
 MIN_POINTS = 3
@@ -32,18 +33,16 @@ def rates_section(results: Sequence[Result]) -> Section:
     blocks: list[Block] = []
     curves: dict[tuple[str, str], list[dict[str, Any]]] = {}
     is_percent: dict[tuple[str, str], bool] = {}
-    for result in results:
-        # `curves_section` draws results with pair scores.
-        if result.scores is not None:
-            continue
+    # `curves_section` draws results with pair scores.
+    drawn = [result for result in results if result.scores is None]
+    for result_name, result in zip(result_names(drawn), drawn, strict=True):
         for figure in result.figures:
             numbers = {name: float(value) for name, value in figure.at.items() if is_number(value)}
             if figure.stratum or figure.value is None or len(numbers) != 1:
                 continue
             ((axis, x),) = numbers.items()
             conditions = [value for value in figure.at.values() if isinstance(value, str)]
-            names = [name for name in (result.name, ", ".join(conditions)) if name]
-            series = ", ".join(names) or result.protocol
+            series = ", ".join([result_name, *conditions])
             row: dict[str, Any] = {"series": series, "x": x, "y": figure.value}
             if figure.interval is not None:
                 row |= {"low": figure.interval[0], "high": figure.interval[1]}

@@ -85,17 +85,20 @@ def _differences_table(result: Result, metric: str) -> Table:
         adjusted, smallest = details.get("adjusted_p_value"), details.get("smallest_detectable")
         rows.append(
             [
-                f"{figure.at['second']} − {figure.at['first']}",
+                f"{figure.at['second']} over {figure.at['first']}",
                 value_text(figure),
                 figure_interval_text(figure),
                 p_value_text(adjusted),
                 "-" if smallest is None else value_text(figure, smallest),
             ]
         )
-    columns = ["difference", metric, "95 % interval", "corrected p", "smallest detectable"]
-    return Table(
-        "Differences between all pairs of losses; p-values with Holm's correction", columns, rows
+    # The differences of an error rate have the opposite sign: positive values are improvements.
+    columns = ["improvement", metric, "95 % interval", "corrected p", "smallest detectable"]
+    caption = (
+        "Differences between all pairs of losses; positive values mean that the first-named loss "
+        "is better; p-values with Holm's correction"
     )
+    return Table(caption, columns, rows)
 
 
 def _parts_table(result: Result) -> Table | None:
