@@ -166,6 +166,11 @@ def what_cannot_be_is_refused_and_changes_nothing(harness: Harness) -> None:
         for wrong in (rows(1)[0], rows(1, dimension=DIMENSION - 1), np.zeros((1, DIMENSION))):
             with pytest.raises(ValueError, match="queries"):
                 gallery.search(wrong)
+        for wrong in (2.5, -1, "3", None):
+            with pytest.raises(ValueError, match=f"top_k = {wrong!r}, must be an integer"):
+                gallery.search(rows(1), wrong)  # type: ignore[arg-type]
+        assert gallery.search(rows(1), 0) == [[]]
+        assert len(gallery.search(rows(1), np.int64(3))[0]) == 1  # type: ignore[arg-type]
         assert_equal(gallery, truth, rows(3, 2))
 
 

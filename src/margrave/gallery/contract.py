@@ -303,7 +303,8 @@ class Gallery(ABC):
             One list of candidates per query.
 
         Raises:
-            ValueError: the queries do not have dimension D, or one is zero, infinite or NaN.
+            ValueError: the queries do not have dimension D, one is zero, infinite or NaN, or
+                `top_k` is negative or not an integer.
         """
 
     @abstractmethod

@@ -21,6 +21,7 @@ from margrave.gallery.checks import (
     checked_name,
     checked_person,
     checked_queries,
+    checked_top_k,
     fuse_embeddings,
 )
 from margrave.gallery.contract import (
@@ -137,7 +138,7 @@ class EmbeddedGallery(Gallery):
 
     def search(self, queries: np.ndarray, top_k: int = 10) -> list[list[Candidate]]:
         """Find the people most similar to each query, by exact search, most similar first."""
-        units = checked_queries(queries, self.card)
+        units, top_k = checked_queries(queries, self.card), checked_top_k(top_k)
         with self._locked():
             return self._read_consistently(lambda: self._search(units, top_k))
 
@@ -400,7 +401,7 @@ class EmbeddedGallery(Gallery):
             self._read_changes(generation)
         slot_count = len(self._empty_slots)
         people_count = slot_count - int(np.count_nonzero(self._empty_slots))
-        if not people_count or top_k < 1:
+        if not people_count or not top_k:
             return [[] for _ in queries]
         comparison = Comparison(
             queries,

@@ -14,6 +14,7 @@ from margrave.gallery.checks import (
     checked_name,
     checked_person,
     checked_queries,
+    checked_top_k,
     fuse_embeddings,
 )
 from margrave.gallery.contract import (
@@ -88,7 +89,7 @@ class MemoryGallery(Gallery):
 
     def search(self, queries: np.ndarray, top_k: int = 10) -> list[list[Candidate]]:
         """Find the people most similar to each query, most similar first."""
-        query_units = checked_queries(queries, self.card)
+        query_units, top_k = checked_queries(queries, self.card), checked_top_k(top_k)
         if not self._people:
             return [[] for _ in query_units]
         names = sorted(self._people)

@@ -16,6 +16,7 @@ from margrave.gallery.checks import (
     checked_name,
     checked_person,
     checked_queries,
+    checked_top_k,
     fuse_embeddings,
 )
 from margrave.gallery.contract import (
@@ -185,10 +186,11 @@ class MilvusGallery(Gallery):
         """Find the people most similar to each query, most similar first.
 
         Raises:
-            ValueError: top_k is larger than 16 384, the maximum of Milvus, or a query is invalid.
+            ValueError: `top_k` is negative or above 16 384, the maximum of Milvus, or a query is
+                invalid.
         """
-        units = checked_queries(queries, self.card)
-        if not len(units) or top_k < 1:
+        units, top_k = checked_queries(queries, self.card), checked_top_k(top_k)
+        if not len(units) or not top_k:
             return [[] for _ in units]
         if top_k > MAX_RESULTS:
             raise ValueError(
