@@ -192,11 +192,10 @@ class Database:
         """The rows of all people."""
         return [Row(*row) for row in self.connection.execute(_SELECT_ROW)]
 
-    def occupied_since(self, generation: int) -> list[tuple[int, int]]:
-        """(slot, checksum) of each person whose row changed after a generation."""
-        return self.connection.execute(
-            "SELECT slot, checksum FROM people WHERE changed > ?", (generation,)
-        ).fetchall()
+    def occupied_since(self, generation: int) -> list[int]:
+        """Slots of the people whose rows changed after a generation."""
+        query = "SELECT slot FROM people WHERE changed > ?"
+        return [slot for (slot,) in self.connection.execute(query, (generation,))]
 
     def freed_since(self, generation: int) -> list[int]:
         """Slots that were freed after a generation and are still free."""

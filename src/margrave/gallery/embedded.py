@@ -447,7 +447,7 @@ class EmbeddedGallery(Gallery):
     def _read_changes(self, generation: int) -> None:
         """Update `_empty_slots` and `_mapped` with the changes since `_generation`."""
         freed = self._database.freed_since(self._generation)
-        occupied = [slot for slot, _ in self._database.occupied_since(self._generation)]
+        occupied = self._database.occupied_since(self._generation)
         count = max(len(self._empty_slots), self._database.count_slots())
         empty = np.ones(count, bool)
         empty[: len(self._empty_slots)] = self._empty_slots
