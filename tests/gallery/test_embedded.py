@@ -353,6 +353,48 @@ def test_damage_is_named_and_never_answers_wrongly(path: Path) -> None:
         assert "vectors with a wrong checksum: 1" in findings
 
 
+@pytest.mark.parametrize("key", [None, KEY], ids=["plain", "encrypted"])
+@pytest.mark.parametrize(
+    "change",
+    [
+        "people SET slot = 'text'",
+        "people SET slot = 1.5",
+        "people SET slot = -1",
+        f"people SET slot = {2**62}",
+        "people SET record = 'text'",
+        "people SET checksum = x'00'",
+        f"people SET id = {2**62}",
+        "crops SET content = 'text'",
+        f"free SET slot = {2**62}",
+        f"meta SET value = {2**63 - 1} WHERE name = 'generation'",
+    ],
+)
+def test_a_column_of_the_wrong_type_is_damage(path: Path, change: str, key: str | None) -> None:
+    with create_gallery(str(path), CARD, key=key) as gallery:
+        for name in ("Bo", "Ann"):
+            gallery.add(name, rows(1), crops=[crop(1)])
+        gallery.forget("Bo")
+    with contextlib.closing(sqlite3.connect(path)) as database:
+        database.execute(f"UPDATE {change}")
+        database.commit()
+    with (
+        pytest.raises(ValueError, match="is damaged: "),
+        open_gallery(str(path), key=key) as gallery,
+    ):
+        gallery.search(rows(1))
+        gallery.crops("Ann")
+        gallery.add("Cleo", rows(2))
+
+
+def test_a_mistake_of_the_caller_is_not_damage(path: Path) -> None:
+    with create_gallery(str(path), CARD) as gallery:
+        with pytest.raises(TypeError, match="bytes-like"):
+            gallery.add("Ann", rows(1), crops=["text"])  # type: ignore[list-item]
+        with pytest.raises(TypeError, match="JSON"):
+            gallery.set_thresholds([{"far": object()}])
+        assert len(gallery) == 0
+
+
 def test_a_card_that_cannot_be_is_refused(path: Path) -> None:
     create_gallery(str(path), CARD).close()
     fields = json.loads(CARD.to_json())
