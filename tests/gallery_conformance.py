@@ -208,7 +208,7 @@ def crops_come_back_byte_by_byte(harness: Harness) -> None:
             with pytest.raises(ValueError, match="2 crops for 1 embeddings"):
                 each.add("Cleo", rows(6), crops=crops[:2])
         assert_equal(gallery, truth, rows(7, 2))
-        assert gallery.forget("Ann").images == 5 and truth.forget("Ann").images == 5
+        assert gallery.forget("Ann").crops == 5 and truth.forget("Ann").crops == 5
         assert_equal(gallery, truth, rows(8, 2))
 
 
@@ -218,7 +218,7 @@ def the_forgotten_are_not_found_again(harness: Harness) -> None:
         for number, name in enumerate(["Annabel", "ann", "Bob", "Cleo"]):
             gallery.add(name, rows(number))
         forgotten = gallery.forget("Annabel")
-        assert forgotten.name == "Annabel" and forgotten.images == 0 and forgotten.explanation
+        assert forgotten.name == "Annabel" and forgotten.crops == 0 and forgotten.explanation
         assert isinstance(forgotten.erased, bool)
         assert "Annabel" not in gallery and gallery.get("ann") is not None and len(gallery) == 3
         assert all(one.name != "Annabel" for one in gallery.search(rows(0), 10)[0])
@@ -268,7 +268,7 @@ def any_sequence_gives_what_memory_gives(harness: Harness) -> None:
                 answers = []
                 for each in (gallery, truth):
                     try:
-                        answers.append(each.forget(name).images)
+                        answers.append(each.forget(name).crops)
                     except ValueError:
                         answers.append(None)
                 assert answers[0] == answers[1]
@@ -304,6 +304,8 @@ def people_are_put_in_as_they_are(harness: Harness) -> None:
             each.add("Bob", rows(1, 2), crops=[b"old", b"older"])
             assert each.restore(iter(people)) == len(people)
             assert each.restore([]) == 0
+            # The last record of a name is stored, and the person counts once.
+            assert each.restore(iter([people[1], people[0], people[1], people[2]])) == 3
         assert_equal(gallery, truth, rows(2, 3))
         assert list(gallery.people()) == list(truth.people())
         wrong = PersonRecord(person=people[0].person, vector=np.zeros(DIMENSION))

@@ -139,7 +139,7 @@ def test_every_byte_of_whom_is_forgotten_is_gone(path: Path, key: str | None) ->
         for number in range(0, 30, 2):
             name = f"someone {number:02}"
             done = gallery.forget(name)
-            assert done.erased and done.images == 2, done.explanation
+            assert done.erased and done.crops == 2, done.explanation
             content = b"".join(each.read_bytes() for each in path.parent.iterdir())
             assert name.encode() not in content
             assert not any(trace in content for trace in traces_of(crop(number)))

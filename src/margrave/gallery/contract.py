@@ -183,7 +183,7 @@ class ForgetResult:
 
     Attributes:
         name: the person's name.
-        images: number of the person's crops that the gallery had kept.
+        crops: number of the person's kept crops.
         erased: True if a search of the gallery's files found no bytes of the vector, the name or
             the crops (a gallery in memory has no files). False if the person can no longer be
             found, but some bytes may still be on disk.
@@ -191,7 +191,7 @@ class ForgetResult:
     """
 
     name: str
-    images: int
+    crops: int
     erased: bool
     explanation: str
 

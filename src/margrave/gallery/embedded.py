@@ -172,7 +172,7 @@ class EmbeddedGallery(Gallery):
             else f"bytes are left in {file_with_traces}; close other programs that use the gallery "
             "and check again: margrave gallery verify-erasure"
         )
-        return ForgetResult(name=name, images=len(crops), erased=erased, explanation=explanation)
+        return ForgetResult(name=name, crops=len(crops), erased=erased, explanation=explanation)
 
     def people(self) -> Iterator[Person]:
         """Iterate over all people, sorted by name."""

@@ -114,7 +114,7 @@ class MemoryGallery(Gallery):
             raise not_enrolled_error(name, self)
         return ForgetResult(
             name=entry.person.name,
-            images=len(entry.crops),
+            crops=len(entry.crops),
             erased=True,
             explanation="removed from memory; nothing was on a disk",
         )

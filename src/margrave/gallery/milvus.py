@@ -262,7 +262,7 @@ class MilvusGallery(Gallery):
             ) from error
         return ForgetResult(
             name=row["name"],
-            images=sum(len(sizes) for _, sizes in batches),
+            crops=sum(len(sizes) for _, sizes in batches),
             erased=False,
             explanation=(
                 "the person cannot be found any more, but bytes are left in the server's old "
