@@ -302,10 +302,9 @@ def people_are_put_in_as_they_are(harness: Harness) -> None:
     with create_gallery(harness.address(), settings) as gallery:
         for each in (gallery, truth):
             each.add("Bob", rows(1, 2), crops=[b"old", b"older"])
-            assert each.restore(iter(people)) == len(people)
+            # Ann occurs twice: the last record is stored, and the person counts once.
+            assert each.restore(iter(people)) == len(people) - 1
             assert each.restore([]) == 0
-            # The last record of a name is stored, and the person counts once.
-            assert each.restore(iter([people[1], people[0], people[1], people[2]])) == 3
         assert_equal(gallery, truth, rows(2, 3))
         assert list(gallery.people()) == list(truth.people())
         wrong = PersonRecord(person=people[0].person, vector=np.zeros(DIMENSION))

@@ -351,7 +351,7 @@ class Gallery(ABC):
             people: records from a gallery of the same model, or re-embedded with this model.
 
         Returns:
-            The number of people stored.
+            The number of people stored; two records of one name count once, and the last is kept.
         """
 
     def set_thresholds(self, thresholds: Sequence[Mapping[str, Any]]) -> None:

@@ -199,7 +199,7 @@ class EmbeddedGallery(Gallery):
 
     def restore(self, people: Iterable[PersonRecord]) -> int:
         """Store people with their vectors unchanged, a thousand per transaction."""
-        remaining, count = iter(people), 0
+        remaining, names = iter(people), set[str]()
         while batch := list(itertools.islice(remaining, BATCH_SIZE)):
             records = [checked_person(record, self.card) for record in batch]
             with self._locked():
@@ -216,8 +216,8 @@ class EmbeddedGallery(Gallery):
                     self._vectors.sync()
                 if replaced:
                     self._zero_unused_slots()
-            count += len(batch)
-        return count
+            names.update(record.person.name for record in records)
+        return len(names)
 
     def stats(self) -> GalleryStats:
         """Count people, images and bytes."""

@@ -139,13 +139,13 @@ class MemoryGallery(Gallery):
 
     def restore(self, people: Iterable[PersonRecord]) -> int:
         """Store people with their vectors unchanged."""
-        count = 0
+        names = set()
         for record in people:
             checked = checked_person(record, self.card)
             entry = _Entry(checked.person, checked.vector, list(checked.crops))
             self._people[checked.person.name] = entry
-            count += 1
-        return count
+            names.add(checked.person.name)
+        return len(names)
 
     def stats(self) -> GalleryStats:
         """Count people and images."""

@@ -287,7 +287,7 @@ class MilvusGallery(Gallery):
     def restore(self, people: Iterable[PersonRecord]) -> int:
         """Store people with their vectors unchanged, up to a thousand per call to the server."""
         batch_size = max(1, min(MAX_BATCH_SIZE, MAX_BATCH_COMPONENTS // self.card.dimension))
-        remaining, count = iter(people), 0
+        remaining, keys = iter(people), set[str]()
         while batch := list(itertools.islice(remaining, batch_size)):
             checked = [checked_person(record, self.card) for record in batch]
             # A key may occur only once per call.
@@ -300,8 +300,8 @@ class MilvusGallery(Gallery):
             self._server.call("upsert", self._collection, rows)
             for row in previous_rows:
                 self._crops.remove(batches_of(row))
-            count += len(batch)
-        return count
+            keys.update(records)
+        return len(keys)
 
     def stats(self) -> GalleryStats:
         """Count people and images; the server does not report bytes."""
