@@ -11,6 +11,7 @@ import pytest
 from margrave.gallery import (
     Gallery,
     GalleryCard,
+    GalleryError,
     MemoryGallery,
     Person,
     PersonRecord,
@@ -114,7 +115,7 @@ def an_empty_gallery(harness: Harness) -> None:
         stats = gallery.stats()
         assert (stats.people, stats.images, stats.crops, stats.encrypted) == (0, 0, 0, False)
         for method in (gallery.vector, gallery.crops, gallery.forget):
-            with pytest.raises(ValueError, match="nobody is enrolled as 'Ann'"):
+            with pytest.raises(GalleryError, match="nobody is enrolled as 'Ann'"):
                 method("Ann")
 
 

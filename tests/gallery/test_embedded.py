@@ -18,7 +18,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from margrave.gallery import GalleryCard, NoGallery, create_gallery, new_key, open_gallery
+from margrave.gallery import (
+    GalleryCard,
+    GalleryError,
+    NoGallery,
+    create_gallery,
+    new_key,
+    open_gallery,
+)
 from margrave.gallery.embedded import EmbeddedGallery
 from margrave.gallery.erasure import traces_of
 
@@ -378,7 +385,7 @@ def test_a_column_of_the_wrong_type_is_damage(path: Path, change: str, key: str 
         database.execute(f"UPDATE {change}")
         database.commit()
     with (
-        pytest.raises(ValueError, match="is damaged: "),
+        pytest.raises(GalleryError, match="is damaged: "),
         open_gallery(str(path), key=key) as gallery,
     ):
         gallery.search(rows(1))

@@ -235,7 +235,12 @@ class BadName(ValueError):
     """A person's name is not valid."""
 
 
-class Unavailable(ValueError):
+class GalleryError(ValueError):
+    """The gallery itself fails, or does not hold a name. The message is for whoever runs the
+    gallery: it may name the gallery's place and other enrolled people."""
+
+
+class Unavailable(GalleryError):
     """The gallery cannot be used now: its server fails, or another process has locked its file."""
 
 
@@ -376,12 +381,12 @@ class Gallery(ABC):
         self.close()
 
 
-def not_enrolled_error(name: str, gallery: Gallery) -> ValueError:
+def not_enrolled_error(name: str, gallery: Gallery) -> GalleryError:
     """The error for a name that is not enrolled; suggests a similar name if there is one."""
     people = zip(gallery.people(), range(MAX_NAMES_COMPARED), strict=False)
     similar = difflib.get_close_matches(name, [person.name for person, _ in people], n=1)
     hint = f"; did you mean {similar[0]!r}?" if similar else ""
-    return ValueError(f"nobody is enrolled as {name!r} in {gallery.place}{hint}")
+    return GalleryError(f"nobody is enrolled as {name!r} in {gallery.place}{hint}")
 
 
 def now() -> str:

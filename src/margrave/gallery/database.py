@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from margrave.files import atomic_write
-from margrave.gallery.contract import Unavailable
+from margrave.gallery.contract import GalleryError, Unavailable
 
 APPLICATION_ID = 0x4D475256
 """SQLite's application id, which marks the file as a Margrave gallery."""
@@ -290,9 +290,9 @@ class Database:
         """Whether SQLite's own check of all pages reports no damage."""
         return self.connection.execute("PRAGMA quick_check").fetchall() == [("ok",)]
 
-    def damage_error(self, problem: str) -> ValueError:
+    def damage_error(self, problem: str) -> GalleryError:
         """An error which says that the file is damaged, and names the problem and the remedy."""
-        return ValueError(
+        return GalleryError(
             f"{self.path} is damaged: {problem}; restore it from a copy or an export "
             "(margrave gallery export)"
         )
@@ -308,7 +308,7 @@ class Database:
                     f"{self.path} has been locked by another process for more than "
                     f"{BUSY_SECONDS:.0f} s; try again when that process has finished"
                 ) from error
-            raise ValueError(
+            raise GalleryError(
                 f"{self.path}: {error}; check that the disk is neither full nor read-only"
             ) from error
         except sqlite3.DatabaseError as error:

@@ -30,6 +30,7 @@ from margrave.gallery.contract import (
     ForgetResult,
     Gallery,
     GalleryCard,
+    GalleryError,
     GalleryStats,
     NoGallery,
     Person,
@@ -480,7 +481,7 @@ class EmbeddedGallery(Gallery):
         try:
             return self._cipher.open(content, self._identity + context)
         except ValueError as error:
-            raise ValueError(
+            raise GalleryError(
                 f"{self.place} cannot be decrypted ({error}); set MARGRAVE_GALLERY_KEY (in Python: "
                 "key=) to the key with which it was created, or restore it from a copy"
             ) from None

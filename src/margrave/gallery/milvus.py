@@ -25,6 +25,7 @@ from margrave.gallery.contract import (
     ForgetResult,
     Gallery,
     GalleryCard,
+    GalleryError,
     GalleryStats,
     NoGallery,
     Person,
@@ -255,7 +256,7 @@ class MilvusGallery(Gallery):
             if batches:
                 compacting &= self._server.compact(self._crops.collection)
         except ValueError as error:
-            raise ValueError(
+            raise GalleryError(
                 f"{name!r} was removed from {self.place} and cannot be found any more, but the "
                 f"server did not finish removing the crops and compacting: {error}. Once the "
                 "server answers again, finish with margrave gallery verify-erasure"

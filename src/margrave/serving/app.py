@@ -134,7 +134,7 @@ def make_app(
             "max_part_size": 4096,
         },
     )
-    add_problems(app, "" if matcher.gallery is None else matcher.gallery.place)
+    add_problems(app)
     _add_routes(app, service)
     describe_access(app, scope_of)
     options = {} if write_log is None else {"write": write_log}
