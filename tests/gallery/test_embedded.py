@@ -216,7 +216,7 @@ def test_a_vector_that_moves_while_it_is_read_is_not_damaged(
         assert isinstance(one, EmbeddedGallery)
         one.add("Ann", rows(1))
         interrupted(
-            one._vectors, "read", monkeypatch, lambda: other.add("Ann", rows(2), replace=True)
+            one._vector_file, "read", monkeypatch, lambda: other.add("Ann", rows(2), replace=True)
         )
         np.testing.assert_allclose(one.vector("Ann"), other.vector("Ann"))
         interrupted(
@@ -425,4 +425,4 @@ def test_half_precision_takes_half_the_room(tmp_path: Path) -> None:
     with create_gallery(str(tmp_path / "half.gallery"), card) as gallery:
         gallery.add("Ann", rows(1))
         assert gallery.search(rows(1))[0][0].similarity == pytest.approx(1, abs=1e-3)
-        assert gallery._vectors.slot_bytes == 16  # pyright: ignore[reportAttributeAccessIssue]
+        assert gallery._vector_file.slot_bytes == 16  # pyright: ignore[reportAttributeAccessIssue]
