@@ -129,6 +129,7 @@ def convert(
         names=names,
         mean=for_rgb(importer.mean if mean is None else mean, order),
         std=for_rgb(importer.std if std is None else std, order),
+        color_order=order,
     )
 
 
@@ -193,6 +194,7 @@ def import_for_network(
         notes=tuple(notes),
         mean=for_rgb(0.5 if mean is None else mean, order),
         std=for_rgb(0.5 if std is None else std, order),
+        color_order=order,
     )
 
 
