@@ -144,12 +144,12 @@ def check_preparation(
             f"area under the ROC curve {areas[best]:.3f} instead of {areas['as it is']:.3f}"
         )
         wrong_colors = best == opposite
+        better = f"{opposite.upper()} images" if wrong_colors else f"another normalization, {best}"
         option = f"--color-order {opposite}" if color_order else "the opposite --color-order"
         yield Finding(
             fault="wrong_color_order" if wrong_colors else "wrong_normalization",
             severity="serious",
-            message="the model separates these faces better with "
-            f"{f'{opposite.upper()} images' if wrong_colors else f'another normalization, {best}'}: {comparison}",
+            message=f"the model separates these faces better with {better}: {comparison}",
             remedy=f"import it again with {option}"
             if wrong_colors
             else "correct the mean and std in its card: import or save it again",
