@@ -114,7 +114,7 @@ def exactness(network: nn.Module, given: argparse.Namespace) -> dict[str, object
     row: dict[str, object] = {"faces": given.faces, "batch norms": "measured"}
     for runtime, other in exported(network).items():
         error, _ = compare_embedders(
-            Embedder(network, CARD), Embedder(other, CARD), faces, number=counts[runtime]
+            Embedder(network, CARD), Embedder(other, CARD), faces, num_faces=counts[runtime]
         )
         row[f"1 - cosine, {runtime}"] = f"{1 - error.cosine:.1e}"
         row[f"norm error, {runtime}"] = f"{error.norm_error:.1e}"

@@ -73,7 +73,7 @@ def main() -> None:
     start = time.perf_counter()
     gallery.search(query)
     first = time.perf_counter() - start
-    vectors = gallery._mapped[: given.people]
+    vectors = gallery._slot_vectors[: given.people]
     tensor = torch.from_numpy(vectors)
     ways: dict[str, Callable[[], object]] = {
         "top 10 of one query": lambda: gallery.search(query),

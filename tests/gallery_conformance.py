@@ -11,6 +11,7 @@ import pytest
 from margrave.gallery import (
     Gallery,
     GalleryCard,
+    GalleryError,
     MemoryGallery,
     Person,
     PersonRecord,
@@ -114,7 +115,7 @@ def an_empty_gallery(harness: Harness) -> None:
         stats = gallery.stats()
         assert (stats.people, stats.images, stats.crops, stats.encrypted) == (0, 0, 0, False)
         for method in (gallery.vector, gallery.crops, gallery.forget):
-            with pytest.raises(ValueError, match="nobody is enrolled as 'Ann'"):
+            with pytest.raises(GalleryError, match="nobody is enrolled as 'Ann'"):
                 method("Ann")
 
 
@@ -166,6 +167,11 @@ def what_cannot_be_is_refused_and_changes_nothing(harness: Harness) -> None:
         for wrong in (rows(1)[0], rows(1, dimension=DIMENSION - 1), np.zeros((1, DIMENSION))):
             with pytest.raises(ValueError, match="queries"):
                 gallery.search(wrong)
+        for wrong in (2.5, -1, "3", None):
+            with pytest.raises(ValueError, match=f"top_k = {wrong!r}, must be an integer"):
+                gallery.search(rows(1), wrong)  # type: ignore[arg-type]
+        assert gallery.search(rows(1), 0) == [[]]
+        assert len(gallery.search(rows(1), np.int64(3))[0]) == 1  # type: ignore[arg-type]
         assert_equal(gallery, truth, rows(3, 2))
 
 
@@ -203,7 +209,7 @@ def crops_come_back_byte_by_byte(harness: Harness) -> None:
             with pytest.raises(ValueError, match="2 crops for 1 embeddings"):
                 each.add("Cleo", rows(6), crops=crops[:2])
         assert_equal(gallery, truth, rows(7, 2))
-        assert gallery.forget("Ann").images == 5 and truth.forget("Ann").images == 5
+        assert gallery.forget("Ann").crops == 5 and truth.forget("Ann").crops == 5
         assert_equal(gallery, truth, rows(8, 2))
 
 
@@ -213,7 +219,7 @@ def the_forgotten_are_not_found_again(harness: Harness) -> None:
         for number, name in enumerate(["Annabel", "ann", "Bob", "Cleo"]):
             gallery.add(name, rows(number))
         forgotten = gallery.forget("Annabel")
-        assert forgotten.name == "Annabel" and forgotten.images == 0 and forgotten.explanation
+        assert forgotten.name == "Annabel" and forgotten.crops == 0 and forgotten.explanation
         assert isinstance(forgotten.erased, bool)
         assert "Annabel" not in gallery and gallery.get("ann") is not None and len(gallery) == 3
         assert all(one.name != "Annabel" for one in gallery.search(rows(0), 10)[0])
@@ -263,7 +269,7 @@ def any_sequence_gives_what_memory_gives(harness: Harness) -> None:
                 answers = []
                 for each in (gallery, truth):
                     try:
-                        answers.append(each.forget(name).images)
+                        answers.append(each.forget(name).crops)
                     except ValueError:
                         answers.append(None)
                 assert answers[0] == answers[1]
@@ -297,7 +303,8 @@ def people_are_put_in_as_they_are(harness: Harness) -> None:
     with create_gallery(harness.address(), settings) as gallery:
         for each in (gallery, truth):
             each.add("Bob", rows(1, 2), crops=[b"old", b"older"])
-            assert each.restore(iter(people)) == len(people)
+            # Ann occurs twice: the last record is stored, and the person counts once.
+            assert each.restore(iter(people)) == len(people) - 1
             assert each.restore([]) == 0
         assert_equal(gallery, truth, rows(2, 3))
         assert list(gallery.people()) == list(truth.people())

@@ -64,3 +64,20 @@ def test_verification_sets_and_checkpoints(tmp_path: Path) -> None:
 def test_no_patient(tmp_path: Path) -> None:
     result = doctor(tmp_path / "nowhere")
     assert isinstance(result.exception, ValueError) and "nowhere" in str(result.exception)
+
+
+def test_options_for_another_kind_of_source_are_refused(faces: Path, tmp_path: Path) -> None:
+    pairs, run, model = tmp_path / "own.bin", tmp_path / "run", tmp_path / "model.pth"
+    pairs.touch()
+    run.mkdir()
+    (run / "config.yaml").touch()
+    model.touch()
+    for source, options, message in (
+        (faces, ("--data", faces), "--data belongs to a model, but the source is a data set"),
+        (pairs, ("--mean", "0.5"), "--mean belongs to a model, but the source is a verification"),
+        (run, ("--layout", "magface"), "--layout belongs to a model, but the source is a run"),
+        (faces, ("--key", "a", "--std", "1"), "leave out --key, --std"),
+        (model, ("--detector", "yunet.onnx"), "but the source is a model; leave out --detector"),
+    ):
+        error = doctor(source, *options).exception
+        assert isinstance(error, ValueError) and message in str(error)

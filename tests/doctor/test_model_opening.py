@@ -7,10 +7,16 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
+from untrained_zoo import as_if_trained
 
+from margrave import backbones
 from margrave.doctor import examine_model
+from margrave.doctor.model_opening import open_for_examination
 from margrave.models import ImportOptions, ModelCard, save_model
 from margrave.models.onnx_card import write_card
+
+SMALL_NETWORK = {"kind": "iresnet", "block_counts": [1, 1, 1, 1], "channels": [16, 16, 32, 32],
+                 "embedding_size": 32}  # fmt: skip
 
 
 @pytest.fixture
@@ -47,3 +53,18 @@ def test_a_model_file_with_a_damaged_card_says_so(tmp_path: Path) -> None:
     path.write_bytes(damaged)
     (finding,) = [each for each in examine_model(path) if each.severity == "serious"]
     assert "image_sice" in finding.message
+
+
+def test_the_color_order_that_was_assumed_is_known(onnx_model: Path, tmp_path: Path) -> None:
+    network = as_if_trained(backbones.create(SMALL_NETWORK))
+    checkpoint = tmp_path / "model.pth"
+    torch.save(network.state_dict(), checkpoint)
+    write_card(onnx_model, ModelCard(backbone={"kind": "onnx"}, image_size=32, color_order="bgr"))
+    for path, stated, expected in (
+        (checkpoint, None, "rgb"),
+        (checkpoint, "bgr", "bgr"),
+        (onnx_model, None, "bgr"),
+        (onnx_model, "rgb", "rgb"),
+    ):
+        opened = open_for_examination(path, ImportOptions(color_order=stated), False)
+        assert opened.embedder is not None and opened.color_order == expected

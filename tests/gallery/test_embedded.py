@@ -18,7 +18,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from margrave.gallery import GalleryCard, NoGallery, create_gallery, new_key, open_gallery
+from margrave.gallery import (
+    GalleryCard,
+    GalleryError,
+    NoGallery,
+    create_gallery,
+    new_key,
+    open_gallery,
+)
 from margrave.gallery.embedded import EmbeddedGallery
 from margrave.gallery.erasure import traces_of
 
@@ -139,7 +146,7 @@ def test_every_byte_of_whom_is_forgotten_is_gone(path: Path, key: str | None) ->
         for number in range(0, 30, 2):
             name = f"someone {number:02}"
             done = gallery.forget(name)
-            assert done.erased and done.images == 2, done.explanation
+            assert done.erased and done.crops == 2, done.explanation
             content = b"".join(each.read_bytes() for each in path.parent.iterdir())
             assert name.encode() not in content
             assert not any(trace in content for trace in traces_of(crop(number)))
@@ -209,7 +216,7 @@ def test_a_vector_that_moves_while_it_is_read_is_not_damaged(
         assert isinstance(one, EmbeddedGallery)
         one.add("Ann", rows(1))
         interrupted(
-            one._vectors, "read", monkeypatch, lambda: other.add("Ann", rows(2), replace=True)
+            one._vector_file, "read", monkeypatch, lambda: other.add("Ann", rows(2), replace=True)
         )
         np.testing.assert_allclose(one.vector("Ann"), other.vector("Ann"))
         interrupted(
@@ -353,6 +360,48 @@ def test_damage_is_named_and_never_answers_wrongly(path: Path) -> None:
         assert "vectors with a wrong checksum: 1" in findings
 
 
+@pytest.mark.parametrize("key", [None, KEY], ids=["plain", "encrypted"])
+@pytest.mark.parametrize(
+    "change",
+    [
+        "people SET slot = 'text'",
+        "people SET slot = 1.5",
+        "people SET slot = -1",
+        f"people SET slot = {2**62}",
+        "people SET record = 'text'",
+        "people SET checksum = x'00'",
+        f"people SET id = {2**62}",
+        "crops SET content = 'text'",
+        f"free SET slot = {2**62}",
+        f"meta SET value = {2**63 - 1} WHERE name = 'generation'",
+    ],
+)
+def test_a_column_of_the_wrong_type_is_damage(path: Path, change: str, key: str | None) -> None:
+    with create_gallery(str(path), CARD, key=key) as gallery:
+        for name in ("Bo", "Ann"):
+            gallery.add(name, rows(1), crops=[crop(1)])
+        gallery.forget("Bo")
+    with contextlib.closing(sqlite3.connect(path)) as database:
+        database.execute(f"UPDATE {change}")
+        database.commit()
+    with (
+        pytest.raises(GalleryError, match="is damaged: "),
+        open_gallery(str(path), key=key) as gallery,
+    ):
+        gallery.search(rows(1))
+        gallery.crops("Ann")
+        gallery.add("Cleo", rows(2))
+
+
+def test_a_mistake_of_the_caller_is_not_damage(path: Path) -> None:
+    with create_gallery(str(path), CARD) as gallery:
+        with pytest.raises(TypeError, match="bytes-like"):
+            gallery.add("Ann", rows(1), crops=["text"])  # type: ignore[list-item]
+        with pytest.raises(TypeError, match="JSON"):
+            gallery.set_thresholds([{"far": object()}])
+        assert len(gallery) == 0
+
+
 def test_a_card_that_cannot_be_is_refused(path: Path) -> None:
     create_gallery(str(path), CARD).close()
     fields = json.loads(CARD.to_json())
@@ -376,4 +425,4 @@ def test_half_precision_takes_half_the_room(tmp_path: Path) -> None:
     with create_gallery(str(tmp_path / "half.gallery"), card) as gallery:
         gallery.add("Ann", rows(1))
         assert gallery.search(rows(1))[0][0].similarity == pytest.approx(1, abs=1e-3)
-        assert gallery._vectors.slot_bytes == 16  # pyright: ignore[reportAttributeAccessIssue]
+        assert gallery._vector_file.slot_bytes == 16  # pyright: ignore[reportAttributeAccessIssue]

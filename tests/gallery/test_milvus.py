@@ -229,7 +229,7 @@ def test_forgetting_says_what_it_did(
 ) -> None:
     gallery.add("Ann", _rows(1), crops=[b"x" * 100_000])
     forgotten = gallery.forget("Ann")
-    assert not forgotten.erased and forgotten.images == 1
+    assert not forgotten.erased and forgotten.crops == 1
     assert forgotten.explanation.startswith(
         "the person cannot be found any more, but bytes are left"
     )

@@ -11,7 +11,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from margrave.heads import ChunkedHead, DenseHead
+from margrave.distributed import World
+from margrave.heads import ChunkedHead, DenseHead, ShardedHead
+from margrave.heads.cost import Workload
 from margrave.heads.embeddings import inverse_length, unit_and_norm
 from margrave.heads.fused_block import FusedBlock
 from margrave.losses import Context, Loss
@@ -166,6 +168,16 @@ def test_nothing_is_kept_without_gradient() -> None:
     head = built(ChunkedHead, "adaface")
     with torch.no_grad():
         assert not head(torch.randn(3, 4), torch.arange(3)).requires_grad
+
+
+def test_a_rank_without_classes_has_no_cosines_to_recompute(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("margrave.heads.contract.current_world", lambda: World(2, 3))
+    head = ShardedHead("arcface", num_classes=2, embedding_size=4)
+    assert not head.classes
+    cost = head.cost(Workload(samples=6, device="cpu"))
+    assert cost.local_centers == 0 and cost.recomputed == 0
 
 
 def test_nan_is_noticed() -> None:

@@ -51,6 +51,25 @@ def test_hard_mining_is_the_mean_over_the_hardest() -> None:
     torch.testing.assert_close(everything(*batch()), plain.mean())
 
 
+def test_hard_mining_keeps_as_many_as_documented_if_losses_tie() -> None:
+    for losses, keep in (
+        ([2.0, 2.0, 2.0, 2.0], 0.5),
+        ([1.0, 2.0, 2.0, 3.0], 0.5),
+        ([0.0, 0.0, 0.0, 5.0], 0.75),
+    ):
+        values = torch.tensor(losses, dtype=torch.float64)
+        kept = math.ceil(keep * len(values))
+        modified = HardMining(keep=keep).modify_cross_entropy(values, lambda: values)  # noqa: B023
+        torch.testing.assert_close(modified.mean(), values.topk(kept).values.mean())
+        assert not modified[values < values.topk(kept).values[-1]].any()
+
+
+def test_hard_mining_hides_no_nan() -> None:
+    values = torch.tensor([1.0, math.nan, 2.0])
+    modified = HardMining(keep=0.4).modify_cross_entropy(values, lambda: values)
+    assert modified[1].isnan()
+
+
 def test_a_composed_loss_weights_samples_as_its_target() -> None:
     composed = Composed(target_loss=Focal(scale=8), negatives_loss=ArcFace())
     torch.testing.assert_close(build(composed)(*batch()), build(Focal(scale=8))(*batch()))

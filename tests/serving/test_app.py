@@ -15,7 +15,7 @@ from fake_matching import SIZE, person
 from fake_service import Service, enroll, png, verify
 from fastapi.testclient import TestClient
 
-from margrave.gallery import Unavailable
+from margrave.gallery import GalleryError, MemoryGallery, Unavailable
 from margrave.serving import verify_trail
 
 
@@ -169,7 +169,7 @@ def test_what_the_audit_trail_cannot_record_is_not_done(
     assert enroll(client, "Bo", png(2)).status_code == 201
 
 
-@pytest.mark.parametrize("error", [ValueError, Unavailable])
+@pytest.mark.parametrize("error", [GalleryError, Unavailable])
 def test_the_gallery_and_its_files_are_not_named(
     client: TestClient, service: Service, monkeypatch: pytest.MonkeyPatch, error: type[ValueError]
 ) -> None:
@@ -182,6 +182,21 @@ def test_the_gallery_and_its_files_are_not_named(
     assert (answer.status_code, answer.json()["reason"]) == (503, "later")
     assert "Someone" not in answer.text + "".join(service.log) and "disk" not in answer.text
     assert json.loads(service.log[-1])["at"]
+
+
+def test_a_mistake_whose_message_contains_the_place_of_the_gallery_is_422(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(MemoryGallery, "place", "g")
+    service = Service(tmp_path)
+    with TestClient(service.app, headers=service.header()) as client:
+        answer = verify(client, png(1), png(1), far=0.3)
+        assert (answer.status_code, answer.json()["reason"]) == (422, "invalid")
+        assert "g" in answer.json()["error"]
+        # The message that must not reach clients has a type of its own.
+        assert service.matcher.gallery is not None
+        with pytest.raises(GalleryError, match="nobody is enrolled as 'Ann' in g"):
+            service.matcher.gallery.forget("Ann")
 
 
 def test_one_of_many_who_enroll_a_name_at_once_succeeds(

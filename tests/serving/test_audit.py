@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import errno
 import os
+import secrets
+import stat
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -110,6 +114,25 @@ def test_a_half_line_swallows_no_other(tmp_path: Path) -> None:
         file.write(b'{"time": "20')
     trail.record("enroll", "Bo", "k")
     assert verify_trail(path) == 2
+
+
+def test_trails_that_start_at_once_share_one_complete_key(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "audit.jsonl"
+    draw = secrets.token_hex
+
+    def draw_slowly(size: int) -> str:
+        time.sleep(0.2)
+        return draw(size)
+
+    monkeypatch.setattr(secrets, "token_hex", draw_slowly)
+    with ThreadPoolExecutor(3) as pool:
+        trails = list(pool.map(lambda _: AuditTrail(path), range(3)))
+    assert len({trail.pseudonym("Ann") for trail in trails}) == 1
+    key = tmp_path / "audit.jsonl.key"
+    assert stat.S_IMODE(key.stat().st_mode) == 0o600 and len(key.read_text()) == 64
+    assert sorted(each.name for each in tmp_path.iterdir()) == [path.name, key.name]
 
 
 def test_a_damaged_key_is_refused(tmp_path: Path) -> None:

@@ -51,7 +51,8 @@ def test_what_waits_is_embedded_together_within_the_budget() -> None:
 def test_one_bad_face_fails_alone() -> None:
     embed = Slow()
     embed.gate.set()
-    batcher = Batcher(embed, batch_seconds=1.0, max_batch_size=64)
+    sizes: list[int] = []
+    batcher = Batcher(embed, batch_seconds=1.0, max_batch_size=64, observe=sizes.append)
     batcher.seconds_per_face = 0.01
     embed.gate.clear()
     futures = [batcher.submit(face(number), "") for number in (1, 13, 2)]
@@ -60,6 +61,8 @@ def test_one_bad_face_fails_alone() -> None:
     with pytest.raises(ValueError, match="bad face"):
         futures[1].result(5)
     batcher.close()
+    # Each face counts once, also if its batch failed.
+    assert sum(sizes) == 3
 
 
 def test_closing_finishes_what_waits() -> None:

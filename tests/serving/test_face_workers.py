@@ -128,6 +128,18 @@ def test_a_pool_whose_processes_cannot_start_is_reported() -> None:
     made.close()
 
 
+def test_processes_that_hang_while_they_start_are_not_waited_for_forever(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "start", hang_at_start)
+    monkeypatch.setattr(module, "WARM_SECONDS", 1.0, raising=False)
+    card = ModelCard(backbone={"kind": "mbf"})
+    made = FaceWorkers(card, None, False, ServiceSettings(face_seconds=3))
+    with pytest.raises(ValueError, match="was ready within 1 s"):
+        made.warm()
+    made.close()
+
+
 def pool_processes() -> list[int]:
     """The processes of pools."""
     return [
@@ -135,6 +147,11 @@ def pool_processes() -> list[int]:
         for each in multiprocessing.active_children()
         if each.name == "pebble_pool_worker" and each.pid
     ]
+
+
+def hang_at_start(*arguments: object) -> None:
+    del arguments
+    time.sleep(20)
 
 
 def die(content: bytes, which: str, name: str) -> None:

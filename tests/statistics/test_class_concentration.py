@@ -91,6 +91,45 @@ def test_memory_buffer_remembers_the_last_look_at_each_image() -> None:
     assert margin_weight(trained)[2:].eq(1).all()
 
 
+def test_memory_buffer_counts_no_image_whose_features_are_not_finite() -> None:
+    trained = head("memory_buffer", num_samples=4)
+    embeddings = torch.zeros(3, FEATURES)
+    embeddings[:, 0] = torch.tensor([1.0, 1.0, torch.nan])
+    trained(embeddings, torch.zeros(3, dtype=torch.int64), sample_indices=torch.arange(3))
+    statistic = trained.statistics["class_concentration"]
+    assert statistic.memory_label.tolist() == [0, 0, -1, -1]
+    feature_sum, count = statistic._sums()  # pyright: ignore[reportCallIssue]
+    assert feature_sum[0, 0] == 2 and count.tolist() == [2, 0, 0, 0, 0]
+
+
+def test_memory_buffer_keeps_the_last_of_an_images_occurrences(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    trained = head("memory_buffer", num_samples=4)
+    statistic = trained.statistics["class_concentration"]
+    written = 0
+    copy = torch.Tensor.index_copy_
+
+    def copy_checked(
+        self: torch.Tensor, dim: int, index: torch.Tensor, source: torch.Tensor
+    ) -> torch.Tensor:
+        nonlocal written
+        for image in index.unique():
+            # The order in which rows of one image are written is undefined.
+            assert len(source[index == image].unique(dim=0)) == 1
+        written += 1
+        return copy(self, dim, index, source)
+
+    monkeypatch.setattr(torch.Tensor, "index_copy_", copy_checked)
+    embeddings = torch.randn(5, FEATURES)
+    images, labels = torch.tensor([2, 0, 2, 9, 0]), torch.tensor([1, 0, 3, 4, 2])
+    trained(embeddings, labels, sample_indices=images)
+    assert written == 2
+    expected = functional.normalize(embeddings[[4, 2]])
+    torch.testing.assert_close(statistic.memory[[0, 2]], expected)
+    assert statistic.memory_label.tolist() == [2, -1, 3, -1]
+
+
 @pytest.mark.parametrize(
     ("estimator", "sizes", "message"),
     [

@@ -30,7 +30,8 @@ def doctor(
         typer.Option(
             "--detector",
             "--yunet",
-            help="Check alignment with this YuNet file; default: MTCNN (pip extra align).",
+            help="With images or a run: check alignment with this YuNet file; default: MTCNN (pip "
+            "extra align).",
         ),
     ] = None,
     images: Annotated[
@@ -96,8 +97,20 @@ def doctor(
 
     console = Console(highlight=False, stderr=as_json)
     path = Path(source)
+    kind = _detect_kind(path)
+    model_options = {
+        "--data": data,
+        "--key": key,
+        "--layout": layout,
+        "--backbone": backbone,
+        "--color-order": color_order,
+        "--mean": mean,
+        "--std": std,
+        "--image-size": image_size,
+        "--output": output,
+    }
+    _refuse_unused_options(kind, model_options, detector)
     with show_progress(console, "examining") as progress:
-        kind = _detect_kind(path)
         if kind == "model":
             options = ImportOptions(
                 key=key,
@@ -177,6 +190,25 @@ def _detect_kind(path: Path) -> str:
         f"{path} is not a model, a checkpoint, a verification set or a record file; give one of "
         "these, a folder of images, or a run's folder"
     )
+
+
+def _refuse_unused_options(
+    kind: str, model_options: dict[str, object], detector: Path | None
+) -> None:
+    """Refuse options that a source of this kind does not use."""
+    if kind == "model":
+        if detector is not None:
+            raise ValueError(
+                "--detector belongs to a data set, a verification set or a run, but the source is "
+                "a model; leave out --detector"
+            )
+        return
+    if given := [option for option, value in model_options.items() if value is not None]:
+        description = {"run": "run", "pairs": "verification set", "images": "data set"}[kind]
+        listed, verb = ", ".join(given), "belongs" if len(given) == 1 else "belong"
+        raise ValueError(
+            f"{listed} {verb} to a model, but the source is a {description}; leave out {listed}"
+        )
 
 
 def _print_findings(console: Console, findings: list[Finding]) -> None:

@@ -70,7 +70,7 @@ def export(
         model,
         output,
         faces=None if faces is None else open_source(faces),
-        number=number,
+        num_faces=number,
         int8=int8,
         pairs=protocol,
         images=source,
@@ -149,13 +149,13 @@ def quantized_notes(quantized: "Quantized") -> "Iterator[str]":
     """Yield notes on the accuracy that int8 costs, and on its thresholds."""
     yield (
         f"int8 costs at most {max(quantized.loss, 0.0):.2f} percentage points of TAR; calibrated "
-        f"on {quantized.calibrated_on} of the pairs' images"
+        f"on {quantized.calibration_images} of the pairs' images"
     )
     if quantized.points:
         fars = ", ".join(f"{point.far:g}" for point in quantized.points)
         yield f"int8 shifts scores, so new thresholds were chosen on these pairs, for FAR {fars}"
-    if quantized.dropped:
-        fars = ", ".join(f"{far:g}" for far in quantized.dropped)
+    if quantized.unsupported_fars:
+        fars = ", ".join(f"{far:g}" for far in quantized.unsupported_fars)
         yield (
             f"the pairs are too few to choose thresholds for FAR {fars}, so the int8 model has "
             "none for them; choose them on more images with margrave threshold"

@@ -13,6 +13,8 @@ from margrave.data import FaceImages, ReadableImages, balanced_pairs, max_balanc
 from margrave.doctor.findings import Finding
 from margrave.evaluation import area_under, roc_curve
 from margrave.inference import Embedder
+from margrave.models.onnx_network import OnnxNetwork
+from margrave.models.pixel_statistics import ColorOrder
 from margrave.progress import Progress
 
 QUALITIES = (1.0, 0.5, 0.25, 0.125)
@@ -87,6 +89,7 @@ def check_preparation(
     images: FaceImages,
     max_pairs: int = 400,
     progress: Progress = lambda done, total: None,
+    color_order: ColorOrder | None = None,
 ) -> Iterator[Finding]:
     """Check whether the model separates faces better with another color order or normalization.
 
@@ -95,6 +98,7 @@ def check_preparation(
         images: labeled faces.
         max_pairs: maximum number of pairs of faces to compare.
         progress: called with (preparations done, total preparations).
+        color_order: the color order that the weights were taken to expect, see `OpenedModel`.
     """
     pairs = _sample_pairs(images, max_pairs)
     if pairs is None:
@@ -109,11 +113,15 @@ def check_preparation(
         return
     card = embedder.card
     card_statistics = np.mean(card.mean), np.mean(card.std)
-    preparations = {"as it is": (embedder, images), "bgr": (embedder, _SwappedColors(images))} | {
-        name: (replace(embedder, card=replace(card, mean=mean, std=std)), images)
-        for name, (mean, std) in NORMALIZATIONS.items()
-        if not np.allclose((mean, std), card_statistics, atol=1e-3)
-    }
+    opposite = "rgb" if color_order == "bgr" else "bgr"
+    preparations = {"as it is": (embedder, images), opposite: (embedder, _SwappedColors(images))}
+    # A network that takes uint8 normalizes the pixels itself.
+    if not (isinstance(embedder.backbone, OnnxNetwork) and embedder.backbone.takes_uint8):
+        preparations |= {
+            name: (replace(embedder, card=replace(card, mean=mean, std=std)), images)
+            for name, (mean, std) in NORMALIZATIONS.items()
+            if not np.allclose((mean, std), card_statistics, atol=1e-3)
+        }
     scores: dict[str, np.ndarray] = {}
     for done, (name, (changed_embedder, faces)) in enumerate(preparations.items(), 1):
         # Unreadable images get zero embeddings. The same images are unreadable with every
@@ -135,13 +143,14 @@ def check_preparation(
         comparison = (
             f"area under the ROC curve {areas[best]:.3f} instead of {areas['as it is']:.3f}"
         )
-        wrong_colors = best == "bgr"
+        wrong_colors = best == opposite
+        better = f"{opposite.upper()} images" if wrong_colors else f"another normalization, {best}"
+        option = f"--color-order {opposite}" if color_order else "the opposite --color-order"
         yield Finding(
             fault="wrong_color_order" if wrong_colors else "wrong_normalization",
             severity="serious",
-            message="the model separates these faces better with "
-            f"{'BGR images' if wrong_colors else f'another normalization, {best}'}: {comparison}",
-            remedy="import it again with --color-order bgr"
+            message=f"the model separates these faces better with {better}: {comparison}",
+            remedy=f"import it again with {option}"
             if wrong_colors
             else "correct the mean and std in its card: import or save it again",
             figures=figures,

@@ -48,7 +48,9 @@ def examine_model(
             faces = SyntheticFaces(num_identities=20, images_per_identity=2)
         findings += check_collapse(opened.embedder, faces)
         if images is not None:
-            preparation = check_preparation(opened.embedder, images, max_pairs, progress)
+            preparation = check_preparation(
+                opened.embedder, images, max_pairs, progress, opened.color_order
+            )
             findings += map(_as_hint, preparation) if opened.assumed else preparation
             # If too few weights can be tested, embeddings can still show that the network was
             # trained: they then separate faces better than pixels do.
@@ -62,9 +64,11 @@ def _as_hint(finding: Finding) -> Finding:
     """Turn a finding of wrong preparation into a hint, if the preparation was only assumed."""
     if finding.fault not in ("wrong_color_order", "wrong_normalization"):
         return finding
+    wrong_colors = finding.fault == "wrong_color_order"
+    options = "--color-order" if wrong_colors else "--mean, --std and --color-order"
     return replace(
         finding,
         fault="likely_preparation",
         severity="note",
-        remedy="give --mean, --std and --color-order to margrave doctor, and to margrave import",
+        remedy=f"give {options} to margrave doctor, and to margrave import",
     )

@@ -26,7 +26,7 @@ from margrave.models import (
 )
 from margrave.models.onnx_card import adjacent_card, check_uint8_statistics, import_command
 from margrave.models.onnx_file import OnnxBackbone
-from margrave.models.pixel_statistics import check_pixel_statistics
+from margrave.models.pixel_statistics import ColorOrder, check_pixel_statistics
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,11 +38,14 @@ class OpenedModel:
         embedder: the model, or None if it cannot be used.
         assumed: True if the preparation of images was assumed, because neither the file nor the
             user states it.
+        color_order: the color order that the file's weights were taken to expect; None if that is
+            unknown, because a model file may have been imported from weights of either order.
     """
 
     findings: list[Finding]
     embedder: Embedder | None = None
     assumed: bool = False
+    color_order: ColorOrder | None = None
 
 
 def _create_embedder(model: Model) -> Embedder:
@@ -119,7 +122,9 @@ def _open_onnx(path: Path, options: ImportOptions) -> OpenedModel:
         card = model.card
         if not stated:
             findings.append(_describe_card(card))
-            return OpenedModel(findings=findings, embedder=_create_embedder(model))
+            return OpenedModel(
+                findings=findings, embedder=_create_embedder(model), color_order=card.color_order
+            )
     needed = {"color_order"} if network.takes_uint8 else {"mean", "std", "color_order"}
     assumed = card is None and bool(needed - stated.keys())
     if card is None:
@@ -147,7 +152,10 @@ def _open_onnx(path: Path, options: ImportOptions) -> OpenedModel:
     else:
         findings.append(_describe_card(card))
     return OpenedModel(
-        findings=findings, embedder=Embedder(network.eval(), card, card.fit), assumed=assumed
+        findings=findings,
+        embedder=Embedder(network.eval(), card, card.fit),
+        assumed=assumed,
+        color_order=card.color_order,
     )
 
 
@@ -205,7 +213,8 @@ def _open_checkpoint(path: Path, model_error: ValueError, options: ImportOptions
         )
     )
     card = card_for(imported, options.image_size)
-    return OpenedModel(findings=findings, embedder=Embedder(network.eval(), card))
+    embedder = Embedder(network.eval(), card)
+    return OpenedModel(findings=findings, embedder=embedder, color_order=imported.color_order)
 
 
 def _unusable_finding(error: ValueError) -> Finding:

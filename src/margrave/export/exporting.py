@@ -40,7 +40,7 @@ def export_model(
     target: str | Path,
     *,
     faces: ReadableImages | None = None,
-    number: int = 64,
+    num_faces: int = 64,
     int8: bool = False,
     pairs: Pairs | None = None,
     images: str | None = None,
@@ -56,7 +56,7 @@ def export_model(
         source: a Margrave model file or a run's folder.
         target: the .onnx file to write.
         faces: aligned faces to compare both models on; None uses synthetic faces.
-        number: number of faces to compare, at least 2.
+        num_faces: number of faces to compare, at least 2.
         int8: quantize weights and activations to 8 bits.
         pairs: verification pairs on which int8 is calibrated and its loss is measured, as for
             ``margrave evaluate pairs``. Required with `int8`, unused without it.
@@ -90,7 +90,7 @@ def export_model(
         graph = Path(folder, "float32.onnx")
         write_graph(model.backbone, card, graph)
         exported = load_embedder(graph, device="cpu")
-        parity = compare_embedders(original, exported, faces, number=number)
+        parity = compare_embedders(original, exported, faces, num_faces=num_faces)
         check_parity(parity, str(model.path))
         if pairs is not None and int8:
             quantized = quantize_graph(

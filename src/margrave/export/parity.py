@@ -76,7 +76,7 @@ def compare_embedders(
     exported: Embedder,
     faces: ReadableImages | None = None,
     *,
-    number: int = 64,
+    num_faces: int = 64,
 ) -> tuple[Parity, ...]:
     """Compare both models on faces and on random pixels, in batches of 1, 3 and 32.
 
@@ -84,7 +84,7 @@ def compare_embedders(
         original: the original model, whose card contains the thresholds.
         exported: the exported model.
         faces: aligned faces; None uses Margrave's synthetic faces.
-        number: number of faces to use, at least 2, spread evenly over `faces`.
+        num_faces: number of faces to use, at least 2, spread evenly over `faces`.
 
     Returns:
         two comparisons: on the faces, then on random pixels.
@@ -96,12 +96,12 @@ def compare_embedders(
     if faces is None:
         # Synthetic faces can have 32 to 512 pixels per side.
         size = min(max(original.card.image_size, 32), 512)
-        description, faces = "synthetic faces", _create_synthetic_faces(number, size)
-    if len(faces) < 2 or number < 2:
+        description, faces = "synthetic faces", _create_synthetic_faces(num_faces, size)
+    if len(faces) < 2 or num_faces < 2:
         raise ValueError(
-            f"comparing two models needs at least 2 faces, got {min(len(faces), number)}"
+            f"comparing two models needs at least 2 faces, got {min(len(faces), num_faces)}"
         )
-    indices = np.unique(np.linspace(0, len(faces) - 1, min(number, len(faces))).astype(int))
+    indices = np.unique(np.linspace(0, len(faces) - 1, min(num_faces, len(faces))).astype(int))
     pixels = torch.stack(
         [original.prepare(faces.read(index), faces.name(index)) for index in indices.tolist()]
     )

@@ -44,8 +44,8 @@ class Quantized:
             support a FAR if it allows at least one false accept among their impostor pairs.
         points: the quantized model's operating points, chosen on the pairs, for those FARs of the
             original card that the pairs support.
-        dropped: FARs of the original card that the pairs do not support.
-        calibrated_on: number of calibration images.
+        unsupported_fars: FARs of the original card that the pairs do not support.
+        calibration_images: number of calibration images.
     """
 
     original: Result
@@ -53,8 +53,8 @@ class Quantized:
     differences: Result
     loss: float
     points: tuple[OperatingPoint, ...]
-    dropped: tuple[float, ...]
-    calibrated_on: int
+    unsupported_fars: tuple[float, ...]
+    calibration_images: int
 
 
 def quantize_graph(
@@ -125,8 +125,8 @@ def quantize_graph(
         differences=compare_results(original_result, int8_result, fars, max(resamples, 2)),
         loss=losses[worst_far],
         points=points_of_result(int8_result, supported_fars) if supported_fars else (),
-        dropped=tuple(far for far in card_fars if far not in supported_fars),
-        calibrated_on=len(calibration_pixels),
+        unsupported_fars=tuple(far for far in card_fars if far not in supported_fars),
+        calibration_images=len(calibration_pixels),
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import replace
@@ -119,6 +120,21 @@ def checked_queries(queries: np.ndarray, card: GalleryCard) -> np.ndarray:
     if vectors.ndim != 2 or vectors.shape[1] != card.dimension:
         raise ValueError(f"queries have shape {vectors.shape}, must be (Q, {card.dimension})")
     return (vectors / nonzero_norms(vectors, "queries")).astype(np.float32)
+
+
+def checked_top_k(top_k: int) -> int:
+    """Check the number of people to find per query, and return it as an int.
+
+    Raises:
+        ValueError: the number is negative or not an integer.
+    """
+    try:
+        checked = operator.index(top_k)
+    except TypeError:
+        checked = -1
+    if checked < 0:
+        raise ValueError(f"top_k = {top_k!r:.30}, must be an integer of at least 0")
+    return checked
 
 
 def checked_crops(crops: Sequence[bytes], images: int, card: GalleryCard) -> list[bytes]:

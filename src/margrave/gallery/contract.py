@@ -183,7 +183,7 @@ class ForgetResult:
 
     Attributes:
         name: the person's name.
-        images: number of the person's crops that the gallery had kept.
+        crops: number of the person's kept crops.
         erased: True if a search of the gallery's files found no bytes of the vector, the name or
             the crops (a gallery in memory has no files). False if the person can no longer be
             found, but some bytes may still be on disk.
@@ -191,7 +191,7 @@ class ForgetResult:
     """
 
     name: str
-    images: int
+    crops: int
     erased: bool
     explanation: str
 
@@ -235,7 +235,12 @@ class BadName(ValueError):
     """A person's name is not valid."""
 
 
-class Unavailable(ValueError):
+class GalleryError(ValueError):
+    """The gallery itself fails, or does not hold a name. The message is for whoever runs the
+    gallery: it may name the gallery's place and other enrolled people."""
+
+
+class Unavailable(GalleryError):
     """The gallery cannot be used now: its server fails, or another process has locked its file."""
 
 
@@ -303,7 +308,8 @@ class Gallery(ABC):
             One list of candidates per query.
 
         Raises:
-            ValueError: the queries do not have dimension D, or one is zero, infinite or NaN.
+            ValueError: the queries do not have dimension D, one is zero, infinite or NaN, or
+                `top_k` is negative or not an integer.
         """
 
     @abstractmethod
@@ -350,7 +356,7 @@ class Gallery(ABC):
             people: records from a gallery of the same model, or re-embedded with this model.
 
         Returns:
-            The number of people stored.
+            The number of people stored; two records of one name count once, and the last is kept.
         """
 
     def set_thresholds(self, thresholds: Sequence[Mapping[str, Any]]) -> None:
@@ -375,12 +381,12 @@ class Gallery(ABC):
         self.close()
 
 
-def not_enrolled_error(name: str, gallery: Gallery) -> ValueError:
+def not_enrolled_error(name: str, gallery: Gallery) -> GalleryError:
     """The error for a name that is not enrolled; suggests a similar name if there is one."""
     people = zip(gallery.people(), range(MAX_NAMES_COMPARED), strict=False)
     similar = difflib.get_close_matches(name, [person.name for person, _ in people], n=1)
     hint = f"; did you mean {similar[0]!r}?" if similar else ""
-    return ValueError(f"nobody is enrolled as {name!r} in {gallery.place}{hint}")
+    return GalleryError(f"nobody is enrolled as {name!r} in {gallery.place}{hint}")
 
 
 def now() -> str:

@@ -6,10 +6,10 @@ import sqlite3
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from margrave.files import atomic_write
-from margrave.gallery.contract import Unavailable
+from margrave.gallery.contract import GalleryError, Unavailable
 
 APPLICATION_ID = 0x4D475256
 """SQLite's application id, which marks the file as a Margrave gallery."""
@@ -55,6 +55,9 @@ class Row(NamedTuple):
 
 
 _SELECT_ROW = "SELECT id, slot, record, checksum FROM people"
+_ROW_TYPES = (int, int, bytes, int)
+_MAX_INTEGER = 2**32 - 1
+"""Maximum of ids, slots and checksums; a larger number is damage."""
 
 
 class Database:
@@ -147,9 +150,30 @@ class Database:
         A process remembers the generation that it has read, and later reads only newer changes.
         """
         row = self.connection.execute("SELECT value FROM meta WHERE name = 'generation'").fetchone()
-        if row is None or not isinstance(row[0], int):
+        if row is None or not isinstance(row[0], int) or not 0 <= row[0] < 2**62:
             raise self.damage_error("its metadata has no generation")
         return row[0]
+
+    def _select(
+        self, types: tuple[type, ...], query: str, parameters: tuple[Any, ...] = ()
+    ) -> list[tuple[Any, ...]]:
+        """Rows of a query, after checking the columns: SQLite itself allows any type in any column.
+
+        Raises:
+            ValueError: a value does not have its column's type, or an integer is out of range.
+        """
+        rows = self.connection.execute(query, parameters).fetchall()
+        for row in rows:
+            for value, expected in zip(row, types, strict=True):
+                if type(value) is not expected or (
+                    expected is int and not 0 <= value <= _MAX_INTEGER
+                ):
+                    raise self.damage_error(f"a column contains {value!r:.30}")
+        return rows
+
+    def _select_slots(self, query: str, parameters: tuple[Any, ...] = ()) -> list[int]:
+        """The slots in the only column of a query."""
+        return [slot for (slot,) in self._select((int,), query, parameters)]
 
     @contextmanager
     def write_transaction(self) -> Iterator[None]:
@@ -180,47 +204,44 @@ class Database:
 
     def row_by_key(self, key: bytes) -> Row | None:
         """The row of the person with this key, or None."""
-        row = self.connection.execute(f"{_SELECT_ROW} WHERE key = ?", (key,)).fetchone()
-        return row and Row(*row)
+        rows = self._select(_ROW_TYPES, f"{_SELECT_ROW} WHERE key = ?", (key,))
+        return Row(*rows[0]) if rows else None
 
     def row_by_slot(self, slot: int) -> Row | None:
         """The row of the person whose vector is in this slot, or None."""
-        row = self.connection.execute(f"{_SELECT_ROW} WHERE slot = ?", (slot,)).fetchone()
-        return row and Row(*row)
+        rows = self._select(_ROW_TYPES, f"{_SELECT_ROW} WHERE slot = ?", (slot,))
+        return Row(*rows[0]) if rows else None
 
     def rows(self) -> list[Row]:
         """The rows of all people."""
-        return [Row(*row) for row in self.connection.execute(_SELECT_ROW)]
+        return [Row(*row) for row in self._select(_ROW_TYPES, _SELECT_ROW)]
 
-    def occupied_since(self, generation: int) -> list[tuple[int, int]]:
-        """(slot, checksum) of each person whose row changed after a generation."""
-        return self.connection.execute(
-            "SELECT slot, checksum FROM people WHERE changed > ?", (generation,)
-        ).fetchall()
+    def occupied_since(self, generation: int) -> list[int]:
+        """Slots of the people whose rows changed after a generation."""
+        return self._select_slots("SELECT slot FROM people WHERE changed > ?", (generation,))
 
     def freed_since(self, generation: int) -> list[int]:
         """Slots that were freed after a generation and are still free."""
-        query = "SELECT slot FROM free WHERE changed > ?"
-        return [slot for (slot,) in self.connection.execute(query, (generation,))]
+        return self._select_slots("SELECT slot FROM free WHERE changed > ?", (generation,))
 
     def count_slots(self) -> int:
         """Number of slots, up to and including the last one that was ever used."""
         query = (
-            "SELECT max(coalesce((SELECT max(slot) FROM people), -1), "
-            "coalesce((SELECT max(slot) FROM free), -1)) + 1"
+            "SELECT slot FROM (SELECT max(slot) AS slot FROM people "
+            "UNION ALL SELECT max(slot) FROM free) WHERE slot IS NOT NULL"
         )
-        return self.connection.execute(query).fetchone()[0]
+        return max(self._select_slots(query), default=-1) + 1
 
     def acquire_slot(self) -> int:
         """Take the lowest free slot, or else a new slot; call it within `write_transaction`.
 
         A slot that this transaction released is not reused: after a rollback it is needed again.
         """
-        row = self.connection.execute("SELECT min(slot) FROM free").fetchone()
-        if row[0] is None or row[0] in self._released:
+        lowest = self._select_slots("SELECT slot FROM free ORDER BY slot LIMIT 1")
+        if not lowest or lowest[0] in self._released:
             return self.count_slots()
-        self.connection.execute("DELETE FROM free WHERE slot = ?", (row[0],))
-        return row[0]
+        self.connection.execute("DELETE FROM free WHERE slot = ?", (lowest[0],))
+        return lowest[0]
 
     def release_slot(self, slot: int) -> None:
         """Mark a slot as free; call it within `write_transaction`."""
@@ -232,7 +253,7 @@ class Database:
 
     def next_id(self) -> int:
         """An unused id for a new person; call it within `write_transaction`."""
-        return self.connection.execute("SELECT coalesce(max(id), 0) + 1 FROM people").fetchone()[0]
+        return self._select((int,), "SELECT coalesce(max(id), 0) + 1 FROM people")[0][0]
 
     def put(self, row: Row, key: bytes, crops: Sequence[bytes]) -> None:
         """Insert or replace a person's row, and add crops; call it within `write_transaction`."""
@@ -255,7 +276,7 @@ class Database:
     def crops(self, person_id: int) -> list[bytes]:
         """A person's kept crops as stored: encrypted if the gallery is encrypted."""
         query = "SELECT content FROM crops WHERE person = ? ORDER BY id"
-        return [content for (content,) in self.connection.execute(query, (person_id,))]
+        return [content for (content,) in self._select((bytes,), query, (person_id,))]
 
     def empty_log(self) -> None:
         """Move all changes from the write-ahead log into the database file; truncate the log."""
@@ -269,9 +290,9 @@ class Database:
         """Whether SQLite's own check of all pages reports no damage."""
         return self.connection.execute("PRAGMA quick_check").fetchall() == [("ok",)]
 
-    def damage_error(self, problem: str) -> ValueError:
+    def damage_error(self, problem: str) -> GalleryError:
         """An error which says that the file is damaged, and names the problem and the remedy."""
-        return ValueError(
+        return GalleryError(
             f"{self.path} is damaged: {problem}; restore it from a copy or an export "
             "(margrave gallery export)"
         )
@@ -287,13 +308,10 @@ class Database:
                     f"{self.path} has been locked by another process for more than "
                     f"{BUSY_SECONDS:.0f} s; try again when that process has finished"
                 ) from error
-            raise ValueError(
+            raise GalleryError(
                 f"{self.path}: {error}; check that the disk is neither full nor read-only"
             ) from error
         except sqlite3.DatabaseError as error:
-            raise self.damage_error(str(error)) from error
-        except (TypeError, OverflowError) as error:
-            # A damaged column may contain a value of the wrong type.
             raise self.damage_error(str(error)) from error
 
     def close(self) -> None:

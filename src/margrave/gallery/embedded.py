@@ -21,6 +21,7 @@ from margrave.gallery.checks import (
     checked_name,
     checked_person,
     checked_queries,
+    checked_top_k,
     fuse_embeddings,
 )
 from margrave.gallery.contract import (
@@ -29,6 +30,7 @@ from margrave.gallery.contract import (
     ForgetResult,
     Gallery,
     GalleryCard,
+    GalleryError,
     GalleryStats,
     NoGallery,
     Person,
@@ -81,7 +83,7 @@ class EmbeddedGallery(Gallery):
             self._cipher = open_cipher(self.place, key, self._database.read_meta("salt"))
             card = self._decrypt(self._database.read_meta("card"), b"card")
             self.card = GalleryCard.from_json(card.decode(errors="replace"), self.place)
-            self._vectors = VectorFile(
+            self._vector_file = VectorFile(
                 vectors_path(self.path), self._identity, slot_bytes(self.card, self._cipher)
             )
         except BaseException:
@@ -93,7 +95,7 @@ class EmbeddedGallery(Gallery):
         # of all slots.
         self._generation = -1
         self._empty_slots = np.empty(0, bool)
-        self._mapped = np.empty((0, self.card.dimension), self._dtype)
+        self._slot_vectors = np.empty((0, self.card.dimension), self._dtype)
         with self._locked():
             self._zero_unused_slots(empty_log=False)
 
@@ -137,7 +139,7 @@ class EmbeddedGallery(Gallery):
 
     def search(self, queries: np.ndarray, top_k: int = 10) -> list[list[Candidate]]:
         """Find the people most similar to each query, by exact search, most similar first."""
-        units = checked_queries(queries, self.card)
+        units, top_k = checked_queries(queries, self.card), checked_top_k(top_k)
         with self._locked():
             return self._read_consistently(lambda: self._search(units, top_k))
 
@@ -152,7 +154,7 @@ class EmbeddedGallery(Gallery):
                 crops = self._database.crops(row.id)
                 # `_put` writes each name between a tab and a line break.
                 traces = [row.record, self._lookup_key(name), b"\t" + name.encode() + b"\n"]
-                traces += traces_of(self._vectors.read(row.slot))
+                traces += traces_of(self._vector_file.read(row.slot))
                 traces += [trace for crop in crops for trace in traces_of(crop)]
                 self._database.delete(row)
             self._zero_unused_slots()
@@ -171,7 +173,7 @@ class EmbeddedGallery(Gallery):
             else f"bytes are left in {file_with_traces}; close other programs that use the gallery "
             "and check again: margrave gallery verify-erasure"
         )
-        return ForgetResult(name=name, images=len(crops), erased=erased, explanation=explanation)
+        return ForgetResult(name=name, crops=len(crops), erased=erased, explanation=explanation)
 
     def people(self) -> Iterator[Person]:
         """Iterate over all people, sorted by name."""
@@ -198,7 +200,7 @@ class EmbeddedGallery(Gallery):
 
     def restore(self, people: Iterable[PersonRecord]) -> int:
         """Store people with their vectors unchanged, a thousand per transaction."""
-        remaining, count = iter(people), 0
+        remaining, names = iter(people), set[str]()
         while batch := list(itertools.islice(remaining, BATCH_SIZE)):
             records = [checked_person(record, self.card) for record in batch]
             with self._locked():
@@ -212,11 +214,11 @@ class EmbeddedGallery(Gallery):
                             replaced = True
                         person_id = self._database.next_id()
                         self._put(person_id, record.person, record.vector, record.crops, sync=False)
-                    self._vectors.sync()
+                    self._vector_file.sync()
                 if replaced:
                     self._zero_unused_slots()
-            count += len(batch)
-        return count
+            names.update(record.person.name for record in records)
+        return len(names)
 
     def stats(self) -> GalleryStats:
         """Count people, images and bytes."""
@@ -238,8 +240,8 @@ class EmbeddedGallery(Gallery):
             self._database.empty_log()
             rows = self._database.rows()
             used = {row.slot for row in rows}
-            unused = [slot for slot in range(self._vectors.slots) if slot not in used]
-            dirty_slots = sum(any(self._vectors.read(slot)) for slot in unused)
+            unused = [slot for slot in range(self._vector_file.slots) if slot not in used]
+            dirty_slots = sum(any(self._vector_file.read(slot)) for slot in unused)
             log = self.path.with_name(self.path.name + "-wal")
             log_in_use = log.exists() and log.stat().st_size > 0
             dirty_pages = dirty_free_pages(self.path)
@@ -271,8 +273,8 @@ class EmbeddedGallery(Gallery):
     def close(self) -> None:
         """Close the files."""
         with self._lock:
-            self._mapped = np.empty((0, self.card.dimension), self._dtype)
-            self._vectors.close()
+            self._slot_vectors = np.empty((0, self.card.dimension), self._dtype)
+            self._vector_file.close()
             self._database.close()
 
     @contextmanager
@@ -330,11 +332,11 @@ class EmbeddedGallery(Gallery):
         return self._vector(row.slot).astype(np.float64) * norm
 
     def _checksum(self, slot: int) -> int:
-        return zlib.crc32(self._vectors.read(slot))
+        return zlib.crc32(self._vector_file.read(slot))
 
     def _vector(self, slot: int) -> np.ndarray:
         """(D,) the unit vector in a slot, decrypted."""
-        content = self._vectors.read(slot)
+        content = self._vector_file.read(slot)
         if self._cipher is not None:
             content = self._decrypt(content, b"vector %d" % slot)
         return np.frombuffer(content, self._dtype)
@@ -364,9 +366,9 @@ class EmbeddedGallery(Gallery):
         content = (total / norm).astype(self._dtype).tobytes()
         if self._cipher is not None:
             content = self._encrypt(content, b"vector %d" % slot)
-        self._vectors.write(slot, content)
+        self._vector_file.write(slot, content)
         if sync:
-            self._vectors.sync()
+            self._vector_file.sync()
         # Names contain no tabs or line breaks. So `forget` can search the files for a name between
         # a tab and a line break, which does not match longer names.
         text = f"{person.images}\t{norm!r}\t{person.enrolled}\t{person.name}\n"
@@ -383,13 +385,13 @@ class EmbeddedGallery(Gallery):
             count = self._database.count_slots()
             # An interrupted call may have written at most one batch of slots that the database does
             # not know.
-            unknown = range(count, min(count + BATCH_SIZE, self._vectors.slots))
+            unknown = range(count, min(count + BATCH_SIZE, self._vector_file.slots))
             unused = [*self._database.freed_since(-1), *unknown]
-            dirty_slots = [slot for slot in unused if any(self._vectors.read(slot))]
+            dirty_slots = [slot for slot in unused if any(self._vector_file.read(slot))]
             for slot in dirty_slots:
-                self._vectors.zero(slot)
+                self._vector_file.zero(slot)
             if dirty_slots:
-                self._vectors.sync()
+                self._vector_file.sync()
         if empty_log:
             self._database.empty_log()
 
@@ -400,12 +402,12 @@ class EmbeddedGallery(Gallery):
             self._read_changes(generation)
         slot_count = len(self._empty_slots)
         people_count = slot_count - int(np.count_nonzero(self._empty_slots))
-        if not people_count or top_k < 1:
+        if not people_count or not top_k:
             return [[] for _ in queries]
         comparison = Comparison(
             queries,
             np.full(len(queries), DISTRACTOR),
-            self._mapped[:slot_count],
+            self._slot_vectors[:slot_count],
             second_is_unit=True,
             absent=self._empty_slots if people_count < slot_count else None,
         )
@@ -444,9 +446,9 @@ class EmbeddedGallery(Gallery):
         return Candidate(name=person.name, similarity=min(max(score, -1.0), 1.0))
 
     def _read_changes(self, generation: int) -> None:
-        """Update `_empty_slots` and `_mapped` with the changes since `_generation`."""
+        """Update `_empty_slots` and `_slot_vectors` with the changes since `_generation`."""
         freed = self._database.freed_since(self._generation)
-        occupied = [slot for slot, _ in self._database.occupied_since(self._generation)]
+        occupied = self._database.occupied_since(self._generation)
         count = max(len(self._empty_slots), self._database.count_slots())
         empty = np.ones(count, bool)
         empty[: len(self._empty_slots)] = self._empty_slots
@@ -454,13 +456,13 @@ class EmbeddedGallery(Gallery):
         empty[occupied] = False
         if self._cipher is not None:
             vectors = np.zeros((count, self.card.dimension), self._dtype)
-            vectors[: len(self._mapped)] = self._mapped
+            vectors[: len(self._slot_vectors)] = self._slot_vectors
             vectors[freed] = 0
             for slot in occupied:
                 vectors[slot] = self._vector(slot)
-            self._mapped = vectors
-        elif len(self._mapped) < count:
-            self._mapped = self._vectors.map_vectors(self._dtype, self.card.dimension)
+            self._slot_vectors = vectors
+        elif len(self._slot_vectors) < count:
+            self._slot_vectors = self._vector_file.map_vectors(self._dtype, self.card.dimension)
         self._empty_slots, self._generation = empty, generation
 
     def _encrypt(self, content: bytes, context: bytes) -> bytes:
@@ -479,7 +481,7 @@ class EmbeddedGallery(Gallery):
         try:
             return self._cipher.open(content, self._identity + context)
         except ValueError as error:
-            raise ValueError(
+            raise GalleryError(
                 f"{self.place} cannot be decrypted ({error}); set MARGRAVE_GALLERY_KEY (in Python: "
                 "key=) to the key with which it was created, or restore it from a copy"
             ) from None

@@ -14,6 +14,7 @@ from margrave.gallery.checks import (
     checked_name,
     checked_person,
     checked_queries,
+    checked_top_k,
     fuse_embeddings,
 )
 from margrave.gallery.contract import (
@@ -88,7 +89,7 @@ class MemoryGallery(Gallery):
 
     def search(self, queries: np.ndarray, top_k: int = 10) -> list[list[Candidate]]:
         """Find the people most similar to each query, most similar first."""
-        query_units = checked_queries(queries, self.card)
+        query_units, top_k = checked_queries(queries, self.card), checked_top_k(top_k)
         if not self._people:
             return [[] for _ in query_units]
         names = sorted(self._people)
@@ -113,7 +114,7 @@ class MemoryGallery(Gallery):
             raise not_enrolled_error(name, self)
         return ForgetResult(
             name=entry.person.name,
-            images=len(entry.crops),
+            crops=len(entry.crops),
             erased=True,
             explanation="removed from memory; nothing was on a disk",
         )
@@ -138,13 +139,13 @@ class MemoryGallery(Gallery):
 
     def restore(self, people: Iterable[PersonRecord]) -> int:
         """Store people with their vectors unchanged."""
-        count = 0
+        names = set()
         for record in people:
             checked = checked_person(record, self.card)
             entry = _Entry(checked.person, checked.vector, list(checked.crops))
             self._people[checked.person.name] = entry
-            count += 1
-        return count
+            names.add(checked.person.name)
+        return len(names)
 
     def stats(self) -> GalleryStats:
         """Count people and images."""

@@ -16,6 +16,7 @@ from margrave.gallery.checks import (
     checked_name,
     checked_person,
     checked_queries,
+    checked_top_k,
     fuse_embeddings,
 )
 from margrave.gallery.contract import (
@@ -24,6 +25,7 @@ from margrave.gallery.contract import (
     ForgetResult,
     Gallery,
     GalleryCard,
+    GalleryError,
     GalleryStats,
     NoGallery,
     Person,
@@ -185,10 +187,11 @@ class MilvusGallery(Gallery):
         """Find the people most similar to each query, most similar first.
 
         Raises:
-            ValueError: top_k is larger than 16 384, the maximum of Milvus, or a query is invalid.
+            ValueError: `top_k` is negative or above 16 384, the maximum of Milvus, or a query is
+                invalid.
         """
-        units = checked_queries(queries, self.card)
-        if not len(units) or top_k < 1:
+        units, top_k = checked_queries(queries, self.card), checked_top_k(top_k)
+        if not len(units) or not top_k:
             return [[] for _ in units]
         if top_k > MAX_RESULTS:
             raise ValueError(
@@ -253,14 +256,14 @@ class MilvusGallery(Gallery):
             if batches:
                 compacting &= self._server.compact(self._crops.collection)
         except ValueError as error:
-            raise ValueError(
+            raise GalleryError(
                 f"{name!r} was removed from {self.place} and cannot be found any more, but the "
                 f"server did not finish removing the crops and compacting: {error}. Once the "
                 "server answers again, finish with margrave gallery verify-erasure"
             ) from error
         return ForgetResult(
             name=row["name"],
-            images=sum(len(sizes) for _, sizes in batches),
+            crops=sum(len(sizes) for _, sizes in batches),
             erased=False,
             explanation=(
                 "the person cannot be found any more, but bytes are left in the server's old "
@@ -285,7 +288,7 @@ class MilvusGallery(Gallery):
     def restore(self, people: Iterable[PersonRecord]) -> int:
         """Store people with their vectors unchanged, up to a thousand per call to the server."""
         batch_size = max(1, min(MAX_BATCH_SIZE, MAX_BATCH_COMPONENTS // self.card.dimension))
-        remaining, count = iter(people), 0
+        remaining, keys = iter(people), set[str]()
         while batch := list(itertools.islice(remaining, batch_size)):
             checked = [checked_person(record, self.card) for record in batch]
             # A key may occur only once per call.
@@ -298,8 +301,8 @@ class MilvusGallery(Gallery):
             self._server.call("upsert", self._collection, rows)
             for row in previous_rows:
                 self._crops.remove(batches_of(row))
-            count += len(batch)
-        return count
+            keys.update(records)
+        return len(keys)
 
     def stats(self) -> GalleryStats:
         """Count people and images; the server does not report bytes."""

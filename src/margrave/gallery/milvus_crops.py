@@ -11,6 +11,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from margrave.files import read_json
+from margrave.gallery.contract import GalleryError
 from margrave.gallery.milvus_server import VECTORS, MilvusServer
 
 MARK = "margrave.crops"
@@ -90,7 +91,7 @@ class MilvusCrops:
         """
         content = b"".join(crops)
         if len(content) > MAX_CROPS_BYTES:
-            raise ValueError(
+            raise GalleryError(
                 f"{self._server.address}: the crops of one call have {len(content)} bytes; the "
                 f"maximum is {MAX_CROPS_BYTES}; enroll fewer images at a time"
             )
@@ -118,7 +119,7 @@ class MilvusCrops:
         for batch_key, sizes in batches:
             content = b"".join(self._chunks(batch_key, sum(sizes), place))
             if len(content) != sum(sizes):
-                raise ValueError(f"{place}: stored crops are damaged; enroll the person again")
+                raise GalleryError(f"{place}: stored crops are damaged; enroll the person again")
             start = 0
             for size in sizes:
                 crops.append(content[start : start + size])
@@ -147,7 +148,7 @@ class MilvusCrops:
         try:
             return [base64.b64decode(text_of_row[key], validate=True) for key in keys]
         except (KeyError, binascii.Error):
-            raise ValueError(
+            raise GalleryError(
                 f"{place}: stored crops are missing or damaged; enroll the person again"
             ) from None
 
@@ -196,7 +197,7 @@ def batches_as_text(batches: Sequence[Batch], place: str) -> str:
     """
     text = json.dumps(batches, separators=(",", ":"))
     if len(text) > MAX_LIST_LENGTH:
-        raise ValueError(
+        raise GalleryError(
             f"{place}: {sum(len(sizes) for _, sizes in batches)} crops of one person are too many "
             "for a Milvus gallery; enroll the person again with fewer images: --replace, or "
             "replace=True in Python"

@@ -298,7 +298,8 @@ class ChunkedHead(Head):
             memory=memory | self.statistics_memory(),
             local_centers=local_centers,
             product_bytes=product_bytes,
-            recomputed=1 - min(1.0, budget_bytes / cosine_bytes),
+            # A rank of a sharded head may own no classes.
+            recomputed=1 - min(1.0, budget_bytes / cosine_bytes) if cosine_bytes else 0.0,
             passes=5,
             sparse=sampled,
         )

@@ -71,7 +71,7 @@ def read_image(image: Any, name: str = "") -> tuple[np.ndarray, str]:
     return pixels, name
 
 
-def choose(faces: Sequence[AlignedFace], which: Which, name: str) -> list[AlignedFace]:
+def choose_faces(faces: Sequence[AlignedFace], which: Which, name: str) -> list[AlignedFace]:
     """Choose the intended faces of an image.
 
     Faces narrower than `MIN_FACE_WIDTH` are ignored.

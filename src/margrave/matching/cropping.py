@@ -11,7 +11,7 @@ from margrave.faces import AlignedFace, Detector, FaceFinder, TemplateFinder, bu
 from margrave.matching.choosing import (
     Which,
     check_aligned,
-    choose,
+    choose_faces,
     crop_as_face,
     read_image,
 )
@@ -39,7 +39,7 @@ class Cropper:
         """Find the intended faces of an image. See ``Matcher.find``."""
         pixels, name = read_image(image, name)
         if self.finder is not None:
-            return choose(self.finder.find(pixels, self.size), which, name)
+            return choose_faces(self.finder.find(pixels, self.size), which, name)
         if self.checker is not None:
             check_aligned(pixels, self.checker, name)
         return [crop_as_face(pixels, self.size, self.fit)]

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from margrave.models.pixel_statistics import PixelStatistic
+from margrave.models.pixel_statistics import ColorOrder, PixelStatistic
 
 State = Mapping[str, Tensor]
 """A state dict: tensors by name."""
@@ -53,6 +53,7 @@ class Imported:
         names: each submodule's name in Margrave -> its name in the file; empty if the file uses
             Margrave's names.
         mean, std: normalization of pixels in [0, 1], (pixel - mean) / std, in RGB order.
+        color_order: the color order that the file's weights were taken to expect.
     """
 
     layout: str
@@ -63,3 +64,4 @@ class Imported:
     names: Mapping[str, str] = field(default_factory=dict)
     mean: PixelStatistic = 0.5
     std: PixelStatistic = 0.5
+    color_order: ColorOrder = "rgb"

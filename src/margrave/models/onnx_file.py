@@ -19,7 +19,7 @@ class OnnxBackbone(OnnxNetwork):
     """
 
     runtime = "onnxruntime"
-    kinds: ClassVar[Mapping[str, type]] = {
+    element_types: ClassVar[Mapping[str, type]] = {
         "tensor(float)": np.float32,
         "tensor(float16)": np.float16,
         "tensor(double)": np.float64,

@@ -30,12 +30,12 @@ class Port:
         name: the name in the file.
         shape: the length of each dimension. A dynamic dimension has any value that is not a
             positive integer. Empty if the number of dimensions is unknown.
-        kind: the runtime's name of the element type, such as ``tensor(float)``.
+        element_type: the runtime's name of the element type, such as ``tensor(float)``.
     """
 
     name: str
     shape: Sequence[Any]
-    kind: str
+    element_type: str
 
 
 class OnnxNetwork(nn.Module):
@@ -54,7 +54,7 @@ class OnnxNetwork(nn.Module):
 
     Attributes:
         runtime: the runtime's name.
-        kinds: the supported element types of the input, as the runtime's name (such as
+        element_types: the supported element types of the input, as the runtime's name (such as
             ``tensor(float)``) -> NumPy type.
         content_digest: SHA-256 of the file, of its external files, and of the output's name if the
             model has several outputs.
@@ -71,7 +71,7 @@ class OnnxNetwork(nn.Module):
     """
 
     runtime: ClassVar[str]
-    kinds: ClassVar[Mapping[str, type]]
+    element_types: ClassVar[Mapping[str, type]]
 
     def __init__(
         self,
@@ -128,13 +128,13 @@ class OnnxNetwork(nn.Module):
         sizes = {side for side in sides if isinstance(side, int) and side > 0}
         if not (self._channels_last or dimensions[0] in (3, "3")) or len(sizes) > 1:
             raise ValueError(f"{self.path} takes {shapes}; {expected}")
-        if inputs[0].kind not in self.kinds:
+        if inputs[0].element_type not in self.element_types:
             raise ValueError(
-                f"{self.path} takes pixels of type {inputs[0].kind}; "
-                f"expected {', '.join(self.kinds)}"
+                f"{self.path} takes pixels of type {inputs[0].element_type}; "
+                f"expected {', '.join(self.element_types)}"
             )
         self._input = inputs[0].name
-        self._dtype = self.kinds[inputs[0].kind]
+        self._dtype = self.element_types[inputs[0].element_type]
         self.takes_uint8 = self._dtype == np.uint8
         self._batch = batch if isinstance(batch, int) and batch > 0 else None
         self.image_size = sizes.pop() if sizes else None

@@ -19,7 +19,7 @@ class OpenVinoBackbone(OnnxNetwork):
     """
 
     runtime = "openvino"
-    kinds: ClassVar[Mapping[str, type]] = {
+    element_types: ClassVar[Mapping[str, type]] = {
         "f32": np.float32,
         "f16": np.float16,
         "f64": np.float64,

@@ -28,10 +28,10 @@ def check_pixel_statistics(**statistics: PixelStatistic | None) -> None:
             )
 
 
-def for_rgb(value: PixelStatistic, order: ColorOrder) -> PixelStatistic:
+def to_rgb(value: PixelStatistic, order: ColorOrder) -> PixelStatistic:
     """Convert statistics from a network's color order to RGB.
 
-    >>> for_rgb((0.1, 0.2, 0.3), "bgr")
+    >>> to_rgb((0.1, 0.2, 0.3), "bgr")
     (0.3, 0.2, 0.1)
     """
     return (value[2], value[1], value[0]) if isinstance(value, tuple) and order == "bgr" else value

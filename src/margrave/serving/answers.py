@@ -128,7 +128,7 @@ class ModelAnswer(BaseModel):
     )
 
 
-class State(BaseModel):
+class ServiceStatus(BaseModel):
     """Whether the service is alive or ready."""
 
     status: str

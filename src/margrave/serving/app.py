@@ -25,7 +25,7 @@ from margrave.serving.answers import (
     OperatingPointAnswer,
     PeopleAnswer,
     PersonAnswer,
-    State,
+    ServiceStatus,
     VerificationAnswer,
     candidate_answer,
     face_answer,
@@ -40,7 +40,7 @@ from margrave.serving.face_workers import FaceWorkers
 from margrave.serving.gate import Gate, Metrics
 from margrave.serving.keys import KeyFile
 from margrave.serving.problems import add_problems
-from margrave.serving.schema import describe_access, described
+from margrave.serving.schema import describe_access, error_responses
 from margrave.serving.settings import ServiceSettings
 from margrave.version import __version__
 
@@ -134,7 +134,7 @@ def make_app(
             "max_part_size": 4096,
         },
     )
-    add_problems(app, "" if matcher.gallery is None else matcher.gallery.place)
+    add_problems(app)
     _add_routes(app, service)
     describe_access(app, scope_of)
     options = {} if write_log is None else {"write": write_log}
@@ -227,8 +227,8 @@ class Service:
 
 def _add_routes(app: FastAPI, service: Service) -> None:
     matcher, max_images_per_request = service.matcher, service.settings.max_images_per_request
-    image_errors = described(400, 401, 403, 408, 413, 422, 429, 500, 503)
-    gallery_errors = described(401, 403, 404, 408, 422, 429, 500, 503)
+    image_errors = error_responses(400, 401, 403, 408, 413, 422, 429, 500, 503)
+    gallery_errors = error_responses(401, 403, 404, 408, 422, 429, 500, 503)
 
     @app.post("/v1/verify", responses=image_errors)
     async def verify(
@@ -256,7 +256,7 @@ def _add_routes(app: FastAPI, service: Service) -> None:
         answers = await run_in_threadpool(matcher.identify_faces, faces, top_k=top, fpir=fpir)
         return [identification_answer(answer, crops) for answer in answers]
 
-    enroll_errors = {**image_errors, **gallery_errors, **described(409)}
+    enroll_errors = {**image_errors, **gallery_errors, **error_responses(409)}
 
     @app.post("/v1/people", status_code=201, responses=enroll_errors)
     async def enroll(
@@ -330,7 +330,7 @@ def _add_routes(app: FastAPI, service: Service) -> None:
 
         return await service.change(forget_person)
 
-    @app.get("/v1/model", responses=described(401, 403, 408, 429, 500, 503))
+    @app.get("/v1/model", responses=error_responses(401, 403, 408, 429, 500, 503))
     async def model() -> ModelAnswer:
         """Describe the model: its thresholds, score histograms and calibration."""
         card = matcher.model.card
@@ -354,21 +354,21 @@ def _add_routes(app: FastAPI, service: Service) -> None:
         )
 
     @app.get("/health")
-    async def health() -> State:
+    async def health() -> ServiceStatus:
         """Report that the process is alive."""
-        return State(status="ok")
+        return ServiceStatus(status="ok")
 
-    @app.get("/ready", responses=described(503))
-    async def ready() -> State:
+    @app.get("/ready", responses=error_responses(503))
+    async def ready() -> ServiceStatus:
         """Report whether the service can handle requests."""
         if not service.is_ready:
             raise HTTPException(503, "starting or shutting down", {"retry-after": "1"})
-        return State(status="ok")
+        return ServiceStatus(status="ok")
 
     @app.get(
         "/metrics",
         response_class=PlainTextResponse,
-        responses=described(401, 403, 408, 429, 500, 503),
+        responses=error_responses(401, 403, 408, 429, 500, 503),
     )
     async def metrics() -> PlainTextResponse:
         """Return the metrics in Prometheus's text format."""

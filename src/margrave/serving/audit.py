@@ -11,12 +11,12 @@ import secrets
 import threading
 import unicodedata
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from margrave.files import read_json
+from margrave.files import atomic_write, read_json
 
 MAX_LINE_BYTES = 4096
 """Maximum length of a line in bytes."""
@@ -45,9 +45,10 @@ class AuditTrail:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self._lock = threading.Lock()
-        self._pseudonym_key = _read_pseudonym_key(self.path.with_name(self.path.name + ".key"))
         self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
         with self._locked():
+            key_path = self.path.with_name(self.path.name + ".key")
+            self._pseudonym_key = _read_pseudonym_key(key_path)
             self._drop_partial_line()
             verify_trail(self.path)
 
@@ -175,15 +176,14 @@ def verify_trail(path: str | Path) -> int:
 
 
 def _read_pseudonym_key(path: Path) -> bytes:
-    """Read the pseudonym key; create one if the file does not exist."""
-    with suppress(FileExistsError):
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        try:
-            with open(descriptor, "w") as file:
-                file.write(secrets.token_hex(KEY_BYTES))
-        except OSError:
-            path.unlink()
-            raise
+    """Read the pseudonym key; create one if the file does not exist.
+
+    Call it while the trail is locked: otherwise two processes could each create a key.
+    """
+    if not path.exists():
+        with atomic_write(path) as temporary:
+            temporary.touch(0o600)
+            temporary.write_text(secrets.token_hex(KEY_BYTES))
     key = path.read_bytes()
     if len(key) < 2 * KEY_BYTES:
         raise ValueError(

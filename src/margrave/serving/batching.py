@@ -95,13 +95,13 @@ class Batcher:
                 if future.set_running_or_notify_cancel()
             ]
             if batch:
+                self._observe(len(batch))
                 self._embed_batch(batch)
             if is_closing:
                 return
 
     def _embed_batch(self, batch: list[_QueuedFace]) -> None:
         """Embed a batch, and set the result or the exception of each face's future."""
-        self._observe(len(batch))
         started = time.perf_counter()
         try:
             faces = self._embed([face for face, _, _ in batch], [name for _, name, _ in batch])

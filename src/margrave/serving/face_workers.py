@@ -28,6 +28,8 @@ CHECK_SECONDS = 1.0
 """Time between two checks that the pool still works, in seconds."""
 START_SECONDS = 30.0
 """Time that a worker process may take to start, in seconds; after it, the pool counts as broken."""
+WARM_SECONDS = 120.0
+"""Time that the first worker process may take until it is ready, in seconds."""
 CROPPERS: list[Cropper] = []
 """In a worker process, a list of one cropper, which `start` loads; empty in the parent process."""
 
@@ -110,11 +112,18 @@ class FaceWorkers:
         """Wait until one worker process is ready.
 
         Raises:
-            ValueError: no process can be started, for example because the detector is unusable.
+            ValueError: no process can be started, for example because the detector is unusable; or
+                none is ready in time.
         """
         try:
-            self._pool.schedule(ready, timeout=120).result()
-        except (BrokenProcessPool, FutureTimeout):
+            # A timeout of the task would begin only when a process has loaded its cropper.
+            self._pool.schedule(ready).result(WARM_SECONDS)
+        except FutureTimeout:
+            raise ValueError(
+                "no process that detects faces was ready within "
+                f"{WARM_SECONDS:g} s; check that the detector's file can be read"
+            ) from None
+        except BrokenProcessPool:
             raise ValueError(
                 "the processes that detect faces cannot be started; the log above has the reason"
             ) from None

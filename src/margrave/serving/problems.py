@@ -10,7 +10,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.routing import Match
 
-from margrave.gallery import Unavailable
+from margrave.gallery import GalleryError
 from margrave.matching import Refused
 from margrave.serving.audit import TrailUnavailable
 from margrave.serving.gate import internal_error, log_fields_of_error
@@ -26,13 +26,11 @@ MESSAGES_OF_FRAMEWORK = {
 """The framework's message -> the service's message."""
 
 
-def add_problems(app: FastAPI, place: str) -> None:
+def add_problems(app: FastAPI) -> None:
     """Register exception handlers that return every error as a `Problem`.
 
     Args:
         app: the application.
-        place: where the gallery is stored, or empty without a gallery. Error messages that contain
-            the place are not sent to clients.
     """
 
     @app.exception_handler(Refused)
@@ -59,8 +57,9 @@ def add_problems(app: FastAPI, place: str) -> None:
         message = MESSAGES_OF_FRAMEWORK.get(str(error.detail), str(error.detail))
         return problem(error.status_code, message, reason, headers)
 
-    @app.exception_handler(Unavailable)
-    async def handle_unavailable(request: Request, error: ValueError) -> JSONResponse:
+    @app.exception_handler(GalleryError)
+    async def handle_gallery(request: Request, error: GalleryError) -> JSONResponse:
+        # For example, the disk is full. Only log the details, which may name other people.
         message = "the gallery cannot be used now; try again later"
         return _failure_response(request, error, message, "later")
 
@@ -70,9 +69,7 @@ def add_problems(app: FastAPI, place: str) -> None:
 
     @app.exception_handler(ValueError)
     async def handle_value(request: Request, error: ValueError) -> JSONResponse:
-        if place and place in str(error):
-            # The gallery itself failed, for example because the disk is full. Only log the details.
-            return await handle_unavailable(request, error)
+        del request
         return problem(422, str(error), "invalid")
 
     @app.exception_handler(Exception)

@@ -48,7 +48,7 @@ def describe_access(app: FastAPI, scope_of: Callable[[str, str], str | None]) ->
     app.openapi = openapi
 
 
-def described(*statuses: int) -> dict[int | str, dict[str, Any]]:
+def error_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """The error responses of a route, for FastAPI's ``responses``: status -> model, description."""
     descriptions = {
         400: "The request is malformed.",

@@ -128,13 +128,19 @@ class ClassConcentration(Statistic):
         # same row is then written several times.
         rows = torch.arange(len(inside), device=inside.device)
         last_inside = ((rows + 1) * inside).argmax()
-        rows_of_rank = torch.where(inside, rows, last_inside)
-        index, inside, features = index[rows_of_rank], inside[rows_of_rank], features[rows_of_rank]
+        index = index[torch.where(inside, rows, last_inside)]
+        # Of an image that occurs several times in the batch, the last occurrence is used for all:
+        # otherwise it would be undefined which of them is stored.
+        image_of_rank = torch.where(inside, index, -1)
+        sorted_images, order = image_of_rank.sort(stable=True)
+        last_row = order[torch.searchsorted(sorted_images, index, right=True) - 1]
+        inside, features = inside[last_row], features[last_row]
+        labels = observation.labels[last_row]
         old = self.memory[index]
         blended = functional.normalize(torch.lerp(old, features, self.memory_update_weight))
         valid = inside & torch.isfinite(features).all(dim=1)
         self.memory.index_copy_(0, index, torch.where(valid[:, None], blended, old))
-        labels = torch.where(inside, observation.labels[rows_of_rank], self.memory_label[index])
+        labels = torch.where(valid, labels, self.memory_label[index])
         self.memory_label.index_copy_(0, index, labels)
 
     def sharded_buffers(self) -> dict[str, int]:

@@ -15,7 +15,7 @@ from margrave.models.pixel_statistics import (
     ColorOrder,
     PixelStatistic,
     check_pixel_statistics,
-    for_rgb,
+    to_rgb,
 )
 from margrave.models.prefixes import strip_prefixes
 
@@ -127,8 +127,9 @@ def convert(
         notes=tuple(notes),
         head_weight=centers,
         names=names,
-        mean=for_rgb(importer.mean if mean is None else mean, order),
-        std=for_rgb(importer.std if std is None else std, order),
+        mean=to_rgb(importer.mean if mean is None else mean, order),
+        std=to_rgb(importer.std if std is None else std, order),
+        color_order=order,
     )
 
 
@@ -191,8 +192,9 @@ def import_for_network(
         backbone=dict(backbone),
         state=weights,
         notes=tuple(notes),
-        mean=for_rgb(0.5 if mean is None else mean, order),
-        std=for_rgb(0.5 if std is None else std, order),
+        mean=to_rgb(0.5 if mean is None else mean, order),
+        std=to_rgb(0.5 if std is None else std, order),
+        color_order=order,
     )
 
 

@@ -40,4 +40,4 @@ class CurricularFaceMobileFaceNet(Importer):
         return mobilefacenet_names.curricularface_names(network)
 
     def backbone(self, network: State, names: Names) -> dict[str, Any]:
-        return mobilefacenet_names.settings(network, names)
+        return mobilefacenet_names.infer_settings(network, names)

@@ -33,7 +33,7 @@ class InsightFaceMobileFaceNet(Importer):
     source = SOURCE
 
     def backbone(self, network: State, names: Names) -> dict[str, Any]:
-        return mobilefacenet_names.settings(network, names)
+        return mobilefacenet_names.infer_settings(network, names)
 
 
 @LAYOUTS.register("insightface_vit")
@@ -45,7 +45,7 @@ class InsightFaceViT(Importer):
     source = SOURCE
 
     def backbone(self, network: State, names: Names) -> dict[str, Any]:
-        return vit_names.settings(network, names)
+        return vit_names.infer_settings(network, names)
 
     def assumptions(self, backbone: Mapping[str, Any]) -> tuple[str, ...]:
         if backbone["kind"] == "vit":

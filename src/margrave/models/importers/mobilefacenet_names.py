@@ -54,7 +54,7 @@ def _bottleneck_names(ours: str, theirs: str) -> dict[str, str]:
     return names
 
 
-def settings(state: State, names: Mapping[str, str]) -> dict[str, Any]:
+def infer_settings(state: State, names: Mapping[str, str]) -> dict[str, Any]:
     """Infer the backbone specification from a state under Margrave's names.
 
     `names` maps each submodule's name in Margrave to its name in the project, for error messages.

@@ -12,7 +12,7 @@ PUBLISHED = {(256, 12): "vit_t", (512, 12): "vit_s", (512, 24): "vit_b", (768, 2
 """The published networks: (width, depth) -> kind."""
 
 
-def settings(state: State, names: Mapping[str, str]) -> dict[str, Any]:
+def infer_settings(state: State, names: Mapping[str, str]) -> dict[str, Any]:
     """Infer the backbone specification; no shape shows the attention heads, so 8 are assumed."""
     _, tokens, width = shape_of(state, "pos_embed", 3, names)
     patch_size = shape_of(state, "patch_embed.proj.weight", 4, names)[-1]
