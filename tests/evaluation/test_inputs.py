@@ -115,7 +115,7 @@ def test_targets_and_ranks_are_checked_before_anything_is_searched() -> None:
         with pytest.raises(ValueError, match=f"FAR target must be between 0 and 1, got {target}"):
             detection_rates(rows, np.arange(3), rows, np.arange(3), far_targets=[target])
     for search in (evaluate_identification, evaluate_open_set, detection_rates):
-        with pytest.raises(ValueError, match="resamples must be at least 2, or 0 .*, got 1"):
+        with pytest.raises(ValueError, match="resamples must be at least 2"):
             search(rows, np.arange(3), rows + np.nan, np.arange(3), resamples=1)
     # Labels 0 and 1 of pairs are as good as booleans.
     scores = np.array([0.9, 0.8, 0.3, 0.1])

@@ -23,7 +23,8 @@ def number_labels(
     (array([0, 1, 0]), ('Bo', 'Ann'))
     """
     # The elements of a tensor would be hashed by identity, not by value.
-    values = labels.tolist() if hasattr(labels, "tolist") else list(labels)
+    to_list = getattr(labels, "tolist", None)
+    values = list(labels) if to_list is None else to_list()
     if len(values) != count:
         raise ValueError(f"{len(values)} labels for {count} images; give one label per image")
     if None in values:

@@ -149,8 +149,8 @@ def evaluate_identification(
         progress: called with (comparisons done, total).
 
     Raises:
-        ValueError: no probe has a mate, a rank is below 1, ``resamples`` is 1, or an embedding is zero
-            or not finite.
+        ValueError: no probe has a mate, a rank is below 1, ``resamples`` is 1, or an embedding is
+            zero or not finite.
 
     Source: Cheng, Zhu, Gong, "Low-Resolution Face Recognition" (2018).
 

@@ -91,7 +91,7 @@ def as_labels(*labels: Any) -> list[np.ndarray]:
         if label is None or (isinstance(label, Real) and label < 0):
             return DISTRACTOR
         try:
-            return indices.setdefault(label, len(indices))
+            return indices.setdefault(label, len(indices))  # pyright: ignore[reportArgumentType]
         except TypeError:
             raise ValueError(
                 f"label {label!r} is not hashable; pass one string, number or tuple per embedding"

@@ -164,7 +164,7 @@ class Nearest:
 class Genuine:
     """Keeps all genuine scores.
 
-    Each takes 20 bytes (a float32 score and two int64 indices), or 24 if the embeddings are float64.
+    Each takes 20 bytes (a float32 score and two int64 indices), or 24 if embeddings are float64.
     """
 
     def __init__(self) -> None:
