@@ -59,7 +59,7 @@ def test_the_last_column_is_the_label(write: Callable[..., Path], header: str, l
         ),
         (
             (HEADER, "1,1,a/0,b/0,1", "2,1,c/0,d/0,1", "2,2,e/0,f/0,1"),
-            r": its folds have 1, 2 pairs; the protocol requires 2, 1",
+            r": the folds have 1, 2 pairs; the protocol requires 2, 1",
         ),
     ],
 )
