@@ -103,7 +103,7 @@ MALFORMED = [
     (
         read_identification_table,
         (IDENTIFICATION, "a,Bo,probe", "b,Bo,distractor"),
-        r":3: .*; expected identity Bo to have the part \(distractor or not\) that line 2 gives",
+        r":3: .*; expected identity Bo to have the role \(distractor or not\) that line 2 gives",
     ),
     (read_template_table, ("path,templates,subject",), r":1: .*nearest is 'templates'"),
     (read_template_table, (TEMPLATES,), r" holds no images below its header line"),
