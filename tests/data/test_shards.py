@@ -36,7 +36,7 @@ from margrave.data import (
     pack_shards,
     training_loader,
 )
-from margrave.data.shards import SAMPLE
+from margrave.data.shards import SAMPLE_DTYPE
 from margrave.synthetic import SyntheticFaces
 
 FACES = SyntheticFaces(num_identities=10, images_per_identity=10, image_size=32)
@@ -380,7 +380,7 @@ def test_a_wrong_index_is_refused(packed: Path, tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=message):
             ShardImages(tmp_path)
 
-    rows = np.frombuffer((packed / "samples.bin").read_bytes(), SAMPLE)
+    rows = np.frombuffer((packed / "samples.bin").read_bytes(), SAMPLE_DTYPE)
     outside, unknown, over = rows.copy(), rows.copy(), rows.copy()
     outside["offset"][3] = 2**63
     unknown["label"][3] = 10

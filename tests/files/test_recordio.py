@@ -140,7 +140,7 @@ def test_without_ranges_labels_come_from_the_images_heads(tmp_path: Path) -> Non
 def test_what_is_written_is_mxnets_byte_for_byte(tmp_path: Path) -> None:
     golden = RecordImages(GOLDEN)
     pairs = [(int(golden.labels[n]), golden.read_bytes(n)) for n in range(len(golden))]
-    write_record_images(tmp_path, pairs, 112, arrays=lambda key: key % 2 == 0)
+    write_record_images(tmp_path, pairs, 112, has_array_label=lambda key: key % 2 == 0)
     for name in ("train.rec", "train.idx", "property"):
         assert (tmp_path / name).read_bytes() == (GOLDEN / name).read_bytes(), name
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]

@@ -37,7 +37,7 @@ BACKBONE = {
 
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(feature_store, "BLOCK", 7)
+    monkeypatch.setattr(feature_store, "IMAGES_PER_BLOCK", 7)
 
 
 @pytest.fixture(scope="module")

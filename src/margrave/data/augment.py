@@ -155,10 +155,10 @@ class Augmentation:
         self, image_height: int, image_width: int, generator: np.random.Generator
     ) -> tuple[int, int, int, int]:
         """Top, left, height and width of a random rectangle inside the image."""
-        low, high = (math.log(ratio) for ratio in self.crop_ratio)
+        min_log, max_log = (math.log(ratio) for ratio in self.crop_ratio)
         for _ in range(_CROP_ATTEMPTS):
             area = image_height * image_width * generator.uniform(*self.crop_area)
-            ratio = math.exp(generator.uniform(low, high))
+            ratio = math.exp(generator.uniform(min_log, max_log))
             width, height = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
             if 0 < width <= image_width and 0 < height <= image_height:
                 top = int(generator.integers(image_height - height + 1))
@@ -173,7 +173,9 @@ class Augmentation:
     def _lower_resolution(self, image: np.ndarray, generator: np.random.Generator) -> np.ndarray:
         height, width = image.shape[:2]
         side = max(1, int(generator.uniform(*self.low_resolution_side) * height))
-        down, up = (_INTERPOLATIONS[index] for index in generator.integers(5, size=2))
+        down, up = (
+            _INTERPOLATIONS[index] for index in generator.integers(len(_INTERPOLATIONS), size=2)
+        )
         small = cv2.resize(image, (side, side), interpolation=down)
         return cv2.resize(small, (width, height), interpolation=up)
 

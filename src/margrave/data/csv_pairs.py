@@ -23,7 +23,7 @@ from margrave.files.text import (
     split_fields,
 )
 
-_TRUTH = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
+_SAME_VALUES = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
 
 
 def is_path_list(path: str | Path) -> bool:
@@ -76,7 +76,7 @@ def read_csv_pairs(
                 "outside it (allow_outside, --allow-outside) if you trust the list",
             )
 
-    names, pairs = _read_csv(
+    names, pairs = _read_path_list(
         Path(path),
         # os.path.isfile returns False for overlong names; Path.is_file may raise an error.
         lambda name: os.path.isfile(root / name),
@@ -108,7 +108,7 @@ def read_pairs_by_path(path: str | Path, names: Sequence[str]) -> PairList:
     if not is_path_list(path):
         return read_lfw_pairs(path, _ImagesByPath(names))
     index_of = {name: index for index, name in enumerate(names)}
-    listed_names, pairs = _read_csv(path, index_of.__contains__, str)
+    listed_names, pairs = _read_path_list(path, index_of.__contains__, str)
     indices = np.array([index_of[name] for name in listed_names], np.int64)
     return PairList(indices[pairs.first], indices[pairs.second], pairs.same, pairs.folds)
 
@@ -156,7 +156,7 @@ def _is_pair_of_paths(fields: Sequence[str]) -> bool:
     return len(fields) == 3 and fields[2] in ("0", "1") and not fields[1].isdecimal()
 
 
-def _read_csv(
+def _read_path_list(
     path: Path,
     exists: Callable[[str], bool],
     format_name: Callable[[str], str],
@@ -180,13 +180,13 @@ def _read_csv(
         first_name, second_name, same_text, fold = fields
         if not pairs:
             has_folds = bool(fold)
-        is_valid = same_text.lower() in _TRUTH and first_name and second_name
+        is_valid = same_text.lower() in _SAME_VALUES and first_name and second_name
         if not is_valid or (fold and parse_whole_number(fold) is None):
             expected = "two paths, 'same' (1 or 0)" + (", 'fold' (a whole number)" * has_folds)
             raise malformed(path, line_number, line, expected)
         if bool(fold) != has_folds:
             raise malformed(path, line_number, line, "a fold either on every line or on no line")
-        genuine = _TRUTH[same_text.lower()]
+        genuine = _SAME_VALUES[same_text.lower()]
         for name in (first_name, second_name):
             check_name(line_number, line, name)
         key = tuple(sorted(PurePath(name).as_posix() for name in (first_name, second_name)))

@@ -15,9 +15,9 @@ def balanced_pairs(
     """Draw balanced pairs, as in LFW: each fold is half genuine and half impostor pairs.
 
     No pair is drawn twice. Genuine pairs are spread over identities as evenly as their images
-    allow; impostor pairs are uniform over all pairs of images of different identities. Folds share
-    no identities if the identities of each fold allow enough pairs. Otherwise folds may share
-    identities, and ``identity_disjoint`` is False.
+    allow; impostor pairs are uniform over all pairs of images of different identities. The
+    identities are divided among the folds if each fold's identities then allow enough pairs.
+    Otherwise folds may share identities, and ``identity_disjoint`` is False.
 
     Args:
         labels: (N,) integers, the identity of each image.
@@ -41,13 +41,13 @@ def balanced_pairs(
         )
     generator = np.random.default_rng(seed)
     identity_images = _images_by_identity(np.asarray(labels), generator)
-    genuine, impostor = _count_possible_pairs(identity_images)
+    num_genuine, num_impostor = _count_possible_pairs(identity_images)
     maximum = max_balanced_pairs(labels, folds)
     if maximum < number_of_pairs:
         raise ValueError(
             f"number_of_pairs = {number_of_pairs}, but {len(identity_images)} identities with "
-            f"{sum(map(len, identity_images))} images allow {genuine} genuine and {impostor} "
-            f"impostor pairs, so at most {maximum} balanced pairs in {folds} folds; "
+            f"{sum(map(len, identity_images))} images allow {num_genuine} genuine and "
+            f"{num_impostor} impostor pairs, so at most {maximum} balanced pairs in {folds} folds; "
             + (
                 "lower number_of_pairs or add images"
                 if maximum
@@ -61,6 +61,7 @@ def balanced_pairs(
     if not identity_disjoint:
         groups = [identity_images]
     pairs_per_group = half // len(groups)
+    # Genuine pairs, then impostor pairs; each has the shape (folds, half // folds, 2).
     pairs_by_kind = [
         np.concatenate([draw(group, pairs_per_group, generator) for group in groups]).reshape(
             folds, -1, 2
@@ -83,7 +84,7 @@ def max_balanced_pairs(labels: np.ndarray, folds: int = 10) -> int:
 
 
 def _images_by_identity(labels: np.ndarray, generator: np.random.Generator) -> list[np.ndarray]:
-    """Each identity's image indices, sorted by decreasing count, ties in random order."""
+    """Each identity's image indices; identities with more images first, ties in random order."""
     counts = np.unique(labels, return_counts=True)[1]
     groups = np.split(np.argsort(labels, kind="stable"), np.cumsum(counts)[:-1])
     shuffled = [groups[identity] for identity in generator.permutation(len(groups))]
@@ -93,8 +94,8 @@ def _images_by_identity(labels: np.ndarray, generator: np.random.Generator) -> l
 def _count_possible_pairs(identity_images: Sequence[np.ndarray]) -> tuple[int, int]:
     """Number of genuine and of impostor pairs among these identities."""
     sizes = np.array([len(images) for images in identity_images], dtype=np.int64)
-    genuine = int((sizes * (sizes - 1) // 2).sum())
-    return genuine, int(sizes.sum()) * (int(sizes.sum()) - 1) // 2 - genuine
+    num_genuine = int((sizes * (sizes - 1) // 2).sum())
+    return num_genuine, int(sizes.sum()) * (int(sizes.sum()) - 1) // 2 - num_genuine
 
 
 def _draw_genuine(

@@ -30,7 +30,7 @@ class NamedImages(Protocol):
         ...
 
 
-def read_lfw_pairs(path: str | Path, image_folder: NamedImages) -> PairList:
+def read_lfw_pairs(path: str | Path, images: NamedImages) -> PairList:
     """Read a list in the format of LFW's ``pairs.txt``.
 
     The header is ``folds n`` (``10 300``) or, for one fold, ``n``. Each fold consists of
@@ -42,19 +42,20 @@ def read_lfw_pairs(path: str | Path, image_folder: NamedImages) -> PairList:
 
     Args:
         path: the list.
-        image_folder: the labeled images; the returned pairs are indices into them.
+        images: the labeled images; the returned pairs are indices into them.
 
     Raises:
         ValueError: a malformed line or missing images; the message gives the line or the names.
     """
     path = Path(path)
     lines = list(read_lines(path))
-    header = split_whitespace(lines[0][1].strip()) if lines else []
-    if len(header) in (3, 4):
+    first_fields = split_whitespace(lines[0][1].strip()) if lines else []
+    if len(first_fields) in (3, 4):  # a pair, so there is no header
         same = [len(split_whitespace(line)) == 3 for _, line in lines]
         folds = min(10, len(lines))
-    elif len(header) in (1, 2) and all(parse_whole_number(part) for part in header):
-        folds, pairs_per_kind = (1, int(header[0])) if len(header) == 1 else map(int, header)
+    elif len(first_fields) in (1, 2) and all(map(parse_whole_number, first_fields)):
+        header = [int(field) for field in first_fields]
+        folds, pairs_per_kind = (1, header[0]) if len(header) == 1 else header
         del lines[0]
         if len(lines) != folds * 2 * pairs_per_kind:
             raise ValueError(
@@ -73,11 +74,11 @@ def read_lfw_pairs(path: str | Path, image_folder: NamedImages) -> PairList:
         for (number, line), genuine in zip(lines, same, strict=True)
     ]
     index_of = {
-        (image_folder.class_names[label], PurePath(image_folder.name(index)).stem): index
-        for index, label in enumerate(image_folder.labels)
+        (images.class_names[label], PurePath(images.name(index)).stem): index
+        for index, label in enumerate(images.labels)
     }
     first, second = look_up(path, pairs, index_of.get, lambda key: f"{key[0]}/{key[1]}")
-    labels = image_folder.labels[np.stack([first, second])]
+    labels = images.labels[np.stack([first, second])]
     return PairList(first, second, np.array(same), folds, _are_disjoint(labels, folds))
 
 
@@ -87,7 +88,7 @@ def _parse_line(place: str, line: str, genuine: bool) -> list[tuple[str, str]]:
     if len(parts) == 3:
         parts.insert(2, parts[0])
     elif len(parts) == 4 and genuine:
-        parts = []
+        parts = []  # an impostor line where a genuine one must be: malformed
     if len(parts) != 4 or None in (parse_whole_number(parts[1]), parse_whole_number(parts[3])):
         expected = "name number number" if genuine else "name number name number"
         raise ValueError(f"{place}: {line!r}; expected {expected!r}")

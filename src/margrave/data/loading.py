@@ -119,7 +119,7 @@ class EpochSampler(Sampler[list[tuple[int, int]]]):
         self.epoch, self.batch = epoch, batch
 
     def state(self, batch: int) -> dict[str, Any]:
-        """State for a checkpoint before this batch, besides the position; empty in this class."""
+        """What a checkpoint before this batch stores besides the position; here, nothing."""
         del batch
         return {}
 
@@ -278,6 +278,7 @@ def normalize(
     >>> normalize(torch.tensor([0, 255], dtype=torch.uint8).reshape(1, 1, 1, 2)).flatten().tolist()
     [-1.0, 1.0]
     """
+    # OpenCV's lookup, below, needs images on the CPU, and at least one.
     if not images.is_cpu or not len(images):
         table = _lookup_table_on(images.device, _as_tuple(mean), _as_tuple(std))
         channels = torch.arange(images.shape[1], device=images.device)[:, None, None]
@@ -287,8 +288,8 @@ def normalize(
     keep_freed_memory()
     pixels = images.permute(0, 2, 3, 1).contiguous().numpy()
     # A table with one column per channel needs the channels as the last axis.
-    shape = (-1, 3) if table.shape[1] == 3 else (-1, images.shape[3] * images.shape[1])
-    pixel_rows = pixels.reshape(len(pixels) * images.shape[2], *shape)
+    row_shape = (-1, 3) if table.shape[1] == 3 else (-1, images.shape[3] * images.shape[1])
+    pixel_rows = pixels.reshape(len(pixels) * images.shape[2], *row_shape)
     normalized = cv2.LUT(pixel_rows, table.numpy()[None])
     return torch.from_numpy(normalized.reshape(pixels.shape)).permute(0, 3, 1, 2)
 

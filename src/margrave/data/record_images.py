@@ -121,6 +121,8 @@ class RecordImages(FaceImages):
                 )
             return offsets[positions]
 
+        # The two labels of record 0 and of identity records are the first key of the range and its
+        # end, which is exclusive. Image records usually have one label, followed here by NaN.
         record_0 = self.records.headers(offsets[:1])
         first, end = record_0.labels[0]
         if keys[0] != 0 or np.isnan(end) or record_0.image_bytes[0]:
@@ -269,7 +271,7 @@ def write_record_images(
     images: Iterable[tuple[int, bytes]],
     image_size: int,
     *,
-    arrays: Callable[[int], bool] = lambda key: False,
+    has_array_label: Callable[[int], bool] = lambda key: False,
 ) -> None:
     """Write an InsightFace directory; its files appear only once they are complete.
 
@@ -278,8 +280,8 @@ def write_record_images(
         images: (label, encoded image) of each image, in order of labels; the labels are 0, 1, 2, …
             without gaps.
         image_size: side in pixels, for ``property``.
-        arrays: called with a record's key; if it returns True, the record's label is written as
-            an array of two numbers, as some tools do.
+        has_array_label: called with an image's record key; if it returns True, the label is written
+            as an array of two numbers, as some tools do.
 
     Raises:
         ValueError: the labels are not in order, or there are too many images and identities for
@@ -303,23 +305,25 @@ def write_record_images(
                     "sort by label"
                 )
             key_ranges[-1][1] = key + 1
-            # The end of the identity records, which record 0 gives, is the largest number.
+            # The largest number to store as float32 is the end of the identity records' key range.
             if key + 1 + len(key_ranges) > MAX_LABEL:
                 raise ValueError(
                     f"{key} images of {quantity(len(key_ranges), 'identity')} need record keys "
                     f"above {MAX_LABEL}: the format stores keys as float32, which cannot represent "
                     "them; pack the images as shards"
                 )
-            stored_label = np.array([label, 0], np.float32) if arrays(key) else float(label)
+            stored_label = (
+                np.array([label, 0], np.float32) if has_array_label(key) else float(label)
+            )
             offsets.append(writer.write(join_record(key, stored_label, image)))
         for identity_key, bounds in enumerate(key_ranges, key + 1):
             offsets.append(writer.write(join_record(identity_key, np.array(bounds, np.float32))))
-    header = join_record(0, np.array([key + 1, key + 1 + len(key_ranges)], np.float32))
+    record_0 = join_record(0, np.array([key + 1, key + 1 + len(key_ranges)], np.float32))
     with open(unfinished[RECORDS], "r+b") as file:
         # The content of record 0 is known only now. It replaces the placeholder, which has the same
         # length and begins after RecordIO's 8-byte header.
         file.seek(8)
-        file.write(header)
+        file.write(record_0)
     write_index(unfinished[INDEX], range(len(offsets)), offsets)
     unfinished[PROPERTY].write_text(f"{len(key_ranges)},{image_size},{image_size}\n")
     for name, path in unfinished.items():

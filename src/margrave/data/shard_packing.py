@@ -16,7 +16,7 @@ import numpy as np
 
 from margrave.data.decode import Fit
 from margrave.data.packing import QUALITY, packed_bytes, prepare_in_order
-from margrave.data.shards import INDEX, PLAN, SAMPLE, SAMPLES, ShardEntry, ShardIndex
+from margrave.data.shards import INDEX, PLAN, SAMPLE_DTYPE, SAMPLES, ShardEntry, ShardIndex
 from margrave.data.sources import ImageSource, open_source
 from margrave.files import atomic_write, read_json
 from margrave.images import FaceImages
@@ -166,7 +166,11 @@ def _prepare_plan(folder: Path, images: FaceImages, settings: list[object]) -> N
 
 
 def _write_index(folder: Path, result_paths: list[Path], identities: list[str]) -> dict[str, str]:
-    """Write the index once all shards are complete; returns unreadable images: name -> reason."""
+    """Write the index once all shards are complete, and remove the plan and the result files.
+
+    Returns:
+        Unreadable images: name -> reason.
+    """
     unreadable: dict[str, str] = {}
     entries, rows = [], []
     for path in result_paths:
@@ -174,7 +178,7 @@ def _write_index(folder: Path, result_paths: list[Path], identities: list[str]) 
         unreadable |= result["unreadable"]
         if result["rows"]:
             entries.append(ShardEntry(**result["entry"]))
-            rows.append(np.array([tuple(row) for row in result["rows"]], SAMPLE))
+            rows.append(np.array([tuple(row) for row in result["rows"]], SAMPLE_DTYPE))
         else:  # none of the shard's images could be read
             (folder / result["entry"]["name"]).unlink(missing_ok=True)
     if not rows:

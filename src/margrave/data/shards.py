@@ -24,14 +24,14 @@ from margrave.data.contract import SOURCES
 from margrave.data.decode import MAXIMUM_PIXELS, decode_image
 from margrave.files import open_regular
 from margrave.files.remote_files import read_file, read_ranges
-from margrave.files.tar_members import tar_members
+from margrave.files.tar_members import Member, tar_members
 from margrave.images import FaceImages
 from margrave.quantity import quantity
 
 INDEX, SAMPLES = "shards.json", "samples.bin"
 PLAN = ".packing.json"
 """File that identifies an unfinished packing by its settings and a digest of its images."""
-SAMPLE = np.dtype([("offset", "<u8"), ("size", "<u4"), ("label", "<u4"), ("crc32", "<u4")])
+SAMPLE_DTYPE = np.dtype([("offset", "<u8"), ("size", "<u4"), ("label", "<u4"), ("crc32", "<u4")])
 """Layout of ``samples.bin``, which has one row per image."""
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "jpe", "jfif", "png", "webp", "bmp", "ppm", "pgm")
 MAX_LABEL_BYTES = 2**16
@@ -254,11 +254,11 @@ class ShardImages(FaceImages):
         counts = [shard.samples for shard in index.shards]
         if hashlib.sha256(content).hexdigest() != index.samples_sha256:
             raise ValueError(f"{address} does not match {INDEX}; download both again")
-        if len(content) != sum(counts) * SAMPLE.itemsize:
+        if len(content) != sum(counts) * SAMPLE_DTYPE.itemsize:
             raise ValueError(
                 f"{address} has {len(content)} bytes for {sum(counts)} images; download it again"
             )
-        rows = np.frombuffer(content, SAMPLE)
+        rows = np.frombuffer(content, SAMPLE_DTYPE)
         shard_bytes = np.repeat(
             np.array([shard.bytes for shard in index.shards], np.uint64), counts
         )
@@ -359,7 +359,7 @@ def scan_shards(folder: Path) -> tuple[list[str], list[str], list[int], np.ndarr
         if len(rows) > first_row:
             names.append(path.name)
             counts.append(len(rows) - first_row)
-    return [], names, counts, np.array(rows, SAMPLE)
+    return [], names, counts, np.array(rows, SAMPLE_DTYPE)
 
 
 def _scan_shard(path: Path) -> list[tuple[int, int, int, int]]:
@@ -398,7 +398,7 @@ def _scan_shard(path: Path) -> list[tuple[int, int, int, int]]:
 
 
 def _sample_rows(
-    path: Path, key: str, image: Any, label: int | None
+    path: Path, key: str, image: Member | None, label: int | None
 ) -> list[tuple[int, int, int, int]]:
     """A list with the sample's row; an empty list if the sample has no image."""
     if image is None:

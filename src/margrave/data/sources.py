@@ -79,6 +79,7 @@ def _open(source: ImageSource, labeled: bool | None, labels: Labels | None) -> R
     if isinstance(source, np.ndarray):
         return ArrayImages(source, labels)
     is_path = isinstance(source, str | Path)
+    # A sequence that has `read` is a custom image object, not a list of images.
     if isinstance(source, Sequence) and not is_path and not hasattr(source, "read"):
         return _open_list(source, labels)
     if labels is not None:

@@ -16,9 +16,10 @@ class WindowSampler(EpochSampler):
 
     In each epoch the pieces are shuffled and split evenly among the workers of all ranks. Each
     worker shuffles the images within windows of several of its pieces. With the same numbers of
-    ranks and workers, the order depends only on (seed, epoch), so (epoch, batch) is the position.
-    If these numbers change in the middle of an epoch, the remaining images are distributed again.
-    `state` records how the earlier batches were distributed, which determines the remaining images.
+    ranks and workers, the order depends only on (seed, epoch), so (epoch, batch) is the entire
+    state. If these numbers change in the middle of an epoch, the remaining images are distributed
+    again. `state` records how the earlier batches were distributed, which determines the remaining
+    images.
 
     Args:
         pieces: (P + 1,) index of the first image of each of P pieces, then the number of images.
@@ -117,24 +118,26 @@ class WindowSampler(EpochSampler):
         # mark the images that its workers read.
         for segment, (world_size, workers, end) in enumerate(segments):
             is_done = np.zeros(len(order), bool)
-            streams = self._distribute(len(order), start, world_size, workers, (epoch, segment))
-            for (_, worker, per_batch), positions in streams.items():
+            worker_positions = self._distribute(
+                len(order), start, world_size, workers, (epoch, segment)
+            )
+            for (_, worker, per_batch), positions in worker_positions.items():
                 batches_read = len(range(worker, end - start, workers))
                 is_done[positions[: batches_read * per_batch]] = True
             order, start = order[~is_done], end
-        streams = self._distribute(
+        worker_positions = self._distribute(
             len(order), start, self._world_size, self._workers, (epoch, len(segments))
         )
-        streams_of_rank = {
+        images_of_worker = {
             worker: (per_batch, order[positions])
-            for (rank, worker, per_batch), positions in streams.items()
+            for (rank, worker, per_batch), positions in worker_positions.items()
             if rank == self._rank
         }
         full_batches = self._length // self._batch_size
         for batch in range(self.batch, full_batches):
             # The workers take turns, so this batch is the worker's batch number `turn`.
             turn, worker = divmod(batch - start, self._workers)
-            per_batch, worker_indices = streams_of_rank[worker]
+            per_batch, worker_indices = images_of_worker[worker]
             indices = worker_indices[turn * per_batch : (turn + 1) * per_batch]
             yield [(epoch, index) for index in indices.tolist()]
         if not self._drop_last and max(self.batch, full_batches) < self.batches_per_epoch:
@@ -145,15 +148,17 @@ class WindowSampler(EpochSampler):
     def _epoch_order(self, epoch: int) -> np.ndarray:
         """All image indices, with the pieces in the epoch's order."""
         generator = np.random.default_rng([self._seed, epoch, 0, 1])
-        pieces = generator.permutation(len(self._pieces) - 1)
-        lengths = np.diff(self._pieces)[pieces]
+        piece_order = generator.permutation(len(self._pieces) - 1)
+        lengths = np.diff(self._pieces)[piece_order]
         starts = np.cumsum(lengths) - lengths
-        return np.repeat(self._pieces[pieces] - starts, lengths) + np.arange(self._length)
+        return np.repeat(self._pieces[piece_order] - starts, lengths) + np.arange(self._length)
 
     def _distribute(
         self, length: int, start: int, world_size: int, workers: int, seeds: tuple[int, int]
     ) -> dict[tuple[int, int, int], np.ndarray]:
         """Distribute the remaining images of an epoch among the workers of all ranks.
+
+        The last images, which do not fill a batch, are not distributed.
 
         Args:
             length: number of remaining images.
@@ -170,7 +175,7 @@ class WindowSampler(EpochSampler):
         generator = np.random.default_rng([self._seed, *seeds, 3])
         steps = self._length // self._batch_size - start
         rank_batches = np.array_split(np.arange(self._batch_size), world_size)
-        streams, begin = {}, 0
+        worker_positions, begin = {}, 0
         for rank, per_batch in enumerate(map(len, rank_batches)):
             for worker in range(workers):
                 end = begin + len(range(worker, steps, workers)) * per_batch
@@ -179,7 +184,7 @@ class WindowSampler(EpochSampler):
                     for first in range(begin, end, self._window)
                 ]
                 # The empty array is for workers without batches.
-                streams[rank, worker, per_batch] = np.concatenate([np.arange(0), *windows])
+                worker_positions[rank, worker, per_batch] = np.concatenate([np.arange(0), *windows])
                 begin = end
         assert begin <= length
-        return streams
+        return worker_positions

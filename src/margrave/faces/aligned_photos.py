@@ -66,7 +66,7 @@ class AlignmentSettings:
     def build(self) -> Detector:
         """Create the detector."""
         if self.detector == "mtcnn":
-            # 20 pixels is the smallest face that MTCNN detects by default.
+            # Never search for faces below MTCNN's default of 20 pixels.
             return MTCNN(minimum_face=max(self.minimum_face, 20))
         assert self.model is not None
         return YuNet(self.model)
@@ -277,7 +277,7 @@ def _write_crop(crop: np.ndarray, folder: Path, name: str) -> str:
 def _crop_names(
     paths: list[str], results: Mapping[str, AlignedPhoto]
 ) -> dict[str, tuple[str, str]]:
-    """Map each photo to the name of its crop if it has one, and of its crops if it has several.
+    """Map each photo to two names: one for a single crop, and one for several numbered crops.
 
     Names are paths without extension; several crops get numbers too: ``a-1.jpg``. No two photos can
     write the same file. If photos differ only by their extensions, the crops keep them: ``a.png``
@@ -297,8 +297,10 @@ def _crop_names(
         photos, lambda name, photo: photo_of_crop.get(name, photo) != photo
     )
     # Photo a-1.jpg may write a-1.jpg, so a.jpg must not number its crops a-1.jpg, a-2.jpg, ...
-    numbered_like = {match[1] for name in tried if (match := re.fullmatch(r"(.*)-\d+", name, re.S))}
-    numbered, _ = _distinct_names(photos, lambda name, photo: name in numbered_like)
+    reserved_names = {
+        match[1] for name in tried if (match := re.fullmatch(r"(.*)-\d+", name, re.S))
+    }
+    numbered, _ = _distinct_names(photos, lambda name, photo: name in reserved_names)
     return {path: (single[path], numbered[path]) for path in paths}
 
 
@@ -319,10 +321,10 @@ def _distinct_names(
     """
     names = {photo: os.path.splitext(photo)[0] for photo in photos}
     tried = Counter(names.values())
-    while rejected := [
+    while colliding := [
         photo for photo, name in names.items() if tried[name] > 1 or is_taken(name, photo)
     ]:
-        for photo in rejected:
+        for photo in colliding:
             names[photo] = f"{names[photo]}_" if names[photo].startswith(photo) else photo
             tried[names[photo]] += 1
     return names, tried

@@ -120,8 +120,8 @@ class DlibFinder:
     def _crop(self, photo: np.ndarray, box: np.ndarray, score: float, size: int) -> AlignedFace:
         left, top, right, bottom = (round(float(edge)) for edge in box)
         rectangle = self._dlib.rectangle(left, top, right - 1, bottom - 1)
-        shape = self._predictor(photo, rectangle)
-        points = np.array([[point.x, point.y] for point in shape.parts()], np.float64)
-        chip = self._dlib.get_face_chip(photo, shape, size=size, padding=PADDING)
+        dlib_landmarks = self._predictor(photo, rectangle)
+        points = np.array([[point.x, point.y] for point in dlib_landmarks.parts()], np.float64)
+        chip = self._dlib.get_face_chip(photo, dlib_landmarks, size=size, padding=PADDING)
         confidence = 1 / (1 + math.exp(-score))
         return AlignedFace(chip, Detection(box, points[list(ORDER)], confidence))

@@ -21,7 +21,7 @@ WEIGHT_DIGESTS = {
     "onet": "94f6ea2f4cf985275ee958cdd762d17b6009348a4fb9d8c6be39ba73ffd22ca3",
 }
 """SHA-256 of the weight files of mtcnn 1.0.0. They are pickles, so no other files are loaded."""
-CELL, STRIDE = 12, 2
+WINDOW, STRIDE = 12, 2
 """Side and stride of the first network's sliding window, in pixels of a pyramid level."""
 PYRAMID_STEP = 0.709
 """Scale of each level of the image pyramid relative to the previous one."""
@@ -147,17 +147,17 @@ class MTCNN:
 
     def _propose_boxes(self, image: np.ndarray) -> np.ndarray:
         """Run the first network on the image pyramid; returns (n, 5) square boxes with scores."""
-        scale = CELL / self.minimum_face
+        scale = WINDOW / self.minimum_face
         # The columns of each level's boxes: box (4), score (1) and shifts of the box's edges (4).
         boxes_of_levels = [np.zeros((0, 9))]
-        while min(image.shape[:2]) * scale >= CELL:
+        while min(image.shape[:2]) * scale >= WINDOW:
             size = int(np.ceil(image.shape[1] * scale)), int(np.ceil(image.shape[0] * scale))
             level = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
             shifts, scores = self.propose(_to_tensor([level]))
             confidence = scores.softmax(dim=1)[0, 1]
             rows, columns = torch.nonzero(confidence > self.thresholds[0], as_tuple=True)
             corner = torch.stack([columns, rows], dim=1).double().numpy() * STRIDE
-            boxes = np.concatenate([corner / scale, (corner + CELL) / scale], axis=1)
+            boxes = np.concatenate([corner / scale, (corner + WINDOW) / scale], axis=1)
             score = confidence[rows, columns].double().numpy()[:, None]
             shift = shifts[0, :, rows, columns].T.double().numpy()
             level_boxes = np.concatenate([boxes, score, shift], axis=1)

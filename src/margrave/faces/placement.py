@@ -44,13 +44,13 @@ def alignment_errors(landmarks: np.ndarray, placement: np.ndarray | None = None)
     """(F,) alignment error of each face in pixels.
 
     Fits the template to the face's landmarks by a similarity transform and returns the mean
-    distance of the fitted points from the target points. The landmarks are not compared directly,
+    distance of the fitted points from the target points, which are the template itself or, with
+    `placement`, the transformed template. The landmarks are not compared directly with the target,
     because expression and pose move them even if the face is well aligned.
 
     Args:
         landmarks: (F, 5, 2) landmarks of F faces.
-        placement: (2, 3) transform from the template to the target points; by default, the target
-            points are the template.
+        placement: (2, 3) transform from the template to the target points.
 
     >>> alignment_errors(TEMPLATE[None] + 3.0).round(3).tolist()
     [4.243]

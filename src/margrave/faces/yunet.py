@@ -40,7 +40,7 @@ class YuNet:
     Args:
         model: path of ``face_detection_yunet_….onnx`` from OpenCV's model zoo.
         minimum_score: faces with a lower score are dropped.
-        overlap: of two boxes with a higher intersection over union, only the better one is kept.
+        overlap: maximum intersection over union of two boxes; above it, the worse one is dropped.
         longest_side: larger images are shrunk for detection until their longer side has this many
             pixels.
 

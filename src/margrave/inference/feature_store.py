@@ -48,8 +48,8 @@ from margrave.inference.store_files import (
 from margrave.models import read_card
 from margrave.progress import Progress
 
-BLOCK = 512
-"""Images per block; an interruption loses the embeddings of at most one block."""
+IMAGES_PER_BLOCK = 512
+"""An interruption loses the embeddings of at most one block."""
 
 
 class FeatureStore(Features):
@@ -106,7 +106,7 @@ class FeatureStore(Features):
                 int(row): reason for block in blocks for row, reason in block["unreadable"].items()
             },
             display_name=str(self.folder),
-            content=[block["digest"] for block in blocks],
+            checksums=[block["digest"] for block in blocks],
             digest=digest_of_description(description, blocks),
         )
         if verify:
@@ -181,8 +181,8 @@ def embed_to_store(
         arrays["norms"] = open_array(folder, "norms", (count,), np.float32, "r+")
     if progress is not None:
         progress(done, count)
-    for start in range(done, count, BLOCK):
-        stop = min(start + BLOCK, count)
+    for start in range(done, count, IMAGES_PER_BLOCK):
+        stop = min(start + IMAGES_PER_BLOCK, count)
 
         def report(images_done: int, _: int, start: int = start) -> None:
             if progress is not None:
@@ -223,11 +223,12 @@ def embed_to_store(
 def _resume_or_start(
     folder: Path, description: dict[str, Any], names: np.ndarray, labels: np.ndarray
 ) -> tuple[int, int]:
-    """Open or create the store; returns (embedded images, unreadable images among them)."""
+    """Open or create the store; returns how many images are embedded, and how many unreadable."""
     if (folder / HEADER).exists():
         header = read_header(folder)
         # The names of the model and of the images' source may change between runs.
         header["images"]["source"] = description["images"]["source"]
+        # Headers of earlier versions may lack this key and newer fields of the card.
         header["images"].setdefault("content_digest", None)
         header["card"] = card_of_features(read_card(json.dumps(header["card"]), folder / HEADER))
         differing = [

@@ -53,7 +53,7 @@ class ChosenRows:
     """Selected rows of a larger array, in any order; rows are read only when they are needed.
 
     Args:
-        rows: (N, D) the rows to select from.
+        rows: (N, D) rows to select from.
         chosen: (M,) indices of the selected rows.
     """
 
@@ -97,9 +97,9 @@ class Features:
         unreadable: row -> reason, for images that could not be read; their rows are zero.
         quality: (N,) ground-truth image quality, or None if unknown.
         display_name: the name of these features in messages.
-        content: checksums of the embeddings: one per block of a store, or a single checksum for
+        checksums: checksums of the embeddings: one per block of a store, or a single checksum for
             features in memory.
-        digest: a digest of `description` and `content`, which identifies the features.
+        digest: a digest of `description` and `checksums`, which identifies the features.
 
     Attributes:
         identities: the identities' names, indexed by label.
@@ -117,7 +117,7 @@ class Features:
         unreadable: Mapping[int, str] | None = None,
         quality: np.ndarray | None = None,
         display_name: str = "the features",
-        content: Sequence[str] = (),
+        checksums: Sequence[str] = (),
         digest: str = "",
     ) -> None:
         self.embeddings, self.flipped, self._names = embeddings, flipped, names
@@ -126,7 +126,7 @@ class Features:
         self.identities: tuple[str, ...] = tuple(description.get("identities", ()))
         self.unreadable: dict[int, str] = dict(unreadable or {})
         self.quality = quality
-        self.content = list(content)
+        self.checksums = list(checksums)
         self.digest = digest
 
     def __len__(self) -> int:
@@ -172,7 +172,7 @@ class Features:
                 f"{', '.join(differing)}, so they are not comparable; embed both with the same "
                 "model and preprocessing"
             )
-        if self.content == other.content:
+        if self.checksums == other.checksums:
             raise ValueError(
                 f"{self.display_name} and {other.display_name} are features of the same images; "
                 "use images of other identities as distractors"
@@ -327,7 +327,7 @@ def embed_features(
     )
     check_unreadable(list(unreadable.values()), len(unreadable), maximum_unreadable)
     check_finite(plain, flipped, images)
-    content = [digest_of(plain, flipped)]
+    checksums = [digest_of(plain, flipped)]
     return Features(
         plain,
         names,
@@ -338,8 +338,8 @@ def embed_features(
         unreadable=unreadable,
         quality=images.quality,
         display_name=source or "the images",
-        content=content,
-        digest=digest_of_description(description, content),
+        checksums=checksums,
+        digest=digest_of_description(description, checksums),
     )
 
 
@@ -380,9 +380,14 @@ def check_finite(
             )
 
 
-def digest_of_description(description: Mapping[str, Any], content: Any) -> str:
-    """SHA-256 of the features' checksums and description, without the model's name."""
-    return hashlib.sha256(json.dumps([{**description, "model": ""}, content]).encode()).hexdigest()
+def digest_of_description(description: Mapping[str, Any], checksums: Sequence[Any]) -> str:
+    """SHA-256 of the features' checksums and description, without the model's name.
+
+    A store passes its blocks, which contain the checksums.
+    """
+    return hashlib.sha256(
+        json.dumps([{**description, "model": ""}, checksums]).encode()
+    ).hexdigest()
 
 
 def digest_of(*arrays: np.ndarray) -> str:

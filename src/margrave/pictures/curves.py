@@ -42,30 +42,32 @@ def draw_curves(
 
     training = [line for line in lines if line["kind"] == "training"]
     evaluations = [line for line in lines if line["kind"] == "evaluation"]
-    panels: list[Callable[[Any], None]] = []
+    drawers: list[Callable[[Any], None]] = []
     if training:
-        panels += [
+        drawers += [
             lambda panel: _draw_metric(panel, training, "loss", "loss"),
             lambda panel: _draw_metric(panel, training, "feature_norm", "mean feature norm"),
             lambda panel: _draw_metric(panel, training, "learning_rate", "learning rate"),
         ]
     if any("target_cosine" in line for line in training):
-        panels.append(lambda panel: _draw_metric(panel, training, "target_cosine", "target cosine"))
+        drawers.append(
+            lambda panel: _draw_metric(panel, training, "target_cosine", "target cosine")
+        )
     if evaluations:
-        panels.append(lambda panel: _draw_accuracies(panel, evaluations))
+        drawers.append(lambda panel: _draw_accuracies(panel, evaluations))
     if rocs:
-        panels.append(lambda panel: _draw_rocs(panel, rocs))
-    if not panels:
+        drawers.append(lambda panel: _draw_rocs(panel, rocs))
+    if not drawers:
         raise ValueError("the run has neither training metrics nor evaluations to draw")
-    columns = 2 if len(panels) < 5 else 3
-    rows = -(-len(panels) // columns)
+    columns = 2 if len(drawers) < 5 else 3
+    rows = -(-len(drawers) // columns)
     figure = Figure(figsize=(5 * columns, 3.5 * rows), layout="constrained")
-    axes = figure.subplots(rows, columns, squeeze=False).ravel()
-    for axis, draw in zip(axes, panels, strict=False):
-        draw(axis)
-        axis.grid(alpha=0.3)
-    for axis in axes[len(panels) :]:
-        axis.remove()
+    panels = figure.subplots(rows, columns, squeeze=False).ravel()
+    for panel, draw in zip(panels, drawers, strict=False):
+        draw(panel)
+        panel.grid(alpha=0.3)
+    for panel in panels[len(drawers) :]:
+        panel.remove()
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
 
