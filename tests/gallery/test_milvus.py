@@ -28,7 +28,7 @@ from margrave.gallery import (
     open_gallery,
 )
 from margrave.gallery.milvus import MilvusGallery, MilvusStore
-from margrave.gallery.milvus_rows import create_people, key_of
+from margrave.gallery.milvus_rows import create_people_collection, key_of
 from margrave.gallery.milvus_server import MilvusAddress, MilvusServer
 
 CARD = GalleryCard(weights="ab12", dimension=8)
@@ -283,7 +283,7 @@ def test_an_interrupted_creation_or_a_restart_is_made_good(address: str) -> None
     server = MilvusServer(place)
     prepare = server.prepare
     server.prepare = lambda collection, metric: None  # type: ignore[method-assign]
-    create_people(server, CARD)
+    create_people_collection(server, CARD)
     server.prepare = prepare  # type: ignore[method-assign]
     with open_gallery(address) as gallery:
         gallery.add("Ann", _rows(1))

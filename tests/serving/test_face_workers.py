@@ -57,7 +57,9 @@ def test_refusals_cross_over(workers: FaceWorkers) -> None:
 def test_a_process_that_fails_is_replaced(
     workers: FaceWorkers, fault: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "find", {"dies": die, "hangs": hang, "hoards": hoard}[fault])
+    monkeypatch.setattr(
+        module, "find_in_worker", {"dies": die, "hangs": hang, "hoards": hoard}[fault]
+    )
     started = time.monotonic()
     error = refusal(workers, GRAY)
     assert error.reason == "unreadable" and time.monotonic() - started < 20
@@ -68,7 +70,7 @@ def test_a_process_that_fails_is_replaced(
 def test_what_nobody_waits_for_is_not_gone_on_with(
     workers: FaceWorkers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "find", hang)
+    monkeypatch.setattr(module, "find_in_worker", hang)
     monkeypatch.setattr(workers, "_face_seconds", 50)
 
     async def give_up() -> None:
@@ -131,7 +133,7 @@ def test_a_pool_whose_processes_cannot_start_is_reported() -> None:
 def test_processes_that_hang_while_they_start_are_not_waited_for_forever(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(module, "start", hang_at_start)
+    monkeypatch.setattr(module, "start_worker", hang_at_start)
     monkeypatch.setattr(module, "WARM_SECONDS", 1.0, raising=False)
     card = ModelCard(backbone={"kind": "mbf"})
     made = FaceWorkers(card, None, False, ServiceSettings(face_seconds=3))

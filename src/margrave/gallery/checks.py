@@ -85,7 +85,7 @@ def nonzero_norms(vectors: np.ndarray, name: str) -> np.ndarray:
     return norms
 
 
-def checked_person(record: PersonRecord, card: GalleryCard) -> PersonRecord:
+def checked_record(record: PersonRecord, card: GalleryCard) -> PersonRecord:
     """Check a record before it is stored, and return it with the name normalized.
 
     The returned record has no crops if the gallery does not keep images.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import itertools
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -349,11 +350,11 @@ class Gallery(ABC):
         """
 
     @abstractmethod
-    def restore(self, people: Iterable[PersonRecord]) -> int:
+    def restore(self, records: Iterable[PersonRecord]) -> int:
         """Store people with their vectors unchanged, in batches; replace people of the same names.
 
         Args:
-            people: records from a gallery of the same model, or re-embedded with this model.
+            records: people from a gallery of the same model, or re-embedded with this model.
 
         Returns:
             The number of people stored; two records of one name count once, and the last is kept.
@@ -383,8 +384,8 @@ class Gallery(ABC):
 
 def not_enrolled_error(name: str, gallery: Gallery) -> GalleryError:
     """The error for a name that is not enrolled; suggests a similar name if there is one."""
-    people = zip(gallery.people(), range(MAX_NAMES_COMPARED), strict=False)
-    similar = difflib.get_close_matches(name, [person.name for person, _ in people], n=1)
+    people = itertools.islice(gallery.people(), MAX_NAMES_COMPARED)
+    similar = difflib.get_close_matches(name, [person.name for person in people], n=1)
     hint = f"; did you mean {similar[0]!r}?" if similar else ""
     return GalleryError(f"nobody is enrolled as {name!r} in {gallery.place}{hint}")
 

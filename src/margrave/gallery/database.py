@@ -18,7 +18,8 @@ VERSION = 1
 BUSY_SECONDS = 10.0
 """How long a call waits while another process is writing, in seconds."""
 
-# The column "changed" is the generation of a row's last change, see `Database.current_generation`.
+# The column "key" is a hash of the person's name, by which the row is looked up. "changed" is the
+# generation of a row's last change, see `Database.current_generation`. "free" lists the free slots.
 _SCHEMA = """
 CREATE TABLE meta (name TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
 CREATE TABLE people (
@@ -117,14 +118,14 @@ class Database:
     def create(path: Path, meta: dict[str, bytes]) -> None:
         """Create a new file with the given metadata; the file appears once it is complete."""
         with atomic_write(path) as temporary:
-            database = sqlite3.connect(temporary, isolation_level=None)
-            database.executescript(
+            connection = sqlite3.connect(temporary, isolation_level=None)
+            connection.executescript(
                 f"PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {VERSION}; "
                 f"{_SCHEMA}"
             )
             rows = [*meta.items(), ("generation", 0)]
-            database.executemany("INSERT INTO meta VALUES (?, ?)", rows)
-            database.close()
+            connection.executemany("INSERT INTO meta VALUES (?, ?)", rows)
+            connection.close()
 
     def read_meta(self, name: str) -> bytes:
         """Read a value of the gallery's metadata.
@@ -203,7 +204,7 @@ class Database:
         return self.connection.execute("SELECT count(*) FROM crops").fetchone()[0]
 
     def row_by_key(self, key: bytes) -> Row | None:
-        """The row of the person with this key, or None."""
+        """The row of the person whose name has this hash, or None."""
         rows = self._select(_ROW_TYPES, f"{_SELECT_ROW} WHERE key = ?", (key,))
         return Row(*rows[0]) if rows else None
 
@@ -221,7 +222,7 @@ class Database:
         return self._select_slots("SELECT slot FROM people WHERE changed > ?", (generation,))
 
     def freed_since(self, generation: int) -> list[int]:
-        """Slots that were freed after a generation and are still free."""
+        """Slots that were freed after a generation and are still free; -1 returns all of them."""
         return self._select_slots("SELECT slot FROM free WHERE changed > ?", (generation,))
 
     def count_slots(self) -> int:
@@ -256,7 +257,13 @@ class Database:
         return self._select((int,), "SELECT coalesce(max(id), 0) + 1 FROM people")[0][0]
 
     def put(self, row: Row, key: bytes, crops: Sequence[bytes]) -> None:
-        """Insert or replace a person's row, and add crops; call it within `write_transaction`."""
+        """Insert or replace a person's row, and add crops; call it within `write_transaction`.
+
+        Args:
+            row: the row.
+            key: the hash of the person's name.
+            crops: the crops to add, as stored.
+        """
         self.connection.execute(
             "INSERT OR REPLACE INTO people (id, slot, key, record, checksum, changed) "
             "VALUES (?, ?, ?, ?, ?, ?)",

@@ -19,8 +19,8 @@ from margrave.gallery.checks import (
     add_sums,
     checked_crops,
     checked_name,
-    checked_person,
     checked_queries,
+    checked_record,
     checked_top_k,
     fuse_embeddings,
 )
@@ -147,8 +147,8 @@ class EmbeddedGallery(Gallery):
         """Remove a person, and search the files to verify that every byte is gone."""
         name = checked_name(name)
         with self._locked():
-            # In the transaction: otherwise another process could remove the person meanwhile, and
-            # the row's id and slot could already belong to somebody else.
+            # Read the row within the transaction. Otherwise another process could remove the person
+            # meanwhile, and the row's id and slot could already belong to somebody else.
             with self._database.write_transaction():
                 row = self._require_row(name)
                 crops = self._database.crops(row.id)
@@ -198,15 +198,15 @@ class EmbeddedGallery(Gallery):
             raise self._database.damage_error(f"a crop of {name!r} has changed")
         return [content[4:] for content in contents]
 
-    def restore(self, people: Iterable[PersonRecord]) -> int:
+    def restore(self, records: Iterable[PersonRecord]) -> int:
         """Store people with their vectors unchanged, a thousand per transaction."""
-        remaining, names = iter(people), set[str]()
+        remaining, names = iter(records), set[str]()
         while batch := list(itertools.islice(remaining, BATCH_SIZE)):
-            records = [checked_person(record, self.card) for record in batch]
+            checked = [checked_record(record, self.card) for record in batch]
             with self._locked():
                 replaced = False
                 with self._database.write_transaction():
-                    for record in records:
+                    for record in checked:
                         key = self._lookup_key(record.person.name)
                         previous = self._database.row_by_key(key)
                         if previous is not None:
@@ -217,7 +217,7 @@ class EmbeddedGallery(Gallery):
                     self._vector_file.sync()
                 if replaced:
                     self._zero_unused_slots()
-            names.update(record.person.name for record in records)
+            names.update(record.person.name for record in checked)
         return len(names)
 
     def stats(self) -> GalleryStats:
@@ -240,7 +240,7 @@ class EmbeddedGallery(Gallery):
             self._database.empty_log()
             rows = self._database.rows()
             used = {row.slot for row in rows}
-            unused = [slot for slot in range(self._vector_file.slots) if slot not in used]
+            unused = [slot for slot in range(self._vector_file.slot_count) if slot not in used]
             dirty_slots = sum(any(self._vector_file.read(slot)) for slot in unused)
             log = self.path.with_name(self.path.name + "-wal")
             log_in_use = log.exists() and log.stat().st_size > 0
@@ -290,7 +290,7 @@ class EmbeddedGallery(Gallery):
             try:
                 result = read()
             except ValueError:
-                # What looks like damage may be a change: rows and vectors are not read at once.
+                # A row is read before its vector, so a change in between looks like damage.
                 if self._database.current_generation() == generation:
                     raise
                 continue
@@ -306,7 +306,10 @@ class EmbeddedGallery(Gallery):
         return row
 
     def _lookup_key(self, name: str) -> bytes:
-        """The hash by which the database looks up a name; keyed if the gallery is encrypted."""
+        """The hash by which the database looks up a name.
+
+        Its key is secret if the gallery is encrypted; otherwise, it is the gallery's identity.
+        """
         if self._cipher is not None:
             return self._cipher.pseudonym(name.encode())
         return hashlib.blake2b(name.encode(), key=self._identity, digest_size=32).digest()
@@ -385,8 +388,9 @@ class EmbeddedGallery(Gallery):
             count = self._database.count_slots()
             # An interrupted call may have written at most one batch of slots that the database does
             # not know.
-            unknown = range(count, min(count + BATCH_SIZE, self._vector_file.slots))
-            unused = [*self._database.freed_since(-1), *unknown]
+            unknown = range(count, min(count + BATCH_SIZE, self._vector_file.slot_count))
+            free = self._database.freed_since(-1)
+            unused = [*free, *unknown]
             dirty_slots = [slot for slot in unused if any(self._vector_file.read(slot))]
             for slot in dirty_slots:
                 self._vector_file.zero(slot)
@@ -406,7 +410,7 @@ class EmbeddedGallery(Gallery):
             return [[] for _ in queries]
         comparison = Comparison(
             queries,
-            np.full(len(queries), DISTRACTOR),
+            np.full(len(queries), DISTRACTOR),  # a search without labels
             self._slot_vectors[:slot_count],
             second_is_unit=True,
             absent=self._empty_slots if people_count < slot_count else None,
@@ -417,7 +421,8 @@ class EmbeddedGallery(Gallery):
             sweep(comparison, {"nearest": nearest})
             scores = nearest.scores.round(DECIMALS)
             # Equal similarities are sorted by name. So the results must include everyone who is as
-            # similar as the person at rank top_k. If the last result still is, there may be more.
+            # similar as the person at rank top_k. If the last result is as similar, too, there may
+            # be more.
             may_cut_ties = limit < people_count and bool(
                 (scores[:, top_k - 1] == scores[:, -1]).any()
             )
@@ -516,7 +521,7 @@ class EmbeddedStore:
 
 
 def open_cipher(place: str, key: str | None, salt: bytes) -> Cipher | None:
-    """The cipher of a gallery, or None if the gallery is not encrypted.
+    """The cipher of a gallery, or None if the gallery is not encrypted: its salt is then empty.
 
     Raises:
         ValueError: a key is missing, or is given for a gallery that is not encrypted.

@@ -47,10 +47,10 @@ def dirty_free_pages(path: Path) -> int:
     """Count the free pages of a SQLite file that still contain data.
 
     The freelist is a chain of trunk pages, which list leaf pages. A trunk page begins with the page
-    number of the next trunk, the number of leaves in the list, and the leaves' page numbers. A leaf
-    is dirty if it contains anything but zeros. The unused end of a trunk page may contain page
-    numbers of former leaves, which reveal nothing. So a trunk page is dirty only if its unused end
-    contains a number that is larger than the file's page count.
+    number of the next trunk, the number of leaves in the list, and the leaves' page numbers; each
+    number has 4 bytes. A leaf is dirty if it contains anything but zeros. The unused end of a trunk
+    page may contain page numbers of former leaves, which reveal nothing. So a trunk page is dirty
+    only if its unused end contains a number that is larger than the file's page count.
     Source: SQLite's documentation, Database File Format, sections 1.3 (header) and 1.5 (freelist).
     """
     with open(path, "rb") as file:
@@ -59,7 +59,7 @@ def dirty_free_pages(path: Path) -> int:
         # The header encodes a page size of 65536 as 1.
         page_size = 65536 if page_size == 1 else page_size
         page_count = int.from_bytes(header[28:32], "big")
-        trunk, dirty, visited = int.from_bytes(header[32:36], "big"), 0, set[int]()
+        trunk, dirty_count, visited = int.from_bytes(header[32:36], "big"), 0, set[int]()
         while trunk and trunk not in visited:
             visited.add(trunk)
             file.seek((trunk - 1) * page_size)
@@ -70,10 +70,10 @@ def dirty_free_pages(path: Path) -> int:
                 int.from_bytes(unused_end[offset : offset + 4], "big")
                 for offset in range(0, len(unused_end), 4)
             )
-            dirty += any(number > page_count for number in numbers)
+            dirty_count += any(number > page_count for number in numbers)
             for leaf in range(leaf_count):
                 page_number = int.from_bytes(page[8 + 4 * leaf : 12 + 4 * leaf], "big")
                 file.seek(max(0, page_number - 1) * page_size)
-                dirty += any(file.read(page_size))
+                dirty_count += any(file.read(page_size))
             trunk = int.from_bytes(page[:4], "big")
-    return dirty
+    return dirty_count

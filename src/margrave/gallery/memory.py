@@ -12,8 +12,8 @@ from margrave.gallery.checks import (
     add_sums,
     checked_crops,
     checked_name,
-    checked_person,
     checked_queries,
+    checked_record,
     checked_top_k,
     fuse_embeddings,
 )
@@ -137,11 +137,11 @@ class MemoryGallery(Gallery):
             raise not_enrolled_error(name, self)
         return list(entry.crops)
 
-    def restore(self, people: Iterable[PersonRecord]) -> int:
+    def restore(self, records: Iterable[PersonRecord]) -> int:
         """Store people with their vectors unchanged."""
         names = set()
-        for record in people:
-            checked = checked_person(record, self.card)
+        for record in records:
+            checked = checked_record(record, self.card)
             entry = _Entry(checked.person, checked.vector, list(checked.crops))
             self._people[checked.person.name] = entry
             names.add(checked.person.name)

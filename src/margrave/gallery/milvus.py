@@ -14,8 +14,8 @@ from margrave.gallery.checks import (
     add_sums,
     checked_crops,
     checked_name,
-    checked_person,
     checked_queries,
+    checked_record,
     checked_top_k,
     fuse_embeddings,
 )
@@ -39,7 +39,7 @@ from margrave.gallery.milvus_rows import (
     METRIC,
     PERSON_FIELDS,
     THRESHOLDS,
-    create_people,
+    create_people_collection,
     key_of,
     person_of,
     read_card,
@@ -93,7 +93,7 @@ class MilvusStore:
                 )
             if card.keep_images:
                 MilvusCrops(server).create()
-            create_people(server, card)
+            create_people_collection(server, card)
             return MilvusGallery(server, card)
         except BaseException:
             server.close()
@@ -285,23 +285,23 @@ class MilvusGallery(Gallery):
         """Return a person's kept crops as encoded images."""
         return self._crops.read(batches_of(self._require_row(name, ("crops",))), self.place)
 
-    def restore(self, people: Iterable[PersonRecord]) -> int:
+    def restore(self, records: Iterable[PersonRecord]) -> int:
         """Store people with their vectors unchanged, up to a thousand per call to the server."""
         batch_size = max(1, min(MAX_BATCH_SIZE, MAX_BATCH_COMPONENTS // self.card.dimension))
-        remaining, keys = iter(people), set[str]()
+        remaining, keys = iter(records), set[str]()
         while batch := list(itertools.islice(remaining, batch_size)):
-            checked = [checked_person(record, self.card) for record in batch]
+            checked = [checked_record(record, self.card) for record in batch]
             # A key may occur only once per call.
-            records = {key_of(record.person.name): record for record in checked}
-            previous_rows = self._rows(list(records), ("crops",))
+            record_of_key = {key_of(record.person.name): record for record in checked}
+            previous_rows = self._rows(list(record_of_key), ("crops",))
             rows = []
-            for record in records.values():
+            for record in record_of_key.values():
                 crop_batches = [self._crops.write(record.crops)] if record.crops else []
                 rows.append(row_of(record.person, record.vector, crop_batches, self.place))
             self._server.call("upsert", self._collection, rows)
             for row in previous_rows:
                 self._crops.remove(batches_of(row))
-            keys.update(records)
+            keys.update(record_of_key)
         return len(keys)
 
     def stats(self) -> GalleryStats:
@@ -327,10 +327,10 @@ class MilvusGallery(Gallery):
                 for row in self._server.rows(self._collection, ("crops",))
                 for batch_key, _ in batches_of(row)
             }
-            orphans = self._crops.remove_orphans(referenced)
+            removed_count = self._crops.remove_orphans(referenced)
             findings.append(
-                f"{orphans} sets of crops without a person were removed"
-                if orphans
+                f"{removed_count} sets of crops without a person were removed"
+                if removed_count
                 else "every crop that is older than an hour belongs to an enrolled person"
             )
         for trace in traces:

@@ -25,7 +25,7 @@ ALL_FIELDS = (*PERSON_FIELDS, VECTORS, "length", "crops")
 """All fields of a row except the key. ``length`` is the norm of the sum of embeddings."""
 
 
-def create_people(server: MilvusServer, card: GalleryCard) -> None:
+def create_people_collection(server: MilvusServer, card: GalleryCard) -> None:
     """Create the collection of people, with the card in the collection's description.
 
     Args:

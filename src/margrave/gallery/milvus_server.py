@@ -136,13 +136,13 @@ class MilvusServer:
         with self._explain_errors(method):
             return getattr(self._client, method)(*arguments, timeout=self.timeout, **options)
 
-    def create(self, fields: Sequence[Any], metric: str, mark: str, collection: str) -> None:
+    def create(self, fields: Sequence[Any], metric: str, description: str, collection: str) -> None:
         """Create a collection with an exhaustive (FLAT) index of its vectors, and load it.
 
         Args:
             fields: the fields, as pymilvus objects.
             metric: the index's metric, such as ``IP``.
-            mark: the collection's description.
+            description: the collection's description.
             collection: the collection's name; an existing collection with the same fields is kept.
 
         Raises:
@@ -151,7 +151,7 @@ class MilvusServer:
         self.call(
             "create_collection",
             collection,
-            schema=self.pymilvus.CollectionSchema(fields, description=mark),
+            schema=self.pymilvus.CollectionSchema(fields, description=description),
             consistency_level="Strong",
             # With one shard, Milvus writes all rows of a call as one message.
             num_shards=1,

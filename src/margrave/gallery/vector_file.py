@@ -63,16 +63,16 @@ class VectorFile:
             temporary.write_bytes(header.ljust(HEADER_BYTES, b"\0"))
 
     @property
-    def slots(self) -> int:
+    def slot_count(self) -> int:
         """Number of slots in the file."""
         return max(0, os.fstat(self._file).st_size - HEADER_BYTES) // self.slot_bytes
 
     def write(self, slot: int, content: bytes) -> None:
         """Write a slot; call `sync` to wait until it is on disk."""
         assert len(content) == self.slot_bytes
-        if slot >= self.slots:
+        if slot >= self.slot_count:
             # Grow by at least an eighth, so that large files are rarely resized.
-            extra_slots = max(MIN_GROWTH // self.slot_bytes, self.slots // 8, 1)
+            extra_slots = max(MIN_GROWTH // self.slot_bytes, self.slot_count // 8, 1)
             os.ftruncate(self._file, HEADER_BYTES + (slot + extra_slots) * self.slot_bytes)
         os.pwrite(self._file, content, HEADER_BYTES + slot * self.slot_bytes)
 
@@ -83,7 +83,7 @@ class VectorFile:
 
     def zero(self, slot: int) -> None:
         """Overwrite a slot with zeros."""
-        if slot < self.slots:
+        if slot < self.slot_count:
             os.pwrite(self._file, bytes(self.slot_bytes), HEADER_BYTES + slot * self.slot_bytes)
 
     def sync(self) -> None:
@@ -93,7 +93,7 @@ class VectorFile:
     def map_vectors(self, dtype: np.dtype, dimension: int) -> np.ndarray:
         """Map the file's vectors into memory; return them as (slots, D)."""
         # torch requires writable memory. In mode "c" (copy-on-write), writes do not reach the file.
-        return np.memmap(self.path, dtype, "c", HEADER_BYTES, (self.slots, dimension))
+        return np.memmap(self.path, dtype, "c", HEADER_BYTES, (self.slot_count, dimension))
 
     def close(self) -> None:
         """Close the file."""

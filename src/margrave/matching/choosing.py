@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from margrave.data import decode_image, fit_image
+from margrave.data import Fit, decode_image, fit_image
 from margrave.faces import (
     AlignedFace,
     Detection,
@@ -19,7 +19,7 @@ from margrave.faces import (
 from margrave.files import read_bytes
 from margrave.matching.contract import Refused
 
-Which = Literal["auto", "largest", "all"]
+FaceChoice = Literal["auto", "largest", "all"]
 
 MIN_FACE_WIDTH = 24
 """Minimum width of a face's box, in pixels."""
@@ -71,7 +71,7 @@ def read_image(image: Any, name: str = "") -> tuple[np.ndarray, str]:
     return pixels, name
 
 
-def choose_faces(faces: Sequence[AlignedFace], which: Which, name: str) -> list[AlignedFace]:
+def choose_faces(faces: Sequence[AlignedFace], which: FaceChoice, name: str) -> list[AlignedFace]:
     """Choose the intended faces of an image.
 
     Faces narrower than `MIN_FACE_WIDTH` are ignored.
@@ -151,10 +151,15 @@ def check_aligned(crop: np.ndarray, detector: Detector, name: str) -> None:
         raise Refused(f"{name} is upside down; {remedy}", "not_aligned")
 
 
-def crop_as_face(crop: np.ndarray, size: int, fit: Any) -> AlignedFace:
+def crop_as_face(crop: np.ndarray, size: int, fit: Fit) -> AlignedFace:
     """Convert an aligned crop to an `AlignedFace` without running a detector.
 
     The detection is a placeholder: its box is the whole crop, and its landmarks are zeros.
+
+    Args:
+        crop: (height, width, 3) uint8 RGB.
+        size: side length of the returned crop in pixels.
+        fit: how a crop that is not square is made square, see ``margrave.data.fit_image``.
     """
     fitted = fit_image(crop, size, fit)
     box = np.array([0.0, 0.0, size, size])

@@ -9,7 +9,7 @@ from typing import Any
 from margrave.data import Fit
 from margrave.faces import AlignedFace, Detector, FaceFinder, TemplateFinder, build_detector
 from margrave.matching.choosing import (
-    Which,
+    FaceChoice,
     check_aligned,
     choose_faces,
     crop_as_face,
@@ -35,7 +35,7 @@ class Cropper:
     size: int
     fit: Fit
 
-    def find(self, image: Any, *, which: Which = "auto", name: str = "") -> list[AlignedFace]:
+    def find(self, image: Any, *, which: FaceChoice = "auto", name: str = "") -> list[AlignedFace]:
         """Find the intended faces of an image. See ``Matcher.find``."""
         pixels, name = read_image(image, name)
         if self.finder is not None:

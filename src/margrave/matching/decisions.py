@@ -30,7 +30,9 @@ def threshold_for_fpir(card: ModelCard, fpir: float, people: int) -> tuple[float
             "measure them: margrave threshold MODEL FEATURES"
         )
     max_far = -math.expm1(math.log1p(-fpir) / max(people, 1))
-    usable = [pair for pair in card.reference.far_thresholds if pair[0] <= max_far]
+    usable = [
+        (far, threshold) for far, threshold in card.reference.far_thresholds if far <= max_far
+    ]
     if not usable:
         smallest = card.reference.far_thresholds[-1][0]
         raise ValueError(
@@ -39,7 +41,7 @@ def threshold_for_fpir(card: ModelCard, fpir: float, people: int) -> tuple[float
             "people (margrave threshold), or allow FPIR "
             f"{-math.expm1(people * math.log1p(-smallest)):.2g}"
         )
-    # The pairs are in decreasing order of FAR, so the first usable pair accepts the most faces.
+    # They are in decreasing order of FAR, so the first usable threshold accepts the most faces.
     far, threshold = usable[0]
     return threshold, far
 

@@ -33,10 +33,11 @@ def uses_flips(card: ModelCard) -> bool:
 
 
 def new_gallery_card(model: Model, keep_images: bool = False) -> GalleryCard:
-    """Create the card of a new gallery for a model's embeddings, from JSON values only."""
+    """Create the card of a new gallery for a model's embeddings."""
     card = model.card
     fields = ("image_size", "mean", "std", "color_order", "fit", "alignment")
     preparation = {name: getattr(card, name) for name in fields} | {"flips": uses_flips(card)}
+    # `json` turns tuples into lists, so the card equals the one read from the new gallery.
     return GalleryCard(
         weights=model.digest,
         model=card.source or model.path.name,

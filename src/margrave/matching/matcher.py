@@ -20,7 +20,7 @@ from margrave.gallery import (
     open_gallery,
 )
 from margrave.inference import Embedder
-from margrave.matching.choosing import Which
+from margrave.matching.choosing import FaceChoice
 from margrave.matching.contract import Enrollment, Face, Identification, Refused, Verification
 from margrave.matching.cropping import Cropper, cropper_for
 from margrave.matching.decisions import probability, threshold_for_fpir
@@ -91,7 +91,7 @@ class Matcher:
 
         Args:
             model: a model file, a run's folder, an ONNX file, or ``baseline``.
-            gallery: a path or an address, see ``margrave.gallery.open_gallery``.
+            gallery: an open gallery, or a path or address, see ``margrave.gallery.open_gallery``.
             detector: ``mtcnn`` (the default), the path of a YuNet file, or a detector object.
             aligned: True treats images as aligned crops, in which no faces are detected.
             check_alignment: with `aligned`, refuse crops that do not show an upright face aligned
@@ -135,7 +135,7 @@ class Matcher:
         """Whether to use flip fusion: True if the thresholds were measured with it."""
         return uses_flips(self.model.card)
 
-    def find(self, image: Any, *, which: Which = "auto", name: str = "") -> list[AlignedFace]:
+    def find(self, image: Any, *, which: FaceChoice = "auto", name: str = "") -> list[AlignedFace]:
         """Detect and cut out the intended faces of an image, without embedding them.
 
         Args:
@@ -195,7 +195,7 @@ class Matcher:
             )
         return faces
 
-    def faces(self, image: Any, *, which: Which = "auto", name: str = "") -> list[Face]:
+    def faces(self, image: Any, *, which: FaceChoice = "auto", name: str = "") -> list[Face]:
         """Find and embed the intended faces of an image.
 
         Raises:
@@ -224,7 +224,7 @@ class Matcher:
                 )
 
     def verify(
-        self, first: Any, second: Any, *, far: float | None = None, which: Which = "auto"
+        self, first: Any, second: Any, *, far: float | None = None, which: FaceChoice = "auto"
     ) -> Verification:
         """Decide whether two images show the same person.
 
@@ -300,7 +300,7 @@ class Matcher:
                 name, or the images show several people.
             ValueError: no gallery is open, or no images are given.
         """
-        which: Which = "largest" if largest else "auto"
+        which: FaceChoice = "largest" if largest else "auto"
         faces = [face for image in images for face in self.faces(image, which=which)]
         return self.enroll_faces(name, faces, add=add, replace=replace, allow_similar=allow_similar)
 
@@ -314,7 +314,7 @@ class Matcher:
         allow_similar: bool = False,
     ) -> Enrollment:
         """Enroll a person with faces. See `enroll`."""
-        gallery = self._gallery()
+        gallery = self._require_gallery()
         if not faces:
             raise ValueError(f"no images are given for {name!r}; give at least one")
         enrolled = gallery.get(name)
@@ -326,6 +326,7 @@ class Matcher:
                 "already_enrolled",
             )
         embeddings = np.array([face.embedding for face in faces])
+        # Two results, because one of them may be this person.
         other_people = [
             candidate
             for candidate in gallery.search(embeddings.mean(0, keepdims=True), 2)[0]
@@ -336,12 +337,12 @@ class Matcher:
             vector = gallery.vector(name) if enrolled is not None and not replace else None
             self._check_one_person(name, faces, vector)
             self._check_not_enrolled(most_similar)
-        crops = [png(face.crop) for face in faces] if gallery.card.keep_images else []
+        crops = [encode_png(face.crop) for face in faces] if gallery.card.keep_images else []
         person = gallery.add(name, embeddings, crops=crops, replace=replace)
         return Enrollment(person=person, faces=tuple(faces), most_similar=most_similar)
 
     def identify(
-        self, image: Any, *, top_k: int = 5, fpir: float | None = None, which: Which = "auto"
+        self, image: Any, *, top_k: int = 5, fpir: float | None = None, which: FaceChoice = "auto"
     ) -> list[Identification]:
         """Search the gallery for the faces of an image; return one result per face.
 
@@ -349,8 +350,8 @@ class Matcher:
             image: the image, see `find`.
             top_k: number of candidates per face.
             fpir: the allowed false positive identification rate: the share of strangers who may be
-                identified as someone in the gallery. None uses the threshold of `point`, for which
-                the rate grows with the number of people in the gallery.
+                identified as someone in the gallery. None uses the threshold of `operating_point`,
+                for which this rate grows with the number of people in the gallery.
             which: which faces to identify, see `find`.
 
         Raises:
@@ -363,7 +364,7 @@ class Matcher:
         self, faces: Sequence[Face], *, top_k: int = 5, fpir: float | None = None
     ) -> list[Identification]:
         """Search the gallery for faces; return one result per face. See `identify`."""
-        gallery = self._gallery()
+        gallery = self._require_gallery()
         people = len(gallery)
         if fpir is None:
             point = self.operating_point()
@@ -372,6 +373,7 @@ class Matcher:
             threshold, far = threshold_for_fpir(self.model.card, fpir, people)
         if not faces:
             return []
+        # The decision needs at least one candidate.
         results = gallery.search(np.array([face.embedding for face in faces]), max(top_k, 1))
         return [
             Identification(
@@ -383,7 +385,7 @@ class Matcher:
                 threshold=threshold,
                 far=far,
                 people=people,
-                fpir=-math.expm1(people * math.log1p(-far)),
+                fpir=-math.expm1(people * math.log1p(-far)),  # 1 − (1 − FAR)^N
             )
             for face, candidates in zip(faces, results, strict=True)
         ]
@@ -394,7 +396,7 @@ class Matcher:
         Raises:
             ValueError: no gallery is open, or nobody is enrolled under this name.
         """
-        return self._gallery().forget(name)
+        return self._require_gallery().forget(name)
 
     @staticmethod
     def unit(face: Face) -> np.ndarray:
@@ -402,7 +404,7 @@ class Matcher:
         embedding = face.embedding.astype(np.float64)
         return embedding / np.linalg.norm(embedding)
 
-    def _gallery(self) -> Gallery:
+    def _require_gallery(self) -> Gallery:
         if self.gallery is None:
             raise ValueError("no gallery is open; give one with --gallery, or gallery= in Python")
         return self.gallery
@@ -456,6 +458,6 @@ class Matcher:
             )
 
 
-def png(crop: np.ndarray) -> bytes:
+def encode_png(crop: np.ndarray) -> bytes:
     """Encode an (S, S, 3) RGB crop as a PNG file, without loss."""
     return cv2.imencode(".png", cv2.cvtColor(crop, cv2.COLOR_RGB2BGR))[1].tobytes()

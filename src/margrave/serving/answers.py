@@ -8,7 +8,7 @@ from pydantic import BaseModel, Field
 
 from margrave.gallery import Candidate, Person
 from margrave.matching import Face, Identification, Verification
-from margrave.matching.matcher import png
+from margrave.matching.matcher import encode_png
 
 
 class Problem(BaseModel):
@@ -136,7 +136,7 @@ class ServiceStatus(BaseModel):
 
 def face_answer(face: Face, include_crop: bool = False) -> FaceAnswer:
     """Convert a face, with its aligned crop if requested."""
-    content = base64.b64encode(png(face.crop)).decode() if include_crop else None
+    content = base64.b64encode(encode_png(face.crop)).decode() if include_crop else None
     return FaceAnswer(
         box=None if face.detection is None else face.detection.box.round(1).tolist(),
         quality=None if face.quality is None else round(face.quality, 1),

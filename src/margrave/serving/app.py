@@ -17,6 +17,7 @@ from starlette.types import ASGIApp
 
 from margrave.gallery import BadName, Gallery, Person, checked_name
 from margrave.matching import Face, Matcher
+from margrave.matching.choosing import FaceChoice
 from margrave.serving.answers import (
     EnrollmentAnswer,
     ForgottenAnswer,
@@ -56,7 +57,6 @@ PAGE_HEADERS = {
 MAX_LISTED_PEOPLE = 1000
 """Maximum number of people in one response."""
 T = TypeVar("T")
-FaceChoice = Literal["auto", "largest", "all"]
 # A name in a path may contain slashes.
 PERSON_PATH = "/v1/people/{name:path}"
 SCOPE_OF_ROUTE = {
@@ -139,6 +139,7 @@ def make_app(
     describe_access(app, scope_of)
     options = {} if write_log is None else {"write": write_log}
     gate = Gate(app, service.keys, settings, service.metrics, scope_of, **options)
+    # Read up to twice the limit, so that clients whose requests are slightly too large receive 413.
     return DrainAfterError(gate, 2 * settings.max_request_bytes)
 
 
@@ -195,11 +196,13 @@ class Service:
                 for content, name in zip(contents, names, strict=True)
             )
         )
-        futures = [
+        futures_of_images = [
             [asyncio.wrap_future(self.batcher.submit(face, name)) for face in faces]
             for faces, name in zip(detected, names, strict=True)
         ]
-        embedded = await asyncio.gather(*(asyncio.gather(*faces) for faces in futures))
+        embedded = await asyncio.gather(
+            *(asyncio.gather(*futures) for futures in futures_of_images)
+        )
         for faces in embedded:
             self.matcher.check_quality(faces)
         return embedded
@@ -271,11 +274,11 @@ def _add_routes(app: FastAPI, service: Service) -> None:
         """Enroll a person with one or more images."""
         _require_gallery(matcher)
         faces = [only_face for (only_face,) in await service.faces(images, face)]
-        key = request.scope["state"]["key"]
+        key_id = request.scope["state"]["key_id"]
 
         def enroll_faces() -> EnrollmentAnswer:
             details = {"images": len(faces), "add": add, "replace": replace}
-            with service.audit.changing(("enroll", "enrolled"), name, key, **details) as outcome:
+            with service.audit.changing(("enroll", "enrolled"), name, key_id, **details) as outcome:
                 result = matcher.enroll_faces(
                     name, faces, add=add, replace=replace, allow_similar=allow_similar
                 )
@@ -317,11 +320,11 @@ def _add_routes(app: FastAPI, service: Service) -> None:
     async def forget(request: Request, name: str) -> ForgottenAnswer:
         """Remove a person; erase every byte if the gallery's store can do so."""
         gallery = _require_gallery(matcher)
-        key = request.scope["state"]["key"]
+        key_id = request.scope["state"]["key_id"]
 
         def forget_person() -> ForgottenAnswer:
             _get_person(gallery, name)
-            with service.audit.changing(("forget", "forgotten"), name, key) as outcome:
+            with service.audit.changing(("forget", "forgotten"), name, key_id) as outcome:
                 result = gallery.forget(name)
                 outcome["erased"] = result.erased
             return ForgottenAnswer(

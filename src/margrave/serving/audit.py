@@ -57,13 +57,13 @@ class AuditTrail:
         name = unicodedata.normalize("NFC", name)
         return hmac.new(self._pseudonym_key, name.encode(), hashlib.sha256).hexdigest()
 
-    def record(self, action: str, name: str, key: str, **details: Any) -> None:
+    def record(self, action: str, name: str, key_id: str, **details: Any) -> None:
         """Append a line to the trail; the line is on disk when this method returns.
 
         Args:
             action: such as ``enroll`` or ``enrolled``.
             name: the person's name.
-            key: id of the API key.
+            key_id: id of the API key.
             details: more fields of the line; they must not contain faces or names.
 
         Raises:
@@ -76,7 +76,7 @@ class AuditTrail:
                     "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
                     "action": action,
                     "person": self.pseudonym(name),
-                    "key": key,
+                    "key": key_id,
                     **details,
                     "previous": _digest(_last_line(self._file)),
                 }
@@ -88,7 +88,7 @@ class AuditTrail:
 
     @contextmanager
     def changing(
-        self, actions: tuple[str, str], name: str, key: str, **details: Any
+        self, actions: tuple[str, str], name: str, key_id: str, **details: Any
     ) -> Iterator[dict[str, Any]]:
         """Record a change before the block makes it, and record its outcome if the block succeeds.
 
@@ -96,7 +96,7 @@ class AuditTrail:
             actions: the actions of the first and the second line, such as ``enroll`` and
                 ``enrolled``.
             name: the person's name.
-            key: id of the API key.
+            key_id: id of the API key.
             details: more fields of the first line.
 
         Yields:
@@ -106,11 +106,11 @@ class AuditTrail:
             TrailUnavailable: a line cannot be written. If it is the first line, the block does not
                 run.
         """
-        self.record(actions[0], name, key, **details)
+        self.record(actions[0], name, key_id, **details)
         outcome: dict[str, Any] = {}
         yield outcome
         try:
-            self.record(actions[1], name, key, **outcome)
+            self.record(actions[1], name, key_id, **outcome)
         except TrailUnavailable as error:
             raise TrailUnavailable(
                 f"the change was made ({actions[1]}), but the audit trail could not be completed"
@@ -197,6 +197,7 @@ def _digest(line: bytes) -> str:
 
 
 def _last_line(file: int) -> bytes:
+    """The last line of an open file, with its line break; empty if the file is empty."""
     size = os.fstat(file).st_size
     tail = os.pread(file, MAX_LINE_BYTES, max(0, size - MAX_LINE_BYTES))
     return tail[tail.rfind(b"\n", 0, -1) + 1 :]

@@ -31,7 +31,8 @@ START_SECONDS = 30.0
 WARM_SECONDS = 120.0
 """Time that the first worker process may take until it is ready, in seconds."""
 CROPPERS: list[Cropper] = []
-"""In a worker process, a list of one cropper, which `start` loads; empty in the parent process."""
+"""In a worker process, a list of one cropper, which `start_worker` loads; in the parent process,
+empty."""
 
 
 @dataclass(frozen=True)
@@ -45,8 +46,8 @@ class Refusal:
 class FaceWorkers:
     """Detects faces in a pool of worker processes, and replaces the pool if it breaks.
 
-    The pool is one of the library pebble, which replaces a process that dies while it runs a task.
-    But if a process dies while it is idle or holds a lock of the pool, pebble stops the whole pool
+    The pool is pebble's `ProcessPool`, which replaces a process that dies while it runs a task. But
+    if a process dies while it is idle or holds a lock of the pool, pebble stops the whole pool
     or waits forever.
 
     Args:
@@ -66,7 +67,7 @@ class FaceWorkers:
         check_alignment: bool = True,
     ) -> None:
         self._face_seconds = settings.face_seconds
-        self._processes = settings.workers
+        self._process_count = settings.workers
         self._arguments = (card, detector, aligned, check_alignment, settings.worker_memory)
         self._lock = threading.Lock()
         self._last_result = 0.0
@@ -116,8 +117,9 @@ class FaceWorkers:
                 none is ready in time.
         """
         try:
-            # A timeout of the task would begin only when a process has loaded its cropper.
-            self._pool.schedule(ready).result(WARM_SECONDS)
+            # Limit the wait, not the task: a task's own time limit would begin only when a process
+            # has loaded its cropper.
+            self._pool.schedule(has_cropper).result(WARM_SECONDS)
         except FutureTimeout:
             raise ValueError(
                 "no process that detects faces was ready within "
@@ -134,7 +136,7 @@ class FaceWorkers:
             _stop_pool(self._pool)
 
     async def _run_in_pool(self, pool: ProcessPool, arguments: Any) -> list[AlignedFace] | Refusal:
-        """Run `find` in a worker process, and return its result.
+        """Run `find_in_worker` in a worker process, and return its result.
 
         A broken pool may never finish a task, so check the pool regularly while waiting.
 
@@ -142,7 +144,7 @@ class FaceWorkers:
             _PoolBrokenError: the pool is broken, or has been replaced.
         """
         try:
-            future = pool.schedule(find, args=arguments, timeout=self._face_seconds)
+            future = pool.schedule(find_in_worker, args=arguments, timeout=self._face_seconds)
         except RuntimeError as error:
             raise _PoolBrokenError from error
         task = asyncio.wrap_future(future)
@@ -150,9 +152,10 @@ class FaceWorkers:
         try:
             while not task.done():
                 await asyncio.wait([task], timeout=CHECK_SECONDS)
-                # Within this time, a working pool finishes a task or kills a slow one.
-                idle_seconds = time.monotonic() - max(scheduled, self._last_result)
-                is_stuck = idle_seconds > self._face_seconds + START_SECONDS
+                # A working pool takes at most START_SECONDS to start a process, which then finishes
+                # its task, or is killed, within `_face_seconds`.
+                seconds_without_result = time.monotonic() - max(scheduled, self._last_result)
+                is_stuck = seconds_without_result > START_SECONDS + self._face_seconds
                 if not task.done() and (is_stuck or pool is not self._pool or not pool.active):
                     raise _PoolBrokenError
         finally:
@@ -163,8 +166,8 @@ class FaceWorkers:
 
     def _new_pool(self) -> ProcessPool:
         return ProcessPool(
-            max_workers=self._processes,
-            initializer=start,
+            max_workers=self._process_count,
+            initializer=start_worker,
             initargs=self._arguments,
             context=get_context("spawn"),
         )
@@ -186,7 +189,7 @@ def _stop_pool(pool: ProcessPool) -> None:
     pool.join()
 
 
-def start(
+def start_worker(
     card: ModelCard, detector: str | None, aligned: bool, check_alignment: bool, memory: int
 ) -> None:
     """Prepare this worker process: load the cropper, then limit memory and files.
@@ -213,12 +216,12 @@ def start(
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
-def ready() -> bool:
+def has_cropper() -> bool:
     """Whether this worker process has loaded its cropper."""
     return bool(CROPPERS)
 
 
-def find(content: bytes, which: str, name: str) -> list[AlignedFace] | Refusal:
+def find_in_worker(content: bytes, which: str, name: str) -> list[AlignedFace] | Refusal:
     """The part of `FaceWorkers.find` that runs in a worker process."""
     try:
         return CROPPERS[0].find(content, which=which, name=name)  # pyright: ignore[reportArgumentType]

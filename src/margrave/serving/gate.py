@@ -103,7 +103,7 @@ class Gate:
         started = time.perf_counter()
         request_id = uuid.uuid4().hex[:12]
         state = scope.setdefault("state", {})
-        state["request_id"], state["key"] = request_id, "-"
+        state["request_id"], state["key_id"] = request_id, "-"
         status, is_started = 500, False
 
         async def tracking_send(message: Message) -> None:
@@ -175,6 +175,7 @@ class Gate:
         length = dict(scope["headers"]).get(b"content-length", b"0")
         if not length.isdigit():
             return 400, "malformed", "the header Content-Length must be a whole number", None
+        # 20 digits exceed every limit; Python refuses to convert thousands of digits.
         if int(length[:20]) > self._max_request_bytes:
             message = (
                 f"a request may have at most {self._max_request_bytes} bytes; "
@@ -195,7 +196,7 @@ class Gate:
             return 503, "no_keys", message, RETRY_SECONDS
         if key is None:
             return 401, "no_key", "send a valid API key: Authorization: Bearer mgv_…", None
-        scope["state"]["key"] = key.id
+        scope["state"]["key_id"] = key.id
         if needed_scope and needed_scope not in key.scopes:
             return (
                 403,
@@ -241,7 +242,7 @@ class Gate:
             "route": path,
             "status": status,
             "milliseconds": round(1000 * seconds, 1),
-            "key": scope["state"]["key"],
+            "key": scope["state"]["key_id"],
             **scope["state"].get("logged_error", {}),
         }
         self._write(json.dumps(line) + "\n")

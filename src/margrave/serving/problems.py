@@ -59,7 +59,7 @@ def add_problems(app: FastAPI) -> None:
 
     @app.exception_handler(GalleryError)
     async def handle_gallery(request: Request, error: GalleryError) -> JSONResponse:
-        # For example, the disk is full. Only log the details, which may name other people.
+        # The error's own message may name other people, so the client gets a general one.
         message = "the gallery cannot be used now; try again later"
         return _failure_response(request, error, message, "later")
 
