@@ -96,8 +96,12 @@ class EmbeddedGallery(Gallery):
         self._generation = -1
         self._empty_slots = np.empty(0, bool)
         self._slot_vectors = np.empty((0, self.card.dimension), self._dtype)
-        with self._locked():
-            self._zero_unused_slots(empty_log=False)
+        try:
+            with self._locked():
+                self._zero_unused_slots(empty_log=False)
+        except BaseException:
+            self.close()
+            raise
 
     def __len__(self) -> int:
         with self._locked():
