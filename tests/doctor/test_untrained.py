@@ -49,10 +49,11 @@ def test_every_backbone(name: str, seed: int) -> None:
     torch.manual_seed(seed)
     network = backbones.create(BACKBONES[name])
     evidence = training_evidence(network.state_dict())
-    assert evidence.untrained and evidence.structured == 0
-    assert evidence.untouched == evidence.norms and evidence.unused == evidence.statistics > 0
+    assert evidence.untrained and evidence.structured_matrices == 0
+    assert evidence.untouched_norms == evidence.norms
+    assert evidence.unused_batch_norms == evidence.batch_norms > 0
     used = training_evidence(touched(network, BACKBONES[name]["image_size"]).state_dict())
-    assert used.untrained and used.unused == 0
+    assert used.untrained and used.unused_batch_norms == 0
     assert training_evidence(as_if_trained(network).state_dict()).untrained is False
 
 
@@ -65,7 +66,7 @@ def test_one_gradient_step_is_training_or_not_sure(name: str) -> None:
     network(torch.randn(4, 3, size, size)).square().sum().backward()
     torch.optim.SGD(network.parameters(), 0.1).step()
     evidence = training_evidence(network.state_dict())
-    assert evidence.untouched < evidence.norms
+    assert evidence.untouched_norms < evidence.norms
 
 
 @pytest.mark.parametrize(

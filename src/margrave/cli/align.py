@@ -31,8 +31,8 @@ def align(
 ) -> None:
     """Detect faces and align them to ArcFace's five-point template.
 
-    Photos without a usable face are listed in rejected.csv with the reason. If the command was
-    interrupted, run it again to resume.
+    Photos without a usable face are listed with the reason in rejected.csv, in the folder CROPS. If
+    the command was interrupted, run it again to resume.
     """
     import csv
 

@@ -14,7 +14,7 @@ def compare(
     first: Annotated[
         Path,
         typer.Argument(
-            help="The first model's features, its results of margrave evaluate pairs, or its run "
+            help="The first model's features, its results (margrave evaluate pairs), or its run "
             "folder."
         ),
     ],
@@ -111,7 +111,7 @@ def _pair_results(console: "Console", path: Path, pairs: Path | None) -> "dict[s
         if not path.is_file():
             raise ValueError(
                 f"{path} does not exist: the run is not finished, or has no evaluation.sets; "
-                "compare results of margrave evaluate pairs instead"
+                "evaluate both models with margrave evaluate pairs, and compare the results"
             )
     if is_results(path):
         if pairs is not None:

@@ -11,16 +11,16 @@ from rich.segment import Segment
 REPLACEMENTS = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) if code != 10}
 """Code point of each replaced character -> the text printed in its place.
 
-The first are control characters, which could move the cursor or change colors. Line breaks (code
-point 10) are not replaced.
+The first entries are for control characters, which could move the cursor or change colors. Line
+breaks (code point 10) are not replaced.
 """
 REPLACEMENTS |= {
     code: f"\\u{code:04x}" for code in (*range(0x202A, 0x202F), *range(0x2066, 0x206A))
 }
-"""Next, characters that change the direction of text."""
+"""These entries are for characters that change the direction of text."""
 REPLACEMENTS |= {code: f"\\x{code - 0xDC00:02x}" for code in range(0xDC80, 0xDD00)}
-"""Last, bytes of file names that are not valid UTF-8. Python represents them by surrogate code
-points, which cannot be printed."""
+"""These entries are for bytes of file names that are not valid UTF-8. Python represents them by
+surrogate code points, which cannot be printed."""
 
 
 class Console(rich.console.Console):

@@ -31,12 +31,13 @@ def demo(
         console.print(f"replacing the earlier demo in {output}", markup=False)
     run = Run(config, output, ConsoleEvents(console))
     training = run.open_training()
-    images = training.images.images
+    # The training set without its augmentation.
+    faces = training.images.images
     # The contact sheet shows up to 10 images of each of the first 8 identities.
     rows = []
-    for identity in range(min(8, len(images.class_names))):
-        indices = (images.labels == identity).nonzero()[0][:10]
-        rows.append([fit_image(images.read(int(index)), 112) for index in indices])
+    for identity in range(min(8, len(faces.class_names))):
+        indices = (faces.labels == identity).nonzero()[0][:10]
+        rows.append([fit_image(faces.read(int(index)), 112) for index in indices])
     contact_sheet(rows, output / "faces.png")
     message = f"created synthetic faces; {output / 'faces.png'} shows one identity per row"
     console.print(message, markup=False)

@@ -128,8 +128,8 @@ def doctor(
         else:
             face_detector = available_detector(detector)
             if kind == "run":
-                # examine_run compares evaluation images with ten times as many training images as
-                # this number. Dividing by ten limits them to --images.
+                # The second argument limits the images of each set, but evaluation images are
+                # compared with ten times as many training images: these are limited to --images.
                 findings = examine_run(
                     path, images // 10, workers, trust_code, progress, face_detector
                 )
@@ -176,15 +176,15 @@ def _detect_kind(path: Path) -> str:
         return "model"
     if not path.is_file():
         return "images"
-    kind, extension = file_kind(path), path.suffix.lower()
-    if kind in ("safetensors", "checkpoint", "onnx"):
+    content, extension = file_kind(path), path.suffix.lower()
+    if content in ("safetensors", "checkpoint", "onnx"):
         return "model"
-    if kind == "records" or extension == ".rec":
+    if content == "records" or extension == ".rec":
         return "images"
     # A damaged file cannot be recognized by its content, so use its extension.
     if extension in MODEL_EXTENSIONS:
         return "model"
-    if kind == "pickle" or extension == ".bin":
+    if content == "pickle" or extension == ".bin":
         return "pairs"
     raise ValueError(
         f"{path} is not a model, a checkpoint, a verification set or a record file; give one of "

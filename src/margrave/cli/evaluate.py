@@ -211,7 +211,7 @@ def run_protocol(
     output: Path | None,
     devices: int = 1,
     state: Path | None = None,
-    **embedding: Any,
+    **embedding_options: Any,
 ) -> None:
     """Run the evaluation, print the results and, with --output, write them.
 
@@ -221,7 +221,7 @@ def run_protocol(
         source: the argument SOURCE.
         settings: the protocol's settings.
         resamples, device, output, devices, state: the common options of these names.
-        embedding: the other common options, which `open_or_embed_features` takes.
+        embedding_options: the other common options, which `open_or_embed_features` takes.
     """
     from margrave.cli.console import Console
     from margrave.cli.options import show_results, write_output
@@ -239,7 +239,9 @@ def run_protocol(
         return
     with joined_world() as world:
         console = Console(highlight=False, quiet=world.rank > 0)
-        features = open_or_embed_features(console, protocol, source, device, world, **embedding)
+        features = open_or_embed_features(
+            console, protocol, source, device, world, **embedding_options
+        )
         with show_progress(console, "comparing") as progress:
             options = EvaluationOptions(
                 resamples=resamples,

@@ -79,13 +79,13 @@ def identify(
     for column in (0, 2, 4):
         table.columns[column].overflow = "fold"
     results = []
-    refused = []
+    refusals = []
     for image in images:
         try:
             identifications = matcher.identify(image, top_k=top, fpir=fpir, which=face)  # pyright: ignore[reportArgumentType]
         except Refused as error:
             # Continue with the other photos, and report the refused ones at the end.
-            refused.append(str(error))
+            refusals.append(str(error))
             continue
         for number, result in enumerate(identifications, 1):
             any_identified |= result.person is not None
@@ -127,8 +127,8 @@ def identify(
             markup=False,
             soft_wrap=True,
         )
-    if refused:
-        raise ValueError("\n".join(refused))
+    if refusals:
+        raise ValueError("\n".join(refusals))
     raise typer.Exit(0 if any_identified else 3)
 
 

@@ -27,6 +27,7 @@ def lab(
 
     console = Console(highlight=False)
     check_page_path(output)
+    # my_module:MyLoss is shown as MyLoss.
     chosen = {name.rpartition(":")[2]: {"kind": name} for name in losses or []}
     # The page contains all losses, and shows the chosen ones at first.
     all_losses = chosen | {name: {"kind": name} for name in LOSSES if name not in chosen}

@@ -80,14 +80,14 @@ def plan(
                 f"--device {device}, but the speeds were measured on {machine.device}; give "
                 "--teraflops, --bf16-teraflops and --memory-bandwidth"
             )
-    given_speeds = {
+    given_properties = {
         "flops": None if teraflops is None else 1e12 * teraflops,
         "bf16_flops": None if bf16_teraflops is None else 1e12 * bf16_teraflops,
         "memory_bandwidth": None if memory_bandwidth is None else 1e9 * memory_bandwidth,
         "network_bandwidth": 1e9 * network_bandwidth,
         "device": device,
     }
-    machine = replace(machine, **{name: value for name, value in given_speeds.items() if value})
+    machine = replace(machine, **{name: value for name, value in given_properties.items() if value})
     backbone = None if head_only else config.backbone
     planned = plan_training(
         config.training,

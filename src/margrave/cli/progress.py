@@ -53,7 +53,8 @@ class _Lines:
 
     def __init__(self, console: Console, description: str) -> None:
         self._console, self._description = console, description
-        # Chosen so that MIN_PAUSE ends FIRST_LINE_SECONDS from now.
+        # Time of the last line. No line is printed yet; with this value, the first one can be
+        # printed FIRST_LINE_SECONDS from now.
         self._printed_at = time.monotonic() - MIN_PAUSE + FIRST_LINE_SECONDS
         self._printed_share: float | None = None
         self._share = 0.0
@@ -126,26 +127,26 @@ def show_training_progress(console: Console) -> Iterator[Callable[[StepReport], 
     )
     with Progress(*columns, console=console) as progress:
 
-        def report(step: StepReport) -> None:
+        def update(report: StepReport) -> None:
             values = {
-                "completed": step.step,
-                "total": step.steps,
-                "epoch": f"{step.epoch}/{step.epochs}",
-                "state": _loss_text(step),
-                "speed": step.images_per_second,
+                "completed": report.step,
+                "total": report.steps,
+                "epoch": f"{report.epoch}/{report.epochs}",
+                "state": _loss_text(report),
+                "speed": report.images_per_second,
             }
             if progress.tasks:
                 progress.update(progress.tasks[0].id, **values)
             else:
                 progress.add_task("", **values)
 
-        yield report
+        yield update
 
 
-def _loss_text(step: StepReport) -> str:
+def _loss_text(report: StepReport) -> str:
     """Describe the loss and, if the report contains it, the mean cosine to the class center."""
-    cosine = "" if step.target_cosine is None else f", cosine {step.target_cosine:.2f}"
-    return f"loss {step.loss:.3f}{cosine}"
+    cosine = "" if report.target_cosine is None else f", cosine {report.target_cosine:.2f}"
+    return f"loss {report.loss:.3f}{cosine}"
 
 
 class _TrainingLines:
@@ -156,22 +157,22 @@ class _TrainingLines:
         # Step and time of the last printed line, or of the first report if no line is printed yet.
         self._last: tuple[int, float] | None = None
 
-    def __call__(self, step: StepReport) -> None:
+    def __call__(self, report: StepReport) -> None:
         now = time.monotonic()
-        self._last = self._last or (step.step, now)
-        ends_epoch = step.epoch_step == step.epoch_steps
+        self._last = self._last or (report.step, now)
+        ends_epoch = report.epoch_step == report.epoch_steps
         if not ends_epoch and now - self._last[1] < MAX_PAUSE:
             return
-        line = f"epoch {step.epoch}/{step.epochs}: "
+        line = f"epoch {report.epoch}/{report.epochs}: "
         if not ends_epoch:
-            line += f"step {step.epoch_step:,} of {step.epoch_steps:,}, "
-        line += f"{_loss_text(step)}, {step.images_per_second:.0f} images/s"
-        steps, seconds = step.step - self._last[0], now - self._last[1]
+            line += f"step {report.epoch_step:,} of {report.epoch_steps:,}, "
+        line += f"{_loss_text(report)}, {report.images_per_second:.0f} images/s"
+        new_steps, seconds = report.step - self._last[0], now - self._last[1]
         # Use the speed since the last line, not since the start: other programs may have slowed
         # the machine for a while.
-        if steps and step.step < step.steps and seconds >= FIRST_LINE_SECONDS:
-            line += f", {clock((step.steps - step.step) * seconds / steps)} left"
-        self._last = step.step, now
+        if new_steps and report.step < report.steps and seconds >= FIRST_LINE_SECONDS:
+            line += f", {clock((report.steps - report.step) * seconds / new_steps)} left"
+        self._last = report.step, now
         self._console.print(line, markup=False, soft_wrap=True)
 
 
@@ -241,8 +242,8 @@ def _remaining_seconds(
 
     Args:
         progress: the grid's progress.
-        done_at_start: ``progress.done`` when the measured time began.
-        elapsed: seconds since then.
+        done_at_start: ``progress.done`` in the first report.
+        elapsed: seconds since the display was started.
     """
     newly_done = progress.done - done_at_start
     if newly_done <= 0 or elapsed <= 1:

@@ -130,7 +130,7 @@ def comparison_table(result: Result, first: str, second: str) -> Table:
         caption_justify="left",
     )
     for figure in result.figures:
-        metric = figure.label.removeprefix("difference in ") + " *" * figure.too_few
+        metric = figure.label.removeprefix("difference in ") + (" *" if figure.too_few else "")
         ends = figure.interval or (0.0, 0.0)
         more_pairs = figure.details.get("more_pairs")
         table.add_row(
@@ -149,7 +149,7 @@ def study_table(title: str, comparison: SeedComparison, metric: str) -> Table:
 
     Args:
         title: the condition's name.
-        comparison: the means of the losses over the seeds, and their differences.
+        comparison: each loss's metric, averaged over the seeds, and the losses' differences.
         metric: the metric's name.
     """
     is_auc = metric == "AUC"

@@ -11,8 +11,8 @@ def threshold(
     source: Annotated[
         Path,
         typer.Argument(
-            help="The model's features of labeled images (margrave embed), or its results of "
-            "margrave evaluate all-to-all or pairs."
+            help="The model's features of labeled images (margrave embed), or its results "
+            "(margrave evaluate all-to-all, or pairs)."
         ),
     ],
     far: Annotated[
@@ -81,10 +81,10 @@ def threshold(
             interval_text(point.true_accept_interval),
         )
     console.print(table)
-    impostors = f"{points[0].impostors:,} impostor pairs"
+    impostor_text = f"{points[0].impostors:,} impostor pairs"
     if distractors is not None:
-        impostors += f", including pairs with the distractors in {distractors}"
-    console.print(f"from {points[0].measured_on}; {impostors}", markup=False, soft_wrap=True)
+        impostor_text += f", including pairs with the distractors in {distractors}"
+    console.print(f"from {points[0].measured_on}; {impostor_text}", markup=False, soft_wrap=True)
     if reference is not None and reference.calibration is not None:
         calibration = reference.calibration
         console.print(

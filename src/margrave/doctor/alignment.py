@@ -39,8 +39,8 @@ LOOSE_SHARE, UNALIGNED_SHARE, EARLY_END_SHARE = 0.09, 0.5, 0.8
 the search stops early. If 5 % of all faces are displaced, the probability that 9 % or more of a
 random sample of 384 are displaced is 0.001."""
 MIN_EYE_CONTRAST = 0.4
-"""Below this eye contrast (see ``Measurements.eyes``), faces are not aligned. Aligned faces have
-0.5 to 3, loose crops up to 1."""
+"""Below this eye contrast (see ``Measurements.eye_contrasts``), faces are not aligned. Aligned
+faces have 0.5 to 3, loose crops up to 1."""
 MIN_CONTRASTS = 40
 """Minimum number of images for a verdict by eye contrast."""
 INSTALL = (
@@ -129,22 +129,22 @@ def check_alignment(
             "all images are blank or unreadable", "give images that are readable and not blank"
         )
         return
-    eye_contrasts = measured.eyes[measured.std >= BLANK_STD]
-    contrasts = np.median(eye_contrasts, axis=0)
+    eye_contrasts = measured.eye_contrasts[measured.std >= BLANK_STD]
+    median_contrasts = np.median(eye_contrasts, axis=0)
     # The standard error of a median is about 1.25 times that of a mean.
     contrast_error = 1.25 * eye_contrasts[:, 0].std() / len(eye_contrasts) ** 0.5
     figures = {
-        "eye_contrast": round(float(contrasts[0]), 3),
-        "turned_by_90_180_270": [round(float(contrast), 3) for contrast in contrasts[1:]],
+        "eye_contrast": round(float(median_contrasts[0]), 3),
+        "turned_by_90_180_270": [round(float(contrast), 3) for contrast in median_contrasts[1:]],
     }
-    quarter_turns = int(contrasts.argmax())
+    quarter_turns = int(median_contrasts.argmax())
     has_enough_images = len(eye_contrasts) >= MIN_CONTRASTS
     if (
         has_enough_images
         and quarter_turns
-        and contrasts[quarter_turns] > max(MIN_EYE_CONTRAST, 2 * contrasts[0])
+        and median_contrasts[quarter_turns] > max(MIN_EYE_CONTRAST, 2 * median_contrasts[0])
     ):
-        yield _rotated_finding(contrasts, quarter_turns, figures)
+        yield _rotated_finding(median_contrasts, quarter_turns, figures)
         return
     reason, remedy = "no landmark detector is given or installed", INSTALL
     is_synthetic = isinstance(images, SyntheticFaces)
@@ -160,11 +160,13 @@ def check_alignment(
         reason = f"the detector finds a face in only {len(landmarks)} of {searched} images"
         remedy = "look at the images; align the original photos (margrave align)"
     non_square = _non_square_message(measured)
-    if non_square or (has_enough_images and contrasts[0] + contrast_error < MIN_EYE_CONTRAST):
+    if non_square or (
+        has_enough_images and median_contrasts[0] + contrast_error < MIN_EYE_CONTRAST
+    ):
         message = non_square or (
             "eyes are not at the positions of ArcFace's five-point template: the images are hardly "
             "darker there than around these positions (contrast "
-            f"{contrasts[0]:.2f}; aligned faces have 0.5 to 3)"
+            f"{median_contrasts[0]:.2f}; aligned faces have 0.5 to 3)"
         )
         yield Finding(
             fault="unaligned_faces",
@@ -194,7 +196,7 @@ def _rotated_finding(contrasts: np.ndarray, quarter_turns: int, figures: dict) -
     """The finding that images are rotated.
 
     Args:
-        contrasts: (4,) median eye contrasts, see ``Measurements.eyes``.
+        contrasts: (4,) median eye contrasts, see ``Measurements.eye_contrasts``.
         quarter_turns: number of counterclockwise quarter turns that make the faces upright.
         figures: the measured values.
     """
@@ -235,7 +237,8 @@ def _landmark_finding(landmarks: np.ndarray, searched: int, figures: dict) -> Fi
     """
     distances = alignment_errors(landmarks)
     displaced_share = float((distances > MAX_DISPLACEMENT).mean())
-    # Faces that are aligned to another template are all near one placement, their median.
+    # A placement is the transform from the template to a face. If all faces are aligned to another
+    # template, all placements are near their median.
     median_placement = np.median(template_transforms(landmarks), axis=0)
     distances_to_median = alignment_errors(landmarks, median_placement)
     consistent_share = float((distances_to_median <= MAX_DISPLACEMENT).mean())

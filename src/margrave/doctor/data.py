@@ -52,8 +52,8 @@ def examine_images(
         progress: called with (images done, total images).
         seed: seed of the random choice of identities.
         min_side: side length in pixels below which an image counts as too small.
-        detector: detects landmarks, to check the alignment (see ``available_detector``); None
-            makes only a rough check.
+        detector: detects landmarks, to check the alignment (see ``available_detector``); without
+            one, the check is rough.
     """
     images = open_source(images, labeled=True)
     labels = np.asarray(images.labels)
@@ -85,8 +85,8 @@ def examine_pairs(
         pairs: the pairs of images.
         workers: number of threads.
         progress: called with (images done, total images).
-        detector: detects landmarks, to check the alignment (see ``available_detector``); None
-            makes only a rough check.
+        detector: detects landmarks, to check the alignment (see ``available_detector``); without
+            one, the check is rough.
     """
     indices = np.unique(np.concatenate([pairs.first, pairs.second]))
     measured = measure_images(images, indices.tolist(), workers, progress)
@@ -186,18 +186,18 @@ def _check_label_gaps(file_labels: np.ndarray) -> Iterator[Finding]:
     Args:
         file_labels: (C,) the labels that occur in the set's files, ascending.
     """
-    missing = int(file_labels[-1]) + 1 - len(file_labels)
-    if not missing:
+    num_missing = int(file_labels[-1]) + 1 - len(file_labels)
+    if not num_missing:
         return
     # True if all missing labels are below the first one.
-    shifted = missing == file_labels[0]
+    shifted = num_missing == file_labels[0]
     previous = np.concatenate([[-1], file_labels[:-1]])
     after_gaps = np.flatnonzero(file_labels - previous > 1)[:MAX_EXAMPLES]
     gap_starts = ", ".join(str(previous[index] + 1) for index in after_gaps)
     message = f"labels begin at {file_labels[0]} instead of 0"
     if not shifted:
         message = (
-            f"{missing} labels between 0 and {file_labels[-1]} have no images; gaps begin at "
+            f"{num_missing} labels between 0 and {file_labels[-1]} have no images; gaps begin at "
             f"{gap_starts}"
         )
     yield Finding(
@@ -206,8 +206,12 @@ def _check_label_gaps(file_labels: np.ndarray) -> Iterator[Finding]:
         message=message,
         remedy="pack the set again (margrave pack numbers identities from 0); Margrave renumbers "
         "labels when reading, but other programs may count classes wrongly or index out of range",
-        share=missing / (int(file_labels[-1]) + 1),
-        figures={"missing": missing, "first": int(file_labels[0]), "last": int(file_labels[-1])},
+        share=num_missing / (int(file_labels[-1]) + 1),
+        figures={
+            "missing": num_missing,
+            "first": int(file_labels[0]),
+            "last": int(file_labels[-1]),
+        },
     )
 
 
@@ -258,7 +262,7 @@ def check_pairs(pairs: PairList, measured: Measurements) -> Iterator[Finding]:
             figures={"share_same": round(genuine_share, 4), "pairs": len(same)},
         )
     position_of = {int(index): position for position, index in enumerate(measured.indices)}
-    duplicates = {tuple(pair) for pair in near_duplicates(measured).tolist()}
+    duplicates = {tuple(positions) for positions in near_duplicates(measured).tolist()}
     contradicted, num_identical = [], 0
     for pair, (first, second) in enumerate(zip(pairs.first, pairs.second, strict=True)):
         # Unreadable images have no position. The values -1 and -2 differ, so that two unreadable
@@ -274,8 +278,8 @@ def check_pairs(pairs: PairList, measured: Measurements) -> Iterator[Finding]:
             severity="serious",
             message=f"{len(contradicted)} pairs compare an image with itself but are labeled as "
             "different people: the labels are reversed or belong to other pairs",
-            remedy="create the set again, and check that images 2k and 2k + 1 form pair k, which "
-            "has label k",
+            remedy="create the set again, and check that images 2k and 2k + 1 form pair k, and "
+            "that the labels are in the same order",
             share=len(contradicted) / len(same),
             examples=tuple(f"pair {pair}" for pair in contradicted[:MAX_EXAMPLES]),
             figures={"contradicted": len(contradicted), "pairs": len(same)},

@@ -17,8 +17,9 @@ from margrave.models.onnx_network import OnnxNetwork
 from margrave.models.pixel_statistics import ColorOrder
 from margrave.progress import Progress
 
-QUALITIES = (1.0, 0.5, 0.25, 0.125)
-"""Scale factors that lower image quality: images are shrunk by a factor, then enlarged again."""
+SCALES = (1.0, 0.5, 0.25, 0.125)
+"""Scale factors that lower image quality, from the best quality to the worst: images are shrunk by
+a factor, then enlarged again."""
 NORMALIZATIONS = {
     "[-1, 1] (mean 0.5, std 0.5)": (0.5, 0.5),
     "[0, 1] (mean 0, std 1)": (0.0, 1.0),
@@ -98,7 +99,7 @@ def check_preparation(
         images: labeled faces.
         max_pairs: maximum number of pairs of faces to compare.
         progress: called with (preparations done, total preparations).
-        color_order: the color order that the weights were taken to expect, see `OpenedModel`.
+        color_order: the color order that the weights are assumed to expect, see `OpenedModel`.
     """
     pairs = _sample_pairs(images, max_pairs)
     if pairs is None:
@@ -274,29 +275,29 @@ def check_quality(
             originals.append(images.read(index))
     if not originals:
         return
-    # (images, qualities), from the best quality to the worst
+    # (images, scales)
     norms = np.stack(
         [
             _embedding_norms(embedder, [_degrade(image, scale) for image in originals])
-            for scale in QUALITIES
+            for scale in SCALES
         ],
         axis=1,
     )
     # Spearman's ρ between norm and quality within each image, averaged over images. Both kinds of
     # ranks are 0 to 3, so their variances are equal.
     ranks = norms.argsort(axis=1).argsort(axis=1)
-    quality = np.arange(len(QUALITIES))[::-1]
+    quality = np.arange(len(SCALES))[::-1]
     covariances = ((ranks - ranks.mean()) * (quality - quality.mean())).mean(axis=1)
     rho = float(covariances.mean() / quality.var())
     means = norms.mean(axis=0)
     norms_by_resolution = ", ".join(
-        f"{mean:.3g} at 1/{round(1 / scale)}" for mean, scale in zip(means, QUALITIES, strict=True)
+        f"{mean:.3g} at 1/{round(1 / scale)}" for mean, scale in zip(means, SCALES, strict=True)
     )
     figures = {
         "rank_correlation": round(rho, 3),
         "norms": {
             f"1/{round(1 / scale)}": round(float(mean), 4)
-            for scale, mean in zip(QUALITIES, means, strict=True)
+            for scale, mean in zip(SCALES, means, strict=True)
         },
     }
     if rho < -0.3:

@@ -29,11 +29,11 @@ thumbnails' gray values is at most 3."""
 NEIGHBORS = 8
 """After sorting by hash, each image is compared with this many of the images that follow it."""
 
-Name = Callable[[int], str]
+NameFunction = Callable[[int], str]
 """A function from an image's index to its name."""
 
 
-def check_reading(measured: Measurements, name: Name) -> Iterator[Finding]:
+def check_reading(measured: Measurements, image_name: NameFunction) -> Iterator[Finding]:
     """Check for unreadable and blank images."""
     total = len(measured) + len(measured.unreadable)
     if measured.unreadable:
@@ -55,17 +55,17 @@ def check_reading(measured: Measurements, name: Name) -> Iterator[Finding]:
             message=f"{blank.sum()} of {len(measured)} readable images are blank or nearly so",
             remedy="remove them: nothing can be learned from them",
             share=float(blank.mean()),
-            examples=_example_names(measured, blank, name),
+            examples=_example_names(measured, blank, image_name),
             figures={"blank": int(blank.sum()), "images": len(measured)},
         )
 
 
-def check_color(measured: Measurements, name: Name) -> Iterator[Finding]:
+def check_color(measured: Measurements, image_name: NameFunction) -> Iterator[Finding]:
     """Check whether the red and blue channels are exchanged.
 
     Skin of every tone is more red than blue.
     """
-    colored = (measured.color > MIN_COLOR) & (measured.std >= BLANK_STD)
+    colored = (measured.colorfulness > MIN_COLOR) & (measured.std >= BLANK_STD)
     if colored.sum() < MIN_COLORED_IMAGES:
         yield _colors_unchecked(measured, int(colored.sum()))
         return
@@ -84,14 +84,14 @@ def check_color(measured: Measurements, name: Name) -> Iterator[Finding]:
             remedy="exchange the channels in the program that wrote the images (OpenCV reads and "
             "writes BGR: cv2.cvtColor(image, cv2.COLOR_BGR2RGB)), and write them again",
             share=share,
-            examples=_example_names(measured, reversed_colors, name),
+            examples=_example_names(measured, reversed_colors, image_name),
             figures=figures,
         )
 
 
 def _colors_unchecked(measured: Measurements, num_colored: int) -> Finding:
     """The finding that the color order was not checked, with the reason."""
-    gray_share = float((measured.color <= MIN_COLOR).mean()) if len(measured) else 0.0
+    gray_share = float((measured.colorfulness <= MIN_COLOR).mean()) if len(measured) else 0.0
     reason = f"only {num_colored} images have colors, but at least {MIN_COLORED_IMAGES} are needed"
     if gray_share > GRAY_SHARE:
         reason = f"{100 * gray_share:.0f} % of the images are gray"
@@ -105,7 +105,9 @@ def _colors_unchecked(measured: Measurements, num_colored: int) -> Finding:
     )
 
 
-def check_sizes(measured: Measurements, name: Name, min_side: int = MIN_SIDE) -> Iterator[Finding]:
+def check_sizes(
+    measured: Measurements, image_name: NameFunction, min_side: int = MIN_SIDE
+) -> Iterator[Finding]:
     """Check for images that are too small."""
     if not len(measured):
         return
@@ -118,7 +120,7 @@ def check_sizes(measured: Measurements, name: Name, min_side: int = MIN_SIDE) ->
             f"wide or high (median {np.median(measured.sizes.min(axis=1)):.0f})",
             remedy="align from the original photos (margrave align) instead of enlarging crops",
             share=float(small.mean()),
-            examples=_example_names(measured, small, name),
+            examples=_example_names(measured, small, image_name),
             figures={"share": round(float(small.mean()), 4)},
         )
 
@@ -128,7 +130,7 @@ def near_duplicates(measured: Measurements) -> np.ndarray:
 
     The 128-bit hash of an image consists of four 32-bit quarters. The hashes of near duplicates
     usually have at least one quarter in common. Therefore images are sorted by each quarter in
-    turn, and each image is compared with the images that follow it.
+    turn, and each image is compared with those of the next few that have the same quarter.
 
     Returns:
         (M, 2) positions in `measured` of each pair of near duplicates, the lower position first.
@@ -141,8 +143,8 @@ def near_duplicates(measured: Measurements) -> np.ndarray:
     candidates = []
     for quarter in range(4):
         order = np.lexsort((hashes[:, 1], hashes[:, 0], quarters[:, quarter]))
-        for distance in range(1, min(NEIGHBORS + 1, len(order))):
-            first, second = order[:-distance], order[distance:]
+        for offset in range(1, min(NEIGHBORS + 1, len(order))):
+            first, second = order[:-offset], order[offset:]
             equal = quarters[first, quarter] == quarters[second, quarter]
             first, second = first[equal], second[equal]
             different_bits = np.bitwise_count(hashes[first] ^ hashes[second]).sum(axis=1)
@@ -157,13 +159,16 @@ def near_duplicates(measured: Measurements) -> np.ndarray:
 
 
 def check_duplicates(
-    measured: Measurements, name: Name, labels: np.ndarray, class_name: Callable[[int], str]
+    measured: Measurements,
+    image_name: NameFunction,
+    labels: np.ndarray,
+    class_name: Callable[[int], str],
 ) -> Iterator[Finding]:
     """Check for near duplicates in different identities, and within an identity.
 
     Args:
         measured: measurements of images.
-        name: an image's name by its index.
+        image_name: an image's name by its index.
         labels: labels of all images of the set.
         class_name: an identity's name by its label.
     """
@@ -174,7 +179,7 @@ def check_duplicates(
     crosses_identities = measured_labels[pairs[:, 0]] != measured_labels[pairs[:, 1]]
     if crosses_identities.any():
         yield _across_identities(
-            measured, name, measured_labels, class_name, pairs[crosses_identities]
+            measured, image_name, measured_labels, class_name, pairs[crosses_identities]
         )
     pairs_within = pairs[~crosses_identities]
     repeated = np.unique(pairs_within[:, 1])
@@ -188,7 +193,8 @@ def check_duplicates(
             remedy="keep only one copy of each: repetitions distort class sizes and concentrations",
             share=share,
             examples=tuple(
-                f"{name(int(measured.indices[first]))} = {name(int(measured.indices[second]))}"
+                f"{image_name(int(measured.indices[first]))} = "
+                f"{image_name(int(measured.indices[second]))}"
                 for first, second in pairs_within[:MAX_EXAMPLES]
             ),
             figures={"repeated": len(repeated), "images": len(measured)},
@@ -197,7 +203,7 @@ def check_duplicates(
 
 def _across_identities(
     measured: Measurements,
-    name: Name,
+    image_name: NameFunction,
     measured_labels: np.ndarray,
     class_name: Callable[[int], str],
     pairs: np.ndarray,
@@ -206,7 +212,7 @@ def _across_identities(
 
     Args:
         measured: measurements of N images.
-        name: an image's name by its index.
+        image_name: an image's name by its index.
         measured_labels: (N,) labels of the measured images.
         class_name: an identity's name by its label.
         pairs: (M, 2) positions of near duplicates with different labels.
@@ -239,13 +245,16 @@ def _across_identities(
         "push equal images apart",
         share=share,
         examples=tuple(
-            f"{name(int(measured.indices[first]))} = {name(int(measured.indices[second]))}"
+            f"{image_name(int(measured.indices[first]))} = "
+            f"{image_name(int(measured.indices[second]))}"
             for first, second in pairs[:MAX_EXAMPLES]
         ),
         figures={"images": len(affected), "identity_pairs": int(same_person.sum())},
     )
 
 
-def _example_names(measured: Measurements, affected: np.ndarray, name: Name) -> tuple[str, ...]:
+def _example_names(
+    measured: Measurements, affected: np.ndarray, image_name: NameFunction
+) -> tuple[str, ...]:
     """Names of the first few images for which the (N,) bool array `affected` is True."""
-    return tuple(name(int(index)) for index in measured.indices[affected][:MAX_EXAMPLES])
+    return tuple(image_name(int(index)) for index in measured.indices[affected][:MAX_EXAMPLES])

@@ -29,11 +29,11 @@ class Measurements:
         indices: (N,) the images' indices in the set.
         sizes: (N, 2) height and width in pixels.
         std: (N,) standard deviation of the gray values; near 0 for blank images.
-        color: (N,) mean difference between channels; 0 for gray images.
+        colorfulness: (N,) mean difference between channels; 0 for gray images.
         redness: (N,) mean of red minus blue in the middle of the image, which shows skin.
-        eyes: (N, 4) eye contrast: how much darker the eyes' positions in ArcFace's template are
-            than the areas between and below them, in standard deviations of the face's gray values.
-            The columns are for the image rotated counterclockwise by 0, 90, 180 and 270 degrees.
+        eye_contrasts: (N, 4) how much darker the eyes' positions in ArcFace's template are than the
+            areas between and below them, in standard deviations of the face's gray values. The
+            columns are for the image rotated counterclockwise by 0, 90, 180 and 270 degrees.
             The mean over aligned faces is above 1.
         hashes: (N, 2) uint64, each with one bit per cell of an 8 × 8 grid. A bit is 1 if the cell's
             right neighbor (first hash) or lower neighbor (second hash) is brighter than the cell.
@@ -44,9 +44,9 @@ class Measurements:
     indices: np.ndarray
     sizes: np.ndarray
     std: np.ndarray
-    color: np.ndarray
+    colorfulness: np.ndarray
     redness: np.ndarray
-    eyes: np.ndarray
+    eye_contrasts: np.ndarray
     hashes: np.ndarray
     thumbnails: np.ndarray
     unreadable: dict[int, str]
@@ -71,6 +71,7 @@ def measure_images(
     """
 
     def try_measure(index: int) -> tuple[Any, ...] | str:
+        """Return an image's measurements, or the reason why it cannot be read."""
         try:
             return _measure_image(images.read(index))
         except ValueError as error:
@@ -98,7 +99,7 @@ def measure_images(
 
 
 def _eye_contrasts(cells: np.ndarray) -> np.ndarray:
-    """(4,) eye contrasts of a (28, 28) gray image, see ``Measurements.eyes``.
+    """(4,) eye contrasts of a (28, 28) gray image, see ``Measurements.eye_contrasts``.
 
     A cell is 4 × 4 pixels of the 112 × 112 crop. In ArcFace's template the eyes are at (38, 52) and
     (74, 52), which is in row 13 and columns 9 and 18 of the cells.
@@ -121,14 +122,15 @@ def _measure_image(image: np.ndarray) -> tuple[Any, ...]:
     mean_color = (
         face[SIDE // 3 : 5 * SIDE // 6, SIDE // 4 : 3 * SIDE // 4].reshape(-1, 3).mean(axis=0)
     )
-    small = cv2.resize(face, (28, 28), interpolation=cv2.INTER_AREA).astype(np.int16)
+    small_color = cv2.resize(face, (28, 28), interpolation=cv2.INTER_AREA).astype(np.int16)
+    # To compare neighbors in the 8 × 8 grid of the hashes, a column or a row more is needed.
     across = cv2.resize(gray, (9, 8), interpolation=cv2.INTER_AREA)
     down = cv2.resize(gray, (8, 9), interpolation=cv2.INTER_AREA)
     bits = np.stack([across[:, 1:] > across[:, :-1], down[1:] > down[:-1]])
     return (
         np.array(image.shape[:2], np.int64),
         np.float32(gray.std()),
-        np.float32(np.abs(np.diff(small, axis=2)).mean()),
+        np.float32(np.abs(np.diff(small_color, axis=2)).mean()),
         np.float32(mean_color[0] - mean_color[2]),
         _eye_contrasts(
             cv2.resize(gray, (CELLS, CELLS), interpolation=cv2.INTER_AREA).astype(np.float32)

@@ -51,7 +51,7 @@ def examine_model(
             preparation = check_preparation(
                 opened.embedder, images, max_pairs, progress, opened.color_order
             )
-            findings += map(_as_hint, preparation) if opened.assumed else preparation
+            findings += map(_as_note, preparation) if opened.preparation_assumed else preparation
             # If too few weights can be tested, embeddings can still show that the network was
             # trained: they then separate faces better than pixels do.
             unchecked = [finding for finding in findings if finding.fault == "training_not_checked"]
@@ -60,8 +60,8 @@ def examine_model(
     return ranked(findings)
 
 
-def _as_hint(finding: Finding) -> Finding:
-    """Turn a finding of wrong preparation into a hint, if the preparation was only assumed."""
+def _as_note(finding: Finding) -> Finding:
+    """Turn a finding that an assumed preparation is wrong into a note; return others unchanged."""
     if finding.fault not in ("wrong_color_order", "wrong_normalization"):
         return finding
     wrong_colors = finding.fault == "wrong_color_order"

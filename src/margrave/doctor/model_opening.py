@@ -36,15 +36,15 @@ class OpenedModel:
     Attributes:
         findings: the findings made while opening it.
         embedder: the model, or None if it cannot be used.
-        assumed: True if the preparation of images was assumed, because neither the file nor the
-            user states it.
-        color_order: the color order that the file's weights were taken to expect; None if that is
+        preparation_assumed: True if the preparation of images was assumed, because neither the file
+            nor the user states it.
+        color_order: the color order that the file's weights are assumed to expect; None if that is
             unknown, because a model file may have been imported from weights of either order.
     """
 
     findings: list[Finding]
     embedder: Embedder | None = None
-    assumed: bool = False
+    preparation_assumed: bool = False
     color_order: ColorOrder | None = None
 
 
@@ -110,7 +110,7 @@ def _open_onnx(path: Path, options: ImportOptions) -> OpenedModel:
     except ValueError as error:
         return OpenedModel(findings=[*findings, _unusable_finding(error)])
     statistics = {"mean": options.mean, "std": options.std, "color_order": options.color_order}
-    stated = {name: value for name, value in statistics.items() if value is not None}
+    given = {name: value for name, value in statistics.items() if value is not None}
     card = None
     try:
         model = open_model(path)
@@ -120,13 +120,13 @@ def _open_onnx(path: Path, options: ImportOptions) -> OpenedModel:
             return OpenedModel(findings=[*findings, _unusable_finding(error)])
     else:
         card = model.card
-        if not stated:
+        if not given:
             findings.append(_describe_card(card))
             return OpenedModel(
                 findings=findings, embedder=_create_embedder(model), color_order=card.color_order
             )
     needed = {"color_order"} if network.takes_uint8 else {"mean", "std", "color_order"}
-    assumed = card is None and bool(needed - stated.keys())
+    preparation_assumed = card is None and bool(needed - given.keys())
     if card is None:
         mean, std = (0.0, 1.0) if network.takes_uint8 else (0.5, 0.5)
         size = network.image_size or options.image_size or 112
@@ -134,11 +134,11 @@ def _open_onnx(path: Path, options: ImportOptions) -> OpenedModel:
     try:
         check_pixel_statistics(mean=options.mean, std=options.std)
         check_uint8_statistics(network, options.mean, options.std)
-        card = replace(card, **stated)
+        card = replace(card, **given)
         network.check_batching(card)
     except ValueError as error:
         return OpenedModel(findings=[*findings, _unusable_finding(error)])
-    if assumed:
+    if preparation_assumed:
         findings.append(
             Finding(
                 fault="preparation_not_checked",
@@ -154,7 +154,7 @@ def _open_onnx(path: Path, options: ImportOptions) -> OpenedModel:
     return OpenedModel(
         findings=findings,
         embedder=Embedder(network.eval(), card, card.fit),
-        assumed=assumed,
+        preparation_assumed=preparation_assumed,
         color_order=card.color_order,
     )
 

@@ -51,8 +51,8 @@ def examine_run(
         workers: number of threads.
         trust_code: import and run the custom code that the run's files name.
         progress: called with (images done, total images).
-        detector: detects landmarks, to check the alignment (see ``available_detector``); None
-            makes only a rough check.
+        detector: detects landmarks, to check the alignment (see ``available_detector``); without
+            one, the check is rough.
 
     Raises:
         ValueError: the folder is not a run's folder.
@@ -84,15 +84,15 @@ def examine_run(
 
 
 def check_curve(
-    metrics: list[dict[str, Any]], config: RunConfig, images: int, classes: int
+    metrics: list[dict[str, Any]], config: RunConfig, num_images: int, num_classes: int
 ) -> Iterator[Finding]:
     """Check whether the loss is finite and falls, and whether training is finished.
 
     Args:
         metrics: the logged lines of the run's metrics file, in their order.
         config: the run's configuration.
-        images: number of training images.
-        classes: number of training identities.
+        num_images: number of training images.
+        num_classes: number of training identities.
     """
     if metrics and metrics[-1]["kind"] == "stopped":
         yield Finding(
@@ -130,15 +130,15 @@ def check_curve(
         )
         return
     if len(steps) >= MIN_STEPS:
-        yield from _check_convergence(steps, config, classes)
+        yield from _check_convergence(steps, config, num_classes)
     unreadable = steps[-1].get("unreadable", 0)
-    if unreadable > 0.01 * images:
+    if unreadable > 0.01 * num_images:
         yield Finding(
             fault="unreadable_images",
             severity="serious",
-            message=f"{unreadable} of {images} images could not be read and were skipped",
+            message=f"{unreadable} of {num_images} images could not be read and were skipped",
             remedy="download or convert them again, or remove them",
-            share=unreadable / images,
+            share=unreadable / num_images,
         )
     epoch, epochs = steps[-1]["epoch"], config.training.epochs
     if epoch < epochs - 0.01:
@@ -152,7 +152,7 @@ def check_curve(
 
 
 def _check_convergence(
-    steps: list[dict[str, Any]], config: RunConfig, classes: int
+    steps: list[dict[str, Any]], config: RunConfig, num_classes: int
 ) -> Iterator[Finding]:
     """Check whether the loss falls; if not, find the most likely cause."""
     names = ("loss", "feature_norm", "learning_rate", "gradient_norm")
@@ -167,45 +167,48 @@ def _check_convergence(
     step_sizes = learning_rates * (
         np.minimum(gradient_norms, clip_norm) if clip_norm else gradient_norms
     )
-    median_step, max_step = float(np.median(step_sizes)), float(step_sizes.max())
+    median_step_size, max_step_size = float(np.median(step_sizes)), float(step_sizes.max())
     norm_ratio = float(feature_norms.max() / max(feature_norms.min(), 1e-12))
     figures = {
         "first_loss": round(first_loss, 4),
         "last_loss": round(last_loss, 4),
         "highest_loss": round(float(losses.max()), 4),
-        "median_step": float(f"{median_step:.3g}"),
-        "highest_step": float(f"{max_step:.3g}"),
+        "median_step": float(f"{median_step_size:.3g}"),
+        "highest_step": float(f"{max_step_size:.3g}"),
         "feature_norm_swing": float(f"{norm_ratio:.3g}"),
     }
     loss_summary = (
         f"the loss went from {first_loss:.2f} to {last_loss:.2f} (maximum {losses.max():.2f})"
     )
-    steps_too_small = config.training.optimizer.kind == "sgd" and median_step < MIN_STEP_SIZE
+    steps_too_small = config.training.optimizer.kind == "sgd" and median_step_size < MIN_STEP_SIZE
     is_flat = quarter_medians[3] > (1 - MIN_LOSS_DROP) * quarter_medians[1]
-    # Without a margin, log(classes) is the loss of a model whose cosines to all classes are equal.
-    at_chance = last_loss > math.log(classes) and (is_flat or norm_ratio > MAX_FEATURE_NORM_RATIO)
+    # Without a margin, log(num_classes) is the loss of a model whose cosines to all classes are
+    # equal.
+    at_chance = last_loss > math.log(num_classes) and (
+        is_flat or norm_ratio > MAX_FEATURE_NORM_RATIO
+    )
     verdict = "no better than guessing" if at_chance else "hardly lower than at the start"
     if steps_too_small and last_loss > 0.5 * first_loss:
         yield Finding(
             fault="learning_rate_too_low",
             severity="serious",
             message=f"{loss_summary}: steps are too small to change the weights (learning rate "
-            f"times gradient norm {median_step:.2g})",
+            f"times gradient norm {median_step_size:.2g})",
             remedy=f"raise training.optimizer.learning_rate ({learning_rates.max():g}) until the "
             "loss falls within an epoch; 0.1 is usual for SGD",
             figures=figures,
         )
     elif not at_chance and (
-        last_loss < math.log(classes) or first_loss - last_loss > MIN_LOSS_DROP * first_loss
+        last_loss < math.log(num_classes) or first_loss - last_loss > MIN_LOSS_DROP * first_loss
     ):
         return
-    elif max_step > MAX_STEP_SIZE or norm_ratio > MAX_FEATURE_NORM_RATIO:
+    elif max_step_size > MAX_STEP_SIZE or norm_ratio > MAX_FEATURE_NORM_RATIO:
         yield Finding(
             fault="learning_rate_too_high",
             severity="serious",
             message=f"{loss_summary}, {verdict}, while steps were large (learning rate times "
-            f"gradient norm up to {max_step:.2g}) and mean feature norms varied by a factor of "
-            f"{norm_ratio:.2g}",
+            f"gradient norm up to {max_step_size:.2g}) and mean feature norms varied by a factor "
+            f"of {norm_ratio:.2g}",
             remedy=f"lower training.optimizer.learning_rate ({learning_rates.max():g}) tenfold, "
             "lengthen schedule.warmup_epochs, or set training.clip_norm (5)",
             figures=figures,
@@ -226,7 +229,7 @@ def _float_or_nan(value: object) -> float:
     return float(value) if isinstance(value, int | float) else math.nan
 
 
-def check_scale(config: RunConfig, classes: int) -> Iterator[Finding]:
+def check_scale(config: RunConfig, num_classes: int) -> Iterator[Finding]:
     """Check whether the scale is so low that even a perfect model has a large loss.
 
     For C identities, with all target cosines at 1 and all others at −1/(C − 1), the loss is
@@ -235,20 +238,20 @@ def check_scale(config: RunConfig, classes: int) -> Iterator[Finding]:
     loss, scale = create_loss(config.loss), config.loss.get("scale")
     # The bound holds only for a softmax over cosines that are multiplied by this scale.
     bound_applies = (
-        loss.normalized and not loss.contains_scale and loss.sigmoid_terms(classes) is None
+        loss.normalized and not loss.contains_scale and loss.sigmoid_terms(num_classes) is None
     )
-    if not isinstance(scale, int | float) or classes < 2 or not bound_applies:
+    if not isinstance(scale, int | float) or num_classes < 2 or not bound_applies:
         return
-    lowest_loss = math.log1p((classes - 1) * math.exp(-scale * classes / (classes - 1)))
+    lowest_loss = math.log1p((num_classes - 1) * math.exp(-scale * num_classes / (num_classes - 1)))
     if lowest_loss > 0.1:
-        min_scale = math.log((classes - 1) / 0.01) * (classes - 1) / classes
+        min_scale = math.log((num_classes - 1) / 0.01) * (num_classes - 1) / num_classes
         yield Finding(
             fault="scale_too_low",
             severity="serious",
-            message=f"with scale {scale:g} and {classes} identities even a perfect model has a "
+            message=f"with scale {scale:g} and {num_classes} identities even a perfect model has a "
             f"loss of {lowest_loss:.2f}, so its gradient never vanishes",
             remedy=f"set loss.scale to {max(8, math.ceil(min_scale))} or more; 64 is usual",
-            figures={"scale": scale, "classes": classes, "lowest_loss": round(lowest_loss, 4)},
+            figures={"scale": scale, "classes": num_classes, "lowest_loss": round(lowest_loss, 4)},
         )
 
 
@@ -319,7 +322,16 @@ def check_leaks(
 
 def _concatenate(first: Measurements, second: Measurements) -> Measurements:
     """Join the measurements of two sets; the unreadable images are left out."""
-    columns = ("indices", "sizes", "std", "color", "redness", "eyes", "hashes", "thumbnails")
+    columns = (
+        "indices",
+        "sizes",
+        "std",
+        "colorfulness",
+        "redness",
+        "eye_contrasts",
+        "hashes",
+        "thumbnails",
+    )
     joined = {
         name: np.concatenate([getattr(first, name), getattr(second, name)]) for name in columns
     }

@@ -39,36 +39,41 @@ class TrainingEvidence:
 
     Attributes:
         matrices: number of weight matrices that are large enough to test.
-        structured: number of tested matrices that do not look like independent random numbers.
+        structured_matrices: number of tested matrices that do not look like independent random
+            numbers.
         norms: number of normalization layers with scale and shift.
-        untouched: number of normalization layers that still have their initial scale 1 and shift 0.
-        statistics: number of batch norms with running statistics.
-        unused: number of batch norms that still have their initial mean 0 and variance 1.
+        untouched_norms: number of normalization layers that still have their initial scale 1 and
+            shift 0.
+        batch_norms: number of batch norms with running statistics.
+        unused_batch_norms: number of batch norms that still have their initial mean 0 and variance
+            1.
     """
 
     matrices: int
-    structured: int
+    structured_matrices: int
     norms: int
-    untouched: int
-    statistics: int
-    unused: int
+    untouched_norms: int
+    batch_norms: int
+    unused_batch_norms: int
 
     @property
-    def random_matrices(self) -> bool:
+    def looks_random(self) -> bool:
         """Whether the weight matrices look like independent random numbers."""
         return (
             self.matrices >= MIN_MATRICES
-            and self.structured <= MAX_STRUCTURED_SHARE * self.matrices
+            and self.structured_matrices <= MAX_STRUCTURED_SHARE * self.matrices
         )
 
     @property
     def untrained(self) -> bool | None:
         """Whether the weights show no sign of training; None if this cannot be decided."""
         if self.matrices >= MIN_MATRICES:
-            return self.random_matrices
-        if self.structured or self.norms < MIN_NORMS:
-            return False if self.structured else None
-        return self.untouched == self.norms
+            return self.looks_random
+        if self.structured_matrices:
+            return False
+        if self.norms < MIN_NORMS:
+            return None
+        return self.untouched_norms == self.norms
 
 
 def training_evidence(state: Mapping[str, Tensor]) -> TrainingEvidence:
@@ -90,11 +95,11 @@ def training_evidence(state: Mapping[str, Tensor]) -> TrainingEvidence:
     ]
     return TrainingEvidence(
         matrices=len(scores),
-        structured=sum(score > MIN_TRAINED_SCORE for score in scores),
+        structured_matrices=sum(score > MIN_TRAINED_SCORE for score in scores),
         norms=len(norms),
-        untouched=len(untouched),
-        statistics=len(batch_norms),
-        unused=len(unused),
+        untouched_norms=len(untouched),
+        batch_norms=len(batch_norms),
+        unused_batch_norms=len(unused),
     )
 
 
@@ -144,10 +149,11 @@ def eigenvalue_score(weight: Tensor) -> float | None:
     if min(rows, columns) < MIN_MATRIX_SIDE or float(matrix.std(dim=0).max()) == 0:
         return None
     gram = matrix @ matrix.T if rows <= columns else matrix.T @ matrix
+    # Rows have unit length; this factor gives the entries unit variance, as the formulas assume.
     largest = float(torch.linalg.eigvalsh(gram.double())[-1]) * columns
     roots = (rows - 1) ** 0.5 + columns**0.5
-    scale = roots * ((rows - 1) ** -0.5 + columns**-0.5) ** (1 / 3)
-    return (largest - roots**2) / scale
+    mean, scale = roots**2, roots * ((rows - 1) ** -0.5 + columns**-0.5) ** (1 / 3)
+    return (largest - mean) / scale
 
 
 def check_training(state: Mapping[str, Tensor]) -> Iterator[Finding]:
@@ -168,17 +174,18 @@ def check_training(state: Mapping[str, Tensor]) -> Iterator[Finding]:
     observations = []
     if evidence.matrices:
         observations.append(
-            f"{evidence.matrices - evidence.structured} of {evidence.matrices} weight matrices are "
-            "independent random numbers"
+            f"{evidence.matrices - evidence.structured_matrices} of {evidence.matrices} weight "
+            "matrices are independent random numbers"
         )
-    if evidence.untouched:
+    if evidence.untouched_norms:
         observations.append(
-            f"{evidence.untouched} of {evidence.norms} normalization layers have their initial "
-            "scale 1 and shift 0"
+            f"{evidence.untouched_norms} of {evidence.norms} normalization layers have their "
+            "initial scale 1 and shift 0"
         )
-    if evidence.unused:
+    if evidence.unused_batch_norms:
         observations.append(
-            f"{evidence.unused} of {evidence.statistics} batch norms have their initial statistics"
+            f"{evidence.unused_batch_norms} of {evidence.batch_norms} batch norms have their "
+            "initial statistics"
         )
     yield Finding(
         fault="untrained_weights",
@@ -188,9 +195,9 @@ def check_training(state: Mapping[str, Tensor]) -> Iterator[Finding]:
         "loaded into it (strict=True) before it was saved",
         figures={
             "matrices": evidence.matrices,
-            "structured": evidence.structured,
+            "structured": evidence.structured_matrices,
             "norms": evidence.norms,
-            "untouched_norms": evidence.untouched,
-            "unused_statistics": evidence.unused,
+            "untouched_norms": evidence.untouched_norms,
+            "unused_statistics": evidence.unused_batch_norms,
         },
     )
