@@ -46,8 +46,8 @@ def import_dlib() -> ModuleType:
     try:
         import dlib
     except ImportError as error:
-        missing = isinstance(error, ModuleNotFoundError) and error.name == "dlib"
-        reason = "is not installed" if missing else f"does not load ({first_line(error)})"
+        not_installed = isinstance(error, ModuleNotFoundError) and error.name == "dlib"
+        reason = "is not installed" if not_installed else f"does not load ({first_line(error)})"
         raise ValueError(
             f"the baseline needs dlib, which {reason}: pip install 'margrave[baseline]'"
         ) from error

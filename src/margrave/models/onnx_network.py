@@ -170,13 +170,15 @@ class OnnxNetwork(nn.Module):
         """
         pixels = images.float().contiguous().cpu().numpy()
         step = 1 if self.one_at_a_time else self._fixed_batch_size or max(1, len(pixels))
-        parts = [self._run(pixels[start : start + step]) for start in range(0, len(pixels), step)]
+        parts = [
+            self._embed_batch(pixels[start : start + step]) for start in range(0, len(pixels), step)
+        ]
         if not parts:
             # D is known only from an output, so compute a blank image and drop its embedding.
-            parts = [self._run(np.zeros((1, *pixels.shape[1:]), np.float32))[:0]]
+            parts = [self._embed_batch(np.zeros((1, *pixels.shape[1:]), np.float32))[:0]]
         return torch.from_numpy(np.concatenate(parts)).to(images.device)
 
-    def _run(self, pixels: np.ndarray) -> np.ndarray:
+    def _embed_batch(self, pixels: np.ndarray) -> np.ndarray:
         """Compute one embedding per image, for one batch of at most the model's batch size."""
         rows = self._compute_padded(pixels)
         # If images are computed one at a time, the first row is the embedding, even if the model
@@ -244,7 +246,7 @@ class OnnxNetwork(nn.Module):
         if self.one_at_a_time:
             return
         try:
-            joint = self._run(images)
+            joint = self._embed_batch(images)
         except ValueError:
             self.one_at_a_time = True
             return

@@ -77,23 +77,24 @@ def _stages(state: State) -> list[tuple[int, int]]:
 
     A stage starts at block 0 and at each block whose shortcut has a convolution.
     """
-    end = count_indices(state, "body.")
+    num_blocks = count_indices(state, "body.")
     starts = {0} | {
-        index for index in range(end) if f"body.{index}.shortcut_layer.0.weight" in state
+        index for index in range(num_blocks) if f"body.{index}.shortcut_layer.0.weight" in state
     }
     if len(starts) != 4:
         raise ValueError(
-            f"found {len(starts)} stages, starting at blocks {sorted(starts)} of {end}, "
+            f"found {len(starts)} stages, starting at blocks {sorted(starts)} of {num_blocks}, "
             "expected 4; the first block of each later stage must have a shortcut_layer.0.weight"
         )
-    return list(zip(sorted(starts), [*sorted(starts)[1:], end], strict=True))
+    return list(zip(sorted(starts), [*sorted(starts)[1:], num_blocks], strict=True))
 
 
 def insightface_specification(state: State, names: Mapping[str, str]) -> dict[str, Any]:
     """The backbone specification of weights under InsightFace's names.
 
     Margrave uses the same names for AdaFace's and CurricularFace's networks. These differ from
-    InsightFace's in the first block: its shortcut has no weights, or it has three convolutions.
+    InsightFace's in the first block: its shortcut has no weights, or the block has
+    three convolutions.
     """
     has_projection = any(key.startswith("layer1.0.downsample.") for key in state)
     if has_projection and "layer1.0.conv3.weight" not in state:
