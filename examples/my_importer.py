@@ -7,7 +7,7 @@ import re
 from typing import Any
 
 from margrave.models.importers import Importer, Names, State
-from margrave.models.importers.iresnet_names import insightface_settings
+from margrave.models.importers.iresnet_names import insightface_specification
 
 STEM = {"conv1": "stem.conv", "bn1": "stem.norm", "prelu": "stem.act"}
 
@@ -30,4 +30,4 @@ class StagesNet(Importer):
 
     def backbone(self, network: State, names: Names) -> dict[str, Any]:
         """The network, its depth and widths read from the shapes."""
-        return insightface_settings(network, names)
+        return insightface_specification(network, names)

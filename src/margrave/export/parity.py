@@ -25,6 +25,7 @@ FIRST_BATCHES = (1, 3)
 """Sizes of the first batches, to test that the graph also accepts other sizes than `BATCH_SIZE`."""
 BATCH_SIZE = 32
 RANDOM_IMAGES = 16
+"""Number of images of random pixels."""
 MIN_SYNTHETIC_IDENTITIES, IMAGES_PER_IDENTITY = 16, 4
 """Size of the synthetic set, which gets more identities if more faces are requested."""
 
@@ -144,18 +145,18 @@ with the model
     """
     for result in results:
         # Comparisons with NaN are False, so NaN fails too.
-        exact = result.cosine >= MIN_COSINE and result.norm_error <= MAX_NORM_ERROR
-        differing = [decision for decision in result.decisions if decision.beyond_rounding]
-        if exact and not differing:
+        embeddings_agree = result.cosine >= MIN_COSINE and result.norm_error <= MAX_NORM_ERROR
+        failed = [comparison for comparison in result.decisions if comparison.beyond_rounding]
+        if embeddings_agree and not failed:
             continue
         measured = (
             f"cosine {result.cosine:.9f} (at least {MIN_COSINE}), "
             f"norm error {result.norm_error:.1e} (at most {MAX_NORM_ERROR:g})"
         )
-        for decision in differing:
+        for comparison in failed:
             measured += (
-                f", {decision.differing} of {decision.pairs:,} decisions differ at FAR "
-                f"{decision.point.far:g}"
+                f", {comparison.differing} of {comparison.pairs:,} decisions differ at FAR "
+                f"{comparison.point.far:g}"
             )
         raise ValueError(
             f"{model}: the exported model differs from the original: on {result.count} "

@@ -94,10 +94,11 @@ def quantize_graph(
     calibration_pixels = _calibration_pixels(original, faces, calibration_indices)
     _quantize(path, _calibration_batches(original, calibration_pixels))
     options = EvaluationOptions(resamples=resamples)
+    # `pairs.pairs` is the file that lists the pairs; without it, pairs are drawn from the images.
     pairs_name = pairs.pairs.name if pairs.pairs else Path(images or "").name
 
-    def measure(embedder: Embedder, model: str) -> Result:
-        features = embed_features(embedder, faces, model=model, source=pairs_name)
+    def measure(embedder: Embedder, model_name: str) -> Result:
+        features = embed_features(embedder, faces, model=model_name, source=pairs_name)
         return evaluate(pairs, features, options)[0]
 
     original_result = measure(original, "original")

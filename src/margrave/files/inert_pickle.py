@@ -249,6 +249,7 @@ def read_inert(
         ) from error
     # Damaged bytes can raise nearly any error in pickletools and in the stack operations.
     except Exception as error:
+        # The budget's own error names the file already.
         if budget.remaining < 0:
             raise
         reason = str(error) or type(error).__name__

@@ -32,6 +32,7 @@ def read_json(content: str | bytes, name: str) -> Any:
     containers, depth = [value], 0
     while containers:
         depth += 1
+        # The outermost list or mapping is not nested, so it does not count.
         if depth > MAX_DEPTH + 1:
             raise ValueError(f"{name} is nested more than {MAX_DEPTH} levels deep")
         containers = [child for part in containers for child in _children(part)]

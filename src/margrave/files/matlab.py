@@ -24,6 +24,8 @@ _MATRIX, _COMPRESSED = 14, 15
 # Array classes, and the flag of complex numbers.
 _CELLS, _TEXT, _NUMBERS = 1, 4, range(6, 16)
 _COMPLEX = 0x800
+_NO_DATA = 2, b""
+"""Stands for a missing data element; type 2 is valid for both numbers and text."""
 _MAX_BYTES = 2**27
 """Maximum decompressed size; image lists are smaller."""
 _MAX_ENTRIES = 2_000_000
@@ -118,12 +120,12 @@ def _entries(content: bytes, byte_order: str, nested: bool = False) -> list[Valu
         raise _MatlabError(f"an array has the invalid shape {rows} x {columns}")
     array_class = flag_bits & 0xFF
     if array_class == _TEXT:
-        return [*_text_rows(*next(elements, (2, b"")), rows, byte_order)]
+        return [*_text_rows(*next(elements, _NO_DATA), rows, byte_order)]
     entries: list[Value]
     if array_class == _CELLS and not nested:
         entries = [_cell_value(*element, byte_order) for element in islice(elements, _MAX_ENTRIES)]
     elif array_class in _NUMBERS and not flag_bits & _COMPLEX:
-        element_type, data = next(elements, (2, b""))
+        element_type, data = next(elements, _NO_DATA)
         if element_type not in _NUMBER_TYPES:
             raise _MatlabError(f"an array's numbers have the unsupported type {element_type}")
         if len(data) > rows * columns * 8:

@@ -7,6 +7,7 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
+# Protobuf's wire types.
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
 MAX_DEPTH = 64
 """Maximum nesting depth of protobuf messages; graphs with loops need only a few levels."""
@@ -114,6 +115,7 @@ def _decode_tensor(encoded: memoryview, path: Path) -> tuple[str, np.ndarray] | 
         if field == DIMS and isinstance(value, int):
             dims.append(value)
         elif field == DIMS and not isinstance(value, int):
+            # Repeated integers may be packed into one bytes field.
             position = 0
             while position < len(value):
                 size, position = _read_varint(value, position)

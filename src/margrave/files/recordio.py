@@ -27,12 +27,14 @@ from margrave.files.regular import read_bytes
 MAGIC = 0xCED7230A
 _MAGIC_BYTES = struct.pack("<I", MAGIC)
 _PART_HEADER = struct.Struct("<II")
+IMAGE_HEADER = struct.Struct("<IfQQ")
+"""Header of an image record's payload: flag (number of labels that follow), label, two keys."""
 _LENGTH_BITS = 29
 MAX_RECORD_BYTES = 2**_LENGTH_BITS - 1
 WHOLE, FIRST, MIDDLE, LAST = range(4)
 _WORDS_TO_LABELS = 10
 """Number of 32-bit words from a record's start to the end of its second label: magic, kind and
-length, the six words of `HEADER` (flag, label, two for each of its two keys), and two labels."""
+length, the six words of `IMAGE_HEADER` (one each for flag and label, two per key), two labels."""
 
 
 class RecordHeaders(NamedTuple):
@@ -132,13 +134,14 @@ class RecordFile:
             headers[:, 1] >> _LENGTH_BITS,
             (headers[:, 1] & MAX_RECORD_BYTES).astype(np.int64),
         )
-        flags = headers[:, 2].astype(np.int64)
-        image_bytes = length - HEADER.size - 4 * flags
+        # Number of labels after the header; if it is 0, the header contains the only label.
+        label_counts = headers[:, 2].astype(np.int64)
+        image_bytes = length - IMAGE_HEADER.size - 4 * label_counts
         is_parsed = is_inside & (headers[:, 0] == MAGIC) & (kind <= FIRST) & (image_bytes >= 0)
         is_parsed &= offsets + _PART_HEADER.size + length <= self.size
         labels = np.full((len(offsets), 2), np.nan, np.float32)
-        labels[:, 0] = np.where(flags == 0, floats[:, 3], floats[:, 8])
-        labels[:, 1] = np.where(flags > 1, floats[:, 9], np.nan)
+        labels[:, 0] = np.where(label_counts == 0, floats[:, 3], floats[:, 8])
+        labels[:, 1] = np.where(label_counts > 1, floats[:, 9], np.nan)
         keys = headers[:, 4] | headers[:, 5].astype(np.uint64) << np.uint64(32)
         # Of a split record, only the first part's length is known. Add 1, because a size of 0 would
         # mean that the record has no image.
@@ -158,7 +161,7 @@ class RecordFile:
                 raise self._damaged(offset, str(error)) from None
             label = np.ravel(label)
             labels[row] = label[0], label[1] if len(label) > 1 else np.nan
-            keys[row] = HEADER.unpack_from(payload)[2]
+            keys[row] = IMAGE_HEADER.unpack_from(payload)[2]
             image_bytes[row] = len(image)
         return RecordHeaders(labels, keys, image_bytes)
 
@@ -304,10 +307,6 @@ def write_index(path: str | Path, keys: Sequence[int], offsets: Sequence[int]) -
     Path(path).write_bytes(b"".join(lines))
 
 
-HEADER = struct.Struct("<IfQQ")
-"""Header of an image record's payload: flag, label, key, second key."""
-
-
 def split_record(payload: bytes) -> tuple[np.ndarray, bytes]:
     """Split an image record's payload into its label, () or (n,) float32, and its encoded image.
 
@@ -320,20 +319,22 @@ def split_record(payload: bytes) -> tuple[np.ndarray, bytes]:
     >>> float(label), image
     (3.0, b'JPEG')
     """
-    if len(payload) < HEADER.size:
-        raise ValueError(f"it has {len(payload)} bytes, fewer than its {HEADER.size}-byte header")
-    count, label, _, _ = HEADER.unpack_from(payload)
+    if len(payload) < IMAGE_HEADER.size:
+        raise ValueError(
+            f"it has {len(payload)} bytes, fewer than its {IMAGE_HEADER.size}-byte header"
+        )
+    count, label, _, _ = IMAGE_HEADER.unpack_from(payload)
     if count == 0:
-        return np.float32(label), payload[HEADER.size :]  # type: ignore[return-value]
-    if HEADER.size + 4 * count > len(payload):
+        return np.float32(label), payload[IMAGE_HEADER.size :]  # type: ignore[return-value]
+    if IMAGE_HEADER.size + 4 * count > len(payload):
         raise ValueError(f"it declares {count} labels but has {len(payload)} bytes")
-    labels = np.frombuffer(payload, "<f4", count, HEADER.size)
-    return labels, payload[HEADER.size + 4 * count :]
+    labels = np.frombuffer(payload, "<f4", count, IMAGE_HEADER.size)
+    return labels, payload[IMAGE_HEADER.size + 4 * count :]
 
 
 def join_record(key: int, label: float | np.ndarray, image: bytes = b"") -> bytes:
     """Build an image record's payload; the label is a number or an (n,) array of numbers."""
     if np.ndim(label) == 0:
-        return HEADER.pack(0, float(label), key, 0) + image
+        return IMAGE_HEADER.pack(0, float(label), key, 0) + image
     values = np.ascontiguousarray(label, "<f4")
-    return HEADER.pack(len(values), 0.0, key, 0) + values.tobytes() + image
+    return IMAGE_HEADER.pack(len(values), 0.0, key, 0) + values.tobytes() + image

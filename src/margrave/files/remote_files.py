@@ -81,21 +81,21 @@ def read_ranges(addresses: list[str], starts: list[int], ends: list[int]) -> lis
             [ends[n] for n in missing],
             on_error="return",
         )
-        failed = None
+        failed_index = None
         for n, response in zip(missing, responses, strict=True):
             contents[n] = response
             if isinstance(response, FileNotFoundError):
                 raise ValueError(f"{addresses[n]} does not exist; upload or pack the shards again")
             if not isinstance(response, bytes):
-                failed = n
+                failed_index = n
             elif len(response) != ends[n] - starts[n]:
                 raise ValueError(
                     f"{addresses[n]}: got {len(response)} bytes for the range {starts[n]} to "
                     f"{ends[n]}; the shard is truncated, or the server does not support ranges"
                 )
-        if failed is None:
+        if failed_index is None:
             return contents
-        _wait_or_raise(attempt, addresses[failed], contents[failed])
+        _wait_or_raise(attempt, addresses[failed_index], contents[failed_index])
     raise AssertionError  # not reached: the last attempt returns or raises
 
 

@@ -19,7 +19,7 @@ _LONG_NAME, _PAX = b"L", b"x"
 _SKIPPED = (b"1", b"2", b"3", b"4", b"5", b"6", b"g", b"K")
 """Skipped member types: links, devices, folders, pipes, and metadata of the archive or of links."""
 
-Read = Callable[[int, int], bytes]
+ReadRange = Callable[[int, int], bytes]
 """(offset, count) -> `count` bytes of the archive from `offset`; fewer at its end."""
 
 
@@ -32,7 +32,7 @@ class Member:
     size: int
 
 
-def tar_members(read: Read, length: int, archive: str) -> Iterator[Member]:
+def tar_members(read: ReadRange, length: int, archive: str) -> Iterator[Member]:
     """Yield the regular files of a ustar, GNU or pax archive, in order.
 
     Args:

@@ -41,6 +41,7 @@ def check_torch_file(path: Path) -> None:
             names = {name.partition("/")[2] for name in archive.namelist()}
     # A damaged directory can raise nearly any error.
     except Exception as error:
+        # The budget's own error names the file already.
         if budget.remaining < 0:
             raise
         raise ValueError(
@@ -68,6 +69,7 @@ def check_torch_file(path: Path) -> None:
                 if member.filename.lower().endswith("data.pkl"):
                     check_torch_pickle(io.BytesIO(archive.read(member)), budget)
     except Exception as error:
+        # The budget's own error names the file already.
         if budget.remaining < 0:
             raise
         raise ValueError(

@@ -113,6 +113,7 @@ def check_torch_pickle(file: BinaryIO, budget: Budget, storages: set[Any] | None
         return _Simulator(budget, storages).run(file)
     # Damaged bytes can raise nearly any error in pickletools and in the stack operations.
     except Exception as error:
+        # The budget's own error names the file already.
         if budget.remaining < 0:
             raise
         raise ValueError(str(error) or type(error).__name__) from error
@@ -148,21 +149,22 @@ class _Simulator:
         elif name == "MARK":
             self.marks.append(len(stack))
         elif name in ("TUPLE", "TUPLE1", "TUPLE2", "TUPLE3"):
+            # TUPLE1 to TUPLE3 give the number of items; TUPLE takes all since the mark.
             count = int(name[5:] or 0)
             if count > len(stack):
                 raise IndexError("a tuple needs more items than the stack has")
-            items = self._since_mark() if name == "TUPLE" else stack[-count:]
+            items = self._pop_since_mark() if name == "TUPLE" else stack[-count:]
             del stack[len(stack) - count :]
             value = _Object("tuple", tuple(items))
             # Hashing or printing visits each nested entry, again for each use of the same tuple.
             self.budget.charge(ENTRY_BYTES * value.count)
             stack.append(value)
         elif name in ("APPEND", "APPENDS"):
-            items = [stack.pop()] if name == "APPEND" else self._since_mark()
-            self._extend(items, items)
+            items = [stack.pop()] if name == "APPEND" else self._pop_since_mark()
+            self._extend(items)
         elif name in ("SETITEM", "SETITEMS"):
-            items = [stack.pop(-2), stack.pop()] if name == "SETITEM" else self._since_mark()
-            self._extend(items[::2], items[::2])
+            items = [stack.pop(-2), stack.pop()] if name == "SETITEM" else self._pop_since_mark()
+            self._extend(items[::2])
             self._add_unusual_keys(sum(_is_unusual(key) for key in items[::2]))
         elif name in ("BINPUT", "LONG_BINPUT"):
             self.memo[argument] = stack[-1]
@@ -180,25 +182,26 @@ class _Simulator:
         elif name == "BUILD":
             self.budget.charge(ENTRY_BYTES * self._size(stack.pop()))
         elif name == "BINPERSID":
+            # The persistent id of a storage: ("storage", type, key, device, number of elements).
             items = getattr(stack[-1], "items", ())
             if self.storages is not None and len(items) > 2:
                 self.storages.add(str(items[2]) if isinstance(items[2], str) else None)
             stack[-1] = _Object("object")
 
-    def _since_mark(self) -> list[Any]:
+    def _pop_since_mark(self) -> list[Any]:
         """Pop and return the items after the last mark."""
         mark = self.marks.pop()
         items = self.stack[mark:]
         del self.stack[mark:]
         return items
 
-    def _extend(self, items: list[Any], keys: list[Any]) -> None:
-        """Count `items` as added to the top container, and the unusual ones among `keys`."""
+    def _extend(self, items: list[Any]) -> None:
+        """Count entries (of a dict, their keys) as added to the container on top of the stack."""
         container = self.stack[-1]
         if not isinstance(container, _Object) or container.kind == "tuple":
             raise ValueError("entries are added to an object that is not a container")
         container.count += len(items)
-        container.unusual += sum(_is_unusual(key) for key in keys)
+        container.unusual += sum(_is_unusual(item) for item in items)
 
     def _add_unusual_keys(self, count: int) -> None:
         self.unusual_keys += count

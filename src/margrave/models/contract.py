@@ -53,7 +53,7 @@ class Imported:
         names: each submodule's name in Margrave -> its name in the file; empty if the file uses
             Margrave's names.
         mean, std: normalization of pixels in [0, 1], (pixel - mean) / std, in RGB order.
-        color_order: the color order that the file's weights were taken to expect.
+        color_order: the color order that the file's weights expect, as stated or assumed.
     """
 
     layout: str

@@ -25,6 +25,7 @@ RECOGNITION, LANDMARKS = (
     "dlib_face_recognition_resnet_model_v1.dat",
     "shape_predictor_5_face_landmarks.dat",
 )
+"""File names of dlib's two networks in the wheel."""
 DIGESTS = {
     RECOGNITION: "55533b28a95800a551ba546ba62fe69625c7e95a7061c338adffead08719da30",
     LANDMARKS: "c4b1e9804792707d3a405c2c16a80a20269e6675021f64a41d30fffafbc41888",
@@ -32,7 +33,7 @@ DIGESTS = {
 """SHA-256 of each weight file. dlib does not check what it reads, so other files are refused."""
 CARD = "dlib_card.json"
 """File name of the baseline's card; ``benchmarks/baseline.py`` measured the thresholds in it."""
-SIZE = 150
+CHIP_SIZE = 150
 """Side length of dlib's face chips (aligned crops), in pixels."""
 
 
@@ -45,8 +46,8 @@ def import_dlib() -> ModuleType:
     try:
         import dlib
     except ImportError as error:
-        missing = isinstance(error, ModuleNotFoundError) and error.name == "dlib"
-        reason = "is not installed" if missing else f"does not load ({first_line(error)})"
+        not_installed = isinstance(error, ModuleNotFoundError) and error.name == "dlib"
+        reason = "is not installed" if not_installed else f"does not load ({first_line(error)})"
         raise ValueError(
             f"the baseline needs dlib, which {reason}: pip install 'margrave[baseline]'"
         ) from error
@@ -107,7 +108,7 @@ class DlibBackbone(nn.Module):
     of 7485 people (2017).
     """
 
-    image_size = SIZE
+    image_size = CHIP_SIZE
     embedding_size = 128
 
     def __init__(self, device: str | None = None) -> None:
@@ -133,10 +134,10 @@ class DlibBackbone(nn.Module):
         Raises:
             ValueError: the images have a different shape.
         """
-        if images.dim() != 4 or tuple(images.shape[1:]) != (3, SIZE, SIZE):
+        if images.dim() != 4 or tuple(images.shape[1:]) != (3, CHIP_SIZE, CHIP_SIZE):
             raise ValueError(
-                f"images have shape {tuple(images.shape)}, must be (B, 3, {SIZE}, {SIZE}) for the "
-                "baseline"
+                f"images have shape {tuple(images.shape)}, must be (B, 3, {CHIP_SIZE}, "
+                f"{CHIP_SIZE}) for the baseline"
             )
         pixels = (images.float().cpu() * 255).round().clamp(0, 255).to(torch.uint8)
         chips = [

@@ -87,9 +87,9 @@ def merge_head_shards(shards: Mapping[str, State], embedding_size: int) -> Tenso
             f"{sorted(by_rank)[:MAX_LISTED]}"
         )
     ordered = [by_rank[rank] for rank in sorted(by_rank)]
-    centers = [head_weight(state, embedding_size) for _, state in ordered]
-    _check_shard_sizes([name for name, _ in ordered], [len(shard) for shard in centers])
-    return torch.cat(centers)
+    center_shards = [head_weight(state, embedding_size) for _, state in ordered]
+    _check_shard_sizes([name for name, _ in ordered], [len(shard) for shard in center_shards])
+    return torch.cat(center_shards)
 
 
 def _parse_rank(name: str) -> int:

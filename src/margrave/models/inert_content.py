@@ -70,7 +70,8 @@ MAX_NAMES = 256
 def _may_be_replaced(name: str) -> bool:
     """Whether a placeholder, which imports and calls nothing, may replace this class or function.
 
-    Names in the standard library may not be replaced, because malicious files use them to run code.
+    Besides `HARMLESS`, no names of the standard library may be replaced, because a file that names
+    them is probably malicious.
     Functions of torch and NumPy may not be replaced either: some create tensors, and with a
     placeholder such a tensor would silently be lost.
     """
@@ -183,5 +184,5 @@ def check_tensors(content: Any, budget: Budget) -> None:
                 budget.charge(storage.nbytes())
         elif isinstance(value, dict | list | tuple) and id(value) not in visited:
             visited.add(id(value))
-            # Not value.values(): a file can replace that attribute.
+            # Not value.values(): a pickle can set an attribute of that name.
             pending += dict.values(value) if isinstance(value, dict) else value

@@ -198,6 +198,7 @@ def read_card(text: str, path: str | os.PathLike[str]) -> ModelCard:
     if not isinstance(fields, dict):
         raise ValueError(f"{path}: its card is damaged (not a mapping)")
     try:
+        # Earlier versions of Margrave wrote some keys under other names.
         fields = current_card(fields)
     except ValueError as error:
         raise ValueError(f"{path}: its card is damaged ({error})") from error

@@ -73,9 +73,9 @@ def import_command(path: str | Path) -> str:
     >>> import_command("net.onnx")[:57]
     'margrave import net.onnx COPY.onnx --mean MEAN --std STD '
     """
-    stated = " ".join(IMPORT_OPTIONS[name] for name in ("mean", "std", "color_order"))
+    options = " ".join(IMPORT_OPTIONS[name] for name in ("mean", "std", "color_order"))
     return (
-        f"margrave import {path} COPY.onnx {stated}, with the values that its authors state, for "
+        f"margrave import {path} COPY.onnx {options}, with the values that its authors state, for "
         "pixels in [0, 1]"
     )
 
@@ -191,7 +191,7 @@ def import_onnx(
     fields["source"] = fields.get("source") or f"imported from {Path(source).name}"
     card = ModelCard(**fields)
     if own_card is not None and replace(card, source=own_card.source) != own_card:
-        # They were measured with the preprocessing and output that the model's own card states.
+        # The thresholds in that card were measured with that card's preprocessing and output.
         if card.operating_points:
             warnings.warn(
                 f"{source}: its thresholds were measured with other preprocessing and left out; "

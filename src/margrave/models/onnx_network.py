@@ -136,17 +136,17 @@ class OnnxNetwork(nn.Module):
         self._input = inputs[0].name
         self._dtype = self.element_types[inputs[0].element_type]
         self.takes_uint8 = self._dtype == np.uint8
-        self._batch = batch if isinstance(batch, int) and batch > 0 else None
+        self._fixed_batch_size = batch if isinstance(batch, int) and batch > 0 else None
         self.image_size = sizes.pop() if sizes else None
 
     def _choose_output(self, name: str | None, declared: Sequence[Port]) -> str:
         outputs = {port.name: list(port.shape) for port in declared}
-        listed = ", ".join(f"{output} {shape}" for output, shape in outputs.items())
+        names_and_shapes = ", ".join(f"{output} {shape}" for output, shape in outputs.items())
         name = name or self._output_name_in_card()
         if name is None and len(outputs) > 1:
             raise ValueError(
-                f"{self.path} has {len(outputs)} outputs: {listed}; choose the embedding when "
-                "importing the model: margrave import ... --output NAME (output=)"
+                f"{self.path} has {len(outputs)} outputs: {names_and_shapes}; choose the "
+                "embedding when importing the model: margrave import ... --output NAME (output=)"
             )
         name = next(iter(outputs)) if name is None else name
         if not isinstance(name, str) or name not in outputs:
@@ -169,20 +169,22 @@ class OnnxNetwork(nn.Module):
                 image.
         """
         pixels = images.float().contiguous().cpu().numpy()
-        step = 1 if self.one_at_a_time else self._batch or max(1, len(pixels))
-        parts = [self._run(pixels[start : start + step]) for start in range(0, len(pixels), step)]
+        step = 1 if self.one_at_a_time else self._fixed_batch_size or max(1, len(pixels))
+        parts = [
+            self._embed_batch(pixels[start : start + step]) for start in range(0, len(pixels), step)
+        ]
         if not parts:
             # D is known only from an output, so compute a blank image and drop its embedding.
-            parts = [self._run(np.zeros((1, *pixels.shape[1:]), np.float32))[:0]]
+            parts = [self._embed_batch(np.zeros((1, *pixels.shape[1:]), np.float32))[:0]]
         return torch.from_numpy(np.concatenate(parts)).to(images.device)
 
-    def _run(self, pixels: np.ndarray) -> np.ndarray:
+    def _embed_batch(self, pixels: np.ndarray) -> np.ndarray:
         """Compute one embedding per image, for one batch of at most the model's batch size."""
-        rows = self._padded_rows(pixels)
+        rows = self._compute_padded(pixels)
         # If images are computed one at a time, the first row is the embedding, even if the model
         # returns several rows.
         uses_first_row = self.one_at_a_time and rows.ndim == 2 and len(rows) > 0
-        expected = len(rows) if uses_first_row else self._batch or len(pixels)
+        expected = len(rows) if uses_first_row else self._fixed_batch_size or len(pixels)
         if rows.ndim != 2 or len(rows) != expected:
             raise ValueError(
                 f"{self.path} returns shape {rows.shape} for {expected} images, expected "
@@ -190,9 +192,9 @@ class OnnxNetwork(nn.Module):
             )
         return rows[: len(pixels)]
 
-    def _padded_rows(self, pixels: np.ndarray) -> np.ndarray:
+    def _compute_padded(self, pixels: np.ndarray) -> np.ndarray:
         """Compute the model's output for a batch, padded if the model's batch size is fixed."""
-        padding = (self._batch or len(pixels)) - len(pixels)
+        padding = (self._fixed_batch_size or len(pixels)) - len(pixels)
         if padding:
             pixels = np.concatenate([pixels, np.repeat(pixels[-1:], padding, axis=0)])
         if self._channels_last:
@@ -228,7 +230,6 @@ class OnnxNetwork(nn.Module):
             for value in (card.mean, card.std)
         )
         images = np.ascontiguousarray((images - mean) / std)
-        self.one_at_a_time = True
         first, second, *repeated = (
             self._compute_checked_row(images[index : index + 1])
             for index in (0, 1, *REPEATED_IMAGES)
@@ -241,11 +242,11 @@ class OnnxNetwork(nn.Module):
                 f"{self.path} returns a different embedding each time for the same image: the "
                 "graph contains dropout or noise; export it in evaluation mode"
             )
-        self.one_at_a_time = self._batch == 1
+        self.one_at_a_time = self._fixed_batch_size == 1
         if self.one_at_a_time:
             return
         try:
-            joint = self._run(images)
+            joint = self._embed_batch(images)
         except ValueError:
             self.one_at_a_time = True
             return
@@ -254,8 +255,8 @@ class OnnxNetwork(nn.Module):
 
     def _compute_checked_row(self, image: np.ndarray) -> np.ndarray:
         """Compute the (D,) embedding of one (1, 3, S, S) image, and check its shape and values."""
-        rows = self._padded_rows(image)
-        if rows.ndim != 2 or len(rows) not in (1, self._batch):
+        rows = self._compute_padded(image)
+        if rows.ndim != 2 or len(rows) not in (1, self._fixed_batch_size):
             raise ValueError(
                 f"{self.path} returns shape {rows.shape} for one image, expected (1, D)"
             )
@@ -265,7 +266,7 @@ class OnnxNetwork(nn.Module):
 
 
 def _digest(path: Path, external: Sequence[Path]) -> str:
-    """SHA-256 of a model's files; with external files, also of each file's name and size."""
+    """SHA-256 of a model's files; with external files, also of all sizes and the external names."""
     sha256 = hashlib.sha256()
     try:
         for file_path in (path, *external):

@@ -108,7 +108,7 @@ def open_model(
     """
     if is_baseline(path):
         if runtime is not None:
-            runtime_class(runtime)
+            runtime_class(runtime)  # an unknown runtime raises an error that lists the choices
             raise ValueError(f"the baseline is not an ONNX model, so {runtime} cannot run it")
         network, card = load_baseline(device)
         return Model(path=network.path, card=card, state={}, _network=network)
@@ -118,7 +118,7 @@ def open_model(
         return Model(path=path, card=card, state={}, _network=network)
     state, card = load_model(path)
     if runtime is not None:
-        runtime_class(runtime)
+        runtime_class(runtime)  # an unknown runtime raises an error that lists the choices
         raise ValueError(
             f"{path} is not an ONNX model, so {runtime} cannot run it; export it first: "
             f"margrave export {path} MODEL.onnx"
@@ -139,6 +139,7 @@ def save_card(path: str | Path, card: ModelCard) -> Path:
     Raises:
         ValueError: the file is not a model, or is the baseline, whose card cannot be changed.
     """
+    # The path of an open baseline is its weight file.
     if is_baseline(path) or Path(path).name == RECOGNITION:
         raise ValueError(
             f"{BASELINE}: its card is part of Margrave and cannot be replaced; display the "

@@ -38,13 +38,16 @@ def read_checkpoint(path: str | os.PathLike[str], key: str | None = None) -> Che
         raise ValueError(f"{path}: {'a folder, not a file' if path.is_dir() else 'no such file'}")
     content = read_content(path)
     if isinstance(content, Tensor):
-        return Checkpoint({"weight": content}, ["weight"])
+        return Checkpoint({"weight": content}, raw_keys=["weight"])
     if not isinstance(content, dict):
         kind = "pickled object" if isinstance(content, Ignored) else type(content).__name__
         raise ValueError(f"{path}: contains a {kind}, not a state dict")
     tensors, notes = choose_weights(content, path, key)
+    # Not content.get: a pickle can set an attribute of that name.
     head = dict.get(content, "state_dict_softmax_fc")
     if isinstance(head, dict) and key is None:
         tensors |= {f"head.{name}": value for name, value in direct_tensors(head).items()}
-    other_keys = [name for name in dict.keys(content) if isinstance(name, str)]
-    return Checkpoint(strip_prefixes(tensors), tensors, set(other_keys) - set(tensors), notes)
+    top_keys = {name for name in dict.keys(content) if isinstance(name, str)}
+    return Checkpoint(
+        strip_prefixes(tensors), raw_keys=tensors, other_keys=top_keys - set(tensors), notes=notes
+    )

@@ -38,7 +38,7 @@ MAX_DEPTH = 2
 
 def direct_tensors(mapping: Mapping[Any, Any]) -> dict[str, Tensor]:
     """The tensors directly in a mapping, by name; nested mappings are not searched."""
-    # Not mapping.items(): a file can replace that attribute.
+    # Not mapping.items(): a pickle can set an attribute of that name.
     return {
         key: value.detach()
         for key, value in dict.items(mapping)  # type: ignore[arg-type]
@@ -47,21 +47,21 @@ def direct_tensors(mapping: Mapping[Any, Any]) -> dict[str, Tensor]:
 
 
 def _iterate_states(
-    content: dict[Any, Any], state_path: str = "", depth: int = 0, visited: set[int] | None = None
+    content: dict[Any, Any], dotted_key: str = "", depth: int = 0, visited: set[int] | None = None
 ) -> Iterator[tuple[str, dict[str, Tensor]]]:
-    """Yield (dotted path, tensors) of each state dict in a file; each object is visited once."""
+    """Yield (dotted key, tensors) of each state dict in a file; each object is visited once."""
     visited = {id(content)} if visited is None else visited
     tensors = direct_tensors(content)
     # A mapping whose tensors are all scalars holds values such as a temperature, not a network.
     if any(value.dim() for value in tensors.values()):
-        yield state_path, tensors
+        yield dotted_key, tensors
     if depth == MAX_DEPTH:
         return
     for key, value in dict.items(content):
         if isinstance(key, str) and isinstance(value, dict) and id(value) not in visited:
             visited.add(id(value))
             yield from _iterate_states(
-                value, f"{state_path}.{key}" if state_path else key, depth + 1, visited
+                value, f"{dotted_key}.{key}" if dotted_key else key, depth + 1, visited
             )
 
 
@@ -83,8 +83,8 @@ def choose_weights(
         if "n_averaged" in counters:
             notes.append("used moving averages (torch's AveragedModel), not the plain weights")
     states = {
-        state_path: {name: value for name, value in state.items() if not _is_counter(name)}
-        for state_path, state in states.items()
+        dotted_key: {name: value for name, value in state.items() if not _is_counter(name)}
+        for dotted_key, state in states.items()
     }
     if key is not None:
         return _weights_under_key(states, path, key), notes
@@ -98,29 +98,29 @@ def choose_weights(
         )
         raise ValueError(f"{path}: contains no tensors; its keys: {keys}{hint}")
     # Moving averages can also be in the state dict of the plain weights, under a prefix.
-    for state_path, state in list(states.items()):
+    for dotted_key, state in list(states.items()):
         states |= {
-            f"{state_path}.{prefix}".lstrip("."): tensors
+            f"{dotted_key}.{prefix}".lstrip("."): tensors
             for prefix, tensors in _averages_by_prefix(state).items()
         }
     networks = {
-        state_path: state
-        for state_path, state in states.items()
-        if not NOT_A_NETWORK.search(state_path)
+        dotted_key: state
+        for dotted_key, state in states.items()
+        if not NOT_A_NETWORK.search(dotted_key)
     }
     # A file may contain only a head.
     networks = networks or states
     averaged = {
-        state_path: state for state_path, state in networks.items() if AVERAGED.search(state_path)
+        dotted_key: state for dotted_key, state in networks.items() if AVERAGED.search(dotted_key)
     }
     plain = {
-        state_path: state for state_path, state in networks.items() if state_path not in averaged
+        dotted_key: state for dotted_key, state in networks.items() if dotted_key not in averaged
     }
     if not averaged:
-        return dict(plain[_select_network_path(plain, path)]), notes
-    state_path = _select_network_path(averaged, path)
-    average = strip_prefixes(averaged[state_path])
-    notes.append(f"used moving averages (EMA) from {state_path}; choose other weights with --key")
+        return dict(plain[_select_network_key(plain, path)]), notes
+    dotted_key = _select_network_key(averaged, path)
+    average = strip_prefixes(averaged[dotted_key])
+    notes.append(f"used moving averages (EMA) from {dotted_key}; choose other weights with --key")
     for weights in plain.values():
         without_averages = strip_prefixes(
             {
@@ -134,7 +134,7 @@ def choose_weights(
             missing = [name for name in without_averages if name not in average]
             notes.append(f"not averaged, so taken from the plain weights: {listed(missing)}")
             return {**without_averages, **average}, notes
-    return dict(averaged[state_path]), notes
+    return dict(averaged[dotted_key]), notes
 
 
 def _is_counter(name: str) -> bool:
@@ -167,19 +167,19 @@ def _weights_under_key(
     raise ValueError(f"{path}: no weights under {key!r}; {_list_choices(states)}")
 
 
-def _select_network_path(states: Mapping[str, dict[str, Tensor]], path: Path) -> str:
-    """The dotted path of the network's state dict; an error if several different ones qualify.
+def _select_network_key(states: Mapping[str, dict[str, Tensor]], path: Path) -> str:
+    """The dotted key of the network's state dict; an error if several different ones qualify.
 
     State dicts under `USUAL_KEYS` are preferred to all others.
     """
     largest = max(len(state) for state in states.values())
     # A state dict with less than a quarter of the largest one's tensors is not the network, but for
     # example a lookup table.
-    large_paths = [state_path for state_path, state in states.items() if 4 * len(state) >= largest]
-    usual_paths = [
-        state_path for state_path in large_paths if state_path.rpartition(".")[2] in USUAL_KEYS
+    large_keys = [dotted_key for dotted_key, state in states.items() if 4 * len(state) >= largest]
+    usual_keys = [
+        dotted_key for dotted_key in large_keys if dotted_key.rpartition(".")[2] in USUAL_KEYS
     ]
-    first, *others = usual_paths or large_paths
+    first, *others = usual_keys or large_keys
     if not all(_are_equal(states[first], states[other]) for other in others):
         raise ValueError(
             f"{path}: contains several networks; choose one with --key (key=): "
@@ -199,6 +199,6 @@ def _are_equal(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> boo
 
 def _list_choices(states: Mapping[str, dict[str, Tensor]]) -> str:
     choices = [
-        f"{state_path or '(top)'} ({len(state)} tensors)" for state_path, state in states.items()
+        f"{dotted_key or '(top)'} ({len(state)} tensors)" for dotted_key, state in states.items()
     ]
     return f"choices: {listed(choices)}"

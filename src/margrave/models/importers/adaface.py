@@ -22,4 +22,4 @@ class AdaFaceIr(Importer):
         return iresnet_names.adaface_names(network)
 
     def backbone(self, network: State, names: Names) -> dict[str, Any]:
-        return iresnet_names.adaface_settings(network, names)
+        return iresnet_names.adaface_specification(network, names)

@@ -18,7 +18,7 @@ Names = Mapping[str, str]
 
 HEAD_PREFIXES = ("head.", "classifier.", "partial_fc.")
 # CVLface's prefix for a network's tensors.
-WRAPPER = "net."
+CVLFACE_PREFIX = "net."
 
 
 class Importer:
@@ -57,7 +57,7 @@ class Importer:
 
         Both keep the project's names, but without CVLface's prefix ``net.``.
         """
-        bare = strip_prefixes(checkpoint, (WRAPPER,))
+        bare = strip_prefixes(checkpoint, (CVLFACE_PREFIX,))
         head = {key: bare[key] for key in bare if key.startswith(HEAD_PREFIXES)}
         return {key: bare[key] for key in bare if key not in head}, head
 

@@ -24,7 +24,7 @@ class CurricularFaceIr(Importer):
         return iresnet_names.curricularface_names(network)
 
     def backbone(self, network: State, names: Names) -> dict[str, Any]:
-        return iresnet_names.curricularface_settings(network, names)
+        return iresnet_names.curricularface_specification(network, names)
 
 
 @LAYOUTS.register("curricularface_mobilefacenet")
@@ -40,4 +40,4 @@ class CurricularFaceMobileFaceNet(Importer):
         return mobilefacenet_names.curricularface_names(network)
 
     def backbone(self, network: State, names: Names) -> dict[str, Any]:
-        return mobilefacenet_names.infer_settings(network, names)
+        return mobilefacenet_names.infer_specification(network, names)

@@ -21,7 +21,7 @@ class InsightFaceIResNet(Importer):
     shared_with = "MagFace (BGR in [0, 1]), ElasticFace"
 
     def backbone(self, network: State, names: Names) -> dict[str, Any]:
-        return iresnet_names.insightface_settings(network, names)
+        return iresnet_names.insightface_specification(network, names)
 
 
 @LAYOUTS.register("insightface_mobilefacenet")
@@ -33,7 +33,7 @@ class InsightFaceMobileFaceNet(Importer):
     source = SOURCE
 
     def backbone(self, network: State, names: Names) -> dict[str, Any]:
-        return mobilefacenet_names.infer_settings(network, names)
+        return mobilefacenet_names.infer_specification(network, names)
 
 
 @LAYOUTS.register("insightface_vit")
@@ -45,7 +45,7 @@ class InsightFaceViT(Importer):
     source = SOURCE
 
     def backbone(self, network: State, names: Names) -> dict[str, Any]:
-        return vit_names.infer_settings(network, names)
+        return vit_names.infer_specification(network, names)
 
     def assumptions(self, backbone: Mapping[str, Any]) -> tuple[str, ...]:
         if backbone["kind"] == "vit":

@@ -1,4 +1,4 @@
-"""Names and settings of IResNets from InsightFace, AdaFace and CurricularFace."""
+"""Names and specifications of IResNets from InsightFace, AdaFace and CurricularFace."""
 
 from __future__ import annotations
 
@@ -77,32 +77,35 @@ def _stages(state: State) -> list[tuple[int, int]]:
 
     A stage starts at block 0 and at each block whose shortcut has a convolution.
     """
-    end = count_indices(state, "body.")
+    num_blocks = count_indices(state, "body.")
     starts = {0} | {
-        index for index in range(end) if f"body.{index}.shortcut_layer.0.weight" in state
+        index for index in range(num_blocks) if f"body.{index}.shortcut_layer.0.weight" in state
     }
     if len(starts) != 4:
         raise ValueError(
-            f"found {len(starts)} stages, starting at blocks {sorted(starts)} of {end}, "
+            f"found {len(starts)} stages, starting at blocks {sorted(starts)} of {num_blocks}, "
             "expected 4; the first block of each later stage must have a shortcut_layer.0.weight"
         )
-    return list(zip(sorted(starts), [*sorted(starts)[1:], end], strict=True))
+    return list(zip(sorted(starts), [*sorted(starts)[1:], num_blocks], strict=True))
 
 
-def insightface_settings(state: State, names: Mapping[str, str]) -> dict[str, Any]:
+def insightface_specification(state: State, names: Mapping[str, str]) -> dict[str, Any]:
     """The backbone specification of weights under InsightFace's names.
 
     Margrave uses the same names for AdaFace's and CurricularFace's networks. These differ from
-    InsightFace's in the first block: its shortcut has no weights, or it has three convolutions.
+    InsightFace's in the first block: its shortcut has no weights, or the block has
+    three convolutions.
     """
     has_projection = any(key.startswith("layer1.0.downsample.") for key in state)
     if has_projection and "layer1.0.conv3.weight" not in state:
         return _infer_specification(state, names, "iresnet", INSIGHTFACE_DEPTHS, {})
     has_middle_norm = "layer1.0.bn2.weight" in state
-    return (adaface_settings if has_middle_norm else curricularface_settings)(state, names)
+    return (adaface_specification if has_middle_norm else curricularface_specification)(
+        state, names
+    )
 
 
-def adaface_settings(state: State, names: Mapping[str, str]) -> dict[str, Any]:
+def adaface_specification(state: State, names: Mapping[str, str]) -> dict[str, Any]:
     """The backbone specification of AdaFace's weights under Margrave's names."""
     gates = _has_gates(state)
     bottleneck = "layer1.0.conv3.weight" in state
@@ -116,7 +119,7 @@ def adaface_settings(state: State, names: Mapping[str, str]) -> dict[str, Any]:
     return _infer_specification(state, names, "ir_se_" if gates else "ir_", depths, options)
 
 
-def curricularface_settings(state: State, names: Mapping[str, str]) -> dict[str, Any]:
+def curricularface_specification(state: State, names: Mapping[str, str]) -> dict[str, Any]:
     """The specification of CurricularFace's or face.evoLVe's weights under Margrave's names."""
     gates = _has_gates(state)
     options = {
@@ -159,8 +162,8 @@ def _infer_specification(
     )
     stem = shape_of(state, "conv1.weight", 4, names)[0]
     embedding_size, inputs = shape_of(state, "fc.weight", 2, names)
-    place = f"{names.get('fc', 'fc')}.weight of {inputs} inputs from {channels[-1]} channels"
-    side = square_side(inputs // channels[-1] if inputs % channels[-1] == 0 else 0, place)
+    tensor_name = f"{names.get('fc', 'fc')}.weight of {inputs} inputs from {channels[-1]} channels"
+    side = square_side(inputs // channels[-1] if inputs % channels[-1] == 0 else 0, tensor_name)
     # Each of the four stages halves the side length.
     sizes = {"embedding_size": embedding_size, "image_size": 16 * side}
     # The last batch norm has a scale and a shift in face.evoLVe, but neither in CurricularFace and
@@ -169,5 +172,5 @@ def _infer_specification(
     usual = BOTTLENECK_CHANNELS if bottleneck else USUAL_CHANNELS
     if counts in depths and channels == usual and stem == 64:
         return {"kind": f"{prefix}{depths[counts]}", **sizes, **affine}
-    shape = {"block_counts": list(counts), "channels": list(channels), "stem_channels": stem}
-    return {"kind": "iresnet", **shape, **options, **affine, **sizes}
+    architecture = {"block_counts": list(counts), "channels": list(channels), "stem_channels": stem}
+    return {"kind": "iresnet", **architecture, **options, **affine, **sizes}

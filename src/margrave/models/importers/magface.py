@@ -11,7 +11,9 @@ from margrave.models.importers.contract import LAYOUTS
 from margrave.models.importers.insightface import InsightFaceIResNet
 
 # The prefix of the network's tensors; the head's weight has no prefix.
-NETWORK = re.compile(r"features\.(?:module\.)?(?=(?:conv1|layer\d|bn\d|prelu|fc|features)\.)")
+NETWORK_PREFIX = re.compile(
+    r"features\.(?:module\.)?(?=(?:conv1|layer\d|bn\d|prelu|fc|features)\.)"
+)
 
 
 @LAYOUTS.register("magface_iresnet")
@@ -27,7 +29,7 @@ class MagFaceIResNet(InsightFaceIResNet):
 
     def split(self, checkpoint: Checkpoint) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Split a checkpoint: the network has MagFace's prefix; all other tensors are the head."""
-        bare = {key: NETWORK.sub("", key, count=1) for key in checkpoint}
+        bare = {key: NETWORK_PREFIX.sub("", key, count=1) for key in checkpoint}
         if all(key == name for key, name in bare.items()):
             return super().split(checkpoint)
         network = {bare[key]: checkpoint[key] for key in checkpoint if bare[key] != key}

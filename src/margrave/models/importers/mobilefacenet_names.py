@@ -1,4 +1,4 @@
-"""Names and settings of MobileFaceNets from InsightFace and CurricularFace (face.evoLVe)."""
+"""Names and specifications of MobileFaceNets from InsightFace and CurricularFace (face.evoLVe)."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def _bottleneck_names(ours: str, theirs: str) -> dict[str, str]:
     return names
 
 
-def infer_settings(state: State, names: Mapping[str, str]) -> dict[str, Any]:
+def infer_specification(state: State, names: Mapping[str, str]) -> dict[str, Any]:
     """Infer the backbone specification from a state under Margrave's names.
 
     `names` maps each submodule's name in Margrave to its name in the project, for error messages.
@@ -75,5 +75,5 @@ def infer_settings(state: State, names: Mapping[str, str]) -> dict[str, Any]:
     }
     if kind := PUBLISHED.get((counts, stem // 64)):
         return {"kind": kind, **sizes}
-    shape = {"block_counts": list(counts), "width_multiplier": stem // 64}
-    return {"kind": "mobilefacenet", **shape, **sizes}
+    architecture = {"block_counts": list(counts), "width_multiplier": stem // 64}
+    return {"kind": "mobilefacenet", **architecture, **sizes}

@@ -60,10 +60,10 @@ def count_indices(keys: Iterable[str], prefix: str) -> int:
     return max((int(index) + 1 for index in indices if index.isdecimal()), default=0)
 
 
-def square_side(count: int, place: str) -> int:
+def square_side(count: int, tensor_name: str) -> int:
     """The side length of a square feature map with ``count`` positions.
 
-    ``place`` names the tensor in the error message.
+    ``tensor_name`` is the name of its tensor in the error message.
 
     Raises:
         ValueError: the count is not a square number.
@@ -73,5 +73,5 @@ def square_side(count: int, place: str) -> int:
     """
     side = math.isqrt(max(count, 0))
     if side == 0 or side**2 != count:
-        raise ValueError(f"{place}: {count} positions do not form a square map")
+        raise ValueError(f"{tensor_name}: {count} positions do not form a square map")
     return side

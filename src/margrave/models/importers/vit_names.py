@@ -1,4 +1,4 @@
-"""Settings of vision transformers under InsightFace's names, which Margrave uses too."""
+"""Specifications of vision transformers under InsightFace's names, which Margrave uses too."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ PUBLISHED = {(256, 12): "vit_t", (512, 12): "vit_s", (512, 24): "vit_b", (768, 2
 """The published networks: (width, depth) -> kind."""
 
 
-def infer_settings(state: State, names: Mapping[str, str]) -> dict[str, Any]:
+def infer_specification(state: State, names: Mapping[str, str]) -> dict[str, Any]:
     """Infer the backbone specification; no shape shows the attention heads, so 8 are assumed."""
     _, tokens, width = shape_of(state, "pos_embed", 3, names)
     patch_size = shape_of(state, "patch_embed.proj.weight", 4, names)[-1]
@@ -25,5 +25,5 @@ def infer_settings(state: State, names: Mapping[str, str]) -> dict[str, Any]:
     sizes = {"embedding_size": embedding_size, "image_size": image_size}
     if patch_size == 9 and mlp_width == 4 * width and (width, depth) in PUBLISHED:
         return {"kind": PUBLISHED[width, depth], **sizes}
-    shape = {"width": width, "depth": depth, "patch_size": patch_size, "attention_heads": 8}
-    return {"kind": "vit", **shape, "mlp_ratio": mlp_width / width, **sizes}
+    architecture = {"width": width, "depth": depth, "patch_size": patch_size, "attention_heads": 8}
+    return {"kind": "vit", **architecture, "mlp_ratio": mlp_width / width, **sizes}
