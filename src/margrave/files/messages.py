@@ -31,5 +31,5 @@ def first_sentence(error: Exception) -> str:
     >>> first_sentence(RuntimeError("damaged. Try weights_only=False"))
     'RuntimeError: damaged'
     """
-    line = str(error).strip().splitlines()[0] if str(error) else ""
+    line = next(iter(str(error).strip().splitlines()), "")
     return f"{type(error).__name__}: {line.partition('. ')[0]}"
