@@ -114,7 +114,7 @@ def _cell_metrics(
         for loss, settings in study_losses(result).items():
             # A tuned loss was trained under the name of the variant that tuning chose.
             name = str(settings.get("name", loss))
-            cell = study.cell_folder(str(condition or result.name), name, seed)
-            if cell is not None and (lines := cell.read_metrics()):
+            run = study.run_named(str(condition or result.name), name, seed)
+            if run is not None and (lines := run.read_metrics()):
                 lines_of_loss[name] = lines
     return metrics

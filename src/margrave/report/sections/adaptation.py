@@ -186,8 +186,8 @@ def norm_quality_section(curve: Mapping[str, Any] | None) -> Section:
     """The feature norm against the images' true quality.
 
     Args:
-        curve: the result's curve ``norm by quality``; None or without a column, the section is
-            empty.
+        curve: the result's curve ``norm by quality``. The section is empty if it is None or lacks
+            a column.
     """
     title = "Feature norm and true quality"
     columns = ("quality", "median", "lower quartile", "upper quartile")
