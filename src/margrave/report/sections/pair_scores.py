@@ -211,9 +211,9 @@ def calibration_section(result: Result, seed: int = 0) -> Section:
     scores, title = result.scores, "Calibration"
     if scores is None or scores.identities is None or not _has_enough_pairs(scores):
         return Section(title)
-    labels = np.array(scores.identities)
-    identities = np.random.default_rng(seed).permutation(np.unique(labels))
-    in_fit = np.isin(labels, identities[: len(identities) // 2])
+    pair_identities = np.array(scores.identities)  # (P, 2)
+    shuffled = np.random.default_rng(seed).permutation(np.unique(pair_identities))
+    in_fit = np.isin(pair_identities, shuffled[: len(shuffled) // 2])
     same, cosine = np.array(scores.same, bool), 1 - np.array(scores.distances) / 2
     # Pairs across the halves belong to neither.
     halves = in_fit.all(axis=1), ~in_fit.any(axis=1)
