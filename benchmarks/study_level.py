@@ -97,7 +97,11 @@ def stored_scores(folder: Path) -> Scores:
     condition, loss = next(iter(config.conditions)), next(iter(config.losses))
     stored = []
     for cell in cells_of(config):
-        results = study.finished(cell) if (cell.condition, cell.loss) == (condition, loss) else None
+        results = (
+            study.finished_results(cell)
+            if (cell.condition, cell.loss) == (condition, loss)
+            else None
+        )
         stored += [each.scores for each in results or () if each.name == config.test]
     scores = [each for each in stored if each is not None and each.identities is not None]
     if len(scores) < 10:

@@ -71,9 +71,9 @@ def curve(what: str, losses: list[tuple[str, str, dict, dict]]) -> dict[str, Any
     for label, kind, settings, context in losses:
         loss = LOSSES.create({"kind": kind, **settings})
         if what == "negatives":
-            values = loss_curves.negative_cosines(loss, np.cos(ANGLES), 50, context)
+            values = loss_curves.modified_negatives(loss, np.cos(ANGLES), 50, context)
         else:
-            values = loss_curves.target_cosines(loss, np.cos(ANGLES), context)
+            values = loss_curves.modified_targets(loss, np.cos(ANGLES), context)
         rows += [
             {"series": label, "x": float(angle), "y": float(value)}
             for angle, value in zip(np.degrees(ANGLES), values, strict=True)

@@ -48,10 +48,10 @@ def test_curves_interpolate_the_losses_own_values(tables: dict, kind: str) -> No
             # Between the lab's own grid points.
             angles = (np.arange(STEPS) + 0.5) * np.pi / STEPS
             if part == "target":
-                exact = loss_curves.target_cosines(loss, np.cos(angles), rest)
+                exact = loss_curves.modified_targets(loss, np.cos(angles), rest)
             else:
                 degrees = rest.pop("target_angle", 50)
-                exact = loss_curves.negative_cosines(loss, np.cos(angles), degrees, rest)
+                exact = loss_curves.modified_negatives(loss, np.cos(angles), degrees, rest)
             curve = read_curve(table[part], int(number))
             error = abs((curve[:-1] + curve[1:]) / 2 - exact)
             # Where a curve jumps between two grid points, no line between them is right.

@@ -207,11 +207,11 @@ def test_cells_that_do_not_belong_together_are_refused(finished: Path) -> None:
     scores = replace(first.result.scores, images_digest="other")  # type: ignore[type-var]
     refused(replace(first, result=replace(first.result, scores=scores)), "tested on other pairs")
     refused(replace(first, result=replace(first.result, scores=None)), "has no pair scores")
-    run = study.cell(cells[0])
+    run = study.run_of(cells[0])
     text = run.config.read_text()
     try:
         run.config.write_text(text.replace("batch_size: 16", "batch_size: 8"))
         with pytest.raises(ValueError, match=r"training.batch_size = 8, but this study has 16"):
-            study.finished(cells[0])
+            study.finished_results(cells[0])
     finally:
         run.config.write_text(text)

@@ -29,10 +29,11 @@ def measurable_targets(labels: np.ndarray, distractors: int = 0) -> tuple[float,
     (0.1,)
     """
     sizes = np.unique(labels, return_counts=True)[1].tolist()
-    same = sum(size * (size - 1) // 2 for size in sizes)
-    impostors = len(labels) * (len(labels) - 1) // 2 - same + len(labels) * distractors
+    num_pairs = len(labels) * (len(labels) - 1) // 2
+    num_genuine = sum(size * (size - 1) // 2 for size in sizes)
+    num_impostors = num_pairs - num_genuine + len(labels) * distractors
     powers = [10.0**-power for power in range(1, 10)]
-    return tuple(far for far in powers if far * impostors >= 1)[-4:] or (0.1,)
+    return tuple(far for far in powers if far * num_impostors >= 1)[-4:] or (0.1,)
 
 
 @PROTOCOLS.register("all-to-all")
@@ -111,7 +112,7 @@ def open_state_file(
     Args:
         options: options that do not depend on the protocol.
         settings: the protocol's name and settings.
-        features: the compared features, identified by their digests.
+        features: the compared features, identified by their digests; None is skipped.
     """
     if options.state is None:
         return None

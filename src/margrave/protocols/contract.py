@@ -81,7 +81,8 @@ class Protocol(Settings):
             ValueError: ``source`` is None, or there are no images.
         """
         del image_size
-        return open_source(required_source(source), labeled=self.labeled or None)
+        # None uses labels if the source has them; False would ignore them.
+        return open_source(required_source(source), labeled=True if self.labeled else None)
 
     def evaluate(self, features: Features, options: EvaluationOptions) -> Sequence[Result]:
         """Evaluate features and return one or several results."""

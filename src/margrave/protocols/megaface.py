@@ -16,7 +16,7 @@ from margrave.protocols.all_to_all import open_state_file
 from margrave.protocols.contract import PROTOCOLS, EvaluationOptions, Protocol
 
 FAR_TARGETS = (1e-4, 1e-5, 1e-6)
-NOISE = 1e-3
+MAX_OFFSET = 1e-3
 """Largest random offset per dimension, as in InsightFace's evaluation.
 
 A noisy probe is replaced by its identity's center plus such an offset.
@@ -54,7 +54,7 @@ class MegaFace(Protocol):
         if (labels < 0).any():
             identities = [facescrub_identity(name) for name in features.names]
             labels = np.unique(identities, return_inverse=True)[1]
-        rows = unit_rows(features.rows[0 : len(features)])
+        units = unit_rows(features.rows[0 : len(features)])
         # The lists belong to the state's key: only an evaluation with the same lists is resumed.
         lists: list[list[str]] = []
         if self.probe_noise is not None:
@@ -67,8 +67,8 @@ class MegaFace(Protocol):
                 ]
             )
             _check_noise(self.probe_noise, noisy_names, is_noisy, features)
-            rows = _move_to_centers(
-                rows, labels, is_noisy, np.random.default_rng(options.seed), features.names
+            units = _move_to_centers(
+                units, labels, is_noisy, np.random.default_rng(options.seed), features.names
             )
         is_used = np.zeros(len(distractors), bool)
         is_used[distractors.readable_rows] = True
@@ -84,7 +84,7 @@ class MegaFace(Protocol):
             _check_noise(self.distractor_noise, noisy_names, is_noisy, distractors)
             is_used &= ~is_noisy
         result = evaluate_all_to_all(
-            rows.astype(np.float32),
+            units.astype(np.float32),
             labels,
             ChosenRows(distractors.rows, np.flatnonzero(is_used)),
             rules="MegaFace challenge 1",
@@ -113,25 +113,27 @@ def _check_noise(
 
 
 def _move_to_centers(
-    rows: np.ndarray,
+    units: np.ndarray,
     labels: np.ndarray,
     is_noisy: np.ndarray,
     generator: np.random.Generator,
     names: Sequence[str],
 ) -> np.ndarray:
     """Replace noisy unit embeddings by unit vectors near the mean of the identity's clean ones."""
-    rows = rows.copy()
+    units = units.copy()
     for label in np.unique(labels[is_noisy]):
-        clean = rows[(labels == label) & ~is_noisy]
+        clean = units[(labels == label) & ~is_noisy]
         if not len(clean):
             raise ValueError(
                 f"all images of the identity of {names[np.flatnonzero(labels == label)[0]]} are "
                 "noisy, so it has no center; check the list of noisy probes"
             )
         indices = np.flatnonzero((labels == label) & is_noisy)
-        moved = clean.mean(0) + generator.uniform(-NOISE, NOISE, (len(indices), rows.shape[1]))
-        rows[indices] = moved / np.linalg.norm(moved, axis=1, keepdims=True)
-    return rows
+        moved = clean.mean(0) + generator.uniform(
+            -MAX_OFFSET, MAX_OFFSET, (len(indices), units.shape[1])
+        )
+        units[indices] = moved / np.linalg.norm(moved, axis=1, keepdims=True)
+    return units
 
 
 def read_megaface_list(path: str | Path) -> tuple[str, ...]:

@@ -191,8 +191,8 @@ def pair_result(
     # There may be fewer remaining pairs than folds.
     folds = min(pairs.folds, max(2, len(same)))
     used, inverse = np.unique(np.stack([first, second]), return_inverse=True)
-    rows = ChosenRows(features.rows, used)[0 : len(used)]
-    sides = rows[inverse.reshape(2, -1)[0]], rows[inverse.reshape(2, -1)[1]]
+    fused = ChosenRows(features.rows, used)[0 : len(used)]
+    sides = fused[inverse.reshape(2, -1)[0]], fused[inverse.reshape(2, -1)[1]]
     result = evaluate_pairs(
         *sides, same, folds, _identities(features, first, second, same), resamples=resamples
     )
@@ -204,6 +204,7 @@ def pair_result(
     fusion = "no flipped images" if features.flipped is None else "flip fusion"
     result = replace(result, rules=f"{result.rules}; {fusion}").result(name, quality_figures)
     unreadable = {features.name(row): reason for row, reason in features.unreadable.items()}
+    # Norms are those of the unfused embeddings.
     embeddings = ChosenRows(features.embeddings, used)[0 : len(used)].astype(np.float64)
     norms = np.linalg.norm(embeddings, axis=1)
     if result.scores is not None:

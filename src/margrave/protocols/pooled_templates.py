@@ -159,13 +159,13 @@ def identify_open_set(
     options: EvaluationOptions,
 ) -> Result:
     """Evaluate open-set identification of the probes (1:N), averaged over the galleries."""
-    mean = mean_of_galleries(
+    mean_rates = mean_of_galleries(
         [
             evaluate_open_set(*pooled.select(probe), *pooled.select(gallery), **options.search)
             for gallery in galleries
         ]
     )
-    return replace(mean, rules=f"{mean.rules}, {pooled.code}").result("1:N")
+    return replace(mean_rates, rules=f"{mean_rates.rules}, {pooled.code}").result("1:N")
 
 
 def check_template_pairs(path: str | Path, pairs: TemplatePairs, lines_above: int = 0) -> None:

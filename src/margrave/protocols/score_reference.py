@@ -126,8 +126,8 @@ def far_thresholds(impostors: np.ndarray) -> tuple[tuple[float, float], ...]:
         return ()
     # 1e-9 compensates for rounding: a product such as 0.05 · 100 may come out just below 5.
     false_accepts = [int(far * len(impostors) + 1e-9) for far in targets]
-    most = false_accepts[0] + 1
-    largest = np.sort(np.partition(impostors, -most)[-most:])[::-1]
+    needed = false_accepts[0] + 1
+    largest = np.sort(np.partition(impostors, -needed)[-needed:])[::-1]
     # Above the score with index k lie the k largest scores: k false accepts.
     return tuple(
         (float(f"{far:.3g}"), float(largest[count]))

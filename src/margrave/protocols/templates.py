@@ -49,7 +49,7 @@ class Templates(Protocol):
     pairs: Path | None = None
     """A CSV with the columns template_a, template_b and same."""
     surveillance: bool = False
-    """Search the probes in gallery_1 by IJB-S's rules; report ranks, and DIR at FAR."""
+    """Search gallery_1 for each probe by IJB-S's rules; report ranks, and DIR at FAR."""
     norm: bool = True
     """Keep the embeddings' norms (N1), or normalize the embeddings (N0)."""
     detector: bool = False
@@ -79,14 +79,14 @@ class Templates(Protocol):
         # All lines of a template have the same subject and role, so take its first line.
         first_line = np.unique(table.templates, return_index=True)[1]
         subjects, roles = table.subjects[first_line], table.roles[first_line]
-        sides = {
+        templates_of = {
             role: TemplateSubjects(pooled.numbers[roles == role], subjects[roles == role])
             for role in ("gallery_1", "gallery_2", "probe")
         }
-        probe = sides.pop("probe")
-        galleries = [side for side in sides.values() if len(side.templates)]
+        probe = templates_of.pop("probe")
+        galleries = [gallery for gallery in templates_of.values() if len(gallery.templates)]
         can_search = bool(len(probe.templates)) and bool(galleries)
-        if self.surveillance and not (can_search and len(sides["gallery_1"].templates)):
+        if self.surveillance and not (can_search and len(templates_of["gallery_1"].templates)):
             raise ValueError(
                 f"{self.table} has no template of role gallery_1 or none of role probe; "
                 "--surveillance needs both"

@@ -15,7 +15,9 @@ from margrave.files.matlab import Value, read_matlab_lists
 from margrave.files.text import parse_whole_number
 from margrave.quantity import quantity
 
-_GALLERY, _DISTRACTORS, _PROBES = _ROLES = ("Gallery_Match", "Gallery_Distractor", "Probe")
+# The roles, and the names of their folders.
+_GALLERY, _DISTRACTORS, _PROBES = "Gallery_Match", "Gallery_Distractor", "Probe"
+_ROLES = (_GALLERY, _DISTRACTORS, _PROBES)
 # Role -> the list's file name, the MATLAB variable with image names, and that with identities.
 _LISTS = {
     _GALLERY: ("gallery_match_img_ID_pairs.mat", "gallery_set", "gallery_ids"),
@@ -137,18 +139,18 @@ def _check_identities(
 
 
 def _read_list(
-    folder: Path, folders: Sequence[Path], file_name: str, set_key: str, identities_key: str
+    folder: Path, folders: Sequence[Path], file_name: str, names_key: str, identities_key: str
 ) -> dict[str, int] | None:
     """Read a list: file name -> identity. None if there is no list."""
     files = [path / file_name for path in folders if (path / file_name).is_file()]
     path = unique_path(files, file_name, folder)
     if path is None:
         return None
-    lists = read_matlab_lists(path, (set_key, identities_key))
-    names, identities = lists[set_key], lists[identities_key]
+    lists = read_matlab_lists(path, (names_key, identities_key))
+    names, identities = lists[names_key], lists[identities_key]
     if len(names) != len(identities) or not names:
         raise ValueError(
-            f"{path}: {set_key} has {len(names)} entries and {identities_key} {len(identities)}; "
+            f"{path}: {names_key} has {len(names)} entries and {identities_key} {len(identities)}; "
             "both must have the same number, at least 1"
         )
     identity_of: dict[str, int] = {}

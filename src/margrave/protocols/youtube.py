@@ -111,9 +111,9 @@ def read_youtube_pairs(path: str | Path) -> VideoPairs:
     """Read the pairs of videos to compare, as in ``splits.txt``.
 
     The first line is the header; the columns ``first name`` and ``second name`` hold the videos.
-    The first column is the fold's number. The last column is the label: 1 for genuine and 0 for
-    impostor pairs. To correct labels, append a column. A line looks like
-    ``1, 1, Sadie_Frost/1, Sadie_Frost/5, 1``.
+    The first column is the fold's number (YTF's split number). The last column, whatever its name,
+    is the label: 1 for genuine and 0 for impostor pairs. So corrected labels can be appended as a
+    further column. A line looks like ``1, 1, Sadie_Frost/1, Sadie_Frost/5, 1``.
 
     Raises:
         ValueError: a column is missing, a line is malformed, a pair has both labels, a fold's lines
@@ -127,7 +127,7 @@ def read_youtube_pairs(path: str | Path) -> VideoPairs:
         raise malformed(
             path, line_number, header, f"a header line {_HEADER!r}; begin the file with it"
         )
-    sides = [columns.index(name) for name in ("first name", "second name")]
+    video_columns = [columns.index(name) for name in ("first name", "second name")]
     first, second, same, splits = [], [], [], []
     pair_label = ConsistencyCheck(path, "the pair", "label")
     for line_number, line in lines:
@@ -135,7 +135,7 @@ def read_youtube_pairs(path: str | Path) -> VideoPairs:
         split = parse_whole_number(fields[0])
         if len(fields) != len(columns) or split is None or fields[-1] not in ("0", "1"):
             raise malformed(path, line_number, line, f"fields as in the header line {header!r}")
-        videos = [fields[side] for side in sides]
+        videos = [fields[column] for column in video_columns]
         if not all(map(is_relative_path, videos)):
             raise malformed(path, line_number, line, "two videos as 'Name/number'")
         pair_label.add(tuple(sorted(videos)), fields[-1], line_number, line)

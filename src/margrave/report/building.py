@@ -205,7 +205,7 @@ def _study_sections(inputs: Sequence[ReportInput]) -> Iterator[Section]:
     for report_input in inputs:
         for result in _study_results(report_input):
             yield study_section(result)
-            runs = report_input.cells.get(result.name, {})
+            runs = report_input.cell_metrics.get(result.name, {})
             for section in (training_section(runs), adaptation_section(_adaptive_runs(runs))):
                 yield replace(section, title=f"{section.title}: {result.name}, first seed")
 
@@ -227,19 +227,20 @@ def _shows_adaptation(line: Mapping[str, Any]) -> bool:
 
 
 def _result_sections(results: Sequence[Result]) -> Iterator[Section]:
-    groups = _comparable_groups(results)
+    several_results = len(results) > 1
     for result in results:
-        yield _with_result_name(figures_section(result), result, results)
-    for group in groups:
-        first_results = [results_of_group[0] for results_of_group in groups]
-        yield _with_result_name(curves_section(group), group[0], first_results)
+        yield _with_result_name(figures_section(result), result, several_results)
+    comparable_groups = _comparable_groups(results)
+    for group in comparable_groups:
+        yield _with_result_name(curves_section(group), group[0], len(comparable_groups) > 1)
     yield rates_section(results)
     summaries = [result for result in results if result.protocol == "groups"]
     for index, summary in enumerate(results):
         if summary.protocol == "groups":
             # A summary follows the results of its groups.
             start = max(0, index - summary.counts.get("groups", 0))
-            yield _with_result_name(groups_section(results[start:index]), summary, summaries)
+            section = groups_section(results[start:index])
+            yield _with_result_name(section, summary, len(summaries) > 1)
     for result in results:
         curve = result.curves.get("norm by quality")
         for section in (
@@ -249,12 +250,12 @@ def _result_sections(results: Sequence[Result]) -> Iterator[Section]:
             discard_section(result),
             calibration_section(result),
         ):
-            yield _with_result_name(section, result, results)
+            yield _with_result_name(section, result, several_results)
 
 
-def _with_result_name(section: Section, result: Result, results: Sequence[Result]) -> Section:
-    """The section, with the result's name in its title if there are several results."""
-    if len(results) < 2:
+def _with_result_name(section: Section, result: Result, several: bool) -> Section:
+    """The section, with the result's name in its title if there are several such sections."""
+    if not several:
         return section
     return replace(section, title=f"{section.title}: {result.name or result.protocol}")
 
@@ -277,7 +278,7 @@ def _face_sections(report_input: ReportInput, trust_code: bool, note: Note) -> I
             note(f"no thumbnails of {result.name}: {error}")
             text = clean_text(f"Not shown: the images are gone or changed ({error}).", 2000)
             section = Section("Hardest pairs", [Text(text, "note")])
-        yield _with_result_name(section, result, report_input.results)
+        yield _with_result_name(section, result, len(report_input.results) > 1)
     records = [
         read_adaptation(line) for line in report_input.metrics if line["kind"] == "adaptation"
     ]
@@ -345,7 +346,7 @@ def _create_losses(report_input: ReportInput, trust_code: bool) -> dict[str, Any
 
 
 def _settings_section(report_input: ReportInput) -> Section:
-    """The parsed settings, never the file's text, because it may be a link to a private file."""
+    """The parsed settings, never the file's text: the file may be a link to a private one."""
     if report_input.run is not None:
         settings: Any = report_input.run.read_yaml()
     elif report_input.study is not None:
@@ -378,8 +379,8 @@ def lab_page(losses: Mapping[str, Any] | None, tables: Mapping[str, Any]) -> Pag
     """Build a page that holds only the margin lab.
 
     Args:
-        losses: losses by name; the page first shows the first four. By default, it shows four
-            well-known losses.
+        losses: losses by name, of which the page initially shows the first four; None initially
+            shows four well-known losses.
         tables: the tables of all losses, from `margrave.report.lab.lab_tables`.
     """
     chosen = {} if losses is None else {"chosen": list(losses)[:4]}

@@ -186,7 +186,7 @@ def _vertical_lines(positions: Mapping[str, float], scale: Any) -> list[Any]:
     # The labels are at four heights in turn, so that neighbors do not overlap.
     data = alt.Data(
         values=[
-            {"label": label, "at": value, "row": 2 + 14 * (index % 4)}
+            {"label": label, "at": value, "pixels_from_top": 2 + 14 * (index % 4)}
             for index, (label, value) in enumerate(positions.items())
         ]
     )
@@ -198,7 +198,7 @@ def _vertical_lines(positions: Mapping[str, float], scale: Any) -> list[Any]:
     )
     return [
         rule.encode(x=axis),
-        text.encode(x=axis, y=alt.Y("row:Q", scale=None, axis=None), text="label:N"),
+        text.encode(x=axis, y=alt.Y("pixels_from_top:Q", scale=None, axis=None), text="label:N"),
     ]
 
 
@@ -243,7 +243,7 @@ def ranges(
     *,
     description: str,
     x_format: str | None = None,
-    points: Rows = (),
+    ticks: Rows = (),
 ) -> dict[str, Any]:
     """One line per name: a point with its interval, and optionally ticks at further values.
 
@@ -252,7 +252,7 @@ def ranges(
         x: title of the horizontal axis.
         description: the chart in words, for screen readers.
         x_format: d3 format of the horizontal axis's labels.
-        points: mappings with ``name`` and ``x``, drawn as ticks, such as a value per seed.
+        ticks: mappings with ``name`` and ``x``, each drawn as a tick, such as a value per seed.
     """
     names = list(dict.fromkeys(str(row["name"]) for row in rows))
     data = alt.Data(values=_finite_rows(rows))
@@ -268,10 +268,10 @@ def ranges(
         .mark_point(filled=True, size=90, color=COLORS[0], opacity=1)
         .encode(x=alt.X("x:Q"), y=y, tooltip=["name:N", tooltip]),
     ]
-    if points:
-        ticks = alt.Chart(alt.Data(values=_finite_rows(points)))
+    if ticks:
+        tick_chart = alt.Chart(alt.Data(values=_finite_rows(ticks)))
         layers.append(
-            ticks.mark_tick(thickness=1.5, size=12, color="currentColor", opacity=0.6).encode(
+            tick_chart.mark_tick(thickness=1.5, size=12, color="currentColor", opacity=0.6).encode(
                 x=alt.X("x:Q"), y=y, tooltip=[tooltip]
             )
         )

@@ -27,8 +27,8 @@ class ReportInput:
         name: the folder's or file's name.
         results: the input's results; empty for a run without evaluation results.
         metrics: the lines of the run's metrics file; empty for other inputs.
-        cells: for a study, result name -> loss name -> metrics lines of the loss's first seed;
-            empty for other inputs.
+        cell_metrics: for a study, result name -> loss name -> metrics lines of the study's first
+            seed; empty for other inputs.
         run: the run's folder; None for other inputs.
         study: the study's folder; None for other inputs.
     """
@@ -36,7 +36,9 @@ class ReportInput:
     name: str
     results: tuple[Result, ...]
     metrics: Sequence[Mapping[str, Any]] = ()
-    cells: Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]]] = field(default_factory=dict)
+    cell_metrics: Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]]] = field(
+        default_factory=dict
+    )
     run: RunFolder | None = None
     study: StudyFolder | None = None
 
@@ -59,7 +61,7 @@ def open_input(path: Path) -> ReportInput:
             raise ValueError(
                 f"{study.results} holds results that are not of this study; remove the file"
             )
-        return ReportInput(name, results, cells=_cell_metrics(study, results), study=study)
+        return ReportInput(name, results, cell_metrics=_cell_metrics(study, results), study=study)
     if run.is_run():
         results = _clean_results(run.read_results(), run.results)
         return ReportInput(name, results, run.read_metrics(), run=run)
@@ -98,7 +100,10 @@ def study_losses(result: Result) -> dict[str, Mapping[str, Any]]:
 def _cell_metrics(
     study: StudyFolder, results: Sequence[Result]
 ) -> dict[str, dict[str, list[dict[str, Any]]]]:
-    """Result name -> loss name -> metrics lines of the loss's first seed, without empty ones."""
+    """Result name -> loss name -> metrics lines of the study's first seed.
+
+    Losses without metrics are left out.
+    """
     metrics: dict[str, dict[str, list[dict[str, Any]]]] = {}
     for result in results:
         seeds, condition = result.settings.get("seeds"), result.settings.get("condition")
@@ -109,7 +114,7 @@ def _cell_metrics(
         for loss, settings in study_losses(result).items():
             # A tuned loss was trained under the name of the variant that tuning chose.
             name = str(settings.get("name", loss))
-            cell = study.cell_folder(str(condition or result.name), name, seed)
-            if cell is not None and (lines := cell.read_metrics()):
+            run = study.run_named(str(condition or result.name), name, seed)
+            if run is not None and (lines := run.read_metrics()):
                 lines_of_loss[name] = lines
     return metrics

@@ -1,8 +1,8 @@
 """The margin lab's tables: each loss's curves, computed by the loss's own code.
 
 The page interpolates linearly between tabulated points, and its sliders move in tabulated steps.
-The points are chosen so that the interpolated cosine errs by less than ``TOLERANCE``, except within
-one grid step of a jump.
+The points are chosen so that the interpolated cosine errs by less than ``TOLERANCE``. The exception
+is one step of the angle grid around a discontinuity of the curve.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from margrave.report.loss_curves import (
     boundary_degrees,
     gradient_scales,
     grid_cosines,
-    negative_cosines,
-    target_cosines,
+    modified_negatives,
+    modified_targets,
 )
 
 TOLERANCE = 1e-3
@@ -101,15 +101,15 @@ def _axis_settings(axis: Axis) -> dict[str, Any]:
         "name": axis.name,
         "label": axis.label,
         "values": list(axis.values),
-        "default": axis.default,
+        "default": axis.default_index,
     }
 
 
 def _is_drawable(loss: Loss) -> bool:
     """Whether the lab's context has every value that the loss reads."""
     try:
-        target_cosines(loss, np.array([0.5]), {})
-        negative_cosines(loss, np.array([0.5]), 60.0, {})
+        modified_targets(loss, np.array([0.5]), {})
+        modified_negatives(loss, np.array([0.5]), 60.0, {})
     except ValueError:
         return False
     return True
@@ -121,21 +121,21 @@ def _slider_axes(loss: Loss) -> list[Axis]:
     The margin comes first.
     """
     coarse_cosines = np.cos(np.linspace(0, math.pi, 91))
+    # The defaults, and the smallest and the largest of each context value.
+    contexts: list[dict[str, Any]] = [{}]
+    contexts += [{axis.name: axis.values[end]} for axis in CONTEXTS for end in (0, -1)]
 
     def sample_curves(variant: Loss) -> np.ndarray:
         curves = []
         for context in contexts:
-            curves.append(target_cosines(variant, coarse_cosines, context))
+            curves.append(modified_targets(variant, coarse_cosines, context))
             curves.append(gradient_scales(variant, context))
             curves += [
-                negative_cosines(variant, coarse_cosines, degrees, context)
+                modified_negatives(variant, coarse_cosines, degrees, context)
                 for degrees in (30, 60, 90)
             ]
         return np.concatenate(curves)
 
-    # The defaults, and the smallest and the largest of each context value.
-    contexts: list[dict[str, Any]] = [{}]
-    contexts += [{axis.name: axis.values[end]} for axis in CONTEXTS for end in (0, -1)]
     reference = sample_curves(loss)
     effects: dict[str, tuple[float, Axis]] = {}
     for axis in _candidate_axes(loss):
@@ -194,12 +194,12 @@ def _loss_table(loss: Loss) -> dict[str, Any]:
 
     def target(values: Mapping[str, Any]) -> np.ndarray:
         variant, context = _split_values(loss, parameters, values)
-        return target_cosines(variant, cosines, context)
+        return modified_targets(variant, cosines, context)
 
     def negatives(values: Mapping[str, Any]) -> np.ndarray:
         variant, context = _split_values(loss, parameters, values)
-        degrees = context.pop("target_angle", TARGET_DEGREES[TARGET_ANGLE.default])
-        return negative_cosines(variant, cosines, degrees, context)
+        degrees = context.pop("target_angle", TARGET_DEGREES[TARGET_ANGLE.default_index])
+        return modified_negatives(variant, cosines, degrees, context)
 
     def boundary(values: Mapping[str, Any]) -> np.ndarray:
         variant, context = _split_values(loss, parameters, values)
@@ -239,7 +239,9 @@ def _effective_axes(
     curve: Callable[[Mapping[str, Any]], np.ndarray], axes: Sequence[Axis]
 ) -> list[Axis]:
     """The axes that change a curve, at the defaults or with one other axis at either end."""
-    tried_values = [{axis.values[0], axis.values[axis.default], axis.values[-1]} for axis in axes]
+    tried_values = [
+        {axis.values[0], axis.values[axis.default_index], axis.values[-1]} for axis in axes
+    ]
     effective = []
     for index, axis in enumerate(axes):
         other_indices = [other for other in range(len(axes)) if other != index]

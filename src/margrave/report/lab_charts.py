@@ -22,7 +22,7 @@ def lab_charts() -> dict[str, Any]:
         "negatives": _lines("θ_j in degrees", "N", (0, 180)),
         "boundary": _lines("θ_y in degrees", "θ_j in degrees", (0, 120)),
         "gradient": _lines("θ_y in degrees", "gradient scale", (0, 120)),
-        "map": _map(),
+        "map": _heat_map(),
     }
     return {"specs": specs, "colors": list(COLORS[:SLOTS])}
 
@@ -50,7 +50,8 @@ def _lines(x: str, y: str, domain: tuple[int, int]) -> dict[str, Any]:
     return styled_spec(chart, f"{y} against {x} for the chosen losses")
 
 
-def _map() -> dict[str, Any]:
+def _heat_map() -> dict[str, Any]:
+    """Gradient scale by θ_y (horizontal) and by the steps of one slider (vertical)."""
     scale = alt.Scale(scheme="viridis")
     legend = alt.Legend(title="gradient scale", gradientLength=160)
     degrees = alt.Axis(values=list(range(0, 121, 20)), labelAngle=0)

@@ -31,13 +31,13 @@ class Axis:
         name: the hyperparameter's or the context value's name.
         label: the slider's label.
         values: the slider's steps.
-        default: index of the initial step in `values`.
+        default_index: index of the initial step in `values`.
     """
 
     name: str
     label: str
     values: tuple[Any, ...]
-    default: int
+    default_index: int
 
 
 CONTEXTS = (
@@ -63,7 +63,7 @@ def _context(values: Mapping[str, Any], num_samples: int) -> Context:
     """The context that losses read: these values, and defaults of ``CONTEXTS`` for the others."""
     import torch
 
-    settings = {axis.name: axis.values[axis.default] for axis in CONTEXTS} | dict(values)
+    settings = {axis.name: axis.values[axis.default_index] for axis in CONTEXTS} | dict(values)
     per_sample = ("feature_norm", "margin_weight", "margin_noise")
     tensors = {
         name: torch.full((num_samples,) if name in per_sample else (), float(settings[name]),
@@ -77,15 +77,15 @@ def _context(values: Mapping[str, Any], num_samples: int) -> Context:
     )
 
 
-def target_cosines(loss: Loss, cosine: np.ndarray, values: Mapping[str, Any]) -> np.ndarray:
+def modified_targets(loss: Loss, cosines: np.ndarray, values: Mapping[str, Any]) -> np.ndarray:
     """The modified target cosine T at each target cosine, for these context values."""
     import torch
 
-    context = _context(values, len(cosine))
-    return loss.modify_target(torch.from_numpy(cosine), context).numpy()
+    context = _context(values, len(cosines))
+    return loss.modify_target(torch.from_numpy(cosines), context).numpy()
 
 
-def negative_cosines(
+def modified_negatives(
     loss: Loss, cosines: np.ndarray, target_degrees: float, values: Mapping[str, Any]
 ) -> np.ndarray:
     """The modified cosine N at each negative cosine, for a target at `target_degrees`."""
@@ -112,7 +112,7 @@ def boundary_degrees(loss: Loss, values: Mapping[str, Any]) -> np.ndarray:
     target = torch.cos(torch.deg2rad(torch.tensor(GRADIENT_DEGREES, dtype=torch.float64)))
     context = _context(values, len(target))
     modified = loss.modify_target(target, context).numpy()
-    cosines = grid_cosines()[::4]
+    cosines = grid_cosines()[::4]  # In steps of 0.5 degrees.
     negatives = torch.from_numpy(cosines)[None].expand(len(target), -1)
     wins = loss.negatives(negatives, target, context).numpy() >= modified[:, None]
     last_win = np.where(wins.any(axis=1), wins.shape[1] - 1 - wins[:, ::-1].argmax(axis=1), 0)
@@ -130,7 +130,8 @@ def gradient_scales(loss: Loss, values: Mapping[str, Any]) -> np.ndarray:
     hardest = math.cos(math.radians(HARDEST_DEGREES))
     cosines = torch.tensor([[hardest, 0.0]], dtype=torch.float64).expand(len(target), -1)
     negatives = loss.modify_negatives(cosines, target.detach(), context)
-    # The second column represents all n classes at 90 degrees: adding log n counts it n times.
+    # The second column stands for the n = NUM_CLASSES - 2 negatives at 90 degrees: adding log n
+    # counts it n times.
     log_counts = torch.tensor([0.0, math.log(NUM_CLASSES - 2)], dtype=torch.float64)
     target_logit = loss.scale * loss.modify_target(target, context)
     terms = loss.sigmoid_terms(NUM_CLASSES)

@@ -62,19 +62,19 @@ def prepare(
                 _measure(cell, prepared, budget is not None, Path(folder, str(index)))
                 for index, cell in enumerate(cells)
             ]
-        prepared["precision"] = measured[0][0]
+        prepared["precision"], _ = measured[0]
         if budget is not None:
-            seconds = max(epoch_seconds for _, epoch_seconds in measured)
-            epochs = int(budget / seconds)
+            slowest = max(epoch_seconds for _, epoch_seconds in measured)
+            epochs = int(budget / slowest)
             if epochs < 1:
                 raise ValueError(
-                    f"one epoch takes {seconds:.0f} s here, more than the budget of {budget:.0f} "
+                    f"one epoch takes {slowest:.0f} s here, more than the budget of {budget:.0f} "
                     "s; raise --budget, or use fewer images or a smaller network"
                 )
             prepared["epochs"] = epochs
             message(
                 f"{quantity(epochs, 'epoch')} in {budget:.0f} s: an epoch of the slowest loss takes"
-                f" {seconds:.1f} s"
+                f" {slowest:.1f} s"
             )
     return config.model_copy(update={"prepared": prepared})
 
@@ -88,20 +88,21 @@ def _measure(cell: Cell, prepared: dict[str, Any], timed: bool, folder: Path) ->
     precision = opened.precision.precision
     if not timed:
         return precision, 0.0
-    start = 0, time.monotonic()
-    seconds = 0.0
+    start_step, start_time = 0, time.monotonic()
+    epoch_seconds = 0.0
 
     def report(step: StepReport) -> None:
-        nonlocal start, seconds
+        nonlocal start_step, start_time, epoch_seconds
         now = time.monotonic()
         # The last step is measured in any case.
         if step.step <= min(WARM_UP_STEPS, step.steps - 1):
-            start = step.step, now
+            start_step, start_time = step.step, now
         else:
-            seconds = (now - start[1]) / (step.step - start[0]) * step.epoch_steps
-            if now - start[1] >= MEASURED_SECONDS or step.step == step.steps:
+            step_seconds = (now - start_time) / (step.step - start_step)
+            epoch_seconds = step_seconds * step.epoch_steps
+            if now - start_time >= MEASURED_SECONDS or step.step == step.steps:
                 raise _SpeedMeasured
 
     with suppress(_SpeedMeasured):
         fit(opened, folder, report=report)
-    return precision, seconds
+    return precision, epoch_seconds

@@ -38,7 +38,7 @@ FEW_SEEDS = 4
 
 @dataclass(frozen=True)
 class FinishedCell:
-    """A finished cell: its condition, loss, seed, and result on one evaluation set."""
+    """A finished cell: its condition, loss, seed, training steps, and result on one test set."""
 
     condition: str
     loss: str
@@ -284,7 +284,7 @@ def _compared_name(loss: str, chosen: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def _verdict_on_compared(comparison: SeedComparison, config: StudyConfig, noun: str) -> str:
-    """The verdict on the losses in a comparison; ``noun`` stands for any one of them."""
+    """The verdict on the losses in a comparison, each of which the text calls a ``noun``."""
     best = next(iter(comparison.means))
     seeds = len(comparison.means[best].seeds)
     if len(comparison.means) < 2:

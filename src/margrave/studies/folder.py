@@ -50,11 +50,11 @@ class StudyFolder:
         """Whether the folder holds a study's settings."""
         return self.settings.is_file()
 
-    def cell(self, cell: Cell) -> RunFolder:
+    def run_of(self, cell: Cell) -> RunFolder:
         """The folder of a cell's run."""
         return RunFolder(self.path / "cells" / cell.name)
 
-    def cell_folder(self, condition: str, loss: str, seed: int) -> RunFolder | None:
+    def run_named(self, condition: str, loss: str, seed: int) -> RunFolder | None:
         """The folder of a cell's run, from names that a file contains; None if a name is invalid.
 
         The names become parts of a path, so they must match `NAME`.
@@ -114,13 +114,13 @@ class StudyFolder:
             temporary.write_text(to_yaml(config), encoding="utf-8")
         return config
 
-    def finished(self, cell: Cell) -> tuple[Result, ...] | None:
+    def finished_results(self, cell: Cell) -> tuple[Result, ...] | None:
         """A finished cell's results; None if it has not finished.
 
         Raises:
             ValueError: the run's settings differ from the cell's, or its results are damaged.
         """
-        run = self.cell(cell)
+        run = self.run_of(cell)
         if run.is_run():
             expected = flat_settings(cell.config.model_dump(mode="json"))
             actual = flat_settings(run.read_yaml())
@@ -152,7 +152,7 @@ class StudyFolder:
 
 
 def _changes(existing: StudyConfig, config: StudyConfig) -> Iterator[str]:
-    """Describe each setting that differs, although it must be the same in an existing study."""
+    """Describe each setting that differs from the existing study's, although it must not."""
     before, after = existing.model_dump(mode="json"), config.model_dump(mode="json")
     names = ["run", "metric", "far", "test", "first_seed"]
     names += ["tuning"] if before["tuning"] and after["tuning"] else []

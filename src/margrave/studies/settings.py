@@ -174,6 +174,7 @@ def read_study(
     if losses is not None:
         listed = merged.get("losses")
         listed = listed if isinstance(listed, Mapping) else {}
+        # A loss given by its import path gets the name of its class.
         merged["losses"] = {
             name.rpartition(":")[2]: listed.get(name) or _like_arcface(name, listed)
             for name in losses
@@ -221,7 +222,12 @@ def _like_arcface(kind: str, listed: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _block(study: str | Mapping[str, Any], extending: tuple[str, ...] = ()) -> dict[str, Any]:
-    """A study's settings, merged over the studies that it extends and the recipes that it names."""
+    """A study's settings, merged over the studies that it extends and the recipes that it names.
+
+    Args:
+        study: the study's name or file, or a block of settings.
+        extending: the studies whose ``extends`` led to this one; it must not be among them.
+    """
     if isinstance(study, Mapping):
         block = dict(study)
     else:

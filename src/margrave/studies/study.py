@@ -95,19 +95,19 @@ def run_study(
         if not config.prepared and train:
             threads = max(1, usable_cores() // devices) if devices else 1
             config = study.begin(prepare(config, budget, threads, events.message))
-        grid = _Grid(study, devices, events, train)
+        trainer = _Trainer(study, devices, events, train)
         cells = list(cells_of(config))
         if train:
             _announce(study, config, cells, events)
-        grid.train(cells, "training")
+        trainer.train(cells, "training")
         trained = _trained(study, cells, config.test)
         comparisons = compare_cells(trained, config)
         results = results_of(comparisons, trained, config)
         tuned: dict[str, dict[str, dict[str, Any]]] = {}
         tuned_comparisons: dict[str, SeedComparison] = {}
-        if config.tuning is not None and not grid.failed and (train or _is_tuned(study, config)):
-            tuned, tuned_cells = _tune(study, config, grid)
-            grid.train(tuned_cells, "training tuned losses")
+        if config.tuning is not None and not trainer.failed and (train or _is_tuned(study, config)):
+            tuned, tuned_cells = _tune(study, config, trainer)
+            trainer.train(tuned_cells, "training tuned losses")
             trained_tuned = _trained(study, tuned_cells, config.test)
             tuned_comparisons = compare_cells(trained_tuned, config)
             results += results_of(tuned_comparisons, trained_tuned, config, tuned)
@@ -116,14 +116,14 @@ def run_study(
             study.write_figures(rows_of(trained))
         if results:
             study.write_results(results)
-        return StudyOutcome(config, comparisons, tuned_comparisons, results, grid.failed)
+        return StudyOutcome(config, comparisons, tuned_comparisons, results, trainer.failed)
 
 
 def _announce(
     study: StudyFolder, config: StudyConfig, cells: Sequence[Cell], events: StudyEvents
 ) -> None:
     """Report the number of trainings before the first one begins."""
-    if all(study.finished(cell) is not None for cell in cells):
+    if all(study.finished_results(cell) is not None for cell in cells):
         return
     text = quantity(len(cells), "training")
     if config.tuning is not None:
@@ -136,7 +136,7 @@ def _announce(
 
 
 @dataclass
-class _Grid:
+class _Trainer:
     """Trains a study's unfinished cells, unless training is disabled.
 
     Attributes:
@@ -156,7 +156,7 @@ class _Grid:
     def train(self, cells: Iterable[Cell], what: str) -> None:
         """Train the cells that are not finished."""
         cells = list(cells)
-        unfinished = [cell for cell in cells if self.study.finished(cell) is None]
+        unfinished = [cell for cell in cells if self.study.finished_results(cell) is None]
         if not unfinished or not self.enabled:
             return
         done = len(cells) - len(unfinished)
@@ -166,7 +166,7 @@ class _Grid:
         with self.events.training(what) as report:
             train_cells(
                 unfinished,
-                lambda cell: self.study.cell(cell).path,
+                lambda cell: self.study.run_of(cell).path,
                 progress,
                 slots=slots,
                 report=report,
@@ -179,14 +179,14 @@ def _trained(study: StudyFolder, cells: Iterable[Cell], set_name: str) -> list[F
     """The finished cells, with their results on one evaluation set."""
     trained = []
     for cell in cells:
-        results = study.finished(cell)
+        results = study.finished_results(cell)
         if results is None:
             continue
-        steps = [line["step"] for line in study.cell(cell).read_metrics()]
+        steps = [line["step"] for line in study.run_of(cell).read_metrics()]
         result = next((result for result in results if result.name == set_name), None)
         if result is None:
             raise ValueError(
-                f"{study.cell(cell).results} has no result of the set {set_name!r}; remove the "
+                f"{study.run_of(cell).results} has no result of the set {set_name!r}; remove the "
                 "cell's folder to train it again"
             )
         trained.append(
@@ -205,11 +205,11 @@ def _tuning_cells(config: StudyConfig) -> list[Cell]:
 
 def _is_tuned(study: StudyFolder, config: StudyConfig) -> bool:
     """Whether every tuning run has finished."""
-    return all(study.finished(cell) is not None for cell in _tuning_cells(config))
+    return all(study.finished_results(cell) is not None for cell in _tuning_cells(config))
 
 
 def _tune(
-    study: StudyFolder, config: StudyConfig, grid: _Grid
+    study: StudyFolder, config: StudyConfig, trainer: _Trainer
 ) -> tuple[dict[str, dict[str, dict[str, Any]]], list[Cell]]:
     """Tune each loss.
 
@@ -219,9 +219,9 @@ def _tune(
     """
     assert config.tuning is not None
     grids, metric = grid_of(config), config.metric
-    variants = {name: loss for variants in grids.values() for name, loss in variants.items()}
+    variants = {name: loss for grid in grids.values() for name, loss in grid.items()}
     tuning_cells = _tuning_cells(config)
-    grid.train(tuning_cells, "tuning")
+    trainer.train(tuning_cells, "tuning")
     trained = _trained(study, tuning_cells, config.tuning.validation)
     at: dict[str, Any] = {"FAR": config.far} if metric == "TAR" else {}
     tuned: dict[str, dict[str, dict[str, Any]]] = {}
@@ -229,7 +229,7 @@ def _tune(
     for condition in config.conditions:
         tuned[condition] = {}
         for loss, variants_of_loss in grids.items():
-            means = {}
+            ratings = {}
             for name in variants_of_loss:
                 values = [
                     cell.result.figure(metric, **at).value or 0.0
@@ -238,12 +238,11 @@ def _tune(
                 ]
                 if values:
                     # A lower EER is better.
-                    means[name] = fmean(values) * (-1 if metric == "EER" else 1)
-            if means:
+                    ratings[name] = fmean(values) * (-1 if metric == "EER" else 1)
+            if ratings:
                 # max returns the first of equally good variants; the unchanged loss comes first.
-                tuned[condition][loss] = {"name": max(means, key=means.__getitem__)}
-        for choice in tuned[condition].values():
-            choice |= variants[choice["name"]]
+                best = max(ratings, key=ratings.__getitem__)
+                tuned[condition][loss] = {"name": best, **variants[best]}
         chosen = {choice["name"]: variants[choice["name"]] for choice in tuned[condition].values()}
         cells += [cell for cell in cells_of(config, chosen) if cell.condition == condition]
     return tuned, cells

@@ -114,6 +114,7 @@ def _statistic_charts(runs: Mapping[str, Lines]) -> list[Block]:
     )
     blocks: list[Block] = []
     for key in list(keys)[:MAX_STATISTICS]:
+        # Version 0.1 wrote deviation.
         title = key.replace(".", ": ").replace("_", " ").replace("deviation", "std")
         rows = [
             row for name, lines in runs.items()
@@ -182,7 +183,12 @@ def _class_charts(name: str, line: Mapping[str, Any], several_runs: bool) -> lis
 
 
 def norm_quality_section(curve: Mapping[str, Any] | None) -> Section:
-    """The feature norm against the images' true quality, if the result has this curve."""
+    """The feature norm against the images' true quality.
+
+    Args:
+        curve: the result's curve ``norm by quality``. The section is empty if it is None or lacks
+            a column.
+    """
     title = "Feature norm and true quality"
     columns = ("quality", "median", "lower quartile", "upper quartile")
     if not curve or not set(columns) <= curve.keys():

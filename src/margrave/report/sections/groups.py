@@ -43,7 +43,7 @@ def groups_section(groups: Sequence[Result], far: float = FAR) -> Section:
             [
                 "FDR",
                 f"{inequalities.fdr:.4f}",
-                "1 − mean of the largest difference in FMR and that in FNMR; 1 if equal",
+                "1 − (largest difference in FMR + largest difference in FNMR) / 2; 1 if equal",
             ],
             [
                 "GARBE",

@@ -97,15 +97,15 @@ def curves_section(results: Sequence[Result]) -> Section:
     if not scores_of:
         return Section("Error trade-off")
     has_bands = len(scores_of) <= MAX_BANDS
-    impostors = min(len(cosines(scores)[1]) for scores in scores_of.values())
-    smallest_fmr = 3 / impostors
+    num_impostors = min(len(cosines(scores)[1]) for scores in scores_of.values())
+    smallest_fmr = 3 / num_impostors
     det = [row for name, scores in scores_of.items() for row in _det_rows(name, scores, has_bands)]
     roc = [
         {"series": row["series"], "x": row["x"], "y": 1 - row["y"],
          **({"low": 1 - row["high"], "high": 1 - row["low"]} if "low" in row else {})}
         for row in det
     ]  # fmt: skip
-    x_domain = (min(1 / impostors, 0.1), 1.0)
+    x_domain = (min(1 / num_impostors, 0.1), 1.0)
     floor = min(0.5 / len(cosines(scores)[0]) for scores in scores_of.values())
     # A logarithmic axis has no zero, so a rate of zero is drawn as half an error.
     for row in det:
@@ -114,7 +114,7 @@ def curves_section(results: Sequence[Result]) -> Section:
                 row[key] = max(row[key], floor)
     marks = {"3 / impostor pairs": smallest_fmr} if smallest_fmr < 0.5 else {}
     note = (
-        f"The smallest false match rate (FMR, FAR in most papers) that {impostors:,} impostor "
+        f"The smallest false match rate (FMR, FAR in most papers) that {num_impostors:,} impostor "
         f"pairs support is {smallest_fmr:.2g}: if none of them is accepted, the true rate is below "
         "this with 95 % confidence. To the left of the dashed line, the curves are not reliable."
     )
@@ -139,7 +139,7 @@ def curves_section(results: Sequence[Result]) -> Section:
             _rates_table(scores_of),
         ),
         Chart(
-            "ROC curve: the same rates, with the true match rate (TAR, 1 − FNMR).",
+            "ROC curve: the same data as true match rate (TAR, 1 − FNMR) against false match rate.",
             charts.lines(
                 roc,
                 "false match rate",
@@ -211,9 +211,9 @@ def calibration_section(result: Result, seed: int = 0) -> Section:
     scores, title = result.scores, "Calibration"
     if scores is None or scores.identities is None or not _has_enough_pairs(scores):
         return Section(title)
-    labels = np.array(scores.identities)
-    identities = np.random.default_rng(seed).permutation(np.unique(labels))
-    in_fit = np.isin(labels, identities[: len(identities) // 2])
+    pair_identities = np.array(scores.identities)  # (P, 2)
+    shuffled = np.random.default_rng(seed).permutation(np.unique(pair_identities))
+    in_fit = np.isin(pair_identities, shuffled[: len(shuffled) // 2])
     same, cosine = np.array(scores.same, bool), 1 - np.array(scores.distances) / 2
     # Pairs across the halves belong to neither.
     halves = in_fit.all(axis=1), ~in_fit.any(axis=1)

@@ -28,7 +28,7 @@ def study_section(result: Result) -> Section:
         ],
         metric,
         x_format=".1%" if metric != "AUC" else None,
-        points=[
+        ticks=[
             {"name": loss, "x": value} for loss, values in seeds.items() for value in values
         ],
         description=f"{metric} of each loss: " + ", ".join(
@@ -92,7 +92,7 @@ def _differences_table(result: Result, metric: str) -> Table:
                 "-" if smallest is None else value_text(figure, smallest),
             ]
         )
-    # The differences of an error rate have the opposite sign: positive values are improvements.
+    # `compare_seeds` negates the differences of error rates, so positive values are improvements.
     columns = ["improvement", metric, "95 % interval", "corrected p", "smallest detectable"]
     caption = (
         "Differences between all pairs of losses; positive values mean that the first-named loss "
