@@ -349,7 +349,8 @@ def subjects_of_pairs(first: np.ndarray, second: np.ndarray, same: np.ndarray) -
     """(P, 2) the identity index of each template of each pair, derived from the genuine pairs.
 
     Templates that genuine pairs connect, directly or through other templates, have the same
-    identity. Its index is that of its smallest template among all templates in ascending order.
+    identity. An identity's index is that of its first template, with all templates in ascending
+    order.
 
     Args:
         first: (P,) number or name of each pair's first template.
