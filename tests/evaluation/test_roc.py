@@ -45,7 +45,7 @@ def test_cross_validation_is_the_protocol_written_out() -> None:
         rest, test = fold != number, fold == number
         scores = [((distances < t) == same)[rest].mean() for t in THRESHOLDS]
         chosen = int(np.argmax(scores))
-        assert result.fold_threshold[number] == chosen
+        assert result.fold_threshold_index[number] == chosen
         assert (
             result.fold_accuracy[number] == ((distances < THRESHOLDS[chosen]) == same)[test].mean()
         )

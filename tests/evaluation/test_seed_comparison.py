@@ -96,7 +96,7 @@ def test_holm_corrects_for_every_pair() -> None:
     for rank, each in enumerate(ordered):
         assert each.p_value is not None
         largest = max(largest, min(1, (6 - rank) * each.p_value))
-        assert each.adjusted == largest
+        assert each.adjusted_p_value == largest
         assert each.smallest_detectable and each.mean.std_error
         quantiles = stats.t.ppf([1 - 0.025 / 6, 0.8], each.mean.degrees).sum()
         assert each.smallest_detectable == pytest.approx(quantiles * each.mean.std_error)

@@ -160,7 +160,7 @@ def study_table(title: str, comparison: SeedComparison, metric: str) -> Table:
         return f"{value:.4f}" if is_auc else f"{100 * value:.2f}"
 
     best = next(iter(comparison.means))
-    num_seeds = len(comparison.means[best].seeds)
+    num_seeds = len(comparison.means[best].seed_values)
     noun = "seed" if num_seeds == 1 else "seeds"
     table = Table(title=escape(f"{title}: {num_seeds} {noun}"), title_justify="left")
     table.add_column("loss", overflow="fold")
@@ -179,6 +179,6 @@ def study_table(title: str, comparison: SeedComparison, metric: str) -> Table:
             if (difference.second, difference.first) == pair
         ]
         row += [text(difference.mean.value) for difference in from_best] or [""]
-        row += [p_value_text(difference.adjusted) for difference in from_best] or [""]
+        row += [p_value_text(difference.adjusted_p_value) for difference in from_best] or [""]
         table.add_row(*row)
     return table

@@ -41,7 +41,7 @@ class AcceptRate:
 
         Args:
             metric: the metric's name.
-            at: conditions of the operating point in addition to the FAR, such as ``rank=1``.
+            at: further conditions under which the TAR was measured, such as ``rank=1``.
         """
         return Figure(
             metric=metric,
@@ -55,12 +55,12 @@ class AcceptRate:
         )
 
 
-def false_accepts_allowed(far_target: float, impostors: int) -> int:
+def false_accepts_allowed(far_target: float, impostor_count: int) -> int:
     """The largest number of false accepts that keeps the FAR at or below a target.
 
     Args:
         far_target: the FAR target, in (0, 1).
-        impostors: total number of impostor pairs.
+        impostor_count: total number of impostor pairs.
 
     Raises:
         ValueError: the target is not in (0, 1).
@@ -69,15 +69,15 @@ def false_accepts_allowed(far_target: float, impostors: int) -> int:
     3
     """
     checked_targets([far_target], "FAR")
-    allowed = int(far_target * impostors)
+    allowed = int(far_target * impostor_count)
     # Floating-point rounding may leave the product just below an integer, and int() then drops one.
-    return allowed + 1 if (allowed + 1) / impostors <= far_target else allowed
+    return allowed + 1 if (allowed + 1) / impostor_count <= far_target else allowed
 
 
 def accept_rates(
     genuine: np.ndarray,
     tail: np.ndarray,
-    impostors: int,
+    impostor_count: int,
     far_targets: Sequence[float],
     *,
     identities: TailIdentities | None = None,
@@ -90,7 +90,7 @@ def accept_rates(
         genuine: (G,) scores of genuine pairs.
         tail: (T,) the largest impostor scores, descending; T must exceed the number of false
             accepts that any target allows.
-        impostors: total number of impostor pairs, including those outside the tail.
+        impostor_count: total number of impostor pairs, including those outside the tail.
         far_targets: FAR targets, each in (0, 1).
         identities: the pairs' identities, to be resampled by the bootstrap; None resamples pairs.
         resamples: number of bootstrap replicates; 0 for no intervals.
@@ -98,7 +98,7 @@ def accept_rates(
 
     Raises:
         ValueError: there are no genuine or no impostor pairs; the tail is not descending, too
-            short for a target or longer than ``impostors``; a target is not in (0, 1); or
+            short for a target or longer than ``impostor_count``; a target is not in (0, 1); or
             ``resamples`` is 1.
 
     >>> rate = accept_rates(np.array([0.9, 0.3]), np.array([0.8, 0.1]), 2, [0.5])[0]
@@ -106,15 +106,17 @@ def accept_rates(
     (1.0, 0.1, 0.5)
     """
     genuine, tail = np.asarray(genuine), np.asarray(tail)
-    if not len(genuine) or impostors < 1:
+    if not len(genuine) or impostor_count < 1:
         raise ValueError(
-            f"got {len(genuine)} genuine and {impostors} impostor pairs; TAR at FAR needs both"
+            f"got {len(genuine)} genuine and {impostor_count} impostor pairs; TAR at FAR needs both"
         )
     if (np.diff(tail) > 0).any():
         raise ValueError("the tail must descend; sort the impostor scores from largest to smallest")
-    if len(tail) > impostors:
-        raise ValueError(f"the tail has {len(tail)} scores, more than impostors = {impostors}")
-    allowed = [false_accepts_allowed(far, impostors) for far in far_targets]
+    if len(tail) > impostor_count:
+        raise ValueError(
+            f"the tail has {len(tail)} scores, more than impostor_count = {impostor_count}"
+        )
+    allowed = [false_accepts_allowed(far, impostor_count) for far in far_targets]
     if allowed and max(allowed) >= len(tail):
         raise ValueError(
             f"FAR {max(far_targets)} allows {max(allowed)} false accepts, but only the {len(tail)} "
@@ -124,16 +126,16 @@ def accept_rates(
     rates = [
         AcceptRate(
             far_target=float(far),
-            far=int(np.searchsorted(-tail, -threshold, side="left")) / impostors,
+            far=int(np.searchsorted(-tail, -threshold, side="left")) / impostor_count,
             tar=int((genuine > threshold).sum()) / len(genuine),
             threshold=threshold,
-            too_few_impostors=false_accepts_allowed(far, impostors) < 1,
+            too_few_impostors=false_accepts_allowed(far, impostor_count) < 1,
         )
         for far, threshold in zip(far_targets, thresholds, strict=True)
     ]
     if not resamples:
         return tuple(rates)
-    intervals = bootstrap_tail(genuine, tail, impostors, allowed, identities, resamples, seed)
+    intervals = bootstrap_tail(genuine, tail, impostor_count, allowed, identities, resamples, seed)
     return tuple(
         replace(rate, interval=tar_interval, threshold_interval=threshold_interval)
         for rate, (tar_interval, threshold_interval) in zip(rates, intervals, strict=True)

@@ -170,38 +170,41 @@ def evaluate_all_to_all(
             f"labels must not be negative, got {labels.min()}; pass faces of unknown identity as "
             "distractors"
         )
-    labeled_pairs = Comparison(embeddings, labels)
-    distractor_pairs = None if distractors is None else Comparison(embeddings, labels, distractors)
+    labeled_comparison = Comparison(embeddings, labels)
+    distractor_comparison = (
+        None if distractors is None else Comparison(embeddings, labels, distractors)
+    )
     identity_of_face, images_per_identity = np.unique(
         labels, return_inverse=True, return_counts=True
     )[1:]
     genuine_count = int((images_per_identity * (images_per_identity - 1) // 2).sum())
-    distractor_pair_count = distractor_pairs.pairs if distractor_pairs else 0
-    impostors = distractor_pair_count + (
-        labeled_pairs.pairs - genuine_count if impostors_within else 0
+    distractor_pair_count = distractor_comparison.pairs if distractor_comparison else 0
+    impostor_count = distractor_pair_count + (
+        labeled_comparison.pairs - genuine_count if impostors_within else 0
     )
     tail_size = _tail_size(
-        genuine_count, int(images_per_identity.max(initial=0)), impostors, far_targets
+        genuine_count, int(images_per_identity.max(initial=0)), impostor_count, far_targets
     )
     genuine, tail = Genuine(), Tail(tail_size)
     collectors: dict[str, Collector] = {"genuine": genuine}
     if impostors_within:
         collectors["tail"] = tail
     settings: dict[str, Any] = {"device": device, "memory": memory, "world": world}
-    sweeps = _Sweeps(state_store, progress, total=labeled_pairs.pairs + distractor_pair_count)
+    sweeps = _Sweeps(state_store, progress, total=labeled_comparison.pairs + distractor_pair_count)
     # In state files, the comparison of the embeddings with each other is called "own".
-    sweep(labeled_pairs, collectors, **sweeps.options("own", 0), **settings)
+    sweep(labeled_comparison, collectors, **sweeps.options("own", 0), **settings)
     genuine_scores, first_faces, second_faces = genuine.sorted()
+    # The last element of each tuple: whether the columns are distractors.
     tails = [(*tail.sorted(), False)] if impostors_within else []
     rank_results: tuple[RankRate, ...] = ()
     identification: tuple[AcceptRate, ...] = ()
-    if distractor_pairs is not None:
+    if distractor_comparison is not None:
         distractor_tail, nearest = Tail(tail_size), Nearest(len(labels), max(ranks))
         collectors = {"tail": distractor_tail, "nearest": nearest}
         sweep(
-            distractor_pairs,
+            distractor_comparison,
             collectors,
-            **sweeps.options("distractors", labeled_pairs.pairs),
+            **sweeps.options("distractors", labeled_comparison.pairs),
             **settings,
         )
         tails.append((*distractor_tail.sorted(), True))
@@ -220,13 +223,13 @@ def evaluate_all_to_all(
     verification = accept_rates(
         genuine_scores,
         merged_tail,
-        impostors,
+        impostor_count,
         far_targets,
         identities=TailIdentities(
             identity_of_face[first_faces],
             tail_identities,
             images_per_identity,
-            distractor_pair_count / impostors,
+            distractor_pair_count / impostor_count,
         ),
         resamples=resamples,
         seed=seed,
@@ -237,7 +240,7 @@ def evaluate_all_to_all(
         identities=len(images_per_identity),
         distractors=0 if distractors is None else distractors.shape[0],
         genuine=genuine_count,
-        impostors=impostors,
+        impostors=impostor_count,
         verification=verification,
         ranks=rank_results,
         identification=identification,
@@ -276,16 +279,19 @@ class _Sweeps:
 
 
 def _tail_size(
-    genuine_count: int, max_images_per_identity: int, impostors: int, far_targets: Sequence[float]
+    genuine_count: int,
+    max_images_per_identity: int,
+    impostor_count: int,
+    far_targets: Sequence[float],
 ) -> int:
     """The number of impostor scores to store for the largest FAR target.
 
     Raises:
         ValueError: genuine or impostor pairs are missing, or too many scores would be stored.
     """
-    if not genuine_count or not impostors:
+    if not genuine_count or not impostor_count:
         raise ValueError(
-            f"got {genuine_count} genuine and {impostors} impostor pairs, both are required; "
+            f"got {genuine_count} genuine and {impostor_count} impostor pairs, both are required; "
             "provide several identities (or distractors) and several images of some identities"
         )
     if genuine_count > MAX_GENUINE_SCORES:
@@ -293,13 +299,13 @@ def _tail_size(
             f"{genuine_count:,} genuine pairs exceed the limit of {MAX_GENUINE_SCORES:,}; use "
             f"fewer images per identity (the largest identity has {max_images_per_identity:,})"
         )
-    allowed = max(false_accepts_allowed(far, impostors) for far in far_targets)
-    tail_size = min(tail_length(allowed), impostors)
+    allowed = max(false_accepts_allowed(far, impostor_count) for far in far_targets)
+    tail_size = min(tail_length(allowed), impostor_count)
     if tail_size > MAX_IMPOSTOR_SCORES:
         # The tail may be up to twice as long as the number of allowed false accepts.
-        max_far = 10.0 ** math.floor(math.log10(MAX_IMPOSTOR_SCORES / 2 / impostors))
+        max_far = 10.0 ** math.floor(math.log10(MAX_IMPOSTOR_SCORES / 2 / impostor_count))
         raise ValueError(
-            f"FAR {max(far_targets)} allows {allowed:,} false accepts among {impostors:,} "
+            f"FAR {max(far_targets)} allows {allowed:,} false accepts among {impostor_count:,} "
             f"impostor pairs, too many scores to store; use FAR targets of at most {max_far:g}"
         )
     return tail_size

@@ -92,28 +92,28 @@ def detection_rates(
     probes, gallery = as_rows(probes), as_rows(gallery)
     probe_labels, gallery_labels = as_labels(probe_labels, gallery_labels)
     matches = search(probes, probe_labels, gallery, gallery_labels, max(ranks), device, progress)
-    mated = np.isfinite(matches.best_mate)
+    mated = np.isfinite(matches.best_mate_scores)
     if mated.all() or not mated.any():
         raise ValueError(
             f"got {mated.sum()} mated and {(~mated).sum()} non-mated probes; DIR at FAR needs both"
         )
-    non_mated_scores = np.sort(matches.non_mates[~mated, 0])[::-1]
+    non_mated_scores = np.sort(matches.non_mate_scores[~mated, 0])[::-1]
     results = []
-    for far in targets:
-        allowed = int(np.round(len(non_mated_scores) * far))
+    for far_target in targets:
+        allowed = int(np.round(len(non_mated_scores) * far_target))
         # 1e-8 is the epsilon of PFE's code.
         threshold = (
             float(non_mated_scores[allowed - 1]) if allowed else float(non_mated_scores[0]) + 1e-8
         )
-        accepted = matches.best_mate[mated] >= threshold
+        accepted = matches.best_mate_scores[mated] >= threshold
         hits = np.stack([matches.within_rank(rank)[mated] & accepted for rank in ranks], axis=1)
         results.append(
             DetectionRate(
-                far_target=far,
+                far_target=far_target,
                 far=float((non_mated_scores >= threshold).mean()),
                 threshold=threshold,
                 rates=rank_rates(hits, ranks, probe_labels[mated], resamples, seed),
-                too_few_probes=far * len(non_mated_scores) < 1,
+                too_few_probes=far_target * len(non_mated_scores) < 1,
             )
         )
     return tuple(results)

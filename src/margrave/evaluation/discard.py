@@ -18,13 +18,13 @@ class DiscardCurve:
 
     Attributes:
         threshold: the similarity above which pairs are accepted, the same for the whole curve.
-        discarded: (K,) fractions of discarded pairs, from 0.
+        discarded: (K,) fractions of discarded pairs, from 0 to at most 0.2.
         fnmr: (K,) share of the remaining genuine pairs that are rejected.
         ideal: (K,) the FNMR if the rejected pairs were discarded first:
             max(0, (F − r) / (1 − r)) for a starting FNMR of F and a discarded fraction r.
         area: mean of `fnmr` over the discarded fractions from 0 to 0.2.
         ideal_area: mean of `ideal` over the same fractions.
-        random_area: the expected mean if pairs were discarded at random, which is the starting
+        random_area: the expected `area` if pairs were discarded at random; it equals the starting
             FNMR.
     """
 
@@ -82,8 +82,8 @@ def discard_curve(
     pair_count, rejected_count = len(genuine), int(rejected.sum())
     discarded_counts = np.arange(int(pair_count * MAX_DISCARDED) + 1)
     remaining_counts = pair_count - discarded_counts
-    discarded_errors = np.concatenate([[0], np.cumsum(rejected[order])])[discarded_counts]
-    fnmr = (rejected_count - discarded_errors) / remaining_counts
+    rejected_among_discarded = np.concatenate([[0], np.cumsum(rejected[order])])[discarded_counts]
+    fnmr = (rejected_count - rejected_among_discarded) / remaining_counts
     ideal = np.maximum(0, rejected_count - discarded_counts) / remaining_counts
     return DiscardCurve(
         threshold=threshold,

@@ -45,8 +45,8 @@ class Inequality:
     """Indices of how unequal groups' errors are; read them only together with each group's errors.
 
     Attributes:
-        fdr: fairness discrepancy rate, 1 − [α·max |ΔFMR| + (1 − α)·max |ΔFNMR|]; 1 if all groups
-            are equal.
+        fdr: fairness discrepancy rate, 1 − [α·max |ΔFMR| + (1 − α)·max |ΔFNMR|], where Δ is the
+            difference between two groups; 1 if all groups are equal.
         garbe: α·Gini(FMR) + (1 − α)·Gini(FNMR); 0 if all groups are equal.
         fmr_ratio: the largest FMR divided by the geometric mean of all FMRs; None if an FMR is 0.
         fnmr_ratio: the largest FNMR divided by the geometric mean of all FNMRs; None if an FNMR is

@@ -89,16 +89,18 @@ class SearchScores:
     """Each probe's scores with its best mate and with its most similar non-mates.
 
     Attributes:
-        best_mate: (P,) score of each probe with its best mate; −inf if the probe has no mate.
-        non_mates: (P, k) the k highest scores of each probe with other identities, descending.
+        best_mate_scores: (P,) score of each probe with its best mate; −inf if it has no mate.
+        non_mate_scores: (P, k) each probe's k highest scores with other identities, descending.
     """
 
-    best_mate: np.ndarray
-    non_mates: np.ndarray
+    best_mate_scores: np.ndarray
+    non_mate_scores: np.ndarray
 
     def within_rank(self, rank: int) -> np.ndarray:
         """(P,) True where the best mate is among the ``rank`` most similar faces."""
-        return np.isfinite(self.best_mate) & (self.best_mate >= self.non_mates[:, rank - 1])
+        return np.isfinite(self.best_mate_scores) & (
+            self.best_mate_scores >= self.non_mate_scores[:, rank - 1]
+        )
 
 
 def search(
@@ -115,9 +117,9 @@ def search(
     genuine, nearest = Genuine(), Nearest(probes.shape[0], top_k)
     sweep(comparison, {"genuine": genuine, "nearest": nearest}, device=device, progress=progress)
     mate_scores, probe_indices, _ = genuine.sorted()
-    best_mate = np.full(probes.shape[0], -np.inf)
-    np.maximum.at(best_mate, probe_indices, mate_scores)
-    return SearchScores(best_mate, nearest.scores)
+    best_mate_scores = np.full(probes.shape[0], -np.inf)
+    np.maximum.at(best_mate_scores, probe_indices, mate_scores)
+    return SearchScores(best_mate_scores, nearest.scores)
 
 
 def evaluate_identification(
@@ -165,7 +167,7 @@ def evaluate_identification(
     probes, gallery = as_rows(probes), as_rows(gallery)
     probe_labels, gallery_labels = as_labels(probe_labels, gallery_labels)
     matches = search(probes, probe_labels, gallery, gallery_labels, max(ranks), device, progress)
-    mated = np.isfinite(matches.best_mate)
+    mated = np.isfinite(matches.best_mate_scores)
     if not mated.any():
         raise ValueError(
             "no probe has a mate in the gallery; check that probe_labels and gallery_labels use "

@@ -56,7 +56,7 @@ def checked_targets(targets: Sequence[float], rate_name: str) -> tuple[float, ..
 def check_resamples(resamples: int) -> None:
     """Check that there are enough bootstrap replicates for an interval.
 
-    Functions for which 0 means no intervals call this for other numbers only.
+    Callers for which 0 means "no intervals" skip this check for 0.
 
     >>> check_resamples(1)
     Traceback (most recent call last):

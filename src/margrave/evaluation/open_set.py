@@ -55,11 +55,13 @@ class OpenSetRate:
 class OpenSetResult:
     """The result of an open-set identification against one gallery, or the mean over several.
 
+    Of a mean, ``mated``, ``non_mated`` and ``gallery`` are sums over the galleries.
+
     Attributes:
         rules: the protocol's rules.
         mated: number of mated probes.
         non_mated: number of non-mated probes.
-        gallery: number of enrolled templates; of a mean, the sum over galleries.
+        gallery: number of enrolled templates.
         ranks: closed-set rates of the mated probes.
         rates: TPIR at each FPIR target.
         galleries: the result of each gallery, if this result is their mean; otherwise empty.
@@ -135,29 +137,35 @@ def evaluate_open_set(
     probes, gallery = as_rows(probes), as_rows(gallery)
     probe_labels, gallery_labels = as_labels(probe_labels, gallery_labels)
     matches = search(probes, probe_labels, gallery, gallery_labels, max(ranks), device, progress)
-    mated = np.isfinite(matches.best_mate)
+    mated = np.isfinite(matches.best_mate_scores)
     if mated.all() or not mated.any():
         raise ValueError(
             f"{mated.sum()} probes have a mate in the gallery and {(~mated).sum()} have none; "
             "open-set identification needs both kinds"
         )
-    mate_is_first = matches.best_mate > matches.non_mates[:, 0]
-    rank_1_mate_scores = np.where(mate_is_first, matches.best_mate, -np.inf)[mated]
-    order = np.argsort(-matches.non_mates[~mated, 0], kind="stable")
-    non_mated_scores = matches.non_mates[~mated, 0][order]
+    mate_is_first = matches.best_mate_scores > matches.non_mate_scores[:, 0]
+    rank_1_mate_scores = np.where(mate_is_first, matches.best_mate_scores, -np.inf)[mated]
+    order = np.argsort(-matches.non_mate_scores[~mated, 0], kind="stable")
+    non_mated_scores = matches.non_mate_scores[~mated, 0][order]
     count = len(non_mated_scores)
-    indices = [_threshold_index(target, count) for target in targets]
-    intervals: Sequence[Interval | None] = [None] * len(indices)
+    threshold_indices = [_threshold_index(target, count) for target in targets]
+    intervals: Sequence[Interval | None] = [None] * len(threshold_indices)
     if resamples:
         labels = np.unique(probe_labels, return_inverse=True)[1]
         # Each score of the tail belongs to a single identity, that of its non-mated probe.
         identities = TailIdentities(
             genuine=labels[mated],
             tail=labels[~mated][order][:, None],
-            images=np.bincount(labels[~mated], minlength=labels.max() + 1),
+            occurrences=np.bincount(labels[~mated], minlength=labels.max() + 1),
         )
         bootstrapped = bootstrap_tail(
-            rank_1_mate_scores, non_mated_scores, count, indices, identities, resamples, seed
+            rank_1_mate_scores,
+            non_mated_scores,
+            count,
+            threshold_indices,
+            identities,
+            resamples,
+            seed,
         )
         intervals = [interval for interval, _ in bootstrapped]
     hits = np.stack([matches.within_rank(rank)[mated] for rank in ranks], axis=1)
@@ -176,7 +184,7 @@ def evaluate_open_set(
                 too_few_probes=target * count < 1,
                 interval=interval,
             )
-            for target, index, interval in zip(targets, indices, intervals, strict=True)
+            for target, index, interval in zip(targets, threshold_indices, intervals, strict=True)
         ),
     )
 

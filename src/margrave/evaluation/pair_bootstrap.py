@@ -43,6 +43,7 @@ from margrave.evaluation.rate_intervals import (
     tar_degrees_of_freedom,
 )
 from margrave.evaluation.roc import (
+    BIN_COUNT,
     accept_bins,
     area_under,
     check_pairs,
@@ -140,8 +141,8 @@ def bootstrap_pairs(
     sample_sizes[1] *= min(1.0, sample_sizes[2] / sample_sizes[1]) ** correction
     accuracy, auc, eer, *tars = [
         # The EER is interpolated between error counts, so it gets the larger continuity correction.
-        rate_interval(value, size, level, continuity=1.0 if metric == 2 else 0.5)
-        for metric, (value, size) in enumerate(zip(point, sample_sizes, strict=True))
+        rate_interval(value, size, level, continuity=1.0 if column == 2 else 0.5)
+        for column, (value, size) in enumerate(zip(point, sample_sizes, strict=True))
     ]
     resampled: Resampled = "pairs" if identities is None else "identities"
     return PairIntervals(resampled, resamples, level, accuracy, auc, eer, tuple(tars))
@@ -227,42 +228,46 @@ class Replicates:
 
     Attributes:
         samples: (R, metrics) the metrics of each replicate.
-        impostors: (R, metrics) the metrics of replicates that resample only impostor pairs, for
-            estimating the excess variance; None if pairs instead of identities are resampled.
+        impostor_samples: (R, metrics) the metrics of replicates that resample only impostor pairs,
+            to estimate the excess variance; None if pairs instead of identities are resampled.
         point: (metrics,) the metrics of the original pairs.
     """
 
     samples: np.ndarray
-    impostors: np.ndarray | None
+    impostor_samples: np.ndarray | None
     point: np.ndarray
 
     def __sub__(self, other: Replicates) -> Replicates:
-        impostors = None
-        if self.impostors is not None and other.impostors is not None:
-            impostors = self.impostors - other.impostors
-        return Replicates(self.samples - other.samples, impostors, self.point - other.point)
+        impostor_samples = None
+        if self.impostor_samples is not None and other.impostor_samples is not None:
+            impostor_samples = self.impostor_samples - other.impostor_samples
+        return Replicates(self.samples - other.samples, impostor_samples, self.point - other.point)
 
     def metric(self, column: int) -> Replicates:
         """The replicates of one metric; the metrics axis remains, with length 1."""
         columns = slice(column, column + 1)
-        impostors = None if self.impostors is None else self.impostors[:, columns]
-        return Replicates(self.samples[:, columns], impostors, self.point[columns])
+        impostor_samples = self.impostor_samples
+        if impostor_samples is not None:
+            impostor_samples = impostor_samples[:, columns]
+        return Replicates(self.samples[:, columns], impostor_samples, self.point[columns])
 
     @staticmethod
     def mean(models: Sequence[Replicates]) -> Replicates:
         """The mean over models of their replicates, which must have the same pair weights."""
-        impostors = [model.impostors for model in models if model.impostors is not None]
+        impostor_samples = [
+            model.impostor_samples for model in models if model.impostor_samples is not None
+        ]
         return Replicates(
             np.mean([model.samples for model in models], axis=0),
-            np.mean(impostors, axis=0) if impostors else None,
+            np.mean(impostor_samples, axis=0) if impostor_samples else None,
             np.mean([model.point for model in models], axis=0),
         )
 
     def corrected_samples(self) -> np.ndarray:
         """(R, metrics) the samples without the two-way bootstrap's excess variance."""
-        if self.impostors is None:
+        if self.impostor_samples is None:
             return self.samples
-        return _remove_excess_variance(self.samples, self.impostors)
+        return _remove_excess_variance(self.samples, self.impostor_samples)
 
 
 def replicates(
@@ -286,17 +291,17 @@ def replicates(
     generator = np.random.default_rng(seed)
     strata = fold_of_pair(len(same), folds) * 2 + same
     # Not the mean of the replicates, which is biased: resampled pairs select worse thresholds.
-    point = statistics.replicate(iter([np.ones((1, len(same)))]))[0]
+    point = statistics.metrics(iter([np.ones((1, len(same)))]))[0]
     if identities is None:
         weights = _resample_within_strata(strata, resamples, generator)
-        return Replicates(statistics.replicate(weights), None, point)
+        return Replicates(statistics.metrics(weights), None, point)
     labels = check_identities(identities, same)
-    samples = statistics.replicate(_resample_identities(labels, same, resamples, generator))
+    samples = statistics.metrics(_resample_identities(labels, same, resamples, generator))
     # Genuine pairs keep a weight of 1, because only impostor pairs' weights have excess variance.
-    impostors = statistics.replicate(
+    impostor_samples = statistics.metrics(
         _resample_within_strata(strata, resamples, generator, fixed=same)
     )
-    return Replicates(samples, impostors, point)
+    return Replicates(samples, impostor_samples, point)
 
 
 def check_identities(identities: np.ndarray, same: np.ndarray) -> np.ndarray:
@@ -341,16 +346,16 @@ class PairStatistics:
         self.scores, self._same = -distances, same
         self._order, self._ends = rank_pairs(self.scores)
         self.far_targets = far_targets
-        self._shape = (folds, 2, 401)
+        self._shape = (folds, 2, BIN_COUNT)
         stratum = fold_of_pair(len(same), folds) * 2 + same
-        self._bin = stratum * 401 + accept_bins(distances)
+        self._bin = stratum * BIN_COUNT + accept_bins(distances)
         self._class_sizes = np.bincount(same.astype(np.int64), minlength=2).reshape(2, 1)
 
-    def replicate(self, weights: Iterator[np.ndarray]) -> np.ndarray:
+    def metrics(self, weights: Iterator[np.ndarray]) -> np.ndarray:
         """(R, 3 + targets) the metrics of R replicates, from chunks of (r, P) pair weights."""
-        return np.concatenate([self._metrics(chunk) for chunk in weights])
+        return np.concatenate([self._chunk_metrics(chunk) for chunk in weights])
 
-    def _metrics(self, weights: np.ndarray) -> np.ndarray:
+    def _chunk_metrics(self, weights: np.ndarray) -> np.ndarray:
         """(r, 3 + targets) the metrics for (r, P) pair weights."""
         counts = self._histogram(weights)
         # Rescale all folds by the same factor: separate factors would hide the variance between
@@ -376,16 +381,16 @@ class PairStatistics:
             Key -> (P,) bool. The keys are "accuracy", "equal_error_rate" and each FAR target.
         """
         ones = np.ones(len(self._same))
-        fold_bin = cross_validate(self._histogram(ones[None])).fold_threshold[0]
+        fold_bin = cross_validate(self._histogram(ones[None])).fold_threshold_index[0]
         roc = weighted_roc(self.scores, self._same, self._order, self._ends, ones)
         eer_point = int((roc.far < 1 - roc.tar).sum())
         threshold_bin = fold_bin[fold_of_pair(len(self._same), self._folds)]
         decisions: dict[str | float, np.ndarray] = {
             "accuracy": accept_bins(self._distances) <= threshold_bin,
-            "equal_error_rate": self.scores > roc.scores[eer_point],
+            "equal_error_rate": self.scores > roc.thresholds[eer_point],
         }
         for far in self.far_targets:
-            decisions[far] = self.scores > roc.scores[loosest_point(roc, far)]
+            decisions[far] = self.scores > roc.thresholds[loosest_point(roc, far)]
         return decisions
 
     def placements(self) -> np.ndarray:
@@ -426,7 +431,10 @@ def _resample_within_strata(
     generator: np.random.Generator,
     fixed: np.ndarray | None = None,
 ) -> Iterator[np.ndarray]:
-    """Yield (r, P) weights: how often each pair is drawn in its stratum; 1 where ``fixed``."""
+    """Yield (r, P) weights: how often each pair is drawn; 1 where ``fixed``.
+
+    Pairs are drawn within their stratum: one class (genuine or impostor) of one fold.
+    """
     pairs_by_stratum = [np.flatnonzero(strata == stratum) for stratum in np.unique(strata)]
     if fixed is not None:
         # Either all pairs of a stratum are fixed or none.
@@ -461,9 +469,9 @@ def _multiplicities(draws: np.ndarray, count: int) -> np.ndarray:
     return np.bincount(index.ravel(), minlength=rows * count).reshape(rows, count)
 
 
-def _remove_excess_variance(samples: np.ndarray, impostors: np.ndarray) -> np.ndarray:
+def _remove_excess_variance(samples: np.ndarray, impostor_samples: np.ndarray) -> np.ndarray:
     """Shrink replicates of the two-way bootstrap toward their mean; see the module's docstring."""
     mean, variance = samples.mean(0), samples.var(0)
-    corrected = np.maximum(variance - 2 * impostors.var(0), variance / 3)
+    corrected = np.maximum(variance - 2 * impostor_samples.var(0), variance / 3)
     shrink = np.sqrt(corrected / np.where(variance > 0, variance, 1))
     return mean + shrink * (samples - mean)

@@ -126,10 +126,13 @@ def compare_pairs(
             differ = accepted[0][key] != accepted[1][key]
             # The TAR depends on the decisions about genuine pairs. The EER depends on both classes:
             # use the class with fewer discordant pairs, but ignore a class with none.
-            classes = {"true_accept_rate": [same], "equal_error_rate": [same, ~same]}
+            classes = {
+                "accuracy": [np.ones_like(same)],
+                "equal_error_rate": [same, ~same],
+                "true_accept_rate": [same],
+            }
             counts = [
-                _independent_count(differ & in_class, identities)
-                for in_class in classes.get(name, [differ])
+                _independent_count(differ & in_class, identities) for in_class in classes[name]
             ]
             discordant = min((count for count in counts if count), default=0)
         p_value, std = _p_value_and_std(difference, float(stds[index]), discordant)
@@ -151,12 +154,12 @@ def compare_pairs(
     return tuple(differences)
 
 
-def _independent_count(pairs: np.ndarray, identities: np.ndarray | None) -> int:
-    """The number of selected pairs, or of their identities if that is smaller."""
-    count = int(pairs.sum())
+def _independent_count(selected: np.ndarray, identities: np.ndarray | None) -> int:
+    """The number of ``selected`` pairs (a (P,) mask), or of their identities if that is smaller."""
+    count = int(selected.sum())
     if identities is None:
         return count
-    return min(count, len(np.unique(np.asarray(identities)[pairs])))
+    return min(count, len(np.unique(np.asarray(identities)[selected])))
 
 
 def _p_value_and_std(difference: float, std: float, discordant: int | None) -> tuple[float, float]:

@@ -12,6 +12,7 @@ from margrave.evaluation.inputs import as_array, as_label_pairs, checked_targets
 from margrave.evaluation.pair_bootstrap import PairIntervals, bootstrap_pairs, check_identities
 from margrave.evaluation.results import Figure, PairScores, Result
 from margrave.evaluation.roc import (
+    BIN_COUNT,
     THRESHOLDS,
     CrossValidation,
     Roc,
@@ -28,7 +29,7 @@ from margrave.evaluation.roc import (
 MIN_PAIRS_FOR_INTERVALS = 20
 """A bootstrap needs at least this many genuine pairs and at least this many impostor pairs."""
 MAX_STORED_SCORES = 100_000
-"""Largest number of pairs whose scores a result stores."""
+"""With more pairs, a result does not store their scores."""
 FAR_TARGETS = (1e-1, 1e-2, 1e-3, 1e-4)
 
 
@@ -196,7 +197,9 @@ def tar_at_far(
     return rates_at_far(roc_curve(scores, same), int((~same).sum()), far_targets)
 
 
-def rates_at_far(roc: Roc, impostors: int, far_targets: Sequence[float]) -> tuple[AcceptRate, ...]:
+def rates_at_far(
+    roc: Roc, impostor_count: int, far_targets: Sequence[float]
+) -> tuple[AcceptRate, ...]:
     """Like ``tar_at_far``, but computed from a ROC curve and the number of impostor pairs."""
     rates = []
     for target in checked_targets(far_targets, "FAR"):
@@ -206,8 +209,8 @@ def rates_at_far(roc: Roc, impostors: int, far_targets: Sequence[float]) -> tupl
                 far_target=target,
                 far=float(roc.far[point]),
                 tar=float(roc.tar[point]),
-                threshold=float(roc.scores[point]),
-                too_few_impostors=false_accepts_allowed(target, impostors) < 1,
+                threshold=float(roc.thresholds[point]),
+                too_few_impostors=false_accepts_allowed(target, impostor_count) < 1,
             )
         )
     return tuple(rates)
@@ -259,7 +262,7 @@ def evaluate_pairs(
     if identities is not None:
         identities = as_label_pairs(identities)
     validation = cross_validate_distances(distances, same, folds)
-    thresholds = THRESHOLDS[validation.fold_threshold]
+    thresholds = THRESHOLDS[validation.fold_threshold_index]
     roc = roc_curve(1 - distances / 2, same)
     accept_rates = rates_at_far(roc, int((~same).sum()), far_targets)
     intervals = None
@@ -340,5 +343,6 @@ def cross_validate_distances(
 ) -> CrossValidation:
     """Cross-validate (P,) squared distances by LFW's protocol."""
     fold_and_class = fold_of_pair(len(same), folds) * 2 + same
-    counts = np.bincount(fold_and_class * 401 + accept_bins(distances), minlength=folds * 2 * 401)
-    return cross_validate(counts.reshape(folds, 2, 401))
+    bins = fold_and_class * BIN_COUNT + accept_bins(distances)
+    counts = np.bincount(bins, minlength=folds * 2 * BIN_COUNT)
+    return cross_validate(counts.reshape(folds, 2, BIN_COUNT))

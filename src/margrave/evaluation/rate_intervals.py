@@ -8,10 +8,10 @@ effective sample size
 
 The variance is the bootstrap's, z is the quantile of the normal distribution, and t is that of
 Student's t distribution, whose degrees of freedom depend on the identities that contribute to the
-variance. n is at most the number of observations. The factor (z / t)² reduces a larger n to no less
-than the effective number of identities, and leaves a smaller n unchanged. At rates of 0 and 1, n is
-that number. The binomial interval is Jeffreys', modified to equal Clopper and Pearson's at rates of
-0 and 1.
+variance. The first factor is limited to the number of observations. If it exceeds the effective
+number of identities, (z / t)² reduces it at most to that number; otherwise, (z / t)² is omitted. At
+rates of 0 and 1, n is the effective number of identities. The binomial interval is Jeffreys',
+modified to equal Clopper and Pearson's at rates of 0 and 1.
 
 Sources: Korn and Graubard, "Confidence intervals for proportions with small expected number of
 positive counts estimated from survey data" (1998), for n; Brown, Cai and DasGupta, "Interval
@@ -46,10 +46,10 @@ def degrees_of_freedom(contributions: np.ndarray) -> float:
     """Degrees of freedom of a metric's variance, from the contributions d of n identities.
 
     This is Satterthwaite's formula, 2 / (Σ d⁴ / (Σ d²)² − 1 / n), which gives about n for normally
-    distributed contributions. The result is in the range from 1 to n − 1. It is at most the
-    effective number of identities, weighted by their errors, and at most that weighted by their
-    hits. An identity's errors are measured by the distance of its contribution to the best one, and
-    its hits by the distance to the worst one.
+    distributed contributions. The result is limited to the range from 1 to n − 1. It is also
+    limited to two effective numbers of identities (see ``effective_identities``): with their errors
+    as weights, and with their hits as weights. An identity's errors are measured by the distance
+    of its contribution from the largest one, its hits by the distance from the smallest one.
 
     Args:
         contributions: (n,) how much the metric changes with each identity's weight; they sum to
@@ -102,16 +102,16 @@ def tar_degrees_of_freedom(
     return variance**2 / denominator
 
 
-def threshold_degrees_of_freedom(accepted_labels: np.ndarray, identities: float) -> float:
+def threshold_degrees_of_freedom(accepted_labels: np.ndarray, identity_count: float) -> float:
     """Degrees of freedom of a threshold's variance, from the impostor pairs at and above it.
 
     Args:
         accepted_labels: the identities of the impostor pairs at and above the threshold, in an
             array of any shape.
-        identities: the number of all identities.
+        identity_count: the number of all identities.
     """
     accepted_identities = effective_identities(np.unique(accepted_labels, return_counts=True)[1])
-    return max(1.0, min(accepted_identities - 1, identities - 1))
+    return max(1.0, min(accepted_identities - 1, identity_count - 1))
 
 
 def student_quantile(degrees: float, level: float = 0.95) -> float:
@@ -135,7 +135,7 @@ def student_factor(degrees: float, level: float = 0.95) -> float:
 def effective_sample_size(
     rate: float,
     variance: float,
-    identities: float,
+    identity_count: float,
     observations: int,
     degrees: float,
     level: float = 0.95,
@@ -147,22 +147,22 @@ def effective_sample_size(
     Args:
         rate: the rate, in [0, 1].
         variance: the rate's variance over identities.
-        identities: the effective number of identities, see ``effective_identities``; it also limits
-            ``degrees``.
+        identity_count: the effective number of identities, see ``effective_identities``; it also
+            limits ``degrees``.
         observations: the number of pairs or probes in the rate's denominator.
         degrees: the degrees of freedom of the variance.
         level: target coverage.
 
-    >>> effective_sample_size(1.0, 0.0, identities=5, observations=75, degrees=4)
+    >>> effective_sample_size(1.0, 0.0, identity_count=5, observations=75, degrees=4)
     5
     """
     trial_variance = rate * (1 - rate)
     if trial_variance <= 0:
-        return min(identities, observations)
+        return min(identity_count, observations)
     sample_size = trial_variance / max(variance, trial_variance / observations)
-    degrees = max(1.0, min(degrees, identities))
+    degrees = max(1.0, min(degrees, identity_count))
     # Student's factor does not reduce n below the number of identities; a large variance does.
-    return max(sample_size / student_factor(degrees, level) ** 2, min(sample_size, identities))
+    return max(sample_size / student_factor(degrees, level) ** 2, min(sample_size, identity_count))
 
 
 def rate_interval(

@@ -254,7 +254,7 @@ def is_results(path: str | Path) -> bool:
 
 
 def _compact(record: Figure | Result) -> dict[str, Any]:
-    """A record's fields as a dict, without fields that have their default, except ``version``."""
+    """A record's fields as a dict; those with their default are omitted, except ``version``."""
     values: dict[str, Any] = {}
     for field_ in fields(record):
         value = getattr(record, field_.name)

@@ -47,6 +47,7 @@ def _convert(content: Any) -> list[Record]:
         return [_all_to_all_result(content)]
     if "search" in content:
         return _template_results(content)
+    # Entries that are not pair sets are ignored.
     return [_pair_result(name, result) for name, result in pairs.items()]
 
 
@@ -127,8 +128,10 @@ def _pair_result(name: str, content: Mapping[str, Any]) -> Record:
     ]
     for stratum in content.get("strata", ()):
         low, high = stratum["low"], stratum["high"]
-        label = f"below {high:g}" if low is None else f"{low:g} and above"
-        label = label if None in (low, high) else f"{low:g} to {high:g}"
+        if low is None:
+            label = f"below {high:g}"
+        else:
+            label = f"{low:g} and above" if high is None else f"{low:g} to {high:g}"
         figures.append(
             {
                 "metric": "accuracy",

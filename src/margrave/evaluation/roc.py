@@ -15,6 +15,8 @@ import numpy as np
 
 THRESHOLDS = np.arange(0, 4, 0.01)
 """The 400 squared distances between unit vectors from which LFW's protocol selects a threshold."""
+BIN_COUNT = len(THRESHOLDS) + 1
+"""Number of bins of ``accept_bins``: one per threshold, and one for pairs that none accepts."""
 
 
 def fold_of_pair(number_of_pairs: int, folds: int) -> np.ndarray:
@@ -41,13 +43,13 @@ class CrossValidation:
 
     Attributes:
         fold_accuracy: (..., folds) in [0, 1].
-        fold_threshold: (..., folds) indices into ``THRESHOLDS``.
+        fold_threshold_index: (..., folds) each fold's threshold, as an index into ``THRESHOLDS``.
         far_and_tar: (..., folds, 2, 400) each fold's FAR, then its TAR, at each threshold. The FAR
             is 0 if the fold has no impostor pairs, the TAR if it has no genuine pairs.
     """
 
     fold_accuracy: np.ndarray
-    fold_threshold: np.ndarray
+    fold_threshold_index: np.ndarray
     far_and_tar: np.ndarray
 
 
@@ -66,10 +68,12 @@ def cross_validate(counts: np.ndarray) -> CrossValidation:
     correct = accepted[..., 1, :] + total[..., 0, :] - accepted[..., 0, :]
     correct_on_others = correct.sum(-2, keepdims=True) - correct
     best = correct_on_others.argmax(-1)
-    hits = np.take_along_axis(correct, best[..., None], -1)[..., 0]
+    correct_at_best = np.take_along_axis(correct, best[..., None], -1)[..., 0]
     # 1e-300 avoids a division by zero in folds without pairs.
     fold_weight = np.maximum(total.sum((-1, -2)), 1e-300)
-    return CrossValidation(hits / fold_weight, best, accepted / np.maximum(total, 1e-300))
+    return CrossValidation(
+        correct_at_best / fold_weight, best, accepted / np.maximum(total, 1e-300)
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,13 +83,13 @@ class Roc:
     Attributes:
         far: (..., G + 1) share of impostor pairs accepted, ascending from 0 to 1.
         tar: (..., G + 1) share of genuine pairs accepted.
-        scores: (G + 1,) the thresholds: each point of the curve accepts scores strictly above its
-            threshold; the last threshold is −inf.
+        thresholds: (G + 1,) each point of the curve accepts scores strictly above its threshold;
+            the last threshold is −inf.
     """
 
     far: np.ndarray
     tar: np.ndarray
-    scores: np.ndarray
+    thresholds: np.ndarray
 
 
 def rank_pairs(scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -148,7 +152,7 @@ def true_accept_rate(roc: Roc, far: float) -> np.ndarray:
 
 
 def nearest_points(
-    roc: Roc, far_targets: Sequence[float], impostors: int, genuine: int
+    roc: Roc, far_targets: Sequence[float], impostor_count: int, genuine_count: int
 ) -> np.ndarray:
     """(T,) the index of the ROC point whose FAR is nearest to each target.
 
@@ -159,7 +163,8 @@ def nearest_points(
     """
     # Compute corners from pair counts: with rates, rounding errors would create corners on straight
     # parts of the curve.
-    false_accepts, true_accepts = np.rint(roc.far * impostors)[1:], np.rint(roc.tar * genuine)[1:]
+    false_accepts = np.rint(roc.far * impostor_count)[1:]
+    true_accepts = np.rint(roc.tar * genuine_count)[1:]
     corner = (np.diff(false_accepts, 2) != 0) | (np.diff(true_accepts, 2) != 0)
     corner_points = (
         1 + np.flatnonzero(np.concatenate([[True], corner, [True]]))

@@ -55,14 +55,14 @@ class SeedMean:
 
     Attributes:
         value: the mean over seeds.
-        seeds: (S,) the value of each seed.
+        seed_values: (S,) the value of each seed.
         std_error: the mean's standard error over seeds and identities; None with one seed.
         degrees: degrees of freedom of the standard error.
         interval: the mean's 95 % confidence interval; None with one seed.
     """
 
     value: float
-    seeds: tuple[float, ...]
+    seed_values: tuple[float, ...]
     std_error: float | None
     degrees: float
     interval: Interval | None
@@ -70,7 +70,7 @@ class SeedMean:
     @property
     def seed_std(self) -> float | None:
         """The sample standard deviation over seeds; None with one seed."""
-        return float(np.std(self.seeds, ddof=1)) if len(self.seeds) > 1 else None
+        return float(np.std(self.seed_values, ddof=1)) if len(self.seed_values) > 1 else None
 
 
 @dataclass(frozen=True)
@@ -83,8 +83,8 @@ class SeedDifference:
         mean: the difference second − first (for the EER, first − second); a positive value means
             that the second is better.
         p_value: two-sided p value of the hypothesis that both are equally good; None with one seed.
-        adjusted: the p value after Holm's correction for all compared pairs of trainings; None with
-            one seed.
+        adjusted_p_value: the p value after Holm's correction for all compared pairs of trainings;
+            None with one seed.
         smallest_detectable: the smallest true difference that this comparison finds significant
             with a power of 0.8, at Holm's strictest level (5 % / number of compared pairs of
             trainings); None with one seed.
@@ -94,13 +94,13 @@ class SeedDifference:
     second: str
     mean: SeedMean
     p_value: float | None
-    adjusted: float | None
+    adjusted_p_value: float | None
     smallest_detectable: float | None
 
     @property
     def better(self) -> str | None:
         """The significantly better training's name, after Holm's correction; None if neither is."""
-        if self.adjusted is None or self.adjusted >= SIGNIFICANCE_LEVEL:
+        if self.adjusted_p_value is None or self.adjusted_p_value >= SIGNIFICANCE_LEVEL:
             return None
         return self.second if self.mean.value > 0 else self.first
 
@@ -268,7 +268,7 @@ def _test_difference(first: str, second: str, mean: SeedMean) -> SeedDifference:
 def _apply_holm_correction(differences: Sequence[SeedDifference]) -> tuple[SeedDifference, ...]:
     """Add Holm's adjusted p values and the smallest detectable differences."""
     count, max_adjusted = len(differences), 0.0
-    adjusted = list(differences)
+    corrected = list(differences)
     order = sorted(range(count), key=lambda index: differences[index].p_value or 0.0)
     for rank, index in enumerate(order):
         difference = differences[index]
@@ -279,9 +279,9 @@ def _apply_holm_correction(differences: Sequence[SeedDifference]) -> tuple[SeedD
         quantiles = special.stdtrit(
             difference.mean.degrees, [1 - SIGNIFICANCE_LEVEL / 2 / count, POWER]
         ).sum()
-        adjusted[index] = replace(
+        corrected[index] = replace(
             difference,
-            adjusted=max_adjusted,
+            adjusted_p_value=max_adjusted,
             smallest_detectable=float(quantiles * difference.mean.std_error),
         )
-    return tuple(adjusted)
+    return tuple(corrected)

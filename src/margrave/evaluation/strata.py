@@ -86,7 +86,7 @@ def evaluate_strata(
             ``quality_of_pair`` does not contain one finite quality per pair.
     """
     distances, same = pair_distances(embeddings_a, embeddings_b, same, folds)
-    quality, bounds = np.asarray(quality_of_pair, np.float64), np.asarray(edges, np.float64)
+    quality, edge_values = np.asarray(quality_of_pair, np.float64), np.asarray(edges, np.float64)
     if quality.shape != same.shape:
         raise ValueError(
             f"quality_of_pair must contain {len(same)} values, one per pair, got shape "
@@ -97,18 +97,22 @@ def evaluate_strata(
             f"quality_of_pair must be finite, but pair {bad[0]} has {quality[bad[0]]}; leave out "
             "pairs of unknown quality"
         )
-    if bounds.ndim != 1 or not np.isfinite(bounds).all() or (np.diff(bounds) <= 0).any():
+    if (
+        edge_values.ndim != 1
+        or not np.isfinite(edge_values).all()
+        or (np.diff(edge_values) <= 0).any()
+    ):
         raise ValueError(f"edges must be finite and strictly ascending, got {list(edges)}")
     validation = cross_validate_distances(distances, same, folds)
     correct = (
-        distances < THRESHOLDS[validation.fold_threshold][fold_of_pair(len(same), folds)]
+        distances < THRESHOLDS[validation.fold_threshold_index][fold_of_pair(len(same), folds)]
     ) == same
     scores = 1 - distances / 2
     rates = rates_at_far(roc_curve(scores, same), int((~same).sum()), far_targets)
-    limits = [None, *bounds.tolist(), None]
-    stratum_of = np.searchsorted(bounds, quality, side="right")
+    limits = [None, *edge_values.tolist(), None]
+    stratum_of = np.searchsorted(edge_values, quality, side="right")
     strata = []
-    for index in range(len(bounds) + 1):
+    for index in range(len(edge_values) + 1):
         in_stratum = stratum_of == index
         genuine, impostor = scores[in_stratum & same], scores[in_stratum & ~same]
         strata.append(

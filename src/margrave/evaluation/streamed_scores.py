@@ -93,6 +93,7 @@ class _ThresholdSearch:
     def __init__(self, allowed: int) -> None:
         self.prefix = 0
         self.above = [0, 0]
+        # Allowed false accepts minus the impostor scores counted in `above`.
         self._remaining = allowed
 
     def descend(self, counts: np.ndarray) -> None:

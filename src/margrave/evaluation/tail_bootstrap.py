@@ -38,8 +38,8 @@ TAIL_MARGIN = 1.5
 """Ratio of the tail's length to the allowed false accepts. A ratio above 1 ensures that the tail
 contains the threshold of a replicate even if the tail's pairs get low weights."""
 EXTRA_TAIL_SCORES = 64
-"""Number of scores to add to this length. With few allowed false accepts, the total weight of the
-tail's pairs varies most."""
+"""Length that the tail has in addition to ``TAIL_MARGIN`` · allowed false accepts. With few allowed
+false accepts, the total weight of the tail's pairs varies most."""
 
 
 def tail_length(max_allowed: int) -> int:
@@ -59,18 +59,18 @@ class TailIdentities:
         genuine: (G,) the identity of each genuine pair.
         tail: (T, 2) both identities of each impostor pair in the tail; (T, 1) if each score belongs
             to a single identity, as in identification.
-        images: (I,) how often each identity occurs in impostor pairs, in any unit, such as its
-            number of images.
+        occurrences: (I,) how often each identity occurs in impostor pairs, up to a common factor;
+            its number of images is therefore suitable too.
         distractor_share: share of all impostor pairs that contain a distractor.
     """
 
     genuine: np.ndarray
     tail: np.ndarray
-    images: np.ndarray
+    occurrences: np.ndarray
     distractor_share: float = 0.0
 
 
-def small_sample_factor(identities: float, level: float = 0.95) -> float:
+def small_sample_factor(identity_count: float, level: float = 0.95) -> float:
     """Small-sample correction: the factor by which intervals of few identities must be widened.
 
     With n identities, the bootstrap's variance is too small by the factor (n − 1) / n. In addition,
@@ -78,20 +78,20 @@ def small_sample_factor(identities: float, level: float = 0.95) -> float:
     normal distribution.
 
     Args:
-        identities: n, see :func:`~margrave.evaluation.rate_intervals.effective_identities`.
+        identity_count: n, see :func:`~margrave.evaluation.rate_intervals.effective_identities`.
         level: target coverage.
 
     >>> round(small_sample_factor(30), 3), round(small_sample_factor(5), 3)
     (1.061, 1.584)
     """
-    degrees = max(1.0, identities - 1)
+    degrees = max(1.0, identity_count - 1)
     return math.sqrt((degrees + 1) / degrees) * student_factor(degrees, level)
 
 
 def bootstrap_tail(
     genuine: np.ndarray,
     tail: np.ndarray,
-    impostors: int,
+    impostor_count: int,
     allowed: Sequence[int],
     identities: TailIdentities | None,
     resamples: int = 1000,
@@ -103,7 +103,7 @@ def bootstrap_tail(
     Args:
         genuine: (G,) scores of genuine pairs.
         tail: (T,) the largest impostor scores, descending.
-        impostors: total number of impostor pairs, including those outside the tail.
+        impostor_count: total number of impostor pairs, including those outside the tail.
         allowed: the number of false accepts that each target allows.
         identities: the pairs' identities; None resamples pairs.
         resamples: number of replicates; reduced, but not below 200, if there are very many pairs.
@@ -143,9 +143,9 @@ def bootstrap_tail(
             sorted_genuine, tail, identities, order, budget, resamples, generator
         )
     genuine_labels = identities.genuine if identities else np.arange(len(genuine))
-    # Effective numbers of identities: in impostor pairs, and the smaller number of both classes.
+    # Effective numbers of identities: of the impostor pairs, and the smaller one of both classes.
     impostor_identities = (
-        effective_identities(identities.images) if identities else float(impostors)
+        effective_identities(identities.occurrences) if identities else float(impostor_count)
     )
     min_identities = min(effective_identities(np.bincount(genuine_labels)), impostor_identities)
     tar_variance = samples[:, 0].var(0) * (min_identities / max(min_identities - 1, 1))
@@ -200,7 +200,7 @@ def _resample_identities(
         resamples: number of replicates R.
         generator: the source of random numbers.
     """
-    count = len(identities.images)
+    count = len(identities.occurrences)
     genuine_labels = identities.genuine[order]
     labeled = identities.tail < count
     distractors, distractor_index = np.unique(identities.tail[~labeled], return_inverse=True)
@@ -208,16 +208,16 @@ def _resample_identities(
     # identities get the same weight.
     low, high = np.sort(identities.tail, axis=1)[:, [0, -1]].T
     identity_pair = np.unique(low * (high.max(initial=0) + 1) + high, return_inverse=True)[1]
-    images = identities.images / identities.images.sum()
+    occurrence_shares = identities.occurrences / identities.occurrences.sum()
     ones = np.ones(len(sorted_genuine))
     identity_samples: list[np.ndarray] = []
     pair_samples: list[np.ndarray] = []
     for _ in range(resamples):
-        draws = np.bincount(generator.integers(count, size=count), minlength=count)
+        multiplicities = np.bincount(generator.integers(count, size=count), minlength=count)
         side_weights = np.empty(identities.tail.shape)
-        side_weights[labeled] = draws[identities.tail[labeled]]
+        side_weights[labeled] = multiplicities[identities.tail[labeled]]
         side_weights[~labeled] = generator.poisson(1, len(distractors))[distractor_index]
-        mean_weight = float(draws @ images)
+        mean_weight = float(multiplicities @ occurrence_shares)
         # The total weight of all impostor pairs, relative to their number. The total weight of the
         # distractors is treated as constant, because there are so many.
         sides_per_score = identities.tail.shape[1]
@@ -228,7 +228,9 @@ def _resample_identities(
         )
         weights = side_weights.prod(1) / max(total, 1e-9)
         identity_samples.append(
-            _tar_and_threshold(sorted_genuine, tail, draws[genuine_labels], weights, budget)
+            _tar_and_threshold(
+                sorted_genuine, tail, multiplicities[genuine_labels], weights, budget
+            )
         )
         if sides_per_score == 2:
             pair_weights = generator.poisson(1, identity_pair.max(initial=0) + 1)[identity_pair]
@@ -300,8 +302,8 @@ def bootstrap_rates(
     sizes = np.bincount(labels)
     samples = np.empty((resamples, hits.shape[1]))
     for replicate in range(resamples):
-        draws = np.bincount(generator.integers(count, size=count), minlength=count)
-        samples[replicate] = draws @ sums / (draws @ sizes)
+        multiplicities = np.bincount(generator.integers(count, size=count), minlength=count)
+        samples[replicate] = multiplicities @ sums / (multiplicities @ sizes)
     effective_count = effective_identities(sizes)
     rates = hits.mean(0)
     variances = samples.var(0) * (effective_count / max(effective_count - 1, 1))

@@ -113,8 +113,9 @@ def pool_templates(
         raise ValueError(
             f"rows must be between 0 and {count - 1}, got {rows.min()} to {rows.max()}"
         )
-    flips = flipped if pooling.flip else None
-    if pooling.flip and (flipped is None or flipped.shape != embeddings.shape):
+    if not pooling.flip:
+        flipped = None
+    elif flipped is None or flipped.shape != embeddings.shape:
         raise ValueError(
             f"{pooling.code} requires the flipped images' embeddings, of shape "
             f"{embeddings.shape}; embed them too, or pool without them (flip=False)"
@@ -135,7 +136,7 @@ def pool_templates(
         members = order[low:high]
         members = members[np.argsort(template_index[members], kind="stable")]
         block_templates, offsets = np.unique(template_index[members], return_index=True)
-        block = _read_block(embeddings, flips, start)
+        block = _read_block(embeddings, flipped, start)
         weight = torch.from_numpy(weights[members])
         block_rows = torch.from_numpy(rows[members] - start)
         if not pooling.norm:
@@ -161,12 +162,12 @@ def pool_templates(
     return template_ids, (sums / lengths).numpy()
 
 
-def _read_block(embeddings: Rows, flips: Rows | None, start: int) -> torch.Tensor:
+def _read_block(embeddings: Rows, flipped: Rows | None, start: int) -> torch.Tensor:
     """The ``ROWS_PER_READ`` rows from ``start``, with the flipped images' embeddings added."""
     stop = min(start + ROWS_PER_READ, embeddings.shape[0])
     block = _read_tensor(embeddings, start, stop)
     # Not in place: the block may be a view of the caller's array.
-    return block if flips is None else block + _read_tensor(flips, start, stop)
+    return block if flipped is None else block + _read_tensor(flipped, start, stop)
 
 
 def _read_tensor(rows: Rows, start: int, stop: int) -> torch.Tensor:
@@ -301,36 +302,35 @@ def evaluate_templates(
     """
     scores, same = check_pairs(scores, same)
     roc = roc_curve(scores, same)
-    impostors = np.flatnonzero(~same)
-    ranked = impostors[np.argsort(-scores[impostors], kind="stable")]
-    max_allowed = false_accepts_allowed(max(far_targets), len(impostors))
-    tail = ranked[: tail_length(max_allowed)]
+    impostor_pairs = np.flatnonzero(~same)
+    ranked_impostors = impostor_pairs[np.argsort(-scores[impostor_pairs], kind="stable")]
+    max_allowed = false_accepts_allowed(max(far_targets), len(impostor_pairs))
+    tail_pairs = ranked_impostors[: tail_length(max_allowed)]
     identities = None
     if subjects is not None:
         labels = check_identities(subjects, same)
         identities = TailIdentities(
             genuine=labels[same][:, 0],
-            tail=labels[tail],
-            # How often each identity occurs in impostor pairs.
-            images=np.bincount(labels[impostors].ravel(), minlength=labels.max() + 1),
+            tail=labels[tail_pairs],
+            occurrences=np.bincount(labels[impostor_pairs].ravel(), minlength=labels.max() + 1),
         )
     not_exceeding = accept_rates(
         scores[same],
-        scores[tail],
-        len(impostors),
+        scores[tail_pairs],
+        len(impostor_pairs),
         far_targets,
         identities=identities,
         resamples=resamples,
         seed=seed,
     )
-    points = nearest_points(roc, far_targets, len(impostors), int(same.sum()))
+    points = nearest_points(roc, far_targets, len(impostor_pairs), int(same.sum()))
     nearest = tuple(
         AcceptRate(
             far_target=float(target),
             far=float(roc.far[point]),
             tar=float(roc.tar[point]),
-            threshold=float(roc.scores[point]),
-            too_few_impostors=false_accepts_allowed(target, len(impostors)) < 1,
+            threshold=float(roc.thresholds[point]),
+            too_few_impostors=false_accepts_allowed(target, len(impostor_pairs)) < 1,
         )
         for target, point in zip(far_targets, points, strict=True)
     )
@@ -349,7 +349,8 @@ def subjects_of_pairs(first: np.ndarray, second: np.ndarray, same: np.ndarray) -
     """(P, 2) the identity index of each template of each pair, derived from the genuine pairs.
 
     Templates that genuine pairs connect, directly or through other templates, have the same
-    identity.
+    identity. An identity's index is that of its first template, with all templates in ascending
+    order.
 
     Args:
         first: (P,) number or name of each pair's first template.

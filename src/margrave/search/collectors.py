@@ -15,23 +15,25 @@ class Tail:
     """Keeps exactly the largest impostor scores, with their pairs.
 
     Args:
-        keep: the number of scores to keep.
+        max_scores: the number of scores to keep; all are kept if there are fewer.
     """
 
-    def __init__(self, keep: int) -> None:
-        self.keep = max(1, keep)
-        # Scores at or below the floor are not among the largest.
+    def __init__(self, max_scores: int) -> None:
+        self.max_scores = max(1, max_scores)
+        # At least `max_scores` kept scores are at or above the floor, so later scores at or below
+        # it are not needed.
         self._floor = -np.inf
         self._parts: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
         self._count = 0
 
     def take(self, block: Block) -> None:
-        """Keep the block's scores that may be among the ``keep`` largest."""
+        """Keep the block's scores that may be among the ``max_scores`` largest."""
         candidates = block.above(self._floor)
         if candidates is None:
+            # Too many runs have scores above the floor: examine the entire block.
             values, indices = block.scores.flatten(), None
-            if len(values) > 2 * self.keep:
-                values, indices = values.topk(self.keep)
+            if len(values) > 2 * self.max_scores:
+                values, indices = values.topk(self.max_scores)
             above = (values > self._floor).nonzero()[:, 0]
             values, indices = values[above], above if indices is None else indices[above]
             width = block.scores.shape[1]
@@ -44,23 +46,23 @@ class Tail:
         self._parts.append((scores, rows, columns))
         self._count += len(scores)
         # Prune as soon as a floor can be set, then rarely, because pruning is slow.
-        if self._count >= self.keep and (
-            self._floor == -np.inf or self._count > 1.5 * self.keep + 4096
+        if self._count >= self.max_scores and (
+            self._floor == -np.inf or self._count > 1.5 * self.max_scores + 4096
         ):
             self._prune()
 
     def _prune(self) -> None:
-        """Drop all but the ``keep`` largest scores; if there are ``keep``, raise the floor."""
+        """Keep only the ``max_scores`` largest scores; raise the floor if there are that many."""
         scores, rows, columns = (np.concatenate(part) for part in zip(*self._parts, strict=True))
-        if len(scores) > self.keep:
-            largest = np.argpartition(scores, len(scores) - self.keep)[-self.keep :]
+        if len(scores) > self.max_scores:
+            largest = np.argpartition(scores, len(scores) - self.max_scores)[-self.max_scores :]
             scores, rows, columns = scores[largest], rows[largest], columns[largest]
-        if len(scores) == self.keep:
+        if len(scores) == self.max_scores:
             self._floor = float(scores.min())
         self._parts, self._count = [(scores, rows, columns)], len(scores)
 
     def sorted(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """(T,) the kept scores, descending, and their (T,) rows and (T,) columns; T ≤ ``keep``."""
+        """(T,) the kept scores, descending, and their (T,) rows and columns; T ≤ ``max_scores``."""
         if not self._parts:
             return np.empty(0, np.float32), np.empty(0, np.int64), np.empty(0, np.int64)
         self._prune()
@@ -79,7 +81,7 @@ class Tail:
         self._add(state["scores"], state["rows"], state["columns"])
 
     def merge(self, states: Sequence[dict[str, np.ndarray]]) -> None:
-        """Keep the ``keep`` largest scores of several states."""
+        """Keep the ``max_scores`` largest scores of several states."""
         self._floor, self._parts, self._count = -np.inf, [], 0
         for state in states:
             self._parts.append((state["scores"], state["rows"], state["columns"]))
@@ -106,17 +108,18 @@ class Nearest:
     def take(self, block: Block) -> None:
         """Merge the block's scores into the top k of its rows."""
         rows = slice(block.row, block.row + len(block.scores))
+        # Each row's k-th highest score so far; only higher scores can enter its top k.
         floor = self.scores[rows, -1]
         # For a single query, most blocks contain no score above its current top k.
         if len(floor) == 1 and float(block.run_maximum.max()) <= floor[0]:
             return
         values, columns = self._candidates(block, floor)
         if values.shape[1]:
-            changed = (values[:, 0] > -torch.inf).nonzero()[:, 0]
+            rows_to_merge = (values[:, 0] > -torch.inf).nonzero()[:, 0]
             self._merge_rows(
-                changed.cpu().numpy() + block.row,
-                values[changed].cpu().double().numpy(),
-                columns[changed].cpu().numpy() + block.column,
+                rows_to_merge.cpu().numpy() + block.row,
+                values[rows_to_merge].cpu().double().numpy(),
+                columns[rows_to_merge].cpu().numpy() + block.column,
             )
 
     def _candidates(self, block: Block, floor: np.ndarray) -> tuple[Tensor, Tensor]:
@@ -127,6 +130,7 @@ class Nearest:
         device_floor = host_floor.to(block.scores.device, non_blocking=True)
         candidates = None if torch.isinf(host_floor).any() else block.above(device_floor[:, None])
         if candidates is None:
+            # Some row has fewer than k scores so far, or too many runs have scores above the floor.
             values, columns = block.scores.topk(min(top_k, block.scores.shape[1]))
             return values, columns
         above, rows, columns = candidates
@@ -164,7 +168,8 @@ class Nearest:
 class Genuine:
     """Keeps all genuine scores.
 
-    Each takes 20 bytes (a float32 score and two int64 indices), or 24 if embeddings are float64.
+    Each takes 20 bytes (a float32 score and two int64 indices), or 24 if the embeddings are
+    float64.
     """
 
     def __init__(self) -> None:

@@ -26,8 +26,9 @@ COLUMNS_PER_BLOCK = 4096
 MEMORY = 512 * 2**20
 """Default number of bytes of the first set to hold in memory at a time."""
 
-RUN = 64
-"""Columns per run. A block stores the maximum of each run, so that collectors can skip runs."""
+RUN_LENGTH = 64
+"""Number of columns in a run. A block stores the maximum of each run, so that collectors can skip
+runs."""
 
 MAX_UNIT_COLUMNS = 16384
 """Maximum columns per block if the second set's embeddings have unit length. Such embeddings are
@@ -79,10 +80,7 @@ class Comparison:
     def __post_init__(self) -> None:
         sides = [(self.first, self.first_labels, "first")]
         if self.second is not None:
-            labels = self.second_labels
-            sides.append(
-                (self.second, self.labels_of_second() if labels is None else labels, "second")
-            )
+            sides.append((self.second, self.labels_of_second(), "second"))
         for rows, labels, name in sides:
             if len(rows.shape) != 2 or rows.shape[1] != self.first.shape[1]:
                 raise ValueError(
@@ -115,10 +113,10 @@ class Block:
     """Cosines between some rows of the first set and some rows ("columns") of the second.
 
     Attributes:
-        scores: (R, K) cosines of R rows and K columns, K a multiple of ``RUN``. All but impostor
-            pairs are −inf: mates, a face with itself, the second occurrence of a pair, absent
-            columns, padding.
-        run_maximum: (R, K / RUN) the maximum of each run of columns.
+        scores: (R, K) cosines of R rows and K columns, K a multiple of ``RUN_LENGTH``. All but
+            impostor pairs are −inf: mates, a face with itself, the second occurrence of a pair,
+            absent columns, padding.
+        run_maximum: (R, K / RUN_LENGTH) the maximum of each run of columns.
         row, column: the indices of the block's first row and column.
         genuine: (G,) the cosines of the block's genuine pairs.
         genuine_rows, genuine_columns: (G,) the genuine pairs' indices in the first and second set.
@@ -145,10 +143,10 @@ class Block:
         rows, runs = (self.run_maximum > floor).nonzero(as_tuple=True)
         if 4 * len(rows) > self.run_maximum.numel():
             return None
-        values = self.scores.view(*self.run_maximum.shape, RUN)[rows, runs]
+        values = self.scores.view(*self.run_maximum.shape, RUN_LENGTH)[rows, runs]
         bound = floor[rows] if isinstance(floor, Tensor) else floor
         selected, offset = (values > bound).nonzero(as_tuple=True)
-        return values[selected, offset], rows[selected], runs[selected] * RUN + offset
+        return values[selected, offset], rows[selected], runs[selected] * RUN_LENGTH + offset
 
 
 class Collector(Protocol):
@@ -194,8 +192,8 @@ def sweep(
         device: the device that computes the scores, in float32 if it does not support float64.
         memory: number of bytes of the first set to hold at a time. The second set is read again for
             every portion of the first set that is held.
-        world: the ranks that share the tiles; at the end, the collectors of all ranks have kept the
-            same scores.
+        world: the ranks that share the work; at the end, the collectors of every rank contain the
+            merged result of all ranks.
         progress: called with (comparisons done, total).
         state: a saved state to resume from; see ``save_state``.
         save_state: called after each tile (the held rows against one block of columns) with a
@@ -211,22 +209,22 @@ def sweep(
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"device = {device!r} is not available here: {reason}") from error
-    done = 0
+    tiles_done = 0
     if state:
-        done = int(state["done"])
+        tiles_done = int(state["done"])
         for name, collector in collectors.items():
             collector.restore(state[name])
 
     def snapshot() -> State:
         states = {name: collector.state() for name, collector in collectors.items()}
-        return {"done": done, **states}
+        return {"done": tiles_done, **states}
 
     pairs_done, unit_rows = 0, _UnitRows(comparison, device)
     for index, tile in enumerate(_tiles(comparison, memory)):
-        if index >= done:
+        if index >= tiles_done:
             if index % world.size == world.rank:
                 _score_tile(comparison, collectors, tile, unit_rows)
-            done = index + 1
+            tiles_done = index + 1
             if save_state is not None:
                 save_state(snapshot)
         pairs_done += tile.pairs
@@ -272,10 +270,10 @@ def _tiles(comparison: Comparison, memory: int) -> Iterator[_Tile]:
         first_column = start if second is None else 0
         width = COLUMNS_PER_BLOCK
         if comparison.second_is_unit:
-            # With few rows, more columns give a block of the same size.
+            # With few rows, use as many columns as give a block of the usual size.
             block_scores = ROWS_PER_BLOCK * COLUMNS_PER_BLOCK
-            wide = block_scores // min(len(rows), ROWS_PER_BLOCK)
-            width = max(width, min(MAX_UNIT_COLUMNS, wide))
+            equal_size_width = block_scores // min(len(rows), ROWS_PER_BLOCK)
+            width = max(width, min(MAX_UNIT_COLUMNS, equal_size_width))
         for column in range(first_column, num_columns, width):
             columns = range(column, min(column + width, num_columns))
             if second is not None:
@@ -340,8 +338,8 @@ def _score_tile(
     row_stop = min(tile.rows.stop, tile.columns.stop) if within_first else tile.rows.stop
     # Pad the columns to a multiple of the run length; the padding's scores become −inf below.
     width = len(columns)
-    if width % RUN:
-        columns = torch.nn.functional.pad(columns, (0, 0, 0, -width % RUN))
+    if width % RUN_LENGTH:
+        columns = torch.nn.functional.pad(columns, (0, 0, 0, -width % RUN_LENGTH))
     buffer = columns.new_empty(min(ROWS_PER_BLOCK, len(all_rows)), len(columns))
     absent = None if comparison.absent is None else comparison.absent[tile.columns.start :][:width]
     for start in range(tile.rows.start, row_stop, ROWS_PER_BLOCK):
@@ -366,7 +364,7 @@ def _score_tile(
             scores[:, :width].masked_fill_(torch.from_numpy(absent).to(scores.device), -torch.inf)
         block = Block(
             scores,
-            scores.view(len(scores), -1, RUN).amax(2),
+            scores.view(len(scores), -1, RUN_LENGTH).amax(2),
             start,
             tile.columns.start,
             genuine,

@@ -68,6 +68,7 @@ class StateFile:
         try:
             with np.load(self.path, allow_pickle=False) as content:
                 arrays = {name: content[name] for name in content.files}
+            # `save` stores the evaluation key in an array called "what".
             stored_key = str(arrays.pop("what"))
         except _UNREADABLE as error:
             raise ValueError(
@@ -79,8 +80,8 @@ class StateFile:
                 f"{self.path} is the state of another evaluation, or of a run with a different "
                 "number of processes (--devices); delete it, or choose another file"
             )
-        # `save` names an array "state/part", or "state/part/key" if the part is a dict, such as a
-        # collector's state.
+        # It names the other arrays "state/part", or "state/part/key" if the part is a dict, such as
+        # a collector's state.
         for array_name, array in arrays.items():
             state_name, part, *keys = array_name.split("/")
             state = self._states.setdefault(state_name, {})

@@ -181,7 +181,7 @@ def results_of(
                 },
                 curves={
                     f"{config.metric} by seed": {
-                        loss: mean.seeds for loss, mean in comparison.means.items()
+                        loss: mean.seed_values for loss, mean in comparison.means.items()
                     }
                 },
                 settings={
@@ -251,7 +251,7 @@ def _difference_figure(
         percent=percent,
         details={
             "p_value": difference.p_value,
-            "adjusted_p_value": difference.adjusted,
+            "adjusted_p_value": difference.adjusted_p_value,
             "smallest_detectable": difference.smallest_detectable,
         },
     )
@@ -286,7 +286,7 @@ def _compared_name(loss: str, chosen: Mapping[str, Mapping[str, Any]]) -> str:
 def _verdict_on_compared(comparison: SeedComparison, config: StudyConfig, noun: str) -> str:
     """The verdict on the losses in a comparison, each of which the text calls a ``noun``."""
     best = next(iter(comparison.means))
-    seeds = len(comparison.means[best].seeds)
+    seeds = len(comparison.means[best].seed_values)
     if len(comparison.means) < 2:
         return f"{best} alone was trained, so there is nothing to compare."
     if seeds < 2:
@@ -342,14 +342,14 @@ def judge_claim(claim: Claim, comparison: SeedComparison, config: StudyConfig) -
             continue
         sign = 1 if difference.second == claim.loss else -1
         value = sign * difference.mean.value
-        if difference.adjusted is None or difference.mean.interval is None:
+        if difference.adjusted_p_value is None or difference.mean.interval is None:
             return "not decided: one seed gives no p value"
         low, high = sorted(sign * end for end in difference.mean.interval)
         unit = "" if config.metric == "AUC" else " points"
         numbers = (
             f"{_difference_text(value, config, '+')}{unit} "
             f"({_difference_text(low, config, '+')} to {_difference_text(high, config, '+')}), "
-            f"p {_p_text(difference.adjusted)}; smallest detectable: "
+            f"p {_p_text(difference.adjusted_p_value)}; smallest detectable: "
             f"{_difference_text(difference.smallest_detectable or 0.0, config)}"
         )
         if difference.better == claim.loss:
