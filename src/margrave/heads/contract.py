@@ -1,8 +1,9 @@
 """The base class of heads: one module with class centers, a loss and its statistics.
 
-Shapes: B samples of this rank, A samples of all ranks that share the classes (A = B unless the head
-is sharded), D features, C classes, K classes that this rank uses in a step, M centers per class. In
-a sharded head, tensors with a row per class have only the rows of this rank's classes.
+Shapes: B samples of this rank, A samples of all ranks that the classes are sharded over (A = B
+unless the head is sharded), D features, C classes, K classes that this rank uses in a step, M
+centers per class. In a sharded head, tensors with a row per class have only the rows of this rank's
+classes.
 """
 
 from __future__ import annotations
@@ -246,9 +247,9 @@ class Head(nn.Module):
         """
         check_batch(embeddings, labels, self.num_classes, self.embedding_size)
         # With activation checkpointing, the backward pass repeats the call of the forward pass.
-        first_call = self._calls.find_repeated(labels) if self.training else None
-        self._call = first_call or Call()
-        if self.training and first_call is None:
+        original_call = self._calls.find_original(labels) if self.training else None
+        self._call = original_call or Call()
+        if self.training and original_call is None:
             self._calls.remember(labels, self._call)
         labels = labels.long()
         unit, norm = unit_and_norm(embeddings.to(self.weight.dtype))
@@ -275,7 +276,7 @@ class Head(nn.Module):
                 gathered.unit_embeddings, gathered.feature_norm, gathered.labels
             )
             gathered = replace(gathered, target_cosine=all_reduce_sum(target, self.world))
-            if first_call is None:
+            if original_call is None:
                 self._call.statistic_values = self._update_and_read_statistics(gathered, new_step)
         self.target_cosines = gathered.target_cosine[rank_rows]
         context = Context(feature_norm=gathered.feature_norm, **self._call.statistic_values)
@@ -283,7 +284,7 @@ class Head(nn.Module):
             unit=unit,
             norm=norm,
             labels=labels,
-            target=gathered.target_cosine[rank_rows],
+            target_cosine=gathered.target_cosine[rank_rows],
             context=context.select_samples(rank_rows) | {"feature_norm": norm},
             gathered=gathered,
             gathered_context=context,
@@ -383,7 +384,7 @@ class Head(nn.Module):
         unit_centers = unit_and_norm(centers)[0].unflatten(0, (-1, self.centers_per_class))
         return (unit[:, None] * unit_centers).sum(dim=2)
 
-    def local_centers(self, labels: Tensor) -> tuple[Tensor | None, Tensor]:
+    def step_classes(self, labels: Tensor) -> tuple[Tensor | None, Tensor]:
         """The classes that this rank uses in the step, and the targets' positions among them.
 
         Returns:
@@ -395,7 +396,7 @@ class Head(nn.Module):
 
     def _log_sum_exp_of_negatives(self, unit: Tensor, labels: Tensor, scale: Tensor) -> Tensor:
         """Compute `Observation.log_sum_exp_of_negatives`."""
-        rows, positions = self.local_centers(labels)
+        rows, positions = self.step_classes(labels)
         if rows is None:
             rows = torch.arange(len(self.classes), device=unit.device)
         local_log_sum_exp = log_sum_exp_of_negatives(

@@ -60,6 +60,7 @@ class ReducedNegatives(torch.autograd.Function):
         sigmoid_bias: Tensor | None,
         step: Step,
     ) -> tuple[Tensor, Tensor]:
+        # These inputs only receive gradients; `step` contains the values of all ranks.
         del features, feature_norm, sigmoid_bias
         ctx.weight_shape, weight = weight.shape, weight.flatten(0, -2)
         buffer = None
@@ -96,7 +97,7 @@ class ReducedNegatives(torch.autograd.Function):
             step.cosine_cache.release(ctx.buffer)
         ctx.cache, ctx.buffer = {}, None
         grad_sigmoid_bias = None
-        if ctx.needs_input_grad[4]:
+        if ctx.needs_input_grad[4]:  # sigmoid_bias
             grad_by_sample = gradients[0] * step.reducer.bias_slope(state)[step.rank_rows]
             grad_sigmoid_bias = grad_by_sample.sum()[None]
         grad_features, grad_norm, grad_weight, grad_bias = backward.gradients(ctx.weight_shape)
