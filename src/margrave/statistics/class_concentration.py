@@ -21,8 +21,8 @@ MAX_MEAN_LENGTH = 1 - 1e-4
 class ClassConcentration(Statistic):
     """ψ_c = γ·w_κ + (1 − γ)·w_s; it is 1 in the first epoch and updated after each epoch.
 
-    f are the unit features of class c in the epoch. n_c is their number, as counted in the epoch,
-    because samplers drop and repeat images:
+    f are the unit features of class c in the epoch, and n_c is their number (samplers may drop or
+    repeat images of the class):
     r̄ = ‖Σ f‖ / n_c; κ_c = r̄(D − r̄²)/(1 − r̄²);
     w_κ = 1 − sigmoid( temperature·(κ_c − mean κ)/std κ ), std unbiased;
     w_s = ½[cos(π·n_c/(1.05·max n)) + 1].
@@ -39,8 +39,9 @@ class ClassConcentration(Statistic):
         memory_update_weight: the weight in memory ← normalize((1 − weight)·memory + weight·f).
 
     Raises:
-        ValueError: the memory buffer has no `num_samples`, or the head is replicated on several
-            ranks; in `update`, the observation lacks what the estimator requires.
+        ValueError: the memory buffer is chosen without `num_samples`, or for a head that is
+            replicated on several ranks; in `update`, the observation lacks what the estimator
+            requires.
 
     Source: KappaFace, arXiv 2201.07394, equations 7 to 14; implemented from the paper only.
     """
@@ -223,7 +224,7 @@ def concentration_weight(
         concentration: κ (C,) of this rank's classes.
         is_defined: (C,) bool, whether κ is defined, which takes at least two samples.
         temperature: the sigmoid's temperature.
-        world: the ranks that share the classes.
+        world: the ranks that the classes are sharded over.
     """
     count = all_reduce_sum(is_defined.sum(), world)
     total = all_reduce_sum(torch.where(is_defined, concentration, 0).sum(), world)
@@ -243,5 +244,6 @@ def size_weight(count: Tensor, world: World = SINGLE_RANK) -> Tensor:
     >>> size_weight(torch.tensor([0.0, 10.0])).round(decimals=3)
     tensor([1.0000, 0.0060])
     """
+    # The 1 avoids a division by 0, and an empty maximum on a rank that owns no classes.
     largest = all_reduce_max(torch.cat([count, count.new_ones(1)]).max(), world)
     return (torch.cos(math.pi * count / (1.05 * largest)) + 1) / 2
