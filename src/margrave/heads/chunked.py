@@ -255,28 +255,29 @@ class ChunkedHead(Head):
         return choose_products(self.products, self.weight, samples * self.num_classes)
 
     def cost(self, workload: Workload) -> HeadCost:
-        samples, (centers, features) = workload.samples, self.centers.shape
-        sampled, value_bytes = self.sample_rate is not None, self.weight.itemsize
-        centers_per_class = self.centers_per_class
-        classes = centers // centers_per_class
-        sampled_centers = round((self.sample_rate or 1) * centers)
-        local_centers = min(max(sampled_centers, samples * centers_per_class), centers)
+        samples, centers_per_class = workload.samples, self.centers_per_class
+        num_centers, num_features = self.centers.shape
+        num_owned_classes = num_centers // centers_per_class
+        is_sampled = self.sample_rate is not None
+        value_bytes = self.weight.itemsize
+        sampled_centers = round((self.sample_rate or 1) * num_centers)
+        local_centers = min(max(sampled_centers, samples * centers_per_class), num_centers)
         products = choose_products(
-            self.products, self.weight, samples * classes, workload.native_bfloat16
+            self.products, self.weight, samples * num_owned_classes, workload.native_bfloat16
         )
         product_bytes = product_dtype(products, self.weight).itemsize
         fused = self.compiled
         if fused is None:
-            fused = is_worth_compiling(samples, classes, workload.device)
+            fused = is_worth_compiling(samples, num_owned_classes, workload.device)
         block_size = self.block_size or block_size_for(
             samples * centers_per_class, workload.device, fused
         )
         block_centers = centers_per_class * block_size
-        block_center_bytes = value_bytes * min(block_centers, centers) * features
-        local_center_bytes = value_bytes * local_centers * features
+        block_center_bytes = value_bytes * min(block_centers, num_centers) * num_features
+        local_center_bytes = value_bytes * local_centers * num_features
         if workload.in_backward:
             gradient_bytes = block_center_bytes
-        elif sampled:
+        elif is_sampled:
             # The gradient, and RowwiseSGD's copies of the gradient, the sampled rows and their
             # momentum.
             gradient_bytes = (3 + (workload.moments > 0)) * local_center_bytes
@@ -294,11 +295,11 @@ class ChunkedHead(Head):
             "blocks": block_value_bytes * samples * min(block_centers, local_centers)
             + block_center_bytes,
             # A rough count of the tensors that are as large as the embeddings.
-            "batch": 8 * value_bytes * samples * features,
+            "batch": 8 * value_bytes * samples * num_features,
         }
-        if sampled:
+        if is_sampled:
             # The scores of all classes, and temporary tensors to select the largest ones.
-            memory["sampling"] = 4 * value_bytes * centers
+            memory["sampling"] = 4 * value_bytes * num_centers
         return HeadCost(
             memory=memory | self.statistics_memory(),
             local_centers=local_centers,
@@ -306,7 +307,7 @@ class ChunkedHead(Head):
             # A rank of a sharded head may own no classes.
             recomputed_fraction=1 - min(1.0, budget_bytes / cosine_bytes) if cosine_bytes else 0.0,
             passes=5,
-            sparse=sampled,
+            sparse=is_sampled,
         )
 
     def _uses_dense_computation(self, batch: Batch) -> bool:
@@ -330,9 +331,10 @@ class ChunkedHead(Head):
         None if compilation is disabled, is not worthwhile or has failed, or if the loss has no
         `negatives_and_slope`.
         """
-        samples, enabled = len(batch.gathered.labels), self.compiled
         device = batch.unit.device.type
+        enabled = self.compiled
         if enabled is None:
+            samples = len(batch.gathered.labels)
             enabled = is_worth_compiling(samples, len(self.classes), device)
         if not enabled:
             return None

@@ -297,12 +297,13 @@ class Head(nn.Module):
     ) -> dict[str, Tensor]:
         """Update the statistics in training mode; return the values they supply to the loss."""
         supplied: dict[str, Tensor] = {}
+        samples = len(gathered.labels)
         for statistic in self._statistics():
+            statistic_name = type(statistic).__name__
             if self.training and (new_step or not statistic.per_step):
                 statistic.update(gathered)
             values = statistic.context(gathered)
             for name, value in values.items():
-                statistic_name, samples = type(statistic).__name__, len(gathered.labels)
                 if name in supplied or name == "feature_norm":
                     raise ValueError(
                         f"{statistic_name} supplies {name!r}, which the context already contains; "
@@ -338,8 +339,8 @@ class Head(nn.Module):
 
         This implementation is for a head that stores all cosines at once.
         """
-        weight_bytes, (centers, features) = self.weight.nbytes, self.centers.shape
-        value_bytes = self.weight.itemsize
+        num_centers, num_features = self.centers.shape
+        weight_bytes, value_bytes = self.weight.nbytes, self.weight.itemsize
         memory: dict[str, float] = {
             "class centers": weight_bytes,
             "momentum of centers": workload.moments * weight_bytes,
@@ -347,11 +348,11 @@ class Head(nn.Module):
             # The normalized weight and the gradient with respect to it.
             "normalized copies": 2 * weight_bytes,
             # Cosines, negatives, logits, masks and their gradients.
-            "cosines": 8 * value_bytes * workload.samples * centers,
+            "cosines": 8 * value_bytes * workload.samples * num_centers,
             # A rough count of the tensors that are as large as the embeddings.
-            "batch": 6 * value_bytes * workload.samples * features,
+            "batch": 6 * value_bytes * workload.samples * num_features,
         }
-        return HeadCost(memory=memory | self.statistics_memory(), local_centers=centers)
+        return HeadCost(memory=memory | self.statistics_memory(), local_centers=num_centers)
 
     def statistics_memory(self) -> dict[str, float]:
         """The memory of statistics with a row per class or image, for `HeadCost.memory`.

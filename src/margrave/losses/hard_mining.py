@@ -21,10 +21,9 @@ class HardMining(Loss):
 
     L = cross entropy · B / k for the k = ⌈keep·B⌉ samples with the largest cross entropy, otherwise
     L = 0; the mean of L over the batch is thus the mean over these k samples. The batch covers all
-    ranks; with gradient accumulation, each micro-batch is a batch. Samples that tie
-    at the smallest kept cross entropy share the places left among the k: they get equal fractional
-    weights. T = cosθ_y, cosθ_y − m or cos(θ_y + m), by `base`;
-    N_j = cosθ_j.
+    ranks; with gradient accumulation, each micro-batch is a batch. Samples that tie at the smallest
+    kept cross entropy share the places left among the k: they get equal fractional weights.
+    T = cosθ_y, cosθ_y − m or cos(θ_y + m), by `base`; N_j = cosθ_j.
 
     Source: Online Hard Example Mining, arXiv 1604.03540, with the share of 90 % that Support Vector
     Guided Softmax, arXiv 1812.11317, section 3, uses as a baseline.

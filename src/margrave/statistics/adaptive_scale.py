@@ -49,6 +49,7 @@ class AdaptiveScale(Statistic):
         log_mean = torch.logsumexp(log_sums, dim=0) - math.log(len(log_sums))
         median = target_cosine.clamp(-1, 1).acos().median()
         scale = log_mean / median.clamp(max=math.pi / 4).cos()
+        # The new scale is above 0 only if B_avg is above 1.
         valid = torch.isfinite(scale) & (scale > 0)
         self.scale.copy_(torch.where(valid, scale.to(self.scale), self.scale))
 
