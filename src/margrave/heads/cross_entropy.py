@@ -117,7 +117,7 @@ def _forward_blocks(
     state, used = step.reducer.start(step.target_cosine), 0
     for index, block in step.blocks(weight):
         block_weight = step.select_local(weight, step.center_slice(block))
-        centers, inverse_or_bias = step.prepare(block_weight, bias, block)
+        centers, inverse_or_bias = step.prepare_centers(block_weight, bias, block)
         count, view = len(state) * len(centers), None
         if buffer is not None and used + count <= len(buffer):
             view = buffer[used : used + count].view(len(state), len(centers))
@@ -209,7 +209,7 @@ class _Backward:
         step = self.step
         rows = step.center_slice(block)
         block_weight = step.select_local(self.weight, rows)
-        centers, inverse_or_bias = step.prepare(block_weight, self.bias, block)
+        centers, inverse_or_bias = step.prepare_centers(block_weight, self.bias, block)
         products = torch.mm(step.product_features, centers.T) if cached is None else cached
         gradient = self._grad_products(
             products, inverse_or_bias, index, block, is_fresh=cached is None
@@ -246,7 +246,7 @@ class _Backward:
 
         Args:
             products: (A, K), freshly computed or as cached by the forward pass.
-            inverse_or_bias: (K,), see `Step.prepare`.
+            inverse_or_bias: (K,), see `Step.prepare_centers`.
             index: the block's index.
             block: the block's slice of the local classes.
             is_fresh: whether the products are freshly computed. Cached ones may already be cosines.
