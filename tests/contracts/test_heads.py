@@ -128,9 +128,9 @@ def test_slopes_are_those_of_autograd(kind: str) -> None:
     embeddings, labels = batches(1)[0]
     batch = head.prepare(embeddings, labels)
     cosines = (torch.rand(BATCH, CLASSES, dtype=torch.float64) * 2 - 1).requires_grad_()
-    negatives = head.loss.negatives(cosines, batch.target, batch.context)
+    negatives = head.loss.negatives(cosines, batch.target_cosine, batch.context)
     expected = torch.autograd.grad(negatives.sum(), cosines)[0]
-    analytic = head.loss.negatives_and_slope(cosines.detach(), batch.target, batch.context)
+    analytic = head.loss.negatives_and_slope(cosines.detach(), batch.target_cosine, batch.context)
     # Without one autograd is asked, as `test_equal_to_dense` does.
     result, slope = analytic or (negatives.detach(), expected)
     torch.testing.assert_close(result, negatives.detach())

@@ -177,7 +177,7 @@ def test_a_rank_without_classes_has_no_cosines_to_recompute(
     head = ShardedHead("arcface", num_classes=2, embedding_size=4)
     assert not head.classes
     cost = head.cost(Workload(samples=6, device="cpu"))
-    assert cost.local_centers == 0 and cost.recomputed == 0
+    assert cost.local_centers == 0 and cost.recomputed_fraction == 0
 
 
 def test_nan_is_noticed() -> None:

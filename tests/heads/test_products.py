@@ -31,7 +31,7 @@ class AutocastHead(DenseHead):
         products = products.float() if self.bias is None else products.float() + self.bias
         cosine = self.local_target_products(batch.unit, batch.norm, batch.labels)
         target = self.loss.modify_target(cosine, batch.context)
-        negatives = self.loss.negatives(products, batch.target, batch.context)
+        negatives = self.loss.negatives(products, batch.target_cosine, batch.context)
         logits = self.loss.scale * negatives.scatter(1, batch.labels[:, None], target[:, None])
         return functional.cross_entropy(logits, batch.labels, reduction="none")
 

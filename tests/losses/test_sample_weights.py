@@ -112,8 +112,8 @@ def test_ignored_negatives_are_as_if_they_were_no_classes(kind: str, which: str)
         prepared = everything.prepare(embeddings, labels)
         unit = torch.nn.functional.normalize(everything.weight)
         cosines = prepared.unit @ unit.T
-        negatives = everything.loss.negatives(cosines, prepared.target, prepared.context)
-        target = everything.loss.modify_target(prepared.target, prepared.context)
+        negatives = everything.loss.negatives(cosines, prepared.target_cosine, prepared.context)
+        target = everything.loss.modify_target(prepared.target_cosine, prepared.context)
     for row in range(BATCH):
         others = torch.arange(CLASSES) != labels[row]
         kept = negatives[row][others & (cosines[row] <= limit)]

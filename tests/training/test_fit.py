@@ -196,9 +196,9 @@ def test_the_mean_target_cosine_is_reported(tmp_path: Path, kind: str, accumulat
 
     def watch(*given, **named):
         batch = prepare(*given, **named)
-        assert one.head.target_cosines.equal(batch.target)
+        assert one.head.target_cosines.equal(batch.target_cosine)
         if one.head.training:  # What the loss adapts is measured with the same call.
-            seen.append(batch.target.mean().item())
+            seen.append(batch.target_cosine.mean().item())
         return batch
 
     one.head.prepare = watch

@@ -144,8 +144,8 @@ class IResNet(nn.Module):
             block; False for CurricularFace.
         channel_gates: put squeeze and excitation ("SE") at the end of each branch.
         shortcut: ``projection`` puts a 1x1 convolution and a batch norm on the shortcut of every
-            block with stride 2 (InsightFace); ``subsample`` takes every second pixel instead, but
-            only in blocks that keep the number of channels (AdaFace, CurricularFace).
+            block with stride 2 (InsightFace); ``subsample`` takes every second pixel in blocks that
+            keep the number of channels, and projects in the others (AdaFace, CurricularFace).
         feature_affine: trained parameters of the last batch norm: ``none`` (AdaFace,
             CurricularFace), ``shift`` (InsightFace), or ``full``, scale and shift (face.evoLVe).
         initialization: ``normal`` draws the convolutions' weights from N(0, 0.1²) (InsightFace),
@@ -316,7 +316,7 @@ BLOCK_COUNTS: dict[int, PerStage] = {
     152: (3, 8, 36, 3),
     200: (6, 26, 60, 6),
 }
-"""Depth in the network's name (100 for IR-101) -> number of blocks in each stage."""
+"""Depth of the network -> number of blocks in each stage; IR-101 has depth 100."""
 BOTTLENECK_COUNTS: dict[int, PerStage] = {152: (3, 8, 36, 3), 200: (3, 24, 36, 3)}
 """The same for the variants with bottleneck blocks."""
 BOTTLENECK_CHANNELS = (256, 512, 1024, 2048)
@@ -332,7 +332,7 @@ for _depth in (18, 34, 50, 100, 200):
         default_dropout=0.0,
     )
 
-# AdaFace and CurricularFace call the network with 100 layers IR-101.
+# Depth in the name -> depth in BLOCK_COUNTS: IR-101 of AdaFace and CurricularFace has depth 100.
 for _gates, _prefix in ((False, "ir"), (True, "ir_se")):
     for _depth, _layers in ((18, 18), (34, 34), (50, 50), (101, 100)):
         _register(f"{_prefix}_{_depth}", block_counts=BLOCK_COUNTS[_layers], channel_gates=_gates)

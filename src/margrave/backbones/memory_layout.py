@@ -8,8 +8,8 @@ from torch import nn
 # torch uses oneDNN for convolutions on CPUs. On CPUs with AVX2 but without AVX-512, oneDNN corrupts
 # memory in the backward pass of some channels-last float32 convolutions (torch 2.13.0 and 2.14.1):
 # those with 1 x 1 kernels, a stride above 1 that divides the input's size, no padding, one group
-# and 1 to 7 input channels. It is enough that the images are channels-last. To be safe, the check
-# below ignores groups, padding and dtype, and covers all kernels with a side of 1.
+# and 1 to 7 input channels. This happens even if only the images are channels-last. To be safe, the
+# check below ignores groups, padding and dtype, and covers all kernels with a side of 1.
 MIN_SAFE_CHANNELS = 8
 """Minimum number of input channels at which strided convolutions avoid the bug above."""
 

@@ -64,9 +64,9 @@ class MomentumEncoder(nn.Module):
         momentum = torch.full_like(self.updates, self.momentum, dtype=torch.float32)
         if self.warm_up:
             momentum = torch.minimum(momentum, (1 + self.updates) / (10 + self.updates))
-        for name, average in self.average.state_dict().items():
+        for name, averaged in self.average.state_dict().items():
             value = full_tensor(current[name])
-            if average.is_floating_point():
-                average.lerp_(value.to(average), (1 - momentum).to(average))
+            if averaged.is_floating_point():
+                averaged.lerp_(value.to(averaged), (1 - momentum).to(averaged))
             else:
-                average.copy_(value)
+                averaged.copy_(value)

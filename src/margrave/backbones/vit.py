@@ -153,7 +153,7 @@ class VisionTransformer(nn.Module):
         tokens = (image_size // patch_size) ** 2
         self.patch_embed = PatchEmbedding(patch_size, width)
         self.pos_embed = nn.Parameter(torch.empty(1, tokens, width))
-        # An unused token is frozen, because DDP would otherwise wait for its gradient.
+        # An unused mask token is frozen, because DDP would otherwise wait for its gradient.
         self.mask_token = nn.Parameter(torch.empty(1, 1, width), requires_grad=masked_share > 0)
         self.blocks = nn.ModuleList(
             TransformerBlock(

@@ -21,7 +21,7 @@ class Batch:
         unit: (B, D) normalized embeddings x̂.
         norm: (B,) embedding norms ‖x‖.
         labels: (B,) class of each sample.
-        target: (B,) cosθ_y, or W_yᵀx + b_y for a loss of inner products; without gradient.
+        target_cosine: (B,) cosθ_y, or W_yᵀx + b_y for a loss of inner products; without gradient.
         context: the loss's context for the B samples.
         gathered: the A samples, without gradient.
         gathered_context: the loss's context for the A samples, without gradient.
@@ -32,7 +32,7 @@ class Batch:
     unit: Tensor
     norm: Tensor
     labels: Tensor
-    target: Tensor
+    target_cosine: Tensor
     context: Context
     gathered: Observation
     gathered_context: Context

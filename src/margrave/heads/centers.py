@@ -63,8 +63,8 @@ def gradient_of_all_cosines(
     """
     if nearest is None:
         return gradient
-    centers = torch.arange(centers_per_class, device=nearest.device, dtype=nearest.dtype)
-    return torch.where(centers == nearest[..., None], gradient[..., None], 0).flatten(1)
+    indices = torch.arange(centers_per_class, device=nearest.device, dtype=nearest.dtype)
+    return torch.where(indices == nearest[..., None], gradient[..., None], 0).flatten(1)
 
 
 def center_rows(classes: Tensor, centers_per_class: int) -> Tensor:
@@ -95,13 +95,13 @@ def log_sum_exp_of_negatives(
         centers_per_class: M.
         scale: () s.
     """
-    state = unit.new_full((len(unit),), -torch.inf)
+    log_sum = unit.new_full((len(unit),), -torch.inf)
     for start in range(0, len(classes), NEGATIVES_BLOCK):
         rows = center_rows(classes[start : start + NEGATIVES_BLOCK], centers_per_class)
         unit_centers, _ = unit_and_norm(centers[rows])
         cosines, _ = nearest_centers(unit @ unit_centers.T, centers_per_class)
-        logits = scale.to(state) * cosines
-        columns = torch.arange(start, start + logits.shape[1], device=logits.device)
-        logits.masked_fill_(columns == positions[:, None], -torch.inf)
-        state = torch.logaddexp(state, torch.logsumexp(logits, dim=1))
-    return state
+        logits = scale.to(log_sum) * cosines
+        block_positions = torch.arange(start, start + logits.shape[1], device=logits.device)
+        logits.masked_fill_(block_positions == positions[:, None], -torch.inf)
+        log_sum = torch.logaddexp(log_sum, torch.logsumexp(logits, dim=1))
+    return log_sum

@@ -34,10 +34,13 @@ MIN_COMPILED_COSINES = 2**23
 """Minimum batch × classes at which compilation pays off."""
 
 
-def block_size_for(samples: int, device: str, fused: bool) -> int:
-    """Number of classes per block; accelerators other than CUDA use CUDA's sizes."""
+def block_size_for(cosines_per_class: int, device: str, fused: bool) -> int:
+    """Number of classes per block; accelerators other than CUDA use CUDA's sizes.
+
+    `cosines_per_class` is the number of samples times the number of centers per class.
+    """
     device_kind = "cpu" if device == "cpu" else "cuda"
-    classes = (FUSED_BLOCK_VALUES if fused else BLOCK_VALUES)[device_kind] // samples
+    classes = (FUSED_BLOCK_VALUES if fused else BLOCK_VALUES)[device_kind] // cosines_per_class
     return min(max(classes, MIN_BLOCK), MAX_BLOCK[device_kind])
 
 
@@ -132,8 +135,10 @@ class ChunkedHead(Head):
         if sample_rate is not None:
             self.register_buffer("draws", torch.zeros((), dtype=torch.int64))
             require_rowwise_optimizer(self.weight)
-            self._draw_count, self._draws_version = 0, -1
-            self._counted_draws: Tensor | None = None
+            # A copy of the count on the host; it is valid for this buffer in this version.
+            self._draw_count = 0
+            self._tracked_draws: Tensor | None = None
+            self._draws_version = -1
 
     def update_in_backward(self, momentum: float = 0.9, weight_decay: float = 5e-4) -> None:
         """From now on, apply SGD to the class centers block by block inside the backward pass.
@@ -185,10 +190,10 @@ class ChunkedHead(Head):
         )
 
     def cross_entropy(self, batch: Batch) -> Tensor:
-        if self._fits_one_block(batch):
+        if self._uses_dense_computation(batch):
             return dense_cross_entropy(self, batch)
         gathered = batch.gathered
-        sampled_classes, positions = self.local_centers(gathered.labels)
+        sampled_classes, positions = self.step_classes(gathered.labels)
         features, rank_features = gathered.unit_embeddings, batch.unit
         if self.bias is not None:
             features = gathered.feature_norm[:, None] * features
@@ -250,28 +255,29 @@ class ChunkedHead(Head):
         return choose_products(self.products, self.weight, samples * self.num_classes)
 
     def cost(self, workload: Workload) -> HeadCost:
-        samples, (centers, features) = workload.samples, self.centers.shape
-        sampled, value_bytes = self.sample_rate is not None, self.weight.itemsize
-        centers_per_class = self.centers_per_class
-        classes = centers // centers_per_class
-        sampled_centers = round((self.sample_rate or 1) * centers)
-        local_centers = min(max(sampled_centers, samples * centers_per_class), centers)
+        samples, centers_per_class = workload.samples, self.centers_per_class
+        num_centers, num_features = self.centers.shape
+        num_owned_classes = num_centers // centers_per_class
+        is_sampled = self.sample_rate is not None
+        value_bytes = self.weight.itemsize
+        sampled_centers = round((self.sample_rate or 1) * num_centers)
+        local_centers = min(max(sampled_centers, samples * centers_per_class), num_centers)
         products = choose_products(
-            self.products, self.weight, samples * classes, workload.native_bfloat16
+            self.products, self.weight, samples * num_owned_classes, workload.native_bfloat16
         )
         product_bytes = product_dtype(products, self.weight).itemsize
         fused = self.compiled
         if fused is None:
-            fused = is_worth_compiling(samples, classes, workload.device)
+            fused = is_worth_compiling(samples, num_owned_classes, workload.device)
         block_size = self.block_size or block_size_for(
             samples * centers_per_class, workload.device, fused
         )
         block_centers = centers_per_class * block_size
-        block_center_bytes = value_bytes * min(block_centers, centers) * features
-        local_center_bytes = value_bytes * local_centers * features
+        block_center_bytes = value_bytes * min(block_centers, num_centers) * num_features
+        local_center_bytes = value_bytes * local_centers * num_features
         if workload.in_backward:
             gradient_bytes = block_center_bytes
-        elif sampled:
+        elif is_sampled:
             # The gradient, and RowwiseSGD's copies of the gradient, the sampled rows and their
             # momentum.
             gradient_bytes = (3 + (workload.moments > 0)) * local_center_bytes
@@ -289,25 +295,26 @@ class ChunkedHead(Head):
             "blocks": block_value_bytes * samples * min(block_centers, local_centers)
             + block_center_bytes,
             # A rough count of the tensors that are as large as the embeddings.
-            "batch": 8 * value_bytes * samples * features,
+            "batch": 8 * value_bytes * samples * num_features,
         }
-        if sampled:
+        if is_sampled:
             # The scores of all classes, and temporary tensors to select the largest ones.
-            memory["sampling"] = 4 * value_bytes * centers
+            memory["sampling"] = 4 * value_bytes * num_centers
         return HeadCost(
             memory=memory | self.statistics_memory(),
             local_centers=local_centers,
             product_bytes=product_bytes,
             # A rank of a sharded head may own no classes.
-            recomputed=1 - min(1.0, budget_bytes / cosine_bytes) if cosine_bytes else 0.0,
+            recomputed_fraction=1 - min(1.0, budget_bytes / cosine_bytes) if cosine_bytes else 0.0,
             passes=5,
-            sparse=sampled,
+            sparse=is_sampled,
         )
 
-    def _fits_one_block(self, batch: Batch) -> bool:
-        """Whether a loss of inner products, with default settings on one rank, fits one block.
+    def _uses_dense_computation(self, batch: Batch) -> bool:
+        """Whether to compute the whole batch at once instead of in blocks.
 
-        The dense computation is then used instead.
+        True for a loss of inner products on one rank with default settings, if the batch fits one
+        block.
         """
         is_default = (
             self.sample_rate is None and self.block_size is None and not self._update_settings
@@ -319,14 +326,15 @@ class ChunkedHead(Head):
         )  # fmt: skip
 
     def _get_fused_block(self, batch: Batch) -> FusedBlock | None:
-        """The compiled operations on a block; None if blocks are to be computed uncompiled.
+        """The compiled operations on a block, or None to compute blocks uncompiled.
 
-        This is so if compilation is disabled, not worthwhile or has failed, and for losses without
+        None if compilation is disabled, is not worthwhile or has failed, or if the loss has no
         `negatives_and_slope`.
         """
-        samples, enabled = len(batch.gathered.labels), self.compiled
         device = batch.unit.device.type
+        enabled = self.compiled
         if enabled is None:
+            samples = len(batch.gathered.labels)
             enabled = is_worth_compiling(samples, len(self.classes), device)
         if not enabled:
             return None
@@ -345,9 +353,9 @@ class ChunkedHead(Head):
         )
         return fused if fused is not None and fused.works else None
 
-    def local_centers(self, labels: Tensor) -> tuple[Tensor | None, Tensor]:
+    def step_classes(self, labels: Tensor) -> tuple[Tensor | None, Tensor]:
         if self.sample_rate is None or not self.training:
-            return super().local_centers(labels)
+            return super().step_classes(labels)
         position, is_owned = self.local_positions(labels)
         if self._call.draw is None:
             self._call.draw = self._count_draw()
@@ -366,11 +374,11 @@ class ChunkedHead(Head):
         """
         draws = self.draws
         # Tensors created in inference mode have no version counter.
-        is_tracked = not draws.is_inference() and draws is self._counted_draws
+        is_tracked = not draws.is_inference() and draws is self._tracked_draws
         if not is_tracked or draws._version != self._draws_version:
             self._draw_count = int(draws)
         draws += 1
         self._draw_count += 1
-        self._counted_draws = draws
+        self._tracked_draws = draws
         self._draws_version = -1 if draws.is_inference() else draws._version
         return self._draw_count - 1

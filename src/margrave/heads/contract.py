@@ -1,8 +1,9 @@
 """The base class of heads: one module with class centers, a loss and its statistics.
 
-Shapes: B samples of this rank, A samples of all ranks that share the classes (A = B unless the head
-is sharded), D features, C classes, K classes that this rank uses in a step, M centers per class. In
-a sharded head, tensors with a row per class have only the rows of this rank's classes.
+Shapes: B samples of this rank, A samples of all ranks that the classes are sharded over (A = B
+unless the head is sharded), D features, C classes, K classes that this rank uses in a step, M
+centers per class. In a sharded head, tensors with a row per class have only the rows of this rank's
+classes.
 """
 
 from __future__ import annotations
@@ -246,9 +247,9 @@ class Head(nn.Module):
         """
         check_batch(embeddings, labels, self.num_classes, self.embedding_size)
         # With activation checkpointing, the backward pass repeats the call of the forward pass.
-        first_call = self._calls.find_repeated(labels) if self.training else None
-        self._call = first_call or Call()
-        if self.training and first_call is None:
+        original_call = self._calls.find_original(labels) if self.training else None
+        self._call = original_call or Call()
+        if self.training and original_call is None:
             self._calls.remember(labels, self._call)
         labels = labels.long()
         unit, norm = unit_and_norm(embeddings.to(self.weight.dtype))
@@ -275,7 +276,7 @@ class Head(nn.Module):
                 gathered.unit_embeddings, gathered.feature_norm, gathered.labels
             )
             gathered = replace(gathered, target_cosine=all_reduce_sum(target, self.world))
-            if first_call is None:
+            if original_call is None:
                 self._call.statistic_values = self._update_and_read_statistics(gathered, new_step)
         self.target_cosines = gathered.target_cosine[rank_rows]
         context = Context(feature_norm=gathered.feature_norm, **self._call.statistic_values)
@@ -283,7 +284,7 @@ class Head(nn.Module):
             unit=unit,
             norm=norm,
             labels=labels,
-            target=gathered.target_cosine[rank_rows],
+            target_cosine=gathered.target_cosine[rank_rows],
             context=context.select_samples(rank_rows) | {"feature_norm": norm},
             gathered=gathered,
             gathered_context=context,
@@ -296,12 +297,13 @@ class Head(nn.Module):
     ) -> dict[str, Tensor]:
         """Update the statistics in training mode; return the values they supply to the loss."""
         supplied: dict[str, Tensor] = {}
+        samples = len(gathered.labels)
         for statistic in self._statistics():
+            statistic_name = type(statistic).__name__
             if self.training and (new_step or not statistic.per_step):
                 statistic.update(gathered)
             values = statistic.context(gathered)
             for name, value in values.items():
-                statistic_name, samples = type(statistic).__name__, len(gathered.labels)
                 if name in supplied or name == "feature_norm":
                     raise ValueError(
                         f"{statistic_name} supplies {name!r}, which the context already contains; "
@@ -337,8 +339,8 @@ class Head(nn.Module):
 
         This implementation is for a head that stores all cosines at once.
         """
-        weight_bytes, (centers, features) = self.weight.nbytes, self.centers.shape
-        value_bytes = self.weight.itemsize
+        num_centers, num_features = self.centers.shape
+        weight_bytes, value_bytes = self.weight.nbytes, self.weight.itemsize
         memory: dict[str, float] = {
             "class centers": weight_bytes,
             "momentum of centers": workload.moments * weight_bytes,
@@ -346,11 +348,11 @@ class Head(nn.Module):
             # The normalized weight and the gradient with respect to it.
             "normalized copies": 2 * weight_bytes,
             # Cosines, negatives, logits, masks and their gradients.
-            "cosines": 8 * value_bytes * workload.samples * centers,
+            "cosines": 8 * value_bytes * workload.samples * num_centers,
             # A rough count of the tensors that are as large as the embeddings.
-            "batch": 6 * value_bytes * workload.samples * features,
+            "batch": 6 * value_bytes * workload.samples * num_features,
         }
-        return HeadCost(memory=memory | self.statistics_memory(), local_centers=centers)
+        return HeadCost(memory=memory | self.statistics_memory(), local_centers=num_centers)
 
     def statistics_memory(self) -> dict[str, float]:
         """The memory of statistics with a row per class or image, for `HeadCost.memory`.
@@ -383,7 +385,7 @@ class Head(nn.Module):
         unit_centers = unit_and_norm(centers)[0].unflatten(0, (-1, self.centers_per_class))
         return (unit[:, None] * unit_centers).sum(dim=2)
 
-    def local_centers(self, labels: Tensor) -> tuple[Tensor | None, Tensor]:
+    def step_classes(self, labels: Tensor) -> tuple[Tensor | None, Tensor]:
         """The classes that this rank uses in the step, and the targets' positions among them.
 
         Returns:
@@ -395,7 +397,7 @@ class Head(nn.Module):
 
     def _log_sum_exp_of_negatives(self, unit: Tensor, labels: Tensor, scale: Tensor) -> Tensor:
         """Compute `Observation.log_sum_exp_of_negatives`."""
-        rows, positions = self.local_centers(labels)
+        rows, positions = self.step_classes(labels)
         if rows is None:
             rows = torch.arange(len(self.classes), device=unit.device)
         local_log_sum_exp = log_sum_exp_of_negatives(

@@ -10,16 +10,16 @@ from margrave.hardware import keep_freed_memory
 
 
 class CosineCache:
-    """A buffer that is reused between steps, because first touching new memory is expensive.
+    """A buffer that is reused between steps.
 
-    The first write to newly allocated memory takes twice as long as later ones.
+    The first write to newly allocated memory takes twice as long as later writes.
 
     Args:
         budget: maximum size in bytes.
     """
 
     def __init__(self, budget: int) -> None:
-        keep_freed_memory()
+        keep_freed_memory()  # for the same reason: other tensors of a step reuse memory too
         self.budget = budget
         self._spare: Tensor | None = None
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class Workload:
-    """A training step to be planned.
+    """The training step whose cost is estimated.
 
     Attributes:
         samples: samples per micro-batch, summed over the ranks that the classes are sharded over.
@@ -33,7 +33,7 @@ class HeadCost:
         local_centers: number of class centers that the rank uses in the step (for M centers per
             class, M times the number of classes).
         product_bytes: bytes per value in the matrix products, 4 or 2.
-        recomputed: fraction of the cosines that the backward pass recomputes, from 0 to 1.
+        recomputed_fraction: fraction of the cosines that the backward pass recomputes, from 0 to 1.
         passes: how often each cosine is read or written outside the matrix products.
         sparse: whether the step uses only scattered rows of the weight (class sampling).
     """
@@ -41,6 +41,6 @@ class HeadCost:
     memory: dict[str, float]
     local_centers: int
     product_bytes: int = 4
-    recomputed: float = 0.0
+    recomputed_fraction: float = 0.0
     passes: int = 8
     sparse: bool = False

@@ -60,6 +60,7 @@ class ReducedNegatives(torch.autograd.Function):
         sigmoid_bias: Tensor | None,
         step: Step,
     ) -> tuple[Tensor, Tensor]:
+        # These inputs only receive gradients; `step` contains the values of all ranks.
         del features, feature_norm, sigmoid_bias
         ctx.weight_shape, weight = weight.shape, weight.flatten(0, -2)
         buffer = None
@@ -96,7 +97,7 @@ class ReducedNegatives(torch.autograd.Function):
             step.cosine_cache.release(ctx.buffer)
         ctx.cache, ctx.buffer = {}, None
         grad_sigmoid_bias = None
-        if ctx.needs_input_grad[4]:
+        if ctx.needs_input_grad[4]:  # sigmoid_bias
             grad_by_sample = gradients[0] * step.reducer.bias_slope(state)[step.rank_rows]
             grad_sigmoid_bias = grad_by_sample.sum()[None]
         grad_features, grad_norm, grad_weight, grad_bias = backward.gradients(ctx.weight_shape)
@@ -115,8 +116,8 @@ def _forward_blocks(
     cache: dict[int, Tensor] = {}
     state, used = step.reducer.start(step.target_cosine), 0
     for index, block in step.blocks(weight):
-        rows = step.select_local(weight, step.center_slice(block))
-        centers, inverse_or_bias = step.prepare(rows, bias, block)
+        block_weight = step.select_local(weight, step.center_slice(block))
+        centers, inverse_or_bias = step.prepare_centers(block_weight, bias, block)
         count, view = len(state) * len(centers), None
         if buffer is not None and used + count <= len(buffer):
             view = buffer[used : used + count].view(len(state), len(centers))
@@ -207,8 +208,8 @@ class _Backward:
         """Add one block's gradients; with `Step.update`, apply the gradient of its centers."""
         step = self.step
         rows = step.center_slice(block)
-        weight = step.select_local(self.weight, rows)
-        centers, inverse_or_bias = step.prepare(weight, self.bias, block)
+        block_weight = step.select_local(self.weight, rows)
+        centers, inverse_or_bias = step.prepare_centers(block_weight, self.bias, block)
         products = torch.mm(step.product_features, centers.T) if cached is None else cached
         gradient = self._grad_products(
             products, inverse_or_bias, index, block, is_fresh=cached is None
@@ -223,11 +224,13 @@ class _Backward:
             self.grad_bias[bias_rows] += multiply_wide(gradient.T, sample_factor[:, None])[:, 0]
         if self.grad_weight is None and step.update is None:
             return
-        grad_rows = torch.empty_like(weight) if self.grad_weight is None else self.grad_weight[rows]
+        grad_rows = (
+            torch.empty_like(block_weight) if self.grad_weight is None else self.grad_weight[rows]
+        )
         multiply_wide(gradient.T, self.scaled_features, out=grad_rows)
         if self.bias is None:
             project = project_ if step.fused is None else compiled(project_)
-            project(grad_rows, weight, inverse_or_bias)
+            project(grad_rows, block_weight, inverse_or_bias)
         if step.update is not None:
             _, has_target = step.clamped_target_column(block)
             column = torch.where(has_target[:, 0], step.target_centers - rows.start, 0)
@@ -243,7 +246,7 @@ class _Backward:
 
         Args:
             products: (A, K), freshly computed or as cached by the forward pass.
-            inverse_or_bias: (K,), see `Step.prepare`.
+            inverse_or_bias: (K,), see `Step.prepare_centers`.
             index: the block's index.
             block: the block's slice of the local classes.
             is_fresh: whether the products are freshly computed. Cached ones may already be cosines.

@@ -39,10 +39,10 @@ class Analysis:
 def dense_cross_entropy(head: Head, batch: Batch) -> Tensor:
     """(B,) `Head.cross_entropy`, computed from all (B, C) cosines at once."""
     products = _products(head, batch)
-    # Recomputed, because batch.target has no gradient.
+    # Recomputed, because batch.target_cosine has no gradient.
     target_cosine = head.local_target_products(batch.unit, batch.norm, batch.labels)
     modified_target = head.loss.modify_target(target_cosine, batch.context)
-    negatives = head.loss.modify_negatives(products, batch.target, batch.context)
+    negatives = head.loss.modify_negatives(products, batch.target_cosine, batch.context)
     terms, bias = head.sigmoid_terms, head.sigmoid_bias
     if terms is not None and bias is not None:
         logits = (head.loss.scale * negatives + bias).scatter(1, batch.labels[:, None], -torch.inf)
@@ -95,15 +95,15 @@ class DenseHead(Head):
             with torch.autocast(embeddings.device.type, enabled=False):
                 batch = self.prepare(embeddings, labels)
                 products = _products(self, batch)
-                hard = self.loss.hard_negatives(products, batch.target, batch.context)
+                hard = self.loss.hard_negatives(products, batch.target_cosine, batch.context)
                 if self.loss.ignore_negatives_above is not None:
                     hard &= products <= self.loss.ignore_negatives_above
-                modified_target = self.loss.modify_target(batch.target, batch.context)
+                modified_target = self.loss.modify_target(batch.target_cosine, batch.context)
                 return Analysis(
                     loss=sum(self.terms(batch).values(), torch.zeros_like(batch.norm)),
                     cosines=products,
-                    target_cosine=batch.target,
-                    margin=batch.target - modified_target,
+                    target_cosine=batch.target_cosine,
+                    margin=batch.target_cosine - modified_target,
                     hard_negatives=hard.scatter(1, batch.labels[:, None], False),
                     feature_norm=batch.norm,
                 )

@@ -128,7 +128,7 @@ class FusedBlock:
         del sigmoid_bias
         shifted = torch.add(-state[:, None], negatives, alpha=self.loss.scale)
         if not self.loss.normalized or self.loss.scale > MAX_FUSED_SCALE:
-            # Only rounding of huge products can make s·N exceed its log-sum-exp.
+            # Exact arithmetic gives s·N ≤ R, but rounding of huge products can make s·N larger.
             shifted = shifted.clamp_max(0)
         return torch.exp(shifted)
 
@@ -238,7 +238,7 @@ class Compiled:
             reason = " ".join(str(error).split("\n", 2)[:2]).strip()
             warnings.warn(
                 f"{self._name} cannot be compiled here ({reason}), so it runs uncompiled and "
-                "somewhat slower; set the head's compiled setting to false to silence this warning",
+                "somewhat slower; set the head's 'compiled' to false to silence this warning",
                 stacklevel=2,
             )
             self.works = False

@@ -19,14 +19,14 @@ MIN_BFLOAT16_COSINES = 2**20
 
 
 def choose_products(
-    products: Products, weight: Tensor, cosines: int, native_bfloat16: bool | None = None
+    products: Products, weight: Tensor, cosine_count: int, native_bfloat16: bool | None = None
 ) -> Products:
     """Resolve the precision of a head's products.
 
     Args:
         products: the requested precision; ``auto`` is bfloat16 where it is native and worthwhile.
         weight: the head's weight.
-        cosines: batch × classes.
+        cosine_count: batch × classes.
         native_bfloat16: whether bfloat16 is native; by default determined for this machine.
 
     Returns:
@@ -36,7 +36,7 @@ def choose_products(
     Raises:
         ValueError: the precision is unknown, or it is lower than float32 and the weight is float64.
 
-    >>> choose_products("auto", torch.zeros(3, 4), cosines=12)
+    >>> choose_products("auto", torch.zeros(3, 4), cosine_count=12)
     'float32'
     """
     if products not in get_args(Products):
@@ -50,7 +50,7 @@ def choose_products(
         return "float32"
     if products != "auto":
         return products
-    if cosines < MIN_BFLOAT16_COSINES:
+    if cosine_count < MIN_BFLOAT16_COSINES:
         return "float32"
     if native_bfloat16 is None:
         native_bfloat16 = has_native_bfloat16(weight.device.type)

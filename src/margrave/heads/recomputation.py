@@ -31,9 +31,8 @@ class Call:
 class CallMemory:
     """Remembers a head's training calls until their labels are freed.
 
-    The key is the memory address of the labels.
-
-    Checkpointing passes the same labels again, as the same tensor or as a view of its memory.
+    The key is the memory address of the labels, because checkpointing passes the same labels again,
+    as the same tensor or as a view of its memory.
     """
 
     def __init__(self) -> None:
@@ -47,7 +46,7 @@ class CallMemory:
         storage = StorageWeakRef(labels.untyped_storage())
         self._calls[_key(storage, labels)] = storage, call
 
-    def find_repeated(self, labels: Tensor) -> Call | None:
+    def find_original(self, labels: Tensor) -> Call | None:
         """The earlier call that a call in a backward pass repeats; None outside backward passes.
 
         Raises:
@@ -58,8 +57,8 @@ class CallMemory:
             return None
         storage = StorageWeakRef(labels.untyped_storage())
         # A weak reference keeps the address of a freed storage from being reused.
-        first_storage, call = self._calls.get(_key(storage, labels), (storage, None))
-        if call is None or first_storage.expired():
+        original_storage, call = self._calls.get(_key(storage, labels), (storage, None))
+        if call is None or original_storage.expired():
             raise ValueError(
                 "activation checkpointing repeats a call of the head with a new labels tensor, so "
                 "the classes and statistics of the first call cannot be reused; create the labels "

@@ -19,10 +19,10 @@ from margrave.distributed import World, all_reduce_log_sum_exp, all_reduce_sum
 from margrave.losses import Loss, SigmoidTerms
 
 MAX_FUSED_SCALE = 2.0**12
-"""Largest loss scale s at which the exponent s·N − log-sum-exp needs no clamp to 0.
+"""Largest loss scale s at which a fused multiply-add computes the exponent s·N − log-sum-exp.
 
 Exact arithmetic makes the exponent at most 0. At larger scales, its rounding error could be so
-large that the exponential overflows.
+large that the exponential overflows, so the exponent is clamped to 0.
 """
 SOFTPLUS_THRESHOLD = 50.0
 """Above this x, log(1 + e^x) is computed as x; the error, e^−50, is negligible even in float64."""
@@ -108,7 +108,7 @@ class LogSumExp(Reducer):
         scale = self.loss.scale
         shifted = torch.add(-state[:, None], negatives, alpha=scale)
         if not self.loss.normalized or scale > MAX_FUSED_SCALE:
-            # Only rounding of huge products can make s·N exceed its log-sum-exp.
+            # Exact arithmetic gives s·N ≤ R, but rounding of huge products can make s·N larger.
             shifted.clamp_max_(0)
         return shifted.exp_()
 

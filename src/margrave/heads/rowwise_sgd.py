@@ -135,7 +135,8 @@ def _update_rows(
 ) -> None:
     """Apply a sparse gradient to the rows that it contains; `buffer` is the momentum."""
     rows = gradient.indices()[0]
-    updated, momentum_rows = parameter[rows], [] if buffer is None else [buffer[rows]]
+    updated = parameter[rows]
+    momentum_rows = [] if buffer is None else [buffer[rows]]
     sgd_([updated], [gradient.values().clone()], momentum_rows, **settings)
     parameter.index_copy_(0, rows, updated)
     if buffer is not None:

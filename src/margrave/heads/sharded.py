@@ -8,7 +8,7 @@ from margrave.heads.contract import HEADS
 
 @HEADS.register("sharded")
 class ShardedHead(ChunkedHead):
-    """A chunked head in which each rank owns a contiguous block of classes.
+    """A chunked head in which each rank owns a contiguous range of classes.
 
     Every rank passes its own batch, of any size, and gets the loss of its samples. The head gathers
     the embeddings of all ranks. Each rank computes the target cosines and the log-sum-exp of the
@@ -19,8 +19,8 @@ class ShardedHead(ChunkedHead):
     samples, multiplied by ``ranks / samples``, where `samples` counts the samples of all ranks.
     When DDP averages the backbone's gradients over ranks, the result is the gradient of the mean
     loss over all samples. The head corrects the gradient of its centers for this factor
-    (`margrave.heads.cross_entropy.gradient_share`). With ``reduction="none"``, multiply by the
-    factor yourself.
+    (`margrave.heads.cross_entropy.gradient_share`). With ``reduction="none"``, multiply the
+    losses by this factor yourself.
 
     Args:
         *: see `ChunkedHead`; `num_classes` is the number of classes over all ranks.

@@ -129,7 +129,9 @@ class Step:
         rows = positions if self.sampled_rows is None else self.sampled_rows[positions]
         return values[rows]
 
-    def prepare(self, centers: Tensor, bias: Tensor | None, block: slice) -> tuple[Tensor, Tensor]:
+    def prepare_centers(
+        self, centers: Tensor, bias: Tensor | None, block: slice
+    ) -> tuple[Tensor, Tensor]:
         """(K, D) a block's centers in the products' dtype; (K,) its bias, or 1/‖w‖ without bias."""
         dtype = self.product_features.dtype
         if bias is not None:

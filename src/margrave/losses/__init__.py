@@ -70,11 +70,12 @@ def create(spec: Mapping[str, Any]) -> Loss:
 
     Raises:
         ValueError: see `Registry.create`; or the kind is not a loss; or a hyperparameter names a
-            statistic that `names_from_file` forbids.
+            statistic by a path that `margrave.registry.names_from_file` forbids.
 
     >>> create({"kind": "arcface", "margin": 0.3}).margin
     0.3
     """
+    # A missing kind is reported by `LOSSES.create` below.
     loss_class = LOSSES.get(spec["kind"]) if isinstance(spec.get("kind"), str) else Loss
     if not (isinstance(loss_class, type) and issubclass(loss_class, Loss)):
         raise ValueError(

@@ -32,7 +32,8 @@ class AdaFace(Loss):
         concentration: h, how strongly the norm changes the margin.
         norm_update_weight: weight of the new batch in μ and σ, in (0, 1].
         norm_start: initial μ and σ: ``official`` (20 and 100, with which the margin hardly adapts
-            for hundreds of steps), ``first_batch``, or ``bias_corrected``.
+            for hundreds of steps), ``first_batch``, or ``bias_corrected``; see
+            `margrave.statistics.FeatureNorm`.
         epsilon: ε in the formulas above.
 
     >>> import torch
@@ -86,4 +87,6 @@ class AdaFace(Loss):
     def negatives_and_slope(
         self, cosines: Tensor, target_cosine: Tensor, context: Context
     ) -> tuple[Tensor, Tensor]:
-        return self.negatives(cosines, target_cosine, context), cosines.abs().le_(1 - self.epsilon)
+        # The slope of the clamp is 1 inside and 0 outside; le_ keeps the dtype of the cosines.
+        slope = cosines.abs().le_(1 - self.epsilon)
+        return self.negatives(cosines, target_cosine, context), slope

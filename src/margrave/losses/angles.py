@@ -1,4 +1,4 @@
-"""Functions of angles given by their cosines; values and gradients are finite at ±1."""
+"""Functions of angles given by their cosines; values and gradients are finite at cosθ = ±1."""
 
 from __future__ import annotations
 
@@ -72,8 +72,8 @@ def add_angle(
 ) -> Tensor:
     """cos(θ + m) for a margin m, with a rule for θ + m > π.
 
-    - ``monotone``: cosθ − m·sin(π − m) beyond π, so the result keeps decreasing with θ (code of
-      the authors of ArcFace and CurricularFace).
+    - ``monotone``: cosθ − m·sin(m) beyond π, so the result keeps decreasing with θ (code of the
+      authors of ArcFace and CurricularFace).
     - ``clip``: clips θ + m to [ε, π − ε] and cosθ to ±(1 − ε), without gradient outside (AdaFace).
     - ``none``: cos(θ + m) unchanged, which increases again beyond π (InsightFace).
 

@@ -81,9 +81,9 @@ class Composed(Loss):
         return self.target_loss.sigmoid_terms(num_classes)
 
     def modify_cross_entropy(
-        self, cross_entropy: Tensor, batch_cross_entropy: Callable[[], Tensor]
+        self, cross_entropy: Tensor, gather_cross_entropy: Callable[[], Tensor]
     ) -> Tensor:
-        return self.target_loss.modify_cross_entropy(cross_entropy, batch_cross_entropy)
+        return self.target_loss.modify_cross_entropy(cross_entropy, gather_cross_entropy)
 
     def penalty(self, context: Context) -> Tensor | None:
         return self.target_loss.penalty(context)

@@ -27,7 +27,7 @@ class Context(Mapping[str, "Tensor"]):
 
     Attributes:
         feature_norm: (B,) ‖x‖ of the unnormalized embeddings, with gradient.
-        feature_norm_mean: () running mean of the norms, clipped to [0.001, 100].
+        feature_norm_mean: () running mean of the norms clipped to [0.001, 100].
         feature_norm_std: () running standard deviation of the clipped norms.
         mean_target_cosine: () running mean of cosθ_y.
         margin_weight: (B,) factor for the margin of each sample's class.
@@ -217,13 +217,13 @@ class Loss:
         return None
 
     def modify_cross_entropy(
-        self, cross_entropy: Tensor, batch_cross_entropy: Callable[[], Tensor]
+        self, cross_entropy: Tensor, gather_cross_entropy: Callable[[], Tensor]
     ) -> Tensor:
         """(B,) the samples' losses from their cross entropies (B,); by default unchanged.
 
-        `batch_cross_entropy` returns the cross entropies of all ranks' samples, without gradient.
+        `gather_cross_entropy` returns the cross entropies of all ranks' samples, without gradient.
         """
-        del batch_cross_entropy
+        del gather_cross_entropy
         return cross_entropy
 
     def penalty(self, context: Context) -> Tensor | None:

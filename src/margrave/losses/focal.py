@@ -31,7 +31,8 @@ class Focal(Loss):
         margin: m, in cosine or radians depending on `base`; unused for base ``none``.
 
     >>> import torch
-    >>> sure, unsure = Focal(gamma=2.0).modify_cross_entropy(torch.tensor([0.1, 3.0]), list)
+    >>> values = torch.tensor([0.1, 3.0])
+    >>> sure, unsure = Focal(gamma=2.0).modify_cross_entropy(values, lambda: values)
     >>> round(float(sure / 0.1), 3), round(float(unsure / 3.0), 3)
     (0.009, 0.903)
     """
@@ -50,11 +51,11 @@ class Focal(Loss):
         return base_margin(cosine, self.margin, self.base)
 
     def modify_cross_entropy(
-        self, cross_entropy: Tensor, batch_cross_entropy: Callable[[], Tensor]
+        self, cross_entropy: Tensor, gather_cross_entropy: Callable[[], Tensor]
     ) -> Tensor:
         import torch
 
-        del batch_cross_entropy
+        del gather_cross_entropy
         # 1 − p, kept above 0 because x^γ with γ < 1 has an infinite gradient at 0.
         error = (-(-cross_entropy).expm1()).clamp_min(torch.finfo(cross_entropy.dtype).tiny)
         return error**self.gamma * cross_entropy

@@ -21,9 +21,9 @@ class HardMining(Loss):
 
     L = cross entropy · B / k for the k = ⌈keep·B⌉ samples with the largest cross entropy, otherwise
     L = 0; the mean of L over the batch is thus the mean over these k samples. The batch covers all
-    ranks; with gradient accumulation, each micro-batch is a batch. Samples that tie for the last of
-    the k places share these places equally. T = cosθ_y, cosθ_y − m or cos(θ_y + m), by `base`;
-    N_j = cosθ_j.
+    ranks; with gradient accumulation, each micro-batch is a batch. Samples that tie at the smallest
+    kept cross entropy share the places left among the k: they get equal fractional weights.
+    T = cosθ_y, cosθ_y − m or cos(θ_y + m), by `base`; N_j = cosθ_j.
 
     Source: Online Hard Example Mining, arXiv 1604.03540, with the share of 90 % that Support Vector
     Guided Softmax, arXiv 1812.11317, section 3, uses as a baseline.
@@ -53,12 +53,12 @@ class HardMining(Loss):
         return base_margin(cosine, self.margin, self.base)
 
     def modify_cross_entropy(
-        self, cross_entropy: Tensor, batch_cross_entropy: Callable[[], Tensor]
+        self, cross_entropy: Tensor, gather_cross_entropy: Callable[[], Tensor]
     ) -> Tensor:
-        values = batch_cross_entropy()
+        values = gather_cross_entropy()
         kept_count = math.ceil(self.keep * len(values))
         smallest_kept = values.topk(kept_count).values[-1]
-        places = kept_count - (values > smallest_kept).sum()
-        share = (places / (values == smallest_kept).sum()).to(cross_entropy)
-        weight = (cross_entropy > smallest_kept) + share * (cross_entropy == smallest_kept)
+        places_left = kept_count - (values > smallest_kept).sum()
+        tied_weight = (places_left / (values == smallest_kept).sum()).to(cross_entropy)
+        weight = (cross_entropy > smallest_kept) + tied_weight * (cross_entropy == smallest_kept)
         return cross_entropy * (weight * (len(values) / kept_count))

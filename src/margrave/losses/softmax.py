@@ -51,4 +51,5 @@ class Softmax(Loss):
         self, cosines: Tensor, target_cosine: Tensor, context: Context
     ) -> tuple[Tensor, Tensor]:
         negatives = self.negatives(cosines, target_cosine, context)
+        # The slope of the clamp is 1 inside and 0 outside; le_ keeps the dtype of the products.
         return negatives, cosines.abs().le_(self._limit(cosines))

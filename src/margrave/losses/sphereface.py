@@ -19,7 +19,8 @@ class SphereFace(Loss):
     """A multiplicative angular margin, blended with the plain cosine, mostly early in training.
 
     T = [λ·cosθ_y + ψ(θ_y)] / (1 + λ), ψ(θ) = (−1)^k cos(mθ) − 2k for θ in [kπ/m, (k+1)π/m],
-    λ = max(minimum, start·(1 + decay·iteration)^−power); N_j = cosθ_j.
+    N_j = cosθ_j. λ = max(minimum, start·(1 + decay·iteration)^−power), where the four constants are
+    the settings ``plain_weight_…``.
 
     Source: SphereFace, arXiv 1704.08063; schedule and s = 32 from ``SphereFace`` of
     xiaoboCASIA/SV-X-Softmax ``fc_layers.py``, which also normalizes features.
@@ -47,8 +48,8 @@ class SphereFace(Loss):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.require("margin", self.margin in (1, 2, 3, 4, 5), "an integer from 1 to 5")
-        for name in ("start", "minimum", "decay", "power"):
-            name = f"plain_weight_{name}"
+        for suffix in ("start", "minimum", "decay", "power"):
+            name = f"plain_weight_{suffix}"
             self.require(name, getattr(self, name) >= 0, "at least 0")
 
     @property
@@ -58,7 +59,7 @@ class SphereFace(Loss):
     def target(self, cosine: Tensor, context: Context) -> Tensor:
         decayed = (1 + self.plain_weight_decay * context["iteration"]) ** -self.plain_weight_power
         plain_weight = (self.plain_weight_start * decayed).clamp_min(self.plain_weight_minimum)
-        # k of the interval [kπ/m, (k+1)π/m] with the angle.
+        # k, the index of the interval [kπ/m, (k+1)π/m] that contains the angle.
         interval = (self.margin * arccosine(cosine.detach()) / math.pi).floor()
         interval = interval.clamp_max(self.margin - 1)
         sign = 1 - 2 * (interval % 2)

@@ -87,13 +87,13 @@ class SphereFace2(Loss):
         spread_zero = 2 * 0.5**self.sharpness - 1  # g(0)
         target_logit = self.scale * (spread_zero - self.margin)
         negative_logit = self.scale * (spread_zero + self.margin)
+        # x = e^b is the positive root of e^{s·T}·x² + (1 − z)·x − z·e^{−s·N} = 0. Of its two forms,
+        # use the one in which no digits cancel.
         linear = 1 - ratio
-        root = math.sqrt(linear**2 + 4 * ratio * math.exp(target_logit - negative_logit))
-        # e^b is the positive root of a quadratic equation. Of its two forms, use the one in which
-        # no digits cancel.
+        root_term = math.sqrt(linear**2 + 4 * ratio * math.exp(target_logit - negative_logit))
         if linear > 0:
-            return math.log(2 * ratio) - negative_logit - math.log(linear + root)
-        return math.log((root - linear) / 2) - target_logit
+            return math.log(2 * ratio) - negative_logit - math.log(linear + root_term)
+        return math.log((root_term - linear) / 2) - target_logit
 
 
 def _half(cosine: Tensor) -> Tensor:

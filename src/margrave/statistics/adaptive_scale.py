@@ -13,14 +13,14 @@ from margrave.statistics.contract import STATISTICS, Observation, Statistic, Sta
 
 @STATISTICS.register("adaptive_scale")
 class AdaptiveScale(Statistic):
-    """s ← log B / cos(min(π/4, θ_med)) over the batch of all ranks, starting at √2·log(C − 1).
+    """s ← log B_avg / cos(min(π/4, θ_med)) over the batch of all ranks, starting at √2·log(C − 1).
 
-    B = mean_i Σ_{j≠y} e^{s·cosθ_ij} with the previous s, and θ_med is the median of the angles θ_y.
-    With class sampling, the sum is over the sampled classes. A step in which B is at most 1 or not
-    finite does not change s.
+    B_avg = mean_i Σ_{j≠y} e^{s·cosθ_ij} with the previous s, and θ_med is the median of the angles
+    θ_y. With class sampling, the sum is over the sampled classes. A step in which B_avg is at most
+    1 or not finite does not change s.
 
     Args:
-        spec: the number of classes, at least 3, and the ranks that share each batch.
+        spec: the number of classes, at least 3, and the ranks whose samples form a batch.
 
     Raises:
         ValueError: there are fewer than 3 classes, with which the initial scale would be 0.
@@ -49,6 +49,7 @@ class AdaptiveScale(Statistic):
         log_mean = torch.logsumexp(log_sums, dim=0) - math.log(len(log_sums))
         median = target_cosine.clamp(-1, 1).acos().median()
         scale = log_mean / median.clamp(max=math.pi / 4).cos()
+        # The new scale is above 0 only if B_avg is above 1.
         valid = torch.isfinite(scale) & (scale > 0)
         self.scale.copy_(torch.where(valid, scale.to(self.scale), self.scale))
 

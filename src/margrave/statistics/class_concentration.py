@@ -21,8 +21,8 @@ MAX_MEAN_LENGTH = 1 - 1e-4
 class ClassConcentration(Statistic):
     """ψ_c = γ·w_κ + (1 − γ)·w_s; it is 1 in the first epoch and updated after each epoch.
 
-    f are the unit features of class c in the epoch. n_c is their number, as counted in the epoch,
-    because samplers drop and repeat images:
+    f are the unit features of class c in the epoch, and n_c is their number (samplers may drop or
+    repeat images of the class):
     r̄ = ‖Σ f‖ / n_c; κ_c = r̄(D − r̄²)/(1 − r̄²);
     w_κ = 1 − sigmoid( temperature·(κ_c − mean κ)/std κ ), std unbiased;
     w_s = ½[cos(π·n_c/(1.05·max n)) + 1].
@@ -39,8 +39,9 @@ class ClassConcentration(Statistic):
         memory_update_weight: the weight in memory ← normalize((1 − weight)·memory + weight·f).
 
     Raises:
-        ValueError: the memory buffer has no `num_samples`, or the head is replicated on several
-            ranks; in `update`, the observation lacks what the estimator requires.
+        ValueError: the memory buffer is chosen without `num_samples`, or for a head that is
+            replicated on several ranks; in `update`, the observation lacks what the estimator
+            requires.
 
     Source: KappaFace, arXiv 2201.07394, equations 7 to 14; implemented from the paper only.
     """
@@ -69,9 +70,9 @@ class ClassConcentration(Statistic):
         self.estimator = estimator
         self.memory_update_weight = memory_update_weight
         self._local_classes = spec.classes
-        classes, features = len(self._local_classes), spec.embedding_size
-        self.register_buffer("margin_weight", torch.ones(classes))
-        self.register_buffer("concentration", torch.zeros(classes))
+        num_owned_classes, embedding_size = len(self._local_classes), spec.embedding_size
+        self.register_buffer("margin_weight", torch.ones(num_owned_classes))
+        self.register_buffer("concentration", torch.zeros(num_owned_classes))
         required = {"momentum_encoder": "momentum_embeddings", "memory_buffer": "sample_indices"}
         self.reads = frozenset({required[estimator]} if estimator in required else ())
         if estimator == "memory_buffer":
@@ -86,13 +87,14 @@ class ClassConcentration(Statistic):
                     f"{spec.batch_world.size} ranks, because each rank sees only its own images; "
                     "choose head 'sharded' or estimator 'online'"
                 )
+            # Images are sharded over ranks in the same way as classes.
             self._local_samples = owned_classes(spec.num_samples, spec.class_world)
-            samples = len(self._local_samples)
-            self.register_buffer("memory", torch.zeros(samples, features))
-            self.register_buffer("memory_label", torch.full((samples,), -1))
+            num_owned_samples = len(self._local_samples)
+            self.register_buffer("memory", torch.zeros(num_owned_samples, embedding_size))
+            self.register_buffer("memory_label", torch.full((num_owned_samples,), -1))
         else:
-            self.register_buffer("feature_sum", torch.zeros(classes, features))
-            self.register_buffer("count", torch.zeros(classes, dtype=torch.int64))
+            self.register_buffer("feature_sum", torch.zeros(num_owned_classes, embedding_size))
+            self.register_buffer("count", torch.zeros(num_owned_classes, dtype=torch.int64))
 
     def update(self, observation: Observation) -> None:
         if self.estimator == "memory_buffer":
@@ -147,8 +149,8 @@ class ClassConcentration(Statistic):
         by_class = {"margin_weight", "concentration", "feature_sum", "count"}
         by_image = {"memory", "memory_label"}
         class_rows = dict.fromkeys(by_class & set(self._buffers), self.spec.num_classes)
-        images = self.spec.num_samples or 0
-        return class_rows | dict.fromkeys(by_image & set(self._buffers), images)
+        num_images = self.spec.num_samples or 0
+        return class_rows | dict.fromkeys(by_image & set(self._buffers), num_images)
 
     def _sums(self) -> tuple[Tensor, Tensor]:
         """Σ f (C, D) and n (C,) of this rank's C classes, summed over the samples of all ranks."""
@@ -206,12 +208,13 @@ def concentration_of(feature_sum: Tensor, count: Tensor) -> Tensor:
     >>> concentration_of(torch.tensor([[1.0, 1.0], [2.0, 0.0]]), torch.tensor([2, 2])).round()
     tensor([2.0000e+00, 5.0000e+03])
     """
-    features = feature_sum.shape[1]
+    embedding_size = feature_sum.shape[1]
     mean_length = feature_sum.norm(dim=1) / count.clamp_min(1)
     # In low precision MAX_MEAN_LENGTH rounds to 1, which would divide by 0.
     below_one = 1 - torch.finfo(mean_length.dtype).eps / 2
     mean_length = mean_length.clamp_max(min(MAX_MEAN_LENGTH, below_one))
-    return mean_length * (features - mean_length.square()) / (1 - mean_length.square())
+    square = mean_length.square()
+    return mean_length * (embedding_size - square) / (1 - square)
 
 
 def concentration_weight(
@@ -223,7 +226,7 @@ def concentration_weight(
         concentration: κ (C,) of this rank's classes.
         is_defined: (C,) bool, whether κ is defined, which takes at least two samples.
         temperature: the sigmoid's temperature.
-        world: the ranks that share the classes.
+        world: the ranks that the classes are sharded over.
     """
     count = all_reduce_sum(is_defined.sum(), world)
     total = all_reduce_sum(torch.where(is_defined, concentration, 0).sum(), world)
@@ -243,5 +246,6 @@ def size_weight(count: Tensor, world: World = SINGLE_RANK) -> Tensor:
     >>> size_weight(torch.tensor([0.0, 10.0])).round(decimals=3)
     tensor([1.0000, 0.0060])
     """
+    # The 1 avoids a division by 0, and an empty maximum on a rank that owns no classes.
     largest = all_reduce_max(torch.cat([count, count.new_ones(1)]).max(), world)
     return (torch.cos(math.pi * count / (1.05 * largest)) + 1) / 2

@@ -23,7 +23,8 @@ def _no_negatives(scale: Tensor) -> Tensor:
 class Observation:
     """A training step's values that statistics observe, without gradient.
 
-    B is the number of samples of all ranks that share the classes; D is the number of features.
+    B is the number of samples of all ranks that the classes are sharded over; D is the number of
+    features.
 
     Attributes:
         unit_embeddings: (B, D) x̂.
@@ -34,7 +35,7 @@ class Observation:
         momentum_embeddings: (B, D) the momentum encoder's embeddings, or None.
         log_sum_exp_of_negatives: a function from a scale s () to (B,) log Σ_{j≠y} e^{s·cosθ_j}
             over the classes of all ranks. A call costs one more product of embeddings and class
-            centers, and every rank that shares the classes must make it.
+            centers, and every rank that owns a shard of the classes must make it.
     """
 
     unit_embeddings: Tensor
@@ -56,7 +57,8 @@ class StatisticSpec:
         num_samples: number of training images, for statistics that store something per image.
         batch_world: the ranks over which statistics of a batch are reduced; a single rank if every
             rank already observes the samples of all ranks.
-        class_world: the ranks that share the classes; a single rank if every rank has all classes.
+        class_world: the ranks that the classes are sharded over; a single rank if every rank has
+            all classes.
     """
 
     num_classes: int
@@ -97,9 +99,9 @@ class Statistic(nn.Module):
     def context(self, observation: Observation) -> dict[str, Tensor]:
         """The fields of `margrave.losses.Context` that this statistic supplies, by name.
 
-        Each field has shape () or (B,), has no gradient, and is equal on all ranks that share the
-        classes. Return copies of buffers, because buffers may change in place before the backward
-        pass.
+        Each field has shape () or (B,), has no gradient, and is equal on all ranks that the classes
+        are sharded over. Return copies of buffers, because buffers may change in place before the
+        backward pass.
         """
         raise NotImplementedError
 

@@ -21,7 +21,7 @@ class MarginNoise(Statistic):
     activation checkpointing and resumed runs draw the same ones again. In evaluation they are 0.
 
     Args:
-        spec: the ranks that share each batch.
+        spec: the ranks whose samples form a batch.
         sort: give the largest numbers to the samples with the smallest target cosines.
 
     Source: ElasticFace, arXiv 2109.09416, sections 3.2 and 3.3.
@@ -62,7 +62,7 @@ class MarginNoise(Statistic):
 def _mixed(value: Tensor) -> Tensor:
     """SplitMix64's finalizer: each bit of the result depends on all bits of the value.
 
-    A torch generator is not used, because seeding it takes the count on the CPU, so each step would
+    A torch generator is not used, because seeding it needs the count on the CPU, so each step would
     wait for the GPU.
     """
     for shift, factor in ((30, -0x40A7B892E31B1A47), (27, -0x6B2FB644ECCEEE15)):

@@ -67,13 +67,13 @@ def measure_adaptation(head: Head, embeddings: Tensor, labels: Tensor) -> dict[s
         cosines = batch.unit @ weight.T * batch.norm[:, None] + head.bias[:MAX_NEGATIVES]
     classes = torch.arange(cosines.shape[1], device=cosines.device) + head.classes.start
     is_negative = batch.labels[:, None] != classes
-    hard = loss.hard_negatives(cosines, batch.target, context) & is_negative
-    change = (loss.negatives(cosines, batch.target, context) - cosines) * hard
+    hard = loss.hard_negatives(cosines, batch.target_cosine, context) & is_negative
+    change = (loss.negatives(cosines, batch.target_cosine, context) - cosines) * hard
     num_hard = hard.sum()
     return {
-        "margin": batch.target - loss.modify_target(batch.target, context),
+        "margin": batch.target_cosine - loss.modify_target(batch.target_cosine, context),
         "feature_norm": batch.norm,
-        "target_cosine": batch.target,
+        "target_cosine": batch.target_cosine,
         "hard_share": num_hard / is_negative.sum().clamp_min(1),
         "hard_change": change.sum() / num_hard.clamp_min(1),
     }

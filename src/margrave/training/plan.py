@@ -238,7 +238,7 @@ def _head_seconds(
     micro_batches = settings.accumulate
     seconds = {
         "three products": 3 * product_seconds * micro_batches,
-        "rebuilt cosines": cost.recomputed * product_seconds * micro_batches,
+        "rebuilt cosines": cost.recomputed_fraction * product_seconds * micro_batches,
         "passes over cosines and centers": step_bytes * micro_batches / machine.memory_bandwidth,
         "centers' update": update_bytes / machine.memory_bandwidth,
     }
