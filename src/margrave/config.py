@@ -34,8 +34,8 @@ DEFAULTS = {
 }
 """The default components of a run."""
 
-SUPPLIED_BY_THE_RUN = {"loss": None, "num_classes": 2, "embedding_size": 1, "num_samples": 2}
-"""Head arguments that the run passes in, with values for a tiny head; they are not settings."""
+SUPPLIED_BY_THE_RUN = {"loss": None, "num_classes": 16, "embedding_size": 1, "num_samples": 16}
+"""Head arguments that the run passes in, with values for a small head; they are not settings."""
 
 
 class DataSettings(Settings):
@@ -270,7 +270,7 @@ def _checked_head(spec: Mapping[str, Any], loss: Loss) -> dict[str, Any]:
     given = {name: value for name, value in spec.items() if name != "kind"}
     checked = checked_settings(head, supplied | given, place)
     if kind in HEADS:
-        # A tiny head checks the settings' ranges. An imported one may need the real arguments.
+        # A small head checks the settings' ranges. An imported one may need the real arguments.
         try:
             with torch.random.fork_rng(devices=[]):
                 head(**checked)

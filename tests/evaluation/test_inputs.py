@@ -139,3 +139,8 @@ def test_subjects_that_contradict_the_pairs_are_refused() -> None:
         evaluate_templates(
             np.array([0.9, 0.1]), np.array([False, True]), "N1D0F1", subjects=subjects
         )
+
+
+def test_hashes_of_64_bits_are_compared_exactly() -> None:
+    probes, gallery = as_labels(np.array([2**60, 5], np.uint64), np.array([2**60 + 2, 5]))
+    assert (probes[:, None] == gallery).tolist() == [[False, False], [False, True]]

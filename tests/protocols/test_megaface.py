@@ -3,8 +3,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from margrave.inference import Features
+from margrave.models import ModelCard
+from margrave.protocols import EvaluationOptions, megaface
 from margrave.protocols.megaface import facescrub_identity, read_megaface_list, read_noise_list
 
 
@@ -100,3 +104,27 @@ def test_people_of_facescrub_are_known_by_name(name: str, identity: str) -> None
 def test_names_of_nobody_are_refused(name: str) -> None:
     with pytest.raises(ValueError, match="does not name its identity"):
         facescrub_identity(name)
+
+
+def test_unreadable_probes_are_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    description = {"weights": "ab", "card": {}, "fit": "crop", "flips": False, "images": {}}
+    rows = np.random.default_rng(0).normal(size=(9, 8)).astype(np.float32)
+    rows[4:6] = 0
+    names = np.array([b"%d/%d.png" % (row // 3, row) for row in range(9)])
+    probes = Features(
+        rows,
+        names,
+        description,
+        ModelCard(backbone={"kind": "mbf"}),
+        labels=np.repeat(np.arange(3), 3),
+        unreadable={4: "damaged", 5: "damaged"},
+    )
+    others = Features(rows[:4] + 1, names[:4], description, ModelCard(backbone={"kind": "mbf"}))
+    monkeypatch.setattr(megaface, "FeatureStore", lambda path: others)
+    options = EvaluationOptions(resamples=0)
+    [result] = megaface.MegaFace(distractors=tmp_path).evaluate(probes, options)
+    assert result.counts["images"] == 7 and result.counts["genuine"] == 6
+    noise = tmp_path / "noise.txt"
+    noise.write_text("5.png\n")
+    [result] = megaface.MegaFace(distractors=tmp_path, probe_noise=noise).evaluate(probes, options)
+    assert result.counts["images"] == 8 and result.counts["genuine"] == 7

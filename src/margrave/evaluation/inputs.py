@@ -83,7 +83,8 @@ def as_labels(*labels: Any) -> list[np.ndarray]:
     [[0, 1], [1, -1]]
     """
     arrays = [_label_array(sequence) for sequence in labels]
-    if all(np.issubdtype(array.dtype, np.integer) for array in arrays):
+    # Others, such as 64-bit hashes, would lose digits when NumPy compares them with int64.
+    if all(array.dtype != bool and np.can_cast(array.dtype, np.int64) for array in arrays):
         return arrays
     indices: dict[Hashable, int] = {}
 

@@ -54,7 +54,11 @@ class MegaFace(Protocol):
         if (labels < 0).any():
             identities = [facescrub_identity(name) for name in features.names]
             labels = np.unique(identities, return_inverse=True)[1]
-        units = unit_rows(features.rows[0 : len(features)])
+        is_readable = np.zeros(len(features), bool)
+        is_readable[features.readable_rows] = True
+        rows = features.rows[0 : len(features)]
+        units = np.zeros(rows.shape)
+        units[is_readable] = unit_rows(rows[is_readable])
         # The lists belong to the state's key: only an evaluation with the same lists is resumed.
         lists: list[list[str]] = []
         if self.probe_noise is not None:
@@ -68,8 +72,14 @@ class MegaFace(Protocol):
             )
             _check_noise(self.probe_noise, noisy_names, is_noisy, features)
             units = _move_to_centers(
-                units, labels, is_noisy, np.random.default_rng(options.seed), features.names
+                units,
+                labels,
+                is_noisy,
+                is_readable,
+                np.random.default_rng(options.seed),
+                features.names,
             )
+            is_readable |= is_noisy
         is_used = np.zeros(len(distractors), bool)
         is_used[distractors.readable_rows] = True
         if self.distractor_list is not None:
@@ -84,8 +94,8 @@ class MegaFace(Protocol):
             _check_noise(self.distractor_noise, noisy_names, is_noisy, distractors)
             is_used &= ~is_noisy
         result = evaluate_all_to_all(
-            units.astype(np.float32),
-            labels,
+            units[is_readable].astype(np.float32),
+            labels[is_readable],
             ChosenRows(distractors.rows, np.flatnonzero(is_used)),
             rules="MegaFace challenge 1",
             impostors_within=False,
@@ -116,17 +126,18 @@ def _move_to_centers(
     units: np.ndarray,
     labels: np.ndarray,
     is_noisy: np.ndarray,
+    is_readable: np.ndarray,
     generator: np.random.Generator,
     names: Sequence[str],
 ) -> np.ndarray:
     """Replace noisy unit embeddings by unit vectors near the mean of the identity's clean ones."""
     units = units.copy()
     for label in np.unique(labels[is_noisy]):
-        clean = units[(labels == label) & ~is_noisy]
+        clean = units[(labels == label) & ~is_noisy & is_readable]
         if not len(clean):
             raise ValueError(
                 f"all images of the identity of {names[np.flatnonzero(labels == label)[0]]} are "
-                "noisy, so it has no center; check the list of noisy probes"
+                "noisy or unreadable, so it has no center; check the list of noisy probes"
             )
         indices = np.flatnonzero((labels == label) & is_noisy)
         moved = clean.mean(0) + generator.uniform(

@@ -179,13 +179,18 @@ def read_study(
             name.rpartition(":")[2]: listed.get(name) or _like_arcface(name, listed)
             for name in losses
         }
-        merged["claims"] = [
-            claim
-            for claim in merged.get("claims", [])
-            # A claim without these keys stays, so that the validation below reports it.
-            if not isinstance(claim, Mapping)
-            or {claim.get("loss"), claim.get("over")} - {None} <= merged["losses"].keys()
-        ]
+        if isinstance(merged.get("claims"), list):
+            merged["claims"] = [
+                claim
+                for claim in merged["claims"]
+                # What is no claim stays, so that the validation below reports it.
+                if not isinstance(claim, Mapping)
+                or all(
+                    name in merged["losses"]
+                    for name in (claim.get("loss"), claim.get("over"))
+                    if isinstance(name, str)
+                )
+            ]
     try:
         config = StudyConfig.model_validate(merged)
     except ValidationError as error:
