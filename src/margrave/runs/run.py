@@ -248,7 +248,7 @@ class Run:
                 training,
                 self.folder.path,
                 resume=resume,
-                resumed=after_resume,
+                after_resume=after_resume,
                 after_epoch=after_epoch,
                 report=report,
             )
