@@ -64,6 +64,7 @@ def measure_adaptation(head: Head, embeddings: Tensor, labels: Tensor) -> dict[s
         products = batch.unit @ unit_and_norm(weight)[0].T
         cosines, _ = nearest_centers(products, centers_per_class)
     else:
+        # A loss on inner products gets them instead of cosines.
         cosines = batch.unit @ weight.T * batch.norm[:, None] + head.bias[:MAX_NEGATIVES]
     classes = torch.arange(cosines.shape[1], device=cosines.device) + head.classes.start
     is_negative = batch.labels[:, None] != classes
