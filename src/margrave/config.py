@@ -35,7 +35,8 @@ DEFAULTS = {
 """The default components of a run."""
 
 SUPPLIED_BY_THE_RUN = {"loss": None, "num_classes": 16, "embedding_size": 1, "num_samples": 16}
-"""Head arguments that the run passes in, with values for a small head; they are not settings."""
+"""Head arguments that are not settings, because the run passes them in. The values here build a
+tiny head, which checks the settings."""
 
 
 class DataSettings(Settings):
@@ -154,7 +155,7 @@ def read_config(
 ) -> RunConfig:
     """Merge recipes and overrides, check every key and value, and fill in defaults.
 
-    The head is checked too, but gets only the default of ``products``.
+    Of the head's defaults, only that of ``products`` is filled in.
 
     Args:
         recipes: recipe names, files or blocks of settings; later ones override earlier ones.
@@ -166,7 +167,8 @@ def read_config(
     >>> read_config([], {"loss": {"kind": "arcface"}}).loss["margin"]
     0.5
     """
-    # Start from the defaults, so that a recipe can change a default component without naming it.
+    # Start from the defaults, so that a recipe can change a default component without repeating
+    # its kind.
     merged: dict[str, Any] = dict(DEFAULTS)
     for recipe in recipes:
         merged = merge(merged, recipe if isinstance(recipe, Mapping) else read_recipe(recipe))
@@ -251,9 +253,10 @@ def _checked_images(evaluation_set: EvaluationSet, name: str) -> dict[str, Any]:
 
 
 def _checked_head(spec: Mapping[str, Any], loss: Loss) -> dict[str, Any]:
-    """Validate the head's settings and convert them to their types; add no defaults.
+    """Validate the head's settings and convert them to their types.
 
-    Run folders and studies contain only the settings that were given.
+    The only default added is that of ``products``. Otherwise, run folders and studies contain only
+    the settings that were given.
     """
     kind = str(spec.get("kind"))
     head = HEADS.get(kind)

@@ -49,13 +49,13 @@ def current_config(config: Mapping[str, Any]) -> dict[str, Any]:
     values = dict(config)
     if "backbone" in values:
         values["backbone"] = _current_backbone(values["backbone"])
-    for section, block, names in (
+    for section, key, names in (
         ("data", "augmentation", AUGMENTATION),
         ("training", "optimizer", OPTIMIZER),
     ):
         settings = values.get(section)
-        if isinstance(settings, Mapping) and block in settings:
-            values[section] = {**settings, block: renamed(settings[block], names)}
+        if isinstance(settings, Mapping) and key in settings:
+            values[section] = {**settings, key: renamed(settings[key], names)}
     training = values.get("training")
     # Version 0.1 had the switch `tensorboard`; now TensorBoard is one of the loggers.
     if isinstance(training, Mapping) and isinstance(training.get("tensorboard"), bool):

@@ -27,7 +27,7 @@ def has_native_bfloat16(device_type: str) -> bool:
     (``ONEDNN_MAX_CPU_ISA``), and emulation without them is up to 80 times slower than float32.
 
     Args:
-        device_type: ``cpu``, ``cuda``, …; False for other accelerators.
+        device_type: ``cpu``, ``cuda``, …; for other accelerators, the result is False.
     """
     if device_type == "cuda":
         return torch.cuda.get_device_capability() >= AMPERE
@@ -55,8 +55,8 @@ def numpy_multiplies_faster() -> bool:
     fastest = []
     for run in (lambda: torch.mm(vector, matrix.T), lambda: matrix.numpy() @ vector[0].numpy()):
         times = []
-        # The libraries do not alternate: after a product, the threads of one spin for a while and
-        # would slow the other.
+        # One library is timed after the other, not in turns: its threads spin for a while after
+        # each product, which would slow the other library.
         for _ in range(5):
             start = time.perf_counter()
             run()
@@ -135,9 +135,9 @@ def _within_quota(cores: int, processes: int) -> int:
 def keep_freed_memory() -> None:
     """Make the C library reuse freed blocks of up to 31 MB instead of returning them to the system.
 
-    By default, glibc returns large freed blocks to the system. The next allocation then gets fresh
-    zeroed pages, which cost more time than the arithmetic on them. glibc raises its limit for this
-    to the size of the largest block freed so far, up to 32 MB. Allocating and freeing a block of
-    31 MB raises the limit; nothing is written to the block, so it costs almost no time.
+    glibc returns freed blocks above a threshold to the system. The next allocation then gets fresh
+    zeroed pages, which cost more time than the arithmetic on them. The threshold rises to the size
+    of the largest block freed so far, up to 32 MB. One block of 31 MB is therefore allocated and
+    freed here; nothing is written to it, so it costs almost no time.
     """
     torch.empty(31 * 2**20, dtype=torch.uint8)

@@ -177,7 +177,7 @@ def _known_keys(schema: type[BaseModel], location: tuple[int | str, ...]) -> lis
     return list(schema.model_fields)
 
 
-def _paths(schema: type[BaseModel], prefix: str = "") -> Iterator[str]:
+def _setting_paths(schema: type[BaseModel], prefix: str = "") -> Iterator[str]:
     """Yield the path of every setting in a schema, such as ``training.optimizer.kind``."""
     from pydantic import BaseModel
 
@@ -185,7 +185,7 @@ def _paths(schema: type[BaseModel], prefix: str = "") -> Iterator[str]:
         yield prefix + name
         inner = field.annotation
         if isinstance(inner, type) and issubclass(inner, BaseModel):
-            yield from _paths(inner, f"{prefix}{name}.")
+            yield from _setting_paths(inner, f"{prefix}{name}.")
 
 
 PLAIN_WORDS = {
@@ -219,7 +219,7 @@ def explain(error: ValidationError, schema: type[BaseModel], place: str) -> str:
         key = ".".join(str(part) for part in fault["loc"])
         if fault["type"] == "extra_forbidden":
             name, choices = str(fault["loc"][-1]), _known_keys(schema, fault["loc"])
-            same_name = [path for path in _paths(schema) if path.endswith(f".{name}")]
+            same_name = [path for path in _setting_paths(schema) if path.endswith(f".{name}")]
             remedy = f"did you mean {' or '.join(same_name)}?" if same_name else ""
             lines.append(f"{place} has no setting {key!r}; {remedy or suggest(name, choices)}")
         elif fault["type"] == "missing":

@@ -177,7 +177,7 @@ def test_clipped_gradients(split: bool, pretended: PretendedDevice) -> None:
         )
         with pretended.counting() as waits:
             if split:
-                norm = clip_gradients(parameters[1:], 1.0, sharded=parameters[:1])
+                norm = clip_gradients(parameters[1:], 1.0, row_sharded=parameters[:1])
             else:
                 norm = clip_gradients(parameters, 1.0)
         assert not waits

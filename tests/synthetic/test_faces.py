@@ -114,7 +114,7 @@ def test_more_of_a_degradation_is_further_from_the_original(kind):
     for level in (0.0, 0.3, 0.6, 1.0):
         severity = np.zeros(5)
         severity[column] = level
-        amount = face_degradation.amounts(severity, 112)
+        amount = face_degradation.in_physical_units(severity, 112)
         spoiled = face_degradation.degrade(
             image, amount, np.array([0.7, 0.2, 0.1, 0.3]), np.random.default_rng(1)
         )
@@ -209,7 +209,7 @@ def test_every_extreme_of_an_identity_can_be_rendered():
     person = synthetic.appearance_of(0, 0)
     capture = faces._image_factors(0, 0)[0]
     for _ in range(60):
-        corner = rng.integers(0, 2, synthetic.IDENTITY_FACTORS) * 0.999
+        corner = rng.integers(0, 2, synthetic.NUM_IDENTITY_FACTORS) * 0.999
         factors = from_uniforms(FaceIdentity, corner)
         extreme = person._replace(factors=factors, height=relief(factors))
         assert synthetic.render_face(extreme, capture, 64, 1.0, rng).std() > 5

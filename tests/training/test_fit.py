@@ -181,7 +181,7 @@ def test_accumulated_gradient_is_the_whole_batchs(
         one.sampler.start_at(0, 0)
         batches = PrefetchedBatches(one.loader, one.fabric.device)
         loop_module._train_step(
-            one, batches, [7], tmp_path, checkpoint_due=False, stop=StopSignals()
+            one, batches, [7], tmp_path, checkpoint_due=False, stop_signals=StopSignals()
         )
         gradients.append([p.grad.clone() for p in one.network.parameters() if p.grad is not None])
     for full, parts in zip(*gradients, strict=True):

@@ -182,7 +182,7 @@ def test_an_epoch_of_other_batches_begins_anew(tmp_path: Path, changed: dict[str
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(images.__class__, "__getitems__", watch)
-        fit(again, tmp_path, resume=True, resumed=begun.append)
+        fit(again, tmp_path, resume=True, after_resume=begun.append)
     # Epochs have other numbers of steps now, but steps are counted on.
     assert begun == [Position(1, 0, 8)]
     lines = read_metrics(tmp_path / "metrics.jsonl")

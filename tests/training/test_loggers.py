@@ -11,7 +11,7 @@ import pytest
 from margrave.former_names import current_config
 from margrave.registry import names_from_file
 from margrave.training import TrainingSettings, read_metrics
-from margrave.training.loggers import IDENTIFIERS, LOGGERS, Loggers
+from margrave.training.loggers import IDENTIFIERS_FILE, LOGGERS, Loggers
 from margrave.training.metrics import MetricsLog
 
 
@@ -81,14 +81,14 @@ def test_a_resumed_run_is_the_same_one(tmp_path: Path) -> None:
     MetricsLog(tmp_path, (RECORDER,)).close()
     first, second = recorders()
     assert first.version == second.version == "run 0"
-    assert json.loads((tmp_path / IDENTIFIERS).read_text()) == {RECORDER: "run 0"}
+    assert json.loads((tmp_path / IDENTIFIERS_FILE).read_text()) == {RECORDER: "run 0"}
 
 
 @pytest.mark.parametrize("content", ["", "[1]", '{"a": 3}', "{" * 10**5, "\x00"])
 def test_a_damaged_file_of_identifiers_begins_another_run(tmp_path: Path, content: str) -> None:
-    (tmp_path / IDENTIFIERS).write_text(content)
+    (tmp_path / IDENTIFIERS_FILE).write_text(content)
     MetricsLog(tmp_path, (RECORDER,)).close()
-    assert RECORDER in json.loads((tmp_path / IDENTIFIERS).read_text())
+    assert RECORDER in json.loads((tmp_path / IDENTIFIERS_FILE).read_text())
 
 
 def test_a_logger_that_fails_is_left_out(tmp_path: Path) -> None:
@@ -136,7 +136,7 @@ def test_tensorboard_and_wandb_write_into_the_run(
     log.close()
     assert list((tmp_path / "tensorboard").glob("events*"))
     assert list((tmp_path / "wandb").glob("offline-run-*"))
-    assert json.loads((tmp_path / IDENTIFIERS).read_text())["wandb"]
+    assert json.loads((tmp_path / IDENTIFIERS_FILE).read_text())["wandb"]
 
 
 def test_mlflow_keeps_one_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -111,10 +111,11 @@ def _root_cause(error: object, processes: int) -> str:
     """The error message of the failure that caused the others."""
     failures: dict[int, object] = getattr(error, "failures", {})
 
-    def rank_and_code(rank: int) -> tuple[str, int]:
+    def name_and_code(rank: int) -> tuple[str, int]:
         return Launch(rank, processes).name, getattr(failures[rank], "exitcode", 1)
 
-    stopped_by_launcher = -signal.SIGTERM
+    # The exit status of a process that the launcher stopped.
+    launcher_stop_code = -signal.SIGTERM
     recorded = {
         # `record_failure` stores the error's class and its text, separated by a colon.
         rank: str(message["message"]).partition(": ")
@@ -127,10 +128,12 @@ def _root_cause(error: object, processes: int) -> str:
     # `latest_outside_kill` are therefore the launcher's.
     latest_outside_kill = min(times.values(), default=0.0) + SHUTDOWN_SECONDS / 2
     for rank in sorted(failures):
-        name, code = rank_and_code(rank)
-        is_killed = code < 0 and code != stopped_by_launcher
+        name, code = name_and_code(rank)
+        is_killed = code < 0 and code != launcher_stop_code
         if is_killed and times[rank] <= latest_outside_kill and rank not in recorded:
-            message = f"{name} was killed ({signal.Signals(-code).name})"
+            # Real-time signals have numbers, but mostly no names.
+            names = {number.value: number.name for number in signal.Signals}
+            message = f"{name} was killed ({names.get(-code, f'signal {-code}')})"
             if code == -signal.SIGKILL:
                 message += ", perhaps because memory ran out"
             return f"{message}; the others were stopped"
@@ -138,11 +141,11 @@ def _root_cause(error: object, processes: int) -> str:
     causes = [
         (error_class == LostContactError.__name__, rank, text)
         for rank, (error_class, _, text) in recorded.items()
-        if rank_and_code(rank)[1] != stopped_by_launcher
+        if name_and_code(rank)[1] != launcher_stop_code
     ]
     if causes:
         return min(causes)[2]
-    return "; ".join("{} ended with status {}".format(*rank_and_code(rank)) for rank in failures)
+    return "; ".join("{} ended with status {}".format(*name_and_code(rank)) for rank in failures)
 
 
 def record_failure(error: BaseException) -> bool:

@@ -1,4 +1,4 @@
-"""Stores named tensors in a folder, which a different number of ranks can read.
+"""Stores named tensors in a folder, which any number of ranks can read.
 
 torch.distributed.checkpoint does the work. Its index is a pickle, which
 `margrave.distributed.checkpoint_index` reads without executing anything in it.

@@ -220,8 +220,8 @@ class RankWatch:
                 f"{self._store_owner()}, which hosts the store that connects the processes, has "
                 f"not answered for {lost_for:.0f} s; {self._hint('silence', self._silence_limit)}"
             )
-        for rank, (status, changed) in statuses.items():
-            silent_for = self._last_contact - max(changed, self._awake_since)
+        for rank, (status, changed_at) in statuses.items():
+            silent_for = self._last_contact - max(changed_at, self._awake_since)
             if (
                 rank != self._world.rank
                 and not status.done
@@ -296,7 +296,7 @@ def joined_world() -> Iterator[World]:
         dist.destroy_process_group()
 
 
-def _open_connection(seconds: float) -> tuple[dist.Store, str]:
+def _open_connection(timeout_seconds: float) -> tuple[dist.Store, str]:
     """Open a separate connection to the process group's store, which no other thread can block.
 
     Returns:
@@ -313,7 +313,7 @@ def _open_connection(seconds: float) -> tuple[dist.Store, str]:
         store.host,
         store.port,
         is_master=False,
-        timeout=timedelta(seconds=max(1.0, seconds)),
+        timeout=timedelta(seconds=max(1.0, timeout_seconds)),
         wait_for_workers=False,
     )
     return connection, store.host

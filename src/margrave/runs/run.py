@@ -78,10 +78,10 @@ class Run:
             resume: if ``training.precision`` is "auto", use the latest checkpoint's precision.
         """
         config, data = self.config, self.config.data
-        initial = None
+        initial_weights = None
         if config.initial_model is not None:
-            initial, card = load_model(config.initial_model)
-            self._check_preprocessing(card)
+            initial_weights, initial_card = load_model(config.initial_model)
+            self._check_preprocessing(initial_card)
         images = open_source(data.train, labeled=True)
         self._report_left_out(images)
         self.events.message(
@@ -106,7 +106,7 @@ class Run:
             config.backbone,
             create_loss(config.loss),
             config.head,
-            initial,
+            initial_weights,
             self._checkpoint_precision() if resume else None,
         )
         self._report_choices(training)
@@ -138,11 +138,11 @@ class Run:
                 "the network"
             )
 
-    def _check_preprocessing(self, initial: ModelCard) -> None:
+    def _check_preprocessing(self, initial_card: ModelCard) -> None:
         """Raise a ValueError if this run preprocesses images unlike the initial model."""
         card = self.card()
         for name in ("image_size", "mean", "std"):
-            expected, actual = getattr(initial, name), getattr(card, name)
+            expected, actual = getattr(initial_card, name), getattr(card, name)
             if expected != actual:
                 raise ValueError(
                     f"initial_model {self.config.initial_model} was trained with {name} = "
@@ -217,6 +217,7 @@ class Run:
                     self.events.message(f"epoch {epoch}: {result.name} {100 * accuracy:.2f} %")
             if is_final:
                 results = epoch_results
+            # `_keep_best` returns whether training should stop.
             return keeps_best and self._keep_best(training)
 
         def after_resume(position: Position) -> None:
@@ -248,7 +249,7 @@ class Run:
                 training,
                 self.folder.path,
                 resume=resume,
-                resumed=after_resume,
+                after_resume=after_resume,
                 after_epoch=after_epoch,
                 report=report,
             )
@@ -301,7 +302,7 @@ class Run:
             os.replace(self.folder.best_model, self.folder.model)
         weights, card = load_model(self.folder.model)
         model.load_state_dict(weights)
-        return self.evaluate_embedder(Embedder(model, card, card.fit), resamples=1000)
+        return self.evaluate_on_sets(Embedder(model, card, card.fit), resamples=1000)
 
     def _setting_changes(self, former: Mapping[str, Any]) -> list[str]:
         """Describe each setting that differs from the former configuration, with both values.
@@ -346,14 +347,14 @@ class Run:
             resamples: number of bootstrap replicates for confidence intervals; 0 for none.
         """
         card = self.card()
-        return self.evaluate_embedder(Embedder(training.gather_model(), card, card.fit), resamples)
+        return self.evaluate_on_sets(Embedder(training.gather_model(), card, card.fit), resamples)
 
     def evaluate_untrained(self) -> tuple[Result, ...]:
         """Evaluate a randomly initialized network on every evaluation set, as a baseline."""
         card = self.card()
-        return self.evaluate_embedder(Embedder(backbones.create(card.backbone), card, card.fit), 0)
+        return self.evaluate_on_sets(Embedder(backbones.create(card.backbone), card, card.fit), 0)
 
-    def evaluate_embedder(self, embedder: Embedder, resamples: int) -> tuple[Result, ...]:
+    def evaluate_on_sets(self, embedder: Embedder, resamples: int) -> tuple[Result, ...]:
         """Evaluate any embedder on every evaluation set; `resamples` as for ``evaluate``."""
         results = []
         for name, (images, pairs) in self.sets.items():

@@ -36,7 +36,7 @@ def dim(color: Color, factor: float) -> Color:
 def spline_weights(num_controls: int, steps: int, closed: bool) -> np.ndarray:
     """(points, num_controls) Catmull-Rom weights; weights @ control points is a curve.
 
-    Between two neighboring control points, the curve has `steps` points.
+    The curve has `steps` points from each control point to the next.
     """
     segments = num_controls if closed else num_controls - 1
     position = np.arange(segments * steps + (0 if closed else 1)) / steps
@@ -59,7 +59,7 @@ def spline_weights(num_controls: int, steps: int, closed: bool) -> np.ndarray:
 
 
 def curve(controls: Sequence[tuple[float, float]], steps: int = 5, closed: bool = False):
-    """(points, 2) smooth curve through control points, with `steps` points between two of them."""
+    """(points, 2) smooth curve through control points; `steps` points from each to the next."""
     return spline_weights(len(controls), steps, closed) @ np.array(controls)
 
 

@@ -15,7 +15,7 @@ MAX_QUALITY_LOSS = np.array([0.85, 0.92, 0.6, 0.8, 0.5])
 # A table from a random byte to a standard normal number; looking one up is much faster than
 # sampling one.
 NORMAL_QUANTILES = np.array([NormalDist().inv_cdf((k + 0.5) / 256) for k in range(256)], np.float32)
-DEGRADATION_FACTORS = 1 + 2 * len(DEGRADATIONS) + 4
+NUM_DEGRADATION_FACTORS = 1 + 2 * len(DEGRADATIONS) + 4
 """Number of uniform random numbers per image: one decides whether to degrade the image, five choose
 the degradations, five give the severities, and four are the ``choices`` of `degrade`."""
 
@@ -24,10 +24,11 @@ class Degradation(NamedTuple):
     """The degradations of an image of `image_size` pixels, in physical units.
 
     Attributes:
-        blur: standard deviation of the blur in pixels; 0 means none.
-        resolution: side in pixels before enlarging; `image_size` means none.
-        noise: standard deviation of the sensor noise in gray levels; 0 means none.
-        occlusion: fraction of the face's bounding box that is covered; 0 means none.
+        blur: standard deviation of the blur in pixels; 0 means no blur.
+        resolution: side in pixels to which the image is reduced before it is enlarged again;
+            `image_size` means no reduction.
+        noise: standard deviation of the sensor noise in gray levels; 0 means no noise.
+        occlusion: fraction of the face's bounding box that is covered; 0 means no occlusion.
         compression: JPEG quality, 1 to 100; 100 means no compression.
     """
 
@@ -38,17 +39,17 @@ class Degradation(NamedTuple):
     compression: int
 
 
-def severities(uniforms: np.ndarray, degraded: float, strength: float) -> np.ndarray:
-    """(N, 5) severity in [0, 1] of each degradation, from (N, DEGRADATION_FACTORS) uniform numbers.
+def severities(uniforms: np.ndarray, degraded_fraction: float, strength: float) -> np.ndarray:
+    """(N, 5) severities in [0, 1] of the degradations, from (N, NUM_DEGRADATION_FACTORS) uniforms.
 
-    With probability `degraded`, an image is degraded. One uniform number per degradation then
-    decides which are applied: the degradation with the smallest number, and all with a number below
-    0.25. A severity is `strength` times a uniform number in [0.1, 1].
+    An image is degraded with probability `degraded_fraction`. One uniform number per degradation
+    then decides which are applied: the degradation with the smallest number, and all with a number
+    below 0.25. A severity is `strength` times a uniform number in [0.1, 1].
     """
     count = len(DEGRADATIONS)
     choosing = uniforms[:, 1 : 1 + count]
     is_smallest = choosing == choosing.min(axis=1, keepdims=True)
-    is_applied = (uniforms[:, :1] < degraded) & (is_smallest | (choosing < 0.25))
+    is_applied = (uniforms[:, :1] < degraded_fraction) & (is_smallest | (choosing < 0.25))
     severity = strength * (0.1 + 0.9 * uniforms[:, 1 + count : 1 + 2 * count])
     return np.where(is_applied, severity, 0.0)
 
@@ -62,7 +63,7 @@ def quality_of(severity: np.ndarray) -> np.ndarray:
     return np.prod(1 - MAX_QUALITY_LOSS * severity**1.5, axis=-1)
 
 
-def amounts(severity: np.ndarray, image_size: int) -> Degradation:
+def in_physical_units(severity: np.ndarray, image_size: int) -> Degradation:
     """Convert an image's severities (5,) to physical units."""
     blur, resolution, noise, occlusion, compression = (float(value) for value in severity)
     return Degradation(
@@ -75,33 +76,33 @@ def amounts(severity: np.ndarray, image_size: int) -> Degradation:
 
 
 def degrade(
-    image: np.ndarray, amount: Degradation, choices: np.ndarray, rng: np.random.Generator
+    image: np.ndarray, degradation: Degradation, choices: np.ndarray, rng: np.random.Generator
 ) -> np.ndarray:
     """Degrade an image in a camera's order: occlusion, blur, sampling, noise, compression.
 
     Args:
         image: (S, S, 3) uint8, RGB.
-        amount: the degradations in physical units.
+        degradation: the degradations in physical units.
         choices: (4,) uniform numbers that choose motion or focus blur, the angle of the motion, the
             occluder, and the side from which the occluder comes.
         rng: generates the noise and the occluder's texture.
     """
-    if amount.occlusion > 0:
-        image = occlude(image, amount.occlusion, choices[2], choices[3], rng)
-    if amount.blur > 0:
-        image = _blur(image, amount.blur, choices[0] < 0.5, math.pi * choices[1])
+    if degradation.occlusion > 0:
+        image = occlude(image, degradation.occlusion, choices[2], choices[3], rng)
+    if degradation.blur > 0:
+        image = _blur(image, degradation.blur, choices[0] < 0.5, math.pi * choices[1])
     size = image.shape[0]
-    if amount.resolution < size:
-        small = (amount.resolution, amount.resolution)
+    if degradation.resolution < size:
+        small = (degradation.resolution, degradation.resolution)
         image = cv2.resize(image, small, interpolation=cv2.INTER_AREA)
-    if amount.noise > 0:
+    if degradation.noise > 0:
         random_bytes = np.frombuffer(rng.bytes(image.size), np.uint8).reshape(image.shape)
-        grain = cv2.LUT(random_bytes, amount.noise * NORMAL_QUANTILES)
+        grain = cv2.LUT(random_bytes, degradation.noise * NORMAL_QUANTILES)
         image = np.clip(image + grain, 0, 255).astype(np.uint8)
-    if amount.resolution < size:
+    if degradation.resolution < size:
         image = cv2.resize(image, (size, size), interpolation=cv2.INTER_LINEAR)
-    if amount.compression < 100:
-        settings = [cv2.IMWRITE_JPEG_QUALITY, amount.compression]
+    if degradation.compression < 100:
+        settings = [cv2.IMWRITE_JPEG_QUALITY, degradation.compression]
         decoded = cv2.imdecode(cv2.imencode(".jpg", image, settings)[1], cv2.IMREAD_COLOR)
         assert decoded is not None
         image = decoded
@@ -116,8 +117,8 @@ def _blur(image: np.ndarray, sigma: float, is_motion: bool, angle: float) -> np.
     radius = math.ceil(half_length)
     # OpenCV's coordinates of the line have four fractional bits.
     kernel = np.zeros((2 * radius + 1, 2 * radius + 1), np.uint8)
-    step = (round(16 * half_length * math.cos(angle)), round(16 * half_length * math.sin(angle)))
-    ends = [(16 * radius + sign * step[0], 16 * radius + sign * step[1]) for sign in (-1, 1)]
+    x, y = round(16 * half_length * math.cos(angle)), round(16 * half_length * math.sin(angle))
+    ends = [(16 * radius + sign * x, 16 * radius + sign * y) for sign in (-1, 1)]
     cv2.line(kernel, ends[0], ends[1], 255, 1, cv2.LINE_AA, 4)
     return cv2.filter2D(
         image, -1, kernel / np.float32(kernel.sum()), borderType=cv2.BORDER_REPLICATE
@@ -134,7 +135,7 @@ def occlude(
         fraction: fraction of the face's bounding box to cover.
         choice: a uniform number in [0, 1) that chooses the occluder.
         side: a uniform number in [0, 1) that chooses the side and the height of a hand.
-        rng: generates the color, the texture and the position of a block.
+        rng: generates the occluder's color and texture, and the position of a block.
     """
     size = image.shape[0]
     texture = rng.random((7, 7, 3), dtype=np.float32)
@@ -143,12 +144,13 @@ def occlude(
     cover = np.zeros((size, size), np.uint8)
     texture_contrast = 0.15
     if choice < 0.4:  # mask or scarf, from below
+        is_mask = choice < 0.2
+        texture_contrast = 0.08 if is_mask else 0.7
         # The face's bounding box ends a little above the image's lower edge.
-        texture_contrast = 0.08 if choice < 0.2 else 0.7
         edge = size * (0.97 - 0.9 * fraction)
         across = np.linspace(0, 1, 12)
         rise = 0.06 * size * np.sin(np.pi * across)
-        rim = np.stack([across * size, edge - rise + 0.1 * size * (choice < 0.2)], 1)
+        rim = np.stack([across * size, edge - rise + 0.1 * size * is_mask], 1)
         shapes = [np.concatenate([rim, [(size, size), (0, size)]])]
     elif choice < 0.65:  # hand, with fingers from one side
         color = np.array((205, 155, 125), np.float32) * (0.4 + 0.6 * rng.random())

@@ -17,15 +17,15 @@ import numpy as np
 
 from margrave.images import FaceImages
 from margrave.synthetic.degradation import (
-    DEGRADATION_FACTORS,
-    amounts,
+    NUM_DEGRADATION_FACTORS,
     degrade,
+    in_physical_units,
     quality_of,
     severities,
 )
 from margrave.synthetic.factors import (
-    CAPTURE_FACTORS,
-    IDENTITY_FACTORS,
+    NUM_CAPTURE_FACTORS,
+    NUM_IDENTITY_FACTORS,
     Expression,
     FaceCapture,
     FaceIdentity,
@@ -41,7 +41,7 @@ from margrave.synthetic.renderer import Appearance, render_face
 # at the end of a seed.
 IDENTITY_STREAM, IMAGE_STREAM, PIXEL_STREAM, LABEL_STREAM, SIZE_STREAM = 1, 2, 3, 4, 5
 NUISANCE_STREAM, FAMILY_STREAM, LIKENESS_STREAM = 6, 7, 8
-IMAGE_FACTORS = CAPTURE_FACTORS + DEGRADATION_FACTORS
+NUM_IMAGE_FACTORS = NUM_CAPTURE_FACTORS + NUM_DEGRADATION_FACTORS
 UNRECOGNIZABLE = (1.0, 1.0, 1.0, 0.0, 0.8)
 """Severities of blur, resolution, noise, occlusion and compression that hide the identity."""
 
@@ -70,11 +70,11 @@ class FaceTruth(NamedTuple):
         light: direction, hardness, exposure and temperature of the light.
         expression: strength of each expression.
         glasses: ``none``, ``clear`` or ``dark``.
-        blur: standard deviation of the blur in pixels; 0 means none.
+        blur: standard deviation of the blur in pixels; 0 means no blur.
         resolution: side in pixels to which the image is reduced before it is enlarged again; the
             image size means no reduction.
-        noise: standard deviation of the noise in gray levels; 0 means none.
-        occlusion: fraction of the face's bounding box that is covered; 0 means none.
+        noise: standard deviation of the noise in gray levels; 0 means no noise.
+        occlusion: fraction of the face's bounding box that is covered; 0 means no occlusion.
         compression: JPEG quality; 100 means no compression.
         quality: image quality in [0, 1]; 1 without the five degradations above.
     """
@@ -138,7 +138,7 @@ class SyntheticFaces(FaceImages):
 
     Args:
         num_identities: number of identities, at least 1.
-        images_per_identity: average number of images, at least 1 (2 if long-tailed).
+        images_per_identity: average number of images of an identity, at least 1 (2 if long-tailed).
         class_sizes: ``balanced``, or ``long_tailed``: sizes max(2, c · rank^−tail_exponent) in
             random order, with c chosen to keep the average ``images_per_identity``.
         tail_exponent: exponent of the long tail, at least 0; a larger one concentrates the images
@@ -253,7 +253,7 @@ class SyntheticFaces(FaceImages):
         appearance = appearance_of(self.seed, identity, self._family)
         nuisance = self._nuisance_of(identity)
         image = render_face(appearance, capture, self.image_size, nuisance, rng)
-        return degrade(image, amounts(severity, self.image_size), choices, rng)
+        return degrade(image, in_physical_units(severity, self.image_size), choices, rng)
 
     def truth(self, index: int) -> FaceTruth:
         """The ground truth of an image, computed without rendering the image.
@@ -263,7 +263,7 @@ class SyntheticFaces(FaceImages):
         """
         identity, image_index = self._locate(index)
         capture, severity, _ = self._image_factors(identity, image_index)
-        degradation = amounts(severity, self.image_size)
+        degradation = in_physical_units(severity, self.image_size)
         return FaceTruth(
             identity=identity,
             pose=Pose(capture.yaw, capture.pitch, capture.roll),
@@ -289,12 +289,12 @@ class SyntheticFaces(FaceImages):
         for label, start in enumerate(self._starts[:-1]):
             stop = self._starts[label + 1]
             uniforms = self._uniforms(self.first_identity + label, 0, stop - start)
-            degradation_uniforms = uniforms[:, CAPTURE_FACTORS:]
+            degradation_uniforms = uniforms[:, NUM_CAPTURE_FACTORS:]
             quality[start:stop] = quality_of(self._severities(degradation_uniforms))
         return quality
 
     def _severities(self, uniforms: np.ndarray) -> np.ndarray:
-        """(N, 5) severities of images, from their (N, DEGRADATION_FACTORS) uniforms."""
+        """(N, 5) severities of images, from their (N, NUM_DEGRADATION_FACTORS) uniforms."""
         severity = severities(uniforms, self.degraded, self.degradation)
         # In the first column, low values mark degraded images, high values unrecognizable ones.
         is_unrecognizable = uniforms[:, :1] >= 1 - self.unrecognizable
@@ -372,11 +372,11 @@ class SyntheticFaces(FaceImages):
         return self.first_identity + label, int(index - self._starts[label])
 
     def _uniforms(self, identity: int, image_index: int, count: int) -> np.ndarray:
-        """(count, IMAGE_FACTORS) uniform numbers in [0, 1); row 0 is for `image_index`."""
+        """(count, NUM_IMAGE_FACTORS) uniform numbers in [0, 1); row 0 is for `image_index`."""
         bits = np.random.PCG64([self.seed, identity, IMAGE_STREAM])
         # The generator takes one step per number, so it can jump to any row.
-        bits.advance(image_index * IMAGE_FACTORS)
-        return np.random.Generator(bits).random((count, IMAGE_FACTORS))
+        bits.advance(image_index * NUM_IMAGE_FACTORS)
+        return np.random.Generator(bits).random((count, NUM_IMAGE_FACTORS))
 
     def _image_factors(
         self, identity: int, image_index: int
@@ -384,8 +384,8 @@ class SyntheticFaces(FaceImages):
         """An image's factors, its (5,) severities, and the (4,) ``choices`` of `degrade`."""
         uniforms = self._uniforms(identity, image_index, 1)
         nuisance = self._nuisance_of(identity)
-        capture = from_uniforms(FaceCapture, uniforms[0, :CAPTURE_FACTORS], nuisance)
-        degradation_uniforms = uniforms[:, CAPTURE_FACTORS:]
+        capture = from_uniforms(FaceCapture, uniforms[0, :NUM_CAPTURE_FACTORS], nuisance)
+        degradation_uniforms = uniforms[:, NUM_CAPTURE_FACTORS:]
         return capture, self._severities(degradation_uniforms)[0], degradation_uniforms[0, -4:]
 
 
@@ -393,13 +393,14 @@ class SyntheticFaces(FaceImages):
 def appearance_of(seed: int, identity: int, family: Family = NO_FAMILY) -> Appearance:
     """An identity's appearance; cached, because an identity's images are often read in sequence."""
     generator = np.random.default_rng([seed, identity, IDENTITY_STREAM])
-    uniforms = generator.random(IDENTITY_FACTORS)
+    uniforms = generator.random(NUM_IDENTITY_FACTORS)
     if family.size > 1:
         first_of_family = identity - identity % family.size
         family_rng = np.random.default_rng([seed, first_of_family, FAMILY_STREAM])
-        family_uniforms = family_rng.random(IDENTITY_FACTORS)
-        chances = np.random.default_rng([seed, identity, LIKENESS_STREAM]).random(IDENTITY_FACTORS)
-        uniforms = np.where(chances < family.likeness, family_uniforms, uniforms)
+        family_uniforms = family_rng.random(NUM_IDENTITY_FACTORS)
+        likeness_rng = np.random.default_rng([seed, identity, LIKENESS_STREAM])
+        draws = likeness_rng.random(NUM_IDENTITY_FACTORS)
+        uniforms = np.where(draws < family.likeness, family_uniforms, uniforms)
     factors = from_uniforms(FaceIdentity, uniforms)
     return Appearance(
         factors=factors,

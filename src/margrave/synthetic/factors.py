@@ -58,14 +58,14 @@ def from_uniforms(
 ) -> Factors:
     """Compute factors from a row of uniform numbers; `strength` 0 gives their neutral values.
 
-    >>> from_uniforms(FaceCapture, np.full(CAPTURE_FACTORS, 0.9), strength=0.0).yaw
+    >>> from_uniforms(FaceCapture, np.full(NUM_CAPTURE_FACTORS, 0.9), strength=0.0).yaw
     0.0
     """
     names, (start, reach, power, is_triangular, neutral, has_neutral) = factor_table(factor_class)
     off_center = 2 * uniforms - 1
     # The quantile function of the triangular distribution on [−1, 1].
-    peaked = np.sign(off_center) * (1 - np.sqrt(1 - np.abs(off_center)))
-    value = start + reach * np.where(is_triangular, peaked, uniforms**power)
+    triangular_number = np.sign(off_center) * (1 - np.sqrt(1 - np.abs(off_center)))
+    value = start + reach * np.where(is_triangular, triangular_number, uniforms**power)
     value += has_neutral * (1 - strength) * (neutral - value)
     return factor_class(**dict(zip(names, value.tolist(), strict=True)))
 
@@ -90,7 +90,7 @@ class FaceIdentity:
     eye_width: float = uniform(0.115, 0.165)
     eye_opening: float = uniform(0.045, 0.085)
     eye_tilt: float = uniform(-0.18, 0.24)
-    eye_apex: float = uniform(-0.4, 0.4)
+    eye_apex: float = uniform(-0.4, 0.4)  # of the upper lid; negative is nearer to the nose
     eye_roundness: float = uniform(1.5, 3.2)
     lid_crease: float = uniform(0.018, 0.06)
     lid_lightness: float = uniform(0.72, 1.0)
@@ -138,7 +138,7 @@ class FaceIdentity:
     rosy_cheeks: float = uniform(0.0, 1.0)
     blotches: float = uniform(0.2, 1.0)
     freckles: float = uniform(0.0, 1.0, power=3.0)
-    moles: float = uniform(0.0, 4.99)
+    moles: float = uniform(0.0, 4.99)  # rounded down to a number of moles
     age: float = uniform(0.0, 1.0, power=1.6)
 
     hair_darkness: float = uniform(0.0, 1.0, power=0.7)
@@ -213,8 +213,8 @@ class FaceCapture:
         return "clear" if self.glasses < (0.04 + clear_probability) * nuisance else "none"
 
 
-IDENTITY_FACTORS = len(fields(FaceIdentity))
-CAPTURE_FACTORS = len(fields(FaceCapture))
+NUM_IDENTITY_FACTORS = len(fields(FaceIdentity))
+NUM_CAPTURE_FACTORS = len(fields(FaceCapture))
 
 
 class Pose(NamedTuple):

@@ -19,6 +19,7 @@ ACROSS = np.linspace(-1.0, 1.0, 11)
 """Positions across an eye or a brow, from its inner end (−1) to its outer end (1)."""
 CIRCLE_ANGLES = np.linspace(0, 2 * np.pi, 9)
 NOSTRIL = np.stack([np.cos(CIRCLE_ANGLES), np.sin(CIRCLE_ANGLES) - 0.4 * np.cos(CIRCLE_ANGLES)], 1)
+"""(9, 2) outline of the right nostril, a sheared unit circle around (0, 0)."""
 
 
 def ramp_color(ramp: tuple[Color, ...], position: float) -> Color:
@@ -133,12 +134,12 @@ def eye_curves(identity: FaceIdentity, capture: FaceCapture) -> tuple[np.ndarray
 
     The axes are the eye, the point from the inner to the outer corner, and x and y.
     """
-    closed = min(1.0, capture.eye_closure + 0.25 * max(0.0, capture.smile))
-    opening = identity.eye_opening * (1 - closed) * (1 + 0.15 * capture.brow_raise)
+    closure = min(1.0, capture.eye_closure + 0.25 * max(0.0, capture.smile))
+    opening = identity.eye_opening * (1 - closure) * (1 + 0.15 * capture.brow_raise)
     # The position across the eye, warped to be 0 at the lid's highest point.
     from_apex = ACROSS - 0.35 * identity.eye_apex * (1 - ACROSS**2)
     upper = -opening * (1 - np.abs(from_apex) ** identity.eye_roundness)
-    lower = 0.62 * identity.eye_opening * (1 - 0.3 * closed) * (1 - ACROSS**2) ** 0.8
+    lower = 0.62 * identity.eye_opening * (1 - 0.3 * closure) * (1 - ACROSS**2) ** 0.8
     x = SIDES * (identity.eye_spacing + identity.eye_width * ACROSS)
     y = (
         identity.eye_y
@@ -245,20 +246,21 @@ def paint_mouth(
     canvas: FaceCanvas, identity: FaceIdentity, capture: FaceCapture, skin: Color
 ) -> None:
     """Paint lips around a dark opening with teeth; a smile raises and spreads the corners."""
-    y, middle = identity.mouth_y, identity.asymmetry
+    y, middle_x = identity.mouth_y, identity.asymmetry
     half_width = identity.mouth_width * (1 + 0.20 * capture.smile)
-    corner = y - 0.6 * identity.mouth_curve - 0.045 * capture.smile
+    corner_y = y - 0.6 * identity.mouth_curve - 0.045 * capture.smile
     gap = 0.17 * capture.mouth_open + 0.035 * max(0.0, capture.smile - 0.35)
     lip = mix(dim(skin, 0.86), (168, 72, 72), 0.30 * identity.lip_redness + 0.35 * capture.makeup)
-    left, right = (middle - half_width, corner), (middle + half_width, corner)
-    roof, floor, peak_x = y - 0.25 * gap, y + 0.75 * gap, 0.28 * half_width
-    high, low = roof - identity.upper_lip, floor + identity.lower_lip
-    notch = (middle, high + identity.lip_bow)
-    cupids_bow = [(middle - peak_x, high), notch, (middle + peak_x, high)]
+    left, right = (middle_x - half_width, corner_y), (middle_x + half_width, corner_y)
+    gap_top, gap_bottom, peak_x = y - 0.25 * gap, y + 0.75 * gap, 0.28 * half_width
+    upper_lip_top, lower_lip_bottom = gap_top - identity.upper_lip, gap_bottom + identity.lower_lip
+    notch = (middle_x, upper_lip_top + identity.lip_bow)
+    cupids_bow = [(middle_x - peak_x, upper_lip_top), notch, (middle_x + peak_x, upper_lip_top)]
     upper_edge = curve([left, *cupids_bow, right])
-    upper_seam = curve([left, (middle, roof), right], steps=10)
-    lower_seam = curve([left, (middle, floor), right], steps=10)
-    swell = [(middle - 0.5 * half_width, low - 0.012), (middle + 0.5 * half_width, low - 0.012)]
+    upper_seam = curve([left, (middle_x, gap_top), right], steps=10)
+    lower_seam = curve([left, (middle_x, gap_bottom), right], steps=10)
+    swell_y = lower_lip_bottom - 0.012
+    swell = [(middle_x - 0.5 * half_width, swell_y), (middle_x + 0.5 * half_width, swell_y)]
     lower_edge = curve([left, *swell, right], steps=6)
     canvas.fill(np.concatenate([lower_seam, lower_edge[::-1]]), lip)
     canvas.fill(np.concatenate([upper_edge, upper_seam[::-1]]), dim(lip, 0.84))
@@ -275,5 +277,5 @@ def paint_mouth(
     canvas.draw_strands(shine, mix(lip, (255, 235, 230), 0.2))
     hollow = shifted(lower_edge[5:-5], 0.0, 0.012)
     canvas.shade(np.concatenate([hollow, shifted(hollow, 0.0, 0.045)[::-1]]), 0.2)
-    dimple = np.array([(half_width, corner - 0.012), (1.06 * half_width, corner + 0.02)])
-    canvas.draw_creases(shifted(mirrored(dimple), middle, 0.0), 0.3)
+    dimple = np.array([(half_width, corner_y - 0.012), (1.06 * half_width, corner_y + 0.02)])
+    canvas.draw_creases(shifted(mirrored(dimple), middle_x, 0.0), 0.3)

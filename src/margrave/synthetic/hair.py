@@ -29,12 +29,12 @@ class HairBand(NamedTuple):
     Attributes:
         outer: (points, 2) silhouette.
         inner: (points, 2) hairline, with points that correspond to those of the silhouette.
-        end: y of the tips of the hair, where the band ends on both sides.
+        tip_y: y of the tips of the hair, where the band ends on both sides.
     """
 
     outer: np.ndarray
     inner: np.ndarray
-    end: float
+    tip_y: float
 
 
 def hair_color(identity: FaceIdentity) -> Color:
@@ -49,7 +49,7 @@ def hair_color(identity: FaceIdentity) -> Color:
 def hair_band(identity: FaceIdentity, capture: FaceCapture) -> HairBand:
     """The band of an identity's hair in one image."""
     short = identity.masculinity > 0.5
-    end = (-0.10 + 0.32 * identity.hair_length) if short else (0.15 + 1.35 * identity.hair_length)
+    tip_y = (-0.10 + 0.32 * identity.hair_length) if short else (0.15 + 1.35 * identity.hair_length)
     bald = short and identity.baldness > 0.86
     volume = 0.01 if bald else identity.hair_volume * (1 + 0.15 * capture.hair_ruffle)
     sides = (0.35 if short else 1.0) * identity.hair_sides + 0.01
@@ -57,28 +57,28 @@ def hair_band(identity: FaceIdentity, capture: FaceCapture) -> HairBand:
     hairline = -0.985 * identity.skull_height if bald else identity.hairline
     fringe = 0.0 if bald else max(0.0, identity.fringe - 0.5) * 2
     fringe_y = hairline + fringe * 0.85 * (identity.eye_y - identity.brow_height - hairline)
-    part = 0.45 * identity.hair_part + 0.2 * capture.hair_part_shift
+    parting_x = 0.45 * identity.hair_part + 0.2 * capture.hair_part_shift
     peak = 0.0 if bald else identity.widow_peak * (1 - fringe)
     recession = 0.0 if bald else identity.recession * (1 - fringe) * (1.0 if short else 0.5)
     inner_x = cheek * (0.99 if short else 0.99 - 0.10 * identity.hair_length)
     outer_tip_x = cheek + sides + (0.0 if short else 0.12 * identity.hair_length)
     outer_half = [
-        (outer_tip_x, end),
-        (cheek + sides, 0.45 * end - 0.10),
+        (outer_tip_x, tip_y),
+        (cheek + sides, 0.45 * tip_y - 0.10),
         (temple + sides, -0.50),
         (0.72 * temple + 0.5 * sides, -0.86 * identity.skull_height - 0.5 * volume),
         (0.36 * temple, -0.99 * identity.skull_height - 0.95 * volume),
     ]
     inner_half = [
-        (inner_x if short else 0.92 * inner_x, end),
-        (inner_x, 0.45 * end - 0.10),
+        (inner_x if short else 0.92 * inner_x, tip_y),
+        (inner_x, 0.45 * tip_y - 0.10),
         (0.93 * temple, -0.42),
         (0.66 * temple, 0.5 * (fringe_y - 0.42) - 0.6 * recession),
         (0.34 * temple, fringe_y - recession),
     ]
-    top = (0.3 * part, -identity.skull_height - volume)
-    middle = (part * 0.6, fringe_y + peak)
-    slant = 0.16 * part * (0.4 + fringe)
+    top = (0.3 * parting_x, -identity.skull_height - volume)
+    middle = (parting_x * 0.6, fringe_y + peak)
+    slant = 0.16 * parting_x * (0.4 + fringe)
 
     def full_curve(half: list[tuple[float, float]], crown: tuple[float, float]) -> np.ndarray:
         return curve([(-x, y) for x, y in half] + [crown] + half[::-1], steps=5)
@@ -90,17 +90,17 @@ def hair_band(identity: FaceIdentity, capture: FaceCapture) -> HairBand:
         inner[:, 1] += slant * slant_weight * np.sin(3 * inner[:, 0])
     wave = 0.04 * identity.hair_curl * np.sin(np.arange(len(outer)) * 1.25 + 9 * identity.hair_part)
     outer *= 1 + wave[:, None] * (0.0 if bald else 1.0)
-    return HairBand(outer, inner, end)
+    return HairBand(outer, inner, tip_y)
 
 
-def paint_back_hair(canvas: FaceCanvas, band: HairBand, hair: Color, shading: Color) -> None:
+def paint_back_hair(canvas: FaceCanvas, band: HairBand, hair: Color, strand_color: Color) -> None:
     """Paint the hair behind the neck if it reaches below the ears."""
-    if band.end > 0.2:
+    if band.tip_y > 0.2:
         canvas.fill(band.outer, dim(hair, 0.55))
         left, right = band.outer[0], band.outer[-1]
         tips = left * (1 - BACK_STRANDS) + right * BACK_STRANDS
         strands = np.stack([shifted(tips * (0.8, 0.5), 0.0, -0.2), shifted(tips, 0.0, -0.02)], 1)
-        canvas.draw_strands(strands, shading)
+        canvas.draw_strands(strands, strand_color)
 
 
 def paint_front_hair(
@@ -123,8 +123,8 @@ def paint_front_hair(
     # At each step of a strand: its position along the band, and its depth in the band.
     if long:
         root = np.where(start < 0.5, start * 0.9, 1 - (1 - start) * 0.9)
-        parting = 0.5 + 0.12 * identity.hair_part
-        along = root[:, None] + (parting - root)[:, None] * STRAND_STEPS * 0.9
+        parting_position = 0.5 + 0.12 * identity.hair_part
+        along = root[:, None] + (parting_position - root)[:, None] * STRAND_STEPS * 0.9
         depth = layer[:, None] + 0 * STRAND_STEPS
     else:
         sweep = 0.10 * identity.hair_part + 0.03
@@ -133,10 +133,10 @@ def paint_front_hair(
     ripple = 0.05 * identity.hair_curl * np.sin(STRAND_STEPS * 14 + 6 * draws[:, 2:3])
     depth = np.clip(depth + ripple, 0.0, 1.0)[..., None]
     index = np.clip(along + 0.3 * ripple, 0.0, 1.0) * (len(band.outer) - 1)
-    below = np.minimum(index.astype(int), len(band.outer) - 2)
-    fraction = (index - below)[..., None]
-    outer = band.outer[below] * (1 - fraction) + band.outer[below + 1] * fraction
-    inner = band.inner[below] * (1 - fraction) + band.inner[below + 1] * fraction
+    floor_index = np.minimum(index.astype(int), len(band.outer) - 2)
+    fraction = (index - floor_index)[..., None]
+    outer = band.outer[floor_index] * (1 - fraction) + band.outer[floor_index + 1] * fraction
+    inner = band.inner[floor_index] * (1 - fraction) + band.inner[floor_index + 1] * fraction
     strands = outer * (1 - depth) + inner * depth
     third = len(strands) // 3
     canvas.draw_strands(strands[:third], dim(hair, 0.72))
@@ -173,19 +173,19 @@ def paint_beard(
     mouth, half_width, base = identity.mouth_y, identity.mouth_width, identity.nose_base
     if identity.beard > 0.58:
         reach = identity.cheek_width if identity.beard > 0.72 else half_width + 0.12
-        start = 0.12 if identity.beard > 0.72 else mouth - 0.04
-        rim = face[(face[:, 1] > start) & (np.abs(face[:, 0]) <= reach + 0.01)]
+        top_y = 0.12 if identity.beard > 0.72 else mouth - 0.04
+        rim = face[(face[:, 1] > top_y) & (np.abs(face[:, 0]) <= reach + 0.01)]
         right, left = rim[rim[:, 0] >= 0], rim[rim[:, 0] < 0]
-        drop = mouth + identity.lower_lip + 0.05
+        below_lip_y = mouth + identity.lower_lip + 0.05
         inner = curve(
             [
-                (-0.80 * reach, start + 0.10),
+                (-0.80 * reach, top_y + 0.10),
                 (-half_width - 0.07, mouth - 0.03),
-                (-0.55 * half_width, drop),
-                (0.0, drop + 0.02),
-                (0.55 * half_width, drop),
+                (-0.55 * half_width, below_lip_y),
+                (0.0, below_lip_y + 0.02),
+                (0.55 * half_width, below_lip_y),
                 (half_width + 0.07, mouth - 0.03),
-                (0.80 * reach, start + 0.10),
+                (0.80 * reach, top_y + 0.10),
             ]
         )
         canvas.fill(np.concatenate([inner, right, left]), color)

@@ -99,14 +99,14 @@ def lighting(
     light_y, light_z = -math.sin(elevation), math.cos(azimuth) * math.cos(elevation)
     slope_x = cv2.Sobel(height, cv2.CV_32F, 1, 0, ksize=3, scale=1 / 8 / (AXIS[1] - AXIS[0]))
     slope_y = cv2.Sobel(height, cv2.CV_32F, 0, 1, ksize=3, scale=1 / 8 / (AXIS[1] - AXIS[0]))
-    length = np.sqrt(1 + slope_x * slope_x + slope_y * slope_y)
+    normal_length = np.sqrt(1 + slope_x * slope_x + slope_y * slope_y)
     tilt = light_x * slope_x + light_y * slope_y
-    toward = np.maximum((light_z - tilt) / length, 0.0)
-    shine = (1.0 - 0.6 * tilt) / length
+    diffuse = np.maximum((light_z - tilt) / normal_length, 0.0)
+    shine = (1.0 - 0.6 * tilt) / normal_length
     # shine ** 24; multiplications are faster than a power.
     gloss = np.square(np.square(np.square(shine * shine * shine)))
     hardness = capture.light_hardness
-    light = (1.02 - 0.55 * hardness) + 0.80 * hardness * toward + 0.07 * hardness * gloss
+    light = (1.02 - 0.55 * hardness) + 0.80 * hardness * diffuse + 0.07 * hardness * gloss
 
     # Tints of the skin: shadow of the nose, cheeks, tip of the nose, bags under the eyes, eye
     # sockets, stubble on the chin and on the upper lip, and shadow on the neck.
@@ -163,8 +163,8 @@ def view_maps(
     flat_x, flat_y = flat_x.astype(np.float32), flat_y.astype(np.float32)
     x, y = flat_x, flat_y
     for _ in range(4):
-        depth = cv2.remap(height, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
-        x = flat_x - np.float32(cells_per_unit * math.tan(yaw)) * depth
-        y = flat_y - np.float32(cells_per_unit * math.tan(pitch)) * depth
+        z = cv2.remap(height, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+        x = flat_x - np.float32(cells_per_unit * math.tan(yaw)) * z
+        y = flat_y - np.float32(cells_per_unit * math.tan(pitch)) * z
     size = (image_size, image_size)
     return cv2.resize((x + 0.5) / GRID, size), cv2.resize((y + 0.5) / GRID, size)

@@ -78,9 +78,8 @@ def render_face(
     transparency = cv2.cvtColor(255 - cv2.extractChannel(paint, 3), cv2.COLOR_GRAY2RGB)
     face = cv2.multiply(cv2.cvtColor(paint, cv2.COLOR_RGBA2RGB), shadow, scale=1 / 255)
     behind = cv2.multiply(background(rng, image_size, nuisance), transparency, scale=1 / 255)
-    light *= face.astype(np.float32)
-    light += behind.astype(np.float32)
-    return develop(light, capture)
+    scene = light * face.astype(np.float32) + behind.astype(np.float32)
+    return develop(scene, capture)
 
 
 def sample(layer: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:

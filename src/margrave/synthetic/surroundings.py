@@ -27,38 +27,38 @@ def paint_glasses(
     )
     half_width = min(capture.frame_width, identity.eye_spacing - 0.03)
     shape[:, 0] *= half_width / capture.frame_width
-    y, center = identity.eye_y + 0.03, identity.eye_spacing + 0.01
-    lens = mirrored(shifted(shape, center, y))
+    y, center_x = identity.eye_y + 0.03, identity.eye_spacing + 0.01
+    lens = mirrored(shifted(shape, center_x, y))
     canvas.draw_creases(shifted(lens[:, :13], 0.0, 0.03), 0.18)
     if kind == "dark":
         canvas.fill(lens, dim(frame, 0.35))
         canvas.shade(lens, 0.0)
     streak = np.array([(-0.45 * half_width, y - 0.02), (-0.45 * half_width + 0.10, y - 0.08)])
-    glare = np.stack([shifted(streak, -center, 0.0), shifted(streak, center, 0.0)])
+    glare = np.stack([shifted(streak, -center_x, 0.0), shifted(streak, center_x, 0.0)])
     canvas.fill(ribbon(glare, 0.012), (120, 125, 130) if kind == "dark" else (225, 225, 225))
     rims = np.concatenate([lens, lens[:, :1]], axis=1)
     canvas.fill(ribbon(rims, capture.frame_thickness), frame)
-    temple = np.array([(center + half_width, y - 0.03), (identity.cheek_width, y - 0.06)])
+    temple = np.array([(center_x + half_width, y - 0.03), (identity.cheek_width, y - 0.06)])
     canvas.fill(mirrored(ribbon(temple, capture.frame_thickness)), frame)
-    inner = center - half_width
-    bridge = np.array([(-inner, y - 0.02), (0.0, y - 0.045), (inner, y - 0.02)])
+    inner_x = center_x - half_width
+    bridge = np.array([(-inner_x, y - 0.02), (0.0, y - 0.045), (inner_x, y - 0.02)])
     canvas.fill(ribbon(bridge, capture.frame_thickness), frame)
 
 
-def clothes_color(draws: np.ndarray, strength: float) -> Color:
-    """The color of the clothes, from (3,) uniform numbers; dark gray for strength 0."""
+def clothes_color(draws: np.ndarray, nuisance: float) -> Color:
+    """The color of the clothes, from (3,) uniform numbers; dark gray for nuisance 0."""
     muted = 0.4 * draws.mean() + 0.6 * draws
-    red, green, blue = 90 + strength * (200 * muted - 70)
+    red, green, blue = 90 + nuisance * (200 * muted - 70)
     return (float(red), float(green), float(blue))
 
 
-def background(rng: np.random.Generator, image_size: int, strength: float) -> np.ndarray:
+def background(rng: np.random.Generator, image_size: int, nuisance: float) -> np.ndarray:
     """(image_size, image_size, 3) uint8 background: a blurred room, blocks, stripes or a wall.
 
     Args:
         rng: the image's random generator.
         image_size: height and width in pixels.
-        strength: variation in [0, 1]; 0 gives the same flat gray for every image.
+        nuisance: variation in [0, 1]; 0 gives the same flat gray for every image.
     """
     kind = int(rng.integers(4))  # blurred room, blocks, stripes, wall
     cells = int(rng.integers(2, 9))
@@ -66,12 +66,12 @@ def background(rng: np.random.Generator, image_size: int, strength: float) -> np
     contrast = (0.9, 0.7, 0.25, 0.15)[kind]
     patches = base + contrast * (draws - 0.5)
     patches = 0.55 * patches.mean(axis=2, keepdims=True) + 0.45 * patches
-    patches = np.clip(255 * (0.5 + strength * (patches - 0.5)), 0, 255).astype(np.uint8)
+    patches = np.clip(255 * (0.5 + nuisance * (patches - 0.5)), 0, 255).astype(np.uint8)
     interpolation = cv2.INTER_NEAREST if kind == 1 else cv2.INTER_CUBIC
     scene = cv2.resize(patches, (image_size, image_size), interpolation=interpolation)
     if kind == 2:
         axis = np.linspace(0, 1, image_size, dtype=np.float32)
         phase = (20 + 60 * wave[0]) * (axis * wave[1] + axis[:, None] * (1 - wave[1]))
-        stripes = (127 + 60 * strength * wave[2] * np.sin(phase)).astype(np.uint8)
+        stripes = (127 + 60 * nuisance * wave[2] * np.sin(phase)).astype(np.uint8)
         scene = cv2.addWeighted(scene, 1.0, cv2.merge([stripes] * 3), 1.0, -127.0)
     return scene

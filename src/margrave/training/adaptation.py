@@ -27,7 +27,7 @@ MAX_CLASSES = 512
 EXTREME_CLASSES = 4
 """Number of classes that reports show at each end: largest and smallest margin weights."""
 IMAGES_OF_CLASS = 4
-"""Number of images that reports show of each of these classes."""
+"""Number of images that reports show of each extreme class."""
 
 
 @torch.no_grad()
@@ -64,12 +64,13 @@ def measure_adaptation(head: Head, embeddings: Tensor, labels: Tensor) -> dict[s
         products = batch.unit @ unit_and_norm(weight)[0].T
         cosines, _ = nearest_centers(products, centers_per_class)
     else:
+        # A loss on inner products gets them instead of cosines.
         cosines = batch.unit @ weight.T * batch.norm[:, None] + head.bias[:MAX_NEGATIVES]
     classes = torch.arange(cosines.shape[1], device=cosines.device) + head.classes.start
     is_negative = batch.labels[:, None] != classes
-    hard = loss.hard_negatives(cosines, batch.target_cosine, context) & is_negative
-    change = (loss.negatives(cosines, batch.target_cosine, context) - cosines) * hard
-    num_hard = hard.sum()
+    is_hard = loss.hard_negatives(cosines, batch.target_cosine, context) & is_negative
+    change = (loss.negatives(cosines, batch.target_cosine, context) - cosines) * is_hard
+    num_hard = is_hard.sum()
     return {
         "margin": batch.target_cosine - loss.modify_target(batch.target_cosine, context),
         "feature_norm": batch.norm,

@@ -74,16 +74,16 @@ def diagnose_loss(
 def diagnose_gradient(training: TrainingState, folder: Path) -> NonFiniteLossError:
     """Build the error for a gradient that is not finite although the loss is finite."""
     modules = {"backbone": training.network, "head": training.head}
-    bad = [
+    bad_names = [
         f"{module_name}.{name}"
         for module_name, module in modules.items()
         for name, parameter in module.named_parameters()
         if (values := coalesced_gradient(parameter)) is not None
         and not torch.isfinite(full_tensor(values)).all()
     ]
-    names_by_rank = gather_objects(bad, training.world)
-    bad = list(dict.fromkeys(name for names in names_by_rank for name in names))
-    cause = f"the loss is finite but its gradient is not\n  in: {listed(bad, MAX_LISTED)}"
+    names_by_rank = gather_objects(bad_names, training.world)
+    bad_names = list(dict.fromkeys(name for names in names_by_rank for name in names))
+    cause = f"the loss is finite but its gradient is not\n  in: {listed(bad_names, MAX_LISTED)}"
     remedy = "lower training.optimizer.learning_rate or set training.clip_norm to 5"
     return _error(training, cause, remedy, folder)
 

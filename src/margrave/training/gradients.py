@@ -32,8 +32,8 @@ def clip_gradients(
     parameters: Iterable[nn.Parameter],
     limit: float | None,
     *,
-    copied: Iterable[nn.Parameter] = (),
-    sharded: Iterable[nn.Parameter] = (),
+    replicated: Iterable[nn.Parameter] = (),
+    row_sharded: Iterable[nn.Parameter] = (),
     world: World | None = None,
     scale: float = 1.0,
 ) -> Tensor:
@@ -43,10 +43,10 @@ def clip_gradients(
     the returned norm infinite or NaN.
 
     Args:
-        parameters: parameters with the same gradient on every rank, or sharded by FSDP.
+        parameters: the network's parameters, replicated by DDP or sharded by FSDP.
         limit: the maximum norm; None only measures the norm.
-        copied: parameters with the same gradient on every rank that FSDP never shards.
-        sharded: parameters whose rows are sharded over ranks, such as the class centers.
+        replicated: other parameters that have the same gradient on every rank.
+        row_sharded: parameters of which each rank has other rows, such as the class centers.
         world: the ranks that hold the shards; None for one rank.
         scale: the loss scale; gradients and norm are divided by it.
 
@@ -55,9 +55,9 @@ def clip_gradients(
     >>> clip_gradients([weight], 1.0), weight.grad
     (tensor(5.), tensor([0.6000, 0.8000]))
     """
-    replicated, shards = _gradients(parameters), _gradients(sharded)
-    copies = _gradients(copied)
-    total = full_tensor(nn.utils.get_total_norm(replicated)) / scale
+    gradients, shards = _gradients(parameters), _gradients(row_sharded)
+    copies = _gradients(replicated)
+    total = full_tensor(nn.utils.get_total_norm(gradients)) / scale
     if copies:
         total = torch.hypot(total, nn.utils.get_total_norm(copies) / scale)
     if shards or (world is not None and world.size > 1):
@@ -71,7 +71,7 @@ def clip_gradients(
         # 1e-6 as in torch's clip_grad_norm_.
         factor = factor * (limit / (total + 1e-6)).clamp(max=1.0)
     # Separate calls, because FSDP's gradients are DTensors, which cannot be mixed with tensors.
-    for values in filter(None, (replicated, copies, shards)):
+    for values in filter(None, (gradients, copies, shards)):
         torch._foreach_mul_(values, factor)
     return total
 

@@ -21,10 +21,10 @@ if TYPE_CHECKING:
     from lightning_fabric.loggers import Logger
 
 StartLogger = Callable[[Path, int, str | None], "Logger"]
-IDENTIFIERS = "loggers.json"
+IDENTIFIERS_FILE = "loggers.json"
 """The file in a run's folder with each tool's identifier of the run."""
-MAX_IDENTIFIERS = 10**5
-"""Maximum size in bytes of the file of identifiers; a larger file is ignored."""
+MAX_IDENTIFIERS_BYTES = 10**5
+"""Maximum size of this file; a larger file is ignored."""
 
 LOGGERS: Registry[StartLogger] = Registry("logger")
 
@@ -90,7 +90,7 @@ class Loggers:
 
     def __init__(self, names: Iterable[str], folder: Path, step: int) -> None:
         self._loggers: dict[str, Logger] = {}
-        path = folder / IDENTIFIERS
+        path = folder / IDENTIFIERS_FILE
         identifiers = _read_identifiers(path)
         for name in names:
             start = LOGGERS.get(name)
@@ -135,9 +135,9 @@ class Loggers:
 
 
 def _read_identifiers(path: Path) -> dict[str, str]:
-    """Each tool's identifier of the run, by logger name; empty without an intact file."""
+    """Each tool's identifier of the run, by logger name; empty if the file is not intact."""
     try:
-        if path.stat().st_size > MAX_IDENTIFIERS:
+        if path.stat().st_size > MAX_IDENTIFIERS_BYTES:
             return {}
         values = read_json(path.read_bytes(), str(path))
     except (OSError, ValueError):

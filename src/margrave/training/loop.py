@@ -64,7 +64,7 @@ def fit(
     folder: Path,
     *,
     resume: bool = False,
-    resumed: Callable[[Position], None] = lambda position: None,
+    after_resume: Callable[[Position], None] = lambda position: None,
     after_epoch: Callable[[TrainingState, MetricsLog], bool | None] = lambda training, log: None,
     report: Callable[[StepReport], None] = lambda step: None,
 ) -> None:
@@ -74,7 +74,7 @@ def fit(
         training: the training state, see `set_up`.
         folder: the run's folder, for checkpoints and metrics.
         resume: continue from the folder's latest checkpoint.
-        resumed: called with the restored position if training resumes from a checkpoint.
+        after_resume: called with the restored position if training resumes from a checkpoint.
         after_epoch: called after each epoch, before its checkpoint is written. If it returns True,
             training ends; every rank must return the same.
         report: called after each step.
@@ -93,7 +93,7 @@ def fit(
     with ExitStack() as stack:
         if training.world.rank == 0:
             stack.enter_context(locked(folder))
-        stop = stack.enter_context(StopSignals())
+        stop_signals = stack.enter_context(StopSignals())
         watch = RankWatch(
             training.world,
             training.settings.rank_silence_seconds,
@@ -101,16 +101,16 @@ def fit(
             "training.rank_{}_seconds",
         )
         stack.enter_context(watch)
-        _fit(training, folder, stop, watch, resume, resumed, after_epoch, report)
+        _fit(training, folder, stop_signals, watch, resume, after_resume, after_epoch, report)
 
 
 def _fit(
     training: TrainingState,
     folder: Path,
-    stop: StopSignals,
+    stop_signals: StopSignals,
     watch: RankWatch,
     resume: bool,
-    resumed: Callable[[Position], None],
+    after_resume: Callable[[Position], None],
     after_epoch: Callable[[TrainingState, MetricsLog], bool | None],
     report: Callable[[StepReport], None],
 ) -> None:
@@ -123,7 +123,7 @@ def _fit(
         if checkpoint is None:
             raise ValueError(f"{folder}: no checkpoint to resume from; start without --resume")
         log_length = training.load(checkpoint)
-        resumed(training.position)
+        after_resume(training.position)
     elif is_first_rank:
         remove_checkpoints(folder)
     log_folder = folder if is_first_rank else None
@@ -136,13 +136,13 @@ def _fit(
             training.sampler.start_at(epoch, training.position.batch)
             started = time.monotonic()
             batches = PrefetchedBatches(training.loader, training.fabric.device)
-            status = synchronize(training, batches.peek(), stop=stop).wait()
+            status = synchronize(training, batches.peek(), stop_signals=stop_signals).wait()
             while batches.peek() is not None:
                 watch.step = training.position.step + 1
                 _record_unreadable(training, batches.peek(), status, log)
                 checkpoint_due = time.monotonic() - last_save >= settings.checkpoint_seconds
                 sizes = status.sizes
-                rank_status = {"checkpoint_due": checkpoint_due, "stop": stop}
+                rank_status = {"checkpoint_due": checkpoint_due, "stop_signals": stop_signals}
                 # Batch norm needs two images, so a batch with fewer on any rank is skipped.
                 if min(sizes) > 1:
                     values, status = _train_step(training, batches, sizes, folder, **rank_status)
@@ -187,7 +187,7 @@ def _train_step(
     folder: Path,
     *,
     checkpoint_due: bool,
-    stop: StopSignals,
+    stop_signals: StopSignals,
 ) -> tuple[dict[str, float], SharedStatus]:
     """Run one optimizer step on all ranks' batches; each rank splits its batch into micro-batches.
 
@@ -201,7 +201,7 @@ def _train_step(
         sizes: number of images in the batch of each rank.
         folder: the run's folder, for error messages.
         checkpoint_due: whether a checkpoint is due on this rank.
-        stop: this rank's stop signals.
+        stop_signals: this rank's stop signals.
 
     Returns:
         the step's values for the metrics, and the status of all ranks after the step.
@@ -261,8 +261,8 @@ def _train_step(
     gradient_norm = clip_gradients(
         parameters,
         settings.clip_norm,
-        copied=[p for p in head_parameters if p is head.sigmoid_bias],
-        sharded=[p for p in head_parameters if p is not head.sigmoid_bias],
+        replicated=[p for p in head_parameters if p is head.sigmoid_bias],
+        row_sharded=[p for p in head_parameters if p is not head.sigmoid_bias],
         world=head.world,
         scale=scale,
     )
@@ -276,7 +276,7 @@ def _train_step(
         training,
         batches.peek(),
         checkpoint_due=checkpoint_due,
-        stop=stop,
+        stop_signals=stop_signals,
         sums=sums,
         values=[gradient_norm, *scalars.values()],
     ).wait()
@@ -295,8 +295,8 @@ def _train_step(
     if training.loss_scale is not None:
         values["loss_scale"] = training.loss_scale.scale
         values["skipped_steps"] = training.loss_scale.skipped_steps
-    for (name, buffer), value in zip(scalars.items(), status.values[1:], strict=True):
-        values[name] = value if buffer.is_floating_point() else int(value)
+    for (name, scalar), value in zip(scalars.items(), status.values[1:], strict=True):
+        values[name] = value if scalar.is_floating_point() else int(value)
     return values, status
 
 
@@ -315,18 +315,18 @@ def _set_learning_rate(training: TrainingState) -> float:
 
 def _update_weights(training: TrainingState, is_finite: bool, folder: Path) -> None:
     """Update the weights if the gradient is finite; else lower the loss scale or raise an error."""
-    scale = training.loss_scale
+    loss_scale = training.loss_scale
     if is_finite:
         training.optimizer.step()
         for moving_average in (training.average, training.encoder):
             if moving_average is not None:
                 moving_average.update(training.network)
-        if scale is not None:
-            scale.record_success()
+        if loss_scale is not None:
+            loss_scale.record_success()
     else:
-        if scale is not None:
-            scale.record_overflow()
-        if scale is None or scale.exhausted:
+        if loss_scale is not None:
+            loss_scale.record_overflow()
+        if loss_scale is None or loss_scale.exhausted:
             raise diagnose_gradient(training, folder)
     training.optimizer.zero_grad()
 
@@ -346,8 +346,8 @@ def _record_adaptation(training: TrainingState, log: MetricsLog) -> None:
     measured, training.adaptation = training.adaptation, {}
     if measured and training.world.rank == 0:
         head, position = training.head, training.position
-        sizes = np.bincount(training.images.images.labels, minlength=head.num_classes)
-        values = {"epoch": position.epoch, **adaptation_record(measured, head, sizes)}
+        class_sizes = np.bincount(training.images.images.labels, minlength=head.num_classes)
+        values = {"epoch": position.epoch, **adaptation_record(measured, head, class_sizes)}
         record = read_adaptation(values)
         if record is not None and record.classes:
             values["examples"] = digest_of_examples(record, training.images.images)

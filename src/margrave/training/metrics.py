@@ -27,10 +27,10 @@ class MetricsLog:
     """Appends lines to ``metrics.jsonl``, after removing lines newer than the checkpoint.
 
     Args:
-        folder: the run's folder; None on all ranks but the first, which write nothing.
+        folder: the run's folder; None writes nothing, as on all ranks but the first.
         loggers: names of loggers that also get every number, see `Loggers`.
-        length: file size in bytes at the checkpoint, after which the file is cut off; 0 for a new
-            run.
+        length: size in bytes that the file had at the checkpoint, to which it is truncated; 0 for
+            a new run.
         step: number of steps done at the checkpoint.
 
     Raises:

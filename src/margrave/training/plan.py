@@ -60,7 +60,7 @@ class Machine:
         return (self.bf16_flops or 0) >= WORTHWHILE_SPEEDUP * self.flops
 
     def low_precision_flops(self, precision: str) -> float | None:
-        """Operations per second in 16 bits; None if `precision` uses 32 bits on this machine."""
+        """Operations per second in 16 bits; None if `precision` is not 16 bits on this machine."""
         automatic = precision == "auto" and self.has_native_bfloat16
         is_low = precision in ("bfloat16", "float16") or automatic
         return (self.bf16_flops or self.flops) if is_low else None
@@ -189,7 +189,7 @@ def plan_training(
         has_encoder = "momentum_embeddings" in planned_head.reads
         images_per_rank = math.ceil(settings.batch_size / ranks)
         # 16-bit activations take half of the counted float32 bytes.
-        activations = network.activations * (0.5 if low_precision_flops else 1.0)
+        activations = network.activation_bytes * (0.5 if low_precision_flops else 1.0)
         memory |= {
             "backbone": _backbone_bytes(settings, network, ranks, has_encoder),
             "activations": activations * math.ceil(images_per_rank / settings.accumulate),
@@ -257,16 +257,16 @@ class _Network:
 
     Attributes:
         embedding_size: features per embedding.
-        parameters: bytes of all parameters.
-        gathered: bytes of the parameters that are in memory at once although FSDP shards them.
-        activations: bytes kept for the backward pass per image.
-        forward_flops: operations of a forward pass per image.
+        parameter_bytes: size of all parameters.
+        gathered_bytes: size of the parameters that FSDP gathers on a rank at the same time.
+        activation_bytes: memory per image that is kept for the backward pass.
+        forward_flops: operations per image of a forward pass.
     """
 
     embedding_size: int
-    parameters: int
-    gathered: int
-    activations: float
+    parameter_bytes: int
+    gathered_bytes: int
+    activation_bytes: float
     forward_flops: float
 
 
@@ -292,14 +292,14 @@ def _measure_network(spec: Mapping[str, Any], image_size: int) -> _Network:
     counter = FlopCounterMode(display=False)
     with fake, torch.autograd.graph.saved_tensors_hooks(save, lambda tensor: tensor), counter:
         embeddings = network(images)
-    blocks = [_parameter_bytes(block) for block in sharded_blocks(network)]
-    parameters = _parameter_bytes(network)
+    block_bytes = [_parameter_bytes(block) for block in sharded_blocks(network)]
+    parameter_bytes = _parameter_bytes(network)
     return _Network(
         embedding_size=embeddings.shape[1],
-        parameters=parameters,
+        parameter_bytes=parameter_bytes,
         # What is outside of the blocks stays gathered; the blocks are gathered one at a time.
-        gathered=parameters - sum(blocks) + max(blocks, default=0),
-        activations=sum(tensor.nbytes for tensor in saved.values()) / len(images),
+        gathered_bytes=parameter_bytes - sum(block_bytes) + max(block_bytes, default=0),
+        activation_bytes=sum(tensor.nbytes for tensor in saved.values()) / len(images),
         forward_flops=counter.get_total_flops() / len(images),
     )
 
@@ -313,16 +313,16 @@ def _backbone_bytes(
 ) -> float:
     """Bytes of a rank's weights, gradients and moments, and of the network's full copies."""
     moments = _count_moments(settings)
-    averages = (settings.weight_average is not None) + has_encoder
+    num_averages = (settings.weight_average is not None) + has_encoder
     if settings.strategy == "ddp" or ranks == 1:
         # The weights and their gradient, the moments, the averages, and DDP's buckets.
-        return (2 + moments + averages + (ranks > 1)) * network.parameters
+        return (2 + moments + num_averages + (ranks > 1)) * network.parameter_bytes
     # Shards of weights, gradient and moments. The averages are full copies, and so is the network
     # into which the shards are gathered for evaluations.
-    shards = (2 + moments) * network.parameters / ranks
-    # Only the last micro-batch's backward pass shards the gradient.
-    gradient = network.parameters if settings.accumulate > 1 else network.gathered
-    return shards + network.gathered + gradient + (1 + averages) * network.parameters
+    shards = (2 + moments) * network.parameter_bytes / ranks
+    # Only the last micro-batch's backward pass shards the gradient; accumulation keeps it in full.
+    gradient = network.parameter_bytes if settings.accumulate > 1 else network.gathered_bytes
+    return shards + network.gathered_bytes + gradient + (1 + num_averages) * network.parameter_bytes
 
 
 def _exchange(
@@ -331,11 +331,11 @@ def _exchange(
     """What ranks exchange in a step because of the backbone, and the bytes that a rank sends."""
     if settings.strategy == "ddp":
         # A ring all-reduce sends each byte twice.
-        return "all-reduce of gradients", 2 * network.parameters
+        return "all-reduce of gradients", 2 * network.parameter_bytes
     # Each micro-batch gathers the weights forward and backward, the last one's gradient is
     # scattered, and each average gathers the updated weights.
-    averages = (settings.weight_average is not None) + has_encoder
+    num_averages = (settings.weight_average is not None) + has_encoder
     return (
         "exchange of weights and gradients",
-        (2 * settings.accumulate + 1 + averages) * network.parameters,
+        (2 * settings.accumulate + 1 + num_averages) * network.parameter_bytes,
     )

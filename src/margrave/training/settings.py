@@ -131,8 +131,8 @@ class TrainingSettings(Settings):
             )
         if self.optimizer.centers_in_backward and self.precision == "float16":
             raise ValueError(
-                "precision float16 must skip a step whose gradient overflows, but "
-                "optimizer.centers_in_backward applies the centers' gradient before that; change "
+                "precision float16 must skip a step whose gradient overflows, but with "
+                "optimizer.centers_in_backward the class centers have already been updated; change "
                 "one of them"
             )
         if self.optimizer.centers_in_backward and self.accumulate > 1:

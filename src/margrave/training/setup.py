@@ -106,16 +106,16 @@ def set_up(
     encoder = None
     if "momentum_embeddings" in built_head.reads:
         encoder = MomentumEncoder(network, settings.encoder_momentum)
-    micro_batch = settings.batch_size // settings.accumulate
+    micro_batch_size = settings.batch_size // settings.accumulate
     choice = precision or choose_precision(
-        settings.precision, network, images.size, micro_batch // launch.size, fabric.device
+        settings.precision, network, images.size, micro_batch_size // launch.size, fabric.device
     )
     if choice.precision == "float16" and settings.optimizer.centers_in_backward:
         reason = "float16 must be able to skip steps, which optimizer.centers_in_backward prevents"
         choice = PrecisionChoice("float32", reason)
     choice = gather_objects(choice, current_world())[0]
     automatic_products = built_head.products == "auto"
-    products = built_head.products_for(micro_batch)
+    products = built_head.products_for(micro_batch_size)
     built_head.products = gather_objects(products, current_world())[0]
     unused = []
     if isinstance(fabric.strategy, _LateDDPStrategy):

@@ -48,9 +48,9 @@ class TrainingState:
     Attributes:
         settings: the training settings.
         fabric: Lightning Fabric, which places the network on the device and wraps it.
-        network: the backbone.
+        network: the backbone, not wrapped.
         full_network: with FSDP, a copy into which the sharded parameters are gathered; else None.
-        backbone: the backbone wrapped by Fabric.
+        backbone: `network` wrapped by Fabric, for the forward pass.
         head: class centers, loss and statistics.
         optimizer: updates the network and the head.
         average: the averaged weights, or None.
@@ -189,6 +189,7 @@ class TrainingState:
             prefix = f"optimizer.{name}."
             for key in [key for key in stored if key.startswith(prefix)]:
                 shape, dtype = stored[key]
+                # A moment has its parameter's shape; AdamW's step count is a scalar.
                 if shape == self._full_shape(name, parameter):
                     value = torch.zeros_like(parameter, dtype=dtype)
                 else:
@@ -204,7 +205,7 @@ class TrainingState:
         if self.automatic_products:
             # Checkpoints without this field were written when float32 was the only choice.
             self.head.products = choose_products(
-                state.get("products") or "float32", self.head.weight, 0
+                state.get("products") or "float32", self.head.weight, cosines=0
             )
         if self.loss_scale is not None and state.get("loss_scale"):
             self.loss_scale.load(state["loss_scale"])
@@ -226,8 +227,8 @@ class TrainingState:
                 if current[name] != saved.get(name)
             )
             self.notes.append(
-                f"{changed}: the batches of epoch {epoch + 1} have changed, so it starts again "
-                f"after {batch} steps, which stay in the step count"
+                f"{changed}: the batches of epoch {epoch + 1} have changed, so it starts again"
+                f"; its {batch} finished steps stay in the step count"
             )
 
     def _batch_settings(self) -> dict[str, int]:

@@ -76,7 +76,7 @@ def synchronize(
     next_batch: Batch | None,
     *,
     checkpoint_due: bool = False,
-    stop: StopSignals,
+    stop_signals: StopSignals,
     sums: Sequence[Tensor] = (),
     values: Sequence[Tensor] = (),
 ) -> Synchronization:
@@ -86,7 +86,7 @@ def synchronize(
         training: the training state.
         next_batch: this rank's batch of the next step, or None at the end of the epoch.
         checkpoint_due: whether a checkpoint is due on this rank.
-        stop: this rank's stop signals.
+        stop_signals: this rank's stop signals.
         sums: scalar tensors to sum over ranks.
         values: scalar tensors that are equal on every rank.
 
@@ -96,7 +96,7 @@ def synchronize(
     world, zero = training.world, training.head.weight.new_zeros(())
     unreadable = [] if next_batch is None else new_unreadable(training, next_batch)
     size = 0 if next_batch is None else len(next_batch.labels)
-    status = size, len(unreadable), int(checkpoint_due), int(stop.requested)
+    status = size, len(unreadable), int(checkpoint_due), int(stop_signals.requested)
     # The tensors are created on the device, because copying numbers to it would make the host wait.
     rank_values = [*sums, *(zero.new_full((), value) for value in status)]
     row = torch.stack([value.detach().to(zero) for value in rank_values])

@@ -60,7 +60,7 @@ class PrefetchedBatches:
         if batch is not None and self._stream is not None:
             current = self._module.current_stream()
             current.wait_stream(self._stream)
-            # Their memory must not be reused before the current stream has finished with them.
+            # The tensors' memory must not be reused before the current stream is done with them.
             for tensor in (batch.images, batch.labels, batch.indices):
                 tensor.record_stream(current)
         return batch
