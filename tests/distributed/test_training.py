@@ -227,7 +227,7 @@ def test_what_ranks_cannot_share_is_refused() -> None:
         setup._choose_head({"kind": "dense"}, 2)
     few = TrainingSettings(batch_size=6, accumulate=2)
     with pytest.raises(ValueError, match="set it to 8 or more"):
-        setup._check_batch_size(few, 2, images=100)
+        setup._check_batch_size(few, 2, num_images=100)
 
 
 def test_one_rank_needs_no_process_group(tmp_path: Path) -> None:

@@ -172,7 +172,7 @@ class Features:
                 f"{', '.join(differing)}, so they are not comparable; embed both with the same "
                 "model and preprocessing"
             )
-        if self.checksums == other.checksums:
+        if self.checksums and self.checksums == other.checksums:
             raise ValueError(
                 f"{self.display_name} and {other.display_name} are features of the same images; "
                 "use images of other identities as distractors"

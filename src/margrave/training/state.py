@@ -205,7 +205,7 @@ class TrainingState:
         if self.automatic_products:
             # Checkpoints without this field were written when float32 was the only choice.
             self.head.products = choose_products(
-                state.get("products") or "float32", self.head.weight, cosines=0
+                state.get("products") or "float32", self.head.weight, cosine_count=0
             )
         if self.loss_scale is not None and state.get("loss_scale"):
             self.loss_scale.load(state["loss_scale"])
