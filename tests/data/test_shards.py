@@ -18,6 +18,7 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import cv2
 import fsspec
 import numpy as np
 import pytest
@@ -89,6 +90,18 @@ def test_packing_does_not_resume_with_other_pixels(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="unfinished shards of another packing"):
         pack_shards(ArrayImages(pixels + 1, "abab"), tmp_path, 32, images_per_shard=2)
     assert not pack_shards(ArrayImages(pixels, "abab"), tmp_path, 32, images_per_shard=2)
+
+
+def test_images_that_were_repaired_are_packed(tmp_path: Path) -> None:
+    for number in range(2):
+        (tmp_path / "photos" / "Ann").mkdir(parents=True, exist_ok=True)
+        (tmp_path / "photos" / "Ann" / f"{number}.png").write_bytes(b"damaged")
+    with pytest.raises(ValueError, match=r"none of the images could be read: .*0\.png"):
+        pack_shards(tmp_path / "photos", tmp_path / "packed", 32)
+    for file in (tmp_path / "photos" / "Ann").iterdir():
+        cv2.imwrite(str(file), np.zeros((32, 32, 3), np.uint8))
+    assert not pack_shards(tmp_path / "photos", tmp_path / "packed", 32)
+    assert len(ShardImages(tmp_path / "packed")) == 2
 
 
 def test_the_same_bytes_again_and_after_an_interruption(packed: Path, tmp_path: Path) -> None:

@@ -40,7 +40,7 @@ def test_options_change_only_what_they_state_of_a_card(onnx_model: Path) -> None
 def test_what_is_assumed_is_named(onnx_model: Path) -> None:
     findings = examine_model(onnx_model, options=ImportOptions(mean=0.25, std=0.25))
     (assumed,) = [finding for finding in findings if finding.fault == "preparation_not_checked"]
-    assert "RGB, mean 0.25 and std 0.25 are assumed" in assumed.message
+    assert assumed.message.endswith("; assumed: color_order = rgb")
 
 
 def test_a_model_file_with_a_damaged_card_says_so(tmp_path: Path) -> None:

@@ -60,7 +60,9 @@ def test_wrong_scopes_and_files_are_refused(tmp_path: Path) -> None:
         keys.new("", ["verfy"])
     with pytest.raises(ValueError, match="without scopes"):
         keys.new("", [])
-    for content in ("[]", "{", json.dumps({"format_version": 1, "keys": [{"id": 3}]}), "{}"):
+    entry = {"id": "ab", "label": "", "scopes": "verify", "digest": "", "created": ""}
+    damaged = [{"format_version": 1, "keys": keys} for keys in ([{"id": 3}], [entry])]
+    for content in ("[]", "{", *map(json.dumps, damaged), "{}"):
         (tmp_path / "keys.json").write_text(content)
         with pytest.raises(ValueError, match=r"keys\.json"):
             KeyFile(tmp_path / "keys.json")

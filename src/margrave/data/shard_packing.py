@@ -170,6 +170,9 @@ def _write_index(folder: Path, result_paths: list[Path], identities: list[str]) 
 
     Returns:
         Unreadable images: name -> reason.
+
+    Raises:
+        ValueError: no image could be read.
     """
     unreadable: dict[str, str] = {}
     entries, rows = [], []
@@ -182,7 +185,11 @@ def _write_index(folder: Path, result_paths: list[Path], identities: list[str]) 
         else:  # none of the shard's images could be read
             (folder / result["entry"]["name"]).unlink(missing_ok=True)
     if not rows:
-        raise ValueError(f"none of the images could be read: {next(iter(unreadable.values()))}")
+        # Another call then tries to read the images again.
+        for path in (*result_paths, folder / PLAN):
+            path.unlink()
+        reason = next(iter(unreadable.values()), "there are none")
+        raise ValueError(f"none of the images could be read: {reason}")
     samples = np.concatenate(rows).tobytes()
     with atomic_write(folder / SAMPLES) as unfinished:
         unfinished.write_bytes(samples)

@@ -126,7 +126,7 @@ def _open_onnx(path: Path, options: ImportOptions) -> OpenedModel:
                 findings=findings, embedder=_create_embedder(model), color_order=card.color_order
             )
     needed = {"color_order"} if network.takes_uint8 else {"mean", "std", "color_order"}
-    preparation_assumed = card is None and bool(needed - given.keys())
+    assumed = needed - given.keys() if card is None else set()
     if card is None:
         mean, std = (0.0, 1.0) if network.takes_uint8 else (0.5, 0.5)
         size = network.image_size or options.image_size or 112
@@ -138,13 +138,14 @@ def _open_onnx(path: Path, options: ImportOptions) -> OpenedModel:
         network.check_batching(card)
     except ValueError as error:
         return OpenedModel(findings=[*findings, _unusable_finding(error)])
-    if preparation_assumed:
+    if assumed:
+        values = {name: getattr(card, name) for name in statistics if name in assumed}
+        listed = ", ".join(f"{name} = {value}" for name, value in values.items())
         findings.append(
             Finding(
                 fault="preparation_not_checked",
                 severity="unchecked",
-                message="the file does not state how images must be prepared; "
-                f"{card.color_order.upper()}, mean {card.mean} and std {card.std} are assumed",
+                message=f"the file does not state how images must be prepared; assumed: {listed}",
                 remedy=f"create a card: {import_command(path)}",
                 share=0.0,
             )
@@ -154,7 +155,7 @@ def _open_onnx(path: Path, options: ImportOptions) -> OpenedModel:
     return OpenedModel(
         findings=findings,
         embedder=Embedder(network.eval(), card, card.fit),
-        preparation_assumed=preparation_assumed,
+        preparation_assumed=bool(assumed),
         color_order=card.color_order,
     )
 

@@ -10,7 +10,7 @@ import os
 import secrets
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -197,11 +197,15 @@ def _read_keys(path: Path) -> dict[str, Key]:
             "keys: margrave keys new"
         )
     try:
-        keys = [Key(**{**entry, "scopes": tuple(entry["scopes"])}) for entry in content["keys"]]
+        keys = [Key(**entry) for entry in content["keys"]]
     except (TypeError, KeyError, AttributeError) as error:
         raise ValueError(
             f"{path} is damaged ({error}); move it away and create new keys: margrave keys new"
         ) from None
-    if not all(isinstance(value, str) for key in keys for value in (key.id, key.digest)):
-        raise ValueError(f"{path} is damaged; move it away and create new keys: margrave keys new")
-    return {key.id: key for key in keys}
+    for key in keys:
+        texts = (key.id, key.digest, *key.scopes) if isinstance(key.scopes, list) else (None,)
+        if not all(isinstance(text, str) for text in texts):
+            raise ValueError(
+                f"{path} is damaged; move it away and create new keys: margrave keys new"
+            )
+    return {key.id: replace(key, scopes=tuple(key.scopes)) for key in keys}
