@@ -93,13 +93,14 @@ def test_packing_does_not_resume_with_other_pixels(tmp_path: Path) -> None:
 
 
 def test_images_that_were_repaired_are_packed(tmp_path: Path) -> None:
-    for number in range(2):
-        (tmp_path / "photos" / "Ann").mkdir(parents=True, exist_ok=True)
-        (tmp_path / "photos" / "Ann" / f"{number}.png").write_bytes(b"damaged")
-    with pytest.raises(ValueError, match=r"none of the images could be read: .*0\.png"):
+    photos = [tmp_path / "photos" / name / "1.png" for name in ("Ann", "Bo")]
+    for photo in photos:
+        photo.parent.mkdir(parents=True)
+        photo.write_bytes(b"damaged")
+    with pytest.raises(ValueError, match=r"none of the images could be read: .*1\.png"):
         pack_shards(tmp_path / "photos", tmp_path / "packed", 32)
-    for file in (tmp_path / "photos" / "Ann").iterdir():
-        cv2.imwrite(str(file), np.zeros((32, 32, 3), np.uint8))
+    for photo in photos:
+        cv2.imwrite(str(photo), np.zeros((32, 32, 3), np.uint8))
     assert not pack_shards(tmp_path / "photos", tmp_path / "packed", 32)
     assert len(ShardImages(tmp_path / "packed")) == 2
 
