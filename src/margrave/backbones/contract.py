@@ -36,7 +36,7 @@ def check_images(images: Tensor, image_size: int) -> None:
     """Check that a batch is floating-point with shape (B, 3, image_size, image_size).
 
     Raises:
-        ValueError: the shape or dtype is wrong; the message gives the actual and the expected one.
+        ValueError: the shape or the dtype is wrong.
 
     >>> check_images(torch.zeros(1, 3, 64, 64), image_size=112)
     Traceback (most recent call last):
@@ -98,7 +98,7 @@ def check_probability(**settings: float) -> None:
 
 
 def halved_size(size: int, times: int) -> int:
-    """Side of a square feature map after `times` stride-2 convolutions, each rounding up.
+    """Side of a square map of side `size` after `times` stride-2 convolutions, each rounding up.
 
     >>> halved_size(112, times=4)
     7

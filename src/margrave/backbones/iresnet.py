@@ -26,6 +26,7 @@ from margrave.backbones.contract import (
 )
 
 PerStage = tuple[int, int, int, int]
+"""One number for each of the four stages."""
 FeatureAffine = Literal["none", "shift", "full"]
 Activation = Literal["prelu", "leaky_relu"]
 Block = Literal["basic", "bottleneck"]
@@ -80,9 +81,9 @@ class ResidualBlock(nn.Module):
         return outputs + (inputs if self.downsample is None else self.downsample(inputs))
 
 
-def convolution(inputs: int, outputs: int, kernel: int, stride: int = 1) -> nn.Conv2d:
+def convolution(in_channels: int, out_channels: int, kernel: int, stride: int = 1) -> nn.Conv2d:
     """A convolution without bias; with an odd kernel and stride 1, it keeps the map's size."""
-    return nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2, bias=False)
+    return nn.Conv2d(in_channels, out_channels, kernel, stride, padding=kernel // 2, bias=False)
 
 
 def rectifier(channels: int, activation: Activation) -> nn.Module:
@@ -91,42 +92,44 @@ def rectifier(channels: int, activation: Activation) -> nn.Module:
 
 
 def basic_branch(
-    inputs: int, outputs: int, stride: int, middle_norm: bool, activation: Activation
+    in_channels: int, out_channels: int, stride: int, middle_norm: bool, activation: Activation
 ) -> dict[str, nn.Module]:
     """The modules of a branch with two 3x3 convolutions; the second has the stride."""
-    middle = {"bn2": nn.BatchNorm2d(outputs)} if middle_norm else {}
+    middle = {"bn2": nn.BatchNorm2d(out_channels)} if middle_norm else {}
     return {
-        "bn1": nn.BatchNorm2d(inputs),
-        "conv1": convolution(inputs, outputs, 3),
+        "bn1": nn.BatchNorm2d(in_channels),
+        "conv1": convolution(in_channels, out_channels, 3),
         **middle,
-        "prelu": rectifier(outputs, activation),
-        "conv2": convolution(outputs, outputs, 3, stride),
-        "bn3": nn.BatchNorm2d(outputs),
+        "prelu": rectifier(out_channels, activation),
+        "conv2": convolution(out_channels, out_channels, 3, stride),
+        "bn3": nn.BatchNorm2d(out_channels),
     }
 
 
-def bottleneck_branch(inputs: int, outputs: int, stride: int) -> dict[str, nn.Module]:
+def bottleneck_branch(in_channels: int, out_channels: int, stride: int) -> dict[str, nn.Module]:
     """The modules of a branch with 1x1, 3x3 and 1x1 convolutions; the last has the stride.
 
-    The layers in between have a quarter of the output channels.
+    The maps between these convolutions have a quarter of the output channels.
     """
-    hidden = outputs // 4
+    hidden = out_channels // 4
     return {
-        "bn1": nn.BatchNorm2d(inputs),
-        "conv1": convolution(inputs, hidden, 1),
+        "bn1": nn.BatchNorm2d(in_channels),
+        "conv1": convolution(in_channels, hidden, 1),
         "bn2": nn.BatchNorm2d(hidden),
         "prelu": nn.PReLU(hidden),
         "conv2": convolution(hidden, hidden, 3),
         "bn3": nn.BatchNorm2d(hidden),
         "prelu2": nn.PReLU(hidden),
-        "conv3": convolution(hidden, outputs, 1, stride),
-        "bn4": nn.BatchNorm2d(outputs),
+        "conv3": convolution(hidden, out_channels, 1, stride),
+        "bn4": nn.BatchNorm2d(out_channels),
     }
 
 
 @BACKBONES.register("iresnet")
 class IResNet(nn.Module):
-    """An improved residual network of any depth and width, with InsightFace's key names.
+    """An improved residual network of any depth and width.
+
+    Its state dict has InsightFace's names.
 
     After the first convolution, each of four stages halves the resolution. Batch norm, dropout, a
     linear layer over the whole feature map, and batch norm of the features follow.
@@ -140,16 +143,18 @@ class IResNet(nn.Module):
             which is about four times as fast.
         block: ``basic`` or ``bottleneck``.
         activation: ``prelu``, or ``leaky_relu``, which is faster on CPUs (basic blocks only).
-        middle_norm: put a batch norm between the first convolution and the activation of each basic
-            block; False for CurricularFace.
+        middle_norm: in each basic block, put a batch norm between its first convolution and its
+            activation; False for CurricularFace.
         channel_gates: put squeeze and excitation ("SE") at the end of each branch.
-        shortcut: ``projection`` puts a 1x1 convolution and a batch norm on the shortcut of every
-            block with stride 2 (InsightFace); ``subsample`` takes every second pixel in blocks that
-            keep the number of channels, and projects in the others (AdaFace, CurricularFace).
+        shortcut: the shortcut of the first block of each stage, which has stride 2. ``projection``
+            is a 1x1 convolution and a batch norm (InsightFace). ``subsample`` takes every second
+            pixel if the block keeps the number of channels, and projects otherwise (AdaFace,
+            CurricularFace).
         feature_affine: trained parameters of the last batch norm: ``none`` (AdaFace,
-            CurricularFace), ``shift`` (InsightFace), or ``full``, scale and shift (face.evoLVe).
+            CurricularFace), ``shift`` (InsightFace), or ``full`` (scale and shift; face.evoLVe).
         initialization: ``normal`` draws the convolutions' weights from N(0, 0.1²) (InsightFace),
-            ``fan_out`` from He's distribution (AdaFace, CurricularFace).
+            ``fan_out`` draws them and the linear layer's from He's distribution (AdaFace,
+            CurricularFace).
         dropout: dropout probability before the linear layer, in [0, 1).
         embedding_size: D, the number of features, at least 1.
         image_size: height and width in pixels, at least 16.
@@ -332,22 +337,25 @@ for _depth in (18, 34, 50, 100, 200):
         default_dropout=0.0,
     )
 
-# Depth in the name -> depth in BLOCK_COUNTS: IR-101 of AdaFace and CurricularFace has depth 100.
+# The depth in a name can differ from that in BLOCK_COUNTS: IR-101 of AdaFace and CurricularFace
+# has depth 100.
 for _gates, _prefix in ((False, "ir"), (True, "ir_se")):
-    for _depth, _layers in ((18, 18), (34, 34), (50, 50), (101, 100)):
-        _register(f"{_prefix}_{_depth}", block_counts=BLOCK_COUNTS[_layers], channel_gates=_gates)
-    for _depth, _counts in BOTTLENECK_COUNTS.items():
+    for _named_depth, _depth in ((18, 18), (34, 34), (50, 50), (101, 100)):
         _register(
-            f"{_prefix}_{_depth}",
+            f"{_prefix}_{_named_depth}", block_counts=BLOCK_COUNTS[_depth], channel_gates=_gates
+        )
+    for _named_depth, _counts in BOTTLENECK_COUNTS.items():
+        _register(
+            f"{_prefix}_{_named_depth}",
             block_counts=_counts,
             channels=BOTTLENECK_CHANNELS,
             block="bottleneck",
             channel_gates=_gates,
         )
-    for _depth, _layers in ((50, 50), (101, 100), (152, 152)):
+    for _named_depth, _depth in ((50, 50), (101, 100), (152, 152)):
         _register(
-            f"curricular_{_prefix}_{_depth}",
-            block_counts=BLOCK_COUNTS[_layers],
+            f"curricular_{_prefix}_{_named_depth}",
+            block_counts=BLOCK_COUNTS[_depth],
             middle_norm=False,
             channel_gates=_gates,
         )

@@ -9,9 +9,10 @@ from torch import nn
 # memory in the backward pass of some channels-last float32 convolutions (torch 2.13.0 and 2.14.1):
 # those with 1 x 1 kernels, a stride above 1 that divides the input's size, no padding, one group
 # and 1 to 7 input channels. This happens even if only the images are channels-last. To be safe, the
-# check below ignores groups, padding and dtype, and covers all kernels with a side of 1.
+# check below covers any number of groups, any padding, dtype and input size, and all kernels with a
+# side of 1.
 MIN_SAFE_CHANNELS = 8
-"""Minimum number of input channels at which strided convolutions avoid the bug above."""
+"""Minimum number of input channels per group at which strided convolutions avoid the bug above."""
 
 
 def channels_last_is_safe(network: nn.Module) -> bool:

@@ -28,24 +28,39 @@ class Stack(nn.Module):
 
 
 def linear_block(
-    inputs: int, outputs: int, kernel: int = 1, stride: int = 1, padding: int = 0, groups: int = 1
+    in_channels: int,
+    out_channels: int,
+    kernel: int = 1,
+    stride: int = 1,
+    padding: int = 0,
+    groups: int = 1,
 ) -> Stack:
     """Convolution and batch norm, without activation."""
-    convolution = nn.Conv2d(inputs, outputs, kernel, stride, padding, groups=groups, bias=False)
-    return Stack(convolution, nn.BatchNorm2d(outputs))
+    convolution = nn.Conv2d(
+        in_channels, out_channels, kernel, stride, padding, groups=groups, bias=False
+    )
+    return Stack(convolution, nn.BatchNorm2d(out_channels))
 
 
 def active_block(
-    inputs: int, outputs: int, kernel: int = 1, stride: int = 1, padding: int = 0, groups: int = 1
+    in_channels: int,
+    out_channels: int,
+    kernel: int = 1,
+    stride: int = 1,
+    padding: int = 0,
+    groups: int = 1,
 ) -> Stack:
     """Convolution, batch norm and PReLU."""
-    block = linear_block(inputs, outputs, kernel, stride, padding, groups)
-    block.layers.append(nn.PReLU(outputs))
+    block = linear_block(in_channels, out_channels, kernel, stride, padding, groups)
+    block.layers.append(nn.PReLU(out_channels))
     return block
 
 
 class InvertedBottleneck(Stack):
-    """1x1 expansion, 3x3 depthwise convolution and 1x1 projection, with a shortcut at stride 1."""
+    """1x1 expansion, 3x3 depthwise convolution and 1x1 projection, with a shortcut at stride 1.
+
+    `inputs`, `outputs` and `hidden` are numbers of channels.
+    """
 
     def __init__(self, inputs: int, outputs: int, hidden: int, stride: int) -> None:
         super().__init__(
@@ -68,7 +83,7 @@ def residual_stage(channels: int, hidden: int, count: int) -> Stack:
 
 @BACKBONES.register("mobilefacenet")
 class MobileFaceNet(nn.Module):
-    """A MobileFaceNet of any width and depth, with InsightFace's key names.
+    """A MobileFaceNet of any width and depth, with InsightFace's names in its state dict.
 
     Args:
         block_counts: number of stride-1 blocks at 1/2, 1/4, 1/8 and 1/16 of the image size. If the
@@ -125,6 +140,7 @@ class MobileFaceNet(nn.Module):
             InvertedBottleneck(wide, wide, 512, stride=2),
             residual_stage(wide, 256, block_counts[3]),
         )
+        # 512 channels at every width and embedding size.
         self.conv_sep = active_block(wide, 512)
         self.features = Stack(
             linear_block(512, 512, kernel=halved_size(image_size, times=4), groups=512),

@@ -35,6 +35,7 @@ class MomentumEncoder(nn.Module):
     """
 
     updates: Tensor
+    """Number of updates so far."""
 
     def __init__(self, network: nn.Module, momentum: float = 0.9, *, warm_up: bool = False) -> None:
         super().__init__()

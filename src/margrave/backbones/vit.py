@@ -73,13 +73,14 @@ class TransformerBlock(nn.Module):
         tokens = tokens + self._apply_drop_path(self.attn(self.norm1(tokens)))
         return tokens + self._apply_drop_path(self.mlp(self.norm2(tokens)))
 
-    def _apply_drop_path(self, branch: Tensor) -> Tensor:
+    def _apply_drop_path(self, outputs: Tensor) -> Tensor:
+        """Zero a branch's outputs for random samples; scale up the others to keep the mean."""
         if not self.training or self.drop_path == 0:
-            return branch
+            return outputs
         keep_probability = 1 - self.drop_path
         return (
-            branch
-            * branch.new_empty(len(branch), 1, 1).bernoulli_(keep_probability)
+            outputs
+            * outputs.new_empty(len(outputs), 1, 1).bernoulli_(keep_probability)
             / keep_probability
         )
 
@@ -150,9 +151,9 @@ class VisionTransformer(nn.Module):
         self.embedding_size = embedding_size
         self.masked_share = masked_share
         self.gradient_checkpointing = gradient_checkpointing
-        tokens = (image_size // patch_size) ** 2
+        num_tokens = (image_size // patch_size) ** 2
         self.patch_embed = PatchEmbedding(patch_size, width)
-        self.pos_embed = nn.Parameter(torch.empty(1, tokens, width))
+        self.pos_embed = nn.Parameter(torch.empty(1, num_tokens, width))
         # An unused mask token is frozen, because DDP would otherwise wait for its gradient.
         self.mask_token = nn.Parameter(torch.empty(1, 1, width), requires_grad=masked_share > 0)
         self.blocks = nn.ModuleList(
@@ -163,7 +164,7 @@ class VisionTransformer(nn.Module):
         )
         self.norm = nn.LayerNorm(width)
         self.feature = nn.Sequential(
-            nn.Linear(tokens * width, width, bias=False),
+            nn.Linear(num_tokens * width, width, bias=False),
             nn.BatchNorm1d(width, eps=2e-5),
             nn.Linear(width, embedding_size, bias=False),
             nn.BatchNorm1d(embedding_size, eps=2e-5),
@@ -199,12 +200,12 @@ class VisionTransformer(nn.Module):
 
     def _encode_masked(self, tokens: Tensor) -> Tensor:
         """Encode a random subset of each sample's tokens; the mask token replaces the others."""
-        batch, count, width = tokens.shape
-        kept_count = max(1, int(count * (1 - self.masked_share)))
-        shuffled = torch.rand(batch, count, device=tokens.device).argsort(dim=1)
+        batch, num_tokens, width = tokens.shape
+        kept_count = max(1, int(num_tokens * (1 - self.masked_share)))
+        shuffled = torch.rand(batch, num_tokens, device=tokens.device).argsort(dim=1)
         kept_indices = shuffled[:, :kept_count, None].expand(-1, -1, width)
         encoded = self._encode(tokens.gather(1, kept_indices))
-        all_tokens = self.mask_token.to(encoded.dtype).expand(batch, count, width)
+        all_tokens = self.mask_token.to(encoded.dtype).expand(batch, num_tokens, width)
         return all_tokens.scatter(1, kept_indices, encoded)
 
 

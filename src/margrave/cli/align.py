@@ -53,6 +53,7 @@ def align(
     )
     with show_progress(console, "aligning") as progress:
         results = align_photos(photos, crops, settings, workers=workers, progress=progress)
+    # `result.rejected` is the reason, or empty if the photo has crops.
     rejected = [result for result in results if result.rejected]
     with (
         atomic_write(crops / "rejected.csv") as temporary,
@@ -79,7 +80,7 @@ def align(
         )
     if crop_paths:
         # The contact sheet shows up to 12 crops of each of the first 10 subfolders, one subfolder
-        # per row. A row shows one person if the photos are sorted by person.
+        # per row. A row shows one person if each person has a subfolder.
         by_folder: dict[Path, list[Path]] = {}
         for crop in map(Path, crop_paths):
             by_folder.setdefault(crop.parent, []).append(crop)

@@ -22,8 +22,8 @@ def compare(
     pairs: Annotated[
         Path | None,
         typer.Argument(
-            help="The pairs, required for features: LFW's pairs.txt, a CSV, lines 'path path 1', "
-            "or a .bin set."
+            help="The pairs, required for features: LFW's pairs.txt, a CSV, lines 'path path 1' "
+            "(0: different people), or a .bin set."
         ),
     ] = None,
     far: Annotated[
@@ -51,8 +51,8 @@ def compare(
         matched = [(first_results[name], second_results[name]) for name in common]
     if not matched:
         raise ValueError(
-            f"{first} and {second} have no set of pairs in common ({', '.join(first_results)} and "
-            f"{', '.join(second_results)}); evaluate both models on the same pairs"
+            f"{first} ({', '.join(first_results)}) and {second} ({', '.join(second_results)}) have "
+            "no set of pairs in common; evaluate both models on the same pairs"
         )
     comparisons = [compare_results(a, b, targets, resamples) for a, b in matched]
     for (a, b), comparison in zip(matched, comparisons, strict=True):
@@ -72,10 +72,11 @@ def _print_comparison(console: "Console", result: "Result", first: str, second: 
 
     console.print(comparison_table(result, first, second))
     console.print(
-        "Difference: second model minus first, in percentage points (AUC: from 0 to 1). p value: "
-        "how often equally good models differ by at least this much. More pairs: how many more "
-        "pairs would make a difference of this size significant at 5 %. The table contains "
-        f"{len(result.figures)} tests: decide by the metric that you chose beforehand.",
+        "Difference: second model minus first, in percentage points (AUC: on its scale from 0 "
+        "to 1). p value: how often equally good models differ by at least this much. More "
+        "pairs: how many more pairs would make a difference of this size significant at 5 %. The "
+        f"table contains {len(result.figures)} tests: decide by the metric that you chose "
+        "beforehand.",
         soft_wrap=True,
     )
     if any(figure.too_few for figure in result.figures):

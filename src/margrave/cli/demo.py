@@ -31,7 +31,7 @@ def demo(
         console.print(f"replacing the earlier demo in {output}", markup=False)
     run = Run(config, output, ConsoleEvents(console))
     training = run.open_training()
-    # The training set without its augmentation.
+    # `training.images` augments images; its attribute `images` reads the originals.
     faces = training.images.images
     # The contact sheet shows up to 10 images of each of the first 8 identities.
     rows = []

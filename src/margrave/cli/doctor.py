@@ -128,8 +128,9 @@ def doctor(
         else:
             face_detector = available_detector(detector)
             if kind == "run":
-                # The second argument limits the images of each set, but evaluation images are
-                # compared with ten times as many training images: these are limited to --images.
+                # The second argument limits the images examined in each set. Evaluation images are
+                # compared with up to ten times as many training images, so pass a tenth of --images
+                # to keep that number within --images.
                 findings = examine_run(
                     path, images // 10, workers, trust_code, progress, face_detector
                 )

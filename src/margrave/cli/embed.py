@@ -116,12 +116,13 @@ def embed(
         )
     for reason in store.unreadable.values():
         console.print(f"left out: {reason}", markup=False)
+    # The label of an unlabeled image is -1.
     identities = len(np.unique(store.labels[store.labels >= 0]))
     label_text = f" of {quantity(identities, 'identity')}" if identities else " without labels"
     console.print(
         f"{quantity(len(store), 'image')}{label_text}, {store.embeddings.shape[1]} features each, "
         f"in {features}\n"
         f"prepared as {card.image_size} x {card.image_size} {card.color_order.upper()}, "
-        f"(pixel - {card.mean}) / {card.std}, fit {embedder.fit}",
+        f"(pixel - {card.mean}) / {card.std} for pixels in [0, 1], fit {embedder.fit}",
         markup=False,
     )

@@ -84,7 +84,8 @@ def enroll(
     similar_text = ""
     if most_similar is not None:
         similar_text = (
-            f"; most similar person: {most_similar.name}, cosine {most_similar.similarity:.3f}"
+            f"; most similar other person: {most_similar.name}, "
+            f"cosine {most_similar.similarity:.3f}"
         )
     assert matcher.gallery is not None
     num_people = len(matcher.gallery)

@@ -138,20 +138,21 @@ def protocol_command(name: str, protocol: type["Protocol"]) -> Any:
     The protocol's settings and the common options become the command's arguments and options.
     """
     fields: Mapping[str, FieldInfo] = protocol.model_fields
-    positional = [field for field in fields if field in protocol.positional]
-    option_fields = [field for field in fields if field not in positional]
+    arguments = [setting for setting in fields if setting in protocol.positional]
+    options = [setting for setting in fields if setting not in arguments]
     common = COMMON | (DISTRIBUTED if protocol.distributed else {})
     parameters: dict[str, tuple[Any, Any]] = {
         "context": (typer.Context, inspect.Parameter.empty),
         "source": (SOURCE, inspect.Parameter.empty),
-        **{field: _parameter(field, fields[field], positional=True) for field in positional},
-        **{field: _parameter(field, fields[field], positional=False) for field in option_fields},
+        **{setting: _parameter(setting, fields[setting], positional=True) for setting in arguments},
+        **{setting: _parameter(setting, fields[setting], positional=False) for setting in options},
         **common,
     }
 
     def run(context: typer.Context, source: Path, **values: Any) -> None:
         settings = {
-            field: _parse_value(field, values.pop(field), fields[field]) for field in fields
+            setting: _parse_value(setting, values.pop(setting), fields[setting])
+            for setting in fields
         }
         run_protocol(context, name, source, settings, **values)
 
@@ -220,8 +221,8 @@ def run_protocol(
         name: the protocol's name or import path.
         source: the argument SOURCE.
         settings: the protocol's settings.
-        resamples, device, output, devices, state: the common options of these names.
-        embedding_options: the other common options, which `open_or_embed_features` takes.
+        resamples, device, output, devices, state: the options of these names.
+        embedding_options: the other options in COMMON, which `open_or_embed_features` takes.
     """
     from margrave.cli.console import Console
     from margrave.cli.options import show_results, write_output
@@ -236,7 +237,7 @@ def run_protocol(
     if devices > 1 and not is_feature_store(source):
         raise ValueError("--devices needs stored features; create them first with margrave embed")
     if relaunch(context, devices):
-        return
+        return  # the new processes have run the evaluation
     with joined_world() as world:
         console = Console(highlight=False, quiet=world.rank > 0)
         features = open_or_embed_features(
@@ -281,7 +282,7 @@ def open_or_embed_features(
         protocol: opens the images that it needs.
         source: stored features or a model.
         device: the model's device; None uses CUDA if available.
-        world: this process's rank.
+        world: the processes that run this command, with this one's rank.
         images, keep, fit, maximum_unreadable, trust_code: the options of these names.
     """
     from margrave.cli.options import check_fit, open_features, warn_about_photos

@@ -87,19 +87,19 @@ def export(
     fars = ", ".join(f"{point.far:g}" for point in card.operating_points) or "none"
     console.print(
         f"{output}: {card.image_size} x {card.image_size} {card.color_order.upper()}, "
-        f"(pixel - {card.mean}) / {card.std}; thresholds for FAR: {fars}",
+        f"(pixel - {card.mean}) / {card.std} for pixels in [0, 1]; thresholds for FAR: {fars}",
         markup=False,
         soft_wrap=True,
     )
 
 
-def open_int8_pairs(pairs: Path, images: str | None, number: int) -> "tuple[Pairs, str | None]":
+def open_int8_pairs(pairs: Path, images: str | None, drawn: int) -> "tuple[Pairs, str | None]":
     """Return the protocol of pairs on which int8 is measured, and the source of its images.
 
     Args:
         pairs: a list of pairs, a .bin set, or a folder for random pairs.
         images: the images that a list of pairs names; None for a .bin set or a folder.
-        number: number of random pairs to draw from a folder.
+        drawn: number of random pairs to draw from a folder.
 
     Raises:
         ValueError: `images` is given although `pairs` is a folder of images.
@@ -112,11 +112,11 @@ def open_int8_pairs(pairs: Path, images: str | None, number: int) -> "tuple[Pair
         raise ValueError(
             f"{pairs} is a folder of images; leave out --images, or give --pairs a list of pairs"
         )
-    return Pairs(number=number), str(pairs)
+    return Pairs(number=drawn), str(pairs)
 
 
 def parity_table(results: "Sequence[Parity]") -> "Table":
-    """A table of differences: a row per set of compared images, then a row per threshold."""
+    """A table of differences: a row per set of images, each followed by a row per threshold."""
     from rich.table import Table
 
     table = Table("exported and original", "images", "cosine", "norm error", "decisions")
@@ -124,6 +124,7 @@ def parity_table(results: "Sequence[Parity]") -> "Table":
         table.add_row(
             result.description,
             f"{result.count:,}",
+            # The cosine is so close to 1 that only its distance from 1 tells anything.
             f"1 - {1 - result.cosine:.1e}",
             f"{result.norm_error:.1e}",
             "-",
@@ -135,7 +136,7 @@ def parity_table(results: "Sequence[Parity]") -> "Table":
 
 
 def quantized_tables(quantized: "Quantized") -> "Iterator[Table]":
-    """Yield a table of both models' metrics with intervals, and a table of their differences."""
+    """Yield a table of the original's and the int8 model's metrics, and one of the differences."""
     from dataclasses import replace
 
     from margrave.cli.tables import comparison_table, results_tables
@@ -158,5 +159,5 @@ def quantized_notes(quantized: "Quantized") -> "Iterator[str]":
         fars = ", ".join(f"{far:g}" for far in quantized.unsupported_fars)
         yield (
             f"the pairs are too few to choose thresholds for FAR {fars}, so the int8 model has "
-            "none for them; choose them on more images with margrave threshold"
+            "no thresholds for these FARs; choose thresholds on more images with margrave threshold"
         )
