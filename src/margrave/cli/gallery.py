@@ -31,7 +31,7 @@ GalleryArgument = Annotated[
 
 @app.command(cls=QuickCommand)
 def stats(gallery: GalleryArgument = GALLERY) -> None:
-    """Show the size of a gallery and its model."""
+    """Show a gallery's size and the model of its vectors."""
     from rich.table import Table
     from rich.text import Text
 
@@ -44,6 +44,7 @@ def stats(gallery: GalleryArgument = GALLERY) -> None:
     properties = {
         "people": f"{counts.people:,}",
         "images": f"{counts.images:,} ({counts.crops:,} kept as crops)",
+        # `card.weights` is the digest of the weights; 12 of its digits are enough here.
         "model": f"{card.model} ({card.weights[:12]})",
         "vectors": f"{card.dimension} dimensions, {'float16' if card.half else 'float32'}",
         "fusion": card.fusion,
@@ -73,7 +74,9 @@ def list_people(gallery: GalleryArgument = GALLERY) -> None:
 @app.command("export", cls=QuickCommand)
 def export(
     gallery: GalleryArgument,
-    folder: Annotated[Path, typer.Argument(help="The folder to write; it is not encrypted.")],
+    folder: Annotated[
+        Path, typer.Argument(help="The folder to write; its files are not encrypted.")
+    ],
 ) -> None:
     """Export all people to a folder of plain files with checksums."""
     from margrave.cli.console import Console
@@ -153,7 +156,7 @@ def re_embed(
 def verify_erasure(
     gallery: GalleryArgument,
     name: Annotated[
-        list[str] | None, typer.Option(help="Also search the files for this name; repeatable.")
+        list[str] | None, typer.Option(help="Also search for this name; repeatable.")
     ] = None,
 ) -> None:
     """Search a gallery for remaining data of forgotten people; exit status 3 if any may remain."""

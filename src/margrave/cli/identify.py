@@ -76,6 +76,7 @@ def identify(
         matcher.operating_point()
     any_identified = False
     table = Table("image", "face center", "person", "cosine", "other candidates")
+    # Wrap the columns image, person and other candidates instead of cutting long names.
     for column in (0, 2, 4):
         table.columns[column].overflow = "fold"
     results = []
@@ -109,6 +110,7 @@ def identify(
                 }
                 typer.echo(json.dumps(record, ensure_ascii=False))
             best = result.candidates[0] if result.candidates else None
+            # For an unknown person, the best candidate is listed with the others.
             table.add_row(
                 Text("/".join(image.parts[-2:])),
                 _center_text(result.face.detection) or str(number),

@@ -39,7 +39,9 @@ def import_model(
     ] = None,
     image_size: Annotated[
         int | None,
-        typer.Option(help="Image side length, if an ONNX model or --backbone accepts any."),
+        typer.Option(
+            help="Image side length in pixels, if the ONNX model or --backbone accepts any size."
+        ),
     ] = None,
     key: Annotated[
         str | None,
@@ -116,7 +118,7 @@ def _import_onnx(console: Console, source: Path, target: Path, options: ImportOp
     )
     console.print(
         f"ONNX -> {target}: {card.image_size} x {card.image_size} {card.color_order.upper()}, "
-        f"(pixel - {card.mean}) / {card.std}",
+        f"(pixel - {card.mean}) / {card.std} for pixels in [0, 1]",
         markup=False,
     )
     if network.one_at_a_time:
@@ -147,8 +149,8 @@ def _import_checkpoint(
         if options.backbone or options.layout:
             raise
         raise ValueError(
-            f"{source}: {error} (a run's model.safetensors needs no import; for weights of another "
-            "network, add --backbone my_module:Net)"
+            f"{source}: {error} (a run's model.safetensors needs no import; for weights of an "
+            "unknown layout, add --backbone my_module:Net)"
         ) from error
     load_strictly(network, imported.state, str(source), imported.names)
     card = card_for(imported, options.image_size, f"{imported.layout}, imported from {source.name}")
@@ -160,10 +162,10 @@ def _import_checkpoint(
     console.print(f"{imported.layout} -> {target}", markup=False)
     for note in imported.notes:
         console.print(f"  {note}", markup=False)
-    parameters = sum(parameter.numel() for parameter in network.parameters())
+    num_parameters = sum(parameter.numel() for parameter in network.parameters())
     console.print(
-        f"  {imported.backbone['kind']}, {parameters:,} parameters, RGB input, "
-        f"(pixel - {card.mean}) / {card.std}",
+        f"  {imported.backbone['kind']}, {num_parameters:,} parameters, RGB input, "
+        f"(pixel - {card.mean}) / {card.std} for pixels in [0, 1]",
         markup=False,
     )
 

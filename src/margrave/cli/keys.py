@@ -60,7 +60,8 @@ def rotate(
     """Replace a key with a new one that has the same label and scopes; print the new token."""
     from margrave.serving import KeyFile
 
-    typer.echo(KeyFile(file).rotate(key)[1])
+    _, token = KeyFile(file).rotate(key)
+    typer.echo(token)
 
 
 @app.command(cls=QuickCommand)

@@ -16,7 +16,7 @@ def losses(context: typer.Context) -> None:
     name = optional_name(context)
     console = Console(highlight=False)
     if name is not None:
-        # `create` imports pydantic, which is slow.
+        # Use `create` only for other losses, because it imports pydantic, which is slow.
         loss = LOSSES.get(name)() if name in LOSSES else create({"kind": name})
         # Print the docstring without its examples and without markup.
         text = (inspect.getdoc(type(loss)) or "").split("\n>>> ")[0].rstrip()

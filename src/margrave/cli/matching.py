@@ -41,7 +41,9 @@ UncheckedOption = Annotated[
 ]
 FarOption = Annotated[
     float | None,
-    typer.Option(help="Use the model's threshold for this FAR; default: its smallest FAR."),
+    typer.Option(
+        help="Use the model's threshold for this FAR; default: the smallest FAR with a threshold."
+    ),
 ]
 FloorOption = Annotated[
     float,
@@ -56,7 +58,7 @@ DeviceOption = Annotated[str | None, typer.Option(help="cpu, cuda, …; default:
 TrustOption = Annotated[
     bool, typer.Option(help="Import and run custom network code that the model names.")
 ]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as a line of JSON.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print each result as a line of JSON.")]
 
 
 def open_matcher(
@@ -77,7 +79,7 @@ def open_matcher(
     from margrave.matching import Matcher
 
     if unchecked and not aligned:
-        raise ValueError("--unchecked needs --aligned; give both or neither")
+        raise ValueError("--unchecked needs --aligned; add --aligned, or omit --unchecked")
     return Matcher.load(
         model,
         gallery,
@@ -113,10 +115,11 @@ def verification_text(matcher: "Matcher", result: "Verification") -> str:
     """Describe a verification in lines of text: decision, evidence, and quality of both faces."""
     point = result.point
     interval = point.threshold_interval
-    bounds = "" if interval is None else f" (95 %: {interval[0]:.4f} to {interval[1]:.4f})"
+    bounds = "" if interval is None else f" (95 % interval {interval[0]:.4f} to {interval[1]:.4f})"
+    source = f", measured on {point.measured_on}" if point.measured_on else ""
     lines = [
         f"{'same person' if result.same else 'different people'}: cosine {result.similarity:.4f}, "
-        f"threshold {point.threshold:.4f}{bounds} at FAR {point.far:g}, {point.measured_on}"
+        f"threshold {point.threshold:.4f}{bounds} at FAR {point.far:g}{source}"
     ]
     reference = matcher.model.card.reference
     if result.log_likelihood_ratio is not None and result.probability is not None:

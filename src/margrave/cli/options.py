@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from margrave.inference import FeatureStore
 
 FITS = ("crop", "stretch", "pad")
+"""The ways to make an image square, choices of --fit."""
 
 
 def parse_numbers(option: str, text: str) -> list[float]:
@@ -53,7 +54,8 @@ def warn_about_photos(
 
     if look_like_photos(images, size):
         console.print(
-            f"warning: these look like photos, not aligned face crops; align them with {remedy}",
+            "warning: the images look like photos, not aligned face crops; align them with "
+            f"{remedy}",
             style="yellow",
             soft_wrap=True,
         )

@@ -21,7 +21,8 @@ def pack(
     pairs: Annotated[
         Path | None,
         typer.Option(
-            help="Write a .bin of these pairs: LFW's pairs.txt, a CSV, or lines 'path path 1'."
+            help="Write a .bin of these pairs: LFW's pairs.txt, a CSV, or lines 'path path 1' "
+            "(1: same person, 0: different people)."
         ),
     ] = None,
     shards: Annotated[

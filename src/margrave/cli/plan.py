@@ -40,7 +40,7 @@ def plan(
         float, typer.Option(min=1e-6, help="Network bandwidth between ranks in GB/s.")
     ] = 1.0,
     device: Annotated[
-        str | None, typer.Option(help="cpu or cuda; default: this machine's.")
+        str | None, typer.Option(help="cpu or cuda; default: CUDA if available.")
     ] = None,
     head_only: Annotated[
         bool, typer.Option("--head-only", help="Plan only the head, without the backbone.")
@@ -119,7 +119,7 @@ def plan(
     time_table.add_row("lower bound (arithmetic only)", f"{1000 * planned.floor:,.1f}")
     console.print(time_table)
     message = (
-        f"each device: {machine.device}, {machine.flops / 1e12:.3g} TFLOP/s, memory "
+        f"each device: {machine.device}, {machine.flops / 1e12:.3g} TFLOP/s in float32, memory "
         f"{machine.memory_bandwidth / 1e9:.3g} GB/s; network {network_bandwidth:g} GB/s; "
         f"batch {config.training.batch_size}, {config.loss['kind']}, {config.head['kind']} head"
     )

@@ -34,11 +34,11 @@ def relaunch(context: typer.Context, devices: int) -> bool:
 
 
 def rebuild_command(context: typer.Context) -> list[str]:
-    """Rebuild a command line from its context: the words that follow ``margrave``."""
-    words: list[str] = []
+    """Rebuild a command line from the command's context: the words that follow ``margrave``."""
+    names_and_options: list[str] = []
     current = context
     while current.parent is not None:
-        words.insert(0, str(current.info_name))
+        names_and_options.insert(0, str(current.info_name))
         current = current.parent
     arguments: list[str] = []
     for parameter in context.command.params:
@@ -47,10 +47,12 @@ def rebuild_command(context: typer.Context) -> list[str]:
             if parameter.param_type_name == "argument":
                 arguments += [] if value is None else [str(value)]
             elif isinstance(value, bool):
-                words += parameter.opts[:1] if value else parameter.secondary_opts[:1]
+                # A flag has a name for True and may have another for False, such as --no-train.
+                flag_names = parameter.opts if value else parameter.secondary_opts
+                names_and_options += flag_names[:1]
             elif value is not None:
-                words += [parameter.opts[0], str(value)]
-    return [*words, "--", *arguments]
+                names_and_options += [parameter.opts[0], str(value)]
+    return [*names_and_options, "--", *arguments]
 
 
 def local_device(device: str) -> str:

@@ -56,7 +56,10 @@ class _Lines:
         # Time of the last line. No line is printed yet; with this value, the first one can be
         # printed FIRST_LINE_SECONDS from now.
         self._printed_at = time.monotonic() - MIN_PAUSE + FIRST_LINE_SECONDS
+        # Share of the task that was done in the last printed line, from 0 to 1; None if no line of
+        # this task is printed yet.
         self._printed_share: float | None = None
+        # The same in the last report, printed or not.
         self._share = 0.0
         # Count and time of the first report. A resumed task starts with a count above 0; this
         # earlier work must not count towards the speed.
@@ -65,7 +68,7 @@ class _Lines:
     def __call__(self, done: int, total: int) -> None:
         now, share = time.monotonic(), done / total if total else 1.0
         if self._first is None or share < self._share:
-            # This is the first report, or a new task has begun.
+            # This is the first report, or the share fell because a new task has begun.
             self._first = done, now
             self._printed_share = None
         self._share = share
@@ -169,7 +172,7 @@ class _TrainingLines:
         line += f"{_loss_text(report)}, {report.images_per_second:.0f} images/s"
         new_steps, seconds = report.step - self._last[0], now - self._last[1]
         # Use the speed since the last line, not since the start: other programs may have slowed
-        # the machine for a while.
+        # the machine for a while. Less than FIRST_LINE_SECONDS is too short to measure a speed.
         if new_steps and report.step < report.steps and seconds >= FIRST_LINE_SECONDS:
             line += f", {clock((report.steps - report.step) * seconds / new_steps)} left"
         self._last = report.step, now
@@ -183,10 +186,11 @@ def show_grid_progress(
     """Show the progress and remaining time of a grid of training runs (losses × seeds).
 
     Yields a function to call with the grid's progress. In a terminal, this shows a bar. Elsewhere,
-    it prints a line when a run ends, at most one every ten seconds.
+    it prints a line when a run ends, at most one every ten seconds, except the last.
     """
     started_at, done_at_start = time.monotonic(), None
     if not console.is_interactive:
+        # With these values, the first report is printed at once, even if no run has ended yet.
         printed_at, printed_num_ended = 0.0, -1
 
         def print_line(progress: GridProgress) -> None:
@@ -238,11 +242,12 @@ def _remaining_seconds(
 ) -> float | None:
     """Estimate the seconds until a grid is finished from its speed so far.
 
-    None if less than a second has passed or nothing was done in the elapsed seconds.
+    Return None if at most a second has passed, or if nothing was done in this time.
 
     Args:
         progress: the grid's progress.
-        done_at_start: ``progress.done`` in the first report.
+        done_at_start: ``progress.done`` in the first report: a number of runs, with fractions of
+            running ones.
         elapsed: seconds since the display was started.
     """
     newly_done = progress.done - done_at_start

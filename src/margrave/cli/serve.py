@@ -78,7 +78,7 @@ def serve(
         rate=rate,
         max_concurrent=max_concurrent,
     )
-    # Check the address and TLS before the gallery is opened, because that may create a gallery.
+    # Check the address, TLS and the key file first, because `open_matcher` may create a gallery.
     check_listening(settings)
     has_keys = bool(KeyFile(keys).keys())
     matcher = open_matcher(

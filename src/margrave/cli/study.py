@@ -54,7 +54,8 @@ def study(
         typer.Option(min=1, help="Number of runs at a time; default: one per GPU, or per core."),
     ] = None,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="The study's folder.")
+        Path | None,
+        typer.Option("--output", "-o", help="The study's folder; default: studies/NAME."),
     ] = None,
     settings: Annotated[
         list[str] | None,
@@ -67,8 +68,8 @@ def study(
         bool,
         typer.Option(
             "--train/--no-train",
-            help="Train the unfinished runs, or only compare the finished runs, which is possible "
-            "while others are training.",
+            help="Train the unfinished runs, or only compare the finished ones. You can compare "
+            "while other runs are training.",
         ),
     ] = True,
     trust_code: Annotated[

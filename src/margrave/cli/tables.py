@@ -67,6 +67,7 @@ def _overall(result: Result) -> list[Figure]:
 def _strata_table(result: Result) -> Table:
     """A table with a row per stratum of the data and a column per metric."""
     metrics, rows = rows_by_stratum(result)
+    # The result's name may be empty.
     table = Table("", "pairs", title=escape(f"{result.name}, parts of the data").lstrip(", "))
     for metric in metrics:
         table.add_column(escape(metric), justify="right")
@@ -80,8 +81,8 @@ def _shared_table(results: Sequence[Result]) -> Table:
     table = Table("")
     for result in results:
         table.add_column(escape(result.name), justify="right")
-    for count in results[0].counts:
-        table.add_row(count, *(f"{result.counts.get(count, 0):,}" for result in results))
+    for name in results[0].counts:
+        table.add_row(name, *(f"{result.counts.get(name, 0):,}" for result in results))
     for figures in zip(*map(_overall, results), strict=True):
         cells = []
         for figure in figures:
@@ -110,7 +111,9 @@ def _signed_value(figure: Figure, value: float) -> str:
 
 
 def comparison_table(result: Result, first: str, second: str) -> Table:
-    """A table of the differences between two models on the same pairs.
+    """A table of the differences, second − first, between two models on the same pairs.
+
+    The column "more pairs" tells how many are needed to find such a difference significant.
 
     Args:
         result: the comparison, whose figures are differences.
@@ -131,6 +134,7 @@ def comparison_table(result: Result, first: str, second: str) -> Table:
     )
     for figure in result.figures:
         metric = figure.label.removeprefix("difference in ") + (" *" if figure.too_few else "")
+        # In a comparison, each figure has a value and an interval; `or` only narrows their types.
         ends = figure.interval or (0.0, 0.0)
         more_pairs = figure.details.get("more_pairs")
         table.add_row(
@@ -171,14 +175,14 @@ def study_table(title: str, comparison: SeedComparison, metric: str) -> Table:
     for loss, mean in comparison.means.items():
         ends = "-" if mean.interval is None else " to ".join(text(end) for end in mean.interval)
         row = [escape(loss), text(mean.value), ends, text(mean.seed_std)]
-        pair = best, loss
+        # How much better the best loss is than this one. The better loss of a difference is second.
         # There is one difference, or none in the row of the best loss itself.
-        from_best = [
+        behind_best = [
             difference
             for difference in comparison.differences
-            if (difference.second, difference.first) == pair
+            if (difference.first, difference.second) == (loss, best)
         ]
-        row += [text(difference.mean.value) for difference in from_best] or [""]
-        row += [p_value_text(difference.adjusted_p_value) for difference in from_best] or [""]
+        row += [text(difference.mean.value) for difference in behind_best] or [""]
+        row += [p_value_text(difference.adjusted_p_value) for difference in behind_best] or [""]
         table.add_row(*row)
     return table
