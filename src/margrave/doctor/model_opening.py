@@ -38,8 +38,8 @@ class OpenedModel:
         embedder: the model, or None if it cannot be used.
         preparation_assumed: True if the preparation of images was assumed, because neither the file
             nor the user states it.
-        color_order: the color order that the file's weights are assumed to expect; None if that is
-            unknown, because a model file may have been imported from weights of either order.
+        color_order: the color order that the weights are assumed to expect; None for a Margrave
+            model, which may have been imported from weights of either order.
     """
 
     findings: list[Finding]
@@ -57,7 +57,8 @@ def open_for_examination(path: str | Path, options: ImportOptions, trust_code: b
 
     Args:
         path: the file or folder.
-        options: what an ONNX model or a checkpoint does not state, such as the preparation.
+        options: what an ONNX model or a checkpoint does not state, such as the preparation of
+            images.
         trust_code: import and run custom network code.
     """
     path = model_path(path)
@@ -125,6 +126,7 @@ def _open_onnx(path: Path, options: ImportOptions) -> OpenedModel:
             return OpenedModel(
                 findings=findings, embedder=_create_embedder(model), color_order=card.color_order
             )
+    # A network that takes uint8 normalizes the pixels itself.
     needed = {"color_order"} if network.takes_uint8 else {"mean", "std", "color_order"}
     assumed = needed - given.keys() if card is None else set()
     if card is None:
@@ -166,7 +168,7 @@ def _open_checkpoint(path: Path, model_error: ValueError, options: ImportOptions
     Args:
         path: the checkpoint.
         model_error: the error that was raised when the file was opened as a Margrave model.
-        options: what the file does not state.
+        options: what the checkpoint does not state.
     """
     try:
         state = read_checkpoint(path, options.key)
@@ -224,8 +226,8 @@ def _unusable_finding(error: ValueError) -> Finding:
         fault="unusable_onnx_model",
         severity="serious",
         message=str(error),
-        remedy="do what the message says; margrave import MODEL.onnx COPY.onnx creates a card that "
-        "states the preparation of images",
+        remedy="do what the message says; if the card is missing or wrong, create one: margrave "
+        "import MODEL.onnx COPY.onnx",
     )
 
 

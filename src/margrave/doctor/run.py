@@ -26,7 +26,7 @@ from margrave.runs import RunFolder
 MIN_STEPS = 5
 """Minimum number of logged steps for a verdict on the training curve."""
 MIN_LOSS_DROP = 0.03
-"""Relative drop of the loss below which it counts as not falling."""
+"""Relative drop above which the loss counts as falling."""
 MAX_STEP_SIZE, MIN_STEP_SIZE = 50.0, 1e-4
 """Step sizes (learning rate times gradient norm): training is unstable if the largest one is above
 the first number, and the weights hardly change if the median is below the second."""
@@ -75,6 +75,7 @@ def examine_run(
     if run.model.is_file():
         embedder = load_embedder(folder, trust_code=trust_code)
         findings += check_collapse(embedder, images)
+        # MagFace uses the feature norm itself, AdaFace its running statistics.
         loss_reads_norm = config.loss["kind"] == "magface"
         loss_reads_norm |= "feature_norm" in create_loss(config.loss).needs
         findings += check_quality(embedder, images, loss_reads_norm)
@@ -94,14 +95,16 @@ def check_curve(
         num_images: number of training images.
         num_classes: number of training identities.
     """
+    # Training logs "stopped" only after a non-finite loss. The reason consists of the cause and a
+    # remedy; the remedy below replaces the latter.
     if metrics and metrics[-1]["kind"] == "stopped":
         yield Finding(
             fault="non_finite_loss",
             severity="serious",
             message=str(metrics[-1].get("reason", "training stopped")).partition("\n  remedy")[0],
-            remedy="lower training.optimizer.learning_rate, lengthen "
-            "training.schedule.warmup_epochs, set training.clip_norm to 5, or use precision "
-            "float32",
+            remedy="lower training.optimizer.learning_rate, raise "
+            "training.schedule.warmup_epochs, set training.clip_norm to 5, or set "
+            "training.precision to float32",
         )
         return
     steps = [line for line in metrics if line["kind"] == "training"]
@@ -126,7 +129,7 @@ def check_curve(
             fault="non_finite_loss",
             severity="serious",
             message=f"the loss or its gradient is infinite or NaN at step {non_finite[0]['step']}",
-            remedy="lower training.optimizer.learning_rate or set training.clip_norm (5)",
+            remedy="lower training.optimizer.learning_rate or set training.clip_norm to 5",
         )
         return
     if len(steps) >= MIN_STEPS:
@@ -140,6 +143,7 @@ def check_curve(
             remedy="download or convert them again, or remove them",
             share=unreadable / num_images,
         )
+    # The logged epoch is a fractional number of finished epochs, so allow for rounding.
     epoch, epochs = steps[-1]["epoch"], config.training.epochs
     if epoch < epochs - 0.01:
         yield Finding(
@@ -163,6 +167,7 @@ def _check_convergence(
     losses, feature_norms, learning_rates, gradient_norms = finite.T
     clip_norm = config.training.clip_norm
     quarter_medians = [float(np.median(quarter)) for quarter in np.array_split(losses, 4)]
+    # The last loss is the median over the last tenth of the steps, but at least three.
     first_loss, last_loss = float(losses[0]), float(np.median(losses[-max(3, len(losses) // 10) :]))
     step_sizes = learning_rates * (
         np.minimum(gradient_norms, clip_norm) if clip_norm else gradient_norms
@@ -180,7 +185,9 @@ def _check_convergence(
     loss_summary = (
         f"the loss went from {first_loss:.2f} to {last_loss:.2f} (maximum {losses.max():.2f})"
     )
+    # AdamW's steps hardly depend on the gradient norm.
     steps_too_small = config.training.optimizer.kind == "sgd" and median_step_size < MIN_STEP_SIZE
+    # Compares the last quarter of the run with the second.
     is_flat = quarter_medians[3] > (1 - MIN_LOSS_DROP) * quarter_medians[1]
     # Without a margin, log(num_classes) is the loss of a model whose cosines to all classes are
     # equal.
@@ -201,6 +208,7 @@ def _check_convergence(
     elif not at_chance and (
         last_loss < math.log(num_classes) or first_loss - last_loss > MIN_LOSS_DROP * first_loss
     ):
+        # The loss is below that of guessing, or has fallen.
         return
     elif max_step_size > MAX_STEP_SIZE or norm_ratio > MAX_FEATURE_NORM_RATIO:
         yield Finding(
@@ -210,7 +218,7 @@ def _check_convergence(
             f"gradient norm up to {max_step_size:.2g}) and mean feature norms varied by a factor "
             f"of {norm_ratio:.2g}",
             remedy=f"lower training.optimizer.learning_rate ({learning_rates.max():g}) tenfold, "
-            "lengthen schedule.warmup_epochs, or set training.clip_norm (5)",
+            "raise training.schedule.warmup_epochs, or set training.clip_norm to 5",
             figures=figures,
         )
     else:
@@ -244,12 +252,13 @@ def check_scale(config: RunConfig, num_classes: int) -> Iterator[Finding]:
         return
     lowest_loss = math.log1p((num_classes - 1) * math.exp(-scale * num_classes / (num_classes - 1)))
     if lowest_loss > 0.1:
+        # The scale at which the lowest loss is about 0.01.
         min_scale = math.log((num_classes - 1) / 0.01) * (num_classes - 1) / num_classes
         yield Finding(
             fault="scale_too_low",
             severity="serious",
             message=f"with scale {scale:g} and {num_classes} identities even a perfect model has a "
-            f"loss of {lowest_loss:.2f}, so its gradient never vanishes",
+            f"loss of {lowest_loss:.2f}, so the gradient never vanishes",
             remedy=f"set loss.scale to {max(8, math.ceil(min_scale))} or more; 64 is usual",
             figures={"scale": scale, "classes": num_classes, "lowest_loss": round(lowest_loss, 4)},
         )
@@ -306,8 +315,8 @@ def check_leaks(
                 severity="serious" if share > 0.01 else "warning",
                 message=f"{len(leaked)} of {len(evaluation_measured)} images of the evaluation set "
                 f"{name!r} are also training images",
-                remedy="evaluate on identities that are not in the training set: remove them from "
-                "it, or split the data by identity",
+                remedy="remove the identities of these images from the training set, or split the "
+                "data by identity",
                 share=share,
                 examples=tuple(
                     f"{images.name(int(training_measured.indices[first]))} = "
@@ -321,7 +330,7 @@ def check_leaks(
 
 
 def _concatenate(first: Measurements, second: Measurements) -> Measurements:
-    """Join the measurements of two sets; the unreadable images are left out."""
+    """Join the measurements of two image sets, without their records of unreadable images."""
     columns = (
         "indices",
         "sizes",

@@ -1,7 +1,7 @@
 """Checks whether weights were trained, or are still random.
 
 For a matrix X of independent random numbers of any distribution, the expected largest eigenvalue of
-X·Xᵀ is known. Training raises the eigenvalue above this value within a few steps, because each
+X·Xᵀ is known. Training raises the largest eigenvalue above it within a few steps, because each
 gradient is a sum of few outer products.
 
 The scales and shifts of normalization layers are exactly 1 and 0 before training; training changes
@@ -26,7 +26,7 @@ MAX_COLUMNS = 65536
 MIN_TRAINED_SCORE = 5.0
 """Score above which a matrix counts as not random; see `eigenvalue_score`."""
 MAX_STRUCTURED_SHARE = 0.1
-"""Maximum share of non-random matrices, such as constant tables, in an untrained network."""
+"""Maximum share of non-random matrices, such as precomputed tables, in an untrained network."""
 MIN_MATRICES, MIN_NORMS = 3, 2
 """Minimum numbers of matrices and of normalization layers for a verdict."""
 INITIAL_TOLERANCE = 1e-5
@@ -58,7 +58,7 @@ class TrainingEvidence:
 
     @property
     def looks_random(self) -> bool:
-        """Whether the weight matrices look like independent random numbers."""
+        """Whether the weight matrices look random; False if there are too few of them to tell."""
         return (
             self.matrices >= MIN_MATRICES
             and self.structured_matrices <= MAX_STRUCTURED_SHARE * self.matrices
@@ -116,9 +116,9 @@ def _is_norm(state: Mapping[str, Tensor], key: str) -> bool:
 
 
 def eigenvalue_score(weight: Tensor) -> float | None:
-    """How far the largest eigenvalue of a matrix X·Xᵀ exceeds the value for random numbers.
+    """How far the largest eigenvalue of X·Xᵀ exceeds its center for a matrix X of random numbers.
 
-    The unit is the scale of the distribution of this eigenvalue for random numbers. The score is
+    The unit is the scale of this eigenvalue's distribution for random numbers. The score is
     about -2 for independent random numbers, and at most 3 for every matrix of every registered
     backbone before training. Rows are normalized first, so that their scales (such as those of
     folded batch norms) do not matter.
@@ -127,24 +127,27 @@ def eigenvalue_score(weight: Tensor) -> float | None:
         weight: a weight of any shape, which is reshaped to a matrix with a row per output.
 
     Returns:
-        The score; None if the matrix is small or constant, or contains infinity or NaN.
+        The score; None if the weight has fewer than two dimensions or is neither float nor int8, or
+        if the matrix is small, has equal rows, or contains infinity or NaN.
 
     Source: Johnstone, On the distribution of the largest eigenvalue in principal components
-    analysis (2001), for mean and scale.
+    analysis (2001), for center and scale.
 
     >>> eigenvalue_score(torch.randn(64, 3, 3, 3, generator=torch.Generator().manual_seed(0))) < 3
     True
     >>> eigenvalue_score(torch.arange(4096.0).sin().reshape(64, 64)) > 5
     True
     """
+    # Quantized weights are int8.
     if weight.dim() < 2 or not (weight.is_floating_point() or weight.dtype == torch.int8):
         return None
     matrix = weight.detach().reshape(len(weight), -1)[:MAX_ROWS, :MAX_COLUMNS].float()
     if min(matrix.shape) < MIN_MATRIX_SIDE or not bool(torch.isfinite(matrix).all()):
         return None
     matrix = matrix - matrix.mean()
-    norms = matrix.norm(dim=1, keepdim=True)
-    matrix = matrix[norms[:, 0] > 0] / norms[norms[:, 0] > 0]
+    row_norms = matrix.norm(dim=1, keepdim=True)
+    is_nonzero = row_norms[:, 0] > 0
+    matrix = matrix[is_nonzero] / row_norms[is_nonzero]
     rows, columns = matrix.shape if matrix.numel() else (0, 0)
     if min(rows, columns) < MIN_MATRIX_SIDE or float(matrix.std(dim=0).max()) == 0:
         return None
@@ -152,8 +155,8 @@ def eigenvalue_score(weight: Tensor) -> float | None:
     # Rows have unit length; this factor gives the entries unit variance, as the formulas assume.
     largest = float(torch.linalg.eigvalsh(gram.double())[-1]) * columns
     roots = (rows - 1) ** 0.5 + columns**0.5
-    mean, scale = roots**2, roots * ((rows - 1) ** -0.5 + columns**-0.5) ** (1 / 3)
-    return (largest - mean) / scale
+    center, scale = roots**2, roots * ((rows - 1) ** -0.5 + columns**-0.5) ** (1 / 3)
+    return (largest - center) / scale
 
 
 def check_training(state: Mapping[str, Tensor]) -> Iterator[Finding]:
@@ -191,8 +194,8 @@ def check_training(state: Mapping[str, Tensor]) -> Iterator[Finding]:
         fault="untrained_weights",
         severity="serious",
         message=f"the network is untrained or hardly trained: {'; '.join(observations)}",
-        remedy="export the trained model, not a newly created one; check that the checkpoint was "
-        "loaded into it (strict=True) before it was saved",
+        remedy="export the trained model, not a newly created one; check that the trained "
+        "weights were loaded (strict=True) before the model was saved",
         figures={
             "matrices": evidence.matrices,
             "structured": evidence.structured_matrices,

@@ -54,7 +54,7 @@ _WEIGHT_FAULTS: tuple[tuple[str, Callable[[str, torch.Tensor], bool], str, str],
     (
         "negative_variances",
         _has_negative_variance,
-        "are negative variances of batch norms",
+        "contain negative variances of batch norms",
         "the file is damaged, or its weights were averaged wrongly: export it again",
     ),
     (

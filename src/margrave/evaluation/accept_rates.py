@@ -92,7 +92,7 @@ def accept_rates(
             accepts that any target allows.
         impostor_count: total number of impostor pairs, including those outside the tail.
         far_targets: FAR targets, each in (0, 1).
-        identities: the pairs' identities, to be resampled by the bootstrap; None resamples pairs.
+        identities: the pairs' identities, which the bootstrap resamples; None to resample pairs.
         resamples: number of bootstrap replicates; 0 for no intervals.
         seed: seed of the bootstrap.
 
@@ -122,10 +122,12 @@ def accept_rates(
             f"FAR {max(far_targets)} allows {max(allowed)} false accepts, but only the {len(tail)} "
             "largest impostor scores were passed; pass a longer tail"
         )
+    # At most ``allowed`` impostor scores are strictly above the (allowed + 1)-th largest one.
     thresholds = [float(tail[false_accepts]) for false_accepts in allowed]
     rates = [
         AcceptRate(
             far_target=float(far),
+            # The index is the number of impostor scores strictly above the threshold.
             far=int(np.searchsorted(-tail, -threshold, side="left")) / impostor_count,
             tar=int((genuine > threshold).sum()) / len(genuine),
             threshold=threshold,

@@ -84,7 +84,7 @@ class AllToAllResult:
         Args:
             name: the name of the data set.
         """
-        names = ("images", "identities", "distractors", "genuine", "impostors")
+        count_names = ("images", "identities", "distractors", "genuine", "impostors")
         return Result(
             protocol="all-to-all",
             name=name,
@@ -94,7 +94,7 @@ class AllToAllResult:
                 *(rank.figure(gallery="distractors") for rank in self.ranks),
                 *(rate.figure("identification rate", rank=1) for rate in self.identification),
             ),
-            counts={count: getattr(self, count) for count in names},
+            counts={count_name: getattr(self, count_name) for count_name in count_names},
         )
 
 
@@ -167,8 +167,8 @@ def evaluate_all_to_all(
         check_resamples(resamples)
     if (labels < 0).any():
         raise ValueError(
-            f"labels must not be negative, got {labels.min()}; pass faces of unknown identity as "
-            "distractors"
+            f"labels must not be negative, got {labels.min()} (None counts as -1); pass faces of "
+            "unknown identity as distractors"
         )
     labeled_comparison = Comparison(embeddings, labels)
     distractor_comparison = (
@@ -194,7 +194,7 @@ def evaluate_all_to_all(
     # In state files, the comparison of the embeddings with each other is called "own".
     sweep(labeled_comparison, collectors, **sweeps.options("own", 0), **settings)
     genuine_scores, first_faces, second_faces = genuine.sorted()
-    # The last element of each tuple: whether the columns are distractors.
+    # Each tuple: the scores, rows and columns, and whether the columns are distractors.
     tails = [(*tail.sorted(), False)] if impostors_within else []
     rank_results: tuple[RankRate, ...] = ()
     identification: tuple[AcceptRate, ...] = ()
@@ -254,7 +254,7 @@ class _Sweeps:
     Attributes:
         state_store: saves the states; None to save nothing.
         progress: called with (comparisons done, total) of all sweeps.
-        total: number of comparisons in all sweeps.
+        total: number of comparisons in all sweeps together.
     """
 
     state_store: StateStore | None
@@ -302,7 +302,8 @@ def _tail_size(
     allowed = max(false_accepts_allowed(far, impostor_count) for far in far_targets)
     tail_size = min(tail_length(allowed), impostor_count)
     if tail_size > MAX_IMPOSTOR_SCORES:
-        # The tail may be up to twice as long as the number of allowed false accepts.
+        # The tail may be up to twice as long as the number of allowed false accepts. The suggested
+        # FAR is rounded down to a power of ten.
         max_far = 10.0 ** math.floor(math.log10(MAX_IMPOSTOR_SCORES / 2 / impostor_count))
         raise ValueError(
             f"FAR {max(far_targets)} allows {allowed:,} false accepts among {impostor_count:,} "

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 SLOPE_PENALTY = 1e-6
-"""Weight of the squared slope in the loss, for scores scaled by their std. The penalty keeps the
+"""Weight of the squared slope in the loss, for scores divided by their std. The penalty keeps the
 slope finite if genuine and impostor scores do not overlap."""
 
 
@@ -94,8 +94,9 @@ def cllr_min(genuine: np.ndarray, impostors: np.ndarray) -> float:
     from scipy.optimize import isotonic_regression
 
     scores = np.concatenate([genuine, impostors])
-    is_genuine = np.concatenate([np.ones(len(genuine)), np.zeros(len(impostors))])
-    weights = np.where(is_genuine > 0, 0.5 / len(genuine), 0.5 / len(impostors))
+    is_genuine = np.repeat([True, False], [len(genuine), len(impostors)])
+    weights = np.where(is_genuine, 0.5 / len(genuine), 0.5 / len(impostors))
+    # Equal scores get the same posterior.
     score_index = np.unique(scores, return_inverse=True)[1]
     weight_at_score = np.bincount(score_index, weights)
     posterior = isotonic_regression(
@@ -103,7 +104,7 @@ def cllr_min(genuine: np.ndarray, impostors: np.ndarray) -> float:
     ).x
     posterior = np.clip(posterior[score_index], 0, 1)
     with np.errstate(divide="ignore"):
-        bits = -np.log2(np.where(is_genuine > 0, posterior, 1 - posterior))
+        bits = -np.log2(np.where(is_genuine, posterior, 1 - posterior))
     # If the scores are perfectly separated, the sum is −0, which abs turns into 0.
     return abs(float((weights * bits).sum()))
 

@@ -64,8 +64,8 @@ def detection_rates(
 ) -> tuple[DetectionRate, ...]:
     """DIR at FAR, computed as in PFE's code, which published IJB-S results use.
 
-    The best scores of the N non-mated probes are sorted; the threshold is the round(FAR · N)-th
-    largest of them. If round(FAR · N) is 0, the threshold is just above the largest. Scores equal
+    Each of the N non-mated probes has a best score; the threshold is the round(FAR · N)-th largest
+    of these scores. If round(FAR · N) is 0, the threshold is just above the largest. Scores equal
     to the threshold are accepted. Rates are shares of the mated probes.
 
     Args:
@@ -91,13 +91,14 @@ def detection_rates(
         check_resamples(resamples)
     probes, gallery = as_rows(probes), as_rows(gallery)
     probe_labels, gallery_labels = as_labels(probe_labels, gallery_labels)
-    matches = search(probes, probe_labels, gallery, gallery_labels, max(ranks), device, progress)
-    mated = np.isfinite(matches.best_mate_scores)
+    scores = search(probes, probe_labels, gallery, gallery_labels, max(ranks), device, progress)
+    # The score of a probe without a mate is −inf.
+    mated = np.isfinite(scores.best_mate_scores)
     if mated.all() or not mated.any():
         raise ValueError(
             f"got {mated.sum()} mated and {(~mated).sum()} non-mated probes; DIR at FAR needs both"
         )
-    non_mated_scores = np.sort(matches.non_mate_scores[~mated, 0])[::-1]
+    non_mated_scores = np.sort(scores.non_mate_scores[~mated, 0])[::-1]
     results = []
     for far_target in targets:
         allowed = int(np.round(len(non_mated_scores) * far_target))
@@ -105,8 +106,8 @@ def detection_rates(
         threshold = (
             float(non_mated_scores[allowed - 1]) if allowed else float(non_mated_scores[0]) + 1e-8
         )
-        accepted = matches.best_mate_scores[mated] >= threshold
-        hits = np.stack([matches.within_rank(rank)[mated] & accepted for rank in ranks], axis=1)
+        accepted = scores.best_mate_scores[mated] >= threshold
+        hits = np.stack([scores.within_rank(rank)[mated] & accepted for rank in ranks], axis=1)
         results.append(
             DetectionRate(
                 far_target=far_target,

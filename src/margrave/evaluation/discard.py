@@ -21,11 +21,10 @@ class DiscardCurve:
         discarded: (K,) fractions of discarded pairs, from 0 to at most 0.2.
         fnmr: (K,) share of the remaining genuine pairs that are rejected.
         ideal: (K,) the FNMR if the rejected pairs were discarded first:
-            max(0, (F − r) / (1 − r)) for a starting FNMR of F and a discarded fraction r.
+            max(0, (F − r) / (1 − r)) for F = `fnmr[0]` and a discarded fraction r.
         area: mean of `fnmr` over the discarded fractions from 0 to 0.2.
         ideal_area: mean of `ideal` over the same fractions.
-        random_area: the expected `area` if pairs were discarded at random; it equals the starting
-            FNMR.
+        random_area: the expected `area` if pairs were discarded at random; it equals `fnmr[0]`.
     """
 
     threshold: float
@@ -48,7 +47,7 @@ def discard_curve(
     Args:
         genuine: (G,) similarities of genuine pairs; higher means more similar.
         quality: (G,) quality of each pair: the smaller of its images' qualities.
-        starting_fnmr: the false non-match rate without discarding, in (0, 1).
+        starting_fnmr: the target FNMR without discarding, in (0, 1).
 
     Raises:
         ValueError: the arrays differ in length, a value is not finite, `starting_fnmr` is not in

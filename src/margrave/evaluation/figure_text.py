@@ -38,7 +38,7 @@ def value_text(figure: Figure, value: float | None = None) -> str:
 
     Args:
         figure: the metric.
-        value: a value of the same metric to format instead of ``figure.value``.
+        value: a value of the same metric to format; None formats ``figure.value``.
 
     >>> value_text(Figure(metric="accuracy", value=0.9312))
     '93.12 %'
@@ -67,15 +67,16 @@ def rows_by_stratum(result: Result) -> tuple[list[str], list[list[str]]]:
         if figure.stratum:
             metric = figure.label.removesuffix(f", {figure.stratum}")
             strata.setdefault(figure.stratum, {})[metric] = figure
-    metrics = list(dict.fromkeys(metric for stratum in strata.values() for metric in stratum))
+    metrics = list(dict.fromkeys(metric for figures in strata.values() for metric in figures))
     rows = []
     for stratum, figures in strata.items():
-        count = next(iter(figures.values())).details.get("pairs")
+        pair_count = next(iter(figures.values())).details.get("pairs")
         cells = [marked_value(figures[name]) if name in figures else "-" for name in metrics]
-        rows.append([stratum, "-" if count is None else f"{count:,.0f}", *cells])
+        rows.append([stratum, "-" if pair_count is None else f"{pair_count:,.0f}", *cells])
     return metrics, rows
 
 
 def marked_value(figure: Figure) -> str:
     """A metric's value, with an asterisk if it is unreliable; ``TOO_FEW`` explains the asterisk."""
-    return value_text(figure) + " *" * (figure.too_few and figure.value is not None)
+    asterisk = " *" if figure.too_few and figure.value is not None else ""
+    return value_text(figure) + asterisk

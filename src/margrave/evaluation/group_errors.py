@@ -69,7 +69,8 @@ def group_errors(
         far: the FAR target over the impostor pairs of all groups, in (0, 1).
 
     Returns:
-        The threshold, as a cosine, and each group's errors, in the order of ``scores``.
+        The threshold, a cosine above which pairs are accepted, and each group's errors, in the
+        order of ``scores``.
 
     Raises:
         ValueError: there are fewer than two groups, a group lacks genuine or impostor pairs, or
@@ -77,6 +78,7 @@ def group_errors(
     """
     if len(scores) < 2:
         raise ValueError(f"got {len(scores)} groups; comparing groups needs at least two")
+    # For unit embeddings, the squared distance is 2 − 2·cosine.
     cosines = {name: 1 - np.array(pairs.distances) / 2 for name, pairs in scores.items()}
     same = {name: np.array(pairs.same, bool) for name, pairs in scores.items()}
     for name, is_genuine in same.items():
@@ -131,7 +133,7 @@ def inequality(groups: Sequence[GroupErrors]) -> Inequality:
     def gini(rates: Sequence[float]) -> float:
         count, mean = len(rates), float(np.mean(rates))
         differences = sum(abs(a - b) for a in rates for b in rates)
-        # The factor n / (n − 1) lets few groups reach 1 too.
+        # With the factor count / (count − 1), the index can reach 1 even for few groups.
         return 0.0 if mean == 0 else count / (count - 1) * differences / (2 * count**2 * mean)
 
     def ratio_to_geometric_mean(rates: Sequence[float]) -> float | None:

@@ -74,13 +74,13 @@ class IdentificationResult:
         Args:
             name: the name of the test set.
         """
-        names = ("probes", "probes_without_mate", "gallery", "distractors")
+        count_names = ("probes", "probes_without_mate", "gallery", "distractors")
         return Result(
             protocol="identification",
             name=name,
             rules=self.rules,
             figures=tuple(rank.figure() for rank in self.ranks),
-            counts={count: getattr(self, count) for count in names},
+            counts={count_name: getattr(self, count_name) for count_name in count_names},
         )
 
 
@@ -166,14 +166,14 @@ def evaluate_identification(
         check_resamples(resamples)
     probes, gallery = as_rows(probes), as_rows(gallery)
     probe_labels, gallery_labels = as_labels(probe_labels, gallery_labels)
-    matches = search(probes, probe_labels, gallery, gallery_labels, max(ranks), device, progress)
-    mated = np.isfinite(matches.best_mate_scores)
+    scores = search(probes, probe_labels, gallery, gallery_labels, max(ranks), device, progress)
+    mated = np.isfinite(scores.best_mate_scores)
     if not mated.any():
         raise ValueError(
             "no probe has a mate in the gallery; check that probe_labels and gallery_labels use "
             "the same labels"
         )
-    hits = np.stack([matches.within_rank(rank)[mated] for rank in ranks], axis=1)
+    hits = np.stack([scores.within_rank(rank)[mated] for rank in ranks], axis=1)
     return IdentificationResult(
         rules="identification, closed set, any mate within rank",
         probes=int(mated.sum()),
@@ -190,8 +190,8 @@ def rank_rates(
     """The identification rate at each rank, with its interval.
 
     Args:
-        hits: (P, ranks) bool, True where a probe is a hit at a rank.
-        ranks: the ranks of the columns of ``hits``.
+        hits: (P, R) bool, True where a probe is a hit at a rank.
+        ranks: the R ranks, one per column of ``hits``.
         identities: (P,) the identity of each probe.
         resamples: number of bootstrap replicates over identities; 0 for none.
         seed: seed of the bootstrap.

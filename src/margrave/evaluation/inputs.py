@@ -70,11 +70,11 @@ def check_resamples(resamples: int) -> None:
 def as_labels(*labels: Any) -> list[np.ndarray]:
     """Convert labels of any hashable type to integers, consistently across all sequences.
 
-    If all labels are integers, they stay unchanged. Otherwise labels are numbered from 0 in order
-    of first appearance. None and negative numbers mark distractors.
+    If all labels are integers that int64 can hold, they stay unchanged. Otherwise labels are
+    numbered from 0 in order of first appearance. None and negative numbers mark distractors.
 
     Returns:
-        One integer array for each sequence, of the same shape.
+        For each sequence, an integer array of the sequence's shape.
 
     Raises:
         ValueError: a label is not hashable.
@@ -83,7 +83,7 @@ def as_labels(*labels: Any) -> list[np.ndarray]:
     [[0, 1], [1, -1]]
     """
     arrays = [_label_array(sequence) for sequence in labels]
-    # Others, such as 64-bit hashes, would lose digits when NumPy compares them with int64.
+    # Unsigned 64-bit integers, such as hashes, would lose digits when compared with int64.
     if all(array.dtype != bool and np.can_cast(array.dtype, np.int64) for array in arrays):
         return arrays
     indices: dict[Hashable, int] = {}
@@ -132,7 +132,7 @@ def _label_array(labels: Any) -> np.ndarray:
     """
     if not isinstance(labels, Sequence):
         return as_array(labels)
-    # NumPy's and torch's scalars become Python's, which are hashed by value.
+    # Scalars of NumPy and torch become Python's, because torch hashes tensors by identity.
     values = [label.item() if getattr(label, "shape", None) == () else label for label in labels]
     if all(type(value) is int for value in values):
         return np.asarray(values)
