@@ -121,7 +121,7 @@ def _open_onnx(path: Path, options: ImportOptions) -> OpenedModel:
             return OpenedModel(findings=[*findings, _unusable_finding(error)])
     else:
         card = model.card
-        if not given:
+        if not (given or options.output):
             findings.append(_describe_card(card))
             return OpenedModel(
                 findings=findings, embedder=_create_embedder(model), color_order=card.color_order
