@@ -20,7 +20,7 @@ from margrave.images import ReadableImages
 from margrave.progress import Progress
 
 MAX_PENDING = 64
-"""Maximum number of images that are prepared but not yet written."""
+"""Maximum number of images that are being prepared or wait to be written."""
 QUALITY = 95
 """Default JPEG quality."""
 
@@ -36,7 +36,8 @@ def packed_bytes(
     content = images.read_bytes(index)
     if content is not None:
         image = decode_image(content, images.name(index))
-        if image.shape[:2] == (size, size) and content[:2] in (b"\xff\xd8", b"\x89P"):
+        is_jpeg_or_png = content[:2] in (b"\xff\xd8", b"\x89P")
+        if image.shape[:2] == (size, size) and is_jpeg_or_png:
             return content
     else:
         image = images.read(index)
@@ -47,7 +48,7 @@ def packed_bytes(
 def prepare_in_order(
     prepare: Callable[[int], bytes], indices: Iterable[int], workers: int
 ) -> Iterator[tuple[int, bytes | ValueError]]:
-    """Prepare images in several threads; yields (index, result or error) in the given order."""
+    """Prepare images in several threads; yields (index, image file or error) in the given order."""
     with ThreadPoolExecutor(workers) as pool:
         pending: deque[tuple[int, Future[bytes]]] = deque()
 
@@ -97,13 +98,13 @@ def pack_records(
 
     def readable_images() -> Iterator[tuple[int, bytes]]:
         new_labels: dict[int, int] = {}
-        for done, (index, content) in enumerate(prepare_in_order(prepare, order, workers), 1):
+        for done, (index, result) in enumerate(prepare_in_order(prepare, order, workers), 1):
             progress(done, len(order))
-            if isinstance(content, ValueError):
-                unreadable[images.name(index)] = str(content)
+            if isinstance(result, ValueError):
+                unreadable[images.name(index)] = str(result)
                 continue
             label = int(images.labels[index])
-            yield new_labels.setdefault(label, len(new_labels)), content
+            yield new_labels.setdefault(label, len(new_labels)), result
 
     write_record_images(folder, readable_images(), size)
     return unreadable
@@ -130,7 +131,7 @@ def pack_pairs(
         fit: how to fit images of other sizes.
         quality: JPEG quality of re-encoded images.
         workers: number of threads.
-        progress: called with (images done, total images).
+        progress: called with (images done, total images), where the total is two per pair.
 
     Raises:
         ValueError: an image cannot be read.
@@ -138,9 +139,9 @@ def pack_pairs(
     prepare = partial(packed_bytes, open_source(images), size=size, fit=fit, quality=quality)
     indices = np.stack([pairs.first, pairs.second], axis=1).ravel().tolist()
     contents = []
-    for done, (_, content) in enumerate(prepare_in_order(prepare, indices, workers), 1):
+    for done, (_, result) in enumerate(prepare_in_order(prepare, indices, workers), 1):
         progress(done, len(indices))
-        if isinstance(content, ValueError):
-            raise content
-        contents.append(content)
+        if isinstance(result, ValueError):
+            raise result
+        contents.append(result)
     write_pairs_bin(path, contents, pairs.same.tolist())

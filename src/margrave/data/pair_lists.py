@@ -73,7 +73,7 @@ def look_up(
         (P,) indices of the pairs' first images, and (P,) indices of their second images.
 
     Raises:
-        ValueError: images are missing; the message names them.
+        ValueError: images are missing; the message names the first few.
     """
     indices_of_pairs = [[index_of(key) for key in pair] for pair in pairs]
     missing = list(
@@ -87,7 +87,9 @@ def look_up(
     if missing:
         raise ValueError(
             f"{path} names {quantity(len(missing), 'missing image')}: "
-            f"{listed(missing, _NAMES_SHOWN)}; check the image folder or the features file"
+            f"{listed(missing, _NAMES_SHOWN)}; "
+            "give the image folder or features file to which the list belongs"
         )
     first, second = np.array(indices_of_pairs, dtype=np.int64).T
+    # The columns are strided views; the copies are contiguous.
     return first.copy(), second.copy()

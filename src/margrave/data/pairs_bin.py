@@ -47,7 +47,7 @@ class EncodedImages(ReadableImages):
 
     @cached_property
     def content_digest(self) -> str:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """SHA-256 of the encoded images; a file name and an index do not identify an image."""
+        """SHA-256 of the encoded images; their names (file and index) do not identify them."""
         digest = hashlib.sha256()
         for image in self.encoded:
             digest.update(len(image).to_bytes(8, "little") + image)
@@ -92,7 +92,9 @@ def read_pairs_bin(path: str | Path, folds: int = 10) -> tuple[PairList, Encoded
     path = Path(path)
     try:
         if path.stat().st_size > MAX_FILE_BYTES:
-            raise ValueError(f"{path} is larger than {MAX_FILE_BYTES} bytes; split it")
+            raise ValueError(
+                f"{path} is larger than {MAX_FILE_BYTES} bytes; split its pairs into several files"
+            )
         data = read_bytes(path)
     except OSError as error:
         raise ValueError(f"{path} cannot be read ({error.strerror})") from None
@@ -123,11 +125,15 @@ def _as_sequence(value: Any, path: Path) -> Sequence[Any]:
     if isinstance(value, np.ndarray) and value.ndim == 1:
         return value.tolist()
     if not isinstance(value, list | tuple):
-        raise ValueError(f"{path}: expected a list, got {type(value).__name__}")
+        raise ValueError(
+            f"{path}: expected a list, got {type(value).__name__}; the file must contain a list of "
+            "images and a list of booleans"
+        )
     return value
 
 
 def _as_bytes(value: Any, path: Path, index: int, budget: Budget) -> bytes:
+    # An array of single bytes, such as uint8, is an encoded image too.
     if isinstance(value, np.ndarray) and value.dtype.itemsize == 1:
         budget.charge(value.nbytes)
         return value.tobytes()

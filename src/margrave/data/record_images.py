@@ -57,8 +57,8 @@ class RecordImages(FaceImages):
         class_names: each class's label in the file, as text.
         left_out: identities skipped because of ``minimum_images`` -> number of images.
         rebuilt: True if the index file was missing and was rebuilt in memory.
-        num_classes: number of identities according to ``property``, or None.
-        image_size: height and width according to ``property``, or None.
+        num_classes: number of identities according to ``property``; None without that file.
+        image_size: height and width according to ``property``; None without that file.
 
     Raises:
         ValueError: no records, damaged records, or fewer than two identities.
@@ -84,12 +84,12 @@ class RecordImages(FaceImages):
                 f"{index_path} lists no records; remove it, and it is rebuilt from the records"
             )
         keys, offsets, file_labels = self._locate_images(keys, offsets)
-        unique_labels, labels, counts = np.unique(
+        unique_labels, class_of_image, counts = np.unique(
             file_labels, return_inverse=True, return_counts=True
         )
         is_small = counts < minimum_images
         self.left_out = {str(int(unique_labels[n])): int(counts[n]) for n in is_small.nonzero()[0]}
-        keep = ~is_small[labels]
+        keep = ~is_small[class_of_image]
         self.class_names = [str(int(label)) for label in unique_labels[~is_small]]
         if len(self.class_names) < 2:
             raise ValueError(
@@ -98,8 +98,8 @@ class RecordImages(FaceImages):
                 "lower minimum_images"
             )
         self._file_labels = file_labels[keep]
-        renumbered = np.cumsum(~is_small) - 1
-        self.labels = renumbered[labels[keep]].astype(np.int64)
+        new_class = np.cumsum(~is_small) - 1
+        self.labels = new_class[class_of_image[keep]].astype(np.int64)
         self._keys, self._offsets = keys[keep], offsets[keep]
         declared = _read_property(self.file.with_name(PROPERTY))
         self.num_classes = declared[0] if declared else None
@@ -110,19 +110,20 @@ class RecordImages(FaceImages):
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Keys, offsets and labels of all images, read from the identity records if possible."""
 
-        def offsets_of(requested: np.ndarray) -> np.ndarray:
-            positions = np.searchsorted(keys, requested).clip(max=len(keys) - 1)
-            absent = keys[positions] != requested
-            if absent.any():
-                missing = requested[absent][0]
+        def offsets_of(requested_keys: np.ndarray) -> np.ndarray:
+            positions = np.searchsorted(keys, requested_keys).clip(max=len(keys) - 1)
+            is_missing = keys[positions] != requested_keys
+            if is_missing.any():
+                missing_key = requested_keys[is_missing][0]
                 raise ValueError(
-                    f"{self.file}: an identity refers to record {missing}, which is not in the "
-                    "index; download or copy the files again"
+                    f"{self.file}: another record refers to record {missing_key}, which is not in "
+                    "the index; download or copy the files again"
                 )
             return offsets[positions]
 
-        # The two labels of record 0 and of identity records are the first key of the range and its
-        # end, which is exclusive. Image records usually have one label, followed here by NaN.
+        # Record 0 and identity records have two labels: the first key of their range, and the key
+        # after its last one. Image records usually have one label; `headers` then gives NaN as the
+        # second.
         record_0 = self.records.headers(offsets[:1])
         first, end = record_0.labels[0]
         if keys[0] != 0 or np.isnan(end) or record_0.image_bytes[0]:
@@ -134,8 +135,9 @@ class RecordImages(FaceImages):
             return keys, offsets, _checked_labels(self.file, keys, headers.labels[is_image, 0])
         if not (np.isfinite([first, end]).all() and 0 < first <= end <= first + len(keys)):
             raise ValueError(
-                f"{self.file}: record 0 gives {first:g} to {end:g} as the range of the identity "
-                f"records, but the file has {len(keys)} records; download or copy the file again"
+                f"{self.file}: record 0 gives keys from {first:g} to before {end:g} for the "
+                f"identity records, which is no valid range among {len(keys)} records; download or "
+                "copy the file again"
             )
         identity_keys = np.arange(int(first), int(end))
         bounds = self.records.headers(offsets_of(identity_keys)).labels
@@ -145,7 +147,7 @@ class RecordImages(FaceImages):
         if invalid.any():
             identity_key = identity_keys[invalid][0]
             raise ValueError(
-                f"{self.file}: identity record {identity_key} contains no valid range of images; "
+                f"{self.file}: identity record {identity_key} contains no valid key range; "
                 "download or copy the file again"
             )
         if sizes.sum() > len(keys):
@@ -156,14 +158,15 @@ class RecordImages(FaceImages):
         nonempty = sizes > 0
         first_keys = bounds[nonempty, 0].astype(np.int64)
         counts = sizes[nonempty].astype(np.int64)
-        # Each identity's images have consecutive keys, from its first key on.
-        first_images = np.cumsum(counts) - counts
-        image_keys = np.repeat(first_keys - first_images, counts) + np.arange(counts.sum())
+        # Each identity's images have consecutive keys, from its first key on. `first_positions` are
+        # the positions of the first keys in `image_keys`.
+        first_positions = np.cumsum(counts) - counts
+        image_keys = np.repeat(first_keys - first_positions, counts) + np.arange(counts.sum())
         image_offsets = offsets_of(image_keys)
         # Assume that all images of an identity have the label of its first image; `read_bytes`
         # checks this.
         labels = _checked_labels(
-            self.file, first_keys, self.records.headers(image_offsets[first_images]).labels[:, 0]
+            self.file, first_keys, self.records.headers(image_offsets[first_positions]).labels[:, 0]
         )
         return image_keys, image_offsets, np.repeat(labels, counts)
 
@@ -186,9 +189,11 @@ class RecordImages(FaceImages):
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from None
         expected = self._file_labels[index]
-        if np.ravel(label)[0] != expected:
+        # If the record has several labels, the first one is the class.
+        first_label = np.ravel(label)[0]
+        if first_label != expected:
             raise ValueError(
-                f"{name} has label {np.ravel(label)[0]:g}, expected {expected:g}; "
+                f"{name} has label {first_label:g}, expected {expected:g}; "
                 "download or copy the file again"
             )
         return image
@@ -203,10 +208,11 @@ class RecordImages(FaceImages):
 
 
 def _rebuild_index(records: RecordFile) -> tuple[np.ndarray, np.ndarray]:
-    """Build the index from the keys stored in the records; returns ascending keys and offsets.
+    """Build the index from the keys stored in the records; returns (ascending keys, offsets).
 
-    Writers may append record 0 after the images, so a record's position in the file is not its key.
-    If all records have the same key, the writer did not set keys; the positions are used instead.
+    Writers may append record 0 after the images, so a record's position in the file may differ from
+    its key. If all records have the same key, the writer did not set keys; the positions are used
+    instead.
     """
     offsets = np.fromiter(records.offsets(), np.int64)
     stored_keys = records.headers(offsets).keys
@@ -215,6 +221,7 @@ def _rebuild_index(records: RecordFile) -> tuple[np.ndarray, np.ndarray]:
     order = np.argsort(stored_keys, kind="stable")
     stored_keys, offsets = stored_keys[order], offsets[order]
     repeats = np.flatnonzero(stored_keys[1:] == stored_keys[:-1])
+    # Without repeats, only the last key, which is the largest, can show that keys exceed int64.
     suspect_key = stored_keys[repeats[0]] if len(repeats) else stored_keys[-1]
     if len(repeats) or suspect_key >= 2**63:
         reason = "occurs twice" if len(repeats) else "is not a valid record number"
@@ -251,7 +258,8 @@ def _records_path(root: Path) -> Path:
     others = sorted(root.glob("*.rec"))
     if len(others) != 1:
         raise ValueError(
-            f"{root} contains {len(others)} *.rec files; give the path of the one to read"
+            f"{root} contains {len(others)} *.rec files, none named {RECORDS}; give the path of "
+            "the *.rec file to read"
         )
     return others[0]
 
@@ -260,6 +268,7 @@ def _read_property(path: Path) -> tuple[int, int, int] | None:
     """Read (classes, height, width) from the ``property`` file; None if there is no such file."""
     if not path.is_file():
         return None
+    # The limits on lengths are for damaged files, which may contain anything.
     parts = path.read_bytes()[:100].strip().split(b",")
     if len(parts) != 3 or not all(part.isdigit() and len(part) < 9 for part in parts):
         raise ValueError(f"{path}: {path.read_bytes()[:60]!r} is not 'classes,height,width'")
@@ -281,7 +290,7 @@ def write_record_images(
             without gaps.
         image_size: side in pixels, for ``property``.
         has_array_label: called with an image's record key; if it returns True, the label is written
-            as an array of two numbers, as some tools do.
+            as an array of two numbers (the second is 0), as some tools do.
 
     Raises:
         ValueError: the labels are not in order, or there are too many images and identities for
@@ -292,7 +301,7 @@ def write_record_images(
     unfinished = {name: folder / f".{name}.unfinished" for name in (RECORDS, INDEX, PROPERTY)}
     placeholder = join_record(0, np.zeros(2, np.float32))
     offsets: list[int] = []
-    key_ranges: list[list[int]] = []
+    key_ranges: list[list[int]] = []  # [first key, last key + 1] of each identity's images
     with RecordWriter(unfinished[RECORDS]) as writer:
         offsets.append(writer.write(placeholder))
         key = 0

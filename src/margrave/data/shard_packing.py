@@ -48,8 +48,8 @@ def pack_shards(
         fit: how to fit images of other sizes.
         quality: JPEG quality of re-encoded images.
         workers: number of threads.
-        seed: seeds the shuffle of the images. None keeps their order; training then shuffles them
-            only within windows.
+        seed: seeds the shuffle of the images. None keeps their order; training then shuffles only
+            pieces, and images within windows (see `ShardImages`).
         images_per_shard: number of images per shard, at least 1.
         progress: called with (images done, total images).
 
@@ -57,8 +57,8 @@ def pack_shards(
         Unreadable images: name -> reason.
 
     Raises:
-        ValueError: the folder contains other shards, complete or unfinished; an identity's name is
-            unprintable; or none of the images can be read.
+        ValueError: the folder contains complete shards, or unfinished ones of another packing; an
+            identity's name is unprintable; or none of the images can be read.
     """
     if images_per_shard < 1:
         raise ValueError(f"images_per_shard = {images_per_shard} must be at least 1")
@@ -73,6 +73,7 @@ def pack_shards(
     result_paths = []
     for number, start in enumerate(range(0, len(order), images_per_shard)):
         indices = order[start : start + images_per_shard].tolist()
+        # This file marks the shard as complete, until `_write_index` collects and removes it.
         result_path = folder / f".shard-{number:06d}.json"
         if not result_path.is_file():
             contents = prepare_in_order(prepare, indices, workers)
@@ -121,22 +122,25 @@ def _write_shard(
                 tar.addfile(member, io.BytesIO(data))
     with unfinished.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    size = unfinished.stat().st_size
+    file_bytes = unfinished.stat().st_size
     os.replace(unfinished, path)
-    entry = {"name": path.name, "samples": len(rows), "bytes": size, "sha256": digest}
+    entry = {"name": path.name, "samples": len(rows), "bytes": file_bytes, "sha256": digest}
     return {"entry": entry, "rows": rows, "unreadable": unreadable}
 
 
 def _with_progress(
     contents: Iterable[tuple[int, bytes | ValueError]], progress: Progress, start: int, total: int
 ) -> Iterator[tuple[int, bytes | ValueError]]:
-    for done, content in enumerate(contents, start + 1):
-        yield content
+    """The same items; reports progress, where `start` is the number of images in earlier shards."""
+    for done, item in enumerate(contents, start + 1):
+        yield item
         progress(done, total)
 
 
 def _prepare_plan(folder: Path, images: FaceImages, settings: list[object]) -> None:
-    """Write the plan: the settings and a digest of the images, which identify this packing.
+    """Write the plan, or check that the folder's unfinished packing has the same plan.
+
+    The plan identifies a packing by its settings and a digest of the images.
 
     Raises:
         ValueError: the folder contains shards of another packing, or an identity is unprintable.
@@ -188,8 +192,8 @@ def _write_index(folder: Path, result_paths: list[Path], identities: list[str]) 
         # Another call then tries to read the images again.
         for path in (*result_paths, folder / PLAN):
             path.unlink()
-        reason = next(iter(unreadable.values()), "there are none")
-        raise ValueError(f"none of the images could be read: {reason}")
+        first_reason = next(iter(unreadable.values()), "there are no images")
+        raise ValueError(f"none of the images could be read; the first one: {first_reason}")
     samples = np.concatenate(rows).tobytes()
     with atomic_write(folder / SAMPLES) as unfinished:
         unfinished.write_bytes(samples)
@@ -209,7 +213,12 @@ def _write_index(folder: Path, result_paths: list[Path], identities: list[str]) 
 def damaged_shards(
     folder: str | Path, progress: Progress = lambda done, total: None
 ) -> Iterator[str]:
-    """Compare the shards on disk with the index; yields a message about each damaged shard."""
+    """Compare the shards on disk with the index; yields a message about each damaged shard.
+
+    Args:
+        folder: a folder of shards with an index.
+        progress: called with (shards done, total shards).
+    """
     folder = Path(folder)
     index = ShardIndex.model_validate_json((folder / INDEX).read_bytes())
     for number, entry in enumerate(index.shards, 1):

@@ -112,10 +112,11 @@ class ShardImages(FaceImages):
         shard_of_image = np.repeat(
             np.arange(len(images_per_shard), dtype=np.uint32), images_per_shard
         )
-        unique_labels, labels, images_per_identity = np.unique(
+        unique_labels, class_of_image, images_per_identity = np.unique(
             rows["label"], return_inverse=True, return_counts=True
         )
         is_small = images_per_identity < minimum_images
+        # Scanned shards give no names, so the label becomes the name.
         identity_names = [
             identities[label] if label < len(identities) else str(label)
             for label in unique_labels.tolist()
@@ -131,18 +132,19 @@ class ShardImages(FaceImages):
                 "lower minimum_images"
             )
         if is_small.any():
-            keep = ~is_small[labels]
-            rows, shard_of_image, labels = rows[keep], shard_of_image[keep], labels[keep]
-        renumbered = np.cumsum(~is_small) - 1
-        self.labels = renumbered[labels].astype(np.int64)
+            keep = ~is_small[class_of_image]
+            rows, shard_of_image = rows[keep], shard_of_image[keep]
+            class_of_image = class_of_image[keep]
+        new_class = np.cumsum(~is_small) - 1
+        self.labels = new_class[class_of_image].astype(np.int64)
         self._rows, self._shard_of_image = rows, shard_of_image
         self._pieces = _piece_bounds(
             np.bincount(shard_of_image, minlength=len(images_per_shard)), piece_images
         )
         # Small shards have pieces of fewer images, so a window may contain more than
-        # `window_pieces` pieces.
+        # `window_pieces` pieces. The mean number of pieces per window is rounded up.
         self._max_cached_pieces = 2 * max(
-            window_pieces, -(-self.window * len(self._pieces) // len(labels))
+            window_pieces, -(-self.window * len(self._pieces) // len(self.labels))
         )
 
     def __len__(self) -> int:
@@ -222,7 +224,7 @@ class ShardImages(FaceImages):
     def _clear_caches(self) -> None:
         """Create empty caches, which are not pickled: each process has its own."""
         self._cached_pieces: OrderedDict[int, bytes] = OrderedDict()
-        # Shards stay open, because each of them is read many times.
+        # Up to 128 shards stay open, because each of them is read many times.
         self._open = lru_cache(maxsize=128)(_OpenFile)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -251,23 +253,24 @@ class ShardImages(FaceImages):
         index = _parse_index(read_file(address), address)
         address = f"{self.root}/{SAMPLES}"
         content = read_file(address)
-        counts = [shard.samples for shard in index.shards]
+        images_per_shard = [shard.samples for shard in index.shards]
+        num_images = sum(images_per_shard)
         if hashlib.sha256(content).hexdigest() != index.samples_sha256:
             raise ValueError(f"{address} does not match {INDEX}; download both again")
-        if len(content) != sum(counts) * SAMPLE_DTYPE.itemsize:
+        if len(content) != num_images * SAMPLE_DTYPE.itemsize:
             raise ValueError(
-                f"{address} has {len(content)} bytes for {sum(counts)} images; download it again"
+                f"{address} has {len(content)} bytes for {num_images} images; download it again"
             )
         rows = np.frombuffer(content, SAMPLE_DTYPE)
         shard_bytes = np.repeat(
-            np.array([shard.bytes for shard in index.shards], np.uint64), counts
+            np.array([shard.bytes for shard in index.shards], np.uint64), images_per_shard
         )
         invalid = (rows["offset"] > shard_bytes) | (rows["size"] > shard_bytes - rows["offset"])
         invalid |= rows["label"] >= len(index.identities)
         # A piece is fetched as one byte range, so the images of a shard must be in file order.
         begins_shard = np.zeros(len(rows), bool)
-        images_per_shard = np.array(counts, np.int64)
-        begins_shard[np.cumsum(images_per_shard) - images_per_shard] = True
+        counts = np.array(images_per_shard, np.int64)
+        begins_shard[np.cumsum(counts) - counts] = True
         overlaps = rows["offset"][1:] < rows["offset"][:-1] + rows["size"][:-1]
         invalid[1:] |= overlaps & ~begins_shard[1:]
         if invalid.any():
@@ -276,7 +279,8 @@ class ShardImages(FaceImages):
                 f"{address}: image {image} lies outside its shard, overlaps another image or "
                 "has no identity; download the index again"
             )
-        return index.identities, [shard.name for shard in index.shards], counts, rows
+        names = [shard.name for shard in index.shards]
+        return index.identities, names, images_per_shard, rows
 
 
 class ShardEntry(StrictModel):
@@ -307,7 +311,8 @@ def _parse_index(content: bytes, address: str) -> ShardIndex:
         field = ".".join(map(str, first["loc"]))
         raise ValueError(
             f"{address} is not an index written by margrave pack ({field}: "
-            f"{first['msg']}); pack again, or remove the index so that the shards are scanned"
+            f"{first['msg']}); pack again, or, if the folder is local, remove the index so that "
+            "the shards are scanned"
         ) from None
 
 
@@ -378,12 +383,14 @@ def _scan_shard(path: Path) -> list[tuple[int, int, int, int]]:
 
     key, image, label = "", None, None
     for member in tar_members(read, length, str(path)):
-        sample_key, _, extension = member.name.rpartition("/")[2].partition(".")
-        sample_key = f"{member.name.rpartition('/')[0]}/{sample_key}"
+        member_folder, _, file_name = member.name.rpartition("/")
+        stem, _, extension = file_name.partition(".")
         extension = extension.lower()
-        if sample_key != key:
+        member_key = f"{member_folder}/{stem}"
+        if member_key != key:
+            # The previous sample is complete, and this member begins the next one.
             rows += _sample_rows(path, key, image, label)
-            key, image, label = sample_key, None, None
+            key, image, label = member_key, None, None
         if extension in IMAGE_EXTENSIONS and image is None:
             image = member
         elif extension in ("cls", "json") and label is None:

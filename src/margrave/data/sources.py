@@ -33,7 +33,7 @@ def detect_source(path: str | Path) -> dict[str, Any]:
     {'kind': 'shards', 'root': 'https://example.org/faces'}
     """
     spec = SOURCES.detect(os.fspath(path))
-    assert spec is not None
+    assert spec is not None  # the folder source accepts every path
     return spec
 
 
@@ -60,7 +60,8 @@ def open_source(
         labels: for an array or a list: one label per image, of any hashable type.
 
     Raises:
-        ValueError: no images, no readable images, or no labels although they are required.
+        ValueError: there are no images, the source cannot be opened, labels are required but
+            missing, or ``labels`` is given for anything but an array or a list.
 
     >>> open_source(np.zeros((2, 112, 112, 3), np.uint8), labels=["Ann", "Bo"]).class_names
     ('Ann', 'Bo')
@@ -69,8 +70,8 @@ def open_source(
     if labeled and images.labels is None:
         name = source if isinstance(source, str | Path) else type(images).__name__
         raise ValueError(
-            f"{name}: these images have no labels; give records, shards, or a "
-            "folder with one subfolder per identity"
+            f"{name}: these images have no labels; give records, shards, a folder with one "
+            "subfolder per identity, or an array or a list together with labels"
         )
     return images
 
@@ -97,7 +98,8 @@ def _open_path(path: str | Path, labeled: bool | None) -> ReadableImages:
         return open_source(spec)
     if labeled is False:
         return ImageFiles(path)
-    # A folder without identity folders is opened as unlabeled images if labels are optional.
+    # A folder without one subfolder per identity is opened as unlabeled images if labels are
+    # optional. If it contains no images at all, the first error is raised.
     try:
         return open_source(spec)
     except ValueError as error:

@@ -10,7 +10,8 @@ from margrave.data.sources import ImageSource, open_source
 from margrave.images import FaceImages
 
 MIN_SHARE_FOR_PIECES = 1 / 16
-"""A smaller share of the full set is read image by image: whole pieces would mostly be unused."""
+"""A subset with a smaller share of the full set is read image by image, because it would use only
+a small part of each piece."""
 
 
 def split_identities(
@@ -73,7 +74,8 @@ class ImageSubset(FaceImages):
         self.class_names = tuple(source.class_names[int(label)] for label in classes)
         self.alignment = source.alignment
         self._pieces = self._pieces_of(source)
-        # As many pieces as in a window of the full set, since sources cache that many.
+        # The subset's window has as many pieces as a window of the full set, because the cache of
+        # the full set is sized for that number.
         self.window = max(1, source.window * len(self.indices) // max(1, len(source)))
 
     def _pieces_of(self, source: FaceImages) -> np.ndarray | None:
@@ -81,6 +83,7 @@ class ImageSubset(FaceImages):
         is_sparse = len(self.indices) < MIN_SHARE_FOR_PIECES * len(source)
         if source.pieces is None or is_sparse or not is_ascending:
             return None
+        # Duplicates are the bounds of pieces of which the subset contains no image.
         return np.unique(np.searchsorted(self.indices, source.pieces))
 
     def __len__(self) -> int:
@@ -103,7 +106,7 @@ class ImageSubset(FaceImages):
         return self._images.read_bytes(int(self.indices[index]))
 
     def prefetch(self, indices: Sequence[int]) -> None:
-        """Fetch these images together, unless that would fetch mostly images of other parts."""
+        """Fetch these images together, unless that would fetch mostly images outside the subset."""
         if self._pieces is not None or self._images.pieces is None:
             self._images.prefetch(self.indices[np.asarray(indices, np.int64)].tolist())
 
@@ -111,8 +114,8 @@ class ImageSubset(FaceImages):
     def pieces(self) -> np.ndarray | None:
         """(P + 1,) index of the first image of each piece, then M; see `ReadableImages.pieces`.
 
-        None if the full set has no pieces, or if the subset contains few of its images or
-        contains them in another order.
+        None if the full set has no pieces, or if the subset contains few of the full set's images
+        or contains them in another order.
         """
         return self._pieces
 

@@ -17,9 +17,9 @@ class WindowSampler(EpochSampler):
     In each epoch the pieces are shuffled and split evenly among the workers of all ranks. Each
     worker shuffles the images within windows of several of its pieces. With the same numbers of
     ranks and workers, the order depends only on (seed, epoch), so (epoch, batch) is the entire
-    state. If these numbers change in the middle of an epoch, the remaining images are distributed
-    again. `state` records how the earlier batches were distributed, which determines the remaining
-    images.
+    state. If the numbers of ranks or workers change in the middle of an epoch, the remaining images
+    are redistributed. `state` records how the earlier batches were distributed, which determines
+    the remaining images.
 
     Args:
         pieces: (P + 1,) index of the first image of each of P pieces, then the number of images.
@@ -52,6 +52,7 @@ class WindowSampler(EpochSampler):
         super().__init__(int(self._pieces[-1]), batch_size, seed, drop_last, rank, world_size)
         self._window, self._drop_last = window, drop_last
         self._workers = max(1, workers)
+        # (ranks, workers, end) of each segment before the position; see `state`.
         self._segments: list[tuple[int, int, int]] = []
 
     def start_at(self, epoch: int, batch: int = 0) -> None:
@@ -60,12 +61,12 @@ class WindowSampler(EpochSampler):
             self._segments = []
         elif self._segments and self._segments[-1][2] > batch:
             raise ValueError(
-                f"segments end at batch {self._segments[-1][2]}, after the position, batch "
-                f"{batch}; the checkpoint is damaged"
+                f"the segments end at batch {self._segments[-1][2]}, after batch {batch}, where "
+                "training resumes; the checkpoint is damaged"
             )
 
     def state(self, batch: int) -> dict[str, Any]:
-        """State that determines the rest of the epoch: a digest of the pieces, and the segments.
+        """State before a batch: a digest of the pieces, and the segments of the earlier batches.
 
         A segment is a run of batches that were distributed among the same numbers of ranks and
         workers. It is stored as [ranks, workers, end] and begins where the previous segment ends;
@@ -88,11 +89,13 @@ class WindowSampler(EpochSampler):
                 "of the epoch is unknown; restore the original data.train"
             )
         # Checkpoints of version 0.1 store the segments under the key "legs".
-        segments, last_end = state.get("segments", state.get("legs")), 0
+        segments = state.get("segments", state.get("legs"))
         if not isinstance(segments, list):
             raise ValueError(f"segments = {segments!r} is not a list; the checkpoint is damaged")
+        last_end = 0
         for segment in segments:
             is_valid = isinstance(segment, list) and [type(value) for value in segment] == [int] * 3
+            # The limits on ranks and workers are for damaged checkpoints.
             if not is_valid or not (
                 0 < segment[0] < 2**20 and 0 < segment[1] < 2**10 and last_end < segment[2]
             ):
@@ -116,10 +119,10 @@ class WindowSampler(EpochSampler):
         order, start = self._epoch_order(epoch), 0
         # Remove the images of earlier batches: repeat the distribution of each earlier segment, and
         # mark the images that its workers read.
-        for segment, (world_size, workers, end) in enumerate(segments):
+        for number, (world_size, workers, end) in enumerate(segments):
             is_done = np.zeros(len(order), bool)
             worker_positions = self._distribute(
-                len(order), start, world_size, workers, (epoch, segment)
+                len(order), start, world_size, workers, (epoch, number)
             )
             for (_, worker, per_batch), positions in worker_positions.items():
                 batches_read = len(range(worker, end - start, workers))
@@ -135,23 +138,25 @@ class WindowSampler(EpochSampler):
         }
         full_batches = self._length // self._batch_size
         for batch in range(self.batch, full_batches):
-            # The workers take turns, so this batch is the worker's batch number `turn`.
+            # The workers take turns from batch `start` on: this one is the worker's batch `turn`.
             turn, worker = divmod(batch - start, self._workers)
             per_batch, worker_indices = images_of_worker[worker]
             indices = worker_indices[turn * per_batch : (turn + 1) * per_batch]
             yield [(epoch, index) for index in indices.tolist()]
         if not self._drop_last and max(self.batch, full_batches) < self.batches_per_epoch:
+            # The ranks share the last images, which `_distribute` leaves out.
             last_batch = order[len(order) - self._length % self._batch_size :]
             rank_indices = np.array_split(last_batch, self._world_size)[self._rank]
             yield [(epoch, index) for index in rank_indices.tolist()]
 
     def _epoch_order(self, epoch: int) -> np.ndarray:
         """All image indices, with the pieces in the epoch's order."""
+        # The final 1 makes this random stream differ from others with the same seed.
         generator = np.random.default_rng([self._seed, epoch, 0, 1])
         piece_order = generator.permutation(len(self._pieces) - 1)
         lengths = np.diff(self._pieces)[piece_order]
-        starts = np.cumsum(lengths) - lengths
-        return np.repeat(self._pieces[piece_order] - starts, lengths) + np.arange(self._length)
+        new_starts = np.cumsum(lengths) - lengths
+        return np.repeat(self._pieces[piece_order] - new_starts, lengths) + np.arange(self._length)
 
     def _distribute(
         self, length: int, start: int, world_size: int, workers: int, seeds: tuple[int, int]
@@ -165,20 +170,20 @@ class WindowSampler(EpochSampler):
             start: index of the first remaining batch.
             world_size: number of ranks.
             workers: workers per rank.
-            seeds: seeds of the shuffles, (epoch, segment).
+            seeds: seeds of the shuffles, (epoch, number of the segment).
 
         Returns:
-            (rank, worker, images per batch) -> positions of the worker's images among the
-            remaining images, in reading order.
+            A dict: (rank, worker, the rank's images per batch) -> positions of the worker's images
+            among the remaining images, in reading order.
         """
         # The 3 makes this random stream differ from others with the same seed.
         generator = np.random.default_rng([self._seed, *seeds, 3])
-        steps = self._length // self._batch_size - start
-        rank_batches = np.array_split(np.arange(self._batch_size), world_size)
+        batches = self._length // self._batch_size - start
+        rank_parts = np.array_split(np.arange(self._batch_size), world_size)
         worker_positions, begin = {}, 0
-        for rank, per_batch in enumerate(map(len, rank_batches)):
+        for rank, per_batch in enumerate(map(len, rank_parts)):
             for worker in range(workers):
-                end = begin + len(range(worker, steps, workers)) * per_batch
+                end = begin + len(range(worker, batches, workers)) * per_batch
                 windows = [
                     generator.permutation(np.arange(first, min(first + self._window, end)))
                     for first in range(begin, end, self._window)

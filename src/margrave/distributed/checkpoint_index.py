@@ -52,6 +52,7 @@ NAMES = frozenset(
 )  # fmt: skip
 """The (module, name) pairs that the pickle may refer to."""
 KIND = "checkpoint index"
+"""What messages call the file."""
 MAX_SIZE = 2**62
 """Sizes and offsets from this value on are rejected as damaged."""
 
@@ -83,7 +84,9 @@ def read_index(path: Path) -> Metadata:
         raise ValueError(f"{path} is damaged or not a {KIND}: {error}") from error
     undescribed = {index.fqn for index in storage} - set(tensors)
     if undescribed:
-        raise ValueError(f"{path} is damaged: {min(undescribed)!r} is stored but not described")
+        raise ValueError(
+            f"{path} is damaged: tensor {min(undescribed)!r} has data, but no shape and dtype"
+        )
     return Metadata(tensors, None, storage, StorageMeta())
 
 
@@ -126,13 +129,14 @@ def _tensor_metadata(value: Any) -> TensorStorageMetadata:
     metadata = _object_state(value, "TensorStorageMetadata")
     properties = metadata["properties"]
     state = properties.state if isinstance(properties, PickledObject) else None
+    # TensorProperties are pickled as a tuple that begins with the dtype.
     if not isinstance(state, tuple) or not state:
         raise ValueError("expected TensorProperties")
-    module, dtype = getattr(state[0], "name", ("", ""))
-    if module != "torch" or dtype not in DTYPES:
+    module, dtype_name = getattr(state[0], "name", ("", ""))
+    if module != "torch" or dtype_name not in DTYPES:
         raise ValueError("unknown tensor dtype")
     return TensorStorageMetadata(
-        properties=TensorProperties(dtype=DTYPES[dtype]),
+        properties=TensorProperties(dtype=DTYPES[dtype_name]),
         size=_shape(metadata["size"]),
         chunks=[
             ChunkStorageMetadata(_shape(chunk["offsets"]), _shape(chunk["sizes"]))
@@ -156,7 +160,7 @@ def _tensor_index(value: Any) -> MetadataIndex:
 def _storage_info(value: Any, folder: Path) -> _StorageInfo:
     info = _object_state(value, "_StorageInfo")
     name = _checked_name(info["relative_path"])
-    # torch gives such names to a rank's files; other names could point outside the folder.
+    # torch names each rank's files like this; other names could point outside the folder.
     if not re.fullmatch(r"__\d+_\d+\.distcp", name):
         raise ValueError(f"unexpected file name {name[:60]!r}")
     if info.get("transform_descriptors"):

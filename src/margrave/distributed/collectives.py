@@ -67,7 +67,7 @@ def gather_sizes(size: int, world: World, device: torch.device) -> tuple[int, ..
 
 
 def gather_rows(values: Tensor, sizes: Sequence[int], world: World) -> Tensor:
-    """Concatenate the rows of all ranks, without gradient; rank i has `sizes[i]` rows.
+    """Concatenate the `values` of all ranks, without gradient; rank i has `sizes[i]` rows.
 
     >>> gather_rows(torch.tensor([[1], [2]]), [2], World()).tolist()
     [[1], [2]]
@@ -95,7 +95,7 @@ def gather_objects(value: Any, world: World) -> list[Any]:
 
 
 def average_(tensors: Iterable[Tensor], world: World) -> None:
-    """Replace each tensor with its mean over ranks, in place; ranks must have equal shapes.
+    """Replace each tensor with its mean over ranks, in place; the shapes must agree on all ranks.
 
     >>> values = torch.tensor([1.0, 2.0])
     >>> average_([values], World())

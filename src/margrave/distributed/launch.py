@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from margrave.hardware import core_share
 
 LAUNCHED_BY_MARGRAVE = "MARGRAVE_LAUNCHED"
-"""Environment variable of the processes that `launch` starts."""
+"""Environment variable that is set in the processes that `launch` starts."""
 SHUTDOWN_SECONDS = 20
 """Time for the other processes to end after one has failed; after that, they are killed."""
 ORPHAN_SECONDS = 7
@@ -109,7 +109,7 @@ def launch(processes: int, command: Sequence[str]) -> None:
 
 def _root_cause(error: object, processes: int) -> str:
     """The error message of the failure that caused the others."""
-    failures: dict[int, object] = getattr(error, "failures", {})
+    failures: dict[int, object] = getattr(error, "failures", {})  # by rank
 
     def name_and_code(rank: int) -> tuple[str, int]:
         return Launch(rank, processes).name, getattr(failures[rank], "exitcode", 1)
@@ -124,8 +124,8 @@ def _root_cause(error: object, processes: int) -> str:
     }
     times = {rank: float(getattr(failures[rank], "timestamp", 0)) for rank in failures}
     # A process killed from outside is the most likely cause: the others then lost contact with it.
-    # After a failure, the launcher also kills processes that do not end in time. Kills after
-    # `latest_outside_kill` are therefore the launcher's.
+    # The launcher itself kills processes that are still running SHUTDOWN_SECONDS after the first
+    # failure. A kill later than half of that time is therefore attributed to the launcher.
     latest_outside_kill = min(times.values(), default=0.0) + SHUTDOWN_SECONDS / 2
     for rank in sorted(failures):
         name, code = name_and_code(rank)
@@ -163,7 +163,10 @@ def has_launcher() -> bool:
 
 
 def end_with_launcher() -> None:
-    """Make this process end soon after its launcher ends for any reason; every rank calls it."""
+    """Make this process end soon after Margrave's launcher, if any, ends for any reason.
+
+    Every rank must call this function.
+    """
     if has_launcher():
         end_with_parent()
 
@@ -184,7 +187,7 @@ def end_with_parent() -> None:
 
 
 def as_rank_error(error: RuntimeError) -> RankError | None:
-    """Convert a communication error to a `RankError`; return None for any other error."""
+    """Convert a communication error to a `LostContactError`; return None for any other error."""
     text = str(error)
     markers = ("gloo", "pair.cc", "Connection", "NCCL", "ProcessGroup", "Timed out", "Broken pipe")
     current = current_launch()
