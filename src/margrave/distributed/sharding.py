@@ -13,7 +13,7 @@ def shard_parameters(network: nn.Module, mesh: DeviceMesh) -> nn.Module:
     """Shard every parameter over the mesh's data-parallel dimension, in place; return the network.
 
     In the forward and the backward pass, the large blocks in the network's ``Sequential`` and
-    ``ModuleList`` children are gathered one at a time.
+    ``ModuleList`` children are gathered one at a time, and all other parameters together.
     """
     from torch.distributed.fsdp import fully_shard
 
@@ -25,7 +25,7 @@ def shard_parameters(network: nn.Module, mesh: DeviceMesh) -> nn.Module:
 
 
 def sharded_blocks(network: nn.Module) -> list[nn.Module]:
-    """The blocks that `shard_parameters` gathers one at a time."""
+    """The large blocks that are gathered one at a time, see `shard_parameters`."""
     return [
         block
         for sequence in network.children()

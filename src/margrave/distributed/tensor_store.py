@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed.checkpoint as store
+import torch.distributed.checkpoint as dcp
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
@@ -27,13 +27,14 @@ from margrave.distributed.world import World
 INDEX = ".metadata"
 
 
-class _Reader(store.FileSystemReader):
+class _Reader(dcp.FileSystemReader):
     """torch's reader, except that it never unpickles the index."""
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
         del args, kwargs
         index = read_index(Path(self.path) / INDEX)
         assert index.storage_meta is not None
+        # torch's reader also sets this id.
         index.storage_meta.load_id = self.load_id
         return index
 
@@ -64,9 +65,9 @@ def save_tensors(
     """
     try:
         with _suppress_warning():
-            store.save(
+            dcp.save(
                 _with_full_shapes(tensors, rows, world),
-                storage_writer=store.FileSystemWriter(folder),
+                storage_writer=dcp.FileSystemWriter(folder),
                 no_dist=world.size == 1,
             )
     except CheckpointException as error:
@@ -84,8 +85,8 @@ def load_tensors(
 
     Args:
         folder: a folder written by `save_tensors`.
-        tensors: this rank's tensors, by name, to fill in place; their full shapes must be those in
-            the folder.
+        tensors: this rank's tensors, by name, to fill in place; their full shapes (over all ranks)
+            must be those in the folder.
         rows: as for `save_tensors`.
         world: the ranks.
 
@@ -94,7 +95,7 @@ def load_tensors(
     """
     try:
         with _suppress_warning():
-            store.load(
+            dcp.load(
                 _with_full_shapes(tensors, rows, world),
                 storage_reader=_Reader(folder),
                 no_dist=world.size == 1,

@@ -46,9 +46,10 @@ WAITING_PATHS = (
     "torch/cuda/streams.py",
     "torch/distributed/",
 )
-"""Source paths of the code in which a rank waits for other ranks or for its own device."""
+"""Source paths of the code in which a rank waits for other ranks, or for its own device, which may
+itself be waiting in a collective."""
 
-_watches = count()
+_watch_numbers = count()
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ class RankStatus:
     Attributes:
         pid: process id.
         host: host name.
-        beat: number of lines written so far.
+        beat: number of lines written so far, including this one.
         step: current training step; 0 before the first step.
         place: code location of the main thread.
         waiting: whether the main thread is waiting for other ranks or for its device.
@@ -87,8 +88,9 @@ class RankWatch:
         silent_seconds: time after which a rank whose status line does not change counts as failed.
         stalled_seconds: time after which a rank that keeps the others waiting counts as hanging,
             although its status line changes; None means never.
-        setting: template for the names of both settings in messages, in which ``{}`` stands for
-            ``silence`` or ``stall``, such as ``training.rank_{}_seconds``.
+        setting: template for the names of the settings that set these two limits, for messages:
+            ``{}`` stands for ``silence`` or ``stall``, as in ``training.rank_{}_seconds``. None if
+            there are no such settings.
 
     Attributes:
         step: the current training step, set by the training loop.
@@ -117,10 +119,13 @@ class RankWatch:
         if self._world.size == 1:
             return self
         self._main_thread = threading.get_ident()
+        # `_awake_since` is the start or, if the job has been suspended, the end of the suspension.
         self._awake_since = self._last_contact = self._last_check = time.monotonic()
         self._store, self._store_host = _open_connection(self._silence_limit)
-        # Every rank opens the same watches in the same order, so their prefixes are equal.
-        self._prefix = f"margrave/watch {next(_watches)}/{os.environ.get('TORCHELASTIC_RUN_ID')}/"
+        # Every rank opens the same watches in the same order, so all ranks use the same prefix.
+        self._prefix = (
+            f"margrave/watch {next(_watch_numbers)}/{os.environ.get('TORCHELASTIC_RUN_ID')}/"
+        )
         self._prefix += f"{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}/"
         self._write_status()
         self._threads = [
@@ -145,7 +150,8 @@ class RankWatch:
         failure = None
         if isinstance(error, RuntimeError) and as_rank_error(error) is not None:
             # Probably another rank detected the failure first and ended, which closed its
-            # connections. Half of each limit is then enough to name the failed rank.
+            # connections. The failed rank has then nearly reached its limit, so half of the limit
+            # is enough to name it.
             failure = self._find_failure(time.monotonic(), fraction=0.5)
         # If the store is gone, a thread is still waiting for it, and this write would wait too.
         if not any(thread.is_alive() for thread in self._threads):
@@ -174,8 +180,8 @@ class RankWatch:
 
     def _exchange_status(self) -> None:
         """Write this rank's status line and read all lines; may block if the store is gone."""
-        # A failure is ignored, because the next call retries. If failures last, `_last_contact`
-        # grows old, which `_check_ranks` detects.
+        # If the store does not answer, the error is ignored, because the next call retries. If
+        # it never answers again, `_last_contact` grows old, which `_check_ranks` detects.
         with suppress(RuntimeError):
             self._write_status()
             keys = {rank: f"{self._prefix}{rank}" for rank in range(self._world.size)}
@@ -210,15 +216,22 @@ class RankWatch:
             _exit_with_error(failure)
 
     def _find_failure(self, now: float, fraction: float = 1.0) -> str | None:
-        """Describe a rank that has been silent or hanging for `fraction` of its limit, if any."""
+        """Describe a failed or hanging rank or a lost store; return None if there is none.
+
+        Args:
+            now: the current monotonic time.
+            fraction: fraction of each limit that must be exceeded, for ranks and for the store.
+        """
         statuses = self._statuses
         lost_for = now - max(self._last_contact, self._awake_since)
+        # Rank 0 may host the store. If rank 0 is done, a missing store is therefore no failure.
         if lost_for > self._silence_limit * fraction and not (
             0 in statuses and statuses[0][0].done
         ):
             return (
                 f"{self._store_owner()}, which hosts the store that connects the processes, has "
-                f"not answered for {lost_for:.0f} s; {self._hint('silence', self._silence_limit)}"
+                f"not answered for {lost_for:.0f} s; "
+                f"{self._describe_limit('silence', self._silence_limit)}"
             )
         for rank, (status, changed_at) in statuses.items():
             silent_for = self._last_contact - max(changed_at, self._awake_since)
@@ -231,23 +244,24 @@ class RankWatch:
                     f"{self._rank_name(rank)} has not answered for {silent_for:.0f} s, last seen "
                     f"in step {status.step}, {status.place}: it was stopped, or its machine is "
                     f"gone; the other processes were ended; "
-                    f"{self._hint('silence', self._silence_limit)}"
+                    f"{self._describe_limit('silence', self._silence_limit)}"
                 )
         since, limit = self._waiting_since, self._stall_limit
         if since is None or limit is None or now - since <= limit * fraction:
             return None
-        return f"{self._describe_stall(now - since)}; {self._hint('stall', limit)}"
+        return f"{self._describe_stall(now - since)}; {self._describe_limit('stall', limit)}"
 
     def _describe_stall(self, seconds: float) -> str:
         """Describe the ranks that the others wait for.
 
-        These are the ranks that are not waiting or, if all are waiting, those in an earlier step.
+        These are the ranks that are not waiting or, if all are waiting, those that have not reached
+        the latest step. If all are waiting in the same step, all are described.
         """
         statuses = {rank: status for rank, (status, _) in self._statuses.items()}
         running = {rank: status for rank, status in statuses.items() if not status.done}
-        last_step = max((status.step for status in running.values()), default=0)
+        latest_step = max((status.step for status in running.values()), default=0)
         hanging = [rank for rank, status in running.items() if not status.waiting]
-        hanging = hanging or [rank for rank, status in running.items() if status.step < last_step]
+        hanging = hanging or [rank for rank, status in running.items() if status.step < latest_step]
         places = "; ".join(
             f"{self._rank_name(rank)} is in step {running[rank].step}, {running[rank].place}"
             for rank in sorted(hanging or running)
@@ -269,7 +283,7 @@ class RankWatch:
             return self._rank_name(0)
         return f"the first process, on {self._store_host}"
 
-    def _hint(self, kind: str, seconds: float) -> str:
+    def _describe_limit(self, kind: str, seconds: float) -> str:
         if self._setting is None:
             return f"the limit is {seconds:g} s"
         return f"the limit is {self._setting.format(kind)} = {seconds:g}"
@@ -297,10 +311,10 @@ def joined_world() -> Iterator[World]:
 
 
 def _open_connection(timeout_seconds: float) -> tuple[dist.Store, str]:
-    """Open a separate connection to the process group's store, which no other thread can block.
+    """Open a separate connection to the process group's store, so that no thread blocks another.
 
     Returns:
-        the connection and the store's host.
+        the connection, or the store itself if it is not a `TCPStore`; and the store's host.
     """
     from torch.distributed.distributed_c10d import _get_default_store
 

@@ -26,7 +26,7 @@ class World:
 
 
 def current_world() -> World:
-    """The world of the default process group, or a world of one process without such a group."""
+    """The world of the default process group; if there is none, a world of one process."""
     if dist.is_available() and dist.is_initialized():
         return World(dist.get_rank(), dist.get_world_size())
     return World()

@@ -29,15 +29,16 @@ whether it can stop early."""
 MIN_FACES = 8
 """Minimum number of detected faces for a verdict."""
 MIN_FACE_SIZE = 40
-"""Side length in pixels of the smallest faces that MTCNN detects."""
+"""Side length of the smallest faces that MTCNN detects, in pixels of the enlarged crop (see
+`detect_face_in_crop`)."""
 MAX_DISPLACEMENT = 4.0
 """Distance from the template, in pixels of a 112 × 112 crop, beyond which a face counts as
 displaced. If MTCNN aligns the faces and YuNet measures them, or vice versa, 4 to 5 % of the faces
 are displaced (median distance 1.8 to 2.5 pixels)."""
 LOOSE_SHARE, UNALIGNED_SHARE, EARLY_END_SHARE = 0.09, 0.5, 0.8
-"""Shares of displaced faces above which the faces count as loosely aligned, count as unaligned, and
-the search stops early. If 5 % of all faces are displaced, the probability that 9 % or more of a
-random sample of 384 are displaced is 0.001."""
+"""Limits of the share of displaced faces. Above the first, faces count as loosely aligned; above
+the second, as unaligned; above the third, the search stops early. If 5 % of all faces are
+displaced, the probability that 9 % or more of a random sample of 384 are displaced is 0.001."""
 MIN_EYE_CONTRAST = 0.4
 """Below this eye contrast (see ``Measurements.eye_contrasts``), faces are not aligned. Aligned
 faces have 0.5 to 3, loose crops up to 1."""
@@ -213,7 +214,7 @@ def _rotated_finding(contrasts: np.ndarray, quarter_turns: int, figures: dict) -
 
 
 def _non_square_message(measured: Measurements) -> str:
-    """Return a message if most images are not square (ArcFace's crops are), otherwise ``""``."""
+    """Return a message unless most images are square, as ArcFace's crops are; otherwise ``""``."""
     sizes, counts = np.unique(measured.sizes, axis=0, return_counts=True)
     square_share = (measured.sizes[:, 0] == measured.sizes[:, 1]).mean()
     if square_share > 0.5:
@@ -222,7 +223,8 @@ def _non_square_message(measured: Measurements) -> str:
     shapes = (
         f"all images are {width} x {height}"
         if len(sizes) == 1
-        else f"{100 * (1 - square_share):.0f} % of the images are not square ({len(sizes)} shapes)"
+        else f"{100 * (1 - square_share):.0f} % of the images are not square "
+        f"({len(sizes)} different image sizes)"
     )
     return f"{shapes}, but crops aligned to ArcFace's template are square"
 

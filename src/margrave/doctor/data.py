@@ -109,6 +109,7 @@ def sample_identities(labels: np.ndarray, max_images: int, seed: int = 0) -> lis
         return list(range(len(labels)))
     order = np.random.default_rng(seed).permutation(labels.max() + 1)
     sizes = np.bincount(labels)[order]
+    # As many identities as fit, but at least one; if that one is too large, part of its images.
     num_chosen = max(1, int(np.searchsorted(np.cumsum(sizes), max_images, side="right")))
     return np.flatnonzero(np.isin(labels, order[:num_chosen]))[:max_images].tolist()
 
@@ -131,9 +132,10 @@ def check_labels(images: FaceImages) -> Iterator[Finding]:
     """Check for gaps in the labels, a wrong number of identities, and unusual class sizes."""
     labels = np.asarray(images.labels)
     sizes = np.bincount(labels, minlength=len(images.class_names))
+    # The names of all identities, including those with too few images to be used.
     names = [*images.class_names, *images.left_out]
     if isinstance(images, RecordImages) or (isinstance(images, ShardImages) and images.scanned):
-        # In these two kinds of sets, the identity names are the integer labels in the files.
+        # In record files and in shards without an index, the identity names are integer labels.
         yield from _check_label_gaps(np.sort(np.array([int(name) for name in names])))
     if isinstance(images, RecordImages) and images.num_classes not in (None, len(names)):
         yield Finding(
@@ -249,7 +251,7 @@ def _check_shards(images: ShardImages) -> Iterator[Finding]:
 
 
 def check_pairs(pairs: PairList, measured: Measurements) -> Iterator[Finding]:
-    """Check for one-sided or contradictory labels, and for pairs of an image with itself."""
+    """Check for labels that are nearly all the same, contradictory labels, and identical images."""
     same = np.asarray(pairs.same, bool)
     genuine_share = float(same.mean())
     if not 0.05 < genuine_share < 0.95:
@@ -278,8 +280,8 @@ def check_pairs(pairs: PairList, measured: Measurements) -> Iterator[Finding]:
             severity="serious",
             message=f"{len(contradicted)} pairs compare an image with itself but are labeled as "
             "different people: the labels are reversed or belong to other pairs",
-            remedy="create the set again, and check that images 2k and 2k + 1 form pair k, and "
-            "that the labels are in the same order",
+            remedy="create the set again, and check that images 2k and 2k + 1 form pair k (all "
+            "counted from 0), and that the labels are in the same order",
             share=len(contradicted) / len(same),
             examples=tuple(f"pair {pair}" for pair in contradicted[:MAX_EXAMPLES]),
             figures={"contradicted": len(contradicted), "pairs": len(same)},

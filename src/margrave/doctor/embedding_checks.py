@@ -28,7 +28,12 @@ NORMALIZATIONS = {
 }
 """Normalizations to try: name -> mean and std of pixels in [0, 1]."""
 MIN_AREA_GAIN = 0.03
-"""Gain in the area under the ROC curve (AUC) above which another preparation counts as better."""
+"""Gain in the area under the ROC curve (AUC) above which another preparation counts as better. A
+smaller gain also counts if it halves 1 - AUC, see `MIN_HALVING_GAIN`."""
+MIN_HALVING_GAIN = 0.005
+"""Gain in AUC below which another preparation never counts as better."""
+MIN_RANK_CORRELATION = 0.3
+"""Absolute rank correlation above which the feature norm counts as related to image quality."""
 PIXELS = 16
 """Side length of the small images from whose pixels `better_than_pixels` computes scores."""
 
@@ -114,6 +119,7 @@ def check_preparation(
         return
     card = embedder.card
     card_statistics = np.mean(card.mean), np.mean(card.std)
+    # A Margrave model (`color_order` None) takes RGB images, whatever its original weights took.
     opposite = "rgb" if color_order == "bgr" else "bgr"
     preparations = {"as it is": (embedder, images), opposite: (embedder, _SwappedColors(images))}
     # A network that takes uint8 normalizes the pixels itself.
@@ -137,7 +143,7 @@ def check_preparation(
     figures = {name: round(area, 4) for name, area in areas.items()}
     best = max(areas, key=lambda name: areas[name])
     gain = areas[best] - areas["as it is"]
-    halves_error = gain > 0.005 and 1 - areas[best] < (1 - areas["as it is"]) / 2
+    halves_error = gain > MIN_HALVING_GAIN and 1 - areas[best] < (1 - areas["as it is"]) / 2
     if (gain > MIN_AREA_GAIN or halves_error) and _is_significant(
         scores[best], scores["as it is"], same
     ):
@@ -217,7 +223,7 @@ class _SampledPairs:
 def _sample_pairs(images: FaceImages, max_pairs: int) -> _SampledPairs | None:
     """Draw balanced pairs, at most `max_pairs`; None if the labels do not allow 20 pairs."""
     labels = np.asarray(images.labels)
-    # The number of pairs must be a multiple of 20.
+    # `balanced_pairs` needs a multiple of 20: each of its 10 folds is half genuine pairs.
     num_pairs = min(max_pairs // 20 * 20, max_balanced_pairs(labels))
     if not num_pairs:
         return None
@@ -283,8 +289,8 @@ def check_quality(
         ],
         axis=1,
     )
-    # Spearman's ρ between norm and quality within each image, averaged over images. Both kinds of
-    # ranks are 0 to 3, so their variances are equal.
+    # Spearman's ρ between norm and quality over the scales of each image, averaged over images.
+    # Both `ranks` and `quality` are 0 to 3 in some order, so their variances are equal.
     ranks = norms.argsort(axis=1).argsort(axis=1)
     quality = np.arange(len(SCALES))[::-1]
     covariances = ((ranks - ranks.mean()) * (quality - quality.mean())).mean(axis=1)
@@ -300,7 +306,7 @@ def check_quality(
             for scale, mean in zip(SCALES, means, strict=True)
         },
     }
-    if rho < -0.3:
+    if rho < -MIN_RANK_CORRELATION:
         yield Finding(
             fault="norm_against_quality",
             severity="serious" if loss_reads_norm else "warning",
@@ -312,14 +318,14 @@ def check_quality(
             figures=figures,
         )
     else:
-        relation = "grows with" if rho > 0.3 else "hardly depends on"
+        relation = "grows with" if rho > MIN_RANK_CORRELATION else "hardly depends on"
         yield Finding(
             fault="norm_and_quality",
-            severity="warning" if loss_reads_norm and rho <= 0.3 else "note",
+            severity="warning" if loss_reads_norm and rho <= MIN_RANK_CORRELATION else "note",
             message=f"the feature norm {relation} image quality (rank correlation {rho:.2f}; "
             f"mean norm by resolution: {norms_by_resolution})",
             remedy="none needed"
-            if rho > 0.3 or not loss_reads_norm
+            if rho > MIN_RANK_CORRELATION or not loss_reads_norm
             else "train longer and with AdaFace's augmentations, which add low-quality images",
             share=0.0,
             figures=figures,

@@ -21,7 +21,7 @@ class Finding:
         message: what is wrong, or the information, with the measured values.
         remedy: what to do about it.
         share: affected share of the images, pairs or tensors, in [0, 1]; findings of the same
-            severity are sorted by it.
+            severity are sorted by it, the largest first.
         examples: examples of affected images, pairs or tensors.
         figures: the measured values, for programs.
     """

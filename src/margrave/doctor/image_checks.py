@@ -14,9 +14,9 @@ MAX_EXAMPLES = 5
 BLANK_STD = 4.0
 """Standard deviation of the gray values below which an image counts as blank."""
 MIN_COLOR = 6.0
-"""Mean difference between channels above which an image counts as colored."""
+"""Colorfulness (see `Measurements`) above which an image counts as colored."""
 REVERSED_REDNESS = -4.0
-"""Mean of red minus blue below which the channels of a colored image count as reversed."""
+"""Redness (see `Measurements`) below which the channels of a colored image count as reversed."""
 MIN_COLORED_IMAGES = 20
 """Minimum number of colored images for a verdict on the color order."""
 MIN_SIDE = 48
@@ -130,7 +130,8 @@ def near_duplicates(measured: Measurements) -> np.ndarray:
 
     The 128-bit hash of an image consists of four 32-bit quarters. The hashes of near duplicates
     usually have at least one quarter in common. Therefore images are sorted by each quarter in
-    turn, and each image is compared with those of the next few that have the same quarter.
+    turn, and each image is compared with the next `NEIGHBORS` images, if they have the same
+    quarter.
 
     Returns:
         (M, 2) positions in `measured` of each pair of near duplicates, the lower position first.
@@ -190,7 +191,8 @@ def check_duplicates(
             severity="serious" if share > 0.3 else "warning",
             message=f"{len(repeated)} of {len(measured)} images repeat another image of the same "
             "identity",
-            remedy="keep only one copy of each: repetitions distort class sizes and concentrations",
+            remedy="keep only one copy of each: repetitions distort class sizes and "
+            "KappaFace's concentrations",
             share=share,
             examples=tuple(
                 f"{image_name(int(measured.indices[first]))} = "
@@ -223,8 +225,8 @@ def _across_identities(
         np.sort(measured_labels[pairs], axis=1), axis=0, return_counts=True
     )
     smaller_sizes = np.minimum(sizes[identity_pairs[:, 0]], sizes[identity_pairs[:, 1]])
-    # Two identities are the same person if they have at least two images in common, and these are
-    # at least half of the smaller identity's images.
+    # Two identities count as the same person if they have at least two pairs of near duplicates,
+    # and at least half as many as the smaller identity has images.
     same_person = counts >= np.maximum(2, 0.5 * smaller_sizes)
     share = len(affected) / len(measured)
     message = f"{len(affected)} of {len(measured)} images also occur in another identity"

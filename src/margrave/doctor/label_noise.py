@@ -18,7 +18,8 @@ from margrave.doctor.image_checks import MAX_EXAMPLES
 from margrave.inference import Embedder
 
 MAX_ANGLE = 75
-"""Angle in degrees to the dominant center above which an image probably shows another person."""
+"""Angle in degrees to the dominant center (see `mislabeled`) above which an image that is nearer to
+another center of its class is probably mislabeled."""
 MAX_CENTERS = 64
 """Maximum plausible number of centers per class; a checkpoint with more is not evaluated."""
 CENTERS = "head.weight"
@@ -40,6 +41,7 @@ def check_label_noise(
     Source: Sub-center ArcFace, ECCV 2020, section 3.4, including the threshold of 75°.
     """
     shape, dtype = stored_tensors(checkpoint).get(CENTERS, (torch.Size(), torch.float32))
+    # The shape is (C, M, D) with M > 1 centers per class, and (C, D) with one.
     if len(shape) != 3:
         return
     labels = np.asarray(images.labels)
@@ -54,13 +56,14 @@ def check_label_noise(
             fault="label_noise_not_checked",
             severity="unchecked",
             message=f"the checkpoint's class centers have the shape {tuple(shape)}, but these "
-            f"images and this model need ({num_classes}, centers per class, {embedding_size})",
+            f"images and this model need ({num_classes}, at most {MAX_CENTERS} centers per "
+            f"class, {embedding_size})",
             remedy="restore the images that the run was trained on",
             share=0.0,
         )
         return
     tensors = {CENTERS: torch.empty(shape, dtype=dtype)}
-    load_tensors(checkpoint, tensors, {}, World())
+    load_tensors(checkpoint, tensors, rows={}, world=World())
     is_mislabeled = mislabeled(embeddings, labels[indices], tensors[CENTERS].float().numpy())
     if not is_mislabeled.any():
         return
@@ -68,9 +71,9 @@ def check_label_noise(
     yield Finding(
         fault="label_noise",
         severity="warning",
-        message=f"{len(suspects)} of {len(indices)} training images are nearest to a non-dominant "
-        f"one of their class's {shape[1]} centers, and more than {MAX_ANGLE}° from the dominant "
-        "center: they probably show other people",
+        message=f"{len(suspects)} of {len(indices)} training images are more than {MAX_ANGLE}° "
+        f"from the dominant one of their class's {shape[1]} centers (the one with the most "
+        "images), and nearer to another of them: they probably show other people",
         remedy="look at them; train again without them, with one center per class",
         share=len(suspects) / len(indices),
         examples=tuple(
@@ -91,13 +94,13 @@ def mislabeled(embeddings: np.ndarray, labels: np.ndarray, centers: np.ndarray) 
     Args:
         embeddings: (N, D) embeddings of the images.
         labels: (N,) class indices.
-        centers: (C, K, D), K centers for each of C classes.
+        centers: (C, M, D), M centers for each of C classes.
 
     >>> centers = np.array([[[1.0, 0], [0, 1.0]]])
     >>> mislabeled(np.array([[1, 0.1], [1, 0.2], [0.1, 1]]), np.array([0, 0, 0]), centers)
     array([False, False,  True])
     """
-    cosines = np.einsum("nd,nkd->nk", _unit(embeddings), _unit(centers)[labels])
+    cosines = np.einsum("nd,nmd->nm", _unit(embeddings), _unit(centers)[labels])
     nearest = cosines.argmax(axis=1)
     counts = np.zeros(centers.shape[:2], int)
     np.add.at(counts, (labels, nearest), 1)

@@ -18,18 +18,19 @@ SIDE = 112
 THUMBNAIL = 24
 """Side length of thumbnails in pixels."""
 CELLS = 28
-"""Side length of the small image in which eye contrasts are measured."""
+"""Side length of the small images in which eye contrasts and colorfulness are measured."""
 
 
 @dataclass(frozen=True, eq=False)
 class Measurements:
-    """Measurements of N images.
+    """Measurements of N images. Gray values and colors range from 0 to 255.
 
     Attributes:
         indices: (N,) the images' indices in the set.
         sizes: (N, 2) height and width in pixels.
         std: (N,) standard deviation of the gray values; near 0 for blank images.
-        colorfulness: (N,) mean difference between channels; 0 for gray images.
+        colorfulness: (N,) mean absolute difference of red from green and of green from blue; 0 for
+            gray images.
         redness: (N,) mean of red minus blue in the middle of the image, which shows skin.
         eye_contrasts: (N, 4) how much darker the eyes' positions in ArcFace's template are than the
             areas between and below them, in standard deviations of the face's gray values. The
@@ -102,7 +103,9 @@ def _eye_contrasts(cells: np.ndarray) -> np.ndarray:
     """(4,) eye contrasts of a (28, 28) gray image, see ``Measurements.eye_contrasts``.
 
     A cell is 4 × 4 pixels of the 112 × 112 crop. In ArcFace's template the eyes are at (38, 52) and
-    (74, 52), which is in row 13 and columns 9 and 18 of the cells.
+    (74, 52), which is in row 13 and columns 9 and 18 of the cells. The eyes are
+    measured in rows 12 and 13, in these columns and their neighbors. The face's gray values are
+    those in rows 8 to 24 and columns 5 to 22.
     """
     contrasts = np.empty(4, np.float32)
     for quarter_turns in range(4):
@@ -122,8 +125,8 @@ def _measure_image(image: np.ndarray) -> tuple[Any, ...]:
     mean_color = (
         face[SIDE // 3 : 5 * SIDE // 6, SIDE // 4 : 3 * SIDE // 4].reshape(-1, 3).mean(axis=0)
     )
-    small_color = cv2.resize(face, (28, 28), interpolation=cv2.INTER_AREA).astype(np.int16)
-    # To compare neighbors in the 8 × 8 grid of the hashes, a column or a row more is needed.
+    small_color = cv2.resize(face, (CELLS, CELLS), interpolation=cv2.INTER_AREA).astype(np.int16)
+    # To compare neighbors in the 8 × 8 grid of the hashes, one more column or row is needed.
     across = cv2.resize(gray, (9, 8), interpolation=cv2.INTER_AREA)
     down = cv2.resize(gray, (8, 9), interpolation=cv2.INTER_AREA)
     bits = np.stack([across[:, 1:] > across[:, :-1], down[1:] > down[:-1]])

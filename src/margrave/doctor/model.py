@@ -36,7 +36,8 @@ def examine_model(
         max_pairs: maximum number of pairs of faces to compare.
         trust_code: import and run custom network code.
         progress: called with (preparations done, total preparations).
-        options: what the file does not state, such as the preparation of images.
+        options: what the file does not state, such as the preparation of images; None states
+            nothing.
     """
     opened = open_for_examination(path, options or ImportOptions(), trust_code)
     findings = opened.findings
@@ -48,10 +49,12 @@ def examine_model(
             faces = SyntheticFaces(num_identities=20, images_per_identity=2)
         findings += check_collapse(opened.embedder, faces)
         if images is not None:
-            preparation = check_preparation(
+            preparation_findings = check_preparation(
                 opened.embedder, images, max_pairs, progress, opened.color_order
             )
-            findings += map(_as_note, preparation) if opened.preparation_assumed else preparation
+            if opened.preparation_assumed:
+                preparation_findings = map(_as_note, preparation_findings)
+            findings += preparation_findings
             # If too few weights can be tested, embeddings can still show that the network was
             # trained: they then separate faces better than pixels do.
             unchecked = [finding for finding in findings if finding.fault == "training_not_checked"]
@@ -65,10 +68,10 @@ def _as_note(finding: Finding) -> Finding:
     if finding.fault not in ("wrong_color_order", "wrong_normalization"):
         return finding
     wrong_colors = finding.fault == "wrong_color_order"
-    options = "--color-order" if wrong_colors else "--mean, --std and --color-order"
+    option_names = "--color-order" if wrong_colors else "--mean, --std and --color-order"
     return replace(
         finding,
         fault="likely_preparation",
         severity="note",
-        remedy=f"give {options} to margrave doctor, and to margrave import",
+        remedy=f"give {option_names} to margrave doctor, and to margrave import",
     )
