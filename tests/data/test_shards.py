@@ -97,7 +97,7 @@ def test_images_that_were_repaired_are_packed(tmp_path: Path) -> None:
     for photo in photos:
         photo.parent.mkdir(parents=True)
         photo.write_bytes(b"damaged")
-    with pytest.raises(ValueError, match=r"none of the images could be read; the first one: .*1\.png"):
+    with pytest.raises(ValueError, match=r"could be read; the first one: .*1\.png"):
         pack_shards(tmp_path / "photos", tmp_path / "packed", 32)
     for photo in photos:
         cv2.imwrite(str(photo), np.zeros((32, 32, 3), np.uint8))
