@@ -80,7 +80,7 @@ def test_fusing_flips_adds_raw_embeddings() -> None:
     expected = total / np.linalg.norm(total, axis=1, keepdims=True)
     np.testing.assert_allclose(fuse_flips(plain, flipped), expected)
     flipped[[1, 3]] = -plain[[1, 3]]
-    with pytest.raises(ValueError, match=r"2 rows of embeddings \+ flipped.*: 1, 3"):
+    with pytest.raises(ValueError, match=r"2 rows of embeddings \+ flipped .*indices 1, 3\)"):
         fuse_flips(plain, flipped)
     with pytest.raises(ValueError, match="the same shape"):
         fuse_flips(plain, flipped[:2])
@@ -98,7 +98,7 @@ def test_unfit_pairs_are_refused() -> None:
         evaluate_pairs(first[:19], second, same)
     broken = first.copy()
     broken[4, 2] = np.nan
-    with pytest.raises(ValueError, match=r"1 rows of embeddings_a .*: 4"):
+    with pytest.raises(ValueError, match=r"1 rows of embeddings_a .*indices 4\)"):
         evaluate_pairs(broken, second, same)
     with pytest.raises(ValueError, match=r"pair 10 has identities"):
         evaluate_pairs(first, second, same, identities=np.zeros((20, 2), int), resamples=0)

@@ -109,9 +109,10 @@ def evaluate_open_set(
     """Open-set identification against one gallery.
 
     The best scores of the N non-mated probes are sorted. The threshold for an FPIR target is the
-    max(⌊target · N⌋, 1)-th largest of them. A mated probe is a hit if its mate ranks first and
-    scores above the threshold. As in the source, a mate that ties with a non-mate does not rank
-    first; the closed-set rates count it as a hit.
+    max(⌊target · N⌋, 1)-th largest of them. Only scores strictly above the threshold are accepted,
+    so the FPIR is below the target. A mated probe is a hit if its mate ranks first and scores above
+    the threshold. As in ijb_evals.py, a mate that ties with a non-mate does not rank first; the
+    closed-set rates count such a tie as a hit.
 
     Args:
         probes: (P, D) embeddings.
@@ -137,7 +138,7 @@ def evaluate_open_set(
     probes, gallery = as_rows(probes), as_rows(gallery)
     probe_labels, gallery_labels = as_labels(probe_labels, gallery_labels)
     matches = search(probes, probe_labels, gallery, gallery_labels, max(ranks), device, progress)
-    mated = np.isfinite(matches.best_mate_scores)
+    mated = np.isfinite(matches.best_mate_scores)  # Without a mate, the score is −inf.
     if mated.all() or not mated.any():
         raise ValueError(
             f"{mated.sum()} probes have a mate in the gallery and {(~mated).sum()} have none; "
@@ -147,8 +148,8 @@ def evaluate_open_set(
     rank_1_mate_scores = np.where(mate_is_first, matches.best_mate_scores, -np.inf)[mated]
     order = np.argsort(-matches.non_mate_scores[~mated, 0], kind="stable")
     non_mated_scores = matches.non_mate_scores[~mated, 0][order]
-    count = len(non_mated_scores)
-    threshold_indices = [_threshold_index(target, count) for target in targets]
+    non_mated_count = len(non_mated_scores)
+    threshold_indices = [_threshold_index(target, non_mated_count) for target in targets]
     intervals: Sequence[Interval | None] = [None] * len(threshold_indices)
     if resamples:
         labels = np.unique(probe_labels, return_inverse=True)[1]
@@ -161,7 +162,7 @@ def evaluate_open_set(
         bootstrapped = bootstrap_tail(
             rank_1_mate_scores,
             non_mated_scores,
-            count,
+            non_mated_count,
             threshold_indices,
             identities,
             resamples,
@@ -172,7 +173,7 @@ def evaluate_open_set(
     return OpenSetResult(
         rules="identification, open set, rank 1 above the threshold",
         mated=int(mated.sum()),
-        non_mated=count,
+        non_mated=non_mated_count,
         gallery=gallery.shape[0],
         ranks=rank_rates(hits, ranks, probe_labels[mated], resamples, seed),
         rates=tuple(
@@ -181,7 +182,7 @@ def evaluate_open_set(
                 fpir=float((non_mated_scores > non_mated_scores[index]).mean()),
                 tpir=float((rank_1_mate_scores > non_mated_scores[index]).mean()),
                 threshold=float(non_mated_scores[index]),
-                too_few_probes=target * count < 1,
+                too_few_probes=target * non_mated_count < 1,
                 interval=interval,
             )
             for target, index, interval in zip(targets, threshold_indices, intervals, strict=True)
@@ -190,7 +191,11 @@ def evaluate_open_set(
 
 
 def _threshold_index(target: float, count: int) -> int:
-    """The index of the threshold for an FPIR target in ``count`` descending non-mated scores."""
+    """The index of an FPIR target's threshold among ``count`` non-mated scores, descending.
+
+    At most as many scores as this index are strictly above the threshold, so the index is also the
+    number of false positives that the target allows.
+    """
     return max(int(count * target) - 1, 0)
 
 
@@ -248,9 +253,10 @@ def merged_gallery_rates(
 ) -> tuple[OpenSetRate, ...]:
     """LEGACY: the values that AdaFace's and InsightFace's ijb_1n code prints as TPIR at FPIR.
 
-    This is not the open-set protocol: every one of the P probes has a mate, the threshold is the
-    ⌈target · P⌉-th largest score between different identities, and the mate need not rank first.
-    Use these values only for comparison with published tables, otherwise ``evaluate_open_set``.
+    This is not the open-set protocol: the gallery is IJB's two galleries merged, so every one of
+    the P probes has a mate. The threshold is the ⌈target · P⌉-th largest score between different
+    identities, and the mate need not rank first. Use these values only for comparison with
+    published tables, otherwise ``evaluate_open_set``.
 
     Args:
         probes: (P, D) embeddings.

@@ -14,7 +14,8 @@ their mean until their variance is
     v = max(v_identities − 2 · v_impostors, v_identities / 3)
 
 where v_identities is the variance when identities are resampled, and v_impostors the variance when
-only impostor pairs are resampled. For a mean over pairs, v is the dyadic cluster-robust variance.
+only impostor pairs are resampled. The two terms are equal if all variance is the noise of single
+impostor pairs. For a mean over pairs, v is the dyadic cluster-robust variance.
 Sources: Owen, "The pigeonhole bootstrap" (2007); Owen and Eckles (2012); Aronow, Samii and Assenova
 (2015).
 
@@ -60,6 +61,8 @@ Resampled = Literal["identities", "pairs"]
 
 RELIABLE_AUC_DEGREES = 30
 """The variance of an AUC with at least this many degrees of freedom is used without correction."""
+# Columns of ``PairStatistics.metrics``; column 0 is the accuracy.
+_AUC, _EER, _FIRST_TAR = 1, 2, 3
 # Number of pair weights to hold in memory at a time.
 _WEIGHTS_PER_CHUNK = 1 << 20
 
@@ -137,11 +140,11 @@ def bootstrap_pairs(
     ]
     # With few identities, the bootstrap underestimates the variance of the AUC, because errors
     # barely change the AUC. Move its effective sample size toward that of the EER.
-    correction = max(0.0, 1 - degrees[1] / RELIABLE_AUC_DEGREES)
-    sample_sizes[1] *= min(1.0, sample_sizes[2] / sample_sizes[1]) ** correction
+    correction = max(0.0, 1 - degrees[_AUC] / RELIABLE_AUC_DEGREES)
+    sample_sizes[_AUC] *= min(1.0, sample_sizes[_EER] / sample_sizes[_AUC]) ** correction
     accuracy, auc, eer, *tars = [
         # The EER is interpolated between error counts, so it gets the larger continuity correction.
-        rate_interval(value, size, level, continuity=1.0 if column == 2 else 0.5)
+        rate_interval(value, size, level, continuity=1.0 if column == _EER else 0.5)
         for column, (value, size) in enumerate(zip(point, sample_sizes, strict=True))
     ]
     resampled: Resampled = "pairs" if identities is None else "identities"
@@ -177,8 +180,8 @@ def _degrees_of_freedom(
     Args:
         statistics: computes the metrics.
         same: (P,) bool, whether each pair is genuine.
-        labels: (P, 2) identity indices of both sides; None treats every pair as a separate
-            identity.
+        labels: (P, 2) identity indices of both sides, from 0 without gaps; None treats every pair
+            as a separate identity.
         variances: (metrics,) each metric's corrected bootstrap variance.
     """
     if labels is None:
@@ -186,13 +189,19 @@ def _degrees_of_freedom(
     identity_count = int(labels.max()) + 1
 
     def sum_by_identity(values: np.ndarray, selected: np.ndarray) -> np.ndarray:
-        """Sum the selected pairs' values by identity; impostor pairs count for both identities."""
-        sums = np.bincount(labels[selected, 0], values, identity_count)
-        impostors = selected & (labels[:, 0] != labels[:, 1])
-        return sums + np.bincount(labels[impostors, 1], values[impostors[selected]], identity_count)
+        """Sum values by identity; a pair of two identities counts for both.
+
+        Args:
+            values: one value for each selected pair.
+            selected: (P,) bool, whether each pair is selected.
+        """
+        first, second = labels[selected].T
+        differ = first != second
+        return np.bincount(first, values, identity_count) + np.bincount(
+            second[differ], values[differ], identity_count
+        )
 
     all_pairs = np.ones(len(same), bool)
-    distinct_labels = np.unique(labels)
     accepted = statistics.accepted()
     degrees = []
     for values in (
@@ -204,9 +213,9 @@ def _degrees_of_freedom(
         class_means = np.where(same, values[same].mean(), values[~same].mean())
         class_sizes = np.where(same, same.sum(), (~same).sum())
         centered = (values - class_means) / class_sizes
-        degrees.append(degrees_of_freedom(sum_by_identity(centered, all_pairs)[distinct_labels]))
+        degrees.append(degrees_of_freedom(sum_by_identity(centered, all_pairs)))
     genuine_labels = np.unique(labels[same])
-    for far, variance in zip(statistics.far_targets, variances[3:], strict=True):
+    for far, variance in zip(statistics.far_targets, variances[_FIRST_TAR:], strict=True):
         hits = accepted[far][same].astype(float)
         contributions = sum_by_identity((hits - hits.mean()) / len(hits), same)[genuine_labels]
         false_accepts = accepted[far] & ~same
@@ -347,8 +356,9 @@ class PairStatistics:
         self._order, self._ends = rank_pairs(self.scores)
         self.far_targets = far_targets
         self._shape = (folds, 2, BIN_COUNT)
-        stratum = fold_of_pair(len(same), folds) * 2 + same
-        self._bin = stratum * BIN_COUNT + accept_bins(distances)
+        strata = fold_of_pair(len(same), folds) * 2 + same
+        self._bins = strata * BIN_COUNT + accept_bins(distances)
+        # Impostor pairs, then genuine pairs.
         self._class_sizes = np.bincount(same.astype(np.int64), minlength=2).reshape(2, 1)
 
     def metrics(self, weights: Iterator[np.ndarray]) -> np.ndarray:
@@ -358,8 +368,8 @@ class PairStatistics:
     def _chunk_metrics(self, weights: np.ndarray) -> np.ndarray:
         """(r, 3 + targets) the metrics for (r, P) pair weights."""
         counts = self._histogram(weights)
-        # Rescale all folds by the same factor: separate factors would hide the variance between
-        # identities.
+        # Rescale each class by the same factor in all folds: a factor for each fold would hide the
+        # variance between identities.
         counts *= self._class_sizes / counts.sum((1, 3), keepdims=True)
         accuracy = cross_validate(counts).fold_accuracy
         fold_weight = counts.sum((-1, -2))
@@ -381,12 +391,14 @@ class PairStatistics:
             Key -> (P,) bool. The keys are "accuracy", "equal_error_rate" and each FAR target.
         """
         ones = np.ones(len(self._same))
-        fold_bin = cross_validate(self._histogram(ones[None])).fold_threshold_index[0]
+        fold_threshold = cross_validate(self._histogram(ones[None])).fold_threshold_index[0]
+        # The threshold with index i accepts the pairs in bins 0 to i.
+        pair_threshold = fold_threshold[fold_of_pair(len(self._same), self._folds)]
         roc = weighted_roc(self.scores, self._same, self._order, self._ends, ones)
+        # The first point of the ROC with FAR ≥ 1 − TAR.
         eer_point = int((roc.far < 1 - roc.tar).sum())
-        threshold_bin = fold_bin[fold_of_pair(len(self._same), self._folds)]
         decisions: dict[str | float, np.ndarray] = {
-            "accuracy": accept_bins(self._distances) <= threshold_bin,
+            "accuracy": accept_bins(self._distances) <= pair_threshold,
             "equal_error_rate": self.scores > roc.thresholds[eer_point],
         }
         for far in self.far_targets:
@@ -412,9 +424,9 @@ class PairStatistics:
 
     def _histogram(self, weights: np.ndarray) -> np.ndarray:
         """(r, folds, 2, 401) total weight in each fold, class and bin of ``accept_bins``."""
-        bins = int(np.prod(self._shape))
-        index = self._bin + np.arange(len(weights))[:, None] * bins
-        counts = np.bincount(index.ravel(), weights.ravel(), len(weights) * bins)
+        bins_per_row = int(np.prod(self._shape))
+        index = self._bins + np.arange(len(weights))[:, None] * bins_per_row
+        counts = np.bincount(index.ravel(), weights.ravel(), len(weights) * bins_per_row)
         return counts.reshape(len(weights), *self._shape)
 
 

@@ -34,8 +34,9 @@ class Difference:
         second: the second model's value.
         difference: second − first.
         interval: the difference's confidence interval.
-        p_value: two-sided p value of the hypothesis that both models are equally good; None if no
-            false accept is allowed, because a single impostor pair then determines each threshold.
+        p_value: two-sided p value of the hypothesis that both models are equally good; None if the
+            FAR target allows no false accept: the highest impostor score alone then determines each
+            model's threshold.
         more_pairs: how many more pairs of the same kind are needed to find a difference of this
             size significant at 5 % with a power of 0.8; 0 if it already is significant; None if the
             difference is 0 or there is no p value.
@@ -124,15 +125,17 @@ def compare_pairs(
         discordant = None  # The AUC has no threshold, hence no decisions.
         if key in accepted[0]:
             differ = accepted[0][key] != accepted[1][key]
-            # The TAR depends on the decisions about genuine pairs. The EER depends on both classes:
-            # use the class with fewer discordant pairs, but ignore a class with none.
-            classes = {
+            # The accuracy depends on the decisions about all pairs, the TAR on those about genuine
+            # pairs. The EER depends on both classes: use the class with fewer discordant pairs, but
+            # ignore a class with none.
+            classes_by_metric = {
                 "accuracy": [np.ones_like(same)],
                 "equal_error_rate": [same, ~same],
                 "true_accept_rate": [same],
             }
             counts = [
-                _independent_count(differ & in_class, identities) for in_class in classes[name]
+                _independent_count(differ & in_class, identities)
+                for in_class in classes_by_metric[name]
             ]
             discordant = min((count for count in counts if count), default=0)
         p_value, std = _p_value_and_std(difference, float(stds[index]), discordant)
@@ -177,8 +180,8 @@ def _p_value_and_std(difference: float, std: float, discordant: int | None) -> t
     minimum = 0.0 if discordant is None else min(1.0, 2.0 ** (1 - discordant))
     if p_value >= minimum:
         return p_value, std
-    # One discordant pair gives a minimum of 1, whose quantile is 0. A quantile of at least 1 avoids
-    # a division by 0.
+    # At most one discordant pair gives a minimum of 1, whose quantile is 0. A quantile of at least
+    # 1 avoids a division by 0.
     quantile = max(1.0, -NormalDist().inv_cdf(minimum / 2))
     return minimum, max(std, abs(difference) / quantile)
 

@@ -54,8 +54,10 @@ class PairResult:
         accept_rates: TAR at each FAR target over all pairs; thresholds are cosines.
         area_under_roc: exact AUC over all pairs.
         equal_error_rate: exact EER over all pairs.
-        intervals: bootstrap intervals; None if not requested or if there are too few pairs.
-        scores: the scores of all pairs, for comparing models; None if there are too many.
+        intervals: bootstrap intervals; None if not requested or if there are too few pairs
+            (``MIN_PAIRS_FOR_INTERVALS``).
+        scores: the scores of all pairs, for comparing models; None if there are too many pairs
+            (``MAX_STORED_SCORES``).
     """
 
     rules: str
@@ -144,8 +146,8 @@ def unit_rows(embeddings: np.ndarray, name: str = "embeddings") -> np.ndarray:
     if len(bad):
         shown = ", ".join(map(str, bad[:5])) + (", ..." if len(bad) > 5 else "")
         raise ValueError(
-            f"{len(bad)} rows of {name} are zero, infinite or NaN, so they have no direction: "
-            f"{shown}; check the model and these images"
+            f"{len(bad)} rows of {name} (with indices {shown}) are zero, infinite or NaN, so they "
+            "have no direction; check the model and these images"
         )
     return embeddings / lengths
 
@@ -247,7 +249,8 @@ def evaluate_pairs(
 
     Raises:
         ValueError: the shapes differ, a row is zero or not finite, genuine or impostor pairs are
-            missing, or there are fewer pairs than folds.
+            missing, ``folds`` is below 2 or above the number of pairs, the identities contradict
+            ``same`` or do not have shape (P, 2), a target is not in (0, 1), or ``resamples`` is 1.
 
     Source: Huang et al., "Labeled Faces in the Wild" (2007), image-restricted; the thresholds and
     tie rules are those of FaceNet's and InsightFace's code, which papers have used ever since.
@@ -275,6 +278,7 @@ def evaluate_pairs(
             for rate, interval in zip(accept_rates, intervals.true_accept_rates, strict=True)
         )
     elif identities is not None:
+        # Without intervals, no bootstrap validates the identities.
         check_identities(identities, same)
     # A fold without genuine pairs has no TAR, and one without impostor pairs no FAR: exclude such a
     # fold from the mean.

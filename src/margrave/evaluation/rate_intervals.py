@@ -6,12 +6,13 @@ effective sample size
 
     n = rate (1 − rate) / variance · (z / t)²
 
-The variance is the bootstrap's, z is the quantile of the normal distribution, and t is that of
-Student's t distribution, whose degrees of freedom depend on the identities that contribute to the
-variance. The first factor is limited to the number of observations. If it exceeds the effective
-number of identities, (z / t)² reduces it at most to that number; otherwise, (z / t)² is omitted. At
-rates of 0 and 1, n is the effective number of identities. The binomial interval is Jeffreys',
-modified to equal Clopper and Pearson's at rates of 0 and 1.
+The variance is the bootstrap's, z is the two-sided quantile of the normal distribution at the
+target coverage, and t is that of Student's t distribution, whose degrees of freedom depend on the
+identities that contribute to the variance. The first factor is limited to the number of
+observations. If it exceeds the effective number of identities, (z / t)² reduces it at most to that
+number; otherwise, (z / t)² is omitted. At rates of 0 and 1, n is the effective number of
+identities. The binomial interval is Jeffreys', modified to equal Clopper and Pearson's at rates of
+0 and 1.
 
 Sources: Korn and Graubard, "Confidence intervals for proportions with small expected number of
 positive counts estimated from survey data" (1998), for n; Brown, Cai and DasGupta, "Interval
@@ -46,10 +47,11 @@ def degrees_of_freedom(contributions: np.ndarray) -> float:
     """Degrees of freedom of a metric's variance, from the contributions d of n identities.
 
     This is Satterthwaite's formula, 2 / (Σ d⁴ / (Σ d²)² − 1 / n), which gives about n for normally
-    distributed contributions. The result is limited to the range from 1 to n − 1. It is also
-    limited to two effective numbers of identities (see ``effective_identities``): with their errors
-    as weights, and with their hits as weights. An identity's errors are measured by the distance
-    of its contribution from the largest one, its hits by the distance from the smallest one.
+    distributed contributions. The result is limited to the range from 1 to n − 1. It also does not
+    exceed either of two effective numbers of identities (see ``effective_identities``): the one
+    with the identities' errors as weights, and the one with their hits as weights. An identity's
+    errors are measured by the distance of its contribution from the largest one, its hits by the
+    distance from the smallest one.
 
     Args:
         contributions: (n,) how much the metric changes with each identity's weight; they sum to
@@ -86,8 +88,8 @@ def tar_degrees_of_freedom(
     Args:
         contributions: (n,) how much each identity's genuine pairs shift the TAR at a fixed
             threshold.
-        accepted_labels: the identities of the impostor pairs at and above the threshold, in an
-            array of any shape.
+        accepted_labels: the identities of the impostor pairs above the threshold, or of those at
+            the threshold if none are above it, in an array of any shape.
         variance: the TAR's variance.
     """
     genuine_variance = min(variance, float(np.square(contributions).sum()))
@@ -103,19 +105,20 @@ def tar_degrees_of_freedom(
 
 
 def threshold_degrees_of_freedom(accepted_labels: np.ndarray, identity_count: float) -> float:
-    """Degrees of freedom of a threshold's variance, from the impostor pairs at and above it.
+    """Degrees of freedom of a threshold's variance, from the impostor pairs that it accepts.
 
     Args:
-        accepted_labels: the identities of the impostor pairs at and above the threshold, in an
-            array of any shape.
-        identity_count: the number of all identities.
+        accepted_labels: the identities of the impostor pairs above the threshold, or of those at
+            the threshold if none are above it, in an array of any shape.
+        identity_count: number of identities, possibly an effective number; the result is at most
+            one less, but at least 1.
     """
     accepted_identities = effective_identities(np.unique(accepted_labels, return_counts=True)[1])
     return max(1.0, min(accepted_identities - 1, identity_count - 1))
 
 
 def student_quantile(degrees: float, level: float = 0.95) -> float:
-    """The two-sided quantile of Student's t with these degrees of freedom.
+    """The two-sided quantile of Student's t at a coverage of ``level``.
 
     >>> round(student_quantile(10), 3)
     2.228
@@ -176,7 +179,8 @@ def rate_interval(
         level: target coverage.
         continuity: c, where the lower end is a quantile of Beta(hits + 1 − c, misses + c), and the
             upper end one of Beta(hits + c, misses + 1 − c): 0.5 for Jeffreys' interval, 1 for
-            Clopper and Pearson's. As hits or misses fall from 1 to 0, c rises to 1.
+            Clopper and Pearson's. The lower end's c rises to 1 as misses fall from 1 to 0, the
+            upper end's as hits do.
 
     >>> [round(end, 3) for end in rate_interval(1.0, 5)]
     [0.478, 1.0]

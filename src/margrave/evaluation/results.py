@@ -33,7 +33,8 @@ class Figure:
 
     Attributes:
         metric: the metric's name: accuracy, TAR, EER, AUC, identification rate, TPIR, DIR, …
-        value: the metric's value, in [0, 1] if ``percent``; None if there is nothing to measure.
+        value: the metric's value, in [0, 1] if ``percent``, or in [−1, 1] if it is a difference;
+            None if there is nothing to measure.
         at: the operating point, such as ``{"FAR": 1e-4}``.
         stratum: the subset of the data, such as ``quality 0.5 to 0.75``; empty for all data.
         interval: the value's 95 % confidence interval, over identities if they are known; None
@@ -132,7 +133,8 @@ class Result:
         settings: the settings of the protocol and the bootstrap.
         origin: the model and data.
         unreadable: image -> reason, for images that could not be read and were left out.
-        notes: what the figures mean, as sentences; a study's verdict first.
+        notes: what the figures mean, as sentences; in the result of a study, the first one is the
+            verdict.
         version: the version of Margrave that produced the result.
     """
 
@@ -208,6 +210,7 @@ def read_results(path: str | Path) -> tuple[Result, ...]:
         content = read_json(read_bytes(path), str(path))
     except OSError as error:
         raise ValueError(f"{path} cannot be read ({error.strerror})") from error
+    # Version 0.1 wrote no format.
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         content = {"format_version": FORMAT_VERSION, "results": read_0_1(content, str(path))}
     if content.get("format_version") != FORMAT_VERSION:
@@ -254,7 +257,10 @@ def is_results(path: str | Path) -> bool:
 
 
 def _compact(record: Figure | Result) -> dict[str, Any]:
-    """A record's fields as a dict; those with their default are omitted, except ``version``."""
+    """A record's fields as a dict, without those that have their default value.
+
+    ``version`` is always included, because its default changes with each version of Margrave.
+    """
     values: dict[str, Any] = {}
     for field_ in fields(record):
         value = getattr(record, field_.name)

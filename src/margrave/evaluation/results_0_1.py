@@ -35,7 +35,7 @@ def _convert(content: Any) -> list[Record]:
         return [_comparison_result(content)] if content else []
     if not isinstance(content, Mapping):
         return []
-    pairs = {name: result for name, result in content.items() if _is_pairs(result)}
+    pairs = {name: result for name, result in content.items() if _is_pair_result(result)}
     if len(pairs) == len(content):
         # A pair set may have any name, even one of the keys below, so this test comes first.
         return [_pair_result(name, result) for name, result in pairs.items()]
@@ -51,8 +51,8 @@ def _convert(content: Any) -> list[Record]:
     return [_pair_result(name, result) for name, result in pairs.items()]
 
 
-def _is_pairs(result: Any) -> bool:
-    """True if a value is the result of a set of pairs."""
+def _is_pair_result(result: Any) -> bool:
+    """True if a value is the result of a pair set, in the format of version 0.1."""
     return isinstance(result, Mapping) and "fold_accuracy" in result
 
 
@@ -80,7 +80,10 @@ def _result(
 
 
 def _accept_figure(rate: Mapping[str, Any], metric: str = "TAR", **at: Any) -> Record:
-    """The figure of a TAR at a FAR; ``at`` adds conditions to the operating point."""
+    """The figure of a rate at a FAR; ``at`` adds conditions to the operating point.
+
+    Version 0.1 stored each such rate as "tar"; ``metric`` names what it is.
+    """
     return {
         "metric": metric,
         "value": rate["tar"],
@@ -208,21 +211,22 @@ def _template_results(content: Mapping[str, Any]) -> list[Record]:
     if content.get("search"):
         results.append(_open_set_result(content["search"]))
     if content.get("closed"):
-        closed = _identification_result(content["closed"])
+        closed_set = _identification_result(content["closed"])
+        # "surveillance" has the detection and identification rates (DIR) at each FAR.
         for detection in content.get("surveillance", ()):
-            closed["figures"] += [
+            closed_set["figures"] += [
                 {
                     "metric": "DIR",
-                    "value": rank["rate"],
-                    "at": {"FAR": detection["far_target"], "rank": rank["rank"]},
-                    "interval": rank.get("interval"),
+                    "value": rate["rate"],
+                    "at": {"FAR": detection["far_target"], "rank": rate["rank"]},
+                    "interval": rate.get("interval"),
                     "threshold": detection["threshold"],
                     "realized": detection["far"],
                     "too_few": detection.get("too_few_probes", False),
                 }
-                for rank in detection["rates"]
+                for rate in detection["rates"]
             ]
-        results.append(closed)
+        results.append(closed_set)
     return results
 
 

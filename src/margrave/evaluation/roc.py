@@ -16,7 +16,8 @@ import numpy as np
 THRESHOLDS = np.arange(0, 4, 0.01)
 """The 400 squared distances between unit vectors from which LFW's protocol selects a threshold."""
 BIN_COUNT = len(THRESHOLDS) + 1
-"""Number of bins of ``accept_bins``: one per threshold, and one for pairs that none accepts."""
+"""Number of bins of ``accept_bins``: one per threshold, and one for pairs that no threshold
+accepts."""
 
 
 def fold_of_pair(number_of_pairs: int, folds: int) -> np.ndarray:
@@ -65,6 +66,7 @@ def cross_validate(counts: np.ndarray) -> CrossValidation:
     """
     total = counts.sum(-1, keepdims=True)
     accepted = np.cumsum(counts[..., :-1], axis=-1)
+    # Accepted genuine pairs plus rejected impostor pairs.
     correct = accepted[..., 1, :] + total[..., 0, :] - accepted[..., 0, :]
     correct_on_others = correct.sum(-2, keepdims=True) - correct
     best = correct_on_others.argmax(-1)
@@ -129,9 +131,9 @@ def roc_curve(scores: np.ndarray, same: np.ndarray, weights: np.ndarray | None =
 def weighted_roc(
     scores: np.ndarray, same: np.ndarray, order: np.ndarray, ends: np.ndarray, weights: np.ndarray
 ) -> Roc:
-    """Like ``roc_curve``, for validated pairs and the output of ``rank_pairs``."""
+    """Like ``roc_curve``, for validated pairs; ``rank_pairs`` returns ``order`` and ``ends``."""
     ranked = np.take(weights, order, axis=-1)
-    rates = []
+    rates = []  # FAR, then TAR.
     for in_class in (~same[order], same[order]):
         cumulative = np.cumsum(ranked * in_class, axis=-1, dtype=np.float64)
         accepted = cumulative[..., ends] / cumulative[..., -1:]
@@ -162,7 +164,7 @@ def nearest_points(
     results use.
     """
     # Compute corners from pair counts: with rates, rounding errors would create corners on straight
-    # parts of the curve.
+    # parts of the curve. Point 0 is left out here and always considered below, as in scikit-learn.
     false_accepts = np.rint(roc.far * impostor_count)[1:]
     true_accepts = np.rint(roc.tar * genuine_count)[1:]
     corner = (np.diff(false_accepts, 2) != 0) | (np.diff(true_accepts, 2) != 0)
@@ -171,6 +173,7 @@ def nearest_points(
         if len(false_accepts) > 1
         else [1]
     )
+    # Descending, so that of equally near points argmin finds the one with the largest FAR and TAR.
     points = np.concatenate([[0], corner_points])[::-1].astype(np.int64)
     return np.array([points[np.abs(roc.far[points] - far).argmin()] for far in far_targets], int)
 
