@@ -35,16 +35,18 @@ DEFAULTS = {
 """The default components of a run."""
 
 SUPPLIED_BY_THE_RUN = {"loss": None, "num_classes": 16, "embedding_size": 1, "num_samples": 16}
-"""Head arguments that are not settings, because the run passes them in. The values here build a
-tiny head, which checks the settings."""
+"""Head arguments that are not settings, because the run passes them in. These values build a tiny
+head that checks the settings; `_checked_head` replaces None with the run's loss."""
 
 
 class DataSettings(Settings):
     """The training images and their preprocessing."""
 
     train: dict[str, Any]
-    """``{kind: folder, root: …}``, ``{kind: synthetic, …}`` or an import path."""
+    """``{kind: folder, root: …}``, ``{kind: synthetic, …}`` or an import path,
+    ``{kind: my_module:MyImages, …}``."""
     image_size: int = Field(default=112, ge=16)
+    """Side of the square images that the backbone gets, in pixels."""
     fit: Fit = "crop"
     """How to make a non-square image square."""
     augmentation: dict[str, Any] = Field(default={})
@@ -62,10 +64,11 @@ class EvaluationSet(Settings):
     """Number of pairs to draw, half genuine and half impostor; a multiple of 20."""
     pairs_file: str | None = None
     """Read the pairs from this file instead of drawing them: LFW's pairs.txt, a CSV file with
-    path_a, path_b and same, a list of "path path 1", or InsightFace's .bin."""
+    path_a, path_b and same, lines "path path 1" or "path path 0", or InsightFace's .bin."""
     allow_outside: bool = False
-    """Allow the list to name images outside the image folder."""
+    """Allow ``pairs_file`` to name images outside the image folder."""
     seed: int = 0
+    """Seeds the random draw of the pairs."""
     maximum_unreadable: int = Field(default=10, ge=0)
     """Skip the pairs of up to this many unreadable images; with more, the evaluation fails."""
 
@@ -155,7 +158,7 @@ def read_config(
 ) -> RunConfig:
     """Merge recipes and overrides, check every key and value, and fill in defaults.
 
-    Of the head's defaults, only that of ``products`` is filled in.
+    Head settings that are not given stay out of the configuration, except ``products``.
 
     Args:
         recipes: recipe names, files or blocks of settings; later ones override earlier ones.
@@ -176,7 +179,7 @@ def read_config(
 
 
 def read_recipe(recipe: str) -> dict[str, Any]:
-    """The settings of one recipe or file, under their current names; not validated.
+    """The settings of one recipe or file, not validated; former setting names become current ones.
 
     Raises:
         ValueError: there is no such recipe or file, or it is not a mapping of settings.
@@ -237,7 +240,7 @@ def _checked_backbone(spec: Mapping[str, Any], image_size: int) -> dict[str, Any
 
 
 def _checked_images(evaluation_set: EvaluationSet, name: str) -> dict[str, Any]:
-    """Validate the image source of an evaluation set; a .bin file needs none."""
+    """Validate the image source of an evaluation set; returns {} for a .bin file."""
     if evaluation_set.is_bin:
         if evaluation_set.images:
             raise ValueError(
@@ -255,8 +258,8 @@ def _checked_images(evaluation_set: EvaluationSet, name: str) -> dict[str, Any]:
 def _checked_head(spec: Mapping[str, Any], loss: Loss) -> dict[str, Any]:
     """Validate the head's settings and convert them to their types.
 
-    The only default added is that of ``products``. Otherwise, run folders and studies contain only
-    the settings that were given.
+    The only default added is that of ``products``. Run folders and studies therefore contain the
+    other settings only if they were given.
     """
     kind = str(spec.get("kind"))
     head = HEADS.get(kind)
@@ -273,7 +276,8 @@ def _checked_head(spec: Mapping[str, Any], loss: Loss) -> dict[str, Any]:
     given = {name: value for name, value in spec.items() if name != "kind"}
     checked = checked_settings(head, supplied | given, place)
     if kind in HEADS:
-        # A small head checks the settings' ranges. An imported one may need the real arguments.
+        # Building a tiny head checks the settings' ranges. A head given by import path may need the
+        # run's real arguments, so it is not built here.
         try:
             with torch.random.fork_rng(devices=[]):
                 head(**checked)

@@ -80,7 +80,7 @@ def run(faces: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         cwd=folder,
     )  # fmt: skip
     assert "training on 72 images of 12 identities" in output
-    assert "loss curricularface with the recipe's scale 24" in output
+    assert "loss curricularface uses the recipe's scale 24" in output
     assert "epoch 1/1: loss" in output
     return folder / "mine"
 

@@ -18,8 +18,8 @@ def threshold(
     far: Annotated[
         str | None,
         typer.Option(
-            help="False accept rates, separated by commas; default: 1e-4, or all FARs in the "
-            "results."
+            help="False accept rates (FARs), separated by commas; default: 1e-4 if the "
+            "source is features, all FARs in it if it is results."
         ),
     ] = None,
     distractors: Annotated[
@@ -55,9 +55,12 @@ def threshold(
     reference = None
     if is_results(source):
         if distractors is not None:
-            raise ValueError(f"{source} contains results; leave out --distractors")
+            raise ValueError(
+                f"--distractors needs features, but {source} contains results; leave out "
+                "--distractors"
+            )
         results = read_results(source)
-        result = next((result for result in results if result.protocol == "all-to-all"), results[0])
+        result = next((each for each in results if each.protocol == "all-to-all"), results[0])
         check_features_match_model(model, result.origin, f"the results in {source}")
         points = points_of_result(result, targets)
     else:
@@ -84,7 +87,9 @@ def threshold(
     impostor_text = f"{points[0].impostors:,} impostor pairs"
     if distractors is not None:
         impostor_text += f", including pairs with the distractors in {distractors}"
-    console.print(f"from {points[0].measured_on}; {impostor_text}", markup=False, soft_wrap=True)
+    console.print(
+        f"measured on {points[0].measured_on}; {impostor_text}", markup=False, soft_wrap=True
+    )
     if reference is not None and reference.calibration is not None:
         calibration = reference.calibration
         console.print(
@@ -101,4 +106,4 @@ def threshold(
         )
     if save:
         path = save_operating_points(model, points, reference)
-        console.print(f"saved in {path}; margrave verify will use them", markup=False)
+        console.print(f"thresholds saved in {path}; margrave verify will use them", markup=False)

@@ -25,7 +25,10 @@ def train(
     loss: Annotated[
         str | None, typer.Option(help="A loss (`margrave losses`) or my_module:MyLoss.")
     ] = None,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="The run's folder.")] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="The run's folder; default: runs/RECIPE."),
+    ] = None,
     settings: Annotated[
         list[str] | None,
         typer.Option("--set", help="Change any setting, such as training.epochs=5; repeatable."),
@@ -79,7 +82,7 @@ def train(
             loss_spec = {"kind": loss} if is_recipe_loss else spec_at_scale(loss, recipe_loss)
             if "scale" in loss_spec and "scale" not in overrides.get("loss", {}):
                 console.print(
-                    f"loss {loss} with the recipe's scale {loss_spec['scale']:g}; the loss's other "
+                    f"loss {loss} uses the recipe's scale {loss_spec['scale']:g}; the loss's other "
                     "settings are those of its paper: change them with --set loss.NAME=VALUE",
                     markup=False,
                     soft_wrap=True,
@@ -104,7 +107,7 @@ def train(
         checkpoint = latest_checkpoint(folder)
         if checkpoint is not None:
             console.print(f"resuming from {checkpoint}", markup=False, soft_wrap=True)
-        training = run.open_training(resume is not None)
+        training = run.open_training(resume=resume is not None)
         results = run.train(training, resume=checkpoint is not None)
     except OSError as error:
         hint = f"\n  resume with: margrave train --resume {folder}"

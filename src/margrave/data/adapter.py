@@ -44,7 +44,7 @@ class AdaptedImages(ReadableImages):
         if missing:
             raise ValueError(
                 f"{type(images).__name__} cannot be read as images: it lacks {', '.join(missing)}; "
-                "implement them, or derive the class from margrave.data.FaceImages"
+                "implement them as margrave.data.FaceImages describes"
             )
         self._images = images
         labels, class_names = (getattr(images, name, None) for name in ("labels", "class_names"))
@@ -64,7 +64,7 @@ class AdaptedImages(ReadableImages):
                 raise ValueError(
                     f"{type(images).__name__}: labels[{first}] is {self.labels[first]}, but there "
                     f"are {len(self.class_names)} class_names; give labels from 0 to "
-                    f"{len(self.class_names) - 1}, or no class_names"
+                    f"{len(self.class_names) - 1}, or leave out class_names to allow any labels"
                 )
         for name in (*_OPTIONAL_ATTRIBUTES, *_OPTIONAL_METHODS):
             if hasattr(images, name):
@@ -85,7 +85,7 @@ class AdaptedImages(ReadableImages):
 
     @property
     def pieces(self) -> np.ndarray | None:
-        """(P + 1,) index of the first image of each piece, then N; see `ReadableImages.pieces`."""
+        """(P + 1,) index of the first image of each piece, then len(self); see `ReadableImages`."""
         return getattr(self._images, "pieces", None)
 
     def name(self, index: int) -> str:

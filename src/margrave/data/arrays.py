@@ -51,7 +51,7 @@ class ArrayImages(ReadableImages):
 
     @cached_property
     def content_digest(self) -> str:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """SHA-256 of shapes and pixels; names such as ``image 0`` do not identify the images."""
+        """SHA-256 of shapes and pixels, because names such as ``image 0`` do not identify them."""
         digest = hashlib.sha256()
         for image in self._images:
             digest.update(np.array(image.shape, "<i8").tobytes())

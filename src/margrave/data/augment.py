@@ -50,7 +50,8 @@ class Augmentation:
         low_resolution_side: minimum and maximum side of the small square, as a fraction of
             the image's height.
         photometric: probability of changing brightness, contrast and saturation in random order.
-        brightness: range r of the brightness factor, which is uniform in [max(0, 1 − r), 1 + r].
+        brightness: range r of the brightness factor, which is uniform in [max(0, 1 − r), 1 + r];
+            the factor scales all pixels.
         contrast: range r of the contrast factor, drawn likewise; the factor scales the difference
             of each pixel from the image's mean gray value.
         saturation: range r of the saturation factor, drawn likewise; the factor scales the
@@ -164,7 +165,7 @@ class Augmentation:
                 top = int(generator.integers(image_height - height + 1))
                 left = int(generator.integers(image_width - width + 1))
                 return top, left, height, width
-        # All rectangles were too large: use the largest centered one with an allowed ratio.
+        # No drawn rectangle fit into the image: use the largest centered one with an allowed ratio.
         ratio = min(max(image_width / image_height, self.crop_ratio[0]), self.crop_ratio[1])
         width = min(image_width, round(image_height * ratio))
         height = min(image_height, round(image_width / ratio))
@@ -181,12 +182,13 @@ class Augmentation:
 
     def _change_photometry(self, image: np.ndarray, generator: np.random.Generator) -> np.ndarray:
         properties = ("brightness", "contrast", "saturation")
-        for index in generator.permutation(3):
-            factor_range = getattr(self, properties[index])
+        for index in generator.permutation(len(properties)):
+            name = properties[index]
+            factor_range = getattr(self, name)
             factor = generator.uniform(max(0.0, 1 - factor_range), 1 + factor_range)
-            if properties[index] == "brightness":
+            if name == "brightness":
                 image = _blend(image, 0.0, factor)
-            elif properties[index] == "contrast":
+            elif name == "contrast":
                 mean_gray = cv2.mean(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY))[0]
                 # Round half up, as Pillow's contrast enhancement does.
                 image = _blend(image, math.floor(mean_gray + 0.5), factor)

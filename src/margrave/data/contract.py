@@ -24,6 +24,7 @@ class Sources(Registry[Callable[..., ReadableImages]]):
 
     def __init__(self, noun: str) -> None:
         super().__init__(noun)
+        # (−priority, name, detect), so that the rule that wins is sorted first.
         self._rules: list[tuple[int, str, Detect]] = []
 
     def register(

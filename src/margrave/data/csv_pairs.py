@@ -37,6 +37,7 @@ def is_path_list(path: str | Path) -> bool:
     """
     if Path(path).suffix.lower() == ".csv":
         return True
+    # An empty file counts as one empty line.
     _, line = next(read_lines(path), (1, ""))
     return _is_pair_of_paths(_split_line(path, 1, line))
 
@@ -48,8 +49,8 @@ def read_csv_pairs(
 
     Paths are relative to ``root``; ``same`` is 1/0, true/false or yes/no. With a ``fold`` column
     the pairs are sorted by fold; otherwise they keep the file's order and are split into 10 folds
-    (fewer if there are fewer pairs). Other columns are ignored. Without a header, each line is two
-    paths and ``same``, separated by commas, tabs or spaces.
+    (one per pair if there are fewer than 10 pairs). Other columns are ignored. Without a header,
+    each line is two paths and ``same`` as 1 or 0, separated by commas, tabs or spaces.
 
     Args:
         path: the pair list.
@@ -97,7 +98,7 @@ def read_pairs_by_path(path: str | Path, names: Sequence[str]) -> PairList:
     """Read a pair list for images that are known only by their paths.
 
     Args:
-        path: the list: a .csv table, lines of "path path 1", or otherwise LFW's format.
+        path: the list: a .csv table, lines "path path 1" or "path path 0", or LFW's format.
         names: path of each image; the returned pairs are indices into this sequence. A list in
             LFW's format refers to an image by its folder and file stem, ``Name/Name_0001``.
 
@@ -127,7 +128,7 @@ class _ImagesByPath:
 
 
 def _read_rows(path: Path) -> Iterator[tuple[int, str, list[str]]]:
-    """Yield (line number, line, [path_a, path_b, same, fold]) of each pair; fold may be empty."""
+    """Yield (line number, line, [path_a, path_b, same, fold]) per pair; fold is "" if not given."""
     line_number, line = next(read_lines(path), (1, ""))
     if not _is_pair_of_paths(_split_line(path, line_number, line)):
         yield from read_table(path, ("path_a", "path_b", "same"), ("fold",))
@@ -178,7 +179,7 @@ def _read_path_list(
     consistency = ConsistencyCheck(path, "the pair", "label")
     for line_number, line, fields in _read_rows(path):
         first_name, second_name, same_text, fold = fields
-        if not pairs:
+        if not pairs:  # the first pair decides whether all pairs must give a fold
             has_folds = bool(fold)
         is_valid = same_text.lower() in _SAME_VALUES and first_name and second_name
         if not is_valid or (fold and parse_whole_number(fold) is None):
@@ -207,7 +208,7 @@ def _read_path_list(
 
 
 def _count_folds(path: Path, fold_of: Sequence[int]) -> int:
-    """The number of folds; raises an error unless the pairs are split evenly among them."""
+    """The number of folds; raises an error unless they are as even as those of a `PairList`."""
     sizes = np.unique(fold_of, return_counts=True)[1]
     even_sizes = [len(fold) for fold in np.array_split(fold_of, len(sizes))]
     if sizes.tolist() != even_sizes:

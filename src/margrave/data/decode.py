@@ -145,9 +145,12 @@ def _broken_message(name: str, reason: str) -> str:
 def _jpeg_size(data: bytes) -> tuple[int, int]:
     """Read (height, width), after checking that the end marker is present."""
     height, width, position = 0, 0, 2
-    if data.endswith(_JPEG_END) and len(data) > 12:
+    # A frame header's size ends 9 bytes after the start of its marker. At position 2, with the end
+    # marker's 2 bytes, this takes 13 bytes.
+    if data.endswith(_JPEG_END) and len(data) >= 13:
         # Fast path, for most files: the end marker ends the file, and only the usual segments
-        # precede the frame header. Skip these segments by their lengths.
+        # precede the frame header. Skip these segments by their lengths. Here, `position` is the
+        # start of a marker.
         while data[position] == 0xFF and data[position + 1] in _JPEG_BEFORE_FRAME:
             position += 2 + (data[position + 2] << 8 | data[position + 3])
             if position + 9 > len(data):
@@ -155,6 +158,7 @@ def _jpeg_size(data: bytes) -> tuple[int, int]:
         if data[position] == 0xFF and data[position + 1] in _JPEG_FRAMES:
             return struct.unpack_from(">HH", data, position + 5)
         position = 2
+    # Slow path: search for each marker. Within the loop, `position` is the end of the marker.
     while (marker := _JPEG_MARKER.search(data, position)) is not None:
         position = marker.end()
         code = data[position - 1]
@@ -183,6 +187,8 @@ def _check_scans(data: bytes, pixels: int, name: str) -> None:
 
 def _png_size(data: bytes) -> tuple[int, int]:
     """Read (height, width), after checking the end chunk and the size of the metadata."""
+    # After 8 bytes of signature come the chunks: length (4 bytes), type (4), content, checksum (4).
+    # The first chunk's content begins with the width and the height.
     width, height = struct.unpack_from(">II", data, 16)
     position, metadata_bytes = 8, 0
     while (chunk := data[position + 4 : position + 8]) != b"IEND":
@@ -193,25 +199,28 @@ def _png_size(data: bytes) -> tuple[int, int]:
             # The decoder decompresses all of these chunks and keeps them in memory.
             metadata_bytes += min(length * _MAX_DEFLATE_RATIO, _MAX_CHUNK_BYTES)
             if metadata_bytes > _MAX_METADATA_BYTES:
-                raise _Unsafe("contains compressed text that could take too much memory")
+                raise _Unsafe("contains compressed metadata that could take too much memory")
         position += 12 + length
     return height, width
 
 
 def _webp_size(data: bytes) -> tuple[int, int]:
+    # The declared size does not count the first 8 bytes.
     (declared_bytes,) = struct.unpack_from("<I", data, 4)
     if len(data) < declared_bytes + 8:
         raise _Truncated
     chunk_type = data[12:16]
     if chunk_type == b"VP8X":
+        # Extended format: width - 1, then height - 1, in 3 bytes each.
         return (
             int.from_bytes(data[27:30], "little") + 1,
             int.from_bytes(data[24:27], "little") + 1,
         )
     if chunk_type == b"VP8L":
-        # One word holds width - 1 in its low 14 bits and height - 1 in the next 14.
+        # Lossless: one word holds width - 1 in its low 14 bits and height - 1 in the next 14.
         (size_bits,) = struct.unpack_from("<I", data, 21)
         return (size_bits >> 14 & 0x3FFF) + 1, (size_bits & 0x3FFF) + 1
+    # Lossy: the low 14 bits of each word are the size, the high 2 bits a scale for display.
     width, height = struct.unpack_from("<HH", data, 26)
     return height & 0x3FFF, width & 0x3FFF
 

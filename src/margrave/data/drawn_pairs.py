@@ -15,9 +15,9 @@ def balanced_pairs(
     """Draw balanced pairs, as in LFW: each fold is half genuine and half impostor pairs.
 
     No pair is drawn twice. Genuine pairs are spread over identities as evenly as their images
-    allow; impostor pairs are uniform over all pairs of images of different identities. The
-    identities are divided among the folds if each fold's identities then allow enough pairs.
-    Otherwise folds may share identities, and ``identity_disjoint`` is False.
+    allow; impostor pairs are drawn uniformly. The identities are divided among the folds if each
+    fold's identities then allow enough pairs. Otherwise folds may share identities, and
+    ``identity_disjoint`` is False.
 
     Args:
         labels: (N,) integers, the identity of each image.
@@ -54,22 +54,23 @@ def balanced_pairs(
                 else "add images of the same identities"
             )
         )
-    half = number_of_pairs // 2
-    # Identities are sorted by their number of images, so every `folds`-th one gives similar folds.
+    pairs_per_kind = number_of_pairs // 2
+    # Identities are sorted by their number of images, so taking every `folds`-th identity gives
+    # similar folds.
     groups = [identity_images[fold::folds] for fold in range(folds)]
-    identity_disjoint = all(min(_count_possible_pairs(group)) >= half // folds for group in groups)
+    identity_disjoint = all(
+        min(_count_possible_pairs(group)) >= pairs_per_kind // folds for group in groups
+    )
     if not identity_disjoint:
         groups = [identity_images]
-    pairs_per_group = half // len(groups)
-    # Genuine pairs, then impostor pairs; each has the shape (folds, half // folds, 2).
+    count = pairs_per_kind // len(groups)
+    # Genuine pairs, then impostor pairs; each has the shape (folds, pairs_per_kind // folds, 2).
     pairs_by_kind = [
-        np.concatenate([draw(group, pairs_per_group, generator) for group in groups]).reshape(
-            folds, -1, 2
-        )
+        np.concatenate([draw(group, count, generator) for group in groups]).reshape(folds, -1, 2)
         for draw in (_draw_genuine, _draw_impostor)
     ]
     first, second = np.concatenate(pairs_by_kind, axis=1).reshape(-1, 2).T
-    same = np.tile(np.repeat([True, False], half // folds), folds)
+    same = np.tile(np.repeat([True, False], pairs_per_kind // folds), folds)
     return PairList(first.copy(), second.copy(), same, folds, identity_disjoint)
 
 
@@ -86,8 +87,8 @@ def max_balanced_pairs(labels: np.ndarray, folds: int = 10) -> int:
 def _images_by_identity(labels: np.ndarray, generator: np.random.Generator) -> list[np.ndarray]:
     """Each identity's image indices; identities with more images first, ties in random order."""
     counts = np.unique(labels, return_counts=True)[1]
-    groups = np.split(np.argsort(labels, kind="stable"), np.cumsum(counts)[:-1])
-    shuffled = [groups[identity] for identity in generator.permutation(len(groups))]
+    by_identity = np.split(np.argsort(labels, kind="stable"), np.cumsum(counts)[:-1])
+    shuffled = [by_identity[identity] for identity in generator.permutation(len(by_identity))]
     return sorted(shuffled, key=len, reverse=True)
 
 
@@ -117,7 +118,7 @@ def _draw_genuine(
     drawn = []
     for images, num_drawn, num_possible in zip(identity_images, quota, possible, strict=True):
         if num_drawn:
-            # Pairs i < j are numbered p = j(j-1)/2 + i; recover j, then i.
+            # Pairs i < j are numbered j(j-1)/2 + i; recover j (later), then i (earlier).
             pair_numbers = generator.choice(num_possible, num_drawn, replace=False)
             later = ((1 + np.sqrt(1 + 8.0 * pair_numbers)) / 2).astype(np.int64)
             earlier = pair_numbers - later * (later - 1) // 2
@@ -129,13 +130,13 @@ def _draw_impostor(
     identity_images: Sequence[np.ndarray], count: int, generator: np.random.Generator
 ) -> np.ndarray:
     """Draw (count, 2) distinct impostor pairs, uniformly from all impostor pairs."""
-    images = np.concatenate(identity_images)
-    sizes = np.array([len(group) for group in identity_images])
+    all_images = np.concatenate(identity_images)
+    sizes = np.array([len(images) for images in identity_images])
     # Pair each image with every image of the preceding identities, and number the pairs in this
-    # order.
+    # order. An image's pairs end before the number `ends`.
     partner_counts = np.repeat(np.cumsum(sizes) - sizes, sizes)
     ends = np.cumsum(partner_counts)
     pair_numbers = generator.choice(int(ends[-1]), count, replace=False)
     later = np.searchsorted(ends, pair_numbers, side="right")
     earlier = pair_numbers - (ends[later] - partner_counts[later])
-    return np.stack([images[earlier], images[later]], axis=1)
+    return np.stack([all_images[earlier], all_images[later]], axis=1)

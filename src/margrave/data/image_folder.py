@@ -159,10 +159,10 @@ class ImageFolder(ImageFiles, FaceImages):
     Attributes:
         labels: (N,) int64, class of each image.
         class_names: name of each identity's folder.
-        left_out: skipped identities, which have no images or fewer than ``minimum_images``;
-            identity -> number of images.
+        left_out: name of each skipped identity -> number of its images. Skipped are identities
+            with no images or fewer than ``minimum_images``.
         loose_images: number of images directly in ``root``, which belong to no identity.
-        other_formats: images in unsupported formats, extension -> count.
+        other_formats: file extension of each unsupported format -> number of images.
 
     Raises:
         ValueError: no such folder, no images, no identity folders, or fewer than two identities.
@@ -222,11 +222,12 @@ class ImageFolder(ImageFiles, FaceImages):
                 f"{root} and its subfolders contain no images ({', '.join(EXTENSIONS)}); {remedy}"
             )
         if num_identities < 2:
+            skipped = quantity(len(self.left_out), "identity")
             raise ValueError(
                 f"{root} contains {quantity(num_identities, 'identity')} with at least "
-                f"{quantity(max(1, minimum_images), 'image')} ({len(self.left_out)} have fewer), "
-                "but training needs two; add identities, lower minimum_images, or give the "
-                "parent folder or a subfolder"
+                f"{quantity(max(1, minimum_images), 'image')} ({skipped} with fewer), but "
+                "training needs two; add identities, lower minimum_images, or, if the "
+                "identity folders are on another level, give the folder that contains them"
             )
 
 

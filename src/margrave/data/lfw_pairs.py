@@ -53,21 +53,22 @@ def read_lfw_pairs(path: str | Path, images: NamedImages) -> PairList:
     if len(first_fields) in (3, 4):  # a pair, so there is no header
         same = [len(split_whitespace(line)) == 3 for _, line in lines]
         folds = min(10, len(lines))
+    # A header's numbers must be positive: 0, and None for no number, are false.
     elif len(first_fields) in (1, 2) and all(map(parse_whole_number, first_fields)):
         header = [int(field) for field in first_fields]
         folds, pairs_per_kind = (1, header[0]) if len(header) == 1 else header
         del lines[0]
         if len(lines) != folds * 2 * pairs_per_kind:
             raise ValueError(
-                f"{path}: {len(lines)} pairs after the header, which declares "
-                f"{folds} x 2 x {pairs_per_kind}; complete the file or correct its header"
+                f"{path}: {len(lines)} pairs after the header, which declares {folds} folds of "
+                f"2 x {pairs_per_kind} pairs; complete the file or correct its header"
             )
         same = ([True] * pairs_per_kind + [False] * pairs_per_kind) * folds
     else:
         raise malformed(
             path,
             *(lines[0] if lines else (1, "")),
-            "a header such as '10 300': folds, and genuine (= impostor) pairs per fold",
+            "a header such as '10 300': 10 folds, each of 300 genuine and 300 impostor pairs",
         )
     pairs = [
         _parse_line(f"{path}:{number}", line, genuine)

@@ -25,7 +25,7 @@ from margrave.hardware import keep_freed_memory
 
 @dataclass(frozen=True, slots=True)
 class Unreadable:
-    """An image that could not be read: its index, its name and the reason."""
+    """An image that could not be read: its index in the data set, its name and the reason."""
 
     index: int
     name: str
@@ -119,7 +119,7 @@ class EpochSampler(Sampler[list[tuple[int, int]]]):
         self.epoch, self.batch = epoch, batch
 
     def state(self, batch: int) -> dict[str, Any]:
-        """What a checkpoint before this batch stores besides the position; here, nothing."""
+        """The state that a checkpoint before this batch stores besides the position; empty here."""
         del batch
         return {}
 
@@ -132,7 +132,8 @@ class EpochSampler(Sampler[list[tuple[int, int]]]):
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         epoch = self.epoch
-        # The final 1 makes this random stream differ from others with the same seed.
+        # The final 1 makes this random stream differ from others with the same seed. The 0 has no
+        # meaning, but another number would change the order of every epoch.
         order = np.random.default_rng([self._seed, epoch, 0, 1]).permutation(self._length)
         for batch in range(self.batch, self.batches_per_epoch):
             step_indices = order[batch * self._batch_size : (batch + 1) * self._batch_size]
@@ -162,8 +163,9 @@ class ImageGenerators:
         self._generator = np.random.Generator(self._bit_generator)
 
     def for_image(self, epoch: int, index: int) -> np.random.Generator:
-        """The image's generator; valid until the next call."""
+        """The image's generator; valid until the next call of `for_image`."""
         # Creating a new generator would take a fifth of the time that decoding an image takes.
+        # The first two of the four words count up as random numbers are drawn.
         self._state["state"]["counter"][:] = 0, 0, index, epoch
         self._bit_generator.state = self._state
         return self._generator
@@ -287,7 +289,8 @@ def normalize(
     # A lookup table takes one pass over the pixels; torch's conversion and arithmetic take four.
     keep_freed_memory()
     pixels = images.permute(0, 2, 3, 1).contiguous().numpy()
-    # A table with one column per channel needs the channels as the last axis.
+    # A table with one column per channel needs the channels as the last axis. A table with one
+    # column allows any shape.
     row_shape = (-1, 3) if table.shape[1] == 3 else (-1, images.shape[3] * images.shape[1])
     pixel_rows = pixels.reshape(len(pixels) * images.shape[2], *row_shape)
     normalized = cv2.LUT(pixel_rows, table.numpy()[None])
@@ -346,5 +349,6 @@ def _unchanged(batch: Batch) -> Batch:
 def _prepare_worker(worker: int) -> None:
     # Ctrl-C reaches every process of the group, but only the training process should handle it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # One thread per worker is enough, because the workers run in parallel. 0 disables threads.
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
