@@ -8,7 +8,7 @@ from types import MappingProxyType
 
 import numpy as np
 
-_NONE: Mapping[str, int] = MappingProxyType({})
+_NO_COUNTS: Mapping[str, int] = MappingProxyType({})
 
 
 class ReadableImages(ABC):
@@ -19,24 +19,25 @@ class ReadableImages(ABC):
     Attributes:
         labels: (N,) int64, the class of each image, 0 ≤ label < len(class_names); None if unknown.
         class_names: identity of each class, indexed by label.
-        left_out: name of each skipped identity -> number of its images.
+        left_out: name of each identity skipped for too few images -> number of its images.
         loose_images: number of images skipped because they belong to no identity.
         other_formats: images in unsupported formats, file extension -> count.
-        window: number of images to shuffle together; used only if ``pieces`` is not None.
+        window: number of images, from several ``pieces``, that training shuffles together; unused
+            if ``pieces`` is None.
         alignment: name of the detector that aligns photos on reading; empty if none does.
     """
 
     labels: np.ndarray | None = None
     class_names: Sequence[str] = ()
-    left_out: Mapping[str, int] = _NONE
+    left_out: Mapping[str, int] = _NO_COUNTS
     loose_images: int = 0
-    other_formats: Mapping[str, int] = _NONE
+    other_formats: Mapping[str, int] = _NO_COUNTS
     window: int = 0
     alignment: str = ""
 
     @property
     def quality(self) -> np.ndarray | None:
-        """(N,) ground-truth quality in [0, 1]; None if unknown."""
+        """(N,) ground-truth quality in [0, 1], 1 is best; None if unknown."""
         return None
 
     @property
@@ -82,7 +83,7 @@ class ReadableImages(ABC):
         return None
 
     def prefetch(self, indices: Sequence[int]) -> None:
-        """Fetch these images together if that is faster; by default, do nothing."""
+        """Fetch these images together before they are read, if that is faster; a no-op here."""
         del indices
 
 

@@ -39,11 +39,11 @@ class Embedder:
     precision: torch.dtype = torch.float32
 
     def __repr__(self) -> str:
-        card, kind = self.card, type(self.backbone).__name__
-        points = ", ".join(f"{point.far:g}" for point in card.operating_points)
+        card, backbone_name = self.card, type(self.backbone).__name__
+        fars = ", ".join(f"{point.far:g}" for point in card.operating_points)
         return (
-            f"Embedder({kind}, image_size={card.image_size}, mean={card.mean}, std={card.std}, "
-            f"alignment={card.alignment!r}, thresholds at FAR: {points or 'none'})"
+            f"Embedder({backbone_name}, image_size={card.image_size}, mean={card.mean}, "
+            f"std={card.std}, alignment={card.alignment!r}, thresholds at FAR: {fars or 'none'})"
         )
 
     def prepare(self, image: np.ndarray, name: str = "the image") -> Tensor:
@@ -93,10 +93,10 @@ class Embedder:
         Raises:
             ValueError: the backbone's output is not one row per image.
         """
-        return self._embed(pixels)[0].cpu()
+        return self._start_embedding(pixels)[0].cpu()
 
     @torch.inference_mode()
-    def _embed(self, pixels: Tensor, flips: bool = False) -> Tensor:
+    def _start_embedding(self, pixels: Tensor, flips: bool = False) -> Tensor:
         """Start computing embeddings, without waiting for the device.
 
         Returns:
@@ -124,7 +124,7 @@ class Embedder:
     def _forward(self, images: Tensor) -> Tensor:
         """Run the backbone, and check that it returns one embedding per image.
 
-        Without the check, a single row for many images would silently be copied to all of them.
+        Without the check, broadcasting would silently copy a single row to all images of the batch.
         """
         output = self.backbone(images)
         if not isinstance(output, Tensor) or output.dim() != 2 or len(output) != len(images):
@@ -150,8 +150,8 @@ class Embedder:
             indices: indices of the N images to embed; by default all images.
             flips: embed flipped images too, for flip fusion.
             progress: called with (images done, total images).
-            unreadable: a dict to which index -> reason is added for each image that cannot be
-                read; the rows of these images are zero. If None, such an image raises an error.
+            unreadable: a dict to fill with the index in `images` and the reason for each image that
+                cannot be read; the image's row is zero. If None, such an image raises an error.
 
         Returns:
             (N, D) float32 raw embeddings of the images, and (N, D) of the flipped images. Without
@@ -164,6 +164,7 @@ class Embedder:
         reasons = {} if unreadable is None else unreadable
         size = self.card.image_size
         finished: list[Tensor] = []
+        # Of the previous batch: the embeddings, a (B, 1) mask of readable images, and the pixels.
         pending: tuple[Tensor, Tensor, Tensor] | None = None
 
         def collect_pending() -> None:
@@ -185,7 +186,7 @@ class Embedder:
             # The device computed the previous batch while this batch was read, so collect it now.
             collect_pending()
             # Keep a reference to the pixels, because the device may still be copying them.
-            pending = self._embed(pixels, flips), readable, pixels
+            pending = self._start_embedding(pixels, flips), readable, pixels
             if progress is not None:
                 progress(start + len(batch), len(selected))
         collect_pending()

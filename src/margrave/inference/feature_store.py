@@ -172,7 +172,8 @@ def embed_to_store(
     count = len(images)
     done, num_unreadable = _resume_or_start(folder, description, names, labels)
     arrays = {}
-    # The first block creates the array files; until it is done, they may be incomplete.
+    # Until the first block is done, the array files may be missing or incomplete; they are then
+    # created below, by _make_arrays.
     if done:
         width = read_header(folder)["width"]
         arrays["embeddings"] = open_array(folder, "embeddings", (count, width), np.float32, "r+")
@@ -193,7 +194,7 @@ def embed_to_store(
             images, np.arange(start, stop), flips, report, reasons
         )
         num_unreadable += len(reasons)
-        note = "; the embeddings of earlier blocks are kept"
+        note = " (the embeddings of earlier blocks are kept)"
         check_unreadable(list(reasons.values()), num_unreadable, maximum_unreadable, note)
         check_finite(plain, flipped, images, start)
         if not arrays:
@@ -204,14 +205,14 @@ def embed_to_store(
             array[start:stop] = values
         for name in arrays:
             flush(folder / f"{name}.npy")
-        line = {
+        block = {
             "start": start,
             "stop": stop,
             "digest": digest_of(*block_values),
             "unreadable": {str(row): reason for row, reason in reasons.items()},
         }
         with open(folder / "blocks.jsonl", "a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+            file.write(json.dumps(block) + "\n")
             file.flush()
             os.fsync(file.fileno())
         if after_block is not None:
@@ -223,7 +224,7 @@ def embed_to_store(
 def _resume_or_start(
     folder: Path, description: dict[str, Any], names: np.ndarray, labels: np.ndarray
 ) -> tuple[int, int]:
-    """Open or create the store; returns how many images are embedded, and how many unreadable."""
+    """Open or create the store; returns the numbers of processed and of unreadable images."""
     if (folder / HEADER).exists():
         header = read_header(folder)
         # The names of the model and of the images' source may change between runs.

@@ -45,7 +45,7 @@ class FusedRows:
         fused = read_rows(self._arrays[0], start, stop)
         for array in self._arrays[1:]:
             fused = fused + read_rows(array, start, stop)
-        # torch.from_numpy accepts no negative steps.
+        # torch.from_numpy does not accept arrays with negative strides.
         return np.ascontiguousarray(fused[:: rows.step])
 
 
@@ -66,20 +66,21 @@ class ChosenRows:
         indices = self._indices[selection_slice]
         if len(indices) and (np.diff(indices) == 1).all():
             return self._rows[int(indices[0]) : int(indices[-1]) + 1]
-        rows = np.empty((len(indices), self.shape[1]), np.float32)
-        # Read in ascending order. If the rows of a chunk lie close together, read the whole range
-        # at once; otherwise read each row.
+        result = np.empty((len(indices), self.shape[1]), np.float32)
+        # Read chunks of rows in ascending order. If a chunk's rows lie close together, that is, if
+        # a full chunk needs at least every eighth row of its range, read the whole range at once;
+        # otherwise read each row.
         order = np.argsort(indices, kind="stable")
         for start in range(0, len(order), ROWS_PER_READ):
             positions = order[start : start + ROWS_PER_READ]
             low, high = int(indices[positions[0]]), int(indices[positions[-1]])
             if high - low < 8 * ROWS_PER_READ:
-                rows[positions] = self._rows[low : high + 1][indices[positions] - low]
+                result[positions] = self._rows[low : high + 1][indices[positions] - low]
             else:
                 for position in positions.tolist():
-                    row = int(indices[position])
-                    rows[position] = self._rows[row : row + 1][0]
-        return rows
+                    index = int(indices[position])
+                    result[position] = self._rows[index : index + 1][0]
+        return result
 
 
 class Features:
@@ -155,7 +156,7 @@ class Features:
         )
 
     def check_comparable(self, other: Features) -> None:
-        """Check that other features come from the same model and preprocessing, but other images.
+        """Check that other features are usable as distractors: same preparation, other images.
 
         Raises:
             ValueError: weights or preprocessing differ, or the images are the same.
@@ -348,7 +349,8 @@ def check_unreadable(reasons: Sequence[str], count: int, maximum: int, note: str
 
     Args:
         reasons: why images are unreadable, to be listed.
-        count: number of unreadable images; may exceed the number of reasons.
+        count: number of unreadable images; exceeds the number of reasons if some images were found
+            unreadable in earlier blocks.
         maximum: maximum number of unreadable images.
         note: text to add to the message.
     """
@@ -356,7 +358,7 @@ def check_unreadable(reasons: Sequence[str], count: int, maximum: int, note: str
         shown = "\n  ".join(reasons[:10])
         raise ValueError(
             f"{count} images cannot be read, more than maximum_unreadable = {maximum}; fix the "
-            f"images, or raise the limit with --maximum-unreadable{note}:\n  {shown}"
+            f"images, or raise the limit with --maximum-unreadable{note}. First errors:\n  {shown}"
         )
 
 
@@ -369,7 +371,7 @@ def check_finite(
         embeddings: (n, D) embeddings of consecutive images.
         flipped: (n, D) embeddings of the flipped images, or an empty array.
         images: the images, for their names.
-        start: index of the first of these images.
+        start: index in `images` of the first row's image.
     """
     for array, suffix in ((embeddings, ""), (flipped, " (flipped)")):
         invalid_rows = np.flatnonzero(~np.isfinite(array).all(1))
@@ -383,7 +385,7 @@ def check_finite(
 def digest_of_description(description: Mapping[str, Any], checksums: Sequence[Any]) -> str:
     """SHA-256 of the features' checksums and description, without the model's name.
 
-    A store passes its blocks, which contain the checksums.
+    For a store, `checksums` are the lines of ``blocks.jsonl``, which contain the checksums.
     """
     return hashlib.sha256(
         json.dumps([{**description, "model": ""}, checksums]).encode()

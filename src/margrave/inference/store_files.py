@@ -18,8 +18,8 @@ from margrave.files import atomic_write, open_regular, read_bytes, read_json
 FORMAT_VERSION = 1
 HEADER = "features.json"
 MAX_COUNT = 2**48
-"""Numbers of rows and columns that a file declares must be lower than this."""
-REMEDY = "delete the folder and embed again, or copy it again"
+"""Exclusive upper limit for the numbers of rows and columns that a file declares."""
+REMEDY = "delete the folder and embed again, or, if it is a copy, copy it again"
 
 
 def flush(path: Path) -> None:
@@ -57,7 +57,7 @@ def read_header(folder: Path) -> dict[str, Any]:
     if header["format_version"] != FORMAT_VERSION:
         raise ValueError(
             f"{path} has format_version {header['format_version']}, but this version of Margrave "
-            f"reads {FORMAT_VERSION}; {REMEDY}"
+            f"reads {FORMAT_VERSION}; delete the folder and embed again, or use the other version"
         )
     stored_checksum = header.pop("checksum", None)
     if stored_checksum is None:
@@ -70,9 +70,10 @@ def read_header(folder: Path) -> dict[str, Any]:
         raise ValueError(f"{path} is damaged: its checksum differs; {REMEDY}")
     images, identities = header["images"], header["identities"]
     if not all(isinstance(images.get(key), str) for key in ("digest", "source")):
-        raise ValueError(f"{path} is damaged: images has no digest or no source; {REMEDY}")
+        raise ValueError(f"{path} is damaged: 'images' has no digest or no source; {REMEDY}")
     if not all(isinstance(name, str) for name in identities):
         raise ValueError(f"{path} is damaged: an identity is not a string; {REMEDY}")
+    # The width is 0 until the first block is embedded.
     for field, minimum in (("count", 1), ("width", 0)):
         if not minimum <= header[field] < MAX_COUNT:
             raise ValueError(
@@ -133,6 +134,7 @@ def _is_block(block: Any, start: int) -> bool:
     ):
         return False
     stop = block["stop"]
+    # All row numbers are lower than MAX_COUNT; int() is slow or fails for very long strings.
     return block["start"] == start < stop < MAX_COUNT and all(
         row.isascii() and row.isdecimal() and len(row) < 19 and start <= int(row) < stop
         and isinstance(reason, str)

@@ -43,7 +43,8 @@ class AdaCos(Loss):
         return context["adaptive_scale"] * cosine
 
     def modify_target(self, cosine: Tensor, context: Context) -> Tensor:
-        # There is no margin, so straight_through has no effect.
+        # There is no margin that straight_through could ignore; it would only remove s̃ from the
+        # gradient, so it has no effect here.
         return self.target(cosine, context)
 
     def negatives(self, cosines: Tensor, target_cosine: Tensor, context: Context) -> Tensor:

@@ -18,17 +18,18 @@ if TYPE_CHECKING:
 class AdaFace(Loss):
     """Large margins for high-quality images, small margins for low-quality images.
 
-    ẑ = clip( h·(‖z‖ − μ)/(σ + ε), −1, 1 ), with ‖z‖ clipped to [0.001, 100] and without gradient;
-    T = cos( clip(θ_y − m·ẑ, ε, π − ε) ) − (m + m·ẑ), N_j = cosθ_j. Thus ẑ = −1 gives ArcFace,
-    0 gives CosFace, and +1 a negative angular margin with a shift. All cosines are clamped to
-    ±(1 − ε). μ and σ are running statistics of the batch's norms, updated before use.
+    ẑ = clip( h·(‖z‖ − μ)/(σ + ε), −1, 1 ), where ‖z‖ is the feature norm, clipped to [0.001, 100]
+    and without gradient. T = cos( clip(θ_y − m·ẑ, ε, π − ε) ) − (m + m·ẑ), N_j = cosθ_j. Thus
+    ẑ = −1 gives ArcFace, 0 gives CosFace, and +1 an angular margin of −m and a cosine margin of 2m.
+    All cosines are clamped to ±(1 − ε). μ and σ are the running mean and standard deviation of the
+    clipped norms, updated before use.
 
     Source: AdaFace, CVPR 2022, arXiv 2204.00964, equations 12 to 14; mk-minchul/AdaFace
     ``head.py`` (t_alpha there is `norm_update_weight` here; the paper's α = 0.99 is the weight of
     the old value).
 
     Attributes:
-        margin: m, the base margin.
+        margin: m, the base margin, of the angle (in radians) and of the cosine; 0 ≤ m < π.
         concentration: h, how strongly the norm changes the margin.
         norm_update_weight: weight of the new batch in μ and σ, in (0, 1].
         norm_start: initial μ and σ: ``official`` (20 and 100, with which the margin hardly adapts
@@ -70,7 +71,8 @@ class AdaFace(Loss):
         # If all norms are equal and epsilon rounds to 0 in this dtype, the quotient would be 0 / 0.
         std = context["feature_norm_std"] + max(self.epsilon, limits.tiny)
         standardized = (norm - context["feature_norm_mean"]) / std
-        # Keep the quotient finite, because a concentration of 0 times infinity is NaN.
+        # Keep the quotient finite, because a concentration of 0 times infinity is NaN. Any large
+        # finite limit would do.
         standardized = standardized.clamp(-(limits.max**0.5), limits.max**0.5)
         return (self.concentration * standardized).clamp(-1, 1)
 

@@ -110,8 +110,8 @@ def _machine_epsilon(cosine: Tensor) -> float:
 
 
 def _as_tensor(value: float | Tensor, cosine: Tensor) -> Tensor:
-    """The value as a tensor like the cosines.
+    """The value as a tensor with the dtype and on the device of `cosine`.
 
-    A number is written directly on their device, because a copy would make the host wait.
+    A number is written directly on the device, because a copy would make the host wait.
     """
     return cosine.new_full((), value) if isinstance(value, int | float) else value.to(cosine)

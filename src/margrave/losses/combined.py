@@ -52,5 +52,6 @@ class Combined(Loss):
             rotated = add_angle(cosine, self.angle_margin, self.beyond_pi)
         else:
             angle = self.angle_multiplier * arccosine(cosine) + self.angle_margin
+            # The angle is above 0, because arccosine clamps the cosine; so only π limits it.
             rotated = (angle.clamp_max(math.pi) if self.beyond_pi == "clip" else angle).cos()
         return rotated - self.cosine_margin

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 class Composed(Loss):
     """The target of one loss and the negatives of another.
 
-    `target_loss` computes T and the penalty, and determines how T and N_j are combined to a loss
+    `target_loss` computes T and the penalty, and determines how T and N_j are combined into a loss
     (softmax or a sigmoid per class). `negatives_loss` computes N_j; its own margin decides which
     negatives are hard. The default is AdaFace's target with CurricularFace's negatives. In a
     recipe, write each of the two losses as ``{kind: …}``.

@@ -147,7 +147,7 @@ class Loss:
     """Whether the head passes cosines (True) or inner products W_jᵀx + b_j (False)."""
 
     contains_scale: ClassVar[bool] = False
-    """Whether T and N_j already include a scale, so they do not fit another loss's N_j or T."""
+    """Whether T and N_j already include a scale; `Composed` refuses such a loss."""
 
     scale: float = 64.0
     straight_through: bool = False
@@ -194,9 +194,10 @@ class Loss:
     ) -> tuple[Tensor, Tensor | None] | None:
         """(B, K) N and (B, K) dN/d cosθ_j: an optional optimization that avoids autograd.
 
-        The slope is a new tensor, or None if it is 1 everywhere. N must not depend on context
-        values with a gradient. If the method returns None, heads compute the slope by autograd;
-        this is the default for subclasses that override `negatives`.
+        The slope is a new tensor, or None if it is 1 everywhere. If the method returns None instead
+        of a pair, heads compute the slope by autograd; this is the default for subclasses that
+        override `negatives`. Return a pair only if N depends on no context value with a gradient,
+        because heads would not compute that gradient.
         """
         del target_cosine, context
         return (cosines, None) if type(self).negatives is Loss.negatives else None

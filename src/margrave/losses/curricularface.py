@@ -63,6 +63,7 @@ class CurricularFace(Loss):
         self, cosines: Tensor, target_cosine: Tensor, context: Context
     ) -> tuple[Tensor, Tensor]:
         negatives, hard, excess = self._weighted(cosines, target_cosine, context)
+        # The slope is t + 2·cosθ_j for hard negatives, otherwise 1.
         return negatives, excess.addcmul_(hard, cosines).add_(1)
 
     def _weighted(

@@ -29,7 +29,7 @@ class ElasticFace(Loss):
     Attributes:
         base: ``angular`` (ElasticFace-Arc) or ``cosine`` (ElasticFace-Cos).
         margin: the mean margin; None uses the paper's, 0.5 radians (angular) or 0.35 (cosine).
-        margin_std: the standard deviation of the margins, at least 0.
+        margin_std: the standard deviation of the margins, in the unit of `margin`, at least 0.
         sort_margins: assign the margins by difficulty (ElasticFace+).
 
     >>> import torch
