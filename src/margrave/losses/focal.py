@@ -31,8 +31,9 @@ class Focal(Loss):
         margin: m, in cosine or radians depending on `base`; unused for base ``none``.
 
     >>> import torch
-    >>> values = torch.tensor([0.1, 3.0])
-    >>> sure, unsure = Focal(gamma=2.0).modify_cross_entropy(values, lambda: values)
+    >>> cross_entropy = torch.tensor([0.1, 3.0])
+    >>> loss = Focal(gamma=2.0)
+    >>> sure, unsure = loss.modify_cross_entropy(cross_entropy, lambda: cross_entropy)
     >>> round(float(sure / 0.1), 3), round(float(unsure / 3.0), 3)
     (0.009, 0.903)
     """
@@ -56,6 +57,6 @@ class Focal(Loss):
         import torch
 
         del gather_cross_entropy
-        # 1 − p, kept above 0 because x^γ with γ < 1 has an infinite gradient at 0.
-        error = (-(-cross_entropy).expm1()).clamp_min(torch.finfo(cross_entropy.dtype).tiny)
-        return error**self.gamma * cross_entropy
+        # Above 0, because x^γ with γ < 1 has an infinite gradient at 0.
+        one_minus_p = (-(-cross_entropy).expm1()).clamp_min(torch.finfo(cross_entropy.dtype).tiny)
+        return one_minus_p**self.gamma * cross_entropy

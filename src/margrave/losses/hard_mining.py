@@ -21,12 +21,13 @@ class HardMining(Loss):
 
     L = cross entropy · B / k for the k = ⌈keep·B⌉ samples with the largest cross entropy, otherwise
     L = 0; the mean of L over the batch is thus the mean over these k samples. The batch covers all
-    ranks; with gradient accumulation, each micro-batch is a batch. Samples that tie at the smallest
-    kept cross entropy share the places left among the k: they get equal fractional weights.
-    T = cosθ_y, cosθ_y − m or cos(θ_y + m), by `base`; N_j = cosθ_j.
+    ranks; with gradient accumulation, each micro-batch is a batch. If several samples
+    tie at the smallest kept cross entropy, they all count, but each only as the same fraction of a
+    sample, so that the total is k. T = cosθ_y, cosθ_y − m or cos(θ_y + m), by `base`;
+    N_j = cosθ_j.
 
-    Source: Online Hard Example Mining, arXiv 1604.03540, with the share of 90 % that Support Vector
-    Guided Softmax, arXiv 1812.11317, section 3, uses as a baseline.
+    Source: Online Hard Example Mining, arXiv 1604.03540, with `keep` = 0.9 from a baseline of
+    Support Vector Guided Softmax, arXiv 1812.11317, section 3.
 
     Attributes:
         keep: fraction of the samples to train on, in (0, 1].
@@ -34,8 +35,8 @@ class HardMining(Loss):
         margin: m, in cosine or radians depending on `base`; unused for base ``none``.
 
     >>> import torch
-    >>> values = torch.tensor([1.0, 3.0, 2.0, 4.0])
-    >>> HardMining(keep=0.5).modify_cross_entropy(values, lambda: values)
+    >>> cross_entropy = torch.tensor([1.0, 3.0, 2.0, 4.0])
+    >>> HardMining(keep=0.5).modify_cross_entropy(cross_entropy, lambda: cross_entropy)
     tensor([0., 6., 0., 8.])
     """
 
@@ -55,10 +56,10 @@ class HardMining(Loss):
     def modify_cross_entropy(
         self, cross_entropy: Tensor, gather_cross_entropy: Callable[[], Tensor]
     ) -> Tensor:
-        values = gather_cross_entropy()
-        kept_count = math.ceil(self.keep * len(values))
-        smallest_kept = values.topk(kept_count).values[-1]
-        places_left = kept_count - (values > smallest_kept).sum()
-        tied_weight = (places_left / (values == smallest_kept).sum()).to(cross_entropy)
+        gathered = gather_cross_entropy()
+        kept_count = math.ceil(self.keep * len(gathered))
+        smallest_kept = gathered.topk(kept_count).values[-1]
+        places_for_tied = kept_count - (gathered > smallest_kept).sum()
+        tied_weight = (places_for_tied / (gathered == smallest_kept).sum()).to(cross_entropy)
         weight = (cross_entropy > smallest_kept) + tied_weight * (cross_entropy == smallest_kept)
-        return cross_entropy * (weight * (len(values) / kept_count))
+        return cross_entropy * (weight * (len(gathered) / kept_count))

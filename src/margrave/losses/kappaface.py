@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 class KappaFace(Loss):
     """Classes with scattered features or few samples get a larger margin.
 
-    T = cos(θ_y + m₀·ψ_y), N_j = cosθ_j. ψ_c = γ·w_κ + (1 − γ)·w_s is 1 in the first epoch and
-    recomputed after each epoch: w_κ from the class's von Mises–Fisher concentration, w_s from the
-    number of its samples (`margrave.statistics.class_concentration`).
+    T = cos(θ_y + m₀·ψ_y), N_j = cosθ_j. Class c's ψ_c = γ·w_κ + (1 − γ)·w_s is 1 in the first epoch
+    and recomputed after each epoch: w_κ from the class's von Mises–Fisher concentration, w_s from
+    the number of its samples (`margrave.statistics.class_concentration`).
 
     Source: KappaFace, arXiv 2201.07394, equations 7 to 14; implemented from the paper only.
 
@@ -28,10 +28,11 @@ class KappaFace(Loss):
         margin: m₀ in radians, 0 ≤ m₀ < π.
         temperature: how strongly w_κ depends on the standardized concentration.
         concentration_share: γ, the weight of concentration relative to size, in [0, 1].
-        estimator: source of the features: ``momentum_encoder`` (a second forward pass of an
-            averaged network), ``memory_buffer`` (one stored vector per training image) or
-            ``online`` (the features of the training forward pass, at no extra cost).
-        memory_update_weight: weight of the new feature in the memory buffer.
+        estimator: source of the features: ``momentum_encoder`` (a second forward pass, through a
+            network with averaged weights), ``memory_buffer`` (one stored vector per training image)
+            or ``online`` (the features of the training forward pass, at no extra cost).
+        memory_update_weight: weight of an image's new feature relative to its stored vector, in
+            (0, 1]; used by ``memory_buffer`` only.
         beyond_pi: see `margrave.losses.angles.add_angle`.
 
     >>> import torch

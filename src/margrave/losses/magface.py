@@ -52,14 +52,14 @@ class MagFace(Loss):
         self.require("highest_margin", is_valid, "at least lowest_margin and below π")
         self.require("penalty_weight", self.penalty_weight >= 0, "at least 0")
 
-    def _norm(self, context: Context) -> Tensor:
+    def _clipped_norm(self, context: Context) -> Tensor:
         return context["feature_norm"].clamp(self.lowest_norm, self.highest_norm)
 
     def target(self, cosine: Tensor, context: Context) -> Tensor:
         slope = (self.highest_margin - self.lowest_margin) / (self.highest_norm - self.lowest_norm)
-        margin = self.lowest_margin + slope * (self._norm(context) - self.lowest_norm)
+        margin = self.lowest_margin + slope * (self._clipped_norm(context) - self.lowest_norm)
         return add_angle(cosine, margin, "monotone")
 
     def penalty(self, context: Context) -> Tensor:
-        norm = self._norm(context)
+        norm = self._clipped_norm(context)
         return self.penalty_weight * (1 / norm + norm / self.highest_norm**2)

@@ -1,4 +1,4 @@
-"""MV-Softmax: re-weights misclassified vectors; the successor of SV-Softmax."""
+"""MV-Softmax: re-weights misclassified negatives; the successor of SV-Softmax."""
 
 from __future__ import annotations
 
@@ -69,11 +69,13 @@ class MVSoftmax(Loss):
     ) -> tuple[Tensor, Tensor | None]:
         del context
         negatives, hard = self._weighted(cosines, target_cosine)
-        adaptive = self.weighting == "adaptive"
-        return negatives, hard.mul_(self.hard_weight).add_(1) if adaptive else None
+        if self.weighting == "fixed":
+            return negatives, None
+        # 1 + t where the negative is hard, otherwise 1.
+        return negatives, hard.mul_(self.hard_weight).add_(1)
 
     def _weighted(self, cosines: Tensor, target_cosine: Tensor) -> tuple[Tensor, Tensor]:
-        """N and a mask of hard negatives."""
+        """N, and a new mask (1 or 0, in the dtype of the cosines) of the hard negatives."""
         hard = above_mask(cosines, base_margin(target_cosine, self.margin, self.base))
         if self.weighting == "fixed":
             return cosines.add(hard, alpha=self.hard_weight), hard

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 @LOSSES.register("sphereface")
 @dataclass(frozen=True, kw_only=True)
 class SphereFace(Loss):
-    """A multiplicative angular margin, blended with the plain cosine, mostly early in training.
+    """A multiplicative angular margin, blended with the plain cosine, whose weight λ decays.
 
     T = [λ·cosθ_y + ψ(θ_y)] / (1 + λ), ψ(θ) = (−1)^k cos(mθ) − 2k for θ in [kπ/m, (k+1)π/m],
     N_j = cosθ_j. λ = max(minimum, start·(1 + decay·iteration)^−power), where the four constants are
@@ -59,7 +59,7 @@ class SphereFace(Loss):
     def target(self, cosine: Tensor, context: Context) -> Tensor:
         decayed = (1 + self.plain_weight_decay * context["iteration"]) ** -self.plain_weight_power
         plain_weight = (self.plain_weight_start * decayed).clamp_min(self.plain_weight_minimum)
-        # k, the index of the interval [kπ/m, (k+1)π/m] that contains the angle.
+        # k, the index of the interval [kπ/m, (k+1)π/m] that contains the angle, at most m − 1.
         interval = (self.margin * arccosine(cosine.detach()) / math.pi).floor()
         interval = interval.clamp_max(self.margin - 1)
         sign = 1 - 2 * (interval % 2)

@@ -19,8 +19,9 @@ class SphereFace2(Loss):
 
     L = w/s·( λ·log(1 + e^{−(s·T + b)}) + (1 − λ)·Σ_{j≠y} log(1 + e^{s·N_j + b}) ), with
     T = g(cosθ_y) − m, N_j = g(cosθ_j) + m and g(z) = 2·((z + 1)/2)^t − 1, which spreads
-    the cosines. The initial b balances the gradients of target and negatives at cosine 0. With
-    `straight_through`, dT/d cosθ_y and dN_j/d cosθ_j are 1, as in the authors' code.
+    the usual cosines over more of [−1, 1]. The initial b balances the gradients of target and
+    negatives at cosine 0. With `straight_through`, dT/d cosθ_y and dN_j/d cosθ_j are 1, as in the
+    authors' code.
 
     Source: SphereFace2, ICLR 2022, equations 5 and 7 (SphereFace2-C); ydwen/opensphere
     ``head/sphereface2.py``.
@@ -66,12 +67,12 @@ class SphereFace2(Loss):
         negatives = self._spread(cosines) + self.margin
         if self.straight_through or self.sharpness == 1:
             return negatives, None
-        slope = self.sharpness * _half(cosines) ** (self.sharpness - 1)
+        slope = self.sharpness * _to_unit_interval(cosines) ** (self.sharpness - 1)
         return negatives, slope
 
     def _spread(self, cosine: Tensor) -> Tensor:
         """g(cosine)."""
-        return 2 * _half(cosine) ** self.sharpness - 1
+        return 2 * _to_unit_interval(cosine) ** self.sharpness - 1
 
     def sigmoid_terms(self, num_classes: int) -> SigmoidTerms:
         weight = self.loss_weight / self.scale
@@ -82,20 +83,20 @@ class SphereFace2(Loss):
         )
 
     def _balanced_bias(self, num_classes: int) -> float:
-        """b with z·sigmoid(−(s·T + b)) = sigmoid(s·N + b) at cosine 0, z = λ/((1 − λ)(C − 1))."""
-        ratio = self.target_share / ((1 - self.target_share) * max(num_classes - 1, 1))
+        """b with q·sigmoid(−(s·T + b)) = sigmoid(s·N + b) at cosine 0, q = λ/((1 − λ)(C − 1))."""
+        q = self.target_share / ((1 - self.target_share) * max(num_classes - 1, 1))
         spread_zero = 2 * 0.5**self.sharpness - 1  # g(0)
         target_logit = self.scale * (spread_zero - self.margin)
         negative_logit = self.scale * (spread_zero + self.margin)
-        # x = e^b is the positive root of e^{s·T}·x² + (1 − z)·x − z·e^{−s·N} = 0. Of its two forms,
-        # use the one in which no digits cancel.
-        linear = 1 - ratio
-        root_term = math.sqrt(linear**2 + 4 * ratio * math.exp(target_logit - negative_logit))
+        # x = e^b is the positive root of e^{s·T}·x² + (1 − q)·x − q·e^{−s·N} = 0. The
+        # quadratic formula has two forms: use the one that adds numbers of the same sign.
+        linear = 1 - q
+        discriminant_root = math.sqrt(linear**2 + 4 * q * math.exp(target_logit - negative_logit))
         if linear > 0:
-            return math.log(2 * ratio) - negative_logit - math.log(linear + root_term)
-        return math.log((root_term - linear) / 2) - target_logit
+            return math.log(2 * q) - negative_logit - math.log(linear + discriminant_root)
+        return math.log((discriminant_root - linear) / 2) - target_logit
 
 
-def _half(cosine: Tensor) -> Tensor:
+def _to_unit_interval(cosine: Tensor) -> Tensor:
     """(cosine + 1)/2, clamped to 0 because rounding can make a cosine less than −1."""
     return ((cosine + 1) / 2).clamp_min(0)

@@ -23,7 +23,7 @@ class SphereFaceR(Loss):
     gradient detachment); set `straight_through` to do the same.
 
     Source: SphereFace Revived, arXiv 2109.05565, section 4, with hard feature normalization
-    (s 30, m 1.5).
+    (s = 30, m = 1.5).
 
     Attributes:
         margin: m, at least 1.
@@ -53,6 +53,7 @@ class SphereFaceR(Loss):
         self, cosines: Tensor, target_cosine: Tensor, context: Context
     ) -> tuple[Tensor, None] | None:
         del target_cosine, context
+        # Cosines that are not modified have slope 1; for v2, heads use autograd.
         return (cosines, None) if self.side == "target" else None
 
     def negatives(self, cosines: Tensor, target_cosine: Tensor, context: Context) -> Tensor:

@@ -22,7 +22,7 @@ class SVSoftmax(Loss):
     cos(θ_y + m)); then N_j = t·cosθ_j + t − 1, otherwise N_j = cosθ_j. T = f(m, θ_y), or cosθ_y for
     samples exempted by the easy margin.
 
-    Source: Support Vector Guided Softmax, arXiv 1812.11317, equations 8 to 11; defaults of the
+    Source: Support Vector Guided Softmax, arXiv 1812.11317, equations 8 to 11; defaults of a
     public re-implementation (t = 1.12, m = 0.45, s = 32). Base ``none`` is the original SV-Softmax;
     ``cosine`` (SV-AM-Softmax, the paper's best) and ``angular`` add a margin.
 
@@ -70,9 +70,10 @@ class SVSoftmax(Loss):
     ) -> tuple[Tensor, Tensor]:
         del context
         negatives, hard = self._weighted(cosines, target_cosine)
+        # t where the negative is hard, otherwise 1.
         return negatives, hard.mul_(self.hard_weight - 1).add_(1)
 
     def _weighted(self, cosines: Tensor, target_cosine: Tensor) -> tuple[Tensor, Tensor]:
-        """N and a mask of hard negatives."""
+        """N, and a new mask (1 or 0, in the dtype of the cosines) of the hard negatives."""
         hard = above_mask(cosines, base_margin(target_cosine, self.margin, self.base))
         return cosines.addcmul(hard, cosines + 1, value=self.hard_weight - 1), hard

@@ -109,8 +109,8 @@ def choose_faces(faces: Sequence[AlignedFace], which: FaceChoice, name: str) -> 
         raise Refused(
             f"{name} shows {len(similar_sized)} faces of similar size; crop it to the intended "
             "person, or take the largest face with --largest (margrave enroll) or --face largest "
-            "(verify, identify; --face all takes every face); in Python, largest=True or "
-            "which='largest'; in the API, face=largest",
+            "(verify, identify; --face all takes every face); in Python, largest=True "
+            "(enroll) or which='largest' (other methods); in the API, face=largest",
             "several_faces",
         )
     return usable[:1]
@@ -148,7 +148,7 @@ def check_aligned(crop: np.ndarray, detector: Detector, name: str) -> None:
     # the face again in the crop turned by 180 degrees, and compare the scores.
     turned_face = detect_face_in_crop(np.ascontiguousarray(fitted[::-1, ::-1]), detector)
     if turned_face is not None and turned_face.score > face.score:
-        raise Refused(f"{name} is upside down; {remedy}", "not_aligned")
+        raise Refused(f"{name} is upside down; turn it by 180 degrees", "not_aligned")
 
 
 def crop_as_face(crop: np.ndarray, size: int, fit: Fit) -> AlignedFace:

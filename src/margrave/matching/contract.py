@@ -23,8 +23,8 @@ class Face:
             the crop and of the flipped crop, see ``Matcher.flips``.
         norm: norm of the crop's embedding, without the flipped crop's.
         quality: percentage of the reference faces (``ModelCard.reference``) whose embeddings have a
-            smaller norm than this face's; None if the model has no reference norms, or all its
-            embeddings have the same norm.
+            smaller norm than this face's; None if the model has no reference norms, or if
+            all embeddings of the model have the same norm.
     """
 
     image: str
@@ -65,7 +65,7 @@ class Identification:
 
     Attributes:
         face: the face.
-        person: the name of the most similar person, or None if the similarity is not above the
+        person: the name of the most similar person, or None if nobody's similarity is above the
             threshold.
         candidates: the most similar people, most similar first, including those below the
             threshold.

@@ -65,7 +65,7 @@ def cropper_for(
     Raises:
         ValueError: the detector is not installed, or its file cannot be read.
     """
-    uses_dlib = card.alignment != "arcface"
+    uses_dlib = card.alignment == "dlib"
     if uses_dlib and not aligned:
         from margrave.faces.dlib_faces import DlibFinder
 

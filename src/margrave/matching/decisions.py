@@ -34,14 +34,15 @@ def threshold_for_fpir(card: ModelCard, fpir: float, people: int) -> tuple[float
         (far, threshold) for far, threshold in card.reference.far_thresholds if far <= max_far
     ]
     if not usable:
-        smallest = card.reference.far_thresholds[-1][0]
+        smallest_far = card.reference.far_thresholds[-1][0]
         raise ValueError(
             f"FPIR {fpir:g} with {people} people needs FAR {max_far:.2g} in each comparison, but "
-            f"{card.reference.measured_on} supports only {smallest:.2g} or larger. Measure on more "
-            "people (margrave threshold), or allow FPIR "
-            f"{-math.expm1(people * math.log1p(-smallest)):.2g}"
+            f"{card.reference.measured_on} supports only {smallest_far:.2g} or larger. Measure on "
+            "more people (margrave threshold), or allow FPIR "
+            f"{-math.expm1(people * math.log1p(-smallest_far)):.2g}"
         )
-    # They are in decreasing order of FAR, so the first usable threshold accepts the most faces.
+    # far_thresholds is in decreasing order of FAR, so the first usable pair has the largest FAR
+    # and accepts the most faces.
     far, threshold = usable[0]
     return threshold, far
 
@@ -52,5 +53,5 @@ def probability(log_likelihood_ratio: float) -> float:
     >>> probability(0.0)
     0.5
     """
-    # Clip, because exp overflows above 709.
+    # Clip, because exp(x) overflows for x above 709.
     return 1 / (1 + math.exp(-min(max(log_likelihood_ratio, -700.0), 700.0)))

@@ -68,7 +68,7 @@ class Matcher:
         if gallery is not None:
             gallery.card.check_same_model(new_gallery_card(model), gallery.place)
         if far is not None:
-            operating_point(self.embedder, far)  # raises the error for a missing threshold
+            operating_point(self.embedder, far)  # raises if there is no threshold for `far`
 
     @classmethod
     def load(
@@ -91,7 +91,8 @@ class Matcher:
 
         Args:
             model: a model file, a run's folder, an ONNX file, or ``baseline``.
-            gallery: an open gallery, or a path or address, see ``margrave.gallery.open_gallery``.
+            gallery: an open gallery, or a path or address, see ``margrave.gallery.open_gallery``;
+                None opens none.
             detector: ``mtcnn`` (the default), the path of a YuNet file, or a detector object.
             aligned: True treats images as aligned crops, in which no faces are detected.
             check_alignment: with `aligned`, refuse crops that do not show an upright face aligned
@@ -101,7 +102,7 @@ class Matcher:
             quality_floor: minimum ``Face.quality`` in percent; faces below it are refused.
             create: create the gallery if it does not exist.
             keep_images: True makes a newly created gallery keep crops.
-            key: the key of an encrypted gallery.
+            key: the key of an encrypted gallery; None if it is not encrypted.
             device: the network's device; None uses a CUDA device if there is one.
             trust_code: import the custom network code that the model names.
 
@@ -292,7 +293,7 @@ class Matcher:
             add: add the images if the person is enrolled already.
             replace: replace the enrolled images if the person is enrolled already.
             allow_similar: skip the checks that all images show the same person and that the face is
-                not enrolled under another name.
+                not enrolled under another name. A model without thresholds always skips them.
             largest: take each image's largest face, even if others are of similar size.
 
         Raises:
@@ -334,8 +335,9 @@ class Matcher:
         ]
         most_similar = other_people[0] if other_people else None
         if not allow_similar and self.model.card.operating_points:
-            vector = gallery.vector(name) if enrolled is not None and not replace else None
-            self._check_one_person(name, faces, vector)
+            compares_enrolled = enrolled is not None and not replace
+            enrolled_vector = gallery.vector(name) if compares_enrolled else None
+            self._check_one_person(name, faces, enrolled_vector)
             self._check_not_enrolled(most_similar)
         crops = [encode_png(face.crop) for face in faces] if gallery.card.keep_images else []
         person = gallery.add(name, embeddings, crops=crops, replace=replace)
@@ -348,7 +350,7 @@ class Matcher:
 
         Args:
             image: the image, see `find`.
-            top_k: number of candidates per face.
+            top_k: number of candidates per face; below 1 counts as 1.
             fpir: the allowed false positive identification rate: the share of strangers who may be
                 identified as someone in the gallery. None uses the threshold of `operating_point`,
                 for which this rate grows with the number of people in the gallery.
@@ -391,7 +393,7 @@ class Matcher:
         ]
 
     def forget(self, name: str) -> ForgetResult:
-        """Remove a person from the gallery; overwrite every stored byte if the store can.
+        """Remove a person; overwrite the person's stored bytes if the gallery's storage allows it.
 
         Raises:
             ValueError: no gallery is open, or nobody is enrolled under this name.
@@ -420,8 +422,9 @@ class Matcher:
         reference = self.model.card.reference
         if reference is None or not reference.norm_percentiles:
             return None
-        percentiles = np.asarray(reference.norm_percentiles)
-        return float(np.interp(norm, percentiles, np.arange(101.0)))
+        # norm_percentiles[p] is the norm that p percent of the reference faces do not exceed.
+        norms = np.asarray(reference.norm_percentiles)
+        return float(np.interp(norm, norms, np.arange(101.0)))
 
     def _check_one_person(
         self, name: str, faces: Sequence[Face], enrolled_vector: np.ndarray | None
@@ -452,8 +455,9 @@ class Matcher:
         if most_similar is not None and most_similar.similarity > self.operating_point().threshold:
             raise Refused(
                 f"this face is enrolled already, as {most_similar.name!r} (cosine "
-                f"{most_similar.similarity:.3f}); add the images to that person. If they "
-                "are two people, use --allow-similar, or allow_similar=True in Python or the API",
+                f"{most_similar.similarity:.3f}); add the images to that person. If it "
+                "is a different person, use --allow-similar, or allow_similar=True in Python or "
+                "the API",
                 "already_enrolled",
             )
 

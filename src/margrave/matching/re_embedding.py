@@ -47,7 +47,7 @@ def re_embed(
     new_model = open_model(model, device=device, trust_code=trust_code)
     embedder = Embedder(new_model.backbone, new_model.card, new_model.card.fit)
     flips = uses_flips(new_model.card)
-    converted, left_out = 0, []
+    converted_count, left_out = 0, []
     with open_gallery(str(gallery), key=key) as source:
         if not source.card.keep_images:
             raise ValueError(
@@ -71,12 +71,14 @@ def re_embed(
                     images = [decode_image(crop, f"a crop of {person.name}") for crop in crops]
                     plain, flipped = embedder.embed_images(images, flips=flips)
                     embeddings = np.asarray(plain + flipped if flips else plain)
-                    total = fuse_embeddings(embeddings, new_gallery.card)
-                    updated = replace(person, images=len(crops))
-                    new_gallery.restore([PersonRecord(person=updated, vector=total, crops=crops)])
-                    converted += 1
+                    vector = fuse_embeddings(embeddings, new_gallery.card)
+                    updated_person = replace(person, images=len(crops))
+                    new_gallery.restore(
+                        [PersonRecord(person=updated_person, vector=vector, crops=crops)]
+                    )
+                    converted_count += 1
                 else:
                     left_out.append(person.name)
                 if progress is not None:
                     progress(people_done, len(people))
-    return converted, left_out
+    return converted_count, left_out

@@ -44,7 +44,7 @@ class Imported:
 
     Attributes:
         layout: the naming scheme of the file's tensors, such as ``adaface_ir``; ``own`` if the user
-            specified the network and the file uses its names.
+            specified the network, whose tensor names the file then uses.
         backbone: the network's specification ``{"kind": name, **settings}``, plain JSON.
         state: the network's tensors under Margrave's names; unknown tensors keep the file's names,
             so that :func:`margrave.models.load_strictly` reports them.
@@ -53,7 +53,8 @@ class Imported:
         names: each submodule's name in Margrave -> its name in the file; empty if the file uses
             Margrave's names.
         mean, std: normalization of pixels in [0, 1], (pixel - mean) / std, in RGB order.
-        color_order: the color order that the file's weights expect, as stated or assumed.
+        color_order: the color order that the file's weights expect: stated by the user,
+            or assumed.
     """
 
     layout: str

