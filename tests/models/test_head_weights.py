@@ -66,6 +66,7 @@ def test_shards_merge_in_the_order_of_their_ranks(classes, ranks, data):
     ("sizes", "message"),
     (
         ({"gpu_0": 2, "gpu_2": 2}, r"ranks \[1\] are missing; found ranks \[0, 2\]"),
+        ({"gpu_0": 2, "gpu_4": 2}, r"ranks \[1, 2, 3\] are missing; found ranks \[0, 4\]"),
         ({"gpu_1": 2}, r"ranks \[0\] are missing"),
         ({}, r"ranks \[0\] are missing"),
         ({"gpu_0": 2, "gpu_1000000000000": 2}, r"ranks \[1\] are missing"),

@@ -170,7 +170,8 @@ class Embedder:
         def collect_pending() -> None:
             if pending is not None:
                 embeddings, readable, _ = pending
-                finished.append(embeddings.cpu() * readable)
+                # Not a product: a network may return NaN for the black image of an unreadable one.
+                finished.append(torch.where(readable, embeddings.cpu(), 0))
 
         for start in range(0, len(selected), self.batch_size):
             batch = selected[start : start + self.batch_size]

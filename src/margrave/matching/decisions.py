@@ -35,11 +35,13 @@ def threshold_for_fpir(card: ModelCard, fpir: float, people: int) -> tuple[float
     ]
     if not usable:
         smallest_far = card.reference.far_thresholds[-1][0]
+        smallest_fpir = -math.expm1(max(people, 1) * math.log1p(-smallest_far))
+        # A little more, so that rounding does not make it less.
+        suggested_fpir = f"{1.001 * smallest_fpir:.4g}"
         raise ValueError(
             f"FPIR {fpir:g} with {people} people needs FAR {max_far:.2g} in each comparison, but "
             f"{card.reference.measured_on} supports only {smallest_far:.2g} or larger. Measure on "
-            "more people (margrave threshold), or allow FPIR "
-            f"{-math.expm1(people * math.log1p(-smallest_far)):.2g}"
+            f"more people (margrave threshold), or allow FPIR {suggested_fpir}"
         )
     # far_thresholds is in decreasing order of FAR, so the first usable pair has the largest FAR
     # and accepts the most faces.

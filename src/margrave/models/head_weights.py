@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Mapping, Sequence
 
@@ -82,9 +83,10 @@ def merge_head_shards(shards: Mapping[str, State], embedding_size: int) -> Tenso
     # W distinct ranks are 0 … W - 1 exactly if the largest is below W.
     if max(by_rank, default=0) >= len(by_rank):
         # Without shards, rank 0 is missing.
-        missing = [rank for rank in range(max(len(by_rank), 1)) if rank not in by_rank]
+        ranks = range(max(by_rank, default=0) + 1)
+        missing = itertools.islice((rank for rank in ranks if rank not in by_rank), MAX_LISTED)
         raise ValueError(
-            f"head shards of ranks {missing[:MAX_LISTED]} are missing; found ranks "
+            f"head shards of ranks {list(missing)} are missing; found ranks "
             f"{sorted(by_rank)[:MAX_LISTED]}"
         )
     ordered = [by_rank[rank] for rank in sorted(by_rank)]
