@@ -121,7 +121,7 @@ class Head(nn.Module):
         self.embedding_size = embedding_size
         self.world = current_world() if self.sharded else World()
         self.classes = owned_classes(num_classes, self.world)
-        self._calls = CallMemory()
+        self._call_memory = CallMemory()
         self._call = Call()
         self.target_cosines = torch.empty(0)
         # The rows of this rank's centers among the centers of all ranks.
@@ -135,7 +135,8 @@ class Head(nn.Module):
         if self.sigmoid_terms is not None:
             initial_bias = torch.tensor([self.sigmoid_terms.initial_bias])
             self.sigmoid_bias = nn.Parameter(initial_bias)
-        # A sharded head gathers the batches of all ranks before it updates the statistics.
+        # The statistics of a sharded head observe the samples of all ranks, so they need no
+        # reduction over ranks.
         self._batch_world = World() if self.sharded else current_world()
         spec = StatisticSpec(
             num_classes=num_classes,
@@ -161,7 +162,8 @@ class Head(nn.Module):
         Args:
             embeddings: (B, D), unnormalized, of any floating-point dtype.
             labels: (B,) integers in [0, C).
-            sample_indices: (B,) indices of the images; used only by KappaFace's memory buffer.
+            sample_indices: (B,) each image's index in the training set, in [0, num_samples); used
+                only by KappaFace's memory buffer.
             momentum_embeddings: (B, D) output of a momentum encoder; used only by KappaFace.
             new_step: True for the first micro-batch of an optimizer step, False for the others, so
                 that statistics that count steps are updated once per step.
@@ -222,7 +224,7 @@ class Head(nn.Module):
         raise NotImplementedError
 
     def reducer(self) -> Reducer:
-        """A reducer for the negatives of one step, with the current learned bias."""
+        """A reducer for the negatives of one step, with the current `sigmoid_bias`."""
         if self.sigmoid_terms is None or self.sigmoid_bias is None:
             return LogSumExp(self.loss)
         bias = self.sigmoid_bias.detach().clone()
@@ -247,10 +249,10 @@ class Head(nn.Module):
         """
         check_batch(embeddings, labels, self.num_classes, self.embedding_size)
         # With activation checkpointing, the backward pass repeats the call of the forward pass.
-        original_call = self._calls.find_original(labels) if self.training else None
+        original_call = self._call_memory.find_original(labels) if self.training else None
         self._call = original_call or Call()
         if self.training and original_call is None:
-            self._calls.remember(labels, self._call)
+            self._call_memory.remember(labels, self._call)
         labels = labels.long()
         unit, norm = unit_and_norm(embeddings.to(self.weight.dtype))
         sizes = gather_sizes(len(labels), self.world, labels.device)
@@ -285,7 +287,7 @@ class Head(nn.Module):
             norm=norm,
             labels=labels,
             target_cosine=gathered.target_cosine[rank_rows],
-            context=context.select_samples(rank_rows) | {"feature_norm": norm},
+            context=context.select_samples(rank_rows) | {"feature_norm": norm},  # with gradient
             gathered=gathered,
             gathered_context=context,
             sizes=sizes,
@@ -323,7 +325,7 @@ class Head(nn.Module):
         return self.products
 
     def update_in_backward(self, momentum: float = 0.9, weight_decay: float = 5e-4) -> None:
-        """Apply SGD to the class centers inside the backward pass, see `ChunkedHead`.
+        """From now on, apply SGD to the class centers in the backward pass, see `ChunkedHead`.
 
         Raises:
             ValueError: this head does not support it.
@@ -347,7 +349,7 @@ class Head(nn.Module):
             "gradient of centers": weight_bytes,
             # The normalized weight and the gradient with respect to it.
             "normalized copies": 2 * weight_bytes,
-            # Cosines, negatives, logits, masks and their gradients.
+            # About eight tensors: cosines, negatives, logits, masks and their gradients.
             "cosines": 8 * value_bytes * workload.samples * num_centers,
             # A rough count of the tensors that are as large as the embeddings.
             "batch": 6 * value_bytes * workload.samples * num_features,
@@ -426,14 +428,14 @@ class Head(nn.Module):
     def sharded_entries(self) -> dict[str, int]:
         """Sharded entries of the state dict: name -> number of rows over all ranks."""
         state_dict = self.state_dict()
-        statistic_rows = {f"statistics.{statistic}.{name}": rows
-               for statistic, module in self.statistics.items() if isinstance(module, Statistic)
-               for name, rows in module.sharded_buffers().items()}  # fmt: skip
+        statistic_rows = {f"statistics.{key}.{name}": rows
+               for key, statistic in self.statistics.items() if isinstance(statistic, Statistic)
+               for name, rows in statistic.sharded_buffers().items()}  # fmt: skip
         by_class = ("weight", "bias", "weight_momentum")
         return statistic_rows | {name: self.num_classes for name in by_class if name in state_dict}
 
     def scalars(self) -> dict[str, Tensor]:
-        """The scalar statistics and the learned bias by name, for logging."""
+        """The scalar statistics and `sigmoid_bias` by name, for logging."""
         values = {
             name: buffer for name, buffer in self.statistics.named_buffers() if buffer.ndim == 0
         }
@@ -442,7 +444,7 @@ class Head(nn.Module):
         return values
 
     def class_values(self) -> dict[str, Tensor]:
-        """The statistics with one number per class, for logging: name -> this rank's values."""
+        """The floating-point statistics with one number per class: name -> this rank's values."""
         return {
             name: getattr(statistic, name)
             for statistic in self._statistics()

@@ -19,7 +19,7 @@ class CosineCache:
     """
 
     def __init__(self, budget: int) -> None:
-        keep_freed_memory()  # for the same reason: other tensors of a step reuse memory too
+        keep_freed_memory()  # the other tensors of a step then reuse memory, too
         self.budget = budget
         self._spare: Tensor | None = None
 
@@ -36,7 +36,7 @@ class CosineCache:
         return like.new_empty(count)
 
     def release(self, buffer: Tensor | None) -> None:
-        """Keep the buffer for the next step."""
+        """Keep the buffer for the next step; None frees the kept buffer."""
         self._spare = buffer
 
     # Copies and pickles start without a buffer.

@@ -98,7 +98,8 @@ class ReducedNegatives(torch.autograd.Function):
         ctx.cache, ctx.buffer = {}, None
         grad_sigmoid_bias = None
         if ctx.needs_input_grad[4]:  # sigmoid_bias
-            grad_by_sample = gradients[0] * step.reducer.bias_slope(state)[step.rank_rows]
+            grad_reduced, _ = gradients
+            grad_by_sample = grad_reduced * step.reducer.bias_slope(state)[step.rank_rows]
             grad_sigmoid_bias = grad_by_sample.sum()[None]
         grad_features, grad_norm, grad_weight, grad_bias = backward.gradients(ctx.weight_shape)
         return grad_features, grad_norm, grad_weight, grad_bias, grad_sigmoid_bias, None
@@ -118,12 +119,12 @@ def _forward_blocks(
     for index, block in step.blocks(weight):
         block_weight = step.select_local(weight, step.center_slice(block))
         centers, inverse_or_bias = step.prepare_centers(block_weight, bias, block)
-        count, view = len(state) * len(centers), None
-        if buffer is not None and used + count <= len(buffer):
-            view = buffer[used : used + count].view(len(state), len(centers))
-            cache[index] = view
-            used += count
-        products = torch.mm(step.product_features, centers.T, out=view)
+        num_products, cached = len(state) * len(centers), None
+        if buffer is not None and used + num_products <= len(buffer):
+            cached = buffer[used : used + num_products].view(len(state), len(centers))
+            cache[index] = cached
+            used += num_products
+        products = torch.mm(step.product_features, centers.T, out=cached)
         if step.fused is not None and step.is_fused(index):
             state = step.fused.forward(
                 products,
@@ -165,16 +166,17 @@ class _Backward:
     ) -> None:
         self.step, self.weight, self.bias = step, weight, bias
         grad_reduced, self.grad_target = upstream.unbind(dim=1)
-        self.share = gradient_share(step.world)
+        _, needs_grad_norm, needs_grad_weight, *_ = needs_grad
+        self.share = gradient_share(step.world)  # 1/ranks, for weight and bias
         # Without negatives a log-sum-exp is −∞, and −∞ − (−∞) would be NaN.
         self.state = state.clamp_min(torch.finfo(state.dtype).min)
         self.sample_factor = grad_reduced * step.loss.scale  # f in the module's docstring
         scaled = step.features * (self.sample_factor * self.share)[:, None].to(step.features)
         self.scaled_features = scaled.to(step.product_features.dtype)
         self.grad_features = torch.zeros_like(step.features, dtype=state.dtype)
-        self.grad_norm = torch.zeros_like(grad_reduced) if needs_grad[1] else None
+        self.grad_norm = torch.zeros_like(grad_reduced) if needs_grad_norm else None
         num_centers = step.num_centers(weight)
-        stores_gradient = needs_grad[2] and step.update is None
+        stores_gradient = needs_grad_weight and step.update is None
         self.grad_weight = (
             weight.new_empty(num_centers, weight.shape[1]) if stores_gradient else None
         )
@@ -184,20 +186,20 @@ class _Backward:
     def _compute_target_gradients(self) -> None:
         """Compute the gradients that reach features and centers through the target cosines.
 
-        They are kept apart from the sums over blocks until `gradients` adds them at the end. If the
-        step updates its centers block by block, `add_block` adds the gradients of the centers.
+        `gradients` adds them to the sums over blocks at the end. With `Step.update`, `add_block`
+        adds those of the centers instead, before it applies the block's gradient.
         """
         step, is_local = self.step, self.step.positions >= 0
         grad_target = torch.where(is_local, self.grad_target, 0)[:, None]
         self.target_grad_features = torch.zeros_like(self.grad_features)
-        if not len(self.weight):
+        if not len(self.weight):  # this rank owns no classes
             self.target_grad_centers = torch.zeros_like(self.grad_features)
             return
         centers = step.select_local(self.weight, step.target_centers).to(self.grad_features.dtype)
         features = (step.features * self.share).to(centers.dtype)
         if self.bias is None:
             inverse_norm = inverse_length(centers)[:, None]
-            centers = centers * inverse_norm
+            centers = centers * inverse_norm  # ŵ_y
             orthogonal = features - centers * (step.target_cosine[:, None] * self.share)
             self.target_grad_centers = grad_target * inverse_norm * orthogonal
         else:
@@ -220,8 +222,8 @@ class _Backward:
             self.grad_features += multiply_wide(gradient, centers)
         if self.grad_bias is not None:
             bias_rows = block if step.sampled_rows is None else step.sampled_rows[block]
-            sample_factor = (self.sample_factor * self.share).to(gradient.dtype)
-            self.grad_bias[bias_rows] += multiply_wide(gradient.T, sample_factor[:, None])[:, 0]
+            bias_factor = (self.sample_factor * self.share).to(gradient.dtype)
+            self.grad_bias[bias_rows] += multiply_wide(gradient.T, bias_factor[:, None])[:, 0]
         if self.grad_weight is None and step.update is None:
             return
         grad_rows = (
@@ -233,8 +235,8 @@ class _Backward:
             project(grad_rows, block_weight, inverse_or_bias)
         if step.update is not None:
             _, has_target = step.clamped_target_column(block)
-            column = torch.where(has_target[:, 0], step.target_centers - rows.start, 0)
-            _add_rows(grad_rows, column, torch.where(has_target, self.target_grad_centers, 0))
+            target_rows = torch.where(has_target[:, 0], step.target_centers - rows.start, 0)
+            _add_rows(grad_rows, target_rows, torch.where(has_target, self.target_grad_centers, 0))
             step.update(rows, grad_rows)
 
     def _grad_products(
@@ -301,7 +303,7 @@ class _Backward:
         return values.scatter_(1, column, torch.where(has_target, 0, values.gather(1, column)))
 
     def gradients(self, weight_shape: torch.Size) -> tuple[Tensor | None, ...]:
-        """The gradients of this rank's features, their norms, the weight and the bias."""
+        """Gradients of this rank's features, their norms, weight and bias; None if not needed."""
         step = self.step
         grad_features = self.grad_features * self.sample_factor[:, None] + self.target_grad_features
         grad_features = all_reduce_sum(grad_features, step.world)[step.rank_rows]
@@ -322,9 +324,10 @@ class _Backward:
                 _add_rows(grad_weight, step.target_centers, self.target_grad_centers)
             grad_weight = grad_weight.view(-1, *weight_shape[1:])
             if step.sampled_rows is not None:
-                count = step.centers_per_class
+                centers_per_class = step.centers_per_class
+                class_rows = step.sampled_rows[::centers_per_class] // centers_per_class
                 grad_weight = torch.sparse_coo_tensor(
-                    step.sampled_rows[None, ::count] // count,
+                    class_rows[None],
                     grad_weight,
                     weight_shape,
                     is_coalesced=True,

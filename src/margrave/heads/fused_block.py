@@ -1,6 +1,7 @@
 """Compiled elementwise operations on a block of classes.
 
-Shapes: A samples of all ranks, K classes in the block, D features.
+Shapes: A samples of all ranks, K classes in the block, D features. The shapes of products and
+centers are those for one center per class; with M centers, they have K·M columns or rows.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ class FusedBlock:
     needs no separate pass for scaling by 1/‖w‖ (or adding the bias).
 
     Args:
-        loss: a loss whose `negatives_and_slope` does not return None.
+        loss: a loss whose `modify_negatives_and_slope` does not return None.
         subtract_max: whether to subtract each row's maximum before the exponential, which prevents
             overflow and is free on a GPU. On a CPU it is faster to subtract the running log-sum-exp
             instead; the caller must then check for overflow.
@@ -234,7 +235,7 @@ class Compiled:
         except Exception as error:
             # If the arguments are wrong, this raises too, and compilation is not the cause.
             result = self._function(*arguments)
-            # The first line of a compiler's error may name only the component that failed.
+            # Show two lines, as the first may name only the compiler's component that failed.
             reason = " ".join(str(error).split("\n", 2)[:2]).strip()
             warnings.warn(
                 f"{self._name} cannot be compiled here ({reason}), so it runs uncompiled and "
@@ -249,7 +250,8 @@ class Compiled:
         if (device, any_shape) not in self._kernels:
             # The key of the compiler's on-disk cache contains the options, but not the CPU's vector
             # width (torch 2.13). Without this option, torch could load code that was cached for
-            # another width (by another machine or ATEN_CPU_CAPABILITY) and writes past its arrays.
+            # another width (on another machine, or with another ATEN_CPU_CAPABILITY); such code
+            # writes past its arrays.
             options: Any = {"cpp.simdlen": _vector_bits()} if device == "cpu" else None
             self._kernels[device, any_shape] = torch.compile(
                 self._function, fullgraph=True, dynamic=any_shape, options=options

@@ -21,7 +21,7 @@ class Call:
 
     Attributes:
         statistic_values: the values that the statistics supplied, by name.
-        draw: index of the class sampling that the call used, or None without sampling.
+        draw: index of the class sampling that the call used; None before or without sampling.
     """
 
     statistic_values: Mapping[str, Tensor] = field(default_factory=dict)
@@ -75,5 +75,5 @@ class CallMemory:
 
 
 def _key(storage: StorageWeakRef, labels: Tensor) -> tuple[int, ...]:
-    """Identifies the labels' memory: address of the storage, offset and length."""
+    """The labels' memory: address of the storage, offset and length."""
     return storage.cdata, int(labels.storage_offset()), len(labels)

@@ -19,10 +19,11 @@ from margrave.distributed import World, all_reduce_log_sum_exp, all_reduce_sum
 from margrave.losses import Loss, SigmoidTerms
 
 MAX_FUSED_SCALE = 2.0**12
-"""Largest loss scale s at which a fused multiply-add computes the exponent s·N − log-sum-exp.
+"""Largest scale s of a loss of cosines at which rounding of s·N − R and s·N − max s·N is harmless.
 
-Exact arithmetic makes the exponent at most 0. At larger scales, its rounding error could be so
-large that the exponential overflows, so the exponent is clamped to 0.
+These exponents come from a fused multiply-add. Exact arithmetic makes them at most 0. At larger
+scales, and for inner products, rounding could make them so large that the exponential overflows.
+Then `LogSumExp.slope` clamps them to at most 0, and `LogSumExp.add` rounds s·N before it subtracts.
 """
 SOFTPLUS_THRESHOLD = 50.0
 """Above this x, log(1 + e^x) is computed as x; the error, e^−50, is negligible even in float64."""
@@ -70,7 +71,10 @@ class Reducer(ABC):
 
     @abstractmethod
     def sample_losses(self, reduced: Tensor, target: Tensor, bias: Tensor | None) -> Tensor:
-        """(B,) the samples' losses from R (B,), T (B,) and the learned bias (1,), with gradient."""
+        """(B,) the samples' losses from R (B,), T (B,) and the learned bias (1,).
+
+        Unlike the attribute `bias`, the argument carries a gradient.
+        """
 
 
 @dataclass(frozen=True)

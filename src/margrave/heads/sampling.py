@@ -15,20 +15,21 @@ def sample_classes(
     """Sample `count` classes without replacement, including all classes of the batch.
 
     Args:
-        positions: (A,) local class of each sample; may repeat.
+        positions: (A,) row of each sample's class in this rank's weight; may repeat.
         is_owned: (A,) whether this rank owns each sample's class; other samples are ignored.
-        num_classes: number of local classes to sample from.
+        num_classes: number of this rank's classes, from which to sample.
         count: number of classes to sample; raised to A and then limited to `num_classes`.
         seed: integers; the same seed gives the same classes on any device.
 
     Returns:
-        (K,) int64 local classes, ascending. K does not depend on the labels, so the host knows it
-        without waiting for the device.
+        (K,) int64 rows of the sampled classes in this rank's weight, ascending. K does not depend
+        on the labels, so the host knows it without waiting for the device.
 
     >>> labels = torch.tensor([7, 2, 7])
-    >>> sample_classes(labels, labels > 0, 10, 10, (0,)).tolist()
+    >>> is_owned = torch.tensor([True, True, True])
+    >>> sample_classes(labels, is_owned, 10, 10, (0,)).tolist()
     [0, 1, 2, 3, 4, 5, 6, 7, 8, 9]
-    >>> len(sample_classes(labels, labels > 0, 1000, 10, (0,)))
+    >>> len(sample_classes(labels, is_owned, 1000, 10, (0,)))
     10
     """
     # The extra last score is for samples whose class another rank owns.

@@ -12,15 +12,15 @@ class ShardedHead(ChunkedHead):
 
     Every rank passes its own batch, of any size, and gets the loss of its samples. The head gathers
     the embeddings of all ranks. Each rank computes the target cosines and the log-sum-exp of the
-    classes that it owns; the ranks then combine both. Statistics use the samples of all ranks; the
-    rank that owns a class stores its statistics. With one rank, the head equals the chunked head.
+    classes that it owns; the ranks then combine both. Statistics use the samples of all ranks; each
+    rank stores those of its own classes. With one rank, the head equals the chunked head.
 
     Do not wrap the head in DDP. With ``reduction="mean"``, a rank's loss is the sum over its own
     samples, multiplied by ``ranks / samples``, where `samples` counts the samples of all ranks.
     When DDP averages the backbone's gradients over ranks, the result is the gradient of the mean
-    loss over all samples. The head corrects the gradient of its centers for this factor
-    (`margrave.heads.cross_entropy.gradient_share`). With ``reduction="none"``, multiply the
-    losses by this factor yourself.
+    loss over all samples. DDP does not average the gradient of the centers, so the head divides it
+    by `ranks` (`margrave.heads.cross_entropy.gradient_share`). With ``reduction="none"``, multiply
+    the sum of the losses by ``ranks / samples`` yourself.
 
     Args:
         *: see `ChunkedHead`; `num_classes` is the number of classes over all ranks.

@@ -1,10 +1,10 @@
-"""The inputs of one step of a chunked head, and how it splits the local classes into blocks.
+"""The inputs of one step of a chunked head, and the split of the local classes into blocks.
 
 The local classes are those that this rank owns; with class sampling, only the sampled ones.
 
 Shapes: A samples of all ranks, D features, K classes: those of the block where a method takes a
-block or its products, otherwise all local classes. With M centers per class, K classes have K·M
-centers and products.
+block or its products, otherwise all local classes. The shapes of centers and products are those for
+one center per class; with M centers, they have K·M rows or columns.
 """
 
 from __future__ import annotations
@@ -161,7 +161,7 @@ class Step:
         return (self.positions - block.start)[:, None]
 
     def clamped_target_column(self, block: slice) -> tuple[Tensor, Tensor]:
-        """(A, 1) `target_column`, or 0 if the block lacks the target; (A, 1) whether it has it."""
+        """(A, 1) `target_column`, or 0 without target; (A, 1) whether the block has the target."""
         column = self.target_column(block)
         has_target = (column >= 0) & (column < block.stop - block.start)
         return torch.where(has_target, column, 0), has_target
