@@ -77,10 +77,10 @@ def test_what_matlab_wrote_is_read(version: str) -> None:
         (lambda content: content[:-3], "it is truncated"),
         (lambda content: content[:-9], "it is truncated"),
         (lambda content: content + b"\1", "unpack"),
-        (lambda content: content[:128] + struct.pack("<II", 1, 0), "an element has type 1 instead"),
+        (lambda content: content[:128] + struct.pack("<II", 1, 0), "an element of type 1 is not"),
         (
             lambda content: content[:128] + struct.pack("<II", 15, 0),
-            "an element has type 0 instead",
+            "an element of type 0 is not",
         ),
         (lambda content: content[:128] + struct.pack("<II4s", 15, 4, b"\0\0\0\0"), "decompressing"),
     ],

@@ -17,7 +17,7 @@ def fit_similarity_transform(source: np.ndarray, target: np.ndarray) -> np.ndarr
     """The (2, 3) similarity transform (rotation, scale, shift) that best maps source to target.
 
     Interprets the source points as complex numbers z and the target points as w, and fits a·z + b
-    to w by least squares. Unlike an unconstrained fit, this cannot return a reflection.
+    to w by least squares. Unlike a fit of an affine transform, this cannot return a reflection.
 
     Args:
         source: (n, 2) points, at least two of them distinct.
@@ -43,12 +43,14 @@ def fit_similarity_transform(source: np.ndarray, target: np.ndarray) -> np.ndarr
 def align_face(image: np.ndarray, landmarks: np.ndarray, size: int = TEMPLATE_SIZE) -> np.ndarray:
     """Crop a face to (size, size, 3) so that its landmarks match ArcFace's template.
 
+    Parts of the crop outside the image are black.
+
     Args:
         image: (height, width, 3) uint8 RGB.
         landmarks: (5, 2) in pixels, see `Detection`.
         size: side of the crop in pixels; the template is scaled to it.
 
-    Source (template and black borders): InsightFace's ``face_align.py``.
+    Source (template and black parts): InsightFace's ``face_align.py``.
 
     >>> face = np.zeros((200, 200, 3), np.uint8)
     >>> align_face(face, TEMPLATE + 40).shape

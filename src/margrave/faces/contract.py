@@ -35,7 +35,7 @@ class Detection:
 
     @property
     def can_be_aligned(self) -> bool:
-        """Whether an alignment exists: all landmarks are finite and span more than a pixel."""
+        """Whether all landmarks are finite and span more than a pixel in width or height."""
         extent = np.ptp(self.landmarks, axis=0).max()
         return bool(np.isfinite(self.landmarks).all() and extent > 1)
 

@@ -14,7 +14,8 @@ from margrave.files import first_line
 from margrave.models.dlib_file import LANDMARKS, import_dlib, verify_weight_file
 
 PADDING = 0.25
-"""Padding of aligned crops (face chips), with which dlib's recognition network was trained."""
+"""Width of the margin along each edge of an aligned crop (face chip), as a fraction of the crop's
+side without margins. dlib's recognition network was trained with this value."""
 SMALL_PHOTO = 512
 """Maximum side in pixels of photos that are enlarged and searched again if no face is detected."""
 MIN_SIDE = 4
@@ -26,9 +27,10 @@ ORDER = (2, 3, 1, 0, 4)
 class DlibFinder:
     """Finds and aligns faces for dlib's recognition network.
 
-    The HOG detector finds upright faces of at least 80 pixels. If it finds none in a small photo,
-    the finder adds a border, doubles the size and detects again. This second search finds faces of
-    at least 40 pixels and faces that fill the image.
+    The HOG detector finds upright faces at least 80 pixels wide (after shrinking to
+    `longest_side`). If it finds none in a small photo, the finder adds a border, doubles the size
+    and detects again. This second search finds faces at least 40 pixels wide and faces that fill
+    the image.
 
     The ``landmarks`` of a `Detection` are dlib's five points: outer and inner corner of the left
     eye, inner and outer corner of the right eye, and bottom of the nose. Left and right are as seen
@@ -36,7 +38,7 @@ class DlibFinder:
     the detector's score s.
 
     Args:
-        minimum_score: faces with a lower detector score s are dropped.
+        minimum_score: faces whose s (not ``score``) is lower are dropped.
         longest_side: larger photos are shrunk for detection until their longer side has this many
             pixels.
 
@@ -104,6 +106,8 @@ class DlibFinder:
         if size != (width, height):
             interpolation = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
             image = cv2.resize(image, size, interpolation=interpolation)
+        # dlib does not enlarge the image further (0), and also returns the index of each face's
+        # sub-detector.
         with self._lock:
             rectangles, scores, _ = self._detector.run(image, 0, self.minimum_score)
         to_photo = np.array([width / size[0], height / size[1]] * 2)

@@ -46,10 +46,11 @@ class TemplateFinder:
         return faces
 
     def _detect_with_border(self, photo: np.ndarray) -> list[Detection]:
+        """Detect in the enlarged photo; the results are in pixels of the original photo."""
         margin = max(photo.shape[:2]) // 4
-        enlarged = cv2.copyMakeBorder(photo, margin, margin, margin, margin, cv2.BORDER_REPLICATE)
+        bordered = cv2.copyMakeBorder(photo, margin, margin, margin, margin, cv2.BORDER_REPLICATE)
         scale = 2.0
-        enlarged = cv2.resize(enlarged, None, fx=scale, fy=scale, interpolation=cv2.INTER_LINEAR)
+        enlarged = cv2.resize(bordered, None, fx=scale, fy=scale, interpolation=cv2.INTER_LINEAR)
         return [
             Detection(face.box / scale - margin, face.landmarks / scale - margin, face.score)
             for face in self.detector.detect(enlarged)

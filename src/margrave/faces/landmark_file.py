@@ -13,6 +13,7 @@ import numpy as np
 from margrave.files.text import DECIMAL, ConsistencyCheck, is_relative_path, malformed, read_lines
 
 _VALUES_PER_LINE = 11
+"""Numbers after the path: x and y of five points, and the score."""
 _LANDMARK_LINE = re.compile(rf"\s*+\S++(?:\s++{DECIMAL}){{{_VALUES_PER_LINE}}}\s*+")
 
 
@@ -21,7 +22,7 @@ class Landmarks:
     """Five landmarks and a detector score for each of N images.
 
     Attributes:
-        names: path of each image.
+        names: relative path of each image, as in the file.
         points: (N, 5, 2) float64, x and y in pixels, in the order of `Detection.landmarks`.
         scores: (N,) float64, detector confidence.
     """

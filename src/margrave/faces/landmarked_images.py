@@ -32,7 +32,7 @@ class LandmarkedImages(ReadableImages):
         return self.landmarks.names[index]
 
     def name(self, index: int) -> str:
-        """The photo's path, for messages."""
+        """The photo's path including the folder."""
         return str(self.folder / self.landmarks.names[index])
 
     def read(self, index: int) -> np.ndarray:

@@ -20,7 +20,7 @@ WEIGHT_DIGESTS = {
     "rnet": "cb00e6460f3c98b0bfafaba3c0a0ded4bdf6e62cee7174d969e8670d7e757fee",
     "onet": "94f6ea2f4cf985275ee958cdd762d17b6009348a4fb9d8c6be39ba73ffd22ca3",
 }
-"""SHA-256 of the weight files of mtcnn 1.0.0. They are pickles, so no other files are loaded."""
+"""SHA-256 of the weight files of mtcnn 1.0.0. Pickles can run code, so no others are loaded."""
 WINDOW, STRIDE = 12, 2
 """Side and stride of the first network's sliding window, in pixels of a pyramid level."""
 PYRAMID_STEP = 0.709
@@ -36,7 +36,8 @@ def load_weights(name: str) -> list[Tensor]:
         name: the network, a key of `WEIGHT_DIGESTS`.
 
     Raises:
-        ValueError: the mtcnn package is not installed, or its file is not that of version 1.0.0.
+        ValueError: the mtcnn package is not installed, or its weight file is not that of
+            version 1.0.0.
     """
     package = find_spec("mtcnn")
     if package is None or package.origin is None:
@@ -48,8 +49,8 @@ def load_weights(name: str) -> list[Tensor]:
     content = path.read_bytes() if path.is_file() else b""
     if hashlib.sha256(content).hexdigest() != WEIGHT_DIGESTS[name]:
         raise ValueError(
-            f"{path} is missing or not the file of mtcnn 1.0.0; unknown pickles are not loaded: "
-            "pip install mtcnn==1.0.0"
+            f"{path} is missing or not the file of mtcnn 1.0.0; other pickles can run code, so "
+            "they are not loaded. Install the right version: pip install mtcnn==1.0.0"
         )
     import joblib
     import lz4.frame
@@ -74,17 +75,23 @@ class _Network(nn.Module):
 
     def __init__(self, name: str, pools: tuple[int, ...], hidden: bool) -> None:
         super().__init__()
-        arrays = load_weights(name)
+        weights = load_weights(name)
         self.pools = pools
         # A trunk layer has a weight, a bias and PReLU slopes; an output has a weight and a bias.
         end = 3 * (len(pools) + hidden)
-        self.trunk = [arrays[start : start + 3] for start in range(0, end, 3)]
-        self.outputs = [arrays[start : start + 2] for start in range(end, len(arrays), 2)]
+        self.trunk = [weights[start : start + 3] for start in range(0, end, 3)]
+        self.outputs = [weights[start : start + 2] for start in range(end, len(weights), 2)]
         self.hidden = hidden
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """The outputs: each is (B, n), or (B, n, rows, columns) if there is no hidden layer."""
+        """Compute the outputs, each (B, n), or (B, n, rows, columns) if there is no hidden layer.
+
+        Returns:
+            The shifts of the box's edges (n = 4, see `_apply_shifts`), then the landmarks (n = 10;
+            only the third network), then two logits: not a face, face.
+        """
         values = images
+        # zip stops before the hidden layer, which is not in `pools`.
         for pool, (weight, bias, slope) in zip(self.pools, self.trunk, strict=False):
             values = functional.prelu(functional.conv2d(values, weight, bias), slope)
             if pool:
@@ -92,7 +99,7 @@ class _Network(nn.Module):
         if not self.hidden:
             return [functional.conv2d(values, weight, bias) for weight, bias in self.outputs]
         weight, bias, slope = self.trunk[-1]
-        # The weights expect the features flattened in the order columns, rows, channels.
+        # The weights expect the features flattened from (columns, rows, channels).
         flat = values.permute(0, 3, 2, 1).flatten(1)
         values = functional.prelu(flat @ weight + bias, slope)
         return [values @ weight + bias for weight, bias in self.outputs]
@@ -102,7 +109,8 @@ class MTCNN:
     """MTCNN: a cascade of three small networks for proposals, refinement and landmarks.
 
     Args:
-        minimum_face: side of the smallest detected faces in pixels.
+        minimum_face: side of the smallest detected faces in pixels, after shrinking to
+            `longest_side`.
         thresholds: minimum confidence of the boxes after each network.
         longest_side: larger images are shrunk for detection until their longer side has this many
             pixels.
@@ -148,35 +156,37 @@ class MTCNN:
     def _propose_boxes(self, image: np.ndarray) -> np.ndarray:
         """Run the first network on the image pyramid; returns (n, 5) square boxes with scores."""
         scale = WINDOW / self.minimum_face
-        # The columns of each level's boxes: box (4), score (1) and shifts of the box's edges (4).
+        # Columns of each level's boxes: edges (4), score (1), shifts of the edges (4).
         boxes_of_levels = [np.zeros((0, 9))]
         while min(image.shape[:2]) * scale >= WINDOW:
             size = int(np.ceil(image.shape[1] * scale)), int(np.ceil(image.shape[0] * scale))
             level = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
-            shifts, scores = self.propose(_to_tensor([level]))
-            confidence = scores.softmax(dim=1)[0, 1]
+            shifts, logits = self.propose(_to_tensor([level]))
+            confidence = logits.softmax(dim=1)[0, 1]
             rows, columns = torch.nonzero(confidence > self.thresholds[0], as_tuple=True)
-            corner = torch.stack([columns, rows], dim=1).double().numpy() * STRIDE
-            boxes = np.concatenate([corner / scale, (corner + WINDOW) / scale], axis=1)
-            score = confidence[rows, columns].double().numpy()[:, None]
-            shift = shifts[0, :, rows, columns].T.double().numpy()
-            level_boxes = np.concatenate([boxes, score, shift], axis=1)
-            boxes_of_levels.append(level_boxes[_non_maximum_suppression(level_boxes, 0.5)])
+            corners = torch.stack([columns, rows], dim=1).double().numpy() * STRIDE
+            boxes = np.concatenate([corners / scale, (corners + WINDOW) / scale], axis=1)
+            box_scores = confidence[rows, columns].double().numpy()[:, None]
+            box_shifts = shifts[0, :, rows, columns].T.double().numpy()
+            level_boxes = np.concatenate([boxes, box_scores, box_shifts], axis=1)
+            best = _non_maximum_suppression(level_boxes, overlap=0.5)
+            boxes_of_levels.append(level_boxes[best])
             scale *= PYRAMID_STEP
         candidates = np.concatenate(boxes_of_levels)
-        candidates = candidates[_non_maximum_suppression(candidates, 0.7)][:MAX_CANDIDATES]
+        best = _non_maximum_suppression(candidates, overlap=0.7)
+        candidates = candidates[best][:MAX_CANDIDATES]
         return _to_squares(_apply_shifts(candidates[:, :5], candidates[:, 5:]))
 
     def _refine_boxes(self, image: np.ndarray, boxes: np.ndarray) -> np.ndarray:
         """Run the second network; returns (m, 5) square boxes of likely faces, with scores."""
         if not len(boxes):
             return boxes
-        shifts, scores = self.refine(_to_tensor(_crop_boxes(image, boxes, 24)))
-        confidence = scores.softmax(dim=1)[:, 1].double().numpy()
+        shifts, logits = self.refine(_to_tensor(_crop_boxes(image, boxes, size=24)))
+        confidence = logits.softmax(dim=1)[:, 1].double().numpy()
         is_face = confidence > self.thresholds[1]
         boxes = np.concatenate([boxes[is_face, :4], confidence[is_face, None]], axis=1)
         shifts = shifts.double().numpy()[is_face]
-        best = _non_maximum_suppression(boxes, 0.7)
+        best = _non_maximum_suppression(boxes, overlap=0.7)
         return _to_squares(_apply_shifts(boxes[best], shifts[best]))
 
     def _locate_landmarks(
@@ -185,8 +195,8 @@ class MTCNN:
         """Run the third network; returns the (4,) box, (5, 2) landmarks and score of each face."""
         if not len(boxes):
             return []
-        shifts, points, scores = self.finish(_to_tensor(_crop_boxes(image, boxes, 48)))
-        confidence = scores.softmax(dim=1)[:, 1].double().numpy()
+        shifts, points, logits = self.finish(_to_tensor(_crop_boxes(image, boxes, size=48)))
+        confidence = logits.softmax(dim=1)[:, 1].double().numpy()
         is_face = confidence > self.thresholds[2]
         boxes = np.concatenate([boxes[is_face, :4], confidence[is_face, None]], axis=1)
         # The network returns five x, then five y, as fractions of the box.
@@ -194,7 +204,7 @@ class MTCNN:
         extent = (boxes[:, 2:4] - boxes[:, :2])[:, None]
         landmarks = boxes[:, None, :2] + fractions * extent
         boxes = _apply_shifts(boxes, shifts.double().numpy()[is_face])
-        best = _non_maximum_suppression(boxes, 0.7, relative_to_smaller=True)
+        best = _non_maximum_suppression(boxes, overlap=0.7, relative_to_smaller=True)
         return [(boxes[index, :4], landmarks[index], float(boxes[index, 4])) for index in best]
 
 
@@ -224,7 +234,12 @@ def _crop_boxes(image: np.ndarray, boxes: np.ndarray, size: int) -> list[np.ndar
 
 
 def _apply_shifts(boxes: np.ndarray, shifts: np.ndarray) -> np.ndarray:
-    """Shift the edges of (n, 5) boxes with scores by (n, 4) fractions of their width and height."""
+    """Shift the edges of boxes (right and down are positive).
+
+    Args:
+        boxes: (n, 5) left, top, right, bottom, score; the score is kept.
+        shifts: (n, 4) shift of each edge as a fraction of the box's width or height.
+    """
     extent = np.tile(boxes[:, 2:4] - boxes[:, :2], 2)
     return np.concatenate([boxes[:, :4] + shifts * extent, boxes[:, 4:5]], axis=1)
 
@@ -243,8 +258,9 @@ def _non_maximum_suppression(
 
     Args:
         boxes: (n, 5 or more) left, top, right, bottom, score; further columns are ignored.
-        overlap: maximum overlap with a better box, from 0 to 1; boxes with a larger overlap are
-            dropped. The overlap is the area of the intersection divided by that of the union.
+        overlap: maximum overlap with a selected box of a higher score, from 0 to 1; boxes with a
+            larger overlap are dropped. The overlap is the area of the intersection divided by that
+            of the union.
         relative_to_smaller: divide the intersection by the smaller box's area instead.
     """
     order = np.argsort(-boxes[:, 4], kind="stable")

@@ -9,20 +9,22 @@ from margrave.faces.alignment import TEMPLATE, fit_similarity_transform
 from margrave.faces.contract import Detection, Detector
 
 BORDER, ENLARGEMENT = 28, 2
-"""Before detection, crops get a border of 28 pixels and are enlarged 2 times: detectors miss small
-faces and faces that fill the image."""
+"""Before detection, crops get a border of 28 pixels and are enlarged by a factor of 2, because
+detectors miss small faces and faces that fill the image."""
 
 
 def detect_face_in_crop(crop: np.ndarray, detector: Detector) -> Detection | None:
     """Detect the largest face in a crop; None if there is no face or it cannot be aligned.
 
+    Box and landmarks are in pixels of the crop.
+
     Args:
         crop: (S, S, 3) uint8 RGB; the face may fill it.
         detector: the face detector.
     """
-    enlarged = cv2.copyMakeBorder(crop, BORDER, BORDER, BORDER, BORDER, cv2.BORDER_REPLICATE)
+    bordered = cv2.copyMakeBorder(crop, BORDER, BORDER, BORDER, BORDER, cv2.BORDER_REPLICATE)
     enlarged = cv2.resize(
-        enlarged, None, fx=ENLARGEMENT, fy=ENLARGEMENT, interpolation=cv2.INTER_LINEAR
+        bordered, None, fx=ENLARGEMENT, fy=ENLARGEMENT, interpolation=cv2.INTER_LINEAR
     )
     faces = detector.detect(enlarged)
     if not faces:
@@ -49,8 +51,9 @@ def alignment_errors(landmarks: np.ndarray, placement: np.ndarray | None = None)
     because expression and pose move them even if the face is well aligned.
 
     Args:
-        landmarks: (F, 5, 2) landmarks of F faces.
-        placement: (2, 3) transform from the template to the target points.
+        landmarks: (F, 5, 2) landmarks of F faces, in pixels of a crop of the template's size.
+        placement: (2, 3) transform from the template to the target points; None for the template
+            itself.
 
     >>> alignment_errors(TEMPLATE[None] + 3.0).round(3).tolist()
     [4.243]

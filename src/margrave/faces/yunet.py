@@ -40,7 +40,8 @@ class YuNet:
     Args:
         model: path of ``face_detection_yunet_….onnx`` from OpenCV's model zoo.
         minimum_score: faces with a lower score are dropped.
-        overlap: maximum intersection over union of two boxes; above it, the worse one is dropped.
+        overlap: maximum intersection over union of two boxes; above it, the box with the lower
+            score is dropped.
         longest_side: larger images are shrunk for detection until their longer side has this many
             pixels.
 
@@ -87,22 +88,23 @@ class YuNet:
 
     def _refine_landmarks(self, image: np.ndarray, face: Detection) -> np.ndarray:
         """(5, 2) landmarks, averaged over detections at several sizes."""
-        center, side = (face.box[:2] + face.box[2:]) / 2, CROP_SCALE * face.width
+        center, image_side = (face.box[:2] + face.box[2:]) / 2, CROP_SCALE * face.width
         landmarks = []
         for width in FACE_WIDTHS:
             scale = width / face.width
             # warpAffine does not average pixels when it shrinks an image. Therefore warp to a
-            # multiple of the size, and shrink the result by averaging.
+            # multiple of the size (at most 4 times), and shrink the result by averaging.
             multiple = min(max(1, int(np.ceil(1 / scale))), 4)
-            size = round(side * scale)
-            corner = center - side / 2
+            crop_side = round(image_side * scale)
+            corner = center - image_side / 2
             matrix = np.concatenate([np.eye(2), -corner[:, None]], axis=1) * scale * multiple
-            crop = cv2.warpAffine(image, matrix, (size * multiple, size * multiple))
+            crop = cv2.warpAffine(image, matrix, (crop_side * multiple, crop_side * multiple))
             if multiple > 1:
-                crop = cv2.resize(crop, (size, size), interpolation=cv2.INTER_AREA)
+                crop = cv2.resize(crop, (crop_side, crop_side), interpolation=cv2.INTER_AREA)
             for candidate in self._search(crop):
                 # Take the face in the center of the crop, and skip other faces nearby.
-                if np.abs((candidate.box[:2] + candidate.box[2:] - size) / 2).max() < width / 4:
+                offset = (candidate.box[:2] + candidate.box[2:] - crop_side) / 2
+                if np.abs(offset).max() < width / 4:
                     landmarks.append(candidate.landmarks / scale + corner)
                     break
         return np.mean(landmarks, axis=0) if landmarks else face.landmarks
@@ -113,15 +115,16 @@ class YuNet:
         size = max(1, round(width * scale)), max(1, round(height * scale))
         small = image if scale == 1 else cv2.resize(image, size, interpolation=cv2.INTER_AREA)
         self._network.setInputSize(size)
-        _, faces = self._network.detect(cv2.cvtColor(small, cv2.COLOR_RGB2BGR))
-        if faces is None:
+        _, rows = self._network.detect(cv2.cvtColor(small, cv2.COLOR_RGB2BGR))
+        if rows is None:
             return []
         to_image = np.array([width / size[0], height / size[1]])
         detections = []
-        for face in faces.astype(np.float64):
-            corner, extent = face[:2] * to_image, face[2:4] * to_image
-            landmarks = face[4:14].reshape(5, 2) * to_image
+        # Columns: 0 left, 1 top, 2 width, 3 height, 4-13 landmarks, 14 score.
+        for row in rows.astype(np.float64):
+            corner, extent = row[:2] * to_image, row[2:4] * to_image
+            landmarks = row[4:14].reshape(5, 2) * to_image
             detections.append(
-                Detection(np.concatenate([corner, corner + extent]), landmarks, float(face[14]))
+                Detection(np.concatenate([corner, corner + extent]), landmarks, float(row[14]))
             )
         return sorted(detections, key=lambda detection: -detection.score)

@@ -32,12 +32,13 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
         os.replace(temporary, target)
     finally:
         temporary.unlink(missing_ok=True)
+    # Also flush the folder, so that the new name survives a crash. Windows cannot flush folders.
     if os.name == "posix":
         _flush_to_disk(target.parent)
 
 
 def _flush_to_disk(path: Path) -> None:
-    # Windows flushes only files opened for writing; folders can be opened only for reading.
+    # Windows flushes only files opened for writing; POSIX opens folders only for reading.
     descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
     try:
         os.fsync(descriptor)

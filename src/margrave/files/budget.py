@@ -9,9 +9,9 @@ ALLOWANCE = 512 * 2**20
 class Budget:
     """The bytes that parsing one file may allocate, shared by all parsers of the file.
 
-    A few bytes of a file can request large allocations (nested copies, declared lengths,
-    repetitions). Parsers charge each allocation before making it, so memory and time stay linear
-    in the file's size.
+    A few bytes of a file can request large allocations, by declaring large lengths or by copying
+    the same value repeatedly. Parsers charge each allocation before making it, so memory and time
+    stay linear in the file's size.
 
     Args:
         size: file size in bytes.

@@ -10,18 +10,21 @@ from margrave.files.regular import open_regular
 
 FileKind = Literal["safetensors", "checkpoint", "onnx", "pickle", "records", "unknown"]
 
+# PyTorch >= 1.6 saves ZIP archives.
 ZIP = b"PK\x03\x04"
 # Files that PyTorch < 1.6 saved begin with the pickled number 0x1950A86A20F9469CFC6C.
 LEGACY_TORCH = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
+# First instruction of a pickle of protocol 2 or later.
 PICKLE = b"\x80"
-# MXNet's magic number.
+# The magic number of MXNet's RecordIO.
 RECORDS = (0xCED7230A).to_bytes(4, "little")
 MAX_HEADER_BYTES = 100_000_000
 """Maximum size of a safetensors header, from the format specification."""
 
-# Protobuf's wire types, and the fields of an ONNX model: field number -> wire type.
-# Source: https://github.com/onnx/onnx/blob/main/onnx/onnx.proto, ModelProto.
+# Protobuf's wire types.
 VARINT, BYTES = 0, 2
+# Field number in an ONNX model (ModelProto) -> wire type.
+# Source: https://github.com/onnx/onnx/blob/main/onnx/onnx.proto
 MODEL_FIELDS = {
     1: VARINT, 2: BYTES, 3: BYTES, 4: BYTES, 5: VARINT, 6: BYTES, 7: BYTES, 8: BYTES,
     14: BYTES, 20: BYTES, 25: BYTES, 26: BYTES,
@@ -35,9 +38,9 @@ MAX_FIELDS = 100_000
 def file_kind(path: str | os.PathLike[str]) -> FileKind:
     """Detect a file's format by its content.
 
-    ``checkpoint`` means a file that ``torch.save`` wrote; ``pickle`` any other pickle, such as a
-    verification set; ``records`` MXNet's RecordIO. Folders and empty or missing files are
-    ``unknown``.
+    ``checkpoint`` means a file that ``torch.save`` wrote; ``pickle`` any other pickle of protocol 2
+    or later, such as a verification set; ``records`` MXNet's RecordIO. Folders and empty or missing
+    files are ``unknown``.
     """
     try:
         with open(path, "rb", opener=open_regular) as file:
@@ -83,12 +86,13 @@ def _is_onnx(file: BinaryIO, size: int) -> bool:
         if position >= size:
             break
         file.seek(position)
+        # Enough for two variable-length integers: the tag, and the value or the number of bytes.
         head = file.read(20)
-        tag, head_length = _read_varint(head, 0)
+        tag, tag_length = _read_varint(head, 0)
         field, wire_type = tag >> 3, tag & 7
-        if head_length < 0 or MODEL_FIELDS.get(field) != wire_type:
+        if tag_length < 0 or MODEL_FIELDS.get(field) != wire_type:
             return False
-        value, head_length = _read_varint(head, head_length)
+        value, head_length = _read_varint(head, tag_length)
         if head_length < 0:
             return False
         position += head_length + (value if wire_type == BYTES else 0)
@@ -97,7 +101,10 @@ def _is_onnx(file: BinaryIO, size: int) -> bool:
 
 
 def _read_varint(data: bytes, position: int) -> tuple[int, int]:
-    """A variable-length integer and the position after it, or (0, -1) if it is truncated."""
+    """A variable-length integer and the position after it; (0, -1) if it is truncated or too long.
+
+    Each byte holds 7 bits, and there are at most 10 bytes.
+    """
     value = 0
     for shift in range(0, 70, 7):
         if position >= len(data):

@@ -22,6 +22,7 @@ import numpy as np
 
 from margrave.files.budget import Budget
 
+# NumPy's modules before and since version 2.
 MULTIARRAY = ("numpy.core.multiarray", "numpy._core.multiarray")
 NUMERIC = ("numpy.core.numeric", "numpy._core.numeric")
 BUILTINS = ("builtins", "__builtin__")
@@ -54,7 +55,7 @@ class PickledObject:
 
 
 class _Mark:
-    """Marks the start of a list or tuple on the stack."""
+    """Marks the start of a container's items on the stack."""
 
 
 class _DtypeBuilder:
@@ -64,6 +65,7 @@ class _DtypeBuilder:
         self.name, self.byte_order = name, "|"
 
     def build(self, state: Any) -> None:
+        # The state begins with a version and the byte order.
         if not isinstance(state, tuple) or len(state) < 2 or state[1] not in ("<", ">", "|", "="):
             raise ValueError(f"invalid state of a NumPy dtype: {describe_value(state)}")
         self.byte_order = state[1]
@@ -77,6 +79,7 @@ class _ArrayBuilder:
     """A NumPy array under construction."""
 
     value: np.ndarray | list[Any] | None = None
+    """The array, or None before `build`."""
 
     def build(self, state: Any) -> None:
         if (
@@ -116,7 +119,8 @@ def _make_array(
         raise ValueError(f"a NumPy array has {len(sizes)} dimensions, more than {MAX_DIMENSIONS}")
     count, available = 1, len(content) if hasattr(content, "__len__") else 0
     for size in sizes:
-        # Limit the product, because a damaged file can contain huge sizes.
+        # A damaged file can contain huge sizes. A count above `available` is wrong anyway, so limit
+        # it to one more.
         count = min(count * min(size, available + 1), available + 1)
     if dtype.name == "O8":
         if not isinstance(content, list) or len(content) != count:
@@ -153,6 +157,7 @@ def _make_dtype(name: Any, *_: Any) -> _DtypeBuilder:
         raise ValueError(f"a NumPy array has the unsupported dtype {describe_value(name)}")
     text = name.decode("latin1") if isinstance(name, bytes) else name
     text = text.lstrip("<>|=")
+    # S and the number of bytes, of at most 7 digits.
     is_byte_string = text[:1] == "S" and text[1:].isdecimal() and len(text) < 9
     if not is_byte_string and text not in ARRAY_TYPES:
         raise ValueError(f"a NumPy array has the unsupported dtype {text[:30]!r}")
@@ -200,7 +205,7 @@ CONSTANTS: dict[str, Callable[[], Any]] = {
     "EMPTY_TUPLE": tuple,
     "MARK": _Mark,
 }
-"""Instruction -> function that creates the value it pushes."""
+"""Instruction -> function that creates the value that the instruction pushes."""
 LITERALS = {
     "INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "STRING", "BINSTRING",
     "SHORT_BINSTRING", "BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8", "UNICODE",
@@ -287,7 +292,8 @@ class _Machine:
         for name, argument, position in instructions(io.BytesIO(data)):
             self.budget.charge(INSTRUCTION_BYTES)
             if isinstance(argument, str):
-                # One non-Latin character makes every character of a text take up to four bytes.
+                # Charge what the text takes beyond one byte per character: one non-Latin character
+                # makes every character take up to four bytes.
                 self.budget.charge(sys.getsizeof(argument) - len(argument))
             if name == "STOP":
                 (value,) = self.stack
@@ -342,7 +348,10 @@ class _Machine:
             elif isinstance(target, _ArrayBuilder | _DtypeBuilder):
                 target.build(state)
             else:
-                raise ValueError(f"byte {position} sets the state of a {type(target).__name__}")
+                raise ValueError(
+                    f"byte {position} sets the state of a {type(target).__name__}, "
+                    "which is not allowed here"
+                )
         else:
             raise ValueError(f"byte {position} is the instruction {name}, which is not allowed")
 
@@ -404,7 +413,7 @@ class _Machine:
         for index in range(len(self.stack) - 1, -1, -1):
             if isinstance(self.stack[index], _Mark):
                 return index
-        raise ValueError("the start mark of a list or tuple is missing")
+        raise ValueError("the start mark of a container's items is missing")
 
     def _top_list(self) -> list[Any]:
         if not isinstance(self.stack[-1], list):
@@ -423,7 +432,7 @@ def _look_up_stand_in(module: str, attribute: str, position: int) -> Any:
 
 
 def _resolve_arrays(value: Any, budget: Budget) -> Any:
-    """Replace each `_ArrayBuilder` with its array, in a value and in up to two levels of lists."""
+    """Replace each `_ArrayBuilder` with its array, in a value and up to two levels of lists."""
 
     def unwrap(item: Any) -> Any:
         return item.value if isinstance(item, _ArrayBuilder) else item

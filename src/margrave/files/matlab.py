@@ -19,7 +19,7 @@ Value = str | int | float | None
 
 _HEADER_BYTES = 128
 _VERSION = 0x0100
-# Element types: an array, and a compressed element.
+# Types of elements: an array, and a compressed element that contains one.
 _MATRIX, _COMPRESSED = 14, 15
 # Array classes, and the flag of complex numbers.
 _CELLS, _TEXT, _NUMBERS = 1, 4, range(6, 16)
@@ -81,7 +81,7 @@ def _variables(content: bytes, names: Collection[str]) -> Iterator[tuple[str, li
                 raise _MatlabError(f"its variables decompress to more than {_MAX_BYTES} bytes")
             element_type, data = next(_elements(unpacked, byte_order), (0, b""))
         if element_type != _MATRIX:
-            raise _MatlabError(f"an element has type {element_type} instead of a variable")
+            raise _MatlabError(f"an element of type {element_type} is not a variable")
         # An array begins with three elements: flags, shape and name.
         name_parts = [part for _, part in islice(_elements(data, byte_order), 3)][-1:]
         name = b"".join(name_parts).decode("ascii", "replace")
@@ -116,6 +116,7 @@ def _entries(content: bytes, byte_order: str, nested: bool = False) -> list[Valu
     (_, flags), (_, shape), _ = (next(elements, (0, b"")) for _ in range(3))
     (flag_bits,) = struct.unpack_from(f"{byte_order}I", flags)
     rows, columns = struct.unpack(f"{byte_order}ii", shape)
+    # max also limits the rows of an array without columns, and vice versa.
     if rows < 0 or columns < 0 or max(rows, 1) * max(columns, 1) > _MAX_ENTRIES:
         raise _MatlabError(f"an array has the invalid shape {rows} x {columns}")
     array_class = flag_bits & 0xFF
@@ -128,8 +129,9 @@ def _entries(content: bytes, byte_order: str, nested: bool = False) -> list[Valu
         element_type, data = next(elements, _NO_DATA)
         if element_type not in _NUMBER_TYPES:
             raise _MatlabError(f"an array's numbers have the unsupported type {element_type}")
+        # A number has at most 8 bytes.
         if len(data) > rows * columns * 8:
-            raise _MatlabError(f"an array of {rows} x {columns} has {len(data)} bytes")
+            raise _MatlabError(f"an array of {rows} x {columns} has too many bytes ({len(data)})")
         number_format = byte_order + _NUMBER_TYPES[element_type]
         entries = [number for (number,) in struct.iter_unpack(number_format, data)]
     else:
@@ -145,7 +147,7 @@ def _entries(content: bytes, byte_order: str, nested: bool = False) -> list[Valu
 def _cell_value(element_type: int, content: bytes, byte_order: str) -> Value:
     """The text or number in a cell, or None if the cell is empty."""
     if element_type != _MATRIX:
-        raise _MatlabError(f"an element has type {element_type} instead of a cell")
+        raise _MatlabError(f"an element of type {element_type} is not a cell")
     entries = _entries(content, byte_order, nested=True) if content else []
     if len(entries) > 1:
         raise _MatlabError("a cell contains more than one text or number")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
@@ -27,7 +28,7 @@ FIELDS: dict[str, dict[int, str]] = {
     "tensor": {13: "entry"},
 }  # fmt: skip
 METADATA = 14
-"""Field of ModelProto for the metadata: entries of a key (field 1) and a value (field 2)."""
+"""Number of ModelProto's field for a metadata entry: a key (field 1) and a value (field 2)."""
 # Fields of TensorProto.
 DIMS, DATA_TYPE, FLOAT_DATA, NAME, RAW_DATA, EXTERNAL_DATA = 1, 2, 4, 8, 9, 13
 WEIGHT_TYPES = {
@@ -81,7 +82,7 @@ def onnx_tensors(path: Path) -> Iterator[tuple[str, np.ndarray]]:
     their shape.
 
     Raises:
-        ValueError: the model or one of its external files is damaged.
+        ValueError: the model is damaged, or one of its external files is truncated or missing.
     """
     # This raises an error if the model names files outside its folder.
     external_weights(path)
@@ -118,8 +119,8 @@ def _decode_tensor(encoded: memoryview, path: Path) -> tuple[str, np.ndarray] | 
             # Repeated integers may be packed into one bytes field.
             position = 0
             while position < len(value):
-                size, position = _read_varint(value, position)
-                dims.append(size)
+                dim, position = _read_varint(value, position)
+                dims.append(dim)
         elif field == DATA_TYPE and isinstance(value, int):
             data_type = value
         elif field == NAME and not isinstance(value, int):
@@ -132,14 +133,14 @@ def _decode_tensor(encoded: memoryview, path: Path) -> tuple[str, np.ndarray] | 
     if data_type not in WEIGHT_TYPES:
         return None
     count = 1
-    for size in dims:
-        count *= size
+    for dim in dims:
+        count *= dim
     length = count * WEIGHT_TYPES[data_type].itemsize
     if "location" in external:
         with open(path.parent / external["location"], "rb") as file:
-            available = file.seek(0, 2)
+            file_size = file.seek(0, os.SEEK_END)
             offset = int(external.get("offset") or 0)
-            if not 0 <= offset <= available - length:
+            if not 0 <= offset <= file_size - length:
                 raise IndexError("its external weight file is truncated")
             file.seek(offset)
             content = file.read(length)
@@ -194,6 +195,10 @@ def _all_fields(data: memoryview) -> Iterator[tuple[int, memoryview | int]]:
 
 
 def _read_varint(data: memoryview, position: int) -> tuple[int, int]:
+    """A variable-length integer and the position after it; each byte holds 7 bits.
+
+    Reading past the end raises an IndexError; other damage raises the same in this module.
+    """
     value = 0
     for shift in range(0, 70, 7):
         byte = data[position]

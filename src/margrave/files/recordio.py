@@ -43,8 +43,8 @@ class RecordHeaders(NamedTuple):
     Attributes:
         labels: (N, 2) float32, the first two labels; NaN if there is no second one.
         keys: (N,) uint64, the key stored in each record.
-        image_bytes: (N,) int64, size of each image; 0 if a record has none. For most split records,
-            it is only a positive lower bound.
+        image_bytes: (N,) int64, size of each encoded image; 0 if a record has none. For a split
+            record, it may be only a positive lower bound.
     """
 
     labels: np.ndarray
@@ -110,7 +110,7 @@ class RecordFile:
             parts.append(self.bytes[start : start + length])
             if kind in (WHOLE, LAST):
                 return _MAGIC_BYTES.join(parts)
-            position = start + -(-length // 4) * 4
+            position = start + _padded(length)
             kind, start, length = self._part_at(position)
 
     def headers(self, offsets: np.ndarray) -> RecordHeaders:
@@ -120,10 +120,11 @@ class RecordFile:
             ValueError: a record is damaged; the message gives the file and the offset.
         """
         words = np.frombuffer(self.bytes, "<u4", self.size // 4)
-        # In a file with fewer words, all records are read one by one below; the zeros are not used.
+        # In a file with too few words, all records are read one by one below, and the zeros are
+        # only a placeholder.
         words = words if len(words) >= _WORDS_TO_LABELS else np.zeros(_WORDS_TO_LABELS, "<u4")
         first_word = offsets // 4
-        # Headers near the end of the file are read one by one below.
+        # Headers near the end of the file, and damaged offsets, are read one by one below.
         is_inside = (offsets >= 0) & (offsets % 4 == 0)
         is_inside &= (first_word + _WORDS_TO_LABELS) * 4 <= self.size
         first_word = np.where(is_inside, first_word, 0)
@@ -176,7 +177,7 @@ class RecordFile:
             record_offset = position
             while True:
                 kind, start, length = self._part_at(position)
-                position = start + -(-length // 4) * 4
+                position = start + _padded(length)
                 if kind in (WHOLE, LAST):
                     break
             yield record_offset
@@ -255,13 +256,17 @@ class RecordWriter:
         self.close()
 
 
+def _padded(length: int) -> int:
+    """The length rounded up to a multiple of four."""
+    return -(-length // 4) * 4
+
+
 def _magic_positions(payload: bytes) -> Iterator[int]:
     """Yield each multiple of four at which the payload contains the magic."""
     position = payload.find(_MAGIC_BYTES)
     while position >= 0:
         if position % 4 == 0:
             yield position
-            position += 3
         position = payload.find(_MAGIC_BYTES, position + 1)
 
 
