@@ -1,4 +1,4 @@
-"""What this machine computes fast, how many cores it has, and how it reuses freed memory."""
+"""Which computations are fast on this machine, how many cores it has, how it reuses memory."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from pathlib import Path
 import torch
 
 WORTHWHILE_SPEEDUP = 1.2
-"""Minimum speedup of bfloat16 over float32 for bfloat16 to count as native."""
+"""Minimum speedup that counts as faster, for example of native bfloat16 over float32."""
 CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
-"""The container's quota and its period in microseconds; the quota may be ``max``."""
+"""File with the container's quota: CPU time per period, and the period, both in microseconds. The
+CPU time is ``max`` if there is no limit."""
 AMPERE = (8, 0)
 """The first CUDA compute capability with bfloat16 tensor cores."""
 
@@ -55,8 +56,8 @@ def numpy_multiplies_faster() -> bool:
     fastest = []
     for run in (lambda: torch.mm(vector, matrix.T), lambda: matrix.numpy() @ vector[0].numpy()):
         times = []
-        # One library is timed after the other, not in turns: its threads spin for a while after
-        # each product, which would slow the other library.
+        # One library is timed after the other, not in turns: the threads of a library spin for a
+        # while after each product, which would slow the other library.
         for _ in range(5):
             start = time.perf_counter()
             run()

@@ -23,7 +23,7 @@ class Cipher:
     Args:
         key: 32 random bytes in base64 (``margrave gallery new-key``), or a passphrase of at least
             12 characters, which is stretched by scrypt.
-        salt: random bytes that the gallery stores.
+        salt: `SALT_BYTES` random bytes, which the gallery stores unencrypted.
 
     Raises:
         ValueError: the key is too short, or the cryptography package is not installed.
@@ -93,6 +93,7 @@ def _secret(key: str, salt: bytes) -> bytes:
             f"a gallery key of {len(key)} characters is too short; use margrave gallery new-key, "
             f"or a passphrase of at least {MIN_PASSPHRASE_LENGTH} characters"
         )
+    # scrypt needs slightly more than its 32 MiB, which are also the default of `maxmem`.
     return hashlib.scrypt(
         key.encode(), salt=salt, n=_SCRYPT_COST, r=8, p=1, maxmem=2**26, dklen=KEY_BYTES
     )

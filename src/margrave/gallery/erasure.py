@@ -59,11 +59,14 @@ def dirty_free_pages(path: Path) -> int:
         # The header encodes a page size of 65536 as 1.
         page_size = 65536 if page_size == 1 else page_size
         page_count = int.from_bytes(header[28:32], "big")
+        # Bytes 32 to 35 are the number of the first trunk page. Pages are numbered from 1; 0 ends
+        # the chain. In a damaged file, the chain may be a loop.
         trunk, dirty_count, visited = int.from_bytes(header[32:36], "big"), 0, set[int]()
         while trunk and trunk not in visited:
             visited.add(trunk)
             file.seek((trunk - 1) * page_size)
             page = file.read(page_size)
+            # A trunk page has room for two numbers and this many leaves at most.
             leaf_count = min(int.from_bytes(page[4:8], "big"), page_size // 4 - 2)
             unused_end = page[8 + 4 * leaf_count :]
             numbers = (

@@ -18,6 +18,7 @@ from margrave.gallery.contract import Gallery, GalleryCard, Person, PersonRecord
 from margrave.progress import Progress
 
 CARD, PEOPLE, VECTORS, CROPS = "gallery.json", "people.jsonl", "vectors.npy", "crops.bin"
+"""Names of the files in an exported gallery."""
 MAX_LINE_BYTES = 2**20
 """Maximum length of a line of ``people.jsonl`` in bytes; enough for a person with 100 000 crops."""
 MAX_CROP_BYTES = 2**26

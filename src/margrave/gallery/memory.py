@@ -1,4 +1,4 @@
-"""A gallery in memory: the reference implementation, with which tests compare the others."""
+"""A gallery in memory: the reference implementation, with which tests compare other galleries."""
 
 from __future__ import annotations
 
@@ -78,13 +78,14 @@ class MemoryGallery(Gallery):
     ) -> Person:
         """Enroll a person, or add images to an enrolled person."""
         name, total = checked_name(name), fuse_embeddings(embeddings, self.card)
-        all_crops = checked_crops(crops, len(embeddings), self.card)
+        kept_crops = checked_crops(crops, len(embeddings), self.card)
         previous = None if replace else self._people.get(name)
         if previous is not None:
-            total, all_crops = add_sums(previous.total, total), [*previous.crops, *all_crops]
+            total = add_sums(previous.total, total)
+            kept_crops = [*previous.crops, *kept_crops]
         images = len(embeddings) + (0 if previous is None else previous.person.images)
         person = Person(name=name, images=images, enrolled=now())
-        self._people[name] = _Entry(person, total, all_crops)
+        self._people[name] = _Entry(person, total, kept_crops)
         return person
 
     def search(self, queries: np.ndarray, top_k: int = 10) -> list[list[Candidate]]:
@@ -98,7 +99,7 @@ class MemoryGallery(Gallery):
         scores = query_units.astype(np.float64) @ units.T
         # A stable sort leaves people with equal similarities sorted by name.
         nearest = np.argsort(-scores, axis=1, kind="stable")[:, :top_k]
-        # Other galleries compute in float32 and round to 6 decimals, so do the same here.
+        # Other galleries round to 6 decimals, because they compute in float32. Round here, too.
         return [
             [
                 Candidate(name=names[index], similarity=round(float(query_scores[index]), 6))

@@ -51,7 +51,7 @@ from margrave.gallery.milvus_server import TIMEOUT, VECTORS, MilvusAddress, Milv
 MAX_RESULTS = 16384
 """Maximum number of results per query that Milvus returns."""
 MAX_RESULTS_PER_CALL = 200_000
-"""Maximum number of results per call, summed over its queries."""
+"""Maximum number of results that `search` requests per call, summed over the call's queries."""
 EXTRA_RESULTS = 16
 """Number of results requested beyond top_k, so that equal similarities can be sorted by name."""
 DECIMALS = 6
@@ -127,8 +127,8 @@ class MilvusStore:
 class MilvusGallery(Gallery):
     """People in a collection of a Milvus server; `MilvusStore` creates and opens these galleries.
 
-    A person is one row: a hash of the name, the name, the unit vector, the norm of the sum of
-    embeddings, the number of images, and references to the crops, which are in a second collection.
+    A person is one row: a hash of the name, the name, the sum of embeddings (as a unit vector and a
+    norm), the number of images, and references to the crops, which are in a second collection.
     Writing a row is atomic. Every read sees all earlier writes (consistency level Strong), and the
     index is exhaustive (FLAT), so searches are exact. Vectors and similarities are float32.
 
@@ -278,7 +278,10 @@ class MilvusGallery(Gallery):
         yield from sorted(map(person_of, rows), key=lambda person: person.name)
 
     def vector(self, name: str) -> np.ndarray:
-        """Return a person's vector: (D,) the sum of the images' embeddings in float32 precision."""
+        """Return a person's vector: (D,) the sum of the images' embeddings.
+
+        The dtype is float64, with the precision of float32.
+        """
         return total_of(self._require_row(name, ("vector", "length")))
 
     def crops(self, name: str) -> list[bytes]:
@@ -286,12 +289,12 @@ class MilvusGallery(Gallery):
         return self._crops.read(batches_of(self._require_row(name, ("crops",))), self.place)
 
     def restore(self, records: Iterable[PersonRecord]) -> int:
-        """Store people with their vectors unchanged, up to a thousand per call to the server."""
+        """Store people with their vectors unchanged, up to 1000 people per call to the server."""
         batch_size = max(1, min(MAX_BATCH_SIZE, MAX_BATCH_COMPONENTS // self.card.dimension))
-        remaining, keys = iter(records), set[str]()
+        remaining, stored_keys = iter(records), set[str]()
         while batch := list(itertools.islice(remaining, batch_size)):
             checked = [checked_record(record, self.card) for record in batch]
-            # A key may occur only once per call.
+            # A key may occur only once per call, so the last record of a name is kept.
             record_of_key = {key_of(record.person.name): record for record in checked}
             previous_rows = self._rows(list(record_of_key), ("crops",))
             rows = []
@@ -301,8 +304,8 @@ class MilvusGallery(Gallery):
             self._server.call("upsert", self._collection, rows)
             for row in previous_rows:
                 self._crops.remove(batches_of(row))
-            keys.update(record_of_key)
-        return len(keys)
+            stored_keys.update(record_of_key)
+        return len(stored_keys)
 
     def stats(self) -> GalleryStats:
         """Count people and images; the server does not report bytes."""
@@ -318,7 +321,8 @@ class MilvusGallery(Gallery):
     def verify_erasure(self, traces: Sequence[bytes] = ()) -> ErasureCheck:
         """Remove crops that belong to nobody, and report what cannot be checked.
 
-        Traces that are valid names are looked up among the enrolled people; others are ignored.
+        Traces that are valid names are looked up among the enrolled people; other traces are
+        ignored.
         """
         findings = []
         if self.card.keep_images:

@@ -26,25 +26,27 @@ ROWS_PER_CALL = 64
 KEYS_PER_DELETION = 1000
 """Maximum number of rows that one call deletes."""
 MAX_CROPS_BYTES = 256 * 2**20
-"""Maximum total size, in bytes, of the crops that one call adds."""
+"""Maximum total size, in bytes, of the crops that one `MilvusCrops.write` stores."""
 MAX_LIST_LENGTH = 65_000
 """Maximum length of the text that lists a person's crops, in characters."""
 ORPHAN_SECONDS = 3600
-"""Minimum age of orphans in seconds. Younger crops without a person are kept, because another
-program may be about to write the person's row."""
+"""Minimum age, in seconds, at which crops without a person are removed. Younger ones are kept,
+because another program may be about to write the person's row."""
 
 Batch = tuple[str, list[int]]
-"""The crops that one call added: (the batch's key, the crops' sizes in bytes)."""
+"""The crops that one `MilvusCrops.write` stored: (the batch's key, the crops' sizes in bytes)."""
 BATCH_KEY_LENGTH, UUID_LENGTH = 44, 32
-"""Numbers of characters. A batch's key is a UUID followed by the time of writing. A row's key is
-the batch's key followed by the row's number. All are hexadecimal digits."""
+"""Lengths in hexadecimal digits. A batch's key is a UUID followed by the time of writing (seconds
+since 1970, 12 digits). A row's key is the batch's key followed by the row's number in the batch
+(8 digits)."""
 
 
 class MilvusCrops:
     """The crops of a gallery, in a second collection beside the gallery's own.
 
-    Crops are written before the person's row that refers to them, and removed after that row. An
-    interruption in between leaves crops without a person, which `remove_orphans` removes.
+    Crops are written before the person's row that refers to them, and removed after that row is
+    removed or replaced. An interruption in between leaves crops without a person, which
+    `remove_orphans` removes.
 
     Args:
         server: the connection.
@@ -64,13 +66,14 @@ class MilvusCrops:
             described = self._server.call("describe_collection", self.collection)
             if described.get("description") != MARK:
                 raise ValueError(
-                    f"{self._server.address}: the collection for its crops, {self.collection!r}, "
-                    "exists already and holds something else; choose another name for the gallery"
+                    f"{self._server.address}: the collection for the gallery's crops, "
+                    f"{self.collection!r}, exists already and holds something else; choose "
+                    "another name for the gallery"
                 )
         types, field = self._server.pymilvus.DataType, self._server.pymilvus.FieldSchema
         fields = [
             field("key", types.VARCHAR, is_primary=True, max_length=64),
-            # Milvus requires a vector field.
+            # Milvus requires a vector field; this one is not used.
             field(VECTORS, types.FLOAT_VECTOR, dim=2),
             field("content", types.VARCHAR, max_length=65535),
         ]
@@ -164,17 +167,17 @@ class MilvusCrops:
         Args:
             referenced: the keys of the batches that belong to people.
         """
-        keys = [row["key"] for row in self._server.rows(self.collection, ("key",))]
+        row_keys = [row["key"] for row in self._server.rows(self.collection, ("key",))]
         cutoff = time.time() - ORPHAN_SECONDS
-        orphans = [
+        orphan_keys = [
             key
-            for key in keys
+            for key in row_keys
             if key[:BATCH_KEY_LENGTH] not in referenced
             and int(key[UUID_LENGTH:BATCH_KEY_LENGTH], 16) < cutoff
         ]
-        self._delete(orphans)
+        self._delete(orphan_keys)
         self._server.compact(self.collection)
-        return len({key[:BATCH_KEY_LENGTH] for key in orphans})
+        return len({key[:BATCH_KEY_LENGTH] for key in orphan_keys})
 
     def _delete(self, keys: Sequence[str]) -> None:
         for start in range(0, len(keys), KEYS_PER_DELETION):
@@ -199,8 +202,8 @@ def batches_as_text(batches: Sequence[Batch], place: str) -> str:
     if len(text) > MAX_LIST_LENGTH:
         raise GalleryError(
             f"{place}: {sum(len(sizes) for _, sizes in batches)} crops of one person are too many "
-            "for a Milvus gallery; enroll the person again with fewer images: --replace, or "
-            "replace=True in Python"
+            "for a Milvus gallery; enroll the person again with fewer images and --replace "
+            "(replace=True in Python)"
         )
     return text
 

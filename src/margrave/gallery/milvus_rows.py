@@ -21,6 +21,7 @@ replace those in the card."""
 METRIC = "IP"
 """Inner product, which is the cosine for unit vectors."""
 PERSON_FIELDS = ("name", "images", "enrolled")
+"""The fields of a row that `person_of` reads."""
 ALL_FIELDS = (*PERSON_FIELDS, VECTORS, "length", "crops")
 """All fields of a row except the key. ``length`` is the norm of the sum of embeddings."""
 
@@ -64,7 +65,8 @@ def read_card(server: MilvusServer) -> GalleryCard:
     card = GalleryCard.from_json(text, place)
     thresholds = dict(described.get("properties") or {}).get(THRESHOLDS)
     if thresholds is not None:
-        card = replace(card, thresholds=tuple(parse_list(thresholds, f"{place}: its thresholds")))
+        points = parse_list(thresholds, f"{place}: the list of thresholds")
+        card = replace(card, thresholds=tuple(points))
     dimension = next(
         (
             field.get("params", {}).get("dim")

@@ -1,4 +1,4 @@
-"""Calls a Milvus server with a time limit; its errors say what to do."""
+"""Calls a Milvus server with a time limit; error messages say what to do."""
 
 from __future__ import annotations
 
@@ -203,10 +203,12 @@ class MilvusServer:
         Raises:
             ValueError: see `call`.
         """
-        digits, count = 0, self.count(collection)
-        while count > 16**digits * MEAN_PAGE_ROWS:
-            digits += 1
-        prefixes = [f"{number:0{digits}x}" for number in range(16**digits)] if digits else [""]
+        prefix_length, count = 0, self.count(collection)
+        while count > 16**prefix_length * MEAN_PAGE_ROWS:
+            prefix_length += 1
+        prefixes = [""]
+        if prefix_length:
+            prefixes = [f"{number:0{prefix_length}x}" for number in range(16**prefix_length)]
         while prefixes:
             prefix = prefixes.pop()
             page = self.call(

@@ -39,11 +39,12 @@ def create_gallery(address: str, card: GalleryCard, *, key: str | None = None) -
     Args:
         address: a path, ``milvus://host:port/name``, or ``memory://``.
         card: the card of the model whose vectors the gallery will hold.
-        key: encrypts names, vectors and crops at rest, if the store supports encryption.
+        key: encrypts a local file's names, vectors and crops; None stores them unencrypted. A
+            Milvus server refuses a key; a gallery in memory ignores it.
 
     Raises:
-        ValueError: there is a gallery already, the scheme is unknown, or the server does not
-            answer.
+        ValueError: there is a gallery already, the scheme is unknown, the server does not answer,
+            or the store refuses a key.
 
     >>> card = GalleryCard(weights="ab12", dimension=2)
     >>> len(create_gallery("memory://", card))
@@ -90,5 +91,5 @@ def _store(address: str) -> Store:
         raise ValueError(
             f"{address}: unknown kind of gallery {scheme!r}; {suggest(scheme, GALLERIES)}"
         )
-    module, _, name = GALLERIES[scheme].partition(":")
-    return getattr(importlib.import_module(module), name)()
+    module, _, class_name = GALLERIES[scheme].partition(":")
+    return getattr(importlib.import_module(module), class_name)()

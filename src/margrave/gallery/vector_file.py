@@ -38,19 +38,19 @@ class VectorFile:
     def __init__(self, path: Path, identity: bytes, slot_bytes: int) -> None:
         self.path, self.slot_bytes = path, slot_bytes
         try:
-            self._file = os.open(path, os.O_RDWR | getattr(os, "O_BINARY", 0))
+            self._descriptor = os.open(path, os.O_RDWR | getattr(os, "O_BINARY", 0))
         except OSError as error:
             raise ValueError(
-                f"{path} cannot be opened ({error.strerror}); a gallery consists of two files: put "
-                "this file back beside the other one"
+                f"{path} cannot be opened ({error.strerror}); a gallery consists of a "
+                "SQLite file and this vector file; put this file back beside the SQLite file"
             ) from error
-        header = os.pread(self._file, _HEADER_FIELDS.size, 0)
+        header = os.pread(self._descriptor, _HEADER_FIELDS.size, 0)
         expected = _HEADER_FIELDS.pack(_MAGIC, identity, VERSION, slot_bytes)
         if header != expected:
-            os.close(self._file)
+            os.close(self._descriptor)
             raise ValueError(
-                f"{path} belongs to another gallery or is damaged; put back the file that was "
-                "beside this gallery"
+                f"{path} belongs to another gallery or is damaged; put back this gallery's "
+                "own vector file"
             )
 
     @staticmethod
@@ -65,7 +65,7 @@ class VectorFile:
     @property
     def slot_count(self) -> int:
         """Number of slots in the file."""
-        return max(0, os.fstat(self._file).st_size - HEADER_BYTES) // self.slot_bytes
+        return max(0, os.fstat(self._descriptor).st_size - HEADER_BYTES) // self.slot_bytes
 
     def write(self, slot: int, content: bytes) -> None:
         """Write a slot; call `sync` to wait until it is on disk."""
@@ -73,28 +73,30 @@ class VectorFile:
         if slot >= self.slot_count:
             # Grow by at least an eighth, so that large files are rarely resized.
             extra_slots = max(MIN_GROWTH // self.slot_bytes, self.slot_count // 8, 1)
-            os.ftruncate(self._file, HEADER_BYTES + (slot + extra_slots) * self.slot_bytes)
-        os.pwrite(self._file, content, HEADER_BYTES + slot * self.slot_bytes)
+            os.ftruncate(self._descriptor, HEADER_BYTES + (slot + extra_slots) * self.slot_bytes)
+        os.pwrite(self._descriptor, content, HEADER_BYTES + slot * self.slot_bytes)
 
     def read(self, slot: int) -> bytes:
         """Read a slot; a slot beyond the end of the file is all zeros."""
-        content = os.pread(self._file, self.slot_bytes, HEADER_BYTES + slot * self.slot_bytes)
+        content = os.pread(self._descriptor, self.slot_bytes, HEADER_BYTES + slot * self.slot_bytes)
         return content.ljust(self.slot_bytes, b"\0")
 
     def zero(self, slot: int) -> None:
         """Overwrite a slot with zeros."""
         if slot < self.slot_count:
-            os.pwrite(self._file, bytes(self.slot_bytes), HEADER_BYTES + slot * self.slot_bytes)
+            os.pwrite(
+                self._descriptor, bytes(self.slot_bytes), HEADER_BYTES + slot * self.slot_bytes
+            )
 
     def sync(self) -> None:
         """Wait until everything written is on disk."""
-        os.fdatasync(self._file) if hasattr(os, "fdatasync") else os.fsync(self._file)
+        os.fdatasync(self._descriptor) if hasattr(os, "fdatasync") else os.fsync(self._descriptor)
 
     def map_vectors(self, dtype: np.dtype, dimension: int) -> np.ndarray:
-        """Map the file's vectors into memory; return them as (slots, D)."""
+        """Map the vectors of an unencrypted gallery into memory; return them as (slots, D)."""
         # torch requires writable memory. In mode "c" (copy-on-write), writes do not reach the file.
         return np.memmap(self.path, dtype, "c", HEADER_BYTES, (self.slot_count, dimension))
 
     def close(self) -> None:
         """Close the file."""
-        os.close(self._file)
+        os.close(self._descriptor)

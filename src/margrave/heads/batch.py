@@ -20,9 +20,9 @@ class Batch:
     Attributes:
         unit: (B, D) normalized embeddings x̂.
         norm: (B,) embedding norms ‖x‖.
-        labels: (B,) class of each sample.
+        labels: (B,) class index of each sample, among the classes of all ranks.
         target_cosine: (B,) cosθ_y, or W_yᵀx + b_y for a loss of inner products; without gradient.
-        context: the loss's context for the B samples.
+        context: the loss's context for the B samples; its feature norms have a gradient.
         gathered: the A samples, without gradient.
         gathered_context: the loss's context for the A samples, without gradient.
         sizes: number of samples of each rank.

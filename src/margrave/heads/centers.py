@@ -3,7 +3,7 @@
 With M centers per class, a sample's cosine to a class is its cosine to the nearest center of the
 class. The centers of class c are rows c·M to c·M + M − 1 of `Head.centers`.
 
-Shapes: A samples, n classes, M centers per class.
+Shapes: A samples, D features, n classes, M centers per class.
 
 Source (several centers per class): Sub-center ArcFace, ECCV 2020, equation 3.
 """
@@ -28,7 +28,7 @@ def initial_centers(rows: range, embedding_size: int) -> Tensor:
     """
     seed = int(torch.randint(2**31, (), device="cpu"))
     centers = torch.empty(len(rows), embedding_size)
-    if centers.is_meta:
+    if centers.is_meta:  # created under torch.device("meta"): there is nothing to fill
         return centers
     for block in range(rows.start // SEED_BLOCK, -(-rows.stop // SEED_BLOCK)):
         generator = torch.Generator().manual_seed(seed + block)
@@ -43,10 +43,11 @@ def initial_centers(rows: range, embedding_size: int) -> Tensor:
 
 
 def nearest_centers(cosines: Tensor, centers_per_class: int) -> tuple[Tensor, Tensor | None]:
-    """Each class's largest cosine (A, n) and the index (A, n) of its center, from (A, n·M) cosines.
+    """Each class's largest cosine (A, n) and the nearest center (A, n), from (A, n·M) cosines.
 
-    The gradient reaches only the nearest center, even if several are equally near. With M = 1,
-    returns the cosines unchanged, and None instead of the indices.
+    The nearest center is an index from 0 to M − 1 among the centers of the class. The gradient
+    reaches only the nearest center, even if several are equally near. With M = 1, returns the
+    cosines unchanged, and None instead of the indices.
     """
     if centers_per_class == 1:
         return cosines, None
@@ -90,7 +91,7 @@ def log_sum_exp_of_negatives(
     Args:
         unit: (A, D) x̂.
         centers: (C·M, D) centers of this rank's C classes.
-        classes: (n,) rows of the classes to sum over.
+        classes: (n,) the classes to sum over, as indices among the C classes.
         positions: (A,) each target's position in `classes`, −1 if it is not there.
         centers_per_class: M.
         scale: () s.

@@ -129,13 +129,15 @@ class ChunkedHead(Head):
         self.compiled = compiled
         choose_products(products, self.weight, 0)  # raises an error for unsupported products
         self.products = products
+        # The arguments of `update_in_backward`; empty if it was not called.
         self._update_settings: dict[str, float] = {}
         self.sample_rate = sample_rate
         self.sample_seed = sample_seed
         if sample_rate is not None:
             self.register_buffer("draws", torch.zeros((), dtype=torch.int64))
             require_rowwise_optimizer(self.weight)
-            # A copy of the count on the host; it is valid for this buffer in this version.
+            # A copy of `draws` on the host. It is valid while `draws` is the tensor
+            # `_tracked_draws` and has the version `_draws_version`.
             self._draw_count = 0
             self._tracked_draws: Tensor | None = None
             self._draws_version = -1
@@ -195,7 +197,7 @@ class ChunkedHead(Head):
         gathered = batch.gathered
         sampled_classes, positions = self.step_classes(gathered.labels)
         features, rank_features = gathered.unit_embeddings, batch.unit
-        if self.bias is not None:
+        if self.bias is not None:  # a loss of inner products multiplies x instead of x̂
             features = gathered.feature_norm[:, None] * features
             rank_features = batch.norm[:, None] * rank_features
         target_cosine = gathered.target_cosine
@@ -233,14 +235,18 @@ class ChunkedHead(Head):
         sigmoid_bias = self.sigmoid_bias
         if sigmoid_bias is not None and self.world.size > 1:
             sigmoid_bias = ReplicatedParameter.apply(sigmoid_bias, self.world)
-        reduced, cosine = ReducedNegatives.apply(
+        reduced, rank_target_cosine = ReducedNegatives.apply(
             rank_features, batch.norm, self.weight, self.bias, sigmoid_bias, step
         )
-        target = self.loss.modify_target(cosine, batch.context)
+        target = self.loss.modify_target(rank_target_cosine, batch.context)
         return reducer.sample_losses(reduced, target, sigmoid_bias)
 
     def _target_centers(self, gathered: Observation, positions: Tensor) -> Tensor:
-        """(A,) `Step.target_centers`, from the targets' positions (A,) among the step's classes."""
+        """(A,) position of each target's nearest center among the centers of the step's classes.
+
+        `positions` (A,) are the targets' positions among these classes, −1 if another rank owns the
+        target's class. Such a target gets any position.
+        """
         positions = positions.clamp_min(0)
         if self.centers_per_class == 1 or not self.classes:
             return positions
@@ -313,8 +319,8 @@ class ChunkedHead(Head):
     def _uses_dense_computation(self, batch: Batch) -> bool:
         """Whether to compute the whole batch at once instead of in blocks.
 
-        True for a loss of inner products on one rank with default settings, if the batch fits one
-        block.
+        True for a loss of inner products on one rank with default settings and float32 products, if
+        batch × classes is at most `BLOCK_VALUES["cpu"]`, whatever the device.
         """
         is_default = (
             self.sample_rate is None and self.block_size is None and not self._update_settings
@@ -328,8 +334,8 @@ class ChunkedHead(Head):
     def _get_fused_block(self, batch: Batch) -> FusedBlock | None:
         """The compiled operations on a block, or None to compute blocks uncompiled.
 
-        None if compilation is disabled, is not worthwhile or has failed, or if the loss has no
-        `negatives_and_slope`.
+        None if compilation is disabled, is not worthwhile or has failed, or if the loss's
+        `negatives_and_slope` returns None.
         """
         device = batch.unit.device.type
         enabled = self.compiled
@@ -361,10 +367,11 @@ class ChunkedHead(Head):
             self._call.draw = self._count_draw()
         seed = (self.sample_seed, self._call.draw, self.world.rank)
         count = round(self.sample_rate * len(self.classes))
-        rows = sample_classes(position, is_owned, len(self.classes), count, seed)
-        if not len(rows):
-            return rows, torch.full_like(labels, -1)
-        return rows, torch.where(is_owned, torch.searchsorted(rows, position), -1)
+        sampled_classes = sample_classes(position, is_owned, len(self.classes), count, seed)
+        if not len(sampled_classes):
+            return sampled_classes, torch.full_like(labels, -1)
+        positions = torch.searchsorted(sampled_classes, position)
+        return sampled_classes, torch.where(is_owned, positions, -1)
 
     def _count_draw(self) -> int:
         """Count one more class sampling and return its index, from 0.
