@@ -19,6 +19,8 @@ from margrave.models.pixel_statistics import ColorOrder, PixelStatistic
 class ImportOptions:
     """Properties of a weight file that the user states because the file does not contain them.
 
+    None means that the user does not state the property.
+
     Attributes:
         key: the weights' key in a checkpoint that contains several networks.
         layout: the naming scheme of the tensors, such as ``adaface_ir``; None detects it. See
@@ -78,7 +80,7 @@ def card_for(imported: Imported, image_size: int | None = None, source: str = ""
     Args:
         imported: the converted weights from `network_for`.
         image_size: image side length in pixels, if the backbone takes any size; None means 112.
-        source: where the weights come from, for the user.
+        source: where the weights come from, for the user; it becomes the card's ``source``.
     """
     return ModelCard(
         backbone=imported.backbone,

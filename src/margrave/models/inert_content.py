@@ -29,7 +29,11 @@ class Ignored:
 
 
 class IgnoredMapping:
-    """Placeholder for subclasses of dict, such as settings; calling it returns an OrderedDict."""
+    """Placeholder for subclasses of dict, such as settings.
+
+    Calling it returns an OrderedDict, because torch.load sets items only in
+    dict, OrderedDict and Counter.
+    """
 
     def __new__(cls, *_arguments: Any, **_settings: Any) -> OrderedDict[Any, Any]:
         return OrderedDict()
@@ -61,7 +65,8 @@ HARMLESS = tuple(
     for module in modules
     for name in names
 )
-# IgnoredMapping replaces these.
+# IgnoredMapping replaces these. `_reconstructor` creates objects, also mappings, in old pickles;
+# copy_reg is copyreg in Python 2.
 HARMLESS_MAPPINGS = ("copyreg._reconstructor", "copy_reg._reconstructor", "collections.defaultdict")
 MAX_NAMES = 256
 """Maximum number of unknown classes and functions in a file."""
@@ -70,22 +75,25 @@ MAX_NAMES = 256
 def _may_be_replaced(name: str) -> bool:
     """Whether a placeholder, which imports and calls nothing, may replace this class or function.
 
-    Besides `HARMLESS`, no names of the standard library may be replaced, because a file that names
-    them is probably malicious.
+    Names of the standard library may not be replaced, because a file that names them is probably
+    malicious; `HARMLESS` and `HARMLESS_MAPPINGS` are replaced without this test.
     Functions of torch and NumPy may not be replaced either: some create tensors, and with a
     placeholder such a tensor would silently be lost.
     """
     module, _, attribute = name.rpartition(".")
     root = module.partition(".")[0]
+    # A name with a capital letter is taken for a class, any other for a function.
     if root in ("torch", "numpy"):
         return attribute[:1].isupper()
+    # __builtin__ is builtins in Python 2.
     return bool(root) and root != "__builtin__" and root not in sys.stdlib_module_names
 
 
 def read_content(path: Path) -> Any:
     """Read a file of ``torch.save`` or safetensors; return the object that was saved.
 
-    Mappings, lists and tensors are kept. `Ignored` replaces all other objects of custom classes.
+    Mappings, lists, tensors and plain values are kept. Objects of other classes are replaced by an
+    `Ignored` or by an OrderedDict (see `IgnoredMapping`).
 
     Raises:
         ValueError: the file is damaged, or reading it would need too much memory or run code.
@@ -112,15 +120,17 @@ def _read_pickle(path: Path) -> Any:
 
 
 def _load_inert(path: Path) -> Any:
-    placeholders: dict[str, Any] = dict.fromkeys(HARMLESS, Ignored)
-    placeholders |= dict.fromkeys(HARMLESS_MAPPINGS, IgnoredMapping)
+    # Both map a name in the file to the placeholder that replaces it.
+    known: dict[str, Any] = dict.fromkeys(HARMLESS, Ignored)
+    known |= dict.fromkeys(HARMLESS_MAPPINGS, IgnoredMapping)
     unknown: dict[str, Any] = {}
-    # If the file sets items of an object, the placeholder must be a mapping; if it sets attributes,
-    # the placeholder must be Ignored. The class's name does not show which, so try a mapping first.
+    # If the file sets items of an object, only a mapping can replace it. Some other objects need
+    # Ignored, which accepts any state. A class's name does not show which. Therefore
+    # IgnoredMapping replaces all unknown names first and, if that fails, Ignored does.
     placeholder: Any = IgnoredMapping
     while True:
         allowed: list[Any] = [
-            (substitute, name) for name, substitute in (placeholders | unknown).items()
+            (replacement, name) for name, replacement in (known | unknown).items()
         ]
         try:
             with torch.serialization.safe_globals(allowed):
@@ -155,7 +165,7 @@ def _list_unknown_names(path: Path) -> list[str]:
     """List all unknown names in a file; torch.load reports only the first of them."""
     try:
         return torch.serialization.get_unsafe_globals_in_checkpoint(path)[:MAX_NAMES]
-    # It fails for files that PyTorch < 1.6 saved, and damaged files can raise nearly any error.
+    # This call fails for files that PyTorch < 1.6 saved; a damaged file can raise nearly any error.
     except Exception:
         return []
 

@@ -37,8 +37,8 @@ class ModelCard:
     Attributes:
         backbone: the network's specification ``{"kind": name, **settings}``, plain JSON.
         image_size: height and width of the aligned faces, in pixels.
-        mean, std: one number or one per channel. The network's input is (pixel - mean) / std for
-            pixels in [0, 1], so it is in [-1, 1] by default.
+        mean, std: one number, or one per channel in `color_order`. The network's input is
+            (pixel - mean) / std for pixels in [0, 1], so it is in [-1, 1] by default.
         fit: how an image that is not square is made square: ``crop``, ``stretch`` or ``pad``.
         color_order: color order of the network's input. Only an ONNX model (``{"kind": "onnx"}``)
             may have ``bgr``. All others have ``rgb``, because importers adapt the first convolution

@@ -75,8 +75,8 @@ def import_command(path: str | Path) -> str:
     """
     options = " ".join(IMPORT_OPTIONS[name] for name in ("mean", "std", "color_order"))
     return (
-        f"margrave import {path} COPY.onnx {options}, with the values that its authors state, for "
-        "pixels in [0, 1]"
+        f"margrave import {path} COPY.onnx {options}, with the values that the model's authors "
+        "state, for pixels in [0, 1]"
     )
 
 
@@ -119,14 +119,17 @@ def load_onnx(
 def check_uint8_statistics(
     backbone: OnnxNetwork, mean: PixelStatistic | None, std: PixelStatistic | None
 ) -> None:
-    """Refuse a mean other than 0 or a std other than 1 for a model that takes uint8 pixels."""
+    """Refuse a mean other than 0 or a std other than 1 for a model that takes uint8 pixels.
+
+    None means that no value is given, which is allowed.
+    """
     is_identity = np.all(np.equal(0 if mean is None else mean, 0)) and np.all(
         np.equal(1 if std is None else std, 1)
     )
     if backbone.takes_uint8 and not is_identity:
         raise ValueError(
-            f"{backbone.path} takes uint8 pixels and normalizes them itself, but mean = {mean} and "
-            f"std = {std} are given; leave out both"
+            f"{backbone.path} takes uint8 pixels and normalizes them itself, so mean must be 0 and "
+            f"std 1, but mean = {mean} and std = {std} are given"
         )
 
 
@@ -173,10 +176,10 @@ def import_onnx(
             "pixels; leave out image_size"
         )
     fields: dict[str, Any] = {}
-    own_card = None
+    metadata_card = None
     if CARD_KEY in backbone.metadata:
-        own_card = read_card(backbone.metadata[CARD_KEY], source)
-        fields = asdict(own_card)
+        metadata_card = read_card(backbone.metadata[CARD_KEY], source)
+        fields = asdict(metadata_card)
     fields |= {name: value for name, value in stated.items() if value is not None}
     fields["image_size"] = image_size or fields.get("image_size") or backbone.image_size
     missing = [name for name in stated if name not in fields]
@@ -190,8 +193,8 @@ def import_onnx(
     fields["backbone"] = {"kind": "onnx", **({"output": output} if output else {})}
     fields["source"] = fields.get("source") or f"imported from {Path(source).name}"
     card = ModelCard(**fields)
-    if own_card is not None and replace(card, source=own_card.source) != own_card:
-        # The thresholds in that card were measured with that card's preprocessing and output.
+    if metadata_card is not None and replace(card, source=metadata_card.source) != metadata_card:
+        # The thresholds in the metadata were measured with the metadata's preprocessing and output.
         if card.operating_points:
             warnings.warn(
                 f"{source}: its thresholds were measured with other preprocessing and left out; "

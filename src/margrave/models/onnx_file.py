@@ -44,6 +44,7 @@ class OnnxBackbone(OnnxNetwork):
             "cuda": "CUDAExecutionProvider",
         }
         if device is None:
+            # onnxruntime uses the first provider that works, so CUDA comes first.
             providers = [
                 name for name in reversed(providers_by_device.values()) if name in available
             ]

@@ -110,7 +110,7 @@ class OnnxNetwork(nn.Module):
 
     @abstractmethod
     def _compute(self, pixels: np.ndarray) -> np.ndarray:
-        """Compute the output `self._output` for `pixels`, the input `self._input`.
+        """Run the model on `pixels`, its input `self._input`; return its output `self._output`.
 
         Raises:
             ValueError: the runtime fails; the message gives its reason.
@@ -140,20 +140,20 @@ class OnnxNetwork(nn.Module):
         self.image_size = sizes.pop() if sizes else None
 
     def _choose_output(self, name: str | None, declared: Sequence[Port]) -> str:
-        outputs = {port.name: list(port.shape) for port in declared}
-        names_and_shapes = ", ".join(f"{output} {shape}" for output, shape in outputs.items())
+        shapes = {port.name: list(port.shape) for port in declared}
+        names_and_shapes = ", ".join(f"{output} {shape}" for output, shape in shapes.items())
         name = name or self._output_name_in_card()
-        if name is None and len(outputs) > 1:
+        if name is None and len(shapes) > 1:
             raise ValueError(
-                f"{self.path} has {len(outputs)} outputs: {names_and_shapes}; choose the "
+                f"{self.path} has {len(shapes)} outputs: {names_and_shapes}; choose the "
                 "embedding when importing the model: margrave import ... --output NAME (output=)"
             )
-        name = next(iter(outputs)) if name is None else name
-        if not isinstance(name, str) or name not in outputs:
-            raise ValueError(f"{self.path} has no output {name!r}; {suggest(str(name), outputs)}")
-        # A shape that is not declared is checked later, by `check_batching`.
-        if len(outputs[name]) not in (0, 2):
-            raise ValueError(f"{self.path} has the output {name} {outputs[name]}; expected (B, D)")
+        name = next(iter(shapes)) if name is None else name
+        if not isinstance(name, str) or name not in shapes:
+            raise ValueError(f"{self.path} has no output {name!r}; {suggest(str(name), shapes)}")
+        # Empty if the model does not declare it; `check_batching` checks the actual shape later.
+        if len(shapes[name]) not in (0, 2):
+            raise ValueError(f"{self.path} has the output {name} {shapes[name]}; expected (B, D)")
         return name
 
     def _output_name_in_card(self) -> str | None:
@@ -212,8 +212,12 @@ class OnnxNetwork(nn.Module):
     def check_batching(self, card: ModelCard) -> None:
         """Embed two test images, each alone and both together, and compare the embeddings.
 
-        If they differ, the graph mixes images; for example, it may assume a batch size that its
-        input does not declare. `forward` then computes images one at a time.
+        If an image's embedding is different in a batch, the graph mixes images; for example, it may
+        assume a batch size that its input does not declare. `forward` then computes images one at a
+        time.
+
+        Args:
+            card: the model's card; the test images have its image size and normalization.
 
         Raises:
             ValueError: the model does not return one finite row for one image, or returns a
@@ -223,8 +227,9 @@ class OnnxNetwork(nn.Module):
         # Coarse patterns, because networks average fine noise away, so the embeddings of two noise
         # images would be too similar.
         coarse = generator.uniform(0, 1, (2, 3, 4, 4)).astype(np.float32)
-        indices = np.arange(card.image_size) * 4 // card.image_size
-        images = coarse[:, :, indices][:, :, :, indices]
+        # For each pixel row or column, its row or column in the coarse pattern.
+        cells = np.arange(card.image_size) * 4 // card.image_size
+        images = coarse[:, :, cells][:, :, :, cells]
         mean, std = (
             np.broadcast_to(np.asarray(value, np.float32), 3)[:, None, None]
             for value in (card.mean, card.std)
@@ -266,7 +271,7 @@ class OnnxNetwork(nn.Module):
 
 
 def _digest(path: Path, external: Sequence[Path]) -> str:
-    """SHA-256 of a model's files; with external files, also of all sizes and the external names."""
+    """SHA-256 of a model's files; with external files, also of their names and all files' sizes."""
     sha256 = hashlib.sha256()
     try:
         for file_path in (path, *external):

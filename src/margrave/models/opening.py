@@ -43,6 +43,7 @@ class Model:
     path: Path
     card: ModelCard
     state: Mapping[str, Tensor] = field(repr=False)
+    # The network of an ONNX model or the baseline; None if it is to be built from card and state.
     _network: OnnxNetwork | DlibBackbone | None = field(default=None, repr=False)
     _device: str | None = field(default=None, repr=False)
     _trust_code: bool = field(default=False, repr=False)
@@ -139,7 +140,7 @@ def save_card(path: str | Path, card: ModelCard) -> Path:
     Raises:
         ValueError: the file is not a model, or is the baseline, whose card cannot be changed.
     """
-    # The path of an open baseline is its weight file.
+    # For the baseline, `Model.path` is dlib's weight file.
     if is_baseline(path) or Path(path).name == RECOGNITION:
         raise ValueError(
             f"{BASELINE}: its card is part of Margrave and cannot be replaced; display the "

@@ -66,9 +66,9 @@ class OpenVinoBackbone(OnnxNetwork):
 
 @cache
 def _core() -> Any:
-    """The process's only OpenVINO runtime, which is never closed.
+    """The process's only ``openvino.Core``, which is never closed.
 
-    On CPUs with AMX, each runtime gives its thread a stack for signal handlers. If two runtimes are
+    On CPUs with AMX, each Core gives its thread a stack for signal handlers. If two Cores are
     closed in the order in which they were opened, that stack is freed while it is still in use, and
     the next signal that Python handles, such as Ctrl-C, crashes the process.
     """

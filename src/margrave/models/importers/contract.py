@@ -32,9 +32,11 @@ class Importer:
         patterns: regular expressions; a file matches if every pattern matches the beginning of some
             key.
         color_order: color order of the pixels used in training.
-        mean, std: normalization of these pixels in [0, 1], in this color order.
+        mean, std: normalization used in training, (pixel - mean) / std, for pixels in [0, 1]. Three
+            numbers are in the order of `color_order`.
         source: where the project documents color order, mean and std.
-        shared_with: other projects whose files match too, because they have the same keys.
+        shared_with: other projects whose files match too, because they have the same keys; text for
+            the user, such as ``CVLface (RGB)``.
         first_convolution: Margrave's key of the first convolution's weight.
     """
 
@@ -47,7 +49,7 @@ class Importer:
     first_convolution: ClassVar[str] = "conv1.weight"
 
     def matches(self, checkpoint: Checkpoint) -> bool:
-        """Whether the checkpoint's keys, without wrapper prefixes, have this layout."""
+        """Whether a checkpoint has this layout; its wrapper prefixes are already removed."""
         return bool(self.patterns) and all(
             any(re.match(pattern, key) for key in checkpoint) for pattern in self.patterns
         )
@@ -76,7 +78,7 @@ class Importer:
 
         Args:
             network: the tensors under Margrave's names.
-            names: the result of `names`, for error messages.
+            names: the result of the method `names`, for error messages.
 
         Raises:
             ValueError: a tensor that determines a setting is missing or has a wrong shape.

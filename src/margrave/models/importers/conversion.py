@@ -65,7 +65,7 @@ def _strip_wrappers(state: State) -> Checkpoint:
     """Remove wrapper prefixes from a state dict's keys, and return it as a `Checkpoint`."""
     if isinstance(state, Checkpoint):
         return Checkpoint(strip_prefixes(state), state.raw_keys, state.other_keys, state.notes)
-    return Checkpoint(strip_prefixes(state), state)
+    return Checkpoint(strip_prefixes(state), raw_keys=state)
 
 
 def convert(
@@ -93,8 +93,8 @@ def convert(
             the layout from the keys.
 
     Raises:
-        ValueError: the layout or color order is unknown, mean or std is for pixels in [0, 255],
-            or a tensor that determines a setting is missing or has a wrong shape.
+        ValueError: the layout or color order is unknown, mean or std is above 1 (for pixels in
+            [0, 255]), or a tensor that determines a setting is missing or has a wrong shape.
     """
     if color_order not in (None, "rgb", "bgr"):
         raise ValueError(f"color_order = {color_order!r}, must be 'rgb' or 'bgr'")
@@ -112,9 +112,10 @@ def convert(
         _reverse_colors(network, importer.first_convolution)
         notes.append("the weights expected BGR; the first convolution was changed to take RGB")
     if None in (color_order, mean, std):
-        notes.append(_note_assumed_statistics(importer, color_order, mean, std))
+        notes.append(_assumption_note(importer, color_order, mean, std))
     notes += importer.assumptions(backbone)
     centers = None
+    # Class centers are a matrix, and only the embedding size tells which of its dimensions is D.
     if any(tensor.dim() == 2 for tensor in head.values()) and "embedding_size" in backbone:
         centers = head_weight(head, backbone["embedding_size"])
     left_out = [key for key, tensor in head.items() if centers is None or tensor.dim() != 2]
@@ -155,8 +156,9 @@ def import_for_network(
         std: standard deviation, like `mean`.
 
     Raises:
-        ValueError: two keys are equal without wrapper prefixes, mean or std is for pixels in
-            [0, 255], or the weights expect BGR and it is unclear which convolution is the first.
+        ValueError: two keys are equal without wrapper prefixes, mean or std is above 1 (for pixels
+            in [0, 255]), or the weights expect BGR and it is unclear which convolution is the
+            first.
     """
     check_pixel_statistics(mean=mean, std=std)
     checkpoint = _strip_wrappers(state)
@@ -181,10 +183,11 @@ def import_for_network(
             )
         _reverse_colors(weights, color_convolutions[0])
         notes.append(f"the weights expected BGR; {color_convolutions[0]} was changed to take RGB")
-    assumed = {"RGB": color_order, "mean 0.5": mean, "std 0.5": std}
-    if unstated := [name for name, value in assumed.items() if value is None]:
+    # Assumption -> the value that the user stated instead, or None.
+    stated = {"RGB": color_order, "mean 0.5": mean, "std 0.5": std}
+    if assumptions := [assumption for assumption, value in stated.items() if value is None]:
         notes.append(
-            f"{', '.join(unstated)} assumed, because the file does not state them; override "
+            f"{', '.join(assumptions)} assumed, because the file does not state them; override "
             "with --color-order, --mean, --std"
         )
     return Imported(
@@ -198,28 +201,32 @@ def import_for_network(
     )
 
 
-def _note_assumed_statistics(
+def _assumption_note(
     importer: Importer,
     color_order: str | None,
     mean: PixelStatistic | None,
     std: PixelStatistic | None,
 ) -> str:
     """The note for the user on assumed pixel statistics and the options that override them."""
-    assumed = {
+    # Assumption -> (the option that overrides it, the value that the user stated instead or None).
+    stated = {
         importer.color_order.upper(): ("--color-order", color_order),
         f"mean {_format_statistic(importer.mean)}": ("--mean", mean),
         f"std {_format_statistic(importer.std)}": ("--std", std),
     }
-    unstated = {name: option for name, (option, value) in assumed.items() if value is None}
-    names = list(unstated)
-    listed = " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
+    options = {text: option for text, (option, value) in stated.items() if value is None}
+    assumptions = list(options)
+    several = len(assumptions) > 1
+    listed = " and ".join(
+        [", ".join(assumptions[:-1]), assumptions[-1]] if several else assumptions
+    )
     source = f" ({importer.source})" if importer.source else ""
     shared_names = (
         f"; files of {importer.shared_with} may have the same names" if importer.shared_with else ""
     )
     return (
-        f"{listed} {'are' if len(names) > 1 else 'is'} assumed from the tensor names{source}"
-        f"{shared_names}; override with {', '.join(unstated.values())}"
+        f"{listed} {'are' if several else 'is'} assumed from the tensor names{source}"
+        f"{shared_names}; override with {', '.join(options.values())}"
     )
 
 
@@ -229,7 +236,7 @@ def _format_statistic(value: PixelStatistic) -> str:
 
 
 def _reverse_colors(network: dict[str, Tensor], key: str) -> None:
-    """Reverse the input channels of the convolution weight under this key, in place."""
+    """Replace the convolution weight under this key by one with reversed input channels."""
     weight = network.get(key)
     # load_strictly reports a missing weight and a wrong shape later.
     if weight is not None and weight.dim() == 4 and weight.shape[1] == 3:

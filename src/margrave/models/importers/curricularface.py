@@ -14,8 +14,9 @@ SHARED_WITH = "face.evoLVe (RGB), FaceX-Zoo (BGR)"
 
 @LAYOUTS.register("curricularface_ir")
 class CurricularFaceIr(Importer):
-    """IR networks without a batch norm between a block's convolutions."""
+    """IR and IR-SE networks without a batch norm between a block's convolutions."""
 
+    # Module 4 of a block is its last batch norm here, but a convolution in AdaFace.
     patterns = (r"(net\.)?body\.\d+\.res_layer\.4\.running_mean",)
     source = SOURCE
     shared_with = SHARED_WITH

@@ -8,6 +8,8 @@ from margrave.models.importers.curricularface import CurricularFaceIr, Curricula
 
 
 class _FaceXZoo(Importer):
+    """What FaceX-Zoo's importers share: pixel statistics and the check of the file's origin."""
+
     color_order = "bgr"
     std = 128 / 255
     source = (
@@ -18,8 +20,8 @@ class _FaceXZoo(Importer):
     def matches(self, checkpoint: Checkpoint) -> bool:
         """Whether the keys match and the file comes from FaceX-Zoo.
 
-        FaceX-Zoo's files contain a ``batch_id``, or tensors of both a ``backbone`` and a ``head``.
-        CurricularFace's do not.
+        FaceX-Zoo's files contain a ``batch_id``, or the tensors of both the network and the head,
+        with the prefixes ``backbone.`` and ``head.``. CurricularFace's files contain neither.
         """
         roots = {key.removeprefix("module.").partition(".")[0] for key in checkpoint.raw_keys}
         is_facexzoo = "batch_id" in checkpoint.other_keys or {"backbone", "head"} <= roots

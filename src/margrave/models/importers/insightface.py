@@ -48,6 +48,7 @@ class InsightFaceViT(Importer):
         return vit_names.infer_specification(network, names)
 
     def assumptions(self, backbone: Mapping[str, Any]) -> tuple[str, ...]:
+        # The published networks, such as vit_t, are known to have 8.
         if backbone["kind"] == "vit":
             return ("8 attention heads are assumed, because no tensor shape shows their number",)
         return ()

@@ -33,6 +33,7 @@ CURRICULARFACE_DEPTHS = {(3, 4, 14, 3): 50, (3, 13, 30, 3): 101, (3, 8, 36, 3): 
 
 def adaface_names(state: State) -> dict[str, str]:
     """Each submodule's name in Margrave -> its name in AdaFace."""
+    # A basic block has no module 7: its modules have the numbers 0 to 5.
     branch = BOTTLENECK if any(".res_layer.7." in key for key in state) else BASIC
     return _body_names(state, branch, gate="se_block")
 
@@ -65,6 +66,7 @@ def _body_names(state: State, branch: tuple[str, ...], gate: str) -> dict[str, s
                 f"{ours}.{module}": f"{theirs}.res_layer.{position}"
                 for position, module in enumerate(branch)
             }
+            # A block without a gate or a shortcut has no tensors under these names.
             names[f"{ours}.gate.reduce"] = f"{theirs}.res_layer.{gate}.fc1"
             names[f"{ours}.gate.expand"] = f"{theirs}.res_layer.{gate}.fc2"
             names[f"{ours}.downsample.0"] = f"{theirs}.shortcut_layer.0"
@@ -84,7 +86,7 @@ def _stages(state: State) -> list[tuple[int, int]]:
     if len(starts) != 4:
         raise ValueError(
             f"found {len(starts)} stages, starting at blocks {sorted(starts)} of {num_blocks}, "
-            "expected 4; the first block of each later stage must have a shortcut_layer.0.weight"
+            "expected 4; the first blocks of stages 2 to 4 must have a shortcut_layer.0.weight"
         )
     return list(zip(sorted(starts), [*sorted(starts)[1:], num_blocks], strict=True))
 
@@ -92,9 +94,9 @@ def _stages(state: State) -> list[tuple[int, int]]:
 def insightface_specification(state: State, names: Mapping[str, str]) -> dict[str, Any]:
     """The backbone specification of weights under InsightFace's names.
 
-    Margrave uses the same names for AdaFace's and CurricularFace's networks. These differ from
-    InsightFace's in the first block: its shortcut has no weights, or the block has
-    three convolutions.
+    Margrave uses the same names for AdaFace's and CurricularFace's networks. Their first block
+    differs from that of InsightFace's networks: its shortcut has no weights, or it has three
+    convolutions.
     """
     has_projection = any(key.startswith("layer1.0.downsample.") for key in state)
     if has_projection and "layer1.0.conv3.weight" not in state:
@@ -107,28 +109,28 @@ def insightface_specification(state: State, names: Mapping[str, str]) -> dict[st
 
 def adaface_specification(state: State, names: Mapping[str, str]) -> dict[str, Any]:
     """The backbone specification of AdaFace's weights under Margrave's names."""
-    gates = _has_gates(state)
-    bottleneck = "layer1.0.conv3.weight" in state
-    depths = ADAFACE_BOTTLENECK_DEPTHS if bottleneck else ADAFACE_DEPTHS
+    has_gates = _has_gates(state)
+    is_bottleneck = "layer1.0.conv3.weight" in state
+    depths = ADAFACE_BOTTLENECK_DEPTHS if is_bottleneck else ADAFACE_DEPTHS
     options = {
-        "block": "bottleneck" if bottleneck else "basic",
-        "channel_gates": gates,
+        "block": "bottleneck" if is_bottleneck else "basic",
+        "channel_gates": has_gates,
         "shortcut": "subsample",
         "feature_affine": "none",
     }
-    return _infer_specification(state, names, "ir_se_" if gates else "ir_", depths, options)
+    return _infer_specification(state, names, "ir_se_" if has_gates else "ir_", depths, options)
 
 
 def curricularface_specification(state: State, names: Mapping[str, str]) -> dict[str, Any]:
     """The specification of CurricularFace's or face.evoLVe's weights under Margrave's names."""
-    gates = _has_gates(state)
+    has_gates = _has_gates(state)
     options = {
         "middle_norm": False,
-        "channel_gates": gates,
+        "channel_gates": has_gates,
         "shortcut": "subsample",
         "feature_affine": "none",
     }
-    prefix = "curricular_ir_se_" if gates else "curricular_ir_"
+    prefix = "curricular_ir_se_" if has_gates else "curricular_ir_"
     return _infer_specification(state, names, prefix, CURRICULARFACE_DEPTHS, options)
 
 
@@ -150,27 +152,38 @@ def _infer_specification(
         names: each submodule's name in Margrave -> its name in the project, for error messages.
         prefix: the beginning of the published networks' names; the depth follows.
         depths: block counts per stage of each published network -> its depth.
-        options: settings that all networks of this family share.
+        options: settings that all networks of this family share; empty for InsightFace's, which
+            have the default settings.
     """
-    bottleneck = options.get("block") == "bottleneck"
-    last_convolution = "conv3" if bottleneck else "conv2"
+    is_bottleneck = options.get("block") == "bottleneck"
+    last_convolution = "conv3" if is_bottleneck else "conv2"
     stages = range(1, 5)
     counts = tuple(count_indices(state, f"layer{stage}.") for stage in stages)
     channels = tuple(
         shape_of(state, f"layer{stage}.0.{last_convolution}.weight", 4, names)[0]
         for stage in stages
     )
-    stem = shape_of(state, "conv1.weight", 4, names)[0]
+    stem_channels = shape_of(state, "conv1.weight", 4, names)[0]
     embedding_size, inputs = shape_of(state, "fc.weight", 2, names)
     tensor_name = f"{names.get('fc', 'fc')}.weight of {inputs} inputs from {channels[-1]} channels"
-    side = square_side(inputs // channels[-1] if inputs % channels[-1] == 0 else 0, tensor_name)
+    positions, remainder = divmod(inputs, channels[-1])
+    if remainder:
+        raise ValueError(
+            f"{tensor_name}: the inputs are not a multiple of the channels, so they do not form a "
+            "square map"
+        )
+    side = square_side(positions, tensor_name)
     # Each of the four stages halves the side length.
     sizes = {"embedding_size": embedding_size, "image_size": 16 * side}
-    # The last batch norm has a scale and a shift in face.evoLVe, but neither in CurricularFace and
-    # AdaFace. InsightFace's networks have no options here and keep the default.
+    # The last batch norm, `features`, has a scale and a shift in face.evoLVe, but neither in
+    # CurricularFace and AdaFace. InsightFace's networks keep the default.
     affine = {"feature_affine": "full"} if options and "features.weight" in state else {}
-    usual = BOTTLENECK_CHANNELS if bottleneck else USUAL_CHANNELS
-    if counts in depths and channels == usual and stem == 64:
+    usual = BOTTLENECK_CHANNELS if is_bottleneck else USUAL_CHANNELS
+    if counts in depths and channels == usual and stem_channels == 64:
         return {"kind": f"{prefix}{depths[counts]}", **sizes, **affine}
-    architecture = {"block_counts": list(counts), "channels": list(channels), "stem_channels": stem}
+    architecture = {
+        "block_counts": list(counts),
+        "channels": list(channels),
+        "stem_channels": stem_channels,
+    }
     return {"kind": "iresnet", **architecture, **options, **affine, **sizes}

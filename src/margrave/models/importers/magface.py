@@ -10,7 +10,8 @@ from margrave.models.contract import Checkpoint
 from margrave.models.importers.contract import LAYOUTS
 from margrave.models.importers.insightface import InsightFaceIResNet
 
-# The prefix of the network's tensors; the head's weight has no prefix.
+# The prefix of the network's tensors; the head's weight has no prefix. The lookahead distinguishes
+# the prefix from the network's last batch norm, which is called `features` too.
 NETWORK_PREFIX = re.compile(
     r"features\.(?:module\.)?(?=(?:conv1|layer\d|bn\d|prelu|fc|features)\.)"
 )
@@ -28,8 +29,12 @@ class MagFaceIResNet(InsightFaceIResNet):
     shared_with = ""
 
     def split(self, checkpoint: Checkpoint) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Split a checkpoint: the network has MagFace's prefix; all other tensors are the head."""
+        """Split a checkpoint: the network has MagFace's prefix; all other tensors are the head.
+
+        The keys of the head's tensors get the prefix ``head.``.
+        """
         bare = {key: NETWORK_PREFIX.sub("", key, count=1) for key in checkpoint}
+        # No key has the prefix, which is possible only if the user chose this layout.
         if all(key == name for key, name in bare.items()):
             return super().split(checkpoint)
         network = {bare[key]: checkpoint[key] for key in checkpoint if bare[key] != key}

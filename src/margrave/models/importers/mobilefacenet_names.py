@@ -17,13 +17,13 @@ PUBLISHED: dict[tuple[tuple[int, ...], int], str] = {
     ((1, 4, 6, 2), 2): "mbf",
     ((2, 8, 12, 4), 4): "mbf_large",
 }
-"""The published networks: (block counts, width multiplier) -> kind."""
+"""The published networks: (blocks per stage, width multiplier) -> kind."""
 
 
 def curricularface_names(state: State) -> dict[str, str]:
     """Each submodule's name in Margrave -> its name in CurricularFace.
 
-    FaceX-Zoo and TreB1eN omit the prefix ``output_layer.`` of the last layers.
+    FaceX-Zoo and TreB1eN's InsightFace_Pytorch omit the last layers' prefix ``output_layer.``.
     """
     prefix = "" if "linear.weight" in state else "output_layer."
     names = {
@@ -59,9 +59,11 @@ def infer_specification(state: State, names: Mapping[str, str]) -> dict[str, Any
 
     `names` maps each submodule's name in Margrave to its name in the project, for error messages.
     """
-    stem = shape_of(state, "layers.0.layers.0.weight", 4, names)[0]
-    if stem % 64:
-        raise ValueError(f"the first convolution has {stem} channels, expected a multiple of 64")
+    stem_channels = shape_of(state, "layers.0.layers.0.weight", 4, names)[0]
+    if stem_channels % 64:
+        raise ValueError(
+            f"the first convolution has {stem_channels} channels, expected a multiple of 64"
+        )
     # The second layer is a single convolution or, in larger networks, a stage of blocks.
     is_stage = any(key.startswith("layers.1.layers.0.layers.") for key in state)
     counts = (
@@ -73,7 +75,7 @@ def infer_specification(state: State, names: Mapping[str, str]) -> dict[str, Any
         "embedding_size": shape_of(state, "features.layers.2.weight", 2, names)[0],
         "image_size": 16 * shape_of(state, "features.layers.0.layers.0.weight", 4, names)[-1],
     }
-    if kind := PUBLISHED.get((counts, stem // 64)):
+    if kind := PUBLISHED.get((counts, stem_channels // 64)):
         return {"kind": kind, **sizes}
-    architecture = {"block_counts": list(counts), "width_multiplier": stem // 64}
+    architecture = {"block_counts": list(counts), "width_multiplier": stem_channels // 64}
     return {"kind": "mobilefacenet", **architecture, **sizes}

@@ -27,13 +27,15 @@ def rename(state: State, names: Mapping[str, str]) -> dict[str, Tensor]:
     return renamed
 
 
-def shape_of(state: State, key: str, dimensions: int, names: Mapping[str, str]) -> tuple[int, ...]:
-    """The shape of a tensor from which a setting of the network is inferred.
+def shape_of(
+    state: State, key: str, num_dimensions: int, names: Mapping[str, str]
+) -> tuple[int, ...]:
+    """The shape of a tensor; settings of the network are inferred from it.
 
     Args:
         state: the tensors under Margrave's names.
         key: the tensor's key.
-        dimensions: the required number of dimensions.
+        num_dimensions: the required number of dimensions.
         names: each submodule's name in Margrave -> its name in the project, for error messages.
 
     Raises:
@@ -43,15 +45,16 @@ def shape_of(state: State, key: str, dimensions: int, names: Mapping[str, str]) 
     project_key = f"{names.get(module_name, module_name)}{dot}{leaf}"
     if key not in state:
         raise ValueError(f"{project_key} is missing; its shape determines the network's settings")
-    if state[key].dim() != dimensions:
+    if state[key].dim() != num_dimensions:
         raise ValueError(
-            f"{project_key} has shape {tuple(state[key].shape)}, expected {dimensions} dimensions"
+            f"{project_key} has shape {tuple(state[key].shape)}, "
+            f"expected {num_dimensions} dimensions"
         )
     return tuple(state[key].shape)
 
 
 def count_indices(keys: Iterable[str], prefix: str) -> int:
-    """The length of a module list: one more than the largest index after the prefix, at least 0.
+    """The length of a module list: the largest index after the prefix plus one, or 0 if none is.
 
     >>> count_indices(["layer1.0.bn1.weight", "layer1.2.bn1.weight"], "layer1.")
     3
@@ -63,10 +66,10 @@ def count_indices(keys: Iterable[str], prefix: str) -> int:
 def square_side(count: int, tensor_name: str) -> int:
     """The side length of a square feature map with ``count`` positions.
 
-    ``tensor_name`` is the name of its tensor in the error message.
+    ``tensor_name`` is the tensor from which the count was inferred, for the error message.
 
     Raises:
-        ValueError: the count is not a square number.
+        ValueError: the count is not a square number, or is 0.
 
     >>> square_side(49, "fc.weight")
     7
