@@ -96,13 +96,13 @@ class MemoryGallery(Gallery):
         names = sorted(self._people)
         totals = np.array([self._people[name].total for name in names])
         units = totals / np.linalg.norm(totals, axis=1, keepdims=True)
-        scores = query_units.astype(np.float64) @ units.T
+        # Other galleries round to 6 decimals, because they compute in float32. Round here, too.
+        scores = (query_units.astype(np.float64) @ units.T).round(6)
         # A stable sort leaves people with equal similarities sorted by name.
         nearest = np.argsort(-scores, axis=1, kind="stable")[:, :top_k]
-        # Other galleries round to 6 decimals, because they compute in float32. Round here, too.
         return [
             [
-                Candidate(name=names[index], similarity=round(float(query_scores[index]), 6))
+                Candidate(name=names[index], similarity=float(query_scores[index]))
                 for index in indices
             ]
             for query_scores, indices in zip(scores, nearest, strict=True)
