@@ -1,4 +1,4 @@
-"""Reads files that Margrave 0.1 wrote: renames settings that had other names then."""
+"""Renames the settings in files that Margrave 0.1 wrote to their current names."""
 
 from __future__ import annotations
 
@@ -15,8 +15,12 @@ OPTIMIZER = {
 }
 
 
-def renamed(block: Any, names: Mapping[str, str]) -> Any:
-    """Rename the former keys of a mapping; a value of another type is returned unchanged.
+def renamed(settings: Any, names: Mapping[str, str]) -> Any:
+    """Rename the former keys of settings; anything but a mapping is returned unchanged.
+
+    Args:
+        settings: the settings as read from the file.
+        names: former name -> current name.
 
     Raises:
         ValueError: a setting is given under both names.
@@ -24,12 +28,12 @@ def renamed(block: Any, names: Mapping[str, str]) -> Any:
     >>> renamed({"grey": 0.3}, AUGMENTATION)
     {'gray': 0.3}
     """
-    if not isinstance(block, Mapping):
-        return block
+    if not isinstance(settings, Mapping):
+        return settings
     for former, name in names.items():
-        if former in block and name in block:
+        if former in settings and name in settings:
             raise ValueError(f"both {name!r} and its former name {former!r} are set; keep {name!r}")
-    return {names.get(key, key): value for key, value in block.items()}
+    return {names.get(key, key): value for key, value in settings.items()}
 
 
 def current_card(fields: Mapping[str, Any]) -> dict[str, Any]:
@@ -59,14 +63,15 @@ def current_config(config: Mapping[str, Any]) -> dict[str, Any]:
     training = values.get("training")
     # Version 0.1 had the switch `tensorboard`; now TensorBoard is one of the loggers.
     if isinstance(training, Mapping) and isinstance(training.get("tensorboard"), bool):
-        settings = {key: value for key, value in training.items() if key != "tensorboard"}
+        current = {key: value for key, value in training.items() if key != "tensorboard"}
         if training["tensorboard"]:
-            settings["loggers"] = [*settings.get("loggers", ()), "tensorboard"]
-        values["training"] = settings
+            current["loggers"] = [*current.get("loggers", ()), "tensorboard"]
+        values["training"] = current
     return values
 
 
 def _current_backbone(spec: Any) -> Any:
     """Rename the former keys of a backbone's settings; those of custom networks stay unchanged."""
-    custom = isinstance(spec, Mapping) and ":" in str(spec.get("kind"))
-    return spec if custom else renamed(spec, BACKBONE)
+    # The kind of a custom network is its import path, "my_module:MyNetwork".
+    is_custom = isinstance(spec, Mapping) and ":" in str(spec.get("kind"))
+    return spec if is_custom else renamed(spec, BACKBONE)

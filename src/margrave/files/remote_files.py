@@ -26,7 +26,8 @@ def _open_filesystem(address: str) -> tuple[Any, str]:
             f"{address} has an unsupported protocol; supported are {', '.join(PROTOCOLS)}"
         )
     try:
-        # Each process opens the file system itself: fsspec's connections do not survive a fork.
+        # Do not keep the file system: its connections do not survive a fork. fsspec itself caches
+        # one per process.
         return fsspec.url_to_fs(address)
     except (ImportError, ValueError) as error:
         raise ValueError(f"{address} cannot be opened: {error}") from None
@@ -67,7 +68,8 @@ def read_ranges(addresses: list[str], starts: list[int], ends: list[int]) -> lis
         ends: offset after the last byte of each range.
 
     Raises:
-        ValueError: a response has the wrong length.
+        ValueError: a file does not exist, a response has the wrong length, or the protocol is not
+            allowed or needs a missing library.
         ConnectionError: the server does not respond.
     """
     filesystem, _ = _open_filesystem(addresses[0])

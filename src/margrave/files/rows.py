@@ -22,8 +22,9 @@ def read_rows(rows: np.ndarray, start: int, stop: int) -> np.ndarray:
         part = np.asarray(rows[start:stop])
         # torch.from_numpy needs writable memory.
         return part if part.flags.writeable else part.copy()
-    # A np.memmap, which has the attributes `filename` and `offset`. A slice has the `offset` of the
-    # array that was sliced, so use the slice's address instead.
+    # A np.memmap, which has the attributes `filename` and `offset` (in bytes). A slice has the
+    # `offset` of the array that was sliced, so use the slice's address instead. A mapping starts at
+    # a multiple of the allocation granularity: np.memmap rounds `offset` down.
     mapped: Any = rows
     offset_in_mapping = rows.ctypes.data - np.frombuffer(mapping, np.uint8).ctypes.data
     mapping_start = mapped.offset // mmap.ALLOCATIONGRANULARITY * mmap.ALLOCATIONGRANULARITY

@@ -9,10 +9,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from margrave.files.text import MAX_DIGITS
+
 BLOCK = 512
 """Bytes of a header; a member's content is padded to a multiple of this."""
 MAX_NAME_BYTES = 2**16
-_CHECKSUM = slice(148, 156)
+"""Maximum size of a GNU long name or a pax header."""
+# The positions of a header's fields, in bytes. Only ustar headers have a prefix: the path is then
+# "prefix/name".
+_NAME, _SIZE, _CHECKSUM = slice(0, 100), slice(124, 136), slice(148, 156)
+_MAGIC, _PREFIX = slice(257, 263), slice(345, 500)
 # Member types (byte 156 of a header): regular files, GNU long names, pax headers.
 _REGULAR = (b"0", b"\0", b"7")
 _LONG_NAME, _PAX = b"L", b"x"
@@ -59,7 +65,7 @@ def tar_members(read: ReadRange, length: int, archive: str) -> Iterator[Member]:
         if _parse_number(checksum, where) != sum(header) - sum(checksum) + 8 * ord(" "):
             raise ValueError(f"{where} is not a valid tar header; download the archive again")
         member_type, start = header[156:157], position + BLOCK
-        size = _parse_number(header[124:136], where)
+        size = _parse_number(header[_SIZE], where)
         if member_type in _REGULAR and "size" in overrides:
             size = _parse_decimal(overrides["size"], where)
         if size > length - start:
@@ -95,8 +101,8 @@ def tar_members(read: ReadRange, length: int, archive: str) -> Iterator[Member]:
 
 
 def _member_name(header: bytes) -> bytes:
-    name = header[:100].split(b"\0")[0]
-    prefix = header[345:500].split(b"\0")[0] if header[257:263] == b"ustar\0" else b""
+    name = header[_NAME].split(b"\0")[0]
+    prefix = header[_PREFIX].split(b"\0")[0] if header[_MAGIC] == b"ustar\0" else b""
     return prefix + b"/" + name if prefix else name
 
 
@@ -111,13 +117,16 @@ def _parse_number(field: bytes, where: str) -> int:
 
 
 def _parse_decimal(digits: bytes, where: str) -> int:
-    if not digits.isdigit() or len(digits) > 18:
+    if not digits.isdigit() or len(digits) > MAX_DIGITS:
         raise ValueError(f"{where}: {digits[:20]!r} is not a valid size; the archive is damaged")
     return int(digits)
 
 
 def _parse_pax(content: bytes, where: str) -> dict[str, bytes]:
-    """Parse pax records, ``length key=value\\n``; return only ``path`` and ``size``."""
+    """Parse pax records, ``length key=value\\n``; return only ``path`` and ``size``.
+
+    The length is that of the whole record, including its own digits and the line feed.
+    """
     fields: dict[str, bytes] = {}
     while content:
         digits, _, _ = content.partition(b" ")

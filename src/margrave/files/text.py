@@ -87,7 +87,7 @@ def malformed(path: str | Path, line_number: int, line: str, expected: str) -> V
 
 
 def parse_whole_number(text: str) -> int | None:
-    """Parse a non-negative integer of decimal digits; None for any other text.
+    """Parse a non-negative integer of at most 18 decimal digits; None for any other text.
 
     >>> parse_whole_number("0042"), parse_whole_number("-1"), parse_whole_number("4.0")
     (42, None, None)

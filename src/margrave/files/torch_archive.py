@@ -87,18 +87,21 @@ def _check_directory(file: BinaryIO, size: int) -> None:
     file.seek(max(0, size - END.size - LOCATOR.size - ZIP64_END.size))
     tail = file.read()
     *_, count, length, start, comment_length = END.unpack(tail[-END.size :])
-    end = size - END.size
+    expected_end = size - END.size
     if not tail[-END.size :].startswith(b"PK\5\6") or comment_length:
         raise ValueError("the archive does not end with its end record")
     locator = tail[-END.size - LOCATOR.size : -END.size]
     if locator.startswith(b"PK\6\7"):
-        end -= LOCATOR.size + ZIP64_END.size
-        if LOCATOR.unpack(locator)[2] != end or not tail.startswith(b"PK\6\6"):
+        expected_end -= LOCATOR.size + ZIP64_END.size
+        # The ZIP64 end record follows the directory.
+        _, _, zip64_end_offset, _ = LOCATOR.unpack(locator)
+        if zip64_end_offset != expected_end or not tail.startswith(b"PK\6\6"):
             raise ValueError("the archive's directory is not where its end record points")
         *_, count, length, start = ZIP64_END.unpack(tail[: ZIP64_END.size])
-    if start + length != end:
+    if start + length != expected_end:
         raise ValueError("the archive's directory is not where its end record points")
     file.seek(start)
     directory = file.read(length)
+    # Each entry begins with this signature.
     if directory.count(b"PK\1\2") < count:
         raise ValueError("the archive's directory lacks entries")

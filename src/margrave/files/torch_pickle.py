@@ -81,6 +81,7 @@ def check_legacy_torch_file(file: BinaryIO, budget: Budget) -> None:
     """
     storages: set[Any] = set()
     for index in range(LEGACY_PICKLES):
+        # torch itself rejects a file that ends before its last pickle.
         if not file.read(1):
             return
         file.seek(-1, io.SEEK_CUR)
@@ -101,7 +102,8 @@ def check_torch_pickle(file: BinaryIO, budget: Budget, storages: set[Any] | None
     Args:
         file: open for reading.
         budget: the memory budget of the file.
-        storages: a set to which the keys of the storages that tensors use are added.
+        storages: the set to which the keys of the tensors' storages are added, or None. An added
+            None stands for a key that is not text.
 
     Returns:
         Whether the pickle was checked to its end; False if torch will reject it anyway.
@@ -196,7 +198,7 @@ class _Simulator:
         return items
 
     def _extend(self, items: list[Any]) -> None:
-        """Count entries (of a dict, their keys) as added to the container on top of the stack."""
+        """Add to the counts of the container on top of the stack; a dict counts only its keys."""
         container = self.stack[-1]
         if not isinstance(container, _Object) or container.kind == "tuple":
             raise ValueError("entries are added to an object that is not a container")
@@ -221,7 +223,7 @@ class _Simulator:
             self.budget.charge(sum(item for item in arguments.items if isinstance(item, int)))
         if function == "_codecs.encode" and arguments.items[1:] != ("latin1",):
             raise ValueError(f"byte {position} encodes text with a codec other than latin1")
-        creates_tensor = function[:6] == "torch." and function.endswith(("Tensor", "Storage"))
+        creates_tensor = function.startswith("torch.") and function.endswith(("Tensor", "Storage"))
         if creates_tensor and arguments.items:
             raise ValueError(f"byte {position} creates a tensor whose values the file lacks")
         if function in ("builtins.set", "collections.Counter", "collections.OrderedDict"):

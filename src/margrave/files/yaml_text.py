@@ -24,7 +24,7 @@ class _Loader(yaml.SafeLoader):
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         self._nodes += 1
         if self._nodes > MAX_NODES:
-            raise ValueError(_too_many_message(self._name))
+            raise ValueError(_too_many_values_message(self._name))
         return super().compose_node(parent, index)
 
     def construct_scalar(self, node: Any) -> Any:
@@ -37,10 +37,10 @@ class _Loader(yaml.SafeLoader):
         return super().construct_scalar(node)
 
 
-def _too_many_message(name: str) -> str:
+def _too_many_values_message(name: str) -> str:
     return (
         f"{name} contains more than {MAX_NODES} values after expanding its aliases; "
-        "reduce the aliases"
+        "use fewer values or aliases"
     )
 
 
@@ -52,8 +52,8 @@ def read_yaml(text: str, name: str) -> Any:
         name: the file's name, for messages.
 
     Raises:
-        ValueError: the text is invalid, nested too deeply, recursive, or contains more than 100 000
-            values after expanding aliases.
+        ValueError: the text is invalid, too long, nested too deeply or recursive, contains a number
+            that is too long, or contains more than 100 000 values after expanding aliases.
 
     >>> read_yaml("loss: {kind: adaface, margin: 0.4}", "mine.yaml")
     {'loss': {'kind': 'adaface', 'margin': 0.4}}
@@ -66,7 +66,7 @@ def read_yaml(text: str, name: str) -> Any:
         if node is None:
             return None
         if _expanded_count(node, {}, name) > MAX_NODES:
-            raise ValueError(_too_many_message(name))
+            raise ValueError(_too_many_values_message(name))
         return loader.construct_document(node)
     except RecursionError:
         raise ValueError(f"{name} is nested too deeply") from None

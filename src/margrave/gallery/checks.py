@@ -140,6 +140,11 @@ def checked_top_k(top_k: int) -> int:
 def checked_crops(crops: Sequence[bytes], images: int, card: GalleryCard) -> list[bytes]:
     """Check the crops to keep, one per image or none at all, and return them as a list.
 
+    Args:
+        crops: encoded images.
+        images: number of images, each with one embedding.
+        card: the gallery's card.
+
     Raises:
         ValueError: the gallery does not keep images, or the number of crops is wrong.
     """

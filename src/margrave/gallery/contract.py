@@ -111,11 +111,11 @@ class GalleryCard:
             raise ValueError(f"{place}: its card is invalid: {error}") from error
 
     def check_same_model(self, other: GalleryCard, place: str) -> None:
-        """Check that the vectors of this gallery can be compared with those of another card.
+        """Check that a model's embeddings can be compared with the vectors of this card's gallery.
 
         Args:
-            other: the other card.
-            place: this gallery's name in messages.
+            other: the card that a new gallery of the model would have.
+            place: the gallery's name in messages.
 
         Raises:
             ValueError: the weights, the dimension or the preparation of images differ; the message
@@ -237,8 +237,8 @@ class BadName(ValueError):
 
 
 class GalleryError(ValueError):
-    """The gallery itself fails, or does not hold a name. The message is for whoever runs the
-    gallery: it may name the gallery's place and other enrolled people."""
+    """The gallery itself fails, or nobody is enrolled under a name. The message is for whoever runs
+    the gallery, not for a server's clients: it may name the gallery's place and other people."""
 
 
 class Unavailable(GalleryError):
@@ -257,7 +257,7 @@ class Gallery(ABC):
     When a method returns, its changes are on disk.
 
     Attributes:
-        card: the card of the model whose vectors the gallery holds.
+        card: the gallery's card, which describes the model and format of its vectors.
         place: the gallery's name in messages: its address, if it has one.
     """
 
@@ -354,7 +354,7 @@ class Gallery(ABC):
         """Store people with their vectors unchanged, in batches; replace people of the same names.
 
         Args:
-            records: people from a gallery of the same model, or re-embedded with this model.
+            records: people with vectors of this gallery's model.
 
         Returns:
             The number of people stored; two records of one name count once, and the last is kept.

@@ -78,6 +78,7 @@ class Database:
                 header = file.read(100)
         except OSError as error:
             raise ValueError(f"{path} cannot be read ({error.strerror})") from error
+        # SQLite stores the application id at byte 68 of its 100-byte header.
         has_application_id = header[68:72] == APPLICATION_ID.to_bytes(4, "big")
         if not header.startswith(b"SQLite format 3\0") or not has_application_id:
             raise ValueError(
@@ -169,7 +170,7 @@ class Database:
                 if type(value) is not expected or (
                     expected is int and not 0 <= value <= _MAX_INTEGER
                 ):
-                    raise self.damage_error(f"a column contains {value!r:.30}")
+                    raise self.damage_error(f"a column contains the invalid value {value!r:.30}")
         return rows
 
     def _select_slots(self, query: str, parameters: tuple[Any, ...] = ()) -> list[int]:
@@ -234,9 +235,10 @@ class Database:
         return max(self._select_slots(query), default=-1) + 1
 
     def acquire_slot(self) -> int:
-        """Take the lowest free slot, or else a new slot; call it within `write_transaction`.
+        """Take the lowest free slot, or a new slot; call it within `write_transaction`.
 
-        A slot that this transaction released is not reused: after a rollback it is needed again.
+        The slot is new if none is free, or if this transaction released the lowest free one: after
+        a rollback, that one would be needed again.
         """
         lowest = self._select_slots("SELECT slot FROM free ORDER BY slot LIMIT 1")
         if not lowest or lowest[0] in self._released:

@@ -245,26 +245,27 @@ class EmbeddedGallery(Gallery):
             rows = self._database.rows()
             used = {row.slot for row in rows}
             unused = [slot for slot in range(self._vector_file.slot_count) if slot not in used]
-            dirty_slots = sum(any(self._vector_file.read(slot)) for slot in unused)
+            dirty_slot_count = sum(any(self._vector_file.read(slot)) for slot in unused)
             log = self.path.with_name(self.path.name + "-wal")
             log_in_use = log.exists() and log.stat().st_size > 0
-            dirty_pages = dirty_free_pages(self.path)
+            dirty_page_count = dirty_free_pages(self.path)
             damaged_count = sum(self._checksum(row.slot) != row.checksum for row in rows)
             file_with_traces = first_file_with(self._files(), [trace for trace in traces if trace])
             findings = [
-                f"unused vector slots: {len(unused)}, not overwritten with zeros: {dirty_slots}",
+                f"unused vector slots: {len(unused)}, not overwritten with zeros: "
+                f"{dirty_slot_count}",
                 f"the write-ahead log is {'in use by another process' if log_in_use else 'empty'}",
-                f"free database pages that are not overwritten with zeros: {dirty_pages}",
+                f"free database pages that are not overwritten with zeros: {dirty_page_count}",
                 f"the database is {'intact' if self._database.is_intact() else 'damaged'}",
                 f"vectors with a wrong checksum: {damaged_count}",
             ]
         if traces:
             findings.append(
-                "the given bytes are in none of the files"
+                "no file contains any of the given byte strings"
                 if file_with_traces is None
-                else f"the given bytes are in {file_with_traces}"
+                else f"{file_with_traces} contains at least one of the given byte strings"
             )
-        complete = not (dirty_slots or log_in_use or dirty_pages or file_with_traces)
+        complete = not (dirty_slot_count or log_in_use or dirty_page_count or file_with_traces)
         return ErasureCheck(complete=complete, findings=tuple(findings))
 
     def set_thresholds(self, thresholds: Sequence[Mapping[str, Any]]) -> None:
@@ -310,9 +311,10 @@ class EmbeddedGallery(Gallery):
         return row
 
     def _lookup_key(self, name: str) -> bytes:
-        """The hash by which the database looks up a name.
+        """The keyed hash by which the database looks up a name.
 
-        Its key is secret if the gallery is encrypted; otherwise, it is the gallery's identity.
+        The hash key is secret if the gallery is encrypted; otherwise, the gallery's identity is
+        the hash key.
         """
         if self._cipher is not None:
             return self._cipher.pseudonym(name.encode())
@@ -336,12 +338,12 @@ class EmbeddedGallery(Gallery):
         person, norm = self._parse_record(row)
         if self._checksum(row.slot) != row.checksum:
             raise self._database.damage_error(f"the vector of {person.name!r} has changed")
-        return self._vector(row.slot).astype(np.float64) * norm
+        return self._unit_vector(row.slot).astype(np.float64) * norm
 
     def _checksum(self, slot: int) -> int:
         return zlib.crc32(self._vector_file.read(slot))
 
-    def _vector(self, slot: int) -> np.ndarray:
+    def _unit_vector(self, slot: int) -> np.ndarray:
         """(D,) the unit vector in a slot, decrypted."""
         content = self._vector_file.read(slot)
         if self._cipher is not None:
@@ -387,7 +389,11 @@ class EmbeddedGallery(Gallery):
         )
 
     def _zero_unused_slots(self, empty_log: bool = True) -> None:
-        """Overwrite with zeros all slots to which no row refers, as after an interrupted call."""
+        """Overwrite with zeros all slots to which no row refers, as after an interrupted call.
+
+        Args:
+            empty_log: also truncate the write-ahead log, which may contain deleted rows.
+        """
         with self._database.write_transaction():
             count = self._database.count_slots()
             # An interrupted call may have written at most one batch of slots that the database does
@@ -423,36 +429,36 @@ class EmbeddedGallery(Gallery):
         while True:
             nearest = Nearest(len(queries), limit)
             sweep(comparison, {"nearest": nearest})
-            scores = nearest.scores.round(DECIMALS)
+            rounded = nearest.scores.round(DECIMALS)
             # Equal similarities are sorted by name. So the results must include everyone who is as
             # similar as the person at rank top_k. If the last result is as similar, too, there may
             # be more.
             may_cut_ties = limit < people_count and bool(
-                (scores[:, top_k - 1] == scores[:, -1]).any()
+                (rounded[:, top_k - 1] == rounded[:, -1]).any()
             )
             if not may_cut_ties:
                 break
             limit = min(4 * limit, people_count)
         answers = []
-        for slots, similarities in zip(nearest.columns.tolist(), scores.tolist(), strict=True):
+        for slots, similarities in zip(nearest.columns.tolist(), rounded.tolist(), strict=True):
             cutoff = similarities[min(top_k, limit) - 1]
             candidates = [
-                self._candidate(slot, score)
-                for slot, score in zip(slots, similarities, strict=True)
-                if score >= cutoff
+                self._candidate(slot, similarity)
+                for slot, similarity in zip(slots, similarities, strict=True)
+                if similarity >= cutoff
             ]
             candidates.sort(key=lambda candidate: (-candidate.similarity, candidate.name))
             answers.append(candidates[:top_k])
         return answers
 
-    def _candidate(self, slot: int, score: float) -> Candidate:
+    def _candidate(self, slot: int, similarity: float) -> Candidate:
         row = self._database.row_by_slot(slot)
         if row is None:
             raise self._database.damage_error(f"no person has the vector in slot {slot}")
         person = self._person(row)
         if self._checksum(slot) != row.checksum:
             raise self._database.damage_error(f"the vector of {person.name!r} has changed")
-        return Candidate(name=person.name, similarity=min(max(score, -1.0), 1.0))
+        return Candidate(name=person.name, similarity=min(max(similarity, -1.0), 1.0))
 
     def _read_changes(self, generation: int) -> None:
         """Update `_empty_slots` and `_slot_vectors` with the changes since `_generation`."""
@@ -468,8 +474,9 @@ class EmbeddedGallery(Gallery):
             vectors[: len(self._slot_vectors)] = self._slot_vectors
             vectors[freed] = 0
             for slot in occupied:
-                vectors[slot] = self._vector(slot)
+                vectors[slot] = self._unit_vector(slot)
             self._slot_vectors = vectors
+        # The mapping shows changes of the file; map again only if there are more slots.
         elif len(self._slot_vectors) < count:
             self._slot_vectors = self._vector_file.map_vectors(self._dtype, self.card.dimension)
         self._empty_slots, self._generation = empty, generation
