@@ -33,7 +33,7 @@ def test_equals_the_sorted_rule(pairs: list, dtype: type, targets: list[float]) 
 
 def test_bad_scores_are_refused() -> None:
     same = np.array([True, False])
-    with pytest.raises(ValueError, match="score 1 is not finite"):
+    with pytest.raises(ValueError, match=r"scores\[1\] is not finite"):
         streamed_accept_rates(np.array([0, np.nan]), same, [0.1])
     with pytest.raises(ValueError, match="float16"):
         streamed_accept_rates(np.zeros(2, np.float16), same, [0.1])

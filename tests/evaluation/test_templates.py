@@ -108,7 +108,7 @@ def test_members_may_lie_anywhere_and_twice() -> None:
             },
             r"detector_scores\[1\] = nan must be finite",
         ),
-        ({"embeddings": np.array([[1.0], [-1.0], [1.0], [1.0]])}, "the first is 3"),
+        ({"embeddings": np.array([[1.0], [-1.0], [1.0], [1.0]])}, "the first is template 3"),
     ],
 )
 def test_bad_input_is_refused(change: dict, message: str) -> None:

@@ -9,9 +9,9 @@ every identity. The variance of a mean over seeds is therefore that of two-way c
 
 V_seeds is the sample variance over seeds divided by their number S. V_identities is the variance of
 the mean over seeds when identities are resampled. V_both is the part that V_seeds and V_identities
-share; it follows from the bootstrap variances of single seeds, whose mean is
-V_identities + (S − 1)·V_both. V is at least V_seeds and at least V_identities. Two trainings are
-compared seed by seed, because a seed determines the initialization and the order of the images.
+share. It is (V_single − V_identities) / (S − 1), where V_single is the mean bootstrap variance of
+single seeds. V is at least V_seeds and at least V_identities. Two trainings are compared seed by
+seed, because a seed determines the initialization and the order of the images.
 Tests use Student's t with Satterthwaite's degrees of freedom for V.
 
 Sources: Cameron, Gelbach and Miller, "Robust inference with multiway clustering" (2011), for V;
@@ -51,13 +51,13 @@ METRICS: tuple[PairMetric, ...] = (
 
 @dataclass(frozen=True)
 class SeedMean:
-    """The mean of one metric over the seeds of one training, or of the difference of two.
+    """The mean over seeds of one training's metric, or of the difference between two trainings.
 
     Attributes:
         value: the mean over seeds.
         seed_values: (S,) the value of each seed.
         std_error: the mean's standard error over seeds and identities; None with one seed.
-        degrees: degrees of freedom of the standard error.
+        degrees: degrees of freedom of the standard error; 0 with one seed.
         interval: the mean's 95 % confidence interval; None with one seed.
     """
 
@@ -122,14 +122,22 @@ class SeedComparison:
     def winner(self) -> str | None:
         """The training that is significantly better than all others; None if there is none."""
         for name in self.means:
-            comparisons = [pair for pair in self.differences if name in (pair.first, pair.second)]
-            if comparisons and all(pair.better == name for pair in comparisons):
+            comparisons = [
+                difference
+                for difference in self.differences
+                if name in (difference.first, difference.second)
+            ]
+            if comparisons and all(difference.better == name for difference in comparisons):
                 return name
         return None
 
     def not_worse_than(self, name: str) -> list[str]:
         """The other trainings that are not significantly worse than ``name``, best first."""
-        worse = {pair.first for pair in self.differences if pair.better == pair.second == name}
+        worse = {
+            difference.first
+            for difference in self.differences
+            if difference.better == difference.second == name
+        }
         return [training for training in self.means if training not in {name, *worse}]
 
 
@@ -214,6 +222,7 @@ def _seed_replicates(
     seed: int,
 ) -> list[Replicates]:
     """One metric's replicates for each row of ``distances``, all with the same pair weights."""
+    # `METRICS` has the order of the metrics in `PairStatistics`, here with a single FAR target.
     column, seed_replicates = METRICS.index(metric), []
     for row in distances:
         checked, is_genuine = check_pairs(row, same)
@@ -249,6 +258,7 @@ def _mean_over_seeds(seed_replicates: Sequence[Replicates], identity_count: floa
     denominator += (variance - v_seeds) ** 2 / max(1.0, identity_count - 1)
     degrees = float(max(1.0, variance**2 / denominator))
     std_error = float(np.sqrt(variance))
+    # The 97.5 % quantile bounds a two-sided 95 % interval.
     half_width = std_error * special.stdtrit(degrees, 0.975)
     interval = float(mean - half_width), float(mean + half_width)
     return SeedMean(mean, tuple(values.tolist()), std_error, degrees, interval)
@@ -276,12 +286,12 @@ def _apply_holm_correction(differences: Sequence[SeedDifference]) -> tuple[SeedD
             continue
         # Adjusted p values must not decrease as p values increase.
         max_adjusted = max(max_adjusted, min(1.0, (count - rank) * difference.p_value))
-        quantiles = special.stdtrit(
+        quantile_sum = special.stdtrit(
             difference.mean.degrees, [1 - SIGNIFICANCE_LEVEL / 2 / count, POWER]
         ).sum()
         corrected[index] = replace(
             difference,
             adjusted_p_value=max_adjusted,
-            smallest_detectable=float(quantiles * difference.mean.std_error),
+            smallest_detectable=float(quantile_sum * difference.mean.std_error),
         )
     return tuple(corrected)

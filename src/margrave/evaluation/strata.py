@@ -26,8 +26,9 @@ class Stratum:
         high: upper limit of the quality, exclusive; None for the last stratum.
         pairs: number of pairs.
         genuine: number of genuine pairs.
-        accuracy: share of correct decisions at each pair's fold threshold; None without pairs.
-        far_targets: FAR targets over all pairs, which determine the thresholds.
+        accuracy: share of correct decisions, each at the threshold of the pair's fold; None without
+            pairs.
+        far_targets: FAR targets; each determines one threshold on all pairs.
         tar: the stratum's TAR at each target's threshold; None without genuine pairs.
         far: the stratum's FAR at each target's threshold; None without impostor pairs.
     """
@@ -107,13 +108,14 @@ def evaluate_strata(
     correct = (
         distances < THRESHOLDS[validation.fold_threshold_index][fold_of_pair(len(same), folds)]
     ) == same
+    # The cosine of two unit vectors is 1 minus half their squared distance.
     scores = 1 - distances / 2
     rates = rates_at_far(roc_curve(scores, same), int((~same).sum()), far_targets)
     limits = [None, *edge_values.tolist(), None]
-    stratum_of = np.searchsorted(edge_values, quality, side="right")
+    stratum_of_pair = np.searchsorted(edge_values, quality, side="right")
     strata = []
     for index in range(len(edge_values) + 1):
-        in_stratum = stratum_of == index
+        in_stratum = stratum_of_pair == index
         genuine, impostor = scores[in_stratum & same], scores[in_stratum & ~same]
         strata.append(
             Stratum(

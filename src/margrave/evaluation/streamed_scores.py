@@ -16,7 +16,8 @@ from margrave.evaluation.accept_rates import AcceptRate, false_accepts_allowed
 from margrave.files import read_rows
 
 SCORES_PER_READ = 1 << 21
-_DIGIT_VALUES = 1 << 16
+_DIGIT_BITS = 16
+_DIGIT_VALUES = 1 << _DIGIT_BITS
 
 
 def streamed_accept_rates(
@@ -49,7 +50,7 @@ def streamed_accept_rates(
             f"scores has shape {scores.shape} and same {same.shape}; both must be one-dimensional "
             "and of equal length"
         )
-    passes = scores.dtype.itemsize // 2
+    passes = 8 * scores.dtype.itemsize // _DIGIT_BITS
     searches: list[_ThresholdSearch] = []
     impostors = genuine = 0
     for pass_index in range(passes):
@@ -82,6 +83,9 @@ def streamed_accept_rates(
 class _ThresholdSearch:
     """Finds a threshold, the (``allowed`` + 1)-th largest impostor score, digit by digit.
 
+    Only scores strictly above the threshold are accepted, so there are at most ``allowed`` false
+    accepts.
+
     Args:
         allowed: number of allowed false accepts.
 
@@ -103,13 +107,15 @@ class _ThresholdSearch:
             counts: (2, 65536) number of impostor, then of genuine scores that start with
                 ``prefix``, by their next digit.
         """
-        from_top = np.cumsum(counts[0, ::-1])
-        digits_above = int(np.searchsorted(from_top, self._remaining, side="right"))
+        # Counted from the top, the number of impostor scores first exceeds `_remaining` at the
+        # threshold's digit.
+        impostors_from_top = np.cumsum(counts[0, ::-1])
+        digits_above = int(np.searchsorted(impostors_from_top, self._remaining, side="right"))
         digit = _DIGIT_VALUES - 1 - digits_above
         above = counts[:, digit + 1 :].sum(1)
         self.above = [self.above[0] + int(above[0]), self.above[1] + int(above[1])]
         self._remaining -= int(above[0])
-        self.prefix = self.prefix << 16 | digit
+        self.prefix = self.prefix << _DIGIT_BITS | digit
 
 
 def _count_digits(
@@ -124,7 +130,7 @@ def _count_digits(
         same: (P,) bool, whether each pair is genuine.
         pass_index: the index of the current pass, from 0.
         passes: the number of passes.
-        prefixes: sets of leading bits; scores that start with none of them are not counted.
+        prefixes: values of the leading bits; scores that start with none of them are not counted.
     """
     counts = np.zeros((len(prefixes), 2, _DIGIT_VALUES), np.int64)
     for start in range(0, len(scores), SCORES_PER_READ):
@@ -132,15 +138,17 @@ def _count_digits(
         block = read_rows(scores, start, stop)
         if pass_index == 0 and not np.isfinite(block).all():
             bad = start + int(np.flatnonzero(~np.isfinite(block))[0])
-            raise ValueError(f"score {bad} is not finite; check for NaN or zero embeddings")
+            raise ValueError(f"scores[{bad}] is not finite; check for NaN or zero embeddings")
         keys = _ordered_bits(block)
-        digits = (keys >> (16 * (passes - 1 - pass_index))).astype(np.int64) & (_DIGIT_VALUES - 1)
+        digits = (keys >> (_DIGIT_BITS * (passes - 1 - pass_index))).astype(np.int64) & (
+            _DIGIT_VALUES - 1
+        )
         # The second half of the bins counts genuine pairs.
         digits += same[start:stop] * _DIGIT_VALUES
         if pass_index == 0:
             counts[0] += np.bincount(digits, minlength=2 * _DIGIT_VALUES).reshape(2, _DIGIT_VALUES)
             continue
-        leading = keys >> (16 * (passes - pass_index))
+        leading = keys >> (_DIGIT_BITS * (passes - pass_index))
         for index, prefix in enumerate(prefixes):
             matching = digits[leading == prefix]
             counts[index] += np.bincount(matching, minlength=2 * _DIGIT_VALUES).reshape(
@@ -155,7 +163,8 @@ def _ordered_bits(values: np.ndarray) -> np.ndarray:
     # Adding zero turns −0 into +0, so that both have the same bits.
     bits = (values + values.dtype.type(0)).view(unsigned)
     sign_bit = unsigned(1) << unsigned(8 * values.dtype.itemsize - 1)
-    # Inverted, negative numbers sort by descending magnitude, below all positive numbers.
+    # Inverted bits sort negative numbers by descending magnitude. The sign bit becomes 0 for
+    # negative and 1 for positive numbers, so positive numbers sort above negative ones.
     return np.where(bits & sign_bit, ~bits, bits | sign_bit)
 
 

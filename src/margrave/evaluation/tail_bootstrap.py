@@ -2,10 +2,10 @@
 
 The scheme is that of :mod:`margrave.evaluation.pair_bootstrap`: identities are drawn with
 replacement. A genuine pair's weight is the number of times its identity was drawn. An impostor
-pair's weight is the product of these numbers for its two identities, and the excess variance of the
-products is removed. A replicate's threshold is the score at which the cumulative weight of the
-tail's pairs reaches the allowed false accepts. Impostor pairs outside the tail matter only through
-their total weight.
+pair's weight is the product of these numbers for its two identities. The excess variance of the
+products, which that module explains, is removed. A replicate's threshold is the first score, from
+the largest, at which the cumulative weight of the tail's pairs exceeds the allowed false accepts.
+Impostor pairs outside the tail matter only through their total weight.
 """
 
 from __future__ import annotations
@@ -59,8 +59,8 @@ class TailIdentities:
         genuine: (G,) the identity of each genuine pair.
         tail: (T, 2) both identities of each impostor pair in the tail; (T, 1) if each score belongs
             to a single identity, as in identification.
-        occurrences: (I,) how often each identity occurs in impostor pairs, up to a common factor;
-            its number of images is therefore suitable too.
+        occurrences: (I,) how often each identity occurs in impostor pairs, or numbers about
+            proportional to that, such as its number of images.
         distractor_share: share of all impostor pairs that contain a distractor.
     """
 
@@ -104,7 +104,7 @@ def bootstrap_tail(
         genuine: (G,) scores of genuine pairs.
         tail: (T,) the largest impostor scores, descending.
         impostor_count: total number of impostor pairs, including those outside the tail.
-        allowed: the number of false accepts that each target allows.
+        allowed: the number of false accepts that each FAR target allows.
         identities: the pairs' identities; None resamples pairs.
         resamples: number of replicates; reduced, but not below 200, if there are very many pairs.
         seed: seed of the bootstrap.
@@ -149,19 +149,19 @@ def bootstrap_tail(
     )
     min_identities = min(effective_identities(np.bincount(genuine_labels)), impostor_identities)
     tar_variance = samples[:, 0].var(0) * (min_identities / max(min_identities - 1, 1))
-    # Thresholds depend on impostor pairs only. Their variance is increased by n / (n − 2), about
-    # (n / (n − 1))², because both identities of an impostor pair are drawn.
+    # Thresholds depend on impostor pairs only. Their variance is multiplied by n / (n − 2),
+    # about (n / (n − 1))², because both identities of an impostor pair are drawn.
     threshold_std = samples[:, 1].std(0) * math.sqrt(
         impostor_identities / max(impostor_identities - 2, 1)
     )
     intervals = []
     for target_index, max_false_accepts in enumerate(allowed):
         tar, threshold = (float(value) for value in point[:, target_index])
+        # How much each identity's genuine pairs shift the TAR.
         contributions = np.bincount(genuine_labels, (genuine > threshold) - tar) / len(genuine)
-        false_accepts = max(1, max_false_accepts)
-        accepted_labels = (
-            identities.tail[:false_accepts] if identities else np.arange(false_accepts)
-        )
+        # If no false accept is allowed, use the pair at the threshold, the largest impostor score.
+        num_accepted = max(1, max_false_accepts)
+        accepted_labels = identities.tail[:num_accepted] if identities else np.arange(num_accepted)
         variance = float(tar_variance[target_index])
         degrees = tar_degrees_of_freedom(
             contributions[np.unique(genuine_labels)], accepted_labels, variance
@@ -241,6 +241,7 @@ def _resample_identities(
     if not pair_samples:
         return samples
     mean, variance = samples.mean(0), samples.var(0)
+    # The variance v in the docstring of `pair_bootstrap`, which explains the factors 2 and 3.
     corrected = np.maximum(variance - 2 * np.stack(pair_samples).var(0), variance / 3)
     return mean + np.sqrt(corrected / np.where(variance > 0, variance, 1)) * (samples - mean)
 
@@ -265,7 +266,8 @@ def _tar_and_threshold(
     # The slack of half a pair keeps rounding errors from pushing integer weights past the budget.
     first_over = np.searchsorted(false_accepts, budget + 0.5, side="right").clip(max=len(tail) - 1)
     thresholds = tail[first_over]
-    # With few pairs or identities, a replicate may contain no genuine pair. It then uses each once.
+    # With few pairs or identities, a replicate may contain no genuine pair. It then uses
+    # each genuine pair once.
     if not genuine_weights.any():
         genuine_weights = np.ones(len(genuine_weights))
     accepted = np.searchsorted(-sorted_genuine, -thresholds, side="left")
@@ -280,7 +282,7 @@ def bootstrap_rates(
     seed: int = 0,
     level: float = 0.95,
 ) -> list[Interval]:
-    """Intervals of K rates, from a bootstrap over identities; see ``rate_interval``.
+    """Intervals of K rates by ``rate_interval``, with variances from a bootstrap over identities.
 
     Args:
         hits: (N, K) bool or numbers; each rate is the mean of a column.

@@ -66,6 +66,9 @@ def pool_templates(
 
         t = unit(Σ_media mean_frames(weight · (f + f_flipped)))
 
+    f and f_flipped are the embeddings of an image and of its flipped image. ``pooling`` determines
+    the weight and whether f_flipped is added.
+
     A medium is a still image or a video; its frames are averaged first, so that long videos do not
     dominate. A member is one image in one template; an image may be a member of several templates.
     The embeddings are read once, in order; only the templates are held in memory.
@@ -99,8 +102,8 @@ def pool_templates(
     rows = np.arange(len(templates)) if rows is None else np.asarray(rows)
     if templates.ndim != 1 or media.ndim != 1:
         raise ValueError(
-            f"templates and media have shapes {templates.shape} and {media.shape}; pass one number "
-            "or name of each per member"
+            f"templates and media have shapes {templates.shape} and {media.shape}; pass one "
+            "template and one medium per member, each a number or a name"
         )
     member_weights = _member_weights(pooling, detector_scores, len(templates))
     if not len(templates) == len(media) == len(rows) == len(member_weights):
@@ -156,8 +159,8 @@ def pool_templates(
     if len(bad):
         raise ValueError(
             f"the embeddings of {len(bad)} templates sum to zero or are not finite, the first is "
-            f"{template_ids[int(bad[0])]}; check their images' embeddings and scores for zeros, "
-            "infinity and NaN"
+            f"template {template_ids[int(bad[0])]}; check their images' embeddings and scores for "
+            "zeros, infinity and NaN"
         )
     return template_ids, (sums / lengths).numpy()
 
@@ -349,8 +352,8 @@ def subjects_of_pairs(first: np.ndarray, second: np.ndarray, same: np.ndarray) -
     """(P, 2) the identity index of each template of each pair, derived from the genuine pairs.
 
     Templates that genuine pairs connect, directly or through other templates, have the same
-    identity. An identity's index is that of its first template, with all templates in ascending
-    order.
+    identity. An identity's index is the position of its first template in the ascending list of all
+    templates.
 
     Args:
         first: (P,) number or name of each pair's first template.
@@ -370,8 +373,9 @@ def subjects_of_pairs(first: np.ndarray, second: np.ndarray, same: np.ndarray) -
     label = np.arange(len(numbers))
     genuine = index[:, np.asarray(same, bool)]
     while True:
-        # Connected components: give each template the smallest label among its neighbors, then the
-        # label of the template with that index. Repeat until no label changes.
+        # Connected components: a label is the index of a template of the same identity. Give each
+        # template the smallest label among its neighbors, then replace each label by the label of
+        # the template that it refers to. Repeat until no label changes.
         lowest = np.minimum(label[genuine[0]], label[genuine[1]])
         merged = label.copy()
         for side in genuine:

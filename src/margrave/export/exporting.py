@@ -50,7 +50,8 @@ def export_model(
 ) -> Exported:
     """Export a model to ONNX, with its card and thresholds, and check its embeddings.
 
-    The file is written only if the exported model gives the same embeddings as the original.
+    The file is written only if the float32 graph gives the same embeddings as the original and,
+    with `int8`, the loss of TAR is at most `allowed_loss`.
 
     Args:
         source: a Margrave model file or a run's folder.
@@ -79,7 +80,7 @@ def export_model(
             "FOLDER, LIST or .bin, as for margrave evaluate pairs (in Python: pairs=)"
         )
     model = open_model(source, device="cpu", trust_code=trust_code)
-    if not model.state:
+    if not model.state:  # an ONNX model or dlib's
         if model.card.backbone.get("kind") == "onnx":
             raise ValueError(f"{model.path} is an ONNX model already; there is nothing to export")
         raise ValueError(f"{model.path} is not a torch network, so it cannot be exported")
@@ -111,7 +112,7 @@ def export_model(
 
 
 def _create_onnx_card(model: Model) -> ModelCard:
-    """Copy a model's card for its export: the backbone becomes ONNX, the source says so."""
+    """Copy a model's card for its export: the kind becomes onnx, the source names the original."""
     origin = model.card.source or str(model.path)
     kind = model.card.backbone["kind"]
     return replace(model.card, backbone={"kind": "onnx"}, source=f"{kind} exported from {origin}")

@@ -1,4 +1,4 @@
-"""Writes a network as an ONNX graph with its card in the metadata."""
+"""Writes a network as an ONNX graph with the model card in the file's metadata."""
 
 from __future__ import annotations
 

@@ -61,7 +61,8 @@ class Parity:
         norm_error: largest |‖e‖ − ‖o‖| / ‖o‖, where e and o are the exported and the original
             model's embeddings of the same image.
         score_error: largest absolute difference between the two models' cosines of the same pair.
-        decisions: one comparison per operating point in the card; empty for random pixels.
+        decisions: one comparison per operating point of the original's card; empty for random
+            pixels.
     """
 
     description: str
@@ -116,6 +117,7 @@ def compare_embedders(
 
 
 def _create_synthetic_faces(min_count: int, image_size: int) -> SyntheticFaces:
+    # Rounded up, so that there are at least `min_count` images.
     identities = max(MIN_SYNTHETIC_IDENTITIES, -(-min_count // IMAGES_PER_IDENTITY))
     return SyntheticFaces(
         num_identities=identities,

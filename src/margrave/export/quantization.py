@@ -103,8 +103,8 @@ def quantize_graph(
 
     original_result = measure(original, "original")
     int8_result = measure(load_embedder(path, fit=original.fit, device="cpu"), "int8")
-    fars = _supported_fars(original_result)
-    losses = {far: _tar_loss(original_result, int8_result, far) for far in fars}
+    supported_fars = _supported_fars(original_result)
+    losses = {far: _tar_loss(original_result, int8_result, far) for far in supported_fars}
     worst_far = max(losses, key=lambda far: losses[far])
     if losses[worst_far] > allowed_loss:
         tar_before, tar_after = (
@@ -118,21 +118,23 @@ def quantize_graph(
             "--int8, or raise --allowed-loss"
         )
     card_fars = [point.far for point in original.card.operating_points]
-    supported_fars = [far for far in card_fars if far in fars]
+    supported_card_fars = [far for far in card_fars if far in supported_fars]
     return Quantized(
         original=original_result,
         result=int8_result,
         # `compare_results` needs at least 2 replicates.
-        differences=compare_results(original_result, int8_result, fars, max(resamples, 2)),
+        differences=compare_results(
+            original_result, int8_result, supported_fars, max(resamples, 2)
+        ),
         loss=losses[worst_far],
-        points=points_of_result(int8_result, supported_fars) if supported_fars else (),
-        unsupported_fars=tuple(far for far in card_fars if far not in supported_fars),
+        points=points_of_result(int8_result, supported_card_fars) if supported_card_fars else (),
+        unsupported_fars=tuple(far for far in card_fars if far not in supported_card_fars),
         calibration_images=len(calibration_pixels),
     )
 
 
 def _supported_fars(result: Result) -> list[float]:
-    """The FARs that allow at least one false accept among the impostor pairs."""
+    """The FAR targets of a result that allow at least one false accept among its impostor pairs."""
     figures: Sequence[Figure] = result.figures
     fars = [
         float(figure.at["FAR"])
@@ -148,7 +150,7 @@ def _supported_fars(result: Result) -> list[float]:
 
 
 def _tar_loss(before: Result, after: Result, far: float) -> float:
-    """The loss of TAR at a FAR, in percentage points."""
+    """The loss of TAR at a FAR, in percentage points; positive if ``after`` has the lower TAR."""
     tar_before, tar_after = (
         result.figure("TAR", FAR=far).value or 0.0 for result in (before, after)
     )

@@ -19,7 +19,7 @@ class AlignedImages(ReadableImages):
         photos: images of any size.
         finder: detects and aligns faces.
         size: S, the side of the crops in pixels.
-        alignment: name of the detector, which features record.
+        alignment: name of the detector, to be recorded in the features of the crops.
     """
 
     def __init__(

@@ -28,7 +28,7 @@ from margrave.progress import Progress
 from margrave.registry import checked_settings, explain, settings_schema
 
 LIST_FILE = "aligned.jsonl"
-"""The file in the crop folder that lists the settings and the result of each photo."""
+"""The file in the crop folder: the settings in its first line, then one photo's result per line."""
 CHUNK_SIZE = 4
 """Number of photos that are sent to a worker process at a time."""
 JPEG_QUALITY = 95
@@ -101,7 +101,7 @@ def align_photos(
     workers: int = 1,
     progress: Progress = lambda done, total: None,
 ) -> list[AlignedPhoto]:
-    """Crop the faces of all photos in a folder; crops go into the same subfolders as their photos.
+    """Crop the faces of all photos in a folder; the crop folder gets the same subfolders.
 
     The file ``aligned.jsonl`` in the crop folder lists the results. Photos that it already lists
     are skipped, so repeating an interrupted call resumes it.
@@ -156,22 +156,25 @@ def _align_all(
     tasks: list[tuple[str, str, str]],
     workers: int,
 ) -> Iterator[AlignedPhoto]:
-    """Align each photo in worker processes, or in this process if there are few; yields results.
+    """Align each photo and yield its result.
+
+    A single worker or few photos are handled in this process, others in worker processes.
 
     Args:
         photos: the photo folder.
         crops: the folder for the crops.
         settings: settings of the detector and the crops.
-        tasks: each photo's path, relative to the photo folder, and its two names (see
-            `_crop_names`).
+        tasks: each photo's path, relative to the photo folder, and the two names of its crops
+            (see `_crop_names`).
         workers: number of processes.
     """
     if workers == 1 or len(tasks) < 2 * CHUNK_SIZE:
         _Worker.initialize(photos, crops, settings)
         yield from map(_Worker.align, tasks)
         return
+    threads = 1
     pool = ProcessPoolExecutor(
-        workers, get_context("spawn"), _Worker.initialize, (photos, crops, settings, 1)
+        workers, get_context("spawn"), _Worker.initialize, (photos, crops, settings, threads)
     )
     with pool:
         yield from pool.map(_Worker.align, tasks, chunksize=CHUNK_SIZE)
@@ -189,6 +192,7 @@ class _Worker:
     def initialize(
         cls, photos: Path, crops: Path, settings: AlignmentSettings, threads: int | None = None
     ) -> None:
+        """Build the detector; ``threads`` limits the process's threads, None leaves them."""
         if threads is not None:
             torch.set_num_threads(threads)
             cv2.setNumThreads(threads)
@@ -218,7 +222,7 @@ def align_photo(
         photos: the photo folder.
         path: path of the photo, relative to the photo folder.
         crops: the crop folder.
-        single_name: path of the crop if there is one, relative to the crop folder, without
+        single_name: path of the crop if there is only one, relative to the crop folder, without
             extension.
         numbered_name: the same for several crops, without number and extension.
         detector: finds the faces and their landmarks.
@@ -279,13 +283,13 @@ def _crop_names(
 ) -> dict[str, tuple[str, str]]:
     """Map each photo to two names: one for a single crop, and one for several numbered crops.
 
-    Names are paths without extension; several crops get numbers too: ``a-1.jpg``. No two photos can
-    write the same file. If photos differ only by their extensions, the crops keep them: ``a.png``
-    becomes ``a.png.jpg``.
+    Names are paths without extension: the single crop of ``a.png`` is ``a.jpg``, several crops are
+    ``a-1.jpg``, ``a-2.jpg`` and so on. No two photos can write the same file. If photos differ only
+    by their extensions, the crops keep them: ``a.png`` becomes ``a.png.jpg``.
 
     Args:
         paths: the photos.
-        results: the results of earlier calls, whose crops must stay.
+        results: the results of earlier calls; new crops must not overwrite theirs.
     """
     photos = dict.fromkeys([*paths, *results])
     photo_of_crop = {
@@ -307,14 +311,16 @@ def _crop_names(
 def _distinct_names(
     photos: Iterable[str], is_taken: Callable[[str, str], bool]
 ) -> tuple[dict[str, str], Counter[str]]:
-    """Give each photo the first of ``a``, ``a.png``, ``a.png_``, ... that no other photo tries.
+    """Give each photo the first name of a sequence that no other photo tries.
+
+    The sequence of photo ``a.png`` is ``a``, ``a.png``, ``a.png_``, ``a.png__`` and so on.
 
     A name that several photos try is given to none of them. A photo keeps its name when an
     interrupted call is resumed, because the names depend only on the set of photos.
 
     Args:
         photos: paths of the photos.
-        is_taken: called with a name and a photo; whether the photo must not have the name.
+        is_taken: called with a name and a photo; returns True if the photo must not have the name.
 
     Returns:
         Each photo's name, and the number of photos that tried each name.
@@ -331,7 +337,7 @@ def _distinct_names(
 
 
 def _read_list(crops: Path, settings: AlignmentSettings) -> dict[str, AlignedPhoto]:
-    """Read an earlier call's results, photo -> result; removes an incomplete last line."""
+    """Read earlier calls' results (photo -> result); remove an incomplete last line of the file."""
     path = crops / LIST_FILE
     if not path.is_file():
         return {}
