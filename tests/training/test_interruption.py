@@ -210,4 +210,9 @@ def test_a_stop_between_epochs_is_no_loss(tmp_path: Path) -> None:
     again = runs.training(*PARTS, epochs=2)
     fit(again, tmp_path, resume=True)
     assert again.position == Position(2, 0, 2 * runs.STEPS)
+    lines = read_metrics(tmp_path / "metrics.jsonl")
+    fit(runs.training(*PARTS, epochs=2), tmp_path / "whole")
+    whole = read_metrics(tmp_path / "whole" / "metrics.jsonl")
+    adaptation = [line for line in lines if line["kind"] == "adaptation"]
+    assert adaptation == [line for line in whole if line["kind"] == "adaptation"]
     assert signal.getsignal(signal.SIGTERM) == handler

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from typing import Annotated, Any
 
@@ -77,6 +78,28 @@ def measure_adaptation(head: Head, embeddings: Tensor, labels: Tensor) -> dict[s
         "target_cosine": batch.target_cosine,
         "hard_share": num_hard / is_negative.sum().clamp_min(1),
         "hard_change": change.sum() / num_hard.clamp_min(1),
+    }
+
+
+def plain_measurement(measured: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Convert a result of `measure_adaptation` to JSON values; None replaces NaN and infinity."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, list):
+            return [plain(item) for item in value]
+        return value if math.isfinite(value) else None
+
+    return {name: plain(tensor.tolist()) for name, tensor in measured.items()}
+
+
+def tensor_measurement(values: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Undo `plain_measurement`.
+
+    >>> tensor_measurement({"margin": [0.5, None]})
+    {'margin': tensor([0.5000,    nan], dtype=torch.float64)}
+    """
+    return {
+        name: torch.from_numpy(np.array(value, dtype=np.float64)) for name, value in values.items()
     }
 
 

@@ -54,6 +54,23 @@ def _is_loss_scale(value: Any) -> bool:
     )
 
 
+def _is_measurement(value: Any) -> bool:
+    def is_number(item: Any) -> bool:
+        return item is None or type(item) in (int, float)
+
+    if not isinstance(value, dict):
+        return value is None
+    if not value:
+        return True
+    vectors = [value.get(name) for name in ("margin", "feature_norm", "target_cosine")]
+    return (
+        value.keys() == {"margin", "feature_norm", "target_cosine", "hard_share", "hard_change"}
+        and all(isinstance(vector, list) and all(map(is_number, vector)) for vector in vectors)
+        and is_number(value["hard_share"])
+        and is_number(value["hard_change"])
+    )
+
+
 FIELD_CHECKS: dict[str, Callable[[Any], bool]] = {
     "position": _is_position,
     "optimizer": lambda value: isinstance(value, str),
@@ -63,6 +80,7 @@ FIELD_CHECKS: dict[str, Callable[[Any], bool]] = {
     "unreadable": _is_string_mapping,
     "log_length": _is_count,
     "loss_scale": _is_loss_scale,
+    "adaptation": _is_measurement,
 }
 """Field of ``state.json`` -> the check that its value must pass. A missing field counts as None, a
 value that the checks of optional fields accept. Later versions may add fields."""

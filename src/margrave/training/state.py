@@ -21,6 +21,7 @@ from margrave.distributed import World, current_world, full_tensor
 from margrave.distributed.tensor_store import load_tensors, stored_tensors
 from margrave.heads import Head
 from margrave.heads.products import choose_products
+from margrave.training.adaptation import plain_measurement, tensor_measurement
 from margrave.training.checkpoint import read_state, save_checkpoint
 from margrave.training.precision import LossScale, Precision, PrecisionChoice
 from margrave.training.settings import TrainingSettings
@@ -155,6 +156,8 @@ class TrainingState:
             "precision": self.precision.precision,
             "products": self.head.products,
             "loss_scale": None if self.loss_scale is None else self.loss_scale.state(),
+            # Only a checkpoint between an epoch's last step and its end holds a measurement.
+            "adaptation": plain_measurement(self.adaptation),
         }
         optimizer_tensors = {
             f"optimizer.{name}.{key}": value
@@ -207,6 +210,7 @@ class TrainingState:
             self.head.products = choose_products(
                 state.get("products") or "float32", self.head.weight, cosine_count=0
             )
+        self.adaptation = tensor_measurement(state.get("adaptation") or {})
         if self.loss_scale is not None and state.get("loss_scale"):
             self.loss_scale.load(state["loss_scale"])
         return state["log_length"]
