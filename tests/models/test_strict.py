@@ -54,7 +54,7 @@ def test_a_state_that_does_not_fit_changes_nothing():
         load_strictly(module, state, "example.pth", {"1": "norm"})
     assert str(caught.value).splitlines() == [
         "example.pth does not fit Sequential",
-        "  1 missing: norm.bias (here 1.bias)",
+        "  1 missing: norm.bias (in the module: 1.bias)",
         "  1 unexpected: 2.weight",
         "  1 of the wrong shape: 0.weight is (3, 5), expected (3, 2)",
     ]

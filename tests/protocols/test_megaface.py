@@ -36,9 +36,9 @@ def test_lists_are_read(write: Callable[..., Path]) -> None:
         ('{"paths": ["a"]}', r" holds no list of images with the key 'path'"),
         ('{"path": "a"}', r" holds no list of images with the key 'path'"),
         ('{"path": []}', r" holds no list of images with the key 'path'"),
-        ('{"path": ["a", 3]}', r": entry 1 of its 'path' is a int; expected an image's relative"),
-        ('{"path": ["/a"]}', r": entry 0 of its 'path' is '/a'; expected an image's relative path"),
-        ('{"path": ["\\ud800"]}', r": entry 0 of its 'path' is '\\ud800'; expected an image's"),
+        ('{"path": ["a", 3]}', r": path\[1\] is a int; expected an image's relative"),
+        ('{"path": ["/a"]}', r": path\[0\] is '/a'; expected an image's relative path"),
+        ('{"path": ["\\ud800"]}', r": path\[0\] is '\\ud800'; expected an image's"),
     ],
 )
 def test_malformed_lists_are_refused(tmp_path: Path, text: str, message: str) -> None:

@@ -43,7 +43,7 @@ class OperatingPoint:
             raise ValueError(f"operating point: threshold = {self.threshold!r}, must be a cosine")
         for name in ("threshold_interval", "true_accept_interval"):
             if (interval := getattr(self, name)) is not None:
-                if not _is_pair(interval) or not interval[0] <= interval[1]:
+                if not _is_number_pair(interval) or not interval[0] <= interval[1]:
                     raise ValueError(
                         f"operating point: {name} = {interval!r:.60}, must be a lower and an upper "
                         "bound"
@@ -72,7 +72,7 @@ class Calibration:
         cllr: cost of the log-likelihood ratios (Cllr) in bits, on identities held out from the fit;
             1 means no information.
         cllr_min: the lowest cost that a monotonic calibration can reach on the held-out identities.
-        people: number of identities in the fit. The same number of other identities, or one fewer,
+        people: number of identities in the fit. The same number of other identities, or one more,
             was held out.
 
     Raises:
@@ -117,9 +117,9 @@ class ScoreReference:
         flips: True if embeddings were computed with flip fusion.
         calibration: the calibration, or None if there were too few identities for it.
         genuine, impostors: histograms of genuine and impostor cosines, as the fraction of pairs in
-            each bin; the bins divide [-1, 1] equally.
-        far_thresholds: pairs (false accept rate, threshold) in decreasing order of the rate, down
-            to the smallest rate that the impostor pairs support.
+            each bin; the bins divide [-1, 1] equally. Empty if there are no such pairs.
+        far_thresholds: (false accept rate, threshold) in decreasing order of the rate, down to the
+            smallest rate that allows at least three false accepts.
         norm_percentiles: the 0th, 1st, … 100th percentile of the norms of unnormalized embeddings;
             empty if all norms are equal.
 
@@ -149,12 +149,15 @@ class ScoreReference:
             object.__setattr__(self, name, tuple(values))
         if len(self.norm_percentiles) not in (0, 101):
             raise ValueError(
-                f"reference: norm_percentiles has {len(self.norm_percentiles)} values, must be 101"
+                f"reference: norm_percentiles has {len(self.norm_percentiles)} values, must have "
+                "101 or none"
             )
-        pairs = self.far_thresholds
-        if not isinstance(pairs, list | tuple) or not all(_is_pair(pair) for pair in pairs):
-            raise ValueError(f"reference: far_thresholds = {pairs!r:.60}, must be pairs of numbers")
-        object.__setattr__(self, "far_thresholds", tuple(tuple(pair) for pair in pairs))
+        points = self.far_thresholds
+        if not isinstance(points, list | tuple) or not all(map(_is_number_pair, points)):
+            raise ValueError(
+                f"reference: far_thresholds = {points!r:.60}, must be pairs of numbers"
+            )
+        object.__setattr__(self, "far_thresholds", tuple(tuple(point) for point in points))
         _check_description("reference", self.measured_on, self.flips)
 
 
@@ -168,7 +171,7 @@ def _is_count(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
-def _is_pair(value: object) -> TypeGuard[Sequence[float]]:
+def _is_number_pair(value: object) -> TypeGuard[Sequence[float]]:
     return isinstance(value, list | tuple) and len(value) == 2 and all(map(_is_finite, value))
 
 

@@ -23,15 +23,15 @@ def strip_prefixes(
     >>> list(strip_prefixes({"module.backbone.conv1.weight": torch.zeros(1)}))
     ['conv1.weight']
     """
-    full_keys: dict[str, str] = {}
+    full_key_of: dict[str, str] = {}
     for key in state:
         bare = key
-        while prefix := next((prefix for prefix in prefixes if bare.startswith(prefix)), ""):
+        while prefix := next((wrapper for wrapper in prefixes if bare.startswith(wrapper)), ""):
             bare = bare.removeprefix(prefix)
-        if bare in full_keys:
+        if bare in full_key_of:
             raise ValueError(
-                f"{full_keys[bare]!r} and {key!r} both become {bare!r}; keep only one of the "
-                "two networks"
+                f"{full_key_of[bare]!r} and {key!r} both become {bare!r}, so they belong to two "
+                "networks; keep only one of these"
             )
-        full_keys[bare] = key
-    return {bare: state[key] for bare, key in full_keys.items()}
+        full_key_of[bare] = key
+    return {bare: state[key] for bare, key in full_key_of.items()}

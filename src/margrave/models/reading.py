@@ -19,15 +19,18 @@ def read_checkpoint(path: str | os.PathLike[str], key: str | None = None) -> Che
     The format is detected from the file's content, not from its name.
 
     The weights may be under any key, at most two levels deep. The prefixes ``module.``, ``model.``,
-    ``backbone.`` and ``_orig_mod.`` are removed from the tensors' names. Moving averages (EMA) are
-    preferred to the plain weights. The tensors of a head saved under ``state_dict_softmax_fc`` get
-    the prefix ``head.``. If the file contains a single tensor without a name, it is named
-    ``weight``. Counters of profilers and everything that is not a tensor are left out.
+    ``backbone.`` and ``_orig_mod.`` are removed from the tensors' names. If the file contains a
+    single tensor without a name, it is named ``weight``. Counters of profilers and everything that
+    is not a tensor are left out.
+
+    If ``key`` is None, moving averages (EMA) are preferred to the plain weights, and the tensors of
+    a head saved under ``state_dict_softmax_fc`` are added with the prefix ``head.``.
 
     Args:
         path: the file.
         key: the key of the weights in the file, such as ``generator.ema``, or the prefix of the
-            tensors' names. It is required if the file contains several networks.
+            tensors' names. None chooses the weights; this fails if the file contains several
+            networks.
 
     Raises:
         ValueError: the file does not exist, is damaged, or has no tensors or several networks; or
@@ -43,7 +46,7 @@ def read_checkpoint(path: str | os.PathLike[str], key: str | None = None) -> Che
         kind = "pickled object" if isinstance(content, Ignored) else type(content).__name__
         raise ValueError(f"{path}: contains a {kind}, not a state dict")
     tensors, notes = choose_weights(content, path, key)
-    # Not content.get: a pickle can set an attribute of that name.
+    # Not content.get: a pickle can hide this method behind an attribute named get.
     head = dict.get(content, "state_dict_softmax_fc")
     if isinstance(head, dict) and key is None:
         tensors |= {f"head.{name}": value for name, value in direct_tensors(head).items()}

@@ -20,11 +20,11 @@ def load_strictly(
 
     Values are converted to the module's dtypes. A module on the meta device may share the tensors'
     memory; any other module copies the values. Batch norms' ``num_batches_tracked`` may be missing,
-    as in old files.
+    as in old files; it is then 0.
 
     Args:
         module: the module to fill.
-        state: tensors by the module's key names.
+        state: tensors by their names in the module.
         source: the state's origin, for error messages.
         names: each submodule's name in the module -> its name in the file
             (:attr:`margrave.models.Imported.names`), for error messages.
@@ -42,7 +42,7 @@ def load_strictly(
       1 of the wrong shape: weight is (1, 3), expected (1, 2)
     """
     expected = module.state_dict()
-    on_meta = any(tensor.is_meta for tensor in expected.values())
+    module_on_meta = any(tensor.is_meta for tensor in expected.values())
     missing = [
         _displayed_key(key, names)
         for key in expected
@@ -57,7 +57,7 @@ def load_strictly(
     unusable = [
         _displayed_key(key, names)
         for key in expected
-        if key in state and _is_unusable(state[key], on_meta)
+        if key in state and _is_unusable(state[key], module_on_meta)
     ]
     faults = [
         f"  {len(keys)} {fault}: {listed(keys)}"
@@ -77,19 +77,19 @@ def load_strictly(
         else torch.zeros_like(tensor, device="cpu")
         for key, tensor in expected.items()
     }
-    module.load_state_dict(complete_state, assign=on_meta)
+    module.load_state_dict(complete_state, assign=module_on_meta)
 
 
-def _is_unusable(tensor: Tensor, on_meta: bool) -> bool:
-    """Whether a tensor is sparse, quantized or complex, or lacks data that the module needs."""
+def _is_unusable(tensor: Tensor, module_on_meta: bool) -> bool:
+    """Whether a tensor is sparse, quantized or complex, or has no data although the module has."""
     has_unsupported_type = (
         tensor.layout != torch.strided or tensor.is_quantized or tensor.is_complex()
     )
-    return has_unsupported_type or (tensor.is_meta and not on_meta)
+    return has_unsupported_type or (tensor.is_meta and not module_on_meta)
 
 
 def _displayed_key(key: str, names: Mapping[str, str] | None) -> str:
     """The key for messages: its name in the file, then its name in the module if they differ."""
     module_name, dot, leaf = key.rpartition(".")
     name_in_file = (names or {}).get(module_name)
-    return key if name_in_file is None else f"{name_in_file}{dot}{leaf} (here {key})"
+    return key if name_in_file is None else f"{name_in_file}{dot}{leaf} (in the module: {key})"

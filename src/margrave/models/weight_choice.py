@@ -33,12 +33,12 @@ NOT_A_NETWORK = re.compile(
 # Counters that profilers (thop) and torch's AveragedModel add. They are not part of a network.
 COUNTERS = ("total_ops", "total_params", "n_averaged")
 MAX_DEPTH = 2
-"""Maximum nesting depth of state dicts in a file."""
+"""Maximum nesting depth of state dicts in a file; 0 is the top level."""
 
 
 def direct_tensors(mapping: Mapping[Any, Any]) -> dict[str, Tensor]:
     """The tensors directly in a mapping, by name; nested mappings are not searched."""
-    # Not mapping.items(): a pickle can set an attribute of that name.
+    # Not mapping.items(): a pickle can hide this method behind an attribute named items.
     return {
         key: value.detach()
         for key, value in dict.items(mapping)  # type: ignore[arg-type]
@@ -108,7 +108,7 @@ def choose_weights(
         for dotted_key, state in states.items()
         if not NOT_A_NETWORK.search(dotted_key)
     }
-    # A file may contain only a head.
+    # If the file contains only a head, choose the head.
     networks = networks or states
     averaged = {
         dotted_key: state for dotted_key, state in networks.items() if AVERAGED.search(dotted_key)
@@ -121,11 +121,11 @@ def choose_weights(
     dotted_key = _select_network_key(averaged, path)
     average = strip_prefixes(averaged[dotted_key])
     notes.append(f"used moving averages (EMA) from {dotted_key}; choose other weights with --key")
-    for weights in plain.values():
+    for state in plain.values():
         without_averages = strip_prefixes(
             {
                 name: value
-                for name, value in weights.items()
+                for name, value in state.items()
                 if not AVERAGED.search(name.partition(".")[0])
             }
         )
@@ -168,13 +168,13 @@ def _weights_under_key(
 
 
 def _select_network_key(states: Mapping[str, dict[str, Tensor]], path: Path) -> str:
-    """The dotted key of the network's state dict; an error if several different ones qualify.
+    """The dotted key of the network's state dict; an error if there are several different networks.
 
-    State dicts under `USUAL_KEYS` are preferred to all others.
+    Small state dicts are ignored. Among the others, those under `USUAL_KEYS` are preferred.
     """
     largest = max(len(state) for state in states.values())
-    # A state dict with less than a quarter of the largest one's tensors is not the network, but for
-    # example a lookup table.
+    # A state dict with fewer than a quarter as many tensors as the largest is not the network, but
+    # for example a lookup table.
     large_keys = [dotted_key for dotted_key, state in states.items() if 4 * len(state) >= largest]
     usual_keys = [
         dotted_key for dotted_key in large_keys if dotted_key.rpartition(".")[2] in USUAL_KEYS
@@ -182,7 +182,7 @@ def _select_network_key(states: Mapping[str, dict[str, Tensor]], path: Path) -> 
     first, *others = usual_keys or large_keys
     if not all(_are_equal(states[first], states[other]) for other in others):
         raise ValueError(
-            f"{path}: contains several networks; choose one with --key (key=): "
+            f"{path}: contains several networks; choose one with --key (in Python: key=); "
             f"{_list_choices(states)}"
         )
     return first
@@ -199,6 +199,7 @@ def _are_equal(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> boo
 
 def _list_choices(states: Mapping[str, dict[str, Tensor]]) -> str:
     choices = [
-        f"{dotted_key or '(top)'} ({len(state)} tensors)" for dotted_key, state in states.items()
+        f"{dotted_key or '(top level)'} ({len(state)} tensors)"
+        for dotted_key, state in states.items()
     ]
     return f"choices: {listed(choices)}"

@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 
 GAP = 4
-"""Pixels between images."""
+"""Pixels between images, and between images and the sheet's edges."""
 
 
 def contact_sheet(rows: Sequence[Sequence[np.ndarray]], path: Path) -> None:
@@ -23,11 +23,11 @@ def contact_sheet(rows: Sequence[Sequence[np.ndarray]], path: Path) -> None:
     Raises:
         ValueError: there are no images, or their shapes differ.
     """
-    shapes = {image.shape for row in rows for image in row}
+    shapes = {image.shape for images in rows for image in images}
     if len(shapes) != 1:
         raise ValueError(f"a contact sheet needs images of one size, got shapes {sorted(shapes)}")
     height, width, _ = shapes.pop()
-    columns = max(len(row) for row in rows)
+    columns = max(len(images) for images in rows)
     shape = (len(rows) * (height + GAP) + GAP, columns * (width + GAP) + GAP, 3)
     sheet = np.full(shape, 255, np.uint8)
     for row, images in enumerate(rows):

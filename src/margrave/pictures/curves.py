@@ -13,7 +13,10 @@ MIN_POINTS_TO_SMOOTH = 20
 
 
 def _running_mean(values: np.ndarray, half_window: int = 7) -> np.ndarray:
-    """Mean of 2 · half_window + 1 values around each value; of fewer values near both ends."""
+    """Mean of the 2 · half_window + 1 values centered on each value.
+
+    Near both ends, the window shrinks symmetrically.
+    """
     total = np.cumsum(np.insert(values, 0, 0.0))
     position = np.arange(len(values))
     half = np.minimum(np.minimum(position, len(values) - 1 - position), half_window)
@@ -42,43 +45,45 @@ def draw_curves(
 
     training = [line for line in lines if line["kind"] == "training"]
     evaluations = [line for line in lines if line["kind"] == "evaluation"]
-    drawers: list[Callable[[Any], None]] = []
+    draw_functions: list[Callable[[Any], None]] = []
     if training:
-        drawers += [
+        draw_functions += [
             lambda panel: _draw_metric(panel, training, "loss", "loss"),
             lambda panel: _draw_metric(panel, training, "feature_norm", "mean feature norm"),
             lambda panel: _draw_metric(panel, training, "learning_rate", "learning rate"),
         ]
     if any("target_cosine" in line for line in training):
-        drawers.append(
+        draw_functions.append(
             lambda panel: _draw_metric(panel, training, "target_cosine", "target cosine")
         )
     if evaluations:
-        drawers.append(lambda panel: _draw_accuracies(panel, evaluations))
+        draw_functions.append(lambda panel: _draw_accuracies(panel, evaluations))
     if rocs:
-        drawers.append(lambda panel: _draw_rocs(panel, rocs))
-    if not drawers:
+        draw_functions.append(lambda panel: _draw_rocs(panel, rocs))
+    if not draw_functions:
         raise ValueError("the run has neither training metrics nor evaluations to draw")
-    columns = 2 if len(drawers) < 5 else 3
-    rows = -(-len(drawers) // columns)
+    columns = 2 if len(draw_functions) < 5 else 3
+    rows = -(-len(draw_functions) // columns)
     figure = Figure(figsize=(5 * columns, 3.5 * rows), layout="constrained")
     panels = figure.subplots(rows, columns, squeeze=False).ravel()
-    for panel, draw in zip(panels, drawers, strict=False):
+    for panel, draw in zip(panels, draw_functions, strict=False):
         draw(panel)
         panel.grid(alpha=0.3)
-    for panel in panels[len(drawers) :]:
+    for panel in panels[len(draw_functions) :]:
         panel.remove()
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
 
 
 def _draw_metric(panel: Any, lines: Sequence[Mapping[str, Any]], key: str, title: str) -> None:
-    """Draw a metric over epochs; if it has many values, also draw their running mean."""
+    """Draw a metric over epochs; if it is noisy and has many values, also their running mean."""
     lines_with_metric = [line for line in lines if isinstance(line.get(key), int | float)]
     epochs = np.array([line["epoch"] for line in lines_with_metric])
     values = np.array([line[key] for line in lines_with_metric])
-    if len(values) < MIN_POINTS_TO_SMOOTH or key == "learning_rate":
-        marker = "o" if len(values) < MIN_POINTS_TO_SMOOTH else None
+    has_few_values = len(values) < MIN_POINTS_TO_SMOOTH
+    # The learning rate follows a schedule, so it has no noise to smooth.
+    if has_few_values or key == "learning_rate":
+        marker = "o" if has_few_values else None
         panel.plot(epochs, values, color="tab:blue", marker=marker)
     else:
         panel.plot(epochs, values, color="0.8", linewidth=0.8, label="logged steps")
@@ -88,12 +93,12 @@ def _draw_metric(panel: Any, lines: Sequence[Mapping[str, Any]], key: str, title
     panel.ticklabel_format(useOffset=False)
 
 
-def _draw_accuracies(panel: Any, lines: Sequence[Mapping[str, Any]]) -> None:
+def _draw_accuracies(panel: Any, evaluations: Sequence[Mapping[str, Any]]) -> None:
     """Draw the accuracy on each evaluation set over epochs."""
-    for name in dict.fromkeys(line["set"] for line in lines):
-        evaluations = [line for line in lines if line["set"] == name]
-        epochs = [line["epoch"] for line in evaluations]
-        accuracies = [100 * line["accuracy"] for line in evaluations]
+    for name in dict.fromkeys(line["set"] for line in evaluations):
+        lines_of_set = [line for line in evaluations if line["set"] == name]
+        epochs = [line["epoch"] for line in lines_of_set]
+        accuracies = [100 * line["accuracy"] for line in lines_of_set]
         panel.plot(epochs, accuracies, marker="o", label=name)
     panel.set(title="accuracy %", xlabel="epoch")
     panel.legend()
@@ -105,7 +110,7 @@ def _draw_rocs(panel: Any, rocs: Mapping[str, tuple[Sequence[float], Sequence[fl
     for name, (false_accept, true_accept) in rocs.items():
         far, tar = np.asarray(false_accept), np.asarray(true_accept)
         panel.plot(far[far > 0], tar[far > 0], label=name)
-        min_far = min(min_far, *far[far > 0], 0.1)
+        min_far = min([min_far, *far[far > 0]])
     # A matcher that guesses has TAR = FAR.
     chance = np.geomspace(min_far, 1, 50)
     panel.plot(chance, chance, color="0.8", linestyle="--", linewidth=0.8)

@@ -16,14 +16,14 @@ from margrave.search import StateFile, rank_state_path
 
 
 def measurable_targets(labels: np.ndarray, distractors: int = 0) -> tuple[float, ...]:
-    """The four smallest FARs at which the impostor pairs allow at least one false accept.
+    """Up to four FARs, in decreasing order: the smallest that allow at least one false accept.
 
     Only the powers of ten from 0.1 to 1e-9 are considered. With fewer than 10 impostor pairs, the
     result is (0.1,).
 
     Args:
         labels: (N,) identity of each embedding.
-        distractors: number of other embeddings, to compare with each of these.
+        distractors: number of distractors; each is compared with all N embeddings.
 
     >>> measurable_targets(np.array([0] * 20 + [1]))  # 20 of the 210 pairs are impostor pairs
     (0.1,)
@@ -104,10 +104,9 @@ def compare_all(
 def open_state_file(
     options: EvaluationOptions, settings: list[Any], *features: Features | None
 ) -> StateFile | None:
-    """Open the state file that makes this evaluation resumable; None without ``options.state``.
+    """Open the state file that makes an evaluation resumable; None without ``options.state``.
 
-    A saved state is only resumed if the settings, the features and the number of processes are
-    equal.
+    A saved state is only resumed if it has the same settings, features and number of processes.
 
     Args:
         options: options that do not depend on the protocol.

@@ -28,8 +28,8 @@ def compare_results(
         seed: seed of the bootstrap.
 
     Returns:
-        One figure per metric: the second model's value minus the first's. Its ``details`` have both
-        models' values, ``p_value`` and ``more_pairs`` (see ``Difference``).
+        One figure per metric: the second model's value minus the first's. The figure's ``details``
+        have both models' values, ``p_value`` and ``more_pairs`` (see ``Difference``).
 
     Raises:
         ValueError: a result has no scores, or the pairs differ.
@@ -63,6 +63,7 @@ def compare_results(
             at={} if difference.far_target is None else {"FAR": difference.far_target},
             interval=difference.interval,
             too_few=difference.too_few_impostors,
+            # The AUC is not a rate.
             percent=difference.metric != "area_under_roc",
             details={
                 "first": difference.first,
@@ -90,7 +91,7 @@ def compare_results(
 
 
 def _same_pairs(first: PairScores, second: PairScores) -> bool:
-    """Whether two results are of the same pairs, as far as both results record them."""
+    """Whether two results are of the same pairs, as far as both results record the images."""
     if (first.same, first.folds) != (second.same, second.folds):
         return False
     # Results of earlier versions have no digest; compare their identities instead.

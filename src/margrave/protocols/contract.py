@@ -38,7 +38,7 @@ class EvaluationOptions:
 
     @property
     def search(self) -> dict[str, Any]:
-        """The keyword arguments that the search functions of ``margrave.evaluation`` share."""
+        """The keyword arguments that the functions for all-to-all and 1:N evaluation share."""
         return {
             "resamples": self.resamples,
             "seed": self.seed,
@@ -75,7 +75,7 @@ class Protocol(Settings):
 
         Args:
             source: the path or URL of the images; None if the user did not specify it.
-            image_size: the model's input size, for protocols that align photos.
+            image_size: the model's input size in pixels, for protocols that align photos.
 
         Raises:
             ValueError: ``source`` is None, or there are no images.
@@ -115,7 +115,7 @@ def evaluate(
         protocol: a registered name or an import path ``module:Class``; or a protocol object.
         features: features in memory (``embed_features``) or from a store (``FeatureStore``).
         options: options that do not depend on the protocol.
-        settings: the protocol's settings, if ``protocol`` is a name.
+        settings: the protocol's settings, unless ``protocol`` is an object.
 
     Returns:
         The protocol's results; each also records the settings and the features' origin.

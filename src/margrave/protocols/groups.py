@@ -37,15 +37,15 @@ class Groups(Protocol):
 
     def evaluate(self, features: Features, options: EvaluationOptions) -> Sequence[Result]:
         """Return one result per group, followed by a summary."""
-        lists = find_group_files(self.folder)
-        if packed := [path for path in lists.values() if path.suffix == _PACKED_SUFFIX]:
+        files = find_group_files(self.folder)
+        if packed := [path for path in files.values() if path.suffix == _PACKED_SUFFIX]:
             raise ValueError(
                 f"{packed[0]} contains its own images, but the groups protocol needs lists of "
                 "pairs; embed each .bin file and run margrave evaluate pairs on it"
             )
         groups = [
             pair_result(features, read_pairs_by_path(path, features.names), options.resamples, name)
-            for name, path in lists.items()
+            for name, path in files.items()
         ]
         accuracies = np.array([group.figure("accuracy").value for group in groups])
         errors = 1 - accuracies
@@ -82,9 +82,9 @@ def find_group_files(folder: str | Path) -> dict[str, Path]:
     files: dict[str, Path] = {}
     for directory in folders_within(folder, levels=2):
         for name in list_names(directory):
-            packed = directory == folder and name.endswith(_PACKED_SUFFIX)
+            is_packed = directory == folder and name.endswith(_PACKED_SUFFIX)
             group = PurePath(name).stem.removesuffix("_pairs")
-            if not group or not (packed or name.endswith(_PAIRS_SUFFIX)):
+            if not group or not (is_packed or name.endswith(_PAIRS_SUFFIX)):
                 continue
             if files.setdefault(group, directory / name) != directory / name:
                 raise ValueError(

@@ -79,8 +79,8 @@ class IdentificationTable:
 def read_identification_table(path: str | Path) -> IdentificationTable:
     """Read a CSV table with the columns path, identity and role.
 
-    ``role`` is gallery, probe or distractor. A distractor's identity may be empty; if it is not,
-    it must not occur in the gallery or among the probes. Other columns are ignored.
+    ``role`` is gallery, probe or distractor. A distractor may have no identity; an identity that it
+    has must not occur in the gallery or among the probes. Other columns are ignored.
 
     Raises:
         ValueError: a column is missing, a line is malformed, an image is on two lines, an identity
@@ -88,9 +88,9 @@ def read_identification_table(path: str | Path) -> IdentificationTable:
             message names the file and lines.
     """
     line_of: dict[str, int] = {}
-    index_of: dict[str, int] = {}
+    identity_index: dict[str, int] = {}
     identities, roles = [], []
-    identity_role = ConsistencyCheck(path, "identity", "role (distractor or not)")
+    role_check = ConsistencyCheck(path, "identity", "role (distractor or not)")
     for line_number, line, (name, identity, role) in read_table(path, ("path", "identity", "role")):
         if not is_relative_path(name) or role not in _ROLES:
             expected = f"a relative path, an identity and one of {', '.join(_ROLES)}"
@@ -102,12 +102,15 @@ def read_identification_table(path: str | Path) -> IdentificationTable:
                 path, line_number, line, f"each image once, but it is also on line {line_of[name]}"
             )
         if identity:
-            identity_role.add(identity, role == "distractor", line_number, line)
-            index_of.setdefault(identity, len(index_of))
-        identities.append(index_of[identity] if identity else DISTRACTOR)
+            role_check.add(identity, role == "distractor", line_number, line)
+            identity_index.setdefault(identity, len(identity_index))
+        identities.append(identity_index[identity] if identity else DISTRACTOR)
         roles.append(role)
     if missing := [role for role in ("gallery", "probe") if role not in roles]:
         raise ValueError(f"{path} has no image of role {' or '.join(missing)}; add some")
     return IdentificationTable(
-        tuple(line_of), np.array(identities, dtype=np.int64), tuple(index_of), np.array(roles)
+        names=tuple(line_of),
+        identities=np.array(identities, dtype=np.int64),
+        identity_names=tuple(identity_index),
+        roles=np.array(roles),
     )

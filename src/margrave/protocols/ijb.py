@@ -44,14 +44,14 @@ class Ijb(Protocol):
     """Fuse flipped images (F2) or not (F1); by default F2 if the features contain them."""
 
     def open_images(self, source: str | None, image_size: int) -> ReadableImages:
-        """Open the images; align them by the official landmarks if the folder has these."""
+        """Open the images; align them by the official landmarks if ``files`` contains them."""
         landmarks = find_ijb_files(self.files).landmarks
         if landmarks is None:
             return open_source(required_source(source))
         return open_landmarked_images(required_source(source), landmarks, image_size)
 
     def evaluate(self, features: Features, options: EvaluationOptions) -> Sequence[Result]:
-        """One result for 1:1 and one for 1:N, if the folder contains the files for them."""
+        """Return a result for 1:1 and one for 1:N, each only if ``files`` contains its lists."""
         files = find_ijb_files(self.files)
         images = read_template_images(files.images)
         pooled = pool(
@@ -67,7 +67,9 @@ class Ijb(Protocol):
         results = []
         if files.pairs is not None:
             pairs = read_template_pairs(files.pairs)
-            results.append(verify_templates(pooled, pairs, None, options.resamples))
+            results.append(
+                verify_templates(pooled, pairs, subjects=None, resamples=options.resamples)
+            )
         if files.gallery_1 is not None and files.gallery_2 is not None and files.probe is not None:
             galleries = [read_template_subjects(files.gallery_1)]
             galleries.append(read_template_subjects(files.gallery_2))

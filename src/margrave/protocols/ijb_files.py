@@ -38,6 +38,7 @@ _SUFFIXES = {
     "probe": ("_1n_probe_mixed.csv",),
 }
 _BLOCK_BYTES = 2**24
+"""Size of the blocks in which `read_template_pairs` reads a file."""
 _PAIR_LINES = re.compile(
     rb"(?:(?:[ \t]*+[0-9]{1,%d}+[ \t]++[0-9]{1,%d}+[ \t]++[01])?+[ \t]*+\r?+\n)*+"
     % (MAX_DIGITS, MAX_DIGITS)
@@ -135,7 +136,7 @@ def read_template_images(path: str | Path) -> TemplateImages:
     """
     names: list[str] = []
     templates, media = array("q"), array("q")
-    medium_of_image = ConsistencyCheck(path, "image and template", "medium")
+    medium_check = ConsistencyCheck(path, "image and template", "medium")
     for line_number, line in read_lines(path):
         fields = line.split()
         numbers = [parse_whole_number(field) for field in fields[1:]]
@@ -147,7 +148,7 @@ def read_template_images(path: str | Path) -> TemplateImages:
                 "'1.jpg 1 69544': an image's relative path, its template and its medium",
             )
         template, medium = (value for value in numbers if value is not None)
-        medium_of_image.add((fields[0], template), medium, line_number, line)
+        medium_check.add((fields[0], template), medium, line_number, line)
         names.append(fields[0])
         templates.append(template)
         media.append(medium)
@@ -174,9 +175,10 @@ def read_template_pairs(path: str | Path) -> TemplatePairs:
                 if not lines_before and not remainder:
                     # Remove a UTF-8 byte order mark from the beginning of the file.
                     block = block.removeprefix(b"\xef\xbb\xbf")
-                block, newline, remainder = (remainder + block).rpartition(b"\n")
-                parsed_blocks.append(_parse_pairs(path, block + newline, lines_before))
-                lines_before += block.count(b"\n") + len(newline)
+                complete, newline, remainder = (remainder + block).rpartition(b"\n")
+                complete += newline
+                parsed_blocks.append(_parse_pairs(path, complete, lines_before))
+                lines_before += complete.count(b"\n")
             if remainder:
                 parsed_blocks.append(_parse_pairs(path, remainder + b"\n", lines_before))
     except OSError as error:
@@ -190,7 +192,10 @@ def read_template_pairs(path: str | Path) -> TemplatePairs:
 
 
 def _parse_pairs(path: str | Path, block: bytes, lines_before: int) -> np.ndarray:
-    """Parse complete lines into (P, 3) int64: two templates and the label of each pair."""
+    """Parse complete lines into (P, 3) int64: two templates and the label of each pair.
+
+    `lines_before` is the number of the file's lines before the block, for messages.
+    """
     match = _PAIR_LINES.match(block)
     valid_end = match.end() if match else 0
     if valid_end < len(block):
@@ -218,12 +223,12 @@ def read_template_subjects(path: str | Path) -> TemplateSubjects:
             are no lines; the message names the file and lines.
     """
     subject_of: dict[int, int] = {}
-    template_subject = ConsistencyCheck(path, "template", "subject")
+    subject_check = ConsistencyCheck(path, "template", "subject")
     for line_number, line, fields in read_table(path, ("template_id", "subject_id")):
         template, subject = map(parse_whole_number, fields)
         if template is None or subject is None:
             raise malformed(path, line_number, line, "whole numbers as TEMPLATE_ID and SUBJECT_ID")
-        template_subject.add(template, subject, line_number, line)
+        subject_check.add(template, subject, line_number, line)
         subject_of[template] = subject
     if not subject_of:
         raise ValueError(f"{path} holds no templates below its header line; check the file")

@@ -51,15 +51,17 @@ class MegaFace(Protocol):
         distractors = FeatureStore(self.distractors)
         features.check_comparable(distractors)
         labels = features.labels
+        # If any image has no label, the images' names give the identities.
         if (labels < 0).any():
             identities = [facescrub_identity(name) for name in features.names]
             labels = np.unique(identities, return_inverse=True)[1]
         is_readable = np.zeros(len(features), bool)
         is_readable[features.readable_rows] = True
+        is_compared = is_readable
         rows = features.rows[0 : len(features)]
         units = np.zeros(rows.shape)
         units[is_readable] = unit_rows(rows[is_readable])
-        # The lists belong to the state's key: only an evaluation with the same lists is resumed.
+        # The names in the list files. A saved state is only resumed if they are the same.
         lists: list[list[str]] = []
         if self.probe_noise is not None:
             noisy_names = read_noise_list(self.probe_noise)
@@ -79,7 +81,8 @@ class MegaFace(Protocol):
                 np.random.default_rng(options.seed),
                 features.names,
             )
-            is_readable |= is_noisy
+            # A noisy probe now has an embedding, even if its image is unreadable.
+            is_compared = is_readable | is_noisy
         is_used = np.zeros(len(distractors), bool)
         is_used[distractors.readable_rows] = True
         if self.distractor_list is not None:
@@ -90,12 +93,12 @@ class MegaFace(Protocol):
         if self.distractor_noise is not None:
             noisy_names = read_noise_list(self.distractor_noise)
             lists.append(sorted(noisy_names))
-            is_noisy = np.array([name in noisy_names for name in distractors.names])
-            _check_noise(self.distractor_noise, noisy_names, is_noisy, distractors)
-            is_used &= ~is_noisy
+            is_noisy_distractor = np.array([name in noisy_names for name in distractors.names])
+            _check_noise(self.distractor_noise, noisy_names, is_noisy_distractor, distractors)
+            is_used &= ~is_noisy_distractor
         result = evaluate_all_to_all(
-            units[is_readable].astype(np.float32),
-            labels[is_readable],
+            units[is_compared].astype(np.float32),
+            labels[is_compared],
             ChosenRows(distractors.rows, np.flatnonzero(is_used)),
             rules="MegaFace challenge 1",
             impostors_within=False,
@@ -113,7 +116,7 @@ class MegaFace(Protocol):
 def _check_noise(
     path: str | Path, noisy_names: frozenset[str], is_noisy: np.ndarray, features: Features
 ) -> None:
-    """Check that a noise list names at least one image; otherwise it belongs to other images."""
+    """Check that a noise list, unless it is empty, names at least one of the features' images."""
     if noisy_names and not is_noisy.any():
         raise ValueError(
             f"{path} names none of the images of {features.display_name}: the list has "
@@ -175,9 +178,7 @@ def read_megaface_list(path: str | Path) -> tuple[str, ...]:
     for index, entry in enumerate(entries):
         if not isinstance(entry, str) or not is_relative_path(entry):
             shown = f"{entry!r:.120}" if isinstance(entry, str) else f"a {type(entry).__name__}"
-            raise ValueError(
-                f"{path}: entry {index} of its 'path' is {shown}; expected an image's relative path"
-            )
+            raise ValueError(f"{path}: path[{index}] is {shown}; expected an image's relative path")
     return tuple(entries)
 
 

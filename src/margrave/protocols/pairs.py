@@ -65,10 +65,10 @@ class Pairs(Protocol):
     def open_images(self, source: str | None, image_size: int) -> ReadableImages:
         """Open the images that the pairs name; a .bin set contains its own images."""
         del image_size
-        packed = self.pairs is not None and self.pairs.suffix.lower() == ".bin"
-        if packed and source is not None:
+        is_packed = self.pairs is not None and self.pairs.suffix.lower() == ".bin"
+        if is_packed and source is not None:
             raise ValueError(f"{self.pairs} contains its own images; leave out --images")
-        root = "" if packed else required_source(source)
+        root = "" if is_packed else required_source(source)
         self._opened = open_pairs(
             root, self.pairs, self.number, self.pairs_seed, self.allow_outside
         )
@@ -110,26 +110,29 @@ def open_pairs(
         ValueError: the pairs are malformed, or an image is missing.
     """
     if pairs is not None and pairs.suffix.lower() == ".bin":
-        listed, packed_images = read_pairs_bin(pairs)
-        return packed_images, listed
+        pair_list, packed_images = read_pairs_bin(pairs)
+        return packed_images, pair_list
     if pairs is not None and is_path_list(pairs):
         root = source if isinstance(source, str) else source.get("root")
         if not isinstance(root, str):
             raise ValueError(f"{pairs} names files, so the images must be a folder")
-        listed, files = read_csv_pairs(pairs, root, allow_outside=allow_outside)
-        return _with_labels(files, root), listed
+        pair_list, files = read_csv_pairs(pairs, root, allow_outside=allow_outside)
+        return _with_labels(files, root), pair_list
     images = open_source(source, labeled=True)
     if pairs is not None:
-        listed = read_lfw_pairs(pairs, images)
+        pair_list = read_lfw_pairs(pairs, images)
     else:
-        listed = _draw_pairs(np.asarray(images.labels), number, seed)
-    used, inverse = np.unique(np.stack([listed.first, listed.second]), return_inverse=True)
+        pair_list = _draw_pairs(np.asarray(images.labels), number, seed)
+    used, inverse = np.unique(np.stack([pair_list.first, pair_list.second]), return_inverse=True)
     first, second = inverse.reshape(2, -1)
-    return ImageSubset(images, used), replace(listed, first=first, second=second)
+    return ImageSubset(images, used), replace(pair_list, first=first, second=second)
 
 
 def _with_labels(files: ImageFiles, root: str) -> ReadableImages:
-    """Label the images if all lie in one folder per identity; otherwise return them unchanged."""
+    """Label the images if `root` has a subfolder per identity that contains them.
+
+    Otherwise, return them unchanged.
+    """
     try:
         images = open_source(root, labeled=True)
     except ValueError:
@@ -142,7 +145,8 @@ def _with_labels(files: ImageFiles, root: str) -> ReadableImages:
 def _draw_pairs(labels: np.ndarray, number: int, seed: int) -> PairList:
     if number < MIN_DRAWN_PAIRS:
         raise ValueError(
-            f"number must be at least {MIN_DRAWN_PAIRS} and a multiple of 20, got {number}"
+            f"number must be at least {MIN_DRAWN_PAIRS} and a multiple of {MIN_DRAWN_PAIRS}, "
+            f"got {number}"
         )
     return balanced_pairs(labels, number, seed)
 
@@ -158,15 +162,15 @@ def _find_pairs(features: Features, pairs: Path | None, number: int, seed: int) 
         return _draw_pairs(features.labels, number, seed)
     if pairs.suffix.lower() != ".bin":
         return read_pairs_by_path(pairs, features.names)
-    listed, images = read_pairs_bin(pairs)
+    pair_list, images = read_pairs_bin(pairs)
     embedded = features.description["images"]
     if embedded.get("content_digest") != images.content_digest:
         raise ValueError(
             f"{features.display_name} holds features of the {len(features)} images of "
-            f"{embedded['source']!r}, not of the {len(images)} images in {pairs}; embed this file "
-            f"first: margrave embed MODEL {pairs} FEATURES"
+            f"{embedded['source']!r}, not of the {len(images)} images in {pairs}; embed the .bin "
+            f"file first: margrave embed MODEL {pairs} FEATURES"
         )
-    return listed
+    return pair_list
 
 
 def pair_result(
@@ -179,7 +183,7 @@ def pair_result(
     Args:
         features: the images' features.
         pairs: the pairs as row indices of the features.
-        resamples: number of bootstrap replicates; 0 for none.
+        resamples: number of bootstrap replicates; 0 for no intervals.
         name: the name of the set of pairs.
 
     Raises:
@@ -219,7 +223,7 @@ def pair_result(
 
 
 def digest_of_pairs(name_of: Callable[[int], str], first: np.ndarray, second: np.ndarray) -> str:
-    """The SHA-256 digest, in hex, of the names of all pairs' images in order.
+    """The SHA-256 digest, in hex, of all pairs' first images' names, then their second images'.
 
     Args:
         name_of: returns the name of the image with a given index.
@@ -273,7 +277,8 @@ def evaluate_embedder(
         pairs: the pairs as indices of the images.
         name: the name of the set of pairs.
         resamples: number of bootstrap replicates; 0 for no intervals.
-        maximum_unreadable: how many images may be unreadable; their pairs are left out.
+        maximum_unreadable: how many images may be unreadable; pairs with such an image are left
+            out.
         progress: called with (images done, total).
 
     Raises:
