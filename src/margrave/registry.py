@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from pydantic import BaseModel, ValidationError
 
 Component = TypeVar("Component", bound=Callable[..., Any])
+# The exact type of one component, which `Registry.register` preserves.
 Registered = TypeVar("Registered", bound=Callable[..., Any])
 
 
@@ -55,6 +56,7 @@ class _Source:
     typed: frozenset[str]
 
 
+# None allows all import paths: the names do not come from a file, or the user trusts it.
 _source: ContextVar[_Source | None] = ContextVar("source", default=None)
 
 
@@ -163,7 +165,7 @@ def settings_schema(component: Callable[..., Any]) -> type[BaseModel]:
 
 
 def _known_keys(schema: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
-    """The known settings of the block that contains an unknown key."""
+    """The known settings of the block that contains an unknown key, given the key's location."""
     from pydantic import BaseModel
 
     for part in location[:-1]:
@@ -262,7 +264,10 @@ _REGISTRIES: list[Registry[Any]] = []
 
 
 class Registry(Generic[Component]):
-    """The components of one kind, such as losses, by name.
+    """The components of one category, such as losses, by name.
+
+    Args:
+        noun: what messages call a component, such as "loss".
 
     >>> losses = Registry("loss")
     >>> @losses.register("flat")
@@ -306,11 +311,11 @@ class Registry(Generic[Component]):
             return import_path(name)
         nouns = [registry.noun for registry in _REGISTRIES if name in registry._components]
         hint = f" ({name!r} is a {nouns[0]})" if nouns else ""
-        choices = suggest(name, self._components)
-        raise ValueError(f"unknown {self.noun} {name!r}{hint}; {choices}")
+        suggestion = suggest(name, self._components)
+        raise ValueError(f"unknown {self.noun} {name!r}{hint}; {suggestion}")
 
     def validate(self, spec: Mapping[str, Any]) -> dict[str, Any]:
-        """Validate a component's specification, fill in defaults and convert values to their types.
+        """Validate ``{"kind": name, **settings}``, fill in defaults, convert values to their types.
 
         Raises:
             ValueError: a missing or unknown kind, an unknown or missing setting, or a wrong type.

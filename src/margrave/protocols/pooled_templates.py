@@ -80,7 +80,7 @@ class PooledTemplates:
         return rows
 
     def select(self, selected: TemplateSubjects) -> tuple[np.ndarray, np.ndarray]:
-        """The embeddings and the subjects of a gallery's templates or of the probe templates."""
+        """(embeddings, subjects) of some of the templates, such as those of a gallery."""
         return self.embeddings[self.rows_of(selected.templates)], selected.subjects
 
 
@@ -104,8 +104,8 @@ def pool(
         media: (N,) medium of each image.
         source: the path of the list of images, for messages.
         norm: True keeps the embeddings' norms (N1); False normalizes the embeddings (N0).
-        flip: True fuses flipped images (F2), False does not (F1); None for F2 if the features
-            contain flipped images.
+        flip: True fuses flipped images (F2), False does not (F1); None fuses them if the features
+            contain them.
         detector_scores: (N,) detector scores to weight images by (D1); None for no weights (D0).
 
     Raises:
@@ -136,7 +136,8 @@ def verify_templates(
     Args:
         pooled: the templates.
         pairs: the pairs.
-        subjects: (P, 2) subjects of both templates; None derives them from the genuine pairs.
+        subjects: (P, 2) subjects of each pair's templates; None derives them from the genuine
+            pairs.
         resamples: number of bootstrap replicates; 0 for none.
     """
     scores = template_scores(pooled.numbers, pooled.embeddings, pairs.first, pairs.second)
@@ -184,22 +185,25 @@ def check_template_pairs(path: str | Path, pairs: TemplatePairs, lines_above: in
     low, high = np.minimum(pairs.first, pairs.second), np.maximum(pairs.first, pairs.second)
     if 2 * (int(high.max()) + 1) ** 2 >= 2**63:
         # Renumber the templates, so that the keys below fit into int64.
-        codes = np.unique(np.concatenate([low, high]), return_inverse=True)[1]
-        low, high = codes[: len(low)], codes[len(low) :]
+        renumbered = np.unique(np.concatenate([low, high]), return_inverse=True)[1]
+        low, high = renumbered[: len(low)], renumbered[len(low) :]
     # A key holds the label in its last bit and the two templates in the other bits.
     keys = 2 * (low * (int(high.max()) + 1) + high) + pairs.same
     ordered = np.sort(keys)
-    # A contradictory pair has two keys that differ only in the last bit, so they are adjacent.
+    # A contradictory pair has two keys that differ only in the last bit, so that some of them
+    # are adjacent when sorted.
     contradictory = np.flatnonzero(ordered[1:] ^ ordered[:-1] == 1)
     if len(contradictory):
         key = ordered[contradictory[0]]
-        earlier, later = sorted(int(np.argmax(keys == twin)) for twin in (key, key ^ 1))
+        # The index of the first pair with either key.
+        earlier, later = sorted(int(np.argmax(keys == either)) for either in (key, key ^ 1))
         lines = islice(read_lines(path), lines_above + earlier, None)
-        earlier_number = next(lines)[0]
+        earlier_line_number = next(lines)[0]
         line_number, line = next(islice(lines, later - earlier - 1, None))
         raise malformed(
             path,
             line_number,
             line,
-            f"the pair to have the label of line {earlier_number}; correct one of them",
+            f"the pair to have the label of line {earlier_line_number}; correct one of the two "
+            "lines",
         )

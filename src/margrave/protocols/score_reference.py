@@ -16,12 +16,14 @@ MAX_IMAGES = 6000
 MIN_CALIBRATION_IDENTITIES = 10
 """A calibration needs this many identities with several images: half to fit, half to test it."""
 BINS = 100
+"""Number of bins of a score histogram."""
 FAR_STEPS = (1.0, 0.5, 0.2)
-"""The listed FARs are these multiples of each power of ten: 0.1, 0.05, 0.02, 0.01, …"""
+"""A reference lists thresholds at these multiples of 0.1, 0.01, …: FARs 0.1, 0.05, 0.02, 0.01, …"""
 MIN_FALSE_ACCEPTS = 3
 """Smallest number of false accepts that a listed FAR must allow, by the rule of three.
 
-If none of 3/p impostor pairs is accepted, the 95 % upper limit of the FAR is p.
+If none of n impostor pairs is accepted, the 95 % upper limit of the FAR is 3/n. So n pairs cannot
+show a FAR below 3/n, which allows three false accepts.
 """
 MIN_NORM_VARIATION = 1e-3
 """Norms with a smaller std / mean are equal up to rounding: the model normalizes its embeddings.
@@ -57,8 +59,9 @@ def measure_reference(features: Features, seed: int = 0) -> ScoreReference:
     units = unit_rows(ChosenRows(features.rows, rows)[0 : len(rows)]).astype(np.float32)
     genuine, impostors = pair_scores(units, labels)
     source = features.description["images"]["source"] or Path(features.display_name).name
+    # The norms are those of the images themselves, without flip fusion.
     norms = np.linalg.norm(ChosenRows(features.embeddings, rows)[0 : len(rows)], axis=1)
-    varies = norms.std() > MIN_NORM_VARIATION * norms.mean()
+    norms_vary = norms.std() > MIN_NORM_VARIATION * norms.mean()
     return ScoreReference(
         measured_on=(
             f"{quantity(len(rows), 'image')} of {quantity(len(np.unique(labels)), 'person')} in "
@@ -69,14 +72,17 @@ def measure_reference(features: Features, seed: int = 0) -> ScoreReference:
         genuine=score_histogram(genuine),
         impostors=score_histogram(impostors),
         far_thresholds=far_thresholds(impostors),
-        norm_percentiles=tuple(np.percentile(norms, np.arange(101)).tolist()) if varies else (),
+        norm_percentiles=tuple(np.percentile(norms, np.arange(101)).tolist()) if norms_vary else (),
     )
 
 
 def _sample_identities(
     rows: np.ndarray, labels: np.ndarray, generator: np.random.Generator
 ) -> np.ndarray:
-    """Rows of random identities, as many as fit into ``MAX_IMAGES`` images, but at least two."""
+    """The rows of random identities: as many identities as fit into ``MAX_IMAGES``, at least two.
+
+    If there are at most ``MAX_IMAGES`` rows, all rows.
+    """
     if len(rows) <= MAX_IMAGES:
         return rows
     identities, counts = np.unique(labels, return_counts=True)
@@ -95,10 +101,12 @@ def pair_scores(units: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.n
         labels: (N,) identities.
     """
     genuine, impostors = [], []
-    for start in range(0, len(units), 512):
-        scores = units[start : start + 512] @ units.T
+    block_rows = 512
+    for start in range(0, len(units), block_rows):
+        scores = units[start : start + block_rows] @ units.T
+        # Above the diagonal of the (N, N) score matrix, each pair occurs once.
         upper = np.arange(len(units)) > np.arange(start, start + len(scores))[:, None]
-        same = labels[start : start + 512, None] == labels
+        same = labels[start : start + block_rows, None] == labels
         genuine.append(scores[upper & same])
         impostors.append(scores[upper & ~same])
     return np.concatenate(genuine), np.concatenate(impostors)
@@ -113,9 +121,10 @@ def score_histogram(scores: np.ndarray) -> tuple[float, ...]:
 
 
 def far_thresholds(impostors: np.ndarray) -> tuple[tuple[float, float], ...]:
-    """(FAR, cosine threshold) for FARs of 0.1, 0.05, 0.02, …; higher scores are accepted.
+    """(FAR, cosine threshold) for FARs of 0.1, 0.05, 0.02, …
 
-    The list ends with the smallest FAR that allows at least three false accepts.
+    Scores strictly above the threshold are accepted. The list ends with the smallest FAR that
+    allows at least three false accepts.
 
     >>> far_thresholds(np.arange(100) / 128)
     ((0.1, 0.6953125), (0.05, 0.734375))
@@ -126,9 +135,9 @@ def far_thresholds(impostors: np.ndarray) -> tuple[tuple[float, float], ...]:
         return ()
     # 1e-9 compensates for rounding: a product such as 0.05 · 100 may come out just below 5.
     false_accepts = [int(far * len(impostors) + 1e-9) for far in targets]
-    needed = false_accepts[0] + 1
-    largest = np.sort(np.partition(impostors, -needed)[-needed:])[::-1]
-    # Above the score with index k lie the k largest scores: k false accepts.
+    num_largest = false_accepts[0] + 1
+    largest = np.sort(np.partition(impostors, -num_largest)[-num_largest:])[::-1]
+    # At most k scores are strictly above largest[k], so at most k impostor pairs are accepted.
     return tuple(
         (float(f"{far:.3g}"), float(largest[count]))
         for far, count in zip(targets, false_accepts, strict=True)

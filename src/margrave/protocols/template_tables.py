@@ -20,17 +20,18 @@ from margrave.files.text import (
 )
 from margrave.protocols.pooled_templates import TemplatePairs, check_template_pairs
 
+# An empty role leaves the template out of the 1:N evaluation.
 _TEMPLATE_ROLES = ("gallery_1", "gallery_2", "probe", "")
 _BOOLEANS = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
 
 
 @dataclass(frozen=True, eq=False)
 class TemplateTable:
-    """The N lines of a table; each line has an image, its template, its medium and its subject.
+    """The N lines of a table, each for one image in one template.
 
     Attributes:
         names: the images' paths.
-        templates: (N,) int64 template of each image.
+        templates: (N,) int64 template number of each image.
         template_numbers: template name in the table -> template number.
         media: (N,) int64 medium of each image.
         subjects: (N,) int64 subject of each image, numbered in order of appearance.
@@ -52,10 +53,11 @@ class TemplateTable:
 def read_template_table(path: str | Path) -> TemplateTable:
     """Read a CSV table with the columns path, template and subject, one image per line.
 
-    Three more columns are optional and may be empty: ``media`` (the medium's name or number, which
-    a video's frames share; an image without one is its own medium), ``score`` (the detector's
-    score) and ``role`` (gallery_1, gallery_2 or probe). Templates and subjects may be numbers or
-    names. An image may be in several templates of one subject. Other columns are ignored.
+    Three more columns are optional and may be empty: ``media`` (name or number of the medium: all
+    frames of a video have the same, and an image without one is its own medium), ``score`` (the
+    detector's score) and ``role`` (gallery_1, gallery_2 or probe). Templates and subjects may be
+    numbers or names. An image may be in several templates of one subject. Other columns are
+    ignored.
 
     Raises:
         ValueError: a column is missing, a line is malformed, a template has two subjects or two
@@ -83,9 +85,11 @@ def read_template_table(path: str | Path) -> TemplateTable:
             expected = "score as a number, "
             expected += f"role as one of {', '.join(_TEMPLATE_ROLES[:-1])} or empty"
             raise malformed(path, line_number, line, expected)
-        earlier = line_of.setdefault((name, template), line_number)
-        if earlier != line_number:
-            expected = f"each image once in a template, but it is also on line {earlier}"
+        earlier_line_number = line_of.setdefault((name, template), line_number)
+        if earlier_line_number != line_number:
+            expected = (
+                f"each image once in a template, but it is also on line {earlier_line_number}"
+            )
             raise malformed(path, line_number, line, expected)
         template_subject.add(template, subject, line_number, line)
         template_role.add(template, role, line_number, line)
@@ -125,7 +129,7 @@ def _normalized(text: str) -> str:
 
 
 def _number_names(names: Sequence[str]) -> dict[str, int]:
-    """Name -> number: the name itself if all are whole numbers, else its order of appearance."""
+    """Name -> number: the name itself if all names are whole numbers, else 0, 1, … in order."""
     numbers = {name: parse_whole_number(name) for name in names}
     if all(number is not None for number in numbers.values()):
         return {name: number for name, number in numbers.items() if number is not None}

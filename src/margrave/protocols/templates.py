@@ -39,7 +39,7 @@ class Templates(Protocol):
     """Evaluate your own templates: 1:1 verification, open-set 1:N, or IJB-S's search.
 
     Templates with the roles gallery_1, gallery_2 and probe are evaluated 1:N. A table of pairs is
-    evaluated 1:1. Without either, all pairs of templates are compared.
+    evaluated 1:1. Without roles and without such a table, all pairs of templates are compared.
     """
 
     positional: ClassVar[tuple[str, ...]] = ("table",)
@@ -49,7 +49,7 @@ class Templates(Protocol):
     pairs: Path | None = None
     """A CSV with the columns template_a, template_b and same."""
     surveillance: bool = False
-    """Search gallery_1 for each probe by IJB-S's rules; report ranks, and DIR at FAR."""
+    """Search gallery_1 by IJB-S's rules; report rank-k rates, and DIR at FAR."""
     norm: bool = True
     """Keep the embeddings' norms (N1), or normalize the embeddings (N0)."""
     detector: bool = False
@@ -64,7 +64,7 @@ class Templates(Protocol):
             unscored = table.names[int(np.isnan(table.scores).argmax())]
             raise ValueError(
                 f"{self.table} has no score for {unscored}; add the detector's scores in a column "
-                "score, or leave out --detector"
+                "named score, or leave out --detector"
             )
         pooled = pool(
             features,
@@ -76,7 +76,8 @@ class Templates(Protocol):
             flip=self.flip,
             detector_scores=table.scores if self.detector else None,
         )
-        # All lines of a template have the same subject and role, so take its first line.
+        # All lines of a template have the same subject and role, so take its first line. The order
+        # is that of pooled.numbers: ascending template numbers.
         first_line = np.unique(table.templates, return_index=True)[1]
         subjects, roles = table.subjects[first_line], table.roles[first_line]
         templates_of = {
@@ -97,7 +98,7 @@ class Templates(Protocol):
         elif not can_search:
             results.append(_compare_all_pairs(pooled, subjects, options))
         if can_search and self.surveillance:
-            results.append(_search_surveillance(pooled, galleries[0], probe, options))
+            results.append(_search_surveillance(pooled, templates_of["gallery_1"], probe, options))
         elif can_search:
             results.append(identify_open_set(pooled, galleries, probe, options))
         return results
@@ -140,10 +141,12 @@ def _search_surveillance(
     probe: TemplateSubjects,
     options: EvaluationOptions,
 ) -> Result:
-    """Search a gallery by IJB-S's rules: closed-set ranks, and DIR at FAR."""
-    sides = (*pooled.select(probe), *pooled.select(gallery))
-    detection = detection_rates(*sides, ranks=SURVEILLANCE_RANKS, **options.search)
-    closed_set = evaluate_identification(*sides, ranks=SURVEILLANCE_RANKS, **options.search)
+    """Search a gallery by IJB-S's rules: closed-set rank-k rates, and DIR at FAR."""
+    probe_and_gallery = (*pooled.select(probe), *pooled.select(gallery))
+    detection = detection_rates(*probe_and_gallery, ranks=SURVEILLANCE_RANKS, **options.search)
+    closed_set = evaluate_identification(
+        *probe_and_gallery, ranks=SURVEILLANCE_RANKS, **options.search
+    )
     rules = f"{closed_set.rules}; DIR at FAR; {pooled.code}"
     result = replace(closed_set, rules=rules).result("search")
     figures = [figure for rate in detection for figure in rate.figures()]

@@ -40,8 +40,8 @@ def choose_operating_points(
         ValueError: there are too few impostor pairs to allow one false accept at a FAR target.
     """
     comparison = compare_all(features, distractors, far_targets, options)
-    images = features.description["images"]["source"] or Path(features.display_name).name
-    result = replace(comparison.result(), origin=replace(features.origin, images=images))
+    image_set = features.description["images"]["source"] or Path(features.display_name).name
+    result = replace(comparison.result(), origin=replace(features.origin, images=image_set))
     return points_of_result(result, far_targets)
 
 
@@ -51,8 +51,8 @@ def points_of_result(
     """Extract the operating points of a result.
 
     Args:
-        result: a result with TAR at FAR and thresholds, such as one of the protocols all-to-all and
-            pairs.
+        result: a result with TAR at FAR and thresholds, such as a result of the protocol all-to-all
+            or pairs.
         far_targets: the FARs to extract; by default all with enough impostor pairs.
 
     Raises:
@@ -77,6 +77,7 @@ def points_of_result(
                 "of its FARs; add identities, or use more pairs"
             )
     counts = result.counts
+    # Some results, such as those of the protocol pairs, count only all pairs and the genuine ones.
     impostors = counts.get("impostors", counts.get("pairs", 0) - counts.get("genuine", 0))
     measured_on = result.origin.images or result.name
     if "identities" in counts:
@@ -102,6 +103,7 @@ def points_of_result(
         points.append(
             OperatingPoint(
                 far=far,
+                # Never None in `figure_of_far`; `or 0.0` is for the type checker.
                 threshold=float(figure.threshold or 0.0),
                 threshold_interval=figure.threshold_interval,
                 true_accept_rate=figure.value,
@@ -149,7 +151,7 @@ def check_features_match_model(model: str | Path, origin: Origin, what: str) -> 
     """
     opened = open_model(model)
     actual = {"weights": origin.weights, **current_card(origin.preparation)}
-    # A preprocessing setting that the card does not have counts as equal.
+    # A preprocessing setting that the card does not have is expected to be as it is in `actual`.
     expected = {name: _as_json(getattr(opened.card, name, actual[name])) for name in actual}
     expected["weights"] = opened.digest
     if differing := [name for name in actual if _as_json(actual[name]) != expected[name]]:

@@ -18,13 +18,13 @@ from margrave.quantity import quantity
 # The roles, and the names of their folders.
 _GALLERY, _DISTRACTORS, _PROBES = "Gallery_Match", "Gallery_Distractor", "Probe"
 _ROLES = (_GALLERY, _DISTRACTORS, _PROBES)
-# Role -> the list's file name, the MATLAB variable with image names, and that with identities.
+# Role -> the list's file name, and its MATLAB variables of image names and of identities.
 _LISTS = {
     _GALLERY: ("gallery_match_img_ID_pairs.mat", "gallery_set", "gallery_ids"),
     _PROBES: ("probe_img_ID_pairs.mat", "probe_set", "probe_ids"),
 }
-_LEVELS = 2
-"""How many levels below the given folder the images' folders and the lists may lie."""
+_MAX_LEVELS = 2
+"""How far below the given folder the folder with the role folders, or with a list, may lie."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,13 +61,14 @@ def read_tinyface(folder: str | Path) -> TinyFaceFiles:
         The images, as paths relative to the given folder in natural order.
 
     Raises:
-        ValueError: there are no such subfolders, or several; a subfolder has no images; a file name
-            does not begin with a number; a list cannot be read or contradicts the images.
+        ValueError: no folder or several folders have these subfolders; a subfolder has no images; a
+            file name does not begin with a number; a list exists twice, cannot be read, or
+            contradicts the images.
     """
     folder = Path(folder)
-    folders = list(folders_within(folder, _LEVELS, frozenset(_ROLES)))
-    complete = [path for path in folders if set(_ROLES) <= set(list_names(path, folders=True))]
-    root = unique_path(complete, f"the folders {', '.join(_ROLES)}", folder)
+    folders = list(folders_within(folder, _MAX_LEVELS, frozenset(_ROLES)))
+    roots = [path for path in folders if set(_ROLES) <= set(list_names(path, folders=True))]
+    root = unique_path(roots, f"the folders {', '.join(_ROLES)}", folder)
     if root is None:
         raise ValueError(
             f"neither {folder} nor a folder below it contains {', '.join(_ROLES)}; "
@@ -112,7 +113,7 @@ def _identity(folder: Path, path: str) -> int:
 def _listed_paths(
     role_folder: Path, paths: Sequence[str], identity_of: dict[str, int]
 ) -> list[str]:
-    """The paths whose file names are in the list; each file in the list must exist."""
+    """The paths of the images in a list (`identity_of`); each listed image must exist."""
     selected = [path for path in paths if PurePosixPath(path).name in identity_of]
     existing = {PurePosixPath(path).name for path in selected}
     if missing := [name for name in identity_of if name not in existing]:
@@ -151,25 +152,26 @@ def _read_list(
     if len(names) != len(identities) or not names:
         raise ValueError(
             f"{path}: {names_key} has {len(names)} entries and {identities_key} {len(identities)}; "
-            "both must have the same number, at least 1"
+            "both must have the same number of entries, at least 1"
         )
     identity_of: dict[str, int] = {}
     for row, (name, identity) in enumerate(zip(names, identities, strict=True), start=1):
-        label = _as_integer(identity)
+        label = _as_whole_number(identity)
         if not isinstance(name, str) or not name or label is None:
             raise ValueError(
-                f"{path}: row {row} is {name!r}, {identity!r}; expected a file name and an integer"
+                f"{path}: row {row} is {name!r}, {identity!r}; expected a file name and a "
+                "non-negative integer"
             )
         if identity_of.setdefault(name, label) != label:
             raise ValueError(
                 f"{path}: row {row} gives {name} identity {label}, but an earlier row "
-                f"{identity_of[name]}; correct one of them"
+                f"gives {identity_of[name]}; correct one of the two rows"
             )
     return identity_of
 
 
-def _as_integer(value: Value) -> int | None:
-    """Convert a MATLAB number or text to an integer; None if it is not one."""
+def _as_whole_number(value: Value) -> int | None:
+    """Convert a number or a text of digits to a non-negative integer; None for other values."""
     if isinstance(value, float):
         return parse_whole_number(f"{value:.0f}") if value.is_integer() else None
     return parse_whole_number(str(value)) if isinstance(value, int | str) else None

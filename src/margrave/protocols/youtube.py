@@ -31,8 +31,8 @@ _HEADER = "split number, pair number in split, first name, second name, is same"
 class YouTube(Protocol):
     """Verify pairs of videos, whose frames are pooled (YTF).
 
-    The features are those of the frames, named ``Person/number/frame.jpg``. Pairs of videos are
-    evaluated by LFW's protocol.
+    The features are those of the frames, named ``Person/number/frame.jpg`` with the video's number.
+    Pairs of videos are evaluated by LFW's protocol.
 
     Source: Wolf, Hassner, Maoz, "Face recognition in unconstrained videos" (2011), the restricted
     protocol.
@@ -58,12 +58,14 @@ class YouTube(Protocol):
                 f"{features.name(0)!r}"
             )
         # Each video is one template with one medium, so pooling takes the mean of its frames.
-        template = np.repeat(np.arange(len(videos)), [len(frames_of[video]) for video in videos])
+        template_of_frame = np.repeat(
+            np.arange(len(videos)), [len(frames_of[video]) for video in videos]
+        )
         pooling = Pooling(flip=features.flipped is not None)
         _, pooled = pool_templates(
             features.embeddings,
-            template,
-            np.zeros_like(template),
+            template_of_frame,
+            np.zeros_like(template_of_frame),
             flipped=features.flipped,
             rows=np.concatenate([frames_of[video] for video in videos]),
             pooling=pooling,
@@ -72,10 +74,11 @@ class YouTube(Protocol):
         first, second = (
             np.array([row_of[video] for video in side]) for side in (pairs.first, pairs.second)
         )
-        names = [PurePath(video).parts[0] for video in videos]
-        identity = np.unique(names, return_inverse=True)[1]
-        identities = np.stack([identity[first], identity[second]], axis=1)
-        # Identities are the folders' names. Corrected labels may contradict them.
+        # A video's identity is its top folder. Corrected labels may contradict these identities;
+        # then the bootstrap resamples pairs.
+        identity_names = [PurePath(video).parts[0] for video in videos]
+        identity_of_video = np.unique(identity_names, return_inverse=True)[1]
+        identities = np.stack([identity_of_video[first], identity_of_video[second]], axis=1)
         consistent = ((identities[:, 0] == identities[:, 1]) == pairs.same).all()
         result = evaluate_pairs(
             pooled[first],
@@ -134,7 +137,8 @@ def read_youtube_pairs(path: str | Path) -> VideoPairs:
         fields = split_fields(path, line_number, line)
         split = parse_whole_number(fields[0])
         if len(fields) != len(columns) or split is None or fields[-1] not in ("0", "1"):
-            raise malformed(path, line_number, line, f"fields as in the header line {header!r}")
+            expected = f"fields as in the header line {header!r}: a whole number first, 0 or 1 last"
+            raise malformed(path, line_number, line, expected)
         videos = [fields[column] for column in video_columns]
         if not all(map(is_relative_path, videos)):
             raise malformed(path, line_number, line, "two videos as 'Name/number'")
@@ -154,8 +158,13 @@ def _normalize_column(column: str) -> str:
 
 
 def _number_folds(path: str | Path, splits: list[int]) -> np.ndarray:
-    """(P,) int64 fold of each pair; check that folds are contiguous and of nearly equal size."""
-    folds = [(split, len(list(lines))) for split, lines in groupby(splits)]
+    """(P,) int64 fold of each pair; check that the folds are as in ``VideoPairs``.
+
+    Args:
+        path: the file, for messages.
+        splits: (P,) YTF's split number of each pair.
+    """
+    folds = [(split, len(list(fold))) for split, fold in groupby(splits)]
     sizes = [size for _, size in folds]
     if len({split for split, _ in folds}) < len(folds):
         raise ValueError(

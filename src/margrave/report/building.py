@@ -41,6 +41,8 @@ from margrave.training import read_adaptation
 Note = Callable[[str], None]
 """Called with a message about what a report leaves out."""
 MAX_LAB_LOSSES = 10
+_CHOSEN_LOSSES = 4
+"""Number of losses that the margin lab initially shows."""
 MAX_SETTINGS = 100_000
 """Longest text of settings that a page shows, in characters."""
 MAX_SYNTHETIC = 200_000
@@ -117,13 +119,13 @@ def _metrics_of_runs(inputs: Sequence[ReportInput]) -> dict[str, Any]:
 
 
 def _subtitle(inputs: Sequence[ReportInput]) -> str:
-    kinds = {
+    counts = {
         "study": sum(report_input.study is not None for report_input in inputs),
         "run": sum(report_input.run is not None for report_input in inputs),
     }
-    kinds["result file"] = len(inputs) - sum(kinds.values())
+    counts["result file"] = len(inputs) - sum(counts.values())
     parts = [
-        f"{count} × {kind}" if count > 1 else f"a {kind}" for kind, count in kinds.items() if count
+        f"{count} × {kind}" if count > 1 else f"a {kind}" for kind, count in counts.items() if count
     ]
     return "Face recognition: " + ", ".join(parts)
 
@@ -137,6 +139,7 @@ def _summary(inputs: Sequence[ReportInput], results: Sequence[Result]) -> Sectio
                 paragraph = Text(clean_text(str(question), 2000))
                 if paragraph not in blocks:
                     blocks.append(paragraph)
+            # A study's first note is its verdict.
             blocks += [Text(f"{result.name}: {text}", "verdict") for text in result.notes[:1]]
         if report_input.run is not None and not report_input.results:
             text = (
@@ -165,7 +168,10 @@ def _summary(inputs: Sequence[ReportInput], results: Sequence[Result]) -> Sectio
 
 
 def _main_figures(result: Result) -> Iterator[str]:
-    """Yield a sentence with the first three reliable figures over all data, if there are any."""
+    """Yield a sentence with the first three figures, if there are any.
+
+    Figures of strata, from too few pairs, and of standard deviations are left out.
+    """
     parts = []
     for figure in result.figures:
         if figure.stratum or figure.value is None or figure.too_few:
@@ -188,6 +194,7 @@ def _comparable_groups(results: Sequence[Result]) -> list[list[Result]]:
         if scores is not None and scores.images_digest:
             key: object = scores.images_digest
         elif scores is not None:
+            # The images' names are unknown, so equal labels stand for equal pairs.
             key = scores.same, scores.identities
         elif result.origin.images_digest:
             key = result.protocol, result.origin.images_digest
@@ -235,18 +242,18 @@ def _result_sections(results: Sequence[Result]) -> Iterator[Section]:
         yield _with_result_name(curves_section(group), group[0], len(comparable_groups) > 1)
     yield rates_section(results)
     summaries = [result for result in results if result.protocol == "groups"]
-    for index, summary in enumerate(results):
-        if summary.protocol == "groups":
-            # A summary follows the results of its groups.
-            start = max(0, index - summary.counts.get("groups", 0))
+    for index, result in enumerate(results):
+        if result.protocol == "groups":
+            # This summary follows the results of its groups, one result per group.
+            start = max(0, index - result.counts.get("groups", 0))
             section = groups_section(results[start:index])
-            yield _with_result_name(section, summary, len(summaries) > 1)
+            yield _with_result_name(section, result, len(summaries) > 1)
     for result in results:
-        curve = result.curves.get("norm by quality")
+        norm_curve = result.curves.get("norm by quality")
         for section in (
             score_section(result),
             strata_section(result),
-            norm_quality_section(curve),
+            norm_quality_section(norm_curve),
             discard_section(result),
             calibration_section(result),
         ):
@@ -270,7 +277,7 @@ def _face_sections(report_input: ReportInput, trust_code: bool, note: Note) -> I
         return
     for result in report_input.results:
         test_set = config.evaluation.sets.get(result.name)
-        if test_set is None or (test_set.images and _is_unsafe(test_set.images, note)):
+        if test_set is None or (test_set.images and _is_refused(test_set.images, note)):
             continue
         try:
             section = hardest_section(result, *open_evaluation_set(test_set))
@@ -283,7 +290,7 @@ def _face_sections(report_input: ReportInput, trust_code: bool, note: Note) -> I
         read_adaptation(line) for line in report_input.metrics if line["kind"] == "adaptation"
     ]
     record = records[-1] if records else None
-    if record is None or not record.classes or _is_unsafe(config.data.train, note):
+    if record is None or not record.classes or _is_refused(config.data.train, note):
         return
     try:
         yield classes_section(record, open_source(config.data.train, labeled=True))
@@ -291,8 +298,11 @@ def _face_sections(report_input: ReportInput, trust_code: bool, note: Note) -> I
         note(f"no thumbnails of the training images: {error}")
 
 
-def _is_unsafe(source: Mapping[str, Any], note: Note) -> bool:
-    """Whether a run's data source needs the network or is too large; `note` gets the reason."""
+def _is_refused(source: Mapping[str, Any], note: Note) -> bool:
+    """Whether a data source is not opened: it needs the network or is too large.
+
+    `note` is called with the reason.
+    """
     remote = [text for text in texts_in(source) if "://" in text]
     if remote:
         note(f"no thumbnails from {clean_text(remote[0])}: a report makes no network requests")
@@ -324,7 +334,7 @@ def _lab_section(
     except ValueError as error:
         note(f"no margin lab: {error}")
         return Section(title)
-    chosen = [name for name in losses if name in tables["losses"]][:4]
+    chosen = [name for name in losses if name in tables["losses"]][:_CHOSEN_LOSSES]
     return Section(title, [Lab({**tables, "chosen": chosen}, lab_charts())])
 
 
@@ -383,7 +393,7 @@ def lab_page(losses: Mapping[str, Any] | None, tables: Mapping[str, Any]) -> Pag
             shows four well-known losses.
         tables: the tables of all losses, from `margrave.report.lab.lab_tables`.
     """
-    chosen = {} if losses is None else {"chosen": list(losses)[:4]}
+    chosen = {} if losses is None else {"chosen": list(losses)[:_CHOSEN_LOSSES]}
     lab = Lab({**tables, **chosen}, lab_charts())
     subtitle = "What each loss does to a sample, as its own code computes it"
     return Page("Margin lab", subtitle, [Section("Losses", [lab])])

@@ -15,6 +15,7 @@ import altair as alt
 Rows = Sequence[Mapping[str, Any]]
 Scale = Literal["linear", "log"]
 
+# The colors of series.
 COLORS = (
     "#2f7fc1",
     "#c4681a",
@@ -27,6 +28,7 @@ COLORS = (
     "#868a1e",
     "#78838d",
 )
+# The dash patterns of series: lengths of dashes and gaps in turn, in pixels.
 DASHES = (
     [1, 0],
     [6, 3],
@@ -40,13 +42,20 @@ DASHES = (
     [7, 1],
 )
 HEIGHT = 260
+"""Default height of a chart in pixels."""
 MAX_VALUE = 1e12
 """Charts leave out rows with a number above this in magnitude."""
 FONT = "system-ui, sans-serif"
 
 
 def styled_spec(chart: Any, description: str, height: int | None = HEIGHT) -> dict[str, Any]:
-    """The Vega-Lite specification of a chart in the page's style, as wide as its container."""
+    """The Vega-Lite specification of a chart in the page's style, as wide as its container.
+
+    Args:
+        chart: the Altair chart.
+        description: the chart in words, for screen readers.
+        height: height in pixels; None keeps the chart's own height.
+    """
     properties: dict[str, Any] = {"width": "container", "description": description}
     if height is not None:
         properties["height"] = height
@@ -191,14 +200,14 @@ def _vertical_lines(positions: Mapping[str, float], scale: Any) -> list[Any]:
         ]
     )
     # With an empty title in this layer, the axis shows the title of the other layers.
-    axis = alt.X("at:Q", title="", scale=scale)
+    x = alt.X("at:Q", title="", scale=scale)
     rule = alt.Chart(data).mark_rule(strokeDash=[4, 3], color="currentColor", opacity=0.7)
     text = alt.Chart(data).mark_text(
         align="left", baseline="top", dx=4, fontSize=11, fill="currentColor"
     )
     return [
-        rule.encode(x=axis),
-        text.encode(x=axis, y=alt.Y("pixels_from_top:Q", scale=None, axis=None), text="label:N"),
+        rule.encode(x=x),
+        text.encode(x=x, y=alt.Y("pixels_from_top:Q", scale=None, axis=None), text="label:N"),
     ]
 
 
@@ -224,7 +233,7 @@ def histogram(
             x=alt.X("start:Q", title=x, scale=scale),
             x2="end:Q",
             y=alt.Y("share:Q", title="share of pairs", axis=alt.Axis(format="%"), stack=None),
-            y2=alt.value(HEIGHT),
+            y2=alt.value(HEIGHT),  # The bottom of the chart: pixels count from the top.
             color=series_color(names),
             tooltip=[
                 alt.Tooltip("series:N", title=" "),
@@ -321,7 +330,10 @@ def _scale(kind: Scale, domain: tuple[float, float] | None) -> Any:
 
 
 def _finite_rows(rows: Rows) -> list[dict[str, Any]]:
-    """Round numbers to five significant digits; leave out rows that cannot be drawn."""
+    """Round floats to five significant digits.
+
+    Rows with a number that is NaN or above ``MAX_VALUE`` in magnitude are left out.
+    """
     shown = []
     for row in rows:
         numbers = [value for value in row.values() if isinstance(value, int | float)]
