@@ -12,7 +12,7 @@ from margrave.evaluation import Figure, Result
 MAX_NAME = 200
 """Longest name on a page, in characters."""
 MAX_NOTE = 2000
-"""Longest note on a page, in characters."""
+"""Longest note, or text of a protocol's rules, on a page, in characters."""
 # Control characters, characters that change the text direction, and lone surrogates.
 UNSHOWABLE = re.compile(
     "[\\x00-\\x08\\x0b-\\x1f\\x7f-\\x9f\\u202a-\\u202e\\u2066-\\u2069\\ud800-\\udfff]"
@@ -30,7 +30,10 @@ def clean_text(text: str, limit: int = MAX_NAME) -> str:
 
 
 def clean_result(result: Result) -> Result:
-    """A copy of a result with clean texts; the settings are copied unchanged."""
+    """A copy of a result with clean texts.
+
+    Other values, such as the settings and the scores, are copied unchanged.
+    """
     return replace(
         result,
         protocol=clean_text(result.protocol),

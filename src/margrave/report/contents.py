@@ -92,7 +92,7 @@ class Lab:
 
     Attributes:
         tables: the losses' curves, from ``margrave.report.lab.lab_tables``.
-        charts: the empty charts, from ``margrave.report.lab_charts.lab_charts``.
+        charts: the charts' specs without data, from ``margrave.report.lab_charts.lab_charts``.
     """
 
     tables: Mapping[str, Any]

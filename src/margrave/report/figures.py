@@ -34,18 +34,19 @@ def strata_table(result: Result) -> Table | None:
 
 def counts_table(results: Sequence[Result]) -> Table:
     """A table of counts, unreadable images, model, protocol and version; one column per result."""
-    names = list(dict.fromkeys(name for result in results for name in result.counts))
+    count_names = list(dict.fromkeys(name for result in results for name in result.counts))
     rows = [
         [name.replace("_", " "), *(_count_text(result.counts.get(name)) for result in results)]
-        for name in names
+        for name in count_names
     ]
     identity_counts = [_count_identities(result) for result in results]
-    if "identities" not in names and any(identity_counts):
+    if "identities" not in count_names and any(identity_counts):
         rows.insert(0, ["identities", *(_count_text(count) for count in identity_counts)])
     rows.append(["unreadable images", *(_count_text(len(result.unreadable)) for result in results)])
     for label, values in (
         ("images", [result.origin.images for result in results]),
         ("model", [result.origin.model for result in results]),
+        # The first 12 hex digits of the weights' digest.
         ("weights", [result.origin.weights[:12] for result in results]),
         ("protocol", [result.rules or result.protocol for result in results]),
         ("measured by", [f"Margrave {result.version}" for result in results]),

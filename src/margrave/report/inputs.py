@@ -16,7 +16,7 @@ from margrave.studies import StudyFolder
 MAX_RESULTS = 50
 """Largest number of results in one file."""
 MAX_SEED = 2**63
-"""Seeds in a file must be smaller; an integer in JSON may have thousands of digits."""
+"""Seeds in a file must be below this: an integer in JSON may have thousands of digits."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,8 @@ def open_input(path: Path) -> ReportInput:
             )
         if any(result.protocol != "study" for result in results):
             raise ValueError(
-                f"{study.results} holds results that are not of this study; remove the file"
+                f"{study.results} holds results that are not of this study; remove the file and "
+                f"compare the finished cells again: margrave study --resume {path} --no-train"
             )
         return ReportInput(name, results, cell_metrics=_cell_metrics(study, results), study=study)
     if run.is_run():
@@ -90,7 +91,7 @@ def _clean_results(results: Sequence[Result], path: Path) -> tuple[Result, ...]:
 
 
 def study_losses(result: Result) -> dict[str, Mapping[str, Any]]:
-    """Loss name -> settings, from a study's result; malformed settings are left out."""
+    """Loss name -> settings, from a study's result; losses with malformed settings are left out."""
     losses = result.settings.get("losses")
     if not isinstance(losses, Mapping):
         return {}
@@ -102,7 +103,7 @@ def _cell_metrics(
 ) -> dict[str, dict[str, list[dict[str, Any]]]]:
     """Result name -> loss name -> metrics lines of the study's first seed.
 
-    Losses without metrics are left out.
+    A tuned loss has the name of its chosen variant. Losses without metrics are left out.
     """
     metrics: dict[str, dict[str, list[dict[str, Any]]]] = {}
     for result in results:
@@ -110,11 +111,11 @@ def _cell_metrics(
         seed = seeds[0] if isinstance(seeds, list | tuple) and seeds else 0
         if not isinstance(seed, int) or not 0 <= seed < MAX_SEED:
             continue
-        lines_of_loss = metrics.setdefault(result.name, {})
-        for loss, settings in study_losses(result).items():
+        lines_by_loss = metrics.setdefault(result.name, {})
+        for loss_name, settings in study_losses(result).items():
             # A tuned loss was trained under the name of the variant that tuning chose.
-            name = str(settings.get("name", loss))
+            name = str(settings.get("name", loss_name))
             run = study.run_named(str(condition or result.name), name, seed)
             if run is not None and (lines := run.read_metrics()):
-                lines_of_loss[name] = lines
+                lines_by_loss[name] = lines
     return metrics

@@ -78,22 +78,22 @@ def lab_tables(
             raise ValueError(f"{name} cannot be drawn: {error}") from error
         if progress is not None:
             progress(done, len(shown))
-    used = {
-        name for table in tables.values() for curves in _curve_tables(table)
-        for name in curves["axes"]
+    used_axes = {
+        axis_name for loss_table in tables.values() for table in _chart_tables(loss_table)
+        for axis_name in table["axes"]
     }  # fmt: skip
     return {
         "steps": STEPS,
         "contexts": [
-            _axis_settings(axis) for axis in (*CONTEXTS, TARGET_ANGLE) if axis.name in used
+            _axis_settings(axis) for axis in (*CONTEXTS, TARGET_ANGLE) if axis.name in used_axes
         ],
         "losses": tables,
     }
 
 
-def _curve_tables(table: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """The tables of a loss's four charts."""
-    return [table[name] for name in ("target", "negatives", "boundary", "gradient")]
+def _chart_tables(loss_table: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The tables of a loss's four charts, from its `_loss_table`."""
+    return [loss_table[name] for name in ("target", "negatives", "boundary", "gradient")]
 
 
 def _axis_settings(axis: Axis) -> dict[str, Any]:
@@ -118,7 +118,7 @@ def _is_drawable(loss: Loss) -> bool:
 def _slider_axes(loss: Loss) -> list[Axis]:
     """The axes of the ``MAX_PARAMETERS`` hyperparameters that change the curves most.
 
-    The margin comes first.
+    A hyperparameter named ``margin`` comes first, unless it changes nothing.
     """
     coarse_cosines = np.cos(np.linspace(0, math.pi, 91))
     # The defaults, and the smallest and the largest of each context value.
@@ -169,6 +169,7 @@ def _candidate_axes(loss: Loss) -> list[Axis]:
             values = [value - 2, value - 1, value, value + 1, value + 2]
         elif isinstance(value, float):
             values = [round(value * factor, 6) for factor in FACTORS]
+            # All multiples of 0 are 0.
             values = values if value else [0.0, 0.1, 0.2, 0.3, 0.4, 0.5]
         valid = [step for step in values if _variant(loss, {field.name: step}) is not None]
         if value in valid and len(valid) > 1:
@@ -188,35 +189,38 @@ def _variant(loss: Loss, values: Mapping[str, Any]) -> Loss | None:
 
 def _loss_table(loss: Loss) -> dict[str, Any]:
     """Tabulate a loss's four charts over the hyperparameters and context values they depend on."""
-    parameters = _slider_axes(loss)
+    parameter_axes = _slider_axes(loss)
     cosines = grid_cosines()
     doc_lines = (type(loss).__doc__ or "").strip().splitlines()
 
     def target(values: Mapping[str, Any]) -> np.ndarray:
-        variant, context = _split_values(loss, parameters, values)
+        variant, context = _split_values(loss, parameter_axes, values)
         return modified_targets(variant, cosines, context)
 
     def negatives(values: Mapping[str, Any]) -> np.ndarray:
-        variant, context = _split_values(loss, parameters, values)
+        variant, context = _split_values(loss, parameter_axes, values)
         degrees = context.pop("target_angle", TARGET_DEGREES[TARGET_ANGLE.default_index])
         return modified_negatives(variant, cosines, degrees, context)
 
     def boundary(values: Mapping[str, Any]) -> np.ndarray:
-        variant, context = _split_values(loss, parameters, values)
+        variant, context = _split_values(loss, parameter_axes, values)
         return boundary_degrees(variant, context)
 
     def gradient(values: Mapping[str, Any]) -> np.ndarray:
-        variant, context = _split_values(loss, parameters, values)
+        variant, context = _split_values(loss, parameter_axes, values)
         return gradient_scales(variant, context)
 
-    target_axes = _effective_axes(target, [*parameters, *CONTEXTS])
-    negative_axes = _effective_axes(negatives, [*parameters, *CONTEXTS, TARGET_ANGLE])
+    target_axes = _effective_axes(target, [*parameter_axes, *CONTEXTS])
+    negative_axes = _effective_axes(negatives, [*parameter_axes, *CONTEXTS, TARGET_ANGLE])
+    # The boundary and the gradient are tabulated over the axes that change T or N.
     row_axes = [
-        axis for axis in (*parameters, *CONTEXTS) if axis in target_axes or axis in negative_axes
+        axis
+        for axis in (*parameter_axes, *CONTEXTS)
+        if axis in target_axes or axis in negative_axes
     ]
     return {
         "title": doc_lines[0] if doc_lines else "",
-        "parameters": [_axis_settings(axis) for axis in parameters],
+        "parameters": [_axis_settings(axis) for axis in parameter_axes],
         "target": _curve_table(target, target_axes),
         "negatives": _curve_table(negatives, negative_axes),
         "boundary": _row_table(boundary, row_axes),
@@ -225,13 +229,13 @@ def _loss_table(loss: Loss) -> dict[str, Any]:
 
 
 def _split_values(
-    loss: Loss, parameters: Sequence[Axis], values: Mapping[str, Any]
+    loss: Loss, parameter_axes: Sequence[Axis], values: Mapping[str, Any]
 ) -> tuple[Loss, dict[str, Any]]:
-    """Split axis values: apply the hyperparameters to the loss, and return the context values."""
-    names = {axis.name for axis in parameters}
+    """The loss with the hyperparameters among these axis values, and the other (context) values."""
+    names = {axis.name for axis in parameter_axes}
     variant = _variant(loss, {name: value for name, value in values.items() if name in names})
     context = {name: value for name, value in values.items() if name not in names}
-    # Hyperparameters that are valid alone may be invalid together; then the loss is unchanged.
+    # Hyperparameters that are valid alone may be invalid together; then none is applied.
     return (loss if variant is None else variant), context
 
 
@@ -299,21 +303,20 @@ def sparse_nodes(values: np.ndarray, tolerance: float) -> np.ndarray:
     >>> sparse_nodes(np.array([0.0, 1.0, 2.0, 2.0, 2.0]), 0.1)
     array([0, 2, 4])
     """
-    index = np.arange(len(values))
+    indices = np.arange(len(values))
     chosen = {0, len(values) - 1}
     pending = [(0, len(values) - 1)]
     while pending:
         low, high = pending.pop()
         if high - low < 2:
             continue
-        inside = index[low + 1 : high]
+        inside = indices[low + 1 : high]
         line = values[low] + (values[high] - values[low]) * (inside - low) / (high - low)
         error = abs(values[low + 1 : high] - line)
-        worst = int(error.argmax())
-        if error[worst] > tolerance:
-            middle = low + 1 + worst
-            chosen.add(middle)
-            pending += [(low, middle), (middle, high)]
+        if error.max() > tolerance:
+            worst = low + 1 + int(error.argmax())
+            chosen.add(worst)
+            pending += [(low, worst), (worst, high)]
     return np.array(sorted(chosen))
 
 
@@ -331,7 +334,13 @@ def _encode(values: np.ndarray, dtype: str) -> str:
 
 
 def read_curve(table: Mapping[str, Any], index: int) -> np.ndarray:
-    """One of a table's curves at all grid angles, interpolated as on the page."""
+    """A curve of a table at all grid angles, interpolated as on the page.
+
+    Args:
+        table: the table of the chart ``target`` or ``negatives``.
+        index: the curve's position among the combinations of the axes' values; the last axis
+            varies fastest.
+    """
     lengths = cast("list[int]", table["lengths"])
     start = sum(lengths[:index])
     points = slice(start, start + lengths[index])

@@ -15,7 +15,8 @@ SLOTS = 4
 def lab_charts() -> dict[str, Any]:
     """The charts' Vega-Lite specs by name, and the colors of the lab's slots.
 
-    A slot is one of the losses shown at once. Each spec reads the data set ``rows``.
+    A slot is one of the losses shown at once. Each spec reads the data set ``rows``. T and N are
+    the modified cosines of the target and of the negatives.
     """
     specs = {
         "target": _lines("θ_y in degrees", "T", (0, 180)),
@@ -27,7 +28,7 @@ def lab_charts() -> dict[str, Any]:
     return {"specs": specs, "colors": list(COLORS[:SLOTS])}
 
 
-def _lines(x: str, y: str, domain: tuple[int, int]) -> dict[str, Any]:
+def _lines(x_title: str, y_title: str, x_domain: tuple[int, int]) -> dict[str, Any]:
     slots = list(range(1, SLOTS + 1))
     color = alt.Scale(domain=slots, range=list(COLORS[:SLOTS]))
     dash = alt.Scale(domain=slots, range=list(DASHES[:SLOTS]))
@@ -35,19 +36,19 @@ def _lines(x: str, y: str, domain: tuple[int, int]) -> dict[str, Any]:
         alt.Chart(alt.NamedData(name="rows"))
         .mark_line(strokeWidth=2.4, clip=True)
         .encode(
-            x=alt.X("angle:Q", title=x, scale=alt.Scale(domain=list(domain), nice=False)),
-            y=alt.Y("value:Q", title=y, scale=alt.Scale(zero=False)),
+            x=alt.X("angle:Q", title=x_title, scale=alt.Scale(domain=list(x_domain), nice=False)),
+            y=alt.Y("value:Q", title=y_title, scale=alt.Scale(zero=False)),
             color=alt.Color("slot:N", scale=color, legend=None),
             strokeDash=alt.StrokeDash("slot:N", scale=dash, legend=None),
             order=alt.Order("angle:Q"),
             tooltip=[
                 alt.Tooltip("loss:N", title="loss"),
-                alt.Tooltip("angle:Q", title=x, format=".1f"),
-                alt.Tooltip("value:Q", title=y, format=".3f"),
+                alt.Tooltip("angle:Q", title=x_title, format=".1f"),
+                alt.Tooltip("value:Q", title=y_title, format=".3f"),
             ],
         )
     )
-    return styled_spec(chart, f"{y} against {x} for the chosen losses")
+    return styled_spec(chart, f"{y_title} against {x_title} for the chosen losses")
 
 
 def _heat_map() -> dict[str, Any]:
@@ -73,5 +74,5 @@ def _heat_map() -> dict[str, Any]:
             ],
         )
     )
-    description = "Gradient scale of the first loss, by angle and by one other value"
-    return styled_spec(chart, description, 180)
+    description = "Gradient scale of the first chosen loss, by θ_y and by the steps of one slider"
+    return styled_spec(chart, description, height=180)

@@ -14,7 +14,7 @@ from margrave.losses import Context, Loss
 STEPS = 1440
 """Number of steps in the grid of angles from 0 to 180 degrees."""
 TARGET_DEGREES = tuple(range(10, 100, 10))
-"""The steps of the slider of the target's angle."""
+"""The steps of the slider that sets the target's angle in the chart of the negatives."""
 NUM_CLASSES = 1000
 """For the gradient scale: the number of classes."""
 HARDEST_DEGREES = 70
@@ -60,7 +60,7 @@ NORM_MEAN, NORM_STD = 20.0, 5.0
 
 
 def _context(values: Mapping[str, Any], num_samples: int) -> Context:
-    """The context that losses read: these values, and defaults of ``CONTEXTS`` for the others."""
+    """The context that losses read: `values` by name, else the defaults of ``CONTEXTS``."""
     import torch
 
     settings = {axis.name: axis.values[axis.default_index] for axis in CONTEXTS} | dict(values)
@@ -111,16 +111,20 @@ def boundary_degrees(loss: Loss, values: Mapping[str, Any]) -> np.ndarray:
 
     target = torch.cos(torch.deg2rad(torch.tensor(GRADIENT_DEGREES, dtype=torch.float64)))
     context = _context(values, len(target))
-    modified = loss.modify_target(target, context).numpy()
+    modified_target = loss.modify_target(target, context).numpy()
     cosines = grid_cosines()[::4]  # In steps of 0.5 degrees.
-    negatives = torch.from_numpy(cosines)[None].expand(len(target), -1)
-    wins = loss.negatives(negatives, target, context).numpy() >= modified[:, None]
+    negative_cosines = torch.from_numpy(cosines)[None].expand(len(target), -1)
+    modified = loss.negatives(negative_cosines, target, context).numpy()
+    wins = modified >= modified_target[:, None]
     last_win = np.where(wins.any(axis=1), wins.shape[1] - 1 - wins[:, ::-1].argmax(axis=1), 0)
     return last_win * 180.0 / (len(cosines) - 1)
 
 
 def gradient_scales(loss: Loss, values: Mapping[str, Any]) -> np.ndarray:
-    """|∂L/∂cosθ_y| / s at each θ_y in ``GRADIENT_DEGREES``, with a learned bias's initial value."""
+    """|∂L/∂cosθ_y| / s at each θ_y in ``GRADIENT_DEGREES``, for the loss's scale s.
+
+    A learned bias has its initial value.
+    """
     import torch
     from torch.nn.functional import logsigmoid
 
@@ -128,8 +132,8 @@ def gradient_scales(loss: Loss, values: Mapping[str, Any]) -> np.ndarray:
     target.requires_grad_()
     context = _context(values, len(target))
     hardest = math.cos(math.radians(HARDEST_DEGREES))
-    cosines = torch.tensor([[hardest, 0.0]], dtype=torch.float64).expand(len(target), -1)
-    negatives = loss.modify_negatives(cosines, target.detach(), context)
+    negative_cosines = torch.tensor([[hardest, 0.0]], dtype=torch.float64).expand(len(target), -1)
+    negatives = loss.modify_negatives(negative_cosines, target.detach(), context)
     # The second column stands for the n = NUM_CLASSES - 2 negatives at 90 degrees: adding log n
     # counts it n times.
     log_counts = torch.tensor([0.0, math.log(NUM_CLASSES - 2)], dtype=torch.float64)
@@ -146,8 +150,8 @@ def gradient_scales(loss: Loss, values: Mapping[str, Any]) -> np.ndarray:
         batch_reads.append(True)
         return cross_entropy.detach()
 
-    modified = loss.modify_cross_entropy(cross_entropy, batch_cross_entropy)
-    # These angles are not a training batch. So leave out a change that depends on the batch.
-    total = (cross_entropy if batch_reads else modified).sum()
+    modified_entropy = loss.modify_cross_entropy(cross_entropy, batch_cross_entropy)
+    # These angles are not a training batch. So leave out a modification that reads the batch.
+    total = (cross_entropy if batch_reads else modified_entropy).sum()
     (gradient,) = torch.autograd.grad(total, target)
     return abs(gradient.numpy()) / loss.scale

@@ -1,4 +1,4 @@
-"""Distinct names for what shares a page."""
+"""Distinct names for the runs and results on one page."""
 
 from __future__ import annotations
 

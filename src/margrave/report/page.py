@@ -97,6 +97,7 @@ def script_json(value: Any) -> str:
     >>> script_json({"a": "</script>"})
     '{"a":"\\\\u003c/script>"}'
     """
+    # Older JavaScript allows no U+2028 and U+2029 (line separators) in strings.
     text = json.dumps(value, allow_nan=False, separators=(",", ":"), ensure_ascii=False)
     return text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
 

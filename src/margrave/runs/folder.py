@@ -23,7 +23,7 @@ class RunFolder:
         metrics.jsonl       one line per logged step, evaluation or other event
         checkpoint-*        training states to resume from
         model.safetensors   the trained model
-        best.safetensors    the best model so far, while training with `evaluation.best_by`
+        best.safetensors    with `evaluation.best_by`: the best model so far, until training ends
         results.json        the trained model's evaluation results
         curves.png          loss, feature norm, learning rate, target cosine and ROC
 
@@ -50,7 +50,7 @@ class RunFolder:
 
     @property
     def best_model(self) -> Path:
-        """The file of the best model so far, while training with `evaluation.best_by`."""
+        """The file of the best model so far, with `evaluation.best_by`; until training ends."""
         return self.path / "best.safetensors"
 
     @property

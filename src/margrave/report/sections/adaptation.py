@@ -26,8 +26,8 @@ def adaptation_section(runs: Mapping[str, Lines], details: bool = True) -> Secti
 
     Args:
         runs: run name -> metrics lines.
-        details: also draw each sample and class of the last epoch, for runs whose margin differs
-            between samples or classes.
+        details: also draw each class and each sample of the last batch, for runs whose margin
+            differs between samples or classes.
     """
     records = {name: adaptation_records(lines) for name, lines in runs.items()}
     records = {name: lines for name, lines in records.items() if lines}
@@ -77,7 +77,7 @@ def _margin_chart(records: Mapping[str, Lines]) -> Chart:
 
 def _hard_negative_charts(records: Mapping[str, Lines]) -> list[Block]:
     blocks: list[Block] = []
-    adaptive = {
+    with_hard_negatives = {
         name: lines
         for name, lines in records.items()
         if any((line.get("hard_share") or 0) > MIN_SHARE for line in lines)
@@ -90,7 +90,7 @@ def _hard_negative_charts(records: Mapping[str, Lines]) -> list[Block]:
          "strongly, below 0 less, as CurricularFace does early in training."),
     ):  # fmt: skip
         rows = [
-            row for name, lines in adaptive.items()
+            row for name, lines in with_hard_negatives.items()
             for row in curve_rows(name, lines, "adaptation", key)
         ]  # fmt: skip
         if rows:
@@ -102,7 +102,7 @@ def _hard_negative_charts(records: Mapping[str, Lines]) -> list[Block]:
 def _statistic_charts(runs: Mapping[str, Lines]) -> list[Block]:
     """Charts of running statistics, such as CurricularFace's t.
 
-    Their keys in the training lines contain a dot.
+    Their keys in the training lines contain a dot. Counters and seeds are not drawn.
     """
     keys = dict.fromkeys(
         key
@@ -114,7 +114,7 @@ def _statistic_charts(runs: Mapping[str, Lines]) -> list[Block]:
     )
     blocks: list[Block] = []
     for key in list(keys)[:MAX_STATISTICS]:
-        # Version 0.1 wrote deviation.
+        # Version 0.1 called a std "deviation".
         title = key.replace(".", ": ").replace("_", " ").replace("deviation", "std")
         rows = [
             row for name, lines in runs.items()
@@ -186,8 +186,8 @@ def norm_quality_section(curve: Mapping[str, Any] | None) -> Section:
     """The feature norm against the images' true quality.
 
     Args:
-        curve: the result's curve ``norm by quality``. The section is empty if it is None or lacks
-            a column.
+        curve: the result's curve ``norm by quality``, from low to high quality. The section is
+            empty if the curve is None or lacks a column.
     """
     title = "Feature norm and true quality"
     columns = ("quality", "median", "lower quartile", "upper quartile")

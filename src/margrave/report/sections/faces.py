@@ -34,14 +34,15 @@ def hardest_section(result: Result, images: ReadableImages, pairs: PairList) -> 
     scores = result.scores
     if scores is None:
         return Section(title)
-    same_images = digest_of_pairs(images.name, pairs.first, pairs.second) == scores.images_digest
-    if not same_images or len(scores.same) != len(pairs.same):
+    is_measured = digest_of_pairs(images.name, pairs.first, pairs.second) == scores.images_digest
+    if not is_measured or len(scores.same) != len(pairs.same):
         text = (
             "Not shown: the images are not those that the result was measured on, or some of "
-            "them could not be read."
+            "them could not be read when it was measured."
         )
         return Section(title, [Text(text, "note")])
-    same = np.array(scores.same, bool)
+    is_genuine = np.array(scores.same, bool)
+    # The distances are squared distances of unit embeddings.
     cosine = 1 - np.array(scores.distances) / 2
     accuracies = [
         figure for figure in result.figures if (figure.metric, figure.stratum) == ("accuracy", "")
@@ -49,8 +50,8 @@ def hardest_section(result: Result, images: ReadableImages, pairs: PairList) -> 
     threshold = accuracies[0].threshold if accuracies else None
     blocks: list[Block] = []
     for caption, order, is_listed in (
-        ("Impostor pairs with the highest scores", np.argsort(-cosine), ~same),
-        ("Genuine pairs with the lowest scores", np.argsort(cosine), same),
+        ("Impostor pairs with the highest scores", np.argsort(-cosine), ~is_genuine),
+        ("Genuine pairs with the lowest scores", np.argsort(cosine), is_genuine),
     ):
         groups = []
         for pair in [int(pair) for pair in order if is_listed[pair]][:NUM_HARDEST]:

@@ -18,7 +18,8 @@ def groups_section(groups: Sequence[Result], far: float = FAR) -> Section:
     Args:
         groups: one result per group, with pair scores, from one evaluation of the protocol
             ``groups``.
-        far: the target FAR over the impostor pairs of all groups; it sets the threshold.
+        far: the target FAR (the same rate as FMR) over the impostor pairs of all groups; it sets
+            the threshold.
     """
     title = "Groups"
     scores = {group.name: group.scores for group in groups if group.scores is not None}

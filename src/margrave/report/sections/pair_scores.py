@@ -42,6 +42,7 @@ More folds need more memory, and the rates over all pairs do not depend on the f
 
 def cosines(scores: PairScores) -> tuple[np.ndarray, np.ndarray]:
     """The cosines of genuine and of impostor pairs."""
+    # The distances are squared distances of unit embeddings.
     cosine = 1 - np.array(scores.distances) / 2
     same = np.array(scores.same, bool)
     return cosine[same], cosine[~same]
@@ -74,6 +75,7 @@ def score_section(result: Result) -> Section:
     chart = charts.histogram(
         rows,
         "cosine",
+        # A threshold outside [-1, 1] accepts all pairs or none, and would widen the axis.
         vertical={name: value for name, value in thresholds.items() if abs(value) <= 1},
         description=(
             f"Histogram: the median cosine is {_median_text(genuine)} for genuine pairs and "
@@ -246,7 +248,7 @@ def calibration_section(result: Result, seed: int = 0) -> Section:
     text = (
         f"log-likelihood ratio = {slope:.2f} · cosine {'−' if offset < 0 else '+'} "
         f"{abs(offset):.2f}, fitted on half of the identities ({int(fit.sum()):,} pairs) and "
-        f"tested on the others ({int(test.sum()):,} pairs)."
+        f"tested on the other identities ({int(test.sum()):,} pairs)."
     )
     return Section(
         title, [Text(text), Table("Cost of log-likelihood ratios", ["", "bits", ""], rows)]
@@ -254,7 +256,10 @@ def calibration_section(result: Result, seed: int = 0) -> Section:
 
 
 def discard_section(result: Result) -> Section:
-    """How FNMR falls as the genuine pairs with the smallest feature norm are discarded."""
+    """How FNMR changes as the genuine pairs with the smallest feature norm are discarded.
+
+    A pair's feature norm is the smaller one of its two images.
+    """
     scores, title = result.scores, "Error versus discard"
     if scores is None or scores.lower_norms is None:
         return Section(title)
@@ -264,7 +269,9 @@ def discard_section(result: Result) -> Section:
     except ValueError as error:
         return Section(title, [Text(f"Not drawn: {error}.", "note")])
     if norms.std() <= 1e-3 * norms.mean():
-        text = "The model's embeddings all have the same norm, so it does not measure quality."
+        text = (
+            "The model's embeddings all have the same norm, so the norm does not measure quality."
+        )
         return Section(title, [Text(text, "note")])
     rows = [
         {"series": series, "x": discarded, "y": rate}

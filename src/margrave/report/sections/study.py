@@ -19,7 +19,7 @@ def study_section(result: Result) -> Section:
     verdict, *claims = result.notes or ("",)
     blocks: list[Block] = [Text(verdict, "verdict")] if verdict else []
     blocks += [Text(claim) for claim in claims]
-    seeds = result.curves.get(f"{metric} by seed", {})
+    seed_values = result.curves.get(f"{metric} by seed", {})
     chart = charts.ranges(
         [
             {"name": loss, "x": figure.value, "low": (figure.interval or [figure.value] * 2)[0],
@@ -29,7 +29,7 @@ def study_section(result: Result) -> Section:
         metric,
         x_format=".1%" if metric != "AUC" else None,
         ticks=[
-            {"name": loss, "x": value} for loss, values in seeds.items() for value in values
+            {"name": loss, "x": value} for loss, values in seed_values.items() for value in values
         ],
         description=f"{metric} of each loss: " + ", ".join(
             f"{loss} {value_text(figure)}" for loss, figure in losses.items()
@@ -92,7 +92,8 @@ def _differences_table(result: Result, metric: str) -> Table:
                 "-" if smallest is None else value_text(figure, smallest),
             ]
         )
-    # `compare_seeds` negates the differences of error rates, so positive values are improvements.
+    # A difference is second − first, so each row names the second loss first. `compare_seeds`
+    # negates the differences of error rates, so positive values are improvements.
     columns = ["improvement", metric, "95 % interval", "corrected p", "smallest detectable"]
     caption = (
         "Differences between all pairs of losses; positive values mean that the first-named loss "

@@ -67,6 +67,6 @@ def curve_rows(name: str, lines: Lines, kind: str, key: str) -> list[dict[str, A
 def is_number(value: Any) -> bool:
     """Whether a value from a file is a number that a chart can draw.
 
-    An integer in a file may have thousands of digits.
+    It must be finite and not too large: an integer in a file may have thousands of digits.
     """
     return isinstance(value, int | float) and abs(value) <= charts.MAX_VALUE
