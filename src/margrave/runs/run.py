@@ -48,12 +48,12 @@ from margrave.training import (
 
 def open_evaluation_set(entry: EvaluationSet) -> tuple[ReadableImages, PairList]:
     """Open an evaluation set's images and pairs."""
-    pairs = None if entry.pairs_file is None else Path(entry.pairs_file)
-    return open_pairs(entry.images, pairs, entry.pairs, entry.seed, entry.allow_outside)
+    pairs_file = None if entry.pairs_file is None else Path(entry.pairs_file)
+    return open_pairs(entry.images, pairs_file, entry.pairs, entry.seed, entry.allow_outside)
 
 
 class Run:
-    """A run's folder, configuration and evaluation sets.
+    """Trains and evaluates a model as configured, and writes all files to the run's folder.
 
     Args:
         config: the resolved configuration.
@@ -113,7 +113,11 @@ class Run:
         return training
 
     def _checkpoint_precision(self) -> PrecisionChoice | None:
-        """The latest checkpoint's precision; None if it has none, or if the settings fix one."""
+        """The latest checkpoint's precision.
+
+        None if there is no checkpoint, if it does not store the precision, or if
+        ``training.precision`` is not "auto".
+        """
         checkpoint = self.folder.checkpoint
         if self.config.training.precision != "auto" or checkpoint is None:
             return None
@@ -123,13 +127,13 @@ class Run:
     def _report_choices(self, training: TrainingState) -> None:
         """Report precisions, numbers of threads and workers, and unused parameters."""
         choice, head = training.precision, training.head
-        lines = [f"network in {choice.precision} ({choice.reason})"]
-        lines.append(f"head's matrix products in {head.products}")
+        parts = [f"network in {choice.precision} ({choice.reason})"]
+        parts.append(f"head's matrix products in {head.products}")
         threads, workers = torch.get_num_threads(), training.settings.workers
-        lines.append(quantity(threads, "thread"))
+        parts.append(quantity(threads, "thread"))
         if isinstance(workers, int) and workers:
-            lines[-1] += f", {quantity(workers, 'worker')}"
-        self.events.message("; ".join(lines))
+            parts[-1] += f", {quantity(workers, 'worker')}"
+        self.events.message("; ".join(parts))
         if unused := training.unused_parameters:
             names = ", ".join(unused[:5]) + (", …" if len(unused) > 5 else "")
             self.events.message(
@@ -197,12 +201,13 @@ class Run:
         def after_epoch(training: TrainingState, log: MetricsLog) -> bool:
             nonlocal results
             epoch = training.position.epoch
-            is_last = epoch == epochs
-            if not is_last and (not eval_interval or epoch % eval_interval):
+            is_last_epoch = epoch == epochs
+            if not is_last_epoch and (not eval_interval or epoch % eval_interval):
                 return False
-            # Confidence intervals take a second or two, so only the final model gets them.
-            is_final = is_last and not keeps_best
-            epoch_results = self.evaluate(training, resamples=1000 if is_final else 0)
+            # Confidence intervals take a second or two, so only the final model gets them. With
+            # `best_by`, the final model is the best one, which `_promote_best` evaluates.
+            is_final_model = is_last_epoch and not keeps_best
+            epoch_results = self.evaluate(training, resamples=1000 if is_final_model else 0)
             for result in epoch_results:
                 accuracy = result.figure("accuracy").value
                 values = {
@@ -213,9 +218,9 @@ class Run:
                     "area_under_roc": result.figure("AUC").value,
                 }
                 log.write("evaluation", training.position.step, values)
-                if not is_last and accuracy is not None:
+                if not is_last_epoch and accuracy is not None:
                     self.events.message(f"epoch {epoch}: {result.name} {100 * accuracy:.2f} %")
-            if is_final:
+            if is_final_model:
                 results = epoch_results
             # `_keep_best` returns whether training should stop.
             return keeps_best and self._keep_best(training)
@@ -240,7 +245,7 @@ class Run:
                 + ("training has finished" if finished else f"{epochs} epochs in all")
             )
             if changes:
-                self.events.message(f"settings changed since the run started: {'; '.join(changes)}")
+                self.events.message(f"settings changed since the last start: {'; '.join(changes)}")
             for note in training.notes:
                 self.events.message(note)
 
@@ -271,10 +276,12 @@ class Run:
         """Write the model to ``best.safetensors`` if its evaluation is the best so far.
 
         Returns:
-            whether training should stop, because the last `patience` evaluations were not better.
+            whether training should stop, because the last `patience` evaluations did not exceed the
+            best accuracy.
         """
         settings, model, should_stop = self.config.evaluation, training.gather_model(), False
         if self.is_first_rank:
+            # An undefined accuracy counts as 0.
             accuracies = [
                 line["accuracy"] or 0.0
                 for line in self.folder.read_metrics()
@@ -298,6 +305,7 @@ class Run:
 
     def _promote_best(self, model: torch.nn.Module) -> tuple[Result, ...]:
         """Make the best model the run's model, and evaluate it with confidence intervals."""
+        # If the resumed run had already finished, its best model is already the run's model.
         if self.folder.best_model.is_file():
             os.replace(self.folder.best_model, self.folder.model)
         weights, card = load_model(self.folder.model)
@@ -305,10 +313,11 @@ class Run:
         return self.evaluate_on_sets(Embedder(model, card, card.fit), resamples=1000)
 
     def _setting_changes(self, former: Mapping[str, Any]) -> list[str]:
-        """Describe each setting that differs from the former configuration, with both values.
+        """Describe each setting that has changed since the last start, with both values.
 
-        Only the settings of backbone, loss, head and training are compared, and only if the former
-        configuration has them. Nothing that the former configuration names is imported.
+        Only the settings of backbone, loss, head and training are compared, and only if ``former``,
+        the configuration at the last start, has them. Custom code that ``former`` names is not
+        imported.
         """
         changes = []
         current = read_yaml(to_yaml(self.config), "this run")
@@ -333,6 +342,7 @@ class Run:
     def card(self) -> ModelCard:
         """The model card that is written into the model file."""
         return ModelCard(
+            # Convert to plain JSON, with lists instead of tuples.
             backbone=json.loads(json.dumps(self.config.backbone)),
             image_size=self.config.data.image_size,
             fit=self.config.data.fit,

@@ -20,8 +20,8 @@ class Tail:
 
     def __init__(self, max_scores: int) -> None:
         self.max_scores = max(1, max_scores)
-        # At least `max_scores` kept scores are at or above the floor, so later scores at or below
-        # it are not needed.
+        # Once the floor is finite, at least `max_scores` kept scores are at or above it, so later
+        # scores at or below it are not needed.
         self._floor = -np.inf
         self._parts: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
         self._count = 0
@@ -32,6 +32,7 @@ class Tail:
         if candidates is None:
             # Too many runs have scores above the floor: examine the entire block.
             values, indices = block.scores.flatten(), None
+            # `topk` is worthwhile only if it leaves out more than half of the scores.
             if len(values) > 2 * self.max_scores:
                 values, indices = values.topk(self.max_scores)
             above = (values > self._floor).nonzero()[:, 0]
@@ -45,7 +46,8 @@ class Tail:
     def _add(self, scores: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> None:
         self._parts.append((scores, rows, columns))
         self._count += len(scores)
-        # Prune as soon as a floor can be set, then rarely, because pruning is slow.
+        # Prune as soon as a floor can be set. Later, prune only when many superfluous scores have
+        # accumulated, because pruning is slow.
         if self._count >= self.max_scores and (
             self._floor == -np.inf or self._count > 1.5 * self.max_scores + 4096
         ):
@@ -123,7 +125,10 @@ class Nearest:
             )
 
     def _candidates(self, block: Block, floor: np.ndarray) -> tuple[Tensor, Tensor]:
-        """(R, m) scores that may enter each row's top k, padded with −inf; (R, m) their columns."""
+        """(R, m) scores that may enter each row's top k, and (R, m) their columns in the block.
+
+        Rows with fewer than m such scores are padded with −inf.
+        """
         top_k = self.scores.shape[1]
         # Convert before testing for infinity, because the block's dtype may have a smaller range.
         host_floor = torch.from_numpy(floor).to(block.scores.dtype)
@@ -135,7 +140,8 @@ class Nearest:
             return values, columns
         above, rows, columns = candidates
         counts = torch.bincount(rows, minlength=len(device_floor))
-        # The candidates are ordered by row, so each row's values are adjacent.
+        # The candidates are ordered by row, so each row's values are adjacent. A candidate's
+        # position counts from 0 within its row.
         position = torch.arange(len(rows), device=rows.device) - (counts.cumsum(0) - counts)[rows]
         values = device_floor.new_full((len(device_floor), int(counts.max())), -torch.inf)
         value_columns = torch.full(values.shape, -1, device=rows.device)
@@ -168,7 +174,7 @@ class Nearest:
 class Genuine:
     """Keeps all genuine scores.
 
-    Each takes 20 bytes (a float32 score and two int64 indices), or 24 if the embeddings are
+    Each score takes 20 bytes (a float32 score and two int64 indices), or 24 if the embeddings are
     float64.
     """
 

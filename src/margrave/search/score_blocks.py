@@ -1,9 +1,9 @@
 """The sweep: computes every score between two sets of faces, block by block.
 
-The sweep holds as many rows of the first set as fit into memory and compares them with the second
-set, which it reads block by block. It shows each block of cosines once to every collector and then
-overwrites the block. Collectors are exact: they skip a run of 64 columns only if the run's maximum
-shows that they need none of its scores.
+The sweep holds as many rows of the first set as a memory limit allows and compares them with the
+second set, which it reads block by block. It shows each block of cosines once to every collector
+and then overwrites the block. Collectors are exact: they skip a run of 64 columns only if the run's
+maximum shows that they need none of its scores.
 """
 
 from __future__ import annotations
@@ -83,9 +83,10 @@ class Comparison:
             sides.append((self.second, self.labels_of_second(), "second"))
         for rows, labels, name in sides:
             if len(rows.shape) != 2 or rows.shape[1] != self.first.shape[1]:
+                expected = "(N, D)" if name == "first" else f"(M, {self.first.shape[1]})"
                 raise ValueError(
-                    f"the {name} embeddings have shape {rows.shape}, the first "
-                    f"{self.first.shape}; pass (N, D) and (M, D) arrays from the same model"
+                    f"the {name} embeddings have shape {rows.shape}, must be {expected}; pass "
+                    "(N, D) and (M, D) arrays from the same model"
                 )
             if np.shape(labels) != (rows.shape[0],):
                 raise ValueError(
@@ -117,7 +118,8 @@ class Block:
             impostor pairs are −inf: mates, a face with itself, the second occurrence of a pair,
             absent columns, padding.
         run_maximum: (R, K / RUN_LENGTH) the maximum of each run of columns.
-        row, column: the indices of the block's first row and column.
+        row, column: the index of the block's first row in the first set, and of its first column in
+            the second set.
         genuine: (G,) the cosines of the block's genuine pairs.
         genuine_rows, genuine_columns: (G,) the genuine pairs' indices in the first and second set.
     """
@@ -141,11 +143,12 @@ class Block:
             runs have scores above the floor that examining the entire block is faster.
         """
         rows, runs = (self.run_maximum > floor).nonzero(as_tuple=True)
+        # With more than a quarter of the runs, examining the entire block is faster.
         if 4 * len(rows) > self.run_maximum.numel():
             return None
         values = self.scores.view(*self.run_maximum.shape, RUN_LENGTH)[rows, runs]
-        bound = floor[rows] if isinstance(floor, Tensor) else floor
-        selected, offset = (values > bound).nonzero(as_tuple=True)
+        run_floors = floor[rows] if isinstance(floor, Tensor) else floor
+        selected, offset = (values > run_floors).nonzero(as_tuple=True)
         return values[selected, offset], rows[selected], runs[selected] * RUN_LENGTH + offset
 
 
@@ -170,7 +173,8 @@ class Collector(Protocol):
 
 
 State = dict[str, Any]
-"""A sweep's state: ``done`` -> number of finished tiles, and collector's name -> its state."""
+"""A sweep's state: ``done`` -> number of tiles finished or left to other ranks so far, and
+collector's name -> collector's state."""
 
 
 def sweep(
@@ -189,7 +193,8 @@ def sweep(
     Args:
         comparison: which faces are compared.
         collectors: the collectors, by name.
-        device: the device that computes the scores, in float32 if it does not support float64.
+        device: the device that computes the scores. If it does not support float64, float64
+            embeddings are converted to float32.
         memory: number of bytes of the first set to hold at a time. The second set is read again for
             every portion of the first set that is held.
         world: the ranks that share the work; at the end, the collectors of every rank contain the
@@ -271,8 +276,8 @@ def _tiles(comparison: Comparison, memory: int) -> Iterator[_Tile]:
         width = COLUMNS_PER_BLOCK
         if comparison.second_is_unit:
             # With few rows, use as many columns as give a block of the usual size.
-            block_scores = ROWS_PER_BLOCK * COLUMNS_PER_BLOCK
-            equal_size_width = block_scores // min(len(rows), ROWS_PER_BLOCK)
+            scores_per_block = ROWS_PER_BLOCK * COLUMNS_PER_BLOCK
+            equal_size_width = scores_per_block // min(len(rows), ROWS_PER_BLOCK)
             width = max(width, min(MAX_UNIT_COLUMNS, equal_size_width))
         for column in range(first_column, num_columns, width):
             columns = range(column, min(column + width, num_columns))
@@ -286,7 +291,7 @@ def _tiles(comparison: Comparison, memory: int) -> Iterator[_Tile]:
 
 
 class _UnitRows:
-    """Reads and normalizes rows; holds those of the first set until other ones are needed."""
+    """Reads and normalizes rows; holds the rows of the first set that were last requested."""
 
     def __init__(self, comparison: Comparison, device: str) -> None:
         self._first, self._device = comparison.first, device
@@ -352,7 +357,8 @@ def _score_tile(
         if within_first and stop > tile.columns.start:
             row_indices = torch.arange(start, stop, device=scores.device)[:, None]
             column_indices = torch.arange(len(columns), device=scores.device) + tile.columns.start
-            # Each pair occurs twice, and each face with itself: use only mates in later columns.
+            # In this block, a pair may occur twice, and a face may meet itself: use only mates in
+            # later columns.
             is_later = mate_rows + start < mate_columns + tile.columns.start
             mate_rows, mate_columns = mate_rows[is_later], mate_columns[is_later]
             genuine = _pop_scores(scores, mate_rows, mate_columns)

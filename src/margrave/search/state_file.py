@@ -59,6 +59,7 @@ class StateFile:
         self, path: str | Path, evaluation_key: str, seconds: float = SECONDS_BETWEEN_SAVES
     ) -> None:
         self.path, self.evaluation_key, self.seconds = Path(path), evaluation_key, seconds
+        # The states of the evaluation's sweeps, by the names given to `save`.
         self._states: dict[str, State] = {}
         self._next_save = time.monotonic() + seconds
         if self.path.exists():
@@ -80,8 +81,8 @@ class StateFile:
                 f"{self.path} is the state of another evaluation, or of a run with a different "
                 "number of processes (--devices); delete it, or choose another file"
             )
-        # It names the other arrays "state/part", or "state/part/key" if the part is a dict, such as
-        # a collector's state.
+        # `save` calls the other arrays "name/part", where name is its argument, or "name/part/key"
+        # if the part is a dict, such as a collector's state.
         for array_name, array in arrays.items():
             state_name, part, *keys = array_name.split("/")
             state = self._states.setdefault(state_name, {})
@@ -91,7 +92,7 @@ class StateFile:
                 state[part] = array
 
     def load(self, name: str) -> State | None:
-        """The state saved under a name, or None."""
+        """The state saved under a name, or None if there is none."""
         return self._states.get(name)
 
     def save(self, name: str, snapshot: Callable[[], State]) -> None:

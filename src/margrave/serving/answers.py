@@ -23,11 +23,14 @@ class Problem(BaseModel):
 class FaceAnswer(BaseModel):
     """A face in an image."""
 
-    box: list[float] | None = Field(description="left, top, right, bottom in pixels of the image")
-    quality: float | None = Field(
-        description="percentage of the reference faces that have lower quality"
+    box: list[float] | None = Field(
+        description="left, top, right, bottom in pixels of the image; null for an aligned crop"
     )
-    crop: str | None = Field(description="the aligned crop as a data URL, if requested")
+    quality: float | None = Field(
+        description="percentage of the reference faces that have lower quality; null if the model "
+        "cannot measure it"
+    )
+    crop: str | None = Field(description="the aligned crop as a data URL; null if not requested")
 
 
 class VerificationAnswer(BaseModel):
@@ -35,15 +38,21 @@ class VerificationAnswer(BaseModel):
 
     same: bool
     similarity: float = Field(description="cosine similarity, -1 to 1")
-    threshold: float
+    threshold: float = Field(
+        description="the person is the same if the similarity is above this value"
+    )
     far: float = Field(description="false accept rate at the threshold")
     threshold_interval: tuple[float, float] | None = Field(
-        description="95 % confidence interval of the threshold"
+        description="95 % confidence interval of the threshold; null if unknown"
     )
-    measured_on: str
-    log_likelihood_ratio: float | None = Field(description="natural logarithm")
+    measured_on: str = Field(description="the images on which the threshold was measured")
+    log_likelihood_ratio: float | None = Field(
+        description="natural logarithm; positive values support the same person; null if the model "
+        "has no calibration"
+    )
     probability: float | None = Field(
-        description="probability of the same person, given equal prior probabilities"
+        description="probability of the same person, given equal prior probabilities; null if the "
+        "model has no calibration"
     )
     faces: list[FaceAnswer]
 
@@ -59,9 +68,12 @@ class IdentificationAnswer(BaseModel):
     """The enrolled person that a face belongs to, if any."""
 
     person: str | None = Field(description="null if no enrolled person is above the threshold")
-    candidates: list[CandidateAnswer]
-    threshold: float
-    far: float
+    candidates: list[CandidateAnswer] = Field(
+        description="the most similar enrolled people, most similar first, including those below "
+        "the threshold"
+    )
+    threshold: float = Field(description="similarity above which a person is accepted")
+    far: float = Field(description="false accept rate of one comparison at the threshold")
     people: int = Field(description="number of enrolled people that the face was compared with")
     fpir: float = Field(
         description="false positive identification rate: share of non-enrolled people who are "
@@ -74,8 +86,8 @@ class PersonAnswer(BaseModel):
     """An enrolled person."""
 
     name: str
-    images: int
-    enrolled: str
+    images: int = Field(description="number of enrolled images")
+    enrolled: str = Field(description="time of the last enrollment, UTC in ISO 8601")
 
 
 class PeopleAnswer(BaseModel):
@@ -89,7 +101,9 @@ class EnrollmentAnswer(BaseModel):
     """The result of an enrollment."""
 
     person: PersonAnswer
-    most_similar: CandidateAnswer | None = Field(description="the most similar other person")
+    most_similar: CandidateAnswer | None = Field(
+        description="the most similar other person; null if nobody else is enrolled"
+    )
     faces: list[FaceAnswer]
 
 
@@ -98,9 +112,10 @@ class ForgottenAnswer(BaseModel):
 
     name: str
     erased: bool = Field(
-        description="true if the service verified that all of the person's data was erased"
+        description="true if the service verified that all of the person's data was erased; false "
+        "if some bytes may still be on disk"
     )
-    explanation: str
+    explanation: str = Field(description="what was removed and what is left")
 
 
 class OperatingPointAnswer(BaseModel):
@@ -108,8 +123,10 @@ class OperatingPointAnswer(BaseModel):
 
     far: float
     threshold: float
-    true_accept_rate: float | None
-    measured_on: str
+    true_accept_rate: float | None = Field(
+        description="true accept rate at the threshold; null if not measured"
+    )
+    measured_on: str = Field(description="the images on which the threshold was measured")
 
 
 class ModelAnswer(BaseModel):
@@ -119,10 +136,12 @@ class ModelAnswer(BaseModel):
     operating_points: list[OperatingPointAnswer]
     genuine: list[float] = Field(
         description="histogram of genuine cosine similarities: the share of pairs in each of the "
-        "equal-width bins from -1 to 1"
+        "equal-width bins from -1 to 1; empty if the model has none"
     )
     impostors: list[float] = Field(description="the same histogram for impostor pairs")
-    cllr: float | None = Field(description="log-likelihood-ratio cost of the calibration")
+    cllr: float | None = Field(
+        description="log-likelihood-ratio cost of the calibration; null if the model has none"
+    )
     keeps_images: bool | None = Field(
         description="whether the gallery stores face crops; null without a gallery"
     )

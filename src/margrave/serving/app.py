@@ -47,6 +47,7 @@ from margrave.version import __version__
 
 PAGE = Path(__file__).parent / "page"
 PAGE_FILES = {"": "index.html", "page.css": "page.css", "page.js": "page.js"}
+"""Path after the first slash -> name of the file in `PAGE`."""
 PAGE_HEADERS = {
     "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; "
     "img-src 'self' data: blob:; connect-src 'self'; media-src blob:; form-action 'none'; "
@@ -131,7 +132,7 @@ def make_app(
         form_limits={
             "max_files": settings.max_images_per_request,
             "max_fields": 20,
-            "max_part_size": 4096,
+            "max_part_size": 4096,  # bytes of a field that is not a file
         },
     )
     add_problems(app)
@@ -186,7 +187,7 @@ class Service:
             self.audit.close()
 
     async def faces(self, uploads: Sequence[UploadFile], which: FaceChoice) -> list[list[Face]]:
-        """Detect and embed the intended faces of images; return one list of faces per image."""
+        """Detect and embed the faces that `which` chooses; return one list of faces per image."""
         contents = [await upload.read() for upload in uploads]
         # File names may be private, so error messages name the images by number.
         names = [f"image {number}" for number in range(1, len(contents) + 1)]
@@ -218,6 +219,7 @@ class Service:
         def run_alone() -> T:
             with self._change_lock:
                 if is_canceled.is_set():
+                    # The request has ended, so this error only ends the thread's work.
                     raise TimeoutError
                 return work()
 

@@ -21,7 +21,7 @@ from margrave.files import atomic_write, read_json
 MAX_LINE_BYTES = 4096
 """Maximum length of a line in bytes."""
 KEY_BYTES = 32
-"""Length of the pseudonym key in bytes; its file has twice as many hexadecimal digits."""
+"""Number of random bytes in a pseudonym key, which consists of their hexadecimal digits."""
 
 
 class TrailUnavailable(Exception):
@@ -61,7 +61,7 @@ class AuditTrail:
         """Append a line to the trail; the line is on disk when this method returns.
 
         Args:
-            action: such as ``enroll`` or ``enrolled``.
+            action: such as ``enroll`` before a change, or ``enrolled`` after it.
             name: the person's name.
             key_id: id of the API key.
             details: more fields of the line; they must not contain faces or names.
@@ -200,4 +200,5 @@ def _last_line(file: int) -> bytes:
     """The last line of an open file, with its line break; empty if the file is empty."""
     size = os.fstat(file).st_size
     tail = os.pread(file, MAX_LINE_BYTES, max(0, size - MAX_LINE_BYTES))
+    # Skip the last line's own line break.
     return tail[tail.rfind(b"\n", 0, -1) + 1 :]

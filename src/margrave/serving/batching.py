@@ -114,10 +114,10 @@ class Batcher:
                 _, _, future = batch[0]
                 future.set_exception(error)
             return
-        seconds_per_face = (time.perf_counter() - started) / len(batch)
+        measured_seconds_per_face = (time.perf_counter() - started) / len(batch)
         self.seconds_per_face = (
             OLD_ESTIMATE_WEIGHT * self.seconds_per_face
-            + (1 - OLD_ESTIMATE_WEIGHT) * seconds_per_face
+            + (1 - OLD_ESTIMATE_WEIGHT) * measured_seconds_per_face
         )
         for (_, _, future), face in zip(batch, faces, strict=True):
             future.set_result(face)

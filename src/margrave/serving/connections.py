@@ -50,6 +50,7 @@ class BoundedProtocol(H11Protocol):
             self._head_timer = None
 
     def _abort_without_head(self) -> None:
-        # If a request is running, its head has arrived, and `Gate` limits its time.
+        # `cycle` is uvicorn's object for the latest request. If that request is running, its head
+        # has arrived, and `Gate` limits its time.
         if self.cycle is None or self.cycle.response_complete:
             self.transport.abort()

@@ -10,7 +10,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 LINGER_SECONDS = 10.0
 """Default maximum time to read the rest of a request, in seconds."""
 MAX_LINGERING = 256
-"""Default maximum number of connections that are held open at a time."""
+"""Default maximum number of connections from which the rest of a request is read at a time."""
 
 
 class DrainAfterError:
@@ -18,15 +18,16 @@ class DrainAfterError:
 
     If the server closes a connection that has unread data, the connection is reset, and the
     client's operating system drops the response. The server closes the connection after the last
-    part of the response. So the last part is sent only after the request's body has been read.
+    part of the response. So an empty last part is sent after the request's body has been read.
 
     Args:
         app: the wrapped application.
-        max_bytes: maximum number of bytes to read and discard; after them, the connection is
-            closed anyway.
-        max_seconds: maximum time to read, in seconds; after it, the connection is closed anyway.
-        max_lingering: maximum number of connections that are held open at a time; further
-            connections are closed without reading.
+        max_bytes: maximum number of bytes to read and discard; beyond this number, the connection
+            is closed anyway.
+        max_seconds: maximum time to read, in seconds; after this time, the connection is closed
+            anyway.
+        max_lingering: maximum number of connections that are read at a time; further connections
+            are closed without reading.
     """
 
     def __init__(
@@ -47,20 +48,20 @@ class DrainAfterError:
             await self.app(scope, receive, send)
             return
         # A client that expects 100-continue sends no body until the server asks for it.
-        may_send_more = b"100-continue" not in dict(scope["headers"]).get(b"expect", b"").lower()
+        body_remains = b"100-continue" not in dict(scope["headers"]).get(b"expect", b"").lower()
         is_error = is_end_held = False
 
         async def tracking_receive() -> Message:
-            nonlocal may_send_more
+            nonlocal body_remains
             message = await receive()
-            may_send_more = message["type"] == "http.request" and message.get("more_body", False)
+            body_remains = message["type"] == "http.request" and message.get("more_body", False)
             return message
 
         async def holding_send(message: Message) -> None:
             nonlocal is_error, is_end_held
             if message["type"] == "http.response.start":
                 is_error = message["status"] >= 400
-            elif is_error and may_send_more and not message.get("more_body", False):
+            elif is_error and body_remains and not message.get("more_body", False):
                 # Declare that more of the response follows, so that the server does not close the
                 # connection yet.
                 is_end_held = self._lingering_count < self._max_lingering
