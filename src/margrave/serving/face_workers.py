@@ -23,11 +23,12 @@ from margrave.serving.settings import ServiceSettings
 MAX_OPEN_FILES = 64
 """Maximum number of files that a worker process may have open."""
 TRIES = 3
-"""Maximum number of pools in which the detection of an image is tried."""
+"""Maximum number of pools that try an image: the current one, then those that replace it."""
 CHECK_SECONDS = 1.0
 """Time between two checks that the pool still works, in seconds."""
 START_SECONDS = 30.0
-"""Time that a worker process may take to start, in seconds; after it, the pool counts as broken."""
+"""Time that a worker process may take to start, in seconds. A pool that gives no result for this
+time plus `face_seconds` counts as broken."""
 WARM_SECONDS = 120.0
 """Time that the first worker process may take until it is ready, in seconds."""
 CROPPERS: list[Cropper] = []
@@ -52,7 +53,7 @@ class FaceWorkers:
 
     Args:
         card: the model's card.
-        detector: path of a YuNet file; None uses the default detector.
+        detector: path of a YuNet file; None uses MTCNN. Ignored if the model uses dlib's alignment.
         aligned: whether images are already aligned crops.
         settings: the service's settings.
         check_alignment: if `aligned`, whether to reject crops without an aligned face.
@@ -70,11 +71,11 @@ class FaceWorkers:
         self._process_count = settings.workers
         self._arguments = (card, detector, aligned, check_alignment, settings.worker_memory)
         self._lock = threading.Lock()
-        self._last_result = 0.0
+        self._last_result_time = 0.0
         self._pool = self._new_pool()
 
     async def find(self, content: bytes, which: str, name: str) -> list[AlignedFace]:
-        """Detect the intended faces in an image, and cut them out.
+        """Detect the faces that ``which`` selects in an image, and cut them out.
 
         Args:
             content: the image file's bytes.
@@ -154,14 +155,15 @@ class FaceWorkers:
                 await asyncio.wait([task], timeout=CHECK_SECONDS)
                 # A working pool takes at most START_SECONDS to start a process, which then finishes
                 # its task, or is killed, within `_face_seconds`.
-                seconds_without_result = time.monotonic() - max(scheduled, self._last_result)
+                last_progress = max(scheduled, self._last_result_time)
+                seconds_without_result = time.monotonic() - last_progress
                 is_stuck = seconds_without_result > START_SECONDS + self._face_seconds
                 if not task.done() and (is_stuck or pool is not self._pool or not pool.active):
                     raise _PoolBrokenError
         finally:
             # This has an effect only if the request was canceled or the pool broke.
             task.cancel()
-        self._last_result = time.monotonic()
+        self._last_result_time = time.monotonic()
         return task.result()
 
     def _new_pool(self) -> ProcessPool:
@@ -208,6 +210,7 @@ def start_worker(
     cv2.setNumThreads(1)
     CROPPERS[:] = [cropper_for(card, detector, aligned=aligned, check_alignment=check_alignment)]
     with open("/proc/self/statm") as file:
+        # The first number is the size of the address space, in pages.
         address_space = int(file.read().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (address_space + memory, address_space + memory))
     resource.setrlimit(resource.RLIMIT_NOFILE, (MAX_OPEN_FILES, MAX_OPEN_FILES))

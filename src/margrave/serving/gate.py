@@ -24,11 +24,12 @@ from margrave.serving.settings import ServiceSettings
 RETRY_SECONDS = 1
 """Seconds after which a client may retry if the service is overloaded or cannot read its keys."""
 MAX_LOGGED_FRAMES = 5
-"""Maximum number of stack frames in the log of an error."""
+"""Maximum number of stack frames in the log of an error; the innermost ones are logged."""
 HEADERS = [(b"cache-control", b"no-store"), (b"x-content-type-options", b"nosniff")]
 """Headers of every response: clients must neither cache it nor guess another content type."""
 Rejection = tuple[int, str, str, int | None]
-"""(HTTP status, reason, message, seconds until the client may retry or None)."""
+"""(HTTP status, reason, message, seconds until the client may retry); None sends no Retry-After
+header."""
 
 
 class Metrics:
@@ -69,6 +70,9 @@ class Gate:
     longer than ``request_seconds``, including receiving its body. After an unexpected error, the
     client gets 500, and the error is logged without names.
 
+    In this module, ``scope`` is ASGI's description of a request; ``needed_scope`` is the scope that
+    the request's API key needs.
+
     Args:
         app: the wrapped application.
         keys: the valid API keys.
@@ -100,16 +104,16 @@ class Gate:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        started = time.perf_counter()
+        start_time = time.perf_counter()
         request_id = uuid.uuid4().hex[:12]
         state = scope.setdefault("state", {})
         state["request_id"], state["key_id"] = request_id, "-"
-        status, is_started = 500, False
+        status, has_response_started = 500, False
 
         async def tracking_send(message: Message) -> None:
-            nonlocal status, is_started
+            nonlocal status, has_response_started
             if message["type"] == "http.response.start":
-                status, is_started = message["status"], True
+                status, has_response_started = message["status"], True
                 headers = [
                     *message.get("headers", []),
                     *HEADERS,
@@ -129,10 +133,10 @@ class Gate:
                 await self._run_limited(scope, receive, tracking_send)
         except Exception as error:
             state["logged_error"] = log_fields_of_error(error)
-            if not is_started:
+            if not has_response_started:
                 await self._reject(tracking_send, 500, "internal", internal_error(request_id), None)
         finally:
-            self._log(scope, request_id, status, time.perf_counter() - started)
+            self._log(scope, request_id, status, time.perf_counter() - start_time)
 
     async def _run_limited(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Run a request with a time limit, or reject it if too many are running."""
@@ -145,11 +149,11 @@ class Gate:
                 RETRY_SECONDS,
             )
             return
-        is_started = False
+        has_response_started = False
 
         async def tracking_send(message: Message) -> None:
-            nonlocal is_started
-            is_started = True
+            nonlocal has_response_started
+            has_response_started = True
             await send(message)
 
         self._busy += 1
@@ -159,7 +163,7 @@ class Gate:
             async with deadline:
                 await self.app(scope, receive, tracking_send)
         except TimeoutError:
-            if is_started or not deadline.expired():
+            if has_response_started or not deadline.expired():
                 raise
             message = (
                 f"the request took longer than {self._request_seconds:g} s; "
@@ -175,7 +179,7 @@ class Gate:
         length = dict(scope["headers"]).get(b"content-length", b"0")
         if not length.isdigit():
             return 400, "malformed", "the header Content-Length must be a whole number", None
-        # 20 digits exceed every limit; Python refuses to convert thousands of digits.
+        # Python refuses to convert thousands of digits; the first 20 suffice to exceed every limit.
         if int(length[:20]) > self._max_request_bytes:
             message = (
                 f"a request may have at most {self._max_request_bytes} bytes; "
@@ -205,8 +209,8 @@ class Gate:
                 None,
             )
         if not self._limiter.hit(self._rate, key.id):
-            reset, _ = self._limiter.get_window_stats(self._rate, key.id)
-            retry_seconds = max(1, int(reset - time.time()) + 1)
+            reset_time, _ = self._limiter.get_window_stats(self._rate, key.id)
+            retry_seconds = max(1, int(reset_time - time.time()) + 1)
             message = f"this key exceeded its rate of {self._rate}; try again in {retry_seconds} s"
             return 429, "too_many", message, retry_seconds
         return None
@@ -238,6 +242,7 @@ class Gate:
         line = {
             "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             "request": request_id,
+            # The client may send any text as the method; do not log a long or odd one.
             "method": scope["method"][:16] if scope["method"].isalpha() else "-",
             "route": path,
             "status": status,
@@ -250,7 +255,7 @@ class Gate:
 
 def internal_error(request_id: str) -> str:
     """The message that a client gets after an unexpected error."""
-    return f"the service failed; see request {request_id} in its log"
+    return f"the service failed; see request {request_id} in the service's log"
 
 
 def log_fields_of_error(error: Exception) -> dict[str, Any]:

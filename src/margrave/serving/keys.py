@@ -1,4 +1,4 @@
-"""API keys with scopes. A file stores their hashes; every change replaces the file atomically."""
+"""API keys with scopes, stored as hashes in a file, which every change replaces atomically."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class KeyFile:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         # Time of modification, inode and size of the file that `_keys` was read from.
-        self._file_version: tuple[int, int, int] | None = None
+        self._file_state: tuple[int, int, int] | None = None
         self._keys: dict[str, Key] = {}
         self.keys()
 
@@ -77,11 +77,11 @@ class KeyFile:
         try:
             stat = self.path.stat()
         except FileNotFoundError:
-            self._keys, self._file_version = {}, None
+            self._keys, self._file_state = {}, None
             return self._keys
-        version = stat.st_mtime_ns, stat.st_ino, stat.st_size
-        if self._file_version != version:
-            self._keys, self._file_version = _read_keys(self.path), version
+        state = stat.st_mtime_ns, stat.st_ino, stat.st_size
+        if self._file_state != state:
+            self._keys, self._file_state = _read_keys(self.path), state
         return self._keys
 
     def key_of_token(self, token: str) -> Key | None:
@@ -93,6 +93,7 @@ class KeyFile:
         key_id, _, secret = id_and_secret.partition("_")
         key = self.keys().get(key_id)
         digest = hashlib.sha256(secret.encode(errors="replace")).hexdigest()
+        # For an unknown id, compare with a digest that no secret has: this takes the same time.
         expected = key.digest if key else "0" * 64
         is_equal = hmac.compare_digest(digest.encode(), expected.encode())
         return key if is_equal and prefix == _TOKEN_PREFIX else None
@@ -173,7 +174,8 @@ class KeyFile:
             temporary.touch(0o600)
             os.chmod(temporary, 0o600)
             temporary.write_text(json.dumps(content, indent=1) + "\n")
-        self._file_version = None
+        # The next call of `keys` reads the file again.
+        self._file_state = None
 
 
 def _create_key(label: str, scopes: Sequence[str]) -> tuple[Key, str]:

@@ -42,6 +42,8 @@ def add_problems(app: FastAPI) -> None:
     @app.exception_handler(RequestValidationError)
     async def handle_invalid(request: Request, error: RequestValidationError) -> JSONResponse:
         del request
+        # The first part of a location says where the parameter was sent, such as ``query``. At most
+        # five faults are listed.
         faults = [
             f"{'.'.join(str(part) for part in fault['loc'][1:])}: {fault['msg']}"
             for fault in error.errors()[:5]

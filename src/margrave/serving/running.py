@@ -36,7 +36,7 @@ def check_listening(settings: ServiceSettings) -> None:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach an address.
+    """Whether only this machine can reach an address; False for host names except ``localhost``.
 
     >>> is_loopback("127.0.0.1"), is_loopback("0.0.0.0")
     (True, False)
@@ -62,7 +62,8 @@ def serve(
     Args:
         matcher: the model, and the gallery if there is one.
         settings: the service's settings.
-        detector: path of a YuNet file; by default MTCNN, or the detector that the model requires.
+        detector: path of a YuNet file; by default MTCNN. Ignored if the model uses dlib's
+            alignment.
         aligned: whether images are already aligned crops.
         check_alignment: if `aligned`, whether to reject crops without an aligned face.
 
@@ -91,6 +92,7 @@ def server_options(settings: ServiceSettings) -> dict[str, Any]:
         # No route uses WebSocket.
         "ws": "none",
         "timeout_graceful_shutdown": settings.shutdown_seconds,
+        # Seconds after which an idle connection is closed.
         "timeout_keep_alive": 5,
         # Maximum size of a request's first line and headers, in bytes.
         "h11_max_incomplete_event_size": 32768,

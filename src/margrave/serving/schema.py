@@ -10,6 +10,7 @@ from fastapi import FastAPI
 from margrave.serving.answers import Problem
 
 SCHEME = "api_key"
+"""Name of the security scheme in the OpenAPI schema."""
 
 
 def describe_access(app: FastAPI, scope_of: Callable[[str, str], str | None]) -> None:
@@ -39,7 +40,8 @@ def describe_access(app: FastAPI, scope_of: Callable[[str, str], str | None]) ->
                 scopes = [] if not scope else [scope]
                 operation["security"] = [] if scope is None else [{SCHEME: scopes}]
                 for status, response in operation["responses"].items():
-                    # If a route returns text/plain, FastAPI declares its errors as text/plain too.
+                    # If a route returns text/plain, FastAPI declares its errors as text/plain too,
+                    # but they are JSON.
                     if status >= "400" and "text/plain" in response["content"]:
                         content = response["content"]
                         content["application/json"] = content.pop("text/plain")
@@ -60,7 +62,7 @@ def error_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
         413: "The request is too large.",
         422: "An image cannot be used, or a parameter is invalid; see `reason`.",
         429: "Too many requests; see Retry-After.",
-        500: "The service failed; see the request with this `X-Request-Id` in its log.",
+        500: "The service failed; see the request with this `X-Request-Id` in the service's log.",
         503: "Overloaded, or the gallery or audit trail is unavailable; see Retry-After.",
     }
     return {status: {"model": Problem, "description": descriptions[status]} for status in statuses}

@@ -53,7 +53,7 @@ class ServiceSettings(Settings):
     request_seconds: Annotated[float, Field(gt=0)] = 60.0
     """Maximum time of a request in seconds, including its body; slower requests get 408."""
     batch_seconds: Annotated[float, Field(gt=0)] = 0.1
-    """Latency budget of a batch of embeddings in seconds."""
+    """Time in seconds that a batch of embeddings should take at most; limits the batch size."""
     max_batch_size: Annotated[int, Field(ge=1)] = 64
     """Maximum number of faces in a batch."""
     shutdown_seconds: Annotated[int, Field(ge=1)] = 30

@@ -1,4 +1,4 @@
-"""KappaFace's ψ: a margin weight per class, from the concentration and number of its features."""
+"""KappaFace's ψ: a margin weight per class, from how concentrated and how many its features are."""
 
 from __future__ import annotations
 
@@ -14,15 +14,16 @@ from margrave.statistics.contract import STATISTICS, Observation, Statistic, Sta
 
 SINGLE_RANK = World()
 MAX_MEAN_LENGTH = 1 - 1e-4
-"""Upper limit of r̄: identical features would have an infinite concentration."""
+"""Upper limit of r̄, the length of a class's mean feature: identical features would have an infinite
+concentration."""
 
 
 @STATISTICS.register("class_concentration")
 class ClassConcentration(Statistic):
     """ψ_c = γ·w_κ + (1 − γ)·w_s; it is 1 in the first epoch and updated after each epoch.
 
-    f are the unit features of class c in the epoch, and n_c is their number (samplers may drop or
-    repeat images of the class):
+    f are the unit features of class c in the epoch, of size D, and n_c is their number (samplers
+    may drop or repeat images of the class). With mean, std and max over the classes:
     r̄ = ‖Σ f‖ / n_c; κ_c = r̄(D − r̄²)/(1 − r̄²);
     w_κ = 1 − sigmoid( temperature·(κ_c − mean κ)/std κ ), std unbiased;
     w_s = ½[cos(π·n_c/(1.05·max n)) + 1].
@@ -91,6 +92,7 @@ class ClassConcentration(Statistic):
             self._local_samples = owned_classes(spec.num_samples, spec.class_world)
             num_owned_samples = len(self._local_samples)
             self.register_buffer("memory", torch.zeros(num_owned_samples, embedding_size))
+            # -1 marks an image that has not been seen yet.
             self.register_buffer("memory_label", torch.full((num_owned_samples,), -1))
         else:
             self.register_buffer("feature_sum", torch.zeros(num_owned_classes, embedding_size))
@@ -126,15 +128,15 @@ class ClassConcentration(Statistic):
         index, inside = _local_indices(observation.sample_indices, self._local_samples)
         features = observation.unit_embeddings.to(self.memory)
         # Filtering out the images of other ranks would give a shape that depends on values, so the
-        # host would wait for the device. Instead, this rank's last image takes their place; the
-        # same row is then written several times.
+        # host would wait for the device. Instead, the batch's last image that this rank stores
+        # takes their place; its row is then written several times.
         rows = torch.arange(len(inside), device=inside.device)
         last_inside = ((rows + 1) * inside).argmax()
         index = index[torch.where(inside, rows, last_inside)]
-        # Of an image that occurs several times in the batch, the last occurrence is used for all:
-        # otherwise it would be undefined which of them is stored.
-        image_of_rank = torch.where(inside, index, -1)
-        sorted_images, order = image_of_rank.sort(stable=True)
+        # If an image occurs several times in the batch, each occurrence gets the values of the last
+        # one: otherwise it would be undefined which values are stored.
+        local_image = torch.where(inside, index, -1)
+        sorted_images, order = local_image.sort(stable=True)
         last_row = order[torch.searchsorted(sorted_images, index, right=True) - 1]
         inside, features = inside[last_row], features[last_row]
         labels = observation.labels[last_row]
@@ -153,11 +155,11 @@ class ClassConcentration(Statistic):
         return class_rows | dict.fromkeys(by_image & set(self._buffers), num_images)
 
     def _sums(self) -> tuple[Tensor, Tensor]:
-        """Σ f (C, D) and n (C,) of this rank's C classes, summed over the samples of all ranks."""
+        """Σ f (K, D) and n (K,) of this rank's K classes, summed over the samples of all ranks."""
         world = self.spec.batch_world
         if self.estimator != "memory_buffer":
             return all_reduce_sum(self.feature_sum, world), all_reduce_sum(self.count, world)
-        world, rank_sums = self.spec.class_world, None
+        world, own_sums = self.spec.class_world, None
         # A rank's memory has images of all classes, so the sums of each rank's classes are reduced
         # over all ranks.
         for rank in range(world.size):
@@ -170,9 +172,9 @@ class ClassConcentration(Statistic):
             count = index.new_zeros(len(classes) + 1)
             count.index_add_(0, index, torch.ones_like(index))
             sums = all_reduce_sum(total[:-1], world), all_reduce_sum(count[:-1], world)
-            rank_sums = sums if rank == world.rank else rank_sums
-        assert rank_sums is not None
-        return rank_sums
+            own_sums = sums if rank == world.rank else own_sums
+        assert own_sums is not None
+        return own_sums
 
     @torch.no_grad()
     def end_epoch(self) -> None:
@@ -203,7 +205,7 @@ def _local_indices(indices: Tensor, local: range) -> tuple[Tensor, Tensor]:
 
 
 def concentration_of(feature_sum: Tensor, count: Tensor) -> Tensor:
-    """κ (C,) = r̄(D − r̄²)/(1 − r̄²) with r̄ = ‖Σ f‖/n, from Σ f (C, D) and n (C,).
+    """κ (K,) = r̄(D − r̄²)/(1 − r̄²) with r̄ = ‖Σ f‖/n, from Σ f (K, D) and n (K,) of K classes.
 
     >>> concentration_of(torch.tensor([[1.0, 1.0], [2.0, 0.0]]), torch.tensor([2, 2])).round()
     tensor([2.0000e+00, 5.0000e+03])
@@ -220,11 +222,11 @@ def concentration_of(feature_sum: Tensor, count: Tensor) -> Tensor:
 def concentration_weight(
     concentration: Tensor, is_defined: Tensor, temperature: float, world: World = SINGLE_RANK
 ) -> Tensor:
-    """w_κ (C,): near 1 for scattered classes; ½ where the concentration is not defined.
+    """w_κ (K,): near 1 for scattered classes; ½ where the concentration is not defined.
 
     Args:
-        concentration: κ (C,) of this rank's classes.
-        is_defined: (C,) bool, whether κ is defined, which takes at least two samples.
+        concentration: κ (K,) of this rank's K classes.
+        is_defined: (K,) bool, whether κ is defined, which takes at least two samples.
         temperature: the sigmoid's temperature.
         world: the ranks that the classes are sharded over.
     """
@@ -241,7 +243,7 @@ def concentration_weight(
 
 
 def size_weight(count: Tensor, world: World = SINGLE_RANK) -> Tensor:
-    """w_s (C,): near 1 for classes with few samples, near 0 for the largest class of all ranks.
+    """w_s (K,): near 1 for classes with few samples, near 0 for the largest class of all ranks.
 
     >>> size_weight(torch.tensor([0.0, 10.0])).round(decimals=3)
     tensor([1.0000, 0.0060])

@@ -23,19 +23,20 @@ def _no_negatives(scale: Tensor) -> Tensor:
 class Observation:
     """A training step's values that statistics observe, without gradient.
 
-    B is the number of samples of all ranks that the classes are sharded over; D is the number of
-    features.
+    B is the number of samples of all ranks that the classes are sharded over; D is the embedding
+    size.
 
     Attributes:
-        unit_embeddings: (B, D) x̂.
+        unit_embeddings: (B, D) x̂ = x/‖x‖ of the embeddings x.
         feature_norm: (B,) ‖x‖.
         target_cosine: (B,) cosθ_y.
         labels: (B,) class indices.
-        sample_indices: (B,) indices of the images in the training set, or None.
-        momentum_embeddings: (B, D) the momentum encoder's embeddings, or None.
+        sample_indices: (B,) indices of the images in the training set; None if the training loop
+            does not pass them.
+        momentum_embeddings: (B, D) the momentum encoder's embeddings; None if there are none.
         log_sum_exp_of_negatives: a function from a scale s () to (B,) log Σ_{j≠y} e^{s·cosθ_j}
             over the classes of all ranks. A call costs one more product of embeddings and class
-            centers, and every rank that owns a shard of the classes must make it.
+            centers. Every rank that owns a shard of the classes must call the function.
     """
 
     unit_embeddings: Tensor
@@ -54,7 +55,8 @@ class StatisticSpec:
     Attributes:
         num_classes: C, over all ranks.
         embedding_size: D.
-        num_samples: number of training images, for statistics that store something per image.
+        num_samples: number of training images, for statistics that store something per image; None
+            if unknown.
         batch_world: the ranks over which statistics of a batch are reduced; a single rank if every
             rank already observes the samples of all ranks.
         class_world: the ranks that the classes are sharded over; a single rank if every rank has
@@ -83,7 +85,8 @@ class Statistic(nn.Module):
     """
 
     per_step: bool = True
-    """Whether `update` is called once per optimizer step (True) or for every micro-batch."""
+    """Whether `update` is called only for the first micro-batch of an optimizer step (True), or for
+    every micro-batch."""
 
     reads: frozenset[str] = frozenset()
     """The optional fields of `Observation` that this statistic requires."""
@@ -135,15 +138,15 @@ def create_statistics(
     {'iteration': Iteration()}
     """
     statistics: dict[str, Statistic] = {}
-    for path, settings in needs.items():
-        statistic_class = STATISTICS.get(path)
+    for name_or_path, settings in needs.items():
+        statistic_class = STATISTICS.get(name_or_path)
         if not (isinstance(statistic_class, type) and issubclass(statistic_class, Statistic)):
             raise ValueError(
-                f"{path!r} is not a subclass of margrave.statistics.Statistic; derive your class "
-                "from Statistic"
+                f"{name_or_path!r} is not a subclass of margrave.statistics.Statistic; derive "
+                "your class from Statistic"
             )
         # State dicts and metrics contain this name, so it must not depend on the module's path.
-        name = path.rpartition(":")[2]
+        name = name_or_path.rpartition(":")[2]
         if name in statistics:
             raise ValueError(f"two statistics are named {name!r}; rename the class of one of them")
         statistics[name] = statistic_class(spec, **settings)

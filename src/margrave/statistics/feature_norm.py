@@ -15,9 +15,9 @@ from margrave.statistics.contract import STATISTICS, Observation, Statistic, Sta
 class FeatureNorm(Statistic):
     """Running μ and unbiased σ of ‖x‖ clipped to [0.001, 100], over the batch of all ranks.
 
-    μ ← weight·mean + (1 − weight)·μ, and σ likewise. A batch of a single sample is skipped, because
-    it has no standard deviation. A batch with norms that are not finite is skipped too, as the
-    optimizer step usually is in mixed precision.
+    μ ← weight·batch mean + (1 − weight)·μ, and σ likewise. A batch of a single sample is skipped,
+    because it has no standard deviation. A batch with a NaN norm is skipped too, as mixed precision
+    usually skips its optimizer step.
 
     Args:
         spec: the ranks to synchronize with.
@@ -43,6 +43,7 @@ class FeatureNorm(Statistic):
         super().__init__(spec)
         self.update_weight = update_weight
         self.start = start
+        # Only `official` uses these values; the other starts replace them in the first update.
         self.register_buffer("mean", torch.tensor(20.0))
         # σ is named `deviation` because checkpoints and metrics of version 0.1 use this name.
         self.register_buffer("deviation", torch.tensor(100.0))

@@ -10,7 +10,10 @@ from margrave.statistics.contract import STATISTICS, Observation, Statistic, Sta
 
 @STATISTICS.register("iteration")
 class Iteration(Statistic):
-    """Counts training steps, including the current one; the count is part of the state dict."""
+    """Counts training steps; the count is part of the state dict.
+
+    The head calls `update` before it computes the loss, so the count includes the current step.
+    """
 
     count: Tensor
 

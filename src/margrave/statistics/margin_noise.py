@@ -17,12 +17,14 @@ GOLDEN = -0x61C8864680B583EB
 class MarginNoise(Statistic):
     """A standard normal number for each sample, equal on all ranks that see the sample.
 
-    The numbers depend only on the stored seed, the count of batches and the sample's position, so
-    activation checkpointing and resumed runs draw the same ones again. In evaluation they are 0.
+    The numbers depend only on the stored seed, the count of batches and the sample's position in
+    the batch of all ranks, so activation checkpointing and resumed runs draw the same ones again.
+    In evaluation they are 0.
 
     Args:
         spec: the ranks whose samples form a batch.
-        sort: give the largest numbers to the samples with the smallest target cosines.
+        sort: among the samples that this rank sees, give the largest numbers to those with the
+            smallest target cosines.
 
     Source: ElasticFace, arXiv 2109.09416, sections 3.2 and 3.3.
     """
@@ -71,7 +73,7 @@ def _mixed(value: Tensor) -> Tensor:
 
 
 def _shifted(value: Tensor, bits: int) -> Tensor:
-    """A logical right shift; the operator >> of int64 copies the sign bit, so mask the copies."""
+    """A logical right shift; int64's operator >> copies the sign bit, so mask the copies out."""
     return (value >> bits) & ((1 << (64 - bits)) - 1)
 
 

@@ -13,7 +13,8 @@ from margrave.statistics.contract import STATISTICS, Observation, Statistic, Sta
 class TargetCosine(Statistic):
     """t ← (1 − momentum)·mean(cosθ_y) + momentum·t over the batch of all ranks, starting at 0.
 
-    Source: CurricularFace, CVPR 2020, equation 11 as in the authors' code.
+    Source: CurricularFace, CVPR 2020, equation 11; as in the authors' code, ``momentum`` is the
+    weight of the old t.
     """
 
     mean: Tensor

@@ -53,7 +53,8 @@ def prepare(
     if settings.precision == "auto" or budget is not None:
         cells = [first]
         if budget is not None:
-            # Measure every loss: all train for as many epochs as the slowest can within the budget.
+            # Measure every loss in the first condition: all train for as many epochs as the slowest
+            # can within the budget.
             cells = list(cells_of(config, seeds=[config.first_seed]))
             cells = [cell for cell in cells if cell.condition == first.condition]
         message(f"measuring {quantity(len(cells), 'training')} on this machine")
@@ -81,6 +82,7 @@ def prepare(
 
 def _measure(cell: Cell, prepared: dict[str, Any], timed: bool, folder: Path) -> tuple[str, float]:
     """Return the precision that a training chooses, and its seconds per epoch (0 unless timed)."""
+    # Log as few steps as possible, so that logging takes no time.
     training = cell.config.training.model_copy(update={**prepared, "log_steps": 10**9})
     config: RunConfig = cell.config.model_copy(update={"training": training})
     run = Run(config, folder)
@@ -91,16 +93,16 @@ def _measure(cell: Cell, prepared: dict[str, Any], timed: bool, folder: Path) ->
     start_step, start_time = 0, time.monotonic()
     epoch_seconds = 0.0
 
-    def report(step: StepReport) -> None:
+    def report(progress: StepReport) -> None:
         nonlocal start_step, start_time, epoch_seconds
         now = time.monotonic()
         # The last step is measured in any case.
-        if step.step <= min(WARM_UP_STEPS, step.steps - 1):
-            start_step, start_time = step.step, now
+        if progress.step <= min(WARM_UP_STEPS, progress.steps - 1):
+            start_step, start_time = progress.step, now
         else:
-            step_seconds = (now - start_time) / (step.step - start_step)
-            epoch_seconds = step_seconds * step.epoch_steps
-            if now - start_time >= MEASURED_SECONDS or step.step == step.steps:
+            step_seconds = (now - start_time) / (progress.step - start_step)
+            epoch_seconds = step_seconds * progress.epoch_steps
+            if now - start_time >= MEASURED_SECONDS or progress.step == progress.steps:
                 raise _SpeedMeasured
 
     with suppress(_SpeedMeasured):

@@ -60,7 +60,7 @@ def compare_cells(
         resamples: number of bootstrap replicates.
 
     Returns:
-        Condition -> comparison, for the conditions that have such seeds.
+        Condition -> comparison, for the conditions with a seed that all their losses have finished.
 
     Raises:
         ValueError: cells of one condition were tested on different pairs, or trained for different
@@ -206,16 +206,17 @@ def _means_of(
 ) -> list[Figure]:
     """Each loss's means over seeds of the figures that have this metric.
 
-    Left out are figures over all data of the deciding metric, because they are reported separately
-    with intervals, and figures by stratum of metrics other than accuracy.
+    Two kinds of figures are left out: the deciding metric's figures over all data, which are
+    reported separately with intervals; and figures by stratum, unless the metric is accuracy.
     """
     figures = []
-    for example in cells[0].result.figures:
-        if example.metric != metric or example.value is None:
+    # The first cell tells which figures there are.
+    for first_figure in cells[0].result.figures:
+        if first_figure.metric != metric or first_figure.value is None:
             continue
-        if example.stratum and metric != "accuracy":
+        if first_figure.stratum and metric != "accuracy":
             continue
-        if not example.stratum and metric == deciding_metric:
+        if not first_figure.stratum and metric == deciding_metric:
             continue
         for loss in dict.fromkeys(cell.loss for cell in cells):
             values = [
@@ -223,18 +224,20 @@ def _means_of(
                 for cell in cells
                 if cell.loss == loss and cell.seed in seeds
                 for figure in cell.result.figures
-                if (figure.metric, figure.at) == (metric, example.at)
-                and figure.stratum == example.stratum
+                if (figure.metric, figure.at) == (metric, first_figure.at)
+                and figure.stratum == first_figure.stratum
                 and figure.value is not None
             ]
             figures.append(
                 Figure(
                     metric=metric,
-                    at={**example.at, "loss": loss},
-                    stratum=example.stratum,
+                    at={**first_figure.at, "loss": loss},
+                    stratum=first_figure.stratum,
                     value=fmean(values) if values else None,
-                    percent=example.percent,
-                    details={"pairs": example.details.get("pairs")} if example.stratum else {},
+                    percent=first_figure.percent,
+                    details={"pairs": first_figure.details.get("pairs")}
+                    if first_figure.stratum
+                    else {},
                 )
             )
     return figures
@@ -267,8 +270,8 @@ def verdict(
     Args:
         comparison: the condition's comparison.
         config: the study. Its losses that are not in the comparison are named as missing.
-        chosen: loss -> the variant that tuning chose, with its name; None if the losses are not
-            tuned.
+        chosen: loss -> the variant that tuning chose, with its name; None or empty if the losses
+            are not tuned.
     """
     names = [_compared_name(loss, chosen or {}) for loss in config.losses]
     missing = [name for name in names if name not in comparison.means]
@@ -285,6 +288,7 @@ def _compared_name(loss: str, chosen: Mapping[str, Mapping[str, Any]]) -> str:
 
 def _verdict_on_compared(comparison: SeedComparison, config: StudyConfig, noun: str) -> str:
     """The verdict on the losses in a comparison, each of which the text calls a ``noun``."""
+    # The means are sorted, the best loss first.
     best = next(iter(comparison.means))
     seeds = len(comparison.means[best].seed_values)
     if len(comparison.means) < 2:
@@ -336,10 +340,11 @@ def _judged_claims(
 
 
 def judge_claim(claim: Claim, comparison: SeedComparison, config: StudyConfig) -> str:
-    """State whether a claim was reproduced, with the difference between its two losses."""
+    """State whether a claim was reproduced, and how much better its ``loss`` is than ``over``."""
     for difference in comparison.differences:
         if {difference.first, difference.second} != {claim.loss, claim.over}:
             continue
+        # A difference is positive if its second loss is better.
         sign = 1 if difference.second == claim.loss else -1
         value = sign * difference.mean.value
         if difference.adjusted_p_value is None or difference.mean.interval is None:
@@ -372,7 +377,10 @@ def _p_text(value: float) -> str:
 
 
 def rows_of(cells: Sequence[FinishedCell]) -> list[dict[str, Any]]:
-    """Table rows with every figure of every cell: one row per cell, the same columns in each."""
+    """Table rows with every figure of every cell: one row per cell, the same columns in each.
+
+    A value is empty if the cell lacks the figure.
+    """
     rows = []
     for cell in sorted(cells, key=lambda cell: (cell.condition, cell.loss, cell.seed)):
         row: dict[str, Any] = {
