@@ -79,6 +79,7 @@ def test_axes_are_what_each_loss_adapts_to(tables: dict) -> None:
         "target_angle",
     ]
     assert losses["arcface"]["negatives"]["axes"] == []
+    assert "gamma" in losses["focal"]["gradient"]["axes"]
 
 
 def test_the_boundary_of_arcface_is_the_angle_plus_its_margin(tables: dict) -> None:

@@ -212,11 +212,15 @@ def _loss_table(loss: Loss) -> dict[str, Any]:
 
     target_axes = _effective_axes(target, [*parameter_axes, *CONTEXTS])
     negative_axes = _effective_axes(negatives, [*parameter_axes, *CONTEXTS, TARGET_ANGLE])
-    # The boundary and the gradient are tabulated over the axes that change T or N.
+    # The boundary is tabulated over the axes that change T or N.
     row_axes = [
         axis
         for axis in (*parameter_axes, *CONTEXTS)
         if axis in target_axes or axis in negative_axes
+    ]
+    # A hyperparameter of the cross entropy, such as focal's gamma, changes only the gradient.
+    gradient_axes = row_axes + [
+        axis for axis in _effective_axes(gradient, parameter_axes) if axis not in row_axes
     ]
     return {
         "title": doc_lines[0] if doc_lines else "",
@@ -224,7 +228,7 @@ def _loss_table(loss: Loss) -> dict[str, Any]:
         "target": _curve_table(target, target_axes),
         "negatives": _curve_table(negatives, negative_axes),
         "boundary": _row_table(boundary, row_axes),
-        "gradient": _row_table(gradient, row_axes) | {"degrees": list(GRADIENT_DEGREES)},
+        "gradient": _row_table(gradient, gradient_axes) | {"degrees": list(GRADIENT_DEGREES)},
     }
 
 
