@@ -22,7 +22,7 @@ class StudyFolder:
 
         study.yaml      all settings, with defaults filled in
         cells/          one run folder per cell: per condition, loss and seed
-        results.json    the comparison: one result per condition
+        results.json    the comparison: one result per condition, and with tuning a second one
         figures.csv     every figure of every finished cell
 
     Attributes:
@@ -55,9 +55,9 @@ class StudyFolder:
         return RunFolder(self.path / "cells" / cell.name)
 
     def run_named(self, condition: str, loss: str, seed: int) -> RunFolder | None:
-        """The folder of a cell's run, from names that a file contains; None if a name is invalid.
+        """The folder of the run with these names, as a results file contains them.
 
-        The names become parts of a path, so they must match `NAME`.
+        The names become parts of a path, so they must match `NAME`; None if one does not.
         """
         if not (NAME.fullmatch(condition) and NAME.fullmatch(loss)):
             return None
@@ -124,6 +124,7 @@ class StudyFolder:
         if run.is_run():
             expected = flat_settings(cell.config.model_dump(mode="json"))
             actual = flat_settings(run.read_yaml())
+            # Settings that only one of them has, as after an update of Margrave, are not compared.
             for name in sorted(expected.keys() & actual.keys()):
                 if expected[name] != actual[name]:
                     raise ValueError(
@@ -137,7 +138,7 @@ class StudyFolder:
         write_results(self.results, results)
 
     def read_results(self) -> tuple[Result, ...]:
-        """The results in results.json; empty until every loss has finished a seed."""
+        """The results in results.json; empty if that file does not exist yet."""
         return read_results(self.results) if self.results.is_file() else ()
 
     def write_figures(self, rows: list[dict[str, Any]]) -> None:
@@ -166,7 +167,10 @@ def _changes(existing: StudyConfig, config: StudyConfig) -> Iterator[str]:
 
 
 def _different(before: Any, after: Any) -> dict[str, tuple[Any, Any]]:
-    """Dotted key -> old and new value, for each value that differs."""
+    """Old and new value of each setting that differs, by its name with a leading dot.
+
+    If `before` and `after` are single values, the name is empty.
+    """
     old, new = flat_settings(before), flat_settings(after)
     return {
         f".{key}" if key else "": (old.get(key), new.get(key))

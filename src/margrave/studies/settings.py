@@ -66,7 +66,7 @@ class StudyConfig(Settings):
     metric: Metric = "accuracy"
     """The metric by which losses are compared, chosen before training."""
     far: float = Field(default=0.01, gt=0, lt=1)
-    """The FAR of metric TAR."""
+    """The FAR at which metric TAR is measured; other metrics ignore it."""
     test: str = "test"
     """The evaluation set on which losses are compared."""
     tuning: Tuning | None = None
@@ -95,7 +95,8 @@ class StudyConfig(Settings):
                 if not NAME.fullmatch(name):
                     raise ValueError(
                         f"the {noun}'s name {name!r} cannot be a folder's name; use at most 80 "
-                        "letters, digits, spaces and _ . , = + -"
+                        "letters, digits, spaces and _ . , = + -, and begin with a letter, digit "
+                        "or _"
                     )
         for claim in self.claims:
             for noun, name, names in (
@@ -172,18 +173,19 @@ def read_study(
             # null removes a loss or condition of an extended study.
             merged[name] = {key: value for key, value in merged[name].items() if value is not None}
     if losses is not None:
-        listed = merged.get("losses")
-        listed = listed if isinstance(listed, Mapping) else {}
+        study_losses = merged.get("losses")
+        study_losses = study_losses if isinstance(study_losses, Mapping) else {}
         # A loss given by its import path gets the name of its class.
         merged["losses"] = {
-            name.rpartition(":")[2]: listed.get(name) or _like_arcface(name, listed)
+            name.rpartition(":")[2]: study_losses.get(name) or _like_arcface(name, study_losses)
             for name in losses
         }
+        # Claims about losses that are left out are dropped.
         if isinstance(merged.get("claims"), list):
             merged["claims"] = [
                 claim
                 for claim in merged["claims"]
-                # What is no claim stays, so that the validation below reports it.
+                # An entry that is not a claim is kept, so that the validation below reports it.
                 if not isinstance(claim, Mapping)
                 or all(
                     name in merged["losses"]
@@ -200,6 +202,7 @@ def read_study(
     for loss in complete.values():
         create_loss(loss)
     config = config.model_copy(update={"losses": complete})
+    # Creating a cell checks its run's settings, which are the same for every seed.
     for cell in cells_of(config.model_copy(update={"seeds": 1})):
         sets = cell.config.evaluation.sets
         needed = [config.test, *([config.tuning.validation] if config.tuning else [])]
@@ -212,9 +215,9 @@ def read_study(
     return config
 
 
-def _like_arcface(kind: str, listed: Mapping[str, Any]) -> dict[str, Any]:
+def _like_arcface(kind: str, study_losses: Mapping[str, Any]) -> dict[str, Any]:
     """Settings of a loss that the study lacks, with scale and margin adapted to its ArcFace."""
-    reference = listed.get("arcface")
+    reference = study_losses.get("arcface")
     if not isinstance(reference, Mapping) or "kind" not in reference or kind not in LOSSES:
         return {"kind": kind}
     spec = spec_at_scale(kind, reference)
@@ -231,7 +234,7 @@ def _block(study: str | Mapping[str, Any], extending: tuple[str, ...] = ()) -> d
 
     Args:
         study: the study's name or file, or a block of settings.
-        extending: the studies whose ``extends`` led to this one; it must not be among them.
+        extending: the studies whose ``extends`` led to `study`, which must not be among them.
     """
     if isinstance(study, Mapping):
         block = dict(study)

@@ -76,8 +76,8 @@ def run_study(
     Args:
         config: the study.
         folder: the study's folder; new, empty, or of the same study.
-        budget: seconds for each training, measured on this machine when the study begins; None
-            keeps the epochs of the settings.
+        budget: seconds for each training. The number of epochs that fits is chosen when the study
+            begins, from the speed measured on this machine. None keeps the epochs of the settings.
         devices: number of trainings at a time; by default one per GPU, or as many as the cores
             allow.
         events: receives what the study reports; by default nothing is shown.
@@ -130,7 +130,7 @@ def _announce(
         tuning = len(_tuning_cells(config))
         text += (
             f", then {tuning} to tune every loss and up to {len(cells)} of the tuned losses "
-            "(tuning: null leaves these out)"
+            "(tuning: null skips both)"
         )
     events.message(text)
 
@@ -214,8 +214,8 @@ def _tune(
     """Tune each loss.
 
     Returns:
-        Condition -> loss -> name and settings of the best variant, and the cells that train the
-        best variants with the seeds of the comparison.
+        First, the best variants: condition -> loss -> name and settings. Second, the cells that
+        train these variants with the seeds of the comparison.
     """
     assert config.tuning is not None
     grids, metric = grid_of(config), config.metric

@@ -29,8 +29,8 @@ class GridProgress:
 
     Attributes:
         total: number of trainings.
-        finished: number of finished trainings, including those of earlier calls.
-        done_before: number of trainings that had finished before this call.
+        finished: number of finished trainings, including `done_before`.
+        done_before: number of trainings that had finished before `train_cells` was called.
         running: name of a running training -> fraction of its steps that are done.
         failed: name of a failed training -> reason.
     """
@@ -85,11 +85,12 @@ def train_cell(config: RunConfig, folder: Path, connection: Connection) -> None:
 
 
 def _train(config: RunConfig, folder: Path, connection: Connection) -> None:
-    """Train one cell; resume from its checkpoint, unless this cannot be loaded."""
+    """Train one cell; resume from its checkpoint if that can be loaded."""
     run = Run(config, folder, _PipeEvents(connection))
     checkpoint = RunFolder(folder).checkpoint
     if checkpoint is not None:
         try:
+            # Only a trial, whose state is discarded; `run.train` loads the checkpoint again.
             run.open_training(resume=True).load(checkpoint)
         except ValueError as error:
             connection.send(("message", f"{error}; this training starts from the beginning"))
@@ -203,10 +204,11 @@ class _Running:
 
 
 def _exit_reason(code: int) -> str:
+    """Why a process ended without a message; a negative exit code is minus a signal's number."""
     if code >= 0:
         return f"its process ended with status {code}"
-    reason = ", perhaps because memory ran out" if code == -signal.SIGKILL else ""
-    return f"its process was killed ({signal.Signals(-code).name}){reason}"
+    cause = ", perhaps because memory ran out" if code == -signal.SIGKILL else ""
+    return f"its process was killed ({signal.Signals(-code).name}){cause}"
 
 
 @contextmanager
@@ -228,8 +230,8 @@ def slots_for(devices: int | None, threads: int) -> list[dict[str, Any]]:
     """The environment variables of each parallel training: its GPU, or its number of threads.
 
     Args:
-        devices: number of parallel trainings; None uses one per GPU, or cores / threads without
-            GPUs.
+        devices: number of parallel trainings, which may share GPUs; None uses one per GPU, or
+            cores / threads without GPUs.
         threads: threads of each training; not used with GPUs.
     """
     import torch

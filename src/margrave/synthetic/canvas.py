@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 
 Color = tuple[float, float, float]
+"""Red, green and blue, 0 to 255."""
 
 HALF_EXTENT = 1.45
 """Half the side of the canvas in face units."""
@@ -74,7 +75,10 @@ def mirrored(points: np.ndarray) -> np.ndarray:
 
 
 def ribbon(line: np.ndarray, width: float | np.ndarray) -> np.ndarray:
-    """(..., 2 · points, 2) outline of a (..., points, 2) line drawn with this width."""
+    """(..., 2 · points, 2) outline of a (..., points, 2) line.
+
+    `width` is one number, or one per point.
+    """
     tangent = np.empty_like(line)
     tangent[..., 1:-1, :] = line[..., 2:, :] - line[..., :-2, :]
     tangent[..., 0, :] = line[..., 1, :] - line[..., 0, :]
@@ -92,7 +96,7 @@ CIRCLE = np.stack([f(np.arange(14) * (2 * np.pi / 14)) for f in (np.cos, np.sin)
 
 
 class FaceCanvas:
-    """A layer of paint, and a layer of soft shadow at half its resolution that darkens it.
+    """A layer of paint, and a layer of soft shadow, at half the resolution, that darkens the paint.
 
     Points are (points, 2) in face units, or (shapes, points, 2) for several shapes of one color.
 
@@ -120,7 +124,10 @@ class FaceCanvas:
         self.fill(centers[:, None] + CIRCLE * np.reshape(radius, (-1, 1, 1)), color)
 
     def shade(self, points: np.ndarray, depth: float) -> None:
-        """Fill shapes with a shadow that absorbs the fraction `depth` of the light."""
+        """Fill shapes with a shadow that absorbs the fraction `depth` of the light.
+
+        It replaces earlier shadows in these shapes; depth 0 erases them.
+        """
         shapes = to_fixed_point(points, self.shadow_size)
         cv2.fillPoly(self.shadow, shapes, 255 * (1 - depth), cv2.LINE_AA, SUBPIXEL_BITS)
 
@@ -133,7 +140,7 @@ class FaceCanvas:
         )
 
     def soften_shadow(self) -> None:
-        """Blur all shadows drawn so far. To erase them in a shape, `shade` it with depth 0."""
+        """Blur all shadows drawn so far, with a box about 0.08 face units wide."""
         width = 2 * (self.shadow_size // 75) + 1
         self.shadow = cv2.blur(self.shadow, (width, width))
 

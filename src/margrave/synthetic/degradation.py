@@ -65,12 +65,14 @@ def quality_of(severity: np.ndarray) -> np.ndarray:
 
 def in_physical_units(severity: np.ndarray, image_size: int) -> Degradation:
     """Convert an image's severities (5,) to physical units."""
-    blur, resolution, noise, occlusion, compression = (float(value) for value in severity)
+    severity_of = dict(zip(DEGRADATIONS, severity.tolist(), strict=True))
+    low_resolution, compression = severity_of["resolution"], severity_of["compression"]
+    reduced_size = max(4, round(image_size * 0.09**low_resolution))
     return Degradation(
-        blur=4.5 * blur * image_size / 112,
-        resolution=max(4, round(image_size * 0.09**resolution)) if resolution else image_size,
-        noise=55.0 * noise,
-        occlusion=0.55 * occlusion,
+        blur=4.5 * severity_of["blur"] * image_size / 112,
+        resolution=reduced_size if low_resolution else image_size,
+        noise=55.0 * severity_of["noise"],
+        occlusion=0.55 * severity_of["occlusion"],
         compression=round(3 + 92 * (1 - compression) ** 1.5) if compression else 100,
     )
 
@@ -84,7 +86,7 @@ def degrade(
         image: (S, S, 3) uint8, RGB.
         degradation: the degradations in physical units.
         choices: (4,) uniform numbers that choose motion or focus blur, the angle of the motion, the
-            occluder, and the side from which the occluder comes.
+            occluder, and the side and height of a hand that occludes the face.
         rng: generates the noise and the occluder's texture.
     """
     if degradation.occlusion > 0:
@@ -103,6 +105,7 @@ def degrade(
         image = cv2.resize(image, (size, size), interpolation=cv2.INTER_LINEAR)
     if degradation.compression < 100:
         settings = [cv2.IMWRITE_JPEG_QUALITY, degradation.compression]
+        # OpenCV takes the channels for BGR in both directions, so the result is RGB like the image.
         decoded = cv2.imdecode(cv2.imencode(".jpg", image, settings)[1], cv2.IMREAD_COLOR)
         assert decoded is not None
         image = decoded
@@ -110,6 +113,7 @@ def degrade(
 
 
 def _blur(image: np.ndarray, sigma: float, is_motion: bool, angle: float) -> np.ndarray:
+    """Blur by motion at `angle` (in radians) or by focus; `sigma` is the std in pixels."""
     if not is_motion:
         return cv2.GaussianBlur(image, (0, 0), sigma)
     # A uniform streak of length L has a standard deviation of L / √12.
@@ -134,7 +138,8 @@ def occlude(
         image: (S, S, 3) uint8, RGB.
         fraction: fraction of the face's bounding box to cover.
         choice: a uniform number in [0, 1) that chooses the occluder.
-        side: a uniform number in [0, 1) that chooses the side and the height of a hand.
+        side: a uniform number in [0, 1) that chooses a hand's side (left below 0.5) and height;
+            other occluders ignore it.
         rng: generates the occluder's color and texture, and the position of a block.
     """
     size = image.shape[0]

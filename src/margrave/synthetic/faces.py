@@ -67,7 +67,7 @@ class FaceTruth(NamedTuple):
     Attributes:
         identity: index of the identity: ``first_identity`` plus the true label.
         pose: head pose in degrees.
-        light: direction, hardness, exposure and temperature of the light.
+        light: direction, hardness, exposure and temperature of the light; see `Light` for units.
         expression: strength of each expression.
         glasses: ``none``, ``clear`` or ``dark``.
         blur: standard deviation of the blur in pixels; 0 means no blur.
@@ -237,7 +237,10 @@ class SyntheticFaces(FaceImages):
         return len(self.labels)
 
     def name(self, index: int) -> str:
-        """Identity and index of the image, such as ``person_000001/0003``, for messages."""
+        """The image's identity and its index among that identity's images, for messages.
+
+        An example is ``person_000001/0003``.
+        """
         identity, image_index = self._locate(index)
         return f"person_{identity:06d}/{image_index:04d}"
 
@@ -263,7 +266,7 @@ class SyntheticFaces(FaceImages):
         """
         identity, image_index = self._locate(index)
         capture, severity, _ = self._image_factors(identity, image_index)
-        degradation = in_physical_units(severity, self.image_size)
+        amounts = in_physical_units(severity, self.image_size)
         return FaceTruth(
             identity=identity,
             pose=Pose(capture.yaw, capture.pitch, capture.roll),
@@ -278,7 +281,7 @@ class SyntheticFaces(FaceImages):
                 appearance_of(self.seed, identity, self._family).factors,
                 self._nuisance_of(identity),
             ),
-            **degradation._asdict(),
+            **amounts._asdict(),
             quality=float(quality_of(severity)),
         )  # fmt: skip
 
@@ -386,7 +389,8 @@ class SyntheticFaces(FaceImages):
         nuisance = self._nuisance_of(identity)
         capture = from_uniforms(FaceCapture, uniforms[0, :NUM_CAPTURE_FACTORS], nuisance)
         degradation_uniforms = uniforms[:, NUM_CAPTURE_FACTORS:]
-        return capture, self._severities(degradation_uniforms)[0], degradation_uniforms[0, -4:]
+        choices = degradation_uniforms[0, -4:]  # the last four; see NUM_DEGRADATION_FACTORS
+        return capture, self._severities(degradation_uniforms)[0], choices
 
 
 @lru_cache(maxsize=1024)
@@ -404,7 +408,7 @@ def appearance_of(seed: int, identity: int, family: Family = NO_FAMILY) -> Appea
     factors = from_uniforms(FaceIdentity, uniforms)
     return Appearance(
         factors=factors,
-        marks=generator.random((66, 3)),
+        marks=generator.random((66, 3)),  # 6 for moles, 60 for freckles
         blotches=generator.standard_normal((9, 9)),
         strands=generator.random((60, 3)),
         height=relief(factors),

@@ -1,10 +1,10 @@
 """The factors of a synthetic face: those of the identity and those of the image.
 
-Lengths are in face units, half the height of a face. The origin is between the eyes and the mouth;
-x points to the right, y down, and the chin is near y = 1. Each factor is computed from one uniform
-random number in [0, 1], so a row of such numbers determines an identity or an image. The factors of
-an image are moved towards their neutral values as the nuisance decreases; at nuisance 0 they are
-neutral.
+Lengths are in face units; one is half the height of a face. The origin is between the eyes and the
+mouth; x points to the right, y down, and the chin is near y = 1. Each factor is computed from one
+uniform random number in [0, 1], so a row of such numbers determines an identity or an image. The
+factors of an image are moved towards their neutral values as the nuisance decreases; at nuisance 0
+they are neutral.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 
 Factors = TypeVar("Factors")
+
+# The three functions below store a factor's parameters in the order that `factor_table` documents.
 
 
 def uniform(low: float, high: float, *, power: float = 1.0, neutral: float | None = None) -> Any:
@@ -83,13 +85,13 @@ class FaceIdentity:
     chin_width: float = uniform(0.15, 0.38)
     chin_length: float = uniform(0.93, 1.10)
     skull_height: float = uniform(0.95, 1.10)
-    asymmetry: float = triangular(0.0, 0.03)
+    asymmetry: float = triangular(0.0, 0.03)  # positive moves chin and mouth to the right
 
     eye_spacing: float = uniform(0.265, 0.355)  # from the midline to the center of the eye
     eye_y: float = uniform(-0.19, -0.07)  # a coordinate, like nose_base and hairline
     eye_width: float = uniform(0.115, 0.165)
     eye_opening: float = uniform(0.045, 0.085)
-    eye_tilt: float = uniform(-0.18, 0.24)
+    eye_tilt: float = uniform(-0.18, 0.24)  # a slope; positive raises the outer corner
     eye_apex: float = uniform(-0.4, 0.4)  # of the upper lid; negative is nearer to the nose
     eye_roundness: float = uniform(1.5, 3.2)
     lid_crease: float = uniform(0.018, 0.06)
@@ -103,9 +105,9 @@ class FaceIdentity:
     brow_height: float = uniform(0.14, 0.24)  # above the eye
     brow_thickness: float = uniform(0.018, 0.058)
     brow_arch: float = uniform(0.0, 0.075)
-    brow_angle: float = uniform(-0.22, 0.18)
+    brow_angle: float = uniform(-0.22, 0.18)  # positive raises the outer end
     brow_length: float = uniform(0.16, 0.235)
-    brow_shift: float = uniform(-0.03, 0.035)
+    brow_shift: float = uniform(-0.03, 0.035)  # positive is outwards
     brow_darkness: float = uniform(0.35, 0.95)
 
     nose_base: float = uniform(0.22, 0.38)
@@ -121,7 +123,7 @@ class FaceIdentity:
     upper_lip: float = uniform(0.02, 0.068)
     lower_lip: float = uniform(0.035, 0.09)
     lip_bow: float = uniform(0.0, 0.028)
-    mouth_curve: float = uniform(-0.03, 0.03)
+    mouth_curve: float = uniform(-0.03, 0.03)  # positive raises the corners
     lip_redness: float = uniform(0.2, 1.0)
     philtrum: float = uniform(0.0, 1.0)
 
@@ -172,16 +174,16 @@ class FaceCapture:
     yaw: float = triangular(0.0, 42.0)  # in degrees, like pitch, roll and the light's direction
     pitch: float = triangular(0.0, 24.0)
     roll: float = triangular(0.0, 13.0)
-    shift_x: float = triangular(0.0, 0.10)
+    shift_x: float = triangular(0.0, 0.10)  # in face units, like shift_y
     shift_y: float = triangular(0.0, 0.10)
     zoom: float = triangular(1.0, 0.10)
 
     light_azimuth: float = uniform(-85.0, 85.0)
     light_elevation: float = uniform(-15.0, 65.0)
     light_hardness: float = uniform(0.15, 0.9)
-    exposure: float = triangular(0.0, 1.0)  # in stops
-    temperature: float = triangular(0.0, 1.0)
-    tint: float = triangular(0.0, 1.0)
+    exposure: float = triangular(0.0, 1.0)  # in units of 0.75 stops
+    temperature: float = triangular(0.0, 1.0)  # positive is warm (reddish)
+    tint: float = triangular(0.0, 1.0)  # positive is green, negative magenta
     contrast: float = triangular(1.0, 0.35)
     saturation: float = uniform(0.55, 1.25, neutral=1.0)
 
@@ -226,7 +228,15 @@ class Pose(NamedTuple):
 
 
 class Light(NamedTuple):
-    """Direction in degrees, hardness in [0, 1], exposure in stops, temperature in [−1, 1]."""
+    """Light of an image.
+
+    Attributes:
+        azimuth: direction in degrees; positive is from the image's right.
+        elevation: direction in degrees; positive is from above.
+        hardness: 0 is diffuse light, 1 is hard light.
+        exposure: in units of 0.75 stops; positive is brighter.
+        temperature: in [−1, 1]; positive is warm (reddish).
+    """
 
     azimuth: float
     elevation: float

@@ -56,10 +56,12 @@ def outline(identity: FaceIdentity) -> np.ndarray:
 
 
 def paint_neck(canvas: FaceCanvas, identity: FaceIdentity, skin: Color, clothes: Color) -> None:
-    half = 0.40 + 0.16 * identity.masculinity * identity.jaw_width
-    neck = [(-half, 0.5), (half, 0.5), (half, 1.15), (half + 0.2, 1.5)]
-    canvas.fill(np.array([*neck, (-half - 0.2, 1.5), (-half, 1.15)]), dim(skin, 0.72))
-    collar = [(-1.5, 1.27), (-half - 0.06, 1.10), (0.0, 1.28), (half + 0.06, 1.10), (1.5, 1.27)]
+    half_width = 0.40 + 0.16 * identity.masculinity * identity.jaw_width
+    neck = [(-half_width, 0.5), (half_width, 0.5), (half_width, 1.15), (half_width + 0.2, 1.5)]
+    neck += [(-half_width - 0.2, 1.5), (-half_width, 1.15)]
+    canvas.fill(np.array(neck), dim(skin, 0.72))
+    tip_x = half_width + 0.06
+    collar = [(-1.5, 1.27), (-tip_x, 1.10), (0.0, 1.28), (tip_x, 1.10), (1.5, 1.27)]
     canvas.fill(np.array([*collar, (1.5, 1.5), (-1.5, 1.5)]), clothes)
 
 
@@ -88,7 +90,7 @@ def paint_skin_marks(
 ) -> None:
     """Paint freckles and moles; `marks` (n, 3) are uniform numbers for positions and sizes.
 
-    The first six rows are for moles, the other rows for freckles.
+    The first six rows are for moles (at most four are used), the other rows for freckles.
     """
     moles, freckles = marks[: int(identity.moles)], marks[6:]
     freckles = freckles[: int(identity.freckles * len(freckles))]
@@ -116,7 +118,7 @@ def paint_wrinkles(canvas: FaceCanvas, identity: FaceIdentity, capture: FaceCapt
     if identity.age > 0.35:
         start = np.array((identity.eye_spacing + identity.eye_width * 1.2, identity.eye_y))
         crows_feet = np.stack(
-            [np.stack([start, shifted(start, 0.09, lift)]) for lift in (-0.04, 0.0, 0.04)]
+            [np.stack([start, shifted(start, 0.09, dy)]) for dy in (-0.04, 0.0, 0.04)]
         )
         both_sides = np.concatenate([crows_feet, crows_feet * (-1.0, 1.0)])
         canvas.draw_creases(both_sides, 0.25 * identity.age)
@@ -132,7 +134,7 @@ def paint_wrinkles(canvas: FaceCanvas, identity: FaceIdentity, capture: FaceCapt
 def eye_curves(identity: FaceIdentity, capture: FaceCapture) -> tuple[np.ndarray, np.ndarray]:
     """The edges of the upper and of the lower lids, each (2, points, 2).
 
-    The axes are the eye, the point from the inner to the outer corner, and x and y.
+    The axes are: eye (left, right), point (from the inner to the outer corner), and (x, y).
     """
     closure = min(1.0, capture.eye_closure + 0.25 * max(0.0, capture.smile))
     opening = identity.eye_opening * (1 - closure) * (1 + 0.15 * capture.brow_raise)
@@ -162,15 +164,15 @@ def paint_eyes(
     iris = dim(ramp_color(IRIS_COLORS, identity.iris_hue), identity.iris_lightness)
     lid = dim(skin, identity.lid_lightness * (1 - 0.25 * capture.makeup))
     lash = mix(dim(skin, 0.3), (22, 16, 14), 0.7)
-    centers = np.concatenate(
+    eye_centers = np.concatenate(
         [SIDES * identity.eye_spacing, identity.eye_y + 0.5 * SIDES * identity.asymmetry], 1
     )
-    pupils = shifted(centers, 0.035 * capture.gaze_x, 0.02 * capture.gaze_y)
-    glint = 0.026 if capture.light_azimuth > 0 else -0.026
+    iris_centers = shifted(eye_centers, 0.035 * capture.gaze_x, 0.02 * capture.gaze_y)
+    glint_x = 0.026 if capture.light_azimuth > 0 else -0.026
     canvas.fill(between(upper, lower), mix((226, 220, 214), skin, 0.28))
-    canvas.fill_discs(pupils, identity.iris_size, iris)
-    canvas.fill_discs(pupils, 0.42 * identity.iris_size, (14, 10, 10))
-    canvas.fill_discs(shifted(pupils, glint, -0.024), 0.015, (240, 240, 240))
+    canvas.fill_discs(iris_centers, identity.iris_size, iris)
+    canvas.fill_discs(iris_centers, 0.42 * identity.iris_size, (14, 10, 10))
+    canvas.fill_discs(shifted(iris_centers, glint_x, -0.024), 0.015, (240, 240, 240))
     crease = shifted(upper, 0.0, -identity.lid_crease - 0.03 * capture.eye_closure)
     crease[..., 1] -= 0.02 * np.cos(1.4 * ACROSS)
     # The iris is painted as a full disc; skin now covers the parts of it outside the eye.
@@ -181,8 +183,8 @@ def paint_eyes(
     canvas.fill(np.concatenate(cover), skin)
     canvas.fill(between(upper, crease), lid)
     canvas.draw_creases(lower, 0.35)
-    taper = identity.lashes * (1 + capture.makeup) * (0.85 + 0.4 * ACROSS)
-    canvas.fill(ribbon(upper, taper), lash)
+    lash_width = identity.lashes * (1 + capture.makeup) * (0.85 + 0.4 * ACROSS)
+    canvas.fill(ribbon(upper, lash_width), lash)
     canvas.draw_creases(crease[:, 1:], 0.36)
     canvas.draw_creases(shifted(lower[:, 2:], 0.0, 0.045), 0.10 + 0.25 * identity.bags)
     canvas.shade(between(upper, shifted(upper, 0.0, 0.022)), 0.35)
