@@ -17,7 +17,8 @@ from margrave.synthetic.features import ramp_color
 
 # RGB colors, from light to dark.
 HAIR_TONES = ((206, 172, 120), (150, 108, 66), (88, 58, 36), (48, 34, 26), (24, 20, 19))
-# Positions along a strand, and positions of strands across the back hair and the moustache.
+# Positions along a strand, from 0 at its start to 1 at its end. Positions of strands: across the
+# back hair from left to right, and along half of the moustache from the middle to the corner.
 STRAND_STEPS = np.linspace(0.0, 1.0, 6)
 BACK_STRANDS = np.linspace(0.04, 0.96, 18)[:, None]
 MOUSTACHE_STRANDS = np.linspace(0.0, 1.0, 9)[:, None]
@@ -27,9 +28,9 @@ class HairBand(NamedTuple):
     """The band of hair.
 
     Attributes:
-        outer: (points, 2) silhouette.
+        outer: (points, 2) silhouette, in face units.
         inner: (points, 2) hairline, with points that correspond to those of the silhouette.
-        tip_y: y of the tips of the hair, where the band ends on both sides.
+        tip_y: y of the tips of the hair, where the band ends on both sides; larger is lower.
     """
 
     outer: np.ndarray
@@ -48,20 +49,23 @@ def hair_color(identity: FaceIdentity) -> Color:
 
 def hair_band(identity: FaceIdentity, capture: FaceCapture) -> HairBand:
     """The band of an identity's hair in one image."""
-    short = identity.masculinity > 0.5
-    tip_y = (-0.10 + 0.32 * identity.hair_length) if short else (0.15 + 1.35 * identity.hair_length)
-    bald = short and identity.baldness > 0.86
+    masculine = identity.masculinity > 0.5
+    tip_y = (
+        (-0.10 + 0.32 * identity.hair_length) if masculine else (0.15 + 1.35 * identity.hair_length)
+    )
+    bald = masculine and identity.baldness > 0.86
     volume = 0.01 if bald else identity.hair_volume * (1 + 0.15 * capture.hair_ruffle)
-    sides = (0.35 if short else 1.0) * identity.hair_sides + 0.01
+    sides = (0.35 if masculine else 1.0) * identity.hair_sides + 0.01
     temple, cheek = identity.temple_width * identity.cheek_width, identity.cheek_width
     hairline = -0.985 * identity.skull_height if bald else identity.hairline
     fringe = 0.0 if bald else max(0.0, identity.fringe - 0.5) * 2
     fringe_y = hairline + fringe * 0.85 * (identity.eye_y - identity.brow_height - hairline)
     parting_x = 0.45 * identity.hair_part + 0.2 * capture.hair_part_shift
     peak = 0.0 if bald else identity.widow_peak * (1 - fringe)
-    recession = 0.0 if bald else identity.recession * (1 - fringe) * (1.0 if short else 0.5)
-    inner_x = cheek * (0.99 if short else 0.99 - 0.10 * identity.hair_length)
-    outer_tip_x = cheek + sides + (0.0 if short else 0.12 * identity.hair_length)
+    recession = 0.0 if bald else identity.recession * (1 - fringe) * (1.0 if masculine else 0.5)
+    inner_x = cheek * (0.99 if masculine else 0.99 - 0.10 * identity.hair_length)
+    outer_tip_x = cheek + sides + (0.0 if masculine else 0.12 * identity.hair_length)
+    # The right halves of both curves, from the tips up to the middle.
     outer_half = [
         (outer_tip_x, tip_y),
         (cheek + sides, 0.45 * tip_y - 0.10),
@@ -70,7 +74,7 @@ def hair_band(identity: FaceIdentity, capture: FaceCapture) -> HairBand:
         (0.36 * temple, -0.99 * identity.skull_height - 0.95 * volume),
     ]
     inner_half = [
-        (inner_x if short else 0.92 * inner_x, tip_y),
+        (inner_x if masculine else 0.92 * inner_x, tip_y),
         (inner_x, 0.45 * tip_y - 0.10),
         (0.93 * temple, -0.42),
         (0.66 * temple, 0.5 * (fringe_y - 0.42) - 0.6 * recession),
@@ -112,6 +116,7 @@ def paint_front_hair(
     band, its depth in the band (0 at the silhouette, 1 at the hairline), and its variation.
     """
     region = np.concatenate([band.outer, band.inner[::-1]])
+    # The hairline casts a shadow on the face, except near the tips.
     rim = band.inner[6:-6]
     canvas.shade(np.concatenate([rim, shifted(rim, 0.0, 0.045)[::-1]]), 0.22)
     canvas.soften_shadow()
@@ -120,11 +125,12 @@ def paint_front_hair(
     canvas.shade(region, 0.0)
     long = identity.masculinity <= 0.5 and identity.hair_length > 0.25
     start, layer = draws[:, 0], draws[:, 1]
-    # At each step of a strand: its position along the band, and its depth in the band.
+    # At each step of a strand: its position along the band, and its depth in the band. A long
+    # strand runs towards the parting at one depth; a short one runs towards the hairline.
     if long:
-        root = np.where(start < 0.5, start * 0.9, 1 - (1 - start) * 0.9)
+        origin = np.where(start < 0.5, start * 0.9, 1 - (1 - start) * 0.9)
         parting_position = 0.5 + 0.12 * identity.hair_part
-        along = root[:, None] + (parting_position - root)[:, None] * STRAND_STEPS * 0.9
+        along = origin[:, None] + (parting_position - origin)[:, None] * STRAND_STEPS * 0.9
         depth = layer[:, None] + 0 * STRAND_STEPS
     else:
         sweep = 0.10 * identity.hair_part + 0.03
@@ -170,22 +176,23 @@ def paint_beard(
         return
     opacity = min(0.95, 0.72 * capture.beard_growth)
     color = mix(skin, dim(hair, 0.7), opacity)
-    mouth, half_width, base = identity.mouth_y, identity.mouth_width, identity.nose_base
+    mouth_y, mouth_half_width, nose_y = identity.mouth_y, identity.mouth_width, identity.nose_base
+    is_full_beard = identity.beard > 0.72
     if identity.beard > 0.58:
-        reach = identity.cheek_width if identity.beard > 0.72 else half_width + 0.12
-        top_y = 0.12 if identity.beard > 0.72 else mouth - 0.04
-        rim = face[(face[:, 1] > top_y) & (np.abs(face[:, 0]) <= reach + 0.01)]
+        beard_half_width = identity.cheek_width if is_full_beard else mouth_half_width + 0.12
+        top_y = 0.12 if is_full_beard else mouth_y - 0.04
+        rim = face[(face[:, 1] > top_y) & (np.abs(face[:, 0]) <= beard_half_width + 0.01)]
         right, left = rim[rim[:, 0] >= 0], rim[rim[:, 0] < 0]
-        below_lip_y = mouth + identity.lower_lip + 0.05
+        below_lip_y = mouth_y + identity.lower_lip + 0.05
         inner = curve(
             [
-                (-0.80 * reach, top_y + 0.10),
-                (-half_width - 0.07, mouth - 0.03),
-                (-0.55 * half_width, below_lip_y),
+                (-0.80 * beard_half_width, top_y + 0.10),
+                (-mouth_half_width - 0.07, mouth_y - 0.03),
+                (-0.55 * mouth_half_width, below_lip_y),
                 (0.0, below_lip_y + 0.02),
-                (0.55 * half_width, below_lip_y),
-                (half_width + 0.07, mouth - 0.03),
-                (0.80 * reach, top_y + 0.10),
+                (0.55 * mouth_half_width, below_lip_y),
+                (mouth_half_width + 0.07, mouth_y - 0.03),
+                (0.80 * beard_half_width, top_y + 0.10),
             ]
         )
         canvas.fill(np.concatenate([inner, right, left]), color)
@@ -195,17 +202,17 @@ def paint_beard(
         strands = np.stack([roots, tips], 1)
         canvas.draw_strands(strands[::2], dim(color, 0.7))
         canvas.draw_strands(strands[1::2], mix(color, skin, 0.3))
-    if identity.moustache > 0.6 or identity.beard > 0.72:
+    if identity.moustache > 0.6 or is_full_beard:
         thickness = 0.5 + 0.5 * identity.moustache
-        shape = [
-            (0.0, base + 0.05),
-            (0.6 * half_width, base + 0.06 + 0.03 * (1 - thickness)),
-            (half_width + 0.07, mouth + 0.03 * thickness),
-            (0.8 * half_width, mouth - 0.005),
-            (0.0, mouth - 0.5 * identity.upper_lip),
+        half_outline = [
+            (0.0, nose_y + 0.05),
+            (0.6 * mouth_half_width, nose_y + 0.06 + 0.03 * (1 - thickness)),
+            (mouth_half_width + 0.07, mouth_y + 0.03 * thickness),
+            (0.8 * mouth_half_width, mouth_y - 0.005),
+            (0.0, mouth_y - 0.5 * identity.upper_lip),
         ]
-        canvas.fill(mirrored(curve(shape, closed=True)), color)
-        upper = (0.03, base + 0.06) + MOUSTACHE_STRANDS * (half_width, 0.04)
-        lower = shifted(upper, 0.04, 0.7 * (mouth - base) - 0.06)
+        canvas.fill(mirrored(curve(half_outline, closed=True)), color)
+        upper = (0.03, nose_y + 0.06) + MOUSTACHE_STRANDS * (mouth_half_width, 0.04)
+        lower = shifted(upper, 0.04, 0.7 * (mouth_y - nose_y) - 0.06)
         hairs = np.stack([upper, lower], 1)
         canvas.draw_strands(np.concatenate([hairs, hairs * (-1.0, 1.0)]), dim(color, 0.8))

@@ -19,8 +19,8 @@ GRID = 48
 """Number of cells along each side of the relief."""
 AXIS = (((np.arange(GRID) + 0.5) / GRID * 2 - 1) * HALF_EXTENT).astype(np.float32)
 """(GRID,) coordinates of the cells' centers in face units."""
-# Cells, half extent and coordinates of the coarse grid over the image on which `view_maps` solves
-# the projection.
+# Cells, half extent and coordinates (in face units) of the coarse grid over the image on which
+# `view_maps` solves the projection.
 VIEW_CELLS, VIEW_HALF_EXTENT = 40, 1.18
 VIEW_AXIS = ((np.arange(VIEW_CELLS) + 0.5) / VIEW_CELLS * 2 - 1) * VIEW_HALF_EXTENT
 
@@ -52,26 +52,29 @@ def sum_of_bumps(bumps: list[Bump], weights: np.ndarray) -> np.ndarray:
 
 def relief(identity: FaceIdentity) -> np.ndarray:
     """(GRID, GRID) float32 height of the face towards the camera, in face units."""
-    eye, nose, mouth = identity.eye_y, identity.nose_base, identity.mouth_y
-    middle = (eye + nose) / 2
+    eye_y, nose_y, mouth_y = identity.eye_y, identity.nose_base, identity.mouth_y
+    ridge_y = (eye_y + nose_y) / 2
     # Bridge, ridge and tip of the nose, lips, hollow below them, chin, philtrum, forehead.
     weighted_bumps: list[tuple[Bump, float]] = [
-        (Bump(identity.nose_bend / 2, eye + 0.03, 0.055, 0.13), 0.07 * identity.nose_bridge),
-        (Bump(identity.nose_bend, middle, 0.06, 0.13), 0.13 * identity.nose_projection),
-        (Bump(0.0, nose - 0.05, 0.068 * identity.nose_tip, 0.075), 0.17 * identity.nose_projection),
-        (Bump(0.0, mouth, 0.20, 0.10), 0.05),
-        (Bump(0.0, mouth + 0.14, 0.13, 0.04), -0.035),
+        (Bump(identity.nose_bend / 2, eye_y + 0.03, 0.055, 0.13), 0.07 * identity.nose_bridge),
+        (Bump(identity.nose_bend, ridge_y, 0.06, 0.13), 0.13 * identity.nose_projection),
+        (
+            Bump(0.0, nose_y - 0.05, 0.068 * identity.nose_tip, 0.075),
+            0.17 * identity.nose_projection,
+        ),
+        (Bump(0.0, mouth_y, 0.20, 0.10), 0.05),
+        (Bump(0.0, mouth_y + 0.14, 0.13, 0.04), -0.035),
         (Bump(0.0, identity.chin_length - 0.13, 0.13, 0.09), 0.07 * identity.chin_bump),
-        (Bump(0.0, (nose + mouth) / 2, 0.025, 0.05), -0.015 * identity.philtrum),
+        (Bump(0.0, (nose_y + mouth_y) / 2, 0.025, 0.05), -0.015 * identity.philtrum),
         (Bump(0.0, -0.62, 0.36, 0.2), 0.05),
     ]
     # Wings of the nose, eye sockets, eyeballs, brow ridges, cheekbones, hollows of the cheeks.
     weighted_pairs: list[tuple[list[Bump], float]] = [
-        (both_sides(0.75 * identity.nose_width, nose - 0.03, 0.045, 0.05), 0.055),
-        (both_sides(identity.eye_spacing, eye, 0.13, 0.085), -0.075 * identity.socket_depth),
-        (both_sides(identity.eye_spacing, eye, 0.07, 0.05), 0.02),
+        (both_sides(0.75 * identity.nose_width, nose_y - 0.03, 0.045, 0.05), 0.055),
+        (both_sides(identity.eye_spacing, eye_y, 0.13, 0.085), -0.075 * identity.socket_depth),
+        (both_sides(identity.eye_spacing, eye_y, 0.07, 0.05), 0.02),
         (
-            both_sides(0.22, eye - identity.brow_height + 0.04, 0.16, 0.05),
+            both_sides(0.22, eye_y - identity.brow_height + 0.04, 0.16, 0.05),
             0.035 * identity.brow_ridge,
         ),
         (both_sides(0.42, 0.13, 0.14, 0.10), 0.05 * identity.cheekbones),
@@ -94,14 +97,17 @@ def lighting(
         height: (GRID, GRID) the face's relief.
         blotches: (n, n) standard normal numbers for the identity's uneven pigmentation.
     """
+    # (light_x, light_y, light_z) points to the light; x to the right, y down, z to the camera.
     azimuth, elevation = math.radians(capture.light_azimuth), math.radians(capture.light_elevation)
     light_x = math.sin(azimuth) * math.cos(elevation)
     light_y, light_z = -math.sin(elevation), math.cos(azimuth) * math.cos(elevation)
+    # The Sobel filter returns 8 times the difference between neighboring cells.
     slope_x = cv2.Sobel(height, cv2.CV_32F, 1, 0, ksize=3, scale=1 / 8 / (AXIS[1] - AXIS[0]))
     slope_y = cv2.Sobel(height, cv2.CV_32F, 0, 1, ksize=3, scale=1 / 8 / (AXIS[1] - AXIS[0]))
     normal_length = np.sqrt(1 + slope_x * slope_x + slope_y * slope_y)
     tilt = light_x * slope_x + light_y * slope_y
     diffuse = np.maximum((light_z - tilt) / normal_length, 0.0)
+    # About the cosine between the normal and a direction between the camera and the light.
     shine = (1.0 - 0.6 * tilt) / normal_length
     # shine ** 24; multiplications are faster than a power.
     gloss = np.square(np.square(np.square(shine * shine * shine)))
@@ -121,12 +127,12 @@ def lighting(
         Bump(0.0, identity.mouth_y - 0.12, 0.17, 0.05),
         Bump(0.0, 1.25, 0.5, 0.16),
     ]
-    cheeks = 0.10 * identity.rosy_cheeks + 0.12 * capture.makeup
+    redness = 0.10 * identity.rosy_cheeks + 0.12 * capture.makeup
     stubble = identity.stubble * (identity.masculinity > 0.5) * capture.beard_growth
     weights = np.array(
         [
             [-0.25 * hardness] * 3,
-            *[[0.2 * cheeks, -cheeks, -0.8 * cheeks]] * 2,
+            *[[0.2 * redness, -redness, -0.8 * redness]] * 2,
             [0.02, -0.05, -0.04],
             *[[-0.13 * identity.bags, -0.16 * identity.bags, -0.11 * identity.bags]] * 2,
             *[[-0.06 * identity.socket_depth] * 3] * 2,
@@ -149,15 +155,18 @@ def view_maps(
     """Two (image_size, image_size) float32 maps: each pixel's x and y on the canvas, in 0..1.
 
     A point (x, y) of height z appears at x cos(yaw) + z sin(yaw), y cos(pitch) + z sin(pitch), and
-    is then rolled, zoomed and shifted. For a pixel, the point and its z are unknown, so a few
-    fixed-point iterations on a coarse grid solve the equation. The relief is smoothed first,
-    because a steep slope would hide the points behind it.
+    is then rolled, zoomed and shifted. Positive yaw turns the face to the image's right, positive
+    pitch downwards. For a pixel, the point and its z are unknown, so a few fixed-point iterations
+    on a coarse grid solve the equation. The relief is smoothed first, because a steep slope would
+    hide the points behind it.
     """
     height = cv2.blur(cv2.blur(height, (3, 3)), (3, 3))
     roll, yaw, pitch = (math.radians(angle) for angle in (capture.roll, capture.yaw, capture.pitch))
     cosine, sine = math.cos(roll) / capture.zoom, math.sin(roll) / capture.zoom
     cells_per_unit = GRID / (2 * HALF_EXTENT)
+    # Without a shift, the middle of the image shows a point 0.02 below the middle of the canvas.
     across, down = VIEW_AXIS - capture.shift_x, (VIEW_AXIS + 0.02 - capture.shift_y)[:, None]
+    # Coordinates of each pixel's point if its height were 0, in cells of the relief.
     flat_x = (cosine * across + sine * down) * (cells_per_unit / math.cos(yaw)) + (GRID / 2 - 0.5)
     flat_y = (cosine * down - sine * across) * (cells_per_unit / math.cos(pitch)) + (GRID / 2 - 0.5)
     flat_x, flat_y = flat_x.astype(np.float32), flat_y.astype(np.float32)

@@ -77,6 +77,7 @@ def render_face(
     shadow = cv2.cvtColor(sample(canvas.shadow, x, y), cv2.COLOR_GRAY2RGB)
     transparency = cv2.cvtColor(255 - cv2.extractChannel(paint, 3), cv2.COLOR_GRAY2RGB)
     face = cv2.multiply(cv2.cvtColor(paint, cv2.COLOR_RGBA2RGB), shadow, scale=1 / 255)
+    # Only the background is multiplied, because the paint is already premultiplied.
     behind = cv2.multiply(background(rng, image_size, nuisance), transparency, scale=1 / 255)
     scene = light * face.astype(np.float32) + behind.astype(np.float32)
     return develop(scene, capture)
@@ -121,7 +122,7 @@ def paint_face(
 
 
 def develop(scene: np.ndarray, capture: FaceCapture) -> np.ndarray:
-    """Apply saturation and contrast (around mid-gray), then compress highlights above 200."""
+    """Apply saturation and contrast (around gray 112), then compress highlights above 200."""
     mixing = np.full((3, 4), capture.contrast * (1 - capture.saturation) / 3, np.float32)
     mixing[:, :3] += capture.contrast * capture.saturation * np.eye(3, dtype=np.float32)
     mixing[:, 3] = 112 * (1 - capture.contrast)

@@ -15,7 +15,8 @@ def paint_glasses(
     """Paint glasses of the kind ``none``, ``clear`` or ``dark``; dark lenses hide the eyes."""
     if kind == "none":
         return
-    frame = (215 * capture.frame_lightness + 18, 190 * capture.frame_lightness + 16, 40.0)
+    frame_color = (215 * capture.frame_lightness + 18, 190 * capture.frame_lightness + 16, 40.0)
+    # The outline of a lens is a superellipse.
     angle = np.linspace(0, 2 * np.pi, 24, endpoint=False)
     power = 2 / capture.frame_roundness
     shape = np.stack(
@@ -25,24 +26,27 @@ def paint_glasses(
         ],
         1,
     )
+    # The lenses must not touch each other.
     half_width = min(capture.frame_width, identity.eye_spacing - 0.03)
     shape[:, 0] *= half_width / capture.frame_width
     y, center_x = identity.eye_y + 0.03, identity.eye_spacing + 0.01
-    lens = mirrored(shifted(shape, center_x, y))
-    canvas.draw_creases(shifted(lens[:, :13], 0.0, 0.03), 0.18)
+    lenses = mirrored(shifted(shape, center_x, y))
+    # The lower halves of both outlines cast a shadow.
+    canvas.draw_creases(shifted(lenses[:, :13], 0.0, 0.03), 0.18)
     if kind == "dark":
-        canvas.fill(lens, dim(frame, 0.35))
-        canvas.shade(lens, 0.0)
+        canvas.fill(lenses, dim(frame_color, 0.35))
+        # The face's shadows do not show through dark lenses.
+        canvas.shade(lenses, 0.0)
     streak = np.array([(-0.45 * half_width, y - 0.02), (-0.45 * half_width + 0.10, y - 0.08)])
     glare = np.stack([shifted(streak, -center_x, 0.0), shifted(streak, center_x, 0.0)])
     canvas.fill(ribbon(glare, 0.012), (120, 125, 130) if kind == "dark" else (225, 225, 225))
-    rims = np.concatenate([lens, lens[:, :1]], axis=1)
-    canvas.fill(ribbon(rims, capture.frame_thickness), frame)
-    temple = np.array([(center_x + half_width, y - 0.03), (identity.cheek_width, y - 0.06)])
-    canvas.fill(mirrored(ribbon(temple, capture.frame_thickness)), frame)
+    rims = np.concatenate([lenses, lenses[:, :1]], axis=1)
+    canvas.fill(ribbon(rims, capture.frame_thickness), frame_color)
+    arm = np.array([(center_x + half_width, y - 0.03), (identity.cheek_width, y - 0.06)])
+    canvas.fill(mirrored(ribbon(arm, capture.frame_thickness)), frame_color)
     inner_x = center_x - half_width
     bridge = np.array([(-inner_x, y - 0.02), (0.0, y - 0.045), (inner_x, y - 0.02)])
-    canvas.fill(ribbon(bridge, capture.frame_thickness), frame)
+    canvas.fill(ribbon(bridge, capture.frame_thickness), frame_color)
 
 
 def clothes_color(draws: np.ndarray, nuisance: float) -> Color:
@@ -71,7 +75,8 @@ def background(rng: np.random.Generator, image_size: int, nuisance: float) -> np
     scene = cv2.resize(patches, (image_size, image_size), interpolation=interpolation)
     if kind == 2:
         axis = np.linspace(0, 1, image_size, dtype=np.float32)
-        phase = (20 + 60 * wave[0]) * (axis * wave[1] + axis[:, None] * (1 - wave[1]))
-        stripes = (127 + 60 * nuisance * wave[2] * np.sin(phase)).astype(np.uint8)
+        frequency, slant, amplitude = wave
+        phase = (20 + 60 * frequency) * (axis * slant + axis[:, None] * (1 - slant))
+        stripes = (127 + 60 * nuisance * amplitude * np.sin(phase)).astype(np.uint8)
         scene = cv2.addWeighted(scene, 1.0, cv2.merge([stripes] * 3), 1.0, -127.0)
     return scene

@@ -40,8 +40,8 @@ def measure_adaptation(head: Head, embeddings: Tensor, labels: Tensor) -> dict[s
 
     Args:
         head: the head, after its training call with the same batch.
-        embeddings: (B, D), unnormalized.
-        labels: (B,) class indices.
+        embeddings: (B, D) this rank's embeddings, unnormalized.
+        labels: (B,) their class indices.
 
     Returns:
         margin: (B,) cosθ_y − T, where T is the modified target cosine.
@@ -144,8 +144,9 @@ def _round(values: np.ndarray) -> list[float | None]:
 
 # The bounds below reject absurd values in a damaged or edited file.
 Number = Annotated[FiniteFloat, Field(ge=-1e12, le=1e12)] | None
+"""None stands for NaN, infinity or a missing value."""
 Quantiles = Annotated[list[Annotated[FiniteFloat, Field(ge=-1e12, le=1e12)]],
-                      Field(min_length=5, max_length=5)]  # fmt: skip
+                      Field(min_length=len(QUANTILES), max_length=len(QUANTILES))]  # fmt: skip
 Columns = dict[str, Annotated[list[Number], Field(max_length=4096)]]
 """Column name -> one value per sample or class."""
 

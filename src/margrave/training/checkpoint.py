@@ -1,9 +1,9 @@
 """A run's checkpoints: everything that training needs to continue as if it had never stopped.
 
-A checkpoint is a folder ``checkpoint-N`` that holds tensors and a ``state.json``. It is written
-under a temporary name and renamed once it is complete and on disk, so every folder named
-``checkpoint-N`` is complete. Only then is the previous checkpoint removed. A checkpoint can be read
-by any number of ranks.
+A checkpoint is a folder ``checkpoint-N`` that holds tensors and a ``state.json``; N counts the
+run's checkpoints from 1. The folder is written under a temporary name and renamed once it is
+complete and on disk, so every folder named ``checkpoint-N`` is complete. Only then is the previous
+checkpoint removed. A checkpoint can be read by any number of ranks.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ def _is_position(value: Any) -> bool:
 
 
 def _is_count(value: Any) -> bool:
+    # The upper bound rejects absurd values in a damaged file.
     return type(value) is int and 0 <= value < 2**62
 
 
@@ -82,8 +83,8 @@ FIELD_CHECKS: dict[str, Callable[[Any], bool]] = {
     "loss_scale": _is_loss_scale,
     "adaptation": _is_measurement,
 }
-"""Field of ``state.json`` -> the check that its value must pass. A missing field counts as None, a
-value that the checks of optional fields accept. Later versions may add fields."""
+"""Field of ``state.json`` -> the check that its value must pass. A missing field counts as None,
+which the checks of optional fields accept. Other fields are not checked here."""
 
 
 def latest_checkpoint(folder: Path) -> Path | None:
@@ -131,7 +132,7 @@ def save_checkpoint(
     unfinished = folder / f".{name}"
     if world.rank == 0:
         shutil.rmtree(unfinished, ignore_errors=True)
-    # Wait until the first rank has removed the folder.
+    # Wait until the first rank has removed what an interrupted write left behind.
     gather_objects(None, world)
     try:
         save_tensors(unfinished, tensors, rows, world)
@@ -144,7 +145,7 @@ def save_checkpoint(
             temporary.write_text(json.dumps({"format_version": FORMAT_VERSION, **state}))
         os.rename(unfinished, folder / name)
         for path in set(_list_checkpoints(folder)) - {folder / name}:
-            # Renamed first, so that a half-deleted folder is never mistaken for a checkpoint.
+            # Rename it first, so that a half-deleted folder is never mistaken for a checkpoint.
             discarded = folder / f".{path.name}"
             os.rename(path, discarded)
             shutil.rmtree(discarded)

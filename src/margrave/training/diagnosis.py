@@ -41,9 +41,9 @@ def diagnose_loss(
     if all_reduce_max(bad.any().int(), training.world):
         cause = f"{int(bad.sum())} of {len(bad)} embeddings from the backbone are not finite"
         remedy = (
-            "its weights or activations have overflowed: lower training.optimizer.learning_rate, "
-            "raise training.schedule.warmup_epochs, set training.clip_norm to 5, or set "
-            "training.precision to float32"
+            "the backbone's weights or activations have overflowed: lower "
+            "training.optimizer.learning_rate, raise training.schedule.warmup_epochs, set "
+            "training.clip_norm to 5, or set training.precision to float32"
         )
     elif training.settings.optimizer.centers_in_backward:
         # The backward pass has already updated the class centers, so recomputed terms would differ.
@@ -90,10 +90,10 @@ def diagnose_gradient(training: TrainingState, folder: Path) -> NonFiniteLossErr
 
 def _error(training: TrainingState, cause: str, remedy: str, folder: Path) -> NonFiniteLossError:
     checkpoint = latest_checkpoint(folder)
-    last = (
+    last_checkpoint = (
         f"the last good checkpoint is {checkpoint}" if checkpoint else "there is no checkpoint yet"
     )
     step = training.position.step
     return NonFiniteLossError(
-        f"training stopped at step {step}: {cause}\n  remedy: {remedy}\n  {last}"
+        f"training stopped at step {step}: {cause}\n  remedy: {remedy}\n  {last_checkpoint}"
     )

@@ -46,8 +46,8 @@ def clip_gradients(
         parameters: the network's parameters, replicated by DDP or sharded by FSDP.
         limit: the maximum norm; None only measures the norm.
         replicated: other parameters that have the same gradient on every rank.
-        row_sharded: parameters of which each rank has other rows, such as the class centers.
-        world: the ranks that hold the shards; None for one rank.
+        row_sharded: parameters of which each rank has different rows, such as the class centers.
+        world: the ranks that hold the rows of `row_sharded`; None for one rank.
         scale: the loss scale; gradients and norm are divided by it.
 
     >>> weight = nn.Parameter(torch.zeros(2))

@@ -23,8 +23,8 @@ except ImportError:  # Windows
 
 LOCK_FILE = ".lock"
 GRACE_SECONDS = 15
-"""Time for a rank to finish its step after the launcher asks it to stop. The rank then exits,
-shortly before the launcher would kill it."""
+"""Time for a rank to finish its step after the launcher asks it to stop. A rank that needs longer
+exits by itself, before the launcher would kill it."""
 
 _locked_paths: set[Path] = set()
 
@@ -51,7 +51,8 @@ def locked(folder: Path) -> Iterator[None]:
             yield
         finally:
             _locked_paths.discard(path)
-            # The file is not deleted, because another process may have opened it already.
+            # The file is not deleted. Otherwise one process could lock the deleted file, which it
+            # has opened already, and another process a new file.
             file.truncate(0)
 
 

@@ -21,17 +21,18 @@ if TYPE_CHECKING:
     from lightning_fabric.loggers import Logger
 
 StartLogger = Callable[[Path, int, str | None], "Logger"]
+"""(run's folder, step, tool's identifier of the run) -> logger; see the module's description."""
 IDENTIFIERS_FILE = "loggers.json"
 """The file in a run's folder with each tool's identifier of the run."""
 MAX_IDENTIFIERS_BYTES = 10**5
-"""Maximum size of this file; a larger file is ignored."""
+"""Maximum size of the identifiers file; a larger file is ignored."""
 
 LOGGERS: Registry[StartLogger] = Registry("logger")
 
 
 @LOGGERS.register("tensorboard")
 def start_tensorboard(folder: Path, step: int, identifier: str | None) -> Logger:
-    """Log TensorBoard events into the run's folder; hide earlier events of steps after `step`."""
+    """Log TensorBoard events into the run's folder; hide events that were logged after `step`."""
     from lightning_fabric.loggers import TensorBoardLogger
 
     del identifier
@@ -80,7 +81,7 @@ class Loggers:
     """The loggers of a run. A logger that fails during training is dropped with a warning.
 
     Args:
-        names: registered names, or import paths of functions like those above.
+        names: registered names, or import paths of functions with the arguments of `StartLogger`.
         folder: the run's folder.
         step: the step after which training resumes; 0 for a new run.
 
@@ -107,6 +108,7 @@ class Loggers:
             except Exception as error:
                 raise ValueError(f"training.loggers: {name} cannot start: {error}") from error
             self._loggers[name] = logger
+            # Lightning's loggers return the tool's identifier of the run as their version.
             identifier = getattr(logger, "version", None)
             if isinstance(identifier, str):
                 identifiers[name] = identifier
@@ -135,7 +137,7 @@ class Loggers:
 
 
 def _read_identifiers(path: Path) -> dict[str, str]:
-    """Each tool's identifier of the run, by logger name; empty if the file is not intact."""
+    """Each tool's identifier of the run, by logger name; empty if the file cannot be read."""
     try:
         if path.stat().st_size > MAX_IDENTIFIERS_BYTES:
             return {}

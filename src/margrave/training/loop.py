@@ -96,9 +96,9 @@ def fit(
         stop_signals = stack.enter_context(StopSignals())
         watch = RankWatch(
             training.world,
-            training.settings.rank_silence_seconds,
-            training.settings.rank_stall_seconds,
-            "training.rank_{}_seconds",
+            silent_seconds=training.settings.rank_silence_seconds,
+            stalled_seconds=training.settings.rank_stall_seconds,
+            setting="training.rank_{}_seconds",
         )
         stack.enter_context(watch)
         _fit(training, folder, stop_signals, watch, resume, after_resume, after_epoch, report)
@@ -143,7 +143,7 @@ def _fit(
                 checkpoint_due = time.monotonic() - last_save >= settings.checkpoint_seconds
                 sizes = status.sizes
                 rank_status = {"checkpoint_due": checkpoint_due, "stop_signals": stop_signals}
-                # Batch norm needs two images, so a batch with fewer on any rank is skipped.
+                # Batch norm needs two images on every rank; otherwise all ranks skip the batch.
                 if min(sizes) > 1:
                     values, status = _train_step(training, batches, sizes, folder, **rank_status)
                     _record_step(training, log, values, sum(sizes), started, report)
@@ -177,6 +177,7 @@ def _seed_step(training: TrainingState) -> None:
     """Seed torch for a step, so that dropout depends only on the seed, the step and the rank."""
     entropy = [training.settings.seed, training.position.step, training.world.rank]
     seed = np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0]
+    # Shifted to 63 bits, which fit into a signed integer.
     torch.manual_seed(int(seed >> np.uint64(1)))
 
 
@@ -332,7 +333,7 @@ def _update_weights(training: TrainingState, is_finite: bool, folder: Path) -> N
 
 
 def _is_logged(training: TrainingState) -> bool:
-    """Whether to log the current step: the first, each epoch's last, and every `log_steps`."""
+    """Whether to log the current step: the first, an epoch's last, or a multiple of `log_steps`."""
     step = training.position.step + 1
     return step == 1 or step % training.settings.log_steps == 0 or _ends_epoch(training)
 
@@ -395,12 +396,13 @@ def _record_step(
         log: the metrics log.
         values: the values that `_train_step` returned.
         num_images: number of images of the step, over all ranks.
-        started: the time at which the step started, in seconds.
+        started: the value of `time.monotonic` when the step started.
         report: receives the report.
     """
     settings, position = training.settings, training.position
     step = position.step + 1
     images_per_second = num_images / max(time.monotonic() - started, 1e-9)
+    # Steps until training ends, including this one.
     remaining = (settings.epochs - position.epoch) * training.steps_per_epoch - position.batch
     if _is_logged(training):
         log.write(

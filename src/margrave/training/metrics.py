@@ -14,7 +14,7 @@ from margrave.files import read_json
 from margrave.training.loggers import Loggers
 
 MAX_VALUE = 1e300
-"""Larger numbers are rejected as damaged, because a JSON integer can have thousands of digits."""
+"""Larger numbers are rejected as damaged. A JSON integer can be too large for a float."""
 REQUIRED_FIELDS = {
     "training": ("step", "epoch", "loss"),
     "evaluation": ("step", "epoch", "set", "accuracy"),

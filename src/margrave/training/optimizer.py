@@ -36,7 +36,7 @@ def build_optimizer(
     ]
     # A group's key: whether weight decay applies, and the tensor type. FSDP's parameters are
     # DTensors; they need separate groups, because one multi-tensor update cannot mix both types.
-    group_keys = {(parameter.ndim > 1, type(parameter.detach())): None for parameter in trainable}
+    group_keys = dict.fromkeys((p.ndim > 1, type(p.detach())) for p in trainable)
     groups = [
         {
             "params": [p for p in trainable if (p.ndim > 1, type(p.detach())) == key],
@@ -48,10 +48,10 @@ def build_optimizer(
     if samples_classes and settings.kind != "sgd":
         raise ValueError(
             f"head.sample_rate gives the class centers a sparse gradient, which {settings.kind} "
-            "cannot apply; set training.optimizer.kind to sgd, or sample_rate to null"
+            "cannot apply; set training.optimizer.kind to sgd, or head.sample_rate to null"
         )
     if settings.kind == "sgd":
         return RowwiseSGD(groups, lr=settings.learning_rate, momentum=settings.momentum)
     betas = (settings.momentum, settings.beta2)
-    # The fused version makes no temporary copies of the class centers either.
+    # Like `RowwiseSGD`, fused AdamW makes no temporary copies of the class centers.
     return torch.optim.AdamW(groups, lr=settings.learning_rate, betas=betas, fused=True)

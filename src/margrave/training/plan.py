@@ -29,7 +29,8 @@ from margrave.training.settings import TrainingSettings
 FLOAT32_BYTES = 4
 """Bytes per float32 number."""
 PROCESS_BYTES = {"cpu": 400e6, "cuda": 600e6}
-"""Memory of the interpreter and the libraries, and on a GPU of the CUDA context."""
+"""Memory of a device besides tensors: the interpreter and the libraries on a CPU, the CUDA context
+on a GPU."""
 PASSES_OVER_CENTERS = 2
 """How often a step reads the class centers: for their norms, and to project their gradient."""
 OPTIMIZER_PASSES = {"sgd": 11, "adamw": 20}
@@ -62,22 +63,24 @@ class Machine:
     def low_precision_flops(self, precision: str) -> float | None:
         """Operations per second in 16 bits; None if `precision` is not 16 bits on this machine."""
         automatic = precision == "auto" and self.has_native_bfloat16
-        is_low = precision in ("bfloat16", "float16") or automatic
-        return (self.bf16_flops or self.flops) if is_low else None
+        is_16_bit = precision in ("bfloat16", "float16") or automatic
+        return (self.bf16_flops or self.flops) if is_16_bit else None
 
 
 def measure_machine(batch: int = 256, features: int = 512) -> Machine:
     """Measure the speed of the GPU, or of the CPU if there is none, in a second or two."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    num_centers = 2**14
     flops = []
     for dtype in (torch.float32, torch.bfloat16):
         embeddings = torch.randn(batch, features, device=device, dtype=dtype)
-        centers = torch.randn(2**14, features, device=device, dtype=dtype)
-        products = torch.empty(batch, 2**14, device=device, dtype=dtype)
+        centers = torch.randn(num_centers, features, device=device, dtype=dtype)
+        products = torch.empty(batch, num_centers, device=device, dtype=dtype)
         seconds = _median_seconds(
             lambda e=embeddings, c=centers, p=products: torch.mm(e, c.T, out=p), device
         )
         flops.append(2 * products.numel() * features / seconds)
+    # Multiplying in place reads and writes the tensor once.
     large = torch.ones(2**26, device=device)
     bandwidth = 2 * large.nbytes / _median_seconds(lambda: large.mul_(1.0), device)
     return Machine(flops=flops[0], bf16_flops=flops[1], memory_bandwidth=bandwidth, device=device)
@@ -189,10 +192,10 @@ def plan_training(
         has_encoder = "momentum_embeddings" in planned_head.reads
         images_per_rank = math.ceil(settings.batch_size / ranks)
         # 16-bit activations take half of the counted float32 bytes.
-        activations = network.activation_bytes * (0.5 if low_precision_flops else 1.0)
+        image_bytes = network.activation_bytes * (0.5 if low_precision_flops else 1.0)
         memory |= {
             "backbone": _backbone_bytes(settings, network, ranks, has_encoder),
-            "activations": activations * math.ceil(images_per_rank / settings.accumulate),
+            "activations": image_bytes * math.ceil(images_per_rank / settings.accumulate),
         }
         # A backward pass takes twice the operations of a forward pass. The momentum encoder has a
         # forward pass only.
@@ -222,31 +225,34 @@ def _head_seconds(
     ranks: int,
 ) -> dict[str, float]:
     """Seconds that one rank's head takes in an optimizer step, by purpose."""
+    # Cosines, product_seconds and pass_bytes are those of one micro-batch.
     num_cosines = workload.samples * cost.local_centers
     center_bytes = FLOAT32_BYTES * cost.local_centers * features
-    is_low = cost.product_bytes < FLOAT32_BYTES
-    flops = (machine.bf16_flops or machine.flops) if is_low else machine.flops
+    is_16_bit = cost.product_bytes < FLOAT32_BYTES
+    flops = (machine.bf16_flops or machine.flops) if is_16_bit else machine.flops
     product_seconds = 2 * num_cosines * features / flops
-    step_bytes = cost.passes * cost.product_bytes * num_cosines
-    step_bytes += PASSES_OVER_CENTERS * center_bytes
+    pass_bytes = cost.passes * cost.product_bytes * num_cosines
+    pass_bytes += PASSES_OVER_CENTERS * center_bytes
     update_bytes = OPTIMIZER_PASSES[settings.optimizer.kind] * center_bytes
     if cost.sparse:
-        # Gathering and scattering single rows is several times slower than contiguous access. It
+        # Gathering and scattering single rows is several times slower than contiguous access. This
         # is counted as 20 more passes.
-        step_bytes += 20 * center_bytes
+        pass_bytes += 20 * center_bytes
         update_bytes += 20 * center_bytes
-    micro_batches = settings.accumulate
+    num_micro_batches = settings.accumulate
     seconds = {
-        "three products": 3 * product_seconds * micro_batches,
-        "rebuilt cosines": cost.recomputed_fraction * product_seconds * micro_batches,
-        "passes over cosines and centers": step_bytes * micro_batches / machine.memory_bandwidth,
+        "three products": 3 * product_seconds * num_micro_batches,
+        "rebuilt cosines": cost.recomputed_fraction * product_seconds * num_micro_batches,
+        "passes over cosines and centers": pass_bytes
+        * num_micro_batches
+        / machine.memory_bandwidth,
         "centers' update": update_bytes / machine.memory_bandwidth,
     }
     if ranks > 1:
         # Gathered embeddings, their all-reduced gradient (sent twice), and 8 numbers per sample.
         exchanged_bytes = FLOAT32_BYTES * workload.samples * (3 * features + 8)
         seconds["exchange of embeddings"] = (
-            micro_batches * exchanged_bytes / machine.network_bandwidth
+            num_micro_batches * exchanged_bytes / machine.network_bandwidth
         )
     return seconds
 
@@ -259,7 +265,7 @@ class _Network:
         embedding_size: features per embedding.
         parameter_bytes: size of all parameters.
         gathered_bytes: size of the parameters that FSDP gathers on a rank at the same time.
-        activation_bytes: memory per image that is kept for the backward pass.
+        activation_bytes: bytes per image that float32 training keeps for the backward pass.
         forward_flops: operations per image of a forward pass.
     """
 
@@ -283,7 +289,7 @@ def _measure_network(spec: Mapping[str, Any], image_size: int) -> _Network:
     parameter_storages = {tensor.untyped_storage()._cdata for tensor in network.parameters()}
 
     def save(tensor: Tensor) -> Tensor:
-        # Keyed by storage, because several operations may save the same activation.
+        # The key is the storage, because several operations may save the same activation.
         storage = tensor.untyped_storage()._cdata
         if storage not in parameter_storages:
             saved[storage] = tensor
@@ -313,6 +319,7 @@ def _backbone_bytes(
 ) -> float:
     """Bytes of a rank's weights, gradients and moments, and of the network's full copies."""
     moments = _count_moments(settings)
+    # The average of the weights, and the momentum encoder, which is an average too.
     num_averages = (settings.weight_average is not None) + has_encoder
     if settings.strategy == "ddp" or ranks == 1:
         # The weights and their gradient, the moments, the averages, and DDP's buckets.
@@ -332,8 +339,8 @@ def _exchange(
     if settings.strategy == "ddp":
         # A ring all-reduce sends each byte twice.
         return "all-reduce of gradients", 2 * network.parameter_bytes
-    # Each micro-batch gathers the weights forward and backward, the last one's gradient is
-    # scattered, and each average gathers the updated weights.
+    # Each micro-batch gathers the weights forward and backward, the last micro-batch scatters its
+    # gradient, and each average gathers the updated weights.
     num_averages = (settings.weight_average is not None) + has_encoder
     return (
         "exchange of weights and gradients",
