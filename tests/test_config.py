@@ -85,7 +85,7 @@ def test_later_files_win(tmp_path: Path) -> None:
         (["loss.margin=-3"], r"AdaFace.margin = -3.0 must be in"),
         (["data.augmentation.flip=3"], r"flip = 3.0 is a probability"),
         (["training.schedule.kind=step"], r"kind 'step' needs milestones"),
-        (["training.accumulate=60"], r"leaves micro-batches of one image"),
+        (["training.accumulate=60"], r"leaves micro-batches of fewer than two images"),
         (
             ["evaluation.sets.unseen={images: {kind: folder, root: x}, pear: 100}"],
             r"no setting 'evaluation.sets.unseen.pear'; did you mean 'pairs'",

@@ -24,9 +24,9 @@ LOW_PRECISIONS = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 VOLTA = (7, 0)
 """The first CUDA compute capability with float16 tensor cores."""
 MAX_TRIAL_SECONDS = 0.3
-"""If a step on two images takes longer than this, bfloat16 is chosen without timing it."""
+"""If a float32 step on two images takes longer, bfloat16 is chosen without a comparison."""
 MIN_MEASURED_SECONDS = 0.05
-"""The approximate minimum time of a timed step, which sets the number of images in it."""
+"""The approximate time of a float32 step in the comparison; sets the number of images in it."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ def choose_precision(
         configured: the precision in the settings.
         network: the network on the host, in its memory layout for training; stays unchanged.
         image_size: image side length in pixels.
-        batch_size: images per micro-batch.
+        batch_size: images per micro-batch of one process.
         device: the device that the network will train on.
 
     >>> choose_precision("float32", nn.Identity(), 8, 4, torch.device("cpu"))
@@ -99,40 +99,42 @@ def choose_precision(
         return PrecisionChoice("float32", f"this network does not run in bfloat16: {reason}")
     if faster:
         return PrecisionChoice("bfloat16", "measured faster than float32 in steps of this network")
-    return PrecisionChoice("float32", "measured no slower than bfloat16 in steps of this network")
+    return PrecisionChoice(
+        "float32", "bfloat16 measured not clearly faster in steps of this network"
+    )
 
 
 def _step_is_faster_in_bfloat16(network: nn.Module, image_size: int, batch_size: int) -> bool:
-    # A copy, because the trial changes batch norm's running statistics and adds gradients.
-    trial = copy.deepcopy(network).train()
+    """Whether bfloat16 is faster; True without a comparison if the network is large."""
+    # A copy, because the steps change batch norm's running statistics and add gradients.
+    network_copy = copy.deepcopy(network).train()
 
     def step(images: torch.Tensor, bfloat16: bool) -> None:
         with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
-            output = trial(images)
+            output = network_copy(images)
         if output.requires_grad:
             output.float().sum().backward()
 
     def random_images(count: int) -> torch.Tensor:
         images = torch.randn(count, 3, image_size, image_size)
-        # The images get the memory layout of the network's convolution kernels.
-        weights = next((p for p in trial.parameters() if p.ndim == 4), images)
-        channels_last = weights.is_contiguous(memory_format=torch.channels_last)
+        # The images get the memory layout of the network's convolution kernels, if it has any.
+        reference = next((p for p in network_copy.parameters() if p.ndim == 4), images)
+        channels_last = reference.is_contiguous(memory_format=torch.channels_last)
         layout = torch.channels_last if channels_last else torch.contiguous_format
         return images.to(memory_format=layout)
 
     with _random_state_restored():
         images = random_images(2)
+        # Warm-up. The bfloat16 step also shows whether the network supports bfloat16.
         step(images, bfloat16=True)
         step(images, bfloat16=False)
         started = time.perf_counter()
         step(images, bfloat16=False)
-        seconds = time.perf_counter() - started
-        if seconds > MAX_TRIAL_SECONDS:
+        seconds_per_pair = time.perf_counter() - started
+        if seconds_per_pair > MAX_TRIAL_SECONDS:
             return True
-        # `seconds` is the time for two images.
-        images = random_images(
-            2 * max(1, min(batch_size // 2, int(MIN_MEASURED_SECONDS / seconds)))
-        )
+        pairs = max(1, min(batch_size // 2, int(MIN_MEASURED_SECONDS / seconds_per_pair)))
+        images = random_images(2 * pairs)
         return is_faster(lambda: step(images, True), lambda: step(images, False), rounds=2)
 
 

@@ -8,11 +8,11 @@ from margrave.training.settings import ScheduleSettings
 
 
 def learning_rate_factor(schedule: ScheduleSettings, epoch: float, epochs: float) -> float:
-    """The factor that multiplies the learning rate at a given time.
+    """The factor that multiplies the base learning rate at a given time.
 
     Args:
         schedule: the schedule's settings.
-        epoch: time since the start, in epochs; fractions are allowed.
+        epoch: time since the start of the training, in epochs; fractions are allowed.
         epochs: total length of the training, in epochs.
 
     >>> steps = ScheduleSettings(kind="step", milestones=(10, 18), factor=0.1)
@@ -31,4 +31,5 @@ def learning_rate_factor(schedule: ScheduleSettings, epoch: float, epochs: float
     progress = min((epoch - warmup) / (epochs - warmup), 1.0)
     if schedule.kind == "polynomial":
         return (1 - progress) ** schedule.power
+    # The kind is cosine.
     return (1 + math.cos(math.pi * progress)) / 2

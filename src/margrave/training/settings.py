@@ -39,10 +39,12 @@ class ScheduleSettings(Settings):
     warmup_epochs: float = Field(default=0.0, ge=0)
     """Length of the linear warmup from 0; limited to half of the training."""
     milestones: tuple[float, ...] = ()
-    """For ``step``: the epochs at which the learning rate is multiplied by `factor`."""
+    """For ``step``: the times, counted from the start of the training, at which the learning rate
+    is multiplied by `factor`."""
     factor: float = Field(default=0.1, gt=0, le=1)
     power: float = Field(default=2.0, gt=0)
-    """For ``polynomial``: the learning rate's factor is (1 − progress)^power."""
+    """For ``polynomial``: the base learning rate is multiplied by (1 − progress)^power, where
+    progress rises from 0 after the warmup to 1 at the end."""
 
     @model_validator(mode="after")
     def _check(self) -> ScheduleSettings:
@@ -88,15 +90,17 @@ class TrainingSettings(Settings):
     for networks with strided 1 x 1 convolutions of fewer than 8 channels, which torch computes
     incorrectly in this layout."""
     weight_average: float | None = Field(default=None, gt=0, lt=1)
-    """Momentum of an exponential moving average of the weights. If set, the averaged weights are
-    evaluated and saved as the model."""
+    """Momentum of an exponential moving average of the weights: the old average's weight in each
+    update. If set, the averaged weights are evaluated and saved as the model."""
     encoder_momentum: float = Field(default=0.9, ge=0, lt=1)
     """Momentum of KappaFace's momentum encoder; ignored unless the loss uses that encoder."""
     workers: Annotated[int, Field(ge=0, le=256)] | Literal["auto"] = "auto"
-    """Processes that load images, per training process. ``auto`` is 0 if images are cached or
-    training runs on the CPU and needs the cores; else the cores per GPU minus 1, at most 8."""
+    """Processes that load images, per training process. ``auto`` is 0 if images are cached, or
+    if training runs on the CPU, where it needs the cores; else the cores per training process
+    minus 1, at most 8."""
     threads: Annotated[int, Field(ge=1, le=1024)] | Literal["auto"] = "auto"
-    """CPU threads for computation. ``auto`` is this process's share of the available cores."""
+    """CPU threads for computation. ``auto`` is this process's share of the available cores, unless
+    OMP_NUM_THREADS is set."""
     seed: int = Field(default=0, ge=0)
     accelerator: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     maximum_unreadable: int = Field(default=100, ge=0)
@@ -127,7 +131,8 @@ class TrainingSettings(Settings):
         if self.batch_size < 2 * self.accumulate:
             raise ValueError(
                 f"batch_size = {self.batch_size} with accumulate = {self.accumulate} leaves "
-                "micro-batches of one image, which batch norm cannot use; lower accumulate"
+                "micro-batches of fewer than two images, which batch norm cannot use; lower "
+                "accumulate"
             )
         if self.optimizer.centers_in_backward and self.precision == "float16":
             raise ValueError(

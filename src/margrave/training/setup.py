@@ -93,12 +93,12 @@ def set_up(
     built_head = _build_head(
         settings, head, loss, num_classes, _embedding_size(network, images.size), len(images)
     )
-    sharded = settings.strategy == "fsdp" and launch.size > 1
+    network_is_sharded = settings.strategy == "fsdp" and launch.size > 1
     layout = memory_format(network, settings.channels_last)
     # The training loop reads the memory layout of the images from the settings.
     settings = settings.model_copy(update={"channels_last": layout == torch.channels_last})
     # FSDP needs contiguous parameters.
-    if not sharded:
+    if not network_is_sharded:
         network = network.to(memory_format=layout)  # pyright: ignore[reportCallIssue]
     average = None
     if settings.weight_average is not None:
@@ -106,6 +106,7 @@ def set_up(
     encoder = None
     if "momentum_embeddings" in built_head.reads:
         encoder = MomentumEncoder(network, settings.encoder_momentum)
+    # Over all processes.
     micro_batch_size = settings.batch_size // settings.accumulate
     choice = precision or choose_precision(
         settings.precision, network, images.size, micro_batch_size // launch.size, fabric.device
@@ -114,6 +115,7 @@ def set_up(
         reason = "float16 must be able to skip steps, which optimizer.centers_in_backward prevents"
         choice = PrecisionChoice("float32", reason)
     choice = gather_objects(choice, current_world())[0]
+    # `products` is the precision of the head's matrix products.
     automatic_products = built_head.products == "auto"
     products = built_head.products_for(micro_batch_size)
     built_head.products = gather_objects(products, current_world())[0]
@@ -126,8 +128,9 @@ def set_up(
         settings = settings.model_copy(update={"find_unused_parameters": find_unused})
         fabric.strategy.find_unused_parameters = find_unused
     dtype = torch.float64 if choice.precision == "float64" else None
+    # With None, the dtype stays.
     network = network.to(dtype)
-    full_network = copy.deepcopy(network).requires_grad_(False) if sharded else None
+    full_network = copy.deepcopy(network).requires_grad_(False) if network_is_sharded else None
     with warnings.catch_warnings():
         # The oldest supported torch has no replacement for broadcast_buffers.
         warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated")
@@ -177,7 +180,11 @@ def _count_workers(
 def _build_sampler(
     images: FaceImages, settings: TrainingSettings, workers: int, launch: Launch
 ) -> EpochSampler:
-    """A sampler of single images or, for images in shards, one that keeps neighbors together."""
+    """Build the sampler for this rank.
+
+    Images in shards are stored in pieces of consecutive images. Their sampler shuffles them only
+    within windows of several pieces, so that each piece is fetched once.
+    """
     common: dict[str, Any] = {
         "batch_size": settings.batch_size,
         "seed": settings.seed,
@@ -190,7 +197,7 @@ def _build_sampler(
 
 
 def _launch_fabric(settings: TrainingSettings, launch: Launch) -> Fabric:
-    """Create Fabric and join the process group, if there are several processes."""
+    """Create Fabric and, with several processes, join the process group."""
     # Fabric's log messages about the configuration would break the progress bar.
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
     try:
@@ -229,7 +236,7 @@ def _build_head(
 def _build_strategy(settings: TrainingSettings, processes: int) -> Any:
     if processes == 1:
         return "auto"
-    # The limit of RankWatch is shorter, because its error names the process.
+    # Longer than RankWatch's limit, so that RankWatch reports first: its error names the process.
     timeout = timedelta(seconds=settings.rank_stall_seconds + 60)
     if settings.strategy == "fsdp":
         return ModelParallelStrategy(

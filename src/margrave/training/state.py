@@ -60,7 +60,7 @@ class TrainingState:
         sampler: decides which images each batch contains.
         loader: loads the sampler's batches.
         position: the next batch, and the number of steps done.
-        unreadable: the reason for each unreadable image, by name.
+        unreadable: why each unreadable image cannot be read, by image name.
         precision: the network's precision.
         loss_scale: the float16 loss scaler, or None.
         automatic_products: whether the precision of the head's products was chosen automatically.
@@ -192,7 +192,8 @@ class TrainingState:
             prefix = f"optimizer.{name}."
             for key in [key for key in stored if key.startswith(prefix)]:
                 shape, dtype = stored[key]
-                # A moment has its parameter's shape; AdamW's step count is a scalar.
+                # A stored moment has its parameter's shape over all ranks; AdamW's step count is a
+                # scalar.
                 if shape == self._full_shape(name, parameter):
                     value = torch.zeros_like(parameter, dtype=dtype)
                 else:
@@ -206,7 +207,8 @@ class TrainingState:
         if self.settings.precision == "auto" and "precision" in state:
             self._set_precision(checkpoint_precision(state))
         if self.automatic_products:
-            # Checkpoints without this field were written when float32 was the only choice.
+            # Checkpoints without "products" were written when float32 was the only choice.
+            # The count matters only for "auto"; a checkpoint has the resolved precision.
             self.head.products = choose_products(
                 state.get("products") or "float32", self.head.weight, cosine_count=0
             )
@@ -218,6 +220,7 @@ class TrainingState:
     def _restore_sampler(self, state: Mapping[str, Any]) -> None:
         """Continue within the epoch if its batches are unchanged; otherwise restart the epoch."""
         current = self._batch_settings()
+        # A checkpoint without these settings counts as unchanged.
         saved = state.get("batches") or current
         if saved == current:
             self.sampler.resume(state.get("order", {}))
@@ -276,16 +279,17 @@ class TrainingState:
         }
 
     def _sharded_rows(self, tensors: Mapping[str, Tensor]) -> dict[str, int]:
-        """Name of each tensor whose rows are sharded -> its number of rows over all ranks."""
+        """The number of rows over all ranks of each tensor with sharded rows, by its name."""
         if self.head.world.size == 1:
             return {}
-        rows = {f"head.{name}": count for name, count in self.head.sharded_entries().items()}
-        sharded_rows = {name: rows[name] for name in tensors if name in rows}
+        head_rows = {f"head.{name}": count for name, count in self.head.sharded_entries().items()}
+        sharded_rows = {name: head_rows[name] for name in tensors if name in head_rows}
         for parameter in ("weight", "bias"):
             prefix = f"optimizer.head.{parameter}."
             for name, value in tensors.items():
+                # AdamW's step count is a scalar and has no rows.
                 if name.startswith(prefix) and value.ndim:
-                    sharded_rows[name] = rows[f"head.{parameter}"]
+                    sharded_rows[name] = head_rows[f"head.{parameter}"]
         return sharded_rows
 
     def _full_shape(self, name: str, value: Tensor) -> torch.Size:

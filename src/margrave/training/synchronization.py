@@ -20,7 +20,7 @@ class SharedStatus:
     """The status that all ranks know after a step.
 
     Attributes:
-        sizes: the number of images of each rank in the next step.
+        sizes: the number of images of each rank in the next step; 0 at the end of the epoch.
         any_unreadable: whether any rank found new unreadable images for the next step.
         checkpoint_due: whether a checkpoint is due on any rank.
         stop: whether any rank was asked to stop.
@@ -93,15 +93,17 @@ def synchronize(
     Returns:
         the exchange in progress; its `Synchronization.wait` returns the shared status.
     """
-    world, zero = training.world, training.head.weight.new_zeros(())
+    # All numbers are sent in the dtype and on the device of the head's weight.
+    world, scalar = training.world, training.head.weight.new_zeros(())
     unreadable = [] if next_batch is None else new_unreadable(training, next_batch)
     size = 0 if next_batch is None else len(next_batch.labels)
     status = size, len(unreadable), int(checkpoint_due), int(stop_signals.requested)
     # The tensors are created on the device, because copying numbers to it would make the host wait.
-    rank_values = [*sums, *(zero.new_full((), value) for value in status)]
-    row = torch.stack([value.detach().to(zero) for value in rank_values])
+    rank_values = [*sums, *(scalar.new_full((), value) for value in status)]
+    row = torch.stack([value.detach().to(scalar) for value in rank_values])
+    # Each rank contributes one row.
     rows = gather_rows(row[None], [1] * world.size, world).flatten()
-    shared = [value.detach().to(zero)[None] for value in values]
+    shared = [value.detach().to(scalar)[None] for value in values]
     return Synchronization(Readback(torch.cat([rows, *shared])), world.size, len(sums))
 
 

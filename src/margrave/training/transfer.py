@@ -51,11 +51,14 @@ class PrefetchedBatches:
         self._next_batch: PlacedBatch | None = self._place(next(self._batches, None))
 
     def peek(self) -> Batch | None:
-        """The batch that `next` would return, or None at the end."""
+        """The batch that `next` would return, in host memory.
+
+        None at the end, and between `next` and `fetch`.
+        """
         return None if self._next_batch is None else self._next_batch.host
 
     def next(self) -> PlacedBatch | None:
-        """Return the prefetched batch, or None at the end; call `fetch` to prefetch another."""
+        """Return the prefetched batch, or None at the end; call `fetch` before the next call."""
         batch, self._next_batch = self._next_batch, None
         if batch is not None and self._stream is not None:
             current = self._module.current_stream()

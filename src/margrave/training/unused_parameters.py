@@ -32,14 +32,14 @@ def unused_parameters(network: nn.Module, image_size: int) -> list[str]:
     >>> unused_parameters(Net(), 2)
     ['spare.weight']
     """
-    trial = copy.deepcopy(network).train()
-    trainable = _trainable(trial)
+    network_copy = copy.deepcopy(network).train()
+    trainable = _trainable(network_copy)
     if not trainable:
         return []
     dtype = next(iter(trainable.values())).dtype
     with torch.random.fork_rng(devices=[]):
         images = torch.randn(2, 3, image_size, image_size, dtype=dtype)
-        embeddings = trial(images)
+        embeddings = network_copy(images)
         if embeddings.requires_grad:
             embeddings.sum().backward()
     return [name for name, parameter in trainable.items() if parameter.grad is None]
@@ -77,6 +77,7 @@ def explain_ddp_errors(network: nn.Module) -> Iterator[None]:
     except RuntimeError as error:
         if NOT_FINISHED not in str(error):
             raise
+        # DDP's message numbers the trainable parameters from 0.
         names = list(_trainable(network))
         match = re.search(r"did not receive grad for rank \d+: ([\d ]+)", str(error))
         indices = [int(number) for number in match[1].split()] if match else []
