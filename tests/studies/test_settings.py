@@ -14,6 +14,8 @@ from margrave.runs import Run
 from margrave.studies import cells_of, read_study
 from margrave.studies.settings import grid_of, to_yaml
 
+TUNING = {"factors": {"margin": [1.0]}, "validation": "test"}
+
 
 @pytest.mark.parametrize("name", [name for name in study_names() if name != "losses"])
 def test_margraves_own_studies_are_valid(name: str) -> None:
@@ -135,6 +137,7 @@ def test_a_study_extends_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         ({"run": {"training": {"epoch": 3}}}, "no setting 'training.epoch'"),
         ({"seeds": 0}, "seeds = 0"),
         ({"metric": "F1"}, "metric = 'F1'"),
+        ({"metric": "TAR", "far": 0.05, "tuning": TUNING}, "far = 0.05, but tun"),
         (
             {"claims": [{"text": "t", "loss": "x", "over": "arcface", "condition": "data"}]},
             "claim is about the loss 'x'",

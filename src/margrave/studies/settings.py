@@ -11,6 +11,7 @@ import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from margrave.config import RunConfig, merge, read_config, read_recipe
+from margrave.evaluation import FAR_TARGETS
 from margrave.files import read_yaml
 from margrave.losses import LOSSES, ArcFace, spec_at_scale
 from margrave.losses import create as create_loss
@@ -109,6 +110,12 @@ class StudyConfig(Settings):
                         f"a claim is about the {noun} {name!r}, which the study does not have; "
                         f"{suggest(name, names)}"
                     )
+        if self.metric == "TAR" and self.tuning is not None and self.far not in FAR_TARGETS:
+            measured = ", ".join(f"{far:g}" for far in FAR_TARGETS)
+            raise ValueError(
+                f"far = {self.far:g}, but tuning knows the TAR only at FAR {measured}; choose one "
+                "of these, or set tuning to null"
+            )
         return self
 
 
