@@ -140,3 +140,21 @@ def test_a_damaged_key_is_refused(tmp_path: Path) -> None:
     (tmp_path / "audit.jsonl.key").write_text("")
     with pytest.raises(ValueError, match=r"audit\.jsonl\.key is damaged"):
         AuditTrail(tmp_path / "audit.jsonl")
+
+
+def test_a_trail_without_its_key_is_refused(tmp_path: Path) -> None:
+    trail = AuditTrail(tmp_path / "audit.jsonl")
+    trail.record("enroll", "Ann", "k1")
+    trail.close()
+    (tmp_path / "audit.jsonl.key").unlink()
+    with pytest.raises(ValueError, match=r"audit\.jsonl\.key, the pseudonym key of .* is missing"):
+        AuditTrail(tmp_path / "audit.jsonl")
+    assert not (tmp_path / "audit.jsonl.key").exists()
+
+
+def test_a_line_that_would_be_too_long_changes_nothing(tmp_path: Path) -> None:
+    trail = AuditTrail(tmp_path / "audit.jsonl")
+    trail.record("enroll", "Ann", "k1")
+    with pytest.raises(ValueError, match="at most 4096 are allowed"):
+        trail.record("enroll", "Ann", "k1", note="x" * 5000)
+    assert verify_trail(tmp_path / "audit.jsonl") == 1

@@ -133,7 +133,7 @@ def _draw_impostor(
     all_images = np.concatenate(identity_images)
     sizes = np.array([len(images) for images in identity_images])
     # Pair each image with every image of the preceding identities, and number the pairs in this
-    # order. An image's pairs end before the number `ends`.
+    # order. The pairs of image i have the numbers from ends[i - 1] up to ends[i] - 1.
     partner_counts = np.repeat(np.cumsum(sizes) - sizes, sizes)
     ends = np.cumsum(partner_counts)
     pair_numbers = generator.choice(int(ends[-1]), count, replace=False)

@@ -31,11 +31,12 @@ class Measurements:
         std: (N,) standard deviation of the gray values; near 0 for blank images.
         colorfulness: (N,) mean absolute difference of red from green and of green from blue; 0 for
             gray images.
-        redness: (N,) mean of red minus blue in the middle of the image, which shows skin.
+        redness: (N,) mean of red minus blue in the middle of the image, where a face shows skin.
         eye_contrasts: (N, 4) how much darker the eyes' positions in ArcFace's template are than the
-            areas between and below them, in standard deviations of the face's gray values. The
-            columns are for the image rotated counterclockwise by 0, 90, 180 and 270 degrees.
-            The mean over aligned faces is above 1.
+            area between them, plus how much darker they are than the area below them, in standard
+            deviations of the face's gray values. The columns are for the image rotated
+            counterclockwise by 0, 90, 180 and 270 degrees. In the first column, the mean over
+            aligned faces is above 1.
         hashes: (N, 2) uint64, each with one bit per cell of an 8 × 8 grid. A bit is 1 if the cell's
             right neighbor (first hash) or lower neighbor (second hash) is brighter than the cell.
         thumbnails: (N, 24, 24) uint8 gray values.

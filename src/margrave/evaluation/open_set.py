@@ -153,7 +153,8 @@ def evaluate_open_set(
     intervals: Sequence[Interval | None] = [None] * len(threshold_indices)
     if resamples:
         labels = np.unique(probe_labels, return_inverse=True)[1]
-        # Each score of the tail belongs to a single identity, that of its non-mated probe.
+        # The bootstrap's tail consists of all non-mated scores. Each belongs to one identity, its
+        # probe's, and ``occurrences`` counts each identity's non-mated probes.
         identities = TailIdentities(
             genuine=labels[mated],
             tail=labels[~mated][order][:, None],
@@ -193,8 +194,8 @@ def evaluate_open_set(
 def _threshold_index(target: float, count: int) -> int:
     """The index of an FPIR target's threshold among ``count`` non-mated scores, descending.
 
-    At most as many scores as this index are strictly above the threshold, so the index is also the
-    number of false positives that the target allows.
+    Only scores strictly above the threshold are false positives, so there are at most as many as
+    this index, one fewer than the target allows. The official IJB code counts like this.
     """
     return max(int(count * target) - 1, 0)
 

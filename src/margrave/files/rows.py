@@ -22,16 +22,18 @@ def read_rows(rows: np.ndarray, start: int, stop: int) -> np.ndarray:
         part = np.asarray(rows[start:stop])
         # torch.from_numpy needs writable memory.
         return part if part.flags.writeable else part.copy()
-    # A np.memmap, which has the attributes `filename` and `offset` (in bytes). A slice has the
-    # `offset` of the array that was sliced, so use the slice's address instead. A mapping starts at
-    # a multiple of the allocation granularity: np.memmap rounds `offset` down.
-    mapped: Any = rows
+    # `rows` is a np.memmap, or a slice of one, which keeps the `offset` of the whole array. So the
+    # position in the file is computed from addresses: the position at which the mapping starts,
+    # plus the distance of `rows` from the mapping's start. The mapping starts at `offset`, rounded
+    # down to the allocation granularity.
+    memmap: Any = rows
     offset_in_mapping = rows.ctypes.data - np.frombuffer(mapping, np.uint8).ctypes.data
-    mapping_start = mapped.offset // mmap.ALLOCATIONGRANULARITY * mmap.ALLOCATIONGRANULARITY
+    granularity = mmap.ALLOCATIONGRANULARITY
+    position_of_mapping = memmap.offset // granularity * granularity
     shape = (max(0, min(stop, len(rows)) - start), *rows.shape[1:])
     return np.fromfile(
-        mapped.filename,
+        memmap.filename,
         rows.dtype,
         int(np.prod(shape)),
-        offset=mapping_start + offset_in_mapping + start * rows.strides[0],
+        offset=position_of_mapping + offset_in_mapping + start * rows.strides[0],
     ).reshape(shape)

@@ -7,6 +7,7 @@ import hashlib
 import hmac
 import json
 import os
+import re
 import secrets
 import threading
 import unicodedata
@@ -21,7 +22,8 @@ from margrave.files import atomic_write, read_json
 MAX_LINE_BYTES = 4096
 """Maximum length of a line in bytes."""
 KEY_BYTES = 32
-"""Number of random bytes in a pseudonym key, which consists of their hexadecimal digits."""
+"""Number of random bytes from which a pseudonym key is made; the key is their 64 hexadecimal
+digits."""
 
 
 class TrailUnavailable(Exception):
@@ -48,6 +50,11 @@ class AuditTrail:
         self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
         with self._locked():
             key_path = self.path.with_name(self.path.name + ".key")
+            if os.fstat(self._file).st_size and not key_path.exists():
+                raise ValueError(
+                    f"{key_path}, the pseudonym key of {self.path}, is missing; restore it from a "
+                    "copy, or start a new trail with --audit"
+                )
             self._pseudonym_key = _read_pseudonym_key(key_path)
             self._drop_partial_line()
             verify_trail(self.path)
@@ -68,6 +75,7 @@ class AuditTrail:
 
         Raises:
             TrailUnavailable: the line cannot be written; the trail is unchanged.
+            ValueError: the line is longer than `MAX_LINE_BYTES`; the trail is unchanged.
         """
         with self._locked():
             try:
@@ -80,7 +88,13 @@ class AuditTrail:
                     **details,
                     "previous": _digest(_last_line(self._file)),
                 }
-                self._append(json.dumps(line).encode() + b"\n", end)
+                encoded = json.dumps(line).encode() + b"\n"
+                if len(encoded) > MAX_LINE_BYTES:
+                    raise ValueError(
+                        f"a line of the audit trail has {len(encoded)} bytes, at most "
+                        f"{MAX_LINE_BYTES} are allowed; pass fewer details"
+                    )
+                self._append(encoded, end)
             except OSError as error:
                 raise TrailUnavailable(
                     f"the audit trail cannot be written ({error.strerror}), so nothing was changed"
@@ -185,9 +199,10 @@ def _read_pseudonym_key(path: Path) -> bytes:
             temporary.touch(0o600)
             temporary.write_text(secrets.token_hex(KEY_BYTES))
     key = path.read_bytes()
-    if len(key) < 2 * KEY_BYTES:
+    if not re.fullmatch(b"[0-9a-f]{%d}" % (2 * KEY_BYTES), key):
         raise ValueError(
-            f"{path} is damaged: it should have {2 * KEY_BYTES} characters; restore it from a copy"
+            f"{path} is damaged: it should consist of {2 * KEY_BYTES} hexadecimal digits; restore "
+            "it from a copy"
         )
     return key
 

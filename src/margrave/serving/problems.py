@@ -27,7 +27,7 @@ MESSAGES_OF_FRAMEWORK = {
 
 
 def add_problems(app: FastAPI) -> None:
-    """Register exception handlers that return every error as a `Problem`.
+    """Register exception handlers that return every error in the form of `problem`.
 
     Args:
         app: the application.

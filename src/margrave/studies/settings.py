@@ -155,8 +155,8 @@ def read_study(
         overrides: settings that override all of them.
         losses: compare only these: names of the study's losses, other registered losses, or import
             paths. A registered loss that the study does not have gets the scale of the study's
-            ArcFace. Its default margin is multiplied by the study's ArcFace margin / ArcFace's
-            default margin.
+            ArcFace. Its margin is its default margin, times the ratio of the study's ArcFace margin
+            to ArcFace's default margin.
 
     Returns:
         The study, with all hyperparameters of each loss filled in.
