@@ -131,7 +131,7 @@ def test_a_list_without_a_first_line_has_ten_folds(folder: ImageFolder, tmp_path
     ("old", "new", "message"),
     [
         ("2\t1", "ten", r"pairs\.txt:1: 'ten'; expected a header such as '10 300'"),
-        ("2\t1", "3\t1", r"4 pairs after the header, which declares 3 x 2 x 1"),
+        ("2\t1", "3\t1", r"4 pairs after the header, which declares 3 folds of 2 x 1 pairs"),
         ("Bo_Li\t2\tCy\t1", "Bo_Li\t2\t1", r"pairs\.txt:3: .*expected"),
         ("Bo_Li\t2\tCy\t1", "Bo_Li\tx\tCy\t1", r"pairs\.txt:3: .*name number name number"),
         ("Bo_Li\t2\tCy\t1", "Cy\t2\tCy\t1", r"pairs\.txt:3: .*two"),
