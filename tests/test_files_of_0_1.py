@@ -94,7 +94,7 @@ def test_a_run_without_its_checkpoint_is_trained_from_its_configuration(here: Pa
 @pytest.mark.parametrize("model", ["finished", "imported.onnx"])
 def test_operating_points_decide(here: Path, model: str) -> None:
     one, other = "faces/p00/p00_0001.png", "faces/p01/p01_0002.png"
-    assert "FAR 0.01, 40 images of 10 people in faces" in verify(model, one, one)
+    assert "FAR 0.01, measured on 40 images of 10 people in faces" in verify(model, one, one)
     assert "FAR 0.1," in verify(model, one, one, "--far", "0.1")
     if model == "imported.onnx":
         output = verify(model, one, other, code=3)
