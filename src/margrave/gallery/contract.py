@@ -237,8 +237,11 @@ class BadName(ValueError):
 
 
 class GalleryError(ValueError):
-    """The gallery itself fails, or nobody is enrolled under a name. The message is for whoever runs
-    the gallery, not for a server's clients: it may name the gallery's place and other people."""
+    """The gallery itself fails, or nobody is enrolled under a name.
+
+    The message is for the gallery's operator, not for a server's clients: it may name the gallery's
+    place and other people.
+    """
 
 
 class Unavailable(GalleryError):

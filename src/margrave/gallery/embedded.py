@@ -152,7 +152,7 @@ class EmbeddedGallery(Gallery):
         name = checked_name(name)
         with self._locked():
             # Read the row within the transaction. Otherwise another process could remove the person
-            # meanwhile, and the row's id and slot could already belong to somebody else.
+            # meanwhile, and the row's id and slot could already belong to another person.
             with self._database.write_transaction():
                 row = self._require_row(name)
                 crops = self._database.crops(row.id)

@@ -34,8 +34,8 @@ class AuditTrail:
     """A file of JSON lines, each with the SHA-256 of the line before it.
 
     The trail contains no names. Instead of a name, a line contains a pseudonym, which is a keyed
-    hash of the name. The pseudonym key is in a file beside the trail. Whoever has this key can find
-    the lines about a name; without the key, the trail identifies nobody.
+    hash of the name. The pseudonym key is in a file beside the trail. It is needed to find the
+    lines about a name; without it, the trail identifies nobody.
 
     Args:
         path: the trail's file, which is created if it does not exist.
