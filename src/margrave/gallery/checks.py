@@ -9,10 +9,15 @@ from dataclasses import replace
 
 import numpy as np
 
-from margrave.gallery.contract import BadName, GalleryCard, PersonRecord
+from margrave.gallery.card import GalleryCard
+from margrave.gallery.records import PersonRecord
 
 MAX_NAME_BYTES = 512
 """Maximum length of a person's name in UTF-8 bytes."""
+
+
+class BadName(ValueError):
+    """A person's name is not valid."""
 
 
 def checked_name(name: str) -> str:

@@ -7,7 +7,7 @@ import itertools
 import os
 import threading
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -15,32 +15,20 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from margrave.gallery.checks import (
-    add_sums,
-    checked_crops,
-    checked_name,
-    checked_queries,
-    checked_record,
-    checked_top_k,
-    fuse_embeddings,
-)
-from margrave.gallery.contract import (
-    Candidate,
-    ErasureCheck,
-    ForgetResult,
-    Gallery,
-    GalleryCard,
-    GalleryError,
-    GalleryStats,
-    NoGallery,
-    Person,
-    PersonRecord,
-    not_enrolled_error,
-    now,
-)
+from margrave.gallery.card import GalleryCard
+from margrave.gallery.checks import add_sums
+from margrave.gallery.contract import Gallery, GalleryError, NoGallery, not_enrolled_error, now
 from margrave.gallery.database import Database, Row
 from margrave.gallery.encryption import NONCE_BYTES, SALT_BYTES, TAG_BYTES, Cipher
 from margrave.gallery.erasure import dirty_free_pages, first_file_with, traces_of
+from margrave.gallery.records import (
+    Candidate,
+    ErasureCheck,
+    ForgetResult,
+    GalleryStats,
+    Person,
+    PersonRecord,
+)
 from margrave.gallery.vector_file import VectorFile
 from margrave.search import DISTRACTOR, Comparison, Nearest, sweep
 
@@ -107,24 +95,14 @@ class EmbeddedGallery(Gallery):
         with self._locked():
             return self._database.count()
 
-    def get(self, name: str) -> Person | None:
-        """Return the person with exactly this name, or None."""
+    def _get(self, name: str) -> Person | None:
         with self._locked():
-            row = self._database.row_by_key(self._lookup_key(checked_name(name)))
+            row = self._database.row_by_key(self._lookup_key(name))
             return None if row is None else self._person(row)
 
-    def add(
-        self,
-        name: str,
-        embeddings: np.ndarray,
-        *,
-        crops: Sequence[bytes] = (),
-        replace: bool = False,
+    def _add(
+        self, name: str, total: np.ndarray, *, images: int, crops: list[bytes], replace: bool
     ) -> Person:
-        """Enroll a person, or add images to an enrolled person."""
-        name, total = checked_name(name), fuse_embeddings(embeddings, self.card)
-        new_crops = checked_crops(crops, len(embeddings), self.card)
-        images = len(embeddings)
         with self._locked():
             with self._database.write_transaction():
                 previous = self._database.row_by_key(self._lookup_key(name))
@@ -136,20 +114,17 @@ class EmbeddedGallery(Gallery):
                 elif previous is not None:
                     self._database.delete(previous)
                 person = Person(name=name, images=images, enrolled=now())
-                self._put(person_id, person, total, new_crops)
+                self._put(person_id, person, total, crops)
             if previous is not None:
                 self._zero_unused_slots()
         return person
 
-    def search(self, queries: np.ndarray, top_k: int = 10) -> list[list[Candidate]]:
-        """Find the people most similar to each query, by exact search, most similar first."""
-        units, top_k = checked_queries(queries, self.card), checked_top_k(top_k)
+    def _search(self, queries: np.ndarray, top_k: int) -> list[list[Candidate]]:
         with self._locked():
-            return self._read_consistently(lambda: self._search(units, top_k))
+            return self._read_consistently(lambda: self._search_once(queries, top_k))
 
-    def forget(self, name: str) -> ForgetResult:
+    def _forget(self, name: str) -> ForgetResult:
         """Remove a person, and search the files to verify that every byte is gone."""
-        name = checked_name(name)
         with self._locked():
             # Read the row within the transaction. Otherwise another process could remove the person
             # meanwhile, and the row's id and slot could already belong to another person.
@@ -185,13 +160,12 @@ class EmbeddedGallery(Gallery):
             people = [self._person(row) for row in self._database.rows()]
         yield from sorted(people, key=lambda person: person.name)
 
-    def vector(self, name: str) -> np.ndarray:
-        """Return a person's vector: (D,) float64, the sum of the images' embeddings."""
+    def _vector(self, name: str) -> np.ndarray:
         with self._locked():
             return self._read_consistently(lambda: self._total(self._require_row(name)))
 
-    def crops(self, name: str) -> list[bytes]:
-        """Return a person's kept crops as encoded images, after verifying their checksums."""
+    def _crops(self, name: str) -> list[bytes]:
+        """Read a person's kept crops, and verify their checksums."""
         with self._locked():
             stored = self._read_consistently(
                 lambda: self._database.crops(self._require_row(name).id)
@@ -202,15 +176,14 @@ class EmbeddedGallery(Gallery):
             raise self._database.damage_error(f"a crop of {name!r} has changed")
         return [content[4:] for content in contents]
 
-    def restore(self, records: Iterable[PersonRecord]) -> int:
-        """Store people with their vectors unchanged, a thousand per transaction."""
-        remaining, names = iter(records), set[str]()
-        while batch := list(itertools.islice(remaining, BATCH_SIZE)):
-            checked = [checked_record(record, self.card) for record in batch]
+    def _restore(self, records: Iterator[PersonRecord]) -> int:
+        """Store people, a thousand per transaction."""
+        names = set[str]()
+        while batch := list(itertools.islice(records, BATCH_SIZE)):
             with self._locked():
                 replaced = False
                 with self._database.write_transaction():
-                    for record in checked:
+                    for record in batch:
                         key = self._lookup_key(record.person.name)
                         previous = self._database.row_by_key(key)
                         if previous is not None:
@@ -221,7 +194,7 @@ class EmbeddedGallery(Gallery):
                     self._vector_file.sync()
                 if replaced:
                     self._zero_unused_slots()
-            names.update(record.person.name for record in checked)
+            names.update(record.person.name for record in batch)
         return len(names)
 
     def stats(self) -> GalleryStats:
@@ -305,7 +278,7 @@ class EmbeddedGallery(Gallery):
             return read()
 
     def _require_row(self, name: str) -> Row:
-        row = self._database.row_by_key(self._lookup_key(checked_name(name)))
+        row = self._database.row_by_key(self._lookup_key(name))
         if row is None:
             raise not_enrolled_error(name, self)
         return row
@@ -409,14 +382,14 @@ class EmbeddedGallery(Gallery):
         if empty_log:
             self._database.empty_log()
 
-    def _search(self, queries: np.ndarray, top_k: int) -> list[list[Candidate]]:
+    def _search_once(self, queries: np.ndarray, top_k: int) -> list[list[Candidate]]:
         """Search; valid only if no other process changed the gallery during the search."""
         generation = self._database.current_generation()
         if generation != self._generation:
             self._read_changes(generation)
         slot_count = len(self._empty_slots)
         people_count = slot_count - int(np.count_nonzero(self._empty_slots))
-        if not people_count or not top_k:
+        if not people_count:
             return [[] for _ in queries]
         comparison = Comparison(
             queries,

@@ -14,7 +14,9 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from margrave.files import read_bytes, read_json
-from margrave.gallery.contract import Gallery, GalleryCard, Person, PersonRecord
+from margrave.gallery.card import GalleryCard
+from margrave.gallery.contract import Gallery
+from margrave.gallery.records import Person, PersonRecord
 from margrave.progress import Progress
 
 CARD, PEOPLE, VECTORS, CROPS = "gallery.json", "people.jsonl", "vectors.npy", "crops.bin"

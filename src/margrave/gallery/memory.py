@@ -2,33 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
-from margrave.gallery.checks import (
-    add_sums,
-    checked_crops,
-    checked_name,
-    checked_queries,
-    checked_record,
-    checked_top_k,
-    fuse_embeddings,
-)
-from margrave.gallery.contract import (
+from margrave.gallery.card import GalleryCard
+from margrave.gallery.checks import add_sums
+from margrave.gallery.contract import Gallery, NoGallery, not_enrolled_error, now
+from margrave.gallery.records import (
     Candidate,
     ErasureCheck,
     ForgetResult,
-    Gallery,
-    GalleryCard,
     GalleryStats,
-    NoGallery,
     Person,
     PersonRecord,
-    not_enrolled_error,
-    now,
 )
 
 
@@ -63,41 +52,30 @@ class MemoryGallery(Gallery):
     def __len__(self) -> int:
         return len(self._people)
 
-    def get(self, name: str) -> Person | None:
-        """Return the person with exactly this name, or None."""
-        entry = self._people.get(checked_name(name))
+    def _get(self, name: str) -> Person | None:
+        entry = self._people.get(name)
         return None if entry is None else entry.person
 
-    def add(
-        self,
-        name: str,
-        embeddings: np.ndarray,
-        *,
-        crops: Sequence[bytes] = (),
-        replace: bool = False,
+    def _add(
+        self, name: str, total: np.ndarray, *, images: int, crops: list[bytes], replace: bool
     ) -> Person:
-        """Enroll a person, or add images to an enrolled person."""
-        name, total = checked_name(name), fuse_embeddings(embeddings, self.card)
-        kept_crops = checked_crops(crops, len(embeddings), self.card)
         previous = None if replace else self._people.get(name)
         if previous is not None:
             total = add_sums(previous.total, total)
-            kept_crops = [*previous.crops, *kept_crops]
-        images = len(embeddings) + (0 if previous is None else previous.person.images)
+            images += previous.person.images
+            crops = [*previous.crops, *crops]
         person = Person(name=name, images=images, enrolled=now())
-        self._people[name] = _Entry(person, total, kept_crops)
+        self._people[name] = _Entry(person, total, crops)
         return person
 
-    def search(self, queries: np.ndarray, top_k: int = 10) -> list[list[Candidate]]:
-        """Find the people most similar to each query, most similar first."""
-        query_units, top_k = checked_queries(queries, self.card), checked_top_k(top_k)
+    def _search(self, queries: np.ndarray, top_k: int) -> list[list[Candidate]]:
         if not self._people:
-            return [[] for _ in query_units]
+            return [[] for _ in queries]
         names = sorted(self._people)
         totals = np.array([self._people[name].total for name in names])
         units = totals / np.linalg.norm(totals, axis=1, keepdims=True)
         # Other galleries round to 6 decimals, because they compute in float32. Round here, too.
-        scores = (query_units.astype(np.float64) @ units.T).round(6)
+        scores = (queries.astype(np.float64) @ units.T).round(6)
         # A stable sort leaves people with equal similarities sorted by name.
         nearest = np.argsort(-scores, axis=1, kind="stable")[:, :top_k]
         return [
@@ -108,11 +86,9 @@ class MemoryGallery(Gallery):
             for query_scores, indices in zip(scores, nearest, strict=True)
         ]
 
-    def forget(self, name: str) -> ForgetResult:
-        """Remove a person."""
-        entry = self._people.pop(checked_name(name), None)
-        if entry is None:
-            raise not_enrolled_error(name, self)
+    def _forget(self, name: str) -> ForgetResult:
+        entry = self._entry(name)
+        del self._people[name]
         return ForgetResult(
             name=entry.person.name,
             crops=len(entry.crops),
@@ -124,28 +100,18 @@ class MemoryGallery(Gallery):
         """Iterate over all people, sorted by name."""
         yield from (self._people[name].person for name in sorted(self._people))
 
-    def vector(self, name: str) -> np.ndarray:
-        """Return a person's vector: (D,) float64, the sum of the images' embeddings."""
-        entry = self._people.get(checked_name(name))
-        if entry is None:
-            raise not_enrolled_error(name, self)
-        return entry.total.copy()
+    def _vector(self, name: str) -> np.ndarray:
+        return self._entry(name).total.copy()
 
-    def crops(self, name: str) -> list[bytes]:
-        """Return a person's kept crops as encoded images."""
-        entry = self._people.get(checked_name(name))
-        if entry is None:
-            raise not_enrolled_error(name, self)
-        return list(entry.crops)
+    def _crops(self, name: str) -> list[bytes]:
+        return list(self._entry(name).crops)
 
-    def restore(self, records: Iterable[PersonRecord]) -> int:
-        """Store people with their vectors unchanged."""
+    def _restore(self, records: Iterator[PersonRecord]) -> int:
         names = set()
         for record in records:
-            checked = checked_record(record, self.card)
-            entry = _Entry(checked.person, checked.vector, list(checked.crops))
-            self._people[checked.person.name] = entry
-            names.add(checked.person.name)
+            name = record.person.name
+            self._people[name] = _Entry(record.person, record.vector, list(record.crops))
+            names.add(name)
         return len(names)
 
     def stats(self) -> GalleryStats:
@@ -169,6 +135,11 @@ class MemoryGallery(Gallery):
 
     def close(self) -> None:
         """Do nothing: there are no files or connections."""
+
+    def _entry(self, name: str) -> _Entry:
+        if name not in self._people:
+            raise not_enrolled_error(name, self)
+        return self._people[name]
 
 
 class MemoryStore:

@@ -4,35 +4,15 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace as replace_fields
 from typing import Any
 
 import numpy as np
 
-from margrave.gallery.checks import (
-    add_sums,
-    checked_crops,
-    checked_name,
-    checked_queries,
-    checked_record,
-    checked_top_k,
-    fuse_embeddings,
-)
-from margrave.gallery.contract import (
-    Candidate,
-    ErasureCheck,
-    ForgetResult,
-    Gallery,
-    GalleryCard,
-    GalleryError,
-    GalleryStats,
-    NoGallery,
-    Person,
-    PersonRecord,
-    not_enrolled_error,
-    now,
-)
+from margrave.gallery.card import GalleryCard
+from margrave.gallery.checks import add_sums, checked_name
+from margrave.gallery.contract import Gallery, GalleryError, NoGallery, not_enrolled_error, now
 from margrave.gallery.milvus_crops import MilvusCrops, batches_of
 from margrave.gallery.milvus_rows import (
     ALL_FIELDS,
@@ -47,6 +27,14 @@ from margrave.gallery.milvus_rows import (
     total_of,
 )
 from margrave.gallery.milvus_server import TIMEOUT, VECTORS, MilvusAddress, MilvusServer
+from margrave.gallery.records import (
+    Candidate,
+    ErasureCheck,
+    ForgetResult,
+    GalleryStats,
+    Person,
+    PersonRecord,
+)
 
 MAX_RESULTS = 16384
 """Maximum number of results per query that Milvus returns."""
@@ -143,30 +131,21 @@ class MilvusGallery(Gallery):
     def __init__(self, server: MilvusServer, card: GalleryCard) -> None:
         self.card, self.place = card, str(server.address)
         self._server, self._collection = server, server.address.collection
-        self._crops = MilvusCrops(server)
+        self._crop_collection = MilvusCrops(server)
 
     def __len__(self) -> int:
         return self._server.count(self._collection)
 
-    def get(self, name: str) -> Person | None:
-        """Return the person with exactly this name, or None."""
-        row = self._row(checked_name(name), PERSON_FIELDS)
+    def _get(self, name: str) -> Person | None:
+        row = self._row(name, PERSON_FIELDS)
         return None if row is None else person_of(row)
 
-    def add(
-        self,
-        name: str,
-        embeddings: np.ndarray,
-        *,
-        crops: Sequence[bytes] = (),
-        replace: bool = False,
+    def _add(
+        self, name: str, total: np.ndarray, *, images: int, crops: list[bytes], replace: bool
     ) -> Person:
-        """Enroll a person, or add images to an enrolled person."""
-        name, total = checked_name(name), fuse_embeddings(embeddings, self.card)
-        new_crops = checked_crops(crops, len(embeddings), self.card)
         # Even if `replace` is True, the row is needed: its crops are removed afterwards.
         previous = self._row(name)
-        images, crop_batches, replaced_batches = len(embeddings), [], []
+        crop_batches, replaced_batches = [], []
         if previous is not None:
             if replace:
                 replaced_batches = batches_of(previous)
@@ -174,25 +153,17 @@ class MilvusGallery(Gallery):
                 total = add_sums(total_of(previous), total)
                 images += previous["images"]
                 crop_batches = batches_of(previous)
-        if new_crops:
-            crop_batches = [*crop_batches, self._crops.write(new_crops)]
+        if crops:
+            crop_batches = [*crop_batches, self._crop_collection.write(crops)]
         person = Person(name=name, images=images, enrolled=now())
         row = row_of(person, total, crop_batches, self.place)
         # This call stores the person and makes the new crops visible, in one atomic step.
         self._server.call("upsert", self._collection, [row])
-        self._crops.remove(replaced_batches)
+        self._crop_collection.remove(replaced_batches)
         return person
 
-    def search(self, queries: np.ndarray, top_k: int = 10) -> list[list[Candidate]]:
-        """Find the people most similar to each query, most similar first.
-
-        Raises:
-            ValueError: `top_k` is negative or above 16 384, the maximum of Milvus, or a query is
-                invalid.
-        """
-        units, top_k = checked_queries(queries, self.card), checked_top_k(top_k)
-        if not len(units) or not top_k:
-            return [[] for _ in units]
+    def _search(self, queries: np.ndarray, top_k: int) -> list[list[Candidate]]:
+        """See `search`; `top_k` must be at most 16 384, the maximum of Milvus."""
         if top_k > MAX_RESULTS:
             raise ValueError(
                 f"{self.place}: top_k = {top_k}, must be at most {MAX_RESULTS} on a Milvus server"
@@ -200,8 +171,8 @@ class MilvusGallery(Gallery):
         limit = min(top_k + EXTRA_RESULTS, MAX_RESULTS)
         batch_size = max(1, MAX_RESULTS_PER_CALL // limit)
         results: list[list[Candidate]] = []
-        for start in range(0, len(units), batch_size):
-            batch = units[start : start + batch_size]
+        for start in range(0, len(queries), batch_size):
+            batch = queries[start : start + batch_size]
             for query, hits in zip(batch, self._nearest(batch, limit), strict=True):
                 query_limit = limit
                 # Equal similarities are sorted by name. So the hits must include everyone who is as
@@ -242,19 +213,16 @@ class MilvusGallery(Gallery):
             for hits in response
         ]
 
-    def forget(self, name: str) -> ForgetResult:
+    def _forget(self, name: str) -> ForgetResult:
         """Remove a person; bytes remain on disk until the server drops its old segments."""
-        name = checked_name(name)
-        row = self._row(name, (*PERSON_FIELDS, "crops"))
-        if row is None:
-            raise not_enrolled_error(name, self)
+        row = self._require_row(name, (*PERSON_FIELDS, "crops"))
         batches = batches_of(row)
         self._server.call("delete", self._collection, ids=[row["key"]])
         try:
-            self._crops.remove(batches)
+            self._crop_collection.remove(batches)
             compacting = self._server.compact(self._collection)
             if batches:
-                compacting &= self._server.compact(self._crops.collection)
+                compacting &= self._server.compact(self._crop_collection.collection)
         except ValueError as error:
             raise GalleryError(
                 f"{name!r} was removed from {self.place} and cannot be found any more, but the "
@@ -277,33 +245,30 @@ class MilvusGallery(Gallery):
         rows = self._server.rows(self._collection, PERSON_FIELDS)
         yield from sorted(map(person_of, rows), key=lambda person: person.name)
 
-    def vector(self, name: str) -> np.ndarray:
-        """Return a person's vector: (D,) the sum of the images' embeddings.
-
-        The dtype is float64, with the precision of float32.
-        """
+    def _vector(self, name: str) -> np.ndarray:
+        """Return a person's vector as float64, with the precision of float32."""
         return total_of(self._require_row(name, ("vector", "length")))
 
-    def crops(self, name: str) -> list[bytes]:
-        """Return a person's kept crops as encoded images."""
-        return self._crops.read(batches_of(self._require_row(name, ("crops",))), self.place)
+    def _crops(self, name: str) -> list[bytes]:
+        return self._crop_collection.read(
+            batches_of(self._require_row(name, ("crops",))), self.place
+        )
 
-    def restore(self, records: Iterable[PersonRecord]) -> int:
-        """Store people with their vectors unchanged, up to 1000 people per call to the server."""
+    def _restore(self, records: Iterator[PersonRecord]) -> int:
+        """Store people, up to 1000 per call to the server."""
         batch_size = max(1, min(MAX_BATCH_SIZE, MAX_BATCH_COMPONENTS // self.card.dimension))
-        remaining, stored_keys = iter(records), set[str]()
-        while batch := list(itertools.islice(remaining, batch_size)):
-            checked = [checked_record(record, self.card) for record in batch]
+        stored_keys = set[str]()
+        while batch := list(itertools.islice(records, batch_size)):
             # A key may occur only once per call, so the last record of a name is kept.
-            record_of_key = {key_of(record.person.name): record for record in checked}
+            record_of_key = {key_of(record.person.name): record for record in batch}
             previous_rows = self._rows(list(record_of_key), ("crops",))
             rows = []
             for record in record_of_key.values():
-                crop_batches = [self._crops.write(record.crops)] if record.crops else []
+                crop_batches = [self._crop_collection.write(record.crops)] if record.crops else []
                 rows.append(row_of(record.person, record.vector, crop_batches, self.place))
             self._server.call("upsert", self._collection, rows)
             for row in previous_rows:
-                self._crops.remove(batches_of(row))
+                self._crop_collection.remove(batches_of(row))
             stored_keys.update(record_of_key)
         return len(stored_keys)
 
@@ -331,7 +296,7 @@ class MilvusGallery(Gallery):
                 for row in self._server.rows(self._collection, ("crops",))
                 for batch_key, _ in batches_of(row)
             }
-            removed_count = self._crops.remove_orphans(referenced)
+            removed_count = self._crop_collection.remove_orphans(referenced)
             findings.append(
                 f"{removed_count} sets of crops without a person were removed"
                 if removed_count
@@ -376,7 +341,7 @@ class MilvusGallery(Gallery):
         return [dict(row) for row in rows]
 
     def _require_row(self, name: str, fields: Sequence[str]) -> dict[str, Any]:
-        row = self._row(checked_name(name), fields)
+        row = self._row(name, fields)
         if row is None:
             raise not_enrolled_error(name, self)
         return row

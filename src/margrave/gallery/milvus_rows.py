@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from margrave.gallery.contract import GalleryCard, Person
+from margrave.gallery.card import GalleryCard
 from margrave.gallery.milvus_crops import Batch, batches_as_text, parse_list
 from margrave.gallery.milvus_server import VECTORS, MilvusServer
+from margrave.gallery.records import Person
 
 MARK = "margrave.gallery"
 """First word of the description of a gallery's collection; the card as JSON follows."""

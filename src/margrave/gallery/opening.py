@@ -6,7 +6,8 @@ import importlib
 import re
 from typing import Protocol
 
-from margrave.gallery.contract import Gallery, GalleryCard
+from margrave.gallery.card import GalleryCard
+from margrave.gallery.contract import Gallery
 from margrave.registry import suggest
 
 _SCHEME = re.compile(r"([a-z][a-z0-9+.-]{1,30})://")
