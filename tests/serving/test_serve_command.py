@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-import margrave.cli.matching
+import margrave.matching
 from margrave.cli.serve import serve
 
 
@@ -23,11 +23,11 @@ from margrave.cli.serve import serve
 def test_what_is_refused_leaves_no_gallery_behind(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], message: str
 ) -> None:
-    def open_matcher(*args: Any, **options: Any) -> None:
+    def load(*args: Any, **options: Any) -> None:
         Path("people.gallery").touch()
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(margrave.cli.matching, "open_matcher", open_matcher)
+    monkeypatch.setattr(margrave.matching.Matcher, "load", load)
     Path("damaged.json").write_text("{")
     with pytest.raises(ValueError, match=message):
         serve(gallery="people.gallery", **options)

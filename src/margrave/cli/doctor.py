@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from margrave.cli import checkpoint_options
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -43,39 +45,14 @@ def doctor(
         bool,
         typer.Option("--trust-code", help="Import and run custom code that a model or run names."),
     ] = False,
-    key: Annotated[
-        str | None, typer.Option(help="As in margrave import: the key of a checkpoint's weights.")
-    ] = None,
-    layout: Annotated[
-        str | None,
-        typer.Option(help="As in margrave import: the layout of a checkpoint's weights."),
-    ] = None,
-    backbone: Annotated[
-        str | None,
-        typer.Option(help="As in margrave import: the network, for weights of an unknown layout."),
-    ] = None,
-    color_order: Annotated[
-        str | None,
-        typer.Option(help="As in margrave import: rgb or bgr, if the file does not state it."),
-    ] = None,
-    mean: Annotated[
-        str | None, typer.Option(help="As in margrave import: mean for pixels in [0, 1].")
-    ] = None,
-    std: Annotated[
-        str | None,
-        typer.Option(help="As in margrave import: standard deviation for pixels in [0, 1]."),
-    ] = None,
-    image_size: Annotated[
-        int | None,
-        typer.Option(help="As in margrave import: image side length, if the model accepts any."),
-    ] = None,
-    output: Annotated[
-        str | None,
-        typer.Option(
-            help="As in margrave import: the embedding's name, if an ONNX model has several "
-            "outputs."
-        ),
-    ] = None,
+    key: checkpoint_options.Key = None,
+    layout: checkpoint_options.Layout = None,
+    backbone: checkpoint_options.Backbone = None,
+    color_order: checkpoint_options.ColorOrder = None,
+    mean: checkpoint_options.Mean = None,
+    std: checkpoint_options.Std = None,
+    image_size: checkpoint_options.ImageSize = None,
+    output: checkpoint_options.Output = None,
 ) -> None:
     """List faults, worst first, each with a remedy; exit status 1 if any is serious.
 
@@ -83,7 +60,6 @@ def doctor(
     are recognized by their extensions.
     """
     from margrave.cli.console import Console
-    from margrave.cli.import_model import check_color_order, parse_backbone, parse_pixel_statistic
     from margrave.cli.progress import show_progress
     from margrave.data import open_source, read_pairs_bin
     from margrave.doctor import (
@@ -93,7 +69,6 @@ def doctor(
         examine_pairs,
         examine_run,
     )
-    from margrave.models import ImportOptions
 
     console = Console(highlight=False, stderr=as_json)
     path = Path(source)
@@ -112,15 +87,8 @@ def doctor(
     _refuse_unused_options(kind, model_options, detector)
     with show_progress(console, "examining") as progress:
         if kind == "model":
-            options = ImportOptions(
-                key=key,
-                layout=layout,
-                backbone=parse_backbone(backbone, image_size) if backbone else None,
-                mean=parse_pixel_statistic("--mean", mean),
-                std=parse_pixel_statistic("--std", std),
-                color_order=check_color_order(color_order),
-                image_size=image_size,
-                output=output,
+            options = checkpoint_options.import_options(
+                key, layout, backbone, color_order, mean, std, image_size=image_size, output=output
             )
             faces = open_source(data, labeled=True) if data else None
             # At most 400 pairs of faces are compared, or fewer with a small --images.

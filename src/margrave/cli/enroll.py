@@ -60,20 +60,20 @@ def enroll(
     A new gallery is encrypted if MARGRAVE_GALLERY_KEY is set.
     """
     from margrave.cli.console import Console
-    from margrave.cli.matching import open_matcher, quality_text
+    from margrave.cli.matching import alignment_options, gallery_key, quality_text
+    from margrave.matching import Matcher
 
     console = Console(highlight=False)
-    matcher = open_matcher(
+    matcher = Matcher.load(
         model,
         gallery,
-        yunet=yunet,
-        aligned=aligned,
-        unchecked=unchecked,
         create=True,
         keep_images=keep_images,
         quality_floor=quality_floor,
         device=device,
+        key=gallery_key(),
         trust_code=trust_code,
+        **alignment_options(yunet, aligned, unchecked),
     )
     enrolled = matcher.enroll(
         name, images, add=add, replace=replace, allow_similar=allow_similar, largest=largest

@@ -35,15 +35,15 @@ def export(
             "pairs, a folder with a subfolder per identity."
         ),
     ] = None,
-    images: Annotated[
-        str | None, typer.Option(help="The images that --pairs lists: a folder, records, …")
-    ] = None,
     drawn: Annotated[
         int,
         typer.Option(
             min=20, help="Number of random pairs to draw from a folder: a multiple of 20."
         ),
     ] = 1000,
+    images: Annotated[
+        str | None, typer.Option(help="The images that --pairs lists: a folder, records, …")
+    ] = None,
     allowed_loss: Annotated[
         float, typer.Option(min=0, help="Maximum loss of TAR due to int8, in percentage points.")
     ] = 0.5,

@@ -28,9 +28,6 @@ def identify(
     images: Annotated[list[Path], typer.Argument(help="One or more photos.")],
     gallery: GalleryOption = GALLERY,
     model: ModelOption = "baseline",
-    yunet: DetectorOption = None,
-    aligned: AlignedOption = False,
-    unchecked: UncheckedOption = False,
     face: Annotated[
         str,
         typer.Option(
@@ -44,6 +41,9 @@ def identify(
         typer.Option(help="Choose the threshold for this false positive identification rate."),
     ] = None,
     far: FarOption = None,
+    yunet: DetectorOption = None,
+    aligned: AlignedOption = False,
+    unchecked: UncheckedOption = False,
     quality_floor: FloorOption = 0.5,
     device: DeviceOption = None,
     trust_code: TrustOption = False,
@@ -56,20 +56,19 @@ def identify(
     from rich.text import Text
 
     from margrave.cli.console import Console
-    from margrave.cli.matching import open_matcher
-    from margrave.matching import Refused
+    from margrave.cli.matching import alignment_options, gallery_key
+    from margrave.matching import Matcher, Refused
 
     console = Console(highlight=False)
-    matcher = open_matcher(
+    matcher = Matcher.load(
         model,
         gallery,
-        yunet=yunet,
-        aligned=aligned,
-        unchecked=unchecked,
         far=far,
         quality_floor=quality_floor,
         device=device,
+        key=gallery_key(),
         trust_code=trust_code,
+        **alignment_options(yunet, aligned, unchecked),
     )
     if fpir is None:
         # Fail before any photo is read if the model has no threshold.

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from margrave.cli import checkpoint_options
 
 if TYPE_CHECKING:
     from margrave.cli.console import Console
     from margrave.models import ImportOptions
-    from margrave.models.pixel_statistics import ColorOrder
 
 
 def import_model(
@@ -21,49 +22,14 @@ def import_model(
         Path,
         typer.Argument(help="The model file to write: .safetensors, or .onnx for an .onnx file."),
     ],
-    color_order: Annotated[
-        str | None,
-        typer.Option(
-            help="rgb or bgr, if the network was not trained on its project's usual color order."
-        ),
-    ] = None,
-    mean: Annotated[
-        str | None,
-        typer.Option(
-            help="Mean for pixels in [0, 1]: one number, or three separated by commas in the order "
-            "of --color-order; default: the project's."
-        ),
-    ] = None,
-    std: Annotated[
-        str | None, typer.Option(help="Standard deviation for pixels in [0, 1], like --mean.")
-    ] = None,
-    image_size: Annotated[
-        int | None,
-        typer.Option(
-            help="Image side length in pixels, if the ONNX model or --backbone accepts any size."
-        ),
-    ] = None,
-    key: Annotated[
-        str | None,
-        typer.Option(help="The key of the weights, if a checkpoint holds several networks."),
-    ] = None,
-    layout: Annotated[
-        str | None,
-        typer.Option(
-            help="The layout of the weights' names, such as adaface_ir, or my_module:MyImporter "
-            "for your own importer; default: detected."
-        ),
-    ] = None,
-    backbone: Annotated[
-        str | None,
-        typer.Option(
-            help="The network, for weights of an unknown layout: my_module:Net, a backbone's name, "
-            "or '{kind: vit, width: 256}'."
-        ),
-    ] = None,
-    output: Annotated[
-        str | None, typer.Option(help="The embedding's name, if an ONNX model has several outputs.")
-    ] = None,
+    color_order: checkpoint_options.ColorOrder = None,
+    mean: checkpoint_options.Mean = None,
+    std: checkpoint_options.Std = None,
+    image_size: checkpoint_options.ImageSize = None,
+    key: checkpoint_options.Key = None,
+    layout: checkpoint_options.Layout = None,
+    backbone: checkpoint_options.Backbone = None,
+    output: checkpoint_options.Output = None,
 ) -> None:
     """Convert a checkpoint of another project to a model file.
 
@@ -76,7 +42,6 @@ def import_model(
     """
     from margrave.cli.console import Console
     from margrave.files import is_onnx
-    from margrave.models import ImportOptions
 
     onnx = is_onnx(checkpoint)
     extension = ".onnx" if onnx else ".safetensors"
@@ -85,15 +50,8 @@ def import_model(
     if model.exists():
         raise ValueError(f"{model} exists already: remove it, or choose another name")
     console = Console(highlight=False)
-    options = ImportOptions(
-        key=key,
-        layout=layout,
-        backbone=parse_backbone(backbone, image_size) if backbone else None,
-        mean=parse_pixel_statistic("--mean", mean),
-        std=parse_pixel_statistic("--std", std),
-        color_order=check_color_order(color_order),
-        image_size=image_size,
-        output=output,
+    options = checkpoint_options.import_options(
+        key, layout, backbone, color_order, mean, std, image_size=image_size, output=output
     )
     if onnx:
         _import_onnx(console, checkpoint, model, options)
@@ -168,44 +126,3 @@ def _import_checkpoint(
         f"(pixel - {card.mean}) / {card.std} for pixels in [0, 1]",
         markup=False,
     )
-
-
-def check_color_order(order: str | None) -> ColorOrder | None:
-    """Return the value of --color-order after checking that it is ``rgb``, ``bgr`` or None."""
-    if order not in (None, "rgb", "bgr"):
-        raise ValueError(f"--color-order {order!r}; choices: rgb, bgr")
-    return order
-
-
-def parse_pixel_statistic(
-    option: str, text: str | None
-) -> float | tuple[float, float, float] | None:
-    """Parse --mean or --std: one number, or three separated by commas; None remains None."""
-    if text is None:
-        return None
-    try:
-        values = [float(number) for number in text.split(",")]
-    except ValueError:
-        values = []
-    if len(values) not in (1, 3):
-        raise ValueError(f"{option} {text!r}; give one number, or three separated by commas")
-    return values[0] if len(values) == 1 else (values[0], values[1], values[2])
-
-
-def parse_backbone(text: str, image_size: int | None) -> dict[str, Any]:
-    """Parse --backbone: a name, or a YAML mapping with settings.
-
-    Args:
-        text: the option's value.
-        image_size: the image size to set if the network has this setting and `text` does not set
-            it; None keeps the network's default.
-    """
-    from margrave import backbones
-    from margrave.files import read_yaml
-    from margrave.registry import settings_schema
-
-    spec = read_yaml(text, "--backbone") if text.lstrip().startswith("{") else {"kind": text}
-    if not isinstance(spec, dict) or not isinstance(kind := spec.get("kind"), str):
-        raise ValueError(f"--backbone {text!r}; give a name, or '{{kind: NAME, setting: value}}'")
-    has_size = "image_size" in settings_schema(backbones.BACKBONES.get(kind)).model_fields
-    return {"image_size": image_size, **spec} if image_size and has_size else spec

@@ -61,34 +61,15 @@ TrustOption = Annotated[
 JsonOption = Annotated[bool, typer.Option("--json", help="Print each result as a line of JSON.")]
 
 
-def open_matcher(
-    model: str,
-    gallery: str | None = None,
-    *,
-    yunet: Path | None,
-    aligned: bool,
-    unchecked: bool,
-    **options: Any,
-) -> "Matcher":
-    """Create a matcher from a command's options.
-
-    Args:
-        model, gallery, yunet, aligned, unchecked: the options of these names.
-        options: further arguments of `Matcher.load`.
-    """
-    from margrave.matching import Matcher
-
+def alignment_options(yunet: Path | None, aligned: bool, unchecked: bool) -> dict[str, Any]:
+    """The arguments of `Matcher.load` that result from --yunet, --aligned and --unchecked."""
     if unchecked and not aligned:
         raise ValueError("--unchecked needs --aligned; add --aligned, or omit --unchecked")
-    return Matcher.load(
-        model,
-        gallery,
-        detector=yunet,
-        aligned=aligned,
-        check_alignment=not unchecked,
-        key=gallery_key(),
-        **options,
-    )
+    return {
+        "detector": None if yunet is None else str(yunet),
+        "aligned": aligned,
+        "check_alignment": not unchecked,
+    }
 
 
 def gallery_key() -> str | None:

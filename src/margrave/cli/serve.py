@@ -62,7 +62,8 @@ def serve(
 ) -> None:
     """Serve the API and its web page. If interrupted, finish the running requests, then stop."""
     from margrave.cli.console import Console
-    from margrave.cli.matching import open_matcher
+    from margrave.cli.matching import alignment_options, gallery_key
+    from margrave.matching import Matcher
     from margrave.serving import KeyFile, ServiceSettings, check_listening
     from margrave.serving import serve as run
 
@@ -78,21 +79,21 @@ def serve(
         rate=rate,
         max_concurrent=max_concurrent,
     )
-    # Check the address, TLS and the key file first, because `open_matcher` may create a gallery.
+    alignment = alignment_options(yunet, aligned, unchecked)
+    # Check the address, TLS and the key file first, because `Matcher.load` may create a gallery.
     check_listening(settings)
     has_keys = bool(KeyFile(keys).keys())
-    matcher = open_matcher(
+    matcher = Matcher.load(
         model,
         gallery,
-        yunet=yunet,
-        aligned=aligned,
-        unchecked=unchecked,
         create=True,
         keep_images=keep_images,
         far=far,
         quality_floor=quality_floor,
         device=device,
+        key=gallery_key(),
         trust_code=trust_code,
+        **alignment,
     )
     console = Console(stderr=True, highlight=False)
     if not has_keys:
@@ -101,10 +102,4 @@ def serve(
         )
     scheme = "https" if tls_certificate else "http"
     console.print(f"{scheme}://{host}:{port}/ serves {matcher.model.path}", markup=False)
-    run(
-        matcher,
-        settings,
-        detector=None if yunet is None else str(yunet),
-        aligned=aligned,
-        check_alignment=not unchecked,
-    )
+    run(matcher, settings, **alignment)

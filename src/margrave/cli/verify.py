@@ -21,9 +21,7 @@ from margrave.cli.matching import (
 def verify(
     images: Annotated[list[Path], typer.Argument(metavar="FIRST SECOND", help="The two photos.")],
     model: ModelOption = "baseline",
-    yunet: DetectorOption = None,
-    aligned: AlignedOption = False,
-    unchecked: UncheckedOption = False,
+    far: FarOption = None,
     face: Annotated[
         str,
         typer.Option(
@@ -31,7 +29,9 @@ def verify(
             "if another is nearly as large), largest, or all (the most similar pair)."
         ),
     ] = "auto",
-    far: FarOption = None,
+    yunet: DetectorOption = None,
+    aligned: AlignedOption = False,
+    unchecked: UncheckedOption = False,
     quality_floor: FloorOption = 0.5,
     device: DeviceOption = None,
     trust_code: TrustOption = False,
@@ -44,7 +44,12 @@ def verify(
     import json
 
     from margrave.cli.console import Console
-    from margrave.cli.matching import open_matcher, verification_record, verification_text
+    from margrave.cli.matching import (
+        alignment_options,
+        verification_record,
+        verification_text,
+    )
+    from margrave.matching import Matcher
 
     if len(images) != 2:
         hint = ""
@@ -52,15 +57,13 @@ def verify(
             hint = f": margrave verify {images[1]} {images[2]} --model {images[0]}"
         raise ValueError(f"{len(images)} files given; give two photos{hint}")
     first, second = images
-    matcher = open_matcher(
+    matcher = Matcher.load(
         model,
-        yunet=yunet,
-        aligned=aligned,
-        unchecked=unchecked,
         far=far,
         quality_floor=quality_floor,
         device=device,
         trust_code=trust_code,
+        **alignment_options(yunet, aligned, unchecked),
     )
     # Fail before any photo is read if the model has no threshold.
     matcher.operating_point()

@@ -55,8 +55,8 @@ def detection_rates(
     gallery: Rows,
     gallery_labels: np.ndarray,
     *,
-    far_targets: Sequence[float] = (0.01, 0.1),
     ranks: Sequence[int] = (1, 5, 10),
+    far_targets: Sequence[float] = (0.01, 0.1),
     resamples: int = 0,
     seed: int = 0,
     device: str = "cpu",
@@ -73,8 +73,8 @@ def detection_rates(
         probe_labels: (P,) labels of any hashable type.
         gallery: (G, D) embeddings.
         gallery_labels: (G,) labels.
-        far_targets: FAR targets, each in (0, 1).
         ranks: the ranks to report, each at least 1.
+        far_targets: FAR targets, each in (0, 1).
         resamples: number of bootstrap replicates over identities, at fixed thresholds; 0 for none.
         seed: seed of the bootstrap.
         device: the device that computes the scores.

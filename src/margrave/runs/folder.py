@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,53 +14,31 @@ from margrave.registry import names_from_file
 from margrave.training import latest_checkpoint, read_metrics
 
 
-@dataclass(frozen=True)
 class RunFolder:
     """The files of one run.
 
-        config.yaml         all settings, with defaults filled in
-        metrics.jsonl       one line per logged step, evaluation or other event
-        checkpoint-*        training states to resume from
-        model.safetensors   the trained model
-        best.safetensors    with `evaluation.best_by`: the best model so far, until training ends
-        results.json        the trained model's evaluation results
-        curves.png          loss, feature norm, learning rate, target cosine and ROC
+    Args:
+        path: the folder's path.
 
     Attributes:
         path: the folder's path.
+        config: config.yaml, all settings, with defaults filled in.
+        metrics: metrics.jsonl, one line per logged step, evaluation or other event.
+        model: model.safetensors, the trained model.
+        best_model: best.safetensors, with `evaluation.best_by`: the best model so far, until
+            training ends.
+        results: results.json, the trained model's evaluation results.
+        curves: curves.png, loss, feature norm, learning rate, target cosine and ROC.
     """
 
-    path: Path
-
-    @property
-    def config(self) -> Path:
-        """The file with all settings, with defaults filled in."""
-        return self.path / "config.yaml"
-
-    @property
-    def metrics(self) -> Path:
-        """The file with one line per logged step, evaluation or other event."""
-        return self.path / "metrics.jsonl"
-
-    @property
-    def model(self) -> Path:
-        """The trained model's file."""
-        return self.path / "model.safetensors"
-
-    @property
-    def best_model(self) -> Path:
-        """The file of the best model so far, with `evaluation.best_by`; until training ends."""
-        return self.path / "best.safetensors"
-
-    @property
-    def results(self) -> Path:
-        """The file with the trained model's evaluation results."""
-        return self.path / "results.json"
-
-    @property
-    def curves(self) -> Path:
-        """The image with the training curves and the ROC."""
-        return self.path / "curves.png"
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.config = path / "config.yaml"
+        self.metrics = path / "metrics.jsonl"
+        self.model = path / "model.safetensors"
+        self.best_model = path / "best.safetensors"
+        self.results = path / "results.json"
+        self.curves = path / "curves.png"
 
     @property
     def checkpoint(self) -> Path | None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,35 +15,27 @@ from margrave.runs import RunFolder
 from margrave.studies.settings import NAME, Cell, StudyConfig, read_study, to_yaml
 
 
-@dataclass(frozen=True)
 class StudyFolder:
     """The files of one study.
 
-        study.yaml      all settings, with defaults filled in
-        cells/          one run folder per cell: per condition, loss and seed
-        results.json    the comparison: one result per condition, and with tuning a second one
-        figures.csv     every figure of every finished cell
+    Args:
+        path: the folder's path.
 
     Attributes:
         path: the folder's path.
+        settings: study.yaml, all settings, with defaults filled in.
+        cells: the folder with one run folder per cell: per condition, loss and seed.
+        results: results.json, the comparison: one result per condition, and with tuning a second
+            one.
+        figures: figures.csv, every figure of every finished cell.
     """
 
-    path: Path
-
-    @property
-    def settings(self) -> Path:
-        """The file with all settings."""
-        return self.path / "study.yaml"
-
-    @property
-    def results(self) -> Path:
-        """The file with the comparison."""
-        return self.path / "results.json"
-
-    @property
-    def figures(self) -> Path:
-        """The table with every figure of every finished cell."""
-        return self.path / "figures.csv"
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.settings = path / "study.yaml"
+        self.cells = path / "cells"
+        self.results = path / "results.json"
+        self.figures = path / "figures.csv"
 
     def is_study(self) -> bool:
         """Whether the folder holds a study's settings."""
@@ -52,7 +43,7 @@ class StudyFolder:
 
     def run_of(self, cell: Cell) -> RunFolder:
         """The folder of a cell's run."""
-        return RunFolder(self.path / "cells" / cell.name)
+        return RunFolder(self.cells / cell.name)
 
     def run_named(self, condition: str, loss: str, seed: int) -> RunFolder | None:
         """The folder of the run with these names, as a results file contains them.
@@ -61,7 +52,7 @@ class StudyFolder:
         """
         if not (NAME.fullmatch(condition) and NAME.fullmatch(loss)):
             return None
-        return RunFolder(self.path / "cells" / condition / loss / f"seed-{seed}")
+        return RunFolder(self.cells / condition / loss / f"seed-{seed}")
 
     def read_config(
         self,

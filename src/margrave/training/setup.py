@@ -143,6 +143,10 @@ def set_up(
     return TrainingState(
         settings=settings,
         fabric=fabric,
+        precision=choice,
+        images=images,
+        sampler=sampler,
+        loader=training_loader(images, sampler, workers, pin_memory=fabric.device.type == "cuda"),
         network=network,
         full_network=full_network,
         backbone=wrapped,
@@ -150,10 +154,6 @@ def set_up(
         optimizer=optimizer,
         average=average,
         encoder=encoder,
-        images=images,
-        sampler=sampler,
-        loader=training_loader(images, sampler, workers, pin_memory=fabric.device.type == "cuda"),
-        precision=choice,
         automatic_products=automatic_products,
         unused_parameters=unused,
     )

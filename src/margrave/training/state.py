@@ -49,6 +49,10 @@ class TrainingState:
     Attributes:
         settings: the training settings.
         fabric: Lightning Fabric, which places the network on the device and wraps it.
+        precision: the network's precision.
+        images: the training set.
+        sampler: decides which images each batch contains.
+        loader: loads the sampler's batches.
         network: the backbone, not wrapped.
         full_network: with FSDP, a copy into which the sharded parameters are gathered; else None.
         backbone: `network` wrapped by Fabric, for the forward pass.
@@ -56,12 +60,8 @@ class TrainingState:
         optimizer: updates the network and the head.
         average: the averaged weights, or None.
         encoder: KappaFace's momentum encoder, or None.
-        images: the training set.
-        sampler: decides which images each batch contains.
-        loader: loads the sampler's batches.
         position: the next batch, and the number of steps done.
         unreadable: why each unreadable image cannot be read, by image name.
-        precision: the network's precision.
         loss_scale: the float16 loss scaler, or None.
         automatic_products: whether the precision of the head's products was chosen automatically.
         unused_parameters: names of the network's parameters that get no gradient.
@@ -71,6 +71,10 @@ class TrainingState:
 
     settings: TrainingSettings
     fabric: Fabric
+    precision: PrecisionChoice
+    images: TrainingImages
+    sampler: EpochSampler
+    loader: DataLoader[Batch]
     network: nn.Module
     full_network: nn.Module | None
     backbone: _FabricModule
@@ -78,10 +82,6 @@ class TrainingState:
     optimizer: torch.optim.Optimizer
     average: MomentumEncoder | None
     encoder: MomentumEncoder | None
-    images: TrainingImages
-    sampler: EpochSampler
-    loader: DataLoader[Batch]
-    precision: PrecisionChoice
     loss_scale: LossScale | None = None
     automatic_products: bool = False
     unused_parameters: list[str] = field(default_factory=list)
