@@ -214,6 +214,7 @@ class Ranges(SimpleHTTPRequestHandler):
     """A file server that serves ranges, and fails on request."""
 
     failures = 0
+    failure_status = 503
     ignores_ranges = False
     asked: list[tuple[str, str | None]] = []  # noqa: RUF012
 
@@ -222,7 +223,7 @@ class Ranges(SimpleHTTPRequestHandler):
         Ranges.asked.append((path.name, span))
         if Ranges.failures:
             Ranges.failures -= 1
-            self.send_error(503)
+            self.send_error(Ranges.failure_status)
             return
         if not path.is_file():
             self.send_error(404)
@@ -242,7 +243,7 @@ class Ranges(SimpleHTTPRequestHandler):
 
 @pytest.fixture
 def server(packed: Path) -> Iterator[str]:
-    Ranges.failures, Ranges.ignores_ranges = 0, False
+    Ranges.failures, Ranges.failure_status, Ranges.ignores_ranges = 0, 503, False
     Ranges.asked.clear()
 
     def handler(*args: Any) -> Ranges:
@@ -280,6 +281,17 @@ def test_a_part_of_streamed_shards_is_fetched_in_pieces(server: str) -> None:
     batches = list(training_loader(TrainingImages(part, 32), sampler, 0))
     assert sum(len(batch.indices) for batch in batches) > len(part) - 4
     assert len(Ranges.asked) < len(there.pieces) + 3 < len(part)
+
+
+def test_a_server_that_denies_access_is_not_asked_again(server: str) -> None:
+    images = ShardImages(server)
+    asked = len(Ranges.asked)
+    Ranges.failures, Ranges.failure_status = 100, 403
+    with pytest.raises(ValueError, match=r"denies access .*403.*check the address and your cred"):
+        images.read_bytes(50)
+    assert len(Ranges.asked) == asked + 1
+    with pytest.raises(ValueError, match="denies access"):
+        ShardImages(server)
 
 
 def test_a_server_that_fails_is_asked_again(

@@ -368,11 +368,13 @@ def test_damage_is_named_and_never_answers_wrongly(path: Path) -> None:
         "people SET slot = 1.5",
         "people SET slot = -1",
         f"people SET slot = {2**62}",
+        f"people SET slot = {2**32 - 2}",
         "people SET record = 'text'",
         "people SET checksum = x'00'",
         f"people SET id = {2**62}",
         "crops SET content = 'text'",
         f"free SET slot = {2**62}",
+        f"free SET slot = {2**32 - 2}",
         f"meta SET value = {2**63 - 1} WHERE name = 'generation'",
     ],
 )
@@ -391,6 +393,19 @@ def test_a_column_of_the_wrong_type_is_damage(path: Path, change: str, key: str 
         gallery.search(rows(1))
         gallery.crops("Ann")
         gallery.add("Cleo", rows(2))
+
+
+def test_a_damaged_slot_number_does_not_enlarge_the_vector_file(path: Path) -> None:
+    with create_gallery(str(path), CARD) as gallery:
+        gallery.add("Ann", rows(1))
+    vectors = path.with_name("people.gallery-vectors")
+    size = vectors.stat().st_size
+    with contextlib.closing(sqlite3.connect(path)) as database:
+        database.execute(f"UPDATE people SET slot = {2**32 - 2}")
+        database.commit()
+    with open_gallery(str(path)) as gallery, pytest.raises(GalleryError, match="vector slots"):
+        gallery.add("Bo", rows(2))
+    assert vectors.stat().st_size == size
 
 
 def test_a_mistake_of_the_caller_is_not_damage(path: Path) -> None:

@@ -359,3 +359,23 @@ def test_the_pretrained_embedder(tmp_path: Path) -> None:
     alone, _ = embedder.embed_images(images[2:])
     assert plain.shape == (3, 128)
     np.testing.assert_allclose(plain[2], alone[0], rtol=1e-5)
+
+
+def test_the_gpu_that_is_named_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import onnxruntime
+
+    cuda = "CUDAExecutionProvider"
+    session, chosen = onnxruntime.InferenceSession, []
+
+    def record(path: str, options: object, *, providers: list, provider_options: object) -> object:
+        chosen.append((providers, provider_options))
+        return session(path, providers=["CPUExecutionProvider"])
+
+    path = _model(tmp_path / "means.onnx")
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [cuda])
+    monkeypatch.setattr(onnxruntime, "InferenceSession", record)
+    OnnxBackbone(path, device="cuda")
+    OnnxBackbone(path, device="cuda:1")
+    assert chosen == [([cuda], None), ([cuda], [{"device_id": "1"}])]
+    with pytest.raises(ValueError, match="cannot be run on device = 'cuda:x'"):
+        OnnxBackbone(path, device="cuda:x")

@@ -75,6 +75,12 @@ def test_a_logger_of_ones_own_gets_every_number(tmp_path: Path) -> None:
     assert one.ended == "success"
 
 
+def test_a_run_that_stopped_before_its_end_has_failed(tmp_path: Path) -> None:
+    recorders().clear()
+    MetricsLog(tmp_path, (RECORDER,)).close(succeeded=False)
+    assert recorders()[0].ended == "failed"
+
+
 def test_a_resumed_run_is_the_same_one(tmp_path: Path) -> None:
     recorders().clear()
     MetricsLog(tmp_path, (RECORDER,)).close()

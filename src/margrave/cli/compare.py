@@ -81,8 +81,8 @@ def _print_comparison(console: "Console", result: "Result", first: str, second: 
     )
     if any(figure.too_few for figure in result.figures):
         console.print(
-            "* too few impostor pairs: they allow fewer than ten false accepts at this FAR, and "
-            "none at all if the p value is missing",
+            "* too few impostor pairs: they allow fewer than ten false accepts at this FAR; where "
+            "they allow none, there is no p value",
             soft_wrap=True,
         )
 

@@ -14,8 +14,8 @@ their mean until their variance is
     v = max(v_identities − 2 · v_impostors, v_identities / 3)
 
 where v_identities is the variance when identities are resampled, and v_impostors the variance when
-only impostor pairs are resampled. The two terms are equal if all variance is the noise of single
-impostor pairs. For a mean over pairs, v is the dyadic cluster-robust variance.
+only impostor pairs are resampled. Both arguments of max are equal if all variance is the noise of
+single impostor pairs. For a mean over pairs, v is the dyadic cluster-robust variance.
 Sources: Owen, "The pigeonhole bootstrap" (2007); Owen and Eckles (2012); Aronow, Samii and Assenova
 (2015).
 
@@ -138,8 +138,9 @@ def bootstrap_pairs(
             point, variances.tolist(), observations, degrees, strict=True
         )
     ]
-    # With few identities, the bootstrap underestimates the variance of the AUC, because errors
-    # barely change the AUC. Move its effective sample size toward that of the EER.
+    # The variance of the AUC comes from the few pairs that are ranked wrongly. With few identities,
+    # the sample hardly contains such pairs, so the bootstrap underestimates the variance. Move the
+    # AUC's effective sample size toward that of the EER.
     correction = max(0.0, 1 - degrees[_AUC] / RELIABLE_AUC_DEGREES)
     sample_sizes[_AUC] *= min(1.0, sample_sizes[_EER] / sample_sizes[_AUC]) ** correction
     accuracy, auc, eer, *tars = [
@@ -406,7 +407,7 @@ class PairStatistics:
         return decisions
 
     def placements(self) -> np.ndarray:
-        """(P,) the share of the opposite class's pairs that each pair is ranked correctly against.
+        """(P,) the share of the opposite class's pairs with which each pair is in the right order.
 
         Ties count half. The mean over the pairs of either class is the AUC.
         """

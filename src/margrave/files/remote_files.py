@@ -37,8 +37,8 @@ def read_file(address: str) -> bytes:
     """Read a local file or URL completely.
 
     Raises:
-        ValueError: the file does not exist, or the protocol is not allowed or needs a missing
-            library.
+        ValueError: the file does not exist, the server denies access, or the protocol is not
+            allowed or needs a missing library.
         ConnectionError: the server does not respond.
     """
     if "://" not in address:
@@ -68,8 +68,8 @@ def read_ranges(addresses: list[str], starts: list[int], ends: list[int]) -> lis
         ends: offset after the last byte of each range.
 
     Raises:
-        ValueError: a file does not exist, a response has the wrong length, or the protocol is not
-            allowed or needs a missing library.
+        ValueError: a file does not exist, the server denies access, a response has the wrong
+            length, or the protocol is not allowed or needs a missing library.
         ConnectionError: the server does not respond.
     """
     filesystem, _ = _open_filesystem(addresses[0])
@@ -102,7 +102,17 @@ def read_ranges(addresses: list[str], starts: list[int], ends: list[int]) -> lis
 
 
 def _wait_or_raise(attempt: int, address: str, error: Exception) -> None:
-    """Wait before the next attempt; after the last one, raise a ConnectionError."""
+    """Wait before the next attempt; after the last one, raise a ConnectionError.
+
+    Raises:
+        ValueError: the server denies access, so another attempt would fail, too.
+        ConnectionError: this was the last attempt.
+    """
+    # The library for http raises an error of its own, with the response's status.
+    if isinstance(error, PermissionError) or getattr(error, "status", None) in (401, 403):
+        raise ValueError(
+            f"{address}: the server denies access ({error}); check the address and your credentials"
+        ) from None
     if attempt == ATTEMPTS - 1:
         raise ConnectionError(
             f"{address} does not respond after {ATTEMPTS} attempts ({error}); resume training from "

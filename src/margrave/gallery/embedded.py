@@ -345,6 +345,7 @@ class EmbeddedGallery(Gallery):
         """
         norm = float(np.linalg.norm(total))
         slot = self._database.acquire_slot()
+        self._check_slot_count(slot)
         content = (total / norm).astype(self._dtype).tobytes()
         if self._cipher is not None:
             content = self._encrypt(content, b"vector %d" % slot)
@@ -360,6 +361,17 @@ class EmbeddedGallery(Gallery):
             self._lookup_key(person.name),
             [self._encrypt(with_checksum(crop), b"crop") for crop in crops],
         )
+
+    def _check_slot_count(self, count: int) -> None:
+        """Check that the vector file has all slots that the database uses.
+
+        A damaged slot number then neither allocates memory nor enlarges the file.
+        """
+        if count > self._vector_file.slot_count:
+            raise self._database.damage_error(
+                f"it uses {count} vector slots, but {vectors_path(self.path).name} has "
+                f"{self._vector_file.slot_count}"
+            )
 
     def _zero_unused_slots(self, empty_log: bool = True) -> None:
         """Overwrite with zeros all slots to which no row refers, as after an interrupted call.
@@ -438,6 +450,7 @@ class EmbeddedGallery(Gallery):
         freed = self._database.freed_since(self._generation)
         occupied = self._database.occupied_since(self._generation)
         count = max(len(self._empty_slots), self._database.count_slots())
+        self._check_slot_count(max([count - 1, *freed, *occupied]) + 1)
         empty = np.ones(count, bool)
         empty[: len(self._empty_slots)] = self._empty_slots
         empty[freed] = True

@@ -43,23 +43,26 @@ class OnnxBackbone(OnnxNetwork):
             "cpu": "CPUExecutionProvider",
             "cuda": "CUDAExecutionProvider",
         }
+        kind, _, index = (device or "").partition(":")
+        provider_options = None
         if device is None:
             # onnxruntime uses the first provider that works, so CUDA comes first.
             providers = [
                 name for name in reversed(providers_by_device.values()) if name in available
             ]
-        elif providers_by_device.get(device.split(":")[0]) in available:
-            providers = [providers_by_device[device.split(":")[0]]]
+        elif providers_by_device.get(kind) in available and index.isdecimal() == bool(index):
+            providers = [providers_by_device[kind]]
+            provider_options = [{"device_id": index}] if kind == "cuda" and index else None
         else:
             choices = ", ".join(
-                kind for kind, provider in providers_by_device.items() if provider in available
+                name for name, provider in providers_by_device.items() if provider in available
             )
             raise ValueError(
                 f"{self.path} cannot be run on device = {device!r}; choices: {choices}"
             )
         try:
             self._session = onnxruntime.InferenceSession(
-                str(self.path), options, providers=providers
+                str(self.path), options, providers=providers, provider_options=provider_options
             )
         except Exception as error:  # onnxruntime's exceptions have no common base class
             raise ValueError(

@@ -32,9 +32,9 @@ runs."""
 
 MAX_UNIT_COLUMNS = 16384
 """Maximum columns per block if the second set's embeddings have unit length. Such embeddings are
-not copied, so a block only needs memory for its scores. With one query, torch searches a block of
-this size in a single thread; with larger blocks, torch's and NumPy's threads would wait for each
-other."""
+not copied, so a block only needs memory for its scores. With one query, `_product` may use NumPy's
+threads, and torch then reads the block's scores. Up to this size, torch does so in a single thread;
+with larger blocks, its own threads and NumPy's would wait for each other."""
 
 DISTRACTOR = -1
 """The label of distractors: faces of unknown identity, which have no mates."""
@@ -64,7 +64,8 @@ class Comparison:
         second_labels: (M,) integers; None if all are distractors.
         second_is_unit: True if the rows of ``second`` already have unit length (or are zero and
             ``absent``); they are then used without being copied or normalized.
-        absent: (M,) bool, True for rows of ``second`` to ignore; None to use all.
+        absent: (M,) bool, True for rows of ``second`` to ignore, whose label must be `DISTRACTOR`;
+            None to use all.
 
     Raises:
         ValueError: the embeddings' dimensions differ, or there is not one label per embedding.

@@ -23,7 +23,8 @@ class ClassConcentration(Statistic):
     """ψ_c = γ·w_κ + (1 − γ)·w_s; it is 1 in the first epoch and updated after each epoch.
 
     f are the unit features of class c in the epoch, of size D, and n_c is their number (samplers
-    may drop or repeat images of the class). With mean, std and max over the classes:
+    may drop or repeat images of the class); with the memory buffer, f are the stored features. With
+    mean, std and max over the classes:
     r̄ = ‖Σ f‖ / n_c; κ_c = r̄(D − r̄²)/(1 − r̄²);
     w_κ = 1 − sigmoid( temperature·(κ_c − mean κ)/std κ ), std unbiased;
     w_s = ½[cos(π·n_c/(1.05·max n)) + 1].
@@ -128,8 +129,8 @@ class ClassConcentration(Statistic):
         index, inside = _local_indices(observation.sample_indices, self._local_samples)
         features = observation.unit_embeddings.to(self.memory)
         # Filtering out the images of other ranks would give a shape that depends on values, so the
-        # host would wait for the device. Instead, the batch's last image that this rank stores
-        # takes their place; its row is then written several times.
+        # host would wait for the device. Instead, each of them is replaced by the last image of the
+        # batch that this rank stores; its row is then written several times, with the same values.
         rows = torch.arange(len(inside), device=inside.device)
         last_inside = ((rows + 1) * inside).argmax()
         index = index[torch.where(inside, rows, last_inside)]

@@ -43,7 +43,8 @@ class FeatureNorm(Statistic):
         super().__init__(spec)
         self.update_weight = update_weight
         self.start = start
-        # Only `official` uses these values; the other starts replace them in the first update.
+        # Only `official` uses these values: with the other starts, the first update gets weight 1
+        # and so replaces them (`bias_corrected` is then the same as starting at 0).
         self.register_buffer("mean", torch.tensor(20.0))
         # σ is named `deviation` because checkpoints and metrics of version 0.1 use this name.
         self.register_buffer("deviation", torch.tensor(100.0))

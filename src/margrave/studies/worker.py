@@ -142,7 +142,9 @@ def train_cells(
             report(progress)
     finally:
         for training in running:
-            training.stop()
+            training.ask_to_stop()
+        for training in running:
+            training.process.join()
 
 
 class _Running:
@@ -196,11 +198,10 @@ class _Running:
             progress.failed[name] = value
         return True
 
-    def stop(self) -> None:
-        """Ask the process to write a checkpoint and end, and wait for it."""
+    def ask_to_stop(self) -> None:
+        """Ask the process to write a checkpoint and end."""
         if self.process.is_alive():
             self.process.terminate()
-        self.process.join()
 
 
 def _exit_reason(code: int) -> str:
@@ -230,8 +231,8 @@ def slots_for(devices: int | None, threads: int) -> list[dict[str, Any]]:
     """The environment variables of each parallel training: its GPU, or its number of threads.
 
     Args:
-        devices: number of parallel trainings, which may share GPUs; None uses one per GPU, or
-            cores / threads without GPUs.
+        devices: number of parallel trainings, which may share GPUs; None uses one per GPU or,
+            without GPUs, as many as the cores allow with this number of threads each.
         threads: threads of each training; not used with GPUs.
     """
     import torch

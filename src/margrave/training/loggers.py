@@ -120,9 +120,10 @@ class Loggers:
         """Log a step's values."""
         self._call_each(lambda logger: logger.log_metrics(dict(values), step))
 
-    def close(self) -> None:
-        """Finish the loggers' runs."""
-        self._call_each(lambda logger: logger.finalize("success"))
+    def close(self, succeeded: bool) -> None:
+        """Finish the loggers' runs; `succeeded` is False if training stopped before its end."""
+        status = "success" if succeeded else "failed"
+        self._call_each(lambda logger: logger.finalize(status))
 
     def _call_each(self, action: Callable[[Any], None]) -> None:
         for name, logger in list(self._loggers.items()):

@@ -130,6 +130,7 @@ def _fit(
     log = MetricsLog(log_folder, settings.loggers, log_length, training.position.step)
     training.head.train()
     training.network.train()
+    succeeded = False
     try:
         last_save = time.monotonic()
         for epoch in range(training.position.epoch, settings.epochs):
@@ -166,11 +167,12 @@ def _fit(
             training.save(folder, log.length)
             if should_end:
                 break
+        succeeded = True
     except NonFiniteLossError as error:
         log.write("stopped", training.position.step, {"reason": str(error)})
         raise
     finally:
-        log.close()
+        log.close(succeeded)
 
 
 def _seed_step(training: TrainingState) -> None:

@@ -79,12 +79,12 @@ class MetricsLog:
             }
             self._loggers.log(numbers, step)
 
-    def close(self) -> None:
-        """Close the file and the loggers."""
+    def close(self, succeeded: bool = True) -> None:
+        """Close the file, and tell the loggers whether training came to its end."""
         if self._file is not None:
             self._file.close()
         if self._loggers is not None:
-            self._loggers.close()
+            self._loggers.close(succeeded)
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

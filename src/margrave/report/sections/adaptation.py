@@ -165,7 +165,8 @@ def _class_charts(name: str, line: Mapping[str, Any], several_runs: bool) -> lis
         for kappa, weight, images in zip(
             classes["concentration"], classes["margin_weight"], classes["images"], strict=True
         )
-        if None not in (kappa, weight, images)
+        # A class with a single image has no concentration.
+        if None not in (kappa, weight, images) and images > 1
     ]
     chart = charts.scatter(
         rows,
