@@ -22,8 +22,8 @@ from margrave.version import __version__
 
 FORMAT = "margrave results"
 FORMAT_VERSION = 1
-MAX_FILE_BYTES = 2**26
-"""Largest size of a results file to read. Results files are smaller, because a result stores at
+MAX_FILE_BYTES = 2**28
+"""Largest size of a results file to read. Even dozens of results are smaller, because one stores at
 most 100,000 pair scores."""
 
 
