@@ -63,7 +63,8 @@ class Server:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
-        self.address = f"http://127.0.0.1:{self.port}"
+        scheme = "https" if (folder / "certificate.pem").exists() else "http"
+        self.address = f"{scheme}://127.0.0.1:{self.port}"
         script = Path(__file__).parent / "serving" / "server.py"
         self.process = subprocess.Popen(
             [sys.executable, str(script), str(folder), str(self.port), str(seconds)],
@@ -71,7 +72,7 @@ class Server:
         )
         for _ in range(300):
             try:
-                if httpx.get(f"{self.address}/ready").status_code == 200:
+                if httpx.get(f"{self.address}/ready", verify=False).status_code == 200:
                     return
             except httpx.HTTPError:
                 time.sleep(0.1)

@@ -8,7 +8,6 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-import uvicorn
 from fake_matching import REFERENCE, make_model, matcher
 from fake_service import InThisProcess
 
@@ -16,7 +15,7 @@ from margrave.gallery import create_gallery
 from margrave.matching import Matcher
 from margrave.matching.gallery_card import new_gallery_card
 from margrave.serving import ServiceSettings, connections, make_app
-from margrave.serving.running import server_options
+from margrave.serving.running import run_application
 
 
 def main(folder: Path, port: int, seconds: float) -> None:
@@ -26,16 +25,21 @@ def main(folder: Path, port: int, seconds: float) -> None:
     model = make_model(reference=replace(REFERENCE, **shares))
     gallery = create_gallery(str(folder / "people.gallery"), new_gallery_card(model))
     made = Matcher(model, gallery, finder=matcher().finder)
+    certificate, tls_key = folder / "certificate.pem", folder / "tls_key.pem"
+    has_tls = certificate.exists()
     settings = ServiceSettings(
         port=port,
+        tls_certificate=certificate if has_tls else None,
+        tls_key=tls_key if has_tls else None,
         keys=folder / "keys.json",
         audit=folder / "audit.jsonl",
         rate="1000000/minute",
-        shutdown_seconds=20,
+        shutdown_seconds=2 if seconds > 2 else 20,
     )
     app = make_app(made, settings, workers=InThisProcess(made, seconds))
-    connections.HEAD_SECONDS, connections.MAX_CONNECTIONS = 2.0, 60
-    uvicorn.run(app, **server_options(settings))
+    connections.HEAD_SECONDS, connections.SEND_SECONDS = 2.0, 2.0
+    connections.MAX_CONNECTIONS = 60
+    run_application(app, settings)
 
 
 if __name__ == "__main__":

@@ -92,9 +92,19 @@ def test_wrong_requests_are_told(client: TestClient) -> None:
     assert verify(client, png(1), png(1), far=2).status_code == 422
     assert verify(client, png(1), png(1), far=0.5).json()["reason"] == "invalid"
     plain = client.post("/v1/verify", content=b"x", headers={"content-type": "text/plain"})
-    assert plain.status_code == 422
+    assert (plain.status_code, plain.json()["reason"]) == (415, "not_multipart")
+    for kind in (
+        "application/x-www-form-urlencoded",
+        "multipart/form-data; boundary=b; charset=utf-7",
+        "multipart/form-data; boundary=b; charset=" + "x" * 1000,
+    ):
+        form = client.post("/v1/verify", content=b"&" * 100, headers={"content-type": kind})
+        assert form.status_code == 415, kind
     assert enroll(client, "", png(1)).status_code == 422
     assert enroll(client, "a\nb", png(1)).status_code == 422
+    for name in (".", "..", "\u200b", "\u3164 \u00ad"):
+        assert enroll(client, name, png(1)).json()["reason"] == "invalid", name
+    assert enroll(client, "Bo", png(9), add=True, replace=True).status_code == 422
     assert enroll(client, "Ann", png(1)).status_code == 201
     taken = enroll(client, "Ann", png(1))
     assert (taken.status_code, taken.json()["reason"]) == (409, "already_enrolled")
@@ -106,6 +116,37 @@ def test_wrong_requests_are_told(client: TestClient) -> None:
     assert client.get("/v1/nothing").status_code == 404
     assert client.get("/v1/model/", follow_redirects=False).status_code == 404
     assert client.put("/v1/people").status_code == 405
+
+
+def test_an_image_compared_with_itself_is_no_more_than_equal(client: TestClient) -> None:
+    for seed in range(20):
+        assert verify(client, png(seed), png(seed)).json()["similarity"] <= 1
+
+
+def test_after_the_first_error_no_further_image_is_processed(
+    client: TestClient, service: Service
+) -> None:
+    processed: list[str] = []
+    find = service.workers.find
+
+    async def count(content: bytes, which: Any, name: str) -> Any:
+        processed.append(name)
+        return await find(content, which, name)
+
+    service.workers.find = count
+    assert enroll(client, "Ann", b"no image", *[png(1)] * 7).status_code == 422
+    # Those that ran or had their turn when the first one failed.
+    assert len(processed) <= 4, processed
+
+
+def test_a_refusal_is_recorded_as_one(client: TestClient, service: Service) -> None:
+    assert enroll(client, "Ann", png(1)).status_code == 201
+    assert enroll(client, "Bo", png(1, 1)).status_code == 409
+    assert enroll(client, "Bo", png(1, 1), allow_similar=True).status_code == 201
+    lines = [json.loads(line) for line in service.audit.read_text().splitlines()]
+    actions = [line["action"] for line in lines]
+    assert actions == ["enroll", "enrolled", "enroll", "refused", "enroll", "enrolled"]
+    assert [line["allow_similar"] for line in lines[::2]] == [False, False, True]
 
 
 def test_without_a_gallery_there_is_none(tmp_path: Path) -> None:
@@ -208,4 +249,5 @@ def test_one_of_many_who_enroll_a_name_at_once_succeeds(
     with ThreadPoolExecutor(8) as pool:
         gone = list(pool.map(lambda _: client.delete("/v1/people/Ann"), range(8)))
     assert sorted(each.status_code for each in gone) == [200] + [404] * 7
-    assert verify_trail(service.audit) == 8 + 1 + 2
+    # Each enrollment has two lines, also those that are refused.
+    assert verify_trail(service.audit) == 2 * 8 + 2

@@ -38,6 +38,69 @@ def test_no_answer_without_a_valid_key(service: Service) -> None:
         assert client.put("/v1/people/Ann").status_code == 401
 
 
+DISGUISES = ("%0A", "%0D", "%00", "%0a%0a", "/", "//", "%20", ";x", ".", "%2F", "%FF", "%C0%AF")
+
+
+@pytest.mark.parametrize("disguise", DISGUISES)
+def test_an_address_in_disguise_opens_nothing(service: Service, disguise: str) -> None:
+    with TestClient(service.app) as client:
+        assert enroll_with(client, service.header("enroll")).status_code == 201
+        for path, methods in client.get("/openapi.json").json()["paths"].items():
+            for method in methods:
+                disguised = path.replace("{name}", "Ann") + disguise
+                # A key with every scope but the one that the path needs; `forget` may not list.
+                needed = {"/v1/people": ["list", "enroll"], "/v1/people/{name}": ["list", "forget"]}
+                lacking = needed.get(path, [path.rpartition("/")[2]])
+                scopes = [scope for scope in SCOPES if scope not in lacking]
+                answer = client.request(method, disguised, headers=service.header(*scopes))
+                assert answer.status_code in (403, 404, 405, 415), (method, disguised)
+        everybody = service.header("list", "forget")
+        for name in ("Ann%0A", "%0AAnn", "Ann%00", "%FF", "Ann%ED%A0%80"):
+            for method in ("GET", "DELETE"):
+                answer = client.request(method, f"/v1/people/{name}", headers=everybody)
+                assert answer.status_code == 404
+        assert client.get("/v1/people/Ann", headers=everybody).status_code == 200
+
+
+def enroll_with(client: TestClient, header: dict[str, str]) -> Any:
+    files = [("images", png(1))]
+    return client.post("/v1/people", files=files, data={"name": "Ann"}, headers=header)
+
+
+def test_refused_scopes_count_as_requests(tmp_path: Path) -> None:
+    service = Service(tmp_path, rate="3/minute")
+    with TestClient(service.app, headers=service.header("metrics")) as client:
+        statuses = [client.get("/v1/people").status_code for _ in range(4)]
+    assert statuses == [403, 403, 403, 429]
+
+
+def test_one_key_leaves_a_quarter_to_the_others(tmp_path: Path) -> None:
+    import httpx2 as httpx
+
+    service = Service(tmp_path, max_concurrent=8)
+    service.workers.seconds = 0.1
+    greedy, modest = service.header(), service.header()
+
+    async def load() -> tuple[list[httpx.Response], httpx.Response]:
+        transport = httpx.ASGITransport(service.app)  # pyright: ignore[reportArgumentType]
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            files = {"first": png(1), "second": png(1, 1)}
+            many = [
+                asyncio.create_task(client.post("/v1/verify", files=files, headers=greedy))
+                for _ in range(12)
+            ]
+            await asyncio.sleep(0.05)
+            other = await client.post("/v1/verify", files=files, headers=modest)
+            # Six requests of the other key were before it, with two images each.
+            assert not all(task.done() for task in many)
+            return await asyncio.gather(*many), other
+
+    with TestClient(service.app):
+        answers, other = asyncio.run(load())
+    assert sorted(answer.status_code for answer in answers) == [200] * 6 + [503] * 6
+    assert other.status_code == 200
+
+
 @pytest.mark.parametrize("scope", list(SCOPES))
 def test_a_key_opens_its_scopes_alone(service: Service, scope: str) -> None:
     calls = {
@@ -91,11 +154,13 @@ def test_too_many_at_a_time_are_refused_at_once(tmp_path: Path) -> None:
 
 def test_slow_requests_are_ended(tmp_path: Path) -> None:
     service = Service(tmp_path, request_seconds=0.5)
-    service.workers.seconds = 5.0
+    service.workers.seconds = 1.0
     with TestClient(service.app, headers=service.header()) as client:
         answer = verify(client, png(1), png(1, 1))
         assert (answer.status_code, answer.json()["reason"]) == (408, "too_slow")
         service.workers.seconds = 0.0
+        # The images whose request has ended are finished first.
+        time.sleep(0.7)
         assert verify(client, png(1), png(1, 1)).status_code == 200
 
 

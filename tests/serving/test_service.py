@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -11,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,7 @@ from fake_service import Server, png
 
 from margrave.gallery import open_gallery
 from margrave.serving import ServiceSettings, verify_trail
-from margrave.serving.running import check_listening
+from margrave.serving.running import check_listening, run_application
 
 pytestmark = pytest.mark.service
 REQUIRED = bool(os.environ.get("MARGRAVE_REQUIRE_SHARED"))
@@ -119,6 +121,125 @@ def test_connections_without_a_request_are_ended(start: Callable[..., Server]) -
         for _ in range(3):
             assert client.get("/health").status_code == 200
             time.sleep(1)
+
+
+def test_handshakes_that_do_not_begin_are_ended(
+    start: Callable[..., Server], tmp_path: Path
+) -> None:
+    write_certificate(tmp_path)
+    server = start()
+    opened = [socket.create_connection(("127.0.0.1", server.port), timeout=20) for _ in range(150)]
+    time.sleep(0.5)
+    # More than there may be are closed at once; the others have two seconds.
+    assert sum(is_closed(each) for each in opened) >= 150 - 60
+    time.sleep(2.5)
+    assert httpx.get(f"{server.address}/health", verify=False).status_code == 200
+    assert all(is_closed(each) for each in opened)
+    assert (tmp_path / "log").read_text().count("\n") < 10
+
+
+def test_clients_that_do_not_read_are_ended(start: Callable[..., Server]) -> None:
+    server = start()
+    opened = []
+    for _ in range(70):
+        each = socket.socket()
+        each.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        each.connect(("127.0.0.1", server.port))
+        each.setblocking(False)
+        with suppress(BlockingIOError, ConnectionResetError, BrokenPipeError):
+            each.send(b"GET /page.js HTTP/1.1\r\nHost: x\r\n\r\n" * 500)
+        opened.append(each)
+    # The system's buffers take some megabytes of each before the service has to wait.
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        with suppress(httpx.HTTPError):
+            assert httpx.get(f"{server.address}/health").status_code == 200
+            return
+        time.sleep(0.5)
+    raise AssertionError("the connections were not ended")
+
+
+def test_malformed_requests_are_answered_and_logged_as_json(
+    start: Callable[..., Server], tmp_path: Path
+) -> None:
+    server = start()
+    for request in (b"GARBAGE\r\n\r\n", b"GET / HTTP/9\r\n\r\n", b"GET /\xff HTTP/1.1\r\n\r\n"):
+        with socket.create_connection(("127.0.0.1", server.port), timeout=20) as connection:
+            connection.sendall(request)
+            answer = b""
+            while received := connection.recv(65536):
+                answer += received
+        assert answer.startswith(b"HTTP/1.1 400 ")
+        assert json.loads(answer.partition(b"\r\n\r\n")[2])["reason"] == "malformed"
+    part = {"Range": "bytes=0-9", "Upgrade": "websocket", "Connection": "Upgrade"}
+    for headers in ({"Range": "x"}, {"Range": "bytes=5-2"}, part):
+        answer = httpx.get(f"{server.address}/page.js", headers=headers)
+        assert answer.status_code == 200 and len(answer.content) > 1000
+    form = {"Content-Type": "multipart/form-data; boundary=b", **server.header}
+    answer = httpx.post(f"{server.address}/v1/verify", content=b"--a--", headers=form)
+    assert answer.status_code in (400, 422) and answer.json()["reason"]
+    for line in (tmp_path / "log").read_text().splitlines():
+        json.loads(line)
+
+
+def test_what_takes_too_long_is_told_that_the_service_stops(
+    start: Callable[..., Server], tmp_path: Path
+) -> None:
+    server = start(30)
+    answers: list[httpx.Response] = []
+
+    def verify() -> None:
+        files = {"first": png(1), "second": png(1, 1)}
+        address = f"{server.address}/v1/verify"
+        answers.append(httpx.post(address, headers=server.header, files=files, timeout=20))
+
+    thread = threading.Thread(target=verify)
+    thread.start()
+    time.sleep(0.5)
+    server.process.send_signal(signal.SIGTERM)
+    thread.join()
+    assert (answers[0].status_code, answers[0].json()["reason"]) == (503, "later")
+    server.process.wait(20)
+    for line in (tmp_path / "log").read_text().splitlines():
+        json.loads(line)
+
+
+def test_an_address_in_use_is_named(start: Callable[..., Server]) -> None:
+    server = start()
+    settings = ServiceSettings(port=server.port)
+    with pytest.raises(ValueError, match=rf"cannot listen at 127.0.0.1:{server.port} .*--port"):
+        run_application(lambda *_: None, settings)  # pyright: ignore[reportArgumentType]
+
+
+def is_closed(connection: socket.socket) -> bool:
+    connection.setblocking(False)
+    try:
+        return connection.recv(1) == b""
+    except BlockingIOError:
+        return False
+    except ConnectionResetError:
+        return True
+
+
+def write_certificate(folder: Path) -> None:
+    """Write a certificate of localhost, signed by itself."""
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")])
+    now = datetime.now(UTC)
+    certificate = (
+        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+        .not_valid_before(now)
+        .not_valid_after(now + timedelta(days=1))
+        .sign(key, hashes.SHA256())
+    )
+    pem = serialization.Encoding.PEM
+    (folder / "certificate.pem").write_bytes(certificate.public_bytes(pem))
+    form, encryption = serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    (folder / "tls_key.pem").write_bytes(key.private_bytes(pem, form, encryption))
 
 
 def test_plain_text_stays_on_this_machine(tmp_path: Path) -> None:

@@ -14,6 +14,8 @@ from margrave.gallery.records import PersonRecord
 
 MAX_NAME_BYTES = 512
 """Maximum length of a person's name in UTF-8 bytes."""
+BLANK = "\u115f\u1160\u2800\u3164\uffa0"
+"""Letters and symbols that are displayed as blanks."""
 
 
 class BadName(ValueError):
@@ -49,6 +51,22 @@ def checked_name(name: str) -> str:
             f"name = {name!r:.60} contains a control character {controls[0]!r}; remove it"
         )
     return name
+
+
+def check_visible(name: str) -> None:
+    """Check that a new person's name shows something.
+
+    Raises:
+        BadName: the name consists of spaces and invisible characters.
+
+    >>> check_visible("\u200b\u3164")
+    Traceback (most recent call last):
+        ...
+    margrave.gallery.checks.BadName: name = '\\u200b\u3164' has no visible character; choose another
+    """
+    # The categories of spaces, and of control, format and unassigned characters, start with Z or C.
+    if all(unicodedata.category(character)[0] in "ZC" or character in BLANK for character in name):
+        raise BadName(f"name = {name!r:.60} has no visible character; choose another")
 
 
 def fuse_embeddings(embeddings: np.ndarray, card: GalleryCard) -> np.ndarray:

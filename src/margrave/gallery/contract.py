@@ -13,6 +13,7 @@ import numpy as np
 
 from margrave.gallery.card import GalleryCard
 from margrave.gallery.checks import (
+    check_visible,
     checked_crops,
     checked_name,
     checked_queries,
@@ -102,6 +103,7 @@ class Gallery(ABC):
                 is zero, infinite or NaN; or crops are given to a gallery that keeps no images.
         """
         name, total = checked_name(name), fuse_embeddings(embeddings, self.card)
+        check_visible(name)
         checked = checked_crops(crops, len(embeddings), self.card)
         return self._add(name, total, images=len(embeddings), crops=checked, replace=replace)
 

@@ -149,15 +149,17 @@ class EmbeddedGallery(Gallery):
             f"vector, name and {len(crops)} crops were overwritten; a search of {self.path.name} "
             "and the files beside it found none of their bytes"
             if erased
-            else f"bytes are left in {file_with_traces}; close other programs that use the gallery "
-            "and check again: margrave gallery verify-erasure"
+            else f"bytes are left in {file_with_traces}: another person may be enrolled with the "
+            "same image, or another program may be using the gallery; check again later: margrave "
+            "gallery verify-erasure"
         )
         return ForgetResult(name=name, crops=len(crops), erased=erased, explanation=explanation)
 
     def people(self) -> Iterator[Person]:
         """Iterate over all people, sorted by name."""
         with self._locked():
-            people = [self._person(row) for row in self._database.rows()]
+            rows = self._database.rows()
+        people = [self._person(row) for row in rows]
         yield from sorted(people, key=lambda person: person.name)
 
     def _vector(self, name: str) -> np.ndarray:

@@ -251,7 +251,8 @@ class Matcher:
     def decide(self, first: Face, second: Face, *, far: float | None = None) -> Verification:
         """Decide whether two faces show the same person. See `verify`."""
         point = self.operating_point(far)
-        similarity = float(self.unit(first) @ self.unit(second))
+        # Rounding may put the product of equal unit vectors slightly above 1.
+        similarity = min(max(float(self.unit(first) @ self.unit(second)), -1.0), 1.0)
         log_likelihood_ratio = self._log_likelihood_ratio(similarity)
         return Verification(
             same=similarity > point.threshold,

@@ -4,6 +4,7 @@ import asyncio
 import threading
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -15,6 +16,7 @@ from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartParser
 from starlette.types import ASGIApp
 
+from margrave.faces import AlignedFace
 from margrave.gallery import BadName, Gallery, Person, checked_name
 from margrave.matching import Face, Matcher
 from margrave.matching.choosing import FaceChoice
@@ -38,11 +40,12 @@ from margrave.serving.audit import AuditTrail
 from margrave.serving.batching import Batcher
 from margrave.serving.drain import DrainAfterError
 from margrave.serving.face_workers import FaceWorkers
-from margrave.serving.gate import Gate, Metrics
+from margrave.serving.gate import UNKNOWN, Gate, Metrics
 from margrave.serving.keys import KeyFile
 from margrave.serving.problems import add_problems
 from margrave.serving.schema import describe_access, error_responses
 from margrave.serving.settings import ServiceSettings
+from margrave.serving.turns import Turns
 from margrave.version import __version__
 
 PAGE = Path(__file__).parent / "page"
@@ -76,15 +79,18 @@ PUBLIC = ("/", "/page.css", "/page.js", "/health", "/ready", "/openapi.json")
 def scope_of(method: str, path: str) -> str | None:
     """The scope that a request's API key needs.
 
-    The result is None if the request needs no key, and empty if any key will do.
+    The result is None if the request needs no key, empty if any key will do, as to learn which
+    methods a path has, and `UNKNOWN` if there is no such path.
 
     >>> scope_of("DELETE", "/v1/people/Ann")
     'forget'
     """
-    if path in PUBLIC and method in ("GET", "HEAD"):
-        return None
+    if path in PUBLIC:
+        return None if method in ("GET", "HEAD") else ""
     if path.startswith("/v1/people/"):
         return {"GET": "list", "DELETE": "forget"}.get(method, "")
+    if not any(path == known for _, known in SCOPE_OF_ROUTE):
+        return UNKNOWN
     return SCOPE_OF_ROUTE.get((method, path), "")
 
 
@@ -165,6 +171,10 @@ class Service:
         self.is_ready = False
         self._change_lock = threading.Lock()
         self._workers = workers
+        # One image more than there are workers, so that the next one is ready when one finishes.
+        self._turns = Turns(settings.workers + 1)
+        # Reading everybody's names takes long in a large gallery: let one request do so at a time.
+        self.listing = asyncio.Lock()
 
     @asynccontextmanager
     async def lifespan(self, app: FastAPI) -> AsyncIterator[None]:
@@ -186,17 +196,33 @@ class Service:
             await run_in_threadpool(self._workers.close)
             self.audit.close()
 
-    async def faces(self, uploads: Sequence[UploadFile], which: FaceChoice) -> list[list[Face]]:
-        """Detect and embed the faces that `which` chooses; return one list of faces per image."""
+    async def faces(
+        self, request: Request, uploads: Sequence[UploadFile], which: FaceChoice
+    ) -> list[list[Face]]:
+        """Detect and embed the faces that `which` chooses; return one list of faces per image.
+
+        After the first error, or if the client has gone, no further image is processed.
+        """
         contents = [await upload.read() for upload in uploads]
         # File names may be private, so error messages name the images by number.
         names = [f"image {number}" for number in range(1, len(contents) + 1)]
-        detected = await asyncio.gather(
-            *(
-                self._workers.find(content, which, name)
-                for content, name in zip(contents, names, strict=True)
-            )
-        )
+        key_id = request.scope["state"]["key_id"]
+
+        async def find(content: bytes, name: str) -> list[AlignedFace]:
+            if await request.is_disconnected():
+                raise HTTPException(499, "the client closed the connection")
+            return await self._workers.find(content, which, name)
+
+        searches = [
+            asyncio.ensure_future(self._turns.run(key_id, partial(find, content, name)))
+            for content, name in zip(contents, names, strict=True)
+        ]
+        try:
+            detected = await asyncio.gather(*searches)
+        except BaseException:
+            for search in searches:
+                search.cancel()
+            raise
         futures_of_images = [
             [asyncio.wrap_future(self.batcher.submit(face, name)) for face in faces]
             for faces, name in zip(detected, names, strict=True)
@@ -232,11 +258,12 @@ class Service:
 
 def _add_routes(app: FastAPI, service: Service) -> None:
     matcher, max_images_per_request = service.matcher, service.settings.max_images_per_request
-    image_errors = error_responses(400, 401, 403, 408, 413, 422, 429, 500, 503)
-    gallery_errors = error_responses(401, 403, 404, 408, 422, 429, 500, 503)
+    image_errors = error_responses(400, 401, 403, 408, 413, 415, 422, 429, 500, 503)
+    gallery_errors = error_responses(400, 401, 403, 404, 408, 413, 422, 429, 500, 503)
 
     @app.post("/v1/verify", responses=image_errors)
     async def verify(
+        request: Request,
         first: UploadFile,
         second: UploadFile,
         far: Annotated[float | None, Form(gt=0, lt=1)] = None,
@@ -244,11 +271,12 @@ def _add_routes(app: FastAPI, service: Service) -> None:
         crops: Annotated[bool, Form()] = False,
     ) -> VerificationAnswer:
         """Decide whether two images show the same person."""
-        (first_face,), (second_face,) = await service.faces([first, second], face)
+        (first_face,), (second_face,) = await service.faces(request, [first, second], face)
         return verification_answer(matcher.decide(first_face, second_face, far=far), crops)
 
     @app.post("/v1/identify", responses={**image_errors, **gallery_errors})
     async def identify(
+        request: Request,
         image: UploadFile,
         top: Annotated[int, Form(ge=1, le=100)] = 5,
         fpir: Annotated[float | None, Form(gt=0, lt=1)] = None,
@@ -257,7 +285,7 @@ def _add_routes(app: FastAPI, service: Service) -> None:
     ) -> list[IdentificationAnswer]:
         """Identify the people in an image: one answer for each face."""
         _require_gallery(matcher)
-        (faces,) = await service.faces([image], face)
+        (faces,) = await service.faces(request, [image], face)
         answers = await run_in_threadpool(matcher.identify_faces, faces, top_k=top, fpir=fpir)
         return [identification_answer(answer, crops) for answer in answers]
 
@@ -275,11 +303,21 @@ def _add_routes(app: FastAPI, service: Service) -> None:
     ) -> EnrollmentAnswer:
         """Enroll a person with one or more images."""
         _require_gallery(matcher)
-        faces = [only_face for (only_face,) in await service.faces(images, face)]
+        if add and replace:
+            raise ValueError("add and replace exclude each other; send only one of them")
+        if checked_name(name) in (".", ".."):
+            # Browsers remove these names from a path, so nobody could forget the person.
+            raise BadName(f"name = {name!r}: an address cannot contain it; choose another name")
+        faces = [only_face for (only_face,) in await service.faces(request, images, face)]
         key_id = request.scope["state"]["key_id"]
 
         def enroll_faces() -> EnrollmentAnswer:
-            details = {"images": len(faces), "add": add, "replace": replace}
+            details = {
+                "images": len(faces),
+                "add": add,
+                "replace": replace,
+                "allow_similar": allow_similar,
+            }
             with service.audit.changing(("enroll", "enrolled"), name, key_id, **details) as outcome:
                 result = matcher.enroll_faces(
                     name, faces, add=add, replace=replace, allow_similar=allow_similar
@@ -310,7 +348,8 @@ def _add_routes(app: FastAPI, service: Service) -> None:
                 total=len(all_people),
             )
 
-        return await run_in_threadpool(list_people)
+        async with service.listing:
+            return await run_in_threadpool(list_people)
 
     @app.get(PERSON_PATH, responses=gallery_errors)
     async def person(name: str) -> PersonAnswer:
@@ -335,7 +374,7 @@ def _add_routes(app: FastAPI, service: Service) -> None:
 
         return await service.change(forget_person)
 
-    @app.get("/v1/model", responses=error_responses(401, 403, 408, 429, 500, 503))
+    @app.get("/v1/model", responses=error_responses(400, 401, 403, 408, 413, 429, 500, 503))
     async def model() -> ModelAnswer:
         """Describe the model: its thresholds, score histograms and calibration."""
         card = matcher.model.card
@@ -373,7 +412,7 @@ def _add_routes(app: FastAPI, service: Service) -> None:
     @app.get(
         "/metrics",
         response_class=PlainTextResponse,
-        responses=error_responses(401, 403, 408, 429, 500, 503),
+        responses=error_responses(400, 401, 403, 408, 413, 429, 500, 503),
     )
     async def metrics() -> PlainTextResponse:
         """Return the metrics in Prometheus's text format."""

@@ -12,12 +12,13 @@ import secrets
 import threading
 import unicodedata
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from margrave.files import atomic_write, read_json
+from margrave.matching import Refused
 
 MAX_LINE_BYTES = 4096
 """Maximum length of a line in bytes."""
@@ -104,11 +105,14 @@ class AuditTrail:
     def changing(
         self, actions: tuple[str, str], name: str, key_id: str, **details: Any
     ) -> Iterator[dict[str, Any]]:
-        """Record a change before the block makes it, and record its outcome if the block succeeds.
+        """Record a change before the block makes it, and record its outcome afterwards.
+
+        If the block refuses the change, the second line's action is ``refused``. Without a second
+        line, the outcome is not known, as after a crash.
 
         Args:
-            actions: the actions of the first and the second line, such as ``enroll`` and
-                ``enrolled``.
+            actions: the actions of the first line, and of the second one if the block succeeds,
+                such as ``enroll`` and ``enrolled``.
             name: the person's name.
             key_id: id of the API key.
             details: more fields of the first line.
@@ -122,7 +126,12 @@ class AuditTrail:
         """
         self.record(actions[0], name, key_id, **details)
         outcome: dict[str, Any] = {}
-        yield outcome
+        try:
+            yield outcome
+        except Refused:
+            with suppress(TrailUnavailable):
+                self.record("refused", name, key_id)
+            raise
         try:
             self.record(actions[1], name, key_id, **outcome)
         except TrailUnavailable as error:

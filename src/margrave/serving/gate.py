@@ -8,6 +8,7 @@ import sys
 import time
 import traceback
 import uuid
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,18 @@ from typing import Any
 import limits
 import limits.storage
 import limits.strategies
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+import prometheus_client
+from prometheus_client import CollectorRegistry, Gauge, Histogram
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from margrave.serving.keys import KeyFile
+from margrave.serving.request_checks import (
+    NOT_FOUND,
+    Rejection,
+    check_address,
+    check_media_type,
+    check_size,
+)
 from margrave.serving.settings import ServiceSettings
 
 RETRY_SECONDS = 1
@@ -27,9 +36,8 @@ MAX_LOGGED_FRAMES = 5
 """Maximum number of stack frames in the log of an error; the innermost ones are logged."""
 HEADERS = [(b"cache-control", b"no-store"), (b"x-content-type-options", b"nosniff")]
 """Headers of every response: clients must neither cache it nor guess another content type."""
-Rejection = tuple[int, str, str, int | None]
-"""(HTTP status, reason, message, seconds until the client may retry); None sends no Retry-After
-header."""
+UNKNOWN = "unknown"
+"""The needed scope of an address that the service does not have; no key has this scope."""
 
 
 class Metrics:
@@ -45,7 +53,7 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        self.requests = Counter(
+        self.requests = prometheus_client.Counter(
             "margrave_requests", "Answered requests", ["route", "status"], registry=self.registry
         )
         self.seconds = Histogram(
@@ -66,9 +74,10 @@ class Metrics:
 class Gate:
     """ASGI middleware that rejects requests before their body is read, and logs every response.
 
-    Rejected requests get 400, 401, 403, 413, 429 or 503. An accepted request gets 408 if it takes
-    longer than ``request_seconds``, including receiving its body. After an unexpected error, the
-    client gets 500, and the error is logged without names.
+    Rejected requests get 400, 401, 403, 404, 413, 415, 429 or 503. An accepted request gets 408 if
+    it takes longer than ``request_seconds``, including receiving its body, and 503 if the service
+    stops before it ends. After an unexpected error, the client gets 500, and the error is logged
+    without names.
 
     In this module, ``scope`` is ASGI's description of a request; ``needed_scope`` is the scope that
     the request's API key needs.
@@ -79,7 +88,7 @@ class Gate:
         settings: the service's settings, including the limits.
         metrics: the metrics, which every request updates.
         scope_of: (method, path) -> the scope that a request's API key needs: None if the request
-            needs no key, empty if any key will do.
+            needs no key, empty if any key will do, `UNKNOWN` if the service has no such path.
         write: called with each line of the log; by default writes to standard error.
     """
 
@@ -94,10 +103,13 @@ class Gate:
     ) -> None:
         self.app, self._keys, self._metrics, self._scope_of = app, keys, metrics, scope_of
         self._max_concurrent, self._write = settings.max_concurrent, write
+        # A quarter is left for other keys, so that one key cannot keep all others out.
+        self._max_concurrent_per_key = settings.max_concurrent - settings.max_concurrent // 4
         self._max_request_bytes = settings.max_request_bytes
         self._rate = limits.parse(settings.rate)
         self._limiter = limits.strategies.MovingWindowRateLimiter(limits.storage.MemoryStorage())
-        self._busy, self._request_seconds = 0, settings.request_seconds
+        self._busy_of_key: Counter[str] = Counter()
+        self._request_seconds = settings.request_seconds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle a request."""
@@ -122,32 +134,47 @@ class Gate:
                 message = {**message, "headers": headers}
             await send(message)
 
+        # Files are small and sent whole; ranges would add ways to fail.
+        ranges = (b"range", b"if-range")
+        scope["headers"] = [header for header in scope["headers"] if header[0] not in ranges]
         needed_scope = self._scope_of(scope["method"], scope["path"])
         try:
-            rejection = self._check_key(scope, needed_scope) or self._check_size(scope)
+            rejection = (
+                self._check_key(scope, needed_scope)
+                or check_address(scope)
+                or check_size(scope, self._max_request_bytes)
+                or check_media_type(scope)
+            )
             if rejection is not None:
-                await self._reject(tracking_send, *rejection)
+                await self._reject(tracking_send, rejection)
             elif needed_scope is None:
                 await self.app(scope, receive, tracking_send)
             else:
                 await self._run_limited(scope, receive, tracking_send)
+        except asyncio.CancelledError:
+            # The service stops and does not wait any longer. This was the request's last step, so
+            # the cancellation need not be passed on.
+            if not has_response_started:
+                message = "the service is stopping; try again later"
+                await self._reject(tracking_send, Rejection(503, "later", message, RETRY_SECONDS))
         except Exception as error:
             state["logged_error"] = log_fields_of_error(error)
             if not has_response_started:
-                await self._reject(tracking_send, 500, "internal", internal_error(request_id), None)
+                rejection = Rejection(500, "internal", internal_error(request_id))
+                await self._reject(tracking_send, rejection)
         finally:
             self._log(scope, request_id, status, time.perf_counter() - start_time)
 
     async def _run_limited(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Run a request with a time limit, or reject it if too many are running."""
-        if self._busy >= self._max_concurrent:
-            await self._reject(
-                send,
-                503,
-                "overloaded",
-                f"{self._max_concurrent} requests are running; try again in {RETRY_SECONDS} s",
-                RETRY_SECONDS,
+        key_id = scope["state"]["key_id"]
+        running, running_for_key = self._busy_of_key.total(), self._busy_of_key[key_id]
+        if running >= self._max_concurrent or running_for_key >= self._max_concurrent_per_key:
+            message = (
+                f"{running} requests are running, {running_for_key} of them for this key; try "
+                f"again in {RETRY_SECONDS} s"
             )
+            await self._reject(send, Rejection(503, "overloaded", message, RETRY_SECONDS))
             return
         has_response_started = False
 
@@ -156,8 +183,8 @@ class Gate:
             has_response_started = True
             await send(message)
 
-        self._busy += 1
-        self._metrics.busy.set(self._busy)
+        self._busy_of_key[key_id] += 1
+        self._metrics.busy.set(running + 1)
         deadline = asyncio.timeout(self._request_seconds)
         try:
             async with deadline:
@@ -169,24 +196,12 @@ class Gate:
                 f"the request took longer than {self._request_seconds:g} s; "
                 "send fewer or smaller images"
             )
-            await self._reject(send, 408, "too_slow", message, None)
+            await self._reject(send, Rejection(408, "too_slow", message))
         finally:
-            self._busy -= 1
-            self._metrics.busy.set(self._busy)
-
-    def _check_size(self, scope: Scope) -> Rejection | None:
-        # A chunked body has no declared length; FastAPI counts its bytes while reading.
-        length = dict(scope["headers"]).get(b"content-length", b"0")
-        if not length.isdigit():
-            return 400, "malformed", "the header Content-Length must be a whole number", None
-        # Python refuses to convert thousands of digits; the first 20 suffice to exceed every limit.
-        if int(length[:20]) > self._max_request_bytes:
-            message = (
-                f"a request may have at most {self._max_request_bytes} bytes; "
-                "send fewer or smaller images"
-            )
-            return 413, "too_large", message, None
-        return None
+            self._busy_of_key[key_id] -= 1
+            if not self._busy_of_key[key_id]:
+                del self._busy_of_key[key_id]
+            self._metrics.busy.set(self._busy_of_key.total())
 
     def _check_key(self, scope: Scope, needed_scope: str | None) -> Rejection | None:
         """Check the API key, its scope and its request rate."""
@@ -197,28 +212,25 @@ class Gate:
         except (OSError, ValueError) as error:
             scope["state"]["logged_error"] = log_fields_of_error(error)
             message = "the service cannot read its API keys; the operator must repair the key file"
-            return 503, "no_keys", message, RETRY_SECONDS
+            return Rejection(503, "no_keys", message, RETRY_SECONDS)
         if key is None:
-            return 401, "no_key", "send a valid API key: Authorization: Bearer mgv_…", None
+            return Rejection(401, "no_key", "send a valid API key: Authorization: Bearer mgv_…")
         scope["state"]["key_id"] = key.id
-        if needed_scope and needed_scope not in key.scopes:
-            return (
-                403,
-                "no_scope",
-                f"this key lacks the scope {needed_scope!r}; use a key that has it",
-                None,
-            )
         if not self._limiter.hit(self._rate, key.id):
             reset_time, _ = self._limiter.get_window_stats(self._rate, key.id)
             retry_seconds = max(1, int(reset_time - time.time()) + 1)
             message = f"this key exceeded its rate of {self._rate}; try again in {retry_seconds} s"
-            return 429, "too_many", message, retry_seconds
+            return Rejection(429, "too_many", message, retry_seconds)
+        if needed_scope == UNKNOWN:
+            return NOT_FOUND
+        if needed_scope and needed_scope not in key.scopes:
+            message = f"this key lacks the scope {needed_scope!r}; use a key that has it"
+            return Rejection(403, "no_scope", message)
         return None
 
-    async def _reject(
-        self, send: Send, status: int, reason: str, message: str, retry_seconds: int | None
-    ) -> None:
-        """Send an error response; see `Rejection` for the arguments."""
+    async def _reject(self, send: Send, rejection: Rejection) -> None:
+        """Send an error response."""
+        status, reason, message, retry_seconds = rejection
         body = json.dumps({"error": message, "reason": reason}).encode()
         # Close the connection, because the request's body has not been read.
         headers = [

@@ -14,13 +14,14 @@ from margrave.gallery import GalleryError
 from margrave.matching import Refused
 from margrave.serving.audit import TrailUnavailable
 from margrave.serving.gate import internal_error, log_fields_of_error
+from margrave.serving.request_checks import NOT_FOUND
 
 REASONS = {400: "malformed", 404: "not_found", 405: "not_allowed", 413: "too_large", 503: "later"}
 """HTTP status of an `HTTPException` -> ``reason``; other statuses get ``refused``."""
 
 MESSAGES_OF_FRAMEWORK = {
     "Content Too Large": "the request is too large; send fewer or smaller images",
-    "Not Found": "there is nothing at this address; see /openapi.json",
+    "Not Found": NOT_FOUND.message,
     "Method Not Allowed": "this address does not support this method; see the Allow header",
 }
 """The framework's message -> the service's message."""

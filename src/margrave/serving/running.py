@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import ipaddress
-from typing import Any
+import json
+import logging
+import time
 
 import uvicorn
+from starlette.types import ASGIApp
 
 from margrave.matching import Matcher
 from margrave.serving.app import make_app
-from margrave.serving.connections import BoundedProtocol
+from margrave.serving.connections import BACKLOG, BoundedListener, BoundedProtocol
+from margrave.serving.gate import log_fields_of_error
 from margrave.serving.settings import ServiceSettings
 
 
@@ -74,26 +78,72 @@ def serve(
     app = make_app(
         matcher, settings, detector=detector, aligned=aligned, check_alignment=check_alignment
     )
-    uvicorn.run(app, **server_options(settings))
+    run_application(app, settings)
 
 
-def server_options(settings: ServiceSettings) -> dict[str, Any]:
-    """The options of `uvicorn.run` for the service's settings."""
-    return {
-        "host": settings.host,
-        "port": settings.port,
-        "ssl_certfile": settings.tls_certificate,
-        "ssl_keyfile": settings.tls_key,
+def run_application(app: ASGIApp, settings: ServiceSettings) -> None:
+    """Run an application until SIGTERM or SIGINT.
+
+    Raises:
+        ValueError: the service cannot listen at the address.
+    """
+    try:
+        listener = BoundedListener.listen_at(settings.host, settings.port)
+    except OSError as error:
+        raise ValueError(
+            f"cannot listen at {settings.host}:{settings.port} ({error.strerror}); choose another "
+            "--host or --port"
+        ) from None
+    config = uvicorn.Config(
+        app,
+        ssl_certfile=settings.tls_certificate,
+        ssl_keyfile=settings.tls_key,
         # uvicorn would log paths, which contain names; `Gate` logs requests without them.
-        "access_log": False,
-        "log_level": "warning",
-        "server_header": False,
-        "http": BoundedProtocol,
+        access_log=False,
+        log_config=LOG_CONFIG,
+        server_header=False,
+        http=BoundedProtocol,
+        loop="margrave.serving.connections:ServiceLoop",
         # No route uses WebSocket.
-        "ws": "none",
-        "timeout_graceful_shutdown": settings.shutdown_seconds,
+        ws="none",
+        backlog=BACKLOG,
+        timeout_graceful_shutdown=settings.shutdown_seconds,
         # Seconds after which an idle connection is closed.
-        "timeout_keep_alive": 5,
+        timeout_keep_alive=5,
         # Maximum size of a request's first line and headers, in bytes.
-        "h11_max_incomplete_event_size": 32768,
-    }
+        h11_max_incomplete_event_size=32768,
+    )
+    uvicorn.Server(config).run(sockets=[listener])
+
+
+class JsonFormatter(logging.Formatter):
+    """Formats what libraries log as JSON, without values, which may contain names."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """One line: time, logger, the first line of the message's template, and where it failed."""
+        # asyncio writes details below the first line.
+        template = (str(record.msg).splitlines() or [""])[0][:MAX_TEMPLATE_LENGTH]
+        error = record.exc_info[1] if record.exc_info else None
+        line = {
+            "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(record.created)),
+            "logger": record.name,
+            "message": template,
+            **(log_fields_of_error(error) if isinstance(error, Exception) else {}),
+        }
+        return json.dumps(line)
+
+
+MAX_TEMPLATE_LENGTH = 200
+"""Maximum number of characters of a library's message that are logged."""
+LOG_CONFIG = {
+    "version": 1,
+    "disable_existing_loggers": False,
+    "formatters": {"json": {"()": JsonFormatter}},
+    "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "json"}},
+    "loggers": {
+        name: {"handlers": ["stderr"], "level": "ERROR", "propagate": False}
+        # These log faults of clients as warnings, which any client could cause in masses.
+        for name in ("uvicorn", "uvicorn.error", "asyncio", "python_multipart")
+    },
+}
+"""Configuration of the libraries' loggers, for `logging.config.dictConfig`."""

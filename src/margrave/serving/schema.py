@@ -60,6 +60,7 @@ def error_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
         408: "The request took too long.",
         409: "The name is taken, or the face is enrolled already.",
         413: "The request is too large.",
+        415: "The body is not multipart/form-data in UTF-8.",
         422: "An image cannot be used, or a parameter is invalid; see `reason`.",
         429: "Too many requests; see Retry-After.",
         500: "The service failed; see the request with this `X-Request-Id` in the service's log.",

@@ -43,7 +43,8 @@ class ServiceSettings(Settings):
     max_images_per_request: Annotated[int, Field(ge=1)] = 8
     """Maximum number of images in a request."""
     max_concurrent: Annotated[int, Field(ge=1)] = 32
-    """Maximum number of concurrent requests, running or waiting; further requests get 503."""
+    """Maximum number of concurrent requests, running or waiting; further requests get 503. One key
+    may use three quarters of them."""
     rate: Annotated[str, AfterValidator(_checked_rate)] = "600/minute"
     """Maximum request rate per key, such as 600/minute; further requests get 429."""
     face_seconds: Annotated[float, Field(gt=0)] = 15.0
