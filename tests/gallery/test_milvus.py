@@ -220,7 +220,7 @@ def test_an_interrupted_addition_leaves_nobody_and_no_crops(
         "'Bob' is not enrolled",
     )
     assert not erasure.complete and "cannot be searched over the network" in erasure.findings[3]
-    assert gallery._server.count(gallery._crops.collection) == 1
+    assert gallery._server.count(gallery._crop_collection.collection) == 1
     assert gallery.crops("Ann") == [b"first"]
 
 
@@ -234,7 +234,7 @@ def test_forgetting_says_what_it_did(
         "the person cannot be found any more, but bytes are left"
     )
     assert forgotten.explanation.endswith("compaction has started")
-    assert gallery._server.count(gallery._crops.collection) == 0
+    assert gallery._server.count(gallery._crop_collection.collection) == 0
     gallery.add("Bob", _rows(2), crops=[b"y"])
     call = gallery._server.call
 
@@ -248,7 +248,7 @@ def test_forgetting_says_what_it_did(
     gallery.add("Cleo", _rows(3), crops=[b"z"])
 
     def gone(method: str, collection: str, *arguments: object, **options: object) -> object:
-        if method == "delete" and collection == gallery._crops.collection:
+        if method == "delete" and collection == gallery._crop_collection.collection:
             raise ValueError("no Milvus server answers")
         return call(method, collection, *arguments, **options)
 
@@ -262,9 +262,9 @@ def test_crops_that_are_damaged_or_too_many(
     gallery: MilvusGallery, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gallery.add("Ann", _rows(1), crops=[b"x" * 100_000])
-    (row,) = [row for row in gallery._server.rows(gallery._crops.collection, ("key",))
+    (row,) = [row for row in gallery._server.rows(gallery._crop_collection.collection, ("key",))
               if row["key"].endswith("00000001")]  # fmt: skip
-    gallery._server.call("delete", gallery._crops.collection, ids=[row["key"]])
+    gallery._server.call("delete", gallery._crop_collection.collection, ids=[row["key"]])
     with pytest.raises(
         ValueError, match="stored crops are missing or damaged; enroll the person again"
     ):

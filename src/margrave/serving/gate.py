@@ -143,7 +143,8 @@ class Gate:
                 self._check_key(scope, needed_scope)
                 or check_address(scope)
                 or check_size(scope, self._max_request_bytes)
-                or check_media_type(scope)
+                # Requests that need a scope are those that routes handle; others get 404 or 405.
+                or (check_media_type(scope) if needed_scope else None)
             )
             if rejection is not None:
                 await self._reject(tracking_send, rejection)
