@@ -12,62 +12,51 @@ if TYPE_CHECKING:
 PANEL = "Properties of the weight file"
 """The heading of these options in the help."""
 
+
+def _option(description: str) -> Any:
+    return typer.Option(rich_help_panel=PANEL, help=description)
+
+
 ColorOrder = Annotated[
     str | None,
-    typer.Option(
-        rich_help_panel=PANEL,
-        help="rgb or bgr, if the network was not trained on its project's usual color order.",
-    ),
+    _option("rgb or bgr, if the network was not trained on its project's usual color order."),
 ]
 Mean = Annotated[
     str | None,
-    typer.Option(
-        rich_help_panel=PANEL,
-        help="Mean for pixels in [0, 1]: one number, or three separated by commas in the order of "
-        "--color-order; default: the project's.",
+    _option(
+        "Mean for pixels in [0, 1]: one number, or three separated by commas in the order of "
+        "--color-order; default: the project's."
     ),
 ]
 Std = Annotated[
     str | None,
-    typer.Option(
-        rich_help_panel=PANEL, help="Standard deviation for pixels in [0, 1], like --mean."
-    ),
+    _option("Standard deviation for pixels in [0, 1], like --mean."),
 ]
 ImageSize = Annotated[
     int | None,
-    typer.Option(
-        rich_help_panel=PANEL,
-        help="Image side length in pixels, if the ONNX model or --backbone accepts any size.",
-    ),
+    _option("Image side length in pixels, if the ONNX model or --backbone accepts any size."),
 ]
 Key = Annotated[
     str | None,
-    typer.Option(
-        rich_help_panel=PANEL,
-        help="The key of the weights, if a checkpoint holds several networks.",
-    ),
+    _option("The key of the weights, if a checkpoint holds several networks."),
 ]
 Layout = Annotated[
     str | None,
-    typer.Option(
-        rich_help_panel=PANEL,
-        help="The layout of the weights' names, such as adaface_ir, or my_module:MyImporter for "
-        "your own importer; default: detected.",
+    _option(
+        "The layout of the weights' names, such as adaface_ir, or my_module:MyImporter for "
+        "your own importer; default: detected."
     ),
 ]
 Backbone = Annotated[
     str | None,
-    typer.Option(
-        rich_help_panel=PANEL,
-        help="The network, for weights of an unknown layout: my_module:Net, a backbone's name, or "
-        "'{kind: vit, width: 256}'.",
+    _option(
+        "The network, for weights of an unknown layout: my_module:Net, a backbone's name, or "
+        "'{kind: vit, width: 256}'."
     ),
 ]
 Output = Annotated[
     str | None,
-    typer.Option(
-        rich_help_panel=PANEL, help="The embedding's name, if an ONNX model has several outputs."
-    ),
+    _option("The embedding's name, if an ONNX model has several outputs."),
 ]
 
 
